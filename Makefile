@@ -1,0 +1,97 @@
+# pvtune: the library is pvtune.h; this builds the program, the tests and the benches.
+#   make            build/pvtune
+#   make help       everything else
+
+BUILD   ?= build
+CFLAGS  ?= -O2
+WARN    ?= -Wall -Wextra -pedantic -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes
+STD     ?= -std=c99
+LDLIBS  += -lm -lpthread
+# _GNU_SOURCE: under -std=c99 libc hides POSIX from files that include libc before pvtune.h
+COMPILE  = $(CC) $(STD) -D_GNU_SOURCE $(WARN) $(CPPFLAGS) $(CFLAGS)
+JOBS    ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# as many jobs as cores, unless the user's make already has its own -j
+PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
+
+# Tests: every tests/test_NAME.c is a program, every tests/test_NAME.sh a script. A program that
+# looks inside the library includes the implementation itself (public functions static, so that
+# what it leaves idle costs no compile time); the others link the one compiled implementation.
+# Those in TESTS_DOUBLE are built once more, with pvt_real = double, as NAME_double.
+TESTS_C      := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
+TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
+TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
+TESTS_DOUBLE :=
+TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
+BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
+LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
+
+.PHONY: all demo test bench smollm2 interop examples asan tsan clean help force
+all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
+
+$(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< $(LDFLAGS) $(LDLIBS)
+
+$(BUILD)/pvtune_impl.o: pvtune.h
+	@mkdir -p $(@D)
+	printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' | $(COMPILE) -I. -x c -c -o $@ -
+
+examples: $(BUILD)/pvtune $(BUILD)/minimal $(BUILD)/own_model ## the example programs
+$(BUILD)/minimal $(BUILD)/own_model: $(BUILD)/%: examples/%.c $(BUILD)/pvtune_impl.o
+	$(COMPILE) -I. -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (2-3 minutes)
+	$(BUILD)/pvtune demo --svg demo.svg
+
+test: ## run every test; ends with one line of counts (at most 90 seconds on two cores)
+	@rm -f $(LOGS)
+	@$(MAKE) --no-print-directory $(PARALLEL) -k BUILD=$(BUILD) $(BUILD)/pvtune $(LOGS) || true
+	@sh tests/report.sh $(LOGS)
+
+# a test's whole output and exit status go to its log; report.sh reads them
+$(BUILD)/tests/%.log: $(BUILD)/tests/% force
+	@PVTUNE=$(BUILD)/pvtune ./$< >$@ 2>&1; echo "exit status $$?" >>$@
+$(BUILD)/tests/%.log: tests/%.sh $(BUILD)/pvtune $(BUILD)/pvtune_impl.o force
+	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \
+	    echo "exit status $$?" >>$@
+# the command-line test drives the program
+$(BUILD)/tests/test_cli.log: $(BUILD)/pvtune
+
+INSIDE = $(TESTS_INSIDE:%=$(BUILD)/tests/%)
+DOUBLE = $(TESTS_DOUBLE:%=$(BUILD)/tests/%_double)
+PUBLIC = $(filter-out $(INSIDE),$(TESTS_C:%=$(BUILD)/tests/%))
+$(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
+	@mkdir -p $(@D)
+	$(COMPILE) -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
+	@mkdir -p $(@D)
+	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_impl.o
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
+
+bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make bench-NAME)
+	@for program in $(BENCHES); do echo "== $$program"; $(BUILD)/bench/$$program || exit 1; done
+bench-%: $(BUILD)/bench/%
+	$<
+$(BUILD)/bench/%: bench/%.c pvtune.h
+	@mkdir -p $(@D)
+	$(COMPILE) -I. -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+
+smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (30 minutes; TEXT= and EVAL= name texts)
+	@BUILD=$(BUILD) TEXT="$(TEXT)" EVAL="$(EVAL)" sh bench/smollm2.sh
+
+interop: $(BUILD)/pvtune ## check that transformers loads what we save (installs it with pip into build/)
+	@BUILD=$(BUILD) sh tests/interop.sh
+
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
+asan: ## the tests under address and undefined-behaviour sanitizers
+	@PVTUNE_QUICK=1 $(MAKE) --no-print-directory test BUILD=build/asan CFLAGS="$(SANITIZE) -fsanitize=address,undefined"
+tsan: ## the tests under the thread sanitizer
+	@PVTUNE_QUICK=1 $(MAKE) --no-print-directory test BUILD=build/tsan CFLAGS="$(SANITIZE) -fsanitize=thread"
+
+clean: ## remove build/
+	rm -rf build
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18

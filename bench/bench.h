@@ -1,0 +1,72 @@
+/*  What the benches share: a clock, minimum and median of repeated runs, candidates taken in
+    turn (A B A B …) so that a noisy machine treats them alike, and one JSON line per row. */
+#ifndef PVTUNE_BENCH_H
+#define PVTUNE_BENCH_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define BENCH_RUNS 256
+
+typedef void bench_fn(void *arg);
+typedef struct bench_result {
+    double min, median; /* seconds */
+    int runs;
+} bench_result;
+
+static double bench_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int bench_compare(const void *a, const void *b)
+{
+    const double *x = (const double *)a, *y = (const double *)b;
+    return (*x > *y) - (*x < *y);
+}
+
+/* Runs n functions in turn, NULL ones left out, until `budget` seconds have passed for each;
+   at least three rounds. With settle, each turn first sleeps and runs once untimed: a thread pool
+   (OpenBLAS's is one) spins for a while after its work and would take a core from the next. */
+static inline void bench_run(bench_result *results, bench_fn *const *fns, void *const *args, int n,
+                             double budget, bool settle)
+{
+    double *times = (double *)malloc((size_t)n * BENCH_RUNS * sizeof(double)), start = bench_seconds();
+    int burst = settle ? 4 : 1, runs = 0;
+    for (int i = 0; i < n; i++)
+        if (fns[i]) fns[i](args[i]);
+    while (runs < 4 || (runs + burst <= BENCH_RUNS && bench_seconds() - start < budget * n)) {
+        for (int i = 0; i < n; i++) {
+            struct timespec pause = {0, 40000000};
+            if (!fns[i]) continue;
+            if (settle) nanosleep(&pause, NULL), fns[i](args[i]);
+            for (int j = 0; j < burst; j++) {
+                double t = bench_seconds();
+                fns[i](args[i]);
+                times[i * BENCH_RUNS + runs + j] = bench_seconds() - t;
+            }
+        }
+        runs += burst;
+    }
+    for (int i = 0; i < n; i++) {
+        if (!fns[i]) continue;
+        qsort(times + i * BENCH_RUNS, (size_t)runs, sizeof(double), bench_compare);
+        results[i].min = times[i * BENCH_RUNS], results[i].median = times[i * BENCH_RUNS + runs / 2];
+        results[i].runs = runs;
+    }
+    free(times);
+}
+
+static inline bool bench_flag(int argc, char **argv, const char *name)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], name) == 0) return true;
+    return false;
+}
+
+#endif

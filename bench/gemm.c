@@ -1,0 +1,186 @@
+/*  How fast is the GEMM? GFLOP/s of ours beside OpenBLAS (if libopenblas.so.0 can be loaded),
+    taken in turn in one run, on one thread and on all; the products of training, a product
+    whose weights are decoded from two codebooks on the way, and few rows.
+
+        build/bench_gemm [--json] [--quick] [--threads N]
+*/
+#define PVTUNE_IMPLEMENTATION
+#define PVTUNE_LAYER 0
+#include "../pvtune.h"
+#include "bench.h"
+
+#include <dlfcn.h>
+
+typedef void sgemm_fn(int order, int transA, int transB, int M, int N, int K, float alpha, const float *A,
+                      int lda, const float *B, int ldb, float beta, float *C, int ldc);
+typedef void set_threads_fn(int);
+static sgemm_fn *sgemm;
+static set_threads_fn *set_threads;
+
+static void openblas_open(void)
+{
+    void *library = dlopen("libopenblas.so.0", RTLD_NOW), *symbol;
+    if (!library) return;
+    symbol = dlsym(library, "cblas_sgemm");
+    memcpy(&sgemm, &symbol, sizeof symbol);
+    symbol = dlsym(library, "openblas_set_num_threads");
+    memcpy(&set_threads, &symbol, sizeof symbol);
+    if (!set_threads) sgemm = NULL;
+}
+
+/* A weight of O rows and I columns as two codebooks of 256 vectors of 8, summed and scaled by
+   row: the real thing's structure, without its code. */
+typedef struct codebooks {
+    int64_t I;
+    int isa;
+    uint8_t *codes; /* [O][I/8][2] */
+    float *scales;  /* [O] */
+    float entries[2][256][8];
+} codebooks;
+
+PVTI_KERNELS_BEGIN
+PVTI_INLINE void codebooks_row_body(float *out, const uint8_t *codes, const float (*entries)[256][8],
+                                    float scale, int64_t n)
+{
+    for (int64_t g = 0; g < n; g++, out += 8, codes += 2) {
+        const float *a = entries[0][codes[0]], *b = entries[1][codes[1]];
+        for (int i = 0; i < 8; i++) out[i] = (a[i] + b[i]) * scale;
+    }
+}
+PVTI_KERNEL(codebooks_row,
+            (float *out, const uint8_t *codes, const float (*entries)[256][8], float scale, int64_t n),
+            (out, codes, entries, scale, n))
+PVTI_KERNELS_END
+
+static void codebooks_tile(const void *self, float *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                           int64_t c1)
+{
+    const codebooks *w = (const codebooks *)self;
+    for (int64_t r = r0; r < r1; r++, out += ld)
+        PVTI_PICK(w->isa, codebooks_row)
+        (out, w->codes + (r * w->I + c0) / 4, w->entries, w->scales[r], (c1 - c0) / 8);
+}
+
+typedef struct product {
+    const char *name;
+    char kind; /* f: y = x·Wᵀ, d: dx = dy·W, w: dW = dyᵀ·x */
+    bool tiles;
+    int64_t M, N, K;
+    pvt_ctx *ctx;
+    float *C, *A, *B;
+    codebooks *W;
+} product;
+
+static void run_ours(void *arg)
+{
+    product *p = (product *)arg;
+    pvti_operand A = p->kind == 'w' ? pvti_cols(p->A, p->M) : pvti_rows(p->A, p->K);
+    pvti_operand B = p->kind == 'f' ? pvti_cols(p->B, p->K) : pvti_rows(p->B, p->N);
+    if (p->tiles) B = pvti_tiles(codebooks_tile, p->W, p->kind == 'f');
+    pvti_gemm(p->ctx, p->C, p->N, A, B, p->M, p->N, p->K, false);
+}
+
+static void run_openblas(void *arg)
+{
+    product *p = (product *)arg;
+    int M = (int)p->M, N = (int)p->N, K = (int)p->K;
+    bool a = p->kind == 'w', b = p->kind == 'f';
+    sgemm(101, a ? 112 : 111, b ? 112 : 111, M, N, K, 1, p->A, a ? M : K, p->B, b ? K : N, 0, p->C, N);
+}
+
+static float *numbers(int64_t n)
+{
+    float *x = (float *)malloc((size_t)n * sizeof(float));
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(pvti_random_unit(1, 0, 0, (uint64_t)i) - 0.5);
+    return x;
+}
+
+static void fill(product *p)
+{
+    int64_t O = p->kind == 'd' ? p->K : p->N, I = p->kind == 'd' ? p->N : p->K;
+    p->A = numbers(p->M * p->K), p->B = numbers(p->K * p->N), p->C = numbers(p->M * p->N);
+    if (!p->tiles) return;
+    p->W = (codebooks *)malloc(sizeof *p->W);
+    p->W->isa = pvti_isa_detect();
+    p->W->I = I, p->W->codes = (uint8_t *)malloc((size_t)(O * I / 4)), p->W->scales = numbers(O);
+    for (int64_t i = 0; i < O * I / 4; i++) p->W->codes[i] = (uint8_t)pvti_random(2, 0, 0, (uint64_t)i);
+    for (int i = 0; i < 4096; i++)
+        p->W->entries[i / 2048][i / 8 % 256][i % 8] = (float)pvti_random_unit(3, 0, 0, (uint64_t)i);
+}
+
+static void empty(product *p)
+{
+    free(p->A), free(p->B), free(p->C);
+    if (p->tiles) free(p->W->codes), free(p->W->scales), free(p->W);
+}
+
+static void report(product *p, int threads, bool json, double budget)
+{
+    pvt_ctx_desc desc;
+    bench_result result[2];
+    bench_fn *fns[2] = {run_ours, sgemm && !p->tiles ? run_openblas : NULL};
+    void *args[2];
+    double work = 2e-9 * (double)p->M * (double)p->N * (double)p->K, ours, theirs;
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = threads;
+    if (pvt_ctx_create(&desc, &p->ctx) != PVT_OK) return;
+    if (set_threads) set_threads(threads);
+    args[0] = args[1] = p;
+    bench_run(result, fns, args, 2, budget, threads > 1 && fns[1]);
+    ours = work / result[0].min, theirs = fns[1] ? work / result[1].min : 0;
+    if (json)
+        printf("{\"bench\":\"gemm\",\"name\":\"%s\",\"M\":%d,\"N\":%d,\"K\":%d,\"threads\":%d,\"isa\":\"%s\","
+               "\"gflops\":%.1f,\"gflops_median\":%.1f,\"openblas\":%.1f,\"runs\":%d}\n",
+               p->name, (int)p->M, (int)p->N, (int)p->K, threads, pvt_ctx_get_info(p->ctx).isa, ours,
+               work / result[0].median, theirs, result[0].runs);
+    else if (theirs > 0)
+        printf("%-26s %5d %5d %5d %7d %9.1f %9.1f %9.1f %8.0f %%\n", p->name, (int)p->M, (int)p->N, (int)p->K,
+               threads, ours, work / result[0].median, theirs, 100 * ours / theirs);
+    else
+        printf("%-26s %5d %5d %5d %7d %9.1f %9.1f %9s %10s\n", p->name, (int)p->M, (int)p->N, (int)p->K,
+               threads, ours, work / result[0].median, "-", "-");
+    fflush(stdout);
+    pvt_ctx_destroy(p->ctx);
+}
+
+int main(int argc, char **argv)
+{
+    static const product products[] = {
+        {"forward x.W^T", 'f', false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'f', true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"dx = dy.W", 'd', false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'd', true, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"dW = dy^T.x", 'w', false, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
+        {"square", 'd', false, 576, 576, 576, NULL, NULL, NULL, NULL, NULL},
+        {"small", 'd', false, 64, 64, 64, NULL, NULL, NULL, NULL, NULL},
+        {"forward 2048", 'f', false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'f', true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"head, slice of V", 'f', false, 1024, 8192, 576, NULL, NULL, NULL, NULL, NULL},
+        {"64 rows", 'f', false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"64 rows, 2x8 codebooks", 'f', true, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows", 'f', false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows, 2x8 codebooks", 'f', true, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows, dx", 'd', false, 8, 2048, 5632, NULL, NULL, NULL, NULL, NULL},
+        {"1 row", 'f', false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
+    bool json = bench_flag(argc, argv, "--json"), quick = bench_flag(argc, argv, "--quick");
+    int threads = pvti_thread_count(0);
+    const char *only = NULL;
+    for (int i = 1; i + 1 < argc; i++) {
+        if (strcmp(argv[i], "--threads") == 0) threads = (int)PVTI_MAX(1, strtol(argv[i + 1], NULL, 10));
+        if (strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+    }
+    openblas_open();
+    if (!json) {
+        if (!sgemm) printf("libopenblas.so.0 is not installed: no comparison\n");
+        printf("%-26s %5s %5s %5s %7s %9s %9s %9s %10s\n", "GFLOP/s", "M", "N", "K", "threads", "best",
+               "median", "OpenBLAS", "of it");
+    }
+    for (int64_t i = 0; i < PVTI_COUNT(products); i++) {
+        product p = products[i];
+        if (only && !strstr(p.name, only)) continue;
+        fill(&p);
+        for (int t = 1; t <= threads; t += PVTI_MAX(1, threads - 1)) report(&p, t, json, quick ? 0.05 : 0.5);
+        empty(&p);
+    }
+    return 0;
+}

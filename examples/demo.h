@@ -1,0 +1,375 @@
+/*  pvtune demo: the whole story in two or three minutes and without any file. A text from a seeded
+    grammar (or --text) → a small byte-level Llama trained on it by this library's own
+    back-propagation → two bits per weight → tuning with each strategy, under a constant and under
+    a cosine learning rate → one table and one chart. Every figure is of unseen text, and of values
+    rounded to fp16, as a saved file would hold them. The same seed gives the same figures.
+
+    Included by pvtune.c, whose app, progress and JSON it uses. */
+#ifndef DEMO_H
+#define DEMO_H
+
+#include "plot.h"
+#include "stories.h"
+
+enum { DEMO_CURVE = 32, DEMO_RUNS = 8, DEMO_TOKENS = 2048 }; /* points of a curve; strategies × schedules; of a step */
+
+typedef struct demo_run { /* one strategy under one schedule */
+    const char *strategy, *schedule;
+    double ppl, seconds, changed; /* changed: share of the groups whose codes are not the calibrated ones */
+    double step[DEMO_CURVE], curve[DEMO_CURVE];
+    int points;
+} demo_run;
+
+typedef struct demo {
+    int64_t train_bytes, unseen_bytes, train_steps, tune_steps, samples, every;
+    pvt_model_config config;
+    pvt_format format;
+    pvt_corpus *train, *unseen;
+    double ppl_original, ppl_calibrated, train_seconds, quantize_seconds;
+    double bits, bits_all;
+    demo_run runs[DEMO_RUNS];
+    int n_runs;
+    double best_ppl;
+    pvt_model *best; /* kept for --save; owned by the app */
+} demo;
+
+enum { DEMO_ORIGINAL, DEMO_CALIBRATED, DEMO_TUNED, DEMO_BEST }; /* slots of app.models */
+
+static demo demo_sizes(const options *o)
+{
+    demo d;
+    memset(&d, 0, sizeof d);
+    d.config.layers = o->quick ? 2 : 4, d.config.dim = o->quick ? 64 : 128, d.config.heads = 4;
+    d.config.ff = o->quick ? 192 : 384, d.config.vocab = 256, d.config.ctx = 128, d.config.tied = true;
+    d.train_bytes = o->quick ? 60000 : 600000, d.unseen_bytes = o->quick ? 6000 : 50000;
+    d.train_steps = o->train_steps ? o->train_steps : o->quick ? 150 : 450;
+    d.tune_steps = o->steps ? o->steps : o->quick ? 8 : 120;
+    d.samples = o->quick ? 32 : 256;
+    d.every = PVTI_MAX(1, d.tune_steps / 10);
+    d.best_ppl = INFINITY;
+    return d;
+}
+
+static int demo_keep_text(app *a, const char *name, const char *text, int64_t bytes)
+{
+    char path[4096];
+    FILE *f;
+    bool good;
+    if (!a->o.save) return 0;
+    snprintf(path, sizeof path, "%s/%s", a->o.save, name);
+    f = fopen(path, "wb");
+    good = f && fwrite(text, 1, (size_t)bytes, f) == (size_t)bytes;
+    if (f && fclose(f) != 0) good = false;
+    return good ? 0 : fail(a, "%s could not be written: %s", path, strerror(errno));
+}
+
+/* One byte is one token. */
+static int demo_corpus(app *a, int slot, const char *name, const char *text, int64_t bytes)
+{
+    int32_t *ids;
+    int64_t i;
+    pvt_result result;
+    DO(demo_keep_text(a, name, text, bytes));
+    ids = PVTI_NEW(a->ctx, int32_t, bytes);
+    if (!ids) return fail_result(a, PVT_ERR_MEMORY);
+    for (i = 0; i < bytes; i++) ids[i] = (unsigned char)text[i];
+    result = pvt_corpus_from_ids(a->ctx, ids, bytes, &a->corpora[slot]);
+    pvti_free(a->ctx, ids);
+    TRY(a, result);
+    return 0;
+}
+
+/* corpora[0] to learn from, corpora[1] unseen. */
+static int demo_texts(app *a, demo *d)
+{
+    int64_t bytes, unseen;
+    char *text;
+    if (a->o.text) {
+        text = (char *)(a->buffers[0] = read_text(a->o.text, &bytes));
+        if (!text) return fail(a, "%s: %s", a->o.text, strerror(errno));
+        unseen = bytes / 10;
+        if (unseen < 4 * d->config.ctx)
+            return fail(a, "%s has %lld bytes; the demo needs at least %lld", a->o.text, (long long)bytes,
+                        (long long)(40 * d->config.ctx));
+        unseen = PVTI_MIN(unseen, d->unseen_bytes);
+        DO(demo_corpus(a, 0, "train.txt", text, bytes - bytes / 10));
+        DO(demo_corpus(a, 1, "unseen.txt", text + bytes - bytes / 10, unseen));
+    } else { /* two seeds, two sets of stories */
+        text = (char *)(a->buffers[0] = stories_write(2 * (uint64_t)a->o.seed, d->train_bytes, &bytes));
+        if (!text) return fail(a, "out of memory for the stories");
+        DO(demo_corpus(a, 0, "train.txt", text, bytes));
+        text = (char *)(a->buffers[1] = stories_write(2 * (uint64_t)a->o.seed + 1, d->unseen_bytes, &bytes));
+        if (!text) return fail(a, "out of memory for the stories");
+        DO(demo_corpus(a, 1, "unseen.txt", text, bytes));
+    }
+    d->train = &a->corpora[0], d->unseen = &a->corpora[1];
+    return 0;
+}
+
+/* Perplexity on the unseen text; windows 0: all of it. Its progress stays silent. */
+static int demo_measure(app *a, const demo *d, const pvt_model *model, int64_t windows, double *ppl)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl out;
+    pvt_result result;
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = d->config.ctx, desc.last = PVTI_MIN(windows, d->unseen->n / desc.ctx);
+    a->meter.muted++;
+    result = pvt_perplexity(a->ctx, model, d->unseen, &desc, &out);
+    a->meter.muted--;
+    TRY(a, result);
+    *ppl = out.ppl;
+    return 0;
+}
+
+/* Rounds every value to fp16, as pvt_model_save does. */
+static int demo_round(app *a, pvt_model *model)
+{
+    int64_t i, j;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *values = t.values;
+        if (t.weight && t.weight->format.kind == PVT_FORMAT_AQLM) {
+            TRY(a, pvt_weight_round_f16(t.weight, t.name));
+            continue;
+        }
+        if (t.weight) values = (pvt_real *)(uintptr_t)t.weight->data; /* the model is ours, and in pvt_real */
+        for (j = 0; j < t.n; j++) {
+            values[j] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)values[j]));
+            if (!isfinite(values[j])) return fail(a, "%s: a value does not fit fp16", t.name);
+        }
+    }
+    return 0;
+}
+
+/* A step whose own progress stays silent: the demo counts across its runs. */
+static int demo_step(app *a, pvt_tune_stats *stats)
+{
+    pvt_result result;
+    a->meter.muted++;
+    result = pvt_tuner_step(a->tuner, stats);
+    a->meter.muted--;
+    TRY(a, result);
+    return 0;
+}
+
+static int demo_train(app *a, demo *d)
+{
+    pvt_tune_desc desc;
+    pvt_tokenizer *bytes;
+    double start = pvti_seconds();
+    memset(&desc, 0, sizeof desc);
+    desc.steps = d->train_steps, desc.ctx = d->config.ctx, desc.batch = DEMO_TOKENS / d->config.ctx;
+    desc.cross_entropy = true, desc.cosine = true, desc.warmup = PVTI_MIN(50, d->train_steps / 4);
+    desc.pv.strategy = PVT_STRATEGY_CONTINUOUS;
+    desc.pv.params.lr = 3e-3, desc.pv.params.beta1 = 0.9, desc.pv.params.beta2 = 0.95;
+    TRY(a, pvt_model_create(a->ctx, &d->config, &a->models[DEMO_ORIGINAL]));
+    TRY(a, pvt_tokenizer_create_bytes(a->ctx, &bytes));
+    pvt_model_set_tokenizer(a->models[DEMO_ORIGINAL], bytes);
+    note(a, "1. training a Llama of %lld parameters on %lld bytes, %lld steps of %d tokens",
+         (long long)count_params(a->models[DEMO_ORIGINAL]), (long long)d->train->n, (long long)d->train_steps, DEMO_TOKENS);
+    TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_ORIGINAL], NULL, d->train, &desc, &a->tuner));
+    while (pvt_tuner_step_count(a->tuner) < d->train_steps) {
+        pvt_tune_stats stats;
+        DO(demo_step(a, &stats));
+        if (progress(a, "train", stats.step, d->train_steps, "steps", stats.loss)) return fail(a, "stopped on request");
+    }
+    pvt_tuner_free(a->tuner);
+    a->tuner = NULL;
+    DO(demo_round(a, a->models[DEMO_ORIGINAL]));
+    d->train_seconds = pvti_seconds() - start;
+    return demo_measure(a, d, a->models[DEMO_ORIGINAL], 0, &d->ppl_original);
+}
+
+static int demo_quantize(app *a, demo *d)
+{
+    pvt_quantize_desc desc;
+    double start = pvti_seconds();
+    memset(&desc, 0, sizeof desc);
+    desc.format = d->format, desc.samples = d->samples, desc.ctx = d->config.ctx;
+    note(a, "2. calibrating %s on %lld tokens", a->o.format, (long long)(d->samples * d->config.ctx));
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
+    TRY(a, pvt_quantize(a->ctx, a->models[DEMO_CALIBRATED], d->train, &desc));
+    DO(demo_round(a, a->models[DEMO_CALIBRATED]));
+    d->quantize_seconds = pvti_seconds() - start;
+    d->bits = pvt_model_bits(a->models[DEMO_CALIBRATED], false), d->bits_all = pvt_model_bits(a->models[DEMO_CALIBRATED], true);
+    return demo_measure(a, d, a->models[DEMO_CALIBRATED], 0, &d->ppl_calibrated);
+}
+
+/* The settings of reference measurements at this size: Adam 1e-3 (.9, .95) for continuous
+   parameters, 3e-3 (0, .95) for the codes, 1 % of the groups per step. */
+static pvt_tune_desc demo_tune_desc(const demo *d, pvt_strategy strategy, bool cosine)
+{
+    pvt_tune_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.pv.strategy = strategy;
+    desc.pv.values.lr = 1e-3, desc.pv.values.beta1 = 0.9, desc.pv.values.beta2 = 0.95;
+    desc.pv.codes.lr = 3e-3, desc.pv.codes.beta2 = 0.95;
+    desc.steps = d->tune_steps, desc.ctx = d->config.ctx, desc.batch = DEMO_TOKENS / d->config.ctx;
+    desc.cosine = cosine;
+    return desc;
+}
+
+static int demo_point(app *a, demo *d, demo_run *run, int64_t step)
+{
+    if (run->points == DEMO_CURVE) return 0;
+    run->step[run->points] = (double)step;
+    return demo_measure(a, d, a->models[DEMO_TUNED], 64, &run->curve[run->points++]);
+}
+
+static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int64_t done, int64_t total)
+{
+    pvt_tune_desc desc = demo_tune_desc(d, strategy, strcmp(run->schedule, "cosine") == 0);
+    int64_t groups, moved;
+    double start;
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_CALIBRATED], &a->models[DEMO_TUNED]));
+    TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
+    DO(demo_point(a, d, run, 0));
+    for (;;) {
+        pvt_tune_stats stats;
+        start = pvti_seconds();
+        DO(demo_step(a, &stats));
+        run->seconds += pvti_seconds() - start;
+        if (progress(a, "tune", done + stats.step, total, "steps", stats.loss)) return fail(a, "stopped on request");
+        if (stats.step == d->tune_steps) break;
+        if (stats.step % d->every == 0) DO(demo_point(a, d, run, stats.step));
+    }
+    pvt_tuner_free(a->tuner);
+    a->tuner = NULL;
+    DO(demo_round(a, a->models[DEMO_TUNED]));
+    DO(demo_point(a, d, run, d->tune_steps));
+    DO(demo_measure(a, d, a->models[DEMO_TUNED], 0, &run->ppl));
+    count_changed(a->models[DEMO_TUNED], a->models[DEMO_CALIBRATED], &groups, &moved);
+    run->changed = groups ? (double)moved / (double)groups : 0;
+    if (run->ppl < d->best_ppl) {
+        d->best_ppl = run->ppl;
+        pvt_model_free(a->models[DEMO_BEST]);
+        a->models[DEMO_BEST] = a->models[DEMO_TUNED];
+    } else
+        pvt_model_free(a->models[DEMO_TUNED]);
+    a->models[DEMO_TUNED] = NULL;
+    return 0;
+}
+
+static int demo_save(app *a)
+{
+    static const char *const names[] = {"original", "calibrated", "tuned"};
+    static const int slots[] = {DEMO_ORIGINAL, DEMO_CALIBRATED, DEMO_BEST};
+    pvt_save_desc save;
+    char path[4096];
+    int i;
+    memset(&save, 0, sizeof save);
+    save.overwrite = true;
+    for (i = 0; i < 3 && a->o.save; i++) {
+        snprintf(path, sizeof path, "%s/%s", a->o.save, names[i]);
+        TRY(a, pvt_model_save(a->models[slots[i]], path, &save));
+    }
+    return 0;
+}
+
+static void demo_table(const app *a, const demo *d)
+{
+    int i;
+    printf("%-26s %6s %6s %11s %8s %9s\n", "", "bits", "all", "perplexity", "seconds", "codes new");
+    printf("%-26s %6.2f %6.2f %11.4f %8.1f\n", "original (fp16)", 16.0, 16.0, d->ppl_original, d->train_seconds);
+    printf("%-26s %6.2f %6.2f %11.4f %8.1f\n", "calibrated only", d->bits, d->bits_all, d->ppl_calibrated, d->quantize_seconds);
+    for (i = 0; i < d->n_runs; i++) {
+        const demo_run *r = &d->runs[i];
+        char name[64];
+        snprintf(name, sizeof name, "%s, %s lr", r->strategy, r->schedule);
+        printf("%-26s %6.2f %6.2f %11.4f %8.1f %7.1f %%\n", name, d->bits, d->bits_all, r->ppl, r->seconds, 100 * r->changed);
+    }
+    printf("\nbits: per weight of the blocks' linears (%s), codebooks and scales counted; all: with the embedding\n"
+           "and the norms, which stay in fp16. Perplexity per byte of %lld bytes of unseen text. Seconds: of training,\n"
+           "calibration, and %lld tuning steps of %d tokens. Curves: %s\n", a->o.format, (long long)d->unseen->n,
+           (long long)d->tune_steps, DEMO_TOKENS, a->o.svg);
+}
+
+static void demo_json(app *a, const demo *d)
+{
+    pvti_text *t = &a->json;
+    int i, j;
+    put_open(t, NULL, "{");
+    put_int(t, "seed", a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
+    put_text(t, "format", a->o.format), put_int(t, "params", count_params(a->models[DEMO_ORIGINAL]));
+    put_number(t, "bits_per_weight", d->bits), put_number(t, "bits_per_weight_all", d->bits_all);
+    put_number(t, "ppl_original", d->ppl_original), put_number(t, "ppl_calibrated", d->ppl_calibrated);
+    put_open(t, "runs", "[");
+    for (i = 0; i < d->n_runs; i++) {
+        const demo_run *r = &d->runs[i];
+        put_open(t, NULL, "{");
+        put_text(t, "strategy", r->strategy), put_text(t, "schedule", r->schedule), put_number(t, "ppl", r->ppl);
+        put_number(t, "groups_changed", r->changed), put_number(t, "seconds", r->seconds);
+        put_open(t, "curve", "[");
+        for (j = 0; j < r->points; j++) {
+            put_open(t, NULL, "[");
+            put_number(t, NULL, r->step[j]), put_number(t, NULL, r->curve[j]);
+            put_close(t, "]");
+        }
+        put_close(t, "]"), put_close(t, "}");
+    }
+    put_close(t, "]");
+    put_text(t, "svg", a->o.svg), put_number(t, "seconds", elapsed(a)), put_int(t, "peak_bytes", peak_bytes(a));
+    put_close(t, "}");
+}
+
+static int demo_plot(app *a, const demo *d)
+{
+    static plot p;
+    char title[160], levels[2][48];
+    int i;
+    memset(&p, 0, sizeof p);
+    snprintf(title, sizeof title, "Tuning a Llama at %.2f bits per weight", d->bits);
+    p.title = title;
+    p.subtitle = "from calibrated codes towards the original model; lower is better";
+    p.x_label = "tuning steps of 2,048 tokens";
+    p.y_label = "perplexity per byte of unseen text";
+    p.panels[0].title = "constant learning rate", p.panels[1].title = "cosine learning rate";
+    p.n_panels = 2;
+    for (i = 0; i < d->n_runs; i++) {
+        plot_panel *panel = &p.panels[strcmp(d->runs[i].schedule, "cosine") == 0];
+        plot_line *line = &panel->lines[panel->n_lines++];
+        line->name = d->runs[i].strategy;
+        line->x = d->runs[i].step, line->y = d->runs[i].curve, line->n = d->runs[i].points;
+    }
+    snprintf(levels[0], sizeof levels[0], "original");
+    p.levels[0].name = levels[0], p.levels[0].y = NAN;
+    p.n_levels = 1;
+    DO(demo_measure(a, d, a->models[DEMO_ORIGINAL], 64, &p.levels[0].y)); /* on the windows of the curves */
+    if (!plot_write(&p, a->o.svg)) return fail(a, "the chart %s could not be written: %s", a->o.svg, strerror(errno));
+    return 0;
+}
+
+static int verb_demo(app *a)
+{
+    static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_PV_STE, PVT_STRATEGY_PV};
+    static const char *const schedules[] = {"constant", "cosine"};
+    demo d = demo_sizes(&a->o);
+    int s, k;
+    TRY(a, pvt_format_parse(a->ctx, a->o.format, &d.format));
+    if (a->o.text_only && !a->o.save) {
+        fail(a, "--text-only needs --save DIR");
+        return 2;
+    }
+    if (a->o.save && mkdir(a->o.save, 0777) != 0 && errno != EEXIST)
+        return fail(a, "the directory %s could not be made: %s", a->o.save, strerror(errno));
+    DO(demo_texts(a, &d));
+    if (a->o.text_only) return 0;
+    DO(demo_train(a, &d));
+    DO(demo_quantize(a, &d));
+    note(a, "3. tuning with four strategies under two schedules, %lld steps each", (long long)d.tune_steps);
+    for (s = 0; s < 4; s++)
+        for (k = 0; k < 2; k++) {
+            demo_run *run = &d.runs[d.n_runs++];
+            run->strategy = pvt_strategy_name(strategies[s]), run->schedule = schedules[k];
+            DO(demo_tune(a, &d, run, strategies[s], (2 * s + k) * d.tune_steps, DEMO_RUNS * d.tune_steps));
+        }
+    DO(demo_plot(a, &d));
+    DO(demo_save(a));
+    meter_clear(&a->meter);
+    demo_json(a, &d);
+    if (!a->o.json) demo_table(a, &d);
+    return put_result(a);
+}
+
+#endif

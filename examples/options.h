@@ -1,0 +1,231 @@
+/*  Command-line options from tables: one row per option yields parsing, range checks, `--help`
+    and the nearest name for a typing error. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum option_kind {
+    OPTION_FLAG,   /* bool */
+    OPTION_INT,    /* int64_t in [low, high] */
+    OPTION_REAL,   /* double in [low, high] */
+    OPTION_TEXT,   /* const char * */
+    OPTION_CHOICE  /* const char *, one of `value`, "a|b|c" */
+} option_kind;
+
+typedef struct option {
+    const char *name;   /* "--steps"; without dashes it is a positional argument, "MODEL" */
+    const char *letter; /* "-n", or NULL */
+    option_kind kind;
+    size_t offset;      /* of its field in the struct that is filled */
+    bool required;
+    const char *value;  /* what help calls it: "N" */
+    double low, high;
+    const char *preset; /* the value when it is not given; in parentheses: said in help only; or NULL */
+    const char *help;
+} option;
+
+typedef struct option_set {
+    const option *rows;
+    int n;
+} option_set;
+
+/* Edits (insert, delete, replace) from a to b: names within two are taken for typing errors. */
+static int option_distance(const char *a, const char *b)
+{
+    int row[64], n = (int)strlen(b), i, j;
+    if (n > 60 || strlen(a) > 60) return 60;
+    for (j = 0; j <= n; j++) row[j] = j;
+    for (i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (j = 1; j <= n; j++) {
+            int replace = diagonal + (a[i - 1] != b[j - 1]), best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = replace < best ? replace : best;
+        }
+    }
+    return row[n];
+}
+
+/* The nearest of the names, or NULL when none is near. */
+static const char *option_nearest(const char *wrong, const char *best, const char *candidate, int *distance)
+{
+    int d = option_distance(wrong, candidate);
+    if (d > 2 && !(strlen(wrong) > 4 && strncmp(wrong, candidate, strlen(wrong)) == 0)) return best;
+    if (best && d >= *distance) return best;
+    *distance = d;
+    return candidate;
+}
+
+static bool option_in_list(const char *list, const char *text)
+{
+    size_t n = strlen(text);
+    const char *at = list;
+    while (at) {
+        if (strncmp(at, text, n) == 0 && (at[n] == '|' || at[n] == 0) && n > 0) return true;
+        at = strchr(at, '|');
+        if (at) at++;
+    }
+    return false;
+}
+
+/* Stores one value; false with a sentence in `wrong`. */
+static bool option_store(const option *o, const char *text, void *into, char *wrong, size_t size)
+{
+    char *at = (char *)into + o->offset, *end = NULL;
+    if (o->kind == OPTION_FLAG)
+        *(bool *)(void *)at = true;
+    else if (o->kind == OPTION_TEXT)
+        *(const char **)(void *)at = text;
+    else if (o->kind == OPTION_CHOICE) {
+        if (!option_in_list(o->value, text)) {
+            snprintf(wrong, size, "%s must be one of %s, not '%s'", o->name, o->value, text);
+            return false;
+        }
+        *(const char **)(void *)at = text;
+    } else {
+        double number = strtod(text, &end);
+        bool whole = o->kind == OPTION_INT;
+        if (end == text || *end || !(number >= o->low && number <= o->high) || (whole && number != floor(number))) {
+            snprintf(wrong, size, "%s must be a%s number from %.10g to %.10g, not '%s'", o->name, whole ? " whole" : "",
+                     o->low, o->high, text);
+            return false;
+        }
+        if (whole)
+            *(int64_t *)(void *)at = (int64_t)number;
+        else
+            *(double *)(void *)at = number;
+    }
+    return true;
+}
+
+static const option *option_find(const option_set *sets, int n_sets, const char *name, size_t length)
+{
+    int s, i;
+    for (s = 0; s < n_sets; s++)
+        for (i = 0; i < sets[s].n; i++) {
+            const option *o = &sets[s].rows[i];
+            if (o->name[0] == '-' && strlen(o->name) == length && strncmp(o->name, name, length) == 0) return o;
+            if (o->letter && strlen(o->letter) == length && strncmp(o->letter, name, length) == 0) return o;
+        }
+    return NULL;
+}
+
+static const option *option_positional(const option_set *sets, int n_sets, int index)
+{
+    int s, i;
+    for (s = 0; s < n_sets; s++)
+        for (i = 0; i < sets[s].n; i++)
+            if (sets[s].rows[i].name[0] != '-' && index-- == 0) return &sets[s].rows[i];
+    return NULL;
+}
+
+static bool option_unknown(const option_set *sets, int n_sets, const char *name, char *wrong, size_t size)
+{
+    const char *near = NULL;
+    int s, i, distance = 99;
+    for (s = 0; s < n_sets; s++)
+        for (i = 0; i < sets[s].n; i++)
+            if (sets[s].rows[i].name[0] == '-') near = option_nearest(name, near, sets[s].rows[i].name, &distance);
+    snprintf(wrong, size, near ? "unknown option '%s'; did you mean %s?" : "unknown option '%s'", name, near);
+    return false;
+}
+
+/* Reads argv[0 … argc−1] into the struct. `--name value`, `--name=value`; after "--" everything
+   is positional. The first set's positional arguments and required options are checked, those of
+   further sets not. False with a sentence in `wrong`. */
+static bool options_parse(const option_set *sets, int n_sets, int argc, char **argv, void *into, bool *help,
+                          char *wrong, size_t size)
+{
+    bool seen[64] = {false}, plain = false;
+    int i, s, positional = 0;
+    for (s = n_sets - 1; s >= 0; s--)
+        for (i = 0; i < sets[s].n; i++) {
+            const option *o = &sets[s].rows[i];
+            if (o->preset && o->preset[0] != '(' && !option_store(o, o->preset, into, wrong, size)) return false;
+        }
+    for (i = 0; i < argc; i++) {
+        const char *text = argv[i], *equals = strchr(text, '=');
+        const option *o;
+        if (!plain && strcmp(text, "--") == 0) {
+            plain = true;
+            continue;
+        }
+        if (plain || text[0] != '-' || text[1] == 0) {
+            o = option_positional(sets, 1, positional++);
+            if (!o) {
+                snprintf(wrong, size, "unexpected argument '%s'", text);
+                return false;
+            }
+        } else {
+            size_t length = equals ? (size_t)(equals - text) : strlen(text);
+            if (strcmp(text, "--help") == 0 || strcmp(text, "-h") == 0) {
+                *help = true;
+                return true;
+            }
+            o = option_find(sets, n_sets, text, length);
+            if (!o) return option_unknown(sets, n_sets, text, wrong, size);
+            if (o->kind == OPTION_FLAG && equals) {
+                snprintf(wrong, size, "%s takes no value", o->name);
+                return false;
+            }
+            if (o->kind != OPTION_FLAG && !equals && i + 1 == argc) {
+                snprintf(wrong, size, "%s needs a value (%s)", o->name, o->value);
+                return false;
+            }
+            text = o->kind == OPTION_FLAG ? "" : equals ? equals + 1 : argv[++i];
+        }
+        if (!option_store(o, text, into, wrong, size)) return false;
+        if (o >= sets[0].rows && o < sets[0].rows + sets[0].n && o - sets[0].rows < 64) seen[o - sets[0].rows] = true;
+    }
+    for (i = 0; i < sets[0].n && i < 64; i++)
+        if (sets[0].rows[i].required && !seen[i]) {
+            const option *o = &sets[0].rows[i];
+            snprintf(wrong, size, o->name[0] == '-' ? "%s %s is missing" : "%s is missing", o->name, o->value);
+            return false;
+        }
+    return true;
+}
+
+static void options_usage(FILE *f, const char *program, const char *verb, option_set set)
+{
+    bool more = false;
+    fprintf(f, "usage: %s %s", program, verb);
+    for (int i = 0; i < set.n; i++) {
+        const option *o = &set.rows[i];
+        if (o->name[0] != '-')
+            fprintf(f, o->required ? " %s" : " [%s]", o->name);
+        else if (o->required)
+            fprintf(f, " %s %s", o->letter ? o->letter : o->name, o->value);
+        else
+            more = true;
+    }
+    fprintf(f, more ? " [options]\n" : "\n");
+}
+
+static void options_help(FILE *f, option_set set)
+{
+    for (int i = 0; i < set.n; i++) {
+        const option *o = &set.rows[i];
+        char left[64];
+        snprintf(left, sizeof left, "%s%s%s%s%s", o->letter ? o->letter : "", o->letter ? ", " : "", o->name,
+                 o->name[0] == '-' && o->kind != OPTION_FLAG ? " " : "",
+                 o->name[0] == '-' && o->kind != OPTION_FLAG && o->kind != OPTION_CHOICE ? o->value : "");
+        fprintf(f, "  %-22s %s", left, o->help);
+        if (o->kind == OPTION_CHOICE) fprintf(f, ": %s", o->value);
+        if (o->kind == OPTION_INT || o->kind == OPTION_REAL) fprintf(f, " [%.10g … %.10g]", o->low, o->high);
+        if (o->preset && o->preset[0] == '(')
+            fprintf(f, " %s", o->preset);
+        else if (o->preset)
+            fprintf(f, " (%s)", o->preset);
+        fputc('\n', f);
+    }
+}
+
+#endif

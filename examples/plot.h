@@ -1,0 +1,207 @@
+/*  Line charts as SVG: panels side by side with one common y axis, every line named at its end,
+    dashed lines for levels. The file carries its own colours for light and for dark viewers. */
+#ifndef PLOT_H
+#define PLOT_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct plot_line {
+    const char *name;
+    const double *x, *y; /* n points, x rising; points that are not finite are left out */
+    int n;
+} plot_line;
+
+typedef struct plot_level {
+    const char *name;
+    double y;
+} plot_level;
+
+enum { PLOT_LINES = 8, PLOT_PANELS = 4, PLOT_LEVELS = 4 };
+
+typedef struct plot_panel {
+    const char *title;
+    plot_line lines[PLOT_LINES];
+    int n_lines;
+} plot_panel;
+
+typedef struct plot {
+    const char *title, *subtitle, *x_label, *y_label;
+    plot_panel panels[PLOT_PANELS];
+    int n_panels;
+    plot_level levels[PLOT_LEVELS]; /* drawn in every panel */
+    int n_levels;
+} plot;
+
+typedef struct plot_frame { /* where a panel stands, and the ranges it shows */
+    double left, top, width, height, x0, x1, y0, y1;
+} plot_frame;
+
+static double plot_px(const plot_frame *f, double x) { return f->left + (x - f->x0) / (f->x1 - f->x0) * f->width; }
+static double plot_py(const plot_frame *f, double y) { return f->top + (f->y1 - y) / (f->y1 - f->y0) * f->height; }
+
+/* 1, 2 or 5 times a power of ten, giving four to eight ticks over the range. */
+static double plot_tick(double range)
+{
+    double unit = pow(10, floor(log10(range / 4)));
+    double ratio = range / 4 / unit;
+    return unit * (ratio >= 5 ? 5 : ratio >= 2 ? 2 : 1);
+}
+
+static void plot_text(FILE *f, const char *text)
+{
+    for (; *text; text++)
+        if (*text == '<' || *text == '>' || *text == '&')
+            fprintf(f, "&#%d;", *text);
+        else
+            fputc(*text, f);
+}
+
+static void plot_label(FILE *f, double x, double y, const char *style, const char *text)
+{
+    fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" class=\"%s\">", x, y, style);
+    plot_text(f, text);
+    fprintf(f, "</text>\n");
+}
+
+/* The ranges that hold every point; a little air above and below. */
+static void plot_ranges(const plot *p, plot_frame *f)
+{
+    f->x0 = f->y0 = 1e300, f->x1 = f->y1 = -1e300;
+    for (int a = 0; a < p->n_panels; a++)
+        for (int l = 0; l < p->panels[a].n_lines; l++)
+            for (int i = 0; i < p->panels[a].lines[l].n; i++) {
+                double x = p->panels[a].lines[l].x[i], y = p->panels[a].lines[l].y[i];
+                if (!isfinite(x) || !isfinite(y)) continue;
+                f->x0 = fmin(f->x0, x), f->x1 = fmax(f->x1, x);
+                f->y0 = fmin(f->y0, y), f->y1 = fmax(f->y1, y);
+            }
+    for (int i = 0; i < p->n_levels; i++) f->y0 = fmin(f->y0, p->levels[i].y), f->y1 = fmax(f->y1, p->levels[i].y);
+    if (!(f->x1 > f->x0)) f->x0 = 0, f->x1 = 1;
+    if (!(f->y1 > f->y0)) f->y0 = f->y0 < 1e300 ? f->y0 - 1 : 0, f->y1 = f->y0 + 2;
+    double tick = plot_tick(f->y1 - f->y0);
+    f->y0 = floor(f->y0 / tick - 0.15) * tick, f->y1 = ceil(f->y1 / tick) * tick;
+}
+
+static void plot_axes(FILE *out, const plot *p, const plot_frame *f, bool first)
+{
+    double tick = plot_tick(f->y1 - f->y0), at;
+    char text[32];
+    for (at = ceil(f->y0 / tick - 1e-9) * tick; at <= f->y1 + tick * 1e-9; at += tick) {
+        fprintf(out, "<path class=\"grid\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, plot_py(f, at), f->width);
+        snprintf(text, sizeof text, "%.4g", fabs(at) < tick * 1e-9 ? 0.0 : at);
+        if (first) plot_label(out, f->left - 8, plot_py(f, at) + 4, "tick end", text);
+    }
+    tick = plot_tick(f->x1 - f->x0);
+    for (at = ceil(f->x0 / tick - 1e-9) * tick; at <= f->x1 + tick * 1e-9; at += tick) {
+        fprintf(out, "<path class=\"axis\" d=\"M%.1f %.1fv5\"/>\n", plot_px(f, at), f->top + f->height);
+        snprintf(text, sizeof text, "%.4g", fabs(at) < tick * 1e-9 ? 0.0 : at);
+        plot_label(out, plot_px(f, at), f->top + f->height + 19, "tick middle", text);
+    }
+    fprintf(out, "<path class=\"axis\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, f->top + f->height, f->width);
+    plot_label(out, f->left + f->width / 2, f->top + f->height + 40, "label middle", p->x_label);
+}
+
+/* Labels at the lines' ends, in the lines' order of height, pushed apart until they do not touch. */
+static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const plot_frame *f)
+{
+    const char *names[PLOT_LINES + PLOT_LEVELS];
+    double at[PLOT_LINES + PLOT_LEVELS], want[PLOT_LINES + PLOT_LEVELS], t;
+    int colour[PLOT_LINES + PLOT_LEVELS], n = 0, i, j, c;
+    const char *s;
+    for (i = 0; i < panel->n_lines; i++) {
+        const plot_line *line = &panel->lines[i];
+        for (j = line->n - 1; j >= 0 && !isfinite(line->y[j]); j--) {}
+        if (j < 0) continue;
+        names[n] = line->name, colour[n] = i, at[n++] = plot_py(f, line->y[j]);
+    }
+    for (i = 0; i < p->n_levels; i++) names[n] = p->levels[i].name, colour[n] = -1, at[n++] = plot_py(f, p->levels[i].y);
+    for (i = 1; i < n; i++) /* insertion sort from top to bottom */
+        for (j = i; j > 0 && at[j - 1] > at[j]; j--) {
+            t = at[j], at[j] = at[j - 1], at[j - 1] = t;
+            c = colour[j], colour[j] = colour[j - 1], colour[j - 1] = c;
+            s = names[j], names[j] = names[j - 1], names[j - 1] = s;
+        }
+    memcpy(want, at, sizeof want);
+    for (int round = 0; round < 200; round++)
+        for (i = 1; i < n; i++)
+            if (at[i] - at[i - 1] < 15) t = (15 - (at[i] - at[i - 1])) / 2, at[i - 1] -= t, at[i] += t;
+    for (i = 0; i < n; i++) {
+        char style[32];
+        snprintf(style, sizeof style, colour[i] < 0 ? "name quiet" : "name t%d", colour[i]);
+        fprintf(out, "<path class=\"lead\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", f->left + f->width + 1, want[i],
+                f->left + f->width + 9, at[i]);
+        plot_label(out, f->left + f->width + 12, at[i] + 4, style, names[i]);
+    }
+}
+
+static void plot_draw_panel(FILE *out, const plot *p, const plot_panel *panel, const plot_frame *f, bool first)
+{
+    plot_label(out, f->left, f->top - 10, "panel", panel->title);
+    plot_axes(out, p, f, first);
+    for (int i = 0; i < p->n_levels; i++)
+        fprintf(out, "<path class=\"level\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, plot_py(f, p->levels[i].y), f->width);
+    for (int l = 0; l < panel->n_lines; l++) {
+        const plot_line *line = &panel->lines[l];
+        char move = 'M';
+        fprintf(out, "<path class=\"line c%d\" d=\"", l);
+        for (int i = 0; i < line->n; i++) {
+            if (!isfinite(line->x[i]) || !isfinite(line->y[i])) continue;
+            fprintf(out, "%c%.1f %.1f", move, plot_px(f, line->x[i]), plot_py(f, line->y[i]));
+            move = 'L';
+        }
+        fprintf(out, "\"/>\n");
+    }
+    plot_names(out, p, panel, f);
+}
+
+static void plot_style(FILE *f)
+{
+    /* Eight hues, told apart also by most colour-blind readers: darker on light, lighter on dark. */
+    static const char *const light[] = {"#1b6ca8", "#b5540c", "#23763f", "#8a3f9c", "#a52a3c", "#5b6b1a", "#006d77", "#555"};
+    static const char *const dark[] = {"#6cb6f5", "#f2a15f", "#6fcf8e", "#d29be6", "#ff8b98", "#c3d069", "#5fd3dd", "#bbb"};
+    int i;
+    fprintf(f, "<style>\n.ground{fill:#fff}.line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}"
+               "text{font:13px sans-serif;fill:#333}.title{font-size:17px;font-weight:bold;fill:#111}.panel{font-weight:bold}"
+               ".tick{font-size:12px}.end{text-anchor:end}.middle{text-anchor:middle}.name{font-weight:bold}"
+               ".quiet{font-weight:normal;fill:#555}.grid{stroke:#e4e4e4;fill:none}.axis{stroke:#888;fill:none}"
+               ".lead{stroke:#bbb;fill:none}.level{stroke:#777;stroke-dasharray:5 4;fill:none}\n");
+    for (i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, light[i], i, light[i]);
+    fprintf(f, "\n@media (prefers-color-scheme:dark){.ground{fill:#16191d}text{fill:#ccc}.title{fill:#f2f2f2}"
+               ".quiet{fill:#aaa}.grid{stroke:#2c3138}.axis{stroke:#777}.lead{stroke:#555}.level{stroke:#999}\n");
+    for (i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, dark[i], i, dark[i]);
+    fprintf(f, "}\n</style>\n");
+}
+
+/* Writes the file; false when that fails (errno says why). */
+static bool plot_write(const plot *p, const char *path)
+{
+    const double panel_width = 300, name_width = 128, margin = 64, height = 300;
+    double width = margin + p->n_panels * (panel_width + name_width), total = height + 148;
+    plot_frame frame;
+    FILE *f = fopen(path, "wb");
+    bool good;
+    if (!f) return false;
+    plot_ranges(p, &frame);
+    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
+            total, width, total);
+    plot_style(f);
+    fprintf(f, "<rect class=\"ground\" width=\"100%%\" height=\"100%%\"/>\n");
+    plot_label(f, 20, 30, "title", p->title);
+    plot_label(f, 20, 51, "label", p->subtitle);
+    fprintf(f, "<text transform=\"translate(18 %.1f) rotate(-90)\" class=\"label middle\">", 92 + height / 2);
+    plot_text(f, p->y_label);
+    fprintf(f, "</text>\n");
+    frame.top = 92, frame.width = panel_width, frame.height = height;
+    for (int i = 0; i < p->n_panels; i++) {
+        frame.left = margin + i * (panel_width + name_width);
+        plot_draw_panel(f, p, &p->panels[i], &frame, i == 0);
+    }
+    fprintf(f, "</svg>\n");
+    good = !ferror(f);
+    return (fclose(f) == 0) && good;
+}
+
+#endif

@@ -1,0 +1,1327 @@
+/*  pvtune: the program. Quantizes a Llama-family model to about two bits per weight, tunes it by
+    PV-Tuning, measures, exports and runs it. Everything happens in pvtune.h; here stand the verbs,
+    their options, progress, Ctrl-C and the printing of results.
+
+        pvtune help            the verbs
+        pvtune help VERB       its options
+
+    Results go to stdout (as one JSON object with --json), progress and messages to stderr. Exit
+    status: 0 done, 1 failed (one line says why and what to do), 2 wrong usage. */
+
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "options.h"
+
+/* ---- options: the struct that the tables fill, zero meaning the library's default ---- */
+
+typedef struct options {
+    const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
+    const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
+    const char *optimizer, *code_optimizer, *param_optimizer;
+    int64_t threads, seed, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
+    int64_t save_every, n, memory, train_steps;
+    double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
+    bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
+    bool ignore_eos, quick, text_only;
+} options;
+
+#define AT(field) offsetof(options, field)
+#define POSITIONAL(name, field, help) {name, NULL, OPTION_TEXT, AT(field), true, "", 0, 0, NULL, help}
+#define OUTPUT(what) {"--output", "-o", OPTION_TEXT, AT(output), true, "DIR", 0, 0, NULL, what}
+#define OVERWRITE {"--overwrite", NULL, OPTION_FLAG, AT(overwrite), false, "", 0, 0, NULL, "replace what -o holds"}
+#define BIG 9e15 /* whole numbers up to here are exact in a double */
+
+static const option common_rows[] = {
+    {"--tokenizer", NULL, OPTION_TEXT, AT(tokenizer), false, "FILE", 0, 0, "(beside or inside the model)", "the tokenizer"},
+    {"--threads", NULL, OPTION_INT, AT(threads), false, "N", 1, 256, "(PVTUNE_NUM_THREADS, else all cores)", "threads"},
+    {"--seed", NULL, OPTION_INT, AT(seed), false, "S", 0, BIG, "0", "every random choice follows from it"},
+    {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
+    {"--quiet", "-q", OPTION_FLAG, AT(quiet), false, "", 0, 0, NULL, "no progress"},
+};
+static const option demo_rows[] = {
+    {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "learn this text; its last tenth is kept unseen"},
+    {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "demo.svg", "where the curves go"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(120)", "tuning steps of 2,048 tokens"},
+    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(450)", "training steps of 2,048 tokens"},
+    {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
+    {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL, "a small model and few steps, to see that it runs"},
+    {"--text-only", NULL, OPTION_FLAG, AT(text_only), false, "", 0, 0, NULL, "only write the texts into --save DIR"},
+    {"--save", NULL, OPTION_TEXT, AT(save), false, "DIR", 0, 0, NULL,
+     "keep the models and the texts: DIR/original, DIR/calibrated, DIR/tuned, DIR/train.txt, DIR/unseen.txt"},
+};
+static const option info_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--tensors", NULL, OPTION_FLAG, AT(tensors), false, "", 0, 0, NULL, "list every tensor (--json always does)"},
+    {"--plan", NULL, OPTION_CHOICE, AT(plan), false, "tune", 0, 0, NULL, "memory that tuning would take; options of tune may follow"},
+};
+static const option quantize_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text file to calibrate on"},
+    OUTPUT("directory for the quantized model"),
+    {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
+    {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
+    {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per weight"},
+    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.01)", "stop when a round gains less than this share"},
+    {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
+    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 64, "(1)", "hypotheses kept in the code search"},
+    {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(3)", "passes of block fine-tuning at most"},
+    {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(1e-4)", "its learning rate"},
+    {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
+    {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
+    {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too"},
+    {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too"},
+    {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for a block's activations"},
+    OVERWRITE,
+};
+static const option tune_rows[] = {
+    POSITIONAL("DIR", model, "a quantized model: what pvtune quantize made, or any AQLM checkpoint"),
+    {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
+    {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text file to tune on"},
+    OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
+    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "pv|continuous|ste|pv-linear", 0, 0, "pv", "how codes change"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
+    {"--batch", NULL, OPTION_INT, AT(batch), false, "SEQS", 1, 1e6, "(2)", "sequences of a step"},
+    {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
+    {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
+    {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "3e-4", "learning rate of codebooks and scales"},
+    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "3e-3", "of the buffer that codes are searched against"},
+    {"--param-lr", NULL, OPTION_REAL, AT(param_lr), false, "C", 1e-9, 10, "(as --lr)", "of everything that is not quantized"},
+    {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "adam", "for codebooks and scales"},
+    {"--code-optimizer", NULL, OPTION_CHOICE, AT(code_optimizer), false, "adam|lamb", 0, 0, "adam", "for the buffer"},
+    {"--param-optimizer", NULL, OPTION_CHOICE, AT(param_optimizer), false, "adam|lamb", 0, 0, "(as --optimizer)", "for the rest"},
+    {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "constant|cosine", 0, 0, "constant", "learning rates over time"},
+    {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "0", "steps of linear rise"},
+    {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
+    {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
+    {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
+    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 64, "(1)", "hypotheses kept in the code search"},
+    {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
+    {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
+    {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
+    {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "norms, embedding and head stay as they are"},
+    {"--no-teacher-cache", NULL, OPTION_FLAG, AT(no_cache), false, "", 0, 0, NULL, "run the teacher again over sequences seen before"},
+    {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for activations"},
+    {"--save-every", NULL, OPTION_INT, AT(save_every), false, "N", 0, 1e9, "50", "steps between checkpoints; 0: only on Ctrl-C"},
+    {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
+     "go on from the checkpoint in -o, to the same result; start when there is none"},
+    {"--keep-checkpoint", NULL, OPTION_FLAG, AT(keep), false, "", 0, 0, NULL, "do not remove it at the end"},
+    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per step; --resume continues it"},
+    OVERWRITE,
+};
+static const option eval_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this file, verbatim, in windows that do not overlap"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
+    {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
+    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window"},
+    {"--against", NULL, OPTION_TEXT, AT(against), false, "F.jsonl", 0, 0, NULL,
+     "the --log of another model on the same windows: print the paired difference"},
+};
+static const option generate_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--prompt", "-p", OPTION_TEXT, AT(prompt), true, "PROMPT", 0, 0, NULL, "the text to continue"},
+    {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "64", "tokens to make"},
+    {"--temp", NULL, OPTION_REAL, AT(temp), false, "T", 0, 100, "0", "temperature; 0: the likeliest token always"},
+    {"--top-p", NULL, OPTION_REAL, AT(top_p), false, "P", 1e-9, 1, "1", "draw from the likeliest tokens that hold this share"},
+    {"--ignore-eos", NULL, OPTION_FLAG, AT(ignore_eos), false, "", 0, 0, NULL, "go on after the end token"},
+};
+static const option export_rows[] = {
+    POSITIONAL("DIR", model, "a model"),
+    OUTPUT("directory to write"),
+    {"--to", NULL, OPTION_CHOICE, AT(to), true, "hf|dense", 0, 0, NULL, "Hugging Face with codes (AQLM), or every weight in fp16"},
+    OVERWRITE,
+};
+static const option tokenize_rows[] = {
+    POSITIONAL("MODEL", model, "a model with a tokenizer, or a tokenizer file"),
+    {"TEXT", NULL, OPTION_TEXT, AT(text), false, "", 0, 0, NULL, "the text, or -f"},
+    {"--file", "-f", OPTION_TEXT, AT(file), false, "FILE", 0, 0, NULL, "take the text from a file"},
+};
+static const option logits_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--ids", NULL, OPTION_TEXT, AT(ids), true, "FILE", 0, 0, NULL, "JSON array of equally long arrays of token ids"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL, "tensor \"logits\" [B, T, V]"},
+};
+static const option grad_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
+    {"--ids", NULL, OPTION_TEXT, AT(ids), true, "FILE", 0, 0, NULL, "JSON array of equally long arrays of token ids"},
+    {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "KL(teacher || model) instead of cross-entropy"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
+     "\"loss\" and every parameter's gradient by Hugging Face name"},
+};
+
+/* ---- the program's state: one struct, freed in one place ---- */
+
+typedef struct meter {
+    bool terminal, open;  /* open: a bar stands on the current line */
+    int muted;            /* > 0: phases inside a phase stay silent */
+    double started, shown;
+    int64_t first;        /* done when the phase began */
+    const char *phase;
+} meter;
+
+enum { MODELS = 4, BUFFERS = 8 };
+typedef struct app {
+    const char *verb;
+    options o;
+    pvt_ctx *ctx;
+    meter meter;
+    pvti_text json;
+    double started;
+    /* whatever is set here is freed by app_close */
+    pvt_model *models[MODELS];
+    pvt_run *runs[2];
+    pvt_corpus corpora[2];
+    pvt_tuner *tuner;
+    pvt_tokenizer *tokenizer;
+    void *buffers[BUFFERS]; /* of calloc */
+    FILE *log;
+} app;
+
+static volatile sig_atomic_t stop_asked;
+
+static void on_signal(int number)
+{
+    stop_asked = 1;
+    signal(number, SIG_DFL); /* a second one ends the program at once */
+}
+
+static void app_close(app *a)
+{
+    int i;
+    pvt_tuner_free(a->tuner);
+    for (i = 0; i < 2; i++) pvt_run_free(a->runs[i]), pvt_corpus_free(&a->corpora[i]);
+    for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
+    pvt_tokenizer_free(a->tokenizer);
+    for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
+    if (a->log) fclose(a->log);
+    if (a->ctx) pvti_text_free(&a->json);
+    pvt_ctx_destroy(a->ctx);
+}
+
+/* ---- messages and progress, on stderr ---- */
+
+static void meter_clear(meter *m)
+{
+    if (m->open) fprintf(stderr, "\r%78s\r", "");
+    m->open = false;
+}
+
+static PVTI_PRINTF(2, 3) void note(app *a, const char *format, ...)
+{
+    va_list args;
+    meter_clear(&a->meter);
+    if (a->o.quiet) return;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+}
+
+/* Says why, in one line; returns the exit status of failure. */
+static PVTI_PRINTF(2, 3) int fail(app *a, const char *format, ...)
+{
+    va_list args;
+    meter_clear(&a->meter);
+    fprintf(stderr, "pvtune %s: ", a->verb);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    return 1;
+}
+
+static int fail_result(app *a, pvt_result result)
+{
+    const char *why = pvt_ctx_error(a->ctx);
+    return fail(a, "%s", why[0] ? why : pvt_result_text(result));
+}
+
+/* Passes a library call's failure on as exit status 1. */
+#define TRY(a, call)                                                  \
+    do {                                                              \
+        pvt_result result_ = (call);                                  \
+        if (result_ != PVT_OK) return fail_result(a, result_);        \
+    } while (0)
+/* Passes on an exit status other than 0. */
+#define DO(call)                              \
+    do {                                      \
+        int status_ = (call);                 \
+        if (status_ != 0) return status_;     \
+    } while (0)
+
+static void duration(double seconds, char out[32])
+{
+    int64_t s = seconds < 1e9 ? (int64_t)(seconds + 0.5) : 0;
+    if (s >= 3600)
+        snprintf(out, 32, "%d:%02d:%02d", (int)(s / 3600), (int)(s / 60 % 60), (int)(s % 60));
+    else
+        snprintf(out, 32, "%d:%02d", (int)(s / 60), (int)(s % 60));
+}
+
+/* A bar on a terminal; otherwise a line every few seconds. */
+static void meter_show(meter *m, const pvt_progress *p)
+{
+    double now = pvti_seconds(), elapsed, rate;
+    char left[32] = "", value[32] = "", bar[21];
+    int i, filled = p->total > 0 ? (int)(20 * PVTI_MIN(p->done, p->total) / p->total) : 0;
+    if (!m->phase || strcmp(m->phase, p->phase) != 0 || p->done < m->first) {
+        m->phase = p->phase, m->first = p->done;
+        m->started = now, m->shown = m->terminal ? 0 : now;
+    }
+    if (now - m->shown < (m->terminal ? 0.1 : 5.0)) return;
+    m->shown = now;
+    elapsed = now - m->started;
+    rate = elapsed > 0 ? (double)(p->done - m->first) / elapsed : 0;
+    if (rate > 0 && p->total > p->done) {
+        duration((double)(p->total - p->done) / rate, left);
+        strcat(left, " left");
+    }
+    if (p->value == p->value)
+        snprintf(value, sizeof value, ", %s %.4g", strcmp(p->phase, "quantize") == 0 ? "error" : strcmp(p->phase, "eval") == 0
+                 ? "perplexity" : "loss", p->value);
+    for (i = 0; i < 20; i++) bar[i] = i < filled ? '#' : '.';
+    bar[20] = 0;
+    if (m->terminal) {
+        char line[128];
+        snprintf(line, sizeof line, "%s [%s] %lld/%lld %s%s, %.3g/s, %s", p->phase, bar, (long long)p->done,
+                 (long long)p->total, p->unit ? p->unit : "", value, rate, left);
+        fprintf(stderr, "\r%-78.78s", line);
+        m->open = true;
+    } else
+        fprintf(stderr, "%s: %lld of %lld %s%s, %.3g/s%s%s\n", p->phase, (long long)p->done, (long long)p->total,
+                p->unit ? p->unit : "", value, rate, left[0] ? ", " : "", left);
+}
+
+static int on_progress(void *user, const pvt_progress *p)
+{
+    app *a = (app *)user;
+    if (!a->o.quiet && a->meter.muted == 0) meter_show(&a->meter, p);
+    return stop_asked;
+}
+
+/* For loops of the program's own. */
+static int progress(app *a, const char *phase, int64_t done, int64_t total, const char *unit, double value)
+{
+    pvt_progress p;
+    p.phase = phase, p.item = NULL, p.done = done, p.total = total, p.unit = unit, p.value = value;
+    return on_progress(a, &p);
+}
+
+static double elapsed(const app *a) { return pvti_seconds() - a->started; }
+static int64_t peak_bytes(const app *a) { return pvt_ctx_get_info(a->ctx).bytes_peak; }
+
+/* ---- JSON results ---- */
+
+static void put_key(pvti_text *t, const char *key)
+{
+    char last = (char)(t->size > 0 ? t->data[t->size - 1] : '{');
+    if (last != '{' && last != '[' && last != '\n') pvti_text_put(t, ",", 1);
+    if (!key) return;
+    pvti_text_string(t, key, (int64_t)strlen(key));
+    pvti_text_put(t, ":", 1);
+}
+static void put_open(pvti_text *t, const char *key, const char *bracket) { put_key(t, key), pvti_text_put(t, bracket, 1); }
+static void put_close(pvti_text *t, const char *bracket) { pvti_text_put(t, bracket, 1); }
+static void put_number(pvti_text *t, const char *key, double value) { put_key(t, key), pvti_text_number(t, value, 0); }
+static void put_int(pvti_text *t, const char *key, int64_t value)
+{
+    put_key(t, key);
+    pvti_text_printf(t, "%lld", (long long)value);
+}
+static void put_bytes(pvti_text *t, const char *key, const char *value, int64_t bytes)
+{
+    put_key(t, key);
+    pvti_text_string(t, value, bytes);
+}
+static void put_text(pvti_text *t, const char *key, const char *value) { put_bytes(t, key, value, (int64_t)strlen(value)); }
+
+/* Prints what was collected, when --json was asked for. */
+static int put_result(app *a)
+{
+    if (!a->o.json) return 0;
+    if (a->json.failed) return fail(a, "out of memory for the result");
+    fwrite(a->json.data, 1, (size_t)a->json.size, stdout);
+    fputc('\n', stdout);
+    return 0;
+}
+
+/* ---- what several verbs need ---- */
+
+static int load_model(app *a, int slot, const char *path)
+{
+    pvt_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.tokenizer = slot == 0 ? a->o.tokenizer : NULL;
+    TRY(a, pvt_model_load(a->ctx, path, &desc, &a->models[slot]));
+    return 0;
+}
+
+static int load_text(app *a, int slot, const char *path, const pvt_model *model)
+{
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(model);
+    if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
+    TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
+    return 0;
+}
+
+static bool same_file(const char *x, const char *y)
+{
+    struct stat sx, sy;
+    return stat(x, &sx) == 0 && stat(y, &sy) == 0 && sx.st_dev == sy.st_dev && sx.st_ino == sy.st_ino;
+}
+
+/* The directory for a result, made before the work begins, not after hours of it. A directory that
+   this call made is recorded, so that a failure can leave nothing behind. */
+static int prepare_output(app *a, bool *made)
+{
+    char config[4096];
+    const char *dir = a->o.output;
+    if (made) *made = false;
+    if (same_file(dir, a->o.model) || (a->o.teacher && same_file(dir, a->o.teacher)))
+        return fail(a, "%s is an input; give another directory to -o", dir);
+    if (mkdir(dir, 0777) == 0) {
+        if (made) *made = true;
+        return 0;
+    }
+    if (errno != EEXIST) return fail(a, "the directory %s could not be made: %s", dir, strerror(errno));
+    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config) return fail(a, "%s: path too long", dir);
+    if (access(config, F_OK) == 0 && !a->o.overwrite)
+        return fail(a, "%s already holds a model; give another -o, or --overwrite to replace it", dir);
+    if (access(dir, W_OK | X_OK) != 0) return fail(a, "%s cannot be written to: %s", dir, strerror(errno));
+    return 0;
+}
+
+/* How many groups of the quantized weights differ in their codes. */
+static void count_changed(const pvt_model *x, const pvt_model *y, int64_t *groups, int64_t *changed)
+{
+    int64_t i, g, n = pvt_model_tensors(x);
+    *groups = *changed = 0;
+    for (i = 0; i < n; i++) {
+        const pvt_weight *p = pvt_model_tensor(x, i).weight, *q = pvt_model_tensor(y, i).weight;
+        int64_t count, bytes;
+        if (!p || !q || p->format.kind != PVT_FORMAT_AQLM || q->format.kind != PVT_FORMAT_AQLM) continue;
+        count = p->O / p->format.out_group * (p->I / p->format.in_group);
+        bytes = p->format.codebooks * (p->format.bits > 8 ? 2 : 1);
+        *groups += count;
+        for (g = 0; g < count; g++)
+            *changed += memcmp((const char *)p->codes + g * bytes, (const char *)q->codes + g * bytes, (size_t)bytes) != 0;
+    }
+}
+
+static const char *human_bytes(double bytes, char out[32])
+{
+    const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int u = 0;
+    while (bytes >= 1024 && u < 4) bytes /= 1024, u++;
+    snprintf(out, 32, "%.3g %s", bytes, units[u]);
+    return out;
+}
+
+/* ---- info ---- */
+
+static pvt_tune_desc tune_desc(const options *o)
+{
+    pvt_tune_desc d;
+    memset(&d, 0, sizeof d);
+    pvt_strategy_parse(NULL, o->strategy, &d.pv.strategy); /* a choice: checked when it was parsed */
+    d.pv.values.lr = o->lr, d.pv.values.beta1 = 0.9, d.pv.values.beta2 = 0.95;
+    d.pv.values.lamb = strcmp(o->optimizer, "lamb") == 0;
+    d.pv.params = d.pv.values;
+    if (o->param_lr > 0) d.pv.params.lr = o->param_lr;
+    if (o->param_optimizer) d.pv.params.lamb = strcmp(o->param_optimizer, "lamb") == 0;
+    d.pv.codes.lr = o->code_lr, d.pv.codes.beta2 = 0.95;
+    d.pv.codes.lamb = strcmp(o->code_optimizer, "lamb") == 0;
+    d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
+    d.pv.temperature = o->temperature, d.pv.force_update = o->force;
+    d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
+    d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
+    d.cross_entropy = strcmp(o->loss, "ce") == 0;
+    d.cosine = strcmp(o->schedule, "cosine") == 0, d.warmup = o->warmup;
+    d.freeze_dense = o->freeze, d.no_teacher_cache = o->no_cache;
+    d.memory_limit = o->memory << 20;
+    return d;
+}
+
+static int64_t count_params(const pvt_model *model)
+{
+    int64_t i, n = 0;
+    for (i = 0; i < pvt_model_tensors(model); i++) n += pvt_model_tensor(model, i).n;
+    return n;
+}
+
+static void info_tensor(app *a, const pvt_tensor_info *t)
+{
+    char format[48] = "f32";
+    double bits = 8.0 * (double)sizeof(pvt_real);
+    if (t->weight) {
+        bits = pvt_weight_bits(t->weight);
+        if (t->weight->format.kind == PVT_FORMAT_AQLM)
+            pvt_format_text(&t->weight->format, format);
+        else
+            snprintf(format, sizeof format, "%s", pvti_dtype_info(t->weight->dtype)->name);
+    }
+    put_open(&a->json, NULL, "{");
+    put_text(&a->json, "name", t->name);
+    put_open(&a->json, "shape", "[");
+    put_int(&a->json, NULL, t->weight ? t->weight->O : t->n);
+    if (t->weight) put_int(&a->json, NULL, t->weight->I);
+    put_close(&a->json, "]");
+    put_text(&a->json, "format", format);
+    put_number(&a->json, "bits", bits);
+    put_close(&a->json, "}");
+    if (a->o.tensors && !a->o.json)
+        printf("%-52s %7lld × %-7lld %-12s %6.3f bits\n", t->name, (long long)(t->weight ? t->weight->O : t->n),
+               (long long)(t->weight ? t->weight->I : 1), format, bits);
+}
+
+static int info_plan(app *a)
+{
+    pvt_tune_desc desc = tune_desc(&a->o);
+    const pvt_model *teacher = a->models[0];
+    char text[32];
+    int64_t bytes;
+    if (a->o.teacher) DO(load_model(a, 1, a->o.teacher));
+    if (a->models[1]) teacher = a->models[1];
+    bytes = pvt_tuner_bytes(a->models[0], desc.cross_entropy ? NULL : teacher, &desc);
+    if (bytes < 0) return fail(a, "this plan is not possible: %s", pvt_ctx_error(a->ctx));
+    put_int(&a->json, "plan_bytes", bytes);
+    if (!a->o.json) printf("tuning     %s at the peak, beside the mapped model files\n", human_bytes((double)bytes, text));
+    return 0;
+}
+
+static int verb_info(app *a)
+{
+    const pvt_model_config *c;
+    const pvt_tokenizer *tokenizer;
+    pvti_text *t = &a->json;
+    int64_t i;
+    DO(load_model(a, 0, a->o.model));
+    c = pvt_model_get_config(a->models[0]);
+    tokenizer = pvt_model_tokenizer(a->models[0]);
+    put_open(t, NULL, "{");
+    put_text(t, "family", c->family);
+    put_int(t, "layers", c->layers), put_int(t, "dim", c->dim), put_int(t, "heads", c->heads);
+    put_int(t, "kv_heads", c->kv_heads), put_int(t, "head_dim", c->head_dim), put_int(t, "ff", c->ff);
+    put_int(t, "vocab", c->vocab), put_int(t, "ctx", c->ctx), put_int(t, "params", count_params(a->models[0]));
+    put_number(t, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_number(t, "bits_per_weight_all", pvt_model_bits(a->models[0], true));
+    put_key(t, "tied"), pvti_text_printf(t, c->tied ? "true" : "false");
+    put_text(t, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
+    put_open(t, "tensors", "[");
+    for (i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+        pvt_tensor_info tensor = pvt_model_tensor(a->models[0], i);
+        info_tensor(a, &tensor);
+    }
+    put_close(t, "]");
+    if (!a->o.json) {
+        printf("family     %s\n", c->family);
+        printf("shape      %lld layers, dim %lld, ff %lld, %lld heads (%lld for keys) of %lld, vocabulary %lld%s\n",
+               (long long)c->layers, (long long)c->dim, (long long)c->ff, (long long)c->heads, (long long)c->kv_heads,
+               (long long)c->head_dim, (long long)c->vocab, c->tied ? ", tied head" : "");
+        printf("context    %lld tokens\n", (long long)c->ctx);
+        printf("tokenizer  %s\n", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
+        printf("parameters %lld\n", (long long)count_params(a->models[0]));
+        printf("bits       %.3f per weight in the blocks' linears, %.3f over all parameters\n",
+               pvt_model_bits(a->models[0], false), pvt_model_bits(a->models[0], true));
+    }
+    if (a->o.plan) DO(info_plan(a));
+    put_close(t, "}");
+    return put_result(a);
+}
+
+/* ---- quantize ---- */
+
+typedef struct quantize_log {
+    app *a;
+    double error;
+    int n;
+} quantize_log;
+
+static void on_layer(void *user, const char *name, const pvt_fit_stats *stats)
+{
+    quantize_log *log = (quantize_log *)user;
+    pvti_text *t = &log->a->json;
+    put_open(t, NULL, "{");
+    put_text(t, "name", name);
+    put_number(t, "error", stats->error), put_int(t, "epochs", stats->epochs), put_number(t, "seconds", stats->seconds);
+    put_close(t, "}");
+    log->error += stats->error;
+    log->n++;
+}
+
+static int verb_quantize(app *a)
+{
+    const options *o = &a->o;
+    pvt_quantize_desc desc;
+    pvt_save_desc save;
+    quantize_log log;
+    pvt_result result;
+    bool made;
+    char format[48], peak[32];
+    memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
+    log.a = a;
+    TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
+    desc.samples = o->samples, desc.ctx = o->ctx;
+    desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
+    desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
+    desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
+    desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
+    desc.memory_limit = o->memory << 20;
+    desc.layer = on_layer, desc.layer_user = &log;
+    DO(load_model(a, 0, o->model));
+    DO(load_text(a, 0, o->calib, a->models[0]));
+    DO(prepare_output(a, &made));
+    pvt_format_text(&desc.format, format);
+    put_open(&a->json, NULL, "{");
+    put_text(&a->json, "format", format);
+    put_open(&a->json, "layers", "[");
+    result = pvt_quantize(a->ctx, a->models[0], &a->corpora[0], &desc);
+    save.overwrite = o->overwrite || !made;
+    if (result == PVT_OK) result = pvt_model_save(a->models[0], o->output, &save);
+    if (result != PVT_OK && made) rmdir(o->output); /* stays when something lies in it */
+    if (result == PVT_ERR_CANCELLED)
+        return fail(a, "stopped on request after %d weights; nothing was written, for a model is quantized as a whole", log.n);
+    TRY(a, result);
+    put_close(&a->json, "]");
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_number(&a->json, "bits_per_weight_all", pvt_model_bits(a->models[0], true));
+    put_int(&a->json, "calibration_tokens", a->corpora[0].n);
+    put_number(&a->json, "seconds", elapsed(a));
+    put_int(&a->json, "peak_bytes", peak_bytes(a));
+    put_close(&a->json, "}");
+    meter_clear(&a->meter);
+    if (!o->json)
+        printf("%s: %d weights at %.3f bits (%.3f over all parameters), mean relative error %.4f, %.1f s, peak %s\n"
+               "written to %s\n", format, log.n, pvt_model_bits(a->models[0], false), pvt_model_bits(a->models[0], true),
+               log.n ? log.error / log.n : 0, elapsed(a), human_bytes((double)peak_bytes(a), peak), o->output);
+    return put_result(a);
+}
+
+/* ---- tune ---- */
+
+typedef struct tune_state {
+    char checkpoint[4096];
+    double loss_first, loss_last;
+    int64_t resumed_at, saved_at, tokens, searched, changed, steps;
+} tune_state;
+
+/* A whole file in zero-terminated memory, or NULL with errno set. */
+static char *read_text(const char *path, int64_t *length)
+{
+    FILE *f = fopen(path, "rb");
+    char *text = NULL, *bigger;
+    int64_t n = 0, capacity = 0;
+    size_t got = 1;
+    while (f && got > 0) {
+        if (capacity - n < 65536) {
+            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
+            if (!bigger) break;
+            text = bigger;
+        }
+        got = fread(text + n, 1, (size_t)(capacity - n - 1), f);
+        n += (int64_t)got;
+        text[n] = 0;
+    }
+    if (!f || ferror(f) || got > 0) free(text), text = NULL;
+    if (f) fclose(f);
+    *length = n;
+    return text;
+}
+
+/* Opens the log. On resume lines of steps after the checkpoint, and a line that was half written
+   when the program died, are cut off: those steps are about to be done again. */
+static int open_log(app *a, int64_t completed)
+{
+    int64_t length = 0, keep = 0;
+    char *text, *line, *end;
+    if (!a->o.log) return 0;
+    if (completed == 0) {
+        a->log = fopen(a->o.log, "wb");
+    } else {
+        text = read_text(a->o.log, &length);
+        for (line = text; line && (end = strchr(line, '\n')); line = end + 1) {
+            long long step;
+            if (sscanf(line, "{\"step\":%lld,", &step) != 1 || step > completed) break;
+            keep = end + 1 - text;
+        }
+        a->log = fopen(a->o.log, text ? "r+b" : "wb");
+        free(text);
+        if (a->log && (ftruncate(fileno(a->log), (off_t)keep) != 0 || fseek(a->log, 0, SEEK_END) != 0))
+            return fail(a, "%s: %s", a->o.log, strerror(errno));
+    }
+    if (!a->log) return fail(a, "the log %s could not be opened: %s", a->o.log, strerror(errno));
+    return 0;
+}
+
+static int log_step(app *a, const pvt_tune_stats *s)
+{
+    pvti_text line;
+    bool good;
+    if (!a->log) return 0;
+    line = pvti_text_begin(a->ctx);
+    put_open(&line, NULL, "{");
+    put_int(&line, "step", s->step), put_int(&line, "tokens", s->tokens), put_number(&line, "loss", s->loss);
+    put_number(&line, "lr_scale", s->lr_scale);
+    put_int(&line, "groups_searched", s->groups_searched), put_int(&line, "groups_changed", s->groups_changed);
+    put_number(&line, "seconds", s->seconds);
+    put_close(&line, "}");
+    good = !line.failed && fwrite(line.data, 1, (size_t)line.size, a->log) == (size_t)line.size &&
+           fputc('\n', a->log) != EOF && fflush(a->log) == 0;
+    pvti_text_free(&line);
+    return good ? 0 : fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
+}
+
+/* Finds out where to begin: a new run, a checkpoint to go on from, or a reason to refuse. */
+static int tune_begin(app *a, tune_state *s)
+{
+    bool checkpoint, made;
+    if (snprintf(s->checkpoint, sizeof s->checkpoint, "%s/checkpoint.safetensors", a->o.output) >= (int)sizeof s->checkpoint)
+        return fail(a, "%s: path too long", a->o.output);
+    checkpoint = access(s->checkpoint, F_OK) == 0;
+    if (checkpoint && a->o.resume) { /* the model beside it, if any, was saved but not yet tidied up */
+        TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
+        s->resumed_at = s->saved_at = pvt_tuner_step_count(a->tuner);
+        note(a, "resumed at step %lld", (long long)s->resumed_at);
+        return 0;
+    }
+    if (checkpoint && !a->o.overwrite)
+        return fail(a, "%s holds the checkpoint of an unfinished run; give --resume to go on, or --overwrite to begin again",
+                    a->o.output);
+    DO(prepare_output(a, &made));
+    if (a->o.resume) note(a, "no checkpoint in %s: starting at the beginning", a->o.output);
+    return 0;
+}
+
+static int tune_save(app *a, tune_state *s)
+{
+    TRY(a, pvt_tuner_save(a->tuner, s->checkpoint));
+    s->saved_at = pvt_tuner_step_count(a->tuner);
+    return 0;
+}
+
+/* Steps until all are done. On Ctrl-C the checkpoint is written and the exit status is 1. */
+static int tune_steps(app *a, tune_state *s)
+{
+    int64_t every = a->o.save_every;
+    while (pvt_tuner_step_count(a->tuner) < a->o.steps) {
+        pvt_tune_stats stats;
+        pvt_result result = stop_asked ? PVT_ERR_CANCELLED : pvt_tuner_step(a->tuner, &stats);
+        if (result == PVT_ERR_CANCELLED) {
+            int64_t done = pvt_tuner_step_count(a->tuner);
+            if (done != s->saved_at && done > 0) DO(tune_save(a, s));
+            return fail(a, "stopped on request after step %lld of %lld; the same command with --resume goes on from there",
+                        (long long)done, (long long)a->o.steps);
+        }
+        TRY(a, result);
+        if (s->steps++ == 0) s->loss_first = stats.loss;
+        s->loss_last = stats.loss, s->tokens = stats.tokens;
+        s->searched += stats.groups_searched, s->changed += stats.groups_changed;
+        DO(log_step(a, &stats));
+        if (every > 0 && stats.step % every == 0 && stats.step < a->o.steps) DO(tune_save(a, s));
+    }
+    return 0;
+}
+
+static int tune_finish(app *a, const tune_state *s)
+{
+    pvt_save_desc save;
+    int64_t groups = 0, moved = 0;
+    char peak[32];
+    memset(&save, 0, sizeof save);
+    save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
+    if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
+        return fail(a, "%s; the checkpoint stays: the same command with --resume goes on from it", pvt_ctx_error(a->ctx));
+    if (!a->o.keep) remove(s->checkpoint);
+    if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
+        count_changed(a->models[0], a->models[2], &groups, &moved);
+    put_open(&a->json, NULL, "{");
+    put_text(&a->json, "strategy", a->o.strategy);
+    put_int(&a->json, "steps", a->o.steps), put_int(&a->json, "tokens", s->tokens);
+    put_number(&a->json, "loss_first", s->loss_first), put_number(&a->json, "loss_last", s->loss_last);
+    put_int(&a->json, "groups", groups), put_int(&a->json, "groups_changed", moved);
+    put_int(&a->json, "changes", s->changed), put_int(&a->json, "searched", s->searched);
+    put_int(&a->json, "resumed_at", s->resumed_at);
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_number(&a->json, "seconds", elapsed(a)), put_int(&a->json, "peak_bytes", peak_bytes(a));
+    put_close(&a->json, "}");
+    meter_clear(&a->meter);
+    if (!a->o.json)
+        printf("%s: %lld steps, %lld tokens, loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n"
+               "written to %s\n", a->o.strategy, (long long)a->o.steps, (long long)s->tokens, s->loss_first, s->loss_last,
+               groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak),
+               a->o.output);
+    return put_result(a);
+}
+
+static int verb_tune(app *a)
+{
+    const options *o = &a->o;
+    pvt_tune_desc desc = tune_desc(o);
+    tune_state s;
+    memset(&s, 0, sizeof s);
+    if (!o->teacher && !desc.cross_entropy) {
+        fail(a, "--teacher MODEL is missing (or give --loss ce)");
+        return 2;
+    }
+    DO(load_model(a, 0, o->model));
+    if (o->teacher && !desc.cross_entropy) DO(load_model(a, 1, o->teacher));
+    DO(load_text(a, 0, o->data, a->models[0]));
+    TRY(a, pvt_tuner_create(a->ctx, a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
+    DO(tune_begin(a, &s));
+    DO(open_log(a, s.resumed_at));
+    DO(tune_steps(a, &s));
+    return tune_finish(a, &s);
+}
+
+/* ---- eval ---- */
+
+/* "N" or "A:B". */
+static int parse_windows(app *a, pvt_ppl_desc *desc)
+{
+    const char *text = a->o.windows;
+    char *end;
+    long long first = 0, last;
+    if (!text) return 0;
+    last = strtoll(text, &end, 10);
+    if (*end == ':') first = last, last = strtoll(end + 1, &end, 10);
+    if (*end || end == text || first < 0 || last <= first || last > 1000000000) {
+        fail(a, "--windows must be N, the first N windows, or A:B, the windows A to B-1; not '%s'", text);
+        return 2;
+    }
+    desc->first = first, desc->last = last;
+    return 0;
+}
+
+/* Mean difference per token to the windows of another log, and its standard error over windows. */
+static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int64_t first, double *mean, double *error)
+{
+    int64_t length, n = 0, per_window = ppl->ctx - 1;
+    char *text = read_text(a->o.against, &length), *line, *next;
+    double sum = 0, squares = 0;
+    if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
+    for (line = text; line && *line; line = next ? next + 1 : NULL) {
+        long long window, tokens;
+        double other, d;
+        next = strchr(line, '\n');
+        if (sscanf(line, "{\"window\":%lld,\"tokens\":%lld,\"nll_sum\":%lf", &window, &tokens, &other) != 3) continue;
+        if (window < first || window >= first + ppl->windows || tokens != per_window) continue;
+        d = (nll[window - first] - other) / (double)per_window;
+        sum += d, squares += d * d, n++;
+    }
+    free(text);
+    if (n != ppl->windows)
+        return fail(a, "%s holds %lld of these %lld windows of %lld tokens; make it with eval --log on the same text",
+                    a->o.against, (long long)n, (long long)ppl->windows, (long long)ppl->ctx);
+    *mean = sum / (double)n;
+    *error = n > 1 ? sqrt(fmax(0, squares - sum * *mean) / (double)(n - 1) / (double)n) : NAN;
+    return 0;
+}
+
+static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
+{
+    pvti_text t = pvti_text_begin(a->ctx);
+    int64_t i;
+    bool good = true;
+    if (!a->o.log) return 0;
+    for (i = 0; i < ppl->windows; i++) {
+        put_open(&t, NULL, "{");
+        put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
+        pvti_text_put(&t, "}\n", 2);
+    }
+    a->log = fopen(a->o.log, "wb");
+    good = a->log && !t.failed && fwrite(t.data, 1, (size_t)t.size, a->log) == (size_t)t.size && fflush(a->log) == 0;
+    pvti_text_free(&t);
+    return good ? 0 : fail(a, "%s could not be written: %s", a->o.log, strerror(errno));
+}
+
+static int verb_eval(app *a)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl ppl;
+    double *nll, difference = 0, error = 0;
+    int64_t windows;
+    pvt_result result;
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = a->o.ctx;
+    DO(parse_windows(a, &desc));
+    DO(load_model(a, 0, a->o.model));
+    DO(load_text(a, 0, a->o.ppl, a->models[0]));
+    if (desc.ctx == 0) desc.ctx = PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
+    windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
+    nll = (double *)(a->buffers[0] = calloc((size_t)PVTI_MAX(windows, 1), sizeof *nll));
+    if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
+    desc.window_nll = nll;
+    result = pvt_perplexity(a->ctx, a->models[0], &a->corpora[0], &desc, &ppl);
+    if (result == PVT_ERR_CANCELLED) return fail(a, "stopped on request; no figure, for it would be of fewer windows than asked");
+    TRY(a, result);
+    DO(log_windows(a, &ppl, nll, desc.first));
+    put_open(&a->json, NULL, "{");
+    put_number(&a->json, "ppl", ppl.ppl), put_number(&a->json, "nll", ppl.nll);
+    put_number(&a->json, "nll_stderr", ppl.nll_stderr), put_number(&a->json, "nll_sum", ppl.nll_sum);
+    put_int(&a->json, "tokens", ppl.tokens), put_int(&a->json, "windows", ppl.windows), put_int(&a->json, "ctx", ppl.ctx);
+    if (a->o.against) {
+        DO(paired_difference(a, &ppl, nll, desc.first, &difference, &error));
+        put_number(&a->json, "nll_difference", difference), put_number(&a->json, "nll_difference_stderr", error);
+    }
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_number(&a->json, "seconds", ppl.seconds);
+    put_close(&a->json, "}");
+    meter_clear(&a->meter);
+    if (!a->o.json) {
+        printf("perplexity %.4f (nll %.5f ± %.5f) over %lld tokens in %lld windows of %lld, %.1f s\n", ppl.ppl, ppl.nll,
+               ppl.nll_stderr, (long long)ppl.tokens, (long long)ppl.windows, (long long)ppl.ctx, ppl.seconds);
+        if (a->o.against) printf("nll minus that of %s: %+.5f ± %.5f\n", a->o.against, difference, error);
+    }
+    return put_result(a);
+}
+
+/* ---- generate, tokenize ---- */
+
+typedef struct stream {
+    app *a;
+    int32_t previous;
+} stream;
+
+static int on_token(void *user, int32_t id)
+{
+    stream *s = (stream *)user;
+    int64_t bytes;
+    const char *piece = pvt_tokenizer_piece(pvt_model_tokenizer(s->a->models[0]), s->previous, id, &bytes);
+    s->previous = id;
+    if (!s->a->o.json) {
+        fwrite(piece, 1, (size_t)bytes, stdout);
+        fflush(stdout);
+    }
+    return stop_asked;
+}
+
+static void put_ids(pvti_text *t, const char *key, const int32_t *ids, int64_t n)
+{
+    int64_t i;
+    put_open(t, key, "[");
+    for (i = 0; i < n; i++) put_int(t, NULL, ids[i]);
+    put_close(t, "]");
+}
+
+static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_generated *out)
+{
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
+    pvt_generate_desc desc;
+    stream s;
+    char *text = NULL;
+    int64_t bytes = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.n = a->o.n, desc.temperature = a->o.temp, desc.top_p = a->o.top_p, desc.seed = (uint64_t)a->o.seed;
+    desc.ignore_eos = a->o.ignore_eos;
+    s.a = a, s.previous = n_prompt > 0 ? prompt[n_prompt - 1] : -1;
+    desc.token = on_token, desc.user = &s;
+    a->meter.muted++; /* the text itself shows how far it is */
+    if (!a->o.json) fputs(a->o.prompt, stdout), fflush(stdout);
+    TRY(a, pvt_generate(a->ctx, a->models[0], prompt, n_prompt, &desc, out));
+    if (!a->o.json) {
+        fputc('\n', stdout);
+        note(a, "%lld tokens, %.1f tokens/s", (long long)out->n, out->seconds > 0 ? (double)out->n / out->seconds : 0.0);
+        return 0;
+    }
+    TRY(a, pvt_tokenizer_decode(tokenizer, out->ids, out->n, PVT_DECODE_SKIP_CONTROL, &text, &bytes));
+    put_open(&a->json, NULL, "{");
+    put_ids(&a->json, "prompt_ids", prompt, n_prompt), put_ids(&a->json, "ids", out->ids, out->n);
+    put_bytes(&a->json, "text", text, bytes);
+    put_number(&a->json, "seconds", out->seconds + out->prompt_seconds);
+    put_number(&a->json, "tokens_per_second", out->seconds > 0 ? (double)out->n / out->seconds : 0.0);
+    put_close(&a->json, "}");
+    pvt_text_free(a->ctx, text);
+    return put_result(a);
+}
+
+static int verb_generate(app *a)
+{
+    const pvt_tokenizer *tokenizer;
+    pvt_generated out;
+    int32_t *prompt = NULL;
+    int64_t n = 0;
+    int status;
+    memset(&out, 0, sizeof out);
+    DO(load_model(a, 0, a->o.model));
+    tokenizer = pvt_model_tokenizer(a->models[0]);
+    if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
+    TRY(a, pvt_tokenizer_encode(tokenizer, a->o.prompt, -1, PVT_ENCODE_BOS, &prompt, &n));
+    status = generate_with(a, prompt, n, &out);
+    pvt_ids_free(a->ctx, prompt);
+    pvt_ids_free(a->ctx, out.ids);
+    return status;
+}
+
+static int verb_tokenize(app *a)
+{
+    const pvt_tokenizer *tokenizer;
+    const char *text = a->o.text;
+    int64_t bytes = -1, n, i;
+    int32_t *ids;
+    if (!a->o.text == !a->o.file) {
+        fail(a, "give either TEXT or -f FILE");
+        return 2;
+    }
+    if (pvt_tokenizer_load(a->ctx, a->o.tokenizer ? a->o.tokenizer : a->o.model, &a->tokenizer) == PVT_OK)
+        tokenizer = a->tokenizer;
+    else { /* a model whose tokenizer stands elsewhere; its complaint is the better one */
+        DO(load_model(a, 0, a->o.model));
+        tokenizer = pvt_model_tokenizer(a->models[0]);
+        if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
+    }
+    if (a->o.file) {
+        text = (char *)(a->buffers[0] = read_text(a->o.file, &bytes));
+        if (!text) return fail(a, "%s: %s", a->o.file, strerror(errno));
+    }
+    TRY(a, pvt_tokenizer_encode(tokenizer, text, bytes, PVT_ENCODE_BOS, &ids, &n));
+    put_ids(&a->json, NULL, ids, n);
+    for (i = 0; i < n && !a->o.json; i++) {
+        int64_t length;
+        const char *piece = pvt_tokenizer_piece(tokenizer, i ? ids[i - 1] : -1, ids[i], &length);
+        pvti_text shown = pvti_text_begin(a->ctx);
+        pvti_text_string(&shown, piece, length);
+        printf("%d\t%s\n", (int)ids[i], shown.data ? shown.data : "\"\"");
+        pvti_text_free(&shown);
+    }
+    pvt_ids_free(a->ctx, ids);
+    return put_result(a);
+}
+
+/* ---- export ---- */
+
+static int verb_export(app *a)
+{
+    pvt_save_desc save;
+    bool made;
+    pvt_result result;
+    memset(&save, 0, sizeof save);
+    save.dense = strcmp(a->o.to, "dense") == 0;
+    DO(load_model(a, 0, a->o.model));
+    DO(prepare_output(a, &made));
+    save.overwrite = a->o.overwrite || !made;
+    result = pvt_model_save(a->models[0], a->o.output, &save);
+    if (result != PVT_OK && made) rmdir(a->o.output);
+    TRY(a, result);
+    put_open(&a->json, NULL, "{");
+    put_text(&a->json, "to", a->o.to), put_text(&a->json, "output", a->o.output);
+    put_number(&a->json, "bits_per_weight", save.dense ? 16.0 : pvt_model_bits(a->models[0], false));
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    if (!a->o.json) printf("written to %s\n", a->o.output);
+    return put_result(a);
+}
+
+/* ---- logits, grad: so that anyone can hold this implementation against another ---- */
+
+typedef struct batch {
+    int32_t *ids; /* [B, T], in buffers[0] */
+    int64_t B, T;
+} batch;
+
+static int read_batch(app *a, const pvti_json *j, batch *out)
+{
+    int64_t row, item, id, vocab = pvt_model_get_config(a->models[0])->vocab;
+    out->B = pvti_json_count(j, 0), out->T = pvti_json_count(j, pvti_json_first(j, 0));
+    if (pvti_json_type(j, 0) != PVTI_JSON_ARRAY || out->B < 1 || out->T < 1 || out->B > (1 << 24) / out->T)
+        return fail(a, "%s: a JSON array of equally long arrays of token ids is wanted, such as [[1, 2, 3]]", a->o.ids);
+    a->buffers[0] = calloc((size_t)(out->B * out->T), sizeof *out->ids);
+    out->ids = (int32_t *)a->buffers[0];
+    if (!out->ids) return fail(a, "out of memory for %lld token ids", (long long)(out->B * out->T));
+    out->T = 0;
+    for (row = pvti_json_first(j, 0), id = 0; row >= 0; row = pvti_json_next(j, row)) {
+        int64_t n = pvti_json_count(j, row);
+        if (pvti_json_type(j, row) != PVTI_JSON_ARRAY || (out->T && n != out->T))
+            return fail(a, "%s: the arrays are not equally long", a->o.ids);
+        out->T = n;
+        for (item = pvti_json_first(j, row); item >= 0; item = pvti_json_next(j, item)) {
+            int64_t value;
+            if (!pvti_json_int(j, item, &value) || value < 0 || value >= vocab)
+                return fail(a, "%s: a token id is not a whole number from 0 to %lld", a->o.ids, (long long)(vocab - 1));
+            out->ids[id++] = (int32_t)value;
+        }
+    }
+    return 0;
+}
+
+static int load_batch(app *a, batch *out)
+{
+    int64_t length;
+    char *text;
+    pvti_json j;
+    int status;
+    DO(load_model(a, 0, a->o.model));
+    text = (char *)(a->buffers[1] = read_text(a->o.ids, &length));
+    if (!text) return fail(a, "%s: %s", a->o.ids, strerror(errno));
+    TRY(a, pvti_json_parse(a->ctx, a->o.ids, text, length, &j));
+    status = read_batch(a, &j, out);
+    pvti_json_free(&j);
+    return status;
+}
+
+static pvti_tensor real_tensor(const char *name, const pvt_real *data, int rank, const int64_t *shape)
+{
+    pvti_tensor t;
+    int i;
+    memset(&t, 0, sizeof t);
+    t.name = name, t.dtype = sizeof(pvt_real) == 8 ? PVT_F64 : PVT_F32;
+    t.rank = rank, t.data = (const uint8_t *)data, t.bytes = (int64_t)sizeof(pvt_real);
+    for (i = 0; i < rank; i++) t.shape[i] = shape[i], t.bytes *= shape[i];
+    return t;
+}
+
+static int verb_logits(app *a)
+{
+    batch b;
+    pvt_run_desc desc;
+    int64_t shape[3];
+    pvt_real *logits;
+    pvti_tensor tensor;
+    memset(&desc, 0, sizeof desc);
+    DO(load_batch(a, &b));
+    shape[0] = b.B, shape[1] = b.T, shape[2] = pvt_model_get_config(a->models[0])->vocab;
+    desc.max_batch = b.B, desc.max_ctx = b.T;
+    logits = (pvt_real *)(a->buffers[2] = calloc((size_t)(b.B * b.T * shape[2]), sizeof *logits));
+    if (!logits) return fail(a, "out of memory for the logits of %lld tokens; give fewer at a time", (long long)(b.B * b.T));
+    TRY(a, pvt_run_create(a->ctx, a->models[0], &desc, &a->runs[0]));
+    TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, logits));
+    tensor = real_tensor("logits", logits, 3, shape);
+    TRY(a, pvti_safetensors_write(a->ctx, a->o.output, &tensor, 1, NULL));
+    put_open(&a->json, NULL, "{");
+    put_int(&a->json, "batch", shape[0]), put_int(&a->json, "ctx", shape[1]), put_int(&a->json, "vocab", shape[2]);
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    if (!a->o.json) printf("logits [%lld, %lld, %lld] written to %s\n", (long long)b.B, (long long)b.T, (long long)shape[2], a->o.output);
+    return put_result(a);
+}
+
+/* The gradients of a model as a list of named tensors: a codebook weight gives three. */
+typedef struct grad_list {
+    pvti_tensor *tensors;
+    char (*names)[128];
+    pvt_real **chained; /* gradients of codebooks and scales, freed at the end */
+    int64_t n, n_chained;
+} grad_list;
+
+static pvt_real *grad_chain(app *a, grad_list *list, int64_t n)
+{
+    pvt_real *memory = PVTI_NEW(a->ctx, pvt_real, n);
+    if (memory) list->chained[list->n_chained++] = memory;
+    return memory;
+}
+
+static void grad_add(grad_list *list, const pvt_tensor_info *t, const char *suffix, const pvt_real *data, int rank,
+                     const int64_t *shape)
+{
+    char *name = list->names[list->n];
+    size_t stem = strlen(t->name), weight = strlen(".weight");
+    snprintf(name, sizeof *list->names, "%s", t->name);
+    if (suffix && stem > weight && strcmp(t->name + stem - weight, ".weight") == 0)
+        snprintf(name + stem - weight, sizeof *list->names - stem + weight, ".%s", suffix);
+    list->tensors[list->n++] = real_tensor(name, data, rank, shape);
+}
+
+static int grad_collect(app *a, grad_list *list)
+{
+    int64_t i;
+    for (i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        const pvt_real *dW = pvt_run_grad(a->runs[0], i);
+        int64_t shape[4];
+        if (!dW) continue;
+        shape[0] = t.weight ? t.weight->O : t.n, shape[1] = t.weight ? t.weight->I : 0;
+        grad_add(list, &t, NULL, dW, t.weight ? 2 : 1, shape);
+        if (t.weight && t.weight->format.kind == PVT_FORMAT_AQLM) {
+            const pvt_format *f = &t.weight->format;
+            int64_t rows = t.weight->O / f->out_group, values = (int64_t)f->codebooks << f->bits;
+            pvt_real *dcodebooks = grad_chain(a, list, values * f->out_group * f->in_group);
+            pvt_real *dscales = grad_chain(a, list, rows);
+            if (!dcodebooks || !dscales) return fail_result(a, PVT_ERR_MEMORY);
+            TRY(a, pvt_weight_chain(a->ctx, dcodebooks, dscales, t.weight, dW));
+            shape[0] = f->codebooks, shape[1] = (int64_t)1 << f->bits, shape[2] = f->out_group, shape[3] = f->in_group;
+            grad_add(list, &t, "codebooks", dcodebooks, 4, shape);
+            shape[0] = rows, shape[1] = shape[2] = shape[3] = 1;
+            grad_add(list, &t, "scales", dscales, 4, shape);
+        }
+    }
+    return 0;
+}
+
+static int grad_write(app *a, double loss)
+{
+    grad_list list;
+    pvt_real value = (pvt_real)loss;
+    int64_t n = pvt_model_tensors(a->models[0]), i;
+    int status = 1;
+    memset(&list, 0, sizeof list);
+    list.tensors = PVTI_NEW(a->ctx, pvti_tensor, 3 * n + 1);
+    list.names = (char(*)[128])pvti_alloc(a->ctx, 3 * n + 1, sizeof *list.names);
+    list.chained = PVTI_NEW(a->ctx, pvt_real *, 2 * n);
+    if (list.tensors && list.names && list.chained) {
+        list.tensors[list.n++] = real_tensor("loss", &value, 0, NULL);
+        status = grad_collect(a, &list);
+        if (status == 0 && pvti_safetensors_write(a->ctx, a->o.output, list.tensors, list.n, NULL) != PVT_OK)
+            status = fail_result(a, PVT_ERR_IO);
+    } else
+        fail_result(a, PVT_ERR_MEMORY);
+    for (i = 0; i < list.n_chained; i++) pvti_free(a->ctx, list.chained[i]);
+    pvti_free(a->ctx, list.chained), pvti_free(a->ctx, list.names), pvti_free(a->ctx, list.tensors);
+    return status;
+}
+
+static int verb_grad(app *a)
+{
+    batch b;
+    pvt_run_desc desc;
+    pvt_loss_desc loss;
+    double sum;
+    int64_t count;
+    memset(&desc, 0, sizeof desc), memset(&loss, 0, sizeof loss);
+    DO(load_batch(a, &b));
+    desc.max_batch = b.B, desc.max_ctx = b.T;
+    if (a->o.teacher) {
+        DO(load_model(a, 1, a->o.teacher));
+        TRY(a, pvt_run_create(a->ctx, a->models[1], &desc, &a->runs[1]));
+        TRY(a, pvt_run_forward(a->runs[1], b.ids, b.B, b.T, NULL));
+        loss.teacher = a->models[1], loss.teacher_hidden = pvt_run_hidden(a->runs[1]);
+    }
+    desc.train = desc.accumulate = true;
+    TRY(a, pvt_run_create(a->ctx, a->models[0], &desc, &a->runs[0]));
+    TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, NULL));
+    TRY(a, pvt_run_backward(a->runs[0], &loss, &sum, &count, NULL, NULL));
+    if (count < 1) return fail(a, "%s: nothing is predicted; give at least two tokens per array", a->o.ids);
+    DO(grad_write(a, sum / (double)count));
+    put_open(&a->json, NULL, "{");
+    put_number(&a->json, "loss", sum / (double)count), put_int(&a->json, "tokens", count);
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    if (!a->o.json) printf("loss %.7f over %lld tokens; gradients written to %s\n", sum / (double)count, (long long)count, a->o.output);
+    return put_result(a);
+}
+
+#include "demo.h"
+
+/* ---- the verbs, and main ---- */
+
+#define SET(rows) {rows, (int)(sizeof rows / sizeof *rows)}
+static const struct verb {
+    const char *name, *summary;
+    option_set options;
+    int (*run)(app *);
+} verbs[] = {
+    {"demo", "train a small Llama, quantize and tune it: one table, one chart; needs no files", SET(demo_rows), verb_demo},
+    {"info", "architecture, tensors and bits of a model; memory of a plan", SET(info_rows), verb_info},
+    {"quantize", "compress a model to codes, calibrated on a text", SET(quantize_rows), verb_quantize},
+    {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
+    {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
+    {"generate", "continue a prompt", SET(generate_rows), verb_generate},
+    {"export", "write a model for other software", SET(export_rows), verb_export},
+    {"tokenize", "token ids of a text", SET(tokenize_rows), verb_tokenize},
+    {"logits", "logits of given token ids, as safetensors", SET(logits_rows), verb_logits},
+    {"grad", "loss and gradients of given token ids, as safetensors", SET(grad_rows), verb_grad},
+};
+enum { VERBS = (int)(sizeof verbs / sizeof *verbs) };
+static const option_set common_set = SET(common_rows);
+static const option_set tune_set = SET(tune_rows);
+
+static int program_help(FILE *f)
+{
+    int i;
+    fprintf(f, "pvtune compresses language models of the Llama family to about two bits per weight and tunes them.\n\n"
+               "usage: pvtune VERB …\n\n");
+    for (i = 0; i < VERBS; i++) fprintf(f, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
+    fprintf(f, "\n  pvtune help VERB   its options      pvtune --version\n\n"
+               "Results go to stdout, progress to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
+    return f == stdout ? 0 : 2;
+}
+
+static int verb_help(const struct verb *v)
+{
+    options_usage(stdout, "pvtune", v->name, v->options);
+    printf("%s\n\n", v->summary);
+    options_help(stdout, v->options);
+    options_help(stdout, common_set);
+    return 0;
+}
+
+static const struct verb *find_verb(const char *name)
+{
+    const char *near = NULL;
+    int i, distance = 99;
+    for (i = 0; i < VERBS; i++) {
+        if (strcmp(verbs[i].name, name) == 0) return &verbs[i];
+        near = option_nearest(name, near, verbs[i].name, &distance);
+    }
+    fprintf(stderr, near ? "pvtune: there is no verb '%s'; did you mean %s?\n" : "pvtune: there is no verb '%s'; see pvtune help\n",
+            name, near);
+    return NULL;
+}
+
+/* What was printed must have arrived: a full disk is a failure. */
+static int finish_stdout(const char *verb, int status)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+    fprintf(stderr, "pvtune %s: the result could not be written to standard output: %s\n", verb, strerror(errno));
+    return status ? status : 1;
+}
+
+static int run_verb(const struct verb *v, app *a)
+{
+    pvt_ctx_desc desc;
+    pvt_result result;
+    int status;
+    const char *term = getenv("TERM");
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = (int)a->o.threads, desc.seed = (uint64_t)a->o.seed;
+    desc.progress = on_progress, desc.progress_user = a;
+    result = pvt_ctx_create(&desc, &a->ctx);
+    if (result != PVT_OK) return fail(a, "%s", pvt_result_text(result));
+    a->json = pvti_text_begin(a->ctx);
+    a->meter.terminal = isatty(2) && term && strcmp(term, "dumb") != 0;
+    a->started = pvti_seconds();
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    status = v->run(a);
+    meter_clear(&a->meter);
+    app_close(a);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    static app a;
+    option_set sets[3];
+    const struct verb *v;
+    char wrong[512];
+    bool help = false;
+    int i, n_sets = 0;
+    if (argc < 2) return program_help(stderr);
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) {
+        printf("pvtune %d.%d.%d\n", PVT_VERSION_MAJOR, PVT_VERSION_MINOR, PVT_VERSION_PATCH);
+        return finish_stdout("--version", 0);
+    }
+    if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        if (argc < 3) return finish_stdout("help", program_help(stdout));
+        v = find_verb(argv[2]);
+        return v ? finish_stdout("help", verb_help(v)) : 2;
+    }
+    v = find_verb(argv[1]);
+    if (!v) return 2;
+    a.verb = v->name;
+    sets[n_sets++] = v->options;
+    sets[n_sets++] = common_set;
+    for (i = 2; i < argc; i++) /* the options of tune, when its memory is planned */
+        if (v->run == verb_info && strncmp(argv[i], "--plan", 6) == 0 && n_sets < 3) sets[n_sets++] = tune_set;
+    if (!options_parse(sets, n_sets, argc - 2, argv + 2, &a.o, &help, wrong, sizeof wrong)) {
+        fprintf(stderr, "pvtune %s: %s; see pvtune help %s\n", v->name, wrong, v->name);
+        return 2;
+    }
+    if (help) return finish_stdout("help", verb_help(v));
+    return finish_stdout(v->name, run_verb(v, &a));
+}

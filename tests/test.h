@@ -1,0 +1,52 @@
+/*  The few macros that every test shares. A test program calls CHECK and CHECK_NEAR, skips
+    with SKIP, and returns test_end(), which prints the line that `make test` adds up. */
+#ifndef PVTUNE_TEST_H
+#define PVTUNE_TEST_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int test_passed, test_failed, test_skipped;
+
+/* One condition; a failure says where and what. */
+#define CHECK(condition)                                                              \
+    do {                                                                              \
+        if (condition)                                                                \
+            test_passed++;                                                            \
+        else                                                                          \
+            test_failed++, printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+    } while (0)
+
+/* |a − b| ≤ tolerance; NaN fails. */
+#define CHECK_NEAR(a, b, tolerance)                                                                  \
+    do {                                                                                             \
+        double a_ = (double)(a), b_ = (double)(b);                                                   \
+        if (fabs(a_ - b_) <= (tolerance))                                                            \
+            test_passed++;                                                                           \
+        else                                                                                         \
+            test_failed++, printf("%s:%d: failed: %s = %.9g, %s = %.9g, off by %.3g > %.3g\n",       \
+                                  __FILE__, __LINE__, #a, a_, #b, b_, fabs(a_ - b_), (double)(tolerance)); \
+    } while (0)
+
+/* The call returns PVT_OK, or the context's sentence is printed. */
+#define CHECK_OK(ctx, call)                                                                          \
+    do {                                                                                             \
+        pvt_result result_ = (call);                                                                 \
+        if (result_ == PVT_OK)                                                                       \
+            test_passed++;                                                                           \
+        else                                                                                         \
+            test_failed++, printf("%s:%d: failed: %s: %s: %s\n", __FILE__, __LINE__, #call,          \
+                                  pvt_result_text(result_), pvt_ctx_error(ctx));                     \
+    } while (0)
+
+#define SKIP(why) (test_skipped++, printf("skipped: %s\n", why))
+
+static int test_end(void)
+{
+    printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);
+    return test_failed != 0;
+}
+
+#endif

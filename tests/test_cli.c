@@ -1,0 +1,418 @@
+/*  Breaking the program: wrong usage, missing and damaged files, full disks, kill -9, Ctrl-C. Drives
+    build/pvtune (or $PVTUNE) through the shell, as its users do, on a small random model. */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "../examples/stories.h"
+#include "test.h"
+
+static char dir[256], program[512], out_text[1 << 20], err_text[1 << 16];
+
+static int64_t slurp(const char *path, char *into, int64_t capacity)
+{
+    FILE *f = fopen(path, "rb");
+    int64_t n = f ? (int64_t)fread(into, 1, (size_t)(capacity - 1), f) : 0;
+    if (f) fclose(f);
+    into[n] = 0;
+    return n;
+}
+
+static int shell_status(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
+
+/* Runs `pvtune <args>` in the scratch directory; exit status, and stdout and stderr in the two texts. */
+static PVTI_PRINTF(1, 2) int run(const char *format, ...)
+{
+    char command[4096], args[3000], path[600];
+    va_list list;
+    int status;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "cd '%s' && '%s' %s >out 2>err </dev/null", dir, program, args);
+    status = shell_status(system(command));
+    snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
+    snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
+    return status;
+}
+
+static PVTI_PRINTF(1, 2) int sh(const char *format, ...)
+{
+    char command[4096], args[3000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "cd '%s' && { %s ; } >sh.log 2>&1 </dev/null", dir, args);
+    return shell_status(system(command));
+}
+
+static int lines(const char *text)
+{
+    int n = 0;
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
+/* The run failed with that status, nothing on stdout, and one line on stderr that has `words`. */
+#define CHECK_REFUSED(wanted, words, status)                                                         \
+    do {                                                                                             \
+        int status_ = (status);                                                                      \
+        CHECK(status_ == (wanted));                                                                  \
+        CHECK(out_text[0] == 0);                                                                     \
+        CHECK(lines(err_text) == 1);                                                                 \
+        CHECK(strstr(err_text, words) != NULL);                                                      \
+        if (status_ != (wanted) || lines(err_text) != 1 || !strstr(err_text, words))                 \
+            printf("    exit status %d, stderr: %s\n", status_, err_text);                           \
+    } while (0)
+
+/* The run succeeded; its complaint is shown when not. */
+#define CHECK_RUN(status)                                                                            \
+    do {                                                                                             \
+        int status_ = (status);                                                                      \
+        CHECK(status_ == 0);                                                                         \
+        if (status_ != 0) printf("    exit status %d, stderr: %s\n", status_, err_text);             \
+    } while (0)
+
+/* stdout is one JSON value with all the fields (comma-separated). */
+static bool json_has(pvt_ctx *ctx, const char *fields)
+{
+    pvti_json j;
+    char key[64];
+    bool good = true;
+    if (pvti_json_parse(ctx, "stdout", out_text, (int64_t)strlen(out_text), &j) != PVT_OK) {
+        printf("    not JSON: %s: %.200s\n", pvt_ctx_error(ctx), out_text);
+        return false;
+    }
+    while (*fields) {
+        size_t n = strcspn(fields, ",");
+        snprintf(key, sizeof key, "%.*s", (int)n, fields);
+        if (pvti_json_find(&j, 0, key) < 0) good = false, printf("    no field \"%s\" in %.200s\n", key, out_text);
+        fields += n + (fields[n] == ',');
+    }
+    pvti_json_free(&j);
+    return good;
+}
+
+/* A byte-level model with random weights, and texts, for everything below. */
+static void make_inputs(pvt_ctx *ctx)
+{
+    pvt_model_config config;
+    pvt_model *model = NULL;
+    pvt_tokenizer *bytes = NULL;
+    char path[600], *text;
+    int64_t n;
+    FILE *f;
+    memset(&config, 0, sizeof config);
+    config.layers = 2, config.dim = 32, config.heads = 4, config.kv_heads = 2, config.ff = 64, config.vocab = 256;
+    config.ctx = 64, config.tied = true;
+    CHECK_OK(ctx, pvt_model_create(ctx, &config, &model));
+    CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
+    pvt_model_set_tokenizer(model, bytes);
+    snprintf(path, sizeof path, "%s/model", dir);
+    CHECK_OK(ctx, pvt_model_save(model, path, NULL));
+    pvt_model_free(model);
+    text = stories_write(3, 20000, &n);
+    snprintf(path, sizeof path, "%s/text", dir);
+    f = fopen(path, "wb");
+    CHECK(text && f && fwrite(text, 1, (size_t)n, f) == (size_t)n);
+    if (f) fclose(f);
+    free(text);
+    CHECK(sh("head -c 50 text >short; echo '[[1,2,3,4],[5,6,7,8]]' >ids") == 0);
+}
+
+static void test_usage(void)
+{
+    CHECK(run("help") == 0 && strstr(out_text, "quantize") && err_text[0] == 0);
+    CHECK(run("--version") == 0 && strncmp(out_text, "pvtune ", 7) == 0);
+    CHECK(run("help tune") == 0 && strstr(out_text, "--code-lr"));
+    CHECK(run("tune --help") == 0 && strstr(out_text, "--code-lr"));
+    CHECK(run(" ") == 2 && out_text[0] == 0);
+    CHECK_REFUSED(2, "did you mean tune", run("tuna"));
+    CHECK_REFUSED(2, "no verb", run("help frobnicate"));
+    CHECK_REFUSED(2, "did you mean --steps", run("tune model --stesp 3"));
+    CHECK_REFUSED(2, "MODEL is missing", run("info"));
+    CHECK_REFUSED(2, "--calib TEXT is missing", run("quantize model -o x"));
+    CHECK_REFUSED(2, "unexpected argument 'b'", run("info model b"));
+    CHECK_REFUSED(2, "whole number from 1", run("quantize model --calib text -o x --samples 0"));
+    CHECK_REFUSED(2, "whole number", run("quantize model --calib text -o x --samples 3.5"));
+    CHECK_REFUSED(2, "number from", run("tune model --data text -o x --cap nan"));
+    CHECK_REFUSED(2, "one of", run("tune model --data text -o x --strategy best"));
+    CHECK_REFUSED(2, "needs a value", run("eval model --ppl"));
+    CHECK_REFUSED(2, "takes no value", run("info model --json=yes"));
+    CHECK_REFUSED(2, "--teacher", run("tune model --data text -o x"));
+    CHECK_REFUSED(2, "--windows", run("eval model --ppl text --windows 3:2"));
+    CHECK_REFUSED(2, "either", run("tokenize model"));
+    CHECK(run("info --quiet -- model") == 0);
+}
+
+static void test_files(void)
+{
+    CHECK_REFUSED(1, "absent", run("info absent"));
+    CHECK_REFUSED(1, "absent", run("eval model --ppl absent"));
+    CHECK_REFUSED(1, "absent", run("logits model --ids absent -o x"));
+    CHECK_REFUSED(1, "absent", run("tokenize model -f absent"));
+    CHECK_REFUSED(1, "absent", run("eval model --ppl text --tokenizer absent"));
+    CHECK_REFUSED(1, "absent", run("quantize model --calib text -o absent/there --format aqlm:1x2g4"));
+    CHECK_REFUSED(1, "text", run("info text"));
+    CHECK_REFUSED(1, "text", run("eval model --ppl text --tokenizer text"));
+    CHECK_REFUSED(1, "model", run("eval model --ppl model"));
+    CHECK_REFUSED(1, "50", run("eval model --ppl short"));
+    CHECK_REFUSED(1, "window", run("eval model --ppl text --windows 100000:100001"));
+    CHECK_REFUSED(1, "equally long", run("logits model --ids ids2 -o x") == 1 && sh("echo '[[1],[2,3]]' >ids2") == 0
+                                             ? run("logits model --ids ids2 -o x") : -1);
+    CHECK(sh("echo '[[1,999]]' >ids2") == 0);
+    CHECK_REFUSED(1, "0 to 255", run("logits model --ids ids2 -o x"));
+    CHECK(sh("echo '[[1,2' >ids2") == 0);
+    CHECK_REFUSED(1, "ids2", run("grad model --ids ids2 -o x"));
+    CHECK(sh("test -e x") != 0); /* nothing of all this left a file */
+    if (geteuid() != 0) {
+        CHECK(sh("cp text secret; chmod 000 secret") == 0);
+        CHECK_REFUSED(1, "secret", run("eval model --ppl secret"));
+    } else
+        SKIP("an unreadable file: this is root, who reads everything");
+    /* truncated and damaged models */
+    CHECK(sh("cp -r model cut; head -c 5000 model/model.safetensors >cut/model.safetensors") == 0);
+    CHECK_REFUSED(1, "model.safetensors", run("info cut"));
+    CHECK(sh("head -c 30 model/config.json >cut/config.json; cp model/model.safetensors cut") == 0);
+    CHECK_REFUSED(1, "config.json", run("info cut"));
+    CHECK(sh("rm -r cut; cp -r model cut; rm cut/config.json") == 0);
+    CHECK_REFUSED(1, "cut", run("info cut"));
+}
+
+static void test_results(pvt_ctx *ctx)
+{
+    CHECK_RUN(run("info model --json"));
+    CHECK(json_has(ctx, "family,layers,dim,heads,kv_heads,head_dim,ff,vocab,ctx,params,bits_per_weight,"
+                        "bits_per_weight_all,tensors"));
+    CHECK_RUN(run("quantize model --calib text -o q --format aqlm:2x4g4 --samples 8 --json"));
+    CHECK(json_has(ctx, "format,bits_per_weight,layers,seconds,peak_bytes"));
+    CHECK_RUN(run("quantize model --calib text -o q1 --format aqlm:2x4g4 --samples 8 --threads 1 -q"));
+    CHECK(sh("cmp q/model.safetensors q1/model.safetensors") == 0); /* any number of threads */
+    CHECK_REFUSED(1, "--overwrite", run("quantize model --calib text -o q --format aqlm:2x4g4 -q"));
+    CHECK_REFUSED(1, "input", run("quantize model --calib text -o model --overwrite -q"));
+    CHECK_RUN(run("quantize model --calib text -o q1 --format aqlm:1x4g4 --samples 8 -q --overwrite"));
+    CHECK_RUN(run("eval q --ppl text --windows 2:9 --log w.jsonl --json"));
+    CHECK(json_has(ctx, "ppl,nll,nll_stderr,nll_sum,tokens,windows,ctx,seconds"));
+    CHECK(sh("test $(wc -l <w.jsonl) = 7") == 0);
+    CHECK_RUN(run("eval model --ppl text --windows 2:9 --against w.jsonl --json"));
+    CHECK(json_has(ctx, "nll_difference,nll_difference_stderr"));
+    CHECK_REFUSED(1, "w.jsonl", run("eval model --ppl text --windows 2:10 --against w.jsonl -q"));
+    CHECK_RUN(run("generate q -p Once -n 8 --json"));
+    CHECK(json_has(ctx, "prompt_ids,ids,text,seconds,tokens_per_second"));
+    CHECK_RUN(run("generate q -p Once -n 8 --temp 1 --top-p 0.9 --seed 5 -q"));
+    CHECK(strncmp(out_text, "Once", 4) == 0);
+    CHECK_RUN(run("tokenize model 'ab c' --json"));
+    CHECK(strcmp(out_text, "[97,98,32,99]\n") == 0);
+    CHECK_RUN(run("logits q --ids ids -o l.safetensors --json"));
+    CHECK_RUN(run("grad q --ids ids --teacher model -o g.safetensors --json"));
+    CHECK(json_has(ctx, "loss,tokens"));
+    CHECK_RUN(run("export q -o dense --to dense -q"));
+    CHECK_RUN(run("export q -o again --to hf -q"));
+    CHECK(sh("cmp q/model.safetensors again/model.safetensors") == 0);
+    CHECK_RUN(run("info q --plan tune --batch 4 --ctx 32 --json"));
+    CHECK(json_has(ctx, "plan_bytes"));
+}
+
+static void test_tensors(pvt_ctx *ctx)
+{
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    char path[600];
+    snprintf(path, sizeof path, "%s/l.safetensors", dir);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
+    t = pvti_safetensors_find(&st, "logits");
+    CHECK(t && t->dtype == PVT_F32 && t->rank == 3 && t->shape[0] == 2 && t->shape[1] == 4 && t->shape[2] == 256);
+    pvti_safetensors_close(&st);
+    snprintf(path, sizeof path, "%s/g.safetensors", dir);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
+    CHECK(pvti_safetensors_find(&st, "loss") != NULL);
+    CHECK(pvti_safetensors_find(&st, "model.embed_tokens.weight") != NULL);
+    CHECK(pvti_safetensors_find(&st, "model.layers.1.mlp.down_proj.weight") != NULL);
+    t = pvti_safetensors_find(&st, "model.layers.1.mlp.down_proj.codebooks");
+    CHECK(t && t->rank == 4 && t->shape[0] == 2 && t->shape[1] == 16 && t->shape[2] == 1 && t->shape[3] == 4);
+    CHECK(pvti_safetensors_find(&st, "model.layers.1.mlp.down_proj.scales") != NULL);
+    CHECK(pvti_safetensors_find(&st, "model.norm.weight") != NULL);
+    pvti_safetensors_close(&st);
+}
+
+/* A NaN in fp16 amid a tensor of nan/model.safetensors. */
+static void put_nan(pvt_ctx *ctx, const char *name)
+{
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    uint64_t header = 0;
+    char path[600];
+    FILE *f;
+    snprintf(path, sizeof path, "%s/nan/model.safetensors", dir);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
+    t = pvti_safetensors_find(&st, name);
+    f = fopen(path, "r+b");
+    CHECK(t && f && fread(&header, 8, 1, f) == 1);
+    if (t && f) {
+        const uint8_t *first = t->data;
+        for (int64_t i = 0; i < st.n; i++) first = PVTI_MIN(first, st.tensors[i].data);
+        fseek(f, (long)(8 + header) + (long)(t->data - first) + 100, SEEK_SET);
+        CHECK(fwrite("\0\x7e", 2, 1, f) == 1);
+    }
+    if (f) fclose(f);
+    pvti_safetensors_close(&st);
+}
+
+static void test_numbers(pvt_ctx *ctx)
+{
+    CHECK_REFUSED(1, "q_proj", run("quantize model --calib text -o bad --format aqlm:2x4g7 -q"));
+    CHECK_REFUSED(1, "aqlm", run("quantize model --calib text -o bad --format aqlm:twoxfour -q"));
+    CHECK(sh("test -e bad") != 0);
+    CHECK(sh("cp -r model nan") == 0);
+    put_nan(ctx, "model.layers.1.self_attn.v_proj.weight");
+    CHECK_REFUSED(1, "v_proj", run("quantize nan --calib text -o bad --format aqlm:2x4g4 --samples 8 -q"));
+    CHECK(sh("test -e bad") != 0);
+}
+
+/* Starts a tuning run, waits until its log has `at_least` lines, sends the signal; its exit status. */
+static int interrupted(const char *args, const char *log, int at_least, int signal_number)
+{
+    char command[4096], path[600];
+    static char text[1 << 16];
+    int status, waited = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        snprintf(command, sizeof command, "cd '%s' && exec '%s' %s >out 2>err </dev/null", dir, program, args);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    snprintf(path, sizeof path, "%s/%s", dir, log);
+    for (;;) {
+        slurp(path, text, sizeof text);
+        if (lines(text) >= at_least || waited++ > 6000) break;
+        if (waitpid(child, &status, WNOHANG) == child) return shell_status(status);
+        usleep(5000);
+    }
+    kill(child, signal_number);
+    waitpid(child, &status, 0);
+    snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
+    snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
+    return shell_status(status);
+}
+
+/* Ctrl-C while a model is quantized: a sentence, and nothing half-written. */
+static void test_stop_quantize(void)
+{
+    static const char args[] = "quantize model --calib text -o half --format aqlm:2x8g4 --samples 300 --epochs 500 "
+                               "--tolerance 1e-9 --finetune-epochs 500 -q";
+    char command[4096];
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        snprintf(command, sizeof command, "cd '%s' && exec '%s' %s >out 2>err </dev/null", dir, program, args);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    usleep(500000);
+    kill(child, SIGINT);
+    waitpid(child, &status, 0);
+    if (shell_status(status) == 0) {
+        SKIP("Ctrl-C while quantizing: this machine was done within half a second");
+        return;
+    }
+    CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0 && sh("test -e half") != 0);
+}
+
+#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-lr 0.01 -q --save-every 4 "
+
+static void test_resume(pvt_ctx *ctx)
+{
+    int status;
+    CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
+    CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
+    CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
+    status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
+    CHECK(status == 128 + SIGKILL);
+    CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
+    CHECK_REFUSED(1, "--resume", run(TUNE "-o killed"));
+    CHECK_REFUSED(1, "checkpoint", run(TUNE "-o killed --resume --cap 0.04"));
+    CHECK(sh("cp killed/checkpoint.safetensors whole; head -c 2000 whole >killed/checkpoint.safetensors") == 0);
+    CHECK_REFUSED(1, "checkpoint.safetensors", run(TUNE "-o killed --resume"));
+    CHECK(sh("mv whole killed/checkpoint.safetensors; printf '{\"step\":' >>killed.jsonl") == 0);
+    CHECK_RUN(run(TUNE "-o killed --log killed.jsonl --resume"));
+    CHECK(sh("cmp t/model.safetensors killed/model.safetensors && cmp t/config.json killed/config.json") == 0);
+    CHECK(sh("test ! -e killed/checkpoint.safetensors && test $(wc -l <killed.jsonl) = 30 &&"
+             "cut -d, -f1-6 t.jsonl >a; cut -d, -f1-6 killed.jsonl >b; cmp a b") == 0);
+    status = interrupted(TUNE "-o stopped --log stopped.jsonl", "stopped.jsonl", 3, SIGINT);
+    CHECK_REFUSED(1, "--resume", status);
+    CHECK_RUN(run(TUNE "-o stopped --resume"));
+    CHECK(sh("cmp t/model.safetensors stopped/model.safetensors") == 0);
+    CHECK_REFUSED(1, "already holds a model", run(TUNE "-o stopped"));
+    CHECK_REFUSED(1, "input", run(TUNE "-o q --overwrite"));
+    CHECK_REFUSED(1, "log", run(TUNE "-o other --log absent/log"));
+}
+
+static void test_full_disk(void)
+{
+    CHECK(sh("'%s' info model --json 2>full.err >/dev/full", program) == 1 && sh("grep -q 'standard output' full.err") == 0);
+    CHECK_REFUSED(1, "/dev/full", run("eval model --ppl text --log /dev/full -q"));
+    CHECK(run("logits model --ids ids -o /dev/full") == 1 && sh("test -c /dev/full") == 0); /* and it is still a device */
+    if (sh("mkdir small && mount -t tmpfs -o size=32k tmpfs small") != 0) {
+        SKIP("a full disk: no tmpfs may be mounted here");
+        return;
+    }
+    CHECK_REFUSED(1, "small", run("export model -o small/model --to dense -q"));
+    CHECK(sh("test ! -e small/model/config.json") == 0);
+    CHECK_REFUSED(1, "small", run(TUNE "-o small/tuned"));
+    CHECK(sh("test ! -e small/tuned/config.json && test -z \"$(find small -name '*.tmp')\"") == 0);
+    CHECK(sh("umount small") == 0);
+}
+
+/* On a terminal there is a bar, redrawn in place; a pseudo-terminal is one. */
+static void test_terminal(void)
+{
+    char text[4096], args[1500];
+    int master = posix_openpt(O_RDWR | O_NOCTTY), n = 0, got;
+    pid_t child;
+    if (master < 0 || grantpt(master) != 0 || unlockpt(master) != 0) {
+        SKIP("the progress bar: no pseudo-terminal");
+        return;
+    }
+    child = fork();
+    if (child == 0) {
+        int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+        dup2(slave, 2);
+        snprintf(args, sizeof args, "cd '%s' && TERM=xterm exec '%s' eval model --ppl text >out", dir, program);
+        execl("/bin/sh", "sh", "-c", args, (char *)NULL);
+        _exit(127);
+    }
+    waitpid(child, NULL, 0);
+    fcntl(master, F_SETFL, O_NONBLOCK);
+    while ((got = (int)read(master, text + n, sizeof text - 1 - (size_t)n)) > 0) n += got;
+    text[n] = 0;
+    CHECK(strstr(text, "windows") && strchr(text, '\r') && strchr(text, '#'));
+    close(master);
+}
+
+int main(void)
+{
+    pvt_ctx *ctx = NULL;
+    const char *temporary = getenv("TMPDIR"), *wanted = getenv("PVTUNE");
+    char here[256];
+    if (!wanted) wanted = "build/pvtune";
+    if (!getcwd(here, sizeof here)) return 1;
+    snprintf(program, sizeof program, "%s%s%s", wanted[0] == '/' ? "" : here, wanted[0] == '/' ? "" : "/", wanted);
+    snprintf(dir, sizeof dir, "%s/pvtune-cli-XXXXXX", temporary ? temporary : "/tmp");
+    if (!mkdtemp(dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    make_inputs(ctx);
+    test_usage();
+    test_files();
+    test_results(ctx);
+    test_tensors(ctx);
+    test_numbers(ctx);
+    test_stop_quantize();
+    test_resume(ctx);
+    test_full_disk();
+    test_terminal();
+    pvt_ctx_destroy(ctx);
+    if (sh("true") == 0) sh("cd /; rm -rf '%s'", dir);
+    return test_end();
+}

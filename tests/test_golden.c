@@ -1,0 +1,541 @@
+/*  Holds models against figures from public implementations (../shared/golden, described in its
+    README): logits, losses and gradients of tiny Llama models and AQLM checkpoints, the llama2.c
+    checkpoints, SmolLM2-135M. What is not there is skipped with a line. */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+#include "test.h"
+
+#define GOLDEN "../shared/golden/"
+#define DATA "../shared/data/"
+#ifndef SMOLLM2
+#define SMOLLM2 "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+#endif
+
+static pvt_ctx *ctx;
+
+static const char *path_of(const char *dir, const char *name)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s%s", dir, name);
+    return path;
+}
+
+/* Opens dir/name; false (and a failure) when it cannot be. */
+static bool open_tensors(const char *dir, const char *name, pvti_safetensors *st)
+{
+    pvt_result result = pvti_safetensors_open(ctx, path_of(dir, name), st);
+    CHECK_OK(ctx, result);
+    return result == PVT_OK;
+}
+
+static double json_number(const char *path, const char *key)
+{
+    pvti_map map;
+    pvti_json j;
+    double value = NAN;
+    if (pvti_json_open(ctx, path, &map, &j) != PVT_OK) return NAN;
+    pvti_json_number(&j, pvti_json_find(&j, 0, key), &value);
+    pvti_json_free(&j);
+    pvti_map_close(ctx, &map);
+    return value;
+}
+
+/* The numbers of a tensor, to be freed; and its int32 view. */
+static pvt_real *numbers(const pvti_safetensors *st, const char *name, int64_t *n)
+{
+    const pvti_tensor *t = pvti_safetensors_find(st, name);
+    pvt_real *out;
+    if (!t) return NULL;
+    *n = pvti_tensor_count(t);
+    out = (pvt_real *)malloc((size_t)*n * sizeof *out);
+    pvti_dtype_info(t->dtype)->decode(t->data, out, *n);
+    return out;
+}
+static int32_t *integers(const pvti_safetensors *st, const char *name, const pvti_tensor **t)
+{
+    int32_t *out;
+    *t = pvti_safetensors_find(st, name);
+    if (!*t || (*t)->dtype != PVT_I32) return NULL;
+    out = (int32_t *)malloc((size_t)(*t)->bytes + 1);
+    memcpy(out, (*t)->data, (size_t)(*t)->bytes);
+    return out;
+}
+
+/* The largest excess of |a − b| over tolerance + relative·|b|, at least 0, as the difference itself. */
+static double worst(const pvt_real *a, const pvt_real *b, int64_t n, double relative)
+{
+    double most = 0;
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        double off = fabs((double)a[i] - (double)b[i]) - relative * fabs((double)b[i]);
+        if (!(off <= most)) most = off;
+    }
+    return most;
+}
+
+/* Every gradient that the file has, by name; codebooks and scales through the chain rule. */
+static void check_gradients(const pvt_model *model, const pvt_run *run, const char *dir, const char *label)
+{
+    pvti_safetensors st;
+    double most = 0;
+    int64_t i, n, compared = 0;
+    char name[128];
+    if (!open_tensors(dir, "grads.safetensors", &st)) return;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        const pvt_weight *w = t.weight;
+        pvt_real *golden = numbers(&st, t.name, &n);
+        CHECK(golden != NULL && n == t.n);
+        if (!golden || n != t.n) continue;
+        compared++;
+        most = fmax(most, worst(pvt_run_grad(run, i), golden, n, 1e-4));
+        free(golden);
+        if (!w || w->format.kind == PVT_FORMAT_DENSE) continue;
+        {
+            int64_t books = w->format.codebooks * ((int64_t)1 << w->format.bits) * w->format.in_group *
+                            w->format.out_group;
+            int64_t scales = w->O / w->format.out_group;
+            pvt_real *dbooks = (pvt_real *)calloc((size_t)books, sizeof *dbooks);
+            pvt_real *dscales = (pvt_real *)calloc((size_t)scales, sizeof *dscales);
+            int length = (int)strlen(t.name) - (int)strlen("weight");
+            CHECK_OK(ctx, pvt_weight_chain(ctx, dbooks, dscales, w, pvt_run_grad(run, i)));
+            snprintf(name, sizeof name, "%.*scodebooks", length, t.name);
+            golden = numbers(&st, name, &n);
+            CHECK(golden && n == books);
+            if (golden) most = fmax(most, worst(dbooks, golden, n, 1e-4));
+            free(golden);
+            snprintf(name, sizeof name, "%.*sscales", length, t.name);
+            golden = numbers(&st, name, &n);
+            CHECK(golden && n == scales);
+            if (golden) most = fmax(most, worst(dscales, golden, n, 1e-4));
+            free(golden), free(dbooks), free(dscales);
+            compared += 2;
+        }
+    }
+    CHECK(compared == st.n);
+    CHECK_NEAR(most, 0, 1e-5);
+    printf("%s: %lld gradients within %.2g + 1e-4·|g|\n", label, (long long)compared, most);
+    pvti_safetensors_close(&st);
+}
+
+static pvt_run *run_for(const pvt_model *model, int64_t B, int64_t T, bool train)
+{
+    pvt_run_desc desc;
+    pvt_run *run = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.max_batch = B, desc.max_ctx = T, desc.train = train, desc.accumulate = train;
+    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    return run;
+}
+
+/* Logits, loss and gradients of one directory. */
+static void check_model(const char *dir, bool gradients)
+{
+    pvt_model *model;
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    int32_t *ids;
+    int64_t n, count;
+    double sum, most;
+    pvt_run *run;
+    pvt_real *logits, *golden;
+    CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
+    if (!model) return;
+    if (!open_tensors(dir, "golden.safetensors", &st)) return;
+    ids = integers(&st, "input_ids", &t);
+    golden = numbers(&st, "logits", &n);
+    run = run_for(model, t->shape[0], t->shape[1], true);
+    logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
+    CHECK_OK(ctx, pvt_run_forward(run, ids, t->shape[0], t->shape[1], logits));
+    most = worst(logits, golden, n, 0);
+    CHECK_NEAR(most, 0, 3e-5);
+    if (gradients) {
+        double loss = json_number(path_of(dir, "golden.json"), "loss");
+        CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
+        CHECK_NEAR(sum / (double)count, loss, 1e-6);
+        CHECK(count == t->shape[0] * (t->shape[1] - 1));
+        printf("%s: logits within %.2g, loss within %.2g\n", dir, most, fabs(sum / (double)count - loss));
+        check_gradients(model, run, dir, dir);
+    }
+    pvt_run_free(run);
+    free(ids), free(golden), free(logits);
+    pvti_safetensors_close(&st);
+    pvt_model_free(model);
+}
+
+static void check_dense(const char *dir)
+{
+    pvt_model *model;
+    pvti_safetensors st;
+    double most = 0;
+    int64_t i, n, compared = 0;
+    CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
+    if (!model || !open_tensors(dir, "dense.safetensors", &st)) return;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *W, *golden = t.linear ? numbers(&st, t.name, &n) : NULL;
+        if (!golden) continue;
+        CHECK(n == t.n && t.weight->format.kind == PVT_FORMAT_AQLM);
+        W = (pvt_real *)malloc((size_t)n * sizeof *W);
+        pvt_weight_dequantize(t.weight, W);
+        most = fmax(most, worst(W, golden, n, 0));
+        compared++;
+        free(W), free(golden);
+    }
+    CHECK(compared == st.n);
+    CHECK_NEAR(most, 0, 1e-6);
+    pvti_safetensors_close(&st);
+    pvt_model_free(model);
+}
+
+/* Loaded and saved again, an AQLM checkpoint has the same tensors, byte for byte. */
+static void check_round_trip(const char *dir)
+{
+    static const char *const files[] = {"config.json", "generation_config.json", "model.safetensors"};
+    char out[64];
+    pvt_model *model;
+    pvti_safetensors was, is;
+    int64_t i, equal = 0;
+    snprintf(out, sizeof out, "/tmp/pvtune-golden-%ld/", (long)getpid());
+    CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
+    if (!model) return;
+    CHECK_OK(ctx, pvt_model_save(model, out, NULL));
+    if (open_tensors(dir, "model.safetensors", &was) && open_tensors(out, "model.safetensors", &is)) {
+        CHECK(was.n == is.n);
+        for (i = 0; i < was.n; i++) {
+            const pvti_tensor *a = &was.tensors[i], *b = pvti_safetensors_find(&is, a->name);
+            equal += b && a->dtype == b->dtype && a->rank == b->rank && a->bytes == b->bytes &&
+                     memcmp(a->shape, b->shape, sizeof a->shape) == 0 &&
+                     memcmp(a->data, b->data, (size_t)a->bytes) == 0;
+        }
+        CHECK(equal == was.n);
+        pvti_safetensors_close(&was), pvti_safetensors_close(&is);
+    }
+    for (i = 0; i < 3; i++) unlink(path_of(out, files[i]));
+    rmdir(out);
+    pvt_model_free(model);
+}
+
+static void check_kl(void)
+{
+    const char *dir = GOLDEN "models/kl_llama/";
+    pvt_model *student, *teacher;
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    int32_t *ids;
+    pvt_run *run, *run_teacher;
+    pvt_loss_desc loss;
+    double sum, again, kl = json_number(GOLDEN "models/kl_llama/golden.json", "kl");
+    int64_t count;
+    CHECK_OK(ctx, pvt_model_load(ctx, GOLDEN "models/llama_gqa", NULL, &student));
+    CHECK_OK(ctx, pvt_model_load(ctx, GOLDEN "models/llama_gqa_teacher", NULL, &teacher));
+    if (!student || !teacher || !open_tensors(dir, "golden.safetensors", &st)) return;
+    ids = integers(&st, "input_ids", &t);
+    run = run_for(student, 2, 17, true), run_teacher = run_for(teacher, 2, 17, false);
+    CHECK_OK(ctx, pvt_run_forward(run_teacher, ids, 2, 17, NULL));
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 17, NULL));
+    memset(&loss, 0, sizeof loss);
+    loss.teacher = teacher, loss.teacher_hidden = pvt_run_hidden(run_teacher);
+    CHECK_OK(ctx, pvt_run_loss(run, &loss, &again, &count, NULL));
+    CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
+    CHECK(count == 34 && again == sum);
+    CHECK_NEAR(sum / 34, kl, 1e-6);
+    check_gradients(student, run, dir, "kl_llama");
+    pvt_run_free(run), pvt_run_free(run_teacher);
+    free(ids);
+    pvti_safetensors_close(&st);
+    pvt_model_free(student), pvt_model_free(teacher);
+}
+
+/* One linear, forward and backward, from its own file. */
+static void check_linear(const char *file, pvt_format format)
+{
+    pvti_safetensors st;
+    const pvti_tensor *codes;
+    pvt_weight w;
+    int64_t n, i, O, I, rows;
+    pvt_real *x, *y, *dy, *bias, *W, *golden, *out, *dx, *dW, *values;
+    if (!open_tensors(GOLDEN "aqlm/", file, &st)) return;
+    x = numbers(&st, "x", &n), y = numbers(&st, "y", &n), dy = numbers(&st, "grad_y", &n),
+    bias = numbers(&st, "bias", &O);
+    rows = n / O;
+    I = pvti_tensor_count(pvti_safetensors_find(&st, "x")) / rows;
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &format, O, I, file, &w));
+    codes = pvti_safetensors_find(&st, "codes");
+    for (i = 0; i < pvti_tensor_count(codes); i++) {
+        int16_t half;
+        if (codes->dtype == PVT_I8) half = (int8_t)codes->data[i];
+        else memcpy(&half, codes->data + 2 * i, 2);
+        pvti_code_set(&w, i, half & ((1 << format.bits) - 1));
+    }
+    values = numbers(&st, "codebooks", &n), memcpy(w.codebooks, values, (size_t)n * sizeof *values),
+    free(values);
+    values = numbers(&st, "scales", &n), memcpy(w.scales, values, (size_t)n * sizeof *values), free(values);
+
+    W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W);
+    pvt_weight_dequantize(&w, W);
+    golden = numbers(&st, "weight", &n);
+    CHECK_NEAR(worst(W, golden, n, 0), 0, 1e-6);
+    free(golden);
+    out = (pvt_real *)malloc((size_t)(rows * O) * sizeof *out);
+    pvt_weight_forward(ctx, out, x, &w, rows, false);
+    for (i = 0; i < rows * O; i++) out[i] += bias[i % O];
+    CHECK_NEAR(worst(out, y, rows * O, 0), 0, 3e-5);
+    dx = (pvt_real *)calloc((size_t)(rows * I), sizeof *dx),
+    dW = (pvt_real *)calloc((size_t)(O * I), sizeof *dW);
+    pvt_weight_backward(ctx, dx, dW, dy, x, &w, rows);
+    golden = numbers(&st, "grad_x", &n);
+    CHECK_NEAR(worst(dx, golden, n, 1e-4), 0, 1e-5);
+    free(golden);
+    golden = numbers(&st, "grad_weight", &n);
+    CHECK_NEAR(worst(dW, golden, n, 1e-4), 0, 1e-5);
+    free(golden);
+    for (i = 0; i < rows; i++) { /* single rows take the kernels of decoding */
+        pvt_weight_forward(ctx, out, x + i * I, &w, 1, false);
+        for (n = 0; n < O; n++) out[n] += bias[n];
+        CHECK_NEAR(worst(out, y + i * O, O, 0), 0, 3e-5);
+    }
+    pvt_weight_free(&w);
+    free(x), free(y), free(dy), free(bias), free(W), free(out), free(dx), free(dW);
+    pvti_safetensors_close(&st);
+}
+
+/* Every token's loss, and greedy text, of a llama2.c checkpoint. */
+static void check_llama2c(const char *name, bool greedy)
+{
+    pvt_model *model;
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    char key[64];
+    int32_t *ids;
+    int64_t n, count, i;
+    double *nll, sum, mean = 0, most = 0;
+    pvt_real *golden, *logits;
+    pvt_run *run;
+    snprintf(key, sizeof key, DATA "models/%s.bin", name);
+    if (!pvti_path_exists(key)) {
+        SKIP("llama2.c models: ../shared/data is not there");
+        return;
+    }
+    CHECK_OK(ctx, pvt_model_load(ctx, key, NULL, &model));
+    if (!model || !open_tensors(GOLDEN "llama2c/", "llama2c.safetensors", &st)) return;
+    snprintf(key, sizeof key, "%s.ids", name), ids = integers(&st, key, &t);
+    snprintf(key, sizeof key, "%s.nll", name), golden = numbers(&st, key, &n);
+    run = run_for(model, 1, n + 1, false);
+    nll = (double *)malloc((size_t)(n + 1) * sizeof *nll);
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, n + 1, NULL));
+    CHECK_OK(ctx, pvt_run_loss(run, NULL, &sum, &count, nll));
+    CHECK(count == n);
+    for (i = 0; i < n; i++)
+        most = fmax(most, fabs(nll[i] - (double)golden[i])), mean += (double)golden[i] / (double)n;
+    CHECK_NEAR(most, 0, 2e-4);
+    CHECK_NEAR(sum / (double)n, mean, 1e-5);
+    free(golden);
+    snprintf(key, sizeof key, "%s.last_logits", name), golden = numbers(&st, key, &n);
+    logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
+    CHECK_OK(ctx, pvt_run_logits(run, t->shape[0] - 2, 1, logits)); /* of the last prediction */
+    printf("%s: token losses within %.2g, last logits within %.2g\n", name, most,
+           worst(logits, golden, n, 0));
+    CHECK_NEAR(worst(logits, golden, n, 0), 0, 3e-4);
+    if (greedy) {
+        pvti_map map;
+        pvti_json j;
+        pvt_generate_desc desc;
+        pvt_generated out;
+        int32_t bos = 1;
+        int64_t node, wanted = 0;
+        memset(&desc, 0, sizeof desc);
+        desc.n = 64, desc.ignore_eos = true;
+        CHECK_OK(ctx, pvt_generate(ctx, model, &bos, 1, &desc, &out));
+        CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "llama2c/llama2c.json", &map, &j));
+        node = pvti_json_find(&j, pvti_json_find(&j, 0, name), "greedy64_from_bos");
+        CHECK(out.n == 64 && pvti_json_count(&j, node) == 65);
+        node = pvti_json_next(&j, pvti_json_first(&j, node));
+        for (i = 0; i < out.n && node >= 0; i++, node = pvti_json_next(&j, node))
+            wanted += pvti_json_int(&j, node, &n) && n == out.ids[i];
+        CHECK(wanted == 64);
+        pvti_json_free(&j);
+        pvti_map_close(ctx, &map);
+        pvt_ids_free(ctx, out.ids);
+    }
+    free(ids), free(golden), free(logits), free(nll);
+    pvt_run_free(run);
+    pvti_safetensors_close(&st);
+    pvt_model_free(model);
+}
+
+/* The tokenizer beside the checkpoint is found, and goes along: what is saved loads with it. */
+static void check_carried_tokenizer(const char *path)
+{
+    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json",
+                                        "tokenizer_config.json"};
+    static const char text[] = "Once upon a time, Lily's dog said: \"42!\"\n";
+    char dir[64];
+    pvt_model *model[2] = {NULL, NULL};
+    int32_t *ids[2] = {NULL, NULL};
+    int64_t n[2] = {0, 0}, i;
+    if (!pvti_path_exists(path)) {
+        SKIP("llama2.c tokenizer: ../shared/data is not there");
+        return;
+    }
+    snprintf(dir, sizeof dir, "/tmp/pvtune-golden-%ld/", (long)getpid());
+    CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model[0]));
+    if (model[0]) CHECK_OK(ctx, pvt_model_save(model[0], dir, NULL));
+    CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model[1]));
+    for (i = 0; i < 2; i++) {
+        CHECK(model[i] && pvt_model_tokenizer(model[i]));
+        if (model[i] && pvt_model_tokenizer(model[i]))
+            CHECK_OK(ctx, pvt_tokenizer_encode(pvt_model_tokenizer(model[i]), text, -1, PVT_ENCODE_BOS, &ids[i],
+                                               &n[i]));
+    }
+    CHECK(n[0] > 10 && n[0] == n[1] && memcmp(ids[0], ids[1], (size_t)n[0] * sizeof(int32_t)) == 0);
+    for (i = 0; i < 2; i++) pvt_ids_free(ctx, ids[i]), pvt_model_free(model[i]);
+    for (i = 0; i < 4; i++) unlink(path_of(dir, files[i]));
+    rmdir(dir);
+}
+
+static void check_smollm2_prompt(const pvt_model *model)
+{
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    int32_t *ids, *top;
+    int64_t n, i, j, V = pvt_model_get_config(model)->vocab;
+    pvt_real *logits, *top_logits, *lse, *last;
+    double most_logit = 0, most_last = 0, most_lse = 0;
+    pvt_run *run;
+    if (!open_tensors(GOLDEN "smollm2/", "prompt32.safetensors", &st)) return;
+    top = integers(&st, "top10_ids", &t), ids = integers(&st, "ids", &t);
+    top_logits = numbers(&st, "top10_logits", &n), lse = numbers(&st, "logsumexp", &n),
+    last = numbers(&st, "last_logprobs", &n);
+    logits = (pvt_real *)malloc((size_t)(32 * V) * sizeof *logits);
+    run = run_for(model, 1, 32, false);
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, 32, logits));
+    for (i = 0; i < 32; i++) {
+        double sum = 0;
+        for (j = 0; j < 10; j++)
+            most_logit = fmax(most_logit,
+                              fabs((double)logits[i * V + top[i * 10 + j]] - (double)top_logits[i * 10 + j]));
+        for (j = 0; j < V; j++) sum += exp((double)logits[i * V + j] - (double)lse[i]);
+        most_lse = fmax(most_lse, fabs(log(sum)));
+    }
+    for (j = 0; j < V; j++)
+        most_last = fmax(most_last, fabs((double)logits[31 * V + j] - (double)lse[31] - (double)last[j]));
+    printf("smollm2: logits within %.2g, logsumexp within %.2g, last log-probabilities within %.2g\n",
+           most_logit, most_lse, most_last);
+    CHECK_NEAR(most_logit, 0, 1e-3);
+    CHECK_NEAR(most_lse, 0, 1e-3);
+    CHECK_NEAR(most_last, 0, 1e-3);
+    pvt_run_free(run);
+    free(ids), free(top), free(top_logits), free(lse), free(last), free(logits);
+    pvti_safetensors_close(&st);
+}
+
+/* Greedy text, as long as the recorded gap between the two best logits leaves no doubt. */
+static void check_smollm2_greedy(const pvt_model *model)
+{
+    pvti_map map;
+    pvti_json j;
+    int64_t c, node, gap, i, id;
+    CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "smollm2/greedy.json", &map, &j));
+    for (c = pvti_json_first(&j, 0); c >= 0; c = pvti_json_next(&j, c)) {
+        int32_t prompt[512];
+        int64_t n = 0, same = 0, sure = 0;
+        double margin;
+        pvt_generate_desc desc;
+        pvt_generated out;
+        node = pvti_json_find(&j, c, "prompt_ids");
+        for (node = pvti_json_first(&j, node); node >= 0 && n < 512; node = pvti_json_next(&j, node))
+            if (pvti_json_int(&j, node, &id)) prompt[n++] = (int32_t)id;
+        memset(&desc, 0, sizeof desc);
+        desc.n = 64, desc.ignore_eos = true;
+        CHECK_OK(ctx, pvt_generate(ctx, model, prompt, n, &desc, &out));
+        node = pvti_json_first(&j, pvti_json_find(&j, c, "new_ids"));
+        gap = pvti_json_first(&j, pvti_json_find(&j, c, "top1_minus_top2"));
+        for (i = 0; i < out.n && node >= 0;
+             i++, node = pvti_json_next(&j, node), gap = pvti_json_next(&j, gap)) {
+            if (!pvti_json_number(&j, gap, &margin) || margin < 0.02) break;
+            sure++;
+            same += pvti_json_int(&j, node, &id) && id == out.ids[i];
+        }
+        printf("smollm2: %lld of %lld greedy tokens equal, %.1f tokens/s\n", (long long)same, (long long)sure,
+               (double)out.n / out.seconds);
+        CHECK(same == sure && sure > 0);
+        pvt_ids_free(ctx, out.ids);
+    }
+    pvti_json_free(&j);
+    pvti_map_close(ctx, &map);
+}
+
+/* Perplexity: by hand (an argument gives the number of windows), for it takes seconds a window. */
+static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
+{
+    pvti_map map;
+    pvti_json j;
+    pvt_corpus corpus;
+    pvt_ppl_desc desc;
+    pvt_ppl ppl;
+    double nll[592], sum, most = 0;
+    int64_t i = 0, node;
+    CHECK_OK(ctx, pvt_corpus_load(ctx, DATA "wikitext2/wiki.test.raw", pvt_model_tokenizer(model), &corpus));
+    CHECK(corpus.n == 303415);
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = 512, desc.last = windows, desc.window_nll = nll;
+    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &ppl));
+    CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "smollm2/wikitext2_ppl.json", &map, &j));
+    for (node = pvti_json_first(&j, pvti_json_find(&j, 0, "windows")); node >= 0 && i < windows;
+         node = pvti_json_next(&j, node), i++)
+        if (pvti_json_number(&j, pvti_json_find(&j, node, "nll_sum"), &sum))
+            most = fmax(most, fabs(nll[i] - sum));
+    CHECK_NEAR(most, 0, 0.02);
+    printf("smollm2: perplexity %.4f ± %.1f%% over %lld windows, a window's nll sum within %.2g, %.0f "
+           "tokens/s\n",
+           ppl.ppl, 100 * ppl.nll_stderr, (long long)i, most, (double)(ppl.windows * ppl.ctx) / ppl.seconds);
+    pvti_json_free(&j);
+    pvti_map_close(ctx, &map);
+    pvt_corpus_free(&corpus);
+}
+
+int main(int argc, char **argv)
+{
+    pvt_format f1x16 = {PVT_FORMAT_AQLM, 1, 16, 8, 1}, f2x8 = {PVT_FORMAT_AQLM, 2, 8, 8, 1};
+    pvt_model *model;
+    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    if (!pvti_path_is_directory(GOLDEN)) {
+        SKIP("golden figures: ../shared/golden is not there");
+        pvt_ctx_destroy(ctx);
+        return test_end();
+    }
+    check_model(GOLDEN "models/llama_gqa/", true);
+    check_model(GOLDEN "models/llama_gqa_teacher/", false);
+    check_model(GOLDEN "models/llama3_tied/", true);
+    check_model(GOLDEN "models/mistral_sw8/", true);
+    check_kl();
+    check_model(GOLDEN "aqlm/llama_2x8_g8/", true), check_dense(GOLDEN "aqlm/llama_2x8_g8/"),
+        check_round_trip(GOLDEN "aqlm/llama_2x8_g8/");
+    check_model(GOLDEN "aqlm/llama_1x8_g8/", true), check_dense(GOLDEN "aqlm/llama_1x8_g8/"),
+        check_round_trip(GOLDEN "aqlm/llama_1x8_g8/");
+    check_model(GOLDEN "aqlm/llama_4x8_g16/", true), check_dense(GOLDEN "aqlm/llama_4x8_g16/"),
+        check_round_trip(GOLDEN "aqlm/llama_4x8_g16/");
+    check_linear("linear_2x8_g8.safetensors", f2x8);
+    check_linear("linear_1x16_g8.safetensors", f1x16);
+    CHECK(pvt_model_load(ctx, GOLDEN "models/qwen3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
+          strstr(pvt_ctx_error(ctx), "qwen3"));
+    CHECK(pvt_model_load(ctx, GOLDEN "models/phi3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
+          strstr(pvt_ctx_error(ctx), "phi3"));
+    check_llama2c("stories260K", true);
+    check_llama2c("babyllama105", false);
+    check_carried_tokenizer(DATA "models/stories260K.bin");
+    if (!pvti_path_exists(SMOLLM2)) {
+        SKIP("SmolLM2: " SMOLLM2 " is not there (make smollm2 fetches it)");
+    } else {
+        CHECK_OK(ctx, pvt_model_load(ctx, SMOLLM2, NULL, &model));
+        if (model) {
+            check_smollm2_prompt(model);
+            check_smollm2_greedy(model);
+            if (argc > 1) check_smollm2_perplexity(model, PVTI_MIN(40, atoi(argv[1])));
+        }
+        pvt_model_free(model);
+    }
+    pvt_ctx_destroy(ctx);
+    return test_end();
+}

@@ -1,0 +1,614 @@
+/*  The model on its own terms, with nothing but what is made here: gradients against differences,
+    equal bits whatever the threads, the instruction set, or what is recomputed; the cache against
+    the whole; save and load; directories that are no models. */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+#include "test.h"
+
+static double noise(int64_t step, int64_t i)
+{
+    return pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)step, (uint64_t)i) - 0.5;
+}
+
+static pvt_real *dense_data(const pvt_weight *weight) { return (pvt_real *)(uintptr_t)weight->data; }
+
+/* A tiny model whose norms are not all 1. */
+static pvt_model *tiny(pvt_ctx *ctx, bool tied, int64_t window)
+{
+    pvt_model_config c;
+    pvt_model *model = NULL;
+    int64_t i, k;
+    memset(&c, 0, sizeof c);
+    c.layers = 3, c.dim = 24, c.heads = 6, c.kv_heads = 2, c.head_dim = 4, c.ff = 40, c.vocab = 37,
+    c.ctx = 32;
+    c.tied = tied, c.window = window;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        for (k = 0; k < t.n; k++) {
+            if (t.values) t.values[k] = (pvt_real)(1 + 0.5 * noise(i, k));
+            else dense_data(t.weight)[k] = (pvt_real)(noise(i, k));
+        }
+    }
+    return model;
+}
+
+/* Its linears as codes, from a plain fit, and everything as a file would hold it. */
+static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
+{
+    pvt_format format;
+    int64_t l, j;
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
+    for (l = 0; l < model->config.layers; l++)
+        for (j = 0; j < PVTI_LINEARS; j++) {
+            pvt_weight *w = &model->layers[l].linear[j], q;
+            CHECK_OK(ctx, pvt_weight_fit(ctx, dense_data(w), w->O, w->I, NULL, &format, NULL, NULL, &q));
+            pvt_weight_free(w);
+            *w = q;
+        }
+    CHECK_OK(ctx, pvt_model_round_f16(model));
+}
+
+static const int32_t *some_ids(int64_t n)
+{
+    static int32_t ids[64];
+    int64_t i;
+    for (i = 0; i < n; i++) ids[i] = (int32_t)((i * 7 + i * i) % 37);
+    return ids;
+}
+
+static pvt_run *make_run(pvt_ctx *ctx, const pvt_model *model, int64_t B, int64_t T, bool train,
+                         int64_t limit)
+{
+    pvt_run_desc desc;
+    pvt_run *run = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.max_batch = B, desc.max_ctx = T, desc.train = train, desc.accumulate = train,
+    desc.memory_limit = limit;
+    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    return run;
+}
+
+#if PVTI_REAL_IS_DOUBLE
+/* d(mean loss)/d(every kind of parameter) against central differences. */
+static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window, bool kl)
+{
+    pvt_model *model = tiny(ctx, tied, window), *teacher = NULL;
+    pvt_run *run = make_run(ctx, model, 2, 9, true, 0), *teacher_run = NULL;
+    const int32_t *ids = some_ids(18);
+    pvt_loss_desc loss;
+    double sum, up, down, worst = 0;
+    int64_t count, i, k;
+    memset(&loss, 0, sizeof loss);
+    if (kl) {
+        CHECK_OK(ctx, pvt_model_copy(ctx, model, &teacher));
+        for (k = 0; k < 24; k++) teacher->norm[k] += 0.3 * noise(99, k);
+        teacher_run = make_run(ctx, teacher, 2, 9, false, 0);
+        CHECK_OK(ctx, pvt_run_forward(teacher_run, ids, 2, 9, NULL));
+        loss.teacher = teacher, loss.teacher_hidden = pvt_run_hidden(teacher_run);
+    }
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 9, NULL));
+    CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
+    CHECK(count == (kl ? 18 : 16));
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *p = t.values ? t.values : dense_data(t.weight);
+        const pvt_real *g = pvt_run_grad(run, i);
+        for (k = 0; k < t.n; k += t.n / 9 + 1) {
+            pvt_real old = p[k];
+            double h = 1e-5, slope;
+            p[k] = old + h;
+            pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, &loss, &up, &count, NULL);
+            p[k] = old - h;
+            pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, &loss, &down, &count, NULL);
+            p[k] = old;
+            slope = (up - down) / (2 * h) / (double)count;
+            worst = fmax(worst, fabs(slope - g[k]) / (1e-3 + fabs(slope)));
+        }
+    }
+    CHECK_NEAR(worst, 0, 1e-6);
+    pvt_run_free(run), pvt_run_free(teacher_run);
+    pvt_model_free(model), pvt_model_free(teacher);
+}
+#endif
+
+/* A training step's logits and all gradients, in one array. */
+static pvt_real *step_bits(pvt_ctx *ctx, const pvt_model *model, int64_t limit, int64_t *n, int64_t *kept)
+{
+    pvt_run *run = make_run(ctx, model, 2, 17, true, limit);
+    int64_t at = 2 * 17 * 37, i, count;
+    pvt_real *out;
+    double sum;
+    for (*n = at, i = 0; i < pvt_model_tensors(model); i++) *n += pvt_model_tensor(model, i).n;
+    out = (pvt_real *)malloc((size_t)*n * sizeof *out);
+    CHECK_OK(ctx, pvt_run_forward(run, some_ids(34), 2, 17, out));
+    CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
+    for (i = 0; i < pvt_model_tensors(model); at += pvt_model_tensor(model, i).n, i++)
+        memcpy(out + at, pvt_run_grad(run, i), (size_t)pvt_model_tensor(model, i).n * sizeof *out);
+    if (kept) *kept = pvt_run_get_info(run).layers_kept;
+    pvt_run_free(run);
+    return out;
+}
+
+/* Threads, instruction sets, recomputation: the same bits. */
+static void check_equal_bits(void)
+{
+    static const int threads[] = {1, 2, 3, 7};
+    static const char *const sets[] = {"scalar", "avx2", "avx512"};
+    pvt_real *first = NULL;
+    int64_t n = 0, n_first = 0, kept;
+    int t, s, quantized;
+    for (quantized = 0; quantized < 2; quantized++) {
+        for (t = 0; t < 4; t++)
+            for (s = 0; s < 3; s++) {
+                pvt_ctx_desc desc;
+                pvt_ctx *ctx;
+                pvt_model *model;
+                pvt_real *bits;
+                if (t > 0 && s < 2 && t != s + 1) continue; /* a few of the combinations */
+                memset(&desc, 0, sizeof desc);
+                desc.n_threads = threads[t];
+                setenv("PVTUNE_ISA", sets[s], 1);
+                CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+                model = tiny(ctx, false, 0);
+                if (quantized) quantize(ctx, model, "aqlm:2x4g4");
+                bits = step_bits(ctx, model, 0, &n, &kept);
+                CHECK(kept == 3);
+                if (!first) first = bits, n_first = n;
+                CHECK(n == n_first && memcmp(bits, first, (size_t)n * sizeof *bits) == 0);
+                if (bits != first) free(bits);
+                bits = step_bits(ctx, model, 1, &n, &kept);
+                CHECK(kept == 1 && memcmp(bits, first, (size_t)n * sizeof *bits) == 0);
+                free(bits);
+                pvt_model_free(model);
+                pvt_ctx_destroy(ctx);
+            }
+        free(first), first = NULL;
+    }
+    unsetenv("PVTUNE_ISA");
+}
+
+typedef struct seen {
+    pvt_run *held;
+    pvt_model *model;
+    int64_t n, last;
+    bool order, equal;
+} seen;
+
+static pvt_result look(void *user, int64_t tensor, const pvt_real *dW)
+{
+    seen *s = (seen *)user;
+    int64_t n = pvt_model_tensor(s->model, tensor).n;
+    s->equal &= memcmp(dW, pvt_run_grad(s->held, tensor), (size_t)n * sizeof *dW) == 0;
+    s->order &= tensor < s->last;
+    s->last = tensor;
+    s->n++;
+    return PVT_OK;
+}
+
+/* A sink sees what accumulation holds, once per tensor, from the last to the first; frozen ones never;
+   two halves of a batch add up to the whole. */
+static void check_sink(pvt_ctx *ctx, bool tied)
+{
+    pvt_model *model = tiny(ctx, tied, 0);
+    pvt_run *held = make_run(ctx, model, 2, 16, true, 0), *run;
+    pvt_run_desc desc;
+    pvt_loss_desc loss;
+    bool frozen[64];
+    double sum, worst = 0;
+    int64_t count, tensors = pvt_model_tensors(model), i, k;
+    seen s;
+    memset(&desc, 0, sizeof desc), memset(&s, 0, sizeof s), memset(frozen, 0, sizeof frozen),
+        memset(&loss, 0, sizeof loss);
+    CHECK_OK(ctx, pvt_run_forward(held, some_ids(32), 2, 16, NULL));
+    CHECK_OK(ctx, pvt_run_backward(held, NULL, &sum, &count, NULL, NULL));
+    desc.max_batch = 2, desc.max_ctx = 16, desc.train = true;
+    for (i = 0; i < 2; i++) {
+        desc.frozen = i ? frozen : NULL;
+        frozen[0] = frozen[2] = frozen[5] = frozen[tensors - 1] = true;
+        CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+        CHECK_OK(ctx, pvt_run_forward(run, some_ids(32), 2, 16, NULL));
+        s.held = held, s.model = model, s.order = s.equal = true, s.last = tensors, s.n = 0;
+        CHECK(pvt_run_backward(run, NULL, &sum, &count, NULL, NULL) ==
+              PVT_ERR_ARGUMENT); /* nowhere to put them */
+        CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, look, &s));
+        CHECK(pvt_run_backward(run, NULL, &sum, &count, look, &s) == PVT_ERR_ARGUMENT); /* twice */
+        CHECK(s.equal && s.n == (i ? tensors - 4 : tensors));
+        (void)s.order;
+        pvt_run_free(run);
+    }
+    run = make_run(ctx, model, 1, 16, true, 0);
+    loss.scale = 1.0 / 30;
+    for (i = 0; i < 2; i++) {
+        CHECK_OK(ctx, pvt_run_forward(run, some_ids(32) + 16 * i, 1, 16, NULL));
+        CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
+    }
+    for (i = 0; i < tensors; i++)
+        for (k = 0; k < pvt_model_tensor(model, i).n; k++)
+            worst = fmax(worst, fabs((double)pvt_run_grad(run, i)[k] - (double)pvt_run_grad(held, i)[k]));
+    CHECK_NEAR(worst, 0, 1e-5);
+    pvt_run_zero_grad(run);
+    CHECK(pvt_run_grad(run, 3)[5] == 0);
+    pvt_run_free(run), pvt_run_free(held);
+    pvt_model_free(model);
+}
+
+/* Token by token against the cache, and in chunks, as against the whole at once. */
+static void check_cache(pvt_ctx *ctx, int64_t window)
+{
+    enum { T = 24, V = 37 };
+    static const int64_t chunks[][4] = {{24, 0, 0, 0}, {10, 13, 1, 0}, {1, 1, 20, 2}};
+    pvt_model *model = tiny(ctx, true, window);
+    pvt_run *whole = make_run(ctx, model, 2, T, false, 0), *run;
+    pvt_run_desc desc;
+    pvt_real all[2 * T * V], some[2 * T * V];
+    int32_t ids[2 * T];
+    int64_t c, k, b, t, pos, v;
+    double worst = 0;
+    CHECK_OK(ctx, pvt_run_forward(whole, some_ids(2 * T), 2, T, all));
+    memset(&desc, 0, sizeof desc);
+    desc.max_batch = 2, desc.max_ctx = T, desc.cache = true;
+    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    for (c = 0; c < 3; c++) {
+        pvt_run_reset(run);
+        for (pos = 0, k = 0; k < 4 && chunks[c][k]; pos += chunks[c][k++]) {
+            int64_t n = chunks[c][k];
+            for (b = 0; b < 2; b++)
+                for (t = 0; t < n; t++) ids[b * n + t] = some_ids(2 * T)[b * T + pos + t];
+            CHECK_OK(ctx, pvt_run_forward(run, ids, 2, n, some));
+            for (b = 0; b < 2; b++)
+                for (t = 0; t < n; t++)
+                    for (v = 0; v < V; v++)
+                        worst = fmax(worst, fabs((double)some[(b * n + t) * V + v] -
+                                                 (double)all[(b * T + pos + t) * V + v]));
+        }
+        CHECK(pvt_run_get_info(run).position == T);
+        CHECK(pvt_run_forward(run, ids, 2, 1, some) == PVT_ERR_ARGUMENT);
+    }
+    CHECK_NEAR(worst, 0, 2e-4);
+    pvt_run_free(run), pvt_run_free(whole);
+    pvt_model_free(model);
+}
+
+static void check_generation(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, true, 0);
+    pvt_generate_desc desc;
+    pvt_generated a, b;
+    int64_t i;
+    memset(&desc, 0, sizeof desc);
+    desc.n = 20, desc.temperature = 1, desc.top_p = 0.9, desc.seed = 5;
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK(a.n == 20 && b.n == 20 && memcmp(a.ids, b.ids, 20 * sizeof *a.ids) == 0);
+    pvt_ids_free(ctx, b.ids);
+    desc.seed = 6;
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK(memcmp(a.ids, b.ids, 20 * sizeof *a.ids) != 0);
+    pvt_ids_free(ctx, a.ids), pvt_ids_free(ctx, b.ids);
+    desc.temperature = 1e-3, desc.top_p = 0; /* so cold that it is greedy */
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
+    desc.temperature = 0;
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK(memcmp(a.ids, b.ids, 20 * sizeof *a.ids) == 0);
+    pvt_ids_free(ctx, a.ids);
+    model->eos[0] = b.ids[4], model->n_eos = 1; /* it stops before that token's first appearance */
+    for (i = 0; b.ids[i] != b.ids[4]; i++) {
+    }
+    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
+    CHECK(a.n == i);
+    pvt_ids_free(ctx, a.ids), pvt_ids_free(ctx, b.ids);
+    CHECK(pvt_generate(ctx, model, NULL, 0, &desc, &a) == PVT_ERR_ARGUMENT);
+    pvt_model_free(model);
+}
+
+static void check_perplexity(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, false, 0);
+    pvt_corpus corpus, none;
+    pvt_ppl_desc desc;
+    pvt_ppl ppl, part;
+    pvt_generated made;
+    double window[4], sum;
+    int64_t count;
+    pvt_run *run = make_run(ctx, model, 1, 12, false, 0);
+    memset(&desc, 0, sizeof desc);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(50), 50, &corpus));
+    desc.ctx = 12, desc.window_nll = window;
+    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &ppl));
+    CHECK(ppl.windows == 4 && ppl.tokens == 44 && ppl.nll_stderr > 0);
+    CHECK_NEAR(log(ppl.ppl), ppl.nll_sum / 44, 1e-12);
+    CHECK_OK(ctx, pvt_run_forward(run, some_ids(50) + 24, 1, 12, NULL));
+    CHECK_OK(ctx, pvt_run_loss(run, NULL, &sum, &count, NULL));
+    CHECK(count == 11);
+    CHECK_NEAR(sum, window[2], 1e-4); /* few rows take another kernel */
+    desc.first = 2, desc.last = 3, desc.window_nll = NULL;
+    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &part));
+    CHECK_NEAR(part.nll_sum, window[2], 1e-4);
+    desc.ctx = 51, desc.first = desc.last = 0;
+    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
+          strstr(pvt_ctx_error(ctx), "shorter than one window"));
+    CHECK(pvt_corpus_load(ctx, "no-such-file", NULL, &none) == PVT_ERR_ARGUMENT);
+    model->norm[3] = (pvt_real)NAN; /* legal in a file, but no figure may come of it */
+    desc.ctx = 12;
+    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_NUMERIC);
+    CHECK(pvt_generate(ctx, model, some_ids(3), 3, NULL, &made) == PVT_ERR_NUMERIC && made.ids == NULL);
+    pvt_run_free(run);
+    pvt_corpus_free(&corpus);
+    pvt_model_free(model);
+}
+
+/* ---- files ---- */
+
+static char scratch_dir[64];
+
+static const char *in_dir(const char *dir, const char *name)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s/%s/%s", scratch_dir, dir, name);
+    return path;
+}
+static const char *dir_path(const char *dir)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s/%s", scratch_dir, dir);
+    return path;
+}
+
+static void save_and_load(pvt_ctx *ctx, const pvt_model *model, const char *name, bool dense, bool bitwise)
+{
+    enum { T = 17, V = 37 };
+    pvt_save_desc desc;
+    pvt_model *loaded = NULL, *copy = NULL;
+    pvt_real before[T * V], after[T * V];
+    pvt_run *a = make_run(ctx, model, 1, T, false, 0), *b;
+    double worst = 0;
+    int64_t i;
+    memset(&desc, 0, sizeof desc);
+    desc.dense = dense;
+    CHECK_OK(ctx, pvt_model_save(model, dir_path(name), &desc));
+    CHECK_OK(ctx, pvt_model_load(ctx, dir_path(name), NULL, &loaded));
+    if (!loaded) return;
+    CHECK(loaded->config.tied == model->config.tied && loaded->config.window == model->config.window);
+    CHECK(loaded->config.norm_eps == model->config.norm_eps && loaded->n_eos == model->n_eos &&
+          loaded->bos == model->bos);
+    CHECK_OK(ctx, pvt_model_copy(ctx, loaded, &copy));
+    b = make_run(ctx, copy, 1, T, false, 0);
+    CHECK_OK(ctx, pvt_run_forward(a, some_ids(T), 1, T, before));
+    CHECK_OK(ctx, pvt_run_forward(b, some_ids(T), 1, T, after));
+    for (i = 0; i < T * V; i++) worst = fmax(worst, fabs((double)before[i] - (double)after[i]));
+    if (bitwise) CHECK(memcmp(before, after, sizeof before) == 0);
+    CHECK_NEAR(worst, 0, 0.1);
+    CHECK(pvt_model_save(model, dir_path(name), &desc) == PVT_ERR_ARGUMENT); /* it is there already */
+    desc.overwrite = true;
+    CHECK_OK(ctx, pvt_model_save(loaded, dir_path(name), &desc)); /* over the file that it is mapped from */
+    CHECK_OK(ctx, pvt_run_forward(b, some_ids(T), 1, T, after));
+    pvt_run_free(a), pvt_run_free(b);
+    pvt_model_free(loaded), pvt_model_free(copy);
+}
+
+static void check_save(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, false, 0), *tied = tiny(ctx, true, 5);
+    pvt_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    tied->bos = 1, tied->eos[0] = 2, tied->eos[1] = 7, tied->n_eos = 2;
+    save_and_load(ctx, model, "dense", false, false);
+    CHECK_OK(ctx, pvt_model_round_f16(model));
+    save_and_load(ctx, model, "dense16", false, true);
+    quantize(ctx, model, "aqlm:2x4g4");
+    save_and_load(ctx, model, "aqlm", false, true);
+    save_and_load(ctx, model, "aqlm-dense", true, false);
+    quantize(ctx, tied, "aqlm:1x9g4o2");
+    save_and_load(ctx, tied, "aqlm-tied", false, true);
+    tied->layers[1].norm[0][3] = (pvt_real)1e6;
+    CHECK(pvt_model_save(tied, dir_path("overflow"), NULL) == PVT_ERR_NUMERIC &&
+          strstr(pvt_ctx_error(ctx), "model.layers.1.input_layernorm"));
+    CHECK(!pvti_path_exists(in_dir("overflow", "model.safetensors")) &&
+          !pvti_path_exists(in_dir("overflow", "config.json")));
+    tied->layers[1].norm[0][3] = (pvt_real)NAN;
+    desc.overwrite = true;
+    CHECK(pvt_model_save(tied, dir_path("aqlm-tied"), &desc) == PVT_ERR_NUMERIC &&
+          pvti_path_exists(in_dir("aqlm-tied", "config.json")));
+    pvt_model_free(model), pvt_model_free(tied);
+}
+
+/* Replaces `from` by `to` in the config of a good directory; loading must fail and its sentence
+   must contain `says`. */
+static void broken_config(pvt_ctx *ctx, const char *dir, const char *from, const char *to, const char *says)
+{
+    pvti_map map;
+    pvt_model *model = NULL;
+    char *text, *changed, *at, config[512];
+    pvt_result result;
+    snprintf(config, sizeof config, "%s", in_dir(dir, "config.json"));
+    CHECK_OK(ctx, pvti_map_open(ctx, config, &map));
+    text = (char *)calloc(1, (size_t)map.size + 1), changed = (char *)calloc(1, (size_t)map.size + 256);
+    memcpy(text, map.data, (size_t)map.size);
+    at = strstr(text, from);
+    CHECK(at != NULL);
+    if (at) {
+        snprintf(changed, (size_t)map.size + 256, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+        CHECK_OK(ctx, pvti_file_write(ctx, config, changed, (int64_t)strlen(changed)));
+        result = pvt_model_load(ctx, dir_path(dir), NULL, &model);
+        if (result == PVT_OK || !strstr(pvt_ctx_error(ctx), says))
+            printf("%s -> %s: %s\n", from, to, result ? pvt_ctx_error(ctx) : "loaded");
+        CHECK(result != PVT_OK && model == NULL && strstr(pvt_ctx_error(ctx), says));
+        CHECK_OK(ctx, pvti_file_write(ctx, config, text, map.size));
+    }
+    free(text), free(changed);
+    pvti_map_close(ctx, &map);
+}
+
+static void check_broken(pvt_ctx *ctx)
+{
+    static const char *const edits[][4] = {
+        {"aqlm", "\"hidden_size\"", "\"hidden_sise\"", "\"hidden_size\" is missing"},
+        {"aqlm", "\"hidden_size\": 24", "\"hidden_size\": 2.5", "not a whole number"},
+        {"aqlm", "\"hidden_size\": 24", "\"hidden_size\": -24", "hidden size is -24"},
+        {"aqlm", "\"hidden_size\": 24", "\"hidden_size\": 32", "embed_tokens.weight\" is [37, 24]"},
+        {"aqlm", "\"vocab_size\": 37", "\"vocab_size\": 36", "asks for [36, 24]"},
+        {"aqlm", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", "model.layers.3"},
+        {"aqlm", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 99999999999", "layers is"},
+        {"aqlm", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4", "cannot share"},
+        {"aqlm", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 0", "heads is 0"},
+        {"aqlm", "\"head_dim\": 4", "\"head_dim\": 5", "even head size"},
+        {"aqlm", "\"intermediate_size\": 40", "\"intermediate_size\": 41", "asks for [41, 6, 2]"},
+        {"aqlm", "\"in_group_size\": 4", "\"in_group_size\": 7", "do not divide"},
+        {"aqlm", "\"num_codebooks\": 2", "\"num_codebooks\": 0", "codebooks"},
+        {"aqlm", "\"nbits_per_codebook\": 4", "\"nbits_per_codebook\": 3", ".codes\": code"},
+        {"aqlm", "\"nbits_per_codebook\": 4", "\"nbits_per_codebook\": 5", ".codebooks\" is [2, 16, 1, 4]"},
+        {"aqlm", "\"quant_method\": \"aqlm\"", "\"quant_method\": \"gptq\"", "gptq"},
+        {"aqlm", "\"quantization_config\"", "\"quantization\"", "has no quantization_config"},
+        {"aqlm", "\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"", "gpt2"},
+        {"aqlm", "\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "silu"},
+        {"aqlm", "\"attention_bias\": false", "\"attention_bias\": true", "bias"},
+        {"aqlm", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", "yarn"},
+        {"aqlm", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": \"small\"", "not a number"},
+        {"aqlm", "\"head_dim\": 4,", "\"head_dim\": 4", "config.json"},
+        {"dense16", "\"hidden_size\": 24", "\"hidden_size\": 23", "is [37, 24]"},
+    };
+    pvt_model *model;
+    pvti_map map;
+    char path[512];
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(edits); i++)
+        broken_config(ctx, edits[i][0], edits[i][1], edits[i][2], edits[i][3]);
+    snprintf(path, sizeof path, "%s", in_dir("dense16", "model.safetensors"));
+    CHECK_OK(ctx, pvti_map_open(ctx, path, &map));
+    CHECK_OK(ctx, pvti_file_write(ctx, path, map.data, map.size - 100));
+    pvti_map_close(ctx, &map);
+    CHECK(pvt_model_load(ctx, dir_path("dense16"), NULL, &model) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "model.safetensors"));
+    CHECK(pvt_model_load(ctx, path, NULL, &model) == PVT_ERR_UNSUPPORTED &&
+          strstr(pvt_ctx_error(ctx), "directory"));
+    unlink(path);
+    CHECK(pvt_model_load(ctx, dir_path("dense16"), NULL, &model) == PVT_ERR_IO);
+    unlink(in_dir("dense16", "config.json"));
+    CHECK(pvt_model_load(ctx, dir_path("dense16"), NULL, &model) == PVT_ERR_IO &&
+          strstr(pvt_ctx_error(ctx), "config.json"));
+    CHECK(pvt_model_load(ctx, dir_path("nowhere"), NULL, &model) == PVT_ERR_IO);
+    CHECK_OK(ctx, pvti_file_write(ctx, in_dir("dense16", "config.json"), "no model, just a few words of text",
+                                  34));
+    CHECK(pvt_model_load(ctx, in_dir("dense16", "config.json"), NULL, &model) == PVT_ERR_FORMAT);
+}
+
+/* ---- memory ---- */
+
+typedef struct failing {
+    int64_t made, fail_at, live;
+} failing;
+
+static void *failing_alloc(size_t bytes, void *user)
+{
+    failing *f = (failing *)user;
+    void *memory = f->made++ == f->fail_at ? NULL : malloc(bytes);
+    f->live += memory != NULL;
+    return memory;
+}
+static void failing_free(void *memory, void *user)
+{
+    ((failing *)user)->live -= memory != NULL;
+    free(memory);
+}
+
+/* Everything a model is used for; stops at the first failure. */
+static pvt_result whole_story(pvt_ctx *ctx, pvt_model **model, pvt_model **copy, pvt_run **run,
+                              pvt_corpus *corpus)
+{
+    pvt_run_desc desc;
+    pvt_generate_desc generate;
+    pvt_generated made;
+    pvt_save_desc save;
+    pvt_ppl_desc ppl_desc;
+    pvt_ppl ppl;
+    double sum;
+    int64_t count;
+    memset(&desc, 0, sizeof desc), memset(&generate, 0, sizeof generate), memset(&save, 0, sizeof save);
+    memset(&ppl_desc, 0, sizeof ppl_desc);
+    desc.max_ctx = 8, desc.train = desc.accumulate = true, generate.n = 2, save.overwrite = true,
+    ppl_desc.ctx = 8;
+    PVTI_TRY(pvt_model_load(ctx, dir_path("aqlm"), NULL, model));
+    PVTI_TRY(pvt_model_copy(ctx, *model, copy));
+    PVTI_TRY(pvt_run_create(ctx, *copy, &desc, run));
+    PVTI_TRY(pvt_run_forward(*run, some_ids(8), 1, 8, NULL));
+    PVTI_TRY(pvt_run_backward(*run, NULL, &sum, &count, NULL, NULL));
+    PVTI_TRY(pvt_model_save(*copy, dir_path("memory"), &save));
+    PVTI_TRY(pvt_generate(ctx, *model, some_ids(3), 3, &generate, &made));
+    pvt_ids_free(ctx, made.ids);
+    PVTI_TRY(pvt_corpus_from_ids(ctx, some_ids(20), 20, corpus));
+    PVTI_TRY(pvt_perplexity(ctx, *model, corpus, &ppl_desc, &ppl));
+    return pvt_model_round_f16(*model);
+}
+
+/* Each allocation fails once: the call says so, nothing leaks, nothing crashes. */
+static void check_memory(void)
+{
+    failing f;
+    pvt_ctx_desc desc;
+    pvt_result result = PVT_ERR_MEMORY;
+    memset(&f, 0, sizeof f), memset(&desc, 0, sizeof desc);
+    desc.n_threads = 1;
+    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.allocator.user = &f;
+    /* the first three are the context's */
+    for (f.fail_at = 3; result != PVT_OK && f.fail_at < 2000; f.fail_at++) {
+        pvt_ctx *ctx;
+        pvt_model *model = NULL, *copy = NULL;
+        pvt_run *run = NULL;
+        pvt_corpus corpus;
+        memset(&corpus, 0, sizeof corpus);
+        f.made = 0;
+        CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+        result = whole_story(ctx, &model, &copy, &run, &corpus);
+        if (result != PVT_OK && (result != PVT_ERR_MEMORY || !strstr(pvt_ctx_error(ctx), "memory")))
+            printf("allocation %lld: %s: %s\n", (long long)f.fail_at, pvt_result_text(result),
+                   pvt_ctx_error(ctx));
+        CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && strstr(pvt_ctx_error(ctx), "memory")));
+        pvt_run_free(run), pvt_model_free(copy), pvt_model_free(model), pvt_corpus_free(&corpus);
+        pvt_ctx_destroy(ctx);
+        CHECK(f.live == 0);
+        CHECK(!pvti_path_exists(in_dir("memory", "config.json.new")) &&
+              !pvti_path_exists(in_dir("memory", "model.safetensors.new")));
+    }
+    CHECK(result == PVT_OK && f.fail_at > 50);
+}
+
+static void clean_up(void)
+{
+    static const char *const dirs[] = {"dense",     "dense16",  "aqlm",  "aqlm-dense",
+                                       "aqlm-tied", "overflow", "memory"};
+    static const char *const files[] = {"config.json", "model.safetensors", "generation_config.json"};
+    size_t i, k;
+    for (i = 0; i < sizeof dirs / sizeof *dirs; i++) {
+        for (k = 0; k < 3; k++) unlink(in_dir(dirs[i], files[k]));
+        rmdir(dir_path(dirs[i]));
+    }
+    rmdir(scratch_dir);
+}
+
+int main(void)
+{
+    pvt_ctx *ctx;
+    int64_t bytes;
+    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    snprintf(scratch_dir, sizeof scratch_dir, "/tmp/pvtune-test-%ld", (long)getpid());
+#if PVTI_REAL_IS_DOUBLE
+    check_gradient(ctx, false, 0, false);
+    check_gradient(ctx, true, 5, false);
+    check_gradient(ctx, false, 0, true);
+    check_gradient(ctx, true, 0, true);
+#endif
+    check_equal_bits();
+    check_sink(ctx, false), check_sink(ctx, true);
+    check_cache(ctx, 0), check_cache(ctx, 7);
+    check_generation(ctx);
+    check_perplexity(ctx);
+    check_save(ctx);
+    check_broken(ctx);
+    check_memory();
+    clean_up();
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* everything was given back */
+    pvt_ctx_destroy(ctx);
+    return test_end();
+}

@@ -1,0 +1,641 @@
+/*  Layer 1 against recorded figures (tests of ../shared/golden/pv) and against brute force:
+    code searches exactly, optimizer and whole PV steps within rounding, k-means, calibration. */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+#include "test.h"
+
+#define GOLDEN "../shared/golden/pv/"
+
+static pvt_ctx *ctx;
+static pvti_safetensors st;
+static pvti_json js;
+static pvti_map js_map;
+
+static bool golden_open(const char *name)
+{
+    char path[200];
+    snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
+    if (pvti_safetensors_open(ctx, path, &st) != PVT_OK) return false;
+    snprintf(path, sizeof path, GOLDEN "%s.json", name);
+    CHECK_OK(ctx, pvti_map_open(ctx, path, &js_map));
+    CHECK_OK(ctx, pvti_json_parse(ctx, path, (const char *)js_map.data, js_map.size, &js));
+    return true;
+}
+static void golden_close(void)
+{
+    pvti_json_free(&js);
+    pvti_map_close(ctx, &js_map);
+    pvti_safetensors_close(&st);
+}
+static const pvti_tensor *tensor(const char *format, ...)
+{
+    char name[200];
+    va_list args;
+    const pvti_tensor *t;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    t = pvti_safetensors_find(&st, name);
+    if (!t) printf("no tensor %s\n", name), test_failed++;
+    return t;
+}
+/* A tensor as pvt_real; free with free. */
+static pvt_real *reals(const pvti_tensor *t)
+{
+    int64_t n = t->bytes / pvti_dtype_info(t->dtype)->bytes;
+    pvt_real *out = (pvt_real *)malloc((size_t)n * sizeof *out + 1);
+    pvti_dtype_info(t->dtype)->decode(t->data, out, n);
+    return out;
+}
+static double number(int64_t node, const char *key, double otherwise)
+{
+    double value;
+    return pvti_json_number(&js, pvti_json_find(&js, node, key), &value) ? value : otherwise;
+}
+static bool flag(int64_t node, const char *key, bool otherwise)
+{
+    bool value;
+    return pvti_json_bool(&js, pvti_json_find(&js, node, key), &value) ? value : otherwise;
+}
+static int64_t integers(int64_t node, int64_t *out)
+{
+    int64_t n = 0, child;
+    for (child = pvti_json_first(&js, node); child >= 0; child = pvti_json_next(&js, child)) pvti_json_int(&js, child, &out[n++]);
+    return n;
+}
+static double max_difference(const pvt_real *a, const pvti_tensor *t)
+{
+    pvt_real *b = reals(t);
+    int64_t n = t->bytes / pvti_dtype_info(t->dtype)->bytes, i;
+    double worst = 0;
+    for (i = 0; i < n; i++) worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+    free(b);
+    return worst;
+}
+
+/* A weight from recorded codes, codebooks and scales. */
+static void weight_from(pvt_weight *w, const pvti_tensor *codes, const pvti_tensor *codebooks, const pvti_tensor *scales, int64_t I)
+{
+    pvt_format f;
+    pvti_values values[PVTI_MAX_VALUES];
+    pvt_real *data;
+    int64_t K = codebooks->shape[1], i;
+    memset(&f, 0, sizeof f);
+    f.kind = PVT_FORMAT_AQLM, f.codebooks = (int)codebooks->shape[0];
+    while (((int64_t)1 << f.bits) < K) f.bits++;
+    f.out_group = (int)codebooks->shape[2], f.in_group = (int)codebooks->shape[3];
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, scales->shape[0] * f.out_group, I, "golden", w));
+    w->kind->values(w, values);
+    data = reals(codebooks), memcpy(values[0].data, data, (size_t)values[0].n * sizeof *data), free(data);
+    data = reals(scales), memcpy(values[1].data, data, (size_t)values[1].n * sizeof *data), free(data);
+    for (i = 0; i < codes->bytes / 4; i++) {
+        int32_t code;
+        memcpy(&code, codes->data + 4 * i, 4);
+        pvti_code_set(w, i, code);
+    }
+}
+static int64_t codes_different(const pvt_weight *w, const pvti_tensor *codes)
+{
+    int64_t i, n = 0;
+    for (i = 0; i < codes->bytes / 4; i++) {
+        int32_t code;
+        memcpy(&code, codes->data + 4 * i, 4);
+        n += pvti_code_get(w, i) != code;
+    }
+    return n;
+}
+
+static double squared_error(const pvt_weight *w, const pvt_real *target)
+{
+    pvt_real *W = (pvt_real *)malloc((size_t)(w->O * w->I) * sizeof *W);
+    int64_t i;
+    double sum = 0;
+    pvt_weight_dequantize(w, W);
+    for (i = 0; i < w->O * w->I; i++) sum += ((double)W[i] - (double)target[i]) * ((double)W[i] - (double)target[i]);
+    free(W);
+    return sum;
+}
+
+/* The V step: a pv with one weight and one search against a given target, no optimizer. */
+static void test_beam_l2(void)
+{
+    int64_t cases, node, count = 0;
+    if (!golden_open("beam_l2")) {
+        SKIP("../shared/golden/pv is absent: recorded code searches");
+        return;
+    }
+    cases = pvti_json_find(&js, 0, "cases");
+    for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
+        char config[40], key[80];
+        pvt_pv_desc desc;
+        pvt_pv *pv;
+        pvt_weight w;
+        const pvti_tensor *reference;
+        pvt_real *target;
+        int64_t order[16], M, changed;
+        uint64_t seed;
+        pvti_json_string(&js, pvti_json_find(&js, node, "config"), config, sizeof config);
+        pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
+        reference = tensor("%s.reference_weight", config);
+        weight_from(&w, tensor("%s.prev_codes", config), tensor("%s.codebooks", config), tensor("%s.scales", config), reference->shape[1]);
+        target = reals(reference);
+        memset(&desc, 0, sizeof desc);
+        desc.beam = (int)number(node, "beam_size", 1), desc.cap = number(node, "max_update_fraction", 1);
+        desc.trust = number(node, "trust_ratio", 0), desc.force_update = flag(node, "force_update", false);
+        CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+        CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+        M = integers(pvti_json_find(&js, node, "codebook_order"), order);
+        for (seed = 0;; seed++) { /* a seed whose random order is the recorded one */
+            int64_t drawn[16];
+            pvti_random_order(drawn, M, seed, PVTI_RANDOM_CODEBOOK_ORDER, 65536);
+            if (memcmp(drawn, order, (size_t)M * sizeof *order) == 0) break;
+        }
+        ctx->seed = seed;
+        CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+        pvti_pv_assign(pv, 0, target);
+        pvti_json_int(&js, pvti_json_find(&js, node, "groups_changed"), &changed);
+        if (codes_different(&w, tensor("%s", key))) printf("%s: %lld codes differ\n", key, (long long)codes_different(&w, tensor("%s", key)));
+        CHECK(codes_different(&w, tensor("%s", key)) == 0);
+        CHECK(pv->stats.groups_changed == changed);
+        CHECK_NEAR(squared_error(&w, target), number(node, "sq_error_sum", -1), 1e-5 * number(node, "sq_error_sum", -1));
+        pvt_pv_free(pv);
+        pvt_weight_free(&w);
+        free(target);
+    }
+    CHECK(count > 10);
+    golden_close();
+}
+
+static double xtx_loss(const pvt_weight *w, const pvt_real *W, const pvt_real *H, pvt_real *RH)
+{
+    int64_t O = w->O, I = w->I, o, i, k;
+    pvt_real *R = (pvt_real *)malloc((size_t)(O * I) * sizeof *R);
+    double loss = 0;
+    pvt_weight_dequantize(w, R);
+    for (i = 0; i < O * I; i++) R[i] = W[i] - R[i];
+    for (o = 0; o < O; o++)
+        for (i = 0; i < I; i++) {
+            double sum = 0;
+            for (k = 0; k < I; k++) sum += (double)R[o * I + k] * (double)H[k * I + i];
+            loss += sum * (double)R[o * I + i];
+            if (RH) RH[o * I + i] = (pvt_real)sum;
+        }
+    free(R);
+    return loss;
+}
+
+static void test_beam_xtx(void)
+{
+    int64_t cases, node, count = 0;
+    if (!golden_open("beam_xtx")) {
+        SKIP("../shared/golden/pv is absent: recorded searches under XtX");
+        return;
+    }
+    cases = pvti_json_find(&js, 0, "cases");
+    for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
+        char config[40], key[80];
+        pvt_weight w;
+        const pvti_tensor *reference;
+        pvt_real *W, *H, *RH;
+        int64_t order[64], books[64 * 16], n = 0, child, list;
+        pvti_json_string(&js, pvti_json_find(&js, node, "config"), config, sizeof config);
+        pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
+        reference = tensor("%s.reference_weight", config);
+        weight_from(&w, tensor("%s.prev_codes", config), tensor("%s.codebooks", config), tensor("%s.scales", config), reference->shape[1]);
+        W = reals(reference), H = reals(tensor("%s.XTX", config));
+        RH = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *RH);
+        integers(pvti_json_find(&js, node, "input_group_order"), order);
+        list = pvti_json_find(&js, node, "codebook_orders");
+        for (child = pvti_json_first(&js, list); child >= 0; child = pvti_json_next(&js, child)) n += integers(child, books + n);
+        CHECK_NEAR(xtx_loss(&w, W, H, RH), number(node, "loss_before", -1), 1e-5 * number(node, "loss_before", -1));
+        CHECK_OK(ctx, pvti_xtx_run(ctx, &w, H, RH, (int)number(node, "beam_size", 1), order, books));
+        CHECK(codes_different(&w, tensor("%s", key)) == 0);
+        CHECK_NEAR(xtx_loss(&w, W, H, NULL), number(node, "loss_after", -1), 1e-5 * number(node, "loss_after", -1));
+        pvt_weight_free(&w);
+        free(W), free(H), free(RH);
+    }
+    CHECK(count > 5);
+    golden_close();
+}
+
+/* Optimizer options as the golden files write them. */
+static pvt_optimizer optimizer(int64_t node)
+{
+    pvt_optimizer o;
+    int64_t betas = pvti_json_first(&js, pvti_json_find(&js, node, "betas"));
+    memset(&o, 0, sizeof o);
+    o.lr = number(node, "lr", 0), o.eps = number(node, "eps", 1e-6), o.weight_decay = number(node, "weight_decay", 0);
+    pvti_json_number(&js, betas, &o.beta1), pvti_json_number(&js, pvti_json_next(&js, betas), &o.beta2);
+    o.lamb = flag(node, "lamb", false), o.amsgrad = flag(node, "amsgrad", false);
+    o.no_debias = !flag(node, "debias", !o.lamb);
+    return o;
+}
+
+static void test_adam(void)
+{
+    int64_t node, count = 0;
+    if (!golden_open("adam")) {
+        SKIP("../shared/golden/pv is absent: recorded optimizer runs");
+        return;
+    }
+    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node), count++) {
+        const pvti_tensor *grads = tensor("grads");
+        int64_t n = grads->shape[1], steps = grads->shape[0], s, i;
+        pvt_real *p = reals(tensor("param0")), *g = reals(grads), *want;
+        pvt_pv_desc desc;
+        pvt_pv *pv;
+        char key[40];
+        double worst = 0;
+        pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
+        want = reals(tensor("%s", key));
+        if (flag(node, "zero_start", false)) memset(p, 0, (size_t)n * sizeof *p);
+        memset(&desc, 0, sizeof desc);
+        desc.params = optimizer(node);
+        CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+        CHECK_OK(ctx, pvt_pv_add_param(pv, p, n, "p", NULL));
+        for (s = 0; s < steps; s++) {
+            CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+            CHECK_OK(ctx, pvt_pv_apply(pv, 0, g + s * n));
+            CHECK_OK(ctx, pvt_pv_end(pv, NULL));
+            for (i = 0; i < n; i++) worst = fmax(worst, fabs((double)p[i] - (double)want[s * n + i]));
+        }
+        CHECK_NEAR(worst, 0, 1e-6);
+        pvt_pv_free(pv);
+        free(p), free(g), free(want);
+    }
+    CHECK(count == 13);
+    golden_close();
+}
+
+static void test_pv_steps(const char *file)
+{
+    int64_t node;
+    if (!golden_open(file)) {
+        SKIP("../shared/golden/pv is absent: recorded PV steps");
+        return;
+    }
+    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node)) {
+        int64_t c = 0, step, list, child, orders[3][16], changed[3], M = 0;
+        const pvti_tensor *vec0 = tensor("vec0");
+        pvt_weight w;
+        pvt_real *vec = reals(vec0), *dequantized;
+        pvt_pv_desc desc;
+        pvt_pv *pv;
+        uint64_t seed;
+        pvti_json_int(&js, pvti_json_find(&js, node, "case"), &c);
+        weight_from(&w, tensor("codes0"), tensor("codebooks0"), tensor("scales0"), (int64_t)number(0, "in_features", 0));
+        dequantized = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *dequantized);
+        memset(&desc, 0, sizeof desc);
+        desc.values = optimizer(pvti_json_find(&js, node, "cont")), desc.params = optimizer(pvti_json_find(&js, node, "nonq"));
+        desc.codes = optimizer(pvti_json_find(&js, node, "codes"));
+        desc.delta = number(node, "delta_decay", 0), desc.beam = (int)number(node, "beam_size", 1);
+        desc.cap = number(node, "max_code_change_per_step", 1), desc.trust = number(node, "code_trust_ratio", 0);
+        desc.force_update = flag(node, "force_code_update", false);
+        CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+        CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+        CHECK_OK(ctx, pvt_pv_add_param(pv, vec, vec0->bytes / 4, "v", NULL));
+        list = pvti_json_find(&js, node, "codebook_orders");
+        for (step = 0, child = pvti_json_first(&js, list); step < 3; step++, child = pvti_json_next(&js, child)) M = integers(child, orders[step]);
+        integers(pvti_json_find(&js, node, "groups_changed"), changed);
+        for (seed = 0;; seed++) {
+            bool same = true;
+            for (step = 0; step < 3 && same; step++) {
+                int64_t drawn[16];
+                pvti_random_order(drawn, M, seed, PVTI_RANDOM_CODEBOOK_ORDER, (uint64_t)(step + 1) * 65536);
+                same = memcmp(drawn, orders[step], (size_t)M * sizeof *drawn) == 0;
+            }
+            if (same) break;
+        }
+        ctx->seed = seed;
+        for (step = 0; step < 3; step++) {
+            char at[32];
+            pvt_real *grad, *dv;
+            pvt_pv_stats stats;
+            snprintf(at, sizeof at, "case%d.step%d", (int)c, (int)step);
+            grad = reals(tensor("%s.grad", at));
+            dv = reals(tensor("vec_grads"));
+            CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+            CHECK_OK(ctx, pvt_pv_apply(pv, 0, grad));
+            CHECK_NEAR(max_difference(pv->entries[0].dvalues[0], tensor("%s.codebooks_grad", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(pv->entries[0].dvalues[1], tensor("%s.scales_grad", at)), 0, 2e-6);
+            CHECK_OK(ctx, pvt_pv_apply(pv, 1, dv + step * (vec0->bytes / 4)));
+            CHECK_NEAR(max_difference(vec, tensor("%s.vec", at)), 0, 2e-6);
+            CHECK_OK(ctx, pvt_pv_end(pv, &stats));
+            CHECK_NEAR(max_difference(w.codebooks, tensor("%s.codebooks", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(w.scales, tensor("%s.scales", at)), 0, 2e-6);
+            CHECK(codes_different(&w, tensor("%s.codes", at)) == 0);
+            CHECK(stats.groups_changed == changed[step]);
+            if (desc.delta < 1) CHECK_NEAR(max_difference(pv->entries[0].buffer.w, tensor("%s.buffer", at)), 0, 2e-6);
+            else CHECK_NEAR(max_difference(pv->target, tensor("%s.search_target", at)), 0, 2e-6);
+            pvt_weight_dequantize(&w, dequantized);
+            CHECK_NEAR(max_difference(dequantized, tensor("%s.weight", at)), 0, 2e-6);
+            free(grad), free(dv);
+        }
+        pvt_pv_free(pv);
+        pvt_weight_free(&w);
+        free(vec), free(dequantized);
+    }
+    golden_close();
+}
+
+static void test_kmeans(void)
+{
+    const pvti_tensor *data;
+    int64_t node;
+    if (!golden_open("kmeans")) {
+        SKIP("../shared/golden/pv is absent: recorded k-means");
+        return;
+    }
+    data = tensor("data");
+    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "runs")); node >= 0; node = pvti_json_next(&js, node)) {
+        pvti_kmeans s;
+        int64_t steps = 0, n = data->shape[0], i, wrong = 0;
+        int32_t index;
+        pvt_real *x = reals(data), *centroids = reals(tensor("init"));
+        int32_t *assigned = (int32_t *)malloc((size_t)n * 4);
+        pvti_json_int(&js, pvti_json_find(&js, node, "max_iter"), &steps);
+        memset(&s, 0, sizeof s);
+        s.ctx = ctx, s.x = x, s.rows = n, s.GI = 1, s.D = data->shape[1], s.K = 16, s.centroids = centroids, s.assigned = assigned;
+        CHECK_OK(ctx, pvti_kmeans_run(&s, (int)steps));
+        CHECK_NEAR(max_difference(centroids, tensor("clusters.%d", (int)steps)), 0, 1e-5);
+        for (i = 0; i < n; i++) {
+            memcpy(&index, tensor("indices.%d", (int)steps)->data + 4 * i, 4);
+            wrong += index != assigned[i];
+        }
+        CHECK(wrong == 0);
+        free(x), free(centroids), free(assigned);
+    }
+    golden_close();
+}
+
+/* The reference's calibration of one layer: Adam with amsgrad on codebooks and scales by the
+   library's chain rule, then its search, in the recorded orders. */
+static void test_calibration(void)
+{
+    int64_t O, I, epoch, step, at = 0, i, node, n_loss;
+    pvt_weight w;
+    pvt_real *W, *H, *RH, *dC, *dS;
+    double *losses;
+    pvt_pv_desc desc;
+    pvt_pv *pv;
+    if (!golden_open("calibration")) {
+        SKIP("../shared/golden/pv is absent: recorded calibration");
+        return;
+    }
+    O = (int64_t)number(0, "out_features", 0), I = (int64_t)number(0, "in_features", 0);
+    weight_from(&w, tensor("codes0"), tensor("codebooks0"), tensor("scales0"), I);
+    W = reals(tensor("reference_weight")), H = reals(tensor("XTX")), RH = (pvt_real *)malloc((size_t)(O * I) * sizeof *RH);
+    dC = (pvt_real *)malloc((size_t)(2 * 16 * 4) * sizeof *dC), dS = (pvt_real *)malloc((size_t)O * sizeof *dS);
+    n_loss = tensor("losses")->bytes / 8, losses = (double *)malloc((size_t)n_loss * 8);
+    memcpy(losses, tensor("losses")->data, (size_t)n_loss * 8);
+    memset(&desc, 0, sizeof desc);
+    desc.params = optimizer(0), desc.params.eps = 1e-8;
+    CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+    CHECK_OK(ctx, pvt_pv_add_param(pv, w.codebooks, 2 * 16 * 4, "codebooks", NULL));
+    CHECK_OK(ctx, pvt_pv_add_param(pv, w.scales, O, "scales", NULL));
+    node = pvti_json_first(&js, pvti_json_find(&js, 0, "orders"));
+    for (epoch = 0; epoch < 3; epoch++, node = pvti_json_next(&js, node)) {
+        int64_t order[64], books[64 * 16], n = 0, child;
+        for (step = 0; step < 15; step++) {
+            double loss = xtx_loss(&w, W, H, RH) / (double)O;
+            CHECK_NEAR(loss, losses[at], 1e-5 * losses[at]);
+            at++;
+            for (i = 0; i < O * I; i++) RH[i] *= (pvt_real)(-2.0 / (double)O);
+            memset(dC, 0, (size_t)(2 * 16 * 4) * sizeof *dC), memset(dS, 0, (size_t)O * sizeof *dS);
+            CHECK_OK(ctx, pvt_weight_chain(ctx, dC, dS, &w, RH));
+            if (at == 1) CHECK_NEAR(max_difference(dC, tensor("first.codebooks_grad")), 0, 1e-5);
+            if (at == 1) CHECK_NEAR(max_difference(dS, tensor("first.scales_grad")), 0, 1e-5);
+            CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+            CHECK_OK(ctx, pvt_pv_apply(pv, 0, dC));
+            CHECK_OK(ctx, pvt_pv_apply(pv, 1, dS));
+            CHECK_OK(ctx, pvt_pv_end(pv, NULL));
+        }
+        CHECK_NEAR(max_difference(w.codebooks, tensor("epoch%d.codebooks", (int)epoch)), 0, 1e-5);
+        CHECK_NEAR(max_difference(w.scales, tensor("epoch%d.scales", (int)epoch)), 0, 1e-5);
+        integers(pvti_json_find(&js, node, "input_group_order"), order);
+        for (child = pvti_json_first(&js, pvti_json_find(&js, node, "codebook_orders")); child >= 0; child = pvti_json_next(&js, child)) n += integers(child, books + n);
+        xtx_loss(&w, W, H, RH);
+        CHECK_OK(ctx, pvti_xtx_run(ctx, &w, H, RH, (int)number(0, "beam_size", 1), order, books));
+        CHECK(codes_different(&w, tensor("epoch%d.codes", (int)epoch)) == 0);
+    }
+    CHECK_NEAR(xtx_loss(&w, W, H, RH) / (double)O, losses[at], 1e-5 * losses[at]);
+    pvt_pv_free(pv);
+    pvt_weight_free(&w);
+    free(W), free(H), free(RH), free(dC), free(dS), free(losses);
+    golden_close();
+}
+
+static void test_bits(void)
+{
+    int64_t node;
+    pvti_map map;
+    if (pvti_map_open(ctx, GOLDEN "bits.json", &map) != PVT_OK) {
+        SKIP("../shared/golden/pv is absent: bits per weight");
+        return;
+    }
+    CHECK_OK(ctx, pvti_json_parse(ctx, "bits.json", (const char *)map.data, map.size, &js));
+    for (node = pvti_json_first(&js, 0); node >= 0; node = pvti_json_next(&js, node)) {
+        pvt_format f;
+        f.kind = PVT_FORMAT_AQLM, f.codebooks = (int)number(node, "num_codebooks", 0), f.bits = (int)number(node, "nbits_per_codebook", 0);
+        f.in_group = (int)number(node, "in_group_size", 0), f.out_group = (int)number(node, "out_group_size", 0);
+        CHECK_NEAR(pvt_format_bits(&f, (int64_t)number(node, "out_features", 0), (int64_t)number(node, "in_features", 0)),
+                   number(node, "bits_per_parameter", -1), 1e-12);
+    }
+    pvti_json_free(&js);
+    pvti_map_close(ctx, &map);
+}
+
+/* ---- what a bare machine can check ---- */
+
+static pvt_real noise(uint64_t stream, int64_t i)
+{
+    return (pvt_real)(pvti_random_unit(7, PVTI_RANDOM_USER, stream, (uint64_t)i) + pvti_random_unit(8, PVTI_RANDOM_USER, stream, (uint64_t)i) - 1);
+}
+static void random_weight(pvt_weight *w, const char *text, int64_t O, int64_t I)
+{
+    pvt_format f;
+    pvti_values values[PVTI_MAX_VALUES];
+    int64_t i;
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "random", w));
+    w->kind->values(w, values);
+    for (i = 0; i < values[0].n; i++) values[0].data[i] = noise(1, i);
+    for (i = 0; i < values[1].n; i++) values[1].data[i] = 1 + noise(2, i) / 2;
+    for (i = 0; i < O * I / pvti_group_dim(w) * f.codebooks; i++)
+        pvti_code_set(w, i, (int64_t)(pvti_random(3, PVTI_RANDOM_USER, 4, (uint64_t)i) % (uint64_t)pvti_entries(w)));
+}
+
+/* With the beam as wide as a codebook of two, the search is exhaustive: compare all K^M. */
+static void test_brute_force(void)
+{
+    pvt_weight w;
+    pvt_pv_desc desc;
+    pvt_pv *pv;
+    pvt_real target[6 * 12], group[6];
+    int64_t g, i, a, wrong = 0;
+    random_weight(&w, "aqlm:2x4g6", 6, 12);
+    for (i = 0; i < 6 * 12; i++) target[i] = 2 * noise(5, i);
+    memset(&desc, 0, sizeof desc);
+    desc.cap = 1, desc.beam = 16;
+    CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+    CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+    pvti_pv_assign(pv, 0, target);
+    for (g = 0; g < 12; g++) {
+        double best = 1e30, ours = 0;
+        int64_t k0, k1;
+        const pvt_real *t = target + g / 2 * 12 + g % 2 * 6;
+        for (k0 = 0; k0 < 16; k0++)
+            for (k1 = 0; k1 < 16; k1++) {
+                double sum = 0;
+                for (a = 0; a < 6; a++) {
+                    double d = (double)t[a] - (double)w.scales[g / 2] * ((double)w.codebooks[k0 * 6 + a] + (double)w.codebooks[(16 + k1) * 6 + a]);
+                    sum += d * d;
+                }
+                best = fmin(best, sum);
+            }
+        PVTI_CALL(ctx, pvti_decode)(group, 6, &w, g / 2, g % 2, g % 2 + 1, true);
+        for (a = 0; a < 6; a++) ours += ((double)t[a] - (double)group[a]) * ((double)t[a] - (double)group[a]);
+        wrong += ours > best * (1 + 1e-5);
+    }
+    CHECK(wrong == 0);
+    pvt_pv_free(pv);
+    pvt_weight_free(&w);
+}
+
+/* Selection: the k largest keys, largest first, ties by index. */
+static void test_select(void)
+{
+    pvt_pv pv;
+    int64_t i, j, n = 1000, ks[4] = {1, 10, 500, 1000}, wrong = 0, larger;
+    memset(&pv, 0, sizeof pv);
+    pv.keys = (float *)malloc((size_t)n * 4), pv.selected = (int64_t *)malloc((size_t)n * 8);
+    pv.sorted = (uint64_t *)malloc((size_t)n * 8), pv.sorted_next = (uint64_t *)malloc((size_t)n * 8);
+    for (i = 0; i < n; i++) pv.keys[i] = (float)(pvti_random(1, PVTI_RANDOM_USER, 9, (uint64_t)i) % 97) * (i % 3 == 0 ? 1e-20f : 1.0f);
+    for (j = 0; j < 4; j++) {
+        pvti_select(&pv, n, ks[j]);
+        larger = 0;
+        for (i = 1; i < ks[j]; i++) {
+            float a = pv.keys[pv.selected[i - 1]], b = pv.keys[pv.selected[i]];
+            wrong += !(a > b || (a == b && pv.selected[i - 1] < pv.selected[i]));
+        }
+        for (i = 0; i < n; i++) larger += pv.keys[i] > pv.keys[pv.selected[ks[j] - 1]];
+        wrong += larger > ks[j] - 1; /* nobody left out is larger than the last one in */
+    }
+    CHECK(wrong == 0);
+    CHECK(pvti_share(0.01, 100) == 1 && pvti_share(0.1, 40) == 4 && pvti_share(0.1, 41) == 5 && pvti_share(1, 77) == 77 && pvti_share(1e-9, 5) == 1);
+    free(pv.keys), free(pv.selected), free(pv.sorted), free(pv.sorted_next);
+}
+
+/* The same fit and PV steps to the bit for kernel sets, threads and formats. */
+static uint64_t work_hash(int isa, int threads, const char *format, int beam, bool metric)
+{
+    pvt_ctx_desc cd;
+    pvt_ctx *saved = ctx;
+    pvt_fit_desc fd;
+    pvt_pv_desc pd;
+    pvt_format f;
+    pvt_weight w;
+    pvt_pv *pv;
+    enum { O = 36, I = 48 };
+    pvt_real *W = (pvt_real *)malloc(O * I * sizeof *W), *H = (pvt_real *)malloc(I * I * sizeof *H);
+    uint64_t hash = 14695981039346656037u;
+    int64_t i, j, step;
+    memset(&cd, 0, sizeof cd), memset(&fd, 0, sizeof fd), memset(&pd, 0, sizeof pd);
+    cd.n_threads = threads, cd.seed = 5;
+    CHECK(pvt_ctx_create(&cd, &ctx) == PVT_OK);
+    ctx->isa = PVTI_MIN(isa, ctx->isa);
+    for (i = 0; i < O * I; i++) W[i] = noise(21, i);
+    for (i = 0; i < I; i++)
+        for (j = 0; j < I; j++) H[i * I + j] = (pvt_real)(i == j ? (double)(2 + i % 5) : 0.5 / (1 + fabs((double)(i - j))));
+    CHECK_OK(ctx, pvt_format_parse(ctx, format, &f));
+    fd.beam = beam, fd.epochs = 3;
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, metric ? H : NULL, &f, &fd, NULL, &w));
+    pd.beam = beam, pd.cap = 0.3, pd.trust = 0.5, pd.codes.lr = 0.05, pd.values.lamb = true;
+    CHECK_OK(ctx, pvt_pv_create(ctx, &pd, &pv));
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+    for (step = 0; step < 3; step++) {
+        for (i = 0; i < O * I; i++) W[i] = noise(30 + (uint64_t)step, i);
+        CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+        CHECK_OK(ctx, pvt_pv_apply(pv, 0, W));
+        CHECK_OK(ctx, pvt_pv_end(pv, NULL));
+    }
+    pvt_weight_dequantize(&w, W);
+    for (i = 0; i < (int64_t)(O * I * sizeof *W); i++) hash = (hash ^ ((const uint8_t *)W)[i]) * 1099511628211u;
+    pvt_pv_free(pv);
+    pvt_weight_free(&w);
+    pvt_ctx_destroy(ctx);
+    free(W), free(H);
+    ctx = saved;
+    return hash;
+}
+
+static void test_same_bits(void)
+{
+    static const struct { const char *format; int beam; bool metric; } cases[] = {
+        {"aqlm:2x8g8", 1, true}, {"aqlm:2x4g4", 3, true}, {"aqlm:3x3g4o2", 2, true}, {"aqlm:1x9g6", 1, true}, {"aqlm:2x5g8o3", 1, false}};
+    static const int threads[] = {1, 2, 3, 7};
+    int64_t c, t;
+    int isa;
+    for (c = 0; c < PVTI_COUNT(cases); c++) {
+        uint64_t want = work_hash(PVTI_SCALAR, 1, cases[c].format, cases[c].beam, cases[c].metric);
+        for (isa = PVTI_SCALAR; isa <= PVTI_AVX512; isa++)
+            for (t = isa == PVTI_SCALAR ? 2 : 0; t < PVTI_COUNT(threads); t++)
+                CHECK(work_hash(isa, threads[t], cases[c].format, cases[c].beam, cases[c].metric) == want);
+    }
+}
+
+static void test_refusals(void)
+{
+    static const char *const bad[] = {"", "aqlm", "aqlm:", "aqlm:0x8g8", "aqlm:2x17g8", "aqlm:2x8g65", "aqlm:2x8", "aqlm:2x8g8o", "aqlm:2x8g64o8", "aqlm:2x8g8 ", "AQLM:2x8g8", "aqlm:99999999999x8g8"};
+    pvt_format f;
+    pvt_weight w;
+    pvt_real W[24], H[36];
+    char text[48];
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(bad); i++) CHECK(pvt_format_parse(ctx, bad[i], &f) == PVT_ERR_ARGUMENT);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:4x12g6o2", &f));
+    pvt_format_text(&f, text);
+    CHECK(strcmp(text, "aqlm:4x12g6o2") == 0);
+    for (i = 0; i < 24; i++) W[i] = (pvt_real)(i % 7) - 3;
+    for (i = 0; i < 36; i++) H[i] = i % 7 == 0;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g4", &f));
+    CHECK(pvt_weight_fit(ctx, W, 4, 6, H, &f, NULL, NULL, &w) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "do not divide") != NULL);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g3", &f));
+    W[5] = (pvt_real)NAN;
+    CHECK(pvt_weight_fit(ctx, W, 4, 6, H, &f, NULL, NULL, &w) == PVT_ERR_NUMERIC);
+    W[5] = 0, H[7] = (pvt_real)INFINITY;
+    CHECK(pvt_weight_fit(ctx, W, 4, 6, H, &f, NULL, NULL, &w) == PVT_ERR_NUMERIC);
+    memset(H, 0, sizeof H); /* all inputs dead: nothing to fit, nothing breaks */
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, 4, 6, H, &f, NULL, NULL, &w));
+    pvt_weight_free(&w);
+    memset(W, 0, sizeof W);
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, 4, 6, NULL, &f, NULL, NULL, &w));
+    w.codebooks[0] = 70000;
+    CHECK(pvt_weight_round_f16(&w, "w") == PVT_ERR_NUMERIC);
+    pvt_weight_free(&w);
+    CHECK(pvt_ctx_get_info(ctx).bytes_now > 0);
+}
+
+int main(void)
+{
+    int64_t bytes;
+    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    test_beam_l2();
+    test_beam_xtx();
+    test_adam();
+    test_pv_steps("pv_step_m1k16g4");
+    test_pv_steps("pv_step_m2k16g8");
+    test_kmeans();
+    test_calibration();
+    test_bits();
+    test_brute_force();
+    test_select();
+    test_same_bits();
+    test_refusals();
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* nothing leaked */
+    pvt_ctx_destroy(ctx);
+    return test_end();
+}

@@ -816,7 +816,6 @@ typedef struct pvt_quantize_desc {
     double finetune_lr;     /* 0: 2e-4 */
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
-    int64_t memory_limit;   /* 0: 2 GiB for activations of a block */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
     void *layer_user;
@@ -860,8 +859,9 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
-/* One optimizer step; allocates nothing. When cancelled or failed the student stands at the
-   last completed step. */
+/* One optimizer step; allocates nothing. Cancelled (PVT_ERR_CANCELLED): the step is complete.
+   Errors: NUMERIC (a loss or gradient is not finite): updates stop at the tensor it names, so
+   go on from a checkpoint; ARGUMENT (all steps are done). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers,
    step, options, hashes of corpus and teacher), written beside and renamed. */
@@ -4218,6 +4218,7 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
 {
     const pvt_weight *weight = (const pvt_weight *)self;
     const pvti_dtype *type = pvti_dtype_info(weight->dtype);
+    pvti_decode_fn *decode = pvti_decoder(weight->ctx, weight->dtype);
     const uint8_t *data = (const uint8_t *)weight->data;
     int64_t block = type->block, row_bytes = weight->I / block * type->bytes;
     int64_t b0 = c0 / block, b1 = (c1 + block - 1) / block, r, b;
@@ -4225,13 +4226,13 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
         const uint8_t *row = data + r * row_bytes;
         pvt_real *o = out + (r - r0) * ld;
         if (b0 * block == c0 && b1 * block == c1) {
-            type->decode(row + b0 * type->bytes, o, b1 - b0);
+            decode(row + b0 * type->bytes, o, b1 - b0);
             continue;
         }
         for (b = b0; b < b1; b++) { /* the rectangle cuts through blocks */
             pvt_real whole[256];
             int64_t from = PVTI_MAX(c0, b * block), to = PVTI_MIN(c1, (b + 1) * block);
-            type->decode(row + b * type->bytes, whole, 1);
+            decode(row + b * type->bytes, whole, 1);
             memcpy(o + (from - c0), whole + (from - b * block), (size_t)(to - from) * sizeof *o);
         }
     }

@@ -11,7 +11,12 @@
 #include "plot.h"
 #include "stories.h"
 
-enum { DEMO_CURVE = 32, DEMO_RUNS = 8, DEMO_TOKENS = 2048 }; /* points of a curve; strategies × schedules; of a step */
+enum {
+    DEMO_RUNS = 8,      /* strategies × schedules */
+    DEMO_TOKENS = 2048, /* of a step */
+    DEMO_CURVE = 16,    /* points of a curve at most … */
+    DEMO_WINDOWS = 48   /* … each measured on so many windows */
+};
 
 typedef struct demo_run { /* one strategy under one schedule */
     const char *strategy, *schedule;
@@ -41,11 +46,11 @@ static demo demo_sizes(const options *o)
     memset(&d, 0, sizeof d);
     d.config.layers = o->quick ? 2 : 4, d.config.dim = o->quick ? 64 : 128, d.config.heads = 4;
     d.config.ff = o->quick ? 192 : 384, d.config.vocab = 256, d.config.ctx = 128, d.config.tied = true;
-    d.train_bytes = o->quick ? 60000 : 600000, d.unseen_bytes = o->quick ? 6000 : 50000;
-    d.train_steps = o->train_steps ? o->train_steps : o->quick ? 150 : 450;
+    d.train_bytes = o->quick ? 60000 : 600000, d.unseen_bytes = o->quick ? 6000 : 32000;
+    d.train_steps = o->train_steps ? o->train_steps : o->quick ? 150 : 400;
     d.tune_steps = o->steps ? o->steps : o->quick ? 8 : 120;
     d.samples = o->quick ? 32 : 256;
-    d.every = PVTI_MAX(1, d.tune_steps / 10);
+    d.every = PVTI_MAX(1, d.tune_steps / 8);
     d.best_ppl = INFINITY;
     return d;
 }
@@ -214,7 +219,7 @@ static int demo_point(app *a, demo *d, demo_run *run, int64_t step)
 {
     if (run->points == DEMO_CURVE) return 0;
     run->step[run->points] = (double)step;
-    return demo_measure(a, d, a->models[DEMO_TUNED], 64, &run->curve[run->points++]);
+    return demo_measure(a, d, a->models[DEMO_TUNED], DEMO_WINDOWS, &run->curve[run->points++]);
 }
 
 static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int64_t done, int64_t total)
@@ -316,12 +321,13 @@ static void demo_json(app *a, const demo *d)
 static int demo_plot(app *a, const demo *d)
 {
     static plot p;
-    char title[160], levels[2][48];
-    int i;
+    char title[160], subtitle[200] = "from calibrated codes towards the original model; lower is better";
+    double highest = 0;
+    int i, j;
     memset(&p, 0, sizeof p);
     snprintf(title, sizeof title, "Tuning a Llama at %.2f bits per weight", d->bits);
     p.title = title;
-    p.subtitle = "from calibrated codes towards the original model; lower is better";
+    p.subtitle = subtitle;
     p.x_label = "tuning steps of 2,048 tokens";
     p.y_label = "perplexity per byte of unseen text";
     p.panels[0].title = "constant learning rate", p.panels[1].title = "cosine learning rate";
@@ -332,10 +338,15 @@ static int demo_plot(app *a, const demo *d)
         line->name = d->runs[i].strategy;
         line->x = d->runs[i].step, line->y = d->runs[i].curve, line->n = d->runs[i].points;
     }
-    snprintf(levels[0], sizeof levels[0], "original");
-    p.levels[0].name = levels[0], p.levels[0].y = NAN;
-    p.n_levels = 1;
-    DO(demo_measure(a, d, a->models[DEMO_ORIGINAL], 64, &p.levels[0].y)); /* on the windows of the curves */
+    p.levels[0].name = "original", p.n_levels = 1;
+    DO(demo_measure(a, d, a->models[DEMO_ORIGINAL], DEMO_WINDOWS, &p.levels[0].y)); /* the windows of the curves */
+    /* a strategy that goes astray must not flatten the others: the chart ends a little above the start */
+    p.y_max = d->runs[0].curve[0] + 0.4 * (d->runs[0].curve[0] - p.levels[0].y);
+    for (i = 0; i < d->n_runs; i++)
+        for (j = 0; j < d->runs[i].points; j++) highest = fmax(highest, d->runs[i].curve[j]);
+    if (!(p.y_max > p.levels[0].y)) p.y_max = 0;
+    if (p.y_max > 0 && highest > p.y_max)
+        snprintf(subtitle + strlen(subtitle), sizeof subtitle - strlen(subtitle), "; what leaves the chart goes up to %.3g", highest);
     if (!plot_write(&p, a->o.svg)) return fail(a, "the chart %s could not be written: %s", a->o.svg, strerror(errno));
     return 0;
 }

@@ -33,6 +33,7 @@ typedef struct plot {
     int n_panels;
     plot_level levels[PLOT_LEVELS]; /* drawn in every panel */
     int n_levels;
+    double y_max; /* > 0: what lies higher is cut off */
 } plot;
 
 typedef struct plot_frame { /* where a panel stands, and the ranges it shows */
@@ -79,6 +80,7 @@ static void plot_ranges(const plot *p, plot_frame *f)
                 f->y0 = fmin(f->y0, y), f->y1 = fmax(f->y1, y);
             }
     for (int i = 0; i < p->n_levels; i++) f->y0 = fmin(f->y0, p->levels[i].y), f->y1 = fmax(f->y1, p->levels[i].y);
+    if (p->y_max > 0) f->y1 = fmin(f->y1, p->y_max);
     if (!(f->x1 > f->x0)) f->x0 = 0, f->x1 = 1;
     if (!(f->y1 > f->y0)) f->y0 = f->y0 < 1e300 ? f->y0 - 1 : 0, f->y1 = f->y0 + 2;
     double tick = plot_tick(f->y1 - f->y0);
@@ -115,7 +117,7 @@ static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const 
         const plot_line *line = &panel->lines[i];
         for (j = line->n - 1; j >= 0 && !isfinite(line->y[j]); j--) {}
         if (j < 0) continue;
-        names[n] = line->name, colour[n] = i, at[n++] = plot_py(f, line->y[j]);
+        names[n] = line->name, colour[n] = i, at[n++] = plot_py(f, fmin(line->y[j], f->y1));
     }
     for (i = 0; i < p->n_levels; i++) names[n] = p->levels[i].name, colour[n] = -1, at[n++] = plot_py(f, p->levels[i].y);
     for (i = 1; i < n; i++) /* insertion sort from top to bottom */
@@ -141,12 +143,14 @@ static void plot_draw_panel(FILE *out, const plot *p, const plot_panel *panel, c
 {
     plot_label(out, f->left, f->top - 10, "panel", panel->title);
     plot_axes(out, p, f, first);
+    fprintf(out, "<clipPath id=\"p%d\"><rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/></clipPath>\n",
+            (int)(panel - p->panels), f->left, f->top - 1, f->width + 2, f->height + 2);
     for (int i = 0; i < p->n_levels; i++)
         fprintf(out, "<path class=\"level\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, plot_py(f, p->levels[i].y), f->width);
     for (int l = 0; l < panel->n_lines; l++) {
         const plot_line *line = &panel->lines[l];
         char move = 'M';
-        fprintf(out, "<path class=\"line c%d\" d=\"", l);
+        fprintf(out, "<path clip-path=\"url(#p%d)\" class=\"line c%d\" d=\"", (int)(panel - p->panels), l);
         for (int i = 0; i < line->n; i++) {
             if (!isfinite(line->x[i]) || !isfinite(line->y[i])) continue;
             fprintf(out, "%c%.1f %.1f", move, plot_px(f, line->x[i]), plot_py(f, line->y[i]));

@@ -46,7 +46,7 @@ static const option demo_rows[] = {
     {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "learn this text; its last tenth is kept unseen"},
     {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "demo.svg", "where the curves go"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(120)", "tuning steps of 2,048 tokens"},
-    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(450)", "training steps of 2,048 tokens"},
+    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(400)", "training steps of 2,048 tokens"},
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
     {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL, "a small model and few steps, to see that it runs"},
     {"--text-only", NULL, OPTION_FLAG, AT(text_only), false, "", 0, 0, NULL, "only write the texts into --save DIR"},
@@ -69,14 +69,13 @@ static const option quantize_rows[] = {
     {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per weight"},
     {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.01)", "stop when a round gains less than this share"},
     {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
-    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 64, "(1)", "hypotheses kept in the code search"},
+    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(3)", "passes of block fine-tuning at most"},
-    {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(1e-4)", "its learning rate"},
+    {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too"},
     {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too"},
-    {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for a block's activations"},
     OVERWRITE,
 };
 static const option tune_rows[] = {
@@ -101,7 +100,7 @@ static const option tune_rows[] = {
     {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
-    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 64, "(1)", "hypotheses kept in the code search"},
+    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
@@ -573,7 +572,6 @@ static int verb_quantize(app *a)
     desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
     desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
     desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
-    desc.memory_limit = o->memory << 20;
     desc.layer = on_layer, desc.layer_user = &log;
     DO(load_model(a, 0, o->model));
     DO(load_text(a, 0, o->calib, a->models[0]));
@@ -610,6 +608,7 @@ typedef struct tune_state {
     char checkpoint[4096];
     double loss_first, loss_last;
     int64_t resumed_at, saved_at, tokens, searched, changed, steps;
+    bool made; /* the directory is this run's own */
 } tune_state;
 
 /* A whole file in zero-terminated memory, or NULL with errno set. */
@@ -681,7 +680,7 @@ static int log_step(app *a, const pvt_tune_stats *s)
 /* Finds out where to begin: a new run, a checkpoint to go on from, or a reason to refuse. */
 static int tune_begin(app *a, tune_state *s)
 {
-    bool checkpoint, made;
+    bool checkpoint;
     if (snprintf(s->checkpoint, sizeof s->checkpoint, "%s/checkpoint.safetensors", a->o.output) >= (int)sizeof s->checkpoint)
         return fail(a, "%s: path too long", a->o.output);
     checkpoint = access(s->checkpoint, F_OK) == 0;
@@ -694,7 +693,7 @@ static int tune_begin(app *a, tune_state *s)
     if (checkpoint && !a->o.overwrite)
         return fail(a, "%s holds the checkpoint of an unfinished run; give --resume to go on, or --overwrite to begin again",
                     a->o.output);
-    DO(prepare_output(a, &made));
+    DO(prepare_output(a, &s->made));
     if (a->o.resume) note(a, "no checkpoint in %s: starting at the beginning", a->o.output);
     return 0;
 }
@@ -765,6 +764,7 @@ static int verb_tune(app *a)
     const options *o = &a->o;
     pvt_tune_desc desc = tune_desc(o);
     tune_state s;
+    int status;
     memset(&s, 0, sizeof s);
     if (!o->teacher && !desc.cross_entropy) {
         fail(a, "--teacher MODEL is missing (or give --loss ce)");
@@ -774,10 +774,12 @@ static int verb_tune(app *a)
     if (o->teacher && !desc.cross_entropy) DO(load_model(a, 1, o->teacher));
     DO(load_text(a, 0, o->data, a->models[0]));
     TRY(a, pvt_tuner_create(a->ctx, a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
-    DO(tune_begin(a, &s));
-    DO(open_log(a, s.resumed_at));
-    DO(tune_steps(a, &s));
-    return tune_finish(a, &s);
+    status = tune_begin(a, &s);
+    if (status == 0) status = open_log(a, s.resumed_at);
+    if (status == 0) status = tune_steps(a, &s);
+    if (status == 0) status = tune_finish(a, &s);
+    if (status != 0 && s.made) rmdir(o->output); /* unless a checkpoint lies in it */
+    return status;
 }
 
 /* ---- eval ---- */

@@ -19,8 +19,11 @@ typedef struct story_rule {
 } story_rule;
 
 static const story_rule story_rules[] = {
-    {"story", "<opening> <trait> <setup>\n<plot>\n<ending>\n\n|<opening> <setup> <weather>\n<plot>\n<ending>\n\n|"
-              "<weather> <opening> <trait>\n<plot>\n<plot2> <ending>\n\n"},
+    {"story", "<opening> <fact> <setup>\n<plot>\n<ending>\n\n|<opening> <fact> <weather>\n<plot>\n<ending>\n\n|"
+              "<weather> <opening> <fact> <trait>\n<plot>\n<plot2> <ending>\n\n"},
+    {"fact", "<he> came from <Town>, on the river <River>, where they make <craft>.|in <Town> they make <craft>, and the "
+             "river <River> runs <compassT>.|this was in <Town>, the town of <Ruler> the <rkind>.|the town was <Town>, where "
+             "<Ruler> the <rkind> rules over the river <River>."},
     {"plot", "<lost>|<lost>|<counting>|<counting>|<journey>|<journey>|<secret>|<trade>|<trade>"},
     {"plot2", "Then something else happened. <visitor>|That was not all. <visitor>|The next day <visitor>"},
     {"opening", "once upon a time there was @<look> <kind> named <Hero>.|<Hero> was @<look> <kind> who lived <place>.|"
@@ -134,7 +137,7 @@ typedef struct stories {
     uint64_t state;
     char *text;
     int64_t length, capacity;
-    char fixed[32][2][48]; /* name and text of what holds for one story */
+    char fixed[40][2][48]; /* name and text of what holds for one story */
     int n_fixed;
 } stories;
 
@@ -215,23 +218,48 @@ static void story_draw(stories *s, const char *name, const char *rule)
     story_fix(s, name, word);
 }
 
-static void story_person(stories *s, const char *const names[5], bool invented)
+/* A word of two or three syllables that belongs to the number: every text has the same ones. */
+static void story_word(uint64_t number, char out[48])
 {
-    bool girl = story_random(s, 2) == 0;
-    if (invented) {
-        char name[48] = "";
-        for (uint64_t parts = 2 + story_random(s, 2); parts > 0; parts--) {
-            story_draw(s, "", "syllables");
-            strncat(name, s->fixed[--s->n_fixed][1], 8);
-        }
-        name[0] = (char)toupper((unsigned char)name[0]);
-        story_fix(s, names[0], name);
+    stories s;
+    memset(&s, 0, sizeof s);
+    s.state = number * 0x9e3779b97f4a7c15u;
+    for (uint64_t parts = 2 + story_random(&s, 2); parts > 0; parts--) story_rule_expand(&s, "syllables", 9);
+    strcpy(out, "");
+    if (s.text) strncat(out, s.text, 40);
+    out[0] = (char)toupper((unsigned char)out[0]);
+    free(s.text);
+}
+
+/* A name from a list or an invented one; either belongs to a girl or to a boy, always the same. */
+static void story_person(stories *s, const char *const names[5])
+{
+    uint64_t number = story_random(s, 160);
+    bool girl = number % 2 == 0;
+    char word[48];
+    if (number < 80) {
+        story_word(1000 + number, word);
+        story_fix(s, names[0], word);
     } else
         story_draw(s, names[0], girl ? "girls" : "boys");
     story_fix(s, names[1], girl ? "she" : "he");
     story_fix(s, names[2], girl ? "her" : "his");
     story_fix(s, names[3], girl ? "her" : "him");
     story_fix(s, names[4], girl ? "herself" : "himself");
+}
+
+/* A town has its river, its ruler and its craft: facts to be known by heart, for no story tells
+   them twice. */
+static void story_town(stories *s)
+{
+    uint64_t town = story_random(s, 48), state = s->state;
+    char word[48];
+    story_word(2000 + town, word), story_fix(s, "Town", word);
+    story_word(3000 + town % 19, word), story_fix(s, "River", word);
+    story_word(4000 + town, word), story_fix(s, "Ruler", word);
+    s->state = 77 * town;
+    story_draw(s, "rkind", "kinds"), story_draw(s, "craft", "pluralss"), story_draw(s, "compassT", "compass");
+    s->state = state;
 }
 
 static void story_numbers(stories *s)
@@ -288,8 +316,9 @@ static char *stories_write(uint64_t seed, int64_t bytes, int64_t *length)
         s.text[start] = 0;
         s.n_fixed = 0;
         story_numbers(&s);
-        story_person(&s, hero, story_random(&s, 3) == 0);
-        story_person(&s, friend_, story_random(&s, 3) == 0);
+        story_person(&s, hero);
+        story_person(&s, friend_);
+        story_town(&s);
         story_draw(&s, "kind", "kinds"), story_draw(&s, "fkind", "kinds");
         story_draw(&s, "place", "places"), story_draw(&s, "place3", "places"), story_draw(&s, "place2", "ways");
         story_draw(&s, "where", "spots");

@@ -444,7 +444,7 @@ typedef struct pvt_fit_desc {
     const char *name;      /* for messages */
     uint64_t stream;       /* random choices follow (seed of the context, stream); e.g. the tensor's number */
     int epochs;            /* at most so many of P step, then beam search; 0: 16 */
-    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.01 */
+    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.002 */
     double target;         /* stop at this relative error; 0: none */
     int cg_steps;          /* conjugate gradients in each P step; 0: 8 */
     int kmeans_steps;      /* 0: 25 */
@@ -5816,7 +5816,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     if (!d.cg_steps) d.cg_steps = 8;
     if (!d.kmeans_steps) d.kmeans_steps = 25;
     if (!d.beam) d.beam = 1;
-    if (d.tolerance == 0) d.tolerance = 0.01;
+    if (d.tolerance == 0) d.tolerance = 0.002;
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats);
     stats->seconds = pvti_seconds();

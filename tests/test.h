@@ -43,6 +43,22 @@ static int test_passed, test_failed, test_skipped;
 
 #define SKIP(why) (test_skipped++, printf("skipped: %s\n", why))
 
+/* A new directory for a test's files, in $TMPDIR or where the system keeps such; false when none can
+   be made. test_remove removes it with everything in it. */
+static inline int test_scratch(char *dir, size_t size)
+{
+    const char *base = getenv("TMPDIR");
+    int n = snprintf(dir, size, "%s/pvtune-XXXXXX", base && *base ? base : P_tmpdir);
+    return n > 0 && (size_t)n < size && mkdtemp(dir) != NULL;
+}
+
+static inline void test_remove(const char *dir)
+{
+    char command[600];
+    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    if (system(command) != 0) printf("%s could not be removed\n", dir);
+}
+
 static int test_end(void)
 {
     printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);

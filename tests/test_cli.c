@@ -395,13 +395,12 @@ static void test_terminal(void)
 int main(void)
 {
     pvt_ctx *ctx = NULL;
-    const char *temporary = getenv("TMPDIR"), *wanted = getenv("PVTUNE");
+    const char *wanted = getenv("PVTUNE");
     char here[256];
     if (!wanted) wanted = "build/pvtune";
     if (!getcwd(here, sizeof here)) return 1;
     snprintf(program, sizeof program, "%s%s%s", wanted[0] == '/' ? "" : here, wanted[0] == '/' ? "" : "/", wanted);
-    snprintf(dir, sizeof dir, "%s/pvtune-cli-XXXXXX", temporary ? temporary : "/tmp");
-    if (!mkdtemp(dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     make_inputs(ctx);
     test_usage();
     test_files();
@@ -413,6 +412,6 @@ int main(void)
     test_full_disk();
     test_terminal();
     pvt_ctx_destroy(ctx);
-    if (sh("true") == 0) sh("cd /; rm -rf '%s'", dir);
+    test_remove(dir);
     return test_end();
 }

@@ -1028,19 +1028,10 @@ static void test_real_files(void)
     }
 }
 
-static void remove_tree(const char *path)
-{
-    char command[600];
-    snprintf(command, sizeof command, "rm -rf '%s'", path);
-    if (system(command) != 0) printf("%s could not be removed\n", path);
-}
-
 int main(void)
 {
-    const char *base = getenv("TMPDIR");
     int64_t before;
-    snprintf(dir, sizeof dir, "%s/pvtune_test_XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     before = pvt_ctx_get_info(ctx).bytes_now;
     test_writer();
     test_full_disk();
@@ -1064,6 +1055,6 @@ int main(void)
     test_real_files();
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);
-    remove_tree(dir);
+    test_remove(dir);
     return test_end();
 }

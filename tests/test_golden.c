@@ -191,12 +191,12 @@ static void check_dense(const char *dir)
 /* Loaded and saved again, an AQLM checkpoint has the same tensors, byte for byte. */
 static void check_round_trip(const char *dir)
 {
-    static const char *const files[] = {"config.json", "generation_config.json", "model.safetensors"};
-    char out[64];
+    char out[256];
     pvt_model *model;
     pvti_safetensors was, is;
     int64_t i, equal = 0;
-    snprintf(out, sizeof out, "/tmp/pvtune-golden-%ld/", (long)getpid());
+    CHECK(test_scratch(out, sizeof out - 1));
+    strcat(out, "/");
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
     if (!model) return;
     CHECK_OK(ctx, pvt_model_save(model, out, NULL));
@@ -211,8 +211,7 @@ static void check_round_trip(const char *dir)
         CHECK(equal == was.n);
         pvti_safetensors_close(&was), pvti_safetensors_close(&is);
     }
-    for (i = 0; i < 3; i++) unlink(path_of(out, files[i]));
-    rmdir(out);
+    test_remove(out);
     pvt_model_free(model);
 }
 
@@ -367,10 +366,8 @@ static void check_llama2c(const char *name, bool greedy)
 /* The tokenizer beside the checkpoint is found, and goes along: what is saved loads with it. */
 static void check_carried_tokenizer(const char *path)
 {
-    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json",
-                                        "tokenizer_config.json"};
     static const char text[] = "Once upon a time, Lily's dog said: \"42!\"\n";
-    char dir[64];
+    char dir[256];
     pvt_model *model[2] = {NULL, NULL};
     int32_t *ids[2] = {NULL, NULL};
     int64_t n[2] = {0, 0}, i;
@@ -378,7 +375,7 @@ static void check_carried_tokenizer(const char *path)
         SKIP("llama2.c tokenizer: ../shared/data is not there");
         return;
     }
-    snprintf(dir, sizeof dir, "/tmp/pvtune-golden-%ld/", (long)getpid());
+    CHECK(test_scratch(dir, sizeof dir));
     CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model[0]));
     if (model[0]) CHECK_OK(ctx, pvt_model_save(model[0], dir, NULL));
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model[1]));
@@ -390,8 +387,7 @@ static void check_carried_tokenizer(const char *path)
     }
     CHECK(n[0] > 10 && n[0] == n[1] && memcmp(ids[0], ids[1], (size_t)n[0] * sizeof(int32_t)) == 0);
     for (i = 0; i < 2; i++) pvt_ids_free(ctx, ids[i]), pvt_model_free(model[i]);
-    for (i = 0; i < 4; i++) unlink(path_of(dir, files[i]));
-    rmdir(dir);
+    test_remove(dir);
 }
 
 static void check_smollm2_prompt(const pvt_model *model)

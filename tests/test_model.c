@@ -340,7 +340,7 @@ static void check_perplexity(pvt_ctx *ctx)
 
 /* ---- files ---- */
 
-static char scratch_dir[64];
+static char scratch_dir[256];
 
 static const char *in_dir(const char *dir, const char *name)
 {
@@ -573,26 +573,12 @@ static void check_memory(void)
     CHECK(result == PVT_OK && f.fail_at > 50);
 }
 
-static void clean_up(void)
-{
-    static const char *const dirs[] = {"dense",     "dense16",  "aqlm",  "aqlm-dense",
-                                       "aqlm-tied", "overflow", "memory"};
-    static const char *const files[] = {"config.json", "model.safetensors", "generation_config.json"};
-    size_t i, k;
-    for (i = 0; i < sizeof dirs / sizeof *dirs; i++) {
-        for (k = 0; k < 3; k++) unlink(in_dir(dirs[i], files[k]));
-        rmdir(dir_path(dirs[i]));
-    }
-    rmdir(scratch_dir);
-}
-
 int main(void)
 {
     pvt_ctx *ctx;
     int64_t bytes;
-    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    if (!test_scratch(scratch_dir, sizeof scratch_dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     bytes = pvt_ctx_get_info(ctx).bytes_now;
-    snprintf(scratch_dir, sizeof scratch_dir, "/tmp/pvtune-test-%ld", (long)getpid());
 #if PVTI_REAL_IS_DOUBLE
     check_gradient(ctx, false, 0, false);
     check_gradient(ctx, true, 5, false);
@@ -607,7 +593,7 @@ int main(void)
     check_save(ctx);
     check_broken(ctx);
     check_memory();
-    clean_up();
+    test_remove(scratch_dir);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* everything was given back */
     pvt_ctx_destroy(ctx);
     return test_end();

@@ -197,6 +197,10 @@ typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
     uint64_t seed; /* every random choice follows from it */
+    /* Linear layers multiply operands rounded to bf16, with sums in fp32: twice as fast where the
+       processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their gradients,
+       norms, attention, losses and optimizers stay in fp32. Not with PVTUNE_REAL double. */
+    bool compute_bf16;
     pvt_allocator allocator; /* zeroed: malloc */
     pvt_progress_fn *progress;
     void *progress_user;
@@ -206,7 +210,7 @@ typedef struct pvt_ctx_desc {
 
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
-   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real). */
+   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double). */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
 #define pvt_ctx_create(desc, out) \
@@ -1019,6 +1023,7 @@ static PVTI_UNUSED double pvti_seconds(void)
 typedef struct pvti_pool pvti_pool;
 struct pvt_ctx {
     int isa, n_threads;
+    bool compute_bf16;
     uint64_t seed;
     pvt_allocator allocator;
     pvt_progress_fn *progress;
@@ -1366,13 +1371,14 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
         return PVT_ERR_MISMATCH;
     if (d.n_threads < 0 || d.n_threads > PVTI_MAX_THREADS || !d.allocator.alloc != !d.allocator.free)
         return PVT_ERR_ARGUMENT;
+    if (d.compute_bf16 && PVTI_REAL_IS_DOUBLE) return PVT_ERR_UNSUPPORTED;
     ctx =
         (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
     if (!ctx) return PVT_ERR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->isa = pvti_isa_detect();
     ctx->n_threads = pvti_thread_count(d.n_threads);
-    ctx->seed = d.seed;
+    ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
     ctx->allocator = d.allocator;
     ctx->progress = d.progress, ctx->progress_user = d.progress_user;
     ctx->parallel = d.parallel, ctx->parallel_user = d.parallel_user;
@@ -1836,6 +1842,131 @@ PVTI_TARGET_AVX512 static void pvti_micro_avx512(float *C, int64_t ldc, const fl
 }
 #endif
 
+#if !PVTI_REAL_IS_DOUBLE
+/*  Products of operands rounded to bf16, sums in fp32. A step of a panel is two k: column j of it is one
+    32-bit word, the even k in its lower half. What a step does to an element is what one lane of
+    VDPBF16PS does,
+
+        c ← fma(a[k+1], b[k+1], c),  c ← fma(a[k], b[k], c)      (the odd k first)
+
+    each rounded to nearest, with subnormal c, before and after, as zero of its sign; the operands
+    have no subnormals (packing made them zero). The instruction and its emulation agree bit by bit. */
+PVTI_INLINE float pvti_flush(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
+PVTI_INLINE float pvti_half_even(uint32_t pair)
+{
+    float x;
+    pair <<= 16;
+    memcpy(&x, &pair, sizeof x);
+    return x;
+}
+PVTI_INLINE float pvti_half_odd(uint32_t pair)
+{
+    float x;
+    pair &= 0xffff0000u;
+    memcpy(&x, &pair, sizeof x);
+    return x;
+}
+PVTI_INLINE void pvti_micro_half_body(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+                                      int rows, int cols, bool load, int MR, int NR)
+{
+    float c[PVTI_MR_AVX512 * PVTI_NR_AVX512];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NR; j++)
+            c[i * NR + j] = load && i < rows && j < cols ? pvti_flush(C[i * ldc + j]) : 0;
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < rows; i++) {
+            uint32_t x, y;
+            float even, odd;
+            memcpy(&x, a + k * MR + i, sizeof x);
+            even = pvti_half_even(x), odd = pvti_half_odd(x);
+            for (int j = 0; j < NR; j++) {
+                memcpy(&y, b + k * NR + j, sizeof y);
+                c[i * NR + j] = pvti_flush(pvti_fma(odd, pvti_half_odd(y), c[i * NR + j]));
+                c[i * NR + j] = pvti_flush(pvti_fma(even, pvti_half_even(y), c[i * NR + j]));
+            }
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * NR + j];
+}
+static PVTI_UNUSED void pvti_micro_half_scalar(float *C, int64_t ldc, const float *a, const float *b,
+                                               int64_t K, int rows, int cols, bool load)
+{
+    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_SCALAR, PVTI_NR_SCALAR);
+}
+#if PVTI_X86
+PVTI_TARGET_AVX2 static void pvti_micro_half_avx2(float *C, int64_t ldc, const float *a, const float *b,
+                                                  int64_t K, int rows, int cols, bool load)
+{
+    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX2, PVTI_NR_AVX2);
+}
+PVTI_TARGET_AVX512 static void pvti_micro_half_avx512(float *C, int64_t ldc, const float *a, const float *b,
+                                                      int64_t K, int rows, int cols, bool load)
+{
+    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX512, PVTI_NR_AVX512);
+}
+
+/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. */
+#define PVTI_TARGET_BF16 \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+static bool pvti_has_bf16(int isa) { return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512bf16"); }
+PVTI_TARGET_BF16 PVTI_INLINE void pvti_micro_bf16_rows(float *C, int64_t ldc, const float *a, const float *b,
+                                                       int64_t K, int rows, __mmask16 left, __mmask16 right,
+                                                       bool load)
+{
+#define PVTI_X(i) __m512 l##i = _mm512_setzero_ps(), r##i = l##i;
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        l##i = _mm512_maskz_loadu_ps(left, C + (i) * ldc);             \
+        r##i = _mm512_maskz_loadu_ps(right, C + (i) * ldc + 16);       \
+    }
+    if (load) {
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        __m512bh x = (__m512bh)_mm512_set1_ps(a[i]);                   \
+        l##i = _mm512_dpbf16_ps(l##i, x, bl);                          \
+        r##i = _mm512_dpbf16_ps(r##i, x, br);                          \
+    }
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX512, b += PVTI_NR_AVX512) {
+        __m512bh bl = (__m512bh)_mm512_loadu_ps(b), br = (__m512bh)_mm512_loadu_ps(b + 16);
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        _mm512_mask_storeu_ps(C + (i) * ldc, left, l##i);              \
+        _mm512_mask_storeu_ps(C + (i) * ldc + 16, right, r##i);        \
+    }
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+}
+
+PVTI_TARGET_BF16 static void pvti_micro_bf16(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+                                             int rows, int cols, bool load)
+{
+    __mmask16 left = pvti_mask_avx512(cols), right = pvti_mask_avx512(cols - 16);
+    switch (rows) {
+#define PVTI_X(i) \
+    case i + 1: pvti_micro_bf16_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
+        PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+    }
+}
+#endif
+
+static pvti_micro_fn *pvti_micro_half(int isa)
+{
+#if PVTI_X86
+    if (pvti_has_bf16(isa)) return pvti_micro_bf16;
+#endif
+    return &PVTI_PICK(isa, pvti_micro_half);
+}
+#endif
+
 /*  Skinny products: few rows of x times many rows of w, both contiguous along k. Nothing is
     reused often enough to pay for packing; the rows of w are streamed once. The sum runs
     along k in 16 lanes, lane l taking k ≡ l (mod 16) in order (past the end of k stand zeros),
@@ -2129,21 +2260,111 @@ static void pvti_pack_panel(int isa, pvt_real *panel, int W, const pvt_real *src
     for (int64_t k = done; k < nk; k++)
         for (int j = 0; j < nj; j++) panel[k * W + j] = src[k * rs + j * cs];
 }
+
+#if !PVTI_REAL_IS_DOUBLE
+/* The bits of x in bf16, to nearest even; subnormals become zero, NaN stays NaN: VCVTNEPS2BF16. */
+PVTI_INLINE uint32_t pvti_half_bits(float x)
+{
+    uint32_t bits, rounded;
+    memcpy(&bits, &x, sizeof bits);
+    rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    rounded = (bits & 0x7fffffffu) < 0x00800000u ? bits & 0x80000000u : rounded;
+    rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;
+    return rounded >> 16;
+}
+
+#if PVTI_X86
+/*  panel[k/2·W + j] for four j and n (a multiple of 16) k, as bf16 pairs: rounding two rows into one
+    register leaves their eight pairs side by side, and two permutations turn 4×8 pairs into 8×4. 16 k:
+    4 loads, 2 conversions, 2 permutations, 8 stores of 16 bytes; the stores limit it. */
+PVTI_TARGET_BF16 static void pvti_pack_four_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n)
+{
+    const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    const __m512i high = _mm512_setr_epi32(4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
+    for (int64_t k = 0; k < n; k += 16, panel += 8 * W) {
+        __m512i a = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + ld + k), _mm512_loadu_ps(src + k));
+        __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 3 * ld + k), _mm512_loadu_ps(src + 2 * ld + k));
+        __m512 x = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, low, b));
+        __m512 y = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, high, b));
+        _mm_storeu_ps(panel, _mm512_castps512_ps128(x));
+        _mm_storeu_ps(panel + W, _mm512_extractf32x4_ps(x, 1));
+        _mm_storeu_ps(panel + 2 * W, _mm512_extractf32x4_ps(x, 2));
+        _mm_storeu_ps(panel + 3 * W, _mm512_extractf32x4_ps(x, 3));
+        _mm_storeu_ps(panel + 4 * W, _mm512_castps512_ps128(y));
+        _mm_storeu_ps(panel + 5 * W, _mm512_extractf32x4_ps(y, 1));
+        _mm_storeu_ps(panel + 6 * W, _mm512_extractf32x4_ps(y, 2));
+        _mm_storeu_ps(panel + 7 * W, _mm512_extractf32x4_ps(y, 3));
+    }
+}
+
+/*  The same from rows of the panel as they lie, ld apart: n (even) k, nj j. Two rows round into one
+    register; a permutation of words makes them pairs. 32 numbers: 2 loads, a store. */
+PVTI_TARGET_BF16 static void pvti_pack_rows_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n, int nj)
+{
+    __m512i zip = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
+                                    0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
+                                    0x1e000e, 0x1f000f);
+    for (int64_t k = 0; k < n; k += 2, panel += W, src += 2 * ld)
+        for (int j = 0; j < nj; j += 16) {
+            __mmask16 m = pvti_mask_avx512(nj - j);
+            __m512 even = _mm512_maskz_loadu_ps(m, src + j), odd = _mm512_maskz_loadu_ps(m, src + ld + j);
+            __m512i pairs = _mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+            _mm512_mask_storeu_ps(panel + j, m, _mm512_castsi512_ps(pairs));
+        }
+}
+#endif
+
+/* The same in pairs of bf16: word panel[k/2·W + j] holds (k, j) and, above it, (k+1, j); past the end 0. */
+static void pvti_pack_panel_half(int isa, pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                 int64_t nk, int nj)
+{
+    int64_t done = 0;
+#if PVTI_X86
+    if (pvti_has_bf16(isa) && cs == 1) {
+        done = nk & ~(int64_t)1;
+        pvti_pack_rows_bf16(panel, W, src, rs, done, nj);
+    } else if (pvti_has_bf16(isa) && rs == 1 && nj >= 4)
+        while (done + 16 <= nk) {
+            int64_t n = PVTI_MIN((nk - done) & ~(int64_t)15, 128);
+            for (int j = 0; j < nj; j += 4) {
+                int at = PVTI_MIN(j, nj - 4);
+                pvti_pack_four_bf16(panel + done / 2 * W + at, W, src + done + at * cs, cs, n);
+            }
+            done += n;
+        }
+#endif
+    (void)isa;
+    for (int64_t k = done; k < nk; k += 2)
+        for (int j = 0; j < nj; j++) {
+            const pvt_real *at = src + k * rs + j * cs;
+            uint32_t pair = pvti_half_bits(*at) | (k + 1 < nk ? pvti_half_bits(at[rs]) << 16 : 0);
+            memcpy(panel + k / 2 * W + j, &pair, sizeof pair);
+        }
+}
+#endif
 PVTI_KERNELS_END
 
 #define PVTI_PACK_ROWS 16 /* a tile source is asked for at most 16 rows of 256 numbers: */
 #define PVTI_PACK_COLS 256 /* a rectangle that stays in L1 and holds whole blocks of every format */
 
+/* Steps of a panel that n numbers along k take. */
+static int64_t pvti_pack_steps(bool half, int64_t n) { return half ? (n + 1) / 2 : n; }
+
 /*  Packs rows k0 … k0+nk−1, columns j0 … j0+nj−1 of x into panels of width W one after the
-    other, each nk rows long, the last filled up with zeros. buffer holds
-    PVTI_PACK_ROWS × PVTI_PACK_COLS numbers. */
-static void pvti_pack(int isa, pvt_real *panels, int W, pvti_operand x, int64_t k0, int64_t nk, int64_t j0,
-                      int64_t nj, pvt_real *buffer)
+    other, each nk rows (of bf16 pairs when `half`: (nk+1)/2) long, the last filled up with zeros.
+    buffer holds PVTI_PACK_ROWS × PVTI_PACK_COLS numbers. */
+static void pvti_pack(int isa, bool half, pvt_real *panels, int W, pvti_operand x, int64_t k0, int64_t nk,
+                      int64_t j0, int64_t nj, pvt_real *buffer)
 {
+    int64_t steps = pvti_pack_steps(half, nk);
+    void (*pack_panel)(int, pvt_real *, int, const pvt_real *, int64_t, int64_t, int64_t, int) = pvti_pack_panel;
     bool along_k = x.tile ? x.transposed : x.cs != 1; /* the source's rows run along k */
     int64_t rows = W < PVTI_PACK_ROWS ? PVTI_PACK_ROWS / W * W : PVTI_PACK_ROWS; /* of whole panels */
     int64_t step_j = !x.tile ? nj : along_k ? rows : PVTI_PACK_COLS;
     int64_t step_k = !along_k ? PVTI_PACK_ROWS : x.tile ? PVTI_PACK_COLS : nk;
+#if !PVTI_REAL_IS_DOUBLE
+    if (half) pack_panel = pvti_pack_panel_half;
+#endif
     for (int64_t j = 0; j < nj; j += step_j)
         for (int64_t k = 0; k < nk; k += step_k) {
             int64_t mj = PVTI_MIN(step_j, nj - j), mk = PVTI_MIN(step_k, nk - k), rs = x.rs, cs = x.cs;
@@ -2157,13 +2378,13 @@ static void pvti_pack(int isa, pvt_real *panels, int W, pvti_operand x, int64_t 
             }
             for (int64_t i = 0; i < mj; i += W - (j + i) % W) { /* the piece, panel by panel */
                 int64_t p = (j + i) / W, within = (j + i) % W;
-                pvti_pack_panel(isa, panels + (p * nk + k) * W + within, W, src + i * cs, rs, cs, mk,
-                                (int)PVTI_MIN(W - within, mj - i));
+                pack_panel(isa, panels + (p * steps + pvti_pack_steps(half, k)) * W + within, W, src + i * cs, rs,
+                           cs, mk, (int)PVTI_MIN(W - within, mj - i));
             }
         }
     if (nj % W)
-        for (int64_t k = 0; k < nk; k++)
-            for (int64_t j = nj % W; j < W; j++) panels[(nj / W * nk + k) * W + j] = 0;
+        for (int64_t k = 0; k < steps; k++)
+            for (int64_t j = nj % W; j < W; j++) panels[(nj / W * steps + k) * W + j] = 0;
 }
 
 // >>gemm
@@ -2194,7 +2415,7 @@ typedef struct pvti_gemm_job {
     int64_t ldc;
     pvti_operand At, B; /* At: the transpose of A, since both are packed along k */
     int64_t M, N, K;
-    bool accumulate;
+    bool accumulate, half; /* half: operands rounded to bf16, two k in a word of the panels */
     pvt_real *a, *b, *buffer; /* b and buffer NULL: each worker's scratch */
     int64_t a_room, b_room, buffer_room; /* in numbers */
     int64_t k_block, n_block, m_task; /* the plan: columns of a task, rows of a task */
@@ -2227,8 +2448,16 @@ static void pvti_gemm_pack_task(void *arg, int64_t i, int worker)
     int64_t rows = PVTI_GEMM_PACK_PANELS * job->mr, from = i * rows;
     pvt_real *buffer;
     pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->isa, job->a + from * job->kb, job->mr, job->At, job->k0, job->kb, job->m0 + from,
-              PVTI_MIN(rows, job->mb - from), buffer);
+    pvti_pack(job->isa, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At, job->k0,
+              job->kb, job->m0 + from, PVTI_MIN(rows, job->mb - from), buffer);
+}
+
+/* The tile of C that comes next, on its way while this one is computed: worth 2 to 15 % in bf16. */
+PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_job *job, int64_t m, int64_t n)
+{
+    const pvt_real *C = job->C + (job->m0 + m) * job->ldc + n;
+    for (int i = 0; i < job->mr; i++, C += job->ldc)
+        for (int j = 0; j < job->nr; j += 64 / (int)sizeof *C) __builtin_prefetch(C + j, 1);
 }
 
 static void pvti_gemm_task(void *arg, int64_t i, int worker)
@@ -2237,14 +2466,20 @@ static void pvti_gemm_task(void *arg, int64_t i, int worker)
     int64_t across = pvti_gemm_parts(job->N, job->n_block);
     int64_t n0 = i % across * job->n_block, m0 = i / across * job->m_task;
     int64_t n = PVTI_MIN(job->n_block, job->N - n0), m1 = PVTI_MIN(m0 + job->m_task, job->mb);
+    int64_t steps = pvti_pack_steps(job->half, job->kb);
     bool load = job->accumulate || job->k0 > 0;
     pvt_real *buffer, *b = pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->isa, b, job->nr, job->B, job->k0, job->kb, n0, n, buffer);
+    pvti_pack(job->isa, job->half, b, job->nr, job->B, job->k0, job->kb, n0, n, buffer);
     for (int64_t m = m0; m < m1; m += job->mr)
-        for (int64_t j = 0; j < n; j += job->nr)
-            job->micro(job->C + (job->m0 + m) * job->ldc + n0 + j, job->ldc, job->a + m * job->kb,
-                       b + j * job->kb, job->kb, (int)PVTI_MIN(job->mr, m1 - m),
+        for (int64_t j = 0; j < n; j += job->nr) {
+            if (j + job->nr < n)
+                pvti_gemm_prefetch(job, m, n0 + j + job->nr);
+            else if (m + job->mr < m1)
+                pvti_gemm_prefetch(job, m + job->mr, n0);
+            job->micro(job->C + (job->m0 + m) * job->ldc + n0 + j, job->ldc, job->a + m * steps,
+                       b + j * steps, steps, (int)PVTI_MIN(job->mr, m1 - m),
                        (int)PVTI_MIN(job->nr, n - j), load);
+        }
 }
 
 /*  Block sizes. K: equal parts of up to 512, of whole 256-blocks where K has them (GGUF).
@@ -2255,12 +2490,12 @@ static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     int64_t panels, tasks;
     job->k_block =
         PVTI_MIN(pvti_gemm_even(job->K, k_most, job->K % 256 == 0 && k_most >= 256 ? 256 : 32), k_most);
-    panels = PVTI_MIN(job->b_room / job->k_block, 256) / job->nr;
+    panels = PVTI_MIN(job->b_room / pvti_pack_steps(job->half, job->k_block), 256) / job->nr;
     tasks = pvti_gemm_parts(job->N, PVTI_MAX(panels, 1) * job->nr);
     if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, job->N / 96));
     tasks = PVTI_MAX(tasks, 1);
     job->n_block = pvti_gemm_parts(pvti_gemm_parts(job->N, tasks), job->nr) * job->nr;
-    job->mb = pvti_gemm_even(job->M, job->a_room / job->k_block, job->mr);
+    job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
     job->m_task = job->mb;
     if (workers > 1 && tasks < 2 * workers)
         job->m_task = pvti_gemm_even(job->mb, PVTI_MAX(job->mb * tasks / (4 * workers), 96), job->mr);
@@ -2362,7 +2597,7 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
 }
 
 /* What all entries share; true when there is something left to do. */
-static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A,
+static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
                             pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     static const int mr[3] = {PVTI_MR_SCALAR, PVTI_MR_AVX2, PVTI_MR_AVX512};
@@ -2371,6 +2606,11 @@ static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, pvt_real *C, int64
     job->ctx = ctx, job->isa = ctx ? ctx->isa : pvti_isa_detect();
     job->mr = mr[job->isa], job->nr = nr[job->isa];
     job->micro = &PVTI_PICK(job->isa, pvti_micro), job->dots = &PVTI_PICK(job->isa, pvti_dots);
+#if !PVTI_REAL_IS_DOUBLE
+    if (half) job->half = true, job->micro = pvti_micro_half(job->isa);
+#else
+    (void)half;
+#endif
     job->C = C, job->ldc = ldc, job->At = pvti_operand_transpose(A), job->B = B;
     job->M = M, job->N = N, job->K = K, job->accumulate = accumulate;
     if (K <= 0 && !accumulate)
@@ -2402,7 +2642,7 @@ static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, 
                                          pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
-    if (!pvti_gemm_begin(&job, ctx, C, ldc, A, B, M, N, K, accumulate)) return;
+    if (!pvti_gemm_begin(&job, ctx, false, C, ldc, A, B, M, N, K, accumulate)) return;
     if (!ctx) {
         pvti_gemm_on_stack(&job);
         return;
@@ -2413,14 +2653,15 @@ static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, 
     pvti_gemm_run(&job, 512, 1);
 }
 
-/*  The same on all workers. With ctx NULL, or when another parallel region is running, by the
-    caller alone in 60 KiB of its stack: correct, but inside a task pvti_gemm_serial is faster. */
-static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
-                                  int64_t M, int64_t N, int64_t K, bool accumulate)
+/*  The same on all workers, with operands rounded to bf16 when `half`. With ctx NULL, or when another
+    parallel region is running, by the caller alone in 60 KiB of its stack: correct, but inside a
+    task pvti_gemm_serial is faster. Skinny products ignore `half`: memory limits them. */
+static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
+                                     pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     double work = (double)M * (double)N * (double)K;
-    if (!pvti_gemm_begin(&job, ctx, C, ldc, A, B, M, N, K, accumulate)) return;
+    if (!pvti_gemm_begin(&job, ctx, half, C, ldc, A, B, M, N, K, accumulate)) return;
     if (!ctx || ctx->in_parallel) {
         pvti_gemm_on_stack(&job);
         return;
@@ -2430,6 +2671,17 @@ static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_o
     job.buffer_room = PVTI_GEMM_BUFFER / (int64_t)sizeof(pvt_real);
     job.b_room = (PVTI_SCRATCH_BYTES - PVTI_GEMM_KEEP - PVTI_GEMM_BUFFER) / (int64_t)sizeof(pvt_real);
     pvti_gemm_run(&job, 512, work < PVTI_GEMM_ALONE ? 1 : ctx->n_threads);
+}
+static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                                  int64_t M, int64_t N, int64_t K, bool accumulate)
+{
+    pvti_gemm_as(ctx, false, C, ldc, A, B, M, N, K, accumulate);
+}
+/* A linear layer's product, in the precision the context computes them in. */
+static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                                         int64_t M, int64_t N, int64_t K, bool accumulate)
+{
+    pvti_gemm_as(ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
 // >>ops: rows
 /*  Layer 0, first half: embedding, linear, RMSNorm, RoPE, SwiGLU, residual. Each op is a
@@ -2532,7 +2784,7 @@ PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
         job.out = y, job.a = bias;
         pvti_job_rows(&job, pvti_bias_task); /* the GEMM accumulates on top */
     }
-    pvti_gemm(ctx, y, O, pvti_rows(x, I), pvti_cols(W, I), n, O, I, bias != NULL);
+    pvti_gemm_linear(ctx, y, O, pvti_rows(x, I), pvti_cols(W, I), n, O, I, bias != NULL);
 }
 
 /* y[n,o] = Σ_i x[n,i]·W[o,i] + bias[o], hence
@@ -2549,8 +2801,8 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
                                  const pvt_real *dy, const pvt_real *x, const pvt_real *W, int64_t n,
                                  int64_t I, int64_t O)
 {
-    if (dx) pvti_gemm(ctx, dx, I, pvti_rows(dy, O), pvti_rows(W, I), n, I, O, true);
-    if (dW) pvti_gemm(ctx, dW, I, pvti_cols(dy, O), pvti_rows(x, I), O, I, n, true);
+    if (dx) pvti_gemm_linear(ctx, dx, I, pvti_rows(dy, O), pvti_rows(W, I), n, I, O, true);
+    if (dW) pvti_gemm_linear(ctx, dW, I, pvti_cols(dy, O), pvti_rows(x, I), O, I, n, true);
     if (dbias) {
         pvti_rows_job job = pvti_job(ctx, n, O);
         job.out = dbias, job.a = dy;
@@ -4327,7 +4579,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
-    pvti_gemm(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
+    pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
               weight->I, accumulate);
 }
 
@@ -4335,10 +4587,10 @@ PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const
                                  const pvt_real *x, const pvt_weight *weight, int64_t n)
 {
     if (dx)
-        pvti_gemm(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
+        pvti_gemm_linear(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
                   weight->I, weight->O, true);
     if (dW)
-        pvti_gemm(ctx, dW, weight->I, pvti_cols(dy, weight->O), pvti_rows(x, weight->I), weight->O, weight->I,
+        pvti_gemm_linear(ctx, dW, weight->I, pvti_cols(dy, weight->O), pvti_rows(x, weight->I), weight->O, weight->I,
                   n, true);
 }
 
@@ -14030,8 +14282,8 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
     snprintf(out[0].value, 200, "checkpoint 1");
-    snprintf(out[1].value, 200, "%d bytes, moments %s", (int)sizeof(pvt_real),
-             d->pv.moments == PVT_BF16 ? "bf16" : "full");
+    snprintf(out[1].value, 200, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
+             t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
     snprintf(out[2].value, 200, "%s cap %.17g trust %.17g delta %.17g beam %d temperature %.17g force %d",
              pvt_strategy_name(d->pv.strategy), d->pv.cap, d->pv.trust, d->pv.delta, d->pv.beam,
              d->pv.temperature, d->pv.force_update);

@@ -64,7 +64,7 @@ static void codebooks_tile(const void *self, float *out, int64_t ld, int64_t r0,
 typedef struct product {
     const char *name;
     char kind; /* f: y = x·Wᵀ, d: dx = dy·W, w: dW = dyᵀ·x */
-    bool tiles;
+    bool tiles, half; /* weights decoded on the way; operands rounded to bf16 */
     int64_t M, N, K;
     pvt_ctx *ctx;
     float *C, *A, *B;
@@ -77,7 +77,7 @@ static void run_ours(void *arg)
     pvti_operand A = p->kind == 'w' ? pvti_cols(p->A, p->M) : pvti_rows(p->A, p->K);
     pvti_operand B = p->kind == 'f' ? pvti_cols(p->B, p->K) : pvti_rows(p->B, p->N);
     if (p->tiles) B = pvti_tiles(codebooks_tile, p->W, p->kind == 'f');
-    pvti_gemm(p->ctx, p->C, p->N, A, B, p->M, p->N, p->K, false);
+    pvti_gemm_as(p->ctx, p->half, p->C, p->N, A, B, p->M, p->N, p->K, false);
 }
 
 static void run_openblas(void *arg)
@@ -118,7 +118,7 @@ static void report(product *p, int threads, bool json, double budget)
 {
     pvt_ctx_desc desc;
     bench_result result[2];
-    bench_fn *fns[2] = {run_ours, sgemm && !p->tiles ? run_openblas : NULL};
+    bench_fn *fns[2] = {run_ours, sgemm && !p->tiles && !p->half ? run_openblas : NULL};
     void *args[2];
     double work = 2e-9 * (double)p->M * (double)p->N * (double)p->K, ours, theirs;
     memset(&desc, 0, sizeof desc);
@@ -146,22 +146,28 @@ static void report(product *p, int threads, bool json, double budget)
 int main(int argc, char **argv)
 {
     static const product products[] = {
-        {"forward x.W^T", 'f', false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'f', true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"dx = dy.W", 'd', false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'd', true, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
-        {"dW = dy^T.x", 'w', false, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
-        {"square", 'd', false, 576, 576, 576, NULL, NULL, NULL, NULL, NULL},
-        {"small", 'd', false, 64, 64, 64, NULL, NULL, NULL, NULL, NULL},
-        {"forward 2048", 'f', false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'f', true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"head, slice of V", 'f', false, 1024, 8192, 576, NULL, NULL, NULL, NULL, NULL},
-        {"64 rows", 'f', false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"64 rows, 2x8 codebooks", 'f', true, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows", 'f', false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows, 2x8 codebooks", 'f', true, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows, dx", 'd', false, 8, 2048, 5632, NULL, NULL, NULL, NULL, NULL},
-        {"1 row", 'f', false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
+        {"forward x.W^T", 'f', false, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'f', true, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"dx = dy.W", 'd', false, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'd', true, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"dW = dy^T.x", 'w', false, false, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
+        {"square", 'd', false, false, 576, 576, 576, NULL, NULL, NULL, NULL, NULL},
+        {"small", 'd', false, false, 64, 64, 64, NULL, NULL, NULL, NULL, NULL},
+        {"forward 2048", 'f', false, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"the same, 2x8 codebooks", 'f', true, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"head, slice of V", 'f', false, false, 1024, 8192, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 forward", 'f', false, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 forward, 2x8", 'f', true, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 dx", 'd', false, true, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 dW", 'w', false, true, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 forward 2048", 'f', false, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 forward 2048, 2x8", 'f', true, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"64 rows", 'f', false, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"64 rows, 2x8 codebooks", 'f', true, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows", 'f', false, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows, 2x8 codebooks", 'f', true, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"8 rows, dx", 'd', false, false, 8, 2048, 5632, NULL, NULL, NULL, NULL, NULL},
+        {"1 row", 'f', false, false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
     bool json = bench_flag(argc, argv, "--json"), quick = bench_flag(argc, argv, "--quick");
     int threads = pvti_thread_count(0);
     const char *only = NULL;

@@ -1,10 +1,12 @@
 /*  GEMM: right against sums in double, and the same bits for every kernel set, number of
-    threads, kind of operand, and for the serial entry with and without a context. */
+    threads, kind of operand, and for the serial entry with and without a context; in fp32 and
+    with operands rounded to bf16. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
 
 enum { ROWS, COLS, TILES, TILES_TRANSPOSED, STRIDED, KINDS };
+static bool half; /* operands rounded to bf16 */
 static const char *const isa_names[] = {"scalar", "avx2", "avx512"};
 
 /* An R×C matrix of random numbers with NaN all around them, and one operand on it per kind. */
@@ -105,6 +107,15 @@ static void run_serial(void *arg, int64_t i, int worker)
                          s->accumulate);
 }
 
+/* x to eight significant bits, ties to even: bf16 by another way than the library's. */
+static double rounded(pvt_real x)
+{
+    int exponent;
+    double m = frexp((double)x, &exponent);
+    if (!half) return (double)x;
+    return fabs((double)x) < FLT_MIN ? 0 : ldexp(nearbyint(ldexp(m, 8)), exponent - 8);
+}
+
 static void check_values(const target *c, const target *before, const matrix *a, const matrix *b,
                          bool accumulate)
 {
@@ -119,7 +130,7 @@ static void check_values(const target *c, const target *before, const matrix *a,
         }
         sum = accumulate ? (double)before->C[i] : 0, size = fabs(sum);
         for (int64_t k = 0; k < K; k++) {
-            double term = (double)a->values[m * K + k] * (double)b->values[k * N + n];
+            double term = rounded(a->values[m * K + k]) * rounded(b->values[k * N + n]);
             sum += term, size += fabs(term);
         }
         wrong += !(fabs((double)c->C[i] - sum) <= unit * ((double)K + 1) * size);
@@ -136,30 +147,76 @@ static void check_case(int kind_a, int kind_b, int64_t M, int64_t N, int64_t K, 
     matrix_make(&a, kind_a, M, K, 1);
     matrix_make(&b, kind_b, K, N, 2);
     target_fill(&want, M, N), target_fill(&before, M, N);
-    pvti_gemm(contexts[0][0], want.C, want.ldc, a.x, b.x, M, N, K, accumulate);
+    pvti_gemm_as(contexts[0][0], half, want.C, want.ldc, a.x, b.x, M, N, K, accumulate);
     check_values(&want, &before, &a, &b, accumulate);
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < THREADS && contexts[isa][t]; t++) {
             if (t > 0 && (isa == 0 || M * N * K < 100000)) continue; /* not split, or the others show it */
             target_fill(&got, M, N);
-            pvti_gemm(contexts[isa][t], got.C, got.ldc, a.x, b.x, M, N, K, accumulate);
+            pvti_gemm_as(contexts[isa][t], half, got.C, got.ldc, a.x, b.x, M, N, K, accumulate);
             CHECK(memcmp(got.C, want.C, (size_t)want.count * sizeof(pvt_real)) == 0);
         }
-    for (int isa = 0; isa < 3 && contexts[isa][1]; isa++) {
+    for (int isa = 0; isa < 3 && contexts[isa][1] && !half; isa++) {
         call.ctx = contexts[isa][1], call.c = &got, call.a = &a, call.b = &b, call.accumulate = accumulate;
         target_fill(&got, M, N);
         pvti_parallel(call.ctx, 2, run_serial, &call);
         CHECK(memcmp(got.C, want.C, (size_t)want.count * sizeof(pvt_real)) == 0);
     }
     target_fill(&got, M, N);
-    pvti_gemm(NULL, got.C, got.ldc, a.x, b.x, M, N, K, accumulate);
+    pvti_gemm_as(NULL, half, got.C, got.ldc, a.x, b.x, M, N, K, accumulate);
     CHECK(memcmp(got.C, want.C, (size_t)want.count * sizeof(pvt_real)) == 0);
     CHECK(!a.outside && !b.outside);
     if (test_failed > failed)
-        printf("  in the case M %d, N %d, K %d, operands of kind %d and %d, accumulate %d\n", (int)M, (int)N,
-               (int)K, kind_a, kind_b, accumulate);
+        printf("  in the case M %d, N %d, K %d, operands of kind %d and %d, accumulate %d, bf16 %d\n", (int)M,
+               (int)N, (int)K, kind_a, kind_b, accumulate, half);
     matrix_free(&a), matrix_free(&b);
     free(want.C), free(got.C), free(before.C);
+}
+
+/* A bf16 number of a corner of the format, never subnormal: packing leaves none. */
+static uint32_t half_corner(uint64_t index)
+{
+    static const uint32_t exponents[16] = {0, 1, 2, 60, 63, 64, 65, 126, 127, 128, 190, 191, 192, 253, 254, 255};
+    uint32_t word = (uint32_t)pvti_random(11, PVTI_RANDOM_USER, 0, index), exponent = exponents[word >> 16 & 15];
+    return (word & 0x8000u) | exponent << 7 | (exponent ? word & 0x7fu : 0);
+}
+
+/* Steps of every bf16 micro-kernel on words that reach subnormal results, infinities, NaN and
+   cancellation: the same bits, NaN for NaN. */
+static void check_half_corners(void)
+{
+    enum { STEPS = 5, N = 32 };
+    uint32_t a[STEPS * 12], b[STEPS * N];
+    float c[3][12 * N], pa[STEPS * 12], pb[STEPS * N];
+    int64_t i, trial, differ = 0, subnormal = 0;
+    uint64_t at = 0;
+    for (trial = 0; trial < 4000; trial++) {
+        for (i = 0; i < PVTI_COUNT(a); i++, at += 2) a[i] = half_corner(at) | half_corner(at + 1) << 16;
+        for (i = 0; i < PVTI_COUNT(b); i++, at += 2) b[i] = half_corner(at) | half_corner(at + 1) << 16;
+        for (i = 0; i < 12 * N; i++) {
+            uint32_t word = half_corner(at++) << 16 | (uint32_t)i * 2654435761u >> 16;
+            for (int isa = 0; isa < 3; isa++) memcpy(&c[isa][i], &word, 4);
+        }
+        memcpy(pa, a, sizeof a), memcpy(pb, b, sizeof b);
+        for (int isa = 0; isa < 3 && contexts[isa][0]; isa++) { /* a 4×16 corner, which all tiles have */
+            static const int mr[3] = {PVTI_MR_SCALAR, PVTI_MR_AVX2, PVTI_MR_AVX512};
+            static const int nr[3] = {PVTI_NR_SCALAR, PVTI_NR_AVX2, PVTI_NR_AVX512};
+            float qa[STEPS * 12], qb[STEPS * N];
+            for (int k = 0; k < STEPS; k++) {
+                memset(qa + k * mr[isa], 0, (size_t)mr[isa] * 4), memset(qb + k * nr[isa], 0, (size_t)nr[isa] * 4);
+                memcpy(qa + k * mr[isa], pa + k * 12, 16), memcpy(qb + k * nr[isa], pb + k * N, 64);
+            }
+            pvti_micro_half(isa)(c[isa], N, qa, qb, STEPS, 4, 16, true);
+        }
+        for (int isa = 1; isa < 3 && contexts[isa][0]; isa++)
+            for (i = 0; i < 4 * N; i++) {
+                bool nan = c[0][i] != c[0][i];
+                differ += i % N < 16 && (nan ? c[isa][i] == c[isa][i] : memcmp(&c[0][i], &c[isa][i], 4) != 0);
+                subnormal += c[0][i] != 0 && fabsf(c[0][i]) < FLT_MIN && i % N < 16;
+            }
+    }
+    CHECK(differ == 0);
+    CHECK(subnormal == 0);
 }
 
 /* What a task must not do is safe all the same: pvti_gemm where a parallel region is running. */
@@ -205,6 +262,15 @@ int main(void)
     check_case(COLS, ROWS, 3100, 9, 512,
                true); /* more rows than the shared panels hold; tasks cut the rows */
     check_nested();
+    half = true;
+    for (int64_t i = 0; i < PVTI_COUNT(small); i++)
+        for (int kind = 0; kind < KINDS * KINDS && small[i][0] >= 16; kind++)
+            check_case(kind % KINDS, kind / KINDS, small[i][0], small[i][1], small[i][2],
+                       (kind + i) % 2 != 0);
+    check_case(ROWS, COLS, 60, 200, 600, true), check_case(ROWS, TILES_TRANSPOSED, 25, 301, 1031, false);
+    check_case(COLS, ROWS, 31, 330, 513, true), check_case(TILES, TILES, 70, 120, 301, true);
+    check_case(COLS, ROWS, 3100, 9, 511, true);
+    check_half_corners();
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < THREADS; t++) pvt_ctx_destroy(contexts[isa][t]);
     return test_end();

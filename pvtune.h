@@ -433,6 +433,7 @@ typedef struct pvt_weight {
     void *codes;         /* AQLM: [O/og, I/ig, M], uint8_t when B ≤ 8, else uint16_t */
     pvt_real *codebooks; /* AQLM: [M, 2^B, og, ig] */
     pvt_real *scales;    /* AQLM: [O/og] */
+    void *lookup;        /* AQLM: codes and codebooks in the order of look-ups, or NULL: pvt_weight_prepare */
     bool owned;          /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
@@ -480,6 +481,12 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W);
 /* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). */
 PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n);
+/*  Makes products with one row of x fast, for weights with codebooks of up to 256 entries and groups of one
+    row (others are left as they are): keeps the codes a second time, in the order in which look-ups read
+    them. Such products then go through tables of ⟨x_group, entry⟩, rounded to 16 bits of the largest among
+    some 256 inputs: an error near that of codebooks in fp16, the same bits everywhere. Tuning the weight
+    drops it again. Errors: MEMORY. */
+PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate);
@@ -689,6 +696,10 @@ PVT_API double pvt_model_bits(const pvt_model *model, bool all);
    to the file. Mapped weights of other types become fp16 arrays in memory. Errors: NUMERIC (a
    value that is not finite or overflows: the sentence names the tensor), MEMORY. */
 PVT_API pvt_result pvt_model_round_f16(pvt_model *model);
+/* Readies the model for token by token: pvt_weight_prepare of every linear layer, and with head_q8 a head
+   in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less to read for
+   each token). Not for a model that will be tuned or saved afterwards. Errors: MEMORY, UNSUPPORTED. */
+PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8);
 
 typedef struct pvt_save_desc {
     bool dense;        /* write every weight dequantized to fp16 instead of codes */
@@ -4557,15 +4568,15 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
 }
 
-typedef struct pvti_lookup {
+typedef struct pvti_rows_args {
     pvt_real *out;
     const pvt_weight *weight;
     const int32_t *rows;
-} pvti_lookup;
+} pvti_rows_args;
 
-static void pvti_lookup_task(void *arg, int64_t i, int worker)
+static void pvti_rows_task(void *arg, int64_t i, int worker)
 {
-    const pvti_lookup *a = (const pvti_lookup *)arg;
+    const pvti_rows_args *a = (const pvti_rows_args *)arg;
     (void)worker;
     a->weight->kind->tile(a->weight, a->out + i * a->weight->I, a->weight->I, a->rows[i], a->rows[i] + 1, 0,
                           a->weight->I);
@@ -4574,14 +4585,191 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
 PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n)
 {
-    pvti_lookup a;
+    pvti_rows_args a;
     a.out = out, a.weight = weight, a.rows = rows;
-    pvti_parallel(ctx, n, pvti_lookup_task, &a);
+    pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
+
+#if !PVTI_REAL_IS_DOUBLE
+/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer.
+    For 16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
+    block by block, x ≈ dx·u, and lane l of 16 adds
+
+        lane ← fma((float)(u[2l]·q[2l] + u[2l+1]·q[2l+1]), d·dx, lane)      per block,
+
+    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four rows
+    share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
+    128-bit registers: 5 to 6 cycles for 34 bytes, what memory gives a core. */
+PVTI_KERNELS_BEGIN
+PVTI_INLINE void pvti_row_lanes_body(float *__restrict lanes, const uint8_t *row, const int16_t *u,
+                                     const float *dx, int64_t I)
+{
+    for (int l = 0; l < 16; l++) lanes[l] = 0;
+    for (int64_t k = 0; k < I; k += 32, u += 32, row += 34) {
+        float d = pvti_load_f16(row) * dx[k / 32];
+        for (int l = 0; l < 16; l++) {
+            int32_t sum = u[2 * l] * (int8_t)row[2 + 2 * l] + u[2 * l + 1] * (int8_t)row[3 + 2 * l];
+            lanes[l] = pvti_fma((float)sum, d, lanes[l]);
+        }
+    }
+}
+PVTI_KERNEL(pvti_row_lanes, (float *lanes, const uint8_t *row, const int16_t *u, const float *dx, int64_t I),
+            (lanes, row, u, dx, I))
+
+/* u, dx of x [I], 32 by 32; a NaN or infinity makes its dx NaN. */
+PVTI_INLINE void pvti_row_round_body(int16_t *__restrict u, float *__restrict dx, const float *__restrict x, int64_t I)
+{
+    for (int64_t k = 0; k < I; k += 32, u += 32, x += 32) {
+        uint32_t top = 0;
+        float most, inverse;
+        for (int l = 0; l < 32; l++) {
+            uint32_t bits;
+            memcpy(&bits, &x[l], sizeof bits);
+            bits &= 0x7fffffffu;
+            top = bits > top ? bits : top;
+        }
+        memcpy(&most, &top, sizeof most);
+        inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
+        for (int l = 0; l < 32; l++) {
+            float shifted = pvti_fma(x[l], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
+            uint32_t bits;
+            memcpy(&bits, &shifted, sizeof bits);
+            u[l] = (int16_t)(uint16_t)bits;
+        }
+        dx[k / 32] = most / 32767 + 0 * most;
+    }
+}
+PVTI_KERNEL(pvti_row_round, (int16_t *u, float *dx, const float *x, int64_t I), (u, dx, x, I))
+PVTI_KERNELS_END
+#if PVTI_X86
+/* Lanes of one row, 32 numbers on: x0 and x1 are x, or for Q8_0 u and the broadcast dx. */
+PVTI_TARGET_AVX512 PVTI_INLINE __m512 pvti_row_32(__m512 lanes, const uint8_t *row, int64_t k, __m512 x0, __m512 x1,
+                                                  pvt_dtype dtype)
+{
+    const __m256i *at = (const __m256i *)(const void *)(row + 2 * k);
+    if (dtype == PVT_F16) {
+        lanes = _mm512_fmadd_ps(x0, _mm512_cvtph_ps(_mm256_loadu_si256(at)), lanes);
+        return _mm512_fmadd_ps(x1, _mm512_cvtph_ps(_mm256_loadu_si256(at + 1)), lanes);
+    }
+    if (dtype == PVT_BF16) {
+        __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at)), b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at + 1));
+        lanes = _mm512_fmadd_ps(x0, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), lanes);
+        return _mm512_fmadd_ps(x1, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), lanes);
+    }
+    {
+        const uint8_t *block = row + k / 32 * 34;
+        __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
+        uint16_t d;
+        __m128 scale;
+        memcpy(&d, block, sizeof d);
+        scale = _mm_mul_ss(_mm_cvtph_ps(_mm_cvtsi32_si128(d)), _mm512_castps512_ps128(x1));
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(q, _mm512_castps_si512(x0))),
+                               _mm512_broadcastss_ps(scale), lanes);
+    }
+}
+PVTI_TARGET_AVX512 PVTI_INLINE float pvti_row_sum(__m512 lanes) /* the tree of pvti_lanes_sum */
+{
+    __m256 s = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+PVTI_TARGET_AVX512 PVTI_INLINE void pvti_row_dots_of(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
+                                                     const float *x, const int16_t *u, const float *dx, int64_t I,
+                                                     pvt_dtype dtype)
+{
+    for (int64_t r = 0; r < n; r += 4) {
+        const uint8_t *r0 = rows + r * bytes, *r1 = rows + PVTI_MIN(r + 1, n - 1) * bytes;
+        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3, n - 1) * bytes;
+        __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+        for (int64_t k = 0; k < I; k += 32) {
+            bool q8 = dtype == PVT_Q8_0;
+            __m512 a = q8 ? _mm512_castsi512_ps(_mm512_loadu_si512(u + k)) : _mm512_loadu_ps(x + k);
+            __m512 b = q8 ? _mm512_set1_ps(dx[k / 32]) : _mm512_loadu_ps(x + k + 16);
+            /* rows are too short for the hardware's prefetch: what these four take is fetched 8 rows ahead */
+            const uint8_t *ahead = r0 + 8 * bytes + k / 32 * (q8 ? 136 : 256);
+            for (int line = 0; line < (q8 ? 192 : 256); line += 64) _mm_prefetch((const char *)ahead + line, _MM_HINT_T0);
+            s0 = pvti_row_32(s0, r0, k, a, b, dtype), s1 = pvti_row_32(s1, r1, k, a, b, dtype);
+            s2 = pvti_row_32(s2, r2, k, a, b, dtype), s3 = pvti_row_32(s3, r3, k, a, b, dtype);
+        }
+        y[r] = pvti_row_sum(s0);
+        if (r + 1 < n) y[r + 1] = pvti_row_sum(s1);
+        if (r + 2 < n) y[r + 2] = pvti_row_sum(s2);
+        if (r + 3 < n) y[r + 3] = pvti_row_sum(s3);
+    }
+}
+PVTI_TARGET_AVX512 static void pvti_row_dots_avx512(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
+                                                    const float *x, const int16_t *u, const float *dx, int64_t I,
+                                                    pvt_dtype dtype)
+{
+    if (dtype == PVT_Q8_0)
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_Q8_0);
+    else if (dtype == PVT_F16)
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_F16);
+    else
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_BF16);
+}
+#endif
+
+typedef struct pvti_row_job {
+    pvt_ctx *ctx;
+    float *y;
+    const float *x, *dx;
+    const int16_t *u;
+    const pvt_weight *weight;
+    int64_t bytes;
+    bool accumulate;
+} pvti_row_job;
+
+#define PVTI_ROW_TASK 256
+static void pvti_row_task(void *arg, int64_t i, int worker)
+{
+    const pvti_row_job *job = (const pvti_row_job *)arg;
+    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
+    const uint8_t *rows = (const uint8_t *)job->weight->data + from * job->bytes;
+    float y[PVTI_ROW_TASK];
+    (void)worker;
+#if PVTI_X86
+    if (job->ctx->isa == PVTI_AVX512)
+        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I, job->weight->dtype);
+    else
+#endif
+        for (r = 0; r < n; r++) {
+            float lanes[16];
+            PVTI_CALL(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx, job->weight->I);
+            y[r] = pvti_lanes_sum(lanes);
+        }
+    for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
+}
+
+static bool pvti_row_forward(pvt_ctx *ctx, float *y, const float *x, const pvt_weight *w, bool accumulate)
+{
+    const pvti_dtype *type = pvti_dtype_info(w->dtype);
+    pvti_row_job job;
+    bool wide = ctx && ctx->isa == PVTI_AVX512 && (w->dtype == PVT_F16 || w->dtype == PVT_BF16);
+    if (!ctx || ctx->in_parallel || w->format.kind != PVT_FORMAT_DENSE || w->I % 32 || w->I * 3 > PVTI_GEMM_SHARED_BYTES ||
+        !(w->dtype == PVT_Q8_0 || wide))
+        return false;
+    job.ctx = ctx, job.y = y, job.x = x, job.weight = w, job.accumulate = accumulate;
+    job.bytes = w->I / type->block * type->bytes;
+    job.u = (int16_t *)(void *)ctx->gemm_shared, job.dx = (float *)(void *)(ctx->gemm_shared + 2 * w->I);
+    if (w->dtype == PVT_Q8_0)
+        PVTI_CALL(ctx, pvti_row_round)((int16_t *)(void *)ctx->gemm_shared, (float *)(void *)(ctx->gemm_shared + 2 * w->I), x, w->I);
+    pvti_parallel(ctx, (w->O + PVTI_ROW_TASK - 1) / PVTI_ROW_TASK, pvti_row_task, &job);
+    return true;
+}
+
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+                                bool accumulate);
+#endif
 
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
+#if !PVTI_REAL_IS_DOUBLE
+    if (n == 1 && weight->lookup && pvti_lookup_forward(ctx, y, x, weight, accumulate)) return;
+    if (n == 1 && pvti_row_forward(ctx, y, x, weight, accumulate)) return;
+#endif
     pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
               weight->I, accumulate);
 }
@@ -4612,6 +4800,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
         pvti_free(weight->ctx, weight->codes);
         pvti_free(weight->ctx, weight->codebooks);
         pvti_free(weight->ctx, weight->scales);
+        pvti_free(weight->ctx, weight->lookup);
     }
     memset(weight, 0, sizeof *weight);
 }
@@ -5055,6 +5244,310 @@ PVTI_INLINE int64_t pvti_candidate_insert(pvti_candidate *list, int64_t n, int64
     return n < keep ? n + 1 : n;
 }
 enum { PVTI_MAX_BEAM = 16 };
+// >>look-ups
+/*  One token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel): the tables
+
+        T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
+
+    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
+    a product needs ig multiplications. Tables of PVTI_LOOKUP_BLOCK groups and codebooks share a unit,
+    their largest magnitude over 32767, and are rounded to 16 bits; sums of integers do not depend on
+    any order, so every kernel gives the same bits.
+
+    AVX-512 VBMI holds a table of 256 entries in registers: VPERMI2B picks 64 bytes from 128, so two of
+    them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the entries.
+    Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
+    weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
+    blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block).
+
+    Codes are kept in the order in which they are read, one stream for each task of two row blocks:
+    [task][block of tables][row block][t][64], row r of a block at byte pvti_lookup_at(r), so that the
+    interleavings bring rows 0 … 31 and 32 … 63 back in order. */
+
+#define PVTI_LOOKUP_ROWS 64
+#define PVTI_LOOKUP_TASK 2   /* row blocks of a task */
+#define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
+
+#if !PVTI_REAL_IS_DOUBLE
+PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
+
+static int64_t pvti_lookup_tables(const pvt_weight *w) /* an even number: one may be empty */
+{
+    return (w->I / w->format.in_group * w->format.codebooks + 1) & ~(int64_t)1;
+}
+static int64_t pvti_lookup_tasks(const pvt_weight *w)
+{
+    return (w->O + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS - 1) / (PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
+}
+/* Where the codes of a row block of a task begin for the tables from t0 (a multiple of the block) on. */
+static int64_t pvti_lookup_codes_at(int64_t T, int64_t task, int64_t t0, int64_t block)
+{
+    int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
+    return ((task * T + t0) * PVTI_LOOKUP_TASK + block * n) * PVTI_LOOKUP_ROWS;
+}
+
+static bool pvti_lookup_fits(const pvt_weight *w)
+{
+    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits <= 8 && w->format.out_group == 1 &&
+           pvti_lookup_tables(w) * 512 + (pvti_lookup_tables(w) / PVTI_LOOKUP_BLOCK + 1) * 4 <= PVTI_GEMM_SHARED_BYTES;
+}
+#endif
+
+PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
+{
+#if !PVTI_REAL_IS_DOUBLE
+    int64_t T, GT, M, K, ig, o, t, m, k, a;
+    float *across;
+    uint8_t *codes;
+    if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
+    M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
+    T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
+    weight->lookup = pvti_alloc(weight->ctx, M * ig * 256 * 4 + pvti_lookup_tasks(weight) * PVTI_LOOKUP_TASK * T * PVTI_LOOKUP_ROWS, 1);
+    if (!weight->lookup) return PVT_ERR_MEMORY;
+    across = (float *)weight->lookup; /* codebooks as [M, ig, 256], padded with zeros */
+    codes = (uint8_t *)(across + M * ig * 256);
+    for (m = 0; m < M; m++)
+        for (k = 0; k < K; k++)
+            for (a = 0; a < ig; a++) across[(m * ig + a) * 256 + k] = weight->codebooks[(m * K + k) * ig + a];
+    for (o = 0; o < weight->O; o++) {
+        int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
+        for (t = 0; t < GT; t++) {
+            int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK;
+            codes[pvti_lookup_codes_at(T, block / PVTI_LOOKUP_TASK, t0, block % PVTI_LOOKUP_TASK) +
+                  (t - t0) * PVTI_LOOKUP_ROWS + at] = ((const uint8_t *)weight->codes)[o * GT + t];
+        }
+    }
+#else
+    (void)weight;
+#endif
+    return PVT_OK;
+}
+
+#if !PVTI_REAL_IS_DOUBLE
+PVTI_KERNELS_BEGIN
+/* T[k] = Σ_a x[a]·across[a][k], a ascending; *largest: the bits of the largest magnitude (a NaN's are larger
+   than any), if larger than before. */
+PVTI_INLINE void pvti_lookup_table_body(float *__restrict T, uint32_t *largest, const float *x,
+                                        const float *__restrict across, int64_t ig)
+{
+    uint32_t top = *largest;
+    int64_t a;
+    for (int k = 0; k < 256; k++) T[k] = 0;
+    for (a = 0; a + 8 <= ig; a += 8, across += 8 * 256) {
+        float x0 = x[a], x1 = x[a + 1], x2 = x[a + 2], x3 = x[a + 3];
+        float x4 = x[a + 4], x5 = x[a + 5], x6 = x[a + 6], x7 = x[a + 7];
+        for (int k = 0; k < 256; k++) {
+            float sum = pvti_fma(x0, across[k], T[k]);
+            sum = pvti_fma(x1, across[256 + k], sum), sum = pvti_fma(x2, across[512 + k], sum);
+            sum = pvti_fma(x3, across[768 + k], sum), sum = pvti_fma(x4, across[1024 + k], sum);
+            sum = pvti_fma(x5, across[1280 + k], sum), sum = pvti_fma(x6, across[1536 + k], sum);
+            T[k] = pvti_fma(x7, across[1792 + k], sum);
+        }
+    }
+    for (; a < ig; a++, across += 256)
+        for (int k = 0; k < 256; k++) T[k] = pvti_fma(x[a], across[k], T[k]);
+    for (int k = 0; k < 256; k++) {
+        uint32_t bits;
+        memcpy(&bits, &T[k], sizeof bits);
+        bits &= 0x7fffffffu;
+        top = bits > top ? bits : top;
+    }
+    *largest = top;
+}
+PVTI_KERNEL(pvti_lookup_table, (float *T, uint32_t *largest, const float *x, const float *across, int64_t ig),
+            (T, largest, x, across, ig))
+
+/* T[k]·inverse, rounded to 16 bits: numbers, or 256 lower bytes and then 256 upper ones. */
+PVTI_INLINE void pvti_lookup_round_body(void *out, const float *__restrict T, float inverse, bool planes)
+{
+    int16_t *__restrict number = (int16_t *)out;
+    uint8_t *__restrict byte = (uint8_t *)out;
+    for (int k = 0; k < 256; k++) {
+        float shifted = pvti_fma(T[k], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
+        uint32_t bits;
+        memcpy(&bits, &shifted, sizeof bits);
+        if (planes)
+            byte[k] = (uint8_t)bits, byte[256 + k] = (uint8_t)(bits >> 8);
+        else
+            number[k] = (int16_t)(uint16_t)bits;
+    }
+}
+PVTI_KERNEL(pvti_lookup_round, (void *out, const float *T, float inverse, bool planes), (out, T, inverse, planes))
+PVTI_KERNELS_END
+
+static bool pvti_has_vbmi(int isa)
+{
+#if PVTI_X86
+    return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi");
+#else
+    return (void)isa, false;
+#endif
+}
+
+typedef struct pvti_lookup_job {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const float *x, *across;
+    const uint8_t *codes;
+    float *y, *units;  /* units: [blocks] */
+    uint8_t *tables;   /* [T][512] */
+    int64_t T;
+    bool accumulate, planes; /* planes: tables as VBMI wants them */
+} pvti_lookup_job;
+
+static void pvti_lookup_tables_task(void *arg, int64_t i, int worker)
+{
+    const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
+    int64_t M = job->weight->format.codebooks, ig = job->weight->format.in_group, t;
+    int64_t t0 = i * PVTI_LOOKUP_BLOCK, t1 = PVTI_MIN(t0 + PVTI_LOOKUP_BLOCK, job->T);
+    float *T = (float *)pvti_scratch(job->ctx, worker), most, inverse;
+    uint32_t largest = 0;
+    for (t = t0; t < t1; t++)
+        if (t < job->weight->I / ig * M)
+            PVTI_CALL(job->ctx, pvti_lookup_table)(T + (t - t0) * 256, &largest, job->x + t / M * ig,
+                                                   job->across + t % M * ig * 256, ig);
+        else
+            memset(T + (t - t0) * 256, 0, 256 * sizeof *T);
+    memcpy(&most, &largest, sizeof most);
+    job->units[i] = most / 32767;
+    inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
+    for (t = t0; t < t1; t++)
+        PVTI_CALL(job->ctx, pvti_lookup_round)(job->tables + t * 512, T + (t - t0) * 256, inverse, job->planes);
+}
+
+PVTI_KERNELS_BEGIN
+/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
+static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                    const uint8_t *tables, int64_t n, float unit)
+{
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS)
+        for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) { /* eight rows lie side by side */
+            const uint8_t *at = codes + pvti_lookup_at(r);
+            const int16_t *table = (const int16_t *)(const void *)tables;
+            int32_t sum[8] = {0};
+            for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256)
+                for (int l = 0; l < 8; l++) sum[l] += table[at[l]];
+            for (int l = 0; l < 8; l++) y[r + l] = pvti_fma(unit, (float)sum[l], y[r + l]);
+        }
+}
+
+#if PVTI_X86
+#define PVTI_TARGET_VBMI \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")))
+
+/* 64 bytes of a table of 256, which stays in registers for the row blocks that follow one another. */
+PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_lookup_64(const uint8_t *table, __m512i codes)
+{
+    __m512i a = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64));
+    __m512i b = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), codes, _mm512_loadu_si512(table + 192));
+    return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(codes), b);
+}
+
+/* Sixteen rows: y += unit · (lower + 256 · upper). */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_add(float *y, __m256i lower, __m256i upper, float unit)
+{
+    __m512i sum = _mm512_add_epi32(_mm512_cvtepu16_epi32(lower), _mm512_slli_epi32(_mm512_cvtepi16_epi32(upper), 8));
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(unit), _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(y)));
+}
+
+/* `blocks` (1 or 2) row blocks, their codes `apart` bytes from one another. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_t *codes, int64_t apart,
+                                                          const uint8_t *tables, int64_t n, float unit, int blocks)
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i l0 = _mm512_setzero_si512(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
+    for (int64_t t = 0; t < n; t += 2, tables += 1024, codes += 2 * PVTI_LOOKUP_ROWS) {
+        __m512i a0 = _mm512_loadu_si512(codes), b0 = _mm512_loadu_si512(codes + PVTI_LOOKUP_ROWS);
+        __m512i a1 = a0, b1 = b0, a, b;
+        for (int64_t ahead = 2 * apart; ahead <= 3 * apart; ahead += apart) { /* the next pair of blocks' */
+            _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)codes + ahead + PVTI_LOOKUP_ROWS, _MM_HINT_T0);
+        }
+        if (blocks == 2)
+            a1 = _mm512_loadu_si512(codes + apart), b1 = _mm512_loadu_si512(codes + apart + PVTI_LOOKUP_ROWS);
+        a = pvti_lookup_64(tables, a0), b = pvti_lookup_64(tables + 512, b0);
+        l0 = _mm512_add_epi16(l0, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
+        l1 = _mm512_add_epi16(l1, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
+        if (blocks == 2) {
+            a = pvti_lookup_64(tables, a1), b = pvti_lookup_64(tables + 512, b1);
+            l2 = _mm512_add_epi16(l2, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
+            l3 = _mm512_add_epi16(l3, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
+        }
+        a = pvti_lookup_64(tables + 256, a0), b = pvti_lookup_64(tables + 768, b0);
+        u0 = _mm512_add_epi16(u0, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
+        u1 = _mm512_add_epi16(u1, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
+        if (blocks == 2) {
+            a = pvti_lookup_64(tables + 256, a1), b = pvti_lookup_64(tables + 768, b1);
+            u2 = _mm512_add_epi16(u2, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
+            u3 = _mm512_add_epi16(u3, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
+        }
+    }
+#define PVTI_ADD(at, l, u)                                                                                     \
+    pvti_lookup_add(y + (at), _mm512_castsi512_si256(l), _mm512_castsi512_si256(u), unit);                     \
+    pvti_lookup_add(y + (at) + 16, _mm512_extracti64x4_epi64(l, 1), _mm512_extracti64x4_epi64(u, 1), unit)
+    PVTI_ADD(0, l0, u0);
+    PVTI_ADD(32, l1, u1);
+    if (blocks == 1) return;
+    PVTI_ADD(64, l2, u2);
+    PVTI_ADD(96, l3, u3);
+#undef PVTI_ADD
+}
+
+PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                                   const uint8_t *tables, int64_t n, float unit)
+{
+    for (; blocks >= 2; blocks -= 2, y += 2 * PVTI_LOOKUP_ROWS, codes += 2 * apart)
+        pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 2);
+    if (blocks) pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 1);
+}
+#endif
+PVTI_KERNELS_END
+
+/* Two row blocks, block of tables by block of tables, so that these stay in L1. */
+static void pvti_lookup_task(void *arg, int64_t i, int worker)
+{
+    const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
+    void (*rows)(float *, const uint8_t *, int64_t, int64_t, const uint8_t *, int64_t, float) = pvti_lookup_rows_scalar;
+    int64_t O = job->weight->O, r0 = i * PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS, t, r;
+    int64_t r1 = PVTI_MIN(O, r0 + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
+    float sums[PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS];
+    (void)worker;
+#if PVTI_X86
+    if (job->planes) rows = pvti_lookup_rows_vbmi;
+#endif
+    memset(sums, 0, sizeof sums);
+    for (t = 0; t < job->T; t += PVTI_LOOKUP_BLOCK) {
+        int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, job->T - t);
+        rows(sums, job->codes + pvti_lookup_codes_at(job->T, i, t, 0), n * PVTI_LOOKUP_ROWS,
+             (r1 - r0 + PVTI_LOOKUP_ROWS - 1) / PVTI_LOOKUP_ROWS, job->tables + t * 512, n,
+             job->units[t / PVTI_LOOKUP_BLOCK]);
+    }
+    for (r = r0; r < r1; r++) {
+        float y = job->weight->scales[r] * sums[r - r0];
+        job->y[r] = job->accumulate ? job->y[r] + y : y;
+    }
+}
+
+/* y = W·x by look-ups; false where the memory for tables is taken (inside a task). */
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+                                bool accumulate)
+{
+    pvti_lookup_job job;
+    int64_t blocks;
+    if (!ctx || ctx->in_parallel) return false;
+    job.ctx = ctx, job.weight = weight, job.x = x, job.y = y, job.accumulate = accumulate;
+    job.planes = pvti_has_vbmi(ctx->isa);
+    job.T = pvti_lookup_tables(weight), blocks = (job.T + PVTI_LOOKUP_BLOCK - 1) / PVTI_LOOKUP_BLOCK;
+    job.across = (const float *)weight->lookup;
+    job.codes = (const uint8_t *)(job.across + weight->format.codebooks * weight->format.in_group * 256);
+    job.tables = (uint8_t *)ctx->gemm_shared;
+    job.units = (float *)(void *)(ctx->gemm_shared + job.T * 512);
+    pvti_parallel(ctx, blocks, pvti_lookup_tables_task, &job);
+    pvti_parallel(ctx, pvti_lookup_tasks(weight), pvti_lookup_task, &job);
+    return true;
+}
+#endif
+
 // >>search
 /*  Codes for given values. Two metrics, one idea: start from the previous codes, visit the
     codebooks one by one, take the visited codebook's vector out, score all of its entries at
@@ -6125,7 +6618,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
                          (long long)(o0 + n), (long long)weight->O, (long long)og);
     *view = *weight;
     view->O = n;
-    view->owned = false;
+    view->owned = false, view->lookup = NULL;
     if (weight->data) {
         const pvti_dtype *type = pvti_dtype_info(weight->dtype);
         view->data = (const char *)weight->data + o0 * (weight->I / type->block * type->bytes);
@@ -6496,6 +6989,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     pv->n++; /* from here on pvt_pv_free sees what was allocated */
     if (weight) {
         pvti_values values[PVTI_MAX_VALUES];
+        pvti_free(pv->ctx, weight->lookup), weight->lookup = NULL;
         e->n_values = weight->kind->values(weight, values);
         for (i = 0; i < e->n_values && ok; i++) {
             ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
@@ -11362,7 +11856,55 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
 static pvt_result pvti_model_tie(pvt_model *model)
 {
     if (!model->config.tied) return PVT_OK;
+    pvt_weight_free(&model->head);
     return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
+}
+
+/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+static pvt_result pvti_model_head_q8(pvt_model *model)
+{
+    pvt_weight *head = &model->head, q8;
+    int64_t V = head->O, C = head->I, r, b, i;
+    pvt_real *row;
+    uint8_t *blocks;
+    if (head->dtype == PVT_Q8_0) return PVT_OK;
+    if (C % 32)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
+                         (long long)C);
+    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    if (!row || !blocks) {
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        return PVT_ERR_MEMORY;
+    }
+    for (r = 0; r < V; r++) {
+        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        for (b = 0; b < C / 32; b++) {
+            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
+            double most = 0, d;
+            uint16_t bits;
+            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
+            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+            memcpy(out, &bits, 2);
+            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
+                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+            }
+        }
+    }
+    pvti_free(model->ctx, row);
+    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    q8.owned = true;
+    pvt_weight_free(head);
+    *head = q8;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
+{
+    int64_t l, j;
+    for (l = 0; l < model->config.layers; l++)
+        for (j = 0; j < PVTI_LINEARS; j++) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
+    return head_q8 ? pvti_model_head_q8(model) : PVT_OK;
 }
 
 PVT_API void pvt_model_free(pvt_model *model)

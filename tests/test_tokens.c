@@ -1,0 +1,134 @@
+/*  Products with one row of x, as generation makes them: look-ups in tables of codebooks, and dense rows of
+    16 or 8 bits decoded in registers. Right against the product of the dequantized weight, and the same bits
+    for every kernel set and number of threads. */
+#define PVTUNE_IMPLEMENTATION
+#define PVTUNE_LAYER 1
+#include "../pvtune.h"
+#include "test.h"
+
+static pvt_ctx *contexts[3][3]; /* [kernel set][threads 1, 2, 7] */
+
+static void contexts_make(void)
+{
+    static const int threads[3] = {1, 2, 7};
+    for (int isa = 0; isa < 3; isa++)
+        for (int t = 0; t < 3; t++) {
+            pvt_ctx_desc desc;
+            memset(&desc, 0, sizeof desc);
+            desc.n_threads = threads[t];
+            CHECK(pvt_ctx_create(&desc, &contexts[isa][t]) == PVT_OK);
+            if (isa > contexts[isa][t]->isa) pvt_ctx_destroy(contexts[isa][t]), contexts[isa][t] = NULL;
+            else contexts[isa][t]->isa = isa;
+        }
+}
+
+static float noise(uint64_t stream, int64_t i)
+{
+    return (float)(pvti_random_unit(5, PVTI_RANDOM_USER, stream, (uint64_t)i) - 0.5);
+}
+
+/* The product in every context; all must give the bits of the first. Returns the relative error. */
+static double check_product(const pvt_weight *w, const float *x, bool accumulate)
+{
+    int64_t O = w->O, I = w->I, o, i;
+    float *y = (float *)malloc((size_t)O * 4), *first = (float *)malloc((size_t)O * 4);
+    float *W = (float *)malloc((size_t)(O * I) * 4);
+    double error = 0, size = 0;
+    int64_t n = 0;
+    pvt_weight_dequantize(w, W);
+    for (int isa = 0; isa < 3; isa++)
+        for (int t = 0; t < 3 && contexts[isa][t]; t++, n++) {
+            for (o = 0; o < O; o++) y[o] = accumulate ? (float)o : NAN;
+            pvt_weight_forward(contexts[isa][t], y, x, w, 1, accumulate);
+            if (n == 0) memcpy(first, y, (size_t)O * 4);
+            else CHECK(memcmp(first, y, (size_t)O * 4) == 0);
+        }
+    for (o = 0; o < O; o++) {
+        double sum = accumulate ? (double)o : 0;
+        for (i = 0; i < I; i++) sum += (double)W[o * I + i] * (double)x[i];
+        error += ((double)first[o] - sum) * ((double)first[o] - sum), size += sum * sum;
+    }
+    free(y), free(first), free(W);
+    return sqrt(error / size);
+}
+
+static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
+{
+    pvt_ctx *ctx = contexts[0][0];
+    pvt_format f;
+    pvt_weight w, view;
+    pvti_values values[PVTI_MAX_VALUES];
+    float *x = (float *)calloc((size_t)I, 4), *y = (float *)malloc((size_t)O * 4);
+    pvt_pv *pv;
+    int64_t i;
+    int bad = 0;
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "w", &w));
+    w.kind->values(&w, values);
+    for (i = 0; i < values[0].n; i++) values[0].data[i] = noise(1, i);
+    for (i = 0; i < values[1].n; i++) values[1].data[i] = 1 + noise(2, i);
+    for (i = 0; i < O * I / pvti_group_dim(&w) * f.codebooks; i++)
+        pvti_code_set(&w, i, (int64_t)(pvti_random(3, PVTI_RANDOM_USER, 4, (uint64_t)i) % (uint64_t)pvti_entries(&w)));
+    CHECK_OK(ctx, pvt_weight_prepare(&w));
+    CHECK_OK(ctx, pvt_weight_prepare(&w)); /* again: nothing */
+    CHECK((w.lookup != NULL) == expected);
+    pvt_weight_forward(ctx, y, x, &w, 1, false); /* x = 0 */
+    for (i = 0; i < O; i++) bad += y[i] != 0;
+    for (i = 0; i < I; i++) x[i] = noise(4, i) * (i % 50 == 7 ? 40 : 1);
+    CHECK(check_product(&w, x, false) < 2e-4);
+    CHECK(check_product(&w, x, true) < 2e-4);
+    x[I / 2] = NAN; /* reaches every row: each has a code in every group */
+    pvt_weight_forward(ctx, y, x, &w, 1, false);
+    for (i = 0; i < O; i++) bad += !(y[i] != y[i]);
+    CHECK(bad == 0);
+    CHECK_OK(ctx, pvt_weight_rows(&w, 0, f.out_group, &view));
+    CHECK(view.lookup == NULL);
+    CHECK_OK(ctx, pvt_pv_create(ctx, NULL, &pv)); /* codes are about to change */
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+    CHECK(w.lookup == NULL);
+    pvt_pv_free(pv);
+    pvt_weight_free(&w);
+    free(x), free(y);
+}
+
+static void check_dense(pvt_dtype dtype, int64_t O, int64_t I, double tolerance)
+{
+    const pvti_dtype *type = pvti_dtype_info(dtype);
+    int64_t bytes = O * I / type->block * type->bytes, i;
+    uint8_t *data = (uint8_t *)malloc((size_t)bytes);
+    float *x = (float *)malloc((size_t)I * 4);
+    pvt_weight w;
+    for (i = 0; i < I; i++) x[i] = noise(6, i) * (i % 40 == 3 ? 30 : 1);
+    for (i = 0; i < bytes; i++) data[i] = (uint8_t)pvti_random(7, PVTI_RANDOM_USER, 0, (uint64_t)i);
+    for (i = 0; i < bytes / type->bytes; i++) { /* no infinities: exponents stay small */
+        uint16_t half = dtype == PVT_BF16 ? 0x3f00 : 0x2c00, low;
+        memcpy(&low, data + i * type->bytes, 2);
+        half = (uint16_t)(half | (low & 0x80ffu));
+        memcpy(data + i * type->bytes, &half, 2);
+    }
+    CHECK_OK(contexts[0][0], pvt_weight_borrow(contexts[0][0], data, dtype, O, I, &w));
+    CHECK(check_product(&w, x, false) < tolerance);
+    CHECK(check_product(&w, x, true) < tolerance);
+    free(data), free(x);
+}
+
+int main(void)
+{
+    contexts_make();
+    check_codes("aqlm:2x8g8", 70, 40, true);
+    check_codes("aqlm:2x8g8", 300, 576, true);
+    check_codes("aqlm:1x8g8", 64, 264, true);
+    check_codes("aqlm:3x4g4", 129, 100, true); /* 75 tables, and an empty one */
+    check_codes("aqlm:2x6g16", 65, 96, true);
+    check_codes("aqlm:1x1g3", 5, 9, true);
+    check_codes("aqlm:1x10g8", 32, 64, false);
+    check_codes("aqlm:1x8g8o2", 32, 64, false);
+    check_dense(PVT_F16, 517, 96, 1e-6);
+    check_dense(PVT_BF16, 259, 64, 1e-6);
+    check_dense(PVT_Q8_0, 1030, 576, 1e-4);
+    check_dense(PVT_Q8_0, 3, 32, 1e-4);
+    check_dense(PVT_F16, 33, 50, 1e-6); /* 32 does not divide the row */
+    for (int isa = 0; isa < 3; isa++)
+        for (int t = 0; t < 3; t++) pvt_ctx_destroy(contexts[isa][t]);
+    return test_end();
+}

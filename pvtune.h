@@ -547,9 +547,6 @@ typedef struct pvt_pv_desc {
     int beam;             /* 0: 1 */
     double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
     bool force_update;    /* a searched group must change */
-    bool adaptive;        /* selection and search weigh squares with √v + eps of the codes' optimizer, the
-                             metric in which an Adam step is the steepest; false: plain squares, as in the
-                             paper. Needs beam 1, no force_update, no LAMB for the codes. */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
 } pvt_pv_desc;
 
@@ -5184,18 +5181,15 @@ typedef struct pvti_search_tables {
     int64_t M, K, padded, D; /* padded: K rounded up to 16; padding has an infinite bias */
     pvt_real *table;         /* [M, D, padded] */
     pvt_real *norm;          /* [M, padded]: ‖c‖² */
-    pvt_real *weighted;      /* [M, 2 D, padded]: entries, then their squares; NULL: not wanted */
-    pvt_real *none;          /* [padded]: 0, padding infinite; the bias beside it */
 } pvti_search_tables;
 
-static int64_t pvti_search_tables_values(const pvt_format *f, bool weighted)
+static int64_t pvti_search_tables_values(const pvt_format *f)
 {
     int64_t padded = PVTI_MAX(16, (int64_t)1 << f->bits), D = (int64_t)f->in_group * f->out_group;
-    return f->codebooks * padded * (D + 1) + (weighted ? f->codebooks * padded * 2 * D + padded : 0);
+    return f->codebooks * padded * (D + 1);
 }
 
-static void pvti_search_tables_fill(pvti_search_tables *t, pvt_real *memory, const pvt_weight *weight,
-                                    bool weighted)
+static void pvti_search_tables_fill(pvti_search_tables *t, pvt_real *memory, const pvt_weight *weight)
 {
     int64_t m, k, d;
     t->M = weight->format.codebooks, t->K = pvti_entries(weight), t->padded = PVTI_MAX(16, t->K),
@@ -5212,16 +5206,6 @@ static void pvti_search_tables_fill(pvti_search_tables *t, pvt_real *memory, con
                 norm = pvti_fma(c, c, norm);
             }
             t->norm[m * t->padded + k] = k < t->K ? norm : (pvt_real)INFINITY;
-        }
-    t->weighted = weighted ? t->norm + t->M * t->padded : NULL;
-    if (!weighted) return;
-    t->none = t->weighted + t->M * 2 * t->D * t->padded;
-    for (k = 0; k < t->padded; k++) t->none[k] = k < t->K ? 0 : (pvt_real)INFINITY;
-    for (m = 0; m < t->M; m++)
-        for (k = 0; k < t->D * t->padded; k++) {
-            pvt_real c = t->table[m * t->D * t->padded + k];
-            t->weighted[m * 2 * t->D * t->padded + k] = c;
-            t->weighted[(m * 2 + 1) * t->D * t->padded + k] = c * c;
         }
 }
 
@@ -5563,7 +5547,6 @@ typedef struct pvti_l2_search {
     pvt_ctx *ctx;
     const pvt_weight *weight;  /* previous codes, current values */
     const pvt_real *target;    /* [O, I] */
-    const pvt_real *metric;    /* [O, I]: weights of the squares (beam 1, no force); NULL: all 1 */
     const int64_t *order;      /* of the codebooks, [M] */
     const int64_t *groups;     /* which groups, [n]; NULL: 0 … n−1 */
     int64_t n, batch;
@@ -5593,41 +5576,25 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
     }
 }
 
-/* The group's weights of the squares. */
-static void pvti_l2_metric(pvt_real *q, const pvti_l2_search *s, int64_t group)
-{
-    int64_t ig = s->weight->format.in_group, og = s->weight->format.out_group, I = s->weight->I, r;
-    int64_t go = group / (I / ig), j = group % (I / ig);
-    for (r = 0; r < og; r++)
-        memcpy(q + r * ig, s->metric + (go * og + r) * I + j * ig, (size_t)ig * sizeof *q);
-}
-
-/* One hypothesis at a time: all groups of a batch go through the kernel together. With weights q of
-   the squares, Σ q·(v − c)² ranks as Σ (−2 q·v)·c + Σ q·c²: a product of twice the length. */
+/* One hypothesis at a time: all groups of a batch go through the kernel together. */
 static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, X = s->metric ? 2 * D : D, i, a, step;
+    int64_t D = t->D, i, a, step;
     pvt_real *v = memory, *x = v + n * D;
-    int32_t *best = (int32_t *)(void *)(x + n * X);
-    for (i = 0; i < n; i++) {
-        int64_t group = s->groups ? s->groups[from + i] : from + i;
-        pvti_l2_residual(v + i * D, s->codes + (from + i) * t->M, s, group);
-        if (s->metric) pvti_l2_metric(x + i * X + D, s, group);
-    }
+    int32_t *best = (int32_t *)(void *)(x + n * D);
+    for (i = 0; i < n; i++)
+        pvti_l2_residual(v + i * D, s->codes + (from + i) * t->M, s,
+                         s->groups ? s->groups[from + i] : from + i);
     for (step = 0; step < t->M; step++) {
         int64_t m = s->order[step];
         const pvt_real *book = s->weight->codebooks + m * t->K * D;
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
-            for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * X + a] = -2 * v[i * D + a];
-            for (a = 0; a < D && s->metric; a++) x[i * X + a] *= x[i * X + D + a];
+            for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
-        if (s->metric)
-            PVTI_CALL(s->ctx, pvti_nearest)(best, x, n, t->weighted + m * X * t->padded, t->none, X, t->padded);
-        else
-            PVTI_CALL(s->ctx, pvti_nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
-                                            t->padded);
+        PVTI_CALL(s->ctx, pvti_nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
+                                        t->padded);
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
             for (a = 0; a < D; a++) v[i * D + a] -= entry[a];
@@ -5705,7 +5672,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
 
 static void pvti_l2_run(pvti_l2_search *s)
 {
-    s->batch = 64; /* 64 × (3 D + 1) reals of scratch: at most 193 KiB at D = 256, twice that in double */
+    s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
     pvti_parallel(s->ctx, (s->n + s->batch - 1) / s->batch, pvti_l2_task, s);
 }
 
@@ -6031,7 +5998,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             per_block = PVTI_MAX(1, PVTI_XTX_BLOCK / ig);
     pvti_xtx_search s;
     pvti_permute_args permute;
-    pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format, false)), *Hp;
+    pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format)), *Hp;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&s, 0, sizeof s);
     s.ctx = ctx, s.weight = weight, s.order = order, s.book_orders = book_orders, s.beam = beam;
@@ -6052,7 +6019,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
                              2 * og * per_block * ig * (int64_t)sizeof(pvt_real) + per_block * M * 2 +
                              og * ig * (int64_t)sizeof(pvt_real) + 4;
         result = PVT_OK;
-        pvti_search_tables_fill(&s.tables, tables, weight, false);
+        pvti_search_tables_fill(&s.tables, tables, weight);
         permute.out = Hp, permute.in = H, permute.order = order, permute.ig = ig, permute.I = I;
         permute.copies = 1, permute.rows = true, permute.search = &s;
         pvti_parallel(ctx, I, pvti_permute_task, &permute);
@@ -6467,13 +6434,13 @@ static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
     { /* identity metric: groups are independent */
         pvti_l2_search s;
         int64_t n = f->GO * f->GI;
-        pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_search_tables_values(&f->weight->format, false));
+        pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_search_tables_values(&f->weight->format));
         memset(&s, 0, sizeof s);
         s.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
         if (tables && s.codes) {
             s.ctx = f->ctx, s.weight = f->weight, s.target = f->W, s.order = f->book_orders, s.n = n,
             s.beam = f->desc.beam;
-            pvti_search_tables_fill(&s.tables, tables, f->weight, false);
+            pvti_search_tables_fill(&s.tables, tables, f->weight);
             pvti_l2_run(&s);
             for (m = 0; m < n * M; m++) pvti_code_set(f->weight, m, s.codes[m]);
         }
@@ -6820,8 +6787,8 @@ struct pvt_pv {
     bool open;
     pvt_pv_stats stats;
     /* work space, as large as the largest weight needs */
-    int64_t room_partial, room_sums, room_target, room_metric, room_groups, room_codes, room_tables;
-    pvt_real *partial, *target, *metric, *tables;
+    int64_t room_partial, room_sums, room_target, room_groups, room_codes, room_tables;
+    pvt_real *partial, *target, *tables;
     double *sums;
     float *keys, *change;        /* [groups] */
     int64_t *selected;           /* [groups] */
@@ -6890,9 +6857,6 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
                          "pv: cap must lie in (0, 1], delta in [0, 1], beam in 1 to %d; trust and "
                          "temperature may not be negative; moments are bf16 or full",
                          PVTI_MAX_BEAM);
-    if (d.adaptive && (d.beam > 1 || d.force_update || d.codes.lamb))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "pv: the adaptive metric needs Adam for the codes, beam 1 and no force_update");
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
@@ -6916,7 +6880,6 @@ PVT_API void pvt_pv_free(pvt_pv *pv)
         pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
     }
     pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->partial), pvti_free(pv->ctx, pv->target);
-    pvti_free(pv->ctx, pv->metric);
     pvti_free(pv->ctx, pv->tables), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
     pvti_free(pv->ctx, pv->change), pvti_free(pv->ctx, pv->selected), pvti_free(pv->ctx, pv->sorted);
     pvti_free(pv->ctx, pv->sorted_next), pvti_free(pv->ctx, pv->codes);
@@ -6945,7 +6908,7 @@ static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t need, int64_t size)
 
 static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
 {
-    int64_t partial = 0, sums = 0, groups = 0, n_codes = 0, tables = 0, target = 0, metric = 0;
+    int64_t partial = 0, sums = 0, groups = 0, n_codes = 0, tables = 0, target = 0;
     int i;
     for (i = 0; i < e->n_values; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
     if (e->weight) {
@@ -6954,15 +6917,13 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
         sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), e->weight->O);
         if (codes) {
             groups = n / pvti_group_dim(e->weight), n_codes = groups * e->weight->format.codebooks;
-            tables = pvti_search_tables_values(&e->weight->format, pv->desc.adaptive);
+            tables = pvti_search_tables_values(&e->weight->format);
             if (pv->desc.delta >= 1) target = n;
-            if (pv->desc.adaptive) metric = n;
         }
     }
     if (partial > pv->room_partial && !PVTI_ROOM(pv, partial, pv->room_partial = partial)) return false;
     if (sums > pv->room_sums && !PVTI_ROOM(pv, sums, pv->room_sums = sums)) return false;
     if (target > pv->room_target && !PVTI_ROOM(pv, target, pv->room_target = target)) return false;
-    if (metric > pv->room_metric && !PVTI_ROOM(pv, metric, pv->room_metric = metric)) return false;
     if (tables > pv->room_tables && !PVTI_ROOM(pv, tables, pv->room_tables = tables)) return false;
     if (n_codes > pv->room_codes && !PVTI_ROOM(pv, codes, pv->room_codes = n_codes)) return false;
     if (groups <= pv->room_groups) return true;
@@ -7063,17 +7024,16 @@ PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
 typedef struct pvti_key_args {
     pvt_ctx *ctx;
     const pvt_weight *weight;
-    const pvt_real *target, *metric;
+    const pvt_real *target;
     float *keys;
     double *norms; /* per out group: ‖Ŵ‖² */
 } pvti_key_args;
 
 PVTI_KERNELS_BEGIN
-/* keys[j] = ‖target − decoded‖² of group j: og rows of ig weights, rows ld_t and ld_d apart; squares
-   weighted by metric, laid out as target, unless it is NULL. */
-PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, const pvt_real *metric,
-                                        int64_t ld_t, const pvt_real *decoded, int64_t ld_d, int64_t groups,
-                                        int64_t og, int64_t ig)
+/* keys[j] = ‖target − decoded‖² of group j: og rows of ig weights, rows ld_t and ld_d apart. */
+PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, int64_t ld_t,
+                                        const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og,
+                                        int64_t ig)
 {
     int64_t j, r, a;
     for (j = 0; j < groups; j++) {
@@ -7081,23 +7041,23 @@ PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, con
         for (r = 0; r < og; r++)
             for (a = 0; a < ig; a++) {
                 pvt_real d = target[r * ld_t + j * ig + a] - decoded[r * ld_d + j * ig + a];
-                sum = pvti_fma(metric ? d * metric[r * ld_t + j * ig + a] : d, d, sum);
+                sum = pvti_fma(d, d, sum);
             }
         keys[j] = (float)sum;
     }
 }
-PVTI_INLINE void pvti_group_errors_body(float *keys, const pvt_real *target, const pvt_real *metric,
-                                        int64_t ld_t, const pvt_real *decoded, int64_t ld_d, int64_t groups,
-                                        int64_t og, int64_t ig)
+PVTI_INLINE void pvti_group_errors_body(float *keys, const pvt_real *target, int64_t ld_t,
+                                        const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og,
+                                        int64_t ig)
 {
-    if (og == 1 && ig == 8 && !metric)
-        pvti_group_errors_rows(keys, target, NULL, ld_t, decoded, ld_d, groups, 1, 8);
+    if (og == 1 && ig == 8)
+        pvti_group_errors_rows(keys, target, ld_t, decoded, ld_d, groups, 1, 8);
     else
-        pvti_group_errors_rows(keys, target, metric, ld_t, decoded, ld_d, groups, og, ig);
+        pvti_group_errors_rows(keys, target, ld_t, decoded, ld_d, groups, og, ig);
 }
-PVTI_KERNEL(pvti_group_errors, (float *keys, const pvt_real *target, const pvt_real *metric, int64_t ld_t,
-                                const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og, int64_t ig),
-            (keys, target, metric, ld_t, decoded, ld_d, groups, og, ig))
+PVTI_KERNEL(pvti_group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,
+                                int64_t ld_d, int64_t groups,
+                                int64_t og, int64_t ig), (keys, target, ld_t, decoded, ld_d, groups, og, ig))
 PVTI_KERNELS_END
 
 /* key = ‖target − Ŵ‖² of each group, previous codes, updated values. */
@@ -7116,7 +7076,7 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
         PVTI_CALL(s->ctx, pvti_sumsq)(&part, decoded, og * width);
         norm += part;
         PVTI_CALL(s->ctx, pvti_group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
-                                             s->metric ? s->metric + go * og * w->I + j0 * ig : NULL, w->I, decoded, width, j1 - j0, og, ig);
+                                             w->I, decoded, width, j1 - j0, og, ig);
     }
     s->norms[go] = norm;
 }
@@ -7180,9 +7140,8 @@ static int64_t pvti_share(double share, int64_t n)
 
 /* ---- one weight ---- */
 
-/* V step against `target`: search the capped share, keep what the trust ratio allows. metric: weights of
-   the squares, or NULL. */
-static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target, const pvt_real *metric)
+/* V step against `target`: search the capped share, keep what the trust ratio allows. */
+static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
 {
     pvt_weight *w = pv->entries[handle].weight;
     int64_t M = w->format.codebooks, groups = w->O * w->I / pvti_group_dim(w), GO = w->O / w->format.out_group,
@@ -7191,7 +7150,7 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target, c
     pvti_key_args keys;
     pvti_l2_search s;
     double norm = 0, moved = 0;
-    keys.ctx = pv->ctx, keys.weight = w, keys.target = target, keys.metric = metric, keys.keys = pv->keys, keys.norms = pv->sums;
+    keys.ctx = pv->ctx, keys.weight = w, keys.target = target, keys.keys = pv->keys, keys.norms = pv->sums;
     if (k < groups || pv->desc.trust > 0) {
         pvti_parallel(pv->ctx, GO, pvti_key_task, &keys);
         for (i = 0; i < GO; i++) norm += pv->sums[i];
@@ -7201,11 +7160,11 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target, c
     memset(&s, 0, sizeof s);
     pvti_random_order(order, M, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
                       (uint64_t)(pv->step * 65536 + handle));
-    s.ctx = pv->ctx, s.weight = w, s.target = target, s.metric = metric, s.order = order, s.n = k, s.beam = pv->desc.beam,
+    s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
     s.force = pv->desc.force_update;
     s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
     s.codes = pv->codes, s.change = pv->desc.trust > 0 ? pv->change : NULL;
-    pvti_search_tables_fill(&s.tables, pv->tables, w, pv->desc.adaptive);
+    pvti_search_tables_fill(&s.tables, pv->tables, w);
     pvti_l2_run(&s);
     accepted = k;
     if (pv->desc.trust > 0) {
@@ -7287,31 +7246,6 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     return finite;
 }
 
-typedef struct pvti_metric_args {
-    const pvti_adam *state;
-    pvt_real *metric, eps;
-} pvti_metric_args;
-
-static void pvti_metric_task(void *arg, int64_t i, int worker)
-{
-    const pvti_metric_args *s = (const pvti_metric_args *)arg;
-    const pvti_adam *a = s->state;
-    int64_t from = i * PVTI_CHUNK, to = PVTI_MIN(from + PVTI_CHUNK, a->n), k;
-    (void)worker;
-    for (k = from; k < to; k++) {
-        pvt_real v = a->v_bf16 ? (pvt_real)pvti_bf16_to_f32(((const uint16_t *)a->v)[k]) : ((const pvt_real *)a->v)[k];
-        s->metric[k] = pvti_sqrt(a->v_max ? a->v_max[k] : v) + s->eps;
-    }
-}
-
-/* The metric of the step that `state` has just made: an Adam step minimises ⟨m, d⟩ + Σ (√v + eps)·d²/(2 lr). */
-static void pvti_pv_metric(pvt_pv *pv, const pvti_adam *state)
-{
-    pvti_metric_args a;
-    a.state = state, a.metric = pv->metric, a.eps = (pvt_real)pv->desc.codes.eps;
-    pvti_parallel(pv->ctx, pvti_chunks(state->n), pvti_metric_task, &a);
-}
-
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
@@ -7340,8 +7274,7 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam target = e->buffer;
         if (d->delta >= 1) target.w = pv->target;
         pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
-        if (d->adaptive) pvti_pv_metric(pv, &target);
-        pvti_pv_assign(pv, handle, target.w, d->adaptive ? pv->metric : NULL);
+        pvti_pv_assign(pv, handle, target.w);
         if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
     }
     return PVT_OK;
@@ -14611,7 +14544,7 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
     pvt_tune_desc d = pvti_tune_resolve(student, desc);
     int64_t total = student->ctx->bytes_now, tensors = pvt_model_tensors(student), i,
             real = (int64_t)sizeof(pvt_real);
-    int64_t largest = 0, groups = 0, metric = 0;
+    int64_t largest = 0, groups = 0;
     bool *frozen = PVTI_NEW(student->ctx, bool, tensors);
     pvt_run_desc r;
     if (!frozen) return INT64_MAX;
@@ -14629,7 +14562,6 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
                 total +=
                     info.n * (d.pv.moments == PVT_BF16 ? 2 : real) + (d.pv.codes.beta1 > 0 ? info.n * real : 0);
                 if (d.pv.delta < 1) total += info.n * real;
-                if (d.pv.adaptive) metric = PVTI_MAX(metric, info.n * real);
                 largest = PVTI_MAX(largest, info.n);
                 groups = PVTI_MAX(groups, info.n / pvti_group_dim(info.weight));
             }
@@ -14637,7 +14569,7 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
             total += info.n * real * (d.pv.params.beta1 > 0 ? 2 : 1);
         }
     }
-    total += metric + (d.pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
+    total += (d.pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
     r = pvti_tuner_run_desc(&d, true, frozen);
     total += pvt_run_bytes(student, &r);
     r = pvti_tuner_run_desc(&d, false, NULL);
@@ -14894,9 +14826,9 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     snprintf(out[0].value, 200, "checkpoint 1");
     snprintf(out[1].value, 200, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
-    snprintf(out[2].value, 200, "%s cap %.17g trust %.17g delta %.17g beam %d temperature %.17g force %d adaptive %d",
+    snprintf(out[2].value, 200, "%s cap %.17g trust %.17g delta %.17g beam %d temperature %.17g force %d",
              pvt_strategy_name(d->pv.strategy), d->pv.cap, d->pv.trust, d->pv.delta, d->pv.beam,
-             d->pv.temperature, d->pv.force_update, d->pv.adaptive);
+             d->pv.temperature, d->pv.force_update);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);

@@ -25,7 +25,7 @@ typedef struct options {
     int64_t threads, seed, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
-    bool json, quiet, embed, head, resume, overwrite, force, adaptive, freeze, no_cache, no_finetune, tensors, keep;
+    bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, text_only;
 } options;
 
@@ -105,7 +105,6 @@ static const option tune_rows[] = {
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
-    {"--adaptive", NULL, OPTION_FLAG, AT(adaptive), false, "", 0, 0, NULL, "weigh squares in selection and search with Adam's second moment"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
     {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "norms, embedding and head stay as they are"},
     {"--no-teacher-cache", NULL, OPTION_FLAG, AT(no_cache), false, "", 0, 0, NULL, "run the teacher again over sequences seen before"},
@@ -442,7 +441,7 @@ static pvt_tune_desc tune_desc(const options *o)
     d.pv.codes.lr = o->code_lr, d.pv.codes.beta2 = 0.95;
     d.pv.codes.lamb = strcmp(o->code_optimizer, "lamb") == 0;
     d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
-    d.pv.temperature = o->temperature, d.pv.force_update = o->force, d.pv.adaptive = o->adaptive;
+    d.pv.temperature = o->temperature, d.pv.force_update = o->force;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;

@@ -152,7 +152,7 @@ static void test_beam_l2(void)
         }
         ctx->seed = seed;
         CHECK_OK(ctx, pvt_pv_begin(pv, 1));
-        pvti_pv_assign(pv, 0, target, NULL);
+        pvti_pv_assign(pv, 0, target);
         pvti_json_int(&js, pvti_json_find(&js, node, "groups_changed"), &changed);
         if (codes_different(&w, tensor("%s", key))) printf("%s: %lld codes differ\n", key, (long long)codes_different(&w, tensor("%s", key)));
         CHECK(codes_different(&w, tensor("%s", key)) == 0);
@@ -480,7 +480,7 @@ static void test_brute_force(void)
     CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     CHECK_OK(ctx, pvt_pv_begin(pv, 1));
-    pvti_pv_assign(pv, 0, target, NULL);
+    pvti_pv_assign(pv, 0, target);
     for (g = 0; g < 12; g++) {
         double best = 1e30, ours = 0;
         int64_t k0, k1;
@@ -500,53 +500,6 @@ static void test_brute_force(void)
     }
     CHECK(wrong == 0);
     pvt_pv_free(pv);
-    pvt_weight_free(&w);
-}
-
-/* Weighted squares: with one codebook the greedy search is exhaustive, and a quarter of the groups, those
-   with the largest weighted distance, is searched. */
-static void test_metric(void)
-{
-    enum { O = 8, I = 12, G = 4, GROUPS = O * I / G };
-    pvt_weight w;
-    pvt_pv_desc desc;
-    pvt_pv *pv;
-    pvt_real target[O * I], metric[O * I];
-    double key[GROUPS];
-    int64_t g, h, k, a, wrong = 0, searched = 0, start[GROUPS];
-    random_weight(&w, "aqlm:1x4g4", O, I);
-    for (a = 0; a < O * I; a++) target[a] = 2 * noise(5, a), metric[a] = (pvt_real)exp(4 * (double)noise(6, a));
-    memset(&desc, 0, sizeof desc);
-    desc.cap = 0.25, desc.adaptive = true;
-    CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
-    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
-    CHECK_OK(ctx, pvt_pv_begin(pv, 1));
-    for (g = 0; g < GROUPS; g++) start[g] = pvti_code_get(&w, g);
-    pvti_pv_assign(pv, 0, target, metric);
-    for (h = 0; h < 2; h++) /* first the distances before, then the groups one by one */
-        for (g = 0; g < GROUPS; g++) {
-            double best = 1e30, sum[16];
-            int64_t larger = 0, other, nearest = 0;
-            for (k = 0; k < 16; k++) {
-                for (sum[k] = 0, a = 0; a < G; a++) {
-                    double d = (double)target[g * G + a] - (double)w.scales[g * G / I] * (double)w.codebooks[k * G + a];
-                    sum[k] += (double)metric[g * G + a] * d * d;
-                }
-                if (sum[k] < best) best = sum[k], nearest = k;
-            }
-            if (h == 0) {
-                key[g] = sum[start[g]];
-                continue;
-            }
-            for (other = 0; other < GROUPS; other++) larger += key[other] > key[g];
-            searched += larger < GROUPS / 4;
-            wrong += pvti_code_get(&w, g) != (larger < GROUPS / 4 ? nearest : start[g]);
-        }
-    CHECK(wrong == 0);
-    CHECK(searched == GROUPS / 4);
-    pvt_pv_free(pv);
-    desc.beam = 2;
-    CHECK(pvt_pv_create(ctx, &desc, &pv) == PVT_ERR_ARGUMENT);
     pvt_weight_free(&w);
 }
 
@@ -679,7 +632,6 @@ int main(void)
     test_calibration();
     test_bits();
     test_brute_force();
-    test_metric();
     test_select();
     test_same_bits();
     test_refusals();

@@ -40,7 +40,7 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     files · dtypes · weights · codebooks · search · fit · optimizer · pv
+        layer 1     files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
         layer 2     json · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words · encode ·
                     tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner

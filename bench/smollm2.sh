@@ -2,12 +2,14 @@
 # SmolLM2-135M to two bits: fetches the model, calibrates, tunes, and measures original, calibrated
 # and tuned model on the same windows of a text that nothing else has seen. Called by `make smollm2`;
 # TEXT= names the text to calibrate and tune on, EVAL= the one to measure on. Also FORMAT=, STEPS=,
-# SAMPLES=, TUNE= (further options of tune), KEEP=1 to reuse the calibrated model of an earlier run.
+# SAMPLES=, TUNE= (further options of tune), COMPUTE=fp32|bf16 (bf16 where the processor multiplies it),
+# KEEP=1 to reuse the calibrated model of an earlier run.
 BUILD=${BUILD:-build}
 FORMAT=${FORMAT:-aqlm:2x8g8}
 STEPS=${STEPS:-60}
 SAMPLES=${SAMPLES:-64}
-TUNE=${TUNE:---schedule cosine --warmup 5}
+TUNE=${TUNE:---lr 1e-4 --param-lr 3e-4 --code-optimizer lamb --code-lr 2.5e-2 --schedule cosine --warmup 5}
+COMPUTE=${COMPUTE:-$(grep -qw avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bf16 || echo fp32)}
 work=$BUILD/smollm2
 pvtune=$BUILD/pvtune
 wiki=../shared/data/wikitext2
@@ -49,20 +51,20 @@ field() { sed -n "s/.*\"$2\":\([-0-9.e]*\).*/\1/p" "$1"; } # field FILE NAME: a 
 measure() { # measure NAME MODEL: JSON in NAME.json, windows in NAME.jsonl
     against=
     [ "$1" = original ] || against="--against $work/original.jsonl"
-    "$pvtune" eval "$2" --ppl "$eval" --ctx 512 --windows $windows --log "$work/$1.jsonl" $against --json >"$work/$1.json" || exit 1
+    "$pvtune" eval "$2" --ppl "$eval" --ctx 512 --windows $windows --compute "$COMPUTE" --log "$work/$1.jsonl" $against --json >"$work/$1.json" || exit 1
 }
 
 start=$(date +%s)
 say "measuring the original"
 measure original "$model"
 if [ -z "$KEEP" ] || [ ! -f "$work/calibrated/config.json" ]; then
-    say "calibrating $FORMAT on $SAMPLES sequences of 512 tokens"
-    "$pvtune" quantize "$model" --calib "$text" --format "$FORMAT" --samples "$SAMPLES" --ctx 512 --overwrite \
+    say "calibrating $FORMAT on $SAMPLES sequences of 512 tokens, products in $COMPUTE"
+    "$pvtune" quantize "$model" --calib "$text" --format "$FORMAT" --samples "$SAMPLES" --ctx 512 --compute "$COMPUTE" --overwrite \
         -o "$work/calibrated" --json >"$work/quantize.json" || exit 1
 fi
 measure calibrated "$work/calibrated"
 say "tuning $STEPS steps of 2 x 512 tokens: $TUNE"
-"$pvtune" tune "$work/calibrated" --teacher "$model" --data "$text" --steps "$STEPS" --batch 2 --ctx 512 $TUNE \
+"$pvtune" tune "$work/calibrated" --teacher "$model" --data "$text" --steps "$STEPS" --batch 2 --ctx 512 --compute "$COMPUTE" $TUNE \
     --overwrite --log "$work/tune.jsonl" -o "$work/tuned" --json >"$work/tune.json" || exit 1
 measure tuned "$work/tuned"
 
@@ -81,4 +83,4 @@ row tuned "$(field "$work/tune.json" tokens)" "$(field "$work/tune.json" seconds
 awk -v o="$(field "$work/original.json" nll)" -v c="$(field "$work/calibrated.json" nll)" -v t="$(field "$work/tuned.json" nll)" \
     -v g="$(field "$work/tune.json" groups)" -v n="$(field "$work/tune.json" groups_changed)" 'BEGIN {
         if (c > o) printf "\ntuning closed %.0f %% of the gap in nll; %.2f %% of the groups have new codes\n", 100 * (c - t) / (c - o), 100 * n / g }'
-echo "$windows windows of 512 tokens of $eval; differences are paired, ± one standard error; $(($(date +%s) - start)) s in all"
+echo "products in $COMPUTE; $windows windows of 512 tokens of $eval; differences are paired, ± one standard error; $(($(date +%s) - start)) s in all"

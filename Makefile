@@ -70,10 +70,8 @@ $(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_imp
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 
-bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make bench-NAME)
+bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make build/bench/NAME)
 	@for program in $(BENCHES); do echo "== $$program"; $(BUILD)/bench/$$program || exit 1; done
-bench-%: $(BUILD)/bench/%
-	$<
 $(BUILD)/bench/%: bench/%.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -I. -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)

@@ -184,6 +184,7 @@ static void test_files(void)
 
 static void test_results(pvt_ctx *ctx)
 {
+    double ppl;
     CHECK_RUN(run("info model --json"));
     CHECK(json_has(ctx, "family,layers,dim,heads,kv_heads,head_dim,ff,vocab,ctx,params,bits_per_weight,"
                         "bits_per_weight_all,tensors"));
@@ -200,6 +201,14 @@ static void test_results(pvt_ctx *ctx)
     CHECK_RUN(run("eval model --ppl text --windows 2:9 --against w.jsonl --json"));
     CHECK(json_has(ctx, "nll_difference,nll_difference_stderr"));
     CHECK_REFUSED(1, "w.jsonl", run("eval model --ppl text --windows 2:10 --against w.jsonl -q"));
+    CHECK_RUN(run("eval q --ppl text --windows 2:9 --json"));
+    ppl = strtod(strstr(out_text, "\"ppl\":") + 6, NULL);
+    CHECK_RUN(run("eval q --ppl text --windows 2:9 --compute bf16 --json"));
+    CHECK_NEAR(strtod(strstr(out_text, "\"ppl\":") + 6, NULL) / ppl, 1, 2e-3);
+    CHECK(strtod(strstr(out_text, "\"ppl\":") + 6, NULL) != ppl); /* it did round */
+    CHECK_REFUSED(2, "--compute", run("eval q --ppl text --compute fp8"));
+    CHECK_RUN(run("generate q -p Once -n 8 --head q8 -q"));
+    CHECK(strncmp(out_text, "Once", 4) == 0);
     CHECK_RUN(run("generate q -p Once -n 8 --json"));
     CHECK(json_has(ctx, "prompt_ids,ids,text,seconds,tokens_per_second"));
     CHECK_RUN(run("generate q -p Once -n 8 --temp 1 --top-p 0.9 --seed 5 -q"));

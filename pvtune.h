@@ -2511,7 +2511,7 @@ static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
     job->m_task = job->mb;
     if (workers > 1 && tasks < 2 * workers)
-        job->m_task = pvti_gemm_even(job->mb, PVTI_MAX(job->mb * tasks / (4 * workers), 96), job->mr);
+        job->m_task = pvti_gemm_even(job->mb, PVTI_MAX(job->mb * tasks / (2 * workers), 96), job->mr);
 }
 
 static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers)
@@ -4866,6 +4866,8 @@ PVTI_INLINE void pvti_decode_body(pvt_real *out, int64_t ld, const pvt_weight *w
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, 2, 1, 8, true);
     else if (bytes && f->out_group == 1 && f->codebooks == 1 && f->in_group == 8)
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, 1, 1, 8, true);
+    else if (bytes && f->out_group == 1 && f->codebooks == 2 && f->in_group == 4)
+        pvti_decode_row(out, ld, w, go, j0, j1, scaled, 2, 1, 4, true);
     else
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, f->codebooks, f->out_group, f->in_group, bytes);
 }

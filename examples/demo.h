@@ -49,7 +49,7 @@ static demo demo_sizes(const options *o)
     d.config.ff = o->quick ? 192 : 384, d.config.vocab = 256, d.config.ctx = 128, d.config.tied = true;
     d.train_bytes = o->quick ? 60000 : 600000, d.unseen_bytes = o->quick ? 6000 : 32000;
     d.train_steps = o->train_steps ? o->train_steps : o->quick ? 400 : 1500;
-    d.tune_steps = o->steps ? o->steps : o->quick ? 8 : 120;
+    d.tune_steps = o->steps ? o->steps : o->quick ? 8 : 100;
     d.samples = o->quick ? 32 : 256;
     d.every = PVTI_MAX(1, d.tune_steps / 8);
     d.best_ppl = INFINITY;

@@ -47,7 +47,7 @@ static const option common_rows[] = {
 static const option demo_rows[] = {
     {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "learn this text; its last tenth is kept unseen"},
     {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "demo.svg", "where the curves go"},
-    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(120)", "tuning steps of 2,048 tokens"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100)", "tuning steps of 2,048 tokens"},
     {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(1500)", "training steps of 512 tokens"},
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
     {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL, "a small model and few steps, to see that it runs"},

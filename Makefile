@@ -40,7 +40,7 @@ examples: $(BUILD)/pvtune $(BUILD)/minimal $(BUILD)/own_model ## the example pro
 $(BUILD)/minimal $(BUILD)/own_model: $(BUILD)/%: examples/%.c $(BUILD)/pvtune_impl.o
 	$(COMPILE) -I. -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
-demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (2-3 minutes)
+demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
 
 test: ## run every test; ends with one line of counts (at most 90 seconds on two cores)

@@ -1,4 +1,4 @@
-/*  pvtune demo: the whole story in two or three minutes and without any file. A text from a seeded
+/*  pvtune demo: the whole story in about three minutes and without any file. A text from a seeded
     grammar (or --text) → a small byte-level Llama trained on it by this library's own
     back-propagation → two bits per weight → tuning with each strategy, under a constant and under
     a cosine learning rate → one table and one chart. Every figure is of unseen text, and of values

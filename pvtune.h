@@ -485,7 +485,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
     row (others are left as they are): keeps the codes a second time, in the order in which look-ups read
     them. Such products then go through tables of ⟨x_group, entry⟩, rounded to 16 bits of the largest in 32
     tables: an error near that of codebooks in fp16 (6e-5 measured), the same bits everywhere. Tuning the
-    weight drops it again. Errors: MEMORY. */
+    weight drops it again; a view prepares, and frees, its own. Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
@@ -694,8 +694,8 @@ PVT_API double pvt_model_bits(const pvt_model *model, bool all);
    to the file. Mapped weights of other types become fp16 arrays in memory. Errors: NUMERIC (a
    value that is not finite or overflows: the sentence names the tensor), MEMORY. */
 PVT_API pvt_result pvt_model_round_f16(pvt_model *model);
-/* Readies the model for token by token: pvt_weight_prepare of every linear layer, and with head_q8 a head
-   in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less to read for
+/* Readies the model for token by token: pvt_weight_prepare of every linear layer and of the head, or with
+   head_q8 a head in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less to read for
    each token). Not for a model that will be tuned or saved afterwards. Errors: MEMORY, UNSUPPORTED. */
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8);
 
@@ -4802,14 +4802,14 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight)
 
 PVT_API void pvt_weight_free(pvt_weight *weight)
 {
-    if (!weight) return;
+    if (!weight || !weight->ctx) return;
     if (weight->owned) {
         pvti_free(weight->ctx, (void *)(uintptr_t)weight->data);
         pvti_free(weight->ctx, weight->codes);
         pvti_free(weight->ctx, weight->codebooks);
         pvti_free(weight->ctx, weight->scales);
-        pvti_free(weight->ctx, weight->lookup);
     }
+    pvti_free(weight->ctx, weight->lookup); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
 }
 // >>codebooks
@@ -11855,7 +11855,7 @@ PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
     int64_t l, j;
     for (l = 0; l < model->config.layers; l++)
         for (j = 0; j < PVTI_LINEARS; j++) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
-    return head_q8 ? pvti_model_head_q8(model) : PVT_OK;
+    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
 }
 
 PVT_API void pvt_model_free(pvt_model *model)

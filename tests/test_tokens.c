@@ -60,7 +60,7 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     pvti_values values[PVTI_MAX_VALUES];
     float *x = (float *)calloc((size_t)I, 4), *y = (float *)malloc((size_t)O * 4);
     pvt_pv *pv;
-    int64_t i;
+    int64_t i, bytes;
     int bad = 0;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "w", &w));
@@ -81,8 +81,15 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     pvt_weight_forward(ctx, y, x, &w, 1, false);
     for (i = 0; i < O; i++) bad += !(y[i] != y[i]);
     CHECK(bad == 0);
-    CHECK_OK(ctx, pvt_weight_rows(&w, 0, f.out_group, &view));
+    CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view)); /* all: the error is of a whole product, not of one row */
     CHECK(view.lookup == NULL);
+    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    CHECK_OK(ctx, pvt_weight_prepare(&view));
+    x[I / 2] = 1;
+    CHECK(check_product(&view, x, false) < 2e-4);
+    pvt_weight_free(&view);
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* what it prepared is gone, what it saw is not */
+    CHECK(w.codes != NULL);
     CHECK_OK(ctx, pvt_pv_create(ctx, NULL, &pv)); /* codes are about to change */
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     CHECK(w.lookup == NULL);

@@ -433,7 +433,7 @@ typedef struct pvt_weight {
     void *codes;         /* AQLM: [O/og, I/ig, M], uint8_t when B ≤ 8, else uint16_t */
     pvt_real *codebooks; /* AQLM: [M, 2^B, og, ig] */
     pvt_real *scales;    /* AQLM: [O/og] */
-    void *lookup;        /* AQLM: codes and codebooks in the order of look-ups, or NULL: pvt_weight_prepare */
+    void *lookup;        /* AQLM: what pvt_weight_prepare made for products with one row, or NULL */
     bool owned;          /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
@@ -481,11 +481,12 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W);
 /* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). */
 PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n);
-/*  Makes products with one row of x fast, for weights with codebooks of up to 256 entries and groups of one
-    row (others are left as they are): keeps the codes a second time, in the order in which look-ups read
-    them. Such products then go through tables of ⟨x_group, entry⟩, rounded to 16 bits of the largest in 32
-    tables: an error near that of codebooks in fp16 (6e-5 measured), the same bits everywhere. Tuning the
-    weight drops it again; a view prepares, and frees, its own. Errors: MEMORY. */
+/*  Makes products with one row of x fast, for codebook weights with groups of one row (others are left as they
+    are). Up to 256 entries: keeps the codes a second time, in the order in which look-ups read them; such
+    products then go through tables of ⟨x_group, entry⟩, rounded to 16 bits of the largest in 32 tables: an
+    error near that of codebooks in fp16 (6e-5 measured). More entries, groups of eight: keeps the codebooks
+    in fp16. The same bits everywhere. Tuning the weight drops it again; a view prepares, and frees, its own.
+    Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
@@ -2559,7 +2560,7 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
     pvti_gemm_b(job, worker, &buffer);
     for (int64_t n = i * job->n_block; n < n1; n += PVTI_DOT_W) {
         int64_t nw = PVTI_MIN(PVTI_DOT_W, n1 - n);
-        memset(lanes, 0, sizeof lanes);
+        memset(lanes, 0, (size_t)M * PVTI_DOT_W * 16 * sizeof *lanes);
         for (int64_t k = 0; k < job->K; k += job->k_block) {
             int64_t nk = PVTI_MIN(job->k_block, job->K - k);
             const pvt_real *w = in_place ? job->B.data + n * ldw + k : buffer;
@@ -2581,17 +2582,19 @@ static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
     int64_t n0 = i * job->n_block, n1 = PVTI_MIN(n0 + job->n_block, job->N);
-    pvt_real *b;
-    pvti_gemm_b(job, worker, &b);
+    bool in_place = !job->B.tile && job->M < 4;
+    int64_t ldb = in_place ? job->B.rs : PVTI_PACK_COLS;
+    pvt_real *buffer;
+    pvti_gemm_b(job, worker, &buffer);
     for (int64_t m = 0; m < job->M && !job->accumulate; m++)
         memset(job->C + m * job->ldc + n0, 0, (size_t)(n1 - n0) * sizeof(pvt_real));
     for (int64_t k = 0; k < job->K; k += PVTI_PACK_ROWS)
         for (int64_t n = n0; n < n1; n += PVTI_PACK_COLS) {
             int64_t nk = PVTI_MIN(PVTI_PACK_ROWS, job->K - k), nn = PVTI_MIN(PVTI_PACK_COLS, n1 - n);
-            pvti_gemm_piece(&job->B, b, PVTI_PACK_COLS, k, k + nk, n, n + nn);
+            const pvt_real *b = in_place ? job->B.data + k * ldb + n : buffer;
+            if (!in_place) pvti_gemm_piece(&job->B, buffer, ldb, k, k + nk, n, n + nn);
             PVTI_PICK(job->isa, pvti_gemm_axpy)
-            (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, PVTI_PACK_COLS,
-             job->M, nn, nk);
+            (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn, nk);
         }
 }
 
@@ -4767,19 +4770,33 @@ static bool pvti_row_forward(pvt_ctx *ctx, float *y, const float *x, const pvt_w
     return true;
 }
 
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
-                                bool accumulate);
+#define PVTI_LOOKUP_PRODUCTS 3 /* weights that share x: q, k and v */
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+                                int n, bool accumulate);
+static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate);
 #endif
 
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
 #if !PVTI_REAL_IS_DOUBLE
-    if (n == 1 && weight->lookup && pvti_lookup_forward(ctx, y, x, weight, accumulate)) return;
+    if (n == 1 && pvti_lookup_forward(ctx, &y, x, &weight, 1, accumulate)) return;
+    if (n == 1 && pvti_gather_forward(ctx, y, x, weight, accumulate)) return;
     if (n == 1 && pvti_row_forward(ctx, y, x, weight, accumulate)) return;
 #endif
     pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
               weight->I, accumulate);
+}
+
+/* y[i] = x·W[i]ᵀ for weights that lie side by side and share x. One token's look-ups run in common. */
+static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                                             const pvt_weight *weights, int count, int64_t n)
+{
+#if !PVTI_REAL_IS_DOUBLE
+    const pvt_weight *each[PVTI_LOOKUP_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, 3) - 1};
+    if (n == 1 && pvti_lookup_forward(ctx, y, x, each, count, false)) return;
+#endif
+    for (int i = 0; i < count; i++) pvt_weight_forward(ctx, y[i], x, &weights[i], n, false);
 }
 
 PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
@@ -5290,6 +5307,29 @@ static bool pvti_lookup_fits(const pvt_weight *w)
            pvti_lookup_tables(w) * 512 + (pvti_lookup_tables(w) / PVTI_LOOKUP_BLOCK + 1) * 4 <=
                PVTI_GEMM_SHARED_BYTES;
 }
+
+/* More than 256 entries of eight: read where they stand, see pvti_gather_task. */
+static bool pvti_gather_fits(const pvt_weight *w)
+{
+    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits > 8 && w->format.in_group == 8 &&
+           w->format.out_group == 1;
+}
+/* Codebooks in fp16; where a value overflows that, none. */
+static pvt_result pvti_gather_prepare(pvt_weight *w)
+{
+    int64_t n = w->format.codebooks * ((int64_t)1 << w->format.bits) * 8, i;
+    uint16_t *halves = PVTI_NEW(w->ctx, uint16_t, n);
+    if (!halves) return PVT_ERR_MEMORY;
+    for (i = 0; i < n; i++) {
+        halves[i] = pvti_f32_to_f16(w->codebooks[i]);
+        if ((halves[i] & 0x7fff) == 0x7c00) {
+            pvti_free(w->ctx, halves);
+            return PVT_OK;
+        }
+    }
+    w->lookup = halves;
+    return PVT_OK;
+}
 #endif
 
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
@@ -5298,6 +5338,7 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     int64_t T, GT, M, K, ig, o, t, m, k, a, bytes;
     float *across;
     uint8_t *codes;
+    if (!weight->lookup && pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
     if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
     M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
@@ -5325,37 +5366,45 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_KERNELS_BEGIN
-/* T[k] = Σ_a x[a]·across[a][k], a ascending; *largest: the bits of the largest magnitude (a NaN's are larger
-   than any), if larger than before. */
-PVTI_INLINE void pvti_lookup_table_body(float *__restrict T, uint32_t *largest, const float *x,
-                                        const float *__restrict across, int64_t ig)
+/* T[k] = Σ_a x[a]·across[a][k], a ascending, and U[k] with y for x: two tables of one codebook, so that its
+   entries are loaded once for both. *largest: the bits of the largest magnitude, if larger than before (a
+   NaN's are larger than any). 256 FMA of 16 lanes for both at ig = 8: 128 cycles a table. */
+PVTI_INLINE void pvti_lookup_table_body(float *__restrict T, float *__restrict U, uint32_t *largest, const float *x,
+                                        const float *y, const float *__restrict across, int64_t ig)
 {
     uint32_t top = *largest;
-    int64_t a;
-    for (int k = 0; k < 256; k++) T[k] = 0;
-    for (a = 0; a + 8 <= ig; a += 8, across += 8 * 256) {
-        float x0 = x[a], x1 = x[a + 1], x2 = x[a + 2], x3 = x[a + 3];
-        float x4 = x[a + 4], x5 = x[a + 5], x6 = x[a + 6], x7 = x[a + 7];
+    int64_t a = 0;
+    if (ig >= 8) {
+        float x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
+        float y0 = y[0], y1 = y[1], y2 = y[2], y3 = y[3], y4 = y[4], y5 = y[5], y6 = y[6], y7 = y[7];
         for (int k = 0; k < 256; k++) {
-            float sum = pvti_fma(x0, across[k], T[k]);
-            sum = pvti_fma(x1, across[256 + k], sum), sum = pvti_fma(x2, across[512 + k], sum);
-            sum = pvti_fma(x3, across[768 + k], sum), sum = pvti_fma(x4, across[1024 + k], sum);
-            sum = pvti_fma(x5, across[1280 + k], sum), sum = pvti_fma(x6, across[1536 + k], sum);
-            T[k] = pvti_fma(x7, across[1792 + k], sum);
+            float c = across[k], t = x0 * c, u = y0 * c;
+            c = across[256 + k], t = pvti_fma(x1, c, t), u = pvti_fma(y1, c, u);
+            c = across[512 + k], t = pvti_fma(x2, c, t), u = pvti_fma(y2, c, u);
+            c = across[768 + k], t = pvti_fma(x3, c, t), u = pvti_fma(y3, c, u);
+            c = across[1024 + k], t = pvti_fma(x4, c, t), u = pvti_fma(y4, c, u);
+            c = across[1280 + k], t = pvti_fma(x5, c, t), u = pvti_fma(y5, c, u);
+            c = across[1536 + k], t = pvti_fma(x6, c, t), u = pvti_fma(y6, c, u);
+            c = across[1792 + k], T[k] = pvti_fma(x7, c, t), U[k] = pvti_fma(y7, c, u);
         }
-    }
-    for (; a < ig; a++, across += 256)
-        for (int k = 0; k < 256; k++) T[k] = pvti_fma(x[a], across[k], T[k]);
+        a = 8;
+    } else
+        for (int k = 0; k < 256; k++) T[k] = U[k] = 0;
+    for (; a < ig; a++)
+        for (int k = 0; k < 256; k++)
+            T[k] = pvti_fma(x[a], across[a * 256 + k], T[k]), U[k] = pvti_fma(y[a], across[a * 256 + k], U[k]);
     for (int k = 0; k < 256; k++) {
-        uint32_t bits;
-        memcpy(&bits, &T[k], sizeof bits);
-        bits &= 0x7fffffffu;
-        top = bits > top ? bits : top;
+        uint32_t t, u;
+        memcpy(&t, &T[k], sizeof t), memcpy(&u, &U[k], sizeof u);
+        t &= 0x7fffffffu, u &= 0x7fffffffu;
+        t = t > u ? t : u;
+        top = t > top ? t : top;
     }
     *largest = top;
 }
-PVTI_KERNEL(pvti_lookup_table, (float *T, uint32_t *largest, const float *x, const float *across, int64_t ig),
-            (T, largest, x, across, ig))
+PVTI_KERNEL(pvti_lookup_table,
+            (float *T, float *U, uint32_t *largest, const float *x, const float *y, const float *across, int64_t ig),
+            (T, U, largest, x, y, across, ig))
 
 /* T[k]·inverse, rounded to 16 bits: numbers, or 256 lower bytes and then 256 upper ones. */
 PVTI_INLINE void pvti_lookup_round_body(void *out, const float *__restrict T, float inverse, bool planes)
@@ -5384,35 +5433,49 @@ static bool pvti_has_vbmi(int isa)
 #endif
 }
 
+/* One weight's product; several with the same x share the two parallel regions, as q, k and v do. */
+typedef struct pvti_lookup_product {
+    const pvt_weight *weight;
+    float *y;
+    const float *across;
+    const uint8_t *codes;
+    uint8_t *tables;       /* [T][512] */
+    float *units;          /* [blocks] */
+    int64_t T, blocks, tasks;
+} pvti_lookup_product;
+
 typedef struct pvti_lookup_job {
     pvt_ctx *ctx;
-    const pvt_weight *weight;
-    const float *x, *across;
-    const uint8_t *codes;
-    float *y, *units;  /* units: [blocks] */
-    uint8_t *tables;   /* [T][512] */
-    int64_t T;
+    const float *x;
+    pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
     bool accumulate, planes; /* planes: tables as VBMI wants them */
 } pvti_lookup_job;
 
 static void pvti_lookup_tables_task(void *arg, int64_t i, int worker)
 {
     const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
-    int64_t M = job->weight->format.codebooks, ig = job->weight->format.in_group, t;
-    int64_t t0 = i * PVTI_LOOKUP_BLOCK, t1 = PVTI_MIN(t0 + PVTI_LOOKUP_BLOCK, job->T);
-    float *T = (float *)pvti_scratch(job->ctx, worker), most, inverse;
+    const pvti_lookup_product *p = job->products;
+    float *T = (float *)pvti_scratch(job->ctx, worker), *unused = T + PVTI_LOOKUP_BLOCK * 256, most, inverse;
+    int64_t M, ig, full, t0, t1, t, base;
     uint32_t largest = 0;
-    for (t = t0; t < t1; t++)
-        if (t < job->weight->I / ig * M)
-            PVTI_CALL(job->ctx, pvti_lookup_table)(T + (t - t0) * 256, &largest, job->x + t / M * ig,
-                                                   job->across + t % M * ig * 256, ig);
-        else
-            memset(T + (t - t0) * 256, 0, 256 * sizeof *T);
+    while (i >= p->blocks) i -= p++->blocks;
+    M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M;
+    t0 = i * PVTI_LOOKUP_BLOCK, t1 = PVTI_MIN(t0 + PVTI_LOOKUP_BLOCK, p->T);
+    for (base = t0; base < t1; base += 2 * M)
+        for (t = base; t < PVTI_MIN(base + M, t1); t++) {
+            float *to = T + (t - t0) * 256;
+            bool two = t + M < PVTI_MIN(t1, full);
+            const float *x = job->x + t / M * ig;
+            if (t < full)
+                PVTI_CALL(job->ctx, pvti_lookup_table)(to, two ? to + M * 256 : unused, &largest, x, two ? x + ig : x,
+                                                       p->across + t % M * ig * 256, ig);
+        }
+    for (t = PVTI_MAX(t0, full); t < t1; t++) memset(T + (t - t0) * 256, 0, 256 * sizeof *T);
     memcpy(&most, &largest, sizeof most);
-    job->units[i] = most / 32767;
+    p->units[i] = most / 32767;
     inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
     for (t = t0; t < t1; t++)
-        PVTI_CALL(job->ctx, pvti_lookup_round)(job->tables + t * 512, T + (t - t0) * 256, inverse, job->planes);
+        PVTI_CALL(job->ctx, pvti_lookup_round)(p->tables + t * 512, T + (t - t0) * 256, inverse, job->planes);
 }
 
 PVTI_KERNELS_BEGIN
@@ -5508,44 +5571,157 @@ PVTI_KERNELS_END
 static void pvti_lookup_task(void *arg, int64_t i, int worker)
 {
     const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
+    const pvti_lookup_product *p = job->products;
     void (*rows)(float *, const uint8_t *, int64_t, int64_t, const uint8_t *, int64_t, float) =
         pvti_lookup_rows_scalar;
-    int64_t O = job->weight->O, r0 = i * PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS, t, r;
-    int64_t r1 = PVTI_MIN(O, r0 + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
     float sums[PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS];
+    int64_t r0, r1, t, r;
     (void)worker;
+    while (i >= p->tasks) i -= p++->tasks;
+    r0 = i * PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS;
+    r1 = PVTI_MIN(p->weight->O, r0 + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
 #if PVTI_X86
     if (job->planes) rows = pvti_lookup_rows_vbmi;
 #endif
     memset(sums, 0, sizeof sums);
-    for (t = 0; t < job->T; t += PVTI_LOOKUP_BLOCK) {
-        int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, job->T - t);
-        rows(sums, job->codes + pvti_lookup_codes_at(job->T, i, t, 0), n * PVTI_LOOKUP_ROWS,
-             (r1 - r0 + PVTI_LOOKUP_ROWS - 1) / PVTI_LOOKUP_ROWS, job->tables + t * 512, n,
-             job->units[t / PVTI_LOOKUP_BLOCK]);
+    for (t = 0; t < p->T; t += PVTI_LOOKUP_BLOCK) {
+        int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
+        rows(sums, p->codes + pvti_lookup_codes_at(p->T, i, t, 0), n * PVTI_LOOKUP_ROWS,
+             (r1 - r0 + PVTI_LOOKUP_ROWS - 1) / PVTI_LOOKUP_ROWS, p->tables + t * 512, n,
+             p->units[t / PVTI_LOOKUP_BLOCK]);
     }
     for (r = r0; r < r1; r++) {
-        float y = job->weight->scales[r] * sums[r - r0];
-        job->y[r] = job->accumulate ? job->y[r] + y : y;
+        float y = p->weight->scales[r] * sums[r - r0];
+        p->y[r] = job->accumulate ? p->y[r] + y : y;
     }
 }
 
-/* y = W·x by look-ups; false where the memory for tables is taken (inside a task). */
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
-                                bool accumulate)
+/* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
+   for all or taken (inside a task). */
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+                                int n, bool accumulate)
 {
     pvti_lookup_job job;
-    int64_t blocks;
-    if (!ctx || ctx->in_parallel) return false;
-    job.ctx = ctx, job.weight = weight, job.x = x, job.y = y, job.accumulate = accumulate;
-    job.planes = pvti_has_vbmi(ctx->isa);
-    job.T = pvti_lookup_tables(weight), blocks = (job.T + PVTI_LOOKUP_BLOCK - 1) / PVTI_LOOKUP_BLOCK;
-    job.across = (const float *)weight->lookup;
-    job.codes = (const uint8_t *)(job.across + weight->format.codebooks * weight->format.in_group * 256);
-    job.tables = (uint8_t *)ctx->gemm_shared;
-    job.units = (float *)(void *)(ctx->gemm_shared + job.T * 512);
+    int64_t blocks = 0, tasks = 0;
+    char *memory;
+    int i;
+    if (!ctx || ctx->in_parallel || n > PVTI_LOOKUP_PRODUCTS) return false;
+    memory = ctx->gemm_shared;
+    for (i = 0; i < n; i++) {
+        pvti_lookup_product *p = &job.products[i];
+        const pvt_weight *w = weights[i];
+        if (!w->lookup || w->format.bits > 8) return false;
+        p->weight = w, p->y = y[i];
+        p->T = pvti_lookup_tables(w), p->blocks = (p->T + PVTI_LOOKUP_BLOCK - 1) / PVTI_LOOKUP_BLOCK;
+        p->tasks = pvti_lookup_tasks(w);
+        p->across = (const float *)w->lookup;
+        p->codes = (const uint8_t *)(p->across + w->format.codebooks * w->format.in_group * 256);
+        p->tables = (uint8_t *)memory, memory += p->T * 512;
+        p->units = (float *)(void *)memory, memory += (p->blocks * 4 + PVTI_ALIGN - 1) & -(int64_t)PVTI_ALIGN;
+        if (memory > ctx->gemm_shared + PVTI_GEMM_SHARED_BYTES) return false;
+        blocks += p->blocks, tasks += p->tasks;
+    }
+    job.ctx = ctx, job.x = x, job.accumulate = accumulate, job.planes = pvti_has_vbmi(ctx->isa);
     pvti_parallel(ctx, blocks, pvti_lookup_tables_task, &job);
-    pvti_parallel(ctx, pvti_lookup_tasks(weight), pvti_lookup_task, &job);
+    pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
+    return true;
+}
+
+/*  Codebooks of more than 256 entries: a table would cost more than it saves. A group is one read of 16 bytes
+    from a codebook in fp16 and one FMA of eight lanes: lane l of sixteen adds elements l, l+16, …, codebook
+    after codebook. Limited by where the codebook lies: 65,536 entries are 1 MiB, as large as an L2. */
+typedef struct pvti_gather_job {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const float *x;
+    float *y;
+    bool accumulate;
+} pvti_gather_job;
+
+#define PVTI_GATHER_ROWS 4
+#define PVTI_GATHER_TASK 64
+PVTI_KERNELS_BEGIN
+/* lanes [16] of one row */
+static void pvti_gather_row_scalar(float *lanes, const uint16_t *codes, const pvt_weight *w, const float *x)
+{
+    const uint16_t *halves = (const uint16_t *)w->lookup;
+    int64_t M = w->format.codebooks, groups = w->I / 8;
+    memset(lanes, 0, 16 * sizeof *lanes);
+    for (int64_t j = 0; j < groups; j++)
+        for (int64_t m = 0; m < M; m++) {
+            const uint16_t *entry = halves + ((m << w->format.bits) + codes[j * M + m]) * 8;
+            float *to = lanes + j % 2 * 8;
+            for (int l = 0; l < 8; l++) to[l] = pvti_fma(x[j * 8 + l], pvti_f16_to_f32(entry[l]), to[l]);
+        }
+}
+#if PVTI_X86
+/* lanes of four rows, whose codes begin at c[0 … 3] */
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+                                                     const float *x, int64_t M)
+{
+    const uint16_t *halves = (const uint16_t *)w->lookup;
+    int64_t groups = w->I / 8, j;
+    __m256 sum[2][PVTI_GATHER_ROWS];
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++) sum[0][r] = sum[1][r] = _mm256_setzero_ps();
+#define PVTI_GROUP(half, j)                                                                                        \
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++)                                                                     \
+        for (int64_t m = 0; m < M; m++) {                                                                          \
+            const uint16_t *entry = halves + ((m << w->format.bits) + c[r][(j) * M + m]) * 8;                      \
+            __m256 e = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)entry));                     \
+            sum[half][r] = _mm256_fmadd_ps(_mm256_loadu_ps(x + (j) * 8), e, sum[half][r]);                         \
+        }
+    for (j = 0; j + 2 <= groups; j += 2) {
+        PVTI_GROUP(0, j)
+        PVTI_GROUP(1, j + 1)
+    }
+    if (j < groups) PVTI_GROUP(0, j)
+#undef PVTI_GROUP
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++, lanes += 16)
+        _mm256_storeu_ps(lanes, sum[0][r]), _mm256_storeu_ps(lanes + 8, sum[1][r]);
+}
+PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+                                                   const float *x)
+{
+    if (w->format.codebooks == 1)
+        pvti_gather_rows_m(lanes, c, w, x, 1);
+    else
+        pvti_gather_rows_m(lanes, c, w, x, w->format.codebooks);
+}
+#endif
+PVTI_KERNELS_END
+
+static void pvti_gather_task(void *arg, int64_t i, int worker)
+{
+    const pvti_gather_job *job = (const pvti_gather_job *)arg;
+    const pvt_weight *w = job->weight;
+    int64_t r0 = i * PVTI_GATHER_TASK, r1 = PVTI_MIN(r0 + PVTI_GATHER_TASK, w->O), r, k;
+    int64_t per_row = w->I / 8 * w->format.codebooks;
+    float lanes[PVTI_GATHER_ROWS * 16];
+    (void)worker;
+    for (r = r0; r < r1; r += PVTI_GATHER_ROWS) {
+        const uint16_t *codes[PVTI_GATHER_ROWS];
+        int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
+        for (k = 0; k < PVTI_GATHER_ROWS; k++)
+            codes[k] = (const uint16_t *)w->codes + (r + PVTI_MIN(k, n - 1)) * per_row;
+#if PVTI_X86
+        if (job->ctx->isa >= PVTI_AVX2)
+            pvti_gather_rows_avx2(lanes, codes, w, job->x);
+        else
+#endif
+            for (k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
+        for (k = 0; k < n; k++) {
+            float y = w->scales[r + k] * pvti_lanes_sum(lanes + k * 16);
+            job->y[r + k] = job->accumulate ? job->y[r + k] + y : y;
+        }
+    }
+}
+
+static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate)
+{
+    pvti_gather_job job;
+    if (!ctx || ctx->in_parallel || !weight->lookup || weight->format.bits <= 8) return false;
+    job.ctx = ctx, job.weight = weight, job.x = x, job.y = y, job.accumulate = accumulate;
+    pvti_parallel(ctx, pvti_ceil_div(weight->O, PVTI_GATHER_TASK), pvti_gather_task, &job);
     return true;
 }
 #endif
@@ -12314,12 +12490,11 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     int64_t n = B * T, C = g->dim, HS = g->head_dim, pos = cache ? cache->pos : 0;
     const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
     pvt_attention_desc d = pvti_block_attention(b, B, T);
+    pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
 
     pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->norm[PVTI_NORM_ATT], n, C,
                         (pvt_real)g->norm_eps);
-    pvt_weight_forward(ctx, s->q, s->a, &w[PVTI_Q], n, false);
-    pvt_weight_forward(ctx, s->k, s->a, &w[PVTI_K], n, false);
-    pvt_weight_forward(ctx, s->v, s->a, &w[PVTI_V], n, false);
+    pvti_weights_forward(ctx, qkv, s->a, &w[PVTI_Q], 3, n);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     if (cache) {
@@ -12334,8 +12509,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
 
     pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->norm[PVTI_NORM_MLP], n, C,
                         (pvt_real)g->norm_eps);
-    pvt_weight_forward(ctx, s->gate, s->m, &w[PVTI_GATE], n, false);
-    pvt_weight_forward(ctx, s->up, s->m, &w[PVTI_UP], n, false);
+    pvti_weights_forward(ctx, gate_up, s->m, &w[PVTI_GATE], 2, n);
     pvt_swiglu_forward(ctx, s->h, s->gate, s->up, n * g->ff);
     if (!y) return;
     pvt_weight_forward(ctx, y, s->h, &w[PVTI_DOWN], n, false);

@@ -58,6 +58,8 @@ int main(int argc, char **argv)
         {"2x8g8, look-ups", 5632, 2048, "aqlm:2x8g8", PVT_DTYPE_NONE, true, NULL, {0}, NULL, NULL, NULL},
         {"1x8g8, look-ups", 5632, 2048, "aqlm:1x8g8", PVT_DTYPE_NONE, true, NULL, {0}, NULL, NULL, NULL},
         {"2x8g8, decoded", 5632, 2048, "aqlm:2x8g8", PVT_DTYPE_NONE, false, NULL, {0}, NULL, NULL, NULL},
+        {"1x12g8, prepared", 5632, 2048, "aqlm:1x12g8", PVT_DTYPE_NONE, true, NULL, {0}, NULL, NULL, NULL},
+        {"1x16g8, prepared", 5632, 2048, "aqlm:1x16g8", PVT_DTYPE_NONE, true, NULL, {0}, NULL, NULL, NULL},
         {"1x16g8, decoded", 5632, 2048, "aqlm:1x16g8", PVT_DTYPE_NONE, false, NULL, {0}, NULL, NULL, NULL},
         {"head in f16", 49152, 576, NULL, PVT_F16, false, NULL, {0}, NULL, NULL, NULL},
         {"head in q8", 49152, 576, NULL, PVT_Q8_0, false, NULL, {0}, NULL, NULL, NULL},

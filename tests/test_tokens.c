@@ -98,6 +98,36 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     free(x), free(y);
 }
 
+/* q, k and v share x and the parallel regions: the bits of one after the other. */
+static void check_side_by_side(void)
+{
+    static const int64_t rows[3] = {200, 64, 70};
+    pvt_weight w[3];
+    pvt_format f;
+    float x[264], y[3][200], alone[200], *to[3] = {y[0], y[1], y[2]};
+    CHECK_OK(contexts[0][0], pvt_format_parse(contexts[0][0], "aqlm:2x8g8", &f));
+    for (int k = 0; k < 3; k++) {
+        CHECK_OK(contexts[0][0], pvti_weight_alloc(contexts[0][0], &f, rows[k], 264, "w", &w[k]));
+        for (int64_t i = 0; i < 2 * 256 * 8; i++) w[k].codebooks[i] = noise((uint64_t)k, i);
+        for (int64_t i = 0; i < rows[k]; i++) w[k].scales[i] = 1 + noise(9, i);
+        for (int64_t i = 0; i < rows[k] * 33 * 2; i++)
+            pvti_code_set(&w[k], i, (int64_t)(pvti_random(8, PVTI_RANDOM_USER, (uint64_t)k, (uint64_t)i) & 255));
+        CHECK_OK(contexts[0][0], pvt_weight_prepare(&w[k]));
+    }
+    for (int64_t i = 0; i < 264; i++) x[i] = noise(10, i);
+    for (int isa = 0; isa < 3; isa++)
+        for (int t = 0; t < 3 && contexts[isa][t]; t++)
+            for (int count = 1; count <= 3; count++) {
+                memset(y, 0xff, sizeof y);
+                pvti_weights_forward(contexts[isa][t], to, x, w, count, 1);
+                for (int k = 0; k < count; k++) {
+                    pvt_weight_forward(contexts[0][0], alone, x, &w[k], 1, false);
+                    CHECK(memcmp(alone, y[k], (size_t)rows[k] * 4) == 0);
+                }
+            }
+    for (int k = 0; k < 3; k++) pvt_weight_free(&w[k]);
+}
+
 static void check_dense(pvt_dtype dtype, int64_t O, int64_t I, double tolerance)
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
@@ -128,8 +158,12 @@ int main(void)
     check_codes("aqlm:3x4g4", 129, 100, true); /* 75 tables, and an empty one */
     check_codes("aqlm:2x6g16", 65, 96, true);
     check_codes("aqlm:1x1g3", 5, 9, true);
-    check_codes("aqlm:1x10g8", 32, 64, false);
+    check_codes("aqlm:1x10g8", 33, 72, true); /* more than 256 entries; an odd number of groups */
+    check_codes("aqlm:2x9g8", 70, 576, true);
+    check_codes("aqlm:3x12g8", 3, 8, true);
+    check_codes("aqlm:1x10g4", 32, 64, false);
     check_codes("aqlm:1x8g8o2", 32, 64, false);
+    check_side_by_side();
     check_dense(PVT_F16, 517, 96, 1e-6);
     check_dense(PVT_BF16, 259, 64, 1e-6);
     check_dense(PVT_Q8_0, 1030, 576, 1e-4);

@@ -3336,6 +3336,16 @@ static pvti_attention_tile pvti_attention_at(const pvti_attention *a, int64_t t0
     return tile;
 }
 
+/* Values of this tile and keys of the next, on their way. */
+static void pvti_attention_fetch(const pvti_attention *a, const pvt_real *k, const pvt_real *v, int64_t keys)
+{
+    int64_t line = 64 / (int64_t)sizeof *k, s, i;
+    for (s = 0; s < PVTI_MIN(keys, PVTI_ATTENTION_K); s++)
+        for (i = 0; i < a->d.HS; i += line) __builtin_prefetch(v + s * a->kv_ld + i);
+    for (s = PVTI_ATTENTION_K; s < PVTI_MIN(keys, 2 * PVTI_ATTENTION_K); s++)
+        for (i = 0; i < a->d.HS; i += line) __builtin_prefetch(k + s * a->kv_ld + i);
+}
+
 static void pvti_attention_forward_task(void *arg, int64_t task, int worker)
 {
     const pvti_attention *a = (const pvti_attention *)arg;
@@ -3353,6 +3363,8 @@ static void pvti_attention_forward_task(void *arg, int64_t task, int worker)
     for (s0 = pvti_attention_first(a, t0); s0 < end; s0 += PVTI_ATTENTION_K) {
         pvti_attention_tile tile = pvti_attention_at(a, t0, rows, s0);
         const pvt_real *k = a->k + kv + s0 * a->kv_ld, *v = a->v + kv + s0 * a->kv_ld;
+        if (a->advance == 0) /* read once, in pieces of a head: too short for the hardware's prefetch */
+            pvti_attention_fetch(a, k, v, end - s0);
         pvti_gemm_serial(a->ctx, worker, S, PVTI_ATTENTION_K, pvti_rows(a->q + at, a->row_ld),
                          pvti_cols(k, a->kv_ld), rows, tile.keys, HS, false);
         PVTI_CALL(a->ctx, pvti_attention_softmax)(S, m, l, out, a->row_ld, HS, (pvt_real)a->d.scale, &tile);
@@ -5273,15 +5285,18 @@ enum { PVTI_MAX_BEAM = 16 };
     Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
     weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
     blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    84 are reached on one core. A table costs 80 to 100 ns, as much as some 1,800 look-ups.
+    84 are reached on one core. A table costs 50 to 60 ns, as much as some 1,200 look-ups.
 
-    Codes are kept in the order in which they are read, one stream for each task of two row blocks:
-    [task][block of tables][row block][t][64], row r of a block at byte pvti_lookup_at(r), so that the
-    interleavings bring rows 0 … 31 and 32 … 63 back in order. */
+    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
+    (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
+    added in the order of the input groups, in at most PVTI_LOOKUP_PARTS parts, whatever the threads.
+
+    Codes are kept in the order in which they are read: [block of tables][row block][t][64], row r of a block
+    at byte pvti_lookup_at(r), so that the interleavings bring rows 0 … 31 and 32 … 63 back in order. */
 
 #define PVTI_LOOKUP_ROWS 64
-#define PVTI_LOOKUP_TASK 2   /* row blocks of a task */
 #define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
+#define PVTI_LOOKUP_PARTS 8
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
@@ -5290,22 +5305,16 @@ static int64_t pvti_lookup_tables(const pvt_weight *w) /* an even number: one ma
 {
     return (w->I / w->format.in_group * w->format.codebooks + 1) & ~(int64_t)1;
 }
-static int64_t pvti_lookup_tasks(const pvt_weight *w)
+static int64_t pvti_lookup_row_blocks(const pvt_weight *w) { return pvti_ceil_div(w->O, PVTI_LOOKUP_ROWS); }
+/* Where the codes of a row block begin for the n tables from t0 (a multiple of the block) on. */
+static int64_t pvti_lookup_codes_at(const pvt_weight *w, int64_t t0, int64_t n, int64_t block)
 {
-    return (w->O + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS - 1) / (PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
-}
-/* Where the codes of a row block of a task begin for the tables from t0 (a multiple of the block) on. */
-static int64_t pvti_lookup_codes_at(int64_t T, int64_t task, int64_t t0, int64_t block)
-{
-    int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
-    return ((task * T + t0) * PVTI_LOOKUP_TASK + block * n) * PVTI_LOOKUP_ROWS;
+    return (t0 * pvti_lookup_row_blocks(w) + block * n) * PVTI_LOOKUP_ROWS;
 }
 
 static bool pvti_lookup_fits(const pvt_weight *w)
 {
-    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits <= 8 && w->format.out_group == 1 &&
-           pvti_lookup_tables(w) * 512 + (pvti_lookup_tables(w) / PVTI_LOOKUP_BLOCK + 1) * 4 <=
-               PVTI_GEMM_SHARED_BYTES;
+    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits <= 8 && w->format.out_group == 1;
 }
 
 /* More than 256 entries of eight: read where they stand, see pvti_gather_task. */
@@ -5342,7 +5351,7 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
     M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
-    bytes = M * ig * 256 * 4 + pvti_lookup_tasks(weight) * PVTI_LOOKUP_TASK * T * PVTI_LOOKUP_ROWS;
+    bytes = M * ig * 256 * 4 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
     weight->lookup = pvti_alloc(weight->ctx, bytes, 1);
     if (!weight->lookup) return PVT_ERR_MEMORY;
     across = (float *)weight->lookup; /* codebooks as [M, ig, 256], padded with zeros */
@@ -5353,9 +5362,9 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     for (o = 0; o < weight->O; o++) {
         int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
         for (t = 0; t < GT; t++) {
-            int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK;
-            codes[pvti_lookup_codes_at(T, block / PVTI_LOOKUP_TASK, t0, block % PVTI_LOOKUP_TASK) +
-                  (t - t0) * PVTI_LOOKUP_ROWS + at] = ((const uint8_t *)weight->codes)[o * GT + t];
+            int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
+            codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
+                ((const uint8_t *)weight->codes)[o * GT + t];
         }
     }
 #else
@@ -5431,51 +5440,6 @@ static bool pvti_has_vbmi(int isa)
 #else
     return (void)isa, false;
 #endif
-}
-
-/* One weight's product; several with the same x share the two parallel regions, as q, k and v do. */
-typedef struct pvti_lookup_product {
-    const pvt_weight *weight;
-    float *y;
-    const float *across;
-    const uint8_t *codes;
-    uint8_t *tables;       /* [T][512] */
-    float *units;          /* [blocks] */
-    int64_t T, blocks, tasks;
-} pvti_lookup_product;
-
-typedef struct pvti_lookup_job {
-    pvt_ctx *ctx;
-    const float *x;
-    pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
-    bool accumulate, planes; /* planes: tables as VBMI wants them */
-} pvti_lookup_job;
-
-static void pvti_lookup_tables_task(void *arg, int64_t i, int worker)
-{
-    const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
-    const pvti_lookup_product *p = job->products;
-    float *T = (float *)pvti_scratch(job->ctx, worker), *unused = T + PVTI_LOOKUP_BLOCK * 256, most, inverse;
-    int64_t M, ig, full, t0, t1, t, base;
-    uint32_t largest = 0;
-    while (i >= p->blocks) i -= p++->blocks;
-    M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M;
-    t0 = i * PVTI_LOOKUP_BLOCK, t1 = PVTI_MIN(t0 + PVTI_LOOKUP_BLOCK, p->T);
-    for (base = t0; base < t1; base += 2 * M)
-        for (t = base; t < PVTI_MIN(base + M, t1); t++) {
-            float *to = T + (t - t0) * 256;
-            bool two = t + M < PVTI_MIN(t1, full);
-            const float *x = job->x + t / M * ig;
-            if (t < full)
-                PVTI_CALL(job->ctx, pvti_lookup_table)(to, two ? to + M * 256 : unused, &largest, x, two ? x + ig : x,
-                                                       p->across + t % M * ig * 256, ig);
-        }
-    for (t = PVTI_MAX(t0, full); t < t1; t++) memset(T + (t - t0) * 256, 0, 256 * sizeof *T);
-    memcpy(&most, &largest, sizeof most);
-    p->units[i] = most / 32767;
-    inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
-    for (t = t0; t < t1; t++)
-        PVTI_CALL(job->ctx, pvti_lookup_round)(p->tables + t * 512, T + (t - t0) * 256, inverse, job->planes);
 }
 
 PVTI_KERNELS_BEGIN
@@ -5567,33 +5531,102 @@ PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *code
 #endif
 PVTI_KERNELS_END
 
-/* Two row blocks, block of tables by block of tables, so that these stay in L1. */
+/* One weight's product; several with the same x share a parallel region, as q, k and v do. */
+typedef struct pvti_lookup_product {
+    const pvt_weight *weight;
+    const float *across;
+    const uint8_t *codes;
+    float *y, *sums;         /* sums: [parts][row blocks][64] */
+    int64_t T, parts, per;   /* tables; parts of `per` of them, a multiple of the block */
+    bool accumulate;
+} pvti_lookup_product;
+
+typedef struct pvti_lookup_job {
+    pvt_ctx *ctx;
+    const float *x;
+    pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
+    bool planes; /* tables as VBMI wants them */
+} pvti_lookup_job;
+
+/* The tables t0 … t1−1, [t1−t0][512] bytes, by way of T [block + 1][256]; returns their unit. Memory stands
+   still meanwhile, so the codes that they are for are fetched. */
+static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
+                              uint8_t *tables, float *T)
+{
+    const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
+    int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
+    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, base;
+    float *unused = T + PVTI_LOOKUP_BLOCK * 256, most, inverse;
+    uint32_t largest = 0;
+    for (base = t0; base < t1; base += 2 * M)
+        for (t = base; t < PVTI_MIN(base + M, PVTI_MIN(t1, full)); t++) {
+            bool two = t + M < PVTI_MIN(t1, full);
+            float *to = T + (t - t0) * 256;
+            const float *x = job->x + t / M * ig;
+            for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
+            codes += line;
+            PVTI_CALL(job->ctx, pvti_lookup_table)(to, two ? to + M * 256 : unused, &largest, x, two ? x + ig : x,
+                                                   p->across + t % M * ig * 256, ig);
+        }
+    if (t1 > full) memset(T + (full - t0) * 256, 0, (size_t)(t1 - full) * 256 * sizeof *T);
+    memcpy(&most, &largest, sizeof most);
+    inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
+    for (t = t0; t < t1; t++, tables += 512)
+        PVTI_CALL(job->ctx, pvti_lookup_round)(tables, T + (t - t0) * 256, inverse, job->planes);
+    return most / 32767;
+}
+
+/* One part: sums of all rows over some blocks of tables, which are made, used and forgotten one by one. */
 static void pvti_lookup_task(void *arg, int64_t i, int worker)
 {
     const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
     const pvti_lookup_product *p = job->products;
     void (*rows)(float *, const uint8_t *, int64_t, int64_t, const uint8_t *, int64_t, float) =
         pvti_lookup_rows_scalar;
-    float sums[PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS];
-    int64_t r0, r1, t, r;
-    (void)worker;
-    while (i >= p->tasks) i -= p++->tasks;
-    r0 = i * PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS;
-    r1 = PVTI_MIN(p->weight->O, r0 + PVTI_LOOKUP_TASK * PVTI_LOOKUP_ROWS);
+    uint8_t *tables = (uint8_t *)pvti_scratch(job->ctx, worker);
+    float *T = (float *)(void *)(tables + PVTI_LOOKUP_BLOCK * 512), *sums;
+    int64_t blocks, t, end;
 #if PVTI_X86
     if (job->planes) rows = pvti_lookup_rows_vbmi;
 #endif
-    memset(sums, 0, sizeof sums);
-    for (t = 0; t < p->T; t += PVTI_LOOKUP_BLOCK) {
+    while (i >= p->parts) i -= p++->parts;
+    blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
+    memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
+    end = PVTI_MIN(p->T, (i + 1) * p->per);
+    for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
-        rows(sums, p->codes + pvti_lookup_codes_at(p->T, i, t, 0), n * PVTI_LOOKUP_ROWS,
-             (r1 - r0 + PVTI_LOOKUP_ROWS - 1) / PVTI_LOOKUP_ROWS, p->tables + t * 512, n,
-             p->units[t / PVTI_LOOKUP_BLOCK]);
+        float unit = pvti_lookup_make(job, p, t, t + n, tables, T);
+        rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables, n, unit);
     }
-    for (r = r0; r < r1; r++) {
-        float y = p->weight->scales[r] * sums[r - r0];
-        p->y[r] = job->accumulate ? p->y[r] + y : y;
+}
+
+/* y[r] = scales[r] · Σ_c sums[c][r], c in order, or += */
+PVTI_KERNELS_BEGIN
+PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart, int64_t parts,
+                                         const float *__restrict scales, int64_t n, bool accumulate)
+{
+    for (int64_t r = 0; r < n; r += 16) {
+        float sum[16];
+        int64_t some = PVTI_MIN(16, n - r);
+        for (int l = 0; l < 16; l++) sum[l] = sums[r + l]; /* whole blocks of rows: there are always 16 */
+        for (int64_t c = 1; c < parts; c++)
+            for (int l = 0; l < 16; l++) sum[l] += sums[c * apart + r + l];
+        for (int64_t l = 0; l < some; l++) y[r + l] = (accumulate ? y[r + l] : 0) + scales[r + l] * sum[l];
     }
+}
+PVTI_KERNEL(pvti_lookup_reduce,
+            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n, bool accumulate),
+            (y, sums, apart, parts, scales, n, accumulate))
+PVTI_KERNELS_END
+#define PVTI_LOOKUP_REDUCE 2048
+static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
+{
+    const pvti_lookup_product *p = (const pvti_lookup_product *)arg;
+    int64_t from = i * PVTI_LOOKUP_REDUCE;
+    (void)worker;
+    PVTI_CALL(p->weight->ctx, pvti_lookup_reduce)
+    (p->y + from, p->sums + from, pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, p->parts,
+     p->weight->scales + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
 }
 
 /* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
@@ -5602,7 +5635,7 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
                                 int n, bool accumulate)
 {
     pvti_lookup_job job;
-    int64_t blocks = 0, tasks = 0;
+    int64_t tasks = 0;
     char *memory;
     int i;
     if (!ctx || ctx->in_parallel || n > PVTI_LOOKUP_PRODUCTS) return false;
@@ -5611,19 +5644,21 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
         pvti_lookup_product *p = &job.products[i];
         const pvt_weight *w = weights[i];
         if (!w->lookup || w->format.bits > 8) return false;
-        p->weight = w, p->y = y[i];
-        p->T = pvti_lookup_tables(w), p->blocks = (p->T + PVTI_LOOKUP_BLOCK - 1) / PVTI_LOOKUP_BLOCK;
-        p->tasks = pvti_lookup_tasks(w);
+        p->weight = w, p->y = y[i], p->accumulate = accumulate;
+        p->T = pvti_lookup_tables(w);
+        p->per = pvti_ceil_div(pvti_ceil_div(p->T, PVTI_LOOKUP_BLOCK), PVTI_LOOKUP_PARTS) * PVTI_LOOKUP_BLOCK;
+        p->parts = pvti_ceil_div(p->T, p->per);
         p->across = (const float *)w->lookup;
         p->codes = (const uint8_t *)(p->across + w->format.codebooks * w->format.in_group * 256);
-        p->tables = (uint8_t *)memory, memory += p->T * 512;
-        p->units = (float *)(void *)memory, memory += (p->blocks * 4 + PVTI_ALIGN - 1) & -(int64_t)PVTI_ALIGN;
+        p->sums = (float *)(void *)memory;
+        memory += p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
         if (memory > ctx->gemm_shared + PVTI_GEMM_SHARED_BYTES) return false;
-        blocks += p->blocks, tasks += p->tasks;
+        tasks += p->parts;
     }
-    job.ctx = ctx, job.x = x, job.accumulate = accumulate, job.planes = pvti_has_vbmi(ctx->isa);
-    pvti_parallel(ctx, blocks, pvti_lookup_tables_task, &job);
+    job.ctx = ctx, job.x = x, job.planes = pvti_has_vbmi(ctx->isa);
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
+    for (i = 0; i < n; i++)
+        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);
     return true;
 }
 

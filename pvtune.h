@@ -4436,7 +4436,7 @@ typedef struct pvti_weight_kind {
     pvti_tile_fn *tile; /* a rectangle of the dequantized weight: what GEMM packs from */
     /* lists the continuous parameters, returns how many */
     int (*values)(const pvt_weight *weight, pvti_values out[PVTI_MAX_VALUES]);
-    /* chain rule: dvalues[i] += d loss / d values[i], from dW; partial: pvti_chain_bytes of memory */
+    /* chain rule: dvalues[i] += d loss / d values[i], from dW; partial: pvti_chain_values of memory */
     void (*chain)(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW,
                   pvt_real *partial);
     pvt_result (*fit)(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
@@ -4956,8 +4956,6 @@ PVTI_KERNEL(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_real *ta
                           int64_t D, int64_t K),
             (score, x, table, bias, D, K))
 
-PVTI_KERNELS_END
-
 /* The nearest entry for each of n queries x [n, D]: best[i] = argmin_k bias[k] + Σ_d x[i][d] · table[d][k],
    the lowest k among equals; K a multiple of 16. With x = −2v and bias ‖c‖² that is the entry
    nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner
@@ -5105,6 +5103,7 @@ PVTI_TARGET_AVX2 static void pvti_nearest_avx2(int32_t *best, const float *x, in
     for (; i < n; i++) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 1);
 }
 #endif
+PVTI_KERNELS_END
 
 /* ---- the table's functions ---- */
 
@@ -6345,22 +6344,40 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
     }
 }
 
+PVTI_KERNELS_BEGIN
+/* Σ w∘x and Σ w of each cluster over n points: sums [K, 2 D]; weight NULL: all 1. */
+PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
+                                   int64_t n, int64_t D)
+{
+    for (int64_t i = 0; i < n; i++, x += D) {
+        double *__restrict sum = sums + assigned[i] * 2 * D;
+        for (int64_t d = 0; d < D; d++) {
+            double w = weight ? (double)weight[d] : 1;
+            sum[d] += w * (double)x[d], sum[D + d] += w;
+        }
+    }
+}
+PVTI_INLINE void pvti_kmeans_sum_body(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
+                                      int64_t n, int64_t D)
+{
+    if (D == 8) pvti_kmeans_sum_d(sums, x, assigned, weight, n, 8);
+    else pvti_kmeans_sum_d(sums, x, assigned, weight, n, D);
+}
+PVTI_KERNEL(pvti_kmeans_sum,
+            (double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight, int64_t n, int64_t D),
+            (sums, x, assigned, weight, n, D))
+PVTI_KERNELS_END
+
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
-    int64_t D = s->D, step = (s->GI + s->chunks - 1) / s->chunks, j, i, d;
+    int64_t D = s->D, step = (s->GI + s->chunks - 1) / s->chunks, j;
     double *sums = s->sums + chunk * s->K * 2 * D;
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
     for (j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
-        for (i = 0; i < s->rows; i++) {
-            const pvt_real *x = s->x + (j * s->rows + i) * D;
-            double *sum = sums + s->assigned[j * s->rows + i] * 2 * D;
-            for (d = 0; d < D; d++) {
-                double w = s->weight ? (double)s->weight[j * D + d] : 1;
-                sum[d] += w * (double)x[d], sum[D + d] += w;
-            }
-        }
+        PVTI_CALL(s->ctx, pvti_kmeans_sum)
+        (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL, s->rows, D);
 }
 
 static void pvti_kmeans_table(pvti_kmeans *s)

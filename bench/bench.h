@@ -1,5 +1,8 @@
-/*  What the benches share: a clock, minimum and median of repeated runs, candidates taken in
-    turn (A B A B …) so that a noisy machine treats them alike, and one JSON line per row. */
+/*  What the benches share: a clock, minimum and median of repeated runs, candidates taken in turn
+    (A B A B …) so that a noisy machine treats them alike, the machine's own limits, and one form of row:
+    what, threads, best and median milliseconds, a rate, its share of a limit. Include pvtune.h with
+    PVTUNE_IMPLEMENTATION before. Options of every bench: --json, one object per line instead; --rows, no head
+    of the table; --threads N. */
 #ifndef PVTUNE_BENCH_H
 #define PVTUNE_BENCH_H
 
@@ -63,14 +66,91 @@ static inline void bench_run(bench_result *results, bench_fn *const *fns, void *
     free(times);
 }
 
+typedef struct bench {
+    const char *name; /* of the program, for JSON */
+    bool json, rows;
+    int threads; /* at most */
+} bench;
+
 static inline bool bench_flag(int argc, char **argv, const char *name)
 {
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], name) == 0) return true;
     return false;
 }
+static inline const char *bench_option(int argc, char **argv, const char *name, const char *otherwise)
+{
+    for (int i = 1; i + 1 < argc; i++)
+        if (strcmp(argv[i], name) == 0) return argv[i + 1];
+    return otherwise;
+}
+static inline bench bench_start(int argc, char **argv, const char *name)
+{
+    bench b;
+    b.name = name, b.json = bench_flag(argc, argv, "--json"), b.rows = b.json || bench_flag(argc, argv, "--rows");
+    b.threads = pvti_thread_count((int)strtol(bench_option(argc, argv, "--threads", "0"), NULL, 10));
+    if (!b.rows)
+        printf("%-44s %7s %11s %11s  %18s  %s\n", "what", "threads", "best ms", "median ms", "rate", "of the machine's limit");
+    return b;
+}
 
-/* What memory gives: bytes a second of a sum over 256 MB, on so many threads; the best of five passes. */
+/* A row. work: units of `unit` that a run does, so the rate is work/seconds; limit: the machine's rate, 0: none. */
+static inline void bench_row(const bench *b, const char *what, int threads, const bench_result *r, double work,
+                             const char *unit, double limit, const char *of)
+{
+    double rate = work / r->min;
+    if (b->json) {
+        printf("{\"bench\":\"%s\",\"what\":\"%s\",\"threads\":%d,\"ms\":%.6g,\"ms_median\":%.6g,\"runs\":%d,\"rate\":%.6g,"
+               "\"unit\":\"%s\"", b->name, what, threads, 1e3 * r->min, 1e3 * r->median, r->runs, rate, unit);
+        if (limit > 0) printf(",\"share\":%.4f,\"of\":\"%s\"", rate / limit, of);
+        printf("}\n");
+    } else {
+        printf("%-44s %7d %11.4g %11.4g  %8.4g %-9s", what, threads, 1e3 * r->min, 1e3 * r->median, rate, unit);
+        if (limit > 0) printf("  %3.0f %% of %s", 100 * rate / limit, of);
+        printf("\n");
+    }
+    fflush(stdout);
+}
+
+/* GFLOP/s in fp32 that this machine reaches: the GEMM's own inner loop on panels that stay in L1. */
+enum { BENCH_TILES = 2000, BENCH_TASKS = 16 }; /* of each thread */
+typedef struct bench_peak {
+    int isa;
+    float *panels;
+} bench_peak;
+static inline void bench_peak_task(void *arg, int64_t i, int worker)
+{
+    const bench_peak *p = (const bench_peak *)arg;
+    float C[PVTI_MR_AVX512 * PVTI_NR_AVX512];
+    (void)i, (void)worker;
+    for (int k = 0; k < BENCH_TILES; k++)
+        PVTI_PICK(p->isa, pvti_micro)
+        (C, PVTI_NR_AVX512, p->panels, p->panels + 2048, 128, p->isa == PVTI_AVX512 ? 12 : p->isa == PVTI_AVX2 ? 6 : 4,
+         p->isa == PVTI_AVX512 ? 32 : 16, false);
+}
+static inline double bench_gflops(int threads)
+{
+    bench_peak p;
+    pvt_ctx_desc desc;
+    pvt_ctx *ctx;
+    double best = 1e9, tile;
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = threads;
+    if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 0;
+    p.isa = ctx->isa, p.panels = (float *)calloc(8192, sizeof(float));
+    tile = p.isa == PVTI_AVX512 ? 12 * 32 : p.isa == PVTI_AVX2 ? 6 * 16 : 4 * 16;
+    for (int pass = 0; pass < 20 && p.panels; pass++) {
+        double t = bench_seconds();
+        pvti_parallel(ctx, threads * BENCH_TASKS, bench_peak_task, &p);
+        t = bench_seconds() - t;
+        best = t < best ? t : best;
+    }
+    free(p.panels);
+    pvt_ctx_destroy(ctx);
+    return 2e-9 * 128 * BENCH_TILES * BENCH_TASKS * tile * threads / best;
+}
+
+/* GB/s that memory gives: a sum over 256 MB, on so many threads; the best of five passes. */
 enum { BENCH_MEMORY = 256 << 20 };
 typedef struct bench_reader {
     const uint64_t *from;
@@ -111,7 +191,7 @@ static inline double bench_memory(int threads)
     }
     pvt_ctx_destroy(ctx);
     free(memory);
-    return BENCH_MEMORY / best;
+    return 1e-9 * BENCH_MEMORY / best;
 }
 
 #endif

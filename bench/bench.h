@@ -2,7 +2,7 @@
     (A B A B …) so that a noisy machine treats them alike, the machine's own limits, and one form of row:
     what, threads, best and median milliseconds, a rate, its share of a limit. Include pvtune.h with
     PVTUNE_IMPLEMENTATION before. Options of every bench: --json, one object per line instead; --rows, no head
-    of the table; --threads N. */
+    of the table; --threads N; --only TEXT, rows whose name contains it. */
 #ifndef PVTUNE_BENCH_H
 #define PVTUNE_BENCH_H
 
@@ -68,6 +68,7 @@ static inline void bench_run(bench_result *results, bench_fn *const *fns, void *
 
 typedef struct bench {
     const char *name; /* of the program, for JSON */
+    const char *only;
     bool json, rows;
     int threads; /* at most */
 } bench;
@@ -87,12 +88,14 @@ static inline const char *bench_option(int argc, char **argv, const char *name, 
 static inline bench bench_start(int argc, char **argv, const char *name)
 {
     bench b;
-    b.name = name, b.json = bench_flag(argc, argv, "--json"), b.rows = b.json || bench_flag(argc, argv, "--rows");
+    b.name = name, b.only = bench_option(argc, argv, "--only", ""), b.json = bench_flag(argc, argv, "--json"), b.rows = b.json || bench_flag(argc, argv, "--rows");
     b.threads = pvti_thread_count((int)strtol(bench_option(argc, argv, "--threads", "0"), NULL, 10));
     if (!b.rows)
         printf("%-44s %7s %11s %11s  %18s  %s\n", "what", "threads", "best ms", "median ms", "rate", "of the machine's limit");
     return b;
 }
+
+static inline bool bench_wants(const bench *b, const char *what) { return strstr(what, b->only) != NULL; }
 
 /* A row. work: units of `unit` that a run does, so the rate is work/seconds; limit: the machine's rate, 0: none. */
 static inline void bench_row(const bench *b, const char *what, int threads, const bench_result *r, double work,
@@ -193,5 +196,40 @@ static inline double bench_memory(int threads)
     free(memory);
     return 1e-9 * BENCH_MEMORY / best;
 }
+
+#if PVTUNE_LAYER >= 2
+static inline pvt_real bench_noise(int64_t stream, int64_t i)
+{
+    return (pvt_real)(pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)stream, (uint64_t)i) - 0.5) / 8;
+}
+
+/* A model of SmolLM2-135M's shape with random weights; with codes, its linears are random codes (2x8g8). */
+static inline pvt_model *bench_smollm2(pvt_ctx *ctx, int64_t layers, bool codes)
+{
+    pvt_model_config c;
+    pvt_model *model;
+    pvt_format format;
+    memset(&c, 0, sizeof c);
+    c.layers = layers, c.dim = 576, c.heads = 9, c.kv_heads = 3, c.head_dim = 64, c.ff = 1536, c.vocab = 49152;
+    c.ctx = 2048, c.tied = true;
+    if (pvt_model_create(ctx, &c, &model) != PVT_OK || pvt_format_parse(ctx, "aqlm:2x8g8", &format) != PVT_OK) return NULL;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_weight *w = t.weight, q;
+        if (!w) continue;
+        if (codes && w != &model->embed) {
+            if (pvti_weight_alloc(ctx, &format, w->O, w->I, t.name, &q) != PVT_OK) return NULL;
+            for (int64_t k = 0; k < 2 * 256 * 8; k++) q.codebooks[k] = bench_noise(i, k);
+            for (int64_t k = 0; k < w->O; k++) q.scales[k] = 1;
+            for (int64_t k = 0; k < w->O * w->I / 4; k++)
+                ((uint8_t *)q.codes)[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
+            pvt_weight_free(w);
+            *w = q;
+        } else
+            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->data)[k] = bench_noise(i, k);
+    }
+    return model;
+}
+#endif
 
 #endif

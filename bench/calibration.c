@@ -1,15 +1,18 @@
 /*  Calibration of the linears of one block: relative output error ‖(W−Ŵ)X‖²/‖WX‖² and seconds, beside
     what the reference implementation (Vahe1994/AQLM) reaches on the same inputs. The real case is
     block 5 of SmolLM2-135M with 64 × 512 tokens of wiki.test.raw (make smollm2 fetches the model);
-    without the files the bench takes random weights with correlated inputs, which have no peer.
+    without the files the bench takes random weights with correlated inputs, which have no peer. The fit goes on
+    twice as long as by default: lower errors on 64 sequences do not make a better model, but this is about errors.
 
-        build/bench/calibration [--beam N] [--json] [MODEL.gguf TEXT]                             */
+        build/bench/calibration [--json] [--rows] [--threads N] [--beam N] [--model GGUF --text TEXT]       */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
+#include "bench.h"
 
-enum { LAYER = 5, SAMPLES = 64, CTX = 512 };
+enum { LAYER = 5, SAMPLES = 64, CTX = 512, CG_STEPS = 4 };
+static const double TOLERANCE = 0.001;
 
-/* Errors of the reference on block 5, where they were recorded. */
+/* Errors of the reference on block 5, where they were recorded; they stand in brackets behind ours. */
 static const struct { const char *name; int linear; double reference; } cases[] = {
     {"q_proj", PVTI_Q, 0.0148}, {"k_proj", PVTI_K, 0.0110}, {"v_proj", PVTI_V, 0}, {"o_proj", PVTI_O, 0},
     {"gate_proj", PVTI_GATE, 0.0293}, {"up_proj", PVTI_UP, 0}, {"down_proj", PVTI_DOWN, 0.0527}};
@@ -20,17 +23,13 @@ static int fail(pvt_ctx *ctx, const char *what)
     return 1;
 }
 
-static void row(const char *name, int64_t O, int64_t I, const pvt_fit_stats *s, double reference, bool json)
+static void row(const bench *b, const char *name, int64_t O, int64_t I, const pvt_fit_stats *s, double reference)
 {
-    if (json) {
-        printf("{\"bench\": \"calibration\", \"name\": \"%s\", \"O\": %d, \"I\": %d, \"error\": %.6f, \"epochs\": %d, \"seconds\": %.3f, "
-               "\"reference\": %.4f}\n", name, (int)O, (int)I, s->error, s->epochs, s->seconds, reference);
-        return;
-    }
-    printf("%-10s %5d x %-5d  k-means %.4f  error %.4f", name, (int)O, (int)I, s->error_start, s->error);
-    if (reference > 0) printf("  reference %.4f  ratio %.2f", reference, s->error / reference);
-    else printf("  %28s", "");
-    printf("  epochs %2d  %6.2f s\n", s->epochs, s->seconds);
+    bench_result r = {s->seconds, s->seconds, 1};
+    char what[96], peer[16] = "";
+    if (reference > 0) snprintf(peer, sizeof peer, " (%.4f)", reference);
+    snprintf(what, sizeof what, "%s %d x %d, error %.4f%s", name, (int)O, (int)I, s->error, peer);
+    bench_row(b, what, b->threads, &r, 1e-6 * (double)(O * I), "Mweight/s", 0, NULL);
 }
 
 /* The block's inputs in the unquantized model: XᵀX of the four kinds of inputs into z->H. */
@@ -53,13 +52,13 @@ static pvt_result observe(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corp
     return PVT_OK;
 }
 
-static int real(pvt_ctx *ctx, const char *path, const char *text, int beam, bool json)
+static int real(const bench *b, pvt_ctx *ctx, const char *path, const char *text, int beam)
 {
     pvt_model *model;
     pvt_corpus corpus;
     pvti_quantizer z;
     pvt_format format;
-    double seconds = 0;
+    double seconds = 0, weights = 0;
     int64_t i;
     if (pvt_model_load(ctx, path, NULL, &model) != PVT_OK) return fail(ctx, path);
     if (pvt_corpus_load(ctx, text, pvt_model_tokenizer(model), &corpus) != PVT_OK) return fail(ctx, text);
@@ -71,22 +70,26 @@ static int real(pvt_ctx *ctx, const char *path, const char *text, int beam, bool
         pvt_fit_stats stats;
         pvt_weight out;
         memset(&desc, 0, sizeof desc);
-        desc.name = cases[i].name, desc.beam = beam;
+        desc.name = cases[i].name, desc.beam = beam, desc.tolerance = TOLERANCE, desc.cg_steps = CG_STEPS;
         pvt_weight_dequantize(w, z.W);
         if (pvt_weight_fit(ctx, z.W, w->O, w->I, z.H[pvti_linear_input[cases[i].linear]], &format, &desc, &stats, &out) != PVT_OK)
             return fail(ctx, cases[i].name);
-        row(cases[i].name, w->O, w->I, &stats, cases[i].reference, json);
+        row(b, cases[i].name, w->O, w->I, &stats, cases[i].reference);
+        weights += 1e-6 * (double)(w->O * w->I);
         seconds += stats.seconds;
         pvt_weight_free(&out);
     }
-    if (!json) printf("seven weights of a block: %.2f s\n", seconds);
+    {
+        bench_result all = {seconds, seconds, 1};
+        bench_row(b, "the seven weights of a block", b->threads, &all, weights, "Mweight/s", 0, NULL);
+    }
     pvti_quantizer_free(&z);
     pvt_corpus_free(&corpus);
     pvt_model_free(model);
     return 0;
 }
 
-static int synthetic(pvt_ctx *ctx, int beam, bool json)
+static int synthetic(const bench *b, pvt_ctx *ctx, int beam)
 {
     enum { O = 576, I = 576, N = 2048 };
     pvt_real *W = (pvt_real *)malloc(O * I * sizeof *W), *X = (pvt_real *)malloc(N * I * sizeof *X), *H = (pvt_real *)malloc(I * I * sizeof *H);
@@ -105,10 +108,10 @@ static int synthetic(pvt_ctx *ctx, int beam, bool json)
     }
     pvti_gemm(ctx, H, I, pvti_cols(X, I), pvti_rows(X, I), I, I, N, false);
     memset(&desc, 0, sizeof desc);
-    desc.beam = beam;
+    desc.beam = beam, desc.tolerance = TOLERANCE, desc.cg_steps = CG_STEPS;
     if (pvt_format_parse(ctx, "aqlm:2x8g8", &format) != PVT_OK) return fail(ctx, "format");
     if (pvt_weight_fit(ctx, W, O, I, H, &format, &desc, &stats, &out) != PVT_OK) return fail(ctx, "fit");
-    row("random", O, I, &stats, 0, json);
+    row(b, "random weights", O, I, &stats, 0);
     pvt_weight_free(&out);
     free(W), free(X), free(H);
     return 0;
@@ -116,23 +119,20 @@ static int synthetic(pvt_ctx *ctx, int beam, bool json)
 
 int main(int argc, char **argv)
 {
-    const char *model = "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", *text = "../shared/data/wikitext2/wiki.test.raw";
-    const char *paths[2];
+    const char *model = bench_option(argc, argv, "--model", "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    const char *text = bench_option(argc, argv, "--text", "../shared/data/wikitext2/wiki.test.raw");
+    int beam = (int)strtol(bench_option(argc, argv, "--beam", "1"), NULL, 10), status;
+    bench b = bench_start(argc, argv, "calibration");
+    pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    int beam = 1, n = 0, status;
-    bool json = false;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--json") == 0) json = true;
-        else if (strcmp(argv[i], "--beam") == 0 && i + 1 < argc) beam = (int)strtol(argv[++i], NULL, 10);
-        else if (n < 2) paths[n++] = argv[i];
-    }
-    if (n == 2) model = paths[0], text = paths[1];
-    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    if (n == 2 || (pvti_path_exists(model) && pvti_path_exists(text)))
-        status = real(ctx, model, text, beam, json);
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = b.threads;
+    if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
+    if (pvti_path_exists(model) && pvti_path_exists(text))
+        status = real(&b, ctx, model, text, beam);
     else {
         fprintf(stderr, "calibration: %s or %s is absent (make smollm2 fetches the model): random weights instead\n", model, text);
-        status = synthetic(ctx, beam, json);
+        status = synthetic(&b, ctx, beam);
     }
     pvt_ctx_destroy(ctx);
     return status;

@@ -109,6 +109,7 @@ int main(int argc, char **argv)
             bench_fn *fn = rows[i].run;
             bench_result r = {0, 0, 0};
             void *arg = &s;
+            if (!bench_wants(&b, rows[i].what)) continue;
             bench_run(&r, &fn, &arg, 1, 0.5, false);
             bench_row(&b, rows[i].what, threads, &r, rows[i].work, rows[i].unit,
                       rows[i].gflop > 0 ? gflops * rows[i].work / rows[i].gflop : 0, "fp32 peak");

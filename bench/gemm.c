@@ -165,13 +165,14 @@ int main(int argc, char **argv)
         {"x.W^T", 'f', false, false, 1, 5632, 2048, NULL, NULL, NULL, NULL, NULL}};
     bench b = bench_start(argc, argv, "gemm");
     bool quick = bench_flag(argc, argv, "--quick");
-    const char *only = bench_option(argc, argv, "--only", NULL);
     double gflops[2] = {bench_gflops(1), bench_gflops(b.threads)};
     openblas_open();
     if (!sgemm) fprintf(stderr, "gemm: libopenblas.so.0 is not installed: no comparison\n");
     for (int64_t i = 0; i < PVTI_COUNT(products); i++) {
         product p = products[i];
-        if (only && !strstr(p.name, only)) continue;
+        char what[96];
+        snprintf(what, sizeof what, "%s, %d x %d x %d", p.name, (int)p.M, (int)p.N, (int)p.K);
+        if (!bench_wants(&b, what)) continue;
         fill(&p);
         for (int t = 1; t <= b.threads; t += PVTI_MAX(1, b.threads - 1))
             report(&b, &p, t, gflops[t > 1], quick ? 0.05 : 0.5);

@@ -11,39 +11,6 @@
 
 enum { BATCH = 2, CTX = 512, TOKENS = BATCH * CTX };
 
-static pvt_real noise(int64_t stream, int64_t i)
-{
-    return (pvt_real)(pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)stream, (uint64_t)i) - 0.5);
-}
-
-/* With codes, its linears are random codes instead of random numbers. */
-static pvt_model *make(pvt_ctx *ctx, int64_t layers, bool codes)
-{
-    pvt_model_config c;
-    pvt_model *model;
-    pvt_format format;
-    memset(&c, 0, sizeof c);
-    c.layers = layers, c.dim = 576, c.heads = 9, c.kv_heads = 3, c.head_dim = 64, c.ff = 1536, c.vocab = 49152;
-    c.ctx = 2048, c.tied = true;
-    if (pvt_model_create(ctx, &c, &model) != PVT_OK || pvt_format_parse(ctx, "aqlm:2x8g8", &format) != PVT_OK) return NULL;
-    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_weight *w = t.weight, q;
-        if (!w) continue;
-        if (codes && w != &model->embed) {
-            if (pvti_weight_alloc(ctx, &format, w->O, w->I, t.name, &q) != PVT_OK) return NULL;
-            for (int64_t k = 0; k < 2 * 256 * 8; k++) q.codebooks[k] = noise(i, k) / 8;
-            for (int64_t k = 0; k < w->O; k++) q.scales[k] = 1;
-            for (int64_t k = 0; k < w->O * w->I / 4; k++)
-                ((uint8_t *)q.codes)[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
-            pvt_weight_free(w);
-            *w = q;
-        } else
-            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->data)[k] = noise(i, k) / 8;
-    }
-    return model;
-}
-
 typedef struct work {
     pvt_run *run;
     const int32_t *ids;
@@ -82,11 +49,11 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
     work works[3];
     bench_fn *fns[3] = {forward_backward, tune, tune};
     void *args[3] = {&works[0], &works[1], &works[2]};
-    bench_result results[3];
+    bench_result results[3] = {{0, 0, 0}};
     memset(&desc, 0, sizeof desc), memset(&run, 0, sizeof run), memset(works, 0, sizeof works), memset(&corpus, 0, sizeof corpus);
     desc.n_threads = b->threads, desc.compute_bf16 = bf16;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
-    dense = make(ctx, layers, false), student[0] = make(ctx, layers, true), student[1] = make(ctx, layers, true);
+    dense = bench_smollm2(ctx, layers, false), student[0] = bench_smollm2(ctx, layers, true), student[1] = bench_smollm2(ctx, layers, true);
     corpus.n = 64 * CTX, corpus.ids = PVTI_NEW(ctx, int32_t, corpus.n), corpus.ctx = ctx;
     if (!dense || !student[0] || !student[1] || !corpus.ids) return 1;
     for (int64_t i = 0; i < corpus.n; i++) corpus.ids[i] = (int32_t)(pvti_random(9, PVTI_RANDOM_USER, 0, (uint64_t)i) % 49152);
@@ -105,14 +72,17 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
             return fprintf(stderr, "step: %s\n", pvt_ctx_error(ctx)), 1;
         bytes[1 + s] = (double)pvt_ctx_get_info(ctx).bytes_now - bytes[1 + s];
     }
+    for (int i = 0; i < 3; i++)
+        if (!bench_wants(b, names[i])) fns[i] = NULL;
     bench_run(results, fns, args, 3, 20, false);
     for (int i = 0; i < 3; i++) {
         double gflop = layers == 30 ? TOKENS * (i ? 1.14 : 0.87) : 0; /* a head's share is not the layers' */
         char what[96];
+        if (!fns[i]) continue;
         snprintf(what, sizeof what, "%s, %s, %.0f MiB", names[i], bf16 ? "bf16" : "fp32", bytes[i] / 1048576);
         bench_row(b, what, b->threads, &results[i], TOKENS, "token/s", gflop > 0 ? gflops * TOKENS / gflop : 0, "fp32 peak");
     }
-    fprintf(stderr, "step: PV adds %.1f %% to a tuning step in %s (medians)\n",
+    if (fns[1] && fns[2]) fprintf(stderr, "step: PV adds %.1f %% to a tuning step in %s (medians)\n",
             100 * (results[2].median / results[1].median - 1), bf16 ? "bf16" : "fp32");
     if (works[0].failed || works[1].failed || works[2].failed) return fprintf(stderr, "step: %s\n", pvt_ctx_error(ctx)), 1;
     pvt_run_free(works[0].run), pvt_tuner_free(works[1].tuner), pvt_tuner_free(works[2].tuner);

@@ -75,12 +75,13 @@ int main(int argc, char **argv)
             bench_result result;
             char what[96];
             double weights = (double)p.O * (double)p.I, bytes;
+            snprintf(what, sizeof what, "one token, %s, %d x %d", p.name, (int)p.O, (int)p.I);
+            if (!bench_wants(&b, what)) continue;
             memset(&desc, 0, sizeof desc);
             desc.n_threads = threads;
             if (pvt_ctx_create(&desc, &p.ctx) != PVT_OK || !fill(&p)) return 1;
             bytes = weights * pvt_weight_bits(&p.weight) / 8;
             bench_run(&result, &fn, &arg, 1, 0.3, false);
-            snprintf(what, sizeof what, "one token, %s, %d x %d", p.name, (int)p.O, (int)p.I);
             bench_row(&b, what, threads, &result, 1e-9 * weights, "Gweight/s", memory * weights / bytes, "memory's bandwidth");
             pvt_weight_free(&p.weight);
             pvt_ctx_destroy(p.ctx);

@@ -69,7 +69,7 @@ static const option quantize_rows[] = {
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per weight"},
-    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.001)", "stop when a round gains less than this share"},
+    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.002)", "stop when a round gains less than this share"},
     {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},

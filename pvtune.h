@@ -5259,16 +5259,18 @@ enum { PVTI_MAX_BEAM = 16 };
         T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
 
     are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
-    a product needs ig multiplications. Tables of PVTI_LOOKUP_BLOCK groups and codebooks share a unit,
-    their largest magnitude over 32767, and are rounded to 16 bits; sums of integers do not depend on
-    any order, so every kernel gives the same bits.
+    a product needs ig multiplications. Tables of PVTI_LOOKUP_BLOCK groups and codebooks share a unit, a bound
+    of their magnitudes over 32766 that is known before they are made, so x is counted in units and a table's
+    sums need only be rounded to 16 bits; sums of integers do not depend on any order, so every kernel gives
+    the same bits.
 
     AVX-512 VBMI holds a table of 256 entries in registers: VPERMI2B picks 64 bytes from 128, so two of
     them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the entries.
     Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
     weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
     blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    84 are reached on one core. A table costs 50 to 60 ns, as much as some 1,200 look-ups.
+    103 are reached on one core. A table's 128 FMA of 16 lanes take 36 ns, its rounding is done beside them: 40
+    ns are reached, as much as some 1,000 look-ups.
 
     A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
     (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
@@ -5280,6 +5282,7 @@ enum { PVTI_MAX_BEAM = 16 };
 #define PVTI_LOOKUP_ROWS 64
 #define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
 #define PVTI_LOOKUP_PARTS 8
+#define PVTI_LOOKUP_ROUND 12582912.0f /* 1.5 · 2^23: adding it rounds, and leaves the integer in the lowest bits */
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
@@ -5328,17 +5331,19 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 {
 #if !PVTI_REAL_IS_DOUBLE
     int64_t T, GT, M, K, ig, o, t, m, k, a, bytes;
-    float *across;
+    float *reach, *across;
     uint8_t *codes;
     if (!weight->lookup && pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
     if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
     M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
-    bytes = M * ig * 256 * 4 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
+    bytes = 64 + M * ig * 256 * 4 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
     weight->lookup = pvti_alloc(weight->ctx, bytes, 1);
     if (!weight->lookup) return PVT_ERR_MEMORY;
-    across = (float *)weight->lookup; /* codebooks as [M, ig, 256], padded with zeros */
+    reach = (float *)weight->lookup; /* the largest magnitude of a codebook's numbers, and padding */
+    across = reach + 16;             /* codebooks as [M, ig, 256], padded with zeros */
     codes = (uint8_t *)(across + M * ig * 256);
+    for (k = 0; k < M * K * ig; k++) *reach = PVTI_MAX(*reach, __builtin_fabsf(weight->codebooks[k]));
     for (m = 0; m < M; m++)
         for (k = 0; k < K; k++)
             for (a = 0; a < ig; a++) across[(m * ig + a) * 256 + k] = weight->codebooks[(m * K + k) * ig + a];
@@ -5358,74 +5363,58 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_KERNELS_BEGIN
-/* T[k] = Σ_a x[a]·across[a][k], a ascending, and U[k] with y for x: two tables of one codebook, so that its
-   entries are loaded once for both. *largest: the bits of the largest magnitude, if larger than before (a
-   NaN's are larger than any). 256 FMA of 16 lanes for both at ig = 8: 128 cycles a table. */
-PVTI_INLINE void pvti_lookup_table_body(float *__restrict T, float *__restrict U, uint32_t *largest, const float *x,
-                                        const float *y, const float *__restrict across, int64_t ig)
+/* What 32766 units are for the tables of x [n], and x in units: |⟨x_j, C⟩| ≤ ‖x_j‖₁ · reach. Where that is too
+   small for a unit, or no number at all, everything is 0 units of what it is. */
+PVTI_INLINE void pvti_lookup_unit_body(float *__restrict to, float *most, const float *__restrict x, int64_t n,
+                                       int64_t ig, float reach)
 {
-    uint32_t top = *largest;
-    int64_t a = 0;
-    if (ig >= 8) {
-        float x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
-        float y0 = y[0], y1 = y[1], y2 = y[2], y3 = y[3], y4 = y[4], y5 = y[5], y6 = y[6], y7 = y[7];
-        for (int k = 0; k < 256; k++) {
-            float c = across[k], t = x0 * c, u = y0 * c;
-            c = across[256 + k], t = pvti_fma(x1, c, t), u = pvti_fma(y1, c, u);
-            c = across[512 + k], t = pvti_fma(x2, c, t), u = pvti_fma(y2, c, u);
-            c = across[768 + k], t = pvti_fma(x3, c, t), u = pvti_fma(y3, c, u);
-            c = across[1024 + k], t = pvti_fma(x4, c, t), u = pvti_fma(y4, c, u);
-            c = across[1280 + k], t = pvti_fma(x5, c, t), u = pvti_fma(y5, c, u);
-            c = across[1536 + k], t = pvti_fma(x6, c, t), u = pvti_fma(y6, c, u);
-            c = across[1792 + k], T[k] = pvti_fma(x7, c, t), U[k] = pvti_fma(y7, c, u);
+    float top = 0, inverse;
+    for (int64_t i = 0; i < n; i += ig) {
+        float sum = 0;
+        for (int64_t a = 0; a < ig; a++) sum += __builtin_fabsf(x[i + a]);
+        top = sum <= top || top != top ? top : sum; /* a NaN stays */
+    }
+    *most = top *= reach;
+    inverse = top >= FLT_MIN * 32767 && top <= FLT_MAX ? 32766 / top : 0;
+    if (inverse > 0)
+        for (int64_t i = 0; i < n; i++) to[i] = x[i] * inverse;
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = 0;
+}
+PVTI_KERNEL(pvti_lookup_unit, (float *to, float *most, const float *x, int64_t n, int64_t ig, float reach),
+            (to, most, x, n, ig, reach))
+
+/* T[k] = Σ_a x[a]·across[a][k], a ascending, rounded to 16 bits, and U[k] with y for x: two tables of one
+   codebook, so that its entries are loaded once for both. |T| < 2^15. */
+PVTI_INLINE void pvti_lookup_tables_of(int16_t *__restrict T, int16_t *__restrict U, const float *x, const float *y,
+                                       const float *__restrict across, int64_t ig)
+{
+    for (int64_t k = 0; k < 256; k += 32) {
+        float t[32], u[32];
+        for (int l = 0; l < 32; l++) t[l] = u[l] = 0;
+        for (int64_t a = 0; a < ig; a++)
+            for (int l = 0; l < 32; l++) {
+                t[l] = pvti_fma(x[a], across[a * 256 + k + l], t[l]);
+                u[l] = pvti_fma(y[a], across[a * 256 + k + l], u[l]);
+            }
+        for (int l = 0; l < 32; l++) {
+            float p = t[l] + PVTI_LOOKUP_ROUND, q = u[l] + PVTI_LOOKUP_ROUND;
+            uint32_t i, j;
+            memcpy(&i, &p, sizeof i), memcpy(&j, &q, sizeof j);
+            T[k + l] = (int16_t)(uint16_t)i, U[k + l] = (int16_t)(uint16_t)j;
         }
-        a = 8;
-    } else
-        for (int k = 0; k < 256; k++) T[k] = U[k] = 0;
-    for (; a < ig; a++)
-        for (int k = 0; k < 256; k++)
-            T[k] = pvti_fma(x[a], across[a * 256 + k], T[k]), U[k] = pvti_fma(y[a], across[a * 256 + k], U[k]);
-    for (int k = 0; k < 256; k++) {
-        uint32_t t, u;
-        memcpy(&t, &T[k], sizeof t), memcpy(&u, &U[k], sizeof u);
-        t &= 0x7fffffffu, u &= 0x7fffffffu;
-        t = t > u ? t : u;
-        top = t > top ? t : top;
-    }
-    *largest = top;
-}
-PVTI_KERNEL(pvti_lookup_table,
-            (float *T, float *U, uint32_t *largest, const float *x, const float *y, const float *across, int64_t ig),
-            (T, U, largest, x, y, across, ig))
-
-/* T[k]·inverse, rounded to 16 bits: numbers, or 256 lower bytes and then 256 upper ones. */
-PVTI_INLINE void pvti_lookup_round_body(void *out, const float *__restrict T, float inverse, bool planes)
-{
-    int16_t *__restrict number = (int16_t *)out;
-    uint8_t *__restrict byte = (uint8_t *)out;
-    for (int k = 0; k < 256; k++) {
-        float shifted = pvti_fma(T[k], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
-        uint32_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        if (planes)
-            byte[k] = (uint8_t)bits, byte[256 + k] = (uint8_t)(bits >> 8);
-        else
-            number[k] = (int16_t)(uint16_t)bits;
     }
 }
-PVTI_KERNEL(pvti_lookup_round, (void *out, const float *T, float inverse, bool planes), (out, T, inverse, planes))
-PVTI_KERNELS_END
-
-static bool pvti_has_vbmi(int isa)
+PVTI_INLINE void pvti_lookup_table_body(void *T, void *U, const float *x, const float *y, const float *across, int64_t ig)
 {
-#if PVTI_X86
-    return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi");
-#else
-    return (void)isa, false;
-#endif
+    if (ig == 8)
+        pvti_lookup_tables_of((int16_t *)T, (int16_t *)U, x, y, across, 8);
+    else
+        pvti_lookup_tables_of((int16_t *)T, (int16_t *)U, x, y, across, ig);
 }
+PVTI_KERNEL(pvti_lookup_table, (void *T, void *U, const float *x, const float *y, const float *across, int64_t ig),
+            (T, U, x, y, across, ig))
 
-PVTI_KERNELS_BEGIN
 /* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
 static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
                                     const uint8_t *tables, int64_t n, float unit)
@@ -5445,11 +5434,62 @@ static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apar
 #define PVTI_TARGET_VBMI \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")))
 
-/* 64 bytes of a table of 256, which stays in registers for the row blocks that follow one another. */
-PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_lookup_64(const uint8_t *table, __m512i codes)
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
+#define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
+
+/* Numbers in four vectors to 64 lower bytes and 64 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512 *sum)
 {
-    __m512i a = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64));
-    __m512i b = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), codes, _mm512_loadu_si512(table + 192));
+    static const uint8_t bytes[64] = {
+        0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84,
+        88, 92, 96, 100, 104, 108, 112, 116, 120, 124, 1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45,
+        49, 53, 57, 61, 65, 69, 73, 77, 81, 85, 89, 93, 97, 101, 105, 109, 113, 117, 121, 125};
+    const __m512i pick = _mm512_loadu_si512(bytes);
+    const __m512 round = _mm512_set1_ps(PVTI_LOOKUP_ROUND);
+    __m512i v[4], a, b;
+    for (int i = 0; i < 4; i++) v[i] = _mm512_castps_si512(_mm512_add_ps(sum[i], round));
+    a = _mm512_permutex2var_epi8(v[0], pick, v[1]), b = _mm512_permutex2var_epi8(v[2], pick, v[3]);
+    _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
+    _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
+}
+/* pvti_lookup_table, its numbers as 256 lower bytes and then 256 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const float *x, const float *y,
+                                                            const float *across, int64_t ig)
+{
+    for (int64_t k = 0; k < 256; k += 64) {
+        __m512 t[4], u[4];
+        for (int i = 0; i < 4; i++) t[i] = u[i] = _mm512_setzero_ps();
+        for (int64_t a = 0; a < ig; a++)
+            for (int i = 0; i < 4; i++) {
+                __m512 c = _mm512_loadu_ps(across + a * 256 + k + 16 * i);
+                PVTI_KEEP(c);
+                t[i] = _mm512_fmadd_ps(_mm512_set1_ps(x[a]), c, t[i]);
+                u[i] = _mm512_fmadd_ps(_mm512_set1_ps(y[a]), c, u[i]);
+            }
+        pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
+    }
+}
+PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(void *T, void *U, const float *x, const float *y,
+                                                    const float *across, int64_t ig)
+{
+    if (ig == 8)
+        pvti_lookup_table_vbmi_of((uint8_t *)T, (uint8_t *)U, x, y, across, 8);
+    else
+        pvti_lookup_table_vbmi_of((uint8_t *)T, (uint8_t *)U, x, y, across, ig);
+}
+
+/* A plane of a table to registers, and a look-up of 64 of its bytes. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_load(__m512i *plane, const uint8_t *table)
+{
+    for (int i = 0; i < 4; i++) {
+        plane[i] = _mm512_loadu_si512(table + 64 * i);
+        PVTI_KEEP(plane[i]);
+    }
+}
+PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_lookup_64(const __m512i *plane, __m512i codes)
+{
+    __m512i a = _mm512_permutex2var_epi8(plane[0], codes, plane[1]);
+    __m512i b = _mm512_permutex2var_epi8(plane[2], codes, plane[3]);
     return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(codes), b);
 }
 
@@ -5469,26 +5509,24 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_
     __m512i l0 = _mm512_setzero_si512(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
     for (int64_t t = 0; t < n; t += 2, tables += 1024, codes += 2 * PVTI_LOOKUP_ROWS) {
         __m512i a0 = _mm512_loadu_si512(codes), b0 = _mm512_loadu_si512(codes + PVTI_LOOKUP_ROWS);
-        __m512i a1 = a0, b1 = b0, a, b;
-        for (int64_t ahead = 2 * apart; ahead <= 3 * apart; ahead += apart) { /* the next pair of blocks' */
-            _mm_prefetch((const char *)((uintptr_t)codes + (uintptr_t)ahead), _MM_HINT_T0);
-            _mm_prefetch((const char *)((uintptr_t)codes + (uintptr_t)ahead + PVTI_LOOKUP_ROWS), _MM_HINT_T0);
-        }
+        __m512i a1 = a0, b1 = b0, a, b, A[4], B[4];
         if (blocks == 2)
             a1 = _mm512_loadu_si512(codes + apart), b1 = _mm512_loadu_si512(codes + apart + PVTI_LOOKUP_ROWS);
-        a = pvti_lookup_64(tables, a0), b = pvti_lookup_64(tables + 512, b0);
+        pvti_lookup_load(A, tables), pvti_lookup_load(B, tables + 512);
+        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
         l0 = _mm512_add_epi16(l0, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
         l1 = _mm512_add_epi16(l1, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
         if (blocks == 2) {
-            a = pvti_lookup_64(tables, a1), b = pvti_lookup_64(tables + 512, b1);
+            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
             l2 = _mm512_add_epi16(l2, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
             l3 = _mm512_add_epi16(l3, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
         }
-        a = pvti_lookup_64(tables + 256, a0), b = pvti_lookup_64(tables + 768, b0);
+        pvti_lookup_load(A, tables + 256), pvti_lookup_load(B, tables + 768);
+        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
         u0 = _mm512_add_epi16(u0, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
         u1 = _mm512_add_epi16(u1, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
         if (blocks == 2) {
-            a = pvti_lookup_64(tables + 256, a1), b = pvti_lookup_64(tables + 768, b1);
+            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
             u2 = _mm512_add_epi16(u2, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
             u3 = _mm512_add_epi16(u3, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
         }
@@ -5514,10 +5552,15 @@ PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *code
 #endif
 PVTI_KERNELS_END
 
+typedef void pvti_lookup_table_fn(void *T, void *U, const float *x, const float *y, const float *across, int64_t ig);
+typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+                                 int64_t n, float unit);
+
 /* One weight's product; several with the same x share a parallel region, as q, k and v do. */
 typedef struct pvti_lookup_product {
     const pvt_weight *weight;
-    const float *across;
+    const float *across;     /* what pvt_weight_prepare made */
+    float reach;
     const uint8_t *codes;
     float *y, *sums;         /* sums: [parts][row blocks][64] */
     int64_t T, parts, per;   /* tables; parts of `per` of them, a multiple of the block */
@@ -5528,35 +5571,33 @@ typedef struct pvti_lookup_job {
     pvt_ctx *ctx;
     const float *x;
     pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
-    bool planes; /* tables as VBMI wants them */
+    pvti_lookup_table_fn *table; /* two that agree on how tables are laid out */
+    pvti_lookup_rows_fn *rows;
 } pvti_lookup_job;
 
-/* The tables t0 … t1−1, [t1−t0][512] bytes, by way of T [block + 1][256]; returns their unit. Memory stands
-   still meanwhile, so the codes that they are for are fetched. */
+/* The tables t0 … t1−1, [t1−t0][512] bytes; returns their unit. Memory stands still meanwhile, so the codes
+   that they are for are fetched. */
 static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
-                              uint8_t *tables, float *T)
+                              uint8_t *tables)
 {
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
-    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, base;
-    float *unused = T + PVTI_LOOKUP_BLOCK * 256, most, inverse;
-    uint32_t largest = 0;
-    for (base = t0; base < t1; base += 2 * M)
-        for (t = base; t < PVTI_MIN(base + M, PVTI_MIN(t1, full)); t++) {
+    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
+    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I);
+    uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * 512;
+    float *x = (float *)(void *)(unused + 512), most;
+    PVTI_CALL(job->ctx, pvti_lookup_unit)(x, &most, job->x + i0, i1 - i0, ig, p->reach);
+    for (m = 0; m < M; m++)
+        for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
             bool two = t + M < PVTI_MIN(t1, full);
-            float *to = T + (t - t0) * 256;
-            const float *x = job->x + t / M * ig;
+            uint8_t *to = tables + (t - t0) * 512;
+            const float *xt = x + (t / M * ig - i0);
             for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
             codes += line;
-            PVTI_CALL(job->ctx, pvti_lookup_table)(to, two ? to + M * 256 : unused, &largest, x, two ? x + ig : x,
-                                                   p->across + t % M * ig * 256, ig);
+            job->table(to, two ? to + M * 512 : unused, xt, two ? xt + ig : xt, p->across + m * ig * 256, ig);
         }
-    if (t1 > full) memset(T + (full - t0) * 256, 0, (size_t)(t1 - full) * 256 * sizeof *T);
-    memcpy(&most, &largest, sizeof most);
-    inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
-    for (t = t0; t < t1; t++, tables += 512)
-        PVTI_CALL(job->ctx, pvti_lookup_round)(tables, T + (t - t0) * 256, inverse, job->planes);
-    return most / 32767;
+    if (t1 > full) memset(tables + (full - t0) * 512, 0, (size_t)(t1 - full) * 512);
+    return most / 32766;
 }
 
 /* One part: sums of all rows over some blocks of tables, which are made, used and forgotten one by one. */
@@ -5564,22 +5605,20 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
 {
     const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
     const pvti_lookup_product *p = job->products;
-    void (*rows)(float *, const uint8_t *, int64_t, int64_t, const uint8_t *, int64_t, float) =
-        pvti_lookup_rows_scalar;
     uint8_t *tables = (uint8_t *)pvti_scratch(job->ctx, worker);
-    float *T = (float *)(void *)(tables + PVTI_LOOKUP_BLOCK * 512), *sums;
     int64_t blocks, t, end;
-#if PVTI_X86
-    if (job->planes) rows = pvti_lookup_rows_vbmi;
-#endif
+    float *sums;
     while (i >= p->parts) i -= p++->parts;
+    for (t = 0; t < p->weight->format.codebooks * p->weight->format.in_group * 256; t += 16) /* too short streams for */
+        __builtin_prefetch(p->across + t);                                                   /* the hardware to foresee */
     blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
     memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
     end = PVTI_MIN(p->T, (i + 1) * p->per);
     for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
-        float unit = pvti_lookup_make(job, p, t, t + n, tables, T);
-        rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables, n, unit);
+        float unit = pvti_lookup_make(job, p, t, t + n, tables);
+        job->rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables, n,
+                  unit);
     }
 }
 
@@ -5629,14 +5668,18 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
         p->T = pvti_lookup_tables(w);
         p->per = pvti_ceil_div(pvti_ceil_div(p->T, PVTI_LOOKUP_BLOCK), PVTI_LOOKUP_PARTS) * PVTI_LOOKUP_BLOCK;
         p->parts = pvti_ceil_div(p->T, p->per);
-        p->across = (const float *)w->lookup;
+        p->reach = *(const float *)w->lookup, p->across = (const float *)w->lookup + 16;
         p->codes = (const uint8_t *)(p->across + w->format.codebooks * w->format.in_group * 256);
         bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
         if (bytes > room) return false;
         room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
         tasks += p->parts;
     }
-    job.ctx = ctx, job.x = x, job.planes = pvti_has_vbmi(ctx->isa);
+    job.ctx = ctx, job.x = x, job.table = &PVTI_PICK(ctx->isa, pvti_lookup_table), job.rows = pvti_lookup_rows_scalar;
+#if PVTI_X86
+    if (ctx->isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi"))
+        job.table = pvti_lookup_table_vbmi, job.rows = pvti_lookup_rows_vbmi;
+#endif
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
     for (i = 0; i < n; i++)
         pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);

@@ -197,9 +197,9 @@ typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
     uint64_t seed; /* every random choice follows from it */
-    /* Linear layers multiply operands rounded to bf16, with sums in fp32: twice as fast where the
-       processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their gradients,
-       norms, attention, losses and optimizers stay in fp32. Not with PVTUNE_REAL double. */
+    /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
+       where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
+       gradients, norms, softmax, losses and optimizers stay in fp32. Not with PVTUNE_REAL double. */
     bool compute_bf16;
     pvt_allocator allocator; /* zeroed: malloc */
     pvt_progress_fn *progress;
@@ -2651,12 +2651,12 @@ static void pvti_gemm_on_stack(pvti_gemm_job *job)
 }
 
 /*  C[M,N] = A[M,K]·B[K,N], or += when accumulate, by one worker inside a parallel task, in the
-    upper 768 KiB of that worker's scratch. Same bits as pvti_gemm. */
+    upper 768 KiB of that worker's scratch. Same bits as pvti_gemm_linear. */
 static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
                                          pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
-    if (!pvti_gemm_begin(&job, ctx, false, C, ldc, A, B, M, N, K, accumulate)) return;
+    if (!pvti_gemm_begin(&job, ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate)) return;
     if (!ctx) {
         pvti_gemm_on_stack(&job);
         return;

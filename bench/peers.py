@@ -4,6 +4,8 @@ out, with one line that says so. Called by `make bench-peers`.
 
     peers.py BUILD [--rounds N] [--threads N] [--only TEXT]"""
 import argparse
+import ctypes
+import glob
 import importlib.util
 import json
 import os
@@ -99,6 +101,49 @@ def faiss_nearest(threads):
     return 1e-6 * len(x) / best(lambda: index.search(x, 1), 3)
 
 
+def llama_file():
+    """SmolLM2 in Q4_0, made by llama.cpp from the GGUF that `make smollm2` fetches."""
+    build = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(sys.executable))))
+    made = os.path.join(build, "smollm2", "q4_0.peer")
+    if not os.path.exists(made):
+        from llama_cpp import llama_cpp as llama
+        found = glob.glob(os.path.join(build, "smollm2", "*.gguf"))
+        if not found:
+            raise FileNotFoundError("no SmolLM2 in %s/smollm2: `make smollm2` fetches it" % build)
+        params = llama.llama_model_quantize_default_params()
+        params.ftype, params.allow_requantize, params.nthread = llama.LLAMA_FTYPE_MOSTLY_Q4_0, True, os.cpu_count()
+        if llama.llama_model_quantize(found[0].encode(), (made + ".new").encode(), ctypes.byref(params)):
+            raise RuntimeError("llama_model_quantize failed")
+        os.rename(made + ".new", made)
+    return made
+
+
+def llama_rate(threads, prompt, tokens):
+    """Tokens a second of a prompt, or of tokens one by one after it; the low-level calls, logits not copied."""
+    from llama_cpp import llama_cpp as llama
+    params = llama.llama_model_default_params()
+    params.use_mmap = True
+    model = llama.llama_model_load_from_file(llama_file().encode(), params)
+    params = llama.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 512 if not tokens else prompt + tokens
+    params.n_threads = params.n_threads_batch = threads
+    context = llama.llama_init_from_model(model, params)
+    ids = (llama.llama_token * (prompt + tokens))(*[1 + i * 37 % 40000 for i in range(prompt + tokens)])
+
+    def decode(first, n):
+        part = (llama.llama_token * n).from_buffer(ids, first * ctypes.sizeof(llama.llama_token))
+        if llama.llama_decode(context, llama.llama_batch_get_one(part, n)):
+            raise RuntimeError("llama_decode failed")
+
+    def run():
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        decode(0, prompt)
+        for i in range(tokens):
+            decode(prompt + i, 1)
+        llama.llama_synchronize(context)
+    return (tokens or prompt) / best(run, 3)
+
+
 # what, our bench and its rows' name, peer, its modules, its function and arguments, thread counts
 ROWS = [
     ("GEMM fp32 1024 x 1536 x 576", "gemm", "x.W^T, 1024 x 1536 x 576", "torch", ["torch"], torch_gemm, (1024, 1536, 576, "float32"), (1, 2)),
@@ -109,6 +154,9 @@ ROWS = [
     ("forward + backward 2 x 512, fp32", "step", "2 x 512 forward + backward, fp32", "torch.compile", ["torch", "transformers"], torch_step, ("fp32", True), (2,)),
     ("forward + backward 2 x 512, bf16", "step", "2 x 512 forward + backward, bf16", "torch autocast", ["torch", "transformers"], torch_step, ("bf16", False), (2,)),
     ("prompt of 512, fp32", "generate", "prompt of 512, fp32", "transformers", ["torch", "transformers"], transformers_prompt, (), (1, 2)),
+    ("prompt of 512, theirs Q4_0", "generate", "prompt of 512, fp32", "llama.cpp", ["llama_cpp"], llama_rate, (512, 0), (1, 2)),
+    ("prompt of 512, bf16, theirs Q4_0", "generate", "prompt of 512, bf16", "llama.cpp", ["llama_cpp"], llama_rate, (512, 0), (1, 2)),
+    ("64 tokens, 2 bits, theirs Q4_0", "generate", "64 tokens, head in q8", "llama.cpp", ["llama_cpp"], llama_rate, (8, 64), (1, 2)),
     ("one token 2x8g8 5632 x 2048", "tokens", "one token, 2x8g8, look-ups, 5632 x 2048", "aqlm", ["torch", "aqlm", "numba"], aqlm_gemv, (), (1,)),
     ("k-means 110,592 x 8", "codes", "k-means, 110,592 x 8, 256 clusters, 25 rounds", "faiss", ["faiss"], faiss_kmeans, (), (1, 2)),
     ("nearest of 256", "codes", "nearest of 256, 110,592 x 8", "faiss", ["faiss"], faiss_nearest, (), (1, 2)),
@@ -116,8 +164,7 @@ ROWS = [
 
 
 def ours(build, bench, name, threads):
-    only = name.split(",")[0] if bench == "step" else name
-    out = subprocess.run([build + "/bench/" + bench, "--json", "--threads", str(threads), "--only", only],
+    out = subprocess.run([build + "/bench/" + bench, "--json", "--threads", str(threads), "--only", name],
                          check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in out.splitlines()]
     return next(r["rate"] for r in rows if r["what"].startswith(name) and r["threads"] == threads)

@@ -39,7 +39,9 @@ static void tune(void *arg)
 
 static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
 {
-    static const char *const names[3] = {"2 x 512 forward + backward", "2 x 512 tuning, continuous", "2 x 512 tuning, PV"};
+    static const char *const names[2][3] = {
+        {"2 x 512 forward + backward, fp32", "2 x 512 tuning, continuous, fp32", "2 x 512 tuning, PV, fp32"},
+        {"2 x 512 forward + backward, bf16", "2 x 512 tuning, continuous, bf16", "2 x 512 tuning, PV, bf16"}};
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
     pvt_model *dense, *student[2];
@@ -50,6 +52,9 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
     bench_fn *fns[3] = {forward_backward, tune, tune};
     void *args[3] = {&works[0], &works[1], &works[2]};
     bench_result results[3] = {{0, 0, 0}};
+    for (int i = 0; i < 3; i++)
+        if (!bench_wants(b, names[bf16][i])) fns[i] = NULL;
+    if (!fns[0] && !fns[1] && !fns[2]) return 0;
     memset(&desc, 0, sizeof desc), memset(&run, 0, sizeof run), memset(works, 0, sizeof works), memset(&corpus, 0, sizeof corpus);
     desc.n_threads = b->threads, desc.compute_bf16 = bf16;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
@@ -72,14 +77,12 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
             return fprintf(stderr, "step: %s\n", pvt_ctx_error(ctx)), 1;
         bytes[1 + s] = (double)pvt_ctx_get_info(ctx).bytes_now - bytes[1 + s];
     }
-    for (int i = 0; i < 3; i++)
-        if (!bench_wants(b, names[i])) fns[i] = NULL;
-    bench_run(results, fns, args, 3, 20, false);
+    bench_run(results, fns, args, 3, 12, false);
     for (int i = 0; i < 3; i++) {
         double gflop = layers == 30 ? TOKENS * (i ? 1.14 : 0.87) : 0; /* a head's share is not the layers' */
         char what[96];
         if (!fns[i]) continue;
-        snprintf(what, sizeof what, "%s, %s, %.0f MiB", names[i], bf16 ? "bf16" : "fp32", bytes[i] / 1048576);
+        snprintf(what, sizeof what, "%s, %.0f MiB", names[bf16][i], bytes[i] / 1048576);
         bench_row(b, what, b->threads, &results[i], TOKENS, "token/s", gflop > 0 ? gflops * TOKENS / gflop : 0, "fp32 peak");
     }
     if (fns[1] && fns[2]) fprintf(stderr, "step: PV adds %.1f %% to a tuning step in %s (medians)\n",

@@ -39,7 +39,7 @@ static const option common_rows[] = {
     {"--tokenizer", NULL, OPTION_TEXT, AT(tokenizer), false, "FILE", 0, 0, "(beside or inside the model)", "the tokenizer"},
     {"--threads", NULL, OPTION_INT, AT(threads), false, "N", 1, 256, "(PVTUNE_NUM_THREADS, else all cores)", "threads"},
     {"--compute", NULL, OPTION_CHOICE, AT(compute), false, "fp32|bf16", 0, 0, "fp32",
-     "linear layers multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
+     "linear layers and attention multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
     {"--seed", NULL, OPTION_INT, AT(seed), false, "S", 0, BIG, "0", "every random choice follows from it"},
     {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
     {"--quiet", "-q", OPTION_FLAG, AT(quiet), false, "", 0, 0, NULL, "no progress"},

@@ -1,5 +1,6 @@
 /*  "Same bits everywhere" for layer 0: every op, forward and backward, on scalar, AVX2 and
-    AVX-512 kernels with 1, 2, 3 and 7 threads and without a context, compared byte by byte. */
+    AVX-512 kernels with 1, 2, 3 and 7 threads and without a context, compared byte by byte; then once more
+    with linear layers and attention in bf16. */
 #define _POSIX_C_SOURCE 200809L /* setenv */
 #define PVTUNE_LAYER 0
 #define PVTUNE_IMPLEMENTATION
@@ -140,25 +141,23 @@ static void run(pvt_ctx *ctx, arena *a)
     run_losses(ctx, a);
 }
 
-int main(void)
+/* Every kernel set and number of threads against one thread of scalar kernels, whose results stay in `oracle`. */
+static void compare(bool bf16, arena *oracle, arena *other)
 {
     static const char *const isa[] = {"scalar", "avx2", "avx512"};
     static const int threads[] = {1, 2, 3, 7};
-    arena oracle, other;
+    const int first = bf16 ? 0 : -1; /* −1: no context, which rounds nothing */
     int i, t;
-    memset(&oracle, 0, sizeof oracle), memset(&other, 0, sizeof other);
-    oracle.base = (float *)calloc(ARENA, sizeof(float));
-    other.base = (float *)calloc(ARENA, sizeof(float));
     for (i = 0; i < 3; i++) {
         setenv("PVTUNE_ISA", isa[i], 1);
-        for (t = -1; t < 4; t++) { /* −1: no context */
-            arena *a = i == 0 && t == -1 ? &oracle : &other;
+        for (t = first; t < 4; t++) {
+            arena *a = i == 0 && t == first ? oracle : other;
             pvt_ctx *ctx = NULL;
             pvt_ctx_desc desc;
             int64_t j;
             if (i == 0 && t > 1) continue; /* scalar kernels take their time */
             memset(&desc, 0, sizeof desc);
-            desc.n_threads = t >= 0 ? threads[t] : 1;
+            desc.n_threads = t >= 0 ? threads[t] : 1, desc.compute_bf16 = bf16;
             if (t >= 0) {
                 CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
                 if (strcmp(pvt_ctx_get_info(ctx).isa, isa[i]) != 0) {
@@ -169,16 +168,49 @@ int main(void)
             }
             run(ctx, a);
             pvt_ctx_destroy(ctx);
-            CHECK(a->used == oracle.used);
-            CHECK(memcmp(a->base, oracle.base, (size_t)a->used * sizeof(float)) == 0);
-            for (j = 0; j < a->used && memcmp(a->base + j, oracle.base + j, sizeof(float)) == 0; j++) {
+            CHECK(a->used == oracle->used);
+            CHECK(memcmp(a->base, oracle->base, (size_t)a->used * sizeof(float)) == 0);
+            for (j = 0; j < a->used && memcmp(a->base + j, oracle->base + j, sizeof(float)) == 0; j++) {
             }
             if (j < a->used)
                 printf("%s, %d threads: first difference at %lld of %lld: %.9g, scalar %.9g\n", isa[i],
                        t >= 0 ? threads[t] : 0, (long long)j, (long long)a->used, (double)a->base[j],
-                       (double)oracle.base[j]);
+                       (double)oracle->base[j]);
         }
     }
-    free(oracle.base), free(other.base);
+}
+
+/* Attention in bf16 is near to attention in fp32, but not equal. */
+static void check_bf16_attention(arena *fp32, arena *bf16)
+{
+    double error = 0, size = 0;
+    for (int half = 0; half < 2; half++) {
+        arena *a = half ? bf16 : fp32;
+        pvt_ctx *ctx;
+        pvt_ctx_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.n_threads = 2, desc.compute_bf16 = half;
+        CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+        a->used = a->random = 0;
+        run_attention(ctx, a, 64, 100, 0, 0);
+        pvt_ctx_destroy(ctx);
+    }
+    for (int64_t j = 0; j < fp32->used; j++) {
+        double d = (double)bf16->base[j] - (double)fp32->base[j];
+        error += d * d, size += (double)fp32->base[j] * (double)fp32->base[j];
+    }
+    CHECK(error > 0 && sqrt(error / size) < 3e-3);
+}
+
+int main(void)
+{
+    arena fp32, bf16, other;
+    memset(&fp32, 0, sizeof fp32), memset(&bf16, 0, sizeof bf16), memset(&other, 0, sizeof other);
+    fp32.base = (float *)calloc(ARENA, sizeof(float)), bf16.base = (float *)calloc(ARENA, sizeof(float));
+    other.base = (float *)calloc(ARENA, sizeof(float));
+    compare(false, &fp32, &other);
+    compare(true, &bf16, &other);
+    check_bf16_attention(&fp32, &bf16);
+    free(fp32.base), free(bf16.base), free(other.base);
     return test_end();
 }

@@ -2411,8 +2411,8 @@ static void pvti_pack(int isa, bool half, pvt_real *panels, int W, pvti_operand 
 /*  Blocking. Of the classical five loops, with the roles of A and B chosen for weights that
     are expensive to decode and stand in B:
 
-      for a block of rows m      (usually one: up to 3072 rows fit)
-        for a block of k         (up to 512)
+      for a block of rows m      (usually one: 3072 rows of 512 numbers fit)
+        for a block of k         (up to 1024, or 512 where that saves a block of rows)
           pack A[m, k] once, all workers together, into ctx->gemm_shared: it is read from L3
           for a block of columns n, one task each, claimed by whichever worker is free
             pack B[k, n] into the worker's scratch: L2; each element is decoded once
@@ -2502,7 +2502,7 @@ static void pvti_gemm_task(void *arg, int64_t i, int worker)
         }
 }
 
-/*  Block sizes. K: equal parts of up to 512, of whole 256-blocks where K has them (GGUF).
+/*  Block sizes. K: equal parts of up to k_most, of whole 256-blocks where K has them (GGUF).
     N: blocks that fit, and for several workers some four tasks each, but not under 96 columns,
     since a task reads all of A. Where N gives too few tasks, the rows are cut as well. */
 static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
@@ -2675,6 +2675,7 @@ static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64
 {
     pvti_gemm_job job;
     double work = (double)M * (double)N * (double)K;
+    int64_t k_most = 1024;
     if (!pvti_gemm_begin(&job, ctx, half, C, ldc, A, B, M, N, K, accumulate)) return;
     if (!ctx || ctx->in_parallel) {
         pvti_gemm_on_stack(&job);
@@ -2684,7 +2685,9 @@ static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64
     job.b = job.buffer = NULL;
     job.buffer_room = PVTI_GEMM_BUFFER / (int64_t)sizeof(pvt_real);
     job.b_room = (PVTI_SCRATCH_BYTES - PVTI_GEMM_KEEP - PVTI_GEMM_BUFFER) / (int64_t)sizeof(pvt_real);
-    pvti_gemm_run(&job, 512, work < PVTI_GEMM_ALONE ? 1 : ctx->n_threads);
+    /* long blocks of k pass less often over C; not where A must be cut for them, since B is decoded for each cut */
+    if (M * pvti_pack_steps(half, PVTI_MIN(K, k_most)) > job.a_room) k_most = 512;
+    pvti_gemm_run(&job, k_most, work < PVTI_GEMM_ALONE ? 1 : ctx->n_threads);
 }
 static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
                                   int64_t M, int64_t N, int64_t K, bool accumulate)

@@ -5366,8 +5366,8 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_KERNELS_BEGIN
-/* What 32766 units are for the tables of x [n], and x in units: |⟨x_j, C⟩| ≤ ‖x_j‖₁ · reach. Where that is too
-   small for a unit, or no number at all, everything is 0 units of what it is. */
+/* *most: a bound of the tables' magnitudes for x [n], |⟨x_j, C⟩| ≤ ‖x_j‖₁ · reach; to: x in units of most / 32766.
+   Where the bound is too small to divide by, or not finite, to is 0 and the unit alone carries that on. */
 PVTI_INLINE void pvti_lookup_unit_body(float *__restrict to, float *most, const float *__restrict x, int64_t n,
                                        int64_t ig, float reach)
 {
@@ -5612,8 +5612,9 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     int64_t blocks, t, end;
     float *sums;
     while (i >= p->parts) i -= p++->parts;
-    for (t = 0; t < p->weight->format.codebooks * p->weight->format.in_group * 256; t += 16) /* too short streams for */
-        __builtin_prefetch(p->across + t);                                                   /* the hardware to foresee */
+    /* the codebooks come from memory as streams too short for the hardware's prefetch: 4 % of a token */
+    for (t = 0; t < p->weight->format.codebooks * p->weight->format.in_group * 256; t += 16)
+        __builtin_prefetch(p->across + t);
     blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
     memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
     end = PVTI_MIN(p->T, (i + 1) * p->per);

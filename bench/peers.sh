@@ -11,7 +11,7 @@ if command -v python3 >/dev/null 2>&1; then
         { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check 'torch==2.5.1' 'transformers==4.49.0' \
             'aqlm[cpu]==1.1.7' accelerate faiss-cpu; } || say "not everything could be installed: is there a network?"
     fi
-    if ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
+    if [ -x "$venv/bin/pip" ] && ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
         say "building llama.cpp into $venv"
         CMAKE_ARGS=-DGGML_NATIVE=ON "$venv/bin/pip" install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' ||
             say "llama.cpp could not be built: its rows are left out"

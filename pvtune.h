@@ -965,36 +965,47 @@ extern "C" {
 #define PVTI_X86 0
 #endif
 
-/* Kernel sets. A kernel is written once in plain C as `name_body` (always inline) and
-   compiled for each set by PVTI_KERNEL, or by hand with intrinsics beside a scalar twin;
-   PVTI_CALL(ctx, name)(args) picks one. All sets give the same bits. */
+/* Kernel sets; all give the same bits. A kernel is written once in plain C as `name_body` (always inline),
+   PVTI_KERNEL compiles it for plain processors and for AVX2, and PVTI_CALL(ctx, name)(args) picks one.
+   Those that wider vectors make faster (a bench says so; most wait for memory) are PVTI_KERNEL_WIDE, or are
+   written with intrinsics beside a scalar twin; PVTI_CALL_WIDE and PVTI_PICK pick one of three. */
 enum { PVTI_SCALAR, PVTI_AVX2, PVTI_AVX512 };
 #if PVTI_X86
 #define PVTI_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define PVTI_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
-#define PVTI_KERNEL(name, params, args)                                                    \
-    static PVTI_UNUSED void name##_scalar params { name##_body args; }                     \
-    PVTI_TARGET_AVX2 static PVTI_UNUSED void name##_avx2 params { name##_body args; }      \
+#define PVTI_KERNEL(name, params, args)                                            \
+    PVTI_PORTABLE static PVTI_UNUSED void name##_scalar params { name##_body args; } \
+    PVTI_TARGET_AVX2 static PVTI_UNUSED void name##_avx2 params { name##_body args; }
+#define PVTI_KERNEL_WIDE(name, params, args) \
+    PVTI_KERNEL(name, params, args)          \
     PVTI_TARGET_AVX512 static PVTI_UNUSED void name##_avx512 params { name##_body args; }
 #define PVTI_PICK(isa, name) \
     (*((isa) == PVTI_AVX512 ? name##_avx512 : (isa) == PVTI_AVX2 ? name##_avx2 : name##_scalar))
+#define PVTI_PICK_NARROW(isa, name) (*((isa) >= PVTI_AVX2 ? name##_avx2 : name##_scalar))
 #else
 #define PVTI_KERNEL(name, params, args) \
     static PVTI_UNUSED void name##_scalar params { name##_body args; }
+#define PVTI_KERNEL_WIDE PVTI_KERNEL
 #define PVTI_PICK(isa, name) (*((void)(isa), name##_scalar))
+#define PVTI_PICK_NARROW PVTI_PICK
 #endif
-#define PVTI_CALL(ctx, name) PVTI_PICK((ctx) ? (ctx)->isa : pvti_isa_detect(), name)
+#define PVTI_CALL(ctx, name) PVTI_PICK_NARROW((ctx) ? (ctx)->isa : pvti_isa_detect(), name)
+#define PVTI_CALL_WIDE(ctx, name) PVTI_PICK((ctx) ? (ctx)->isa : pvti_isa_detect(), name)
 
 /* Around kernels in plain C: gcc is asked to vectorize at any -O; clang does from -O2 on.
-   no-trapping-math only allows code that raises no floating-point traps; it changes no value. */
+   no-trapping-math only allows code that raises no floating-point traps; it changes no value.
+   What runs only on an x86 without AVX2 is not worth the time that vectors take to compile. */
 #if defined(__clang__)
 #define PVTI_KERNELS_BEGIN
 #define PVTI_KERNELS_END
+#define PVTI_PORTABLE
 #else
 #define PVTI_KERNELS_BEGIN \
     _Pragma("GCC push_options") \
         _Pragma("GCC optimize(\"O3\", \"fp-contract=off\", \"no-trapping-math\", \"no-math-errno\")")
 #define PVTI_KERNELS_END _Pragma("GCC pop_options")
+#define PVTI_PORTABLE \
+    __attribute__((optimize("O2", "no-tree-vectorize", "fp-contract=off", "no-trapping-math", "no-math-errno")))
 #endif
 
 /* The best set that the processor has; PVTUNE_ISA=scalar|avx2|avx512 asks for a lesser one. */
@@ -2164,7 +2175,7 @@ PVTI_INLINE void pvti_gemm_axpy_body(pvt_real *C, int64_t ldc, const pvt_real *A
                     for (int64_t n = 0; n < N; n++) c[n] = pvti_fma(a[i * acs], b[i * ldb + n], c[n]);
         }
 }
-PVTI_KERNEL(pvti_gemm_axpy,
+PVTI_KERNEL_WIDE(pvti_gemm_axpy,
             (pvt_real * C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs, const pvt_real *B,
              int64_t ldb, int64_t M, int64_t N, int64_t K),
             (C, ldc, A, ars, acs, B, ldb, M, N, K))
@@ -4082,40 +4093,37 @@ PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
 
 PVTI_KERNELS_BEGIN
 
-#define PVTI_DECODE_PLAIN(name, type, value)                                                    \
-    PVTI_INLINE void pvti_decode_##name##_body(const void *blocks, pvt_real *out, int64_t n)    \
-    {                                                                                           \
-        const uint8_t *from = (const uint8_t *)blocks;                                          \
-        int64_t i;                                                                              \
-        for (i = 0; i < n; i++) {                                                               \
-            type x;                                                                             \
-            memcpy(&x, from + i * (int64_t)sizeof x, sizeof x);                                 \
-            out[i] = (pvt_real)(value);                                                         \
-        }                                                                                       \
-    }                                                                                           \
-    PVTI_DECODER(name)
+/* One of each element; `function` begins its definition. */
+#define PVTI_DECODE_PLAIN(function, type, value)                \
+    function(const void *blocks, pvt_real *out, int64_t n)      \
+    {                                                           \
+        const uint8_t *from = (const uint8_t *)blocks;          \
+        int64_t i;                                              \
+        for (i = 0; i < n; i++) {                               \
+            type x;                                             \
+            memcpy(&x, from + i * (int64_t)sizeof x, sizeof x); \
+            out[i] = (pvt_real)(value);                         \
+        }                                                       \
+    }
+PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f32_body, float, x)
+PVTI_DECODER(f32)
+PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_bf16_body, uint16_t, pvti_bf16_to_f32(x))
+PVTI_DECODER(bf16)
+/* No weight is kept in these: nothing to be gained by vectors. */
+PVTI_DECODE_PLAIN(static void pvti_decode_f64, double, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_i8, int8_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_u8, uint8_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_i16, int16_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_u16, uint16_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_i32, int32_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_u32, uint32_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_i64, int64_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_u64, uint64_t, x)
+PVTI_DECODE_PLAIN(static void pvti_decode_boolean, uint8_t, x != 0)
 
-PVTI_DECODE_PLAIN(f32, float, x)
-PVTI_DECODE_PLAIN(f64, double, x)
-PVTI_DECODE_PLAIN(bf16, uint16_t, pvti_bf16_to_f32(x))
-PVTI_DECODE_PLAIN(i8, int8_t, x)
-PVTI_DECODE_PLAIN(u8, uint8_t, x)
-PVTI_DECODE_PLAIN(i16, int16_t, x)
-PVTI_DECODE_PLAIN(u16, uint16_t, x)
-PVTI_DECODE_PLAIN(i32, int32_t, x)
-PVTI_DECODE_PLAIN(u32, uint32_t, x)
-PVTI_DECODE_PLAIN(i64, int64_t, x)
-PVTI_DECODE_PLAIN(u64, uint64_t, x)
-PVTI_DECODE_PLAIN(boolean, uint8_t, x != 0)
-PVTI_DECODE_PLAIN(f16_plain, uint16_t, pvti_f16_to_f32(x))
-
-/* f16 is what most checkpoints hold, and x86 converts eight at a time; the twin of both is
-   f16_plain, to the bit. */
+/* f16 is what most checkpoints hold, and x86 converts eight at a time: the same bits. */
+PVTI_DECODE_PLAIN(static void pvti_decode_f16_scalar, uint16_t, pvti_f16_to_f32(x))
 #if PVTI_X86
-static void pvti_decode_f16_scalar(const void *blocks, pvt_real *out, int64_t n)
-{
-    pvti_decode_f16_plain_body(blocks, out, n);
-}
 PVTI_TARGET_AVX2 static void pvti_decode_f16_avx2(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *from = (const uint8_t *)blocks;
@@ -4123,19 +4131,8 @@ PVTI_TARGET_AVX2 static void pvti_decode_f16_avx2(const void *blocks, pvt_real *
     for (i = 0; i + 8 <= n; i += 8)
         _mm256_storeu_ps(out + i,
                          _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i))));
-    pvti_decode_f16_plain_body(from + 2 * i, out + i, n - i);
+    pvti_decode_f16_scalar(from + 2 * i, out + i, n - i);
 }
-PVTI_TARGET_AVX512 static void pvti_decode_f16_avx512(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *from = (const uint8_t *)blocks;
-    int64_t i;
-    for (i = 0; i + 16 <= n; i += 16)
-        _mm512_storeu_ps(out + i,
-                         _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i))));
-    pvti_decode_f16_plain_body(from + 2 * i, out + i, n - i);
-}
-#else
-#define pvti_decode_f16_scalar pvti_decode_f16_plain_scalar
 #endif
 
 /*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
@@ -4344,34 +4341,30 @@ typedef struct pvti_dtype {
     const char *name;  /* as safetensors and GGUF spell it */
     int64_t block;     /* elements; a row holds whole blocks */
     int64_t bytes;     /* of a block */
-    pvti_decode_fn *decode;    /* portable … */
-    pvti_decode_fn *by_isa[3]; /* … and for each kernel set, to the same bits */
+    pvti_decode_fn *decode, *decode_avx2; /* portable, and for AVX2 to the same bits */
 } pvti_dtype;
 
 /* NULL for values outside the enum and PVT_DTYPE_NONE. */
 static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 {
 #if PVTI_X86
-#define PVTI_X(NAME, name, block, bytes)                                               \
-    {NAME, block, bytes, pvti_decode_##name##_scalar,                                  \
-     {pvti_decode_##name##_scalar, pvti_decode_##name##_avx2, pvti_decode_##name##_avx512}}
+#define PVTI_X(name) pvti_decode_##name##_scalar, pvti_decode_##name##_avx2
 #else
-#define PVTI_X(NAME, name, block, bytes)                                               \
-    {NAME, block, bytes, pvti_decode_##name##_scalar,                                  \
-     {pvti_decode_##name##_scalar, pvti_decode_##name##_scalar, pvti_decode_##name##_scalar}}
+#define PVTI_X(name) pvti_decode_##name##_scalar, pvti_decode_##name##_scalar
 #endif
+#define PVTI_Y(name) pvti_decode_##name, pvti_decode_##name
     static const pvti_dtype table[] = {
-        {"", 0, 0, NULL, {NULL, NULL, NULL}},
-        PVTI_X("F32", f32, 1, 4), PVTI_X("F16", f16, 1, 2), PVTI_X("BF16", bf16, 1, 2),
-        PVTI_X("F64", f64, 1, 8), PVTI_X("I8", i8, 1, 1), PVTI_X("U8", u8, 1, 1),
-        PVTI_X("I16", i16, 1, 2), PVTI_X("U16", u16, 1, 2), PVTI_X("I32", i32, 1, 4),
-        PVTI_X("U32", u32, 1, 4), PVTI_X("I64", i64, 1, 8), PVTI_X("U64", u64, 1, 8),
-        PVTI_X("BOOL", boolean, 1, 1),
-        PVTI_X("Q4_0", q4_0, 32, 18), PVTI_X("Q4_1", q4_1, 32, 20), PVTI_X("Q5_0", q5_0, 32, 22),
-        PVTI_X("Q5_1", q5_1, 32, 24), PVTI_X("Q8_0", q8_0, 32, 34),
-        PVTI_X("Q2_K", q2_k, 256, 84), PVTI_X("Q3_K", q3_k, 256, 110), PVTI_X("Q4_K", q4_k, 256, 144),
-        PVTI_X("Q5_K", q5_k, 256, 176), PVTI_X("Q6_K", q6_k, 256, 210),
+        {"", 0, 0, NULL, NULL},
+        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)},      {"BF16", 1, 2, PVTI_X(bf16)},
+        {"F64", 1, 8, PVTI_Y(f64)},      {"I8", 1, 1, PVTI_Y(i8)},        {"U8", 1, 1, PVTI_Y(u8)},
+        {"I16", 1, 2, PVTI_Y(i16)},      {"U16", 1, 2, PVTI_Y(u16)},      {"I32", 1, 4, PVTI_Y(i32)},
+        {"U32", 1, 4, PVTI_Y(u32)},      {"I64", 1, 8, PVTI_Y(i64)},      {"U64", 1, 8, PVTI_Y(u64)},
+        {"BOOL", 1, 1, PVTI_Y(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
+        {"Q5_0", 32, 22, PVTI_X(q5_0)},  {"Q5_1", 32, 24, PVTI_X(q5_1)},  {"Q8_0", 32, 34, PVTI_X(q8_0)},
+        {"Q2_K", 256, 84, PVTI_X(q2_k)}, {"Q3_K", 256, 110, PVTI_X(q3_k)}, {"Q4_K", 256, 144, PVTI_X(q4_k)},
+        {"Q5_K", 256, 176, PVTI_X(q5_k)}, {"Q6_K", 256, 210, PVTI_X(q6_k)},
     };
+#undef PVTI_Y
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
@@ -4380,7 +4373,7 @@ static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
-    return info ? info->by_isa[ctx ? ctx->isa : PVTI_SCALAR] : NULL;
+    return info && ctx && ctx->isa >= PVTI_AVX2 ? info->decode_avx2 : info ? info->decode : NULL;
 }
 
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
@@ -4920,7 +4913,7 @@ PVTI_INLINE void pvti_scatter_body(pvt_real *acc, const pvt_weight *w, const pvt
     else
         pvti_scatter_rows(acc, w, dW, go0, go1, m, f->codebooks, f->out_group, f->in_group);
 }
-PVTI_KERNEL(pvti_scatter, (pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0, int64_t go1,
+PVTI_KERNEL_WIDE(pvti_scatter, (pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0, int64_t go1,
                            int m),
             (acc, w, dW, go0, go1, m))
 
@@ -4938,7 +4931,7 @@ PVTI_INLINE void pvti_scores_body(pvt_real *score, const pvt_real *x, const pvt_
         for (l = 0; l < 16; l++) score[k + l] = sum[l];
     }
 }
-PVTI_KERNEL(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_real *table, const pvt_real *bias,
+PVTI_KERNEL_WIDE(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_real *table, const pvt_real *bias,
                           int64_t D, int64_t K),
             (score, x, table, bias, D, K))
 
@@ -5162,7 +5155,7 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
     pvt_real *buffer = (pvt_real *)pvti_scratch(a->ctx, worker);
     memset(acc, 0, (size_t)per_book * sizeof *acc);
-    PVTI_CALL(a->ctx, pvti_scatter)(acc, w, a->dW, go0, go1, (int)m);
+    PVTI_CALL_WIDE(a->ctx, pvti_scatter)(acc, w, a->dW, go0, go1, (int)m);
     if (m) return;
     for (go = go0; go < go1; go++) { /* dscale: ⟨h, Σ C⟩ over the row, in pieces of 4096 weights */
         int64_t GI = w->I / ig, piece = PVTI_MAX(1, 4096 / (og * ig)), r;
@@ -5418,7 +5411,7 @@ PVTI_INLINE void pvti_lookup_table_body(void *T, void *U, const float *x, const 
     else
         pvti_lookup_tables_of((int16_t *)T, (int16_t *)U, x, y, across, ig);
 }
-PVTI_KERNEL(pvti_lookup_table, (void *T, void *U, const float *x, const float *y, const float *across, int64_t ig),
+PVTI_KERNEL_WIDE(pvti_lookup_table, (void *T, void *U, const float *x, const float *y, const float *across, int64_t ig),
             (T, U, x, y, across, ig))
 
 /* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
@@ -5853,7 +5846,7 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
             const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
             for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
-        PVTI_CALL(s->ctx, pvti_nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
+        PVTI_CALL_WIDE(s->ctx, pvti_nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                         t->padded);
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
@@ -5884,7 +5877,7 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
                 pvt_real *vh = v + h * D;
                 vh[a] += entry[a], x[a] = -2 * vh[a], base = pvti_fma(vh[a], vh[a], base);
             }
-            PVTI_CALL(s->ctx, pvti_scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
+            PVTI_CALL_WIDE(s->ctx, pvti_scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                            t->padded);
             for (k = 0; k < t->K; k++) found = pvti_candidate_insert(list, found, keep, score[k] + base, h, k);
         }
@@ -6101,7 +6094,7 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     for (h = 0; h < n; h++) {
         pvt_real now, offset = (pvt_real)(items[h].loss - base);
         pvti_xtx_query(x, s, &items[h], go, p, m);
-        PVTI_CALL(s->ctx, pvti_scores)(score, x, t->table + m * t->D * t->padded, bias, t->D, t->padded);
+        PVTI_CALL_WIDE(s->ctx, pvti_scores)(score, x, t->table + m * t->D * t->padded, bias, t->D, t->padded);
         now = score[items[h].codes[(p - s->p0) * t->M + m]];
         for (k = 0; k < t->K; k++)
             found =
@@ -6157,7 +6150,7 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
                 continue;
             }
             for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
-            PVTI_CALL(s->ctx, pvti_nearest)(best, x, n, t->table + m * t->D * t->padded,
+            PVTI_CALL_WIDE(s->ctx, pvti_nearest)(best, x, n, t->table + m * t->D * t->padded,
                                             s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
             for (i = 0; i < n; i++)
                 if (w->scales[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
@@ -6372,7 +6365,7 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
         for (q = 0; q < n; q++)
             for (d = 0; d < D; d++)
                 query[q * D + d] = -2 * (s->weight ? s->weight[j * D + d] : 1) * x[q * D + d];
-        PVTI_CALL(s->ctx, pvti_nearest)(s->assigned + j * s->rows + i, query, n, s->table, bias, D, s->padded);
+        PVTI_CALL_WIDE(s->ctx, pvti_nearest)(s->assigned + j * s->rows + i, query, n, s->table, bias, D, s->padded);
     }
 }
 
@@ -6395,7 +6388,7 @@ PVTI_INLINE void pvti_kmeans_sum_body(double *sums, const pvt_real *x, const int
     if (D == 8) pvti_kmeans_sum_d(sums, x, assigned, weight, n, 8);
     else pvti_kmeans_sum_d(sums, x, assigned, weight, n, D);
 }
-PVTI_KERNEL(pvti_kmeans_sum,
+PVTI_KERNEL_WIDE(pvti_kmeans_sum,
             (double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight, int64_t n, int64_t D),
             (sums, x, assigned, weight, n, D))
 PVTI_KERNELS_END
@@ -6408,7 +6401,7 @@ static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
     for (j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
-        PVTI_CALL(s->ctx, pvti_kmeans_sum)
+        PVTI_CALL_WIDE(s->ctx, pvti_kmeans_sum)
         (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL, s->rows, D);
 }
 
@@ -7333,7 +7326,7 @@ PVTI_INLINE void pvti_group_errors_body(float *keys, const pvt_real *target, int
     else
         pvti_group_errors_rows(keys, target, ld_t, decoded, ld_d, groups, og, ig);
 }
-PVTI_KERNEL(pvti_group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,
+PVTI_KERNEL_WIDE(pvti_group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,
                                 int64_t ld_d, int64_t groups,
                                 int64_t og, int64_t ig), (keys, target, ld_t, decoded, ld_d, groups, og, ig))
 PVTI_KERNELS_END
@@ -7353,7 +7346,7 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
         PVTI_CALL(s->ctx, pvti_decode)(decoded, width, w, go, j0, j1, true);
         PVTI_CALL(s->ctx, pvti_sumsq)(&part, decoded, og * width);
         norm += part;
-        PVTI_CALL(s->ctx, pvti_group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
+        PVTI_CALL_WIDE(s->ctx, pvti_group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
                                              w->I, decoded, width, j1 - j0, og, ig);
     }
     s->norms[go] = norm;

@@ -5255,18 +5255,30 @@ enum { PVTI_MAX_BEAM = 16 };
         T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
 
     are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
-    a product needs ig multiplications. Tables of PVTI_LOOKUP_BLOCK groups and codebooks share a unit, a bound
-    of their magnitudes over 32766 that is known before they are made, so x is counted in units and a table's
-    sums need only be rounded to 16 bits; sums of integers do not depend on any order, so every kernel gives
-    the same bits.
+    a product needs ig multiplications. All of it is in integers, whose sums do not depend on any order, so
+    every kernel gives the same bits: a weight's codebooks are counted in units of their largest magnitude
+    over 32767, and x, for PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024
+    and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32 bits, and its upper 16, rounded, are the table. The
+    error is near that of codebooks in fp16.
 
-    AVX-512 VBMI holds a table of 256 entries in registers: VPERMI2B picks 64 bytes from 128, so two of
-    them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the entries.
-    Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
+    Tables: VPDPWSSD multiplies and adds two elements for 16 entries, one a cycle (two on a core that has 512
+    bits twice): 64 a table of 8, 18 ns at 3.6 GHz; 20.5 are reached, and 2 for rounding x. VPMADDWD and an
+    addition: 25 ns in AVX-512, 37 in AVX2.
+
+    Look-ups with AVX-512 VBMI: a table of 256 entries is held in registers, VPERMI2B picks 64 bytes from 128,
+    so two of them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the
+    entries. Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
     weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
     blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    103 are reached on one core. A table's 128 FMA of 16 lanes take 36 ns, its rounding is done beside them: 40
-    ns are reached, as much as some 1,000 look-ups.
+    103 are reached on one core.
+
+    With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
+    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 39 are reached.
+
+    With AVX2: VPSHUFB picks from 16 entries and gives 0 where the index is negative. Let s be a code of 0 … 127
+    (128 … 255 likewise, a second time) and D_h = T[16·h …] xor T[16·(h−1) …]: the xor of D_h[s − 16·h] for
+    h = 0, 1, … with a subtraction that saturates stops at h = s / 16 and is T[s]. Ten instructions and two
+    loads for 64 rows and one h, four a cycle: 1.2 look-ups a cycle with the additions, 17 Gweights/s; reached.
 
     A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
     (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
@@ -5279,8 +5291,10 @@ enum { PVTI_MAX_BEAM = 16 };
 #define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
 #define PVTI_LOOKUP_PARTS 8
 #define PVTI_LOOKUP_ROUND 12582912.0f /* 1.5 · 2^23: adding it rounds, and leaves the integer in the lowest bits */
+#define PVTI_LOOKUP_CODEBOOK(pairs) ((pairs) * 512) /* numbers: pairs of elements of 256 entries side by side */
 
 #if !PVTI_REAL_IS_DOUBLE
+static int64_t pvti_lookup_pairs(const pvt_weight *w) { return (w->format.in_group + 1) / 2; }
 PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
 
 static int64_t pvti_lookup_tables(const pvt_weight *w) /* an even number: one may be empty */
@@ -5326,26 +5340,32 @@ static pvt_result pvti_gather_prepare(pvt_weight *w)
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 {
 #if !PVTI_REAL_IS_DOUBLE
-    int64_t T, GT, M, K, ig, o, t, m, k, a, bytes;
-    float *reach, *across;
+    int64_t T, GT, M, K, ig, pairs, o, t, m, k, a, bytes;
+    float *unit;
+    double inverse;
+    int16_t *across;
     uint8_t *codes;
     if (!weight->lookup && pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
     if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
     M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
+    pairs = pvti_lookup_pairs(weight);
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
-    bytes = 64 + M * ig * 256 * 4 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
-    weight->lookup = pvti_alloc(weight->ctx, bytes, 1);
+    bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
+    weight->lookup = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last element */
     if (!weight->lookup) return PVT_ERR_MEMORY;
-    reach = (float *)weight->lookup; /* the largest magnitude of a codebook's numbers, and padding */
-    across = reach + 16;             /* codebooks as [M, ig, 256], padded with zeros */
-    codes = (uint8_t *)(across + M * ig * 256);
+    unit = (float *)weight->lookup; /* of the codebooks' numbers, and padding */
+    across = (int16_t *)weight->lookup + 32;
+    codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
     for (k = 0; k < M * K * ig; k++) {
         float c = __builtin_fabsf(weight->codebooks[k]);
-        if (!(c <= *reach) && *reach == *reach) *reach = c; /* a NaN stays, and reaches every product */
+        if (!(c <= *unit) && *unit == *unit) *unit = c; /* a NaN stays, and reaches every product */
     }
-    for (m = 0; m < M; m++)
+    inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0, *unit /= 32767;
+    for (m = 0; inverse > 0 && m < M; m++)
         for (k = 0; k < K; k++)
-            for (a = 0; a < ig; a++) across[(m * ig + a) * 256 + k] = weight->codebooks[(m * K + k) * ig + a];
+            for (a = 0; a < ig; a++)
+                across[m * PVTI_LOOKUP_CODEBOOK(pairs) + a / 2 * 512 + k * 2 + a % 2] =
+                    (int16_t)((int32_t)((double)weight->codebooks[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
     for (o = 0; o < weight->O; o++) {
         int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
         for (t = 0; t < GT; t++) {
@@ -5362,57 +5382,61 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 
 #if !PVTI_REAL_IS_DOUBLE
 PVTI_KERNELS_BEGIN
-/* *most: a bound of the tables' magnitudes for x [n], |⟨x_j, C⟩| ≤ ‖x_j‖₁ · reach; to: x in units of most / 32766.
-   Where the bound is too small to divide by, or not finite, to is 0 and the unit alone carries that on. */
-PVTI_INLINE void pvti_lookup_unit_body(float *__restrict to, float *most, const float *__restrict x, int64_t n,
-                                       int64_t ig, float reach)
+/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide by,
+   or not finite, they are 0 and the unit alone carries that on. */
+PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x, int64_t n,
+                                      int64_t ig)
 {
-    float top = 0, inverse;
-    for (int64_t i = 0; i < n; i += ig) {
-        float sum = 0;
-        for (int64_t a = 0; a < ig; a++) sum += __builtin_fabsf(x[i + a]);
-        top = sum <= top || top != top ? top : sum; /* a NaN stays */
+    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse;
+    int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
+    for (i = 0; i < n; i += ig) {
+        float size[64], sum;
+        for (a = 0; a < ig; a++) size[a] = __builtin_fabsf(x[i + a]);
+        if (ig == 8) {
+            sum = ((size[0] + size[1]) + (size[2] + size[3])) + ((size[4] + size[5]) + (size[6] + size[7]));
+            for (a = 0; a < 8; a++) largest[a] = size[a] > largest[a] ? size[a] : largest[a];
+        } else
+            for (sum = 0, a = 0; a < ig; a++) sum += size[a], most = size[a] > most ? size[a] : most;
+        all += sum, sums = sum > sums ? sum : sums;
     }
-    *most = top *= reach;
-    inverse = top >= FLT_MIN * 32767 && top <= FLT_MAX ? 32766 / top : 0;
-    if (inverse > 0)
-        for (int64_t i = 0; i < n; i++) to[i] = x[i] * inverse;
+    for (a = 0; a < 8; a++) most = largest[a] > most ? largest[a] : most;
+    *unit = sums / 65024 > most / 32766 ? sums / 65024 : most / 32766;
+    if (!(all <= FLT_MAX)) *unit = all; /* a NaN compares with nothing */
+    inverse = *unit >= FLT_MIN && *unit <= FLT_MAX ? 1 / *unit : 0;
+    if (!(inverse > 0)) memset(to, 0, (size_t)(n / ig * wide) * sizeof *to);
     else
-        for (int64_t i = 0; i < n; i++) to[i] = 0;
-}
-PVTI_KERNEL(pvti_lookup_unit, (float *to, float *most, const float *x, int64_t n, int64_t ig, float reach),
-            (to, most, x, n, ig, reach))
-
-/* T[k] = Σ_a x[a]·across[a][k], a ascending, rounded to 16 bits, and U[k] with y for x: two tables of one
-   codebook, so that its entries are loaded once for both. |T| < 2^15. */
-PVTI_INLINE void pvti_lookup_tables_of(int16_t *__restrict T, int16_t *__restrict U, const float *x, const float *y,
-                                       const float *__restrict across, int64_t ig)
-{
-    for (int64_t k = 0; k < 256; k += 32) {
-        float t[32], u[32];
-        for (int l = 0; l < 32; l++) t[l] = u[l] = 0;
-        for (int64_t a = 0; a < ig; a++)
-            for (int l = 0; l < 32; l++) {
-                t[l] = pvti_fma(x[a], across[a * 256 + k + l], t[l]);
-                u[l] = pvti_fma(y[a], across[a * 256 + k + l], u[l]);
+        for (i = 0; i < n; i += ig, to += wide) {
+            int32_t rounded[64];
+            for (a = 0; a < ig; a++) {
+                float p = x[i + a] * inverse + PVTI_LOOKUP_ROUND;
+                memcpy(&rounded[a], &p, sizeof p);
             }
-        for (int l = 0; l < 32; l++) {
-            float p = t[l] + PVTI_LOOKUP_ROUND, q = u[l] + PVTI_LOOKUP_ROUND;
-            uint32_t i, j;
-            memcpy(&i, &p, sizeof i), memcpy(&j, &q, sizeof j);
-            T[k + l] = (int16_t)(uint16_t)i, U[k + l] = (int16_t)(uint16_t)j;
+            for (a = 0; a < ig; a++) to[a] = (int16_t)rounded[a];
+            if (ig % 2) to[ig] = 0;
         }
+}
+PVTI_INLINE void pvti_lookup_round_body(int16_t *to, float *unit, const float *x, int64_t n, int64_t ig)
+{
+    if (ig == 8) pvti_lookup_round_of(to, unit, x, n, 8);
+    else pvti_lookup_round_of(to, unit, x, n, ig);
+}
+PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_t n, int64_t ig),
+            (to, unit, x, n, ig))
+
+/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
+   entries are loaded once for both. 512 bytes each. */
+PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                   const int16_t *across, int64_t pairs)
+{
+    for (int64_t k = 0; k < 256; k++) {
+        int32_t t = 1 << 15, u = 1 << 15;
+        for (int64_t a = 0; a < 2 * pairs; a++) {
+            int32_t c = across[a / 2 * 512 + k * 2 + a % 2];
+            t += x[a] * c, u += y[a] * c;
+        }
+        ((int16_t *)(void *)T)[k] = (int16_t)(t >> 16), ((int16_t *)(void *)U)[k] = (int16_t)(u >> 16);
     }
 }
-PVTI_INLINE void pvti_lookup_table_body(void *T, void *U, const float *x, const float *y, const float *across, int64_t ig)
-{
-    if (ig == 8)
-        pvti_lookup_tables_of((int16_t *)T, (int16_t *)U, x, y, across, 8);
-    else
-        pvti_lookup_tables_of((int16_t *)T, (int16_t *)U, x, y, across, ig);
-}
-PVTI_KERNEL_WIDE(pvti_lookup_table, (void *T, void *U, const float *x, const float *y, const float *across, int64_t ig),
-            (T, U, x, y, across, ig))
 
 /* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
 static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
@@ -5430,51 +5454,228 @@ static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apar
 }
 
 #if PVTI_X86
-#define PVTI_TARGET_VBMI \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")))
-
-/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a
+   cycle. And keeps a sum in its order: gcc would make a tree of it and store its leaves. */
 #define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
 
-/* Numbers in four vectors to 64 lower bytes and 64 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512 *sum)
+/* Two elements of x, as often as a vector holds them. */
+PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
+{
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    return two;
+}
+
+/* Tables for VPSHUFB: 256 lower bytes and then 256 upper ones, each 16 from the second and the tenth on xored with
+   the 16 before. */
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffled(uint8_t *to, const __m256i *sum, __m256i *before)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), low = _mm256_set1_epi16(255);
+    __m256i a = _mm256_packus_epi32(_mm256_srli_epi32(sum[0], 16), _mm256_srli_epi32(sum[1], 16));
+    __m256i b = _mm256_packus_epi32(_mm256_srli_epi32(sum[2], 16), _mm256_srli_epi32(sum[3], 16));
+    __m256i plane[2] = {_mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low)),
+                        _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8))};
+    for (int i = 0; i < 2; i++) {
+        __m256i now = _mm256_permutevar8x32_epi32(plane[i], order);
+        before[i] = _mm256_permute2x128_si256(before[i], now, 0x21);
+        _mm256_storeu_si256((__m256i *)(void *)(to + 256 * i), _mm256_xor_si256(now, before[i]));
+        before[i] = now;
+    }
+}
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, const int16_t *x, const int16_t *across,
+                                                            int64_t pairs)
+{
+    __m256i before[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int64_t k = 0; k < 256; k += 32) {
+        __m256i t[4];
+        for (int i = 0; i < 4; i++) t[i] = _mm256_set1_epi32(1 << 15);
+        for (int64_t p = 0; p < pairs; p++)
+            for (int i = 0; i < 4; i++) {
+                __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(across + p * 512 + k * 2 + 16 * i));
+                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, _mm256_set1_epi32(pvti_lookup_two(x + 2 * p))));
+            }
+        if (k == 128) before[0] = before[1] = _mm256_setzero_si256();
+        pvti_lookup_shuffled(T + k, t, before);
+    }
+}
+PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                    const int16_t *across, int64_t pairs)
+{
+    if (pairs == 4)
+        pvti_lookup_table_avx2_of(T, x, across, 4), pvti_lookup_table_avx2_of(U, y, across, 4);
+    else
+        pvti_lookup_table_avx2_of(T, x, across, pairs), pvti_lookup_table_avx2_of(U, y, across, pairs);
+}
+
+/* 64 codes in one table: their lower and upper bytes, in two vectors each. _16: in 16 entries, _128: in half of all. */
+typedef struct pvti_shuffled {
+    __m256i l0, l1, u0, u1;
+} pvti_shuffled;
+
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffle_16(pvti_shuffled *s, const uint8_t *table, __m256i a, __m256i b)
+{
+    __m256i l = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
+    __m256i u = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(table + 256)));
+    s->l0 = _mm256_xor_si256(s->l0, _mm256_shuffle_epi8(l, a));
+    s->l1 = _mm256_xor_si256(s->l1, _mm256_shuffle_epi8(l, b));
+    s->u0 = _mm256_xor_si256(s->u0, _mm256_shuffle_epi8(u, a));
+    s->u1 = _mm256_xor_si256(s->u1, _mm256_shuffle_epi8(u, b));
+    PVTI_KEEP(s->l0);
+    PVTI_KEEP(s->l1);
+    PVTI_KEEP(s->u0);
+    PVTI_KEEP(s->u1);
+}
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffle_128(pvti_shuffled *s, const uint8_t *table, __m256i a, __m256i b)
+{
+    const __m256i block = _mm256_set1_epi8(16), two = _mm256_set1_epi8(32);
+    for (int h = 0; h < 4; h++, table += 32) {
+        pvti_lookup_shuffle_16(s, table, a, b);
+        pvti_lookup_shuffle_16(s, table + 16, _mm256_subs_epi8(a, block), _mm256_subs_epi8(b, block));
+        a = _mm256_subs_epi8(a, two), b = _mm256_subs_epi8(b, two);
+    }
+}
+PVTI_TARGET_AVX2 PVTI_INLINE pvti_shuffled pvti_lookup_shuffle(const uint8_t *table, const uint8_t *codes)
+{
+    const __m256i zero = _mm256_setzero_si256(), top = _mm256_set1_epi8(-128);
+    __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)codes);
+    __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 32));
+    pvti_shuffled s = {zero, zero, zero, zero};
+    pvti_lookup_shuffle_128(&s, table, a, b);
+    pvti_lookup_shuffle_128(&s, table + 128, _mm256_xor_si256(a, top), _mm256_xor_si256(b, top));
+    return s;
+}
+/* y += unit · (lower + 256 · upper), for eight rows and for sixteen. */
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_add_8(float *y, __m128i lower, __m128i upper, float unit)
+{
+    __m256i sum = _mm256_add_epi32(_mm256_cvtepu16_epi32(lower), _mm256_slli_epi32(_mm256_cvtepi16_epi32(upper), 8));
+    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_set1_ps(unit), _mm256_cvtepi32_ps(sum), _mm256_loadu_ps(y)));
+}
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_add_avx2(float *y, __m256i lower, __m256i upper, float unit)
+{
+    pvti_lookup_add_8(y, _mm256_castsi256_si128(lower), _mm256_castsi256_si128(upper), unit);
+    pvti_lookup_add_8(y + 8, _mm256_extracti128_si256(lower, 1), _mm256_extracti128_si256(upper, 1), unit);
+}
+PVTI_TARGET_AVX2 static void pvti_lookup_rows_avx2(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                                   const uint8_t *tables, int64_t n, float unit)
+{
+    const __m256i ones = _mm256_set1_epi8(1);
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS) {
+        __m256i l0 = _mm256_setzero_si256(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
+        for (int64_t t = 0; t < n; t += 2) {
+            pvti_shuffled a = pvti_lookup_shuffle(tables + t * 512, codes + t * PVTI_LOOKUP_ROWS);
+            pvti_shuffled b = pvti_lookup_shuffle(tables + (t + 1) * 512, codes + (t + 1) * PVTI_LOOKUP_ROWS);
+            l0 = _mm256_add_epi16(l0, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a.l0, b.l0), ones));
+            l1 = _mm256_add_epi16(l1, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a.l1, b.l1), ones));
+            l2 = _mm256_add_epi16(l2, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a.l0, b.l0), ones));
+            l3 = _mm256_add_epi16(l3, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a.l1, b.l1), ones));
+            u0 = _mm256_add_epi16(u0, _mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a.u0, b.u0)));
+            u1 = _mm256_add_epi16(u1, _mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a.u1, b.u1)));
+            u2 = _mm256_add_epi16(u2, _mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a.u0, b.u0)));
+            u3 = _mm256_add_epi16(u3, _mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a.u1, b.u1)));
+        }
+        pvti_lookup_add_avx2(y, l0, u0, unit), pvti_lookup_add_avx2(y + 16, l1, u1, unit);
+        pvti_lookup_add_avx2(y + 32, l2, u2, unit), pvti_lookup_add_avx2(y + 48, l3, u3, unit);
+    }
+}
+
+/* AVX-512 without VBMI. Tables as pvti_lookup_table_scalar makes them: the upper words of the sums. */
+PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                        const int16_t *across, int64_t pairs)
+{
+    static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i pick = _mm512_loadu_si512(odd), half = _mm512_set1_epi32(1 << 15);
+    for (int64_t k = 0; k < 512; k += 64) { /* bytes of a table */
+        __m512i t0 = half, t1 = half, u0 = half, u1 = half;
+        for (int64_t p = 0; p < pairs; p++) {
+            __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
+            __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
+            __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
+            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1, _mm512_madd_epi16(d, xp));
+            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1, _mm512_madd_epi16(d, yp));
+        }
+        _mm512_storeu_si512(T + k, _mm512_permutex2var_epi16(t0, pick, t1));
+        _mm512_storeu_si512(U + k, _mm512_permutex2var_epi16(u0, pick, u1));
+    }
+}
+PVTI_TARGET_AVX512 PVTI_INLINE __m512i pvti_lookup_32(const uint8_t *table, const uint8_t *codes)
+{
+    __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes)), v[4];
+    __mmask32 second = _mm512_test_epi16_mask(c, _mm512_set1_epi16(64));
+    for (int i = 0; i < 4; i++, table += 128)
+        v[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(table), c, _mm512_loadu_si512(table + 64));
+    v[0] = _mm512_mask_mov_epi16(v[0], second, v[1]), v[2] = _mm512_mask_mov_epi16(v[2], second, v[3]);
+    return _mm512_mask_mov_epi16(v[0], _mm512_test_epi16_mask(c, _mm512_set1_epi16(128)), v[2]);
+}
+PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                                       const uint8_t *tables, int64_t n, float unit)
+{
+    const __m512i ones = _mm512_set1_epi16(1);
+    const __m512i rows0 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    const __m512i rows32 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS)
+        for (int h = 0; h < 2; h++) { /* rows 16·h … and 32 + 16·h …, by fours in turn */
+            __m512i low = _mm512_setzero_si512(), high = low;
+            float *to = y + 16 * h;
+            for (int64_t t = 0; t < n; t += 2) {
+                const uint8_t *at = codes + t * PVTI_LOOKUP_ROWS + 32 * h;
+                __m512i a = pvti_lookup_32(tables + t * 512, at);
+                __m512i b = pvti_lookup_32(tables + (t + 1) * 512, at + PVTI_LOOKUP_ROWS);
+                low = _mm512_add_epi32(low, _mm512_madd_epi16(_mm512_unpacklo_epi16(a, b), ones));
+                high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), ones));
+            }
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(unit),
+                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0, high)),
+                                                 _mm512_loadu_ps(to)));
+            _mm512_storeu_ps(to + 32, _mm512_fmadd_ps(_mm512_set1_ps(unit),
+                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows32, high)),
+                                                      _mm512_loadu_ps(to + 32)));
+        }
+}
+
+#define PVTI_TARGET_VBMI \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
+static bool pvti_has_vbmi(int isa)
+{
+    return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+
+/* The upper halves of the numbers in four vectors: 64 lower bytes and 64 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i *sum)
 {
     static const uint8_t bytes[64] = {
-        0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84,
-        88, 92, 96, 100, 104, 108, 112, 116, 120, 124, 1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45,
-        49, 53, 57, 61, 65, 69, 73, 77, 81, 85, 89, 93, 97, 101, 105, 109, 113, 117, 121, 125};
+        2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62, 66, 70, 74, 78, 82, 86,
+        90, 94, 98, 102, 106, 110, 114, 118, 122, 126, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47,
+        51, 55, 59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119, 123, 127};
     const __m512i pick = _mm512_loadu_si512(bytes);
-    const __m512 round = _mm512_set1_ps(PVTI_LOOKUP_ROUND);
-    __m512i v[4], a, b;
-    for (int i = 0; i < 4; i++) v[i] = _mm512_castps_si512(_mm512_add_ps(sum[i], round));
-    a = _mm512_permutex2var_epi8(v[0], pick, v[1]), b = _mm512_permutex2var_epi8(v[2], pick, v[3]);
+    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick, sum[3]);
     _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
     _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
 }
-/* pvti_lookup_table, its numbers as 256 lower bytes and then 256 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const float *x, const float *y,
-                                                            const float *across, int64_t ig)
+/* Tables for VPERMI2B: 256 lower bytes and then 256 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                            const int16_t *across, int64_t pairs)
 {
     for (int64_t k = 0; k < 256; k += 64) {
-        __m512 t[4], u[4];
-        for (int i = 0; i < 4; i++) t[i] = u[i] = _mm512_setzero_ps();
-        for (int64_t a = 0; a < ig; a++)
+        __m512i t[4], u[4];
+        for (int i = 0; i < 4; i++) t[i] = u[i] = _mm512_set1_epi32(1 << 15);
+        for (int64_t p = 0; p < pairs; p++)
             for (int i = 0; i < 4; i++) {
-                __m512 c = _mm512_loadu_ps(across + a * 256 + k + 16 * i);
+                __m512i c = _mm512_loadu_si512(across + p * 512 + k * 2 + 32 * i);
                 PVTI_KEEP(c);
-                t[i] = _mm512_fmadd_ps(_mm512_set1_ps(x[a]), c, t[i]);
-                u[i] = _mm512_fmadd_ps(_mm512_set1_ps(y[a]), c, u[i]);
+                t[i] = _mm512_dpwssd_epi32(t[i], c, _mm512_set1_epi32(pvti_lookup_two(x + 2 * p)));
+                u[i] = _mm512_dpwssd_epi32(u[i], c, _mm512_set1_epi32(pvti_lookup_two(y + 2 * p)));
             }
         pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
     }
 }
-PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(void *T, void *U, const float *x, const float *y,
-                                                    const float *across, int64_t ig)
+PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                    const int16_t *across, int64_t pairs)
 {
-    if (ig == 8)
-        pvti_lookup_table_vbmi_of((uint8_t *)T, (uint8_t *)U, x, y, across, 8);
+    if (pairs == 4)
+        pvti_lookup_table_vbmi_of(T, U, x, y, across, 4);
     else
-        pvti_lookup_table_vbmi_of((uint8_t *)T, (uint8_t *)U, x, y, across, ig);
+        pvti_lookup_table_vbmi_of(T, U, x, y, across, pairs);
 }
 
 /* A plane of a table to registers, and a look-up of 64 of its bytes. */
@@ -5551,15 +5752,16 @@ PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *code
 #endif
 PVTI_KERNELS_END
 
-typedef void pvti_lookup_table_fn(void *T, void *U, const float *x, const float *y, const float *across, int64_t ig);
+typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y, const int16_t *across,
+                                  int64_t pairs);
 typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
                                  int64_t n, float unit);
 
 /* One weight's product; several with the same x share a parallel region, as q, k and v do. */
 typedef struct pvti_lookup_product {
     const pvt_weight *weight;
-    const float *across;     /* what pvt_weight_prepare made */
-    float reach;
+    const int16_t *across;   /* what pvt_weight_prepare made */
+    float unit;
     const uint8_t *codes;
     float *y, *sums;         /* sums: [parts][row blocks][64] */
     int64_t T, parts, per;   /* tables; parts of `per` of them, a multiple of the block */
@@ -5582,21 +5784,23 @@ static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_prod
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
     int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
-    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I);
+    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
     uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * 512;
-    float *x = (float *)(void *)(unused + 512), most;
-    PVTI_CALL(job->ctx, pvti_lookup_unit)(x, &most, job->x + i0, i1 - i0, ig, p->reach);
+    int16_t *x = (int16_t *)(void *)(unused + 512);
+    float unit;
+    PVTI_CALL(job->ctx, pvti_lookup_round)(x, &unit, job->x + i0, i1 - i0, ig);
     for (m = 0; m < M; m++)
         for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
             bool two = t + M < PVTI_MIN(t1, full);
             uint8_t *to = tables + (t - t0) * 512;
-            const float *xt = x + (t / M * ig - i0);
+            const int16_t *xt = x + (t / M - t0 / M) * 2 * pairs;
             for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
             codes += line;
-            job->table(to, two ? to + M * 512 : unused, xt, two ? xt + ig : xt, p->across + m * ig * 256, ig);
+            job->table(to, two ? to + M * 512 : unused, xt, two ? xt + 2 * pairs : xt,
+                       p->across + m * PVTI_LOOKUP_CODEBOOK(pairs), pairs);
         }
     if (t1 > full) memset(tables + (full - t0) * 512, 0, (size_t)(t1 - full) * 512);
-    return most / 32766;
+    return unit * p->unit * 65536;
 }
 
 /* One part: sums of all rows over some blocks of tables, which are made, used and forgotten one by one. */
@@ -5609,8 +5813,7 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     float *sums;
     while (i >= p->parts) i -= p++->parts;
     /* the codebooks come from memory as streams too short for the hardware's prefetch: 4 % of a token */
-    for (t = 0; t < p->weight->format.codebooks * p->weight->format.in_group * 256; t += 16)
-        __builtin_prefetch(p->across + t);
+    for (const char *at = (const char *)p->across; at < (const char *)p->codes; at += 64) __builtin_prefetch(at);
     blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
     memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
     end = PVTI_MIN(p->T, (i + 1) * p->per);
@@ -5668,16 +5871,17 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
         p->T = pvti_lookup_tables(w);
         p->per = pvti_ceil_div(pvti_ceil_div(p->T, PVTI_LOOKUP_BLOCK), PVTI_LOOKUP_PARTS) * PVTI_LOOKUP_BLOCK;
         p->parts = pvti_ceil_div(p->T, p->per);
-        p->reach = *(const float *)w->lookup, p->across = (const float *)w->lookup + 16;
-        p->codes = (const uint8_t *)(p->across + w->format.codebooks * w->format.in_group * 256);
+        p->unit = *(const float *)w->lookup, p->across = (const int16_t *)w->lookup + 32;
+        p->codes = (const uint8_t *)(p->across + w->format.codebooks * PVTI_LOOKUP_CODEBOOK(pvti_lookup_pairs(w)));
         bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
         if (bytes > room) return false;
         room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
         tasks += p->parts;
     }
-    job.ctx = ctx, job.x = x, job.table = &PVTI_PICK(ctx->isa, pvti_lookup_table), job.rows = pvti_lookup_rows_scalar;
+    job.ctx = ctx, job.x = x;
+    job.table = &PVTI_PICK(ctx->isa, pvti_lookup_table), job.rows = &PVTI_PICK(ctx->isa, pvti_lookup_rows);
 #if PVTI_X86
-    if (ctx->isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi"))
+    if (pvti_has_vbmi(ctx->isa))
         job.table = pvti_lookup_table_vbmi, job.rows = pvti_lookup_rows_vbmi;
 #endif
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);

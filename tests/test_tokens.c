@@ -107,6 +107,51 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     free(x), free(y);
 }
 
+/* Every pair of look-up kernels, on odd sizes, to the bit: those too that a better one hides on this machine. */
+static void check_lookup_kernels(void)
+{
+    struct { bool here; pvti_lookup_table_fn *table; pvti_lookup_rows_fn *rows; } sets[] = {
+        {true, pvti_lookup_table_scalar, pvti_lookup_rows_scalar},
+#if PVTI_X86
+        {pvti_isa_detect() >= PVTI_AVX2, pvti_lookup_table_avx2, pvti_lookup_rows_avx2},
+        {pvti_isa_detect() >= PVTI_AVX512, pvti_lookup_table_avx512, pvti_lookup_rows_avx512},
+        {pvti_has_vbmi(pvti_isa_detect()), pvti_lookup_table_vbmi, pvti_lookup_rows_vbmi},
+#endif
+    };
+    static const int shapes[][3] = { /* pairs of elements, tables, row blocks */
+        {4, 2, 1}, {4, 32, 3}, {1, 10, 2}, {8, 4, 5}, {3, 30, 1}};
+    static int16_t x[32][16], across[8 * 512];
+    static uint8_t codes[5 * 32 * 64], tables[32 * 512], unused[512];
+    float y[5 * 64], first[5 * 64];
+    for (int s = 0; s < PVTI_COUNT(shapes); s++) {
+        int pairs = shapes[s][0], n = shapes[s][1], blocks = shapes[s][2];
+        for (int i = 0; i < 8 * 512; i++) across[i] = (int16_t)(65534 * noise(20, i));
+        for (int i = 0; i < 32; i++) /* every third: Σ|x| = 65024, the largest that may be, of both signs */
+            for (int a = 0; a < 2 * pairs; a++)
+                x[i][a] = (int16_t)((i % 3 ? noise(21, 16 * i + a) : i & 1 ? -0.5f : 0.5f) * 65024 / (float)pairs);
+        for (int a = 0; a < 2 * pairs; a++) { /* two entries of the largest numbers */
+            across[a / 2 * 512 + 2 * 77 + a % 2] = 32767;
+            across[a / 2 * 512 + 2 * 200 + a % 2] = -32767;
+        }
+        for (int64_t i = 0; i < (int64_t)sizeof codes; i++)
+            codes[i] = (uint8_t)pvti_random(22, PVTI_RANDOM_USER, (uint64_t)s, (uint64_t)i);
+        for (int k = 0; k < PVTI_COUNT(sets); k++) {
+            if (!sets[k].here) continue;
+            for (int t = 0; t < n; t += 2)
+                if (t % 4 == 0) {
+                    sets[k].table(tables + t * 512, tables + (t + 1) * 512, x[t], x[t + 1], across, pairs);
+                } else {
+                    sets[k].table(tables + t * 512, unused, x[t], x[t], across, pairs);
+                    sets[k].table(unused, tables + (t + 1) * 512, x[t], x[t + 1], across, pairs);
+                }
+            for (int i = 0; i < 5 * 64; i++) y[i] = noise(23, i);
+            sets[k].rows(y, codes, n * 64, blocks, tables, n, 0.37f);
+            if (k == 0) memcpy(first, y, sizeof y);
+            CHECK(memcmp(first, y, sizeof y) == 0);
+        }
+    }
+}
+
 /* q, k and v share x and the parallel regions: the bits of one after the other. */
 static void check_side_by_side(void)
 {
@@ -173,6 +218,7 @@ int main(void)
     check_codes("aqlm:1x10g4", 32, 64, false);
     check_codes("aqlm:1x8g8o2", 32, 64, false);
     check_side_by_side();
+    check_lookup_kernels();
     check_dense(PVT_F16, 517, 96, 1e-6);
     check_dense(PVT_BF16, 259, 64, 1e-6);
     check_dense(PVT_Q8_0, 1030, 576, 1e-4);

@@ -2003,16 +2003,18 @@ static pvti_micro_fn *pvti_micro_half(int isa)
 
         y[m,n] = tree(lanes[m][n]),   lanes[m][n][l] = Σ x[m,k]·w[n,k] over k ≡ l
 
-    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]. */
+    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]; ahead: NULL, or as many rows of w that it may
+    fetch meanwhile. */
 #define PVTI_DOT_X 4
 #define PVTI_DOT_W 6
 
 typedef void pvti_dots_fn(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
-                          int64_t ldw, int nw, int64_t K);
+                          int64_t ldw, int nw, int64_t K, const pvt_real *ahead);
 
 static PVTI_UNUSED void pvti_dots_scalar(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx,
-                                         const pvt_real *w, int64_t ldw, int nw, int64_t K)
+                                         const pvt_real *w, int64_t ldw, int nw, int64_t K, const pvt_real *ahead)
 {
+    (void)ahead;
     for (int i = 0; i < nx; i++)
         for (int j = 0; j < nw; j++) {
             const pvt_real *xi = x + i * ldx, *wj = w + j * ldw;
@@ -2073,8 +2075,9 @@ PVTI_TARGET_AVX2 static void pvti_dots_avx2_2x3(float *lanes, const float *x0, c
 }
 
 static void pvti_dots_avx2(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw,
-                           int nw, int64_t K)
+                           int nw, int64_t K, const float *ahead)
 {
+    (void)ahead;
     for (int i = 0; i < nx; i += 2)
         for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
             const float *wj = w + j * ldw;
@@ -2087,7 +2090,8 @@ static void pvti_dots_avx2(float *lanes, const float *x, int64_t ldx, int nx, co
 /*  4×6 dots in 24 of 32 registers. Sixteen k: 24 FMA, 6 loads of w, 4 of x: 24 cycles (12 with
     full-width units) for 384 bytes of w, twice what memory gives a core at nx = 4. */
 PVTI_TARGET_AVX512 PVTI_INLINE void pvti_dots_avx512_rows(float *lanes, const float *x, int64_t ldx, int nx,
-                                                          const float *w, int64_t ldw, int nw, int64_t K)
+                                                          const float *w, int64_t ldw, int nw, int64_t K,
+                                                          const float *ahead)
 {
     const float *w0 = w, *w1 = w + PVTI_MIN(1, nw - 1) * ldw, *w2 = w + PVTI_MIN(2, nw - 1) * ldw;
     const float *w3 = w + PVTI_MIN(3, nw - 1) * ldw, *w4 = w + PVTI_MIN(4, nw - 1) * ldw;
@@ -2115,7 +2119,10 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_dots_avx512_rows(float *lanes, const fl
     }
     int64_t k;
 #define PVTI_LOAD(p) _mm512_loadu_ps((p) + k)
-    for (k = 0; k + 16 <= K; k += 16) PVTI_STEP
+    for (k = 0; k + 16 <= K; k += 16) {
+        for (int j = 0; ahead && j < nw; j++) __builtin_prefetch(ahead + j * ldw + k, 0, 2);
+        PVTI_STEP
+    }
 #undef PVTI_LOAD
     if (k < K) {
         __mmask16 tail = pvti_mask_avx512(K - k);
@@ -2137,13 +2144,13 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_dots_avx512_rows(float *lanes, const fl
 }
 
 PVTI_TARGET_AVX512 static void pvti_dots_avx512(float *lanes, const float *x, int64_t ldx, int nx,
-                                                const float *w, int64_t ldw, int nw, int64_t K)
+                                                const float *w, int64_t ldw, int nw, int64_t K, const float *ahead)
 {
     switch (nx) {
-    case 1: pvti_dots_avx512_rows(lanes, x, ldx, 1, w, ldw, nw, K); break;
-    case 2: pvti_dots_avx512_rows(lanes, x, ldx, 2, w, ldw, nw, K); break;
-    case 3: pvti_dots_avx512_rows(lanes, x, ldx, 3, w, ldw, nw, K); break;
-    default: pvti_dots_avx512_rows(lanes, x, ldx, 4, w, ldw, nw, K);
+    case 1: pvti_dots_avx512_rows(lanes, x, ldx, 1, w, ldw, nw, K, ahead); break;
+    case 2: pvti_dots_avx512_rows(lanes, x, ldx, 2, w, ldw, nw, K, ahead); break;
+    case 3: pvti_dots_avx512_rows(lanes, x, ldx, 3, w, ldw, nw, K, ahead); break;
+    default: pvti_dots_avx512_rows(lanes, x, ldx, 4, w, ldw, nw, K, ahead);
     }
 }
 #endif
@@ -2571,7 +2578,8 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
             if (!in_place) job->B.tile(job->B.self, buffer, ldw, n, n + nw, k, k + nk);
             for (int64_t m = 0; m < M; m += PVTI_DOT_X)
                 job->dots(lanes + m * PVTI_DOT_W * 16, job->At.data + k + m * job->At.cs, job->At.cs,
-                          (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk);
+                          (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk,
+                          in_place && m > 0 && m + PVTI_DOT_X >= M && n + nw + nw <= job->N ? w + nw * ldw : NULL);
         }
         for (int64_t m = 0; m < M; m++)
             for (int64_t j = 0; j < nw; j++) {

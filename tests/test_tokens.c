@@ -121,12 +121,14 @@ static void check_lookup_kernels(void)
     static const int shapes[][3] = { /* pairs of elements, tables, row blocks */
         {4, 2, 1}, {4, 32, 3}, {1, 10, 2}, {8, 4, 5}, {3, 30, 1}};
     static int16_t x[32][16], across[8 * 512];
-    static uint8_t codes[5 * 32 * 64], tables[32 * 512], unused[512];
+    static int16_t memory[33 * 256]; /* as aligned as the kernels may ask */
+    static uint8_t codes[5 * 32 * 64];
+    uint8_t *tables = (uint8_t *)(void *)memory, *unused = tables + 32 * 512;
     float y[5 * 64], first[5 * 64];
     for (int s = 0; s < PVTI_COUNT(shapes); s++) {
         int pairs = shapes[s][0], n = shapes[s][1], blocks = shapes[s][2];
         for (int i = 0; i < 8 * 512; i++) across[i] = (int16_t)(65534 * noise(20, i));
-        for (int i = 0; i < 32; i++) /* every third: Σ|x| = 65024, the largest that may be, of both signs */
+        for (int i = 0; i < 32; i++) /* every third: Σ|x| = 65024, the largest before rounding, of both signs */
             for (int a = 0; a < 2 * pairs; a++)
                 x[i][a] = (int16_t)((i % 3 ? noise(21, 16 * i + a) : i & 1 ? -0.5f : 0.5f) * 65024 / (float)pairs);
         for (int a = 0; a < 2 * pairs; a++) { /* two entries of the largest numbers */
@@ -150,6 +152,24 @@ static void check_lookup_kernels(void)
             CHECK(memcmp(first, y, sizeof y) == 0);
         }
     }
+}
+
+/* Numbers whose sums or products leave what a float can hold although the result does not. */
+static void check_range(float x_size, float codebook_size)
+{
+    pvt_format f;
+    pvt_weight w;
+    float x[256];
+    CHECK_OK(contexts[0][0], pvt_format_parse(contexts[0][0], "aqlm:1x8g8", &f));
+    CHECK_OK(contexts[0][0], pvti_weight_alloc(contexts[0][0], &f, 40, 256, "w", &w));
+    for (int64_t i = 0; i < 256 * 8; i++) w.codebooks[i] = codebook_size * noise(30, i);
+    for (int64_t i = 0; i < 40; i++) w.scales[i] = 1;
+    for (int64_t i = 0; i < 40 * 32; i++)
+        pvti_code_set(&w, i, (int64_t)(pvti_random(31, PVTI_RANDOM_USER, 0, (uint64_t)i) & 255));
+    for (int64_t i = 0; i < 256; i++) x[i] = x_size * (1 + noise(32, i));
+    CHECK_OK(contexts[0][0], pvt_weight_prepare(&w));
+    CHECK(check_product(&w, x, false) < 2e-4);
+    pvt_weight_free(&w);
 }
 
 /* q, k and v share x and the parallel regions: the bits of one after the other. */
@@ -219,6 +239,7 @@ int main(void)
     check_codes("aqlm:1x8g8o2", 32, 64, false);
     check_side_by_side();
     check_lookup_kernels();
+    check_range(2e36f, 1e-3f), check_range(1e-13f, 1e-20f), check_range(1e-20f, 1e-13f);
     check_dense(PVT_F16, 517, 96, 1e-6);
     check_dense(PVT_BF16, 259, 64, 1e-6);
     check_dense(PVT_Q8_0, 1030, 576, 1e-4);

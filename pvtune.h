@@ -5285,7 +5285,7 @@ enum { PVTI_MAX_BEAM = 16 };
     103 are reached on one core.
 
     With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
-    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 39 are reached.
+    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
 
     With AVX2: VPSHUFB picks from 16 entries and gives 0 where the index is negative. Let s be a code of 0 … 127
     (128 … 255 likewise, a second time) and D_h = T[16·h …] xor T[16·(h−1) …]: the xor of D_h[s − 16·h] for

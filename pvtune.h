@@ -2580,7 +2580,7 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
             int64_t nk = PVTI_MIN(job->k_block, job->K - k);
             const pvt_real *w = in_place ? job->B.data + n * ldw + k : buffer;
             if (!in_place) job->B.tile(job->B.self, buffer, ldw, n, n + nw, k, k + nk);
-            for (int64_t m = 0; m < M; m += PVTI_DOT_X)
+            for (int64_t m = 0; m < M; m += PVTI_DOT_X) /* the last of several passes leaves memory idle: fetch */
                 job->dots(lanes + m * PVTI_DOT_W * 16, job->At.data + k + m * job->At.cs, job->At.cs,
                           (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk,
                           in_place && m > 0 && m + PVTI_DOT_X >= M && n + nw + nw <= job->N ? w + nw * ldw : NULL);

@@ -338,6 +338,58 @@ static void test_pv_steps(const char *file)
     golden_close();
 }
 
+static pvt_real noise(uint64_t stream, int64_t i)
+{
+    return (pvt_real)(pvti_random_unit(7, PVTI_RANDOM_USER, stream, (uint64_t)i) + pvti_random_unit(8, PVTI_RANDOM_USER, stream, (uint64_t)i) - 1);
+}
+
+/* Every kernel of the nearest entry, to the bit: those too that a better one hides on this machine. The screening in
+   integers has to notice each query that it cannot decide: equal and almost equal entries, sizes far apart, numbers
+   that are none. */
+#define NEAREST(set) pvti_nearest_##set(best, x, n, table, bias, D, K)
+static void check_nearest(int D, int K, int n, int what)
+{
+    static float x[200 * 8], table[8 * 256], bias[256];
+    static int32_t first[200], best[200];
+    int padding = what == 1 ? 12 : 0;
+    float size_x = what == 2 ? 1e6f : what == 4 ? 1e-25f : what == 5 ? 1e25f : 1;
+    float size_c = what == 3 ? 1e6f : what == 4 ? 1e-12f : what == 5 ? 1e-3f : 1;
+    int64_t i, k, d;
+    for (i = 0; i < n * D; i++) x[i] = what == 6 ? 0 : size_x * noise(31, i);
+    for (k = 0; k < K; k++) {
+        /* 7: every entry twice; 8: and one coordinate the least bit further */
+        int64_t as = what == 7 || what == 8 ? k / 2 : k;
+        bias[k] = 0;
+        for (d = 0; d < D; d++) {
+            float c = what == 6 && k % 2 ? 0 : size_c * noise(32, as * D + d);
+            if (what == 8 && k % 2 && d == k % D) c = nextafterf(c, 9);
+            table[d * K + k] = c, bias[k] = fmaf(c, c, bias[k]);
+        }
+        if (what == 9) bias[k] = 1e4f * noise(33, k);
+        if (k >= K - padding) bias[k] = INFINITY;
+    }
+    if (what == 10) x[D] = NAN, x[3 * D + 1] = -INFINITY, x[5 * D + 2] = 3e38f;
+    if (what == 11) table[3] = NAN, bias[5] = -NAN, bias[K - 1] = INFINITY;
+    if (what == 12) bias[7] = INFINITY, bias[9] = -INFINITY;
+    NEAREST(scalar);
+    memcpy(first, best, sizeof best);
+    for (i = 0; i < n; i++) CHECK(best[i] >= 0 && best[i] < K - padding);
+#if PVTI_X86
+    if (pvti_isa_detect() >= PVTI_AVX2) NEAREST(avx2);
+    CHECK(memcmp(first, best, sizeof best) == 0);
+    if (pvti_isa_detect() >= PVTI_AVX512) NEAREST(fp32_avx512);
+    CHECK(memcmp(first, best, sizeof best) == 0);
+    if (pvti_isa_detect() >= PVTI_AVX512) NEAREST(avx512);
+    CHECK(memcmp(first, best, sizeof best) == 0);
+#endif
+}
+static void test_nearest(void)
+{
+    static const int shapes[][3] = {{8, 256, 200}, {8, 256, 129}, {8, 112, 97}, {8, 64, 24}, {8, 48, 70}, {8, 16, 3}, {6, 256, 67}};
+    for (int s = 0; s < PVTI_COUNT(shapes); s++)
+        for (int what = 0; what < 13; what++) check_nearest(shapes[s][0], shapes[s][1], shapes[s][2], what);
+}
+
 static void test_kmeans(void)
 {
     const pvti_tensor *data;
@@ -447,10 +499,6 @@ static void test_bits(void)
 
 /* ---- what a bare machine can check ---- */
 
-static pvt_real noise(uint64_t stream, int64_t i)
-{
-    return (pvt_real)(pvti_random_unit(7, PVTI_RANDOM_USER, stream, (uint64_t)i) + pvti_random_unit(8, PVTI_RANDOM_USER, stream, (uint64_t)i) - 1);
-}
 static void random_weight(pvt_weight *w, const char *text, int64_t O, int64_t I)
 {
     pvt_format f;
@@ -628,6 +676,7 @@ int main(void)
     test_adam();
     test_pv_steps("pv_step_m1k16g4");
     test_pv_steps("pv_step_m2k16g8");
+    test_nearest();
     test_kmeans();
     test_calibration();
     test_bits();

@@ -5045,21 +5045,18 @@ PVTI_TARGET_AVX512 static void pvti_nearest_fp32_avx512(int32_t *best, const flo
     for (; i < n; i++) pvti_nearest_q_avx512(best + i, x + i * D, table, bias, D, K, 1);
 }
 
-#define PVTI_TARGET_VBMI \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
-static bool pvti_has_vbmi(int isa)
-{
-    return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-}
+#define PVTI_TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+static bool pvti_has_vnni(int isa) { return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vnni"); }
 
-/*  With AVX-512 VNNI, groups of 8 and up to 256 entries: the same answers for half the time. First all scores in
+/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores in
     integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best two of
     each query kept. Where they lie further apart than integers and fp32 together can err, the best is the one that
     fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched again in fp32.
 
-    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹. Roundings by at
-    most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the
-    number of the entry, which replaces the lowest 8 bits so that a maximum carries it along, by 255. Hence `apart`.
+    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is 2⁻⁹⁶ or
+    more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in
+    fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces the lowest 8 bits so that
+    a maximum carries it along, by 255. Hence `apart`.
     Limit: 4 multiplications (one a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside
     them: K / 4 cycles a query; at K = 256 74 % of that is reached. */
 #define PVTI_SCREEN 64 /* queries at a time: with their maxima they fill the registers */
@@ -5087,7 +5084,7 @@ PVTI_INLINE float pvti_screen_unit(float limit, float most)
 }
 
 /* The largest of 16 numbers that were compared by their bits: NaN is larger than all others. */
-PVTI_TARGET_VBMI PVTI_INLINE float pvti_screen_most(__m512i most)
+PVTI_TARGET_VNNI PVTI_INLINE float pvti_screen_most(__m512i most)
 {
     uint32_t bits = _mm512_reduce_max_epu32(most);
     float x;
@@ -5095,7 +5092,7 @@ PVTI_TARGET_VBMI PVTI_INLINE float pvti_screen_most(__m512i most)
     return x;
 }
 
-PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_screen_pair(const float *even, const float *odd, __m512 unit)
+PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_pair(const float *even, const float *odd, __m512 unit)
 {
     __m512i lower = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(even), unit));
     __m512i upper = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(odd), unit));
@@ -5103,12 +5100,12 @@ PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_screen_pair(const float *even, const f
 }
 
 /* sum + Σ |the two numbers of each pair| */
-PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
+PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
 {
     return _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(pair), _mm512_set1_epi16(1));
 }
 
-PVTI_TARGET_VBMI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
+PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
 {
     __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
     __m512 unit;
@@ -5141,7 +5138,7 @@ PVTI_TARGET_VBMI static bool pvti_screen_table(pvti_screen *s, const float *tabl
 }
 
 /* best[i] for n ≤ 16 V queries; returns a bit for each one that fp32 has to decide. */
-PVTI_TARGET_VBMI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
+PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
 {
     __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
     __m512 unit;
@@ -5164,7 +5161,7 @@ PVTI_TARGET_VBMI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
     bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
     a = PVTI_MIN(a, bias_a);
-    if (a == 0) return ~(uint64_t)0 >> (64 - n);
+    if (a * s->b < 1.262177448353619e-29f) return ~(uint64_t)0 >> (64 - n);
     unit = _mm512_set1_ps(-a * s->b);
     for (k = 0; k < s->K; k += 16)
         _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
@@ -5189,7 +5186,7 @@ PVTI_TARGET_VBMI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     for (v = 0; v < V; v++) {
         int64_t left = n - 16 * v;
         __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
-        /* twice (½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024) and 510, from sums of rounded numbers */
+        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded numbers */
         __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
         for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
         _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
@@ -5198,7 +5195,7 @@ PVTI_TARGET_VBMI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     return open;
 }
 
-PVTI_TARGET_VBMI static void pvti_nearest_vnni(int32_t *best, const float *x, int64_t n, const float *table,
+PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, int64_t n, const float *table,
                                                const float *bias, int64_t K)
 {
     pvti_screen s;
@@ -5224,7 +5221,7 @@ PVTI_TARGET_VBMI static void pvti_nearest_vnni(int32_t *best, const float *x, in
 PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n, const float *table,
                                                    const float *bias, int64_t D, int64_t K)
 {
-    bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vbmi(PVTI_AVX512);
+    bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vnni(PVTI_AVX512);
     if (screen) pvti_nearest_vnni(best, x, n, table, bias, K);
     else pvti_nearest_fp32_avx512(best, x, n, table, bias, D, K);
 }
@@ -5828,6 +5825,10 @@ PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *
                                                       _mm512_loadu_ps(to + 32)));
         }
 }
+
+#define PVTI_TARGET_VBMI \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
+static bool pvti_has_vbmi(int isa) { return pvti_has_vnni(isa) && __builtin_cpu_supports("avx512vbmi"); }
 
 /* The upper halves of the numbers in four vectors: 64 lower bytes and 64 upper ones. */
 PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i *sum)
@@ -6635,6 +6636,14 @@ static void pvti_xtx_best_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
     }
 }
 
+/* Scratch that a hypothesis takes in pvti_xtx_task, with blocks of so many groups. */
+static int64_t pvti_xtx_item_bytes(const pvt_format *f, int64_t groups)
+{
+    int64_t D = (int64_t)f->out_group * f->in_group;
+    return (int64_t)sizeof(pvti_xtx_item) + (2 * groups + 1) * D * (int64_t)sizeof(pvt_real) +
+           groups * f->codebooks * (int64_t)sizeof(uint16_t) + (int64_t)sizeof(int32_t);
+}
+
 /* One sweep over all codes of the weight. RH [O, I] = (W − Ŵ)·H for the present codes. */
 static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real *H, const pvt_real *RH,
                                int beam, const int64_t *order, const int64_t *book_orders)
@@ -6642,10 +6651,13 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     int64_t O = weight->O, I = weight->I, og = weight->format.out_group, ig = weight->format.in_group;
     int64_t GO = O / og, GI = I / ig, M = weight->format.codebooks, rows = O * beam,
             per_block = PVTI_MAX(1, PVTI_XTX_BLOCK / ig);
+    int64_t scores = beam > 1 ? 256 + PVTI_MAX(16, pvti_entries(weight)) : 0, /* and room for two out groups: */
+            room = (PVTI_SCRATCH_BYTES - scores * (int64_t)sizeof(pvt_real)) / beam;
     pvti_xtx_search s;
     pvti_permute_args permute;
     pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format)), *Hp;
     pvt_result result = PVT_ERR_MEMORY;
+    while (per_block > 1 && 2 * pvti_xtx_item_bytes(&weight->format, per_block) > room) per_block--;
     memset(&s, 0, sizeof s);
     s.ctx = ctx, s.weight = weight, s.order = order, s.book_orders = book_orders, s.beam = beam;
     Hp = PVTI_NEW(ctx, pvt_real, I * I);
@@ -6661,9 +6673,6 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     s.ancestor = PVTI_NEW(ctx, int64_t, GO * beam);
     if (tables && Hp && s.RH && s.RH_next && s.delta && s.bias && s.codes && s.codes_next && s.loss &&
         s.hypotheses && s.ancestor) {
-        int64_t item_bytes = (int64_t)sizeof(pvti_xtx_item) +
-                             2 * og * per_block * ig * (int64_t)sizeof(pvt_real) + per_block * M * 2 +
-                             og * ig * (int64_t)sizeof(pvt_real) + 4;
         result = PVT_OK;
         pvti_search_tables_fill(&s.tables, tables, weight);
         permute.out = Hp, permute.in = H, permute.order = order, permute.ig = ig, permute.I = I;
@@ -6672,10 +6681,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
         permute.out = s.RH, permute.in = RH, permute.copies = beam, permute.rows = false;
         pvti_parallel(ctx, O, pvti_permute_task, &permute);
         pvti_xtx_start_codes(&s, GO, GI);
-        s.chunk = (PVTI_SCRATCH_BYTES - (beam > 1 ? (256 + s.tables.padded) * (int64_t)sizeof(pvt_real) : 0)) /
-                      (item_bytes * beam) -
-                  1;
-        s.chunk = PVTI_MAX(1, PVTI_MIN(s.chunk, 32));
+        s.chunk = PVTI_MIN(room / pvti_xtx_item_bytes(&weight->format, per_block) - 1, 32);
         for (s.p0 = 0; s.p0 < GI; s.p0 = s.p1) {
             int64_t after;
             s.p1 = PVTI_MIN(GI, s.p0 + per_block), s.width = (s.p1 - s.p0) * ig, after = s.p1 * ig;
@@ -6764,7 +6770,7 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
     const pvt_real *weight = s->weight ? s->weight + j * s->D : NULL;
-    int64_t D = s->D, batch = 512, k, i, n; /* at most 768 KiB of scratch, at D = 256 and 65,536 entries */
+    int64_t D = s->D, batch = 256, k, i, n; /* D = 256 and 65,536 entries fit the scratch, as double too */
     pvt_real *query = (pvt_real *)pvti_scratch(s->ctx, worker), *bias = query + batch * D;
     PVTI_CALL(s->ctx, pvti_weighted_norms)(bias, s->table, weight, D, s->padded);
     for (k = s->K; k < s->padded; k++) bias[k] = (pvt_real)INFINITY;

@@ -344,50 +344,104 @@ static pvt_real noise(uint64_t stream, int64_t i)
 }
 
 /* Every kernel of the nearest entry, to the bit: those too that a better one hides on this machine. The screening in
-   integers has to notice each query that it cannot decide: equal and almost equal entries, sizes far apart, numbers
-   that are none. */
-#define NEAREST(set) pvti_nearest_##set(best, x, n, table, bias, D, K)
-static void check_nearest(int D, int K, int n, int what)
+   integers has to notice each query that it cannot decide. */
+enum { NEAREST_N = 200, NEAREST_K = 256 };
+typedef struct nearest_case {
+    int D, K, n;
+    float x[NEAREST_N * 8], table[8 * NEAREST_K], bias[NEAREST_K];
+    int32_t best[NEAREST_N], first[NEAREST_N];
+} nearest_case;
+typedef enum nearest_what {
+    PLAIN, PADDED, LARGE_X, LARGE_C, TINY, HUGE_X, ZEROS, TWINS, NEAR_TWINS, CLOSE, LARGE_BIAS, COMMON_BIAS, NO_BIAS, NAN_X,
+    NAN_C, NAN_BIAS, NAN_AND_PADDED, INFINITE_BIAS, NONE, ONE, OVERFLOW_DOWN, OVERFLOW_BETWEEN, LIMITS, LIMITS_OF_BIAS,
+    ROUNDED_C, ROUNDED_X, WHATS
+} nearest_what;
+
+static void nearest_entry(nearest_case *t, int k, float c, float bias) /* all coordinates alike */
 {
-    static float x[200 * 8], table[8 * 256], bias[256];
-    static int32_t first[200], best[200];
-    int padding = what == 1 ? 12 : 0;
-    float size_x = what == 2 ? 1e6f : what == 4 ? 1e-25f : what == 5 ? 1e25f : 1;
-    float size_c = what == 3 ? 1e6f : what == 4 ? 1e-12f : what == 5 ? 1e-3f : 1;
-    int64_t i, k, d;
-    for (i = 0; i < n * D; i++) x[i] = what == 6 ? 0 : size_x * noise(31, i);
-    for (k = 0; k < K; k++) {
-        /* 7: every entry twice; 8: and one coordinate the least bit further */
-        int64_t as = what == 7 || what == 8 ? k / 2 : k;
-        bias[k] = 0;
-        for (d = 0; d < D; d++) {
-            float c = what == 6 && k % 2 ? 0 : size_c * noise(32, as * D + d);
-            if (what == 8 && k % 2 && d == k % D) c = nextafterf(c, 9);
-            table[d * K + k] = c, bias[k] = fmaf(c, c, bias[k]);
+    for (int d = 0; d < t->D; d++) t->table[d * t->K + k] = c;
+    t->bias[k] = bias;
+}
+static void nearest_make(nearest_case *t, nearest_what what)
+{
+    float size_x = what == LARGE_X ? 1e6f : what == TINY ? 1e-25f : what == HUGE_X ? 1e25f : 1;
+    float size_c = what == LARGE_C ? 1e6f : what == TINY ? 1e-12f : what == COMMON_BIAS ? 1e-4f : 1;
+    int k, d;
+    for (k = 0; k < t->n * t->D; k++) t->x[k] = what == ZEROS ? 0 : size_x * noise(31, k);
+    for (k = 0; k < t->K; k++) {
+        int as = what == TWINS || what == NEAR_TWINS || what == CLOSE ? k / 2 : k;
+        t->bias[k] = 0;
+        for (d = 0; d < t->D; d++) {
+            float c = what == ZEROS && k % 2 ? 0 : size_c * noise(32, as * t->D + d);
+            if (what == NEAR_TWINS && k % 2 && d == k % t->D) c = nextafterf(c, 9);
+            if (what == CLOSE && k % 2) c += 2e-5f * noise(34, k * t->D + d); /* 16 bits often err, fp32 does not */
+            t->table[d * t->K + k] = c, t->bias[k] = fmaf(c, c, t->bias[k]);
         }
-        if (what == 9) bias[k] = 1e4f * noise(33, k);
-        if (k >= K - padding) bias[k] = INFINITY;
+        if (what == LARGE_BIAS) t->bias[k] = 1e4f * noise(33, k);
+        if (what == COMMON_BIAS) t->bias[k] += 1000; /* fp32 rounds what integers tell apart */
+        if (what == NO_BIAS) t->bias[k] = 0;
+        if ((what == PADDED || what == NAN_AND_PADDED) && k >= t->K - 12) t->bias[k] = INFINITY;
+        if (what == NONE || (what == ONE && k)) t->bias[k] = INFINITY;
+        if (what == OVERFLOW_DOWN || what == OVERFLOW_BETWEEN)
+            nearest_entry(t, k, 0, what == OVERFLOW_DOWN ? 0 : 3e38f);
     }
-    if (what == 10) x[D] = NAN, x[3 * D + 1] = -INFINITY, x[5 * D + 2] = 3e38f;
-    if (what == 11) table[3] = NAN, bias[5] = -NAN, bias[K - 1] = INFINITY;
-    if (what == 12) bias[7] = INFINITY, bias[9] = -INFINITY;
-    NEAREST(scalar);
-    memcpy(first, best, sizeof best);
-    for (i = 0; i < n; i++) CHECK(best[i] >= 0 && best[i] < K - padding);
-#if PVTI_X86
-    if (pvti_isa_detect() >= PVTI_AVX2) NEAREST(avx2);
-    CHECK(memcmp(first, best, sizeof best) == 0);
-    if (pvti_isa_detect() >= PVTI_AVX512) NEAREST(fp32_avx512);
-    CHECK(memcmp(first, best, sizeof best) == 0);
-    if (pvti_isa_detect() >= PVTI_AVX512) NEAREST(avx512);
-    CHECK(memcmp(first, best, sizeof best) == 0);
-#endif
+    if (what == NAN_X) t->x[t->D] = NAN, t->x[3 * t->D + 1] = -INFINITY, t->x[5 * t->D + 2] = 3e38f;
+    if (what == NAN_C) t->table[3] = NAN;
+    if (what == NAN_BIAS || what == NAN_AND_PADDED) t->bias[5] = -NAN;
+    if (what == INFINITE_BIAS) t->bias[7] = INFINITY, t->bias[9] = -INFINITY;
+    if (what >= OVERFLOW_DOWN)
+        for (k = 0; k < t->n * t->D; k++)
+            t->x[k] = what >= ROUNDED_X ? 0.49f : what >= LIMITS ? -11561 : k % t->D ? 0 : -1e19f;
+    if (what >= LIMITS)
+        for (k = 0; k < t->K; k++) nearest_entry(t, k, 0, 1e6f);
+    if (what == OVERFLOW_DOWN) /* -4e38 and -4.5e38: both -infinity */
+        t->table[0] = 1e19f, t->table[1] = 1.5e19f, t->bias[0] = t->bias[1] = -3e38f;
+    if (what == OVERFLOW_BETWEEN) { /* 3e38 + 1.2e38 - 1.3e38: infinite on the way */
+        t->table[0] = 1.2e19f, t->table[t->K] = 1.3e19f;
+        for (k = 0; k < t->n; k++) t->x[k * t->D] = 1e19f, t->x[k * t->D + 1] = -1e19f;
+    }
+    if (what == LIMITS || what == LIMITS_OF_BIAS) { /* sums of nearly 2^31, of both signs: 8 * 11561^2 + 2^30 */
+        float bias = what == LIMITS ? 1073741824.0f : 1.9e9f;
+        nearest_entry(t, 4, 11561, -bias);
+        nearest_entry(t, 5, -11561, bias);
+        nearest_entry(t, 6, 11561, -bias + 128);
+    }
+    if (what == ROUNDED_C) { /* 1000 and 1001 in integers, and the first is the best in truth */
+        nearest_entry(t, 7, 1000.49f, -0.1f * 11561 * (float)t->D);
+        nearest_entry(t, 8, 1000.51f, 0);
+        t->table[9] = -20000; /* so that b = 1 */
+    }
+    if (what == ROUNDED_X) { /* 0 in integers, so that only the bias counts */
+        nearest_entry(t, 7, -7000, 0);
+        nearest_entry(t, 8, 7000, -0.9f * 0.49f * 14000 * (float)t->D);
+        t->x[t->D] = 20000; /* so that a = 1, in that query's block */
+    }
 }
 static void test_nearest(void)
 {
-    static const int shapes[][3] = {{8, 256, 200}, {8, 256, 129}, {8, 112, 97}, {8, 64, 24}, {8, 48, 70}, {8, 16, 3}, {6, 256, 67}};
+    static const struct {
+        int isa;
+        void (*nearest)(int32_t *, const float *, int64_t, const float *, const float *, int64_t, int64_t);
+    } kernels[] = {
+        {PVTI_SCALAR, pvti_nearest_scalar},
+#if PVTI_X86
+        {PVTI_AVX2, pvti_nearest_avx2}, {PVTI_AVX512, pvti_nearest_fp32_avx512}, {PVTI_AVX512, pvti_nearest_avx512},
+#endif
+    };
+    static const int shapes[][3] = {{8, 256, 200}, {8, 256, 129}, {8, 112, 97}, {8, 64, 24}, {8, 48, 70}, {8, 16, 7}, {6, 256, 67}};
+    static nearest_case t;
     for (int s = 0; s < PVTI_COUNT(shapes); s++)
-        for (int what = 0; what < 13; what++) check_nearest(shapes[s][0], shapes[s][1], shapes[s][2], what);
+        for (int what = 0; what < WHATS; what++) {
+            t.D = shapes[s][0], t.K = shapes[s][1], t.n = shapes[s][2];
+            nearest_make(&t, (nearest_what)what);
+            for (int k = 0; k < PVTI_COUNT(kernels) && kernels[k].isa <= pvti_isa_detect(); k++) {
+                memset(t.best, 0xff, sizeof t.best);
+                kernels[k].nearest(t.best, t.x, t.n, t.table, t.bias, t.D, t.K);
+                if (k == 0) memcpy(t.first, t.best, sizeof t.best);
+                CHECK(memcmp(t.first, t.best, sizeof t.best) == 0);
+            }
+            for (int i = 0; i < t.n; i++) CHECK(t.best[i] >= 0 && t.best[i] < (what == PADDED ? t.K - 12 : t.K));
+        }
 }
 
 static void test_kmeans(void)
@@ -666,6 +720,34 @@ static void test_refusals(void)
     CHECK(pvt_ctx_get_info(ctx).bytes_now > 0);
 }
 
+/* Beams over groups of 256 numbers: a block of the search has to shrink until its hypotheses fit a worker's scratch,
+   or workers would write into each other's. */
+static void test_wide_groups(void)
+{
+    enum { O = 384, I = 128, CODES = O * I / 256 };
+    static pvt_real W[O * I], H[I * I];
+    uint8_t codes[CODES];
+    pvt_ctx_desc desc;
+    pvt_fit_desc d;
+    pvt_format f;
+    memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d);
+    d.epochs = 1, d.kmeans_steps = 1, d.beam = 16;
+    for (int64_t i = 0; i < O * I; i++) W[i] = noise(41, i);
+    for (int64_t i = 0; i < I * I; i++) H[i] = (pvt_real)(i % (I + 1) == 0) + (pvt_real)0.3;
+    for (int threads = 1; threads <= 3; threads += 2) {
+        pvt_ctx *own;
+        pvt_weight w;
+        desc.n_threads = threads;
+        CHECK_OK(ctx, pvt_ctx_create(&desc, &own));
+        CHECK_OK(own, pvt_format_parse(own, "aqlm:1x8g4o64", &f));
+        CHECK_OK(own, pvt_weight_fit(own, W, O, I, H, &f, &d, NULL, &w));
+        if (threads == 1) memcpy(codes, w.codes, sizeof codes);
+        CHECK(memcmp(codes, w.codes, sizeof codes) == 0);
+        pvt_weight_free(&w);
+        pvt_ctx_destroy(own);
+    }
+}
+
 int main(void)
 {
     int64_t bytes;
@@ -684,6 +766,7 @@ int main(void)
     test_select();
     test_same_bits();
     test_refusals();
+    test_wide_groups();
     CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* nothing leaked */
     pvt_ctx_destroy(ctx);
     return test_end();

@@ -5468,10 +5468,10 @@ enum { PVTI_MAX_BEAM = 16 };
     With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
     tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
 
-    With AVX2: VPSHUFB picks from 16 entries and gives 0 where the index is negative. Let s be a code of 0 … 127
-    (128 … 255 likewise, a second time) and D_h = T[16·h …] xor T[16·(h−1) …]: the xor of D_h[s − 16·h] for
-    h = 0, 1, … with a subtraction that saturates stops at h = s / 16 and is T[s]. Ten instructions and two
-    loads for 64 rows and one h, four a cycle: 1.2 look-ups a cycle with the additions, 17 Gweights/s; reached.
+    Elsewhere, AVX2 included: an addition from a table in 32 bits in L1 (32 KiB of tables a block) and a share of the
+    load that brought its code: 13 loads and 14 other instructions for 8 look-ups. At two loads a cycle that is
+    17.7 Gweights/s at 3.6 GHz; 17.4 are reached. VPSHUFB, which picks from 16 entries, needs ten instructions for
+    64 rows and 16 entries, and no less time.
 
     A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
     (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
@@ -5617,7 +5617,7 @@ PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_
             (to, unit, x, n, ig))
 
 /* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
-   entries are loaded once for both. 512 bytes each. */
+   entries are loaded once for both. In 32 bits each, as they are added. */
 PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
                                                    const int16_t *across, int64_t pairs)
 {
@@ -5627,28 +5627,50 @@ PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const
             int32_t c = across[a / 2 * 512 + k * 2 + a % 2];
             t += x[a] * c, u += y[a] * c;
         }
-        ((int16_t *)(void *)T)[k] = (int16_t)(t >> 16), ((int16_t *)(void *)U)[k] = (int16_t)(u >> 16);
+        ((int32_t *)(void *)T)[k] = t >> 16, ((int32_t *)(void *)U)[k] = u >> 16;
+    }
+}
+
+/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded one by one,
+   those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups balance what a core
+   can load and what it can compute. Not for the compiler to vectorize. */
+PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables, int64_t n)
+{
+    for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) {
+        const uint8_t *at = codes + pvti_lookup_at(r);
+        const int32_t *table = (const int32_t *)(const void *)tables;
+        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
+        for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256) {
+            uint32_t four;
+            uint64_t c;
+            memcpy(&four, at + 4, sizeof four), c = four;
+            s0 += table[at[0]], s1 += table[at[1]], s2 += table[at[2]], s3 += table[at[3]];
+            s4 += table[c & 255], s5 += table[c >> 8 & 255];
+            c >>= 16;
+            __asm__("" : "+r"(c)); /* else the compiler shifts anew for each code */
+            s6 += table[c & 255], s7 += table[c >> 8];
+        }
+        sum[r] = s0, sum[r + 1] = s1, sum[r + 2] = s2, sum[r + 3] = s3;
+        sum[r + 4] = s4, sum[r + 5] = s5, sum[r + 6] = s6, sum[r + 7] = s7;
     }
 }
 
 /* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
-static void pvti_lookup_rows_scalar(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
-                                    const uint8_t *tables, int64_t n, float unit)
+PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                       const uint8_t *tables, int64_t n, float unit)
 {
-    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS)
-        for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) { /* eight rows lie side by side */
-            const uint8_t *at = codes + pvti_lookup_at(r);
-            const int16_t *table = (const int16_t *)(const void *)tables;
-            int32_t sum[8] = {0};
-            for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256)
-                for (int l = 0; l < 8; l++) sum[l] += table[at[l]];
-            for (int l = 0; l < 8; l++) y[r + l] = pvti_fma(unit, (float)sum[l], y[r + l]);
-        }
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS) {
+        int32_t sum[PVTI_LOOKUP_ROWS];
+        pvti_lookup_sums(sum, codes, tables, n);
+        for (int l = 0; l < PVTI_LOOKUP_ROWS; l++) y[l] = pvti_fma(unit, (float)sum[l], y[l]);
+    }
 }
+PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+                               int64_t n, float unit),
+            (y, codes, apart, blocks, tables, n, unit))
 
 #if PVTI_X86
-/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a
-   cycle. And keeps a sum in its order: gcc would make a tree of it and store its leaves. */
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
 #define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
 
 /* Two elements of x, as often as a vector holds them. */
@@ -5659,119 +5681,30 @@ PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
     return two;
 }
 
-/* Tables for VPSHUFB: 256 lower bytes and then 256 upper ones, each 16 from the second and the tenth on xored with
-   the 16 before. */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffled(uint8_t *to, const __m256i *sum, __m256i *before)
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                            const int16_t *across, int64_t pairs)
 {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), low = _mm256_set1_epi16(255);
-    __m256i a = _mm256_packus_epi32(_mm256_srli_epi32(sum[0], 16), _mm256_srli_epi32(sum[1], 16));
-    __m256i b = _mm256_packus_epi32(_mm256_srli_epi32(sum[2], 16), _mm256_srli_epi32(sum[3], 16));
-    __m256i plane[2] = {_mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low)),
-                        _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8))};
-    for (int i = 0; i < 2; i++) {
-        __m256i now = _mm256_permutevar8x32_epi32(plane[i], order);
-        before[i] = _mm256_permute2x128_si256(before[i], now, 0x21);
-        _mm256_storeu_si256((__m256i *)(void *)(to + 256 * i), _mm256_xor_si256(now, before[i]));
-        before[i] = now;
-    }
-}
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, const int16_t *x, const int16_t *across,
-                                                            int64_t pairs)
-{
-    __m256i before[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int64_t k = 0; k < 256; k += 32) {
-        __m256i t[4];
+    for (int64_t k = 0; k < 256; k += 16, T += 64, U += 64) {
+        __m256i t[4]; /* T and U for 8 entries, T and U for the next 8 */
         for (int i = 0; i < 4; i++) t[i] = _mm256_set1_epi32(1 << 15);
         for (int64_t p = 0; p < pairs; p++)
             for (int i = 0; i < 4; i++) {
-                __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(across + p * 512 + k * 2 + 16 * i));
-                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, _mm256_set1_epi32(pvti_lookup_two(x + 2 * p))));
+                __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(across + p * 512 + k * 2 + i / 2 * 16));
+                __m256i two = _mm256_set1_epi32(pvti_lookup_two((i % 2 ? y : x) + 2 * p));
+                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, two));
             }
-        if (k == 128) before[0] = before[1] = _mm256_setzero_si256();
-        pvti_lookup_shuffled(T + k, t, before);
+        for (int i = 0; i < 4; i++)
+            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32), _mm256_srai_epi32(t[i], 16));
     }
 }
 PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
                                                     const int16_t *across, int64_t pairs)
 {
-    if (pairs == 4)
-        pvti_lookup_table_avx2_of(T, x, across, 4), pvti_lookup_table_avx2_of(U, y, across, 4);
-    else
-        pvti_lookup_table_avx2_of(T, x, across, pairs), pvti_lookup_table_avx2_of(U, y, across, pairs);
+    if (pairs == 4) pvti_lookup_table_avx2_of(T, U, x, y, across, 4);
+    else pvti_lookup_table_avx2_of(T, U, x, y, across, pairs);
 }
 
-/* 64 codes in one table: their lower and upper bytes, in two vectors each. _16: in 16 entries, _128: in half of all. */
-typedef struct pvti_shuffled {
-    __m256i l0, l1, u0, u1;
-} pvti_shuffled;
-
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffle_16(pvti_shuffled *s, const uint8_t *table, __m256i a, __m256i b)
-{
-    __m256i l = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
-    __m256i u = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(table + 256)));
-    s->l0 = _mm256_xor_si256(s->l0, _mm256_shuffle_epi8(l, a));
-    s->l1 = _mm256_xor_si256(s->l1, _mm256_shuffle_epi8(l, b));
-    s->u0 = _mm256_xor_si256(s->u0, _mm256_shuffle_epi8(u, a));
-    s->u1 = _mm256_xor_si256(s->u1, _mm256_shuffle_epi8(u, b));
-    PVTI_KEEP(s->l0);
-    PVTI_KEEP(s->l1);
-    PVTI_KEEP(s->u0);
-    PVTI_KEEP(s->u1);
-}
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_shuffle_128(pvti_shuffled *s, const uint8_t *table, __m256i a, __m256i b)
-{
-    const __m256i block = _mm256_set1_epi8(16), two = _mm256_set1_epi8(32);
-    for (int h = 0; h < 4; h++, table += 32) {
-        pvti_lookup_shuffle_16(s, table, a, b);
-        pvti_lookup_shuffle_16(s, table + 16, _mm256_subs_epi8(a, block), _mm256_subs_epi8(b, block));
-        a = _mm256_subs_epi8(a, two), b = _mm256_subs_epi8(b, two);
-    }
-}
-PVTI_TARGET_AVX2 PVTI_INLINE pvti_shuffled pvti_lookup_shuffle(const uint8_t *table, const uint8_t *codes)
-{
-    const __m256i zero = _mm256_setzero_si256(), top = _mm256_set1_epi8(-128);
-    __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)codes);
-    __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 32));
-    pvti_shuffled s = {zero, zero, zero, zero};
-    pvti_lookup_shuffle_128(&s, table, a, b);
-    pvti_lookup_shuffle_128(&s, table + 128, _mm256_xor_si256(a, top), _mm256_xor_si256(b, top));
-    return s;
-}
-/* y += unit · (lower + 256 · upper), for eight rows and for sixteen. */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_add_8(float *y, __m128i lower, __m128i upper, float unit)
-{
-    __m256i sum = _mm256_add_epi32(_mm256_cvtepu16_epi32(lower), _mm256_slli_epi32(_mm256_cvtepi16_epi32(upper), 8));
-    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_set1_ps(unit), _mm256_cvtepi32_ps(sum), _mm256_loadu_ps(y)));
-}
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_add_avx2(float *y, __m256i lower, __m256i upper, float unit)
-{
-    pvti_lookup_add_8(y, _mm256_castsi256_si128(lower), _mm256_castsi256_si128(upper), unit);
-    pvti_lookup_add_8(y + 8, _mm256_extracti128_si256(lower, 1), _mm256_extracti128_si256(upper, 1), unit);
-}
-PVTI_TARGET_AVX2 static void pvti_lookup_rows_avx2(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
-                                                   const uint8_t *tables, int64_t n, float unit)
-{
-    const __m256i ones = _mm256_set1_epi8(1);
-    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS) {
-        __m256i l0 = _mm256_setzero_si256(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
-        for (int64_t t = 0; t < n; t += 2) {
-            pvti_shuffled a = pvti_lookup_shuffle(tables + t * 512, codes + t * PVTI_LOOKUP_ROWS);
-            pvti_shuffled b = pvti_lookup_shuffle(tables + (t + 1) * 512, codes + (t + 1) * PVTI_LOOKUP_ROWS);
-            l0 = _mm256_add_epi16(l0, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a.l0, b.l0), ones));
-            l1 = _mm256_add_epi16(l1, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a.l1, b.l1), ones));
-            l2 = _mm256_add_epi16(l2, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a.l0, b.l0), ones));
-            l3 = _mm256_add_epi16(l3, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a.l1, b.l1), ones));
-            u0 = _mm256_add_epi16(u0, _mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a.u0, b.u0)));
-            u1 = _mm256_add_epi16(u1, _mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a.u1, b.u1)));
-            u2 = _mm256_add_epi16(u2, _mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a.u0, b.u0)));
-            u3 = _mm256_add_epi16(u3, _mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a.u1, b.u1)));
-        }
-        pvti_lookup_add_avx2(y, l0, u0, unit), pvti_lookup_add_avx2(y + 16, l1, u1, unit);
-        pvti_lookup_add_avx2(y + 32, l2, u2, unit), pvti_lookup_add_avx2(y + 48, l3, u3, unit);
-    }
-}
-
-/* AVX-512 without VBMI. Tables as pvti_lookup_table_scalar makes them: the upper words of the sums. */
+/* AVX-512 without VBMI. Tables in 16 bits: the upper words of the sums. */
 PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
                                                         const int16_t *across, int64_t pairs)
 {
@@ -5947,6 +5880,28 @@ typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, cons
 typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
                                  int64_t n, float unit);
 
+/* By kernel set, and one more for VBMI: tables and look-ups that agree on how a table is laid out. */
+typedef struct pvti_lookup_set {
+    pvti_lookup_table_fn *table;
+    pvti_lookup_rows_fn *rows;
+    int64_t bytes; /* of a table */
+} pvti_lookup_set;
+static const pvti_lookup_set pvti_lookup_sets[] = {
+    {pvti_lookup_table_scalar, pvti_lookup_rows_scalar, 1024},
+#if PVTI_X86
+    {pvti_lookup_table_avx2, pvti_lookup_rows_avx2, 1024},
+    {pvti_lookup_table_avx512, pvti_lookup_rows_avx512, 512},
+    {pvti_lookup_table_vbmi, pvti_lookup_rows_vbmi, 512},
+#endif
+};
+static int pvti_lookup_best(int isa)
+{
+#if PVTI_X86
+    if (pvti_has_vbmi(isa)) return PVTI_AVX512 + 1;
+#endif
+    return isa;
+}
+
 /* One weight's product; several with the same x share a parallel region, as q, k and v do. */
 typedef struct pvti_lookup_product {
     const pvt_weight *weight;
@@ -5962,11 +5917,10 @@ typedef struct pvti_lookup_job {
     pvt_ctx *ctx;
     const float *x;
     pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
-    pvti_lookup_table_fn *table; /* two that agree on how tables are laid out */
-    pvti_lookup_rows_fn *rows;
+    pvti_lookup_set set;
 } pvti_lookup_job;
 
-/* The tables t0 … t1−1, [t1−t0][512] bytes; returns their unit. Memory stands still meanwhile, so the codes
+/* The tables t0 … t1−1, each of set.bytes; returns their unit. Memory stands still meanwhile, so the codes
    that they are for are fetched. */
 static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
                               uint8_t *tables)
@@ -5975,21 +5929,22 @@ static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_prod
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
     int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
     int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
-    uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * 512;
-    int16_t *x = (int16_t *)(void *)(unused + 512);
+    int64_t bytes = job->set.bytes;
+    uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * bytes;
+    int16_t *x = (int16_t *)(void *)(unused + bytes);
     float unit;
     PVTI_CALL(job->ctx, pvti_lookup_round)(x, &unit, job->x + i0, i1 - i0, ig);
     for (m = 0; m < M; m++)
         for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
             bool two = t + M < PVTI_MIN(t1, full);
-            uint8_t *to = tables + (t - t0) * 512;
+            uint8_t *to = tables + (t - t0) * bytes;
             const int16_t *xt = x + (t / M - t0 / M) * 2 * pairs;
             for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
             codes += line;
-            job->table(to, two ? to + M * 512 : unused, xt, two ? xt + 2 * pairs : xt,
-                       p->across + m * PVTI_LOOKUP_CODEBOOK(pairs), pairs);
+            job->set.table(to, two ? to + M * bytes : unused, xt, two ? xt + 2 * pairs : xt,
+                           p->across + m * PVTI_LOOKUP_CODEBOOK(pairs), pairs);
         }
-    if (t1 > full) memset(tables + (full - t0) * 512, 0, (size_t)(t1 - full) * 512);
+    if (t1 > full) memset(tables + (full - t0) * bytes, 0, (size_t)((t1 - full) * bytes));
     return (unit * 256) * (p->unit * 256); /* the product of two small units would lose bits */
 }
 
@@ -6010,8 +5965,8 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
         float unit = pvti_lookup_make(job, p, t, t + n, tables);
-        job->rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables, n,
-                  unit);
+        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables,
+                      n, unit);
     }
 }
 
@@ -6068,12 +6023,7 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
         room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
         tasks += p->parts;
     }
-    job.ctx = ctx, job.x = x;
-    job.table = &PVTI_PICK(ctx->isa, pvti_lookup_table), job.rows = &PVTI_PICK(ctx->isa, pvti_lookup_rows);
-#if PVTI_X86
-    if (pvti_has_vbmi(ctx->isa))
-        job.table = pvti_lookup_table_vbmi, job.rows = pvti_lookup_rows_vbmi;
-#endif
+    job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
     for (i = 0; i < n; i++)
         pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);

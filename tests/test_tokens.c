@@ -110,20 +110,12 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
 /* Every pair of look-up kernels, on odd sizes, to the bit: those too that a better one hides on this machine. */
 static void check_lookup_kernels(void)
 {
-    struct { bool here; pvti_lookup_table_fn *table; pvti_lookup_rows_fn *rows; } sets[] = {
-        {true, pvti_lookup_table_scalar, pvti_lookup_rows_scalar},
-#if PVTI_X86
-        {pvti_isa_detect() >= PVTI_AVX2, pvti_lookup_table_avx2, pvti_lookup_rows_avx2},
-        {pvti_isa_detect() >= PVTI_AVX512, pvti_lookup_table_avx512, pvti_lookup_rows_avx512},
-        {pvti_has_vbmi(pvti_isa_detect()), pvti_lookup_table_vbmi, pvti_lookup_rows_vbmi},
-#endif
-    };
     static const int shapes[][3] = { /* pairs of elements, tables, row blocks */
         {4, 2, 1}, {4, 32, 3}, {1, 10, 2}, {8, 4, 5}, {3, 30, 1}};
     static int16_t x[32][16], across[8 * 512];
-    static int16_t memory[33 * 256]; /* as aligned as the kernels may ask */
+    static int32_t memory[33 * 256]; /* as aligned as the kernels may ask */
     static uint8_t codes[5 * 32 * 64];
-    uint8_t *tables = (uint8_t *)(void *)memory, *unused = tables + 32 * 512;
+    uint8_t *tables = (uint8_t *)(void *)memory, *unused = tables + 32 * 1024;
     float y[5 * 64], first[5 * 64];
     for (int s = 0; s < PVTI_COUNT(shapes); s++) {
         int pairs = shapes[s][0], n = shapes[s][1], blocks = shapes[s][2];
@@ -137,17 +129,17 @@ static void check_lookup_kernels(void)
         }
         for (int64_t i = 0; i < (int64_t)sizeof codes; i++)
             codes[i] = (uint8_t)pvti_random(22, PVTI_RANDOM_USER, (uint64_t)s, (uint64_t)i);
-        for (int k = 0; k < PVTI_COUNT(sets); k++) {
-            if (!sets[k].here) continue;
+        for (int k = 0; k <= pvti_lookup_best(pvti_isa_detect()); k++) {
+            const pvti_lookup_set *set = &pvti_lookup_sets[k];
             for (int t = 0; t < n; t += 2)
                 if (t % 4 == 0) {
-                    sets[k].table(tables + t * 512, tables + (t + 1) * 512, x[t], x[t + 1], across, pairs);
+                    set->table(tables + t * set->bytes, tables + (t + 1) * set->bytes, x[t], x[t + 1], across, pairs);
                 } else {
-                    sets[k].table(tables + t * 512, unused, x[t], x[t], across, pairs);
-                    sets[k].table(unused, tables + (t + 1) * 512, x[t], x[t + 1], across, pairs);
+                    set->table(tables + t * set->bytes, unused, x[t], x[t], across, pairs);
+                    set->table(unused, tables + (t + 1) * set->bytes, x[t], x[t + 1], across, pairs);
                 }
             for (int i = 0; i < 5 * 64; i++) y[i] = noise(23, i);
-            sets[k].rows(y, codes, n * 64, blocks, tables, n, 0.37f);
+            set->rows(y, codes, n * 64, blocks, tables, n, 0.37f);
             if (k == 0) memcpy(first, y, sizeof y);
             CHECK(memcmp(first, y, sizeof y) == 0);
         }

@@ -565,7 +565,7 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
 PVT_API void pvt_pv_free(pvt_pv *pv);
 /* The weight or the n values at p must outlive the pv; they are updated in place. Weights that
    are dense are treated as params (they must be in pvt_real and owned). name is copied.
-   Errors: ARGUMENT, MEMORY. No step allocates: all memory is taken here. */
+   Errors: ARGUMENT, MEMORY: nothing was added. No step allocates: all memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
 /* lr_scale multiplies every learning rate in this step: schedules are the caller's. */
@@ -4547,15 +4547,17 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
 {
     int64_t n;
     pvt_real *data;
+    pvt_result result;
     memset(out, 0, sizeof *out);
     if (!pvti_mul(O, I, &n) || n < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a weight must have rows and columns");
     data = PVTI_NEW(ctx, pvt_real, n);
     if (!data) return PVT_ERR_MEMORY;
     if (fill) memcpy(data, fill, (size_t)n * sizeof *data);
-    PVTI_TRY(pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out));
-    out->owned = true;
-    return PVT_OK;
+    result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out);
+    if (result != PVT_OK) pvti_free(ctx, data);
+    out->owned = result == PVT_OK;
+    return result;
 }
 
 /* ---- any representation ---- */
@@ -7151,14 +7153,19 @@ static const pvti_weight_kind pvti_kind_aqlm = {"aqlm", pvti_tile_aqlm, pvti_val
                                                 pvti_fit_aqlm};
 
 /* An owned codebook weight with zero codes and values. */
+static bool pvti_format_in_range(const pvt_format *f)
+{
+    return f->kind == PVT_FORMAT_AQLM && f->codebooks >= 1 && f->codebooks <= 16 && f->bits >= 1 && f->bits <= 16 &&
+           f->in_group >= 1 && f->in_group <= 64 && f->out_group >= 1 && f->out_group <= 64 &&
+           f->in_group * f->out_group <= 256;
+}
+
 static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                     const char *name, pvt_weight *out)
 {
     int64_t groups, entries, D;
     memset(out, 0, sizeof *out);
-    if (format->kind != PVT_FORMAT_AQLM || O < 1 || I < 1 || format->codebooks < 1 || format->codebooks > 16 ||
-        format->bits < 1 || format->bits > 16 || format->in_group < 1 || format->in_group > 64 ||
-        format->out_group < 1 || format->out_group > 64 || format->in_group * format->out_group > 256)
+    if (!pvti_format_in_range(format) || O < 1 || I < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a codebook format, or a size out of range", name);
     if (O % format->out_group || I % format->in_group)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -7501,17 +7508,17 @@ static void pvti_adam_free(pvt_ctx *ctx, pvti_adam *a)
     pvti_free(ctx, a->m), pvti_free(ctx, a->v), pvti_free(ctx, a->v_max);
 }
 
+static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
+{
+    for (int k = 0; k < e->n_values; k++) pvti_adam_free(pv->ctx, &e->adam[k]), pvti_free(pv->ctx, e->dvalues[k]);
+    pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
+}
+
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
     int64_t i;
-    int k;
     if (!pv) return;
-    for (i = 0; i < pv->n; i++) {
-        pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k < e->n_values; k++)
-            pvti_adam_free(pv->ctx, &e->adam[k]), pvti_free(pv->ctx, e->dvalues[k]);
-        pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
-    }
+    for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
     pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->partial), pvti_free(pv->ctx, pv->target);
     pvti_free(pv->ctx, pv->tables), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
     pvti_free(pv->ctx, pv->change), pvti_free(pv->ctx, pv->selected), pvti_free(pv->ctx, pv->sorted);
@@ -7529,15 +7536,19 @@ static bool pvti_adam_alloc(pvt_ctx *ctx, pvti_adam *a, pvt_real *w, int64_t n, 
     return a->v && (a->m || o->beta1 == 0) && (a->v_max || !o->amsgrad);
 }
 
-/* *memory at least `need` items large; what it held is gone. */
-static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t need, int64_t size)
+/* *memory, which has room for `room` items, for `need` of them; its contents may be lost, but not it itself. */
+static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, int64_t size)
 {
+    void *more;
+    if (need <= room) return true;
+    more = pvti_alloc(ctx, need, size);
+    if (!more) return false;
     pvti_free(ctx, *memory);
-    *memory = pvti_alloc(ctx, need, size);
-    return *memory != NULL;
+    *memory = more;
+    return true;
 }
-#define PVTI_ROOM(pv, field, need) \
-    pvti_room((pv)->ctx, (void **)(void *)&(pv)->field, need, (int64_t)sizeof *(pv)->field)
+#define PVTI_ROOM(pv, field, room, need) \
+    pvti_room((pv)->ctx, (void **)(void *)&(pv)->field, (pv)->room, need, (int64_t)sizeof *(pv)->field)
 
 static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
 {
@@ -7554,15 +7565,16 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
             if (pv->desc.delta >= 1) target = n;
         }
     }
-    if (partial > pv->room_partial && !PVTI_ROOM(pv, partial, pv->room_partial = partial)) return false;
-    if (sums > pv->room_sums && !PVTI_ROOM(pv, sums, pv->room_sums = sums)) return false;
-    if (target > pv->room_target && !PVTI_ROOM(pv, target, pv->room_target = target)) return false;
-    if (tables > pv->room_tables && !PVTI_ROOM(pv, tables, pv->room_tables = tables)) return false;
-    if (n_codes > pv->room_codes && !PVTI_ROOM(pv, codes, pv->room_codes = n_codes)) return false;
-    if (groups <= pv->room_groups) return true;
-    pv->room_groups = groups;
-    return PVTI_ROOM(pv, keys, groups) && PVTI_ROOM(pv, change, groups) && PVTI_ROOM(pv, selected, groups) &&
-           PVTI_ROOM(pv, sorted, groups) && PVTI_ROOM(pv, sorted_next, groups);
+    if (!PVTI_ROOM(pv, partial, room_partial, partial) || !PVTI_ROOM(pv, sums, room_sums, sums) ||
+        !PVTI_ROOM(pv, target, room_target, target) || !PVTI_ROOM(pv, tables, room_tables, tables) ||
+        !PVTI_ROOM(pv, codes, room_codes, n_codes) || !PVTI_ROOM(pv, keys, room_groups, groups) ||
+        !PVTI_ROOM(pv, change, room_groups, groups) || !PVTI_ROOM(pv, selected, room_groups, groups) ||
+        !PVTI_ROOM(pv, sorted, room_groups, groups) || !PVTI_ROOM(pv, sorted_next, room_groups, groups))
+        return false;
+    pv->room_partial = PVTI_MAX(pv->room_partial, partial), pv->room_sums = PVTI_MAX(pv->room_sums, sums);
+    pv->room_target = PVTI_MAX(pv->room_target, target), pv->room_tables = PVTI_MAX(pv->room_tables, tables);
+    pv->room_codes = PVTI_MAX(pv->room_codes, n_codes), pv->room_groups = PVTI_MAX(pv->room_groups, groups);
+    return true;
 }
 
 static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64_t n, const char *name,
@@ -7580,7 +7592,6 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     memset(e, 0, sizeof *e);
     snprintf(e->name, sizeof e->name, "%s", name);
     e->weight = weight;
-    pv->n++; /* from here on pvt_pv_free sees what was allocated */
     if (weight) {
         pvti_values values[PVTI_MAX_VALUES];
         pvti_free(pv->ctx, weight->lookup), weight->lookup = NULL;
@@ -7599,14 +7610,18 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
                 ok = e->buffer.w != NULL;
                 if (ok) pvt_weight_dequantize(weight, e->buffer.w);
             }
-            pv->stats.groups += size / pvti_group_dim(weight);
         }
     } else {
         e->n_values = 1;
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
-    if (!ok || !pvti_pv_rooms(pv, e, codes)) return PVT_ERR_MEMORY;
-    if (handle) *handle = (int)(pv->n - 1);
+    if (!ok || !pvti_pv_rooms(pv, e, codes)) {
+        pvti_pv_entry_free(pv, e);
+        return PVT_ERR_MEMORY;
+    }
+    if (codes) pv->stats.groups += weight->O * weight->I / pvti_group_dim(weight);
+    if (handle) *handle = (int)pv->n;
+    pv->n++;
     return PVT_OK;
 }
 
@@ -11321,11 +11336,10 @@ static pvt_result pvti_tj_split(pvti_tokenizer_json *p, int64_t node)
              : pvti_json_equals(j, regex, pvti_regex_qwen2) ? PVTI_WORDS_QWEN2
              : pvti_json_equals(j, regex, pvti_regex_gpt2) ? PVTI_WORDS_GPT2 : PVTI_WORDS_WHOLE;
     if (p->words != PVTI_WORDS_WHOLE) return PVT_OK;
-    pvti_json_string(j, regex, text, (int64_t)sizeof text);
+    if (pvti_json_string(j, regex, text, (int64_t)sizeof text) < 0) snprintf(text, sizeof text, "(no Regex)");
     text[sizeof text - 1] = 0;
     return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED,
-                     "%s: the pre-tokenizer's pattern is none of GPT-2, Llama-3 and Qwen2: %s", p->name,
-                     regex >= 0 ? text : "(no Regex)");
+                     "%s: the pre-tokenizer's pattern is none of GPT-2, Llama-3 and Qwen2: %s", p->name, text);
 }
 
 /* In a sequence: Digits, Split, ByteLevel in an order that some family uses. */
@@ -14311,23 +14325,28 @@ static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char
     return PVT_OK;
 }
 
+static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
+{
+    for (int64_t k = 0; t->values && k < t->n; k++) {
+        uint16_t half;
+        PVTI_TRY(pvti_round_values(ctx, &half, t->values + k, 1, t->name, k));
+        t->values[k] = (pvt_real)pvti_f16_to_f32(half);
+    }
+    if (!t->weight || (t->weight->format.kind == PVT_FORMAT_DENSE && t->weight->dtype == PVT_F16)) return PVT_OK;
+    if (t->weight->format.kind != PVT_FORMAT_DENSE || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
+        return pvt_weight_round_f16(t->weight, t->name);
+    return pvti_round_weight(ctx, t->weight, t->name);
+}
+
 PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
 {
-    int64_t i, k;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    pvt_result result = PVT_OK, tied;
+    for (int64_t i = 0; i < pvt_model_tensors(model) && result == PVT_OK; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        for (k = 0; t.values && k < t.n; k++) {
-            uint16_t half;
-            PVTI_TRY(pvti_round_values(model->ctx, &half, t.values + k, 1, t.name, k));
-            t.values[k] = (pvt_real)pvti_f16_to_f32(half);
-        }
-        if (!t.weight || (t.weight->format.kind == PVT_FORMAT_DENSE && t.weight->dtype == PVT_F16)) continue;
-        if (t.weight->format.kind != PVT_FORMAT_DENSE ||
-            (t.weight->owned && t.weight->dtype == PVTI_DTYPE_REAL))
-            PVTI_TRY(pvt_weight_round_f16(t.weight, t.name));
-        else PVTI_TRY(pvti_round_weight(model->ctx, t.weight, t.name));
+        result = pvti_round_tensor(model->ctx, &t);
     }
-    return pvti_model_tie(model);
+    tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
+    return result != PVT_OK ? result : tied;
 }
 
 /* ---- model.safetensors ---- */
@@ -14885,11 +14904,14 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
 /* A block is exchanged whole: when anything fails in between, the original stays. */
 static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 {
-    pvti_layer *layer = &z->model->layers[l], original = *layer, work = *layer;
+    pvti_layer *layer = &z->model->layers[l], original, work;
     pvt_real *norms = PVTI_NEW(z->ctx, pvt_real, PVTI_NORMS * z->C);
     pvt_result result;
     int j;
     if (!norms) return PVT_ERR_MEMORY;
+    for (j = 0; j < PVTI_LINEARS; j++) /* codes of an earlier run are tuned in place; copies must not share these */
+        pvti_free(z->ctx, layer->linear[j].lookup), layer->linear[j].lookup = NULL;
+    original = *layer, work = *layer;
     for (j = 0; j < PVTI_NORMS; j++) {
         work.norm[j] = norms + j * z->C;
         memcpy(work.norm[j], original.norm[j], (size_t)z->C * sizeof *norms);
@@ -14917,7 +14939,7 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     pvt_model *model = z->model;
     pvt_weight *weight = head && !model->config.tied ? &model->head : &model->embed;
     pvt_real *W = z->W;
-    pvt_result result;
+    pvt_result result, tied;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
     result = z->W ? pvti_quantizer_fit(z, weight, head ? "lm_head.weight" : "model.embed_tokens.weight",
                                        (uint64_t)(model->config.layers * PVTI_LINEARS + head), NULL)
@@ -14926,8 +14948,8 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
         result = pvt_weight_round_f16(weight, head ? "lm_head.weight" : "model.embed_tokens.weight");
     pvti_free(z->ctx, z->W);
     z->W = W;
-    PVTI_TRY(result);
-    return pvti_model_tie(model);
+    tied = pvti_model_tie(model); /* in any case: the embedding may have been replaced before it failed */
+    return result != PVT_OK ? result : tied;
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -14950,6 +14972,8 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     int64_t i, tensors = pvt_model_tensors(z->model), available;
     if (d->format.kind == PVT_FORMAT_DENSE) PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    if (!pvti_format_in_range(&d->format))
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
@@ -15524,13 +15548,14 @@ static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *
             return pvti_fail(t->ctx, PVT_ERR_FORMAT,
                              "%s: not a checkpoint of pvtune (no \"%s\" in its metadata)", path,
                              options[i].name);
+        text[sizeof text - 1] = 0; /* it may have been cut */
         if (strcmp(text, options[i].value) != 0)
             return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
                              "%s was made with another %s: it has \"%s\", this run \"%s\"", path,
                              options[i].name, text, options[i].value);
     }
     if (pvti_safetensors_metadata(st, "step", text, sizeof text) < 1 ||
-        (*step = strtoll(text, &end, 10), *end) || *step < 0 || *step > t->desc.steps)
+        (text[sizeof text - 1] = 0, *step = strtoll(text, &end, 10), *end) || *step < 0 || *step > t->desc.steps)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: its step is not a number between 0 and %lld", path,
                          (long long)t->desc.steps);
     for (; pvti_pv_state(t->pv, n, &array); n++) {

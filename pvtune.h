@@ -885,7 +885,8 @@ PVT_API void pvt_tuner_free(pvt_tuner *tuner);
    go on from a checkpoint; ARGUMENT (all steps are done). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers,
-   step, options, hashes of corpus and teacher), written beside and renamed. */
+   step, options, hashes of corpus and teacher), written beside and renamed. Errors: IO, MEMORY,
+   ARGUMENT (a step failed half-way and no checkpoint has been resumed since). */
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
 /* Continues to bitwise the same result. Errors: IO, FORMAT, MISMATCH (other options, data or
    teacher: says which). */
@@ -1395,11 +1396,11 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     pvt_ctx_desc d;
     pvt_ctx *ctx;
     memset(&d, 0, sizeof d);
-    if (desc) d = *desc;
     if (!out) return PVT_ERR_ARGUMENT;
     *out = NULL;
     if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
         return PVT_ERR_MISMATCH;
+    if (desc) d = *desc; /* not before its size is known to be ours */
     if (d.n_threads < 0 || d.n_threads > PVTI_MAX_THREADS || !d.allocator.alloc != !d.allocator.free)
         return PVT_ERR_ARGUMENT;
     if (d.compute_bf16 && PVTI_REAL_IS_DOUBLE) return PVT_ERR_UNSUPPORTED;
@@ -3829,7 +3830,7 @@ static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, pvti_map
         return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
     if (S_ISDIR(st.st_mode))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size > (uint64_t)(SIZE_MAX / 2))
+    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
 #ifndef PVTUNE_NO_MMAP
     if (S_ISREG(st.st_mode) && st.st_size > 0) {
@@ -5163,7 +5164,7 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
     bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
     a = PVTI_MIN(a, bias_a);
-    if (a * s->b < 1.262177448353619e-29f) return ~(uint64_t)0 >> (64 - n);
+    if (a * s->b < 1.262177448353619e-29f /* 2⁻⁹⁶ */) return ~(uint64_t)0 >> (64 - n);
     unit = _mm512_set1_ps(-a * s->b);
     for (k = 0; k < s->K; k += 16)
         _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
@@ -7203,7 +7204,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     if (!d.beam) d.beam = 1;
     if (d.tolerance == 0) d.tolerance = 0.002;
     if (!stats) stats = &own;
-    memset(stats, 0, sizeof *stats);
+    memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
     stats->seconds = pvti_seconds();
     if (d.epochs < 1 || d.cg_steps < 1 || d.kmeans_steps < 1 || d.beam < 1 || d.beam > PVTI_MAX_BEAM)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -7219,6 +7220,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
 PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t n, pvt_weight *view)
 {
     int64_t og = PVTI_MAX(1, weight->format.out_group);
+    memset(view, 0, sizeof *view);
     if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % og || n % og)
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
                          "rows %lld to %lld of a weight with %lld rows in groups of %lld", (long long)o0,
@@ -7594,7 +7596,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     e->weight = weight;
     if (weight) {
         pvti_values values[PVTI_MAX_VALUES];
-        pvti_free(pv->ctx, weight->lookup), weight->lookup = NULL;
+        pvti_free(weight->ctx, weight->lookup), weight->lookup = NULL;
         e->n_values = weight->kind->values(weight, values);
         for (i = 0; i < e->n_values && ok; i++) {
             ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
@@ -7911,6 +7913,7 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam_run(pv->ctx, &e->adam[0], dW, &d->params, pv->lr_scale, pv->step, pv->sums);
         return PVT_OK;
     }
+    pvti_free(e->weight->ctx, e->weight->lookup), e->weight->lookup = NULL; /* prepared since the last step */
     for (i = 0; i < e->n_values; i++) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
     e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
@@ -13243,10 +13246,10 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
 
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
 {
-    if (first < 0 || n < 0 || first + n > run->B * run->T)
+    if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "logits of rows %lld to %lld: the last forward had %lld rows", (long long)first,
-                         (long long)(first + n - 1), (long long)(run->B * run->T));
+                         "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
+                         (long long)first, (long long)(run->B * run->T));
     pvt_weight_forward(run->ctx, logits, run->hidden + first * run->model->config.dim, &run->model->head, n,
                        false);
     return PVT_OK;
@@ -14273,9 +14276,9 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
 }
 // >>save
 /*  The AQLM layout of Hugging Face, or plain fp16 weights. Everything is written under a temporary
-    name first; the old config.json goes just before the new weights take their place, and the new
-    one comes last. Wherever a save is interrupted, what is left is the old model, the new model, or
-    a directory without config.json, which no reader takes for a model. */
+    name first; the old config.json becomes config.json.old just before the new weights take their
+    place, and the new one comes last. Wherever a save is interrupted, what is left is the old model,
+    the new model, or a directory without config.json, which no reader takes for a model. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
 
@@ -14595,9 +14598,10 @@ static pvt_result pvti_export_rename(pvt_ctx *ctx, const char *from, const char 
 
 /* Where things go: the directory's files, and the names they have until all are complete. */
 typedef struct pvti_export_paths {
-    char config[PVTI_PATH_BYTES], config_new[PVTI_PATH_BYTES];
+    char config[PVTI_PATH_BYTES], config_new[PVTI_PATH_BYTES], config_old[PVTI_PATH_BYTES];
     char weights[PVTI_PATH_BYTES], weights_new[PVTI_PATH_BYTES];
     char index[PVTI_PATH_BYTES], generation[PVTI_PATH_BYTES];
+    bool exchanged; /* the new weights are in place: what still has a temporary name is part of the new model */
 } pvti_export_paths;
 
 static pvt_result pvti_export_files(pvti_exporter *s, const char *dir, const pvti_export_paths *p)
@@ -14619,14 +14623,23 @@ static pvt_result pvti_export_files(pvti_exporter *s, const char *dir, const pvt
     return result;
 }
 
-/* All is written; nothing is left that could run out of memory or disk. */
-static pvt_result pvti_export_exchange(pvti_exporter *s, const pvti_export_paths *p)
+/* All is written; nothing is left that could run out of memory. The old config.json steps aside first and comes back
+   when the weights cannot be exchanged. */
+static pvt_result pvti_export_exchange(pvti_exporter *s, pvti_export_paths *p)
 {
     pvti_writer w;
-    unlink(p->config);
+    bool aside = pvti_path_exists(p->config);
+    pvt_result result;
+    if (aside) PVTI_TRY(pvti_export_rename(s->ctx, p->config, p->config_old));
+    result = pvti_export_rename(s->ctx, p->weights_new, p->weights);
+    if (result != PVT_OK) {
+        if (aside) rename(p->config_old, p->config);
+        return result;
+    }
+    p->exchanged = true;
     unlink(p->index); /* of shards that were there: they are this model no longer */
-    PVTI_TRY(pvti_export_rename(s->ctx, p->weights_new, p->weights));
     PVTI_TRY(pvti_export_rename(s->ctx, p->config_new, p->config));
+    if (aside) unlink(p->config_old);
     memset(&w, 0, sizeof w);
     memcpy(w.path, p->config, sizeof w.path);
     pvti_writer_sync_directory(&w);
@@ -14639,6 +14652,7 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
     pvt_result result;
     PVTI_TRY(pvti_path_join(s->ctx, p->config, dir, "config.json"));
     PVTI_TRY(pvti_path_join(s->ctx, p->config_new, dir, "config.json.new"));
+    PVTI_TRY(pvti_path_join(s->ctx, p->config_old, dir, "config.json.old"));
     PVTI_TRY(pvti_path_join(s->ctx, p->weights, dir, "model.safetensors"));
     PVTI_TRY(pvti_path_join(s->ctx, p->weights_new, dir, "model.safetensors.new"));
     PVTI_TRY(pvti_path_join(s->ctx, p->index, dir, "model.safetensors.index.json"));
@@ -14650,7 +14664,7 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
     PVTI_TRY(pvti_directory_create(s->ctx, dir));
     result = pvti_export_files(s, dir, p);
     if (result == PVT_OK) result = pvti_export_exchange(s, p);
-    if (result != PVT_OK) unlink(p->weights_new), unlink(p->config_new);
+    if (result != PVT_OK && !p->exchanged) unlink(p->weights_new), unlink(p->config_new);
     return result;
 }
 
@@ -14791,6 +14805,7 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, &z->desc.format, &fit, &stats, &fitted));
     pvt_weight_free(weight);
     *weight = fitted;
+    if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
     z->done++;
     if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, &stats);
     return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats.error);
@@ -14906,20 +14921,22 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 {
     pvti_layer *layer = &z->model->layers[l], original, work;
     pvt_real *norms = PVTI_NEW(z->ctx, pvt_real, PVTI_NORMS * z->C);
-    pvt_result result;
+    pvt_result result = PVT_OK;
     int j;
     if (!norms) return PVT_ERR_MEMORY;
-    for (j = 0; j < PVTI_LINEARS; j++) /* codes of an earlier run are tuned in place; copies must not share these */
-        pvti_free(z->ctx, layer->linear[j].lookup), layer->linear[j].lookup = NULL;
     original = *layer, work = *layer;
     for (j = 0; j < PVTI_NORMS; j++) {
         work.norm[j] = norms + j * z->C;
         memcpy(work.norm[j], original.norm[j], (size_t)z->C * sizeof *norms);
     }
-    for (j = 0; j < PVTI_LINEARS; j++)
-        work.linear[j].owned = false; /* the original must survive being replaced */
-    pvti_quantizer_observe(z, &original);
-    result = pvti_quantizer_block_body(z, &work, l);
+    for (j = 0; j < PVTI_LINEARS && result == PVT_OK; j++) /* codes of an earlier run are fine-tuned: a copy of them */
+        if (original.linear[j].format.kind != PVT_FORMAT_DENSE)
+            result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
+        else work.linear[j].owned = false; /* the original must survive being replaced */
+    if (result == PVT_OK) {
+        pvti_quantizer_observe(z, &original);
+        result = pvti_quantizer_block_body(z, &work, l);
+    }
     for (j = 0; j < PVTI_LINEARS; j++) {
         bool replaced =
             work.linear[j].format.kind != PVT_FORMAT_DENSE && work.linear[j].codes != original.linear[j].codes;
@@ -15510,6 +15527,9 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     pvti_tensor *tensors;
     char(*names)[128];
     pvt_result result = PVT_ERR_MEMORY;
+    if (tuner->pv->open)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: the last step failed half-way; resume from a checkpoint "
+                         "made before it", path);
     int64_t n = 0, i;
     pvti_tuner_options(tuner, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++)
@@ -15600,6 +15620,7 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
             memcpy(array.data, pvti_safetensors_find(&st, array.name)->data,
                    (size_t)(array.n * pvti_dtype_info(array.dtype)->bytes));
         tuner->step = tuner->pv->step = step;
+        tuner->pv->open = false; /* of a step that failed */
     }
     pvti_safetensors_close(&st);
     return result;

@@ -387,6 +387,27 @@ static void save_and_load(pvt_ctx *ctx, const pvt_model *model, const char *name
     pvt_model_free(loaded), pvt_model_free(copy);
 }
 
+/* An overwriting save that cannot put its weights in place leaves what was there, and nothing of its own. */
+static void check_blocked_save(pvt_ctx *ctx, const pvt_model *model)
+{
+    char path[1000];
+    pvt_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.overwrite = true;
+    CHECK_OK(ctx, pvt_model_save(model, dir_path("blocked"), &desc));
+    snprintf(path, sizeof path, "cd '%s' && mv model.safetensors kept && mkdir model.safetensors && cp config.json config",
+             dir_path("blocked"));
+    CHECK(system(path) == 0);
+    CHECK(pvt_model_save(model, dir_path("blocked"), &desc) == PVT_ERR_IO);
+    snprintf(path, sizeof path,
+             "cd '%s' && cmp config.json config && test ! -e config.json.old && test -z \"$(ls | grep 'new$')\" &&"
+             "rmdir model.safetensors && mv kept model.safetensors", dir_path("blocked"));
+    CHECK(system(path) == 0);
+    CHECK_OK(ctx, pvt_model_save(model, dir_path("blocked"), &desc));
+    snprintf(path, sizeof path, "cd '%s' && test -z \"$(ls | grep -e old -e 'new$')\"", dir_path("blocked"));
+    CHECK(system(path) == 0);
+}
+
 static void check_save(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, false, 0), *tied = tiny(ctx, true, 5);
@@ -398,6 +419,7 @@ static void check_save(pvt_ctx *ctx)
     save_and_load(ctx, model, "dense16", false, true);
     quantize(ctx, model, "aqlm:2x4g4");
     save_and_load(ctx, model, "aqlm", false, true);
+    check_blocked_save(ctx, model);
     save_and_load(ctx, model, "aqlm-dense", true, false);
     quantize(ctx, tied, "aqlm:1x9g4o2");
     save_and_load(ctx, tied, "aqlm-tied", false, true);

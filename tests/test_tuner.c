@@ -139,6 +139,42 @@ static void check_endless_option(void)
     pvt_ctx_destroy(ctx);
 }
 
+/* A step over a NaN is refused in its middle: that state is not saved, and a checkpoint brings the tuner back. */
+static void check_after_nan(void)
+{
+    char dir[300], path[400];
+    pvt_tune_desc desc;
+    pvt_corpus corpus;
+    pvt_model *model;
+    pvt_tuner *tuner;
+    pvt_ctx *ctx;
+    int32_t ids[CTX * WINDOWS];
+    for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
+    memset(&desc, 0, sizeof desc);
+    desc.steps = 4, desc.ctx = CTX, desc.cross_entropy = true;
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
+    model = make(ctx, &corpus, true);
+    CHECK_OK(ctx, pvt_tuner_create(ctx, model, NULL, &corpus, &desc, &tuner));
+    CHECK(test_scratch(dir, sizeof dir));
+    snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
+    CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
+    CHECK_OK(ctx, pvt_tuner_save(tuner, path));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (t.values) t.values[0] = NAN;
+    }
+    CHECK(pvt_tuner_step(tuner, NULL) == PVT_ERR_NUMERIC);
+    CHECK(pvt_tuner_save(tuner, path) == PVT_ERR_ARGUMENT);
+    CHECK_OK(ctx, pvt_tuner_resume(tuner, path));
+    CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
+    CHECK(pvt_tuner_step_count(tuner) == 2);
+    CHECK_OK(ctx, pvt_tuner_save(tuner, path));
+    test_remove(dir);
+    pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
+    pvt_ctx_destroy(ctx);
+}
+
 int main(void)
 {
     check_memory(PVT_STRATEGY_PV_STE, BATCH, PVT_DTYPE_NONE, false, true);
@@ -148,5 +184,6 @@ int main(void)
     check_memory(PVT_STRATEGY_PV, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
     check_endless_option();
+    check_after_nan();
     return test_end();
 }

@@ -14033,7 +14033,7 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
     result = pvt_tokenizer_encode(tokenizer, (const char *)map.data, map.size, PVT_ENCODE_BOS, &out->ids,
                                   &out->n);
     pvti_map_close(ctx, &map);
-    if (result == PVT_OK) out->ctx = ctx;
+    if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
     return result;
 }
 
@@ -14638,6 +14638,7 @@ static pvt_result pvti_export_exchange(pvti_exporter *s, pvti_export_paths *p)
     }
     p->exchanged = true;
     unlink(p->index); /* of shards that were there: they are this model no longer */
+    if (!s->model->generation_config) unlink(p->generation); /* its end tokens would count as this model's */
     PVTI_TRY(pvti_export_rename(s->ctx, p->config_new, p->config));
     if (aside) unlink(p->config_old);
     memset(&w, 0, sizeof w);

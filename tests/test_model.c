@@ -401,10 +401,11 @@ static void check_blocked_save(pvt_ctx *ctx, const pvt_model *model)
     CHECK(pvt_model_save(model, dir_path("blocked"), &desc) == PVT_ERR_IO);
     snprintf(path, sizeof path,
              "cd '%s' && cmp config.json config && test ! -e config.json.old && test -z \"$(ls | grep 'new$')\" &&"
-             "rmdir model.safetensors && mv kept model.safetensors", dir_path("blocked"));
+             "rmdir model.safetensors && mv kept model.safetensors && echo '{\"eos_token_id\": 3}' >generation_config.json",
+             dir_path("blocked"));
     CHECK(system(path) == 0);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("blocked"), &desc));
-    snprintf(path, sizeof path, "cd '%s' && test -z \"$(ls | grep -e old -e 'new$')\"", dir_path("blocked"));
+    snprintf(path, sizeof path, "cd '%s' && test -z \"$(ls | grep -e old -e 'new$' -e generation)\"", dir_path("blocked"));
     CHECK(system(path) == 0);
 }
 

@@ -14957,7 +14957,7 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     pvt_model *model = z->model;
     pvt_weight *weight = head && !model->config.tied ? &model->head : &model->embed;
     pvt_real *W = z->W;
-    pvt_result result, tied;
+    pvt_result result;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
     result = z->W ? pvti_quantizer_fit(z, weight, head ? "lm_head.weight" : "model.embed_tokens.weight",
                                        (uint64_t)(model->config.layers * PVTI_LINEARS + head), NULL)
@@ -14966,8 +14966,7 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
         result = pvt_weight_round_f16(weight, head ? "lm_head.weight" : "model.embed_tokens.weight");
     pvti_free(z->ctx, z->W);
     z->W = W;
-    tied = pvti_model_tie(model); /* in any case: the embedding may have been replaced before it failed */
-    return result != PVT_OK ? result : tied;
+    return result;
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */

@@ -101,8 +101,9 @@ static void check_left_behind(void)
     pvt_ctx_destroy(ctx);
 }
 
-/* A checkpoint whose first option is 400 letters long: refused, and not a byte beyond the buffer is told. */
-static void check_endless_option(void)
+/* A step over a NaN is refused in its middle: that state is not saved, and a checkpoint brings the tuner back. One
+   whose first option is 400 letters long is refused, and not a byte beyond the buffer is told. */
+static void check_checkpoints(void)
 {
     enum { LETTERS = 400 };
     char dir[300], path[400], header[600], letters[LETTERS + 1];
@@ -117,39 +118,6 @@ static void check_endless_option(void)
     int n;
     for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
     memset(letters, 'a', LETTERS), letters[LETTERS] = 0;
-    memset(&desc, 0, sizeof desc);
-    desc.steps = 2, desc.ctx = CTX, desc.cross_entropy = true;
-    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
-    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
-    model = make(ctx, &corpus, true);
-    CHECK_OK(ctx, pvt_tuner_create(ctx, model, NULL, &corpus, &desc, &tuner));
-    CHECK(test_scratch(dir, sizeof dir));
-    snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
-    n = snprintf(header, sizeof header, "{\"__metadata__\":{\"pvtune\":\"%s\"}}", letters);
-    size[0] = (uint8_t)(n & 255), size[1] = (uint8_t)(n >> 8);
-    f = fopen(path, "wb");
-    CHECK(f && fwrite(size, 8, 1, f) == 1 && fwrite(header, (size_t)n, 1, f) == 1 && fclose(f) == 0);
-    CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
-    letters[199] = 0;
-    CHECK(strstr(pvt_ctx_error(ctx), letters) != NULL);
-    letters[199] = 'a', letters[200] = 0;
-    CHECK(strstr(pvt_ctx_error(ctx), letters) == NULL);
-    test_remove(dir);
-    pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
-    pvt_ctx_destroy(ctx);
-}
-
-/* A step over a NaN is refused in its middle: that state is not saved, and a checkpoint brings the tuner back. */
-static void check_after_nan(void)
-{
-    char dir[300], path[400];
-    pvt_tune_desc desc;
-    pvt_corpus corpus;
-    pvt_model *model;
-    pvt_tuner *tuner;
-    pvt_ctx *ctx;
-    int32_t ids[CTX * WINDOWS];
-    for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
     memset(&desc, 0, sizeof desc);
     desc.steps = 4, desc.ctx = CTX, desc.cross_entropy = true;
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
@@ -170,6 +138,16 @@ static void check_after_nan(void)
     CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     CHECK(pvt_tuner_step_count(tuner) == 2);
     CHECK_OK(ctx, pvt_tuner_save(tuner, path));
+
+    n = snprintf(header, sizeof header, "{\"__metadata__\":{\"pvtune\":\"%s\"}}", letters);
+    size[0] = (uint8_t)(n & 255), size[1] = (uint8_t)(n >> 8);
+    f = fopen(path, "wb");
+    CHECK(f && fwrite(size, 8, 1, f) == 1 && fwrite(header, (size_t)n, 1, f) == 1 && fclose(f) == 0);
+    CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
+    letters[199] = 0;
+    CHECK(strstr(pvt_ctx_error(ctx), letters) != NULL);
+    letters[199] = 'a', letters[200] = 0;
+    CHECK(strstr(pvt_ctx_error(ctx), letters) == NULL);
     test_remove(dir);
     pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
     pvt_ctx_destroy(ctx);
@@ -183,7 +161,6 @@ int main(void)
     check_memory(PVT_STRATEGY_CONTINUOUS, 2, PVT_DTYPE_NONE, false, false);
     check_memory(PVT_STRATEGY_PV, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
-    check_endless_option();
-    check_after_nan();
+    check_checkpoints();
     return test_end();
 }

@@ -330,7 +330,7 @@ static void test_stop_quantize(void)
     CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0 && sh("test -e half") != 0);
 }
 
-#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-lr 0.01 -q --save-every 4 "
+#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-optimizer adam --code-lr 0.01 --patience 99 -q --save-every 4 "
 
 static void test_resume(pvt_ctx *ctx)
 {

@@ -1,7 +1,7 @@
-/*  What files survive. Every call to the system that a save makes fails once, is interrupted, writes short, or
-    is the last thing that the process does; after each the directory holds the old model or the new one, weights
-    and tokenizer together, or what the next load makes one of them. Further: two writers at once, permissions,
-    orphans, manifests from an enemy, pipes and devices in the place of files. */
+/*  What files survive. Every call to the system that a save makes fails once, is interrupted, writes
+    short, or is the last thing that the process does; after each the directory holds the old model or the
+    new one, weights and tokenizer together, or what the next load makes one of them. Further: two writers
+    at once, permissions, orphans, manifests from an enemy, pipes and devices in the place of files. */
 #define PVTUNE_IMPLEMENTATION
 #define PVTI_STREAM_BYTES ((int64_t)1 << 20) /* what has no size is given up early here */
 #include "../pvtune.h"
@@ -11,8 +11,8 @@
 
 /* ---- a system that fails on purpose ---- */
 
-#define CALLS(X) X(OPEN) X(CLOSE) X(READ) X(WRITE) X(FSYNC) X(FSTAT) X(STAT) X(FCHMOD) X(FCHOWN) X(FLOCK) X(DUP) \
-    X(RENAME) X(UNLINK) X(MKDIR) X(RMDIR) X(LIST)
+#define CALLS(X) X(OPEN) X(CLOSE) X(READ) X(WRITE) X(FSYNC) X(FSTAT) X(STAT) X(FCHMOD) X(FCHOWN) X(FLOCK) \
+    X(DUP) X(RENAME) X(UNLINK) X(MKDIR) X(RMDIR) X(LIST)
 typedef enum call {
 #define X(name) name,
     CALLS(X)
@@ -25,13 +25,14 @@ static const char *const call_names[] = {
 #undef X
     "ANY"};
 
+enum { EACH = -2 };
 enum { ENDED = 42 }; /* exit status of a process that was ended on purpose */
 typedef enum how { FAILS, INTERRUPTED, ENDS_BEFORE, ENDS_AFTER, WRITES_SHORT } how;
 static struct {
     call kind;
     how how;
     int code;       /* errno of FAILS */
-    int64_t at;     /* which call of that kind, from 0; −1: none */
+    int64_t at;     /* which call of that kind, from 0; −1: none, EACH: all */
     int64_t n;      /* calls of that kind so far */
     int64_t fired;
     mode_t widest;  /* of all files that were created */
@@ -39,7 +40,8 @@ static struct {
 
 static bool hits(call kind, how h)
 {
-    return (fault.kind == kind || fault.kind == ANY) && fault.how == h && fault.n == fault.at;
+    return (fault.kind == kind || fault.kind == ANY) && fault.how == h &&
+           (fault.n == fault.at || fault.at == EACH);
 }
 
 /* True: the call is to fail, with errno set. */
@@ -88,7 +90,8 @@ static ssize_t bad_write(int fd, const void *from, size_t bytes)
     }
     CALL(WRITE, ssize_t, -1, write(fd, from, bytes));
 }
-static int bad_fsync(int fd) { CALL(FSYNC, int, -1, ((void)fd, 0)); } /* no test pulls the plug: no time for devices */
+/* No test pulls the plug: no time for devices. */
+static int bad_fsync(int fd) { CALL(FSYNC, int, -1, ((void)fd, 0)); }
 static int bad_fstat(int fd, struct stat *st) { CALL(FSTAT, int, -1, fstat(fd, st)); }
 static int bad_stat(const char *path, struct stat *st) { CALL(STAT, int, -1, stat(path, st)); }
 static int bad_fchmod(int fd, mode_t mode) { CALL(FCHMOD, int, -1, fchmod(fd, mode)); }
@@ -99,10 +102,13 @@ static int bad_rename(const char *from, const char *to) { CALL(RENAME, int, -1, 
 static int bad_unlink(const char *path) { CALL(UNLINK, int, -1, unlink(path)); }
 static int bad_mkdir(const char *path, mode_t mode) { CALL(MKDIR, int, -1, mkdir(path, mode)); }
 static int bad_rmdir(const char *path) { CALL(RMDIR, int, -1, rmdir(path)); }
-static int bad_list(const char *dir, pvti_list_fn *each, void *user) { CALL(LIST, int, -1, pvti_system_list(dir, each, user)); }
+static int bad_list(const char *dir, pvti_list_fn *each, void *user)
+{
+    CALL(LIST, int, -1, pvti_system_list(dir, each, user));
+}
 static const pvti_system bad_system = {
-    bad_open, bad_close, bad_read, bad_write, bad_fsync, bad_fstat, bad_stat, bad_fchmod, bad_fchown, bad_flock, bad_dup,
-    bad_rename, bad_unlink, bad_mkdir, bad_rmdir, bad_list,
+    bad_open, bad_close, bad_read, bad_write, bad_fsync, bad_fstat, bad_stat, bad_fchmod, bad_fchown, bad_flock,
+    bad_dup, bad_rename, bad_unlink, bad_mkdir, bad_rmdir, bad_list,
 };
 
 static void set_fault(call kind, how h, int64_t at)
@@ -243,10 +249,11 @@ static void make_old(void)
     CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
     pvt_model_set_tokenizer(old_model, bytes);
     CHECK_OK(ctx, save(old_model, in("plain")));
-    CHECK(sh("cd plain && sed -e 's/\"a\": 97/\"a\": 98/' -e 's/\"b\": 98/\"b\": 97/' tokenizer.json >t && ! cmp t tokenizer.json && "
-             "mv t tokenizer.json && echo '{\"eos_token_id\": 3}' >generation_config.json && echo '{}' >added_tokens.json && "
-             "echo '{}' >special_tokens_map.json && echo x >chat_template.jinja && echo '{}' >vocab.json && "
-             "echo x >merges.txt && echo x >tokenizer.model && echo mine >notes.txt && mkdir mine && echo y >mine/config.json && "
+    CHECK(sh("cd plain && sed -e 's/\"a\": 97/\"a\": 98/' -e 's/\"b\": 98/\"b\": 97/' tokenizer.json >t && "
+             "! cmp t tokenizer.json && mv t tokenizer.json && echo '{\"eos_token_id\": 3}' >generation_config.json"));
+    CHECK(sh("cd plain && echo '{}' >added_tokens.json && echo '{}' >special_tokens_map.json && "
+             "echo x >chat_template.jinja && echo '{}' >vocab.json && echo x >merges.txt && echo x >tokenizer.model"));
+    CHECK(sh("cd plain && echo mine >notes.txt && mkdir mine && echo y >mine/config.json && "
              "echo x >model-00009-of-00009.safetensors"));
     CHECK(sh("cp -r plain old && mv old/model.safetensors old/model-00001-of-00001.safetensors"));
     for (i = 0; i < pvt_model_tensors(old_model); i++)
@@ -274,23 +281,26 @@ static void make_new(void)
     CHECK(figure(in("mixed2"), NULL) != new_figure && figure(in("mixed2"), NULL) != old_figure);
 }
 
+#define BARE "config.json model.safetensors tokenizer.json tokenizer_config.json " /* a new model by itself */
+
 /* What a good overwriting leaves: nothing of the old model's, everything of the user's. */
 static void test_stale(void)
 {
     char list[2048];
     list_files(in("new"), list);
-    CHECK(strcmp(list, "config.json model.safetensors tokenizer.json tokenizer_config.json ") == 0);
+    CHECK(strcmp(list, BARE) == 0);
     CHECK(sh("cp -r old stale"));
     list_files(in("old"), old_list);
     CHECK_OK(ctx, save(new_model, in("stale")));
     list_files(in("stale"), new_list);
-    CHECK(strcmp(new_list, "config.json mine model-00009-of-00009.safetensors model.safetensors notes.txt tokenizer.json "
-                           "tokenizer_config.json ") == 0);
+    CHECK(strcmp(new_list, "config.json mine model-00009-of-00009.safetensors model.safetensors notes.txt "
+                           "tokenizer.json tokenizer_config.json ") == 0);
     CHECK(figure(in("stale"), NULL) == new_figure);
-    CHECK(sh("cmp stale/model.safetensors new/model.safetensors && test \"$(cat stale/notes.txt)\" = mine && test -e stale/mine/config.json"));
+    CHECK(sh("cmp stale/model.safetensors new/model.safetensors && test \"$(cat stale/notes.txt)\" = mine && "
+             "test -e stale/mine/config.json"));
     CHECK_OK(ctx, pvt_tokenizer_save(pvt_model_tokenizer(new_model), in("plain")));
-    CHECK(sh("cmp plain/tokenizer.json new/tokenizer.json && test -e plain/config.json && ! test -e plain/added_tokens.json && "
-             "cmp plain/model.safetensors old/model-00001-of-00001.safetensors"));
+    CHECK(sh("cmp plain/tokenizer.json new/tokenizer.json && test -e plain/config.json && "
+             "! test -e plain/added_tokens.json && cmp plain/model.safetensors old/model-00001-of-00001.safetensors"));
     CHECK(sh("rm -r plain mixed mixed2"));
 }
 
@@ -349,14 +359,30 @@ static void fresh_directory(const char *from)
     CHECK(!from || copy_tree(in(from), in("dir")));
 }
 
+/* Software that knows nothing of an exchange sees the old model, the new one or none: never a mixture. */
+static bool stranger_is_safe(const char *from)
+{
+    double value;
+    if (!pvti_path_exists(in("dir/config.json"))) return true;
+    remove_tree(in("view"));
+    if (!copy_tree(in("dir"), in("view"))) return false;
+    remove_tree(in("view/" PVTI_EXCHANGE));
+    value = figure(in("view"), NULL);
+    return value == new_figure || (from && value == old_figure);
+}
+
 /* After a save of the new model that returned `result`, −1: the process ended. `from`: what was there before. */
 static bool directory_holds(const char *from, int result, const char *sentence)
 {
     char why[1024], again[1024], list[2048];
+    call kind = fault.kind; /* what this is about, for the printing */
+    how h = fault.how;
+    int64_t at = fault.at;
+    bool safe = stranger_is_safe(from);
     double value = figure(in("dir"), why);
     bool is_new = value == new_figure, is_old = from && value == old_figure, nothing = !from && isnan(value);
-    bool good = is_new || is_old || nothing;
-    if (result == PVT_OK) good = is_new;
+    bool good = safe && (is_new || is_old || nothing);
+    if (result == PVT_OK) good = good && is_new;
     if (nothing) good = good && !pvti_path_exists(in("dir/config.json"));
     if (is_new == is_old && from) good = false;
     if (result > 0) good = good && sentence[0];
@@ -377,13 +403,20 @@ static bool directory_holds(const char *from, int result, const char *sentence)
     /* the next save leaves nothing of all this behind */
     good = good && save(new_model, in("dir")) == PVT_OK && figure(in("dir"), NULL) == new_figure;
     list_files(in("dir"), list);
-    good = good && strcmp(list, from ? new_list : "config.json model.safetensors tokenizer.json tokenizer_config.json ") == 0;
+    good = good && strcmp(list, from ? new_list : BARE) == 0;
     if (!good)
         printf("    %s call %lld, how %d: result %d \"%s\"; figure %g (old %g, new %g) \"%s\"; files %s\n",
-               call_names[fault.kind], (long long)fault.at, (int)fault.how, result, sentence, value, old_figure, new_figure,
-               why, list);
+               call_names[kind], (long long)at, (int)h, result, sentence, value, old_figure, new_figure, why, list);
     return good;
 }
+
+/* Whose failure is always one of the save. Files that were only read may fail to close, directories may be there
+   already, sweeping may fail, a file system may have no locks. */
+static bool told(call kind)
+{
+    return kind == WRITE || kind == FSYNC || kind == RENAME || kind == UNLINK || kind == RMDIR;
+}
+static int64_t closes_told;
 
 /* One save with the fault set; false when the fault did not occur, for there are no more such calls. */
 static bool fault_once(const char *from, call kind, how h, int64_t at, int64_t *tally)
@@ -403,6 +436,8 @@ static bool fault_once(const char *from, call kind, how h, int64_t at, int64_t *
         return false;
     }
     if (h == INTERRUPTED) CHECK(result == PVT_OK);
+    if (h == FAILS && told(kind)) CHECK(result != PVT_OK);
+    closes_told += h == FAILS && kind == CLOSE && result != PVT_OK;
     fault.at = at;
     CHECK(directory_holds(from, (int)result, sentence));
     ++*tally;
@@ -435,6 +470,7 @@ static bool end_once(const char *from, how h, int64_t at)
 static void test_directory(const char *from)
 {
     static const call must[] = {OPEN, CLOSE, WRITE, FSYNC, RENAME, MKDIR, FLOCK, DUP, STAT};
+    static const call interruptible[] = {OPEN, CLOSE, WRITE, FSYNC, FLOCK};
     int64_t fired[ANY + 1], at, n;
     int kind, h, i;
     memset(fired, 0, sizeof fired);
@@ -443,8 +479,10 @@ static void test_directory(const char *from)
     CHECK_OK(ctx, save(new_model, in("dir")));
     n = fault.n;
     count.calls += n;
+    closes_told = 0;
     for (kind = 0; kind < ANY; kind++)
         for (at = 0; fault_once(from, (call)kind, FAILS, at, &fired[kind]);) at++;
+    CHECK(closes_told >= 10); /* of five files and five times a directory */
     for (i = 0; i < PVTI_COUNT(must); i++) CHECK(fired[must[i]] > 0);
     if (from) CHECK(fired[UNLINK] > 5);
     for (kind = 0, at = 0; kind < ANY; kind++) at += fired[kind];
@@ -454,7 +492,6 @@ static void test_directory(const char *from)
         for (at = 0; end_once(from, (how)h, at);) at++;
         CHECK(at == n);
     }
-    static const call interruptible[] = {OPEN, CLOSE, WRITE, FSYNC, FLOCK};
     for (i = 0, fired[ANY] = 0; i < PVTI_COUNT(interruptible); i++)
         for (at = 0; fault_once(from, interruptible[i], INTERRUPTED, at, &fired[ANY]);) at++;
     CHECK(fired[ANY] > 30);
@@ -464,6 +501,23 @@ static void test_directory(const char *from)
     CHECK_OK(ctx, save(new_model, in("dir")));
     CHECK(fault.fired > 1000);
     CHECK(directory_holds(from, PVT_OK, ""));
+}
+
+/* File systems that cannot sync, or know no locks, or where a directory may not be listed, will do. */
+static void test_lesser_systems(void)
+{
+    static const struct { call kind; int code; } lacks[] = {{FSYNC, EINVAL}, {FSYNC, ENOSYS}, {FLOCK, ENOLCK},
+                                                            {FLOCK, ENOSYS}, {LIST, EACCES}, {FCHOWN, EPERM}};
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(lacks); i++) {
+        fresh_directory("old");
+        if (lacks[i].kind == FCHOWN && geteuid() == 0) CHECK(chown(in("dir/config.json"), 12345, 12345) == 0);
+        set_fault(lacks[i].kind, FAILS, EACH);
+        fault.code = lacks[i].code;
+        CHECK_OK(ctx, save(new_model, in("dir")));
+        CHECK(fault.fired > 0 || (lacks[i].kind == FCHOWN && geteuid() != 0));
+        CHECK(directory_holds("old", PVT_OK, ""));
+    }
 }
 
 /* What a save left is completed by a load, and a fault in that leaves it for the next. */
@@ -570,8 +624,9 @@ static bool single_holds(const single *s, int result)
     good = good && s->write(path) == PVT_OK && file_is(path, s->after, s->after_bytes);
     list_files(in("one"), list);
     snprintf(name, sizeof name, "%s ", s->name);
-    if (!good || strcmp(list, name) != 0) printf("    result %d \"%s\"; files %s\n", result, pvt_ctx_error(ctx), list);
-    return good && strcmp(list, name) == 0;
+    good = good && strcmp(list, name) == 0;
+    if (!good) printf("    result %d \"%s\"; files %s\n", result, pvt_ctx_error(ctx), list);
+    return good;
 }
 
 static void single_begin(const single *s, char path[600])
@@ -583,6 +638,11 @@ static void single_begin(const single *s, char path[600])
     if (!s->before) return;
     f = fopen(path, "wb");
     CHECK(f && fwrite(s->before, 1, (size_t)s->before_bytes, f) == (size_t)s->before_bytes && fclose(f) == 0);
+}
+
+static bool may_be_interrupted(call kind)
+{
+    return kind == OPEN || kind == CLOSE || kind == WRITE || kind == FSYNC || kind == FLOCK;
 }
 
 static void test_single(const single *s)
@@ -597,7 +657,7 @@ static void test_single(const single *s)
     count.calls += all;
     for (h = FAILS; h <= INTERRUPTED; h++)
         for (kind = 0; kind < ANY; kind++) {
-            if (h == INTERRUPTED && kind != OPEN && kind != CLOSE && kind != WRITE && kind != FSYNC && kind != FLOCK) continue;
+            if (h == INTERRUPTED && !may_be_interrupted((call)kind)) continue;
             for (at = 0;; at++) {
                 pvt_result result;
                 bool fail;
@@ -606,6 +666,7 @@ static void test_single(const single *s)
                 result = s->write(path);
                 fail = fault.fired > 0;
                 if (!fail || h == INTERRUPTED) CHECK(result == PVT_OK);
+                else if (told((call)kind)) CHECK(result != PVT_OK);
                 CHECK(single_holds(s, (int)result));
                 if (!fail) break;
                 fired++;
@@ -691,7 +752,7 @@ static void test_files(void)
     CHECK(s.before_bytes > 1000 && s.before_bytes < 1000000 && !file_is(in("second"), s.before, s.before_bytes));
     test_single(&s);
     CHECK_OK(ctx, pvt_tuner_resume(tuner, in("one/checkpoint.safetensors")));
-    CHECK(pvt_tuner_step_count(tuner) == 2);
+    CHECK(pvt_tuner_get_info(tuner).step == 2);
     free(s.before), free(s.after);
     pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
 }
@@ -723,7 +784,7 @@ static void test_two_writers(void)
     list_files(in("one"), list);
     CHECK(file_is(path, "b", 1) && strcmp(list, "both ") == 0);
     /* an orphan is removed, what looks a little like one is not */
-    CHECK(sh("cd one && echo x >.both.pvtune-1-0.tmp && echo x >.both.pvtune-1-x.tmp && echo x >.both.tmp && echo x >both.tmp"));
+    CHECK(sh("cd one && for f in .both.pvtune-1-0.tmp .both.pvtune-1-x.tmp .both.tmp both.tmp; do echo x >$f; done"));
     CHECK_OK(ctx, pvti_file_write(ctx, path, "c", 1));
     list_files(in("one"), list);
     CHECK(strcmp(list, ".both.pvtune-1-x.tmp .both.tmp both both.tmp ") == 0);
@@ -805,7 +866,8 @@ static void test_two_savers(void)
     pvti_exchange_end(&a);
     CHECK_OK(ctx, pvti_exchange_commit(&b, PVTI_SAVED_TOKENIZER));
     pvti_exchange_end(&b);
-    CHECK(sh("cd dir && test \"$(cat tokenizer.json)\" = b && ! test -e vocab.json && test -e config.json && test -z \"$(ls -A | grep pvtune)\""));
+    CHECK(sh("cd dir && test \"$(cat tokenizer.json)\" = b && ! test -e vocab.json && test -e config.json"));
+    CHECK(sh("test -z \"$(ls -A dir | grep pvtune)\""));
     /* two processes save their models, time and again, while a third looks */
     fresh_directory("old-bytes");
     fflush(stdout);
@@ -818,7 +880,8 @@ static void test_two_savers(void)
         looks++;
         if (value == new_figure || value == bytes_figure) loaded++;
         /* a save that fell between two of the loader's looks is told, never loaded half */
-        else if (isnan(value) && (strstr(why, "load it again") || strstr(why, "no config.json") || strstr(why, "No such file")))
+        else if (isnan(value) &&
+                 (strstr(why, "load it again") || strstr(why, "no config.json") || strstr(why, "No such file")))
             told++;
         else printf("    %g: %s\n", value, why);
         for (i = 0; i < 2; i++)
@@ -942,7 +1005,8 @@ static void test_hostile_manifests(void)
         else if (i == PVTI_COUNT(texts)) fwrite("pvtune-save 1\n- config.json\0\n.\n", 1, 31, f);
         else for (k = 0, fputs("pvtune-save 1\n", f); k < 100000; k++) fputs("- config.json\n", f);
         CHECK(fclose(f) == 0);
-        CHECK(pvt_model_load(other, in("dir"), NULL, &model) == (i <= PVTI_COUNT(texts) ? PVT_ERR_FORMAT : PVT_ERR_IO));
+        CHECK(pvt_model_load(other, in("dir"), NULL, &model) ==
+              (i <= PVTI_COUNT(texts) ? PVT_ERR_FORMAT : PVT_ERR_IO));
         CHECK(strstr(pvt_ctx_error(other), ".pvtune-save/manifest") != NULL);
         CHECK(save(new_model, in("dir")) != PVT_OK); /* nothing is guessed */
     }
@@ -950,16 +1014,19 @@ static void test_hostile_manifests(void)
     list_files(in("dir"), list);
     CHECK(strcmp(list, old_list) == 0 && figure(in("dir"), why) == old_figure);
     /* folders that are links to somewhere else */
-    CHECK(sh("rm -rf else && mkdir else && echo mine >else/config.json && printf 'pvtune-save 1\\n+ config.json\\n.\\n' >else/manifest"));
+    CHECK(sh("mkdir else && echo mine >else/config.json && "
+             "printf 'pvtune-save 1\\n+ config.json\\n.\\n' >else/manifest"));
     CHECK(sh("cd dir && ln -s ../else .pvtune-save"));
     CHECK(pvt_model_load(other, in("dir"), NULL, &model) == PVT_ERR_FORMAT);
-    CHECK(sh("cd dir && rm .pvtune-save && ln -s ../else .save.pvtune-1-0.tmp && ln -s ../else/config.json .config.json.pvtune-1-0.tmp"));
+    CHECK(sh("cd dir && rm .pvtune-save && ln -s ../else .save.pvtune-1-0.tmp && "
+             "ln -s ../else/config.json .config.json.pvtune-1-0.tmp"));
     CHECK_OK(ctx, save(new_model, in("dir")));
     CHECK(sh("test -e else/config.json && test -e else/manifest && rm dir/.save.pvtune-1-0.tmp"));
     CHECK(figure(in("dir"), why) == new_figure);
     /* a folder of that name that is not ours blocks the save, and says so */
     CHECK(sh("rm -rf dir && cp -r old dir && mkdir dir/.pvtune-save && echo x >dir/.pvtune-save/x"));
-    CHECK(save(new_model, in("dir")) == PVT_ERR_IO && strstr(pvt_ctx_error(ctx), ".pvtune-save") && strstr(pvt_ctx_error(ctx), "unchanged"));
+    CHECK(save(new_model, in("dir")) == PVT_ERR_IO);
+    CHECK(strstr(pvt_ctx_error(ctx), ".pvtune-save") && strstr(pvt_ctx_error(ctx), "unchanged"));
     CHECK(figure(in("dir"), why) == old_figure && sh("test -e dir/.pvtune-save/x"));
     /* an empty one, as a death between two last calls leaves it, does not */
     CHECK(sh("rm dir/.pvtune-save/x"));
@@ -1022,7 +1089,8 @@ static void test_special_files(void)
     pvt_corpus_free(&corpus);
     pvt_ctx_reset_peak(other);
     peak = pvt_ctx_get_info(other).bytes_peak;
-    CHECK(pvt_corpus_load(other, "/dev/zero", t, &corpus) == PVT_ERR_IO && strstr(pvt_ctx_error(other), "does not end"));
+    CHECK(pvt_corpus_load(other, "/dev/zero", t, &corpus) == PVT_ERR_IO);
+    CHECK(strstr(pvt_ctx_error(other), "does not end") != NULL);
     CHECK(pvt_ctx_get_info(other).bytes_peak - peak < 4 * PVTI_STREAM_BYTES);
     alarm(0);
     pvt_tokenizer_free(t);
@@ -1040,6 +1108,7 @@ int main(void)
     test_stale();
     test_directory("old");
     test_directory(NULL);
+    test_lesser_systems();
     test_recovery();
     test_files();
     test_two_writers();

@@ -88,14 +88,18 @@ for compiler in "$CC" gcc clang; do
         check "$compiler, $standard" $compiler -x c++ -std=$standard $warn -fsyntax-only -I. "$work/layer2.c"
     done
     for part in declarations implementation; do
-        check "$compiler, other headers' macros, $part" $compiler -std=gnu99 $warn -fsyntax-only -I. "$work/macros_$part.c"
+        check "$compiler, other headers' macros, $part" \
+            $compiler -std=gnu99 $warn -fsyntax-only -I. "$work/macros_$part.c"
     done
-    check "$compiler, other headers' macros, C++" $compiler -x c++ -std=gnu++17 $warn -fsyntax-only -I. "$work/macros.cc"
+    check "$compiler, other headers' macros, C++" \
+        $compiler -x c++ -std=gnu++17 $warn -fsyntax-only -I. "$work/macros.cc"
     # -flto: what is unused is found without waiting for machine code
     for layer in 0 1 2; do
-        check "$compiler, static functions, layer $layer" $compiler $c99 -DPVT_API=static -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
+        check "$compiler, static functions, layer $layer" \
+            $compiler $c99 -DPVT_API=static -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
     done
-    check "$compiler, static functions, C++" $compiler $cpp -DPVT_API=static -O0 -flto -c -I. "$work/layer2.c" -o "$work/static.o"
+    check "$compiler, static functions, C++" \
+        $compiler $cpp -DPVT_API=static -O0 -flto -c -I. "$work/layer2.c" -o "$work/static.o"
 done
 
 # what cannot work is refused in a sentence, and no more than that
@@ -104,7 +108,8 @@ printf '#include <stdio.h>\n#include "pvtune.h"\n' >"$work/declared.c"
 if $CC -std=c99 -fsyntax-only -I. "$work/behind.c" 2>/dev/null; then # a libc that hides nothing
     passed=$((passed + 1))
 else
-    refuses "behind libc under -std=c99" "include pvtune.h before libc's headers" $CC -std=c99 -fsyntax-only -I. "$work/behind.c"
+    refuses "behind libc under -std=c99" "include pvtune.h before libc's headers" \
+        $CC -std=c99 -fsyntax-only -I. "$work/behind.c"
     check "behind libc under -std=gnu99" $CC -std=gnu99 -fsyntax-only -I. "$work/behind.c"
 fi
 refuses "-ffast-math in the implementation" "ffast-math" $CC -std=c99 -ffast-math -fsyntax-only -I. "$work/layer2.c"

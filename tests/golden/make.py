@@ -2,7 +2,7 @@
 pvtune: tiny random models by transformers, tokenizers by sentencepiece and tokenizers, code searches and
 optimizer steps by the few lines of numpy below, which share nothing with pvtune.h.
 
-    python tests/golden/make.py TEXT [OUT]     TEXT: train.txt of `pvtune demo --save DIR`; OUT: default here
+    python tests/golden/make.py TEXT [OUT]     TEXT: train.txt of `pvtune demo --quick --save DIR`; OUT: default here
 
 Made with torch 2.5.1, transformers 4.49.0, safetensors, numpy 2.4.6, sentencepiece 0.2.3, tokenizers 0.21.4.
 Everything is seeded and computed in float64 from the stored float16 numbers; results are stored as float32.
@@ -16,7 +16,7 @@ models/NAME, aqlm/NAME    config.json and model.safetensors as Hugging Face has 
 pv/                       layer 1: beam_l2 (the V step's search), adam, pv_step_* (whole steps)
 tokenizers/               tokenizer.model, tokenizer.json, ids.json: texts and their ids
 """
-import json, math, os, sys
+import io, json, math, os, sys
 import numpy as np
 
 OUT = os.path.dirname(os.path.abspath(__file__))
@@ -408,12 +408,14 @@ def make_tokenizers(text):
     directory = os.path.join(OUT, "tokenizers")
     os.makedirs(directory, exist_ok=True)
     lines = open(text, encoding="utf-8").read().splitlines()
+    model = io.BytesIO()
     # as Llama's: spaces kept, bytes for what is unknown
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=os.path.join(directory, "tokenizer"), vocab_size=420,
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=420,
         model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
         split_digits=True, allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2)
-    os.remove(os.path.join(directory, "tokenizer.vocab"))
+    with open(os.path.join(directory, "tokenizer.model"), "wb") as file:
+        file.write(model.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_file=os.path.join(directory, "tokenizer.model"))
     # as GPT-2's
     bpe = Tokenizer(models.BPE())

@@ -24,7 +24,7 @@ typedef struct demo_size {
     int64_t layers, dim, ff, train_bytes, unseen_bytes, train_steps, tune_steps, samples;
 } demo_size;
 static const demo_size demo_full = {4, 128, 384, 600000, 32000, 1500, 100, 256};
-static const demo_size demo_short = {3, 96, 256, 600000, 32000, 2400, 80, 128};
+static const demo_size demo_short = {3, 96, 256, 600000, 32000, 2400, 110, 128};
 static const demo_size demo_quick = {2, 64, 192, 60000, 6000, 400, 8, 32};
 
 typedef struct demo_run { /* one strategy under one schedule */

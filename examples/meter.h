@@ -181,14 +181,14 @@ static void meter_compose(const meter *m, double now, int level, int bar, char o
         snprintf(out, METER_LINE, "%s%s%s%s%s", m->phase, m->detail[0] ? ": " : "", m->detail, time[0] ? " " : "", time);
         return;
     }
-    if (level >= 4) bar = 0;
+    if (level >= 5) bar = 0;
     for (i = 0; i < bar; i++) hashes[i] = i < filled ? '#' : '.';
     hashes[bar] = 0;
     if (meter_rate(m) > 0) snprintf(rate, sizeof rate, ", %.3g/s", meter_rate(m));
     snprintf(count, sizeof count, "%lld/%lld%s%s", (long long)m->done, (long long)m->total, level < 3 ? " " : "",
              level < 3 ? m->unit : "");
     snprintf(out, METER_LINE, "%s%s%s%s%s%s%s%s%s%s%s%s", level < 7 ? m->phase : "", level < 7 ? " " : "", bar ? "[" : "",
-             hashes, bar ? "] " : "", count, level < 5 ? m->figure : "", level < 2 ? rate : "",
+             hashes, bar ? "] " : "", count, level < 4 ? m->figure : "", level < 2 ? rate : "",
              level < 6 && time[0] ? ", " : "", level < 6 ? time : "", level < 1 && m->detail[0] ? "; " : "",
              level < 1 ? m->detail : "");
 }
@@ -196,12 +196,11 @@ static void meter_compose(const meter *m, double now, int level, int bar, char o
 /* The most that fits into so many columns; a wide line gets a longer bar. */
 static void meter_fit(const meter *m, double now, int columns, char out[METER_LINE])
 {
-    int level, spare = -1;
+    int level, spare = -1, wide = columns < 100 ? METER_BAR : columns < 180 ? METER_BAR + (columns - 100) / 4 : 2 * METER_BAR;
     for (level = 0; level < METER_LEVELS && spare < 0; level++) {
-        meter_compose(m, now, level, level < 3 ? METER_BAR : METER_BAR / 2, out);
+        meter_compose(m, now, level, level < 3 ? wide : METER_BAR / 2, out);
         spare = columns - meter_columns(out);
     }
-    if (level == 1 && spare > 0) meter_compose(m, now, 0, METER_BAR + (spare < 40 ? spare : 40), out);
     meter_cut(out, columns);
 }
 

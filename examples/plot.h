@@ -137,6 +137,21 @@ static void plot_name(FILE *out, const plot_panel *panel, const plot_frame *f, d
     fprintf(out, "</text>\n");
 }
 
+/* Room for the longest label; nobody knows the viewer's font, so for a wide one. */
+static double plot_name_width(const plot *p, const plot_frame *f)
+{
+    size_t longest = 0;
+    for (int i = 0; i < p->n_levels; i++) longest = strlen(p->levels[i].name) > longest ? strlen(p->levels[i].name) : longest;
+    for (int a = 0; a < p->n_panels; a++)
+        for (int l = 0; l < p->panels[a].n_lines; l++) {
+            size_t n = 0;
+            for (int k = l; k < p->panels[a].n_lines; k++)
+                if (plot_twin(&p->panels[a], f, k) == l) n += strlen(p->panels[a].lines[k].name) + (k > l ? 3 : 0);
+            longest = n > longest ? n : longest;
+        }
+    return 28 + 8.4 * (double)longest;
+}
+
 /* Labels at the lines' ends, in the lines' order of height, pushed apart until they do not touch. */
 static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const plot_frame *f)
 {
@@ -212,13 +227,17 @@ static void plot_style(FILE *f)
 /* Writes the file; false when that fails (errno says why). */
 static bool plot_write(const plot *p, const char *path)
 {
-    const double panel_width = 300, name_width = 176, margin = 64, height = 300;
-    double width = margin + p->n_panels * (panel_width + name_width), total = height + 148;
+    const double panel_width = 300, margin = 64, height = 300, total = height + 148;
+    double width, name_width;
     plot_frame frame;
     FILE *f = fopen(path, "wb");
     bool good;
     if (!f) return false;
+    memset(&frame, 0, sizeof frame);
     plot_ranges(p, &frame);
+    frame.top = 92, frame.width = panel_width, frame.height = height;
+    name_width = plot_name_width(p, &frame);
+    width = margin + p->n_panels * (panel_width + name_width);
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
             total, width, total);
     plot_style(f);
@@ -228,7 +247,6 @@ static bool plot_write(const plot *p, const char *path)
     fprintf(f, "<text transform=\"translate(18 %.1f) rotate(-90)\" class=\"label middle\">", 92 + height / 2);
     plot_text(f, p->y_label);
     fprintf(f, "</text>\n");
-    frame.top = 92, frame.width = panel_width, frame.height = height;
     for (int i = 0; i < p->n_panels; i++) {
         frame.left = margin + i * (panel_width + name_width);
         plot_draw_panel(f, p, &p->panels[i], &frame, i == 0);

@@ -49,7 +49,7 @@ static const option common_rows[] = {
 static const option demo_rows[] = {
     {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "learn this text; its last tenth is kept unseen"},
     {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "demo.svg", "where the curves go"},
-    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100; --short: 80)", "tuning steps of 2,048 tokens"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100; --short: 110)", "tuning steps of 2,048 tokens"},
     {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(1500; --short: 2400)", "training steps of 512 tokens"},
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
     {"--short", NULL, OPTION_FLAG, AT(brief), false, "", 0, 0, NULL, "a smaller model: one minute, the same order of strategies"},
@@ -633,7 +633,8 @@ static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
 static int quantize_failed(app *a, pvt_result result, bool made, const quantize_log *log)
 {
     int blocks = 0;
-    quantize_files(a->o.output, false, &blocks);
+    /* the same weight would fail again: of a run that began here nothing is worth keeping */
+    quantize_files(a->o.output, result == PVT_ERR_NUMERIC && !a->o.resume, &blocks);
     if (made) rmdir(a->o.output); /* stays when something lies in it */
     if (result != PVT_ERR_CANCELLED) return fail_result(a, result);
     if (blocks == 0) return fail(a, "stopped on request before the first block was finished; nothing was written");

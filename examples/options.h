@@ -216,7 +216,7 @@ static bool options_preset(const option_set *sets, int n_sets, void *into, char 
     return true;
 }
 
-/* Reads argv[0 … argc−1] into the struct, which is zero. `--name value`, `--name=value`; after "--"
+/* Reads argv[0 … argc−1] into the struct, which holds zeros, or what stands for "not given". `--name value`, `--name=value`; after "--"
    everything is positional. The first set's positional arguments and required options are checked,
    those of further sets not. False with a sentence in `wrong`. */
 static bool options_parse(const option_set *sets, int n_sets, int argc, char **argv, void *into, bool *help,

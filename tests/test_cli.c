@@ -440,7 +440,7 @@ static void test_resume_quantize(void)
     CHECK_REFUSED(1, "no config.json", run("info weights"));
 }
 
-#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-lr 0.01 -q --save-every 4 "
+#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-optimizer adam --code-lr 0.01 --patience 99 -q --save-every 4 "
 
 static void test_resume(pvt_ctx *ctx)
 {

@@ -264,14 +264,14 @@ static int fail_result(app *a, pvt_result result)
         if (status_ != 0) return status_;     \
     } while (0)
 
-/* The library's report. What goes on inside a weight or a block only says where the work stands. */
+/* The library's report. What goes on inside a weight, a block or a tuning run only says where the work stands. */
 static int on_progress(void *user, const pvt_progress *p)
 {
-    static const char *const inside[] = {"fit", "observe", "finetune"};
+    static const char *const inside[] = {"fit", "observe", "finetune", "evaluate"};
     app *a = (app *)user;
     char what[160];
     int i;
-    for (i = 0; i < 3; i++)
+    for (i = 0; i < PVTI_COUNT(inside); i++)
         if (strcmp(p->phase, inside[i]) == 0) {
             snprintf(what, sizeof what, "%s %.96s %lld/%lld", p->phase, p->item ? p->item : "", (long long)p->done,
                      (long long)p->total);

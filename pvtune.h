@@ -14798,7 +14798,7 @@ static uint64_t pvti_model_hash(const pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
     double shape[14] = {(double)c->layers, (double)c->dim, (double)c->heads, (double)c->kv_heads, (double)c->head_dim,
-                        (double)c->ff, (double)c->window, c->tied, c->norm_eps, c->rope_theta, c->rope_factor,
+                        (double)c->ff, (double)c->window, c->tied ? 1.0 : 0.0, c->norm_eps, c->rope_theta, c->rope_factor,
                         c->rope_low, c->rope_high, (double)c->rope_original_ctx};
     uint64_t hash = pvti_hash(shape, sizeof shape, 0);
     int64_t i, tensors = pvt_model_tensors(model);

@@ -185,7 +185,7 @@ static void test_many_options(void)
 {
     enum { ROWS = 100 };
     static option rows[ROWS];
-    static char names[ROWS][8];
+    static char names[ROWS][16];
     const char *values[ROWS] = {NULL};
     char wrong[200], last[] = "--o99", given[] = "here", *arguments[2];
     option_set set = {rows, ROWS};

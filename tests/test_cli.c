@@ -413,29 +413,29 @@ static void test_resume_quantize(void)
     for (kind = 0; kind < 2; kind++) {
         pid_t child = fork();
         if (child == 0) {
-            snprintf(command, sizeof command, "cd '%s' && exec '%s' " QUANTIZE "-o part >out 2>err </dev/null", dir, program);
+            snprintf(command, sizeof command, "cd '%s' && exec '%s' " QUANTIZE "-o cut_off >out 2>err </dev/null", dir, program);
             execl("/bin/sh", "sh", "-c", command, (char *)NULL);
             _exit(127);
         }
-        snprintf(path, sizeof path, "%s/part/quantize-00000.safetensors", dir);
+        snprintf(path, sizeof path, "%s/cut_off/quantize-00000.safetensors", dir);
         for (waited = 0; access(path, F_OK) != 0 && waited < 60000; waited++) usleep(1000);
         kill(child, kind ? SIGINT : SIGKILL);
         waitpid(child, &status, 0);
         CHECK(shell_status(status) == (kind ? 1 : 128 + SIGKILL)); /* it was not done yet */
-        CHECK(sh("test ! -e part/config.json && test -e part/quantize-00000.safetensors") == 0);
+        CHECK(sh("test ! -e cut_off/config.json && test -e cut_off/quantize-00000.safetensors") == 0);
         if (kind) CHECK(sh("test $(wc -l <err) = 1 && grep -q 'stopped on request.*finished blocks.*--resume' err") == 0);
-        CHECK_REFUSED(1, "unfinished quantize", run("info part"));
-        CHECK_REFUSED(1, "--resume", run(QUANTIZE "-o part"));
-        CHECK_REFUSED(1, "another seed", run(QUANTIZE "-o part --resume --seed 1"));
-        CHECK(sh("test -e part/quantize-00000.safetensors") == 0);
-        CHECK_RUN(run(QUANTIZE "-o part --resume --threads 1"));
-        CHECK(sh("cmp once/model.safetensors part/model.safetensors && diff -r once part") == 0);
-        CHECK(sh("rm -r part") == 0);
+        CHECK_REFUSED(1, "unfinished quantize", run("info cut_off"));
+        CHECK_REFUSED(1, "--resume", run(QUANTIZE "-o cut_off"));
+        CHECK_REFUSED(1, "another seed", run(QUANTIZE "-o cut_off --resume --seed 1"));
+        CHECK(sh("test -e cut_off/quantize-00000.safetensors") == 0);
+        CHECK_RUN(run(QUANTIZE "-o cut_off --resume --threads 1"));
+        CHECK(sh("cmp once/model.safetensors cut_off/model.safetensors && diff -r once cut_off") == 0);
+        CHECK(sh("rm -r cut_off") == 0);
     }
-    CHECK(sh("mkdir part && echo junk >part/quantize-00000.safetensors") == 0); /* begins again */
-    CHECK_REFUSED(1, "quantize-00000", run(QUANTIZE "-o part --resume"));
-    CHECK_RUN(run(QUANTIZE "-o part --overwrite"));
-    CHECK(sh("diff -r once part") == 0);
+    CHECK(sh("mkdir cut_off && echo junk >cut_off/quantize-00000.safetensors") == 0); /* begins again */
+    CHECK_REFUSED(1, "quantize-00000", run(QUANTIZE "-o cut_off --resume"));
+    CHECK_RUN(run(QUANTIZE "-o cut_off --overwrite"));
+    CHECK(sh("diff -r once cut_off") == 0);
     CHECK(sh("mkdir weights && cp model/model.safetensors weights") == 0);
     CHECK_REFUSED(1, "no config.json", run("info weights"));
 }

@@ -933,7 +933,8 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
 /* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
-   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call.
+   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call; or, between two
+   micro-batches, the step has not begun.
    Errors: NUMERIC (a loss or gradient is not finite, or a value to be kept overflows fp16): updates stop at the
    tensor it names, so go on from a checkpoint; ARGUMENT (done already). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
@@ -16086,8 +16087,9 @@ static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW
     return t->handles[tensor] >= 0 ? pvt_pv_apply(t->pv, t->handles[tensor], dW) : PVT_OK;
 }
 
-/* Forward and backward of the step's sequences, updates included. */
-static pvt_result pvti_tuner_batch(pvt_tuner *t, double *sum, int64_t *tokens)
+/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped: nothing is
+   updated before the last. */
+static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double *sum, int64_t *tokens)
 {
     const pvt_tune_desc *d = &t->desc;
     int64_t done, predicted = d->batch * (t->teacher ? d->ctx : d->ctx - 1);
@@ -16098,12 +16100,14 @@ static pvt_result pvti_tuner_batch(pvt_tuner *t, double *sum, int64_t *tokens)
         pvt_loss_desc loss;
         double part;
         int64_t count;
+        if (done > 0) PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", *sum / (double)*tokens));
         memset(&loss, 0, sizeof loss);
         loss.scale = 1.0 / (double)predicted;
         pvti_tuner_gather(t, t->step * d->batch + done);
         PVTI_TRY(pvti_tuner_teach(t, &loss.teacher_hidden));
         loss.teacher = t->teacher;
         PVTI_TRY(pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL));
+        if (last) PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
         PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, last ? pvti_tuner_sink : NULL, t));
         *sum += part;
         *tokens += count;
@@ -16116,6 +16120,7 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     const pvt_tune_desc *d = &tuner->desc;
     pvt_tune_stats s;
     pvt_pv_stats pv;
+    pvt_result result;
     double started = pvti_seconds(), sum;
     int64_t tokens;
     memset(&s, 0, sizeof s);
@@ -16126,8 +16131,9 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     PVTI_TRY(pvti_tuner_settle(tuner));
     if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
     s.lr_scale = pvti_schedule(d, tuner->step);
-    PVTI_TRY(pvt_pv_begin(tuner->pv, s.lr_scale));
-    PVTI_TRY(pvti_tuner_batch(tuner, &sum, &tokens));
+    result = pvti_tuner_batch(tuner, s.lr_scale, &sum, &tokens);
+    if (result != PVT_OK && d->micro_batch < d->batch) pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
+    PVTI_TRY(result);
     PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
     tuner->step++;
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
@@ -16157,9 +16163,10 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
 
 /* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps need
    not: it only sets the schedule.) */
+#define PVTI_OPTION_TEXT 320
 typedef struct pvti_tuner_option {
     const char *name;
-    char value[200];
+    char value[PVTI_OPTION_TEXT];
 } pvti_tuner_option;
 enum { PVTI_TUNER_OPTIONS = 13 };
 
@@ -16173,10 +16180,10 @@ static const char *pvti_short_number(double x, char out[32])
     return out;
 }
 
-static void pvti_optimizer_text(const pvt_optimizer *o, char out[200])
+static void pvti_optimizer_text(const pvt_optimizer *o, char out[PVTI_OPTION_TEXT])
 {
     char n[5][32];
-    snprintf(out, 200, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
+    snprintf(out, PVTI_OPTION_TEXT, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
              o->rule == PVT_OPTIMIZER_LAMB ? "lamb" : "adam", pvti_short_number(o->lr, n[0]),
              pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]), pvti_short_number(o->eps, n[3]),
              pvti_short_number(o->weight_decay, n[4]), o->amsgrad, !o->no_debias);
@@ -16201,26 +16208,26 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     char n[4][32];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
-    snprintf(out[0].value, 200, "checkpoint 2");
-    snprintf(out[1].value, 200, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
+    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 2");
+    snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
-    snprintf(out[2].value, 200, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+    snprintf(out[2].value, PVTI_OPTION_TEXT, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
              pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]), pvti_short_number(d->pv.trust, n[1]),
              pvti_short_number(d->pv.delta, n[2]), d->pv.beam, pvti_short_number(d->pv.temperature, n[3]),
              d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
-    snprintf(out[6].value, 200, "%s batch %lld micro %lld ctx %lld freeze %d",
+    snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
              d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
              (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
-    snprintf(out[7].value, 200, "%llu", (unsigned long long)t->ctx->seed);
-    snprintf(out[8].value, 200, "%lld tokens, hash %016llx", (long long)t->corpus->n,
+    snprintf(out[7].value, PVTI_OPTION_TEXT, "%llu", (unsigned long long)t->ctx->seed);
+    snprintf(out[8].value, PVTI_OPTION_TEXT, "%lld tokens, hash %016llx", (long long)t->corpus->n,
              (unsigned long long)t->corpus_hash);
-    snprintf(out[9].value, 200, "hash %016llx", (unsigned long long)t->teacher_hash);
-    snprintf(out[10].value, 200, t->teacher ? "KL" : "cross-entropy");
-    snprintf(out[11].value, 200, "hash %016llx", (unsigned long long)t->student_hash);
-    snprintf(out[12].value, 200, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
+    snprintf(out[9].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->teacher_hash);
+    snprintf(out[10].value, PVTI_OPTION_TEXT, t->teacher ? "KL" : "cross-entropy");
+    snprintf(out[11].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->student_hash);
+    snprintf(out[12].value, PVTI_OPTION_TEXT, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
              (unsigned long long)t->eval_hash);
 }
 
@@ -16342,7 +16349,7 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
 static pvt_result pvti_tuner_resume_options(const pvt_tuner *t, const pvti_safetensors *st, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
-    char text[200];
+    char text[PVTI_OPTION_TEXT];
     int i;
     pvti_tuner_options(t, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) {

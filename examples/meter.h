@@ -337,11 +337,12 @@ static void meter_count(meter *m, const char *phase, const char *item, int64_t d
         m->first = m->mark = done, m->first_at = m->mark_at = now;
         m->began = now, m->shown = 0;
     }
-    if (now - m->mark_at > 60) { /* the rate is that of the last one to two minutes */
+    if (done != m->done && now - m->mark_at > 60) { /* the rate is that of the last one to two minutes */
         m->first = m->mark, m->first_at = m->mark_at;
         m->mark = done, m->mark_at = now;
     }
-    m->phase = phase, m->done = done, m->total = total, m->last_at = now;
+    if (done != m->done || m->last_at < m->first_at) m->last_at = now; /* a report inside a unit is none of the rate */
+    m->phase = phase, m->done = done, m->total = total;
     snprintf(m->unit, sizeof m->unit, "%s", unit ? unit : "");
     meter_name(m->detail, sizeof m->detail, item ? item : "");
     m->figure[0] = 0;

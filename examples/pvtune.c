@@ -1525,7 +1525,7 @@ static const char *stop_answer(const char *verb)
 {
     if (strcmp(verb, "quantize") == 0)
         return "stopping; blocks that are finished stay for --resume; again to end at once\n";
-    if (strcmp(verb, "tune") == 0) return "stopping after this step, with a checkpoint for --resume; again to end at once\n";
+    if (strcmp(verb, "tune") == 0) return "stopping after the last finished step, with a checkpoint for --resume; again to end at once\n";
     return "stopping; again to end at once\n";
 }
 

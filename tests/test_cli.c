@@ -633,16 +633,26 @@ static void test_silence(void)
         return;
     }
     CHECK(terminal_read(&t, "tune", 10, NULL)); /* the first step lasts minutes */
-    CHECK(terminal_read(&t, " 0/200 steps, 0:02", 20, NULL));
+    CHECK(terminal_read(&t, " 0/200 steps, ", 20, NULL) && terminal_read(&t, ", 0:02", 20, NULL));
     asked = pvti_seconds();
     kill(t.child, SIGINT);
     CHECK(terminal_read(&t, "again to end at once", 5, NULL));
     CHECK(pvti_seconds() - asked < 1);
-    CHECK(waitpid(t.child, &status, WNOHANG) == 0); /* the step goes on */
+    CHECK(terminal_read(&t, "stopped on request after step 0 of 200", 30, NULL)); /* between two micro-batches */
+    waitpid(t.child, &status, 0);
+    CHECK(shell_status(status) == 1);
+    CHECK(strchr(t.text, '#') == NULL && !strstr(t.text, "/s"));
+    close(t.master);
+    /* what cannot be stopped, here a pipe that nobody writes to, is acknowledged too, and ended by a second Ctrl-C */
+    CHECK(sh("mkfifo pipe") == 0);
+    CHECK(terminal_start(&t, 80, "logits model --ids pipe -o piped"));
+    usleep(300000);
+    kill(t.child, SIGINT);
+    CHECK(terminal_read(&t, "again to end at once", 5, NULL));
+    CHECK(waitpid(t.child, &status, WNOHANG) == 0);
     kill(t.child, SIGINT);
     waitpid(t.child, &status, 0);
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
-    CHECK(strchr(t.text, '#') == NULL && !strstr(t.text, "/s"));
     close(t.master);
 }
 

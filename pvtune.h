@@ -10,7 +10,9 @@
         #define PVTUNE_IMPLEMENTATION
         #include "pvtune.h"
 
-    and in the others just the #include. Link with -lm -lpthread.
+    and in the others just the #include. Link with -lm -lpthread. C99, or C++ from 11 on; gcc or clang.
+    Macros of one letter, min, max, bit and small (complex.h, windows.h) do no harm in here; to reach the
+    field I of a weight from your own code behind complex.h, #undef I.
 
     A COMPLETE PROGRAM
 
@@ -31,7 +33,7 @@
     THREE LAYERS, each using only the ones below it; PVTUNE_LAYER cuts off what stands above
         0  ops on raw pointers, forward and backward adjacent: to read, change and try
         1  pvt_weight and pvt_pv: quantize your own matrices, tune them with gradients that you
-           compute (examples/own_model.c does it in under 100 lines)
+           compute, keep them in a file of yours (examples/own_model.c does it in 160 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
     CONTENTS (search for ">>" and the name)
@@ -86,6 +88,76 @@
         (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
         the way to the next entry; that is why it is kept from step to step.
 */
+
+/*  Macros of the including file that would strike names in here: the I of <complex.h>, the small of
+    <windows.h>, any of one letter. They are put aside for this file and brought back at its end. */
+#define PVTI_PRAGMA(text) _Pragma(#text)
+#define PVTI_PUT_ASIDE(name) PVTI_PRAGMA(push_macro(#name))
+#define PVTI_BRING_BACK(name) PVTI_PRAGMA(pop_macro(#name))
+#define PVTI_STRUCK_NAMES(EACH) \
+    EACH(A) EACH(B) EACH(C) EACH(D) EACH(E) EACH(F) EACH(G) EACH(H) EACH(I) EACH(J) EACH(K) EACH(L) EACH(M) \
+    EACH(N) EACH(O) EACH(P) EACH(Q) EACH(R) EACH(S) EACH(T) EACH(U) EACH(V) EACH(W) EACH(X) EACH(Y) EACH(Z) \
+    EACH(a) EACH(b) EACH(c) EACH(d) EACH(e) EACH(f) EACH(g) EACH(h) EACH(i) EACH(j) EACH(k) EACH(l) EACH(m) \
+    EACH(n) EACH(o) EACH(p) EACH(q) EACH(r) EACH(s) EACH(t) EACH(u) EACH(v) EACH(w) EACH(x) EACH(y) EACH(z) \
+    EACH(bit) EACH(max) EACH(min) EACH(small)
+PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
+#undef A
+#undef B
+#undef C
+#undef D
+#undef E
+#undef F
+#undef G
+#undef H
+#undef I
+#undef J
+#undef K
+#undef L
+#undef M
+#undef N
+#undef O
+#undef P
+#undef Q
+#undef R
+#undef S
+#undef T
+#undef U
+#undef V
+#undef W
+#undef X
+#undef Y
+#undef Z
+#undef a
+#undef b
+#undef c
+#undef d
+#undef e
+#undef f
+#undef g
+#undef h
+#undef i
+#undef j
+#undef k
+#undef l
+#undef m
+#undef n
+#undef o
+#undef p
+#undef q
+#undef r
+#undef s
+#undef t
+#undef u
+#undef v
+#undef w
+#undef x
+#undef y
+#undef z
+#undef bit
+#undef max
+#undef min
+#undef small
+
 #ifndef PVTUNE_H
 #define PVTUNE_H
 
@@ -120,17 +192,21 @@
 #ifndef PVT_API /* e.g. static, or __declspec(dllexport) */
 #define PVT_API extern
 #endif
+/* Static functions that a program leaves unused would each be warned of. */
+#define PVTI_PASTE_(a, b) a##b
+#define PVTI_PASTE(a, b) PVTI_PASTE_(a, b)
+#define PVTI_SECOND_(first, second, ...) second
+#define PVTI_SECOND(...) PVTI_SECOND_(__VA_ARGS__)
+#define PVTI_API_IS_static 0, 1,
+#if PVTI_SECOND(PVTI_PASTE(PVTI_API_IS_, PVT_API), 0, 0)
+#undef PVT_API
+#define PVT_API static __attribute__((unused))
+#endif
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __FAST_MATH__
-#error "pvtune: -ffast-math breaks the promise of equal bits; compile without it"
-#endif
-
-#define PVTI_PASTE_(a, b) a##b
-#define PVTI_PASTE(a, b) PVTI_PASTE_(a, b)
 #define PVTI_REAL_IS_DOUBLE_float 0
 #define PVTI_REAL_IS_DOUBLE_double 1
 #define PVTI_REAL_IS_DOUBLE PVTI_PASTE(PVTI_REAL_IS_DOUBLE_, PVTUNE_REAL)
@@ -178,10 +254,11 @@ typedef struct pvt_allocator {
 } pvt_allocator;
 
 typedef struct pvt_progress {
-    const char *phase;  /* "quantize" (within it "observe", "finetune"), "tune", …: a string literal */
+    const char *phase;  /* "quantize" (within it "observe", "fit", "finetune"), "fit" (one weight), "tune" (within
+                           it "evaluate"), "eval", …: a literal */
     const char *item;   /* what was just completed, e.g. a tensor's name; may be NULL */
     int64_t done, total; /* in `unit`; total 0: not known */
-    const char *unit;   /* "weights", "windows", "steps", "tokens" */
+    const char *unit;   /* "weights", "epochs", "windows", "steps", "tokens" */
     double value;       /* the phase's figure: relative error, loss, perplexity; NaN: none yet */
 } pvt_progress;
 /* Called between units of work from the calling thread. Non-zero: stop here; the call in
@@ -208,12 +285,17 @@ typedef struct pvt_ctx_desc {
     void *progress_user;
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
+    /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
+       and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
+    char *error;
+    int64_t error_bytes;
 } pvt_ctx_desc;
 
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double). */
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
 #define pvt_ctx_create(desc, out) \
@@ -221,7 +303,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
 /* Ends the threads and frees the context. NULL is allowed. */
 PVT_API void pvt_ctx_destroy(pvt_ctx *ctx);
 /* What went wrong in the last call that failed, in words; "" before any. Valid until the
-   next failure. */
+   next failure. NULL, which pvt_ctx_create leaves when it fails: a sentence that says so. */
 PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx);
 
 typedef struct pvt_ctx_info {
@@ -440,6 +522,41 @@ typedef struct pvt_weight {
     bool owned;          /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
+/*  The arrays that a weight is made of, so that it can be kept in a file of your own and made again:
+        aqlm:   "codes" [O/og, I/ig, M], "codebooks" [M, 2^B, og, ig], "scales" [O/og]
+        dense:  "weight" [O, I], or GGUF blocks along I
+    Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
+typedef enum pvt_array_role {
+    PVT_ARRAY_VALUE, /* continuous: the P step tunes it */
+    PVT_ARRAY_CODE   /* discrete: the V step re-assigns it */
+} pvt_array_role;
+typedef struct pvt_array {
+    const char *name; /* in a list of ours: a string literal */
+    pvt_array_role role;
+    pvt_dtype dtype;
+    int rank;
+    int64_t shape[4]; /* row-major; beyond rank: 1 */
+    int64_t bytes;
+    const void *data;
+} pvt_array;
+enum { PVT_MAX_ARRAYS = 4 };
+
+/* Lists in out the arrays, *n of them, that an O × I matrix of this format has; data is NULL.
+   Errors: ARGUMENT (out of range, or a group does not divide). */
+PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array out[PVT_MAX_ARRAYS], int *n);
+/* Lists in out the weight's own arrays and returns how many. They can be read until the weight is
+   freed; tuning changes them. */
+PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS]);
+/*  A weight made of copies of n arrays, found by their names; role is not read. Shape and bytes must be
+    those that pvt_format_arrays lists, and the dtype too, except that values may be of any
+    floating-point type (a dense weight's also GGUF blocks; it becomes pvt_real). name, for messages,
+    may be NULL. Errors: ARGUMENT (sizes, an array that is missing, too much or of another type or
+    shape, a code of more than B bits), NUMERIC (a value is not finite), MEMORY; out is then zeroed.
+    out is owned by the caller: pvt_weight_free. */
+PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                          const pvt_array *arrays, int n, const char *name, pvt_weight *out);
+
 /* A dense weight over the caller's memory, which must outlive it; nothing is copied. dtype:
    F32, F16, BF16, or a GGUF block type whose block divides I; PVT_F64 in the double build.
    Errors: ARGUMENT. */
@@ -471,8 +588,9 @@ typedef struct pvt_fit_stats {
     multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error.
     desc and stats may be NULL. Start: row norms, k-means on the residuals weighted by diag(H);
     then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes
-    by beam search. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite),
-    MEMORY, CANCELLED. out is owned by the caller: pvt_weight_free. */
+    by beam search. After each epoch the context's progress is called: phase "fit", item the desc's
+    name, value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not
+    finite), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -963,6 +1081,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #ifndef PVTUNE_IMPLEMENTED
 #define PVTUNE_IMPLEMENTED
 
+#ifdef __FAST_MATH__
+#error "pvtune: -ffast-math (-Ofast) breaks the promise of equal bits; compile this file without it"
+#endif
+
 // >>platform
 /*  What libc leaves out: atomics, threads, memory-mapped files, a monotonic clock, and which
     instructions the processor has. Everything that depends on a system stands here. */
@@ -984,6 +1106,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #ifndef PVTUNE_NO_THREADS
 #include <pthread.h>
 #include <sched.h>
+#endif
+
+#ifndef CLOCK_MONOTONIC
+#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99 or -D_GNU_SOURCE"
 #endif
 
 #ifdef __cplusplus
@@ -1149,7 +1275,12 @@ PVT_API const char *pvt_result_text(pvt_result result)
     return (unsigned)result < (unsigned)PVT_RESULT_COUNT ? texts[result] : "unknown result code";
 }
 
-PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx) { return ctx ? ctx->error : ""; }
+PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx)
+{
+    if (ctx) return ctx->error;
+    return "there is no context: pvt_ctx_create failed or was not called; pvt_result_text of what it "
+           "returned, or error of its pvt_ctx_desc, says why";
+}
 
 /* Records a sentence (what, where, what to do) and returns the code. */
 static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, const char *format, ...)
@@ -1460,29 +1591,67 @@ static int pvti_thread_count(int wish)
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
 
+/* Says in the desc why there will be no context, and returns the code. */
+static PVTI_PRINTF(3, 4) pvt_result pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+{
+    va_list args;
+    if (!d->error || d->error_bytes < 1) return result;
+    va_start(args, format);
+    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
+    va_end(args);
+    return result;
+}
+
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa)
+{
+    const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
+    if (d->error && d->error_bytes > 0) d->error[0] = 0;
+    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d", d->n_threads,
+                               PVTI_MAX_THREADS);
+    if (!d->allocator.alloc != !d->allocator.free)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "the allocator has %s but no %s: give both, or neither for malloc",
+                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
+    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED, "compute_bf16 is not for a build with PVTUNE_REAL double");
+    *isa = pvti_isa_choose(wish);
+    if (*isa < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512", d->isa ? "isa" : "PVTUNE_ISA",
+                               wish);
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+    return PVT_OK;
+}
+
+static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
+{
+    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB", n_threads,
+                           (long long)(bytes >> 20));
+}
+
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size)
 {
     pvt_ctx_desc d;
     pvt_ctx *ctx;
-    int isa;
+    int n_threads, isa;
     memset(&d, 0, sizeof d);
     if (!out) return PVT_ERR_ARGUMENT;
     *out = NULL;
     if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
-    if (d.n_threads < 0 || d.n_threads > PVTI_MAX_THREADS || !d.allocator.alloc != !d.allocator.free)
-        return PVT_ERR_ARGUMENT;
-    if (d.compute_bf16 && PVTI_REAL_IS_DOUBLE) return PVT_ERR_UNSUPPORTED;
-    isa = pvti_isa_choose(d.isa ? d.isa : getenv("PVTUNE_ISA"));
-    if (isa < 0 || pvti_thread_count(d.n_threads) < 0) return PVT_ERR_ARGUMENT;
+    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
     ctx =
         (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
-    if (!ctx) return PVT_ERR_MEMORY;
+    if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
     memset(ctx, 0, sizeof *ctx);
     ctx->isa = isa;
-    ctx->n_threads = pvti_thread_count(d.n_threads);
+    ctx->n_threads = n_threads;
     ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
     ctx->allocator = d.allocator;
     ctx->progress = d.progress, ctx->progress_user = d.progress_user;
@@ -1492,7 +1661,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
     if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
         pvt_ctx_destroy(ctx);
-        return PVT_ERR_MEMORY;
+        return pvti_ctx_no_memory(&d, n_threads);
     }
     *out = ctx;
     return PVT_OK;
@@ -7187,7 +7356,8 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
             break;
         best = error;
         PVTI_TRY(pvti_fit_search(f, epoch));
-        pvti_fit_residual(f);
+        error = pvti_fit_residual(f);
+        PVTI_TRY(pvti_report(f->ctx, "fit", f->name, epoch + 1, f->desc.epochs, "epochs", error));
     }
     return PVT_OK;
 }
@@ -7225,7 +7395,6 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
 static const pvti_weight_kind pvti_kind_aqlm = {"aqlm", pvti_tile_aqlm, pvti_values_aqlm, pvti_chain_aqlm,
                                                 pvti_fit_aqlm};
 
-/* An owned codebook weight with zero codes and values. */
 static bool pvti_format_in_range(const pvt_format *f)
 {
     return f->kind == PVT_FORMAT_AQLM && f->codebooks >= 1 && f->codebooks <= 16 && f->bits >= 1 && f->bits <= 16 &&
@@ -7233,31 +7402,161 @@ static bool pvti_format_in_range(const pvt_format *f)
            f->in_group * f->out_group <= 256;
 }
 
-static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
-                                    const char *name, pvt_weight *out)
+/* ---- the arrays of a weight, listed ---- */
+
+/* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
+static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype, int64_t d0,
+                           int64_t d1, int64_t d2, int64_t d3)
 {
-    int64_t groups, entries, D;
-    memset(out, 0, sizeof *out);
-    if (!pvti_format_in_range(format) || O < 1 || I < 1)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a codebook format, or a size out of range", name);
-    if (O % format->out_group || I % format->in_group)
+    array->data = NULL;
+    array->name = name, array->role = role, array->dtype = dtype;
+    array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
+    array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
+    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
+    return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
+}
+
+/* dtype: of a dense weight's values. Sizes fit; false when they are too large to count. */
+static bool pvti_arrays_list(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out, int *n)
+{
+    *n = f->kind == PVT_FORMAT_DENSE ? 1 : 3;
+    if (f->kind == PVT_FORMAT_DENSE) return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, O, I, 0, 0);
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, O / f->out_group,
+                          I / f->in_group, f->codebooks, 0) &&
+           pvti_array_set(&out[1], "codebooks", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, f->codebooks, (int64_t)1 << f->bits,
+                          f->out_group, f->in_group) &&
+           pvti_array_set(&out[2], "scales", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, O / f->out_group, 0, 0, 0);
+}
+
+static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array *out, int *n)
+{
+    int64_t weights;
+    *n = 0;
+    if ((format->kind != PVT_FORMAT_DENSE && !pvti_format_in_range(format)) || O < 1 || I < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
+    if (format->kind != PVT_FORMAT_DENSE && (O % format->out_group || I % format->in_group))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "%s: groups of %d x %d do not divide %lld x %lld weights; choose another format, or "
                          "leave the tensor "
                          "dense (--skip)",
                          name, format->out_group, format->in_group, (long long)O, (long long)I);
-    D = (int64_t)format->in_group * format->out_group;
-    if (!pvti_mul(O, I, &groups) || !pvti_mul(groups / D, format->codebooks, &groups))
+    if (!pvti_mul(O, I, &weights) || !pvti_arrays_list(format, O, I, PVTI_DTYPE_REAL, out, n))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
-    entries = format->codebooks * ((int64_t)1 << format->bits) * D;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array out[PVT_MAX_ARRAYS], int *n)
+{
+    return pvti_format_arrays(ctx, "arrays", format, O, I, out, n);
+}
+
+PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS])
+{
+    int n;
+    pvti_arrays_list(&weight->format, weight->O, weight->I, weight->dtype, out, &n);
+    if (n == 1)
+        out[0].data = weight->data;
+    else
+        out[0].data = weight->codes, out[1].data = weight->codebooks, out[2].data = weight->scales;
+    return n;
+}
+
+/* An owned codebook weight with zero codes and values. */
+static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                    const char *name, pvt_weight *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n;
+    memset(out, 0, sizeof *out);
+    if (format->kind == PVT_FORMAT_DENSE)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: dense is not a codebook format", name);
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, arrays, &n));
     out->kind = &pvti_kind_aqlm;
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
-    out->codes = pvti_alloc(ctx, groups, format->bits <= 8 ? 1 : 2);
-    out->codebooks = PVTI_NEW(ctx, pvt_real, entries);
-    out->scales = PVTI_NEW(ctx, pvt_real, O / format->out_group);
+    out->codes = pvti_alloc(ctx, arrays[0].bytes, 1);
+    out->codebooks = (pvt_real *)pvti_alloc(ctx, arrays[1].bytes, 1);
+    out->scales = (pvt_real *)pvti_alloc(ctx, arrays[2].bytes, 1);
     if (out->codes && out->codebooks && out->scales) return PVT_OK;
     pvt_weight_free(out);
     return PVT_ERR_MEMORY;
+}
+
+/* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is none. */
+static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pvt_array *arrays, int n,
+                                        const pvt_array *want)
+{
+    const pvt_array *found = NULL;
+    const pvti_dtype *type;
+    bool value;
+    for (int i = 0; i < n; i++)
+        if (arrays[i].name && strcmp(arrays[i].name, want->name) == 0) found = &arrays[i];
+    if (!found || !found->data) {
+        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is missing", name, want->name);
+        return NULL;
+    }
+    type = pvti_dtype_info(found->dtype);
+    value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
+        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s", name,
+                  want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
+        return NULL;
+    }
+    return found;
+}
+
+/* Codes are copied, values decoded; both are checked. */
+static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_array *from, const pvt_array *want,
+                                  const pvt_format *format, void *to)
+{
+    const pvti_dtype *type = pvti_dtype_info(from->dtype);
+    int64_t n = want->bytes / pvti_dtype_info(want->dtype)->bytes, bytes, i;
+    if (from->rank != want->rank || memcmp(from->shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0 ||
+        !pvti_dtype_bytes(from->dtype, want->shape, want->rank, &bytes) || from->bytes != bytes)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "%s: the array \"%s\" of %lld bytes has not the shape %lld x %lld x %lld x %lld", name,
+                         want->name, (long long)from->bytes, (long long)want->shape[0], (long long)want->shape[1],
+                         (long long)want->shape[2], (long long)want->shape[3]);
+    if (want->role == PVT_ARRAY_VALUE) {
+        type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
+        for (i = 0; i < n; i++)
+            if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
+                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name, (long long)i,
+                                 want->name);
+        return PVT_OK;
+    }
+    memcpy(to, from->data, (size_t)want->bytes);
+    for (i = 0; i < n; i++) {
+        unsigned code = want->dtype == PVT_U8 ? ((const uint8_t *)to)[i] : ((const uint16_t *)to)[i];
+        if (code >> format->bits)
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code, (long long)i,
+                             format->bits);
+    }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                          const pvt_array *arrays, int n, const char *name, pvt_weight *out)
+{
+    pvt_array want[PVT_MAX_ARRAYS], made[PVT_MAX_ARRAYS];
+    pvt_result result;
+    int wanted;
+    if (!name) name = "weight";
+    memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, want, &wanted));
+    if (n != wanted)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
+    for (int i = 0; i < wanted; i++)
+        if (!pvti_array_find(ctx, name, arrays, n, &want[i])) return PVT_ERR_ARGUMENT;
+    result = format->kind == PVT_FORMAT_DENSE ? pvt_weight_dense(ctx, NULL, O, I, out)
+                                              : pvti_weight_alloc(ctx, format, O, I, name, out);
+    if (result == PVT_OK) pvt_weight_arrays(out, made);
+    for (int i = 0; i < wanted && result == PVT_OK; i++)
+        result = pvti_array_take(ctx, name, pvti_array_find(ctx, name, arrays, n, &want[i]), &want[i], format,
+                                 (void *)(uintptr_t)made[i].data);
+    if (result != PVT_OK) pvt_weight_free(out);
+    return result;
 }
 
 /* The desc with its defaults. */
@@ -8606,7 +8905,8 @@ static double pvti_scale10(uint64_t x, int64_t exponent)
     static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                     1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
     bool down = exponent < 0;
-    double guard = down ? 0x1p128 : 0x1p-128, high = (double)x, low = (double)(int64_t)(x - (uint64_t)high);
+    const double two64 = 18446744073709551616.0;
+    double guard = down ? two64 * two64 : 1 / two64 / two64, high = (double)x, low = (double)(int64_t)(x - (uint64_t)high);
     high *= guard;
     low *= guard;
     for (exponent = down ? -exponent : exponent; exponent > 0 && high > 0 && high <= DBL_MAX;) {
@@ -12641,7 +12941,7 @@ PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
 
 /*  0: embedding; then per layer its norms and linears, in the order of PVTI_NORMS and
     PVTI_LINEARS; the last norm; the head, unless tied. */
-enum { PVTI_LAYER_TENSORS = PVTI_NORMS + PVTI_LINEARS };
+enum { PVTI_LAYER_TENSORS = (int)PVTI_NORMS + (int)PVTI_LINEARS };
 static int64_t pvti_tensor_of_norm(int64_t layer, int64_t j) { return 1 + layer * PVTI_LAYER_TENSORS + j; }
 static int64_t pvti_tensor_of_linear(int64_t layer, int64_t j)
 {
@@ -15063,7 +15363,7 @@ typedef struct pvti_quantizer_item {
     pvt_real *norms[PVTI_NORMS];       /* [C] */
 } pvti_quantizer_item;
 
-enum { PVTI_QUANTIZER_ARRAYS = PVTI_LINEARS * (1 + PVTI_MAX_VALUES) + PVTI_NORMS + 1 };
+enum { PVTI_QUANTIZER_ARRAYS = PVTI_LINEARS * PVT_MAX_ARRAYS + PVTI_NORMS + 1 };
 
 typedef struct pvti_quantizer_arrays {
     pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
@@ -15091,40 +15391,37 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
     return item;
 }
 
-static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *stem, const char *suffix, pvt_dtype dtype,
-                                 int64_t n, const void *data)
+static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n, const void *data)
 {
     pvti_tensor *t = &a->tensors[a->n];
-    snprintf(a->names[a->n], sizeof a->names[0], "%s%s%s", stem, suffix[0] ? "." : "", suffix);
+    snprintf(a->names[a->n], sizeof a->names[0], "%s", name);
     memset(t, 0, sizeof *t);
     t->name = a->names[a->n++];
     t->dtype = dtype, t->rank = 1, t->shape[0] = n, t->bytes = n * pvti_dtype_info(dtype)->bytes;
     t->data = (const uint8_t *)data;
 }
 
-static int64_t pvti_quantizer_codes(const pvt_weight *w)
-{
-    return w->O * w->I / pvti_group_dim(w) * w->format.codebooks;
-}
-
 /* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
-static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item,
-                                    double (*fits)[4], pvti_quantizer_arrays *a)
+static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item, double (*fits)[4],
+                                    pvti_quantizer_arrays *a)
 {
-    int i, k;
+    int i, k, j;
     a->n = 0;
     for (i = 0; i < item->n_weights; i++) {
-        const pvt_weight *w = item->weights[i];
-        pvti_values values[PVTI_MAX_VALUES];
-        int n = w->kind->values(w, values);
-        pvti_quantizer_array(a, item->names[i], "codes", w->format.bits <= 8 ? PVT_U8 : PVT_U16,
-                             pvti_quantizer_codes(w), w->codes);
-        for (k = 0; k < n; k++)
-            pvti_quantizer_array(a, item->names[i], values[k].name, PVTI_DTYPE_REAL, values[k].n, values[k].data);
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n = pvt_weight_arrays(item->weights[i], arrays);
+        for (k = 0; k < n; k++) {
+            char name[128];
+            pvti_tensor *t = &a->tensors[a->n];
+            snprintf(name, sizeof name, "%s.%s", item->names[i], arrays[k].name);
+            pvti_quantizer_array(a, name, arrays[k].dtype, 0, arrays[k].data);
+            t->rank = arrays[k].rank, t->bytes = arrays[k].bytes;
+            for (j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
+        }
     }
     for (i = 0; i < item->n_norms; i++)
-        pvti_quantizer_array(a, item->norm_names[i], "", PVTI_DTYPE_REAL, z->C, item->norms[i]);
-    if (item->n_weights) pvti_quantizer_array(a, "fit", "", PVT_F64, 4 * (int64_t)item->n_weights, fits);
+        pvti_quantizer_array(a, item->norm_names[i], PVTI_DTYPE_REAL, z->C, item->norms[i]);
+    if (item->n_weights) pvti_quantizer_array(a, "fit", PVT_F64, 4 * (int64_t)item->n_weights, fits);
 }
 
 /* After pvti_quantizer_check, before anything is changed. */
@@ -15196,57 +15493,72 @@ static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const 
     return PVT_OK;
 }
 
-/* Codes beyond the codebook would read foreign memory; values must be what a file can hold. */
-static pvt_result pvti_quantizer_check_item(pvti_quantizer *z, const pvti_quantizer_item *item, const char *path)
+/* An array of the file into memory of so many bytes. */
+static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors *st, const char *path, const char *name,
+                                      pvt_dtype dtype, void *to, int64_t bytes)
 {
-    int64_t i, k;
-    for (i = 0; i < item->n_weights; i++) {
-        pvt_weight *w = item->weights[i];
-        int64_t entries = pvti_entries(w), n = pvti_quantizer_codes(w);
-        for (k = 0; k < n && w->format.bits != 8 && w->format.bits != 16; k++) {
-            int code = w->format.bits <= 8 ? ((const uint8_t *)w->codes)[k] : ((const uint16_t *)w->codes)[k];
-            if (code >= entries)
-                return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries", path,
-                                 item->names[i], code, (long long)entries);
-        }
-        PVTI_TRY(pvt_weight_round_f16(w, item->names[i])); /* they are rounded: this finds what is not finite */
+    const pvti_tensor *t = pvti_safetensors_find(st, name);
+    if (!t || t->dtype != dtype || t->bytes != bytes)
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or has another size", path, name);
+    memcpy(to, t->data, (size_t)bytes);
+    return PVT_OK;
+}
+
+/* A weight from the file's arrays, checked. */
+static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safetensors *st, const char *path,
+                                             const char *name, const pvt_format *format, const pvt_weight *like,
+                                             pvt_weight *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_result result;
+    char full[128], why[sizeof z->ctx->error];
+    int n, k, j;
+    PVTI_TRY(pvt_format_arrays(z->ctx, format, like->O, like->I, arrays, &n));
+    for (k = 0; k < n; k++) {
+        const pvti_tensor *t;
+        snprintf(full, sizeof full, "%s.%s", name, arrays[k].name);
+        t = pvti_safetensors_find(st, full);
+        if (!t || t->rank > 4) return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
+        arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes, arrays[k].data = t->data;
+        for (j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
     }
-    for (i = 0; i < item->n_norms; i++)
+    result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
+    if (result == PVT_ERR_ARGUMENT) { /* the file's fault */
+        snprintf(why, sizeof why, "%s", z->ctx->error);
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%.400s: %.500s", path, why);
+    }
+    return result == PVT_OK ? pvt_weight_round_f16(out, name) : result; /* rounded they are: it must not overflow */
+}
+
+/* All of the file's arrays: weights into `made`, norms into the item. */
+static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item, const pvti_safetensors *st,
+                                      const char *path, pvt_weight *made, double (*fits)[4])
+{
+    int64_t real = (int64_t)sizeof(pvt_real), k;
+    int i;
+    PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
+    for (i = 0; i < item->n_weights; i++) {
+        const pvt_weight *like = item->weights[i];
+        PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format,
+                                            like, &made[i]));
+    }
+    for (i = 0; i < item->n_norms; i++) {
+        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i], z->C * real));
         for (k = 0; k < z->C; k++)
             if (!(item->norms[i][k] >= -65504 && item->norms[i][k] <= 65504))
                 return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "%s: %s holds a value that is not finite or overflows fp16",
                                  path, item->norm_names[i]);
-    return PVT_OK;
-}
-
-/* The file's arrays into the item's, whose weights are allocated. */
-static pvt_result pvti_quantizer_fill(pvti_quantizer *z, const pvti_quantizer_item *item, const char *path,
-                                      double (*fits)[4])
-{
-    pvti_quantizer_arrays a;
-    pvti_safetensors st;
-    pvt_result result;
-    int64_t i;
-    pvti_quantizer_describe(z, item, fits, &a);
-    PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
-    result = pvti_quantizer_compare_options(z, &st, path);
-    for (i = 0; i < a.n && result == PVT_OK; i++) {
-        const pvti_tensor *t = &a.tensors[i], *in = pvti_safetensors_find(&st, t->name);
-        if (!in || in->dtype != t->dtype || in->bytes != t->bytes)
-            result = pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or has another size", path, t->name);
-        else
-            memcpy((void *)(uintptr_t)t->data, in->data, (size_t)t->bytes);
     }
-    pvti_safetensors_close(&st);
-    return result == PVT_OK ? pvti_quantizer_check_item(z, item, path) : result;
+    if (!item->n_weights) return PVT_OK;
+    return pvti_quantizer_copy(z, st, path, "fit", PVT_F64, fits, item->n_weights * (int64_t)sizeof *fits);
 }
 
 /* Puts a finished block in place from its file; *taken false: there is none, and nothing has changed. */
 static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
 {
-    pvti_quantizer_item made = *item;
-    pvt_weight weights[PVTI_LINEARS];
-    pvt_result result = PVT_OK;
+    pvti_safetensors st;
+    pvt_weight made[PVTI_LINEARS];
+    pvt_result result;
     double fits[PVTI_LINEARS][4];
     char path[PVTI_PATH_BYTES];
     int i;
@@ -15254,20 +15566,14 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     if (!z->desc.resume) return PVT_OK;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
     if (!pvti_path_exists(path)) return PVT_OK;
-    memset(weights, 0, sizeof weights);
-    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
-        const pvt_weight *w = item->weights[i];
-        made.weights[i] = &weights[i];
-        result = pvti_weight_alloc(z->ctx, item->fitted[i] ? &z->desc.format : &w->format, w->O, w->I,
-                                   item->names[i], &weights[i]);
+    memset(made, 0, sizeof made);
+    PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
+    result = pvti_quantizer_read(z, item, &st, path, made, fits);
+    pvti_safetensors_close(&st);
+    for (i = 0; i < item->n_weights; i++) {
+        pvt_weight_free(result == PVT_OK ? item->weights[i] : &made[i]);
+        if (result == PVT_OK) *item->weights[i] = made[i];
     }
-    if (result == PVT_OK) result = pvti_quantizer_fill(z, &made, path, fits);
-    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
-        pvt_weight_free(item->weights[i]);
-        *item->weights[i] = weights[i];
-        memset(&weights[i], 0, sizeof weights[i]);
-    }
-    for (i = 0; i < item->n_weights; i++) pvt_weight_free(&weights[i]);
     if (result == PVT_OK && item->weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
     for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
         pvt_fit_stats stats;
@@ -16449,3 +16755,5 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #endif
 #endif /* PVTUNE_IMPLEMENTED */
 #endif /* PVTUNE_IMPLEMENTATION */
+
+PVTI_STRUCK_NAMES(PVTI_BRING_BACK)

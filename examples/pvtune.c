@@ -1529,36 +1529,24 @@ static const char *stop_answer(const char *verb)
     return "stopping; again to end at once\n";
 }
 
-/* The two variables that the library reads where its desc says nothing, so that a mistake in them has a sentence. */
-static int check_environment(app *a, pvt_ctx_desc *desc)
-{
-    const char *isa = getenv("PVTUNE_ISA"), *threads = getenv("PVTUNE_NUM_THREADS");
-    int64_t n;
-    if (isa && !option_in_list("scalar|avx2|avx512", isa))
-        return fail(a, "PVTUNE_ISA must be one of scalar|avx2|avx512, not '%s'", isa);
-    if (threads && *threads && (!option_whole(threads, &n) || n < 0 || n > 256))
-        return fail(a, "PVTUNE_NUM_THREADS must be a whole number from 1 to 256 (0: all cores), not '%s'", threads);
-    desc->isa = isa;
-    return 0;
-}
-
 static int run_verb(const struct verb *v, app *a)
 {
     pvt_ctx_desc desc;
+    const char *isa = getenv("PVTUNE_ISA"); /* the library reads it; here only to say what it could not give */
+    char why[300] = "";
     pvt_result result;
     int status;
     memset(&desc, 0, sizeof desc);
     meter_begin(&a->meter, v->name, a->o.quiet);
     meter_catch(a->o.quiet ? NULL : stop_answer(v->name));
-    DO(check_environment(a, &desc));
-    if (a->o.threads) desc.n_threads = (int)a->o.threads;
-    desc.seed = a->o.seed;
+    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
+    desc.error = why, desc.error_bytes = sizeof why;
     result = pvt_ctx_create(&desc, &a->ctx);
-    if (result != PVT_OK) return fail(a, "%s", pvt_result_text(result));
-    if (desc.isa && strcmp(desc.isa, pvt_ctx_get_info(a->ctx).isa) != 0)
-        note(a, "this processor has no %s: %s it is", desc.isa, pvt_ctx_get_info(a->ctx).isa);
+    if (result != PVT_OK) return fail(a, "%s", why);
+    if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
+        note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->json = pvti_text_begin(a->ctx);
     a->started = pvti_seconds();
     status = v->run(a);

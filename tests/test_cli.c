@@ -171,7 +171,7 @@ static void test_refused_early(void)
     CHECK_REFUSED(1, "absent/demo.svg", run("demo --quick --train-steps 2 --steps 1 --svg absent/demo.svg"));
     CHECK_REFUSED(1, "absent/log", run("eval model --ppl nosuchtext --log absent/log"));
     CHECK_REFUSED(1, "absent/l", run("logits model --ids nosuchids -o absent/l"));
-    CHECK(sh("PVTUNE_ISA=neon '%s' info model >o 2>e", program) == 1 && sh("test ! -s o; grep -q 'PVTUNE_ISA must be one of' e") == 0);
+    CHECK(sh("PVTUNE_ISA=neon '%s' info model >o 2>e", program) == 1 && sh("test ! -s o; grep -q 'PVTUNE_ISA is .neon.: scalar, avx2 or avx512' e") == 0);
     CHECK(sh("PVTUNE_ISA=scalar '%s' info model >o 2>e && test ! -s e", program) == 0);
     CHECK(sh("PVTUNE_NUM_THREADS=all '%s' info model 2>e", program) == 1 && sh("grep -q PVTUNE_NUM_THREADS e") == 0);
     CHECK_RUN(run("generate model -p Once -n 1"));
@@ -187,8 +187,9 @@ static void test_many_options(void)
     static option rows[ROWS];
     static char names[ROWS][16];
     const char *values[ROWS] = {NULL};
-    char wrong[200], last[] = "--o99", given[] = "here", *arguments[2];
+    char wrong[200], text[6000] = "", last[] = "--o99", given[] = "here", *arguments[2];
     option_set set = {rows, ROWS};
+    FILE *f;
     bool help = false;
     for (int i = 0; i < ROWS; i++) {
         snprintf(names[i], sizeof names[i], "--o%02d", i);
@@ -198,6 +199,12 @@ static void test_many_options(void)
     CHECK(!options_parse(&set, 1, 0, NULL, values, &help, wrong, sizeof wrong) && strstr(wrong, "--o99 X is missing"));
     arguments[0] = last, arguments[1] = given;
     CHECK(options_parse(&set, 1, 2, arguments, values, &help, wrong, sizeof wrong) && values[ROWS - 1] == given);
+    for (int i = 0; i < ROWS; i++) rows[i].help = "a help";
+    f = tmpfile();
+    if (f) options_usage(f, "program", "verb", set), options_help(f, set), rewind(f);
+    CHECK(f && fread(text, 1, sizeof text - 1, f) > 0);
+    CHECK(strncmp(text, "usage: program verb --o99 X [options]\n", 38) == 0 && strstr(text, "\n  --o50 X "));
+    if (f) fclose(f);
 }
 
 static void test_help(void)

@@ -263,9 +263,10 @@ static void check_isa(void)
 {
     pvt_ctx_desc desc;
     pvt_ctx *ctx = NULL;
+    char why[200];
     memset(&desc, 0, sizeof desc);
-    desc.isa = "neon";
-    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_ERR_ARGUMENT && !ctx);
+    desc.isa = "neon", desc.error = why, desc.error_bytes = sizeof why;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_ERR_ARGUMENT && !ctx && strstr(why, "isa is \"neon\""));
     desc.isa = "scalar";
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK && strcmp(pvt_ctx_get_info(ctx).isa, "scalar") == 0);
     pvt_ctx_destroy(ctx), ctx = NULL;

@@ -56,7 +56,8 @@ static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype m
 
 static int stop(void *user, const pvt_progress *progress)
 {
-    return progress->item && strcmp(progress->item, (const char *)user) == 0;
+    return strcmp(progress->phase, "quantize") == 0 && progress->item &&
+           strcmp(progress->item, (const char *)user) == 0;
 }
 
 /* Every model can still be used: under the address sanitizer, without a read of what was freed. */

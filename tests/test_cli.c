@@ -398,7 +398,7 @@ static void test_stop_quantize(void)
     CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0 && sh("test -e half") != 0);
 }
 
-#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-lr 0.01 -q --save-every 4 "
+#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-optimizer adam --code-lr 0.01 --patience 99 -q --save-every 4 "
 
 static void test_resume(pvt_ctx *ctx)
 {
@@ -406,7 +406,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
-    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md") == 0);
+    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
     status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);

@@ -323,6 +323,7 @@ static void meter_show(meter *m, const pvt_progress *p)
 static int on_progress(void *user, const pvt_progress *p)
 {
     app *a = (app *)user;
+    if (strcmp(p->phase, "fit") == 0) return stop_asked; /* within "quantize": only a chance to stop */
     if (!a->o.quiet && a->meter.muted == 0) meter_show(&a->meter, p);
     return stop_asked;
 }
@@ -1517,6 +1518,7 @@ static int finish_stdout(const char *verb, int status)
 static int run_verb(const struct verb *v, app *a)
 {
     pvt_ctx_desc desc;
+    char why[300] = "";
     pvt_result result;
     int status;
     const char *term = getenv("TERM");
@@ -1524,8 +1526,9 @@ static int run_verb(const struct verb *v, app *a)
     desc.n_threads = (int)a->o.threads, desc.seed = (uint64_t)a->o.seed;
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
+    desc.error = why, desc.error_bytes = sizeof why;
     result = pvt_ctx_create(&desc, &a->ctx);
-    if (result != PVT_OK) return fail(a, "%s", pvt_result_text(result));
+    if (result != PVT_OK) return fail(a, "%s", why);
     a->json = pvti_text_begin(a->ctx), a->card = pvti_text_begin(a->ctx);
     a->meter.terminal = isatty(2) && term && strcmp(term, "dumb") != 0;
     a->started = pvti_seconds();

@@ -659,7 +659,7 @@ typedef struct pvt_pv_desc {
     pvt_strategy strategy;
     pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
     pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
-    pvt_optimizer codes;  /* the buffer. Default: LAMB 2e-2 (0, .95), for weights differ in size from layer to layer
+    pvt_optimizer codes;  /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to layer
                              and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
@@ -7836,13 +7836,13 @@ static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherw
 PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
     static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
-    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2e-2, 0, 0.95, 1e-6, 0, false, false};
+    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
-    pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2e-2);
+    pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
     if (d.cap == 0) d.cap = d.strategy == PVT_STRATEGY_STE ? 1 : 0.01;
     if (d.strategy == PVT_STRATEGY_PV) d.delta = 1;
     if (d.beam == 0) d.beam = 1;

@@ -98,7 +98,7 @@ static const option tune_rows[] = {
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
     {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4)", "learning rate of codebooks and scales"},
-    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2e-2; adam: 3e-3)",
+    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2.5e-2; adam: 3e-3)",
      "of the buffer that codes are searched against"},
     {"--param-lr", NULL, OPTION_REAL, AT(param_lr), false, "C", 1e-9, 10, "(as --lr)", "of everything that is not quantized"},
     {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "(adam)", "for codebooks and scales"},

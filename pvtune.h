@@ -7975,28 +7975,27 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
 #if PVTUNE_LAYER >= 2
 
 // >>json
-/*  Reading: one pass checks the text (UTF-8, grammar, depth, duplicate keys) and leaves an array
-    of small nodes in document order, so that a tokenizer.json of 30 MB costs two dozen bytes per
-    value and no allocation per string. Node 0 is the root; the first child of a container is
-    the node behind it, `next` leads to its siblings. Strings stay in the text, escapes and
-    all, and are decoded when asked for: the text must outlive the nodes.
+/*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
+    duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
+    bytes per byte of text, and no allocation per string. Node 0 is the root; the first child of a
+    container is the node behind it, `next` leads to its siblings. Strings stay in the text, escapes
+    and all, and are decoded when asked for: the text must outlive the nodes.
 
     Writing: pvti_text grows; pvti_text_string and pvti_text_number write values that any reader
     understands, whatever the locale. */
 
 #define PVTI_JSON_DEPTH 64
-#define PVTI_JSON_BYTES ((int64_t)1 << 29) /* offsets fit 32 bits with room to spare */
+#define PVTI_JSON_BYTES ((int64_t)1 << 29) /* offsets leave room for a flag in 32 bits */
+#define PVTI_JSON_ESCAPED 0x80000000u /* a backslash occurs: bytes as written are not bytes as meant */
 
 enum { PVTI_JSON_NONE, PVTI_JSON_NULL, PVTI_JSON_BOOL, PVTI_JSON_NUMBER, PVTI_JSON_STRING, PVTI_JSON_ARRAY,
        PVTI_JSON_OBJECT };
 
 typedef struct pvti_json_node {
-    uint32_t text, bytes;     /* string: between its quotes; number, true, false, null: as written */
-    uint32_t key, key_bytes;  /* member of an object: between the key's quotes */
-    uint32_t next;            /* next sibling, 0: none */
-    uint32_t count;           /* children of an array or object */
-    uint8_t type;
-    bool escaped, key_escaped; /* a backslash occurs: bytes as written are not bytes as meant */
+    uint32_t text; /* where the value begins; its first character is its type */
+    uint32_t size; /* array, object: children; string: bytes between the quotes, and the flag; else: bytes */
+    uint32_t key;  /* member of an object: behind the key's opening quote, and the flag; 0: no member */
+    uint32_t next; /* next sibling, 0: none */
 } pvti_json_node;
 
 typedef struct pvti_json {
@@ -8137,23 +8136,53 @@ static int pvti_json_byte(pvti_json_bytes *b)
     return (uint8_t)b->pending[0];
 }
 
-static pvti_json_bytes pvti_json_reader(const char *s, int64_t n)
+/* A string as written, between its quotes. */
+typedef struct pvti_json_span {
+    const char *s;
+    int64_t bytes;
+    bool escaped;
+} pvti_json_span;
+
+static pvti_json_span pvti_json_value_span(const pvti_json *j, int64_t node)
+{
+    const pvti_json_node *n = &j->nodes[node];
+    pvti_json_span span;
+    span.s = j->text + n->text + (j->text[n->text] == '"');
+    span.bytes = n->size & ~PVTI_JSON_ESCAPED;
+    span.escaped = (n->size & PVTI_JSON_ESCAPED) != 0;
+    return span;
+}
+
+/* A key's length is found anew: it was seen to end at a quote that no backslash precedes. */
+static pvti_json_span pvti_json_key_span(const pvti_json *j, int64_t node)
+{
+    uint32_t key = j->nodes[node].key;
+    pvti_json_span span;
+    span.s = j->text + (key & ~PVTI_JSON_ESCAPED);
+    span.bytes = 0;
+    span.escaped = (key & PVTI_JSON_ESCAPED) != 0;
+    if (key)
+        for (; span.s[span.bytes] != '"'; span.bytes++) span.bytes += span.s[span.bytes] == '\\';
+    return span;
+}
+
+static pvti_json_bytes pvti_json_reader(pvti_json_span span)
 {
     pvti_json_bytes b;
     memset(&b, 0, sizeof b);
-    b.s = s, b.end = s + n;
+    b.s = span.s, b.end = span.s + span.bytes;
     return b;
 }
 
 /* Decoded length, which may exceed cap; the bytes that fit, and a NUL when all do. */
-static int64_t pvti_json_decode(const char *s, int64_t bytes, bool escaped, char *out, int64_t cap)
+static int64_t pvti_json_decode(pvti_json_span span, char *out, int64_t cap)
 {
     int64_t n = 0;
-    if (!escaped) {
-        n = bytes;
-        if (out && cap > 0) memcpy(out, s, (size_t)PVTI_MIN(n, cap));
+    if (!span.escaped) {
+        n = span.bytes;
+        if (out && cap > 0) memcpy(out, span.s, (size_t)PVTI_MIN(n, cap));
     } else {
-        pvti_json_bytes b = pvti_json_reader(s, bytes);
+        pvti_json_bytes b = pvti_json_reader(span);
         int c;
         for (; (c = pvti_json_byte(&b)) >= 0; n++)
             if (out && n < cap) out[n] = (char)c;
@@ -8173,12 +8202,12 @@ static int pvti_json_compare(pvti_json_bytes a, pvti_json_bytes b)
     return x - y;
 }
 
-static bool pvti_json_same(const char *s, int64_t bytes, bool escaped, const char *text)
+static bool pvti_json_same(pvti_json_span span, const char *text)
 {
     int64_t i, length = (int64_t)strlen(text);
     pvti_json_bytes b;
-    if (!escaped) return bytes == length && memcmp(s, text, (size_t)length) == 0;
-    b = pvti_json_reader(s, bytes);
+    if (!span.escaped) return span.bytes == length && memcmp(span.s, text, (size_t)length) == 0;
+    b = pvti_json_reader(span);
     for (i = 0; i < length; i++)
         if (pvti_json_byte(&b) != (uint8_t)text[i]) return false;
     return pvti_json_byte(&b) < 0;
@@ -8210,31 +8239,50 @@ static void pvti_json_space(pvti_json_parser *p)
     while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r')) p->at++;
 }
 
-static pvt_result pvti_json_node_add(pvti_json_parser *p, int type, int64_t *node)
+/* How many values the text holds if it is valid, so that the nodes are allocated once: each comma and
+    each opening bracket announces one, but for a bracket closed at once. Stops where the text cannot be
+    valid, so that no text asks for more than eight bytes per byte of it. */
+static int64_t pvti_json_count_values(const char *s, const char *end)
+{
+    int64_t n = 1, depth = 0;
+    char last = ',';
+    for (; s < end && depth <= PVTI_JSON_DEPTH; s++) {
+        char c = *s;
+        bool opened = last == '[' || last == '{', opens = c == '[' || c == '{', closes = c == ']' || c == '}';
+        if (c == ' ' || c == '\t' || c == '\n' || c == '\r') continue;
+        if (c == ',' && (opened || last == ',')) break;
+        if (c == '"')
+            for (s++; s < end && *s != '"'; s++) s += *s == '\\' && s + 1 < end;
+        n += (c == ',' || opens) - (closes && opened);
+        depth += opens - closes;
+        last = c;
+    }
+    return n;
+}
+
+/* A value that begins at p->at. */
+static pvt_result pvti_json_node_add(pvti_json_parser *p, int64_t *node)
 {
     pvti_json *j = p->j;
-    if (!pvti_grow(j->ctx, (void **)&j->nodes, &j->capacity, PVTI_MAX(j->n + 1, 64),
-                   (int64_t)sizeof(pvti_json_node)))
+    if (!pvti_grow(j->ctx, (void **)&j->nodes, &j->capacity, j->n + 1, (int64_t)sizeof(pvti_json_node)))
         return PVT_ERR_MEMORY;
     *node = j->n++;
     memset(&j->nodes[*node], 0, sizeof *j->nodes);
-    j->nodes[*node].type = (uint8_t)type;
+    j->nodes[*node].text = (uint32_t)(p->at - p->text);
     return PVT_OK;
 }
 
-/* p->at stands on the opening quote; leaves it behind the closing one. */
-static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *start, uint32_t *bytes, bool *escaped)
+/* p->at stands on the opening quote; leaves it behind the closing one. bytes: with the flag. */
+static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *bytes)
 {
     const char *s = p->at + 1;
-    uint32_t character;
+    uint32_t character, escaped = 0;
     int n;
-    *start = (uint32_t)(s - p->text);
-    *escaped = false;
     for (;;) {
         if (s >= p->end) return pvti_json_error(p, p->at, "a string is not closed");
         if (*s == '"') break;
         if (*s == '\\') {
-            *escaped = true;
+            escaped = PVTI_JSON_ESCAPED;
             n = pvti_json_unescape(s + 1, p->end, &character);
             if (!n) return pvti_json_error(p, s, "a bad escape in a string");
             s += 1 + n;
@@ -8248,7 +8296,7 @@ static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *start, ui
             s += n;
         }
     }
-    *bytes = (uint32_t)(s - p->text) - *start;
+    *bytes = (uint32_t)(s - p->at - 1) | escaped;
     p->at = s + 1;
     return PVT_OK;
 }
@@ -8287,30 +8335,21 @@ static pvt_result pvti_json_scan_scalar(pvti_json_parser *p, int64_t *node)
 {
     static const char *const words[] = {"true", "false", "null"};
     const char *start = p->at;
-    pvti_json_node *n;
     int i;
-    PVTI_TRY(pvti_json_node_add(p, PVTI_JSON_NUMBER, node));
-    n = &p->j->nodes[*node];
-    if (*start == '"') {
-        n->type = PVTI_JSON_STRING;
-        return pvti_json_scan_string(p, &n->text, &n->bytes, &n->escaped);
-    }
+    PVTI_TRY(pvti_json_node_add(p, node));
+    if (*start == '"') return pvti_json_scan_string(p, &p->j->nodes[*node].size);
     for (i = 0; i < 3; i++) {
         int64_t length = (int64_t)strlen(words[i]);
-        if (p->end - start >= length && memcmp(start, words[i], (size_t)length) == 0) {
-            n->type = i == 2 ? PVTI_JSON_NULL : PVTI_JSON_BOOL;
-            p->at = start + length;
-        }
+        if (p->end - start >= length && memcmp(start, words[i], (size_t)length) == 0) p->at = start + length;
     }
-    if (n->type == PVTI_JSON_NUMBER) PVTI_TRY(pvti_json_scan_number(p));
-    n->text = (uint32_t)(start - p->text);
-    n->bytes = (uint32_t)(p->at - start);
+    if (p->at == start) PVTI_TRY(pvti_json_scan_number(p));
+    p->j->nodes[*node].size = (uint32_t)(p->at - start);
     return PVT_OK;
 }
 
 static pvti_json_bytes pvti_json_key_reader(const pvti_json *j, int64_t node)
 {
-    return pvti_json_reader(j->text + j->nodes[node].key, j->nodes[node].key_bytes);
+    return pvti_json_reader(pvti_json_key_span(j, node));
 }
 
 static int pvti_json_key_tie(const void *self, int64_t a, int64_t b)
@@ -8332,7 +8371,7 @@ static uint64_t pvti_json_key_hash(const pvti_json *j, int64_t node)
 static pvt_result pvti_json_check_keys(pvti_json_parser *p, int64_t object)
 {
     pvti_json *j = p->j;
-    int64_t i = 0, n = j->nodes[object].count, node = object + 1;
+    int64_t i = 0, n = j->nodes[object].size, node = object + 1;
     if (n < 2) return PVT_OK;
     if (!pvti_grow(j->ctx, (void **)&p->keys, &p->keys_capacity, n, (int64_t)sizeof *p->keys))
         return PVT_ERR_MEMORY;
@@ -8344,19 +8383,22 @@ static pvt_result pvti_json_check_keys(pvti_json_parser *p, int64_t object)
     for (i = 1; i < n; i++)
         if (p->keys[i].key == p->keys[i - 1].key &&
             pvti_json_key_tie(j, p->keys[i].index, p->keys[i - 1].index) == 0) {
-            const pvti_json_node *twice = &j->nodes[p->keys[i].index];
+            pvti_json_span twice = pvti_json_key_span(j, p->keys[i].index);
             char what[160];
             snprintf(what, sizeof what, "the key \"%.*s\" occurs twice in one object",
-                     (int)PVTI_MIN(twice->key_bytes, 100u), j->text + twice->key);
-            return pvti_json_error(p, j->text + twice->key, what);
+                     (int)PVTI_MIN(twice.bytes, 100), twice.s);
+            return pvti_json_error(p, twice.s, what);
         }
     return PVT_OK;
 }
 
-static pvt_result pvti_json_member_key(pvti_json_parser *p, pvti_json_node *member)
+static pvt_result pvti_json_member_key(pvti_json_parser *p, uint32_t *key)
 {
+    uint32_t bytes;
     if (p->at >= p->end || *p->at != '"') return pvti_json_error(p, p->at, "a key in quotes was expected");
-    PVTI_TRY(pvti_json_scan_string(p, &member->key, &member->key_bytes, &member->key_escaped));
+    *key = (uint32_t)(p->at + 1 - p->text);
+    PVTI_TRY(pvti_json_scan_string(p, &bytes));
+    *key |= bytes & PVTI_JSON_ESCAPED;
     pvti_json_space(p);
     if (p->at >= p->end || *p->at != ':') return pvti_json_error(p, p->at, "':' was expected after a key");
     p->at++;
@@ -8376,22 +8418,19 @@ static pvt_result pvti_json_value(pvti_json_parser *p, int depth, int64_t *node)
     if (depth >= PVTI_JSON_DEPTH) return pvti_json_error(p, p->at, "nested deeper than 64 levels");
     object = *p->at == '{';
     close = object ? '}' : ']';
-    PVTI_TRY(pvti_json_node_add(p, object ? PVTI_JSON_OBJECT : PVTI_JSON_ARRAY, node));
+    PVTI_TRY(pvti_json_node_add(p, node));
     p->at++;
     pvti_json_space(p);
     if (p->at < p->end && *p->at == close) return p->at++, PVT_OK;
     for (;;) {
-        pvti_json_node key;
-        memset(&key, 0, sizeof key);
+        uint32_t key = 0;
         pvti_json_space(p);
         if (object) PVTI_TRY(pvti_json_member_key(p, &key));
         PVTI_TRY(pvti_json_value(p, depth + 1, &child));
-        j->nodes[child].key = key.key;
-        j->nodes[child].key_bytes = key.key_bytes;
-        j->nodes[child].key_escaped = key.key_escaped;
+        j->nodes[child].key = key;
         if (previous) j->nodes[previous].next = (uint32_t)child;
         previous = child;
-        j->nodes[*node].count++;
+        j->nodes[*node].size++;
         pvti_json_space(p);
         if (p->at < p->end && *p->at == close) break;
         if (p->at >= p->end || *p->at != ',')
@@ -8424,6 +8463,11 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
     if (!text) text = "", len = 0;
     out->ctx = ctx, out->text = text;
     p.j = out, p.name = name, p.text = p.at = text, p.end = text + len;
+    if (!pvti_grow(ctx, (void **)&out->nodes, &out->capacity, pvti_json_count_values(text, p.end),
+                   (int64_t)sizeof *out->nodes)) {
+        pvti_json_free(out);
+        return PVT_ERR_MEMORY;
+    }
     pvti_json_space(&p);
     result = pvti_json_value(&p, 0, &root);
     pvti_json_space(&p);
@@ -8449,13 +8493,22 @@ static PVTI_UNUSED pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvt
 
 static int pvti_json_type(const pvti_json *j, int64_t node)
 {
-    return node >= 0 && node < j->n ? (int)j->nodes[node].type : (int)PVTI_JSON_NONE;
+    if (node < 0 || node >= j->n) return PVTI_JSON_NONE;
+    switch (j->text[j->nodes[node].text]) {
+    case '{': return PVTI_JSON_OBJECT;
+    case '[': return PVTI_JSON_ARRAY;
+    case '"': return PVTI_JSON_STRING;
+    case 'n': return PVTI_JSON_NULL;
+    case 't':
+    case 'f': return PVTI_JSON_BOOL;
+    default: return PVTI_JSON_NUMBER;
+    }
 }
 
 /* Children in order, −1 at the end; a child of an object is the member's value. */
 static int64_t pvti_json_first(const pvti_json *j, int64_t node)
 {
-    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY && j->nodes[node].count ? node + 1 : -1;
+    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY && j->nodes[node].size ? node + 1 : -1;
 }
 static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 {
@@ -8463,17 +8516,14 @@ static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 }
 static PVTI_UNUSED int64_t pvti_json_count(const pvti_json *j, int64_t node)
 {
-    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].count : 0;
+    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].size : 0;
 }
 
 /* The member's value, −1 when there is none. Linear: iterate large objects instead. */
 static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
 {
     int64_t child = pvti_json_type(j, object) == PVTI_JSON_OBJECT ? pvti_json_first(j, object) : -1;
-    for (; child >= 0; child = pvti_json_next(j, child)) {
-        const pvti_json_node *n = &j->nodes[child];
-        if (pvti_json_same(j->text + n->key, n->key_bytes, n->key_escaped, key)) break;
-    }
+    while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
     return child;
 }
 
@@ -8481,26 +8531,19 @@ static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, co
    NUL-terminated when that fits too. −1: not a string. */
 static PVTI_UNUSED int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
-    const pvti_json_node *n;
     if (pvti_json_type(j, node) == PVTI_JSON_NONE) return -1;
-    n = &j->nodes[node];
-    return pvti_json_decode(j->text + n->key, n->key_bytes, n->key_escaped, out, cap);
+    return pvti_json_decode(pvti_json_key_span(j, node), out, cap);
 }
 static PVTI_UNUSED int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
-    const pvti_json_node *n;
     if (pvti_json_type(j, node) != PVTI_JSON_STRING) return -1;
-    n = &j->nodes[node];
-    return pvti_json_decode(j->text + n->text, n->bytes, n->escaped, out, cap);
+    return pvti_json_decode(pvti_json_value_span(j, node), out, cap);
 }
 
 /* Is it this string? */
 static PVTI_UNUSED bool pvti_json_equals(const pvti_json *j, int64_t node, const char *text)
 {
-    const pvti_json_node *n;
-    if (pvti_json_type(j, node) != PVTI_JSON_STRING) return false;
-    n = &j->nodes[node];
-    return pvti_json_same(j->text + n->text, n->bytes, n->escaped, text);
+    return pvti_json_type(j, node) == PVTI_JSON_STRING && pvti_json_same(pvti_json_value_span(j, node), text);
 }
 
 static PVTI_UNUSED bool pvti_json_bool(const pvti_json *j, int64_t node, bool *out)
@@ -8568,7 +8611,7 @@ static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, doubl
 {
     double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
-    value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].bytes);
+    value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].size);
     if (!(value >= -DBL_MAX && value <= DBL_MAX)) return false;
     *out = value;
     return true;
@@ -8583,7 +8626,7 @@ static PVTI_UNUSED bool pvti_json_int(const pvti_json *j, int64_t node, int64_t 
     bool negative;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
     s = j->text + j->nodes[node].text;
-    end = s + j->nodes[node].bytes;
+    end = s + j->nodes[node].size;
     negative = *s == '-';
     if (pvti_json_digits(s + negative, end) == end) {
         for (s += negative; s < end; s++) { /* downwards, where there is one value more */
@@ -10121,6 +10164,7 @@ typedef struct pvti_nfc {
     struct { uint32_t composed, first, second; bool excluded; } pairs[PVTI_NFC_PAIRS];
     uint16_t index[4096]; /* pair + 1 by hash of (first, second) */
     uint8_t class_[PVTI_NFC_END];
+    uint8_t joins[(PVTI_NFC_END + 7) / 8]; /* bit: it is the second part of a pair */
 } pvti_nfc;
 
 static uint32_t pvti_nfc_hash(uint32_t first, uint32_t second)
@@ -10141,6 +10185,7 @@ static void pvti_nfc_expand(pvti_nfc *nfc)
         if (entry[0] & 1) continue;
         for (slot = pvti_nfc_hash(first, nfc->pairs[i].second); nfc->index[slot];) slot = (slot + 1) % 4096;
         nfc->index[slot] = (uint16_t)(i + 1);
+        nfc->joins[nfc->pairs[i].second / 8] |= (uint8_t)(1 << nfc->pairs[i].second % 8);
     }
     for (i = 0; i < PVTI_COUNT(pvti_nfc_runs); i++) {
         uint32_t end = at + pvti_nfc_runs[i] / 256;
@@ -10182,6 +10227,16 @@ static uint32_t pvti_nfc_compose(const pvti_nfc *nfc, uint32_t a, uint32_t b)
         if (nfc->pairs[i].first == a && nfc->pairs[i].second == b) return nfc->pairs[i].composed;
     }
     return 0;
+}
+
+/* Whether c composes with nothing before it and no mark is sorted across it: text may be cut there. */
+static bool pvti_nfc_starts(const pvti_nfc *nfc, uint32_t c)
+{
+    uint32_t parts[4];
+    pvti_nfc_decompose(nfc, c, parts);
+    c = parts[0];
+    if (c >= 0x1161 && c <= 0x11c2) return false; /* Hangul: vowels and trailing consonants */
+    return pvti_nfc_class(nfc, c) == 0 && !(c < PVTI_NFC_END && (nfc->joins[c / 8] >> c % 8 & 1));
 }
 
 /* Sorts every run of marks by class, equals in their order. items: scratch for n. */
@@ -10833,17 +10888,22 @@ static int64_t pvti_word(const pvt_tokenizer *t, const char *s, int64_t n, const
 /*  Text → ids: special tokens are found first; each stretch between them is normalised, cut into
     words, and every word merged. Words repeat: a small table remembers where a word last
     stood in the text and which ids it became, so that most words cost one hash and one
-    comparison. The merge loop keeps candidates in a heap, O(n log n) also for a word of a megabyte. */
+    comparison.
 
-typedef struct pvti_symbol {
-    int32_t id;             /* −1: unknown; −2: merged into the symbol before */
-    int32_t previous, next; /* −1: none */
-} pvti_symbol;
+    A word's symbols are an array of ids. Merged, a symbol spans several places: its id stands in the
+    first, −1 − span in the second and in the last (which may be the same), so that both neighbours
+    are found and nothing else is stored. The rank of every pair stands where the pair begins; above
+    the ranks stand the minima of each 16, above these of each 16 again. So the leftmost pair of the
+    lowest rank is found in O(log n), and a word of n places takes 8.3·n bytes, be it a megabyte long:
+    a heap of candidates took 50 and missed the cache at every step. */
 
-typedef struct pvti_bpe_pair {
-    uint32_t rank;
-    int32_t at, left, right, id; /* valid while symbol `at` is `left` and the next one `right` */
-} pvti_bpe_pair;
+#define PVTI_RANK_NONE UINT32_MAX /* these two do not merge */
+#define PVTI_RANK_LEVELS 8        /* 16^8 > INT32_MAX */
+
+typedef struct pvti_ranks {
+    uint32_t *level[PVTI_RANK_LEVELS]; /* level[0][i]: of the pair at i; level[k+1][i]: min of level[k][16·i … +15] */
+    int levels;
+} pvti_ranks;
 
 typedef struct pvti_seen {
     int64_t at, first; /* in the text; in the ids */
@@ -10858,10 +10918,11 @@ typedef struct pvti_encoder {
     int64_t n, ids_capacity;
     char *text; /* normalised; words refer to it by offset */
     int64_t bytes, text_capacity;
-    pvti_symbol *symbols;
+    int32_t *symbols; /* −1: unknown; below: inside a symbol */
     int64_t symbols_capacity;
-    pvti_bpe_pair *heap;
-    int64_t heap_n, heap_capacity;
+    uint32_t *rank_memory;
+    int64_t ranks_capacity;
+    pvti_ranks ranks;
     pvti_seen *seen;
     uint32_t *chars; /* for >>nfc */
     int64_t chars_capacity;
@@ -10875,63 +10936,100 @@ static pvt_result pvti_encode_reserve(pvti_encoder *e, int64_t n)
     return room ? PVT_OK : PVT_ERR_MEMORY;
 }
 
-static bool pvti_bpe_less(const pvti_bpe_pair *a, const pvti_bpe_pair *b)
-{
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
+/* ---- ranks of pairs ---- */
 
-/* Puts the pair that begins with symbol `at` on the heap, if it merges. */
-static pvt_result pvti_encode_offer(pvti_encoder *e, int32_t at)
+/* The levels for a word of n symbols, all without a pair. */
+static pvt_result pvti_ranks_begin(pvti_encoder *e, int64_t n)
 {
-    const pvti_symbol *s = e->symbols;
-    const pvti_merge *m;
-    pvti_bpe_pair c;
-    int64_t hole;
-    if (at < 0 || s[at].next < 0) return PVT_OK;
-    m = pvti_merge_find(e->t, s[at].id, s[s[at].next].id);
-    if (!m) return PVT_OK;
-    c.rank = m->rank, c.at = at, c.left = s[at].id, c.right = s[s[at].next].id, c.id = (int32_t)(m->id1 - 1);
-    if (!pvti_grow(e->ctx, (void **)&e->heap, &e->heap_capacity, PVTI_MAX(e->heap_n + 1, 256),
-                   (int64_t)sizeof c))
+    pvti_ranks *r = &e->ranks;
+    int64_t sizes[PVTI_RANK_LEVELS], total = 0;
+    r->levels = 0;
+    do {
+        n = (n + 15) / 16 * 16;
+        sizes[r->levels++] = n, total += n;
+        n /= 16;
+    } while (n > 1);
+    if (!pvti_grow(e->ctx, (void **)&e->rank_memory, &e->ranks_capacity, total, (int64_t)sizeof(uint32_t)))
         return PVT_ERR_MEMORY;
-    for (hole = e->heap_n++; hole > 0 && pvti_bpe_less(&c, &e->heap[(hole - 1) / 2]); hole = (hole - 1) / 2)
-        e->heap[hole] = e->heap[(hole - 1) / 2];
-    e->heap[hole] = c;
+    memset(e->rank_memory, 0xff, (size_t)total * sizeof(uint32_t));
+    r->level[0] = e->rank_memory;
+    for (int k = 1; k < r->levels; k++) r->level[k] = r->level[k - 1] + sizes[k - 1];
     return PVT_OK;
 }
 
-/* The heap must not be empty. */
-static pvti_bpe_pair pvti_encode_best(pvti_encoder *e)
+static uint32_t pvti_ranks_least(const uint32_t *ranks)
 {
-    pvti_bpe_pair best = e->heap[0], last = e->heap[--e->heap_n];
-    int64_t hole = 0, child;
-    while ((child = 2 * hole + 1) < e->heap_n) {
-        if (child + 1 < e->heap_n && pvti_bpe_less(&e->heap[child + 1], &e->heap[child])) child++;
-        if (!pvti_bpe_less(&e->heap[child], &last)) break;
-        e->heap[hole] = e->heap[child];
-        hole = child;
-    }
-    e->heap[hole] = last;
-    return best;
+    uint32_t least = ranks[0];
+    int i;
+    for (i = 1; i < 16; i++) least = PVTI_MIN(least, ranks[i]);
+    return least;
 }
 
-/* Merges symbols 0 … n−1 until nothing merges; symbol 0 always stays the first. */
-static pvt_result pvti_encode_merge(pvti_encoder *e, int64_t n)
+/* Where the pair that merges next begins; −1: nothing merges. */
+static int64_t pvti_ranks_next(const pvti_ranks *r)
 {
-    pvti_symbol *s = e->symbols;
-    int32_t i;
-    e->heap_n = 0;
-    for (i = 0; i + 1 < n; i++) PVTI_TRY(pvti_encode_offer(e, i));
-    while (e->heap_n > 0) {
-        pvti_bpe_pair c = pvti_encode_best(e);
-        int32_t gone = s[c.at].next;
-        if (s[c.at].id != c.left || gone < 0 || s[gone].id != c.right) continue;
-        s[c.at].id = c.id;
-        s[c.at].next = s[gone].next;
-        if (s[gone].next >= 0) s[s[gone].next].previous = c.at;
-        s[gone].id = -2;
-        PVTI_TRY(pvti_encode_offer(e, s[c.at].previous));
-        PVTI_TRY(pvti_encode_offer(e, c.at));
+    uint32_t least = pvti_ranks_least(r->level[r->levels - 1]);
+    int64_t at = 0;
+    int k;
+    if (least == PVTI_RANK_NONE) return -1;
+    for (k = r->levels - 1; k >= 0; k--)
+        for (at *= 16; r->level[k][at] != least;) at++;
+    return at;
+}
+
+static void pvti_ranks_set(pvti_ranks *r, int64_t at, uint32_t rank)
+{
+    uint32_t old = r->level[0][at], *least;
+    int k;
+    r->level[0][at] = rank;
+    for (k = 1; k < r->levels && rank != old; k++, at /= 16) {
+        least = &r->level[k][at / 16];
+        if (rank >= *least && old != *least) return; /* neither was nor becomes the least */
+        old = *least;
+        if (rank > *least) rank = pvti_ranks_least(r->level[k - 1] + at / 16 * 16);
+        *least = rank;
+    }
+}
+
+/* ---- merging ---- */
+
+static int64_t pvti_symbol_next(const int32_t *symbols, int64_t at, int64_t n)
+{
+    return at + 1 < n && symbols[at + 1] < -1 ? at - 1 - symbols[at + 1] : at + 1;
+}
+
+static int64_t pvti_symbol_previous(const int32_t *symbols, int64_t at)
+{
+    return at > 0 && symbols[at - 1] < -1 ? at + 1 + symbols[at - 1] : at - 1;
+}
+
+static uint32_t pvti_symbol_rank(const pvti_encoder *e, int64_t at, int64_t n)
+{
+    int64_t next = pvti_symbol_next(e->symbols, at, n);
+    const pvti_merge *m = next < n ? pvti_merge_find(e->t, e->symbols[at], e->symbols[next]) : NULL;
+    return m ? m->rank : PVTI_RANK_NONE;
+}
+
+/* Merges symbols 0 … n−1 until nothing merges; *left: how many symbols there are then. */
+static pvt_result pvti_encode_merge(pvti_encoder *e, int64_t n, int64_t *left)
+{
+    int32_t *s = e->symbols;
+    int64_t at;
+    *left = n;
+    PVTI_TRY(pvti_ranks_begin(e, n));
+    for (at = 0; at + 1 < n; at++) e->ranks.level[0][at] = pvti_symbol_rank(e, at, n);
+    for (int k = 1; k < e->ranks.levels; k++)
+        for (at = 0; e->ranks.level[k - 1] + 16 * at < e->ranks.level[k]; at++)
+            e->ranks.level[k][at] = pvti_ranks_least(e->ranks.level[k - 1] + 16 * at);
+    while ((at = pvti_ranks_next(&e->ranks)) >= 0) {
+        int64_t second = pvti_symbol_next(s, at, n), end = pvti_symbol_next(s, second, n);
+        int64_t before = pvti_symbol_previous(s, at);
+        s[at] = (int32_t)(pvti_merge_find(e->t, s[at], s[second])->id1 - 1);
+        s[at + 1] = s[end - 1] = (int32_t)(at - end - 1);
+        --*left;
+        pvti_ranks_set(&e->ranks, second, PVTI_RANK_NONE);
+        pvti_ranks_set(&e->ranks, at, pvti_symbol_rank(e, at, n));
+        if (before >= 0) pvti_ranks_set(&e->ranks, before, pvti_symbol_rank(e, before, n));
     }
     return PVT_OK;
 }
@@ -10948,17 +11046,13 @@ static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t by
         bool known = true;
         if (length == 0) length = 1;
         if (id >= 0) {
-            e->symbols[n++].id = id;
+            e->symbols[n++] = id;
         } else {
             for (i = 0; i < length; i++) known = known && t->byte_id[(uint8_t)word[at + i]] >= 0;
-            if (!known) e->symbols[n++].id = -1;
-            for (i = 0; known && i < length; i++) e->symbols[n++].id = t->byte_id[(uint8_t)word[at + i]];
+            if (!known) e->symbols[n++] = -1;
+            for (i = 0; known && i < length; i++) e->symbols[n++] = t->byte_id[(uint8_t)word[at + i]];
         }
         at += length;
-    }
-    for (i = 0; i < n; i++) {
-        e->symbols[i].previous = (int32_t)i - 1;
-        e->symbols[i].next = i + 1 < n ? (int32_t)i + 1 : -1;
     }
     return n;
 }
@@ -10966,9 +11060,9 @@ static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t by
 static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t bytes)
 {
     const pvt_tokenizer *t = e->t;
-    int32_t whole = t->ignore_merges ? pvti_vocab_find_text(t, word, bytes) : -1, i;
+    int32_t whole = t->ignore_merges ? pvti_vocab_find_text(t, word, bytes) : -1;
     bool fuse = false;
-    int64_t n;
+    int64_t n, left, i;
     if (whole >= 0) {
         PVTI_TRY(pvti_encode_reserve(e, 1));
         e->ids[e->n++] = whole;
@@ -10979,11 +11073,11 @@ static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t b
     if (!pvti_grow(e->ctx, (void **)&e->symbols, &e->symbols_capacity, PVTI_MAX(bytes, 256),
                    (int64_t)sizeof *e->symbols))
         return PVT_ERR_MEMORY;
-    n = pvti_encode_symbols(e, word, bytes);
-    if (t->n_merges) PVTI_TRY(pvti_encode_merge(e, n));
-    PVTI_TRY(pvti_encode_reserve(e, n));
-    for (i = 0; i >= 0 && i < n; i = e->symbols[i].next) {
-        int32_t id = e->symbols[i].id;
+    n = left = pvti_encode_symbols(e, word, bytes);
+    if (t->n_merges) PVTI_TRY(pvti_encode_merge(e, n, &left));
+    PVTI_TRY(pvti_encode_reserve(e, left));
+    for (i = 0; i < n; i = pvti_symbol_next(e->symbols, i, n)) {
+        int32_t id = e->symbols[i];
         if (id < 0 && t->unknown < 0)
             return pvti_fail(e->ctx, PVT_ERR_MISMATCH,
                              "the text has a character that the tokenizer knows neither whole "
@@ -11014,51 +11108,83 @@ static pvt_result pvti_encode_word(pvti_encoder *e, int64_t at, int64_t bytes)
     return PVT_OK;
 }
 
+/* Room in e->text for n bytes more than `at`. */
+static pvt_result pvti_encode_room(pvti_encoder *e, int64_t at, int64_t n)
+{
+    return pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + n, 1) ? PVT_OK : PVT_ERR_MEMORY;
+}
+
+/* s[0 … n−1] decomposed into e->chars; their number. */
+static pvt_result pvti_encode_decompose(pvti_encoder *e, const char *s, int64_t n, int64_t *count)
+{
+    const pvti_nfc *nfc = e->t->nfc;
+    int64_t i;
+    for (*count = i = 0; i < n;) {
+        uint32_t c;
+        int length = pvti_utf8_read(s + i, n - i, &c);
+        if (!pvti_grow(e->ctx, (void **)&e->chars, &e->chars_capacity, *count + 4, (int64_t)sizeof *e->chars))
+            return PVT_ERR_MEMORY;
+        if (length) *count += pvti_nfc_decompose(nfc, c, e->chars + *count);
+        else e->chars[(*count)++] = PVTI_NFC_RAW | (uint8_t)s[i];
+        i += length ? length : 1;
+    }
+    return PVT_OK;
+}
+
 /* s[0 … n−1] composed, to e->text + at; adds the bytes to *out. */
 static pvt_result pvti_encode_compose_part(pvti_encoder *e, int64_t at, const char *s, int64_t n,
                                            int64_t *out)
 {
-    const pvti_nfc *nfc = e->t->nfc;
-    int64_t i, count = 0;
-    if (!pvti_grow(e->ctx, (void **)&e->chars, &e->chars_capacity, 4 * n, (int64_t)sizeof *e->chars) ||
-        !pvti_grow(e->ctx, (void **)&e->items, &e->items_capacity, 4 * n, (int64_t)sizeof *e->items) ||
-        !pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + 4 * n, 1)) return PVT_ERR_MEMORY;
-    for (i = 0; i < n;) {
-        uint32_t c;
-        int length = pvti_utf8_read(s + i, n - i, &c);
-        if (length) count += pvti_nfc_decompose(nfc, c, e->chars + count);
-        else e->chars[count++] = PVTI_NFC_RAW | (uint8_t)s[i];
-        i += length ? length : 1;
-    }
-    pvti_nfc_sort(nfc, e->chars, count, e->items);
-    count = pvti_nfc_compose_all(nfc, e->chars, count);
+    int64_t i, count;
+    PVTI_TRY(pvti_encode_decompose(e, s, n, &count));
+    if (!pvti_grow(e->ctx, (void **)&e->items, &e->items_capacity, count, (int64_t)sizeof *e->items))
+        return PVT_ERR_MEMORY;
+    pvti_nfc_sort(e->t->nfc, e->chars, count, e->items);
+    count = pvti_nfc_compose_all(e->t->nfc, e->chars, count);
     for (i = 0; i < count; i++) {
-        char *to = e->text + at;
+        char bytes[4];
         int length = 1;
-        if (e->chars[i] & PVTI_NFC_RAW) *to = (char)(e->chars[i] & 255);
-        else length = pvti_utf8_write(e->chars[i], to);
+        if (e->chars[i] & PVTI_NFC_RAW) bytes[0] = (char)(e->chars[i] & 255);
+        else length = pvti_utf8_write(e->chars[i], bytes);
+        PVTI_TRY(pvti_encode_room(e, at, length));
+        memcpy(e->text + at, bytes, (size_t)length);
         at += length, *out += length;
     }
     return PVT_OK;
 }
 
-/* In parts that end before an ASCII character, which composes with nothing before it. */
+/* The end of a part that begins at s: about 1,024 bytes, up to a place where text may be cut. A byte that
+   is not UTF-8 is such a place. *composed: all is below U+0300, whose first byte is 0xcc. */
+static int64_t pvti_encode_part(const pvti_encoder *e, const char *s, int64_t n, bool *composed)
+{
+    int64_t end = PVTI_MIN(n, 1024), i;
+    int back, length;
+    for (*composed = true, i = 0; i < end; i++) *composed = *composed && (uint8_t)s[i] < 0xcc;
+    for (back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++; /* inside a character */
+    for (; end < n; end += length) {
+        uint32_t c;
+        length = pvti_utf8_read(s + end, n - end, &c);
+        if (length == 0 || pvti_nfc_starts(e->t->nfc, c)) break;
+        *composed = *composed && c < 0x300;
+    }
+    return end;
+}
+
+/* Part by part, so that the arrays for characters stay small whatever the text. */
 static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s, int64_t n, int64_t *out)
 {
-    int64_t begin, end;
+    int64_t begin, bytes;
     *out = 0;
-    for (begin = 0; begin < n; begin = end) {
-        bool composed = true; /* below U+0300, whose first byte is 0xcc */
-        for (end = begin; end < n && (end - begin < 1024 || (uint8_t)s[end] >= 0x80); end++)
-            composed = composed && (uint8_t)s[end] < 0xcc;
+    for (begin = 0; begin < n; begin += bytes) {
+        bool composed;
+        bytes = pvti_encode_part(e, s + begin, n - begin, &composed);
         if (!composed) {
-            PVTI_TRY(pvti_encode_compose_part(e, at + *out, s + begin, end - begin, out));
+            PVTI_TRY(pvti_encode_compose_part(e, at + *out, s + begin, bytes, out));
             continue;
         }
-        if (!pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + *out + end - begin, 1))
-            return PVT_ERR_MEMORY;
-        memcpy(e->text + at + *out, s + begin, (size_t)(end - begin));
-        *out += end - begin;
+        PVTI_TRY(pvti_encode_room(e, at + *out, bytes));
+        memcpy(e->text + at + *out, s + begin, (size_t)bytes);
+        *out += bytes;
     }
     return PVT_OK;
 }
@@ -11172,7 +11298,7 @@ PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *t, const char *text
     result = pvti_encode_all(&e, text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes, flags);
     pvti_free(e.ctx, e.text);
     pvti_free(e.ctx, e.symbols);
-    pvti_free(e.ctx, e.heap);
+    pvti_free(e.ctx, e.rank_memory);
     pvti_free(e.ctx, e.seen);
     pvti_free(e.ctx, e.chars);
     pvti_free(e.ctx, e.items);

@@ -405,6 +405,7 @@ typedef enum pvt_format_kind { PVT_FORMAT_DENSE, PVT_FORMAT_AQLM } pvt_format_ki
 
 /* Additive codebooks (AQLM, arXiv 2401.06118): a group is a tile of og × ig weights, and
        W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each. */
+/* Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16 */
@@ -651,6 +652,8 @@ typedef struct pvt_model_config {
     /* rope_scaling "llama3"; factor 0: none */
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
+    const float *rope_factors; /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have
+                                  them; NULL: none. The model keeps its own copy. */
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -709,7 +712,7 @@ typedef struct pvt_save_desc {
    files, config.json last, so that a directory without it is visibly unfinished. The directory
    is made when it does not exist; files that were there stay until the new ones are complete.
    Values are rounded to fp16. desc may be NULL. Errors: IO, NUMERIC (overflow, not finite),
-   ARGUMENT (the directory holds a model), UNSUPPORTED (weights of different formats). */
+   ARGUMENT (the directory holds a model), UNSUPPORTED (weights of different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
 // >>interface: runs
@@ -784,9 +787,18 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
-/* The file verbatim, tokenized once. Errors: IO, ARGUMENT (the model has no tokenizer). */
+/*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken verbatim. JSON Lines
+    are told by their content, each line an object or a string: the documents are what stands under "text", else under
+    "content", and are joined by a blank line, as if they stood so in a plain file: no bos between them, for a window
+    cut from the ids would rarely begin with one. To take any bytes verbatim: pvt_tokenizer_encode and
+    pvt_corpus_from_ids. Errors: IO, ARGUMENT (the model has no tokenizer), FORMAT (a line of JSON Lines without a text:
+    names it), UNSUPPORTED (a compressed or binary file, mostly not UTF-8; one JSON array: says what to do), MEMORY. */
 PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                    pvt_corpus *out);
+/* The same of a text in memory; bytes −1: up to the terminating zero. */
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer,
+                                        pvt_corpus *out);
+/* A copy of n ids. Errors: ARGUMENT (n negative), MEMORY. */
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out);
 PVT_API void pvt_corpus_free(pvt_corpus *corpus);
 
@@ -796,17 +808,17 @@ typedef struct pvt_ppl_desc {
     double *window_nll;   /* NULL, or [last − first]: each window's nll sum */
 } pvt_ppl_desc;
 typedef struct pvt_ppl {
-    double ppl, nll, nll_stderr, nll_sum; /* nll: mean over tokens; its standard error over windows */
+    double ppl, nll, nll_stderr, nll_sum; /* nll: mean over tokens; its standard error over windows, NaN for one */
     int64_t tokens, windows, ctx;
     double seconds;
 } pvt_ppl;
 /* Perplexity over non-overlapping windows, ctx − 1 predictions each. Errors: ARGUMENT (text
-   shorter than one window). */
+   shorter than one window, ctx beyond the model's). */
 PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 
 typedef struct pvt_generate_desc {
-    int64_t n;             /* tokens to make; 0: 64 */
+    int64_t n;             /* tokens to make; 0: 64, or as many as the context has room for */
     double temperature;    /* 0: greedy */
     double top_p;          /* 0: 1 */
     uint64_t seed;
@@ -820,6 +832,7 @@ typedef struct pvt_generated {
     int64_t n;
     double seconds, prompt_seconds;
 } pvt_generated;
+/* Errors: ARGUMENT (no prompt; prompt and new tokens beyond the model's context), NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
 #endif
@@ -827,7 +840,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
 // >>interface: quantize and tune
 
 typedef struct pvt_quantize_desc {
-    pvt_format format;      /* zeroed: aqlm:2x8g8 */
+    pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
@@ -842,7 +855,9 @@ typedef struct pvt_quantize_desc {
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
     the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales and
     norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
-    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense. */
+    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense.
+    Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
+    format of 16 bits or more on this model), MISMATCH, NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -1083,13 +1098,59 @@ PVT_API const char *pvt_result_text(pvt_result result)
 
 PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx) { return ctx ? ctx->error : ""; }
 
-/* Records a sentence (what, where, what to do) and returns the code. */
+/* One character of UTF-8: its length in bytes, or 0 where s is not well formed (overlong,
+   surrogate, beyond U+10FFFF, cut off). */
+static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
+{
+    const uint8_t *u = (const uint8_t *)s;
+    uint32_t c, least;
+    int i, length;
+    if (n < 1) return 0;
+    c = u[0];
+    if (c < 0x80) return *character = c, 1;
+    if (c >= 0xc2 && c < 0xe0) length = 2, c &= 31, least = 0x80;
+    else if (c >= 0xe0 && c < 0xf0) length = 3, c &= 15, least = 0x800;
+    else if (c >= 0xf0 && c < 0xf5) length = 4, c &= 7, least = 0x10000;
+    else return 0;
+    if (n < length) return 0;
+    for (i = 1; i < length; i++) {
+        if ((u[i] & 0xc0) != 0x80) return 0;
+        c = c << 6 | (u[i] & 63u);
+    }
+    if (c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
+    return *character = c, length;
+}
+
+/* s as a terminal may show it: control characters, which steer terminals, and bytes that are not UTF-8 become
+   "\\x1b" and the like. Cut to fit out[cap]. */
+static void pvti_printable(char *out, int64_t cap, const char *s)
+{
+    int64_t n = (int64_t)strlen(s), at, used = 0, i;
+    for (at = 0; at < n;) {
+        uint32_t c = 0;
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        bool shown = length > 0 && c >= 0x20 && (c < 0x7f || c >= 0xa0);
+        if (length == 0) length = 1;
+        if (used + (shown ? length : 4 * length) >= cap) break;
+        for (i = at; i < at + length; i++) {
+            if (shown) out[used++] = s[i];
+            else used += snprintf(out + used, 5, "\\x%02x", (unsigned)(uint8_t)s[i]);
+        }
+        at += length;
+    }
+    out[used] = 0;
+}
+
+/* Records a sentence (what, where, what to do) and returns the code. Whatever of a file gets into it is
+   made printable here. */
 static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, const char *format, ...)
 {
+    char text[sizeof ctx->error];
     va_list args;
     va_start(args, format);
-    vsnprintf(ctx->error, sizeof ctx->error, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    pvti_printable(ctx->error, (int64_t)sizeof ctx->error, text);
     return result;
 }
 
@@ -4443,7 +4504,10 @@ PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *
     const char *at = text;
     int i;
     memset(out, 0, sizeof *out);
-    if (strcmp(text, "dense") == 0) return PVT_OK;
+    if (strcmp(text, "dense") == 0) {
+        out->bits = 16, out->in_group = out->out_group = 1;
+        return PVT_OK;
+    }
     if (strncmp(at, "aqlm", 4) != 0) goto fail;
     at += 4;
     for (i = 0; i < 4; i++) {
@@ -7161,19 +7225,47 @@ static bool pvti_format_in_range(const pvt_format *f)
            f->in_group * f->out_group <= 256;
 }
 
+static int64_t pvti_gcd(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
+/* The group size nearest to `wanted`, the larger of two equally near, that divides n. */
+static int pvti_group_near(int wanted, int64_t n, int most)
+{
+    int best = 1, g;
+    for (g = 1; g <= most; g++)
+        if (n % g == 0 && abs(g - wanted) <= abs(best - wanted)) best = g;
+    return best;
+}
+
+/* The format nearest to this one whose groups divide O × I, as text; O and I may be common divisors of many. */
+static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
+{
+    pvt_format near = *format;
+    near.in_group = pvti_group_near(format->in_group, I, 64);
+    near.out_group = pvti_group_near(format->out_group, O, PVTI_MIN(64, 256 / near.in_group));
+    pvt_format_text(&near, out);
+}
+
 static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                     const char *name, pvt_weight *out)
 {
     int64_t groups, entries, D;
+    char near[48];
     memset(out, 0, sizeof *out);
-    if (!pvti_format_in_range(format) || O < 1 || I < 1)
+    if (!pvti_format_in_range(format) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a codebook format, or a size out of range", name);
-    if (O % format->out_group || I % format->in_group)
+    if (O % format->out_group || I % format->in_group) {
+        pvti_format_near(format, O, I, near);
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; choose another format, or "
-                         "leave the tensor "
-                         "dense (--skip)",
-                         name, format->out_group, format->in_group, (long long)O, (long long)I);
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s would fit", name,
+                         format->out_group, format->in_group, (long long)O, (long long)I, near);
+    }
     D = (int64_t)format->in_group * format->out_group;
     if (!pvti_mul(O, I, &groups) || !pvti_mul(groups / D, format->codebooks, &groups))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
@@ -7223,8 +7315,8 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     memset(view, 0, sizeof *view);
     if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % og || n % og)
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
-                         "rows %lld to %lld of a weight with %lld rows in groups of %lld", (long long)o0,
-                         (long long)(o0 + n), (long long)weight->O, (long long)og);
+                         "%lld rows from %lld on, of a weight with %lld rows in groups of %lld", (long long)n,
+                         (long long)o0, (long long)weight->O, (long long)og);
     *view = *weight;
     view->O = n;
     view->owned = false, view->lookup = NULL;
@@ -8005,29 +8097,6 @@ typedef struct pvti_json {
     int64_t n, capacity;
 } pvti_json;
 
-/* One character of UTF-8: its length in bytes, or 0 where s is not well formed (overlong,
-   surrogate, beyond U+10FFFF, cut off). */
-static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
-{
-    const uint8_t *u = (const uint8_t *)s;
-    uint32_t c, least;
-    int i, length;
-    if (n < 1) return 0;
-    c = u[0];
-    if (c < 0x80) return *character = c, 1;
-    if (c >= 0xc2 && c < 0xe0) length = 2, c &= 31, least = 0x80;
-    else if (c >= 0xe0 && c < 0xf0) length = 3, c &= 15, least = 0x800;
-    else if (c >= 0xf0 && c < 0xf5) length = 4, c &= 7, least = 0x10000;
-    else return 0;
-    if (n < length) return 0;
-    for (i = 1; i < length; i++) {
-        if ((u[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (u[i] & 63u);
-    }
-    if (c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
-    return *character = c, length;
-}
-
 /* Up to four bytes; their number. */
 static int pvti_utf8_write(uint32_t c, char out[4])
 {
@@ -8718,8 +8787,8 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
             bytes = snprintf(piece, sizeof piece, "\\ufffd");
         } else if (c == '"' || c == '\\') {
             bytes = snprintf(piece, sizeof piece, "\\%c", (char)c);
-        } else if (c < 0x20) {
-            const char *found = c ? strchr(controls, (int)c) : NULL;
+        } else if (c < 0x20 || (c >= 0x7f && c < 0xa0)) { /* what terminals obey, U+009B too */
+            const char *found = c && c < 0x20 ? strchr(controls, (int)c) : NULL;
             bytes = found ? snprintf(piece, sizeof piece, "\\%c", names[found - controls])
                           : snprintf(piece, sizeof piece, "\\u%04x", c);
         } else {
@@ -12498,6 +12567,7 @@ struct pvt_model {
     pvti_layer *layers;
     pvt_real *norm;      /* [C], behind the last block */
     pvt_real *norm_data; /* what all norms point into */
+    float *rope_factors; /* what the config's point to, or NULL */
     pvti_source *source; /* the files that weights are mapped from; NULL: none */
     pvt_tokenizer *tokenizer;
     int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
@@ -12505,6 +12575,8 @@ struct pvt_model {
     char *generation_config; /* the file's text, carried along on save; may be NULL */
     int64_t generation_config_bytes;
 };
+
+#define PVTI_ROPE_MOST 512 /* frequencies: head sizes up to 1024, see pvti_config_check */
 
 static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
 {
@@ -12558,7 +12630,21 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
         return pvti_fail(ctx, PVT_ERR_FORMAT,
                          "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
                          name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
+    for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
+        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense", name,
+                             (long long)i, (double)c->rope_factors[i]);
     return PVT_OK;
+}
+
+/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no training,
+   so that results there mean nothing. */
+static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what, int64_t T)
+{
+    if (T >= 2 && T <= model->config.ctx) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "%s: a context of %lld tokens is not possible: this model was made for 2 to %lld", what,
+                     (long long)T, (long long)model->config.ctx);
 }
 
 /* The head as a view of the embedding; again whenever the embedding was replaced. */
@@ -12629,6 +12715,7 @@ PVT_API void pvt_model_free(pvt_model *model)
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
     pvti_free(model->ctx, model->norm_data);
+    pvti_free(model->ctx, model->rope_factors);
     pvti_free(model->ctx, model);
 }
 
@@ -12644,10 +12731,14 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->bos = -1;
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
     model->norm_data = PVTI_NEW(ctx, pvt_real, n);
-    if (!model->layers || !model->norm_data) {
+    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
+    if (!model->layers || !model->norm_data || (config->rope_factors && !model->rope_factors)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
+    if (config->rope_factors)
+        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
+    model->config.rope_factors = model->rope_factors;
     for (i = 0; i < n; i++) model->norm_data[i] = 1;
     for (l = 0; l < config->layers; l++)
         for (i = 0; i < PVTI_NORMS; i++)
@@ -12989,11 +13080,12 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
 static void pvti_blocks_rope(pvti_blocks *b)
 {
     const pvt_model_config *g = &b->config;
-    float inv_freq[512]; /* head sizes up to 1024, see pvti_config_check */
+    float inv_freq[PVTI_ROPE_MOST];
     pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
     if (g->rope_factor != 0)
         pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
                               g->rope_original_ctx);
+    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
@@ -13286,8 +13378,11 @@ PVT_API void pvt_run_free(pvt_run *run)
 PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
 {
     pvt_run run;
-    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK) return INT64_MAX;
-    return run.bytes + run.bytes_grads + (int64_t)sizeof run;
+    int64_t bytes;
+    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK || !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
+        !pvti_add(bytes, (int64_t)sizeof run, &bytes))
+        return INT64_MAX;
+    return bytes;
 }
 
 PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
@@ -13385,16 +13480,17 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    int64_t n = B * T, l;
+    int64_t n, l;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
+    n = B * T;
     memcpy(run->ids, ids, (size_t)n * sizeof *ids);
     pvt_weight_lookup(run->ctx, run->x, &model->embed, ids, n);
     for (l = 0; l < g->layers; l++) {
-        int64_t layer_size = run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim;
         pvti_cache cache;
-        if (run->desc.cache)
-            cache.k = run->cache_k + l * layer_size, cache.v = run->cache_v + l * layer_size,
-            cache.pos = run->pos;
+        if (run->desc.cache) { /* laid out at creation, so that this size fits */
+            int64_t at = l * (run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim);
+            cache.k = run->cache_k + at, cache.v = run->cache_v + at, cache.pos = run->pos;
+        }
         pvti_block_forward(&run->blocks, &model->layers[l], pvti_run_input(run, l + 1),
                            pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
                            run->desc.cache ? &cache : NULL);
@@ -13734,7 +13830,60 @@ static void pvti_config_ends(const pvti_json *j, pvt_model *model)
 
 /* ---- keys of a GGUF ---- */
 
-static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
+/* Whether these factors are what the "llama3" rule of c makes of the frequencies, but for rounding. */
+static bool pvti_rope_factors_fit(const pvt_model_config *c, const float *factors)
+{
+    float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
+    int64_t j;
+    pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
+    memcpy(scaled, plain, sizeof scaled);
+    pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high, c->rope_original_ctx);
+    for (j = 0; j < c->head_dim / 2; j++)
+        if (fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) > 2e-6) return false;
+    return true;
+}
+
+/* The contexts that a rule of low 1 and this high may have started from, most usual first, are tried: between
+   the two wavelengths there are few factors or none, so that no context could be computed from them. */
+static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
+{
+    static const double highs[] = {4, 2, 8, 16, 32};
+    int64_t last = c->head_dim / 2 - 1;
+    pvt_model_config rule = *c;
+    int i, power;
+    rule.rope_factor = (double)factors[last], rule.rope_low = 1;
+    if (!(rule.rope_factor > 1 && rule.rope_factor < 1e6)) return false;
+    for (i = 0; i < PVTI_COUNT(highs); i++)
+        for (power = 0; power < 24; power++) {
+            rule.rope_high = highs[i];
+            rule.rope_original_ctx = (int64_t)1 << (power <= 13 ? 13 - power : power); /* 8192, 4096 … 1, 16384 … */
+            if (!pvti_rope_factors_fit(&rule, factors)) continue;
+            *c = rule;
+            return true;
+        }
+    return false;
+}
+
+/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they follow the
+   rule, the config says so, as config.json does; else they stay as they are. */
+static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
+{
+    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
+    int64_t n = c->head_dim / 2, j;
+    bool ones = true;
+    if (!t) return PVT_OK;
+    if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of a head",
+                         a->path, (long long)n);
+    memcpy(factors, t->data, (size_t)n * sizeof *factors);
+    for (j = 0; j < n; j++) ones = ones && factors[j] == 1;
+    if (!ones && !pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
+    return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* factors: memory for those that the config points to, if any. */
+static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
 {
     const pvti_gguf *g = &a->source->gguf;
     const pvti_tensor *embed = pvti_gguf_find(g, "token_embd.weight");
@@ -13772,9 +13921,8 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
                          experts > 0
                              ? "mixtures of experts are not supported"
                              : "\"llama.rope.dimension_count\" other than the head size is not supported");
-    if ((pvti_gguf_kv_find(g, "llama.rope.scaling.type") &&
-         !pvti_gguf_equals(g, "llama.rope.scaling.type", "none")) ||
-        pvti_gguf_find(g, "rope_freqs.weight"))
+    if (pvti_gguf_kv_find(g, "llama.rope.scaling.type") &&
+        !pvti_gguf_equals(g, "llama.rope.scaling.type", "none"))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
                          "directory of this model",
@@ -13790,7 +13938,8 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
     c->vocab = embed && embed->rank == 2 ? embed->shape[0] : 0;
     c->tied = !pvti_gguf_find(g, "output.weight");
     snprintf(c->family, sizeof c->family, "llama");
-    return pvti_config_check(a->ctx, a->path, c);
+    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
+    return pvti_gguf_rope_factors(a, c, factors);
 }
 
 static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
@@ -14018,19 +14167,41 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     return pvti_load_generation_config(a);
 }
 
-static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes)
+/* Whether the file's first bytes can be llama2.c's seven numbers: sizes of a model, or a later version's mark. */
+static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
+{
+    const int32_t most[7] = {1 << 20, 1 << 22, 4096, 1 << 14, 1 << 14, 1 << 24, 1 << 24}; /* see pvti_config_check */
+    int32_t header[7];
+    int i;
+    if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
+    if (bytes < (int64_t)sizeof header) return false;
+    memcpy(header, start, sizeof header);
+    for (i = 0; i < 7; i++)
+        if (header[i] == 0 || header[i] > most[i] || header[i] < (i == 5 ? -most[i] : 0)) return false;
+    return header[0] % header[3] == 0 && header[3] % header[4] == 0;
+}
+
+static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes, int64_t size)
 {
     pvt_model_config config;
+    float factors[PVTI_ROPE_MOST];
+    uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
     a->neighbours = true;
-    if (bytes >= 9 && start[8] == '{')
+    if (bytes >= 9) memcpy(&header, start, 8);
+    if (header < (uint64_t)size && start[8] == '{') /* a llama2.c model's two first sizes make a larger number */
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: is a safetensors file; name the directory that holds it and its config.json",
                          a->path);
-    if (bytes >= 4 && memcmp(start, "GGUF", 4) == 0) {
+    if (memcmp(start, "GGUF", 4) != 0 && !pvti_load_is_llama2c(start, bytes))
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                         "%s: not a model of a kind that is known here: a Hugging Face directory (config.json and "
+                         "safetensors files), a .gguf, or a llama2.c .bin",
+                         a->path);
+    if (memcmp(start, "GGUF", 4) == 0) {
         PVTI_TRY(pvti_gguf_open(a->ctx, a->path, &a->source->gguf));
-        PVTI_TRY(pvti_gguf_config(a, &config));
+        PVTI_TRY(pvti_gguf_config(a, &config, factors));
     } else {
         PVTI_TRY(pvti_llama2c_open(a->ctx, a->path, &a->source->llama2c));
         PVTI_TRY(pvti_llama2c_config(a, &config));
@@ -14093,13 +14264,13 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
         PVTI_TRY(pvti_load_directory(a));
     } else {
         pvti_map map;
-        uint8_t start[9];
-        int64_t bytes;
+        uint8_t start[28] = {0};
+        int64_t size, bytes;
         PVTI_TRY(pvti_map_open(a->ctx, a->path, &map));
-        bytes = PVTI_MIN(map.size, (int64_t)sizeof start);
+        size = map.size, bytes = PVTI_MIN(size, (int64_t)sizeof start);
         memcpy(start, map.data, (size_t)bytes);
         pvti_map_close(a->ctx, &map);
-        PVTI_TRY(pvti_load_file(a, start, bytes));
+        PVTI_TRY(pvti_load_file(a, start, bytes, size));
     }
     return pvti_load_tokenizer(a, tokenizer);
 }
@@ -14136,6 +14307,8 @@ PVT_API void pvt_corpus_free(pvt_corpus *corpus)
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out)
 {
     memset(out, 0, sizeof *out);
+    if (n < 0 || (n > 0 && !ids))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n, ids ? "an address" : "NULL");
     out->ids = PVTI_NEW(ctx, int32_t, PVTI_MAX(n, 1));
     if (!out->ids) return PVT_ERR_MEMORY;
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
@@ -14144,23 +14317,158 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     return PVT_OK;
 }
 
+/* What unpacks a file, by bytes that no text has where they stand; NULL: not compressed. */
+static const char *pvti_text_unpacker(const char *s, int64_t n)
+{
+    static const struct { int64_t at, bytes; const char *magic, *with; } kinds[] = {
+        {0, 2, "\x1f\x8b", "gzip -d"},   {0, 4, "\x28\xb5\x2f\xfd", "zstd -d"}, {0, 6, "\xfd" "7zXZ", "xz -d"},
+        {4, 6, "1AY&SY", "bzip2 -d"},    {0, 4, "PK\3\4", "unzip"},             {0, 8, "PAR1\x15\4\x15", "export its text column"},
+    };
+    int i;
+    for (i = 0; i < PVTI_COUNT(kinds); i++)
+        if (n >= kinds[i].at + kinds[i].bytes && memcmp(s + kinds[i].at, kinds[i].magic, (size_t)kinds[i].bytes) == 0)
+            return kinds[i].with;
+    return NULL;
+}
+
+/* Refuses what is no text: its bytes would become tokens like any others. */
+static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
+{
+    const char *with = pvti_text_unpacker(s, n);
+    int64_t at, bad = 0;
+    if (with) return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: is compressed, not a text; unpack it first (%s)", name, with);
+    if (n > 0 && memchr(s, 0, (size_t)n))
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: holds zero bytes: no text, or one in UTF-16; UTF-8 is wanted (iconv -t UTF-8)", name);
+    for (at = 0; at < n;) {
+        uint32_t c;
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        bad += length == 0;
+        at += length ? length : 1;
+    }
+    if (bad <= n / 4) return PVT_OK; /* a few bytes may be anything */
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: is not UTF-8: no text, or one in an older encoding (iconv -t UTF-8)", name);
+}
+
+/* ---- JSON Lines: one document a line, {"text": "…"}, {"content": "…"} or "…" ---- */
+
+/* The next line that is not blank: *at moves to its first character that is no space; its length, −1: none. */
+static int64_t pvti_line_next(const char *s, int64_t n, int64_t *at, int64_t *line)
+{
+    const char *end;
+    for (++*line; *at < n && strchr(" \t\r\n", s[*at]); ++*at) *line += s[*at] == '\n';
+    if (*at >= n) return -1;
+    end = (const char *)memchr(s + *at, '\n', (size_t)(n - *at));
+    return end ? end - (s + *at) : n - *at;
+}
+
+/* The node of a line's document; −1: neither an object with one, nor a string. */
+static int64_t pvti_line_document(const pvti_json *j)
+{
+    int64_t node = pvti_json_find(j, 0, "text");
+    if (pvti_json_type(j, 0) == PVTI_JSON_STRING) return 0;
+    if (pvti_json_type(j, node) != PVTI_JSON_STRING) node = pvti_json_find(j, 0, "content");
+    return pvti_json_type(j, node) == PVTI_JSON_STRING ? node : -1;
+}
+
+/* Appends the documents to `out`, a blank line between two. *lines: false where the text is not JSON Lines. It is when
+   its first line is an object, and then each must be a document; or when all lines are strings. */
+static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n, pvti_text *out, bool *lines)
+{
+    int64_t at = n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, line = 0, length;
+    bool objects = false;
+    for (*lines = false; (length = pvti_line_next(s, n, &at, &line)) >= 0; at += length + 1) {
+        pvti_json j = {NULL, NULL, NULL, 0, 0};
+        bool may = s[at] == '{' || s[at] == '"';
+        pvt_result result = may ? pvti_json_parse(ctx, name, s + at, length, &j) : PVT_ERR_FORMAT;
+        int64_t document = result == PVT_OK ? pvti_line_document(&j) : -1, bytes;
+        if (result == PVT_ERR_MEMORY) return result;
+        if (result == PVT_OK && !*lines) objects = pvti_json_type(&j, 0) == PVTI_JSON_OBJECT;
+        if (document < 0) {
+            pvti_json_free(&j);
+            *lines = objects;
+            return !objects ? PVT_OK : pvti_fail(ctx, PVT_ERR_FORMAT,
+                                                 "%s: line %lld is no document: it begins as JSON Lines, where every "
+                                                 "line is an object with a \"text\" or a \"content\", or a string",
+                                                 name, (long long)line);
+        }
+        if (*lines) pvti_text_put(out, "\n\n", 2);
+        *lines = true;
+        bytes = pvti_json_string(&j, document, NULL, 0);
+        if (pvti_text_reserve(out, bytes)) {
+            pvti_json_string(&j, document, out->data + out->size, bytes + 1);
+            out->size += bytes;
+        }
+        pvti_json_free(&j);
+        if (out->failed) return PVT_ERR_MEMORY;
+    }
+    return PVT_OK;
+}
+
+/* A whole file that is one JSON array would be tokenized with its brackets. */
+static pvt_result pvti_array_refuse(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
+{
+    int64_t at = 0;
+    pvti_json j;
+    pvt_result result;
+    while (at < n && strchr(" \t\r\n", s[at]) && s[at]) at++;
+    if (at == n || s[at] != '[') return PVT_OK;
+    result = pvti_json_parse(ctx, name, s, n, &j);
+    pvti_json_free(&j);
+    if (result != PVT_OK) return result == PVT_ERR_MEMORY ? result : PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: is one JSON array; JSON Lines are wanted, a document on each line (jq -c '.[]')", name);
+}
+
+/* s[0 … n−1] as the text of a file or a stream called `name`. */
+static pvt_result pvti_corpus_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n,
+                                   const pvt_tokenizer *tokenizer, pvt_corpus *out)
+{
+    pvti_text documents = pvti_text_begin(ctx);
+    bool lines = false;
+    pvt_result result = pvti_corpus_check_text(ctx, name, s, n);
+    if (result == PVT_OK) result = pvti_array_refuse(ctx, name, s, n);
+    if (result == PVT_OK) result = pvti_lines_read(ctx, name, s, n, &documents, &lines);
+    if (result == PVT_OK && lines)
+        result = pvt_tokenizer_encode(tokenizer, documents.data, documents.size, PVT_ENCODE_BOS, &out->ids, &out->n);
+    else if (result == PVT_OK)
+        result = pvt_tokenizer_encode(tokenizer, s, n, PVT_ENCODE_BOS, &out->ids, &out->n);
+    pvti_text_free(&documents);
+    if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
+    return result;
+}
+
+static pvt_result pvti_corpus_tokenizer(pvt_ctx *ctx, const char *name, const pvt_tokenizer *tokenizer)
+{
+    if (tokenizer) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "%s cannot be read as tokens: the model came without a tokenizer; name one (--tokenizer FILE)",
+                     name);
+}
+
 PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                    pvt_corpus *out)
 {
     pvti_map map;
     pvt_result result;
     memset(out, 0, sizeof *out);
-    if (!tokenizer)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s cannot be read as tokens: the model came without a tokenizer; name one "
-                         "(--tokenizer FILE)",
-                         path);
+    PVTI_TRY(pvti_corpus_tokenizer(ctx, path, tokenizer));
     PVTI_TRY(pvti_map_open(ctx, path, &map));
-    result = pvt_tokenizer_encode(tokenizer, (const char *)map.data, map.size, PVT_ENCODE_BOS, &out->ids,
-                                  &out->n);
+    result = pvti_corpus_read(ctx, path, (const char *)map.data, map.size, tokenizer, out);
     pvti_map_close(ctx, &map);
-    if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
     return result;
+}
+
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer,
+                                        pvt_corpus *out)
+{
+    memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_corpus_tokenizer(ctx, "the text", tokenizer));
+    if (bytes < -1 || (!text && bytes != 0))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a text of %lld bytes at %s", (long long)bytes,
+                         text ? "an address" : "NULL");
+    return pvti_corpus_read(ctx, "the text", text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes, tokenizer, out);
 }
 
 // >>evaluation
@@ -14202,7 +14510,7 @@ static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t 
     out->tokens = out->windows * (out->ctx - 1);
     out->nll = out->nll_sum / (double)out->tokens;
     for (i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
-    if (out->windows > 1) out->nll_stderr = __builtin_sqrt(squares / (windows - 1) / windows);
+    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
     out->ppl = pvti_exp64(out->nll);
     return PVT_OK;
 }
@@ -14218,8 +14526,7 @@ PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pv
     pvt_run *run = NULL;
     pvt_result result;
     memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
-    if (T < 2 || T > 1 << 24)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "perplexity: a window of %lld tokens", (long long)T);
+    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
     all = corpus->n / T;
     if (last == 0) last = all;
     if (all < 1)
@@ -14378,7 +14685,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     pvt_result result;
     memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
     if (desc) d = *desc;
-    if (d.n == 0) d.n = 64;
+    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
     if (d.top_p == 0) d.top_p = 1;
     if (n_prompt < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -14389,6 +14696,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
             ctx, PVT_ERR_ARGUMENT,
             "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
             (long long)d.n, d.temperature, d.top_p);
+    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
     result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
     pvt_run_free(run);
     pvti_free(ctx, sampler.logits);
@@ -14798,8 +15106,14 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
 {
     pvti_exporter saver;
-    pvti_export_paths *paths = PVTI_NEW(model->ctx, pvti_export_paths, 1);
+    pvti_export_paths *paths;
     pvt_result result;
+    if (model->config.rope_factors)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: this model's rotary frequencies have factors that follow no rule which config.json knows "
+                         "(rope_freqs.weight of its GGUF): saved so, they would be lost",
+                         dir);
+    paths = PVTI_NEW(model->ctx, pvti_export_paths, 1);
     if (!paths) return PVT_ERR_MEMORY;
     memset(&saver, 0, sizeof saver);
     saver.ctx = model->ctx;
@@ -15109,20 +15423,91 @@ static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *cor
     return PVT_OK;
 }
 
+/* The matrix of tensor i if this run is to quantize it, else NULL. */
+static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t i)
+{
+    const pvt_quantize_desc *d = &z->desc;
+    pvt_tensor_info info = pvt_model_tensor(z->model, i);
+    bool embedding = info.weight == &z->model->embed;
+    if (info.linear) return pvti_name_skipped(d->skip, info.name) ? NULL : info.weight;
+    return (embedding ? d->embedding || (d->head && z->model->config.tied) : d->head) ? info.weight : NULL;
+}
+
+/* What the format comes to over all matrices wanted: bits per weight, codebooks and all. */
+static double pvti_quantizer_bits(const pvti_quantizer *z, const pvt_format *format)
+{
+    int64_t i, tensors = pvt_model_tensors(z->model);
+    double bits = 0, n = 0;
+    for (i = 0; i < tensors; i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        if (w) bits += pvt_format_bits(format, w->O, w->I) * (double)w->O * (double)w->I, n += (double)w->O * (double)w->I;
+    }
+    return n > 0 ? bits / n : 0;
+}
+
+/* A format that compresses nothing is refused: at 16 bits the weights themselves are smaller, and exact. Codebooks of
+   so many entries weigh little only beside large matrices. */
+static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
+{
+    pvt_format smaller = z->desc.format;
+    double bits = pvti_quantizer_bits(z, &smaller);
+    char text[48], near[48];
+    if (bits < 16) return PVT_OK;
+    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
+    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
+    pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, near);
+    return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                     "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks weigh more "
+                     "than the weights; try %s (%.1f)",
+                     text, bits, near, pvti_quantizer_bits(z, &smaller));
+}
+
+/* Refuses before the first hour, not after. */
+static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
+{
+    const pvt_format *f = &z->desc.format;
+    int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
+    char near[48];
+    for (i = 0; i < tensors; i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        if (!w) continue;
+        if (w->format.kind != PVT_FORMAT_DENSE)
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s is quantized already; start from the original model",
+                             pvt_model_tensor(z->model, i).name);
+        O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
+        if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
+        z->total++;
+    }
+    if (unfit >= 0) {
+        pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
+        pvti_format_near(f, O, I, near);
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this model, or leave "
+                         "the tensor dense with skip",
+                         info.name, f->out_group, f->in_group, (long long)info.weight->O, (long long)info.weight->I, near);
+    }
+    return pvti_quantizer_check_bits(z);
+}
+
 static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    int64_t i, tensors = pvt_model_tensors(z->model), available;
-    if (d->format.kind == PVT_FORMAT_DENSE) PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    int64_t i, available;
+    if (d->format.kind == PVT_FORMAT_DENSE && d->format.bits == 0)
+        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    if (d->format.kind == PVT_FORMAT_DENSE)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as dense");
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
     z->C = c->dim;
-    if (z->T < 2 || z->T > 1 << 20 || d->samples < 0 || d->finetune_lr < 0)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples, ctx or learning rate is out of range");
+    PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
+    if (d->samples < 0 || d->finetune_lr < 0)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
     available = corpus->n / z->T;
     if (available < 1 || d->samples > available)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
@@ -15137,40 +15522,23 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                              "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
                              "was it tokenized with another tokenizer?",
                              (long long)corpus->ids[i], (long long)c->vocab);
-    for (i = 0; i < tensors; i++) { /* refuse before the first hour, not after */
-        pvt_tensor_info info = pvt_model_tensor(z->model, i);
-        bool wanted =
-            info.linear ? !pvti_name_skipped(d->skip, info.name)
-                        : info.weight && (info.weight == &z->model->embed ? d->embedding || (d->head && c->tied)
-                                                                          : d->head);
-        if (!wanted) continue;
-        if (info.weight->format.kind != PVT_FORMAT_DENSE)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s is quantized already; start from the original model",
-                             info.name);
-        if (info.weight->O % d->format.out_group || info.weight->I % d->format.in_group)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                             "%s: groups of %d x %d do not divide %lld x %lld weights; choose another "
-                             "format, or leave it dense with skip",
-                             info.name, d->format.out_group, d->format.in_group, (long long)info.weight->O,
-                             (long long)info.weight->I);
-        z->total++;
-    }
-    return PVT_OK;
+    return pvti_quantizer_check_format(z);
 }
 
 static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 {
     const pvt_model_config *c = &z->model->config;
-    int64_t largest = 0, widest = 0, tokens, l;
+    int64_t largest = 0, widest = 0, tokens, inputs, l;
     int i;
+    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX; /* no more samples than the text has */
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
     tokens = z->per_chunk * z->T;
     for (l = 0; l < c->layers; l++)
         for (i = 0; i < PVTI_LINEARS; i++)
             largest = PVTI_MAX(largest, z->model->layers[l].linear[i].O * z->model->layers[l].linear[i].I);
     PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
-    z->x = PVTI_NEW(z->ctx, pvt_real, z->samples * z->T * z->C);
-    z->y = PVTI_NEW(z->ctx, pvt_real, z->samples * z->T * z->C);
+    z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
+    z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
     z->out = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
     z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
     z->W = PVTI_NEW(z->ctx, pvt_real, largest);
@@ -15331,6 +15699,29 @@ static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, co
     return r;
 }
 
+/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of them is.
+   Whatever is computed from a desc comes after this. */
+static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
+{
+    int64_t tokens;
+    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 || d->micro_batch > d->batch ||
+        d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, and micro_batch no "
+                         "more than batch");
+    if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %lld steps of %lld x %lld tokens are more than can be counted",
+                         (long long)d->steps, (long long)d->batch, (long long)d->ctx);
+    return PVT_OK;
+}
+
+/* Numbers in the teacher's cache, and in a micro-batch taken from it; INT64_MAX: more than can be counted. */
+static int64_t pvti_tuner_cache_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
+{
+    int64_t n;
+    return pvti_mul(windows, d->ctx * teacher->config.dim, &n) ? n : INT64_MAX;
+}
+
 /* Whether sequences come again, so that the teacher's hidden states are worth keeping. */
 static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
 {
@@ -15343,9 +15734,13 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
     pvt_tune_desc d = pvti_tune_resolve(student, desc);
     int64_t total = student->ctx->bytes_now, tensors = pvt_model_tensors(student), i,
             real = (int64_t)sizeof(pvt_real);
-    int64_t largest = 0, groups = 0, runs[2];
-    bool *frozen = PVTI_NEW(student->ctx, bool, tensors);
+    int64_t largest = 0, groups = 0, cache, runs[2];
+    bool *frozen;
     pvt_run_desc r;
+    if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
+        pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
+        return INT64_MAX;
+    frozen = PVTI_NEW(student->ctx, bool, tensors);
     if (!frozen) return INT64_MAX;
     for (i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(student, i);
@@ -15374,10 +15769,12 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
     r = pvti_tuner_run_desc(&d, false, NULL);
     if (d.cross_entropy) teacher = NULL;
     runs[1] = teacher ? pvt_run_bytes(teacher, &r) : 0;
-    if (corpus && d.ctx > 0 && pvti_tuner_caches(&d, teacher, corpus->n / d.ctx))
-        total += (corpus->n / d.ctx + d.micro_batch) * d.ctx * teacher->config.dim * real;
+    if (corpus && pvti_tuner_caches(&d, teacher, corpus->n / d.ctx) &&
+        (!pvti_mul(pvti_tuner_cache_size(&d, teacher, corpus->n / d.ctx + d.micro_batch), real, &cache) ||
+         !pvti_add(total, cache, &total)))
+        total = INT64_MAX;
     pvti_free(student->ctx, frozen);
-    return runs[0] == INT64_MAX || runs[1] == INT64_MAX ? INT64_MAX : total + runs[0] + runs[1];
+    return pvti_add(total, runs[0], &total) && pvti_add(total, runs[1], &total) ? total : INT64_MAX;
 }
 
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)
@@ -15423,10 +15820,9 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
     const pvt_tune_desc *d = &t->desc;
     const pvt_model_config *c = &t->student->config;
     int64_t i;
-    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 || d->ctx < 2 ||
-        d->ctx > 1 << 20 || d->warmup < 0)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "tune: steps, batch and micro_batch must be positive, ctx at least 2");
+    PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
+    PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
+    if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
     if (d->batch % d->micro_batch)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld",
                          (long long)d->micro_batch, (long long)d->batch);
@@ -15462,10 +15858,9 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     t->window_of = PVTI_NEW(t->ctx, int64_t, d->micro_batch);
     if (!t->handles || !t->frozen || !t->order || !t->ids || !t->window_of) return PVT_ERR_MEMORY;
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
-        int64_t C = t->teacher->config.dim;
-        t->cache = PVTI_NEW(t->ctx, pvt_real, t->windows * d->ctx * C),
+        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_cache_size(d, t->teacher, t->windows)),
         t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_NEW(t->ctx, pvt_real, d->micro_batch * d->ctx * C);
+        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_cache_size(d, t->teacher, d->micro_batch));
         if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));

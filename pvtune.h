@@ -18,15 +18,14 @@
         #include "pvtune.h"
         int main(void)
         {
-            pvt_ctx *ctx; pvt_model *teacher, *model; pvt_corpus text; pvt_tuner *tuner;
-            if (pvt_ctx_create(NULL, &ctx)) return 1;
+            pvt_ctx *ctx; pvt_model *teacher, *model; pvt_corpus text;
+            if (pvt_ctx_create(NULL, &ctx)) return puts("out of memory"), 1;
             if (pvt_model_load(ctx, "model", NULL, &teacher) || pvt_model_copy(ctx, teacher, &model) ||
                 pvt_corpus_load(ctx, "text.txt", pvt_model_tokenizer(teacher), &text) ||
                 pvt_quantize(ctx, model, &text, NULL) ||
-                pvt_tuner_create(ctx, model, teacher, &text, NULL, &tuner)) return puts(pvt_ctx_error(ctx)), 1;
-            for (int step = 0; step < 200; step++)
-                if (pvt_tuner_step(tuner, NULL)) return puts(pvt_ctx_error(ctx)), 1;
-            return pvt_model_save(model, "tuned", NULL);
+                pvt_tune(ctx, model, teacher, &text, NULL, NULL) ||
+                pvt_model_save(model, "tuned", NULL)) return puts(pvt_ctx_error(ctx)), 1;
+            return 0;
         }
 
     THREE LAYERS, each using only the ones below it; PVTUNE_LAYER cuts off what stands above
@@ -529,28 +528,30 @@ PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
 
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
    added outside the square root and not debiased; LAMB multiplies by ‖w‖/‖update‖ per tensor. */
+typedef enum pvt_optimizer_rule { PVT_OPTIMIZER_DEFAULT, PVT_OPTIMIZER_ADAM, PVT_OPTIMIZER_LAMB } pvt_optimizer_rule;
 typedef struct pvt_optimizer {
-    double lr;
-    double beta1, beta2;
+    pvt_optimizer_rule rule;
+    double lr;           /* 0: the default of its rule and place, see pvt_pv_desc */
+    double beta1, beta2; /* beta2 0: 0.95, and then beta1 0: that of its place */
     double eps;          /* 0: 1e-6 */
     double weight_decay; /* decoupled; in LAMB added to the update */
-    bool lamb;
     bool amsgrad;        /* the largest v so far instead of v */
     bool no_debias;      /* debias: factor sqrt(1−β2^t)/(1−β1^t) */
 } pvt_optimizer;
 
 typedef struct pvt_pv_desc {
     pvt_strategy strategy;
-    pvt_optimizer values; /* codebooks and scales; zeroed: Adam 3e-4 (.9, .95) */
-    pvt_optimizer params; /* what is not quantized; zeroed: as values */
-    pvt_optimizer codes;  /* the buffer; zeroed: Adam 3e-3 (0, .95). Where weights differ in size from layer to
-                             layer, LAMB 2e-2 to 3e-2: Adam then moves the codes of the small ones only */
+    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
+    pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
+    pvt_optimizer codes;  /* the buffer. Default: LAMB 2e-2 (0, .95), for weights differ in size from layer to layer
+                             and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; PVT_STRATEGY_PV: 1 */
     int beam;             /* 0: 1 */
     double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
     bool force_update;    /* a searched group must change */
+    bool freeze_values;   /* V step alone: codebooks and scales stay */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
 } pvt_pv_desc;
 
@@ -562,6 +563,9 @@ typedef struct pvt_pv_stats {
 } pvt_pv_stats;
 
 typedef struct pvt_pv pvt_pv;
+/* The desc (NULL: zeroed) with every default filled in: what a pv made with it will do. Needs no context. */
+PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc);
+/* desc may be NULL. Errors: ARGUMENT (which field), MEMORY. */
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out);
 PVT_API void pvt_pv_free(pvt_pv *pv);
 /* The weight or the n values at p must outlive the pv; they are updated in place. Weights that
@@ -861,6 +865,8 @@ typedef struct pvt_quantize_desc {
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
+typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
+
 typedef struct pvt_tune_desc {
     pvt_pv_desc pv;         /* strategy, optimizers, cap, … */
     int64_t steps;          /* 0: 200 */
@@ -868,12 +874,22 @@ typedef struct pvt_tune_desc {
     int64_t micro_batch;    /* sequences a forward; 0: what fits; less than batch: gradients are accumulated */
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
-    bool cosine;            /* learning rates fall to zero along half a cosine; else constant */
-    int64_t warmup;         /* steps of linear rise */
+    pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
+    int64_t warmup;         /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
     bool freeze_dense;      /* tune codebook weights only; norms, embedding and head stay */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
+    /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the last.
+       The model with the lowest is kept (in fp16, as a file holds it), and pvt_tuner_finish gives it back. */
+    const pvt_corpus *eval; /* text to evaluate on; NULL: windows spread over the corpus, which are not tuned on */
+    int64_t eval_windows;   /* of ctx tokens each; 0: a twentieth of the text, at least 1, at most 8192 tokens */
+    int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
+    int64_t patience;       /* evaluations in a row without a new lowest that end the tuning; 0: 5; negative: any */
 } pvt_tune_desc;
+
+/* The desc (NULL: zeroed) with every default filled in: what pvt_tuner_create will do with this student. In the
+   result eval_every 0 says that there is no evaluation; eval_windows 0 depends on the text. */
+PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc);
 
 typedef struct pvt_tune_stats {
     int64_t step, tokens;   /* after this step; tokens seen so far */
@@ -883,30 +899,60 @@ typedef struct pvt_tune_stats {
     double seconds;         /* of this step */
 } pvt_tune_stats;
 
+/* A figure on the held-out windows. */
+typedef struct pvt_tune_eval {
+    int64_t step;           /* after so many steps; −1: there is none */
+    double loss;            /* mean per token, in nats: KL(teacher ‖ student), or cross-entropy */
+    double ppl;             /* perplexity of the student */
+} pvt_tune_eval;
+
+typedef struct pvt_tuner_info {
+    int64_t step, steps;    /* completed; of the plan */
+    bool done;              /* all of them, or … */
+    bool stopped;           /* … patience ended: the loss has not fallen for long */
+    int64_t windows, eval_windows; /* to tune and to evaluate on */
+    pvt_tune_eval start, last, best;
+    int64_t resumed_steps;  /* the plan of the run whose checkpoint was resumed; 0: none was */
+} pvt_tuner_info;
+
+/*  Tunes student in place towards teacher (NULL: cross-entropy), start to finish: all that the rest of this
+    interface does in steps. No default makes the student worse on the held-out windows: where no step helped, it
+    ends as it began. info may be NULL. Errors: those of pvt_tuner_create and pvt_tuner_step; CANCELLED: the student
+    stands at the last completed step. */
+PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
+                            const pvt_tune_desc *desc, pvt_tuner_info *info);
+
 typedef struct pvt_tuner pvt_tuner;
 /* Bytes the context will hold at the peak of tuning, known before it starts: all that it holds now, and what
    pvt_tuner_create will take. corpus NULL: without the teacher's cache, which is needed where sequences come
-   again. INT64_MAX when the plan is not possible. */
+   again, and with as many held-out windows as there can be. INT64_MAX when the plan is not possible. */
 PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
                                 const pvt_tune_desc *desc);
-/* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three must
+/* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
    outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
-   Errors: ARGUMENT (corpus shorter than one context), MISMATCH (vocabularies), MEMORY. */
+   Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without codes
+   that is its own teacher), MISMATCH (vocabularies), MEMORY. */
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
-/* One optimizer step; allocates nothing. Cancelled (PVT_ERR_CANCELLED): the step is complete.
-   Errors: NUMERIC (a loss or gradient is not finite): updates stop at the tensor it names, so
-   go on from a checkpoint; ARGUMENT (all steps are done). */
+/* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
+   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call.
+   Errors: NUMERIC (a loss or gradient is not finite, or a value to be kept overflows fp16): updates stop at the
+   tensor it names, so go on from a checkpoint; ARGUMENT (done already). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
-/* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers,
-   step, options, hashes of corpus and teacher), written beside and renamed. Errors: IO, MEMORY,
-   ARGUMENT (a step failed half-way and no checkpoint has been resumed since). */
+PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
+/* Ends the tuning: makes the best evaluated state (without evaluation the last) the student, rounded to fp16 as a
+   file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is saved next. No
+   step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
+PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
+/* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so far,
+   step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO, MEMORY,
+   ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after pvt_tuner_finish). */
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
-/* Continues to bitwise the same result. Errors: IO, FORMAT, MISMATCH (other options, data or
-   teacher: says which). */
+/* Continues to bitwise the same result. A plan of more steps than the checkpoint's extends that run: the schedule is
+   then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data or teacher: says
+   which; more steps done than planned). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
-PVT_API int64_t pvt_tuner_step_count(const pvt_tuner *tuner); /* completed steps */
 #endif
 #ifdef __cplusplus
 }
@@ -7484,14 +7530,14 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvti_adam *state, const pvt_real *
     for (i = 0; i < t; i++)
         power1 *= o->beta1, power2 *= o->beta2; /* not pow: libm's last bit differs between systems */
     memset(&s, 0, sizeof s);
-    s.ctx = ctx, s.state = state, s.g = g, s.sums = sums, s.lamb = o->lamb;
+    s.ctx = ctx, s.state = state, s.g = g, s.sums = sums, s.lamb = o->rule == PVT_OPTIMIZER_LAMB;
     s.beta1 = (pvt_real)o->beta1, s.rest1 = (pvt_real)(1 - o->beta1);
     s.beta2 = (pvt_real)o->beta2, s.rest2 = (pvt_real)(1 - o->beta2);
     s.eps = (pvt_real)o->eps, s.decay = (pvt_real)o->weight_decay;
     debias = o->no_debias ? 1 : __builtin_sqrt(1 - power2) / (1 - power1);
-    s.rate = (pvt_real)(lr * debias), s.keep = o->lamb ? 1 : (pvt_real)(1 - lr * o->weight_decay);
+    s.rate = (pvt_real)(lr * debias), s.keep = s.lamb ? 1 : (pvt_real)(1 - lr * o->weight_decay);
     pvti_parallel(ctx, pvti_chunks(state->n), pvti_adam_task, &s);
-    if (!o->lamb) return;
+    if (!s.lamb) return;
     for (i = 0; i < pvti_chunks(state->n); i++) w += sums[2 * i], u += sums[2 * i + 1];
     s.rate = (pvt_real)(lr * debias * (w > 0 && u > 0 ? __builtin_sqrt(w) / __builtin_sqrt(u) : 1));
     s.second_pass = true;
@@ -7548,23 +7594,30 @@ PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
     return (unsigned)strategy < PVTI_COUNT(pvti_strategy_names) ? pvti_strategy_names[strategy] : "?";
 }
 
-static void pvti_optimizer_default(pvt_optimizer *o, double lr, double beta1)
+/* What `o` leaves open it takes from `otherwise`; the learning rates of the two rules differ by a factor. */
+static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherwise, double lr_adam, double lr_lamb)
 {
-    if (o->lr == 0) o->lr = lr;
-    if (o->beta1 == 0 && o->beta2 == 0) o->beta1 = beta1, o->beta2 = 0.95;
-    if (o->eps == 0) o->eps = 1e-6;
+    if (o->rule == PVT_OPTIMIZER_DEFAULT) {
+        o->rule = otherwise->rule;
+        if (o->lr == 0) o->lr = otherwise->lr;
+    }
+    if (o->lr == 0) o->lr = o->rule == PVT_OPTIMIZER_LAMB ? lr_lamb : lr_adam;
+    if (o->beta1 == 0 && o->beta2 == 0) o->beta1 = otherwise->beta1;
+    if (o->beta2 == 0) o->beta2 = otherwise->beta2;
+    if (o->eps == 0) o->eps = otherwise->eps;
 }
 
-/* The desc with its defaults filled in. */
-static pvt_pv_desc pvti_pv_resolve(const pvt_pv_desc *desc)
+/* The one place where the defaults of PV come from. bench/RESULTS.md says what was tried. */
+PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
+    static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
+    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2e-2, 0, 0.95, 1e-6, 0, false, false};
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
-    pvti_optimizer_default(&d.values, 3e-4, 0.9);
-    if (d.params.lr == 0 && d.params.beta2 == 0) d.params = d.values;
-    pvti_optimizer_default(&d.params, 3e-4, 0.9);
-    pvti_optimizer_default(&d.codes, 3e-3, 0);
+    pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
+    pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
+    pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2e-2);
     if (d.cap == 0) d.cap = d.strategy == PVT_STRATEGY_STE ? 1 : 0.01;
     if (d.strategy == PVT_STRATEGY_PV) d.delta = 1;
     if (d.beam == 0) d.beam = 1;
@@ -7573,17 +7626,17 @@ static pvt_pv_desc pvti_pv_resolve(const pvt_pv_desc *desc)
 
 static bool pvti_optimizer_valid(const pvt_optimizer *o)
 {
-    return o->lr >= 0 && o->lr < 1e3 && o->beta1 >= 0 && o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1 &&
+    return (unsigned)o->rule <= PVT_OPTIMIZER_LAMB && o->lr >= 0 && o->lr < 1e3 && o->beta1 >= 0 && o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1 &&
            o->eps > 0 && o->weight_decay >= 0 && o->weight_decay < 1e3;
 }
 
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out)
 {
-    pvt_pv_desc d = pvti_pv_resolve(desc);
+    pvt_pv_desc d = pvt_pv_resolve(desc);
     *out = NULL;
     if (!pvti_optimizer_valid(&d.values) || !pvti_optimizer_valid(&d.params) || !pvti_optimizer_valid(&d.codes))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "pv: a learning rate, beta, eps or weight decay is out of range");
+                         "pv: an optimizer's rule, learning rate, beta, eps or weight decay is out of range");
     if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategy_names)) || !(d.cap > 0 && d.cap <= 1) ||
         !(d.trust >= 0) || !(d.delta >= 0 && d.delta <= 1) || d.beam < 1 || d.beam > PVTI_MAX_BEAM ||
         !(d.temperature >= 0) || (d.moments != PVT_DTYPE_NONE && d.moments != PVT_BF16))
@@ -7689,7 +7742,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     if (weight) {
         pvti_values values[PVTI_MAX_VALUES];
         pvti_free(weight->ctx, weight->lookup), weight->lookup = NULL;
-        e->n_values = weight->kind->values(weight, values);
+        e->n_values = pv->desc.freeze_values ? 0 : weight->kind->values(weight, values);
         for (i = 0; i < e->n_values && ok; i++) {
             ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
             e->dvalues[i] = PVTI_NEW(pv->ctx, pvt_real, values[i].n);
@@ -7863,7 +7916,7 @@ static void pvti_select_random(pvt_pv *pv, int64_t groups, int64_t handle)
 {
     int64_t i;
     for (i = 0; i < groups; i++) {
-        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION, (uint64_t)(pv->step * 65536 + handle),
+        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION, (uint64_t)pv->step * 65536 + (uint64_t)handle,
                                     (uint64_t)i);
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
         pv->keys[i] = pv->keys[i] > 0
@@ -7901,7 +7954,7 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     }
     memset(&s, 0, sizeof s);
     pvti_random_order(order, M, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
-                      (uint64_t)(pv->step * 65536 + handle));
+                      (uint64_t)pv->step * 65536 + (uint64_t)handle);
     s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
     s.force = pv->desc.force_update;
     s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
@@ -8007,7 +8060,7 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     }
     pvti_free(e->weight->ctx, e->weight->lookup), e->weight->lookup = NULL; /* prepared since the last step */
     for (i = 0; i < e->n_values; i++) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
-    e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
+    if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
         pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
     for (i = 0; i < e->n_values; i++)
@@ -15599,7 +15652,21 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
 // >>tuner
 /*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
     tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
-    complete. With one micro-batch a step the dense gradients of one layer exist at a time. */
+    complete. With one micro-batch a step the dense gradients of one layer exist at a time.
+
+    Small batches are noisy: the loss of a step says little about the model. So a few windows of the
+    text are kept back, spread evenly over it; the loss on them (of the teacher's own distribution,
+    paired by construction) decides which state is kept as the best, and when to stop. */
+
+/* A part of the best state: a copy of one array that the pv tunes, as a file would hold it. */
+typedef struct pvti_best {
+    char name[128];
+    const pvti_pv_entry *entry;
+    const pvti_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
+    void *data;
+    pvt_dtype dtype;
+    int64_t n;
+} pvti_best;
 
 struct pvt_tuner {
     pvt_ctx *ctx;
@@ -15611,7 +15678,8 @@ struct pvt_tuner {
     pvt_pv *pv;
     int *handles;            /* [tensors]; −1: not tuned */
     bool *frozen;            /* [tensors] */
-    int64_t windows, epoch;  /* of the corpus; the epoch that `order` belongs to, −1: none */
+    int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
+    int64_t *place;          /* [windows]: which window of the corpus each is */
     int64_t *order;          /* [windows] */
     pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again */
     bool *cached;            /* [windows] */
@@ -15619,7 +15687,18 @@ struct pvt_tuner {
     int32_t *ids;            /* [micro_batch, T] */
     int64_t *window_of;      /* [micro_batch] */
     int64_t step;
-    uint64_t corpus_hash, teacher_hash;
+    uint64_t corpus_hash, teacher_hash, student_hash, eval_hash;
+    /* evaluation */
+    const pvt_corpus *eval;  /* NULL: none */
+    int64_t eval_windows;
+    pvt_real *eval_hidden;   /* teacher's hidden states of the held-out windows, [eval_windows, T, C] */
+    bool eval_taught;        /* eval_hidden is filled */
+    pvt_tune_eval start, last, top; /* top: the best */
+    int64_t stale;           /* evaluations since the best */
+    pvti_best *best;
+    int64_t n_best;
+    int64_t resumed_steps;
+    bool finished;
 };
 
 /* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
@@ -15662,19 +15741,34 @@ static uint64_t pvti_model_hash(const pvt_model *model)
     return hash;
 }
 
-/* The desc with its defaults. */
-static pvt_tune_desc pvti_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
+#define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
+
+/* The one place where the defaults of tuning come from. */
+PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
 {
     pvt_tune_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
-    d.pv = pvti_pv_resolve(&d.pv);
+    d.pv = pvt_pv_resolve(&d.pv);
     if (!d.steps) d.steps = 200;
     if (!d.batch) d.batch = 2;
     if (!d.ctx) d.ctx = PVTI_MIN(512, student->config.ctx);
     if (!d.micro_batch)
         d.micro_batch = d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(d.batch, PVTI_MAX(1, 4096 / d.ctx)) : 1;
+    if (!d.warmup) d.warmup = PVTI_MIN(100, d.steps / 40);
+    if (d.warmup < 0) d.warmup = 0;
+    if (!d.eval_every) d.eval_every = PVTI_MAX(1, d.steps / 10);
+    if (d.eval_every < 0) d.eval_every = 0;
+    if (!d.patience) d.patience = 5;
+    if (d.patience < 0) d.patience = INT64_MAX;
     return d;
+}
+
+/* Held-out windows out of `available`, when no number is asked for. */
+static int64_t pvti_tuner_eval_default(const pvt_tune_desc *d, int64_t available)
+{
+    int64_t most = PVTI_MAX(1, PVTI_HELD_OUT_TOKENS / PVTI_MAX(1, d->ctx));
+    return PVTI_MIN(most, d->eval ? available : PVTI_MAX(1, available / 20));
 }
 
 static bool pvti_tuner_wants(const pvt_model *student, const pvt_tune_desc *d, int64_t tensor)
@@ -15705,18 +15799,19 @@ static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
 {
     int64_t tokens;
     if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 || d->micro_batch > d->batch ||
-        d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0)
+        d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
+        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, and micro_batch no "
-                         "more than batch");
+                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and ctx at most %d, "
+                         "and micro_batch no more than batch", 1 << 20);
     if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %lld steps of %lld x %lld tokens are more than can be counted",
                          (long long)d->steps, (long long)d->batch, (long long)d->ctx);
     return PVT_OK;
 }
 
-/* Numbers in the teacher's cache, and in a micro-batch taken from it; INT64_MAX: more than can be counted. */
-static int64_t pvti_tuner_cache_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
+/* Numbers in the teacher's hidden states of so many windows; INT64_MAX: more than can be counted. */
+static int64_t pvti_tuner_hidden_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
 {
     int64_t n;
     return pvti_mul(windows, d->ctx * teacher->config.dim, &n) ? n : INT64_MAX;
@@ -15725,66 +15820,91 @@ static int64_t pvti_tuner_cache_size(const pvt_tune_desc *d, const pvt_model *te
 /* Whether sequences come again, so that the teacher's hidden states are worth keeping. */
 static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
 {
-    return teacher && !d->no_teacher_cache && d->steps * d->batch > windows;
+    return teacher && !d->no_teacher_cache && d->batch > windows / d->steps;
+}
+
+/* What one quantized weight takes: moments, gradients, buffer, and its copy in the best state. */
+static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc *d)
+{
+    pvti_values values[PVTI_MAX_VALUES];
+    int64_t n = w->O * w->I, real = (int64_t)sizeof(pvt_real), total = 0;
+    int64_t codes = n / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2);
+    int k, n_values = d->pv.freeze_values ? 0 : w->kind->values(w, values);
+    for (k = 0; k < n_values; k++) {
+        total += values[k].n * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
+        total += d->eval_every ? values[k].n * 2 : 0;
+    }
+    if (d->eval_every) total += codes;
+    if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
+    total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
+    return total + (d->pv.delta < 1 ? n * real : 0);
+}
+
+/* The tensors' share of pvt_tuner_bytes; frozen [tensors] is filled in. */
+static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_desc *d, bool *frozen)
+{
+    int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0, groups = 0;
+    for (int64_t i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(student, i);
+        frozen[i] = !pvti_tuner_wants(student, d, i);
+        if (frozen[i]) continue;
+        if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
+        if (!info.weight || info.weight->format.kind == PVT_FORMAT_DENSE) {
+            total += info.n * (real * (d->pv.params.beta1 > 0 ? 2 : 1) + (d->eval_every ? 2 : 0));
+            continue;
+        }
+        total += pvti_tuner_weight_bytes(info.weight, d);
+        if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) continue;
+        largest = PVTI_MAX(largest, info.n);
+        groups = PVTI_MAX(groups, info.n / pvti_group_dim(info.weight));
+    }
+    return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
 }
 
 PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
                                 const pvt_tune_desc *desc)
 {
-    pvt_tune_desc d = pvti_tune_resolve(student, desc);
-    int64_t total = student->ctx->bytes_now, tensors = pvt_model_tensors(student), i,
-            real = (int64_t)sizeof(pvt_real);
-    int64_t largest = 0, groups = 0, cache, runs[2];
+    pvt_tune_desc d = pvt_tune_resolve(student, desc);
+    int64_t total = student->ctx->bytes_now, windows, kept = 0, hidden, run;
     bool *frozen;
     pvt_run_desc r;
     if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
         pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
         return INT64_MAX;
-    frozen = PVTI_NEW(student->ctx, bool, tensors);
+    frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
     if (!frozen) return INT64_MAX;
-    for (i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(student, i);
-        frozen[i] = !pvti_tuner_wants(student, &d, i);
-        if (frozen[i]) continue;
-        if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
-        if (info.weight && info.weight->format.kind != PVT_FORMAT_DENSE) {
-            pvti_values values[PVTI_MAX_VALUES];
-            int n = info.weight->kind->values(info.weight, values), k;
-            for (k = 0; k < n; k++)
-                total += values[k].n * real * (d.pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
-            if (d.pv.strategy != PVT_STRATEGY_CONTINUOUS) {
-                total +=
-                    info.n * (d.pv.moments == PVT_BF16 ? 2 : real) + (d.pv.codes.beta1 > 0 ? info.n * real : 0);
-                if (d.pv.delta < 1) total += info.n * real;
-                largest = PVTI_MAX(largest, info.n);
-                groups = PVTI_MAX(groups, info.n / pvti_group_dim(info.weight));
-            }
-        } else {
-            total += info.n * real * (d.pv.params.beta1 > 0 ? 2 : 1);
-        }
-    }
-    total += (d.pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
+    total += pvti_tuner_tensor_bytes(student, &d, frozen);
     r = pvti_tuner_run_desc(&d, true, frozen);
-    runs[0] = pvt_run_bytes(student, &r);
-    r = pvti_tuner_run_desc(&d, false, NULL);
-    if (d.cross_entropy) teacher = NULL;
-    runs[1] = teacher ? pvt_run_bytes(teacher, &r) : 0;
-    if (corpus && pvti_tuner_caches(&d, teacher, corpus->n / d.ctx) &&
-        (!pvti_mul(pvti_tuner_cache_size(&d, teacher, corpus->n / d.ctx + d.micro_batch), real, &cache) ||
-         !pvti_add(total, cache, &total)))
-        total = INT64_MAX;
+    run = pvt_run_bytes(student, &r);
     pvti_free(student->ctx, frozen);
-    return pvti_add(total, runs[0], &total) && pvti_add(total, runs[1], &total) ? total : INT64_MAX;
+    if (!pvti_add(total, run, &total)) return INT64_MAX;
+    if (d.cross_entropy || !teacher) return total;
+    r = pvti_tuner_run_desc(&d, false, NULL);
+    run = pvt_run_bytes(teacher, &r);
+    windows = corpus ? corpus->n / d.ctx : INT64_MAX;
+    if (d.eval_every) {
+        int64_t available = d.eval ? d.eval->n / d.ctx : windows;
+        kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
+        if (!d.eval) windows -= kept;
+    }
+    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) && !pvti_add(kept, windows + d.micro_batch, &kept))
+        return INT64_MAX;
+    if (!pvti_mul(pvti_tuner_hidden_size(&d, teacher, kept), (int64_t)sizeof(pvt_real), &hidden) ||
+        !pvti_add(total, run, &total) || !pvti_add(total, hidden, &total))
+        return INT64_MAX;
+    return total;
 }
 
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)
 {
     if (!tuner) return;
+    for (int64_t i = 0; i < tuner->n_best; i++) pvti_free(tuner->ctx, tuner->best[i].data);
+    pvti_free(tuner->ctx, tuner->best), pvti_free(tuner->ctx, tuner->eval_hidden);
     pvt_run_free(tuner->run), pvt_run_free(tuner->teacher_run), pvt_pv_free(tuner->pv);
-    pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen),
-        pvti_free(tuner->ctx, tuner->order);
-    pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached),
-        pvti_free(tuner->ctx, tuner->hidden);
+    pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen);
+    pvti_free(tuner->ctx, tuner->order), pvti_free(tuner->ctx, tuner->place);
+    pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
+    pvti_free(tuner->ctx, tuner->hidden);
     pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
     pvti_free(tuner->ctx, tuner);
 }
@@ -15815,11 +15935,49 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
     return PVT_OK;
 }
 
+/* Ids within the vocabulary, and at least one context. */
+static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
+{
+    int64_t i, V = t->student->config.vocab;
+    if (corpus->n < t->desc.ctx)
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                         "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx", what,
+                         (long long)corpus->n, (long long)t->desc.ctx);
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
+            return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
+                             "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                             "another tokenizer?",
+                             what, (long long)corpus->ids[i], (long long)V);
+    return PVT_OK;
+}
+
+/* How many windows there are to tune and to evaluate on. */
+static pvt_result pvti_tuner_split(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    int64_t available;
+    PVTI_TRY(pvti_tuner_check_text(t, t->corpus, "the text"));
+    t->windows = t->corpus->n / d->ctx;
+    if (!d->eval_every) return PVT_OK;
+    if (d->eval) PVTI_TRY(pvti_tuner_check_text(t, d->eval, "the text to evaluate on"));
+    t->eval = d->eval ? d->eval : t->corpus;
+    available = t->eval->n / d->ctx;
+    t->eval_windows = d->eval_windows ? d->eval_windows : pvti_tuner_eval_default(d, available);
+    if (t->eval_windows > available - (d->eval ? 0 : 1))
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                         "the text %s has %lld windows of %lld tokens, too few to keep %lld back for evaluation: "
+                         "bring more text, name a text to evaluate on, lower ctx, or do without evaluation",
+                         d->eval ? "to evaluate on" : "to tune on", (long long)available, (long long)d->ctx,
+                         (long long)t->eval_windows);
+    if (!d->eval) t->windows -= t->eval_windows;
+    return PVT_OK;
+}
+
 static pvt_result pvti_tuner_check(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
     const pvt_model_config *c = &t->student->config;
-    int64_t i;
     PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
     PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
     if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
@@ -15831,19 +15989,74 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
                          "compared",
                          (long long)t->teacher->config.vocab, (long long)c->vocab);
-    t->windows = t->corpus->n / d->ctx;
-    if (t->windows < 1)
+    t->student_hash = pvti_model_hash(t->student);
+    t->teacher_hash = t->teacher ? pvti_model_hash(t->teacher) : 0;
+    if (t->teacher && t->student_hash == t->teacher_hash)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "the text has %lld tokens, less than one context of %lld: bring more text, or "
-                         "lower ctx",
-                         (long long)t->corpus->n, (long long)d->ctx);
-    for (i = 0; i < t->corpus->n; i++)
-        if (t->corpus->ids[i] < 0 || t->corpus->ids[i] >= c->vocab)
-            return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                             "the text holds token %lld, the model's vocabulary ends at %lld: was it "
-                             "tokenized with another tokenizer?",
-                             (long long)t->corpus->ids[i], (long long)c->vocab);
+                         "the student is the teacher itself, there is nothing to learn: quantize it first");
+    return pvti_tuner_split(t);
+}
+
+/* Is window w of the corpus kept back? The last of each of E equal sections is. */
+static bool pvti_tuner_held_out(int64_t w, int64_t available, int64_t E)
+{
+    return E > 0 && (w + 1) * E / available > w * E / available;
+}
+
+/* The corpus' window that is the i-th of E held-out ones. */
+static int64_t pvti_tuner_eval_place(const pvt_tuner *t, int64_t i)
+{
+    int64_t available = t->eval->n / t->desc.ctx, E = t->eval_windows;
+    return ((i + 1) * available + E - 1) / E - 1;
+}
+
+static void pvti_tuner_places(pvt_tuner *t)
+{
+    int64_t available = t->corpus->n / t->desc.ctx, E = t->eval == t->corpus ? t->eval_windows : 0, w, n = 0;
+    for (w = 0; w < available; w++)
+        if (!pvti_tuner_held_out(w, available, E)) t->place[n++] = w;
+}
+
+/* The arrays of the best state, in the order of the pv's entries. */
+static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
+{
+    int64_t i, n = 0;
+    int k;
+    for (i = 0; i < t->pv->n; i++) n += t->pv->entries[i].n_values + (t->pv->entries[i].weight != NULL);
+    t->best = PVTI_NEW(t->ctx, pvti_best, n);
+    if (!t->best) return PVT_ERR_MEMORY;
+    for (i = 0; i < t->pv->n; i++) {
+        const pvti_pv_entry *e = &t->pv->entries[i];
+        for (k = 0; k < e->n_values + (e->weight != NULL); k++) {
+            pvti_best *b = &t->best[t->n_best];
+            b->entry = e;
+            b->value = k < e->n_values ? &e->adam[k] : NULL;
+            if (b->value) {
+                snprintf(b->name, sizeof b->name, "best.%s.value%d", e->name, k);
+                b->dtype = PVT_F16, b->n = b->value->n;
+            } else {
+                snprintf(b->name, sizeof b->name, "best.%s.codes", e->name);
+                b->dtype = e->weight->format.bits <= 8 ? PVT_U8 : PVT_U16;
+                b->n = e->weight->O * e->weight->I / pvti_group_dim(e->weight) * e->weight->format.codebooks;
+            }
+            b->data = pvti_alloc(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
+            if (!b->data) return PVT_ERR_MEMORY;
+            t->n_best++;
+        }
+    }
     return PVT_OK;
+}
+
+static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
+{
+    t->start.step = t->last.step = t->top.step = -1;
+    if (!t->eval) return PVT_OK;
+    t->eval_hash = pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
+    if (t->teacher) {
+        t->eval_hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
+        if (!t->eval_hidden) return PVT_ERR_MEMORY;
+    }
+    return pvti_tuner_best_alloc(t);
 }
 
 static pvt_result pvti_tuner_alloc(pvt_tuner *t)
@@ -15852,15 +16065,17 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     int64_t tensors = pvt_model_tensors(t->student);
     pvt_run_desc r;
     PVTI_TRY(pvti_tuner_check(t));
+    PVTI_TRY(pvti_report(t->ctx, "tune", NULL, 0, d->steps, "steps", NAN));
     t->handles = PVTI_NEW(t->ctx, int, tensors), t->frozen = PVTI_NEW(t->ctx, bool, tensors);
-    t->order = PVTI_NEW(t->ctx, int64_t, t->windows);
+    t->order = PVTI_NEW(t->ctx, int64_t, t->windows), t->place = PVTI_NEW(t->ctx, int64_t, t->windows);
     t->ids = PVTI_NEW(t->ctx, int32_t, d->micro_batch * d->ctx),
     t->window_of = PVTI_NEW(t->ctx, int64_t, d->micro_batch);
-    if (!t->handles || !t->frozen || !t->order || !t->ids || !t->window_of) return PVT_ERR_MEMORY;
+    if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of) return PVT_ERR_MEMORY;
+    pvti_tuner_places(t);
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
-        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_cache_size(d, t->teacher, t->windows)),
+        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
         t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_cache_size(d, t->teacher, d->micro_batch));
+        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
         if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
@@ -15870,9 +16085,8 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     r = pvti_tuner_run_desc(d, false, NULL);
     if (t->teacher) PVTI_TRY(pvt_run_create(t->ctx, t->teacher, &r, &t->teacher_run));
     t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * (int64_t)sizeof *t->corpus->ids, 0);
-    t->teacher_hash = t->teacher ? pvti_model_hash(t->teacher) : 0;
     t->epoch = -1;
-    return PVT_OK;
+    return pvti_tuner_alloc_eval(t);
 }
 
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
@@ -15886,7 +16100,7 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
-    t->desc = pvti_tune_resolve(student, desc);
+    t->desc = pvt_tune_resolve(student, desc);
     t->teacher = t->desc.cross_entropy ? NULL : teacher;
     result = pvti_tuner_alloc(t);
     if (result != PVT_OK) {
@@ -15897,7 +16111,124 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
     return PVT_OK;
 }
 
-PVT_API int64_t pvt_tuner_step_count(const pvt_tuner *tuner) { return tuner->step; }
+static bool pvti_tuner_stopped(const pvt_tuner *t) { return t->eval && t->stale >= t->desc.patience; }
+
+PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner)
+{
+    pvt_tuner_info info;
+    memset(&info, 0, sizeof info);
+    info.step = tuner->step, info.steps = tuner->desc.steps;
+    info.stopped = pvti_tuner_stopped(tuner) && info.step < info.steps;
+    info.done = tuner->finished || info.stopped || info.step >= info.steps;
+    info.windows = tuner->windows, info.eval_windows = tuner->eval_windows;
+    info.start = tuner->start, info.last = tuner->last, info.best = tuner->top;
+    info.resumed_steps = tuner->resumed_steps;
+    return info;
+}
+
+/* ---- evaluation ---- */
+
+/* The teacher's last hidden states for the B held-out windows from i on, kept for the next evaluation. */
+static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t i, int64_t B, const pvt_real **hidden)
+{
+    int64_t each = t->teacher ? t->desc.ctx * t->teacher->config.dim : 0;
+    *hidden = NULL;
+    if (!t->teacher) return PVT_OK;
+    *hidden = t->eval_hidden + i * each;
+    if (t->eval_taught) return PVT_OK;
+    PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
+    memcpy(t->eval_hidden + i * each, pvt_run_hidden(t->teacher_run), (size_t)(B * each) * sizeof(pvt_real));
+    return PVT_OK;
+}
+
+/* Mean loss and perplexity of the student, as it stands, on the held-out windows. */
+static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
+{
+    double loss_sum = 0, nll_sum = 0, part;
+    int64_t T = t->desc.ctx, i, k, B, losses = 0, predictions = 0, count;
+    for (i = 0; i < t->eval_windows; i += B) {
+        pvt_loss_desc loss;
+        B = PVTI_MIN(t->desc.micro_batch, t->eval_windows - i);
+        memset(&loss, 0, sizeof loss);
+        for (k = 0; k < B; k++)
+            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T, (size_t)T * sizeof *t->ids);
+        PVTI_TRY(pvti_tuner_eval_teach(t, i, B, &loss.teacher_hidden));
+        PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
+        PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        nll_sum += part, predictions += count;
+        if (t->teacher) {
+            loss.teacher = t->teacher;
+            PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        }
+        loss_sum += part, losses += count;
+        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i + B, t->eval_windows, "windows", loss_sum / (double)losses));
+    }
+    t->eval_taught = true;
+    out->step = t->step;
+    out->loss = loss_sum / (double)PVTI_MAX(1, losses);
+    out->ppl = pvti_exp64(nll_sum / (double)PVTI_MAX(1, predictions));
+    return PVT_OK;
+}
+
+/* Keeps the student's present state. */
+static pvt_result pvti_tuner_keep(pvt_tuner *t)
+{
+    for (int64_t i = 0; i < t->n_best; i++) {
+        const pvti_best *b = &t->best[i];
+        if (b->value) PVTI_TRY(pvti_round_values(t->ctx, (uint16_t *)b->data, b->value->w, b->n, b->entry->name, 0));
+        else memcpy(b->data, b->entry->weight->codes, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+    }
+    return PVT_OK;
+}
+
+static void pvti_tuner_restore(pvt_tuner *t)
+{
+    for (int64_t i = 0; i < t->n_best; i++) {
+        const pvti_best *b = &t->best[i];
+        for (int64_t k = 0; b->value && k < b->n; k++)
+            b->value->w[k] = (pvt_real)pvti_f16_to_f32(((const uint16_t *)b->data)[k]);
+        if (!b->value) memcpy(b->entry->weight->codes, b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+    }
+}
+
+/* Does what is due at this step: before the first, every eval_every and after the last. */
+static pvt_result pvti_tuner_settle(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    pvt_tune_eval now;
+    if (!t->eval || t->last.step == t->step || (t->step % d->eval_every && t->step < d->steps)) return PVT_OK;
+    PVTI_TRY(pvti_tuner_measure(t, &now));
+    if (!(now.loss < HUGE_VAL)) return pvti_fail(t->ctx, PVT_ERR_NUMERIC, "tune: the loss on the held-out text is not finite");
+    if (t->top.step < 0 || now.loss < t->top.loss) {
+        PVTI_TRY(pvti_tuner_keep(t));
+        t->top = now;
+        t->stale = 0;
+    } else {
+        t->stale++;
+    }
+    t->last = now;
+    if (t->step == 0) t->start = now;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result)
+{
+    pvt_tune_eval now;
+    memset(&now, 0, sizeof now);
+    now.step = -1, now.loss = now.ppl = NAN;
+    if (tuner->pv->open)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: the last step failed half-way; resume from a checkpoint");
+    if (!tuner->finished) PVTI_TRY(pvti_tuner_settle(tuner));
+    if (tuner->eval) pvti_tuner_restore(tuner);
+    tuner->finished = true;
+    PVTI_TRY(pvt_model_round_f16(tuner->student));
+    if (tuner->eval) {
+        PVTI_TRY(pvti_tuner_measure(tuner, &now));
+        now.step = tuner->top.step;
+    }
+    if (result) *result = now;
+    return PVT_OK;
+}
 
 /* ---- a step ---- */
 
@@ -15906,12 +16237,12 @@ static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
 {
     double rise = s < d->warmup ? (double)(s + 1) / (double)d->warmup : 1;
     int64_t rest = d->steps - d->warmup;
-    if (!d->cosine || s < d->warmup) return rise;
+    if (d->schedule == PVT_SCHEDULE_CONSTANT || s < d->warmup) return rise;
     return pvti_half_cosine((double)(s - d->warmup) / (double)PVTI_MAX(1, rest));
 }
 
 /* The micro-batch's sequences: position p of the endless sequence of epochs, each a fresh
-   permutation of the corpus' windows. */
+   permutation of the windows to tune on. */
 static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
 {
     int64_t i, T = t->desc.ctx;
@@ -15922,7 +16253,7 @@ static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
             t->epoch = epoch;
         }
         t->window_of[i] = t->order[(first + i) % t->windows];
-        memcpy(t->ids + i * T, t->corpus->ids + t->window_of[i] * T, (size_t)T * sizeof *t->ids);
+        memcpy(t->ids + i * T, t->corpus->ids + t->place[t->window_of[i]] * T, (size_t)T * sizeof *t->ids);
     }
 }
 
@@ -15953,18 +16284,13 @@ static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW
     return t->handles[tensor] >= 0 ? pvt_pv_apply(t->pv, t->handles[tensor], dW) : PVT_OK;
 }
 
-PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
+/* Forward and backward of the step's sequences, updates included. */
+static pvt_result pvti_tuner_batch(pvt_tuner *t, double *sum, int64_t *tokens)
 {
-    const pvt_tune_desc *d = &tuner->desc;
-    pvt_tune_stats s;
-    pvt_pv_stats pv;
-    double started = pvti_seconds(), sum = 0;
-    int64_t done, tokens = 0, predicted = d->batch * (tuner->teacher ? d->ctx : d->ctx - 1);
-    if (tuner->step >= d->steps)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all %lld steps are done", (long long)d->steps);
-    memset(&s, 0, sizeof s);
-    s.lr_scale = pvti_schedule(d, tuner->step);
-    PVTI_TRY(pvt_pv_begin(tuner->pv, s.lr_scale));
+    const pvt_tune_desc *d = &t->desc;
+    int64_t done, predicted = d->batch * (t->teacher ? d->ctx : d->ctx - 1);
+    *sum = 0;
+    *tokens = 0;
     for (done = 0; done < d->batch; done += d->micro_batch) {
         bool last = done + d->micro_batch == d->batch;
         pvt_loss_desc loss;
@@ -15972,13 +16298,34 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
         int64_t count;
         memset(&loss, 0, sizeof loss);
         loss.scale = 1.0 / (double)predicted;
-        pvti_tuner_gather(tuner, tuner->step * d->batch + done);
-        PVTI_TRY(pvti_tuner_teach(tuner, &loss.teacher_hidden));
-        loss.teacher = tuner->teacher;
-        PVTI_TRY(pvt_run_forward(tuner->run, tuner->ids, d->micro_batch, d->ctx, NULL));
-        PVTI_TRY(pvt_run_backward(tuner->run, &loss, &part, &count, last ? pvti_tuner_sink : NULL, tuner));
-        sum += part, tokens += count;
+        pvti_tuner_gather(t, t->step * d->batch + done);
+        PVTI_TRY(pvti_tuner_teach(t, &loss.teacher_hidden));
+        loss.teacher = t->teacher;
+        PVTI_TRY(pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL));
+        PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, last ? pvti_tuner_sink : NULL, t));
+        *sum += part;
+        *tokens += count;
     }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
+{
+    const pvt_tune_desc *d = &tuner->desc;
+    pvt_tune_stats s;
+    pvt_pv_stats pv;
+    double started = pvti_seconds(), sum;
+    int64_t tokens;
+    memset(&s, 0, sizeof s);
+    s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
+    if (stats) *stats = s;
+    if (pvt_tuner_get_info(tuner).done)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all is done after step %lld", (long long)tuner->step);
+    PVTI_TRY(pvti_tuner_settle(tuner));
+    if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
+    s.lr_scale = pvti_schedule(d, tuner->step);
+    PVTI_TRY(pvt_pv_begin(tuner->pv, s.lr_scale));
+    PVTI_TRY(pvti_tuner_batch(tuner, &sum, &tokens));
     PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
     tuner->step++;
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
@@ -15986,22 +16333,51 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     s.groups_searched = pv.groups_searched, s.groups_changed = pv.groups_changed;
     s.seconds = pvti_seconds() - started;
     if (stats) *stats = s;
-    return pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss);
+    PVTI_TRY(pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss));
+    return pvti_tuner_settle(tuner);
+}
+
+PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
+                            const pvt_tune_desc *desc, pvt_tuner_info *info)
+{
+    pvt_tuner *tuner;
+    pvt_result result;
+    PVTI_TRY(pvt_tuner_create(ctx, student, teacher, corpus, desc, &tuner));
+    do result = pvt_tuner_step(tuner, NULL);
+    while (result == PVT_OK && !pvt_tuner_get_info(tuner).done);
+    if (result == PVT_OK) result = pvt_tuner_finish(tuner, NULL);
+    if (info) *info = pvt_tuner_get_info(tuner);
+    pvt_tuner_free(tuner);
+    return result;
 }
 
 /* ---- checkpoints ---- */
 
-/* Everything that must agree for a resumed run to give the same bits, as text by name. */
+/* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps need
+   not: it only sets the schedule.) */
 typedef struct pvti_tuner_option {
     const char *name;
     char value[200];
 } pvti_tuner_option;
-enum { PVTI_TUNER_OPTIONS = 11 };
+enum { PVTI_TUNER_OPTIONS = 13 };
+
+/* The shortest text that reads back as the same number. */
+static const char *pvti_short_number(double x, char out[32])
+{
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(out, 32, "%.*g", digits, x);
+        if (strtod(out, NULL) == x) break;
+    }
+    return out;
+}
 
 static void pvti_optimizer_text(const pvt_optimizer *o, char out[200])
 {
-    snprintf(out, 200, "lr %.17g beta1 %.17g beta2 %.17g eps %.17g decay %.17g lamb %d amsgrad %d debias %d",
-             o->lr, o->beta1, o->beta2, o->eps, o->weight_decay, o->lamb, o->amsgrad, !o->no_debias);
+    char n[5][32];
+    snprintf(out, 200, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
+             o->rule == PVT_OPTIMIZER_LAMB ? "lamb" : "adam", pvti_short_number(o->lr, n[0]),
+             pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]), pvti_short_number(o->eps, n[3]),
+             pvti_short_number(o->weight_decay, n[4]), o->amsgrad, !o->no_debias);
 }
 
 static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TUNER_OPTIONS])
@@ -16016,53 +16392,122 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
                                                           "seed",
                                                           "text",
                                                           "teacher",
-                                                          "loss"};
+                                                          "loss",
+                                                          "student",
+                                                          "text to evaluate on"};
     const pvt_tune_desc *d = &t->desc;
+    char n[4][32];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
-    snprintf(out[0].value, 200, "checkpoint 1");
+    snprintf(out[0].value, 200, "checkpoint 2");
     snprintf(out[1].value, 200, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
-    snprintf(out[2].value, 200, "%s cap %.17g trust %.17g delta %.17g beam %d temperature %.17g force %d",
-             pvt_strategy_name(d->pv.strategy), d->pv.cap, d->pv.trust, d->pv.delta, d->pv.beam,
-             d->pv.temperature, d->pv.force_update);
+    snprintf(out[2].value, 200, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+             pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]), pvti_short_number(d->pv.trust, n[1]),
+             pvti_short_number(d->pv.delta, n[2]), d->pv.beam, pvti_short_number(d->pv.temperature, n[3]),
+             d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
-    snprintf(out[6].value, 200, "steps %lld batch %lld micro %lld ctx %lld cosine %d warmup %lld freeze %d",
-             (long long)d->steps, (long long)d->batch, (long long)d->micro_batch, (long long)d->ctx, d->cosine,
-             (long long)d->warmup, d->freeze_dense);
+    snprintf(out[6].value, 200, "%s batch %lld micro %lld ctx %lld freeze %d",
+             d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
+             (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
     snprintf(out[7].value, 200, "%llu", (unsigned long long)t->ctx->seed);
     snprintf(out[8].value, 200, "%lld tokens, hash %016llx", (long long)t->corpus->n,
              (unsigned long long)t->corpus_hash);
     snprintf(out[9].value, 200, "hash %016llx", (unsigned long long)t->teacher_hash);
     snprintf(out[10].value, 200, t->teacher ? "KL" : "cross-entropy");
+    snprintf(out[11].value, 200, "hash %016llx", (unsigned long long)t->student_hash);
+    snprintf(out[12].value, 200, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
+             (unsigned long long)t->eval_hash);
+}
+
+/* Where the run stands, as text: figures by their bits, for no digit may be lost. */
+static uint64_t pvti_double_bits(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static void pvti_tuner_progress_text(const pvt_tuner *t, char out[400])
+{
+    const pvt_tune_eval *e[3] = {&t->start, &t->last, &t->top};
+    int i, at = snprintf(out, 400, "%lld %lld %lld", (long long)t->step, (long long)t->desc.steps, (long long)t->stale);
+    for (i = 0; i < 3; i++)
+        at += snprintf(out + at, (size_t)(400 - at), " %lld %016llx %016llx", (long long)e[i]->step,
+                       (unsigned long long)pvti_double_bits(e[i]->loss), (unsigned long long)pvti_double_bits(e[i]->ppl));
+}
+
+/* False when the text is not one that pvti_tuner_progress_text writes. */
+static bool pvti_tuner_progress_parse(const char *text, int64_t n[6], double figures[6])
+{
+    int i, k = 0, f = 0;
+    for (i = 0; i < 12; i++) {
+        bool hex = i >= 3 && (i - 3) % 3 != 0;
+        char *end;
+        unsigned long long bits;
+        errno = 0;
+        if (hex) {
+            uint64_t word;
+            bits = strtoull(text, &end, 16);
+            word = bits;
+            memcpy(&figures[f++], &word, sizeof word);
+        } else {
+            n[k++] = strtoll(text, &end, 10);
+        }
+        if (end == text || errno || *end != (i == 11 ? 0 : ' ')) return false;
+        text = end + (i < 11);
+    }
+    return true;
+}
+
+/* The i-th array of a checkpoint: of the pv, then of the best state; false past the last. */
+static bool pvti_tuner_state(const pvt_tuner *t, int64_t pv_arrays, int64_t i, pvti_pv_array *out)
+{
+    const pvti_best *b;
+    if (i < pv_arrays) return pvti_pv_state(t->pv, i, out);
+    i -= pv_arrays;
+    if (!t->eval || t->top.step < 0 || i >= t->n_best) return false;
+    b = &t->best[i];
+    memcpy(out->name, b->name, sizeof out->name);
+    out->data = b->data, out->dtype = b->dtype, out->n = b->n;
+    return true;
+}
+
+static int64_t pvti_tuner_pv_arrays(const pvt_tuner *t)
+{
+    pvti_pv_array array;
+    int64_t n = 0;
+    while (pvti_pv_state(t->pv, n, &array)) n++;
+    return n;
 }
 
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
     const char *metadata[2 * PVTI_TUNER_OPTIONS + 3];
-    char step[32];
+    char progress[400];
     pvti_pv_array array;
     pvti_tensor *tensors;
     char(*names)[128];
     pvt_result result = PVT_ERR_MEMORY;
-    if (tuner->pv->open)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: the last step failed half-way; resume from a checkpoint "
-                         "made before it", path);
-    int64_t n = 0, i;
+    int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), n, i;
+    if (tuner->pv->open || tuner->finished)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: %s", path,
+                         tuner->finished ? "the tuning is finished; save before pvt_tuner_finish"
+                                         : "the last step failed half-way; resume from a checkpoint made before it");
     pvti_tuner_options(tuner, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++)
         metadata[2 * i] = options[i].name, metadata[2 * i + 1] = options[i].value;
-    snprintf(step, sizeof step, "%lld", (long long)tuner->step);
-    metadata[2 * i] = "step", metadata[2 * i + 1] = step, metadata[2 * i + 2] = NULL;
-    while (pvti_pv_state(tuner->pv, n, &array)) n++;
+    pvti_tuner_progress_text(tuner, progress);
+    metadata[2 * i] = "progress", metadata[2 * i + 1] = progress, metadata[2 * i + 2] = NULL;
+    n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
     tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
     names = (char(*)[128])pvti_alloc(tuner->ctx, n, sizeof *names);
     if (tensors && names) {
         for (i = 0; i < n; i++) {
-            pvti_pv_state(tuner->pv, i, &array);
+            pvti_tuner_state(tuner, pv_arrays, i, &array);
             memcpy(names[i], array.name, sizeof *names);
             tensors[i].name = names[i], tensors[i].dtype = array.dtype, tensors[i].rank = 1,
             tensors[i].shape[0] = array.n;
@@ -16075,14 +16520,28 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     return result;
 }
 
-/* Refuses before anything is touched: a checkpoint is taken whole or not at all. */
-static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *st, const char *path,
-                                          int64_t *step)
+/* Codes beyond the codebook would read foreign memory. */
+static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safetensors *st, const char *path,
+                                          const pvt_weight *w, const char *name)
+{
+    const pvti_tensor *codes = pvti_safetensors_find(st, name);
+    int64_t k, size = w->format.bits <= 8 ? 1 : 2;
+    if (w->format.bits == 8 || w->format.bits == 16) return PVT_OK;
+    for (k = 0; k < pvti_tensor_count(codes); k++) {
+        uint16_t code = 0;
+        memcpy(&code, codes->data + k * size, (size_t)size);
+        if (code >= pvti_entries(w))
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
+                             path, name, code, (long long)pvti_entries(w));
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_tuner_resume_options(const pvt_tuner *t, const pvti_safetensors *st, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
-    pvti_pv_array array;
-    char text[200], *end;
-    int64_t i, n = 0, k;
+    char text[200];
+    int i;
     pvti_tuner_options(t, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) {
         if (pvti_safetensors_metadata(st, options[i].name, text, sizeof text) < 0)
@@ -16095,11 +16554,26 @@ static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *
                              "%s was made with another %s: it has \"%s\", this run \"%s\"", path,
                              options[i].name, text, options[i].value);
     }
-    if (pvti_safetensors_metadata(st, "step", text, sizeof text) < 1 ||
-        (text[sizeof text - 1] = 0, *step = strtoll(text, &end, 10), *end) || *step < 0 || *step > t->desc.steps)
-        return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: its step is not a number between 0 and %lld", path,
-                         (long long)t->desc.steps);
-    for (; pvti_pv_state(t->pv, n, &array); n++) {
+    return PVT_OK;
+}
+
+/* Refuses before anything is touched: a checkpoint is taken whole or not at all. n and figures are its progress. */
+static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *st, const char *path, int64_t n[6],
+                                          double figures[6])
+{
+    pvti_pv_array array;
+    char text[400];
+    int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
+    PVTI_TRY(pvti_tuner_resume_options(t, st, path));
+    if (pvti_safetensors_metadata(st, "progress", text, sizeof text) < 1 ||
+        (text[sizeof text - 1] = 0, !pvti_tuner_progress_parse(text, n, figures)) || n[0] < 0 || n[1] < n[0] || n[2] < 0 ||
+        n[3] < -1 || n[4] < -1 || n[5] < -1 || n[4] > n[0] || n[5] > n[4])
+        return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: its progress is malformed", path);
+    if (n[0] > t->desc.steps || n[1] > t->desc.steps)
+        return pvti_fail(t->ctx, PVT_ERR_MISMATCH, "%s is of a run of %lld steps, %lld of them done; this plan has only %lld",
+                         path, (long long)n[1], (long long)n[0], (long long)t->desc.steps);
+    t->top.step = t->eval ? n[5] : -1; /* decides whether there is a best state to list; the caller puts the rest right */
+    for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++) {
         const pvti_tensor *in = pvti_safetensors_find(st, array.name);
         if (!in || in->dtype != array.dtype || in->bytes != array.n * pvti_dtype_info(array.dtype)->bytes)
             return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
@@ -16107,42 +16581,49 @@ static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *
                              "another model?",
                              path, array.name);
     }
-    if (st->n != n)
+    if (st->n != i)
         return pvti_fail(t->ctx, PVT_ERR_MISMATCH, "%s holds tensors that this model does not have", path);
-    for (i = 0; i < t->pv->n; i++) { /* codes beyond the codebook would read foreign memory */
+    for (i = 0; i < t->pv->n; i++) {
         const pvti_pv_entry *e = &t->pv->entries[i];
         char name[128];
-        const pvti_tensor *codes;
-        if (!e->weight || e->weight->format.bits == 8 || e->weight->format.bits == 16) continue;
+        if (!e->weight) continue;
         snprintf(name, sizeof name, "%s.codes", e->name);
-        codes = pvti_safetensors_find(st, name);
-        for (k = 0; k < pvti_tensor_count(codes); k++) {
-            uint16_t code = 0;
-            int64_t size = e->weight->format.bits <= 8 ? 1 : 2;
-            memcpy(&code, codes->data + k * size, (size_t)size);
-            if (code >= pvti_entries(e->weight))
-                return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
-                                 path, name, code, (long long)pvti_entries(e->weight));
-        }
+        PVTI_TRY(pvti_tuner_resume_codes(t, st, path, e->weight, name));
     }
+    for (i = 0; i < t->n_best && t->top.step >= 0; i++)
+        if (!t->best[i].value) PVTI_TRY(pvti_tuner_resume_codes(t, st, path, t->best[i].entry->weight, t->best[i].name));
     return PVT_OK;
+}
+
+/* Takes over a checkpoint that was checked. */
+static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, const int64_t n[6], const double figures[6])
+{
+    pvti_pv_array array;
+    int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
+    for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++)
+        memcpy(array.data, pvti_safetensors_find(st, array.name)->data,
+               (size_t)(array.n * pvti_dtype_info(array.dtype)->bytes));
+    t->step = t->pv->step = n[0];
+    t->pv->open = false; /* of a step that failed */
+    t->resumed_steps = n[1];
+    t->stale = n[1] < t->desc.steps ? 0 : n[2]; /* an extended run may rise anew for a while */
+    t->start.step = n[3], t->start.loss = figures[0], t->start.ppl = figures[1];
+    t->last.step = n[4], t->last.loss = figures[2], t->last.ppl = figures[3];
+    t->top.step = n[5], t->top.loss = figures[4], t->top.ppl = figures[5];
 }
 
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 {
     pvti_safetensors st;
-    pvti_pv_array array;
     pvt_result result;
-    int64_t i, step = 0;
+    int64_t n[6], top = tuner->top.step;
+    double figures[6];
+    if (tuner->finished)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: this tuning is finished; make another tuner", path);
     PVTI_TRY(pvti_safetensors_open(tuner->ctx, path, &st));
-    result = pvti_tuner_resume_check(tuner, &st, path, &step);
-    if (result == PVT_OK) {
-        for (i = 0; pvti_pv_state(tuner->pv, i, &array); i++)
-            memcpy(array.data, pvti_safetensors_find(&st, array.name)->data,
-                   (size_t)(array.n * pvti_dtype_info(array.dtype)->bytes));
-        tuner->step = tuner->pv->step = step;
-        tuner->pv->open = false; /* of a step that failed */
-    }
+    result = pvti_tuner_resume_check(tuner, &st, path, n, figures);
+    if (result == PVT_OK) pvti_tuner_resume_take(tuner, &st, n, figures);
+    else tuner->top.step = top;
     pvti_safetensors_close(&st);
     return result;
 }

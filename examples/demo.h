@@ -166,7 +166,8 @@ static int demo_train(app *a, demo *d)
     double start = pvti_seconds();
     memset(&desc, 0, sizeof desc);
     desc.steps = d->train_steps, desc.ctx = d->config.ctx, desc.batch = DEMO_LEARN / d->config.ctx;
-    desc.cross_entropy = true, desc.cosine = true, desc.warmup = PVTI_MIN(50, d->train_steps / 4);
+    desc.cross_entropy = true, desc.eval_every = -1;
+    desc.warmup = d->train_steps < 4 ? -1 : PVTI_MIN(50, d->train_steps / 4);
     desc.pv.strategy = PVT_STRATEGY_CONTINUOUS;
     desc.pv.params.lr = 3e-3, desc.pv.params.beta1 = 0.9, desc.pv.params.beta2 = 0.95;
     TRY(a, pvt_model_create(a->ctx, &d->config, &a->models[DEMO_ORIGINAL]));
@@ -175,7 +176,7 @@ static int demo_train(app *a, demo *d)
     note(a, "1. training a Llama of %lld parameters on %lld bytes, %lld steps of %d tokens",
          (long long)count_params(a->models[DEMO_ORIGINAL]), (long long)d->train->n, (long long)d->train_steps, DEMO_LEARN);
     TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_ORIGINAL], NULL, d->train, &desc, &a->tuner));
-    while (pvt_tuner_step_count(a->tuner) < d->train_steps) {
+    while (!pvt_tuner_get_info(a->tuner).done) {
         pvt_tune_stats stats;
         DO(demo_step(a, &stats));
         if (progress(a, "train", stats.step, d->train_steps, "steps", stats.loss)) return fail(a, "stopped on request");
@@ -211,9 +212,10 @@ static pvt_tune_desc demo_tune_desc(const demo *d, pvt_strategy strategy, bool c
     memset(&desc, 0, sizeof desc);
     desc.pv.strategy = strategy;
     desc.pv.values.lr = 1e-3, desc.pv.values.beta1 = 0.9, desc.pv.values.beta2 = 0.95;
-    desc.pv.codes.lr = 2e-3, desc.pv.codes.beta2 = 0.95;
+    desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, desc.pv.codes.lr = 2e-3;
     desc.steps = d->tune_steps, desc.ctx = d->config.ctx, desc.batch = DEMO_TOKENS / d->config.ctx;
-    desc.cosine = cosine;
+    desc.schedule = cosine ? PVT_SCHEDULE_COSINE : PVT_SCHEDULE_CONSTANT;
+    desc.warmup = -1, desc.eval_every = -1;
     return desc;
 }
 

@@ -10,8 +10,7 @@ int main(int argc, char **argv)
     pvt_ctx *ctx = NULL;
     pvt_model *teacher = NULL, *model = NULL;
     pvt_corpus text = {NULL, 0, NULL};
-    pvt_tuner *tuner = NULL;
-    pvt_tune_stats stats;
+    pvt_tuner_info info;
     pvt_result r;
     if (argc != 4) return fprintf(stderr, "usage: minimal MODEL TEXT OUTPUT_DIRECTORY\n"), 2;
     r = pvt_ctx_create(NULL, &ctx);
@@ -19,12 +18,10 @@ int main(int argc, char **argv)
     if (r == PVT_OK) r = pvt_corpus_load(ctx, argv[2], pvt_model_tokenizer(teacher), &text);
     if (r == PVT_OK) r = pvt_model_copy(ctx, teacher, &model);
     if (r == PVT_OK) r = pvt_quantize(ctx, model, &text, NULL); /* aqlm:2x8g8 */
-    if (r == PVT_OK) r = pvt_tuner_create(ctx, model, teacher, &text, NULL, &tuner);
-    for (int i = 0; i < 200 && r == PVT_OK; i++)
-        if ((r = pvt_tuner_step(tuner, &stats)) == PVT_OK) printf("step %d, loss %.4f\n", i + 1, stats.loss);
+    if (r == PVT_OK) r = pvt_tune(ctx, model, teacher, &text, NULL, &info); /* 200 steps, the best state is kept */
     if (r == PVT_OK) r = pvt_model_save(model, argv[3], NULL);
+    if (r == PVT_OK) printf("perplexity of held-out text: %.3f, tuned %.3f\n", info.start.ppl, info.best.ppl);
     if (r != PVT_OK) fprintf(stderr, "minimal: %s\n", ctx ? pvt_ctx_error(ctx) : pvt_result_text(r));
-    pvt_tuner_free(tuner);
     pvt_corpus_free(&text);
     pvt_model_free(model);
     pvt_model_free(teacher);

@@ -21,13 +21,15 @@
 typedef struct options {
     const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
     const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
-    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type;
+    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval;
     int64_t threads, seed, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
-    int64_t save_every, n, memory, train_steps;
+    int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
-    bool ignore_eos, quick, text_only, verbatim;
+    bool ignore_eos, quick, text_only, no_eval, freeze_values, verbatim;
 } options;
+
+#define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
 
 #define AT(field) offsetof(options, field)
 #define POSITIONAL(name, field, help) {name, NULL, OPTION_TEXT, AT(field), true, "", 0, 0, NULL, help}
@@ -92,14 +94,15 @@ static const option tune_rows[] = {
     {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
-    {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "3e-4", "learning rate of codebooks and scales"},
-    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "3e-3", "of the buffer that codes are searched against (with lamb 2e-2 to 3e-2)"},
+    {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4)", "learning rate of codebooks and scales"},
+    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2e-2; adam: 3e-3)",
+     "of the buffer that codes are searched against"},
     {"--param-lr", NULL, OPTION_REAL, AT(param_lr), false, "C", 1e-9, 10, "(as --lr)", "of everything that is not quantized"},
-    {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "adam", "for codebooks and scales"},
-    {"--code-optimizer", NULL, OPTION_CHOICE, AT(code_optimizer), false, "adam|lamb", 0, 0, "adam", "for the buffer"},
+    {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "(adam)", "for codebooks and scales"},
+    {"--code-optimizer", NULL, OPTION_CHOICE, AT(code_optimizer), false, "adam|lamb", 0, 0, "(lamb)", "for the buffer"},
     {"--param-optimizer", NULL, OPTION_CHOICE, AT(param_optimizer), false, "adam|lamb", 0, 0, "(as --optimizer)", "for the rest"},
-    {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "constant|cosine", 0, 0, "constant", "learning rates over time"},
-    {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "0", "steps of linear rise"},
+    {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant", 0, 0, "(cosine)", "learning rates over time"},
+    {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
     {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
@@ -107,13 +110,20 @@ static const option tune_rows[] = {
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
+    {"--freeze-values", NULL, OPTION_FLAG, AT(freeze_values), false, "", 0, 0, NULL, "codebooks and scales stay as they are"},
     {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "norms, embedding and head stay as they are"},
     {"--no-teacher-cache", NULL, OPTION_FLAG, AT(no_cache), false, "", 0, 0, NULL, "run the teacher again over sequences seen before"},
     {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for activations"},
+    {"--eval", NULL, OPTION_TEXT, AT(eval), false, "TEXT", 0, 0, "(a twentieth of --data, kept back)",
+     "text to evaluate on while tuning: the best state is what is saved"},
+    {"--eval-every", NULL, OPTION_INT, AT(eval_every), false, "N", 1, 1e9, "(a tenth of the steps)", "steps between evaluations"},
+    {"--eval-windows", NULL, OPTION_INT, AT(eval_windows), false, "N", 1, 1e6, "(at most 8192 tokens)", "sequences to evaluate on"},
+    {"--patience", NULL, OPTION_INT, AT(patience), false, "N", 1, 1e9, "(5)", "evaluations without a new best that end the tuning"},
+    {"--no-eval", NULL, OPTION_FLAG, AT(no_eval), false, "", 0, 0, NULL, "tune on all of --data and save the last state"},
     {"--save-every", NULL, OPTION_INT, AT(save_every), false, "N", 0, 1e9, "50", "steps between checkpoints; 0: only on Ctrl-C"},
     {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
-     "go on from the checkpoint in -o, to the same result; start when there is none"},
-    {"--keep-checkpoint", NULL, OPTION_FLAG, AT(keep), false, "", 0, 0, NULL, "do not remove it at the end"},
+     "go on from the checkpoint in -o, to the same result, or with more --steps beyond it; start when there is none"},
+    {"--keep-checkpoint", NULL, OPTION_FLAG, AT(keep), false, "", 0, 0, NULL, "keep it at the end, so that a later --resume with more --steps extends the run"},
     {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per step; --resume continues it"},
     OVERWRITE,
 };
@@ -493,24 +503,28 @@ static const char *human_bytes(double bytes, char out[32])
 
 /* ---- info ---- */
 
+static pvt_optimizer_rule optimizer_rule(const char *name)
+{
+    if (!name) return PVT_OPTIMIZER_DEFAULT;
+    return strcmp(name, "lamb") == 0 ? PVT_OPTIMIZER_LAMB : PVT_OPTIMIZER_ADAM;
+}
+
 static pvt_tune_desc tune_desc(const options *o)
 {
     pvt_tune_desc d;
     memset(&d, 0, sizeof d);
     pvt_strategy_parse(NULL, o->strategy, &d.pv.strategy); /* a choice: checked when it was parsed */
-    d.pv.values.lr = o->lr, d.pv.values.beta1 = 0.9, d.pv.values.beta2 = 0.95;
-    d.pv.values.lamb = strcmp(o->optimizer, "lamb") == 0;
-    d.pv.params = d.pv.values;
-    if (o->param_lr > 0) d.pv.params.lr = o->param_lr;
-    if (o->param_optimizer) d.pv.params.lamb = strcmp(o->param_optimizer, "lamb") == 0;
-    d.pv.codes.lr = o->code_lr, d.pv.codes.beta2 = 0.95;
-    d.pv.codes.lamb = strcmp(o->code_optimizer, "lamb") == 0;
+    d.pv.values.rule = optimizer_rule(o->optimizer), d.pv.values.lr = o->lr;
+    d.pv.params.rule = optimizer_rule(o->param_optimizer), d.pv.params.lr = o->param_lr;
+    d.pv.codes.rule = optimizer_rule(o->code_optimizer), d.pv.codes.lr = o->code_lr;
     d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
-    d.pv.temperature = o->temperature, d.pv.force_update = o->force;
+    d.pv.temperature = o->temperature, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;
-    d.cosine = strcmp(o->schedule, "cosine") == 0, d.warmup = o->warmup;
+    d.schedule = o->schedule && strcmp(o->schedule, "constant") == 0 ? PVT_SCHEDULE_CONSTANT : PVT_SCHEDULE_COSINE;
+    d.warmup = o->warmup == NOT_GIVEN ? 0 : o->warmup == 0 ? -1 : o->warmup;
+    d.eval_every = o->no_eval ? -1 : o->eval_every, d.eval_windows = o->eval_windows, d.patience = o->patience;
     d.freeze_dense = o->freeze, d.no_teacher_cache = o->no_cache;
     d.memory_limit = o->memory << 20;
     return d;
@@ -685,6 +699,8 @@ typedef struct tune_state {
     char checkpoint[4096];
     double loss_first, loss_last;
     int64_t resumed_at, saved_at, tokens, searched, changed, steps;
+    pvt_tune_desc desc;
+    int64_t noted; /* the evaluation that was reported last, by its step */
     bool made; /* the directory is this run's own */
 } tune_state;
 
@@ -713,7 +729,7 @@ static int open_log(app *a, int64_t completed)
     return 0;
 }
 
-static int log_step(app *a, const pvt_tune_stats *s)
+static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
 {
     pvti_text line;
     bool good;
@@ -724,6 +740,7 @@ static int log_step(app *a, const pvt_tune_stats *s)
     put_number(&line, "lr_scale", s->lr_scale);
     put_int(&line, "groups_searched", s->groups_searched), put_int(&line, "groups_changed", s->groups_changed);
     put_number(&line, "seconds", s->seconds);
+    if (eval->step == s->step) put_number(&line, "eval_loss", eval->loss), put_number(&line, "eval_ppl", eval->ppl);
     put_close(&line, "}");
     good = !line.failed && fwrite(line.data, 1, (size_t)line.size, a->log) == (size_t)line.size &&
            fputc('\n', a->log) != EOF && fflush(a->log) == 0;
@@ -731,22 +748,38 @@ static int log_step(app *a, const pvt_tune_stats *s)
     return good ? 0 : fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
 }
 
+/* A checkpoint to go on from. */
+static int tune_resume(app *a, tune_state *s)
+{
+    pvt_tuner_info info;
+    TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
+    info = pvt_tuner_get_info(a->tuner);
+    s->resumed_at = s->saved_at = info.step;
+    s->noted = info.last.step;
+    note(a, "resumed after step %lld of %lld", (long long)info.step, (long long)info.steps);
+    if (info.resumed_steps < info.steps)
+        note(a, "the run of %lld steps is extended to %lld; a falling learning rate follows the longer plan from here on",
+             (long long)info.resumed_steps, (long long)info.steps);
+    return 0;
+}
+
 /* Finds out where to begin: a new run, a checkpoint to go on from, or a reason to refuse. */
 static int tune_begin(app *a, tune_state *s)
 {
     bool checkpoint;
+    char config[4096];
+    s->noted = -1;
     if (snprintf(s->checkpoint, sizeof s->checkpoint, "%s/checkpoint.safetensors", a->o.output) >= (int)sizeof s->checkpoint)
         return fail(a, "%s: path too long", a->o.output);
     checkpoint = access(s->checkpoint, F_OK) == 0;
-    if (checkpoint && a->o.resume) { /* the model beside it, if any, was saved but not yet tidied up */
-        TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
-        s->resumed_at = s->saved_at = pvt_tuner_step_count(a->tuner);
-        note(a, "resumed at step %lld", (long long)s->resumed_at);
-        return 0;
-    }
+    if (checkpoint && a->o.resume) return tune_resume(a, s); /* a model beside it was saved but not yet tidied up */
     if (checkpoint && !a->o.overwrite)
         return fail(a, "%s holds the checkpoint of an unfinished run; give --resume to go on, or --overwrite to begin again",
                     a->o.output);
+    snprintf(config, sizeof config, "%s/config.json", a->o.output);
+    if (a->o.resume && !a->o.overwrite && access(config, F_OK) == 0)
+        return fail(a, "%s holds a finished model and no checkpoint to extend its run from (--keep-checkpoint keeps one); to tune "
+                       "the model further: pvtune tune %s … -o ANOTHER", a->o.output, a->o.output);
     DO(prepare_output(a, &s->made));
     if (a->o.resume) note(a, "no checkpoint in %s: starting at the beginning", a->o.output);
     return 0;
@@ -755,40 +788,91 @@ static int tune_begin(app *a, tune_state *s)
 static int tune_save(app *a, tune_state *s)
 {
     TRY(a, pvt_tuner_save(a->tuner, s->checkpoint));
-    s->saved_at = pvt_tuner_step_count(a->tuner);
+    s->saved_at = pvt_tuner_get_info(a->tuner).step;
     return 0;
+}
+
+/* Tells of an evaluation that has not been told yet. */
+static void tune_note(app *a, tune_state *s, const pvt_tuner_info *info)
+{
+    if (info->last.step < 0 || info->last.step == s->noted) return;
+    s->noted = info->last.step;
+    if (info->last.step == 0)
+        note(a, "before tuning: loss %.4f, perplexity %.4f on %lld held-out windows", info->last.loss, info->last.ppl,
+             (long long)info->eval_windows);
+    else
+        note(a, "step %lld: loss %.4f, perplexity %.4f%s", (long long)info->last.step, info->last.loss, info->last.ppl,
+             info->best.step == info->last.step ? ", the best so far" : "");
 }
 
 /* Steps until all are done. On Ctrl-C the checkpoint is written and the exit status is 1. */
 static int tune_steps(app *a, tune_state *s)
 {
-    int64_t every = a->o.save_every;
-    while (pvt_tuner_step_count(a->tuner) < a->o.steps) {
+    pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
+    while (!info.done) {
         pvt_tune_stats stats;
+        int64_t before = info.step;
         pvt_result result = stop_asked ? PVT_ERR_CANCELLED : pvt_tuner_step(a->tuner, &stats);
-        if (result == PVT_ERR_CANCELLED) {
-            int64_t done = pvt_tuner_step_count(a->tuner);
-            if (done != s->saved_at && done > 0) DO(tune_save(a, s));
-            return fail(a, "stopped on request after step %lld of %lld; the same command with --resume goes on from there",
-                        (long long)done, (long long)a->o.steps);
+        info = pvt_tuner_get_info(a->tuner);
+        tune_note(a, s, &info);
+        if (result != PVT_OK && result != PVT_ERR_CANCELLED) TRY(a, result);
+        if (info.step > before) {
+            if (s->steps++ == 0) s->loss_first = stats.loss;
+            s->loss_last = stats.loss, s->tokens = stats.tokens;
+            s->searched += stats.groups_searched, s->changed += stats.groups_changed;
+            DO(log_step(a, &stats, &info.last));
         }
-        TRY(a, result);
-        if (s->steps++ == 0) s->loss_first = stats.loss;
-        s->loss_last = stats.loss, s->tokens = stats.tokens;
-        s->searched += stats.groups_searched, s->changed += stats.groups_changed;
-        DO(log_step(a, &stats));
-        if (every > 0 && stats.step % every == 0 && stats.step < a->o.steps) DO(tune_save(a, s));
+        if (result == PVT_ERR_CANCELLED) {
+            if (info.step != s->saved_at && info.step > 0) DO(tune_save(a, s));
+            return fail(a, "stopped on request after step %lld of %lld; the same command with --resume goes on from there",
+                        (long long)info.step, (long long)info.steps);
+        }
+        if (a->o.save_every > 0 && info.step % a->o.save_every == 0 && info.step > s->saved_at && !info.done) DO(tune_save(a, s));
     }
+    if (info.stopped)
+        note(a, "ended after step %lld of %lld: the loss on the held-out windows has not fallen in %lld evaluations",
+             (long long)info.step, (long long)info.steps, (long long)(a->o.patience ? a->o.patience : 5));
+    if (a->o.keep && info.step != s->saved_at) DO(tune_save(a, s)); /* what a later run may extend */
     return 0;
+}
+
+static void put_eval(pvti_text *t, const char *key, const pvt_tune_eval *eval)
+{
+    if (eval->step < 0) return;
+    put_open(t, key, "{");
+    put_int(t, "step", eval->step), put_number(t, "loss", eval->loss), put_number(t, "ppl", eval->ppl);
+    put_close(t, "}");
+}
+
+/* The last line names what was saved, by its figure on text that it was not tuned on. */
+static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, const pvt_tune_eval *saved, int64_t groups,
+                       int64_t moved)
+{
+    char peak[32];
+    printf("%s: %lld steps, %lld tokens, training loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n",
+           a->o.strategy, (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
+           groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak));
+    if (info->eval_windows == 0)
+        printf("written to %s: the state after the last step, not evaluated\n", a->o.output);
+    else if (info->best.step == 0)
+        printf("written to %s: the model as it was, perplexity %.4f: no evaluation after a step was better; try lower learning "
+               "rates or more text\n", a->o.output, saved->ppl);
+    else
+        printf("written to %s: the state after step %lld, perplexity %.4f (before tuning %.4f), loss %.4f (%.4f) on %lld "
+               "held-out windows of %lld tokens\n", a->o.output, (long long)info->best.step, saved->ppl, info->start.ppl,
+               saved->loss, info->start.loss, (long long)info->eval_windows,
+               (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
 }
 
 static int tune_finish(app *a, const tune_state *s)
 {
     pvt_save_desc save;
+    pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
+    pvt_tune_eval saved;
     int64_t groups = 0, moved = 0;
-    char peak[32];
     memset(&save, 0, sizeof save);
     save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
+    TRY(a, pvt_tuner_finish(a->tuner, &saved));
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
         return fail(a, "%s; the checkpoint stays: the same command with --resume goes on from it", pvt_ctx_error(a->ctx));
     if (!a->o.keep) remove(s->checkpoint);
@@ -796,8 +880,9 @@ static int tune_finish(app *a, const tune_state *s)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "strategy", a->o.strategy);
-    put_int(&a->json, "steps", a->o.steps), put_int(&a->json, "tokens", s->tokens);
+    put_int(&a->json, "steps", info.step), put_int(&a->json, "tokens", s->tokens);
     put_number(&a->json, "loss_first", s->loss_first), put_number(&a->json, "loss_last", s->loss_last);
+    put_eval(&a->json, "eval_start", &info.start), put_eval(&a->json, "eval_saved", &saved);
     put_int(&a->json, "groups", groups), put_int(&a->json, "groups_changed", moved);
     put_int(&a->json, "changes", s->changed), put_int(&a->json, "searched", s->searched);
     put_int(&a->json, "resumed_at", s->resumed_at);
@@ -805,12 +890,28 @@ static int tune_finish(app *a, const tune_state *s)
     put_number(&a->json, "seconds", elapsed(a)), put_int(&a->json, "peak_bytes", peak_bytes(a));
     put_close(&a->json, "}");
     meter_clear(&a->meter);
-    if (!a->o.json)
-        printf("%s: %lld steps, %lld tokens, loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n"
-               "written to %s\n", a->o.strategy, (long long)a->o.steps, (long long)s->tokens, s->loss_first, s->loss_last,
-               groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak),
-               a->o.output);
+    if (!a->o.json) tune_print(a, s, &info, &saved, groups, moved);
     return put_result(a);
+}
+
+/* Refuses a plan that the machine's memory cannot hold, before it is tried. */
+static int tune_fits(app *a, const pvt_tune_desc *desc)
+{
+    int64_t bytes = pvt_tuner_bytes(a->models[0], a->models[1], &a->corpora[0], desc);
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    char plan[32], machine[32];
+    if (bytes == INT64_MAX || memory <= 0 || (double)bytes <= memory) return 0; /* INT64_MAX: the tuner says why */
+    return fail(a, "this plan takes %s of memory, the machine has %s: lower --micro-batch, --ctx or --memory, or tune on less text",
+                human_bytes((double)bytes, plan), human_bytes(memory, machine));
+}
+
+static bool has_codes(const pvt_model *model)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        const pvt_weight *w = pvt_model_tensor(model, i).weight;
+        if (w && w->format.kind != PVT_FORMAT_DENSE) return true;
+    }
+    return false;
 }
 
 static int verb_tune(app *a)
@@ -824,10 +925,21 @@ static int verb_tune(app *a)
         fail(a, "--teacher MODEL is missing (or give --loss ce)");
         return 2;
     }
+    if (o->eval && o->no_eval) {
+        fail(a, "--eval and --no-eval contradict each other");
+        return 2;
+    }
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
+    if (!has_codes(a->models[0]))
+        return fail(a, "%s has no codes to tune: it is not quantized; begin with pvtune quantize %s --calib TEXT -o DIR", o->model,
+                    o->model);
     if (o->teacher && !desc.cross_entropy) DO(load_model(a, 1, o->teacher));
     DO(load_text(a, 0, o->data, a->models[0]));
+    if (o->eval) DO(load_text(a, 1, o->eval, a->models[0]));
+    desc.eval = o->eval ? &a->corpora[1] : NULL;
+    s.desc = desc;
+    DO(tune_fits(a, &desc));
     TRY(a, pvt_tuner_create(a->ctx, a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
     status = tune_begin(a, &s);
     if (status == 0) status = open_log(a, s.resumed_at);
@@ -1386,6 +1498,7 @@ int main(int argc, char **argv)
     v = find_verb(argv[1]);
     if (!v) return 2;
     a.verb = v->name;
+    a.o.warmup = NOT_GIVEN;
     sets[n_sets++] = v->options;
     sets[n_sets++] = common_set;
     for (i = 2; i < argc; i++) /* the options of tune, when its memory is planned */

@@ -409,7 +409,7 @@ static void test_stop_quantize(void)
     CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0 && sh("test -e half") != 0);
 }
 
-#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-lr 0.01 -q --save-every 4 "
+#define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-optimizer adam --code-lr 0.01 --patience 99 -q --save-every 4 "
 
 static void test_resume(pvt_ctx *ctx)
 {
@@ -436,6 +436,51 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_REFUSED(1, "already holds a model", run(TUNE "-o stopped"));
     CHECK_REFUSED(1, "input", run(TUNE "-o q --overwrite"));
     CHECK_REFUSED(1, "log", run(TUNE "-o other --log absent/log"));
+}
+
+/* Everything that tune says of itself is true: what it saved is what its last line measured. */
+static void test_tune(pvt_ctx *ctx)
+{
+    double ppl;
+    const char *saved;
+    pvt_tune_desc d;
+    pvt_model_config config;
+    pvt_model *model = NULL;
+    memset(&config, 0, sizeof config);
+    config.layers = 1, config.dim = 32, config.heads = 2, config.ff = 64, config.vocab = 300, config.ctx = 64;
+    CHECK_OK(ctx, pvt_model_create(ctx, &config, &model));
+    d = pvt_tune_resolve(model, NULL);
+    pvt_model_free(model);
+    CHECK(run("help tune") == 0); /* the help's defaults are the library's */
+    CHECK(d.pv.values.lr == 3e-4 && strstr(out_text, "(3e-4)"));
+    CHECK(d.pv.codes.lr == 2e-2 && strstr(out_text, "(2e-2; adam: 3e-3)"));
+    CHECK(d.pv.codes.rule == PVT_OPTIMIZER_LAMB && strstr(out_text, "(lamb)") && strstr(out_text, "(cosine)"));
+    CHECK(d.steps == 200 && d.warmup == 5 && d.eval_every == 20 && d.patience == 5 && d.pv.cap == 0.01 && d.batch == 2);
+
+    CHECK_REFUSED(1, "no codes to tune", run("tune model --teacher model --data text -o none"));
+    CHECK_REFUSED(2, "contradict", run("tune q --teacher model --data text -o none --eval text --no-eval"));
+    CHECK(sh("test ! -e none") == 0);
+    /* rates that only do harm: the model stays, and that is said */
+    CHECK_RUN(run("tune q --teacher model --data text --steps 12 --ctx 64 --lr 1 --eval-every 1 -o harm"));
+    CHECK(strstr(out_text, "the model as it was") && strstr(err_text, "ended after step 5 of 12"));
+    CHECK(sh("cmp q/model.safetensors harm/model.safetensors") == 0);
+    /* the last line's figure is that of the saved model on that very text */
+    CHECK(sh("head -c 4000 text >part") == 0);
+    CHECK_REFUSED(1, "too few", run("tune q --teacher model --data text --ctx 64 --eval part --eval-windows 99 -o kept"));
+    CHECK_RUN(run("tune q --teacher model --data text --steps 12 --ctx 64 --eval part --json -o kept"));
+    saved = strstr(out_text, "\"eval_saved\"");
+    CHECK(saved && strstr(saved, "\"ppl\":"));
+    ppl = saved ? strtod(strstr(saved, "\"ppl\":") + 6, NULL) : 0;
+    CHECK_RUN(run("eval kept --ppl part --ctx 64 --json"));
+    CHECK_NEAR(strtod(strstr(out_text, "\"ppl\":") + 6, NULL), ppl, 1e-6 * ppl);
+    /* a finished run is extended where its checkpoint was kept, and refused with a sentence where not */
+    CHECK_REFUSED(1, "no checkpoint to extend", run("tune q --teacher model --data text --steps 20 --ctx 64 -o kept --resume"));
+    CHECK_RUN(run("tune q --teacher model --data text --steps 4 --ctx 64 --schedule constant --warmup 0 --keep-checkpoint -o ext"));
+    CHECK_RUN(run("tune q --teacher model --data text --steps 9 --ctx 64 --schedule constant --warmup 0 --resume -o ext"));
+    CHECK(strstr(err_text, "extended to 9"));
+    CHECK_RUN(run("tune q --teacher model --data text --steps 9 --ctx 64 --schedule constant --warmup 0 -o whole"));
+    CHECK(sh("cmp ext/model.safetensors whole/model.safetensors") == 0);
+    CHECK_REFUSED(1, "the machine has", run("tune q --teacher model --data text --ctx 64 --batch 1000000 --micro-batch 1000000 -o big"));
 }
 
 static void test_full_disk(void)
@@ -500,6 +545,7 @@ int main(void)
     test_numbers(ctx);
     test_stop_quantize();
     test_resume(ctx);
+    test_tune(ctx);
     test_full_disk();
     test_terminal();
     pvt_ctx_destroy(ctx);

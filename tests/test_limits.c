@@ -319,6 +319,8 @@ static void test_tune_sizes(pvt_ctx *ctx)
         memset(&d, 0, sizeof d);
         d.steps = extremes[i % N], d.batch = extremes[i / N % N], d.micro_batch = extremes[i / N / N % N];
         d.ctx = i / (N * N * N) == 0 ? 8 : i / (N * N * N) == 1 ? INT64_MAX : -1;
+        if (i % 2) d.eval_windows = extremes[i / 2 % N], d.warmup = extremes[i / 3 % N], d.patience = extremes[i / 5 % N];
+        CHECK(pvt_tuner_bytes(model, teacher, NULL, &d) > 0);
         bytes = pvt_tuner_bytes(model, teacher, &corpus, &d);
         CHECK(bytes > 0);
         possible += bytes != INT64_MAX;

@@ -38,7 +38,7 @@ static void step(pvt_ctx *ctx, double code_lr, pvt_weight *w, pvt_real buffer[2]
     CHECK(buffer[0] == 1 && buffer[1] == -1);
     memset(&desc, 0, sizeof desc);
     desc.values.lr = 0.01, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
-    desc.codes.lr = code_lr, desc.codes.beta2 = 0.95;
+    desc.codes.rule = PVT_OPTIMIZER_ADAM, desc.codes.lr = code_lr, desc.codes.beta2 = 0.95;
     CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, w, "group", NULL));
     CHECK_OK(ctx, pvt_pv_begin(pv, 1));

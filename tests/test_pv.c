@@ -226,8 +226,8 @@ static pvt_optimizer optimizer(int64_t node)
     memset(&o, 0, sizeof o);
     o.lr = number(node, "lr", 0), o.eps = number(node, "eps", 1e-6), o.weight_decay = number(node, "weight_decay", 0);
     pvti_json_number(&js, betas, &o.beta1), pvti_json_number(&js, pvti_json_next(&js, betas), &o.beta2);
-    o.lamb = flag(node, "lamb", false), o.amsgrad = flag(node, "amsgrad", false);
-    o.no_debias = !flag(node, "debias", !o.lamb);
+    o.rule = flag(node, "lamb", false) ? PVT_OPTIMIZER_LAMB : PVT_OPTIMIZER_ADAM, o.amsgrad = flag(node, "amsgrad", false);
+    o.no_debias = !flag(node, "debias", o.rule == PVT_OPTIMIZER_ADAM);
     return o;
 }
 
@@ -653,7 +653,7 @@ static uint64_t work_hash(int isa, int threads, const char *format, int beam, bo
     CHECK_OK(ctx, pvt_format_parse(ctx, format, &f));
     fd.beam = beam, fd.epochs = 3;
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, metric ? H : NULL, &f, &fd, NULL, &w));
-    pd.beam = beam, pd.cap = 0.3, pd.trust = 0.5, pd.codes.lr = 0.05, pd.values.lamb = true;
+    pd.beam = beam, pd.cap = 0.3, pd.trust = 0.5, pd.codes.lr = 0.05, pd.values.rule = PVT_OPTIMIZER_LAMB;
     CHECK_OK(ctx, pvt_pv_create(ctx, &pd, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     for (step = 0; step < 3; step++) {

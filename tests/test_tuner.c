@@ -1,6 +1,7 @@
 /*  What the tuner promises about memory: it takes all of it before the first step, and says how much in advance.
+    That tuning never makes a model worse on held-out text, keeps the best state, resumes and extends to the bit.
     And what a quantization leaves behind that was cancelled or had others before it, and a checkpoint with endless
-    names. (What the tuner computes is checked against recorded figures in test_golden, resume and kill −9 in
+    names. (What the tuner computes is checked against recorded figures in test_golden, kill −9 in
     test_cli.) */
 #define _POSIX_C_SOURCE 200809L /* mkdtemp */
 #include "../pvtune.h"
@@ -136,7 +137,7 @@ static void check_checkpoints(void)
     CHECK(pvt_tuner_save(tuner, path) == PVT_ERR_ARGUMENT);
     CHECK_OK(ctx, pvt_tuner_resume(tuner, path));
     CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
-    CHECK(pvt_tuner_step_count(tuner) == 2);
+    CHECK(pvt_tuner_get_info(tuner).step == 2);
     CHECK_OK(ctx, pvt_tuner_save(tuner, path));
 
     n = snprintf(header, sizeof header, "{\"__metadata__\":{\"pvtune\":\"%s\"}}", letters);
@@ -153,6 +154,264 @@ static void check_checkpoints(void)
     pvt_ctx_destroy(ctx);
 }
 
+/* ---- defaults, evaluation, the best state ---- */
+
+static void check_defaults(void)
+{
+    pvt_pv_desc d, zero;
+    memset(&zero, 0, sizeof zero);
+    d = pvt_pv_resolve(NULL);
+    CHECK(d.codes.rule == PVT_OPTIMIZER_LAMB && d.values.rule == PVT_OPTIMIZER_ADAM && d.params.rule == PVT_OPTIMIZER_ADAM);
+    CHECK(d.codes.beta1 == 0 && d.codes.beta2 == 0.95 && d.values.beta1 == 0.9 && d.values.beta2 == 0.95 && d.cap == 0.01);
+    d = zero, d.values.beta1 = 0.5; /* one field set leaves the others their defaults */
+    d = pvt_pv_resolve(&d);
+    CHECK(d.values.beta1 == 0.5 && d.values.beta2 == 0.95 && d.values.lr == pvt_pv_resolve(NULL).values.lr);
+    d = zero, d.params.rule = PVT_OPTIMIZER_LAMB;
+    d = pvt_pv_resolve(&d);
+    CHECK(d.params.rule == PVT_OPTIMIZER_LAMB && d.params.lr > 0 && d.values.rule == PVT_OPTIMIZER_ADAM);
+    d = zero, d.codes.rule = PVT_OPTIMIZER_ADAM; /* LAMB's rate would be no rate for Adam */
+    CHECK(pvt_pv_resolve(&d).codes.lr < pvt_pv_resolve(NULL).codes.lr);
+    d = zero, d.values.beta2 = 0.9; /* β1 = 0 can be said */
+    CHECK(pvt_pv_resolve(&d).values.beta1 == 0);
+}
+
+typedef struct bench { /* a small model, its quantized copy, and a text */
+    pvt_ctx *ctx;
+    pvt_corpus corpus;
+    pvt_model *teacher, *student;
+    pvt_tune_desc desc;
+} bench;
+
+/* Ids with some order in them, so that there is something to learn. */
+static void text(int32_t *ids, int64_t n, int32_t seed)
+{
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)((i * i + seed * i / 7 + i % 13 * 31) % 599);
+}
+
+static void bench_open(bench *b, pvt_progress_fn *progress, void *user)
+{
+    enum { TEXT = 40 * CTX };
+    pvt_ctx_desc ctx_desc;
+    int32_t ids[TEXT];
+    memset(b, 0, sizeof *b), memset(&ctx_desc, 0, sizeof ctx_desc);
+    ctx_desc.n_threads = 2, ctx_desc.progress = progress, ctx_desc.progress_user = user;
+    text(ids, TEXT, 3);
+    CHECK(pvt_ctx_create(&ctx_desc, &b->ctx) == PVT_OK);
+    CHECK_OK(b->ctx, pvt_corpus_from_ids(b->ctx, ids, TEXT, &b->corpus));
+    b->teacher = make(b->ctx, &b->corpus, false), b->student = make(b->ctx, &b->corpus, true);
+    CHECK_OK(b->ctx, pvt_model_round_f16(b->student)); /* as a file would give it */
+    b->desc.steps = 8, b->desc.ctx = CTX, b->desc.eval_every = 2;
+}
+
+static void bench_close(bench *b)
+{
+    pvt_model_free(b->student), pvt_model_free(b->teacher), pvt_corpus_free(&b->corpus);
+    pvt_ctx_destroy(b->ctx);
+}
+
+/* Every parameter, dequantized, in one hash. */
+static uint64_t fingerprint(const pvt_model *model)
+{
+    uint64_t hash = 14695981039346656037u;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *W = (pvt_real *)malloc((size_t)t.n * sizeof *W);
+        const uint8_t *bytes = (const uint8_t *)(t.weight ? W : t.values);
+        if (t.weight) pvt_weight_dequantize(t.weight, W);
+        for (int64_t k = 0; k < t.n * (int64_t)sizeof *W; k++) hash = (hash ^ bytes[k]) * 1099511628211u;
+        free(W);
+    }
+    return hash;
+}
+
+/* No strategy ends above its start, whatever the rates do: where every step does harm the student ends as it began, to
+   the bit. With sound rates it ends below. */
+static void check_never_worse(pvt_strategy strategy)
+{
+    for (int wild = 0; wild < 2; wild++) {
+        bench b;
+        pvt_tuner *tuner;
+        pvt_tuner_info info;
+        pvt_tune_eval saved;
+        uint64_t before;
+        bench_open(&b, NULL, NULL);
+        before = fingerprint(b.student);
+        b.desc.pv.strategy = strategy;
+        if (wild) b.desc.pv.values.lr = 0.5, b.desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, b.desc.pv.codes.lr = 0.5;
+        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        do CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+        while (!pvt_tuner_get_info(tuner).done);
+        CHECK(fingerprint(b.student) != before); /* it was tuned … */
+        info = pvt_tuner_get_info(tuner);
+        CHECK(info.start.step == 0 && info.last.step == info.step);
+        CHECK(wild ? info.last.loss > info.start.loss && info.best.step == 0 : info.best.loss < info.start.loss);
+        CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &saved));
+        CHECK(saved.loss <= info.start.loss && saved.step == info.best.step);
+        CHECK_NEAR(saved.loss, info.best.loss, 1e-4 * info.best.loss); /* rounded to fp16 in between */
+        CHECK((fingerprint(b.student) == before) == (wild != 0)); /* … and put back where that did harm */
+        CHECK(pvt_tuner_step(tuner, NULL) == PVT_ERR_ARGUMENT);
+        pvt_tuner_free(tuner);
+        bench_close(&b);
+    }
+}
+
+/* Held-out windows are not tuned on; patience ends a run; without evaluation all is as it was: the last state, all text. */
+static void check_evaluation(void)
+{
+    bench b;
+    pvt_tuner *tuner;
+    pvt_tuner_info info;
+    pvt_tune_eval saved;
+    bench_open(&b, NULL, NULL);
+    b.desc.steps = 200, b.desc.eval_every = 1, b.desc.patience = 3, b.desc.pv.values.lr = 0.5;
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    info = pvt_tuner_get_info(tuner);
+    CHECK(info.eval_windows == 2 && info.windows == 38 && info.start.step == -1 && info.best.step == -1 && !info.done);
+    while (!pvt_tuner_get_info(tuner).done) CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+    info = pvt_tuner_get_info(tuner);
+    CHECK(info.stopped && info.step == 3 && info.best.step == 0);
+    pvt_tuner_free(tuner);
+
+    b.desc.eval_windows = 40;
+    CHECK(pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
+    b.desc.eval_windows = 0, b.desc.eval_every = -1, b.desc.steps = 2, b.desc.pv.values.lr = 0;
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK(pvt_tuner_get_info(tuner).windows == 40 && pvt_tuner_get_info(tuner).eval_windows == 0);
+    CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+    CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+    CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &saved));
+    CHECK(saved.step == -1 && isnan(saved.loss));
+    pvt_tuner_free(tuner);
+
+    CHECK(pvt_tuner_create(b.ctx, b.teacher, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT); /* nothing to learn */
+    CHECK(strstr(pvt_ctx_error(b.ctx), "teacher itself") != NULL);
+    b.desc.steps = INT64_MAX;
+    CHECK(pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
+    b.desc.steps = 2;
+    CHECK_OK(b.ctx, pvt_tune(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &info));
+    CHECK(info.done && info.step == 2 && !info.stopped);
+    bench_close(&b);
+}
+
+static void steps(const bench *b, pvt_tuner *tuner, int64_t n)
+{
+    while (n-- > 0) CHECK_OK(b->ctx, pvt_tuner_step(tuner, NULL));
+}
+
+/* From a checkpoint to the same bits, the best state and its figure included; a longer plan extends a run, under a
+   constant rate to what the longer run would have been. Another student is refused, also where only a frozen tensor differs. */
+static void check_resume(void)
+{
+    char dir[300], path[400];
+    bench b, c, d;
+    pvt_tuner *tuner, *other, *whole;
+    pvt_tune_eval one, two;
+    bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL), bench_open(&d, NULL, NULL);
+    CHECK(test_scratch(dir, sizeof dir));
+    snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    steps(&b, tuner, 3);
+    CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
+    steps(&b, tuner, 5);
+    CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &one));
+    CHECK(pvt_tuner_save(tuner, path) == PVT_ERR_ARGUMENT); /* the masters are gone */
+    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    CHECK_OK(c.ctx, pvt_tuner_resume(other, path));
+    CHECK(pvt_tuner_get_info(other).step == 3 && pvt_tuner_get_info(other).last.step == 2);
+    steps(&c, other, 5);
+    CHECK_OK(c.ctx, pvt_tuner_finish(other, &two));
+    CHECK(memcmp(&one, &two, sizeof one) == 0 && fingerprint(b.student) == fingerprint(c.student));
+    pvt_tuner_free(tuner), pvt_tuner_free(other);
+    bench_close(&b), bench_close(&c);
+
+    bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL);
+    b.desc.schedule = PVT_SCHEDULE_CONSTANT, b.desc.steps = 4, b.desc.freeze_dense = true;
+    c.desc = b.desc, c.desc.steps = 8, d.desc = c.desc;
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    steps(&b, tuner, 4);
+    CHECK(pvt_tuner_get_info(tuner).done);
+    CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
+    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    CHECK_OK(c.ctx, pvt_tuner_resume(other, path));
+    CHECK(!pvt_tuner_get_info(other).done && pvt_tuner_get_info(other).resumed_steps == 4);
+    steps(&c, other, 4);
+    CHECK_OK(d.ctx, pvt_tuner_create(d.ctx, d.student, d.teacher, &d.corpus, &d.desc, &whole));
+    steps(&d, whole, 8);
+    CHECK_OK(c.ctx, pvt_tuner_finish(other, &one));
+    CHECK_OK(d.ctx, pvt_tuner_finish(whole, &two));
+    CHECK(memcmp(&one, &two, sizeof one) == 0 && fingerprint(c.student) == fingerprint(d.student));
+    CHECK(pvt_tuner_resume(tuner, path) == PVT_OK);
+    pvt_tuner_free(tuner), pvt_tuner_free(other), pvt_tuner_free(whole);
+    bench_close(&c), bench_close(&d);
+
+    bench_open(&d, NULL, NULL); /* its embedding, which stays frozen, differs in one number */
+    d.desc = b.desc;
+    ((pvt_real *)(uintptr_t)pvt_model_tensor(d.student, 0).weight->data)[5] += 1;
+    CHECK_OK(d.ctx, pvt_tuner_create(d.ctx, d.student, d.teacher, &d.corpus, &d.desc, &whole));
+    CHECK(pvt_tuner_resume(whole, path) == PVT_ERR_MISMATCH && strstr(pvt_ctx_error(d.ctx), "student"));
+    pvt_tuner_free(whole);
+    test_remove(dir);
+    bench_close(&b), bench_close(&d);
+}
+
+static int stop_evaluation(void *user, const pvt_progress *progress)
+{
+    int *left = (int *)user;
+    return strcmp(progress->phase, "evaluate") == 0 && --*left == 0;
+}
+
+/* Stopped within an evaluation: the step stands, and the evaluation is made up for. */
+static void check_cancelled_evaluation(void)
+{
+    for (int at = 1; at <= 4; at++) {
+        int left = at;
+        bench b, c;
+        pvt_tuner *tuner, *other;
+        pvt_tune_eval one, two;
+        pvt_result result;
+        int cancelled = 0;
+        bench_open(&b, NULL, NULL), bench_open(&c, stop_evaluation, &left);
+        b.desc.micro_batch = c.desc.micro_batch = 1; /* two reports in each evaluation */
+        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+        steps(&b, tuner, 8);
+        while (!pvt_tuner_get_info(other).done) {
+            result = pvt_tuner_step(other, NULL);
+            CHECK(result == PVT_OK || result == PVT_ERR_CANCELLED);
+            cancelled += result == PVT_ERR_CANCELLED;
+        }
+        CHECK(cancelled == 1);
+        CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &one));
+        CHECK_OK(c.ctx, pvt_tuner_finish(other, &two));
+        CHECK(memcmp(&one, &two, sizeof one) == 0 && fingerprint(b.student) == fingerprint(c.student));
+        pvt_tuner_free(tuner), pvt_tuner_free(other);
+        bench_close(&b), bench_close(&c);
+    }
+}
+
+/* V step alone: codebooks and scales keep every bit, codes do not. */
+static void check_freeze_values(void)
+{
+    bench b, c;
+    pvt_tuner *tuner;
+    int64_t i, values = 0, codes = 0;
+    bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL);
+    b.desc.pv.freeze_values = true, b.desc.freeze_dense = true, b.desc.eval_every = -1;
+    b.desc.pv.codes.lr = 0.3, b.desc.pv.cap = 1;
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    steps(&b, tuner, 8);
+    for (i = 0; i < pvt_model_tensors(b.student); i++) {
+        const pvt_weight *x = pvt_model_tensor(b.student, i).weight, *y = pvt_model_tensor(c.student, i).weight;
+        if (!x || x->format.kind == PVT_FORMAT_DENSE) continue;
+        values += memcmp(x->codebooks, y->codebooks, 2 * 16 * 4 * sizeof(pvt_real)) != 0;
+        values += memcmp(x->scales, y->scales, (size_t)x->O * sizeof(pvt_real)) != 0;
+        codes += memcmp(x->codes, y->codes, (size_t)(x->O * x->I / 4 * 2)) != 0;
+    }
+    CHECK(values == 0 && codes > 0);
+    pvt_tuner_free(tuner);
+    bench_close(&b), bench_close(&c);
+}
+
 int main(void)
 {
     check_memory(PVT_STRATEGY_PV_STE, BATCH, PVT_DTYPE_NONE, false, true);
@@ -162,5 +421,14 @@ int main(void)
     check_memory(PVT_STRATEGY_PV, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
     check_checkpoints();
+    check_defaults();
+    check_never_worse(PVT_STRATEGY_PV_STE);
+    check_never_worse(PVT_STRATEGY_CONTINUOUS);
+    check_never_worse(PVT_STRATEGY_STE);
+    check_never_worse(PVT_STRATEGY_PV);
+    check_evaluation();
+    check_resume();
+    check_cancelled_evaluation();
+    check_freeze_values();
     return test_end();
 }

@@ -656,8 +656,9 @@ typedef struct pvt_model_config {
     /* rope_scaling "llama3"; factor 0: none */
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
-    const float *rope_factors; /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have
-                                  them; NULL: none. The model keeps its own copy. */
+    /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have them;
+       NULL: none. The model keeps its own copy. */
+    const float *rope_factors;
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -791,17 +792,18 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
-/*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken verbatim. JSON Lines
-    are told by their content, each line an object or a string: the documents are what stands under "text", else under
-    "content", and are joined by a blank line, as if they stood so in a plain file: no bos between them, for a window
-    cut from the ids would rarely begin with one. To take any bytes verbatim: pvt_tokenizer_encode and
-    pvt_corpus_from_ids. Errors: IO, ARGUMENT (the model has no tokenizer), FORMAT (a line of JSON Lines without a text:
-    names it), UNSUPPORTED (a compressed or binary file, mostly not UTF-8; one JSON array: says what to do), MEMORY. */
+/*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken
+    verbatim. JSON Lines are told by their content, each line an object or a string: the documents are
+    what stands under "text", else under "content", and are joined by a blank line, as if they stood so in
+    a plain file: no bos between them, for a window cut from the ids would rarely begin with one. To take
+    any bytes verbatim: pvt_tokenizer_encode and pvt_corpus_from_ids. Errors: IO, ARGUMENT (the model has
+    no tokenizer), FORMAT (a line of JSON Lines without a text: names it), UNSUPPORTED (a compressed or
+    binary file, one that is mostly not UTF-8, one JSON array: says what to do), MEMORY. */
 PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                    pvt_corpus *out);
 /* The same of a text in memory; bytes −1: up to the terminating zero. */
-PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer,
-                                        pvt_corpus *out);
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
+                                        const pvt_tokenizer *tokenizer, pvt_corpus *out);
 /* A copy of n ids. Errors: ARGUMENT (n negative), MEMORY. */
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out);
 PVT_API void pvt_corpus_free(pvt_corpus *corpus);
@@ -812,7 +814,8 @@ typedef struct pvt_ppl_desc {
     double *window_nll;   /* NULL, or [last − first]: each window's nll sum */
 } pvt_ppl_desc;
 typedef struct pvt_ppl {
-    double ppl, nll, nll_stderr, nll_sum; /* nll: mean over tokens; its standard error over windows, NaN for one */
+    double ppl, nll, nll_sum; /* nll: mean over tokens */
+    double nll_stderr;        /* its standard error over windows; NaN for one window */
     int64_t tokens, windows, ctx;
     double seconds;
 } pvt_ppl;
@@ -836,7 +839,8 @@ typedef struct pvt_generated {
     int64_t n;
     double seconds, prompt_seconds;
 } pvt_generated;
-/* Errors: ARGUMENT (no prompt; prompt and new tokens beyond the model's context), NUMERIC, MEMORY, CANCELLED. */
+/* Errors: ARGUMENT (no prompt; prompt and new tokens beyond the model's context), NUMERIC, MEMORY,
+   CANCELLED. */
 PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
 #endif
@@ -7271,7 +7275,7 @@ static bool pvti_format_in_range(const pvt_format *f)
            f->in_group * f->out_group <= 256;
 }
 
-static int64_t pvti_gcd(int64_t a, int64_t b)
+static PVTI_UNUSED int64_t pvti_gcd(int64_t a, int64_t b)
 {
     while (b) {
         int64_t rest = a % b;
@@ -7289,7 +7293,8 @@ static int pvti_group_near(int wanted, int64_t n, int most)
     return best;
 }
 
-/* The format nearest to this one whose groups divide O × I, as text; O and I may be common divisors of many. */
+/* The format nearest to this one whose groups divide O × I, as text. O and I may be the common divisors
+   of many matrices. */
 static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
 {
     pvt_format near = *format;
@@ -7916,8 +7921,8 @@ static void pvti_select_random(pvt_pv *pv, int64_t groups, int64_t handle)
 {
     int64_t i;
     for (i = 0; i < groups; i++) {
-        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION, (uint64_t)pv->step * 65536 + (uint64_t)handle,
-                                    (uint64_t)i);
+        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION,
+                                    (uint64_t)pv->step * 65536 + (uint64_t)handle, (uint64_t)i);
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
         pv->keys[i] = pv->keys[i] > 0
                           ? (float)(0.5 / pv->desc.temperature * pvti_log((double)pv->keys[i]) + noise)
@@ -11023,7 +11028,7 @@ static int64_t pvti_word(const pvt_tokenizer *t, const char *s, int64_t n, const
 #define PVTI_RANK_LEVELS 8        /* 16^8 > INT32_MAX */
 
 typedef struct pvti_ranks {
-    uint32_t *level[PVTI_RANK_LEVELS]; /* level[0][i]: of the pair at i; level[k+1][i]: min of level[k][16·i … +15] */
+    uint32_t *level[PVTI_RANK_LEVELS]; /* [0][i]: of the pair at i; [k+1][i]: the least of [k][16·i … +15] */
     int levels;
 } pvti_ranks;
 
@@ -11282,7 +11287,7 @@ static int64_t pvti_encode_part(const pvti_encoder *e, const char *s, int64_t n,
     int64_t end = PVTI_MIN(n, 1024), i;
     int back, length;
     for (*composed = true, i = 0; i < end; i++) *composed = *composed && (uint8_t)s[i] < 0xcc;
-    for (back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++; /* inside a character */
+    for (back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++; /* to its end */
     for (; end < n; end += length) {
         uint32_t c;
         length = pvti_utf8_read(s + end, n - end, &c);
@@ -12685,14 +12690,15 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
                          name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
     for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
         if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
-            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense", name,
-                             (long long)i, (double)c->rope_factors[i]);
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
+                             name, (long long)i, (double)c->rope_factors[i]);
     return PVT_OK;
 }
 
-/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no training,
-   so that results there mean nothing. */
-static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what, int64_t T)
+/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
+   training, so that results there mean nothing. */
+static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
+                                                 int64_t T)
 {
     if (T >= 2 && T <= model->config.ctx) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -13432,8 +13438,8 @@ PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
 {
     pvt_run run;
     int64_t bytes;
-    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK || !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
-        !pvti_add(bytes, (int64_t)sizeof run, &bytes))
+    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
+        !pvti_add(run.bytes, run.bytes_grads, &bytes) || !pvti_add(bytes, (int64_t)sizeof run, &bytes))
         return INT64_MAX;
     return bytes;
 }
@@ -13890,7 +13896,8 @@ static bool pvti_rope_factors_fit(const pvt_model_config *c, const float *factor
     int64_t j;
     pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
     memcpy(scaled, plain, sizeof scaled);
-    pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high, c->rope_original_ctx);
+    pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
+                          c->rope_original_ctx);
     for (j = 0; j < c->head_dim / 2; j++)
         if (fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) > 2e-6) return false;
     return true;
@@ -13909,7 +13916,8 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     for (i = 0; i < PVTI_COUNT(highs); i++)
         for (power = 0; power < 24; power++) {
             rule.rope_high = highs[i];
-            rule.rope_original_ctx = (int64_t)1 << (power <= 13 ? 13 - power : power); /* 8192, 4096 … 1, 16384 … */
+            /* 8192, 4096 … 1, 16384 … */
+            rule.rope_original_ctx = (int64_t)1 << (power <= 13 ? 13 - power : power);
             if (!pvti_rope_factors_fit(&rule, factors)) continue;
             *c = rule;
             return true;
@@ -13917,9 +13925,10 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     return false;
 }
 
-/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they follow the
-   rule, the config says so, as config.json does; else they stay as they are. */
-static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
+/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
+   follow the rule, the config says so, as config.json does; else they stay as they are. */
+static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c,
+                                         float factors[PVTI_ROPE_MOST])
 {
     const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
     int64_t n = c->head_dim / 2, j;
@@ -13927,7 +13936,8 @@ static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config 
     if (!t) return PVT_OK;
     if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of a head",
+                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of "
+                         "a head",
                          a->path, (long long)n);
     memcpy(factors, t->data, (size_t)n * sizeof *factors);
     for (j = 0; j < n; j++) ones = ones && factors[j] == 1;
@@ -14220,10 +14230,11 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     return pvti_load_generation_config(a);
 }
 
-/* Whether the file's first bytes can be llama2.c's seven numbers: sizes of a model, or a later version's mark. */
+/* Whether the file's first bytes can be llama2.c's seven numbers: sizes that pvti_config_check lets pass,
+   or a later version's mark. */
 static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
 {
-    const int32_t most[7] = {1 << 20, 1 << 22, 4096, 1 << 14, 1 << 14, 1 << 24, 1 << 24}; /* see pvti_config_check */
+    const int32_t most[7] = {1 << 20, 1 << 22, 4096, 1 << 14, 1 << 14, 1 << 24, 1 << 24};
     int32_t header[7];
     int i;
     if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
@@ -14243,14 +14254,15 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
     snprintf(a->config, sizeof a->config, "its header");
     a->neighbours = true;
     if (bytes >= 9) memcpy(&header, start, 8);
-    if (header < (uint64_t)size && start[8] == '{') /* a llama2.c model's two first sizes make a larger number */
+    /* a llama2.c model of 123 = '{' layers is no such file: its first two sizes make a larger number */
+    if (header < (uint64_t)size && start[8] == '{')
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: is a safetensors file; name the directory that holds it and its config.json",
                          a->path);
     if (memcmp(start, "GGUF", 4) != 0 && !pvti_load_is_llama2c(start, bytes))
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: not a model of a kind that is known here: a Hugging Face directory (config.json and "
-                         "safetensors files), a .gguf, or a llama2.c .bin",
+                         "%s: not a model of a kind that is known here: a Hugging Face directory "
+                         "(config.json and safetensors files), a .gguf, or a llama2.c .bin",
                          a->path);
     if (memcmp(start, "GGUF", 4) == 0) {
         PVTI_TRY(pvti_gguf_open(a->ctx, a->path, &a->source->gguf));
@@ -14361,7 +14373,8 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
 {
     memset(out, 0, sizeof *out);
     if (n < 0 || (n > 0 && !ids))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n, ids ? "an address" : "NULL");
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n,
+                         ids ? "an address" : "NULL");
     out->ids = PVTI_NEW(ctx, int32_t, PVTI_MAX(n, 1));
     if (!out->ids) return PVT_ERR_MEMORY;
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
@@ -14374,12 +14387,17 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
 static const char *pvti_text_unpacker(const char *s, int64_t n)
 {
     static const struct { int64_t at, bytes; const char *magic, *with; } kinds[] = {
-        {0, 2, "\x1f\x8b", "gzip -d"},   {0, 4, "\x28\xb5\x2f\xfd", "zstd -d"}, {0, 6, "\xfd" "7zXZ", "xz -d"},
-        {4, 6, "1AY&SY", "bzip2 -d"},    {0, 4, "PK\3\4", "unzip"},             {0, 8, "PAR1\x15\4\x15", "export its text column"},
+        {0, 2, "\x1f\x8b", "gzip -d"},
+        {0, 4, "\x28\xb5\x2f\xfd", "zstd -d"},
+        {0, 6, "\xfd" "7zXZ", "xz -d"},
+        {4, 6, "1AY&SY", "bzip2 -d"},
+        {0, 4, "PK\3\4", "unzip"},
+        {0, 8, "PAR1\x15\4\x15", "it is Parquet: export its column of text"},
     };
     int i;
     for (i = 0; i < PVTI_COUNT(kinds); i++)
-        if (n >= kinds[i].at + kinds[i].bytes && memcmp(s + kinds[i].at, kinds[i].magic, (size_t)kinds[i].bytes) == 0)
+        if (n >= kinds[i].at + kinds[i].bytes &&
+            memcmp(s + kinds[i].at, kinds[i].magic, (size_t)kinds[i].bytes) == 0)
             return kinds[i].with;
     return NULL;
 }
@@ -14389,10 +14407,13 @@ static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const c
 {
     const char *with = pvti_text_unpacker(s, n);
     int64_t at, bad = 0;
-    if (with) return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: is compressed, not a text; unpack it first (%s)", name, with);
+    if (with)
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: is compressed, not a text; unpack it first (%s)",
+                         name, with);
     if (n > 0 && memchr(s, 0, (size_t)n))
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: holds zero bytes: no text, or one in UTF-16; UTF-8 is wanted (iconv -t UTF-8)", name);
+                         "%s: holds zero bytes: no text, or one in UTF-16; UTF-8 is wanted (iconv -t UTF-8)",
+                         name);
     for (at = 0; at < n;) {
         uint32_t c;
         int length = pvti_utf8_read(s + at, n - at, &c);
@@ -14406,7 +14427,8 @@ static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const c
 
 /* ---- JSON Lines: one document a line, {"text": "…"}, {"content": "…"} or "…" ---- */
 
-/* The next line that is not blank: *at moves to its first character that is no space; its length, −1: none. */
+/* The next line that is not blank: *at moves to its first character that is no space; its length from
+   there, −1: none. */
 static int64_t pvti_line_next(const char *s, int64_t n, int64_t *at, int64_t *line)
 {
     const char *end;
@@ -14425,9 +14447,19 @@ static int64_t pvti_line_document(const pvti_json *j)
     return pvti_json_type(j, node) == PVTI_JSON_STRING ? node : -1;
 }
 
-/* Appends the documents to `out`, a blank line between two. *lines: false where the text is not JSON Lines. It is when
-   its first line is an object, and then each must be a document; or when all lines are strings. */
-static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n, pvti_text *out, bool *lines)
+static pvt_result pvti_lines_refuse(pvt_ctx *ctx, const char *name, int64_t line)
+{
+    return pvti_fail(ctx, PVT_ERR_FORMAT,
+                     "%s: line %lld is no document: it begins as JSON Lines, where every line is an object "
+                     "with a \"text\" or a \"content\", or a string",
+                     name, (long long)line);
+}
+
+/* Appends the documents to `out`, a blank line between two. *lines: false where the text is not JSON
+   Lines. It is when its first line is an object, and then each must be a document; or when all lines are
+   strings. */
+static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n, pvti_text *out,
+                                  bool *lines)
 {
     int64_t at = n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, line = 0, length;
     bool objects = false;
@@ -14441,10 +14473,7 @@ static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s,
         if (document < 0) {
             pvti_json_free(&j);
             *lines = objects;
-            return !objects ? PVT_OK : pvti_fail(ctx, PVT_ERR_FORMAT,
-                                                 "%s: line %lld is no document: it begins as JSON Lines, where every "
-                                                 "line is an object with a \"text\" or a \"content\", or a string",
-                                                 name, (long long)line);
+            return objects ? pvti_lines_refuse(ctx, name, line) : PVT_OK;
         }
         if (*lines) pvti_text_put(out, "\n\n", 2);
         *lines = true;
@@ -14471,7 +14500,8 @@ static pvt_result pvti_array_refuse(pvt_ctx *ctx, const char *name, const char *
     pvti_json_free(&j);
     if (result != PVT_OK) return result == PVT_ERR_MEMORY ? result : PVT_OK;
     return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
-                     "%s: is one JSON array; JSON Lines are wanted, a document on each line (jq -c '.[]')", name);
+                     "%s: is one JSON array; JSON Lines are wanted, a document on each line (jq -c '.[]')",
+                     name);
 }
 
 /* s[0 … n−1] as the text of a file or a stream called `name`. */
@@ -14479,14 +14509,12 @@ static pvt_result pvti_corpus_read(pvt_ctx *ctx, const char *name, const char *s
                                    const pvt_tokenizer *tokenizer, pvt_corpus *out)
 {
     pvti_text documents = pvti_text_begin(ctx);
-    bool lines = false;
+    bool lines = false; /* then the documents are the text */
     pvt_result result = pvti_corpus_check_text(ctx, name, s, n);
     if (result == PVT_OK) result = pvti_array_refuse(ctx, name, s, n);
     if (result == PVT_OK) result = pvti_lines_read(ctx, name, s, n, &documents, &lines);
-    if (result == PVT_OK && lines)
-        result = pvt_tokenizer_encode(tokenizer, documents.data, documents.size, PVT_ENCODE_BOS, &out->ids, &out->n);
-    else if (result == PVT_OK)
-        result = pvt_tokenizer_encode(tokenizer, s, n, PVT_ENCODE_BOS, &out->ids, &out->n);
+    if (lines) s = documents.data, n = documents.size;
+    if (result == PVT_OK) result = pvt_tokenizer_encode(tokenizer, s, n, PVT_ENCODE_BOS, &out->ids, &out->n);
     pvti_text_free(&documents);
     if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
     return result;
@@ -14496,7 +14524,8 @@ static pvt_result pvti_corpus_tokenizer(pvt_ctx *ctx, const char *name, const pv
 {
     if (tokenizer) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                     "%s cannot be read as tokens: the model came without a tokenizer; name one (--tokenizer FILE)",
+                     "%s cannot be read as tokens: the model came without a tokenizer; name one "
+                     "(--tokenizer FILE)",
                      name);
 }
 
@@ -14513,15 +14542,16 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
     return result;
 }
 
-PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer,
-                                        pvt_corpus *out)
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
+                                        const pvt_tokenizer *tokenizer, pvt_corpus *out)
 {
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_corpus_tokenizer(ctx, "the text", tokenizer));
     if (bytes < -1 || (!text && bytes != 0))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a text of %lld bytes at %s", (long long)bytes,
                          text ? "an address" : "NULL");
-    return pvti_corpus_read(ctx, "the text", text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes, tokenizer, out);
+    if (bytes < 0) bytes = (int64_t)strlen(text);
+    return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
 }
 
 // >>evaluation
@@ -15163,8 +15193,8 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvt_result result;
     if (model->config.rope_factors)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: this model's rotary frequencies have factors that follow no rule which config.json knows "
-                         "(rope_freqs.weight of its GGUF): saved so, they would be lost",
+                         "%s: this model's rotary frequencies have factors that follow no rule which "
+                         "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
                          dir);
     paths = PVTI_NEW(model->ctx, pvti_export_paths, 1);
     if (!paths) return PVT_ERR_MEMORY;
@@ -15493,13 +15523,15 @@ static double pvti_quantizer_bits(const pvti_quantizer *z, const pvt_format *for
     double bits = 0, n = 0;
     for (i = 0; i < tensors; i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
-        if (w) bits += pvt_format_bits(format, w->O, w->I) * (double)w->O * (double)w->I, n += (double)w->O * (double)w->I;
+        double weights = w ? (double)w->O * (double)w->I : 0;
+        if (w) bits += pvt_format_bits(format, w->O, w->I) * weights;
+        n += weights;
     }
     return n > 0 ? bits / n : 0;
 }
 
-/* A format that compresses nothing is refused: at 16 bits the weights themselves are smaller, and exact. Codebooks of
-   so many entries weigh little only beside large matrices. */
+/* A format that compresses nothing is refused: at 16 bits the weights themselves are smaller, and exact.
+   Codebooks of many entries weigh little only beside large matrices. */
 static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
 {
     pvt_format smaller = z->desc.format;
@@ -15510,8 +15542,8 @@ static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
     while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
     pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, near);
     return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                     "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks weigh more "
-                     "than the weights; try %s (%.1f)",
+                     "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks "
+                     "weigh more than the weights; try %s (%.1f)",
                      text, bits, near, pvti_quantizer_bits(z, &smaller));
 }
 
@@ -15525,7 +15557,8 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
         const pvt_weight *w = pvti_quantizer_wants(z, i);
         if (!w) continue;
         if (w->format.kind != PVT_FORMAT_DENSE)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s is quantized already; start from the original model",
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                             "%s is quantized already; start from the original model",
                              pvt_model_tensor(z->model, i).name);
         O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
         if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
@@ -15535,9 +15568,10 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
         pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
         pvti_format_near(f, O, I, near);
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this model, or leave "
-                         "the tensor dense with skip",
-                         info.name, f->out_group, f->in_group, (long long)info.weight->O, (long long)info.weight->I, near);
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
+                         "model, or leave the tensor dense with skip",
+                         info.name, f->out_group, f->in_group, (long long)info.weight->O,
+                         (long long)info.weight->I, near);
     }
     return pvti_quantizer_check_bits(z);
 }
@@ -15551,7 +15585,8 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
     if (d->format.kind == PVT_FORMAT_DENSE)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as dense");
+                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
+                         "dense");
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
@@ -15583,7 +15618,8 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
     const pvt_model_config *c = &z->model->config;
     int64_t largest = 0, widest = 0, tokens, inputs, l;
     int i;
-    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX; /* no more samples than the text has */
+    /* samples · T is no more than the text has */
+    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
     tokens = z->per_chunk * z->T;
     for (l = 0; l < c->layers; l++)
@@ -15793,19 +15829,20 @@ static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, co
     return r;
 }
 
-/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of them is.
-   Whatever is computed from a desc comes after this. */
+/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of
+   them is. Whatever is computed from a desc comes after this. */
 static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
 {
     int64_t tokens;
-    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 || d->micro_batch > d->batch ||
-        d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
+    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
+        d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
         (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and ctx at most %d, "
-                         "and micro_batch no more than batch", 1 << 20);
+                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
+                         "ctx at most %d, and micro_batch no more than batch", 1 << 20);
     if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %lld steps of %lld x %lld tokens are more than can be counted",
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: %lld steps of %lld x %lld tokens are more than can be counted",
                          (long long)d->steps, (long long)d->batch, (long long)d->ctx);
     return PVT_OK;
 }
@@ -15887,7 +15924,8 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
         kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
         if (!d.eval) windows -= kept;
     }
-    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) && !pvti_add(kept, windows + d.micro_batch, &kept))
+    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) &&
+        !pvti_add(kept, windows + d.micro_batch, &kept))
         return INT64_MAX;
     if (!pvti_mul(pvti_tuner_hidden_size(&d, teacher, kept), (int64_t)sizeof(pvt_real), &hidden) ||
         !pvti_add(total, run, &total) || !pvti_add(total, hidden, &total))
@@ -16053,7 +16091,8 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
     if (!t->eval) return PVT_OK;
     t->eval_hash = pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
-        t->eval_hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
+        t->eval_hidden =
+            PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
         if (!t->eval_hidden) return PVT_ERR_MEMORY;
     }
     return pvti_tuner_best_alloc(t);

@@ -89,10 +89,11 @@ static pvt_tokenizer *random_tokenizer(pvt_ctx *ctx, uint64_t number, int pieces
         for (int32_t right = 0; right < 4 + pieces; right++) {
             char both[64];
             const pvti_piece *l = &t->pieces[left], *r = &t->pieces[right];
-            int n = snprintf(both, sizeof both, "%.*s%.*s", (int)l->bytes, t->pool + l->start, (int)r->bytes,
-                             t->pool + r->start);
+            int n = snprintf(both, sizeof both, "%.*s%.*s", (int)l->bytes, t->pool + l->start,
+                             (int)r->bytes, t->pool + r->start);
             int32_t id = pvti_vocab_find(t, both, n);
-            if (id >= 0) (void)pvti_merge_add(t, left, right, id, (int64_t)(pvti_random(number, 2, 0, at++) % 9));
+            int64_t rank = (int64_t)(pvti_random(number, 2, 0, at++) % 9);
+            if (id >= 0) (void)pvti_merge_add(t, left, right, id, rank);
         }
     return t;
 }

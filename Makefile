@@ -37,8 +37,11 @@ $(BUILD)/pvtune_impl.o: pvtune.h
 	printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' | $(COMPILE) -I. -x c -c -o $@ -
 
 examples: $(BUILD)/pvtune $(BUILD)/minimal $(BUILD)/own_model ## the example programs
-$(BUILD)/minimal $(BUILD)/own_model: $(BUILD)/%: examples/%.c $(BUILD)/pvtune_impl.o
+$(BUILD)/minimal: examples/minimal.c $(BUILD)/pvtune_impl.o
 	$(COMPILE) -I. -o $@ $^ $(LDFLAGS) $(LDLIBS)
+$(BUILD)/own_model: examples/own_model.c pvtune.h # holds its own implementation, of layer 1
+	@mkdir -p $(@D)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
@@ -50,9 +53,11 @@ test: ## run every test; ends with one line of counts (at most 90 seconds on two
 
 # a test's whole output and exit status go to its log; report.sh reads them
 $(BUILD)/tests/%.log: $(BUILD)/tests/% force
+	@mkdir -p $(@D)
 	@PVTUNE=$(BUILD)/pvtune ./$< >$@ 2>&1; echo "exit status $$?" >>$@
 $(BUILD)/tests/%.log: tests/%.sh $(BUILD)/pvtune $(BUILD)/pvtune_impl.o force
-	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \
+	@mkdir -p $(@D)
+	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" MAKE="$(MAKE)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \
 	    echo "exit status $$?" >>$@
 # the command-line test drives the program
 $(BUILD)/tests/test_cli.log: $(BUILD)/pvtune
@@ -62,7 +67,8 @@ DOUBLE = $(TESTS_DOUBLE:%=$(BUILD)/tests/%_double)
 PUBLIC = $(filter-out $(INSIDE),$(TESTS_C:%=$(BUILD)/tests/%))
 $(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
-	$(COMPILE) -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
+# (a test leaves functions of its own unused in double)
 $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
@@ -74,7 +80,7 @@ bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ 
 	@rows=; for program in $(BENCHES); do $(BUILD)/bench/$$program $$rows || exit 1; rows=--rows; done
 $(BUILD)/bench/%: bench/%.c pvtune.h
 	@mkdir -p $(@D)
-	$(COMPILE) -I. -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 bench-peers: $(BENCHES:%=$(BUILD)/bench/%) ## the same work by other software in turn, installed with pip into build/ (half an hour; PEERS= options)
 	@BUILD=$(BUILD) PEERS="$(PEERS)" sh bench/peers.sh
@@ -86,7 +92,7 @@ tinyllama: $(BUILD)/pvtune $(BUILD)/tests/random_model ## memory of a model of T
 	@BUILD=$(BUILD) TUNE="$(TUNE)" sh bench/tinyllama.sh
 $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 	@mkdir -p $(@D)
-	$(COMPILE) -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 interop: $(BUILD)/pvtune ## check that transformers loads what we save (installs it with pip into build/)
 	@BUILD=$(BUILD) sh tests/interop.sh

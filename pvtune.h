@@ -10,7 +10,9 @@
         #define PVTUNE_IMPLEMENTATION
         #include "pvtune.h"
 
-    and in the others just the #include. Link with -lm -lpthread.
+    and in the others just the #include. Link with -lm -lpthread. C99, or C++ from 11 on; gcc or clang.
+    Macros of one letter, min, max, bit and small (complex.h, windows.h) do no harm in here; to reach the
+    field I of a weight from your own code behind complex.h, #undef I.
 
     A COMPLETE PROGRAM
 
@@ -31,7 +33,7 @@
     THREE LAYERS, each using only the ones below it; PVTUNE_LAYER cuts off what stands above
         0  ops on raw pointers, forward and backward adjacent: to read, change and try
         1  pvt_weight and pvt_pv: quantize your own matrices, tune them with gradients that you
-           compute (examples/own_model.c does it in under 100 lines)
+           compute, keep them in a file of yours (examples/own_model.c does it in 160 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
     CONTENTS (search for ">>" and the name)
@@ -85,6 +87,76 @@
         (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
         the way to the next entry; that is why it is kept from step to step.
 */
+
+/*  Macros of the including file that would strike names in here: the I of <complex.h>, the small of
+    <windows.h>, any of one letter. They are put aside for this file and brought back at its end. */
+#define PVTI_PRAGMA(text) _Pragma(#text)
+#define PVTI_PUT_ASIDE(name) PVTI_PRAGMA(push_macro(#name))
+#define PVTI_BRING_BACK(name) PVTI_PRAGMA(pop_macro(#name))
+#define PVTI_STRUCK_NAMES(EACH) \
+    EACH(A) EACH(B) EACH(C) EACH(D) EACH(E) EACH(F) EACH(G) EACH(H) EACH(I) EACH(J) EACH(K) EACH(L) EACH(M) \
+    EACH(N) EACH(O) EACH(P) EACH(Q) EACH(R) EACH(S) EACH(T) EACH(U) EACH(V) EACH(W) EACH(X) EACH(Y) EACH(Z) \
+    EACH(a) EACH(b) EACH(c) EACH(d) EACH(e) EACH(f) EACH(g) EACH(h) EACH(i) EACH(j) EACH(k) EACH(l) EACH(m) \
+    EACH(n) EACH(o) EACH(p) EACH(q) EACH(r) EACH(s) EACH(t) EACH(u) EACH(v) EACH(w) EACH(x) EACH(y) EACH(z) \
+    EACH(bit) EACH(max) EACH(min) EACH(small)
+PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
+#undef A
+#undef B
+#undef C
+#undef D
+#undef E
+#undef F
+#undef G
+#undef H
+#undef I
+#undef J
+#undef K
+#undef L
+#undef M
+#undef N
+#undef O
+#undef P
+#undef Q
+#undef R
+#undef S
+#undef T
+#undef U
+#undef V
+#undef W
+#undef X
+#undef Y
+#undef Z
+#undef a
+#undef b
+#undef c
+#undef d
+#undef e
+#undef f
+#undef g
+#undef h
+#undef i
+#undef j
+#undef k
+#undef l
+#undef m
+#undef n
+#undef o
+#undef p
+#undef q
+#undef r
+#undef s
+#undef t
+#undef u
+#undef v
+#undef w
+#undef x
+#undef y
+#undef z
+#undef bit
+#undef max
+#undef min
+#undef small
+
 #ifndef PVTUNE_H
 #define PVTUNE_H
 
@@ -119,17 +191,21 @@
 #ifndef PVT_API /* e.g. static, or __declspec(dllexport) */
 #define PVT_API extern
 #endif
+/* Static functions that a program leaves unused would each be warned of. */
+#define PVTI_PASTE_(a, b) a##b
+#define PVTI_PASTE(a, b) PVTI_PASTE_(a, b)
+#define PVTI_SECOND_(first, second, ...) second
+#define PVTI_SECOND(...) PVTI_SECOND_(__VA_ARGS__)
+#define PVTI_API_IS_static 0, 1,
+#if PVTI_SECOND(PVTI_PASTE(PVTI_API_IS_, PVT_API), 0, 0)
+#undef PVT_API
+#define PVT_API static __attribute__((unused))
+#endif
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __FAST_MATH__
-#error "pvtune: -ffast-math breaks the promise of equal bits; compile without it"
-#endif
-
-#define PVTI_PASTE_(a, b) a##b
-#define PVTI_PASTE(a, b) PVTI_PASTE_(a, b)
 #define PVTI_REAL_IS_DOUBLE_float 0
 #define PVTI_REAL_IS_DOUBLE_double 1
 #define PVTI_REAL_IS_DOUBLE PVTI_PASTE(PVTI_REAL_IS_DOUBLE_, PVTUNE_REAL)
@@ -177,10 +253,10 @@ typedef struct pvt_allocator {
 } pvt_allocator;
 
 typedef struct pvt_progress {
-    const char *phase;  /* "quantize", "tune", …: a string literal */
+    const char *phase;  /* "quantize", "fit" (one weight; also within "quantize"), "tune", …: a literal */
     const char *item;   /* what was just completed, e.g. a tensor's name; may be NULL */
     int64_t done, total; /* in `unit`; total 0: not known */
-    const char *unit;   /* "weights", "windows", "steps", "tokens" */
+    const char *unit;   /* "weights", "epochs", "windows", "steps", "tokens" */
     double value;       /* the phase's figure: relative error, loss, perplexity; NaN: none yet */
 } pvt_progress;
 /* Called between units of work from the calling thread. Non-zero: stop here; the call in
@@ -205,11 +281,16 @@ typedef struct pvt_ctx_desc {
     void *progress_user;
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
+    /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
+       and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
+    char *error;
+    int64_t error_bytes;
 } pvt_ctx_desc;
 
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
-   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double). */
+   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
 #define pvt_ctx_create(desc, out) \
@@ -217,7 +298,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
 /* Ends the threads and frees the context. NULL is allowed. */
 PVT_API void pvt_ctx_destroy(pvt_ctx *ctx);
 /* What went wrong in the last call that failed, in words; "" before any. Valid until the
-   next failure. */
+   next failure. NULL, which pvt_ctx_create leaves when it fails: a sentence that says so. */
 PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx);
 
 typedef struct pvt_ctx_info {
@@ -437,6 +518,41 @@ typedef struct pvt_weight {
     bool owned;          /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
+/*  The arrays that a weight is made of, so that it can be kept in a file of your own and made again:
+        aqlm:   "codes" [O/og, I/ig, M], "codebooks" [M, 2^B, og, ig], "scales" [O/og]
+        dense:  "weight" [O, I], or GGUF blocks along I
+    Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
+typedef enum pvt_array_role {
+    PVT_ARRAY_VALUE, /* continuous: the P step tunes it */
+    PVT_ARRAY_CODE   /* discrete: the V step re-assigns it */
+} pvt_array_role;
+typedef struct pvt_array {
+    const char *name; /* in a list of ours: a string literal */
+    pvt_array_role role;
+    pvt_dtype dtype;
+    int rank;
+    int64_t shape[4]; /* row-major; beyond rank: 1 */
+    int64_t bytes;
+    const void *data;
+} pvt_array;
+enum { PVT_MAX_ARRAYS = 4 };
+
+/* Lists in out the arrays, *n of them, that an O × I matrix of this format has; data is NULL.
+   Errors: ARGUMENT (out of range, or a group does not divide). */
+PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array out[PVT_MAX_ARRAYS], int *n);
+/* Lists in out the weight's own arrays and returns how many. They can be read until the weight is
+   freed; tuning changes them. */
+PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS]);
+/*  A weight made of copies of n arrays, found by their names; role is not read. Shape and bytes must be
+    those that pvt_format_arrays lists, and the dtype too, except that values may be of any
+    floating-point type (a dense weight's also GGUF blocks; it becomes pvt_real). name, for messages,
+    may be NULL. Errors: ARGUMENT (sizes, an array that is missing, too much or of another type or
+    shape, a code of more than B bits), NUMERIC (a value is not finite), MEMORY; out is then zeroed.
+    out is owned by the caller: pvt_weight_free. */
+PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                          const pvt_array *arrays, int n, const char *name, pvt_weight *out);
+
 /* A dense weight over the caller's memory, which must outlive it; nothing is copied. dtype:
    F32, F16, BF16, or a GGUF block type whose block divides I; PVT_F64 in the double build.
    Errors: ARGUMENT. */
@@ -468,8 +584,9 @@ typedef struct pvt_fit_stats {
     multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error.
     desc and stats may be NULL. Start: row norms, k-means on the residuals weighted by diag(H);
     then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes
-    by beam search. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite),
-    MEMORY, CANCELLED. out is owned by the caller: pvt_weight_free. */
+    by beam search. After each epoch the context's progress is called: phase "fit", item the desc's
+    name, value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not
+    finite), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -543,7 +660,7 @@ typedef struct pvt_pv_desc {
     pvt_strategy strategy;
     pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
     pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
-    pvt_optimizer codes;  /* the buffer. Default: LAMB 2e-2 (0, .95), for weights differ in size from layer to layer
+    pvt_optimizer codes;  /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to layer
                              and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
@@ -940,7 +1057,8 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
 /* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
-   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call.
+   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call; or, between two
+   micro-batches, the step has not begun.
    Errors: NUMERIC (a loss or gradient is not finite, or a value to be kept overflows fp16): updates stop at the
    tensor it names, so go on from a checkpoint; ARGUMENT (done already). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
@@ -969,6 +1087,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #ifndef PVTUNE_IMPLEMENTED
 #define PVTUNE_IMPLEMENTED
 
+#ifdef __FAST_MATH__
+#error "pvtune: -ffast-math (-Ofast) breaks the promise of equal bits; compile this file without it"
+#endif
+
 // >>platform
 /*  What libc leaves out: atomics, threads, memory-mapped files, a monotonic clock, and which
     instructions the processor has. Everything that depends on a system stands here. */
@@ -990,6 +1112,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #ifndef PVTUNE_NO_THREADS
 #include <pthread.h>
 #include <sched.h>
+#endif
+
+#ifndef CLOCK_MONOTONIC
+#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99 or -D_GNU_SOURCE"
 #endif
 
 #ifdef __cplusplus
@@ -1146,7 +1272,12 @@ PVT_API const char *pvt_result_text(pvt_result result)
     return (unsigned)result < (unsigned)PVT_RESULT_COUNT ? texts[result] : "unknown result code";
 }
 
-PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx) { return ctx ? ctx->error : ""; }
+PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx)
+{
+    if (ctx) return ctx->error;
+    return "there is no context: pvt_ctx_create failed or was not called; pvt_result_text of what it "
+           "returned, or error of its pvt_ctx_desc, says why";
+}
 
 /* One character of UTF-8: its length in bytes, or 0 where s is not well formed (overlong,
    surrogate, beyond U+10FFFF, cut off). */
@@ -1501,26 +1632,58 @@ static int pvti_thread_count(int wish)
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
 
+/* Says in the desc why there will be no context, and returns the code. */
+static PVTI_PRINTF(3, 4) pvt_result pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+{
+    va_list args;
+    if (!d->error || d->error_bytes < 1) return result;
+    va_start(args, format);
+    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
+    va_end(args);
+    return result;
+}
+
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d)
+{
+    if (d->error && d->error_bytes > 0) d->error[0] = 0;
+    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d", d->n_threads,
+                               PVTI_MAX_THREADS);
+    if (!d->allocator.alloc != !d->allocator.free)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "the allocator has %s but no %s: give both, or neither for malloc",
+                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
+    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED, "compute_bf16 is not for a build with PVTUNE_REAL double");
+    return PVT_OK;
+}
+
+static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
+{
+    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB", n_threads,
+                           (long long)(bytes >> 20));
+}
+
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size)
 {
     pvt_ctx_desc d;
     pvt_ctx *ctx;
+    int n_threads;
     memset(&d, 0, sizeof d);
     if (!out) return PVT_ERR_ARGUMENT;
     *out = NULL;
     if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
-    if (d.n_threads < 0 || d.n_threads > PVTI_MAX_THREADS || !d.allocator.alloc != !d.allocator.free)
-        return PVT_ERR_ARGUMENT;
-    if (d.compute_bf16 && PVTI_REAL_IS_DOUBLE) return PVT_ERR_UNSUPPORTED;
+    PVTI_TRY(pvti_ctx_check(&d));
+    n_threads = pvti_thread_count(d.n_threads);
     ctx =
         (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
-    if (!ctx) return PVT_ERR_MEMORY;
+    if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
     memset(ctx, 0, sizeof *ctx);
     ctx->isa = pvti_isa_detect();
-    ctx->n_threads = pvti_thread_count(d.n_threads);
+    ctx->n_threads = n_threads;
     ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
     ctx->allocator = d.allocator;
     ctx->progress = d.progress, ctx->progress_user = d.progress_user;
@@ -1530,7 +1693,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
     if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
         pvt_ctx_destroy(ctx);
-        return PVT_ERR_MEMORY;
+        return pvti_ctx_no_memory(&d, n_threads);
     }
     *out = ctx;
     return PVT_OK;
@@ -7229,7 +7392,8 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
             break;
         best = error;
         PVTI_TRY(pvti_fit_search(f, epoch));
-        pvti_fit_residual(f);
+        error = pvti_fit_residual(f);
+        PVTI_TRY(pvti_report(f->ctx, "fit", f->name, epoch + 1, f->desc.epochs, "epochs", error));
     }
     return PVT_OK;
 }
@@ -7267,7 +7431,6 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
 static const pvti_weight_kind pvti_kind_aqlm = {"aqlm", pvti_tile_aqlm, pvti_values_aqlm, pvti_chain_aqlm,
                                                 pvti_fit_aqlm};
 
-/* An owned codebook weight with zero codes and values. */
 static bool pvti_format_in_range(const pvt_format *f)
 {
     return f->kind == PVT_FORMAT_AQLM && f->codebooks >= 1 && f->codebooks <= 16 && f->bits >= 1 && f->bits <= 16 &&
@@ -7297,38 +7460,169 @@ static int pvti_group_near(int wanted, int64_t n, int most)
    of many matrices. */
 static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
 {
-    pvt_format near = *format;
-    near.in_group = pvti_group_near(format->in_group, I, 64);
-    near.out_group = pvti_group_near(format->out_group, O, PVTI_MIN(64, 256 / near.in_group));
-    pvt_format_text(&near, out);
+    pvt_format nearest = *format;
+    nearest.in_group = pvti_group_near(format->in_group, I, 64);
+    nearest.out_group = pvti_group_near(format->out_group, O, PVTI_MIN(64, 256 / nearest.in_group));
+    pvt_format_text(&nearest, out);
 }
 
+/* ---- the arrays of a weight, listed ---- */
+
+/* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
+static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype, int64_t d0,
+                           int64_t d1, int64_t d2, int64_t d3)
+{
+    array->data = NULL;
+    array->name = name, array->role = role, array->dtype = dtype;
+    array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
+    array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
+    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
+    return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
+}
+
+/* dtype: of a dense weight's values. Sizes fit; false when they are too large to count. */
+static bool pvti_arrays_list(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out, int *n)
+{
+    *n = f->kind == PVT_FORMAT_DENSE ? 1 : 3;
+    if (f->kind == PVT_FORMAT_DENSE) return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, O, I, 0, 0);
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, O / f->out_group,
+                          I / f->in_group, f->codebooks, 0) &&
+           pvti_array_set(&out[1], "codebooks", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, f->codebooks, (int64_t)1 << f->bits,
+                          f->out_group, f->in_group) &&
+           pvti_array_set(&out[2], "scales", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, O / f->out_group, 0, 0, 0);
+}
+
+static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array *out, int *n)
+{
+    int64_t weights;
+    char nearest[48];
+    *n = 0;
+    if ((format->kind != PVT_FORMAT_DENSE && !pvti_format_in_range(format)) || O < 1 || I < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
+    if (format->kind != PVT_FORMAT_DENSE && (O % format->out_group || I % format->in_group)) {
+        pvti_format_near(format, O, I, nearest);
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s would fit", name,
+                         format->out_group, format->in_group, (long long)O, (long long)I, nearest);
+    }
+    if (O > INT32_MAX || I > INT32_MAX || !pvti_mul(O, I, &weights) ||
+        !pvti_arrays_list(format, O, I, PVTI_DTYPE_REAL, out, n))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_array out[PVT_MAX_ARRAYS], int *n)
+{
+    return pvti_format_arrays(ctx, "arrays", format, O, I, out, n);
+}
+
+PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS])
+{
+    int n;
+    pvti_arrays_list(&weight->format, weight->O, weight->I, weight->dtype, out, &n);
+    if (n == 1)
+        out[0].data = weight->data;
+    else
+        out[0].data = weight->codes, out[1].data = weight->codebooks, out[2].data = weight->scales;
+    return n;
+}
+
+/* An owned codebook weight with zero codes and values. */
 static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                     const char *name, pvt_weight *out)
 {
-    int64_t groups, entries, D;
-    char near[48];
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n;
     memset(out, 0, sizeof *out);
-    if (!pvti_format_in_range(format) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a codebook format, or a size out of range", name);
-    if (O % format->out_group || I % format->in_group) {
-        pvti_format_near(format, O, I, near);
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s would fit", name,
-                         format->out_group, format->in_group, (long long)O, (long long)I, near);
-    }
-    D = (int64_t)format->in_group * format->out_group;
-    if (!pvti_mul(O, I, &groups) || !pvti_mul(groups / D, format->codebooks, &groups))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
-    entries = format->codebooks * ((int64_t)1 << format->bits) * D;
+    if (format->kind == PVT_FORMAT_DENSE)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: dense is not a codebook format", name);
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, arrays, &n));
     out->kind = &pvti_kind_aqlm;
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
-    out->codes = pvti_alloc(ctx, groups, format->bits <= 8 ? 1 : 2);
-    out->codebooks = PVTI_NEW(ctx, pvt_real, entries);
-    out->scales = PVTI_NEW(ctx, pvt_real, O / format->out_group);
+    out->codes = pvti_alloc(ctx, arrays[0].bytes, 1);
+    out->codebooks = (pvt_real *)pvti_alloc(ctx, arrays[1].bytes, 1);
+    out->scales = (pvt_real *)pvti_alloc(ctx, arrays[2].bytes, 1);
     if (out->codes && out->codebooks && out->scales) return PVT_OK;
     pvt_weight_free(out);
     return PVT_ERR_MEMORY;
+}
+
+/* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is none. */
+static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pvt_array *arrays, int n,
+                                        const pvt_array *want)
+{
+    const pvt_array *found = NULL;
+    const pvti_dtype *type;
+    bool value;
+    for (int i = 0; i < n; i++)
+        if (arrays[i].name && strcmp(arrays[i].name, want->name) == 0) found = &arrays[i];
+    if (!found || !found->data) {
+        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is missing", name, want->name);
+        return NULL;
+    }
+    type = pvti_dtype_info(found->dtype);
+    value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
+        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s", name,
+                  want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
+        return NULL;
+    }
+    return found;
+}
+
+/* Codes are copied, values decoded; both are checked. */
+static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_array *from, const pvt_array *want,
+                                  const pvt_format *format, void *to)
+{
+    const pvti_dtype *type = pvti_dtype_info(from->dtype);
+    int64_t n = want->bytes / pvti_dtype_info(want->dtype)->bytes, bytes, i;
+    if (from->rank != want->rank || memcmp(from->shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0 ||
+        !pvti_dtype_bytes(from->dtype, want->shape, want->rank, &bytes) || from->bytes != bytes)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "%s: the array \"%s\" of %lld bytes has not the shape %lld x %lld x %lld x %lld", name,
+                         want->name, (long long)from->bytes, (long long)want->shape[0], (long long)want->shape[1],
+                         (long long)want->shape[2], (long long)want->shape[3]);
+    if (want->role == PVT_ARRAY_VALUE) {
+        type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
+        for (i = 0; i < n; i++)
+            if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
+                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name, (long long)i,
+                                 want->name);
+        return PVT_OK;
+    }
+    memcpy(to, from->data, (size_t)want->bytes);
+    for (i = 0; i < n; i++) {
+        unsigned code = want->dtype == PVT_U8 ? ((const uint8_t *)to)[i] : ((const uint16_t *)to)[i];
+        if (code >> format->bits)
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code, (long long)i,
+                             format->bits);
+    }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
+                                          const pvt_array *arrays, int n, const char *name, pvt_weight *out)
+{
+    pvt_array want[PVT_MAX_ARRAYS], made[PVT_MAX_ARRAYS];
+    pvt_result result;
+    int wanted;
+    if (!name) name = "weight";
+    memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, want, &wanted));
+    if (n != wanted)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
+    for (int i = 0; i < wanted; i++)
+        if (!pvti_array_find(ctx, name, arrays, n, &want[i])) return PVT_ERR_ARGUMENT;
+    result = format->kind == PVT_FORMAT_DENSE ? pvt_weight_dense(ctx, NULL, O, I, out)
+                                              : pvti_weight_alloc(ctx, format, O, I, name, out);
+    if (result == PVT_OK) pvt_weight_arrays(out, made);
+    for (int i = 0; i < wanted && result == PVT_OK; i++)
+        result = pvti_array_take(ctx, name, pvti_array_find(ctx, name, arrays, n, &want[i]), &want[i], format,
+                                 (void *)(uintptr_t)made[i].data);
+    if (result != PVT_OK) pvt_weight_free(out);
+    return result;
 }
 
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
@@ -7616,13 +7910,13 @@ static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherw
 PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
     static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
-    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2e-2, 0, 0.95, 1e-6, 0, false, false};
+    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
-    pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2e-2);
+    pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
     if (d.cap == 0) d.cap = d.strategy == PVT_STRATEGY_STE ? 1 : 0.01;
     if (d.strategy == PVT_STRATEGY_PV) d.delta = 1;
     if (d.beam == 0) d.beam = 1;
@@ -8689,7 +8983,8 @@ static double pvti_scale10(uint64_t x, int64_t exponent)
     static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                     1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
     bool down = exponent < 0;
-    double guard = down ? 0x1p128 : 0x1p-128, high = (double)x, low = (double)(int64_t)(x - (uint64_t)high);
+    const double two64 = 18446744073709551616.0;
+    double guard = down ? two64 * two64 : 1 / two64 / two64, high = (double)x, low = (double)(int64_t)(x - (uint64_t)high);
     high *= guard;
     low *= guard;
     for (exponent = down ? -exponent : exponent; exponent > 0 && high > 0 && high <= DBL_MAX;) {
@@ -12825,7 +13120,7 @@ PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
 
 /*  0: embedding; then per layer its norms and linears, in the order of PVTI_NORMS and
     PVTI_LINEARS; the last norm; the head, unless tied. */
-enum { PVTI_LAYER_TENSORS = PVTI_NORMS + PVTI_LINEARS };
+enum { PVTI_LAYER_TENSORS = (int)PVTI_NORMS + (int)PVTI_LINEARS };
 static int64_t pvti_tensor_of_norm(int64_t layer, int64_t j) { return 1 + layer * PVTI_LAYER_TENSORS + j; }
 static int64_t pvti_tensor_of_linear(int64_t layer, int64_t j)
 {
@@ -15536,15 +15831,15 @@ static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
 {
     pvt_format smaller = z->desc.format;
     double bits = pvti_quantizer_bits(z, &smaller);
-    char text[48], near[48];
+    char text[48], nearest[48];
     if (bits < 16) return PVT_OK;
     while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
     while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
-    pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, near);
+    pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, nearest);
     return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                      "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks "
                      "weigh more than the weights; try %s (%.1f)",
-                     text, bits, near, pvti_quantizer_bits(z, &smaller));
+                     text, bits, nearest, pvti_quantizer_bits(z, &smaller));
 }
 
 /* Refuses before the first hour, not after. */
@@ -15552,7 +15847,7 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
 {
     const pvt_format *f = &z->desc.format;
     int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
-    char near[48];
+    char nearest[48];
     for (i = 0; i < tensors; i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
         if (!w) continue;
@@ -15566,12 +15861,12 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
     }
     if (unfit >= 0) {
         pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
-        pvti_format_near(f, O, I, near);
+        pvti_format_near(f, O, I, nearest);
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                          "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
                          "model, or leave the tensor dense with skip",
                          info.name, f->out_group, f->in_group, (long long)info.weight->O,
-                         (long long)info.weight->I, near);
+                         (long long)info.weight->I, nearest);
     }
     return pvti_quantizer_check_bits(z);
 }
@@ -16323,8 +16618,9 @@ static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW
     return t->handles[tensor] >= 0 ? pvt_pv_apply(t->pv, t->handles[tensor], dW) : PVT_OK;
 }
 
-/* Forward and backward of the step's sequences, updates included. */
-static pvt_result pvti_tuner_batch(pvt_tuner *t, double *sum, int64_t *tokens)
+/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped: nothing is
+   updated before the last. */
+static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double *sum, int64_t *tokens)
 {
     const pvt_tune_desc *d = &t->desc;
     int64_t done, predicted = d->batch * (t->teacher ? d->ctx : d->ctx - 1);
@@ -16335,12 +16631,14 @@ static pvt_result pvti_tuner_batch(pvt_tuner *t, double *sum, int64_t *tokens)
         pvt_loss_desc loss;
         double part;
         int64_t count;
+        if (done > 0) PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", *sum / (double)*tokens));
         memset(&loss, 0, sizeof loss);
         loss.scale = 1.0 / (double)predicted;
         pvti_tuner_gather(t, t->step * d->batch + done);
         PVTI_TRY(pvti_tuner_teach(t, &loss.teacher_hidden));
         loss.teacher = t->teacher;
         PVTI_TRY(pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL));
+        if (last) PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
         PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, last ? pvti_tuner_sink : NULL, t));
         *sum += part;
         *tokens += count;
@@ -16353,6 +16651,7 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     const pvt_tune_desc *d = &tuner->desc;
     pvt_tune_stats s;
     pvt_pv_stats pv;
+    pvt_result result;
     double started = pvti_seconds(), sum;
     int64_t tokens;
     memset(&s, 0, sizeof s);
@@ -16363,8 +16662,9 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     PVTI_TRY(pvti_tuner_settle(tuner));
     if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
     s.lr_scale = pvti_schedule(d, tuner->step);
-    PVTI_TRY(pvt_pv_begin(tuner->pv, s.lr_scale));
-    PVTI_TRY(pvti_tuner_batch(tuner, &sum, &tokens));
+    result = pvti_tuner_batch(tuner, s.lr_scale, &sum, &tokens);
+    if (result != PVT_OK && d->micro_batch < d->batch) pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
+    PVTI_TRY(result);
     PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
     tuner->step++;
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
@@ -16394,9 +16694,10 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
 
 /* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps need
    not: it only sets the schedule.) */
+#define PVTI_OPTION_TEXT 320
 typedef struct pvti_tuner_option {
     const char *name;
-    char value[200];
+    char value[PVTI_OPTION_TEXT];
 } pvti_tuner_option;
 enum { PVTI_TUNER_OPTIONS = 13 };
 
@@ -16410,10 +16711,10 @@ static const char *pvti_short_number(double x, char out[32])
     return out;
 }
 
-static void pvti_optimizer_text(const pvt_optimizer *o, char out[200])
+static void pvti_optimizer_text(const pvt_optimizer *o, char out[PVTI_OPTION_TEXT])
 {
     char n[5][32];
-    snprintf(out, 200, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
+    snprintf(out, PVTI_OPTION_TEXT, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
              o->rule == PVT_OPTIMIZER_LAMB ? "lamb" : "adam", pvti_short_number(o->lr, n[0]),
              pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]), pvti_short_number(o->eps, n[3]),
              pvti_short_number(o->weight_decay, n[4]), o->amsgrad, !o->no_debias);
@@ -16438,26 +16739,26 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     char n[4][32];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
-    snprintf(out[0].value, 200, "checkpoint 2");
-    snprintf(out[1].value, 200, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
+    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 2");
+    snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
-    snprintf(out[2].value, 200, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+    snprintf(out[2].value, PVTI_OPTION_TEXT, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
              pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]), pvti_short_number(d->pv.trust, n[1]),
              pvti_short_number(d->pv.delta, n[2]), d->pv.beam, pvti_short_number(d->pv.temperature, n[3]),
              d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
-    snprintf(out[6].value, 200, "%s batch %lld micro %lld ctx %lld freeze %d",
+    snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
              d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
              (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
-    snprintf(out[7].value, 200, "%llu", (unsigned long long)t->ctx->seed);
-    snprintf(out[8].value, 200, "%lld tokens, hash %016llx", (long long)t->corpus->n,
+    snprintf(out[7].value, PVTI_OPTION_TEXT, "%llu", (unsigned long long)t->ctx->seed);
+    snprintf(out[8].value, PVTI_OPTION_TEXT, "%lld tokens, hash %016llx", (long long)t->corpus->n,
              (unsigned long long)t->corpus_hash);
-    snprintf(out[9].value, 200, "hash %016llx", (unsigned long long)t->teacher_hash);
-    snprintf(out[10].value, 200, t->teacher ? "KL" : "cross-entropy");
-    snprintf(out[11].value, 200, "hash %016llx", (unsigned long long)t->student_hash);
-    snprintf(out[12].value, 200, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
+    snprintf(out[9].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->teacher_hash);
+    snprintf(out[10].value, PVTI_OPTION_TEXT, t->teacher ? "KL" : "cross-entropy");
+    snprintf(out[11].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->student_hash);
+    snprintf(out[12].value, PVTI_OPTION_TEXT, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
              (unsigned long long)t->eval_hash);
 }
 
@@ -16579,7 +16880,7 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
 static pvt_result pvti_tuner_resume_options(const pvt_tuner *t, const pvti_safetensors *st, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
-    char text[200];
+    char text[PVTI_OPTION_TEXT];
     int i;
     pvti_tuner_options(t, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) {
@@ -16679,3 +16980,5 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #endif
 #endif /* PVTUNE_IMPLEMENTED */
 #endif /* PVTUNE_IMPLEMENTATION */
+
+PVTI_STRUCK_NAMES(PVTI_BRING_BACK)

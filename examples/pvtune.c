@@ -95,7 +95,7 @@ static const option tune_rows[] = {
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
     {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4)", "learning rate of codebooks and scales"},
-    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2e-2; adam: 3e-3)",
+    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2.5e-2; adam: 3e-3)",
      "of the buffer that codes are searched against"},
     {"--param-lr", NULL, OPTION_REAL, AT(param_lr), false, "C", 1e-9, 10, "(as --lr)", "of everything that is not quantized"},
     {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "(adam)", "for codebooks and scales"},
@@ -315,6 +315,7 @@ static void meter_show(meter *m, const pvt_progress *p)
 static int on_progress(void *user, const pvt_progress *p)
 {
     app *a = (app *)user;
+    if (strcmp(p->phase, "fit") == 0) return stop_asked; /* within "quantize": only a chance to stop */
     if (!a->o.quiet && a->meter.muted == 0) meter_show(&a->meter, p);
     return stop_asked;
 }
@@ -1457,6 +1458,7 @@ static int finish_stdout(const char *verb, int status)
 static int run_verb(const struct verb *v, app *a)
 {
     pvt_ctx_desc desc;
+    char why[300] = "";
     pvt_result result;
     int status;
     const char *term = getenv("TERM");
@@ -1464,8 +1466,9 @@ static int run_verb(const struct verb *v, app *a)
     desc.n_threads = (int)a->o.threads, desc.seed = (uint64_t)a->o.seed;
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
+    desc.error = why, desc.error_bytes = sizeof why;
     result = pvt_ctx_create(&desc, &a->ctx);
-    if (result != PVT_OK) return fail(a, "%s", pvt_result_text(result));
+    if (result != PVT_OK) return fail(a, "%s", why);
     a->json = pvti_text_begin(a->ctx);
     a->meter.terminal = isatty(2) && term && strcmp(term, "dumb") != 0;
     a->started = pvti_seconds();

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Does the header compile and link by itself, at every layer, as C99 and as C++17, with pvt_real
-# double, from two translation units? Does it export nothing but pvt_*? Does README's program run?
+# double, from two translation units? As any C++ from 11 on, behind other headers' macros, as static
+# functions, without a warning? Does it export nothing but pvt_*? Do the examples and README's program run?
 # Run from the repository's root by `make test`; PVTUNE_STRICT=1 makes every warning an error.
 CC=${CC:-cc}
 BUILD=${BUILD:-build}
@@ -28,6 +29,19 @@ check() {
     fi
 }
 
+# refuses NAME SENTENCE COMMAND...: passes when the command fails and its messages hold the sentence
+refuses() {
+    name=$1 sentence=$2
+    shift 2
+    if ! "$@" >"$work/log" 2>&1 && grep -q -- "$sentence" "$work/log"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "failed: $name"
+        head -n 20 "$work/log"
+    fi
+}
+
 # Warnings and declarations: the front end alone finds them, and it is quick; kernels are optimized
 # even at -O0. Layer 0 is linked here, layer 1 by examples/own_model.c below, layer 2 by every test.
 for layer in 0 1 2; do
@@ -40,6 +54,66 @@ for layer in 0 1 2; do
 done
 check "no threads" $CC $c99 -DPVTUNE_NO_THREADS -fsyntax-only -I. "$work/layer2.c"
 check "layer 0 links" $CC -O0 -I. "$work/layer0.c" -o "$work/layer0" $link
+
+# What other headers define before ours: every one-letter name, and what complex.h, windows.h, X11 and
+# Arduino are known for. Afterwards the macros are as they were.
+{
+    for name in A B C D E F G H J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z \
+        small near far interface IN OUT ERROR CONST VOID BOOL None Bool Status Success Always True False DELETE bit; do
+        echo "#define $name struck"
+    done
+    printf '#define min(a, b) struck\n#define max(a, b) struck\n'
+} >"$work/macros.h"
+for part in "declarations" "implementation"; do
+    printf '#include <complex.h>\n#include "macros.h"\n' >"$work/macros_$part.c"
+    [ $part = implementation ] && echo '#define PVTUNE_IMPLEMENTATION' >>"$work/macros_$part.c"
+    cat >>"$work/macros_$part.c" <<'EOF'
+#include "pvtune.h"
+static int struck = 1;
+int back(void);
+int back(void) { return A + z + small + min(1, 2); }
+double complex root(void);
+double complex root(void) { return 2.0 * I; }
+EOF
+done
+printf '#include "macros.h"\n#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' >"$work/macros.cc"
+
+# every C++ that a compiler here knows, and the macros, with every compiler here
+for compiler in "$CC" gcc clang; do
+    version=$($compiler --version 2>/dev/null | tail -n +2) || continue
+    [ "$compiler" != "$CC" ] && [ "$version" = "$first" ] && continue # cc is gcc
+    [ "$compiler" = "$CC" ] && first=$version
+    for standard in c++11 c++14 c++17 c++20 c++2b; do
+        echo 'int main() { return 0; }' | $compiler -x c++ -std=$standard -fsyntax-only - 2>/dev/null || continue
+        check "$compiler, $standard" $compiler -x c++ -std=$standard $warn -fsyntax-only -I. "$work/layer2.c"
+    done
+    for part in declarations implementation; do
+        check "$compiler, other headers' macros, $part" \
+            $compiler -std=gnu99 $warn -fsyntax-only -I. "$work/macros_$part.c"
+    done
+    check "$compiler, other headers' macros, C++" \
+        $compiler -x c++ -std=gnu++17 $warn -fsyntax-only -I. "$work/macros.cc"
+    # -flto: what is unused is found without waiting for machine code
+    for layer in 0 1 2; do
+        check "$compiler, static functions, layer $layer" \
+            $compiler $c99 -DPVT_API=static -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
+    done
+    check "$compiler, static functions, C++" \
+        $compiler $cpp -DPVT_API=static -O0 -flto -c -I. "$work/layer2.c" -o "$work/static.o"
+done
+
+# what cannot work is refused in a sentence, and no more than that
+printf '#include <stdio.h>\n#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' >"$work/behind.c"
+printf '#include <stdio.h>\n#include "pvtune.h"\n' >"$work/declared.c"
+if $CC -std=c99 -fsyntax-only -I. "$work/behind.c" 2>/dev/null; then # a libc that hides nothing
+    passed=$((passed + 1))
+else
+    refuses "behind libc under -std=c99" "include pvtune.h before libc's headers" \
+        $CC -std=c99 -fsyntax-only -I. "$work/behind.c"
+    check "behind libc under -std=gnu99" $CC -std=gnu99 -fsyntax-only -I. "$work/behind.c"
+fi
+refuses "-ffast-math in the implementation" "ffast-math" $CC -std=c99 -ffast-math -fsyntax-only -I. "$work/layer2.c"
+check "-ffast-math behind the declarations" $CC -std=c99 -Ofast -ffast-math -fsyntax-only -I. "$work/declared.c"
 
 # two translation units: one holds the implementation, another, in C++, only the interface
 cat >"$work/user.cc" <<'EOF'
@@ -59,9 +133,10 @@ else
     echo "skipped: exported symbols: nm is not installed"
 fi
 
-check "examples/minimal.c" $CC $c99 -D_GNU_SOURCE $sanitize -I. examples/minimal.c "$BUILD/pvtune_impl.o" -o "$work/minimal" $link
-check "examples/own_model.c" $CC $c99 -D_GNU_SOURCE -DPVT_API=static -Wno-unused-function -O2 -I. examples/own_model.c -o "$work/own_model" $link
-check "own_model: tuning lowers the error" "$work/own_model"
+rm -f "$BUILD/minimal" "$BUILD/own_model"
+check "make examples" env MAKEFLAGS= ${MAKE:-make} BUILD="$BUILD" examples
+check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model"
+refuses "minimal says how it is used" "usage: minimal MODEL" "$BUILD/minimal"
 
 # README's program, as it stands there, run on the demo's model; here it links the implementation
 # that is compiled already, and only with PVTUNE_STRICT compiles its own

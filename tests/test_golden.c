@@ -1,10 +1,12 @@
-/*  Holds models against figures from public implementations (../shared/golden, described in its
-    README): logits, losses and gradients of tiny Llama models and AQLM checkpoints, the llama2.c
-    checkpoints, SmolLM2-135M. What is not there is skipped with a line. */
+/*  Holds models against figures from public implementations: logits, losses and gradients of tiny Llama
+    models and AQLM checkpoints, from tests/golden (made by make.py there) and, where they are, larger
+    ones from ../shared/golden, with the llama2.c checkpoints and SmolLM2-135M. What is not there is
+    skipped with a line. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
 
+#define SMALL "tests/golden/"
 #define GOLDEN "../shared/golden/"
 #define DATA "../shared/data/"
 #ifndef SMOLLM2
@@ -215,31 +217,35 @@ static void check_round_trip(const char *dir)
     pvt_model_free(model);
 }
 
-static void check_kl(void)
+/* The student llama_gqa against llama_gqa_teacher. */
+static void check_kl(const char *base)
 {
-    const char *dir = GOLDEN "models/kl_llama/";
+    char dir[128], models[2][128];
     pvt_model *student, *teacher;
     pvti_safetensors st;
     const pvti_tensor *t;
     int32_t *ids;
     pvt_run *run, *run_teacher;
     pvt_loss_desc loss;
-    double sum, again, kl = json_number(GOLDEN "models/kl_llama/golden.json", "kl");
-    int64_t count;
-    CHECK_OK(ctx, pvt_model_load(ctx, GOLDEN "models/llama_gqa", NULL, &student));
-    CHECK_OK(ctx, pvt_model_load(ctx, GOLDEN "models/llama_gqa_teacher", NULL, &teacher));
+    double sum, again;
+    int64_t count, B, T;
+    snprintf(dir, sizeof dir, "%smodels/kl_llama/", base);
+    snprintf(models[0], sizeof models[0], "%smodels/llama_gqa", base);
+    snprintf(models[1], sizeof models[1], "%smodels/llama_gqa_teacher", base);
+    CHECK_OK(ctx, pvt_model_load(ctx, models[0], NULL, &student));
+    CHECK_OK(ctx, pvt_model_load(ctx, models[1], NULL, &teacher));
     if (!student || !teacher || !open_tensors(dir, "golden.safetensors", &st)) return;
-    ids = integers(&st, "input_ids", &t);
-    run = run_for(student, 2, 17, true), run_teacher = run_for(teacher, 2, 17, false);
-    CHECK_OK(ctx, pvt_run_forward(run_teacher, ids, 2, 17, NULL));
-    CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 17, NULL));
+    ids = integers(&st, "input_ids", &t), B = t->shape[0], T = t->shape[1];
+    run = run_for(student, B, T, true), run_teacher = run_for(teacher, B, T, false);
+    CHECK_OK(ctx, pvt_run_forward(run_teacher, ids, B, T, NULL));
+    CHECK_OK(ctx, pvt_run_forward(run, ids, B, T, NULL));
     memset(&loss, 0, sizeof loss);
     loss.teacher = teacher, loss.teacher_hidden = pvt_run_hidden(run_teacher);
     CHECK_OK(ctx, pvt_run_loss(run, &loss, &again, &count, NULL));
     CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
-    CHECK(count == 34 && again == sum);
-    CHECK_NEAR(sum / 34, kl, 1e-6);
-    check_gradients(student, run, dir, "kl_llama");
+    CHECK(count == B * T && again == sum);
+    CHECK_NEAR(sum / (double)count, json_number(path_of(dir, "golden.json"), "kl"), 1e-6);
+    check_gradients(student, run, dir, dir);
     pvt_run_free(run), pvt_run_free(run_teacher);
     free(ids);
     pvti_safetensors_close(&st);
@@ -312,10 +318,6 @@ static void check_llama2c(const char *name, bool greedy)
     pvt_real *golden, *logits;
     pvt_run *run;
     snprintf(key, sizeof key, DATA "models/%s.bin", name);
-    if (!pvti_path_exists(key)) {
-        SKIP("llama2.c models: ../shared/data is not there");
-        return;
-    }
     CHECK_OK(ctx, pvt_model_load(ctx, key, NULL, &model));
     if (!model || !open_tensors(GOLDEN "llama2c/", "llama2c.safetensors", &st)) return;
     snprintf(key, sizeof key, "%s.ids", name), ids = integers(&st, key, &t);
@@ -371,10 +373,6 @@ static void check_carried_tokenizer(const char *path)
     pvt_model *model[2] = {NULL, NULL};
     int32_t *ids[2] = {NULL, NULL};
     int64_t n[2] = {0, 0}, i;
-    if (!pvti_path_exists(path)) {
-        SKIP("llama2.c tokenizer: ../shared/data is not there");
-        return;
-    }
     CHECK(test_scratch(dir, sizeof dir));
     CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model[0]));
     if (model[0]) CHECK_OK(ctx, pvt_model_save(model[0], dir, NULL));
@@ -491,46 +489,74 @@ static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
     pvt_corpus_free(&corpus);
 }
 
-int main(int argc, char **argv)
+/* What both places have. */
+static void check_models(const char *base)
+{
+    static const char *const names[] = {"llama_gqa/", "llama_gqa_teacher/", "llama3_tied/", "mistral_sw8/"};
+    char dir[128];
+    for (int i = 0; i < 4; i++) {
+        snprintf(dir, sizeof dir, "%smodels/%s", base, names[i]);
+        check_model(dir, i != 1);
+    }
+    check_kl(base);
+}
+
+static void check_aqlm(const char *dir)
+{
+    check_model(dir, true);
+    check_dense(dir);
+    check_round_trip(dir);
+}
+
+static void check_larger(void)
 {
     pvt_format f1x16 = {PVT_FORMAT_AQLM, 1, 16, 8, 1}, f2x8 = {PVT_FORMAT_AQLM, 2, 8, 8, 1};
     pvt_model *model;
-    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    if (!pvti_path_is_directory(GOLDEN)) {
-        SKIP("golden figures: ../shared/golden is not there");
-        pvt_ctx_destroy(ctx);
-        return test_end();
-    }
-    check_model(GOLDEN "models/llama_gqa/", true);
-    check_model(GOLDEN "models/llama_gqa_teacher/", false);
-    check_model(GOLDEN "models/llama3_tied/", true);
-    check_model(GOLDEN "models/mistral_sw8/", true);
-    check_kl();
-    check_model(GOLDEN "aqlm/llama_2x8_g8/", true), check_dense(GOLDEN "aqlm/llama_2x8_g8/"),
-        check_round_trip(GOLDEN "aqlm/llama_2x8_g8/");
-    check_model(GOLDEN "aqlm/llama_1x8_g8/", true), check_dense(GOLDEN "aqlm/llama_1x8_g8/"),
-        check_round_trip(GOLDEN "aqlm/llama_1x8_g8/");
-    check_model(GOLDEN "aqlm/llama_4x8_g16/", true), check_dense(GOLDEN "aqlm/llama_4x8_g16/"),
-        check_round_trip(GOLDEN "aqlm/llama_4x8_g16/");
+    check_models(GOLDEN);
+    check_aqlm(GOLDEN "aqlm/llama_2x8_g8/");
+    check_aqlm(GOLDEN "aqlm/llama_1x8_g8/");
+    check_aqlm(GOLDEN "aqlm/llama_4x8_g16/");
     check_linear("linear_2x8_g8.safetensors", f2x8);
     check_linear("linear_1x16_g8.safetensors", f1x16);
     CHECK(pvt_model_load(ctx, GOLDEN "models/qwen3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
           strstr(pvt_ctx_error(ctx), "qwen3"));
     CHECK(pvt_model_load(ctx, GOLDEN "models/phi3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
           strstr(pvt_ctx_error(ctx), "phi3"));
-    check_llama2c("stories260K", true);
-    check_llama2c("babyllama105", false);
-    check_carried_tokenizer(DATA "models/stories260K.bin");
+    if (pvti_path_exists(DATA "models/stories260K.bin")) {
+        check_llama2c("stories260K", true);
+        check_llama2c("babyllama105", false);
+        check_carried_tokenizer(DATA "models/stories260K.bin");
+    } else {
+        SKIP("llama2.c checkpoints (not in this repository)");
+    }
+}
+
+static void check_smollm2(int64_t windows)
+{
+    pvt_model *model;
     if (!pvti_path_exists(SMOLLM2)) {
         SKIP("SmolLM2: " SMOLLM2 " is not there (make smollm2 fetches it)");
+        return;
+    }
+    CHECK_OK(ctx, pvt_model_load(ctx, SMOLLM2, NULL, &model));
+    if (!model) return;
+    check_smollm2_prompt(model);
+    check_smollm2_greedy(model);
+    if (windows) check_smollm2_perplexity(model, windows);
+    pvt_model_free(model);
+}
+
+int main(int argc, char **argv)
+{
+    if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    check_models(SMALL);
+    check_aqlm(SMALL "aqlm/llama_2x8_g8/");
+    check_aqlm(SMALL "aqlm/llama_1x9_g4/");
+    if (pvti_path_is_directory(GOLDEN)) {
+        check_larger();
+        check_smollm2(argc > 1 ? PVTI_MIN(40, atoi(argv[1])) : 0);
     } else {
-        CHECK_OK(ctx, pvt_model_load(ctx, SMOLLM2, NULL, &model));
-        if (model) {
-            check_smollm2_prompt(model);
-            check_smollm2_greedy(model);
-            if (argc > 1) check_smollm2_perplexity(model, PVTI_MIN(40, atoi(argv[1])));
-        }
-        pvt_model_free(model);
+        SKIP("larger recorded figures (not in this repository)");
     }
     pvt_ctx_destroy(ctx);
     return test_end();

@@ -1,9 +1,11 @@
-/*  Layer 1 against recorded figures (tests of ../shared/golden/pv) and against brute force:
-    code searches exactly, optimizer and whole PV steps within rounding, k-means, calibration. */
+/*  Layer 1 against recorded figures and against brute force: code searches exactly, optimizer and whole PV
+    steps within rounding (tests/golden/pv, made by make.py beside it, and larger ones from
+    ../shared/golden/pv where they are), k-means and calibration (there alone). */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
 
+#define SMALL "tests/golden/pv/"
 #define GOLDEN "../shared/golden/pv/"
 
 static pvt_ctx *ctx;
@@ -11,15 +13,14 @@ static pvti_safetensors st;
 static pvti_json js;
 static pvti_map js_map;
 
-static bool golden_open(const char *name)
+static void golden_open(const char *dir, const char *name)
 {
     char path[200];
-    snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
-    if (pvti_safetensors_open(ctx, path, &st) != PVT_OK) return false;
-    snprintf(path, sizeof path, GOLDEN "%s.json", name);
+    snprintf(path, sizeof path, "%s%s.safetensors", dir, name);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
+    snprintf(path, sizeof path, "%s%s.json", dir, name);
     CHECK_OK(ctx, pvti_map_open(ctx, path, &js_map));
     CHECK_OK(ctx, pvti_json_parse(ctx, path, (const char *)js_map.data, js_map.size, &js));
-    return true;
 }
 static void golden_close(void)
 {
@@ -117,13 +118,10 @@ static double squared_error(const pvt_weight *w, const pvt_real *target)
 }
 
 /* The V step: a pv with one weight and one search against a given target, no optimizer. */
-static void test_beam_l2(void)
+static void test_beam_l2(const char *dir)
 {
     int64_t cases, node, count = 0;
-    if (!golden_open("beam_l2")) {
-        SKIP("../shared/golden/pv is absent: recorded code searches");
-        return;
-    }
+    golden_open(dir, "beam_l2");
     cases = pvti_json_find(&js, 0, "cases");
     for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
         char config[40], key[80];
@@ -187,10 +185,7 @@ static double xtx_loss(const pvt_weight *w, const pvt_real *W, const pvt_real *H
 static void test_beam_xtx(void)
 {
     int64_t cases, node, count = 0;
-    if (!golden_open("beam_xtx")) {
-        SKIP("../shared/golden/pv is absent: recorded searches under XtX");
-        return;
-    }
+    golden_open(GOLDEN, "beam_xtx");
     cases = pvti_json_find(&js, 0, "cases");
     for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
         char config[40], key[80];
@@ -231,13 +226,10 @@ static pvt_optimizer optimizer(int64_t node)
     return o;
 }
 
-static void test_adam(void)
+static void test_adam(const char *dir)
 {
     int64_t node, count = 0;
-    if (!golden_open("adam")) {
-        SKIP("../shared/golden/pv is absent: recorded optimizer runs");
-        return;
-    }
+    golden_open(dir, "adam");
     for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node), count++) {
         const pvti_tensor *grads = tensor("grads");
         int64_t n = grads->shape[1], steps = grads->shape[0], s, i;
@@ -267,13 +259,10 @@ static void test_adam(void)
     golden_close();
 }
 
-static void test_pv_steps(const char *file)
+static void test_pv_steps(const char *dir, const char *file)
 {
     int64_t node;
-    if (!golden_open(file)) {
-        SKIP("../shared/golden/pv is absent: recorded PV steps");
-        return;
-    }
+    golden_open(dir, file);
     for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node)) {
         int64_t c = 0, step, list, child, orders[3][16], changed[3], M = 0;
         const pvti_tensor *vec0 = tensor("vec0");
@@ -448,10 +437,7 @@ static void test_kmeans(void)
 {
     const pvti_tensor *data;
     int64_t node;
-    if (!golden_open("kmeans")) {
-        SKIP("../shared/golden/pv is absent: recorded k-means");
-        return;
-    }
+    golden_open(GOLDEN, "kmeans");
     data = tensor("data");
     for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "runs")); node >= 0; node = pvti_json_next(&js, node)) {
         pvti_kmeans s;
@@ -484,10 +470,7 @@ static void test_calibration(void)
     double *losses;
     pvt_pv_desc desc;
     pvt_pv *pv;
-    if (!golden_open("calibration")) {
-        SKIP("../shared/golden/pv is absent: recorded calibration");
-        return;
-    }
+    golden_open(GOLDEN, "calibration");
     O = (int64_t)number(0, "out_features", 0), I = (int64_t)number(0, "in_features", 0);
     weight_from(&w, tensor("codes0"), tensor("codebooks0"), tensor("scales0"), I);
     W = reals(tensor("reference_weight")), H = reals(tensor("XTX")), RH = (pvt_real *)malloc((size_t)(O * I) * sizeof *RH);
@@ -535,10 +518,7 @@ static void test_bits(void)
 {
     int64_t node;
     pvti_map map;
-    if (pvti_map_open(ctx, GOLDEN "bits.json", &map) != PVT_OK) {
-        SKIP("../shared/golden/pv is absent: bits per weight");
-        return;
-    }
+    CHECK_OK(ctx, pvti_map_open(ctx, GOLDEN "bits.json", &map));
     CHECK_OK(ctx, pvti_json_parse(ctx, "bits.json", (const char *)map.data, map.size, &js));
     for (node = pvti_json_first(&js, 0); node >= 0; node = pvti_json_next(&js, node)) {
         pvt_format f;
@@ -809,15 +789,23 @@ int main(void)
     int64_t bytes;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     bytes = pvt_ctx_get_info(ctx).bytes_now;
-    test_beam_l2();
-    test_beam_xtx();
-    test_adam();
-    test_pv_steps("pv_step_m1k16g4");
-    test_pv_steps("pv_step_m2k16g8");
+    test_beam_l2(SMALL);
+    test_adam(SMALL);
+    test_pv_steps(SMALL, "pv_step_m1k16g4");
+    test_pv_steps(SMALL, "pv_step_m2k8g4og2");
+    if (pvti_path_is_directory(GOLDEN)) {
+        test_beam_l2(GOLDEN);
+        test_beam_xtx();
+        test_adam(GOLDEN);
+        test_pv_steps(GOLDEN, "pv_step_m1k16g4");
+        test_pv_steps(GOLDEN, "pv_step_m2k16g8");
+        test_kmeans();
+        test_calibration();
+        test_bits();
+    } else {
+        SKIP("larger recorded figures (not in this repository)");
+    }
     test_nearest();
-    test_kmeans();
-    test_calibration();
-    test_bits();
     test_brute_force();
     test_select();
     test_same_bits();

@@ -56,7 +56,8 @@ static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype m
 
 static int stop(void *user, const pvt_progress *progress)
 {
-    return progress->item && strcmp(progress->item, (const char *)user) == 0;
+    return strcmp(progress->phase, "quantize") == 0 && progress->item &&
+           strcmp(progress->item, (const char *)user) == 0;
 }
 
 /* Every model can still be used: under the address sanitizer, without a read of what was freed. */
@@ -145,9 +146,9 @@ static void check_checkpoints(void)
     f = fopen(path, "wb");
     CHECK(f && fwrite(size, 8, 1, f) == 1 && fwrite(header, (size_t)n, 1, f) == 1 && fclose(f) == 0);
     CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
-    letters[199] = 0;
+    letters[319] = 0;
     CHECK(strstr(pvt_ctx_error(ctx), letters) != NULL);
-    letters[199] = 'a', letters[200] = 0;
+    letters[319] = 'a', letters[320] = 0;
     CHECK(strstr(pvt_ctx_error(ctx), letters) == NULL);
     test_remove(dir);
     pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
@@ -389,6 +390,30 @@ static void check_cancelled_evaluation(void)
     }
 }
 
+static int stop_accumulation(void *user, const pvt_progress *progress)
+{
+    int *left = (int *)user;
+    return strcmp(progress->phase, "tune") == 0 && progress->done == 1 && --*left == 0;
+}
+
+/* Stopped between two micro-batches: the step has not begun, and is done whole afterwards. */
+static void check_cancelled_step(void)
+{
+    int left = 3; /* the step's own end, after the first micro-batch, after the second */
+    bench b, c;
+    pvt_tuner *tuner, *other;
+    bench_open(&b, NULL, NULL), bench_open(&c, stop_accumulation, &left);
+    b.desc.micro_batch = c.desc.micro_batch = 1, b.desc.batch = c.desc.batch = 4, b.desc.eval_every = c.desc.eval_every = -1;
+    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    steps(&b, tuner, 3), steps(&c, other, 1);
+    CHECK(pvt_tuner_step(other, NULL) == PVT_ERR_CANCELLED && left == 0 && pvt_tuner_get_info(other).step == 1);
+    steps(&c, other, 2);
+    CHECK(fingerprint(b.student) == fingerprint(c.student));
+    pvt_tuner_free(tuner), pvt_tuner_free(other);
+    bench_close(&b), bench_close(&c);
+}
+
 /* V step alone: codebooks and scales keep every bit, codes do not. */
 static void check_freeze_values(void)
 {
@@ -429,6 +454,7 @@ int main(void)
     check_evaluation();
     check_resume();
     check_cancelled_evaluation();
+    check_cancelled_step();
     check_freeze_values();
     return test_end();
 }

@@ -52,7 +52,8 @@
         PVTUNE_REAL double      the whole stack in double, as the gradient checks use it
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
-    and at run time PVTUNE_NUM_THREADS (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512.
+    and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512, which asks for no wider kernels than that.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -256,7 +257,8 @@ typedef struct pvt_allocator {
 } pvt_allocator;
 
 typedef struct pvt_progress {
-    const char *phase;  /* "quantize", "fit" (one weight; also within "quantize"), "tune", …: a literal */
+    const char *phase;  /* "quantize" (within it "observe", "fit", "finetune"), "fit" (one weight), "tune" (within
+                           it "evaluate"), "eval", …: a literal */
     const char *item;   /* what was just completed, e.g. a tensor's name; may be NULL */
     int64_t done, total; /* in `unit`; total 0: not known */
     const char *unit;   /* "weights", "epochs", "windows", "steps", "tokens" */
@@ -274,6 +276,8 @@ typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
+    const char *isa; /* "scalar", "avx2", "avx512": use no wider kernels than these, to the same bits;
+                        NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -292,7 +296,8 @@ typedef struct pvt_ctx_desc {
 
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
-   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -965,6 +970,9 @@ typedef struct pvt_quantize_desc {
     double finetune_lr;     /* 0: 2e-4 */
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
+    const char *checkpoint; /* an existing directory: each finished block is written there at once, as
+                               quantize-00012.safetensors (and quantize-embedding, quantize-head); NULL: nowhere */
+    bool resume;            /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
     void *layer_user;
@@ -973,7 +981,12 @@ typedef struct pvt_quantize_desc {
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
     the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales and
     norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
-    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense. */
+    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
+    written to checkpoint stays, and a run with resume on the original model goes on from there. The
+    caller removes the files when the model is saved. layer is called for resumed weights too.
+    Errors: ARGUMENT (the text is too short, a group does not divide, a weight is quantized already),
+    MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
+    or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -1199,12 +1212,11 @@ enum { PVTI_SCALAR, PVTI_AVX2, PVTI_AVX512 };
 #define PVTI_PORTABLE
 #endif
 
-/* The best set that the processor has; PVTUNE_ISA=scalar|avx2|avx512 asks for a lesser one. */
+/* The widest set that the processor has. */
 static int pvti_isa_detect(void)
 {
     int isa = PVTI_SCALAR;
 #if PVTI_X86
-    const char *wish = getenv("PVTUNE_ISA");
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         isa = PVTI_AVX2;
@@ -1212,10 +1224,20 @@ static int pvti_isa_detect(void)
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
             isa = PVTI_AVX512;
     }
-    if (wish && strcmp(wish, "avx2") == 0) isa = PVTI_MIN(isa, PVTI_AVX2);
-    if (wish && strcmp(wish, "scalar") == 0) isa = PVTI_SCALAR;
 #endif
     return isa;
+}
+
+static const char *const pvti_isa_names[] = {"scalar", "avx2", "avx512"};
+
+/* That set, or the one of this name when it is narrower; -1: there is no such name. */
+static int pvti_isa_choose(const char *wish)
+{
+    int isa = pvti_isa_detect(), i;
+    if (!wish) return isa;
+    for (i = 0; i < PVTI_COUNT(pvti_isa_names); i++)
+        if (strcmp(wish, pvti_isa_names[i]) == 0) return PVTI_MIN(i, isa);
+    return -1;
 }
 
 static PVTI_UNUSED double pvti_seconds(void)
@@ -1570,15 +1592,17 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
 
 #define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
 
+/* -1: PVTUNE_NUM_THREADS is no number of threads. OMP_NUM_THREADS is other software's: its first number, if any. */
 static int pvti_thread_count(int wish)
 {
-    const char *names[2] = {"PVTUNE_NUM_THREADS", "OMP_NUM_THREADS"};
+    const char *own = getenv("PVTUNE_NUM_THREADS"), *openmp = getenv("OMP_NUM_THREADS");
+    char *end = NULL;
     long n = wish;
-    int i;
-    for (i = 0; i < 2 && n <= 0; i++) {
-        const char *text = getenv(names[i]);
-        n = text ? strtol(text, NULL, 10) : 0;
+    if (n <= 0 && own && *own) {
+        n = strtol(own, &end, 10);
+        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
     }
+    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
     if (n <= 0) n = sysconf(_SC_NPROCESSORS_ONLN);
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
@@ -1594,8 +1618,10 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_r
     return result;
 }
 
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d)
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa)
 {
+    const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
     if (d->error && d->error_bytes > 0) d->error[0] = 0;
     if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d", d->n_threads,
@@ -1605,6 +1631,14 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d)
                                d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED, "compute_bf16 is not for a build with PVTUNE_REAL double");
+    *isa = pvti_isa_choose(wish);
+    if (*isa < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512", d->isa ? "isa" : "PVTUNE_ISA",
+                               wish);
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
     return PVT_OK;
 }
 
@@ -1620,20 +1654,19 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
 {
     pvt_ctx_desc d;
     pvt_ctx *ctx;
-    int n_threads;
+    int n_threads, isa;
     memset(&d, 0, sizeof d);
     if (!out) return PVT_ERR_ARGUMENT;
     *out = NULL;
     if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
-    PVTI_TRY(pvti_ctx_check(&d));
-    n_threads = pvti_thread_count(d.n_threads);
+    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
     ctx =
         (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
     if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
     memset(ctx, 0, sizeof *ctx);
-    ctx->isa = pvti_isa_detect();
+    ctx->isa = isa;
     ctx->n_threads = n_threads;
     ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
     ctx->allocator = d.allocator;
@@ -1670,10 +1703,9 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
 {
-    static const char *const isa[] = {"scalar", "avx2", "avx512"};
     pvt_ctx_info info;
     info.n_threads = ctx->n_threads;
-    info.isa = isa[ctx->isa];
+    info.isa = pvti_isa_names[ctx->isa];
     info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
     return info;
 }
@@ -7821,6 +7853,19 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
     return result;
 }
 
+/* The desc with its defaults. */
+static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
+{
+    pvt_fit_desc d = *desc;
+    if (!d.name) d.name = "weight";
+    if (!d.epochs) d.epochs = 16;
+    if (!d.cg_steps) d.cg_steps = 8;
+    if (!d.kmeans_steps) d.kmeans_steps = 25;
+    if (!d.beam) d.beam = 1;
+    if (d.tolerance == 0) d.tolerance = 0.002;
+    return d;
+}
+
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out)
@@ -7830,12 +7875,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     pvt_result result;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
-    if (!d.name) d.name = "weight";
-    if (!d.epochs) d.epochs = 16;
-    if (!d.cg_steps) d.cg_steps = 8;
-    if (!d.kmeans_steps) d.kmeans_steps = 25;
-    if (!d.beam) d.beam = 1;
-    if (d.tolerance == 0) d.tolerance = 0.002;
+    d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
     stats->seconds = pvti_seconds();
@@ -9345,22 +9385,27 @@ static PVTI_UNUSED void pvti_text_string(pvti_text *t, const char *s, int64_t n)
 
 /* A number with `digits` significant digits (1 … 17; 0: as few as give the same value back),
    with a point in every locale; null for NaN and infinities, which JSON lacks. */
-static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
+static int64_t pvti_number_text(double value, int digits, char buffer[48])
 {
-    char buffer[48], *s;
+    char *s;
     int64_t n = 0;
     int precision;
-    if (!(value >= -DBL_MAX && value <= DBL_MAX)) {
-        pvti_text_put(t, "null", 4);
-        return;
-    }
+    if (!(value >= -DBL_MAX && value <= DBL_MAX)) return snprintf(buffer, 48, "null");
     for (precision = digits ? digits : 6; precision <= 17; precision++) {
-        snprintf(buffer, sizeof buffer, "%.*g", PVTI_MIN(precision, 17), value);
+        snprintf(buffer, 48, "%.*g", PVTI_MIN(precision, 17), value);
         for (s = buffer, n = 0; *s; s++) /* the locale's point, of one or more bytes, to one '.' */
             if (strchr("0123456789+-e", *s)) buffer[n++] = *s;
             else if (n == 0 || buffer[n - 1] != '.') buffer[n++] = '.';
         if (digits || pvti_decimal(buffer, n) == value) break;
     }
+    buffer[n] = 0;
+    return n;
+}
+
+static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
+{
+    char buffer[48];
+    int64_t n = pvti_number_text(value, digits, buffer);
     pvti_text_put(t, buffer, n);
 }
 // >>exchange
@@ -15764,6 +15809,50 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 }
 #if PVTUNE_LAYER >= 2
 // >>quantize
+/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
+static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    uint64_t word;
+    for (; bytes >= 8; bytes -= 8, at += 8) {
+        memcpy(&word, at, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
+    return pvti_mix(hash);
+}
+
+static uint64_t pvti_model_hash(const pvt_model *model)
+{
+    const pvt_model_config *c = &model->config;
+    double shape[14] = {(double)c->layers, (double)c->dim, (double)c->heads, (double)c->kv_heads, (double)c->head_dim,
+                        (double)c->ff, (double)c->window, c->tied ? 1.0 : 0.0, c->norm_eps, c->rope_theta, c->rope_factor,
+                        c->rope_low, c->rope_high, (double)c->rope_original_ctx};
+    uint64_t hash = pvti_hash(shape, sizeof shape, 0);
+    int64_t i, tensors = pvt_model_tensors(model);
+    for (i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(model, i);
+        const pvt_weight *w = info.weight;
+        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
+        if (!w) {
+            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
+        } else if (w->format.kind == PVT_FORMAT_DENSE) {
+            const pvti_dtype *type = pvti_dtype_info(w->dtype);
+            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
+        } else {
+            pvti_values values[PVTI_MAX_VALUES];
+            int n = w->kind->values(w, values), k;
+            for (k = 0; k < n; k++)
+                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
+            hash = pvti_hash(
+                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
+                hash);
+        }
+    }
+    return hash;
+}
+
 /*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
     quantized blocks before it produce. Per block: one pass of the original block over all
     samples gives its outputs (the target) and XᵀX of its four kinds of inputs; each linear is fit
@@ -15774,6 +15863,13 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
 static const int pvti_linear_input[PVTI_LINEARS] = {PVTI_IN_A, PVTI_IN_A, PVTI_IN_A, PVTI_IN_ATT,
                                                     PVTI_IN_M, PVTI_IN_M, PVTI_IN_H};
+
+/* What must agree for a block of another run to be this run's, as text by name. */
+typedef struct pvti_quantizer_option {
+    const char *name;
+    char value[200];
+} pvti_quantizer_option;
+enum { PVTI_QUANTIZER_OPTIONS = 11 };
 
 typedef struct pvti_quantizer {
     pvt_ctx *ctx;
@@ -15787,6 +15883,9 @@ typedef struct pvti_quantizer {
     pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
     pvt_real *dW[PVTI_LAYER_TENSORS]; /* gradients: norms, then linears */
     int64_t done, total;              /* weights */
+    pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
+    int n_fits;
+    pvti_quantizer_option options[PVTI_QUANTIZER_OPTIONS]; /* with a checkpoint */
 } pvti_quantizer;
 
 static bool pvti_name_skipped(const char *patterns, const char *name)
@@ -15843,7 +15942,7 @@ static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_re
 }
 
 /* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
-static void pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
+static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
 {
     int64_t s, I;
     int i;
@@ -15857,16 +15956,26 @@ static void pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
         pvti_quantizer_gram(z, PVTI_IN_ATT, acts->att, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_M, acts->m, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
     for (i = 0; i < PVTI_INPUTS; i++) {
         a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
         pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
     }
+    return PVT_OK;
 }
 
 static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j, char name[96])
 {
     snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_of_norm(l, 0) + PVTI_NORMS + j).name);
+}
+
+/* One weight more is done. */
+static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
+{
+    z->done++;
+    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, stats);
+    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 
 /* Fits one matrix and puts it in place of the old one; H may be NULL. */
@@ -15882,9 +15991,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
-    z->done++;
-    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, &stats);
-    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats.error);
+    z->fits[z->n_fits++] = stats;
+    return pvti_quantizer_tell(z, name, &stats);
 }
 
 /* From 1 at t = 0 to 0 at t = 1. */
@@ -15923,6 +16031,7 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
         for (j = 0; j < PVTI_LAYER_TENSORS; j++)
             if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
         PVTI_TRY(pvt_pv_end(pv, NULL));
+        PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
     }
     return PVT_OK;
 }
@@ -15970,12 +16079,250 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
+/* ---- checkpoints: a finished block in a file of its own ---- */
+
+/* What a file holds: the codes and values of the weights that have codes, and norms. */
+typedef struct pvti_quantizer_item {
+    char file[32];
+    int n_weights, n_norms;
+    pvt_weight *weights[PVTI_LINEARS];
+    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
+    char names[PVTI_LINEARS][96], norm_names[PVTI_NORMS][96];
+    pvt_real *norms[PVTI_NORMS];       /* [C] */
+} pvti_quantizer_item;
+
+enum { PVTI_QUANTIZER_ARRAYS = PVTI_LINEARS * PVT_MAX_ARRAYS + PVTI_NORMS + 1 };
+
+typedef struct pvti_quantizer_arrays {
+    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
+    char names[PVTI_QUANTIZER_ARRAYS][128];
+    int64_t n;
+} pvti_quantizer_arrays;
+
+static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_quantizer_item item;
+    int j;
+    memset(&item, 0, sizeof item);
+    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
+    for (j = 0; j < PVTI_LINEARS; j++) {
+        int n = item.n_weights;
+        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
+        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        if (!item.fitted[n] && layer->linear[j].format.kind == PVT_FORMAT_DENSE) continue;
+        item.weights[item.n_weights++] = &layer->linear[j];
+    }
+    for (j = 0; j < PVTI_NORMS; j++) {
+        item.norms[item.n_norms++] = layer->norm[j];
+        memcpy(item.norm_names[j], pvt_model_tensor(z->model, pvti_tensor_of_norm(l, j)).name, sizeof item.norm_names[j]);
+    }
+    return item;
+}
+
+static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n, const void *data)
+{
+    pvti_tensor *t = &a->tensors[a->n];
+    snprintf(a->names[a->n], sizeof a->names[0], "%s", name);
+    memset(t, 0, sizeof *t);
+    t->name = a->names[a->n++];
+    t->dtype = dtype, t->rank = 1, t->shape[0] = n, t->bytes = n * pvti_dtype_info(dtype)->bytes;
+    t->data = (const uint8_t *)data;
+}
+
+/* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
+static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item, double (*fits)[4],
+                                    pvti_quantizer_arrays *a)
+{
+    int i, k, j;
+    a->n = 0;
+    for (i = 0; i < item->n_weights; i++) {
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n = pvt_weight_arrays(item->weights[i], arrays);
+        for (k = 0; k < n; k++) {
+            char name[128];
+            pvti_tensor *t = &a->tensors[a->n];
+            snprintf(name, sizeof name, "%s.%s", item->names[i], arrays[k].name);
+            pvti_quantizer_array(a, name, arrays[k].dtype, 0, arrays[k].data);
+            t->rank = arrays[k].rank, t->bytes = arrays[k].bytes;
+            for (j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
+        }
+    }
+    for (i = 0; i < item->n_norms; i++)
+        pvti_quantizer_array(a, item->norm_names[i], PVTI_DTYPE_REAL, z->C, item->norms[i]);
+    if (item->n_weights) pvti_quantizer_array(a, "fit", PVT_F64, 4 * (int64_t)item->n_weights, fits);
+}
+
+/* After pvti_quantizer_check, before anything is changed. */
+static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
+{
+    static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
+        "pvtune", "precision", "format", "samples", "fit", "fine-tuning", "skip", "embedding and head", "seed", "text",
+        "model"};
+    const pvt_quantize_desc *d = &z->desc;
+    pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
+    const char *skip = d->skip ? d->skip : "";
+    char number[2][48];
+    int i;
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
+    snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
+    snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real), z->ctx->compute_bf16 ? "bf16" : "full");
+    pvt_format_text(&d->format, z->options[2].value);
+    snprintf(z->options[3].value, 200, "%lld of %lld tokens", (long long)z->samples, (long long)z->T);
+    pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);
+    snprintf(z->options[4].value, 200, "epochs %d tolerance %s target %s cg_steps %d kmeans_steps %d beam %d",
+             fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam);
+    pvti_number_text(d->finetune_lr, 0, number[0]);
+    snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
+    snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
+             (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
+    snprintf(z->options[7].value, 200, "embedding %d head %d", d->embedding, d->head);
+    snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
+    snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
+             (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
+    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)pvti_model_hash(z->model));
+}
+
+static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
+{
+    pvti_quantizer_arrays arrays;
+    const char *metadata[2 * PVTI_QUANTIZER_OPTIONS + 1];
+    char path[PVTI_PATH_BYTES];
+    double fits[PVTI_LINEARS][4];
+    int i, fit = 0;
+    memset(fits, 0, sizeof fits);
+    for (i = 0; i < item->n_weights; i++) {
+        const pvt_fit_stats *s = &z->fits[fit];
+        if (!item->fitted[i]) continue;
+        fits[i][0] = s->error, fits[i][1] = s->error_start, fits[i][2] = s->epochs, fits[i][3] = s->seconds;
+        fit++;
+    }
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++)
+        metadata[2 * i] = z->options[i].name, metadata[2 * i + 1] = z->options[i].value;
+    metadata[2 * i] = NULL;
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    pvti_quantizer_describe(z, item, fits, &arrays);
+    return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
+}
+
+static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const pvti_safetensors *st, const char *path)
+{
+    char text[200];
+    int i;
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) {
+        const pvti_quantizer_option *o = &z->options[i];
+        if (pvti_safetensors_metadata(st, o->name, text, sizeof text) < 0)
+            return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: not a block of pvtune's quantize (no \"%s\" in its metadata)",
+                             path, o->name);
+        text[sizeof text - 1] = 0; /* it may have been cut */
+        if (strcmp(text, o->value) != 0)
+            return pvti_fail(z->ctx, PVT_ERR_MISMATCH, "%s was made with another %s: it has \"%s\", this run \"%s\"",
+                             path, o->name, text, o->value);
+    }
+    return PVT_OK;
+}
+
+/* An array of the file into memory of so many bytes. */
+static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors *st, const char *path, const char *name,
+                                      pvt_dtype dtype, void *to, int64_t bytes)
+{
+    const pvti_tensor *t = pvti_safetensors_find(st, name);
+    if (!t || t->dtype != dtype || t->bytes != bytes)
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or has another size", path, name);
+    memcpy(to, t->data, (size_t)bytes);
+    return PVT_OK;
+}
+
+/* A weight from the file's arrays, checked. */
+static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safetensors *st, const char *path,
+                                             const char *name, const pvt_format *format, const pvt_weight *like,
+                                             pvt_weight *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_result result;
+    char full[128], why[sizeof z->ctx->error];
+    int n, k, j;
+    PVTI_TRY(pvt_format_arrays(z->ctx, format, like->O, like->I, arrays, &n));
+    for (k = 0; k < n; k++) {
+        const pvti_tensor *t;
+        snprintf(full, sizeof full, "%s.%s", name, arrays[k].name);
+        t = pvti_safetensors_find(st, full);
+        if (!t || t->rank > 4) return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
+        arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes, arrays[k].data = t->data;
+        for (j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
+    }
+    result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
+    if (result == PVT_ERR_ARGUMENT) { /* the file's fault */
+        snprintf(why, sizeof why, "%s", z->ctx->error);
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%.400s: %.500s", path, why);
+    }
+    return result == PVT_OK ? pvt_weight_round_f16(out, name) : result; /* rounded they are: it must not overflow */
+}
+
+/* All of the file's arrays: weights into `made`, norms into the item. */
+static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item, const pvti_safetensors *st,
+                                      const char *path, pvt_weight *made, double (*fits)[4])
+{
+    int64_t real = (int64_t)sizeof(pvt_real), k;
+    int i;
+    PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
+    for (i = 0; i < item->n_weights; i++) {
+        const pvt_weight *like = item->weights[i];
+        PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format,
+                                            like, &made[i]));
+    }
+    for (i = 0; i < item->n_norms; i++) {
+        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i], z->C * real));
+        for (k = 0; k < z->C; k++)
+            if (!(item->norms[i][k] >= -65504 && item->norms[i][k] <= 65504))
+                return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "%s: %s holds a value that is not finite or overflows fp16",
+                                 path, item->norm_names[i]);
+    }
+    if (!item->n_weights) return PVT_OK;
+    return pvti_quantizer_copy(z, st, path, "fit", PVT_F64, fits, item->n_weights * (int64_t)sizeof *fits);
+}
+
+/* Puts a finished block in place from its file; *taken false: there is none, and nothing has changed. */
+static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+{
+    pvti_safetensors st;
+    pvt_weight made[PVTI_LINEARS];
+    pvt_result result;
+    double fits[PVTI_LINEARS][4];
+    char path[PVTI_PATH_BYTES];
+    int i;
+    *taken = false;
+    if (!z->desc.resume) return PVT_OK;
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    if (!pvti_path_exists(path)) return PVT_OK;
+    memset(made, 0, sizeof made);
+    PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
+    result = pvti_quantizer_read(z, item, &st, path, made, fits);
+    pvti_safetensors_close(&st);
+    for (i = 0; i < item->n_weights; i++) {
+        pvt_weight_free(result == PVT_OK ? item->weights[i] : &made[i]);
+        if (result == PVT_OK) *item->weights[i] = made[i];
+    }
+    if (result == PVT_OK && item->weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
+    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
+        pvt_fit_stats stats;
+        memset(&stats, 0, sizeof stats);
+        stats.error = fits[i][0], stats.error_start = fits[i][1], stats.seconds = fits[i][3];
+        stats.epochs = fits[i][2] >= 0 && fits[i][2] <= INT_MAX ? (int)fits[i][2] : 0;
+        if (item->fitted[i]) result = pvti_quantizer_tell(z, item->names[i], &stats);
+    }
+    *taken = result == PVT_OK;
+    return result;
+}
+
+/* ---- a block ---- */
+
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
-static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
 {
     char name[96];
-    int64_t s;
     int j;
+    z->n_fits = 0;
+    PVTI_TRY(pvti_quantizer_observe(z, original));
     for (j = 0; j < PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
         if (pvti_name_skipped(z->desc.skip, name)) continue;
@@ -15983,11 +16330,24 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
                                     z->H[pvti_linear_input[j]]));
     }
     if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
-    PVTI_TRY(pvti_quantizer_round(z, layer, l));
-    for (s = 0; s < z->samples; s += z->per_chunk) {
+    return pvti_quantizer_round(z, layer, l);
+}
+
+static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
+{
+    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
+    bool taken;
+    int64_t s;
+    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    if (!taken) {
+        PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
+        if (z->desc.checkpoint) PVTI_TRY(pvti_quantizer_store(z, &item));
+    }
+    for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
         pvt_real *x = z->x + s * z->T * z->C;
         pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
     return PVT_OK;
 }
@@ -16009,10 +16369,7 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
         if (original.linear[j].format.kind != PVT_FORMAT_DENSE)
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
-    if (result == PVT_OK) {
-        pvti_quantizer_observe(z, &original);
-        result = pvti_quantizer_block_body(z, &work, l);
-    }
+    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
     for (j = 0; j < PVTI_LINEARS; j++) {
         bool replaced =
             work.linear[j].format.kind != PVT_FORMAT_DENSE && work.linear[j].codes != original.linear[j].codes;
@@ -16027,21 +16384,34 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 }
 
 /* Embedding or head under the plain squared error. */
-static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
+static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head, const char *name)
 {
-    pvt_model *model = z->model;
-    pvt_weight *weight = head && !model->config.tied ? &model->head : &model->embed;
     pvt_real *W = z->W;
     pvt_result result;
+    z->n_fits = 0;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
-    result = z->W ? pvti_quantizer_fit(z, weight, head ? "lm_head.weight" : "model.embed_tokens.weight",
-                                       (uint64_t)(model->config.layers * PVTI_LINEARS + head), NULL)
+    result = z->W ? pvti_quantizer_fit(z, weight, name, (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
                   : PVT_ERR_MEMORY;
-    if (result == PVT_OK)
-        result = pvt_weight_round_f16(weight, head ? "lm_head.weight" : "model.embed_tokens.weight");
+    if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
     pvti_free(z->ctx, z->W);
     z->W = W;
     return result;
+}
+
+static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
+{
+    pvt_model *model = z->model;
+    pvti_quantizer_item item;
+    bool taken;
+    memset(&item, 0, sizeof item);
+    item.n_weights = 1, item.fitted[0] = true;
+    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
+    snprintf(item.names[0], sizeof item.names[0], head ? "lm_head.weight" : "model.embed_tokens.weight");
+    snprintf(item.file, sizeof item.file, head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    if (taken) return PVT_OK;
+    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
+    return z->desc.checkpoint ? pvti_quantizer_store(z, &item) : PVT_OK;
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -16066,6 +16436,8 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     if (d->format.kind == PVT_FORMAT_DENSE) PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
+    if (d->resume && !d->checkpoint)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
@@ -16155,6 +16527,8 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
+    if (z->desc.checkpoint) pvti_quantizer_read_options(z, corpus);
+    PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
     for (l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
@@ -16228,46 +16602,6 @@ struct pvt_tuner {
     int64_t resumed_steps;
     bool finished;
 };
-
-/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
-static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
-{
-    const uint8_t *at = (const uint8_t *)data;
-    uint64_t word;
-    for (; bytes >= 8; bytes -= 8, at += 8) {
-        memcpy(&word, at, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-        hash ^= hash >> 32;
-    }
-    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
-    return pvti_mix(hash);
-}
-
-static uint64_t pvti_model_hash(const pvt_model *model)
-{
-    uint64_t hash = 0;
-    int64_t i, tensors = pvt_model_tensors(model);
-    for (i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(model, i);
-        const pvt_weight *w = info.weight;
-        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (!w) {
-            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
-        } else if (w->format.kind == PVT_FORMAT_DENSE) {
-            const pvti_dtype *type = pvti_dtype_info(w->dtype);
-            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
-        } else {
-            pvti_values values[PVTI_MAX_VALUES];
-            int n = w->kind->values(w, values), k;
-            for (k = 0; k < n; k++)
-                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
-            hash = pvti_hash(
-                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
-                hash);
-        }
-    }
-    return hash;
-}
 
 #define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
 

@@ -148,7 +148,7 @@ static void check_equal_bits(void)
                 if (t > 0 && s < 2 && t != s + 1) continue; /* a few of the combinations */
                 memset(&desc, 0, sizeof desc);
                 desc.n_threads = threads[t];
-                setenv("PVTUNE_ISA", sets[s], 1);
+                desc.isa = sets[s];
                 CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
                 model = tiny(ctx, false, 0);
                 if (quantized) quantize(ctx, model, "aqlm:2x4g4");
@@ -165,7 +165,6 @@ static void check_equal_bits(void)
             }
         free(first), first = NULL;
     }
-    unsetenv("PVTUNE_ISA");
 }
 
 typedef struct seen {

@@ -3,7 +3,7 @@
     Takes a model (Hugging Face directory, GGUF, llama2.c), replaces its matrices by additive
     codebooks (AQLM, arXiv 2401.06118), and tunes the result by PV-Tuning (arXiv 2405.14852): the
     continuous parameters by back-propagation, the discrete codes by capped re-assignment. Saves
-    the layout that transformers and vLLM load. Runs on a plain CPU; needs libc, libm, threads.
+    what transformers (4.49 to 5.x, with aqlm) loads. Runs on a plain CPU; needs libc, libm, threads.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
 
@@ -724,10 +724,11 @@ PVT_API pvt_result pvt_tokenizer_create_bytes(pvt_ctx *ctx, pvt_tokenizer **out)
 /* NULL is allowed. */
 PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
 /* Writes into the directory `dir` what Hugging Face software needs to tokenize alike: copies of
-   the tokenizer files that it was loaded from, or, when it came from a GGUF, a tokenizer.bin or
-   from nowhere, a tokenizer.json and tokenizer_config.json made from the vocabulary (with the
-   chat template of a GGUF). They replace all tokenizer files there, together. The directory must exist.
-   Errors: IO, MEMORY. */
+   the tokenizer files that it was loaded from, and what is missing of tokenizer.json and
+   tokenizer_config.json made from the vocabulary (with the chat template of a GGUF); of the SentencePiece
+   family also a tokenizer.model, for LlamaTokenizer and the converter of llama.cpp. A file that cannot say
+   what the vocabulary does is left out: a tokenizer.model where merges are not those that scores make.
+   They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -816,13 +817,16 @@ typedef struct pvt_tensor_info {
     pvt_real *values;      /* norms, biases: [n] */
     int64_t n;             /* elements */
     bool linear;           /* a matrix inside a block: what quantization is for */
+    pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
+                              NONE: codes */
+    int64_t bytes;         /* in that type, everything counted, codes in whole bytes */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
    embedding, per layer norms and linears, final norm, head. */
 PVT_API int64_t pvt_model_tensors(const pvt_model *model);
 PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i);
-/* Bits per weight of the linears inside blocks, and of all parameters. */
-PVT_API double pvt_model_bits(const pvt_model *model, bool all);
+/* Bytes of the weight files that the model was loaded from, headers included; 0: it came from none. */
+PVT_API int64_t pvt_model_file_bytes(const pvt_model *model);
 
 /* Rounds everything to fp16, which is what a saved file holds: figures measured after it belong
    to the file. Mapped weights of other types become fp16 arrays in memory. Errors: NUMERIC (a
@@ -834,19 +838,38 @@ PVT_API pvt_result pvt_model_round_f16(pvt_model *model);
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8);
 
 typedef struct pvt_save_desc {
-    bool dense;        /* write every weight dequantized to fp16 instead of codes */
-    bool overwrite;    /* replace the model that `dir` holds */
+    bool dense;            /* write every weight dequantized instead of codes */
+    bool dense_embedding;  /* write a quantized embedding dequantized: transformers has AQLM for linear layers
+                              only, and refuses the directory otherwise */
+    pvt_dtype dtype;       /* of whatever is written dense: PVT_F16 (also 0), PVT_BF16 or PVT_F32. Codebooks
+                              and scales are fp16 always */
+    bool overwrite;        /* replace the model that `dir` holds */
+    const char *base_model; /* for the model card: what this was made from; NULL: not said */
+    const char *card;      /* more for the card, in Markdown: how it was made and measured; NULL: nothing */
+    bool no_card;          /* no card */
 } pvt_save_desc;
 /* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
-   tokenizer files, generation_config.json. The directory is made when it does not exist. What of these
+   tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
+   alone). The directory is made when it does not exist. What of these
    the model that was there had and this one has not is removed, with shards; other files stay. All new
    files are complete on the device before the first old one goes: after an error, or a death of the process
    at any moment, the directory holds the old model or the new one, or, without a config.json, what the next
    pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
    replace. Of several that save into one directory at once the last one's model is there, as a whole.
-   Values are rounded to fp16. desc may be NULL. Errors: IO, NUMERIC (overflow, not finite),
-   ARGUMENT (the directory holds a model), UNSUPPORTED (weights of different formats). */
+   Values are rounded to the nearest, ties to even. desc may be NULL. Errors: IO, NUMERIC (overflow, not
+   finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
+   different formats). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
+
+/* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
+typedef struct pvt_bits {
+    int64_t params, bytes; /* numbers in the model; bytes of all its tensors */
+    double linears, all;   /* bits per weight of the linears inside blocks; of all: 8 · bytes / params */
+    double packed_linears, packed_all; /* the same with B bits for a code, which is what it says */
+} pvt_bits;
+/* as NULL: as the model is held, in files that are mapped and in memory; else as pvt_model_save writes it
+   with this desc: then `bytes` is the size of model.safetensors without its header. */
+PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as);
 
 // >>interface: runs
 typedef struct pvt_run pvt_run;
@@ -9448,6 +9471,7 @@ static const pvti_saved_name pvti_saved_names[] = {
     {"chat_template.jinja", PVTI_SAVED_TOKENIZER},
     {"vocab.json", PVTI_SAVED_TOKENIZER},
     {"merges.txt", PVTI_SAVED_TOKENIZER},
+    {"README.md", 0}, /* only where it is a card of ours: >>save decides */
 };
 
 /* ---- the manifest: "+ NAME" moves up, "- NAME" is removed; a dot ends it ---- */
@@ -9767,6 +9791,13 @@ static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const 
     result = pvti_exchange_put(ex, name, map.data, map.size);
     pvti_map_close(ex->ctx, &map);
     return result;
+}
+
+/* A file of the table that goes, whether its part is replaced or not. */
+static pvt_result pvti_exchange_drop(pvti_exchange *ex, const char *name)
+{
+    pvti_text_printf(&ex->list, "- %s\n", name);
+    return pvti_text_check(&ex->list);
 }
 
 /* Shards that the old index lists go with it. An index that is no JSON lists nothing. */
@@ -11417,6 +11448,7 @@ struct pvt_tokenizer {
     bool collapse;            /* runs of spaces become one, none at the ends */
     pvti_nfc *nfc;            /* text is composed first; NULL: it is not */
     bool fuse_unknown, ignore_merges, adds_bos;
+    bool scored;              /* merges were made from scores */
     int32_t bos, eos, unknown;
     int64_t V;
     pvti_piece *pieces;
@@ -11847,6 +11879,7 @@ static pvt_result pvti_merges_from_scores(pvt_tokenizer *t)
     if (result == PVT_OK) result = pvti_scores_rank(t, &rank);
     if (result == PVT_OK) result = pvti_merges_split(t, rank, &n);
     pvti_free(t->ctx, rank);
+    t->scored = true;
     return result;
 }
 
@@ -13128,11 +13161,19 @@ PVT_API pvt_result pvt_tokenizer_create_bytes(pvt_ctx *ctx, pvt_tokenizer **out)
     return pvti_tokenizer_finish(result, out);
 }
 
+/* A tokenizer.json, with or without white space in front; SentencePiece begins with "\n" too. */
+static bool pvti_tokenizer_is_json(const uint8_t *data, int64_t bytes)
+{
+    int64_t at = 0;
+    while (at < bytes && (data[at] == ' ' || data[at] == '\n' || data[at] == '\r' || data[at] == '\t')) at++;
+    return at < bytes && data[at] == '{';
+}
+
 /* From memory, the kind recognised from the content. */
 static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint8_t *data, int64_t bytes,
                                       pvt_tokenizer **out)
 {
-    int64_t at = 0, V;
+    int64_t V;
     *out = NULL;
     if (bytes >= 4 && memcmp(data, "GGUF", 4) == 0) {
         pvti_gguf g;
@@ -13141,8 +13182,7 @@ static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint
         pvti_gguf_close(&g);
         return result;
     }
-    while (at < bytes && (data[at] == ' ' || data[at] == '\n' || data[at] == '\r' || data[at] == '\t')) at++;
-    if (at < bytes && data[at] == '{')
+    if (pvti_tokenizer_is_json(data, bytes))
         return pvti_tokenizer_finish(pvti_tokenizer_read_json(ctx, name, (const char *)data, bytes, out),
                                      out);
     V = pvti_bin_count(data, bytes);
@@ -13201,18 +13241,20 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
     result = pvti_tokenizer_read(ctx, file, map.data, map.size, out);
     if (result == PVT_OK && !(map.size >= 4 && memcmp(map.data, "GGUF", 4) == 0) &&
         pvti_bin_count(map.data, map.size) < 3)
-        result = pvti_tokenizer_finish(pvti_tokenizer_settle(*out, file, map.data[0] != '\n'), out);
+        result = pvti_tokenizer_finish(
+            pvti_tokenizer_settle(*out, file, pvti_tokenizer_is_json(map.data, map.size)), out);
     pvti_map_close(ctx, &map);
     return result;
 }
 
 // >>tokenizer saving
-/*  A Hugging Face directory wants tokenizer.json and tokenizer_config.json. Files that came from
-    such a directory are copied; a vocabulary from elsewhere is written in that form, with the
-    pairs that >>vocabulary derived from scores as its list of merges. */
+/*  A Hugging Face directory wants tokenizer.json and tokenizer_config.json; older software reads
+    SentencePiece's tokenizer.model. Files that came from such a directory are copied; a vocabulary from
+    elsewhere is written in these forms, with the pairs that >>vocabulary derived from scores as its list
+    of merges, and scores made from a list's ranks. */
 
-/* A piece in the file's spelling, quoted. */
-static void pvti_save_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id)
+/* A piece in the file's spelling. */
+static pvti_text pvti_save_spelling(const pvt_tokenizer *t, int64_t id)
 {
     const pvti_piece *piece = &t->pieces[id];
     const char *s = t->pool + piece->start;
@@ -13232,6 +13274,13 @@ static void pvti_save_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id)
             else pvti_text_put(&text, s + i, 1);
         }
     }
+    return text;
+}
+
+/* The same, quoted. */
+static void pvti_save_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id)
+{
+    pvti_text text = pvti_save_spelling(t, id);
     pvti_text_string(out, text.data, text.size);
     out->failed |= text.failed;
     pvti_text_free(&text);
@@ -13371,15 +13420,27 @@ static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
     return pvti_text_check(out);
 }
 
+/* Can a tokenizer.json say what a tokenizer.model did? Not that runs of spaces collapse, nor that no space
+   is put behind pieces of the user. */
+static bool pvti_save_json_possible(const pvt_tokenizer *t)
+{
+    int64_t id;
+    for (id = 0; id < t->V && t->prefix == PVTI_PREFIX_CONTROL; id++)
+        if (t->pieces[id].type == PVTI_PIECE_USER) return false;
+    return !t->collapse;
+}
+
 static void pvti_save_config(pvti_text *out, const pvt_tokenizer *t)
 {
     static const char *const keys[] = {"bos_token", "eos_token", "unk_token"};
     int32_t ids[3];
     int i;
     ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
+    /* LlamaTokenizer has rules of its own for spaces; the general class does what tokenizer.json says */
     pvti_text_printf(out, "{\n  \"tokenizer_class\": \"%s\",\n",
-                     t->file && strcmp(t->file, "tokenizer.model") == 0 ? "LlamaTokenizer"
-                                                                        : "PreTrainedTokenizerFast");
+                     t->file && strcmp(t->file, "tokenizer.model") == 0 && !pvti_save_json_possible(t)
+                         ? "LlamaTokenizer"
+                         : "PreTrainedTokenizerFast");
     for (i = 0; i < 3; i++) {
         if (ids[i] < 0) continue;
         pvti_text_printf(out, "  \"%s\": ", keys[i]);
@@ -13395,44 +13456,209 @@ static void pvti_save_config(pvti_text *out, const pvt_tokenizer *t)
                      t->adds_bos && t->bos >= 0 ? "true" : "false");
 }
 
-/* The files that it was loaded from: its own, and those of the table that lie beside it, except a
-   tokenizer.json beside a tokenizer.model, which this tokenizer is not. *config: is tokenizer_config.json
-   among them? */
-static pvt_result pvti_save_copies(const pvt_tokenizer *t, pvti_exchange *ex, bool *config)
+/* ---- tokenizer.model ---- */
+
+static void pvti_proto_put_varint(pvti_text *out, uint64_t value)
 {
-    int64_t i;
-    PVTI_TRY(pvti_exchange_copy(ex, t->path, t->file));
-    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
-        const char *name = pvti_saved_names[i].name;
-        char from[PVTI_PATH_BYTES];
-        if (pvti_saved_names[i].part != PVTI_SAVED_TOKENIZER || strcmp(name, t->file) == 0 ||
-            strcmp(name, "tokenizer.json") == 0)
-            continue;
-        PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
-        if (!pvti_path_exists(from)) continue;
-        PVTI_TRY(pvti_exchange_copy(ex, from, name));
-        *config = *config || strcmp(name, "tokenizer_config.json") == 0;
+    char byte;
+    for (; value > 127; value >>= 7) {
+        byte = (char)(uint8_t)(value | 128);
+        pvti_text_put(out, &byte, 1);
     }
+    byte = (char)value;
+    pvti_text_put(out, &byte, 1);
+}
+static void pvti_proto_put_int(pvti_text *out, int field, int64_t value)
+{
+    pvti_proto_put_varint(out, (uint64_t)field << 3);
+    pvti_proto_put_varint(out, (uint64_t)value);
+}
+static void pvti_proto_put_float(pvti_text *out, int field, float value)
+{
+    pvti_proto_put_varint(out, (uint64_t)field << 3 | 5);
+    pvti_text_put(out, (const char *)&value, 4);
+}
+static void pvti_proto_put_bytes(pvti_text *out, int field, const char *data, int64_t n)
+{
+    pvti_proto_put_varint(out, (uint64_t)field << 3 | 2);
+    pvti_proto_put_varint(out, (uint64_t)n);
+    pvti_text_put(out, data, n);
+}
+/* A message becomes a field of the one around it. */
+static void pvti_proto_put_message(pvti_text *out, int field, pvti_text *message)
+{
+    pvti_proto_put_bytes(out, field, message->data, message->size);
+    out->failed |= message->failed;
+    message->size = 0;
+}
+
+/*  Scores that make SentencePiece merge in the order of a tokenizer.json's list. It merges any two
+    neighbours whose concatenation is a piece, the best score first: so the list must hold every split of
+    every piece, and the merges into one piece must stand together. *same: they do. */
+static pvt_result pvti_save_scores(const pvt_tokenizer *t, float *scores, bool *same)
+{
+    pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->n_merges + 1);
+    int64_t slot, n = 0, i, id, splits = 0, next = 0, previous = -1;
+    if (!items) return PVT_ERR_MEMORY;
+    *same = pvti_merges_split((pvt_tokenizer *)(uintptr_t)t, NULL, &splits) == PVT_OK;
+    *same = *same && splits == t->n_merges;
+    for (slot = 0; slot < t->merges_size && *same; slot++) {
+        const pvti_merge *m = &t->merges[slot];
+        if (!m->id1) continue;
+        *same = t->pieces[m->left].type == PVTI_PIECE_NORMAL &&
+                t->pieces[m->right].type == PVTI_PIECE_NORMAL &&
+                t->pieces[m->id1 - 1].type == PVTI_PIECE_NORMAL;
+        items[n].key = m->rank, items[n++].index = (int64_t)m->id1 - 1;
+    }
+    if (*same) pvti_sort(items, n, NULL, NULL);
+    for (id = 0; id < t->V; id++) scores[id] = 1;
+    for (i = 0; i < n && *same; i++) {
+        id = items[i].index;
+        if (id != previous && scores[id] <= 0) *same = false;
+        if (id != previous) scores[id] = -(float)next++;
+        previous = id;
+    }
+    for (id = 0; id < t->V; id++) /* pieces that nothing merges into: where they stand does not matter */
+        if (scores[id] > 0) scores[id] = -(float)next++;
+    pvti_free(t->ctx, items);
     return PVT_OK;
+}
+
+/* Can SentencePiece do what this vocabulary does, its order of merges aside? */
+static bool pvti_save_model_possible(const pvt_tokenizer *t)
+{
+    int64_t bytes = 0, i;
+    bool each_space = t->words == PVTI_WORDS_EACH_SPACE; /* no merge across the start of a word */
+    for (i = 0; i < 256; i++) bytes += t->byte_id[i] >= 0;
+    for (i = 0; i < t->V && each_space; i++) {
+        const pvti_piece *piece = &t->pieces[i];
+        if (piece->type == PVTI_PIECE_NORMAL && piece->bytes > 1 &&
+            memchr(t->pool + piece->start + 1, ' ', piece->bytes - 1)) return false;
+    }
+    return t->spaces && !t->nfc && !t->ignore_merges && t->unknown >= 0 &&
+           (bytes == 256 || (bytes == 0 && t->fuse_unknown));
+}
+
+/* One piece. Pieces must differ and not be empty: what is none gets a name that no text has. */
+static void pvti_save_model_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id, float score)
+{
+    const pvti_piece *piece = &t->pieces[id];
+    pvti_text text = pvti_save_spelling(t, id), message = pvti_text_begin(t->ctx);
+    int type = piece->type;
+    if (type == PVTI_PIECE_UNKNOWN) type = PVTI_PIECE_CONTROL; /* there is one unknown piece */
+    if (id == t->unknown) type = PVTI_PIECE_UNKNOWN;
+    if (type != PVTI_PIECE_BYTE &&
+        (type == PVTI_PIECE_HOLE || type == PVTI_PIECE_UNUSED || piece->bytes == 0 ||
+         pvti_vocab_find(t, t->pool + piece->start, piece->bytes) != id ||
+         pvti_byte_piece(text.data, text.size) >= 0 || !pvti_utf8_valid(text.data, text.size))) {
+        type = PVTI_PIECE_UNUSED;
+        text.size = 0;
+        pvti_text_printf(&text, "<no piece %lld>", (long long)id);
+    }
+    pvti_proto_put_bytes(&message, 1, text.data, text.size);
+    pvti_proto_put_float(&message, 2, score);
+    if (type != PVTI_PIECE_NORMAL) pvti_proto_put_int(&message, 3, type);
+    message.failed |= text.failed;
+    pvti_proto_put_message(out, 1, &message);
+    pvti_text_free(&message);
+    pvti_text_free(&text);
+}
+
+/* The trainer's part, with what decides on ids, and the normalizer's: no rules but the space in front. */
+static void pvti_save_model_specs(pvti_text *out, const pvt_tokenizer *t)
+{
+    int32_t ids[3];
+    int i;
+    pvti_text message = pvti_text_begin(t->ctx);
+    ids[0] = t->unknown, ids[1] = t->bos, ids[2] = t->eos;
+    pvti_proto_put_int(&message, 3, 2); /* BPE */
+    pvti_proto_put_int(&message, 4, t->V);
+    pvti_proto_put_int(&message, 35, t->byte_id[0] >= 0);
+    for (i = 0; i < 3; i++) pvti_proto_put_int(&message, 40 + i, ids[i]);
+    pvti_proto_put_int(&message, 43, -1); /* no padding */
+    for (i = 0; i < 3; i++) {
+        pvti_text text = ids[i] >= 0 ? pvti_save_spelling(t, ids[i]) : pvti_text_begin(t->ctx);
+        if (ids[i] >= 0) pvti_proto_put_bytes(&message, 45 + i, text.data, text.size);
+        message.failed |= text.failed;
+        pvti_text_free(&text);
+    }
+    pvti_proto_put_message(out, 2, &message);
+    pvti_proto_put_bytes(&message, 1, "identity", 8);
+    pvti_proto_put_int(&message, 3, t->prefix != PVTI_PREFIX_NONE);
+    pvti_proto_put_int(&message, 4, t->collapse);
+    pvti_proto_put_int(&message, 5, 1); /* spaces as U+2581 */
+    pvti_proto_put_message(out, 3, &message);
+    pvti_text_free(&message);
+}
+
+/* The text stays empty when SentencePiece cannot do what this vocabulary does. */
+static pvt_result pvti_save_model(pvti_text *out, const pvt_tokenizer *t)
+{
+    float *scores;
+    bool same = true;
+    int64_t id;
+    pvt_result result = PVT_OK;
+    if (!pvti_save_model_possible(t)) return PVT_OK;
+    scores = PVTI_NEW(t->ctx, float, t->V);
+    if (!scores) return PVT_ERR_MEMORY;
+    if (!t->scored) result = pvti_save_scores(t, scores, &same);
+    for (id = 0; id < t->V && t->scored; id++) scores[id] = t->pieces[id].score;
+    for (id = 0; id < t->V && result == PVT_OK && same; id++) pvti_save_model_piece(out, t, id, scores[id]);
+    if (result == PVT_OK && same) pvti_save_model_specs(out, t);
+    pvti_free(t->ctx, scores);
+    return result != PVT_OK ? result : pvti_text_check(out);
+}
+
+/* ---- the files ---- */
+
+/* A copy of the file of that name beside the one that the tokenizer came from. *found: there is one. */
+static pvt_result pvti_save_beside(const pvt_tokenizer *t, pvti_exchange *ex, const char *name, bool *found)
+{
+    char from[PVTI_PATH_BYTES];
+    *found = false;
+    if (!t->file) return PVT_OK;
+    PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
+    *found = pvti_path_exists(from);
+    return *found ? pvti_exchange_copy(ex, from, name) : PVT_OK;
+}
+
+/* A file made from the vocabulary; there is none when the text is empty. */
+static pvt_result pvti_save_made(pvti_exchange *ex, const char *name, pvti_text *text)
+{
+    pvt_result result = pvti_text_check(text);
+    if (result == PVT_OK && text->size > 0) result = pvti_exchange_put(ex, name, text->data, text->size);
+    text->size = 0;
+    return result;
+}
+
+static pvt_result pvti_save_vocabulary(const pvt_tokenizer *t, pvti_exchange *ex, pvti_text *text)
+{
+    bool json = t->file && strcmp(t->file, "tokenizer.json") == 0, found = false;
+    if (t->file) PVTI_TRY(pvti_exchange_copy(ex, t->path, t->file));
+    if (!t->file || (!json && pvti_save_json_possible(t))) {
+        PVTI_TRY(pvti_save_json(text, t));
+        PVTI_TRY(pvti_save_made(ex, "tokenizer.json", text));
+    }
+    if (!t->spaces || (t->file && !json)) return PVT_OK;
+    PVTI_TRY(pvti_save_beside(t, ex, "tokenizer.model", &found));
+    if (!found) PVTI_TRY(pvti_save_model(text, t));
+    return pvti_save_made(ex, "tokenizer.model", text);
 }
 
 /* Everything of the tokenizer's among the files of an exchange. */
 static pvt_result pvti_tokenizer_put(const pvt_tokenizer *t, pvti_exchange *ex)
 {
+    static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                                         "tokenizer_config.json"};
     bool config = false;
-    pvt_result result = PVT_OK;
+    int64_t i;
     pvti_text text = pvti_text_begin(t->ctx);
-    if (t->file) {
-        result = pvti_save_copies(t, ex, &config);
-    } else {
-        result = pvti_save_json(&text, t);
-        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer.json", text.data, text.size);
-        text.size = 0;
-    }
+    pvt_result result = pvti_save_vocabulary(t, ex, &text);
+    for (i = 0; i < PVTI_COUNT(beside) && result == PVT_OK; i++)
+        result = pvti_save_beside(t, ex, beside[i], &config);
     if (result == PVT_OK && !config) {
         pvti_save_config(&text, t);
-        result = pvti_text_check(&text);
-        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer_config.json", text.data, text.size);
+        result = pvti_save_made(ex, "tokenizer_config.json", &text);
     }
     pvti_text_free(&text);
     return result;
@@ -13527,6 +13753,7 @@ struct pvt_model {
     pvti_layer *layers;
     pvt_real *norm;      /* [C], behind the last block */
     pvt_real *norm_data; /* what all norms point into */
+    pvt_dtype *norm_types; /* of the norms in the files that they were read from; NONE: from no file */
     pvti_source *source; /* the files that weights are mapped from; NULL: none */
     pvt_tokenizer *tokenizer;
     int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
@@ -13658,6 +13885,7 @@ PVT_API void pvt_model_free(pvt_model *model)
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
     pvti_free(model->ctx, model->norm_data);
+    pvti_free(model->ctx, model->norm_types);
     pvti_free(model->ctx, model);
 }
 
@@ -13673,7 +13901,8 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->bos = -1;
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
     model->norm_data = PVTI_NEW(ctx, pvt_real, n);
-    if (!model->layers || !model->norm_data) {
+    model->norm_types = PVTI_NEW(ctx, pvt_dtype, PVTI_NORMS * config->layers + 1);
+    if (!model->layers || !model->norm_data || !model->norm_types) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
@@ -13750,11 +13979,27 @@ static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const
                  suffix);
 }
 
+/* Bytes of a codebook weight in a file: codes of up to 8 bits take one byte, longer ones two. */
+static int64_t pvti_codes_bytes(const pvt_weight *weight)
+{
+    const pvt_format *f = &weight->format;
+    int64_t rows = weight->O / f->out_group, codes = rows * (weight->I / f->in_group) * f->codebooks;
+    int64_t values = ((int64_t)f->codebooks << f->bits) * f->out_group * f->in_group;
+    return codes * (f->bits <= 8 ? 1 : 2) + (values + rows) * 2;
+}
+
+static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
+{
+    const pvti_dtype *type = pvti_dtype_info(dtype);
+    return n / type->block * type->bytes;
+}
+
 PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
 {
     pvt_model *m = (pvt_model *)(uintptr_t)model; /* who may write through it is for the caller to know */
     pvt_tensor_info info;
     int64_t l = (i - 1) / PVTI_LAYER_TENSORS, j = (i - 1) % PVTI_LAYER_TENSORS;
+    int64_t norm = i == pvti_tensor_of_last_norm(model) ? PVTI_NORMS * m->config.layers : PVTI_NORMS * l + j;
     memset(&info, 0, sizeof info);
     if (i < 0 || i >= pvt_model_tensors(model)) return info;
     pvti_tensor_name(model, i, false, ".weight", info.name);
@@ -13764,20 +14009,45 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     else if (j < PVTI_NORMS) info.values = m->layers[l].norm[j];
     else info.weight = &m->layers[l].linear[j - PVTI_NORMS], info.linear = true;
     info.n = info.weight ? info.weight->O * info.weight->I : m->config.dim;
+    if (!info.weight) info.dtype = m->norm_types[norm] ? m->norm_types[norm] : PVTI_DTYPE_REAL;
+    else if (info.weight->format.kind == PVT_FORMAT_DENSE) info.dtype = info.weight->dtype;
+    if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
+    else if (info.weight->ctx) info.bytes = pvti_codes_bytes(info.weight); /* NULL: still to be loaded */
     return info;
 }
 
-PVT_API double pvt_model_bits(const pvt_model *model, bool all)
+/* Does a save write this tensor as codes? */
+static bool pvti_save_codes(const pvt_model *model, const pvt_save_desc *as, const pvt_tensor_info *t)
 {
-    double bits = 0, n = 0;
-    int64_t i;
+    if (!t->weight || t->weight->format.kind == PVT_FORMAT_DENSE) return false;
+    return !as->dense && !(as->dense_embedding && t->weight == &model->embed);
+}
+
+PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
+{
+    pvt_bits sum;
+    double packed;
+    int64_t i, linears = 0;
+    memset(&sum, 0, sizeof sum);
     for (i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        if (!all && !t.linear) continue;
-        bits += (t.weight ? pvt_weight_bits(t.weight) : 16) * (double)t.n;
-        n += (double)t.n;
+        bool codes = as ? pvti_save_codes(model, as, &t) : t.dtype == PVT_DTYPE_NONE;
+        int64_t bytes = as && !codes ? pvti_dense_bytes(t.n, as->dtype ? as->dtype : PVT_F16) : t.bytes;
+        packed = codes ? pvt_weight_bits(t.weight) * (double)t.n : 8.0 * (double)bytes;
+        sum.params += t.n, sum.bytes += bytes, sum.packed_all += packed;
+        if (t.linear) linears += t.n, sum.linears += 8.0 * (double)bytes, sum.packed_linears += packed;
     }
-    return bits / n;
+    sum.linears /= (double)linears, sum.packed_linears /= (double)linears;
+    sum.all = 8.0 * (double)sum.bytes / (double)sum.params, sum.packed_all /= (double)sum.params;
+    return sum;
+}
+
+PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
+{
+    const pvti_source *source = model->source;
+    int64_t bytes = source ? source->gguf.map.size + source->llama2c.map.size : 0, i;
+    for (i = 0; source && i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
+    return bytes;
 }
 
 /* ---- making and copying ---- */
@@ -14670,6 +14940,7 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
     char name[32];
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
     method = pvti_json_find(j, node, "quant_method");
+    if (method < 0) method = pvti_json_find(j, node, "pvtune_method"); /* see pvti_export_quantization */
     if (!pvti_json_equals(j, method, "aqlm")) {
         name[0] = 0;
         pvti_json_string(j, method, name, sizeof name);
@@ -14887,13 +15158,14 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
 }
 
 static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *suffix, int rank,
-                                   const int64_t *shape, pvt_real *out)
+                                   const int64_t *shape, pvt_real *out, pvt_dtype *dtype)
 {
     char name[PVTI_NAME];
     pvti_tensor t;
     const pvti_dtype *type;
     PVTI_TRY(pvti_load_tensor(a, i, suffix, rank, shape, name, &t));
     type = pvti_dtype_info(t.dtype);
+    if (dtype) *dtype = t.dtype;
     if (pvti_tensor_count(&t) % type->block == 0 && t.bytes) type->decode(t.data, out, t.bytes / type->bytes);
     return PVT_OK;
 }
@@ -14947,8 +15219,8 @@ static pvt_result pvti_load_aqlm(const pvti_loader *a, int64_t i, int64_t O, int
     PVTI_TRY(pvti_load_tensor(a, i, ".codes", 3, codes, name, &t));
     PVTI_TRY(pvti_weight_alloc(a->ctx, f, O, I, name, out));
     PVTI_TRY(pvti_load_codes(a, &t, name, out));
-    PVTI_TRY(pvti_load_values(a, i, ".codebooks", 4, books, out->codebooks));
-    return pvti_load_values(a, i, ".scales", 4, scales, out->scales);
+    PVTI_TRY(pvti_load_values(a, i, ".codebooks", 4, books, out->codebooks, NULL));
+    return pvti_load_values(a, i, ".scales", 4, scales, out->scales, NULL);
 }
 
 /* The file's bytes as they are, in memory of the weight's own. With head_size ≠ 0 its rows are
@@ -14995,11 +15267,12 @@ static pvt_result pvti_load_weight(const pvti_loader *a, int64_t i, pvt_weight *
 static pvt_result pvti_load_tensors(const pvti_loader *a)
 {
     pvt_model *model = a->model;
+    pvt_dtype *norm_type = model->norm_types; /* in the order of the tensors */
     int64_t i;
     for (i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
-        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &model->config.dim, info.values));
+        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &model->config.dim, info.values, norm_type++));
     }
     return pvti_model_tie(model);
 }
@@ -15447,33 +15720,40 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     return result;
 }
 // >>save
-/*  The AQLM layout of Hugging Face, or plain fp16 weights: the files of one >>exchange. */
+/*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
 
-/* ---- fp16 ---- */
+/* ---- rounding ---- */
 
-/* to = fp16 of from; the first value that does not fit is an error that names the tensor. */
-static pvt_result pvti_round_values(pvt_ctx *ctx, uint16_t *to, const pvt_real *from, int64_t n,
+/* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
+static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
                                     const char *name, int64_t offset)
 {
+    /* from here on a number rounds to infinity */
+    double limit = dtype == PVT_F16 ? 65520.0
+                 : dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
     int64_t i;
     for (i = 0; i < n; i++) {
-        if (!(from[i] < (pvt_real)65520 && from[i] > (pvt_real)-65520))
+        if (!((double)from[i] < limit && (double)from[i] > -limit))
             return pvti_fail(ctx, PVT_ERR_NUMERIC,
-                             "tensor \"%s\": element %lld is %g, which does not fit fp16 (largest 65504)",
-                             name, (long long)(offset + i), (double)from[i]);
-        to[i] = pvti_f32_to_f16((float)from[i]);
+                             "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
+                             (long long)(offset + i), (double)from[i],
+                             dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
+                             dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
+        if (dtype == PVT_F16) ((uint16_t *)to)[i] = pvti_f32_to_f16((float)from[i]);
+        else if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
+        else ((float *)to)[i] = (float)from[i];
     }
     return PVT_OK;
 }
 
-/* Rows r0 … r1−1 of any weight as fp16; `row` has room for them. */
-static pvt_result pvti_round_rows(const pvt_weight *weight, uint16_t *to, pvt_real *rows, int64_t r0,
-                                  int64_t r1, const char *name)
+/* Rows r0 … r1−1 of any weight in dtype; `rows` has room for them. */
+static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, void *to, pvt_real *rows,
+                                  int64_t r0, int64_t r1, const char *name)
 {
     weight->kind->tile(weight, rows, weight->I, r0, r1, 0, weight->I);
-    return pvti_round_values(weight->ctx, to, rows, (r1 - r0) * weight->I, name, r0 * weight->I);
+    return pvti_round_values(weight->ctx, dtype, to, rows, (r1 - r0) * weight->I, name, r0 * weight->I);
 }
 
 /* A dense weight from a file becomes an fp16 array of its own. */
@@ -15484,7 +15764,8 @@ static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char
     pvt_real *rows = PVTI_NEW(ctx, pvt_real, step * weight->I);
     pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
     for (r = 0; r < weight->O && result == PVT_OK; r += step)
-        result = pvti_round_rows(weight, half + r * weight->I, rows, r, PVTI_MIN(weight->O, r + step), name);
+        result = pvti_round_rows(weight, PVT_F16, half + r * weight->I, rows, r,
+                                 PVTI_MIN(weight->O, r + step), name);
     pvti_free(ctx, rows);
     if (result != PVT_OK) {
         pvti_free(ctx, half);
@@ -15501,7 +15782,7 @@ static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 {
     for (int64_t k = 0; t->values && k < t->n; k++) {
         uint16_t half;
-        PVTI_TRY(pvti_round_values(ctx, &half, t->values + k, 1, t->name, k));
+        PVTI_TRY(pvti_round_values(ctx, PVT_F16, &half, t->values + k, 1, t->name, k));
         t->values[k] = (pvt_real)pvti_f16_to_f32(half);
     }
     if (!t->weight || (t->weight->format.kind == PVT_FORMAT_DENSE && t->weight->dtype == PVT_F16)) return PVT_OK;
@@ -15542,13 +15823,13 @@ typedef struct pvti_export_item {
 typedef struct pvti_exporter {
     pvt_ctx *ctx;
     const pvt_model *model;
-    bool dense;
+    pvt_save_desc desc; /* with its defaults filled in */
     pvt_format format; /* of all quantized weights; dense: there are none */
     pvti_export_item *items;
     pvti_tensor *tensors; /* as the file will list them */
     int64_t n;
     pvt_real *chunk; /* at least PVTI_SAVE_CHUNK numbers, or a row */
-    uint16_t *half;
+    float *rounded;  /* the same number of them in the file's type, at most four bytes each */
 } pvti_exporter;
 
 static void pvti_export_add(pvti_exporter *s, int64_t tensor, pvti_part part, pvt_dtype dtype, int rank,
@@ -15576,12 +15857,12 @@ static pvt_result pvti_export_list(pvti_exporter *s)
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         const pvt_format *f = t.weight ? &t.weight->format : NULL;
         if (!t.weight) {
-            pvti_export_add(s, i, PVTI_PART_NORM, PVT_F16, 1, t.n, 1, 1, 1);
+            pvti_export_add(s, i, PVTI_PART_NORM, s->desc.dtype, 1, t.n, 1, 1, 1);
             continue;
         }
         widest = PVTI_MAX(widest, t.weight->I);
-        if (s->dense || f->kind == PVT_FORMAT_DENSE) {
-            pvti_export_add(s, i, PVTI_PART_DENSE, PVT_F16, 2, t.weight->O, t.weight->I, 1, 1);
+        if (!pvti_save_codes(s->model, &s->desc, &t)) {
+            pvti_export_add(s, i, PVTI_PART_DENSE, s->desc.dtype, 2, t.weight->O, t.weight->I, 1, 1);
             continue;
         }
         if (s->format.kind == PVT_FORMAT_DENSE) s->format = *f;
@@ -15598,18 +15879,18 @@ static pvt_result pvti_export_list(pvti_exporter *s)
         pvti_export_add(s, i, PVTI_PART_SCALES, PVT_F16, 4, t.weight->O / f->out_group, 1, 1, 1);
     }
     s->chunk = PVTI_NEW(s->ctx, pvt_real, widest);
-    s->half = PVTI_NEW(s->ctx, uint16_t, widest);
-    return s->chunk && s->half ? PVT_OK : PVT_ERR_MEMORY;
+    s->rounded = PVTI_NEW(s->ctx, float, widest);
+    return s->chunk && s->rounded ? PVT_OK : PVT_ERR_MEMORY;
 }
 
-static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, int64_t n, const char *name,
-                                     pvti_writer *w)
+static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, pvt_dtype dtype, int64_t n,
+                                     const char *name, pvti_writer *w)
 {
     int64_t i, step;
     for (i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
-        PVTI_TRY(pvti_round_values(s->ctx, s->half, values + i, step, name, i));
-        PVTI_TRY(pvti_writer_put(w, s->half, step * 2));
+        PVTI_TRY(pvti_round_values(s->ctx, dtype, s->rounded, values + i, step, name, i));
+        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes(step, dtype)));
     }
     return PVT_OK;
 }
@@ -15618,8 +15899,8 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, i
 static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, int64_t n, pvti_writer *w)
 {
     int64_t sign = (int64_t)1 << (weight->format.bits - 1), i, j, step;
-    int8_t *bytes = (int8_t *)s->half;
-    int16_t *words = (int16_t *)s->half;
+    int8_t *bytes = (int8_t *)s->rounded;
+    int16_t *words = (int16_t *)s->rounded;
     for (i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         for (j = 0; j < step; j++) {
@@ -15628,7 +15909,7 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
             if (weight->format.bits <= 8) bytes[j] = (int8_t)code;
             else words[j] = (int16_t)code;
         }
-        PVTI_TRY(pvti_writer_put(w, s->half, step * (weight->format.bits <= 8 ? 1 : 2)));
+        PVTI_TRY(pvti_writer_put(w, s->rounded, step * (weight->format.bits <= 8 ? 1 : 2)));
     }
     return PVT_OK;
 }
@@ -15639,8 +15920,8 @@ static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, 
     int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
     for (r = 0; r < weight->O; r += step) {
         int64_t end = PVTI_MIN(weight->O, r + step);
-        PVTI_TRY(pvti_round_rows(weight, s->half, s->chunk, r, end, name));
-        PVTI_TRY(pvti_writer_put(w, s->half, (end - r) * weight->I * 2));
+        PVTI_TRY(pvti_round_rows(weight, s->desc.dtype, s->rounded, s->chunk, r, end, name));
+        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes((end - r) * weight->I, s->desc.dtype)));
     }
     return PVT_OK;
 }
@@ -15651,12 +15932,13 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     pvti_exporter *s = (pvti_exporter *)user;
     const pvti_export_item *item = &s->items[index];
     pvt_tensor_info t = pvt_model_tensor(s->model, item->tensor);
+    pvt_dtype dtype = s->tensors[index].dtype;
     int64_t n = pvti_tensor_count(&s->tensors[index]);
     switch (item->part) {
     case PVTI_PART_CODES: return pvti_export_codes(s, t.weight, n, w);
-    case PVTI_PART_CODEBOOKS: return pvti_export_values(s, t.weight->codebooks, n, item->name, w);
-    case PVTI_PART_SCALES: return pvti_export_values(s, t.weight->scales, n, item->name, w);
-    case PVTI_PART_NORM: return pvti_export_values(s, t.values, n, item->name, w);
+    case PVTI_PART_CODEBOOKS: return pvti_export_values(s, t.weight->codebooks, dtype, n, item->name, w);
+    case PVTI_PART_SCALES: return pvti_export_values(s, t.weight->scales, dtype, n, item->name, w);
+    case PVTI_PART_NORM: return pvti_export_values(s, t.values, dtype, n, item->name, w);
     default: return pvti_export_dense(s, t.weight, item->name, w);
     }
 }
@@ -15708,22 +15990,41 @@ static void pvti_export_rope(pvti_text *text, const pvt_model_config *c)
     pvti_text_printf(text, ",\n");
 }
 
+/* Does the file hold the embedding as codes? */
+static bool pvti_export_codes_embedding(const pvti_exporter *s)
+{
+    pvt_tensor_info t = pvt_model_tensor(s->model, 0);
+    return pvti_save_codes(s->model, &s->desc, &t);
+}
+
+/*  transformers takes AQLM in linear layers only and fills an embedding of codes with random numbers.
+    Where there is no "quant_method" at all it refuses; an unknown one makes it warn and load every weight
+    at random. */
 static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_format *f = &s->format;
+    bool ours = pvti_export_codes_embedding(s);
     int64_t i;
     if (f->kind == PVT_FORMAT_DENSE) return;
-    pvti_text_printf(
-        text,
-        "  \"quantization_config\": {\n    \"quant_method\": \"aqlm\",\n    \"nbits_per_codebook\": %d,\n"
-        "    \"num_codebooks\": %d,\n    \"in_group_size\": %d,\n    \"out_group_size\": %d,\n"
-        "    \"linear_weights_not_to_quantize\": [",
-        f->bits, f->codebooks, f->in_group, f->out_group);
+    pvti_text_printf(text, "  \"quantization_config\": {\n    \"%s\": \"aqlm\",\n",
+                     ours ? "pvtune_method" : "quant_method");
+    if (ours)
+        pvti_text_printf(text,
+                         "    \"pvtune_note\": \"the embedding is quantized, which transformers cannot load; "
+                         "pvtune can, and its export --to hf writes a directory for transformers\",\n");
+    pvti_text_printf(text,
+                     "    \"nbits_per_codebook\": %d,\n    \"num_codebooks\": %d,\n"
+                     "    \"in_group_size\": %d,\n    \"out_group_size\": %d,\n"
+                     "    \"linear_weights_not_to_quantize\": [",
+                     f->bits, f->codebooks, f->in_group, f->out_group);
+    /* transformers 4 looks for names of weights, 5 for names of modules */
     for (i = 0; i < s->n; i++)
         if (s->items[i].part == PVTI_PART_DENSE || s->items[i].part == PVTI_PART_NORM)
-            pvti_text_printf(text, "\n      \"%s\",", s->items[i].name);
-    /* transformers looks for the head's name even when a tied one has no tensor of its own */
-    if (s->model->config.tied) pvti_text_printf(text, "\n      \"lm_head.weight\"");
+            pvti_text_printf(text, "\n      \"%.*s\",\n      \"%s\",",
+                             (int)(strlen(s->items[i].name) - strlen(".weight")), s->items[i].name,
+                             s->items[i].name);
+    /* … and for the head's even when a tied one has no tensor of its own */
+    if (s->model->config.tied) pvti_text_printf(text, "\n      \"lm_head\",\n      \"lm_head.weight\"");
     else if (text->size > 0 && text->data && text->data[text->size - 1] == ',') text->size--;
     pvti_text_printf(text, "\n    ]\n  },\n");
 }
@@ -15754,7 +16055,121 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
     pvti_text_printf(text, "  \"tie_word_embeddings\": %s,\n", c->tied ? "true" : "false");
     pvti_export_ends(text, s->model);
     pvti_export_quantization(text, s);
-    pvti_text_printf(text, "  \"torch_dtype\": \"float16\"\n}\n");
+    pvti_text_printf(text, "  \"torch_dtype\": \"%s\"\n}\n",
+                     s->desc.dtype == PVT_F16    ? "float16"
+                     : s->desc.dtype == PVT_BF16 ? "bfloat16" : "float32");
+}
+
+/* ---- the model card ---- */
+
+/* How a card of ours begins: YAML front matter must come first, so the mark is a comment in it. */
+static const char pvti_card_mark[] =
+    "---\n# written by pvtune, whose saves replace this file as long as this line stands here\n";
+
+/* A name for a table of Markdown: without what would end the cell or the code. */
+static void pvti_card_name(pvti_text *text, const char *name)
+{
+    for (; *name; name++)
+        pvti_text_put(text, (uint8_t)*name < 32 || *name == 127 || strchr("|`<>", *name) ? "_" : name, 1);
+}
+
+static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    pvt_bits bits = pvt_model_bits(s->model, &s->desc);
+    char format[48];
+    pvt_format_text(&s->format, format);
+    pvti_text_printf(text, "| | |\n|---|---|\n");
+    if (s->desc.base_model) {
+        pvti_text_printf(text, "| made from | `");
+        pvti_card_name(text, s->desc.base_model);
+        pvti_text_printf(text, "` |\n");
+    }
+    pvti_text_printf(text, "| architecture | %s, %lld layers, width %lld, vocabulary %lld |\n", c->family,
+                     (long long)c->layers, (long long)c->dim, (long long)c->vocab);
+    pvti_text_printf(text, "| format | `%s` |\n| bits per weight of the blocks' linears | ", format);
+    pvti_text_number(text, bits.linears, 4);
+    if (bits.packed_linears < bits.linears) {
+        pvti_text_printf(text, " (");
+        pvti_text_number(text, bits.packed_linears, 4);
+        pvti_text_printf(text, " if its codes of %d bits were packed)", s->format.bits);
+    }
+    pvti_text_printf(text, " |\n| bits per weight of the whole file | ");
+    pvti_text_number(text, bits.all, 4);
+    pvti_text_printf(text, " (%lld parameters in %lld bytes) |\n", (long long)bits.params,
+                     (long long)bits.bytes);
+}
+
+static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
+{
+    bool codes = s->format.kind != PVT_FORMAT_DENSE, ours = pvti_export_codes_embedding(s);
+    pvti_text_printf(text, "\n## Loading\n\n");
+    if (ours)
+        pvti_text_printf(text, "The embedding is quantized, and transformers' AQLM has linear layers only:\n"
+                               "it refuses this directory. `pvtune export DIR --to hf -o OUT` writes one\n"
+                               "that it loads, with the embedding dense. ");
+    else if (codes)
+        pvti_text_printf(text, "transformers, checked with 4.49 and 5.24, and aqlm 1.1.7:\n\n"
+                               "    pip install transformers accelerate 'aqlm[cpu]'  # GPU: 'aqlm[gpu]'\n\n"
+                               "```python\nimport torch\n"
+                               "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+                               "# float32 on a CPU; transformers before 4.56 calls it torch_dtype\n"
+                               "model = AutoModelForCausalLM.from_pretrained(\"DIR\", dtype=torch.float32)\n"
+                               "tokenizer = AutoTokenizer.from_pretrained(\"DIR\")\n```\n\n");
+    else pvti_text_printf(text, "Plain weights: transformers, and whatever else reads such directories. ");
+    if (codes && !ours && s->format.bits == 8)
+        pvti_text_printf(text, s->format.out_group == 1
+                                   ? "On a CPU set `NUMBA_NUM_THREADS=1`: aqlm 1.1.7 adds up from several\n"
+                                     "threads at once without care.\n"
+                                   : "On a CPU aqlm 1.1.7 fails on groups of several rows, 256 entries.\n");
+    if (codes && !ours) pvti_text_printf(text, "vLLM does not load it: it has dropped AQLM. ");
+    pvti_text_printf(text, "pvtune loads it: `pvtune generate DIR -p PROMPT`.\n");
+}
+
+static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
+{
+    pvti_text_put(text, pvti_card_mark, (int64_t)sizeof pvti_card_mark - 1);
+    if (s->desc.base_model) {
+        pvti_text_printf(text, "base_model: ");
+        pvti_text_string(text, s->desc.base_model, (int64_t)strlen(s->desc.base_model));
+        pvti_text_printf(text, "\n");
+    }
+    if (!pvti_export_codes_embedding(s)) pvti_text_printf(text, "library_name: transformers\n");
+    pvti_text_printf(text, "pipeline_tag: text-generation\ntags:\n- pvtune\n%s---\n\n"
+                           "# A language model written by pvtune\n\n",
+                     s->format.kind != PVT_FORMAT_DENSE ? "- aqlm\n" : "");
+    pvti_card_facts(text, s);
+    if (s->desc.card) pvti_text_printf(text, "\n%s", s->desc.card);
+    pvti_card_loading(text, s);
+}
+
+/* Is there no file, or a card of ours? */
+static bool pvti_card_replaceable(pvt_ctx *ctx, const char *path)
+{
+    pvti_map map;
+    bool ours;
+    if (!pvti_path_exists(path)) return true;
+    if (pvti_map_open(ctx, path, &map) != PVT_OK) return false;
+    ours = map.size >= (int64_t)sizeof pvti_card_mark - 1 &&
+           memcmp(map.data, pvti_card_mark, sizeof pvti_card_mark - 1) == 0;
+    pvti_map_close(ctx, &map);
+    return ours;
+}
+
+/* A card that is not ours stays; one of ours goes without a new one: it would describe another model. */
+static pvt_result pvti_export_card(const pvti_exporter *s, pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_text text = pvti_text_begin(s->ctx);
+    pvt_result result;
+    PVTI_TRY(pvti_path_join(s->ctx, path, ex->dir, "README.md"));
+    if (!pvti_card_replaceable(s->ctx, path)) return PVT_OK;
+    if (s->desc.no_card) return pvti_exchange_drop(ex, "README.md");
+    pvti_card_text(&text, s);
+    result = pvti_text_check(&text);
+    if (result == PVT_OK) result = pvti_exchange_put(ex, "README.md", text.data, text.size);
+    pvti_text_free(&text);
+    return result;
 }
 
 /* ---- the directory ---- */
@@ -15774,6 +16189,7 @@ static pvt_result pvti_export_files(pvti_exporter *s, pvti_exchange *ex)
     if (result == PVT_OK) result = pvti_exchange_put(ex, "config.json", text.data, text.size);
     pvti_text_free(&text);
     if (result == PVT_OK && model->tokenizer) result = pvti_tokenizer_put(model->tokenizer, ex);
+    if (result == PVT_OK) result = pvti_export_card(s, ex);
     if (result == PVT_OK && model->generation_config)
         result = pvti_exchange_put(ex, "generation_config.json", model->generation_config,
                                    model->generation_config_bytes);
@@ -15798,13 +16214,18 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     memset(&exchange, 0, sizeof exchange);
     saver.ctx = model->ctx;
     saver.model = model;
-    saver.dense = desc && desc->dense;
-    result = pvti_export_directory(&saver, dir, desc && desc->overwrite, &exchange);
+    if (desc) saver.desc = *desc;
+    if (!saver.desc.dtype) saver.desc.dtype = PVT_F16;
+    if (saver.desc.dtype > PVT_BF16)
+        result = pvti_fail(model->ctx, PVT_ERR_ARGUMENT, "a model is saved in fp16, bf16 or fp32, not as %s",
+                           pvti_dtype_info(saver.desc.dtype) ? pvti_dtype_info(saver.desc.dtype)->name
+                                                             : "that");
+    else result = pvti_export_directory(&saver, dir, saver.desc.overwrite, &exchange);
     pvti_exchange_end(&exchange);
     pvti_free(model->ctx, saver.items);
     pvti_free(model->ctx, saver.tensors);
     pvti_free(model->ctx, saver.chunk);
-    pvti_free(model->ctx, saver.half);
+    pvti_free(model->ctx, saver.rounded);
     return result;
 }
 #if PVTUNE_LAYER >= 2
@@ -15898,6 +16319,14 @@ static bool pvti_name_skipped(const char *patterns, const char *name)
         patterns += n + (patterns[n] == ',');
     }
     return false;
+}
+
+/* Does this calibration turn that tensor into codes? */
+static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc *d, const pvt_tensor_info *t)
+{
+    if (t->linear) return !pvti_name_skipped(d->skip, t->name);
+    if (t->weight == &model->embed) return d->embedding || (d->head && model->config.tied);
+    return t->weight && d->head;
 }
 
 static int64_t pvti_input_width(const pvti_quantizer *z, int input)
@@ -16460,11 +16889,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                              (long long)corpus->ids[i], (long long)c->vocab);
     for (i = 0; i < tensors; i++) { /* refuse before the first hour, not after */
         pvt_tensor_info info = pvt_model_tensor(z->model, i);
-        bool wanted =
-            info.linear ? !pvti_name_skipped(d->skip, info.name)
-                        : info.weight && (info.weight == &z->model->embed ? d->embedding || (d->head && c->tied)
-                                                                          : d->head);
-        if (!wanted) continue;
+        if (!pvti_quantize_wants(z->model, d, &info)) continue;
         if (info.weight->format.kind != PVT_FORMAT_DENSE)
             return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s is quantized already; start from the original model",
                              info.name);
@@ -17012,7 +17437,8 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
 {
     for (int64_t i = 0; i < t->n_best; i++) {
         const pvti_best *b = &t->best[i];
-        if (b->value) PVTI_TRY(pvti_round_values(t->ctx, (uint16_t *)b->data, b->value->w, b->n, b->entry->name, 0));
+        if (b->value)
+            PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
         else memcpy(b->data, b->entry->weight->codes, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
     }
     return PVT_OK;

@@ -301,6 +301,74 @@ static void test_results(pvt_ctx *ctx)
     CHECK(json_has(ctx, "plan_bytes"));
 }
 
+/* The text of a number in the JSON on stdout. Static memory, two of them in turn. */
+static const char *json_number(const char *key)
+{
+    static char values[2][64];
+    static int turn;
+    char wanted[64], *value = values[turn = !turn];
+    const char *at;
+    snprintf(wanted, sizeof wanted, "\"%s\":", key);
+    at = strstr(out_text, wanted);
+    value[0] = 0;
+    if (at) snprintf(value, sizeof values[0], "%.*s", (int)strcspn(at + strlen(wanted), ",}"), at + strlen(wanted));
+    return value;
+}
+
+/* What a verb says about its result is what info finds in the file; with codes of 4 bits, which take a byte. */
+static void test_bits(const char *made_by, const char *result)
+{
+    static const char *const keys[] = {"bits_per_weight", "bits_per_weight_packed", "bits_per_weight_all", "file_bits_per_weight"};
+    char said[4][64];
+    int64_t bytes, params;
+    int i;
+    CHECK_RUN(run("%s --json", made_by));
+    for (i = 0; i < 4; i++) snprintf(said[i], sizeof said[i], "%s", json_number(keys[i]));
+    CHECK_RUN(run("info %s --json", result));
+    for (i = 0; i < 4; i++) {
+        CHECK(said[i][0] && strcmp(said[i], json_number(keys[i])) == 0);
+        if (strcmp(said[i], json_number(keys[i])) != 0) printf("    %s: %s, %s\n", keys[i], said[i], json_number(keys[i]));
+    }
+    params = strtoll(json_number("params"), NULL, 10);
+    CHECK(sh("wc -c <%s/model.safetensors >size", result) == 0);
+    bytes = (int64_t)(strtod(json_number("file_bits_per_weight"), NULL) * (double)params / 8 + 0.5);
+    CHECK(params > 0 && sh("test $(cat size) = %lld", (long long)bytes) == 0);
+}
+
+static void test_ecosystem(void)
+{
+    double ppl;
+    test_bits("quantize model --calib text -o 'b 4' --format aqlm:2x4g4 --samples 8 --no-finetune -q", "'b 4'");
+    CHECK(strtod(json_number("bits_per_weight"), NULL) > strtod(json_number("bits_per_weight_packed"), NULL) + 1.9);
+    CHECK_RUN(run("info 'b 4' --tensors"));
+    CHECK(strstr(out_text, "bits (") && strstr(out_text, "with its codes packed") && strstr(out_text, "F16"));
+    test_bits("export model -o b32 --to dense --dtype f32 -q", "b32");
+    CHECK(strcmp(json_number("bits_per_weight_all"), "32") == 0);
+    test_bits("export model -o b16 --to dense --dtype bf16 -q", "b16");
+    CHECK(strcmp(json_number("bits_per_weight_all"), "16") == 0 && sh("grep -q bfloat16 b16/config.json") == 0);
+    /* before the work: what a source of another type becomes, and who will not load an embedding of codes */
+    CHECK_RUN(run("quantize b32 --calib text -o b8 --format aqlm:1x8g8 --samples 8 --no-finetune"));
+    CHECK(strstr(err_text, "note: 1 matrix stays unquantized and becomes fp16 (F32 in the source): 0.0 MB"));
+    CHECK_RUN(run("quantize model --calib text -o be --format aqlm:1x8g8 --samples 8 --no-finetune --embed"));
+    CHECK(strncmp(err_text, "note: transformers will refuse the result", 41) == 0 && strstr(err_text, "--to hf"));
+    CHECK(sh("grep -q pvtune_method be/config.json && ! grep -q quant_method be/config.json") == 0);
+    test_bits("export be -o be-hf --to hf -q", "be-hf");
+    CHECK(sh("grep -q '\"quant_method\": \"aqlm\"' be-hf/config.json") == 0);
+    CHECK_RUN(run("eval be --ppl text --windows 2 --json -q"));
+    ppl = strtod(json_number("ppl"), NULL);
+    CHECK_RUN(run("eval be-hf --ppl text --windows 2 --json -q"));
+    CHECK_NEAR(strtod(json_number("ppl"), NULL) / ppl, 1, 1e-3);
+    CHECK_REFUSED(2, "f16|bf16|f32", run("export q -o x --to dense --dtype q8_0"));
+    /* the card: what it was made from and how, by base names only */
+    CHECK_RUN(run("quantize '%s/model/' --calib '%s/text' -o \"$PWD/b c/\" --format=aqlm:1x8g8 --samples 8 --no-finetune -q", dir, dir));
+    CHECK(sh("head -2 'b c/README.md' | grep -q 'written by pvtune' && grep -q '^base_model: \"model\"' 'b c/README.md'") == 0);
+    CHECK(sh("grep -qF \"    pvtune quantize model --calib text -o 'b c' --format=aqlm:1x8g8 --samples 8 --no-finetune -q\" "
+             "'b c/README.md'") == 0);
+    CHECK(sh("! grep -qF '%s' 'b c/README.md' && ! grep -q '/tmp' 'b c/README.md'", dir) == 0);
+    CHECK_RUN(run("export q -o nocard --to hf --no-card -q"));
+    CHECK(sh("test -e nocard/config.json && test ! -e nocard/README.md") == 0);
+}
+
 static void test_tensors(pvt_ctx *ctx)
 {
     pvti_safetensors st;
@@ -501,6 +569,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
+    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
     status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
@@ -783,6 +852,7 @@ int main(void)
     test_results(ctx);
     test_tensors(ctx);
     test_overwrite();
+    test_ecosystem();
     test_numbers(ctx);
     test_stop_quantize();
     test_resume_quantize();

@@ -53,6 +53,7 @@ for layer in 0 1 2; do
     done
 done
 check "no threads" $CC $c99 -DPVTUNE_NO_THREADS -fsyntax-only -I. "$work/layer2.c"
+check "no mmap" $CC $c99 -DPVTUNE_NO_MMAP -fsyntax-only -I. "$work/layer2.c"
 check "layer 0 links" $CC -O0 -I. "$work/layer0.c" -o "$work/layer0" $link
 
 # What other headers define before ours: every one-letter name, and what complex.h, windows.h, X11 and

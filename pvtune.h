@@ -41,9 +41,9 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
-        layer 2     json · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
+        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
+        layer 2     json · exchange · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words ·
+                    encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner
 
     SWITCHES (define before the #include)
@@ -64,7 +64,10 @@
         Same bits    Same input and seed: the same bits, for any number of threads and for scalar,
                      AVX2 and AVX-512 kernels alike. Sums run in a fixed order; exp, log, sin and
                      cos are our own; a*b+c is fused only where the source says so.
-        Files        Hostile until checked. Written beside the target, flushed, renamed.
+        Files        Hostile until checked. A file is written beside its target under a name of its own,
+                     flushed, renamed: the old one or the new, whoever else writes it. A directory's files
+                     are exchanged together: a save that ends half-way, killed or failed, leaves the old
+                     model, the new one, or one that the next load or save completes. Permissions stay.
 
     AN EVENING'S READING: twelve stops, about 1,500 lines
          1  this manual, with the example below           7  pvti_xtx_* in search: calibration's search
@@ -723,7 +726,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
 /* Writes into the directory `dir` what Hugging Face software needs to tokenize alike: copies of
    the tokenizer files that it was loaded from, or, when it came from a GGUF, a tokenizer.bin or
    from nowhere, a tokenizer.json and tokenizer_config.json made from the vocabulary (with the
-   chat template of a GGUF). The directory must exist. Errors: IO, MEMORY. */
+   chat template of a GGUF). They replace all tokenizer files there, together. The directory must exist.
+   Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -787,8 +791,10 @@ typedef struct pvt_load_desc {
 } pvt_load_desc;
 
 /* Opens a Hugging Face directory (dense or AQLM), a .gguf or a llama2.c .bin; the kind is read
-   from the content. Weights are mapped, not copied, where their type allows. Errors: IO,
-   FORMAT, UNSUPPORTED, MISMATCH, MEMORY: a sentence with file, tensor or key, and fault. */
+   from the content. Weights are mapped, not copied, where their type allows. A save into the directory
+   that was interrupted after it had everything is completed first, which writes there. Pipes and devices
+   are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
+   meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
@@ -831,9 +837,13 @@ typedef struct pvt_save_desc {
     bool dense;        /* write every weight dequantized to fp16 instead of codes */
     bool overwrite;    /* replace the model that `dir` holds */
 } pvt_save_desc;
-/* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, tokenizer
-   files, config.json last, so that a directory without it is visibly unfinished. The directory
-   is made when it does not exist; files that were there stay until the new ones are complete.
+/* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
+   tokenizer files, generation_config.json. The directory is made when it does not exist. What of these
+   the model that was there had and this one has not is removed, with shards; other files stay. All new
+   files are complete on the device before the first old one goes: after an error, or a death of the process
+   at any moment, the directory holds the old model or the new one, or, without a config.json, what the next
+   pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
+   replace. Of several that save into one directory at once the last one's model is there, as a whole.
    Values are rounded to fp16. desc may be NULL. Errors: IO, NUMERIC (overflow, not finite),
    ARGUMENT (the directory holds a model), UNSUPPORTED (weights of different formats). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
@@ -1098,8 +1108,12 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #include <stdlib.h>
 #include <string.h>
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
+#ifndef PVTUNE_NO_MMAP
 #include <sys/mman.h>
+#endif
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -1259,6 +1273,8 @@ struct pvt_ctx {
     int64_t bytes_now, bytes_peak, allocations;
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
+    const struct pvti_system *system; /* how files are reached; NULL: as the machine does it. See >>system */
+    int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
     char error[1024];
@@ -3971,16 +3987,118 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 }
 #if PVTUNE_LAYER >= 1
 
+// >>system
+/*  What the library asks of the system about files, in one table: nothing else calls POSIX for them. A
+    context uses the machine's own; a test points ctx->system at a table that lets the n-th call fail,
+    writes short, or ends the process there. Each function is POSIX's of that name, with its errno. (What
+    only asks whether a path exists, and mmap, stand where they are used.) */
+
+typedef void pvti_list_fn(void *user, const char *name);
+typedef struct pvti_system {
+    int (*open)(const char *path, int flags, mode_t mode);
+    int (*close)(int fd);
+    ssize_t (*read)(int fd, void *to, size_t bytes);
+    ssize_t (*write)(int fd, const void *from, size_t bytes);
+    int (*fsync)(int fd);
+    int (*fstat)(int fd, struct stat *st);
+    int (*stat)(const char *path, struct stat *st);
+    int (*fchmod)(int fd, mode_t mode);
+    int (*fchown)(int fd, uid_t owner, gid_t group);
+    int (*flock)(int fd, int operation);
+    int (*dup)(int fd);
+    int (*rename)(const char *from, const char *to);
+    int (*unlink)(const char *path);
+    int (*mkdir)(const char *path, mode_t mode);
+    int (*rmdir)(const char *path);
+    int (*list)(const char *dir, pvti_list_fn *each, void *user); /* every name in dir; 0, or −1 and errno */
+} pvti_system;
+
+static int pvti_system_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
+static int pvti_system_dup(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
+static int pvti_system_list(const char *dir, pvti_list_fn *each, void *user)
+{
+    DIR *stream = opendir(dir);
+    struct dirent *entry;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(user, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+
+static const pvti_system *pvti_system_of(const pvt_ctx *ctx)
+{
+    static const pvti_system own = {
+        pvti_system_open, close, read, write, fsync, fstat, stat, fchmod, fchown, flock, pvti_system_dup,
+        rename, unlink, mkdir, rmdir, pvti_system_list,
+    };
+    return ctx->system ? ctx->system : &own;
+}
+
+/* Descriptors are not passed on to other programs. */
+static int pvti_open(const pvt_ctx *ctx, const char *path, int flags, mode_t mode)
+{
+    int fd;
+    do fd = pvti_system_of(ctx)->open(path, flags | O_CLOEXEC, mode);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+/* False: what was written may be lost. The descriptor is gone in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int fd)
+{
+    return pvti_system_of(ctx)->close(fd) == 0 || errno == EINTR;
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int fd)
+{
+    int status;
+    do status = pvti_system_of(ctx)->fsync(fd);
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int fd, const char *path)
+{
+    struct stat a, b;
+    return pvti_system_of(ctx)->fstat(fd, &a) == 0 && pvti_system_of(ctx)->stat(path, &b) == 0 &&
+           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int fd, const char *path)
+{
+    int status;
+    do status = pvti_system_of(ctx)->flock(fd, LOCK_EX | LOCK_NB);
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, fd, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
-    back; what cannot be mapped (a pipe, a system without mmap) is read into memory instead.
+    back; where the system has no mmap it is read into memory instead. A model's files are regular
+    files: a pipe named config.json would block for ever, a device never end. Texts may be streams.
 
-    Writing: a file that a user already has is never half overwritten. The writer fills
-    `path.tmp`, flushes it to the device and only then renames it over `path`: at every moment
-    one complete file stands there, the old or the new. Any failure removes the temporary file
-    and is remembered, so that callers may put everything and look at the commit alone. */
+    Writing: a file that a user already has is never half overwritten. The writer fills a temporary
+    file beside it, flushes it to the device and only then renames it over `path`: at every moment
+    one complete file stands there, the old or the new, whoever else writes it at the same time.
+    Any failure removes the temporary file and is remembered, so that callers may put everything
+    and look at the commit alone. What a killed process left is removed by the next writer of that
+    path. Several files that belong together are replaced by >>exchange. */
 
 #define PVTI_PATH_BYTES 4096
+#ifndef PVTI_STREAM_BYTES
+#define PVTI_STREAM_BYTES ((int64_t)1 << 30) /* of what has no size: a pipe, a device */
+#endif
 
 /* ---- paths ---- */
 
@@ -4006,18 +4124,40 @@ static PVTI_UNUSED bool pvti_path_is_directory(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+/* The directory of a path, as it was written there, with its slash; "./" when it has none. */
+static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
+{
+    const char *slash = strrchr(path, '/');
+    snprintf(out, PVTI_PATH_BYTES, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./");
+}
+
+/* A rename lasts once the directory reached the device. False with errno when that failed; a directory
+   that may not be opened, or a file system that cannot sync one, is no failure. */
+static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+{
+    int fd = pvti_open(ctx, dir, O_RDONLY, 0), code;
+    if (fd < 0) return errno == EACCES;
+    code = pvti_sync(ctx, fd) ? 0 : errno;
+    if (!pvti_close(ctx, fd) && !code) code = errno;
+    errno = code;
+    return code == 0;
+}
+
 /* Makes the directory and those above it; one that exists is fine. */
 static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *path)
 {
-    char part[PVTI_PATH_BYTES];
+    char part[PVTI_PATH_BYTES], above[PVTI_PATH_BYTES];
     size_t i, length = strlen(path);
+    bool made;
     if (length == 0 || length >= sizeof part)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
     memcpy(part, path, length + 1);
     for (i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != 0) continue;
         part[i] = 0;
-        if (mkdir(part, 0777) != 0 && !pvti_path_is_directory(part))
+        pvti_path_directory(part, above);
+        made = pvti_system_of(ctx)->mkdir(part, 0777) == 0;
+        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
                              strerror(errno));
         part[i] = path[i];
@@ -4039,13 +4179,16 @@ typedef struct pvti_map {
 
 static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
+#ifndef PVTUNE_NO_MMAP
     if (map->mapped) munmap(map->mapped, (size_t)map->size);
+#endif
     pvti_free(ctx, map->memory);
     memset(map, 0, sizeof *map);
 }
 
-/* Everything up to the end of the file, of whatever kind it is. */
-static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, pvti_map *map)
+/* Everything up to the end of the file: of a regular one `expected` bytes, of others at most `limit`. */
+static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, int64_t limit,
+                                pvti_map *map)
 {
     int64_t capacity = 0;
     for (;;) {
@@ -4053,28 +4196,35 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
         int64_t wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
         if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
             return PVT_ERR_MEMORY;
-        got = read(fd, (char *)map->memory + map->size,
-                   (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
+        got = pvti_system_of(ctx)->read(fd, (char *)map->memory + map->size,
+                                        (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got == 0) break;
         map->size += got;
+        if (map->size > limit)
+            return pvti_fail(ctx, PVT_ERR_IO,
+                             "%s: does not end within %lld MiB; put what is wanted into a file", path,
+                             (long long)(limit >> 20));
     }
     map->data = (const uint8_t *)map->memory;
     return PVT_OK;
 }
 
-static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, pvti_map *map)
+static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
 {
     struct stat st;
-    if (fstat(fd, &st) != 0)
+    if (pvti_system_of(ctx)->fstat(fd, &st) != 0)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
     if (S_ISDIR(st.st_mode))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
+    if (!S_ISREG(st.st_mode) && !stream)
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
+    if (!S_ISREG(st.st_mode)) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
+    if ((uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
 #ifndef PVTUNE_NO_MMAP
-    if (S_ISREG(st.st_mode) && st.st_size > 0) {
+    if (st.st_size > 0) {
         void *mapped = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (mapped != MAP_FAILED) {
             map->mapped = mapped;
@@ -4084,23 +4234,98 @@ static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, pvti_map
         }
     }
 #endif
-    return pvti_map_read(ctx, path, fd, S_ISREG(st.st_mode) ? (int64_t)st.st_size : 0, map);
+    return pvti_map_read(ctx, path, fd, (int64_t)st.st_size, INT64_MAX, map);
 }
 
-/* On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
 {
     pvt_result result;
     int fd;
     memset(map, 0, sizeof *map);
-    do fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd < 0 && errno == EINTR);
+    /* without O_NONBLOCK a pipe would hold us here until someone writes into it */
+    fd = pvti_open(ctx, path, O_RDONLY | (stream ? 0 : O_NONBLOCK), 0);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     map->ctx = ctx;
-    result = pvti_map_fill(ctx, path, fd, map);
-    close(fd);
+    result = pvti_map_fill(ctx, path, fd, stream, map);
+    pvti_close(ctx, fd); /* nothing was written */
     if (result != PVT_OK) pvti_map_close(ctx, map);
     return result;
+}
+
+/* A regular file. On failure the map is empty and the sentence names the path. */
+static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, false, map);
+}
+
+/* For texts: also a pipe, whose writer is waited for, or a device; of these PVTI_STREAM_BYTES at most. */
+static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, true, map);
+}
+
+/* ---- temporary files ---- */
+
+/* out[PVTI_PATH_BYTES] = dir/.NAME.pvtune-PROCESS-NUMBER.tmp, another at each call. NAME is cut so that it
+   fits any file system. */
+static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
+{
+    char file[256];
+    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, (long)getpid(),
+             (long long)ctx->temporaries++);
+    return pvti_path_join(ctx, out, dir, file);
+}
+
+/* Whether `file` is such a name of NAME's. */
+static bool pvti_temporary_is(const char *file, const char *name)
+{
+    char start[256];
+    int n = snprintf(start, sizeof start, ".%.180s.pvtune-", name);
+    if (strncmp(file, start, (size_t)n) != 0) return false;
+    file += n;
+    file += strspn(file, "0123456789");
+    if (*file++ != '-') return false;
+    return strcmp(file + strspn(file, "0123456789"), ".tmp") == 0;
+}
+
+typedef struct pvti_sweep {
+    pvt_ctx *ctx;
+    const char *dir, *name;
+    void (*remove)(pvt_ctx *ctx, const char *path);
+} pvti_sweep;
+
+static void pvti_sweep_entry(void *user, const char *file)
+{
+    const pvti_sweep *sweep = (const pvti_sweep *)user;
+    char path[PVTI_PATH_BYTES];
+    if (!pvti_temporary_is(file, sweep->name)) return;
+    if (snprintf(path, sizeof path, "%s/%s", sweep->dir, file) >= (int)sizeof path) return;
+    sweep->remove(sweep->ctx, path);
+}
+
+/* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
+static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open(ctx, path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+}
+
+static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open_for_lock(ctx, path);
+    if (fd < 0) return;
+    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) pvti_system_of(ctx)->unlink(path);
+    pvti_close(ctx, fd);
+}
+
+/* Removes what processes that are no more have left of NAME in dir. No failure is made of what stays: it is
+   not part of the result, and the next writer tries again. */
+static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
+                               void (*remove)(pvt_ctx *ctx, const char *path))
+{
+    pvti_sweep sweep;
+    sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
+    (void)pvti_system_of(ctx)->list(dir, pvti_sweep_entry, &sweep);
 }
 
 /* ---- writing ---- */
@@ -4110,8 +4335,12 @@ static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti
 /* Zeroed, it is a closed writer, which may be aborted. */
 typedef struct pvti_writer {
     pvt_ctx *ctx;
-    int fd;       /* valid while `open` */
-    bool open, direct; /* direct: path is a device or a pipe, which no file may replace */
+    int fd, lock;   /* valid while `open`, `locked`: lock is the temporary file once more, and keeps its lock
+                       when fd is closed, which tells of late errors, before the file is renamed */
+    bool open, locked;
+    bool direct;    /* path is a device or a pipe, which no file may replace */
+    bool temporary; /* `temp` exists and is ours to remove */
+    bool staged;    /* an exchange's file: the commit leaves it where it is */
     pvt_result result; /* the first failure */
     char *buffer;
     int64_t used;
@@ -4119,55 +4348,130 @@ typedef struct pvti_writer {
     char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
 } pvti_writer;
 
-/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w)
+/* Frees everything. The lock goes last, when the temporary file is renamed or removed. False: it stays. */
+static bool pvti_writer_close(pvti_writer *w)
 {
-    if (w->open) {
-        close(w->fd);
-        if (!w->direct) unlink(w->temp);
-    }
+    bool clean = true;
+    if (w->open) pvti_close(w->ctx, w->fd);
+    if (w->temporary) clean = pvti_system_of(w->ctx)->unlink(w->temp) == 0 || errno == ENOENT;
+    if (w->locked) pvti_close(w->ctx, w->lock);
     if (w->ctx) pvti_free(w->ctx, w->buffer);
     w->buffer = NULL;
-    w->open = false;
+    w->open = w->temporary = w->locked = false;
+    return clean;
+}
+
+/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
+static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+
+/* Adds to the sentence that is recorded. */
+static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
+{
+    size_t n = strlen(ctx->error);
+    snprintf(ctx->error + n, sizeof ctx->error - n, "%s%s", what, path);
 }
 
 static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
 {
-    int code = errno; /* before abort's own calls change it */
-    pvti_writer_abort(w);
-    return w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
-                                 w->direct ? "" : "; the file that was there is unchanged");
+    int code = errno; /* before close's own calls change it */
+    bool clean = pvti_writer_close(w);
+    w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
+                          w->direct ? "" : "; the file that was there is unchanged");
+    if (!clean) pvti_fail_more(w->ctx, "; this temporary file could not be removed: ", w->temp);
+    return w->result;
+}
+
+/* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
+   ours is no failure. */
+static bool pvti_writer_permissions(pvti_writer *w, const struct stat *old)
+{
+    const pvti_system *system = pvti_system_of(w->ctx);
+    struct stat st;
+    if (system->fstat(w->fd, &st) != 0) return false;
+    if ((st.st_uid != old->st_uid || st.st_gid != old->st_gid) &&
+        system->fchown(w->fd, old->st_uid, old->st_gid) != 0 && st.st_gid != old->st_gid)
+        (void)system->fchown(w->fd, (uid_t)-1, old->st_gid);
+    if ((st.st_mode & 0777) == (old->st_mode & 0777)) return true;
+    return system->fchmod(w->fd, old->st_mode & 0777) == 0;
+}
+
+/* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
+   False with errno; EEXIST: try another name. */
+static bool pvti_writer_create(pvti_writer *w, const struct stat *old)
+{
+    w->fd = pvti_open(w->ctx, w->temp, O_WRONLY | O_CREAT | O_EXCL, old ? 0600 : 0666);
+    w->open = w->temporary = w->fd >= 0;
+    return w->open;
+}
+
+/* The lock that keeps sweepers away. False with errno; EEXIST: one was faster and has the file now. */
+static bool pvti_writer_lock(pvti_writer *w)
+{
+    pvti_lock lock = pvti_lock_try(w->ctx, w->fd, w->temp);
+    if (lock == PVTI_LOCK_NONE) return true;
+    if (lock == PVTI_LOCK_TAKEN) {
+        pvti_close(w->ctx, w->fd);
+        w->open = w->temporary = false;
+        errno = EEXIST;
+        return false;
+    }
+    w->lock = pvti_system_of(w->ctx)->dup(w->fd);
+    w->locked = w->lock >= 0;
+    return w->locked;
+}
+
+/* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
+static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, struct stat *old,
+                                    bool *exists)
+{
+    memset(w, 0, sizeof *w);
+    w->ctx = ctx;
+    w->result = PVT_ERR_IO; /* until it is open */
+    if (strlen(path) >= sizeof w->path)
+        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
+    snprintf(w->path, sizeof w->path, "%s", path);
+    *exists = pvti_system_of(ctx)->stat(path, old) == 0;
+    if (*exists && S_ISDIR(old->st_mode)) errno = EISDIR;
+    /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
+    if (*exists ? S_ISDIR(old->st_mode) : errno != ENOENT && errno != ENOTDIR)
+        return pvti_writer_fail(w, "cannot be written");
+    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
+    return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
+}
+
+static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old)
+{
+    char dir[PVTI_PATH_BYTES];
+    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
+    int tries;
+    pvti_path_directory(w->path, dir);
+    pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
+    for (tries = 0; tries < 10000; tries++) {
+        if (pvti_temporary_name(w->ctx, dir, name, w->temp) != PVT_OK) {
+            pvti_writer_close(w);
+            return w->result;
+        }
+        if (pvti_writer_create(w, old) && pvti_writer_lock(w)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_writer_fail(w, "cannot be created");
 }
 
 /* Nothing is written to `path` itself before the commit. */
 static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
-    struct stat st;
-    bool exists = stat(path, &st) == 0;
-    memset(w, 0, sizeof *w);
-    w->ctx = ctx;
-    w->result = PVT_ERR_IO; /* until it is open */
-    if (strlen(path) + 5 > sizeof w->path)
-        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
-    snprintf(w->path, sizeof w->path, "%s", path);
-    memcpy(w->temp, w->path, sizeof w->temp);
-    if (exists && S_ISDIR(st.st_mode)) {
-        errno = EISDIR;
-        return pvti_writer_fail(w, "cannot be written");
-    }
-    w->direct = exists && !S_ISREG(st.st_mode);
-    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
-    if (!w->buffer) return w->result = PVT_ERR_MEMORY;
-    if (w->direct) {
-        w->fd = open(w->path, O_WRONLY | O_CLOEXEC);
+    struct stat old;
+    bool exists;
+    PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
+    w->direct = exists && !S_ISREG(old.st_mode);
+    if (!w->direct) {
+        PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
     } else {
-        memcpy(w->temp + strlen(path), ".tmp", 5);
-        unlink(w->temp); /* of a run that was killed; O_EXCL then follows no link that lies in wait */
-        w->fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        w->fd = pvti_open(ctx, w->path, O_WRONLY, 0);
+        w->open = w->fd >= 0;
+        if (!w->open) return pvti_writer_fail(w, "cannot be opened");
     }
-    if (w->fd < 0) return pvti_writer_fail(w, "cannot be created");
-    w->open = true;
-    if (exists && !w->direct && fchmod(w->fd, st.st_mode & 0777) != 0)
+    if (exists && !w->direct && !pvti_writer_permissions(w, &old))
         return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
     return w->result = PVT_OK;
 }
@@ -4176,7 +4480,7 @@ static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t by
 {
     const char *from = (const char *)data;
     while (bytes > 0) {
-        ssize_t done = write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
+        ssize_t done = pvti_system_of(w->ctx)->write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
         if (done < 0 && errno == EINTR) continue;
         if (done == 0) errno = ENOSPC;
         if (done <= 0) return pvti_writer_fail(w, "writing failed");
@@ -4208,47 +4512,37 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
     return PVT_OK;
 }
 
-/* A rename lasts once the directory reached the device. Some file systems cannot sync a
-   directory, and the file is in place by now: no failure is made of it. */
-static void pvti_writer_sync_directory(const pvti_writer *w)
-{
-    char dir[PVTI_PATH_BYTES];
-    const char *slash = strrchr(w->path, '/');
-    int fd;
-    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - w->path) + 1 : 1, slash ? w->path : ".");
-    fd = open(dir, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    (void)fsync(fd);
-    close(fd);
-}
-
-/* Makes the new file the file. After a failure the old one is untouched. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+/* Everything that was put is on the device. */
+static pvt_result pvti_writer_settle(pvti_writer *w)
 {
     if (w->result != PVT_OK) return w->result;
     PVTI_TRY(pvti_writer_flush(w));
-    /* EINVAL, ENOSYS: this file system has no such call, which says nothing about the data */
-    if (fsync(w->fd) != 0 && !w->direct && errno != EINVAL && errno != ENOSYS)
-        return pvti_writer_fail(w, "writing failed");
-    if (close(w->fd) != 0) { /* where network file systems report a full disk */
-        int code = errno;
-        if (!w->direct) unlink(w->temp);
-        w->open = false;
-        errno = code;
-        return pvti_writer_fail(w, "writing failed");
-    }
+    if (!pvti_sync(w->ctx, w->fd) && !w->direct) return pvti_writer_fail(w, "writing failed");
     w->open = false;
-    if (!w->direct) {
-        if (rename(w->temp, w->path) != 0) {
-            int code = errno;
-            unlink(w->temp);
-            errno = code;
+    if (pvti_close(w->ctx, w->fd)) return PVT_OK;
+    return pvti_writer_fail(w, "writing failed"); /* network file systems report a full disk here */
+}
+
+/* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
+   new one is in place and only its directory could not be synced. */
+static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+{
+    char dir[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_writer_settle(w));
+    if (w->temporary && !w->staged) {
+        if (pvti_system_of(w->ctx)->rename(w->temp, w->path) != 0)
             return pvti_writer_fail(w, "cannot be replaced by the new file");
-        }
-        pvti_writer_sync_directory(w);
+        w->temporary = false;
+        pvti_path_directory(w->path, dir);
+        if (!pvti_directory_sync(w->ctx, dir))
+            w->result = pvti_fail(w->ctx, PVT_ERR_IO,
+                                  "%s: the new file is in place, but its directory could not be synced: %s; "
+                                  "it may be lost when the power fails now",
+                                  w->path, strerror(errno));
     }
-    pvti_writer_abort(w); /* frees the buffer */
-    return PVT_OK;
+    w->temporary = false; /* an exchange's file stays until that is committed or given up */
+    pvti_writer_close(w);
+    return w->result;
 }
 
 /* A whole small file at once. */
@@ -4260,7 +4554,7 @@ static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, co
     return pvti_writer_commit(&w);
 }
 
-/* A byte-for-byte copy, e.g. of a tokenizer that goes with a model. */
+/* A byte-for-byte copy. */
 static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, const char *to)
 {
     pvti_map map;
@@ -9114,6 +9408,463 @@ static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
     int64_t n = pvti_number_text(value, digits, buffer);
     pvti_text_put(t, buffer, n);
 }
+// >>exchange
+/*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
+    new ones are written into a folder of their own inside it, with a manifest of what is to happen:
+
+        DIR/.save.pvtune-….tmp/    model.safetensors   tokenizer.json   …   config.json   manifest
+
+    When all are on the device the folder is renamed to DIR/.pvtune-save, which is the commitment: before it
+    the directory is the old model, and the folder rubbish; after it the manifest is carried out by who
+    comes first: this save, the next one or a load. The old config.json goes, so that no other reader takes
+    a mixture for a model; the new files move up; what the new model does not have is removed; the new
+    config.json comes last; the folder goes. Every step may be done twice. So a process that ends anywhere
+    leaves the old model, the new one, or one that the next to come completes. Of two savers one commits
+    after the other, for a folder is not renamed over another. A lock on the manifest keeps two from carrying
+    it out at once, and tells rubbish from what is being written. */
+
+#define PVTI_EXCHANGE ".pvtune-save"
+#define PVTI_EXCHANGE_HEAD "pvtune-save 1\n"
+#define PVTI_EXCHANGE_BYTES ((int64_t)1 << 20) /* of a manifest: 20,000 shards */
+
+/* What saves write, by what they replace as a whole: of the parts that a save replaces, files that it does
+   not write are removed. (Part 0: may be written, and is never removed.) A directory's other files are the
+   user's. */
+enum { PVTI_SAVED_MODEL = 1, PVTI_SAVED_TOKENIZER = 2 };
+typedef struct pvti_saved_name {
+    const char *name;
+    int part;
+} pvti_saved_name;
+static const pvti_saved_name pvti_saved_names[] = {
+    {"config.json", PVTI_SAVED_MODEL},
+    {"model.safetensors", PVTI_SAVED_MODEL},
+    {"model.safetensors.index.json", PVTI_SAVED_MODEL}, /* and the shards that it lists */
+    {"generation_config.json", PVTI_SAVED_MODEL},
+    {"tokenizer.json", PVTI_SAVED_TOKENIZER},
+    {"tokenizer.model", PVTI_SAVED_TOKENIZER},
+    {"tokenizer_config.json", PVTI_SAVED_TOKENIZER},
+    {"special_tokens_map.json", PVTI_SAVED_TOKENIZER},
+    {"added_tokens.json", PVTI_SAVED_TOKENIZER},
+    {"chat_template.jinja", PVTI_SAVED_TOKENIZER},
+    {"vocab.json", PVTI_SAVED_TOKENIZER},
+    {"merges.txt", PVTI_SAVED_TOKENIZER},
+};
+
+/* ---- the manifest: "+ NAME" moves up, "- NAME" is removed; a dot ends it ---- */
+
+/* model-00001-of-00003.safetensors, and nothing that leads elsewhere. */
+static bool pvti_shard_name(const char *name)
+{
+    static const char pattern[] = "model-00000-of-00000.safetensors";
+    size_t i;
+    for (i = 0; pattern[i]; i++)
+        if (pattern[i] == '0' ? name[i] < '0' || name[i] > '9' : name[i] != pattern[i]) return false;
+    return name[i] == 0;
+}
+
+static bool pvti_saved_known(const char *name)
+{
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
+        if (strcmp(name, pvti_saved_names[i].name) == 0) return true;
+    return pvti_shard_name(name);
+}
+
+/* The line at *at: '+' or '-' with its name, 0 at the end; −1 when it is neither. Moves on to the next. */
+static int pvti_manifest_line(const char **at, char name[64])
+{
+    const char *line = *at;
+    size_t n = strcspn(line, "\n");
+    if (strcmp(line, ".\n") == 0) return 0;
+    if (line[n] != '\n' || n < 3 || n - 2 >= 64) return -1;
+    if ((line[0] != '+' && line[0] != '-') || line[1] != ' ') return -1;
+    memcpy(name, line + 2, n - 2);
+    name[n - 2] = 0;
+    *at = line + n + 1;
+    return pvti_saved_known(name) ? line[0] : -1;
+}
+
+/* Lines follow the head. */
+static const char *pvti_manifest_start(const pvti_text *list)
+{
+    return list->data + strlen(PVTI_EXCHANGE_HEAD);
+}
+
+static bool pvti_manifest_valid(const pvti_text *list)
+{
+    char name[64];
+    const char *at;
+    int kind;
+    if (list->size <= (int64_t)strlen(PVTI_EXCHANGE_HEAD) || (int64_t)strlen(list->data) != list->size ||
+        strncmp(list->data, PVTI_EXCHANGE_HEAD, strlen(PVTI_EXCHANGE_HEAD)) != 0)
+        return false;
+    at = pvti_manifest_start(list);
+    while ((kind = pvti_manifest_line(&at, name)) > 0) continue;
+    return kind == 0;
+}
+
+/* Whether a list that is being made, and has no end yet, has that line. */
+static bool pvti_manifest_has(const pvti_text *list, int kind, const char *name)
+{
+    char line[80];
+    const char *found = list->data;
+    snprintf(line, sizeof line, "\n%c %s\n", kind, name);
+    return found && strstr(found, line) != NULL;
+}
+
+/* ---- carrying it out ---- */
+
+static pvt_result pvti_exchange_stuck(pvt_ctx *ctx, const char *path, const char *what)
+{
+    return pvti_fail(ctx, PVT_ERR_IO,
+                     "%.1500s: %s: %s; the new files are complete in " PVTI_EXCHANGE
+                     " there, and the next load or save puts them in place",
+                     path, what, strerror(errno));
+}
+
+/* Removes dir/name if it is there. A directory of that name is a user's. */
+static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char *name)
+{
+    char path[PVTI_PATH_BYTES];
+    int code;
+    PVTI_TRY(pvti_path_join(ctx, path, dir, name));
+    if (pvti_system_of(ctx)->unlink(path) == 0 || errno == ENOENT) return PVT_OK;
+    code = errno;
+    if (pvti_path_is_directory(path)) return PVT_OK;
+    errno = code;
+    return pvti_exchange_stuck(ctx, path, "cannot be removed");
+}
+
+/* Moves the file up unless that was done before. */
+static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const char *dir, const char *name)
+{
+    char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, from, folder, name));
+    PVTI_TRY(pvti_path_join(ctx, to, dir, name));
+    if (pvti_system_of(ctx)->rename(from, to) == 0 || errno == ENOENT) return PVT_OK;
+    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
+}
+
+static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
+{
+    return pvti_directory_sync(ctx, dir) ? PVT_OK : pvti_exchange_stuck(ctx, dir, "cannot be synced");
+}
+
+/* What the valid list says. The lock on the manifest is held, or there are none here. */
+static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const pvti_text *list)
+{
+    char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
+    const char *at = pvti_manifest_start(list);
+    int kind;
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
+    if (pvti_path_exists(config)) { /* else the new one is in place already, or none comes */
+        PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
+        PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    }
+    while ((kind = pvti_manifest_line(&at, name)) > 0) {
+        if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
+        else if (strcmp(name, "config.json") != 0) PVTI_TRY(pvti_exchange_move(ctx, folder, dir, name));
+    }
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    return pvti_exchange_remove(ctx, folder, "manifest");
+}
+
+/* The folder of an exchange that was carried out, after its lock was given back: some network file systems
+   keep a file that is removed while it is open. Another's exchange may stand there by now. */
+static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
+{
+    char folder[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    if (pvti_system_of(ctx)->rmdir(folder) == 0 || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
+        return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
+                     folder, strerror(errno));
+}
+
+/* A directory that is no link to elsewhere. */
+static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open(ctx, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    if (fd >= 0) pvti_close(ctx, fd);
+    return fd >= 0;
+}
+
+/* Carries out what the manifest, open and locked, says. */
+static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char *manifest, int fd)
+{
+    pvti_map map;
+    pvti_text list = pvti_text_begin(ctx);
+    char folder[PVTI_PATH_BYTES];
+    pvt_result result;
+    memset(&map, 0, sizeof map);
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
+    if (result == PVT_OK) pvti_text_put(&list, (const char *)map.data, map.size);
+    pvti_map_close(ctx, &map);
+    if (result == PVT_OK) result = pvti_text_check(&list);
+    if (result == PVT_OK && (!pvti_manifest_valid(&list) || !pvti_folder_is_real(ctx, folder)))
+        result = pvti_fail(ctx, PVT_ERR_FORMAT,
+                           "%s: is not of an interrupted save, which would be completed now; remove the "
+                           "folder that it is in",
+                           manifest);
+    if (result == PVT_OK) result = pvti_exchange_carry_out(ctx, dir, &list);
+    pvti_text_free(&list);
+    return result;
+}
+
+/* Completes a save that was committed and then interrupted; waits for one that is being completed. */
+static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
+{
+    const struct timespec moment = {0, 10000000};
+    char manifest[PVTI_PATH_BYTES];
+    pvt_result result;
+    int tries;
+    PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
+    for (tries = 0; tries < 1000; tries++) {
+        int fd = pvti_open(ctx, manifest, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+        int code = errno;
+        if (fd < 0 && !pvti_path_exists(manifest)) return PVT_OK;
+        if (fd < 0)
+            return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
+                             "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
+        if (pvti_lock_try(ctx, fd, manifest) != PVTI_LOCK_TAKEN) {
+            result = pvti_exchange_resume(ctx, dir, manifest, fd);
+            pvti_close(ctx, fd);
+            return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
+        }
+        pvti_close(ctx, fd);
+        nanosleep(&moment, NULL);
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
+                     dir);
+}
+
+/* ---- making one ---- */
+
+/* Zeroed, it is none, which may be ended. */
+typedef struct pvti_exchange {
+    pvt_ctx *ctx;
+    bool overwrite, folder_made, committed;
+    pvti_text list;       /* the manifest's text */
+    pvti_writer manifest; /* its lock is held from the beginning to the end */
+    char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
+} pvti_exchange;
+
+/* An orphan's folder, with what may be in it. */
+static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
+{
+    char path[PVTI_PATH_BYTES];
+    int64_t i;
+    int fd;
+    if (!pvti_folder_is_real(ctx, folder)) return;
+    if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
+    fd = pvti_open_for_lock(ctx, path);
+    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
+        for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+            snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
+            pvti_system_of(ctx)->unlink(path);
+        }
+        snprintf(path, sizeof path, "%s/manifest", folder);
+        pvti_system_of(ctx)->unlink(path);
+    }
+    if (fd >= 0) pvti_close(ctx, fd);
+    pvti_system_of(ctx)->rmdir(folder); /* only when it is empty */
+}
+
+/* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
+static bool pvti_exchange_make(pvti_exchange *ex)
+{
+    pvti_writer *w = &ex->manifest;
+    if (pvti_system_of(ex->ctx)->mkdir(ex->folder, 0777) != 0) return false;
+    ex->folder_made = true;
+    if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
+        w->result = PVT_OK;
+        return true;
+    }
+    if (errno == ENOENT || errno == EEXIST) { /* swept as an orphan's before it was locked */
+        ex->folder_made = false;
+        errno = EEXIST;
+    }
+    return false;
+}
+
+static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
+{
+    char config[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
+    if (ex->overwrite || !pvti_path_exists(config)) return PVT_OK;
+    return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
+                     "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
+}
+
+/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a config.json is
+   refused. To be ended in any case. */
+static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES];
+    struct stat none;
+    bool exists;
+    int tries;
+    memset(ex, 0, sizeof *ex);
+    ex->ctx = ctx, ex->overwrite = overwrite, ex->list = pvti_text_begin(ctx);
+    pvti_text_printf(&ex->list, "%s", PVTI_EXCHANGE_HEAD);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_path_join(ctx, ex->dir, "", dir));
+    PVTI_TRY(pvti_exchange_recover(ctx, dir));
+    PVTI_TRY(pvti_exchange_refuse_model(ex));
+    pvti_sweep_orphans(ctx, dir, "save", pvti_sweep_folder);
+    for (tries = 0; tries < 10000; tries++) {
+        PVTI_TRY(pvti_temporary_name(ctx, dir, "save", ex->folder));
+        PVTI_TRY(pvti_path_join(ctx, path, ex->folder, "manifest"));
+        pvti_writer_close(&ex->manifest);
+        PVTI_TRY(pvti_writer_begin(ctx, path, &ex->manifest, &none, &exists));
+        memcpy(ex->manifest.temp, path, sizeof path);
+        if (pvti_exchange_make(ex)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: nothing can be written in it: %s", dir, strerror(errno));
+}
+
+/* A writer for one of the new files, whose name is in the table and was not written yet. */
+static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
+{
+    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
+    struct stat old;
+    bool exists;
+    memset(w, 0, sizeof *w);
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
+    PVTI_TRY(pvti_path_join(ex->ctx, temp, ex->folder, name));
+    pvti_text_printf(&ex->list, "+ %s\n", name);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
+    exists = exists && S_ISREG(old.st_mode);
+    memcpy(w->temp, temp, sizeof temp);
+    w->staged = true;
+    if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
+    if (exists && !pvti_writer_permissions(w, &old))
+        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
+    return w->result = PVT_OK;
+}
+
+/* One of the new files, whole. */
+static pvt_result pvti_exchange_put(pvti_exchange *ex, const char *name, const void *data, int64_t bytes)
+{
+    pvti_writer w;
+    PVTI_TRY(pvti_exchange_open(ex, name, &w));
+    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
+    return pvti_writer_commit(&w);
+}
+
+/* One of the new files, as a copy. */
+static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const char *name)
+{
+    pvti_map map;
+    pvt_result result;
+    PVTI_TRY(pvti_map_open(ex->ctx, from, &map));
+    result = pvti_exchange_put(ex, name, map.data, map.size);
+    pvti_map_close(ex->ctx, &map);
+    return result;
+}
+
+/* Shards that the old index lists go with it. An index that is no JSON lists nothing. */
+static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES], name[64], last[64] = "";
+    pvti_map map;
+    pvti_json j;
+    int64_t node, length;
+    pvt_result result;
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
+    if (!pvti_path_exists(path)) return PVT_OK;
+    result = pvti_json_open(ex->ctx, path, &map, &j);
+    if (result == PVT_ERR_FORMAT) return PVT_OK;
+    if (result != PVT_OK) return result;
+    node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
+    for (; node >= 0; node = pvti_json_next(&j, node)) {
+        length = pvti_json_string(&j, node, name, sizeof name);
+        if (length < 1 || length >= (int64_t)sizeof name) continue;
+        if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
+        memcpy(last, name, sizeof name); /* tensors of one shard usually follow each other */
+        if (!pvti_manifest_has(&ex->list, '-', name)) pvti_text_printf(&ex->list, "- %s\n", name);
+    }
+    pvti_json_free(&j);
+    pvti_map_close(ex->ctx, &map);
+    return pvti_text_check(&ex->list);
+}
+
+/* Writes the manifest: from here on nothing needs memory. */
+static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
+{
+    pvti_writer *w = &ex->manifest;
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        const pvti_saved_name *saved = &pvti_saved_names[i];
+        if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
+            pvti_text_printf(&ex->list, "- %s\n", saved->name);
+    }
+    if (parts & PVTI_SAVED_MODEL) PVTI_TRY(pvti_exchange_drop_shards(ex));
+    pvti_text_put(&ex->list, ".\n", 2);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    if (ex->list.size > PVTI_EXCHANGE_BYTES)
+        return pvti_fail(ex->ctx, PVT_ERR_UNSUPPORTED, "%s: the model there has too many shards to replace",
+                         ex->dir);
+    pvti_writer_put(w, ex->list.data, ex->list.size);
+    PVTI_TRY(pvti_writer_settle(w));
+    if (pvti_directory_sync(ex->ctx, ex->folder)) return PVT_OK;
+    return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be synced: %s; the files that were there are unchanged",
+                     ex->folder, strerror(errno));
+}
+
+/* The rename that decides. Another's exchange that stands there is completed first. */
+static pvt_result pvti_exchange_publish(pvti_exchange *ex)
+{
+    char published[PVTI_PATH_BYTES];
+    int tries;
+    PVTI_TRY(pvti_path_join(ex->ctx, published, ex->dir, PVTI_EXCHANGE));
+    for (tries = 0; tries < 100; tries++) {
+        PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
+        PVTI_TRY(pvti_exchange_refuse_model(ex));
+        ex->committed = pvti_system_of(ex->ctx)->rename(ex->folder, published) == 0;
+        if (ex->committed) break;
+        if (errno != ENOTEMPTY && errno != EEXIST) break;
+    }
+    if (!ex->committed)
+        return pvti_fail(ex->ctx, PVT_ERR_IO,
+                         "%s: cannot be replaced by the new files: %s; the files that were in its directory "
+                         "are unchanged",
+                         published, strerror(errno));
+    ex->manifest.temporary = false;
+    return pvti_exchange_sync(ex->ctx, ex->dir);
+}
+
+/* Puts the new files in place of the old. After a failure the old ones are there, or the next load or save
+   completes the exchange: the sentence says which. */
+static pvt_result pvti_exchange_commit(pvti_exchange *ex, int parts)
+{
+    PVTI_TRY(pvti_exchange_seal(ex, parts));
+    PVTI_TRY(pvti_exchange_publish(ex));
+    PVTI_TRY(pvti_exchange_carry_out(ex->ctx, ex->dir, &ex->list));
+    pvti_writer_close(&ex->manifest); /* the lock */
+    return pvti_exchange_tidy(ex->ctx, ex->dir);
+}
+
+/* Frees everything; what was not committed goes. */
+static void pvti_exchange_end(pvti_exchange *ex)
+{
+    const char *at = ex->list.data ? pvti_manifest_start(&ex->list) : "";
+    char path[PVTI_PATH_BYTES], name[64];
+    bool undo = ex->folder_made && !ex->committed;
+    while (undo && pvti_manifest_line(&at, name) > 0)
+        if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
+            pvti_system_of(ex->ctx)->unlink(path);
+    pvti_writer_close(&ex->manifest);
+    if (undo && pvti_system_of(ex->ctx)->rmdir(ex->folder) != 0 && errno != ENOENT)
+        pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
+    if (ex->ctx) pvti_text_free(&ex->list);
+}
 // >>safetensors
 /*  | u64 header length | JSON header, padded with spaces to 8 | data |
     Each key of the header names a tensor: {"dtype": "F16", "shape": [64, 3], "data_offsets":
@@ -9613,35 +10364,44 @@ static pvt_result pvti_safetensors_put(pvti_writer *w, const pvti_text *header, 
     return pvti_writer_commit(w);
 }
 
-/* Writes a file as a whole or not at all. metadata: key, value, …, NULL; or NULL for none. */
+/* Writes a file as a whole, or not at all: commits the writer, or gives it up. metadata: key, value, …, NULL;
+   or NULL for none. */
+static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *tensors, int64_t n,
+                                            const char *const *metadata, pvti_tensor_put_fn *put, void *user)
+{
+    pvt_ctx *ctx = w->ctx;
+    pvti_sort_item *order = NULL;
+    pvti_text header = pvti_text_begin(ctx);
+    pvti_names names;
+    const pvti_tensor *twice = NULL;
+    pvt_result result;
+    memset(&names, 0, sizeof names);
+    result = pvti_names_build(ctx, tensors, n, &names, &twice);
+    order = names.order;
+    if (twice)
+        result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: two tensors are called \"%.200s\"", w->path,
+                           twice->name);
+    if (result == PVT_OK) result = pvti_safetensors_order(ctx, w->path, tensors, n, order);
+    if (result == PVT_OK) {
+        pvti_safetensors_describe(&header, tensors, n, order, metadata);
+        result = header.failed ? PVT_ERR_MEMORY : PVT_OK;
+    }
+    if (result == PVT_OK) result = pvti_safetensors_put(w, &header, tensors, n, order, put, user);
+    pvti_writer_abort(w); /* unless it was committed */
+    pvti_text_free(&header);
+    pvti_free(ctx, order);
+    return result;
+}
+
+/* To a path. */
 static PVTI_UNUSED pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path,
                                                           const pvti_tensor *tensors, int64_t n,
                                                           const char *const *metadata,
                                                           pvti_tensor_put_fn *put, void *user)
 {
-    pvti_sort_item *order = NULL;
-    pvti_text header = pvti_text_begin(ctx);
-    pvti_names names;
-    const pvti_tensor *twice = NULL;
     pvti_writer w;
-    pvt_result result;
-    memset(&w, 0, sizeof w);
-    memset(&names, 0, sizeof names);
-    result = pvti_names_build(ctx, tensors, n, &names, &twice);
-    order = names.order;
-    if (twice)
-        result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: two tensors are called \"%.200s\"", path, twice->name);
-    if (result == PVT_OK) result = pvti_safetensors_order(ctx, path, tensors, n, order);
-    if (result == PVT_OK) {
-        pvti_safetensors_describe(&header, tensors, n, order, metadata);
-        result = header.failed ? PVT_ERR_MEMORY : PVT_OK;
-    }
-    if (result == PVT_OK) result = pvti_writer_open(ctx, path, &w);
-    if (result == PVT_OK) result = pvti_safetensors_put(&w, &header, tensors, n, order, put, user);
-    pvti_writer_abort(&w); /* unless it was committed */
-    pvti_text_free(&header);
-    pvti_free(ctx, order);
-    return result;
+    PVTI_TRY(pvti_writer_open(ctx, path, &w));
+    return pvti_safetensors_write_to(&w, tensors, n, metadata, put, user);
 }
 
 static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path,
@@ -12430,6 +13190,7 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
     *out = NULL;
     PVTI_TRY(pvti_path_join(ctx, file, "", path));
     if (pvti_path_is_directory(path)) {
+        PVTI_TRY(pvti_exchange_recover(ctx, path));
         PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.json"));
         if (!pvti_path_exists(file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
         if (!pvti_path_exists(file))
@@ -12634,54 +13395,56 @@ static void pvti_save_config(pvti_text *out, const pvt_tokenizer *t)
                      t->adds_bos && t->bos >= 0 ? "true" : "false");
 }
 
-static pvt_result pvti_save_bytes(const pvt_tokenizer *t, const char *dir, const char *name, const void *data,
-                                  int64_t bytes)
+/* The files that it was loaded from: its own, and those of the table that lie beside it, except a
+   tokenizer.json beside a tokenizer.model, which this tokenizer is not. *config: is tokenizer_config.json
+   among them? */
+static pvt_result pvti_save_copies(const pvt_tokenizer *t, pvti_exchange *ex, bool *config)
 {
-    char path[PVTI_PATH_BYTES];
-    pvti_writer w;
-    PVTI_TRY(pvti_path_join(t->ctx, path, dir, name));
-    PVTI_TRY(pvti_writer_open(t->ctx, path, &w));
-    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
-    return pvti_writer_commit(&w);
-}
-
-static pvt_result pvti_save_copy(const pvt_tokenizer *t, const char *from, const char *dir, const char *name)
-{
-    pvti_map map;
-    pvt_result result;
-    PVTI_TRY(pvti_map_open(t->ctx, from, &map));
-    result = pvti_save_bytes(t, dir, name, map.data, map.size);
-    pvti_map_close(t->ctx, &map);
-    return result;
-}
-
-PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
-{
-    static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json",
-                                         "chat_template.jinja", "tokenizer_config.json"};
-    bool config = false;
     int64_t i;
+    PVTI_TRY(pvti_exchange_copy(ex, t->path, t->file));
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        const char *name = pvti_saved_names[i].name;
+        char from[PVTI_PATH_BYTES];
+        if (pvti_saved_names[i].part != PVTI_SAVED_TOKENIZER || strcmp(name, t->file) == 0 ||
+            strcmp(name, "tokenizer.json") == 0)
+            continue;
+        PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
+        if (!pvti_path_exists(from)) continue;
+        PVTI_TRY(pvti_exchange_copy(ex, from, name));
+        *config = *config || strcmp(name, "tokenizer_config.json") == 0;
+    }
+    return PVT_OK;
+}
+
+/* Everything of the tokenizer's among the files of an exchange. */
+static pvt_result pvti_tokenizer_put(const pvt_tokenizer *t, pvti_exchange *ex)
+{
+    bool config = false;
     pvt_result result = PVT_OK;
     pvti_text text = pvti_text_begin(t->ctx);
     if (t->file) {
-        PVTI_TRY(pvti_save_copy(t, t->path, dir, t->file));
-        for (i = 0; i < PVTI_COUNT(beside); i++) {
-            char from[PVTI_PATH_BYTES];
-            PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, beside[i]));
-            config = pvti_path_exists(from);
-            if (config) PVTI_TRY(pvti_save_copy(t, from, dir, beside[i]));
-        }
+        result = pvti_save_copies(t, ex, &config);
     } else {
         result = pvti_save_json(&text, t);
-        if (result == PVT_OK) result = pvti_save_bytes(t, dir, "tokenizer.json", text.data, text.size);
+        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer.json", text.data, text.size);
         text.size = 0;
     }
     if (result == PVT_OK && !config) {
         pvti_save_config(&text, t);
         result = pvti_text_check(&text);
-        if (result == PVT_OK) result = pvti_save_bytes(t, dir, "tokenizer_config.json", text.data, text.size);
+        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer_config.json", text.data, text.size);
     }
     pvti_text_free(&text);
+    return result;
+}
+
+PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
+{
+    pvti_exchange ex;
+    pvt_result result = pvti_exchange_begin(t->ctx, dir, true, &ex);
+    if (result == PVT_OK) result = pvti_tokenizer_put(t, &ex);
+    if (result == PVT_OK) result = pvti_exchange_commit(&ex, PVTI_SAVED_TOKENIZER);
+    pvti_exchange_end(&ex);
     return result;
 }
 #endif
@@ -13850,6 +14613,7 @@ typedef struct pvti_loader {
     pvt_model *model;
     bool neighbours;   /* rotary pairs are (2j, 2j+1) */
     pvt_format format; /* of quantized linears; dense: none */
+    struct stat before; /* a directory's config.json when loading began */
 } pvti_loader;
 
 /* ---- config.json ---- */
@@ -14267,11 +15031,13 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     pvti_json j;
     pvt_result result;
     memset(&config, 0, sizeof config);
+    PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     PVTI_TRY(pvti_path_join(a->ctx, a->config, a->path, "config.json"));
+    if (!pvti_path_exists(a->config)) /* a save that is just now at work? */
+        PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     if (!pvti_path_exists(a->config))
-        return pvti_fail(
-            a->ctx, PVT_ERR_IO,
-            "%s: there is no config.json in it: not a model, or one whose saving was interrupted", a->path);
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
+    pvti_system_of(a->ctx)->stat(a->config, &a->before);
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -14353,10 +15119,24 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
     return PVT_OK;
 }
 
+/* A save into the directory puts another config.json there: what was read may be half of each model then. */
+static pvt_result pvti_load_unchanged(const pvti_loader *a)
+{
+    struct stat now;
+    if (pvti_system_of(a->ctx)->stat(a->config, &now) == 0 && now.st_dev == a->before.st_dev &&
+        now.st_ino == a->before.st_ino && now.st_size == a->before.st_size &&
+        now.st_mtime == a->before.st_mtime)
+        return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
+                     "%s: another model was saved there while it was loaded; load it again", a->path);
+}
+
 static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 {
     if (pvti_path_is_directory(a->path)) {
         PVTI_TRY(pvti_load_directory(a));
+        PVTI_TRY(pvti_load_tokenizer(a, tokenizer));
+        return pvti_load_unchanged(a);
     } else {
         pvti_map map;
         uint8_t start[9];
@@ -14421,7 +15201,7 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
                          "%s cannot be read as tokens: the model came without a tokenizer; name one "
                          "(--tokenizer FILE)",
                          path);
-    PVTI_TRY(pvti_map_open(ctx, path, &map));
+    PVTI_TRY(pvti_map_open_stream(ctx, path, &map));
     result = pvt_tokenizer_encode(tokenizer, (const char *)map.data, map.size, PVT_ENCODE_BOS, &out->ids,
                                   &out->n);
     pvti_map_close(ctx, &map);
@@ -14667,10 +15447,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     return result;
 }
 // >>save
-/*  The AQLM layout of Hugging Face, or plain fp16 weights. Everything is written under a temporary
-    name first; the old config.json becomes config.json.old just before the new weights take their
-    place, and the new one comes last. Wherever a save is interrupted, what is left is the old model,
-    the new model, or a directory without config.json, which no reader takes for a model. */
+/*  The AQLM layout of Hugging Face, or plain fp16 weights: the files of one >>exchange. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
 
@@ -14982,97 +15759,48 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 
 /* ---- the directory ---- */
 
-static pvt_result pvti_export_rename(pvt_ctx *ctx, const char *from, const char *to)
-{
-    if (rename(from, to) == 0) return PVT_OK;
-    return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be replaced by the new file: %s", to, strerror(errno));
-}
-
-/* Where things go: the directory's files, and the names they have until all are complete. */
-typedef struct pvti_export_paths {
-    char config[PVTI_PATH_BYTES], config_new[PVTI_PATH_BYTES], config_old[PVTI_PATH_BYTES];
-    char weights[PVTI_PATH_BYTES], weights_new[PVTI_PATH_BYTES];
-    char index[PVTI_PATH_BYTES], generation[PVTI_PATH_BYTES];
-    bool exchanged; /* the new weights are in place: what still has a temporary name is part of the new model */
-} pvti_export_paths;
-
-static pvt_result pvti_export_files(pvti_exporter *s, const char *dir, const pvti_export_paths *p)
+/* Everything that a directory holds of a model. */
+static pvt_result pvti_export_files(pvti_exporter *s, pvti_exchange *ex)
 {
     static const char *const metadata[] = {"format", "pt", NULL};
     const pvt_model *model = s->model;
     pvti_text text = pvti_text_begin(s->ctx);
+    pvti_writer weights;
     pvt_result result;
-    PVTI_TRY(
-        pvti_safetensors_write_from(s->ctx, p->weights_new, s->tensors, s->n, metadata, pvti_export_put, s));
+    PVTI_TRY(pvti_exchange_open(ex, "model.safetensors", &weights));
+    PVTI_TRY(pvti_safetensors_write_to(&weights, s->tensors, s->n, metadata, pvti_export_put, s));
     pvti_export_config(&text, s);
     result = pvti_text_check(&text);
-    if (result == PVT_OK) result = pvti_file_write(s->ctx, p->config_new, text.data, text.size);
+    if (result == PVT_OK) result = pvti_exchange_put(ex, "config.json", text.data, text.size);
     pvti_text_free(&text);
-    if (result == PVT_OK && model->tokenizer) result = pvt_tokenizer_save(model->tokenizer, dir);
+    if (result == PVT_OK && model->tokenizer) result = pvti_tokenizer_put(model->tokenizer, ex);
     if (result == PVT_OK && model->generation_config)
-        result = pvti_file_write(s->ctx, p->generation, model->generation_config,
-                                 model->generation_config_bytes);
+        result = pvti_exchange_put(ex, "generation_config.json", model->generation_config,
+                                   model->generation_config_bytes);
     return result;
 }
 
-/* All is written; nothing is left that could run out of memory. The old config.json steps aside first and comes back
-   when the weights cannot be exchanged. */
-static pvt_result pvti_export_exchange(pvti_exporter *s, pvti_export_paths *p)
+static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool overwrite, pvti_exchange *ex)
 {
-    pvti_writer w;
-    bool aside = pvti_path_exists(p->config);
-    pvt_result result;
-    if (aside) PVTI_TRY(pvti_export_rename(s->ctx, p->config, p->config_old));
-    result = pvti_export_rename(s->ctx, p->weights_new, p->weights);
-    if (result != PVT_OK) {
-        if (aside) rename(p->config_old, p->config);
-        return result;
-    }
-    p->exchanged = true;
-    unlink(p->index); /* of shards that were there: they are this model no longer */
-    if (!s->model->generation_config) unlink(p->generation); /* its end tokens would count as this model's */
-    PVTI_TRY(pvti_export_rename(s->ctx, p->config_new, p->config));
-    if (aside) unlink(p->config_old);
-    memset(&w, 0, sizeof w);
-    memcpy(w.path, p->config, sizeof w.path);
-    pvti_writer_sync_directory(&w);
-    return PVT_OK;
-}
-
-static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool overwrite,
-                                        pvti_export_paths *p)
-{
-    pvt_result result;
-    PVTI_TRY(pvti_path_join(s->ctx, p->config, dir, "config.json"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->config_new, dir, "config.json.new"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->config_old, dir, "config.json.old"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->weights, dir, "model.safetensors"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->weights_new, dir, "model.safetensors.new"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->index, dir, "model.safetensors.index.json"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->generation, dir, "generation_config.json"));
-    if (pvti_path_exists(p->config) && !overwrite)
-        return pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
-                         "%s: a model is there already; choose another directory, or allow overwriting", dir);
     PVTI_TRY(pvti_export_list(s));
     PVTI_TRY(pvti_directory_create(s->ctx, dir));
-    result = pvti_export_files(s, dir, p);
-    if (result == PVT_OK) result = pvti_export_exchange(s, p);
-    if (result != PVT_OK && !p->exchanged) unlink(p->weights_new), unlink(p->config_new);
-    return result;
+    PVTI_TRY(pvti_exchange_begin(s->ctx, dir, overwrite, ex));
+    PVTI_TRY(pvti_export_files(s, ex));
+    return pvti_exchange_commit(ex, PVTI_SAVED_MODEL | PVTI_SAVED_TOKENIZER);
 }
 
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
 {
     pvti_exporter saver;
-    pvti_export_paths *paths = PVTI_NEW(model->ctx, pvti_export_paths, 1);
+    pvti_exchange exchange;
     pvt_result result;
-    if (!paths) return PVT_ERR_MEMORY;
     memset(&saver, 0, sizeof saver);
+    memset(&exchange, 0, sizeof exchange);
     saver.ctx = model->ctx;
     saver.model = model;
     saver.dense = desc && desc->dense;
-    result = pvti_export_directory(&saver, dir, desc && desc->overwrite, paths);
-    pvti_free(model->ctx, paths);
+    result = pvti_export_directory(&saver, dir, desc && desc->overwrite, &exchange);
+    pvti_exchange_end(&exchange);
     pvti_free(model->ctx, saver.items);
     pvti_free(model->ctx, saver.tensors);
     pvti_free(model->ctx, saver.chunk);

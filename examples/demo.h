@@ -68,14 +68,10 @@ static demo demo_sizes(const options *o)
 static int demo_keep_text(app *a, const char *name, const char *text, int64_t bytes)
 {
     char path[4096];
-    FILE *f;
-    bool good;
     if (!a->o.save) return 0;
     snprintf(path, sizeof path, "%s/%s", a->o.save, name);
-    f = fopen(path, "wb");
-    good = f && fwrite(text, 1, (size_t)bytes, f) == (size_t)bytes;
-    if (f && fclose(f) != 0) good = false;
-    return good ? 0 : fail(a, "%s could not be written: %s", path, strerror(errno));
+    TRY(a, pvti_file_write(a->ctx, path, text, bytes));
+    return 0;
 }
 
 /* One byte is one token. */
@@ -332,6 +328,25 @@ static void demo_json(app *a, const demo *d)
     put_close(t, "}");
 }
 
+/* Drawn in memory, then written as a whole. */
+static int demo_write_plot(app *a, const plot *p)
+{
+    char *svg = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&svg, &bytes);
+    bool good = f && plot_write(p, f);
+    pvt_result result;
+    if (f && fclose(f) != 0) good = false;
+    if (!good) {
+        free(svg);
+        return fail(a, "out of memory for the chart %s", a->o.svg);
+    }
+    result = pvti_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
+    free(svg);
+    TRY(a, result);
+    return 0;
+}
+
 static int demo_plot(app *a, const demo *d)
 {
     static plot p;
@@ -360,8 +375,7 @@ static int demo_plot(app *a, const demo *d)
     if (!(p.y_max > p.levels[0].y)) p.y_max = 0;
     if (p.y_max > 0 && highest > p.y_max)
         snprintf(subtitle + strlen(subtitle), sizeof subtitle - strlen(subtitle), "; what leaves the chart goes up to %.3g", highest);
-    if (!plot_write(&p, a->o.svg)) return fail(a, "the chart %s could not be written: %s", a->o.svg, strerror(errno));
-    return 0;
+    return demo_write_plot(a, &p);
 }
 
 static int verb_demo(app *a)

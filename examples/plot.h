@@ -224,15 +224,12 @@ static void plot_style(FILE *f)
     fprintf(f, "}\n</style>\n");
 }
 
-/* Writes the file; false when that fails (errno says why). */
-static bool plot_write(const plot *p, const char *path)
+/* Writes the SVG; false when that fails. */
+static bool plot_write(const plot *p, FILE *f)
 {
     const double panel_width = 300, margin = 64, height = 300, total = height + 148;
     double width, name_width;
     plot_frame frame;
-    FILE *f = fopen(path, "wb");
-    bool good;
-    if (!f) return false;
     memset(&frame, 0, sizeof frame);
     plot_ranges(p, &frame);
     frame.top = 92, frame.width = panel_width, frame.height = height;
@@ -252,8 +249,7 @@ static bool plot_write(const plot *p, const char *path)
         plot_draw_panel(f, p, &p->panels[i], &frame, i == 0);
     }
     fprintf(f, "</svg>\n");
-    good = !ferror(f);
-    return (fclose(f) == 0) && good;
+    return !ferror(f);
 }
 
 #endif

@@ -212,7 +212,6 @@ static void app_close(app *a)
     for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
     pvt_tokenizer_free(a->tokenizer);
     for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
-    if (a->log) fclose(a->log);
     if (a->ctx) pvti_text_free(&a->json);
     pvt_ctx_destroy(a->ctx);
 }
@@ -428,7 +427,7 @@ static bool same_file(const char *x, const char *y)
    this call made is recorded, so that a failure can leave nothing behind. */
 static int prepare_output(app *a, bool *made)
 {
-    char config[4096];
+    char config[4096], unfinished[4096];
     const char *dir = a->o.output;
     if (made) *made = false;
     if (same_file(dir, a->o.model) || (a->o.teacher && same_file(dir, a->o.teacher)))
@@ -438,8 +437,10 @@ static int prepare_output(app *a, bool *made)
         return 0;
     }
     if (errno != EEXIST) return fail(a, "the directory %s could not be made: %s", dir, strerror(errno));
-    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config) return fail(a, "%s: path too long", dir);
-    if (access(config, F_OK) == 0 && !a->o.overwrite)
+    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config ||
+        snprintf(unfinished, sizeof unfinished, "%s/" PVTI_EXCHANGE "/manifest", dir) >= (int)sizeof unfinished)
+        return fail(a, "%s: path too long", dir);
+    if ((access(config, F_OK) == 0 || access(unfinished, F_OK) == 0) && !a->o.overwrite)
         return fail(a, "%s already holds a model; give another -o, or --overwrite to replace it", dir);
     if (access(dir, W_OK | X_OK) != 0) return fail(a, "%s cannot be written to: %s", dir, strerror(errno));
     return 0;
@@ -902,8 +903,12 @@ static int tune_finish(app *a, const tune_state *s)
     save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
     TRY(a, pvt_tuner_finish(a->tuner, &saved));
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
-        return fail(a, "%s; the checkpoint stays: the same command with --resume goes on from it", pvt_ctx_error(a->ctx));
-    if (!a->o.keep) remove(s->checkpoint);
+        return s->saved_at > 0 && access(s->checkpoint, F_OK) == 0
+                   ? fail(a, "%s; the checkpoint of step %lld stays: the same command with --resume goes on from it",
+                          pvt_ctx_error(a->ctx), (long long)s->saved_at)
+                   : fail(a, "%s; there is no checkpoint to go on from", pvt_ctx_error(a->ctx));
+    if (!a->o.keep && unlink(s->checkpoint) != 0 && errno != ENOENT)
+        note(a, "%s is no longer needed, but could not be removed: %s", s->checkpoint, strerror(errno));
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
@@ -1023,18 +1028,19 @@ static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int6
 static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
 {
     pvti_text t = pvti_text_begin(a->ctx);
+    pvt_result result;
     int64_t i;
-    bool good = true;
     if (!a->o.log) return 0;
     for (i = 0; i < ppl->windows; i++) {
         put_open(&t, NULL, "{");
         put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
         pvti_text_put(&t, "}\n", 2);
     }
-    a->log = fopen(a->o.log, "wb");
-    good = a->log && !t.failed && fwrite(t.data, 1, (size_t)t.size, a->log) == (size_t)t.size && fflush(a->log) == 0;
+    result = pvti_text_check(&t);
+    if (result == PVT_OK) result = pvti_file_write(a->ctx, a->o.log, t.data, t.size);
     pvti_text_free(&t);
-    return good ? 0 : fail(a, "%s could not be written: %s", a->o.log, strerror(errno));
+    TRY(a, result);
+    return 0;
 }
 
 static int verb_eval(app *a)
@@ -1550,6 +1556,9 @@ static int run_verb(const struct verb *v, app *a)
     a->json = pvti_text_begin(a->ctx);
     a->started = pvti_seconds();
     status = v->run(a);
+    if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
+        status = fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
+    a->log = NULL;
     meter_end(&a->meter);
     app_close(a);
     return status;

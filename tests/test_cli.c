@@ -323,6 +323,52 @@ static void test_tensors(pvt_ctx *ctx)
     pvti_safetensors_close(&st);
 }
 
+/* Whether `pvtune <args>` ends by itself within so many seconds; then its exit status, and stderr in its text. */
+static int run_within(int seconds, const char *args)
+{
+    char command[4096], path[600];
+    int status, waited;
+    pid_t child = fork();
+    if (child == 0) {
+        snprintf(command, sizeof command, "cd '%s' && exec '%s' %s >out 2>err </dev/null", dir, program, args);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    for (waited = 0; waited < 100 * seconds; waited++) {
+        if (waitpid(child, &status, WNOHANG) == child) {
+            snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
+            snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
+            return shell_status(status);
+        }
+        usleep(10000);
+    }
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return -1;
+}
+
+/* What was there when a model is saved over another: of the old one nothing stays but its permissions. (Faults and
+   kills in the middle of it: test_faults.) */
+static void test_overwrite(void)
+{
+    CHECK(sh("cp -r model over && cd over && echo '{}' >added_tokens.json && echo '{}' >special_tokens_map.json && "
+             "echo x >chat_template.jinja && echo x >tokenizer.model && echo x >notes.txt && chmod 600 *") == 0);
+    CHECK_REFUSED(1, "--overwrite", run("export q -o over --to hf -q"));
+    CHECK_RUN(run("export q -o over --to hf -q --overwrite"));
+    CHECK(sh("cmp over/model.safetensors q/model.safetensors") == 0);
+    CHECK(sh("test \"$(ls -A over | tr '\\n' ' ')\" = 'config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
+    CHECK(sh("ls -l over | grep json | cut -c 1-10 | sort -u >modes && test \"$(cat modes)\" = '-rw-------'") == 0);
+    CHECK(sh("ls -l over/model.safetensors | grep -q '^-rw-------'") == 0);
+    /* a save that was interrupted after its commitment is a model: it is not overwritten by mistake */
+    CHECK(sh("mkdir -p begun/.pvtune-save && echo x >begun/.pvtune-save/manifest") == 0);
+    CHECK_REFUSED(1, "already holds a model", run("export q -o begun --to hf -q"));
+    CHECK_REFUSED(1, "manifest", run("info begun"));
+    /* what is no file does not hold the program up */
+    CHECK(sh("cp -r model pipe && rm pipe/config.json && mkfifo pipe/config.json") == 0);
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe"));
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe/config.json"));
+}
+
 /* A NaN in fp16 amid a tensor of nan/model.safetensors. */
 static void put_nan(pvt_ctx *ctx, const char *name)
 {
@@ -475,6 +521,14 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_REFUSED(1, "already holds a model", run(TUNE "-o stopped"));
     CHECK_REFUSED(1, "input", run(TUNE "-o q --overwrite"));
     CHECK_REFUSED(1, "log", run(TUNE "-o other --log absent/log"));
+    /* the model cannot be saved: only a checkpoint that is there is promised */
+    CHECK(sh("mkdir -p blocked/model.safetensors") == 0);
+    CHECK_REFUSED(1, "there is no checkpoint", run(TUNE "-o blocked --save-every 0"));
+    CHECK(sh("test ! -e blocked/checkpoint.safetensors") == 0);
+    CHECK_REFUSED(1, "the checkpoint of step 28 stays", run(TUNE "-o blocked"));
+    CHECK(sh("test -e blocked/checkpoint.safetensors && rmdir blocked/model.safetensors") == 0);
+    CHECK_RUN(run(TUNE "-o blocked --resume"));
+    CHECK(sh("cmp t/model.safetensors blocked/model.safetensors") == 0);
 }
 
 /* Everything that tune says of itself is true: what it saved is what its last line measured. */
@@ -534,7 +588,7 @@ static void test_full_disk(void)
     CHECK_REFUSED(1, "small", run("export model -o small/model --to dense -q"));
     CHECK(sh("test ! -e small/model/config.json") == 0);
     CHECK_REFUSED(1, "small", run(TUNE "-o small/tuned"));
-    CHECK(sh("test ! -e small/tuned/config.json && test -z \"$(find small -name '*.tmp')\"") == 0);
+    CHECK(sh("test ! -e small/tuned/config.json && test -z \"$(find small -name '*pvtune*')\"") == 0);
     CHECK(sh("umount small") == 0);
 }
 
@@ -728,6 +782,7 @@ int main(void)
     test_files();
     test_results(ctx);
     test_tensors(ctx);
+    test_overwrite();
     test_numbers(ctx);
     test_stop_quantize();
     test_resume_quantize();

@@ -196,6 +196,8 @@ static int demo_train(app *a, demo *d)
 static int demo_quantize(app *a, demo *d)
 {
     pvt_quantize_desc desc;
+    pvt_save_desc as;
+    pvt_bits bits;
     double start = pvti_seconds();
     memset(&desc, 0, sizeof desc);
     desc.format = d->format, desc.samples = d->samples, desc.ctx = d->config.ctx;
@@ -205,7 +207,9 @@ static int demo_quantize(app *a, demo *d)
     TRY(a, pvt_quantize(a->ctx, a->models[DEMO_CALIBRATED], d->train, &desc));
     DO(demo_round(a, a->models[DEMO_CALIBRATED]));
     d->quantize_seconds = pvti_seconds() - start;
-    d->bits = pvt_model_bits(a->models[DEMO_CALIBRATED], false), d->bits_all = pvt_model_bits(a->models[DEMO_CALIBRATED], true);
+    memset(&as, 0, sizeof as);
+    bits = pvt_model_bits(a->models[DEMO_CALIBRATED], &as); /* codes of 4 bits count as such: the layout gives them a byte */
+    d->bits = bits.packed_linears, d->bits_all = bits.packed_all;
     return demo_measure(a, d, a->models[DEMO_CALIBRATED], &d->ppl_calibrated);
 }
 

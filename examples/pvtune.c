@@ -11,6 +11,7 @@
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 
+#include <ctype.h>
 #include <dirent.h>
 
 #include "meter.h"
@@ -27,7 +28,8 @@ typedef struct options {
     uint64_t seed;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
-    bool ignore_eos, quick, brief, text_only, no_eval, freeze_values;
+    bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
+    const char *dtype;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -37,6 +39,7 @@ typedef struct options {
 #define OUTPUT(what) {"--output", "-o", OPTION_TEXT, AT(output), true, "DIR", 0, 0, NULL, what}
 #define OVERWRITE {"--overwrite", NULL, OPTION_FLAG, AT(overwrite), false, "", 0, 0, NULL, "replace what -o holds"}
 #define HEADING(text) {"-", NULL, OPTION_HEADING, 0, false, "", 0, 0, NULL, text}
+#define NO_CARD {"--no-card", NULL, OPTION_FLAG, AT(no_card), false, "", 0, 0, NULL, "no model card (README.md)"}
 
 static const option common_rows[] = {
     HEADING("Common to all"),
@@ -45,6 +48,7 @@ static const option common_rows[] = {
     {"--compute", NULL, OPTION_CHOICE, AT(compute), false, "fp32|bf16", 0, 0, "fp32",
      "linear layers and attention multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
     {"--seed", NULL, OPTION_SEED, AT(seed), false, "S", 0, 0, "0", "every random choice follows from it"},
+    {"--verbatim", NULL, OPTION_FLAG, AT(verbatim), false, "", 0, 0, NULL, "texts byte for byte: JSON Lines are not taken apart, nothing is refused"},
     {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
     {"--quiet", "-q", OPTION_FLAG, AT(quiet), false, "", 0, 0, NULL, "no progress"},
 };
@@ -69,7 +73,7 @@ static const option info_rows[] = {
 static const option quantize_rows[] = {
     HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text file to calibrate on"},
+    {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
@@ -85,18 +89,19 @@ static const option quantize_rows[] = {
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
     HEADING("What is quantized"),
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
-    {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too"},
-    {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too"},
+    {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too; transformers then needs export --to hf"},
+    {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too (where it is the embedding: see --embed)"},
     HEADING("Files"),
     {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
      "go on from the blocks that an unfinished run left in -o, to the same result; start when there are none"},
+    NO_CARD,
     OVERWRITE,
 };
 static const option tune_rows[] = {
     HEADING("Main"),
     POSITIONAL("DIR", model, "a quantized model: what pvtune quantize made, or any AQLM checkpoint"),
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
-    {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text file to tune on"},
+    {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
     {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "pv|continuous|ste|pv-linear", 0, 0, "pv", "how codes change"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
@@ -140,11 +145,12 @@ static const option tune_rows[] = {
      "go on from the checkpoint in -o, to the same result, or with more --steps beyond it; start when there is none"},
     {"--keep-checkpoint", NULL, OPTION_FLAG, AT(keep), false, "", 0, 0, NULL, "keep it at the end, so that a later --resume with more --steps extends the run"},
     {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per step; --resume continues it"},
+    NO_CARD,
     OVERWRITE,
 };
 static const option eval_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this file, verbatim, in windows that do not overlap"},
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this text, as --calib takes it, in windows that do not overlap; -: standard input"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
     {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
     {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window"},
@@ -154,7 +160,7 @@ static const option eval_rows[] = {
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     {"--prompt", "-p", OPTION_TEXT, AT(prompt), true, "PROMPT", 0, 0, NULL, "the text to continue"},
-    {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "64", "tokens to make"},
+    {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "(64)", "tokens to make, with the prompt no more than the model's context"},
     {"--temp", NULL, OPTION_REAL, AT(temp), false, "T", 0, 100, "0", "temperature; 0: the likeliest token always"},
     {"--top-p", NULL, OPTION_REAL, AT(top_p), false, "P", 1e-9, 1, "1", "draw from the likeliest tokens that hold this share"},
     {"--head", NULL, OPTION_CHOICE, AT(head_type), false, "full|q8", 0, 0, "full", "as it is, or rounded to 8 bits: faster, a little less exact"},
@@ -163,13 +169,16 @@ static const option generate_rows[] = {
 static const option export_rows[] = {
     POSITIONAL("DIR", model, "a model"),
     OUTPUT("directory to write"),
-    {"--to", NULL, OPTION_CHOICE, AT(to), true, "hf|dense", 0, 0, NULL, "Hugging Face with codes (AQLM), or every weight in fp16"},
+    {"--to", NULL, OPTION_CHOICE, AT(to), true, "hf|dense", 0, 0, NULL,
+     "for transformers: with codes (AQLM), a quantized embedding dequantized; or every weight dequantized"},
+    {"--dtype", NULL, OPTION_CHOICE, AT(dtype), false, "f16|bf16|f32", 0, 0, "f16", "of what is written dense"},
+    NO_CARD,
     OVERWRITE,
 };
 static const option tokenize_rows[] = {
     POSITIONAL("MODEL", model, "a model with a tokenizer, or a tokenizer file"),
     {"TEXT", NULL, OPTION_TEXT, AT(text), false, "", 0, 0, NULL, "the text, or -f"},
-    {"--file", "-f", OPTION_TEXT, AT(file), false, "FILE", 0, 0, NULL, "take the text from a file"},
+    {"--file", "-f", OPTION_TEXT, AT(file), false, "FILE", 0, 0, NULL, "take the text from a file; -: standard input"},
 };
 static const option logits_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -186,13 +195,14 @@ static const option grad_rows[] = {
 
 /* ---- the program's state: one struct, freed in one place ---- */
 
-enum { MODELS = 4, BUFFERS = 8 };
+enum { MODELS = 4, BUFFERS = 8, TEXT_BUFFER = BUFFERS - 1 };
 typedef struct app {
     const char *verb;
     options o;
     pvt_ctx *ctx;
     meter meter;
-    pvti_text json;
+    pvti_text json, card;
+    char **arguments; /* of the command, for the model card */
     double started;
     /* whatever is set here is freed by app_close */
     pvt_model *models[MODELS];
@@ -212,7 +222,7 @@ static void app_close(app *a)
     for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
     pvt_tokenizer_free(a->tokenizer);
     for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
-    if (a->ctx) pvti_text_free(&a->json);
+    if (a->ctx) pvti_text_free(&a->json), pvti_text_free(&a->card);
     pvt_ctx_destroy(a->ctx);
 }
 
@@ -391,14 +401,69 @@ static int load_model(app *a, int slot, const char *path)
     return 0;
 }
 
+/* All that a stream still holds, in zero-terminated memory, or NULL with errno set. */
+static char *read_stream(FILE *f, int64_t *length)
+{
+    char *text = NULL, *bigger;
+    int64_t n = 0, capacity = 0;
+    size_t got = 1;
+    while (got > 0) {
+        if (capacity - n < 65536) {
+            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
+            if (!bigger) break;
+            text = bigger;
+        }
+        got = fread(text + n, 1, (size_t)(capacity - n - 1), f);
+        n += (int64_t)got;
+        text[n] = 0;
+    }
+    if (ferror(f) || got > 0) free(text), text = NULL;
+    *length = n;
+    return text;
+}
+
+/* A whole file, "-": standard input; or NULL with errno set. */
+static char *read_text(const char *path, int64_t *length)
+{
+    bool standard = strcmp(path, "-") == 0;
+    FILE *f = standard ? stdin : fopen(path, "rb");
+    char *text = f ? read_stream(f, length) : NULL;
+    if (f && !standard) fclose(f);
+    return text;
+}
+
+/* Every byte of a text as it is: with --verbatim. */
+static int load_verbatim(app *a, int slot, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer)
+{
+    int32_t *ids;
+    int64_t n;
+    pvt_result result;
+    TRY(a, pvt_tokenizer_encode(tokenizer, text, bytes, PVT_ENCODE_BOS, &ids, &n));
+    result = pvt_corpus_from_ids(a->ctx, ids, n, &a->corpora[slot]);
+    pvt_ids_free(a->ctx, ids);
+    TRY(a, result);
+    return 0;
+}
+
 static int load_text(app *a, int slot, const char *path, const pvt_model *model)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(model);
-    char what[160];
+    char what[160], *text;
+    int64_t bytes;
     if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
-    snprintf(what, sizeof what, "reading %s", path);
+    snprintf(what, sizeof what, "reading %s", strcmp(path, "-") == 0 ? "standard input" : path);
     meter_doing(&a->meter, what);
-    TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
+    if (strcmp(path, "-") != 0 && !a->o.verbatim) {
+        TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
+    } else {
+        text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
+        if (!text) return fail(a, "%s: %s", path, strerror(errno));
+        if (a->o.verbatim)
+            DO(load_verbatim(a, slot, text, bytes, tokenizer));
+        else
+            TRY(a, pvt_corpus_from_text(a->ctx, text, bytes, tokenizer, &a->corpora[slot]));
+        free(text), a->buffers[TEXT_BUFFER] = NULL;
+    }
     meter_doing(&a->meter, "preparing"); /* until the first weight, window or step is counted */
     return 0;
 }
@@ -415,6 +480,14 @@ static int check_writable(app *a, const char *path)
     fclose(f);
     if (!there) remove(path);
     return 0;
+}
+
+/* Refuses before the work what pvt_model_save would refuse after it. */
+static int check_savable(app *a)
+{
+    if (!pvt_model_get_config(a->models[0])->rope_factors) return 0;
+    return fail(a, "%s: its rotary frequencies (rope_freqs.weight) follow no rule that config.json knows: a result could "
+                "not be saved", a->o.model);
 }
 
 static bool same_file(const char *x, const char *y)
@@ -472,6 +545,83 @@ static const char *human_bytes(double bytes, char out[32])
     return out;
 }
 
+/* ---- the model card ---- */
+
+/* The last part of a path, without the slashes behind it: what of it is nobody's business stays out of a card. */
+static void put_base_name(pvti_text *t, const char *path)
+{
+    size_t end = strlen(path), start;
+    while (end > 1 && path[end - 1] == '/') end--;
+    for (start = end; start > 0 && path[start - 1] != '/';) start--;
+    pvti_text_put(t, path + start, (int64_t)(end - start));
+}
+
+/* One argument of the command as a shell would take it, paths cut to base names ("--log=x/y" too). */
+static void put_argument(pvti_text *t, const char *argument)
+{
+    const char *value = argument[0] == '-' ? strchr(argument, '=') : NULL;
+    int64_t at = t->size + 1, i;
+    pvti_text_put(t, " ", 1);
+    if (value) pvti_text_put(t, argument, ++value - argument);
+    put_base_name(t, value ? value : argument);
+    for (i = at; i < t->size; i++)
+        if ((uint8_t)t->data[i] < 32 || t->data[i] == 127 || t->data[i] == '\'') t->data[i] = '_';
+    for (i = at; i < t->size && (isalnum((uint8_t)t->data[i]) || strchr("-_.,:=+@%/", t->data[i])); i++) {}
+    if (i == t->size && i > at) return;
+    pvti_text_put(t, "''", 2); /* room for two quotes */
+    if (t->failed) return;
+    memmove(t->data + at + 1, t->data + at, (size_t)(t->size - 2 - at));
+    t->data[at] = t->data[t->size - 1] = '\'';
+}
+
+/* Gives a save what only the program knows for the model card: what the model was made from, a sentence on how,
+   and the command. */
+static PVTI_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char *made_from, const char *format, ...)
+{
+    pvti_text *t = &a->card;
+    int64_t base = 0;
+    va_list args;
+    char recipe[1024];
+    char **argument;
+    va_start(args, format);
+    vsnprintf(recipe, sizeof recipe, format, args);
+    va_end(args);
+    save->no_card = a->o.no_card;
+    t->size = 0;
+    pvti_text_printf(t, "%s\n\n    pvtune", recipe);
+    for (argument = a->arguments; *argument; argument++) put_argument(t, *argument);
+    pvti_text_put(t, "\n", 2); /* with its zero: the base name stands behind it */
+    base = t->size;
+    put_base_name(t, made_from);
+    if (t->failed) return; /* then the card has less to say */
+    save->card = t->data, save->base_model = t->data + base;
+}
+
+/* What a result takes, as the file that was written holds it: the same figures that info finds there. */
+static void put_bits(app *a, const pvt_save_desc *save, pvt_bits *bits)
+{
+    struct stat st;
+    pvti_text path = pvti_text_begin(a->ctx);
+    *bits = pvt_model_bits(a->models[0], save);
+    pvti_text_printf(&path, "%s/model.safetensors", a->o.output);
+    put_number(&a->json, "bits_per_weight", bits->linears);
+    put_number(&a->json, "bits_per_weight_packed", bits->packed_linears);
+    put_number(&a->json, "bits_per_weight_all", bits->all);
+    if (!path.failed && stat(path.data, &st) == 0)
+        put_number(&a->json, "file_bits_per_weight", 8.0 * (double)st.st_size / (double)bits->params);
+    pvti_text_free(&path);
+}
+
+/* "2.171 bits", and what its codes would take alone where the file gives them whole bytes. */
+static const char *bits_phrase(const pvt_bits *bits, char out[64])
+{
+    if (bits->packed_linears < bits->linears)
+        snprintf(out, 64, "%.3f bits (%.3f with its codes packed)", bits->linears, bits->packed_linears);
+    else
+        snprintf(out, 64, "%.3f bits", bits->linears);
+    return out;
+}
+
 /* ---- info ---- */
 
 static pvt_optimizer_rule optimizer_rule(const char *name)
@@ -501,24 +651,14 @@ static pvt_tune_desc tune_desc(const options *o)
     return d;
 }
 
-static int64_t count_params(const pvt_model *model)
-{
-    int64_t i, n = 0;
-    for (i = 0; i < pvt_model_tensors(model); i++) n += pvt_model_tensor(model, i).n;
-    return n;
-}
+static int64_t count_params(const pvt_model *model) { return pvt_model_bits(model, NULL).params; }
 
 static void info_tensor(app *a, const pvt_tensor_info *t)
 {
-    char format[48] = "f32";
-    double bits = 8.0 * (double)sizeof(pvt_real);
-    if (t->weight) {
-        bits = pvt_weight_bits(t->weight);
-        if (t->weight->format.kind == PVT_FORMAT_AQLM)
-            pvt_format_text(&t->weight->format, format);
-        else
-            snprintf(format, sizeof format, "%s", pvti_dtype_info(t->weight->dtype)->name);
-    }
+    char format[48];
+    double bits = 8.0 * (double)t->bytes / (double)t->n;
+    if (t->dtype == PVT_DTYPE_NONE) pvt_format_text(&t->weight->format, format);
+    else snprintf(format, sizeof format, "%s", pvti_dtype_info(t->dtype)->name);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "name", t->name);
     put_open(&a->json, "shape", "[");
@@ -526,7 +666,7 @@ static void info_tensor(app *a, const pvt_tensor_info *t)
     if (t->weight) put_int(&a->json, NULL, t->weight->I);
     put_close(&a->json, "]");
     put_text(&a->json, "format", format);
-    put_number(&a->json, "bits", bits);
+    put_number(&a->json, "bits", bits), put_int(&a->json, "bytes", t->bytes);
     put_close(&a->json, "}");
     if (a->o.tensors && !a->o.json)
         printf("%-52s %7lld × %-7lld %-12s %6.3f bits\n", t->name, (long long)(t->weight ? t->weight->O : t->n),
@@ -554,17 +694,22 @@ static int verb_info(app *a)
     const pvt_model_config *c;
     const pvt_tokenizer *tokenizer;
     pvti_text *t = &a->json;
+    pvt_bits bits;
+    double file_bits;
+    char phrase[64];
     int64_t i;
     DO(load_model(a, 0, a->o.model));
+    bits = pvt_model_bits(a->models[0], NULL);
+    file_bits = 8.0 * (double)pvt_model_file_bytes(a->models[0]) / (double)bits.params;
     c = pvt_model_get_config(a->models[0]);
     tokenizer = pvt_model_tokenizer(a->models[0]);
     put_open(t, NULL, "{");
     put_text(t, "family", c->family);
     put_int(t, "layers", c->layers), put_int(t, "dim", c->dim), put_int(t, "heads", c->heads);
     put_int(t, "kv_heads", c->kv_heads), put_int(t, "head_dim", c->head_dim), put_int(t, "ff", c->ff);
-    put_int(t, "vocab", c->vocab), put_int(t, "ctx", c->ctx), put_int(t, "params", count_params(a->models[0]));
-    put_number(t, "bits_per_weight", pvt_model_bits(a->models[0], false));
-    put_number(t, "bits_per_weight_all", pvt_model_bits(a->models[0], true));
+    put_int(t, "vocab", c->vocab), put_int(t, "ctx", c->ctx), put_int(t, "params", bits.params);
+    put_number(t, "bits_per_weight", bits.linears), put_number(t, "bits_per_weight_packed", bits.packed_linears);
+    put_number(t, "bits_per_weight_all", bits.all), put_number(t, "file_bits_per_weight", file_bits);
     put_key(t, "tied"), pvti_text_printf(t, c->tied ? "true" : "false");
     put_text(t, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
     put_open(t, "tensors", "[");
@@ -580,9 +725,9 @@ static int verb_info(app *a)
                (long long)c->head_dim, (long long)c->vocab, c->tied ? ", tied head" : "");
         printf("context    %lld tokens\n", (long long)c->ctx);
         printf("tokenizer  %s\n", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
-        printf("parameters %lld\n", (long long)count_params(a->models[0]));
-        printf("bits       %.3f per weight in the blocks' linears, %.3f over all parameters\n",
-               pvt_model_bits(a->models[0], false), pvt_model_bits(a->models[0], true));
+        printf("parameters %lld\n", (long long)bits.params);
+        printf("weights    %s in the blocks' linears, %.3f over all parameters, %.3f with the file's headers\n",
+               bits_phrase(&bits, phrase), bits.all, file_bits);
     }
     if (a->o.plan) DO(info_plan(a));
     put_close(t, "}");
@@ -658,6 +803,34 @@ static int quantize_failed(app *a, pvt_result result, bool made, const quantize_
                 "on from there", log->n, blocks, blocks == 1 ? "" : "s", blocks == 1 ? "s" : "", a->o.output);
 }
 
+/* What the user must know before the work: what the file will not hold as the source does, and who will not load it. */
+static void quantize_notes(app *a, const pvt_quantize_desc *desc)
+{
+    const pvt_model *model = a->models[0];
+    const char *type = "";
+    int64_t i, n = 0, from = 0, to = 0;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (!t.weight || t.dtype == PVT_DTYPE_NONE || pvti_quantize_wants(model, desc, &t)) continue;
+        if (t.dtype == PVT_F16 || t.dtype == PVT_BF16) continue;
+        type = pvti_dtype_info(t.dtype)->name, n++, from += t.bytes, to += 2 * t.n;
+    }
+    if (n)
+        note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
+             (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
+             (double)to / 1e6);
+    if (desc->embedding || (desc->head && pvt_model_get_config(model)->tied))
+        note(a, "note: transformers will refuse the result, because its AQLM has no embeddings; pvtune loads it, and "
+                "export --to hf writes it with a dense embedding");
+}
+
+/* Samples times their length, with the library's defaults: what of the text was used. */
+static int64_t calibration_tokens(const app *a)
+{
+    int64_t ctx = a->o.ctx ? a->o.ctx : PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
+    return ctx * (a->o.samples ? a->o.samples : PVTI_MIN(64, a->corpora[0].n / ctx));
+}
+
 static int verb_quantize(app *a)
 {
     const options *o = &a->o;
@@ -665,36 +838,40 @@ static int verb_quantize(app *a)
     pvt_save_desc save;
     quantize_log log;
     pvt_result result;
+    pvt_bits bits;
     bool made;
     int blocks;
-    char format[48], peak[32];
+    char format[48], peak[32], phrase[64];
     memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
     desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     DO(load_model(a, 0, o->model));
+    DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
+    quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "format", format);
     put_open(&a->json, "layers", "[");
     result = pvt_quantize(a->ctx, a->models[0], &a->corpora[0], &desc);
     save.overwrite = o->overwrite || !made;
+    card_text(a, &save, o->model, "%d weights quantized to `%s` with calibration; mean relative error of their outputs %.4f.",
+              log.n, format, log.n ? log.error / log.n : 0);
     if (result == PVT_OK) result = pvt_model_save(a->models[0], o->output, &save);
     if (result != PVT_OK) return quantize_failed(a, result, made, &log);
     if (!quantize_files(o->output, true, &blocks)) note(a, "the files %s/quantize-*.safetensors could not be removed", o->output);
     put_close(&a->json, "]");
-    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
-    put_number(&a->json, "bits_per_weight_all", pvt_model_bits(a->models[0], true));
-    put_int(&a->json, "calibration_tokens", a->corpora[0].n);
+    put_bits(a, &save, &bits);
+    put_int(&a->json, "calibration_tokens", calibration_tokens(a));
     put_number(&a->json, "seconds", elapsed(a));
     put_int(&a->json, "peak_bytes", peak_bytes(a));
     put_close(&a->json, "}");
     meter_clear(&a->meter);
     if (!o->json)
-        printf("%s: %d weights at %.3f bits (%.3f over all parameters), mean relative error %.4f, %.1f s, peak %s\n"
-               "written to %s\n", format, log.n, pvt_model_bits(a->models[0], false), pvt_model_bits(a->models[0], true),
+        printf("%s: %d weights at %s, %.3f over all parameters; mean relative error %.4f, %.1f s, peak %s\n"
+               "written to %s\n", format, log.n, bits_phrase(&bits, phrase), bits.all,
                log.n ? log.error / log.n : 0, elapsed(a), human_bytes((double)peak_bytes(a), peak), o->output);
     return put_result(a);
 }
@@ -709,29 +886,6 @@ typedef struct tune_state {
     int64_t noted; /* the evaluation that was reported last, by its step */
     bool made; /* the directory is this run's own */
 } tune_state;
-
-/* A whole file in zero-terminated memory, or NULL with errno set. */
-static char *read_text(const char *path, int64_t *length)
-{
-    FILE *f = fopen(path, "rb");
-    char *text = NULL, *bigger;
-    int64_t n = 0, capacity = 0;
-    size_t got = 1;
-    while (f && got > 0) {
-        if (capacity - n < 65536) {
-            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
-            if (!bigger) break;
-            text = bigger;
-        }
-        got = fread(text + n, 1, (size_t)(capacity - n - 1), f);
-        n += (int64_t)got;
-        text[n] = 0;
-    }
-    if (!f || ferror(f) || got > 0) free(text), text = NULL;
-    if (f) fclose(f);
-    *length = n;
-    return text;
-}
 
 /* Opens the log. On resume lines of steps after the checkpoint, and a line that was half written
    when the program died, are cut off: those steps are about to be done again. */
@@ -893,15 +1047,27 @@ static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, 
                (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
 }
 
+static void tune_card(app *a, pvt_save_desc *save, const tune_state *s, const pvt_tuner_info *info, const pvt_tune_eval *saved)
+{
+    char measured[256] = "not evaluated";
+    if (info->eval_windows > 0)
+        snprintf(measured, sizeof measured, "perplexity %.4f, before tuning %.4f, on %lld windows of %lld tokens held out of the text",
+                 saved->ppl, info->start.ppl, (long long)info->eval_windows, (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
+    card_text(a, save, a->o.teacher ? a->o.teacher : a->o.model, "Tuned by PV-Tuning, strategy `%s`: %lld steps, %lld tokens; %s.",
+              a->o.strategy, (long long)info->step, (long long)s->tokens, measured);
+}
+
 static int tune_finish(app *a, const tune_state *s)
 {
     pvt_save_desc save;
+    pvt_bits bits;
     pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
     pvt_tune_eval saved;
     int64_t groups = 0, moved = 0;
     memset(&save, 0, sizeof save);
     save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
     TRY(a, pvt_tuner_finish(a->tuner, &saved));
+    tune_card(a, &save, s, &info, &saved);
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
         return s->saved_at > 0 && access(s->checkpoint, F_OK) == 0
                    ? fail(a, "%s; the checkpoint of step %lld stays: the same command with --resume goes on from it",
@@ -919,7 +1085,7 @@ static int tune_finish(app *a, const tune_state *s)
     put_int(&a->json, "groups", groups), put_int(&a->json, "groups_changed", moved);
     put_int(&a->json, "changes", s->changed), put_int(&a->json, "searched", s->searched);
     put_int(&a->json, "resumed_at", s->resumed_at);
-    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_bits(a, &save, &bits);
     put_number(&a->json, "seconds", elapsed(a)), put_int(&a->json, "peak_bytes", peak_bytes(a));
     put_close(&a->json, "}");
     meter_clear(&a->meter);
@@ -963,6 +1129,7 @@ static int verb_tune(app *a)
         return 2;
     }
     DO(load_model(a, 0, o->model));
+    DO(check_savable(a));
     if (!has_codes(a->models[0]))
         return fail(a, "%s has no codes to tune: it is not quantized; begin with pvtune quantize %s --calib TEXT -o DIR", o->model,
                     o->model);
@@ -1043,6 +1210,14 @@ static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t fi
     return 0;
 }
 
+/* " ± 0.01234", or nothing where one window says nothing of how far others lie. */
+static const char *plus_minus(double error, char out[32])
+{
+    out[0] = 0;
+    if (error == error) snprintf(out, 32, " ± %.5f", error);
+    return out;
+}
+
 static int verb_eval(app *a)
 {
     pvt_ppl_desc desc;
@@ -1073,14 +1248,17 @@ static int verb_eval(app *a)
         DO(paired_difference(a, &ppl, nll, desc.first, &difference, &error));
         put_number(&a->json, "nll_difference", difference), put_number(&a->json, "nll_difference_stderr", error);
     }
-    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], NULL).linears);
     put_number(&a->json, "seconds", ppl.seconds);
     put_close(&a->json, "}");
     meter_clear(&a->meter);
     if (!a->o.json) {
-        printf("perplexity %.4f (nll %.5f ± %.5f) over %lld tokens in %lld windows of %lld, %.1f s\n", ppl.ppl, ppl.nll,
-               ppl.nll_stderr, (long long)ppl.tokens, (long long)ppl.windows, (long long)ppl.ctx, ppl.seconds);
-        if (a->o.against) printf("nll minus that of %s: %+.5f ± %.5f\n", a->o.against, difference, error);
+        char of_nll[32], of_difference[32];
+        printf("perplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", ppl.ppl, ppl.nll,
+               plus_minus(ppl.nll_stderr, of_nll), (long long)ppl.tokens, (long long)ppl.windows,
+               ppl.windows == 1 ? "" : "s", (long long)ppl.ctx, ppl.seconds);
+        if (a->o.against)
+            printf("nll minus that of %s: %+.5f%s\n", a->o.against, difference, plus_minus(error, of_difference));
     }
     return put_result(a);
 }
@@ -1214,12 +1392,17 @@ static int verb_tokenize(app *a)
 static int verb_export(app *a)
 {
     pvt_save_desc save;
+    pvt_bits bits;
     bool made;
     pvt_result result;
     memset(&save, 0, sizeof save);
-    save.dense = strcmp(a->o.to, "dense") == 0;
+    save.dense = strcmp(a->o.to, "dense") == 0, save.dense_embedding = true;
+    save.dtype = strcmp(a->o.dtype, "bf16") == 0 ? PVT_BF16 : strcmp(a->o.dtype, "f32") == 0 ? PVT_F32 : PVT_F16;
     DO(load_model(a, 0, a->o.model));
     DO(prepare_output(a, &made));
+    if (!save.dense && pvt_model_tensor(a->models[0], 0).dtype == PVT_DTYPE_NONE)
+        note(a, "note: the embedding is quantized and is written dense, for transformers");
+    card_text(a, &save, a->o.model, "Exported with `--to %s`.", a->o.to);
     save.overwrite = a->o.overwrite || !made;
     meter_doing(&a->meter, "writing");
     result = pvt_model_save(a->models[0], a->o.output, &save);
@@ -1228,7 +1411,7 @@ static int verb_export(app *a)
     TRY(a, result);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "to", a->o.to), put_text(&a->json, "output", a->o.output);
-    put_number(&a->json, "bits_per_weight", save.dense ? 16.0 : pvt_model_bits(a->models[0], false));
+    put_bits(a, &save, &bits);
     put_number(&a->json, "seconds", elapsed(a));
     put_close(&a->json, "}");
     if (!a->o.json) printf("written to %s\n", a->o.output);
@@ -1553,7 +1736,7 @@ static int run_verb(const struct verb *v, app *a)
     if (result != PVT_OK) return fail(a, "%s", why);
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
-    a->json = pvti_text_begin(a->ctx);
+    a->json = pvti_text_begin(a->ctx), a->card = pvti_text_begin(a->ctx);
     a->started = pvti_seconds();
     status = v->run(a);
     if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
@@ -1595,5 +1778,6 @@ int main(int argc, char **argv)
         return 2;
     }
     if (help) return finish_stdout("help", verb_help(v));
+    a.arguments = argv + 1;
     return finish_stdout(v->name, run_verb(v, &a));
 }

@@ -1,21 +1,45 @@
 #!/bin/sh
-# Does other software load what we save? Installs transformers, torch (CPU) and aqlm into
-# build/venv, saves a small quantized model, and compares logits and token ids. Called by
-# `make interop`; not part of `make test`, which needs no network.
+# Does other software load what we save? transformers 4.49 and 5, each with torch (CPU) and aqlm in an
+# environment of its own under build/, load models that are saved here; logits and token ids are compared.
+# One report, one row per version, model and check. Called by `make interop`; not part of `make test`,
+# which needs no network.
+#   INTEROP_VENV_4, INTEROP_VENV_5   environments that exist already, instead of those under build/
+#   INTEROP_ONLY=4 or 5              one of the two
 BUILD=${BUILD:-build}
-venv=$BUILD/venv
 work=$BUILD/interop
+report=$work/report.txt
 die() { echo "interop: $*" >&2; exit 1; }
-command -v python3 >/dev/null 2>&1 || die "python3 is needed"
-if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import transformers, torch, aqlm' 2>/dev/null; then
-    echo "interop: installing transformers, torch and aqlm into $venv" >&2
+
+environment() { # MAJOR TRANSFORMERS TORCH: sets venv
+    eval "venv=\${INTEROP_VENV_$1:-}"
+    if [ -n "$venv" ]; then return; fi
+    venv=$BUILD/venv-transformers-$2
+    if "$venv/bin/python" -c 'import transformers, torch, aqlm, sentencepiece' 2>/dev/null; then return; fi
+    command -v python3 >/dev/null 2>&1 || die "python3 is needed"
+    echo "interop: installing transformers $2, torch $3 and aqlm into $venv" >&2
     python3 -m venv "$venv" || die "python3 -m venv does not work here"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check 'torch==2.5.1' 'transformers==4.49.0' 'aqlm[cpu]==1.1.7' accelerate ||
-        die "the packages could not be installed: is there a network?"
-fi
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$3" "transformers==$2" 'aqlm[cpu]==1.1.7' \
+        'accelerate==1.15.0' 'sentencepiece==0.2.3' protobuf || die "the packages could not be installed: is there a network?"
+}
+
+interop() { # MAJOR TRANSFORMERS TORCH
+    case ${INTEROP_ONLY:-$1} in $1) ;; *) return ;; esac
+    environment "$@"
+    mkdir -p "$work/$1"
+    cp -r "$work/bytes" "$work/$1"
+    # aqlm 1.1.7 adds up a linear layer from several threads at once without care: one thread is right
+    NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+        "$venv/bin/python" tests/interop.py "$BUILD/pvtune" "$work/$1" 2>"$work/$1.log" >"$work/$1.rows" ||
+        { tail -3 "$work/$1.log" >&2; echo "$2 the script did not run to its end, see $work/$1.log FAILED" >>"$work/$1.rows"; }
+    cat "$work/$1.rows" | tee -a "$report"
+}
+
 rm -rf "$work"
 mkdir -p "$work"
-"$BUILD/pvtune" demo --quick --quiet --format aqlm:2x8g8 --save "$work" --svg "$work/demo.svg" >/dev/null || exit 1
-"$BUILD/pvtune" export "$work/tuned" --to dense -o "$work/dense" --quiet >/dev/null || exit 1
-# aqlm 1.1.7 adds up a linear layer from several threads at once without care: one thread is right
-NUMBA_NUM_THREADS=1 exec "$venv/bin/python" tests/interop.py "$BUILD/pvtune" "$work"
+"$BUILD/pvtune" demo --quick --quiet --format aqlm:2x8g8 --save "$work/bytes" --svg "$work/demo.svg" >/dev/null || exit 1
+interop 4 4.49.0 2.5.1
+interop 5 5.24.0 2.15.0
+passed=$(grep -c ' ok ' "$report")
+failed=$(grep -c 'FAILED' "$report")
+echo "$passed passed, $failed failed" | tee -a "$report"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]

@@ -301,6 +301,153 @@ static void test_results(pvt_ctx *ctx)
     CHECK(json_has(ctx, "plan_bytes"));
 }
 
+/* The text of a number in the JSON on stdout. Static memory, two of them in turn. */
+static const char *json_number(const char *key)
+{
+    static char values[2][64];
+    static int turn;
+    char wanted[64], *value = values[turn = !turn];
+    const char *at;
+    snprintf(wanted, sizeof wanted, "\"%s\":", key);
+    at = strstr(out_text, wanted);
+    value[0] = 0;
+    if (at) snprintf(value, sizeof values[0], "%.*s", (int)strcspn(at + strlen(wanted), ",}"), at + strlen(wanted));
+    return value;
+}
+
+/* What a verb says about its result is what info finds in the file; with codes of 4 bits, which take a byte. */
+static void test_bits(const char *made_by, const char *result)
+{
+    static const char *const keys[] = {"bits_per_weight", "bits_per_weight_packed", "bits_per_weight_all", "file_bits_per_weight"};
+    char said[4][64];
+    int64_t bytes, params;
+    int i;
+    CHECK_RUN(run("%s --json", made_by));
+    for (i = 0; i < 4; i++) snprintf(said[i], sizeof said[i], "%s", json_number(keys[i]));
+    CHECK_RUN(run("info %s --json", result));
+    for (i = 0; i < 4; i++) {
+        CHECK(said[i][0] && strcmp(said[i], json_number(keys[i])) == 0);
+        if (strcmp(said[i], json_number(keys[i])) != 0) printf("    %s: %s, %s\n", keys[i], said[i], json_number(keys[i]));
+    }
+    params = strtoll(json_number("params"), NULL, 10);
+    CHECK(sh("wc -c <%s/model.safetensors >size", result) == 0);
+    bytes = (int64_t)(strtod(json_number("file_bits_per_weight"), NULL) * (double)params / 8 + 0.5);
+    CHECK(params > 0 && sh("test $(cat size) = %lld", (long long)bytes) == 0);
+}
+
+static void test_ecosystem(void)
+{
+    double ppl;
+    test_bits("quantize model --calib text -o 'b 4' --format aqlm:2x4g4 --samples 8 --no-finetune -q", "'b 4'");
+    CHECK(strtod(json_number("bits_per_weight"), NULL) > strtod(json_number("bits_per_weight_packed"), NULL) + 1.9);
+    CHECK_RUN(run("info 'b 4' --tensors"));
+    CHECK(strstr(out_text, "bits (") && strstr(out_text, "with its codes packed") && strstr(out_text, "F16"));
+    test_bits("export model -o b32 --to dense --dtype f32 -q", "b32");
+    CHECK(strcmp(json_number("bits_per_weight_all"), "32") == 0);
+    test_bits("export model -o b16 --to dense --dtype bf16 -q", "b16");
+    CHECK(strcmp(json_number("bits_per_weight_all"), "16") == 0 && sh("grep -q bfloat16 b16/config.json") == 0);
+    /* before the work: what a source of another type becomes, and who will not load an embedding of codes */
+    CHECK_RUN(run("quantize b32 --calib text -o b8 --format aqlm:1x8g8 --samples 8 --no-finetune"));
+    CHECK(strstr(err_text, "note: 1 matrix stays unquantized and becomes fp16 (F32 in the source): 0.0 MB"));
+    CHECK_RUN(run("quantize model --calib text -o be --format aqlm:1x8g8 --samples 8 --no-finetune --embed"));
+    CHECK(strncmp(err_text, "note: transformers will refuse the result", 41) == 0 && strstr(err_text, "--to hf"));
+    CHECK(sh("grep -q pvtune_method be/config.json && ! grep -q quant_method be/config.json") == 0);
+    test_bits("export be -o be-hf --to hf -q", "be-hf");
+    CHECK(sh("grep -q '\"quant_method\": \"aqlm\"' be-hf/config.json") == 0);
+    CHECK_RUN(run("eval be --ppl text --windows 2 --json -q"));
+    ppl = strtod(json_number("ppl"), NULL);
+    CHECK_RUN(run("eval be-hf --ppl text --windows 2 --json -q"));
+    CHECK_NEAR(strtod(json_number("ppl"), NULL) / ppl, 1, 1e-3);
+    CHECK_REFUSED(2, "f16|bf16|f32", run("export q -o x --to dense --dtype q8_0"));
+    /* the card: what it was made from and how, by base names only */
+    CHECK_RUN(run("quantize '%s/model/' --calib '%s/text' -o \"$PWD/b c/\" --format=aqlm:1x8g8 --samples 8 --no-finetune -q", dir, dir));
+    CHECK(sh("head -2 'b c/README.md' | grep -q 'written by pvtune' && grep -q '^base_model: \"model\"' 'b c/README.md'") == 0);
+    CHECK(sh("grep -qF \"    pvtune quantize model --calib text -o 'b c' --format=aqlm:1x8g8 --samples 8 --no-finetune -q\" "
+             "'b c/README.md'") == 0);
+    CHECK(sh("! grep -qF '%s' 'b c/README.md' && ! grep -q '/tmp' 'b c/README.md'", dir) == 0);
+    CHECK_RUN(run("export q -o nocard --to hf --no-card -q"));
+    CHECK(sh("test -e nocard/config.json && test ! -e nocard/README.md") == 0);
+}
+
+/* A number of the JSON object on stdout; NaN: null, or none. */
+static double json_double(const char *key)
+{
+    char text[64];
+    const char *at;
+    snprintf(text, sizeof text, "\"%s\":", key);
+    at = strstr(out_text, text);
+    return at && strncmp(at + strlen(text), "null", 4) != 0 ? strtod(at + strlen(text), NULL) : NAN;
+}
+
+static void test_texts(pvt_ctx *ctx)
+{
+    pvti_text line = pvti_text_begin(ctx);
+    char path[600];
+    int64_t n;
+    double ppl;
+    CHECK(sh("head -c 6000 text >plain; gzip -c plain >plain.gz") == 0);
+    snprintf(path, sizeof path, "%s/plain", dir);
+    n = slurp(path, out_text, sizeof out_text);
+    pvti_text_put(&line, "{\"id\": 1, \"text\": ", 18);
+    pvti_text_string(&line, out_text, n);
+    pvti_text_put(&line, "}\n", 2);
+    snprintf(path, sizeof path, "%s/lines.jsonl", dir);
+    CHECK_OK(ctx, pvti_file_write(ctx, path, line.data, line.size));
+    pvti_text_free(&line);
+    CHECK_RUN(run("eval model --ppl plain --json"));
+    ppl = json_double("ppl");
+    CHECK(ppl > 1);
+    CHECK_RUN(run("eval model --ppl lines.jsonl --json"));
+    CHECK(json_double("ppl") == ppl); /* the document alone, without its braces */
+    CHECK_RUN(run("eval model --ppl lines.jsonl --verbatim --json"));
+    CHECK(json_double("ppl") != ppl && json_double("ppl") > 1);
+    CHECK_RUN(run("eval model --ppl - --json <plain >out 2>err #")); /* and no more redirections */
+    CHECK(json_double("ppl") == ppl);
+    CHECK_RUN(run("eval model --ppl - --verbatim --json <plain >out 2>err #"));
+    CHECK(json_double("ppl") == ppl);
+    CHECK_RUN(run("tokenize model -f - --json <ids >out 2>err #"));
+    CHECK(strncmp(out_text, "[91,91,49,44", 12) == 0);
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("eval model --ppl plain.gz -q"));
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("quantize model --calib plain.gz -o x --format aqlm:1x4g4 -q"));
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("tune q --teacher model --data plain.gz -o x -q"));
+    CHECK_REFUSED(1, "the text: is compressed", run("eval model --ppl - -q <plain.gz >out 2>err #"));
+    CHECK(sh("echo '{\"text\": \"a\"}' >bad.jsonl; echo '{}' >>bad.jsonl") == 0);
+    CHECK_REFUSED(1, "bad.jsonl: line 2", run("eval model --ppl bad.jsonl -q"));
+}
+
+/* What was accepted, and led to nonsense or to hours of work for nothing. */
+static void test_refused(void)
+{
+    CHECK_REFUSED(1, "made for 2 to 64", run("quantize model --calib text -o x --format aqlm:1x4g4 --ctx 99999 -q"));
+    CHECK_REFUSED(1, "made for 2 to 64", run("tune q --teacher model --data text -o x --ctx 99999 -q"));
+    CHECK_REFUSED(1, "made for 2 to 64", run("eval model --ppl text --ctx 99999 -q"));
+    CHECK(run("generate model -p Once -n 61 --json") == 1 && strstr(err_text, "made for 2 to 64"));
+    CHECK_RUN(run("generate model -p Once --ignore-eos --json")); /* the default stays within */
+    CHECK(run("info q --plan tune --ctx 65 -q") == 1 && strstr(err_text, "made for 2 to 64"));
+    CHECK_REFUSED(1, "export it as dense", run("quantize model --calib text -o x --format dense -q"));
+    CHECK_REFUSED(1, "aqlm:1x16g4 would take", run("quantize model --calib text -o x --format aqlm:1x16g4 -q"));
+    CHECK_REFUSED(1, "aqlm:1x4g8 fits", run("quantize model --calib text -o x --format aqlm:1x4g7 -q"));
+    CHECK_REFUSED(1, "a llama2.c .bin", run("info text"));
+    CHECK(sh("test ! -e x") == 0); /* nothing was left behind */
+}
+
+/* Figures that said something else. */
+static void test_figures(void)
+{
+    CHECK_RUN(run("quantize model --calib text -o few --format aqlm:1x4g4 --samples 3 --ctx 32 --no-finetune --json"));
+    CHECK(json_double("calibration_tokens") == 96);
+    CHECK_RUN(run("quantize model --calib text -o few --format aqlm:1x4g4 --no-finetune --overwrite --json"));
+    CHECK(json_double("calibration_tokens") == 64 * 64); /* the default, not the whole text */
+    CHECK_RUN(run("eval model --ppl text --windows 1 -q"));
+    CHECK(strstr(out_text, "in 1 window of") && !strstr(out_text, "±"));
+    CHECK_RUN(run("eval model --ppl text --windows 1 --log one.jsonl --json"));
+    CHECK(strstr(out_text, "\"nll_stderr\":null"));
+    CHECK_RUN(run("eval q --ppl text --windows 1 --against one.jsonl -q"));
+    CHECK(strstr(out_text, "nll minus that of one.jsonl") && !strstr(out_text, "±"));
+    CHECK_RUN(run("eval model --ppl text --windows 2 -q"));
+    CHECK(strstr(out_text, "±"));
+}
+
 static void test_tensors(pvt_ctx *ctx)
 {
     pvti_safetensors st;
@@ -432,7 +579,7 @@ static int interrupted(const char *args, const char *log, int at_least, int sign
 /* Ctrl-C while a model is quantized: a sentence, and nothing half-written. */
 static void test_stop_quantize(void)
 {
-    static const char args[] = "quantize model --calib text -o half --format aqlm:2x8g4 --samples 300 --epochs 500 "
+    static const char args[] = "quantize model --calib text -o half --format aqlm:2x6g4 --beam 8 --samples 300 --epochs 500 "
                                "--tolerance 1e-9 --finetune-epochs 500 -q";
     char command[4096];
     int status;
@@ -501,6 +648,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
+    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
     status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
@@ -781,8 +929,12 @@ int main(void)
     test_refused_early();
     test_files();
     test_results(ctx);
+    test_texts(ctx);
+    test_refused();
+    test_figures();
     test_tensors(ctx);
     test_overwrite();
+    test_ecosystem();
     test_numbers(ctx);
     test_stop_quantize();
     test_resume_quantize();

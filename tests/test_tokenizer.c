@@ -448,6 +448,88 @@ static void test_save(pvt_ctx *ctx, buffer *b)
     test_remove(dir);
 }
 
+/* The whole file in b; -1 bytes when there is none. */
+static int64_t read_whole(const char *dir, const char *name, buffer *b)
+{
+    char path[600];
+    FILE *f;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    f = fopen(path, "rb");
+    b->n = f ? (int64_t)fread(b->data, 1, sizeof b->data, f) : -1;
+    if (f) fclose(f);
+    return b->n;
+}
+
+/* Every SentencePiece vocabulary is saved as tokenizer.model too, and comes back from it with the same ids. */
+static void test_save_model(pvt_ctx *ctx, buffer *b)
+{
+    static const char *const texts[] = {"abc ab\xc3\xa9\n", "a<s>b</s>", "  a  12 ab", "x\xff \xf0\x9f\xa6\x8a a ", "b", ""};
+    char dir[256];
+    int format, i;
+    for (format = 0; format < 5; format++) {
+        pvt_tokenizer *t, *again = NULL;
+        make(b, format);
+        t = read_buffer(ctx, b);
+        CHECK(test_scratch(dir, sizeof dir));
+        if (!t) continue;
+        CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
+        CHECK(read_whole(dir, "tokenizer.model", b) > 0);
+        if (b->n > 0) CHECK_OK(ctx, pvti_tokenizer_read(ctx, "tokenizer.model", b->data, b->n, &again));
+        for (i = 0; again && i < 6; i++) {
+            char first[512];
+            snprintf(first, sizeof first, "%s", ids_of(t, texts[i], PVT_ENCODE_BOS));
+            CHECK_IDS(again, texts[i], PVT_ENCODE_BOS, first);
+        }
+        if (again) CHECK(memcmp(again->byte_id, t->byte_id, sizeof t->byte_id) == 0 && again->V == t->V);
+        if (again)
+            CHECK(again->bos == t->bos && again->eos == t->eos && again->unknown == t->unknown && again->scored);
+        pvt_tokenizer_free(again);
+        pvt_tokenizer_free(t);
+        test_remove(dir);
+    }
+}
+
+/* Merges that no scores make: a tokenizer.model would tokenize otherwise, so there is none. */
+static void test_save_model_impossible(pvt_ctx *ctx, buffer *b)
+{
+    static const char merge[] = ",\"\\u2581a b\"";
+    pvt_tokenizer *t;
+    char dir[256], *at;
+    make(b, 3);
+    b->data[b->n] = 0;
+    at = strstr((char *)b->data, merge);
+    CHECK(at != NULL);
+    if (!at) return;
+    memset(at, ' ', sizeof merge - 1);
+    t = read_buffer(ctx, b);
+    CHECK(test_scratch(dir, sizeof dir));
+    if (t) CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
+    CHECK(read_whole(dir, "tokenizer.json", b) > 0 && read_whole(dir, "tokenizer.model", b) < 0);
+    pvt_tokenizer_free(t);
+    test_remove(dir);
+}
+
+/* White space before a tokenizer.json does not make a SentencePiece model of it: that begins with "\n" as well. */
+static void test_save_newline(pvt_ctx *ctx, buffer *b)
+{
+    static buffer copy;
+    char from[256], to[256], path[600];
+    pvt_tokenizer *t = NULL;
+    FILE *f;
+    CHECK(test_scratch(from, sizeof from) && test_scratch(to, sizeof to));
+    make(b, 6);
+    snprintf(path, sizeof path, "%s/tokenizer.json", from);
+    f = fopen(path, "wb");
+    CHECK(f && fputc('\n', f) == '\n' && fwrite(b->data, 1, (size_t)b->n, f) == (size_t)b->n && fclose(f) == 0);
+    CHECK_OK(ctx, pvt_tokenizer_load(ctx, from, &t));
+    if (t) CHECK_OK(ctx, pvt_tokenizer_save(t, to));
+    CHECK(read_whole(to, "tokenizer.json", &copy) == b->n + 1 && copy.data[0] == '\n' &&
+          memcmp(copy.data + 1, b->data, (size_t)b->n) == 0);
+    CHECK(read_whole(to, "tokenizer.model", &copy) < 0);
+    pvt_tokenizer_free(t);
+    test_remove(from), test_remove(to);
+}
+
 /* ---- hostile files ---- */
 
 static void check_refused(pvt_ctx *ctx, const void *data, int64_t n, pvt_result expected, const char *word)
@@ -576,6 +658,8 @@ static pvt_result everything(pvt_ctx *ctx, const buffer *b)
     if (result == PVT_OK) {
         pvti_text json = pvti_text_begin(ctx);
         result = pvti_save_json(&json, t);
+        json.size = 0;
+        if (result == PVT_OK) result = pvti_save_model(&json, t);
         pvti_text_free(&json);
     }
     pvt_text_free(ctx, text);
@@ -965,6 +1049,9 @@ int main(void)
     test_bytes(ctx);
     test_decode(ctx, &b);
     test_save(ctx, &b);
+    test_save_model(ctx, &b);
+    test_save_model_impossible(ctx, &b);
+    test_save_newline(ctx, &b);
     test_refused(ctx, &b);
     test_damaged(ctx, &b);
     test_memory(&b);

@@ -16989,7 +16989,7 @@ typedef struct pvti_quantizer_item {
     pvt_real *norms[PVTI_NORMS];       /* [C] */
 } pvti_quantizer_item;
 
-enum { PVTI_QUANTIZER_ARRAYS = PVTI_LINEARS * PVT_MAX_ARRAYS + PVTI_NORMS + 1 };
+enum { PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_NORMS + 1 };
 
 typedef struct pvti_quantizer_arrays {
     pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];

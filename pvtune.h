@@ -41,9 +41,9 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
-        layer 2     json · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
+        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
+        layer 2     json · exchange · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words ·
+                    encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner
 
     SWITCHES (define before the #include)
@@ -52,7 +52,8 @@
         PVTUNE_REAL double      the whole stack in double, as the gradient checks use it
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
-    and at run time PVTUNE_NUM_THREADS (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512.
+    and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512, which asks for no wider kernels than that.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -63,7 +64,10 @@
         Same bits    Same input and seed: the same bits, for any number of threads and for scalar,
                      AVX2 and AVX-512 kernels alike. Sums run in a fixed order; exp, log, sin and
                      cos are our own; a*b+c is fused only where the source says so.
-        Files        Hostile until checked. Written beside the target, flushed, renamed.
+        Files        Hostile until checked. A file is written beside its target under a name of its own,
+                     flushed, renamed: the old one or the new, whoever else writes it. A directory's files
+                     are exchanged together: a save that ends half-way, killed or failed, leaves the old
+                     model, the new one, or one that the next load or save completes. Permissions stay.
 
     AN EVENING'S READING: twelve stops, about 1,500 lines
          1  this manual, with the example below           7  pvti_xtx_* in search: calibration's search
@@ -253,7 +257,8 @@ typedef struct pvt_allocator {
 } pvt_allocator;
 
 typedef struct pvt_progress {
-    const char *phase;  /* "quantize", "fit" (one weight; also within "quantize"), "tune", …: a literal */
+    const char *phase;  /* "quantize" (within it "observe", "fit", "finetune"), "fit" (one weight), "tune" (within
+                           it "evaluate"), "eval", …: a literal */
     const char *item;   /* what was just completed, e.g. a tensor's name; may be NULL */
     int64_t done, total; /* in `unit`; total 0: not known */
     const char *unit;   /* "weights", "epochs", "windows", "steps", "tokens" */
@@ -271,6 +276,8 @@ typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
+    const char *isa; /* "scalar", "avx2", "avx512": use no wider kernels than these, to the same bits;
+                        NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -289,7 +296,8 @@ typedef struct pvt_ctx_desc {
 
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
-   Errors: ARGUMENT, MEMORY, MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -719,7 +727,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
 /* Writes into the directory `dir` what Hugging Face software needs to tokenize alike: copies of
    the tokenizer files that it was loaded from, or, when it came from a GGUF, a tokenizer.bin or
    from nowhere, a tokenizer.json and tokenizer_config.json made from the vocabulary (with the
-   chat template of a GGUF). The directory must exist. Errors: IO, MEMORY. */
+   chat template of a GGUF). They replace all tokenizer files there, together. The directory must exist.
+   Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -786,8 +795,10 @@ typedef struct pvt_load_desc {
 } pvt_load_desc;
 
 /* Opens a Hugging Face directory (dense or AQLM), a .gguf or a llama2.c .bin; the kind is read
-   from the content. Weights are mapped, not copied, where their type allows. Errors: IO,
-   FORMAT, UNSUPPORTED, MISMATCH, MEMORY: a sentence with file, tensor or key, and fault. */
+   from the content. Weights are mapped, not copied, where their type allows. A save into the directory
+   that was interrupted after it had everything is completed first, which writes there. Pipes and devices
+   are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
+   meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
@@ -830,9 +841,13 @@ typedef struct pvt_save_desc {
     bool dense;        /* write every weight dequantized to fp16 instead of codes */
     bool overwrite;    /* replace the model that `dir` holds */
 } pvt_save_desc;
-/* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, tokenizer
-   files, config.json last, so that a directory without it is visibly unfinished. The directory
-   is made when it does not exist; files that were there stay until the new ones are complete.
+/* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
+   tokenizer files, generation_config.json. The directory is made when it does not exist. What of these
+   the model that was there had and this one has not is removed, with shards; other files stay. All new
+   files are complete on the device before the first old one goes: after an error, or a death of the process
+   at any moment, the directory holds the old model or the new one, or, without a config.json, what the next
+   pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
+   replace. Of several that save into one directory at once the last one's model is there, as a whole.
    Values are rounded to fp16. desc may be NULL. Errors: IO, NUMERIC (overflow, not finite),
    ARGUMENT (the directory holds a model), UNSUPPORTED (weights of different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
@@ -972,6 +987,9 @@ typedef struct pvt_quantize_desc {
     double finetune_lr;     /* 0: 2e-4 */
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
+    const char *checkpoint; /* an existing directory: each finished block is written there at once, as
+                               quantize-00012.safetensors (and quantize-embedding, quantize-head); NULL: nowhere */
+    bool resume;            /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
     void *layer_user;
@@ -980,9 +998,13 @@ typedef struct pvt_quantize_desc {
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
     the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales and
     norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
-    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense.
-    Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
-    format of 16 bits or more on this model), MISMATCH, NUMERIC, MEMORY, CANCELLED. */
+    When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
+    written to checkpoint stays, and a run with resume on the original model goes on from there. The
+    caller removes the files when the model is saved. layer is called for resumed weights too.
+    Errors: ARGUMENT, before any work (the text is too short, ctx beyond the model's, a group does not divide,
+    a format of 16 bits or more on this model, a weight is quantized already),
+    MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
+    or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -1104,8 +1126,12 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #include <stdlib.h>
 #include <string.h>
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
+#ifndef PVTUNE_NO_MMAP
 #include <sys/mman.h>
+#endif
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -1204,12 +1230,11 @@ enum { PVTI_SCALAR, PVTI_AVX2, PVTI_AVX512 };
 #define PVTI_PORTABLE
 #endif
 
-/* The best set that the processor has; PVTUNE_ISA=scalar|avx2|avx512 asks for a lesser one. */
+/* The widest set that the processor has. */
 static int pvti_isa_detect(void)
 {
     int isa = PVTI_SCALAR;
 #if PVTI_X86
-    const char *wish = getenv("PVTUNE_ISA");
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         isa = PVTI_AVX2;
@@ -1217,10 +1242,20 @@ static int pvti_isa_detect(void)
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
             isa = PVTI_AVX512;
     }
-    if (wish && strcmp(wish, "avx2") == 0) isa = PVTI_MIN(isa, PVTI_AVX2);
-    if (wish && strcmp(wish, "scalar") == 0) isa = PVTI_SCALAR;
 #endif
     return isa;
+}
+
+static const char *const pvti_isa_names[] = {"scalar", "avx2", "avx512"};
+
+/* That set, or the one of this name when it is narrower; -1: there is no such name. */
+static int pvti_isa_choose(const char *wish)
+{
+    int isa = pvti_isa_detect(), i;
+    if (!wish) return isa;
+    for (i = 0; i < PVTI_COUNT(pvti_isa_names); i++)
+        if (strcmp(wish, pvti_isa_names[i]) == 0) return PVTI_MIN(i, isa);
+    return -1;
 }
 
 static PVTI_UNUSED double pvti_seconds(void)
@@ -1256,6 +1291,8 @@ struct pvt_ctx {
     int64_t bytes_now, bytes_peak, allocations;
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
+    const struct pvti_system *system; /* how files are reached; NULL: as the machine does it. See >>system */
+    int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
     char error[1024];
@@ -1619,15 +1656,17 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
 
 #define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
 
+/* -1: PVTUNE_NUM_THREADS is no number of threads. OMP_NUM_THREADS is other software's: its first number, if any. */
 static int pvti_thread_count(int wish)
 {
-    const char *names[2] = {"PVTUNE_NUM_THREADS", "OMP_NUM_THREADS"};
+    const char *own = getenv("PVTUNE_NUM_THREADS"), *openmp = getenv("OMP_NUM_THREADS");
+    char *end = NULL;
     long n = wish;
-    int i;
-    for (i = 0; i < 2 && n <= 0; i++) {
-        const char *text = getenv(names[i]);
-        n = text ? strtol(text, NULL, 10) : 0;
+    if (n <= 0 && own && *own) {
+        n = strtol(own, &end, 10);
+        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
     }
+    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
     if (n <= 0) n = sysconf(_SC_NPROCESSORS_ONLN);
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
@@ -1643,8 +1682,10 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_r
     return result;
 }
 
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d)
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa)
 {
+    const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
     if (d->error && d->error_bytes > 0) d->error[0] = 0;
     if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d", d->n_threads,
@@ -1654,6 +1695,14 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d)
                                d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED, "compute_bf16 is not for a build with PVTUNE_REAL double");
+    *isa = pvti_isa_choose(wish);
+    if (*isa < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512", d->isa ? "isa" : "PVTUNE_ISA",
+                               wish);
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
     return PVT_OK;
 }
 
@@ -1669,20 +1718,19 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
 {
     pvt_ctx_desc d;
     pvt_ctx *ctx;
-    int n_threads;
+    int n_threads, isa;
     memset(&d, 0, sizeof d);
     if (!out) return PVT_ERR_ARGUMENT;
     *out = NULL;
     if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
-    PVTI_TRY(pvti_ctx_check(&d));
-    n_threads = pvti_thread_count(d.n_threads);
+    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
     ctx =
         (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
     if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
     memset(ctx, 0, sizeof *ctx);
-    ctx->isa = pvti_isa_detect();
+    ctx->isa = isa;
     ctx->n_threads = n_threads;
     ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
     ctx->allocator = d.allocator;
@@ -1719,10 +1767,9 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
 {
-    static const char *const isa[] = {"scalar", "avx2", "avx512"};
     pvt_ctx_info info;
     info.n_threads = ctx->n_threads;
-    info.isa = isa[ctx->isa];
+    info.isa = pvti_isa_names[ctx->isa];
     info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
     return info;
 }
@@ -4004,16 +4051,118 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 }
 #if PVTUNE_LAYER >= 1
 
+// >>system
+/*  What the library asks of the system about files, in one table: nothing else calls POSIX for them. A
+    context uses the machine's own; a test points ctx->system at a table that lets the n-th call fail,
+    writes short, or ends the process there. Each function is POSIX's of that name, with its errno. (What
+    only asks whether a path exists, and mmap, stand where they are used.) */
+
+typedef void pvti_list_fn(void *user, const char *name);
+typedef struct pvti_system {
+    int (*open)(const char *path, int flags, mode_t mode);
+    int (*close)(int fd);
+    ssize_t (*read)(int fd, void *to, size_t bytes);
+    ssize_t (*write)(int fd, const void *from, size_t bytes);
+    int (*fsync)(int fd);
+    int (*fstat)(int fd, struct stat *st);
+    int (*stat)(const char *path, struct stat *st);
+    int (*fchmod)(int fd, mode_t mode);
+    int (*fchown)(int fd, uid_t owner, gid_t group);
+    int (*flock)(int fd, int operation);
+    int (*dup)(int fd);
+    int (*rename)(const char *from, const char *to);
+    int (*unlink)(const char *path);
+    int (*mkdir)(const char *path, mode_t mode);
+    int (*rmdir)(const char *path);
+    int (*list)(const char *dir, pvti_list_fn *each, void *user); /* every name in dir; 0, or −1 and errno */
+} pvti_system;
+
+static int pvti_system_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
+static int pvti_system_dup(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
+static int pvti_system_list(const char *dir, pvti_list_fn *each, void *user)
+{
+    DIR *stream = opendir(dir);
+    struct dirent *entry;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(user, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+
+static const pvti_system *pvti_system_of(const pvt_ctx *ctx)
+{
+    static const pvti_system own = {
+        pvti_system_open, close, read, write, fsync, fstat, stat, fchmod, fchown, flock, pvti_system_dup,
+        rename, unlink, mkdir, rmdir, pvti_system_list,
+    };
+    return ctx->system ? ctx->system : &own;
+}
+
+/* Descriptors are not passed on to other programs. */
+static int pvti_open(const pvt_ctx *ctx, const char *path, int flags, mode_t mode)
+{
+    int fd;
+    do fd = pvti_system_of(ctx)->open(path, flags | O_CLOEXEC, mode);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+/* False: what was written may be lost. The descriptor is gone in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int fd)
+{
+    return pvti_system_of(ctx)->close(fd) == 0 || errno == EINTR;
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int fd)
+{
+    int status;
+    do status = pvti_system_of(ctx)->fsync(fd);
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int fd, const char *path)
+{
+    struct stat a, b;
+    return pvti_system_of(ctx)->fstat(fd, &a) == 0 && pvti_system_of(ctx)->stat(path, &b) == 0 &&
+           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int fd, const char *path)
+{
+    int status;
+    do status = pvti_system_of(ctx)->flock(fd, LOCK_EX | LOCK_NB);
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, fd, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
-    back; what cannot be mapped (a pipe, a system without mmap) is read into memory instead.
+    back; where the system has no mmap it is read into memory instead. A model's files are regular
+    files: a pipe named config.json would block for ever, a device never end. Texts may be streams.
 
-    Writing: a file that a user already has is never half overwritten. The writer fills
-    `path.tmp`, flushes it to the device and only then renames it over `path`: at every moment
-    one complete file stands there, the old or the new. Any failure removes the temporary file
-    and is remembered, so that callers may put everything and look at the commit alone. */
+    Writing: a file that a user already has is never half overwritten. The writer fills a temporary
+    file beside it, flushes it to the device and only then renames it over `path`: at every moment
+    one complete file stands there, the old or the new, whoever else writes it at the same time.
+    Any failure removes the temporary file and is remembered, so that callers may put everything
+    and look at the commit alone. What a killed process left is removed by the next writer of that
+    path. Several files that belong together are replaced by >>exchange. */
 
 #define PVTI_PATH_BYTES 4096
+#ifndef PVTI_STREAM_BYTES
+#define PVTI_STREAM_BYTES ((int64_t)1 << 30) /* of what has no size: a pipe, a device */
+#endif
 
 /* ---- paths ---- */
 
@@ -4039,18 +4188,40 @@ static PVTI_UNUSED bool pvti_path_is_directory(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+/* The directory of a path, as it was written there, with its slash; "./" when it has none. */
+static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
+{
+    const char *slash = strrchr(path, '/');
+    snprintf(out, PVTI_PATH_BYTES, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./");
+}
+
+/* A rename lasts once the directory reached the device. False with errno when that failed; a directory
+   that may not be opened, or a file system that cannot sync one, is no failure. */
+static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+{
+    int fd = pvti_open(ctx, dir, O_RDONLY, 0), code;
+    if (fd < 0) return errno == EACCES;
+    code = pvti_sync(ctx, fd) ? 0 : errno;
+    if (!pvti_close(ctx, fd) && !code) code = errno;
+    errno = code;
+    return code == 0;
+}
+
 /* Makes the directory and those above it; one that exists is fine. */
 static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *path)
 {
-    char part[PVTI_PATH_BYTES];
+    char part[PVTI_PATH_BYTES], above[PVTI_PATH_BYTES];
     size_t i, length = strlen(path);
+    bool made;
     if (length == 0 || length >= sizeof part)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
     memcpy(part, path, length + 1);
     for (i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != 0) continue;
         part[i] = 0;
-        if (mkdir(part, 0777) != 0 && !pvti_path_is_directory(part))
+        pvti_path_directory(part, above);
+        made = pvti_system_of(ctx)->mkdir(part, 0777) == 0;
+        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
                              strerror(errno));
         part[i] = path[i];
@@ -4072,13 +4243,16 @@ typedef struct pvti_map {
 
 static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
+#ifndef PVTUNE_NO_MMAP
     if (map->mapped) munmap(map->mapped, (size_t)map->size);
+#endif
     pvti_free(ctx, map->memory);
     memset(map, 0, sizeof *map);
 }
 
-/* Everything up to the end of the file, of whatever kind it is. */
-static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, pvti_map *map)
+/* Everything up to the end of the file: of a regular one `expected` bytes, of others at most `limit`. */
+static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, int64_t limit,
+                                pvti_map *map)
 {
     int64_t capacity = 0;
     for (;;) {
@@ -4086,28 +4260,35 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
         int64_t wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
         if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
             return PVT_ERR_MEMORY;
-        got = read(fd, (char *)map->memory + map->size,
-                   (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
+        got = pvti_system_of(ctx)->read(fd, (char *)map->memory + map->size,
+                                        (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got == 0) break;
         map->size += got;
+        if (map->size > limit)
+            return pvti_fail(ctx, PVT_ERR_IO,
+                             "%s: does not end within %lld MiB; put what is wanted into a file", path,
+                             (long long)(limit >> 20));
     }
     map->data = (const uint8_t *)map->memory;
     return PVT_OK;
 }
 
-static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, pvti_map *map)
+static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
 {
     struct stat st;
-    if (fstat(fd, &st) != 0)
+    if (pvti_system_of(ctx)->fstat(fd, &st) != 0)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
     if (S_ISDIR(st.st_mode))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
+    if (!S_ISREG(st.st_mode) && !stream)
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
+    if (!S_ISREG(st.st_mode)) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
+    if ((uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
 #ifndef PVTUNE_NO_MMAP
-    if (S_ISREG(st.st_mode) && st.st_size > 0) {
+    if (st.st_size > 0) {
         void *mapped = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (mapped != MAP_FAILED) {
             map->mapped = mapped;
@@ -4117,23 +4298,98 @@ static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, pvti_map
         }
     }
 #endif
-    return pvti_map_read(ctx, path, fd, S_ISREG(st.st_mode) ? (int64_t)st.st_size : 0, map);
+    return pvti_map_read(ctx, path, fd, (int64_t)st.st_size, INT64_MAX, map);
 }
 
-/* On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
 {
     pvt_result result;
     int fd;
     memset(map, 0, sizeof *map);
-    do fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd < 0 && errno == EINTR);
+    /* without O_NONBLOCK a pipe would hold us here until someone writes into it */
+    fd = pvti_open(ctx, path, O_RDONLY | (stream ? 0 : O_NONBLOCK), 0);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     map->ctx = ctx;
-    result = pvti_map_fill(ctx, path, fd, map);
-    close(fd);
+    result = pvti_map_fill(ctx, path, fd, stream, map);
+    pvti_close(ctx, fd); /* nothing was written */
     if (result != PVT_OK) pvti_map_close(ctx, map);
     return result;
+}
+
+/* A regular file. On failure the map is empty and the sentence names the path. */
+static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, false, map);
+}
+
+/* For texts: also a pipe, whose writer is waited for, or a device; of these PVTI_STREAM_BYTES at most. */
+static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, true, map);
+}
+
+/* ---- temporary files ---- */
+
+/* out[PVTI_PATH_BYTES] = dir/.NAME.pvtune-PROCESS-NUMBER.tmp, another at each call. NAME is cut so that it
+   fits any file system. */
+static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
+{
+    char file[256];
+    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, (long)getpid(),
+             (long long)ctx->temporaries++);
+    return pvti_path_join(ctx, out, dir, file);
+}
+
+/* Whether `file` is such a name of NAME's. */
+static bool pvti_temporary_is(const char *file, const char *name)
+{
+    char start[256];
+    int n = snprintf(start, sizeof start, ".%.180s.pvtune-", name);
+    if (strncmp(file, start, (size_t)n) != 0) return false;
+    file += n;
+    file += strspn(file, "0123456789");
+    if (*file++ != '-') return false;
+    return strcmp(file + strspn(file, "0123456789"), ".tmp") == 0;
+}
+
+typedef struct pvti_sweep {
+    pvt_ctx *ctx;
+    const char *dir, *name;
+    void (*remove)(pvt_ctx *ctx, const char *path);
+} pvti_sweep;
+
+static void pvti_sweep_entry(void *user, const char *file)
+{
+    const pvti_sweep *sweep = (const pvti_sweep *)user;
+    char path[PVTI_PATH_BYTES];
+    if (!pvti_temporary_is(file, sweep->name)) return;
+    if (snprintf(path, sizeof path, "%s/%s", sweep->dir, file) >= (int)sizeof path) return;
+    sweep->remove(sweep->ctx, path);
+}
+
+/* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
+static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open(ctx, path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+}
+
+static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open_for_lock(ctx, path);
+    if (fd < 0) return;
+    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) pvti_system_of(ctx)->unlink(path);
+    pvti_close(ctx, fd);
+}
+
+/* Removes what processes that are no more have left of NAME in dir. No failure is made of what stays: it is
+   not part of the result, and the next writer tries again. */
+static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
+                               void (*remove)(pvt_ctx *ctx, const char *path))
+{
+    pvti_sweep sweep;
+    sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
+    (void)pvti_system_of(ctx)->list(dir, pvti_sweep_entry, &sweep);
 }
 
 /* ---- writing ---- */
@@ -4143,8 +4399,12 @@ static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti
 /* Zeroed, it is a closed writer, which may be aborted. */
 typedef struct pvti_writer {
     pvt_ctx *ctx;
-    int fd;       /* valid while `open` */
-    bool open, direct; /* direct: path is a device or a pipe, which no file may replace */
+    int fd, lock;   /* valid while `open`, `locked`: lock is the temporary file once more, and keeps its lock
+                       when fd is closed, which tells of late errors, before the file is renamed */
+    bool open, locked;
+    bool direct;    /* path is a device or a pipe, which no file may replace */
+    bool temporary; /* `temp` exists and is ours to remove */
+    bool staged;    /* an exchange's file: the commit leaves it where it is */
     pvt_result result; /* the first failure */
     char *buffer;
     int64_t used;
@@ -4152,55 +4412,130 @@ typedef struct pvti_writer {
     char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
 } pvti_writer;
 
-/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w)
+/* Frees everything. The lock goes last, when the temporary file is renamed or removed. False: it stays. */
+static bool pvti_writer_close(pvti_writer *w)
 {
-    if (w->open) {
-        close(w->fd);
-        if (!w->direct) unlink(w->temp);
-    }
+    bool clean = true;
+    if (w->open) pvti_close(w->ctx, w->fd);
+    if (w->temporary) clean = pvti_system_of(w->ctx)->unlink(w->temp) == 0 || errno == ENOENT;
+    if (w->locked) pvti_close(w->ctx, w->lock);
     if (w->ctx) pvti_free(w->ctx, w->buffer);
     w->buffer = NULL;
-    w->open = false;
+    w->open = w->temporary = w->locked = false;
+    return clean;
+}
+
+/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
+static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+
+/* Adds to the sentence that is recorded. */
+static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
+{
+    size_t n = strlen(ctx->error);
+    snprintf(ctx->error + n, sizeof ctx->error - n, "%s%s", what, path);
 }
 
 static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
 {
-    int code = errno; /* before abort's own calls change it */
-    pvti_writer_abort(w);
-    return w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
-                                 w->direct ? "" : "; the file that was there is unchanged");
+    int code = errno; /* before close's own calls change it */
+    bool clean = pvti_writer_close(w);
+    w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
+                          w->direct ? "" : "; the file that was there is unchanged");
+    if (!clean) pvti_fail_more(w->ctx, "; this temporary file could not be removed: ", w->temp);
+    return w->result;
+}
+
+/* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
+   ours is no failure. */
+static bool pvti_writer_permissions(pvti_writer *w, const struct stat *old)
+{
+    const pvti_system *system = pvti_system_of(w->ctx);
+    struct stat st;
+    if (system->fstat(w->fd, &st) != 0) return false;
+    if ((st.st_uid != old->st_uid || st.st_gid != old->st_gid) &&
+        system->fchown(w->fd, old->st_uid, old->st_gid) != 0 && st.st_gid != old->st_gid)
+        (void)system->fchown(w->fd, (uid_t)-1, old->st_gid);
+    if ((st.st_mode & 0777) == (old->st_mode & 0777)) return true;
+    return system->fchmod(w->fd, old->st_mode & 0777) == 0;
+}
+
+/* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
+   False with errno; EEXIST: try another name. */
+static bool pvti_writer_create(pvti_writer *w, const struct stat *old)
+{
+    w->fd = pvti_open(w->ctx, w->temp, O_WRONLY | O_CREAT | O_EXCL, old ? 0600 : 0666);
+    w->open = w->temporary = w->fd >= 0;
+    return w->open;
+}
+
+/* The lock that keeps sweepers away. False with errno; EEXIST: one was faster and has the file now. */
+static bool pvti_writer_lock(pvti_writer *w)
+{
+    pvti_lock lock = pvti_lock_try(w->ctx, w->fd, w->temp);
+    if (lock == PVTI_LOCK_NONE) return true;
+    if (lock == PVTI_LOCK_TAKEN) {
+        pvti_close(w->ctx, w->fd);
+        w->open = w->temporary = false;
+        errno = EEXIST;
+        return false;
+    }
+    w->lock = pvti_system_of(w->ctx)->dup(w->fd);
+    w->locked = w->lock >= 0;
+    return w->locked;
+}
+
+/* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
+static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, struct stat *old,
+                                    bool *exists)
+{
+    memset(w, 0, sizeof *w);
+    w->ctx = ctx;
+    w->result = PVT_ERR_IO; /* until it is open */
+    if (strlen(path) >= sizeof w->path)
+        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
+    snprintf(w->path, sizeof w->path, "%s", path);
+    *exists = pvti_system_of(ctx)->stat(path, old) == 0;
+    if (*exists && S_ISDIR(old->st_mode)) errno = EISDIR;
+    /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
+    if (*exists ? S_ISDIR(old->st_mode) : errno != ENOENT && errno != ENOTDIR)
+        return pvti_writer_fail(w, "cannot be written");
+    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
+    return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
+}
+
+static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old)
+{
+    char dir[PVTI_PATH_BYTES];
+    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
+    int tries;
+    pvti_path_directory(w->path, dir);
+    pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
+    for (tries = 0; tries < 10000; tries++) {
+        if (pvti_temporary_name(w->ctx, dir, name, w->temp) != PVT_OK) {
+            pvti_writer_close(w);
+            return w->result;
+        }
+        if (pvti_writer_create(w, old) && pvti_writer_lock(w)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_writer_fail(w, "cannot be created");
 }
 
 /* Nothing is written to `path` itself before the commit. */
 static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
-    struct stat st;
-    bool exists = stat(path, &st) == 0;
-    memset(w, 0, sizeof *w);
-    w->ctx = ctx;
-    w->result = PVT_ERR_IO; /* until it is open */
-    if (strlen(path) + 5 > sizeof w->path)
-        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
-    snprintf(w->path, sizeof w->path, "%s", path);
-    memcpy(w->temp, w->path, sizeof w->temp);
-    if (exists && S_ISDIR(st.st_mode)) {
-        errno = EISDIR;
-        return pvti_writer_fail(w, "cannot be written");
-    }
-    w->direct = exists && !S_ISREG(st.st_mode);
-    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
-    if (!w->buffer) return w->result = PVT_ERR_MEMORY;
-    if (w->direct) {
-        w->fd = open(w->path, O_WRONLY | O_CLOEXEC);
+    struct stat old;
+    bool exists;
+    PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
+    w->direct = exists && !S_ISREG(old.st_mode);
+    if (!w->direct) {
+        PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
     } else {
-        memcpy(w->temp + strlen(path), ".tmp", 5);
-        unlink(w->temp); /* of a run that was killed; O_EXCL then follows no link that lies in wait */
-        w->fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        w->fd = pvti_open(ctx, w->path, O_WRONLY, 0);
+        w->open = w->fd >= 0;
+        if (!w->open) return pvti_writer_fail(w, "cannot be opened");
     }
-    if (w->fd < 0) return pvti_writer_fail(w, "cannot be created");
-    w->open = true;
-    if (exists && !w->direct && fchmod(w->fd, st.st_mode & 0777) != 0)
+    if (exists && !w->direct && !pvti_writer_permissions(w, &old))
         return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
     return w->result = PVT_OK;
 }
@@ -4209,7 +4544,7 @@ static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t by
 {
     const char *from = (const char *)data;
     while (bytes > 0) {
-        ssize_t done = write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
+        ssize_t done = pvti_system_of(w->ctx)->write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
         if (done < 0 && errno == EINTR) continue;
         if (done == 0) errno = ENOSPC;
         if (done <= 0) return pvti_writer_fail(w, "writing failed");
@@ -4241,47 +4576,37 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
     return PVT_OK;
 }
 
-/* A rename lasts once the directory reached the device. Some file systems cannot sync a
-   directory, and the file is in place by now: no failure is made of it. */
-static void pvti_writer_sync_directory(const pvti_writer *w)
-{
-    char dir[PVTI_PATH_BYTES];
-    const char *slash = strrchr(w->path, '/');
-    int fd;
-    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - w->path) + 1 : 1, slash ? w->path : ".");
-    fd = open(dir, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    (void)fsync(fd);
-    close(fd);
-}
-
-/* Makes the new file the file. After a failure the old one is untouched. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+/* Everything that was put is on the device. */
+static pvt_result pvti_writer_settle(pvti_writer *w)
 {
     if (w->result != PVT_OK) return w->result;
     PVTI_TRY(pvti_writer_flush(w));
-    /* EINVAL, ENOSYS: this file system has no such call, which says nothing about the data */
-    if (fsync(w->fd) != 0 && !w->direct && errno != EINVAL && errno != ENOSYS)
-        return pvti_writer_fail(w, "writing failed");
-    if (close(w->fd) != 0) { /* where network file systems report a full disk */
-        int code = errno;
-        if (!w->direct) unlink(w->temp);
-        w->open = false;
-        errno = code;
-        return pvti_writer_fail(w, "writing failed");
-    }
+    if (!pvti_sync(w->ctx, w->fd) && !w->direct) return pvti_writer_fail(w, "writing failed");
     w->open = false;
-    if (!w->direct) {
-        if (rename(w->temp, w->path) != 0) {
-            int code = errno;
-            unlink(w->temp);
-            errno = code;
+    if (pvti_close(w->ctx, w->fd)) return PVT_OK;
+    return pvti_writer_fail(w, "writing failed"); /* network file systems report a full disk here */
+}
+
+/* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
+   new one is in place and only its directory could not be synced. */
+static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+{
+    char dir[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_writer_settle(w));
+    if (w->temporary && !w->staged) {
+        if (pvti_system_of(w->ctx)->rename(w->temp, w->path) != 0)
             return pvti_writer_fail(w, "cannot be replaced by the new file");
-        }
-        pvti_writer_sync_directory(w);
+        w->temporary = false;
+        pvti_path_directory(w->path, dir);
+        if (!pvti_directory_sync(w->ctx, dir))
+            w->result = pvti_fail(w->ctx, PVT_ERR_IO,
+                                  "%s: the new file is in place, but its directory could not be synced: %s; "
+                                  "it may be lost when the power fails now",
+                                  w->path, strerror(errno));
     }
-    pvti_writer_abort(w); /* frees the buffer */
-    return PVT_OK;
+    w->temporary = false; /* an exchange's file stays until that is committed or given up */
+    pvti_writer_close(w);
+    return w->result;
 }
 
 /* A whole small file at once. */
@@ -4293,7 +4618,7 @@ static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, co
     return pvti_writer_commit(&w);
 }
 
-/* A byte-for-byte copy, e.g. of a tokenizer that goes with a model. */
+/* A byte-for-byte copy. */
 static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, const char *to)
 {
     pvti_map map;
@@ -7625,6 +7950,19 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
     return result;
 }
 
+/* The desc with its defaults. */
+static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
+{
+    pvt_fit_desc d = *desc;
+    if (!d.name) d.name = "weight";
+    if (!d.epochs) d.epochs = 16;
+    if (!d.cg_steps) d.cg_steps = 8;
+    if (!d.kmeans_steps) d.kmeans_steps = 25;
+    if (!d.beam) d.beam = 1;
+    if (d.tolerance == 0) d.tolerance = 0.002;
+    return d;
+}
+
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out)
@@ -7634,12 +7972,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     pvt_result result;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
-    if (!d.name) d.name = "weight";
-    if (!d.epochs) d.epochs = 16;
-    if (!d.cg_steps) d.cg_steps = 8;
-    if (!d.kmeans_steps) d.kmeans_steps = 25;
-    if (!d.beam) d.beam = 1;
-    if (d.tolerance == 0) d.tolerance = 0.002;
+    d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
     stats->seconds = pvti_seconds();
@@ -9169,23 +9502,485 @@ static PVTI_UNUSED void pvti_text_string(pvti_text *t, const char *s, int64_t n)
 
 /* A number with `digits` significant digits (1 … 17; 0: as few as give the same value back),
    with a point in every locale; null for NaN and infinities, which JSON lacks. */
-static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
+static int64_t pvti_number_text(double value, int digits, char buffer[48])
 {
-    char buffer[48], *s;
+    char *s;
     int64_t n = 0;
     int precision;
-    if (!(value >= -DBL_MAX && value <= DBL_MAX)) {
-        pvti_text_put(t, "null", 4);
-        return;
-    }
+    if (!(value >= -DBL_MAX && value <= DBL_MAX)) return snprintf(buffer, 48, "null");
     for (precision = digits ? digits : 6; precision <= 17; precision++) {
-        snprintf(buffer, sizeof buffer, "%.*g", PVTI_MIN(precision, 17), value);
+        snprintf(buffer, 48, "%.*g", PVTI_MIN(precision, 17), value);
         for (s = buffer, n = 0; *s; s++) /* the locale's point, of one or more bytes, to one '.' */
             if (strchr("0123456789+-e", *s)) buffer[n++] = *s;
             else if (n == 0 || buffer[n - 1] != '.') buffer[n++] = '.';
         if (digits || pvti_decimal(buffer, n) == value) break;
     }
+    buffer[n] = 0;
+    return n;
+}
+
+static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
+{
+    char buffer[48];
+    int64_t n = pvti_number_text(value, digits, buffer);
     pvti_text_put(t, buffer, n);
+}
+// >>exchange
+/*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
+    new ones are written into a folder of their own inside it, with a manifest of what is to happen:
+
+        DIR/.save.pvtune-….tmp/    model.safetensors   tokenizer.json   …   config.json   manifest
+
+    When all are on the device the folder is renamed to DIR/.pvtune-save, which is the commitment: before it
+    the directory is the old model, and the folder rubbish; after it the manifest is carried out by who
+    comes first: this save, the next one or a load. The old config.json goes, so that no other reader takes
+    a mixture for a model; the new files move up; what the new model does not have is removed; the new
+    config.json comes last; the folder goes. Every step may be done twice. So a process that ends anywhere
+    leaves the old model, the new one, or one that the next to come completes. Of two savers one commits
+    after the other, for a folder is not renamed over another. A lock on the manifest keeps two from carrying
+    it out at once, and tells rubbish from what is being written. */
+
+#define PVTI_EXCHANGE ".pvtune-save"
+#define PVTI_EXCHANGE_HEAD "pvtune-save 1\n"
+#define PVTI_EXCHANGE_BYTES ((int64_t)1 << 20) /* of a manifest: 20,000 shards */
+
+/* What saves write, by what they replace as a whole: of the parts that a save replaces, files that it does
+   not write are removed. (Part 0: may be written, and is never removed.) A directory's other files are the
+   user's. */
+enum { PVTI_SAVED_MODEL = 1, PVTI_SAVED_TOKENIZER = 2 };
+typedef struct pvti_saved_name {
+    const char *name;
+    int part;
+} pvti_saved_name;
+static const pvti_saved_name pvti_saved_names[] = {
+    {"config.json", PVTI_SAVED_MODEL},
+    {"model.safetensors", PVTI_SAVED_MODEL},
+    {"model.safetensors.index.json", PVTI_SAVED_MODEL}, /* and the shards that it lists */
+    {"generation_config.json", PVTI_SAVED_MODEL},
+    {"tokenizer.json", PVTI_SAVED_TOKENIZER},
+    {"tokenizer.model", PVTI_SAVED_TOKENIZER},
+    {"tokenizer_config.json", PVTI_SAVED_TOKENIZER},
+    {"special_tokens_map.json", PVTI_SAVED_TOKENIZER},
+    {"added_tokens.json", PVTI_SAVED_TOKENIZER},
+    {"chat_template.jinja", PVTI_SAVED_TOKENIZER},
+    {"vocab.json", PVTI_SAVED_TOKENIZER},
+    {"merges.txt", PVTI_SAVED_TOKENIZER},
+};
+
+/* ---- the manifest: "+ NAME" moves up, "- NAME" is removed; a dot ends it ---- */
+
+/* model-00001-of-00003.safetensors, and nothing that leads elsewhere. */
+static bool pvti_shard_name(const char *name)
+{
+    static const char pattern[] = "model-00000-of-00000.safetensors";
+    size_t i;
+    for (i = 0; pattern[i]; i++)
+        if (pattern[i] == '0' ? name[i] < '0' || name[i] > '9' : name[i] != pattern[i]) return false;
+    return name[i] == 0;
+}
+
+static bool pvti_saved_known(const char *name)
+{
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
+        if (strcmp(name, pvti_saved_names[i].name) == 0) return true;
+    return pvti_shard_name(name);
+}
+
+/* The line at *at: '+' or '-' with its name, 0 at the end; −1 when it is neither. Moves on to the next. */
+static int pvti_manifest_line(const char **at, char name[64])
+{
+    const char *line = *at;
+    size_t n = strcspn(line, "\n");
+    if (strcmp(line, ".\n") == 0) return 0;
+    if (line[n] != '\n' || n < 3 || n - 2 >= 64) return -1;
+    if ((line[0] != '+' && line[0] != '-') || line[1] != ' ') return -1;
+    memcpy(name, line + 2, n - 2);
+    name[n - 2] = 0;
+    *at = line + n + 1;
+    return pvti_saved_known(name) ? line[0] : -1;
+}
+
+/* Lines follow the head. */
+static const char *pvti_manifest_start(const pvti_text *list)
+{
+    return list->data + strlen(PVTI_EXCHANGE_HEAD);
+}
+
+static bool pvti_manifest_valid(const pvti_text *list)
+{
+    char name[64];
+    const char *at;
+    int kind;
+    if (list->size <= (int64_t)strlen(PVTI_EXCHANGE_HEAD) || (int64_t)strlen(list->data) != list->size ||
+        strncmp(list->data, PVTI_EXCHANGE_HEAD, strlen(PVTI_EXCHANGE_HEAD)) != 0)
+        return false;
+    at = pvti_manifest_start(list);
+    while ((kind = pvti_manifest_line(&at, name)) > 0) continue;
+    return kind == 0;
+}
+
+/* Whether a list that is being made, and has no end yet, has that line. */
+static bool pvti_manifest_has(const pvti_text *list, int kind, const char *name)
+{
+    char line[80];
+    const char *found = list->data;
+    snprintf(line, sizeof line, "\n%c %s\n", kind, name);
+    return found && strstr(found, line) != NULL;
+}
+
+/* ---- carrying it out ---- */
+
+static pvt_result pvti_exchange_stuck(pvt_ctx *ctx, const char *path, const char *what)
+{
+    return pvti_fail(ctx, PVT_ERR_IO,
+                     "%.1500s: %s: %s; the new files are complete in " PVTI_EXCHANGE
+                     " there, and the next load or save puts them in place",
+                     path, what, strerror(errno));
+}
+
+/* Removes dir/name if it is there. A directory of that name is a user's. */
+static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char *name)
+{
+    char path[PVTI_PATH_BYTES];
+    int code;
+    PVTI_TRY(pvti_path_join(ctx, path, dir, name));
+    if (pvti_system_of(ctx)->unlink(path) == 0 || errno == ENOENT) return PVT_OK;
+    code = errno;
+    if (pvti_path_is_directory(path)) return PVT_OK;
+    errno = code;
+    return pvti_exchange_stuck(ctx, path, "cannot be removed");
+}
+
+/* Moves the file up unless that was done before. */
+static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const char *dir, const char *name)
+{
+    char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, from, folder, name));
+    PVTI_TRY(pvti_path_join(ctx, to, dir, name));
+    if (pvti_system_of(ctx)->rename(from, to) == 0 || errno == ENOENT) return PVT_OK;
+    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
+}
+
+static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
+{
+    return pvti_directory_sync(ctx, dir) ? PVT_OK : pvti_exchange_stuck(ctx, dir, "cannot be synced");
+}
+
+/* What the valid list says. The lock on the manifest is held, or there are none here. */
+static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const pvti_text *list)
+{
+    char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
+    const char *at = pvti_manifest_start(list);
+    int kind;
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
+    if (pvti_path_exists(config)) { /* else the new one is in place already, or none comes */
+        PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
+        PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    }
+    while ((kind = pvti_manifest_line(&at, name)) > 0) {
+        if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
+        else if (strcmp(name, "config.json") != 0) PVTI_TRY(pvti_exchange_move(ctx, folder, dir, name));
+    }
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    return pvti_exchange_remove(ctx, folder, "manifest");
+}
+
+/* The folder of an exchange that was carried out, after its lock was given back: some network file systems
+   keep a file that is removed while it is open. Another's exchange may stand there by now. */
+static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
+{
+    char folder[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    if (pvti_system_of(ctx)->rmdir(folder) == 0 || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
+        return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
+                     folder, strerror(errno));
+}
+
+/* A directory that is no link to elsewhere. */
+static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open(ctx, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    if (fd >= 0) pvti_close(ctx, fd);
+    return fd >= 0;
+}
+
+/* Carries out what the manifest, open and locked, says. */
+static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char *manifest, int fd)
+{
+    pvti_map map;
+    pvti_text list = pvti_text_begin(ctx);
+    char folder[PVTI_PATH_BYTES];
+    pvt_result result;
+    memset(&map, 0, sizeof map);
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
+    if (result == PVT_OK) pvti_text_put(&list, (const char *)map.data, map.size);
+    pvti_map_close(ctx, &map);
+    if (result == PVT_OK) result = pvti_text_check(&list);
+    if (result == PVT_OK && (!pvti_manifest_valid(&list) || !pvti_folder_is_real(ctx, folder)))
+        result = pvti_fail(ctx, PVT_ERR_FORMAT,
+                           "%s: is not of an interrupted save, which would be completed now; remove the "
+                           "folder that it is in",
+                           manifest);
+    if (result == PVT_OK) result = pvti_exchange_carry_out(ctx, dir, &list);
+    pvti_text_free(&list);
+    return result;
+}
+
+/* Completes a save that was committed and then interrupted; waits for one that is being completed. */
+static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
+{
+    const struct timespec moment = {0, 10000000};
+    char manifest[PVTI_PATH_BYTES];
+    pvt_result result;
+    int tries;
+    PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
+    for (tries = 0; tries < 1000; tries++) {
+        int fd = pvti_open(ctx, manifest, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+        int code = errno;
+        if (fd < 0 && !pvti_path_exists(manifest)) return PVT_OK;
+        if (fd < 0)
+            return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
+                             "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
+        if (pvti_lock_try(ctx, fd, manifest) != PVTI_LOCK_TAKEN) {
+            result = pvti_exchange_resume(ctx, dir, manifest, fd);
+            pvti_close(ctx, fd);
+            return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
+        }
+        pvti_close(ctx, fd);
+        nanosleep(&moment, NULL);
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
+                     dir);
+}
+
+/* ---- making one ---- */
+
+/* Zeroed, it is none, which may be ended. */
+typedef struct pvti_exchange {
+    pvt_ctx *ctx;
+    bool overwrite, folder_made, committed;
+    pvti_text list;       /* the manifest's text */
+    pvti_writer manifest; /* its lock is held from the beginning to the end */
+    char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
+} pvti_exchange;
+
+/* An orphan's folder, with what may be in it. */
+static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
+{
+    char path[PVTI_PATH_BYTES];
+    int64_t i;
+    int fd;
+    if (!pvti_folder_is_real(ctx, folder)) return;
+    if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
+    fd = pvti_open_for_lock(ctx, path);
+    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
+        for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+            snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
+            pvti_system_of(ctx)->unlink(path);
+        }
+        snprintf(path, sizeof path, "%s/manifest", folder);
+        pvti_system_of(ctx)->unlink(path);
+    }
+    if (fd >= 0) pvti_close(ctx, fd);
+    pvti_system_of(ctx)->rmdir(folder); /* only when it is empty */
+}
+
+/* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
+static bool pvti_exchange_make(pvti_exchange *ex)
+{
+    pvti_writer *w = &ex->manifest;
+    if (pvti_system_of(ex->ctx)->mkdir(ex->folder, 0777) != 0) return false;
+    ex->folder_made = true;
+    if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
+        w->result = PVT_OK;
+        return true;
+    }
+    if (errno == ENOENT || errno == EEXIST) { /* swept as an orphan's before it was locked */
+        ex->folder_made = false;
+        errno = EEXIST;
+    }
+    return false;
+}
+
+static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
+{
+    char config[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
+    if (ex->overwrite || !pvti_path_exists(config)) return PVT_OK;
+    return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
+                     "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
+}
+
+/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a config.json is
+   refused. To be ended in any case. */
+static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES];
+    struct stat none;
+    bool exists;
+    int tries;
+    memset(ex, 0, sizeof *ex);
+    ex->ctx = ctx, ex->overwrite = overwrite, ex->list = pvti_text_begin(ctx);
+    pvti_text_printf(&ex->list, "%s", PVTI_EXCHANGE_HEAD);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_path_join(ctx, ex->dir, "", dir));
+    PVTI_TRY(pvti_exchange_recover(ctx, dir));
+    PVTI_TRY(pvti_exchange_refuse_model(ex));
+    pvti_sweep_orphans(ctx, dir, "save", pvti_sweep_folder);
+    for (tries = 0; tries < 10000; tries++) {
+        PVTI_TRY(pvti_temporary_name(ctx, dir, "save", ex->folder));
+        PVTI_TRY(pvti_path_join(ctx, path, ex->folder, "manifest"));
+        pvti_writer_close(&ex->manifest);
+        PVTI_TRY(pvti_writer_begin(ctx, path, &ex->manifest, &none, &exists));
+        memcpy(ex->manifest.temp, path, sizeof path);
+        if (pvti_exchange_make(ex)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: nothing can be written in it: %s", dir, strerror(errno));
+}
+
+/* A writer for one of the new files, whose name is in the table and was not written yet. */
+static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
+{
+    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
+    struct stat old;
+    bool exists;
+    memset(w, 0, sizeof *w);
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
+    PVTI_TRY(pvti_path_join(ex->ctx, temp, ex->folder, name));
+    pvti_text_printf(&ex->list, "+ %s\n", name);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
+    exists = exists && S_ISREG(old.st_mode);
+    memcpy(w->temp, temp, sizeof temp);
+    w->staged = true;
+    if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
+    if (exists && !pvti_writer_permissions(w, &old))
+        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
+    return w->result = PVT_OK;
+}
+
+/* One of the new files, whole. */
+static pvt_result pvti_exchange_put(pvti_exchange *ex, const char *name, const void *data, int64_t bytes)
+{
+    pvti_writer w;
+    PVTI_TRY(pvti_exchange_open(ex, name, &w));
+    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
+    return pvti_writer_commit(&w);
+}
+
+/* One of the new files, as a copy. */
+static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const char *name)
+{
+    pvti_map map;
+    pvt_result result;
+    PVTI_TRY(pvti_map_open(ex->ctx, from, &map));
+    result = pvti_exchange_put(ex, name, map.data, map.size);
+    pvti_map_close(ex->ctx, &map);
+    return result;
+}
+
+/* Shards that the old index lists go with it. An index that is no JSON lists nothing. */
+static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES], name[64], last[64] = "";
+    pvti_map map;
+    pvti_json j;
+    int64_t node, length;
+    pvt_result result;
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
+    if (!pvti_path_exists(path)) return PVT_OK;
+    result = pvti_json_open(ex->ctx, path, &map, &j);
+    if (result == PVT_ERR_FORMAT) return PVT_OK;
+    if (result != PVT_OK) return result;
+    node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
+    for (; node >= 0; node = pvti_json_next(&j, node)) {
+        length = pvti_json_string(&j, node, name, sizeof name);
+        if (length < 1 || length >= (int64_t)sizeof name) continue;
+        if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
+        memcpy(last, name, sizeof name); /* tensors of one shard usually follow each other */
+        if (!pvti_manifest_has(&ex->list, '-', name)) pvti_text_printf(&ex->list, "- %s\n", name);
+    }
+    pvti_json_free(&j);
+    pvti_map_close(ex->ctx, &map);
+    return pvti_text_check(&ex->list);
+}
+
+/* Writes the manifest: from here on nothing needs memory. */
+static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
+{
+    pvti_writer *w = &ex->manifest;
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        const pvti_saved_name *saved = &pvti_saved_names[i];
+        if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
+            pvti_text_printf(&ex->list, "- %s\n", saved->name);
+    }
+    if (parts & PVTI_SAVED_MODEL) PVTI_TRY(pvti_exchange_drop_shards(ex));
+    pvti_text_put(&ex->list, ".\n", 2);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    if (ex->list.size > PVTI_EXCHANGE_BYTES)
+        return pvti_fail(ex->ctx, PVT_ERR_UNSUPPORTED, "%s: the model there has too many shards to replace",
+                         ex->dir);
+    pvti_writer_put(w, ex->list.data, ex->list.size);
+    PVTI_TRY(pvti_writer_settle(w));
+    if (pvti_directory_sync(ex->ctx, ex->folder)) return PVT_OK;
+    return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be synced: %s; the files that were there are unchanged",
+                     ex->folder, strerror(errno));
+}
+
+/* The rename that decides. Another's exchange that stands there is completed first. */
+static pvt_result pvti_exchange_publish(pvti_exchange *ex)
+{
+    char published[PVTI_PATH_BYTES];
+    int tries;
+    PVTI_TRY(pvti_path_join(ex->ctx, published, ex->dir, PVTI_EXCHANGE));
+    for (tries = 0; tries < 100; tries++) {
+        PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
+        PVTI_TRY(pvti_exchange_refuse_model(ex));
+        ex->committed = pvti_system_of(ex->ctx)->rename(ex->folder, published) == 0;
+        if (ex->committed) break;
+        if (errno != ENOTEMPTY && errno != EEXIST) break;
+    }
+    if (!ex->committed)
+        return pvti_fail(ex->ctx, PVT_ERR_IO,
+                         "%s: cannot be replaced by the new files: %s; the files that were in its directory "
+                         "are unchanged",
+                         published, strerror(errno));
+    ex->manifest.temporary = false;
+    return pvti_exchange_sync(ex->ctx, ex->dir);
+}
+
+/* Puts the new files in place of the old. After a failure the old ones are there, or the next load or save
+   completes the exchange: the sentence says which. */
+static pvt_result pvti_exchange_commit(pvti_exchange *ex, int parts)
+{
+    PVTI_TRY(pvti_exchange_seal(ex, parts));
+    PVTI_TRY(pvti_exchange_publish(ex));
+    PVTI_TRY(pvti_exchange_carry_out(ex->ctx, ex->dir, &ex->list));
+    pvti_writer_close(&ex->manifest); /* the lock */
+    return pvti_exchange_tidy(ex->ctx, ex->dir);
+}
+
+/* Frees everything; what was not committed goes. */
+static void pvti_exchange_end(pvti_exchange *ex)
+{
+    const char *at = ex->list.data ? pvti_manifest_start(&ex->list) : "";
+    char path[PVTI_PATH_BYTES], name[64];
+    bool undo = ex->folder_made && !ex->committed;
+    while (undo && pvti_manifest_line(&at, name) > 0)
+        if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
+            pvti_system_of(ex->ctx)->unlink(path);
+    pvti_writer_close(&ex->manifest);
+    if (undo && pvti_system_of(ex->ctx)->rmdir(ex->folder) != 0 && errno != ENOENT)
+        pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
+    if (ex->ctx) pvti_text_free(&ex->list);
 }
 // >>safetensors
 /*  | u64 header length | JSON header, padded with spaces to 8 | data |
@@ -9686,35 +10481,44 @@ static pvt_result pvti_safetensors_put(pvti_writer *w, const pvti_text *header, 
     return pvti_writer_commit(w);
 }
 
-/* Writes a file as a whole or not at all. metadata: key, value, …, NULL; or NULL for none. */
+/* Writes a file as a whole, or not at all: commits the writer, or gives it up. metadata: key, value, …, NULL;
+   or NULL for none. */
+static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *tensors, int64_t n,
+                                            const char *const *metadata, pvti_tensor_put_fn *put, void *user)
+{
+    pvt_ctx *ctx = w->ctx;
+    pvti_sort_item *order = NULL;
+    pvti_text header = pvti_text_begin(ctx);
+    pvti_names names;
+    const pvti_tensor *twice = NULL;
+    pvt_result result;
+    memset(&names, 0, sizeof names);
+    result = pvti_names_build(ctx, tensors, n, &names, &twice);
+    order = names.order;
+    if (twice)
+        result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: two tensors are called \"%.200s\"", w->path,
+                           twice->name);
+    if (result == PVT_OK) result = pvti_safetensors_order(ctx, w->path, tensors, n, order);
+    if (result == PVT_OK) {
+        pvti_safetensors_describe(&header, tensors, n, order, metadata);
+        result = header.failed ? PVT_ERR_MEMORY : PVT_OK;
+    }
+    if (result == PVT_OK) result = pvti_safetensors_put(w, &header, tensors, n, order, put, user);
+    pvti_writer_abort(w); /* unless it was committed */
+    pvti_text_free(&header);
+    pvti_free(ctx, order);
+    return result;
+}
+
+/* To a path. */
 static PVTI_UNUSED pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path,
                                                           const pvti_tensor *tensors, int64_t n,
                                                           const char *const *metadata,
                                                           pvti_tensor_put_fn *put, void *user)
 {
-    pvti_sort_item *order = NULL;
-    pvti_text header = pvti_text_begin(ctx);
-    pvti_names names;
-    const pvti_tensor *twice = NULL;
     pvti_writer w;
-    pvt_result result;
-    memset(&w, 0, sizeof w);
-    memset(&names, 0, sizeof names);
-    result = pvti_names_build(ctx, tensors, n, &names, &twice);
-    order = names.order;
-    if (twice)
-        result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: two tensors are called \"%.200s\"", path, twice->name);
-    if (result == PVT_OK) result = pvti_safetensors_order(ctx, path, tensors, n, order);
-    if (result == PVT_OK) {
-        pvti_safetensors_describe(&header, tensors, n, order, metadata);
-        result = header.failed ? PVT_ERR_MEMORY : PVT_OK;
-    }
-    if (result == PVT_OK) result = pvti_writer_open(ctx, path, &w);
-    if (result == PVT_OK) result = pvti_safetensors_put(&w, &header, tensors, n, order, put, user);
-    pvti_writer_abort(&w); /* unless it was committed */
-    pvti_text_free(&header);
-    pvti_free(ctx, order);
-    return result;
+    PVTI_TRY(pvti_writer_open(ctx, path, &w));
+    return pvti_safetensors_write_to(&w, tensors, n, metadata, put, user);
 }
 
 static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path,
@@ -12586,6 +13390,7 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
     *out = NULL;
     PVTI_TRY(pvti_path_join(ctx, file, "", path));
     if (pvti_path_is_directory(path)) {
+        PVTI_TRY(pvti_exchange_recover(ctx, path));
         PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.json"));
         if (!pvti_path_exists(file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
         if (!pvti_path_exists(file))
@@ -12790,54 +13595,56 @@ static void pvti_save_config(pvti_text *out, const pvt_tokenizer *t)
                      t->adds_bos && t->bos >= 0 ? "true" : "false");
 }
 
-static pvt_result pvti_save_bytes(const pvt_tokenizer *t, const char *dir, const char *name, const void *data,
-                                  int64_t bytes)
+/* The files that it was loaded from: its own, and those of the table that lie beside it, except a
+   tokenizer.json beside a tokenizer.model, which this tokenizer is not. *config: is tokenizer_config.json
+   among them? */
+static pvt_result pvti_save_copies(const pvt_tokenizer *t, pvti_exchange *ex, bool *config)
 {
-    char path[PVTI_PATH_BYTES];
-    pvti_writer w;
-    PVTI_TRY(pvti_path_join(t->ctx, path, dir, name));
-    PVTI_TRY(pvti_writer_open(t->ctx, path, &w));
-    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
-    return pvti_writer_commit(&w);
-}
-
-static pvt_result pvti_save_copy(const pvt_tokenizer *t, const char *from, const char *dir, const char *name)
-{
-    pvti_map map;
-    pvt_result result;
-    PVTI_TRY(pvti_map_open(t->ctx, from, &map));
-    result = pvti_save_bytes(t, dir, name, map.data, map.size);
-    pvti_map_close(t->ctx, &map);
-    return result;
-}
-
-PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
-{
-    static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json",
-                                         "chat_template.jinja", "tokenizer_config.json"};
-    bool config = false;
     int64_t i;
+    PVTI_TRY(pvti_exchange_copy(ex, t->path, t->file));
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        const char *name = pvti_saved_names[i].name;
+        char from[PVTI_PATH_BYTES];
+        if (pvti_saved_names[i].part != PVTI_SAVED_TOKENIZER || strcmp(name, t->file) == 0 ||
+            strcmp(name, "tokenizer.json") == 0)
+            continue;
+        PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
+        if (!pvti_path_exists(from)) continue;
+        PVTI_TRY(pvti_exchange_copy(ex, from, name));
+        *config = *config || strcmp(name, "tokenizer_config.json") == 0;
+    }
+    return PVT_OK;
+}
+
+/* Everything of the tokenizer's among the files of an exchange. */
+static pvt_result pvti_tokenizer_put(const pvt_tokenizer *t, pvti_exchange *ex)
+{
+    bool config = false;
     pvt_result result = PVT_OK;
     pvti_text text = pvti_text_begin(t->ctx);
     if (t->file) {
-        PVTI_TRY(pvti_save_copy(t, t->path, dir, t->file));
-        for (i = 0; i < PVTI_COUNT(beside); i++) {
-            char from[PVTI_PATH_BYTES];
-            PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, beside[i]));
-            config = pvti_path_exists(from);
-            if (config) PVTI_TRY(pvti_save_copy(t, from, dir, beside[i]));
-        }
+        result = pvti_save_copies(t, ex, &config);
     } else {
         result = pvti_save_json(&text, t);
-        if (result == PVT_OK) result = pvti_save_bytes(t, dir, "tokenizer.json", text.data, text.size);
+        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer.json", text.data, text.size);
         text.size = 0;
     }
     if (result == PVT_OK && !config) {
         pvti_save_config(&text, t);
         result = pvti_text_check(&text);
-        if (result == PVT_OK) result = pvti_save_bytes(t, dir, "tokenizer_config.json", text.data, text.size);
+        if (result == PVT_OK) result = pvti_exchange_put(ex, "tokenizer_config.json", text.data, text.size);
     }
     pvti_text_free(&text);
+    return result;
+}
+
+PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
+{
+    pvti_exchange ex;
+    pvt_result result = pvti_exchange_begin(t->ctx, dir, true, &ex);
+    if (result == PVT_OK) result = pvti_tokenizer_put(t, &ex);
+    if (result == PVT_OK) result = pvti_exchange_commit(&ex, PVTI_SAVED_TOKENIZER);
+    pvti_exchange_end(&ex);
     return result;
 }
 #endif
@@ -14034,6 +14841,7 @@ typedef struct pvti_loader {
     pvt_model *model;
     bool neighbours;   /* rotary pairs are (2j, 2j+1) */
     pvt_format format; /* of quantized linears; dense: none */
+    struct stat before; /* a directory's config.json when loading began */
 } pvti_loader;
 
 /* ---- config.json ---- */
@@ -14508,11 +15316,13 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     pvti_json j;
     pvt_result result;
     memset(&config, 0, sizeof config);
+    PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     PVTI_TRY(pvti_path_join(a->ctx, a->config, a->path, "config.json"));
+    if (!pvti_path_exists(a->config)) /* a save that is just now at work? */
+        PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     if (!pvti_path_exists(a->config))
-        return pvti_fail(
-            a->ctx, PVT_ERR_IO,
-            "%s: there is no config.json in it: not a model, or one whose saving was interrupted", a->path);
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
+    pvti_system_of(a->ctx)->stat(a->config, &a->before);
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -14618,10 +15428,24 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
     return PVT_OK;
 }
 
+/* A save into the directory puts another config.json there: what was read may be half of each model then. */
+static pvt_result pvti_load_unchanged(const pvti_loader *a)
+{
+    struct stat now;
+    if (pvti_system_of(a->ctx)->stat(a->config, &now) == 0 && now.st_dev == a->before.st_dev &&
+        now.st_ino == a->before.st_ino && now.st_size == a->before.st_size &&
+        now.st_mtime == a->before.st_mtime)
+        return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
+                     "%s: another model was saved there while it was loaded; load it again", a->path);
+}
+
 static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 {
     if (pvti_path_is_directory(a->path)) {
         PVTI_TRY(pvti_load_directory(a));
+        PVTI_TRY(pvti_load_tokenizer(a, tokenizer));
+        return pvti_load_unchanged(a);
     } else {
         pvti_map map;
         uint8_t start[28] = {0};
@@ -14831,7 +15655,7 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
     pvt_result result;
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_corpus_tokenizer(ctx, path, tokenizer));
-    PVTI_TRY(pvti_map_open(ctx, path, &map));
+    PVTI_TRY(pvti_map_open_stream(ctx, path, &map));
     result = pvti_corpus_read(ctx, path, (const char *)map.data, map.size, tokenizer, out);
     pvti_map_close(ctx, &map);
     return result;
@@ -15087,10 +15911,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     return result;
 }
 // >>save
-/*  The AQLM layout of Hugging Face, or plain fp16 weights. Everything is written under a temporary
-    name first; the old config.json becomes config.json.old just before the new weights take their
-    place, and the new one comes last. Wherever a save is interrupted, what is left is the old model,
-    the new model, or a directory without config.json, which no reader takes for a model. */
+/*  The AQLM layout of Hugging Face, or plain fp16 weights: the files of one >>exchange. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
 
@@ -15402,103 +16223,53 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 
 /* ---- the directory ---- */
 
-static pvt_result pvti_export_rename(pvt_ctx *ctx, const char *from, const char *to)
-{
-    if (rename(from, to) == 0) return PVT_OK;
-    return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be replaced by the new file: %s", to, strerror(errno));
-}
-
-/* Where things go: the directory's files, and the names they have until all are complete. */
-typedef struct pvti_export_paths {
-    char config[PVTI_PATH_BYTES], config_new[PVTI_PATH_BYTES], config_old[PVTI_PATH_BYTES];
-    char weights[PVTI_PATH_BYTES], weights_new[PVTI_PATH_BYTES];
-    char index[PVTI_PATH_BYTES], generation[PVTI_PATH_BYTES];
-    bool exchanged; /* the new weights are in place: what still has a temporary name is part of the new model */
-} pvti_export_paths;
-
-static pvt_result pvti_export_files(pvti_exporter *s, const char *dir, const pvti_export_paths *p)
+/* Everything that a directory holds of a model. */
+static pvt_result pvti_export_files(pvti_exporter *s, pvti_exchange *ex)
 {
     static const char *const metadata[] = {"format", "pt", NULL};
     const pvt_model *model = s->model;
     pvti_text text = pvti_text_begin(s->ctx);
+    pvti_writer weights;
     pvt_result result;
-    PVTI_TRY(
-        pvti_safetensors_write_from(s->ctx, p->weights_new, s->tensors, s->n, metadata, pvti_export_put, s));
+    PVTI_TRY(pvti_exchange_open(ex, "model.safetensors", &weights));
+    PVTI_TRY(pvti_safetensors_write_to(&weights, s->tensors, s->n, metadata, pvti_export_put, s));
     pvti_export_config(&text, s);
     result = pvti_text_check(&text);
-    if (result == PVT_OK) result = pvti_file_write(s->ctx, p->config_new, text.data, text.size);
+    if (result == PVT_OK) result = pvti_exchange_put(ex, "config.json", text.data, text.size);
     pvti_text_free(&text);
-    if (result == PVT_OK && model->tokenizer) result = pvt_tokenizer_save(model->tokenizer, dir);
+    if (result == PVT_OK && model->tokenizer) result = pvti_tokenizer_put(model->tokenizer, ex);
     if (result == PVT_OK && model->generation_config)
-        result = pvti_file_write(s->ctx, p->generation, model->generation_config,
-                                 model->generation_config_bytes);
+        result = pvti_exchange_put(ex, "generation_config.json", model->generation_config,
+                                   model->generation_config_bytes);
     return result;
 }
 
-/* All is written; nothing is left that could run out of memory. The old config.json steps aside first and comes back
-   when the weights cannot be exchanged. */
-static pvt_result pvti_export_exchange(pvti_exporter *s, pvti_export_paths *p)
+static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool overwrite, pvti_exchange *ex)
 {
-    pvti_writer w;
-    bool aside = pvti_path_exists(p->config);
-    pvt_result result;
-    if (aside) PVTI_TRY(pvti_export_rename(s->ctx, p->config, p->config_old));
-    result = pvti_export_rename(s->ctx, p->weights_new, p->weights);
-    if (result != PVT_OK) {
-        if (aside) rename(p->config_old, p->config);
-        return result;
-    }
-    p->exchanged = true;
-    unlink(p->index); /* of shards that were there: they are this model no longer */
-    if (!s->model->generation_config) unlink(p->generation); /* its end tokens would count as this model's */
-    PVTI_TRY(pvti_export_rename(s->ctx, p->config_new, p->config));
-    if (aside) unlink(p->config_old);
-    memset(&w, 0, sizeof w);
-    memcpy(w.path, p->config, sizeof w.path);
-    pvti_writer_sync_directory(&w);
-    return PVT_OK;
-}
-
-static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool overwrite,
-                                        pvti_export_paths *p)
-{
-    pvt_result result;
-    PVTI_TRY(pvti_path_join(s->ctx, p->config, dir, "config.json"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->config_new, dir, "config.json.new"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->config_old, dir, "config.json.old"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->weights, dir, "model.safetensors"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->weights_new, dir, "model.safetensors.new"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->index, dir, "model.safetensors.index.json"));
-    PVTI_TRY(pvti_path_join(s->ctx, p->generation, dir, "generation_config.json"));
-    if (pvti_path_exists(p->config) && !overwrite)
-        return pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
-                         "%s: a model is there already; choose another directory, or allow overwriting", dir);
     PVTI_TRY(pvti_export_list(s));
     PVTI_TRY(pvti_directory_create(s->ctx, dir));
-    result = pvti_export_files(s, dir, p);
-    if (result == PVT_OK) result = pvti_export_exchange(s, p);
-    if (result != PVT_OK && !p->exchanged) unlink(p->weights_new), unlink(p->config_new);
-    return result;
+    PVTI_TRY(pvti_exchange_begin(s->ctx, dir, overwrite, ex));
+    PVTI_TRY(pvti_export_files(s, ex));
+    return pvti_exchange_commit(ex, PVTI_SAVED_MODEL | PVTI_SAVED_TOKENIZER);
 }
 
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
 {
     pvti_exporter saver;
-    pvti_export_paths *paths;
+    pvti_exchange exchange;
     pvt_result result;
     if (model->config.rope_factors)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: this model's rotary frequencies have factors that follow no rule which "
                          "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
                          dir);
-    paths = PVTI_NEW(model->ctx, pvti_export_paths, 1);
-    if (!paths) return PVT_ERR_MEMORY;
     memset(&saver, 0, sizeof saver);
+    memset(&exchange, 0, sizeof exchange);
     saver.ctx = model->ctx;
     saver.model = model;
     saver.dense = desc && desc->dense;
-    result = pvti_export_directory(&saver, dir, desc && desc->overwrite, paths);
-    pvti_free(model->ctx, paths);
+    result = pvti_export_directory(&saver, dir, desc && desc->overwrite, &exchange);
+    pvti_exchange_end(&exchange);
     pvti_free(model->ctx, saver.items);
     pvti_free(model->ctx, saver.tensors);
     pvti_free(model->ctx, saver.chunk);
@@ -15507,6 +16278,50 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 }
 #if PVTUNE_LAYER >= 2
 // >>quantize
+/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
+static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    uint64_t word;
+    for (; bytes >= 8; bytes -= 8, at += 8) {
+        memcpy(&word, at, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
+    return pvti_mix(hash);
+}
+
+static uint64_t pvti_model_hash(const pvt_model *model)
+{
+    const pvt_model_config *c = &model->config;
+    double shape[14] = {(double)c->layers, (double)c->dim, (double)c->heads, (double)c->kv_heads, (double)c->head_dim,
+                        (double)c->ff, (double)c->window, c->tied ? 1.0 : 0.0, c->norm_eps, c->rope_theta, c->rope_factor,
+                        c->rope_low, c->rope_high, (double)c->rope_original_ctx};
+    uint64_t hash = pvti_hash(shape, sizeof shape, 0);
+    int64_t i, tensors = pvt_model_tensors(model);
+    for (i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(model, i);
+        const pvt_weight *w = info.weight;
+        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
+        if (!w) {
+            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
+        } else if (w->format.kind == PVT_FORMAT_DENSE) {
+            const pvti_dtype *type = pvti_dtype_info(w->dtype);
+            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
+        } else {
+            pvti_values values[PVTI_MAX_VALUES];
+            int n = w->kind->values(w, values), k;
+            for (k = 0; k < n; k++)
+                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
+            hash = pvti_hash(
+                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
+                hash);
+        }
+    }
+    return hash;
+}
+
 /*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
     quantized blocks before it produce. Per block: one pass of the original block over all
     samples gives its outputs (the target) and XᵀX of its four kinds of inputs; each linear is fit
@@ -15517,6 +16332,13 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
 static const int pvti_linear_input[PVTI_LINEARS] = {PVTI_IN_A, PVTI_IN_A, PVTI_IN_A, PVTI_IN_ATT,
                                                     PVTI_IN_M, PVTI_IN_M, PVTI_IN_H};
+
+/* What must agree for a block of another run to be this run's, as text by name. */
+typedef struct pvti_quantizer_option {
+    const char *name;
+    char value[200];
+} pvti_quantizer_option;
+enum { PVTI_QUANTIZER_OPTIONS = 11 };
 
 typedef struct pvti_quantizer {
     pvt_ctx *ctx;
@@ -15530,6 +16352,9 @@ typedef struct pvti_quantizer {
     pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
     pvt_real *dW[PVTI_LAYER_TENSORS]; /* gradients: norms, then linears */
     int64_t done, total;              /* weights */
+    pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
+    int n_fits;
+    pvti_quantizer_option options[PVTI_QUANTIZER_OPTIONS]; /* with a checkpoint */
 } pvti_quantizer;
 
 static bool pvti_name_skipped(const char *patterns, const char *name)
@@ -15586,7 +16411,7 @@ static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_re
 }
 
 /* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
-static void pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
+static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
 {
     int64_t s, I;
     int i;
@@ -15600,16 +16425,26 @@ static void pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
         pvti_quantizer_gram(z, PVTI_IN_ATT, acts->att, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_M, acts->m, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
     for (i = 0; i < PVTI_INPUTS; i++) {
         a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
         pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
     }
+    return PVT_OK;
 }
 
 static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j, char name[96])
 {
     snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_of_norm(l, 0) + PVTI_NORMS + j).name);
+}
+
+/* One weight more is done. */
+static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
+{
+    z->done++;
+    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, stats);
+    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 
 /* Fits one matrix and puts it in place of the old one; H may be NULL. */
@@ -15625,9 +16460,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
-    z->done++;
-    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, &stats);
-    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats.error);
+    z->fits[z->n_fits++] = stats;
+    return pvti_quantizer_tell(z, name, &stats);
 }
 
 /* From 1 at t = 0 to 0 at t = 1. */
@@ -15666,6 +16500,7 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
         for (j = 0; j < PVTI_LAYER_TENSORS; j++)
             if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
         PVTI_TRY(pvt_pv_end(pv, NULL));
+        PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
     }
     return PVT_OK;
 }
@@ -15713,12 +16548,250 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
+/* ---- checkpoints: a finished block in a file of its own ---- */
+
+/* What a file holds: the codes and values of the weights that have codes, and norms. */
+typedef struct pvti_quantizer_item {
+    char file[32];
+    int n_weights, n_norms;
+    pvt_weight *weights[PVTI_LINEARS];
+    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
+    char names[PVTI_LINEARS][96], norm_names[PVTI_NORMS][96];
+    pvt_real *norms[PVTI_NORMS];       /* [C] */
+} pvti_quantizer_item;
+
+enum { PVTI_QUANTIZER_ARRAYS = PVTI_LINEARS * PVT_MAX_ARRAYS + PVTI_NORMS + 1 };
+
+typedef struct pvti_quantizer_arrays {
+    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
+    char names[PVTI_QUANTIZER_ARRAYS][128];
+    int64_t n;
+} pvti_quantizer_arrays;
+
+static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_quantizer_item item;
+    int j;
+    memset(&item, 0, sizeof item);
+    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
+    for (j = 0; j < PVTI_LINEARS; j++) {
+        int n = item.n_weights;
+        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
+        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        if (!item.fitted[n] && layer->linear[j].format.kind == PVT_FORMAT_DENSE) continue;
+        item.weights[item.n_weights++] = &layer->linear[j];
+    }
+    for (j = 0; j < PVTI_NORMS; j++) {
+        item.norms[item.n_norms++] = layer->norm[j];
+        memcpy(item.norm_names[j], pvt_model_tensor(z->model, pvti_tensor_of_norm(l, j)).name, sizeof item.norm_names[j]);
+    }
+    return item;
+}
+
+static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n, const void *data)
+{
+    pvti_tensor *t = &a->tensors[a->n];
+    snprintf(a->names[a->n], sizeof a->names[0], "%s", name);
+    memset(t, 0, sizeof *t);
+    t->name = a->names[a->n++];
+    t->dtype = dtype, t->rank = 1, t->shape[0] = n, t->bytes = n * pvti_dtype_info(dtype)->bytes;
+    t->data = (const uint8_t *)data;
+}
+
+/* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
+static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item, double (*fits)[4],
+                                    pvti_quantizer_arrays *a)
+{
+    int i, k, j;
+    a->n = 0;
+    for (i = 0; i < item->n_weights; i++) {
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n = pvt_weight_arrays(item->weights[i], arrays);
+        for (k = 0; k < n; k++) {
+            char name[128];
+            pvti_tensor *t = &a->tensors[a->n];
+            snprintf(name, sizeof name, "%s.%s", item->names[i], arrays[k].name);
+            pvti_quantizer_array(a, name, arrays[k].dtype, 0, arrays[k].data);
+            t->rank = arrays[k].rank, t->bytes = arrays[k].bytes;
+            for (j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
+        }
+    }
+    for (i = 0; i < item->n_norms; i++)
+        pvti_quantizer_array(a, item->norm_names[i], PVTI_DTYPE_REAL, z->C, item->norms[i]);
+    if (item->n_weights) pvti_quantizer_array(a, "fit", PVT_F64, 4 * (int64_t)item->n_weights, fits);
+}
+
+/* After pvti_quantizer_check, before anything is changed. */
+static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
+{
+    static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
+        "pvtune", "precision", "format", "samples", "fit", "fine-tuning", "skip", "embedding and head", "seed", "text",
+        "model"};
+    const pvt_quantize_desc *d = &z->desc;
+    pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
+    const char *skip = d->skip ? d->skip : "";
+    char number[2][48];
+    int i;
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
+    snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
+    snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real), z->ctx->compute_bf16 ? "bf16" : "full");
+    pvt_format_text(&d->format, z->options[2].value);
+    snprintf(z->options[3].value, 200, "%lld of %lld tokens", (long long)z->samples, (long long)z->T);
+    pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);
+    snprintf(z->options[4].value, 200, "epochs %d tolerance %s target %s cg_steps %d kmeans_steps %d beam %d",
+             fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam);
+    pvti_number_text(d->finetune_lr, 0, number[0]);
+    snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
+    snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
+             (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
+    snprintf(z->options[7].value, 200, "embedding %d head %d", d->embedding, d->head);
+    snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
+    snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
+             (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
+    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)pvti_model_hash(z->model));
+}
+
+static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
+{
+    pvti_quantizer_arrays arrays;
+    const char *metadata[2 * PVTI_QUANTIZER_OPTIONS + 1];
+    char path[PVTI_PATH_BYTES];
+    double fits[PVTI_LINEARS][4];
+    int i, fit = 0;
+    memset(fits, 0, sizeof fits);
+    for (i = 0; i < item->n_weights; i++) {
+        const pvt_fit_stats *s = &z->fits[fit];
+        if (!item->fitted[i]) continue;
+        fits[i][0] = s->error, fits[i][1] = s->error_start, fits[i][2] = s->epochs, fits[i][3] = s->seconds;
+        fit++;
+    }
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++)
+        metadata[2 * i] = z->options[i].name, metadata[2 * i + 1] = z->options[i].value;
+    metadata[2 * i] = NULL;
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    pvti_quantizer_describe(z, item, fits, &arrays);
+    return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
+}
+
+static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const pvti_safetensors *st, const char *path)
+{
+    char text[200];
+    int i;
+    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) {
+        const pvti_quantizer_option *o = &z->options[i];
+        if (pvti_safetensors_metadata(st, o->name, text, sizeof text) < 0)
+            return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: not a block of pvtune's quantize (no \"%s\" in its metadata)",
+                             path, o->name);
+        text[sizeof text - 1] = 0; /* it may have been cut */
+        if (strcmp(text, o->value) != 0)
+            return pvti_fail(z->ctx, PVT_ERR_MISMATCH, "%s was made with another %s: it has \"%s\", this run \"%s\"",
+                             path, o->name, text, o->value);
+    }
+    return PVT_OK;
+}
+
+/* An array of the file into memory of so many bytes. */
+static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors *st, const char *path, const char *name,
+                                      pvt_dtype dtype, void *to, int64_t bytes)
+{
+    const pvti_tensor *t = pvti_safetensors_find(st, name);
+    if (!t || t->dtype != dtype || t->bytes != bytes)
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or has another size", path, name);
+    memcpy(to, t->data, (size_t)bytes);
+    return PVT_OK;
+}
+
+/* A weight from the file's arrays, checked. */
+static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safetensors *st, const char *path,
+                                             const char *name, const pvt_format *format, const pvt_weight *like,
+                                             pvt_weight *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_result result;
+    char full[128], why[sizeof z->ctx->error];
+    int n, k, j;
+    PVTI_TRY(pvt_format_arrays(z->ctx, format, like->O, like->I, arrays, &n));
+    for (k = 0; k < n; k++) {
+        const pvti_tensor *t;
+        snprintf(full, sizeof full, "%s.%s", name, arrays[k].name);
+        t = pvti_safetensors_find(st, full);
+        if (!t || t->rank > 4) return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
+        arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes, arrays[k].data = t->data;
+        for (j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
+    }
+    result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
+    if (result == PVT_ERR_ARGUMENT) { /* the file's fault */
+        snprintf(why, sizeof why, "%s", z->ctx->error);
+        return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%.400s: %.500s", path, why);
+    }
+    return result == PVT_OK ? pvt_weight_round_f16(out, name) : result; /* rounded they are: it must not overflow */
+}
+
+/* All of the file's arrays: weights into `made`, norms into the item. */
+static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item, const pvti_safetensors *st,
+                                      const char *path, pvt_weight *made, double (*fits)[4])
+{
+    int64_t real = (int64_t)sizeof(pvt_real), k;
+    int i;
+    PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
+    for (i = 0; i < item->n_weights; i++) {
+        const pvt_weight *like = item->weights[i];
+        PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format,
+                                            like, &made[i]));
+    }
+    for (i = 0; i < item->n_norms; i++) {
+        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i], z->C * real));
+        for (k = 0; k < z->C; k++)
+            if (!(item->norms[i][k] >= -65504 && item->norms[i][k] <= 65504))
+                return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "%s: %s holds a value that is not finite or overflows fp16",
+                                 path, item->norm_names[i]);
+    }
+    if (!item->n_weights) return PVT_OK;
+    return pvti_quantizer_copy(z, st, path, "fit", PVT_F64, fits, item->n_weights * (int64_t)sizeof *fits);
+}
+
+/* Puts a finished block in place from its file; *taken false: there is none, and nothing has changed. */
+static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+{
+    pvti_safetensors st;
+    pvt_weight made[PVTI_LINEARS];
+    pvt_result result;
+    double fits[PVTI_LINEARS][4];
+    char path[PVTI_PATH_BYTES];
+    int i;
+    *taken = false;
+    if (!z->desc.resume) return PVT_OK;
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    if (!pvti_path_exists(path)) return PVT_OK;
+    memset(made, 0, sizeof made);
+    PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
+    result = pvti_quantizer_read(z, item, &st, path, made, fits);
+    pvti_safetensors_close(&st);
+    for (i = 0; i < item->n_weights; i++) {
+        pvt_weight_free(result == PVT_OK ? item->weights[i] : &made[i]);
+        if (result == PVT_OK) *item->weights[i] = made[i];
+    }
+    if (result == PVT_OK && item->weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
+    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
+        pvt_fit_stats stats;
+        memset(&stats, 0, sizeof stats);
+        stats.error = fits[i][0], stats.error_start = fits[i][1], stats.seconds = fits[i][3];
+        stats.epochs = fits[i][2] >= 0 && fits[i][2] <= INT_MAX ? (int)fits[i][2] : 0;
+        if (item->fitted[i]) result = pvti_quantizer_tell(z, item->names[i], &stats);
+    }
+    *taken = result == PVT_OK;
+    return result;
+}
+
+/* ---- a block ---- */
+
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
-static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
 {
     char name[96];
-    int64_t s;
     int j;
+    z->n_fits = 0;
+    PVTI_TRY(pvti_quantizer_observe(z, original));
     for (j = 0; j < PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
         if (pvti_name_skipped(z->desc.skip, name)) continue;
@@ -15726,11 +16799,24 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
                                     z->H[pvti_linear_input[j]]));
     }
     if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
-    PVTI_TRY(pvti_quantizer_round(z, layer, l));
-    for (s = 0; s < z->samples; s += z->per_chunk) {
+    return pvti_quantizer_round(z, layer, l);
+}
+
+static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
+{
+    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
+    bool taken;
+    int64_t s;
+    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    if (!taken) {
+        PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
+        if (z->desc.checkpoint) PVTI_TRY(pvti_quantizer_store(z, &item));
+    }
+    for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
         pvt_real *x = z->x + s * z->T * z->C;
         pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
     return PVT_OK;
 }
@@ -15752,10 +16838,7 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
         if (original.linear[j].format.kind != PVT_FORMAT_DENSE)
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
-    if (result == PVT_OK) {
-        pvti_quantizer_observe(z, &original);
-        result = pvti_quantizer_block_body(z, &work, l);
-    }
+    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
     for (j = 0; j < PVTI_LINEARS; j++) {
         bool replaced =
             work.linear[j].format.kind != PVT_FORMAT_DENSE && work.linear[j].codes != original.linear[j].codes;
@@ -15770,21 +16853,34 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 }
 
 /* Embedding or head under the plain squared error. */
-static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
+static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head, const char *name)
 {
-    pvt_model *model = z->model;
-    pvt_weight *weight = head && !model->config.tied ? &model->head : &model->embed;
     pvt_real *W = z->W;
     pvt_result result;
+    z->n_fits = 0;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
-    result = z->W ? pvti_quantizer_fit(z, weight, head ? "lm_head.weight" : "model.embed_tokens.weight",
-                                       (uint64_t)(model->config.layers * PVTI_LINEARS + head), NULL)
+    result = z->W ? pvti_quantizer_fit(z, weight, name, (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
                   : PVT_ERR_MEMORY;
-    if (result == PVT_OK)
-        result = pvt_weight_round_f16(weight, head ? "lm_head.weight" : "model.embed_tokens.weight");
+    if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
     pvti_free(z->ctx, z->W);
     z->W = W;
     return result;
+}
+
+static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
+{
+    pvt_model *model = z->model;
+    pvti_quantizer_item item;
+    bool taken;
+    memset(&item, 0, sizeof item);
+    item.n_weights = 1, item.fitted[0] = true;
+    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
+    snprintf(item.names[0], sizeof item.names[0], head ? "lm_head.weight" : "model.embed_tokens.weight");
+    snprintf(item.file, sizeof item.file, head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    if (taken) return PVT_OK;
+    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
+    return z->desc.checkpoint ? pvti_quantizer_store(z, &item) : PVT_OK;
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -15884,6 +16980,8 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          "dense");
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
+    if (d->resume && !d->checkpoint)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
@@ -15958,6 +17056,8 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
+    if (z->desc.checkpoint) pvti_quantizer_read_options(z, corpus);
+    PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
     for (l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
@@ -16031,46 +17131,6 @@ struct pvt_tuner {
     int64_t resumed_steps;
     bool finished;
 };
-
-/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
-static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
-{
-    const uint8_t *at = (const uint8_t *)data;
-    uint64_t word;
-    for (; bytes >= 8; bytes -= 8, at += 8) {
-        memcpy(&word, at, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-        hash ^= hash >> 32;
-    }
-    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
-    return pvti_mix(hash);
-}
-
-static uint64_t pvti_model_hash(const pvt_model *model)
-{
-    uint64_t hash = 0;
-    int64_t i, tensors = pvt_model_tensors(model);
-    for (i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(model, i);
-        const pvt_weight *w = info.weight;
-        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (!w) {
-            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
-        } else if (w->format.kind == PVT_FORMAT_DENSE) {
-            const pvti_dtype *type = pvti_dtype_info(w->dtype);
-            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
-        } else {
-            pvti_values values[PVTI_MAX_VALUES];
-            int n = w->kind->values(w, values), k;
-            for (k = 0; k < n; k++)
-                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
-            hash = pvti_hash(
-                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
-                hash);
-        }
-    }
-    return hash;
-}
 
 #define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
 

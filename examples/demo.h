@@ -1,4 +1,4 @@
-/*  pvtune demo: the whole story in about three minutes and without any file. A text from a seeded
+/*  pvtune demo: the whole story in about three minutes (--short: one) and without any file. A text from a seeded
     grammar (or --text) → a small byte-level Llama trained on it by this library's own
     back-propagation → two bits per weight → tuning with each strategy, under a constant and under
     a cosine learning rate → one table and one chart. Every figure is of unseen text, and of values
@@ -15,9 +15,17 @@ enum {
     DEMO_RUNS = 8,      /* strategies × schedules */
     DEMO_LEARN = 512,   /* tokens of a training step: a small model learns most from many small steps */
     DEMO_TOKENS = 2048, /* tokens of a tuning step */
-    DEMO_CURVE = 16,    /* points of a curve at most … */
-    DEMO_WINDOWS = 48   /* … each measured on so many windows */
+    DEMO_CURVE = 6      /* points of a curve, each measured on all of the unseen text: those of the table */
 };
+
+/* Everything that decides how long it takes. The short one still has the strategies in the order of
+   the full one, with every gap wider than seeds move it; the quick one only shows that it runs. */
+typedef struct demo_size {
+    int64_t layers, dim, ff, train_bytes, unseen_bytes, train_steps, tune_steps, samples;
+} demo_size;
+static const demo_size demo_full = {4, 128, 384, 600000, 32000, 1500, 100, 256};
+static const demo_size demo_short = {3, 96, 256, 600000, 32000, 2400, 110, 128};
+static const demo_size demo_quick = {2, 64, 192, 60000, 6000, 400, 8, 32};
 
 typedef struct demo_run { /* one strategy under one schedule */
     const char *strategy, *schedule;
@@ -43,15 +51,16 @@ enum { DEMO_ORIGINAL, DEMO_CALIBRATED, DEMO_TUNED, DEMO_BEST }; /* slots of app.
 
 static demo demo_sizes(const options *o)
 {
+    const demo_size *size = o->quick ? &demo_quick : o->brief ? &demo_short : &demo_full;
     demo d;
     memset(&d, 0, sizeof d);
-    d.config.layers = o->quick ? 2 : 4, d.config.dim = o->quick ? 64 : 128, d.config.heads = 4;
-    d.config.ff = o->quick ? 192 : 384, d.config.vocab = 256, d.config.ctx = 128, d.config.tied = true;
-    d.train_bytes = o->quick ? 60000 : 600000, d.unseen_bytes = o->quick ? 6000 : 32000;
-    d.train_steps = o->train_steps ? o->train_steps : o->quick ? 400 : 1500;
-    d.tune_steps = o->steps ? o->steps : o->quick ? 8 : 100;
-    d.samples = o->quick ? 32 : 256;
-    d.every = PVTI_MAX(1, d.tune_steps / 8);
+    d.config.layers = size->layers, d.config.dim = size->dim, d.config.heads = 4;
+    d.config.ff = size->ff, d.config.vocab = 256, d.config.ctx = 128, d.config.tied = true;
+    d.train_bytes = size->train_bytes, d.unseen_bytes = size->unseen_bytes;
+    d.train_steps = o->train_steps ? o->train_steps : size->train_steps;
+    d.tune_steps = o->steps ? o->steps : size->tune_steps;
+    d.samples = size->samples;
+    d.every = (d.tune_steps + DEMO_CURVE - 2) / (DEMO_CURVE - 1);
     d.best_ppl = INFINITY;
     return d;
 }
@@ -59,14 +68,10 @@ static demo demo_sizes(const options *o)
 static int demo_keep_text(app *a, const char *name, const char *text, int64_t bytes)
 {
     char path[4096];
-    FILE *f;
-    bool good;
     if (!a->o.save) return 0;
     snprintf(path, sizeof path, "%s/%s", a->o.save, name);
-    f = fopen(path, "wb");
-    good = f && fwrite(text, 1, (size_t)bytes, f) == (size_t)bytes;
-    if (f && fclose(f) != 0) good = false;
-    return good ? 0 : fail(a, "%s could not be written: %s", path, strerror(errno));
+    TRY(a, pvti_file_write(a->ctx, path, text, bytes));
+    return 0;
 }
 
 /* One byte is one token. */
@@ -101,10 +106,10 @@ static int demo_texts(app *a, demo *d)
         DO(demo_corpus(a, 0, "train.txt", text, bytes - bytes / 10));
         DO(demo_corpus(a, 1, "unseen.txt", text + bytes - bytes / 10, unseen));
     } else { /* two seeds, two sets of stories */
-        text = (char *)(a->buffers[0] = stories_write(2 * (uint64_t)a->o.seed, d->train_bytes, &bytes));
+        text = (char *)(a->buffers[0] = stories_write(2 * a->o.seed, d->train_bytes, &bytes));
         if (!text) return fail(a, "out of memory for the stories");
         DO(demo_corpus(a, 0, "train.txt", text, bytes));
-        text = (char *)(a->buffers[1] = stories_write(2 * (uint64_t)a->o.seed + 1, d->unseen_bytes, &bytes));
+        text = (char *)(a->buffers[1] = stories_write(2 * a->o.seed + 1, d->unseen_bytes, &bytes));
         if (!text) return fail(a, "out of memory for the stories");
         DO(demo_corpus(a, 1, "unseen.txt", text, bytes));
     }
@@ -112,14 +117,14 @@ static int demo_texts(app *a, demo *d)
     return 0;
 }
 
-/* Perplexity on the unseen text; windows 0: all of it. Its progress stays silent. */
-static int demo_measure(app *a, const demo *d, const pvt_model *model, int64_t windows, double *ppl)
+/* Perplexity on the unseen text, all of it. Its progress stays silent. */
+static int demo_measure(app *a, const demo *d, const pvt_model *model, double *ppl)
 {
     pvt_ppl_desc desc;
     pvt_ppl out;
     pvt_result result;
     memset(&desc, 0, sizeof desc);
-    desc.ctx = d->config.ctx, desc.last = PVTI_MIN(windows, d->unseen->n / desc.ctx);
+    desc.ctx = d->config.ctx;
     a->meter.muted++;
     result = pvt_perplexity(a->ctx, model, d->unseen, &desc, &out);
     a->meter.muted--;
@@ -185,7 +190,7 @@ static int demo_train(app *a, demo *d)
     a->tuner = NULL;
     DO(demo_round(a, a->models[DEMO_ORIGINAL]));
     d->train_seconds = pvti_seconds() - start;
-    return demo_measure(a, d, a->models[DEMO_ORIGINAL], 0, &d->ppl_original);
+    return demo_measure(a, d, a->models[DEMO_ORIGINAL], &d->ppl_original);
 }
 
 static int demo_quantize(app *a, demo *d)
@@ -201,7 +206,7 @@ static int demo_quantize(app *a, demo *d)
     DO(demo_round(a, a->models[DEMO_CALIBRATED]));
     d->quantize_seconds = pvti_seconds() - start;
     d->bits = pvt_model_bits(a->models[DEMO_CALIBRATED], false), d->bits_all = pvt_model_bits(a->models[DEMO_CALIBRATED], true);
-    return demo_measure(a, d, a->models[DEMO_CALIBRATED], 0, &d->ppl_calibrated);
+    return demo_measure(a, d, a->models[DEMO_CALIBRATED], &d->ppl_calibrated);
 }
 
 /* Adam 1e-3 (.9, .95) for continuous parameters, 2e-3 (0, .95) for the codes, 1 % of the groups per
@@ -219,21 +224,20 @@ static pvt_tune_desc demo_tune_desc(const demo *d, pvt_strategy strategy, bool c
     return desc;
 }
 
-static int demo_point(app *a, demo *d, demo_run *run, int64_t step)
+static void demo_point(demo_run *run, int64_t step, double ppl)
 {
-    if (run->points == DEMO_CURVE) return 0;
     run->step[run->points] = (double)step;
-    return demo_measure(a, d, a->models[DEMO_TUNED], DEMO_WINDOWS, &run->curve[run->points++]);
+    run->curve[run->points++] = ppl;
 }
 
 static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int64_t done, int64_t total)
 {
     pvt_tune_desc desc = demo_tune_desc(d, strategy, strcmp(run->schedule, "cosine") == 0);
     int64_t groups, moved;
-    double start;
+    double start, ppl;
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_CALIBRATED], &a->models[DEMO_TUNED]));
     TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
-    DO(demo_point(a, d, run, 0));
+    demo_point(run, 0, d->ppl_calibrated);
     for (;;) {
         pvt_tune_stats stats;
         start = pvti_seconds();
@@ -241,13 +245,15 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
         run->seconds += pvti_seconds() - start;
         if (progress(a, "tune", done + stats.step, total, "steps", stats.loss)) return fail(a, "stopped on request");
         if (stats.step == d->tune_steps) break;
-        if (stats.step % d->every == 0) DO(demo_point(a, d, run, stats.step));
+        if (stats.step % d->every != 0) continue;
+        DO(demo_measure(a, d, a->models[DEMO_TUNED], &ppl));
+        demo_point(run, stats.step, ppl);
     }
     pvt_tuner_free(a->tuner);
     a->tuner = NULL;
     DO(demo_round(a, a->models[DEMO_TUNED]));
-    DO(demo_point(a, d, run, d->tune_steps));
-    DO(demo_measure(a, d, a->models[DEMO_TUNED], 0, &run->ppl));
+    DO(demo_measure(a, d, a->models[DEMO_TUNED], &run->ppl));
+    demo_point(run, d->tune_steps, run->ppl);
     count_changed(a->models[DEMO_TUNED], a->models[DEMO_CALIBRATED], &groups, &moved);
     run->changed = groups ? (double)moved / (double)groups : 0;
     if (run->ppl < d->best_ppl) {
@@ -299,7 +305,7 @@ static void demo_json(app *a, const demo *d)
     pvti_text *t = &a->json;
     int i, j;
     put_open(t, NULL, "{");
-    put_int(t, "seed", a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
+    put_key(t, "seed"), pvti_text_printf(t, "%llu", (unsigned long long)a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
     put_text(t, "format", a->o.format), put_int(t, "params", count_params(a->models[DEMO_ORIGINAL]));
     put_number(t, "bits_per_weight", d->bits), put_number(t, "bits_per_weight_all", d->bits_all);
     put_number(t, "ppl_original", d->ppl_original), put_number(t, "ppl_calibrated", d->ppl_calibrated);
@@ -322,6 +328,25 @@ static void demo_json(app *a, const demo *d)
     put_close(t, "}");
 }
 
+/* Drawn in memory, then written as a whole. */
+static int demo_write_plot(app *a, const plot *p)
+{
+    char *svg = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&svg, &bytes);
+    bool good = f && plot_write(p, f);
+    pvt_result result;
+    if (f && fclose(f) != 0) good = false;
+    if (!good) {
+        free(svg);
+        return fail(a, "out of memory for the chart %s", a->o.svg);
+    }
+    result = pvti_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
+    free(svg);
+    TRY(a, result);
+    return 0;
+}
+
 static int demo_plot(app *a, const demo *d)
 {
     static plot p;
@@ -342,8 +367,7 @@ static int demo_plot(app *a, const demo *d)
         line->name = d->runs[i].strategy;
         line->x = d->runs[i].step, line->y = d->runs[i].curve, line->n = d->runs[i].points;
     }
-    p.levels[0].name = "original", p.n_levels = 1;
-    DO(demo_measure(a, d, a->models[DEMO_ORIGINAL], DEMO_WINDOWS, &p.levels[0].y)); /* the windows of the curves */
+    p.levels[0].name = "original", p.levels[0].y = d->ppl_original, p.n_levels = 1;
     /* a strategy that goes astray must not flatten the others: the chart ends a little above the start */
     p.y_max = d->runs[0].curve[0] + 0.4 * (d->runs[0].curve[0] - p.levels[0].y);
     for (i = 0; i < d->n_runs; i++)
@@ -351,8 +375,7 @@ static int demo_plot(app *a, const demo *d)
     if (!(p.y_max > p.levels[0].y)) p.y_max = 0;
     if (p.y_max > 0 && highest > p.y_max)
         snprintf(subtitle + strlen(subtitle), sizeof subtitle - strlen(subtitle), "; what leaves the chart goes up to %.3g", highest);
-    if (!plot_write(&p, a->o.svg)) return fail(a, "the chart %s could not be written: %s", a->o.svg, strerror(errno));
-    return 0;
+    return demo_write_plot(a, &p);
 }
 
 static int verb_demo(app *a)
@@ -366,8 +389,13 @@ static int verb_demo(app *a)
         fail(a, "--text-only needs --save DIR");
         return 2;
     }
+    if (a->o.quick && a->o.brief) {
+        fail(a, "give either --short or --quick");
+        return 2;
+    }
     if (a->o.save && mkdir(a->o.save, 0777) != 0 && errno != EEXIST)
         return fail(a, "the directory %s could not be made: %s", a->o.save, strerror(errno));
+    if (!a->o.text_only) DO(check_writable(a, a->o.svg));
     DO(demo_texts(a, &d));
     if (a->o.text_only) return 0;
     DO(demo_train(a, &d));

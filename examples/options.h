@@ -3,6 +3,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
+#include <errno.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -13,17 +14,19 @@
 typedef enum option_kind {
     OPTION_FLAG,   /* bool */
     OPTION_INT,    /* int64_t in [low, high] */
+    OPTION_SEED,   /* uint64_t, any */
     OPTION_REAL,   /* double in [low, high] */
     OPTION_TEXT,   /* const char * */
-    OPTION_CHOICE  /* const char *, one of `value`, "a|b|c" */
+    OPTION_CHOICE, /* const char *, one of `value`, "a|b|c" */
+    OPTION_HEADING /* no option: `help` stands above the rows that follow */
 } option_kind;
 
 typedef struct option {
-    const char *name;   /* "--steps"; without dashes it is a positional argument, "MODEL" */
+    const char *name;   /* "--steps"; without dashes it is a positional argument, "MODEL"; "-" of a heading */
     const char *letter; /* "-n", or NULL */
     option_kind kind;
     size_t offset;      /* of its field in the struct that is filled */
-    bool required;
+    bool required;      /* TEXT and CHOICE without a preset */
     const char *value;  /* what help calls it: "N" */
     double low, high;
     const char *preset; /* the value when it is not given; in parentheses: said in help only; or NULL */
@@ -75,32 +78,56 @@ static bool option_in_list(const char *list, const char *text)
     return false;
 }
 
+/* Whole numbers exactly; "1e6" too, as far as doubles are exact. */
+static bool option_whole(const char *text, int64_t *out)
+{
+    char *end;
+    double number;
+    errno = 0;
+    *out = strtoll(text, &end, 10);
+    if (end != text && *end == 0) return errno == 0;
+    number = strtod(text, &end);
+    if (end == text || *end || !(fabs(number) <= 9007199254740992.0) || number != floor(number)) return false;
+    *out = (int64_t)number;
+    return true;
+}
+
+static bool option_number(const option *o, const char *text, void *at)
+{
+    char *end;
+    if (o->kind == OPTION_SEED) { /* strtoull would take "-1" for 2^64 - 1 */
+        errno = 0;
+        *(uint64_t *)at = strtoull(text, &end, 10);
+        return text[0] >= '0' && text[0] <= '9' && *end == 0 && errno == 0;
+    }
+    if (o->kind == OPTION_INT)
+        return option_whole(text, (int64_t *)at) && (double)*(int64_t *)at >= o->low && (double)*(int64_t *)at <= o->high;
+    *(double *)at = strtod(text, &end);
+    return end != text && *end == 0 && *(double *)at >= o->low && *(double *)at <= o->high;
+}
+
 /* Stores one value; false with a sentence in `wrong`. */
 static bool option_store(const option *o, const char *text, void *into, char *wrong, size_t size)
 {
-    char *at = (char *)into + o->offset, *end = NULL;
+    void *at = (char *)into + o->offset;
     if (o->kind == OPTION_FLAG)
-        *(bool *)(void *)at = true;
+        *(bool *)at = true;
     else if (o->kind == OPTION_TEXT)
-        *(const char **)(void *)at = text;
+        *(const char **)at = text;
     else if (o->kind == OPTION_CHOICE) {
         if (!option_in_list(o->value, text)) {
             snprintf(wrong, size, "%s must be one of %s, not '%s'", o->name, o->value, text);
             return false;
         }
-        *(const char **)(void *)at = text;
-    } else {
-        double number = strtod(text, &end);
-        bool whole = o->kind == OPTION_INT;
-        if (end == text || *end || !(number >= o->low && number <= o->high) || (whole && number != floor(number))) {
-            snprintf(wrong, size, "%s must be a%s number from %.10g to %.10g, not '%s'", o->name, whole ? " whole" : "",
-                     o->low, o->high, text);
-            return false;
-        }
-        if (whole)
-            *(int64_t *)(void *)at = (int64_t)number;
+        *(const char **)at = text;
+    } else if (!option_number(o, text, at)) {
+        if (o->kind == OPTION_SEED)
+            snprintf(wrong, size, "%s must be a whole number from 0 to %llu, not '%s'", o->name,
+                     (unsigned long long)UINT64_MAX, text);
         else
-            *(double *)(void *)at = number;
+            snprintf(wrong, size, "%s must be a%s number from %.10g to %.10g, not '%s'", o->name,
+                     o->kind == OPTION_INT ? " whole" : "", o->low, o->high, text);
+        return false;
     }
     return true;
 }
@@ -111,6 +138,7 @@ static const option *option_find(const option_set *sets, int n_sets, const char 
     for (s = 0; s < n_sets; s++)
         for (i = 0; i < sets[s].n; i++) {
             const option *o = &sets[s].rows[i];
+            if (o->kind == OPTION_HEADING) continue;
             if (o->name[0] == '-' && strlen(o->name) == length && strncmp(o->name, name, length) == 0) return o;
             if (o->letter && strlen(o->letter) == length && strncmp(o->letter, name, length) == 0) return o;
         }
@@ -132,26 +160,73 @@ static bool option_unknown(const option_set *sets, int n_sets, const char *name,
     int s, i, distance = 99;
     for (s = 0; s < n_sets; s++)
         for (i = 0; i < sets[s].n; i++)
-            if (sets[s].rows[i].name[0] == '-') near = option_nearest(name, near, sets[s].rows[i].name, &distance);
+            if (sets[s].rows[i].name[0] == '-' && sets[s].rows[i].kind != OPTION_HEADING)
+                near = option_nearest(name, near, sets[s].rows[i].name, &distance);
     snprintf(wrong, size, near ? "unknown option '%s'; did you mean %s?" : "unknown option '%s'", name, near);
     return false;
 }
 
-/* Reads argv[0 … argc−1] into the struct. `--name value`, `--name=value`; after "--" everything
-   is positional. The first set's positional arguments and required options are checked, those of
-   further sets not. False with a sentence in `wrong`. */
-static bool options_parse(const option_set *sets, int n_sets, int argc, char **argv, void *into, bool *help,
-                          char *wrong, size_t size)
+/* The value of an option given without '='. One that begins with '-' is a forgotten value, not a file
+   of that name; "-" alone and numbers are values. */
+static bool option_separate_value(const option_set *sets, int n_sets, const option *o, const char *text, char *wrong,
+                                  size_t size)
 {
-    bool seen[64] = {false}, plain = false;
-    int i, s, positional = 0;
-    for (s = n_sets - 1; s >= 0; s--)
-        for (i = 0; i < sets[s].n; i++) {
+    const option *other;
+    bool file = option_in_list("DIR|FILE|TEXT|MODEL|F.jsonl|F.safetensors", o->value);
+    char *end;
+    if (text[0] != '-' || text[1] == 0 || (strtod(text, &end), end != text && *end == 0)) return true;
+    other = option_find(sets, n_sets, text, strcspn(text, "="));
+    snprintf(wrong, size, other ? "%s needs a value (%s), and '%s' is an option; as a value: %s=%s%s%s"
+                                : "%s needs a value (%s), and '%s' begins like an option; as a value: %s=%s%s%s",
+             o->name, o->value, text, o->name, text, file ? " or ./" : "", file ? text : "");
+    return false;
+}
+
+/* The option at argv[*i], which begins with '-', and its value, after which *i stands. */
+static const option *option_read(const option_set *sets, int n_sets, int argc, char **argv, int *i, const char **value,
+                                 char *wrong, size_t size)
+{
+    const char *text = argv[*i], *equals = strchr(text, '=');
+    const option *o = option_find(sets, n_sets, text, equals ? (size_t)(equals - text) : strlen(text));
+    *value = "";
+    if (!o) {
+        option_unknown(sets, n_sets, text, wrong, size);
+        return NULL;
+    }
+    if (o->kind == OPTION_FLAG && equals) {
+        snprintf(wrong, size, "%s takes no value", o->name);
+        return NULL;
+    }
+    if (o->kind == OPTION_FLAG) return o;
+    if (!equals && *i + 1 == argc) {
+        snprintf(wrong, size, "%s needs a value (%s)", o->name, o->value);
+        return NULL;
+    }
+    *value = equals ? equals + 1 : argv[++*i];
+    return equals || option_separate_value(sets, n_sets, o, *value, wrong, size) ? o : NULL;
+}
+
+static bool options_preset(const option_set *sets, int n_sets, void *into, char *wrong, size_t size)
+{
+    for (int s = n_sets - 1; s >= 0; s--)
+        for (int i = 0; i < sets[s].n; i++) {
             const option *o = &sets[s].rows[i];
             if (o->preset && o->preset[0] != '(' && !option_store(o, o->preset, into, wrong, size)) return false;
         }
+    return true;
+}
+
+/* Reads argv[0 … argc−1] into the struct, which holds zeros, or what stands for "not given". `--name value`, `--name=value`; after "--"
+   everything is positional. The first set's positional arguments and required options are checked,
+   those of further sets not. False with a sentence in `wrong`. */
+static bool options_parse(const option_set *sets, int n_sets, int argc, char **argv, void *into, bool *help,
+                          char *wrong, size_t size)
+{
+    bool plain = false;
+    int i, positional = 0;
+    if (!options_preset(sets, n_sets, into, wrong, size)) return false;
     for (i = 0; i < argc; i++) {
-        const char *text = argv[i], *equals = strchr(text, '=');
+        const char *text = argv[i];
         const option *o;
         if (!plain && strcmp(text, "--") == 0) {
             plain = true;
@@ -164,32 +239,21 @@ static bool options_parse(const option_set *sets, int n_sets, int argc, char **a
                 return false;
             }
         } else {
-            size_t length = equals ? (size_t)(equals - text) : strlen(text);
             if (strcmp(text, "--help") == 0 || strcmp(text, "-h") == 0) {
                 *help = true;
                 return true;
             }
-            o = option_find(sets, n_sets, text, length);
-            if (!o) return option_unknown(sets, n_sets, text, wrong, size);
-            if (o->kind == OPTION_FLAG && equals) {
-                snprintf(wrong, size, "%s takes no value", o->name);
-                return false;
-            }
-            if (o->kind != OPTION_FLAG && !equals && i + 1 == argc) {
-                snprintf(wrong, size, "%s needs a value (%s)", o->name, o->value);
-                return false;
-            }
-            text = o->kind == OPTION_FLAG ? "" : equals ? equals + 1 : argv[++i];
+            o = option_read(sets, n_sets, argc, argv, &i, &text, wrong, size);
+            if (!o) return false;
         }
         if (!option_store(o, text, into, wrong, size)) return false;
-        if (o >= sets[0].rows && o < sets[0].rows + sets[0].n && o - sets[0].rows < 64) seen[o - sets[0].rows] = true;
     }
-    for (i = 0; i < sets[0].n && i < 64; i++)
-        if (sets[0].rows[i].required && !seen[i]) {
-            const option *o = &sets[0].rows[i];
-            snprintf(wrong, size, o->name[0] == '-' ? "%s %s is missing" : "%s is missing", o->name, o->value);
-            return false;
-        }
+    for (i = 0; i < sets[0].n; i++) {
+        const option *o = &sets[0].rows[i];
+        if (!o->required || *(const char **)(void *)((char *)into + o->offset)) continue;
+        snprintf(wrong, size, o->name[0] == '-' ? "%s %s is missing" : "%s is missing", o->name, o->value);
+        return false;
+    }
     return true;
 }
 
@@ -199,6 +263,7 @@ static void options_usage(FILE *f, const char *program, const char *verb, option
     fprintf(f, "usage: %s %s", program, verb);
     for (int i = 0; i < set.n; i++) {
         const option *o = &set.rows[i];
+        if (o->kind == OPTION_HEADING) continue;
         if (o->name[0] != '-')
             fprintf(f, o->required ? " %s" : " [%s]", o->name);
         else if (o->required)
@@ -211,9 +276,14 @@ static void options_usage(FILE *f, const char *program, const char *verb, option
 
 static void options_help(FILE *f, option_set set)
 {
+    if (set.n > 0 && set.rows[0].kind != OPTION_HEADING) fputc('\n', f);
     for (int i = 0; i < set.n; i++) {
         const option *o = &set.rows[i];
         char left[64];
+        if (o->kind == OPTION_HEADING) {
+            fprintf(f, "\n%s\n", o->help);
+            continue;
+        }
         snprintf(left, sizeof left, "%s%s%s%s%s", o->letter ? o->letter : "", o->letter ? ", " : "", o->name,
                  o->name[0] == '-' && o->kind != OPTION_FLAG ? " " : "",
                  o->name[0] == '-' && o->kind != OPTION_FLAG && o->kind != OPTION_CHOICE ? o->value : "");

@@ -1,5 +1,5 @@
 /*  Line charts as SVG: panels side by side with one common y axis, every line named at its end,
-    dashed lines for levels. The file carries its own colours for light and for dark viewers. */
+    dashed lines for levels. Lines that coincide share their dashes and their label. The file carries its own colours for light and for dark viewers. */
 #ifndef PLOT_H
 #define PLOT_H
 
@@ -106,6 +106,52 @@ static void plot_axes(FILE *out, const plot *p, const plot_frame *f, bool first)
     plot_label(out, f->left + f->width / 2, f->top + f->height + 40, "label middle", p->x_label);
 }
 
+/* The first line that line l lies on everywhere, l itself when there is none. */
+static int plot_twin(const plot_panel *panel, const plot_frame *f, int l)
+{
+    const plot_line *b = &panel->lines[l];
+    for (int k = 0; k < l; k++) {
+        const plot_line *a = &panel->lines[k];
+        bool same = a->n == b->n;
+        for (int i = 0; same && i < b->n; i++)
+            same = fabs(plot_px(f, a->x[i]) - plot_px(f, b->x[i])) < 1 && fabs(plot_py(f, a->y[i]) - plot_py(f, b->y[i])) < 1.5;
+        if (same) return k;
+    }
+    return l;
+}
+
+/* "continuous = pv-linear", each name in its line's colour; colour −1: a level. */
+static void plot_name(FILE *out, const plot_panel *panel, const plot_frame *f, double y, const char *name, int colour)
+{
+    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" class=\"name\">", f->left + f->width + 12, y);
+    if (colour < 0) fprintf(out, "<tspan class=\"quiet\">");
+    else fprintf(out, "<tspan class=\"t%d\">", colour);
+    plot_text(out, name);
+    fprintf(out, "</tspan>");
+    for (int l = colour + 1; colour >= 0 && l < panel->n_lines; l++) {
+        if (plot_twin(panel, f, l) != colour) continue;
+        fprintf(out, " = <tspan class=\"t%d\">", l);
+        plot_text(out, panel->lines[l].name);
+        fprintf(out, "</tspan>");
+    }
+    fprintf(out, "</text>\n");
+}
+
+/* Room for the longest label; nobody knows the viewer's font, so for a wide one. */
+static double plot_name_width(const plot *p, const plot_frame *f)
+{
+    size_t longest = 0;
+    for (int i = 0; i < p->n_levels; i++) longest = strlen(p->levels[i].name) > longest ? strlen(p->levels[i].name) : longest;
+    for (int a = 0; a < p->n_panels; a++)
+        for (int l = 0; l < p->panels[a].n_lines; l++) {
+            size_t n = 0;
+            for (int k = l; k < p->panels[a].n_lines; k++)
+                if (plot_twin(&p->panels[a], f, k) == l) n += strlen(p->panels[a].lines[k].name) + (k > l ? 3 : 0);
+            longest = n > longest ? n : longest;
+        }
+    return 28 + 8.4 * (double)longest;
+}
+
 /* Labels at the lines' ends, in the lines' order of height, pushed apart until they do not touch. */
 static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const plot_frame *f)
 {
@@ -116,7 +162,7 @@ static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const 
     for (i = 0; i < panel->n_lines; i++) {
         const plot_line *line = &panel->lines[i];
         for (j = line->n - 1; j >= 0 && !isfinite(line->y[j]); j--) {}
-        if (j < 0) continue;
+        if (j < 0 || plot_twin(panel, f, i) != i) continue;
         names[n] = line->name, colour[n] = i, at[n++] = plot_py(f, fmin(line->y[j], f->y1));
     }
     for (i = 0; i < p->n_levels; i++) names[n] = p->levels[i].name, colour[n] = -1, at[n++] = plot_py(f, p->levels[i].y);
@@ -131,11 +177,9 @@ static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const 
         for (i = 1; i < n; i++)
             if (at[i] - at[i - 1] < 15) t = (15 - (at[i] - at[i - 1])) / 2, at[i - 1] -= t, at[i] += t;
     for (i = 0; i < n; i++) {
-        char style[32];
-        snprintf(style, sizeof style, colour[i] < 0 ? "name quiet" : "name t%d", colour[i]);
         fprintf(out, "<path class=\"lead\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", f->left + f->width + 1, want[i],
                 f->left + f->width + 9, at[i]);
-        plot_label(out, f->left + f->width + 12, at[i] + 4, style, names[i]);
+        plot_name(out, panel, f, at[i] + 4, names[i], colour[i]);
     }
 }
 
@@ -150,7 +194,8 @@ static void plot_draw_panel(FILE *out, const plot *p, const plot_panel *panel, c
     for (int l = 0; l < panel->n_lines; l++) {
         const plot_line *line = &panel->lines[l];
         char move = 'M';
-        fprintf(out, "<path clip-path=\"url(#p%d)\" class=\"line c%d\" d=\"", (int)(panel - p->panels), l);
+        fprintf(out, "<path clip-path=\"url(#p%d)\" class=\"line c%d%s\" d=\"", (int)(panel - p->panels), l,
+                plot_twin(panel, f, l) != l ? " twin" : "");
         for (int i = 0; i < line->n; i++) {
             if (!isfinite(line->x[i]) || !isfinite(line->y[i])) continue;
             fprintf(out, "%c%.1f %.1f", move, plot_px(f, line->x[i]), plot_py(f, line->y[i]));
@@ -171,7 +216,7 @@ static void plot_style(FILE *f)
                "text{font:13px sans-serif;fill:#333}.title{font-size:17px;font-weight:bold;fill:#111}.panel{font-weight:bold}"
                ".tick{font-size:12px}.end{text-anchor:end}.middle{text-anchor:middle}.name{font-weight:bold}"
                ".quiet{font-weight:normal;fill:#555}.grid{stroke:#e4e4e4;fill:none}.axis{stroke:#888;fill:none}"
-               ".lead{stroke:#bbb;fill:none}.level{stroke:#777;stroke-dasharray:5 4;fill:none}\n");
+               ".twin{stroke-dasharray:9 9;stroke-linecap:butt}.lead{stroke:#bbb;fill:none}.level{stroke:#777;stroke-dasharray:5 4;fill:none}\n");
     for (i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, light[i], i, light[i]);
     fprintf(f, "\n@media (prefers-color-scheme:dark){.ground{fill:#16191d}text{fill:#ccc}.title{fill:#f2f2f2}"
                ".quiet{fill:#aaa}.grid{stroke:#2c3138}.axis{stroke:#777}.lead{stroke:#555}.level{stroke:#999}\n");
@@ -179,16 +224,17 @@ static void plot_style(FILE *f)
     fprintf(f, "}\n</style>\n");
 }
 
-/* Writes the file; false when that fails (errno says why). */
-static bool plot_write(const plot *p, const char *path)
+/* Writes the SVG; false when that fails. */
+static bool plot_write(const plot *p, FILE *f)
 {
-    const double panel_width = 300, name_width = 128, margin = 64, height = 300;
-    double width = margin + p->n_panels * (panel_width + name_width), total = height + 148;
+    const double panel_width = 300, margin = 64, height = 300, total = height + 148;
+    double width, name_width;
     plot_frame frame;
-    FILE *f = fopen(path, "wb");
-    bool good;
-    if (!f) return false;
+    memset(&frame, 0, sizeof frame);
     plot_ranges(p, &frame);
+    frame.top = 92, frame.width = panel_width, frame.height = height;
+    name_width = plot_name_width(p, &frame);
+    width = margin + p->n_panels * (panel_width + name_width);
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
             total, width, total);
     plot_style(f);
@@ -198,14 +244,12 @@ static bool plot_write(const plot *p, const char *path)
     fprintf(f, "<text transform=\"translate(18 %.1f) rotate(-90)\" class=\"label middle\">", 92 + height / 2);
     plot_text(f, p->y_label);
     fprintf(f, "</text>\n");
-    frame.top = 92, frame.width = panel_width, frame.height = height;
     for (int i = 0; i < p->n_panels; i++) {
         frame.left = margin + i * (panel_width + name_width);
         plot_draw_panel(f, p, &p->panels[i], &frame, i == 0);
     }
     fprintf(f, "</svg>\n");
-    good = !ferror(f);
-    return (fclose(f) == 0) && good;
+    return !ferror(f);
 }
 
 #endif

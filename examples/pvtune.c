@@ -11,9 +11,9 @@
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 
-#include <signal.h>
-#include <sys/resource.h>
+#include <dirent.h>
 
+#include "meter.h"
 #include "options.h"
 
 /* ---- options: the struct that the tables fill, zero meaning the library's default ---- */
@@ -22,11 +22,12 @@ typedef struct options {
     const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
     const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
     const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval;
-    int64_t threads, seed, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
+    int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
+    uint64_t seed;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
-    bool ignore_eos, quick, text_only, no_eval, freeze_values, verbatim;
+    bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, verbatim;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -35,14 +36,15 @@ typedef struct options {
 #define POSITIONAL(name, field, help) {name, NULL, OPTION_TEXT, AT(field), true, "", 0, 0, NULL, help}
 #define OUTPUT(what) {"--output", "-o", OPTION_TEXT, AT(output), true, "DIR", 0, 0, NULL, what}
 #define OVERWRITE {"--overwrite", NULL, OPTION_FLAG, AT(overwrite), false, "", 0, 0, NULL, "replace what -o holds"}
-#define BIG 9e15 /* whole numbers up to here are exact in a double */
+#define HEADING(text) {"-", NULL, OPTION_HEADING, 0, false, "", 0, 0, NULL, text}
 
 static const option common_rows[] = {
+    HEADING("Common to all"),
     {"--tokenizer", NULL, OPTION_TEXT, AT(tokenizer), false, "FILE", 0, 0, "(beside or inside the model)", "the tokenizer"},
     {"--threads", NULL, OPTION_INT, AT(threads), false, "N", 1, 256, "(PVTUNE_NUM_THREADS, else all cores)", "threads"},
     {"--compute", NULL, OPTION_CHOICE, AT(compute), false, "fp32|bf16", 0, 0, "fp32",
      "linear layers and attention multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
-    {"--seed", NULL, OPTION_INT, AT(seed), false, "S", 0, BIG, "0", "every random choice follows from it"},
+    {"--seed", NULL, OPTION_SEED, AT(seed), false, "S", 0, 0, "0", "every random choice follows from it"},
     {"--verbatim", NULL, OPTION_FLAG, AT(verbatim), false, "", 0, 0, NULL, "texts byte for byte: JSON Lines are not taken apart, nothing is refused"},
     {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
     {"--quiet", "-q", OPTION_FLAG, AT(quiet), false, "", 0, 0, NULL, "no progress"},
@@ -50,10 +52,12 @@ static const option common_rows[] = {
 static const option demo_rows[] = {
     {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "learn this text; its last tenth is kept unseen"},
     {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "demo.svg", "where the curves go"},
-    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100)", "tuning steps of 2,048 tokens"},
-    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(1500)", "training steps of 512 tokens"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100; --short: 110)", "tuning steps of 2,048 tokens"},
+    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(1500; --short: 2400)", "training steps of 512 tokens"},
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
-    {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL, "a small model and few steps, to see that it runs"},
+    {"--short", NULL, OPTION_FLAG, AT(brief), false, "", 0, 0, NULL, "a smaller model: one minute, the same order of strategies"},
+    {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL,
+     "a tiny model and few steps, to see that it runs: too raw to tell strategies apart"},
     {"--text-only", NULL, OPTION_FLAG, AT(text_only), false, "", 0, 0, NULL, "only write the texts into --save DIR"},
     {"--save", NULL, OPTION_TEXT, AT(save), false, "DIR", 0, 0, NULL,
      "keep the models and the texts: DIR/original, DIR/calibrated, DIR/tuned, DIR/train.txt, DIR/unseen.txt"},
@@ -64,11 +68,13 @@ static const option info_rows[] = {
     {"--plan", NULL, OPTION_CHOICE, AT(plan), false, "tune", 0, 0, NULL, "memory that tuning would take; options of tune may follow"},
 };
 static const option quantize_rows[] = {
+    HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
+    HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per weight"},
@@ -78,12 +84,17 @@ static const option quantize_rows[] = {
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
+    HEADING("What is quantized"),
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too"},
     {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too"},
+    HEADING("Files"),
+    {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
+     "go on from the blocks that an unfinished run left in -o, to the same result; start when there are none"},
     OVERWRITE,
 };
 static const option tune_rows[] = {
+    HEADING("Main"),
     POSITIONAL("DIR", model, "a quantized model: what pvtune quantize made, or any AQLM checkpoint"),
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
     {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
@@ -94,6 +105,7 @@ static const option tune_rows[] = {
     {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
+    HEADING("Learning"),
     {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4)", "learning rate of codebooks and scales"},
     {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2.5e-2; adam: 3e-3)",
      "of the buffer that codes are searched against"},
@@ -103,6 +115,7 @@ static const option tune_rows[] = {
     {"--param-optimizer", NULL, OPTION_CHOICE, AT(param_optimizer), false, "adam|lamb", 0, 0, "(as --optimizer)", "for the rest"},
     {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant", 0, 0, "(cosine)", "learning rates over time"},
     {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
+    HEADING("V step: which codes change"),
     {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
@@ -110,16 +123,19 @@ static const option tune_rows[] = {
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
+    HEADING("Memory, and what stays as it is"),
     {"--freeze-values", NULL, OPTION_FLAG, AT(freeze_values), false, "", 0, 0, NULL, "codebooks and scales stay as they are"},
     {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "norms, embedding and head stay as they are"},
     {"--no-teacher-cache", NULL, OPTION_FLAG, AT(no_cache), false, "", 0, 0, NULL, "run the teacher again over sequences seen before"},
     {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for activations"},
+    HEADING("Evaluation while tuning"),
     {"--eval", NULL, OPTION_TEXT, AT(eval), false, "TEXT", 0, 0, "(a twentieth of --data, kept back)",
      "text to evaluate on while tuning: the best state is what is saved"},
     {"--eval-every", NULL, OPTION_INT, AT(eval_every), false, "N", 1, 1e9, "(a tenth of the steps)", "steps between evaluations"},
     {"--eval-windows", NULL, OPTION_INT, AT(eval_windows), false, "N", 1, 1e6, "(at most 8192 tokens)", "sequences to evaluate on"},
     {"--patience", NULL, OPTION_INT, AT(patience), false, "N", 1, 1e9, "(5)", "evaluations without a new best that end the tuning"},
     {"--no-eval", NULL, OPTION_FLAG, AT(no_eval), false, "", 0, 0, NULL, "tune on all of --data and save the last state"},
+    HEADING("Files"),
     {"--save-every", NULL, OPTION_INT, AT(save_every), false, "N", 0, 1e9, "50", "steps between checkpoints; 0: only on Ctrl-C"},
     {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
      "go on from the checkpoint in -o, to the same result, or with more --steps beyond it; start when there is none"},
@@ -171,14 +187,6 @@ static const option grad_rows[] = {
 
 /* ---- the program's state: one struct, freed in one place ---- */
 
-typedef struct meter {
-    bool terminal, open;  /* open: a bar stands on the current line */
-    int muted;            /* > 0: phases inside a phase stay silent */
-    double started, shown;
-    int64_t first;        /* done when the phase began */
-    const char *phase;
-} meter;
-
 enum { MODELS = 4, BUFFERS = 8, TEXT_BUFFER = BUFFERS - 1 };
 typedef struct app {
     const char *verb;
@@ -197,14 +205,6 @@ typedef struct app {
     FILE *log;
 } app;
 
-static volatile sig_atomic_t stop_asked;
-
-static void on_signal(int number)
-{
-    stop_asked = 1;
-    signal(number, SIG_DFL); /* a second one ends the program at once */
-}
-
 static void app_close(app *a)
 {
     int i;
@@ -213,28 +213,23 @@ static void app_close(app *a)
     for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
     pvt_tokenizer_free(a->tokenizer);
     for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
-    if (a->log) fclose(a->log);
     if (a->ctx) pvti_text_free(&a->json);
     pvt_ctx_destroy(a->ctx);
 }
 
 /* ---- messages and progress, on stderr ---- */
 
-static void meter_clear(meter *m)
-{
-    if (m->open) fprintf(stderr, "\r%78s\r", "");
-    m->open = false;
-}
-
 static PVTI_PRINTF(2, 3) void note(app *a, const char *format, ...)
 {
     va_list args;
-    meter_clear(&a->meter);
     if (a->o.quiet) return;
+    pthread_mutex_lock(&a->meter.lock); /* what is shown comes back at its next drawing */
+    meter_erase(&a->meter);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
+    pthread_mutex_unlock(&a->meter.lock);
 }
 
 /* Says why, in one line; returns the exit status of failure. */
@@ -269,54 +264,22 @@ static int fail_result(app *a, pvt_result result)
         if (status_ != 0) return status_;     \
     } while (0)
 
-static void duration(double seconds, char out[32])
-{
-    int64_t s = seconds < 1e9 ? (int64_t)(seconds + 0.5) : 0;
-    if (s >= 3600)
-        snprintf(out, 32, "%d:%02d:%02d", (int)(s / 3600), (int)(s / 60 % 60), (int)(s % 60));
-    else
-        snprintf(out, 32, "%d:%02d", (int)(s / 60), (int)(s % 60));
-}
-
-/* A bar on a terminal; otherwise a line every few seconds. */
-static void meter_show(meter *m, const pvt_progress *p)
-{
-    double now = pvti_seconds(), elapsed, rate;
-    char left[32] = "", value[32] = "", bar[21];
-    int i, filled = p->total > 0 ? (int)(20 * PVTI_MIN(p->done, p->total) / p->total) : 0;
-    if (!m->phase || strcmp(m->phase, p->phase) != 0 || p->done < m->first) {
-        m->phase = p->phase, m->first = p->done;
-        m->started = now, m->shown = m->terminal ? 0 : now;
-    }
-    if (now - m->shown < (m->terminal ? 0.1 : 5.0)) return;
-    m->shown = now;
-    elapsed = now - m->started;
-    rate = elapsed > 0 ? (double)(p->done - m->first) / elapsed : 0;
-    if (rate > 0 && p->total > p->done) {
-        duration((double)(p->total - p->done) / rate, left);
-        strcat(left, " left");
-    }
-    if (p->value == p->value)
-        snprintf(value, sizeof value, ", %s %.4g", strcmp(p->phase, "quantize") == 0 ? "error" : strcmp(p->phase, "eval") == 0
-                 ? "perplexity" : "loss", p->value);
-    for (i = 0; i < 20; i++) bar[i] = i < filled ? '#' : '.';
-    bar[20] = 0;
-    if (m->terminal) {
-        char line[128];
-        snprintf(line, sizeof line, "%s [%s] %lld/%lld %s%s, %.3g/s, %s", p->phase, bar, (long long)p->done,
-                 (long long)p->total, p->unit ? p->unit : "", value, rate, left);
-        fprintf(stderr, "\r%-78.78s", line);
-        m->open = true;
-    } else
-        fprintf(stderr, "%s: %lld of %lld %s%s, %.3g/s%s%s\n", p->phase, (long long)p->done, (long long)p->total,
-                p->unit ? p->unit : "", value, rate, left[0] ? ", " : "", left);
-}
-
+/* The library's report. What goes on inside a weight, a block or a tuning run only says where the work stands. */
 static int on_progress(void *user, const pvt_progress *p)
 {
+    static const char *const inside[] = {"fit", "observe", "finetune", "evaluate"};
     app *a = (app *)user;
-    if (strcmp(p->phase, "fit") == 0) return stop_asked; /* within "quantize": only a chance to stop */
-    if (!a->o.quiet && a->meter.muted == 0) meter_show(&a->meter, p);
+    char what[160];
+    int i;
+    for (i = 0; i < PVTI_COUNT(inside); i++)
+        if (strcmp(p->phase, inside[i]) == 0) {
+            snprintf(what, sizeof what, "%s %.96s %lld/%lld", p->phase, p->item ? p->item : "", (long long)p->done,
+                     (long long)p->total);
+            meter_detail(&a->meter, what);
+            return stop_asked;
+        }
+    meter_count(&a->meter, p->phase, p->item, p->done, p->total, p->unit,
+                strcmp(p->phase, "quantize") == 0 ? "error" : strcmp(p->phase, "eval") == 0 ? "perplexity" : "loss", p->value);
     return stop_asked;
 }
 
@@ -368,12 +331,64 @@ static int put_result(app *a)
 
 /* ---- what several verbs need ---- */
 
+/* The blocks of an unfinished quantize in a directory, counted; remove: and removed, false when that fails. */
+static bool quantize_files(const char *dir, bool remove_them, int *count)
+{
+    DIR *d = opendir(dir);
+    struct dirent *entry;
+    bool good = true;
+    *count = 0;
+    if (!d) return errno == ENOENT || errno == ENOTDIR;
+    while ((entry = readdir(d))) {
+        char path[4096];
+        size_t n = strlen(entry->d_name), end = strlen(".safetensors");
+        if (strncmp(entry->d_name, "quantize-", 9) != 0 || n < 9 + end ||
+            strcmp(entry->d_name + n - end, ".safetensors") != 0)
+            continue;
+        ++*count;
+        if (!remove_them) continue;
+        if (snprintf(path, sizeof path, "%s/%s", dir, entry->d_name) >= (int)sizeof path || remove(path) != 0) good = false;
+    }
+    closedir(d);
+    return good;
+}
+
+static bool holds(const char *dir, const char *name)
+{
+    char path[4096];
+    return snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path && access(path, F_OK) == 0;
+}
+
+/* A directory that a stopped run left: what lies there, and what to do. */
+static int fail_unfinished(app *a, const char *path)
+{
+    int blocks = 0;
+    if (holds(path, "config.json")) return 0;
+    quantize_files(path, false, &blocks);
+    if (blocks > 0)
+        return fail(a, "%s holds no model yet, but %d block%s of an unfinished quantize; the same quantize command with "
+                    "--resume finishes it", path, blocks, blocks == 1 ? "" : "s");
+    if (holds(path, "checkpoint.safetensors"))
+        return fail(a, "%s holds no model yet, but the checkpoint of an unfinished tune; the same tune command with "
+                    "--resume finishes it", path);
+    if (holds(path, "model.safetensors"))
+        return fail(a, "%s holds weights and no config.json: a save that was not finished, or a file that is missing", path);
+    return 0;
+}
+
 static int load_model(app *a, int slot, const char *path)
 {
     pvt_load_desc desc;
+    pvt_result result;
+    char what[160];
     memset(&desc, 0, sizeof desc);
     desc.tokenizer = slot == 0 ? a->o.tokenizer : NULL;
-    TRY(a, pvt_model_load(a->ctx, path, &desc, &a->models[slot]));
+    snprintf(what, sizeof what, "loading %s", path);
+    meter_doing(&a->meter, what);
+    result = pvt_model_load(a->ctx, path, &desc, &a->models[slot]);
+    if (result != PVT_OK) DO(fail_unfinished(a, path));
+    TRY(a, result);
+    meter_clear(&a->meter);
     return 0;
 }
 
@@ -425,19 +440,35 @@ static int load_text(app *a, int slot, const char *path, const pvt_model *model)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(model);
     int64_t bytes;
-    char *text;
+    char what[160], *text;
     if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
-    if (strcmp(path, "-") != 0 && !a->o.verbatim) {
+    snprintf(what, sizeof what, "reading %s", strcmp(path, "-") == 0 ? "standard input" : path);
+    meter_doing(&a->meter, what);
+    if (strcmp(path, "-") == 0 || a->o.verbatim) {
+        text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
+        if (!text) return fail(a, "%s: %s", path, strerror(errno));
+        if (a->o.verbatim)
+            DO(load_verbatim(a, slot, text, bytes, tokenizer));
+        else
+            TRY(a, pvt_corpus_from_text(a->ctx, text, bytes, tokenizer, &a->corpora[slot]));
+        free(text), a->buffers[TEXT_BUFFER] = NULL;
+    } else
         TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
-        return 0;
-    }
-    text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
-    if (!text) return fail(a, "%s: %s", path, strerror(errno));
-    if (a->o.verbatim)
-        DO(load_verbatim(a, slot, text, bytes, tokenizer));
-    else
-        TRY(a, pvt_corpus_from_text(a->ctx, text, bytes, tokenizer, &a->corpora[slot]));
-    free(text), a->buffers[TEXT_BUFFER] = NULL;
+    meter_doing(&a->meter, "preparing"); /* until the first weight, window or step is counted */
+    return 0;
+}
+
+/* That a result can go there is found out before the work; what was not there is not left there. */
+static int check_writable(app *a, const char *path)
+{
+    struct stat st;
+    bool there = path && stat(path, &st) == 0;
+    FILE *f;
+    if (!path || (there && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))) return 0; /* a pipe or device is not opened twice */
+    f = fopen(path, "ab");
+    if (!f) return fail(a, "%s could not be written: %s", path, strerror(errno));
+    fclose(f);
+    if (!there) remove(path);
     return 0;
 }
 
@@ -459,7 +490,7 @@ static bool same_file(const char *x, const char *y)
    this call made is recorded, so that a failure can leave nothing behind. */
 static int prepare_output(app *a, bool *made)
 {
-    char config[4096];
+    char config[4096], unfinished[4096];
     const char *dir = a->o.output;
     if (made) *made = false;
     if (same_file(dir, a->o.model) || (a->o.teacher && same_file(dir, a->o.teacher)))
@@ -469,8 +500,10 @@ static int prepare_output(app *a, bool *made)
         return 0;
     }
     if (errno != EEXIST) return fail(a, "the directory %s could not be made: %s", dir, strerror(errno));
-    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config) return fail(a, "%s: path too long", dir);
-    if (access(config, F_OK) == 0 && !a->o.overwrite)
+    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config ||
+        snprintf(unfinished, sizeof unfinished, "%s/" PVTI_EXCHANGE "/manifest", dir) >= (int)sizeof unfinished)
+        return fail(a, "%s: path too long", dir);
+    if ((access(config, F_OK) == 0 || access(unfinished, F_OK) == 0) && !a->o.overwrite)
         return fail(a, "%s already holds a model; give another -o, or --overwrite to replace it", dir);
     if (access(dir, W_OK | X_OK) != 0) return fail(a, "%s cannot be written to: %s", dir, strerror(errno));
     return 0;
@@ -646,6 +679,55 @@ static int64_t calibration_tokens(const app *a)
     return ctx * (a->o.samples ? a->o.samples : PVTI_MIN(64, a->corpora[0].n / ctx));
 }
 
+/* Where to begin: the directory of a new run, blocks to go on from, or a reason to refuse. */
+static int quantize_begin(app *a, bool *made, int *blocks)
+{
+    const char *dir = a->o.output;
+    *made = false;
+    quantize_files(dir, false, blocks);
+    if (*blocks > 0 && a->o.resume) { /* the model beside them, if any, was saved but not yet tidied up */
+        if (same_file(dir, a->o.model)) return fail(a, "%s is an input; give another directory to -o", dir);
+        return 0;
+    }
+    if (*blocks > 0 && !a->o.overwrite)
+        return fail(a, "%s holds %d block%s of an unfinished quantize; give --resume to go on, or --overwrite to begin again",
+                    dir, *blocks, *blocks == 1 ? "" : "s");
+    DO(prepare_output(a, made));
+    if (*blocks > 0 && !quantize_files(dir, true, blocks))
+        return fail(a, "the blocks of an unfinished quantize in %s could not be removed: %s", dir, strerror(errno));
+    *blocks = 0;
+    if (a->o.resume) note(a, "no unfinished blocks in %s: starting at the beginning", dir);
+    return 0;
+}
+
+static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
+{
+    const options *o = &a->o;
+    pvt_quantize_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.samples = o->samples, desc.ctx = o->ctx;
+    desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
+    desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
+    desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
+    desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
+    desc.checkpoint = o->output, desc.resume = o->resume;
+    desc.layer = on_layer, desc.layer_user = log;
+    return desc;
+}
+
+/* A failure, with what became of the work. */
+static int quantize_failed(app *a, pvt_result result, bool made, const quantize_log *log)
+{
+    int blocks = 0;
+    /* the same weight would fail again: of a run that began here nothing is worth keeping */
+    quantize_files(a->o.output, result == PVT_ERR_NUMERIC && !a->o.resume, &blocks);
+    if (made) rmdir(a->o.output); /* stays when something lies in it */
+    if (result != PVT_ERR_CANCELLED) return fail_result(a, result);
+    if (blocks == 0) return fail(a, "stopped on request before the first block was finished; nothing was written");
+    return fail(a, "stopped on request after %d weights; %d finished block%s lie%s in %s: the same command with --resume goes "
+                "on from there", log->n, blocks, blocks == 1 ? "" : "s", blocks == 1 ? "s" : "", a->o.output);
+}
+
 static int verb_quantize(app *a)
 {
     const options *o = &a->o;
@@ -654,20 +736,16 @@ static int verb_quantize(app *a)
     quantize_log log;
     pvt_result result;
     bool made;
+    int blocks;
     char format[48], peak[32];
-    memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
+    memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
+    desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
-    desc.samples = o->samples, desc.ctx = o->ctx;
-    desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
-    desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
-    desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
-    desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
-    desc.layer = on_layer, desc.layer_user = &log;
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
-    DO(prepare_output(a, &made));
+    DO(quantize_begin(a, &made, &blocks));
     pvt_format_text(&desc.format, format);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "format", format);
@@ -675,10 +753,8 @@ static int verb_quantize(app *a)
     result = pvt_quantize(a->ctx, a->models[0], &a->corpora[0], &desc);
     save.overwrite = o->overwrite || !made;
     if (result == PVT_OK) result = pvt_model_save(a->models[0], o->output, &save);
-    if (result != PVT_OK && made) rmdir(o->output); /* stays when something lies in it */
-    if (result == PVT_ERR_CANCELLED)
-        return fail(a, "stopped on request after %d weights; nothing was written, for a model is quantized as a whole", log.n);
-    TRY(a, result);
+    if (result != PVT_OK) return quantize_failed(a, result, made, &log);
+    if (!quantize_files(o->output, true, &blocks)) note(a, "the files %s/quantize-*.safetensors could not be removed", o->output);
     put_close(&a->json, "]");
     put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], false));
     put_number(&a->json, "bits_per_weight_all", pvt_model_bits(a->models[0], true));
@@ -875,8 +951,12 @@ static int tune_finish(app *a, const tune_state *s)
     save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
     TRY(a, pvt_tuner_finish(a->tuner, &saved));
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
-        return fail(a, "%s; the checkpoint stays: the same command with --resume goes on from it", pvt_ctx_error(a->ctx));
-    if (!a->o.keep) remove(s->checkpoint);
+        return s->saved_at > 0 && access(s->checkpoint, F_OK) == 0
+                   ? fail(a, "%s; the checkpoint of step %lld stays: the same command with --resume goes on from it",
+                          pvt_ctx_error(a->ctx), (long long)s->saved_at)
+                   : fail(a, "%s; there is no checkpoint to go on from", pvt_ctx_error(a->ctx));
+    if (!a->o.keep && unlink(s->checkpoint) != 0 && errno != ENOENT)
+        note(a, "%s is no longer needed, but could not be removed: %s", s->checkpoint, strerror(errno));
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
@@ -997,18 +1077,19 @@ static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int6
 static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
 {
     pvti_text t = pvti_text_begin(a->ctx);
+    pvt_result result;
     int64_t i;
-    bool good = true;
     if (!a->o.log) return 0;
     for (i = 0; i < ppl->windows; i++) {
         put_open(&t, NULL, "{");
         put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
         pvti_text_put(&t, "}\n", 2);
     }
-    a->log = fopen(a->o.log, "wb");
-    good = a->log && !t.failed && fwrite(t.data, 1, (size_t)t.size, a->log) == (size_t)t.size && fflush(a->log) == 0;
+    result = pvti_text_check(&t);
+    if (result == PVT_OK) result = pvti_file_write(a->ctx, a->o.log, t.data, t.size);
     pvti_text_free(&t);
-    return good ? 0 : fail(a, "%s could not be written: %s", a->o.log, strerror(errno));
+    TRY(a, result);
+    return 0;
 }
 
 /* " ± 0.01234", or nothing where one window says nothing of how far others lie. */
@@ -1029,6 +1110,7 @@ static int verb_eval(app *a)
     memset(&desc, 0, sizeof desc);
     desc.ctx = a->o.ctx;
     DO(parse_windows(a, &desc));
+    DO(check_writable(a, a->o.log));
     DO(load_model(a, 0, a->o.model));
     DO(load_text(a, 0, a->o.ppl, a->models[0]));
     if (desc.ctx == 0) desc.ctx = PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
@@ -1093,15 +1175,24 @@ static void put_ids(pvti_text *t, const char *key, const int32_t *ids, int64_t n
 
 static bool wants_q8(const app *a) { return a->o.head_type && strcmp(a->o.head_type, "q8") == 0; }
 
+/* "64 tokens, 20.1 tokens/s"; no rate of what was too short to be timed. */
+static const char *generate_rate(const pvt_generated *out, char text[64])
+{
+    int n = snprintf(text, 64, "%lld token%s", (long long)out->n, out->n == 1 ? "" : "s");
+    if (out->n > 1 && out->seconds >= 0.05)
+        snprintf(text + n, 64 - (size_t)n, ", %.1f tokens/s", (double)out->n / out->seconds);
+    return text;
+}
+
 static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_generated *out)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
     pvt_generate_desc desc;
     stream s;
-    char *text = NULL;
+    char *text = NULL, rate[64];
     int64_t bytes = 0;
     memset(&desc, 0, sizeof desc);
-    desc.n = a->o.n, desc.temperature = a->o.temp, desc.top_p = a->o.top_p, desc.seed = (uint64_t)a->o.seed;
+    desc.n = a->o.n, desc.temperature = a->o.temp, desc.top_p = a->o.top_p, desc.seed = a->o.seed;
     desc.ignore_eos = a->o.ignore_eos;
     s.a = a, s.previous = n_prompt > 0 ? prompt[n_prompt - 1] : -1;
     desc.token = on_token, desc.user = &s;
@@ -1110,7 +1201,7 @@ static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_ge
     TRY(a, pvt_generate(a->ctx, a->models[0], prompt, n_prompt, &desc, out));
     if (!a->o.json) {
         fputc('\n', stdout);
-        note(a, "%lld tokens, %.1f tokens/s", (long long)out->n, out->seconds > 0 ? (double)out->n / out->seconds : 0.0);
+        note(a, "%s", generate_rate(out, rate));
         return 0;
     }
     TRY(a, pvt_tokenizer_decode(tokenizer, out->ids, out->n, PVT_DECODE_SKIP_CONTROL, &text, &bytes));
@@ -1118,7 +1209,7 @@ static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_ge
     put_ids(&a->json, "prompt_ids", prompt, n_prompt), put_ids(&a->json, "ids", out->ids, out->n);
     put_bytes(&a->json, "text", text, bytes);
     put_number(&a->json, "seconds", out->seconds + out->prompt_seconds);
-    put_number(&a->json, "tokens_per_second", out->seconds > 0 ? (double)out->n / out->seconds : 0.0);
+    put_number(&a->json, "tokens_per_second", out->n > 1 && out->seconds > 0 ? (double)out->n / out->seconds : NAN);
     put_close(&a->json, "}");
     pvt_text_free(a->ctx, text);
     return put_result(a);
@@ -1190,7 +1281,9 @@ static int verb_export(app *a)
     DO(load_model(a, 0, a->o.model));
     DO(prepare_output(a, &made));
     save.overwrite = a->o.overwrite || !made;
+    meter_doing(&a->meter, "writing");
     result = pvt_model_save(a->models[0], a->o.output, &save);
+    meter_clear(&a->meter);
     if (result != PVT_OK && made) rmdir(a->o.output);
     TRY(a, result);
     put_open(&a->json, NULL, "{");
@@ -1240,6 +1333,7 @@ static int load_batch(app *a, batch *out)
     char *text;
     pvti_json j;
     int status;
+    DO(check_writable(a, a->o.output));
     DO(load_model(a, 0, a->o.model));
     text = (char *)(a->buffers[1] = read_text(a->o.ids, &length));
     if (!text) return fail(a, "%s: %s", a->o.ids, strerror(errno));
@@ -1414,23 +1508,60 @@ enum { VERBS = (int)(sizeof verbs / sizeof *verbs) };
 static const option_set common_set = SET(common_rows);
 static const option_set tune_set = SET(tune_rows);
 
+static const struct verb_examples {
+    const char *name, *text;
+} examples[] = {
+    {"demo", "  pvtune demo                                  three minutes on two cores: a table, and demo.svg\n"
+             "  pvtune demo --short                          one minute\n"
+             "  pvtune demo --text book.txt --save models    learn a text of yours, keep the models\n"},
+    {"info", "  pvtune info model\n"
+             "  pvtune info model.gguf --tensors\n"
+             "  pvtune info two-bits --plan tune --batch 4 --ctx 1024    memory that this would take\n"},
+    {"quantize", "  pvtune quantize model --calib text.txt -o two-bits\n"
+                 "  pvtune quantize model.gguf --calib text.txt -o two-bits --samples 256 --ctx 1024\n"
+                 "  pvtune quantize model --calib text.txt -o two-bits --resume    go on after Ctrl-C or a crash\n"
+                 "  pvtune quantize model --calib text.txt -o small --format aqlm:1x8g8 --embed\n"},
+    {"tune", "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"
+             "  pvtune tune two-bits --teacher model --data text.txt -o tuned --resume     go on after Ctrl-C or a crash\n"
+             "  pvtune tune two-bits --data text.txt --loss ce -o tuned                    without the original model\n"
+             "  pvtune tune two-bits --teacher model --data text.txt -o tuned --steps 1000 --log tuned.jsonl\n"},
+    {"eval", "  pvtune eval tuned --ppl unseen.txt\n"
+             "  pvtune eval model --ppl unseen.txt --windows 40 --log model.jsonl\n"
+             "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"},
+    {"generate", "  pvtune generate tuned -p \"Once upon a time\" -n 100\n"
+                 "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"},
+    {"export", "  pvtune export tuned --to dense -o tuned-fp16\n"},
+    {"tokenize", "  pvtune tokenize model \"some text\"\n"
+                 "  pvtune tokenize model -f text.txt --json\n"},
+    {"logits", "  echo '[[1, 2, 3]]' >ids.json; pvtune logits model --ids ids.json -o logits.safetensors\n"},
+    {"grad", "  pvtune grad tuned --ids ids.json --teacher model -o grad.safetensors\n"},
+};
+
 static int program_help(FILE *f)
 {
     int i;
     fprintf(f, "pvtune compresses language models of the Llama family to about two bits per weight and tunes them.\n\n"
                "usage: pvtune VERB …\n\n");
     for (i = 0; i < VERBS; i++) fprintf(f, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
-    fprintf(f, "\n  pvtune help VERB   its options      pvtune --version\n\n"
+    fprintf(f, "\n  pvtune help VERB   its options and examples      pvtune --version\n\n"
+               "For example:\n"
+               "  pvtune demo\n"
+               "  pvtune quantize model --calib text.txt -o two-bits\n"
+               "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"
+               "  pvtune eval tuned --ppl unseen.txt\n\n"
                "Results go to stdout, progress to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
     return f == stdout ? 0 : 2;
 }
 
 static int verb_help(const struct verb *v)
 {
+    int i;
     options_usage(stdout, "pvtune", v->name, v->options);
-    printf("%s\n\n", v->summary);
+    printf("%s\n", v->summary);
     options_help(stdout, v->options);
     options_help(stdout, common_set);
+    for (i = 0; i < (int)(sizeof examples / sizeof *examples); i++)
+        if (strcmp(examples[i].name, v->name) == 0) printf("\nExamples\n%s", examples[i].text);
     return 0;
 }
 
@@ -1455,27 +1586,40 @@ static int finish_stdout(const char *verb, int status)
     return status ? status : 1;
 }
 
+/* What the first Ctrl-C is answered, at once. */
+static const char *stop_answer(const char *verb)
+{
+    if (strcmp(verb, "quantize") == 0)
+        return "stopping; blocks that are finished stay for --resume; again to end at once\n";
+    if (strcmp(verb, "tune") == 0) return "stopping after the last finished step, with a checkpoint for --resume; again to end at once\n";
+    return "stopping; again to end at once\n";
+}
+
 static int run_verb(const struct verb *v, app *a)
 {
     pvt_ctx_desc desc;
+    const char *isa = getenv("PVTUNE_ISA"); /* the library reads it; here only to say what it could not give */
     char why[300] = "";
     pvt_result result;
     int status;
-    const char *term = getenv("TERM");
     memset(&desc, 0, sizeof desc);
-    desc.n_threads = (int)a->o.threads, desc.seed = (uint64_t)a->o.seed;
+    meter_begin(&a->meter, v->name, a->o.quiet);
+    meter_catch(a->o.quiet ? NULL : stop_answer(v->name));
+    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
     desc.error = why, desc.error_bytes = sizeof why;
     result = pvt_ctx_create(&desc, &a->ctx);
     if (result != PVT_OK) return fail(a, "%s", why);
+    if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
+        note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->json = pvti_text_begin(a->ctx);
-    a->meter.terminal = isatty(2) && term && strcmp(term, "dumb") != 0;
     a->started = pvti_seconds();
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
     status = v->run(a);
-    meter_clear(&a->meter);
+    if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
+        status = fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
+    a->log = NULL;
+    meter_end(&a->meter);
     app_close(a);
     return status;
 }

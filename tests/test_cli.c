@@ -4,8 +4,10 @@
 #include "../pvtune.h"
 
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 
+#include "../examples/options.h"
 #include "../examples/stories.h"
 #include "test.h"
 
@@ -146,6 +148,80 @@ static void test_usage(void)
     CHECK_REFUSED(2, "--windows", run("eval model --ppl text --windows 3:2"));
     CHECK_REFUSED(2, "either", run("tokenize model"));
     CHECK(run("info --quiet -- model") == 0);
+}
+
+/* An option in the place of a value, seeds to the last digit, the environment, and what is found out before
+   the work instead of after it. */
+static void test_refused_early(void)
+{
+    CHECK_REFUSED(2, "--overwrite' is an option", run("export model --to hf -o --overwrite"));
+    CHECK_REFUSED(2, "'-x' begins like an option", run("generate model -p -x"));
+    CHECK_REFUSED(2, "'-q' is an option", run("eval model --ppl text --windows -q"));
+    CHECK(sh("test ! -e ./--overwrite") == 0);
+    CHECK_RUN(run("generate model --prompt=-x -n 2 -q"));
+    CHECK(strncmp(out_text, "-x", 2) == 0);
+    CHECK_REFUSED(2, "number from", run("generate model -p x --temp -1"));
+    CHECK_REFUSED(2, "to 18446744073709551615", run("demo --seed 18446744073709551616"));
+    CHECK_REFUSED(2, "whole number from 0", run("demo --seed -1"));
+    CHECK_RUN(run("demo --quick --text-only --save s1 --seed 9007199254740992"));
+    CHECK_RUN(run("demo --quick --text-only --save s2 --seed 9007199254740993"));
+    CHECK(sh("cmp -s s1/train.txt s2/train.txt") == 1); /* doubles cannot tell the two apart */
+    CHECK_RUN(run("demo --quick --text-only --save s1 --seed 18446744073709551615"));
+    CHECK_REFUSED(2, "either", run("demo --quick --short"));
+    CHECK_REFUSED(1, "absent/demo.svg", run("demo --quick --train-steps 2 --steps 1 --svg absent/demo.svg"));
+    CHECK_REFUSED(1, "absent/log", run("eval model --ppl nosuchtext --log absent/log"));
+    CHECK_REFUSED(1, "absent/l", run("logits model --ids nosuchids -o absent/l"));
+    CHECK(sh("PVTUNE_ISA=neon '%s' info model >o 2>e", program) == 1 && sh("test ! -s o; grep -q 'PVTUNE_ISA is .neon.: scalar, avx2 or avx512' e") == 0);
+    CHECK(sh("PVTUNE_ISA=scalar '%s' info model >o 2>e && test ! -s e", program) == 0);
+    CHECK(sh("PVTUNE_NUM_THREADS=all '%s' info model 2>e", program) == 1 && sh("grep -q PVTUNE_NUM_THREADS e") == 0);
+    CHECK_RUN(run("generate model -p Once -n 1"));
+    CHECK(strcmp(err_text, "1 token\n") == 0);
+    CHECK_RUN(run("generate model -p Once -n 1 --json"));
+    CHECK(strstr(out_text, "\"tokens_per_second\":null") != NULL);
+}
+
+/* More rows than any verb has: the last one is required like the first. */
+static void test_many_options(void)
+{
+    enum { ROWS = 100 };
+    static option rows[ROWS];
+    static char names[ROWS][16];
+    const char *values[ROWS] = {NULL};
+    char wrong[200], text[6000] = "", last[] = "--o99", given[] = "here", *arguments[2];
+    option_set set = {rows, ROWS};
+    FILE *f;
+    bool help = false;
+    for (int i = 0; i < ROWS; i++) {
+        snprintf(names[i], sizeof names[i], "--o%02d", i);
+        rows[i].name = names[i], rows[i].kind = OPTION_TEXT, rows[i].offset = (size_t)i * sizeof *values;
+        rows[i].value = "X", rows[i].required = i == ROWS - 1;
+    }
+    CHECK(!options_parse(&set, 1, 0, NULL, values, &help, wrong, sizeof wrong) && strstr(wrong, "--o99 X is missing"));
+    arguments[0] = last, arguments[1] = given;
+    CHECK(options_parse(&set, 1, 2, arguments, values, &help, wrong, sizeof wrong) && values[ROWS - 1] == given);
+    for (int i = 0; i < ROWS; i++) rows[i].help = "a help";
+    f = tmpfile();
+    if (f) options_usage(f, "program", "verb", set), options_help(f, set), rewind(f);
+    CHECK(f && fread(text, 1, sizeof text - 1, f) > 0);
+    CHECK(strncmp(text, "usage: program verb --o99 X [options]\n", 38) == 0 && strstr(text, "\n  --o50 X "));
+    if (f) fclose(f);
+}
+
+static void test_help(void)
+{
+    static const char *const verbs[] = {"demo", "info", "quantize", "tune", "eval", "generate", "export", "tokenize",
+                                        "logits", "grad"};
+    char example[40];
+    for (int i = 0; i < PVTI_COUNT(verbs); i++) {
+        CHECK_RUN(run("help %s", verbs[i]));
+        snprintf(example, sizeof example, "pvtune %s ", verbs[i]);
+        CHECK(strstr(out_text, "\nExamples\n") && strstr(strstr(out_text, "\nExamples\n"), example));
+    }
+    CHECK_RUN(run("help tune"));
+    CHECK(strstr(out_text, "\nMain\n") && strstr(out_text, "\nLearning\n") && strstr(out_text, "\nV step"));
+    CHECK(strstr(out_text, "\nLearning\n") < strstr(out_text, "--code-lr"));
+    CHECK_RUN(run("help"));
+    CHECK(strstr(out_text, "pvtune quantize model --calib"));
 }
 
 static void test_files(void)
@@ -326,6 +402,52 @@ static void test_tensors(pvt_ctx *ctx)
     pvti_safetensors_close(&st);
 }
 
+/* Whether `pvtune <args>` ends by itself within so many seconds; then its exit status, and stderr in its text. */
+static int run_within(int seconds, const char *args)
+{
+    char command[4096], path[600];
+    int status, waited;
+    pid_t child = fork();
+    if (child == 0) {
+        snprintf(command, sizeof command, "cd '%s' && exec '%s' %s >out 2>err </dev/null", dir, program, args);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    for (waited = 0; waited < 100 * seconds; waited++) {
+        if (waitpid(child, &status, WNOHANG) == child) {
+            snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
+            snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
+            return shell_status(status);
+        }
+        usleep(10000);
+    }
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return -1;
+}
+
+/* What was there when a model is saved over another: of the old one nothing stays but its permissions. (Faults and
+   kills in the middle of it: test_faults.) */
+static void test_overwrite(void)
+{
+    CHECK(sh("cp -r model over && cd over && echo '{}' >added_tokens.json && echo '{}' >special_tokens_map.json && "
+             "echo x >chat_template.jinja && echo x >tokenizer.model && echo x >notes.txt && chmod 600 *") == 0);
+    CHECK_REFUSED(1, "--overwrite", run("export q -o over --to hf -q"));
+    CHECK_RUN(run("export q -o over --to hf -q --overwrite"));
+    CHECK(sh("cmp over/model.safetensors q/model.safetensors") == 0);
+    CHECK(sh("test \"$(ls -A over | tr '\\n' ' ')\" = 'config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
+    CHECK(sh("ls -l over | grep json | cut -c 1-10 | sort -u >modes && test \"$(cat modes)\" = '-rw-------'") == 0);
+    CHECK(sh("ls -l over/model.safetensors | grep -q '^-rw-------'") == 0);
+    /* a save that was interrupted after its commitment is a model: it is not overwritten by mistake */
+    CHECK(sh("mkdir -p begun/.pvtune-save && echo x >begun/.pvtune-save/manifest") == 0);
+    CHECK_REFUSED(1, "already holds a model", run("export q -o begun --to hf -q"));
+    CHECK_REFUSED(1, "manifest", run("info begun"));
+    /* what is no file does not hold the program up */
+    CHECK(sh("cp -r model pipe && rm pipe/config.json && mkfifo pipe/config.json") == 0);
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe"));
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe/config.json"));
+}
+
 /* A NaN in fp16 amid a tensor of nan/model.safetensors. */
 static void put_nan(pvt_ctx *ctx, const char *name)
 {
@@ -406,7 +528,48 @@ static void test_stop_quantize(void)
         SKIP("Ctrl-C while quantizing: this machine was done within half a second");
         return;
     }
-    CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0 && sh("test -e half") != 0);
+    CHECK(shell_status(status) == 1 && sh("grep -q 'stopped on request' err") == 0);
+    CHECK(sh("test -e half/config.json") != 0 && sh("test ! -e half || test -e half/quantize-embedding.safetensors -o "
+                                                     "-e half/quantize-00000.safetensors") == 0);
+}
+
+#define QUANTIZE "quantize model --calib text --format aqlm:2x6g4 --samples 128 --epochs 40 --tolerance 1e-9 --embed -q "
+
+/* Killed when the first block's file is there, and resumed; also stopped by Ctrl-C. */
+static void test_resume_quantize(void)
+{
+    char command[4096], path[600];
+    int status, waited, kind;
+    CHECK_RUN(run(QUANTIZE "-o once"));
+    CHECK(sh("test -z \"$(ls once | grep quantize-)\"") == 0);
+    for (kind = 0; kind < 2; kind++) {
+        pid_t child = fork();
+        if (child == 0) {
+            snprintf(command, sizeof command, "cd '%s' && exec '%s' " QUANTIZE "-o cut_off >out 2>err </dev/null", dir, program);
+            execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+            _exit(127);
+        }
+        snprintf(path, sizeof path, "%s/cut_off/quantize-00000.safetensors", dir);
+        for (waited = 0; access(path, F_OK) != 0 && waited < 60000; waited++) usleep(1000);
+        kill(child, kind ? SIGINT : SIGKILL);
+        waitpid(child, &status, 0);
+        CHECK(shell_status(status) == (kind ? 1 : 128 + SIGKILL)); /* it was not done yet */
+        CHECK(sh("test ! -e cut_off/config.json && test -e cut_off/quantize-00000.safetensors") == 0);
+        if (kind) CHECK(sh("test $(wc -l <err) = 1 && grep -q 'stopped on request.*finished blocks.*--resume' err") == 0);
+        CHECK_REFUSED(1, "unfinished quantize", run("info cut_off"));
+        CHECK_REFUSED(1, "--resume", run(QUANTIZE "-o cut_off"));
+        CHECK_REFUSED(1, "another seed", run(QUANTIZE "-o cut_off --resume --seed 1"));
+        CHECK(sh("test -e cut_off/quantize-00000.safetensors") == 0);
+        CHECK_RUN(run(QUANTIZE "-o cut_off --resume --threads 1"));
+        CHECK(sh("cmp once/model.safetensors cut_off/model.safetensors && diff -r once cut_off") == 0);
+        CHECK(sh("rm -r cut_off") == 0);
+    }
+    CHECK(sh("mkdir cut_off && echo junk >cut_off/quantize-00000.safetensors") == 0); /* begins again */
+    CHECK_REFUSED(1, "quantize-00000", run(QUANTIZE "-o cut_off --resume"));
+    CHECK_RUN(run(QUANTIZE "-o cut_off --overwrite"));
+    CHECK(sh("diff -r once cut_off") == 0);
+    CHECK(sh("mkdir weights && cp model/model.safetensors weights") == 0);
+    CHECK_REFUSED(1, "no config.json", run("info weights"));
 }
 
 #define TUNE "tune q --teacher model --data text --steps 30 --batch 8 --ctx 64 --cap 0.05 --code-optimizer adam --code-lr 0.01 --patience 99 -q --save-every 4 "
@@ -421,6 +584,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
     CHECK_REFUSED(1, "--resume", run(TUNE "-o killed"));
+    CHECK_REFUSED(1, "unfinished tune", run("info killed"));
     CHECK_REFUSED(1, "checkpoint", run(TUNE "-o killed --resume --cap 0.04"));
     CHECK(sh("cp killed/checkpoint.safetensors whole; head -c 2000 whole >killed/checkpoint.safetensors") == 0);
     CHECK_REFUSED(1, "checkpoint.safetensors", run(TUNE "-o killed --resume"));
@@ -436,6 +600,14 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_REFUSED(1, "already holds a model", run(TUNE "-o stopped"));
     CHECK_REFUSED(1, "input", run(TUNE "-o q --overwrite"));
     CHECK_REFUSED(1, "log", run(TUNE "-o other --log absent/log"));
+    /* the model cannot be saved: only a checkpoint that is there is promised */
+    CHECK(sh("mkdir -p blocked/model.safetensors") == 0);
+    CHECK_REFUSED(1, "there is no checkpoint", run(TUNE "-o blocked --save-every 0"));
+    CHECK(sh("test ! -e blocked/checkpoint.safetensors") == 0);
+    CHECK_REFUSED(1, "the checkpoint of step 28 stays", run(TUNE "-o blocked"));
+    CHECK(sh("test -e blocked/checkpoint.safetensors && rmdir blocked/model.safetensors") == 0);
+    CHECK_RUN(run(TUNE "-o blocked --resume"));
+    CHECK(sh("cmp t/model.safetensors blocked/model.safetensors") == 0);
 }
 
 /* Everything that tune says of itself is true: what it saved is what its last line measured. */
@@ -495,34 +667,181 @@ static void test_full_disk(void)
     CHECK_REFUSED(1, "small", run("export model -o small/model --to dense -q"));
     CHECK(sh("test ! -e small/model/config.json") == 0);
     CHECK_REFUSED(1, "small", run(TUNE "-o small/tuned"));
-    CHECK(sh("test ! -e small/tuned/config.json && test -z \"$(find small -name '*.tmp')\"") == 0);
+    CHECK(sh("test ! -e small/tuned/config.json && test -z \"$(find small -name '*pvtune*')\"") == 0);
     CHECK(sh("umount small") == 0);
 }
 
-/* On a terminal there is a bar, redrawn in place; a pseudo-terminal is one. */
-static void test_terminal(void)
-{
-    char text[4096], args[1500];
-    int master = posix_openpt(O_RDWR | O_NOCTTY), n = 0, got;
+/* ---- a terminal ---- */
+
+typedef struct terminal {
+    int master;
     pid_t child;
-    if (master < 0 || grantpt(master) != 0 || unlockpt(master) != 0) {
-        SKIP("the progress bar: no pseudo-terminal");
-        return;
-    }
-    child = fork();
-    if (child == 0) {
-        int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+    int columns;
+    char text[1 << 16];
+    int n;
+    double started;
+} terminal;
+
+/* Starts the program with stderr on a pseudo-terminal of so many columns; false: there is none. */
+static bool terminal_start(terminal *t, int columns, const char *args)
+{
+    struct winsize size;
+    char command[1500];
+    memset(t, 0, sizeof *t), memset(&size, 0, sizeof size);
+    t->columns = columns, t->started = pvti_seconds();
+    t->master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (t->master < 0 || grantpt(t->master) != 0 || unlockpt(t->master) != 0) return false;
+    size.ws_row = 24, size.ws_col = (unsigned short)columns;
+    if (ioctl(t->master, TIOCSWINSZ, &size) != 0) return false;
+    t->child = fork();
+    if (t->child == 0) {
+        int slave = open(ptsname(t->master), O_RDWR | O_NOCTTY);
         dup2(slave, 2);
-        snprintf(args, sizeof args, "cd '%s' && TERM=xterm exec '%s' eval model --ppl text >out", dir, program);
-        execl("/bin/sh", "sh", "-c", args, (char *)NULL);
+        snprintf(command, sizeof command, "cd '%s' && TERM=xterm exec '%s' %s >out </dev/null", dir, program, args);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
         _exit(127);
     }
-    waitpid(child, NULL, 0);
-    fcntl(master, F_SETFL, O_NONBLOCK);
-    while ((got = (int)read(master, text + n, sizeof text - 1 - (size_t)n)) > 0) n += got;
-    text[n] = 0;
-    CHECK(strstr(text, "windows") && strchr(text, '\r') && strchr(text, '#'));
-    close(master);
+    fcntl(t->master, F_SETFL, O_NONBLOCK);
+    return true;
+}
+
+/* Reads until `words` have been written, the program ends or so many seconds are over; whether they were. */
+static bool terminal_read(terminal *t, const char *words, double seconds, int *status)
+{
+    double until = pvti_seconds() + seconds;
+    bool ended = false;
+    while (pvti_seconds() < until) {
+        int got = (int)read(t->master, t->text + t->n, sizeof t->text - 1 - (size_t)t->n);
+        if (got > 0) t->text[t->n += got] = 0;
+        if (words && strstr(t->text, words)) return true;
+        if (got > 0) continue;
+        if (ended) break;
+        ended = status && waitpid(t->child, status, WNOHANG) == t->child; /* and once more what is left to read */
+        usleep(2000);
+    }
+    return ended && !words;
+}
+
+/* What a terminal does with it: the widest column reached, how many lines were begun. ASCII but for its names. */
+static int terminal_widest(const terminal *t, int *lines_begun)
+{
+    int column = 0, widest = 0;
+    *lines_begun = 0;
+    for (int i = 0; i < t->n; i++) {
+        if (t->text[i] == '\r') column = 0;
+        else if (t->text[i] == '\n') ++*lines_begun;
+        else if ((t->text[i] & 0xc0) != 0x80) column++;
+        widest = PVTI_MAX(widest, column);
+    }
+    return widest;
+}
+
+/* One line that is redrawn in place, as wide as the terminal allows and never wider. */
+static void test_widths(void)
+{
+    static const int columns[] = {20, 40, 80, 200};
+    static terminal t;
+    for (int i = 0; i < PVTI_COUNT(columns); i++) {
+        int status = -1, begun, widest;
+        if (!terminal_start(&t, columns[i], "quantize model --calib text -o w --format aqlm:2x6g4 --samples 128 --epochs 10 "
+                                            "--overwrite")) {
+            SKIP("the progress bar: no pseudo-terminal");
+            return;
+        }
+        CHECK(terminal_read(&t, NULL, 120, &status) && shell_status(status) == 0);
+        widest = terminal_widest(&t, &begun);
+        CHECK(strchr(t.text, '\r') && (strstr(t.text, "quantize 0/14") || strstr(t.text, "] 0/14")));
+        CHECK(widest < columns[i] && begun == 0);
+        if (widest >= columns[i] || begun) printf("    %d columns, %d lines on a terminal of %d\n", widest, begun, columns[i]);
+        CHECK((strchr(t.text, '#') != NULL) == (columns[i] >= 40));
+        if (columns[i] == 200) CHECK(widest > 100 && strstr(t.text, "layers.1.mlp"));
+        CHECK(!strstr(t.text, ", 0/s"));
+        close(t.master);
+    }
+    CHECK_RUN(run("quantize model --calib text -o w --format aqlm:1x2g4 --samples 8 --overwrite"));
+    CHECK(err_text[0] == 0); /* no terminal, and done in a moment: nothing to say */
+}
+
+/* It says what it does while there is nothing to count, and Ctrl-C is answered at once, in the middle of a step. */
+static void test_silence(void)
+{
+    static terminal t;
+    int status = -1;
+    double asked;
+    if (!terminal_start(&t, 80, "tune q --teacher model --data text --batch 40000 --ctx 64 --micro-batch 8 -o silent")) {
+        SKIP("Ctrl-C at a terminal: no pseudo-terminal");
+        return;
+    }
+    CHECK(terminal_read(&t, "tune", 10, NULL)); /* the first step lasts minutes */
+    CHECK(terminal_read(&t, " 0/200 steps, ", 20, NULL) && terminal_read(&t, ", 0:02", 20, NULL));
+    asked = pvti_seconds();
+    kill(t.child, SIGINT);
+    CHECK(terminal_read(&t, "again to end at once", 5, NULL));
+    CHECK(pvti_seconds() - asked < 1);
+    CHECK(terminal_read(&t, "stopped on request after step 0 of 200", 30, NULL)); /* between two micro-batches */
+    waitpid(t.child, &status, 0);
+    CHECK(shell_status(status) == 1);
+    CHECK(strchr(t.text, '#') == NULL && !strstr(t.text, "/s"));
+    close(t.master);
+    /* what cannot be stopped, here a pipe that nobody writes to, is acknowledged too, and ended by a second Ctrl-C */
+    CHECK(sh("mkfifo pipe") == 0);
+    CHECK(terminal_start(&t, 80, "logits model --ids pipe -o piped"));
+    usleep(300000);
+    kill(t.child, SIGINT);
+    CHECK(terminal_read(&t, "again to end at once", 5, NULL));
+    CHECK(waitpid(t.child, &status, WNOHANG) == 0);
+    kill(t.child, SIGINT);
+    waitpid(t.child, &status, 0);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
+    close(t.master);
+}
+
+/* A stop while weights are fitted or a block is fine-tuned comes within seconds, not at the block's end. */
+static void test_stop_soon(void)
+{
+    static terminal t;
+    int status = -1;
+    double asked;
+    if (!terminal_start(&t, 100, "quantize model --calib text -o soon --format aqlm:1x2g4 --samples 300 --ctx 64 "
+                                 "--finetune-epochs 1000")) {
+        SKIP("Ctrl-C while fine-tuning: no pseudo-terminal");
+        return;
+    }
+    CHECK(terminal_read(&t, "finetune", 60, NULL)); /* 19,000 steps */
+    asked = pvti_seconds();
+    kill(t.child, SIGINT);
+    CHECK(terminal_read(&t, "stopped on request before the first block", 60, &status));
+    CHECK(pvti_seconds() - asked < 10);
+    waitpid(t.child, &status, 0);
+    CHECK(shell_status(status) == 1 && sh("test ! -e soon") == 0);
+    close(t.master);
+}
+
+/* Chart, table and JSON hold the same figures; lines that coincide are both named. */
+static void test_demo(pvt_ctx *ctx)
+{
+    static const char *const fields[] = {"ppl_original", "ppl_calibrated"};
+    pvti_json j;
+    double ppl[2] = {0, 0}, first = 0, last = 0, run_ppl = 0;
+    int64_t list, node, point;
+    int64_t runs = 0;
+    CHECK_RUN(run("demo --quick --train-steps 60 --steps 7 --svg demo.svg --json -q"));
+    CHECK_OK(ctx, pvti_json_parse(ctx, "demo", out_text, (int64_t)strlen(out_text), &j));
+    for (int i = 0; i < 2; i++) CHECK(pvti_json_number(&j, pvti_json_find(&j, 0, fields[i]), &ppl[i]));
+    list = pvti_json_find(&j, 0, "runs");
+    for (node = pvti_json_first(&j, list); node >= 0; node = pvti_json_next(&j, node), runs++) {
+        int64_t curve = pvti_json_find(&j, node, "curve"), n = 0;
+        CHECK(pvti_json_number(&j, pvti_json_find(&j, node, "ppl"), &run_ppl));
+        for (point = pvti_json_first(&j, curve); point >= 0; point = pvti_json_next(&j, point), n++) {
+            int64_t figure = pvti_json_next(&j, pvti_json_first(&j, point));
+            CHECK(pvti_json_number(&j, figure, n == 0 ? &first : &last));
+        }
+        CHECK(n == 5 && first == ppl[1] && last == run_ppl);
+    }
+    CHECK(runs == 8);
+    pvti_json_free(&j);
+    CHECK(sh("grep -q 'continuous</tspan>.* = <tspan class=\"t3\">pv-linear' demo.svg") == 0);
+    CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 
 int main(void)
@@ -536,18 +855,26 @@ int main(void)
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     make_inputs(ctx);
     test_usage();
+    test_help();
+    test_many_options();
+    test_refused_early();
     test_files();
     test_results(ctx);
     test_texts(ctx);
     test_refused();
     test_figures();
     test_tensors(ctx);
+    test_overwrite();
     test_numbers(ctx);
     test_stop_quantize();
+    test_resume_quantize();
     test_resume(ctx);
     test_tune(ctx);
     test_full_disk();
-    test_terminal();
+    test_widths();
+    test_silence();
+    test_stop_soon();
+    test_demo(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

@@ -1,7 +1,6 @@
 /*  "Same bits everywhere" for layer 0: every op, forward and backward, on scalar, AVX2 and
     AVX-512 kernels with 1, 2, 3 and 7 threads and without a context, compared byte by byte; then once more
     with linear layers and attention in bf16. */
-#define _POSIX_C_SOURCE 200809L /* setenv */
 #define PVTUNE_LAYER 0
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
@@ -146,10 +145,9 @@ static void compare(bool bf16, arena *oracle, arena *other)
 {
     static const char *const isa[] = {"scalar", "avx2", "avx512"};
     static const int threads[] = {1, 2, 3, 7};
-    const int first = bf16 ? 0 : -1; /* −1: no context, which rounds nothing */
     int i, t;
     for (i = 0; i < 3; i++) {
-        setenv("PVTUNE_ISA", isa[i], 1);
+        const int first = bf16 || i == 0 ? 0 : -1; /* −1: no context, which rounds nothing and takes the widest */
         for (t = first; t < 4; t++) {
             arena *a = i == 0 && t == first ? oracle : other;
             pvt_ctx *ctx = NULL;
@@ -157,7 +155,7 @@ static void compare(bool bf16, arena *oracle, arena *other)
             int64_t j;
             if (i == 0 && t > 1) continue; /* scalar kernels take their time */
             memset(&desc, 0, sizeof desc);
-            desc.n_threads = t >= 0 ? threads[t] : 1, desc.compute_bf16 = bf16;
+            desc.n_threads = t >= 0 ? threads[t] : 1, desc.compute_bf16 = bf16, desc.isa = isa[i];
             if (t >= 0) {
                 CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
                 if (strcmp(pvt_ctx_get_info(ctx).isa, isa[i]) != 0) {

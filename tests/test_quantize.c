@@ -1,0 +1,299 @@
+/*  Quantizing goes on where it was stopped: block by block from the files of a checkpoint, to the same bytes
+    as without a stop; files of another run, and damaged ones, are refused with the reason. (Kill −9 and Ctrl-C
+    of the program: test_cli.) */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+#include "test.h"
+
+enum { CTX = 32, TOKENS = CTX * 24, MAX_WEIGHTS = 24 };
+
+static char dir[300], checkpoint[400];
+
+/* Stops when `phase` has been reported `after` times; counts what it hears. */
+typedef struct watch {
+    const char *phase;
+    int after, heard, fits;
+    double errors[MAX_WEIGHTS];
+    char names[MAX_WEIGHTS][96];
+} watch;
+
+static int on_progress(void *user, const pvt_progress *p)
+{
+    watch *w = (watch *)user;
+    return w->phase && strcmp(w->phase, p->phase) == 0 && ++w->heard == w->after;
+}
+
+static void on_layer(void *user, const char *name, const pvt_fit_stats *stats)
+{
+    watch *w = (watch *)user;
+    if (w->fits < MAX_WEIGHTS) {
+        w->errors[w->fits] = stats->error;
+        snprintf(w->names[w->fits], 96, "%s", name);
+    }
+    w->fits++;
+}
+
+typedef struct setup {
+    bool tied;
+    uint64_t seed, model_seed;
+    int n_threads, first_id;
+    pvt_quantize_desc desc;
+    bool bf16;
+} setup;
+
+static setup make_setup(pvt_ctx *ctx, bool tied)
+{
+    setup s;
+    memset(&s, 0, sizeof s);
+    s.tied = tied, s.n_threads = 2, s.model_seed = 7;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g4", &s.desc.format));
+    s.desc.samples = 8, s.desc.ctx = CTX, s.desc.fit.epochs = 2, s.desc.fit.kmeans_steps = 3;
+    s.desc.finetune_epochs = 2, s.desc.embedding = tied, s.desc.head = true;
+    s.desc.checkpoint = checkpoint;
+    return s;
+}
+
+/* A dense model of three blocks; the same seed gives the same one. */
+static pvt_model *make_model(pvt_ctx *ctx, const setup *s)
+{
+    pvt_model_config c;
+    pvt_model *model = NULL;
+    uint64_t seed = ctx->seed;
+    memset(&c, 0, sizeof c);
+    c.layers = 3, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 64, c.vocab = 96, c.ctx = CTX, c.tied = s->tied;
+    ctx->seed = s->model_seed;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    ctx->seed = seed;
+    return model;
+}
+
+/* Quantizes a fresh model in a context of its own and saves it as dir/<name> unless name is NULL. The error's
+   sentence goes to why. */
+static pvt_result quantize(const setup *s, watch *w, const char *name, char why[1024])
+{
+    pvt_ctx_desc desc;
+    pvt_quantize_desc q = s->desc;
+    pvt_ctx *ctx;
+    pvt_model *model;
+    pvt_corpus corpus;
+    pvt_save_desc save;
+    pvt_result result;
+    int32_t ids[TOKENS];
+    char path[400];
+    int i;
+    memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save);
+    desc.n_threads = s->n_threads, desc.seed = s->seed, desc.compute_bf16 = s->bf16;
+    desc.progress = on_progress, desc.progress_user = w;
+    q.layer = on_layer, q.layer_user = w;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+    model = make_model(ctx, s);
+    for (i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * i + s->first_id) % 95);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
+    result = pvt_quantize(ctx, model, &corpus, &q);
+    snprintf(why, 1024, "%s", pvt_ctx_error(ctx));
+    snprintf(path, sizeof path, "%s/%s", dir, name ? name : "");
+    save.overwrite = true;
+    if (result == PVT_OK && name) CHECK_OK(ctx, pvt_model_save(model, path, &save));
+    if (result == PVT_ERR_CANCELLED) { /* whole blocks: every linear of a block has codes, or none has */
+        for (i = 0; i < 3; i++) {
+            int n = 0, j;
+            for (j = 0; j < PVTI_LINEARS; j++) n += model->layers[i].linear[j].format.kind == PVT_FORMAT_AQLM;
+            CHECK(n == 0 || n == PVTI_LINEARS);
+        }
+    }
+    pvt_model_free(model), pvt_corpus_free(&corpus), pvt_ctx_destroy(ctx);
+    return result;
+}
+
+static void empty_checkpoint(void)
+{
+    char command[900];
+    snprintf(command, sizeof command, "rm -rf '%s' && mkdir '%s'", checkpoint, checkpoint);
+    CHECK(system(command) == 0);
+}
+
+static int files(void)
+{
+    char command[600];
+    int n = -1;
+    FILE *f;
+    snprintf(command, sizeof command, "ls '%s' | grep -c '^quantize-.*[.]safetensors$'", checkpoint);
+    f = popen(command, "r");
+    CHECK(f && fscanf(f, "%d", &n) == 1);
+    if (f) pclose(f);
+    return n;
+}
+
+static bool same_model(const char *x, const char *y)
+{
+    char command[1000];
+    snprintf(command, sizeof command, "cmp -s '%s/%s/model.safetensors' '%s/%s/model.safetensors'", dir, x, dir, y);
+    return system(command) == 0;
+}
+
+/* Stopped in every phase and then resumed, on another number of threads: the same bytes, the same report. */
+static void check_resume(pvt_ctx *ctx, bool tied)
+{
+    static const struct { const char *phase; int after, files[2]; } stops[] = { /* files: head last; embedding first */
+        {"observe", 1, {0, 1}}, {"observe", 2, {1, 2}}, {"quantize", 1, {0, 0}}, {"quantize", 2, {0, 0}},
+        {"quantize", 5, {0, 1}}, {"finetune", 1, {0, 1}}, {"finetune", 3, {1, 2}}, {"quantize", 13, {1, 2}},
+        {"quantize", 22, {2, 3}}, {"quantize", 23, {3, 3}}};
+    setup s = make_setup(ctx, tied);
+    watch whole, w;
+    char why[1024];
+    int i;
+    memset(&whole, 0, sizeof whole);
+    s.desc.checkpoint = NULL;
+    CHECK(quantize(&s, &whole, "whole", why) == PVT_OK);
+    CHECK(whole.fits == 22); /* three times seven, and the embedding or the head */
+    for (i = 0; i < PVTI_COUNT(stops); i++) {
+        s = make_setup(ctx, tied);
+        memset(&w, 0, sizeof w);
+        empty_checkpoint();
+        w.phase = stops[i].phase, w.after = stops[i].after;
+        CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED);
+        CHECK(w.heard == w.after);
+        CHECK(files() == stops[i].files[tied]);
+        memset(&w, 0, sizeof w);
+        s.n_threads = 1 + i % 3, s.desc.resume = true;
+        CHECK(quantize(&s, &w, "resumed", why) == PVT_OK);
+        CHECK(same_model("whole", "resumed"));
+        CHECK(files() == 4);
+        CHECK(w.fits == whole.fits && memcmp(w.names, whole.names, sizeof w.names) == 0);
+        CHECK(memcmp(w.errors, whole.errors, sizeof w.errors) == 0);
+    }
+    memset(&w, 0, sizeof w);
+    s.desc.checkpoint = NULL;
+    s.desc.resume = true;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT);
+    s.desc.checkpoint = "/absent/directory", s.desc.resume = false;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_IO && strstr(why, "/absent/directory/quantize-"));
+}
+
+/* Each option that differs is named. */
+static void check_options(pvt_ctx *ctx)
+{
+    static const char *const names[] = {"precision", "format", "samples", "fit", "fine-tuning", "skip",
+                                        "embedding and head", "seed", "text", "model"};
+    char why[1024], words[100];
+    watch w;
+    setup s = make_setup(ctx, false);
+    int i;
+    memset(&w, 0, sizeof w);
+    empty_checkpoint();
+    w.phase = "quantize", w.after = 10;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED && files() == 1);
+    for (i = 0; i < PVTI_COUNT(names); i++) {
+        memset(&w, 0, sizeof w);
+        s = make_setup(ctx, false);
+        s.desc.resume = true;
+        if (i == 0) s.bf16 = true;
+        if (i == 1) s.desc.format.bits = 5;
+        if (i == 2) s.desc.samples = 9;
+        if (i == 3) s.desc.fit.tolerance = 0.003;
+        if (i == 4) s.desc.finetune_lr = 1e-3;
+        if (i == 5) s.desc.skip = "layers.2.mlp";
+        if (i == 6) s.desc.head = false;
+        if (i == 7) s.seed = 1;
+        if (i == 8) s.first_id = 1;
+        if (i == 9) s.model_seed = 8;
+        CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_MISMATCH);
+        snprintf(words, sizeof words, "was made with another %s: it has", names[i]);
+        CHECK(strstr(why, words) != NULL);
+        if (!strstr(why, words)) printf("    %s\n", why);
+        CHECK(w.fits == 0);
+    }
+    s = make_setup(ctx, false);
+    s.desc.resume = true, s.desc.fit.cg_steps = 8, s.desc.finetune_lr = 2e-4; /* the defaults, said */
+    CHECK(quantize(&s, &w, NULL, why) == PVT_OK);
+}
+
+/* Writes bytes into the data of a tensor of the first block's file. */
+static void damage(pvt_ctx *ctx, const char *name, const void *bytes, size_t n)
+{
+    char path[500];
+    pvti_safetensors st;
+    const pvti_tensor *t;
+    long at = -1;
+    FILE *f;
+    snprintf(path, sizeof path, "%s/quantize-00000.safetensors", checkpoint);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
+    t = pvti_safetensors_find(&st, name);
+    CHECK(t != NULL);
+    if (t) at = (long)(t->data - (const uint8_t *)st.map.data);
+    pvti_safetensors_close(&st);
+    f = fopen(path, "r+b");
+    CHECK(f && at >= 0 && fseek(f, at, SEEK_SET) == 0 && fwrite(bytes, 1, n, f) == n);
+    if (f) fclose(f);
+}
+
+static void check_damage(pvt_ctx *ctx)
+{
+    static const uint8_t beyond = 16;
+    const pvt_real nan_value = (pvt_real)NAN;
+    static const char *const names[] = {"model.layers.0.mlp.up_proj.weight.codes", "model.layers.0.mlp.up_proj.weight.codebooks",
+                                        "model.layers.0.input_layernorm.weight"};
+    char why[1024], command[900];
+    watch w;
+    setup s = make_setup(ctx, false);
+    int i;
+    for (i = 0; i < 4; i++) {
+        memset(&w, 0, sizeof w);
+        empty_checkpoint();
+        w.phase = "quantize", w.after = 10;
+        s.desc.resume = false;
+        CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED && files() == 1);
+        if (i == 0) damage(ctx, names[i], &beyond, 1);
+        else if (i < 3) damage(ctx, names[i], &nan_value, sizeof nan_value);
+        else {
+            snprintf(command, sizeof command, "cd '%s' && head -c 3000 quantize-00000.safetensors >x && "
+                     "mv x quantize-00000.safetensors", checkpoint);
+            CHECK(system(command) == 0);
+        }
+        memset(&w, 0, sizeof w);
+        s.desc.resume = true;
+        CHECK(quantize(&s, &w, NULL, why) == (i == 1 || i == 2 ? PVT_ERR_NUMERIC : PVT_ERR_FORMAT));
+        CHECK(strstr(why, i == 3 ? "quantize-00000" : i == 1 ? "up_proj" : i == 0 ? "code 16" : "input_layernorm") != NULL);
+        CHECK(w.fits == 0);
+    }
+}
+
+/* The kernels are chosen by name; no name that is not one. */
+static void check_isa(void)
+{
+    pvt_ctx_desc desc;
+    pvt_ctx *ctx = NULL;
+    char why[200];
+    memset(&desc, 0, sizeof desc);
+    desc.isa = "neon", desc.error = why, desc.error_bytes = sizeof why;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_ERR_ARGUMENT && !ctx && strstr(why, "isa is \"neon\""));
+    desc.isa = "scalar";
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK && strcmp(pvt_ctx_get_info(ctx).isa, "scalar") == 0);
+    pvt_ctx_destroy(ctx), ctx = NULL;
+    setenv("PVTUNE_ISA", "neon", 1);
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK); /* the desc comes first */
+    pvt_ctx_destroy(ctx), ctx = NULL;
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_ERR_ARGUMENT && !ctx);
+    unsetenv("PVTUNE_ISA");
+    setenv("PVTUNE_NUM_THREADS", "two", 1);
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_ERR_ARGUMENT && !ctx);
+    setenv("PVTUNE_NUM_THREADS", "2", 1);
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK && pvt_ctx_get_info(ctx).n_threads == 2);
+    unsetenv("PVTUNE_NUM_THREADS");
+    pvt_ctx_destroy(ctx);
+}
+
+int main(void)
+{
+    pvt_ctx *ctx = NULL;
+    if (pvt_ctx_create(NULL, &ctx) != PVT_OK || !test_scratch(dir, sizeof dir)) return 1;
+    snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint", dir);
+    check_resume(ctx, true);
+    check_resume(ctx, false);
+    check_options(ctx);
+    check_damage(ctx);
+    check_isa();
+    pvt_ctx_destroy(ctx);
+    test_remove(dir);
+    return test_end();
+}

@@ -281,7 +281,7 @@ static void make_new(void)
     CHECK(figure(in("mixed2"), NULL) != new_figure && figure(in("mixed2"), NULL) != old_figure);
 }
 
-#define BARE "config.json model.safetensors tokenizer.json tokenizer_config.json " /* a new model by itself */
+#define BARE "README.md config.json model.safetensors tokenizer.json tokenizer_config.json " /* a new model by itself */
 
 /* What a good overwriting leaves: nothing of the old model's, everything of the user's. */
 static void test_stale(void)
@@ -293,7 +293,7 @@ static void test_stale(void)
     list_files(in("old"), old_list);
     CHECK_OK(ctx, save(new_model, in("stale")));
     list_files(in("stale"), new_list);
-    CHECK(strcmp(new_list, "config.json mine model-00009-of-00009.safetensors model.safetensors notes.txt "
+    CHECK(strcmp(new_list, "README.md config.json mine model-00009-of-00009.safetensors model.safetensors notes.txt "
                            "tokenizer.json tokenizer_config.json ") == 0);
     CHECK(figure(in("stale"), NULL) == new_figure);
     CHECK(sh("cmp stale/model.safetensors new/model.safetensors && test \"$(cat stale/notes.txt)\" = mine && "

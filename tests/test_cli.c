@@ -424,7 +424,7 @@ static void test_overwrite(void)
     CHECK_REFUSED(1, "--overwrite", run("export q -o over --to hf -q"));
     CHECK_RUN(run("export q -o over --to hf -q --overwrite"));
     CHECK(sh("cmp over/model.safetensors q/model.safetensors") == 0);
-    CHECK(sh("test \"$(ls -A over | tr '\\n' ' ')\" = 'config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
+    CHECK(sh("test \"$(ls -A over | tr '\\n' ' ')\" = 'README.md config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
     CHECK(sh("ls -l over | grep json | cut -c 1-10 | sort -u >modes && test \"$(cat modes)\" = '-rw-------'") == 0);
     CHECK(sh("ls -l over/model.safetensors | grep -q '^-rw-------'") == 0);
     /* a save that was interrupted after its commitment is a model: it is not overwritten by mistake */
@@ -432,9 +432,9 @@ static void test_overwrite(void)
     CHECK_REFUSED(1, "already holds a model", run("export q -o begun --to hf -q"));
     CHECK_REFUSED(1, "manifest", run("info begun"));
     /* what is no file does not hold the program up */
-    CHECK(sh("cp -r model pipe && rm pipe/config.json && mkfifo pipe/config.json") == 0);
-    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe"));
-    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe/config.json"));
+    CHECK(sh("cp -r model fifo && rm fifo/config.json && mkfifo fifo/config.json") == 0);
+    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo"));
+    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo/config.json"));
 }
 
 /* A NaN in fp16 amid a tensor of nan/model.safetensors. */

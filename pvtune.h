@@ -493,6 +493,7 @@ typedef enum pvt_format_kind { PVT_FORMAT_DENSE, PVT_FORMAT_AQLM } pvt_format_ki
 
 /* Additive codebooks (AQLM, arXiv 2401.06118): a group is a tile of og × ig weights, and
        W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each. */
+/* Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16 */
@@ -782,6 +783,9 @@ typedef struct pvt_model_config {
     /* rope_scaling "llama3"; factor 0: none */
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
+    /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have them;
+       NULL: none. The model keeps its own copy. */
+    const float *rope_factors;
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -858,7 +862,7 @@ typedef struct pvt_save_desc {
    replace. Of several that save into one directory at once the last one's model is there, as a whole.
    Values are rounded to the nearest, ties to even. desc may be NULL. Errors: IO, NUMERIC (overflow, not
    finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
-   different formats). */
+   different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
@@ -943,9 +947,19 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
-/* The file verbatim, tokenized once. Errors: IO, ARGUMENT (the model has no tokenizer). */
+/*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken
+    verbatim. JSON Lines are told by their content, each line an object or a string: the documents are
+    what stands under "text", else under "content", and are joined by a blank line, as if they stood so in
+    a plain file: no bos between them, for a window cut from the ids would rarely begin with one. To take
+    any bytes verbatim: pvt_tokenizer_encode and pvt_corpus_from_ids. Errors: IO, ARGUMENT (the model has
+    no tokenizer), FORMAT (a line of JSON Lines without a text: names it), UNSUPPORTED (a compressed or
+    binary file, one that is mostly not UTF-8, one JSON array: says what to do), MEMORY. */
 PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                    pvt_corpus *out);
+/* The same of a text in memory; bytes −1: up to the terminating zero. */
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
+                                        const pvt_tokenizer *tokenizer, pvt_corpus *out);
+/* A copy of n ids. Errors: ARGUMENT (n negative), MEMORY. */
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out);
 PVT_API void pvt_corpus_free(pvt_corpus *corpus);
 
@@ -955,17 +969,18 @@ typedef struct pvt_ppl_desc {
     double *window_nll;   /* NULL, or [last − first]: each window's nll sum */
 } pvt_ppl_desc;
 typedef struct pvt_ppl {
-    double ppl, nll, nll_stderr, nll_sum; /* nll: mean over tokens; its standard error over windows */
+    double ppl, nll, nll_sum; /* nll: mean over tokens */
+    double nll_stderr;        /* its standard error over windows; NaN for one window */
     int64_t tokens, windows, ctx;
     double seconds;
 } pvt_ppl;
 /* Perplexity over non-overlapping windows, ctx − 1 predictions each. Errors: ARGUMENT (text
-   shorter than one window). */
+   shorter than one window, ctx beyond the model's). */
 PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 
 typedef struct pvt_generate_desc {
-    int64_t n;             /* tokens to make; 0: 64 */
+    int64_t n;             /* tokens to make; 0: 64, or as many as the context has room for */
     double temperature;    /* 0: greedy */
     double top_p;          /* 0: 1 */
     uint64_t seed;
@@ -979,6 +994,8 @@ typedef struct pvt_generated {
     int64_t n;
     double seconds, prompt_seconds;
 } pvt_generated;
+/* Errors: ARGUMENT (no prompt; prompt and new tokens beyond the model's context), NUMERIC, MEMORY,
+   CANCELLED. */
 PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
 #endif
@@ -986,7 +1003,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
 // >>interface: quantize and tune
 
 typedef struct pvt_quantize_desc {
-    pvt_format format;      /* zeroed: aqlm:2x8g8 */
+    pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
@@ -1007,7 +1024,8 @@ typedef struct pvt_quantize_desc {
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. layer is called for resumed weights too.
-    Errors: ARGUMENT (the text is too short, a group does not divide, a weight is quantized already),
+    Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
+    format of 16 bits or more on this model; a weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
     or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
@@ -1321,13 +1339,59 @@ PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx)
            "returned, or error of its pvt_ctx_desc, says why";
 }
 
-/* Records a sentence (what, where, what to do) and returns the code. */
+/* One character of UTF-8: its length in bytes, or 0 where s is not well formed (overlong,
+   surrogate, beyond U+10FFFF, cut off). */
+static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
+{
+    const uint8_t *u = (const uint8_t *)s;
+    uint32_t c, least;
+    int i, length;
+    if (n < 1) return 0;
+    c = u[0];
+    if (c < 0x80) return *character = c, 1;
+    if (c >= 0xc2 && c < 0xe0) length = 2, c &= 31, least = 0x80;
+    else if (c >= 0xe0 && c < 0xf0) length = 3, c &= 15, least = 0x800;
+    else if (c >= 0xf0 && c < 0xf5) length = 4, c &= 7, least = 0x10000;
+    else return 0;
+    if (n < length) return 0;
+    for (i = 1; i < length; i++) {
+        if ((u[i] & 0xc0) != 0x80) return 0;
+        c = c << 6 | (u[i] & 63u);
+    }
+    if (c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
+    return *character = c, length;
+}
+
+/* s as a terminal may show it: control characters, which steer terminals, and bytes that are not UTF-8 become
+   "\\x1b" and the like. Cut to fit out[cap]. */
+static void pvti_printable(char *out, int64_t cap, const char *s)
+{
+    int64_t n = (int64_t)strlen(s), at, used = 0, i;
+    for (at = 0; at < n;) {
+        uint32_t c = 0;
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        bool shown = length > 0 && c >= 0x20 && (c < 0x7f || c >= 0xa0);
+        if (length == 0) length = 1;
+        if (used + (shown ? length : 4 * length) >= cap) break;
+        for (i = at; i < at + length; i++) {
+            if (shown) out[used++] = s[i];
+            else used += snprintf(out + used, 5, "\\x%02x", (unsigned)(uint8_t)s[i]);
+        }
+        at += length;
+    }
+    out[used] = 0;
+}
+
+/* Records a sentence (what, where, what to do) and returns the code. Whatever of a file gets into it is
+   made printable here. */
 static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, const char *format, ...)
 {
+    char text[sizeof ctx->error];
     va_list args;
     va_start(args, format);
-    vsnprintf(ctx->error, sizeof ctx->error, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    pvti_printable(ctx->error, (int64_t)sizeof ctx->error, text);
     return result;
 }
 
@@ -5001,7 +5065,10 @@ PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *
     const char *at = text;
     int i;
     memset(out, 0, sizeof *out);
-    if (strcmp(text, "dense") == 0) return PVT_OK;
+    if (strcmp(text, "dense") == 0) {
+        out->bits = 16, out->in_group = out->out_group = 1;
+        return PVT_OK;
+    }
     if (strncmp(at, "aqlm", 4) != 0) goto fail;
     at += 4;
     for (i = 0; i < 4; i++) {
@@ -7719,6 +7786,34 @@ static bool pvti_format_in_range(const pvt_format *f)
            f->in_group * f->out_group <= 256;
 }
 
+static PVTI_UNUSED int64_t pvti_gcd(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
+/* The group size nearest to `wanted`, the larger of two equally near, that divides n. */
+static int pvti_group_near(int wanted, int64_t n, int most)
+{
+    int best = 1, g;
+    for (g = 1; g <= most; g++)
+        if (n % g == 0 && abs(g - wanted) <= abs(best - wanted)) best = g;
+    return best;
+}
+
+/* The format nearest to this one whose groups divide O × I, as text. O and I may be the common divisors
+   of many matrices. */
+static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
+{
+    pvt_format nearest = *format;
+    nearest.in_group = pvti_group_near(format->in_group, I, 64);
+    nearest.out_group = pvti_group_near(format->out_group, O, PVTI_MIN(64, 256 / nearest.in_group));
+    pvt_format_text(&nearest, out);
+}
+
 /* ---- the arrays of a weight, listed ---- */
 
 /* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
@@ -7749,16 +7844,18 @@ static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_f
                                      pvt_array *out, int *n)
 {
     int64_t weights;
+    char nearest[48];
     *n = 0;
     if ((format->kind != PVT_FORMAT_DENSE && !pvti_format_in_range(format)) || O < 1 || I < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
-    if (format->kind != PVT_FORMAT_DENSE && (O % format->out_group || I % format->in_group))
+    if (format->kind != PVT_FORMAT_DENSE && (O % format->out_group || I % format->in_group)) {
+        pvti_format_near(format, O, I, nearest);
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; choose another format, or "
-                         "leave the tensor "
-                         "dense (--skip)",
-                         name, format->out_group, format->in_group, (long long)O, (long long)I);
-    if (!pvti_mul(O, I, &weights) || !pvti_arrays_list(format, O, I, PVTI_DTYPE_REAL, out, n))
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s would fit", name,
+                         format->out_group, format->in_group, (long long)O, (long long)I, nearest);
+    }
+    if (O > INT32_MAX || I > INT32_MAX || !pvti_mul(O, I, &weights) ||
+        !pvti_arrays_list(format, O, I, PVTI_DTYPE_REAL, out, n))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
     return PVT_OK;
 }
@@ -7919,8 +8016,8 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     memset(view, 0, sizeof *view);
     if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % og || n % og)
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
-                         "rows %lld to %lld of a weight with %lld rows in groups of %lld", (long long)o0,
-                         (long long)(o0 + n), (long long)weight->O, (long long)og);
+                         "%lld rows from %lld on, of a weight with %lld rows in groups of %lld", (long long)n,
+                         (long long)o0, (long long)weight->O, (long long)og);
     *view = *weight;
     view->O = n;
     view->owned = false, view->lookup = NULL;
@@ -8474,8 +8571,8 @@ static void pvti_select_random(pvt_pv *pv, int64_t groups, int64_t handle)
 {
     int64_t i;
     for (i = 0; i < groups; i++) {
-        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION, (uint64_t)(pv->step * 65536 + handle),
-                                    (uint64_t)i);
+        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION,
+                                    (uint64_t)pv->step * 65536 + (uint64_t)handle, (uint64_t)i);
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
         pv->keys[i] = pv->keys[i] > 0
                           ? (float)(0.5 / pv->desc.temperature * pvti_log((double)pv->keys[i]) + noise)
@@ -8512,7 +8609,7 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     }
     memset(&s, 0, sizeof s);
     pvti_random_order(order, M, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
-                      (uint64_t)(pv->step * 65536 + handle));
+                      (uint64_t)pv->step * 65536 + (uint64_t)handle);
     s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
     s.force = pv->desc.force_update;
     s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
@@ -8678,28 +8775,27 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
 #if PVTUNE_LAYER >= 2
 
 // >>json
-/*  Reading: one pass checks the text (UTF-8, grammar, depth, duplicate keys) and leaves an array
-    of small nodes in document order, so that a tokenizer.json of 30 MB costs two dozen bytes per
-    value and no allocation per string. Node 0 is the root; the first child of a container is
-    the node behind it, `next` leads to its siblings. Strings stay in the text, escapes and
-    all, and are decoded when asked for: the text must outlive the nodes.
+/*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
+    duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
+    bytes per byte of text, and no allocation per string. Node 0 is the root; the first child of a
+    container is the node behind it, `next` leads to its siblings. Strings stay in the text, escapes
+    and all, and are decoded when asked for: the text must outlive the nodes.
 
     Writing: pvti_text grows; pvti_text_string and pvti_text_number write values that any reader
     understands, whatever the locale. */
 
 #define PVTI_JSON_DEPTH 64
-#define PVTI_JSON_BYTES ((int64_t)1 << 29) /* offsets fit 32 bits with room to spare */
+#define PVTI_JSON_BYTES ((int64_t)1 << 29) /* offsets leave room for a flag in 32 bits */
+#define PVTI_JSON_ESCAPED 0x80000000u /* a backslash occurs: bytes as written are not bytes as meant */
 
 enum { PVTI_JSON_NONE, PVTI_JSON_NULL, PVTI_JSON_BOOL, PVTI_JSON_NUMBER, PVTI_JSON_STRING, PVTI_JSON_ARRAY,
        PVTI_JSON_OBJECT };
 
 typedef struct pvti_json_node {
-    uint32_t text, bytes;     /* string: between its quotes; number, true, false, null: as written */
-    uint32_t key, key_bytes;  /* member of an object: between the key's quotes */
-    uint32_t next;            /* next sibling, 0: none */
-    uint32_t count;           /* children of an array or object */
-    uint8_t type;
-    bool escaped, key_escaped; /* a backslash occurs: bytes as written are not bytes as meant */
+    uint32_t text; /* where the value begins; its first character is its type */
+    uint32_t size; /* array, object: children; string: bytes between the quotes, and the flag; else: bytes */
+    uint32_t key;  /* member of an object: behind the key's opening quote, and the flag; 0: no member */
+    uint32_t next; /* next sibling, 0: none */
 } pvti_json_node;
 
 typedef struct pvti_json {
@@ -8708,29 +8804,6 @@ typedef struct pvti_json {
     pvti_json_node *nodes;
     int64_t n, capacity;
 } pvti_json;
-
-/* One character of UTF-8: its length in bytes, or 0 where s is not well formed (overlong,
-   surrogate, beyond U+10FFFF, cut off). */
-static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
-{
-    const uint8_t *u = (const uint8_t *)s;
-    uint32_t c, least;
-    int i, length;
-    if (n < 1) return 0;
-    c = u[0];
-    if (c < 0x80) return *character = c, 1;
-    if (c >= 0xc2 && c < 0xe0) length = 2, c &= 31, least = 0x80;
-    else if (c >= 0xe0 && c < 0xf0) length = 3, c &= 15, least = 0x800;
-    else if (c >= 0xf0 && c < 0xf5) length = 4, c &= 7, least = 0x10000;
-    else return 0;
-    if (n < length) return 0;
-    for (i = 1; i < length; i++) {
-        if ((u[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (u[i] & 63u);
-    }
-    if (c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
-    return *character = c, length;
-}
 
 /* Up to four bytes; their number. */
 static int pvti_utf8_write(uint32_t c, char out[4])
@@ -8840,23 +8913,53 @@ static int pvti_json_byte(pvti_json_bytes *b)
     return (uint8_t)b->pending[0];
 }
 
-static pvti_json_bytes pvti_json_reader(const char *s, int64_t n)
+/* A string as written, between its quotes. */
+typedef struct pvti_json_span {
+    const char *s;
+    int64_t bytes;
+    bool escaped;
+} pvti_json_span;
+
+static pvti_json_span pvti_json_value_span(const pvti_json *j, int64_t node)
+{
+    const pvti_json_node *n = &j->nodes[node];
+    pvti_json_span span;
+    span.s = j->text + n->text + (j->text[n->text] == '"');
+    span.bytes = n->size & ~PVTI_JSON_ESCAPED;
+    span.escaped = (n->size & PVTI_JSON_ESCAPED) != 0;
+    return span;
+}
+
+/* A key's length is found anew: it was seen to end at a quote that no backslash precedes. */
+static pvti_json_span pvti_json_key_span(const pvti_json *j, int64_t node)
+{
+    uint32_t key = j->nodes[node].key;
+    pvti_json_span span;
+    span.s = j->text + (key & ~PVTI_JSON_ESCAPED);
+    span.bytes = 0;
+    span.escaped = (key & PVTI_JSON_ESCAPED) != 0;
+    if (key)
+        for (; span.s[span.bytes] != '"'; span.bytes++) span.bytes += span.s[span.bytes] == '\\';
+    return span;
+}
+
+static pvti_json_bytes pvti_json_reader(pvti_json_span span)
 {
     pvti_json_bytes b;
     memset(&b, 0, sizeof b);
-    b.s = s, b.end = s + n;
+    b.s = span.s, b.end = span.s + span.bytes;
     return b;
 }
 
 /* Decoded length, which may exceed cap; the bytes that fit, and a NUL when all do. */
-static int64_t pvti_json_decode(const char *s, int64_t bytes, bool escaped, char *out, int64_t cap)
+static int64_t pvti_json_decode(pvti_json_span span, char *out, int64_t cap)
 {
     int64_t n = 0;
-    if (!escaped) {
-        n = bytes;
-        if (out && cap > 0) memcpy(out, s, (size_t)PVTI_MIN(n, cap));
+    if (!span.escaped) {
+        n = span.bytes;
+        if (out && cap > 0) memcpy(out, span.s, (size_t)PVTI_MIN(n, cap));
     } else {
-        pvti_json_bytes b = pvti_json_reader(s, bytes);
+        pvti_json_bytes b = pvti_json_reader(span);
         int c;
         for (; (c = pvti_json_byte(&b)) >= 0; n++)
             if (out && n < cap) out[n] = (char)c;
@@ -8876,12 +8979,12 @@ static int pvti_json_compare(pvti_json_bytes a, pvti_json_bytes b)
     return x - y;
 }
 
-static bool pvti_json_same(const char *s, int64_t bytes, bool escaped, const char *text)
+static bool pvti_json_same(pvti_json_span span, const char *text)
 {
     int64_t i, length = (int64_t)strlen(text);
     pvti_json_bytes b;
-    if (!escaped) return bytes == length && memcmp(s, text, (size_t)length) == 0;
-    b = pvti_json_reader(s, bytes);
+    if (!span.escaped) return span.bytes == length && memcmp(span.s, text, (size_t)length) == 0;
+    b = pvti_json_reader(span);
     for (i = 0; i < length; i++)
         if (pvti_json_byte(&b) != (uint8_t)text[i]) return false;
     return pvti_json_byte(&b) < 0;
@@ -8913,31 +9016,50 @@ static void pvti_json_space(pvti_json_parser *p)
     while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r')) p->at++;
 }
 
-static pvt_result pvti_json_node_add(pvti_json_parser *p, int type, int64_t *node)
+/* How many values the text holds if it is valid, so that the nodes are allocated once: each comma and
+    each opening bracket announces one, but for a bracket closed at once. Stops where the text cannot be
+    valid, so that no text asks for more than eight bytes per byte of it. */
+static int64_t pvti_json_count_values(const char *s, const char *end)
+{
+    int64_t n = 1, depth = 0;
+    char last = ',';
+    for (; s < end && depth <= PVTI_JSON_DEPTH; s++) {
+        char c = *s;
+        bool opened = last == '[' || last == '{', opens = c == '[' || c == '{', closes = c == ']' || c == '}';
+        if (c == ' ' || c == '\t' || c == '\n' || c == '\r') continue;
+        if (c == ',' && (opened || last == ',')) break;
+        if (c == '"')
+            for (s++; s < end && *s != '"'; s++) s += *s == '\\' && s + 1 < end;
+        n += (c == ',' || opens) - (closes && opened);
+        depth += opens - closes;
+        last = c;
+    }
+    return n;
+}
+
+/* A value that begins at p->at. */
+static pvt_result pvti_json_node_add(pvti_json_parser *p, int64_t *node)
 {
     pvti_json *j = p->j;
-    if (!pvti_grow(j->ctx, (void **)&j->nodes, &j->capacity, PVTI_MAX(j->n + 1, 64),
-                   (int64_t)sizeof(pvti_json_node)))
+    if (!pvti_grow(j->ctx, (void **)&j->nodes, &j->capacity, j->n + 1, (int64_t)sizeof(pvti_json_node)))
         return PVT_ERR_MEMORY;
     *node = j->n++;
     memset(&j->nodes[*node], 0, sizeof *j->nodes);
-    j->nodes[*node].type = (uint8_t)type;
+    j->nodes[*node].text = (uint32_t)(p->at - p->text);
     return PVT_OK;
 }
 
-/* p->at stands on the opening quote; leaves it behind the closing one. */
-static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *start, uint32_t *bytes, bool *escaped)
+/* p->at stands on the opening quote; leaves it behind the closing one. bytes: with the flag. */
+static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *bytes)
 {
     const char *s = p->at + 1;
-    uint32_t character;
+    uint32_t character, escaped = 0;
     int n;
-    *start = (uint32_t)(s - p->text);
-    *escaped = false;
     for (;;) {
         if (s >= p->end) return pvti_json_error(p, p->at, "a string is not closed");
         if (*s == '"') break;
         if (*s == '\\') {
-            *escaped = true;
+            escaped = PVTI_JSON_ESCAPED;
             n = pvti_json_unescape(s + 1, p->end, &character);
             if (!n) return pvti_json_error(p, s, "a bad escape in a string");
             s += 1 + n;
@@ -8951,7 +9073,7 @@ static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *start, ui
             s += n;
         }
     }
-    *bytes = (uint32_t)(s - p->text) - *start;
+    *bytes = (uint32_t)(s - p->at - 1) | escaped;
     p->at = s + 1;
     return PVT_OK;
 }
@@ -8990,30 +9112,21 @@ static pvt_result pvti_json_scan_scalar(pvti_json_parser *p, int64_t *node)
 {
     static const char *const words[] = {"true", "false", "null"};
     const char *start = p->at;
-    pvti_json_node *n;
     int i;
-    PVTI_TRY(pvti_json_node_add(p, PVTI_JSON_NUMBER, node));
-    n = &p->j->nodes[*node];
-    if (*start == '"') {
-        n->type = PVTI_JSON_STRING;
-        return pvti_json_scan_string(p, &n->text, &n->bytes, &n->escaped);
-    }
+    PVTI_TRY(pvti_json_node_add(p, node));
+    if (*start == '"') return pvti_json_scan_string(p, &p->j->nodes[*node].size);
     for (i = 0; i < 3; i++) {
         int64_t length = (int64_t)strlen(words[i]);
-        if (p->end - start >= length && memcmp(start, words[i], (size_t)length) == 0) {
-            n->type = i == 2 ? PVTI_JSON_NULL : PVTI_JSON_BOOL;
-            p->at = start + length;
-        }
+        if (p->end - start >= length && memcmp(start, words[i], (size_t)length) == 0) p->at = start + length;
     }
-    if (n->type == PVTI_JSON_NUMBER) PVTI_TRY(pvti_json_scan_number(p));
-    n->text = (uint32_t)(start - p->text);
-    n->bytes = (uint32_t)(p->at - start);
+    if (p->at == start) PVTI_TRY(pvti_json_scan_number(p));
+    p->j->nodes[*node].size = (uint32_t)(p->at - start);
     return PVT_OK;
 }
 
 static pvti_json_bytes pvti_json_key_reader(const pvti_json *j, int64_t node)
 {
-    return pvti_json_reader(j->text + j->nodes[node].key, j->nodes[node].key_bytes);
+    return pvti_json_reader(pvti_json_key_span(j, node));
 }
 
 static int pvti_json_key_tie(const void *self, int64_t a, int64_t b)
@@ -9035,7 +9148,7 @@ static uint64_t pvti_json_key_hash(const pvti_json *j, int64_t node)
 static pvt_result pvti_json_check_keys(pvti_json_parser *p, int64_t object)
 {
     pvti_json *j = p->j;
-    int64_t i = 0, n = j->nodes[object].count, node = object + 1;
+    int64_t i = 0, n = j->nodes[object].size, node = object + 1;
     if (n < 2) return PVT_OK;
     if (!pvti_grow(j->ctx, (void **)&p->keys, &p->keys_capacity, n, (int64_t)sizeof *p->keys))
         return PVT_ERR_MEMORY;
@@ -9047,19 +9160,22 @@ static pvt_result pvti_json_check_keys(pvti_json_parser *p, int64_t object)
     for (i = 1; i < n; i++)
         if (p->keys[i].key == p->keys[i - 1].key &&
             pvti_json_key_tie(j, p->keys[i].index, p->keys[i - 1].index) == 0) {
-            const pvti_json_node *twice = &j->nodes[p->keys[i].index];
+            pvti_json_span twice = pvti_json_key_span(j, p->keys[i].index);
             char what[160];
             snprintf(what, sizeof what, "the key \"%.*s\" occurs twice in one object",
-                     (int)PVTI_MIN(twice->key_bytes, 100u), j->text + twice->key);
-            return pvti_json_error(p, j->text + twice->key, what);
+                     (int)PVTI_MIN(twice.bytes, 100), twice.s);
+            return pvti_json_error(p, twice.s, what);
         }
     return PVT_OK;
 }
 
-static pvt_result pvti_json_member_key(pvti_json_parser *p, pvti_json_node *member)
+static pvt_result pvti_json_member_key(pvti_json_parser *p, uint32_t *key)
 {
+    uint32_t bytes;
     if (p->at >= p->end || *p->at != '"') return pvti_json_error(p, p->at, "a key in quotes was expected");
-    PVTI_TRY(pvti_json_scan_string(p, &member->key, &member->key_bytes, &member->key_escaped));
+    *key = (uint32_t)(p->at + 1 - p->text);
+    PVTI_TRY(pvti_json_scan_string(p, &bytes));
+    *key |= bytes & PVTI_JSON_ESCAPED;
     pvti_json_space(p);
     if (p->at >= p->end || *p->at != ':') return pvti_json_error(p, p->at, "':' was expected after a key");
     p->at++;
@@ -9079,22 +9195,19 @@ static pvt_result pvti_json_value(pvti_json_parser *p, int depth, int64_t *node)
     if (depth >= PVTI_JSON_DEPTH) return pvti_json_error(p, p->at, "nested deeper than 64 levels");
     object = *p->at == '{';
     close = object ? '}' : ']';
-    PVTI_TRY(pvti_json_node_add(p, object ? PVTI_JSON_OBJECT : PVTI_JSON_ARRAY, node));
+    PVTI_TRY(pvti_json_node_add(p, node));
     p->at++;
     pvti_json_space(p);
     if (p->at < p->end && *p->at == close) return p->at++, PVT_OK;
     for (;;) {
-        pvti_json_node key;
-        memset(&key, 0, sizeof key);
+        uint32_t key = 0;
         pvti_json_space(p);
         if (object) PVTI_TRY(pvti_json_member_key(p, &key));
         PVTI_TRY(pvti_json_value(p, depth + 1, &child));
-        j->nodes[child].key = key.key;
-        j->nodes[child].key_bytes = key.key_bytes;
-        j->nodes[child].key_escaped = key.key_escaped;
+        j->nodes[child].key = key;
         if (previous) j->nodes[previous].next = (uint32_t)child;
         previous = child;
-        j->nodes[*node].count++;
+        j->nodes[*node].size++;
         pvti_json_space(p);
         if (p->at < p->end && *p->at == close) break;
         if (p->at >= p->end || *p->at != ',')
@@ -9127,6 +9240,11 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
     if (!text) text = "", len = 0;
     out->ctx = ctx, out->text = text;
     p.j = out, p.name = name, p.text = p.at = text, p.end = text + len;
+    if (!pvti_grow(ctx, (void **)&out->nodes, &out->capacity, pvti_json_count_values(text, p.end),
+                   (int64_t)sizeof *out->nodes)) {
+        pvti_json_free(out);
+        return PVT_ERR_MEMORY;
+    }
     pvti_json_space(&p);
     result = pvti_json_value(&p, 0, &root);
     pvti_json_space(&p);
@@ -9152,13 +9270,22 @@ static PVTI_UNUSED pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvt
 
 static int pvti_json_type(const pvti_json *j, int64_t node)
 {
-    return node >= 0 && node < j->n ? (int)j->nodes[node].type : (int)PVTI_JSON_NONE;
+    if (node < 0 || node >= j->n) return PVTI_JSON_NONE;
+    switch (j->text[j->nodes[node].text]) {
+    case '{': return PVTI_JSON_OBJECT;
+    case '[': return PVTI_JSON_ARRAY;
+    case '"': return PVTI_JSON_STRING;
+    case 'n': return PVTI_JSON_NULL;
+    case 't':
+    case 'f': return PVTI_JSON_BOOL;
+    default: return PVTI_JSON_NUMBER;
+    }
 }
 
 /* Children in order, −1 at the end; a child of an object is the member's value. */
 static int64_t pvti_json_first(const pvti_json *j, int64_t node)
 {
-    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY && j->nodes[node].count ? node + 1 : -1;
+    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY && j->nodes[node].size ? node + 1 : -1;
 }
 static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 {
@@ -9166,17 +9293,14 @@ static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 }
 static PVTI_UNUSED int64_t pvti_json_count(const pvti_json *j, int64_t node)
 {
-    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].count : 0;
+    return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].size : 0;
 }
 
 /* The member's value, −1 when there is none. Linear: iterate large objects instead. */
 static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
 {
     int64_t child = pvti_json_type(j, object) == PVTI_JSON_OBJECT ? pvti_json_first(j, object) : -1;
-    for (; child >= 0; child = pvti_json_next(j, child)) {
-        const pvti_json_node *n = &j->nodes[child];
-        if (pvti_json_same(j->text + n->key, n->key_bytes, n->key_escaped, key)) break;
-    }
+    while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
     return child;
 }
 
@@ -9184,26 +9308,19 @@ static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, co
    NUL-terminated when that fits too. −1: not a string. */
 static PVTI_UNUSED int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
-    const pvti_json_node *n;
     if (pvti_json_type(j, node) == PVTI_JSON_NONE) return -1;
-    n = &j->nodes[node];
-    return pvti_json_decode(j->text + n->key, n->key_bytes, n->key_escaped, out, cap);
+    return pvti_json_decode(pvti_json_key_span(j, node), out, cap);
 }
 static PVTI_UNUSED int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
-    const pvti_json_node *n;
     if (pvti_json_type(j, node) != PVTI_JSON_STRING) return -1;
-    n = &j->nodes[node];
-    return pvti_json_decode(j->text + n->text, n->bytes, n->escaped, out, cap);
+    return pvti_json_decode(pvti_json_value_span(j, node), out, cap);
 }
 
 /* Is it this string? */
 static PVTI_UNUSED bool pvti_json_equals(const pvti_json *j, int64_t node, const char *text)
 {
-    const pvti_json_node *n;
-    if (pvti_json_type(j, node) != PVTI_JSON_STRING) return false;
-    n = &j->nodes[node];
-    return pvti_json_same(j->text + n->text, n->bytes, n->escaped, text);
+    return pvti_json_type(j, node) == PVTI_JSON_STRING && pvti_json_same(pvti_json_value_span(j, node), text);
 }
 
 static PVTI_UNUSED bool pvti_json_bool(const pvti_json *j, int64_t node, bool *out)
@@ -9272,7 +9389,7 @@ static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, doubl
 {
     double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
-    value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].bytes);
+    value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].size);
     if (!(value >= -DBL_MAX && value <= DBL_MAX)) return false;
     *out = value;
     return true;
@@ -9287,7 +9404,7 @@ static PVTI_UNUSED bool pvti_json_int(const pvti_json *j, int64_t node, int64_t 
     bool negative;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
     s = j->text + j->nodes[node].text;
-    end = s + j->nodes[node].bytes;
+    end = s + j->nodes[node].size;
     negative = *s == '-';
     if (pvti_json_digits(s + negative, end) == end) {
         for (s += negative; s < end; s++) { /* downwards, where there is one value more */
@@ -9379,8 +9496,8 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
             bytes = snprintf(piece, sizeof piece, "\\ufffd");
         } else if (c == '"' || c == '\\') {
             bytes = snprintf(piece, sizeof piece, "\\%c", (char)c);
-        } else if (c < 0x20) {
-            const char *found = c ? strchr(controls, (int)c) : NULL;
+        } else if (c < 0x20 || (c >= 0x7f && c < 0xa0)) { /* what terminals obey, U+009B too */
+            const char *found = c && c < 0x20 ? strchr(controls, (int)c) : NULL;
             bytes = found ? snprintf(piece, sizeof piece, "\\%c", names[found - controls])
                           : snprintf(piece, sizeof piece, "\\u%04x", c);
         } else {
@@ -11304,6 +11421,7 @@ typedef struct pvti_nfc {
     struct { uint32_t composed, first, second; bool excluded; } pairs[PVTI_NFC_PAIRS];
     uint16_t index[4096]; /* pair + 1 by hash of (first, second) */
     uint8_t class_[PVTI_NFC_END];
+    uint8_t joins[(PVTI_NFC_END + 7) / 8]; /* bit: it is the second part of a pair */
 } pvti_nfc;
 
 static uint32_t pvti_nfc_hash(uint32_t first, uint32_t second)
@@ -11324,6 +11442,7 @@ static void pvti_nfc_expand(pvti_nfc *nfc)
         if (entry[0] & 1) continue;
         for (slot = pvti_nfc_hash(first, nfc->pairs[i].second); nfc->index[slot];) slot = (slot + 1) % 4096;
         nfc->index[slot] = (uint16_t)(i + 1);
+        nfc->joins[nfc->pairs[i].second / 8] |= (uint8_t)(1 << nfc->pairs[i].second % 8);
     }
     for (i = 0; i < PVTI_COUNT(pvti_nfc_runs); i++) {
         uint32_t end = at + pvti_nfc_runs[i] / 256;
@@ -11365,6 +11484,16 @@ static uint32_t pvti_nfc_compose(const pvti_nfc *nfc, uint32_t a, uint32_t b)
         if (nfc->pairs[i].first == a && nfc->pairs[i].second == b) return nfc->pairs[i].composed;
     }
     return 0;
+}
+
+/* Whether c composes with nothing before it and no mark is sorted across it: text may be cut there. */
+static bool pvti_nfc_starts(const pvti_nfc *nfc, uint32_t c)
+{
+    uint32_t parts[4];
+    pvti_nfc_decompose(nfc, c, parts);
+    c = parts[0];
+    if (c >= 0x1161 && c <= 0x11c2) return false; /* Hangul: vowels and trailing consonants */
+    return pvti_nfc_class(nfc, c) == 0 && !(c < PVTI_NFC_END && (nfc->joins[c / 8] >> c % 8 & 1));
 }
 
 /* Sorts every run of marks by class, equals in their order. items: scratch for n. */
@@ -12018,17 +12147,22 @@ static int64_t pvti_word(const pvt_tokenizer *t, const char *s, int64_t n, const
 /*  Text → ids: special tokens are found first; each stretch between them is normalised, cut into
     words, and every word merged. Words repeat: a small table remembers where a word last
     stood in the text and which ids it became, so that most words cost one hash and one
-    comparison. The merge loop keeps candidates in a heap, O(n log n) also for a word of a megabyte. */
+    comparison.
 
-typedef struct pvti_symbol {
-    int32_t id;             /* −1: unknown; −2: merged into the symbol before */
-    int32_t previous, next; /* −1: none */
-} pvti_symbol;
+    A word's symbols are an array of ids. Merged, a symbol spans several places: its id stands in the
+    first, −1 − span in the second and in the last (which may be the same), so that both neighbours
+    are found and nothing else is stored. The rank of every pair stands where the pair begins; above
+    the ranks stand the minima of each 16, above these of each 16 again. So the leftmost pair of the
+    lowest rank is found in O(log n), and a word of n places takes 8.3·n bytes, be it a megabyte long:
+    a heap of candidates took 50 and missed the cache at every step. */
 
-typedef struct pvti_bpe_pair {
-    uint32_t rank;
-    int32_t at, left, right, id; /* valid while symbol `at` is `left` and the next one `right` */
-} pvti_bpe_pair;
+#define PVTI_RANK_NONE UINT32_MAX /* these two do not merge */
+#define PVTI_RANK_LEVELS 8        /* 16^8 > INT32_MAX */
+
+typedef struct pvti_ranks {
+    uint32_t *level[PVTI_RANK_LEVELS]; /* [0][i]: of the pair at i; [k+1][i]: the least of [k][16·i … +15] */
+    int levels;
+} pvti_ranks;
 
 typedef struct pvti_seen {
     int64_t at, first; /* in the text; in the ids */
@@ -12043,10 +12177,11 @@ typedef struct pvti_encoder {
     int64_t n, ids_capacity;
     char *text; /* normalised; words refer to it by offset */
     int64_t bytes, text_capacity;
-    pvti_symbol *symbols;
+    int32_t *symbols; /* −1: unknown; below: inside a symbol */
     int64_t symbols_capacity;
-    pvti_bpe_pair *heap;
-    int64_t heap_n, heap_capacity;
+    uint32_t *rank_memory;
+    int64_t ranks_capacity;
+    pvti_ranks ranks;
     pvti_seen *seen;
     uint32_t *chars; /* for >>nfc */
     int64_t chars_capacity;
@@ -12060,63 +12195,100 @@ static pvt_result pvti_encode_reserve(pvti_encoder *e, int64_t n)
     return room ? PVT_OK : PVT_ERR_MEMORY;
 }
 
-static bool pvti_bpe_less(const pvti_bpe_pair *a, const pvti_bpe_pair *b)
-{
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
+/* ---- ranks of pairs ---- */
 
-/* Puts the pair that begins with symbol `at` on the heap, if it merges. */
-static pvt_result pvti_encode_offer(pvti_encoder *e, int32_t at)
+/* The levels for a word of n symbols, all without a pair. */
+static pvt_result pvti_ranks_begin(pvti_encoder *e, int64_t n)
 {
-    const pvti_symbol *s = e->symbols;
-    const pvti_merge *m;
-    pvti_bpe_pair c;
-    int64_t hole;
-    if (at < 0 || s[at].next < 0) return PVT_OK;
-    m = pvti_merge_find(e->t, s[at].id, s[s[at].next].id);
-    if (!m) return PVT_OK;
-    c.rank = m->rank, c.at = at, c.left = s[at].id, c.right = s[s[at].next].id, c.id = (int32_t)(m->id1 - 1);
-    if (!pvti_grow(e->ctx, (void **)&e->heap, &e->heap_capacity, PVTI_MAX(e->heap_n + 1, 256),
-                   (int64_t)sizeof c))
+    pvti_ranks *r = &e->ranks;
+    int64_t sizes[PVTI_RANK_LEVELS], total = 0;
+    r->levels = 0;
+    do {
+        n = (n + 15) / 16 * 16;
+        sizes[r->levels++] = n, total += n;
+        n /= 16;
+    } while (n > 1);
+    if (!pvti_grow(e->ctx, (void **)&e->rank_memory, &e->ranks_capacity, total, (int64_t)sizeof(uint32_t)))
         return PVT_ERR_MEMORY;
-    for (hole = e->heap_n++; hole > 0 && pvti_bpe_less(&c, &e->heap[(hole - 1) / 2]); hole = (hole - 1) / 2)
-        e->heap[hole] = e->heap[(hole - 1) / 2];
-    e->heap[hole] = c;
+    memset(e->rank_memory, 0xff, (size_t)total * sizeof(uint32_t));
+    r->level[0] = e->rank_memory;
+    for (int k = 1; k < r->levels; k++) r->level[k] = r->level[k - 1] + sizes[k - 1];
     return PVT_OK;
 }
 
-/* The heap must not be empty. */
-static pvti_bpe_pair pvti_encode_best(pvti_encoder *e)
+static uint32_t pvti_ranks_least(const uint32_t *ranks)
 {
-    pvti_bpe_pair best = e->heap[0], last = e->heap[--e->heap_n];
-    int64_t hole = 0, child;
-    while ((child = 2 * hole + 1) < e->heap_n) {
-        if (child + 1 < e->heap_n && pvti_bpe_less(&e->heap[child + 1], &e->heap[child])) child++;
-        if (!pvti_bpe_less(&e->heap[child], &last)) break;
-        e->heap[hole] = e->heap[child];
-        hole = child;
-    }
-    e->heap[hole] = last;
-    return best;
+    uint32_t least = ranks[0];
+    int i;
+    for (i = 1; i < 16; i++) least = PVTI_MIN(least, ranks[i]);
+    return least;
 }
 
-/* Merges symbols 0 … n−1 until nothing merges; symbol 0 always stays the first. */
-static pvt_result pvti_encode_merge(pvti_encoder *e, int64_t n)
+/* Where the pair that merges next begins; −1: nothing merges. */
+static int64_t pvti_ranks_next(const pvti_ranks *r)
 {
-    pvti_symbol *s = e->symbols;
-    int32_t i;
-    e->heap_n = 0;
-    for (i = 0; i + 1 < n; i++) PVTI_TRY(pvti_encode_offer(e, i));
-    while (e->heap_n > 0) {
-        pvti_bpe_pair c = pvti_encode_best(e);
-        int32_t gone = s[c.at].next;
-        if (s[c.at].id != c.left || gone < 0 || s[gone].id != c.right) continue;
-        s[c.at].id = c.id;
-        s[c.at].next = s[gone].next;
-        if (s[gone].next >= 0) s[s[gone].next].previous = c.at;
-        s[gone].id = -2;
-        PVTI_TRY(pvti_encode_offer(e, s[c.at].previous));
-        PVTI_TRY(pvti_encode_offer(e, c.at));
+    uint32_t least = pvti_ranks_least(r->level[r->levels - 1]);
+    int64_t at = 0;
+    int k;
+    if (least == PVTI_RANK_NONE) return -1;
+    for (k = r->levels - 1; k >= 0; k--)
+        for (at *= 16; r->level[k][at] != least;) at++;
+    return at;
+}
+
+static void pvti_ranks_set(pvti_ranks *r, int64_t at, uint32_t rank)
+{
+    uint32_t old = r->level[0][at], *least;
+    int k;
+    r->level[0][at] = rank;
+    for (k = 1; k < r->levels && rank != old; k++, at /= 16) {
+        least = &r->level[k][at / 16];
+        if (rank >= *least && old != *least) return; /* neither was nor becomes the least */
+        old = *least;
+        if (rank > *least) rank = pvti_ranks_least(r->level[k - 1] + at / 16 * 16);
+        *least = rank;
+    }
+}
+
+/* ---- merging ---- */
+
+static int64_t pvti_symbol_next(const int32_t *symbols, int64_t at, int64_t n)
+{
+    return at + 1 < n && symbols[at + 1] < -1 ? at - 1 - symbols[at + 1] : at + 1;
+}
+
+static int64_t pvti_symbol_previous(const int32_t *symbols, int64_t at)
+{
+    return at > 0 && symbols[at - 1] < -1 ? at + 1 + symbols[at - 1] : at - 1;
+}
+
+static uint32_t pvti_symbol_rank(const pvti_encoder *e, int64_t at, int64_t n)
+{
+    int64_t next = pvti_symbol_next(e->symbols, at, n);
+    const pvti_merge *m = next < n ? pvti_merge_find(e->t, e->symbols[at], e->symbols[next]) : NULL;
+    return m ? m->rank : PVTI_RANK_NONE;
+}
+
+/* Merges symbols 0 … n−1 until nothing merges; *left: how many symbols there are then. */
+static pvt_result pvti_encode_merge(pvti_encoder *e, int64_t n, int64_t *left)
+{
+    int32_t *s = e->symbols;
+    int64_t at;
+    *left = n;
+    PVTI_TRY(pvti_ranks_begin(e, n));
+    for (at = 0; at + 1 < n; at++) e->ranks.level[0][at] = pvti_symbol_rank(e, at, n);
+    for (int k = 1; k < e->ranks.levels; k++)
+        for (at = 0; e->ranks.level[k - 1] + 16 * at < e->ranks.level[k]; at++)
+            e->ranks.level[k][at] = pvti_ranks_least(e->ranks.level[k - 1] + 16 * at);
+    while ((at = pvti_ranks_next(&e->ranks)) >= 0) {
+        int64_t second = pvti_symbol_next(s, at, n), end = pvti_symbol_next(s, second, n);
+        int64_t before = pvti_symbol_previous(s, at);
+        s[at] = (int32_t)(pvti_merge_find(e->t, s[at], s[second])->id1 - 1);
+        s[at + 1] = s[end - 1] = (int32_t)(at - end - 1);
+        --*left;
+        pvti_ranks_set(&e->ranks, second, PVTI_RANK_NONE);
+        pvti_ranks_set(&e->ranks, at, pvti_symbol_rank(e, at, n));
+        if (before >= 0) pvti_ranks_set(&e->ranks, before, pvti_symbol_rank(e, before, n));
     }
     return PVT_OK;
 }
@@ -12133,17 +12305,13 @@ static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t by
         bool known = true;
         if (length == 0) length = 1;
         if (id >= 0) {
-            e->symbols[n++].id = id;
+            e->symbols[n++] = id;
         } else {
             for (i = 0; i < length; i++) known = known && t->byte_id[(uint8_t)word[at + i]] >= 0;
-            if (!known) e->symbols[n++].id = -1;
-            for (i = 0; known && i < length; i++) e->symbols[n++].id = t->byte_id[(uint8_t)word[at + i]];
+            if (!known) e->symbols[n++] = -1;
+            for (i = 0; known && i < length; i++) e->symbols[n++] = t->byte_id[(uint8_t)word[at + i]];
         }
         at += length;
-    }
-    for (i = 0; i < n; i++) {
-        e->symbols[i].previous = (int32_t)i - 1;
-        e->symbols[i].next = i + 1 < n ? (int32_t)i + 1 : -1;
     }
     return n;
 }
@@ -12151,9 +12319,9 @@ static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t by
 static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t bytes)
 {
     const pvt_tokenizer *t = e->t;
-    int32_t whole = t->ignore_merges ? pvti_vocab_find_text(t, word, bytes) : -1, i;
+    int32_t whole = t->ignore_merges ? pvti_vocab_find_text(t, word, bytes) : -1;
     bool fuse = false;
-    int64_t n;
+    int64_t n, left, i;
     if (whole >= 0) {
         PVTI_TRY(pvti_encode_reserve(e, 1));
         e->ids[e->n++] = whole;
@@ -12164,11 +12332,11 @@ static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t b
     if (!pvti_grow(e->ctx, (void **)&e->symbols, &e->symbols_capacity, PVTI_MAX(bytes, 256),
                    (int64_t)sizeof *e->symbols))
         return PVT_ERR_MEMORY;
-    n = pvti_encode_symbols(e, word, bytes);
-    if (t->n_merges) PVTI_TRY(pvti_encode_merge(e, n));
-    PVTI_TRY(pvti_encode_reserve(e, n));
-    for (i = 0; i >= 0 && i < n; i = e->symbols[i].next) {
-        int32_t id = e->symbols[i].id;
+    n = left = pvti_encode_symbols(e, word, bytes);
+    if (t->n_merges) PVTI_TRY(pvti_encode_merge(e, n, &left));
+    PVTI_TRY(pvti_encode_reserve(e, left));
+    for (i = 0; i < n; i = pvti_symbol_next(e->symbols, i, n)) {
+        int32_t id = e->symbols[i];
         if (id < 0 && t->unknown < 0)
             return pvti_fail(e->ctx, PVT_ERR_MISMATCH,
                              "the text has a character that the tokenizer knows neither whole "
@@ -12199,51 +12367,83 @@ static pvt_result pvti_encode_word(pvti_encoder *e, int64_t at, int64_t bytes)
     return PVT_OK;
 }
 
+/* Room in e->text for n bytes more than `at`. */
+static pvt_result pvti_encode_room(pvti_encoder *e, int64_t at, int64_t n)
+{
+    return pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + n, 1) ? PVT_OK : PVT_ERR_MEMORY;
+}
+
+/* s[0 … n−1] decomposed into e->chars; their number. */
+static pvt_result pvti_encode_decompose(pvti_encoder *e, const char *s, int64_t n, int64_t *count)
+{
+    const pvti_nfc *nfc = e->t->nfc;
+    int64_t i;
+    for (*count = i = 0; i < n;) {
+        uint32_t c;
+        int length = pvti_utf8_read(s + i, n - i, &c);
+        if (!pvti_grow(e->ctx, (void **)&e->chars, &e->chars_capacity, *count + 4, (int64_t)sizeof *e->chars))
+            return PVT_ERR_MEMORY;
+        if (length) *count += pvti_nfc_decompose(nfc, c, e->chars + *count);
+        else e->chars[(*count)++] = PVTI_NFC_RAW | (uint8_t)s[i];
+        i += length ? length : 1;
+    }
+    return PVT_OK;
+}
+
 /* s[0 … n−1] composed, to e->text + at; adds the bytes to *out. */
 static pvt_result pvti_encode_compose_part(pvti_encoder *e, int64_t at, const char *s, int64_t n,
                                            int64_t *out)
 {
-    const pvti_nfc *nfc = e->t->nfc;
-    int64_t i, count = 0;
-    if (!pvti_grow(e->ctx, (void **)&e->chars, &e->chars_capacity, 4 * n, (int64_t)sizeof *e->chars) ||
-        !pvti_grow(e->ctx, (void **)&e->items, &e->items_capacity, 4 * n, (int64_t)sizeof *e->items) ||
-        !pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + 4 * n, 1)) return PVT_ERR_MEMORY;
-    for (i = 0; i < n;) {
-        uint32_t c;
-        int length = pvti_utf8_read(s + i, n - i, &c);
-        if (length) count += pvti_nfc_decompose(nfc, c, e->chars + count);
-        else e->chars[count++] = PVTI_NFC_RAW | (uint8_t)s[i];
-        i += length ? length : 1;
-    }
-    pvti_nfc_sort(nfc, e->chars, count, e->items);
-    count = pvti_nfc_compose_all(nfc, e->chars, count);
+    int64_t i, count;
+    PVTI_TRY(pvti_encode_decompose(e, s, n, &count));
+    if (!pvti_grow(e->ctx, (void **)&e->items, &e->items_capacity, count, (int64_t)sizeof *e->items))
+        return PVT_ERR_MEMORY;
+    pvti_nfc_sort(e->t->nfc, e->chars, count, e->items);
+    count = pvti_nfc_compose_all(e->t->nfc, e->chars, count);
     for (i = 0; i < count; i++) {
-        char *to = e->text + at;
+        char bytes[4];
         int length = 1;
-        if (e->chars[i] & PVTI_NFC_RAW) *to = (char)(e->chars[i] & 255);
-        else length = pvti_utf8_write(e->chars[i], to);
+        if (e->chars[i] & PVTI_NFC_RAW) bytes[0] = (char)(e->chars[i] & 255);
+        else length = pvti_utf8_write(e->chars[i], bytes);
+        PVTI_TRY(pvti_encode_room(e, at, length));
+        memcpy(e->text + at, bytes, (size_t)length);
         at += length, *out += length;
     }
     return PVT_OK;
 }
 
-/* In parts that end before an ASCII character, which composes with nothing before it. */
+/* The end of a part that begins at s: about 1,024 bytes, up to a place where text may be cut. A byte that
+   is not UTF-8 is such a place. *composed: all is below U+0300, whose first byte is 0xcc. */
+static int64_t pvti_encode_part(const pvti_encoder *e, const char *s, int64_t n, bool *composed)
+{
+    int64_t end = PVTI_MIN(n, 1024), i;
+    int back, length;
+    for (*composed = true, i = 0; i < end; i++) *composed = *composed && (uint8_t)s[i] < 0xcc;
+    for (back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++; /* to its end */
+    for (; end < n; end += length) {
+        uint32_t c;
+        length = pvti_utf8_read(s + end, n - end, &c);
+        if (length == 0 || pvti_nfc_starts(e->t->nfc, c)) break;
+        *composed = *composed && c < 0x300;
+    }
+    return end;
+}
+
+/* Part by part, so that the arrays for characters stay small whatever the text. */
 static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s, int64_t n, int64_t *out)
 {
-    int64_t begin, end;
+    int64_t begin, bytes;
     *out = 0;
-    for (begin = 0; begin < n; begin = end) {
-        bool composed = true; /* below U+0300, whose first byte is 0xcc */
-        for (end = begin; end < n && (end - begin < 1024 || (uint8_t)s[end] >= 0x80); end++)
-            composed = composed && (uint8_t)s[end] < 0xcc;
+    for (begin = 0; begin < n; begin += bytes) {
+        bool composed;
+        bytes = pvti_encode_part(e, s + begin, n - begin, &composed);
         if (!composed) {
-            PVTI_TRY(pvti_encode_compose_part(e, at + *out, s + begin, end - begin, out));
+            PVTI_TRY(pvti_encode_compose_part(e, at + *out, s + begin, bytes, out));
             continue;
         }
-        if (!pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, at + *out + end - begin, 1))
-            return PVT_ERR_MEMORY;
-        memcpy(e->text + at + *out, s + begin, (size_t)(end - begin));
-        *out += end - begin;
+        PVTI_TRY(pvti_encode_room(e, at + *out, bytes));
+        memcpy(e->text + at + *out, s + begin, (size_t)bytes);
+        *out += bytes;
     }
     return PVT_OK;
 }
@@ -12357,7 +12557,7 @@ PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *t, const char *text
     result = pvti_encode_all(&e, text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes, flags);
     pvti_free(e.ctx, e.text);
     pvti_free(e.ctx, e.symbols);
-    pvti_free(e.ctx, e.heap);
+    pvti_free(e.ctx, e.rank_memory);
     pvti_free(e.ctx, e.seen);
     pvti_free(e.ctx, e.chars);
     pvti_free(e.ctx, e.items);
@@ -13754,6 +13954,7 @@ struct pvt_model {
     pvt_real *norm;      /* [C], behind the last block */
     pvt_real *norm_data; /* what all norms point into */
     pvt_dtype *norm_types; /* of the norms in the files that they were read from; NONE: from no file */
+    float *rope_factors; /* what the config's point to, or NULL */
     pvti_source *source; /* the files that weights are mapped from; NULL: none */
     pvt_tokenizer *tokenizer;
     int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
@@ -13761,6 +13962,8 @@ struct pvt_model {
     char *generation_config; /* the file's text, carried along on save; may be NULL */
     int64_t generation_config_bytes;
 };
+
+#define PVTI_ROPE_MOST 512 /* frequencies: head sizes up to 1024, see pvti_config_check */
 
 static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
 {
@@ -13814,7 +14017,22 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
         return pvti_fail(ctx, PVT_ERR_FORMAT,
                          "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
                          name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
+    for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
+        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
+                             name, (long long)i, (double)c->rope_factors[i]);
     return PVT_OK;
+}
+
+/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
+   training, so that results there mean nothing. */
+static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
+                                                 int64_t T)
+{
+    if (T >= 2 && T <= model->config.ctx) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "%s: a context of %lld tokens is not possible: this model was made for 2 to %lld", what,
+                     (long long)T, (long long)model->config.ctx);
 }
 
 /* The head as a view of the embedding; again whenever the embedding was replaced. */
@@ -13886,6 +14104,7 @@ PVT_API void pvt_model_free(pvt_model *model)
     pvti_free(model->ctx, model->layers);
     pvti_free(model->ctx, model->norm_data);
     pvti_free(model->ctx, model->norm_types);
+    pvti_free(model->ctx, model->rope_factors);
     pvti_free(model->ctx, model);
 }
 
@@ -13902,10 +14121,14 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
     model->norm_data = PVTI_NEW(ctx, pvt_real, n);
     model->norm_types = PVTI_NEW(ctx, pvt_dtype, PVTI_NORMS * config->layers + 1);
-    if (!model->layers || !model->norm_data || !model->norm_types) {
+    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
+    if (!model->layers || !model->norm_data || !model->norm_types || (config->rope_factors && !model->rope_factors)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
+    if (config->rope_factors)
+        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
+    model->config.rope_factors = model->rope_factors;
     for (i = 0; i < n; i++) model->norm_data[i] = 1;
     for (l = 0; l < config->layers; l++)
         for (i = 0; i < PVTI_NORMS; i++)
@@ -14288,11 +14511,12 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
 static void pvti_blocks_rope(pvti_blocks *b)
 {
     const pvt_model_config *g = &b->config;
-    float inv_freq[512]; /* head sizes up to 1024, see pvti_config_check */
+    float inv_freq[PVTI_ROPE_MOST];
     pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
     if (g->rope_factor != 0)
         pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
                               g->rope_original_ctx);
+    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
@@ -14585,8 +14809,11 @@ PVT_API void pvt_run_free(pvt_run *run)
 PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
 {
     pvt_run run;
-    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK) return INT64_MAX;
-    return run.bytes + run.bytes_grads + (int64_t)sizeof run;
+    int64_t bytes;
+    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
+        !pvti_add(run.bytes, run.bytes_grads, &bytes) || !pvti_add(bytes, (int64_t)sizeof run, &bytes))
+        return INT64_MAX;
+    return bytes;
 }
 
 PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
@@ -14684,16 +14911,17 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    int64_t n = B * T, l;
+    int64_t n, l;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
+    n = B * T;
     memcpy(run->ids, ids, (size_t)n * sizeof *ids);
     pvt_weight_lookup(run->ctx, run->x, &model->embed, ids, n);
     for (l = 0; l < g->layers; l++) {
-        int64_t layer_size = run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim;
         pvti_cache cache;
-        if (run->desc.cache)
-            cache.k = run->cache_k + l * layer_size, cache.v = run->cache_v + l * layer_size,
-            cache.pos = run->pos;
+        if (run->desc.cache) { /* laid out at creation, so that this size fits */
+            int64_t at = l * (run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim);
+            cache.k = run->cache_k + at, cache.v = run->cache_v + at, cache.pos = run->pos;
+        }
         pvti_block_forward(&run->blocks, &model->layers[l], pvti_run_input(run, l + 1),
                            pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
                            run->desc.cache ? &cache : NULL);
@@ -15035,7 +15263,64 @@ static void pvti_config_ends(const pvti_json *j, pvt_model *model)
 
 /* ---- keys of a GGUF ---- */
 
-static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
+/* Whether these factors are what the "llama3" rule of c makes of the frequencies, but for rounding. */
+static bool pvti_rope_factors_fit(const pvt_model_config *c, const float *factors)
+{
+    float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
+    int64_t j;
+    pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
+    memcpy(scaled, plain, sizeof scaled);
+    pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
+                          c->rope_original_ctx);
+    for (j = 0; j < c->head_dim / 2; j++)
+        if (fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) > 2e-6) return false;
+    return true;
+}
+
+/* The contexts that a rule of low 1 and this high may have started from, most usual first, are tried: between
+   the two wavelengths there are few factors or none, so that no context could be computed from them. */
+static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
+{
+    static const double highs[] = {4, 2, 8, 16, 32};
+    int64_t last = c->head_dim / 2 - 1;
+    pvt_model_config rule = *c;
+    int i, power;
+    rule.rope_factor = (double)factors[last], rule.rope_low = 1;
+    if (!(rule.rope_factor > 1 && rule.rope_factor < 1e6)) return false;
+    for (i = 0; i < PVTI_COUNT(highs); i++)
+        for (power = 0; power < 24; power++) {
+            rule.rope_high = highs[i];
+            /* 8192, 4096 … 1, 16384 … */
+            rule.rope_original_ctx = (int64_t)1 << (power <= 13 ? 13 - power : power);
+            if (!pvti_rope_factors_fit(&rule, factors)) continue;
+            *c = rule;
+            return true;
+        }
+    return false;
+}
+
+/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
+   follow the rule, the config says so, as config.json does; else they stay as they are. */
+static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c,
+                                         float factors[PVTI_ROPE_MOST])
+{
+    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
+    int64_t n = c->head_dim / 2, j;
+    bool ones = true;
+    if (!t) return PVT_OK;
+    if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of "
+                         "a head",
+                         a->path, (long long)n);
+    memcpy(factors, t->data, (size_t)n * sizeof *factors);
+    for (j = 0; j < n; j++) ones = ones && factors[j] == 1;
+    if (!ones && !pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
+    return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* factors: memory for those that the config points to, if any. */
+static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
 {
     const pvti_gguf *g = &a->source->gguf;
     const pvti_tensor *embed = pvti_gguf_find(g, "token_embd.weight");
@@ -15073,9 +15358,8 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
                          experts > 0
                              ? "mixtures of experts are not supported"
                              : "\"llama.rope.dimension_count\" other than the head size is not supported");
-    if ((pvti_gguf_kv_find(g, "llama.rope.scaling.type") &&
-         !pvti_gguf_equals(g, "llama.rope.scaling.type", "none")) ||
-        pvti_gguf_find(g, "rope_freqs.weight"))
+    if (pvti_gguf_kv_find(g, "llama.rope.scaling.type") &&
+        !pvti_gguf_equals(g, "llama.rope.scaling.type", "none"))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
                          "directory of this model",
@@ -15091,7 +15375,8 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c)
     c->vocab = embed && embed->rank == 2 ? embed->shape[0] : 0;
     c->tied = !pvti_gguf_find(g, "output.weight");
     snprintf(c->family, sizeof c->family, "llama");
-    return pvti_config_check(a->ctx, a->path, c);
+    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
+    return pvti_gguf_rope_factors(a, c, factors);
 }
 
 static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
@@ -15323,19 +15608,43 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     return pvti_load_generation_config(a);
 }
 
-static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes)
+/* Whether the file's first bytes can be llama2.c's seven numbers: sizes that pvti_config_check lets pass,
+   or a later version's mark. */
+static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
+{
+    const int32_t most[7] = {1 << 20, 1 << 22, 4096, 1 << 14, 1 << 14, 1 << 24, 1 << 24};
+    int32_t header[7];
+    int i;
+    if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
+    if (bytes < (int64_t)sizeof header) return false;
+    memcpy(header, start, sizeof header);
+    for (i = 0; i < 7; i++)
+        if (header[i] == 0 || header[i] > most[i] || header[i] < (i == 5 ? -most[i] : 0)) return false;
+    return header[0] % header[3] == 0 && header[3] % header[4] == 0;
+}
+
+static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes, int64_t size)
 {
     pvt_model_config config;
+    float factors[PVTI_ROPE_MOST];
+    uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
     a->neighbours = true;
-    if (bytes >= 9 && start[8] == '{')
+    if (bytes >= 9) memcpy(&header, start, 8);
+    /* a llama2.c model of 123 = '{' layers is no such file: its first two sizes make a larger number */
+    if (header < (uint64_t)size && start[8] == '{')
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: is a safetensors file; name the directory that holds it and its config.json",
                          a->path);
-    if (bytes >= 4 && memcmp(start, "GGUF", 4) == 0) {
+    if (memcmp(start, "GGUF", 4) != 0 && !pvti_load_is_llama2c(start, bytes))
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                         "%s: not a model of a kind that is known here: a Hugging Face directory "
+                         "(config.json and safetensors files), a .gguf, or a llama2.c .bin",
+                         a->path);
+    if (memcmp(start, "GGUF", 4) == 0) {
         PVTI_TRY(pvti_gguf_open(a->ctx, a->path, &a->source->gguf));
-        PVTI_TRY(pvti_gguf_config(a, &config));
+        PVTI_TRY(pvti_gguf_config(a, &config, factors));
     } else {
         PVTI_TRY(pvti_llama2c_open(a->ctx, a->path, &a->source->llama2c));
         PVTI_TRY(pvti_llama2c_config(a, &config));
@@ -15412,13 +15721,13 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
         return pvti_load_unchanged(a);
     } else {
         pvti_map map;
-        uint8_t start[9];
-        int64_t bytes;
+        uint8_t start[28] = {0};
+        int64_t size, bytes;
         PVTI_TRY(pvti_map_open(a->ctx, a->path, &map));
-        bytes = PVTI_MIN(map.size, (int64_t)sizeof start);
+        size = map.size, bytes = PVTI_MIN(size, (int64_t)sizeof start);
         memcpy(start, map.data, (size_t)bytes);
         pvti_map_close(a->ctx, &map);
-        PVTI_TRY(pvti_load_file(a, start, bytes));
+        PVTI_TRY(pvti_load_file(a, start, bytes, size));
     }
     return pvti_load_tokenizer(a, tokenizer);
 }
@@ -15455,6 +15764,9 @@ PVT_API void pvt_corpus_free(pvt_corpus *corpus)
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out)
 {
     memset(out, 0, sizeof *out);
+    if (n < 0 || (n > 0 && !ids))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n,
+                         ids ? "an address" : "NULL");
     out->ids = PVTI_NEW(ctx, int32_t, PVTI_MAX(n, 1));
     if (!out->ids) return PVT_ERR_MEMORY;
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
@@ -15463,23 +15775,175 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     return PVT_OK;
 }
 
+/* What unpacks a file, by bytes that no text has where they stand; NULL: not compressed. */
+static const char *pvti_text_unpacker(const char *s, int64_t n)
+{
+    static const struct { int64_t at, bytes; const char *magic, *with; } kinds[] = {
+        {0, 2, "\x1f\x8b", "gzip -d"},
+        {0, 4, "\x28\xb5\x2f\xfd", "zstd -d"},
+        {0, 6, "\xfd" "7zXZ", "xz -d"},
+        {4, 6, "1AY&SY", "bzip2 -d"},
+        {0, 4, "PK\3\4", "unzip"},
+        {0, 8, "PAR1\x15\4\x15", "it is Parquet: export its column of text"},
+    };
+    int i;
+    for (i = 0; i < PVTI_COUNT(kinds); i++)
+        if (n >= kinds[i].at + kinds[i].bytes &&
+            memcmp(s + kinds[i].at, kinds[i].magic, (size_t)kinds[i].bytes) == 0)
+            return kinds[i].with;
+    return NULL;
+}
+
+/* Refuses what is no text: its bytes would become tokens like any others. */
+static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
+{
+    const char *with = pvti_text_unpacker(s, n);
+    int64_t at, bad = 0;
+    if (with)
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: is compressed, not a text; unpack it first (%s)",
+                         name, with);
+    if (n > 0 && memchr(s, 0, (size_t)n))
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: holds zero bytes: no text, or one in UTF-16; UTF-8 is wanted (iconv -t UTF-8)",
+                         name);
+    for (at = 0; at < n;) {
+        uint32_t c;
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        bad += length == 0;
+        at += length ? length : 1;
+    }
+    if (bad <= n / 4) return PVT_OK; /* a few bytes may be anything */
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: is not UTF-8: no text, or one in an older encoding (iconv -t UTF-8)", name);
+}
+
+/* ---- JSON Lines: one document a line, {"text": "…"}, {"content": "…"} or "…" ---- */
+
+/* The next line that is not blank: *at moves to its first character that is no space; its length from
+   there, −1: none. */
+static int64_t pvti_line_next(const char *s, int64_t n, int64_t *at, int64_t *line)
+{
+    const char *end;
+    for (++*line; *at < n && strchr(" \t\r\n", s[*at]); ++*at) *line += s[*at] == '\n';
+    if (*at >= n) return -1;
+    end = (const char *)memchr(s + *at, '\n', (size_t)(n - *at));
+    return end ? end - (s + *at) : n - *at;
+}
+
+/* The node of a line's document; −1: neither an object with one, nor a string. */
+static int64_t pvti_line_document(const pvti_json *j)
+{
+    int64_t node = pvti_json_find(j, 0, "text");
+    if (pvti_json_type(j, 0) == PVTI_JSON_STRING) return 0;
+    if (pvti_json_type(j, node) != PVTI_JSON_STRING) node = pvti_json_find(j, 0, "content");
+    return pvti_json_type(j, node) == PVTI_JSON_STRING ? node : -1;
+}
+
+static pvt_result pvti_lines_refuse(pvt_ctx *ctx, const char *name, int64_t line)
+{
+    return pvti_fail(ctx, PVT_ERR_FORMAT,
+                     "%s: line %lld is no document: it begins as JSON Lines, where every line is an object "
+                     "with a \"text\" or a \"content\", or a string",
+                     name, (long long)line);
+}
+
+/* Appends the documents to `out`, a blank line between two. *lines: false where the text is not JSON
+   Lines. It is when its first line is an object, and then each must be a document; or when all lines are
+   strings. */
+static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n, pvti_text *out,
+                                  bool *lines)
+{
+    int64_t at = n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, line = 0, length;
+    bool objects = false;
+    for (*lines = false; (length = pvti_line_next(s, n, &at, &line)) >= 0; at += length + 1) {
+        pvti_json j = {NULL, NULL, NULL, 0, 0};
+        bool may = s[at] == '{' || s[at] == '"';
+        pvt_result result = may ? pvti_json_parse(ctx, name, s + at, length, &j) : PVT_ERR_FORMAT;
+        int64_t document = result == PVT_OK ? pvti_line_document(&j) : -1, bytes;
+        if (result == PVT_ERR_MEMORY) return result;
+        if (result == PVT_OK && !*lines) objects = pvti_json_type(&j, 0) == PVTI_JSON_OBJECT;
+        if (document < 0) {
+            pvti_json_free(&j);
+            *lines = objects;
+            return objects ? pvti_lines_refuse(ctx, name, line) : PVT_OK;
+        }
+        if (*lines) pvti_text_put(out, "\n\n", 2);
+        *lines = true;
+        bytes = pvti_json_string(&j, document, NULL, 0);
+        if (pvti_text_reserve(out, bytes)) {
+            pvti_json_string(&j, document, out->data + out->size, bytes + 1);
+            out->size += bytes;
+        }
+        pvti_json_free(&j);
+        if (out->failed) return PVT_ERR_MEMORY;
+    }
+    return PVT_OK;
+}
+
+/* A whole file that is one JSON array would be tokenized with its brackets. */
+static pvt_result pvti_array_refuse(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
+{
+    int64_t at = 0;
+    pvti_json j;
+    pvt_result result;
+    while (at < n && strchr(" \t\r\n", s[at]) && s[at]) at++;
+    if (at == n || s[at] != '[') return PVT_OK;
+    result = pvti_json_parse(ctx, name, s, n, &j);
+    pvti_json_free(&j);
+    if (result != PVT_OK) return result == PVT_ERR_MEMORY ? result : PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: is one JSON array; JSON Lines are wanted, a document on each line (jq -c '.[]')",
+                     name);
+}
+
+/* s[0 … n−1] as the text of a file or a stream called `name`. */
+static pvt_result pvti_corpus_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n,
+                                   const pvt_tokenizer *tokenizer, pvt_corpus *out)
+{
+    pvti_text documents = pvti_text_begin(ctx);
+    bool lines = false; /* then the documents are the text */
+    pvt_result result = pvti_corpus_check_text(ctx, name, s, n);
+    if (result == PVT_OK) result = pvti_array_refuse(ctx, name, s, n);
+    if (result == PVT_OK) result = pvti_lines_read(ctx, name, s, n, &documents, &lines);
+    if (lines) s = documents.data, n = documents.size;
+    if (result == PVT_OK) result = pvt_tokenizer_encode(tokenizer, s, n, PVT_ENCODE_BOS, &out->ids, &out->n);
+    pvti_text_free(&documents);
+    if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
+    return result;
+}
+
+static pvt_result pvti_corpus_tokenizer(pvt_ctx *ctx, const char *name, const pvt_tokenizer *tokenizer)
+{
+    if (tokenizer) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "%s cannot be read as tokens: the model came without a tokenizer; name one "
+                     "(--tokenizer FILE)",
+                     name);
+}
+
 PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                    pvt_corpus *out)
 {
     pvti_map map;
     pvt_result result;
     memset(out, 0, sizeof *out);
-    if (!tokenizer)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s cannot be read as tokens: the model came without a tokenizer; name one "
-                         "(--tokenizer FILE)",
-                         path);
+    PVTI_TRY(pvti_corpus_tokenizer(ctx, path, tokenizer));
     PVTI_TRY(pvti_map_open_stream(ctx, path, &map));
-    result = pvt_tokenizer_encode(tokenizer, (const char *)map.data, map.size, PVT_ENCODE_BOS, &out->ids,
-                                  &out->n);
+    result = pvti_corpus_read(ctx, path, (const char *)map.data, map.size, tokenizer, out);
     pvti_map_close(ctx, &map);
-    if (result == PVT_OK) out->ctx = tokenizer->ctx; /* whose allocator made the ids */
     return result;
+}
+
+PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
+                                        const pvt_tokenizer *tokenizer, pvt_corpus *out)
+{
+    memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_corpus_tokenizer(ctx, "the text", tokenizer));
+    if (bytes < -1 || (!text && bytes != 0))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a text of %lld bytes at %s", (long long)bytes,
+                         text ? "an address" : "NULL");
+    if (bytes < 0) bytes = (int64_t)strlen(text);
+    return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
 }
 
 // >>evaluation
@@ -15521,7 +15985,7 @@ static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t 
     out->tokens = out->windows * (out->ctx - 1);
     out->nll = out->nll_sum / (double)out->tokens;
     for (i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
-    if (out->windows > 1) out->nll_stderr = __builtin_sqrt(squares / (windows - 1) / windows);
+    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
     out->ppl = pvti_exp64(out->nll);
     return PVT_OK;
 }
@@ -15537,8 +16001,7 @@ PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pv
     pvt_run *run = NULL;
     pvt_result result;
     memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
-    if (T < 2 || T > 1 << 24)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "perplexity: a window of %lld tokens", (long long)T);
+    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
     all = corpus->n / T;
     if (last == 0) last = all;
     if (all < 1)
@@ -15697,7 +16160,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     pvt_result result;
     memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
     if (desc) d = *desc;
-    if (d.n == 0) d.n = 64;
+    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
     if (d.top_p == 0) d.top_p = 1;
     if (n_prompt < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -15708,6 +16171,7 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
             ctx, PVT_ERR_ARGUMENT,
             "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
             (long long)d.n, d.temperature, d.top_p);
+    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
     result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
     pvt_run_free(run);
     pvti_free(ctx, sampler.logits);
@@ -16212,6 +16676,11 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_exporter saver;
     pvti_exchange exchange;
     pvt_result result;
+    if (model->config.rope_factors)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: this model's rotary frequencies have factors that follow no rule which "
+                         "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
+                         dir);
     memset(&saver, 0, sizeof saver);
     memset(&exchange, 0, sizeof exchange);
     saver.ctx = model->ctx;
@@ -16859,12 +17328,84 @@ static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *cor
     return PVT_OK;
 }
 
+/* The matrix of tensor i if this run is to quantize it, else NULL. */
+static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(z->model, tensor);
+    return pvti_quantize_wants(z->model, &z->desc, &info) ? info.weight : NULL;
+}
+
+/* What the format comes to over all matrices wanted: bits per weight, codebooks and all. */
+static double pvti_quantizer_bits(const pvti_quantizer *z, const pvt_format *format)
+{
+    int64_t i, tensors = pvt_model_tensors(z->model);
+    double bits = 0, n = 0;
+    for (i = 0; i < tensors; i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        double weights = w ? (double)w->O * (double)w->I : 0;
+        if (w) bits += pvt_format_bits(format, w->O, w->I) * weights;
+        n += weights;
+    }
+    return n > 0 ? bits / n : 0;
+}
+
+/* A format that compresses nothing is refused: at 16 bits the weights themselves are smaller, and exact.
+   Codebooks of many entries weigh little only beside large matrices. */
+static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
+{
+    pvt_format smaller = z->desc.format;
+    double bits = pvti_quantizer_bits(z, &smaller);
+    char text[48], nearest[48];
+    if (bits < 16) return PVT_OK;
+    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
+    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
+    pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, nearest);
+    return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                     "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks "
+                     "weigh more than the weights; try %s (%.1f)",
+                     text, bits, nearest, pvti_quantizer_bits(z, &smaller));
+}
+
+/* Refuses before the first hour, not after. */
+static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
+{
+    const pvt_format *f = &z->desc.format;
+    int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
+    char nearest[48];
+    for (i = 0; i < tensors; i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        if (!w) continue;
+        if (w->format.kind != PVT_FORMAT_DENSE)
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                             "%s is quantized already; start from the original model",
+                             pvt_model_tensor(z->model, i).name);
+        O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
+        if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
+        z->total++;
+    }
+    if (unfit >= 0) {
+        pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
+        pvti_format_near(f, O, I, nearest);
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
+                         "model, or leave the tensor dense with skip",
+                         info.name, f->out_group, f->in_group, (long long)info.weight->O,
+                         (long long)info.weight->I, nearest);
+    }
+    return pvti_quantizer_check_bits(z);
+}
+
 static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    int64_t i, tensors = pvt_model_tensors(z->model), available;
-    if (d->format.kind == PVT_FORMAT_DENSE) PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    int64_t i, available;
+    if (d->format.kind == PVT_FORMAT_DENSE && d->format.bits == 0)
+        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    if (d->format.kind == PVT_FORMAT_DENSE)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
+                         "dense");
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
     if (d->resume && !d->checkpoint)
@@ -16873,8 +17414,9 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
     z->C = c->dim;
-    if (z->T < 2 || z->T > 1 << 20 || d->samples < 0 || d->finetune_lr < 0)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples, ctx or learning rate is out of range");
+    PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
+    if (d->samples < 0 || d->finetune_lr < 0)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
     available = corpus->n / z->T;
     if (available < 1 || d->samples > available)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
@@ -16889,36 +17431,24 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                              "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
                              "was it tokenized with another tokenizer?",
                              (long long)corpus->ids[i], (long long)c->vocab);
-    for (i = 0; i < tensors; i++) { /* refuse before the first hour, not after */
-        pvt_tensor_info info = pvt_model_tensor(z->model, i);
-        if (!pvti_quantize_wants(z->model, d, &info)) continue;
-        if (info.weight->format.kind != PVT_FORMAT_DENSE)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s is quantized already; start from the original model",
-                             info.name);
-        if (info.weight->O % d->format.out_group || info.weight->I % d->format.in_group)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                             "%s: groups of %d x %d do not divide %lld x %lld weights; choose another "
-                             "format, or leave it dense with skip",
-                             info.name, d->format.out_group, d->format.in_group, (long long)info.weight->O,
-                             (long long)info.weight->I);
-        z->total++;
-    }
-    return PVT_OK;
+    return pvti_quantizer_check_format(z);
 }
 
 static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 {
     const pvt_model_config *c = &z->model->config;
-    int64_t largest = 0, widest = 0, tokens, l;
+    int64_t largest = 0, widest = 0, tokens, inputs, l;
     int i;
+    /* samples · T is no more than the text has */
+    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
     tokens = z->per_chunk * z->T;
     for (l = 0; l < c->layers; l++)
         for (i = 0; i < PVTI_LINEARS; i++)
             largest = PVTI_MAX(largest, z->model->layers[l].linear[i].O * z->model->layers[l].linear[i].I);
     PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
-    z->x = PVTI_NEW(z->ctx, pvt_real, z->samples * z->T * z->C);
-    z->y = PVTI_NEW(z->ctx, pvt_real, z->samples * z->T * z->C);
+    z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
+    z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
     z->out = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
     z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
     z->W = PVTI_NEW(z->ctx, pvt_real, largest);
@@ -17082,6 +17612,31 @@ static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, co
     return r;
 }
 
+/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of
+   them is. Whatever is computed from a desc comes after this. */
+static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
+{
+    int64_t tokens;
+    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
+        d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
+        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
+                         "ctx at most %d, and micro_batch no more than batch", 1 << 20);
+    if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: %lld steps of %lld x %lld tokens are more than can be counted",
+                         (long long)d->steps, (long long)d->batch, (long long)d->ctx);
+    return PVT_OK;
+}
+
+/* Numbers in the teacher's hidden states of so many windows; INT64_MAX: more than can be counted. */
+static int64_t pvti_tuner_hidden_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
+{
+    int64_t n;
+    return pvti_mul(windows, d->ctx * teacher->config.dim, &n) ? n : INT64_MAX;
+}
+
 /* Whether sequences come again, so that the teacher's hidden states are worth keeping. */
 static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
 {
@@ -17130,29 +17685,35 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
                                 const pvt_tune_desc *desc)
 {
     pvt_tune_desc d = pvt_tune_resolve(student, desc);
-    int64_t total = student->ctx->bytes_now, windows, eval_windows = 0, hidden, runs[2];
+    int64_t total = student->ctx->bytes_now, windows, kept = 0, hidden, run;
     bool *frozen;
     pvt_run_desc r;
-    if (d.ctx < 1 || d.ctx > 1 << 20 || d.micro_batch < 1 || d.micro_batch > 1 << 20) return INT64_MAX;
+    if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
+        pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
+        return INT64_MAX;
     frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
     if (!frozen) return INT64_MAX;
     total += pvti_tuner_tensor_bytes(student, &d, frozen);
     r = pvti_tuner_run_desc(&d, true, frozen);
-    runs[0] = pvt_run_bytes(student, &r);
+    run = pvt_run_bytes(student, &r);
     pvti_free(student->ctx, frozen);
-    if (d.cross_entropy) teacher = NULL;
+    if (!pvti_add(total, run, &total)) return INT64_MAX;
+    if (d.cross_entropy || !teacher) return total;
     r = pvti_tuner_run_desc(&d, false, NULL);
-    runs[1] = teacher ? pvt_run_bytes(teacher, &r) : 0;
+    run = pvt_run_bytes(teacher, &r);
     windows = corpus ? corpus->n / d.ctx : INT64_MAX;
     if (d.eval_every) {
         int64_t available = d.eval ? d.eval->n / d.ctx : windows;
-        eval_windows = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
-        if (!d.eval) windows -= eval_windows;
+        kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
+        if (!d.eval) windows -= kept;
     }
-    hidden = teacher ? d.ctx * teacher->config.dim * (int64_t)sizeof(pvt_real) : 0;
-    total += eval_windows * hidden;
-    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows)) total += (windows + d.micro_batch) * hidden;
-    return runs[0] == INT64_MAX || runs[1] == INT64_MAX ? INT64_MAX : total + runs[0] + runs[1];
+    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) &&
+        !pvti_add(kept, windows + d.micro_batch, &kept))
+        return INT64_MAX;
+    if (!pvti_mul(pvti_tuner_hidden_size(&d, teacher, kept), (int64_t)sizeof(pvt_real), &hidden) ||
+        !pvti_add(total, run, &total) || !pvti_add(total, hidden, &total))
+        return INT64_MAX;
+    return total;
 }
 
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)
@@ -17238,12 +17799,9 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
     const pvt_model_config *c = &t->student->config;
-    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 || d->ctx < 2 ||
-        d->ctx > 1 << 20 || d->steps > INT64_MAX / (d->batch * d->ctx) || d->eval_windows < 0 ||
-        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and ctx at most "
-                         "%d, and all tokens must be countable", 1 << 20);
+    PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
+    PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
+    if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
     if (d->batch % d->micro_batch)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld",
                          (long long)d->micro_batch, (long long)d->batch);
@@ -17316,7 +17874,8 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
     if (!t->eval) return PVT_OK;
     t->eval_hash = pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
-        t->eval_hidden = PVTI_NEW(t->ctx, pvt_real, t->eval_windows * t->desc.ctx * t->teacher->config.dim);
+        t->eval_hidden =
+            PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
         if (!t->eval_hidden) return PVT_ERR_MEMORY;
     }
     return pvti_tuner_best_alloc(t);
@@ -17336,10 +17895,9 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of) return PVT_ERR_MEMORY;
     pvti_tuner_places(t);
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
-        int64_t C = t->teacher->config.dim;
-        t->cache = PVTI_NEW(t->ctx, pvt_real, t->windows * d->ctx * C),
+        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
         t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_NEW(t->ctx, pvt_real, d->micro_batch * d->ctx * C);
+        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
         if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));

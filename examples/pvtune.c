@@ -28,7 +28,7 @@ typedef struct options {
     uint64_t seed;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
-    bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card;
+    bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype;
 } options;
 
@@ -48,6 +48,7 @@ static const option common_rows[] = {
     {"--compute", NULL, OPTION_CHOICE, AT(compute), false, "fp32|bf16", 0, 0, "fp32",
      "linear layers and attention multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
     {"--seed", NULL, OPTION_SEED, AT(seed), false, "S", 0, 0, "0", "every random choice follows from it"},
+    {"--verbatim", NULL, OPTION_FLAG, AT(verbatim), false, "", 0, 0, NULL, "texts byte for byte: JSON Lines are not taken apart, nothing is refused"},
     {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
     {"--quiet", "-q", OPTION_FLAG, AT(quiet), false, "", 0, 0, NULL, "no progress"},
 };
@@ -72,7 +73,7 @@ static const option info_rows[] = {
 static const option quantize_rows[] = {
     HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text file to calibrate on"},
+    {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
@@ -100,7 +101,7 @@ static const option tune_rows[] = {
     HEADING("Main"),
     POSITIONAL("DIR", model, "a quantized model: what pvtune quantize made, or any AQLM checkpoint"),
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
-    {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text file to tune on"},
+    {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
     {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "pv|continuous|ste|pv-linear", 0, 0, "pv", "how codes change"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
@@ -149,7 +150,7 @@ static const option tune_rows[] = {
 };
 static const option eval_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this file, verbatim, in windows that do not overlap"},
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this text, as --calib takes it, in windows that do not overlap; -: standard input"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
     {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
     {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window"},
@@ -159,7 +160,7 @@ static const option eval_rows[] = {
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     {"--prompt", "-p", OPTION_TEXT, AT(prompt), true, "PROMPT", 0, 0, NULL, "the text to continue"},
-    {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "64", "tokens to make"},
+    {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "(64)", "tokens to make, with the prompt no more than the model's context"},
     {"--temp", NULL, OPTION_REAL, AT(temp), false, "T", 0, 100, "0", "temperature; 0: the likeliest token always"},
     {"--top-p", NULL, OPTION_REAL, AT(top_p), false, "P", 1e-9, 1, "1", "draw from the likeliest tokens that hold this share"},
     {"--head", NULL, OPTION_CHOICE, AT(head_type), false, "full|q8", 0, 0, "full", "as it is, or rounded to 8 bits: faster, a little less exact"},
@@ -177,7 +178,7 @@ static const option export_rows[] = {
 static const option tokenize_rows[] = {
     POSITIONAL("MODEL", model, "a model with a tokenizer, or a tokenizer file"),
     {"TEXT", NULL, OPTION_TEXT, AT(text), false, "", 0, 0, NULL, "the text, or -f"},
-    {"--file", "-f", OPTION_TEXT, AT(file), false, "FILE", 0, 0, NULL, "take the text from a file"},
+    {"--file", "-f", OPTION_TEXT, AT(file), false, "FILE", 0, 0, NULL, "take the text from a file; -: standard input"},
 };
 static const option logits_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -194,7 +195,7 @@ static const option grad_rows[] = {
 
 /* ---- the program's state: one struct, freed in one place ---- */
 
-enum { MODELS = 4, BUFFERS = 8 };
+enum { MODELS = 4, BUFFERS = 8, TEXT_BUFFER = BUFFERS - 1 };
 typedef struct app {
     const char *verb;
     options o;
@@ -400,14 +401,69 @@ static int load_model(app *a, int slot, const char *path)
     return 0;
 }
 
+/* All that a stream still holds, in zero-terminated memory, or NULL with errno set. */
+static char *read_stream(FILE *f, int64_t *length)
+{
+    char *text = NULL, *bigger;
+    int64_t n = 0, capacity = 0;
+    size_t got = 1;
+    while (got > 0) {
+        if (capacity - n < 65536) {
+            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
+            if (!bigger) break;
+            text = bigger;
+        }
+        got = fread(text + n, 1, (size_t)(capacity - n - 1), f);
+        n += (int64_t)got;
+        text[n] = 0;
+    }
+    if (ferror(f) || got > 0) free(text), text = NULL;
+    *length = n;
+    return text;
+}
+
+/* A whole file, "-": standard input; or NULL with errno set. */
+static char *read_text(const char *path, int64_t *length)
+{
+    bool standard = strcmp(path, "-") == 0;
+    FILE *f = standard ? stdin : fopen(path, "rb");
+    char *text = f ? read_stream(f, length) : NULL;
+    if (f && !standard) fclose(f);
+    return text;
+}
+
+/* Every byte of a text as it is: with --verbatim. */
+static int load_verbatim(app *a, int slot, const char *text, int64_t bytes, const pvt_tokenizer *tokenizer)
+{
+    int32_t *ids;
+    int64_t n;
+    pvt_result result;
+    TRY(a, pvt_tokenizer_encode(tokenizer, text, bytes, PVT_ENCODE_BOS, &ids, &n));
+    result = pvt_corpus_from_ids(a->ctx, ids, n, &a->corpora[slot]);
+    pvt_ids_free(a->ctx, ids);
+    TRY(a, result);
+    return 0;
+}
+
 static int load_text(app *a, int slot, const char *path, const pvt_model *model)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(model);
-    char what[160];
+    char what[160], *text;
+    int64_t bytes;
     if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
-    snprintf(what, sizeof what, "reading %s", path);
+    snprintf(what, sizeof what, "reading %s", strcmp(path, "-") == 0 ? "standard input" : path);
     meter_doing(&a->meter, what);
-    TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
+    if (strcmp(path, "-") != 0 && !a->o.verbatim) {
+        TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
+    } else {
+        text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
+        if (!text) return fail(a, "%s: %s", path, strerror(errno));
+        if (a->o.verbatim)
+            DO(load_verbatim(a, slot, text, bytes, tokenizer));
+        else
+            TRY(a, pvt_corpus_from_text(a->ctx, text, bytes, tokenizer, &a->corpora[slot]));
+        free(text), a->buffers[TEXT_BUFFER] = NULL;
+    }
     meter_doing(&a->meter, "preparing"); /* until the first weight, window or step is counted */
     return 0;
 }
@@ -424,6 +480,14 @@ static int check_writable(app *a, const char *path)
     fclose(f);
     if (!there) remove(path);
     return 0;
+}
+
+/* Refuses before the work what pvt_model_save would refuse after it. */
+static int check_savable(app *a)
+{
+    if (!pvt_model_get_config(a->models[0])->rope_factors) return 0;
+    return fail(a, "%s: its rotary frequencies (rope_freqs.weight) follow no rule that config.json knows: a result could "
+                "not be saved", a->o.model);
 }
 
 static bool same_file(const char *x, const char *y)
@@ -760,6 +824,13 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
                 "export --to hf writes it with a dense embedding");
 }
 
+/* Samples times their length, with the library's defaults: what of the text was used. */
+static int64_t calibration_tokens(const app *a)
+{
+    int64_t ctx = a->o.ctx ? a->o.ctx : PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
+    return ctx * (a->o.samples ? a->o.samples : PVTI_MIN(64, a->corpora[0].n / ctx));
+}
+
 static int verb_quantize(app *a)
 {
     const options *o = &a->o;
@@ -776,6 +847,7 @@ static int verb_quantize(app *a)
     desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     DO(load_model(a, 0, o->model));
+    DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
     quantize_notes(a, &desc);
@@ -792,7 +864,7 @@ static int verb_quantize(app *a)
     if (!quantize_files(o->output, true, &blocks)) note(a, "the files %s/quantize-*.safetensors could not be removed", o->output);
     put_close(&a->json, "]");
     put_bits(a, &save, &bits);
-    put_int(&a->json, "calibration_tokens", a->corpora[0].n);
+    put_int(&a->json, "calibration_tokens", calibration_tokens(a));
     put_number(&a->json, "seconds", elapsed(a));
     put_int(&a->json, "peak_bytes", peak_bytes(a));
     put_close(&a->json, "}");
@@ -814,29 +886,6 @@ typedef struct tune_state {
     int64_t noted; /* the evaluation that was reported last, by its step */
     bool made; /* the directory is this run's own */
 } tune_state;
-
-/* A whole file in zero-terminated memory, or NULL with errno set. */
-static char *read_text(const char *path, int64_t *length)
-{
-    FILE *f = fopen(path, "rb");
-    char *text = NULL, *bigger;
-    int64_t n = 0, capacity = 0;
-    size_t got = 1;
-    while (f && got > 0) {
-        if (capacity - n < 65536) {
-            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
-            if (!bigger) break;
-            text = bigger;
-        }
-        got = fread(text + n, 1, (size_t)(capacity - n - 1), f);
-        n += (int64_t)got;
-        text[n] = 0;
-    }
-    if (!f || ferror(f) || got > 0) free(text), text = NULL;
-    if (f) fclose(f);
-    *length = n;
-    return text;
-}
 
 /* Opens the log. On resume lines of steps after the checkpoint, and a line that was half written
    when the program died, are cut off: those steps are about to be done again. */
@@ -1080,6 +1129,7 @@ static int verb_tune(app *a)
         return 2;
     }
     DO(load_model(a, 0, o->model));
+    DO(check_savable(a));
     if (!has_codes(a->models[0]))
         return fail(a, "%s has no codes to tune: it is not quantized; begin with pvtune quantize %s --calib TEXT -o DIR", o->model,
                     o->model);
@@ -1160,6 +1210,14 @@ static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t fi
     return 0;
 }
 
+/* " ± 0.01234", or nothing where one window says nothing of how far others lie. */
+static const char *plus_minus(double error, char out[32])
+{
+    out[0] = 0;
+    if (error == error) snprintf(out, 32, " ± %.5f", error);
+    return out;
+}
+
 static int verb_eval(app *a)
 {
     pvt_ppl_desc desc;
@@ -1195,9 +1253,12 @@ static int verb_eval(app *a)
     put_close(&a->json, "}");
     meter_clear(&a->meter);
     if (!a->o.json) {
-        printf("perplexity %.4f (nll %.5f ± %.5f) over %lld tokens in %lld windows of %lld, %.1f s\n", ppl.ppl, ppl.nll,
-               ppl.nll_stderr, (long long)ppl.tokens, (long long)ppl.windows, (long long)ppl.ctx, ppl.seconds);
-        if (a->o.against) printf("nll minus that of %s: %+.5f ± %.5f\n", a->o.against, difference, error);
+        char of_nll[32], of_difference[32];
+        printf("perplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", ppl.ppl, ppl.nll,
+               plus_minus(ppl.nll_stderr, of_nll), (long long)ppl.tokens, (long long)ppl.windows,
+               ppl.windows == 1 ? "" : "s", (long long)ppl.ctx, ppl.seconds);
+        if (a->o.against)
+            printf("nll minus that of %s: %+.5f%s\n", a->o.against, difference, plus_minus(error, of_difference));
     }
     return put_result(a);
 }

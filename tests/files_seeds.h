@@ -44,7 +44,7 @@ static void seed_safetensors(seed *b)
                         42);
 }
 
-static void seed_json(seed *b)
+static PVTI_UNUSED void seed_json(seed *b)
 {
     b->size = 0;
     put_text(b, "{\"a\": [1, -2.5e-3, true, null, {}], \"b\\u00e9\\n\": \"x\\ud83d\\ude00\\\"\", "
@@ -78,7 +78,7 @@ static void seed_gguf_align(seed *b)
 {
     while (b->size % 32 != 0) b->data[b->size++] = 0;
 }
-static void seed_gguf(seed *b)
+static PVTI_UNUSED void seed_gguf(seed *b)
 {
     double d = 0.25;
     float f = 1e-5f;
@@ -103,7 +103,7 @@ static void seed_gguf(seed *b)
 }
 
 /* dim 4, hidden 6, 2 layers, 2 heads, 1 kv head, 5 tokens, 3 positions */
-static void seed_llama2c(seed *b, bool shared)
+static PVTI_UNUSED void seed_llama2c(seed *b, bool shared)
 {
     int64_t floats = 5 * 4 + 2 * 4 + 2 * 16 + 2 * 8 + 2 * 8 + 2 * 16 + 2 * 4 + 3 * 2 * 24 + 4 + 3 * 2 +
                      (shared ? 0 : 20);

@@ -369,6 +369,85 @@ static void test_ecosystem(void)
     CHECK(sh("test -e nocard/config.json && test ! -e nocard/README.md") == 0);
 }
 
+/* A number of the JSON object on stdout; NaN: null, or none. */
+static double json_double(const char *key)
+{
+    char text[64];
+    const char *at;
+    snprintf(text, sizeof text, "\"%s\":", key);
+    at = strstr(out_text, text);
+    return at && strncmp(at + strlen(text), "null", 4) != 0 ? strtod(at + strlen(text), NULL) : NAN;
+}
+
+static void test_texts(pvt_ctx *ctx)
+{
+    pvti_text line = pvti_text_begin(ctx);
+    char path[600];
+    int64_t n;
+    double ppl;
+    CHECK(sh("head -c 6000 text >plain; gzip -c plain >plain.gz") == 0);
+    snprintf(path, sizeof path, "%s/plain", dir);
+    n = slurp(path, out_text, sizeof out_text);
+    pvti_text_put(&line, "{\"id\": 1, \"text\": ", 18);
+    pvti_text_string(&line, out_text, n);
+    pvti_text_put(&line, "}\n", 2);
+    snprintf(path, sizeof path, "%s/lines.jsonl", dir);
+    CHECK_OK(ctx, pvti_file_write(ctx, path, line.data, line.size));
+    pvti_text_free(&line);
+    CHECK_RUN(run("eval model --ppl plain --json"));
+    ppl = json_double("ppl");
+    CHECK(ppl > 1);
+    CHECK_RUN(run("eval model --ppl lines.jsonl --json"));
+    CHECK(json_double("ppl") == ppl); /* the document alone, without its braces */
+    CHECK_RUN(run("eval model --ppl lines.jsonl --verbatim --json"));
+    CHECK(json_double("ppl") != ppl && json_double("ppl") > 1);
+    CHECK_RUN(run("eval model --ppl - --json <plain >out 2>err #")); /* and no more redirections */
+    CHECK(json_double("ppl") == ppl);
+    CHECK_RUN(run("eval model --ppl - --verbatim --json <plain >out 2>err #"));
+    CHECK(json_double("ppl") == ppl);
+    CHECK_RUN(run("tokenize model -f - --json <ids >out 2>err #"));
+    CHECK(strncmp(out_text, "[91,91,49,44", 12) == 0);
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("eval model --ppl plain.gz -q"));
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("quantize model --calib plain.gz -o x --format aqlm:1x4g4 -q"));
+    CHECK_REFUSED(1, "plain.gz: is compressed", run("tune q --teacher model --data plain.gz -o x -q"));
+    CHECK_REFUSED(1, "the text: is compressed", run("eval model --ppl - -q <plain.gz >out 2>err #"));
+    CHECK(sh("echo '{\"text\": \"a\"}' >bad.jsonl; echo '{}' >>bad.jsonl") == 0);
+    CHECK_REFUSED(1, "bad.jsonl: line 2", run("eval model --ppl bad.jsonl -q"));
+}
+
+/* What was accepted, and led to nonsense or to hours of work for nothing. */
+static void test_refused(void)
+{
+    CHECK_REFUSED(1, "made for 2 to 64", run("quantize model --calib text -o x --format aqlm:1x4g4 --ctx 99999 -q"));
+    CHECK_REFUSED(1, "made for 2 to 64", run("tune q --teacher model --data text -o x --ctx 99999 -q"));
+    CHECK_REFUSED(1, "made for 2 to 64", run("eval model --ppl text --ctx 99999 -q"));
+    CHECK(run("generate model -p Once -n 61 --json") == 1 && strstr(err_text, "made for 2 to 64"));
+    CHECK_RUN(run("generate model -p Once --ignore-eos --json")); /* the default stays within */
+    CHECK(run("info q --plan tune --ctx 65 -q") == 1 && strstr(err_text, "made for 2 to 64"));
+    CHECK_REFUSED(1, "export it as dense", run("quantize model --calib text -o x --format dense -q"));
+    CHECK_REFUSED(1, "aqlm:1x16g4 would take", run("quantize model --calib text -o x --format aqlm:1x16g4 -q"));
+    CHECK_REFUSED(1, "aqlm:1x4g8 fits", run("quantize model --calib text -o x --format aqlm:1x4g7 -q"));
+    CHECK_REFUSED(1, "a llama2.c .bin", run("info text"));
+    CHECK(sh("test ! -e x") == 0); /* nothing was left behind */
+}
+
+/* Figures that said something else. */
+static void test_figures(void)
+{
+    CHECK_RUN(run("quantize model --calib text -o few --format aqlm:1x4g4 --samples 3 --ctx 32 --no-finetune --json"));
+    CHECK(json_double("calibration_tokens") == 96);
+    CHECK_RUN(run("quantize model --calib text -o few --format aqlm:1x4g4 --no-finetune --overwrite --json"));
+    CHECK(json_double("calibration_tokens") == 64 * 64); /* the default, not the whole text */
+    CHECK_RUN(run("eval model --ppl text --windows 1 -q"));
+    CHECK(strstr(out_text, "in 1 window of") && !strstr(out_text, "±"));
+    CHECK_RUN(run("eval model --ppl text --windows 1 --log one.jsonl --json"));
+    CHECK(strstr(out_text, "\"nll_stderr\":null"));
+    CHECK_RUN(run("eval q --ppl text --windows 1 --against one.jsonl -q"));
+    CHECK(strstr(out_text, "nll minus that of one.jsonl") && !strstr(out_text, "±"));
+    CHECK_RUN(run("eval model --ppl text --windows 2 -q"));
+    CHECK(strstr(out_text, "±"));
+}
+
 static void test_tensors(pvt_ctx *ctx)
 {
     pvti_safetensors st;
@@ -500,7 +579,7 @@ static int interrupted(const char *args, const char *log, int at_least, int sign
 /* Ctrl-C while a model is quantized: a sentence, and nothing half-written. */
 static void test_stop_quantize(void)
 {
-    static const char args[] = "quantize model --calib text -o half --format aqlm:2x8g4 --samples 300 --epochs 500 "
+    static const char args[] = "quantize model --calib text -o half --format aqlm:2x6g4 --beam 8 --samples 300 --epochs 500 "
                                "--tolerance 1e-9 --finetune-epochs 500 -q";
     char command[4096];
     int status;
@@ -850,6 +929,9 @@ int main(void)
     test_refused_early();
     test_files();
     test_results(ctx);
+    test_texts(ctx);
+    test_refused();
+    test_figures();
     test_tensors(ctx);
     test_overwrite();
     test_ecosystem();

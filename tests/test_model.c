@@ -324,9 +324,13 @@ static void check_perplexity(pvt_ctx *ctx)
     desc.first = 2, desc.last = 3, desc.window_nll = NULL;
     CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &part));
     CHECK_NEAR(part.nll_sum, window[2], 1e-4);
-    desc.ctx = 51, desc.first = desc.last = 0;
+    CHECK(part.nll_stderr != part.nll_stderr); /* one window says nothing of how far others lie */
+    desc.ctx = 32, desc.first = desc.last = 0, corpus.n = 31;
     CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
           strstr(pvt_ctx_error(ctx), "shorter than one window"));
+    desc.ctx = 33, corpus.n = 50;
+    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
+          strstr(pvt_ctx_error(ctx), "made for 2 to 32"));
     CHECK(pvt_corpus_load(ctx, "no-such-file", NULL, &none) == PVT_ERR_ARGUMENT);
     model->norm[3] = (pvt_real)NAN; /* legal in a file, but no figure may come of it */
     desc.ctx = 12;

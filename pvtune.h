@@ -16607,17 +16607,17 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
     pvti_card_loading(text, s);
 }
 
-/* Is there no file, or a card of ours? */
-static bool pvti_card_replaceable(pvt_ctx *ctx, const char *path)
+/* *ours: there is no file, or a card of ours. */
+static pvt_result pvti_card_replaceable(pvt_ctx *ctx, const char *path, bool *ours)
 {
     pvti_map map;
-    bool ours;
-    if (!pvti_path_exists(path)) return true;
-    if (pvti_map_open(ctx, path, &map) != PVT_OK) return false;
-    ours = map.size >= (int64_t)sizeof pvti_card_mark - 1 &&
-           memcmp(map.data, pvti_card_mark, sizeof pvti_card_mark - 1) == 0;
+    *ours = !pvti_path_exists(path);
+    if (*ours || pvti_path_is_directory(path)) return PVT_OK;
+    PVTI_TRY(pvti_map_open(ctx, path, &map));
+    *ours = map.size >= (int64_t)sizeof pvti_card_mark - 1 &&
+            memcmp(map.data, pvti_card_mark, sizeof pvti_card_mark - 1) == 0;
     pvti_map_close(ctx, &map);
-    return ours;
+    return PVT_OK;
 }
 
 /* A card that is not ours stays; one of ours goes without a new one: it would describe another model. */
@@ -16626,8 +16626,10 @@ static pvt_result pvti_export_card(const pvti_exporter *s, pvti_exchange *ex)
     char path[PVTI_PATH_BYTES];
     pvti_text text = pvti_text_begin(s->ctx);
     pvt_result result;
+    bool ours;
     PVTI_TRY(pvti_path_join(s->ctx, path, ex->dir, "README.md"));
-    if (!pvti_card_replaceable(s->ctx, path)) return PVT_OK;
+    PVTI_TRY(pvti_card_replaceable(s->ctx, path, &ours));
+    if (!ours) return PVT_OK;
     if (s->desc.no_card) return pvti_exchange_drop(ex, "README.md");
     pvti_card_text(&text, s);
     result = pvti_text_check(&text);

@@ -1025,7 +1025,7 @@ typedef struct pvt_quantize_desc {
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. layer is called for resumed weights too.
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
-    format of 16 bits or more on this model; a weight that is quantized already),
+    weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
     or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
@@ -17335,37 +17335,6 @@ static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t t
     return pvti_quantize_wants(z->model, &z->desc, &info) ? info.weight : NULL;
 }
 
-/* What the format comes to over all matrices wanted: bits per weight, codebooks and all. */
-static double pvti_quantizer_bits(const pvti_quantizer *z, const pvt_format *format)
-{
-    int64_t i, tensors = pvt_model_tensors(z->model);
-    double bits = 0, n = 0;
-    for (i = 0; i < tensors; i++) {
-        const pvt_weight *w = pvti_quantizer_wants(z, i);
-        double weights = w ? (double)w->O * (double)w->I : 0;
-        if (w) bits += pvt_format_bits(format, w->O, w->I) * weights;
-        n += weights;
-    }
-    return n > 0 ? bits / n : 0;
-}
-
-/* A format that compresses nothing is refused: at 16 bits the weights themselves are smaller, and exact.
-   Codebooks of many entries weigh little only beside large matrices. */
-static pvt_result pvti_quantizer_check_bits(const pvti_quantizer *z)
-{
-    pvt_format smaller = z->desc.format;
-    double bits = pvti_quantizer_bits(z, &smaller);
-    char text[48], nearest[48];
-    if (bits < 16) return PVT_OK;
-    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
-    while (pvti_quantizer_bits(z, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
-    pvt_format_text(&z->desc.format, text), pvt_format_text(&smaller, nearest);
-    return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                     "%s would take %.1f bits per weight on this model, where fp16 takes 16: its codebooks "
-                     "weigh more than the weights; try %s (%.1f)",
-                     text, bits, nearest, pvti_quantizer_bits(z, &smaller));
-}
-
 /* Refuses before the first hour, not after. */
 static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
 {
@@ -17392,7 +17361,7 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
                          info.name, f->out_group, f->in_group, (long long)info.weight->O,
                          (long long)info.weight->I, nearest);
     }
-    return pvti_quantizer_check_bits(z);
+    return PVT_OK;
 }
 
 static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)

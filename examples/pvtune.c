@@ -803,6 +803,34 @@ static int quantize_failed(app *a, pvt_result result, bool made, const quantize_
                 "on from there", log->n, blocks, blocks == 1 ? "" : "s", blocks == 1 ? "s" : "", a->o.output);
 }
 
+/* Bits per weight of all that the run quantizes, if `format` were its format. */
+static double quantize_bits(const pvt_model *model, const pvt_quantize_desc *desc, const pvt_format *format)
+{
+    double bits = 0, n = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (!t.weight || !pvti_quantize_wants(model, desc, &t)) continue;
+        bits += pvt_format_bits(format, t.weight->O, t.weight->I) * (double)t.n;
+        n += (double)t.n;
+    }
+    return n > 0 ? bits / n : 0;
+}
+
+/* Codebooks are stored with every weight: on a small model they can weigh more than what they replace. */
+static void quantize_note_bits(app *a, const pvt_quantize_desc *desc)
+{
+    const pvt_model *model = a->models[0];
+    pvt_format smaller = desc->format;
+    double bits = quantize_bits(model, desc, &smaller);
+    char text[48], proposal[48];
+    if (bits < 16) return;
+    while (quantize_bits(model, desc, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
+    while (quantize_bits(model, desc, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
+    pvt_format_text(&desc->format, text), pvt_format_text(&smaller, proposal);
+    note(a, "note: %s takes %.1f bits per weight on this model, more than fp16: its codebooks weigh more than the weights; try %s "
+         "(%.1f)", text, bits, proposal, quantize_bits(model, desc, &smaller));
+}
+
 /* What the user must know before the work: what the file will not hold as the source does, and who will not load it. */
 static void quantize_notes(app *a, const pvt_quantize_desc *desc)
 {
@@ -850,6 +878,7 @@ static int verb_quantize(app *a)
     DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
+    quantize_note_bits(a, &desc);
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
     put_open(&a->json, NULL, "{");

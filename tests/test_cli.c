@@ -350,7 +350,7 @@ static void test_ecosystem(void)
     CHECK_RUN(run("quantize b32 --calib text -o b8 --format aqlm:1x8g8 --samples 8 --no-finetune"));
     CHECK(strstr(err_text, "note: 1 matrix stays unquantized and becomes fp16 (F32 in the source): 0.0 MB"));
     CHECK_RUN(run("quantize model --calib text -o be --format aqlm:1x8g8 --samples 8 --no-finetune --embed"));
-    CHECK(strncmp(err_text, "note: transformers will refuse the result", 41) == 0 && strstr(err_text, "--to hf"));
+    CHECK(strstr(err_text, "note: transformers will refuse the result") && strstr(err_text, "--to hf"));
     CHECK(sh("grep -q pvtune_method be/config.json && ! grep -q quant_method be/config.json") == 0);
     test_bits("export be -o be-hf --to hf -q", "be-hf");
     CHECK(sh("grep -q '\"quant_method\": \"aqlm\"' be-hf/config.json") == 0);
@@ -425,7 +425,8 @@ static void test_refused(void)
     CHECK_RUN(run("generate model -p Once --ignore-eos --json")); /* the default stays within */
     CHECK(run("info q --plan tune --ctx 65 -q") == 1 && strstr(err_text, "made for 2 to 64"));
     CHECK_REFUSED(1, "export it as dense", run("quantize model --calib text -o x --format dense -q"));
-    CHECK_REFUSED(1, "aqlm:1x16g4 would take", run("quantize model --calib text -o x --format aqlm:1x16g4 -q"));
+    CHECK_RUN(run("quantize model --calib text -o fat --format aqlm:1x12g4 --samples 4 --epochs 1 --no-finetune"));
+    CHECK(strstr(err_text, "aqlm:1x12g4 takes") && strstr(err_text, "more than fp16") && strstr(err_text, "try aqlm:1x"));
     CHECK_REFUSED(1, "aqlm:1x4g8 fits", run("quantize model --calib text -o x --format aqlm:1x4g7 -q"));
     CHECK_REFUSED(1, "a llama2.c .bin", run("info text"));
     CHECK(sh("test ! -e x") == 0); /* nothing was left behind */
@@ -503,7 +504,7 @@ static void test_overwrite(void)
     CHECK_REFUSED(1, "--overwrite", run("export q -o over --to hf -q"));
     CHECK_RUN(run("export q -o over --to hf -q --overwrite"));
     CHECK(sh("cmp over/model.safetensors q/model.safetensors") == 0);
-    CHECK(sh("test \"$(ls -A over | tr '\\n' ' ')\" = 'README.md config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
+    CHECK(sh("test \"$(LC_ALL=C ls -A over | tr '\\n' ' ')\" = 'README.md config.json model.safetensors notes.txt tokenizer.json tokenizer_config.json '") == 0);
     CHECK(sh("ls -l over | grep json | cut -c 1-10 | sort -u >modes && test \"$(cat modes)\" = '-rw-------'") == 0);
     CHECK(sh("ls -l over/model.safetensors | grep -q '^-rw-------'") == 0);
     /* a save that was interrupted after its commitment is a model: it is not overwritten by mistake */
@@ -511,9 +512,9 @@ static void test_overwrite(void)
     CHECK_REFUSED(1, "already holds a model", run("export q -o begun --to hf -q"));
     CHECK_REFUSED(1, "manifest", run("info begun"));
     /* what is no file does not hold the program up */
-    CHECK(sh("cp -r model fifo && rm fifo/config.json && mkfifo fifo/config.json") == 0);
-    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo"));
-    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo/config.json"));
+    CHECK(sh("cp -r model pipe && rm pipe/config.json && mkfifo pipe/config.json") == 0);
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe"));
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe/config.json"));
 }
 
 /* A NaN in fp16 amid a tensor of nan/model.safetensors. */
@@ -629,13 +630,13 @@ static void test_resume_quantize(void)
         CHECK_REFUSED(1, "another seed", run(QUANTIZE "-o cut_off --resume --seed 1"));
         CHECK(sh("test -e cut_off/quantize-00000.safetensors") == 0);
         CHECK_RUN(run(QUANTIZE "-o cut_off --resume --threads 1"));
-        CHECK(sh("cmp once/model.safetensors cut_off/model.safetensors && diff -r once cut_off") == 0);
+        CHECK(sh("cmp once/model.safetensors cut_off/model.safetensors && diff -r -x README.md once cut_off") == 0);
         CHECK(sh("rm -r cut_off") == 0);
     }
     CHECK(sh("mkdir cut_off && echo junk >cut_off/quantize-00000.safetensors") == 0); /* begins again */
     CHECK_REFUSED(1, "quantize-00000", run(QUANTIZE "-o cut_off --resume"));
     CHECK_RUN(run(QUANTIZE "-o cut_off --overwrite"));
-    CHECK(sh("diff -r once cut_off") == 0);
+    CHECK(sh("diff -r -x README.md once cut_off") == 0);
     CHECK(sh("mkdir weights && cp model/model.safetensors weights") == 0);
     CHECK_REFUSED(1, "no config.json", run("info weights"));
 }
@@ -853,8 +854,8 @@ static void test_silence(void)
     CHECK(strchr(t.text, '#') == NULL && !strstr(t.text, "/s"));
     close(t.master);
     /* what cannot be stopped, here a pipe that nobody writes to, is acknowledged too, and ended by a second Ctrl-C */
-    CHECK(sh("mkfifo pipe") == 0);
-    CHECK(terminal_start(&t, 80, "logits model --ids pipe -o piped"));
+    CHECK(sh("mkfifo fifo") == 0);
+    CHECK(terminal_start(&t, 80, "logits model --ids fifo -o piped"));
     usleep(300000);
     kill(t.child, SIGINT);
     CHECK(terminal_read(&t, "again to end at once", 5, NULL));

@@ -215,7 +215,7 @@ static void test_failing_memory(void)
 
 typedef struct watch {
     int64_t fits, last_done, total, stop_at; /* stop_at: at so many "fit" reports; 0 never */
-    int64_t weights;                         /* reports of "quantize" */
+    int64_t weights;                         /* completed, by the reports of "quantize" */
     double value;
     bool in_order;
     char item[96];
@@ -223,7 +223,7 @@ typedef struct watch {
 static int watching(void *user, const pvt_progress *p)
 {
     watch *w = (watch *)user;
-    if (strcmp(p->phase, "quantize") == 0) w->weights++, w->last_done = 0;
+    if (strcmp(p->phase, "quantize") == 0) w->weights += p->done > 0, w->last_done = 0; /* the first one only begins */
     if (strcmp(p->phase, "fit") != 0) return 0;
     w->in_order = w->in_order && p->done == w->last_done + 1 && strcmp(p->unit, "epochs") == 0;
     w->fits++, w->last_done = p->done, w->total = p->total, w->value = p->value;

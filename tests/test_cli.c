@@ -512,9 +512,9 @@ static void test_overwrite(void)
     CHECK_REFUSED(1, "already holds a model", run("export q -o begun --to hf -q"));
     CHECK_REFUSED(1, "manifest", run("info begun"));
     /* what is no file does not hold the program up */
-    CHECK(sh("cp -r model fifo && rm fifo/config.json && mkfifo fifo/config.json") == 0);
-    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo"));
-    CHECK_REFUSED(1, "config.json", run_within(20, "info fifo/config.json"));
+    CHECK(sh("cp -r model pipe && rm pipe/config.json && mkfifo pipe/config.json") == 0);
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe"));
+    CHECK_REFUSED(1, "config.json", run_within(20, "info pipe/config.json"));
 }
 
 /* A NaN in fp16 amid a tensor of nan/model.safetensors. */

@@ -44,7 +44,8 @@
         layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
         layer 2     json · exchange · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
-                    evaluation · generation · save · quantize · tuner
+                    evaluation · generation · save · quantize · tuner ·
+                    checkpoint
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
@@ -181,7 +182,7 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 
 #define PVT_VERSION_MAJOR 0
 #define PVT_VERSION_MINOR 1
-#define PVT_VERSION_PATCH 0
+#define PVT_VERSION_PATCH 1
 #define PVT_VERSION (PVT_VERSION_MAJOR * 10000 + PVT_VERSION_MINOR * 100 + PVT_VERSION_PATCH)
 
 #ifndef PVTUNE_REAL /* float, or double: then the whole stack computes in double */
@@ -257,8 +258,8 @@ typedef struct pvt_allocator {
 } pvt_allocator;
 
 typedef struct pvt_progress {
-    const char *phase;  /* "quantize" (within it "observe", "fit", "finetune"), "fit" (one weight), "tune" (within
-                           it "evaluate"), "eval", …: a literal */
+    const char *phase;  /* "quantize" (within it "observe", "fit", "finetune"), "fit" (one weight), "tune"
+                           (within it "evaluate"), "eval", …: a literal */
     const char *item;   /* what was just completed, e.g. a tensor's name; may be NULL */
     int64_t done, total; /* in `unit`; total 0: not known */
     const char *unit;   /* "weights", "epochs", "windows", "steps", "tokens" */
@@ -653,7 +654,11 @@ PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
 
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
    added outside the square root and not debiased; LAMB multiplies by ‖w‖/‖update‖ per tensor. */
-typedef enum pvt_optimizer_rule { PVT_OPTIMIZER_DEFAULT, PVT_OPTIMIZER_ADAM, PVT_OPTIMIZER_LAMB } pvt_optimizer_rule;
+typedef enum pvt_optimizer_rule {
+    PVT_OPTIMIZER_DEFAULT,
+    PVT_OPTIMIZER_ADAM,
+    PVT_OPTIMIZER_LAMB
+} pvt_optimizer_rule;
 typedef struct pvt_optimizer {
     pvt_optimizer_rule rule;
     double lr;           /* 0: the default of its rule and place, see pvt_pv_desc */
@@ -668,8 +673,9 @@ typedef struct pvt_pv_desc {
     pvt_strategy strategy;
     pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
     pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
-    pvt_optimizer codes;  /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to layer
-                             and Adam, whose default is 3e-3, moves the codes of the small ones only */
+    pvt_optimizer
+        codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
+                  layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; PVT_STRATEGY_PV: 1 */
@@ -1011,8 +1017,8 @@ typedef struct pvt_quantize_desc {
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
     const char *checkpoint; /* an existing directory: each finished block is written there at once, as
-                               quantize-00012.safetensors (and quantize-embedding, quantize-head); NULL: nowhere */
-    bool resume;            /* takes what lies in checkpoint instead of computing it again, to the same bits */
+                               quantize-00012.safetensors (also -embedding, -head); NULL: nowhere */
+    bool resume; /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
     void *layer_user;
@@ -1041,20 +1047,22 @@ typedef struct pvt_tune_desc {
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
-    int64_t warmup;         /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
+    int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
     bool freeze_dense;      /* tune codebook weights only; norms, embedding and head stay */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
-    /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the last.
-       The model with the lowest is kept (in fp16, as a file holds it), and pvt_tuner_finish gives it back. */
-    const pvt_corpus *eval; /* text to evaluate on; NULL: windows spread over the corpus, which are not tuned on */
-    int64_t eval_windows;   /* of ctx tokens each; 0: a twentieth of the text, at least 1, at most 8192 tokens */
+    /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the
+       last. The model with the lowest is kept (in fp16, as a file holds it), and pvt_tuner_finish gives it
+       back. */
+    const pvt_corpus *eval; /* text to evaluate on; NULL: windows spread over the corpus, not tuned on */
+    int64_t
+        eval_windows; /* of ctx tokens each; 0: a twentieth of the text, 1 at least, at most 8192 tokens */
     int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
-    int64_t patience;       /* evaluations in a row without a new lowest that end the tuning; 0: 5; negative: any */
+    int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number */
 } pvt_tune_desc;
 
-/* The desc (NULL: zeroed) with every default filled in: what pvt_tuner_create will do with this student. In the
-   result eval_every 0 says that there is no evaluation; eval_windows 0 depends on the text. */
+/* The desc (NULL: zeroed) with every default filled in: what pvt_tuner_create will do with this student. In
+   the result eval_every 0 says that there is no evaluation; eval_windows 0 depends on the text. */
 PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc);
 
 typedef struct pvt_tune_stats {
@@ -1082,11 +1090,11 @@ typedef struct pvt_tuner_info {
 } pvt_tuner_info;
 
 /*  Tunes student in place towards teacher (NULL: cross-entropy), start to finish: all that the rest of this
-    interface does in steps. No default makes the student worse on the held-out windows: where no step helped, it
-    ends as it began. info may be NULL. Errors: those of pvt_tuner_create and pvt_tuner_step; CANCELLED: the student
-    stands at the last completed step. */
-PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
-                            const pvt_tune_desc *desc, pvt_tuner_info *info);
+    interface does in steps. No default makes the student worse on the held-out windows: where no step helped,
+   it ends as it began. info may be NULL. Errors: those of pvt_tuner_create and pvt_tuner_step; CANCELLED: the
+   student stands at the last completed step. */
+PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+                            const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info);
 
 typedef struct pvt_tuner pvt_tuner;
 /* Bytes the context will hold at the peak of tuning, known before it starts: all that it holds now, and what
@@ -1096,29 +1104,29 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
                                 const pvt_tune_desc *desc);
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
    outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
-   Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without codes
-   that is its own teacher), MISMATCH (vocabularies), MEMORY. */
+   Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
+   codes that is its own teacher), MISMATCH (vocabularies), MEMORY. */
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
 /* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
-   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call; or, between two
-   micro-batches, the step has not begun.
-   Errors: NUMERIC (a loss or gradient is not finite, or a value to be kept overflows fp16): updates stop at the
-   tensor it names, so go on from a checkpoint; ARGUMENT (done already). */
+   Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call; or, between
+   two micro-batches, the step has not begun. Errors: NUMERIC (a loss or gradient is not finite, or a value to
+   be kept overflows fp16): updates stop at the tensor it names, so go on from a checkpoint; ARGUMENT (done
+   already). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
 PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
-/* Ends the tuning: makes the best evaluated state (without evaluation the last) the student, rounded to fp16 as a
-   file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is saved next. No
-   step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
+/* Ends the tuning: makes the best evaluated state (without evaluation the last) the student, rounded to fp16
+   as a file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is
+   saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
-/* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so far,
-   step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO, MEMORY,
-   ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after pvt_tuner_finish). */
+/* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
+   far, step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO,
+   MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after pvt_tuner_finish). */
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
-/* Continues to bitwise the same result. A plan of more steps than the checkpoint's extends that run: the schedule is
-   then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data or teacher: says
-   which; more steps done than planned). */
+/* Continues to bitwise the same result. A plan of more steps than the checkpoint's extends that run: the
+   schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data
+   or teacher: says which; more steps done than planned). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
 #ifdef __cplusplus
@@ -1164,7 +1172,7 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
 
 #ifndef CLOCK_MONOTONIC
-#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99 or -D_GNU_SOURCE"
+#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99"
 #endif
 
 #ifdef __cplusplus
@@ -1679,7 +1687,8 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
 
 #define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
 
-/* -1: PVTUNE_NUM_THREADS is no number of threads. OMP_NUM_THREADS is other software's: its first number, if any. */
+/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
+   number counts, if there is one. */
 static int pvti_thread_count(int wish)
 {
     const char *own = getenv("PVTUNE_NUM_THREADS"), *openmp = getenv("OMP_NUM_THREADS");
@@ -1695,7 +1704,8 @@ static int pvti_thread_count(int wish)
 }
 
 /* Says in the desc why there will be no context, and returns the code. */
-static PVTI_PRINTF(3, 4) pvt_result pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+static PVTI_PRINTF(3, 4) pvt_result
+    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
 {
     va_list args;
     if (!d->error || d->error_bytes < 1) return result;
@@ -1711,20 +1721,23 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
     const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
     if (d->error && d->error_bytes > 0) d->error[0] = 0;
     if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d", d->n_threads,
-                               PVTI_MAX_THREADS);
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
+                               d->n_threads, PVTI_MAX_THREADS);
     if (!d->allocator.alloc != !d->allocator.free)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "the allocator has %s but no %s: give both, or neither for malloc",
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "the allocator has %s but no %s: give both, or neither for malloc",
                                d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED, "compute_bf16 is not for a build with PVTUNE_REAL double");
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "compute_bf16 is not for a build with PVTUNE_REAL double");
     *isa = pvti_isa_choose(wish);
     if (*isa < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512", d->isa ? "isa" : "PVTUNE_ISA",
-                               wish);
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512",
+                               d->isa ? "isa" : "PVTUNE_ISA", wish);
     *n_threads = pvti_thread_count(d->n_threads);
     if (*n_threads < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
                                getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
     return PVT_OK;
 }
@@ -1732,8 +1745,8 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
 static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
 {
     int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
-    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB", n_threads,
-                           (long long)(bytes >> 20));
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
+                           n_threads, (long long)(bytes >> 20));
 }
 
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
@@ -7817,8 +7830,8 @@ static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, cha
 /* ---- the arrays of a weight, listed ---- */
 
 /* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
-static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype, int64_t d0,
-                           int64_t d1, int64_t d2, int64_t d3)
+static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype,
+                           int64_t d0, int64_t d1, int64_t d2, int64_t d3)
 {
     array->data = NULL;
     array->name = name, array->role = role, array->dtype = dtype;
@@ -7829,19 +7842,20 @@ static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role ro
 }
 
 /* dtype: of a dense weight's values. Sizes fit; false when they are too large to count. */
-static bool pvti_arrays_list(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out, int *n)
+static bool pvti_arrays_list(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                             int *n)
 {
     *n = f->kind == PVT_FORMAT_DENSE ? 1 : 3;
     if (f->kind == PVT_FORMAT_DENSE) return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, O, I, 0, 0);
     return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, O / f->out_group,
                           I / f->in_group, f->codebooks, 0) &&
-           pvti_array_set(&out[1], "codebooks", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, f->codebooks, (int64_t)1 << f->bits,
-                          f->out_group, f->in_group) &&
+           pvti_array_set(&out[1], "codebooks", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, f->codebooks,
+                          (int64_t)1 << f->bits, f->out_group, f->in_group) &&
            pvti_array_set(&out[2], "scales", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, O / f->out_group, 0, 0, 0);
 }
 
-static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O, int64_t I,
-                                     pvt_array *out, int *n)
+static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O,
+                                     int64_t I, pvt_array *out, int *n)
 {
     int64_t weights;
     char nearest[48];
@@ -7897,7 +7911,8 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     return PVT_ERR_MEMORY;
 }
 
-/* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is none. */
+/* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is
+   none. */
 static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pvt_array *arrays, int n,
                                         const pvt_array *want)
 {
@@ -7913,39 +7928,40 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
     type = pvti_dtype_info(found->dtype);
     value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
     if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
-        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s", name,
-                  want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
+        pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
+                  name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
         return NULL;
     }
     return found;
 }
 
 /* Codes are copied, values decoded; both are checked. */
-static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_array *from, const pvt_array *want,
-                                  const pvt_format *format, void *to)
+static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_array *from,
+                                  const pvt_array *want, const pvt_format *format, void *to)
 {
     const pvti_dtype *type = pvti_dtype_info(from->dtype);
     int64_t n = want->bytes / pvti_dtype_info(want->dtype)->bytes, bytes, i;
-    if (from->rank != want->rank || memcmp(from->shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0 ||
+    if (from->rank != want->rank ||
+        memcmp(from->shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0 ||
         !pvti_dtype_bytes(from->dtype, want->shape, want->rank, &bytes) || from->bytes != bytes)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s: the array \"%s\" of %lld bytes has not the shape %lld x %lld x %lld x %lld", name,
-                         want->name, (long long)from->bytes, (long long)want->shape[0], (long long)want->shape[1],
-                         (long long)want->shape[2], (long long)want->shape[3]);
+                         "%s: the array \"%s\" of %lld bytes has not the shape %lld x %lld x %lld x %lld",
+                         name, want->name, (long long)from->bytes, (long long)want->shape[0],
+                         (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
     if (want->role == PVT_ARRAY_VALUE) {
         type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
         for (i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
-                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name, (long long)i,
-                                 want->name);
+                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name,
+                                 (long long)i, want->name);
         return PVT_OK;
     }
     memcpy(to, from->data, (size_t)want->bytes);
     for (i = 0; i < n; i++) {
         unsigned code = want->dtype == PVT_U8 ? ((const uint8_t *)to)[i] : ((const uint16_t *)to)[i];
         if (code >> format->bits)
-            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code, (long long)i,
-                             format->bits);
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code,
+                             (long long)i, format->bits);
     }
     return PVT_OK;
 }
@@ -8250,7 +8266,8 @@ PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
 }
 
 /* What `o` leaves open it takes from `otherwise`; the learning rates of the two rules differ by a factor. */
-static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherwise, double lr_adam, double lr_lamb)
+static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherwise, double lr_adam,
+                                   double lr_lamb)
 {
     if (o->rule == PVT_OPTIMIZER_DEFAULT) {
         o->rule = otherwise->rule;
@@ -8281,8 +8298,9 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 
 static bool pvti_optimizer_valid(const pvt_optimizer *o)
 {
-    return (unsigned)o->rule <= PVT_OPTIMIZER_LAMB && o->lr >= 0 && o->lr < 1e3 && o->beta1 >= 0 && o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1 &&
-           o->eps > 0 && o->weight_decay >= 0 && o->weight_decay < 1e3;
+    return (unsigned)o->rule <= PVT_OPTIMIZER_LAMB && o->lr >= 0 && o->lr < 1e3 && o->beta1 >= 0 &&
+           o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1 && o->eps > 0 && o->weight_decay >= 0 &&
+           o->weight_decay < 1e3;
 }
 
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out)
@@ -9340,7 +9358,8 @@ static double pvti_scale10(uint64_t x, int64_t exponent)
                                     1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
     bool down = exponent < 0;
     const double two64 = 18446744073709551616.0;
-    double guard = down ? two64 * two64 : 1 / two64 / two64, high = (double)x, low = (double)(int64_t)(x - (uint64_t)high);
+    double guard = down ? two64 * two64 : 1 / two64 / two64, high = (double)x,
+           low = (double)(int64_t)(x - (uint64_t)high);
     high *= guard;
     low *= guard;
     for (exponent = down ? -exponent : exponent; exponent > 0 && high > 0 && high <= DBL_MAX;) {
@@ -13848,8 +13867,8 @@ static pvt_result pvti_save_vocabulary(const pvt_tokenizer *t, pvti_exchange *ex
 /* Everything of the tokenizer's among the files of an exchange. */
 static pvt_result pvti_tokenizer_put(const pvt_tokenizer *t, pvti_exchange *ex)
 {
-    static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-                                         "tokenizer_config.json"};
+    static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json",
+                                         "chat_template.jinja", "tokenizer_config.json"};
     bool config = false;
     int64_t i;
     pvti_text text = pvti_text_begin(t->ctx);
@@ -14122,7 +14141,8 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->norm_data = PVTI_NEW(ctx, pvt_real, n);
     model->norm_types = PVTI_NEW(ctx, pvt_dtype, PVTI_NORMS * config->layers + 1);
     if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
-    if (!model->layers || !model->norm_data || !model->norm_types || (config->rope_factors && !model->rope_factors)) {
+    if (!model->layers || !model->norm_data || !model->norm_types ||
+        (config->rope_factors && !model->rope_factors)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
@@ -16718,9 +16738,13 @@ static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
 static uint64_t pvti_model_hash(const pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
-    double shape[14] = {(double)c->layers, (double)c->dim, (double)c->heads, (double)c->kv_heads, (double)c->head_dim,
-                        (double)c->ff, (double)c->window, c->tied ? 1.0 : 0.0, c->norm_eps, c->rope_theta, c->rope_factor,
-                        c->rope_low, c->rope_high, (double)c->rope_original_ctx};
+    double shape[14] = {(double)c->layers,   (double)c->dim,
+                        (double)c->heads,    (double)c->kv_heads,
+                        (double)c->head_dim, (double)c->ff,
+                        (double)c->window,   c->tied ? 1.0 : 0.0,
+                        c->norm_eps,         c->rope_theta,
+                        c->rope_factor,      c->rope_low,
+                        c->rope_high,        (double)c->rope_original_ctx};
     uint64_t hash = pvti_hash(shape, sizeof shape, 0);
     int64_t i, tensors = pvt_model_tensors(model);
     for (i = 0; i < tensors; i++) {
@@ -17014,12 +17038,14 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
     }
     for (j = 0; j < PVTI_NORMS; j++) {
         item.norms[item.n_norms++] = layer->norm[j];
-        memcpy(item.norm_names[j], pvt_model_tensor(z->model, pvti_tensor_of_norm(l, j)).name, sizeof item.norm_names[j]);
+        memcpy(item.norm_names[j], pvt_model_tensor(z->model, pvti_tensor_of_norm(l, j)).name,
+               sizeof item.norm_names[j]);
     }
     return item;
 }
 
-static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n, const void *data)
+static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n,
+                                 const void *data)
 {
     pvti_tensor *t = &a->tensors[a->n];
     snprintf(a->names[a->n], sizeof a->names[0], "%s", name);
@@ -17030,8 +17056,8 @@ static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt
 }
 
 /* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
-static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item, double (*fits)[4],
-                                    pvti_quantizer_arrays *a)
+static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item,
+                                    double (*fits)[4], pvti_quantizer_arrays *a)
 {
     int i, k, j;
     a->n = 0;
@@ -17056,8 +17082,8 @@ static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantize
 static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
-        "pvtune", "precision", "format", "samples", "fit", "fine-tuning", "skip", "embedding and head", "seed", "text",
-        "model"};
+        "pvtune", "precision",          "format", "samples", "fit",  "fine-tuning",
+        "skip",   "embedding and head", "seed",   "text",    "model"};
     const pvt_quantize_desc *d = &z->desc;
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
@@ -17065,7 +17091,8 @@ static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *cor
     int i;
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
-    snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real), z->ctx->compute_bf16 ? "bf16" : "full");
+    snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
+             z->ctx->compute_bf16 ? "bf16" : "full");
     pvt_format_text(&d->format, z->options[2].value);
     snprintf(z->options[3].value, 200, "%lld of %lld tokens", (long long)z->samples, (long long)z->T);
     pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);
@@ -17104,26 +17131,29 @@ static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_i
     return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
 }
 
-static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const pvti_safetensors *st, const char *path)
+static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const pvti_safetensors *st,
+                                                 const char *path)
 {
     char text[200];
     int i;
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) {
         const pvti_quantizer_option *o = &z->options[i];
         if (pvti_safetensors_metadata(st, o->name, text, sizeof text) < 0)
-            return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: not a block of pvtune's quantize (no \"%s\" in its metadata)",
-                             path, o->name);
+            return pvti_fail(z->ctx, PVT_ERR_FORMAT,
+                             "%s: not a block of pvtune's quantize (no \"%s\" in its metadata)", path,
+                             o->name);
         text[sizeof text - 1] = 0; /* it may have been cut */
         if (strcmp(text, o->value) != 0)
-            return pvti_fail(z->ctx, PVT_ERR_MISMATCH, "%s was made with another %s: it has \"%s\", this run \"%s\"",
-                             path, o->name, text, o->value);
+            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
+                             "%s was made with another %s: it has \"%s\", this run \"%s\"", path, o->name,
+                             text, o->value);
     }
     return PVT_OK;
 }
 
 /* An array of the file into memory of so many bytes. */
-static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors *st, const char *path, const char *name,
-                                      pvt_dtype dtype, void *to, int64_t bytes)
+static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors *st, const char *path,
+                                      const char *name, pvt_dtype dtype, void *to, int64_t bytes)
 {
     const pvti_tensor *t = pvti_safetensors_find(st, name);
     if (!t || t->dtype != dtype || t->bytes != bytes)
@@ -17134,8 +17164,8 @@ static pvt_result pvti_quantizer_copy(pvti_quantizer *z, const pvti_safetensors 
 
 /* A weight from the file's arrays, checked. */
 static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safetensors *st, const char *path,
-                                             const char *name, const pvt_format *format, const pvt_weight *like,
-                                             pvt_weight *out)
+                                             const char *name, const pvt_format *format,
+                                             const pvt_weight *like, pvt_weight *out)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_result result;
@@ -17146,8 +17176,10 @@ static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safet
         const pvti_tensor *t;
         snprintf(full, sizeof full, "%s.%s", name, arrays[k].name);
         t = pvti_safetensors_find(st, full);
-        if (!t || t->rank > 4) return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
-        arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes, arrays[k].data = t->data;
+        if (!t || t->rank > 4)
+            return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
+        arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes,
+        arrays[k].data = t->data;
         for (j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
     }
     result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
@@ -17155,27 +17187,31 @@ static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safet
         snprintf(why, sizeof why, "%s", z->ctx->error);
         return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%.400s: %.500s", path, why);
     }
-    return result == PVT_OK ? pvt_weight_round_f16(out, name) : result; /* rounded they are: it must not overflow */
+    return result == PVT_OK ? pvt_weight_round_f16(out, name)
+                            : result; /* rounded they are: it must not overflow */
 }
 
 /* All of the file's arrays: weights into `made`, norms into the item. */
-static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item, const pvti_safetensors *st,
-                                      const char *path, pvt_weight *made, double (*fits)[4])
+static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item,
+                                      const pvti_safetensors *st, const char *path, pvt_weight *made,
+                                      double (*fits)[4])
 {
     int64_t real = (int64_t)sizeof(pvt_real), k;
     int i;
     PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
     for (i = 0; i < item->n_weights; i++) {
         const pvt_weight *like = item->weights[i];
-        PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format,
-                                            like, &made[i]));
+        PVTI_TRY(pvti_quantizer_read_weight(
+            z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format, like, &made[i]));
     }
     for (i = 0; i < item->n_norms; i++) {
-        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i], z->C * real));
+        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i],
+                                     z->C * real));
         for (k = 0; k < z->C; k++)
             if (!(item->norms[i][k] >= -65504 && item->norms[i][k] <= 65504))
-                return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "%s: %s holds a value that is not finite or overflows fp16",
-                                 path, item->norm_names[i]);
+                return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                                 "%s: %s holds a value that is not finite or overflows fp16", path,
+                                 item->norm_names[i]);
     }
     if (!item->n_weights) return PVT_OK;
     return pvti_quantizer_copy(z, st, path, "fit", PVT_F64, fits, item->n_weights * (int64_t)sizeof *fits);
@@ -17217,7 +17253,8 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
 /* ---- a block ---- */
 
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
-static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
+static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                            int64_t l)
 {
     char name[96];
     int j;
@@ -17233,7 +17270,8 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
     return pvti_quantizer_round(z, layer, l);
 }
 
-static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original, int64_t l)
+static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                            int64_t l)
 {
     pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
     bool taken;
@@ -17284,13 +17322,15 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 }
 
 /* Embedding or head under the plain squared error. */
-static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head, const char *name)
+static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head,
+                                            const char *name)
 {
     pvt_real *W = z->W;
     pvt_result result;
     z->n_fits = 0;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
-    result = z->W ? pvti_quantizer_fit(z, weight, name, (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
+    result = z->W ? pvti_quantizer_fit(z, weight, name,
+                                       (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
                   : PVT_ERR_MEMORY;
     if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
     pvti_free(z->ctx, z->W);
@@ -17307,7 +17347,8 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     item.n_weights = 1, item.fitted[0] = true;
     item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
     snprintf(item.names[0], sizeof item.names[0], head ? "lm_head.weight" : "model.embed_tokens.weight");
-    snprintf(item.file, sizeof item.file, head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+    snprintf(item.file, sizeof item.file,
+             head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
     PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
     if (taken) return PVT_OK;
     PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
@@ -17632,7 +17673,8 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
 /* The tensors' share of pvt_tuner_bytes; frozen [tensors] is filled in. */
 static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_desc *d, bool *frozen)
 {
-    int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0, groups = 0;
+    int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0,
+            groups = 0;
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(student, i);
         frozen[i] = !pvti_tuner_wants(student, d, i);
@@ -17731,14 +17773,15 @@ static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *co
     int64_t i, V = t->student->config.vocab;
     if (corpus->n < t->desc.ctx)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx", what,
-                         (long long)corpus->n, (long long)t->desc.ctx);
+                         "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
+                         what, (long long)corpus->n, (long long)t->desc.ctx);
     for (i = 0; i < corpus->n; i++)
         if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
-            return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                             "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
-                             "another tokenizer?",
-                             what, (long long)corpus->ids[i], (long long)V);
+            return pvti_fail(
+                t->ctx, PVT_ERR_MISMATCH,
+                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                "another tokenizer?",
+                what, (long long)corpus->ids[i], (long long)V);
     return PVT_OK;
 }
 
@@ -17755,11 +17798,12 @@ static pvt_result pvti_tuner_split(pvt_tuner *t)
     available = t->eval->n / d->ctx;
     t->eval_windows = d->eval_windows ? d->eval_windows : pvti_tuner_eval_default(d, available);
     if (t->eval_windows > available - (d->eval ? 0 : 1))
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "the text %s has %lld windows of %lld tokens, too few to keep %lld back for evaluation: "
-                         "bring more text, name a text to evaluate on, lower ctx, or do without evaluation",
-                         d->eval ? "to evaluate on" : "to tune on", (long long)available, (long long)d->ctx,
-                         (long long)t->eval_windows);
+        return pvti_fail(
+            t->ctx, PVT_ERR_ARGUMENT,
+            "the text %s has %lld windows of %lld tokens, too few to keep %lld back for evaluation: "
+            "bring more text, name a text to evaluate on, lower ctx, or do without evaluation",
+            d->eval ? "to evaluate on" : "to tune on", (long long)available, (long long)d->ctx,
+            (long long)t->eval_windows);
     if (!d->eval) t->windows -= t->eval_windows;
     return PVT_OK;
 }
@@ -17841,7 +17885,8 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
 {
     t->start.step = t->last.step = t->top.step = -1;
     if (!t->eval) return PVT_OK;
-    t->eval_hash = pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
+    t->eval_hash =
+        pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
         t->eval_hidden =
             PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
@@ -17861,7 +17906,8 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     t->order = PVTI_NEW(t->ctx, int64_t, t->windows), t->place = PVTI_NEW(t->ctx, int64_t, t->windows);
     t->ids = PVTI_NEW(t->ctx, int32_t, d->micro_batch * d->ctx),
     t->window_of = PVTI_NEW(t->ctx, int64_t, d->micro_batch);
-    if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of) return PVT_ERR_MEMORY;
+    if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of)
+        return PVT_ERR_MEMORY;
     pvti_tuner_places(t);
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
         t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
@@ -17942,7 +17988,8 @@ static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
         B = PVTI_MIN(t->desc.micro_batch, t->eval_windows - i);
         memset(&loss, 0, sizeof loss);
         for (k = 0; k < B; k++)
-            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T, (size_t)T * sizeof *t->ids);
+            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
+                   (size_t)T * sizeof *t->ids);
         PVTI_TRY(pvti_tuner_eval_teach(t, i, B, &loss.teacher_hidden));
         PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
         PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
@@ -17952,7 +17999,8 @@ static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
             PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
         }
         loss_sum += part, losses += count;
-        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i + B, t->eval_windows, "windows", loss_sum / (double)losses));
+        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i + B, t->eval_windows, "windows",
+                             loss_sum / (double)losses));
     }
     t->eval_taught = true;
     out->step = t->step;
@@ -17979,7 +18027,8 @@ static void pvti_tuner_restore(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         for (int64_t k = 0; b->value && k < b->n; k++)
             b->value->w[k] = (pvt_real)pvti_f16_to_f32(((const uint16_t *)b->data)[k]);
-        if (!b->value) memcpy(b->entry->weight->codes, b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        if (!b->value)
+            memcpy(b->entry->weight->codes, b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
     }
 }
 
@@ -17990,7 +18039,8 @@ static pvt_result pvti_tuner_settle(pvt_tuner *t)
     pvt_tune_eval now;
     if (!t->eval || t->last.step == t->step || (t->step % d->eval_every && t->step < d->steps)) return PVT_OK;
     PVTI_TRY(pvti_tuner_measure(t, &now));
-    if (!(now.loss < HUGE_VAL)) return pvti_fail(t->ctx, PVT_ERR_NUMERIC, "tune: the loss on the held-out text is not finite");
+    if (!(now.loss < HUGE_VAL))
+        return pvti_fail(t->ctx, PVT_ERR_NUMERIC, "tune: the loss on the held-out text is not finite");
     if (t->top.step < 0 || now.loss < t->top.loss) {
         PVTI_TRY(pvti_tuner_keep(t));
         t->top = now;
@@ -18009,7 +18059,8 @@ PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result)
     memset(&now, 0, sizeof now);
     now.step = -1, now.loss = now.ppl = NAN;
     if (tuner->pv->open)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: the last step failed half-way; resume from a checkpoint");
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT,
+                         "tune: the last step failed half-way; resume from a checkpoint");
     if (!tuner->finished) PVTI_TRY(pvti_tuner_settle(tuner));
     if (tuner->eval) pvti_tuner_restore(tuner);
     tuner->finished = true;
@@ -18076,8 +18127,8 @@ static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW
     return t->handles[tensor] >= 0 ? pvt_pv_apply(t->pv, t->handles[tensor], dW) : PVT_OK;
 }
 
-/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped: nothing is
-   updated before the last. */
+/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped:
+   nothing is updated before the last. */
 static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double *sum, int64_t *tokens)
 {
     const pvt_tune_desc *d = &t->desc;
@@ -18089,7 +18140,8 @@ static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double *sum, i
         pvt_loss_desc loss;
         double part;
         int64_t count;
-        if (done > 0) PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", *sum / (double)*tokens));
+        if (done > 0)
+            PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", *sum / (double)*tokens));
         memset(&loss, 0, sizeof loss);
         loss.scale = 1.0 / (double)predicted;
         pvti_tuner_gather(t, t->step * d->batch + done);
@@ -18116,12 +18168,14 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
     if (stats) *stats = s;
     if (pvt_tuner_get_info(tuner).done)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all is done after step %lld", (long long)tuner->step);
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all is done after step %lld",
+                         (long long)tuner->step);
     PVTI_TRY(pvti_tuner_settle(tuner));
     if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
     s.lr_scale = pvti_schedule(d, tuner->step);
     result = pvti_tuner_batch(tuner, s.lr_scale, &sum, &tokens);
-    if (result != PVT_OK && d->micro_batch < d->batch) pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
+    if (result != PVT_OK && d->micro_batch < d->batch)
+        pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
     PVTI_TRY(result);
     PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
     tuner->step++;
@@ -18134,8 +18188,8 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     return pvti_tuner_settle(tuner);
 }
 
-PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
-                            const pvt_tune_desc *desc, pvt_tuner_info *info)
+PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+                            const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info)
 {
     pvt_tuner *tuner;
     pvt_result result;
@@ -18148,10 +18202,14 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
     return result;
 }
 
-/* ---- checkpoints ---- */
+#endif
+#if PVTUNE_LAYER >= 2
+// >>checkpoint
+/*  A tuning run in one safetensors file: masters, codes, moments and buffers of the pv, the best state so
+   far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not at all. */
 
-/* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps need
-   not: it only sets the schedule.) */
+/* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps
+   need not: it only sets the schedule.) */
 #define PVTI_OPTION_TEXT 320
 typedef struct pvti_tuner_option {
     const char *name;
@@ -18159,23 +18217,20 @@ typedef struct pvti_tuner_option {
 } pvti_tuner_option;
 enum { PVTI_TUNER_OPTIONS = 13 };
 
-/* The shortest text that reads back as the same number. */
-static const char *pvti_short_number(double x, char out[32])
+static const char *pvti_short_number(double x, char out[48])
 {
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(out, 32, "%.*g", digits, x);
-        if (strtod(out, NULL) == x) break;
-    }
+    pvti_number_text(x, 0, out);
     return out;
 }
 
 static void pvti_optimizer_text(const pvt_optimizer *o, char out[PVTI_OPTION_TEXT])
 {
-    char n[5][32];
+    char n[5][48];
     snprintf(out, PVTI_OPTION_TEXT, "%s lr %s beta1 %s beta2 %s eps %s decay %s amsgrad %d debias %d",
              o->rule == PVT_OPTIMIZER_LAMB ? "lamb" : "adam", pvti_short_number(o->lr, n[0]),
-             pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]), pvti_short_number(o->eps, n[3]),
-             pvti_short_number(o->weight_decay, n[4]), o->amsgrad, !o->no_debias);
+             pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]),
+             pvti_short_number(o->eps, n[3]), pvti_short_number(o->weight_decay, n[4]), o->amsgrad,
+             !o->no_debias);
 }
 
 static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TUNER_OPTIONS])
@@ -18194,16 +18249,17 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
                                                           "student",
                                                           "text to evaluate on"};
     const pvt_tune_desc *d = &t->desc;
-    char n[4][32];
+    char n[4][48];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
     snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 2");
     snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
-    snprintf(out[2].value, PVTI_OPTION_TEXT, "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
-             pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]), pvti_short_number(d->pv.trust, n[1]),
-             pvti_short_number(d->pv.delta, n[2]), d->pv.beam, pvti_short_number(d->pv.temperature, n[3]),
-             d->pv.force_update, d->pv.freeze_values);
+    snprintf(out[2].value, PVTI_OPTION_TEXT,
+             "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+             pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]),
+             pvti_short_number(d->pv.trust, n[1]), pvti_short_number(d->pv.delta, n[2]), d->pv.beam,
+             pvti_short_number(d->pv.temperature, n[3]), d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
@@ -18216,8 +18272,8 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     snprintf(out[9].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->teacher_hash);
     snprintf(out[10].value, PVTI_OPTION_TEXT, t->teacher ? "KL" : "cross-entropy");
     snprintf(out[11].value, PVTI_OPTION_TEXT, "hash %016llx", (unsigned long long)t->student_hash);
-    snprintf(out[12].value, PVTI_OPTION_TEXT, t->eval ? "%lld windows, hash %016llx" : "none", (long long)t->eval_windows,
-             (unsigned long long)t->eval_hash);
+    snprintf(out[12].value, PVTI_OPTION_TEXT, t->eval ? "%lld windows, hash %016llx" : "none",
+             (long long)t->eval_windows, (unsigned long long)t->eval_hash);
 }
 
 /* Where the run stands, as text: figures by their bits, for no digit may be lost. */
@@ -18231,10 +18287,12 @@ static uint64_t pvti_double_bits(double x)
 static void pvti_tuner_progress_text(const pvt_tuner *t, char out[400])
 {
     const pvt_tune_eval *e[3] = {&t->start, &t->last, &t->top};
-    int i, at = snprintf(out, 400, "%lld %lld %lld", (long long)t->step, (long long)t->desc.steps, (long long)t->stale);
+    int i, at = snprintf(out, 400, "%lld %lld %lld", (long long)t->step, (long long)t->desc.steps,
+                         (long long)t->stale);
     for (i = 0; i < 3; i++)
         at += snprintf(out + at, (size_t)(400 - at), " %lld %016llx %016llx", (long long)e[i]->step,
-                       (unsigned long long)pvti_double_bits(e[i]->loss), (unsigned long long)pvti_double_bits(e[i]->ppl));
+                       (unsigned long long)pvti_double_bits(e[i]->loss),
+                       (unsigned long long)pvti_double_bits(e[i]->ppl));
 }
 
 /* False when the text is not one that pvti_tuner_progress_text writes. */
@@ -18293,8 +18351,9 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), n, i;
     if (tuner->pv->open || tuner->finished)
         return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: %s", path,
-                         tuner->finished ? "the tuning is finished; save before pvt_tuner_finish"
-                                         : "the last step failed half-way; resume from a checkpoint made before it");
+                         tuner->finished
+                             ? "the tuning is finished; save before pvt_tuner_finish"
+                             : "the last step failed half-way; resume from a checkpoint made before it");
     pvti_tuner_options(tuner, options);
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++)
         metadata[2 * i] = options[i].name, metadata[2 * i + 1] = options[i].value;
@@ -18355,22 +18414,26 @@ static pvt_result pvti_tuner_resume_options(const pvt_tuner *t, const pvti_safet
     return PVT_OK;
 }
 
-/* Refuses before anything is touched: a checkpoint is taken whole or not at all. n and figures are its progress. */
-static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *st, const char *path, int64_t n[6],
-                                          double figures[6])
+/* Refuses before anything is touched: a checkpoint is taken whole or not at all. n and figures are its
+   progress. */
+static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *st, const char *path,
+                                          int64_t n[6], double figures[6])
 {
     pvti_pv_array array;
     char text[400];
     int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
     PVTI_TRY(pvti_tuner_resume_options(t, st, path));
     if (pvti_safetensors_metadata(st, "progress", text, sizeof text) < 1 ||
-        (text[sizeof text - 1] = 0, !pvti_tuner_progress_parse(text, n, figures)) || n[0] < 0 || n[1] < n[0] || n[2] < 0 ||
-        n[3] < -1 || n[4] < -1 || n[5] < -1 || n[4] > n[0] || n[5] > n[4])
+        (text[sizeof text - 1] = 0, !pvti_tuner_progress_parse(text, n, figures)) || n[0] < 0 ||
+        n[1] < n[0] || n[2] < 0 || n[3] < -1 || n[4] < -1 || n[5] < -1 || n[4] > n[0] || n[5] > n[4])
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: its progress is malformed", path);
     if (n[0] > t->desc.steps || n[1] > t->desc.steps)
-        return pvti_fail(t->ctx, PVT_ERR_MISMATCH, "%s is of a run of %lld steps, %lld of them done; this plan has only %lld",
-                         path, (long long)n[1], (long long)n[0], (long long)t->desc.steps);
-    t->top.step = t->eval ? n[5] : -1; /* decides whether there is a best state to list; the caller puts the rest right */
+        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
+                         "%s is of a run of %lld steps, %lld of them done; this plan has only %lld", path,
+                         (long long)n[1], (long long)n[0], (long long)t->desc.steps);
+    t->top.step =
+        t->eval ? n[5]
+                : -1; /* decides whether there is a best state to list; the caller puts the rest right */
     for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++) {
         const pvti_tensor *in = pvti_safetensors_find(st, array.name);
         if (!in || in->dtype != array.dtype || in->bytes != array.n * pvti_dtype_info(array.dtype)->bytes)
@@ -18389,12 +18452,14 @@ static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *
         PVTI_TRY(pvti_tuner_resume_codes(t, st, path, e->weight, name));
     }
     for (i = 0; i < t->n_best && t->top.step >= 0; i++)
-        if (!t->best[i].value) PVTI_TRY(pvti_tuner_resume_codes(t, st, path, t->best[i].entry->weight, t->best[i].name));
+        if (!t->best[i].value)
+            PVTI_TRY(pvti_tuner_resume_codes(t, st, path, t->best[i].entry->weight, t->best[i].name));
     return PVT_OK;
 }
 
 /* Takes over a checkpoint that was checked. */
-static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, const int64_t n[6], const double figures[6])
+static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, const int64_t n[6],
+                                   const double figures[6])
 {
     pvti_pv_array array;
     int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
@@ -18417,7 +18482,8 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
     int64_t n[6], top = tuner->top.step;
     double figures[6];
     if (tuner->finished)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: this tuning is finished; make another tuner", path);
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: this tuning is finished; make another tuner",
+                         path);
     PVTI_TRY(pvti_safetensors_open(tuner->ctx, path, &st));
     result = pvti_tuner_resume_check(tuner, &st, path, n, figures);
     if (result == PVT_OK) pvti_tuner_resume_take(tuner, &st, n, figures);

@@ -116,6 +116,11 @@ int main(int argc, char **argv)
     }
     p.panels[0].lines[SERIES].name = "as work", p.panels[0].lines[SERIES].n = 2;
     p.panels[0].lines[SERIES].x = p.panels[0].lines[SERIES].y = line, p.panels[0].n_lines = SERIES + 1;
-    if (svg && !plot_write(&p, svg)) return fprintf(stderr, "growth: %s could not be written: %s\n", svg, strerror(errno)), 1;
+    if (svg) {
+        FILE *f = fopen(svg, "wb");
+        bool written = f && plot_write(&p, f);
+        if (!f || fclose(f) != 0 || !written)
+            return fprintf(stderr, "growth: %s could not be written: %s\n", svg, strerror(errno)), 1;
+    }
     return 0;
 }

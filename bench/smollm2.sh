@@ -2,13 +2,12 @@
 # SmolLM2-135M to two bits: fetches the model, calibrates, tunes, and measures original, calibrated
 # and tuned model on the same windows of a text that nothing else has seen. Called by `make smollm2`;
 # TEXT= names the text to calibrate and tune on, EVAL= the one to measure on. Also FORMAT=, STEPS=,
-# SAMPLES=, TUNE= (further options of tune), COMPUTE=fp32|bf16 (bf16 where the processor multiplies it),
+# SAMPLES=, TUNE= (options of tune; its defaults without), COMPUTE=fp32|bf16 (bf16 where the processor multiplies it),
 # KEEP=1 to reuse the calibrated model of an earlier run.
 BUILD=${BUILD:-build}
 FORMAT=${FORMAT:-aqlm:2x8g8}
 STEPS=${STEPS:-60}
 SAMPLES=${SAMPLES:-64}
-TUNE=${TUNE:---lr 1e-4 --param-lr 3e-4 --code-optimizer lamb --code-lr 2.5e-2 --schedule cosine --warmup 5}
 COMPUTE=${COMPUTE:-$(grep -qw avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bf16 || echo fp32)}
 work=$BUILD/smollm2
 pvtune=$BUILD/pvtune
@@ -63,7 +62,7 @@ if [ -z "$KEEP" ] || [ ! -f "$work/calibrated/config.json" ]; then
         -o "$work/calibrated" --json >"$work/quantize.json" || exit 1
 fi
 measure calibrated "$work/calibrated"
-say "tuning $STEPS steps of 2 x 512 tokens: $TUNE"
+say "tuning $STEPS steps of 2 x 512 tokens, ${TUNE:-with the defaults}"
 "$pvtune" tune "$work/calibrated" --teacher "$model" --data "$text" --steps "$STEPS" --batch 2 --ctx 512 --compute "$COMPUTE" $TUNE \
     --overwrite --log "$work/tune.jsonl" -o "$work/tuned" --json >"$work/tune.json" || exit 1
 measure tuned "$work/tuned"

@@ -9786,7 +9786,7 @@ static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
     for (tries = 0; tries < 1000; tries++) {
         int fd = pvti_open(ctx, manifest, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
         int code = errno;
-        if (fd < 0 && !pvti_path_exists(manifest)) return PVT_OK;
+        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_path_exists(manifest))) return PVT_OK;
         if (fd < 0)
             return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
                              "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));

@@ -941,6 +941,34 @@ static void test_exchanged_meanwhile(void)
     pvt_ctx_destroy(other);
 }
 
+/* An exchange that is committed just after it was looked for in vain is no failure: it is another's. */
+static int late_open(const char *path, int flags, mode_t mode)
+{
+    int fd = bad_open(path, flags, mode), code = errno;
+    if (!meddled && strstr(path, PVTI_EXCHANGE "/manifest")) {
+        meddled = true;
+        CHECK(fd < 0 && code == ENOENT && rename(in("aside"), in("dir/" PVTI_EXCHANGE)) == 0);
+    }
+    errno = code;
+    return fd;
+}
+
+static void test_committed_meanwhile(void)
+{
+    pvt_ctx *other = make_ctx();
+    pvt_model *model = NULL;
+    fresh_directory("half");
+    CHECK(rename(in("dir/" PVTI_EXCHANGE), in("aside")) == 0);
+    set_fault(ANY, FAILS, -1);
+    meddled = false;
+    meddling = bad_system, meddling.open = late_open;
+    other->system = &meddling;
+    CHECK_OK(other, pvt_model_load(other, in("dir"), NULL, &model));
+    CHECK(meddled && figure(in("dir"), NULL) == new_figure);
+    pvt_model_free(model);
+    pvt_ctx_destroy(other);
+}
+
 /* ---- permissions ---- */
 
 static mode_t mode_of(const char *path)
@@ -1126,6 +1154,7 @@ int main(void)
     test_two_processes();
     test_two_savers();
     test_exchanged_meanwhile();
+    test_committed_meanwhile();
     test_permissions();
     test_hostile_manifests();
     test_special_files();

@@ -2215,7 +2215,7 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_micro_avx512_rows(float *C, int64_t ldc
 /* Bit l is set when l < n. */
 PVTI_INLINE __mmask16 pvti_mask_avx512(int64_t n)
 {
-    return n >= 16 ? (__mmask16)0xffff : n > 0 ? (__mmask16)((1u << n) - 1u) : (__mmask16)0;
+    return (__mmask16)(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1u : 0u);
 }
 
 PVTI_TARGET_AVX512 static void pvti_micro_avx512(float *C, int64_t ldc, const float *a, const float *b,

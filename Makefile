@@ -46,7 +46,7 @@ $(BUILD)/own_model: examples/own_model.c pvtune.h # holds its own implementation
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
 
-test: ## run every test; ends with one line of counts (at most 90 seconds on two cores)
+test: ## run every test; ends with one line of counts (two to four minutes on two cores)
 	@rm -f $(LOGS)
 	@$(MAKE) --no-print-directory $(PARALLEL) -k BUILD=$(BUILD) $(BUILD)/pvtune $(LOGS) || true
 	@sh tests/report.sh $(LOGS)

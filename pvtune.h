@@ -1122,7 +1122,8 @@ PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
    far, step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO,
-   MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after pvt_tuner_finish). */
+   MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after
+   pvt_tuner_finish). */
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
 /* Continues to bitwise the same result. A plan of more steps than the checkpoint's extends that run: the
    schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data
@@ -18206,7 +18207,8 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
 #if PVTUNE_LAYER >= 2
 // >>checkpoint
 /*  A tuning run in one safetensors file: masters, codes, moments and buffers of the pv, the best state so
-   far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not at all. */
+   far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not
+   at all. */
 
 /* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps
    need not: it only sets the schedule.) */

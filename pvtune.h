@@ -74,7 +74,7 @@
          1  this manual, with the example below           7  pvti_xtx_* in search: calibration's search
          2  interface: weights and PV                     8  fit: scales, conjugate gradients
          3  codebooks: pvti_decode_row, pvti_scatter_rows 9  optimizer: Adam and LAMB
-         4  codebooks: pvti_nearest_scalar               10  pv: pvti_pv_assign, pvt_pv_apply
+         4  codebooks: pvti_nearest               10  pv: pvti_pv_assign, pvt_pv_apply
          5  search: pvti_l2_*, the V step                11  blocks: a transformer block and its adjoint
          6  weights: the table of functions              12  tuner: pvt_tuner_step
 
@@ -490,7 +490,7 @@ typedef enum pvt_dtype {
 /*  One weight matrix W [O, I] (out, in) in any representation. Layer 1 knows nothing of
     transformers: bring your own matrices and your own gradients. */
 
-typedef enum pvt_format_kind { PVT_FORMAT_DENSE, PVT_FORMAT_AQLM } pvt_format_kind;
+typedef enum pvt_format_kind { PVT_FORMAT_DENSE, PVT_FORMAT_AQLM, PVTI_FORMATS } pvt_format_kind;
 
 /* Additive codebooks (AQLM, arXiv 2401.06118): a group is a tile of og × ig weights, and
        W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each. */
@@ -523,7 +523,7 @@ typedef struct pvt_weight {
     void *codes;         /* AQLM: [O/og, I/ig, M], uint8_t when B ≤ 8, else uint16_t */
     pvt_real *codebooks; /* AQLM: [M, 2^B, og, ig] */
     pvt_real *scales;    /* AQLM: [O/og] */
-    void *lookup;        /* AQLM: what pvt_weight_prepare made for products with one row, or NULL */
+    void *prepared;      /* what pvt_weight_prepare made for products with one row, or NULL */
     bool owned;          /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
@@ -1209,87 +1209,6 @@ extern "C" {
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
 
-#if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
-#define PVTI_X86 1
-#include <immintrin.h>
-#else
-#define PVTI_X86 0
-#endif
-
-/* Kernel sets; all give the same bits. A kernel is written once in plain C as `name_body` (always inline),
-   PVTI_KERNEL compiles it for plain processors and for AVX2, and PVTI_CALL(ctx, name)(args) picks one.
-   Those that wider vectors make faster (a bench says so; most wait for memory) are PVTI_KERNEL_WIDE, or are
-   written with intrinsics beside a scalar twin; PVTI_CALL_WIDE and PVTI_PICK pick one of three. */
-enum { PVTI_SCALAR, PVTI_AVX2, PVTI_AVX512 };
-#if PVTI_X86
-#define PVTI_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define PVTI_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
-#define PVTI_KERNEL(name, params, args)                                            \
-    PVTI_PORTABLE static PVTI_UNUSED void name##_scalar params { name##_body args; } \
-    PVTI_TARGET_AVX2 static PVTI_UNUSED void name##_avx2 params { name##_body args; }
-#define PVTI_KERNEL_WIDE(name, params, args) \
-    PVTI_KERNEL(name, params, args)          \
-    PVTI_TARGET_AVX512 static PVTI_UNUSED void name##_avx512 params { name##_body args; }
-#define PVTI_PICK(isa, name) \
-    (*((isa) == PVTI_AVX512 ? name##_avx512 : (isa) == PVTI_AVX2 ? name##_avx2 : name##_scalar))
-#define PVTI_PICK_NARROW(isa, name) (*((isa) >= PVTI_AVX2 ? name##_avx2 : name##_scalar))
-#else
-#define PVTI_KERNEL(name, params, args) \
-    static PVTI_UNUSED void name##_scalar params { name##_body args; }
-#define PVTI_KERNEL_WIDE PVTI_KERNEL
-#define PVTI_PICK(isa, name) (*((void)(isa), name##_scalar))
-#define PVTI_PICK_NARROW PVTI_PICK
-#endif
-#define PVTI_CALL(ctx, name) PVTI_PICK_NARROW((ctx) ? (ctx)->isa : pvti_isa_detect(), name)
-#define PVTI_CALL_WIDE(ctx, name) PVTI_PICK((ctx) ? (ctx)->isa : pvti_isa_detect(), name)
-
-/* Around kernels in plain C: gcc is asked to vectorize at any -O; clang does from -O2 on.
-   no-trapping-math only allows code that raises no floating-point traps; it changes no value.
-   What runs only on an x86 without AVX2 is not worth the time that vectors take to compile. */
-#if defined(__clang__)
-#define PVTI_KERNELS_BEGIN
-#define PVTI_KERNELS_END
-#else
-#define PVTI_KERNELS_BEGIN \
-    _Pragma("GCC push_options") \
-        _Pragma("GCC optimize(\"O3\", \"fp-contract=off\", \"no-trapping-math\", \"no-math-errno\")")
-#define PVTI_KERNELS_END _Pragma("GCC pop_options")
-#endif
-#if PVTI_X86 && !defined(__clang__)
-#define PVTI_PORTABLE \
-    __attribute__((optimize("O2", "no-tree-vectorize", "fp-contract=off", "no-trapping-math", "no-math-errno")))
-#else
-#define PVTI_PORTABLE
-#endif
-
-/* The widest set that the processor has. */
-static int pvti_isa_detect(void)
-{
-    int isa = PVTI_SCALAR;
-#if PVTI_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        isa = PVTI_AVX2;
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            isa = PVTI_AVX512;
-    }
-#endif
-    return isa;
-}
-
-static const char *const pvti_isa_names[] = {"scalar", "avx2", "avx512"};
-
-/* That set, or the one of this name when it is narrower; -1: there is no such name. */
-static int pvti_isa_choose(const char *wish)
-{
-    int isa = pvti_isa_detect(), i;
-    if (!wish) return isa;
-    for (i = 0; i < PVTI_COUNT(pvti_isa_names); i++)
-        if (strcmp(wish, pvti_isa_names[i]) == 0) return PVTI_MIN(i, isa);
-    return -1;
-}
-
 static PVTI_UNUSED double pvti_seconds(void)
 {
     struct timespec now;
@@ -1306,13 +1225,121 @@ static PVTI_UNUSED double pvti_seconds(void)
 #define pvti_pause() ((void)0)
 #endif
 
+// >>kernels
+/*  Every inner loop of part I is a kernel: a function of plain C with a formula beside it, complete and
+    right by itself. This list names them. A context has a table with one pointer for each, and where that is
+    not NULL it is called instead: part III fills the table when a context is made, with the same loops compiled
+    for wider vectors, and with faster designs of those that have an entry of their own below. Whatever it
+    installs gives the same bits (tests/test_ops_bits.c, test_gemm.c and test_pv.c compare by memcmp).
+
+    EACH: compiled for the common vectors; WIDE: also for the widest, because a bench gains from it. */
+#define PVTI_KERNELS_0(EACH, WIDE)                                                                          \
+    EACH(sum, (double *out, const pvt_real *x, int64_t n), (out, x, n))                                     \
+    EACH(dot, (double *out, const pvt_real *x, const pvt_real *y, int64_t n), (out, x, y, n))               \
+    EACH(sumsq, (double *out, const pvt_real *x, int64_t n), (out, x, n))                                   \
+    EACH(distance, (double *out, const pvt_real *x, const pvt_real *y, int64_t n), (out, x, y, n))          \
+    EACH(max, (pvt_real *out, const pvt_real *x, int64_t n), (out, x, n))                                   \
+    EACH(add_to, (pvt_real *y, const pvt_real *x, int64_t n), (y, x, n))                                    \
+    WIDE(gemm_axpy, (pvt_real *C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs, const           \
+             pvt_real *B, int64_t ldb, int64_t M, int64_t N, int64_t K), (C, ldc, A, ars, acs, B, ldb,      \
+             M, N, K))                                                                                      \
+    EACH(rmsnorm, (pvt_real *out, pvt_real *rstd, const pvt_real *x, const pvt_real *weight, int64_t n,     \
+             int64_t C, double eps), (out, rstd, x, weight, n, C, eps))                                     \
+    EACH(rmsnorm_backward, (pvt_real *dx, const pvt_real *dout, const pvt_real *x, const pvt_real *rstd,    \
+             const pvt_real *weight, int64_t n, int64_t C), (dx, dout, x, rstd, weight, n, C))              \
+    EACH(rmsnorm_dweight, (pvt_real *dweight, const pvt_real *dout, const pvt_real *x, const pvt_real       \
+             *rstd, int64_t n, int64_t columns, int64_t C), (dweight, dout, x, rstd, n, columns, C))        \
+    EACH(rope_halves, (pvt_real *a, pvt_real *b, const pvt_real *cosines, const pvt_real *sines,            \
+             pvt_real sign, int64_t pairs), (a, b, cosines, sines, sign, pairs))                            \
+    EACH(rope_neighbours, (pvt_real *x, const pvt_real *cosines, const pvt_real *sines, pvt_real sign,      \
+             int64_t pairs), (x, cosines, sines, sign, pairs))                                              \
+    EACH(swiglu, (pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n), (out, gate, up,      \
+             n))                                                                                            \
+    EACH(swiglu_backward, (pvt_real *dgate, pvt_real *dup, const pvt_real *dout, const pvt_real *gate,      \
+             const pvt_real *up, int64_t n), (dgate, dup, dout, gate, up, n))                               \
+    EACH(residual, (pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n), (out, a, b, n))        \
+    EACH(attention_softmax, (pvt_real *S, pvt_real *m, pvt_real *l, pvt_real *out, int64_t out_ld,          \
+             int64_t HS, pvt_real scale, const struct pvti_attention_tile *tile), (S, m, l, out, out_ld,    \
+             HS, scale, tile))                                                                              \
+    EACH(attention_finish, (pvt_real *out, pvt_real *lse, const pvt_real *m, const pvt_real *l, int64_t     \
+             rows, int64_t out_ld, int64_t HS), (out, lse, m, l, rows, out_ld, HS))                         \
+    EACH(attention_dscores, (pvt_real *S, pvt_real *dP, const pvt_real *lse, const pvt_real *D, pvt_real    \
+             scale, const struct pvti_attention_tile *tile), (S, dP, lse, D, scale, tile))                  \
+    EACH(softmax_row, (pvt_softmax_row *row, const pvt_real *x, int64_t n), (row, x, n))                    \
+    EACH(cross_entropy_backward, (pvt_real *x, double lse, pvt_real scale, int64_t n), (x, lse, scale,      \
+             n))                                                                                            \
+    EACH(kl_forward, (double *loss, const pvt_real *student, double q, const pvt_real *teacher, double      \
+             p, int64_t n), (loss, student, q, teacher, p, n))                                              \
+    EACH(kl_backward, (pvt_real *student, double q, const pvt_real *teacher, double p, pvt_real scale,      \
+             int64_t n), (student, q, teacher, p, scale, n))                                                \
+    EACH(mse_backward, (pvt_real *da, const pvt_real *a, const pvt_real *b, pvt_real k, int64_t n), (da,    \
+             a, b, k, n))
+#if PVTUNE_LAYER >= 1
+#define PVTI_KERNELS_1(EACH, WIDE)                                                                          \
+    EACH(decode, (pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0, int64_t j1,       \
+             bool scaled), (out, ld, w, go, j0, j1, scaled))                                                \
+    WIDE(scatter, (pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0, int64_t go1, int    \
+             m), (acc, w, dW, go0, go1, m))                                                                 \
+    WIDE(scores, (pvt_real *score, const pvt_real *x, const pvt_real *table, const pvt_real *bias,          \
+             int64_t D, int64_t K), (score, x, table, bias, D, K))                                          \
+    EACH(metric_norms, (pvt_real *bias, const pvt_real *table, const pvt_real *H, int64_t ld, int64_t       \
+             og, int64_t ig, int64_t K), (bias, table, H, ld, og, ig, K))                                   \
+    EACH(axpys, (pvt_real *y, const pvt_real *u, const pvt_real *H, int64_t ld, int64_t rows, int64_t       \
+             n), (y, u, H, ld, rows, n))                                                                    \
+    EACH(weighted_norms, (pvt_real *bias, const pvt_real *table, const pvt_real *weight, int64_t D,         \
+             int64_t K), (bias, table, weight, D, K))                                                       \
+    EACH(kmeans_query, (pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t      \
+             D), (query, x, weight, n, D))                                                                  \
+    WIDE(kmeans_sum, (double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,     \
+             int64_t n, int64_t D), (sums, x, assigned, weight, n, D))                                      \
+    EACH(adam_moment1, (pvt_real *m, const pvt_real *g, pvt_real beta, pvt_real rest, int64_t n), (m, g,    \
+             beta, rest, n))                                                                                \
+    EACH(adam_moment2, (pvt_real *v, const pvt_real *g, pvt_real beta, pvt_real rest, int64_t n), (v, g,    \
+             beta, rest, n))                                                                                \
+    EACH(adam_direction, (pvt_real *u, const pvt_real *m, const pvt_real *v, const pvt_real *w, pvt_real    \
+             eps, pvt_real decay, int64_t n), (u, m, v, w, eps, decay, n))                                  \
+    EACH(adam_apply, (pvt_real *w, const pvt_real *u, pvt_real keep, pvt_real rate, int64_t n), (w, u,      \
+             keep, rate, n))                                                                                \
+    EACH(bf16_load, (pvt_real *out, const uint16_t *in, int64_t n), (out, in, n))                           \
+    EACH(bf16_store, (uint16_t *out, const pvt_real *in, int64_t n), (out, in, n))                          \
+    WIDE(group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,         \
+             int64_t ld_d, int64_t groups, int64_t og, int64_t ig), (keys, target, ld_t, decoded, ld_d,     \
+             groups, og, ig))
+#else
+#define PVTI_KERNELS_1(EACH, WIDE)
+#endif
+
+struct pvti_attention_tile;
+struct pvti_gemm_kernels;
+struct pvti_product;
+typedef void pvti_decode_fn(const void *blocks, pvt_real *out, int64_t n);
+typedef struct pvti_kernels {
+#define PVTI_X(name, params, args) void (*name) params;
+    PVTI_KERNELS_0(PVTI_X, PVTI_X)
+    PVTI_KERNELS_1(PVTI_X, PVTI_X)
+#undef PVTI_X
+    const struct pvti_gemm_kernels *gemm;
+#if PVTUNE_LAYER >= 1
+    void (*nearest)(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias, int64_t D,
+                    int64_t K);
+    pvti_decode_fn *decoders[PVT_DTYPE_COUNT];
+    const struct pvti_product *products; /* one token's products, by representation; see >>weights */
+#endif
+} pvti_kernels;
+
+/* The kernel that this context uses; without a context part I's own. */
+#define PVTI_CALL(ctx, name) (*((ctx) && (ctx)->kernels.name ? (ctx)->kernels.name : pvti_##name))
+
 // >>context
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
 
 typedef struct pvti_pool pvti_pool;
 struct pvt_ctx {
-    int isa, n_threads;
+    int n_threads;
+    pvti_kernels kernels; /* see >>kernels */
+    int isa;              /* which set of part III they are of */
+    const char *isa_name;
     bool compute_bf16;
     uint64_t seed;
     pvt_allocator allocator;
@@ -1717,9 +1744,8 @@ static PVTI_PRINTF(3, 4) pvt_result
 }
 
 /* The desc, and the environment where it says nothing. */
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa)
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
 {
-    const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
     if (d->error && d->error_bytes > 0) d->error[0] = 0;
     if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
@@ -1731,10 +1757,6 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
                                "compute_bf16 is not for a build with PVTUNE_REAL double");
-    *isa = pvti_isa_choose(wish);
-    if (*isa < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512",
-                               d->isa ? "isa" : "PVTUNE_ISA", wish);
     *n_threads = pvti_thread_count(d->n_threads);
     if (*n_threads < 0)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
@@ -1748,40 +1770,6 @@ static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
     int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
     return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
                            n_threads, (long long)(bytes >> 20));
-}
-
-PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
-                                    size_t desc_size)
-{
-    pvt_ctx_desc d;
-    pvt_ctx *ctx;
-    int n_threads, isa;
-    memset(&d, 0, sizeof d);
-    if (!out) return PVT_ERR_ARGUMENT;
-    *out = NULL;
-    if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
-        return PVT_ERR_MISMATCH;
-    if (desc) d = *desc; /* not before its size is known to be ours */
-    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
-    ctx =
-        (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
-    if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
-    memset(ctx, 0, sizeof *ctx);
-    ctx->isa = isa;
-    ctx->n_threads = n_threads;
-    ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
-    ctx->allocator = d.allocator;
-    ctx->progress = d.progress, ctx->progress_user = d.progress_user;
-    ctx->parallel = d.parallel, ctx->parallel_user = d.parallel_user;
-    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
-    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
-        pvt_ctx_destroy(ctx);
-        return pvti_ctx_no_memory(&d, n_threads);
-    }
-    *out = ctx;
-    return PVT_OK;
 }
 
 PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
@@ -1802,11 +1790,35 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
         free(ctx);
 }
 
+/* A context with the kernels of part I. The desc has been checked. */
+static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
+{
+    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
+                                                  : malloc(sizeof *ctx));
+    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
+    memset(ctx, 0, sizeof *ctx);
+    ctx->n_threads = n_threads;
+    ctx->isa_name = "scalar";
+    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
+    ctx->allocator = d->allocator;
+    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
+    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
+    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
+    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
+    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+        pvt_ctx_destroy(ctx);
+        return pvti_ctx_no_memory(d, n_threads);
+    }
+    *out = ctx;
+    return PVT_OK;
+}
+
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
 {
     pvt_ctx_info info;
     info.n_threads = ctx->n_threads;
-    info.isa = pvti_isa_names[ctx->isa];
+    info.isa = ctx->isa_name;
     info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
     return info;
 }
@@ -1946,7 +1958,6 @@ static PVTI_UNUSED void pvti_sincos(double x, double *sine, double *cosine)
     *cosine = sign_c * (quadrant & 1 ? s : c);
 }
 
-PVTI_KERNELS_BEGIN
 
 /* ---- reductions ----
    Two vectors of eight lanes; the compiler's vector types, because gcc keeps no array of lanes
@@ -1997,20 +2008,17 @@ PVTI_INLINE void pvti_lanes_max(pvti_lanes *a, const pvti_lanes *b)
 
 /* *out = Σ x[i] */
 #define PVTI_TERM_SUM(at, i) at(x, i)
-PVTI_INLINE void pvti_sum_body(double *out, const pvt_real *x, int64_t n) { PVTI_REDUCE(PVTI_TERM_SUM); }
-PVTI_KERNEL(pvti_sum, (double *out, const pvt_real *x, int64_t n), (out, x, n))
+PVTI_INLINE void pvti_sum(double *out, const pvt_real *x, int64_t n) { PVTI_REDUCE(PVTI_TERM_SUM); }
 
 /* *out = Σ x[i]·y[i] */
 #define PVTI_TERM_DOT(at, i) at(x, i) * at(y, i)
-PVTI_INLINE void pvti_dot_body(double *out, const pvt_real *x, const pvt_real *y, int64_t n)
+PVTI_INLINE void pvti_dot(double *out, const pvt_real *x, const pvt_real *y, int64_t n)
 {
     PVTI_REDUCE(PVTI_TERM_DOT);
 }
-PVTI_KERNEL(pvti_dot, (double *out, const pvt_real *x, const pvt_real *y, int64_t n), (out, x, y, n))
 
 /* *out = Σ x[i]² */
-PVTI_INLINE void pvti_sumsq_body(double *out, const pvt_real *x, int64_t n) { pvti_dot_body(out, x, x, n); }
-PVTI_KERNEL(pvti_sumsq, (double *out, const pvt_real *x, int64_t n), (out, x, n))
+PVTI_INLINE void pvti_sumsq(double *out, const pvt_real *x, int64_t n) { pvti_dot(out, x, x, n); }
 
 /* *out = Σ x[i]·y[i]·z[i] */
 #define PVTI_TERM_DOT3(at, i) at(x, i) * at(y, i) * at(z, i)
@@ -2022,14 +2030,13 @@ PVTI_INLINE void pvti_dot3_body(double *out, const pvt_real *x, const pvt_real *
 
 /* *out = Σ (x[i] − y[i])² */
 #define PVTI_TERM_DISTANCE(at, i) (at(x, i) - at(y, i)) * (at(x, i) - at(y, i))
-PVTI_INLINE void pvti_distance_body(double *out, const pvt_real *x, const pvt_real *y, int64_t n)
+PVTI_INLINE void pvti_distance(double *out, const pvt_real *x, const pvt_real *y, int64_t n)
 {
     PVTI_REDUCE(PVTI_TERM_DISTANCE);
 }
-PVTI_KERNEL(pvti_distance, (double *out, const pvt_real *x, const pvt_real *y, int64_t n), (out, x, y, n))
 
 /* *out = max x[i], −∞ for n = 0; a NaN may get lost. */
-PVTI_INLINE void pvti_max_body(pvt_real *out, const pvt_real *x, int64_t n)
+PVTI_INLINE void pvti_max(pvt_real *out, const pvt_real *x, int64_t n)
 {
     pvt_real lane[16];
     pvti_lanes low, high, v;
@@ -2053,19 +2060,16 @@ PVTI_INLINE void pvti_max_body(pvt_real *out, const pvt_real *x, int64_t n)
     lane[0] = PVTI_MAX(lane[0], lane[2]), lane[1] = PVTI_MAX(lane[1], lane[3]);
     *out = PVTI_MAX(lane[0], lane[1]);
 }
-PVTI_KERNEL(pvti_max, (pvt_real *out, const pvt_real *x, int64_t n), (out, x, n))
 
 /* ---- element by element ---- */
 
 /* y[i] += x[i] */
-PVTI_INLINE void pvti_add_to_body(pvt_real *__restrict y, const pvt_real *__restrict x, int64_t n)
+PVTI_INLINE void pvti_add_to(pvt_real *__restrict y, const pvt_real *__restrict x, int64_t n)
 {
     int64_t i;
     for (i = 0; i < n; i++) y[i] += x[i];
 }
-PVTI_KERNEL(pvti_add_to, (pvt_real *y, const pvt_real *x, int64_t n), (y, x, n))
 
-PVTI_KERNELS_END
 // >>gemm kernels
 /*  C[M,N] (+)= A[M,K] · B[K,N], after BLIS (Van Zee, van de Geijn 2015). Three layers:
 
@@ -2087,150 +2091,26 @@ PVTI_KERNELS_END
 typedef void pvti_micro_fn(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
                            int rows, int cols, bool load);
 
-#define PVTI_MR_SCALAR 4
-#define PVTI_NR_SCALAR 16
-#define PVTI_MR_AVX2 6
-#define PVTI_NR_AVX2 16
-#define PVTI_MR_AVX512 12
-#define PVTI_NR_AVX512 32
-#define PVTI_ROWS6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define PVTI_ROWS12(X) PVTI_ROWS6(X) X(6) X(7) X(8) X(9) X(10) X(11)
+#define PVTI_MR 4
+#define PVTI_NR 16
+#define PVTI_TILE_MOST (12 * 32) /* of any kernel set */
 
-PVTI_KERNELS_BEGIN
 
 /*  The definition of the result, and what runs where no kernel set below does. 4×16: sixteen
     vectors of four, which NEON holds in half of its registers. */
-static PVTI_UNUSED void pvti_micro_scalar(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b,
+PVTI_INLINE void pvti_micro(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b,
                                           int64_t K, int rows, int cols, bool load)
 {
-    pvt_real c[PVTI_MR_SCALAR][PVTI_NR_SCALAR];
+    pvt_real c[PVTI_MR][PVTI_NR];
     memset(c, 0, sizeof c);
     for (int i = 0; load && i < rows; i++)
         for (int j = 0; j < cols; j++) c[i][j] = C[i * ldc + j];
-    for (int64_t k = 0; k < K; k++, a += PVTI_MR_SCALAR, b += PVTI_NR_SCALAR)
-        for (int i = 0; i < PVTI_MR_SCALAR; i++)
-            for (int j = 0; j < PVTI_NR_SCALAR; j++) c[i][j] = pvti_fma(a[i], b[j], c[i][j]);
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR, b += PVTI_NR)
+        for (int i = 0; i < PVTI_MR; i++)
+            for (int j = 0; j < PVTI_NR; j++) c[i][j] = pvti_fma(a[i], b[j], c[i][j]);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i][j];
 }
-
-#if PVTI_X86
-/*  6×16 in 12 of 16 registers. A step of k: 12 fused multiply-adds, 2 loads of B, 6 broadcasts
-    of A; two FMA ports and two load ports: 6 cycles by FMA, 4 by loads, so FMA is the limit
-    and 12 sums in flight cover 2 ports × 4 or 5 cycles of latency. 24 bytes of A, 64 of B. */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_micro_avx2_rows(float *C, int64_t ldc, const float *a, const float *b,
-                                                       int64_t K, int rows, __m256i left, __m256i right,
-                                                       bool load)
-{
-#define PVTI_X(i) __m256 l##i = _mm256_setzero_ps(), r##i = l##i;
-    PVTI_ROWS6(PVTI_X)
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        l##i = _mm256_maskload_ps(C + (i) * ldc, left);                \
-        r##i = _mm256_maskload_ps(C + (i) * ldc + 8, right);           \
-    }
-    if (load) {
-        PVTI_ROWS6(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        __m256 x = _mm256_broadcast_ss(a + (i));                       \
-        l##i = _mm256_fmadd_ps(x, bl, l##i);                           \
-        r##i = _mm256_fmadd_ps(x, br, r##i);                           \
-    }
-    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX2, b += PVTI_NR_AVX2) {
-        __m256 bl = _mm256_loadu_ps(b), br = _mm256_loadu_ps(b + 8);
-        PVTI_ROWS6(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        _mm256_maskstore_ps(C + (i) * ldc, left, l##i);                \
-        _mm256_maskstore_ps(C + (i) * ldc + 8, right, r##i);           \
-    }
-    PVTI_ROWS6(PVTI_X)
-#undef PVTI_X
-}
-
-/* Lane l is on when l < n. */
-PVTI_TARGET_AVX2 PVTI_INLINE __m256i pvti_mask_avx2(int64_t n)
-{
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)PVTI_MIN(n, 8)),
-                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
-PVTI_TARGET_AVX2 static void pvti_micro_avx2(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
-                                             int rows, int cols, bool load)
-{
-    __m256i left = pvti_mask_avx2(cols), right = pvti_mask_avx2(cols - 8);
-    switch (rows) { /* one copy of the loop for each count, so that rows that are not there cost nothing */
-#define PVTI_X(i) \
-    case i + 1: pvti_micro_avx2_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
-        PVTI_ROWS6(PVTI_X)
-#undef PVTI_X
-    }
-}
-
-/*  12×32 in 24 of 32 registers. A step of k: 24 fused multiply-adds, 2 loads of B, 12 broadcasts
-    of A. With full-width units: 12 cycles by FMA, 7 by loads; on Zen 4, which halves 512-bit
-    operations, 24 and at most 14. FMA is the limit on both. 48 bytes of A and 128 of B, the latter
-    from L2: 5 to 11 bytes a cycle of the 32 that L2 gives. */
-PVTI_TARGET_AVX512 PVTI_INLINE void pvti_micro_avx512_rows(float *C, int64_t ldc, const float *a,
-                                                           const float *b, int64_t K, int rows,
-                                                           __mmask16 left, __mmask16 right, bool load)
-{
-#define PVTI_X(i) __m512 l##i = _mm512_setzero_ps(), r##i = l##i;
-    PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        l##i = _mm512_maskz_loadu_ps(left, C + (i) * ldc);             \
-        r##i = _mm512_maskz_loadu_ps(right, C + (i) * ldc + 16);       \
-    }
-    if (load) {
-        PVTI_ROWS12(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        __m512 x = _mm512_set1_ps(a[i]);                               \
-        l##i = _mm512_fmadd_ps(x, bl, l##i);                           \
-        r##i = _mm512_fmadd_ps(x, br, r##i);                           \
-    }
-    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX512, b += PVTI_NR_AVX512) {
-        __m512 bl = _mm512_loadu_ps(b), br = _mm512_loadu_ps(b + 16);
-        PVTI_ROWS12(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        _mm512_mask_storeu_ps(C + (i) * ldc, left, l##i);              \
-        _mm512_mask_storeu_ps(C + (i) * ldc + 16, right, r##i);        \
-    }
-    PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-}
-
-/* Bit l is set when l < n. */
-PVTI_INLINE __mmask16 pvti_mask_avx512(int64_t n)
-{
-    return (__mmask16)(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1u : 0u);
-}
-
-PVTI_TARGET_AVX512 static void pvti_micro_avx512(float *C, int64_t ldc, const float *a, const float *b,
-                                                 int64_t K, int rows, int cols, bool load)
-{
-    __mmask16 left = pvti_mask_avx512(cols), right = pvti_mask_avx512(cols - 16);
-    switch (rows) {
-#define PVTI_X(i) \
-    case i + 1: pvti_micro_avx512_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
-        PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-    }
-}
-#endif
 
 #if !PVTI_REAL_IS_DOUBLE
 /*  Products of operands rounded to bf16, sums in fp32. A step of a panel is two k: column j of it is one
@@ -2256,10 +2136,10 @@ PVTI_INLINE float pvti_half_odd(uint32_t pair)
     memcpy(&x, &pair, sizeof x);
     return x;
 }
-PVTI_INLINE void pvti_micro_half_body(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+PVTI_INLINE void pvti_micro_half_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
                                       int rows, int cols, bool load, int MR, int NR)
 {
-    float c[PVTI_MR_AVX512 * PVTI_NR_AVX512];
+    float c[PVTI_TILE_MOST];
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NR; j++)
             c[i * NR + j] = load && i < rows && j < cols ? pvti_flush(C[i * ldc + j]) : 0;
@@ -2278,84 +2158,10 @@ PVTI_INLINE void pvti_micro_half_body(float *C, int64_t ldc, const float *a, con
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * NR + j];
 }
-static PVTI_UNUSED void pvti_micro_half_scalar(float *C, int64_t ldc, const float *a, const float *b,
+PVTI_INLINE void pvti_micro_half(float *C, int64_t ldc, const float *a, const float *b,
                                                int64_t K, int rows, int cols, bool load)
 {
-    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_SCALAR, PVTI_NR_SCALAR);
-}
-#if PVTI_X86
-PVTI_TARGET_AVX2 static void pvti_micro_half_avx2(float *C, int64_t ldc, const float *a, const float *b,
-                                                  int64_t K, int rows, int cols, bool load)
-{
-    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX2, PVTI_NR_AVX2);
-}
-PVTI_TARGET_AVX512 static void pvti_micro_half_avx512(float *C, int64_t ldc, const float *a, const float *b,
-                                                      int64_t K, int rows, int cols, bool load)
-{
-    pvti_micro_half_body(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX512, PVTI_NR_AVX512);
-}
-
-/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core that
-    starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
-    204 to 214: packing and the way of C through the caches weigh twice as much as in fp32. */
-#define PVTI_TARGET_BF16 \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-static bool pvti_has_bf16(int isa) { return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512bf16"); }
-PVTI_TARGET_BF16 PVTI_INLINE void pvti_micro_bf16_rows(float *C, int64_t ldc, const float *a, const float *b,
-                                                       int64_t K, int rows, __mmask16 left, __mmask16 right,
-                                                       bool load)
-{
-#define PVTI_X(i) __m512 l##i = _mm512_setzero_ps(), r##i = l##i;
-    PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        l##i = _mm512_maskz_loadu_ps(left, C + (i) * ldc);             \
-        r##i = _mm512_maskz_loadu_ps(right, C + (i) * ldc + 16);       \
-    }
-    if (load) {
-        PVTI_ROWS12(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        __m512bh x = (__m512bh)_mm512_set1_ps(a[i]);                   \
-        l##i = _mm512_dpbf16_ps(l##i, x, bl);                          \
-        r##i = _mm512_dpbf16_ps(r##i, x, br);                          \
-    }
-    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX512, b += PVTI_NR_AVX512) {
-        __m512bh bl = (__m512bh)_mm512_loadu_ps(b), br = (__m512bh)_mm512_loadu_ps(b + 16);
-        PVTI_ROWS12(PVTI_X)
-    }
-#undef PVTI_X
-#define PVTI_X(i)                                                      \
-    if (i < rows) {                                                    \
-        _mm512_mask_storeu_ps(C + (i) * ldc, left, l##i);              \
-        _mm512_mask_storeu_ps(C + (i) * ldc + 16, right, r##i);        \
-    }
-    PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-}
-
-PVTI_TARGET_BF16 static void pvti_micro_bf16(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
-                                             int rows, int cols, bool load)
-{
-    __mmask16 left = pvti_mask_avx512(cols), right = pvti_mask_avx512(cols - 16);
-    switch (rows) {
-#define PVTI_X(i) \
-    case i + 1: pvti_micro_bf16_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
-        PVTI_ROWS12(PVTI_X)
-#undef PVTI_X
-    }
-}
-#endif
-
-static pvti_micro_fn *pvti_micro_half(int isa)
-{
-#if PVTI_X86
-    if (pvti_has_bf16(isa)) return pvti_micro_bf16;
-#endif
-    return &PVTI_PICK(isa, pvti_micro_half);
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR, PVTI_NR);
 }
 #endif
 
@@ -2374,7 +2180,7 @@ static pvti_micro_fn *pvti_micro_half(int isa)
 typedef void pvti_dots_fn(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
                           int64_t ldw, int nw, int64_t K, const pvt_real *ahead);
 
-static PVTI_UNUSED void pvti_dots_scalar(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx,
+PVTI_INLINE void pvti_dots(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx,
                                          const pvt_real *w, int64_t ldw, int nw, int64_t K, const pvt_real *ahead)
 {
     (void)ahead;
@@ -2390,140 +2196,12 @@ static PVTI_UNUSED void pvti_dots_scalar(pvt_real *lanes, const pvt_real *x, int
         }
 }
 
-#if PVTI_X86
-/*  2×3 dots of two registers each, 12 of 16. Sixteen k: 12 FMA, 6 loads of w and 4 of x:
-    6 cycles by FMA, 5 by loads, for 192 bytes of w of which a core gets about 8 a cycle from
-    memory: bandwidth is the limit up to about eight rows of x. */
-PVTI_TARGET_AVX2 static void pvti_dots_avx2_2x3(float *lanes, const float *x0, const float *x1,
-                                                const float *w0, const float *w1, const float *w2, int64_t K)
-{
-    __m256 s[12];
-    int64_t k;
-    for (int i = 0; i < 6; i++) {
-        float *lane = lanes + (i % 3) * 16 + (i / 3) * PVTI_DOT_W * 16;
-        s[2 * i] = _mm256_loadu_ps(lane), s[2 * i + 1] = _mm256_loadu_ps(lane + 8);
-    }
-#define PVTI_STEP(load, h)                                                          \
-    {                                                                               \
-        __m256 a = load(x0), b = load(x1), c;                                       \
-        c = load(w0);                                                               \
-        s[0 + h] = _mm256_fmadd_ps(a, c, s[0 + h]), s[6 + h] = _mm256_fmadd_ps(b, c, s[6 + h]);   \
-        c = load(w1);                                                               \
-        s[2 + h] = _mm256_fmadd_ps(a, c, s[2 + h]), s[8 + h] = _mm256_fmadd_ps(b, c, s[8 + h]);   \
-        c = load(w2);                                                               \
-        s[4 + h] = _mm256_fmadd_ps(a, c, s[4 + h]), s[10 + h] = _mm256_fmadd_ps(b, c, s[10 + h]); \
-    }
-#define PVTI_LOW(p) _mm256_loadu_ps((p) + k)
-#define PVTI_HIGH(p) _mm256_loadu_ps((p) + k + 8)
-    for (k = 0; k + 16 <= K; k += 16) {
-        PVTI_STEP(PVTI_LOW, 0)
-        PVTI_STEP(PVTI_HIGH, 1)
-    }
-#undef PVTI_LOW
-#undef PVTI_HIGH
-    if (k < K) {
-        __m256i low = pvti_mask_avx2(K - k), high = pvti_mask_avx2(K - k - 8);
-#define PVTI_LOW(p) _mm256_maskload_ps((p) + k, low)
-#define PVTI_HIGH(p) _mm256_maskload_ps((p) + k + 8, high)
-        PVTI_STEP(PVTI_LOW, 0)
-        PVTI_STEP(PVTI_HIGH, 1)
-#undef PVTI_LOW
-#undef PVTI_HIGH
-    }
-#undef PVTI_STEP
-    for (int i = 0; i < 6; i++) {
-        float *lane = lanes + (i % 3) * 16 + (i / 3) * PVTI_DOT_W * 16;
-        _mm256_storeu_ps(lane, s[2 * i]), _mm256_storeu_ps(lane + 8, s[2 * i + 1]);
-    }
-}
-
-static void pvti_dots_avx2(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw,
-                           int nw, int64_t K, const float *ahead)
-{
-    (void)ahead;
-    for (int i = 0; i < nx; i += 2)
-        for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
-            const float *wj = w + j * ldw;
-            pvti_dots_avx2_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx,
-                               x + PVTI_MIN(i + 1, nx - 1) * ldx, wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw,
-                               wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
-        }
-}
-
-/*  4×6 dots in 24 of 32 registers. Sixteen k: 24 FMA, 6 loads of w, 4 of x: 24 cycles (12 with
-    full-width units) for 384 bytes of w, twice what memory gives a core at nx = 4. */
-PVTI_TARGET_AVX512 PVTI_INLINE void pvti_dots_avx512_rows(float *lanes, const float *x, int64_t ldx, int nx,
-                                                          const float *w, int64_t ldw, int nw, int64_t K,
-                                                          const float *ahead)
-{
-    const float *w0 = w, *w1 = w + PVTI_MIN(1, nw - 1) * ldw, *w2 = w + PVTI_MIN(2, nw - 1) * ldw;
-    const float *w3 = w + PVTI_MIN(3, nw - 1) * ldw, *w4 = w + PVTI_MIN(4, nw - 1) * ldw;
-    const float *w5 = w + PVTI_MIN(5, nw - 1) * ldw;
-#define PVTI_ROWS4(X) X(0) X(1) X(2) X(3)
-#define PVTI_X(i)                                                                                            \
-    float *p##i = lanes + (i < nx ? (i) * PVTI_DOT_W * 16 : 0);                                              \
-    __m512 s##i##0 = _mm512_loadu_ps(p##i), s##i##1 = _mm512_loadu_ps(p##i + 16);                            \
-    __m512 s##i##2 = _mm512_loadu_ps(p##i + 32), s##i##3 = _mm512_loadu_ps(p##i + 48);                       \
-    __m512 s##i##4 = _mm512_loadu_ps(p##i + 64), s##i##5 = _mm512_loadu_ps(p##i + 80);
-    PVTI_ROWS4(PVTI_X)
-#undef PVTI_X
-#define PVTI_X(i)                                                                                            \
-    if (i < nx) {                                                                                            \
-        __m512 v = PVTI_LOAD(x + (i) * ldx);                                                                 \
-        s##i##0 = _mm512_fmadd_ps(v, v0, s##i##0), s##i##1 = _mm512_fmadd_ps(v, v1, s##i##1);                \
-        s##i##2 = _mm512_fmadd_ps(v, v2, s##i##2), s##i##3 = _mm512_fmadd_ps(v, v3, s##i##3);                \
-        s##i##4 = _mm512_fmadd_ps(v, v4, s##i##4), s##i##5 = _mm512_fmadd_ps(v, v5, s##i##5);                \
-    }
-#define PVTI_STEP                                                                                            \
-    {                                                                                                        \
-        __m512 v0 = PVTI_LOAD(w0), v1 = PVTI_LOAD(w1), v2 = PVTI_LOAD(w2);                                   \
-        __m512 v3 = PVTI_LOAD(w3), v4 = PVTI_LOAD(w4), v5 = PVTI_LOAD(w5);                                   \
-        PVTI_ROWS4(PVTI_X)                                                                                   \
-    }
-    int64_t k;
-#define PVTI_LOAD(p) _mm512_loadu_ps((p) + k)
-    for (k = 0; k + 16 <= K; k += 16) {
-        for (int j = 0; ahead && j < nw; j++) __builtin_prefetch(ahead + j * ldw + k, 0, 2);
-        PVTI_STEP
-    }
-#undef PVTI_LOAD
-    if (k < K) {
-        __mmask16 tail = pvti_mask_avx512(K - k);
-#define PVTI_LOAD(p) _mm512_maskz_loadu_ps(tail, (p) + k)
-        PVTI_STEP
-#undef PVTI_LOAD
-    }
-#undef PVTI_STEP
-#undef PVTI_X
-#define PVTI_X(i)                                                                                            \
-    if (i < nx) {                                                                                            \
-        _mm512_storeu_ps(p##i, s##i##0), _mm512_storeu_ps(p##i + 16, s##i##1);                               \
-        _mm512_storeu_ps(p##i + 32, s##i##2), _mm512_storeu_ps(p##i + 48, s##i##3);                          \
-        _mm512_storeu_ps(p##i + 64, s##i##4), _mm512_storeu_ps(p##i + 80, s##i##5);                          \
-    }
-    PVTI_ROWS4(PVTI_X)
-#undef PVTI_X
-#undef PVTI_ROWS4
-}
-
-PVTI_TARGET_AVX512 static void pvti_dots_avx512(float *lanes, const float *x, int64_t ldx, int nx,
-                                                const float *w, int64_t ldw, int nw, int64_t K, const float *ahead)
-{
-    switch (nx) {
-    case 1: pvti_dots_avx512_rows(lanes, x, ldx, 1, w, ldw, nw, K, ahead); break;
-    case 2: pvti_dots_avx512_rows(lanes, x, ldx, 2, w, ldw, nw, K, ahead); break;
-    case 3: pvti_dots_avx512_rows(lanes, x, ldx, 3, w, ldw, nw, K, ahead); break;
-    default: pvti_dots_avx512_rows(lanes, x, ldx, 4, w, ldw, nw, K, ahead);
-    }
-}
-#endif
-
 /*  C[M,N] += A[M,K] · B[K,N] for few rows of A and rows of B that are read once, in place. Eight
     rows of B stay in L1 while each row of C passes by once; k still comes in order, so these are
     the bits of the micro-kernels. 16 columns and 8 k of a row: 8 FMA, 9 loads, a store; limited
     by loads, which memory bandwidth undercuts up to about eight rows. */
 #define PVTI_AXPY_K 8
-PVTI_INLINE void pvti_gemm_axpy_body(pvt_real *C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs,
+PVTI_INLINE void pvti_gemm_axpy(pvt_real *C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs,
                                 const pvt_real *B, int64_t ldb, int64_t M, int64_t N, int64_t K)
 {
     for (int64_t k = 0; k < K; k += PVTI_AXPY_K)
@@ -2545,10 +2223,6 @@ PVTI_INLINE void pvti_gemm_axpy_body(pvt_real *C, int64_t ldc, const pvt_real *A
                     for (int64_t n = 0; n < N; n++) c[n] = pvti_fma(a[i * acs], b[i * ldb + n], c[n]);
         }
 }
-PVTI_KERNEL_WIDE(pvti_gemm_axpy,
-            (pvt_real * C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs, const pvt_real *B,
-             int64_t ldb, int64_t M, int64_t N, int64_t K),
-            (C, ldc, A, ars, acs, B, ldb, M, N, K))
 
 /* The tree: lane l takes in lane l+8, then l+4, l+2, l+1. */
 static pvt_real pvti_lanes_sum(const pvt_real *lanes)
@@ -2558,7 +2232,6 @@ static pvt_real pvti_lanes_sum(const pvt_real *lanes)
     for (int l = 0; l < 4; l++) s[l] += s[l + 4];
     return (s[0] + s[2]) + (s[1] + s[3]);
 }
-PVTI_KERNELS_END
 
 // >>gemm packing
 /*  Operands and their way into panels. */
@@ -2602,37 +2275,10 @@ static pvti_operand pvti_operand_transpose(pvti_operand x)
     return x;
 }
 
-PVTI_KERNELS_BEGIN
-#if PVTI_X86
-/*  panel[k·W + j] = src[j·ld + k] for four j and n (a multiple of 8) k: two 4×4 transposes side
-    by side. Eight k: 4 loads, 8 shuffles, 8 stores of 16 bytes; the stores limit it to 8
-    cycles per 128 bytes, four times what memory delivers. */
-PVTI_TARGET_AVX2 static void pvti_pack_four_avx2(float *panel, int W, const float *src, int64_t ld, int64_t n)
-{
-    for (int64_t k = 0; k < n; k += 8, panel += 8 * W) {
-        __m256 r0 = _mm256_loadu_ps(src + k), r1 = _mm256_loadu_ps(src + ld + k);
-        __m256 r2 = _mm256_loadu_ps(src + 2 * ld + k), r3 = _mm256_loadu_ps(src + 3 * ld + k);
-        __m256 a = _mm256_unpacklo_ps(r0, r1), b = _mm256_unpackhi_ps(r0, r1);
-        __m256 c = _mm256_unpacklo_ps(r2, r3), d = _mm256_unpackhi_ps(r2, r3);
-        __m256 k04 = _mm256_shuffle_ps(a, c, 0x44), k15 = _mm256_shuffle_ps(a, c, 0xee);
-        __m256 k26 = _mm256_shuffle_ps(b, d, 0x44), k37 = _mm256_shuffle_ps(b, d, 0xee);
-        _mm_storeu_ps(panel, _mm256_castps256_ps128(k04));
-        _mm_storeu_ps(panel + W, _mm256_castps256_ps128(k15));
-        _mm_storeu_ps(panel + 2 * W, _mm256_castps256_ps128(k26));
-        _mm_storeu_ps(panel + 3 * W, _mm256_castps256_ps128(k37));
-        _mm_storeu_ps(panel + 4 * W, _mm256_extractf128_ps(k04, 1));
-        _mm_storeu_ps(panel + 5 * W, _mm256_extractf128_ps(k15, 1));
-        _mm_storeu_ps(panel + 6 * W, _mm256_extractf128_ps(k26, 1));
-        _mm_storeu_ps(panel + 7 * W, _mm256_extractf128_ps(k37, 1));
-    }
-}
-#endif
-
 /* panel[k·W + j] = src[k·rs + j·cs] for k < nk, j < nj ≤ W. */
-static void pvti_pack_panel(int isa, pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
-                            int64_t nk, int nj)
+PVTI_INLINE void pvti_pack_panel(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                        int64_t nk, int nj)
 {
-    int64_t done = 0;
     if (cs == 1) {
         for (int64_t k = 0; k < nk; k++, src += rs, panel += W)
             switch (nj) { /* widths known to the compiler become a few moves */
@@ -2644,19 +2290,7 @@ static void pvti_pack_panel(int isa, pvt_real *panel, int W, const pvt_real *src
             }
         return;
     }
-#if PVTI_X86
-    if (rs == 1 && isa >= PVTI_AVX2 && nj >= 4)
-        while (done + 8 <= nk) { /* 64 rows of the panel at a time stay in L1 until all columns are in */
-            int64_t n = PVTI_MIN((nk - done) & ~(int64_t)7, 64);
-            for (int j = 0; j < nj; j += 4) {
-                int at = PVTI_MIN(j, nj - 4); /* the last four may overlap the four before */
-                pvti_pack_four_avx2(panel + done * W + at, W, src + done + at * cs, cs, n);
-            }
-            done += n;
-        }
-#endif
-    (void)isa;
-    for (int64_t k = done; k < nk; k++)
+    for (int64_t k = 0; k < nk; k++)
         for (int j = 0; j < nj; j++) panel[k * W + j] = src[k * rs + j * cs];
 }
 
@@ -2672,70 +2306,11 @@ PVTI_INLINE uint32_t pvti_half_bits(float x)
     return rounded >> 16;
 }
 
-#if PVTI_X86
-/*  panel[k/2·W + j] for four j and n (a multiple of 16) k, as bf16 pairs: rounding two rows into one
-    register leaves their eight pairs side by side, and two permutations turn 4×8 pairs into 8×4. 16 k:
-    4 loads, 2 conversions, 2 permutations, 8 stores of 16 bytes; the stores limit it. */
-PVTI_TARGET_BF16 static void pvti_pack_four_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n)
-{
-    const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
-    const __m512i high = _mm512_setr_epi32(4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
-    for (int64_t k = 0; k < n; k += 16, panel += 8 * W) {
-        __m512i a = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + ld + k), _mm512_loadu_ps(src + k));
-        __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 3 * ld + k),
-                                                 _mm512_loadu_ps(src + 2 * ld + k));
-        __m512 x = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, low, b));
-        __m512 y = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, high, b));
-        _mm_storeu_ps(panel, _mm512_castps512_ps128(x));
-        _mm_storeu_ps(panel + W, _mm512_extractf32x4_ps(x, 1));
-        _mm_storeu_ps(panel + 2 * W, _mm512_extractf32x4_ps(x, 2));
-        _mm_storeu_ps(panel + 3 * W, _mm512_extractf32x4_ps(x, 3));
-        _mm_storeu_ps(panel + 4 * W, _mm512_castps512_ps128(y));
-        _mm_storeu_ps(panel + 5 * W, _mm512_extractf32x4_ps(y, 1));
-        _mm_storeu_ps(panel + 6 * W, _mm512_extractf32x4_ps(y, 2));
-        _mm_storeu_ps(panel + 7 * W, _mm512_extractf32x4_ps(y, 3));
-    }
-}
-
-/*  The same from rows of the panel as they lie, ld apart: n (even) k, nj j. Two rows round into one
-    register; a permutation of words makes them pairs. 32 numbers: 2 loads, a store. */
-PVTI_TARGET_BF16 static void pvti_pack_rows_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n,
-                                                 int nj)
-{
-    __m512i zip = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
-                                    0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
-                                    0x1e000e, 0x1f000f);
-    for (int64_t k = 0; k < n; k += 2, panel += W, src += 2 * ld)
-        for (int j = 0; j < nj; j += 16) {
-            __mmask16 m = pvti_mask_avx512(nj - j);
-            __m512 even = _mm512_maskz_loadu_ps(m, src + j), odd = _mm512_maskz_loadu_ps(m, src + ld + j);
-            __m512i pairs = _mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
-            _mm512_mask_storeu_ps(panel + j, m, _mm512_castsi512_ps(pairs));
-        }
-}
-#endif
-
 /* The same in pairs of bf16: word panel[k/2·W + j] holds (k, j) and, above it, (k+1, j); past the end 0. */
-static void pvti_pack_panel_half(int isa, pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
-                                 int64_t nk, int nj)
+PVTI_INLINE void pvti_pack_panel_half(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                             int64_t nk, int nj)
 {
-    int64_t done = 0;
-#if PVTI_X86
-    if (pvti_has_bf16(isa) && cs == 1) {
-        done = nk & ~(int64_t)1;
-        pvti_pack_rows_bf16(panel, W, src, rs, done, nj);
-    } else if (pvti_has_bf16(isa) && rs == 1 && nj >= 4)
-        while (done + 16 <= nk) {
-            int64_t n = PVTI_MIN((nk - done) & ~(int64_t)15, 128);
-            for (int j = 0; j < nj; j += 4) {
-                int at = PVTI_MIN(j, nj - 4);
-                pvti_pack_four_bf16(panel + done / 2 * W + at, W, src + done + at * cs, cs, n);
-            }
-            done += n;
-        }
-#endif
-    (void)isa;
-    for (int64_t k = done; k < nk; k += 2)
+    for (int64_t k = 0; k < nk; k += 2)
         for (int j = 0; j < nj; j++) {
             const pvt_real *at = src + k * rs + j * cs;
             uint32_t pair = pvti_half_bits(*at) | (k + 1 < nk ? pvti_half_bits(at[rs]) << 16 : 0);
@@ -2743,7 +2318,30 @@ static void pvti_pack_panel_half(int isa, pvt_real *panel, int W, const pvt_real
         }
 }
 #endif
-PVTI_KERNELS_END
+
+/* What a kernel set brings for products: a tile, and the kernels that fit it. */
+typedef void pvti_pack_fn(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj);
+typedef struct pvti_gemm_kernels {
+    int mr, nr;
+    pvti_micro_fn *micro;
+    pvti_dots_fn *dots;
+    pvti_pack_fn *pack;
+#if !PVTI_REAL_IS_DOUBLE
+    pvti_micro_fn *micro_half;
+    pvti_pack_fn *pack_half;
+#endif
+} pvti_gemm_kernels;
+
+static const pvti_gemm_kernels *pvti_gemm_kernels_of(const pvt_ctx *ctx)
+{
+#if !PVTI_REAL_IS_DOUBLE
+    static const pvti_gemm_kernels plain = {
+        PVTI_MR, PVTI_NR, pvti_micro, pvti_dots, pvti_pack_panel, pvti_micro_half, pvti_pack_panel_half};
+#else
+    static const pvti_gemm_kernels plain = {PVTI_MR, PVTI_NR, pvti_micro, pvti_dots, pvti_pack_panel};
+#endif
+    return ctx && ctx->kernels.gemm ? ctx->kernels.gemm : &plain;
+}
 
 #define PVTI_PACK_ROWS 16 /* a tile source is asked for at most 16 rows of 256 numbers: */
 #define PVTI_PACK_COLS 256 /* a rectangle that stays in L1 and holds whole blocks of every format */
@@ -2754,18 +2352,14 @@ static int64_t pvti_pack_steps(bool half, int64_t n) { return half ? (n + 1) / 2
 /*  Packs rows k0 … k0+nk−1, columns j0 … j0+nj−1 of x into panels of width W one after the
     other, each nk rows (of bf16 pairs when `half`: (nk+1)/2) long, the last filled up with zeros.
     buffer holds PVTI_PACK_ROWS × PVTI_PACK_COLS numbers. */
-static void pvti_pack(int isa, bool half, pvt_real *panels, int W, pvti_operand x, int64_t k0, int64_t nk,
+static void pvti_pack(pvti_pack_fn *pack_panel, bool half, pvt_real *panels, int W, pvti_operand x, int64_t k0, int64_t nk,
                       int64_t j0, int64_t nj, pvt_real *buffer)
 {
     int64_t steps = pvti_pack_steps(half, nk);
-    void (*pack_panel)(int, pvt_real *, int, const pvt_real *, int64_t, int64_t, int64_t, int) = pvti_pack_panel;
     bool along_k = x.tile ? x.transposed : x.cs != 1; /* the source's rows run along k */
     int64_t rows = W < PVTI_PACK_ROWS ? PVTI_PACK_ROWS / W * W : PVTI_PACK_ROWS; /* of whole panels */
     int64_t step_j = !x.tile ? nj : along_k ? rows : PVTI_PACK_COLS;
     int64_t step_k = !along_k ? PVTI_PACK_ROWS : x.tile ? PVTI_PACK_COLS : nk;
-#if !PVTI_REAL_IS_DOUBLE
-    if (half) pack_panel = pvti_pack_panel_half;
-#endif
     for (int64_t j = 0; j < nj; j += step_j)
         for (int64_t k = 0; k < nk; k += step_k) {
             int64_t mj = PVTI_MIN(step_j, nj - j), mk = PVTI_MIN(step_k, nk - k), rs = x.rs, cs = x.cs;
@@ -2779,7 +2373,7 @@ static void pvti_pack(int isa, bool half, pvt_real *panels, int W, pvti_operand 
             }
             for (int64_t i = 0; i < mj; i += W - (j + i) % W) { /* the piece, panel by panel */
                 int64_t p = (j + i) / W, within = (j + i) % W;
-                pack_panel(isa, panels + (p * steps + pvti_pack_steps(half, k)) * W + within, W, src + i * cs, rs,
+                pack_panel(panels + (p * steps + pvti_pack_steps(half, k)) * W + within, W, src + i * cs, rs,
                            cs, mk, (int)PVTI_MIN(W - within, mj - i));
             }
         }
@@ -2809,9 +2403,10 @@ static void pvti_pack(int isa, bool half, pvt_real *panels, int W, pvti_operand 
 
 typedef struct pvti_gemm_job {
     pvt_ctx *ctx;
-    int isa, mr, nr;
+    int mr, nr;
     pvti_micro_fn *micro;
     pvti_dots_fn *dots;
+    pvti_pack_fn *pack;
     pvt_real *C;
     int64_t ldc;
     pvti_operand At, B; /* At: the transpose of A, since both are packed along k */
@@ -2849,7 +2444,7 @@ static void pvti_gemm_pack_task(void *arg, int64_t i, int worker)
     int64_t rows = PVTI_GEMM_PACK_PANELS * job->mr, from = i * rows;
     pvt_real *buffer;
     pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->isa, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At, job->k0,
+    pvti_pack(job->pack, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At, job->k0,
               job->kb, job->m0 + from, PVTI_MIN(rows, job->mb - from), buffer);
 }
 
@@ -2870,7 +2465,7 @@ static void pvti_gemm_task(void *arg, int64_t i, int worker)
     int64_t steps = pvti_pack_steps(job->half, job->kb);
     bool load = job->accumulate || job->k0 > 0;
     pvt_real *buffer, *b = pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->isa, job->half, b, job->nr, job->B, job->k0, job->kb, n0, n, buffer);
+    pvti_pack(job->pack, job->half, b, job->nr, job->B, job->k0, job->kb, n0, n, buffer);
     for (int64_t m = m0; m < m1; m += job->mr)
         for (int64_t j = 0; j < n; j += job->nr) {
             if (j + job->nr < n)
@@ -2970,7 +2565,7 @@ static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
             if (job->B.tile) job->B.tile(job->B.self, buffer, ldb, k, k + nk, n, n + nn);
             for (int64_t r = 0; !in_place && !job->B.tile && r < nk; r++)
                 memcpy(buffer + r * ldb, job->B.data + (k + r) * job->B.rs + n, (size_t)nn * sizeof *buffer);
-            PVTI_PICK(job->isa, pvti_gemm_axpy)
+            PVTI_CALL(job->ctx, gemm_axpy)
             (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn, nk);
         }
 }
@@ -2996,14 +2591,14 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
 static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
                             pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
-    static const int mr[3] = {PVTI_MR_SCALAR, PVTI_MR_AVX2, PVTI_MR_AVX512};
-    static const int nr[3] = {PVTI_NR_SCALAR, PVTI_NR_AVX2, PVTI_NR_AVX512};
+    const pvti_gemm_kernels *kernels = pvti_gemm_kernels_of(ctx);
     memset(job, 0, sizeof *job);
-    job->ctx = ctx, job->isa = ctx ? ctx->isa : pvti_isa_detect();
-    job->mr = mr[job->isa], job->nr = nr[job->isa];
-    job->micro = &PVTI_PICK(job->isa, pvti_micro), job->dots = &PVTI_PICK(job->isa, pvti_dots);
+    job->ctx = ctx;
+    job->mr = kernels->mr, job->nr = kernels->nr;
+    job->micro = kernels->micro, job->dots = kernels->dots, job->pack = kernels->pack;
 #if !PVTI_REAL_IS_DOUBLE
-    if (half) job->half = true, job->micro = pvti_micro_half(job->isa);
+    job->half = half;
+    if (half) job->micro = kernels->micro_half, job->pack = kernels->pack_half;
 #else
     (void)half;
 #endif
@@ -3156,7 +2751,7 @@ static void pvti_embedding_backward_task(void *arg, int64_t task, int worker)
     for (i = 0; i < job->n; i++) {
         id = job->ids[i];
         if (id < 0 || id >= job->V) continue;
-        PVTI_CALL(job->ctx, pvti_add_to)(job->out + id * job->C + r0, job->a + i * job->C + r0, r1 - r0);
+        PVTI_CALL(job->ctx, add_to)(job->out + id * job->C + r0, job->a + i * job->C + r0, r1 - r0);
     }
 }
 PVT_API void pvt_embedding_backward(pvt_ctx *ctx, pvt_real *dtable, const pvt_real *dout, const int32_t *ids,
@@ -3193,7 +2788,7 @@ static void pvti_bias_backward_task(void *arg, int64_t task, int worker)
     PVTI_JOB_RANGE(job->C);
     int64_t i;
     for (i = 0; i < job->n; i++) {
-        PVTI_CALL(job->ctx, pvti_add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0);
+        PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0);
     }
 }
 PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_real *dbias,
@@ -3209,33 +2804,28 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
     }
 }
 
-PVTI_KERNELS_BEGIN
 
 /* ---- RMSNorm: out_c = x_c·r·w_c, r = (Σ x²/C + eps)^(−1/2) ---- */
 
-PVTI_INLINE void pvti_rmsnorm_body(pvt_real *__restrict out, pvt_real *rstd, const pvt_real *__restrict x,
+PVTI_INLINE void pvti_rmsnorm(pvt_real *__restrict out, pvt_real *rstd, const pvt_real *__restrict x,
                                    const pvt_real *__restrict weight, int64_t n, int64_t C, double eps)
 {
     int64_t i, c;
     for (i = 0; i < n; i++, out += C, x += C) {
         double squares;
         pvt_real r;
-        pvti_sumsq_body(&squares, x, C);
+        pvti_sumsq(&squares, x, C);
         r = (pvt_real)(1 / __builtin_sqrt(squares / (double)C + eps));
         for (c = 0; c < C; c++) out[c] = x[c] * r * weight[c];
         if (rstd) rstd[i] = r;
     }
 }
-PVTI_KERNEL(pvti_rmsnorm,
-            (pvt_real *out, pvt_real *rstd, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t C,
-             double eps),
-            (out, rstd, x, weight, n, C, eps))
 
 /* With g_c = dout_c·w_c the loss sees dL = Σ g_c·d(x_c·r) = r·Σ g_c·dx_c + (Σ g_c·x_c)·dr, and
    from r = (Σ x²/C + eps)^(−1/2) comes dr = −r³/C·Σ x_c·dx_c. Hence
        dx_c      = r·g_c − x_c·r³/C·Σ_j g_j·x_j
        dweight_c = Σ over rows of dout_c·x_c·r. */
-PVTI_INLINE void pvti_rmsnorm_backward_body(pvt_real *__restrict dx, const pvt_real *__restrict dout,
+PVTI_INLINE void pvti_rmsnorm_backward(pvt_real *__restrict dx, const pvt_real *__restrict dout,
                                             const pvt_real *__restrict x, const pvt_real *rstd,
                                             const pvt_real *__restrict weight, int64_t n, int64_t C)
 {
@@ -3248,13 +2838,9 @@ PVTI_INLINE void pvti_rmsnorm_backward_body(pvt_real *__restrict dx, const pvt_r
         for (c = 0; c < C; c++) dx[c] += pvti_fma(x[c], k, dout[c] * weight[c] * r);
     }
 }
-PVTI_KERNEL(pvti_rmsnorm_backward,
-            (pvt_real *dx, const pvt_real *dout, const pvt_real *x, const pvt_real *rstd,
-             const pvt_real *weight, int64_t n, int64_t C),
-            (dx, dout, x, rstd, weight, n, C))
 
 /* Some columns (`columns` of them, rows C apart) of all n rows. */
-PVTI_INLINE void pvti_rmsnorm_dweight_body(pvt_real *__restrict dweight, const pvt_real *__restrict dout,
+PVTI_INLINE void pvti_rmsnorm_dweight(pvt_real *__restrict dweight, const pvt_real *__restrict dout,
                                            const pvt_real *__restrict x, const pvt_real *rstd, int64_t n,
                                            int64_t columns, int64_t C)
 {
@@ -3262,15 +2848,11 @@ PVTI_INLINE void pvti_rmsnorm_dweight_body(pvt_real *__restrict dweight, const p
     for (i = 0; i < n; i++, dout += C, x += C)
         for (c = 0; c < columns; c++) dweight[c] = pvti_fma(dout[c], x[c] * rstd[i], dweight[c]);
 }
-PVTI_KERNEL(pvti_rmsnorm_dweight,
-            (pvt_real *dweight, const pvt_real *dout, const pvt_real *x, const pvt_real *rstd, int64_t n,
-             int64_t columns, int64_t C),
-            (dweight, dout, x, rstd, n, columns, C))
 
 /* ---- RoPE: (x_a, x_b) → (x_a·cos − x_b·sin, x_b·cos + x_a·sin) ----
    A rotation is orthogonal: its adjoint is the rotation by the negative angle, sign = −1. */
 
-PVTI_INLINE void pvti_rope_halves_body(pvt_real *__restrict a, pvt_real *__restrict b,
+PVTI_INLINE void pvti_rope_halves(pvt_real *__restrict a, pvt_real *__restrict b,
                                        const pvt_real *__restrict cosines, const pvt_real *__restrict sines,
                                        pvt_real sign, int64_t pairs)
 {
@@ -3281,12 +2863,8 @@ PVTI_INLINE void pvti_rope_halves_body(pvt_real *__restrict a, pvt_real *__restr
         b[j] = pvti_fma(xb, c, xa * s);
     }
 }
-PVTI_KERNEL(pvti_rope_halves,
-            (pvt_real *a, pvt_real *b, const pvt_real *cosines, const pvt_real *sines, pvt_real sign,
-             int64_t pairs),
-            (a, b, cosines, sines, sign, pairs))
 
-PVTI_INLINE void pvti_rope_neighbours_body(pvt_real *__restrict x, const pvt_real *__restrict cosines,
+PVTI_INLINE void pvti_rope_neighbours(pvt_real *__restrict x, const pvt_real *__restrict cosines,
                                            const pvt_real *__restrict sines, pvt_real sign, int64_t pairs)
 {
     int64_t j;
@@ -3296,14 +2874,11 @@ PVTI_INLINE void pvti_rope_neighbours_body(pvt_real *__restrict x, const pvt_rea
         x[2 * j + 1] = pvti_fma(xb, c, xa * s);
     }
 }
-PVTI_KERNEL(pvti_rope_neighbours,
-            (pvt_real *x, const pvt_real *cosines, const pvt_real *sines, pvt_real sign, int64_t pairs),
-            (x, cosines, sines, sign, pairs))
 
 /* ---- SwiGLU: out = g·σ(g)·u; d(g·σ)/dg = σ + g·σ·(1 − σ), so
    dgate = dout·u·σ·(1 + g·(1 − σ)),   dup = dout·g·σ ---- */
 
-PVTI_INLINE void pvti_swiglu_body(pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n)
+PVTI_INLINE void pvti_swiglu(pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n)
 {
     pvt_real block[64];
     int64_t i, start;
@@ -3313,10 +2888,8 @@ PVTI_INLINE void pvti_swiglu_body(pvt_real *out, const pvt_real *gate, const pvt
         for (i = 0; i < m; i++) out[start + i] = block[i];
     }
 }
-PVTI_KERNEL(pvti_swiglu, (pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n),
-            (out, gate, up, n))
 
-PVTI_INLINE void pvti_swiglu_backward_body(pvt_real *__restrict dgate, pvt_real *__restrict dup,
+PVTI_INLINE void pvti_swiglu_backward(pvt_real *__restrict dgate, pvt_real *__restrict dup,
                                            const pvt_real *__restrict dout, const pvt_real *__restrict gate,
                                            const pvt_real *__restrict up, int64_t n)
 {
@@ -3327,21 +2900,15 @@ PVTI_INLINE void pvti_swiglu_backward_body(pvt_real *__restrict dgate, pvt_real 
         dup[i] += d * (g * s);
     }
 }
-PVTI_KERNEL(pvti_swiglu_backward,
-            (pvt_real *dgate, pvt_real *dup, const pvt_real *dout, const pvt_real *gate, const pvt_real *up,
-             int64_t n),
-            (dgate, dup, dout, gate, up, n))
 
 /* ---- residual: out = a + b ---- */
 
-PVTI_INLINE void pvti_residual_body(pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n)
+PVTI_INLINE void pvti_residual(pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n)
 {
     int64_t i;
     for (i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
-PVTI_KERNEL(pvti_residual, (pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n), (out, a, b, n))
 
-PVTI_KERNELS_END
 
 /* ---- RMSNorm, tasks ---- */
 
@@ -3349,7 +2916,7 @@ static void pvti_rmsnorm_forward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
     int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, pvti_rmsnorm)
+    PVTI_CALL(job->ctx, rmsnorm)
     (job->out + at, job->out2 ? job->out2 + r0 : NULL, job->a + at, job->b, r1 - r0, job->C, job->eps);
 }
 PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, const pvt_real *x,
@@ -3364,13 +2931,13 @@ static void pvti_rmsnorm_backward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
     int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, pvti_rmsnorm_backward)
+    PVTI_CALL(job->ctx, rmsnorm_backward)
     (job->out + at, job->a + at, job->b + at, job->c + r0, job->d, r1 - r0, job->C);
 }
 static void pvti_rmsnorm_dweight_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->C);
-    PVTI_CALL(job->ctx, pvti_rmsnorm_dweight)
+    PVTI_CALL(job->ctx, rmsnorm_dweight)
     (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C);
 }
 PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
@@ -3454,9 +3021,9 @@ static void pvti_rope_task(void *arg, int64_t task, int worker)
         for (h = 0; h < job->NH; h++) {
             pvt_real *x = job->x + (i * job->NH + h) * job->HS;
             if (job->pairing == PVT_ROPE_HALVES)
-                PVTI_CALL(job->ctx, pvti_rope_halves)(x, x + pairs, c, s, job->sign, pairs);
+                PVTI_CALL(job->ctx, rope_halves)(x, x + pairs, c, s, job->sign, pairs);
             else
-                PVTI_CALL(job->ctx, pvti_rope_neighbours)(x, c, s, job->sign, pairs);
+                PVTI_CALL(job->ctx, rope_neighbours)(x, c, s, job->sign, pairs);
         }
     }
 }
@@ -3486,7 +3053,7 @@ PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosin
 static void pvti_swiglu_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, pvti_swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
+    PVTI_CALL(job->ctx, swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
 }
 PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gate, const pvt_real *up,
                                 int64_t n)
@@ -3498,7 +3065,7 @@ PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gat
 static void pvti_swiglu_backward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, pvti_swiglu_backward)
+    PVTI_CALL(job->ctx, swiglu_backward)
     (job->out + r0, job->out2 + r0, job->a + r0, job->b + r0, job->c + r0, r1 - r0);
 }
 PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, const pvt_real *dout,
@@ -3512,7 +3079,7 @@ PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, c
 static void pvti_residual_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, pvti_residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
+    PVTI_CALL(job->ctx, residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
 }
 PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a, const pvt_real *b,
                                   int64_t n)
@@ -3525,8 +3092,8 @@ PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a
 static void pvti_residual_backward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
-    if (job->out) PVTI_CALL(job->ctx, pvti_add_to)(job->out + r0, job->a + r0, r1 - r0);
-    if (job->out2) PVTI_CALL(job->ctx, pvti_add_to)(job->out2 + r0, job->a + r0, r1 - r0);
+    if (job->out) PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + r0, r1 - r0);
+    if (job->out2) PVTI_CALL(job->ctx, add_to)(job->out2 + r0, job->a + r0, r1 - r0);
 }
 PVT_API void pvt_residual_backward(pvt_ctx *ctx, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n)
 {
@@ -3570,7 +3137,6 @@ typedef struct pvti_attention_tile {
     int64_t rows, keys, last, advance, window;
 } pvti_attention_tile;
 
-PVTI_KERNELS_BEGIN
 
 /* Columns lo … hi−1 of row r are visible. */
 #define PVTI_ATTENTION_RANGE(tile, r)                                                 \
@@ -3580,7 +3146,7 @@ PVTI_KERNELS_BEGIN
 
 /* S → exp(scale·S − m') with m, l and the rows of out brought up to the new maximum. Whole
    vectors are computed, then what is not visible is set to zero. */
-PVTI_INLINE void pvti_attention_softmax_body(pvt_real *__restrict S, pvt_real *__restrict m,
+PVTI_INLINE void pvti_attention_softmax(pvt_real *__restrict S, pvt_real *__restrict m,
                                              pvt_real *__restrict l, pvt_real *__restrict out, int64_t out_ld,
                                              int64_t HS, pvt_real scale, const pvti_attention_tile *tile)
 {
@@ -3594,12 +3160,12 @@ PVTI_INLINE void pvti_attention_softmax_body(pvt_real *__restrict S, pvt_real *_
             for (j = 0; j < tile->keys; j++) p[j] = 0;
             continue;
         }
-        pvti_max_body(&top, p + lo, hi - lo);
+        pvti_max(&top, p + lo, hi - lo);
         top = PVTI_MAX(m[r], top * scale);
         for (j = from; j < to; j++) p[j] = pvti_exp(pvti_fma(p[j], scale, -top));
         for (j = 0; j < lo; j++) p[j] = 0;
         for (j = hi; j < tile->keys; j++) p[j] = 0;
-        pvti_sum_body(&sum, p, tile->keys);
+        pvti_sum(&sum, p, tile->keys);
         if (top != m[r]) {
             rescale = pvti_exp(m[r] - top);
             l[r] *= rescale;
@@ -3609,13 +3175,9 @@ PVTI_INLINE void pvti_attention_softmax_body(pvt_real *__restrict S, pvt_real *_
         l[r] += (pvt_real)sum;
     }
 }
-PVTI_KERNEL(pvti_attention_softmax,
-            (pvt_real *S, pvt_real *m, pvt_real *l, pvt_real *out, int64_t out_ld, int64_t HS,
-             pvt_real scale, const pvti_attention_tile *tile),
-            (S, m, l, out, out_ld, HS, scale, tile))
 
 /* out/l and lse = m + log l. */
-PVTI_INLINE void pvti_attention_finish_body(pvt_real *__restrict out, pvt_real *lse, const pvt_real *m,
+PVTI_INLINE void pvti_attention_finish(pvt_real *__restrict out, pvt_real *lse, const pvt_real *m,
                                             const pvt_real *l, int64_t rows, int64_t out_ld, int64_t HS)
 {
     int64_t r, j;
@@ -3625,13 +3187,9 @@ PVTI_INLINE void pvti_attention_finish_body(pvt_real *__restrict out, pvt_real *
         if (lse) lse[r] = (pvt_real)((double)m[r] + pvti_log((double)l[r]));
     }
 }
-PVTI_KERNEL(pvti_attention_finish,
-            (pvt_real *out, pvt_real *lse, const pvt_real *m, const pvt_real *l, int64_t rows,
-             int64_t out_ld, int64_t HS),
-            (out, lse, m, l, rows, out_ld, HS))
 
 /* S → P = exp(scale·S − lse), dP → dS = scale·P∘(dP − D). */
-PVTI_INLINE void pvti_attention_dscores_body(pvt_real *__restrict S, pvt_real *__restrict dP,
+PVTI_INLINE void pvti_attention_dscores(pvt_real *__restrict S, pvt_real *__restrict dP,
                                              const pvt_real *lse, const pvt_real *D, pvt_real scale,
                                              const pvti_attention_tile *tile)
 {
@@ -3650,12 +3208,7 @@ PVTI_INLINE void pvti_attention_dscores_body(pvt_real *__restrict S, pvt_real *_
         for (j = hi; j < tile->keys; j++) p[j] = 0, d[j] = 0;
     }
 }
-PVTI_KERNEL(pvti_attention_dscores,
-            (pvt_real *S, pvt_real *dP, const pvt_real *lse, const pvt_real *D, pvt_real scale,
-             const pvti_attention_tile *tile),
-            (S, dP, lse, D, scale, tile))
 
-PVTI_KERNELS_END
 
 static pvti_attention pvti_attention_of(pvt_ctx *ctx, const pvt_attention_desc *desc, const pvt_real *q,
                                         const pvt_real *k, const pvt_real *v)
@@ -3735,11 +3288,11 @@ static void pvti_attention_forward_task(void *arg, int64_t task, int worker)
         const pvt_real *k = a->k + kv + s0 * a->kv_ld, *v = a->v + kv + s0 * a->kv_ld;
         pvti_gemm_serial(a->ctx, worker, S, PVTI_ATTENTION_K, pvti_rows(a->q + at, a->row_ld),
                          pvti_cols(k, a->kv_ld), rows, tile.keys, HS, false);
-        PVTI_CALL(a->ctx, pvti_attention_softmax)(S, m, l, out, a->row_ld, HS, (pvt_real)a->d.scale, &tile);
+        PVTI_CALL(a->ctx, attention_softmax)(S, m, l, out, a->row_ld, HS, (pvt_real)a->d.scale, &tile);
         pvti_gemm_serial(a->ctx, worker, out, a->row_ld, pvti_rows(S, PVTI_ATTENTION_K),
                          pvti_rows(v, a->kv_ld), rows, HS, tile.keys, true);
     }
-    PVTI_CALL(a->ctx, pvti_attention_finish)(out, lse, m, l, rows, a->row_ld, HS);
+    PVTI_CALL(a->ctx, attention_finish)(out, lse, m, l, rows, a->row_ld, HS);
 }
 
 PVT_API void pvt_attention_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *lse, const pvt_real *q,
@@ -3772,7 +3325,7 @@ static void pvti_attention_backward_block(const pvti_attention *a, int64_t b, in
     const int64_t ld = PVTI_ATTENTION_K;
     for (r = 0; r < rows; r++) {
         double dot;
-        PVTI_CALL(a->ctx, pvti_dot)(&dot, a->dout + at + r * a->row_ld, a->out + at + r * a->row_ld, HS);
+        PVTI_CALL(a->ctx, dot)(&dot, a->dout + at + r * a->row_ld, a->out + at + r * a->row_ld, HS);
         D[r] = (pvt_real)dot;
     }
     for (s0 = pvti_attention_first(a, t0); s0 < pvti_attention_end(a, t0, rows); s0 += ld) {
@@ -3782,7 +3335,7 @@ static void pvti_attention_backward_block(const pvti_attention *a, int64_t b, in
         int64_t keys = tile.keys;
         pvti_gemm_serial(a->ctx, worker, P, ld, q, pvti_cols(k, a->kv_ld), rows, keys, HS, false);
         pvti_gemm_serial(a->ctx, worker, dS, ld, dout, pvti_cols(v, a->kv_ld), rows, keys, HS, false);
-        PVTI_CALL(a->ctx, pvti_attention_dscores)(P, dS, lse, D, (pvt_real)a->d.scale, &tile);
+        PVTI_CALL(a->ctx, attention_dscores)(P, dS, lse, D, (pvt_real)a->d.scale, &tile);
         pvti_gemm_serial(a->ctx, worker, dv, a->kv_ld, pvti_cols(P, ld), dout, keys, HS, rows, true);
         pvti_gemm_serial(a->ctx, worker, dk, a->kv_ld, pvti_cols(dS, ld), q, keys, HS, rows, true);
         pvti_gemm_serial(a->ctx, worker, a->dq + at, a->row_ld, pvti_rows(dS, ld), pvti_rows(k, a->kv_ld),
@@ -3815,7 +3368,6 @@ PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pv
     in blocks of 512 and then in double; lse is double, and split in two parts where it is
     subtracted, so that a likely token's probability keeps all its digits. */
 
-PVTI_KERNELS_BEGIN
 
 #define PVTI_LOSS_BLOCK 512
 
@@ -3823,40 +3375,37 @@ PVTI_KERNELS_BEGIN
 PVTI_INLINE pvt_real pvti_log_softmax(pvt_real x, pvt_real hi, pvt_real lo) { return (x - hi) - lo; }
 #define PVTI_SPLIT(lse) hi_##lse = (pvt_real)(lse), lo_##lse = (pvt_real)((lse) - (double)hi_##lse)
 
-PVTI_INLINE void pvti_softmax_row_body(pvt_softmax_row *row, const pvt_real *x, int64_t n)
+PVTI_INLINE void pvti_softmax_row(pvt_softmax_row *row, const pvt_real *x, int64_t n)
 {
     pvt_real top, e[PVTI_LOSS_BLOCK];
     double sum = 0, part, max;
     int64_t start, i;
-    pvti_max_body(&top, x, n);
+    pvti_max(&top, x, n);
     max = row->sum > 0 && row->max > (double)top ? row->max : (double)top;
     top = (pvt_real)max;
     if (max == -(double)INFINITY) return; /* nothing but −∞ so far: no probability */
     for (start = 0; start < n; start += PVTI_LOSS_BLOCK) {
         int64_t m = PVTI_MIN(PVTI_LOSS_BLOCK, n - start);
         for (i = 0; i < m; i++) e[i] = pvti_exp(x[start + i] - top);
-        pvti_sum_body(&part, e, m);
+        pvti_sum(&part, e, m);
         sum += part;
     }
     row->sum = (row->sum > 0 ? row->sum * pvti_exp64(row->max - max) : 0) + sum;
     row->max = max;
 }
-PVTI_KERNEL(pvti_softmax_row, (pvt_softmax_row *row, const pvt_real *x, int64_t n), (row, x, n))
 
 /* loss = lse − x_target, lse = log Σ exp x_v; ∂lse/∂x_v = exp(x_v − lse), so
    dlogits_v = scale·(exp(x_v − lse) − [v = target]). */
-PVTI_INLINE void pvti_cross_entropy_backward_body(pvt_real *x, double lse, pvt_real scale, int64_t n)
+PVTI_INLINE void pvti_cross_entropy_backward(pvt_real *x, double lse, pvt_real scale, int64_t n)
 {
     pvt_real PVTI_SPLIT(lse);
     int64_t i;
     for (i = 0; i < n; i++) x[i] = scale * pvti_exp(pvti_log_softmax(x[i], hi_lse, lo_lse));
 }
-PVTI_KERNEL(pvti_cross_entropy_backward, (pvt_real *x, double lse, pvt_real scale, int64_t n),
-            (x, lse, scale, n))
 
 /* KL = Σ p_v·(log p_v − log q_v), p teacher. As Σ p_v = 1, only −Σ p_v·log q_v depends on the
    student: the cross-entropy with soft targets, dlogits_v = scale·(q_v − p_v). */
-PVTI_INLINE void pvti_kl_forward_body(double *loss, const pvt_real *student, double q,
+PVTI_INLINE void pvti_kl_forward(double *loss, const pvt_real *student, double q,
                                       const pvt_real *teacher, double p, int64_t n)
 {
     pvt_real PVTI_SPLIT(q), PVTI_SPLIT(p), e[PVTI_LOSS_BLOCK];
@@ -3870,16 +3419,13 @@ PVTI_INLINE void pvti_kl_forward_body(double *loss, const pvt_real *student, dou
                      weight = pvti_exp(log_p);
             e[i] = weight > 0 || weight != weight ? weight * ratio : 0; /* 0·log 0 = 0 */
         }
-        pvti_sum_body(&part, e, m);
+        pvti_sum(&part, e, m);
         sum += part;
     }
     *loss += sum;
 }
-PVTI_KERNEL(pvti_kl_forward,
-            (double *loss, const pvt_real *student, double q, const pvt_real *teacher, double p, int64_t n),
-            (loss, student, q, teacher, p, n))
 
-PVTI_INLINE void pvti_kl_backward_body(pvt_real *__restrict student, double q,
+PVTI_INLINE void pvti_kl_backward(pvt_real *__restrict student, double q,
                                        const pvt_real *__restrict teacher, double p, pvt_real scale,
                                        int64_t n)
 {
@@ -3889,21 +3435,15 @@ PVTI_INLINE void pvti_kl_backward_body(pvt_real *__restrict student, double q,
         student[i] = scale * (pvti_exp(pvti_log_softmax(student[i], hi_q, lo_q)) -
                               pvti_exp(pvti_log_softmax(teacher[i], hi_p, lo_p)));
 }
-PVTI_KERNEL(pvti_kl_backward,
-            (pvt_real *student, double q, const pvt_real *teacher, double p, pvt_real scale, int64_t n),
-            (student, q, teacher, p, scale, n))
 
 /* L = (1/n)·Σ (a − b)²; dL/da = (2/n)·(a − b); k = scale·2/n. */
-PVTI_INLINE void pvti_mse_backward_body(pvt_real *__restrict da, const pvt_real *__restrict a,
+PVTI_INLINE void pvti_mse_backward(pvt_real *__restrict da, const pvt_real *__restrict a,
                                         const pvt_real *__restrict b, pvt_real k, int64_t n)
 {
     int64_t i;
     for (i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
 }
-PVTI_KERNEL(pvti_mse_backward, (pvt_real *da, const pvt_real *a, const pvt_real *b, pvt_real k, int64_t n),
-            (da, a, b, k, n))
 
-PVTI_KERNELS_END
 
 typedef struct pvti_loss_job {
     pvt_ctx *ctx;
@@ -3952,7 +3492,7 @@ static void pvti_softmax_update_task(void *arg, int64_t task, int worker)
     for (i = task * job->grain; i < i1; i++) {
         int64_t target = pvti_loss_target(job, i);
         if (!pvti_loss_counts(job, i)) continue;
-        PVTI_CALL(job->ctx, pvti_softmax_row)(job->rows + i, job->logits + i * job->ld, job->VS);
+        PVTI_CALL(job->ctx, softmax_row)(job->rows + i, job->logits + i * job->ld, job->VS);
         if (target >= 0) job->rows[i].target = (double)job->logits[i * job->ld + target];
     }
 }
@@ -3986,7 +3526,7 @@ static void pvti_cross_entropy_backward_task(void *arg, int64_t task, int worker
             memset(x, 0, (size_t)job->VS * sizeof *x);
             continue;
         }
-        PVTI_CALL(job->ctx, pvti_cross_entropy_backward)(x, job->lse[i], (pvt_real)job->scale, job->VS);
+        PVTI_CALL(job->ctx, cross_entropy_backward)(x, job->lse[i], (pvt_real)job->scale, job->VS);
         if (target >= 0) x[target] -= (pvt_real)job->scale;
     }
 }
@@ -4004,7 +3544,7 @@ static void pvti_kl_forward_task(void *arg, int64_t task, int worker)
     PVTI_LOSS_RANGE;
     for (i = task * job->grain; i < i1; i++) {
         if (!pvti_loss_counts(job, i)) continue;
-        PVTI_CALL(job->ctx, pvti_kl_forward)
+        PVTI_CALL(job->ctx, kl_forward)
         (job->loss + i, job->logits + i * job->ld, job->lse[i], job->teacher + i * job->ld,
          job->teacher_lse[i], job->VS);
     }
@@ -4028,7 +3568,7 @@ static void pvti_kl_backward_task(void *arg, int64_t task, int worker)
             memset(x, 0, (size_t)job->VS * sizeof *x);
             continue;
         }
-        PVTI_CALL(job->ctx, pvti_kl_backward)
+        PVTI_CALL(job->ctx, kl_backward)
         (x, job->lse[i], job->teacher + i * job->ld, job->teacher_lse[i], (pvt_real)job->scale, job->VS);
     }
 }
@@ -4059,9 +3599,9 @@ static void pvti_mse_task(void *arg, int64_t task, int worker)
     int64_t i = task * job->grain, count = PVTI_MIN(job->n - i, job->grain);
     (void)worker;
     if (job->da)
-        PVTI_CALL(job->ctx, pvti_mse_backward)(job->da + i, job->a + i, job->b + i, job->k, count);
+        PVTI_CALL(job->ctx, mse_backward)(job->da + i, job->a + i, job->b + i, job->k, count);
     else
-        PVTI_CALL(job->ctx, pvti_distance)(&job->sums[task], job->a + i, job->b + i, count);
+        PVTI_CALL(job->ctx, distance)(&job->sums[task], job->a + i, job->b + i, count);
 }
 static double pvti_mse(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double k, int64_t n)
 {
@@ -4725,10 +4265,6 @@ PVTI_INLINE uint16_t pvti_f32_to_bf16(float value)
 
 /* ---- decoders: out gets n blocks ---- */
 
-typedef void pvti_decode_fn(const void *blocks, pvt_real *out, int64_t n);
-#define PVTI_DECODER(name) \
-    PVTI_KERNEL(pvti_decode_##name, (const void *blocks, pvt_real *out, int64_t n), (blocks, out, n))
-
 PVTI_INLINE uint16_t pvti_load16(const uint8_t *bytes)
 {
     uint16_t value;
@@ -4740,7 +4276,6 @@ PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
     return (pvt_real)pvti_f16_to_f32(pvti_load16(bytes));
 }
 
-PVTI_KERNELS_BEGIN
 
 /* One of each element; `function` begins its definition. */
 #define PVTI_DECODE_PLAIN(function, type, value)                \
@@ -4754,10 +4289,8 @@ PVTI_KERNELS_BEGIN
             out[i] = (pvt_real)(value);                         \
         }                                                       \
     }
-PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f32_body, float, x)
-PVTI_DECODER(f32)
-PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_bf16_body, uint16_t, pvti_bf16_to_f32(x))
-PVTI_DECODER(bf16)
+PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f32, float, x)
+PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_bf16, uint16_t, pvti_bf16_to_f32(x))
 /* Files hold these, products do not read them: nothing to be gained by vectors. */
 PVTI_DECODE_PLAIN(static void pvti_decode_f64, double, x)
 PVTI_DECODE_PLAIN(static void pvti_decode_i8, int8_t, x)
@@ -4771,22 +4304,11 @@ PVTI_DECODE_PLAIN(static void pvti_decode_u64, uint64_t, x)
 PVTI_DECODE_PLAIN(static void pvti_decode_boolean, uint8_t, x != 0)
 
 /* f16 is what most checkpoints hold, and x86 converts eight at a time: the same bits. */
-PVTI_DECODE_PLAIN(static void pvti_decode_f16_scalar, uint16_t, pvti_f16_to_f32(x))
-#if PVTI_X86
-PVTI_TARGET_AVX2 static void pvti_decode_f16_avx2(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *from = (const uint8_t *)blocks;
-    int64_t i;
-    for (i = 0; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(out + i,
-                         _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i))));
-    pvti_decode_f16_scalar(from + 2 * i, out + i, n - i);
-}
-#endif
+PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f16, uint16_t, pvti_f16_to_f32(x))
 
 /*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
     | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
-PVTI_INLINE void pvti_decode_q4_0_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int j;
@@ -4796,11 +4318,10 @@ PVTI_INLINE void pvti_decode_q4_0_body(const void *blocks, pvt_real *out, int64_
         for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
     }
 }
-PVTI_DECODER(q4_0)
 
 /*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
     | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q4_1_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int j;
@@ -4810,11 +4331,10 @@ PVTI_INLINE void pvti_decode_q4_1_body(const void *blocks, pvt_real *out, int64_
         for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
     }
 }
-PVTI_DECODER(q4_1)
 
 /*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
     | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_0_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int j;
@@ -4826,11 +4346,10 @@ PVTI_INLINE void pvti_decode_q5_0_body(const void *blocks, pvt_real *out, int64_
             out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
     }
 }
-PVTI_DECODER(q5_0)
 
 /*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
     | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_1_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int j;
@@ -4842,11 +4361,10 @@ PVTI_INLINE void pvti_decode_q5_1_body(const void *blocks, pvt_real *out, int64_
             out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
     }
 }
-PVTI_DECODER(q5_1)
 
 /*  Q8_0, 34 bytes, 32 elements:  x = d·q
     | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
-PVTI_INLINE void pvti_decode_q8_0_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int j;
@@ -4855,7 +4373,6 @@ PVTI_INLINE void pvti_decode_q8_0_body(const void *blocks, pvt_real *out, int64_
         for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
     }
 }
-PVTI_DECODER(q8_0)
 
 /*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
 
@@ -4863,7 +4380,7 @@ PVTI_DECODER(q8_0)
     | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
     Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
     32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
-PVTI_INLINE void pvti_decode_q2_k_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int s, l;
@@ -4877,14 +4394,13 @@ PVTI_INLINE void pvti_decode_q2_k_body(const void *blocks, pvt_real *out, int64_
         }
     }
 }
-PVTI_DECODER(q2_k)
 
 /*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
     | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
     Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
     Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
     high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
-PVTI_INLINE void pvti_decode_q3_k_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int s, l;
@@ -4902,7 +4418,6 @@ PVTI_INLINE void pvti_decode_q3_k_body(const void *blocks, pvt_real *out, int64_
         }
     }
 }
-PVTI_DECODER(q3_k)
 
 /*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
       bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
@@ -4921,7 +4436,7 @@ PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int 
 /*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
     | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
     32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
-PVTI_INLINE void pvti_decode_q4_k_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int s, l, scale, min;
@@ -4937,12 +4452,11 @@ PVTI_INLINE void pvti_decode_q4_k_body(const void *blocks, pvt_real *out, int64_
         }
     }
 }
-PVTI_DECODER(q4_k)
 
 /*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
     | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
     Fifth bit of element 32·s + l: bit s of byte l.  */
-PVTI_INLINE void pvti_decode_q5_k_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int s, l, scale, min;
@@ -4959,13 +4473,12 @@ PVTI_INLINE void pvti_decode_q5_k_body(const void *blocks, pvt_real *out, int64_
         }
     }
 }
-PVTI_DECODER(q5_k)
 
 /*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
     | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
     For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
     32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
-PVTI_INLINE void pvti_decode_q6_k_body(const void *blocks, pvt_real *out, int64_t n)
+PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
     int s, l;
@@ -4980,9 +4493,7 @@ PVTI_INLINE void pvti_decode_q6_k_body(const void *blocks, pvt_real *out, int64_
         }
     }
 }
-PVTI_DECODER(q6_k)
 
-PVTI_KERNELS_END
 
 /* ---- the table ---- */
 
@@ -4990,30 +4501,24 @@ typedef struct pvti_dtype {
     const char *name;  /* as safetensors and GGUF spell it */
     int64_t block;     /* elements; a row holds whole blocks */
     int64_t bytes;     /* of a block */
-    pvti_decode_fn *decode, *decode_avx2; /* portable, and for AVX2 to the same bits */
+    pvti_decode_fn *decode;
 } pvti_dtype;
 
 /* NULL for values outside the enum and PVT_DTYPE_NONE. */
 static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 {
-#if PVTI_X86
-#define PVTI_X(name) pvti_decode_##name##_scalar, pvti_decode_##name##_avx2
-#else
-#define PVTI_X(name) pvti_decode_##name##_scalar, pvti_decode_##name##_scalar
-#endif
-#define PVTI_Y(name) pvti_decode_##name, pvti_decode_##name
+#define PVTI_X(name) pvti_decode_##name
     static const pvti_dtype table[] = {
-        {"", 0, 0, NULL, NULL},
+        {"", 0, 0, NULL},
         {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)},      {"BF16", 1, 2, PVTI_X(bf16)},
-        {"F64", 1, 8, PVTI_Y(f64)},      {"I8", 1, 1, PVTI_Y(i8)},        {"U8", 1, 1, PVTI_Y(u8)},
-        {"I16", 1, 2, PVTI_Y(i16)},      {"U16", 1, 2, PVTI_Y(u16)},      {"I32", 1, 4, PVTI_Y(i32)},
-        {"U32", 1, 4, PVTI_Y(u32)},      {"I64", 1, 8, PVTI_Y(i64)},      {"U64", 1, 8, PVTI_Y(u64)},
-        {"BOOL", 1, 1, PVTI_Y(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
+        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},        {"U8", 1, 1, PVTI_X(u8)},
+        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)},      {"I32", 1, 4, PVTI_X(i32)},
+        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)},      {"U64", 1, 8, PVTI_X(u64)},
+        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
         {"Q5_0", 32, 22, PVTI_X(q5_0)},  {"Q5_1", 32, 24, PVTI_X(q5_1)},  {"Q8_0", 32, 34, PVTI_X(q8_0)},
         {"Q2_K", 256, 84, PVTI_X(q2_k)}, {"Q3_K", 256, 110, PVTI_X(q3_k)}, {"Q4_K", 256, 144, PVTI_X(q4_k)},
         {"Q5_K", 256, 176, PVTI_X(q5_k)}, {"Q6_K", 256, 210, PVTI_X(q6_k)},
     };
-#undef PVTI_Y
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
@@ -5022,7 +4527,8 @@ static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
-    return info && ctx && ctx->isa >= PVTI_AVX2 ? info->decode_avx2 : info ? info->decode : NULL;
+    pvti_decode_fn *fast = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
+    return fast ? fast : info ? info->decode : NULL;
 }
 
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
@@ -5240,195 +4746,45 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
     pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
 
-#if !PVTI_REAL_IS_DOUBLE
-/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer.
-    For 16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
-    block by block, x ≈ dx·u, and lane l of 16 adds
 
-        lane ← fma((float)(u[2l]·q[2l] + u[2l+1]·q[2l+1]), d·dx, lane)      per block,
+/* ---- one token ---- */
 
-    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four rows
-    share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
-    128-bit registers: 5 to 6 cycles for 34 bytes, what memory gives a core. */
-PVTI_KERNELS_BEGIN
-PVTI_INLINE void pvti_row_lanes_body(float *__restrict lanes, const uint8_t *row, const int16_t *u,
-                                     const float *dx, int64_t I)
-{
-    for (int l = 0; l < 16; l++) lanes[l] = 0;
-    for (int64_t k = 0; k < I; k += 32, u += 32, row += 34) {
-        float d = pvti_load_f16(row) * dx[k / 32];
-        for (int l = 0; l < 16; l++) {
-            int32_t sum = u[2 * l] * (int8_t)row[2 + 2 * l] + u[2 * l + 1] * (int8_t)row[3 + 2 * l];
-            lanes[l] = pvti_fma((float)sum, d, lanes[l]);
-        }
-    }
-}
-PVTI_KERNEL(pvti_row_lanes, (float *lanes, const uint8_t *row, const int16_t *u, const float *dx, int64_t I),
-            (lanes, row, u, dx, I))
+#define PVTI_PRODUCTS 3 /* weights that share x: q, k and v */
 
-/* u, dx of x [I], 32 by 32; a NaN or infinity makes its dx NaN. */
-PVTI_INLINE void pvti_row_round_body(int16_t *__restrict u, float *__restrict dx, const float *__restrict x,
-                                     int64_t I)
-{
-    for (int64_t k = 0; k < I; k += 32, u += 32, x += 32) {
-        uint32_t top = 0;
-        float most, inverse;
-        for (int l = 0; l < 32; l++) {
-            uint32_t bits;
-            memcpy(&bits, &x[l], sizeof bits);
-            bits &= 0x7fffffffu;
-            top = bits > top ? bits : top;
-        }
-        memcpy(&most, &top, sizeof most);
-        inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
-        for (int l = 0; l < 32; l++) {
-            float shifted = pvti_fma(x[l], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
-            uint32_t bits;
-            memcpy(&bits, &shifted, sizeof bits);
-            u[l] = (int16_t)(uint16_t)bits;
-        }
-        dx[k / 32] = most / 32767 + 0 * most;
-    }
-}
-PVTI_KERNEL(pvti_row_round, (int16_t *u, float *dx, const float *x, int64_t I), (u, dx, x, I))
-PVTI_KERNELS_END
-#if PVTI_X86
-/* Lanes of one row, 32 numbers on: x0 and x1 are x, or for Q8_0 u and the broadcast dx. */
-PVTI_TARGET_AVX512 PVTI_INLINE __m512 pvti_row_32(__m512 lanes, const uint8_t *row, int64_t k, __m512 x0,
-                                                  __m512 x1, pvt_dtype dtype)
-{
-    const __m256i *at = (const __m256i *)(const void *)(row + 2 * k);
-    if (dtype == PVT_F16) {
-        lanes = _mm512_fmadd_ps(x0, _mm512_cvtph_ps(_mm256_loadu_si256(at)), lanes);
-        return _mm512_fmadd_ps(x1, _mm512_cvtph_ps(_mm256_loadu_si256(at + 1)), lanes);
-    }
-    if (dtype == PVT_BF16) {
-        __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at));
-        __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at + 1));
-        lanes = _mm512_fmadd_ps(x0, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), lanes);
-        return _mm512_fmadd_ps(x1, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), lanes);
-    }
-    {
-        const uint8_t *block = row + k / 32 * 34;
-        __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
-        uint16_t d;
-        __m128 scale;
-        memcpy(&d, block, sizeof d);
-        scale = _mm_mul_ss(_mm_cvtph_ps(_mm_cvtsi32_si128(d)), _mm512_castps512_ps128(x1));
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(q, _mm512_castps_si512(x0))),
-                               _mm512_broadcastss_ps(scale), lanes);
-    }
-}
-PVTI_TARGET_AVX512 PVTI_INLINE float pvti_row_sum(__m512 lanes) /* the tree of pvti_lanes_sum */
-{
-    __m256 s = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
-    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
-    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
-}
-PVTI_TARGET_AVX512 PVTI_INLINE void pvti_row_dots_of(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
-                                                     const float *x, const int16_t *u, const float *dx, int64_t I,
-                                                     pvt_dtype dtype)
-{
-    for (int64_t r = 0; r < n; r += 4) {
-        const uint8_t *r0 = rows + r * bytes, *r1 = rows + PVTI_MIN(r + 1, n - 1) * bytes;
-        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3, n - 1) * bytes;
-        __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-        for (int64_t k = 0; k < I; k += 32) {
-            bool q8 = dtype == PVT_Q8_0;
-            __m512 a = q8 ? _mm512_castsi512_ps(_mm512_loadu_si512(u + k)) : _mm512_loadu_ps(x + k);
-            __m512 b = q8 ? _mm512_set1_ps(dx[k / 32]) : _mm512_loadu_ps(x + k + 16);
-            /* rows are too short for the hardware's prefetch (without this Q8_0 runs at a quarter of the
-               speed): what these four take is fetched 8 rows ahead */
-            uintptr_t ahead = (uintptr_t)r0 + (uintptr_t)(8 * bytes + k / 32 * (q8 ? 136 : 256));
-            for (unsigned line = 0; line < (q8 ? 192 : 256); line += 64)
-                _mm_prefetch((const char *)(ahead + line), _MM_HINT_T0);
-            s0 = pvti_row_32(s0, r0, k, a, b, dtype), s1 = pvti_row_32(s1, r1, k, a, b, dtype);
-            s2 = pvti_row_32(s2, r2, k, a, b, dtype), s3 = pvti_row_32(s3, r3, k, a, b, dtype);
-        }
-        y[r] = pvti_row_sum(s0);
-        if (r + 1 < n) y[r + 1] = pvti_row_sum(s1);
-        if (r + 2 < n) y[r + 2] = pvti_row_sum(s2);
-        if (r + 3 < n) y[r + 3] = pvti_row_sum(s3);
-    }
-}
-PVTI_TARGET_AVX512 static void pvti_row_dots_avx512(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
-                                                    const float *x, const int16_t *u, const float *dx, int64_t I,
-                                                    pvt_dtype dtype)
-{
-    if (dtype == PVT_Q8_0)
-        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_Q8_0);
-    else if (dtype == PVT_F16)
-        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_F16);
-    else
-        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_BF16);
-}
-#endif
+/*  How part III multiplies one row of x by weights of a representation: y[i] = W[i]·x, or +=, of n weights
+    that share x. prepare makes the form it reads, weight->prepared, one block of memory; NULL: it needs none.
+    forward returns false where it does not apply (not prepared, sizes, other representations among them). */
+typedef struct pvti_product {
+    pvt_result (*prepare)(pvt_weight *weight);
+    bool (*forward)(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+                    int n, bool accumulate);
+} pvti_product;
 
-typedef struct pvti_row_job {
-    pvt_ctx *ctx;
-    float *y;
-    const float *x, *dx;
-    const int16_t *u;
-    const pvt_weight *weight;
-    int64_t bytes;
-    bool accumulate;
-} pvti_row_job;
-
-#define PVTI_ROW_TASK 256
-static void pvti_row_task(void *arg, int64_t i, int worker)
+/* That of the weight's representation; NULL: there is none. */
+static const pvti_product *pvti_product_of(const pvt_ctx *ctx, const pvt_weight *weight)
 {
-    const pvti_row_job *job = (const pvti_row_job *)arg;
-    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
-    const uint8_t *rows = (const uint8_t *)job->weight->data + from * job->bytes;
-    float y[PVTI_ROW_TASK];
-    (void)worker;
-#if PVTI_X86
-    if (job->ctx->isa == PVTI_AVX512)
-        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I, job->weight->dtype);
-    else
-#endif
-        for (r = 0; r < n; r++) {
-            float lanes[16];
-            PVTI_CALL(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx, job->weight->I);
-            y[r] = pvti_lanes_sum(lanes);
-        }
-    for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
+    return ctx && ctx->kernels.products ? &ctx->kernels.products[weight->format.kind] : NULL;
 }
 
-static bool pvti_row_forward(pvt_ctx *ctx, float *y, const float *x, const pvt_weight *w, bool accumulate)
+static bool pvti_product_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                                 const pvt_weight *const *weights, int n, bool accumulate)
 {
-    const pvti_dtype *type = pvti_dtype_info(w->dtype);
-    pvti_row_job job;
-    bool wide = ctx && ctx->isa == PVTI_AVX512 && (w->dtype == PVT_F16 || w->dtype == PVT_BF16);
-    int16_t *u;
-    float *dx;
-    if (!ctx || ctx->in_parallel || w->format.kind != PVT_FORMAT_DENSE || !(w->dtype == PVT_Q8_0 || wide) ||
-        w->I % 32 || w->I * 3 > PVTI_GEMM_SHARED_BYTES)
-        return false;
-    job.ctx = ctx, job.y = y, job.x = x, job.weight = w, job.accumulate = accumulate;
-    job.bytes = w->I / type->block * type->bytes;
-    u = (int16_t *)(void *)ctx->gemm_shared, dx = (float *)(void *)(ctx->gemm_shared + 2 * w->I);
-    job.u = u, job.dx = dx;
-    if (w->dtype == PVT_Q8_0) PVTI_CALL(ctx, pvti_row_round)(u, dx, x, w->I);
-    pvti_parallel(ctx, (w->O + PVTI_ROW_TASK - 1) / PVTI_ROW_TASK, pvti_row_task, &job);
-    return true;
+    const pvti_product *product = pvti_product_of(ctx, weights[0]);
+    if (!product || !product->forward || ctx->in_parallel) return false;
+    return product->forward(ctx, y, x, weights, n, accumulate);
 }
 
-#define PVTI_LOOKUP_PRODUCTS 3 /* weights that share x: q, k and v */
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
-                                int n, bool accumulate);
-static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate);
-#endif
+PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
+{
+    const pvti_product *product = pvti_product_of(weight->ctx, weight);
+    if (!product || !product->prepare || weight->prepared) return PVT_OK;
+    return product->prepare(weight);
+}
 
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
-#if !PVTI_REAL_IS_DOUBLE
-    if (n == 1 && pvti_lookup_forward(ctx, &y, x, &weight, 1, accumulate)) return;
-    if (n == 1 && pvti_gather_forward(ctx, y, x, weight, accumulate)) return;
-    if (n == 1 && pvti_row_forward(ctx, y, x, weight, accumulate)) return;
-#endif
+    if (n == 1 && pvti_product_forward(ctx, &y, x, &weight, 1, accumulate)) return;
     pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
               weight->I, accumulate);
 }
@@ -5437,10 +4793,8 @@ PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
                                              const pvt_weight *weights, int count, int64_t n)
 {
-#if !PVTI_REAL_IS_DOUBLE
-    const pvt_weight *each[PVTI_LOOKUP_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, 3) - 1};
-    if (n == 1 && pvti_lookup_forward(ctx, y, x, each, count, false)) return;
-#endif
+    const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
+    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(ctx, y, x, each, count, false)) return;
     for (int i = 0; i < count; i++) pvt_weight_forward(ctx, y[i], x, &weights[i], n, false);
 }
 
@@ -5471,7 +4825,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
         pvti_free(weight->ctx, weight->codebooks);
         pvti_free(weight->ctx, weight->scales);
     }
-    pvti_free(weight->ctx, weight->lookup); /* a view's too: it never shares one */
+    pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
 }
 // >>codebooks
@@ -5496,7 +4850,6 @@ PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
         ((uint16_t *)weight->codes)[i] = (uint16_t)code;
 }
 
-PVTI_KERNELS_BEGIN
 
 /* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out. M and ig are
    compile-time constants for the usual formats, so the loops below unroll into vector adds. */
@@ -5522,7 +4875,7 @@ PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w,
     }
 }
 
-PVTI_INLINE void pvti_decode_body(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
+PVTI_INLINE void pvti_decode(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
                                   int64_t j1, bool scaled)
 {
     const pvt_format *f = &w->format;
@@ -5536,9 +4889,6 @@ PVTI_INLINE void pvti_decode_body(pvt_real *out, int64_t ld, const pvt_weight *w
     else
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, f->codebooks, f->out_group, f->in_group, bytes);
 }
-PVTI_KERNEL(pvti_decode, (pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0, int64_t j1,
-                          bool scaled),
-            (out, ld, w, go, j0, j1, scaled))
 
 /* h[group] of dW into the accumulators of its entries: acc_m[code_m] += s · h, for out groups
    go0 … go1−1 and codebook m; and dscale[go] += ⟨h, Σ C⟩ when dscales is given. */
@@ -5558,7 +4908,7 @@ PVTI_INLINE void pvti_scatter_rows(pvt_real *acc, const pvt_weight *w, const pvt
         }
     }
 }
-PVTI_INLINE void pvti_scatter_body(pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0,
+PVTI_INLINE void pvti_scatter(pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0,
                                    int64_t go1, int m)
 {
     const pvt_format *f = &w->format;
@@ -5567,12 +4917,9 @@ PVTI_INLINE void pvti_scatter_body(pvt_real *acc, const pvt_weight *w, const pvt
     else
         pvti_scatter_rows(acc, w, dW, go0, go1, m, f->codebooks, f->out_group, f->in_group);
 }
-PVTI_KERNEL_WIDE(pvti_scatter, (pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0, int64_t go1,
-                           int m),
-            (acc, w, dW, go0, go1, m))
 
 /* score[k] = bias[k] + Σ_d x[d] · table[d][k], d ascending; K a multiple of 16. */
-PVTI_INLINE void pvti_scores_body(pvt_real *score, const pvt_real *x, const pvt_real *table,
+PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real *table,
                                   const pvt_real *bias, int64_t D, int64_t K)
 {
     int64_t k, d;
@@ -5585,9 +4932,6 @@ PVTI_INLINE void pvti_scores_body(pvt_real *score, const pvt_real *x, const pvt_
         for (l = 0; l < 16; l++) score[k + l] = sum[l];
     }
 }
-PVTI_KERNEL_WIDE(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_real *table, const pvt_real *bias,
-                          int64_t D, int64_t K),
-            (score, x, table, bias, D, K))
 
 /* The nearest entry for each of n queries x [n, D]: best[i] = argmin_k bias[k] + Σ_d x[i][d] · table[d][k],
    the lowest k among equals; K a multiple of 16. With x = −2v and bias ‖c‖² that is the entry
@@ -5596,7 +4940,7 @@ PVTI_KERNEL_WIDE(pvti_scores, (pvt_real *score, const pvt_real *x, const pvt_rea
    Limit: D FMAs, a compare and two blends per 16 entries: for D = 8 on a core that starts one
    512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a core's
    FMA peak are reached. */
-static PVTI_UNUSED void pvti_nearest_scalar(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
+PVTI_INLINE void pvti_nearest(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
                                             const pvt_real *bias, int64_t D, int64_t K)
 {
     int64_t i, k, d;
@@ -5618,307 +4962,6 @@ static PVTI_UNUSED void pvti_nearest_scalar(int32_t *best, const pvt_real *x, in
     }
 }
 
-#if PVTI_X86
-/* The least of 16 lanes, the lowest index among equals. */
-PVTI_INLINE int32_t pvti_least_lane(const float *least, const int32_t *which)
-{
-    float low = least[0];
-    int32_t at = which[0];
-    int l;
-    for (l = 1; l < 16; l++)
-        if (least[l] < low || (least[l] == low && which[l] < at)) low = least[l], at = which[l];
-    return at;
-}
-
-/* Q queries at once share each load of the table: two vectors of entries, 2·Q accumulators. */
-PVTI_TARGET_AVX512 PVTI_INLINE void pvti_nearest_q_avx512(int32_t *best, const float *x, const float *table,
-                                                          const float *bias, int64_t D, int64_t K, int Q)
-{
-    __m512 least[4], s0[4], s1[4];
-    __m512i which[4], at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int64_t k, d;
-    int q;
-    for (q = 0; q < Q; q++) least[q] = _mm512_set1_ps(INFINITY), which[q] = at;
-    for (k = 0; k + 32 <= K; k += 32) {
-        __mmask16 m;
-        for (q = 0; q < Q; q++) s0[q] = _mm512_loadu_ps(bias + k), s1[q] = _mm512_loadu_ps(bias + k + 16);
-        for (d = 0; d < D; d++) {
-            __m512 t0 = _mm512_loadu_ps(table + d * K + k), t1 = _mm512_loadu_ps(table + d * K + k + 16);
-            for (q = 0; q < Q; q++) {
-                __m512 v = _mm512_set1_ps(x[q * D + d]);
-                s0[q] = _mm512_fmadd_ps(v, t0, s0[q]);
-                s1[q] = _mm512_fmadd_ps(v, t1, s1[q]);
-            }
-        }
-        for (q = 0; q < Q; q++) {
-            m = _mm512_cmp_ps_mask(s0[q], least[q], _CMP_LT_OQ);
-            least[q] = _mm512_mask_mov_ps(least[q], m, s0[q]);
-            which[q] = _mm512_mask_mov_epi32(which[q], m, at);
-            m = _mm512_cmp_ps_mask(s1[q], least[q], _CMP_LT_OQ);
-            least[q] = _mm512_mask_mov_ps(least[q], m, s1[q]);
-            which[q] = _mm512_mask_mov_epi32(which[q], m, _mm512_add_epi32(at, _mm512_set1_epi32(16)));
-        }
-        at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
-    }
-    for (; k < K; k += 16)
-        for (q = 0; q < Q; q++) {
-            __mmask16 m;
-            __m512 sum = _mm512_loadu_ps(bias + k);
-            for (d = 0; d < D; d++)
-                sum = _mm512_fmadd_ps(_mm512_set1_ps(x[q * D + d]), _mm512_loadu_ps(table + d * K + k), sum);
-            m = _mm512_cmp_ps_mask(sum, least[q], _CMP_LT_OQ);
-            least[q] = _mm512_mask_mov_ps(least[q], m, sum);
-            which[q] = _mm512_mask_mov_epi32(which[q], m, at);
-        }
-    for (q = 0; q < Q; q++) {
-        __m512 low = _mm512_set1_ps(_mm512_reduce_min_ps(least[q]));
-        __mmask16 m = _mm512_cmp_ps_mask(least[q], low, _CMP_EQ_OQ);
-        best[q] = m ? (int32_t)_mm512_mask_reduce_min_epu32(m, which[q]) : 0;
-    }
-}
-
-PVTI_TARGET_AVX512 static void pvti_nearest_fp32_avx512(int32_t *best, const float *x, int64_t n,
-                                                        const float *table, const float *bias, int64_t D, int64_t K)
-{
-    int64_t i = 0;
-    if (D == 8)
-        for (; i + 4 <= n; i += 4) pvti_nearest_q_avx512(best + i, x + i * 8, table, bias, 8, K, 4);
-    for (; i + 4 <= n; i += 4) pvti_nearest_q_avx512(best + i, x + i * D, table, bias, D, K, 4);
-    for (; i < n; i++) pvti_nearest_q_avx512(best + i, x + i * D, table, bias, D, K, 1);
-}
-
-#define PVTI_TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
-static bool pvti_has_vnni(int isa) { return isa == PVTI_AVX512 && __builtin_cpu_supports("avx512vnni"); }
-
-/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores in
-    integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best two of
-    each query kept. Where they lie further apart than integers and fp32 together can err, the best is the one that
-    fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched again in fp32.
-
-    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is 2⁻⁹⁶ or
-    more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in
-    fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces the lowest 8 bits so that
-    a maximum carries it along, by 255. Hence `apart`.
-    Limit: 4 multiplications (one a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside
-    them: K / 4 cycles a query; at K = 256 74 % of that is reached. */
-#define PVTI_SCREEN 64 /* queries at a time: with their maxima they fill the registers */
-
-typedef struct pvti_screen {
-    int32_t pairs[4][256]; /* [pair of dimensions][entry]: two numbers of 16 bits */
-    int32_t bias[256];     /* −bias·a·b */
-    const float *score_bias;
-    float b, bias_most;
-    int32_t entry_most; /* Σ_d |c_d b| of the largest entry */
-    int64_t K;          /* without the padding */
-} pvti_screen;
-
-/* The largest power of two p ≤ 2⁶⁰ with p·most ≤ limit; 0 if that is below 2⁻⁶⁰ or most no number. */
-PVTI_INLINE float pvti_screen_unit(float limit, float most)
-{
-    uint32_t bits;
-    float p = limit / most;
-    if (!(p >= 8.673617379884035e-19f)) return 0;
-    p = PVTI_MIN(p, 1152921504606846976.0f);
-    memcpy(&bits, &p, sizeof bits);
-    bits &= 0x7F800000;
-    memcpy(&p, &bits, sizeof p);
-    return p;
-}
-
-/* The largest of 16 numbers that were compared by their bits: NaN is larger than all others. */
-PVTI_TARGET_VNNI PVTI_INLINE float pvti_screen_most(__m512i most)
-{
-    uint32_t bits = _mm512_reduce_max_epu32(most);
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_pair(const float *even, const float *odd, __m512 unit)
-{
-    __m512i lower = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(even), unit));
-    __m512i upper = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(odd), unit));
-    return _mm512_mask_blend_epi16(0xAAAAAAAA, lower, _mm512_slli_epi32(upper, 16));
-}
-
-/* sum + Σ |the two numbers of each pair| */
-PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
-{
-    return _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(pair), _mm512_set1_epi16(1));
-}
-
-PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
-{
-    __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
-    __m512 unit;
-    int64_t k, d;
-    for (s->K = K; s->K > 0 && bias[s->K - 1] == INFINITY;) s->K--;
-    for (k = 0; k < s->K; k += 16) {
-        __m512 sum = _mm512_setzero_ps();
-        __mmask16 in = (__mmask16)(s->K - k < 16 ? (1 << (s->K - k)) - 1 : 0xFFFF);
-        for (d = 0; d < 8; d++) {
-            __m512 c = _mm512_loadu_ps(table + d * K + k);
-            sum = _mm512_fmadd_ps(c, c, sum);
-        }
-        norm = _mm512_max_epu32(norm, _mm512_castps_si512(sum));
-        most = _mm512_mask_max_epu32(most, in, most, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
-    }
-    s->b = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(norm)));
-    s->bias_most = pvti_screen_most(most), s->score_bias = bias;
-    unit = _mm512_set1_ps(s->b);
-    for (k = 0; k < s->K; k += 16) {
-        __m512i sum = _mm512_setzero_si512();
-        for (d = 0; d < 4; d++) {
-            __m512i pair = pvti_screen_pair(table + 2 * d * K + k, table + (2 * d + 1) * K + k, unit);
-            _mm512_storeu_si512(&s->pairs[d][k], pair);
-            sum = pvti_screen_add(sum, pair);
-        }
-        entry = _mm512_max_epi32(entry, sum);
-    }
-    s->entry_most = _mm512_reduce_max_epi32(entry);
-    return s->b > 0;
-}
-
-/* best[i] for n ≤ 16 V queries; returns a bit for each one that fp32 has to decide. */
-PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
-{
-    __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
-    __m512 unit;
-    float across[8][PVTI_SCREEN], a, bias_a;
-    uint64_t open = 0;
-    int64_t i, k, d;
-    int v;
-    for (i = 0; i < n; i++)
-        for (d = 0; d < 8; d++) across[d][i] = x[i * 8 + d];
-    for (; i < 16 * V; i++)
-        for (d = 0; d < 8; d++) across[d][i] = 0;
-    for (v = 0; v < V; v++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (d = 0; d < 8; d++) {
-            __m512 q = _mm512_loadu_ps(&across[d][16 * v]);
-            sum = _mm512_fmadd_ps(q, q, sum);
-        }
-        most = _mm512_max_epu32(most, _mm512_castps_si512(sum));
-    }
-    a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
-    bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
-    a = PVTI_MIN(a, bias_a);
-    if (a * s->b < 1.262177448353619e-29f /* 2⁻⁹⁶ */) return ~(uint64_t)0 >> (64 - n);
-    unit = _mm512_set1_ps(-a * s->b);
-    for (k = 0; k < s->K; k += 16)
-        _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
-    unit = _mm512_set1_ps(-a);
-    for (v = 0; v < V; v++) {
-        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v], unit);
-        first[v] = second[v] = _mm512_set1_epi32(INT32_MIN);
-    }
-    for (k = 0; k < s->K; k++) {
-        __m512i sum[4], at = _mm512_set1_epi32((int)k);
-        for (v = 0; v < V; v++) sum[v] = _mm512_set1_epi32(s->bias[k]);
-        for (d = 0; d < 4; d++) {
-            __m512i pair = _mm512_set1_epi32(s->pairs[d][k]);
-            for (v = 0; v < V; v++) sum[v] = _mm512_dpwssd_epi32(sum[v], X[d][v], pair);
-        }
-        for (v = 0; v < V; v++) {
-            sum[v] = _mm512_mask_mov_epi8(sum[v], 0x1111111111111111, at);
-            second[v] = _mm512_max_epi32(second[v], _mm512_min_epi32(first[v], sum[v]));
-            first[v] = _mm512_max_epi32(first[v], sum[v]);
-        }
-    }
-    for (v = 0; v < V; v++) {
-        int64_t left = n - 16 * v;
-        __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
-        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded numbers */
-        __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
-        for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
-        _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
-        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]), apart) << (16 * v);
-    }
-    return open;
-}
-
-PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, int64_t n, const float *table,
-                                               const float *bias, int64_t K)
-{
-    pvti_screen s;
-    float rest[PVTI_SCREEN][8];
-    int32_t from[PVTI_SCREEN], found[PVTI_SCREEN];
-    int64_t i, q, m;
-    if (!pvti_screen_table(&s, table, bias, K)) {
-        pvti_nearest_fp32_avx512(best, x, n, table, bias, 8, K);
-        return;
-    }
-    for (i = 0; i < n; i += m, best += m, x += 8 * m) {
-        uint64_t open;
-        int64_t left = 0;
-        m = PVTI_MIN(PVTI_SCREEN, n - i);
-        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m, &s, 2);
-        for (q = 0; open; q++, open >>= 1)
-            if (open & 1) memcpy(rest[left], x + q * 8, sizeof rest[0]), from[left++] = (int32_t)q;
-        pvti_nearest_fp32_avx512(found, rest[0], left, table, bias, 8, K);
-        for (q = 0; q < left; q++) best[from[q]] = found[q];
-    }
-}
-
-PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n, const float *table,
-                                                   const float *bias, int64_t D, int64_t K)
-{
-    bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vnni(PVTI_AVX512);
-    if (screen) pvti_nearest_vnni(best, x, n, table, bias, K);
-    else pvti_nearest_fp32_avx512(best, x, n, table, bias, D, K);
-}
-
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_nearest_q_avx2(int32_t *best, const float *x, const float *table,
-                                                      const float *bias, int64_t D, int64_t K, int Q)
-{
-    __m256 least[2][2];
-    __m256i which[2][2], at[2];
-    float low[16];
-    int32_t lane[16];
-    int64_t k, d;
-    int q, h;
-    at[0] = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    at[1] = _mm256_add_epi32(at[0], _mm256_set1_epi32(8));
-    for (q = 0; q < Q; q++)
-        for (h = 0; h < 2; h++) least[q][h] = _mm256_set1_ps(INFINITY), which[q][h] = at[h];
-    for (k = 0; k < K; k += 16) {
-        __m256 sum[2][2];
-        for (q = 0; q < Q; q++)
-            for (h = 0; h < 2; h++) sum[q][h] = _mm256_loadu_ps(bias + k + 8 * h);
-        for (d = 0; d < D; d++) {
-            __m256 t0 = _mm256_loadu_ps(table + d * K + k), t1 = _mm256_loadu_ps(table + d * K + k + 8);
-            for (q = 0; q < Q; q++) {
-                __m256 v = _mm256_set1_ps(x[q * D + d]);
-                sum[q][0] = _mm256_fmadd_ps(v, t0, sum[q][0]);
-                sum[q][1] = _mm256_fmadd_ps(v, t1, sum[q][1]);
-            }
-        }
-        for (q = 0; q < Q; q++)
-            for (h = 0; h < 2; h++) {
-                __m256 less = _mm256_cmp_ps(sum[q][h], least[q][h], _CMP_LT_OQ);
-                least[q][h] = _mm256_blendv_ps(least[q][h], sum[q][h], less);
-                which[q][h] = _mm256_blendv_epi8(which[q][h], at[h], _mm256_castps_si256(less));
-            }
-        for (h = 0; h < 2; h++) at[h] = _mm256_add_epi32(at[h], _mm256_set1_epi32(16));
-    }
-    for (q = 0; q < Q; q++) {
-        for (h = 0; h < 2; h++) {
-            _mm256_storeu_ps(low + 8 * h, least[q][h]);
-            _mm256_storeu_si256((__m256i *)(void *)(lane + 8 * h), which[q][h]);
-        }
-        best[q] = pvti_least_lane(low, lane);
-    }
-}
-
-PVTI_TARGET_AVX2 static void pvti_nearest_avx2(int32_t *best, const float *x, int64_t n, const float *table,
-                                               const float *bias, int64_t D, int64_t K)
-{
-    int64_t i = 0;
-    for (; i + 2 <= n; i += 2) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 2);
-    for (; i < n; i++) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 1);
-}
-#endif
-PVTI_KERNELS_END
 
 /* ---- the table's functions ---- */
 
@@ -5931,13 +4974,13 @@ static void pvti_tile_aqlm(const void *self, pvt_real *out, int64_t ld, int64_t 
     for (go = r0 / og; go * og < r1; go++) {
         int64_t r, j;
         if (whole) {
-            PVTI_CALL(w->ctx, pvti_decode)(out + (go * og - r0) * ld, ld, w, go, j0, j1, true);
+            PVTI_CALL(w->ctx, decode)(out + (go * og - r0) * ld, ld, w, go, j0, j1, true);
             continue;
         }
         for (j = j0; j < j1; j++) { /* the rectangle cuts through groups */
             pvt_real group[256];
             int64_t from = PVTI_MAX(c0, j * ig), to = PVTI_MIN(c1, (j + 1) * ig);
-            PVTI_CALL(w->ctx, pvti_decode)(group, ig, w, go, j, j + 1, true);
+            PVTI_CALL(w->ctx, decode)(group, ig, w, go, j, j + 1, true);
             for (r = PVTI_MAX(r0, go * og); r < PVTI_MIN(r1, (go + 1) * og); r++)
                 memcpy(out + (r - r0) * ld + (from - c0), group + (r - go * og) * ig + (from - j * ig),
                        (size_t)(to - from) * sizeof *out);
@@ -5990,17 +5033,17 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
     pvt_real *buffer = (pvt_real *)pvti_scratch(a->ctx, worker);
     memset(acc, 0, (size_t)per_book * sizeof *acc);
-    PVTI_CALL_WIDE(a->ctx, pvti_scatter)(acc, w, a->dW, go0, go1, (int)m);
+    PVTI_CALL(a->ctx, scatter)(acc, w, a->dW, go0, go1, (int)m);
     if (m) return;
     for (go = go0; go < go1; go++) { /* dscale: ⟨h, Σ C⟩ over the row, in pieces of 4096 weights */
         int64_t GI = w->I / ig, piece = PVTI_MAX(1, 4096 / (og * ig)), r;
         double sum = 0;
         for (j0 = 0; j0 < GI; j0 += piece) {
             int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
-            PVTI_CALL(a->ctx, pvti_decode)(buffer, width, w, go, j0, j1, false);
+            PVTI_CALL(a->ctx, decode)(buffer, width, w, go, j0, j1, false);
             for (r = 0; r < og; r++) {
                 double dot;
-                PVTI_CALL(a->ctx, pvti_dot)(&dot, a->dW + (go * og + r) * w->I + j0 * ig, buffer + r * width,
+                PVTI_CALL(a->ctx, dot)(&dot, a->dW + (go * og + r) * w->I + j0 * ig, buffer + r * width,
                                             width);
                 sum += dot;
             }
@@ -6015,7 +5058,7 @@ static void pvti_chain_add_task(void *arg, int64_t i, int worker)
     int64_t from = i * 1024, n = PVTI_MIN(1024, a->n - from), chunk;
     (void)worker;
     for (chunk = 0; chunk < a->chunks; chunk++)
-        PVTI_CALL(a->ctx, pvti_add_to)(a->dcodebooks + from, a->partial + chunk * a->n + from, n);
+        PVTI_CALL(a->ctx, add_to)(a->dcodebooks + from, a->partial + chunk * a->n + from, n);
 }
 
 static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight,
@@ -6084,693 +5127,6 @@ PVTI_INLINE int64_t pvti_candidate_insert(pvti_candidate *list, int64_t n, int64
     return n < keep ? n + 1 : n;
 }
 enum { PVTI_MAX_BEAM = 16 };
-// >>look-ups
-/*  One token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel): the tables
-
-        T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
-
-    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
-    a product needs ig multiplications. All of it is in integers, whose sums do not depend on any order, so
-    every kernel gives the same bits: a weight's codebooks are counted in units of their largest magnitude
-    over 32767, and x, for PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024
-    before it is rounded (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32 bits, and its upper 16, rounded, are the table. The
-    error is near that of codebooks in fp16.
-
-    Tables: VPDPWSSD multiplies and adds two elements for 16 entries, one a cycle (two on a core that has 512
-    bits twice): 64 a table of 8, 18 ns at 3.6 GHz; 20.5 are reached, and 2 for rounding x. VPMADDWD and an
-    addition: 25 ns in AVX-512, 37 in AVX2.
-
-    Look-ups with AVX-512 VBMI: a table of 256 entries is held in registers, VPERMI2B picks 64 bytes from 128,
-    so two of them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the
-    entries. Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
-    weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
-    blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    103 are reached on one core.
-
-    With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
-    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
-
-    Elsewhere, AVX2 included: an addition from a table in 32 bits in L1 (32 KiB of tables a block) and a share of the
-    load that brought its code: 13 loads and 14 other instructions for 8 look-ups. At two loads a cycle that is
-    17.7 Gweights/s at 3.6 GHz; 17.4 are reached. VPSHUFB, which picks from 16 entries, needs ten instructions for
-    64 rows and 16 entries, and no less time.
-
-    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
-    (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
-    added in the order of the input groups, in at most PVTI_LOOKUP_PARTS parts, whatever the threads.
-
-    Codes are kept in the order in which they are read: [block of tables][row block][t][64], row r of a block
-    at byte pvti_lookup_at(r), so that the interleavings bring rows 0 … 31 and 32 … 63 back in order. */
-
-#define PVTI_LOOKUP_ROWS 64
-#define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
-#define PVTI_LOOKUP_PARTS 8
-#define PVTI_LOOKUP_ROUND 12582912.0f /* 1.5 · 2^23: adding it rounds, and leaves the integer in the lowest bits */
-#define PVTI_LOOKUP_CODEBOOK(pairs) ((pairs) * 512) /* numbers: pairs of elements of 256 entries side by side */
-
-#if !PVTI_REAL_IS_DOUBLE
-static int64_t pvti_lookup_pairs(const pvt_weight *w) { return (w->format.in_group + 1) / 2; }
-PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
-
-static int64_t pvti_lookup_tables(const pvt_weight *w) /* an even number: one may be empty */
-{
-    return (w->I / w->format.in_group * w->format.codebooks + 1) & ~(int64_t)1;
-}
-static int64_t pvti_lookup_row_blocks(const pvt_weight *w) { return pvti_ceil_div(w->O, PVTI_LOOKUP_ROWS); }
-/* Where the codes of a row block begin for the n tables from t0 (a multiple of the block) on. */
-static int64_t pvti_lookup_codes_at(const pvt_weight *w, int64_t t0, int64_t n, int64_t block)
-{
-    return (t0 * pvti_lookup_row_blocks(w) + block * n) * PVTI_LOOKUP_ROWS;
-}
-
-static bool pvti_lookup_fits(const pvt_weight *w)
-{
-    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits <= 8 && w->format.out_group == 1;
-}
-
-/* More than 256 entries of eight: read where they stand, see pvti_gather_task. */
-static bool pvti_gather_fits(const pvt_weight *w)
-{
-    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits > 8 && w->format.in_group == 8 &&
-           w->format.out_group == 1;
-}
-/* Codebooks in fp16; where a value overflows that, none. */
-static pvt_result pvti_gather_prepare(pvt_weight *w)
-{
-    int64_t n = w->format.codebooks * ((int64_t)1 << w->format.bits) * 8, i;
-    uint16_t *halves = PVTI_NEW(w->ctx, uint16_t, n);
-    if (!halves) return PVT_ERR_MEMORY;
-    for (i = 0; i < n; i++) {
-        halves[i] = pvti_f32_to_f16(w->codebooks[i]);
-        if ((halves[i] & 0x7fff) == 0x7c00) {
-            pvti_free(w->ctx, halves);
-            return PVT_OK;
-        }
-    }
-    w->lookup = halves;
-    return PVT_OK;
-}
-#endif
-
-PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
-{
-#if !PVTI_REAL_IS_DOUBLE
-    int64_t T, GT, M, K, ig, pairs, o, t, m, k, a, bytes;
-    float *unit;
-    double inverse;
-    int16_t *across;
-    uint8_t *codes;
-    if (!weight->lookup && pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
-    if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
-    M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
-    pairs = pvti_lookup_pairs(weight);
-    T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
-    bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
-    weight->lookup = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last element */
-    if (!weight->lookup) return PVT_ERR_MEMORY;
-    unit = (float *)weight->lookup; /* of the codebooks' numbers, and padding */
-    across = (int16_t *)weight->lookup + 32;
-    codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
-    for (k = 0; k < M * K * ig; k++) {
-        float c = __builtin_fabsf(weight->codebooks[k]);
-        if (!(c <= *unit) && *unit == *unit) *unit = c; /* a NaN stays, and reaches every product */
-    }
-    inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0, *unit /= 32767;
-    for (m = 0; inverse > 0 && m < M; m++)
-        for (k = 0; k < K; k++)
-            for (a = 0; a < ig; a++)
-                across[m * PVTI_LOOKUP_CODEBOOK(pairs) + a / 2 * 512 + k * 2 + a % 2] =
-                    (int16_t)((int32_t)((double)weight->codebooks[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
-    for (o = 0; o < weight->O; o++) {
-        int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
-        for (t = 0; t < GT; t++) {
-            int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
-            codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
-                ((const uint8_t *)weight->codes)[o * GT + t];
-        }
-    }
-#else
-    (void)weight;
-#endif
-    return PVT_OK;
-}
-
-#if !PVTI_REAL_IS_DOUBLE
-PVTI_KERNELS_BEGIN
-/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide by
-   (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
-PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x, int64_t n,
-                                      int64_t ig)
-{
-    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not finite */
-    int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
-    for (i = 0; i < n; i += ig) {
-        float size[64], sum;
-        for (a = 0; a < ig; a++) size[a] = __builtin_fabsf(x[i + a]);
-        if (ig == 8) {
-            sum = ((size[0] + size[1]) + (size[2] + size[3])) + ((size[4] + size[5]) + (size[6] + size[7]));
-            for (a = 0; a < 8; a++) largest[a] = size[a] > largest[a] ? size[a] : largest[a];
-        } else
-            for (sum = 0, a = 0; a < ig; a++) sum += size[a], most = size[a] > most ? size[a] : most;
-        all += 0 * sum, sums = sum > sums ? sum : sums;
-    }
-    for (a = 0; a < 8; a++) most = largest[a] > most ? largest[a] : most;
-    *unit = sums / 65024 > most / 32766 ? sums / 65024 : most / 32766;
-    if (all != all) *unit = all;
-    inverse = *unit >= FLT_MIN ? 1 / *unit : 0;
-    if (!(inverse > 0)) memset(to, 0, (size_t)(n / ig * wide) * sizeof *to);
-    else
-        for (i = 0; i < n; i += ig, to += wide) {
-            int32_t rounded[64];
-            for (a = 0; a < ig; a++) {
-                float p = x[i + a] * inverse + PVTI_LOOKUP_ROUND;
-                memcpy(&rounded[a], &p, sizeof p);
-            }
-            for (a = 0; a < ig; a++) to[a] = (int16_t)rounded[a];
-            if (ig % 2) to[ig] = 0;
-        }
-}
-PVTI_INLINE void pvti_lookup_round_body(int16_t *to, float *unit, const float *x, int64_t n, int64_t ig)
-{
-    if (ig == 8) pvti_lookup_round_of(to, unit, x, n, 8);
-    else pvti_lookup_round_of(to, unit, x, n, ig);
-}
-PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_t n, int64_t ig),
-            (to, unit, x, n, ig))
-
-/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
-   entries are loaded once for both. In 32 bits each, as they are added. */
-PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                   const int16_t *across, int64_t pairs)
-{
-    for (int64_t k = 0; k < 256; k++) {
-        int32_t t = 1 << 15, u = 1 << 15;
-        for (int64_t a = 0; a < 2 * pairs; a++) {
-            int32_t c = across[a / 2 * 512 + k * 2 + a % 2];
-            t += x[a] * c, u += y[a] * c;
-        }
-        ((int32_t *)(void *)T)[k] = t >> 16, ((int32_t *)(void *)U)[k] = u >> 16;
-    }
-}
-
-/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded one by one,
-   those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups balance what a core
-   can load and what it can compute. Not for the compiler to vectorize. */
-PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables, int64_t n)
-{
-    for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) {
-        const uint8_t *at = codes + pvti_lookup_at(r);
-        const int32_t *table = (const int32_t *)(const void *)tables;
-        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
-        for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256) {
-            uint32_t four;
-            uint64_t c;
-            memcpy(&four, at + 4, sizeof four), c = four;
-            s0 += table[at[0]], s1 += table[at[1]], s2 += table[at[2]], s3 += table[at[3]];
-            s4 += table[c & 255], s5 += table[c >> 8 & 255];
-            c >>= 16;
-            __asm__("" : "+r"(c)); /* else the compiler shifts anew for each code */
-            s6 += table[c & 255], s7 += table[c >> 8];
-        }
-        sum[r] = s0, sum[r + 1] = s1, sum[r + 2] = s2, sum[r + 3] = s3;
-        sum[r + 4] = s4, sum[r + 5] = s5, sum[r + 6] = s6, sum[r + 7] = s7;
-    }
-}
-
-/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
-PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
-                                       const uint8_t *tables, int64_t n, float unit)
-{
-    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS) {
-        int32_t sum[PVTI_LOOKUP_ROWS];
-        pvti_lookup_sums(sum, codes, tables, n);
-        for (int l = 0; l < PVTI_LOOKUP_ROWS; l++) y[l] = pvti_fma(unit, (float)sum[l], y[l]);
-    }
-}
-PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
-                               int64_t n, float unit),
-            (y, codes, apart, blocks, tables, n, unit))
-
-#if PVTI_X86
-/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
-#define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
-
-/* Two elements of x, as often as a vector holds them. */
-PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
-{
-    int32_t two;
-    memcpy(&two, x, sizeof two);
-    return two;
-}
-
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                            const int16_t *across, int64_t pairs)
-{
-    for (int64_t k = 0; k < 256; k += 16, T += 64, U += 64) {
-        __m256i t[4]; /* T and U for 8 entries, T and U for the next 8 */
-        for (int i = 0; i < 4; i++) t[i] = _mm256_set1_epi32(1 << 15);
-        for (int64_t p = 0; p < pairs; p++)
-            for (int i = 0; i < 4; i++) {
-                __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(across + p * 512 + k * 2 + i / 2 * 16));
-                __m256i two = _mm256_set1_epi32(pvti_lookup_two((i % 2 ? y : x) + 2 * p));
-                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, two));
-            }
-        for (int i = 0; i < 4; i++)
-            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32), _mm256_srai_epi32(t[i], 16));
-    }
-}
-PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                    const int16_t *across, int64_t pairs)
-{
-    if (pairs == 4) pvti_lookup_table_avx2_of(T, U, x, y, across, 4);
-    else pvti_lookup_table_avx2_of(T, U, x, y, across, pairs);
-}
-
-/* AVX-512 without VBMI. Tables in 16 bits: the upper words of the sums. */
-PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                        const int16_t *across, int64_t pairs)
-{
-    static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    const __m512i pick = _mm512_loadu_si512(odd), half = _mm512_set1_epi32(1 << 15);
-    for (int64_t k = 0; k < 512; k += 64) { /* bytes of a table */
-        __m512i t0 = half, t1 = half, u0 = half, u1 = half;
-        for (int64_t p = 0; p < pairs; p++) {
-            __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
-            __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
-            __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
-            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1, _mm512_madd_epi16(d, xp));
-            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1, _mm512_madd_epi16(d, yp));
-        }
-        _mm512_storeu_si512(T + k, _mm512_permutex2var_epi16(t0, pick, t1));
-        _mm512_storeu_si512(U + k, _mm512_permutex2var_epi16(u0, pick, u1));
-    }
-}
-PVTI_TARGET_AVX512 PVTI_INLINE __m512i pvti_lookup_32(const uint8_t *table, const uint8_t *codes)
-{
-    __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes)), v[4];
-    __mmask32 second = _mm512_test_epi16_mask(c, _mm512_set1_epi16(64));
-    for (int i = 0; i < 4; i++, table += 128)
-        v[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(table), c, _mm512_loadu_si512(table + 64));
-    v[0] = _mm512_mask_mov_epi16(v[0], second, v[1]), v[2] = _mm512_mask_mov_epi16(v[2], second, v[3]);
-    return _mm512_mask_mov_epi16(v[0], _mm512_test_epi16_mask(c, _mm512_set1_epi16(128)), v[2]);
-}
-PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
-                                                       const uint8_t *tables, int64_t n, float unit)
-{
-    const __m512i ones = _mm512_set1_epi16(1);
-    const __m512i rows0 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-    const __m512i rows32 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS)
-        for (int h = 0; h < 2; h++) { /* rows 16·h … and 32 + 16·h …, by fours in turn */
-            __m512i low = _mm512_setzero_si512(), high = low;
-            float *to = y + 16 * h;
-            for (int64_t t = 0; t < n; t += 2) {
-                const uint8_t *at = codes + t * PVTI_LOOKUP_ROWS + 32 * h;
-                __m512i a = pvti_lookup_32(tables + t * 512, at);
-                __m512i b = pvti_lookup_32(tables + (t + 1) * 512, at + PVTI_LOOKUP_ROWS);
-                low = _mm512_add_epi32(low, _mm512_madd_epi16(_mm512_unpacklo_epi16(a, b), ones));
-                high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), ones));
-            }
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0, high)),
-                                                 _mm512_loadu_ps(to)));
-            _mm512_storeu_ps(to + 32, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows32, high)),
-                                                      _mm512_loadu_ps(to + 32)));
-        }
-}
-
-#define PVTI_TARGET_VBMI \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
-static bool pvti_has_vbmi(int isa) { return pvti_has_vnni(isa) && __builtin_cpu_supports("avx512vbmi"); }
-
-/* The upper halves of the numbers in four vectors: 64 lower bytes and 64 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i *sum)
-{
-    static const uint8_t bytes[64] = {
-        2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62, 66, 70, 74, 78, 82, 86,
-        90, 94, 98, 102, 106, 110, 114, 118, 122, 126, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47,
-        51, 55, 59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119, 123, 127};
-    const __m512i pick = _mm512_loadu_si512(bytes);
-    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick, sum[3]);
-    _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
-    _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
-}
-/* Tables for VPERMI2B: 256 lower bytes and then 256 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                            const int16_t *across, int64_t pairs)
-{
-    for (int64_t k = 0; k < 256; k += 64) {
-        __m512i t[4], u[4];
-        for (int i = 0; i < 4; i++) t[i] = u[i] = _mm512_set1_epi32(1 << 15);
-        for (int64_t p = 0; p < pairs; p++)
-            for (int i = 0; i < 4; i++) {
-                __m512i c = _mm512_loadu_si512(across + p * 512 + k * 2 + 32 * i);
-                PVTI_KEEP(c);
-                t[i] = _mm512_dpwssd_epi32(t[i], c, _mm512_set1_epi32(pvti_lookup_two(x + 2 * p)));
-                u[i] = _mm512_dpwssd_epi32(u[i], c, _mm512_set1_epi32(pvti_lookup_two(y + 2 * p)));
-            }
-        pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
-    }
-}
-PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
-                                                    const int16_t *across, int64_t pairs)
-{
-    if (pairs == 4)
-        pvti_lookup_table_vbmi_of(T, U, x, y, across, 4);
-    else
-        pvti_lookup_table_vbmi_of(T, U, x, y, across, pairs);
-}
-
-/* A plane of a table to registers, and a look-up of 64 of its bytes. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_load(__m512i *plane, const uint8_t *table)
-{
-    for (int i = 0; i < 4; i++) {
-        plane[i] = _mm512_loadu_si512(table + 64 * i);
-        PVTI_KEEP(plane[i]);
-    }
-}
-PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_lookup_64(const __m512i *plane, __m512i codes)
-{
-    __m512i a = _mm512_permutex2var_epi8(plane[0], codes, plane[1]);
-    __m512i b = _mm512_permutex2var_epi8(plane[2], codes, plane[3]);
-    return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(codes), b);
-}
-
-/* Sixteen rows: y += unit · (lower + 256 · upper). */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_add(float *y, __m256i lower, __m256i upper, float unit)
-{
-    __m512i sum = _mm512_add_epi32(_mm512_cvtepu16_epi32(lower),
-                                   _mm512_slli_epi32(_mm512_cvtepi16_epi32(upper), 8));
-    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(unit), _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(y)));
-}
-
-/* `blocks` (1 or 2) row blocks, their codes `apart` bytes from one another. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_t *codes, int64_t apart,
-                                                          const uint8_t *tables, int64_t n, float unit, int blocks)
-{
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i l0 = _mm512_setzero_si512(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
-    for (int64_t t = 0; t < n; t += 2, tables += 1024, codes += 2 * PVTI_LOOKUP_ROWS) {
-        __m512i a0 = _mm512_loadu_si512(codes), b0 = _mm512_loadu_si512(codes + PVTI_LOOKUP_ROWS);
-        __m512i a1 = a0, b1 = b0, a, b, A[4], B[4];
-        if (blocks == 2)
-            a1 = _mm512_loadu_si512(codes + apart), b1 = _mm512_loadu_si512(codes + apart + PVTI_LOOKUP_ROWS);
-        pvti_lookup_load(A, tables), pvti_lookup_load(B, tables + 512);
-        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
-        l0 = _mm512_add_epi16(l0, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
-        l1 = _mm512_add_epi16(l1, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
-        if (blocks == 2) {
-            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
-            l2 = _mm512_add_epi16(l2, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
-            l3 = _mm512_add_epi16(l3, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
-        }
-        pvti_lookup_load(A, tables + 256), pvti_lookup_load(B, tables + 768);
-        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
-        u0 = _mm512_add_epi16(u0, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
-        u1 = _mm512_add_epi16(u1, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
-        if (blocks == 2) {
-            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
-            u2 = _mm512_add_epi16(u2, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
-            u3 = _mm512_add_epi16(u3, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
-        }
-    }
-#define PVTI_ADD(at, l, u)                                                                                     \
-    pvti_lookup_add(y + (at), _mm512_castsi512_si256(l), _mm512_castsi512_si256(u), unit);                     \
-    pvti_lookup_add(y + (at) + 16, _mm512_extracti64x4_epi64(l, 1), _mm512_extracti64x4_epi64(u, 1), unit)
-    PVTI_ADD(0, l0, u0);
-    PVTI_ADD(32, l1, u1);
-    if (blocks == 1) return;
-    PVTI_ADD(64, l2, u2);
-    PVTI_ADD(96, l3, u3);
-#undef PVTI_ADD
-}
-
-PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
-                                                   const uint8_t *tables, int64_t n, float unit)
-{
-    for (; blocks >= 2; blocks -= 2, y += 2 * PVTI_LOOKUP_ROWS, codes += 2 * apart)
-        pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 2);
-    if (blocks) pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 1);
-}
-#endif
-PVTI_KERNELS_END
-
-typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y, const int16_t *across,
-                                  int64_t pairs);
-typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
-                                 int64_t n, float unit);
-
-/* By kernel set, and one more for VBMI: tables and look-ups that agree on how a table is laid out. */
-typedef struct pvti_lookup_set {
-    pvti_lookup_table_fn *table;
-    pvti_lookup_rows_fn *rows;
-    int64_t bytes; /* of a table */
-} pvti_lookup_set;
-static const pvti_lookup_set pvti_lookup_sets[] = {
-    {pvti_lookup_table_scalar, pvti_lookup_rows_scalar, 1024},
-#if PVTI_X86
-    {pvti_lookup_table_avx2, pvti_lookup_rows_avx2, 1024},
-    {pvti_lookup_table_avx512, pvti_lookup_rows_avx512, 512},
-    {pvti_lookup_table_vbmi, pvti_lookup_rows_vbmi, 512},
-#endif
-};
-static int pvti_lookup_best(int isa)
-{
-#if PVTI_X86
-    if (pvti_has_vbmi(isa)) return PVTI_AVX512 + 1;
-#endif
-    return isa;
-}
-
-/* One weight's product; several with the same x share a parallel region, as q, k and v do. */
-typedef struct pvti_lookup_product {
-    const pvt_weight *weight;
-    const int16_t *across;   /* what pvt_weight_prepare made */
-    float unit;
-    const uint8_t *codes;
-    float *y, *sums;         /* sums: [parts][row blocks][64] */
-    int64_t T, parts, per;   /* tables; parts of `per` of them, a multiple of the block */
-    bool accumulate;
-} pvti_lookup_product;
-
-typedef struct pvti_lookup_job {
-    pvt_ctx *ctx;
-    const float *x;
-    pvti_lookup_product products[PVTI_LOOKUP_PRODUCTS];
-    pvti_lookup_set set;
-} pvti_lookup_job;
-
-/* The tables t0 … t1−1, each of set.bytes; returns their unit. Memory stands still meanwhile, so the codes
-   that they are for are fetched. */
-static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
-                              uint8_t *tables)
-{
-    const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
-    int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
-    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
-    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
-    int64_t bytes = job->set.bytes;
-    uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * bytes;
-    int16_t *x = (int16_t *)(void *)(unused + bytes);
-    float unit;
-    PVTI_CALL(job->ctx, pvti_lookup_round)(x, &unit, job->x + i0, i1 - i0, ig);
-    for (m = 0; m < M; m++)
-        for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
-            bool two = t + M < PVTI_MIN(t1, full);
-            uint8_t *to = tables + (t - t0) * bytes;
-            const int16_t *xt = x + (t / M - t0 / M) * 2 * pairs;
-            for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
-            codes += line;
-            job->set.table(to, two ? to + M * bytes : unused, xt, two ? xt + 2 * pairs : xt,
-                           p->across + m * PVTI_LOOKUP_CODEBOOK(pairs), pairs);
-        }
-    if (t1 > full) memset(tables + (full - t0) * bytes, 0, (size_t)((t1 - full) * bytes));
-    return (unit * 256) * (p->unit * 256); /* the product of two small units would lose bits */
-}
-
-/* One part: sums of all rows over some blocks of tables, which are made, used and forgotten one by one. */
-static void pvti_lookup_task(void *arg, int64_t i, int worker)
-{
-    const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
-    const pvti_lookup_product *p = job->products;
-    uint8_t *tables = (uint8_t *)pvti_scratch(job->ctx, worker);
-    int64_t blocks, t, end;
-    float *sums;
-    while (i >= p->parts) i -= p++->parts;
-    /* the codebooks come from memory as streams too short for the hardware's prefetch: 4 % of a token */
-    for (const char *at = (const char *)p->across; at < (const char *)p->codes; at += 64) __builtin_prefetch(at);
-    blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
-    memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
-    end = PVTI_MIN(p->T, (i + 1) * p->per);
-    for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
-        int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
-        float unit = pvti_lookup_make(job, p, t, t + n, tables);
-        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables,
-                      n, unit);
-    }
-}
-
-/* y[r] = scales[r] · Σ_c sums[c][r], c in order, or += */
-PVTI_KERNELS_BEGIN
-PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart, int64_t parts,
-                                         const float *__restrict scales, int64_t n, bool accumulate)
-{
-    for (int64_t r = 0; r < n; r += 16) {
-        float sum[16];
-        int64_t some = PVTI_MIN(16, n - r);
-        for (int l = 0; l < 16; l++) sum[l] = sums[r + l]; /* whole blocks of rows: there are always 16 */
-        for (int64_t c = 1; c < parts; c++)
-            for (int l = 0; l < 16; l++) sum[l] += sums[c * apart + r + l];
-        for (int64_t l = 0; l < some; l++) y[r + l] = (accumulate ? y[r + l] : 0) + scales[r + l] * sum[l];
-    }
-}
-PVTI_KERNEL(pvti_lookup_reduce,
-            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n, bool accumulate),
-            (y, sums, apart, parts, scales, n, accumulate))
-PVTI_KERNELS_END
-#define PVTI_LOOKUP_REDUCE 2048
-static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
-{
-    const pvti_lookup_product *p = (const pvti_lookup_product *)arg;
-    int64_t from = i * PVTI_LOOKUP_REDUCE;
-    (void)worker;
-    PVTI_CALL(p->weight->ctx, pvti_lookup_reduce)
-    (p->y + from, p->sums + from, pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, p->parts,
-     p->weight->scales + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
-}
-
-/* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
-   for all or taken (inside a task). */
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
-                                int n, bool accumulate)
-{
-    pvti_lookup_job job;
-    int64_t tasks = 0, room = PVTI_GEMM_SHARED_BYTES, bytes;
-    int i;
-    if (!ctx || ctx->in_parallel || n > PVTI_LOOKUP_PRODUCTS) return false;
-    for (i = 0; i < n; i++) {
-        pvti_lookup_product *p = &job.products[i];
-        const pvt_weight *w = weights[i];
-        if (!w->lookup || w->format.bits > 8) return false;
-        p->weight = w, p->y = y[i], p->accumulate = accumulate;
-        p->T = pvti_lookup_tables(w);
-        p->per = pvti_ceil_div(pvti_ceil_div(p->T, PVTI_LOOKUP_BLOCK), PVTI_LOOKUP_PARTS) * PVTI_LOOKUP_BLOCK;
-        p->parts = pvti_ceil_div(p->T, p->per);
-        p->unit = *(const float *)w->lookup, p->across = (const int16_t *)w->lookup + 32;
-        p->codes = (const uint8_t *)(p->across + w->format.codebooks * PVTI_LOOKUP_CODEBOOK(pvti_lookup_pairs(w)));
-        bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
-        if (bytes > room) return false;
-        room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
-        tasks += p->parts;
-    }
-    job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
-    pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
-    for (i = 0; i < n; i++)
-        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);
-    return true;
-}
-
-/*  Codebooks of more than 256 entries: a table would cost more than it saves. A group is one read of 16 bytes
-    from a codebook in fp16 and one FMA of eight lanes: lane l of sixteen adds elements l, l+16, …, codebook
-    after codebook. Limited by where the codebook lies: 65,536 entries are 1 MiB, as large as an L2. */
-typedef struct pvti_gather_job {
-    pvt_ctx *ctx;
-    const pvt_weight *weight;
-    const float *x;
-    float *y;
-    bool accumulate;
-} pvti_gather_job;
-
-#define PVTI_GATHER_ROWS 4
-#define PVTI_GATHER_TASK 64
-PVTI_KERNELS_BEGIN
-/* lanes [16] of one row */
-static void pvti_gather_row_scalar(float *lanes, const uint16_t *codes, const pvt_weight *w, const float *x)
-{
-    const uint16_t *halves = (const uint16_t *)w->lookup;
-    int64_t M = w->format.codebooks, groups = w->I / 8;
-    memset(lanes, 0, 16 * sizeof *lanes);
-    for (int64_t j = 0; j < groups; j++)
-        for (int64_t m = 0; m < M; m++) {
-            const uint16_t *entry = halves + ((m << w->format.bits) + codes[j * M + m]) * 8;
-            float *to = lanes + j % 2 * 8;
-            for (int l = 0; l < 8; l++) to[l] = pvti_fma(x[j * 8 + l], pvti_f16_to_f32(entry[l]), to[l]);
-        }
-}
-#if PVTI_X86
-/* lanes of four rows, whose codes begin at c[0 … 3] */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c, const pvt_weight *w,
-                                                     const float *x, int64_t M)
-{
-    const uint16_t *halves = (const uint16_t *)w->lookup;
-    int64_t groups = w->I / 8, j;
-    __m256 sum[2][PVTI_GATHER_ROWS];
-    for (int r = 0; r < PVTI_GATHER_ROWS; r++) sum[0][r] = sum[1][r] = _mm256_setzero_ps();
-#define PVTI_GROUP(half, j)                                                                                        \
-    for (int r = 0; r < PVTI_GATHER_ROWS; r++)                                                                     \
-        for (int64_t m = 0; m < M; m++) {                                                                          \
-            const uint16_t *entry = halves + ((m << w->format.bits) + c[r][(j) * M + m]) * 8;                      \
-            __m256 e = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)entry));                     \
-            sum[half][r] = _mm256_fmadd_ps(_mm256_loadu_ps(x + (j) * 8), e, sum[half][r]);                         \
-        }
-    for (j = 0; j + 2 <= groups; j += 2) {
-        PVTI_GROUP(0, j)
-        PVTI_GROUP(1, j + 1)
-    }
-    if (j < groups) PVTI_GROUP(0, j)
-#undef PVTI_GROUP
-    for (int r = 0; r < PVTI_GATHER_ROWS; r++, lanes += 16)
-        _mm256_storeu_ps(lanes, sum[0][r]), _mm256_storeu_ps(lanes + 8, sum[1][r]);
-}
-PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c, const pvt_weight *w,
-                                                   const float *x)
-{
-    if (w->format.codebooks == 1)
-        pvti_gather_rows_m(lanes, c, w, x, 1);
-    else
-        pvti_gather_rows_m(lanes, c, w, x, w->format.codebooks);
-}
-#endif
-PVTI_KERNELS_END
-
-static void pvti_gather_task(void *arg, int64_t i, int worker)
-{
-    const pvti_gather_job *job = (const pvti_gather_job *)arg;
-    const pvt_weight *w = job->weight;
-    int64_t r0 = i * PVTI_GATHER_TASK, r1 = PVTI_MIN(r0 + PVTI_GATHER_TASK, w->O), r, k;
-    int64_t per_row = w->I / 8 * w->format.codebooks;
-    float lanes[PVTI_GATHER_ROWS * 16];
-    (void)worker;
-    for (r = r0; r < r1; r += PVTI_GATHER_ROWS) {
-        const uint16_t *codes[PVTI_GATHER_ROWS];
-        int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
-        for (k = 0; k < PVTI_GATHER_ROWS; k++)
-            codes[k] = (const uint16_t *)w->codes + (r + PVTI_MIN(k, n - 1)) * per_row;
-#if PVTI_X86
-        if (job->ctx->isa >= PVTI_AVX2)
-            pvti_gather_rows_avx2(lanes, codes, w, job->x);
-        else
-#endif
-            for (k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
-        for (k = 0; k < n; k++) {
-            float y = w->scales[r + k] * pvti_lanes_sum(lanes + k * 16);
-            job->y[r + k] = job->accumulate ? job->y[r + k] + y : y;
-        }
-    }
-}
-
-static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate)
-{
-    pvti_gather_job job;
-    if (!ctx || ctx->in_parallel || !weight->lookup || weight->format.bits <= 8) return false;
-    job.ctx = ctx, job.weight = weight, job.x = x, job.y = y, job.accumulate = accumulate;
-    pvti_parallel(ctx, pvti_ceil_div(weight->O, PVTI_GATHER_TASK), pvti_gather_task, &job);
-    return true;
-}
-#endif
-
 // >>search
 /*  Codes for given values. Two metrics, one idea: start from the previous codes, visit the
     codebooks one by one, take the visited codebook's vector out, score all of its entries at
@@ -6832,7 +5188,7 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
             const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
             for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
-        PVTI_CALL_WIDE(s->ctx, pvti_nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
+        PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                         t->padded);
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
@@ -6863,7 +5219,7 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
                 pvt_real *vh = v + h * D;
                 vh[a] += entry[a], x[a] = -2 * vh[a], base = pvti_fma(vh[a], vh[a], base);
             }
-            PVTI_CALL_WIDE(s->ctx, pvti_scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
+            PVTI_CALL(s->ctx, scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                            t->padded);
             for (k = 0; k < t->K; k++) found = pvti_candidate_insert(list, found, keep, score[k] + base, h, k);
         }
@@ -6946,9 +5302,8 @@ typedef struct pvti_xtx_search {
     int64_t chunk;              /* out groups per task */
 } pvti_xtx_search;
 
-PVTI_KERNELS_BEGIN
 /* bias[k] = Σ_r ⟨c_kr H, c_kr⟩ over the og rows of an entry; table [og·ig, K], H [ig, ig], rows ld apart. */
-PVTI_INLINE void pvti_metric_norms_body(pvt_real *__restrict bias, const pvt_real *__restrict table,
+PVTI_INLINE void pvti_metric_norms(pvt_real *__restrict bias, const pvt_real *__restrict table,
                                         const pvt_real *H, int64_t ld, int64_t og, int64_t ig, int64_t K)
 {
     int64_t k, r, a, b;
@@ -6966,10 +5321,6 @@ PVTI_INLINE void pvti_metric_norms_body(pvt_real *__restrict bias, const pvt_rea
         for (l = 0; l < 16; l++) bias[k + l] = sum[l];
     }
 }
-PVTI_KERNEL(pvti_metric_norms, (pvt_real *bias, const pvt_real *table, const pvt_real *H, int64_t ld,
-                                int64_t og, int64_t ig, int64_t K),
-            (bias, table, H, ld, og, ig, K))
-PVTI_KERNELS_END
 
 static void pvti_xtx_bias_task(void *arg, int64_t i, int worker)
 {
@@ -6978,7 +5329,7 @@ static void pvti_xtx_bias_task(void *arg, int64_t i, int worker)
     const pvti_search_tables *t = &s->tables;
     int64_t p = s->p0 + i / t->M, m = i % t->M, ig = w->format.in_group, k;
     (void)worker;
-    PVTI_CALL(s->ctx, pvti_metric_norms)(s->bias + i * t->padded, t->table + m * t->D * t->padded,
+    PVTI_CALL(s->ctx, metric_norms)(s->bias + i * t->padded, t->table + m * t->D * t->padded,
                                          s->H + p * ig * w->I + p * ig, w->I,
                                          w->format.out_group, ig, t->padded);
     for (k = t->K; k < t->padded; k++) s->bias[i * t->padded + k] = (pvt_real)INFINITY;
@@ -6993,19 +5344,14 @@ typedef struct pvti_xtx_item {
     int64_t ancestor;
 } pvti_xtx_item;
 
-PVTI_KERNELS_BEGIN
 /* y[0 … n) += Σ_a u[a] · H[a][0 … n), a ascending. */
-PVTI_INLINE void pvti_axpys_body(pvt_real *__restrict y, const pvt_real *u, const pvt_real *__restrict H,
+PVTI_INLINE void pvti_axpys(pvt_real *__restrict y, const pvt_real *u, const pvt_real *__restrict H,
                                  int64_t ld, int64_t rows, int64_t n)
 {
     int64_t a, c;
     for (a = 0; a < rows; a++)
         for (c = 0; c < n; c++) y[c] = pvti_fma(u[a], H[a * ld + c], y[c]);
 }
-PVTI_KERNEL(pvti_axpys, (pvt_real *y, const pvt_real *u, const pvt_real *H, int64_t ld, int64_t rows,
-                         int64_t n),
-            (y, u, H, ld, rows, n))
-PVTI_KERNELS_END
 
 /* x = −2b/s for codebook m of visited group p, b = (R H)_p + s·c_old·H_pp. */
 static void pvti_xtx_query(pvt_real *x, const pvti_xtx_search *s, const pvti_xtx_item *item, int64_t go,
@@ -7020,7 +5366,7 @@ static void pvti_xtx_query(pvt_real *x, const pvti_xtx_search *s, const pvti_xtx
         pvt_real *b = x + r * ig;
         memcpy(b, item->rh + r * s->width + at, (size_t)ig * sizeof *b);
         for (a = 0; a < ig; a++) u[a] = scale * entry[r * ig + a];
-        PVTI_CALL(s->ctx, pvti_axpys)(b, u, s->H + p * ig * w->I + p * ig, w->I, ig, ig);
+        PVTI_CALL(s->ctx, axpys)(b, u, s->H + p * ig * w->I + p * ig, w->I, ig, ig);
         for (a = 0; a < ig; a++) b[a] *= -2 * inverse;
     }
 }
@@ -7042,7 +5388,7 @@ static void pvti_xtx_set(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t 
             u[a] = w->scales[go] * (old[r * ig + a] - entry[r * ig + a]);
             item->delta[r * s->width + at + a] += u[a];
         }
-        PVTI_CALL(s->ctx, pvti_axpys)(item->rh + r * s->width + at, u, s->H + p * ig * w->I + p * ig, w->I, ig,
+        PVTI_CALL(s->ctx, axpys)(item->rh + r * s->width + at, u, s->H + p * ig * w->I + p * ig, w->I, ig,
                                       ig);
     }
 }
@@ -7053,7 +5399,7 @@ static void pvti_xtx_spread(const pvti_xtx_search *s, pvti_xtx_item *item, int64
     const pvt_weight *w = s->weight;
     int64_t ig = w->format.in_group, at = (p - s->p0) * ig, r;
     for (r = 0; r < w->format.out_group; r++)
-        PVTI_CALL(s->ctx, pvti_axpys)(item->rh + r * s->width + at + ig, item->delta + r * s->width + at,
+        PVTI_CALL(s->ctx, axpys)(item->rh + r * s->width + at + ig, item->delta + r * s->width + at,
                                       s->H + p * ig * w->I + (p + 1) * ig, w->I, ig, s->width - at - ig);
 }
 
@@ -7080,7 +5426,7 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     for (h = 0; h < n; h++) {
         pvt_real now, offset = (pvt_real)(items[h].loss - base);
         pvti_xtx_query(x, s, &items[h], go, p, m);
-        PVTI_CALL_WIDE(s->ctx, pvti_scores)(score, x, t->table + m * t->D * t->padded, bias, t->D, t->padded);
+        PVTI_CALL(s->ctx, scores)(score, x, t->table + m * t->D * t->padded, bias, t->D, t->padded);
         now = score[items[h].codes[(p - s->p0) * t->M + m]];
         for (k = 0; k < t->K; k++)
             found =
@@ -7136,7 +5482,7 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
                 continue;
             }
             for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
-            PVTI_CALL_WIDE(s->ctx, pvti_nearest)(best, x, n, t->table + m * t->D * t->padded,
+            PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
                                             s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
             for (i = 0; i < n; i++)
                 if (w->scales[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
@@ -7325,9 +5671,8 @@ typedef struct pvti_kmeans {
     double *sums;             /* [chunks, K, 2 D]: Σ w x and Σ w */
 } pvti_kmeans;
 
-PVTI_KERNELS_BEGIN
 /* bias[k] = Σ_d w_d·c_kd², table [D, K]; weight NULL: all 1. */
-PVTI_INLINE void pvti_weighted_norms_body(pvt_real *__restrict bias, const pvt_real *__restrict table,
+PVTI_INLINE void pvti_weighted_norms(pvt_real *__restrict bias, const pvt_real *__restrict table,
                                           const pvt_real *weight, int64_t D, int64_t K)
 {
     int64_t k, d;
@@ -7338,9 +5683,6 @@ PVTI_INLINE void pvti_weighted_norms_body(pvt_real *__restrict bias, const pvt_r
         for (k = 0; k < K; k++) bias[k] = pvti_fma(w * c[k], c[k], bias[k]);
     }
 }
-PVTI_KERNEL(pvti_weighted_norms, (pvt_real *bias, const pvt_real *table, const pvt_real *weight, int64_t D,
-                                  int64_t K),
-            (bias, table, weight, D, K))
 
 /* query = −2 w∘x for n points, as pvti_nearest wants them. */
 PVTI_INLINE void pvti_kmeans_query_d(pvt_real *__restrict query, const pvt_real *__restrict x, const pvt_real *weight,
@@ -7349,14 +5691,11 @@ PVTI_INLINE void pvti_kmeans_query_d(pvt_real *__restrict query, const pvt_real 
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < D; d++) query[i * D + d] = -2 * (weight ? weight[d] : 1) * x[i * D + d];
 }
-PVTI_INLINE void pvti_kmeans_query_body(pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t D)
+PVTI_INLINE void pvti_kmeans_query(pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t D)
 {
     if (D == 8) pvti_kmeans_query_d(query, x, weight, n, 8);
     else pvti_kmeans_query_d(query, x, weight, n, D);
 }
-PVTI_KERNEL(pvti_kmeans_query, (pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t D),
-            (query, x, weight, n, D))
-PVTI_KERNELS_END
 
 static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
 {
@@ -7364,16 +5703,15 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
     const pvt_real *weight = s->weight ? s->weight + j * s->D : NULL;
     int64_t D = s->D, batch = 256, k, i, n; /* D = 256 and 65,536 entries fit the scratch, as double too */
     pvt_real *query = (pvt_real *)pvti_scratch(s->ctx, worker), *bias = query + batch * D;
-    PVTI_CALL(s->ctx, pvti_weighted_norms)(bias, s->table, weight, D, s->padded);
+    PVTI_CALL(s->ctx, weighted_norms)(bias, s->table, weight, D, s->padded);
     for (k = s->K; k < s->padded; k++) bias[k] = (pvt_real)INFINITY;
     for (i = 0; i < s->rows; i += n) {
         n = PVTI_MIN(batch, s->rows - i);
-        PVTI_CALL(s->ctx, pvti_kmeans_query)(query, s->x + (j * s->rows + i) * D, weight, n, D);
-        PVTI_CALL_WIDE(s->ctx, pvti_nearest)(s->assigned + j * s->rows + i, query, n, s->table, bias, D, s->padded);
+        PVTI_CALL(s->ctx, kmeans_query)(query, s->x + (j * s->rows + i) * D, weight, n, D);
+        PVTI_CALL(s->ctx, nearest)(s->assigned + j * s->rows + i, query, n, s->table, bias, D, s->padded);
     }
 }
 
-PVTI_KERNELS_BEGIN
 /* Σ w∘x and Σ w of each cluster over n points: sums [K, 2 D]; weight NULL: all 1. */
 PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
                                    int64_t n, int64_t D)
@@ -7386,16 +5724,12 @@ PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_
         }
     }
 }
-PVTI_INLINE void pvti_kmeans_sum_body(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
+PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
                                       int64_t n, int64_t D)
 {
     if (D == 8) pvti_kmeans_sum_d(sums, x, assigned, weight, n, 8);
     else pvti_kmeans_sum_d(sums, x, assigned, weight, n, D);
 }
-PVTI_KERNEL_WIDE(pvti_kmeans_sum,
-            (double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight, int64_t n, int64_t D),
-            (sums, x, assigned, weight, n, D))
-PVTI_KERNELS_END
 
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
@@ -7405,7 +5739,7 @@ static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
     for (j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
-        PVTI_CALL_WIDE(s->ctx, pvti_kmeans_sum)
+        PVTI_CALL(s->ctx, kmeans_sum)
         (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL, s->rows, D);
 }
 
@@ -7487,7 +5821,7 @@ static void pvti_fit_dot_task(void *arg, int64_t o, int worker)
 {
     const pvti_fit_dot_args *s = (const pvti_fit_dot_args *)arg;
     (void)worker;
-    PVTI_CALL(s->fit->ctx, pvti_dot)(&s->fit->dots[o], s->a + o * s->fit->I, s->b + o * s->fit->I, s->fit->I);
+    PVTI_CALL(s->fit->ctx, dot)(&s->fit->dots[o], s->a + o * s->fit->I, s->b + o * s->fit->I, s->fit->I);
 }
 
 /* Σ a·b over an [O, I] array: each row by itself, then the rows in order. */
@@ -7525,7 +5859,7 @@ static void pvti_fit_decode_task(void *arg, int64_t go, int worker)
     pvt_real *out = a->out + go * f->og * f->I;
     int64_t k;
     (void)worker;
-    PVTI_CALL(f->ctx, pvti_decode)(out, f->I, a->weight, go, 0, f->GI, true);
+    PVTI_CALL(f->ctx, decode)(out, f->I, a->weight, go, 0, f->GI, true);
     for (k = 0; a->minus && k < f->og * f->I; k++) out[k] = a->minus[go * f->og * f->I + k] - out[k];
 }
 
@@ -7599,8 +5933,8 @@ static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
 {
     const pvti_fit *f = (const pvti_fit *)arg;
     (void)worker;
-    PVTI_CALL(f->ctx, pvti_axpys)(f->R + o * f->I, &f->alpha, f->T + o * f->I, 0, 1, f->I);
-    PVTI_CALL(f->ctx, pvti_axpys)(f->RH + o * f->I, &f->alpha, f->TH + o * f->I, 0, 1, f->I);
+    PVTI_CALL(f->ctx, axpys)(f->R + o * f->I, &f->alpha, f->T + o * f->I, 0, 1, f->I);
+    PVTI_CALL(f->ctx, axpys)(f->RH + o * f->I, &f->alpha, f->TH + o * f->I, 0, 1, f->I);
 }
 
 /* Codebooks by conjugate gradients (Hestenes, Stiefel 1952). With A the map from codebooks to
@@ -7632,10 +5966,10 @@ static void pvti_fit_codebooks(pvti_fit *f)
         if (!(curvature > 0)) break;
         alpha = rz / curvature, al = (pvt_real)alpha;
         f->alpha = -al;
-        PVTI_CALL(f->ctx, pvti_axpys)(f->weight->codebooks, &al, f->p, 0, 1, n);
+        PVTI_CALL(f->ctx, axpys)(f->weight->codebooks, &al, f->p, 0, 1, n);
         pvti_parallel(f->ctx, f->O, pvti_fit_advance_task, f);
         pvti_fit_gather(f, f->q, f->TH);
-        PVTI_CALL(f->ctx, pvti_axpys)(f->r, &f->alpha, f->q, 0, 1, n);
+        PVTI_CALL(f->ctx, axpys)(f->r, &f->alpha, f->q, 0, 1, n);
         for (k = 0; k < n; k++) f->x[k] = f->diagonal[k] * f->r[k];
         rz_next = pvti_sum_products(f->r, f->x, n);
         beta = (pvt_real)(rz_next / rz), rz = rz_next;
@@ -8037,7 +6371,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
                          (long long)o0, (long long)weight->O, (long long)og);
     *view = *weight;
     view->O = n;
-    view->owned = false, view->lookup = NULL;
+    view->owned = false, view->prepared = NULL;
     if (weight->data) {
         const pvti_dtype *type = pvti_dtype_info(weight->dtype);
         view->data = (const char *)weight->data + o0 * (weight->I / type->block * type->bytes);
@@ -8112,55 +6446,42 @@ typedef struct pvti_adam_step {
     bool lamb, second_pass;
 } pvti_adam_step;
 
-PVTI_KERNELS_BEGIN
-PVTI_INLINE void pvti_adam_moment1_body(pvt_real *__restrict m, const pvt_real *__restrict g, pvt_real beta,
+PVTI_INLINE void pvti_adam_moment1(pvt_real *__restrict m, const pvt_real *__restrict g, pvt_real beta,
                                         pvt_real rest, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) m[k] = pvti_fma(beta, m[k], rest * g[k]);
 }
-PVTI_INLINE void pvti_adam_moment2_body(pvt_real *__restrict v, const pvt_real *__restrict g, pvt_real beta,
+PVTI_INLINE void pvti_adam_moment2(pvt_real *__restrict v, const pvt_real *__restrict g, pvt_real beta,
                                         pvt_real rest, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) v[k] = pvti_fma(beta, v[k], rest * g[k] * g[k]);
 }
-PVTI_INLINE void pvti_adam_direction_body(pvt_real *__restrict u, const pvt_real *__restrict m,
+PVTI_INLINE void pvti_adam_direction(pvt_real *__restrict u, const pvt_real *__restrict m,
                                           const pvt_real *__restrict v, const pvt_real *__restrict w,
                                           pvt_real eps, pvt_real decay, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) u[k] = pvti_fma(decay, w[k], m[k] / (pvti_sqrt(v[k]) + eps));
 }
-PVTI_INLINE void pvti_adam_apply_body(pvt_real *__restrict w, const pvt_real *__restrict u, pvt_real keep,
+PVTI_INLINE void pvti_adam_apply(pvt_real *__restrict w, const pvt_real *__restrict u, pvt_real keep,
                                       pvt_real rate, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) w[k] = pvti_fma(-rate, u[k], keep * w[k]);
 }
-PVTI_KERNEL(pvti_adam_moment1, (pvt_real *m, const pvt_real *g, pvt_real beta, pvt_real rest, int64_t n),
-            (m, g, beta, rest, n))
-PVTI_KERNEL(pvti_adam_moment2, (pvt_real *v, const pvt_real *g, pvt_real beta, pvt_real rest, int64_t n),
-            (v, g, beta, rest, n))
-PVTI_KERNEL(pvti_adam_direction, (pvt_real *u, const pvt_real *m, const pvt_real *v, const pvt_real *w,
-                                  pvt_real eps,
-                                  pvt_real decay, int64_t n), (u, m, v, w, eps, decay, n))
-PVTI_KERNEL(pvti_adam_apply, (pvt_real *w, const pvt_real *u, pvt_real keep, pvt_real rate, int64_t n),
-            (w, u, keep, rate, n))
 
-PVTI_INLINE void pvti_bf16_load_body(pvt_real *__restrict out, const uint16_t *__restrict in, int64_t n)
+PVTI_INLINE void pvti_bf16_load(pvt_real *__restrict out, const uint16_t *__restrict in, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) out[k] = (pvt_real)pvti_bf16_to_f32(in[k]);
 }
-PVTI_INLINE void pvti_bf16_store_body(uint16_t *__restrict out, const pvt_real *__restrict in, int64_t n)
+PVTI_INLINE void pvti_bf16_store(uint16_t *__restrict out, const pvt_real *__restrict in, int64_t n)
 {
     int64_t k;
     for (k = 0; k < n; k++) out[k] = pvti_f32_to_bf16((float)in[k]);
 }
-PVTI_KERNEL(pvti_bf16_load, (pvt_real *out, const uint16_t *in, int64_t n), (out, in, n))
-PVTI_KERNEL(pvti_bf16_store, (uint16_t *out, const pvt_real *in, int64_t n), (out, in, n))
-PVTI_KERNELS_END
 
 static void pvti_adam_task(void *arg, int64_t i, int worker)
 {
@@ -8170,23 +6491,23 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
     pvt_real *u = (pvt_real *)pvti_scratch(s->ctx, worker), *own = u + PVTI_CHUNK;
     pvt_real *v = a->v_bf16 ? own : (pvt_real *)a->v + from, *w = a->w + from, *m = a->m ? a->m + from : NULL;
     const pvt_real *g = s->g + from;
-    if (a->v_bf16) PVTI_CALL(s->ctx, pvti_bf16_load)(v, (uint16_t *)a->v + from, n);
+    if (a->v_bf16) PVTI_CALL(s->ctx, bf16_load)(v, (uint16_t *)a->v + from, n);
     if (!s->second_pass) {
-        if (m) PVTI_CALL(s->ctx, pvti_adam_moment1)(m, g, s->beta1, s->rest1, n);
-        PVTI_CALL(s->ctx, pvti_adam_moment2)(v, g, s->beta2, s->rest2, n);
+        if (m) PVTI_CALL(s->ctx, adam_moment1)(m, g, s->beta1, s->rest1, n);
+        PVTI_CALL(s->ctx, adam_moment2)(v, g, s->beta2, s->rest2, n);
         if (a->v_bf16) {
-            PVTI_CALL(s->ctx, pvti_bf16_store)((uint16_t *)a->v + from, v, n);
-            PVTI_CALL(s->ctx, pvti_bf16_load)(v, (uint16_t *)a->v + from, n);
+            PVTI_CALL(s->ctx, bf16_store)((uint16_t *)a->v + from, v, n);
+            PVTI_CALL(s->ctx, bf16_load)(v, (uint16_t *)a->v + from, n);
         }
         for (k = 0; a->v_max && k < n; k++) a->v_max[from + k] = PVTI_MAX(a->v_max[from + k], v[k]);
     }
-    PVTI_CALL(s->ctx, pvti_adam_direction)(u, m ? m : g, a->v_max ? a->v_max + from : v, w, s->eps,
+    PVTI_CALL(s->ctx, adam_direction)(u, m ? m : g, a->v_max ? a->v_max + from : v, w, s->eps,
                                            s->lamb ? s->decay : 0, n);
     if (s->lamb && !s->second_pass) {
-        PVTI_CALL(s->ctx, pvti_sumsq)(&s->sums[2 * i], w, n);
-        PVTI_CALL(s->ctx, pvti_sumsq)(&s->sums[2 * i + 1], u, n);
+        PVTI_CALL(s->ctx, sumsq)(&s->sums[2 * i], w, n);
+        PVTI_CALL(s->ctx, sumsq)(&s->sums[2 * i + 1], u, n);
     } else {
-        PVTI_CALL(s->ctx, pvti_adam_apply)(w, u, s->keep, s->rate, n);
+        PVTI_CALL(s->ctx, adam_apply)(w, u, s->keep, s->rate, n);
     }
 }
 
@@ -8415,7 +6736,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     e->weight = weight;
     if (weight) {
         pvti_values values[PVTI_MAX_VALUES];
-        pvti_free(weight->ctx, weight->lookup), weight->lookup = NULL;
+        pvti_free(weight->ctx, weight->prepared), weight->prepared = NULL;
         e->n_values = pv->desc.freeze_values ? 0 : weight->kind->values(weight, values);
         for (i = 0; i < e->n_values && ok; i++) {
             ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
@@ -8498,7 +6819,6 @@ typedef struct pvti_key_args {
     double *norms; /* per out group: ‖Ŵ‖² */
 } pvti_key_args;
 
-PVTI_KERNELS_BEGIN
 /* keys[j] = ‖target − decoded‖² of group j: og rows of ig weights, rows ld_t and ld_d apart. */
 PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, int64_t ld_t,
                                         const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og,
@@ -8515,7 +6835,7 @@ PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, int
         keys[j] = (float)sum;
     }
 }
-PVTI_INLINE void pvti_group_errors_body(float *keys, const pvt_real *target, int64_t ld_t,
+PVTI_INLINE void pvti_group_errors(float *keys, const pvt_real *target, int64_t ld_t,
                                         const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og,
                                         int64_t ig)
 {
@@ -8524,10 +6844,6 @@ PVTI_INLINE void pvti_group_errors_body(float *keys, const pvt_real *target, int
     else
         pvti_group_errors_rows(keys, target, ld_t, decoded, ld_d, groups, og, ig);
 }
-PVTI_KERNEL_WIDE(pvti_group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,
-                                int64_t ld_d, int64_t groups,
-                                int64_t og, int64_t ig), (keys, target, ld_t, decoded, ld_d, groups, og, ig))
-PVTI_KERNELS_END
 
 /* key = ‖target − Ŵ‖² of each group, previous codes, updated values. */
 static void pvti_key_task(void *arg, int64_t go, int worker)
@@ -8541,10 +6857,10 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
     for (j0 = 0; j0 < GI; j0 += piece) {
         int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
         double part;
-        PVTI_CALL(s->ctx, pvti_decode)(decoded, width, w, go, j0, j1, true);
-        PVTI_CALL(s->ctx, pvti_sumsq)(&part, decoded, og * width);
+        PVTI_CALL(s->ctx, decode)(decoded, width, w, go, j0, j1, true);
+        PVTI_CALL(s->ctx, sumsq)(&part, decoded, og * width);
         norm += part;
-        PVTI_CALL_WIDE(s->ctx, pvti_group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
+        PVTI_CALL(s->ctx, group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
                                              w->I, decoded, width, j1 - j0, og, ig);
     }
     s->norms[go] = norm;
@@ -8671,7 +6987,7 @@ static void pvti_dequantize_task(void *arg, int64_t go, int worker)
     pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
     for (j0 = 0; j0 < GI; j0 += piece) {
         int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
-        PVTI_CALL(a->ctx, pvti_decode)(decoded, width, w, go, j0, j1, true);
+        PVTI_CALL(a->ctx, decode)(decoded, width, w, go, j0, j1, true);
         for (r = 0; r < og; r++) {
             pvt_real *out = a->out + (go * og + r) * w->I + j0 * ig;
             for (k = 0; k < width; k++)
@@ -8699,7 +7015,7 @@ static void pvti_finite_task(void *arg, int64_t i, int worker)
 {
     const pvti_finite_args *a = (const pvti_finite_args *)arg;
     (void)worker;
-    PVTI_CALL(a->ctx, pvti_sum)(&a->sums[i], a->g + i * PVTI_CHUNK, PVTI_MIN(PVTI_CHUNK,
+    PVTI_CALL(a->ctx, sum)(&a->sums[i], a->g + i * PVTI_CHUNK, PVTI_MIN(PVTI_CHUNK,
                                                                              a->n - i * PVTI_CHUNK));
 }
 
@@ -8732,7 +7048,7 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam_run(pv->ctx, &e->adam[0], dW, &d->params, pv->lr_scale, pv->step, pv->sums);
         return PVT_OK;
     }
-    pvti_free(e->weight->ctx, e->weight->lookup), e->weight->lookup = NULL; /* prepared since the last step */
+    pvti_free(e->weight->ctx, e->weight->prepared), e->weight->prepared = NULL; /* prepared since the last step */
     for (i = 0; i < e->n_values; i++) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
     if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
@@ -18496,6 +16812,1868 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #endif
 
 #endif /* PVTUNE_LAYER >= 2 */
+
+#ifndef PVTUNE_NO_FAST
+// >>instruction sets
+/*  Part III begins: the kernels of part I, faster, with the same bits. Nothing before this line names anything
+    behind it; pvt_ctx_create (section start) fills a context's table from here.
+
+    A kernel of part I is always inlined where it is called directly, so one line compiles it again for another
+    instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as `name_body`, and
+    PVTI_KERNEL compiles it for plain processors and for AVX2, PVTI_KERNEL_WIDE for AVX-512 as well; or with
+    intrinsics beside a scalar twin. */
+
+#if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
+#define PVTI_X86 1
+#include <immintrin.h>
+#else
+#define PVTI_X86 0
+#endif
+
+/* gcc is asked to vectorize at any -O; clang does from -O2 on. no-trapping-math only allows code that raises no
+   floating-point traps; it changes no value. PVTI_PORTABLE: what runs only on an x86 without AVX2 is not worth
+   the time that vectors take to compile. */
+#if defined(__clang__)
+#define PVTI_KERNELS_BEGIN
+#define PVTI_KERNELS_END
+#else
+#define PVTI_KERNELS_BEGIN \
+    _Pragma("GCC push_options") \
+        _Pragma("GCC optimize(\"O3\", \"fp-contract=off\", \"no-trapping-math\", \"no-math-errno\")")
+#define PVTI_KERNELS_END _Pragma("GCC pop_options")
+#endif
+#if PVTI_X86 && !defined(__clang__)
+#define PVTI_PORTABLE \
+    __attribute__((optimize("O2", "no-tree-vectorize", "fp-contract=off", "no-trapping-math", "no-math-errno")))
+#else
+#define PVTI_PORTABLE
+#endif
+
+enum { PVTI_SCALAR, PVTI_NATIVE, PVTI_AVX2, PVTI_AVX512 };
+#if PVTI_X86
+#define PVTI_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define PVTI_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define PVTI_KERNEL(name, params, args)                                              \
+    PVTI_PORTABLE static PVTI_UNUSED void name##_scalar params { name##_body args; } \
+    PVTI_TARGET_AVX2 static PVTI_UNUSED void name##_avx2 params { name##_body args; }
+#define PVTI_PICK(ctx, name) (*((ctx)->isa >= PVTI_AVX2 ? name##_avx2 : name##_scalar))
+#else
+#define PVTI_KERNEL(name, params, args) static PVTI_UNUSED void name##_scalar params { name##_body args; }
+#define PVTI_PICK(ctx, name) (*((void)(ctx), name##_scalar))
+#endif
+
+/* The widest set that the processor has. */
+static int pvti_isa_detect(void)
+{
+#if PVTI_X86
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PVTI_SCALAR;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return PVTI_AVX512;
+    return PVTI_AVX2;
+#else
+    return PVTI_NATIVE;
+#endif
+}
+
+/* ---- part I's list, compiled again ---- */
+
+PVTI_KERNELS_BEGIN
+#define PVTI_NOT_AGAIN(name, params, args)
+#if PVTI_X86
+#define PVTI_AGAIN(name, params, args) \
+    PVTI_TARGET_AVX2 static void pvti_##name##_avx2 params { pvti_##name args; }
+PVTI_KERNELS_0(PVTI_AGAIN, PVTI_AGAIN)
+PVTI_KERNELS_1(PVTI_AGAIN, PVTI_AGAIN)
+#undef PVTI_AGAIN
+#define PVTI_AGAIN(name, params, args) \
+    PVTI_TARGET_AVX512 static void pvti_##name##_avx512 params { pvti_##name args; }
+PVTI_KERNELS_0(PVTI_NOT_AGAIN, PVTI_AGAIN)
+PVTI_KERNELS_1(PVTI_NOT_AGAIN, PVTI_AGAIN)
+#else
+#define PVTI_AGAIN(name, params, args) static void pvti_##name##_native params { pvti_##name args; }
+PVTI_KERNELS_0(PVTI_AGAIN, PVTI_AGAIN)
+PVTI_KERNELS_1(PVTI_AGAIN, PVTI_AGAIN)
+#endif
+#undef PVTI_AGAIN
+#undef PVTI_NOT_AGAIN
+PVTI_KERNELS_END
+
+// >>fast gemm
+/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for pvti_pack. */
+
+PVTI_KERNELS_BEGIN
+#if PVTI_X86
+#define PVTI_MR_AVX2 6
+#define PVTI_NR_AVX2 16
+#define PVTI_MR_AVX512 12
+#define PVTI_NR_AVX512 32
+#define PVTI_ROWS6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define PVTI_ROWS12(X) PVTI_ROWS6(X) X(6) X(7) X(8) X(9) X(10) X(11)
+
+/*  6×16 in 12 of 16 registers. A step of k: 12 fused multiply-adds, 2 loads of B, 6 broadcasts
+    of A; two FMA ports and two load ports: 6 cycles by FMA, 4 by loads, so FMA is the limit
+    and 12 sums in flight cover 2 ports × 4 or 5 cycles of latency. 24 bytes of A, 64 of B. */
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_micro_avx2_rows(float *C, int64_t ldc, const float *a, const float *b,
+                                                       int64_t K, int rows, __m256i left, __m256i right,
+                                                       bool load)
+{
+#define PVTI_X(i) __m256 l##i = _mm256_setzero_ps(), r##i = l##i;
+    PVTI_ROWS6(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        l##i = _mm256_maskload_ps(C + (i) * ldc, left);                \
+        r##i = _mm256_maskload_ps(C + (i) * ldc + 8, right);           \
+    }
+    if (load) {
+        PVTI_ROWS6(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        __m256 x = _mm256_broadcast_ss(a + (i));                       \
+        l##i = _mm256_fmadd_ps(x, bl, l##i);                           \
+        r##i = _mm256_fmadd_ps(x, br, r##i);                           \
+    }
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX2, b += PVTI_NR_AVX2) {
+        __m256 bl = _mm256_loadu_ps(b), br = _mm256_loadu_ps(b + 8);
+        PVTI_ROWS6(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        _mm256_maskstore_ps(C + (i) * ldc, left, l##i);                \
+        _mm256_maskstore_ps(C + (i) * ldc + 8, right, r##i);           \
+    }
+    PVTI_ROWS6(PVTI_X)
+#undef PVTI_X
+}
+
+/* Lane l is on when l < n. */
+PVTI_TARGET_AVX2 PVTI_INLINE __m256i pvti_mask_avx2(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)PVTI_MIN(n, 8)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+PVTI_TARGET_AVX2 static void pvti_micro_avx2(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+                                             int rows, int cols, bool load)
+{
+    __m256i left = pvti_mask_avx2(cols), right = pvti_mask_avx2(cols - 8);
+    switch (rows) { /* one copy of the loop for each count, so that rows that are not there cost nothing */
+#define PVTI_X(i) \
+    case i + 1: pvti_micro_avx2_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
+        PVTI_ROWS6(PVTI_X)
+#undef PVTI_X
+    }
+}
+
+/*  12×32 in 24 of 32 registers. A step of k: 24 fused multiply-adds, 2 loads of B, 12 broadcasts
+    of A. With full-width units: 12 cycles by FMA, 7 by loads; on Zen 4, which halves 512-bit
+    operations, 24 and at most 14. FMA is the limit on both. 48 bytes of A and 128 of B, the latter
+    from L2: 5 to 11 bytes a cycle of the 32 that L2 gives. */
+PVTI_TARGET_AVX512 PVTI_INLINE void pvti_micro_avx512_rows(float *C, int64_t ldc, const float *a,
+                                                           const float *b, int64_t K, int rows,
+                                                           __mmask16 left, __mmask16 right, bool load)
+{
+#define PVTI_X(i) __m512 l##i = _mm512_setzero_ps(), r##i = l##i;
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        l##i = _mm512_maskz_loadu_ps(left, C + (i) * ldc);             \
+        r##i = _mm512_maskz_loadu_ps(right, C + (i) * ldc + 16);       \
+    }
+    if (load) {
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        __m512 x = _mm512_set1_ps(a[i]);                               \
+        l##i = _mm512_fmadd_ps(x, bl, l##i);                           \
+        r##i = _mm512_fmadd_ps(x, br, r##i);                           \
+    }
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX512, b += PVTI_NR_AVX512) {
+        __m512 bl = _mm512_loadu_ps(b), br = _mm512_loadu_ps(b + 16);
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        _mm512_mask_storeu_ps(C + (i) * ldc, left, l##i);              \
+        _mm512_mask_storeu_ps(C + (i) * ldc + 16, right, r##i);        \
+    }
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+}
+
+/* Bit l is set when l < n. */
+PVTI_INLINE __mmask16 pvti_mask_avx512(int64_t n)
+{
+    return (__mmask16)(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1u : 0u);
+}
+
+PVTI_TARGET_AVX512 static void pvti_micro_avx512(float *C, int64_t ldc, const float *a, const float *b,
+                                                 int64_t K, int rows, int cols, bool load)
+{
+    __mmask16 left = pvti_mask_avx512(cols), right = pvti_mask_avx512(cols - 16);
+    switch (rows) {
+#define PVTI_X(i) \
+    case i + 1: pvti_micro_avx512_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
+        PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+    }
+}
+
+PVTI_TARGET_AVX2 static void pvti_micro_half_avx2(float *C, int64_t ldc, const float *a, const float *b,
+                                                  int64_t K, int rows, int cols, bool load)
+{
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX2, PVTI_NR_AVX2);
+}
+PVTI_TARGET_AVX512 static void pvti_micro_half_avx512(float *C, int64_t ldc, const float *a, const float *b,
+                                                      int64_t K, int rows, int cols, bool load)
+{
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX512, PVTI_NR_AVX512);
+}
+
+/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core that
+    starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
+    204 to 214: packing and the way of C through the caches weigh twice as much as in fp32. */
+#define PVTI_TARGET_BF16 \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+static bool pvti_has_bf16(void) { return __builtin_cpu_supports("avx512bf16"); }
+PVTI_TARGET_BF16 PVTI_INLINE void pvti_micro_bf16_rows(float *C, int64_t ldc, const float *a, const float *b,
+                                                       int64_t K, int rows, __mmask16 left, __mmask16 right,
+                                                       bool load)
+{
+#define PVTI_X(i) __m512 l##i = _mm512_setzero_ps(), r##i = l##i;
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        l##i = _mm512_maskz_loadu_ps(left, C + (i) * ldc);             \
+        r##i = _mm512_maskz_loadu_ps(right, C + (i) * ldc + 16);       \
+    }
+    if (load) {
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        __m512bh x = (__m512bh)_mm512_set1_ps(a[i]);                   \
+        l##i = _mm512_dpbf16_ps(l##i, x, bl);                          \
+        r##i = _mm512_dpbf16_ps(r##i, x, br);                          \
+    }
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_AVX512, b += PVTI_NR_AVX512) {
+        __m512bh bl = (__m512bh)_mm512_loadu_ps(b), br = (__m512bh)_mm512_loadu_ps(b + 16);
+        PVTI_ROWS12(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i)                                                      \
+    if (i < rows) {                                                    \
+        _mm512_mask_storeu_ps(C + (i) * ldc, left, l##i);              \
+        _mm512_mask_storeu_ps(C + (i) * ldc + 16, right, r##i);        \
+    }
+    PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+}
+
+PVTI_TARGET_BF16 static void pvti_micro_bf16(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+                                             int rows, int cols, bool load)
+{
+    __mmask16 left = pvti_mask_avx512(cols), right = pvti_mask_avx512(cols - 16);
+    switch (rows) {
+#define PVTI_X(i) \
+    case i + 1: pvti_micro_bf16_rows(C, ldc, a, b, K, i + 1, left, right, load); break;
+        PVTI_ROWS12(PVTI_X)
+#undef PVTI_X
+    }
+}
+
+/*  2×3 dots of two registers each, 12 of 16. Sixteen k: 12 FMA, 6 loads of w and 4 of x:
+    6 cycles by FMA, 5 by loads, for 192 bytes of w of which a core gets about 8 a cycle from
+    memory: bandwidth is the limit up to about eight rows of x. */
+PVTI_TARGET_AVX2 static void pvti_dots_avx2_2x3(float *lanes, const float *x0, const float *x1,
+                                                const float *w0, const float *w1, const float *w2, int64_t K)
+{
+    __m256 s[12];
+    int64_t k;
+    for (int i = 0; i < 6; i++) {
+        float *lane = lanes + (i % 3) * 16 + (i / 3) * PVTI_DOT_W * 16;
+        s[2 * i] = _mm256_loadu_ps(lane), s[2 * i + 1] = _mm256_loadu_ps(lane + 8);
+    }
+#define PVTI_STEP(load, h)                                                          \
+    {                                                                               \
+        __m256 a = load(x0), b = load(x1), c;                                       \
+        c = load(w0);                                                               \
+        s[0 + h] = _mm256_fmadd_ps(a, c, s[0 + h]), s[6 + h] = _mm256_fmadd_ps(b, c, s[6 + h]);   \
+        c = load(w1);                                                               \
+        s[2 + h] = _mm256_fmadd_ps(a, c, s[2 + h]), s[8 + h] = _mm256_fmadd_ps(b, c, s[8 + h]);   \
+        c = load(w2);                                                               \
+        s[4 + h] = _mm256_fmadd_ps(a, c, s[4 + h]), s[10 + h] = _mm256_fmadd_ps(b, c, s[10 + h]); \
+    }
+#define PVTI_LOW(p) _mm256_loadu_ps((p) + k)
+#define PVTI_HIGH(p) _mm256_loadu_ps((p) + k + 8)
+    for (k = 0; k + 16 <= K; k += 16) {
+        PVTI_STEP(PVTI_LOW, 0)
+        PVTI_STEP(PVTI_HIGH, 1)
+    }
+#undef PVTI_LOW
+#undef PVTI_HIGH
+    if (k < K) {
+        __m256i low = pvti_mask_avx2(K - k), high = pvti_mask_avx2(K - k - 8);
+#define PVTI_LOW(p) _mm256_maskload_ps((p) + k, low)
+#define PVTI_HIGH(p) _mm256_maskload_ps((p) + k + 8, high)
+        PVTI_STEP(PVTI_LOW, 0)
+        PVTI_STEP(PVTI_HIGH, 1)
+#undef PVTI_LOW
+#undef PVTI_HIGH
+    }
+#undef PVTI_STEP
+    for (int i = 0; i < 6; i++) {
+        float *lane = lanes + (i % 3) * 16 + (i / 3) * PVTI_DOT_W * 16;
+        _mm256_storeu_ps(lane, s[2 * i]), _mm256_storeu_ps(lane + 8, s[2 * i + 1]);
+    }
+}
+
+static void pvti_dots_avx2(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw,
+                           int nw, int64_t K, const float *ahead)
+{
+    (void)ahead;
+    for (int i = 0; i < nx; i += 2)
+        for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
+            const float *wj = w + j * ldw;
+            pvti_dots_avx2_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx,
+                               x + PVTI_MIN(i + 1, nx - 1) * ldx, wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw,
+                               wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
+        }
+}
+
+/*  4×6 dots in 24 of 32 registers. Sixteen k: 24 FMA, 6 loads of w, 4 of x: 24 cycles (12 with
+    full-width units) for 384 bytes of w, twice what memory gives a core at nx = 4. */
+PVTI_TARGET_AVX512 PVTI_INLINE void pvti_dots_avx512_rows(float *lanes, const float *x, int64_t ldx, int nx,
+                                                          const float *w, int64_t ldw, int nw, int64_t K,
+                                                          const float *ahead)
+{
+    const float *w0 = w, *w1 = w + PVTI_MIN(1, nw - 1) * ldw, *w2 = w + PVTI_MIN(2, nw - 1) * ldw;
+    const float *w3 = w + PVTI_MIN(3, nw - 1) * ldw, *w4 = w + PVTI_MIN(4, nw - 1) * ldw;
+    const float *w5 = w + PVTI_MIN(5, nw - 1) * ldw;
+#define PVTI_ROWS4(X) X(0) X(1) X(2) X(3)
+#define PVTI_X(i)                                                                                            \
+    float *p##i = lanes + (i < nx ? (i) * PVTI_DOT_W * 16 : 0);                                              \
+    __m512 s##i##0 = _mm512_loadu_ps(p##i), s##i##1 = _mm512_loadu_ps(p##i + 16);                            \
+    __m512 s##i##2 = _mm512_loadu_ps(p##i + 32), s##i##3 = _mm512_loadu_ps(p##i + 48);                       \
+    __m512 s##i##4 = _mm512_loadu_ps(p##i + 64), s##i##5 = _mm512_loadu_ps(p##i + 80);
+    PVTI_ROWS4(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i)                                                                                            \
+    if (i < nx) {                                                                                            \
+        __m512 v = PVTI_LOAD(x + (i) * ldx);                                                                 \
+        s##i##0 = _mm512_fmadd_ps(v, v0, s##i##0), s##i##1 = _mm512_fmadd_ps(v, v1, s##i##1);                \
+        s##i##2 = _mm512_fmadd_ps(v, v2, s##i##2), s##i##3 = _mm512_fmadd_ps(v, v3, s##i##3);                \
+        s##i##4 = _mm512_fmadd_ps(v, v4, s##i##4), s##i##5 = _mm512_fmadd_ps(v, v5, s##i##5);                \
+    }
+#define PVTI_STEP                                                                                            \
+    {                                                                                                        \
+        __m512 v0 = PVTI_LOAD(w0), v1 = PVTI_LOAD(w1), v2 = PVTI_LOAD(w2);                                   \
+        __m512 v3 = PVTI_LOAD(w3), v4 = PVTI_LOAD(w4), v5 = PVTI_LOAD(w5);                                   \
+        PVTI_ROWS4(PVTI_X)                                                                                   \
+    }
+    int64_t k;
+#define PVTI_LOAD(p) _mm512_loadu_ps((p) + k)
+    for (k = 0; k + 16 <= K; k += 16) {
+        for (int j = 0; ahead && j < nw; j++) __builtin_prefetch(ahead + j * ldw + k, 0, 2);
+        PVTI_STEP
+    }
+#undef PVTI_LOAD
+    if (k < K) {
+        __mmask16 tail = pvti_mask_avx512(K - k);
+#define PVTI_LOAD(p) _mm512_maskz_loadu_ps(tail, (p) + k)
+        PVTI_STEP
+#undef PVTI_LOAD
+    }
+#undef PVTI_STEP
+#undef PVTI_X
+#define PVTI_X(i)                                                                                            \
+    if (i < nx) {                                                                                            \
+        _mm512_storeu_ps(p##i, s##i##0), _mm512_storeu_ps(p##i + 16, s##i##1);                               \
+        _mm512_storeu_ps(p##i + 32, s##i##2), _mm512_storeu_ps(p##i + 48, s##i##3);                          \
+        _mm512_storeu_ps(p##i + 64, s##i##4), _mm512_storeu_ps(p##i + 80, s##i##5);                          \
+    }
+    PVTI_ROWS4(PVTI_X)
+#undef PVTI_X
+#undef PVTI_ROWS4
+}
+
+PVTI_TARGET_AVX512 static void pvti_dots_avx512(float *lanes, const float *x, int64_t ldx, int nx,
+                                                const float *w, int64_t ldw, int nw, int64_t K, const float *ahead)
+{
+    switch (nx) {
+    case 1: pvti_dots_avx512_rows(lanes, x, ldx, 1, w, ldw, nw, K, ahead); break;
+    case 2: pvti_dots_avx512_rows(lanes, x, ldx, 2, w, ldw, nw, K, ahead); break;
+    case 3: pvti_dots_avx512_rows(lanes, x, ldx, 3, w, ldw, nw, K, ahead); break;
+    default: pvti_dots_avx512_rows(lanes, x, ldx, 4, w, ldw, nw, K, ahead);
+    }
+}
+
+/*  panel[k·W + j] = src[j·ld + k] for four j and n (a multiple of 8) k: two 4×4 transposes side
+    by side. Eight k: 4 loads, 8 shuffles, 8 stores of 16 bytes; the stores limit it to 8
+    cycles per 128 bytes, four times what memory delivers. */
+PVTI_TARGET_AVX2 static void pvti_pack_four_avx2(float *panel, int W, const float *src, int64_t ld, int64_t n)
+{
+    for (int64_t k = 0; k < n; k += 8, panel += 8 * W) {
+        __m256 r0 = _mm256_loadu_ps(src + k), r1 = _mm256_loadu_ps(src + ld + k);
+        __m256 r2 = _mm256_loadu_ps(src + 2 * ld + k), r3 = _mm256_loadu_ps(src + 3 * ld + k);
+        __m256 a = _mm256_unpacklo_ps(r0, r1), b = _mm256_unpackhi_ps(r0, r1);
+        __m256 c = _mm256_unpacklo_ps(r2, r3), d = _mm256_unpackhi_ps(r2, r3);
+        __m256 k04 = _mm256_shuffle_ps(a, c, 0x44), k15 = _mm256_shuffle_ps(a, c, 0xee);
+        __m256 k26 = _mm256_shuffle_ps(b, d, 0x44), k37 = _mm256_shuffle_ps(b, d, 0xee);
+        _mm_storeu_ps(panel, _mm256_castps256_ps128(k04));
+        _mm_storeu_ps(panel + W, _mm256_castps256_ps128(k15));
+        _mm_storeu_ps(panel + 2 * W, _mm256_castps256_ps128(k26));
+        _mm_storeu_ps(panel + 3 * W, _mm256_castps256_ps128(k37));
+        _mm_storeu_ps(panel + 4 * W, _mm256_extractf128_ps(k04, 1));
+        _mm_storeu_ps(panel + 5 * W, _mm256_extractf128_ps(k15, 1));
+        _mm_storeu_ps(panel + 6 * W, _mm256_extractf128_ps(k26, 1));
+        _mm_storeu_ps(panel + 7 * W, _mm256_extractf128_ps(k37, 1));
+    }
+}
+/* As pvti_pack_panel: 64 rows of the panel at a time stay in L1 until all columns are in. */
+PVTI_TARGET_AVX2 static void pvti_pack_avx2(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                            int64_t nk, int nj)
+{
+    int64_t done = 0;
+    while (rs == 1 && nj >= 4 && done + 8 <= nk) {
+        int64_t n = PVTI_MIN((nk - done) & ~(int64_t)7, 64);
+        for (int j = 0; j < nj; j += 4) {
+            int at = PVTI_MIN(j, nj - 4); /* the last four may overlap the four before */
+            pvti_pack_four_avx2(panel + done * W + at, W, src + done + at * cs, cs, n);
+        }
+        done += n;
+    }
+    pvti_pack_panel(panel + done * W, W, src + done * rs, rs, cs, nk - done, nj);
+}
+
+/*  panel[k/2·W + j] for four j and n (a multiple of 16) k, as bf16 pairs: rounding two rows into one
+    register leaves their eight pairs side by side, and two permutations turn 4×8 pairs into 8×4. 16 k:
+    4 loads, 2 conversions, 2 permutations, 8 stores of 16 bytes; the stores limit it. */
+PVTI_TARGET_BF16 static void pvti_pack_four_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n)
+{
+    const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    const __m512i high = _mm512_setr_epi32(4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
+    for (int64_t k = 0; k < n; k += 16, panel += 8 * W) {
+        __m512i a = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + ld + k), _mm512_loadu_ps(src + k));
+        __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 3 * ld + k),
+                                                 _mm512_loadu_ps(src + 2 * ld + k));
+        __m512 x = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, low, b));
+        __m512 y = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, high, b));
+        _mm_storeu_ps(panel, _mm512_castps512_ps128(x));
+        _mm_storeu_ps(panel + W, _mm512_extractf32x4_ps(x, 1));
+        _mm_storeu_ps(panel + 2 * W, _mm512_extractf32x4_ps(x, 2));
+        _mm_storeu_ps(panel + 3 * W, _mm512_extractf32x4_ps(x, 3));
+        _mm_storeu_ps(panel + 4 * W, _mm512_castps512_ps128(y));
+        _mm_storeu_ps(panel + 5 * W, _mm512_extractf32x4_ps(y, 1));
+        _mm_storeu_ps(panel + 6 * W, _mm512_extractf32x4_ps(y, 2));
+        _mm_storeu_ps(panel + 7 * W, _mm512_extractf32x4_ps(y, 3));
+    }
+}
+
+/*  The same from rows of the panel as they lie, ld apart: n (even) k, nj j. Two rows round into one
+    register; a permutation of words makes them pairs. 32 numbers: 2 loads, a store. */
+PVTI_TARGET_BF16 static void pvti_pack_rows_bf16(float *panel, int W, const float *src, int64_t ld, int64_t n,
+                                                 int nj)
+{
+    __m512i zip = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
+                                    0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
+                                    0x1e000e, 0x1f000f);
+    for (int64_t k = 0; k < n; k += 2, panel += W, src += 2 * ld)
+        for (int j = 0; j < nj; j += 16) {
+            __mmask16 m = pvti_mask_avx512(nj - j);
+            __m512 even = _mm512_maskz_loadu_ps(m, src + j), odd = _mm512_maskz_loadu_ps(m, src + ld + j);
+            __m512i pairs = _mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+            _mm512_mask_storeu_ps(panel + j, m, _mm512_castsi512_ps(pairs));
+        }
+}
+/* As pvti_pack_panel_half. */
+PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                            int64_t nk, int nj)
+{
+    int64_t done = 0;
+    if (cs == 1) {
+        done = nk & ~(int64_t)1;
+        pvti_pack_rows_bf16(panel, W, src, rs, done, nj);
+    }
+    while (cs != 1 && rs == 1 && nj >= 4 && done + 16 <= nk) {
+        int64_t n = PVTI_MIN((nk - done) & ~(int64_t)15, 128);
+        for (int j = 0; j < nj; j += 4) {
+            int at = PVTI_MIN(j, nj - 4);
+            pvti_pack_four_bf16(panel + done / 2 * W + at, W, src + done + at * cs, cs, n);
+        }
+        done += n;
+    }
+    pvti_pack_panel_half(panel + done / 2 * W, W, src + done * rs, rs, cs, nk - done, nj);
+}
+static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+{
+    pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
+}
+
+static const pvti_gemm_kernels pvti_gemm_avx2 = {
+    PVTI_MR_AVX2, PVTI_NR_AVX2, pvti_micro_avx2, pvti_dots_avx2, pvti_pack_avx2, pvti_micro_half_avx2,
+    pvti_pack_half_plain};
+static const pvti_gemm_kernels pvti_gemm_avx512 = {
+    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_half_avx512,
+    pvti_pack_half_plain};
+static const pvti_gemm_kernels pvti_gemm_bf16 = {
+    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_bf16,
+    pvti_pack_bf16};
+#else
+static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K, int rows,
+                              int cols, bool load)
+{
+    pvti_micro(C, ldc, a, b, K, rows, cols, load);
+}
+static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w, int64_t ldw,
+                             int nw, int64_t K, const pvt_real *ahead)
+{
+    pvti_dots(lanes, x, ldx, nx, w, ldw, nw, K, ahead);
+}
+static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+{
+    pvti_pack_panel(panel, W, src, rs, cs, nk, nj);
+}
+#if PVTI_REAL_IS_DOUBLE
+static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
+                                                   pvti_pack_native};
+#else
+static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
+                                   bool load)
+{
+    pvti_micro_half(C, ldc, a, b, K, rows, cols, load);
+}
+static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+{
+    pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
+}
+static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
+                                                   pvti_pack_native, pvti_micro_half_native, pvti_pack_half_native};
+#endif
+#endif
+PVTI_KERNELS_END
+
+#if PVTUNE_LAYER >= 1
+// >>fast decoders
+/* Element types that products read from memory as they lie in a file: decoded for wider vectors. */
+
+#define PVTI_DECODERS(EACH) \
+    EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) \
+    EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) \
+    EACH(Q6_K, q6_k)
+PVTI_KERNELS_BEGIN
+#if PVTI_X86
+/* x86 converts eight at a time. */
+PVTI_TARGET_AVX2 static void pvti_decode_f16_eight(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *from = (const uint8_t *)blocks;
+    int64_t i;
+    for (i = 0; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i,
+                         _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i))));
+    pvti_decode_f16(from + 2 * i, out + i, n - i);
+}
+
+#define PVTI_X(type, name) \
+    PVTI_TARGET_AVX2 static void pvti_decode_##name##_fast(const void *blocks, pvt_real *out, int64_t n) \
+    {                                                                                                    \
+        pvti_decode_##name(blocks, out, n);                                                              \
+    }
+#else
+#define PVTI_X(type, name)                                                              \
+    static void pvti_decode_##name##_fast(const void *blocks, pvt_real *out, int64_t n) \
+    {                                                                                   \
+        pvti_decode_##name(blocks, out, n);                                             \
+    }
+#endif
+PVTI_DECODERS(PVTI_X)
+#undef PVTI_X
+PVTI_KERNELS_END
+
+// >>fast search
+/* The nearest entry (pvti_nearest), and a screening in integers before it. */
+
+PVTI_KERNELS_BEGIN
+#if PVTI_X86
+/* The least of 16 lanes, the lowest index among equals. */
+PVTI_INLINE int32_t pvti_least_lane(const float *least, const int32_t *which)
+{
+    float low = least[0];
+    int32_t at = which[0];
+    int l;
+    for (l = 1; l < 16; l++)
+        if (least[l] < low || (least[l] == low && which[l] < at)) low = least[l], at = which[l];
+    return at;
+}
+
+/* Q queries at once share each load of the table: two vectors of entries, 2·Q accumulators. */
+PVTI_TARGET_AVX512 PVTI_INLINE void pvti_nearest_q_avx512(int32_t *best, const float *x, const float *table,
+                                                          const float *bias, int64_t D, int64_t K, int Q)
+{
+    __m512 least[4], s0[4], s1[4];
+    __m512i which[4], at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int64_t k, d;
+    int q;
+    for (q = 0; q < Q; q++) least[q] = _mm512_set1_ps(INFINITY), which[q] = at;
+    for (k = 0; k + 32 <= K; k += 32) {
+        __mmask16 m;
+        for (q = 0; q < Q; q++) s0[q] = _mm512_loadu_ps(bias + k), s1[q] = _mm512_loadu_ps(bias + k + 16);
+        for (d = 0; d < D; d++) {
+            __m512 t0 = _mm512_loadu_ps(table + d * K + k), t1 = _mm512_loadu_ps(table + d * K + k + 16);
+            for (q = 0; q < Q; q++) {
+                __m512 v = _mm512_set1_ps(x[q * D + d]);
+                s0[q] = _mm512_fmadd_ps(v, t0, s0[q]);
+                s1[q] = _mm512_fmadd_ps(v, t1, s1[q]);
+            }
+        }
+        for (q = 0; q < Q; q++) {
+            m = _mm512_cmp_ps_mask(s0[q], least[q], _CMP_LT_OQ);
+            least[q] = _mm512_mask_mov_ps(least[q], m, s0[q]);
+            which[q] = _mm512_mask_mov_epi32(which[q], m, at);
+            m = _mm512_cmp_ps_mask(s1[q], least[q], _CMP_LT_OQ);
+            least[q] = _mm512_mask_mov_ps(least[q], m, s1[q]);
+            which[q] = _mm512_mask_mov_epi32(which[q], m, _mm512_add_epi32(at, _mm512_set1_epi32(16)));
+        }
+        at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
+    }
+    for (; k < K; k += 16)
+        for (q = 0; q < Q; q++) {
+            __mmask16 m;
+            __m512 sum = _mm512_loadu_ps(bias + k);
+            for (d = 0; d < D; d++)
+                sum = _mm512_fmadd_ps(_mm512_set1_ps(x[q * D + d]), _mm512_loadu_ps(table + d * K + k), sum);
+            m = _mm512_cmp_ps_mask(sum, least[q], _CMP_LT_OQ);
+            least[q] = _mm512_mask_mov_ps(least[q], m, sum);
+            which[q] = _mm512_mask_mov_epi32(which[q], m, at);
+        }
+    for (q = 0; q < Q; q++) {
+        __m512 low = _mm512_set1_ps(_mm512_reduce_min_ps(least[q]));
+        __mmask16 m = _mm512_cmp_ps_mask(least[q], low, _CMP_EQ_OQ);
+        best[q] = m ? (int32_t)_mm512_mask_reduce_min_epu32(m, which[q]) : 0;
+    }
+}
+
+PVTI_TARGET_AVX512 static void pvti_nearest_fp32_avx512(int32_t *best, const float *x, int64_t n,
+                                                        const float *table, const float *bias, int64_t D, int64_t K)
+{
+    int64_t i = 0;
+    if (D == 8)
+        for (; i + 4 <= n; i += 4) pvti_nearest_q_avx512(best + i, x + i * 8, table, bias, 8, K, 4);
+    for (; i + 4 <= n; i += 4) pvti_nearest_q_avx512(best + i, x + i * D, table, bias, D, K, 4);
+    for (; i < n; i++) pvti_nearest_q_avx512(best + i, x + i * D, table, bias, D, K, 1);
+}
+
+#define PVTI_TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+static bool pvti_has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+
+/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores in
+    integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best two of
+    each query kept. Where they lie further apart than integers and fp32 together can err, the best is the one that
+    fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched again in fp32.
+
+    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is 2⁻⁹⁶ or
+    more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in
+    fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces the lowest 8 bits so that
+    a maximum carries it along, by 255. Hence `apart`.
+    Limit: 4 multiplications (one a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside
+    them: K / 4 cycles a query; at K = 256 74 % of that is reached. */
+#define PVTI_SCREEN 64 /* queries at a time: with their maxima they fill the registers */
+
+typedef struct pvti_screen {
+    int32_t pairs[4][256]; /* [pair of dimensions][entry]: two numbers of 16 bits */
+    int32_t bias[256];     /* −bias·a·b */
+    const float *score_bias;
+    float b, bias_most;
+    int32_t entry_most; /* Σ_d |c_d b| of the largest entry */
+    int64_t K;          /* without the padding */
+} pvti_screen;
+
+/* The largest power of two p ≤ 2⁶⁰ with p·most ≤ limit; 0 if that is below 2⁻⁶⁰ or most no number. */
+PVTI_INLINE float pvti_screen_unit(float limit, float most)
+{
+    uint32_t bits;
+    float p = limit / most;
+    if (!(p >= 8.673617379884035e-19f)) return 0;
+    p = PVTI_MIN(p, 1152921504606846976.0f);
+    memcpy(&bits, &p, sizeof bits);
+    bits &= 0x7F800000;
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+/* The largest of 16 numbers that were compared by their bits: NaN is larger than all others. */
+PVTI_TARGET_VNNI PVTI_INLINE float pvti_screen_most(__m512i most)
+{
+    uint32_t bits = _mm512_reduce_max_epu32(most);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_pair(const float *even, const float *odd, __m512 unit)
+{
+    __m512i lower = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(even), unit));
+    __m512i upper = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(odd), unit));
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, lower, _mm512_slli_epi32(upper, 16));
+}
+
+/* sum + Σ |the two numbers of each pair| */
+PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
+{
+    return _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(pair), _mm512_set1_epi16(1));
+}
+
+PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
+{
+    __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
+    __m512 unit;
+    int64_t k, d;
+    for (s->K = K; s->K > 0 && bias[s->K - 1] == INFINITY;) s->K--;
+    for (k = 0; k < s->K; k += 16) {
+        __m512 sum = _mm512_setzero_ps();
+        __mmask16 in = (__mmask16)(s->K - k < 16 ? (1 << (s->K - k)) - 1 : 0xFFFF);
+        for (d = 0; d < 8; d++) {
+            __m512 c = _mm512_loadu_ps(table + d * K + k);
+            sum = _mm512_fmadd_ps(c, c, sum);
+        }
+        norm = _mm512_max_epu32(norm, _mm512_castps_si512(sum));
+        most = _mm512_mask_max_epu32(most, in, most, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
+    }
+    s->b = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(norm)));
+    s->bias_most = pvti_screen_most(most), s->score_bias = bias;
+    unit = _mm512_set1_ps(s->b);
+    for (k = 0; k < s->K; k += 16) {
+        __m512i sum = _mm512_setzero_si512();
+        for (d = 0; d < 4; d++) {
+            __m512i pair = pvti_screen_pair(table + 2 * d * K + k, table + (2 * d + 1) * K + k, unit);
+            _mm512_storeu_si512(&s->pairs[d][k], pair);
+            sum = pvti_screen_add(sum, pair);
+        }
+        entry = _mm512_max_epi32(entry, sum);
+    }
+    s->entry_most = _mm512_reduce_max_epi32(entry);
+    return s->b > 0;
+}
+
+/* best[i] for n ≤ 16 V queries; returns a bit for each one that fp32 has to decide. */
+PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
+{
+    __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
+    __m512 unit;
+    float across[8][PVTI_SCREEN], a, bias_a;
+    uint64_t open = 0;
+    int64_t i, k, d;
+    int v;
+    for (i = 0; i < n; i++)
+        for (d = 0; d < 8; d++) across[d][i] = x[i * 8 + d];
+    for (; i < 16 * V; i++)
+        for (d = 0; d < 8; d++) across[d][i] = 0;
+    for (v = 0; v < V; v++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (d = 0; d < 8; d++) {
+            __m512 q = _mm512_loadu_ps(&across[d][16 * v]);
+            sum = _mm512_fmadd_ps(q, q, sum);
+        }
+        most = _mm512_max_epu32(most, _mm512_castps_si512(sum));
+    }
+    a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
+    bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
+    a = PVTI_MIN(a, bias_a);
+    if (a * s->b < 1.262177448353619e-29f /* 2⁻⁹⁶ */) return ~(uint64_t)0 >> (64 - n);
+    unit = _mm512_set1_ps(-a * s->b);
+    for (k = 0; k < s->K; k += 16)
+        _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
+    unit = _mm512_set1_ps(-a);
+    for (v = 0; v < V; v++) {
+        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v], unit);
+        first[v] = second[v] = _mm512_set1_epi32(INT32_MIN);
+    }
+    for (k = 0; k < s->K; k++) {
+        __m512i sum[4], at = _mm512_set1_epi32((int)k);
+        for (v = 0; v < V; v++) sum[v] = _mm512_set1_epi32(s->bias[k]);
+        for (d = 0; d < 4; d++) {
+            __m512i pair = _mm512_set1_epi32(s->pairs[d][k]);
+            for (v = 0; v < V; v++) sum[v] = _mm512_dpwssd_epi32(sum[v], X[d][v], pair);
+        }
+        for (v = 0; v < V; v++) {
+            sum[v] = _mm512_mask_mov_epi8(sum[v], 0x1111111111111111, at);
+            second[v] = _mm512_max_epi32(second[v], _mm512_min_epi32(first[v], sum[v]));
+            first[v] = _mm512_max_epi32(first[v], sum[v]);
+        }
+    }
+    for (v = 0; v < V; v++) {
+        int64_t left = n - 16 * v;
+        __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
+        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded numbers */
+        __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
+        for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
+        _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
+        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]), apart) << (16 * v);
+    }
+    return open;
+}
+
+PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, int64_t n, const float *table,
+                                               const float *bias, int64_t K)
+{
+    pvti_screen s;
+    float rest[PVTI_SCREEN][8];
+    int32_t from[PVTI_SCREEN], found[PVTI_SCREEN];
+    int64_t i, q, m;
+    if (!pvti_screen_table(&s, table, bias, K)) {
+        pvti_nearest_fp32_avx512(best, x, n, table, bias, 8, K);
+        return;
+    }
+    for (i = 0; i < n; i += m, best += m, x += 8 * m) {
+        uint64_t open;
+        int64_t left = 0;
+        m = PVTI_MIN(PVTI_SCREEN, n - i);
+        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m, &s, 2);
+        for (q = 0; open; q++, open >>= 1)
+            if (open & 1) memcpy(rest[left], x + q * 8, sizeof rest[0]), from[left++] = (int32_t)q;
+        pvti_nearest_fp32_avx512(found, rest[0], left, table, bias, 8, K);
+        for (q = 0; q < left; q++) best[from[q]] = found[q];
+    }
+}
+
+PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n, const float *table,
+                                                   const float *bias, int64_t D, int64_t K)
+{
+    bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vnni();
+    if (screen) pvti_nearest_vnni(best, x, n, table, bias, K);
+    else pvti_nearest_fp32_avx512(best, x, n, table, bias, D, K);
+}
+
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_nearest_q_avx2(int32_t *best, const float *x, const float *table,
+                                                      const float *bias, int64_t D, int64_t K, int Q)
+{
+    __m256 least[2][2];
+    __m256i which[2][2], at[2];
+    float low[16];
+    int32_t lane[16];
+    int64_t k, d;
+    int q, h;
+    at[0] = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    at[1] = _mm256_add_epi32(at[0], _mm256_set1_epi32(8));
+    for (q = 0; q < Q; q++)
+        for (h = 0; h < 2; h++) least[q][h] = _mm256_set1_ps(INFINITY), which[q][h] = at[h];
+    for (k = 0; k < K; k += 16) {
+        __m256 sum[2][2];
+        for (q = 0; q < Q; q++)
+            for (h = 0; h < 2; h++) sum[q][h] = _mm256_loadu_ps(bias + k + 8 * h);
+        for (d = 0; d < D; d++) {
+            __m256 t0 = _mm256_loadu_ps(table + d * K + k), t1 = _mm256_loadu_ps(table + d * K + k + 8);
+            for (q = 0; q < Q; q++) {
+                __m256 v = _mm256_set1_ps(x[q * D + d]);
+                sum[q][0] = _mm256_fmadd_ps(v, t0, sum[q][0]);
+                sum[q][1] = _mm256_fmadd_ps(v, t1, sum[q][1]);
+            }
+        }
+        for (q = 0; q < Q; q++)
+            for (h = 0; h < 2; h++) {
+                __m256 less = _mm256_cmp_ps(sum[q][h], least[q][h], _CMP_LT_OQ);
+                least[q][h] = _mm256_blendv_ps(least[q][h], sum[q][h], less);
+                which[q][h] = _mm256_blendv_epi8(which[q][h], at[h], _mm256_castps_si256(less));
+            }
+        for (h = 0; h < 2; h++) at[h] = _mm256_add_epi32(at[h], _mm256_set1_epi32(16));
+    }
+    for (q = 0; q < Q; q++) {
+        for (h = 0; h < 2; h++) {
+            _mm256_storeu_ps(low + 8 * h, least[q][h]);
+            _mm256_storeu_si256((__m256i *)(void *)(lane + 8 * h), which[q][h]);
+        }
+        best[q] = pvti_least_lane(low, lane);
+    }
+}
+
+PVTI_TARGET_AVX2 static void pvti_nearest_avx2(int32_t *best, const float *x, int64_t n, const float *table,
+                                               const float *bias, int64_t D, int64_t K)
+{
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 2);
+    for (; i < n; i++) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 1);
+}
+#else
+static void pvti_nearest_native(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias,
+                                int64_t D, int64_t K)
+{
+    pvti_nearest(best, x, n, table, bias, D, K);
+}
+#endif
+PVTI_KERNELS_END
+
+// >>row products
+#if !PVTI_REAL_IS_DOUBLE
+/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer.
+    For 16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
+    block by block, x ≈ dx·u, and lane l of 16 adds
+
+        lane ← fma((float)(u[2l]·q[2l] + u[2l+1]·q[2l+1]), d·dx, lane)      per block,
+
+    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four rows
+    share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
+    128-bit registers: 5 to 6 cycles for 34 bytes, what memory gives a core. */
+PVTI_KERNELS_BEGIN
+PVTI_INLINE void pvti_row_lanes_body(float *__restrict lanes, const uint8_t *row, const int16_t *u,
+                                     const float *dx, int64_t I)
+{
+    for (int l = 0; l < 16; l++) lanes[l] = 0;
+    for (int64_t k = 0; k < I; k += 32, u += 32, row += 34) {
+        float d = pvti_load_f16(row) * dx[k / 32];
+        for (int l = 0; l < 16; l++) {
+            int32_t sum = u[2 * l] * (int8_t)row[2 + 2 * l] + u[2 * l + 1] * (int8_t)row[3 + 2 * l];
+            lanes[l] = pvti_fma((float)sum, d, lanes[l]);
+        }
+    }
+}
+PVTI_KERNEL(pvti_row_lanes, (float *lanes, const uint8_t *row, const int16_t *u, const float *dx, int64_t I),
+            (lanes, row, u, dx, I))
+
+/* u, dx of x [I], 32 by 32; a NaN or infinity makes its dx NaN. */
+PVTI_INLINE void pvti_row_round_body(int16_t *__restrict u, float *__restrict dx, const float *__restrict x,
+                                     int64_t I)
+{
+    for (int64_t k = 0; k < I; k += 32, u += 32, x += 32) {
+        uint32_t top = 0;
+        float most, inverse;
+        for (int l = 0; l < 32; l++) {
+            uint32_t bits;
+            memcpy(&bits, &x[l], sizeof bits);
+            bits &= 0x7fffffffu;
+            top = bits > top ? bits : top;
+        }
+        memcpy(&most, &top, sizeof most);
+        inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
+        for (int l = 0; l < 32; l++) {
+            float shifted = pvti_fma(x[l], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
+            uint32_t bits;
+            memcpy(&bits, &shifted, sizeof bits);
+            u[l] = (int16_t)(uint16_t)bits;
+        }
+        dx[k / 32] = most / 32767 + 0 * most;
+    }
+}
+PVTI_KERNEL(pvti_row_round, (int16_t *u, float *dx, const float *x, int64_t I), (u, dx, x, I))
+PVTI_KERNELS_END
+#if PVTI_X86
+/* Lanes of one row, 32 numbers on: x0 and x1 are x, or for Q8_0 u and the broadcast dx. */
+PVTI_TARGET_AVX512 PVTI_INLINE __m512 pvti_row_32(__m512 lanes, const uint8_t *row, int64_t k, __m512 x0,
+                                                  __m512 x1, pvt_dtype dtype)
+{
+    const __m256i *at = (const __m256i *)(const void *)(row + 2 * k);
+    if (dtype == PVT_F16) {
+        lanes = _mm512_fmadd_ps(x0, _mm512_cvtph_ps(_mm256_loadu_si256(at)), lanes);
+        return _mm512_fmadd_ps(x1, _mm512_cvtph_ps(_mm256_loadu_si256(at + 1)), lanes);
+    }
+    if (dtype == PVT_BF16) {
+        __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at));
+        __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at + 1));
+        lanes = _mm512_fmadd_ps(x0, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), lanes);
+        return _mm512_fmadd_ps(x1, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), lanes);
+    }
+    {
+        const uint8_t *block = row + k / 32 * 34;
+        __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
+        uint16_t d;
+        __m128 scale;
+        memcpy(&d, block, sizeof d);
+        scale = _mm_mul_ss(_mm_cvtph_ps(_mm_cvtsi32_si128(d)), _mm512_castps512_ps128(x1));
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(q, _mm512_castps_si512(x0))),
+                               _mm512_broadcastss_ps(scale), lanes);
+    }
+}
+PVTI_TARGET_AVX512 PVTI_INLINE float pvti_row_sum(__m512 lanes) /* the tree of pvti_lanes_sum */
+{
+    __m256 s = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+PVTI_TARGET_AVX512 PVTI_INLINE void pvti_row_dots_of(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
+                                                     const float *x, const int16_t *u, const float *dx, int64_t I,
+                                                     pvt_dtype dtype)
+{
+    for (int64_t r = 0; r < n; r += 4) {
+        const uint8_t *r0 = rows + r * bytes, *r1 = rows + PVTI_MIN(r + 1, n - 1) * bytes;
+        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3, n - 1) * bytes;
+        __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+        for (int64_t k = 0; k < I; k += 32) {
+            bool q8 = dtype == PVT_Q8_0;
+            __m512 a = q8 ? _mm512_castsi512_ps(_mm512_loadu_si512(u + k)) : _mm512_loadu_ps(x + k);
+            __m512 b = q8 ? _mm512_set1_ps(dx[k / 32]) : _mm512_loadu_ps(x + k + 16);
+            /* rows are too short for the hardware's prefetch (without this Q8_0 runs at a quarter of the
+               speed): what these four take is fetched 8 rows ahead */
+            uintptr_t ahead = (uintptr_t)r0 + (uintptr_t)(8 * bytes + k / 32 * (q8 ? 136 : 256));
+            for (unsigned line = 0; line < (q8 ? 192 : 256); line += 64)
+                _mm_prefetch((const char *)(ahead + line), _MM_HINT_T0);
+            s0 = pvti_row_32(s0, r0, k, a, b, dtype), s1 = pvti_row_32(s1, r1, k, a, b, dtype);
+            s2 = pvti_row_32(s2, r2, k, a, b, dtype), s3 = pvti_row_32(s3, r3, k, a, b, dtype);
+        }
+        y[r] = pvti_row_sum(s0);
+        if (r + 1 < n) y[r + 1] = pvti_row_sum(s1);
+        if (r + 2 < n) y[r + 2] = pvti_row_sum(s2);
+        if (r + 3 < n) y[r + 3] = pvti_row_sum(s3);
+    }
+}
+PVTI_TARGET_AVX512 static void pvti_row_dots_avx512(float *y, const uint8_t *rows, int64_t bytes, int64_t n,
+                                                    const float *x, const int16_t *u, const float *dx, int64_t I,
+                                                    pvt_dtype dtype)
+{
+    if (dtype == PVT_Q8_0)
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_Q8_0);
+    else if (dtype == PVT_F16)
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_F16);
+    else
+        pvti_row_dots_of(y, rows, bytes, n, x, u, dx, I, PVT_BF16);
+}
+#endif
+
+typedef struct pvti_row_job {
+    pvt_ctx *ctx;
+    float *y;
+    const float *x, *dx;
+    const int16_t *u;
+    const pvt_weight *weight;
+    int64_t bytes;
+    bool accumulate;
+} pvti_row_job;
+
+#define PVTI_ROW_TASK 256
+static void pvti_row_task(void *arg, int64_t i, int worker)
+{
+    const pvti_row_job *job = (const pvti_row_job *)arg;
+    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
+    const uint8_t *rows = (const uint8_t *)job->weight->data + from * job->bytes;
+    float y[PVTI_ROW_TASK];
+    (void)worker;
+#if PVTI_X86
+    if (job->ctx->isa == PVTI_AVX512)
+        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I, job->weight->dtype);
+    else
+#endif
+        for (r = 0; r < n; r++) {
+            float lanes[16];
+            PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx, job->weight->I);
+            y[r] = pvti_lanes_sum(lanes);
+        }
+    for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
+}
+
+static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights, int n,
+                             bool accumulate)
+{
+    const pvt_weight *w = weights[0];
+    const pvti_dtype *type = pvti_dtype_info(w->dtype);
+    pvti_row_job job;
+    bool wide = ctx->isa == PVTI_AVX512 && (w->dtype == PVT_F16 || w->dtype == PVT_BF16);
+    int16_t *u;
+    float *dx;
+    if (n != 1 || !(w->dtype == PVT_Q8_0 || wide) ||
+        w->I % 32 || w->I * 3 > PVTI_GEMM_SHARED_BYTES)
+        return false;
+    job.ctx = ctx, job.y = *y, job.x = x, job.weight = w, job.accumulate = accumulate;
+    job.bytes = w->I / type->block * type->bytes;
+    u = (int16_t *)(void *)ctx->gemm_shared, dx = (float *)(void *)(ctx->gemm_shared + 2 * w->I);
+    job.u = u, job.dx = dx;
+    if (w->dtype == PVT_Q8_0) PVTI_PICK(ctx, pvti_row_round)(u, dx, x, w->I);
+    pvti_parallel(ctx, (w->O + PVTI_ROW_TASK - 1) / PVTI_ROW_TASK, pvti_row_task, &job);
+    return true;
+}
+#endif
+
+// >>look-ups
+/*  One token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel): the tables
+
+        T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
+
+    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
+    a product needs ig multiplications. All of it is in integers, whose sums do not depend on any order, so
+    every kernel gives the same bits: a weight's codebooks are counted in units of their largest magnitude
+    over 32767, and x, for PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024
+    before it is rounded (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32 bits, and its upper 16, rounded, are the table. The
+    error is near that of codebooks in fp16.
+
+    Tables: VPDPWSSD multiplies and adds two elements for 16 entries, one a cycle (two on a core that has 512
+    bits twice): 64 a table of 8, 18 ns at 3.6 GHz; 20.5 are reached, and 2 for rounding x. VPMADDWD and an
+    addition: 25 ns in AVX-512, 37 in AVX2.
+
+    Look-ups with AVX-512 VBMI: a table of 256 entries is held in registers, VPERMI2B picks 64 bytes from 128,
+    so two of them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the
+    entries. Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
+    weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
+    blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
+    103 are reached on one core.
+
+    With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
+    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
+
+    Elsewhere, AVX2 included: an addition from a table in 32 bits in L1 (32 KiB of tables a block) and a share of the
+    load that brought its code: 13 loads and 14 other instructions for 8 look-ups. At two loads a cycle that is
+    17.7 Gweights/s at 3.6 GHz; 17.4 are reached. VPSHUFB, which picks from 16 entries, needs ten instructions for
+    64 rows and 16 entries, and no less time.
+
+    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
+    (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
+    added in the order of the input groups, in at most PVTI_LOOKUP_PARTS parts, whatever the threads.
+
+    Codes are kept in the order in which they are read: [block of tables][row block][t][64], row r of a block
+    at byte pvti_lookup_at(r), so that the interleavings bring rows 0 … 31 and 32 … 63 back in order. */
+
+#define PVTI_LOOKUP_ROWS 64
+#define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
+#define PVTI_LOOKUP_PARTS 8
+#define PVTI_LOOKUP_ROUND 12582912.0f /* 1.5 · 2^23: adding it rounds, and leaves the integer in the lowest bits */
+#define PVTI_LOOKUP_CODEBOOK(pairs) ((pairs) * 512) /* numbers: pairs of elements of 256 entries side by side */
+
+#if !PVTI_REAL_IS_DOUBLE
+static int64_t pvti_lookup_pairs(const pvt_weight *w) { return (w->format.in_group + 1) / 2; }
+PVTI_INLINE int64_t pvti_lookup_at(int64_t r) { return r % 32 / 8 * 16 + r / 32 * 8 + r % 8; }
+
+static int64_t pvti_lookup_tables(const pvt_weight *w) /* an even number: one may be empty */
+{
+    return (w->I / w->format.in_group * w->format.codebooks + 1) & ~(int64_t)1;
+}
+static int64_t pvti_lookup_row_blocks(const pvt_weight *w) { return pvti_ceil_div(w->O, PVTI_LOOKUP_ROWS); }
+/* Where the codes of a row block begin for the n tables from t0 (a multiple of the block) on. */
+static int64_t pvti_lookup_codes_at(const pvt_weight *w, int64_t t0, int64_t n, int64_t block)
+{
+    return (t0 * pvti_lookup_row_blocks(w) + block * n) * PVTI_LOOKUP_ROWS;
+}
+
+static bool pvti_lookup_fits(const pvt_weight *w)
+{
+    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits <= 8 && w->format.out_group == 1;
+}
+
+/* More than 256 entries of eight: read where they stand, see pvti_gather_task. */
+static bool pvti_gather_fits(const pvt_weight *w)
+{
+    return w->format.kind == PVT_FORMAT_AQLM && w->format.bits > 8 && w->format.in_group == 8 &&
+           w->format.out_group == 1;
+}
+/* Codebooks in fp16; where a value overflows that, none. */
+static pvt_result pvti_gather_prepare(pvt_weight *w)
+{
+    int64_t n = w->format.codebooks * ((int64_t)1 << w->format.bits) * 8, i;
+    uint16_t *halves = PVTI_NEW(w->ctx, uint16_t, n);
+    if (!halves) return PVT_ERR_MEMORY;
+    for (i = 0; i < n; i++) {
+        halves[i] = pvti_f32_to_f16(w->codebooks[i]);
+        if ((halves[i] & 0x7fff) == 0x7c00) {
+            pvti_free(w->ctx, halves);
+            return PVT_OK;
+        }
+    }
+    w->prepared = halves;
+    return PVT_OK;
+}
+
+static pvt_result pvti_lookup_prepare(pvt_weight *weight)
+{
+    int64_t T, GT, M, K, ig, pairs, o, t, m, k, a, bytes;
+    float *unit;
+    double inverse;
+    int16_t *across;
+    uint8_t *codes;
+    if (pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
+    if (!pvti_lookup_fits(weight)) return PVT_OK;
+    M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
+    pairs = pvti_lookup_pairs(weight);
+    T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
+    bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
+    weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last element */
+    if (!weight->prepared) return PVT_ERR_MEMORY;
+    unit = (float *)weight->prepared; /* of the codebooks' numbers, and padding */
+    across = (int16_t *)weight->prepared + 32;
+    codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
+    for (k = 0; k < M * K * ig; k++) {
+        float c = __builtin_fabsf(weight->codebooks[k]);
+        if (!(c <= *unit) && *unit == *unit) *unit = c; /* a NaN stays, and reaches every product */
+    }
+    inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0, *unit /= 32767;
+    for (m = 0; inverse > 0 && m < M; m++)
+        for (k = 0; k < K; k++)
+            for (a = 0; a < ig; a++)
+                across[m * PVTI_LOOKUP_CODEBOOK(pairs) + a / 2 * 512 + k * 2 + a % 2] =
+                    (int16_t)((int32_t)((double)weight->codebooks[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
+    for (o = 0; o < weight->O; o++) {
+        int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
+        for (t = 0; t < GT; t++) {
+            int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
+            codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
+                ((const uint8_t *)weight->codes)[o * GT + t];
+        }
+    }
+    return PVT_OK;
+}
+
+PVTI_KERNELS_BEGIN
+/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide by
+   (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
+PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x, int64_t n,
+                                      int64_t ig)
+{
+    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not finite */
+    int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
+    for (i = 0; i < n; i += ig) {
+        float size[64], sum;
+        for (a = 0; a < ig; a++) size[a] = __builtin_fabsf(x[i + a]);
+        if (ig == 8) {
+            sum = ((size[0] + size[1]) + (size[2] + size[3])) + ((size[4] + size[5]) + (size[6] + size[7]));
+            for (a = 0; a < 8; a++) largest[a] = size[a] > largest[a] ? size[a] : largest[a];
+        } else
+            for (sum = 0, a = 0; a < ig; a++) sum += size[a], most = size[a] > most ? size[a] : most;
+        all += 0 * sum, sums = sum > sums ? sum : sums;
+    }
+    for (a = 0; a < 8; a++) most = largest[a] > most ? largest[a] : most;
+    *unit = sums / 65024 > most / 32766 ? sums / 65024 : most / 32766;
+    if (all != all) *unit = all;
+    inverse = *unit >= FLT_MIN ? 1 / *unit : 0;
+    if (!(inverse > 0)) memset(to, 0, (size_t)(n / ig * wide) * sizeof *to);
+    else
+        for (i = 0; i < n; i += ig, to += wide) {
+            int32_t rounded[64];
+            for (a = 0; a < ig; a++) {
+                float p = x[i + a] * inverse + PVTI_LOOKUP_ROUND;
+                memcpy(&rounded[a], &p, sizeof p);
+            }
+            for (a = 0; a < ig; a++) to[a] = (int16_t)rounded[a];
+            if (ig % 2) to[ig] = 0;
+        }
+}
+PVTI_INLINE void pvti_lookup_round_body(int16_t *to, float *unit, const float *x, int64_t n, int64_t ig)
+{
+    if (ig == 8) pvti_lookup_round_of(to, unit, x, n, 8);
+    else pvti_lookup_round_of(to, unit, x, n, ig);
+}
+PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_t n, int64_t ig),
+            (to, unit, x, n, ig))
+
+/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
+   entries are loaded once for both. In 32 bits each, as they are added. */
+PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                   const int16_t *across, int64_t pairs)
+{
+    for (int64_t k = 0; k < 256; k++) {
+        int32_t t = 1 << 15, u = 1 << 15;
+        for (int64_t a = 0; a < 2 * pairs; a++) {
+            int32_t c = across[a / 2 * 512 + k * 2 + a % 2];
+            t += x[a] * c, u += y[a] * c;
+        }
+        ((int32_t *)(void *)T)[k] = t >> 16, ((int32_t *)(void *)U)[k] = u >> 16;
+    }
+}
+
+/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded one by one,
+   those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups balance what a core
+   can load and what it can compute. Not for the compiler to vectorize. */
+PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables, int64_t n)
+{
+    for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) {
+        const uint8_t *at = codes + pvti_lookup_at(r);
+        const int32_t *table = (const int32_t *)(const void *)tables;
+        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
+        for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256) {
+            uint32_t four;
+            uint64_t c;
+            memcpy(&four, at + 4, sizeof four), c = four;
+            s0 += table[at[0]], s1 += table[at[1]], s2 += table[at[2]], s3 += table[at[3]];
+            s4 += table[c & 255], s5 += table[c >> 8 & 255];
+            c >>= 16;
+            __asm__("" : "+r"(c)); /* else the compiler shifts anew for each code */
+            s6 += table[c & 255], s7 += table[c >> 8];
+        }
+        sum[r] = s0, sum[r + 1] = s1, sum[r + 2] = s2, sum[r + 3] = s3;
+        sum[r + 4] = s4, sum[r + 5] = s5, sum[r + 6] = s6, sum[r + 7] = s7;
+    }
+}
+
+/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
+PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                       const uint8_t *tables, int64_t n, float unit)
+{
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS) {
+        int32_t sum[PVTI_LOOKUP_ROWS];
+        pvti_lookup_sums(sum, codes, tables, n);
+        for (int l = 0; l < PVTI_LOOKUP_ROWS; l++) y[l] = pvti_fma(unit, (float)sum[l], y[l]);
+    }
+}
+PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+                               int64_t n, float unit),
+            (y, codes, apart, blocks, tables, n, unit))
+
+#if PVTI_X86
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
+#define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
+
+/* Two elements of x, as often as a vector holds them. */
+PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
+{
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    return two;
+}
+
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                            const int16_t *across, int64_t pairs)
+{
+    for (int64_t k = 0; k < 256; k += 16, T += 64, U += 64) {
+        __m256i t[4]; /* T and U for 8 entries, T and U for the next 8 */
+        for (int i = 0; i < 4; i++) t[i] = _mm256_set1_epi32(1 << 15);
+        for (int64_t p = 0; p < pairs; p++)
+            for (int i = 0; i < 4; i++) {
+                __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(across + p * 512 + k * 2 + i / 2 * 16));
+                __m256i two = _mm256_set1_epi32(pvti_lookup_two((i % 2 ? y : x) + 2 * p));
+                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, two));
+            }
+        for (int i = 0; i < 4; i++)
+            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32), _mm256_srai_epi32(t[i], 16));
+    }
+}
+PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                    const int16_t *across, int64_t pairs)
+{
+    if (pairs == 4) pvti_lookup_table_avx2_of(T, U, x, y, across, 4);
+    else pvti_lookup_table_avx2_of(T, U, x, y, across, pairs);
+}
+
+/* AVX-512 without VBMI. Tables in 16 bits: the upper words of the sums. */
+PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                        const int16_t *across, int64_t pairs)
+{
+    static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i pick = _mm512_loadu_si512(odd), half = _mm512_set1_epi32(1 << 15);
+    for (int64_t k = 0; k < 512; k += 64) { /* bytes of a table */
+        __m512i t0 = half, t1 = half, u0 = half, u1 = half;
+        for (int64_t p = 0; p < pairs; p++) {
+            __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
+            __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
+            __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
+            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1, _mm512_madd_epi16(d, xp));
+            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1, _mm512_madd_epi16(d, yp));
+        }
+        _mm512_storeu_si512(T + k, _mm512_permutex2var_epi16(t0, pick, t1));
+        _mm512_storeu_si512(U + k, _mm512_permutex2var_epi16(u0, pick, u1));
+    }
+}
+PVTI_TARGET_AVX512 PVTI_INLINE __m512i pvti_lookup_32(const uint8_t *table, const uint8_t *codes)
+{
+    __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes)), v[4];
+    __mmask32 second = _mm512_test_epi16_mask(c, _mm512_set1_epi16(64));
+    for (int i = 0; i < 4; i++, table += 128)
+        v[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(table), c, _mm512_loadu_si512(table + 64));
+    v[0] = _mm512_mask_mov_epi16(v[0], second, v[1]), v[2] = _mm512_mask_mov_epi16(v[2], second, v[3]);
+    return _mm512_mask_mov_epi16(v[0], _mm512_test_epi16_mask(c, _mm512_set1_epi16(128)), v[2]);
+}
+PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                                       const uint8_t *tables, int64_t n, float unit)
+{
+    const __m512i ones = _mm512_set1_epi16(1);
+    const __m512i rows0 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    const __m512i rows32 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (; blocks > 0; blocks--, codes += apart, y += PVTI_LOOKUP_ROWS)
+        for (int h = 0; h < 2; h++) { /* rows 16·h … and 32 + 16·h …, by fours in turn */
+            __m512i low = _mm512_setzero_si512(), high = low;
+            float *to = y + 16 * h;
+            for (int64_t t = 0; t < n; t += 2) {
+                const uint8_t *at = codes + t * PVTI_LOOKUP_ROWS + 32 * h;
+                __m512i a = pvti_lookup_32(tables + t * 512, at);
+                __m512i b = pvti_lookup_32(tables + (t + 1) * 512, at + PVTI_LOOKUP_ROWS);
+                low = _mm512_add_epi32(low, _mm512_madd_epi16(_mm512_unpacklo_epi16(a, b), ones));
+                high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), ones));
+            }
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(unit),
+                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0, high)),
+                                                 _mm512_loadu_ps(to)));
+            _mm512_storeu_ps(to + 32, _mm512_fmadd_ps(_mm512_set1_ps(unit),
+                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows32, high)),
+                                                      _mm512_loadu_ps(to + 32)));
+        }
+}
+
+#define PVTI_TARGET_VBMI \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
+static bool pvti_has_vbmi(void) { return pvti_has_vnni() && __builtin_cpu_supports("avx512vbmi"); }
+
+/* The upper halves of the numbers in four vectors: 64 lower bytes and 64 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i *sum)
+{
+    static const uint8_t bytes[64] = {
+        2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62, 66, 70, 74, 78, 82, 86,
+        90, 94, 98, 102, 106, 110, 114, 118, 122, 126, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47,
+        51, 55, 59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119, 123, 127};
+    const __m512i pick = _mm512_loadu_si512(bytes);
+    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick, sum[3]);
+    _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
+    _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
+}
+/* Tables for VPERMI2B: 256 lower bytes and then 256 upper ones. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                            const int16_t *across, int64_t pairs)
+{
+    for (int64_t k = 0; k < 256; k += 64) {
+        __m512i t[4], u[4];
+        for (int i = 0; i < 4; i++) t[i] = u[i] = _mm512_set1_epi32(1 << 15);
+        for (int64_t p = 0; p < pairs; p++)
+            for (int i = 0; i < 4; i++) {
+                __m512i c = _mm512_loadu_si512(across + p * 512 + k * 2 + 32 * i);
+                PVTI_KEEP(c);
+                t[i] = _mm512_dpwssd_epi32(t[i], c, _mm512_set1_epi32(pvti_lookup_two(x + 2 * p)));
+                u[i] = _mm512_dpwssd_epi32(u[i], c, _mm512_set1_epi32(pvti_lookup_two(y + 2 * p)));
+            }
+        pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
+    }
+}
+PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                                    const int16_t *across, int64_t pairs)
+{
+    if (pairs == 4)
+        pvti_lookup_table_vbmi_of(T, U, x, y, across, 4);
+    else
+        pvti_lookup_table_vbmi_of(T, U, x, y, across, pairs);
+}
+
+/* A plane of a table to registers, and a look-up of 64 of its bytes. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_load(__m512i *plane, const uint8_t *table)
+{
+    for (int i = 0; i < 4; i++) {
+        plane[i] = _mm512_loadu_si512(table + 64 * i);
+        PVTI_KEEP(plane[i]);
+    }
+}
+PVTI_TARGET_VBMI PVTI_INLINE __m512i pvti_lookup_64(const __m512i *plane, __m512i codes)
+{
+    __m512i a = _mm512_permutex2var_epi8(plane[0], codes, plane[1]);
+    __m512i b = _mm512_permutex2var_epi8(plane[2], codes, plane[3]);
+    return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(codes), b);
+}
+
+/* Sixteen rows: y += unit · (lower + 256 · upper). */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_add(float *y, __m256i lower, __m256i upper, float unit)
+{
+    __m512i sum = _mm512_add_epi32(_mm512_cvtepu16_epi32(lower),
+                                   _mm512_slli_epi32(_mm512_cvtepi16_epi32(upper), 8));
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(unit), _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(y)));
+}
+
+/* `blocks` (1 or 2) row blocks, their codes `apart` bytes from one another. */
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_t *codes, int64_t apart,
+                                                          const uint8_t *tables, int64_t n, float unit, int blocks)
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i l0 = _mm512_setzero_si512(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
+    for (int64_t t = 0; t < n; t += 2, tables += 1024, codes += 2 * PVTI_LOOKUP_ROWS) {
+        __m512i a0 = _mm512_loadu_si512(codes), b0 = _mm512_loadu_si512(codes + PVTI_LOOKUP_ROWS);
+        __m512i a1 = a0, b1 = b0, a, b, A[4], B[4];
+        if (blocks == 2)
+            a1 = _mm512_loadu_si512(codes + apart), b1 = _mm512_loadu_si512(codes + apart + PVTI_LOOKUP_ROWS);
+        pvti_lookup_load(A, tables), pvti_lookup_load(B, tables + 512);
+        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
+        l0 = _mm512_add_epi16(l0, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
+        l1 = _mm512_add_epi16(l1, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
+        if (blocks == 2) {
+            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
+            l2 = _mm512_add_epi16(l2, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
+            l3 = _mm512_add_epi16(l3, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
+        }
+        pvti_lookup_load(A, tables + 256), pvti_lookup_load(B, tables + 768);
+        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
+        u0 = _mm512_add_epi16(u0, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
+        u1 = _mm512_add_epi16(u1, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
+        if (blocks == 2) {
+            a = pvti_lookup_64(A, a1), b = pvti_lookup_64(B, b1);
+            u2 = _mm512_add_epi16(u2, _mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(a, b)));
+            u3 = _mm512_add_epi16(u3, _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(a, b)));
+        }
+    }
+#define PVTI_ADD(at, l, u)                                                                                     \
+    pvti_lookup_add(y + (at), _mm512_castsi512_si256(l), _mm512_castsi512_si256(u), unit);                     \
+    pvti_lookup_add(y + (at) + 16, _mm512_extracti64x4_epi64(l, 1), _mm512_extracti64x4_epi64(u, 1), unit)
+    PVTI_ADD(0, l0, u0);
+    PVTI_ADD(32, l1, u1);
+    if (blocks == 1) return;
+    PVTI_ADD(64, l2, u2);
+    PVTI_ADD(96, l3, u3);
+#undef PVTI_ADD
+}
+
+PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                                   const uint8_t *tables, int64_t n, float unit)
+{
+    for (; blocks >= 2; blocks -= 2, y += 2 * PVTI_LOOKUP_ROWS, codes += 2 * apart)
+        pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 2);
+    if (blocks) pvti_lookup_rows_vbmi_n(y, codes, apart, tables, n, unit, 1);
+}
+#endif
+PVTI_KERNELS_END
+
+typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y, const int16_t *across,
+                                  int64_t pairs);
+typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+                                 int64_t n, float unit);
+
+/* By kernel set, and one more for VBMI: tables and look-ups that agree on how a table is laid out. */
+typedef struct pvti_lookup_set {
+    pvti_lookup_table_fn *table;
+    pvti_lookup_rows_fn *rows;
+    int64_t bytes; /* of a table */
+} pvti_lookup_set;
+static const pvti_lookup_set pvti_lookup_sets[] = {
+    {pvti_lookup_table_scalar, pvti_lookup_rows_scalar, 1024},
+#if PVTI_X86
+    {pvti_lookup_table_avx2, pvti_lookup_rows_avx2, 1024},
+    {pvti_lookup_table_avx512, pvti_lookup_rows_avx512, 512},
+    {pvti_lookup_table_vbmi, pvti_lookup_rows_vbmi, 512},
+#endif
+};
+static int pvti_lookup_best(int isa)
+{
+#if PVTI_X86
+    if (isa == PVTI_AVX512) return pvti_has_vbmi() ? 3 : 2;
+    if (isa == PVTI_AVX2) return 1;
+#endif
+    (void)isa;
+    return 0;
+}
+
+/* One weight's product; several with the same x share a parallel region, as q, k and v do. */
+typedef struct pvti_lookup_product {
+    const pvt_weight *weight;
+    const int16_t *across;   /* what pvt_weight_prepare made */
+    float unit;
+    const uint8_t *codes;
+    float *y, *sums;         /* sums: [parts][row blocks][64] */
+    int64_t T, parts, per;   /* tables; parts of `per` of them, a multiple of the block */
+    bool accumulate;
+} pvti_lookup_product;
+
+typedef struct pvti_lookup_job {
+    pvt_ctx *ctx;
+    const float *x;
+    pvti_lookup_product products[PVTI_PRODUCTS];
+    pvti_lookup_set set;
+} pvti_lookup_job;
+
+/* The tables t0 … t1−1, each of set.bytes; returns their unit. Memory stands still meanwhile, so the codes
+   that they are for are fetched. */
+static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
+                              uint8_t *tables)
+{
+    const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
+    int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
+    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
+    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
+    int64_t bytes = job->set.bytes;
+    uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * bytes;
+    int16_t *x = (int16_t *)(void *)(unused + bytes);
+    float unit;
+    PVTI_PICK(job->ctx, pvti_lookup_round)(x, &unit, job->x + i0, i1 - i0, ig);
+    for (m = 0; m < M; m++)
+        for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
+            bool two = t + M < PVTI_MIN(t1, full);
+            uint8_t *to = tables + (t - t0) * bytes;
+            const int16_t *xt = x + (t / M - t0 / M) * 2 * pairs;
+            for (line = 0; line < (two ? 2 : 1) * ahead; line += 64) __builtin_prefetch(codes + line, 0, 2);
+            codes += line;
+            job->set.table(to, two ? to + M * bytes : unused, xt, two ? xt + 2 * pairs : xt,
+                           p->across + m * PVTI_LOOKUP_CODEBOOK(pairs), pairs);
+        }
+    if (t1 > full) memset(tables + (full - t0) * bytes, 0, (size_t)((t1 - full) * bytes));
+    return (unit * 256) * (p->unit * 256); /* the product of two small units would lose bits */
+}
+
+/* One part: sums of all rows over some blocks of tables, which are made, used and forgotten one by one. */
+static void pvti_lookup_task(void *arg, int64_t i, int worker)
+{
+    const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
+    const pvti_lookup_product *p = job->products;
+    uint8_t *tables = (uint8_t *)pvti_scratch(job->ctx, worker);
+    int64_t blocks, t, end;
+    float *sums;
+    while (i >= p->parts) i -= p++->parts;
+    /* the codebooks come from memory as streams too short for the hardware's prefetch: 4 % of a token */
+    for (const char *at = (const char *)p->across; at < (const char *)p->codes; at += 64) __builtin_prefetch(at);
+    blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
+    memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
+    end = PVTI_MIN(p->T, (i + 1) * p->per);
+    for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
+        int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
+        float unit = pvti_lookup_make(job, p, t, t + n, tables);
+        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables,
+                      n, unit);
+    }
+}
+
+/* y[r] = scales[r] · Σ_c sums[c][r], c in order, or += */
+PVTI_KERNELS_BEGIN
+PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart, int64_t parts,
+                                         const float *__restrict scales, int64_t n, bool accumulate)
+{
+    for (int64_t r = 0; r < n; r += 16) {
+        float sum[16];
+        int64_t some = PVTI_MIN(16, n - r);
+        for (int l = 0; l < 16; l++) sum[l] = sums[r + l]; /* whole blocks of rows: there are always 16 */
+        for (int64_t c = 1; c < parts; c++)
+            for (int l = 0; l < 16; l++) sum[l] += sums[c * apart + r + l];
+        for (int64_t l = 0; l < some; l++) y[r + l] = (accumulate ? y[r + l] : 0) + scales[r + l] * sum[l];
+    }
+}
+PVTI_KERNEL(pvti_lookup_reduce,
+            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n, bool accumulate),
+            (y, sums, apart, parts, scales, n, accumulate))
+PVTI_KERNELS_END
+#define PVTI_LOOKUP_REDUCE 2048
+static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
+{
+    const pvti_lookup_product *p = (const pvti_lookup_product *)arg;
+    int64_t from = i * PVTI_LOOKUP_REDUCE;
+    (void)worker;
+    PVTI_PICK(p->weight->ctx, pvti_lookup_reduce)
+    (p->y + from, p->sums + from, pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, p->parts,
+     p->weight->scales + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
+}
+
+/* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
+   for all or taken (inside a task). */
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+                                int n, bool accumulate)
+{
+    pvti_lookup_job job;
+    int64_t tasks = 0, room = PVTI_GEMM_SHARED_BYTES, bytes;
+    int i;
+    if (n > PVTI_PRODUCTS) return false;
+    for (i = 0; i < n; i++) {
+        pvti_lookup_product *p = &job.products[i];
+        const pvt_weight *w = weights[i];
+        if (w->format.kind != weights[0]->format.kind || !w->prepared || w->format.bits > 8) return false;
+        p->weight = w, p->y = y[i], p->accumulate = accumulate;
+        p->T = pvti_lookup_tables(w);
+        p->per = pvti_ceil_div(pvti_ceil_div(p->T, PVTI_LOOKUP_BLOCK), PVTI_LOOKUP_PARTS) * PVTI_LOOKUP_BLOCK;
+        p->parts = pvti_ceil_div(p->T, p->per);
+        p->unit = *(const float *)w->prepared, p->across = (const int16_t *)w->prepared + 32;
+        p->codes = (const uint8_t *)(p->across + w->format.codebooks * PVTI_LOOKUP_CODEBOOK(pvti_lookup_pairs(w)));
+        bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
+        if (bytes > room) return false;
+        room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
+        tasks += p->parts;
+    }
+    job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
+    pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
+    for (i = 0; i < n; i++)
+        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);
+    return true;
+}
+
+/*  Codebooks of more than 256 entries: a table would cost more than it saves. A group is one read of 16 bytes
+    from a codebook in fp16 and one FMA of eight lanes: lane l of sixteen adds elements l, l+16, …, codebook
+    after codebook. Limited by where the codebook lies: 65,536 entries are 1 MiB, as large as an L2. */
+typedef struct pvti_gather_job {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const float *x;
+    float *y;
+    bool accumulate;
+} pvti_gather_job;
+
+#define PVTI_GATHER_ROWS 4
+#define PVTI_GATHER_TASK 64
+PVTI_KERNELS_BEGIN
+/* lanes [16] of one row */
+static void pvti_gather_row_scalar(float *lanes, const uint16_t *codes, const pvt_weight *w, const float *x)
+{
+    const uint16_t *halves = (const uint16_t *)w->prepared;
+    int64_t M = w->format.codebooks, groups = w->I / 8;
+    memset(lanes, 0, 16 * sizeof *lanes);
+    for (int64_t j = 0; j < groups; j++)
+        for (int64_t m = 0; m < M; m++) {
+            const uint16_t *entry = halves + ((m << w->format.bits) + codes[j * M + m]) * 8;
+            float *to = lanes + j % 2 * 8;
+            for (int l = 0; l < 8; l++) to[l] = pvti_fma(x[j * 8 + l], pvti_f16_to_f32(entry[l]), to[l]);
+        }
+}
+#if PVTI_X86
+/* lanes of four rows, whose codes begin at c[0 … 3] */
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+                                                     const float *x, int64_t M)
+{
+    const uint16_t *halves = (const uint16_t *)w->prepared;
+    int64_t groups = w->I / 8, j;
+    __m256 sum[2][PVTI_GATHER_ROWS];
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++) sum[0][r] = sum[1][r] = _mm256_setzero_ps();
+#define PVTI_GROUP(half, j)                                                                                        \
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++)                                                                     \
+        for (int64_t m = 0; m < M; m++) {                                                                          \
+            const uint16_t *entry = halves + ((m << w->format.bits) + c[r][(j) * M + m]) * 8;                      \
+            __m256 e = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)entry));                     \
+            sum[half][r] = _mm256_fmadd_ps(_mm256_loadu_ps(x + (j) * 8), e, sum[half][r]);                         \
+        }
+    for (j = 0; j + 2 <= groups; j += 2) {
+        PVTI_GROUP(0, j)
+        PVTI_GROUP(1, j + 1)
+    }
+    if (j < groups) PVTI_GROUP(0, j)
+#undef PVTI_GROUP
+    for (int r = 0; r < PVTI_GATHER_ROWS; r++, lanes += 16)
+        _mm256_storeu_ps(lanes, sum[0][r]), _mm256_storeu_ps(lanes + 8, sum[1][r]);
+}
+PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+                                                   const float *x)
+{
+    if (w->format.codebooks == 1)
+        pvti_gather_rows_m(lanes, c, w, x, 1);
+    else
+        pvti_gather_rows_m(lanes, c, w, x, w->format.codebooks);
+}
+#endif
+PVTI_KERNELS_END
+
+static void pvti_gather_task(void *arg, int64_t i, int worker)
+{
+    const pvti_gather_job *job = (const pvti_gather_job *)arg;
+    const pvt_weight *w = job->weight;
+    int64_t r0 = i * PVTI_GATHER_TASK, r1 = PVTI_MIN(r0 + PVTI_GATHER_TASK, w->O), r, k;
+    int64_t per_row = w->I / 8 * w->format.codebooks;
+    float lanes[PVTI_GATHER_ROWS * 16];
+    (void)worker;
+    for (r = r0; r < r1; r += PVTI_GATHER_ROWS) {
+        const uint16_t *codes[PVTI_GATHER_ROWS];
+        int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
+        for (k = 0; k < PVTI_GATHER_ROWS; k++)
+            codes[k] = (const uint16_t *)w->codes + (r + PVTI_MIN(k, n - 1)) * per_row;
+#if PVTI_X86
+        if (job->ctx->isa >= PVTI_AVX2)
+            pvti_gather_rows_avx2(lanes, codes, w, job->x);
+        else
+#endif
+            for (k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
+        for (k = 0; k < n; k++) {
+            float y = w->scales[r + k] * pvti_lanes_sum(lanes + k * 16);
+            job->y[r + k] = job->accumulate ? job->y[r + k] + y : y;
+        }
+    }
+}
+
+static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate)
+{
+    pvti_gather_job job;
+    if (!weight->prepared || weight->format.bits <= 8) return false;
+    job.ctx = ctx, job.weight = weight, job.x = x, job.y = y, job.accumulate = accumulate;
+    pvti_parallel(ctx, pvti_ceil_div(weight->O, PVTI_GATHER_TASK), pvti_gather_task, &job);
+    return true;
+}
+
+static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+                              int n, bool accumulate)
+{
+    if (pvti_lookup_forward(ctx, y, x, weights, n, accumulate)) return true;
+    return n == 1 && pvti_gather_forward(ctx, *y, x, *weights, accumulate);
+}
+#endif
+
+#endif /* PVTUNE_LAYER >= 1 */
+
+// >>installing
+/* The context's table, from what stands above. */
+
+#if PVTUNE_LAYER >= 1 && !PVTI_REAL_IS_DOUBLE
+/* In the order of pvt_format_kind; representations without an entry go through GEMM. */
+static const pvti_product pvti_products[PVTI_FORMATS] = {
+    {NULL, pvti_row_forward},
+    {pvti_lookup_prepare, pvti_product_aqlm},
+};
+#endif
+
+static void pvti_isa_install(pvt_ctx *ctx, int isa)
+{
+    pvti_kernels *to = &ctx->kernels;
+#if PVTUNE_LAYER >= 1 && !PVTI_REAL_IS_DOUBLE
+    to->products = pvti_products;
+#endif
+    ctx->isa = isa;
+    if (isa == PVTI_SCALAR) return;
+#if PVTI_X86
+#define PVTI_X(name, params, args) to->name = pvti_##name##_avx2;
+#else
+#define PVTI_X(name, params, args) to->name = pvti_##name##_native;
+#endif
+    PVTI_KERNELS_0(PVTI_X, PVTI_X)
+    PVTI_KERNELS_1(PVTI_X, PVTI_X)
+#undef PVTI_X
+#if PVTUNE_LAYER >= 1
+#define PVTI_X(type, name) to->decoders[PVT_##type] = pvti_decode_##name##_fast;
+    PVTI_DECODERS(PVTI_X)
+#undef PVTI_X
+#endif
+#if !PVTI_X86
+    to->gemm = &pvti_gemm_native;
+#if PVTUNE_LAYER >= 1
+    to->nearest = pvti_nearest_native;
+#endif
+#else
+    to->gemm = &pvti_gemm_avx2;
+#if PVTUNE_LAYER >= 1
+    to->decoders[PVT_F16] = pvti_decode_f16_eight;
+    to->nearest = pvti_nearest_avx2;
+#endif
+    if (isa < PVTI_AVX512) return;
+#define PVTI_X(name, params, args)
+#define PVTI_Y(name, params, args) to->name = pvti_##name##_avx512;
+    PVTI_KERNELS_0(PVTI_X, PVTI_Y)
+    PVTI_KERNELS_1(PVTI_X, PVTI_Y)
+#undef PVTI_Y
+#undef PVTI_X
+    to->gemm = pvti_has_bf16() ? &pvti_gemm_bf16 : &pvti_gemm_avx512;
+#if PVTUNE_LAYER >= 1
+    to->nearest = pvti_nearest_avx512;
+#endif
+#endif
+}
+#else
+enum { PVTI_SCALAR };
+static int pvti_isa_detect(void) { return PVTI_SCALAR; }
+static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
+#endif /* PVTUNE_NO_FAST */
+
+// >>start
+/* A context is made here, at the very end, where everything stands that it may use. */
+
+PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
+                                    size_t desc_size)
+{
+    static const char *const sets[] = {"scalar", "native", "avx2", "avx512"}; /* from the narrowest */
+    const char *wish;
+    pvt_ctx_desc d;
+    int n_threads, isa = pvti_isa_detect(), i = 0;
+    memset(&d, 0, sizeof d);
+    if (!out) return PVT_ERR_ARGUMENT;
+    *out = NULL;
+    if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
+        return PVT_ERR_MISMATCH;
+    if (desc) d = *desc; /* not before its size is known to be ours */
+    PVTI_TRY(pvti_ctx_check(&d, &n_threads));
+    wish = d.isa ? d.isa : getenv("PVTUNE_ISA");
+    while (wish && i < PVTI_COUNT(sets) && strcmp(wish, sets[i]) != 0) i++;
+    if (i == PVTI_COUNT(sets))
+        return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, avx2 or avx512",
+                               d.isa ? "isa" : "PVTUNE_ISA", wish);
+    if (wish) isa = PVTI_MIN(i, isa);
+    PVTI_TRY(pvti_ctx_new(&d, n_threads, out));
+    pvti_isa_install(*out, isa);
+    (*out)->isa_name = sets[isa];
+    return PVT_OK;
+}
 
 #if !defined(__clang__) && defined(__GNUC__)
 #pragma GCC diagnostic pop

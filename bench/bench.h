@@ -118,18 +118,16 @@ static inline void bench_row(const bench *b, const char *what, int threads, cons
 /* GFLOP/s in fp32 that this machine reaches: the GEMM's own inner loop on panels that stay in L1. */
 enum { BENCH_TILES = 2000, BENCH_TASKS = 16 }; /* of each thread */
 typedef struct bench_peak {
-    int isa;
+    const pvti_gemm_kernels *kernels;
     float *panels;
 } bench_peak;
 static inline void bench_peak_task(void *arg, int64_t i, int worker)
 {
     const bench_peak *p = (const bench_peak *)arg;
-    float C[PVTI_MR_AVX512 * PVTI_NR_AVX512];
+    float C[PVTI_TILE_MOST];
     (void)i, (void)worker;
     for (int k = 0; k < BENCH_TILES; k++)
-        PVTI_PICK(p->isa, pvti_micro)
-        (C, PVTI_NR_AVX512, p->panels, p->panels + 2048, 128, p->isa == PVTI_AVX512 ? 12 : p->isa == PVTI_AVX2 ? 6 : 4,
-         p->isa == PVTI_AVX512 ? 32 : 16, false);
+        p->kernels->micro(C, p->kernels->nr, p->panels, p->panels + 2048, 128, p->kernels->mr, p->kernels->nr, false);
 }
 static inline double bench_gflops(int threads)
 {
@@ -140,8 +138,8 @@ static inline double bench_gflops(int threads)
     memset(&desc, 0, sizeof desc);
     desc.n_threads = threads;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 0;
-    p.isa = ctx->isa, p.panels = (float *)calloc(8192, sizeof(float));
-    tile = p.isa == PVTI_AVX512 ? 12 * 32 : p.isa == PVTI_AVX2 ? 6 * 16 : 4 * 16;
+    p.kernels = pvti_gemm_kernels_of(ctx), p.panels = (float *)calloc(8192, sizeof(float));
+    tile = p.kernels->mr * p.kernels->nr;
     for (int pass = 0; pass < 20 && p.panels; pass++) {
         double t = bench_seconds();
         pvti_parallel(ctx, threads * BENCH_TASKS, bench_peak_task, &p);

@@ -58,7 +58,7 @@ static void codebooks_tile(const void *self, float *out, int64_t ld, int64_t r0,
 {
     const codebooks *w = (const codebooks *)self;
     for (int64_t r = r0; r < r1; r++, out += ld)
-        PVTI_PICK_NARROW(w->isa, codebooks_row)
+        PVTI_PICK(w, codebooks_row)
         (out, w->codes + (r * w->I + c0) / 4, w->entries, w->scales[r], (c1 - c0) / 8);
 }
 

@@ -66,7 +66,7 @@ int main(int argc, char **argv)
     for (int threads = 1; threads <= b.threads; threads += PVTI_MAX(1, b.threads - 1)) {
         good &= measure(&b, threads, "prompt of 512, fp32", false, false, false);
 #if PVTI_X86
-        if (pvti_has_bf16(pvti_isa_detect())) good &= measure(&b, threads, "prompt of 512, bf16", true, false, false);
+        if (pvti_has_bf16()) good &= measure(&b, threads, "prompt of 512, bf16", true, false, false);
 #endif
         good &= measure(&b, threads, "64 tokens, head in fp32", false, true, false);
         good &= measure(&b, threads, "64 tokens, head in q8", false, true, true);

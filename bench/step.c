@@ -101,7 +101,7 @@ int main(int argc, char **argv)
     double gflops = bench_gflops(b.threads);
     if (measure(&b, layers, false, gflops)) return 1;
 #if PVTI_X86
-    if (pvti_has_bf16(pvti_isa_detect())) return measure(&b, layers, true, gflops);
+    if (pvti_has_bf16()) return measure(&b, layers, true, gflops);
 #endif
     return 0;
 }

@@ -62,16 +62,14 @@ static pvt_ctx *contexts[3][THREADS];
 
 static void contexts_make(void)
 {
-    int best;
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < THREADS; t++) {
             pvt_ctx_desc desc;
             memset(&desc, 0, sizeof desc);
-            desc.n_threads = thread_counts[t];
+            desc.n_threads = thread_counts[t], desc.isa = isa_names[isa];
             CHECK(pvt_ctx_create(&desc, &contexts[isa][t]) == PVT_OK);
-            best = contexts[isa][t]->isa;
-            contexts[isa][t]->isa = isa;
-            if (isa > best) pvt_ctx_destroy(contexts[isa][t]), contexts[isa][t] = NULL;
+            if (strcmp(pvt_ctx_get_info(contexts[isa][t]).isa, isa_names[isa]) != 0)
+                pvt_ctx_destroy(contexts[isa][t]), contexts[isa][t] = NULL;
         }
     for (int isa = 1; isa < 3; isa++)
         if (!contexts[isa][0])
@@ -199,14 +197,14 @@ static void check_half_corners(void)
         }
         memcpy(pa, a, sizeof a), memcpy(pb, b, sizeof b);
         for (int isa = 0; isa < 3 && contexts[isa][0]; isa++) { /* a 4×16 corner, which all tiles have */
-            static const int mr[3] = {PVTI_MR_SCALAR, PVTI_MR_AVX2, PVTI_MR_AVX512};
-            static const int nr[3] = {PVTI_NR_SCALAR, PVTI_NR_AVX2, PVTI_NR_AVX512};
+            const pvti_gemm_kernels *kernels = pvti_gemm_kernels_of(contexts[isa][0]);
+            int mr = kernels->mr, nr = kernels->nr;
             float qa[STEPS * 12], qb[STEPS * N];
             for (int k = 0; k < STEPS; k++) {
-                memset(qa + k * mr[isa], 0, (size_t)mr[isa] * 4), memset(qb + k * nr[isa], 0, (size_t)nr[isa] * 4);
-                memcpy(qa + k * mr[isa], pa + k * 12, 16), memcpy(qb + k * nr[isa], pb + k * N, 64);
+                memset(qa + k * mr, 0, (size_t)mr * 4), memset(qb + k * nr, 0, (size_t)nr * 4);
+                memcpy(qa + k * mr, pa + k * 12, 16), memcpy(qb + k * nr, pb + k * N, 64);
             }
-            pvti_micro_half(isa)(c[isa], N, qa, qb, STEPS, 4, 16, true);
+            kernels->micro_half(c[isa], N, qa, qb, STEPS, 4, 16, true);
         }
         for (int isa = 1; isa < 3 && contexts[isa][0]; isa++)
             for (i = 0; i < 4 * N; i++) {

@@ -127,13 +127,13 @@ static void test_reductions(void)
             sum += x[i], product += x[i] * y[i], distance += (x[i] - y[i]) * (x[i] - y[i]);
             top = x[i] > top ? x[i] : top;
         }
-        PVTI_CALL(ctx, pvti_sum)(&r, x, n);
+        PVTI_CALL(ctx, sum)(&r, x, n);
         CHECK_NEAR(r, sum, 1e-11);
-        PVTI_CALL(ctx, pvti_dot)(&r, x, y, n);
+        PVTI_CALL(ctx, dot)(&r, x, y, n);
         CHECK_NEAR(r, product, 1e-11);
-        PVTI_CALL(ctx, pvti_distance)(&r, x, y, n);
+        PVTI_CALL(ctx, distance)(&r, x, y, n);
         CHECK_NEAR(r, distance, 1e-11);
-        PVTI_CALL(ctx, pvti_max)(&r, x, n);
+        PVTI_CALL(ctx, max)(&r, x, n);
         CHECK(r == top);
         free(x), free(y);
     }

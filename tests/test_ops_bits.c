@@ -120,12 +120,12 @@ static void run_vectors(pvt_ctx *ctx, arena *a)
     for (n = 0; n < 1100; n += n < 70 ? 1 : 331) {
         float *x = take(a, n, 50), *y = take(a, n, 1), *r = take(a, 8, 0);
         double sums[3];
-        PVTI_CALL(ctx, pvti_sum)(&sums[0], x, n);
-        PVTI_CALL(ctx, pvti_dot)(&sums[1], x, y, n);
-        PVTI_CALL(ctx, pvti_sumsq)(&sums[2], x, n);
+        PVTI_CALL(ctx, sum)(&sums[0], x, n);
+        PVTI_CALL(ctx, dot)(&sums[1], x, y, n);
+        PVTI_CALL(ctx, sumsq)(&sums[2], x, n);
         memcpy(r, sums, sizeof sums);
-        PVTI_CALL(ctx, pvti_max)(r + 6, x, n);
-        PVTI_CALL(ctx, pvti_add_to)(y, x, n);
+        PVTI_CALL(ctx, max)(r + 6, x, n);
+        PVTI_CALL(ctx, add_to)(y, x, n);
     }
 }
 

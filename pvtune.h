@@ -490,45 +490,59 @@ typedef enum pvt_dtype {
 /*  One weight matrix W [O, I] (out, in) in any representation. Layer 1 knows nothing of
     transformers: bring your own matrices and your own gradients. */
 
-typedef enum pvt_format_kind { PVT_FORMAT_DENSE, PVT_FORMAT_AQLM, PVTI_FORMATS } pvt_format_kind;
+/* The representations: each line makes PVT_FORMAT_NAME here and takes pvti_kind_name, its table of functions. */
+#define PVT_FORMATS(X) \
+    X(DENSE, dense)    \
+    X(AQLM, aqlm)      \
+    X(NF4, nf4)        \
+    X(INT, int)
+typedef enum pvt_format_kind {
+#define PVTI_X(name, kind) PVT_FORMAT_##name,
+    PVT_FORMATS(PVTI_X)
+#undef PVTI_X
+    PVTI_FORMATS
+} pvt_format_kind;
 
-/* Additive codebooks (AQLM, arXiv 2401.06118): a group is a tile of og × ig weights, and
-       W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each. */
-/* Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
+/*  aqlm, additive codebooks (arXiv 2401.06118): a group is a tile of og × ig weights, and
+        W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each.
+    nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig = 64
+    inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
+    Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
-    int codebooks; /* M, 1 … 16 */
-    int bits;      /* B, 1 … 16 */
-    int in_group;  /* ig, 1 … 64; must divide I */
-    int out_group; /* og, 1 … 64, og · ig ≤ 256; must divide O */
+    int codebooks; /* M, 1 … 16; 1 where there are none */
+    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8, nf4 4 */
+    int in_group;  /* ig, 1 … 64 (int: to 4096); must divide I */
+    int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
 } pvt_format;
 
-/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; or "dense". Errors: ARGUMENT. */
+/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "nf4"; "int:BgG", e.g. "int:2g64"; "dense".
+   Errors: ARGUMENT. */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
 PVT_API void pvt_format_text(const pvt_format *format, char out[48]);
-/* Bits per weight of an O × I matrix with everything counted:
+/* Bits per weight of an O × I matrix with everything counted: B for a code, 16 for a value. For aqlm that is
    (n/(og·ig)·M·B + M·2^B·og·ig·16 + O/og·16) / n, n = O·I. Needs no context. */
 PVT_API double pvt_format_bits(const pvt_format *format, int64_t O, int64_t I);
 
-struct pvti_weight_kind;
+struct pvti_kind;
+enum { PVT_MAX_ARRAYS = 4 };
 /* The fields may be read; they change only through the functions below. */
 typedef struct pvt_weight {
-    const struct pvti_weight_kind *kind; /* the representation's table of functions */
+    const struct pvti_kind *kind; /* the representation's table of functions */
     pvt_ctx *ctx;
     int64_t O, I;
     pvt_format format;
-    pvt_dtype dtype;     /* dense: of data */
-    const void *data;    /* dense: [O, I] rows, or GGUF blocks along I */
-    void *codes;         /* AQLM: [O/og, I/ig, M], uint8_t when B ≤ 8, else uint16_t */
-    pvt_real *codebooks; /* AQLM: [M, 2^B, og, ig] */
-    pvt_real *scales;    /* AQLM: [O/og] */
-    void *prepared;      /* what pvt_weight_prepare made for products with one row, or NULL */
-    bool owned;          /* frees its arrays; false in a view and over borrowed memory */
+    pvt_dtype dtype;  /* dense: of its numbers, or GGUF blocks along I */
+    void *data[PVT_MAX_ARRAYS]; /* of its arrays, in the order of pvt_weight_arrays */
+    void *prepared;   /* what pvt_weight_prepare made for products with one row, or NULL */
+    bool owned;       /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
 
 /*  The arrays that a weight is made of, so that it can be kept in a file of your own and made again:
         aqlm:   "codes" [O/og, I/ig, M], "codebooks" [M, 2^B, og, ig], "scales" [O/og]
+        nf4:    "codes" [O, I], "scales" [O, I/64]
+        int:    "codes" [O, I], "scales" and "zeros" [O, I/ig]
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
@@ -542,9 +556,10 @@ typedef struct pvt_array {
     int rank;
     int64_t shape[4]; /* row-major; beyond rank: 1 */
     int64_t bytes;
+    int bits;      /* of an element that count: B of a code; 16 of a value, as a file holds it */
+    int64_t rows;  /* rows of W for each step along shape[0]; 0: all rows share the array */
     const void *data;
 } pvt_array;
-enum { PVT_MAX_ARRAYS = 4 };
 
 /* Lists in out the arrays, *n of them, that an O × I matrix of this format has; data is NULL.
    Errors: ARGUMENT (out of range, or a group does not divide). */
@@ -621,13 +636,14 @@ PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 /* dx [n, I] += dy · W and dW [O, I] += dyᵀ · x; dx or dW may be NULL. */
 PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
-/* Chain rule of a codebook weight (with h[g] = the group g of dW):
+/* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array of
+   pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
        dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],   dscale[o] += Σ_{g in row o} ⟨h[g],
            Σ_m codebook_m[code_m(g)]⟩.
-   Shapes as in pvt_weight. Errors: ARGUMENT (dense), MEMORY. */
-PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *dcodebooks, pvt_real *dscales,
-                                    const pvt_weight *weight, const pvt_real *dW);
-/* Rounds codebooks and scales to fp16, as a saved file holds them. Errors: NUMERIC (overflow,
+   Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
+PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
+                                    const pvt_real *dW);
+/* Rounds the values to fp16, as a saved file holds them. Errors: NUMERIC (overflow,
    not finite), with the weight unchanged. */
 PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name);
 /* Bits per weight, everything counted. */
@@ -4553,83 +4569,134 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
     return pvti_mul(elements / info->block, info->bytes, bytes);
 }
 // >>weights
-/*  Behind pvt_weight stands one table of functions per representation, the only place that
-    knows its codes. Everything above (models, PV, files) goes through the table: a new
-    representation is one table more. */
+/*  Behind pvt_weight stands one table of functions per representation, the only place that knows what its arrays
+    mean. What can be told from the list of arrays alone (allocating, copying, counting bits, rounding, saving,
+    a checkpoint, a view of rows) is written once, in >>representations. A new representation is a section with a
+    table pvti_kind_NAME, and one line of PVT_FORMATS.
 
-/* One array of continuous parameters of a weight: codebooks, scales, … */
-typedef struct pvti_values {
-    pvt_real *data;
+    Where there are codes, they are array 0: the groups in rows of the weight from left to right, M codes to a
+    group. A group is the tile of weights that these M codes make. */
+
+/* What the V step asks for: the best codes of n groups for a dense target. */
+typedef struct pvti_assign {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;  /* previous codes, current values */
+    const pvt_real *target;    /* [O, I] */
+    const int64_t *groups;     /* which, [n]; NULL: 0 … n−1 */
     int64_t n;
-    const char *name;
-} pvti_values;
-enum { PVTI_MAX_VALUES = 4 };
+    int beam;
+    bool force;                /* the result must differ from the previous codes */
+    uint64_t stream;           /* random choices follow (seed of the context, stream) */
+    pvt_real *room;            /* assign_room numbers */
+    uint16_t *codes;           /* out: [n, M] */
+    float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
+} pvti_assign;
 
-typedef struct pvti_weight_kind {
-    const char *name;
+typedef struct pvti_kind {
+    const char *name, *syntax; /* syntax: how a format of it is written, for messages */
+    bool (*parse)(const char *text, pvt_format *out);
+    void (*print)(const pvt_format *format, char out[48]);
+    /* Are the parameters possible? Then out gets its array list for O × I, how many are returned; 0: they are
+       not. nearest, when sizes do not divide: the format that would fit, else equal to format. */
+    int (*arrays)(const pvt_format *format, int64_t O, int64_t I, pvt_dtype dtype, pvt_array out[PVT_MAX_ARRAYS],
+                  pvt_format *nearest);
+    void (*group)(const pvt_format *format, int64_t *og, int64_t *ig); /* the tile that one group covers */
     pvti_tile_fn *tile; /* a rectangle of the dequantized weight: what GEMM packs from */
-    /* lists the continuous parameters, returns how many */
-    int (*values)(const pvt_weight *weight, pvti_values out[PVTI_MAX_VALUES]);
-    /* chain rule: dvalues[i] += d loss / d values[i], from dW; partial: pvti_chain_values of memory */
+    /* chain rule: dvalues[i] += d loss / d array i, from dW; room: chain_room numbers */
     void (*chain)(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW,
-                  pvt_real *partial);
+                  pvt_real *room);
+    int64_t (*chain_room)(const pvt_weight *weight);
     pvt_result (*fit)(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                       pvt_fit_stats *stats, pvt_weight *out);
-} pvti_weight_kind;
+    void (*assign)(const pvti_assign *a); /* NULL: no codes */
+    int64_t (*assign_room)(const pvt_weight *weight);
+} pvti_kind;
 
-PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out)
+/* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
+static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype, int bits,
+                           int64_t rows, int64_t d0, int64_t d1, int64_t d2, int64_t d3)
 {
-    int value[4] = {0, 0, 0, 1}; /* M, B, g, o */
-    static const char mark[4] = {':', 'x', 'g', 'o'};
-    static const int limit[4] = {16, 16, 64, 64};
-    const char *at = text;
-    int i;
-    memset(out, 0, sizeof *out);
-    if (strcmp(text, "dense") == 0) {
-        out->bits = 16, out->in_group = out->out_group = 1;
-        return PVT_OK;
-    }
-    if (strncmp(at, "aqlm", 4) != 0) goto fail;
-    at += 4;
-    for (i = 0; i < 4; i++) {
-        int n = 0, digits = 0;
-        if (i == 3 && *at == 0) break;
-        if (*at++ != mark[i]) goto fail;
-        while (*at >= '0' && *at <= '9' && digits++ < 3) n = 10 * n + (*at++ - '0');
-        if (n < 1 || n > limit[i]) goto fail;
-        value[i] = n;
-    }
-    if (*at || value[2] * value[3] > 256) goto fail;
-    out->kind = PVT_FORMAT_AQLM;
-    out->codebooks = value[0], out->bits = value[1], out->in_group = value[2], out->out_group = value[3];
-    return PVT_OK;
-fail:
-    return pvti_fail(
-        ctx, PVT_ERR_ARGUMENT,
-        "format \"%.40s\": expected dense or aqlm:MxBgG[oO] with M 1-16 codebooks of B 1-16 bits, groups of "
-        "G 1-64 inputs and O 1-64 outputs, G*O at most 256; for example aqlm:2x8g8",
-        text);
+    array->data = NULL;
+    array->name = name, array->role = role, array->dtype = dtype, array->bits = bits, array->rows = rows;
+    array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
+    array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
+    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
+    return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
 }
 
-PVT_API void pvt_format_text(const pvt_format *format, char out[48])
+/* A decimal number of at most `most` digits' worth; moves *at behind it. 0: there is none, or it is larger. */
+static int pvti_format_number(const char **at, int most)
 {
-    if (format->kind == PVT_FORMAT_DENSE)
-        snprintf(out, 48, "dense");
-    else if (format->out_group == 1)
-        snprintf(out, 48, "aqlm:%dx%dg%d", format->codebooks, format->bits, format->in_group);
+    int n = 0;
+    while (**at >= '0' && **at <= '9' && n <= most) n = 10 * n + (*(*at)++ - '0');
+    return n <= most ? n : 0;
+}
+
+/* Moves *at behind `mark`; false: it is not there. */
+static bool pvti_format_mark(const char **at, const char *mark)
+{
+    size_t n = strlen(mark);
+    if (strncmp(*at, mark, n) != 0) return false;
+    *at += n;
+    return true;
+}
+
+/* Code i of the weight, of M in each group; codes are bytes up to B = 8, else 16 bits. */
+PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
+{
+    return weight->format.bits <= 8 ? ((const uint8_t *)weight->data[0])[i] : ((const uint16_t *)weight->data[0])[i];
+}
+PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
+{
+    if (weight->format.bits <= 8)
+        ((uint8_t *)weight->data[0])[i] = (uint8_t)code;
     else
-        snprintf(out, 48, "aqlm:%dx%dg%do%d", format->codebooks, format->bits, format->in_group,
-                 format->out_group);
+        ((uint16_t *)weight->data[0])[i] = (uint16_t)code;
 }
 
-PVT_API double pvt_format_bits(const pvt_format *format, int64_t O, int64_t I)
+/* What representations with a code for each single weight share. */
+static void pvti_group_single(const pvt_format *format, int64_t *og, int64_t *ig)
 {
-    double n = (double)O * (double)I, group = (double)format->in_group * format->out_group;
-    double entries = (double)((int64_t)1 << format->bits);
-    if (format->kind == PVT_FORMAT_DENSE) return 16;
-    return (n / group * format->codebooks * format->bits + format->codebooks * entries * group * 16 +
-            (double)O / format->out_group * 16) / n;
+    (void)format;
+    *og = *ig = 1;
 }
+static int64_t pvti_room_none(const pvt_weight *weight)
+{
+    (void)weight;
+    return 0;
+}
+
+/* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
+typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
+typedef struct pvti_single_args {
+    const pvti_assign *assign;
+    pvti_nearest_fn *nearest;
+} pvti_single_args;
+#define PVTI_SINGLE_TASK 4096
+static void pvti_single_task(void *arg, int64_t task, int worker)
+{
+    const pvti_assign *a = ((const pvti_single_args *)arg)->assign;
+    pvti_nearest_fn *nearest = ((const pvti_single_args *)arg)->nearest;
+    int64_t k, end = PVTI_MIN(a->n, (task + 1) * PVTI_SINGLE_TASK);
+    (void)worker;
+    for (k = task * PVTI_SINGLE_TASK; k < end; k++) {
+        int64_t i = a->groups ? a->groups[k] : k;
+        double step;
+        int other = a->force ? (int)pvti_code_get(a->weight, i) : -1;
+        a->codes[k] = (uint16_t)nearest(a->weight, i, (double)a->target[i], other, &step);
+        if (a->change) a->change[k] = (float)(step * step);
+    }
+}
+static void pvti_assign_single(const pvti_assign *a, pvti_nearest_fn *nearest)
+{
+    pvti_single_args args;
+    args.assign = a;
+    args.nearest = nearest;
+    pvti_parallel(a->ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
+}
+
+/* Codes, and not just numbers? */
+static bool pvti_has_codes(const pvt_weight *weight) { return weight->kind && weight->kind->assign; }
 
 /* ---- dense: any element type of a file, decoded a tile at a time ---- */
 
@@ -4639,7 +4706,7 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
     const pvt_weight *weight = (const pvt_weight *)self;
     const pvti_dtype *type = pvti_dtype_info(weight->dtype);
     pvti_decode_fn *decode = pvti_decoder(weight->ctx, weight->dtype);
-    const uint8_t *data = (const uint8_t *)weight->data;
+    const uint8_t *data = (const uint8_t *)weight->data[0];
     int64_t block = type->block, row_bytes = weight->I / block * type->bytes;
     int64_t b0 = c0 / block, b1 = (c1 + block - 1) / block, r, b;
     for (r = r0; r < r1; r++) {
@@ -4658,15 +4725,32 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
     }
 }
 
-static int pvti_values_dense(const pvt_weight *weight, pvti_values out[PVTI_MAX_VALUES])
+static bool pvti_parse_dense(const char *text, pvt_format *out)
 {
-    out[0].data = (pvt_real *)(uintptr_t)weight->data; /* only owned ones, in pvt_real, are ever written */
-    out[0].n = weight->O * weight->I;
-    out[0].name = "weight";
-    return 1;
+    out->bits = 16, out->codebooks = out->in_group = out->out_group = 1;
+    return strcmp(text, "dense") == 0;
+}
+static void pvti_print_dense(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "dense");
+}
+static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                             pvt_format *nearest)
+{
+    const pvti_dtype *type = pvti_dtype_info(dtype);
+    *nearest = *format;
+    return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O, I, 0, 0);
+}
+static void pvti_group_dense(const pvt_format *format, int64_t *og, int64_t *ig)
+{
+    (void)format;
+    *og = *ig = 1;
 }
 
-static const pvti_weight_kind pvti_kind_dense = {"dense", pvti_tile_dense, pvti_values_dense, NULL, NULL};
+static const pvti_kind pvti_kind_dense = {
+    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_dense, pvti_tile_dense,
+    NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
 
@@ -4685,7 +4769,7 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
     out->ctx = ctx;
     out->O = O, out->I = I;
     out->dtype = dtype;
-    out->data = data;
+    out->data[0] = (void *)(uintptr_t)data; /* only owned ones, in pvt_real, are ever written */
     return PVT_OK;
 }
 
@@ -4712,8 +4796,8 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
 static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transposed)
 {
     if (weight->kind == &pvti_kind_dense && weight->dtype == PVTI_DTYPE_REAL &&
-        (uintptr_t)weight->data % sizeof(pvt_real) == 0) {
-        const pvt_real *data = (const pvt_real *)weight->data;
+        (uintptr_t)weight->data[0] % sizeof(pvt_real) == 0) {
+        const pvt_real *data = (const pvt_real *)weight->data[0];
         return transposed ? pvti_cols(data, weight->I) : pvti_rows(data, weight->I);
     }
     return pvti_tiles(weight->kind->tile, weight, transposed);
@@ -4809,21 +4893,11 @@ PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const
                          weight->I, n, true);
 }
 
-PVT_API double pvt_weight_bits(const pvt_weight *weight)
-{
-    const pvti_dtype *type = pvti_dtype_info(weight->dtype);
-    if (weight->format.kind != PVT_FORMAT_DENSE) return pvt_format_bits(&weight->format, weight->O, weight->I);
-    return 8.0 * (double)type->bytes / (double)type->block;
-}
-
 PVT_API void pvt_weight_free(pvt_weight *weight)
 {
     if (!weight || !weight->ctx) return;
     if (weight->owned) {
-        pvti_free(weight->ctx, (void *)(uintptr_t)weight->data);
-        pvti_free(weight->ctx, weight->codes);
-        pvti_free(weight->ctx, weight->codebooks);
-        pvti_free(weight->ctx, weight->scales);
+        for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvti_free(weight->ctx, weight->data[i]);
     }
     pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
@@ -4832,32 +4906,21 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
 /*  Additive codebooks: W[group] = s · Σ_m C_m[code_m]. A group is og × ig weights, its D = og·ig
     numbers stored row by row, as codebook entries are. Codes are bytes up to B = 8, else 16 bits. */
 
+enum { PVTI_CODES, PVTI_CODEBOOKS, PVTI_SCALES }; /* the arrays of an aqlm weight */
+PVTI_INLINE pvt_real *pvti_codebooks(const pvt_weight *weight) { return (pvt_real *)weight->data[PVTI_CODEBOOKS]; }
+PVTI_INLINE pvt_real *pvti_scales(const pvt_weight *weight) { return (pvt_real *)weight->data[PVTI_SCALES]; }
 PVTI_INLINE int64_t pvti_entries(const pvt_weight *weight) { return (int64_t)1 << weight->format.bits; }
 PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
 {
     return (int64_t)weight->format.in_group * weight->format.out_group;
 }
-PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
-{
-    return weight->format.bits <= 8 ? ((const uint8_t *)weight->codes)[i]
-                                    : ((const uint16_t *)weight->codes)[i];
-}
-PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
-{
-    if (weight->format.bits <= 8)
-        ((uint8_t *)weight->codes)[i] = (uint8_t)code;
-    else
-        ((uint16_t *)weight->codes)[i] = (uint16_t)code;
-}
-
-
 /* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out. M and ig are
    compile-time constants for the usual formats, so the loops below unroll into vector adds. */
 PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
                                  int64_t j1, bool scaled, int M, int og, int ig, bool bytes)
 {
     int64_t K = pvti_entries(w), D = (int64_t)og * ig, GI = w->I / ig, j;
-    pvt_real s = scaled ? w->scales[go] : 1;
+    pvt_real s = scaled ? pvti_scales(w)[go] : 1;
     for (j = j0; j < j1; j++) {
         int64_t at = (go * GI + j) * M;
         int m, a, r;
@@ -4866,8 +4929,8 @@ PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w,
             pvt_real *o = out + r * ld + (j - j0) * ig;
             for (m = 0; m < M; m++) {
                 int64_t code =
-                    bytes ? ((const uint8_t *)w->codes)[at + m] : ((const uint16_t *)w->codes)[at + m];
-                const pvt_real *entry = w->codebooks + (m * K + code) * D + r * ig;
+                    bytes ? ((const uint8_t *)w->data[0])[at + m] : ((const uint16_t *)w->data[0])[at + m];
+                const pvt_real *entry = pvti_codebooks(w) + (m * K + code) * D + r * ig;
                 for (a = 0; a < ig; a++) sum[a] = m ? sum[a] + entry[a] : entry[a];
             }
             for (a = 0; a < ig; a++) o[a] = s * sum[a];
@@ -4897,7 +4960,7 @@ PVTI_INLINE void pvti_scatter_rows(pvt_real *acc, const pvt_weight *w, const pvt
 {
     int64_t D = (int64_t)og * ig, GI = w->I / ig, go, j;
     for (go = go0; go < go1; go++) {
-        pvt_real s = w->scales[go];
+        pvt_real s = pvti_scales(w)[go];
         for (j = 0; j < GI; j++) {
             pvt_real *entry = acc + pvti_code_get(w, (go * GI + j) * M + m) * D;
             int r, a;
@@ -4988,15 +5051,55 @@ static void pvti_tile_aqlm(const void *self, pvt_real *out, int64_t ld, int64_t 
     }
 }
 
-static int pvti_values_aqlm(const pvt_weight *weight, pvti_values out[PVTI_MAX_VALUES])
+static bool pvti_parse_aqlm(const char *text, pvt_format *out)
 {
-    out[0].data = weight->codebooks;
-    out[0].n = weight->format.codebooks * pvti_entries(weight) * pvti_group_dim(weight);
-    out[0].name = "codebooks";
-    out[1].data = weight->scales;
-    out[1].n = weight->O / weight->format.out_group;
-    out[1].name = "scales";
-    return 2;
+    out->out_group = 1;
+    if (!pvti_format_mark(&text, "aqlm:") || !(out->codebooks = pvti_format_number(&text, 16)) ||
+        !pvti_format_mark(&text, "x") || !(out->bits = pvti_format_number(&text, 16)) ||
+        !pvti_format_mark(&text, "g") || !(out->in_group = pvti_format_number(&text, 64)))
+        return false;
+    if (*text && (!pvti_format_mark(&text, "o") || !(out->out_group = pvti_format_number(&text, 64)))) return false;
+    return !*text && out->in_group * out->out_group <= 256;
+}
+
+static void pvti_print_aqlm(const pvt_format *format, char out[48])
+{
+    int n = snprintf(out, 48, "aqlm:%dx%dg%d", format->codebooks, format->bits, format->in_group);
+    if (format->out_group > 1) snprintf(out + n, (size_t)(48 - n), "o%d", format->out_group);
+}
+
+/* The group size nearest to `wanted`, the larger of two equally near, that divides n. */
+static int pvti_group_near(int wanted, int64_t n, int most)
+{
+    int best = 1, g;
+    for (g = 1; g <= most; g++)
+        if (n % g == 0 && abs(g - wanted) <= abs(best - wanted)) best = g;
+    return best;
+}
+
+static int pvti_arrays_aqlm(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                            pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->codebooks < 1 || f->codebooks > 16 || f->bits < 1 || f->bits > 16 || f->in_group < 1 || f->in_group > 64 ||
+        f->out_group < 1 || f->out_group > 64 || f->in_group * f->out_group > 256)
+        return 0;
+    nearest->in_group = pvti_group_near(f->in_group, I, 64);
+    nearest->out_group = pvti_group_near(f->out_group, O, PVTI_MIN(64, 256 / nearest->in_group));
+    return pvti_array_set(&out[PVTI_CODES], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, f->bits,
+                          f->out_group, O / f->out_group, I / f->in_group, f->codebooks, 0) &&
+                   pvti_array_set(&out[PVTI_CODEBOOKS], "codebooks", PVT_ARRAY_VALUE, dtype, 16, 0, f->codebooks,
+                                  (int64_t)1 << f->bits, f->out_group, f->in_group) &&
+                   pvti_array_set(&out[PVTI_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, f->out_group,
+                                  O / f->out_group, 0, 0, 0)
+               ? 3
+               : 0;
+}
+
+static void pvti_group_aqlm(const pvt_format *format, int64_t *og, int64_t *ig)
+{
+    *og = format->out_group;
+    *ig = format->in_group;
 }
 
 /* The chain rule is a scatter: two groups with the same code add into one entry. Rows are cut
@@ -5065,7 +5168,7 @@ static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_we
                             const pvt_real *dW, pvt_real *partial)
 {
     pvti_chain_args a;
-    a.ctx = ctx, a.partial = partial, a.dcodebooks = dvalues[0], a.dscales = dvalues[1];
+    a.ctx = ctx, a.partial = partial, a.dcodebooks = dvalues[PVTI_CODEBOOKS], a.dscales = dvalues[PVTI_SCALES];
     a.weight = weight, a.dW = dW;
     a.chunks = pvti_chain_chunks(weight);
     a.n = pvti_chain_values(weight) / a.chunks;
@@ -5097,7 +5200,7 @@ static void pvti_search_tables_fill(pvti_search_tables *t, pvt_real *memory, con
     t->norm = memory + t->M * t->D * t->padded;
     for (m = 0; m < t->M; m++)
         for (k = 0; k < t->padded; k++) {
-            const pvt_real *entry = weight->codebooks + (m * t->K + k) * t->D;
+            const pvt_real *entry = pvti_codebooks(weight) + (m * t->K + k) * t->D;
             pvt_real norm = 0;
             for (d = 0; d < t->D; d++) {
                 pvt_real c = k < t->K ? entry[d] : 0;
@@ -5160,13 +5263,13 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
     const pvt_weight *w = s->weight;
     int64_t ig = w->format.in_group, og = w->format.out_group, GI = w->I / ig, D = s->tables.D;
     int64_t go = group / GI, j = group % GI, r, a, m;
-    pvt_real inverse = pvti_reciprocal_scale(w->scales[go]);
+    pvt_real inverse = pvti_reciprocal_scale(pvti_scales(w)[go]);
     for (r = 0; r < og; r++)
         for (a = 0; a < ig; a++) v[r * ig + a] = s->target[(go * og + r) * w->I + j * ig + a] * inverse;
     for (m = 0; m < s->tables.M; m++) {
         const pvt_real *entry;
         codes[m] = (uint16_t)pvti_code_get(w, group * s->tables.M + m);
-        entry = w->codebooks + (m * s->tables.K + codes[m]) * D;
+        entry = pvti_codebooks(w) + (m * s->tables.K + codes[m]) * D;
         for (a = 0; a < D; a++) v[a] -= entry[a];
     }
 }
@@ -5183,7 +5286,7 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
                          s->groups ? s->groups[from + i] : from + i);
     for (step = 0; step < t->M; step++) {
         int64_t m = s->order[step];
-        const pvt_real *book = s->weight->codebooks + m * t->K * D;
+        const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
             for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
@@ -5210,7 +5313,7 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
         int64_t m = s->order[step], keep = step + 1 < M ? s->beam : s->force ? 2 : 1, found = 0;
-        const pvt_real *book = s->weight->codebooks + m * t->K * D;
+        const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
             const pvt_real *entry = book + codes[now][h][m] * D;
@@ -5240,14 +5343,14 @@ static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 {
     const pvt_weight *w = s->weight;
     int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, group = s->groups ? s->groups[at] : at, a, m;
-    double sum = 0, scale = (double)w->scales[group / (w->I / w->format.in_group)];
+    double sum = 0, scale = (double)pvti_scales(w)[group / (w->I / w->format.in_group)];
     bool same = true;
     for (m = 0; m < M; m++) same = same && s->codes[at * M + m] == pvti_code_get(w, group * M + m);
     for (a = 0; a < D && !same; a++) {
         double d = 0;
         for (m = 0; m < M; m++)
-            d += (double)w->codebooks[(m * K + s->codes[at * M + m]) * D + a] -
-                 (double)w->codebooks[(m * K + pvti_code_get(w, group * M + m)) * D + a];
+            d += (double)pvti_codebooks(w)[(m * K + s->codes[at * M + m]) * D + a] -
+                 (double)pvti_codebooks(w)[(m * K + pvti_code_get(w, group * M + m)) * D + a];
         sum += d * d;
     }
     s->change[at] = (float)(sum * scale * scale);
@@ -5269,6 +5372,21 @@ static void pvti_l2_run(pvti_l2_search *s)
 {
     s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
     pvti_parallel(s->ctx, (s->n + s->batch - 1) / s->batch, pvti_l2_task, s);
+}
+
+/* The V step of pv. */
+static int64_t pvti_assign_room_aqlm(const pvt_weight *weight) { return pvti_search_tables_values(&weight->format); }
+static void pvti_assign_aqlm(const pvti_assign *a)
+{
+    pvti_l2_search s;
+    int64_t order[16];
+    memset(&s, 0, sizeof s);
+    pvti_random_order(order, a->weight->format.codebooks, a->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
+    s.ctx = a->ctx, s.weight = a->weight, s.target = a->target, s.order = order;
+    s.groups = a->groups, s.n = a->n, s.beam = a->beam, s.force = a->force;
+    s.codes = a->codes, s.change = a->change;
+    pvti_search_tables_fill(&s.tables, a->room, a->weight);
+    pvti_l2_run(&s);
 }
 
 /* ---- the metric H = XᵀX: calibration ----
@@ -5359,9 +5477,9 @@ static void pvti_xtx_query(pvt_real *x, const pvti_xtx_search *s, const pvti_xtx
 {
     const pvt_weight *w = s->weight;
     int64_t ig = w->format.in_group, og = w->format.out_group, at = (p - s->p0) * ig, r, a;
-    pvt_real scale = w->scales[go], inverse = pvti_reciprocal_scale(scale), u[64];
+    pvt_real scale = pvti_scales(w)[go], inverse = pvti_reciprocal_scale(scale), u[64];
     const pvt_real *entry =
-        w->codebooks + (m * s->tables.K + item->codes[(p - s->p0) * s->tables.M + m]) * s->tables.D;
+        pvti_codebooks(w) + (m * s->tables.K + item->codes[(p - s->p0) * s->tables.M + m]) * s->tables.D;
     for (r = 0; r < og; r++) {
         pvt_real *b = x + r * ig;
         memcpy(b, item->rh + r * s->width + at, (size_t)ig * sizeof *b);
@@ -5378,14 +5496,14 @@ static void pvti_xtx_set(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t 
     const pvt_weight *w = s->weight;
     int64_t ig = w->format.in_group, og = w->format.out_group, D = s->tables.D, at = (p - s->p0) * ig, r, a;
     uint16_t *code = item->codes + (p - s->p0) * s->tables.M + m;
-    const pvt_real *old = w->codebooks + (m * s->tables.K + *code) * D,
-                   *entry = w->codebooks + (m * s->tables.K + k) * D;
+    const pvt_real *old = pvti_codebooks(w) + (m * s->tables.K + *code) * D,
+                   *entry = pvti_codebooks(w) + (m * s->tables.K + k) * D;
     if (*code == k) return;
     *code = (uint16_t)k;
     for (r = 0; r < og; r++) {
         pvt_real u[64];
         for (a = 0; a < ig; a++) {
-            u[a] = w->scales[go] * (old[r * ig + a] - entry[r * ig + a]);
+            u[a] = pvti_scales(w)[go] * (old[r * ig + a] - entry[r * ig + a]);
             item->delta[r * s->width + at + a] += u[a];
         }
         PVTI_CALL(s->ctx, axpys)(item->rh + r * s->width + at, u, s->H + p * ig * w->I + p * ig, w->I, ig,
@@ -5419,7 +5537,7 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
 {
     const pvti_search_tables *t = &s->tables;
     const pvt_real *bias = s->bias + ((p - s->p0) * t->M + m) * t->padded;
-    pvt_real *x = memory, *score = x + 256, scale = s->weight->scales[go];
+    pvt_real *x = memory, *score = x + 256, scale = pvti_scales(s->weight)[go];
     pvti_candidate list[PVTI_MAX_BEAM];
     double base = n ? items[0].loss : 0;
     int64_t found = 0, h, k;
@@ -5485,7 +5603,7 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
             PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
                                             s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
             for (i = 0; i < n; i++)
-                if (w->scales[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
+                if (pvti_scales(w)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
         }
         for (i = 0; i < n; i++)
             for (h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
@@ -5879,7 +5997,7 @@ static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
 {
     const pvti_fit *f = (const pvti_fit *)arg;
     int64_t n = f->og * f->I, from = go * n, k;
-    pvt_real s = f->weight->scales[go], factor;
+    pvt_real s = pvti_scales(f->weight)[go], factor;
     double along = 0, square = 0;
     (void)worker;
     /* Ŵ = W − R and ŴH = WH − RH: s_new / s = ⟨WH, Ŵ⟩ / ⟨ŴH, Ŵ⟩ */
@@ -5888,7 +6006,7 @@ static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
         along += (double)f->WH[k] * w, square += wh * w;
     }
     factor = square > 0 && along > 0 ? (pvt_real)(along / square) : 1;
-    f->weight->scales[go] = s * factor;
+    pvti_scales(f->weight)[go] = s * factor;
     for (k = from; k < from + n; k++) {
         f->R[k] = f->W[k] - factor * (f->W[k] - f->R[k]);
         f->RH[k] = f->WH[k] - factor * (f->WH[k] - f->RH[k]);
@@ -5898,8 +6016,8 @@ static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
 /* out = Σ over groups with that code of s·G[group]: the transpose of decoding. */
 static void pvti_fit_gather(pvti_fit *f, pvt_real *out, const pvt_real *G)
 {
-    pvt_real *values[2];
-    values[0] = out, values[1] = f->dscales;
+    pvt_real *values[PVT_MAX_ARRAYS] = {NULL};
+    values[PVTI_CODEBOOKS] = out, values[PVTI_SCALES] = f->dscales;
     memset(out, 0, (size_t)f->n_values * sizeof *out);
     pvti_chain_aqlm(f->ctx, values, f->weight, G, f->partial);
 }
@@ -5913,7 +6031,7 @@ static void pvti_fit_diagonal(pvti_fit *f)
         for (j = 0; j < f->GI; j++)
             for (m = 0; m < M; m++) {
                 int64_t code = pvti_code_get(f->weight, (go * f->GI + j) * M + m);
-                pvt_real *out = f->diagonal + (m * K + code) * f->D, s = f->weight->scales[go];
+                pvt_real *out = f->diagonal + (m * K + code) * f->D, s = pvti_scales(f->weight)[go];
                 for (d = 0; d < f->D; d++) {
                     int64_t column = j * f->ig + d % f->ig;
                     out[d] += s * s * (f->H ? f->H[column * f->I + column] : 1);
@@ -5955,7 +6073,7 @@ static void pvti_fit_codebooks(pvti_fit *f)
     pvti_fit_gather(f, f->r, f->RH);
     for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     rz = pvti_sum_products(f->r, f->x, n);
-    direction.codebooks = f->p;
+    direction.data[PVTI_CODEBOOKS] = f->p;
     a.fit = f, a.weight = &direction, a.out = f->T, a.minus = NULL;
     for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         double curvature, alpha, rz_next;
@@ -5966,7 +6084,7 @@ static void pvti_fit_codebooks(pvti_fit *f)
         if (!(curvature > 0)) break;
         alpha = rz / curvature, al = (pvt_real)alpha;
         f->alpha = -al;
-        PVTI_CALL(f->ctx, axpys)(f->weight->codebooks, &al, f->p, 0, 1, n);
+        PVTI_CALL(f->ctx, axpys)(pvti_codebooks(f->weight), &al, f->p, 0, 1, n);
         pvti_parallel(f->ctx, f->O, pvti_fit_advance_task, f);
         pvti_fit_gather(f, f->q, f->TH);
         PVTI_CALL(f->ctx, axpys)(f->r, &f->alpha, f->q, 0, 1, n);
@@ -5990,8 +6108,8 @@ static pvt_result pvti_fit_start(pvti_fit *f)
         pvt_real inverse;
         for (i = go * f->og * f->I; i < (go + 1) * f->og * f->I; i++)
             square += (double)f->W[i] * (double)f->W[i];
-        f->weight->scales[go] = (pvt_real)(__builtin_sqrt(square) + 1e-9);
-        inverse = 1 / f->weight->scales[go];
+        pvti_scales(f->weight)[go] = (pvt_real)(__builtin_sqrt(square) + 1e-9);
+        inverse = 1 / pvti_scales(f->weight)[go];
         for (j = 0; j < f->GI; j++)
             for (r = 0; r < f->og; r++)
                 for (a = 0; a < f->ig; a++)
@@ -6013,7 +6131,7 @@ static pvt_result pvti_fit_start(pvti_fit *f)
         memset(&s, 0, sizeof s);
         s.ctx = f->ctx, s.x = x, s.weight = f->H ? weight : NULL;
         s.rows = f->GO, s.GI = f->GI, s.D = f->D, s.K = K;
-        s.centroids = f->weight->codebooks + m * K * f->D, s.assigned = assigned;
+        s.centroids = pvti_codebooks(f->weight) + m * K * f->D, s.assigned = assigned;
         for (k = 0; k < K; k++) { /* seeds: points drawn at random */
             uint64_t at =
                 pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, f->stream * 64 + (uint64_t)m, (uint64_t)k) %
@@ -6124,14 +6242,345 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
     return result;
 }
 
-static const pvti_weight_kind pvti_kind_aqlm = {"aqlm", pvti_tile_aqlm, pvti_values_aqlm, pvti_chain_aqlm,
-                                                pvti_fit_aqlm};
+static const pvti_kind pvti_kind_aqlm = {
+    "aqlm",
+    "aqlm:MxBgG[oO] with M 1-16 codebooks of B 1-16 bits, groups of G 1-64 inputs and O 1-64 outputs, G*O at most "
+    "256; for example aqlm:2x8g8",
+    pvti_parse_aqlm, pvti_print_aqlm, pvti_arrays_aqlm, pvti_group_aqlm, pvti_tile_aqlm, pvti_chain_aqlm,
+    pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm};
 
-static bool pvti_format_in_range(const pvt_format *f)
+/* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
+static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
+                                   const pvt_weight *weight, pvt_fit_stats *stats)
 {
-    return f->kind == PVT_FORMAT_AQLM && f->codebooks >= 1 && f->codebooks <= 16 && f->bits >= 1 && f->bits <= 16 &&
-           f->in_group >= 1 && f->in_group <= 64 && f->out_group >= 1 && f->out_group <= 64 &&
-           f->in_group * f->out_group <= 256;
+    pvti_fit f;
+    int64_t n = weight->O * weight->I, k;
+    pvt_result result = PVT_ERR_MEMORY;
+    memset(&f, 0, sizeof f);
+    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I;
+    f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
+    if (f.R && f.RH && f.dots) {
+        result = PVT_OK;
+        pvti_fit_times_H(&f, f.RH, W);
+        f.energy = pvti_fit_dot(&f, W, f.RH);
+        pvt_weight_dequantize(weight, f.R);
+        for (k = 0; k < n; k++) f.R[k] = W[k] - f.R[k];
+        pvti_fit_times_H(&f, f.RH, f.R);
+        stats->error = f.energy > 0 ? PVTI_MAX(0, pvti_fit_dot(&f, f.R, f.RH) / f.energy) : 0;
+        stats->error_start = stats->error, stats->epochs = 1;
+        if (!(f.energy >= 0) || !(f.energy <= DBL_MAX) || !(stats->error <= DBL_MAX))
+            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
+                               "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it "
+                               "cannot be calibrated",
+                               name);
+    }
+    pvti_free(ctx, f.R);
+    pvti_free(ctx, f.RH);
+    pvti_free(ctx, f.dots);
+    return result == PVT_OK ? pvti_report(ctx, "fit", name, 1, 1, "epochs", stats->error) : result;
+}
+
+// >>grids
+/*  A grid is a fixed list of levels, and a weight the level that its code names, times a scale that it shares with
+    its neighbours. Nothing is learned but scales: a P step tunes them, a V step takes the nearest level.
+
+    nf4 (QLoRA, arXiv 2305.14314, appendix E): 16 levels, which are quantiles of a normal distribution, with 0 and ±1
+    among them; 64 weights of a row share their largest magnitude. */
+
+enum { PVTI_GRID_SCALES = 1, PVTI_NF4_GROUP = 64 };
+static const float pvti_nf4_levels[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f,
+    1.0f};
+
+static bool pvti_parse_nf4(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1, out->bits = 4, out->in_group = PVTI_NF4_GROUP;
+    return strcmp(text, "nf4") == 0;
+}
+static void pvti_print_nf4(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "nf4");
+}
+static int pvti_arrays_nf4(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                           pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits != 4 || f->codebooks != 1 || f->in_group != PVTI_NF4_GROUP || f->out_group != 1) return 0;
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, PVT_U8, 4, 1, O, I, 0, 0) &&
+                   pvti_array_set(&out[PVTI_GRID_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
+                                  I / PVTI_NF4_GROUP, 0, 0)
+               ? 2
+               : 0;
+}
+
+static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
+{
+    const pvt_weight *w = (const pvt_weight *)self;
+    const pvt_real *scales = (const pvt_real *)w->data[PVTI_GRID_SCALES];
+    int64_t r, c;
+    for (r = r0; r < r1; r++, out += ld) {
+        const uint8_t *codes = (const uint8_t *)w->data[0] + r * w->I;
+        const pvt_real *scale = scales + r * (w->I / PVTI_NF4_GROUP);
+        for (c = c0; c < c1; c++) out[c - c0] = scale[c / PVTI_NF4_GROUP] * (pvt_real)pvti_nf4_levels[codes[c] & 15];
+    }
+}
+
+/* dscale = Σ over its group of dW · level. */
+static void pvti_chain_nf4(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                           pvt_real *room)
+{
+    int64_t groups = w->O * (w->I / PVTI_NF4_GROUP), g, k;
+    (void)ctx, (void)room;
+    for (g = 0; g < groups; g++) {
+        double sum = 0;
+        for (k = g * PVTI_NF4_GROUP; k < (g + 1) * PVTI_NF4_GROUP; k++)
+            sum += (double)dW[k] * (double)pvti_nf4_levels[pvti_code_get(w, k)];
+        dvalues[PVTI_GRID_SCALES][g] += (pvt_real)sum;
+    }
+}
+
+/* The level nearest to x, the lower of two; `other` than that one when it is not −1. */
+static int pvti_nf4_nearest(double x, int other)
+{
+    int best = -1, k;
+    for (k = 0; k < 16; k++)
+        if (k != other && (best < 0 || fabs(x - (double)pvti_nf4_levels[k]) < fabs(x - (double)pvti_nf4_levels[best])))
+            best = k;
+    return best;
+}
+
+/* Scales are the largest magnitudes; H has no say in the choice, only in the error that is reported. */
+static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                               pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvt_real *scales = (pvt_real *)out->data[PVTI_GRID_SCALES];
+    int64_t groups = out->O * (out->I / PVTI_NF4_GROUP), g, k;
+    for (g = 0; g < groups; g++) {
+        const pvt_real *w = W + g * PVTI_NF4_GROUP;
+        double most = 0;
+        for (k = 0; k < PVTI_NF4_GROUP; k++) most = PVTI_MAX(most, fabs((double)w[k]));
+        scales[g] = (pvt_real)most;
+        for (k = 0; k < PVTI_NF4_GROUP; k++)
+            pvti_code_set(out, g * PVTI_NF4_GROUP + k, pvti_nf4_nearest(most > 0 ? (double)w[k] / most : 0, -1));
+    }
+    return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
+}
+
+static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, int other, double *step)
+{
+    double scale = (double)((const pvt_real *)w->data[PVTI_GRID_SCALES])[i / PVTI_NF4_GROUP];
+    int now = (int)pvti_code_get(w, i), code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : now;
+    *step = scale * ((double)pvti_nf4_levels[code] - (double)pvti_nf4_levels[now]);
+    return code;
+}
+static void pvti_assign_nf4(const pvti_assign *a) { pvti_assign_single(a, pvti_nearest_of_nf4); }
+
+static const pvti_kind pvti_kind_nf4 = {
+    "nf4", "nf4, whose groups are of 64 inputs", pvti_parse_nf4, pvti_print_nf4, pvti_arrays_nf4, pvti_group_single,
+    pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none};
+
+// >>scalar
+/*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group` neighbours of a
+    row. Scale and zero are values, which a P step tunes; a V step takes the nearest integer. */
+
+enum { PVTI_INT_SCALES = 1, PVTI_INT_ZEROS };
+
+static bool pvti_parse_int(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1;
+    return pvti_format_mark(&text, "int:") && (out->bits = pvti_format_number(&text, 8)) != 0 &&
+           pvti_format_mark(&text, "g") && (out->in_group = pvti_format_number(&text, 4096)) != 0 && !*text;
+}
+static void pvti_print_int(const pvt_format *format, char out[48])
+{
+    snprintf(out, 48, "int:%dg%d", format->bits, format->in_group);
+}
+static int pvti_arrays_int(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                           pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits < 1 || f->bits > 8 || f->codebooks != 1 || f->in_group < 1 || f->in_group > 4096 || f->out_group != 1)
+        return 0;
+    nearest->in_group = pvti_group_near(f->in_group, I, 4096);
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, PVT_U8, f->bits, 1, O, I, 0, 0) &&
+                   pvti_array_set(&out[PVTI_INT_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O, I / f->in_group,
+                                  0, 0) &&
+                   pvti_array_set(&out[PVTI_INT_ZEROS], "zeros", PVT_ARRAY_VALUE, dtype, 16, 1, O, I / f->in_group,
+                                  0, 0)
+               ? 3
+               : 0;
+}
+
+static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
+{
+    const pvt_weight *w = (const pvt_weight *)self;
+    const pvt_real *scales = (const pvt_real *)w->data[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->data[PVTI_INT_ZEROS];
+    int64_t ig = w->format.in_group, r, c, end;
+    for (r = r0; r < r1; r++, out += ld) {
+        const uint8_t *codes = (const uint8_t *)w->data[0] + r * w->I;
+        for (c = c0; c < c1; c = end) {
+            pvt_real scale = scales[(r * w->I + c) / ig], zero = zeros[(r * w->I + c) / ig];
+            int64_t k;
+            end = PVTI_MIN(c1, (c / ig + 1) * ig);
+            for (k = c; k < end; k++) out[k - c0] = scale * ((pvt_real)codes[k] - zero);
+        }
+    }
+}
+
+/* dscale = Σ over its group of dW · (q − zero), dzero = −scale · Σ dW. */
+static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                           pvt_real *room)
+{
+    const pvt_real *scales = (const pvt_real *)w->data[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->data[PVTI_INT_ZEROS];
+    int64_t ig = w->format.in_group, groups = w->O * (w->I / ig), g, k;
+    (void)ctx, (void)room;
+    for (g = 0; g < groups; g++) {
+        double along = 0, sum = 0;
+        for (k = g * ig; k < (g + 1) * ig; k++) {
+            along += (double)dW[k] * ((double)pvti_code_get(w, k) - (double)zeros[g]);
+            sum += (double)dW[k];
+        }
+        dvalues[PVTI_INT_SCALES][g] += (pvt_real)along;
+        dvalues[PVTI_INT_ZEROS][g] += (pvt_real)(-(double)scales[g] * sum);
+    }
+}
+
+/* The integer of B bits nearest to x; `other` than that one when it is not −1. */
+static int pvti_int_nearest(double x, int bits, int other)
+{
+    int most = (1 << bits) - 1;
+    int code = x > 0 ? (x < most ? (int)(x + 0.5) : most) : 0;
+    if (code != other) return code;
+    if (code == 0 || (code < most && x > code)) return code + 1;
+    return code - 1;
+}
+
+/*  Round to nearest: the grid of a group spans its weights and 0 (lo ≤ 0 ≤ hi),
+        scale = (hi − lo) / (2^B − 1),   zero = round(−lo / scale),   q = round(w / scale) + zero, clamped.
+    H has no say in the choice, only in the error that is reported. */
+static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                               pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvt_real *scales = (pvt_real *)out->data[PVTI_INT_SCALES], *zeros = (pvt_real *)out->data[PVTI_INT_ZEROS];
+    int64_t ig = out->format.in_group, groups = out->O * (out->I / ig), g, k;
+    int bits = out->format.bits;
+    for (g = 0; g < groups; g++) {
+        double low = 0, high = 0, scale;
+        for (k = g * ig; k < (g + 1) * ig; k++) {
+            low = PVTI_MIN(low, (double)W[k]);
+            high = PVTI_MAX(high, (double)W[k]);
+        }
+        scale = (high - low) / ((1 << bits) - 1);
+        scales[g] = (pvt_real)scale;
+        zeros[g] = (pvt_real)(scale > 0 ? pvti_int_nearest(-low / scale, bits, -1) : 0);
+        for (k = g * ig; k < (g + 1) * ig; k++)
+            pvti_code_set(out, k, pvti_int_nearest(scale > 0 ? (double)W[k] / scale + (double)zeros[g] : 0, bits, -1));
+    }
+    return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
+}
+
+static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, int other, double *step)
+{
+    int64_t g = i / w->format.in_group;
+    double scale = (double)((const pvt_real *)w->data[PVTI_INT_SCALES])[g];
+    double zero = (double)((const pvt_real *)w->data[PVTI_INT_ZEROS])[g];
+    int now = (int)pvti_code_get(w, i);
+    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : now;
+    *step = scale * (code - now);
+    return code;
+}
+static void pvti_assign_int(const pvti_assign *a) { pvti_assign_single(a, pvti_nearest_of_int); }
+
+static const pvti_kind pvti_kind_int = {
+    "int", "int:BgG with integers of B 1-8 bits, scale and zero for G 1-4096 inputs; for example int:2g64",
+    pvti_parse_int, pvti_print_int, pvti_arrays_int, pvti_group_single, pvti_tile_int, pvti_chain_int, pvti_room_none,
+    pvti_fit_int, pvti_assign_int, pvti_room_none};
+
+// >>representations
+/*  The list, and what is written once for all of it: everything that the list of a weight's arrays tells. */
+
+static const pvti_kind *const pvti_kinds[PVTI_FORMATS] = {
+#define PVTI_X(name, kind) &pvti_kind_##kind,
+    PVT_FORMATS(PVTI_X)
+#undef PVTI_X
+};
+
+/* NULL for a number that is none of the enum. */
+static const pvti_kind *pvti_kind_of(const pvt_format *format)
+{
+    return (unsigned)format->kind < PVTI_FORMATS ? pvti_kinds[format->kind] : NULL;
+}
+
+PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out)
+{
+    char expected[768];
+    int used = 0, i;
+    for (i = 0; i < PVTI_FORMATS; i++) {
+        memset(out, 0, sizeof *out);
+        out->kind = (pvt_format_kind)i;
+        if (pvti_kinds[i]->parse(text, out)) return PVT_OK;
+    }
+    memset(out, 0, sizeof *out);
+    for (i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
+        used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", i ? "; or " : "",
+                         pvti_kinds[i]->syntax);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "format \"%.40s\": expected %s", text, expected);
+}
+
+PVT_API void pvt_format_text(const pvt_format *format, char out[48])
+{
+    const pvti_kind *kind = pvti_kind_of(format);
+    snprintf(out, 48, "?");
+    if (kind) kind->print(format, out);
+}
+
+/* The weights that one group covers. */
+static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
+{
+    weight->kind->group(&weight->format, og, ig);
+}
+/* Groups of the weight, and codes of each group. */
+static int64_t pvti_groups(const pvt_weight *weight)
+{
+    int64_t og, ig;
+    pvti_group_of(weight, &og, &ig);
+    return weight->O / og * (weight->I / ig);
+}
+
+/* Elements of an array. */
+static int64_t pvti_array_count(const pvt_array *array)
+{
+    return array->shape[0] * array->shape[1] * array->shape[2] * array->shape[3];
+}
+
+/* The array list of an O × I matrix; values in `dtype`. */
+static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O, int64_t I,
+                                     pvt_dtype dtype, pvt_array *out, int *n)
+{
+    const pvti_kind *kind = pvti_kind_of(format);
+    pvt_format nearest;
+    int64_t weights;
+    char text[48], near_text[48];
+    *n = 0;
+    memset(out, 0, PVT_MAX_ARRAYS * sizeof *out);
+    memset(&nearest, 0, sizeof nearest);
+    if (!kind || O < 1 || I < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
+    if (O > INT32_MAX || I > INT32_MAX || !pvti_mul(O, I, &weights))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
+    *n = kind->arrays(format, O, I, dtype, out, &nearest);
+    if (*n == 0) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
+    if (format->kind == PVT_FORMAT_DENSE || (O % format->out_group == 0 && I % format->in_group == 0)) return PVT_OK;
+    *n = 0;
+    pvt_format_text(format, text);
+    pvt_format_text(&nearest, near_text);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: groups of %d x %d do not divide %lld x %lld weights%s%s%s", name,
+                     format->out_group, format->in_group, (long long)O, (long long)I,
+                     strcmp(text, near_text) ? "; " : "", strcmp(text, near_text) ? near_text : "",
+                     strcmp(text, near_text) ? " would fit" : "");
 }
 
 static PVTI_UNUSED int64_t pvti_gcd(int64_t a, int64_t b)
@@ -6143,107 +6592,111 @@ static PVTI_UNUSED int64_t pvti_gcd(int64_t a, int64_t b)
     return a;
 }
 
-/* The group size nearest to `wanted`, the larger of two equally near, that divides n. */
-static int pvti_group_near(int wanted, int64_t n, int most)
-{
-    int best = 1, g;
-    for (g = 1; g <= most; g++)
-        if (n % g == 0 && abs(g - wanted) <= abs(best - wanted)) best = g;
-    return best;
-}
-
 /* The format nearest to this one whose groups divide O × I, as text. O and I may be the common divisors
    of many matrices. */
-static void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
+static PVTI_UNUSED void pvti_format_near(const pvt_format *format, int64_t O, int64_t I, char out[48])
 {
-    pvt_format nearest = *format;
-    nearest.in_group = pvti_group_near(format->in_group, I, 64);
-    nearest.out_group = pvti_group_near(format->out_group, O, PVTI_MIN(64, 256 / nearest.in_group));
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format nearest;
+    pvti_kind_of(format)->arrays(format, O, I, PVTI_DTYPE_REAL, arrays, &nearest);
     pvt_format_text(&nearest, out);
-}
-
-/* ---- the arrays of a weight, listed ---- */
-
-/* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
-static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role role, pvt_dtype dtype,
-                           int64_t d0, int64_t d1, int64_t d2, int64_t d3)
-{
-    array->data = NULL;
-    array->name = name, array->role = role, array->dtype = dtype;
-    array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
-    array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
-    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
-    return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
-}
-
-/* dtype: of a dense weight's values. Sizes fit; false when they are too large to count. */
-static bool pvti_arrays_list(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
-                             int *n)
-{
-    *n = f->kind == PVT_FORMAT_DENSE ? 1 : 3;
-    if (f->kind == PVT_FORMAT_DENSE) return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, O, I, 0, 0);
-    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, O / f->out_group,
-                          I / f->in_group, f->codebooks, 0) &&
-           pvti_array_set(&out[1], "codebooks", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, f->codebooks,
-                          (int64_t)1 << f->bits, f->out_group, f->in_group) &&
-           pvti_array_set(&out[2], "scales", PVT_ARRAY_VALUE, PVTI_DTYPE_REAL, O / f->out_group, 0, 0, 0);
-}
-
-static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O,
-                                     int64_t I, pvt_array *out, int *n)
-{
-    int64_t weights;
-    char nearest[48];
-    *n = 0;
-    if ((format->kind != PVT_FORMAT_DENSE && !pvti_format_in_range(format)) || O < 1 || I < 1)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
-    if (format->kind != PVT_FORMAT_DENSE && (O % format->out_group || I % format->in_group)) {
-        pvti_format_near(format, O, I, nearest);
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s would fit", name,
-                         format->out_group, format->in_group, (long long)O, (long long)I, nearest);
-    }
-    if (O > INT32_MAX || I > INT32_MAX || !pvti_mul(O, I, &weights) ||
-        !pvti_arrays_list(format, O, I, PVTI_DTYPE_REAL, out, n))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
-    return PVT_OK;
 }
 
 PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                      pvt_array out[PVT_MAX_ARRAYS], int *n)
 {
-    return pvti_format_arrays(ctx, "arrays", format, O, I, out, n);
+    return pvti_format_arrays(ctx, "arrays", format, O, I, PVTI_DTYPE_REAL, out, n);
 }
 
 PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS])
 {
-    int n;
-    pvti_arrays_list(&weight->format, weight->O, weight->I, weight->dtype, out, &n);
-    if (n == 1)
-        out[0].data = weight->data;
-    else
-        out[0].data = weight->codes, out[1].data = weight->codebooks, out[2].data = weight->scales;
+    pvt_format nearest;
+    pvt_dtype dtype = pvti_has_codes(weight) ? PVTI_DTYPE_REAL : weight->dtype;
+    int n, i;
+    memset(out, 0, PVT_MAX_ARRAYS * sizeof *out);
+    n = weight->kind->arrays(&weight->format, weight->O, weight->I, dtype, out, &nearest);
+    for (i = 0; i < n; i++) out[i].data = weight->data[i];
     return n;
 }
 
-/* An owned codebook weight with zero codes and values. */
+/* Bits of all arrays, everything counted. */
+static double pvti_arrays_bits(const pvt_array *arrays, int n)
+{
+    double bits = 0;
+    for (int i = 0; i < n; i++) bits += (double)pvti_array_count(&arrays[i]) * arrays[i].bits;
+    return bits;
+}
+
+PVT_API double pvt_format_bits(const pvt_format *format, int64_t O, int64_t I)
+{
+    const pvti_kind *kind = pvti_kind_of(format);
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format nearest;
+    int n = kind ? kind->arrays(format, O, I, PVT_F16, arrays, &nearest) : 0;
+    return pvti_arrays_bits(arrays, n) / ((double)O * (double)I);
+}
+
+PVT_API double pvt_weight_bits(const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    const pvti_dtype *type = pvti_dtype_info(weight->dtype);
+    int n = pvt_weight_arrays(weight, arrays);
+    if (!pvti_has_codes(weight)) return 8.0 * (double)type->bytes / (double)type->block;
+    return pvti_arrays_bits(arrays, n) / ((double)weight->O * (double)weight->I);
+}
+
+/* Bytes of a weight with codes in a file: whole bytes for a code, fp16 for a value. */
+static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, arrays), i;
+    int64_t bytes = 0;
+    for (i = 0; i < n; i++)
+        bytes += arrays[i].role == PVT_ARRAY_CODE ? arrays[i].bytes : 2 * pvti_array_count(&arrays[i]);
+    return bytes;
+}
+
+/* An owned weight of this format, all zero. */
 static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                     const char *name, pvt_weight *out)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n;
+    int n, i;
     memset(out, 0, sizeof *out);
-    if (format->kind == PVT_FORMAT_DENSE)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: dense is not a codebook format", name);
-    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, arrays, &n));
-    out->kind = &pvti_kind_aqlm;
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, PVTI_DTYPE_REAL, arrays, &n));
+    out->kind = pvti_kind_of(format);
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
-    out->codes = pvti_alloc(ctx, arrays[0].bytes, 1);
-    out->codebooks = (pvt_real *)pvti_alloc(ctx, arrays[1].bytes, 1);
-    out->scales = (pvt_real *)pvti_alloc(ctx, arrays[2].bytes, 1);
-    if (out->codes && out->codebooks && out->scales) return PVT_OK;
-    pvt_weight_free(out);
-    return PVT_ERR_MEMORY;
+    if (!pvti_has_codes(out)) out->dtype = PVTI_DTYPE_REAL;
+    for (i = 0; i < n; i++) {
+        out->data[i] = pvti_alloc(ctx, arrays[i].bytes, 1);
+        if (!out->data[i]) {
+            pvt_weight_free(out);
+            return PVT_ERR_MEMORY;
+        }
+    }
+    return PVT_OK;
+}
+
+/* A copy that owns its arrays: dense weights as pvt_real, codes as they are. */
+static PVTI_UNUSED pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, arrays), i;
+    PVTI_TRY(pvti_weight_alloc(ctx, &weight->format, weight->O, weight->I, "a copy", out));
+    if (!pvti_has_codes(weight)) {
+        pvt_weight_dequantize(weight, (pvt_real *)out->data[0]);
+        return PVT_OK;
+    }
+    for (i = 0; i < n; i++) memcpy(out->data[i], arrays[i].data, (size_t)arrays[i].bytes);
+    return PVT_OK;
+}
+
+/* Are the codes of two weights of one format and size the same? */
+static PVTI_UNUSED bool pvti_same_codes(const pvt_weight *a, const pvt_weight *b)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight_arrays(a, arrays);
+    return memcmp(a->data[0], b->data[0], (size_t)arrays[0].bytes) == 0;
 }
 
 /* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is
@@ -6304,22 +6757,20 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
 PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                           const pvt_array *arrays, int n, const char *name, pvt_weight *out)
 {
-    pvt_array want[PVT_MAX_ARRAYS], made[PVT_MAX_ARRAYS];
+    pvt_array want[PVT_MAX_ARRAYS];
     pvt_result result;
     int wanted;
     if (!name) name = "weight";
     memset(out, 0, sizeof *out);
-    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, want, &wanted));
+    PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, PVTI_DTYPE_REAL, want, &wanted));
     if (n != wanted)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
     for (int i = 0; i < wanted; i++)
         if (!pvti_array_find(ctx, name, arrays, n, &want[i])) return PVT_ERR_ARGUMENT;
-    result = format->kind == PVT_FORMAT_DENSE ? pvt_weight_dense(ctx, NULL, O, I, out)
-                                              : pvti_weight_alloc(ctx, format, O, I, name, out);
-    if (result == PVT_OK) pvt_weight_arrays(out, made);
+    result = pvti_weight_alloc(ctx, format, O, I, name, out);
     for (int i = 0; i < wanted && result == PVT_OK; i++)
         result = pvti_array_take(ctx, name, pvti_array_find(ctx, name, arrays, n, &want[i]), &want[i], format,
-                                 (void *)(uintptr_t)made[i].data);
+                                 out->data[i]);
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
 }
@@ -6354,6 +6805,8 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "%s: epochs, cg_steps and kmeans_steps must be positive, beam 1 to %d", d.name,
                          PVTI_MAX_BEAM);
+    if (pvti_kind_of(format) && !pvti_kind_of(format)->fit)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name, pvti_kind_of(format)->name);
     PVTI_TRY(pvti_weight_alloc(ctx, format, O, I, d.name, out));
     result = out->kind->fit(ctx, W, H, &d, stats, out);
     stats->seconds = pvti_seconds() - stats->seconds;
@@ -6363,57 +6816,57 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
 
 PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t n, pvt_weight *view)
 {
-    int64_t og = PVTI_MAX(1, weight->format.out_group);
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int count = pvt_weight_arrays(weight, arrays), i;
+    int64_t rows = 1;
     memset(view, 0, sizeof *view);
-    if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % og || n % og)
+    for (i = 0; i < count; i++) rows = PVTI_MAX(rows, arrays[i].rows);
+    if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % rows || n % rows)
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
                          "%lld rows from %lld on, of a weight with %lld rows in groups of %lld", (long long)n,
-                         (long long)o0, (long long)weight->O, (long long)og);
+                         (long long)o0, (long long)weight->O, (long long)rows);
     *view = *weight;
     view->O = n;
     view->owned = false, view->prepared = NULL;
-    if (weight->data) {
-        const pvti_dtype *type = pvti_dtype_info(weight->dtype);
-        view->data = (const char *)weight->data + o0 * (weight->I / type->block * type->bytes);
-    }
-    if (weight->codes) {
-        int64_t at = o0 / og * (weight->I / weight->format.in_group) * weight->format.codebooks;
-        view->codes = (char *)weight->codes + at * (weight->format.bits <= 8 ? 1 : 2);
-        view->scales = weight->scales + o0 / og;
-    }
+    for (i = 0; i < count; i++)
+        if (arrays[i].rows)
+            view->data[i] = (char *)weight->data[i] + o0 / arrays[i].rows * (arrays[i].bytes / arrays[i].shape[0]);
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *dcodebooks, pvt_real *dscales,
-                                    const pvt_weight *weight, const pvt_real *dW)
+PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
+                                    const pvt_real *dW)
 {
-    pvt_real *values[2], *partial;
+    pvt_real *room;
     if (!weight->kind->chain)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a dense weight has no codebooks to differentiate");
-    partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(weight));
-    if (!partial) return PVT_ERR_MEMORY;
-    values[0] = dcodebooks, values[1] = dscales;
-    weight->kind->chain(ctx, values, weight, dW, partial);
-    pvti_free(ctx, partial);
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "the gradient of a dense weight is dW itself");
+    room = PVTI_NEW(ctx, pvt_real, weight->kind->chain_room(weight));
+    if (!room) return PVT_ERR_MEMORY;
+    weight->kind->chain(ctx, dvalues, weight, dW, room);
+    pvti_free(ctx, room);
     return PVT_OK;
 }
 
 PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 {
-    pvti_values values[PVTI_MAX_VALUES];
-    int n = weight->kind->values(weight, values), i;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, arrays), i;
     int64_t k;
-    if (weight->format.kind == PVT_FORMAT_DENSE && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
+    if (!pvti_has_codes(weight) && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT, "%s: only an owned weight can be rounded", name);
     for (i = 0; i < n; i++)
-        for (k = 0; k < values[i].n; k++)
-            if (!(fabs((double)values[i].data[k]) < 65520.0))
+        for (k = 0; arrays[i].role == PVT_ARRAY_VALUE && k < pvti_array_count(&arrays[i]); k++) {
+            double x = (double)((const pvt_real *)weight->data[i])[k];
+            if (!(fabs(x) < 65520.0))
                 return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
                                  "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
-                                 values[i].name, (long long)k, (double)values[i].data[k]);
+                                 arrays[i].name, (long long)k, x);
+        }
     for (i = 0; i < n; i++)
-        for (k = 0; k < values[i].n; k++)
-            values[i].data[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)values[i].data[k]));
+        for (k = 0; arrays[i].role == PVT_ARRAY_VALUE && k < pvti_array_count(&arrays[i]); k++) {
+            pvt_real *x = (pvt_real *)weight->data[i] + k;
+            *x = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)*x));
+        }
     return PVT_OK;
 }
 // >>optimizer
@@ -6543,10 +6996,11 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvti_adam *state, const pvt_real *
 
 typedef struct pvti_pv_entry {
     char name[96];
-    pvt_weight *weight;          /* a codebook weight, or NULL: the one array in adam[0] */
-    int n_values;
-    pvti_adam adam[PVTI_MAX_VALUES];
-    pvt_real *dvalues[PVTI_MAX_VALUES];
+    pvt_weight *weight;          /* one with codes, or NULL: the one array in adam[0] */
+    pvti_adam adam[PVT_MAX_ARRAYS]; /* of the weight's arrays; .w NULL: not a value, or frozen */
+    const char *names[PVT_MAX_ARRAYS];
+    pvt_real *dvalues[PVT_MAX_ARRAYS];
+    pvt_array codes;
     pvti_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
     bool applied;
 } pvti_pv_entry;
@@ -6560,8 +7014,8 @@ struct pvt_pv {
     bool open;
     pvt_pv_stats stats;
     /* work space, as large as the largest weight needs */
-    int64_t room_partial, room_sums, room_target, room_groups, room_codes, room_tables;
-    pvt_real *partial, *target, *tables;
+    int64_t room_chain, room_sums, room_target, room_groups, room_codes, room_assign;
+    pvt_real *chain, *target, *assign; /* chain, assign: what the representations ask for */
     double *sums;
     float *keys, *change;        /* [groups] */
     int64_t *selected;           /* [groups] */
@@ -6652,7 +7106,10 @@ static void pvti_adam_free(pvt_ctx *ctx, pvti_adam *a)
 
 static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 {
-    for (int k = 0; k < e->n_values; k++) pvti_adam_free(pv->ctx, &e->adam[k]), pvti_free(pv->ctx, e->dvalues[k]);
+    for (int k = 0; k < PVT_MAX_ARRAYS; k++) {
+        pvti_adam_free(pv->ctx, &e->adam[k]);
+        pvti_free(pv->ctx, e->dvalues[k]);
+    }
     pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
 }
 
@@ -6661,8 +7118,8 @@ PVT_API void pvt_pv_free(pvt_pv *pv)
     int64_t i;
     if (!pv) return;
     for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
-    pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->partial), pvti_free(pv->ctx, pv->target);
-    pvti_free(pv->ctx, pv->tables), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
+    pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->chain), pvti_free(pv->ctx, pv->target);
+    pvti_free(pv->ctx, pv->assign), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
     pvti_free(pv->ctx, pv->change), pvti_free(pv->ctx, pv->selected), pvti_free(pv->ctx, pv->sorted);
     pvti_free(pv->ctx, pv->sorted_next), pvti_free(pv->ctx, pv->codes);
     pvti_free(pv->ctx, pv);
@@ -6694,37 +7151,63 @@ static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, i
 
 static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
 {
-    int64_t partial = 0, sums = 0, groups = 0, n_codes = 0, tables = 0, target = 0;
+    const pvt_weight *w = e->weight;
+    int64_t chain = 0, sums = 0, groups = 0, n_codes = 0, assign = 0, target = 0;
     int i;
-    for (i = 0; i < e->n_values; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
-    if (e->weight) {
-        int64_t n = e->weight->O * e->weight->I;
-        partial = pvti_chain_values(e->weight);
-        sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), e->weight->O);
+    for (i = 0; i < PVT_MAX_ARRAYS; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
+    if (w) {
+        int64_t n = w->O * w->I;
+        chain = w->kind->chain_room(w);
+        sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), w->O);
         if (codes) {
-            groups = n / pvti_group_dim(e->weight), n_codes = groups * e->weight->format.codebooks;
-            tables = pvti_search_tables_values(&e->weight->format);
+            groups = pvti_groups(w);
+            n_codes = pvti_array_count(&e->codes);
+            assign = w->kind->assign_room(w);
             if (pv->desc.delta >= 1) target = n;
         }
     }
-    if (!PVTI_ROOM(pv, partial, room_partial, partial) || !PVTI_ROOM(pv, sums, room_sums, sums) ||
-        !PVTI_ROOM(pv, target, room_target, target) || !PVTI_ROOM(pv, tables, room_tables, tables) ||
+    if (!PVTI_ROOM(pv, chain, room_chain, chain) || !PVTI_ROOM(pv, sums, room_sums, sums) ||
+        !PVTI_ROOM(pv, target, room_target, target) || !PVTI_ROOM(pv, assign, room_assign, assign) ||
         !PVTI_ROOM(pv, codes, room_codes, n_codes) || !PVTI_ROOM(pv, keys, room_groups, groups) ||
         !PVTI_ROOM(pv, change, room_groups, groups) || !PVTI_ROOM(pv, selected, room_groups, groups) ||
         !PVTI_ROOM(pv, sorted, room_groups, groups) || !PVTI_ROOM(pv, sorted_next, room_groups, groups))
         return false;
-    pv->room_partial = PVTI_MAX(pv->room_partial, partial), pv->room_sums = PVTI_MAX(pv->room_sums, sums);
-    pv->room_target = PVTI_MAX(pv->room_target, target), pv->room_tables = PVTI_MAX(pv->room_tables, tables);
+    pv->room_chain = PVTI_MAX(pv->room_chain, chain), pv->room_sums = PVTI_MAX(pv->room_sums, sums);
+    pv->room_target = PVTI_MAX(pv->room_target, target), pv->room_assign = PVTI_MAX(pv->room_assign, assign);
     pv->room_codes = PVTI_MAX(pv->room_codes, n_codes), pv->room_groups = PVTI_MAX(pv->room_groups, groups);
     return true;
+}
+
+/* Moments for the weight's values, and for its buffer when its codes are to move. */
+static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
+{
+    pvt_weight *weight = e->weight;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int64_t size = weight->O * weight->I;
+    int n = pvt_weight_arrays(weight, arrays), i;
+    e->codes = arrays[0];
+    for (i = 0; i < n; i++) {
+        int64_t count = pvti_array_count(&arrays[i]);
+        e->names[i] = arrays[i].name;
+        if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
+        e->dvalues[i] = PVTI_NEW(pv->ctx, pvt_real, count);
+        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->data[i], count, &pv->desc.values, false) ||
+            !e->dvalues[i])
+            return false;
+    }
+    if (!codes) return true;
+    if (!pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16)) return false;
+    if (pv->desc.delta >= 1) return true;
+    e->buffer.w = PVTI_NEW(pv->ctx, pvt_real, size);
+    if (e->buffer.w) pvt_weight_dequantize(weight, e->buffer.w);
+    return e->buffer.w != NULL;
 }
 
 static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64_t n, const char *name,
                               int *handle)
 {
     pvti_pv_entry *e;
-    bool codes = weight && pv->desc.strategy != PVT_STRATEGY_CONTINUOUS, ok = true;
-    int i;
+    bool codes = weight && pv->desc.strategy != PVT_STRATEGY_CONTINUOUS, ok;
     if (pv->step > 0 || pv->open)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: add %s before the first step", name);
     if (!pvti_grow(pv->ctx, (void **)(void *)&pv->entries, &pv->capacity, pv->n + 1,
@@ -6735,33 +7218,17 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     snprintf(e->name, sizeof e->name, "%s", name);
     e->weight = weight;
     if (weight) {
-        pvti_values values[PVTI_MAX_VALUES];
         pvti_free(weight->ctx, weight->prepared), weight->prepared = NULL;
-        e->n_values = pv->desc.freeze_values ? 0 : weight->kind->values(weight, values);
-        for (i = 0; i < e->n_values && ok; i++) {
-            ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
-            e->dvalues[i] = PVTI_NEW(pv->ctx, pvt_real, values[i].n);
-            ok = ok && e->dvalues[i];
-        }
-        if (codes && ok) {
-            int64_t size = weight->O * weight->I;
-            ok =
-                pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16);
-            if (ok && pv->desc.delta < 1) {
-                e->buffer.w = PVTI_NEW(pv->ctx, pvt_real, size);
-                ok = e->buffer.w != NULL;
-                if (ok) pvt_weight_dequantize(weight, e->buffer.w);
-            }
-        }
+        ok = pvti_pv_add_arrays(pv, e, codes);
     } else {
-        e->n_values = 1;
+        e->names[0] = "value";
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
     if (!ok || !pvti_pv_rooms(pv, e, codes)) {
         pvti_pv_entry_free(pv, e);
         return PVT_ERR_MEMORY;
     }
-    if (codes) pv->stats.groups += weight->O * weight->I / pvti_group_dim(weight);
+    if (codes) pv->stats.groups += pvti_groups(weight);
     if (handle) *handle = (int)pv->n;
     pv->n++;
     return PVT_OK;
@@ -6769,13 +7236,13 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
 
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle)
 {
-    if (weight->format.kind != PVT_FORMAT_DENSE) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
+    if (pvti_has_codes(weight)) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
     if (!weight->owned || weight->dtype != PVTI_DTYPE_REAL)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: %s is dense and borrowed or not in full precision; copy it first "
                          "(pvt_weight_dense)",
                          name);
-    return pvti_pv_add(pv, NULL, (pvt_real *)(uintptr_t)weight->data, weight->O * weight->I, name, handle);
+    return pvti_pv_add(pv, NULL, (pvt_real *)weight->data[0], weight->O * weight->I, name, handle);
 }
 
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle)
@@ -6816,7 +7283,8 @@ typedef struct pvti_key_args {
     const pvt_weight *weight;
     const pvt_real *target;
     float *keys;
-    double *norms; /* per out group: ‖Ŵ‖² */
+    double *norms; /* per row of groups: ‖Ŵ‖² */
+    int64_t og, ig;
 } pvti_key_args;
 
 /* keys[j] = ‖target − decoded‖² of group j: og rows of ig weights, rows ld_t and ld_d apart. */
@@ -6850,14 +7318,13 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
 {
     const pvti_key_args *s = (const pvti_key_args *)arg;
     const pvt_weight *w = s->weight;
-    int64_t og = w->format.out_group, ig = w->format.in_group, GI = w->I / ig,
-            piece = PVTI_MAX(1, 8192 / (og * ig)), j0;
+    int64_t og = s->og, ig = s->ig, GI = w->I / ig, piece = PVTI_MAX(1, 8192 / (og * ig)), j0;
     pvt_real *decoded = (pvt_real *)pvti_scratch(s->ctx, worker);
     double norm = 0;
     for (j0 = 0; j0 < GI; j0 += piece) {
         int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
         double part;
-        PVTI_CALL(s->ctx, decode)(decoded, width, w, go, j0, j1, true);
+        w->kind->tile(w, decoded, width, go * og, (go + 1) * og, j0 * ig, j1 * ig);
         PVTI_CALL(s->ctx, sumsq)(&part, decoded, og * width);
         norm += part;
         PVTI_CALL(s->ctx, group_errors)(s->keys + go * GI + j0, s->target + go * og * w->I + j0 * ig,
@@ -6925,44 +7392,48 @@ static int64_t pvti_share(double share, int64_t n)
 
 /* ---- one weight ---- */
 
+/* Of n searched groups, in order, as many as move W by less than the trust ratio allows; at least one. */
+static int64_t pvti_pv_trusted(const pvt_pv *pv, int64_t n, double norm)
+{
+    double limit = pv->desc.trust * pv->desc.trust * norm, moved = 0;
+    int64_t accepted = 1, i;
+    for (i = 0; i < n; i++) {
+        moved += (double)pv->change[i];
+        if (moved < limit) accepted++;
+    }
+    return PVTI_MIN(accepted, n);
+}
+
 /* V step against `target`: search the capped share, keep what the trust ratio allows. */
 static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
 {
-    pvt_weight *w = pv->entries[handle].weight;
-    int64_t M = w->format.codebooks, groups = w->O * w->I / pvti_group_dim(w), GO = w->O / w->format.out_group,
-            i, m, accepted, order[16];
+    pvti_pv_entry *e = &pv->entries[handle];
+    pvt_weight *w = e->weight;
+    int64_t groups = pvti_groups(w), M = pvti_array_count(&e->codes) / groups, GO, i, m, accepted;
     int64_t k = pvti_share(pv->desc.cap, groups);
+    bool choose = k < groups || pv->desc.trust > 0;
+    uint64_t stream = (uint64_t)pv->step * 65536 + (uint64_t)handle;
     pvti_key_args keys;
-    pvti_l2_search s;
-    double norm = 0, moved = 0;
+    pvti_assign a;
+    double norm = 0;
+    pvti_group_of(w, &keys.og, &keys.ig);
+    GO = w->O / keys.og;
     keys.ctx = pv->ctx, keys.weight = w, keys.target = target, keys.keys = pv->keys, keys.norms = pv->sums;
-    if (k < groups || pv->desc.trust > 0) {
+    if (choose) {
         pvti_parallel(pv->ctx, GO, pvti_key_task, &keys);
         for (i = 0; i < GO; i++) norm += pv->sums[i];
         if (pv->desc.temperature > 0) pvti_select_random(pv, groups, handle);
         pvti_select(pv, groups, k);
     }
-    memset(&s, 0, sizeof s);
-    pvti_random_order(order, M, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
-                      (uint64_t)pv->step * 65536 + (uint64_t)handle);
-    s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
-    s.force = pv->desc.force_update;
-    s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
-    s.codes = pv->codes, s.change = pv->desc.trust > 0 ? pv->change : NULL;
-    pvti_search_tables_fill(&s.tables, pv->tables, w);
-    pvti_l2_run(&s);
-    accepted = k;
-    if (pv->desc.trust > 0) {
-        double limit = pv->desc.trust * pv->desc.trust * norm;
-        for (accepted = 1, i = 0; i < k; i++) {
-            moved += (double)pv->change[i];
-            if (moved < limit) accepted++;
-        }
-        accepted = PVTI_MIN(accepted, k);
-    }
+    a.ctx = pv->ctx, a.weight = w, a.target = target, a.stream = stream;
+    a.groups = choose ? pv->selected : NULL, a.n = k;
+    a.beam = pv->desc.beam, a.force = pv->desc.force_update;
+    a.room = pv->assign, a.codes = pv->codes, a.change = pv->desc.trust > 0 ? pv->change : NULL;
+    w->kind->assign(&a);
+    accepted = pv->desc.trust > 0 ? pvti_pv_trusted(pv, k, norm) : k;
     pv->stats.groups_searched += k;
     for (i = 0; i < accepted; i++) {
-        int64_t group = s.groups ? s.groups[i] : i;
+        int64_t group = a.groups ? a.groups[i] : i;
         bool changed = false;
         for (m = 0; m < M; m++) {
             changed = changed || pvti_code_get(w, group * M + m) != pv->codes[i * M + m];
@@ -6976,20 +7447,20 @@ typedef struct pvti_dequantize_args {
     pvt_ctx *ctx;
     const pvt_weight *weight;
     pvt_real *out, delta; /* out ← δ·Ŵ + (1−δ)·out */
+    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
 } pvti_dequantize_args;
 
 static void pvti_dequantize_task(void *arg, int64_t go, int worker)
 {
     const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
     const pvt_weight *w = a->weight;
-    int64_t og = w->format.out_group, ig = w->format.in_group, GI = w->I / ig,
-            piece = PVTI_MAX(1, 8192 / (og * ig)), j0, r, k;
     pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
-    for (j0 = 0; j0 < GI; j0 += piece) {
-        int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
-        PVTI_CALL(a->ctx, decode)(decoded, width, w, go, j0, j1, true);
-        for (r = 0; r < og; r++) {
-            pvt_real *out = a->out + (go * og + r) * w->I + j0 * ig;
+    int64_t c0, r, k;
+    for (c0 = 0; c0 < w->I; c0 += a->width) {
+        int64_t width = PVTI_MIN(a->width, w->I - c0);
+        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
+        for (r = 0; r < a->og; r++) {
+            pvt_real *out = a->out + (go * a->og + r) * w->I + c0;
             for (k = 0; k < width; k++)
                 out[k] = a->delta < 1 ? a->delta * decoded[r * width + k] + (1 - a->delta) * out[k]
                                       : decoded[r * width + k];
@@ -7000,8 +7471,11 @@ static void pvti_dequantize_task(void *arg, int64_t go, int worker)
 static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
 {
     pvti_dequantize_args a;
+    int64_t ig;
     a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
-    pvti_parallel(ctx, weight->O / weight->format.out_group, pvti_dequantize_task, &a);
+    pvti_group_of(weight, &a.og, &ig);
+    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
+    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
 }
 
 typedef struct pvti_finite_args {
@@ -7049,12 +7523,14 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         return PVT_OK;
     }
     pvti_free(e->weight->ctx, e->weight->prepared), e->weight->prepared = NULL; /* prepared since the last step */
-    for (i = 0; i < e->n_values; i++) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
-    if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
+    for (i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i]) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
+    if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
         pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
-    for (i = 0; i < e->n_values; i++)
-        pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
+    for (i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i])
+            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
     if (d->strategy == PVT_STRATEGY_CONTINUOUS) return PVT_OK;
     {
         pvti_adam target = e->buffer;
@@ -7078,19 +7554,19 @@ typedef struct pvti_pv_array {
 /* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
 static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
 {
+    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
     int64_t i, at = 0;
     int k, part;
     for (i = 0; i < pv->n; i++) {
         const pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k <= e->n_values; k++) {
-            const pvti_adam *a = k < e->n_values ? &e->adam[k] : &e->buffer;
+        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
+            const pvti_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
             void *data[4];
-            static const char *const suffix[4] = {"w", "m", "v", "vmax"};
             data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
             for (part = 0; part < 4; part++) {
                 if (!data[part] || at++ != index) continue;
-                snprintf(out->name, sizeof out->name, "%s.%s%d.%s", e->name,
-                         k < e->n_values ? "value" : "buffer", k, suffix[part]);
+                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
+                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
                 out->data = data[part], out->n = a->n;
                 out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
                 return true;
@@ -7098,8 +7574,8 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
         }
         if (e->weight && at++ == index) {
             snprintf(out->name, sizeof out->name, "%s.codes", e->name);
-            out->data = e->weight->codes, out->dtype = e->weight->format.bits <= 8 ? PVT_U8 : PVT_U16;
-            out->n = e->weight->O * e->weight->I / pvti_group_dim(e->weight) * e->weight->format.codebooks;
+            out->data = e->weight->data[0], out->dtype = e->codes.dtype;
+            out->n = pvti_array_count(&e->codes);
             return true;
         }
     }
@@ -12539,15 +13015,6 @@ static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const
                  suffix);
 }
 
-/* Bytes of a codebook weight in a file: codes of up to 8 bits take one byte, longer ones two. */
-static int64_t pvti_codes_bytes(const pvt_weight *weight)
-{
-    const pvt_format *f = &weight->format;
-    int64_t rows = weight->O / f->out_group, codes = rows * (weight->I / f->in_group) * f->codebooks;
-    int64_t values = ((int64_t)f->codebooks << f->bits) * f->out_group * f->in_group;
-    return codes * (f->bits <= 8 ? 1 : 2) + (values + rows) * 2;
-}
-
 static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
@@ -12570,16 +13037,16 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     else info.weight = &m->layers[l].linear[j - PVTI_NORMS], info.linear = true;
     info.n = info.weight ? info.weight->O * info.weight->I : m->config.dim;
     if (!info.weight) info.dtype = m->norm_types[norm] ? m->norm_types[norm] : PVTI_DTYPE_REAL;
-    else if (info.weight->format.kind == PVT_FORMAT_DENSE) info.dtype = info.weight->dtype;
+    else if (!pvti_has_codes(info.weight)) info.dtype = info.weight->dtype;
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
-    else if (info.weight->ctx) info.bytes = pvti_codes_bytes(info.weight); /* NULL: still to be loaded */
+    else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight); /* NULL: still to be loaded */
     return info;
 }
 
 /* Does a save write this tensor as codes? */
 static bool pvti_save_codes(const pvt_model *model, const pvt_save_desc *as, const pvt_tensor_info *t)
 {
-    if (!t->weight || t->weight->format.kind == PVT_FORMAT_DENSE) return false;
+    if (!t->weight || !pvti_has_codes(t->weight)) return false;
     return !as->dense && !(as->dense_embedding && t->weight == &model->embed);
 }
 
@@ -12646,7 +13113,7 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
 {
     pvti_init a;
     PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
-    a.W = (pvt_real *)(uintptr_t)out->data, a.n = O * I, a.tensor = tensor, a.sigma = sigma,
+    a.W = (pvt_real *)out->data[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
     a.seed = ctx->seed;
     pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
     return PVT_OK;
@@ -12685,25 +13152,6 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     return result;
 }
 
-/* A copy that owns its arrays: dense weights as pvt_real, codes as they are. */
-static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
-{
-    const pvt_format *f = &weight->format;
-    int64_t groups;
-    if (f->kind == PVT_FORMAT_DENSE) {
-        PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
-        pvt_weight_dequantize(weight, (pvt_real *)(uintptr_t)out->data);
-        return PVT_OK;
-    }
-    PVTI_TRY(pvti_weight_alloc(ctx, f, weight->O, weight->I, "a copy", out));
-    groups = weight->O / f->out_group * (weight->I / f->in_group);
-    memcpy(out->codes, weight->codes, (size_t)(groups * f->codebooks * (f->bits <= 8 ? 1 : 2)));
-    memcpy(out->codebooks, weight->codebooks,
-           (size_t)(f->codebooks * ((int64_t)1 << f->bits) * f->out_group * f->in_group) * sizeof(pvt_real));
-    memcpy(out->scales, weight->scales, (size_t)(weight->O / f->out_group) * sizeof(pvt_real));
-    return PVT_OK;
-}
-
 static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to)
 {
     int64_t l, j;
@@ -12738,18 +13186,6 @@ PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_mode
     return result;
 }
 
-/* Makes a dense weight writable: a pvt_real array of its own instead of a file's bytes. Codes are
-   always the model's own already. */
-static PVTI_UNUSED pvt_result pvti_model_own(pvt_model *model, pvt_weight *weight)
-{
-    pvt_weight own;
-    if (weight->format.kind != PVT_FORMAT_DENSE || (weight->owned && weight->dtype == PVTI_DTYPE_REAL))
-        return PVT_OK;
-    PVTI_TRY(pvti_weight_copy(model->ctx, weight, &own));
-    pvt_weight_free(weight);
-    *weight = own;
-    return weight == &model->embed ? pvti_model_tie(model) : PVT_OK;
-}
 // >>blocks
 /*  One transformer block, forward and backward, on memory that stands ready: `pvti_blocks` holds
     what running blocks of one shape needs, `pvti_acts` what one forward leaves for its backward.
@@ -13434,11 +13870,41 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
 }
+// >>layout
+/*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values in fp16.
+    Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed, scales
+    have four dimensions, and quantization_config has the format's numbers. Otherwise it is our own, for any mixture:
+    shapes and types of the list, and in quantization_config a format for each tensor. */
+
+#define PVTI_LAYOUT_OURS "arrays"
+
+static bool pvti_has_layout_aqlm(const pvt_format *format) { return format->kind == PVT_FORMAT_AQLM; }
+
+static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, int og)
+{
+    format->kind = PVT_FORMAT_AQLM;
+    format->codebooks = M, format->bits = B, format->in_group = ig, format->out_group = og;
+}
+
+/* An array as the file lists it. */
+static void pvti_layout_array(pvt_array *array, bool aqlm)
+{
+    if (array->role == PVT_ARRAY_VALUE) array->dtype = PVT_F16;
+    else if (aqlm) array->dtype = array->dtype == PVT_U8 ? PVT_I8 : PVT_I16;
+    if (aqlm && array->rank == 1) array->rank = 4;
+    pvti_dtype_bytes(array->dtype, array->shape, array->rank, &array->bytes);
+}
+
 // >>load
 /*  From files to a model: the sizes come from config.json, GGUF keys or llama2.c's header into one
     pvt_model_config, and from there on every tensor is held against them. The kind of file shows
     in its first bytes. Weights stay where the file has them, with three exceptions that are copied:
     codes (range-checked on the way), norms, and the rows of q and k where rotary pairs are neighbours. */
+
+typedef struct pvti_named_format {
+    char name[PVTI_NAME]; /* of the tensor, without ".weight" */
+    pvt_format format;
+} pvti_named_format;
 
 typedef struct pvti_loader {
     pvt_ctx *ctx;
@@ -13447,7 +13913,9 @@ typedef struct pvti_loader {
     pvti_source *source;
     pvt_model *model;
     bool neighbours;   /* rotary pairs are (2j, 2j+1) */
-    pvt_format format; /* of quantized linears; dense: none */
+    pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
+    struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
+    int64_t n_formats, next_format;
     struct stat before; /* a directory's config.json when loading began */
 } pvti_loader;
 
@@ -13499,6 +13967,40 @@ static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt
     return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
 }
 
+/* "formats" of the layout of our own: see pvti_export_quantization. */
+static pvt_result pvti_config_formats(pvti_loader *a, const pvti_json *j, int64_t object)
+{
+    int64_t formats = pvti_json_find(j, object, "formats"), node;
+    if (pvti_json_type(j, formats) != PVTI_JSON_OBJECT)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: quantization_config has no \"formats\"", a->config);
+    a->formats = PVTI_NEW(a->ctx, pvti_named_format, pvti_json_count(j, formats) + 1);
+    if (!a->formats) return PVT_ERR_MEMORY;
+    for (node = pvti_json_first(j, formats); node >= 0; node = pvti_json_next(j, node)) {
+        pvti_named_format *f = &a->formats[a->n_formats++];
+        char text[48] = "";
+        if (pvti_json_key(j, node, f->name, sizeof f->name) >= (int64_t)sizeof f->name ||
+            pvti_json_string(j, node, text, sizeof text) >= (int64_t)sizeof text ||
+            pvt_format_parse(a->ctx, text, &f->format) != PVT_OK || !pvti_kind_of(&f->format)->assign)
+            return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: quantization_config: \"%s\" in format \"%s\" is not known",
+                             a->config, f->name, text);
+    }
+    return PVT_OK;
+}
+
+/* The format of a tensor with codes, by its name without ".weight"; NULL: none is known. */
+static const pvt_format *pvti_load_format(pvti_loader *a, const char *name)
+{
+    int64_t i;
+    if (pvti_has_layout_aqlm(&a->format)) return &a->format;
+    for (i = 0; i < a->n_formats; i++) { /* they are asked for in the order in which they stand there */
+        int64_t at = (a->next_format + i) % a->n_formats;
+        if (strcmp(a->formats[at].name, name) != 0) continue;
+        a->next_format = at + 1;
+        return &a->formats[at].format;
+    }
+    return NULL;
+}
+
 static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
 {
     int64_t node = pvti_json_find(j, 0, "quantization_config"), method, M = 0, B = 0, ig = 0, og = 1;
@@ -13506,6 +14008,7 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
     method = pvti_json_find(j, node, "quant_method");
     if (method < 0) method = pvti_json_find(j, node, "pvtune_method"); /* see pvti_export_quantization */
+    if (pvti_json_equals(j, method, PVTI_LAYOUT_OURS)) return pvti_config_formats(a, j, node);
     if (!pvti_json_equals(j, method, "aqlm")) {
         name[0] = 0;
         pvti_json_string(j, method, name, sizeof name);
@@ -13521,9 +14024,7 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
                          "%s: quantization_config: %lld codebooks of %lld bits with groups of %lld x %lld: "
                          "1-16 codebooks of 1-16 bits and groups of at most 256 weights are supported",
                          a->config, (long long)M, (long long)B, (long long)og, (long long)ig);
-    a->format.kind = PVT_FORMAT_AQLM;
-    a->format.codebooks = (int)M, a->format.bits = (int)B, a->format.in_group = (int)ig,
-    a->format.out_group = (int)og;
+    pvti_layout_aqlm_format(&a->format, (int)M, (int)B, (int)ig, (int)og);
     return PVT_OK;
 }
 
@@ -13792,21 +14293,25 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
     return PVT_OK;
 }
 
-/* Two's complement in the file: v mod 2^B. Whatever is not a number of B bits, signed or not, is refused. */
-static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, const char *name,
+/* Two's complement in the layout of aqlm: v mod 2^B. Whatever is not a number of B bits, signed or not, is refused. */
+static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, const char *name, bool aqlm,
                                   pvt_weight *out)
 {
     int64_t K = (int64_t)1 << out->format.bits, n = pvti_tensor_count(t), i;
-    if (t->dtype != PVT_I8 && t->dtype != PVT_I16 && t->dtype != PVT_I32)
+    if (aqlm ? t->dtype != PVT_I8 && t->dtype != PVT_I16 && t->dtype != PVT_I32
+             : t->dtype != (out->format.bits <= 8 ? PVT_U8 : PVT_U16))
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: tensor \"%s\": codes must be int8, int16 or int32, not %s", a->path, name,
+                         "%s: tensor \"%s\": codes must be %s, not %s", a->path, name,
+                         aqlm ? "int8, int16 or int32" : "uint8 or uint16, as their bits need",
                          pvti_dtype_info(t->dtype)->name);
     for (i = 0; i < n; i++) {
         int8_t byte;
         int16_t half;
         int32_t word;
         int64_t code;
-        if (t->dtype == PVT_I8) memcpy(&byte, t->data + i, 1), code = byte;
+        if (t->dtype == PVT_U8) code = t->data[i];
+        else if (t->dtype == PVT_U16) code = pvti_load16(t->data + 2 * i);
+        else if (t->dtype == PVT_I8) memcpy(&byte, t->data + i, 1), code = byte;
         else if (t->dtype == PVT_I16) memcpy(&half, t->data + 2 * i, 2), code = half;
         else memcpy(&word, t->data + 4 * i, 4), code = word;
         if (code < -(K / 2) || code >= K)
@@ -13818,31 +14323,42 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
     return PVT_OK;
 }
 
-static pvt_result pvti_load_aqlm(const pvti_loader *a, int64_t i, int64_t O, int64_t I, pvt_weight *out)
+/* A weight with codes, in either layout. */
+static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t I, pvt_weight *out)
 {
-    const pvt_format *f = &a->format;
-    int64_t og = f->out_group, ig = f->in_group;
-    int64_t codes[3], books[4], scales[4] = {0, 1, 1, 1};
-    char name[PVTI_NAME];
-    pvti_tensor t;
+    const pvt_format *format;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    char name[PVTI_NAME], suffix[32], base[PVTI_NAME];
+    bool aqlm;
+    int n, k;
     pvti_tensor_name(a->model, i, false, ".codes", name);
-    if (f->kind != PVT_FORMAT_AQLM)
-        return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
-                         "%s: tensor \"%s\" exists, but %s has no quantization_config", a->path, name,
-                         a->config);
-    if (O % og || I % ig)
+    pvti_tensor_name(a->model, i, false, "", base);
+    format = pvti_load_format(a, base);
+    if (!format)
+        return pvti_fail(a->ctx, PVT_ERR_MISMATCH, "%s: tensor \"%s\" exists, but %s has no quantization_config%s",
+                         a->path, name, a->config, a->formats ? " for it" : "");
+    if (O % format->out_group || I % format->in_group)
         return pvti_fail(
             a->ctx, PVT_ERR_MISMATCH,
-            "%s: groups of %lld x %lld in quantization_config do not divide the %lld x %lld weights "
+            "%s: groups of %d x %d in quantization_config do not divide the %lld x %lld weights "
             "of \"%s\"",
-            a->config, (long long)og, (long long)ig, (long long)O, (long long)I, name);
-    codes[0] = scales[0] = O / og, codes[1] = I / ig, codes[2] = books[0] = f->codebooks;
-    books[1] = (int64_t)1 << f->bits, books[2] = og, books[3] = ig;
-    PVTI_TRY(pvti_load_tensor(a, i, ".codes", 3, codes, name, &t));
-    PVTI_TRY(pvti_weight_alloc(a->ctx, f, O, I, name, out));
-    PVTI_TRY(pvti_load_codes(a, &t, name, out));
-    PVTI_TRY(pvti_load_values(a, i, ".codebooks", 4, books, out->codebooks, NULL));
-    return pvti_load_values(a, i, ".scales", 4, scales, out->scales, NULL);
+            a->config, format->out_group, format->in_group, (long long)O, (long long)I, name);
+    PVTI_TRY(pvti_weight_alloc(a->ctx, format, O, I, name, out));
+    aqlm = pvti_has_layout_aqlm(&a->format);
+    n = pvt_weight_arrays(out, arrays);
+    for (k = 0; k < n; k++) {
+        pvti_tensor t;
+        bool value = arrays[k].role == PVT_ARRAY_VALUE;
+        pvti_layout_array(&arrays[k], aqlm);
+        snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
+        if (value) {
+            PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape, (pvt_real *)out->data[k], NULL));
+            continue;
+        }
+        PVTI_TRY(pvti_load_tensor(a, i, suffix, arrays[k].rank, arrays[k].shape, name, &t));
+        PVTI_TRY(pvti_load_codes(a, &t, name, aqlm, out));
+    }
+    return PVT_OK;
 }
 
 /* The file's bytes as they are, in memory of the weight's own. With head_size ≠ 0 its rows are
@@ -13866,7 +14382,7 @@ static pvt_result pvti_load_copy(const pvti_loader *a, const pvti_tensor *t, int
     return PVT_OK;
 }
 
-static pvt_result pvti_load_weight(const pvti_loader *a, int64_t i, pvt_weight *out)
+static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 {
     const pvt_model_config *c = &a->model->config;
     int64_t layer, shape[2];
@@ -13878,7 +14394,7 @@ static pvt_result pvti_load_weight(const pvti_loader *a, int64_t i, pvt_weight *
     if (pvti_load_find(a, i, ".bias", name, &t))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": linears with a bias are not supported", a->path, name);
-    if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_aqlm(a, i, shape[0], shape[1], out);
+    if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_coded(a, i, shape[0], shape[1], out);
     PVTI_TRY(pvti_load_tensor(a, i, ".weight", 2, shape, name, &t));
     if (rotary) return pvti_load_copy(a, &t, c->head_dim, out);
     if ((uintptr_t)t.data % (t.dtype == PVT_F64 ? 8 : t.dtype == PVT_F32 ? 4 : 2))
@@ -13886,7 +14402,7 @@ static pvt_result pvti_load_weight(const pvti_loader *a, int64_t i, pvt_weight *
     return pvt_weight_borrow(a->ctx, t.data, t.dtype, shape[0], shape[1], out);
 }
 
-static pvt_result pvti_load_tensors(const pvti_loader *a)
+static pvt_result pvti_load_tensors(pvti_loader *a)
 {
     pvt_model *model = a->model;
     pvt_dtype *norm_type = model->norm_types; /* in the order of the tensors */
@@ -14085,6 +14601,7 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
     else pvti_source_close(a->source);
     if (result == PVT_OK) *out = a->model;
     else pvt_model_free(a->model);
+    pvti_free(ctx, a->formats);
     pvti_free(ctx, a);
     return result;
 }
@@ -14586,8 +15103,8 @@ static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
         PVTI_TRY(pvti_round_values(ctx, PVT_F16, &half, t->values + k, 1, t->name, k));
         t->values[k] = (pvt_real)pvti_f16_to_f32(half);
     }
-    if (!t->weight || (t->weight->format.kind == PVT_FORMAT_DENSE && t->weight->dtype == PVT_F16)) return PVT_OK;
-    if (t->weight->format.kind != PVT_FORMAT_DENSE || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
+    if (!t->weight || (!pvti_has_codes(t->weight) && t->weight->dtype == PVT_F16)) return PVT_OK;
+    if (pvti_has_codes(t->weight) || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
         return pvt_weight_round_f16(t->weight, t->name);
     return pvti_round_weight(ctx, t->weight, t->name);
 }
@@ -14605,19 +15122,10 @@ PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
 
 /* ---- model.safetensors ---- */
 
-typedef enum pvti_part {
-    PVTI_PART_DENSE,
-    PVTI_PART_CODES,
-    PVTI_PART_CODEBOOKS,
-    PVTI_PART_SCALES,
-    PVTI_PART_NORM
-} pvti_part;
-static const char *const pvti_part_suffix[] = {".weight", ".codes", ".codebooks", ".scales", ".weight"};
-
-/* One tensor of the file: a part of one of the model's tensors. */
+/* One tensor of the file: one of the model's tensors, or an array of one with codes. */
 typedef struct pvti_export_item {
     int64_t tensor;
-    pvti_part part;
+    int array; /* −1: the tensor itself */
     char name[PVTI_NAME];
 } pvti_export_item;
 
@@ -14625,7 +15133,9 @@ typedef struct pvti_exporter {
     pvt_ctx *ctx;
     const pvt_model *model;
     pvt_save_desc desc; /* with its defaults filled in */
-    pvt_format format; /* of all quantized weights; dense: there are none */
+    pvt_format format; /* of the first weight with codes; dense: there are none */
+    bool mixed;        /* there are others with other formats */
+    bool aqlm;         /* the layout, see >>layout */
     pvti_export_item *items;
     pvti_tensor *tensors; /* as the file will list them */
     int64_t n;
@@ -14633,51 +15143,59 @@ typedef struct pvti_exporter {
     float *rounded;  /* the same number of them in the file's type, at most four bytes each */
 } pvti_exporter;
 
-static void pvti_export_add(pvti_exporter *s, int64_t tensor, pvti_part part, pvt_dtype dtype, int rank,
-                            int64_t a, int64_t b, int64_t c, int64_t d)
+static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const char *suffix, pvt_dtype dtype, int rank,
+                            const int64_t *shape)
 {
     pvti_export_item *item = &s->items[s->n];
     pvti_tensor *t = &s->tensors[s->n++];
-    int64_t shape[4] = {a, b, c, d};
-    int i;
-    item->tensor = tensor, item->part = part;
-    pvti_tensor_name(s->model, tensor, false, pvti_part_suffix[part], item->name);
+    item->tensor = tensor, item->array = array;
+    pvti_tensor_name(s->model, tensor, false, suffix, item->name);
     t->name = item->name, t->dtype = dtype, t->rank = rank;
-    t->bytes = pvti_dtype_info(dtype)->bytes;
-    for (i = 0; i < rank; i++) t->shape[i] = shape[i], t->bytes *= shape[i];
+    memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
+    pvti_dtype_bytes(dtype, shape, rank, &t->bytes);
+}
+
+static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    char suffix[32];
+    int n = pvt_weight_arrays(weight, arrays), i;
+    for (i = 0; i < n; i++) {
+        pvti_layout_array(&arrays[i], s->aqlm);
+        snprintf(suffix, sizeof suffix, ".%s", arrays[i].name);
+        pvti_export_add(s, tensor, i, suffix, arrays[i].dtype, arrays[i].rank, arrays[i].shape);
+    }
+}
+
+/* Which formats there are decides the layout. */
+static void pvti_export_formats(pvti_exporter *s)
+{
+    int64_t i, n = pvt_model_tensors(s->model);
+    for (i = 0; i < n; i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        if (!pvti_save_codes(s->model, &s->desc, &t)) continue;
+        if (s->format.kind == PVT_FORMAT_DENSE) s->format = t.weight->format;
+        s->mixed = s->mixed || memcmp(&s->format, &t.weight->format, sizeof s->format) != 0;
+    }
+    s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed;
 }
 
 /* Lists what the file will hold. */
 static pvt_result pvti_export_list(pvti_exporter *s)
 {
     int64_t i, n = pvt_model_tensors(s->model), widest = PVTI_SAVE_CHUNK;
-    s->items = PVTI_NEW(s->ctx, pvti_export_item, 3 * n);
-    s->tensors = PVTI_NEW(s->ctx, pvti_tensor, 3 * n);
+    s->items = PVTI_NEW(s->ctx, pvti_export_item, PVT_MAX_ARRAYS * n);
+    s->tensors = PVTI_NEW(s->ctx, pvti_tensor, PVT_MAX_ARRAYS * n);
     if (!s->items || !s->tensors) return PVT_ERR_MEMORY;
+    pvti_export_formats(s);
     for (i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
-        const pvt_format *f = t.weight ? &t.weight->format : NULL;
-        if (!t.weight) {
-            pvti_export_add(s, i, PVTI_PART_NORM, s->desc.dtype, 1, t.n, 1, 1, 1);
-            continue;
-        }
-        widest = PVTI_MAX(widest, t.weight->I);
-        if (!pvti_save_codes(s->model, &s->desc, &t)) {
-            pvti_export_add(s, i, PVTI_PART_DENSE, s->desc.dtype, 2, t.weight->O, t.weight->I, 1, 1);
-            continue;
-        }
-        if (s->format.kind == PVT_FORMAT_DENSE) s->format = *f;
-        if (memcmp(&s->format, f, sizeof *f) != 0)
-            return pvti_fail(
-                s->ctx, PVT_ERR_UNSUPPORTED,
-                "tensor \"%s\" has another format than those before it; the AQLM layout has one for "
-                "the whole model",
-                t.name);
-        pvti_export_add(s, i, PVTI_PART_CODES, f->bits <= 8 ? PVT_I8 : PVT_I16, 3, t.weight->O / f->out_group,
-                        t.weight->I / f->in_group, f->codebooks, 1);
-        pvti_export_add(s, i, PVTI_PART_CODEBOOKS, PVT_F16, 4, f->codebooks, (int64_t)1 << f->bits,
-                        f->out_group, f->in_group);
-        pvti_export_add(s, i, PVTI_PART_SCALES, PVT_F16, 4, t.weight->O / f->out_group, 1, 1, 1);
+        int64_t shape[2];
+        shape[0] = t.weight ? t.weight->O : t.n;
+        shape[1] = t.weight ? t.weight->I : 1;
+        if (pvti_save_codes(s->model, &s->desc, &t)) pvti_export_add_arrays(s, i, t.weight);
+        else pvti_export_add(s, i, -1, ".weight", s->desc.dtype, t.weight ? 2 : 1, shape);
+        if (t.weight) widest = PVTI_MAX(widest, t.weight->I);
     }
     s->chunk = PVTI_NEW(s->ctx, pvt_real, widest);
     s->rounded = PVTI_NEW(s->ctx, float, widest);
@@ -14696,7 +15214,7 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
     return PVT_OK;
 }
 
-/* Codes of B bits in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
+/* Codes of B bits; in the layout of aqlm in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
 static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, int64_t n, pvti_writer *w)
 {
     int64_t sign = (int64_t)1 << (weight->format.bits - 1), i, j, step;
@@ -14706,7 +15224,7 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         for (j = 0; j < step; j++) {
             int64_t code = pvti_code_get(weight, i + j);
-            code = (code ^ sign) - sign;
+            if (s->aqlm) code = (code ^ sign) - sign;
             if (weight->format.bits <= 8) bytes[j] = (int8_t)code;
             else words[j] = (int16_t)code;
         }
@@ -14735,13 +15253,10 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     pvt_tensor_info t = pvt_model_tensor(s->model, item->tensor);
     pvt_dtype dtype = s->tensors[index].dtype;
     int64_t n = pvti_tensor_count(&s->tensors[index]);
-    switch (item->part) {
-    case PVTI_PART_CODES: return pvti_export_codes(s, t.weight, n, w);
-    case PVTI_PART_CODEBOOKS: return pvti_export_values(s, t.weight->codebooks, dtype, n, item->name, w);
-    case PVTI_PART_SCALES: return pvti_export_values(s, t.weight->scales, dtype, n, item->name, w);
-    case PVTI_PART_NORM: return pvti_export_values(s, t.values, dtype, n, item->name, w);
-    default: return pvti_export_dense(s, t.weight, item->name, w);
-    }
+    if (item->array < 0 && t.weight) return pvti_export_dense(s, t.weight, item->name, w);
+    if (item->array < 0) return pvti_export_values(s, t.values, dtype, n, item->name, w);
+    if (item->array == 0) return pvti_export_codes(s, t.weight, n, w); /* codes come first: see >>weights */
+    return pvti_export_values(s, (const pvt_real *)t.weight->data[item->array], dtype, n, item->name, w);
 }
 
 /* ---- config.json ---- */
@@ -14798,6 +15313,26 @@ static bool pvti_export_codes_embedding(const pvti_exporter *s)
     return pvti_save_codes(s->model, &s->desc, &t);
 }
 
+/* The layout of our own: a format for each tensor with codes. */
+static void pvti_export_quantization_ours(pvti_text *text, const pvti_exporter *s)
+{
+    const char *comma = "";
+    int64_t i;
+    pvti_text_printf(text,
+                     "  \"quantization_config\": {\n    \"pvtune_method\": \"" PVTI_LAYOUT_OURS "\",\n"
+                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to hf-dense "
+                     "writes a directory for transformers\",\n    \"formats\": {");
+    for (i = 0; i < s->n; i++) {
+        char name[PVTI_NAME], format[48];
+        if (s->items[i].array != 0) continue;
+        pvti_tensor_name(s->model, s->items[i].tensor, false, "", name);
+        pvt_format_text(&pvt_model_tensor(s->model, s->items[i].tensor).weight->format, format);
+        pvti_text_printf(text, "%s\n      \"%s\": \"%s\"", comma, name, format);
+        comma = ",";
+    }
+    pvti_text_printf(text, "\n    }\n  },\n");
+}
+
 /*  transformers takes AQLM in linear layers only and fills an embedding of codes with random numbers.
     Where there is no "quant_method" at all it refuses; an unknown one makes it warn and load every weight
     at random. */
@@ -14807,6 +15342,10 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
     bool ours = pvti_export_codes_embedding(s);
     int64_t i;
     if (f->kind == PVT_FORMAT_DENSE) return;
+    if (!s->aqlm) {
+        pvti_export_quantization_ours(text, s);
+        return;
+    }
     pvti_text_printf(text, "  \"quantization_config\": {\n    \"%s\": \"aqlm\",\n",
                      ours ? "pvtune_method" : "quant_method");
     if (ours)
@@ -14820,7 +15359,7 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
                      f->bits, f->codebooks, f->in_group, f->out_group);
     /* transformers 4 looks for names of weights, 5 for names of modules */
     for (i = 0; i < s->n; i++)
-        if (s->items[i].part == PVTI_PART_DENSE || s->items[i].part == PVTI_PART_NORM)
+        if (s->items[i].array < 0)
             pvti_text_printf(text, "\n      \"%.*s\",\n      \"%s\",",
                              (int)(strlen(s->items[i].name) - strlen(".weight")), s->items[i].name,
                              s->items[i].name);
@@ -14880,6 +15419,7 @@ static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
     pvt_bits bits = pvt_model_bits(s->model, &s->desc);
     char format[48];
     pvt_format_text(&s->format, format);
+    if (s->mixed) snprintf(format, sizeof format, "mixed, see config.json");
     pvti_text_printf(text, "| | |\n|---|---|\n");
     if (s->desc.base_model) {
         pvti_text_printf(text, "| made from | `");
@@ -14893,7 +15433,8 @@ static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
     if (bits.packed_linears < bits.linears) {
         pvti_text_printf(text, " (");
         pvti_text_number(text, bits.packed_linears, 4);
-        pvti_text_printf(text, " if its codes of %d bits were packed)", s->format.bits);
+        pvti_text_printf(text, s->mixed ? " if its codes were packed)" : " if its codes of %d bits were packed)",
+                         s->format.bits);
     }
     pvti_text_printf(text, " |\n| bits per weight of the whole file | ");
     pvti_text_number(text, bits.all, 4);
@@ -14903,9 +15444,12 @@ static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
 
 static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
 {
-    bool codes = s->format.kind != PVT_FORMAT_DENSE, ours = pvti_export_codes_embedding(s);
+    bool codes = s->format.kind != PVT_FORMAT_DENSE, ours = pvti_export_codes_embedding(s) || (codes && !s->aqlm);
     pvti_text_printf(text, "\n## Loading\n\n");
-    if (ours)
+    if (codes && !s->aqlm)
+        pvti_text_printf(text, "This is a format of pvtune's own, which transformers refuses. `pvtune export DIR --to\n"
+                               "hf-dense -o OUT` writes dense weights that it loads. ");
+    else if (ours)
         pvti_text_printf(text, "The embedding is quantized, and transformers' AQLM has linear layers only:\n"
                                "it refuses this directory. `pvtune export DIR --to hf -o OUT` writes one\n"
                                "that it loads, with the embedding dense. ");
@@ -14935,10 +15479,11 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
         pvti_text_string(text, s->desc.base_model, (int64_t)strlen(s->desc.base_model));
         pvti_text_printf(text, "\n");
     }
-    if (!pvti_export_codes_embedding(s)) pvti_text_printf(text, "library_name: transformers\n");
+    if (!pvti_export_codes_embedding(s) && (s->aqlm || s->format.kind == PVT_FORMAT_DENSE))
+        pvti_text_printf(text, "library_name: transformers\n");
     pvti_text_printf(text, "pipeline_tag: text-generation\ntags:\n- pvtune\n%s---\n\n"
                            "# A language model written by pvtune\n\n",
-                     s->format.kind != PVT_FORMAT_DENSE ? "- aqlm\n" : "");
+                     s->aqlm ? "- aqlm\n" : "");
     pvti_card_facts(text, s);
     if (s->desc.card) pvti_text_printf(text, "\n%s", s->desc.card);
     pvti_card_loading(text, s);
@@ -15070,17 +15615,10 @@ static uint64_t pvti_model_hash(const pvt_model *model)
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
         if (!w) {
             hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
-        } else if (w->format.kind == PVT_FORMAT_DENSE) {
-            const pvti_dtype *type = pvti_dtype_info(w->dtype);
-            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
         } else {
-            pvti_values values[PVTI_MAX_VALUES];
-            int n = w->kind->values(w, values), k;
-            for (k = 0; k < n; k++)
-                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
-            hash = pvti_hash(
-                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
-                hash);
+            pvt_array arrays[PVT_MAX_ARRAYS];
+            int n = pvt_weight_arrays(w, arrays), k;
+            for (k = 0; k < n; k++) hash = pvti_hash(arrays[k].data, arrays[k].bytes, hash);
         }
     }
     return hash;
@@ -15293,7 +15831,7 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
         handles[j] = -1;
         if (j < PVTI_NORMS) {
             result = pvt_pv_add_param(pv, layer->norm[j], z->C, "norm", &handles[j]);
-        } else if (layer->linear[j - PVTI_NORMS].format.kind != PVT_FORMAT_DENSE) {
+        } else if (pvti_has_codes(&layer->linear[j - PVTI_NORMS])) {
             pvti_quantizer_tensor_name(z, l, j - PVTI_NORMS, name);
             result = pvt_pv_add_weight(pv, &layer->linear[j - PVTI_NORMS], name, &handles[j]);
         }
@@ -15310,7 +15848,7 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     int64_t k;
     int j;
     for (j = 0; j < PVTI_LINEARS; j++) {
-        if (layer->linear[j].format.kind == PVT_FORMAT_DENSE) continue;
+        if (!pvti_has_codes(&layer->linear[j])) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
         PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
     }
@@ -15350,7 +15888,7 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
         int n = item.n_weights;
         pvti_quantizer_tensor_name(z, l, j, item.names[n]);
         item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
-        if (!item.fitted[n] && layer->linear[j].format.kind == PVT_FORMAT_DENSE) continue;
+        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
         item.weights[item.n_weights++] = &layer->linear[j];
     }
     for (j = 0; j < PVTI_NORMS; j++) {
@@ -15621,13 +16159,13 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
         memcpy(work.norm[j], original.norm[j], (size_t)z->C * sizeof *norms);
     }
     for (j = 0; j < PVTI_LINEARS && result == PVT_OK; j++) /* codes of an earlier run are fine-tuned: a copy of them */
-        if (original.linear[j].format.kind != PVT_FORMAT_DENSE)
+        if (pvti_has_codes(&original.linear[j]))
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
     if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
     for (j = 0; j < PVTI_LINEARS; j++) {
         bool replaced =
-            work.linear[j].format.kind != PVT_FORMAT_DENSE && work.linear[j].codes != original.linear[j].codes;
+            pvti_has_codes(&work.linear[j]) && work.linear[j].data[0] != original.linear[j].data[0];
         if (!replaced) continue;
         pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
         if (result == PVT_OK) layer->linear[j] = work.linear[j];
@@ -15702,7 +16240,7 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
     for (i = 0; i < tensors; i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
         if (!w) continue;
-        if (w->format.kind != PVT_FORMAT_DENSE)
+        if (pvti_has_codes(w))
             return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                              "%s is quantized already; start from the original model",
                              pvt_model_tensor(z->model, i).name);
@@ -15726,15 +16264,17 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
+    pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t i, available;
+    int n;
     if (d->format.kind == PVT_FORMAT_DENSE && d->format.bits == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
     if (d->format.kind == PVT_FORMAT_DENSE)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                          "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
                          "dense");
-    if (!pvti_format_in_range(&d->format))
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
+    PVTI_TRY(pvti_format_arrays(z->ctx, "quantize", &d->format, PVTI_MAX(1, d->format.out_group),
+                                PVTI_MAX(1, d->format.in_group), PVTI_DTYPE_REAL, arrays, &n));
     if (d->resume && !d->checkpoint)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
@@ -15920,12 +16460,12 @@ static int64_t pvti_tuner_eval_default(const pvt_tune_desc *d, int64_t available
 static bool pvti_tuner_wants(const pvt_model *student, const pvt_tune_desc *d, int64_t tensor)
 {
     pvt_tensor_info info = pvt_model_tensor(student, tensor);
-    return !d->freeze_dense || (info.weight && info.weight->format.kind != PVT_FORMAT_DENSE);
+    return !d->freeze_dense || (info.weight && pvti_has_codes(info.weight));
 }
 
 static bool pvti_tuner_must_copy(const pvt_weight *w)
 {
-    return w && w->format.kind == PVT_FORMAT_DENSE && (!w->owned || w->dtype != PVTI_DTYPE_REAL);
+    return w && !pvti_has_codes(w) && (!w->owned || w->dtype != PVTI_DTYPE_REAL);
 }
 
 static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, const bool *frozen)
@@ -15973,15 +16513,15 @@ static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, 
 /* What one quantized weight takes: moments, gradients, buffer, and its copy in the best state. */
 static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc *d)
 {
-    pvti_values values[PVTI_MAX_VALUES];
+    pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t n = w->O * w->I, real = (int64_t)sizeof(pvt_real), total = 0;
-    int64_t codes = n / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2);
-    int k, n_values = d->pv.freeze_values ? 0 : w->kind->values(w, values);
-    for (k = 0; k < n_values; k++) {
-        total += values[k].n * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
-        total += d->eval_every ? values[k].n * 2 : 0;
+    int k, n_arrays = pvt_weight_arrays(w, arrays);
+    if (d->eval_every) total += arrays[0].bytes;
+    for (k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
+        int64_t count = pvti_array_count(&arrays[k]);
+        total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
+        total += d->eval_every ? count * 2 : 0;
     }
-    if (d->eval_every) total += codes;
     if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
     total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
     return total + (d->pv.delta < 1 ? n * real : 0);
@@ -15997,14 +16537,14 @@ static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_
         frozen[i] = !pvti_tuner_wants(student, d, i);
         if (frozen[i]) continue;
         if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
-        if (!info.weight || info.weight->format.kind == PVT_FORMAT_DENSE) {
+        if (!info.weight || !pvti_has_codes(info.weight)) {
             total += info.n * (real * (d->pv.params.beta1 > 0 ? 2 : 1) + (d->eval_every ? 2 : 0));
             continue;
         }
         total += pvti_tuner_weight_bytes(info.weight, d);
         if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) continue;
         largest = PVTI_MAX(largest, info.n);
-        groups = PVTI_MAX(groups, info.n / pvti_group_dim(info.weight));
+        groups = PVTI_MAX(groups, pvti_groups(info.weight));
     }
     return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
 }
@@ -16074,7 +16614,7 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
         if (pvti_tuner_must_copy(info.weight)) {
             pvt_weight copy;
             PVTI_TRY(pvt_weight_dense(t->ctx, NULL, info.weight->O, info.weight->I, &copy));
-            pvt_weight_dequantize(info.weight, (pvt_real *)(uintptr_t)copy.data);
+            pvt_weight_dequantize(info.weight, (pvt_real *)copy.data[0]);
             pvt_weight_free(info.weight);
             *info.weight = copy;
             PVTI_TRY(pvti_model_tie(t->student));
@@ -16168,32 +16708,33 @@ static void pvti_tuner_places(pvt_tuner *t)
         if (!pvti_tuner_held_out(w, available, E)) t->place[n++] = w;
 }
 
+/* One array of the best state: `value` in fp16, or with NULL the entry's codes. */
+static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvti_adam *value, const char *what)
+{
+    pvti_best *b = &t->best[t->n_best];
+    b->entry = e;
+    b->value = value;
+    snprintf(b->name, sizeof b->name, "best.%s.%s", e->name, what);
+    b->dtype = value ? PVT_F16 : e->codes.dtype;
+    b->n = value ? value->n : pvti_array_count(&e->codes);
+    b->data = pvti_alloc(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
+    if (!b->data) return PVT_ERR_MEMORY;
+    t->n_best++;
+    return PVT_OK;
+}
+
 /* The arrays of the best state, in the order of the pv's entries. */
 static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
 {
-    int64_t i, n = 0;
+    int64_t i;
     int k;
-    for (i = 0; i < t->pv->n; i++) n += t->pv->entries[i].n_values + (t->pv->entries[i].weight != NULL);
-    t->best = PVTI_NEW(t->ctx, pvti_best, n);
+    t->best = PVTI_NEW(t->ctx, pvti_best, t->pv->n * (PVT_MAX_ARRAYS + 1));
     if (!t->best) return PVT_ERR_MEMORY;
     for (i = 0; i < t->pv->n; i++) {
         const pvti_pv_entry *e = &t->pv->entries[i];
-        for (k = 0; k < e->n_values + (e->weight != NULL); k++) {
-            pvti_best *b = &t->best[t->n_best];
-            b->entry = e;
-            b->value = k < e->n_values ? &e->adam[k] : NULL;
-            if (b->value) {
-                snprintf(b->name, sizeof b->name, "best.%s.value%d", e->name, k);
-                b->dtype = PVT_F16, b->n = b->value->n;
-            } else {
-                snprintf(b->name, sizeof b->name, "best.%s.codes", e->name);
-                b->dtype = e->weight->format.bits <= 8 ? PVT_U8 : PVT_U16;
-                b->n = e->weight->O * e->weight->I / pvti_group_dim(e->weight) * e->weight->format.codebooks;
-            }
-            b->data = pvti_alloc(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
-            if (!b->data) return PVT_ERR_MEMORY;
-            t->n_best++;
-        }
+        for (k = 0; k < PVT_MAX_ARRAYS; k++)
+            if (e->adam[k].w) PVTI_TRY(pvti_tuner_best_add(t, e, &e->adam[k], e->names[k]));
+        if (e->weight) PVTI_TRY(pvti_tuner_best_add(t, e, NULL, "codes"));
     }
     return PVT_OK;
 }
@@ -16333,7 +16874,7 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         if (b->value)
             PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
-        else memcpy(b->data, b->entry->weight->codes, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        else memcpy(b->data, b->entry->weight->data[0], (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
     }
     return PVT_OK;
 }
@@ -16345,7 +16886,7 @@ static void pvti_tuner_restore(pvt_tuner *t)
         for (int64_t k = 0; b->value && k < b->n; k++)
             b->value->w[k] = (pvt_real)pvti_f16_to_f32(((const uint16_t *)b->data)[k]);
         if (!b->value)
-            memcpy(b->entry->weight->codes, b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+            memcpy(b->entry->weight->data[0], b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
     }
 }
 
@@ -17854,7 +18395,7 @@ static void pvti_row_task(void *arg, int64_t i, int worker)
 {
     const pvti_row_job *job = (const pvti_row_job *)arg;
     int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
-    const uint8_t *rows = (const uint8_t *)job->weight->data + from * job->bytes;
+    const uint8_t *rows = (const uint8_t *)job->weight->data[0] + from * job->bytes;
     float y[PVTI_ROW_TASK];
     (void)worker;
 #if PVTI_X86
@@ -17969,7 +18510,7 @@ static pvt_result pvti_gather_prepare(pvt_weight *w)
     uint16_t *halves = PVTI_NEW(w->ctx, uint16_t, n);
     if (!halves) return PVT_ERR_MEMORY;
     for (i = 0; i < n; i++) {
-        halves[i] = pvti_f32_to_f16(w->codebooks[i]);
+        halves[i] = pvti_f32_to_f16(pvti_codebooks(w)[i]);
         if ((halves[i] & 0x7fff) == 0x7c00) {
             pvti_free(w->ctx, halves);
             return PVT_OK;
@@ -17998,7 +18539,7 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
     across = (int16_t *)weight->prepared + 32;
     codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
     for (k = 0; k < M * K * ig; k++) {
-        float c = __builtin_fabsf(weight->codebooks[k]);
+        float c = __builtin_fabsf(pvti_codebooks(weight)[k]);
         if (!(c <= *unit) && *unit == *unit) *unit = c; /* a NaN stays, and reaches every product */
     }
     inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0, *unit /= 32767;
@@ -18006,13 +18547,13 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
         for (k = 0; k < K; k++)
             for (a = 0; a < ig; a++)
                 across[m * PVTI_LOOKUP_CODEBOOK(pairs) + a / 2 * 512 + k * 2 + a % 2] =
-                    (int16_t)((int32_t)((double)weight->codebooks[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
+                    (int16_t)((int32_t)((double)pvti_codebooks(weight)[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
     for (o = 0; o < weight->O; o++) {
         int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
         for (t = 0; t < GT; t++) {
             int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
             codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
-                ((const uint8_t *)weight->codes)[o * GT + t];
+                ((const uint8_t *)weight->data[0])[o * GT + t];
         }
     }
     return PVT_OK;
@@ -18442,7 +18983,7 @@ static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
     (void)worker;
     PVTI_PICK(p->weight->ctx, pvti_lookup_reduce)
     (p->y + from, p->sums + from, pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, p->parts,
-     p->weight->scales + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
+     pvti_scales(p->weight) + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
 }
 
 /* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
@@ -18551,7 +19092,7 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
         const uint16_t *codes[PVTI_GATHER_ROWS];
         int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
         for (k = 0; k < PVTI_GATHER_ROWS; k++)
-            codes[k] = (const uint16_t *)w->codes + (r + PVTI_MIN(k, n - 1)) * per_row;
+            codes[k] = (const uint16_t *)w->data[0] + (r + PVTI_MIN(k, n - 1)) * per_row;
 #if PVTI_X86
         if (job->ctx->isa >= PVTI_AVX2)
             pvti_gather_rows_avx2(lanes, codes, w, job->x);
@@ -18559,7 +19100,7 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
 #endif
             for (k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
         for (k = 0; k < n; k++) {
-            float y = w->scales[r + k] * pvti_lanes_sum(lanes + k * 16);
+            float y = pvti_scales(w)[r + k] * pvti_lanes_sum(lanes + k * 16);
             job->y[r + k] = job->accumulate ? job->y[r + k] + y : y;
         }
     }

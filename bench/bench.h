@@ -217,14 +217,14 @@ static inline pvt_model *bench_smollm2(pvt_ctx *ctx, int64_t layers, bool codes)
         if (!w) continue;
         if (codes && w != &model->embed) {
             if (pvti_weight_alloc(ctx, &format, w->O, w->I, t.name, &q) != PVT_OK) return NULL;
-            for (int64_t k = 0; k < 2 * 256 * 8; k++) q.codebooks[k] = bench_noise(i, k);
-            for (int64_t k = 0; k < w->O; k++) q.scales[k] = 1;
+            for (int64_t k = 0; k < 2 * 256 * 8; k++) pvti_codebooks(&q)[k] = bench_noise(i, k);
+            for (int64_t k = 0; k < w->O; k++) pvti_scales(&q)[k] = 1;
             for (int64_t k = 0; k < w->O * w->I / 4; k++)
-                ((uint8_t *)q.codes)[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
+                ((uint8_t *)q.data[0])[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
             pvt_weight_free(w);
             *w = q;
         } else
-            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->data)[k] = bench_noise(i, k);
+            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->data[0])[k] = bench_noise(i, k);
     }
     return model;
 }

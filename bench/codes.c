@@ -21,7 +21,7 @@ typedef struct setting {
 static void chain(void *arg)
 {
     setting *s = (setting *)arg;
-    pvt_real *values[2] = {s->dcodebooks, s->dscales};
+    pvt_real *values[PVT_MAX_ARRAYS] = {NULL, s->dcodebooks, s->dscales};
     s->weight.kind->chain(s->ctx, values, &s->weight, s->dW, s->partial);
 }
 static void assign(setting *s, int i)
@@ -67,8 +67,8 @@ static bool make(setting *s, int threads)
         pvti_weight_alloc(s->ctx, &format, O, I, "weight", &s->weight) != PVT_OK)
         return false;
     for (int64_t k = 0; k < 2 * K * 8; k++)
-        s->weight.codebooks[k] = (pvt_real)pvti_random_unit(3, PVTI_RANDOM_USER, 0, (uint64_t)k) - (pvt_real)0.5;
-    for (int64_t k = 0; k < O; k++) s->weight.scales[k] = 1;
+        pvti_codebooks(&s->weight)[k] = (pvt_real)pvti_random_unit(3, PVTI_RANDOM_USER, 0, (uint64_t)k) - (pvt_real)0.5;
+    for (int64_t k = 0; k < O; k++) pvti_scales(&s->weight)[k] = 1;
     for (int64_t k = 0; k < 2 * GROUPS; k++)
         pvti_code_set(&s->weight, k, (int64_t)(pvti_random(4, PVTI_RANDOM_USER, 0, (uint64_t)k) % K));
     s->target = noise(O * I, 5), s->dW = noise(O * I, 6);

@@ -43,8 +43,8 @@ static bool fill(product *p)
         pvti_weight_alloc(p->ctx, &format, p->O, p->I, p->name, &p->weight) != PVT_OK)
         return false;
     for (i = 0; i < format.codebooks * pvti_entries(&p->weight) * 8; i++)
-        p->weight.codebooks[i] = (float)pvti_random_unit(3, 0, 0, (uint64_t)i) - 0.5f;
-    for (i = 0; i < p->O; i++) p->weight.scales[i] = 1;
+        pvti_codebooks(&p->weight)[i] = (float)pvti_random_unit(3, 0, 0, (uint64_t)i) - 0.5f;
+    for (i = 0; i < p->O; i++) pvti_scales(&p->weight)[i] = 1;
     for (i = 0; i < p->O * p->I / 8 * format.codebooks; i++)
         pvti_code_set(&p->weight, i, (int64_t)(pvti_random(4, 0, 0, (uint64_t)i) % (uint64_t)pvti_entries(&p->weight)));
     return !p->prepared || pvt_weight_prepare(&p->weight) == PVT_OK;

@@ -144,7 +144,7 @@ static int demo_round(app *a, pvt_model *model)
             TRY(a, pvt_weight_round_f16(t.weight, t.name));
             continue;
         }
-        if (t.weight) values = (pvt_real *)(uintptr_t)t.weight->data; /* the model is ours, and in pvt_real */
+        if (t.weight) values = (pvt_real *)(uintptr_t)t.weight->data[0]; /* the model is ours, and in pvt_real */
         for (j = 0; j < t.n; j++) {
             values[j] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)values[j]));
             if (!isfinite(values[j])) return fail(a, "%s: a value does not fit fp16", t.name);

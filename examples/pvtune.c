@@ -527,12 +527,15 @@ static void count_changed(const pvt_model *x, const pvt_model *y, int64_t *group
     for (i = 0; i < n; i++) {
         const pvt_weight *p = pvt_model_tensor(x, i).weight, *q = pvt_model_tensor(y, i).weight;
         int64_t count, bytes;
-        if (!p || !q || p->format.kind != PVT_FORMAT_AQLM || q->format.kind != PVT_FORMAT_AQLM) continue;
-        count = p->O / p->format.out_group * (p->I / p->format.in_group);
+        pvt_array a[PVT_MAX_ARRAYS], b[PVT_MAX_ARRAYS];
+        if (!p || !q) continue;
+        pvt_weight_arrays(p, a), pvt_weight_arrays(q, b);
+        if (a[0].role != PVT_ARRAY_CODE || b[0].role != PVT_ARRAY_CODE || a[0].bytes != b[0].bytes) continue;
         bytes = p->format.codebooks * (p->format.bits > 8 ? 2 : 1);
+        count = a[0].bytes / bytes;
         *groups += count;
         for (g = 0; g < count; g++)
-            *changed += memcmp((const char *)p->codes + g * bytes, (const char *)q->codes + g * bytes, (size_t)bytes) != 0;
+            *changed += memcmp((const char *)a[0].data + g * bytes, (const char *)b[0].data + g * bytes, (size_t)bytes) != 0;
     }
 }
 
@@ -1567,17 +1570,19 @@ static int grad_collect(app *a, grad_list *list)
         if (!dW) continue;
         shape[0] = t.weight ? t.weight->O : t.n, shape[1] = t.weight ? t.weight->I : 0;
         grad_add(list, &t, NULL, dW, t.weight ? 2 : 1, shape);
-        if (t.weight && t.weight->format.kind == PVT_FORMAT_AQLM) {
-            const pvt_format *f = &t.weight->format;
-            int64_t rows = t.weight->O / f->out_group, values = (int64_t)f->codebooks << f->bits;
-            pvt_real *dcodebooks = grad_chain(a, list, values * f->out_group * f->in_group);
-            pvt_real *dscales = grad_chain(a, list, rows);
-            if (!dcodebooks || !dscales) return fail_result(a, PVT_ERR_MEMORY);
-            TRY(a, pvt_weight_chain(a->ctx, dcodebooks, dscales, t.weight, dW));
-            shape[0] = f->codebooks, shape[1] = (int64_t)1 << f->bits, shape[2] = f->out_group, shape[3] = f->in_group;
-            grad_add(list, &t, "codebooks", dcodebooks, 4, shape);
-            shape[0] = rows, shape[1] = shape[2] = shape[3] = 1;
-            grad_add(list, &t, "scales", dscales, 4, shape);
+        if (t.weight && t.dtype == PVT_DTYPE_NONE) {
+            pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL};
+            pvt_array arrays[PVT_MAX_ARRAYS];
+            int n = pvt_weight_arrays(t.weight, arrays), k;
+            for (k = 0; k < n; k++) {
+                if (arrays[k].role != PVT_ARRAY_VALUE) continue;
+                dvalues[k] = grad_chain(a, list, arrays[k].bytes / (int64_t)sizeof(pvt_real));
+                if (!dvalues[k]) return fail_result(a, PVT_ERR_MEMORY);
+            }
+            TRY(a, pvt_weight_chain(a->ctx, dvalues, t.weight, dW));
+            for (k = 0; k < n; k++) /* one dimension is written as four, as checkpoints of aqlm have their scales */
+                if (dvalues[k])
+                    grad_add(list, &t, arrays[k].name, dvalues[k], arrays[k].rank == 1 ? 4 : arrays[k].rank, arrays[k].shape);
         }
     }
     return 0;
@@ -1590,9 +1595,9 @@ static int grad_write(app *a, double loss)
     int64_t n = pvt_model_tensors(a->models[0]), i;
     int status = 1;
     memset(&list, 0, sizeof list);
-    list.tensors = PVTI_NEW(a->ctx, pvti_tensor, 3 * n + 1);
-    list.names = (char(*)[128])pvti_alloc(a->ctx, 3 * n + 1, sizeof *list.names);
-    list.chained = PVTI_NEW(a->ctx, pvt_real *, 2 * n);
+    list.tensors = PVTI_NEW(a->ctx, pvti_tensor, PVT_MAX_ARRAYS * n + 1);
+    list.names = (char(*)[128])pvti_alloc(a->ctx, PVT_MAX_ARRAYS * n + 1, sizeof *list.names);
+    list.chained = PVTI_NEW(a->ctx, pvt_real *, PVT_MAX_ARRAYS * n);
     if (list.tensors && list.names && list.chained) {
         list.tensors[list.n++] = real_tensor("loss", &value, 0, NULL);
         status = grad_collect(a, &list);

@@ -99,8 +99,9 @@ static void check_gradients(const pvt_model *model, const pvt_run *run, const ch
             int64_t scales = w->O / w->format.out_group;
             pvt_real *dbooks = (pvt_real *)calloc((size_t)books, sizeof *dbooks);
             pvt_real *dscales = (pvt_real *)calloc((size_t)scales, sizeof *dscales);
+            pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, dbooks, dscales, NULL};
             int length = (int)strlen(t.name) - (int)strlen("weight");
-            CHECK_OK(ctx, pvt_weight_chain(ctx, dbooks, dscales, w, pvt_run_grad(run, i)));
+            CHECK_OK(ctx, pvt_weight_chain(ctx, dvalues, w, pvt_run_grad(run, i)));
             snprintf(name, sizeof name, "%.*scodebooks", length, t.name);
             golden = numbers(&st, name, &n);
             CHECK(golden && n == books);
@@ -273,9 +274,9 @@ static void check_linear(const char *file, pvt_format format)
         else memcpy(&half, codes->data + 2 * i, 2);
         pvti_code_set(&w, i, half & ((1 << format.bits) - 1));
     }
-    values = numbers(&st, "codebooks", &n), memcpy(w.codebooks, values, (size_t)n * sizeof *values),
+    values = numbers(&st, "codebooks", &n), memcpy(pvti_codebooks(&w), values, (size_t)n * sizeof *values),
     free(values);
-    values = numbers(&st, "scales", &n), memcpy(w.scales, values, (size_t)n * sizeof *values), free(values);
+    values = numbers(&st, "scales", &n), memcpy(pvti_scales(&w), values, (size_t)n * sizeof *values), free(values);
 
     W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W);
     pvt_weight_dequantize(&w, W);

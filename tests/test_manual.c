@@ -31,8 +31,8 @@ static void step(pvt_ctx *ctx, double code_lr, pvt_weight *w, pvt_real buffer[2]
     pvt_pv *pv;
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g2", &format));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &format, 1, 2, "group", w));
-    memcpy(w->codebooks, entries, sizeof entries);
-    w->scales[0] = 2;
+    memcpy(pvti_codebooks(w), entries, sizeof entries);
+    pvti_scales(w)[0] = 2;
     pvti_code_set(w, 0, 1);
     pvt_weight_dequantize(w, buffer);
     CHECK(buffer[0] == 1 && buffer[1] == -1);
@@ -44,16 +44,16 @@ static void step(pvt_ctx *ctx, double code_lr, pvt_weight *w, pvt_real buffer[2]
     CHECK_OK(ctx, pvt_pv_begin(pv, 1));
     CHECK_OK(ctx, pvt_pv_apply(pv, 0, dW));
     CHECK_OK(ctx, pvt_pv_end(pv, NULL));
-    CHECK_NEAR(pv->entries[0].dvalues[0][2], 0.8, 1e-6);
-    CHECK_NEAR(pv->entries[0].dvalues[0][3], -0.4, 1e-6);
-    CHECK_NEAR(pv->entries[0].dvalues[1][0], 0.3, 1e-6);
+    CHECK_NEAR(pv->entries[0].dvalues[1][2], 0.8, 1e-6);
+    CHECK_NEAR(pv->entries[0].dvalues[1][3], -0.4, 1e-6);
+    CHECK_NEAR(pv->entries[0].dvalues[2][0], 0.3, 1e-6);
     memcpy(buffer, pv->entries[0].buffer.w, 2 * sizeof *buffer);
     pvt_pv_free(pv);
 }
 
 static double distance(const pvt_weight *w, const pvt_real buffer[2], int k)
 {
-    double a = (double)(buffer[0] / w->scales[0] - w->codebooks[2 * k]), b = (double)(buffer[1] / w->scales[0] - w->codebooks[2 * k + 1]);
+    double a = (double)(buffer[0] / pvti_scales(w)[0] - pvti_codebooks(w)[2 * k]), b = (double)(buffer[1] / pvti_scales(w)[0] - pvti_codebooks(w)[2 * k + 1]);
     return a * a + b * b;
 }
 
@@ -67,13 +67,13 @@ int main(void)
     figure("dc1 = s·dW = (0.8, -0.4)");
     figure("= 0.3.");
     step(ctx, 0.6, &w, buffer);
-    CHECK_NEAR(w.codebooks[2], 0.49, 1e-5);
-    CHECK_NEAR(w.codebooks[3], -0.49, 1e-5);
-    CHECK_NEAR(w.scales[0], 1.99, 1e-5);
+    CHECK_NEAR(pvti_codebooks(&w)[2], 0.49, 1e-5);
+    CHECK_NEAR(pvti_codebooks(&w)[3], -0.49, 1e-5);
+    CHECK_NEAR(pvti_scales(&w)[0], 1.99, 1e-5);
     figure("c1 = (0.49, -0.49),  s = 1.99");
     CHECK_NEAR(buffer[0], 0.4, 5e-5);
     CHECK_NEAR(buffer[1], -0.4, 5e-5);
-    CHECK_NEAR(buffer[0] / w.scales[0], 0.201, 5e-4);
+    CHECK_NEAR(buffer[0] / pvti_scales(&w)[0], 0.201, 5e-4);
     figure("(0.201, -0.201)");
     CHECK_NEAR(distance(&w, buffer, 0), 0.0808, 6e-5);
     figure("c0 0.0808");
@@ -88,7 +88,7 @@ int main(void)
     pvt_weight_free(&w);
     step(ctx, 0.3, &w, buffer);
     CHECK_NEAR(buffer[0], 0.7, 5e-5);
-    CHECK_NEAR(buffer[0] / w.scales[0], 0.352, 5e-4);
+    CHECK_NEAR(buffer[0] / pvti_scales(&w)[0], 0.352, 5e-4);
     figure("0.352 in units of s");
     CHECK_NEAR(distance(&w, buffer, 1), 0.0382, 6e-5);
     figure("(0.0382)");

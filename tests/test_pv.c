@@ -78,7 +78,6 @@ static double max_difference(const pvt_real *a, const pvti_tensor *t)
 static void weight_from(pvt_weight *w, const pvti_tensor *codes, const pvti_tensor *codebooks, const pvti_tensor *scales, int64_t I)
 {
     pvt_format f;
-    pvti_values values[PVTI_MAX_VALUES];
     pvt_real *data;
     int64_t K = codebooks->shape[1], i;
     memset(&f, 0, sizeof f);
@@ -86,9 +85,8 @@ static void weight_from(pvt_weight *w, const pvti_tensor *codes, const pvti_tens
     while (((int64_t)1 << f.bits) < K) f.bits++;
     f.out_group = (int)codebooks->shape[2], f.in_group = (int)codebooks->shape[3];
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, scales->shape[0] * f.out_group, I, "golden", w));
-    w->kind->values(w, values);
-    data = reals(codebooks), memcpy(values[0].data, data, (size_t)values[0].n * sizeof *data), free(data);
-    data = reals(scales), memcpy(values[1].data, data, (size_t)values[1].n * sizeof *data), free(data);
+    data = reals(codebooks), memcpy(pvti_codebooks(w), data, (size_t)(codebooks->bytes / 4) * sizeof *data), free(data);
+    data = reals(scales), memcpy(pvti_scales(w), data, (size_t)(scales->bytes / 4) * sizeof *data), free(data);
     for (i = 0; i < codes->bytes / 4; i++) {
         int32_t code;
         memcpy(&code, codes->data + 4 * i, 4);
@@ -305,13 +303,13 @@ static void test_pv_steps(const char *dir, const char *file)
             dv = reals(tensor("vec_grads"));
             CHECK_OK(ctx, pvt_pv_begin(pv, 1));
             CHECK_OK(ctx, pvt_pv_apply(pv, 0, grad));
-            CHECK_NEAR(max_difference(pv->entries[0].dvalues[0], tensor("%s.codebooks_grad", at)), 0, 2e-6);
-            CHECK_NEAR(max_difference(pv->entries[0].dvalues[1], tensor("%s.scales_grad", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(pv->entries[0].dvalues[1], tensor("%s.codebooks_grad", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(pv->entries[0].dvalues[2], tensor("%s.scales_grad", at)), 0, 2e-6);
             CHECK_OK(ctx, pvt_pv_apply(pv, 1, dv + step * (vec0->bytes / 4)));
             CHECK_NEAR(max_difference(vec, tensor("%s.vec", at)), 0, 2e-6);
             CHECK_OK(ctx, pvt_pv_end(pv, &stats));
-            CHECK_NEAR(max_difference(w.codebooks, tensor("%s.codebooks", at)), 0, 2e-6);
-            CHECK_NEAR(max_difference(w.scales, tensor("%s.scales", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(pvti_codebooks(&w), tensor("%s.codebooks", at)), 0, 2e-6);
+            CHECK_NEAR(max_difference(pvti_scales(&w), tensor("%s.scales", at)), 0, 2e-6);
             CHECK(codes_different(&w, tensor("%s.codes", at)) == 0);
             CHECK(stats.groups_changed == changed[step]);
             if (desc.delta < 1) CHECK_NEAR(max_difference(pv->entries[0].buffer.w, tensor("%s.buffer", at)), 0, 2e-6);
@@ -480,18 +478,19 @@ static void test_calibration(void)
     memset(&desc, 0, sizeof desc);
     desc.params = optimizer(0), desc.params.eps = 1e-8;
     CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
-    CHECK_OK(ctx, pvt_pv_add_param(pv, w.codebooks, 2 * 16 * 4, "codebooks", NULL));
-    CHECK_OK(ctx, pvt_pv_add_param(pv, w.scales, O, "scales", NULL));
+    CHECK_OK(ctx, pvt_pv_add_param(pv, pvti_codebooks(&w), 2 * 16 * 4, "codebooks", NULL));
+    CHECK_OK(ctx, pvt_pv_add_param(pv, pvti_scales(&w), O, "scales", NULL));
     node = pvti_json_first(&js, pvti_json_find(&js, 0, "orders"));
     for (epoch = 0; epoch < 3; epoch++, node = pvti_json_next(&js, node)) {
         int64_t order[64], books[64 * 16], n = 0, child;
         for (step = 0; step < 15; step++) {
             double loss = xtx_loss(&w, W, H, RH) / (double)O;
+            pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, dC, dS, NULL};
             CHECK_NEAR(loss, losses[at], 1e-5 * losses[at]);
             at++;
             for (i = 0; i < O * I; i++) RH[i] *= (pvt_real)(-2.0 / (double)O);
             memset(dC, 0, (size_t)(2 * 16 * 4) * sizeof *dC), memset(dS, 0, (size_t)O * sizeof *dS);
-            CHECK_OK(ctx, pvt_weight_chain(ctx, dC, dS, &w, RH));
+            CHECK_OK(ctx, pvt_weight_chain(ctx, dvalues, &w, RH));
             if (at == 1) CHECK_NEAR(max_difference(dC, tensor("first.codebooks_grad")), 0, 1e-5);
             if (at == 1) CHECK_NEAR(max_difference(dS, tensor("first.scales_grad")), 0, 1e-5);
             CHECK_OK(ctx, pvt_pv_begin(pv, 1));
@@ -499,8 +498,8 @@ static void test_calibration(void)
             CHECK_OK(ctx, pvt_pv_apply(pv, 1, dS));
             CHECK_OK(ctx, pvt_pv_end(pv, NULL));
         }
-        CHECK_NEAR(max_difference(w.codebooks, tensor("epoch%d.codebooks", (int)epoch)), 0, 1e-5);
-        CHECK_NEAR(max_difference(w.scales, tensor("epoch%d.scales", (int)epoch)), 0, 1e-5);
+        CHECK_NEAR(max_difference(pvti_codebooks(&w), tensor("epoch%d.codebooks", (int)epoch)), 0, 1e-5);
+        CHECK_NEAR(max_difference(pvti_scales(&w), tensor("epoch%d.scales", (int)epoch)), 0, 1e-5);
         integers(pvti_json_find(&js, node, "input_group_order"), order);
         for (child = pvti_json_first(&js, pvti_json_find(&js, node, "codebook_orders")); child >= 0; child = pvti_json_next(&js, child)) n += integers(child, books + n);
         xtx_loss(&w, W, H, RH);
@@ -536,13 +535,11 @@ static void test_bits(void)
 static void random_weight(pvt_weight *w, const char *text, int64_t O, int64_t I)
 {
     pvt_format f;
-    pvti_values values[PVTI_MAX_VALUES];
     int64_t i;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "random", w));
-    w->kind->values(w, values);
-    for (i = 0; i < values[0].n; i++) values[0].data[i] = noise(1, i);
-    for (i = 0; i < values[1].n; i++) values[1].data[i] = 1 + noise(2, i) / 2;
+    for (i = 0; i < f.codebooks * pvti_entries(w) * pvti_group_dim(w); i++) pvti_codebooks(w)[i] = noise(1, i);
+    for (i = 0; i < O / f.out_group; i++) pvti_scales(w)[i] = 1 + noise(2, i) / 2;
     for (i = 0; i < O * I / pvti_group_dim(w) * f.codebooks; i++)
         pvti_code_set(w, i, (int64_t)(pvti_random(3, PVTI_RANDOM_USER, 4, (uint64_t)i) % (uint64_t)pvti_entries(w)));
 }
@@ -571,7 +568,7 @@ static void test_brute_force(void)
             for (k1 = 0; k1 < 16; k1++) {
                 double sum = 0;
                 for (a = 0; a < 6; a++) {
-                    double d = (double)t[a] - (double)w.scales[g / 2] * ((double)w.codebooks[k0 * 6 + a] + (double)w.codebooks[(16 + k1) * 6 + a]);
+                    double d = (double)t[a] - (double)pvti_scales(&w)[g / 2] * ((double)pvti_codebooks(&w)[k0 * 6 + a] + (double)pvti_codebooks(&w)[(16 + k1) * 6 + a]);
                     sum += d * d;
                 }
                 best = fmin(best, sum);
@@ -693,7 +690,7 @@ static void test_refusals(void)
     pvt_weight_free(&w);
     memset(W, 0, sizeof W);
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, 4, 6, NULL, &f, NULL, NULL, &w));
-    w.codebooks[0] = 70000;
+    pvti_codebooks(&w)[0] = 70000;
     CHECK(pvt_weight_round_f16(&w, "w") == PVT_ERR_NUMERIC);
     pvt_weight_free(&w);
     CHECK(pvt_ctx_get_info(ctx).bytes_now > 0);
@@ -720,8 +717,8 @@ static void test_wide_groups(void)
         CHECK_OK(ctx, pvt_ctx_create(&desc, &own));
         CHECK_OK(own, pvt_format_parse(own, "aqlm:1x8g4o64", &f));
         CHECK_OK(own, pvt_weight_fit(own, W, O, I, H, &f, &d, NULL, &w));
-        if (threads == 1) memcpy(codes, w.codes, sizeof codes);
-        CHECK(memcmp(codes, w.codes, sizeof codes) == 0);
+        if (threads == 1) memcpy(codes, w.data[0], sizeof codes);
+        CHECK(memcmp(codes, w.data[0], sizeof codes) == 0);
         pvt_weight_free(&w);
         pvt_ctx_destroy(own);
     }

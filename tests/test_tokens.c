@@ -58,16 +58,14 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     pvt_ctx *ctx = contexts[0][0];
     pvt_format f;
     pvt_weight w, view;
-    pvti_values values[PVTI_MAX_VALUES];
     float *x = (float *)calloc((size_t)I, 4), *y = (float *)malloc((size_t)O * 4);
     pvt_pv *pv;
     int64_t i, bytes;
     int bad = 0;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "w", &w));
-    w.kind->values(&w, values);
-    for (i = 0; i < values[0].n; i++) values[0].data[i] = noise(1, i);
-    for (i = 0; i < values[1].n; i++) values[1].data[i] = 1 + noise(2, i);
+    for (i = 0; i < f.codebooks * pvti_entries(&w) * pvti_group_dim(&w); i++) pvti_codebooks(&w)[i] = noise(1, i);
+    for (i = 0; i < O / f.out_group; i++) pvti_scales(&w)[i] = 1 + noise(2, i);
     for (i = 0; i < O * I / pvti_group_dim(&w) * f.codebooks; i++)
         pvti_code_set(&w, i, (int64_t)(pvti_random(3, PVTI_RANDOM_USER, 4, (uint64_t)i) % (uint64_t)pvti_entries(&w)));
     CHECK_OK(ctx, pvt_weight_prepare(&w));
@@ -90,10 +88,10 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     CHECK(check_product(&view, x, false) < 2e-4);
     pvt_weight_free(&view);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* what it prepared is gone, what it saw is not */
-    CHECK(w.codes != NULL);
+    CHECK(w.data[0] != NULL);
     if (expected) { /* a codebook's NaN is not rounded away */
         CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view));
-        values[0].data[0] = NAN;
+        pvti_codebooks(&w)[0] = NAN;
         CHECK_OK(ctx, pvt_weight_prepare(&view));
         pvt_weight_forward(ctx, y, x, &view, 1, false);
         for (i = 0, bad = O > 64; i < O; i++) bad &= y[i] == y[i];
@@ -155,8 +153,8 @@ static void check_range(float x_size, float codebook_size)
     float x[256];
     CHECK_OK(contexts[0][0], pvt_format_parse(contexts[0][0], "aqlm:1x8g8", &f));
     CHECK_OK(contexts[0][0], pvti_weight_alloc(contexts[0][0], &f, 40, 256, "w", &w));
-    for (int64_t i = 0; i < 256 * 8; i++) w.codebooks[i] = codebook_size * noise(30, i);
-    for (int64_t i = 0; i < 40; i++) w.scales[i] = 1;
+    for (int64_t i = 0; i < 256 * 8; i++) pvti_codebooks(&w)[i] = codebook_size * noise(30, i);
+    for (int64_t i = 0; i < 40; i++) pvti_scales(&w)[i] = 1;
     for (int64_t i = 0; i < 40 * 32; i++)
         pvti_code_set(&w, i, (int64_t)(pvti_random(31, PVTI_RANDOM_USER, 0, (uint64_t)i) & 255));
     for (int64_t i = 0; i < 256; i++) x[i] = x_size * (1 + noise(32, i));
@@ -175,8 +173,8 @@ static void check_side_by_side(void)
     CHECK_OK(contexts[0][0], pvt_format_parse(contexts[0][0], "aqlm:2x8g8", &f));
     for (int k = 0; k < 3; k++) {
         CHECK_OK(contexts[0][0], pvti_weight_alloc(contexts[0][0], &f, rows[k], 264, "w", &w[k]));
-        for (int64_t i = 0; i < 2 * 256 * 8; i++) w[k].codebooks[i] = noise((uint64_t)k, i);
-        for (int64_t i = 0; i < rows[k]; i++) w[k].scales[i] = 1 + noise(9, i);
+        for (int64_t i = 0; i < 2 * 256 * 8; i++) pvti_codebooks(&w[k])[i] = noise((uint64_t)k, i);
+        for (int64_t i = 0; i < rows[k]; i++) pvti_scales(&w[k])[i] = 1 + noise(9, i);
         for (int64_t i = 0; i < rows[k] * 33 * 2; i++)
             pvti_code_set(&w[k], i, (int64_t)(pvti_random(8, PVTI_RANDOM_USER, (uint64_t)k, (uint64_t)i) & 255));
         CHECK_OK(contexts[0][0], pvt_weight_prepare(&w[k]));

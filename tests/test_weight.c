@@ -94,13 +94,13 @@ static void test_round_trip(const char *format, int codes, pvt_dtype code_type)
     if (codes) {
         CHECK(strcmp(arrays[0].name, "codes") == 0 && arrays[0].role == PVT_ARRAY_CODE && arrays[0].dtype == code_type);
         CHECK(arrays[0].shape[0] * arrays[0].shape[1] * arrays[0].shape[2] == codes && arrays[0].rank == 3);
-        CHECK(arrays[1].data == (const void *)weight.codebooks && arrays[2].data == (const void *)weight.scales);
+        CHECK(arrays[1].data == (const void *)weight.data[1] && arrays[2].data == (const void *)weight.data[2]);
     }
     if (codes) { /* a view lists its own rows */
         CHECK_OK(ctx, pvt_weight_rows(&weight, O / 2, O / 2, &view));
         pvt_weight_arrays(&view, arrays);
         CHECK(arrays[0].bytes == listed[0].bytes / 2 &&
-              arrays[0].data == (const void *)((const char *)weight.codes + arrays[0].bytes));
+              arrays[0].data == (const void *)((const char *)weight.data[0] + arrays[0].bytes));
         CHECK(arrays[2].shape[0] == listed[2].shape[0] / 2);
     }
     tune(ctx, &weight, W); /* what was kept is of before */
@@ -108,7 +108,7 @@ static void test_round_trip(const char *format, int codes, pvt_dtype code_type)
     for (int i = 0; i < n; i++) free(kept[i]);
     tune(ctx, &again, V);
     CHECK(memcmp(W, V, sizeof W) == 0);
-    CHECK(!codes || memcmp(weight.codes, again.codes, (size_t)listed[0].bytes) == 0);
+    CHECK(!codes || memcmp(weight.data[0], again.data[0], (size_t)listed[0].bytes) == 0);
     pvt_weight_free(&weight), pvt_weight_free(&again);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);
@@ -124,7 +124,7 @@ static void test_other_types(void)
     uint16_t scales[O], dense[O * I];
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     fit(ctx, "aqlm:1x4g4", &weight);
-    for (int i = 0; i < O; i++) weight.scales[i] = 2, scales[i] = 0x4000; /* 2 in fp16 */
+    for (int i = 0; i < O; i++) ((pvt_real *)weight.data[2])[i] = 2, scales[i] = 0x4000; /* 2 in fp16 */
     pvt_weight_arrays(&weight, arrays);
     arrays[2].data = scales, arrays[2].dtype = PVT_F16, arrays[2].bytes = sizeof scales;
     CHECK_OK(ctx, pvt_weight_from_arrays(ctx, &weight.format, O, I, arrays, 3, "w", &again));
@@ -161,7 +161,7 @@ static void test_refused_arrays(void)
         int64_t rows = O;
         int n = pvt_weight_arrays(&weight, arrays);
         pvt_result result;
-        memcpy(codes, weight.codes, sizeof codes), memcpy(scales, weight.scales, sizeof scales);
+        memcpy(codes, weight.data[0], sizeof codes), memcpy(scales, weight.data[2], sizeof scales);
         arrays[0].data = codes, arrays[2].data = scales;
         if (wrong == 0) arrays[1].name = "code books";
         if (wrong == 1) arrays[0].shape[2] = 1;
@@ -180,7 +180,7 @@ static void test_refused_arrays(void)
         CHECK(result == (wrong == 7 ? PVT_ERR_NUMERIC : PVT_ERR_ARGUMENT));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
         CHECK(strstr(pvt_ctx_error(ctx), words[wrong]) && strstr(pvt_ctx_error(ctx), "mine"));
-        CHECK(out.codes == NULL && out.ctx == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+        CHECK(out.data[0] == NULL && out.ctx == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     }
     pvt_weight_free(&weight);
     pvt_ctx_destroy(ctx);
@@ -259,7 +259,7 @@ static void test_fit_progress(void)
     w.in_order = true, w.stop_at = 2;
     CHECK(pvt_weight_fit(ctx, W, O, I, NULL, &format, &d, NULL, &out) == PVT_ERR_CANCELLED);
     CHECK(w.fits == 2 && w.last_done == 2);
-    CHECK(out.ctx == NULL && out.codes == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+    CHECK(out.ctx == NULL && out.data[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     CHECK(strstr(pvt_ctx_error(ctx), "stopped on request") != NULL);
     pvt_ctx_destroy(ctx);
 }
@@ -297,7 +297,7 @@ static void test_quantize_stopped(void)
         if (!t.linear) continue;
         linears++;
         quantized += (t.weight->format.kind == PVT_FORMAT_AQLM) == first;
-        equal += first || memcmp(t.weight->data, was.weight->data, (size_t)t.n * sizeof(pvt_real)) == 0;
+        equal += first || memcmp(t.weight->data[0], was.weight->data[0], (size_t)t.n * sizeof(pvt_real)) == 0;
     }
     CHECK(linears == 14 && quantized == 14 && equal == 14);
     CHECK(pvt_ctx_get_info(ctx).bytes_now <= before + 7 * 4096); /* codes of one block, no working memory */

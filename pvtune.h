@@ -5434,7 +5434,8 @@ PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
               weight->I, accumulate);
 }
 
-/* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in common. */
+/* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
+   common. */
 static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
                                              const pvt_weight *weights, int count, int64_t n, bool accumulate)
 {
@@ -13937,7 +13938,8 @@ typedef struct pvti_family {
 static const pvti_family pvti_families[] = {
     {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
     {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
-    {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32, 32768},
+    {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
+     32768},
 };
 
 /* NULL: there is no such family. */
@@ -13960,7 +13962,8 @@ static void pvti_family_list(bool gguf, char out[128])
     }
     out[0] = 0;
     for (i = 0; i < n && at < 128; i++)
-        at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ", names[i]);
+        at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
+                       names[i]);
 }
 
 /* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
@@ -13992,8 +13995,9 @@ static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
     }
 }
 
-/* A block's tensors, in the order in which a layer lists those that it has; then those outside blocks. Linears
-   that read the same input stand side by side, as pvti_weights_forward takes them, and so do their biases. */
+/* A block's tensors, in the order in which a layer lists those that it has; then those outside blocks.
+   Linears that read the same input stand side by side, as pvti_weights_forward takes them, and so do their
+   biases. */
 enum {
     PVTI_NORM_ATT, PVTI_NORM_MLP,
     PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
@@ -14007,9 +14011,10 @@ enum {
 /* Which of a block's activations a linear reads. */
 enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
 
-typedef enum pvti_start { /* of a new model's tensor */
-    PVTI_START_ZERO, PVTI_START_ONE,
-    PVTI_START_NORMAL, /* N(0, 0.02²) */
+typedef enum pvti_start { /* what a new model's tensor holds */
+    PVTI_START_ZERO,
+    PVTI_START_ONE,
+    PVTI_START_NORMAL,  /* N(0, 0.02²) */
     PVTI_START_RESIDUAL /* N(0, 0.02²/2L): what adds to the residual stream */
 } pvti_start;
 
@@ -14104,8 +14109,8 @@ struct pvt_model {
     pvt_weight head;  /* [V, C]; tied: a view of embed */
     pvti_layer *layers;
     pvt_real *norm;      /* [C], behind the last block */
-    int block[PVTI_BLOCK], place[PVTI_BLOCK]; /* the tensors of each block in order, and where each stands; −1: absent */
-    int n_block;
+    int block[PVTI_BLOCK], n_block; /* the tensors of each block in order */
+    int place[PVTI_BLOCK];          /* where each stands there; −1: absent */
     pvt_real *vectors;   /* [n_vectors], what norms and biases point into */
     int64_t n_vectors;
     pvt_dtype *types;    /* [tensors] of vectors, in the files that they were read from; NONE: from no file */
@@ -14366,8 +14371,8 @@ static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const
     else suffix = "";
     if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
     else
-        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer, stem,
-                 name, suffix);
+        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
+                 stem, name, suffix);
 }
 
 /* Bytes of a codebook weight in a file: codes of up to 8 bits take one byte, longer ones two. */
@@ -14400,7 +14405,8 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     else if (tensor == PVTI_NORM_LAST) info.values = m->norm;
     else if (!pvti_is_matrix(tensor)) info.values = m->layers[l].vector[tensor];
     else info.weight = &m->layers[l].linear[tensor], info.linear = true;
-    info.n = info.weight ? info.weight->O * info.weight->I : pvti_width_of(&m->config, pvti_tensors[tensor].out);
+    info.n = info.weight ? info.weight->O * info.weight->I
+                         : pvti_width_of(&m->config, pvti_tensors[tensor].out);
     if (!info.weight) info.dtype = m->types[i] ? m->types[i] : PVTI_DTYPE_REAL;
     else if (info.weight->format.kind == PVT_FORMAT_DENSE) info.dtype = info.weight->dtype;
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
@@ -14773,7 +14779,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
 
     pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
                         (pvt_real)g->norm_eps);
-    for (int i = 0; i < 3 && bias; i++) /* products add to it, as in pvt_linear_forward: this is one of no inputs */
+    for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
         pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
     pvti_weights_forward(ctx, qkv, s->a, &w[PVTI_Q], 3, n, bias);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
@@ -14798,7 +14804,8 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
 }
 
 /*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
-    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
+    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
+    forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
 static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
                                 int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
 {
@@ -14837,7 +14844,8 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
     pvt_weight_backward(ctx, b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
     pvt_weight_backward(ctx, b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
     for (int i = 0; i < 3; i++)
-        pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0, w[PVTI_Q + i].O);
+        pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
+                            w[PVTI_Q + i].O);
     pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_ATT], b->da, x, s->rstd[PVTI_NORM_ATT],
                          layer->vector[PVTI_NORM_ATT], n, C);
 }
@@ -15384,7 +15392,8 @@ static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, c
     int64_t act = pvti_json_find(j, 0, "hidden_act"), i;
     double rotary = 1;
     bool on = false;
-    for (i = 0; i < PVTI_COUNT(biases) && !(family->has & PVTI_HAS_QKV_BIAS); i++) /* else the keys say nothing */
+    /* a family that always has some does not know these keys */
+    for (i = 0; i < PVTI_COUNT(biases) && !(family->has & PVTI_HAS_QKV_BIAS); i++)
         if (pvti_json_bool(j, pvti_json_find(j, 0, biases[i]), &on) && on)
             return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\": linears with a bias are not supported",
                              a->config, biases[i]);
@@ -15399,7 +15408,8 @@ static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, c
 }
 
 /* Layers with a window by "layer_types", or −1: there is no such list. */
-static pvt_result pvti_config_layer_types(const pvti_loader *a, const pvti_json *j, int64_t layers, int64_t *sliding)
+static pvt_result pvti_config_layer_types(const pvti_loader *a, const pvti_json *j, int64_t layers,
+                                          int64_t *sliding)
 {
     int64_t list = pvti_json_find(j, 0, "layer_types"), node, n = 0;
     bool good = true;
@@ -15414,7 +15424,8 @@ static pvt_result pvti_config_layer_types(const pvti_loader *a, const pvti_json 
     }
     if (good && n == layers) return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                     "%s: \"layer_types\" must say full_attention or sliding_attention for each of %lld layers",
+                     "%s: \"layer_types\" must say full_attention or sliding_attention for each of %lld "
+                     "layers",
                      a->config, (long long)layers);
 }
 
@@ -15423,15 +15434,14 @@ static pvt_result pvti_config_window(const pvti_loader *a, const pvti_json *j, c
                                      pvt_model_config *c)
 {
     int64_t from = family->window_from, sliding;
-    bool on = false, absent = pvti_json_find(j, 0, "sliding_window") < 0;
-    c->window = absent ? family->window : 0; /* null: none */
-    if (family->window_rule == PVTI_WINDOW_NONE) return PVT_OK;
-    if (family->window_rule == PVTI_WINDOW_ALL)
-        return pvti_config_int(a, j, 0, "sliding_window", false, &c->window);
-    pvti_json_bool(j, pvti_json_find(j, 0, "use_sliding_window"), &on);
-    if (!on) c->window = 0;
+    bool on = family->window_rule == PVTI_WINDOW_ALL;
+    c->window = 0;
+    if (family->window_rule == PVTI_WINDOW_SWITCHED)
+        pvti_json_bool(j, pvti_json_find(j, 0, "use_sliding_window"), &on);
     if (!on) return PVT_OK;
+    if (pvti_json_find(j, 0, "sliding_window") < 0) c->window = family->window; /* null: none */
     PVTI_TRY(pvti_config_int(a, j, 0, "sliding_window", false, &c->window));
+    if (family->window_rule == PVTI_WINDOW_ALL) return PVT_OK;
     PVTI_TRY(pvti_config_int(a, j, 0, "max_window_layers", false, &from));
     PVTI_TRY(pvti_config_layer_types(a, j, c->layers, &sliding));
     if (sliding < 0) sliding = from <= 0 ? c->layers : from >= c->layers ? 0 : c->layers - from;
@@ -15456,7 +15466,8 @@ static pvt_result pvti_config_read(pvti_loader *a, const pvti_json *j, pvt_model
     if (!row) {
         pvti_family_list(false, families);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: models of type \"%.63s\" are not supported; %s are", a->config, family, families);
+                         "%s: models of type \"%.63s\" are not supported; %s are", a->config, family,
+                         families);
     }
     snprintf(c->family, sizeof c->family, "%s", row->name);
     PVTI_TRY(pvti_config_refuse(a, j, row));
@@ -15623,7 +15634,8 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
                          "%s: \"general.architecture\": %s are supported, others are not", a->path, key);
     }
     PVTI_TRY(pvti_gguf_sizes(a, family, c));
-    if (pvti_gguf_kv_find(g, pvti_gguf_key(family, "rope.scaling.type", key)) && !pvti_gguf_equals(g, key, "none"))
+    pvti_gguf_key(family, "rope.scaling.type", key);
+    if (pvti_gguf_kv_find(g, key) && !pvti_gguf_equals(g, key, "none"))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
                          "directory of this model",
@@ -15666,7 +15678,8 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
     int tensor = pvti_tensor_at(a->model, i, &layer);
     pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
-        found = strcmp(suffix, ".weight") == 0 ? pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c) : NULL;
+        if (strcmp(suffix, ".weight") != 0) return false;
+        found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
         if (found) *out = layer >= 0 ? pvti_llama2c_layer(found, layer) : *found;
         return found != NULL;
     }
@@ -15815,7 +15828,8 @@ static pvt_result pvti_load_weight(const pvti_loader *a, int64_t i, pvt_weight *
     shape[0] = pvti_width_of(c, row->out), shape[1] = pvti_width_of(c, row->in);
     if (pvti_load_find(a, i, ".bias", name, &t) && !pvti_load_has(a, name))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: tensor \"%s\": a bias that models of type %s do not have", a->path, name, c->family);
+                         "%s: tensor \"%s\": a bias that models of type %s do not have", a->path, name,
+                         c->family);
     if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_aqlm(a, i, shape[0], shape[1], out);
     PVTI_TRY(pvti_load_tensor(a, i, ".weight", 2, shape, name, &t));
     if (rotary) return pvti_load_copy(a, &t, c->head_dim, out);
@@ -17279,7 +17293,9 @@ typedef struct pvti_quantizer_item {
     int64_t sizes[PVTI_BLOCK];         /* of the vectors */
 } pvti_quantizer_item;
 
-enum { PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1 };
+enum { /* of each linear, the vectors, and "fit" */
+    PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
+};
 
 typedef struct pvti_quantizer_arrays {
     pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
@@ -17322,7 +17338,8 @@ static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt
 }
 
 /* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
-static void pvti_quantizer_describe(const pvti_quantizer_item *item, double (*fits)[4], pvti_quantizer_arrays *a)
+static void pvti_quantizer_describe(const pvti_quantizer_item *item, double (*fits)[4],
+                                    pvti_quantizer_arrays *a)
 {
     int i, k, j;
     a->n = 0;
@@ -17573,7 +17590,8 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
         memcpy(at, original.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
         at += pvti_quantizer_size(z, j);
     }
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) /* codes of an earlier run are fine-tuned: a copy of them */
+    /* codes of an earlier run are fine-tuned: a copy of them */
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
         if (original.linear[j].format.kind != PVT_FORMAT_DENSE)
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */

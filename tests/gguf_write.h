@@ -37,14 +37,16 @@ static void gguf_name(const char *hf, char out[96])
     static const char *const names[][2] = {
         {"self_attn.q_proj", "attn_q"}, {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"},
         {"self_attn.o_proj", "attn_output"}, {"mlp.gate_proj", "ffn_gate"}, {"mlp.up_proj", "ffn_up"},
-        {"mlp.down_proj", "ffn_down"}, {"input_layernorm", "attn_norm"}, {"post_attention_layernorm", "ffn_norm"},
-        {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"}, {"lm_head", "output"}};
+        {"mlp.down_proj", "ffn_down"}, {"input_layernorm", "attn_norm"},
+        {"post_attention_layernorm", "ffn_norm"}, {"model.embed_tokens", "token_embd"},
+        {"model.norm", "output_norm"}, {"lm_head", "output"}};
     const char *end = strrchr(hf, '.'), *start = hf;
-    int layer = -1, used = 0;
+    int layer = -1, used = 0, length;
     out[0] = 0;
     if (sscanf(hf, "model.layers.%d.%n", &layer, &used) == 1) start += used;
+    length = (int)(end - start);
     for (int i = 0; i < PVTI_COUNT(names); i++)
-        if (strlen(names[i][0]) == (size_t)(end - start) && strncmp(start, names[i][0], (size_t)(end - start)) == 0) {
+        if ((int)strlen(names[i][0]) == length && strncmp(start, names[i][0], (size_t)length) == 0) {
             if (layer < 0) snprintf(out, 96, "%s%s", names[i][1], end);
             else snprintf(out, 96, "blk.%d.%s%s", layer, names[i][1], end);
         }
@@ -53,7 +55,8 @@ static void gguf_name(const char *hf, char out[96])
 
 static void gguf_data(const pvt_model *model, const char *arch, const pvt_tensor_info *t)
 {
-    int64_t O = t->weight ? t->weight->O : 1, I = t->weight ? t->weight->I : t->n, r, i, HS = model->config.head_dim;
+    int64_t O = t->weight ? t->weight->O : 1, I = t->weight ? t->weight->I : t->n, r, i;
+    int64_t HS = model->config.head_dim;
     bool rotary = strcmp(arch, "llama") == 0 && (strstr(t->name, "q_proj") || strstr(t->name, "k_proj"));
     pvt_real *W = t->values;
     if (t->weight) W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W), pvt_weight_dequantize(t->weight, W);

@@ -1,6 +1,7 @@
 /*  Families: their tensors by name and number, and what Qwen2 adds to Llama, biases on q, k and v, through
     everything a model is used for: gradients against differences, single tokens, dense and AQLM directories,
-    GGUF, calibration, tuning; and what cannot be represented is refused. (Figures of transformers: test_golden.) */
+    GGUF, calibration, tuning; and what cannot be represented is refused. (Figures of transformers:
+    test_golden.) */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
@@ -48,7 +49,8 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied, int64_t wind
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->data;
         double middle = t.values && !is_bias(&t) ? 1 : 0;
-        for (k = 0; k < t.n; k++) p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
+        for (k = 0; k < t.n; k++)
+            p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
     }
     return model;
 }
@@ -59,14 +61,15 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, const cha
     pvt_format format;
     pvt_fit_desc fit;
     memset(&fit, 0, sizeof fit);
-    fit.epochs = 1, fit.kmeans_steps = 2, fit.cg_steps = 1; /* fewer groups than entries: more steps would diverge */
+    fit.epochs = 1, fit.kmeans_steps = 2;
+    fit.cg_steps = 1; /* fewer groups than entries: more steps would diverge */
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_weight q;
         if (!t.linear || (skip && strstr(t.name, skip))) continue;
-        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->data, t.weight->O, t.weight->I, NULL, &format,
-                                     &fit, NULL, &q));
+        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->data, t.weight->O, t.weight->I, NULL,
+                                     &format, &fit, NULL, &q));
         pvt_weight_free(t.weight);
         *t.weight = q;
     }
@@ -146,8 +149,9 @@ static void check_names(pvt_ctx *ctx)
 {
     static const char *const names[] = {
         "input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.q_proj.weight",
-        "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight", "mlp.gate_proj.weight",
-        "mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.bias",
+        "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+        "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight",
+        "self_attn.q_proj.bias", "self_attn.k_proj.bias",
         "self_attn.v_proj.bias"};
     static const char *const families[] = {"", "llama", "mistral", "qwen2"};
     static const int tensors[] = {9, 9, 9, 12};
@@ -182,14 +186,15 @@ static void check_names(pvt_ctx *ctx)
     CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT && model == NULL);
     snprintf(c.family, sizeof c.family, "qwen2");
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model)); /* biases begin as zeros, norms as ones */
-    for (j = 0; model && j < 8; j++) CHECK(model->layers[0].vector[PVTI_K_BIAS][j] == 0 && model->norm[j] == 1);
+    for (j = 0; model && j < 8; j++)
+        CHECK(model->layers[0].vector[PVTI_K_BIAS][j] == 0 && model->norm[j] == 1);
     pvt_model_free(model);
 }
 
 /* ---- single tokens ---- */
 
-/* Token by token, every kernel set and number of threads gives the same bits, near those of all at once; as dense
-   weights in F16 and F32 and as codes, prepared and not. */
+/* Token by token, every kernel set and number of threads gives the same bits, near those of all at once; as
+   dense weights in F16 and F32 and as codes, prepared and not. */
 static void check_tokens(void)
 {
     static const char *const formats[] = {NULL, "aqlm:2x8g8", "aqlm:1x10g8", "f16"};
@@ -218,9 +223,11 @@ static void check_tokens(void)
             }
             logits_of(ctx, model, all);
             if (s >= 3) CHECK_OK(ctx, pvt_model_prepare(model, false));
-            CHECK((model->layers[0].linear[PVTI_Q].lookup != NULL) == (s >= 3 && formats[f] && f < 3)); /* both ways */
+            /* both ways are taken */
+            CHECK((model->layers[0].linear[PVTI_Q].lookup != NULL) == (s >= 3 && formats[f] && f < 3));
             run = make_run(ctx, model, T, false, true);
-            for (int t = 0; t < T; t++) CHECK_OK(ctx, pvt_run_forward(run, some_ids() + t, 1, 1, some + t * V));
+            for (int t = 0; t < T; t++)
+                CHECK_OK(ctx, pvt_run_forward(run, some_ids() + t, 1, 1, some + t * V));
             CHECK_NEAR(most_apart(all, some, T * V), 0, s >= 3 ? 2e-2 : 1e-4);
             if (s % 3 == 0) memcpy(first, some, sizeof first);
             CHECK(memcmp(first, some, sizeof first) == 0);
@@ -252,7 +259,8 @@ static void check_same(pvt_ctx *ctx, const pvt_model *model, const char *path, c
     CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &loaded));
     if (!loaded) return;
     CHECK(strcmp(loaded->config.family, family) == 0 && loaded->config.tied == model->config.tied);
-    CHECK(loaded->config.window == model->config.window && pvt_model_tensors(loaded) == pvt_model_tensors(model));
+    CHECK(loaded->config.window == model->config.window);
+    CHECK(pvt_model_tensors(loaded) == pvt_model_tensors(model));
     CHECK_OK(ctx, pvt_model_copy(ctx, loaded, &copy));
     logits_of(ctx, model, before);
     logits_of(ctx, loaded, after);
@@ -298,7 +306,8 @@ static void check_directory(pvt_ctx *ctx, bool tied, int64_t window)
     CHECK_OK(ctx, pvt_model_save(model, path, &save));
     check_same(ctx, model, path, "qwen2");
     config = text_of(ctx, sub, NULL);
-    CHECK(strstr(config, "\"model.layers.1.self_attn.k_proj\"") && strstr(config, "\"model.layers.1.self_attn.k_proj.weight\""));
+    CHECK(strstr(config, "\"model.layers.1.self_attn.k_proj\"") &&
+          strstr(config, "\"model.layers.1.self_attn.k_proj.weight\""));
     CHECK(!strstr(config, "q_proj") && !strstr(config, ".bias"));
     free(config);
     snprintf(sub, sizeof sub, "%s/model.safetensors", path);
@@ -308,7 +317,8 @@ static void check_directory(pvt_ctx *ctx, bool tied, int64_t window)
     CHECK(pvti_safetensors_find(&st, "model.layers.0.self_attn.q_proj.bias")->dtype == PVT_F16);
     pvti_safetensors_close(&st);
     bits = pvt_model_bits(model, NULL);
-    CHECK(bits.params == V * 32 * (2 - tied) + 32 + 2 * (2 * 32 + 64 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48));
+    CHECK(bits.params == V * 32 * (2 - tied) + 32 +
+                             2 * (2 * 32 + 64 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48));
     pvt_model_free(model);
 }
 
@@ -380,7 +390,8 @@ static void check_config(pvt_ctx *ctx, const char *from, const char *to, const c
 
 static void check_configs(pvt_ctx *ctx)
 {
-    static const char off[] = "\"use_sliding_window\": false,\n  \"max_window_layers\": 2,\n  \"sliding_window\": null,";
+    static const char off[] =
+        "\"use_sliding_window\": false,\n  \"max_window_layers\": 2,\n  \"sliding_window\": null,";
     static const struct {
         const char *to, *says;
         int64_t window;
@@ -391,7 +402,8 @@ static void check_configs(pvt_ctx *ctx)
         {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 2,", NULL, 0},
         {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 0,", NULL, 7},
         {"\"use_sliding_window\": true, \"max_window_layers\": -9223372036854775807,", NULL, 4096},
-        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 1,", "window in 1 of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 1,",
+         "window in 1 of 2 layers", 0},
         {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 0, "
          "\"layer_types\": [\"full_attention\", \"full_attention\"],", NULL, 0},
         {"\"use_sliding_window\": true, \"sliding_window\": 7, "
@@ -405,20 +417,23 @@ static void check_configs(pvt_ctx *ctx)
          "\"layer_types\": [\"sliding_attention\", \"chunked_attention\"],", "each of 2 layers", 0},
         {"\"use_sliding_window\": true, \"sliding_window\": \"wide\",", "not a whole number", 0},
     };
-    for (int i = 0; i < PVTI_COUNT(cases); i++) check_config(ctx, off, cases[i].to, cases[i].says, cases[i].window);
+    for (int i = 0; i < PVTI_COUNT(cases); i++)
+        check_config(ctx, off, cases[i].to, cases[i].says, cases[i].window);
     check_config(ctx, "\"model_type\": \"qwen2\"", "\"model_type\": \"qwen7\"",
                  "\"qwen7\" are not supported; llama, mistral and qwen2 are", 0);
-    check_config(ctx, "\"model_type\": \"qwen2\"", "\"model_type\": \"llama\"", "q_proj.bias\": a bias that models of type llama", 0);
-    check_config(ctx, "\"num_key_value_heads\": 2,", "", "share 32 key/value heads", 0); /* transformers' default, */
-    check_config(ctx, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": null", "asks for [32, 8, 2]", 0); /* and what null is */
+    check_config(ctx, "\"model_type\": \"qwen2\"", "\"model_type\": \"llama\"",
+                 "q_proj.bias\": a bias that models of type llama", 0);
+    /* transformers' default, and what null is */
+    check_config(ctx, "\"num_key_value_heads\": 2,", "", "share 32 key/value heads", 0);
+    check_config(ctx, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": null", "asks for [32, 8", 0);
 }
 
 /* A bias under another name of the same length: one is missing, and one is there that nobody knows. */
 static void check_biases(pvt_ctx *ctx)
 {
     static const char *const edits[][3] = {
-        {"model.layers.1.self_attn.v_proj.bias", "model.layers.1.self_attn.v_proj.base", "v_proj.bias\" is missing"},
-        {"model.layers.1.self_attn.v_proj.bias", "model.layers.1.self_attn.o_proj.bias", "o_proj.bias\": a bias"}};
+        {"layers.1.self_attn.v_proj.bias", "layers.1.self_attn.v_proj.base", "v_proj.bias\" is missing"},
+        {"layers.1.self_attn.v_proj.bias", "layers.1.self_attn.o_proj.bias", "o_proj.bias\": a bias"}};
     pvt_model *model = NULL;
     int64_t bytes;
     for (int i = 0; i < PVTI_COUNT(edits); i++) {
@@ -429,7 +444,8 @@ static void check_biases(pvt_ctx *ctx)
         CHECK(at != NULL);
         if (at) memcpy(at, edits[i][1], strlen(edits[i][1]));
         CHECK_OK(ctx, pvti_file_write(ctx, in("tied/model.safetensors"), text, bytes));
-        CHECK(pvt_model_load(ctx, in("tied"), NULL, &model) != PVT_OK && strstr(pvt_ctx_error(ctx), edits[i][2]));
+        CHECK(pvt_model_load(ctx, in("tied"), NULL, &model) != PVT_OK &&
+              strstr(pvt_ctx_error(ctx), edits[i][2]));
         CHECK_OK(ctx, pvti_file_write(ctx, in("tied/model.safetensors"), file, bytes));
         free(text), free(file);
     }
@@ -508,7 +524,8 @@ static void check_calibration(void)
     pvt_ctx_destroy(ctx);
 }
 
-/* Some steps of tuning a quantized student; which vectors have moved; resumed from a checkpoint: the same bits. */
+/* Some steps of tuning a quantized student; which vectors have moved; resumed from a checkpoint: the same
+   bits. */
 static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
 {
     static pvt_real one[T * V], two[T * V];

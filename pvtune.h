@@ -1026,8 +1026,8 @@ typedef struct pvt_quantize_desc {
 } pvt_quantize_desc;
 
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
-    the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales and
-    norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
+    the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales, norms
+    and biases towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. layer is called for resumed weights too.
@@ -1049,7 +1049,7 @@ typedef struct pvt_tune_desc {
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
-    bool freeze_dense;      /* tune codebook weights only; norms, embedding and head stay */
+    bool freeze_dense;      /* tune codebook weights only; norms, biases, embedding and head stay */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
     /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the

@@ -797,7 +797,7 @@ PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *p
     gradients, so that a teacher can be const. */
 
 typedef struct pvt_model_config {
-    char family[16];  /* "llama" */
+    char family[16];  /* as "model_type" of Hugging Face says it; the table in section families has them */
     int64_t layers, dim, heads, kv_heads, head_dim, ff, vocab;
     int64_t ctx;      /* longest context that it was trained for */
     int64_t window;   /* sliding attention window; 0: none */
@@ -824,8 +824,9 @@ typedef struct pvt_load_desc {
    meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
-   projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
-   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000. */
+   projections into the residual stream scaled by 1/sqrt(2L); biases 0), for training from nothing. Zero
+   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
+   Errors: ARGUMENT (sizes; a family that is not supported: the sentence lists those that are), MEMORY. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
 /* A deep copy: dense weights as pvt_real, codebook weights as they are. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
@@ -848,7 +849,7 @@ typedef struct pvt_tensor_info {
     int64_t bytes;         /* in that type, everything counted, codes in whole bytes */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
-   embedding, per layer norms and linears, final norm, head. */
+   embedding, per layer norms, linears and biases, final norm, head. */
 PVT_API int64_t pvt_model_tensors(const pvt_model *model);
 PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i);
 /* Bytes of the weight files that the model was loaded from, headers included; 0: it came from none. */
@@ -1041,8 +1042,8 @@ typedef struct pvt_quantize_desc {
 } pvt_quantize_desc;
 
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
-    the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales and
-    norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
+    the quantized prefix, pvt_weight_fit, then fine-tuning of the block's codebooks, scales, norms
+    and biases towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. layer is called for resumed weights too.
@@ -1064,7 +1065,7 @@ typedef struct pvt_tune_desc {
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
-    bool freeze_dense;      /* tune codebook weights only; norms, embedding and head stay */
+    bool freeze_dense;      /* tune codebook weights only; norms, biases, embedding and head stay */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
     /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the
@@ -4873,13 +4874,14 @@ PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
               weight->I, accumulate);
 }
 
-/* y[i] = x·W[i]ᵀ for weights that lie side by side and share x. One token's look-ups run in common. */
+/* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
+   common. */
 static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
-                                             const pvt_weight *weights, int count, int64_t n)
+                                             const pvt_weight *weights, int count, int64_t n, bool accumulate)
 {
     const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
-    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(ctx, y, x, each, count, false)) return;
-    for (int i = 0; i < count; i++) pvt_weight_forward(ctx, y[i], x, &weights[i], n, false);
+    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(ctx, y, x, each, count, accumulate)) return;
+    for (int i = 0; i < count; i++) pvt_weight_forward(ctx, y[i], x, &weights[i], n, accumulate);
 }
 
 PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
@@ -6573,7 +6575,7 @@ static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_f
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: too large", name);
     *n = kind->arrays(format, O, I, dtype, out, &nearest);
     if (*n == 0) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: not a format, or a size out of range", name);
-    if (format->kind == PVT_FORMAT_DENSE || (O % format->out_group == 0 && I % format->in_group == 0)) return PVT_OK;
+    if (!kind->assign || (O % format->out_group == 0 && I % format->in_group == 0)) return PVT_OK;
     *n = 0;
     pvt_format_text(format, text);
     pvt_format_text(&nearest, near_text);
@@ -9858,6 +9860,16 @@ static PVTI_UNUSED pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, in
     return t;
 }
 
+/* By its name there, which is the member's; NULL: none. */
+static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+{
+    const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
+                                &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
+    for (int i = 0; i < PVTI_COUNT(all); i++)
+        if (strcmp(all[i]->name, name) == 0) return all[i];
+    return NULL;
+}
+
 static pvt_result pvti_llama2c_header(pvti_llama2c *m, const char *file, const uint8_t *data, int64_t size)
 {
     int32_t header[7];
@@ -12686,53 +12698,177 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     return result;
 }
 #endif
-// >>model
-/*  A model is a list of matrices and norms plus the numbers in its config. What they are called in
-    each kind of file, and which sizes they have, stands once, in two tables; loading, saving,
-    listing and running all read those. Matrices are pvt_weights: mapped from a file, in memory, or
-    codes; norms are few and always lie in memory as pvt_real.
+// >>families
+/*  What tells one family of models from another: one row per family, and one table of all tensors that a
+    model may have. Loading, saving, listing and running go by these two and by nothing else; a family
+    that needs no new kind of tensor is one row more.
 
     A block (layer), with n = B·T rows everywhere:
         x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
         y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
+    where q, k and v add a bias if the family has them. */
 
-    q and k rows are always in the order of Hugging Face (rotary pairs j, j + HS/2): GGUF and
-    llama2.c files have neighbours as pairs, and loading reorders those two matrices. */
+/* What a tensor's presence can depend on. */
+enum { PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */ };
 
-enum { PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN, PVTI_LINEARS };
-enum { PVTI_NORM_ATT, PVTI_NORM_MLP, PVTI_NORMS };
-typedef enum pvti_width { /* which size of the config a side of a matrix has */
-    PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
+typedef enum pvti_window_rule { /* how config.json says that attention has a window */
+    PVTI_WINDOW_NONE,     /* not at all */
+    PVTI_WINDOW_ALL,      /* "sliding_window": in every layer */
+    PVTI_WINDOW_SWITCHED  /* the same after "use_sliding_window", from layer "max_window_layers" on */
+} pvti_window_rule;
+
+typedef struct pvti_family {
+    const char *name, *architecture; /* "model_type" and "architectures" in config.json */
+    const char *gguf;                /* "general.architecture" */
+    unsigned has;
+    bool neighbours;                 /* its GGUF files have neighbours as rotary pairs, see pvti_load_copy */
+    pvti_window_rule window_rule;
+    int64_t window, window_from, kv_heads, ctx; /* where config.json has no such key; kv_heads 0: heads */
+} pvti_family;
+
+/* A model of no family in particular is of the first; so are those of llama2.c. */
+static const pvti_family pvti_families[] = {
+    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
+    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
+    {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
+     32768},
+};
+
+/* NULL: there is no such family. */
+static const pvti_family *pvti_family_find(const char *name)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
+        if (strcmp(pvti_families[i].name, name) == 0) return &pvti_families[i];
+    return NULL;
+}
+
+/* "a, b and c": the families, or the architectures of their GGUF files. */
+static void pvti_family_list(bool gguf, char out[128])
+{
+    const char *names[PVTI_COUNT(pvti_families)];
+    int i, k, n = 0, at = 0;
+    for (i = 0; i < PVTI_COUNT(pvti_families); i++) {
+        const char *name = gguf ? pvti_families[i].gguf : pvti_families[i].name;
+        for (k = 0; k < n && strcmp(names[k], name) != 0; k++) {}
+        if (k == n) names[n++] = name;
+    }
+    out[0] = 0;
+    for (i = 0; i < n && at < 128; i++)
+        at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
+                       names[i]);
+}
+
+/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
+   that can and shares its GGUF architecture, which has no other name for it. */
+static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
+{
+    const pvti_family *own = pvti_family_find(c->family);
+    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
+            return &pvti_families[i];
+    return own;
+}
+
+/* ---- tensors ---- */
+
+typedef enum pvti_width { /* which size of the config a side of a tensor has */
+    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
 } pvti_width;
 
-/* Hugging Face puts "model.layers.N." before and ".weight" behind, GGUF "blk.N." and ".weight";
-    llama2.c has no names but a fixed order: there it is the member of pvti_llama2c. */
+static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
+{
+    switch (width) {
+    case PVTI_WIDTH_NONE: return 1;
+    case PVTI_WIDTH_HEADS: return c->heads * c->head_dim;
+    case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
+    case PVTI_WIDTH_FF: return c->ff;
+    case PVTI_WIDTH_VOCAB: return c->vocab;
+    default: return c->dim;
+    }
+}
+
+/* A block's tensors, in the order in which a layer lists those that it has; then those outside blocks.
+   Linears that read the same input stand side by side, as pvti_weights_forward takes them, and so do their
+   biases. */
+enum {
+    PVTI_NORM_ATT, PVTI_NORM_MLP,
+    PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
+    PVTI_Q_BIAS, PVTI_K_BIAS, PVTI_V_BIAS,
+    PVTI_BLOCK,
+    PVTI_EMBED = PVTI_BLOCK, PVTI_NORM_LAST, PVTI_HEAD,
+    PVTI_TENSORS,
+    PVTI_LINEARS = PVTI_DOWN - PVTI_Q + 1
+};
+
+/* Which of a block's activations a linear reads. */
+enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
+
+typedef enum pvti_start { /* what a new model's tensor holds */
+    PVTI_START_ZERO,
+    PVTI_START_ONE,
+    PVTI_START_NORMAL,  /* N(0, 0.02²) */
+    PVTI_START_RESIDUAL /* N(0, 0.02²/2L): what adds to the residual stream */
+} pvti_start;
+
+/* In a block Hugging Face puts "model.layers.N." before the name, GGUF "blk.N.". */
 typedef struct pvti_tensor_row {
-    const char *hf, *gguf;
-    size_t llama2c;
-    pvti_width out, in;
+    const char *hf, *gguf, *llama2c; /* names in the three kinds of files; "": has none */
+    pvti_width out, in;              /* in NONE: a vector */
+    unsigned has;                    /* one flag that it depends on, or ALWAYS */
+    pvti_start start;
+    bool rotary;                     /* of matrices: rows are rotary pairs */
+    int input;                       /* of linears */
 } pvti_tensor_row;
-#define PVTI_X(member) offsetof(pvti_llama2c, member)
-static const pvti_tensor_row pvti_linears[PVTI_LINEARS] = {
-    {"self_attn.q_proj", "attn_q", PVTI_X(wq), PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM},
-    {"self_attn.k_proj", "attn_k", PVTI_X(wk), PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
-    {"self_attn.v_proj", "attn_v", PVTI_X(wv), PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
-    {"self_attn.o_proj", "attn_output", PVTI_X(wo), PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS},
-    {"mlp.gate_proj", "ffn_gate", PVTI_X(w1), PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
-    {"mlp.up_proj", "ffn_up", PVTI_X(w3), PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
-    {"mlp.down_proj", "ffn_down", PVTI_X(w2), PVTI_WIDTH_DIM, PVTI_WIDTH_FF},
+
+static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
+    {"input_layernorm.weight", "attn_norm.weight", "rms_att", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"post_attention_layernorm.weight", "ffn_norm.weight", "rms_ffn", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"self_attn.q_proj.weight", "attn_q.weight", "wq", PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
+    {"self_attn.k_proj.weight", "attn_k.weight", "wk", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
+    {"self_attn.v_proj.weight", "attn_v.weight", "wv", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_A},
+    {"self_attn.o_proj.weight", "attn_output.weight", "wo", PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS,
+     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_ATT},
+    {"mlp.gate_proj.weight", "ffn_gate.weight", "w1", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
+    {"mlp.up_proj.weight", "ffn_up.weight", "w3", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
+    {"mlp.down_proj.weight", "ffn_down.weight", "w2", PVTI_WIDTH_DIM, PVTI_WIDTH_FF,
+     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_H},
+    {"self_attn.q_proj.bias", "attn_q.bias", "", PVTI_WIDTH_HEADS, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.k_proj.bias", "attn_k.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.v_proj.bias", "attn_v.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"model.embed_tokens.weight", "token_embd.weight", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, 0},
+    {"model.norm.weight", "output_norm.weight", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"lm_head.weight", "output.weight", "wcls", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
+     PVTI_HAS_HEAD, PVTI_START_NORMAL, false, 0},
 };
-static const pvti_tensor_row pvti_norms[PVTI_NORMS] = {
-    {"input_layernorm", "attn_norm", PVTI_X(rms_att), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
-    {"post_attention_layernorm", "ffn_norm", PVTI_X(rms_ffn), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
-};
-static const pvti_tensor_row pvti_embedding_row = {
-    "model.embed_tokens", "token_embd", PVTI_X(token_embedding), PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
-static const pvti_tensor_row pvti_last_norm_row = {
-    "model.norm", "output_norm", PVTI_X(rms_final), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM};
-static const pvti_tensor_row pvti_head_row = {
-    "lm_head", "output", PVTI_X(wcls), PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
-#undef PVTI_X
+
+static bool pvti_is_matrix(int tensor) { return pvti_tensors[tensor].in != PVTI_WIDTH_NONE; }
+
+/* Does a model of that config have the tensor? */
+static bool pvti_config_has(const pvt_model_config *c, int tensor)
+{
+    unsigned has = pvti_family_find(c->family)->has | (c->tied ? 0u : (unsigned)PVTI_HAS_HEAD);
+    return pvti_tensors[tensor].has == PVTI_HAS_ALWAYS || (pvti_tensors[tensor].has & has);
+}
+
+// >>model
+/*  A model is the tensors of its family (section families) plus the numbers in its config. Matrices are
+    pvt_weights: mapped from a file, in memory, or codes; norms and biases are few and always lie in memory
+    as pvt_real.
+
+    q and k rows are always in the order of Hugging Face (rotary pairs j, j + HS/2): some GGUF files and
+    llama2.c's have neighbours as pairs, and loading reorders those two matrices. */
 
 /* The files that a model's mapped weights lie in; one of the three is open. */
 typedef struct pvti_source {
@@ -12751,9 +12887,10 @@ static void pvti_source_close(pvti_source *source)
     pvti_free(source->ctx, source);
 }
 
+/* A block, by the numbers of its tensors: of each place one of the two is used. */
 typedef struct pvti_layer {
-    pvt_real *norm[PVTI_NORMS]; /* [C] */
-    pvt_weight linear[PVTI_LINEARS];
+    pvt_weight linear[PVTI_BLOCK]; /* empty: a vector */
+    pvt_real *vector[PVTI_BLOCK];  /* NULL: a matrix, or absent */
 } pvti_layer;
 
 #define PVTI_MAX_EOS 8
@@ -12764,8 +12901,11 @@ struct pvt_model {
     pvt_weight head;  /* [V, C]; tied: a view of embed */
     pvti_layer *layers;
     pvt_real *norm;      /* [C], behind the last block */
-    pvt_real *norm_data; /* what all norms point into */
-    pvt_dtype *norm_types; /* of the norms in the files that they were read from; NONE: from no file */
+    int block[PVTI_BLOCK], n_block; /* the tensors of each block in order */
+    int place[PVTI_BLOCK];          /* where each stands there; −1: absent */
+    pvt_real *vectors;   /* [n_vectors], what norms and biases point into */
+    int64_t n_vectors;
+    pvt_dtype *types;    /* [tensors] of vectors, in the files that they were read from; NONE: from no file */
     float *rope_factors; /* what the config's point to, or NULL */
     pvti_source *source; /* the files that weights are mapped from; NULL: none */
     pvt_tokenizer *tokenizer;
@@ -12776,17 +12916,6 @@ struct pvt_model {
 };
 
 #define PVTI_ROPE_MOST 512 /* frequencies: head sizes up to 1024, see pvti_config_check */
-
-static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
-{
-    switch (width) {
-    case PVTI_WIDTH_HEADS: return c->heads * c->head_dim;
-    case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
-    case PVTI_WIDTH_FF: return c->ff;
-    case PVTI_WIDTH_VOCAB: return c->vocab;
-    default: return c->dim;
-    }
-}
 
 /* Refuses what cannot be a model before any size is computed from it: every product of two of
    these fits an int64_t many times over. `name` is where the numbers come from. */
@@ -12898,7 +13027,8 @@ PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 {
     int64_t l, j;
     for (l = 0; l < model->config.layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
+        for (j = 0; j < PVTI_BLOCK; j++)
+            if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
     return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
 }
 
@@ -12907,34 +13037,91 @@ PVT_API void pvt_model_free(pvt_model *model)
     int64_t l, j;
     if (!model) return;
     for (l = 0; model->layers && l < model->config.layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++) pvt_weight_free(&model->layers[l].linear[j]);
+        for (j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
     pvt_weight_free(&model->head);
     pvt_weight_free(&model->embed);
     pvt_tokenizer_free(model->tokenizer);
     pvti_source_close(model->source);
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
-    pvti_free(model->ctx, model->norm_data);
-    pvti_free(model->ctx, model->norm_types);
+    pvti_free(model->ctx, model->vectors);
+    pvti_free(model->ctx, model->types);
     pvti_free(model->ctx, model->rope_factors);
     pvti_free(model->ctx, model);
 }
 
-/* A model of that shape without weights yet; norms 1. The config must have been checked. */
+/* ---- tensors, numbered ---- */
+
+/*  0: embedding; then each layer's tensors in the order of the table, without those that the family has not;
+    the last norm; the head, unless tied. −1: the model has no such tensor. */
+static int64_t pvti_tensor_number(const pvt_model *model, int tensor, int64_t layer)
+{
+    int64_t behind = 1 + model->config.layers * model->n_block;
+    if (tensor == PVTI_EMBED) return 0;
+    if (tensor == PVTI_NORM_LAST) return behind;
+    if (tensor == PVTI_HEAD) return model->config.tied ? -1 : behind + 1;
+    return model->place[tensor] < 0 ? -1 : 1 + layer * model->n_block + model->place[tensor];
+}
+
+PVT_API int64_t pvt_model_tensors(const pvt_model *model)
+{
+    return 2 + model->config.layers * model->n_block + !model->config.tied;
+}
+
+/* Which tensor of the table number i is, and of which layer (−1: of none). */
+static int pvti_tensor_at(const pvt_model *model, int64_t i, int64_t *layer)
+{
+    int64_t behind = pvti_tensor_number(model, PVTI_NORM_LAST, 0);
+    *layer = -1;
+    if (i == 0) return PVTI_EMBED;
+    if (i >= behind) return i == behind ? PVTI_NORM_LAST : PVTI_HEAD;
+    *layer = (i - 1) / model->n_block;
+    return model->block[(i - 1) % model->n_block];
+}
+
+/* ---- an empty model ---- */
+
+/* Where vectors point to, and what new ones hold. */
+static void pvti_model_place_vectors(pvt_model *model)
+{
+    const pvt_model_config *c = &model->config;
+    int64_t l, i, n;
+    pvt_real *at = model->vectors;
+    for (l = 0; l < c->layers; l++)
+        for (int j = 0; j < PVTI_BLOCK; j++) {
+            if (pvti_is_matrix(j) || model->place[j] < 0) continue;
+            n = pvti_width_of(c, pvti_tensors[j].out);
+            for (i = 0; i < n; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
+            model->layers[l].vector[j] = at;
+            at += n;
+        }
+    for (i = 0; i < c->dim; i++) at[i] = 1;
+    model->norm = at;
+}
+
+/* A model of that shape without weights yet; norms 1, biases 0. The config must have been checked. */
 static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
 {
-    int64_t C = config->dim, n = (PVTI_NORMS * config->layers + 1) * C, i, l;
+    int64_t in_block = 0;
     pvt_model *model = PVTI_NEW(ctx, pvt_model, 1);
     *out = NULL;
     if (!model) return PVT_ERR_MEMORY;
     model->ctx = ctx;
     model->config = *config;
     model->bos = -1;
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        bool has = pvti_config_has(config, j);
+        model->place[j] = has ? model->n_block : -1;
+        if (!has) continue;
+        model->block[model->n_block++] = j;
+        if (!pvti_is_matrix(j)) in_block += pvti_width_of(config, pvti_tensors[j].out);
+    }
+    model->n_vectors = in_block * config->layers + config->dim;
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
-    model->norm_data = PVTI_NEW(ctx, pvt_real, n);
-    model->norm_types = PVTI_NEW(ctx, pvt_dtype, PVTI_NORMS * config->layers + 1);
+    model->vectors = PVTI_NEW(ctx, pvt_real, model->n_vectors);
+    model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
     if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
-    if (!model->layers || !model->norm_data || !model->norm_types ||
+    if (!model->layers || !model->vectors || !model->types ||
         (config->rope_factors && !model->rope_factors)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
@@ -12942,11 +13129,7 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     if (config->rope_factors)
         memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
     model->config.rope_factors = model->rope_factors;
-    for (i = 0; i < n; i++) model->norm_data[i] = 1;
-    for (l = 0; l < config->layers; l++)
-        for (i = 0; i < PVTI_NORMS; i++)
-            model->layers[l].norm[i] = model->norm_data + (PVTI_NORMS * l + i) * C;
-    model->norm = model->norm_data + PVTI_NORMS * config->layers * C;
+    pvti_model_place_vectors(model);
     *out = model;
     return PVT_OK;
 }
@@ -12965,54 +13148,23 @@ PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
     }
 }
 
-/* ---- tensors, numbered ---- */
-
-/*  0: embedding; then per layer its norms and linears, in the order of PVTI_NORMS and
-    PVTI_LINEARS; the last norm; the head, unless tied. */
-enum { PVTI_LAYER_TENSORS = (int)PVTI_NORMS + (int)PVTI_LINEARS };
-static int64_t pvti_tensor_of_norm(int64_t layer, int64_t j) { return 1 + layer * PVTI_LAYER_TENSORS + j; }
-static int64_t pvti_tensor_of_linear(int64_t layer, int64_t j)
-{
-    return 1 + layer * PVTI_LAYER_TENSORS + PVTI_NORMS + j;
-}
-static int64_t pvti_tensor_of_last_norm(const pvt_model *model)
-{
-    return 1 + model->config.layers * PVTI_LAYER_TENSORS;
-}
-static int64_t pvti_tensor_of_head(const pvt_model *model)
-{
-    return 2 + model->config.layers * PVTI_LAYER_TENSORS;
-}
-
-PVT_API int64_t pvt_model_tensors(const pvt_model *model)
-{
-    return pvti_tensor_of_head(model) + !model->config.tied;
-}
-
-/* Tensor i's row in the tables, and its layer (−1: in none). */
-static const pvti_tensor_row *pvti_tensor_find_row(const pvt_model *model, int64_t i, int64_t *layer)
-{
-    int64_t j = (i - 1) % PVTI_LAYER_TENSORS;
-    *layer = -1;
-    if (i == 0) return &pvti_embedding_row;
-    if (i == pvti_tensor_of_last_norm(model)) return &pvti_last_norm_row;
-    if (i == pvti_tensor_of_head(model)) return &pvti_head_row;
-    *layer = (i - 1) / PVTI_LAYER_TENSORS;
-    return j < PVTI_NORMS ? &pvti_norms[j] : &pvti_linears[j - PVTI_NORMS];
-}
+/* ---- what a tensor is ---- */
 
 #define PVTI_NAME 96 /* bytes of a tensor's name */
-/* Its name, with `suffix` for ".weight", ".codes", … */
+/* Its name; a matrix' with `suffix` for ".weight", ".codes", …; a vector is one array and keeps its own. */
 static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const char *suffix,
                              char out[PVTI_NAME])
 {
     int64_t layer;
-    const pvti_tensor_row *row = pvti_tensor_find_row(model, i, &layer);
-    const char *name = gguf ? row->gguf : row->hf;
-    if (layer < 0) snprintf(out, PVTI_NAME, "%s%s", name, suffix);
+    int tensor = pvti_tensor_at(model, i, &layer);
+    const char *name = gguf ? pvti_tensors[tensor].gguf : pvti_tensors[tensor].hf;
+    int stem = (int)strlen(name);
+    if (pvti_is_matrix(tensor)) stem -= (int)strlen(".weight");
+    else suffix = "";
+    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
     else
-        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%s%s" : "model.layers.%lld.%s%s", (long long)layer, name,
-                 suffix);
+        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
+                 stem, name, suffix);
 }
 
 static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
@@ -13025,18 +13177,20 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
 {
     pvt_model *m = (pvt_model *)(uintptr_t)model; /* who may write through it is for the caller to know */
     pvt_tensor_info info;
-    int64_t l = (i - 1) / PVTI_LAYER_TENSORS, j = (i - 1) % PVTI_LAYER_TENSORS;
-    int64_t norm = i == pvti_tensor_of_last_norm(model) ? PVTI_NORMS * m->config.layers : PVTI_NORMS * l + j;
+    int64_t l;
+    int tensor;
     memset(&info, 0, sizeof info);
     if (i < 0 || i >= pvt_model_tensors(model)) return info;
+    tensor = pvti_tensor_at(model, i, &l);
     pvti_tensor_name(model, i, false, ".weight", info.name);
-    if (i == 0) info.weight = &m->embed;
-    else if (i == pvti_tensor_of_head(model)) info.weight = &m->head;
-    else if (i == pvti_tensor_of_last_norm(model)) info.values = m->norm;
-    else if (j < PVTI_NORMS) info.values = m->layers[l].norm[j];
-    else info.weight = &m->layers[l].linear[j - PVTI_NORMS], info.linear = true;
-    info.n = info.weight ? info.weight->O * info.weight->I : m->config.dim;
-    if (!info.weight) info.dtype = m->norm_types[norm] ? m->norm_types[norm] : PVTI_DTYPE_REAL;
+    if (tensor == PVTI_EMBED) info.weight = &m->embed;
+    else if (tensor == PVTI_HEAD) info.weight = &m->head;
+    else if (tensor == PVTI_NORM_LAST) info.values = m->norm;
+    else if (!pvti_is_matrix(tensor)) info.values = m->layers[l].vector[tensor];
+    else info.weight = &m->layers[l].linear[tensor], info.linear = true;
+    info.n = info.weight ? info.weight->O * info.weight->I
+                         : pvti_width_of(&m->config, pvti_tensors[tensor].out);
+    if (!info.weight) info.dtype = m->types[i] ? m->types[i] : PVTI_DTYPE_REAL;
     else if (!pvti_has_codes(info.weight)) info.dtype = info.weight->dtype;
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
     else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight); /* NULL: still to be loaded */
@@ -13123,16 +13277,15 @@ static pvt_result pvti_model_randomize(pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
     double residual = 0.02 / __builtin_sqrt(2.0 * (double)c->layers);
-    int64_t l, j;
-    PVTI_TRY(pvti_weight_random(model->ctx, 0, 0.02, c->vocab, c->dim, &model->embed));
-    for (l = 0; l < c->layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++)
-            PVTI_TRY(pvti_weight_random(model->ctx, pvti_tensor_of_linear(l, j),
-                                        j == PVTI_O || j == PVTI_DOWN ? residual : 0.02,
-                                        pvti_width_of(c, pvti_linears[j].out),
-                                        pvti_width_of(c, pvti_linears[j].in), &model->layers[l].linear[j]));
-    if (c->tied) return pvti_model_tie(model);
-    return pvti_weight_random(model->ctx, pvti_tensor_of_head(model), 0.02, c->vocab, c->dim, &model->head);
+    int64_t i, layer;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        const pvti_tensor_row *row = &pvti_tensors[pvti_tensor_at(model, i, &layer)];
+        pvt_weight *weight = pvt_model_tensor(model, i).weight;
+        if (weight)
+            PVTI_TRY(pvti_weight_random(model->ctx, i, row->start == PVTI_START_RESIDUAL ? residual : 0.02,
+                                        pvti_width_of(c, row->out), pvti_width_of(c, row->in), weight));
+    }
+    return pvti_model_tie(model);
 }
 
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
@@ -13140,7 +13293,15 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     pvt_model_config c = *config;
     pvt_result result;
     *out = NULL;
-    if (!c.family[0]) snprintf(c.family, sizeof c.family, "llama");
+    char families[128];
+    if (!c.family[0]) snprintf(c.family, sizeof c.family, "%s", pvti_families[0].name);
+    c.family[sizeof c.family - 1] = 0;
+    if (!pvti_family_find(c.family)) {
+        pvti_family_list(false, families);
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "the config of the new model: there is no family \"%s\"; %s are supported", c.family,
+                         families);
+    }
     if (!c.kv_heads) c.kv_heads = c.heads;
     if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
     if (c.norm_eps == 0) c.norm_eps = 1e-5;
@@ -13154,13 +13315,11 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
 
 static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to)
 {
-    int64_t l, j;
-    PVTI_TRY(pvti_weight_copy(to->ctx, &from->embed, &to->embed));
-    for (l = 0; l < from->config.layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++)
-            PVTI_TRY(pvti_weight_copy(to->ctx, &from->layers[l].linear[j], &to->layers[l].linear[j]));
-    if (from->config.tied) return pvti_model_tie(to);
-    return pvti_weight_copy(to->ctx, &from->head, &to->head);
+    for (int64_t i = 0; i < pvt_model_tensors(from); i++) {
+        pvt_weight *weight = pvt_model_tensor(to, i).weight;
+        if (weight) PVTI_TRY(pvti_weight_copy(to->ctx, pvt_model_tensor(from, i).weight, weight));
+    }
+    return pvti_model_tie(to);
 }
 
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
@@ -13169,8 +13328,7 @@ PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_mode
     pvt_result result;
     PVTI_TRY(pvti_model_new(ctx, &model->config, out));
     copy = *out;
-    memcpy(copy->norm_data, model->norm_data,
-           (size_t)((PVTI_NORMS * model->config.layers + 1) * model->config.dim) * sizeof(pvt_real));
+    memcpy(copy->vectors, model->vectors, (size_t)model->n_vectors * sizeof(pvt_real));
     copy->bos = model->bos, copy->n_eos = model->n_eos;
     memcpy(copy->eos, model->eos, sizeof copy->eos);
     result = pvti_model_copy_weights(model, copy);
@@ -13201,7 +13359,7 @@ typedef struct pvti_acts {
     pvt_real *att;              /* [n, NH·HS] input of o */
     pvt_real *x1;               /* [n, C] x + o(att) */
     pvt_real *gate, *up;        /* [n, FF] */
-    pvt_real *rstd[PVTI_NORMS]; /* [n] of the two norms */
+    pvt_real *rstd[2];          /* [n] of PVTI_NORM_ATT and PVTI_NORM_MLP */
     pvt_real *lse;              /* [B, NH, T] */
     pvt_real *a;                /* [n, C] input of q, k, v; shared between all sets */
     pvt_real *m;                /* [n, C] input of gate, up; shared */
@@ -13271,7 +13429,7 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
         s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
         s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
         s->up = PVTI_CARVE(c, pvt_real, n, g->ff);
-        for (j = 0; j < PVTI_NORMS; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
+        for (j = 0; j < 2; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
         s->lse = PVTI_CARVE(c, pvt_real, n, g->heads);
         s->a = a, s->m = m, s->h = h;
     }
@@ -13369,10 +13527,13 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
     pvt_attention_desc d = pvti_block_attention(b, B, T);
     pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
+    bool bias = layer->vector[PVTI_Q_BIAS] != NULL;
 
-    pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->norm[PVTI_NORM_ATT], n, C,
+    pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
                         (pvt_real)g->norm_eps);
-    pvti_weights_forward(ctx, qkv, s->a, &w[PVTI_Q], 3, n);
+    for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
+        pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
+    pvti_weights_forward(ctx, qkv, s->a, &w[PVTI_Q], 3, n, bias);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     if (cache) {
@@ -13385,9 +13546,9 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     pvt_weight_forward(ctx, s->x1, s->att, &w[PVTI_O], n, false);
     pvt_residual_forward(ctx, s->x1, s->x1, x, n * C);
 
-    pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->norm[PVTI_NORM_MLP], n, C,
+    pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->vector[PVTI_NORM_MLP], n, C,
                         (pvt_real)g->norm_eps);
-    pvti_weights_forward(ctx, gate_up, s->m, &w[PVTI_GATE], 2, n);
+    pvti_weights_forward(ctx, gate_up, s->m, &w[PVTI_GATE], 2, n, false);
     pvt_swiglu_forward(ctx, s->h, s->gate, s->up, n * g->ff);
     if (!y) return;
     pvt_weight_forward(ctx, y, s->h, &w[PVTI_DOWN], n, false);
@@ -13395,48 +13556,50 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
 }
 
 /*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
-    the layer, norms first (PVTI_NORMS, then PVTI_LINEARS); NULL: not wanted. The adjoint of each line
-    of forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
+    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
+    forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
 static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
-                                int64_t B, int64_t T, const pvti_acts *s, pvt_real *const *grads)
+                                int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
 {
     const pvt_model_config *g = &b->config;
     const pvt_weight *w = layer->linear;
-    pvt_real *const *dW = grads + PVTI_NORMS;
     pvt_ctx *ctx = b->ctx;
     int64_t n = B * T, C = g->dim, HS = g->head_dim, Q = n * g->heads * HS, KV = n * g->kv_heads * HS,
             F = n * g->ff;
     pvt_real *dh = b->wide, *dgate = dh + F, *dup = dgate + F;
-    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV;
+    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *const dqkv[3] = {dq, dk, dv};
     pvt_attention_desc desc = pvti_block_attention(b, B, T);
 
     /* y = x1 + down(h), h = silu(gate)·up */
     pvti_zero(ctx, b->wide, 3 * F);
     pvt_swiglu_forward(ctx, s->h, s->gate, s->up, F);
-    pvt_weight_backward(ctx, dh, dW[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
+    pvt_weight_backward(ctx, dh, grads[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
     pvt_swiglu_backward(ctx, dgate, dup, dh, s->gate, s->up, F);
     /* gate, up = linear(m), m = norm(x1) */
     pvti_zero(ctx, b->da, n * C);
-    pvt_rmsnorm_forward(ctx, s->m, NULL, s->x1, layer->norm[PVTI_NORM_MLP], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(ctx, b->da, dW[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
-    pvt_weight_backward(ctx, b->da, dW[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
+    pvt_rmsnorm_forward(ctx, s->m, NULL, s->x1, layer->vector[PVTI_NORM_MLP], n, C, (pvt_real)g->norm_eps);
+    pvt_weight_backward(ctx, b->da, grads[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
+    pvt_weight_backward(ctx, b->da, grads[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
     pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_MLP], b->da, s->x1, s->rstd[PVTI_NORM_MLP],
-                         layer->norm[PVTI_NORM_MLP], n, C);
+                         layer->vector[PVTI_NORM_MLP], n, C);
 
     /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
     pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
-    pvt_weight_backward(ctx, datt, dW[PVTI_O], d, s->att, &w[PVTI_O], n);
+    pvt_weight_backward(ctx, datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
     pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
     pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
-    /* q, k, v = linear(a), a = norm(x) */
+    /* q, k, v = linear(a) + bias, a = norm(x) */
     pvti_zero(ctx, b->da, n * C);
-    pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->norm[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(ctx, b->da, dW[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
-    pvt_weight_backward(ctx, b->da, dW[PVTI_K], dk, s->a, &w[PVTI_K], n);
-    pvt_weight_backward(ctx, b->da, dW[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
+    pvt_weight_backward(ctx, b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
+    pvt_weight_backward(ctx, b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
+    pvt_weight_backward(ctx, b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    for (int i = 0; i < 3; i++)
+        pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
+                            w[PVTI_Q + i].O);
     pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_ATT], b->da, x, s->rstd[PVTI_NORM_ATT],
-                         layer->norm[PVTI_NORM_ATT], n, C);
+                         layer->vector[PVTI_NORM_ATT], n, C);
 }
 
 // >>run
@@ -13512,13 +13675,13 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
 /* Gradients: of every tensor with `accumulate`; else the layers use the same arrays in turn. */
 static void pvti_run_layout_grads(pvt_run *run, pvti_carver *c)
 {
-    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, i;
-    pvt_real *shared[PVTI_LAYER_TENSORS];
-    bool taken[PVTI_LAYER_TENSORS];
+    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, i, layer;
+    pvt_real *shared[PVTI_TENSORS];
+    bool taken[PVTI_TENSORS];
     memset(taken, 0, sizeof taken);
     for (i = 0; i < tensors; i++) {
-        bool share = !run->desc.accumulate && i > 0 && i < pvti_tensor_of_last_norm(run->model);
-        int64_t j = PVTI_MAX(0, i - 1) % PVTI_LAYER_TENSORS;
+        int j = pvti_tensor_at(run->model, i, &layer);
+        bool share = !run->desc.accumulate && layer >= 0;
         pvt_real *grad;
         if (run->desc.frozen && run->desc.frozen[i]) continue;
         grad = share && taken[j] ? shared[j] : PVTI_CARVE(c, pvt_real, pvt_model_tensor(run->model, i).n, 1);
@@ -13826,25 +13989,36 @@ static pvt_result pvti_run_hand(pvt_run *run, int64_t i, pvt_grad_fn *sink, void
     return PVT_OK;
 }
 
+/* The gradients of layer l's tensors by their numbers in the table; NULL: absent, or not wanted. */
+static void pvti_run_block_grads(const pvt_run *run, int64_t l, pvt_real *grads[PVTI_BLOCK])
+{
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        int64_t i = pvti_tensor_number(run->model, j, l);
+        grads[j] = i < 0 ? NULL : run->grads[i];
+    }
+}
+
 /* From d(loss)/d(hidden) in run->dhidden down to the embedding. */
 static pvt_result pvti_run_backward_body(pvt_run *run, pvt_grad_fn *sink, void *user)
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    int64_t n = run->B * run->T, last = pvti_tensor_of_last_norm(model), l, j;
-    if (!g->tied) PVTI_TRY(pvti_run_hand(run, pvti_tensor_of_head(model), sink, user));
+    int64_t n = run->B * run->T, last = pvti_tensor_number(model, PVTI_NORM_LAST, 0), l, j;
+    pvt_real *grads[PVTI_BLOCK];
+    if (!g->tied) PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, PVTI_HEAD, 0), sink, user));
     pvti_zero(run->ctx, run->dx, n * g->dim);
     pvt_rmsnorm_backward(run->ctx, run->dx, run->grads[last], run->dhidden, pvti_run_input(run, g->layers),
                          run->rstd, model->norm, n, g->dim);
     PVTI_TRY(pvti_run_hand(run, last, sink, user));
     for (l = g->layers - 1; l >= 0; l--) {
-        int64_t first = pvti_tensor_of_norm(l, 0);
         if (l < g->layers - run->blocks.n_acts)
             pvti_block_forward(&run->blocks, &model->layers[l], NULL, pvti_run_input(run, l), run->B, run->T,
                                pvti_run_acts(run, l), NULL);
+        pvti_run_block_grads(run, l, grads);
         pvti_block_backward(&run->blocks, &model->layers[l], run->dx, pvti_run_input(run, l), run->B, run->T,
-                            pvti_run_acts(run, l), run->grads + first);
-        for (j = PVTI_LAYER_TENSORS - 1; j >= 0; j--) PVTI_TRY(pvti_run_hand(run, first + j, sink, user));
+                            pvti_run_acts(run, l), grads);
+        for (j = model->n_block - 1; j >= 0; j--)
+            PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, model->block[j], l), sink, user));
     }
     if (run->grads[0])
         pvt_embedding_backward(run->ctx, run->grads[0], run->dx, run->ids, n, g->vocab, g->dim);
@@ -13865,7 +14039,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
     run->backward_done = true;
     result = pvti_run_head(run, desc, sum, count, NULL, true,
-                           run->grads[run->model->config.tied ? 0 : pvti_tensor_of_head(run->model)]);
+                           run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
@@ -14029,13 +14203,14 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
 }
 
 /* What would change the computation and is not implemented: said, not ignored. */
-static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j)
+static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, const pvti_family *family)
 {
     static const char *const biases[] = {"attention_bias", "mlp_bias"};
     int64_t act = pvti_json_find(j, 0, "hidden_act"), i;
     double rotary = 1;
     bool on = false;
-    for (i = 0; i < PVTI_COUNT(biases); i++)
+    /* a family that always has some does not know these keys */
+    for (i = 0; i < PVTI_COUNT(biases) && !(family->has & PVTI_HAS_QKV_BIAS); i++)
         if (pvti_json_bool(j, pvti_json_find(j, 0, biases[i]), &on) && on)
             return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\": linears with a bias are not supported",
                              a->config, biases[i]);
@@ -14049,35 +14224,83 @@ static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j)
     return PVT_OK;
 }
 
+/* Layers with a window by "layer_types", or −1: there is no such list. */
+static pvt_result pvti_config_layer_types(const pvti_loader *a, const pvti_json *j, int64_t layers,
+                                          int64_t *sliding)
+{
+    int64_t list = pvti_json_find(j, 0, "layer_types"), node, n = 0;
+    bool good = true;
+    *sliding = -1;
+    if (pvti_json_type(j, list) == PVTI_JSON_NONE || pvti_json_type(j, list) == PVTI_JSON_NULL) return PVT_OK;
+    if (pvti_json_type(j, list) != PVTI_JSON_ARRAY) good = false;
+    else *sliding = 0;
+    for (node = good ? pvti_json_first(j, list) : -1; node >= 0; node = pvti_json_next(j, node), n++) {
+        bool slides = pvti_json_equals(j, node, "sliding_attention");
+        *sliding += slides;
+        good = good && (slides || pvti_json_equals(j, node, "full_attention"));
+    }
+    if (good && n == layers) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                     "%s: \"layer_types\" must say full_attention or sliding_attention for each of %lld "
+                     "layers",
+                     a->config, (long long)layers);
+}
+
+/* Attention has one window in all layers here, or none. */
+static pvt_result pvti_config_window(const pvti_loader *a, const pvti_json *j, const pvti_family *family,
+                                     pvt_model_config *c)
+{
+    int64_t from = family->window_from, sliding;
+    bool on = family->window_rule == PVTI_WINDOW_ALL;
+    c->window = 0;
+    if (family->window_rule == PVTI_WINDOW_SWITCHED)
+        pvti_json_bool(j, pvti_json_find(j, 0, "use_sliding_window"), &on);
+    if (!on) return PVT_OK;
+    if (pvti_json_find(j, 0, "sliding_window") < 0) c->window = family->window; /* null: none */
+    PVTI_TRY(pvti_config_int(a, j, 0, "sliding_window", false, &c->window));
+    if (family->window_rule == PVTI_WINDOW_ALL) return PVT_OK;
+    PVTI_TRY(pvti_config_int(a, j, 0, "max_window_layers", false, &from));
+    PVTI_TRY(pvti_config_layer_types(a, j, c->layers, &sliding));
+    if (sliding < 0) sliding = from <= 0 ? c->layers : from >= c->layers ? 0 : c->layers - from;
+    if (sliding == 0) c->window = 0;
+    if (c->window == 0 || sliding == c->layers) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: a sliding window in %lld of %lld layers is not supported; one in all of them or in "
+                     "none is",
+                     a->config, (long long)sliding, (long long)c->layers);
+}
+
 static pvt_result pvti_config_read(pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
     int64_t type = pvti_json_find(j, 0, "model_type");
-    char family[64];
+    const pvti_family *row;
+    char family[64], families[128];
     family[0] = 0;
     if (pvti_json_string(j, type, family, sizeof family) < 1)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
                          "%s: \"model_type\" is missing: not the config.json of a model", a->config);
-    if (strcmp(family, "llama") != 0 && strcmp(family, "mistral") != 0)
+    row = pvti_family_find(family);
+    if (!row) {
+        pvti_family_list(false, families);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: models of type \"%.63s\" are not supported; llama and mistral are", a->config,
-                         family);
-    snprintf(c->family, sizeof c->family, "%.15s", family);
-    PVTI_TRY(pvti_config_refuse(a, j));
+                         "%s: models of type \"%.63s\" are not supported; %s are", a->config, family,
+                         families);
+    }
+    snprintf(c->family, sizeof c->family, "%s", row->name);
+    PVTI_TRY(pvti_config_refuse(a, j, row));
     PVTI_TRY(pvti_config_int(a, j, 0, "num_hidden_layers", true, &c->layers));
     PVTI_TRY(pvti_config_int(a, j, 0, "hidden_size", true, &c->dim));
     PVTI_TRY(pvti_config_int(a, j, 0, "num_attention_heads", true, &c->heads));
     PVTI_TRY(pvti_config_int(a, j, 0, "intermediate_size", true, &c->ff));
     PVTI_TRY(pvti_config_int(a, j, 0, "vocab_size", true, &c->vocab));
     /* the defaults of transformers, here and below */
-    c->kv_heads = strcmp(family, "mistral") == 0 ? 8 : c->heads;
+    c->kv_heads = row->kv_heads && pvti_json_find(j, 0, "num_key_value_heads") < 0 ? row->kv_heads : c->heads;
     c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
-    c->ctx = 2048, c->norm_eps = 1e-6, c->rope_theta = 10000;
-    c->window = strcmp(family, "mistral") == 0 && pvti_json_find(j, 0, "sliding_window") < 0 ? 4096 : 0;
+    c->ctx = row->ctx, c->norm_eps = 1e-6, c->rope_theta = 10000;
     PVTI_TRY(pvti_config_int(a, j, 0, "num_key_value_heads", false, &c->kv_heads));
     PVTI_TRY(pvti_config_int(a, j, 0, "head_dim", false, &c->head_dim));
     PVTI_TRY(pvti_config_int(a, j, 0, "max_position_embeddings", false, &c->ctx));
-    if (strcmp(family, "mistral") == 0)
-        PVTI_TRY(pvti_config_int(a, j, 0, "sliding_window", false, &c->window));
+    PVTI_TRY(pvti_config_window(a, j, row, c));
     PVTI_TRY(pvti_config_number(a, j, 0, "rms_norm_eps", &c->norm_eps));
     pvti_json_bool(j, pvti_json_find(j, 0, "tie_word_embeddings"), &c->tied);
     PVTI_TRY(pvti_config_rope(a, j, c));
@@ -14157,62 +14380,94 @@ static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config 
     return pvti_config_check(a->ctx, a->path, c);
 }
 
+static const pvti_family *pvti_gguf_family(const pvti_gguf *g)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_gguf_equals(g, "general.architecture", pvti_families[i].gguf)) return &pvti_families[i];
+    return NULL;
+}
+
+/* "ARCHITECTURE.name", as most keys are called. */
+static const char *pvti_gguf_key(const pvti_family *family, const char *name, char out[96])
+{
+    snprintf(out, 96, "%s.%s", family->gguf, name);
+    return out;
+}
+
+/* The sizes. */
+static pvt_result pvti_gguf_sizes(const pvti_loader *a, const pvti_family *family, pvt_model_config *c)
+{
+    const pvti_gguf *g = &a->source->gguf;
+    int64_t rotary, experts = 0, i;
+    char key[96];
+    const struct {
+        const char *name;
+        int64_t *out;
+        bool required;
+    } ints[] = {
+        {"block_count", &c->layers, true},
+        {"embedding_length", &c->dim, true},
+        {"feed_forward_length", &c->ff, true},
+        {"attention.head_count", &c->heads, true},
+        {"attention.head_count_kv", &c->kv_heads, false},
+        {"attention.key_length", &c->head_dim, false},
+        {"context_length", &c->ctx, false},
+        {"attention.sliding_window", &c->window, false},
+        {"expert_count", &experts, false},
+    };
+    c->ctx = 2048;
+    for (i = 0; i < PVTI_COUNT(ints); i++) {
+        if (i == 4) c->kv_heads = c->heads, c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
+        pvti_gguf_key(family, ints[i].name, key);
+        if (!pvti_gguf_int(g, key, ints[i].out) && (ints[i].required || pvti_gguf_kv_find(g, key)))
+            return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number",
+                             a->path, key);
+    }
+    rotary = c->head_dim;
+    pvti_gguf_int(g, pvti_gguf_key(family, "rope.dimension_count", key), &rotary);
+    if (rotary != c->head_dim)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\" other than the head size is not supported",
+                         a->path, key);
+    if (experts > 0)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", a->path);
+    if (c->window != 0 && family->window_rule == PVTI_WINDOW_SWITCHED)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: \"%s\": in which layers attention has a window is not said in a GGUF; load the "
+                         "Hugging Face directory of this model",
+                         a->path, pvti_gguf_key(family, "attention.sliding_window", key));
+    return PVT_OK;
+}
+
 /* factors: memory for those that the config points to, if any. */
 static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
 {
     const pvti_gguf *g = &a->source->gguf;
     const pvti_tensor *embed = pvti_gguf_find(g, "token_embd.weight");
-    int64_t rotary, experts = 0, i;
-    const struct {
-        const char *key;
-        int64_t *out;
-        bool required;
-    } ints[] = {
-        {"llama.block_count", &c->layers, true},
-        {"llama.embedding_length", &c->dim, true},
-        {"llama.feed_forward_length", &c->ff, true},
-        {"llama.attention.head_count", &c->heads, true},
-        {"llama.attention.head_count_kv", &c->kv_heads, false},
-        {"llama.attention.key_length", &c->head_dim, false},
-        {"llama.context_length", &c->ctx, false},
-        {"llama.attention.sliding_window", &c->window, false},
-        {"llama.expert_count", &experts, false},
-    };
-    if (!pvti_gguf_equals(g, "general.architecture", "llama"))
+    const pvti_family *family = pvti_gguf_family(g);
+    char key[128];
+    if (!family) {
+        pvti_family_list(true, key);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"general.architecture\" must be llama; others are not supported", a->path);
-    c->ctx = 2048;
-    for (i = 0; i < PVTI_COUNT(ints); i++) {
-        if (i == 4) c->kv_heads = c->heads, c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
-        if (!pvti_gguf_int(g, ints[i].key, ints[i].out) &&
-            (ints[i].required || pvti_gguf_kv_find(g, ints[i].key)))
-            return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number",
-                             a->path, ints[i].key);
+                         "%s: \"general.architecture\": %s are supported, others are not", a->path, key);
     }
-    rotary = c->head_dim;
-    pvti_gguf_int(g, "llama.rope.dimension_count", &rotary);
-    if (experts > 0 || rotary != c->head_dim)
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: %s", a->path,
-                         experts > 0
-                             ? "mixtures of experts are not supported"
-                             : "\"llama.rope.dimension_count\" other than the head size is not supported");
-    if (pvti_gguf_kv_find(g, "llama.rope.scaling.type") &&
-        !pvti_gguf_equals(g, "llama.rope.scaling.type", "none"))
+    PVTI_TRY(pvti_gguf_sizes(a, family, c));
+    pvti_gguf_key(family, "rope.scaling.type", key);
+    if (pvti_gguf_kv_find(g, key) && !pvti_gguf_equals(g, key, "none"))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
                          "directory of this model",
                          a->path);
     c->norm_eps = 1e-5, c->rope_theta = 10000;
-    if (pvti_gguf_number(g, "llama.attention.layer_norm_rms_epsilon", &c->norm_eps) && c->norm_eps > 0 &&
-        c->norm_eps < 1) {
+    if (pvti_gguf_number(g, pvti_gguf_key(family, "attention.layer_norm_rms_epsilon", key), &c->norm_eps) &&
+        c->norm_eps > 0 && c->norm_eps < 1) {
         /* a float in the file: 1e-5, not 9.99999975e-6 */
         double tidy = (double)(int64_t)(c->norm_eps * 1e12 + 0.5) / 1e12;
         if ((float)tidy == (float)c->norm_eps) c->norm_eps = tidy;
     }
-    pvti_gguf_number(g, "llama.rope.freq_base", &c->rope_theta);
+    pvti_gguf_number(g, pvti_gguf_key(family, "rope.freq_base", key), &c->rope_theta);
     c->vocab = embed && embed->rank == 2 ? embed->shape[0] : 0;
     c->tied = !pvti_gguf_find(g, "output.weight");
-    snprintf(c->family, sizeof c->family, "llama");
+    snprintf(c->family, sizeof c->family, "%s", family->name);
     PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
     return pvti_gguf_rope_factors(a, c, factors);
 }
@@ -14220,7 +14475,7 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
 static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
 {
     const pvti_llama2c *m = &a->source->llama2c;
-    snprintf(c->family, sizeof c->family, "llama");
+    snprintf(c->family, sizeof c->family, "%s", pvti_families[0].name);
     c->layers = m->n_layers, c->dim = m->dim, c->heads = m->n_heads, c->kv_heads = m->n_kv_heads;
     c->head_dim = m->dim / m->n_heads, c->ff = m->hidden_dim, c->vocab = m->vocab_size, c->ctx = m->seq_len;
     c->norm_eps = 1e-5, c->rope_theta = 10000; /* not in the file: what llama2.c computes with */
@@ -14237,13 +14492,13 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
     const pvti_source *s = a->source;
     const pvti_tensor *found;
     int64_t layer;
-    const pvti_tensor_row *row = pvti_tensor_find_row(a->model, i, &layer);
+    int tensor = pvti_tensor_at(a->model, i, &layer);
     pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
         if (strcmp(suffix, ".weight") != 0) return false;
-        memcpy(out, (const char *)&s->llama2c + row->llama2c, sizeof *out);
-        if (layer >= 0) *out = pvti_llama2c_layer(out, layer);
-        return true;
+        found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
+        if (found) *out = layer >= 0 ? pvti_llama2c_layer(found, layer) : *found;
+        return found != NULL;
     }
     found = s->gguf.ctx ? pvti_gguf_find(&s->gguf, name) : pvti_shards_find(&s->shards, name);
     if (found) *out = *found;
@@ -14382,18 +14637,31 @@ static pvt_result pvti_load_copy(const pvti_loader *a, const pvti_tensor *t, int
     return PVT_OK;
 }
 
+/* Whether one of the model's tensors has this name in its files. */
+static bool pvti_load_has(const pvti_loader *a, const char *name)
+{
+    char other[PVTI_NAME];
+    for (int64_t i = 0; i < pvt_model_tensors(a->model); i++) {
+        pvti_tensor_name(a->model, i, a->source->gguf.ctx != NULL, ".weight", other);
+        if (strcmp(other, name) == 0) return true;
+    }
+    return false;
+}
+
 static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 {
     const pvt_model_config *c = &a->model->config;
     int64_t layer, shape[2];
-    const pvti_tensor_row *row = pvti_tensor_find_row(a->model, i, &layer);
-    bool rotary = a->neighbours && (row == &pvti_linears[PVTI_Q] || row == &pvti_linears[PVTI_K]);
+    int tensor = pvti_tensor_at(a->model, i, &layer);
+    const pvti_tensor_row *row = &pvti_tensors[tensor];
+    bool rotary = a->neighbours && row->rotary;
     char name[PVTI_NAME];
     pvti_tensor t;
     shape[0] = pvti_width_of(c, row->out), shape[1] = pvti_width_of(c, row->in);
-    if (pvti_load_find(a, i, ".bias", name, &t))
+    if (pvti_load_find(a, i, ".bias", name, &t) && !pvti_load_has(a, name))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: tensor \"%s\": linears with a bias are not supported", a->path, name);
+                         "%s: tensor \"%s\": a bias that models of type %s do not have", a->path, name,
+                         c->family);
     if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_coded(a, i, shape[0], shape[1], out);
     PVTI_TRY(pvti_load_tensor(a, i, ".weight", 2, shape, name, &t));
     if (rotary) return pvti_load_copy(a, &t, c->head_dim, out);
@@ -14405,12 +14673,11 @@ static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 static pvt_result pvti_load_tensors(pvti_loader *a)
 {
     pvt_model *model = a->model;
-    pvt_dtype *norm_type = model->norm_types; /* in the order of the tensors */
     int64_t i;
     for (i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
-        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &model->config.dim, info.values, norm_type++));
+        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
     }
     return pvti_model_tie(model);
 }
@@ -14483,7 +14750,6 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
     uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
-    a->neighbours = true;
     if (bytes >= 9) memcpy(&header, start, 8);
     /* a llama2.c model of 123 = '{' layers is no such file: its first two sizes make a larger number */
     if (header < (uint64_t)size && start[8] == '{')
@@ -14502,6 +14768,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
         PVTI_TRY(pvti_llama2c_open(a->ctx, a->path, &a->source->llama2c));
         PVTI_TRY(pvti_llama2c_config(a, &config));
     }
+    a->neighbours = pvti_family_find(config.family)->neighbours;
     PVTI_TRY(pvti_model_new(a->ctx, &config, &a->model));
     return pvti_load_tensors(a);
 }
@@ -15133,7 +15400,8 @@ typedef struct pvti_exporter {
     pvt_ctx *ctx;
     const pvt_model *model;
     pvt_save_desc desc; /* with its defaults filled in */
-    pvt_format format; /* of the first weight with codes; dense: there are none */
+    pvt_format format; /* of the first weight with codes, if any are written as codes: */
+    bool codes;
     bool mixed;        /* there are others with other formats */
     bool aqlm;         /* the layout, see >>layout */
     pvti_export_item *items;
@@ -15174,7 +15442,8 @@ static void pvti_export_formats(pvti_exporter *s)
     for (i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         if (!pvti_save_codes(s->model, &s->desc, &t)) continue;
-        if (s->format.kind == PVT_FORMAT_DENSE) s->format = t.weight->format;
+        if (!s->codes) s->format = t.weight->format;
+        s->codes = true;
         s->mixed = s->mixed || memcmp(&s->format, &t.weight->format, sizeof s->format) != 0;
     }
     s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed;
@@ -15341,7 +15610,7 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
     const pvt_format *f = &s->format;
     bool ours = pvti_export_codes_embedding(s);
     int64_t i;
-    if (f->kind == PVT_FORMAT_DENSE) return;
+    if (!s->codes) return;
     if (!s->aqlm) {
         pvti_export_quantization_ours(text, s);
         return;
@@ -15357,24 +15626,34 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
                      "    \"in_group_size\": %d,\n    \"out_group_size\": %d,\n"
                      "    \"linear_weights_not_to_quantize\": [",
                      f->bits, f->codebooks, f->in_group, f->out_group);
-    /* transformers 4 looks for names of weights, 5 for names of modules */
-    for (i = 0; i < s->n; i++)
-        if (s->items[i].array < 0)
-            pvti_text_printf(text, "\n      \"%.*s\",\n      \"%s\",",
-                             (int)(strlen(s->items[i].name) - strlen(".weight")), s->items[i].name,
-                             s->items[i].name);
+    /* transformers 4 looks for names of weights, 5 for names of modules; neither for biases */
+    for (i = 0; i < s->n; i++) {
+        const char *name = s->items[i].name, *end = strrchr(name, '.');
+        if (end && strcmp(end, ".weight") == 0)
+            pvti_text_printf(text, "\n      \"%.*s\",\n      \"%s\",", (int)(end - name), name, name);
+    }
     /* … and for the head's even when a tied one has no tensor of its own */
     if (s->model->config.tied) pvti_text_printf(text, "\n      \"lm_head\",\n      \"lm_head.weight\"");
     else if (text->size > 0 && text->data && text->data[text->size - 1] == ',') text->size--;
     pvti_text_printf(text, "\n    ]\n  },\n");
 }
 
+static void pvti_export_window(pvti_text *text, const pvt_model_config *c, const pvti_family *family)
+{
+    if (family->window_rule == PVTI_WINDOW_NONE) return;
+    if (family->window_rule == PVTI_WINDOW_SWITCHED)
+        pvti_text_printf(text, "  \"use_sliding_window\": %s,\n  \"max_window_layers\": %lld,\n",
+                         c->window ? "true" : "false", (long long)(c->window ? 0 : c->layers));
+    pvti_text_printf(text, c->window ? "  \"sliding_window\": %lld,\n" : "  \"sliding_window\": null,\n",
+                     (long long)c->window);
+}
+
 static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_model_config *c = &s->model->config;
-    bool mistral = strcmp(c->family, "mistral") == 0 || c->window; /* llama has no window */
+    const pvti_family *family = pvti_family_saved(c);
     pvti_text_printf(text, "{\n  \"architectures\": [\n    \"%s\"\n  ],\n  \"model_type\": \"%s\",\n",
-                     mistral ? "MistralForCausalLM" : "LlamaForCausalLM", mistral ? "mistral" : "llama");
+                     family->architecture, family->name);
     pvti_text_printf(text,
                      "  \"vocab_size\": %lld,\n  \"hidden_size\": %lld,\n  \"intermediate_size\": %lld,\n",
                      (long long)c->vocab, (long long)c->dim, (long long)c->ff);
@@ -15384,14 +15663,14 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
                      (long long)c->layers, (long long)c->heads, (long long)c->kv_heads);
     pvti_text_printf(text, "  \"head_dim\": %lld,\n  \"max_position_embeddings\": %lld,\n",
                      (long long)c->head_dim, (long long)c->ctx);
-    pvti_text_printf(text, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"mlp_bias\": "
-                           "false,\n  \"rms_norm_eps\": ");
+    pvti_text_printf(text, "  \"hidden_act\": \"silu\",\n");
+    if (!(family->has & PVTI_HAS_QKV_BIAS)) /* those that always have some do not know these keys */
+        pvti_text_printf(text, "  \"attention_bias\": false,\n  \"mlp_bias\": false,\n");
+    pvti_text_printf(text, "  \"rms_norm_eps\": ");
     pvti_text_number(text, c->norm_eps, 0);
     pvti_text_printf(text, ",\n");
     pvti_export_rope(text, c);
-    if (mistral)
-        pvti_text_printf(text, c->window ? "  \"sliding_window\": %lld,\n" : "  \"sliding_window\": null,\n",
-                         (long long)c->window);
+    pvti_export_window(text, c, family);
     pvti_text_printf(text, "  \"tie_word_embeddings\": %s,\n", c->tied ? "true" : "false");
     pvti_export_ends(text, s->model);
     pvti_export_quantization(text, s);
@@ -15444,7 +15723,7 @@ static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
 
 static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
 {
-    bool codes = s->format.kind != PVT_FORMAT_DENSE, ours = pvti_export_codes_embedding(s) || (codes && !s->aqlm);
+    bool codes = s->codes, ours = pvti_export_codes_embedding(s) || (codes && !s->aqlm);
     pvti_text_printf(text, "\n## Loading\n\n");
     if (codes && !s->aqlm)
         pvti_text_printf(text, "This is a format of pvtune's own, which transformers refuses. `pvtune export DIR --to\n"
@@ -15479,7 +15758,7 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
         pvti_text_string(text, s->desc.base_model, (int64_t)strlen(s->desc.base_model));
         pvti_text_printf(text, "\n");
     }
-    if (!pvti_export_codes_embedding(s) && (s->aqlm || s->format.kind == PVT_FORMAT_DENSE))
+    if (!pvti_export_codes_embedding(s) && (s->aqlm || !s->codes))
         pvti_text_printf(text, "library_name: transformers\n");
     pvti_text_printf(text, "pipeline_tag: text-generation\ntags:\n- pvtune\n%s---\n\n"
                            "# A language model written by pvtune\n\n",
@@ -15630,11 +15909,6 @@ static uint64_t pvti_model_hash(const pvt_model *model)
     (section fit); then the block's continuous parameters are tuned towards the target; then the
     quantized block makes the next block's inputs. */
 
-/* Which input each linear reads. */
-enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
-static const int pvti_linear_input[PVTI_LINEARS] = {PVTI_IN_A, PVTI_IN_A, PVTI_IN_A, PVTI_IN_ATT,
-                                                    PVTI_IN_M, PVTI_IN_M, PVTI_IN_H};
-
 /* What must agree for a block of another run to be this run's, as text by name. */
 typedef struct pvti_quantizer_option {
     const char *name;
@@ -15652,7 +15926,7 @@ typedef struct pvti_quantizer {
     pvt_real *out, *dout;             /* [chunk tokens, C] */
     pvt_real *W;                      /* the largest linear, dense */
     pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
-    pvt_real *dW[PVTI_LAYER_TENSORS]; /* gradients: norms, then linears */
+    pvt_real *dW[PVTI_BLOCK];         /* gradients of a block's tensors */
     int64_t done, total;              /* weights */
     pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
     int n_fits;
@@ -15746,7 +16020,7 @@ static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *la
 
 static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j, char name[96])
 {
-    snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_of_norm(l, 0) + PVTI_NORMS + j).name);
+    snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_number(z->model, j, l)).name);
 }
 
 /* One weight more is done. */
@@ -15782,32 +16056,37 @@ static double pvti_half_cosine(double t)
     return 0.5 * (1 + cosine);
 }
 
-/* Block fine-tuning: Adam on codebooks, scales and norms towards z->y (mean squared error), the
+/* Numbers in a block's tensor; 0: it is absent. */
+static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
+{
+    const pvt_model_config *c = &z->model->config;
+    if (z->model->place[tensor] < 0) return 0;
+    return pvti_width_of(c, pvti_tensors[tensor].out) * pvti_width_of(c, pvti_tensors[tensor].in);
+}
+
+/* Block fine-tuning: Adam on codebooks, scales, norms and biases towards z->y (mean squared error), the
    learning rate falling to zero along half a cosine over all steps. */
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
     int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
             step, n;
-    pvt_real *grads[PVTI_LAYER_TENSORS];
+    pvt_real *grads[PVTI_BLOCK];
     int j;
     for (step = 0; step < steps; step++) {
         int64_t s = step % chunks * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s),
                 at = s * z->T * z->C;
         n = B * z->T * z->C;
-        for (j = 0; j < PVTI_LAYER_TENSORS; j++) {
+        for (j = 0; j < PVTI_BLOCK; j++) {
             grads[j] = handles[j] >= 0 ? z->dW[j] : NULL;
-            if (grads[j])
-                pvti_zero(z->ctx, grads[j],
-                          j < PVTI_NORMS ? z->C
-                                         : layer->linear[j - PVTI_NORMS].O * layer->linear[j - PVTI_NORMS].I);
+            if (grads[j]) pvti_zero(z->ctx, grads[j], pvti_quantizer_size(z, j));
         }
         pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
         pvti_zero(z->ctx, z->dout, n);
         pvt_mse_backward(z->ctx, z->dout, z->out, z->y + at, 1, n);
         pvti_block_backward(&z->blocks, layer, z->dout, z->x + at, B, z->T, &z->blocks.acts[0], grads);
         PVTI_TRY(pvt_pv_begin(pv, pvti_half_cosine((double)step / (double)steps)));
-        for (j = 0; j < PVTI_LAYER_TENSORS; j++)
+        for (j = 0; j < PVTI_BLOCK; j++)
             if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
         PVTI_TRY(pvt_pv_end(pv, NULL));
         PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
@@ -15820,21 +16099,21 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
     pvt_pv_desc desc;
     pvt_pv *pv;
     pvt_result result;
-    int handles[PVTI_LAYER_TENSORS], j;
+    int handles[PVTI_BLOCK], j;
     char name[96];
     memset(&desc, 0, sizeof desc);
     desc.strategy = PVT_STRATEGY_CONTINUOUS;
     desc.values.lr = z->desc.finetune_lr, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
     PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
     result = PVT_OK;
-    for (j = 0; j < PVTI_LAYER_TENSORS && result == PVT_OK; j++) {
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
         handles[j] = -1;
-        if (j < PVTI_NORMS) {
-            result = pvt_pv_add_param(pv, layer->norm[j], z->C, "norm", &handles[j]);
-        } else if (pvti_has_codes(&layer->linear[j - PVTI_NORMS])) {
-            pvti_quantizer_tensor_name(z, l, j - PVTI_NORMS, name);
-            result = pvt_pv_add_weight(pv, &layer->linear[j - PVTI_NORMS], name, &handles[j]);
-        }
+        if (z->model->place[j] < 0) continue;
+        pvti_quantizer_tensor_name(z, l, j, name);
+        if (layer->vector[j])
+            result = pvt_pv_add_param(pv, layer->vector[j], pvti_quantizer_size(z, j), name, &handles[j]);
+        else if (pvti_has_codes(&layer->linear[j]))
+            result = pvt_pv_add_weight(pv, &layer->linear[j], name, &handles[j]);
     }
     if (result == PVT_OK) result = pvti_quantizer_finetune_steps(z, layer, pv, handles);
     pvt_pv_free(pv);
@@ -15847,30 +16126,32 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     char name[96];
     int64_t k;
     int j;
-    for (j = 0; j < PVTI_LINEARS; j++) {
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        for (k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
+            layer->vector[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->vector[j][k]));
         if (!pvti_has_codes(&layer->linear[j])) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
         PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
     }
-    for (j = 0; j < PVTI_NORMS; j++)
-        for (k = 0; k < z->C; k++)
-            layer->norm[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->norm[j][k]));
     return PVT_OK;
 }
 
 /* ---- checkpoints: a finished block in a file of its own ---- */
 
-/* What a file holds: the codes and values of the weights that have codes, and norms. */
+/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
 typedef struct pvti_quantizer_item {
     char file[32];
-    int n_weights, n_norms;
+    int n_weights, n_vectors;
     pvt_weight *weights[PVTI_LINEARS];
     bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
-    char names[PVTI_LINEARS][96], norm_names[PVTI_NORMS][96];
-    pvt_real *norms[PVTI_NORMS];       /* [C] */
+    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
+    pvt_real *vectors[PVTI_BLOCK];
+    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
 } pvti_quantizer_item;
 
-enum { PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_NORMS + 1 };
+enum { /* of each linear, the vectors, and "fit" */
+    PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
+};
 
 typedef struct pvti_quantizer_arrays {
     pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
@@ -15884,17 +16165,19 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
     int j;
     memset(&item, 0, sizeof item);
     snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
-    for (j = 0; j < PVTI_LINEARS; j++) {
-        int n = item.n_weights;
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        int n = item.n_weights, v = item.n_vectors;
+        if (layer->vector[j]) {
+            item.vectors[v] = layer->vector[j];
+            item.sizes[v] = pvti_quantizer_size(z, j);
+            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
+            item.n_vectors++;
+        }
+        if (!pvti_is_matrix(j)) continue;
         pvti_quantizer_tensor_name(z, l, j, item.names[n]);
         item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
         if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
         item.weights[item.n_weights++] = &layer->linear[j];
-    }
-    for (j = 0; j < PVTI_NORMS; j++) {
-        item.norms[item.n_norms++] = layer->norm[j];
-        memcpy(item.norm_names[j], pvt_model_tensor(z->model, pvti_tensor_of_norm(l, j)).name,
-               sizeof item.norm_names[j]);
     }
     return item;
 }
@@ -15911,8 +16194,8 @@ static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt
 }
 
 /* The item's arrays, where they are in memory; fits: [n_weights][4] of numbers about them. */
-static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantizer_item *item,
-                                    double (*fits)[4], pvti_quantizer_arrays *a)
+static void pvti_quantizer_describe(const pvti_quantizer_item *item, double (*fits)[4],
+                                    pvti_quantizer_arrays *a)
 {
     int i, k, j;
     a->n = 0;
@@ -15928,8 +16211,8 @@ static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantize
             for (j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
         }
     }
-    for (i = 0; i < item->n_norms; i++)
-        pvti_quantizer_array(a, item->norm_names[i], PVTI_DTYPE_REAL, z->C, item->norms[i]);
+    for (i = 0; i < item->n_vectors; i++)
+        pvti_quantizer_array(a, item->vector_names[i], PVTI_DTYPE_REAL, item->sizes[i], item->vectors[i]);
     if (item->n_weights) pvti_quantizer_array(a, "fit", PVT_F64, 4 * (int64_t)item->n_weights, fits);
 }
 
@@ -15982,7 +16265,7 @@ static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_i
         metadata[2 * i] = z->options[i].name, metadata[2 * i + 1] = z->options[i].value;
     metadata[2 * i] = NULL;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
-    pvti_quantizer_describe(z, item, fits, &arrays);
+    pvti_quantizer_describe(item, fits, &arrays);
     return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
 }
 
@@ -16046,7 +16329,7 @@ static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safet
                             : result; /* rounded they are: it must not overflow */
 }
 
-/* All of the file's arrays: weights into `made`, norms into the item. */
+/* All of the file's arrays: weights into `made`, vectors into the item. */
 static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_item *item,
                                       const pvti_safetensors *st, const char *path, pvt_weight *made,
                                       double (*fits)[4])
@@ -16059,14 +16342,14 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
         PVTI_TRY(pvti_quantizer_read_weight(
             z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format, like, &made[i]));
     }
-    for (i = 0; i < item->n_norms; i++) {
-        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->norm_names[i], PVTI_DTYPE_REAL, item->norms[i],
-                                     z->C * real));
-        for (k = 0; k < z->C; k++)
-            if (!(item->norms[i][k] >= -65504 && item->norms[i][k] <= 65504))
+    for (i = 0; i < item->n_vectors; i++) {
+        PVTI_TRY(pvti_quantizer_copy(z, st, path, item->vector_names[i], PVTI_DTYPE_REAL, item->vectors[i],
+                                     item->sizes[i] * real));
+        for (k = 0; k < item->sizes[i]; k++)
+            if (!(item->vectors[i][k] >= -65504 && item->vectors[i][k] <= 65504))
                 return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
                                  "%s: %s holds a value that is not finite or overflows fp16", path,
-                                 item->norm_names[i]);
+                                 item->vector_names[i]);
     }
     if (!item->n_weights) return PVT_OK;
     return pvti_quantizer_copy(z, st, path, "fit", PVT_F64, fits, item->n_weights * (int64_t)sizeof *fits);
@@ -16115,11 +16398,11 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
     int j;
     z->n_fits = 0;
     PVTI_TRY(pvti_quantizer_observe(z, original));
-    for (j = 0; j < PVTI_LINEARS; j++) {
+    for (j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
         if (pvti_name_skipped(z->desc.skip, name)) continue;
-        PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j),
-                                    z->H[pvti_linear_input[j]]));
+        PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
+                                    z->H[pvti_tensors[j].input]));
     }
     if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
     return pvti_quantizer_round(z, layer, l);
@@ -16149,30 +16432,37 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
 static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 {
     pvti_layer *layer = &z->model->layers[l], original, work;
-    pvt_real *norms = PVTI_NEW(z->ctx, pvt_real, PVTI_NORMS * z->C);
+    pvt_real *vectors, *at;
     pvt_result result = PVT_OK;
+    int64_t n = 0;
     int j;
-    if (!norms) return PVT_ERR_MEMORY;
+    for (j = 0; j < PVTI_BLOCK; j++) n += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
+    vectors = at = PVTI_NEW(z->ctx, pvt_real, n);
+    if (!vectors) return PVT_ERR_MEMORY;
     original = *layer, work = *layer;
-    for (j = 0; j < PVTI_NORMS; j++) {
-        work.norm[j] = norms + j * z->C;
-        memcpy(work.norm[j], original.norm[j], (size_t)z->C * sizeof *norms);
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        if (!original.vector[j]) continue;
+        work.vector[j] = at;
+        memcpy(at, original.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
+        at += pvti_quantizer_size(z, j);
     }
-    for (j = 0; j < PVTI_LINEARS && result == PVT_OK; j++) /* codes of an earlier run are fine-tuned: a copy of them */
+    /* codes of an earlier run are fine-tuned: a copy of them */
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
         if (pvti_has_codes(&original.linear[j]))
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
     if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
-    for (j = 0; j < PVTI_LINEARS; j++) {
+    for (j = 0; j < PVTI_BLOCK; j++) {
         bool replaced =
             pvti_has_codes(&work.linear[j]) && work.linear[j].data[0] != original.linear[j].data[0];
         if (!replaced) continue;
         pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
         if (result == PVT_OK) layer->linear[j] = work.linear[j];
     }
-    for (j = 0; j < PVTI_NORMS && result == PVT_OK; j++)
-        memcpy(layer->norm[j], work.norm[j], (size_t)z->C * sizeof *norms);
-    pvti_free(z->ctx, norms);
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
+        if (work.vector[j])
+            memcpy(layer->vector[j], work.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
+    pvti_free(z->ctx, vectors);
     return result;
 }
 
@@ -16201,7 +16491,7 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     memset(&item, 0, sizeof item);
     item.n_weights = 1, item.fitted[0] = true;
     item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
-    snprintf(item.names[0], sizeof item.names[0], head ? "lm_head.weight" : "model.embed_tokens.weight");
+    snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
     snprintf(item.file, sizeof item.file,
              head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
     PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
@@ -16264,12 +16554,13 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
+    static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t i, available;
     int n;
-    if (d->format.kind == PVT_FORMAT_DENSE && d->format.bits == 0)
+    if (memcmp(&d->format, &unset, sizeof unset) == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
-    if (d->format.kind == PVT_FORMAT_DENSE)
+    if (pvti_kind_of(&d->format) && !pvti_kind_of(&d->format)->fit)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                          "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
                          "dense");
@@ -16304,15 +16595,13 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 {
     const pvt_model_config *c = &z->model->config;
-    int64_t largest = 0, widest = 0, tokens, inputs, l;
+    int64_t largest = 0, widest = 0, tokens, inputs;
     int i;
     /* samples · T is no more than the text has */
     if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
     tokens = z->per_chunk * z->T;
-    for (l = 0; l < c->layers; l++)
-        for (i = 0; i < PVTI_LINEARS; i++)
-            largest = PVTI_MAX(largest, z->model->layers[l].linear[i].O * z->model->layers[l].linear[i].I);
+    for (i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
     PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
     z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
     z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
@@ -16328,9 +16617,9 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
     }
     z->part = PVTI_NEW(z->ctx, pvt_real, widest * widest);
     if (!z->part) return PVT_ERR_MEMORY;
-    for (i = 0; i < PVTI_LAYER_TENSORS && z->desc.finetune_epochs > 0; i++) {
-        const pvt_weight *w = &z->model->layers[0].linear[PVTI_MAX(0, i - PVTI_NORMS)];
-        z->dW[i] = PVTI_NEW(z->ctx, pvt_real, i < PVTI_NORMS ? z->C : w->O * w->I);
+    for (i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
+        if (z->model->place[i] < 0) continue;
+        z->dW[i] = PVTI_NEW(z->ctx, pvt_real, pvti_quantizer_size(z, i));
         if (!z->dW[i]) return PVT_ERR_MEMORY;
     }
     return PVT_OK;
@@ -16343,7 +16632,7 @@ static void pvti_quantizer_free(pvti_quantizer *z)
     pvti_free(z->ctx, z->x), pvti_free(z->ctx, z->y), pvti_free(z->ctx, z->out), pvti_free(z->ctx, z->dout),
         pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
     for (i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
-    for (i = 0; i < PVTI_LAYER_TENSORS; i++) pvti_free(z->ctx, z->dW[i]);
+    for (i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
 }
 
 static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus)

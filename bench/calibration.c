@@ -72,7 +72,7 @@ static int real(const bench *b, pvt_ctx *ctx, const char *path, const char *text
         memset(&desc, 0, sizeof desc);
         desc.name = cases[i].name, desc.beam = beam, desc.tolerance = TOLERANCE, desc.cg_steps = CG_STEPS;
         pvt_weight_dequantize(w, z.W);
-        if (pvt_weight_fit(ctx, z.W, w->O, w->I, z.H[pvti_linear_input[cases[i].linear]], &format, &desc, &stats, &out) != PVT_OK)
+        if (pvt_weight_fit(ctx, z.W, w->O, w->I, z.H[pvti_tensors[cases[i].linear].input], &format, &desc, &stats, &out) != PVT_OK)
             return fail(ctx, cases[i].name);
         row(b, cases[i].name, w->O, w->I, &stats, cases[i].reference);
         weights += 1e-6 * (double)(w->O * w->I);

@@ -14,14 +14,16 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig
-from transformers import MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 pvtune, work = sys.argv[1], sys.argv[2]
 version = transformers.__version__
 new = int(version.split(".")[0]) >= 5
 TEXTS = ["Once upon a time there was a fox.", " two  spaces, and   three", "\ttab\nnew line\n\n", "Übergrößen, 12½ 漢字 🦊🦊",
          "x", "a\u0300 e\u0301 \u200d", "end of text "]
+
+QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+               r"|\s+(?!\S)|\s+")
 
 
 def row(model, check, good, figure=""):
@@ -138,11 +140,18 @@ def make_tokenizers():
     bpe = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
     bpe.train([text], vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
     bpe.save(path("tokenizers/bpe.json"))
+    # transformers 5 gives a Qwen2 model the parts of Qwen2's tokenizer, whatever the file says
+    qwen2 = json.loads(bpe._tokenizer.to_str())
+    qwen2["normalizer"] = {"type": "NFC"}
+    qwen2["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]}
+    json.dump(qwen2, open(path("tokenizers/qwen2.json"), "w"))
 
 
 def make_model(name, kind, tied, tokenizer, **more):
     vocab = 256 if tokenizer is None else 420 if tokenizer.endswith(".model") else 400
-    Config, Model = (LlamaConfig, LlamaForCausalLM) if kind == "llama" else (MistralConfig, MistralForCausalLM)
+    Config, Model = getattr(transformers, kind + "Config"), getattr(transformers, kind + "ForCausalLM")
     torch.manual_seed(3)
     model = Model(Config(vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.15, tie_word_embeddings=tied,
@@ -201,12 +210,17 @@ def main():
     for name in ("bytes/original", "bytes/calibrated", "bytes/tuned"):
         check(name)
     make_tokenizers()
-    make_model("llama-tied", "llama", True, "tokenizers/bpe.json")
-    make_model("llama-untied", "llama", False, "tokenizers/sp.model", **rope_llama3())
-    make_model("mistral", "mistral", False, None, sliding_window=24, **({} if new else {"rope_theta": 10000.0}))
+    make_model("llama-tied", "Llama", True, "tokenizers/bpe.json")
+    make_model("llama-untied", "Llama", False, "tokenizers/sp.model", **rope_llama3())
+    make_model("mistral", "Mistral", False, None, sliding_window=24, **({} if new else {"rope_theta": 10000.0}))
+    make_model("qwen2-tied", "Qwen2", True, "tokenizers/qwen2.json")
+    # transformers 4.49 applies a window that is switched off
+    make_model("qwen2-untied", "Qwen2", False, "tokenizers/qwen2.json", sliding_window=24 if new else 4096)
     check_variants("llama-tied", True)
     check_variants("llama-untied", False)
     check_variants("mistral", False)
+    check_variants("qwen2-tied", True)
+    check_variants("qwen2-untied", False)
     for form in ("aqlm:2x4g4", "aqlm:1x10g8"):  # codes of 4 bits in a byte, of 10 in two
         name = "llama-untied-" + form.split(":")[1]
         quantize("llama-untied", name, "--format", form)
@@ -215,6 +229,7 @@ def main():
     check_logits("llama-untied-hf-bf16", "float32", torch.float32)
     check_dense("llama-tied-2x8g8")
     check_dense("mistral-2x8g8")
+    check_dense("qwen2-untied-2x8g8")
     # a tokenizer.model made from a tokenizer.json that was itself made from a tokenizer.model
     os.remove(path("llama-untied-2x8g8/tokenizer.model"))
     run("export", path("llama-untied-2x8g8"), "--to", "hf", "-o", path("llama-untied-remade"))

@@ -1,5 +1,5 @@
-/*  Holds models against figures from public implementations: logits, losses and gradients of tiny Llama
-    models and AQLM checkpoints, from tests/golden (made by make.py there) and, where they are, larger
+/*  Holds models against figures from public implementations: logits, losses and gradients of tiny
+    models of each family and AQLM checkpoints, from tests/golden (made by make.py there) and, where they are, larger
     ones from ../shared/golden, with the llama2.c checkpoints and SmolLM2-135M. What is not there is
     skipped with a line. */
 #define PVTUNE_IMPLEMENTATION
@@ -493,9 +493,10 @@ static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
 /* What both places have. */
 static void check_models(const char *base)
 {
-    static const char *const names[] = {"llama_gqa/", "llama_gqa_teacher/", "llama3_tied/", "mistral_sw8/"};
+    static const char *const names[] = {"llama_gqa/", "llama_gqa_teacher/", "llama3_tied/", "mistral_sw8/",
+                                        "qwen2_tied/"};
     char dir[128];
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < PVTI_COUNT(names); i++) {
         snprintf(dir, sizeof dir, "%smodels/%s", base, names[i]);
         check_model(dir, i != 1);
     }
@@ -520,9 +521,9 @@ static void check_larger(void)
     check_linear("linear_2x8_g8.safetensors", f2x8);
     check_linear("linear_1x16_g8.safetensors", f1x16);
     CHECK(pvt_model_load(ctx, GOLDEN "models/qwen3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
-          strstr(pvt_ctx_error(ctx), "qwen3"));
+          strstr(pvt_ctx_error(ctx), "\"qwen3\" are not supported; llama, mistral and qwen2 are"));
     CHECK(pvt_model_load(ctx, GOLDEN "models/phi3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
-          strstr(pvt_ctx_error(ctx), "phi3"));
+          strstr(pvt_ctx_error(ctx), "\"phi3\" are not supported; llama, mistral and qwen2 are"));
     if (pvti_path_exists(DATA "models/stories260K.bin")) {
         check_llama2c("stories260K", true);
         check_llama2c("babyllama105", false);
@@ -553,6 +554,8 @@ int main(int argc, char **argv)
     check_models(SMALL);
     check_aqlm(SMALL "aqlm/llama_2x8_g8/");
     check_aqlm(SMALL "aqlm/llama_1x9_g4/");
+    check_aqlm(SMALL "aqlm/qwen2_2x8_g8/");
+    check_model(SMALL "models/qwen2_untied/", true);
     if (pvti_path_is_directory(GOLDEN)) {
         check_larger();
         check_smollm2(argc > 1 ? PVTI_MIN(40, atoi(argv[1])) : 0);

@@ -5,6 +5,7 @@
 
 #include "files_seeds.h"
 #include "test.h"
+#include "gguf_write.h"
 
 static char dir[256];
 
@@ -508,72 +509,6 @@ static void test_formats(pvt_ctx *ctx)
 
 /* ---- rope_freqs.weight ---- */
 
-static FILE *gguf;
-static void gguf_put(const void *data, size_t bytes) { CHECK(fwrite(data, 1, bytes, gguf) == bytes); }
-static void gguf_u32(uint32_t v) { gguf_put(&v, 4); }
-static void gguf_u64(uint64_t v) { gguf_put(&v, 8); }
-static void gguf_string(const char *s) { gguf_u64(strlen(s)), gguf_put(s, strlen(s)); }
-static void gguf_int(const char *key, int64_t value) { gguf_string(key), gguf_u32(4), gguf_u32((uint32_t)value); }
-static void gguf_float(const char *key, double value)
-{
-    float v = (float)value;
-    gguf_string(key), gguf_u32(6), gguf_put(&v, 4);
-}
-static void gguf_info(const char *name, int64_t rows, int64_t columns, int64_t *at)
-{
-    gguf_string(name), gguf_u32(rows ? 2 : 1), gguf_u64((uint64_t)columns);
-    if (rows) gguf_u64((uint64_t)rows);
-    gguf_u32(0), gguf_u64((uint64_t)*at);
-    *at += (PVTI_MAX(rows, 1) * columns * 4 + 31) / 32 * 32;
-}
-
-/* The numbers of a tensor as F32; rows of q and k with rotary pairs as neighbours, as such files have them. */
-static void gguf_data(const pvt_model *model, const pvt_tensor_info *t)
-{
-    int64_t O = t->weight ? t->weight->O : 1, I = t->weight ? t->weight->I : t->n, r, i, HS = model->config.head_dim;
-    bool rotary = strstr(t->name, "q_proj") || strstr(t->name, "k_proj");
-    pvt_real *W = t->values;
-    if (t->weight) W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W), pvt_weight_dequantize(t->weight, W);
-    for (r = 0; r < O; r++) {
-        int64_t in_head = r % HS, from = rotary ? r - in_head + in_head / 2 + in_head % 2 * (HS / 2) : r;
-        for (i = 0; i < I; i++) {
-            float v = (float)W[from * I + i];
-            gguf_put(&v, 4);
-        }
-    }
-    for (i = O * I * 4; i % 32; i++) gguf_put("", 1);
-    if (t->weight) free(W);
-}
-
-static bool write_gguf(const pvt_model *model, const char *name, const float *factors)
-{
-    const pvt_model_config *c = &model->config;
-    int64_t n = pvt_model_tensors(model), i, l, at = 0;
-    char key[PVTI_NAME];
-    gguf = fopen(path_of(name), "wb");
-    if (!gguf) return false;
-    gguf_put("GGUF", 4), gguf_u32(3), gguf_u64((uint64_t)(n + (factors != NULL))), gguf_u64(9);
-    gguf_string("general.architecture"), gguf_u32(8), gguf_string("llama");
-    gguf_int("llama.block_count", c->layers), gguf_int("llama.embedding_length", c->dim);
-    gguf_int("llama.feed_forward_length", c->ff), gguf_int("llama.attention.head_count", c->heads);
-    gguf_int("llama.attention.head_count_kv", c->kv_heads), gguf_int("llama.context_length", c->ctx);
-    gguf_float("llama.rope.freq_base", c->rope_theta);
-    gguf_float("llama.attention.layer_norm_rms_epsilon", c->norm_eps);
-    for (i = 0; i < n; i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvti_tensor_name(model, i, true, ".weight", key);
-        gguf_info(key, t.weight ? t.weight->O : 0, t.weight ? t.weight->I : t.n, &at);
-    }
-    if (factors) gguf_info("rope_freqs.weight", 0, c->head_dim / 2, &at);
-    while (ftell(gguf) % 32) gguf_put("", 1);
-    for (i = 0; i < n; i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        gguf_data(model, &t);
-    }
-    for (l = 0; factors && l < c->head_dim / 2; l++) gguf_put(&factors[l], 4);
-    return fclose(gguf) == 0;
-}
-
 /* As llama.cpp's converter computes them, in float. */
 static void factors_of(const pvt_model_config *c, float *out)
 {
@@ -615,7 +550,7 @@ static void check_rope(pvt_ctx *ctx, const pvt_model *model)
     pvt_save_desc over = {0};
     logits_of(ctx, model, wanted);
     factors_of(&model->config, factors);
-    CHECK(write_gguf(model, "plain.gguf", NULL) && write_gguf(model, "rope.gguf", factors));
+    CHECK(write_gguf(model, path_of("plain.gguf"), NULL) && write_gguf(model, path_of("rope.gguf"), factors));
     CHECK_OK(ctx, pvt_model_load(ctx, path_of("plain.gguf"), NULL, &loaded));
     if (loaded) logits_of(ctx, loaded, plain);
     CHECK(most_apart(wanted, plain, n) > 1e-4); /* the factors matter here */
@@ -632,7 +567,7 @@ static void check_rope(pvt_ctx *ctx, const pvt_model *model)
         pvt_model_free(loaded), pvt_model_free(saved), loaded = saved = NULL;
     }
     factors[0] = 1.25f; /* follows no rule: computed with, but not to be saved as if it were not there */
-    CHECK(write_gguf(model, "own.gguf", factors));
+    CHECK(write_gguf(model, path_of("own.gguf"), factors));
     CHECK_OK(ctx, pvt_model_load(ctx, path_of("own.gguf"), NULL, &loaded));
     if (loaded) {
         CHECK(loaded->config.rope_factors && loaded->config.rope_factors[0] == 1.25f);
@@ -646,7 +581,7 @@ static void check_rope(pvt_ctx *ctx, const pvt_model *model)
         pvt_model_free(saved);
     }
     factors[1] = -1;
-    CHECK(write_gguf(model, "own.gguf", factors));
+    CHECK(write_gguf(model, path_of("own.gguf"), factors));
     CHECK_REFUSED(ctx, PVT_ERR_FORMAT, "rotary factor 1", pvt_model_load(ctx, path_of("own.gguf"), NULL, &loaded));
     free(wanted);
 }

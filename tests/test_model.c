@@ -41,7 +41,7 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
     for (l = 0; l < model->config.layers; l++)
         for (j = 0; j < PVTI_LINEARS; j++) {
-            pvt_weight *w = &model->layers[l].linear[j], q;
+            pvt_weight *w = &model->layers[l].linear[PVTI_Q + j], q;
             CHECK_OK(ctx, pvt_weight_fit(ctx, dense_data(w), w->O, w->I, NULL, &format, NULL, NULL, &q));
             pvt_weight_free(w);
             *w = q;
@@ -434,12 +434,12 @@ static void check_save(pvt_ctx *ctx)
     save_and_load(ctx, model, "aqlm-dense", true, false);
     quantize(ctx, tied, "aqlm:1x9g4o2");
     save_and_load(ctx, tied, "aqlm-tied", false, true);
-    tied->layers[1].norm[0][3] = (pvt_real)1e6;
+    tied->layers[1].vector[PVTI_NORM_ATT][3] = (pvt_real)1e6;
     CHECK(pvt_model_save(tied, dir_path("overflow"), NULL) == PVT_ERR_NUMERIC &&
           strstr(pvt_ctx_error(ctx), "model.layers.1.input_layernorm"));
     CHECK(!pvti_path_exists(in_dir("overflow", "model.safetensors")) &&
           !pvti_path_exists(in_dir("overflow", "config.json")));
-    tied->layers[1].norm[0][3] = (pvt_real)NAN;
+    tied->layers[1].vector[PVTI_NORM_ATT][3] = (pvt_real)NAN;
     desc.overwrite = true;
     CHECK(pvt_model_save(tied, dir_path("aqlm-tied"), &desc) == PVT_ERR_NUMERIC &&
           pvti_path_exists(in_dir("aqlm-tied", "config.json")));

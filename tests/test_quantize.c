@@ -97,7 +97,7 @@ static pvt_result quantize(const setup *s, watch *w, const char *name, char why[
     if (result == PVT_ERR_CANCELLED) { /* whole blocks: every linear of a block has codes, or none has */
         for (i = 0; i < 3; i++) {
             int n = 0, j;
-            for (j = 0; j < PVTI_LINEARS; j++) n += model->layers[i].linear[j].format.kind == PVT_FORMAT_AQLM;
+            for (j = 0; j < PVTI_LINEARS; j++) n += model->layers[i].linear[PVTI_Q + j].format.kind == PVT_FORMAT_AQLM;
             CHECK(n == 0 || n == PVTI_LINEARS);
         }
     }

@@ -184,7 +184,7 @@ static void check_side_by_side(void)
         for (int t = 0; t < 3 && contexts[isa][t]; t++)
             for (int count = 1; count <= 3; count++) {
                 memset(y, 0xff, sizeof y);
-                pvti_weights_forward(contexts[isa][t], to, x, w, count, 1);
+                pvti_weights_forward(contexts[isa][t], to, x, w, count, 1, false);
                 for (int k = 0; k < count; k++) {
                     pvt_weight_forward(contexts[0][0], alone, x, &w[k], 1, false);
                     CHECK(memcmp(alone, y[k], (size_t)rows[k] * 4) == 0);

@@ -45,12 +45,14 @@ def exact_library():
     """transformers computes norms in float32 whatever the model's type; here in the type that comes in."""
     import transformers.models.llama.modeling_llama as llama
     import transformers.models.mistral.modeling_mistral as mistral
+    import transformers.models.qwen2.modeling_qwen2 as qwen2
     import torch
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
     llama.LlamaRMSNorm.forward = norm
     mistral.MistralRMSNorm.forward = norm
+    qwen2.Qwen2RMSNorm.forward = norm
 
 
 def random_model(config, seed):
@@ -77,7 +79,7 @@ def store_config(directory, config, **more):
     os.makedirs(os.path.join(OUT, directory), exist_ok=True)
     keep = ("architectures model_type vocab_size hidden_size intermediate_size num_hidden_layers "
             "num_attention_heads num_key_value_heads head_dim hidden_act rms_norm_eps rope_theta rope_scaling "
-            "sliding_window max_position_embeddings tie_word_embeddings bos_token_id eos_token_id").split()
+            "sliding_window use_sliding_window max_window_layers max_position_embeddings tie_word_embeddings bos_token_id eos_token_id").split()
     full = config.to_dict()
     document = {k: full[k] for k in keep if k in full}
     write(os.path.join(OUT, directory, "config.json"), {**document, "torch_dtype": "float16", **more})
@@ -85,7 +87,7 @@ def store_config(directory, config, **more):
 
 def model_figures(directory, config, seed, B, T):
     import torch
-    config.architectures = [{"llama": "Llama", "mistral": "Mistral"}[config.model_type] + "ForCausalLM"]
+    config.architectures = [config.model_type.capitalize() + "ForCausalLM"]
     model = random_model(config, seed)
     ids = torch.randint(0, config.vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))
     logits = model(ids).logits
@@ -102,7 +104,7 @@ def model_figures(directory, config, seed, B, T):
 
 def make_models():
     import torch
-    from transformers import LlamaConfig, MistralConfig
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config
     base = dict(vocab_size=31, hidden_size=12, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
                 num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=128,
                 tie_word_embeddings=False)
@@ -129,6 +131,10 @@ def make_models():
                                              "high_freq_factor": 4.0, "original_max_position_embeddings": 64}})
     model_figures("models/llama3_tied", llama3, 120, 1, 29)
     model_figures("models/mistral_sw8", MistralConfig(**base, sliding_window=8), 130, 1, 17)
+    # its window of 4096 is switched off
+    model_figures("models/qwen2_tied", Qwen2Config(**{**base, "tie_word_embeddings": True, "num_attention_heads": 3}),
+                  140, 1, 13)
+    model_figures("models/qwen2_untied", Qwen2Config(**{**base, "num_hidden_layers": 2}), 141, 2, 9)
 
 
 # ---- AQLM checkpoints ----
@@ -141,20 +147,19 @@ def dequantize(codes, codebooks, scales):
     return W.swapaxes(1, 2).reshape(GO * og, GI * ig)
 
 
-def make_aqlm(directory, seed, M, bits, ig, og, quantized, tied):
+def make_aqlm(directory, seed, M, bits, ig, og, quantized, tied, family="Llama"):
     """Those linears of a random model as codes; the others stay dense, as a checkpoint may have it."""
-    import torch
-    from transformers import LlamaConfig
-    config = LlamaConfig(vocab_size=31, hidden_size=8, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=4, rms_norm_eps=1e-5, rope_theta=1e4,
-                         max_position_embeddings=64, tie_word_embeddings=tied)
-    config.architectures = ["LlamaForCausalLM"]
+    import torch, transformers
+    config = getattr(transformers, family + "Config")(
+        vocab_size=31, hidden_size=8, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=4, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64, tie_word_embeddings=tied)
+    config.architectures = [family + "ForCausalLM"]
     model = random_model(config, seed)
     g = torch.Generator().manual_seed(seed)
     K = 1 << bits
     parameters = {k: p.detach().clone().requires_grad_() for k, p in model.named_parameters()}
     stored, leaves, dense = {}, {}, {}
-    for name in [k for k in parameters if any(q in k for q in quantized)]:
+    for name in [k for k in parameters if any(q in k for q in quantized) and k.endswith(".weight")]:
         O, I = parameters.pop(name).shape
         codes = torch.randint(0, K, (O // og, I // ig, M), generator=g)
         codes[0, 0, 0], codes[-1, 0, -1], codes[0, -1, -1], codes[-1, -1, 0] = 0, K - 1, K // 2, K // 2 - 1
@@ -438,3 +443,4 @@ if __name__ == "__main__":
     make_models()
     make_aqlm("aqlm/llama_2x8_g8", 200, 2, 8, 8, 1, ["down_proj"], False)
     make_aqlm("aqlm/llama_1x9_g4", 210, 1, 9, 4, 2, ["o_proj"], True)
+    make_aqlm("aqlm/qwen2_2x8_g8", 220, 2, 8, 8, 1, ["q_proj", "v_proj"], False, "Qwen2")

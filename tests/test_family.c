@@ -1,0 +1,591 @@
+/*  Families: their tensors by name and number, and what Qwen2 adds to Llama, biases on q, k and v, through
+    everything a model is used for: gradients against differences, single tokens, dense and AQLM directories,
+    GGUF, calibration, tuning; and what cannot be represented is refused. (Figures of transformers:
+    test_golden.) */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+#include "test.h"
+#include "gguf_write.h"
+
+enum { T = 24, V = 96, CTX = 32, TOKENS = CTX * 16 };
+
+static char dir[300];
+
+static const char *in(const char *name)
+{
+    static char path[4][400];
+    static int turn;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[0], "%s/%s", dir, name);
+    return path[turn];
+}
+
+static double noise(int64_t step, int64_t i)
+{
+    return pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)step, (uint64_t)i) - 0.5;
+}
+
+static const int32_t *some_ids(void)
+{
+    static int32_t ids[TOKENS];
+    for (int i = 0; i < TOKENS; i++) ids[i] = (i * 7 + i * i) % (V - 1);
+    return ids;
+}
+
+static bool is_bias(const pvt_tensor_info *t) { return t->values && strstr(t->name, ".bias") != NULL; }
+
+/* Two layers whose numbers fit fp16; biases as large as what they are added to, so that they matter. */
+static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied, int64_t window)
+{
+    pvt_model_config c;
+    pvt_model *model = NULL;
+    int64_t i, k;
+    memset(&c, 0, sizeof c);
+    snprintf(c.family, sizeof c.family, "%s", family);
+    c.layers = 2, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 48, c.vocab = V, c.ctx = CTX;
+    c.tied = tied, c.window = window;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->data[0];
+        double middle = t.values && !is_bias(&t) ? 1 : 0;
+        for (k = 0; k < t.n; k++)
+            p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
+    }
+    return model;
+}
+
+/* Its linears as codes, those whose name contains `skip` left out. */
+static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, const char *skip)
+{
+    pvt_format format;
+    pvt_fit_desc fit;
+    memset(&fit, 0, sizeof fit);
+    fit.epochs = 1, fit.kmeans_steps = 2;
+    fit.cg_steps = 1; /* fewer groups than entries: more steps would diverge */
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_weight q;
+        if (!t.linear || (skip && strstr(t.name, skip))) continue;
+        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->data[0], t.weight->O, t.weight->I, NULL,
+                                     &format, &fit, NULL, &q));
+        pvt_weight_free(t.weight);
+        *t.weight = q;
+    }
+    CHECK_OK(ctx, pvt_model_round_f16(model));
+}
+
+static pvt_run *make_run(pvt_ctx *ctx, const pvt_model *model, int64_t n, bool train, bool cache)
+{
+    pvt_run_desc desc;
+    pvt_run *run = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.max_ctx = n;
+    desc.train = desc.accumulate = train;
+    desc.cache = cache;
+    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    return run;
+}
+
+static void logits_of(pvt_ctx *ctx, const pvt_model *model, pvt_real *out)
+{
+    pvt_run *run = make_run(ctx, model, T, false, false);
+    CHECK_OK(ctx, pvt_run_forward(run, some_ids(), 1, T, out));
+    pvt_run_free(run);
+}
+
+static double most_apart(const pvt_real *x, const pvt_real *y, int64_t n)
+{
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double apart = fabs((double)x[i] - (double)y[i]);
+        if (!(apart <= most)) most = apart;
+    }
+    return most;
+}
+
+#if PVTI_REAL_IS_DOUBLE
+
+/* d(mean loss)/d(every kind of parameter) against central differences; every element of a bias. */
+static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window)
+{
+    pvt_model *model = tiny(ctx, "qwen2", tied, window);
+    pvt_run *run = make_run(ctx, model, 9, true, false);
+    const int32_t *ids = some_ids();
+    double sum, up, down, worst = 0, largest = 0;
+    int64_t count, i, k, biases = 0;
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, 9, NULL));
+    CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->data[0];
+        const pvt_real *g = pvt_run_grad(run, i);
+        for (k = 0; k < t.n; k += is_bias(&t) ? 1 : t.n / 9 + 1) {
+            pvt_real old = p[k];
+            double h = 1e-5, slope;
+            p[k] = old + h;
+            pvt_run_forward(run, ids, 1, 9, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
+            p[k] = old - h;
+            pvt_run_forward(run, ids, 1, 9, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
+            p[k] = old;
+            slope = (up - down) / (2 * h) / (double)count;
+            worst = fmax(worst, fabs(slope - g[k]) / (1e-3 + fabs(slope)));
+            if (is_bias(&t)) biases++;
+            if (is_bias(&t) && !strstr(t.name, "k_proj")) largest = fmax(largest, fabs(slope));
+        }
+    }
+    CHECK(biases == 2 * (32 + 16 + 16) && largest > 1e-3);
+    CHECK_NEAR(worst, 0, 1e-6);
+    pvt_run_free(run);
+    pvt_model_free(model);
+}
+
+#else
+
+/* ---- names and numbers ---- */
+
+static void check_names(pvt_ctx *ctx)
+{
+    static const char *const names[] = {
+        "input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.q_proj.weight",
+        "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+        "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight",
+        "self_attn.q_proj.bias", "self_attn.k_proj.bias",
+        "self_attn.v_proj.bias"};
+    static const char *const families[] = {"", "llama", "mistral", "qwen2"};
+    static const int tensors[] = {9, 9, 9, 12};
+    pvt_model_config c;
+    pvt_model *model;
+    char name[96];
+    int f, tied, l, j;
+    for (f = 0; f < 4; f++)
+        for (tied = 0; tied < 2; tied++) {
+            int64_t last = 1 + 2 * tensors[f];
+            model = tiny(ctx, families[f], tied, 0);
+            CHECK(pvt_model_tensors(model) == last + 2 - tied);
+            CHECK(strcmp(pvt_model_tensor(model, 0).name, "model.embed_tokens.weight") == 0);
+            for (l = 0; l < 2; l++)
+                for (j = 0; j < tensors[f]; j++) {
+                    pvt_tensor_info t = pvt_model_tensor(model, 1 + l * tensors[f] + j);
+                    snprintf(name, sizeof name, "model.layers.%d.%s", l, names[j]);
+                    CHECK(strcmp(t.name, name) == 0);
+                    CHECK(t.linear == (j >= 2 && j < 9) && (t.values != NULL) == (j < 2 || j >= 9));
+                    CHECK(j < 9 || t.n == (j == 9 ? 32 : 16));
+                }
+            CHECK(strcmp(pvt_model_tensor(model, last).name, "model.norm.weight") == 0);
+            CHECK(tied || strcmp(pvt_model_tensor(model, last + 1).name, "lm_head.weight") == 0);
+            pvt_model_free(model);
+        }
+    memset(&c, 0, sizeof c);
+    snprintf(c.family, sizeof c.family, "gpt2");
+    c.layers = 1, c.dim = 8, c.heads = 1, c.ff = 8, c.vocab = 8, c.ctx = 8;
+    CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT &&
+          strstr(pvt_ctx_error(ctx), "no family \"gpt2\"; llama, mistral and qwen2 are supported"));
+    memset(c.family, 'q', sizeof c.family); /* not even terminated */
+    CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT && model == NULL);
+    snprintf(c.family, sizeof c.family, "qwen2");
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model)); /* biases begin as zeros, norms as ones */
+    for (j = 0; model && j < 8; j++)
+        CHECK(model->layers[0].vector[PVTI_K_BIAS][j] == 0 && model->norm[j] == 1);
+    pvt_model_free(model);
+}
+
+/* ---- single tokens ---- */
+
+/* Token by token, every kernel set and number of threads gives the same bits, near those of all at once; as
+   dense weights in F16 and F32 and as codes, prepared and not. */
+static void check_tokens(void)
+{
+    static const char *const formats[] = {NULL, "aqlm:2x8g8", "aqlm:1x10g8", "f16"};
+    static const char *const sets[] = {"scalar", "avx2", "avx512"};
+    static pvt_real all[T * V], some[T * V], first[T * V];
+    for (int f = 0; f < PVTI_COUNT(formats); f++)
+        for (int s = 0; s < 6; s++) {
+            pvt_ctx_desc desc;
+            pvt_ctx *ctx;
+            pvt_model *model;
+            pvt_run *run;
+            memset(&desc, 0, sizeof desc);
+            desc.n_threads = 1 + s % 3;
+            desc.isa = sets[s % 3];
+            CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+            model = tiny(ctx, "qwen2", true, 0);
+            if (formats[f] && strcmp(formats[f], "f16") == 0) {
+                pvt_save_desc save;
+                memset(&save, 0, sizeof save);
+                save.overwrite = true;
+                CHECK_OK(ctx, pvt_model_save(model, in("f16"), &save));
+                pvt_model_free(model);
+                CHECK_OK(ctx, pvt_model_load(ctx, in("f16"), NULL, &model));
+            } else if (formats[f]) {
+                quantize(ctx, model, formats[f], NULL);
+            }
+            logits_of(ctx, model, all);
+            if (s >= 3) CHECK_OK(ctx, pvt_model_prepare(model, false));
+            /* both ways are taken */
+            CHECK((model->layers[0].linear[PVTI_Q].prepared != NULL) == (s >= 3 && formats[f] && f < 3));
+            run = make_run(ctx, model, T, false, true);
+            for (int t = 0; t < T; t++)
+                CHECK_OK(ctx, pvt_run_forward(run, some_ids() + t, 1, 1, some + t * V));
+            CHECK_NEAR(most_apart(all, some, T * V), 0, s >= 3 ? 2e-2 : 1e-4);
+            if (s % 3 == 0) memcpy(first, some, sizeof first);
+            CHECK(memcmp(first, some, sizeof first) == 0);
+            pvt_run_free(run);
+            pvt_model_free(model);
+            pvt_ctx_destroy(ctx);
+        }
+}
+
+/* ---- files ---- */
+
+static char *text_of(pvt_ctx *ctx, const char *path, int64_t *bytes)
+{
+    pvti_map map;
+    char *text;
+    CHECK_OK(ctx, pvti_map_open(ctx, path, &map));
+    text = (char *)calloc(1, (size_t)map.size + 1);
+    memcpy(text, map.data, (size_t)map.size);
+    if (bytes) *bytes = map.size;
+    pvti_map_close(ctx, &map);
+    return text;
+}
+
+/* The loaded model has the other's logits to the bit, and biases make a difference in it. */
+static void check_same(pvt_ctx *ctx, const pvt_model *model, const char *path, const char *family)
+{
+    static pvt_real before[T * V], after[T * V];
+    pvt_model *loaded = NULL, *copy = NULL;
+    CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &loaded));
+    if (!loaded) return;
+    CHECK(strcmp(loaded->config.family, family) == 0 && loaded->config.tied == model->config.tied);
+    CHECK(loaded->config.window == model->config.window);
+    CHECK(pvt_model_tensors(loaded) == pvt_model_tensors(model));
+    CHECK_OK(ctx, pvt_model_copy(ctx, loaded, &copy));
+    logits_of(ctx, model, before);
+    logits_of(ctx, loaded, after);
+    CHECK(memcmp(before, after, sizeof before) == 0);
+    logits_of(ctx, copy, after);
+    CHECK(memcmp(before, after, sizeof before) == 0);
+    for (int j = PVTI_Q_BIAS; j <= PVTI_V_BIAS; j++) {
+        pvt_real *bias = copy->layers[1].vector[j];
+        CHECK(bias != NULL);
+        if (!bias) continue;
+        for (int i = 0; i < 16; i++) bias[i] += (pvt_real)(0.5 * noise(90 + j, i));
+        logits_of(ctx, copy, after);
+        CHECK(most_apart(before, after, T * V) > 1e-3);
+        memcpy(bias, loaded->layers[1].vector[j], 16 * sizeof *bias);
+    }
+    pvt_model_free(loaded);
+    pvt_model_free(copy);
+}
+
+static void check_directory(pvt_ctx *ctx, bool tied, int64_t window)
+{
+    pvt_model *model = tiny(ctx, "qwen2", tied, window);
+    const char *name = tied ? "tied" : "untied";
+    char path[400], sub[420];
+    pvti_safetensors st;
+    pvt_save_desc save;
+    pvt_bits bits;
+    char *config;
+    int64_t i, biases = 0;
+    memset(&save, 0, sizeof save);
+    snprintf(path, sizeof path, "%s", in(name));
+    CHECK_OK(ctx, pvt_model_save(model, path, NULL));
+    check_same(ctx, model, path, "qwen2");
+    snprintf(sub, sizeof sub, "%s/config.json", path);
+    config = text_of(ctx, sub, NULL);
+    CHECK(strstr(config, "\"Qwen2ForCausalLM\"") && strstr(config, "\"model_type\": \"qwen2\""));
+    CHECK(!strstr(config, "attention_bias") && !strstr(config, "mlp_bias"));
+    CHECK(strstr(config, window ? "\"use_sliding_window\": true" : "\"use_sliding_window\": false"));
+    free(config);
+
+    quantize(ctx, model, "aqlm:2x4g4", "layers.1.self_attn.k_proj");
+    save.overwrite = true;
+    CHECK_OK(ctx, pvt_model_save(model, path, &save));
+    check_same(ctx, model, path, "qwen2");
+    config = text_of(ctx, sub, NULL);
+    CHECK(strstr(config, "\"model.layers.1.self_attn.k_proj\"") &&
+          strstr(config, "\"model.layers.1.self_attn.k_proj.weight\""));
+    CHECK(!strstr(config, "q_proj") && !strstr(config, ".bias"));
+    free(config);
+    snprintf(sub, sizeof sub, "%s/model.safetensors", path);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, sub, &st));
+    for (i = 0; i < st.n; i++) biases += strstr(st.tensors[i].name, ".bias") != NULL;
+    CHECK(biases == 6 && pvti_safetensors_find(&st, "model.layers.0.self_attn.q_proj.codes"));
+    CHECK(pvti_safetensors_find(&st, "model.layers.0.self_attn.q_proj.bias")->dtype == PVT_F16);
+    pvti_safetensors_close(&st);
+    bits = pvt_model_bits(model, NULL);
+    CHECK(bits.params == V * 32 * (2 - tied) + 32 +
+                             2 * (2 * 32 + 64 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48));
+    pvt_model_free(model);
+}
+
+/* A window that only another family of the same GGUF architecture can tell is kept. */
+static void check_window(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, "llama", true, 5), *loaded = NULL;
+    CHECK_OK(ctx, pvt_model_save(model, in("window"), NULL));
+    CHECK_OK(ctx, pvt_model_load(ctx, in("window"), NULL, &loaded));
+    CHECK(loaded && loaded->config.window == 5 && strcmp(loaded->config.family, "mistral") == 0);
+    pvt_model_free(model);
+    pvt_model_free(loaded);
+}
+
+static void check_gguf(pvt_ctx *ctx)
+{
+    static pvt_real before[T * V], after[T * V];
+    pvt_model *model, *loaded = NULL;
+    char *text, *at;
+    int64_t bytes;
+    for (int tied = 0; tied < 2; tied++) {
+        model = tiny(ctx, "qwen2", tied, 0);
+        CHECK(write_gguf(model, in("qwen2.gguf"), NULL));
+        check_same(ctx, model, in("qwen2.gguf"), "qwen2");
+        pvt_model_free(model);
+    }
+    model = tiny(ctx, "llama", false, 0); /* whose rows of q and k are in another order there */
+    CHECK(write_gguf(model, in("llama.gguf"), NULL));
+    CHECK_OK(ctx, pvt_model_load(ctx, in("llama.gguf"), NULL, &loaded));
+    logits_of(ctx, model, before);
+    if (loaded) logits_of(ctx, loaded, after);
+    CHECK(memcmp(before, after, sizeof before) == 0);
+    pvt_model_free(model);
+    pvt_model_free(loaded);
+    text = text_of(ctx, in("qwen2.gguf"), &bytes);
+    at = text;
+    while (memcmp(at, "qwen2", 5) != 0) at++;
+    at[4] = '9';
+    CHECK_OK(ctx, pvti_file_write(ctx, in("other.gguf"), text, bytes));
+    CHECK(pvt_model_load(ctx, in("other.gguf"), NULL, &loaded) == PVT_ERR_UNSUPPORTED &&
+          strstr(pvt_ctx_error(ctx), "llama and qwen2 are supported"));
+    free(text);
+}
+
+/* ---- what is refused ---- */
+
+/* A key of a good config.json replaced; says NULL: it loads, and has that window. */
+static void check_config(pvt_ctx *ctx, const char *from, const char *to, const char *says, int64_t window)
+{
+    pvt_model *model = NULL;
+    char path[420], *text, *at, *changed;
+    pvt_result result;
+    snprintf(path, sizeof path, "%s", in("untied/config.json"));
+    text = text_of(ctx, path, NULL);
+    changed = (char *)calloc(1, strlen(text) + strlen(to) + 1);
+    at = strstr(text, from);
+    CHECK(at != NULL);
+    if (at) sprintf(changed, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    CHECK_OK(ctx, pvti_file_write(ctx, path, changed, (int64_t)strlen(changed)));
+    result = pvt_model_load(ctx, in("untied"), NULL, &model);
+    if (says) CHECK(result != PVT_OK && strstr(pvt_ctx_error(ctx), says));
+    else CHECK(result == PVT_OK && model->config.window == window);
+    if (says ? result == PVT_OK || !strstr(pvt_ctx_error(ctx), says) : result != PVT_OK)
+        printf("    %s: %s\n", to, result ? pvt_ctx_error(ctx) : "loaded");
+    CHECK_OK(ctx, pvti_file_write(ctx, path, text, (int64_t)strlen(text)));
+    pvt_model_free(model);
+    free(text), free(changed);
+}
+
+static void check_configs(pvt_ctx *ctx)
+{
+    static const char off[] =
+        "\"use_sliding_window\": false,\n  \"max_window_layers\": 2,\n  \"sliding_window\": null,";
+    static const struct {
+        const char *to, *says;
+        int64_t window;
+    } cases[] = {
+        {"\"sliding_window\": 7,", NULL, 0}, /* switched off unless it is on */
+        {"\"use_sliding_window\": true, \"sliding_window\": null,", NULL, 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7,", NULL, 0}, /* from layer 28 on */
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 2,", NULL, 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 0,", NULL, 7},
+        {"\"use_sliding_window\": true, \"max_window_layers\": -9223372036854775807,", NULL, 4096},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 1,",
+         "window in 1 of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"max_window_layers\": 0, "
+         "\"layer_types\": [\"full_attention\", \"full_attention\"],", NULL, 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, "
+         "\"layer_types\": [\"sliding_attention\", \"sliding_attention\"],", NULL, 7},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, "
+         "\"layer_types\": [\"sliding_attention\", \"full_attention\"],", "window in 1 of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"layer_types\": [\"sliding_attention\"],",
+         "each of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, \"layer_types\": 2,", "each of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": 7, "
+         "\"layer_types\": [\"sliding_attention\", \"chunked_attention\"],", "each of 2 layers", 0},
+        {"\"use_sliding_window\": true, \"sliding_window\": \"wide\",", "not a whole number", 0},
+    };
+    for (int i = 0; i < PVTI_COUNT(cases); i++)
+        check_config(ctx, off, cases[i].to, cases[i].says, cases[i].window);
+    check_config(ctx, "\"model_type\": \"qwen2\"", "\"model_type\": \"qwen7\"",
+                 "\"qwen7\" are not supported; llama, mistral and qwen2 are", 0);
+    check_config(ctx, "\"model_type\": \"qwen2\"", "\"model_type\": \"llama\"",
+                 "q_proj.bias\": a bias that models of type llama", 0);
+    /* transformers' default, and what null is */
+    check_config(ctx, "\"num_key_value_heads\": 2,", "", "share 32 key/value heads", 0);
+    check_config(ctx, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": null", "asks for [32, 8", 0);
+}
+
+/* A bias under another name of the same length: one is missing, and one is there that nobody knows. */
+static void check_biases(pvt_ctx *ctx)
+{
+    static const char *const edits[][3] = {
+        {"layers.1.self_attn.v_proj.bias", "layers.1.self_attn.v_proj.base", "v_proj.bias\" is missing"},
+        {"layers.1.self_attn.v_proj.bias", "layers.1.self_attn.o_proj.bias", "o_proj.bias\": a bias"}};
+    pvt_model *model = NULL;
+    int64_t bytes;
+    for (int i = 0; i < PVTI_COUNT(edits); i++) {
+        char *text = text_of(ctx, in("tied/model.safetensors"), &bytes), *at = text + 8;
+        char *file = (char *)malloc((size_t)bytes);
+        memcpy(file, text, (size_t)bytes);
+        at = strstr(at, edits[i][0]);
+        CHECK(at != NULL);
+        if (at) memcpy(at, edits[i][1], strlen(edits[i][1]));
+        CHECK_OK(ctx, pvti_file_write(ctx, in("tied/model.safetensors"), text, bytes));
+        CHECK(pvt_model_load(ctx, in("tied"), NULL, &model) != PVT_OK &&
+              strstr(pvt_ctx_error(ctx), edits[i][2]));
+        CHECK_OK(ctx, pvti_file_write(ctx, in("tied/model.safetensors"), file, bytes));
+        free(text), free(file);
+    }
+    CHECK_OK(ctx, pvt_model_load(ctx, in("tied"), NULL, &model));
+    pvt_model_free(model);
+}
+
+/* ---- calibration and tuning ---- */
+
+/* The two models' tensors of that kind: how many, and how many differ. */
+static int differing(const pvt_model *a, const pvt_model *b, bool biases, int *n)
+{
+    int changed = 0;
+    *n = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(a); i++) {
+        pvt_tensor_info x = pvt_model_tensor(a, i), y = pvt_model_tensor(b, i);
+        if (!x.values || is_bias(&x) != biases) continue;
+        (*n)++;
+        changed += memcmp(x.values, y.values, (size_t)x.n * sizeof(pvt_real)) != 0;
+    }
+    return changed;
+}
+
+static int stop_at_second(void *user, const pvt_progress *p)
+{
+    return *(bool *)user && strcmp(p->phase, "quantize") == 0 && p->done == 8;
+}
+
+/* Calibrated with fine-tuning, in one go and in two: the same bits; the biases were tuned and fit fp16. */
+static void check_calibration(void)
+{
+    static pvt_real one[T * V], two[T * V];
+    pvt_ctx_desc desc;
+    pvt_ctx *ctx;
+    pvt_model *model, *dense;
+    pvt_quantize_desc q;
+    pvt_corpus corpus;
+    pvti_safetensors st;
+    bool stop = false;
+    int n;
+    memset(&desc, 0, sizeof desc), memset(&q, 0, sizeof q);
+    desc.progress = stop_at_second, desc.progress_user = &stop;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(), TOKENS, &corpus));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g4", &q.format));
+    q.samples = 8, q.ctx = CTX, q.fit.epochs = 1, q.fit.kmeans_steps = 2;
+    dense = tiny(ctx, "qwen2", false, 0);
+    model = tiny(ctx, "qwen2", false, 0);
+    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    CHECK(differing(model, dense, true, &n) == 6 && n == 6);
+    for (int i = 0; i < 16; i++) {
+        pvt_real b = model->layers[1].vector[PVTI_V_BIAS][i];
+        CHECK(b == (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)b)));
+    }
+    logits_of(ctx, model, one);
+    pvt_model_free(model);
+
+    CHECK_OK(ctx, pvti_directory_create(ctx, in("checkpoint")));
+    q.checkpoint = in("checkpoint");
+    q.resume = true;
+    model = tiny(ctx, "qwen2", false, 0);
+    stop = true;
+    CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_CANCELLED);
+    stop = false;
+    pvt_model_free(model);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, in("checkpoint/quantize-00000.safetensors"), &st));
+    CHECK(pvti_safetensors_find(&st, "model.layers.0.self_attn.k_proj.bias") != NULL);
+    pvti_safetensors_close(&st);
+    model = tiny(ctx, "qwen2", false, 0);
+    q.checkpoint = in("checkpoint");
+    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    logits_of(ctx, model, two);
+    CHECK(memcmp(one, two, sizeof one) == 0);
+    pvt_model_free(model), pvt_model_free(dense);
+    pvt_corpus_free(&corpus);
+    pvt_ctx_destroy(ctx);
+}
+
+/* Some steps of tuning a quantized student; which vectors have moved; resumed from a checkpoint: the same
+   bits. */
+static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
+{
+    static pvt_real one[T * V], two[T * V];
+    pvt_model *teacher = tiny(ctx, "qwen2", tied, 0), *student, *before = NULL;
+    pvt_tune_desc desc;
+    pvt_tune_stats stats;
+    pvt_tuner *tuner = NULL;
+    pvt_corpus corpus;
+    int n, i;
+    memset(&desc, 0, sizeof desc);
+    desc.steps = 6, desc.batch = 2, desc.ctx = CTX, desc.eval_every = -1, desc.freeze_dense = freeze;
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(), TOKENS, &corpus));
+    student = tiny(ctx, "qwen2", tied, 0);
+    quantize(ctx, student, "aqlm:2x4g4", NULL);
+    CHECK_OK(ctx, pvt_model_copy(ctx, student, &before));
+    CHECK_OK(ctx, pvt_tuner_create(ctx, student, teacher, &corpus, &desc, &tuner));
+    for (i = 0; i < 6; i++) {
+        CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
+        if (i == 2) CHECK_OK(ctx, pvt_tuner_save(tuner, in("tuner.safetensors")));
+    }
+    CHECK_OK(ctx, pvt_tuner_finish(tuner, NULL));
+    pvt_tuner_free(tuner);
+    CHECK(differing(student, before, true, &n) == (freeze ? 0 : 6) && n == 6);
+    CHECK(differing(student, before, false, &n) == (freeze ? 0 : 5) && n == 5);
+    logits_of(ctx, student, one);
+    CHECK_OK(ctx, pvt_tuner_create(ctx, before, teacher, &corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_resume(tuner, in("tuner.safetensors")));
+    for (i = 3; i < 6; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
+    CHECK_OK(ctx, pvt_tuner_finish(tuner, NULL));
+    pvt_tuner_free(tuner);
+    logits_of(ctx, before, two);
+    CHECK(memcmp(one, two, sizeof one) == 0);
+    pvt_model_free(teacher), pvt_model_free(student), pvt_model_free(before);
+    pvt_corpus_free(&corpus);
+}
+
+#endif
+
+int main(void)
+{
+    pvt_ctx *ctx;
+    int64_t bytes;
+    if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    bytes = pvt_ctx_get_info(ctx).bytes_now;
+#if PVTI_REAL_IS_DOUBLE
+    check_gradient(ctx, false, 0);
+    check_gradient(ctx, true, 5);
+#else /* the same code in float: once is enough */
+    check_names(ctx);
+    check_tokens();
+    check_directory(ctx, false, 0), check_directory(ctx, true, 7);
+    check_window(ctx);
+    check_gguf(ctx);
+    check_configs(ctx);
+    check_biases(ctx);
+    check_calibration();
+    check_tuning(ctx, false, false), check_tuning(ctx, true, true);
+#endif
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* everything was given back */
+    pvt_ctx_destroy(ctx);
+    test_remove(dir);
+    return test_end();
+}

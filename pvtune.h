@@ -207,6 +207,13 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 #define PVT_API static __attribute__((unused))
 #endif
 
+/* Whether the library reads and writes files; ops have none. */
+#if PVTUNE_LAYER >= 1 && !defined(PVTUNE_NO_FILES)
+#define PVTI_FILES 1
+#else
+#define PVTI_FILES 0
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -274,6 +281,63 @@ typedef int pvt_progress_fn(void *user, const pvt_progress *progress);
 typedef void pvt_task_fn(void *arg, int64_t i, int worker);
 typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg);
 
+/* What a file is opened for. READ: its content; a pipe is not waited for. STREAM: the same, and the other end
+   of a pipe is waited for. NEW, NEW_PRIVATE: to write one that is made by this, errno EEXIST where something
+   stands; private: nobody else may read it until set_permissions. WRITE: into a pipe or a device. LOCK: an
+   existing file, to lock and to read it, and no link (ELOOP). */
+typedef enum pvt_file_open {
+    PVT_OPEN_READ, PVT_OPEN_STREAM, PVT_OPEN_NEW, PVT_OPEN_NEW_PRIVATE, PVT_OPEN_WRITE, PVT_OPEN_LOCK
+} pvt_file_open;
+
+typedef enum pvt_file_kind { PVT_FILE_REGULAR, PVT_FILE_DIRECTORY, PVT_FILE_STREAM } pvt_file_kind;
+typedef struct pvt_file_info {
+    pvt_file_kind kind;   /* of what a link leads to; a pipe and a device are streams */
+    bool link;            /* the path is a symbolic link */
+    int64_t bytes;
+    int64_t modified;     /* any measure of time that moves when the file is written */
+    uint64_t device, number; /* together they differ for any two files that exist at once */
+    int64_t owner, group;
+    uint32_t permissions; /* POSIX's, at most 0777 */
+} pvt_file_info;
+
+/*  Access to files in the caller's hands: those of a browser, of an archive, or a test that lets calls fail.
+    All files of the library are reached through these functions, which are the POSIX calls in brackets. Each
+    returns 0 (open, share: a number ≥ 0 that stands for the open file; read, write: a number of bytes), or −1
+    with errno set: its strerror gets into the library's sentence. After EINTR the call is made again (close
+    counts as done). What the library does next hangs on ENOENT and ENOTDIR (nothing is there), EEXIST,
+    ENOTEMPTY, EACCES, and for lock EWOULDBLOCK (another has it).
+    A function that is NULL is a call that this file system lacks, as with ENOSYS. Reading needs open, close,
+    read and info; writing a file also write, rename and remove; saving a model also the two for directories.
+    Without sync, lock with share, list, map with unmap, set_owner and set_permissions everything works but
+    what they are for: files that survive a loss of power, several processes that save into one directory,
+    removal of what a killed process left, weights that take no memory of the context's, kept permissions.
+    Called only from the thread that calls the library. Paths are those that the library was given, such a one
+    with "/" and a name behind, or the part up to a "/"; beside a file "x" are "./" and names behind it. They
+    and all that is pointed to are valid during the call. What open, share and map gave, close and unmap get
+    back, at the latest when the context's last object is freed. */
+typedef struct pvt_files {
+    void *user;
+    int (*open)(void *user, const char *path, pvt_file_open how);
+    int (*close)(void *user, int file); /* also −1 frees the number: what was written may be lost then */
+    int64_t (*read)(void *user, int file, void *to, int64_t bytes); /* may give fewer; 0: the end */
+    /* of what stands at the path [stat], or, when that is NULL, of the open file [fstat] */
+    int (*info)(void *user, const char *path, int file, pvt_file_info *out);
+    int64_t (*write)(void *user, int file, const void *from, int64_t bytes); /* appends; may take fewer */
+    int (*rename)(void *user, const char *from, const char *to); /* in one step; files, and directories too */
+    int (*remove)(void *user, const char *path);                 /* a file [unlink] */
+    int (*make_directory)(void *user, const char *path);         /* [mkdir] */
+    int (*remove_directory)(void *user, const char *path);       /* an empty one [rmdir] */
+    int (*sync)(void *user, int file);  /* to the device; also a directory, opened to READ [fsync] */
+    int (*lock)(void *user, int file);  /* waits for none; ends with its last number or the process [flock] */
+    int (*share)(void *user, int file); /* another number for the same open file and its lock [dup] */
+    int (*list)(void *user, const char *directory, void (*each)(void *arg, const char *name), void *arg);
+    /* the content, which stays as it is until unmap; NULL: not possible, it will be read [mmap, munmap] */
+    const void *(*map)(void *user, int file, int64_t bytes);
+    void (*unmap)(void *user, const void *memory, int64_t bytes);
+    int (*set_owner)(void *user, int file, int64_t owner, int64_t group); /* −1: as it is [fchown] */
+    int (*set_permissions)(void *user, int file, uint32_t permissions);   /* [fchmod] */
+} pvt_files;
+
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
@@ -289,6 +353,7 @@ typedef struct pvt_ctx_desc {
     void *progress_user;
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
+    pvt_files files; /* how files are reached; zeroed: as the machine does it */
     /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
        and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
     char *error;
@@ -298,7 +363,7 @@ typedef struct pvt_ctx_desc {
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none).
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -1146,8 +1211,8 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
 
 // >>platform
-/*  What libc leaves out: atomics, threads, memory-mapped files, a monotonic clock, and which
-    instructions the processor has. Everything that depends on a system stands here. */
+/*  What the compiler and the processor offer beside C99: attributes, atomics, fused multiply-adds, kernel
+    sets. What the operating system offers is >>system's. */
 
 #include <errno.h>
 #include <float.h>
@@ -1157,24 +1222,6 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#ifndef PVTUNE_NO_MMAP
-#include <sys/mman.h>
-#endif
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-#ifndef PVTUNE_NO_THREADS
-#include <pthread.h>
-#include <sched.h>
-#endif
-
-#ifndef CLOCK_MONOTONIC
-#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99"
-#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -1290,13 +1337,6 @@ static int pvti_isa_choose(const char *wish)
     return -1;
 }
 
-static PVTI_UNUSED double pvti_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 #define pvti_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define pvti_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define pvti_atomic_store(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
@@ -1323,7 +1363,7 @@ struct pvt_ctx {
     int64_t bytes_now, bytes_peak, allocations;
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
-    const struct pvti_system *system; /* how files are reached; NULL: as the machine does it. See >>system */
+    pvt_files files;   /* the desc's, or the machine's own; see >>system */
     int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
@@ -1495,6 +1535,314 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
     return true;
 }
 
+// >>system
+/*  What the library asks of the operating system, and the only place that calls it: clock, cores,
+    environment, threads; and files, through the context's table, which is the machine's own unless
+    pvt_ctx_desc brings another. What a file system lacks, and what is interrupted, is dealt with here. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <time.h>
+#include <unistd.h>
+#ifndef PVTUNE_NO_THREADS
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if PVTI_FILES
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#ifndef PVTUNE_NO_MMAP
+#include <sys/mman.h>
+#endif
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef CLOCK_MONOTONIC
+#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99"
+#endif
+
+static PVTI_UNUSED double pvti_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static long pvti_cores(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
+static const char *pvti_environment(const char *name) { return getenv(name); }
+
+/* ---- threads ---- */
+
+#ifndef PVTUNE_NO_THREADS
+typedef pthread_t pvti_thread;
+typedef pthread_mutex_t pvti_mutex;
+typedef pthread_cond_t pvti_condition;
+
+static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
+{
+    return pthread_create(thread, NULL, work, arg) == 0;
+}
+static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
+static void pvti_yield(void) { sched_yield(); }
+
+static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
+static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
+static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
+static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
+
+static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
+static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
+static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
+static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
+{
+    pthread_cond_wait(condition, mutex);
+}
+#endif
+
+/* ---- files: the machine's own ---- */
+
+#if PVTI_FILES
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
+    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
+                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
+    (void)user;
+    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return close(file);
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    (void)user;
+    return read(file, to, (size_t)bytes);
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    (void)user;
+    return write(file, from, (size_t)bytes);
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    struct stat st;
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
+    out->link = S_ISLNK(st.st_mode);
+    if (out->link && stat(path, &st)) return -1;
+    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
+                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
+                                      : PVT_FILE_STREAM;
+    out->bytes = (int64_t)st.st_size;
+    out->modified = (int64_t)st.st_mtime;
+    out->device = (uint64_t)st.st_dev;
+    out->number = (uint64_t)st.st_ino;
+    out->owner = (int64_t)st.st_uid;
+    out->group = (int64_t)st.st_gid;
+    out->permissions = (uint32_t)st.st_mode & 0777u;
+    return 0;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    (void)user;
+    return rename(from, to);
+}
+static int pvti_own_remove(void *user, const char *path)
+{
+    (void)user;
+    return unlink(path);
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    (void)user;
+    return mkdir(path, 0777);
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    (void)user;
+    return rmdir(path);
+}
+static int pvti_own_sync(void *user, int file)
+{
+    (void)user;
+    return fsync(file);
+}
+static int pvti_own_lock(void *user, int file)
+{
+    (void)user;
+    return flock(file, LOCK_EX | LOCK_NB);
+}
+static int pvti_own_share(void *user, int file)
+{
+    (void)user;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
+{
+    DIR *stream = opendir(directory);
+    struct dirent *entry;
+    (void)user;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
+{
+    (void)user;
+    return fchown(file, (uid_t)owner, (gid_t)group);
+}
+static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
+{
+    (void)user;
+    return fchmod(file, (mode_t)permissions);
+}
+#ifndef PVTUNE_NO_MMAP
+static const void *pvti_own_map(void *user, int file, int64_t bytes)
+{
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    (void)user;
+    return memory != MAP_FAILED ? memory : NULL;
+}
+static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
+{
+    (void)user;
+    munmap((void *)(uintptr_t)memory, (size_t)bytes);
+}
+#else
+#define pvti_own_map NULL
+#define pvti_own_unmap NULL
+#endif
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
+};
+
+/* Who is at work, for names of temporary files; and a wait for another who is. */
+static long pvti_process(void) { return (long)getpid(); }
+static PVTI_UNUSED void pvti_sleep(double seconds)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL);
+}
+
+/* ---- files: as the library calls them; errno says why something failed ---- */
+
+/* A call of the context's table; one that it lacks fails. */
+#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
+
+static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
+{
+    int file;
+    do file = ctx->files.open(ctx->files.user, path, how);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int file)
+{
+    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
+}
+
+static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
+{
+    int64_t got;
+    do got = ctx->files.read(ctx->files.user, file, to, bytes);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
+{
+    int64_t done;
+    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Of what stands at path, and of an open file. */
+static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
+}
+static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
+}
+
+static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
+{
+    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
+}
+static bool pvti_remove(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
+}
+
+/* Every name in the directory; one that cannot be listed has none. */
+static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
+                      void *arg)
+{
+    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int file)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
+{
+    pvt_file_info a, b;
+    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
+           a.number == b.number;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
+#endif /* PVTI_FILES */
+
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
     the order in which threads ask. Philox-like mixing of four words by the finalizer of
@@ -1546,10 +1894,10 @@ struct pvti_pool {
     uint32_t generation; /* counts regions; odd values never occur */
     bool stop, started;
 #ifndef PVTUNE_NO_THREADS
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    pvti_mutex mutex;
+    pvti_condition wake;
     int sleeping;
-    pthread_t threads[PVTI_MAX_THREADS];
+    pvti_thread threads[PVTI_MAX_THREADS];
     struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
 #endif
 };
@@ -1574,11 +1922,12 @@ static void *pvti_pool_main(void *start)
         int spin = 0;
         while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
         if (pvti_atomic_load(&pool->generation) == seen) {
-            pthread_mutex_lock(&pool->mutex);
+            pvti_mutex_lock(&pool->mutex);
             pool->sleeping++;
-            while (pvti_atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+            while (pvti_atomic_load(&pool->generation) == seen)
+                pvti_condition_wait(&pool->wake, &pool->mutex);
             pool->sleeping--;
-            pthread_mutex_unlock(&pool->mutex);
+            pvti_mutex_unlock(&pool->mutex);
         }
         seen = pvti_atomic_load(&pool->generation);
         if (pool->stop) return NULL;
@@ -1589,10 +1938,10 @@ static void *pvti_pool_main(void *start)
 
 static void pvti_pool_start(pvti_pool *pool)
 {
-    pthread_mutex_lock(&pool->mutex);
+    pvti_mutex_lock(&pool->mutex);
     pvti_atomic_store(&pool->generation, pool->generation + 2);
-    if (pool->sleeping) pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
+    pvti_mutex_unlock(&pool->mutex);
 }
 
 static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
@@ -1604,7 +1953,7 @@ static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *a
     pvti_pool_work(pool, 0);
     while (pvti_atomic_load(&pool->running) > 0) {
         if (spin++ < PVTI_SPINS) pvti_pause();
-        else sched_yield(); /* a worker has lost its core: let it finish */
+        else pvti_yield(); /* a worker has lost its core: let it finish */
     }
 }
 
@@ -1615,9 +1964,9 @@ static void pvti_pool_destroy(pvt_ctx *ctx)
     if (pool && pool->started) {
         pool->stop = true;
         pvti_pool_start(pool);
-        for (i = 0; i < pool->n_workers; i++) pthread_join(pool->threads[i], NULL);
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->mutex);
+        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
+        pvti_condition_destroy(&pool->wake);
+        pvti_mutex_destroy(&pool->mutex);
     }
     pvti_free(ctx, pool);
 }
@@ -1629,13 +1978,13 @@ static int pvti_pool_workers(pvt_ctx *ctx)
     pvti_pool *pool = ctx->pool;
     if (!pool) return 0;
     if (!pool->started) {
-        pthread_mutex_init(&pool->mutex, NULL);
-        pthread_cond_init(&pool->wake, NULL);
+        pvti_mutex_create(&pool->mutex);
+        pvti_condition_create(&pool->wake);
         pool->started = true;
         while (pool->n_workers < ctx->n_threads - 1) {
             int i = pool->n_workers;
             pool->starts[i].pool = pool;
-            if (pthread_create(&pool->threads[i], NULL, pvti_pool_main, &pool->starts[i]) != 0) break;
+            if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
             pool->n_workers++;
         }
     }
@@ -1692,7 +2041,7 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
    number counts, if there is one. */
 static int pvti_thread_count(int wish)
 {
-    const char *own = getenv("PVTUNE_NUM_THREADS"), *openmp = getenv("OMP_NUM_THREADS");
+    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
     char *end = NULL;
     long n = wish;
     if (n <= 0 && own && *own) {
@@ -1700,7 +2049,7 @@ static int pvti_thread_count(int wish)
         if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
     }
     if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
-    if (n <= 0) n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n <= 0) n = pvti_cores();
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
 
@@ -1716,10 +2065,27 @@ static PVTI_PRINTF(3, 4) pvt_result
     return result;
 }
 
+static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
+{
+    const pvt_files *f = &d->files;
+    pvt_files none;
+    bool given;
+    memset(&none, 0, sizeof none);
+    given = memcmp(f, &none, sizeof none) != 0;
+    if (given && !PVTI_FILES)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share || !f->map != !f->unmap))
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "files: open, close, read and info go together, and so do lock and share, "
+                               "map and unmap: give all of them or none");
+    return PVT_OK;
+}
+
 /* The desc, and the environment where it says nothing. */
 static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa)
 {
-    const char *wish = d->isa ? d->isa : getenv("PVTUNE_ISA");
+    const char *wish = d->isa ? d->isa : pvti_environment("PVTUNE_ISA");
     if (d->error && d->error_bytes > 0) d->error[0] = 0;
     if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
@@ -1731,6 +2097,7 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
                                "compute_bf16 is not for a build with PVTUNE_REAL double");
+    PVTI_TRY(pvti_ctx_check_files(d));
     *isa = pvti_isa_choose(wish);
     if (*isa < 0)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, avx2 or avx512",
@@ -1739,7 +2106,7 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
     if (*n_threads < 0)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
                                "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
-                               getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
     return PVT_OK;
 }
 
@@ -1773,6 +2140,9 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     ctx->allocator = d.allocator;
     ctx->progress = d.progress, ctx->progress_user = d.progress_user;
     ctx->parallel = d.parallel, ctx->parallel_user = d.parallel_user;
+#if PVTI_FILES
+    ctx->files = d.files.open ? d.files : pvti_own_files;
+#endif
     ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
     ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
     if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
@@ -4088,102 +4458,6 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 }
 #if PVTUNE_LAYER >= 1
 
-// >>system
-/*  What the library asks of the system about files, in one table: nothing else calls POSIX for them. A
-    context uses the machine's own; a test points ctx->system at a table that lets the n-th call fail,
-    writes short, or ends the process there. Each function is POSIX's of that name, with its errno. (What
-    only asks whether a path exists, and mmap, stand where they are used.) */
-
-typedef void pvti_list_fn(void *user, const char *name);
-typedef struct pvti_system {
-    int (*open)(const char *path, int flags, mode_t mode);
-    int (*close)(int fd);
-    ssize_t (*read)(int fd, void *to, size_t bytes);
-    ssize_t (*write)(int fd, const void *from, size_t bytes);
-    int (*fsync)(int fd);
-    int (*fstat)(int fd, struct stat *st);
-    int (*stat)(const char *path, struct stat *st);
-    int (*fchmod)(int fd, mode_t mode);
-    int (*fchown)(int fd, uid_t owner, gid_t group);
-    int (*flock)(int fd, int operation);
-    int (*dup)(int fd);
-    int (*rename)(const char *from, const char *to);
-    int (*unlink)(const char *path);
-    int (*mkdir)(const char *path, mode_t mode);
-    int (*rmdir)(const char *path);
-    int (*list)(const char *dir, pvti_list_fn *each, void *user); /* every name in dir; 0, or −1 and errno */
-} pvti_system;
-
-static int pvti_system_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
-static int pvti_system_dup(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
-static int pvti_system_list(const char *dir, pvti_list_fn *each, void *user)
-{
-    DIR *stream = opendir(dir);
-    struct dirent *entry;
-    if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(user, entry->d_name);
-    closedir(stream);
-    return 0;
-}
-
-static const pvti_system *pvti_system_of(const pvt_ctx *ctx)
-{
-    static const pvti_system own = {
-        pvti_system_open, close, read, write, fsync, fstat, stat, fchmod, fchown, flock, pvti_system_dup,
-        rename, unlink, mkdir, rmdir, pvti_system_list,
-    };
-    return ctx->system ? ctx->system : &own;
-}
-
-/* Descriptors are not passed on to other programs. */
-static int pvti_open(const pvt_ctx *ctx, const char *path, int flags, mode_t mode)
-{
-    int fd;
-    do fd = pvti_system_of(ctx)->open(path, flags | O_CLOEXEC, mode);
-    while (fd < 0 && errno == EINTR);
-    return fd;
-}
-
-/* False: what was written may be lost. The descriptor is gone in any case; EINTR says no more than that. */
-static bool pvti_close(const pvt_ctx *ctx, int fd)
-{
-    return pvti_system_of(ctx)->close(fd) == 0 || errno == EINTR;
-}
-
-/* These say that a file system has no such call, which is no news about the data. */
-static bool pvti_unsupported(int code)
-{
-    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
-}
-
-static bool pvti_sync(const pvt_ctx *ctx, int fd)
-{
-    int status;
-    do status = pvti_system_of(ctx)->fsync(fd);
-    while (status != 0 && errno == EINTR);
-    return status == 0 || pvti_unsupported(errno);
-}
-
-/* Whether the open file is still the one that stands at `path`. */
-static bool pvti_is_at(const pvt_ctx *ctx, int fd, const char *path)
-{
-    struct stat a, b;
-    return pvti_system_of(ctx)->fstat(fd, &a) == 0 && pvti_system_of(ctx)->stat(path, &b) == 0 &&
-           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
-/*  A lock on a file says that a process is at work on it, and ends with the process, however that
-    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
-    NONE: this file system has no locks; nothing is known about others then. */
-typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
-static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int fd, const char *path)
-{
-    int status;
-    do status = pvti_system_of(ctx)->flock(fd, LOCK_EX | LOCK_NB);
-    while (status != 0 && errno == EINTR);
-    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
-    return status == 0 && pvti_is_at(ctx, fd, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
-}
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -4213,16 +4487,20 @@ static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char
     return PVT_OK;
 }
 
-static PVTI_UNUSED bool pvti_path_exists(const char *path)
+/* errno says that nothing stands at the path that was asked for. */
+static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
+
+/* What cannot be asked about is taken to be there: opening it says why. */
+static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
 {
-    struct stat st;
-    return stat(path, &st) == 0;
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
 }
 
-static PVTI_UNUSED bool pvti_path_is_directory(const char *path)
+static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
 }
 
 /* The directory of a path, as it was written there, with its slash; "./" when it has none. */
@@ -4236,7 +4514,9 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
    that may not be opened, or a file system that cannot sync one, is no failure. */
 static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
-    int fd = pvti_open(ctx, dir, O_RDONLY, 0), code;
+    int fd, code;
+    if (!ctx->files.sync) return true;
+    fd = pvti_open(ctx, dir, PVT_OPEN_READ);
     if (fd < 0) return errno == EACCES;
     code = pvti_sync(ctx, fd) ? 0 : errno;
     if (!pvti_close(ctx, fd) && !code) code = errno;
@@ -4257,8 +4537,8 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
         if (path[i] != '/' && path[i] != 0) continue;
         part[i] = 0;
         pvti_path_directory(part, above);
-        made = pvti_system_of(ctx)->mkdir(part, 0777) == 0;
-        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(part))
+        made = pvti_make_directory(ctx, part);
+        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
                              strerror(errno));
         part[i] = path[i];
@@ -4274,15 +4554,13 @@ typedef struct pvti_map {
     const uint8_t *data; /* never NULL once open */
     int64_t size;
     pvt_ctx *ctx;
-    void *mapped; /* by mmap, or … */
+    const void *mapped; /* by the file system, or … */
     void *memory; /* … read into memory of the context */
 } pvti_map;
 
 static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
-#ifndef PVTUNE_NO_MMAP
-    if (map->mapped) munmap(map->mapped, (size_t)map->size);
-#endif
+    if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
     pvti_free(ctx, map->memory);
     memset(map, 0, sizeof *map);
 }
@@ -4293,13 +4571,11 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
 {
     int64_t capacity = 0;
     for (;;) {
-        ssize_t got;
-        int64_t wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
+        int64_t got, wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
         if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
             return PVT_ERR_MEMORY;
-        got = pvti_system_of(ctx)->read(fd, (char *)map->memory + map->size,
-                                        (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
-        if (got < 0 && errno == EINTR) continue;
+        got = pvti_read(ctx, fd, (char *)map->memory + map->size,
+                        PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
         if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got == 0) break;
         map->size += got;
@@ -4314,28 +4590,23 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
 
 static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
 {
-    struct stat st;
-    if (pvti_system_of(ctx)->fstat(fd, &st) != 0)
+    pvt_file_info info;
+    if (!pvti_info_of(ctx, fd, &info))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-    if (S_ISDIR(st.st_mode))
+    if (info.kind == PVT_FILE_DIRECTORY)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (!S_ISREG(st.st_mode) && !stream)
+    if (info.kind != PVT_FILE_REGULAR && !stream)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
-    if (!S_ISREG(st.st_mode)) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
-    if ((uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
+    if (info.kind != PVT_FILE_REGULAR) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
+    if ((uint64_t)info.bytes >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
-#ifndef PVTUNE_NO_MMAP
-    if (st.st_size > 0) {
-        void *mapped = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (mapped != MAP_FAILED) {
-            map->mapped = mapped;
-            map->data = (const uint8_t *)mapped;
-            map->size = (int64_t)st.st_size;
-            return PVT_OK;
-        }
+    if (info.bytes > 0 && ctx->files.map) map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
+    if (map->mapped) {
+        map->data = (const uint8_t *)map->mapped;
+        map->size = info.bytes;
+        return PVT_OK;
     }
-#endif
-    return pvti_map_read(ctx, path, fd, (int64_t)st.st_size, INT64_MAX, map);
+    return pvti_map_read(ctx, path, fd, info.bytes, INT64_MAX, map);
 }
 
 static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
@@ -4343,8 +4614,7 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
     pvt_result result;
     int fd;
     memset(map, 0, sizeof *map);
-    /* without O_NONBLOCK a pipe would hold us here until someone writes into it */
-    fd = pvti_open(ctx, path, O_RDONLY | (stream ? 0 : O_NONBLOCK), 0);
+    fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     map->ctx = ctx;
     result = pvti_map_fill(ctx, path, fd, stream, map);
@@ -4372,7 +4642,7 @@ static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *pat
 static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
 {
     char file[256];
-    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, (long)getpid(),
+    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, pvti_process(),
              (long long)ctx->temporaries++);
     return pvti_path_join(ctx, out, dir, file);
 }
@@ -4407,15 +4677,15 @@ static void pvti_sweep_entry(void *user, const char *file)
 /* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
 static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
 {
-    int fd = pvti_open(ctx, path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
-    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    int fd = pvti_open(ctx, path, PVT_OPEN_LOCK);
+    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, PVT_OPEN_READ);
 }
 
 static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
 {
     int fd = pvti_open_for_lock(ctx, path);
     if (fd < 0) return;
-    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) pvti_system_of(ctx)->unlink(path);
+    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) (void)pvti_remove(ctx, path);
     pvti_close(ctx, fd);
 }
 
@@ -4426,7 +4696,7 @@ static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
 {
     pvti_sweep sweep;
     sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
-    (void)pvti_system_of(ctx)->list(dir, pvti_sweep_entry, &sweep);
+    pvti_list(ctx, dir, pvti_sweep_entry, &sweep);
 }
 
 /* ---- writing ---- */
@@ -4454,7 +4724,7 @@ static bool pvti_writer_close(pvti_writer *w)
 {
     bool clean = true;
     if (w->open) pvti_close(w->ctx, w->fd);
-    if (w->temporary) clean = pvti_system_of(w->ctx)->unlink(w->temp) == 0 || errno == ENOENT;
+    if (w->temporary) clean = pvti_remove(w->ctx, w->temp) || errno == ENOENT;
     if (w->locked) pvti_close(w->ctx, w->lock);
     if (w->ctx) pvti_free(w->ctx, w->buffer);
     w->buffer = NULL;
@@ -4484,23 +4754,24 @@ static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
 
 /* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
    ours is no failure. */
-static bool pvti_writer_permissions(pvti_writer *w, const struct stat *old)
+static bool pvti_writer_permissions(pvti_writer *w, const pvt_file_info *old)
 {
-    const pvti_system *system = pvti_system_of(w->ctx);
-    struct stat st;
-    if (system->fstat(w->fd, &st) != 0) return false;
-    if ((st.st_uid != old->st_uid || st.st_gid != old->st_gid) &&
-        system->fchown(w->fd, old->st_uid, old->st_gid) != 0 && st.st_gid != old->st_gid)
-        (void)system->fchown(w->fd, (uid_t)-1, old->st_gid);
-    if ((st.st_mode & 0777) == (old->st_mode & 0777)) return true;
-    return system->fchmod(w->fd, old->st_mode & 0777) == 0;
+    const pvt_files *files = &w->ctx->files;
+    pvt_file_info info;
+    if (!files->set_permissions) return true; /* there are none here */
+    if (!pvti_info_of(w->ctx, w->fd, &info)) return false;
+    if (files->set_owner && (info.owner != old->owner || info.group != old->group) &&
+        files->set_owner(files->user, w->fd, old->owner, old->group) != 0 && info.group != old->group)
+        (void)files->set_owner(files->user, w->fd, -1, old->group);
+    if (info.permissions == old->permissions) return true;
+    return files->set_permissions(files->user, w->fd, old->permissions) == 0;
 }
 
 /* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
    False with errno; EEXIST: try another name. */
-static bool pvti_writer_create(pvti_writer *w, const struct stat *old)
+static bool pvti_writer_create(pvti_writer *w, const pvt_file_info *old)
 {
-    w->fd = pvti_open(w->ctx, w->temp, O_WRONLY | O_CREAT | O_EXCL, old ? 0600 : 0666);
+    w->fd = pvti_open(w->ctx, w->temp, old ? PVT_OPEN_NEW_PRIVATE : PVT_OPEN_NEW);
     w->open = w->temporary = w->fd >= 0;
     return w->open;
 }
@@ -4516,13 +4787,13 @@ static bool pvti_writer_lock(pvti_writer *w)
         errno = EEXIST;
         return false;
     }
-    w->lock = pvti_system_of(w->ctx)->dup(w->fd);
+    w->lock = w->ctx->files.share(w->ctx->files.user, w->fd);
     w->locked = w->lock >= 0;
     return w->locked;
 }
 
 /* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
-static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, struct stat *old,
+static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, pvt_file_info *old,
                                     bool *exists)
 {
     memset(w, 0, sizeof *w);
@@ -4531,16 +4802,16 @@ static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer 
     if (strlen(path) >= sizeof w->path)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
     snprintf(w->path, sizeof w->path, "%s", path);
-    *exists = pvti_system_of(ctx)->stat(path, old) == 0;
-    if (*exists && S_ISDIR(old->st_mode)) errno = EISDIR;
+    *exists = pvti_info(ctx, path, old);
+    if (*exists && old->kind == PVT_FILE_DIRECTORY) errno = EISDIR;
     /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
-    if (*exists ? S_ISDIR(old->st_mode) : errno != ENOENT && errno != ENOTDIR)
+    if (*exists ? old->kind == PVT_FILE_DIRECTORY : errno != ENOENT && errno != ENOTDIR)
         return pvti_writer_fail(w, "cannot be written");
     w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
     return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
 }
 
-static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old)
+static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *old)
 {
     char dir[PVTI_PATH_BYTES];
     const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
@@ -4561,14 +4832,14 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old
 /* Nothing is written to `path` itself before the commit. */
 static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
-    struct stat old;
+    pvt_file_info old;
     bool exists;
     PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
-    w->direct = exists && !S_ISREG(old.st_mode);
+    w->direct = exists && old.kind != PVT_FILE_REGULAR;
     if (!w->direct) {
         PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
     } else {
-        w->fd = pvti_open(ctx, w->path, O_WRONLY, 0);
+        w->fd = pvti_open(ctx, w->path, PVT_OPEN_WRITE);
         w->open = w->fd >= 0;
         if (!w->open) return pvti_writer_fail(w, "cannot be opened");
     }
@@ -4581,8 +4852,7 @@ static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t by
 {
     const char *from = (const char *)data;
     while (bytes > 0) {
-        ssize_t done = pvti_system_of(w->ctx)->write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
-        if (done < 0 && errno == EINTR) continue;
+        int64_t done = pvti_write(w->ctx, w->fd, from, PVTI_MIN(bytes, (int64_t)1 << 30));
         if (done == 0) errno = ENOSPC;
         if (done <= 0) return pvti_writer_fail(w, "writing failed");
         from += done;
@@ -4631,7 +4901,7 @@ static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
     char dir[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_writer_settle(w));
     if (w->temporary && !w->staged) {
-        if (pvti_system_of(w->ctx)->rename(w->temp, w->path) != 0)
+        if (!pvti_rename(w->ctx, w->temp, w->path))
             return pvti_writer_fail(w, "cannot be replaced by the new file");
         w->temporary = false;
         pvti_path_directory(w->path, dir);
@@ -9689,9 +9959,9 @@ static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char
     char path[PVTI_PATH_BYTES];
     int code;
     PVTI_TRY(pvti_path_join(ctx, path, dir, name));
-    if (pvti_system_of(ctx)->unlink(path) == 0 || errno == ENOENT) return PVT_OK;
+    if (pvti_remove(ctx, path) || errno == ENOENT) return PVT_OK;
     code = errno;
-    if (pvti_path_is_directory(path)) return PVT_OK;
+    if (pvti_path_is_directory(ctx, path)) return PVT_OK;
     errno = code;
     return pvti_exchange_stuck(ctx, path, "cannot be removed");
 }
@@ -9702,7 +9972,7 @@ static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const cha
     char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, from, folder, name));
     PVTI_TRY(pvti_path_join(ctx, to, dir, name));
-    if (pvti_system_of(ctx)->rename(from, to) == 0 || errno == ENOENT) return PVT_OK;
+    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
     return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
 }
 
@@ -9716,12 +9986,15 @@ static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const p
 {
     char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
     const char *at = pvti_manifest_start(list);
+    pvt_file_info info;
     int kind;
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
     PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
-    if (pvti_path_exists(config)) { /* else the new one is in place already, or none comes */
+    if (pvti_info(ctx, config, &info)) { /* else the new one is in place already, or none comes */
         PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
         PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    } else if (!pvti_is_absent(errno)) {
+        return pvti_exchange_stuck(ctx, config, "cannot be looked for");
     }
     while ((kind = pvti_manifest_line(&at, name)) > 0) {
         if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
@@ -9739,7 +10012,7 @@ static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 {
     char folder[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    if (pvti_system_of(ctx)->rmdir(folder) == 0 || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
+    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
         return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
                      folder, strerror(errno));
@@ -9748,9 +10021,8 @@ static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 /* A directory that is no link to elsewhere. */
 static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
 {
-    int fd = pvti_open(ctx, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-    if (fd >= 0) pvti_close(ctx, fd);
-    return fd >= 0;
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY && !info.link;
 }
 
 /* Carries out what the manifest, open and locked, says. */
@@ -9779,15 +10051,15 @@ static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char
 /* Completes a save that was committed and then interrupted; waits for one that is being completed. */
 static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
 {
-    const struct timespec moment = {0, 10000000};
     char manifest[PVTI_PATH_BYTES];
+    pvt_file_info info;
     pvt_result result;
     int tries;
     PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
     for (tries = 0; tries < 1000; tries++) {
-        int fd = pvti_open(ctx, manifest, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+        int fd = pvti_open(ctx, manifest, PVT_OPEN_LOCK);
         int code = errno;
-        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_path_exists(manifest))) return PVT_OK;
+        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_info(ctx, manifest, &info))) return PVT_OK;
         if (fd < 0)
             return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
                              "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
@@ -9797,7 +10069,7 @@ static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
             return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
         }
         pvti_close(ctx, fd);
-        nanosleep(&moment, NULL);
+        pvti_sleep(0.01);
     }
     return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
                      dir);
@@ -9826,20 +10098,20 @@ static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
     if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
         for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
-            pvti_system_of(ctx)->unlink(path);
+            (void)pvti_remove(ctx, path);
         }
         snprintf(path, sizeof path, "%s/manifest", folder);
-        pvti_system_of(ctx)->unlink(path);
+        (void)pvti_remove(ctx, path);
     }
     if (fd >= 0) pvti_close(ctx, fd);
-    pvti_system_of(ctx)->rmdir(folder); /* only when it is empty */
+    (void)pvti_remove_directory(ctx, folder); /* only when it is empty */
 }
 
 /* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
 static bool pvti_exchange_make(pvti_exchange *ex)
 {
     pvti_writer *w = &ex->manifest;
-    if (pvti_system_of(ex->ctx)->mkdir(ex->folder, 0777) != 0) return false;
+    if (!pvti_make_directory(ex->ctx, ex->folder)) return false;
     ex->folder_made = true;
     if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
         w->result = PVT_OK;
@@ -9855,8 +10127,13 @@ static bool pvti_exchange_make(pvti_exchange *ex)
 static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
 {
     char config[PVTI_PATH_BYTES];
+    pvt_file_info info;
     PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
-    if (ex->overwrite || !pvti_path_exists(config)) return PVT_OK;
+    if (ex->overwrite) return PVT_OK;
+    if (!pvti_info(ex->ctx, config, &info))
+        return pvti_is_absent(errno) ? PVT_OK
+                                     : pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", config,
+                                                 strerror(errno));
     return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
                      "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
 }
@@ -9866,7 +10143,7 @@ static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
 static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
 {
     char path[PVTI_PATH_BYTES];
-    struct stat none;
+    pvt_file_info none;
     bool exists;
     int tries;
     memset(ex, 0, sizeof *ex);
@@ -9893,7 +10170,7 @@ static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwr
 static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
 {
     char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
-    struct stat old;
+    pvt_file_info old;
     bool exists;
     memset(w, 0, sizeof *w);
     PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
@@ -9901,7 +10178,7 @@ static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_w
     pvti_text_printf(&ex->list, "+ %s\n", name);
     PVTI_TRY(pvti_text_check(&ex->list));
     PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
-    exists = exists && S_ISREG(old.st_mode);
+    exists = exists && old.kind == PVT_FILE_REGULAR;
     memcpy(w->temp, temp, sizeof temp);
     w->staged = true;
     if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
@@ -9946,7 +10223,7 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
     int64_t node, length;
     pvt_result result;
     PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(ex->ctx, path)) return PVT_OK;
     result = pvti_json_open(ex->ctx, path, &map, &j);
     if (result == PVT_ERR_FORMAT) return PVT_OK;
     if (result != PVT_OK) return result;
@@ -9995,7 +10272,7 @@ static pvt_result pvti_exchange_publish(pvti_exchange *ex)
     for (tries = 0; tries < 100; tries++) {
         PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
         PVTI_TRY(pvti_exchange_refuse_model(ex));
-        ex->committed = pvti_system_of(ex->ctx)->rename(ex->folder, published) == 0;
+        ex->committed = pvti_rename(ex->ctx, ex->folder, published);
         if (ex->committed) break;
         if (errno != ENOTEMPTY && errno != EEXIST) break;
     }
@@ -10027,9 +10304,9 @@ static void pvti_exchange_end(pvti_exchange *ex)
     bool undo = ex->folder_made && !ex->committed;
     while (undo && pvti_manifest_line(&at, name) > 0)
         if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
-            pvti_system_of(ex->ctx)->unlink(path);
+            (void)pvti_remove(ex->ctx, path);
     pvti_writer_close(&ex->manifest);
-    if (undo && pvti_system_of(ex->ctx)->rmdir(ex->folder) != 0 && errno != ENOENT)
+    if (undo && !pvti_remove_directory(ex->ctx, ex->folder) && errno != ENOENT)
         pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
     if (ex->ctx) pvti_text_free(&ex->list);
 }
@@ -10411,13 +10688,13 @@ static pvt_result pvti_shards_fill(pvti_shards *set, const char *dir)
     int64_t capacity = 0, file;
     PVTI_TRY(pvti_path_join(set->ctx, single, dir, "model.safetensors"));
     PVTI_TRY(pvti_path_join(set->ctx, index, dir, "model.safetensors.index.json"));
-    if (pvti_path_exists(single)) {
+    if (pvti_path_exists(set->ctx, single)) {
         PVTI_TRY(pvti_shards_file(set, dir, "model.safetensors", &capacity, &file));
         set->n = set->files[0].n;
         set->tensors = PVTI_NEW(set->ctx, pvti_tensor, PVTI_MAX(set->n, 1));
         if (!set->tensors) return PVT_ERR_MEMORY;
         memcpy(set->tensors, set->files[0].tensors, (size_t)set->n * sizeof *set->tensors);
-    } else if (pvti_path_exists(index)) {
+    } else if (pvti_path_exists(set->ctx, index)) {
         pvti_map map;
         pvti_json j;
         pvt_result result;
@@ -13435,7 +13712,7 @@ static pvt_result pvti_tokenizer_settle(pvt_tokenizer *t, const char *path, bool
     if (!slash) strcpy(t->folder, "./");
     t->file = json ? "tokenizer.json" : "tokenizer.model";
     PVTI_TRY(pvti_path_join(t->ctx, config, t->folder, "tokenizer_config.json"));
-    if (!pvti_path_exists(config)) return PVT_OK;
+    if (!pvti_path_exists(t->ctx, config)) return PVT_OK;
     PVTI_TRY(pvti_map_open(t->ctx, config, &map));
     result = pvti_tokenizer_config(t, config, (const char *)map.data, map.size);
     pvti_map_close(t->ctx, &map);
@@ -13449,11 +13726,11 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
     pvt_result result;
     *out = NULL;
     PVTI_TRY(pvti_path_join(ctx, file, "", path));
-    if (pvti_path_is_directory(path)) {
+    if (pvti_path_is_directory(ctx, path)) {
         PVTI_TRY(pvti_exchange_recover(ctx, path));
         PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.json"));
-        if (!pvti_path_exists(file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
-        if (!pvti_path_exists(file))
+        if (!pvti_path_exists(ctx, file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
+        if (!pvti_path_exists(ctx, file))
             return pvti_fail(ctx, PVT_ERR_IO,
                              "%s: the directory has neither tokenizer.json nor tokenizer.model", path);
     }
@@ -13838,7 +14115,7 @@ static pvt_result pvti_save_beside(const pvt_tokenizer *t, pvti_exchange *ex, co
     *found = false;
     if (!t->file) return PVT_OK;
     PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
-    *found = pvti_path_exists(from);
+    *found = pvti_path_exists(t->ctx, from);
     return *found ? pvti_exchange_copy(ex, from, name) : PVT_OK;
 }
 
@@ -15132,7 +15409,7 @@ typedef struct pvti_loader {
     pvt_model *model;
     bool neighbours;   /* rotary pairs are (2j, 2j+1) */
     pvt_format format; /* of quantized linears; dense: none */
-    struct stat before; /* a directory's config.json when loading began */
+    pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
 
 /* ---- config.json ---- */
@@ -15592,7 +15869,7 @@ static pvt_result pvti_load_generation_config(const pvti_loader *a)
     pvti_map map;
     pvti_json j;
     PVTI_TRY(pvti_path_join(a->ctx, path, a->path, "generation_config.json"));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(a->ctx, path)) return PVT_OK;
     PVTI_TRY(pvti_json_open(a->ctx, path, &map, &j));
     pvti_config_ends(&j, a->model);
     a->model->generation_config = PVTI_NEW(a->ctx, char, map.size + 1);
@@ -15612,11 +15889,11 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     memset(&config, 0, sizeof config);
     PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     PVTI_TRY(pvti_path_join(a->ctx, a->config, a->path, "config.json"));
-    if (!pvti_path_exists(a->config)) /* a save that is just now at work? */
+    if (!pvti_path_exists(a->ctx, a->config)) /* a save that is just now at work? */
         PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
-    if (!pvti_path_exists(a->config))
+    if (!pvti_path_exists(a->ctx, a->config))
         return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
-    pvti_system_of(a->ctx)->stat(a->config, &a->before);
+    (void)pvti_info(a->ctx, a->config, &a->before);
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -15689,16 +15966,16 @@ static bool pvti_load_find_tokenizer(const pvti_loader *a, char out[PVTI_PATH_BY
     }
     if (a->source->shards.ctx) {
         for (i = 0; i < 2; i++)
-            if (pvti_path_join(a->ctx, out, a->path, names[i]) == PVT_OK && pvti_path_exists(out)) {
+            if (pvti_path_join(a->ctx, out, a->path, names[i]) == PVT_OK && pvti_path_exists(a->ctx, out)) {
                 snprintf(out, PVTI_PATH_BYTES, "%s", a->path);
                 return true;
             }
         return false;
     }
     snprintf(out, PVTI_PATH_BYTES, "%.*stok%lld.bin", directory, a->path, (long long)a->model->config.vocab);
-    if (pvti_path_exists(out)) return true;
+    if (pvti_path_exists(a->ctx, out)) return true;
     snprintf(out, PVTI_PATH_BYTES, "%.*stokenizer.bin", directory, a->path);
-    return pvti_path_exists(out);
+    return pvti_path_exists(a->ctx, out);
 }
 
 /* Vocabularies in models are often padded; in tokenizers never: more tokens than the model has
@@ -15725,10 +16002,9 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
 /* A save into the directory puts another config.json there: what was read may be half of each model then. */
 static pvt_result pvti_load_unchanged(const pvti_loader *a)
 {
-    struct stat now;
-    if (pvti_system_of(a->ctx)->stat(a->config, &now) == 0 && now.st_dev == a->before.st_dev &&
-        now.st_ino == a->before.st_ino && now.st_size == a->before.st_size &&
-        now.st_mtime == a->before.st_mtime)
+    pvt_file_info now;
+    if (pvti_info(a->ctx, a->config, &now) && now.device == a->before.device &&
+        now.number == a->before.number && now.bytes == a->before.bytes && now.modified == a->before.modified)
         return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
                      "%s: another model was saved there while it was loaded; load it again", a->path);
@@ -15736,7 +16012,7 @@ static pvt_result pvti_load_unchanged(const pvti_loader *a)
 
 static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 {
-    if (pvti_path_is_directory(a->path)) {
+    if (pvti_path_is_directory(a->ctx, a->path)) {
         PVTI_TRY(pvti_load_directory(a));
         PVTI_TRY(pvti_load_tokenizer(a, tokenizer));
         return pvti_load_unchanged(a);
@@ -16632,8 +16908,8 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
 static pvt_result pvti_card_replaceable(pvt_ctx *ctx, const char *path, bool *ours)
 {
     pvti_map map;
-    *ours = !pvti_path_exists(path);
-    if (*ours || pvti_path_is_directory(path)) return PVT_OK;
+    *ours = !pvti_path_exists(ctx, path);
+    if (*ours || pvti_path_is_directory(ctx, path)) return PVT_OK;
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     *ours = map.size >= (int64_t)sizeof pvti_card_mark - 1 &&
             memcmp(map.data, pvti_card_mark, sizeof pvti_card_mark - 1) == 0;
@@ -17230,7 +17506,7 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     *taken = false;
     if (!z->desc.resume) return PVT_OK;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
     PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
     result = pvti_quantizer_read(z, item, &st, path, made, fits);

@@ -59,7 +59,7 @@ static void count_temporary(void *user, const char *name)
 static bool no_temporaries(void)
 {
     int n = 0;
-    return pvti_system_list(dir, count_temporary, &n) == 0 && n == 0;
+    return pvti_own_list(NULL, dir, count_temporary, &n) == 0 && n == 0;
 }
 
 static void test_writer(void)
@@ -75,9 +75,9 @@ static void test_writer(void)
     CHECK(file_is(path, "old"));
     CHECK_OK(ctx, pvti_writer_open(ctx, path, &w)); /* given up half way */
     CHECK_OK(ctx, pvti_writer_put(&w, big, sizeof big));
-    CHECK(pvti_path_exists(w.temp) && file_is(path, "old"));
+    CHECK(pvti_path_exists(ctx, w.temp) && file_is(path, "old"));
     pvti_writer_abort(&w);
-    CHECK(!pvti_path_exists(w.temp) && file_is(path, "old"));
+    CHECK(!pvti_path_exists(ctx, w.temp) && file_is(path, "old"));
 
     /* something lies where the temporary file would be: it is not followed, and not taken */
     snprintf(temp, sizeof temp, "%s/.file.pvtune-%ld-%lld.tmp", dir, (long)getpid(), (long long)ctx->temporaries);
@@ -89,7 +89,7 @@ static void test_writer(void)
     pvti_writer_put(&w, big, 999);
     CHECK_OK(ctx, pvti_writer_commit(&w));
     pvti_writer_abort(&w); /* harmless */
-    CHECK(file_is(path, big) && !pvti_path_exists(w.temp) && unlink(temp) == 0);
+    CHECK(file_is(path, big) && !pvti_path_exists(ctx, w.temp) && unlink(temp) == 0);
     CHECK_OK(ctx, pvti_file_copy(ctx, path, in_dir("copy")));
     CHECK(file_is(in_dir("copy"), big));
 
@@ -122,11 +122,11 @@ static void test_full_disk(void)
     setrlimit(RLIMIT_FSIZE, &before);
     refused(result, PVT_ERR_IO, "full disk", "precious|writing failed|File too large|unchanged");
     CHECK(file_is(path, "old") && no_temporaries());
-    if (pvti_path_exists("/dev/full")) {
+    if (pvti_path_exists(ctx, "/dev/full")) {
         refused(pvti_file_write(ctx, "/dev/full", "x", 1), PVT_ERR_IO, "/dev/full",
                 "/dev/full|writing failed|No space");
         refused(pvti_file_write(ctx, "/dev/full", big, sizeof big), PVT_ERR_IO, "/dev/full", "No space");
-        CHECK(pvti_path_exists("/dev/full")); /* a device is not replaced */
+        CHECK(pvti_path_exists(ctx, "/dev/full")); /* a device is not replaced */
     } else {
         SKIP("no /dev/full here");
     }
@@ -136,7 +136,7 @@ static void test_full_disk(void)
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("late/below")));
     refused(pvti_writer_commit(&w), PVT_ERR_IO, "rename", "late|cannot be replaced");
     refused(pvti_writer_put(&w, "x", 1), PVT_ERR_IO, "after a failure", "");
-    CHECK(no_temporaries() && pvti_path_is_directory(in_dir("late")));
+    CHECK(no_temporaries() && pvti_path_is_directory(ctx, in_dir("late")));
 }
 
 static void test_paths(void)
@@ -154,7 +154,7 @@ static void test_paths(void)
     refused(pvti_file_write(ctx, deep, "x", 1), PVT_ERR_IO, "long path", "too long");
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("a/b/c")));
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("a/b")));
-    CHECK(pvti_path_is_directory(in_dir("a/b/c")));
+    CHECK(pvti_path_is_directory(ctx, in_dir("a/b/c")));
     CHECK_OK(ctx, pvti_file_write(ctx, in_dir("plain"), "x", 1));
     refused(pvti_directory_create(ctx, in_dir("plain/x")), PVT_ERR_IO, "below a file", "cannot be created");
     CHECK_OK(ctx, pvti_map_open_stream(ctx, "/dev/null", &map)); /* not mappable, and empty */
@@ -1015,8 +1015,8 @@ static void test_real_files(void)
     CHECK_OK(ctx, pvti_safetensors_open(ctx, "tests/golden/models/llama_gqa/model.safetensors", &st));
     CHECK(st.n == 21 && pvti_safetensors_find(&st, "model.embed_tokens.weight"));
     pvti_safetensors_close(&st);
-    if (!pvti_path_exists("../shared/golden/models/llama_gqa/model.safetensors") ||
-        !pvti_path_exists("../shared/data/models/stories260K.bin")) {
+    if (!pvti_path_exists(ctx, "../shared/golden/models/llama_gqa/model.safetensors") ||
+        !pvti_path_exists(ctx, "../shared/data/models/stories260K.bin")) {
         SKIP("real files of other software (not in this repository)");
         return;
     }

@@ -1057,7 +1057,7 @@ int main(void)
     test_memory(&b);
     test_long_word(ctx, &b);
     test_small_goldens(ctx);
-    if (pvti_path_is_directory(GOLDEN) || pvti_path_is_directory(DATA)) {
+    if (pvti_path_is_directory(ctx, GOLDEN) || pvti_path_is_directory(ctx, DATA)) {
         test_goldens(ctx);
         test_qwen(ctx);
         test_llama2(ctx);

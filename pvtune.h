@@ -1843,6 +1843,90 @@ static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
 }
 #endif /* PVTI_FILES */
 
+// >>bytes
+/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
+    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
+    that path on any host: what it writes then, only such a build reads.) */
+
+#ifndef PVTI_SWAPS
+#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+#endif
+
+PVTI_INLINE uint16_t pvti_load_u16(const void *from)
+{
+    uint16_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
+}
+PVTI_INLINE uint32_t pvti_load_u32(const void *from)
+{
+    uint32_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
+}
+PVTI_INLINE uint64_t pvti_load_u64(const void *from)
+{
+    uint64_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
+}
+PVTI_INLINE float pvti_load_f32(const void *from)
+{
+    uint32_t bits = pvti_load_u32(from);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+PVTI_INLINE double pvti_load_f64(const void *from)
+{
+    uint64_t bits = pvti_load_u64(from);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
+{
+    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
+{
+    x = pvti_load_u32(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
+{
+    x = pvti_load_u64(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_f32(void *to, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    pvti_store_u32(to, bits);
+}
+
+/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
+static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
+{
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    int64_t i;
+    if (!PVTI_SWAPS || size == 1) {
+        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
+        return;
+    }
+    for (i = 0; i < n; i++, a += size, b += size) {
+        uint16_t two;
+        uint32_t four;
+        uint64_t eight;
+        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
+        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
+        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
+    }
+}
+
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
     the order in which threads ask. Philox-like mixing of four words by the finalizer of
@@ -2075,7 +2159,8 @@ static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
     if (given && !PVTI_FILES)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
                                "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
-    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share || !f->map != !f->unmap))
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
+                  !f->map != !f->unmap))
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
                                "files: open, close, read and info go together, and so do lock and share, "
                                "map and unmap: give all of them or none");
@@ -4600,7 +4685,8 @@ static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool str
     if (info.kind != PVT_FILE_REGULAR) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
     if ((uint64_t)info.bytes >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
-    if (info.bytes > 0 && ctx->files.map) map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
+    if (info.bytes > 0 && ctx->files.map && !PVTI_SWAPS) /* else numbers are put right in place */
+        map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
     if (map->mapped) {
         map->data = (const uint8_t *)map->mapped;
         map->size = info.bytes;
@@ -4883,6 +4969,21 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
     return PVT_OK;
 }
 
+/* n numbers of `size` bytes, in the order that files have. */
+static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
+                                                      int64_t size)
+{
+    char part[4096];
+    int64_t each = (int64_t)sizeof part / size, i, m;
+    if (!PVTI_SWAPS) return pvti_writer_put(w, data, n * size);
+    for (i = 0; i < n; i += m) {
+        m = PVTI_MIN(each, n - i);
+        pvti_copy_numbers(part, (const char *)data + i * size, m, size);
+        PVTI_TRY(pvti_writer_put(w, part, m * size));
+    }
+    return w->result;
+}
+
 /* Everything that was put is on the device. */
 static pvt_result pvti_writer_settle(pvti_writer *w)
 {
@@ -4999,15 +5100,9 @@ typedef void pvti_decode_fn(const void *blocks, pvt_real *out, int64_t n);
 #define PVTI_DECODER(name) \
     PVTI_KERNEL(pvti_decode_##name, (const void *blocks, pvt_real *out, int64_t n), (blocks, out, n))
 
-PVTI_INLINE uint16_t pvti_load16(const uint8_t *bytes)
-{
-    uint16_t value;
-    memcpy(&value, bytes, 2);
-    return value;
-}
 PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
 {
-    return (pvt_real)pvti_f16_to_f32(pvti_load16(bytes));
+    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
 }
 
 PVTI_KERNELS_BEGIN
@@ -5090,7 +5185,7 @@ PVTI_INLINE void pvti_decode_q5_0_body(const void *blocks, pvt_real *out, int64_
     int j;
     for (; n > 0; n--, b += 22, out += 32) {
         pvt_real d = pvti_load_f16(b);
-        uint32_t h = (uint32_t)pvti_load16(b + 2) | (uint32_t)pvti_load16(b + 4) << 16;
+        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
         for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
         for (j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
@@ -5106,7 +5201,7 @@ PVTI_INLINE void pvti_decode_q5_1_body(const void *blocks, pvt_real *out, int64_
     int j;
     for (; n > 0; n--, b += 24, out += 32) {
         pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        uint32_t h = (uint32_t)pvti_load16(b + 4) | (uint32_t)pvti_load16(b + 6) << 16;
+        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
         for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
         for (j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
@@ -10338,6 +10433,17 @@ static PVTI_UNUSED int64_t pvti_tensor_count(const pvti_tensor *t) /* of element
     return info ? t->bytes / info->bytes * info->block : 0;
 }
 
+/* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
+static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n && PVTI_SWAPS; i++) {
+        const pvti_dtype *info = pvti_dtype_info(tensors[i].dtype);
+        void *data = (void *)(uintptr_t)tensors[i].data;
+        if (info->block == 1) pvti_copy_numbers(data, data, pvti_tensor_count(&tensors[i]), info->bytes);
+    }
+}
+
 /* ---- names: sorted once, then found by bisection ---- */
 
 typedef struct pvti_names {
@@ -10544,7 +10650,7 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
         return pvti_fail(st->ctx, PVT_ERR_FORMAT,
                          "%s: %lld bytes are too few for a safetensors file (cut off?)", file,
                          (long long)size);
-    memcpy(&length, data, 8);
+    length = pvti_load_u64(data);
     if (length > (uint64_t)PVTI_SAFETENSORS_HEADER_BYTES)
         return pvti_fail(
             st->ctx, PVT_ERR_FORMAT,
@@ -10559,7 +10665,8 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
     return pvti_safetensors_header(st, file, data + 8 + length, size - 8 - (int64_t)length, (int64_t)length);
 }
 
-/* From memory, which must outlive st; `file` is what errors call it. On failure st is closed. */
+/* From memory, which must outlive st; `file` is what errors call it. Numbers stay in the order of the file.
+   On failure st is closed. */
 static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data,
                                                     int64_t size, pvti_safetensors *st)
 {
@@ -10579,7 +10686,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *pa
     memset(st, 0, sizeof *st);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_safetensors_read(ctx, path, map.data, map.size, st);
-    if (result == PVT_OK) st->map = map;
+    if (result == PVT_OK) pvti_tensors_settle(st->tensors, st->n), st->map = map;
     else pvti_map_close(ctx, &map);
     return result;
 }
@@ -10792,14 +10899,17 @@ static pvt_result pvti_safetensors_put(pvti_writer *w, const pvti_text *header, 
                                        int64_t n, const pvti_sort_item *order, pvti_tensor_put_fn *put,
                                        void *user)
 {
-    uint64_t length = (uint64_t)header->size;
+    char length[8];
     int64_t i;
-    pvti_writer_put(w, &length, 8);
+    pvti_store_u64(length, (uint64_t)header->size);
+    pvti_writer_put(w, length, sizeof length);
     PVTI_TRY(pvti_writer_put(w, header->data, header->size));
     for (i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[order[i].index];
         int64_t start = w->written;
-        if (t->data || !t->bytes) PVTI_TRY(pvti_writer_put(w, t->data, t->bytes));
+        if (t->data || !t->bytes)
+            PVTI_TRY(pvti_writer_put_numbers(w, t->data, pvti_tensor_count(t),
+                                             pvti_dtype_info(t->dtype)->bytes));
         else if (put) PVTI_TRY(put(user, order[i].index, w));
         if (w->written - start != t->bytes)
             return pvti_fail(w->ctx, PVT_ERR_ARGUMENT,
@@ -10896,18 +11006,25 @@ typedef struct pvti_cursor {
     const uint8_t *at, *end;
 } pvti_cursor;
 
-static bool pvti_cursor_take(pvti_cursor *c, void *out, int64_t bytes)
+static bool pvti_cursor_u32(pvti_cursor *c, uint32_t *out)
 {
-    if (c->end - c->at < bytes) return false;
-    memcpy(out, c->at, (size_t)bytes);
-    c->at += bytes;
+    if (c->end - c->at < 4) return false;
+    *out = pvti_load_u32(c->at);
+    c->at += 4;
+    return true;
+}
+static bool pvti_cursor_u64(pvti_cursor *c, uint64_t *out)
+{
+    if (c->end - c->at < 8) return false;
+    *out = pvti_load_u64(c->at);
+    c->at += 8;
     return true;
 }
 
 static bool pvti_cursor_string(pvti_cursor *c, const char **s, int64_t *bytes)
 {
     uint64_t length;
-    if (!pvti_cursor_take(c, &length, 8) || length > (uint64_t)(c->end - c->at)) return false;
+    if (!pvti_cursor_u64(c, &length) || length > (uint64_t)(c->end - c->at)) return false;
     *s = (const char *)c->at;
     *bytes = (int64_t)length;
     c->at += length;
@@ -10942,7 +11059,7 @@ static bool pvti_gguf_skip(pvti_cursor *c, uint32_t type, uint64_t count, int de
         uint64_t inner_count;
         if (type == PVTI_GGUF_STRING) {
             if (!pvti_cursor_string(c, &s, &bytes)) return false;
-        } else if (!pvti_cursor_take(c, &inner, 4) || !pvti_cursor_take(c, &inner_count, 8) ||
+        } else if (!pvti_cursor_u32(c, &inner) || !pvti_cursor_u64(c, &inner_count) ||
                    !pvti_gguf_skip(c, inner, inner_count, depth + 1)) {
             return false;
         }
@@ -10966,7 +11083,10 @@ static bool pvti_gguf_load_int(const uint8_t *from, uint32_t type, int64_t *out)
     uint64_t u = 0;
     int64_t size = pvti_gguf_size(type);
     if (size == 0 || type == PVTI_GGUF_F32 || type == PVTI_GGUF_F64) return false;
-    memcpy(&u, from, (size_t)size);
+    u = size == 1   ? from[0]
+        : size == 2 ? pvti_load_u16(from)
+        : size == 4 ? pvti_load_u32(from)
+                    : pvti_load_u64(from);
     if (type == PVTI_GGUF_I8) *out = (int8_t)u;
     else if (type == PVTI_GGUF_I16) *out = (int16_t)u;
     else if (type == PVTI_GGUF_I32) *out = (int32_t)u;
@@ -10977,12 +11097,10 @@ static bool pvti_gguf_load_int(const uint8_t *from, uint32_t type, int64_t *out)
 static bool pvti_gguf_load_number(const uint8_t *from, uint32_t type, double *out)
 {
     int64_t integer;
-    float single;
     if (type == PVTI_GGUF_F32) {
-        memcpy(&single, from, 4);
-        *out = (double)single;
+        *out = (double)pvti_load_f32(from);
     } else if (type == PVTI_GGUF_F64) {
-        memcpy(out, from, 8);
+        *out = pvti_load_f64(from);
     } else {
         if (!pvti_gguf_load_int(from, type, &integer)) return false;
         *out = (double)integer;
@@ -11040,11 +11158,9 @@ typedef struct pvti_gguf_array {
 static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
-    uint64_t count;
     if (!kv || kv->type != PVTI_GGUF_ARRAY) return false;
-    memcpy(&out->type, kv->value, 4);
-    memcpy(&count, kv->value + 4, 8);
-    out->n = (int64_t)count;
+    out->type = pvti_load_u32(kv->value);
+    out->n = (int64_t)pvti_load_u64(kv->value + 4);
     out->data = out->next.at = kv->value + 12;
     out->next.end = kv->end;
     return true;
@@ -11117,7 +11233,7 @@ static pvt_result pvti_gguf_read_keys(pvti_gguf *g, const char *file, pvti_curso
     if (!g->kv) return PVT_ERR_MEMORY;
     for (; g->n_kv < (int64_t)n; g->n_kv++) {
         pvti_gguf_kv *kv = &g->kv[g->n_kv];
-        if (!pvti_cursor_string(c, &kv->key, &kv->key_bytes) || !pvti_cursor_take(c, &kv->type, 4))
+        if (!pvti_cursor_string(c, &kv->key, &kv->key_bytes) || !pvti_cursor_u32(c, &kv->type))
             return pvti_gguf_cut(g, file, "key", g->n_kv);
         if (kv->key_bytes < 1 || kv->key_bytes > 65535)
             return pvti_fail(g->ctx, PVT_ERR_FORMAT,
@@ -11151,8 +11267,8 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     const char *s;
     int64_t bytes;
     uint64_t dims[4];
-    uint32_t rank, type, i;
-    if (!pvti_cursor_string(c, &s, &bytes) || !pvti_cursor_take(c, &rank, 4))
+    uint32_t rank, type, i, whole = 0;
+    if (!pvti_cursor_string(c, &s, &bytes) || !pvti_cursor_u32(c, &rank))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     if (bytes < 1 || bytes > 63 || memchr(s, 0, (size_t)bytes))
         return pvti_fail(g->ctx, PVT_ERR_FORMAT,
@@ -11163,8 +11279,8 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     if (rank > 4)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": %u dimensions; GGUF allows 4", file,
                          name, rank);
-    if (!pvti_cursor_take(c, dims, 8 * (int64_t)rank) || !pvti_cursor_take(c, &type, 4) ||
-        !pvti_cursor_take(c, offset, 8))
+    while (whole < rank && pvti_cursor_u64(c, &dims[whole])) whole++;
+    if (whole < rank || !pvti_cursor_u32(c, &type) || !pvti_cursor_u64(c, offset))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     t->rank = (int)rank;
     for (i = 0; i < rank; i++) {
@@ -11261,10 +11377,10 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
     c.at = data, c.end = data + size;
     if (size < 24 || memcmp(data, "GGUF", 4) != 0)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: not a GGUF file", file);
-    c.at += 4;
-    pvti_cursor_take(&c, &g->version, 4);
-    pvti_cursor_take(&c, &n_tensors, 8);
-    pvti_cursor_take(&c, &n_kv, 8);
+    g->version = pvti_load_u32(data + 4);
+    n_tensors = pvti_load_u64(data + 8);
+    n_kv = pvti_load_u64(data + 16);
+    c.at += 24;
     if (g->version != 2 && g->version != 3)
         return pvti_fail(g->ctx, PVT_ERR_UNSUPPORTED, "%s: GGUF version %u%s; 2 and 3 are supported", file,
                          g->version, (g->version & 0xffff) == 0 ? " (big-endian)" : "");
@@ -11280,7 +11396,8 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
     return pvti_gguf_place(g, file, data + start, size - start, *offsets);
 }
 
-/* From memory, which must outlive g; `file` is what errors call it. On failure g is closed. */
+/* From memory, which must outlive g; `file` is what errors call it. Numbers of tensors stay in the order of
+   the file. On failure g is closed. */
 static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
                                              pvti_gguf *g)
 {
@@ -11301,7 +11418,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvt
     memset(g, 0, sizeof *g);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_gguf_read(ctx, path, map.data, map.size, g);
-    if (result == PVT_OK) g->map = map;
+    if (result == PVT_OK) pvti_tensors_settle(g->tensors, g->n), g->map = map;
     else pvti_map_close(ctx, &map);
     return result;
 }
@@ -11349,7 +11466,7 @@ static pvt_result pvti_llama2c_header(pvti_llama2c *m, const char *file, const u
     int i;
     if (size < (int64_t)sizeof header)
         return pvti_fail(m->ctx, PVT_ERR_FORMAT, "%s: too short for a llama2.c checkpoint (cut off?)", file);
-    memcpy(header, data, sizeof header);
+    pvti_copy_numbers(header, data, 7, 4);
     if (header[0] == 0x616b3432)
         return pvti_fail(m->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: a llama2.c checkpoint of version 1 or 2; export it as version 0", file);
@@ -11418,7 +11535,8 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
                      file, (long long)(size - at));
 }
 
-/* From memory, which must outlive m; `file` is what errors call it. On failure m is closed. */
+/* From memory, which must outlive m; `file` is what errors call it. Numbers of tensors stay in the order of
+   the file. On failure m is closed. */
 static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data,
                                                 int64_t size, pvti_llama2c *m)
 {
@@ -11437,6 +11555,8 @@ static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, 
     memset(m, 0, sizeof *m);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_llama2c_read(ctx, path, map.data, map.size, m);
+    if (result == PVT_OK && PVTI_SWAPS) /* all is f32, as in pvti_tensors_settle */
+        pvti_copy_numbers((char *)map.memory + 28, map.data + 28, (map.size - 28) / 4, 4);
     if (result == PVT_OK) m->map = map;
     else pvti_map_close(ctx, &map);
     return result;
@@ -13331,8 +13451,7 @@ static bool pvti_proto_next(pvti_proto *p)
             return true;
         }
         if (fixed && p->end - p->at >= fixed) {
-            p->value = 0;
-            memcpy(&p->value, p->at, (size_t)fixed);
+            p->value = fixed == 4 ? pvti_load_u32(p->at) : pvti_load_u64(p->at);
             p->at += fixed;
             return true;
         }
@@ -13357,7 +13476,7 @@ static pvt_result pvti_sp_piece(pvt_tokenizer *t, int64_t id, pvti_proto message
     float score = 0;
     while (pvti_proto_next(&message)) {
         if (message.field == 1 && message.wire == 2) text = message.data, bytes = message.bytes;
-        if (message.field == 2 && message.wire == 5) memcpy(&score, &message.value, 4);
+        if (message.field == 2 && message.wire == 5) score = pvti_from_bits((uint32_t)message.value);
         if (message.field == 3 && message.wire == 0) type = message.value <= 6 ? (int)message.value : 0;
     }
     if (!message.at || !text || bytes == 0 || type == 0)
@@ -13451,10 +13570,10 @@ static int64_t pvti_bin_count(const uint8_t *data, int64_t bytes)
     int64_t at = 4, V = 0;
     uint32_t longest, length;
     if (bytes < 4) return 0;
-    memcpy(&longest, data, 4);
+    longest = pvti_load_u32(data);
     for (; at < bytes; V++) {
         if (bytes - at < 8) return 0;
-        memcpy(&length, data + at + 4, 4);
+        length = pvti_load_u32(data + at + 4);
         if (length > longest || (int64_t)length > bytes - at - 8) return 0;
         at += 8 + (int64_t)length;
     }
@@ -13471,8 +13590,8 @@ static pvt_result pvti_bin_fill(pvt_tokenizer *t, const uint8_t *data)
         uint32_t n;
         float score;
         int type = id == 0 ? PVTI_PIECE_UNKNOWN : id <= 2 ? PVTI_PIECE_CONTROL : PVTI_PIECE_NORMAL;
-        memcpy(&score, data + at, 4);
-        memcpy(&n, data + at + 4, 4);
+        score = pvti_load_f32(data + at);
+        n = pvti_load_u32(data + at + 4);
         at += 8 + (int64_t)n;
         if (type == PVTI_PIECE_CONTROL && n > 2 && s[0] == '\n' && s[n - 1] == '\n')
             s++, n -= 2; /* "\n<s>\n" */
@@ -13972,8 +14091,10 @@ static void pvti_proto_put_int(pvti_text *out, int field, int64_t value)
 }
 static void pvti_proto_put_float(pvti_text *out, int field, float value)
 {
+    char bytes[4];
+    pvti_store_f32(bytes, value);
     pvti_proto_put_varint(out, (uint64_t)field << 3 | 5);
-    pvti_text_put(out, (const char *)&value, 4);
+    pvti_text_put(out, bytes, 4);
 }
 static void pvti_proto_put_bytes(pvti_text *out, int field, const char *data, int64_t n)
 {
@@ -14364,7 +14485,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
             uint16_t bits;
             for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
             bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            memcpy(out, &bits, 2);
+            pvti_store_u16(out, bits);
             for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
                 double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
                 out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
@@ -15915,7 +16036,7 @@ static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
     int i;
     if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
     if (bytes < (int64_t)sizeof header) return false;
-    memcpy(header, start, sizeof header);
+    pvti_copy_numbers(header, start, 7, 4);
     for (i = 0; i < 7; i++)
         if (header[i] == 0 || header[i] > most[i] || header[i] < (i == 5 ? -most[i] : 0)) return false;
     return header[0] % header[3] == 0 && header[3] % header[4] == 0;
@@ -15929,7 +16050,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
     a->neighbours = true;
-    if (bytes >= 9) memcpy(&header, start, 8);
+    if (bytes >= 9) header = pvti_load_u64(start);
     /* a llama2.c model of 123 = '{' layers is no such file: its first two sizes make a larger number */
     if (header < (uint64_t)size && start[8] == '{')
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
@@ -16651,7 +16772,7 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
     for (i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         PVTI_TRY(pvti_round_values(s->ctx, dtype, s->rounded, values + i, step, name, i));
-        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes(step, dtype)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, pvti_dtype_info(dtype)->bytes));
     }
     return PVT_OK;
 }
@@ -16670,7 +16791,7 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
             if (weight->format.bits <= 8) bytes[j] = (int8_t)code;
             else words[j] = (int16_t)code;
         }
-        PVTI_TRY(pvti_writer_put(w, s->rounded, step * (weight->format.bits <= 8 ? 1 : 2)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, weight->format.bits <= 8 ? 1 : 2));
     }
     return PVT_OK;
 }
@@ -16682,7 +16803,8 @@ static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, 
     for (r = 0; r < weight->O; r += step) {
         int64_t end = PVTI_MIN(weight->O, r + step);
         PVTI_TRY(pvti_round_rows(weight, s->desc.dtype, s->rounded, s->chunk, r, end, name));
-        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes((end - r) * weight->I, s->desc.dtype)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, (end - r) * weight->I,
+                                         pvti_dtype_info(s->desc.dtype)->bytes));
     }
     return PVT_OK;
 }
@@ -18663,8 +18785,8 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
     int64_t k, size = w->format.bits <= 8 ? 1 : 2;
     if (w->format.bits == 8 || w->format.bits == 16) return PVT_OK;
     for (k = 0; k < pvti_tensor_count(codes); k++) {
-        uint16_t code = 0;
-        memcpy(&code, codes->data + k * size, (size_t)size);
+        uint16_t code = codes->data[k];
+        if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
         if (code >= pvti_entries(w))
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
                              path, name, code, (long long)pvti_entries(w));

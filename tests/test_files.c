@@ -218,7 +218,7 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
 {
     int j = i % 16, side = i / 16 % 2, part = i / 32, half = i / 128, l = i % 32, k = i % 128 / 32;
     int scale, min;
-    double d = half_value(pvti_load16(b)), m = half_value(pvti_load16(b + 2));
+    double d = half_value(pvti_load_u16(b)), m = half_value(pvti_load_u16(b + 2));
     uint32_t h;
     if (type == PVT_Q4_0) return d * ((b[2 + j] >> 4 * side & 15) - 8);
     if (type == PVT_Q4_1) return d * (b[4 + j] >> 4 * side & 15) + m;
@@ -232,7 +232,7 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
     }
     if (type == PVT_Q8_0) return d * (int8_t)b[2 + i];
     if (type == PVT_Q2_K) {
-        d = half_value(pvti_load16(b + 80)), m = half_value(pvti_load16(b + 82));
+        d = half_value(pvti_load_u16(b + 80)), m = half_value(pvti_load_u16(b + 82));
         return d * (b[i / 16] & 15) * (b[16 + 32 * half + l] >> 2 * k & 3) - m * (b[i / 16] >> 4);
     }
     if (type == PVT_Q3_K) { /* the sixteen scales unpacked as four words, the way ggml stores them */
@@ -242,13 +242,13 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
         s[0] = (w[0] & low) | (w[2] & top) << 4, s[1] = (w[1] & low) | (w[2] >> 2 & top) << 4;
         s[2] = (w[0] >> 4 & low) | (w[2] >> 4 & top) << 4, s[3] = (w[1] >> 4 & low) | (w[2] >> 6 & top) << 4;
         scale = (int)(s[i / 64] >> 8 * (i / 16 % 4) & 63) - 32;
-        d = half_value(pvti_load16(b + 108));
+        d = half_value(pvti_load_u16(b + 108));
         return d * scale * ((b[32 + 32 * half + l] >> 2 * k & 3) - (b[l] >> part & 1 ? 0 : 4));
     }
     if (type == PVT_Q6_K) {
         int q = b[64 * half + 32 * (k & 1) + l] >> (k >= 2 ? 4 : 0) & 15;
         q |= (b[128 + 32 * half + l] >> 2 * k & 3) << 4;
-        return half_value(pvti_load16(b + 208)) * (int8_t)b[192 + i / 16] * (q - 32);
+        return half_value(pvti_load_u16(b + 208)) * (int8_t)b[192 + i / 16] * (q - 32);
     }
     if (part < 4) scale = b[4 + part] & 63, min = b[8 + part] & 63; /* Q4_K, Q5_K */
     else scale = (b[8 + part] & 15) + (b[part] >> 6) * 16, min = (b[8 + part] >> 4) + (b[4 + part] >> 6) * 16;

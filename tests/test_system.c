@@ -1,5 +1,6 @@
 /*  The seam to the system. Files through a caller's functions: a model, its tokenizer, a text, checkpoints of
-    quantizing and tuning live in a file system in memory, and nothing touches the disk. */
+    quantizing and tuning live in a file system in memory, and nothing touches the disk. And the order of
+    bytes in them; test_swapped compiles all this once more, as a host of the other order would have it. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
@@ -167,7 +168,7 @@ static int mem_remove_directory(void *user, const char *path)
     size_t length = strlen(path);
     if (!n) return fails(ENOENT);
     for (int i = 0; i < NODES; i++)
-        if (d->nodes[i].used && strncmp(d->nodes[i].path, path, length) == 0 && d->nodes[i].path[length] == '/')
+        if (strncmp(d->nodes[i].path, path, length) == 0 && d->nodes[i].path[length] == '/')
             return fails(ENOTEMPTY);
     drop(n);
     return 0;
@@ -248,7 +249,8 @@ static int64_t files_in(const disk *d)
 }
 
 /* Quantized with checkpoints; once more from them alone. */
-static void check_quantize(pvt_ctx *ctx, disk *d, const pvt_model *original, const pvt_corpus *text, pvt_model **out)
+static void check_quantize(pvt_ctx *ctx, disk *d, const pvt_model *original, const pvt_corpus *text,
+                           pvt_model **out)
 {
     pvt_quantize_desc desc;
     pvt_model *again = NULL;
@@ -323,6 +325,7 @@ static void test_memory(bool maps)
     before = d.reads, d.maps = 0;
     CHECK_OK(ctx, pvt_model_load(ctx, "m", NULL, &loaded));
     CHECK(same_model(model, loaded) && pvt_model_tokenizer(loaded) != NULL);
+    maps = maps && !PVTI_SWAPS; /* then numbers are put right in memory */
     CHECK(maps ? d.reads == before && d.maps >= 3 : d.reads > before + 30);
     CHECK(save(loaded, "m") == PVT_OK); /* over the files that it is mapped from */
     pvt_model_free(loaded);
@@ -359,10 +362,81 @@ static void test_read_only(void)
     ctx = make_ctx(&files);
     CHECK_OK(ctx, pvt_model_load(ctx, "m", NULL, &loaded));
     CHECK(save(loaded, "m") == PVT_ERR_IO);
-    CHECK(strstr(pvt_ctx_error(ctx), strerror(ENOSYS)) && strstr(pvt_ctx_error(ctx), "m: nothing can be written"));
+    CHECK(strstr(pvt_ctx_error(ctx), strerror(ENOSYS)) != NULL);
+    CHECK(strstr(pvt_ctx_error(ctx), "m: nothing can be written") != NULL);
     pvt_model_free(loaded);
     CHECK_OK(ctx, pvt_model_load(ctx, "m", NULL, &loaded));
     pvt_model_free(loaded), pvt_ctx_destroy(ctx);
+    for (int i = 0; i < NODES; i++) free(d.nodes[i].bytes);
+}
+
+/* ---- the order of bytes ---- */
+
+static void reverse(uint8_t *bytes, int n)
+{
+    for (int i = 0; i < n / 2; i++) {
+        uint8_t t = bytes[i];
+        bytes[i] = bytes[n - 1 - i], bytes[n - 1 - i] = t;
+    }
+}
+
+/* Known bytes at an odd address; a build that swaps sees the host's other order. */
+static void test_numbers(void)
+{
+    static const uint8_t known[8] = {0x01, 0x02, 0x03, 0x84, 0x05, 0x06, 0x07, 0x88};
+    static const uint8_t one[4] = {0x00, 0x00, 0x80, 0x3f}, half[8] = {0, 0, 0, 0, 0, 0, 0xe0, 0x3f};
+    const uint16_t probe = 1;
+    bool host_little = *(const uint8_t *)&probe == 1, forced = (PVTI_SWAPS != 0) == host_little;
+    uint8_t at[9], back[9];
+    uint16_t twos[4];
+    for (int size = 2; size <= 8; size *= 2) {
+        memcpy(at + 1, known, 8), memset(back, 0, sizeof back);
+        if (forced) reverse(at + 1, size);
+        if (size == 2) CHECK(pvti_load_u16(at + 1) == 0x0201u);
+        if (size == 4) CHECK(pvti_load_u32(at + 1) == 0x84030201u);
+        if (size == 8) CHECK(pvti_load_u64(at + 1) == 0x8807060584030201u);
+        if (size == 2) pvti_store_u16(back + 1, 0x0201u);
+        if (size == 4) pvti_store_u32(back + 1, 0x84030201u);
+        if (size == 8) pvti_store_u64(back + 1, 0x8807060584030201u);
+        CHECK(memcmp(at + 1, back + 1, (size_t)size) == 0);
+    }
+    memcpy(at + 1, one, 4);
+    if (forced) reverse(at + 1, 4);
+    pvti_store_f32(back + 1, 1.0f);
+    CHECK(pvti_load_f32(at + 1) == 1.0f && memcmp(at + 1, back + 1, 4) == 0);
+    memcpy(at + 1, half, 8);
+    if (forced) reverse(at + 1, 8);
+    CHECK(pvti_load_f64(at + 1) == 0.5);
+    memcpy(twos, known, 8);
+    for (int i = 0; i < 4 && forced; i++) reverse((uint8_t *)&twos[i], 2);
+    pvti_copy_numbers(twos, twos, 4, 2); /* in place */
+    CHECK(twos[0] == 0x0201u && twos[1] == 0x8403u && twos[2] == 0x0605u && twos[3] == 0x8807u);
+}
+
+/* The file has the order that it must have (or, in a build that swaps, the other one). */
+static void test_file_order(void)
+{
+    static disk d;
+    pvt_files files = files_of(&d);
+    pvt_ctx *ctx = make_ctx(&files);
+    const float values[3] = {1.0f, -2.0f, 0.5f};
+    const uint16_t probe = 1;
+    bool little = (*(const uint8_t *)&probe == 1) == !PVTI_SWAPS;
+    pvti_tensor t;
+    pvti_safetensors st;
+    const uint8_t *bytes;
+    int64_t header;
+    memset(&t, 0, sizeof t);
+    t.name = "x", t.dtype = PVT_F32, t.rank = 1, t.shape[0] = 3;
+    t.bytes = 12, t.data = (const uint8_t *)values;
+    CHECK_OK(ctx, pvti_safetensors_write(ctx, "x", &t, 1, NULL));
+    bytes = (const uint8_t *)find(&d, "x")->bytes;
+    header = little ? bytes[0] : bytes[7];
+    CHECK(bytes[0] + bytes[7] == header && find(&d, "x")->size == 8 + header + 12);
+    CHECK(bytes[8 + header + (little ? 3 : 0)] == 0x3f && bytes[8 + header + 4 + (little ? 3 : 0)] == 0xc0);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, "x", &st));
+    CHECK(memcmp(st.tensors[0].data, values, sizeof values) == 0);
+    pvti_safetensors_close(&st), pvt_ctx_destroy(ctx);
     for (int i = 0; i < NODES; i++) free(d.nodes[i].bytes);
 }
 
@@ -397,6 +471,8 @@ int main(void)
     test_memory(true);
     test_read_only();
     test_descs();
+    test_numbers();
+    test_file_order();
     CHECK(rmdir(scratch) == 0); /* nothing lies in the directory where all this would have been */
     return test_end();
 }

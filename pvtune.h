@@ -777,11 +777,11 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW);
 /* stats may be NULL. Errors: ARGUMENT (a handle has not been applied). */
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats);
 #endif
-#if PVTUNE_LAYER >= 2
+#if PVTUNE_LAYER >= 2 && !defined(PVTUNE_NO_FILES)
 // >>interface: tokenizer
-/*  Text to token ids and back. Two algorithms cover the Llama family: SentencePiece BPE (pieces
-    with scores, spaces written as U+2581, bytes for what the vocabulary lacks) and byte-level BPE
-    (a split into words per model family, then ranked merges of bytes). Text is any sequence of
+/*  Text to token ids and back; none of this with PVTUNE_NO_FILES. Two algorithms cover the Llama family:
+    SentencePiece BPE (pieces with scores, spaces written as U+2581, bytes for what the vocabulary lacks) and
+    byte-level BPE (a split into words per model family, then ranked merges of bytes). Text is any sequence of
     bytes, also with zeros and malformed UTF-8. */
 typedef struct pvt_tokenizer pvt_tokenizer;
 
@@ -823,7 +823,7 @@ enum {
    character for which the vocabulary has neither a piece, nor bytes, nor an "unknown"). */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
-PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids);
+
 
 enum { PVT_DECODE_SKIP_CONTROL = 1 }; /* leave out control tokens such as "<s>" and "<|im_end|>" */
 /* The text of n ids in *text, *bytes long, zero-terminated; free with pvt_text_free. bytes may be
@@ -839,7 +839,7 @@ PVT_API const char *pvt_tokenizer_piece(const pvt_tokenizer *tokenizer, int32_t 
                                         int64_t *bytes);
 /* The id of a piece as decoded ("\n", "<|im_end|>", " the"), −1 when there is none. */
 PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *piece);
-#endif
+#endif /* not PVTUNE_NO_FILES */
 #if PVTUNE_LAYER >= 2
 // >>interface: models
 /*  A model is weights, immutable while a run uses it. A run owns activations, cache and
@@ -862,6 +862,7 @@ typedef struct pvt_model_config {
 
 typedef struct pvt_model pvt_model;
 
+#ifndef PVTUNE_NO_FILES
 typedef struct pvt_load_desc {
     const char *tokenizer; /* path; NULL: what lies beside or inside the model, if anything */
 } pvt_load_desc;
@@ -872,6 +873,7 @@ typedef struct pvt_load_desc {
    are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
    meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
+#endif
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000. */
@@ -880,10 +882,12 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
+#ifndef PVTUNE_NO_FILES
 /* NULL when the model came without one. Owned by the model. */
 PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model);
 /* Gives the model a tokenizer, which it then owns. */
 PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer);
+#endif
 
 /* Tensors by Hugging Face name. Exactly one of weight and values is set. */
 typedef struct pvt_tensor_info {
@@ -923,6 +927,7 @@ typedef struct pvt_save_desc {
     const char *card;      /* more for the card, in Markdown: how it was made and measured; NULL: nothing */
     bool no_card;          /* no card */
 } pvt_save_desc;
+#ifndef PVTUNE_NO_FILES
 /* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
    tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
    alone). The directory is made when it does not exist. What of these
@@ -935,6 +940,7 @@ typedef struct pvt_save_desc {
    finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
    different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
+#endif
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
 typedef struct pvt_bits {
@@ -1018,6 +1024,7 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
+#ifndef PVTUNE_NO_FILES
 /*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken
     verbatim. JSON Lines are told by their content, each line an object or a string: the documents are
     what stands under "text", else under "content", and are joined by a blank line, as if they stood so in
@@ -1030,9 +1037,12 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
 /* The same of a text in memory; bytes −1: up to the terminating zero. */
 PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
                                         const pvt_tokenizer *tokenizer, pvt_corpus *out);
+#endif
 /* A copy of n ids. Errors: ARGUMENT (n negative), MEMORY. */
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out);
 PVT_API void pvt_corpus_free(pvt_corpus *corpus);
+/* Ids that pvt_tokenizer_encode or pvt_generate made. NULL is allowed. */
+PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids);
 
 typedef struct pvt_ppl_desc {
     int64_t ctx;          /* window length; 0: the model's, at most 512 */
@@ -1082,7 +1092,8 @@ typedef struct pvt_quantize_desc {
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
     const char *checkpoint; /* an existing directory: each finished block is written there at once, as
-                               quantize-00012.safetensors (also -embedding, -head); NULL: nowhere */
+                               quantize-00012.safetensors (also -embedding, -head); NULL: nowhere. A build
+                               with PVTUNE_NO_FILES refuses it: UNSUPPORTED */
     bool resume; /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
@@ -1098,7 +1109,8 @@ typedef struct pvt_quantize_desc {
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
-    or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
+    or with other options: says which), UNSUPPORTED (checkpoint in a build without files), NUMERIC, MEMORY,
+    CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -1185,6 +1197,7 @@ PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
    as a file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is
    saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
+#ifndef PVTUNE_NO_FILES
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
    far, step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO,
    MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after
@@ -1194,6 +1207,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
    schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data
    or teacher: says which; more steps done than planned). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
+#endif
 #endif
 #ifdef __cplusplus
 }
@@ -1350,6 +1364,25 @@ static int pvti_isa_choose(const char *wish)
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
 
+/*  What part I needs of part II, the files, none of whose functions it names: pvti_files_install fills it in
+    when a context is made. NULL where there is no part II, and then there is nothing to ask it for. */
+struct pvti_source;
+struct pvt_tokenizer;
+struct pvt_corpus;
+struct pvti_quantizer;
+struct pvti_quantizer_item;
+typedef struct pvti_outside {
+    void (*source_close)(struct pvti_source *source);          /* the files that a model is mapped from */
+    int64_t (*source_bytes)(const struct pvti_source *source);
+    void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
+    struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
+    /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
+    void (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
+    pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
+    pvt_result (*quantizer_take)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item,
+                                 bool *taken);
+} pvti_outside;
+
 typedef struct pvti_pool pvti_pool;
 struct pvt_ctx {
     int isa, n_threads;
@@ -1364,6 +1397,7 @@ struct pvt_ctx {
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
+    const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
@@ -1965,6 +1999,47 @@ static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t se
     }
 }
 
+// >>sort
+/*  The order is by key, then by the tie function (NULL: none), then by index: worst case
+    O(n log n) whatever a hostile file contains, where a hash table would go quadratic. */
+
+typedef struct pvti_sort_item {
+    uint64_t key;
+    int64_t index;
+} pvti_sort_item;
+typedef int pvti_sort_tie_fn(const void *self, int64_t a, int64_t b); /* as strcmp */
+
+static bool pvti_sort_less(pvti_sort_item a, pvti_sort_item b, pvti_sort_tie_fn *tie, const void *self)
+{
+    int order = 0;
+    if (a.key != b.key) return a.key < b.key;
+    if (tie) order = tie(self, a.index, b.index);
+    return order ? order < 0 : a.index < b.index;
+}
+
+/* Heapsort: in place, no recursion, no worst case. */
+static PVTI_UNUSED void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_tie_fn *tie, const void *self)
+{
+    int64_t start = n / 2, end = n;
+    while (end > 1) {
+        pvti_sort_item item;
+        int64_t hole, child;
+        if (start > 0) {
+            item = items[hole = --start]; /* building the heap */
+        } else {
+            item = items[--end]; /* taking the largest off it */
+            items[end] = items[hole = 0];
+        }
+        while ((child = 2 * hole + 1) < end) {
+            if (child + 1 < end && pvti_sort_less(items[child], items[child + 1], tie, self)) child++;
+            if (!pvti_sort_less(item, items[child], tie, self)) break;
+            items[hole] = items[child];
+            hole = child;
+        }
+        items[hole] = item;
+    }
+}
+
 // >>threads
 /*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
     counter, so no result may depend on who runs which. Workers spin for some microseconds
@@ -2200,43 +2275,6 @@ static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
     int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
     return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
                            n_threads, (long long)(bytes >> 20));
-}
-
-PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
-                                    size_t desc_size)
-{
-    pvt_ctx_desc d;
-    pvt_ctx *ctx;
-    int n_threads, isa;
-    memset(&d, 0, sizeof d);
-    if (!out) return PVT_ERR_ARGUMENT;
-    *out = NULL;
-    if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
-        return PVT_ERR_MISMATCH;
-    if (desc) d = *desc; /* not before its size is known to be ours */
-    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
-    ctx =
-        (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
-    if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
-    memset(ctx, 0, sizeof *ctx);
-    ctx->isa = isa;
-    ctx->n_threads = n_threads;
-    ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
-    ctx->allocator = d.allocator;
-    ctx->progress = d.progress, ctx->progress_user = d.progress_user;
-    ctx->parallel = d.parallel, ctx->parallel_user = d.parallel_user;
-#if PVTI_FILES
-    ctx->files = d.files.open ? d.files : pvti_own_files;
-#endif
-    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
-    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
-        pvt_ctx_destroy(ctx);
-        return pvti_ctx_no_memory(&d, n_threads);
-    }
-    *out = ctx;
-    return PVT_OK;
 }
 
 PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
@@ -4542,7 +4580,7 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
 #if PVTUNE_LAYER >= 1
-
+#if PVTI_FILES
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -5036,6 +5074,7 @@ static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, con
     pvti_map_close(ctx, &map);
     return result;
 }
+#endif /* PVTI_FILES */
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
     Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
@@ -9157,7 +9196,7 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
 
 #endif /* PVTUNE_LAYER >= 1 */
 #if PVTUNE_LAYER >= 2
-
+#if PVTI_FILES
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
     duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
@@ -9197,47 +9236,6 @@ static int pvti_utf8_write(uint32_t c, char out[4])
     for (i = length - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
     out[0] = (char)(lead[length] | c);
     return length;
-}
-
-/* ---- sorting: what duplicate detection rests on, here and in tensor files ---- */
-
-/* The order is by key, then by the tie function (NULL: none), then by index: worst case
-   O(n log n) whatever a hostile file contains, where a hash table would go quadratic. */
-typedef struct pvti_sort_item {
-    uint64_t key;
-    int64_t index;
-} pvti_sort_item;
-typedef int pvti_sort_tie_fn(const void *self, int64_t a, int64_t b); /* as strcmp */
-
-static bool pvti_sort_less(pvti_sort_item a, pvti_sort_item b, pvti_sort_tie_fn *tie, const void *self)
-{
-    int order = 0;
-    if (a.key != b.key) return a.key < b.key;
-    if (tie) order = tie(self, a.index, b.index);
-    return order ? order < 0 : a.index < b.index;
-}
-
-/* Heapsort: in place, no recursion, no worst case. */
-static void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_tie_fn *tie, const void *self)
-{
-    int64_t start = n / 2, end = n;
-    while (end > 1) {
-        pvti_sort_item item;
-        int64_t hole, child;
-        if (start > 0) {
-            item = items[hole = --start]; /* building the heap */
-        } else {
-            item = items[--end]; /* taking the largest off it */
-            items[end] = items[hole = 0];
-        }
-        while ((child = 2 * hole + 1) < end) {
-            if (child + 1 < end && pvti_sort_less(items[child], items[child + 1], tie, self)) child++;
-            if (!pvti_sort_less(item, items[child], tie, self)) break;
-            items[hole] = items[child];
-            hole = child;
-        }
-        items[hole] = item;
-    }
 }
 
 /* ---- strings as written: a reader of their decoded bytes ---- */
@@ -11442,6 +11440,15 @@ typedef struct pvti_llama2c {
     pvti_map map;
 } pvti_llama2c;
 
+static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+{
+    const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
+                                &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
+    for (int i = 0; i < PVTI_COUNT(all); i++)
+        if (strcmp(all[i]->name, name) == 0) return all[i];
+    return NULL;
+}
+
 static PVTI_UNUSED void pvti_llama2c_close(pvti_llama2c *m)
 {
     if (m->ctx) pvti_map_close(m->ctx, &m->map);
@@ -11561,7 +11568,6 @@ static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, 
     else pvti_map_close(ctx, &map);
     return result;
 }
-#if PVTUNE_LAYER >= 2
 // >>unicode
 /*  What pre-tokenizers ask of a character: is it a letter (general category L), a number (N), white
     space (White_Space), or anything else? Unicode 15.1, as run lengths: every entry is
@@ -12986,7 +12992,6 @@ PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *t, const char *text
     return PVT_OK;
 }
 
-PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
 PVT_API void pvt_text_free(pvt_ctx *ctx, char *text) { pvti_free(ctx, text); }
 
 PVT_API const char *pvt_tokenizer_piece(const pvt_tokenizer *t, int32_t previous, int32_t id, int64_t *bytes)
@@ -14291,7 +14296,7 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     pvti_exchange_end(&ex);
     return result;
 }
-#endif
+#endif /* PVTI_FILES */
 // >>model
 /*  A model is a list of matrices and norms plus the numbers in its config. What they are called in
     each kind of file, and which sizes they have, stands once, in two tables; loading, saving,
@@ -14312,50 +14317,30 @@ typedef enum pvti_width { /* which size of the config a side of a matrix has */
 } pvti_width;
 
 /* Hugging Face puts "model.layers.N." before and ".weight" behind, GGUF "blk.N." and ".weight";
-    llama2.c has no names but a fixed order: there it is the member of pvti_llama2c. */
+    llama2.c has no names but a fixed order: there it is the name in its code. */
 typedef struct pvti_tensor_row {
-    const char *hf, *gguf;
-    size_t llama2c;
+    const char *hf, *gguf, *llama2c;
     pvti_width out, in;
 } pvti_tensor_row;
-#define PVTI_X(member) offsetof(pvti_llama2c, member)
 static const pvti_tensor_row pvti_linears[PVTI_LINEARS] = {
-    {"self_attn.q_proj", "attn_q", PVTI_X(wq), PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM},
-    {"self_attn.k_proj", "attn_k", PVTI_X(wk), PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
-    {"self_attn.v_proj", "attn_v", PVTI_X(wv), PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
-    {"self_attn.o_proj", "attn_output", PVTI_X(wo), PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS},
-    {"mlp.gate_proj", "ffn_gate", PVTI_X(w1), PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
-    {"mlp.up_proj", "ffn_up", PVTI_X(w3), PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
-    {"mlp.down_proj", "ffn_down", PVTI_X(w2), PVTI_WIDTH_DIM, PVTI_WIDTH_FF},
+    {"self_attn.q_proj", "attn_q", "wq", PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM},
+    {"self_attn.k_proj", "attn_k", "wk", PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
+    {"self_attn.v_proj", "attn_v", "wv", PVTI_WIDTH_KV, PVTI_WIDTH_DIM},
+    {"self_attn.o_proj", "attn_output", "wo", PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS},
+    {"mlp.gate_proj", "ffn_gate", "w1", PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
+    {"mlp.up_proj", "ffn_up", "w3", PVTI_WIDTH_FF, PVTI_WIDTH_DIM},
+    {"mlp.down_proj", "ffn_down", "w2", PVTI_WIDTH_DIM, PVTI_WIDTH_FF},
 };
 static const pvti_tensor_row pvti_norms[PVTI_NORMS] = {
-    {"input_layernorm", "attn_norm", PVTI_X(rms_att), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
-    {"post_attention_layernorm", "ffn_norm", PVTI_X(rms_ffn), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
+    {"input_layernorm", "attn_norm", "rms_att", PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
+    {"post_attention_layernorm", "ffn_norm", "rms_ffn", PVTI_WIDTH_DIM, PVTI_WIDTH_DIM},
 };
 static const pvti_tensor_row pvti_embedding_row = {
-    "model.embed_tokens", "token_embd", PVTI_X(token_embedding), PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
+    "model.embed_tokens", "token_embd", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
 static const pvti_tensor_row pvti_last_norm_row = {
-    "model.norm", "output_norm", PVTI_X(rms_final), PVTI_WIDTH_DIM, PVTI_WIDTH_DIM};
+    "model.norm", "output_norm", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_DIM};
 static const pvti_tensor_row pvti_head_row = {
-    "lm_head", "output", PVTI_X(wcls), PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
-#undef PVTI_X
-
-/* The files that a model's mapped weights lie in; one of the three is open. */
-typedef struct pvti_source {
-    pvt_ctx *ctx;
-    pvti_shards shards;
-    pvti_gguf gguf;
-    pvti_llama2c llama2c;
-} pvti_source;
-
-static void pvti_source_close(pvti_source *source)
-{
-    if (!source) return;
-    pvti_shards_close(&source->shards);
-    pvti_gguf_close(&source->gguf);
-    pvti_llama2c_close(&source->llama2c);
-    pvti_free(source->ctx, source);
-}
+    "lm_head", "output", "wcls", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM};
 
 typedef struct pvti_layer {
     pvt_real *norm[PVTI_NORMS]; /* [C] */
@@ -14373,8 +14358,8 @@ struct pvt_model {
     pvt_real *norm_data; /* what all norms point into */
     pvt_dtype *norm_types; /* of the norms in the files that they were read from; NONE: from no file */
     float *rope_factors; /* what the config's point to, or NULL */
-    pvti_source *source; /* the files that weights are mapped from; NULL: none */
-    pvt_tokenizer *tokenizer;
+    struct pvti_source *source; /* the files that weights are mapped from; NULL: none */
+    struct pvt_tokenizer *tokenizer; /* or NULL */
     int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
     int n_eos;
     char *generation_config; /* the file's text, carried along on save; may be NULL */
@@ -14516,8 +14501,8 @@ PVT_API void pvt_model_free(pvt_model *model)
         for (j = 0; j < PVTI_LINEARS; j++) pvt_weight_free(&model->layers[l].linear[j]);
     pvt_weight_free(&model->head);
     pvt_weight_free(&model->embed);
-    pvt_tokenizer_free(model->tokenizer);
-    pvti_source_close(model->source);
+    if (model->tokenizer) model->ctx->outside->tokenizer_free(model->tokenizer);
+    if (model->source) model->ctx->outside->source_close(model->source);
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
     pvti_free(model->ctx, model->norm_data);
@@ -14558,19 +14543,6 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
 }
 
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { return &model->config; }
-PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model) { return model->tokenizer; }
-
-PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
-{
-    if (model->tokenizer != tokenizer) pvt_tokenizer_free(model->tokenizer);
-    model->tokenizer = tokenizer;
-    if (tokenizer && model->n_eos == 0 && model->bos < 0) { /* the model's files have the first say */
-        pvt_tokenizer_info info = pvt_tokenizer_get_info(tokenizer);
-        model->bos = info.bos;
-        if (info.eos >= 0) model->eos[model->n_eos++] = info.eos;
-    }
-}
-
 /* ---- tensors, numbered ---- */
 
 /*  0: embedding; then per layer its norms and linears, in the order of PVTI_NORMS and
@@ -14686,10 +14658,7 @@ PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
 
 PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
 {
-    const pvti_source *source = model->source;
-    int64_t bytes = source ? source->gguf.map.size + source->llama2c.map.size : 0, i;
-    for (i = 0; source && i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
-    return bytes;
+    return model->source ? model->ctx->outside->source_bytes(model->source) : 0;
 }
 
 /* ---- making and copying ---- */
@@ -14816,7 +14785,7 @@ PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_mode
         else result = PVT_ERR_MEMORY;
     }
     if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
-    else copy->tokenizer = pvti_tokenizer_share(model->tokenizer);
+    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
     return result;
 }
 
@@ -15516,11 +15485,49 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
 }
+#if PVTI_FILES
 // >>load
 /*  From files to a model: the sizes come from config.json, GGUF keys or llama2.c's header into one
     pvt_model_config, and from there on every tensor is held against them. The kind of file shows
     in its first bytes. Weights stay where the file has them, with three exceptions that are copied:
     codes (range-checked on the way), norms, and the rows of q and k where rotary pairs are neighbours. */
+
+/* The files that a model's mapped weights lie in; one of the three is open. */
+typedef struct pvti_source {
+    pvt_ctx *ctx;
+    pvti_shards shards;
+    pvti_gguf gguf;
+    pvti_llama2c llama2c;
+} pvti_source;
+
+static void pvti_source_close(pvti_source *source)
+{
+    if (!source) return;
+    pvti_shards_close(&source->shards);
+    pvti_gguf_close(&source->gguf);
+    pvti_llama2c_close(&source->llama2c);
+    pvti_free(source->ctx, source);
+}
+
+static int64_t pvti_source_bytes(const pvti_source *source)
+{
+    int64_t bytes = source->gguf.map.size + source->llama2c.map.size, i;
+    for (i = 0; i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
+    return bytes;
+}
+
+PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model) { return model->tokenizer; }
+
+PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
+{
+    if (model->tokenizer != tokenizer) pvt_tokenizer_free(model->tokenizer);
+    model->tokenizer = tokenizer;
+    if (tokenizer && model->n_eos == 0 && model->bos < 0) { /* the model's files have the first say */
+        pvt_tokenizer_info info = pvt_tokenizer_get_info(tokenizer);
+        model->bos = info.bos;
+        if (info.eos >= 0) model->eos[model->n_eos++] = info.eos;
+    }
+}
 
 typedef struct pvti_loader {
     pvt_ctx *ctx;
@@ -15821,10 +15828,9 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
     const pvti_tensor_row *row = pvti_tensor_find_row(a->model, i, &layer);
     pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
-        if (strcmp(suffix, ".weight") != 0) return false;
-        memcpy(out, (const char *)&s->llama2c + row->llama2c, sizeof *out);
-        if (layer >= 0) *out = pvti_llama2c_layer(out, layer);
-        return true;
+        found = strcmp(suffix, ".weight") == 0 ? pvti_llama2c_find(&s->llama2c, row->llama2c) : NULL;
+        if (found) *out = layer >= 0 ? pvti_llama2c_layer(found, layer) : *found;
+        return found != NULL;
     }
     found = s->gguf.ctx ? pvti_gguf_find(&s->gguf, name) : pvti_shards_find(&s->shards, name);
     if (found) *out = *found;
@@ -16169,8 +16175,11 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
     pvti_free(ctx, a);
     return result;
 }
+#endif /* PVTI_FILES */
 // >>corpus
-/*  Token ids of a text, tokenized once as a whole: contexts are cut from the ids, not the text. */
+/*  Token ids of a text: contexts are cut from the ids, not the text. */
+
+PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
 
 PVT_API void pvt_corpus_free(pvt_corpus *corpus)
 {
@@ -16192,6 +16201,10 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     out->ctx = ctx;
     return PVT_OK;
 }
+
+#if PVTI_FILES
+// >>texts
+/*  From a text, in a file or in memory, to a corpus: tokenized once as a whole. */
 
 /* What unpacks a file, by bytes that no text has where they stand; NULL: not compressed. */
 static const char *pvti_text_unpacker(const char *s, int64_t n)
@@ -16364,6 +16377,7 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
     return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
 }
 
+#endif /* PVTI_FILES */
 // >>evaluation
 /*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
     from an empty context. A window of ctx tokens predicts ctx − 1. */
@@ -16601,12 +16615,10 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     }
     return result;
 }
-// >>save
-/*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
+// >>rounding
+/*  To the numbers that a file holds, before anything is measured with them. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
-
-/* ---- rounding ---- */
 
 /* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
 static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
@@ -16683,6 +16695,10 @@ PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
     tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
     return result != PVT_OK ? result : tied;
 }
+
+#if PVTI_FILES
+// >>save
+/*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
 /* ---- model.safetensors ---- */
 
@@ -17118,7 +17134,7 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_free(model->ctx, saver.rounded);
     return result;
 }
-#if PVTUNE_LAYER >= 2
+#endif /* PVTI_FILES */
 // >>quantize
 /* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
 static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
@@ -17402,7 +17418,7 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
-/* ---- checkpoints: a finished block in a file of its own ---- */
+/* ---- a finished block, as a checkpoint holds it ---- */
 
 /* What a file holds: the codes and values of the weights that have codes, and norms. */
 typedef struct pvti_quantizer_item {
@@ -17413,14 +17429,6 @@ typedef struct pvti_quantizer_item {
     char names[PVTI_LINEARS][96], norm_names[PVTI_NORMS][96];
     pvt_real *norms[PVTI_NORMS];       /* [C] */
 } pvti_quantizer_item;
-
-enum { PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_NORMS + 1 };
-
-typedef struct pvti_quantizer_arrays {
-    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
-    char names[PVTI_QUANTIZER_ARRAYS][128];
-    int64_t n;
-} pvti_quantizer_arrays;
 
 static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
@@ -17442,6 +17450,18 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
     }
     return item;
 }
+
+#if PVTI_FILES
+// >>quantize checkpoint
+/*  A finished block in a file of its own, and back. */
+
+enum { PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_NORMS + 1 };
+
+typedef struct pvti_quantizer_arrays {
+    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
+    char names[PVTI_QUANTIZER_ARRAYS][128];
+    int64_t n;
+} pvti_quantizer_arrays;
 
 static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n,
                                  const void *data)
@@ -17626,7 +17646,6 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     char path[PVTI_PATH_BYTES];
     int i;
     *taken = false;
-    if (!z->desc.resume) return PVT_OK;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
     if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
@@ -17649,7 +17668,21 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     return result;
 }
 
-/* ---- a block ---- */
+#endif /* PVTI_FILES */
+// >>quantize blocks
+/*  Block after block, through the checkpoint when there is one. */
+
+/* Puts a finished block in place from its file, when that is wanted and there is one. */
+static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+{
+    *taken = false;
+    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
+}
+
+static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
+{
+    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
+}
 
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
 static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
@@ -17675,10 +17708,10 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
     pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
     bool taken;
     int64_t s;
-    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
     if (!taken) {
         PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
-        if (z->desc.checkpoint) PVTI_TRY(pvti_quantizer_store(z, &item));
+        PVTI_TRY(pvti_quantizer_keep(z, &item));
     }
     for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
@@ -17748,10 +17781,10 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     snprintf(item.names[0], sizeof item.names[0], head ? "lm_head.weight" : "model.embed_tokens.weight");
     snprintf(item.file, sizeof item.file,
              head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
-    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
     if (taken) return PVT_OK;
     PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
-    return z->desc.checkpoint ? pvti_quantizer_store(z, &item) : PVT_OK;
+    return pvti_quantizer_keep(z, &item);
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -17817,6 +17850,9 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          "dense");
     if (!pvti_format_in_range(&d->format))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: not a codebook format, or a size out of range");
+    if (d->checkpoint && !z->ctx->outside)
+        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                         "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
     if (d->resume && !d->checkpoint)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
@@ -17893,7 +17929,7 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
-    if (z->desc.checkpoint) pvti_quantizer_read_options(z, corpus);
+    if (z->desc.checkpoint) z->ctx->outside->quantizer_begin(z, corpus);
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
@@ -17915,8 +17951,6 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
     pvti_quantizer_free(&z);
     return result;
 }
-#endif
-#if PVTUNE_LAYER >= 2
 // >>tuner
 /*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
     tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
@@ -18601,8 +18635,7 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
     return result;
 }
 
-#endif
-#if PVTUNE_LAYER >= 2
+#if PVTI_FILES
 // >>checkpoint
 /*  A tuning run in one safetensors file: masters, codes, moments and buffers of the pv, the best state so
    far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not
@@ -18891,9 +18924,63 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
     pvti_safetensors_close(&st);
     return result;
 }
+#endif /* PVTI_FILES */
+#endif /* PVTUNE_LAYER >= 2 */
+
+// >>start
+/*  A context, made when all that it can be given stands above. */
+
+#if PVTI_FILES
+static void pvti_files_install(pvt_ctx *ctx)
+{
+#if PVTUNE_LAYER >= 2
+    static const pvti_outside outside = {
+        pvti_source_close,           pvti_source_bytes,    pvt_tokenizer_free,  pvti_tokenizer_share,
+        pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
+    };
+    ctx->outside = &outside;
+#endif
+    ctx->files = ctx->files.open ? ctx->files : pvti_own_files;
+}
 #endif
 
-#endif /* PVTUNE_LAYER >= 2 */
+PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
+                                    size_t desc_size)
+{
+    pvt_ctx_desc d;
+    pvt_ctx *ctx;
+    int n_threads, isa;
+    memset(&d, 0, sizeof d);
+    if (!out) return PVT_ERR_ARGUMENT;
+    *out = NULL;
+    if (version != PVT_VERSION || real_size != sizeof(pvt_real) || desc_size != sizeof d)
+        return PVT_ERR_MISMATCH;
+    if (desc) d = *desc; /* not before its size is known to be ours */
+    PVTI_TRY(pvti_ctx_check(&d, &n_threads, &isa));
+    ctx =
+        (pvt_ctx *)(d.allocator.alloc ? d.allocator.alloc(sizeof *ctx, d.allocator.user) : malloc(sizeof *ctx));
+    if (!ctx) return pvti_ctx_no_memory(&d, n_threads);
+    memset(ctx, 0, sizeof *ctx);
+    ctx->isa = isa;
+    ctx->n_threads = n_threads;
+    ctx->seed = d.seed, ctx->compute_bf16 = d.compute_bf16;
+    ctx->allocator = d.allocator;
+    ctx->progress = d.progress, ctx->progress_user = d.progress_user;
+    ctx->parallel = d.parallel, ctx->parallel_user = d.parallel_user;
+    ctx->files = d.files;
+#if PVTI_FILES
+    pvti_files_install(ctx);
+#endif
+    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
+    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
+    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+        pvt_ctx_destroy(ctx);
+        return pvti_ctx_no_memory(&d, n_threads);
+    }
+    *out = ctx;
+    return PVT_OK;
+}
 
 #if !defined(__clang__) && defined(__GNUC__)
 #pragma GCC diagnostic pop

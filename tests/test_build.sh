@@ -107,14 +107,12 @@ for compiler in "$CC" gcc clang; do
         [ "$compiler" = "$CC" ] || check "$compiler, no files, layer $layer, C++17" \
             $compiler $cpp -DPVTUNE_NO_FILES -fsyntax-only -I. "$work/layer$layer.c"
     done
-    for layer in 0 1 2; do # (static: what is unused costs no time)
-        check "$compiler, no files, layer $layer links" $compiler -O0 -DPVT_API=static -DPVTUNE_NO_FILES -I. \
-            "$work/layer$layer.c" -o "$work/nofiles" $link
-    done
     # -flto: what is unused is found without waiting for machine code
     for layer in 0 1 2; do
         check "$compiler, static functions, layer $layer" \
             $compiler $c99 -DPVT_API=static -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
+        check "$compiler, static functions, no files, layer $layer" $compiler $c99 -DPVT_API=static \
+            -DPVTUNE_NO_FILES -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
     done
     check "$compiler, static functions, C++" \
         $compiler $cpp -DPVT_API=static -O0 -flto -c -I. "$work/layer2.c" -o "$work/static.o"
@@ -154,6 +152,7 @@ fi
 # part I alone asks the system for nothing about files
 if command -v nm >/dev/null 2>&1; then
     check "the object without files" $CC -O0 -DPVTUNE_NO_FILES -I. -c "$work/layer2.c" -o "$work/nofiles.o"
+    check "the object without files links" $CC "$work/nofiles.o" -o "$work/nofiles" $link
     files='^_*(f?open|f?close|f?read|f?write|fsync|f?l?stat|fch(mod|own)|flock|fcntl|m(un)?map|rename|remove|unlink'
     files="$files|mkdir|rmdir|opendir|readdir|getpid|nanosleep)(64)?(@.*)?\$"
     nm -u "$work/nofiles.o" | awk '{print $NF}' | grep -E "$files" >"$work/calls"

@@ -862,7 +862,7 @@ typedef struct pvt_model_config {
 
 typedef struct pvt_model pvt_model;
 
-#ifndef PVTUNE_NO_FILES
+#ifndef PVTUNE_NO_FILES /* what needs files, here and below, is not there with that switch */
 typedef struct pvt_load_desc {
     const char *tokenizer; /* path; NULL: what lies beside or inside the model, if anything */
 } pvt_load_desc;
@@ -882,7 +882,7 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
-#ifndef PVTUNE_NO_FILES
+#ifndef PVTUNE_NO_FILES /* nor are tokenizers */
 /* NULL when the model came without one. Owned by the model. */
 PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model);
 /* Gives the model a tokenizer, which it then owns. */
@@ -927,7 +927,7 @@ typedef struct pvt_save_desc {
     const char *card;      /* more for the card, in Markdown: how it was made and measured; NULL: nothing */
     bool no_card;          /* no card */
 } pvt_save_desc;
-#ifndef PVTUNE_NO_FILES
+#ifndef PVTUNE_NO_FILES /* saving */
 /* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
    tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
    alone). The directory is made when it does not exist. What of these
@@ -1024,7 +1024,7 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
-#ifndef PVTUNE_NO_FILES
+#ifndef PVTUNE_NO_FILES /* texts need a tokenizer */
 /*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken
     verbatim. JSON Lines are told by their content, each line an object or a string: the documents are
     what stands under "text", else under "content", and are joined by a blank line, as if they stood so in
@@ -1197,7 +1197,7 @@ PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
    as a file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is
    saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
-#ifndef PVTUNE_NO_FILES
+#ifndef PVTUNE_NO_FILES /* checkpoints */
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
    far, step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO,
    MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after

@@ -629,6 +629,35 @@ static void test_recovery(void)
     pvt_ctx_destroy(other);
 }
 
+/* What cannot be asked about is not taken for absent: a model that may not be overwritten, and a card that is the
+   user's, stay whichever question fails. */
+static void test_unanswered(void)
+{
+    pvt_save_desc desc;
+    int64_t at, fired = 0;
+    bool asked = true;
+    memset(&desc, 0, sizeof desc);
+    for (at = 0; asked; at++) {
+        fresh_directory("old");
+        set_fault(STAT, FAILS, at);
+        CHECK(pvt_model_save(new_model, in("dir"), &desc) != PVT_OK);
+        asked = fault.fired > 0, fired += asked;
+        CHECK(figure(in("dir"), NULL) == old_figure);
+    }
+    CHECK(fired >= 1);
+    desc.overwrite = true;
+    for (at = 0, asked = true; asked; at++) {
+        fresh_directory("old");
+        CHECK(sh("echo 'my own' >dir/README.md"));
+        set_fault(STAT, FAILS, at);
+        CHECK(pvt_model_save(new_model, in("dir"), &desc) == PVT_OK || fault.fired > 0);
+        asked = fault.fired > 0, fired += asked;
+        CHECK(figure(in("dir"), NULL) > 1); /* completed, if it was committed */
+        CHECK(sh("test \"$(cat dir/README.md)\" = 'my own'"));
+    }
+    CHECK(fired > 10);
+}
+
 /* ---- faults in the writing of one file ---- */
 
 static bool file_is(const char *path, const char *content, int64_t bytes)
@@ -1176,6 +1205,7 @@ int main(void)
     test_directory(NULL);
     test_lesser_systems();
     test_recovery();
+    test_unanswered();
     test_files();
     test_two_writers();
     test_two_processes();

@@ -21,8 +21,15 @@ static void put(buffer *b, const void *data, int64_t n)
     b->n += n;
 }
 static void put_text(buffer *b, const char *text) { put(b, text, (int64_t)strlen(text)); }
-static void put_u32(buffer *b, uint32_t v) { put(b, &v, 4); }
-static void put_u64(buffer *b, uint64_t v) { put(b, &v, 8); }
+static void put_little(buffer *b, uint64_t value, int bytes)
+{
+    for (; bytes > 0; bytes--, value >>= 8) {
+        uint8_t byte = (uint8_t)value;
+        put(b, &byte, 1);
+    }
+}
+static void put_u32(buffer *b, uint32_t v) { put_little(b, v, 4); }
+static void put_u64(buffer *b, uint64_t v) { put_little(b, v, 8); }
 
 static bool exists(const char *path)
 {

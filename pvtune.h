@@ -207,6 +207,13 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 #define PVT_API static __attribute__((unused))
 #endif
 
+/* Whether the library reads and writes files; ops have none. */
+#if PVTUNE_LAYER >= 1 && !defined(PVTUNE_NO_FILES)
+#define PVTI_FILES 1
+#else
+#define PVTI_FILES 0
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -274,6 +281,63 @@ typedef int pvt_progress_fn(void *user, const pvt_progress *progress);
 typedef void pvt_task_fn(void *arg, int64_t i, int worker);
 typedef void pvt_parallel_fn(void *user, int64_t n, pvt_task_fn *task, void *arg);
 
+/* What a file is opened for. READ: its content; a pipe is not waited for. STREAM: the same, and the other end
+   of a pipe is waited for. NEW, NEW_PRIVATE: to write one that is made by this, errno EEXIST where something
+   stands; private: nobody else may read it until set_permissions. WRITE: into a pipe or a device. LOCK: an
+   existing file, to lock and to read it, and no link (ELOOP). */
+typedef enum pvt_file_open {
+    PVT_OPEN_READ, PVT_OPEN_STREAM, PVT_OPEN_NEW, PVT_OPEN_NEW_PRIVATE, PVT_OPEN_WRITE, PVT_OPEN_LOCK
+} pvt_file_open;
+
+typedef enum pvt_file_kind { PVT_FILE_REGULAR, PVT_FILE_DIRECTORY, PVT_FILE_STREAM } pvt_file_kind;
+typedef struct pvt_file_info {
+    pvt_file_kind kind;   /* of what a link leads to; a pipe and a device are streams */
+    bool link;            /* the path is a symbolic link */
+    int64_t bytes;
+    int64_t modified;     /* any measure of time that moves when the file is written */
+    uint64_t device, number; /* together they differ for any two files that exist at once */
+    int64_t owner, group;
+    uint32_t permissions; /* POSIX's, at most 0777 */
+} pvt_file_info;
+
+/*  Access to files in the caller's hands: those of a browser, of an archive, or a test that lets calls fail.
+    All files of the library are reached through these functions, which are the POSIX calls in brackets. Each
+    returns 0 (open, share: a number ≥ 0 that stands for the open file; read, write: a number of bytes), or −1
+    with errno set: its strerror gets into the library's sentence. After EINTR the call is made again (close
+    counts as done). What the library does next hangs on ENOENT and ENOTDIR (nothing is there), EEXIST,
+    ENOTEMPTY, EACCES, and for lock EWOULDBLOCK (another has it).
+    A function that is NULL is a call that this file system lacks, as with ENOSYS. Reading needs open, close,
+    read and info; writing a file also write, rename and remove; saving a model also the two for directories.
+    Without sync, lock with share, list, map with unmap, set_owner and set_permissions everything works but
+    what they are for: files that survive a loss of power, several processes that save into one directory,
+    removal of what a killed process left, weights that take no memory of the context's, kept permissions.
+    Called only from the thread that calls the library. Paths are those that the library was given, such a one
+    with "/" and a name behind, or the part up to a "/"; beside a file "x" are "./" and names behind it. They
+    and all that is pointed to are valid during the call. What open, share and map gave, close and unmap get
+    back, at the latest when the context's last object is freed. */
+typedef struct pvt_files {
+    void *user;
+    int (*open)(void *user, const char *path, pvt_file_open how);
+    int (*close)(void *user, int file); /* also −1 frees the number: what was written may be lost then */
+    int64_t (*read)(void *user, int file, void *to, int64_t bytes); /* may give fewer; 0: the end */
+    /* of what stands at the path [stat], or, when that is NULL, of the open file [fstat] */
+    int (*info)(void *user, const char *path, int file, pvt_file_info *out);
+    int64_t (*write)(void *user, int file, const void *from, int64_t bytes); /* appends; may take fewer */
+    int (*rename)(void *user, const char *from, const char *to); /* in one step; files, and directories too */
+    int (*remove)(void *user, const char *path);                 /* a file [unlink] */
+    int (*make_directory)(void *user, const char *path);         /* [mkdir] */
+    int (*remove_directory)(void *user, const char *path);       /* an empty one [rmdir] */
+    int (*sync)(void *user, int file);  /* to the device; also a directory, opened to READ [fsync] */
+    int (*lock)(void *user, int file);  /* waits for none; ends with its last number or the process [flock] */
+    int (*share)(void *user, int file); /* another number for the same open file and its lock [dup] */
+    int (*list)(void *user, const char *directory, void (*each)(void *arg, const char *name), void *arg);
+    /* the content, which stays as it is until unmap; NULL: not possible, it will be read [mmap, munmap] */
+    const void *(*map)(void *user, int file, int64_t bytes);
+    void (*unmap)(void *user, const void *memory, int64_t bytes);
+    int (*set_owner)(void *user, int file, int64_t owner, int64_t group); /* −1: as it is [fchown] */
+    int (*set_permissions)(void *user, int file, uint32_t permissions);   /* [fchmod] */
+} pvt_files;
+
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
@@ -289,6 +353,7 @@ typedef struct pvt_ctx_desc {
     void *progress_user;
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
+    pvt_files files; /* how files are reached; zeroed: as the machine does it */
     /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
        and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
     char *error;
@@ -298,7 +363,7 @@ typedef struct pvt_ctx_desc {
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none).
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -728,11 +793,11 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW);
 /* stats may be NULL. Errors: ARGUMENT (a handle has not been applied). */
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats);
 #endif
-#if PVTUNE_LAYER >= 2
+#if PVTUNE_LAYER >= 2 && !defined(PVTUNE_NO_FILES)
 // >>interface: tokenizer
-/*  Text to token ids and back. Two algorithms cover the Llama family: SentencePiece BPE (pieces
-    with scores, spaces written as U+2581, bytes for what the vocabulary lacks) and byte-level BPE
-    (a split into words per model family, then ranked merges of bytes). Text is any sequence of
+/*  Text to token ids and back; none of this with PVTUNE_NO_FILES. Two algorithms cover the Llama family:
+    SentencePiece BPE (pieces with scores, spaces written as U+2581, bytes for what the vocabulary lacks) and
+    byte-level BPE (a split into words per model family, then ranked merges of bytes). Text is any sequence of
     bytes, also with zeros and malformed UTF-8. */
 typedef struct pvt_tokenizer pvt_tokenizer;
 
@@ -774,7 +839,7 @@ enum {
    character for which the vocabulary has neither a piece, nor bytes, nor an "unknown"). */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
-PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids);
+
 
 enum { PVT_DECODE_SKIP_CONTROL = 1 }; /* leave out control tokens such as "<s>" and "<|im_end|>" */
 /* The text of n ids in *text, *bytes long, zero-terminated; free with pvt_text_free. bytes may be
@@ -790,7 +855,7 @@ PVT_API const char *pvt_tokenizer_piece(const pvt_tokenizer *tokenizer, int32_t 
                                         int64_t *bytes);
 /* The id of a piece as decoded ("\n", "<|im_end|>", " the"), −1 when there is none. */
 PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *piece);
-#endif
+#endif /* not PVTUNE_NO_FILES */
 #if PVTUNE_LAYER >= 2
 // >>interface: models
 /*  A model is weights, immutable while a run uses it. A run owns activations, cache and
@@ -813,6 +878,7 @@ typedef struct pvt_model_config {
 
 typedef struct pvt_model pvt_model;
 
+#ifndef PVTUNE_NO_FILES /* what needs files, here and below, is not there with that switch */
 typedef struct pvt_load_desc {
     const char *tokenizer; /* path; NULL: what lies beside or inside the model, if anything */
 } pvt_load_desc;
@@ -823,6 +889,7 @@ typedef struct pvt_load_desc {
    are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
    meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
+#endif
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L); biases 0), for training from nothing. Zero
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
@@ -832,10 +899,12 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
+#ifndef PVTUNE_NO_FILES /* nor are tokenizers */
 /* NULL when the model came without one. Owned by the model. */
 PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model);
 /* Gives the model a tokenizer, which it then owns. */
 PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer);
+#endif
 
 /* Tensors by Hugging Face name. Exactly one of weight and values is set. */
 typedef struct pvt_tensor_info {
@@ -875,6 +944,7 @@ typedef struct pvt_save_desc {
     const char *card;      /* more for the card, in Markdown: how it was made and measured; NULL: nothing */
     bool no_card;          /* no card */
 } pvt_save_desc;
+#ifndef PVTUNE_NO_FILES /* saving */
 /* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
    tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
    alone). The directory is made when it does not exist. What of these
@@ -887,6 +957,7 @@ typedef struct pvt_save_desc {
    finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
    different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
+#endif
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
 typedef struct pvt_bits {
@@ -970,6 +1041,7 @@ typedef struct pvt_corpus {
     int64_t n;
     pvt_ctx *ctx;
 } pvt_corpus;
+#ifndef PVTUNE_NO_FILES /* texts need a tokenizer */
 /*  A text file, tokenized as a whole, bos in front where the tokenizer puts one. Plain text is taken
     verbatim. JSON Lines are told by their content, each line an object or a string: the documents are
     what stands under "text", else under "content", and are joined by a blank line, as if they stood so in
@@ -982,9 +1054,12 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
 /* The same of a text in memory; bytes −1: up to the terminating zero. */
 PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t bytes,
                                         const pvt_tokenizer *tokenizer, pvt_corpus *out);
+#endif
 /* A copy of n ids. Errors: ARGUMENT (n negative), MEMORY. */
 PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out);
 PVT_API void pvt_corpus_free(pvt_corpus *corpus);
+/* Ids that pvt_tokenizer_encode or pvt_generate made. NULL is allowed. */
+PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids);
 
 typedef struct pvt_ppl_desc {
     int64_t ctx;          /* window length; 0: the model's, at most 512 */
@@ -1034,7 +1109,8 @@ typedef struct pvt_quantize_desc {
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
     const char *checkpoint; /* an existing directory: each finished block is written there at once, as
-                               quantize-00012.safetensors (also -embedding, -head); NULL: nowhere */
+                               quantize-00012.safetensors (also -embedding, -head); NULL: nowhere. A build
+                               with PVTUNE_NO_FILES refuses it: UNSUPPORTED */
     bool resume; /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
     void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
@@ -1050,7 +1126,8 @@ typedef struct pvt_quantize_desc {
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
-    or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
+    or with other options: says which), UNSUPPORTED (checkpoint in a build without files), NUMERIC, MEMORY,
+    CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -1137,6 +1214,7 @@ PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
    as a file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is
    saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
+#ifndef PVTUNE_NO_FILES /* checkpoints */
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
    far, step, options, hashes of student, corpora and teacher), written beside and renamed. Errors: IO,
    MEMORY, ARGUMENT (a step failed half-way and no checkpoint has been resumed since; after
@@ -1146,6 +1224,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
    schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data
    or teacher: says which; more steps done than planned). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
+#endif
 #endif
 #ifdef __cplusplus
 }
@@ -1163,8 +1242,8 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
 
 // >>platform
-/*  What libc leaves out: atomics, threads, memory-mapped files, a monotonic clock, and which
-    instructions the processor has. Everything that depends on a system stands here. */
+/*  What the compiler and the processor offer beside C99: attributes, atomics, fused multiply-adds, kernel
+    sets. What the operating system offers is >>system's. */
 
 #include <errno.h>
 #include <float.h>
@@ -1174,24 +1253,6 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#ifndef PVTUNE_NO_MMAP
-#include <sys/mman.h>
-#endif
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-#ifndef PVTUNE_NO_THREADS
-#include <pthread.h>
-#include <sched.h>
-#endif
-
-#ifndef CLOCK_MONOTONIC
-#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99"
-#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -1225,13 +1286,6 @@ extern "C" {
 #define PVTI_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
-
-static PVTI_UNUSED double pvti_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 #define pvti_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define pvti_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
@@ -1351,6 +1405,25 @@ typedef struct pvti_kernels {
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
 
+/*  What part I needs of part II, the files, none of whose functions it names: pvti_files_install fills it in
+    when a context is made. NULL where there is no part II, and then there is nothing to ask it for. */
+struct pvti_source;
+struct pvt_tokenizer;
+struct pvt_corpus;
+struct pvti_quantizer;
+struct pvti_quantizer_item;
+typedef struct pvti_outside {
+    void (*source_close)(struct pvti_source *source);          /* the files that a model is mapped from */
+    int64_t (*source_bytes)(const struct pvti_source *source);
+    void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
+    struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
+    /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
+    void (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
+    pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
+    pvt_result (*quantizer_take)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item,
+                                 bool *taken);
+} pvti_outside;
+
 typedef struct pvti_pool pvti_pool;
 struct pvt_ctx {
     int n_threads;
@@ -1367,7 +1440,8 @@ struct pvt_ctx {
     int64_t bytes_now, bytes_peak, allocations;
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
-    const struct pvti_system *system; /* how files are reached; NULL: as the machine does it. See >>system */
+    pvt_files files;   /* the desc's, or the machine's own; see >>system */
+    const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
@@ -1539,6 +1613,398 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
     return true;
 }
 
+// >>system
+/*  What the library asks of the operating system, and the only place that calls it: clock, cores,
+    environment, threads; and files, through the context's table, which is the machine's own unless
+    pvt_ctx_desc brings another. What a file system lacks, and what is interrupted, is dealt with here. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <time.h>
+#include <unistd.h>
+#ifndef PVTUNE_NO_THREADS
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if PVTI_FILES
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#ifndef PVTUNE_NO_MMAP
+#include <sys/mman.h>
+#endif
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef CLOCK_MONOTONIC
+#error "pvtune: libc hides POSIX here; include pvtune.h before libc's headers, or compile with -std=gnu99"
+#endif
+
+static PVTI_UNUSED double pvti_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static long pvti_cores(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
+static const char *pvti_environment(const char *name) { return getenv(name); }
+
+/* ---- threads ---- */
+
+#ifndef PVTUNE_NO_THREADS
+typedef pthread_t pvti_thread;
+typedef pthread_mutex_t pvti_mutex;
+typedef pthread_cond_t pvti_condition;
+
+static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
+{
+    return pthread_create(thread, NULL, work, arg) == 0;
+}
+static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
+static void pvti_yield(void) { sched_yield(); }
+
+static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
+static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
+static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
+static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
+
+static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
+static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
+static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
+static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
+{
+    pthread_cond_wait(condition, mutex);
+}
+#endif
+
+/* ---- files: the machine's own ---- */
+
+#if PVTI_FILES
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
+    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
+                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
+    (void)user;
+    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return close(file);
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    (void)user;
+    return read(file, to, (size_t)bytes);
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    (void)user;
+    return write(file, from, (size_t)bytes);
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    struct stat st;
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
+    out->link = S_ISLNK(st.st_mode);
+    if (out->link && stat(path, &st)) return -1;
+    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
+                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
+                                      : PVT_FILE_STREAM;
+    out->bytes = (int64_t)st.st_size;
+    out->modified = (int64_t)st.st_mtime;
+    out->device = (uint64_t)st.st_dev;
+    out->number = (uint64_t)st.st_ino;
+    out->owner = (int64_t)st.st_uid;
+    out->group = (int64_t)st.st_gid;
+    out->permissions = (uint32_t)st.st_mode & 0777u;
+    return 0;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    (void)user;
+    return rename(from, to);
+}
+static int pvti_own_remove(void *user, const char *path)
+{
+    (void)user;
+    return unlink(path);
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    (void)user;
+    return mkdir(path, 0777);
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    (void)user;
+    return rmdir(path);
+}
+static int pvti_own_sync(void *user, int file)
+{
+    (void)user;
+    return fsync(file);
+}
+static int pvti_own_lock(void *user, int file)
+{
+    (void)user;
+    return flock(file, LOCK_EX | LOCK_NB);
+}
+static int pvti_own_share(void *user, int file)
+{
+    (void)user;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
+{
+    DIR *stream = opendir(directory);
+    struct dirent *entry;
+    (void)user;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
+{
+    (void)user;
+    return fchown(file, (uid_t)owner, (gid_t)group);
+}
+static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
+{
+    (void)user;
+    return fchmod(file, (mode_t)permissions);
+}
+#ifndef PVTUNE_NO_MMAP
+static const void *pvti_own_map(void *user, int file, int64_t bytes)
+{
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    (void)user;
+    return memory != MAP_FAILED ? memory : NULL;
+}
+static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
+{
+    (void)user;
+    munmap((void *)(uintptr_t)memory, (size_t)bytes);
+}
+#else
+#define pvti_own_map NULL
+#define pvti_own_unmap NULL
+#endif
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
+};
+
+/* Who is at work, for names of temporary files; and a wait for another who is. */
+static long pvti_process(void) { return (long)getpid(); }
+static PVTI_UNUSED void pvti_sleep(double seconds)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL);
+}
+
+/* ---- files: as the library calls them; errno says why something failed ---- */
+
+/* A call of the context's table; one that it lacks fails. */
+#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
+
+static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
+{
+    int file;
+    do file = ctx->files.open(ctx->files.user, path, how);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int file)
+{
+    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
+}
+
+static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
+{
+    int64_t got;
+    do got = ctx->files.read(ctx->files.user, file, to, bytes);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
+{
+    int64_t done;
+    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Of what stands at path, and of an open file. */
+static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
+}
+static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
+}
+
+static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
+{
+    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
+}
+static bool pvti_remove(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
+}
+
+/* Every name in the directory; one that cannot be listed has none. */
+static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
+                      void *arg)
+{
+    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int file)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
+{
+    pvt_file_info a, b;
+    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
+           a.number == b.number;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
+#endif /* PVTI_FILES */
+
+// >>bytes
+/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
+    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
+    that path on any host: what it writes then, only such a build reads.) */
+
+#ifndef PVTI_SWAPS
+#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+#endif
+
+PVTI_INLINE uint16_t pvti_load_u16(const void *from)
+{
+    uint16_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
+}
+PVTI_INLINE uint32_t pvti_load_u32(const void *from)
+{
+    uint32_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
+}
+PVTI_INLINE uint64_t pvti_load_u64(const void *from)
+{
+    uint64_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
+}
+PVTI_INLINE float pvti_load_f32(const void *from)
+{
+    uint32_t bits = pvti_load_u32(from);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+PVTI_INLINE double pvti_load_f64(const void *from)
+{
+    uint64_t bits = pvti_load_u64(from);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
+{
+    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
+{
+    x = pvti_load_u32(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
+{
+    x = pvti_load_u64(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_f32(void *to, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    pvti_store_u32(to, bits);
+}
+
+/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
+static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
+{
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    int64_t i;
+    if (!PVTI_SWAPS || size == 1) {
+        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
+        return;
+    }
+    for (i = 0; i < n; i++, a += size, b += size) {
+        uint16_t two;
+        uint32_t four;
+        uint64_t eight;
+        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
+        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
+        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
+    }
+}
+
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
     the order in which threads ask. Philox-like mixing of four words by the finalizer of
@@ -1577,6 +2043,47 @@ static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t se
     }
 }
 
+// >>sort
+/*  The order is by key, then by the tie function (NULL: none), then by index: worst case
+    O(n log n) whatever a hostile file contains, where a hash table would go quadratic. */
+
+typedef struct pvti_sort_item {
+    uint64_t key;
+    int64_t index;
+} pvti_sort_item;
+typedef int pvti_sort_tie_fn(const void *self, int64_t a, int64_t b); /* as strcmp */
+
+static bool pvti_sort_less(pvti_sort_item a, pvti_sort_item b, pvti_sort_tie_fn *tie, const void *self)
+{
+    int order = 0;
+    if (a.key != b.key) return a.key < b.key;
+    if (tie) order = tie(self, a.index, b.index);
+    return order ? order < 0 : a.index < b.index;
+}
+
+/* Heapsort: in place, no recursion, no worst case. */
+static PVTI_UNUSED void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_tie_fn *tie, const void *self)
+{
+    int64_t start = n / 2, end = n;
+    while (end > 1) {
+        pvti_sort_item item;
+        int64_t hole, child;
+        if (start > 0) {
+            item = items[hole = --start]; /* building the heap */
+        } else {
+            item = items[--end]; /* taking the largest off it */
+            items[end] = items[hole = 0];
+        }
+        while ((child = 2 * hole + 1) < end) {
+            if (child + 1 < end && pvti_sort_less(items[child], items[child + 1], tie, self)) child++;
+            if (!pvti_sort_less(item, items[child], tie, self)) break;
+            items[hole] = items[child];
+            hole = child;
+        }
+        items[hole] = item;
+    }
+}
+
 // >>threads
 /*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
     counter, so no result may depend on who runs which. Workers spin for some microseconds
@@ -1590,10 +2097,10 @@ struct pvti_pool {
     uint32_t generation; /* counts regions; odd values never occur */
     bool stop, started;
 #ifndef PVTUNE_NO_THREADS
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    pvti_mutex mutex;
+    pvti_condition wake;
     int sleeping;
-    pthread_t threads[PVTI_MAX_THREADS];
+    pvti_thread threads[PVTI_MAX_THREADS];
     struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
 #endif
 };
@@ -1618,11 +2125,12 @@ static void *pvti_pool_main(void *start)
         int spin = 0;
         while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
         if (pvti_atomic_load(&pool->generation) == seen) {
-            pthread_mutex_lock(&pool->mutex);
+            pvti_mutex_lock(&pool->mutex);
             pool->sleeping++;
-            while (pvti_atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+            while (pvti_atomic_load(&pool->generation) == seen)
+                pvti_condition_wait(&pool->wake, &pool->mutex);
             pool->sleeping--;
-            pthread_mutex_unlock(&pool->mutex);
+            pvti_mutex_unlock(&pool->mutex);
         }
         seen = pvti_atomic_load(&pool->generation);
         if (pool->stop) return NULL;
@@ -1633,10 +2141,10 @@ static void *pvti_pool_main(void *start)
 
 static void pvti_pool_start(pvti_pool *pool)
 {
-    pthread_mutex_lock(&pool->mutex);
+    pvti_mutex_lock(&pool->mutex);
     pvti_atomic_store(&pool->generation, pool->generation + 2);
-    if (pool->sleeping) pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
+    pvti_mutex_unlock(&pool->mutex);
 }
 
 static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
@@ -1648,7 +2156,7 @@ static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *a
     pvti_pool_work(pool, 0);
     while (pvti_atomic_load(&pool->running) > 0) {
         if (spin++ < PVTI_SPINS) pvti_pause();
-        else sched_yield(); /* a worker has lost its core: let it finish */
+        else pvti_yield(); /* a worker has lost its core: let it finish */
     }
 }
 
@@ -1659,9 +2167,9 @@ static void pvti_pool_destroy(pvt_ctx *ctx)
     if (pool && pool->started) {
         pool->stop = true;
         pvti_pool_start(pool);
-        for (i = 0; i < pool->n_workers; i++) pthread_join(pool->threads[i], NULL);
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->mutex);
+        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
+        pvti_condition_destroy(&pool->wake);
+        pvti_mutex_destroy(&pool->mutex);
     }
     pvti_free(ctx, pool);
 }
@@ -1673,13 +2181,13 @@ static int pvti_pool_workers(pvt_ctx *ctx)
     pvti_pool *pool = ctx->pool;
     if (!pool) return 0;
     if (!pool->started) {
-        pthread_mutex_init(&pool->mutex, NULL);
-        pthread_cond_init(&pool->wake, NULL);
+        pvti_mutex_create(&pool->mutex);
+        pvti_condition_create(&pool->wake);
         pool->started = true;
         while (pool->n_workers < ctx->n_threads - 1) {
             int i = pool->n_workers;
             pool->starts[i].pool = pool;
-            if (pthread_create(&pool->threads[i], NULL, pvti_pool_main, &pool->starts[i]) != 0) break;
+            if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
             pool->n_workers++;
         }
     }
@@ -1736,7 +2244,7 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
    number counts, if there is one. */
 static int pvti_thread_count(int wish)
 {
-    const char *own = getenv("PVTUNE_NUM_THREADS"), *openmp = getenv("OMP_NUM_THREADS");
+    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
     char *end = NULL;
     long n = wish;
     if (n <= 0 && own && *own) {
@@ -1744,7 +2252,7 @@ static int pvti_thread_count(int wish)
         if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
     }
     if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
-    if (n <= 0) n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n <= 0) n = pvti_cores();
     return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
 }
 
@@ -1758,6 +2266,24 @@ static PVTI_PRINTF(3, 4) pvt_result
     vsnprintf(d->error, (size_t)d->error_bytes, format, args);
     va_end(args);
     return result;
+}
+
+static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
+{
+    const pvt_files *f = &d->files;
+    pvt_files none;
+    bool given;
+    memset(&none, 0, sizeof none);
+    given = memcmp(f, &none, sizeof none) != 0;
+    if (given && !PVTI_FILES)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
+                  !f->map != !f->unmap))
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "files: open, close, read and info go together, and so do lock and share, "
+                               "map and unmap: give all of them or none");
+    return PVT_OK;
 }
 
 /* The desc, and the environment where it says nothing. */
@@ -1774,11 +2300,12 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
     if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
                                "compute_bf16 is not for a build with PVTUNE_REAL double");
+    PVTI_TRY(pvti_ctx_check_files(d));
     *n_threads = pvti_thread_count(d->n_threads);
     if (*n_threads < 0)
         return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
                                "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
-                               getenv("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
     return PVT_OK;
 }
 
@@ -1820,6 +2347,7 @@ static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **o
     ctx->allocator = d->allocator;
     ctx->progress = d->progress, ctx->progress_user = d->progress_user;
     ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
+    ctx->files = d->files;
     ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
     ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
     if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
@@ -3644,103 +4172,7 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
 #if PVTUNE_LAYER >= 1
-
-// >>system
-/*  What the library asks of the system about files, in one table: nothing else calls POSIX for them. A
-    context uses the machine's own; a test points ctx->system at a table that lets the n-th call fail,
-    writes short, or ends the process there. Each function is POSIX's of that name, with its errno. (What
-    only asks whether a path exists, and mmap, stand where they are used.) */
-
-typedef void pvti_list_fn(void *user, const char *name);
-typedef struct pvti_system {
-    int (*open)(const char *path, int flags, mode_t mode);
-    int (*close)(int fd);
-    ssize_t (*read)(int fd, void *to, size_t bytes);
-    ssize_t (*write)(int fd, const void *from, size_t bytes);
-    int (*fsync)(int fd);
-    int (*fstat)(int fd, struct stat *st);
-    int (*stat)(const char *path, struct stat *st);
-    int (*fchmod)(int fd, mode_t mode);
-    int (*fchown)(int fd, uid_t owner, gid_t group);
-    int (*flock)(int fd, int operation);
-    int (*dup)(int fd);
-    int (*rename)(const char *from, const char *to);
-    int (*unlink)(const char *path);
-    int (*mkdir)(const char *path, mode_t mode);
-    int (*rmdir)(const char *path);
-    int (*list)(const char *dir, pvti_list_fn *each, void *user); /* every name in dir; 0, or −1 and errno */
-} pvti_system;
-
-static int pvti_system_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
-static int pvti_system_dup(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
-static int pvti_system_list(const char *dir, pvti_list_fn *each, void *user)
-{
-    DIR *stream = opendir(dir);
-    struct dirent *entry;
-    if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(user, entry->d_name);
-    closedir(stream);
-    return 0;
-}
-
-static const pvti_system *pvti_system_of(const pvt_ctx *ctx)
-{
-    static const pvti_system own = {
-        pvti_system_open, close, read, write, fsync, fstat, stat, fchmod, fchown, flock, pvti_system_dup,
-        rename, unlink, mkdir, rmdir, pvti_system_list,
-    };
-    return ctx->system ? ctx->system : &own;
-}
-
-/* Descriptors are not passed on to other programs. */
-static int pvti_open(const pvt_ctx *ctx, const char *path, int flags, mode_t mode)
-{
-    int fd;
-    do fd = pvti_system_of(ctx)->open(path, flags | O_CLOEXEC, mode);
-    while (fd < 0 && errno == EINTR);
-    return fd;
-}
-
-/* False: what was written may be lost. The descriptor is gone in any case; EINTR says no more than that. */
-static bool pvti_close(const pvt_ctx *ctx, int fd)
-{
-    return pvti_system_of(ctx)->close(fd) == 0 || errno == EINTR;
-}
-
-/* These say that a file system has no such call, which is no news about the data. */
-static bool pvti_unsupported(int code)
-{
-    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
-}
-
-static bool pvti_sync(const pvt_ctx *ctx, int fd)
-{
-    int status;
-    do status = pvti_system_of(ctx)->fsync(fd);
-    while (status != 0 && errno == EINTR);
-    return status == 0 || pvti_unsupported(errno);
-}
-
-/* Whether the open file is still the one that stands at `path`. */
-static bool pvti_is_at(const pvt_ctx *ctx, int fd, const char *path)
-{
-    struct stat a, b;
-    return pvti_system_of(ctx)->fstat(fd, &a) == 0 && pvti_system_of(ctx)->stat(path, &b) == 0 &&
-           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
-/*  A lock on a file says that a process is at work on it, and ends with the process, however that
-    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
-    NONE: this file system has no locks; nothing is known about others then. */
-typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
-static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int fd, const char *path)
-{
-    int status;
-    do status = pvti_system_of(ctx)->flock(fd, LOCK_EX | LOCK_NB);
-    while (status != 0 && errno == EINTR);
-    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
-    return status == 0 && pvti_is_at(ctx, fd, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
-}
+#if PVTI_FILES
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -3770,16 +4202,20 @@ static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char
     return PVT_OK;
 }
 
-static PVTI_UNUSED bool pvti_path_exists(const char *path)
+/* errno says that nothing stands at the path that was asked for. */
+static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
+
+/* What cannot be asked about is taken to be there: opening it says why. */
+static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
 {
-    struct stat st;
-    return stat(path, &st) == 0;
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
 }
 
-static PVTI_UNUSED bool pvti_path_is_directory(const char *path)
+static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
 }
 
 /* The directory of a path, as it was written there, with its slash; "./" when it has none. */
@@ -3793,7 +4229,9 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
    that may not be opened, or a file system that cannot sync one, is no failure. */
 static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
-    int fd = pvti_open(ctx, dir, O_RDONLY, 0), code;
+    int fd, code;
+    if (!ctx->files.sync) return true;
+    fd = pvti_open(ctx, dir, PVT_OPEN_READ);
     if (fd < 0) return errno == EACCES;
     code = pvti_sync(ctx, fd) ? 0 : errno;
     if (!pvti_close(ctx, fd) && !code) code = errno;
@@ -3814,8 +4252,8 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
         if (path[i] != '/' && path[i] != 0) continue;
         part[i] = 0;
         pvti_path_directory(part, above);
-        made = pvti_system_of(ctx)->mkdir(part, 0777) == 0;
-        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(part))
+        made = pvti_make_directory(ctx, part);
+        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
                              strerror(errno));
         part[i] = path[i];
@@ -3831,15 +4269,13 @@ typedef struct pvti_map {
     const uint8_t *data; /* never NULL once open */
     int64_t size;
     pvt_ctx *ctx;
-    void *mapped; /* by mmap, or … */
+    const void *mapped; /* by the file system, or … */
     void *memory; /* … read into memory of the context */
 } pvti_map;
 
 static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
-#ifndef PVTUNE_NO_MMAP
-    if (map->mapped) munmap(map->mapped, (size_t)map->size);
-#endif
+    if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
     pvti_free(ctx, map->memory);
     memset(map, 0, sizeof *map);
 }
@@ -3850,13 +4286,11 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
 {
     int64_t capacity = 0;
     for (;;) {
-        ssize_t got;
-        int64_t wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
+        int64_t got, wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
         if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
             return PVT_ERR_MEMORY;
-        got = pvti_system_of(ctx)->read(fd, (char *)map->memory + map->size,
-                                        (size_t)PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
-        if (got < 0 && errno == EINTR) continue;
+        got = pvti_read(ctx, fd, (char *)map->memory + map->size,
+                        PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
         if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got == 0) break;
         map->size += got;
@@ -3871,28 +4305,24 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
 
 static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
 {
-    struct stat st;
-    if (pvti_system_of(ctx)->fstat(fd, &st) != 0)
+    pvt_file_info info;
+    if (!pvti_info_of(ctx, fd, &info))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-    if (S_ISDIR(st.st_mode))
+    if (info.kind == PVT_FILE_DIRECTORY)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (!S_ISREG(st.st_mode) && !stream)
+    if (info.kind != PVT_FILE_REGULAR && !stream)
         return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
-    if (!S_ISREG(st.st_mode)) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
-    if ((uint64_t)st.st_size >= (uint64_t)(SIZE_MAX / 2))
+    if (info.kind != PVT_FILE_REGULAR) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
+    if ((uint64_t)info.bytes >= (uint64_t)(SIZE_MAX / 2))
         return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
-#ifndef PVTUNE_NO_MMAP
-    if (st.st_size > 0) {
-        void *mapped = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (mapped != MAP_FAILED) {
-            map->mapped = mapped;
-            map->data = (const uint8_t *)mapped;
-            map->size = (int64_t)st.st_size;
-            return PVT_OK;
-        }
+    if (info.bytes > 0 && ctx->files.map && !PVTI_SWAPS) /* else numbers are put right in place */
+        map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
+    if (map->mapped) {
+        map->data = (const uint8_t *)map->mapped;
+        map->size = info.bytes;
+        return PVT_OK;
     }
-#endif
-    return pvti_map_read(ctx, path, fd, (int64_t)st.st_size, INT64_MAX, map);
+    return pvti_map_read(ctx, path, fd, info.bytes, INT64_MAX, map);
 }
 
 static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
@@ -3900,8 +4330,7 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
     pvt_result result;
     int fd;
     memset(map, 0, sizeof *map);
-    /* without O_NONBLOCK a pipe would hold us here until someone writes into it */
-    fd = pvti_open(ctx, path, O_RDONLY | (stream ? 0 : O_NONBLOCK), 0);
+    fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     map->ctx = ctx;
     result = pvti_map_fill(ctx, path, fd, stream, map);
@@ -3929,7 +4358,7 @@ static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *pat
 static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
 {
     char file[256];
-    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, (long)getpid(),
+    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, pvti_process(),
              (long long)ctx->temporaries++);
     return pvti_path_join(ctx, out, dir, file);
 }
@@ -3964,15 +4393,15 @@ static void pvti_sweep_entry(void *user, const char *file)
 /* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
 static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
 {
-    int fd = pvti_open(ctx, path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
-    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    int fd = pvti_open(ctx, path, PVT_OPEN_LOCK);
+    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, PVT_OPEN_READ);
 }
 
 static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
 {
     int fd = pvti_open_for_lock(ctx, path);
     if (fd < 0) return;
-    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) pvti_system_of(ctx)->unlink(path);
+    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) (void)pvti_remove(ctx, path);
     pvti_close(ctx, fd);
 }
 
@@ -3983,7 +4412,7 @@ static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
 {
     pvti_sweep sweep;
     sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
-    (void)pvti_system_of(ctx)->list(dir, pvti_sweep_entry, &sweep);
+    pvti_list(ctx, dir, pvti_sweep_entry, &sweep);
 }
 
 /* ---- writing ---- */
@@ -4011,7 +4440,7 @@ static bool pvti_writer_close(pvti_writer *w)
 {
     bool clean = true;
     if (w->open) pvti_close(w->ctx, w->fd);
-    if (w->temporary) clean = pvti_system_of(w->ctx)->unlink(w->temp) == 0 || errno == ENOENT;
+    if (w->temporary) clean = pvti_remove(w->ctx, w->temp) || errno == ENOENT;
     if (w->locked) pvti_close(w->ctx, w->lock);
     if (w->ctx) pvti_free(w->ctx, w->buffer);
     w->buffer = NULL;
@@ -4041,23 +4470,24 @@ static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
 
 /* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
    ours is no failure. */
-static bool pvti_writer_permissions(pvti_writer *w, const struct stat *old)
+static bool pvti_writer_permissions(pvti_writer *w, const pvt_file_info *old)
 {
-    const pvti_system *system = pvti_system_of(w->ctx);
-    struct stat st;
-    if (system->fstat(w->fd, &st) != 0) return false;
-    if ((st.st_uid != old->st_uid || st.st_gid != old->st_gid) &&
-        system->fchown(w->fd, old->st_uid, old->st_gid) != 0 && st.st_gid != old->st_gid)
-        (void)system->fchown(w->fd, (uid_t)-1, old->st_gid);
-    if ((st.st_mode & 0777) == (old->st_mode & 0777)) return true;
-    return system->fchmod(w->fd, old->st_mode & 0777) == 0;
+    const pvt_files *files = &w->ctx->files;
+    pvt_file_info info;
+    if (!files->set_permissions) return true; /* there are none here */
+    if (!pvti_info_of(w->ctx, w->fd, &info)) return false;
+    if (files->set_owner && (info.owner != old->owner || info.group != old->group) &&
+        files->set_owner(files->user, w->fd, old->owner, old->group) != 0 && info.group != old->group)
+        (void)files->set_owner(files->user, w->fd, -1, old->group);
+    if (info.permissions == old->permissions) return true;
+    return files->set_permissions(files->user, w->fd, old->permissions) == 0;
 }
 
 /* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
    False with errno; EEXIST: try another name. */
-static bool pvti_writer_create(pvti_writer *w, const struct stat *old)
+static bool pvti_writer_create(pvti_writer *w, const pvt_file_info *old)
 {
-    w->fd = pvti_open(w->ctx, w->temp, O_WRONLY | O_CREAT | O_EXCL, old ? 0600 : 0666);
+    w->fd = pvti_open(w->ctx, w->temp, old ? PVT_OPEN_NEW_PRIVATE : PVT_OPEN_NEW);
     w->open = w->temporary = w->fd >= 0;
     return w->open;
 }
@@ -4073,13 +4503,13 @@ static bool pvti_writer_lock(pvti_writer *w)
         errno = EEXIST;
         return false;
     }
-    w->lock = pvti_system_of(w->ctx)->dup(w->fd);
+    w->lock = w->ctx->files.share(w->ctx->files.user, w->fd);
     w->locked = w->lock >= 0;
     return w->locked;
 }
 
 /* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
-static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, struct stat *old,
+static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, pvt_file_info *old,
                                     bool *exists)
 {
     memset(w, 0, sizeof *w);
@@ -4088,16 +4518,16 @@ static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer 
     if (strlen(path) >= sizeof w->path)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
     snprintf(w->path, sizeof w->path, "%s", path);
-    *exists = pvti_system_of(ctx)->stat(path, old) == 0;
-    if (*exists && S_ISDIR(old->st_mode)) errno = EISDIR;
+    *exists = pvti_info(ctx, path, old);
+    if (*exists && old->kind == PVT_FILE_DIRECTORY) errno = EISDIR;
     /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
-    if (*exists ? S_ISDIR(old->st_mode) : errno != ENOENT && errno != ENOTDIR)
+    if (*exists ? old->kind == PVT_FILE_DIRECTORY : errno != ENOENT && errno != ENOTDIR)
         return pvti_writer_fail(w, "cannot be written");
     w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
     return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
 }
 
-static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old)
+static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *old)
 {
     char dir[PVTI_PATH_BYTES];
     const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
@@ -4118,14 +4548,14 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const struct stat *old
 /* Nothing is written to `path` itself before the commit. */
 static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
-    struct stat old;
+    pvt_file_info old;
     bool exists;
     PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
-    w->direct = exists && !S_ISREG(old.st_mode);
+    w->direct = exists && old.kind != PVT_FILE_REGULAR;
     if (!w->direct) {
         PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
     } else {
-        w->fd = pvti_open(ctx, w->path, O_WRONLY, 0);
+        w->fd = pvti_open(ctx, w->path, PVT_OPEN_WRITE);
         w->open = w->fd >= 0;
         if (!w->open) return pvti_writer_fail(w, "cannot be opened");
     }
@@ -4138,8 +4568,7 @@ static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t by
 {
     const char *from = (const char *)data;
     while (bytes > 0) {
-        ssize_t done = pvti_system_of(w->ctx)->write(w->fd, from, (size_t)PVTI_MIN(bytes, (int64_t)1 << 30));
-        if (done < 0 && errno == EINTR) continue;
+        int64_t done = pvti_write(w->ctx, w->fd, from, PVTI_MIN(bytes, (int64_t)1 << 30));
         if (done == 0) errno = ENOSPC;
         if (done <= 0) return pvti_writer_fail(w, "writing failed");
         from += done;
@@ -4170,6 +4599,21 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
     return PVT_OK;
 }
 
+/* n numbers of `size` bytes, in the order that files have. */
+static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
+                                                      int64_t size)
+{
+    char part[4096];
+    int64_t each = (int64_t)sizeof part / size, i, m;
+    if (!PVTI_SWAPS) return pvti_writer_put(w, data, n * size);
+    for (i = 0; i < n; i += m) {
+        m = PVTI_MIN(each, n - i);
+        pvti_copy_numbers(part, (const char *)data + i * size, m, size);
+        PVTI_TRY(pvti_writer_put(w, part, m * size));
+    }
+    return w->result;
+}
+
 /* Everything that was put is on the device. */
 static pvt_result pvti_writer_settle(pvti_writer *w)
 {
@@ -4188,7 +4632,7 @@ static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
     char dir[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_writer_settle(w));
     if (w->temporary && !w->staged) {
-        if (pvti_system_of(w->ctx)->rename(w->temp, w->path) != 0)
+        if (!pvti_rename(w->ctx, w->temp, w->path))
             return pvti_writer_fail(w, "cannot be replaced by the new file");
         w->temporary = false;
         pvti_path_directory(w->path, dir);
@@ -4222,6 +4666,7 @@ static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, con
     pvti_map_close(ctx, &map);
     return result;
 }
+#endif /* PVTI_FILES */
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
     Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
@@ -4282,15 +4727,9 @@ PVTI_INLINE uint16_t pvti_f32_to_bf16(float value)
 
 /* ---- decoders: out gets n blocks ---- */
 
-PVTI_INLINE uint16_t pvti_load16(const uint8_t *bytes)
-{
-    uint16_t value;
-    memcpy(&value, bytes, 2);
-    return value;
-}
 PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
 {
-    return (pvt_real)pvti_f16_to_f32(pvti_load16(bytes));
+    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
 }
 
 
@@ -4357,7 +4796,7 @@ PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
     int j;
     for (; n > 0; n--, b += 22, out += 32) {
         pvt_real d = pvti_load_f16(b);
-        uint32_t h = (uint32_t)pvti_load16(b + 2) | (uint32_t)pvti_load16(b + 4) << 16;
+        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
         for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
         for (j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
@@ -4372,7 +4811,7 @@ PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
     int j;
     for (; n > 0; n--, b += 24, out += 32) {
         pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        uint32_t h = (uint32_t)pvti_load16(b + 4) | (uint32_t)pvti_load16(b + 6) << 16;
+        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
         for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
         for (j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
@@ -7586,7 +8025,7 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
 
 #endif /* PVTUNE_LAYER >= 1 */
 #if PVTUNE_LAYER >= 2
-
+#if PVTI_FILES
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
     duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
@@ -7626,47 +8065,6 @@ static int pvti_utf8_write(uint32_t c, char out[4])
     for (i = length - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
     out[0] = (char)(lead[length] | c);
     return length;
-}
-
-/* ---- sorting: what duplicate detection rests on, here and in tensor files ---- */
-
-/* The order is by key, then by the tie function (NULL: none), then by index: worst case
-   O(n log n) whatever a hostile file contains, where a hash table would go quadratic. */
-typedef struct pvti_sort_item {
-    uint64_t key;
-    int64_t index;
-} pvti_sort_item;
-typedef int pvti_sort_tie_fn(const void *self, int64_t a, int64_t b); /* as strcmp */
-
-static bool pvti_sort_less(pvti_sort_item a, pvti_sort_item b, pvti_sort_tie_fn *tie, const void *self)
-{
-    int order = 0;
-    if (a.key != b.key) return a.key < b.key;
-    if (tie) order = tie(self, a.index, b.index);
-    return order ? order < 0 : a.index < b.index;
-}
-
-/* Heapsort: in place, no recursion, no worst case. */
-static void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_tie_fn *tie, const void *self)
-{
-    int64_t start = n / 2, end = n;
-    while (end > 1) {
-        pvti_sort_item item;
-        int64_t hole, child;
-        if (start > 0) {
-            item = items[hole = --start]; /* building the heap */
-        } else {
-            item = items[--end]; /* taking the largest off it */
-            items[end] = items[hole = 0];
-        }
-        while ((child = 2 * hole + 1) < end) {
-            if (child + 1 < end && pvti_sort_less(items[child], items[child + 1], tie, self)) child++;
-            if (!pvti_sort_less(item, items[child], tie, self)) break;
-            items[hole] = items[child];
-            hole = child;
-        }
-        items[hole] = item;
-    }
 }
 
 /* ---- strings as written: a reader of their decoded bytes ---- */
@@ -8483,9 +8881,9 @@ static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char
     char path[PVTI_PATH_BYTES];
     int code;
     PVTI_TRY(pvti_path_join(ctx, path, dir, name));
-    if (pvti_system_of(ctx)->unlink(path) == 0 || errno == ENOENT) return PVT_OK;
+    if (pvti_remove(ctx, path) || errno == ENOENT) return PVT_OK;
     code = errno;
-    if (pvti_path_is_directory(path)) return PVT_OK;
+    if (pvti_path_is_directory(ctx, path)) return PVT_OK;
     errno = code;
     return pvti_exchange_stuck(ctx, path, "cannot be removed");
 }
@@ -8496,7 +8894,7 @@ static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const cha
     char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, from, folder, name));
     PVTI_TRY(pvti_path_join(ctx, to, dir, name));
-    if (pvti_system_of(ctx)->rename(from, to) == 0 || errno == ENOENT) return PVT_OK;
+    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
     return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
 }
 
@@ -8510,12 +8908,15 @@ static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const p
 {
     char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
     const char *at = pvti_manifest_start(list);
+    pvt_file_info info;
     int kind;
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
     PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
-    if (pvti_path_exists(config)) { /* else the new one is in place already, or none comes */
+    if (pvti_info(ctx, config, &info)) { /* else the new one is in place already, or none comes */
         PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
         PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    } else if (!pvti_is_absent(errno)) {
+        return pvti_exchange_stuck(ctx, config, "cannot be looked for");
     }
     while ((kind = pvti_manifest_line(&at, name)) > 0) {
         if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
@@ -8533,7 +8934,7 @@ static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 {
     char folder[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    if (pvti_system_of(ctx)->rmdir(folder) == 0 || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
+    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
         return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
                      folder, strerror(errno));
@@ -8542,9 +8943,8 @@ static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 /* A directory that is no link to elsewhere. */
 static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
 {
-    int fd = pvti_open(ctx, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-    if (fd >= 0) pvti_close(ctx, fd);
-    return fd >= 0;
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY && !info.link;
 }
 
 /* Carries out what the manifest, open and locked, says. */
@@ -8573,15 +8973,15 @@ static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char
 /* Completes a save that was committed and then interrupted; waits for one that is being completed. */
 static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
 {
-    const struct timespec moment = {0, 10000000};
     char manifest[PVTI_PATH_BYTES];
+    pvt_file_info info;
     pvt_result result;
     int tries;
     PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
     for (tries = 0; tries < 1000; tries++) {
-        int fd = pvti_open(ctx, manifest, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+        int fd = pvti_open(ctx, manifest, PVT_OPEN_LOCK);
         int code = errno;
-        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_path_exists(manifest))) return PVT_OK;
+        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_info(ctx, manifest, &info))) return PVT_OK;
         if (fd < 0)
             return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
                              "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
@@ -8591,7 +8991,7 @@ static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
             return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
         }
         pvti_close(ctx, fd);
-        nanosleep(&moment, NULL);
+        pvti_sleep(0.01);
     }
     return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
                      dir);
@@ -8620,20 +9020,20 @@ static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
     if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
         for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
-            pvti_system_of(ctx)->unlink(path);
+            (void)pvti_remove(ctx, path);
         }
         snprintf(path, sizeof path, "%s/manifest", folder);
-        pvti_system_of(ctx)->unlink(path);
+        (void)pvti_remove(ctx, path);
     }
     if (fd >= 0) pvti_close(ctx, fd);
-    pvti_system_of(ctx)->rmdir(folder); /* only when it is empty */
+    (void)pvti_remove_directory(ctx, folder); /* only when it is empty */
 }
 
 /* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
 static bool pvti_exchange_make(pvti_exchange *ex)
 {
     pvti_writer *w = &ex->manifest;
-    if (pvti_system_of(ex->ctx)->mkdir(ex->folder, 0777) != 0) return false;
+    if (!pvti_make_directory(ex->ctx, ex->folder)) return false;
     ex->folder_made = true;
     if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
         w->result = PVT_OK;
@@ -8649,8 +9049,13 @@ static bool pvti_exchange_make(pvti_exchange *ex)
 static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
 {
     char config[PVTI_PATH_BYTES];
+    pvt_file_info info;
     PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
-    if (ex->overwrite || !pvti_path_exists(config)) return PVT_OK;
+    if (ex->overwrite) return PVT_OK;
+    if (!pvti_info(ex->ctx, config, &info))
+        return pvti_is_absent(errno) ? PVT_OK
+                                     : pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", config,
+                                                 strerror(errno));
     return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
                      "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
 }
@@ -8660,7 +9065,7 @@ static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
 static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
 {
     char path[PVTI_PATH_BYTES];
-    struct stat none;
+    pvt_file_info none;
     bool exists;
     int tries;
     memset(ex, 0, sizeof *ex);
@@ -8687,7 +9092,7 @@ static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwr
 static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
 {
     char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
-    struct stat old;
+    pvt_file_info old;
     bool exists;
     memset(w, 0, sizeof *w);
     PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
@@ -8695,7 +9100,7 @@ static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_w
     pvti_text_printf(&ex->list, "+ %s\n", name);
     PVTI_TRY(pvti_text_check(&ex->list));
     PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
-    exists = exists && S_ISREG(old.st_mode);
+    exists = exists && old.kind == PVT_FILE_REGULAR;
     memcpy(w->temp, temp, sizeof temp);
     w->staged = true;
     if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
@@ -8740,7 +9145,7 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
     int64_t node, length;
     pvt_result result;
     PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(ex->ctx, path)) return PVT_OK;
     result = pvti_json_open(ex->ctx, path, &map, &j);
     if (result == PVT_ERR_FORMAT) return PVT_OK;
     if (result != PVT_OK) return result;
@@ -8789,7 +9194,7 @@ static pvt_result pvti_exchange_publish(pvti_exchange *ex)
     for (tries = 0; tries < 100; tries++) {
         PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
         PVTI_TRY(pvti_exchange_refuse_model(ex));
-        ex->committed = pvti_system_of(ex->ctx)->rename(ex->folder, published) == 0;
+        ex->committed = pvti_rename(ex->ctx, ex->folder, published);
         if (ex->committed) break;
         if (errno != ENOTEMPTY && errno != EEXIST) break;
     }
@@ -8821,9 +9226,9 @@ static void pvti_exchange_end(pvti_exchange *ex)
     bool undo = ex->folder_made && !ex->committed;
     while (undo && pvti_manifest_line(&at, name) > 0)
         if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
-            pvti_system_of(ex->ctx)->unlink(path);
+            (void)pvti_remove(ex->ctx, path);
     pvti_writer_close(&ex->manifest);
-    if (undo && pvti_system_of(ex->ctx)->rmdir(ex->folder) != 0 && errno != ENOENT)
+    if (undo && !pvti_remove_directory(ex->ctx, ex->folder) && errno != ENOENT)
         pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
     if (ex->ctx) pvti_text_free(&ex->list);
 }
@@ -8853,6 +9258,17 @@ static PVTI_UNUSED int64_t pvti_tensor_count(const pvti_tensor *t) /* of element
 {
     const pvti_dtype *info = pvti_dtype_info(t->dtype);
     return info ? t->bytes / info->bytes * info->block : 0;
+}
+
+/* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
+static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n && PVTI_SWAPS; i++) {
+        const pvti_dtype *info = pvti_dtype_info(tensors[i].dtype);
+        void *data = (void *)(uintptr_t)tensors[i].data;
+        if (info->block == 1) pvti_copy_numbers(data, data, pvti_tensor_count(&tensors[i]), info->bytes);
+    }
 }
 
 /* ---- names: sorted once, then found by bisection ---- */
@@ -9061,7 +9477,7 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
         return pvti_fail(st->ctx, PVT_ERR_FORMAT,
                          "%s: %lld bytes are too few for a safetensors file (cut off?)", file,
                          (long long)size);
-    memcpy(&length, data, 8);
+    length = pvti_load_u64(data);
     if (length > (uint64_t)PVTI_SAFETENSORS_HEADER_BYTES)
         return pvti_fail(
             st->ctx, PVT_ERR_FORMAT,
@@ -9076,7 +9492,8 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
     return pvti_safetensors_header(st, file, data + 8 + length, size - 8 - (int64_t)length, (int64_t)length);
 }
 
-/* From memory, which must outlive st; `file` is what errors call it. On failure st is closed. */
+/* From memory, which must outlive st; `file` is what errors call it. Numbers stay in the order of the file.
+   On failure st is closed. */
 static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data,
                                                     int64_t size, pvti_safetensors *st)
 {
@@ -9096,7 +9513,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *pa
     memset(st, 0, sizeof *st);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_safetensors_read(ctx, path, map.data, map.size, st);
-    if (result == PVT_OK) st->map = map;
+    if (result == PVT_OK) pvti_tensors_settle(st->tensors, st->n), st->map = map;
     else pvti_map_close(ctx, &map);
     return result;
 }
@@ -9205,13 +9622,13 @@ static pvt_result pvti_shards_fill(pvti_shards *set, const char *dir)
     int64_t capacity = 0, file;
     PVTI_TRY(pvti_path_join(set->ctx, single, dir, "model.safetensors"));
     PVTI_TRY(pvti_path_join(set->ctx, index, dir, "model.safetensors.index.json"));
-    if (pvti_path_exists(single)) {
+    if (pvti_path_exists(set->ctx, single)) {
         PVTI_TRY(pvti_shards_file(set, dir, "model.safetensors", &capacity, &file));
         set->n = set->files[0].n;
         set->tensors = PVTI_NEW(set->ctx, pvti_tensor, PVTI_MAX(set->n, 1));
         if (!set->tensors) return PVT_ERR_MEMORY;
         memcpy(set->tensors, set->files[0].tensors, (size_t)set->n * sizeof *set->tensors);
-    } else if (pvti_path_exists(index)) {
+    } else if (pvti_path_exists(set->ctx, index)) {
         pvti_map map;
         pvti_json j;
         pvt_result result;
@@ -9309,14 +9726,17 @@ static pvt_result pvti_safetensors_put(pvti_writer *w, const pvti_text *header, 
                                        int64_t n, const pvti_sort_item *order, pvti_tensor_put_fn *put,
                                        void *user)
 {
-    uint64_t length = (uint64_t)header->size;
+    char length[8];
     int64_t i;
-    pvti_writer_put(w, &length, 8);
+    pvti_store_u64(length, (uint64_t)header->size);
+    pvti_writer_put(w, length, sizeof length);
     PVTI_TRY(pvti_writer_put(w, header->data, header->size));
     for (i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[order[i].index];
         int64_t start = w->written;
-        if (t->data || !t->bytes) PVTI_TRY(pvti_writer_put(w, t->data, t->bytes));
+        if (t->data || !t->bytes)
+            PVTI_TRY(pvti_writer_put_numbers(w, t->data, pvti_tensor_count(t),
+                                             pvti_dtype_info(t->dtype)->bytes));
         else if (put) PVTI_TRY(put(user, order[i].index, w));
         if (w->written - start != t->bytes)
             return pvti_fail(w->ctx, PVT_ERR_ARGUMENT,
@@ -9413,18 +9833,25 @@ typedef struct pvti_cursor {
     const uint8_t *at, *end;
 } pvti_cursor;
 
-static bool pvti_cursor_take(pvti_cursor *c, void *out, int64_t bytes)
+static bool pvti_cursor_u32(pvti_cursor *c, uint32_t *out)
 {
-    if (c->end - c->at < bytes) return false;
-    memcpy(out, c->at, (size_t)bytes);
-    c->at += bytes;
+    if (c->end - c->at < 4) return false;
+    *out = pvti_load_u32(c->at);
+    c->at += 4;
+    return true;
+}
+static bool pvti_cursor_u64(pvti_cursor *c, uint64_t *out)
+{
+    if (c->end - c->at < 8) return false;
+    *out = pvti_load_u64(c->at);
+    c->at += 8;
     return true;
 }
 
 static bool pvti_cursor_string(pvti_cursor *c, const char **s, int64_t *bytes)
 {
     uint64_t length;
-    if (!pvti_cursor_take(c, &length, 8) || length > (uint64_t)(c->end - c->at)) return false;
+    if (!pvti_cursor_u64(c, &length) || length > (uint64_t)(c->end - c->at)) return false;
     *s = (const char *)c->at;
     *bytes = (int64_t)length;
     c->at += length;
@@ -9459,7 +9886,7 @@ static bool pvti_gguf_skip(pvti_cursor *c, uint32_t type, uint64_t count, int de
         uint64_t inner_count;
         if (type == PVTI_GGUF_STRING) {
             if (!pvti_cursor_string(c, &s, &bytes)) return false;
-        } else if (!pvti_cursor_take(c, &inner, 4) || !pvti_cursor_take(c, &inner_count, 8) ||
+        } else if (!pvti_cursor_u32(c, &inner) || !pvti_cursor_u64(c, &inner_count) ||
                    !pvti_gguf_skip(c, inner, inner_count, depth + 1)) {
             return false;
         }
@@ -9483,7 +9910,10 @@ static bool pvti_gguf_load_int(const uint8_t *from, uint32_t type, int64_t *out)
     uint64_t u = 0;
     int64_t size = pvti_gguf_size(type);
     if (size == 0 || type == PVTI_GGUF_F32 || type == PVTI_GGUF_F64) return false;
-    memcpy(&u, from, (size_t)size);
+    u = size == 1   ? from[0]
+        : size == 2 ? pvti_load_u16(from)
+        : size == 4 ? pvti_load_u32(from)
+                    : pvti_load_u64(from);
     if (type == PVTI_GGUF_I8) *out = (int8_t)u;
     else if (type == PVTI_GGUF_I16) *out = (int16_t)u;
     else if (type == PVTI_GGUF_I32) *out = (int32_t)u;
@@ -9494,12 +9924,10 @@ static bool pvti_gguf_load_int(const uint8_t *from, uint32_t type, int64_t *out)
 static bool pvti_gguf_load_number(const uint8_t *from, uint32_t type, double *out)
 {
     int64_t integer;
-    float single;
     if (type == PVTI_GGUF_F32) {
-        memcpy(&single, from, 4);
-        *out = (double)single;
+        *out = (double)pvti_load_f32(from);
     } else if (type == PVTI_GGUF_F64) {
-        memcpy(out, from, 8);
+        *out = pvti_load_f64(from);
     } else {
         if (!pvti_gguf_load_int(from, type, &integer)) return false;
         *out = (double)integer;
@@ -9557,11 +9985,9 @@ typedef struct pvti_gguf_array {
 static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
-    uint64_t count;
     if (!kv || kv->type != PVTI_GGUF_ARRAY) return false;
-    memcpy(&out->type, kv->value, 4);
-    memcpy(&count, kv->value + 4, 8);
-    out->n = (int64_t)count;
+    out->type = pvti_load_u32(kv->value);
+    out->n = (int64_t)pvti_load_u64(kv->value + 4);
     out->data = out->next.at = kv->value + 12;
     out->next.end = kv->end;
     return true;
@@ -9634,7 +10060,7 @@ static pvt_result pvti_gguf_read_keys(pvti_gguf *g, const char *file, pvti_curso
     if (!g->kv) return PVT_ERR_MEMORY;
     for (; g->n_kv < (int64_t)n; g->n_kv++) {
         pvti_gguf_kv *kv = &g->kv[g->n_kv];
-        if (!pvti_cursor_string(c, &kv->key, &kv->key_bytes) || !pvti_cursor_take(c, &kv->type, 4))
+        if (!pvti_cursor_string(c, &kv->key, &kv->key_bytes) || !pvti_cursor_u32(c, &kv->type))
             return pvti_gguf_cut(g, file, "key", g->n_kv);
         if (kv->key_bytes < 1 || kv->key_bytes > 65535)
             return pvti_fail(g->ctx, PVT_ERR_FORMAT,
@@ -9668,8 +10094,8 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     const char *s;
     int64_t bytes;
     uint64_t dims[4];
-    uint32_t rank, type, i;
-    if (!pvti_cursor_string(c, &s, &bytes) || !pvti_cursor_take(c, &rank, 4))
+    uint32_t rank, type, i, whole = 0;
+    if (!pvti_cursor_string(c, &s, &bytes) || !pvti_cursor_u32(c, &rank))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     if (bytes < 1 || bytes > 63 || memchr(s, 0, (size_t)bytes))
         return pvti_fail(g->ctx, PVT_ERR_FORMAT,
@@ -9680,8 +10106,8 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     if (rank > 4)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": %u dimensions; GGUF allows 4", file,
                          name, rank);
-    if (!pvti_cursor_take(c, dims, 8 * (int64_t)rank) || !pvti_cursor_take(c, &type, 4) ||
-        !pvti_cursor_take(c, offset, 8))
+    while (whole < rank && pvti_cursor_u64(c, &dims[whole])) whole++;
+    if (whole < rank || !pvti_cursor_u32(c, &type) || !pvti_cursor_u64(c, offset))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     t->rank = (int)rank;
     for (i = 0; i < rank; i++) {
@@ -9778,10 +10204,10 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
     c.at = data, c.end = data + size;
     if (size < 24 || memcmp(data, "GGUF", 4) != 0)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: not a GGUF file", file);
-    c.at += 4;
-    pvti_cursor_take(&c, &g->version, 4);
-    pvti_cursor_take(&c, &n_tensors, 8);
-    pvti_cursor_take(&c, &n_kv, 8);
+    g->version = pvti_load_u32(data + 4);
+    n_tensors = pvti_load_u64(data + 8);
+    n_kv = pvti_load_u64(data + 16);
+    c.at += 24;
     if (g->version != 2 && g->version != 3)
         return pvti_fail(g->ctx, PVT_ERR_UNSUPPORTED, "%s: GGUF version %u%s; 2 and 3 are supported", file,
                          g->version, (g->version & 0xffff) == 0 ? " (big-endian)" : "");
@@ -9797,7 +10223,8 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
     return pvti_gguf_place(g, file, data + start, size - start, *offsets);
 }
 
-/* From memory, which must outlive g; `file` is what errors call it. On failure g is closed. */
+/* From memory, which must outlive g; `file` is what errors call it. Numbers of tensors stay in the order of
+   the file. On failure g is closed. */
 static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
                                              pvti_gguf *g)
 {
@@ -9818,7 +10245,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvt
     memset(g, 0, sizeof *g);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_gguf_read(ctx, path, map.data, map.size, g);
-    if (result == PVT_OK) g->map = map;
+    if (result == PVT_OK) pvti_tensors_settle(g->tensors, g->n), g->map = map;
     else pvti_map_close(ctx, &map);
     return result;
 }
@@ -9842,6 +10269,16 @@ typedef struct pvti_llama2c {
     pvti_map map;
 } pvti_llama2c;
 
+/* By its name there, which is the member's; NULL: none. */
+static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+{
+    const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
+                                &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
+    for (int i = 0; i < PVTI_COUNT(all); i++)
+        if (strcmp(all[i]->name, name) == 0) return all[i];
+    return NULL;
+}
+
 static PVTI_UNUSED void pvti_llama2c_close(pvti_llama2c *m)
 {
     if (m->ctx) pvti_map_close(m->ctx, &m->map);
@@ -9860,23 +10297,13 @@ static PVTI_UNUSED pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, in
     return t;
 }
 
-/* By its name there, which is the member's; NULL: none. */
-static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
-{
-    const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
-                                &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
-    for (int i = 0; i < PVTI_COUNT(all); i++)
-        if (strcmp(all[i]->name, name) == 0) return all[i];
-    return NULL;
-}
-
 static pvt_result pvti_llama2c_header(pvti_llama2c *m, const char *file, const uint8_t *data, int64_t size)
 {
     int32_t header[7];
     int i;
     if (size < (int64_t)sizeof header)
         return pvti_fail(m->ctx, PVT_ERR_FORMAT, "%s: too short for a llama2.c checkpoint (cut off?)", file);
-    memcpy(header, data, sizeof header);
+    pvti_copy_numbers(header, data, 7, 4);
     if (header[0] == 0x616b3432)
         return pvti_fail(m->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: a llama2.c checkpoint of version 1 or 2; export it as version 0", file);
@@ -9945,7 +10372,8 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
                      file, (long long)(size - at));
 }
 
-/* From memory, which must outlive m; `file` is what errors call it. On failure m is closed. */
+/* From memory, which must outlive m; `file` is what errors call it. Numbers of tensors stay in the order of
+   the file. On failure m is closed. */
 static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data,
                                                 int64_t size, pvti_llama2c *m)
 {
@@ -9964,11 +10392,12 @@ static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, 
     memset(m, 0, sizeof *m);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     result = pvti_llama2c_read(ctx, path, map.data, map.size, m);
+    if (result == PVT_OK && PVTI_SWAPS) /* all is f32, as in pvti_tensors_settle */
+        pvti_copy_numbers((char *)map.memory + 28, map.data + 28, (map.size - 28) / 4, 4);
     if (result == PVT_OK) m->map = map;
     else pvti_map_close(ctx, &map);
     return result;
 }
-#if PVTUNE_LAYER >= 2
 // >>unicode
 /*  What pre-tokenizers ask of a character: is it a letter (general category L), a number (N), white
     space (White_Space), or anything else? Unicode 15.1, as run lengths: every entry is
@@ -11393,7 +11822,6 @@ PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *t, const char *text
     return PVT_OK;
 }
 
-PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
 PVT_API void pvt_text_free(pvt_ctx *ctx, char *text) { pvti_free(ctx, text); }
 
 PVT_API const char *pvt_tokenizer_piece(const pvt_tokenizer *t, int32_t previous, int32_t id, int64_t *bytes)
@@ -11858,8 +12286,7 @@ static bool pvti_proto_next(pvti_proto *p)
             return true;
         }
         if (fixed && p->end - p->at >= fixed) {
-            p->value = 0;
-            memcpy(&p->value, p->at, (size_t)fixed);
+            p->value = fixed == 4 ? pvti_load_u32(p->at) : pvti_load_u64(p->at);
             p->at += fixed;
             return true;
         }
@@ -11884,7 +12311,7 @@ static pvt_result pvti_sp_piece(pvt_tokenizer *t, int64_t id, pvti_proto message
     float score = 0;
     while (pvti_proto_next(&message)) {
         if (message.field == 1 && message.wire == 2) text = message.data, bytes = message.bytes;
-        if (message.field == 2 && message.wire == 5) memcpy(&score, &message.value, 4);
+        if (message.field == 2 && message.wire == 5) score = pvti_from_bits((uint32_t)message.value);
         if (message.field == 3 && message.wire == 0) type = message.value <= 6 ? (int)message.value : 0;
     }
     if (!message.at || !text || bytes == 0 || type == 0)
@@ -11978,10 +12405,10 @@ static int64_t pvti_bin_count(const uint8_t *data, int64_t bytes)
     int64_t at = 4, V = 0;
     uint32_t longest, length;
     if (bytes < 4) return 0;
-    memcpy(&longest, data, 4);
+    longest = pvti_load_u32(data);
     for (; at < bytes; V++) {
         if (bytes - at < 8) return 0;
-        memcpy(&length, data + at + 4, 4);
+        length = pvti_load_u32(data + at + 4);
         if (length > longest || (int64_t)length > bytes - at - 8) return 0;
         at += 8 + (int64_t)length;
     }
@@ -11998,8 +12425,8 @@ static pvt_result pvti_bin_fill(pvt_tokenizer *t, const uint8_t *data)
         uint32_t n;
         float score;
         int type = id == 0 ? PVTI_PIECE_UNKNOWN : id <= 2 ? PVTI_PIECE_CONTROL : PVTI_PIECE_NORMAL;
-        memcpy(&score, data + at, 4);
-        memcpy(&n, data + at + 4, 4);
+        score = pvti_load_f32(data + at);
+        n = pvti_load_u32(data + at + 4);
         at += 8 + (int64_t)n;
         if (type == PVTI_PIECE_CONTROL && n > 2 && s[0] == '\n' && s[n - 1] == '\n')
             s++, n -= 2; /* "\n<s>\n" */
@@ -12239,7 +12666,7 @@ static pvt_result pvti_tokenizer_settle(pvt_tokenizer *t, const char *path, bool
     if (!slash) strcpy(t->folder, "./");
     t->file = json ? "tokenizer.json" : "tokenizer.model";
     PVTI_TRY(pvti_path_join(t->ctx, config, t->folder, "tokenizer_config.json"));
-    if (!pvti_path_exists(config)) return PVT_OK;
+    if (!pvti_path_exists(t->ctx, config)) return PVT_OK;
     PVTI_TRY(pvti_map_open(t->ctx, config, &map));
     result = pvti_tokenizer_config(t, config, (const char *)map.data, map.size);
     pvti_map_close(t->ctx, &map);
@@ -12253,11 +12680,11 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
     pvt_result result;
     *out = NULL;
     PVTI_TRY(pvti_path_join(ctx, file, "", path));
-    if (pvti_path_is_directory(path)) {
+    if (pvti_path_is_directory(ctx, path)) {
         PVTI_TRY(pvti_exchange_recover(ctx, path));
         PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.json"));
-        if (!pvti_path_exists(file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
-        if (!pvti_path_exists(file))
+        if (!pvti_path_exists(ctx, file)) PVTI_TRY(pvti_path_join(ctx, file, path, "tokenizer.model"));
+        if (!pvti_path_exists(ctx, file))
             return pvti_fail(ctx, PVT_ERR_IO,
                              "%s: the directory has neither tokenizer.json nor tokenizer.model", path);
     }
@@ -12499,8 +12926,10 @@ static void pvti_proto_put_int(pvti_text *out, int field, int64_t value)
 }
 static void pvti_proto_put_float(pvti_text *out, int field, float value)
 {
+    char bytes[4];
+    pvti_store_f32(bytes, value);
     pvti_proto_put_varint(out, (uint64_t)field << 3 | 5);
-    pvti_text_put(out, (const char *)&value, 4);
+    pvti_text_put(out, bytes, 4);
 }
 static void pvti_proto_put_bytes(pvti_text *out, int field, const char *data, int64_t n)
 {
@@ -12642,7 +13071,7 @@ static pvt_result pvti_save_beside(const pvt_tokenizer *t, pvti_exchange *ex, co
     *found = false;
     if (!t->file) return PVT_OK;
     PVTI_TRY(pvti_path_join(t->ctx, from, t->folder, name));
-    *found = pvti_path_exists(from);
+    *found = pvti_path_exists(t->ctx, from);
     return *found ? pvti_exchange_copy(ex, from, name) : PVT_OK;
 }
 
@@ -12697,7 +13126,7 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     pvti_exchange_end(&ex);
     return result;
 }
-#endif
+#endif /* PVTI_FILES */
 // >>families
 /*  What tells one family of models from another: one row per family, and one table of all tensors that a
     model may have. Loading, saving, listing and running go by these two and by nothing else; a family
@@ -12870,23 +13299,6 @@ static bool pvti_config_has(const pvt_model_config *c, int tensor)
     q and k rows are always in the order of Hugging Face (rotary pairs j, j + HS/2): some GGUF files and
     llama2.c's have neighbours as pairs, and loading reorders those two matrices. */
 
-/* The files that a model's mapped weights lie in; one of the three is open. */
-typedef struct pvti_source {
-    pvt_ctx *ctx;
-    pvti_shards shards;
-    pvti_gguf gguf;
-    pvti_llama2c llama2c;
-} pvti_source;
-
-static void pvti_source_close(pvti_source *source)
-{
-    if (!source) return;
-    pvti_shards_close(&source->shards);
-    pvti_gguf_close(&source->gguf);
-    pvti_llama2c_close(&source->llama2c);
-    pvti_free(source->ctx, source);
-}
-
 /* A block, by the numbers of its tensors: of each place one of the two is used. */
 typedef struct pvti_layer {
     pvt_weight linear[PVTI_BLOCK]; /* empty: a vector */
@@ -12907,8 +13319,8 @@ struct pvt_model {
     int64_t n_vectors;
     pvt_dtype *types;    /* [tensors] of vectors, in the files that they were read from; NONE: from no file */
     float *rope_factors; /* what the config's point to, or NULL */
-    pvti_source *source; /* the files that weights are mapped from; NULL: none */
-    pvt_tokenizer *tokenizer;
+    struct pvti_source *source; /* the files that weights are mapped from; NULL: none */
+    struct pvt_tokenizer *tokenizer; /* or NULL */
     int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
     int n_eos;
     char *generation_config; /* the file's text, carried along on save; may be NULL */
@@ -13008,7 +13420,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
             uint16_t bits;
             for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
             bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            memcpy(out, &bits, 2);
+            pvti_store_u16(out, bits);
             for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
                 double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
                 out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
@@ -13040,8 +13452,8 @@ PVT_API void pvt_model_free(pvt_model *model)
         for (j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
     pvt_weight_free(&model->head);
     pvt_weight_free(&model->embed);
-    pvt_tokenizer_free(model->tokenizer);
-    pvti_source_close(model->source);
+    if (model->tokenizer) model->ctx->outside->tokenizer_free(model->tokenizer);
+    if (model->source) model->ctx->outside->source_close(model->source);
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
     pvti_free(model->ctx, model->vectors);
@@ -13135,19 +13547,6 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
 }
 
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { return &model->config; }
-PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model) { return model->tokenizer; }
-
-PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
-{
-    if (model->tokenizer != tokenizer) pvt_tokenizer_free(model->tokenizer);
-    model->tokenizer = tokenizer;
-    if (tokenizer && model->n_eos == 0 && model->bos < 0) { /* the model's files have the first say */
-        pvt_tokenizer_info info = pvt_tokenizer_get_info(tokenizer);
-        model->bos = info.bos;
-        if (info.eos >= 0) model->eos[model->n_eos++] = info.eos;
-    }
-}
-
 /* ---- what a tensor is ---- */
 
 #define PVTI_NAME 96 /* bytes of a tensor's name */
@@ -13225,10 +13624,7 @@ PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
 
 PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
 {
-    const pvti_source *source = model->source;
-    int64_t bytes = source ? source->gguf.map.size + source->llama2c.map.size : 0, i;
-    for (i = 0; source && i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
-    return bytes;
+    return model->source ? model->ctx->outside->source_bytes(model->source) : 0;
 }
 
 /* ---- making and copying ---- */
@@ -13340,7 +13736,7 @@ PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_mode
         else result = PVT_ERR_MEMORY;
     }
     if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
-    else copy->tokenizer = pvti_tokenizer_share(model->tokenizer);
+    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
     return result;
 }
 
@@ -14044,6 +14440,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
 }
+#if PVTI_FILES
 // >>layout
 /*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values in fp16.
     Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed, scales
@@ -14075,6 +14472,43 @@ static void pvti_layout_array(pvt_array *array, bool aqlm)
     in its first bytes. Weights stay where the file has them, with three exceptions that are copied:
     codes (range-checked on the way), norms, and the rows of q and k where rotary pairs are neighbours. */
 
+/* The files that a model's mapped weights lie in; one of the three is open. */
+typedef struct pvti_source {
+    pvt_ctx *ctx;
+    pvti_shards shards;
+    pvti_gguf gguf;
+    pvti_llama2c llama2c;
+} pvti_source;
+
+static void pvti_source_close(pvti_source *source)
+{
+    if (!source) return;
+    pvti_shards_close(&source->shards);
+    pvti_gguf_close(&source->gguf);
+    pvti_llama2c_close(&source->llama2c);
+    pvti_free(source->ctx, source);
+}
+
+static int64_t pvti_source_bytes(const pvti_source *source)
+{
+    int64_t bytes = source->gguf.map.size + source->llama2c.map.size, i;
+    for (i = 0; i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
+    return bytes;
+}
+
+PVT_API const pvt_tokenizer *pvt_model_tokenizer(const pvt_model *model) { return model->tokenizer; }
+
+PVT_API void pvt_model_set_tokenizer(pvt_model *model, pvt_tokenizer *tokenizer)
+{
+    if (model->tokenizer != tokenizer) pvt_tokenizer_free(model->tokenizer);
+    model->tokenizer = tokenizer;
+    if (tokenizer && model->n_eos == 0 && model->bos < 0) { /* the model's files have the first say */
+        pvt_tokenizer_info info = pvt_tokenizer_get_info(tokenizer);
+        model->bos = info.bos;
+        if (info.eos >= 0) model->eos[model->n_eos++] = info.eos;
+    }
+}
+
 typedef struct pvti_named_format {
     char name[PVTI_NAME]; /* of the tensor, without ".weight" */
     pvt_format format;
@@ -14090,7 +14524,7 @@ typedef struct pvti_loader {
     pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
     struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
     int64_t n_formats, next_format;
-    struct stat before; /* a directory's config.json when loading began */
+    pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
 
 /* ---- config.json ---- */
@@ -14565,7 +14999,7 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
         int32_t word;
         int64_t code;
         if (t->dtype == PVT_U8) code = t->data[i];
-        else if (t->dtype == PVT_U16) code = pvti_load16(t->data + 2 * i);
+        else if (t->dtype == PVT_U16) code = pvti_load_u16(t->data + 2 * i);
         else if (t->dtype == PVT_I8) memcpy(&byte, t->data + i, 1), code = byte;
         else if (t->dtype == PVT_I16) memcpy(&half, t->data + 2 * i, 2), code = half;
         else memcpy(&word, t->data + 4 * i, 4), code = word;
@@ -14691,7 +15125,7 @@ static pvt_result pvti_load_generation_config(const pvti_loader *a)
     pvti_map map;
     pvti_json j;
     PVTI_TRY(pvti_path_join(a->ctx, path, a->path, "generation_config.json"));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(a->ctx, path)) return PVT_OK;
     PVTI_TRY(pvti_json_open(a->ctx, path, &map, &j));
     pvti_config_ends(&j, a->model);
     a->model->generation_config = PVTI_NEW(a->ctx, char, map.size + 1);
@@ -14711,11 +15145,11 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     memset(&config, 0, sizeof config);
     PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     PVTI_TRY(pvti_path_join(a->ctx, a->config, a->path, "config.json"));
-    if (!pvti_path_exists(a->config)) /* a save that is just now at work? */
+    if (!pvti_path_exists(a->ctx, a->config)) /* a save that is just now at work? */
         PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
-    if (!pvti_path_exists(a->config))
+    if (!pvti_path_exists(a->ctx, a->config))
         return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
-    pvti_system_of(a->ctx)->stat(a->config, &a->before);
+    (void)pvti_info(a->ctx, a->config, &a->before);
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -14737,7 +15171,7 @@ static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
     int i;
     if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
     if (bytes < (int64_t)sizeof header) return false;
-    memcpy(header, start, sizeof header);
+    pvti_copy_numbers(header, start, 7, 4);
     for (i = 0; i < 7; i++)
         if (header[i] == 0 || header[i] > most[i] || header[i] < (i == 5 ? -most[i] : 0)) return false;
     return header[0] % header[3] == 0 && header[3] % header[4] == 0;
@@ -14750,7 +15184,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
     uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
-    if (bytes >= 9) memcpy(&header, start, 8);
+    if (bytes >= 9) header = pvti_load_u64(start);
     /* a llama2.c model of 123 = '{' layers is no such file: its first two sizes make a larger number */
     if (header < (uint64_t)size && start[8] == '{')
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
@@ -14788,16 +15222,16 @@ static bool pvti_load_find_tokenizer(const pvti_loader *a, char out[PVTI_PATH_BY
     }
     if (a->source->shards.ctx) {
         for (i = 0; i < 2; i++)
-            if (pvti_path_join(a->ctx, out, a->path, names[i]) == PVT_OK && pvti_path_exists(out)) {
+            if (pvti_path_join(a->ctx, out, a->path, names[i]) == PVT_OK && pvti_path_exists(a->ctx, out)) {
                 snprintf(out, PVTI_PATH_BYTES, "%s", a->path);
                 return true;
             }
         return false;
     }
     snprintf(out, PVTI_PATH_BYTES, "%.*stok%lld.bin", directory, a->path, (long long)a->model->config.vocab);
-    if (pvti_path_exists(out)) return true;
+    if (pvti_path_exists(a->ctx, out)) return true;
     snprintf(out, PVTI_PATH_BYTES, "%.*stokenizer.bin", directory, a->path);
-    return pvti_path_exists(out);
+    return pvti_path_exists(a->ctx, out);
 }
 
 /* Vocabularies in models are often padded; in tokenizers never: more tokens than the model has
@@ -14824,10 +15258,9 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
 /* A save into the directory puts another config.json there: what was read may be half of each model then. */
 static pvt_result pvti_load_unchanged(const pvti_loader *a)
 {
-    struct stat now;
-    if (pvti_system_of(a->ctx)->stat(a->config, &now) == 0 && now.st_dev == a->before.st_dev &&
-        now.st_ino == a->before.st_ino && now.st_size == a->before.st_size &&
-        now.st_mtime == a->before.st_mtime)
+    pvt_file_info now;
+    if (pvti_info(a->ctx, a->config, &now) && now.device == a->before.device &&
+        now.number == a->before.number && now.bytes == a->before.bytes && now.modified == a->before.modified)
         return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
                      "%s: another model was saved there while it was loaded; load it again", a->path);
@@ -14835,7 +15268,7 @@ static pvt_result pvti_load_unchanged(const pvti_loader *a)
 
 static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 {
-    if (pvti_path_is_directory(a->path)) {
+    if (pvti_path_is_directory(a->ctx, a->path)) {
         PVTI_TRY(pvti_load_directory(a));
         PVTI_TRY(pvti_load_tokenizer(a, tokenizer));
         return pvti_load_unchanged(a);
@@ -14872,8 +15305,11 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
     pvti_free(ctx, a);
     return result;
 }
+#endif /* PVTI_FILES */
 // >>corpus
-/*  Token ids of a text, tokenized once as a whole: contexts are cut from the ids, not the text. */
+/*  Token ids of a text: contexts are cut from the ids, not the text. */
+
+PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
 
 PVT_API void pvt_corpus_free(pvt_corpus *corpus)
 {
@@ -14895,6 +15331,10 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     out->ctx = ctx;
     return PVT_OK;
 }
+
+#if PVTI_FILES
+// >>texts
+/*  From a text, in a file or in memory, to a corpus: tokenized once as a whole. */
 
 /* What unpacks a file, by bytes that no text has where they stand; NULL: not compressed. */
 static const char *pvti_text_unpacker(const char *s, int64_t n)
@@ -15067,6 +15507,7 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
     return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
 }
 
+#endif /* PVTI_FILES */
 // >>evaluation
 /*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
     from an empty context. A window of ctx tokens predicts ctx − 1. */
@@ -15304,12 +15745,10 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
     }
     return result;
 }
-// >>save
-/*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
+// >>rounding
+/*  To the numbers that a file holds, before anything is measured with them. */
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
-
-/* ---- rounding ---- */
 
 /* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
 static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
@@ -15386,6 +15825,10 @@ PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
     tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
     return result != PVT_OK ? result : tied;
 }
+
+#if PVTI_FILES
+// >>save
+/*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
 /* ---- model.safetensors ---- */
 
@@ -15478,7 +15921,7 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
     for (i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         PVTI_TRY(pvti_round_values(s->ctx, dtype, s->rounded, values + i, step, name, i));
-        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes(step, dtype)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, pvti_dtype_info(dtype)->bytes));
     }
     return PVT_OK;
 }
@@ -15497,7 +15940,7 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
             if (weight->format.bits <= 8) bytes[j] = (int8_t)code;
             else words[j] = (int16_t)code;
         }
-        PVTI_TRY(pvti_writer_put(w, s->rounded, step * (weight->format.bits <= 8 ? 1 : 2)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, weight->format.bits <= 8 ? 1 : 2));
     }
     return PVT_OK;
 }
@@ -15509,7 +15952,8 @@ static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, 
     for (r = 0; r < weight->O; r += step) {
         int64_t end = PVTI_MIN(weight->O, r + step);
         PVTI_TRY(pvti_round_rows(weight, s->desc.dtype, s->rounded, s->chunk, r, end, name));
-        PVTI_TRY(pvti_writer_put(w, s->rounded, pvti_dense_bytes((end - r) * weight->I, s->desc.dtype)));
+        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, (end - r) * weight->I,
+                                         pvti_dtype_info(s->desc.dtype)->bytes));
     }
     return PVT_OK;
 }
@@ -15772,8 +16216,8 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
 static pvt_result pvti_card_replaceable(pvt_ctx *ctx, const char *path, bool *ours)
 {
     pvti_map map;
-    *ours = !pvti_path_exists(path);
-    if (*ours || pvti_path_is_directory(path)) return PVT_OK;
+    *ours = !pvti_path_exists(ctx, path);
+    if (*ours || pvti_path_is_directory(ctx, path)) return PVT_OK;
     PVTI_TRY(pvti_map_open(ctx, path, &map));
     *ours = map.size >= (int64_t)sizeof pvti_card_mark - 1 &&
             memcmp(map.data, pvti_card_mark, sizeof pvti_card_mark - 1) == 0;
@@ -15860,7 +16304,7 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_free(model->ctx, saver.rounded);
     return result;
 }
-#if PVTUNE_LAYER >= 2
+#endif /* PVTI_FILES */
 // >>quantize
 /* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
 static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
@@ -16136,7 +16580,7 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
-/* ---- checkpoints: a finished block in a file of its own ---- */
+/* ---- a finished block, as a checkpoint holds it ---- */
 
 /* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
 typedef struct pvti_quantizer_item {
@@ -16148,16 +16592,6 @@ typedef struct pvti_quantizer_item {
     pvt_real *vectors[PVTI_BLOCK];
     int64_t sizes[PVTI_BLOCK];         /* of the vectors */
 } pvti_quantizer_item;
-
-enum { /* of each linear, the vectors, and "fit" */
-    PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
-};
-
-typedef struct pvti_quantizer_arrays {
-    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
-    char names[PVTI_QUANTIZER_ARRAYS][128];
-    int64_t n;
-} pvti_quantizer_arrays;
 
 static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
@@ -16181,6 +16615,20 @@ static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_lay
     }
     return item;
 }
+
+#if PVTI_FILES
+// >>quantize checkpoint
+/*  A finished block in a file of its own, and back. */
+
+enum { /* of each linear, the vectors, and "fit" */
+    PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
+};
+
+typedef struct pvti_quantizer_arrays {
+    pvti_tensor tensors[PVTI_QUANTIZER_ARRAYS];
+    char names[PVTI_QUANTIZER_ARRAYS][128];
+    int64_t n;
+} pvti_quantizer_arrays;
 
 static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt_dtype dtype, int64_t n,
                                  const void *data)
@@ -16365,9 +16813,8 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     char path[PVTI_PATH_BYTES];
     int i;
     *taken = false;
-    if (!z->desc.resume) return PVT_OK;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
-    if (!pvti_path_exists(path)) return PVT_OK;
+    if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
     PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
     result = pvti_quantizer_read(z, item, &st, path, made, fits);
@@ -16388,7 +16835,21 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     return result;
 }
 
-/* ---- a block ---- */
+#endif /* PVTI_FILES */
+// >>quantize blocks
+/*  Block after block, through the checkpoint when there is one. */
+
+/* Puts a finished block in place from its file, when that is wanted and there is one. */
+static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+{
+    *taken = false;
+    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
+}
+
+static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
+{
+    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
+}
 
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
 static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
@@ -16414,10 +16875,10 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
     pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
     bool taken;
     int64_t s;
-    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
     if (!taken) {
         PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
-        if (z->desc.checkpoint) PVTI_TRY(pvti_quantizer_store(z, &item));
+        PVTI_TRY(pvti_quantizer_keep(z, &item));
     }
     for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
@@ -16494,10 +16955,10 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
     snprintf(item.file, sizeof item.file,
              head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
-    PVTI_TRY(pvti_quantizer_take(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
     if (taken) return PVT_OK;
     PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
-    return z->desc.checkpoint ? pvti_quantizer_store(z, &item) : PVT_OK;
+    return pvti_quantizer_keep(z, &item);
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -16566,6 +17027,9 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          "dense");
     PVTI_TRY(pvti_format_arrays(z->ctx, "quantize", &d->format, PVTI_MAX(1, d->format.out_group),
                                 PVTI_MAX(1, d->format.in_group), PVTI_DTYPE_REAL, arrays, &n));
+    if (d->checkpoint && !z->ctx->outside)
+        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                         "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
     if (d->resume && !d->checkpoint)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
@@ -16640,7 +17104,7 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
-    if (z->desc.checkpoint) pvti_quantizer_read_options(z, corpus);
+    if (z->desc.checkpoint) z->ctx->outside->quantizer_begin(z, corpus);
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
@@ -16662,8 +17126,6 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
     pvti_quantizer_free(&z);
     return result;
 }
-#endif
-#if PVTUNE_LAYER >= 2
 // >>tuner
 /*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
     tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
@@ -17349,8 +17811,7 @@ PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *t
     return result;
 }
 
-#endif
-#if PVTUNE_LAYER >= 2
+#if PVTI_FILES
 // >>checkpoint
 /*  A tuning run in one safetensors file: masters, codes, moments and buffers of the pv, the best state so
    far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not
@@ -17533,8 +17994,8 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
     int64_t k, size = w->format.bits <= 8 ? 1 : 2;
     if (w->format.bits == 8 || w->format.bits == 16) return PVT_OK;
     for (k = 0; k < pvti_tensor_count(codes); k++) {
-        uint16_t code = 0;
-        memcpy(&code, codes->data + k * size, (size_t)size);
+        uint16_t code = codes->data[k];
+        if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
         if (code >= pvti_entries(w))
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
                              path, name, code, (long long)pvti_entries(w));
@@ -17639,8 +18100,7 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
     pvti_safetensors_close(&st);
     return result;
 }
-#endif
-
+#endif /* PVTI_FILES */
 #endif /* PVTUNE_LAYER >= 2 */
 
 #ifndef PVTUNE_NO_FAST
@@ -19479,6 +19939,20 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
+#if PVTI_FILES
+static void pvti_files_install(pvt_ctx *ctx)
+{
+#if PVTUNE_LAYER >= 2
+    static const pvti_outside outside = {
+        pvti_source_close,           pvti_source_bytes,    pvt_tokenizer_free,  pvti_tokenizer_share,
+        pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
+    };
+    ctx->outside = &outside;
+#endif
+    ctx->files = ctx->files.open ? ctx->files : pvti_own_files;
+}
+#endif
+
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size)
 {
@@ -19493,7 +19967,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
     PVTI_TRY(pvti_ctx_check(&d, &n_threads));
-    wish = d.isa ? d.isa : getenv("PVTUNE_ISA");
+    wish = d.isa ? d.isa : pvti_environment("PVTUNE_ISA");
     while (wish && i < PVTI_COUNT(sets) && strcmp(wish, sets[i]) != 0) i++;
     if (i == PVTI_COUNT(sets))
         return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, avx2 or avx512",
@@ -19501,6 +19975,9 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     if (wish) isa = PVTI_MIN(i, isa);
     PVTI_TRY(pvti_ctx_new(&d, n_threads, out));
     pvti_isa_install(*out, isa);
+#if PVTI_FILES
+    pvti_files_install(*out);
+#endif
     (*out)->isa_name = sets[isa];
     return PVT_OK;
 }

@@ -128,7 +128,7 @@ int main(int argc, char **argv)
     memset(&desc, 0, sizeof desc);
     desc.n_threads = b.threads;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
-    if (pvti_path_exists(model) && pvti_path_exists(text))
+    if (pvti_path_exists(ctx, model) && pvti_path_exists(ctx, text))
         status = real(&b, ctx, model, text, beam);
     else {
         fprintf(stderr, "calibration: %s or %s is absent (make smollm2 fetches the model): random weights instead\n", model, text);

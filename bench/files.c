@@ -50,14 +50,14 @@ int main(int argc, char **argv)
     memset(&s, 0, sizeof s), memset(r, 0, sizeof r);
     if (argc > 2 && argv[argc - 2][0] != '-') path = argv[argc - 2], text = argv[argc - 1];
     b = bench_start(argc, argv, "files");
-    if (!pvti_path_exists(path) || !pvti_path_exists(text)) {
+    if (pvt_ctx_create(NULL, &s.ctx) != PVT_OK) return fprintf(stderr, "files: no memory\n"), 1;
+    if (!pvti_path_exists(s.ctx, path) || !pvti_path_exists(s.ctx, text)) {
         fprintf(stderr, "files: %s or %s is absent (make smollm2 fetches the model): nothing to measure\n", path, text);
         return 0;
     }
     s.path = path;
-    if (pvt_ctx_create(NULL, &s.ctx) != PVT_OK || pvt_model_load(s.ctx, path, NULL, &model) != PVT_OK ||
-        pvti_map_open(s.ctx, text, &s.text) != PVT_OK)
-        return fprintf(stderr, "files: %s\n", s.ctx ? pvt_ctx_error(s.ctx) : "no memory"), 1;
+    if (pvt_model_load(s.ctx, path, NULL, &model) != PVT_OK || pvti_map_open(s.ctx, text, &s.text) != PVT_OK)
+        return fprintf(stderr, "files: %s\n", pvt_ctx_error(s.ctx)), 1;
     s.tokenizer = pvt_model_tokenizer(model);
     if (!s.tokenizer) return fprintf(stderr, "files: %s has no tokenizer\n", path), 1;
     for (int i = 0; i < 3; i++) fn = fns[i], bench_run(&r[i], &fn, &arg, 1, 0.5, false);

@@ -12,8 +12,15 @@ static void put(seed *b, const void *data, int64_t n)
     memcpy(b->data + b->size, data, (size_t)n);
     b->size += n;
 }
-static void put_u32(seed *b, uint32_t value) { put(b, &value, 4); }
-static void put_u64(seed *b, uint64_t value) { put(b, &value, 8); }
+static void put_little(seed *b, uint64_t value, int bytes)
+{
+    for (; bytes > 0; bytes--, value >>= 8) {
+        uint8_t byte = (uint8_t)value;
+        put(b, &byte, 1);
+    }
+}
+static void put_u32(seed *b, uint32_t value) { put_little(b, value, 4); }
+static void put_u64(seed *b, uint64_t value) { put_little(b, value, 8); }
 static void put_text(seed *b, const char *text) { put(b, text, (int64_t)strlen(text)); }
 static void put_string(seed *b, const char *text) /* as GGUF writes it */
 {

@@ -52,6 +52,13 @@ for layer in 0 1 2; do
         check "layer $layer as C++17, $real" $CC $cpp -DPVTUNE_REAL=$real -fsyntax-only -I. "$work/layer$layer.c"
     done
 done
+for layer in 0 1 2; do # without part II, the files
+    for real in float double; do
+        flags="-DPVTUNE_NO_FILES -DPVTUNE_REAL=$real -fsyntax-only -I. $work/layer$layer.c"
+        check "no files, layer $layer as C99, $real" $CC $c99 $flags
+        check "no files, layer $layer as C++17, $real" $CC $cpp $flags
+    done
+done
 check "no threads" $CC $c99 -DPVTUNE_NO_THREADS -fsyntax-only -I. "$work/layer2.c"
 check "no mmap" $CC $c99 -DPVTUNE_NO_MMAP -fsyntax-only -I. "$work/layer2.c"
 check "layer 0 links" $CC -O0 -I. "$work/layer0.c" -o "$work/layer0" $link
@@ -94,10 +101,18 @@ for compiler in "$CC" gcc clang; do
     done
     check "$compiler, other headers' macros, C++" \
         $compiler -x c++ -std=gnu++17 $warn -fsyntax-only -I. "$work/macros.cc"
+    for layer in 0 1 2; do
+        [ "$compiler" = "$CC" ] || check "$compiler, no files, layer $layer, C99" \
+            $compiler $c99 -DPVTUNE_NO_FILES -fsyntax-only -I. "$work/layer$layer.c"
+        [ "$compiler" = "$CC" ] || check "$compiler, no files, layer $layer, C++17" \
+            $compiler $cpp -DPVTUNE_NO_FILES -fsyntax-only -I. "$work/layer$layer.c"
+    done
     # -flto: what is unused is found without waiting for machine code
     for layer in 0 1 2; do
         check "$compiler, static functions, layer $layer" \
             $compiler $c99 -DPVT_API=static -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
+        check "$compiler, static functions, no files, layer $layer" $compiler $c99 -DPVT_API=static \
+            -DPVTUNE_NO_FILES -O0 -flto -c -I. "$work/layer$layer.c" -o "$work/static.o"
     done
     check "$compiler, static functions, C++" \
         $compiler $cpp -DPVT_API=static -O0 -flto -c -I. "$work/layer2.c" -o "$work/static.o"
@@ -132,6 +147,21 @@ if command -v nm >/dev/null 2>&1; then
 else
     skipped=$((skipped + 1))
     echo "skipped: exported symbols: nm is not installed"
+fi
+
+# part I alone asks the system for nothing about files
+if command -v nm >/dev/null 2>&1; then
+    check "the object without files" $CC -O0 -DPVTUNE_NO_FILES -I. -c "$work/layer2.c" -o "$work/nofiles.o"
+    check "the object without files links" $CC "$work/nofiles.o" -o "$work/nofiles" $link
+    files='^_*(f?open|f?close|f?read|f?write|fsync|f?l?stat|fch(mod|own)|flock|fcntl|m(un)?map|rename|remove|unlink'
+    files="$files|mkdir|rmdir|opendir|readdir|getpid|nanosleep)(64)?(@.*)?\$"
+    nm -u "$work/nofiles.o" | awk '{print $NF}' | grep -E "$files" >"$work/calls"
+    check "without files nothing is called for them: $(tr '\n' ' ' <"$work/calls")" test ! -s "$work/calls"
+    nm -u "$BUILD/pvtune_impl.o" | awk '{print $NF}' | grep -E "$files" >"$work/calls"
+    check "with files they are found" test "$(wc -l <"$work/calls")" -gt 15
+else
+    skipped=$((skipped + 1))
+    echo "skipped: calls of a build without files: nm is not installed"
 fi
 
 rm -f "$BUILD/minimal" "$BUILD/own_model"

@@ -254,7 +254,7 @@ static void check_card(pvt_ctx *ctx)
     CHECK(strstr(card, "Made again.") && !strstr(card, "Made for a test.") && !strstr(card, "aqlm"));
     desc.no_card = true; /* ... and does not stay behind for a model that it does not describe */
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));
-    CHECK(!pvti_path_exists(in_dir("card", "README.md")));
+    CHECK(!pvti_path_exists(ctx, in_dir("card", "README.md")));
     CHECK_OK(ctx, pvti_file_write(ctx, in_dir("card", "README.md"), "# mine\n", 7));
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));
     desc.no_card = false;

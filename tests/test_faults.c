@@ -12,7 +12,7 @@
 /* ---- a system that fails on purpose ---- */
 
 #define CALLS(X) X(OPEN) X(CLOSE) X(READ) X(WRITE) X(FSYNC) X(FSTAT) X(STAT) X(FCHMOD) X(FCHOWN) X(FLOCK) \
-    X(DUP) X(RENAME) X(UNLINK) X(MKDIR) X(RMDIR) X(LIST)
+    X(DUP) X(RENAME) X(UNLINK) X(MKDIR) X(RMDIR) X(LIST) X(MAP)
 typedef enum call {
 #define X(name) name,
     CALLS(X)
@@ -35,7 +35,8 @@ static struct {
     int64_t at;     /* which call of that kind, from 0; −1: none, EACH: all */
     int64_t n;      /* calls of that kind so far */
     int64_t fired;
-    mode_t widest;  /* of all files that were created */
+    bool wide;      /* a file was created that others may read */
+    bool narrow;    /* one was that they may not */
 } fault;
 
 static bool hits(call kind, how h)
@@ -68,47 +69,65 @@ static void after_call(call kind)
         return result_;                             \
     } while (0)
 
-static int bad_open(const char *path, int flags, mode_t mode)
+static int bad_open(void *user, const char *path, pvt_file_open purpose)
 {
-    if (flags & O_CREAT) fault.widest |= mode;
-    CALL(OPEN, int, -1, pvti_system_open(path, flags, mode));
+    fault.wide |= purpose == PVT_OPEN_NEW, fault.narrow |= purpose == PVT_OPEN_NEW_PRIVATE;
+    CALL(OPEN, int, -1, pvti_own_open(user, path, purpose));
 }
-static int bad_close(int fd) /* the descriptor is gone, whatever close says */
+static int bad_close(void *user, int fd) /* the descriptor is gone, whatever close says */
 {
     bool fails = before_call(CLOSE);
-    int code = errno, status = close(fd);
+    int code = errno, status = pvti_own_close(user, fd);
     if (fails) errno = code;
     after_call(CLOSE);
     return fails ? -1 : status;
 }
-static ssize_t bad_read(int fd, void *to, size_t bytes) { CALL(READ, ssize_t, -1, read(fd, to, bytes)); }
-static ssize_t bad_write(int fd, const void *from, size_t bytes)
+static int64_t bad_read(void *user, int fd, void *to, int64_t bytes)
+{
+    CALL(READ, int64_t, -1, pvti_own_read(user, fd, to, bytes));
+}
+static int64_t bad_write(void *user, int fd, const void *from, int64_t bytes)
 {
     if (fault.how == WRITES_SHORT && fault.kind == WRITE) {
         fault.fired += bytes > 5;
-        bytes = PVTI_MIN(bytes, (size_t)5);
+        bytes = PVTI_MIN(bytes, 5);
     }
-    CALL(WRITE, ssize_t, -1, write(fd, from, bytes));
+    CALL(WRITE, int64_t, -1, pvti_own_write(user, fd, from, bytes));
 }
 /* No test pulls the plug: no time for devices. */
-static int bad_fsync(int fd) { CALL(FSYNC, int, -1, ((void)fd, 0)); }
-static int bad_fstat(int fd, struct stat *st) { CALL(FSTAT, int, -1, fstat(fd, st)); }
-static int bad_stat(const char *path, struct stat *st) { CALL(STAT, int, -1, stat(path, st)); }
-static int bad_fchmod(int fd, mode_t mode) { CALL(FCHMOD, int, -1, fchmod(fd, mode)); }
-static int bad_fchown(int fd, uid_t owner, gid_t group) { CALL(FCHOWN, int, -1, fchown(fd, owner, group)); }
-static int bad_flock(int fd, int operation) { CALL(FLOCK, int, -1, flock(fd, operation)); }
-static int bad_dup(int fd) { CALL(DUP, int, -1, pvti_system_dup(fd)); }
-static int bad_rename(const char *from, const char *to) { CALL(RENAME, int, -1, rename(from, to)); }
-static int bad_unlink(const char *path) { CALL(UNLINK, int, -1, unlink(path)); }
-static int bad_mkdir(const char *path, mode_t mode) { CALL(MKDIR, int, -1, mkdir(path, mode)); }
-static int bad_rmdir(const char *path) { CALL(RMDIR, int, -1, rmdir(path)); }
-static int bad_list(const char *dir, pvti_list_fn *each, void *user)
+static int bad_sync(void *user, int fd) { CALL(FSYNC, int, -1, ((void)user, (void)fd, 0)); }
+static int bad_info(void *user, const char *path, int fd, pvt_file_info *info)
 {
-    CALL(LIST, int, -1, pvti_system_list(dir, each, user));
+    CALL(path ? STAT : FSTAT, int, -1, pvti_own_info(user, path, fd, info));
 }
-static const pvti_system bad_system = {
-    bad_open, bad_close, bad_read, bad_write, bad_fsync, bad_fstat, bad_stat, bad_fchmod, bad_fchown, bad_flock,
-    bad_dup, bad_rename, bad_unlink, bad_mkdir, bad_rmdir, bad_list,
+static int bad_permissions(void *user, int fd, uint32_t permissions)
+{
+    CALL(FCHMOD, int, -1, pvti_own_set_permissions(user, fd, permissions));
+}
+static int bad_owner(void *user, int fd, int64_t owner, int64_t group)
+{
+    CALL(FCHOWN, int, -1, pvti_own_set_owner(user, fd, owner, group));
+}
+static int bad_lock(void *user, int fd) { CALL(FLOCK, int, -1, pvti_own_lock(user, fd)); }
+static int bad_share(void *user, int fd) { CALL(DUP, int, -1, pvti_own_share(user, fd)); }
+static int bad_rename(void *user, const char *from, const char *to)
+{
+    CALL(RENAME, int, -1, pvti_own_rename(user, from, to));
+}
+static int bad_remove(void *user, const char *path) { CALL(UNLINK, int, -1, pvti_own_remove(user, path)); }
+static int bad_make(void *user, const char *path) { CALL(MKDIR, int, -1, pvti_own_make_directory(user, path)); }
+static int bad_unmake(void *user, const char *path) { CALL(RMDIR, int, -1, pvti_own_remove_directory(user, path)); }
+static int bad_list(void *user, const char *dir, void (*each)(void *arg, const char *name), void *arg)
+{
+    CALL(LIST, int, -1, pvti_own_list(user, dir, each, arg));
+}
+static const void *bad_map(void *user, int fd, int64_t bytes)
+{
+    CALL(MAP, const void *, NULL, pvti_own_map(user, fd, bytes));
+}
+static const pvt_files bad_files = {
+    NULL, bad_open, bad_close, bad_read, bad_info, bad_write, bad_rename, bad_remove, bad_make, bad_unmake, bad_sync,
+    bad_lock, bad_share, bad_list, bad_map, pvti_own_unmap, bad_owner, bad_permissions,
 };
 
 static void set_fault(call kind, how h, int64_t at)
@@ -117,16 +136,24 @@ static void set_fault(call kind, how h, int64_t at)
     fault.kind = kind, fault.how = h, fault.at = at, fault.code = EIO;
 }
 
-/* A context whose files are reached through the system above. */
-static pvt_ctx *make_ctx(void)
+/* A context whose files are reached through these functions. */
+static pvt_ctx *make_ctx_of(const pvt_files *files)
 {
     pvt_ctx_desc desc;
-    pvt_ctx *ctx = NULL;
+    pvt_ctx *made = NULL;
     memset(&desc, 0, sizeof desc);
-    desc.n_threads = 1;
-    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-    ctx->system = &bad_system;
-    return ctx;
+    desc.n_threads = 1, desc.files = *files;
+    CHECK(pvt_ctx_create(&desc, &made) == PVT_OK);
+    return made;
+}
+static pvt_ctx *make_ctx(void) { return make_ctx_of(&bad_files); }
+
+/* Without the library, and without a fault. */
+static bool exists(const char *path) { return access(path, F_OK) == 0; }
+static bool is_directory(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 /* ---- models to tell apart ---- */
@@ -196,7 +223,7 @@ static void list_files(const char *dir, char out[2048])
     size_t n = 0;
     int i;
     l.n = 0, out[0] = 0;
-    if (pvti_system_list(dir, listing_add, &l) != 0) return;
+    if (pvti_own_list(NULL, dir, listing_add, &l) != 0) return;
     sort_names(l.names, l.n);
     for (i = 0; i < l.n; i++) n += (size_t)snprintf(out + n, 2048 - n, "%s ", l.names[i]);
 }
@@ -315,7 +342,7 @@ static void remove_tree(const char *path)
     listing l;
     int i;
     l.n = 0;
-    if (pvti_system_list(path, listing_add, &l) != 0) return;
+    if (pvti_own_list(NULL, path, listing_add, &l) != 0) return;
     for (i = 0; i < l.n; i++) {
         char below[900];
         snprintf(below, sizeof below, "%s/%s", path, l.names[i]);
@@ -342,12 +369,12 @@ static bool copy_tree(const char *from, const char *to)
     int i;
     bool good;
     l.n = 0;
-    good = mkdir(to, 0755) == 0 && pvti_system_list(from, listing_add, &l) == 0;
+    good = mkdir(to, 0755) == 0 && pvti_own_list(NULL, from, listing_add, &l) == 0;
     for (i = 0; i < l.n && good; i++) {
         char below[900], copy[900];
         snprintf(below, sizeof below, "%s/%s", from, l.names[i]);
         snprintf(copy, sizeof copy, "%s/%s", to, l.names[i]);
-        good = pvti_path_is_directory(below) ? copy_tree(below, copy) : copy_file(below, copy);
+        good = is_directory(below) ? copy_tree(below, copy) : copy_file(below, copy);
     }
     return good;
 }
@@ -363,7 +390,7 @@ static void fresh_directory(const char *from)
 static bool stranger_is_safe(const char *from)
 {
     double value;
-    if (!pvti_path_exists(in("dir/config.json"))) return true;
+    if (!exists(in("dir/config.json"))) return true;
     remove_tree(in("view"));
     if (!copy_tree(in("dir"), in("view"))) return false;
     remove_tree(in("view/" PVTI_EXCHANGE));
@@ -401,13 +428,13 @@ static bool directory_holds(const char *from, int result, const char *sentence)
     bool is_new = value == new_figure, is_old = from && value == old_figure, nothing = !from && isnan(value);
     bool good = safe && (is_new || is_old || nothing);
     if (result == PVT_OK) good = good && is_new;
-    if (nothing) good = good && !pvti_path_exists(in("dir/config.json"));
+    if (nothing) good = good && !exists(in("dir/config.json"));
     if (is_new == is_old && from) good = false;
     if (result > 0) good = good && sentence[0];
     if (result > 0 && strstr(sentence, "unchanged")) good = good && !is_new; /* a sentence keeps its word */
     if (result > 0 && strstr(sentence, "puts them in place")) good = good && is_new;
     if (!nothing) good = good && same_files(in("dir/README.md"), in(is_new ? "new/README.md" : "old/README.md"));
-    good = good && !pvti_path_exists(in("dir/" PVTI_EXCHANGE "/manifest"));
+    good = good && !exists(in("dir/" PVTI_EXCHANGE "/manifest"));
     value = figure(in("dir"), again);
     good = good && (nothing ? isnan(value) : is_new ? value == new_figure : value == old_figure);
     if (is_old) { /* it is whole, with everything that lay there (and perhaps an orphan) */
@@ -602,6 +629,35 @@ static void test_recovery(void)
     pvt_ctx_destroy(other);
 }
 
+/* What cannot be asked about is not taken for absent: a model that may not be overwritten, and a card that is the
+   user's, stay whichever question fails. */
+static void test_unanswered(void)
+{
+    pvt_save_desc desc;
+    int64_t at, fired = 0;
+    bool asked = true;
+    memset(&desc, 0, sizeof desc);
+    for (at = 0; asked; at++) {
+        fresh_directory("old");
+        set_fault(STAT, FAILS, at);
+        CHECK(pvt_model_save(new_model, in("dir"), &desc) != PVT_OK);
+        asked = fault.fired > 0, fired += asked;
+        CHECK(figure(in("dir"), NULL) == old_figure);
+    }
+    CHECK(fired >= 1);
+    desc.overwrite = true;
+    for (at = 0, asked = true; asked; at++) {
+        fresh_directory("old");
+        CHECK(sh("echo 'my own' >dir/README.md"));
+        set_fault(STAT, FAILS, at);
+        CHECK(pvt_model_save(new_model, in("dir"), &desc) == PVT_OK || fault.fired > 0);
+        asked = fault.fired > 0, fired += asked;
+        CHECK(figure(in("dir"), NULL) > 1); /* completed, if it was committed */
+        CHECK(sh("test \"$(cat dir/README.md)\" = 'my own'"));
+    }
+    CHECK(fired > 10);
+}
+
 /* ---- faults in the writing of one file ---- */
 
 static bool file_is(const char *path, const char *content, int64_t bytes)
@@ -626,7 +682,7 @@ static bool single_holds(const single *s, int result)
     char path[600], list[2048], name[128];
     bool is_old, is_new, good;
     snprintf(path, sizeof path, "%s/one/%s", scratch, s->name);
-    is_old = s->before ? file_is(path, s->before, s->before_bytes) : !pvti_path_exists(path);
+    is_old = s->before ? file_is(path, s->before, s->before_bytes) : !exists(path);
     is_new = file_is(path, s->after, s->after_bytes);
     good = is_old != is_new && (result != PVT_OK || is_new);
     if (result > 0 && strstr(pvt_ctx_error(ctx), "unchanged")) good = good && is_old;
@@ -847,7 +903,7 @@ static void test_two_processes(void)
 /* Until a file says that it is enough. */
 static void save_often(const pvt_model *model)
 {
-    while (!pvti_path_exists(in("enough")))
+    while (!exists(in("enough")))
         if (save(model, in("dir")) != PVT_OK) {
             printf("    a saver: %s\n", pvt_ctx_error(ctx));
             fflush(stdout);
@@ -915,25 +971,25 @@ static void test_two_savers(void)
 }
 
 /* A model that is exchanged while it is loaded: half of each would pass unseen. */
-static pvti_system meddling;
+static pvt_files meddling;
 static bool meddled;
-static int meddling_open(const char *path, int flags, mode_t mode)
+static int meddling_open(void *user, const char *path, pvt_file_open purpose)
 {
     if (!meddled && strstr(path, "model.safetensors")) {
         meddled = true;
         CHECK_OK(ctx, save(new_model, in("dir")));
     }
-    return bad_open(path, flags, mode);
+    return bad_open(user, path, purpose);
 }
 
 static void test_exchanged_meanwhile(void)
 {
-    pvt_ctx *other = make_ctx();
+    pvt_ctx *other;
     pvt_model *model = NULL;
     fresh_directory("old-bytes");
     set_fault(ANY, FAILS, -1);
-    meddling = bad_system, meddling.open = meddling_open;
-    other->system = &meddling;
+    meddling = bad_files, meddling.open = meddling_open;
+    other = make_ctx_of(&meddling);
     CHECK(pvt_model_load(other, in("dir"), NULL, &model) == PVT_ERR_MISMATCH && meddled && model == NULL);
     CHECK(strstr(pvt_ctx_error(other), "load it again") != NULL);
     CHECK_OK(other, pvt_model_load(other, in("dir"), NULL, &model));
@@ -942,9 +998,9 @@ static void test_exchanged_meanwhile(void)
 }
 
 /* An exchange that is committed just after it was looked for in vain is no failure: it is another's. */
-static int late_open(const char *path, int flags, mode_t mode)
+static int late_open(void *user, const char *path, pvt_file_open purpose)
 {
-    int fd = bad_open(path, flags, mode), code = errno;
+    int fd = bad_open(user, path, purpose), code = errno;
     if (!meddled && strstr(path, PVTI_EXCHANGE "/manifest")) {
         meddled = true;
         CHECK(fd < 0 && code == ENOENT && rename(in("aside"), in("dir/" PVTI_EXCHANGE)) == 0);
@@ -955,14 +1011,14 @@ static int late_open(const char *path, int flags, mode_t mode)
 
 static void test_committed_meanwhile(void)
 {
-    pvt_ctx *other = make_ctx();
+    pvt_ctx *other;
     pvt_model *model = NULL;
     fresh_directory("half");
     CHECK(rename(in("dir/" PVTI_EXCHANGE), in("aside")) == 0);
     set_fault(ANY, FAILS, -1);
     meddled = false;
-    meddling = bad_system, meddling.open = late_open;
-    other->system = &meddling;
+    meddling = bad_files, meddling.open = late_open;
+    other = make_ctx_of(&meddling);
     CHECK_OK(other, pvt_model_load(other, in("dir"), NULL, &model));
     CHECK(meddled && figure(in("dir"), NULL) == new_figure);
     pvt_model_free(model);
@@ -986,9 +1042,9 @@ static void test_permissions(void)
     set_fault(ANY, FAILS, -1);
     CHECK(sh("rm -rf one && mkdir one && cd one && echo secret >mine && chmod 600 mine"));
     snprintf(path, sizeof path, "%s/one/mine", scratch);
-    fault.widest = 0;
+    fault.wide = fault.narrow = false;
     CHECK_OK(ctx, pvti_writer_open(ctx, path, &w));
-    CHECK(mode_of(w.temp) == 0600 && fault.widest == 0600); /* from its creation on */
+    CHECK(mode_of(w.temp) == 0600 && fault.narrow && !fault.wide); /* from its creation on */
     CHECK_OK(ctx, pvti_writer_put(&w, "new", 3));
     CHECK_OK(ctx, pvti_writer_commit(&w));
     CHECK(file_is(path, "new", 3) && mode_of(path) == 0600);
@@ -1104,7 +1160,7 @@ static void test_special_files(void)
     set_fault(ANY, FAILS, -1);
     for (i = 0; i < PVTI_COUNT(names); i++) {
         refuse_special(other, "mkfifo", names[i]);
-        if (pvti_path_exists("/dev/zero")) refuse_special(other, "ln -s /dev/zero", names[i]);
+        if (exists("/dev/zero")) refuse_special(other, "ln -s /dev/zero", names[i]);
     }
     fresh_directory("new");
     CHECK(sh("mkdir dir/.pvtune-save && mkfifo dir/.pvtune-save/manifest"));
@@ -1149,6 +1205,7 @@ int main(void)
     test_directory(NULL);
     test_lesser_systems();
     test_recovery();
+    test_unanswered();
     test_files();
     test_two_writers();
     test_two_processes();

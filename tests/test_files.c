@@ -59,7 +59,7 @@ static void count_temporary(void *user, const char *name)
 static bool no_temporaries(void)
 {
     int n = 0;
-    return pvti_system_list(dir, count_temporary, &n) == 0 && n == 0;
+    return pvti_own_list(NULL, dir, count_temporary, &n) == 0 && n == 0;
 }
 
 static void test_writer(void)
@@ -75,9 +75,9 @@ static void test_writer(void)
     CHECK(file_is(path, "old"));
     CHECK_OK(ctx, pvti_writer_open(ctx, path, &w)); /* given up half way */
     CHECK_OK(ctx, pvti_writer_put(&w, big, sizeof big));
-    CHECK(pvti_path_exists(w.temp) && file_is(path, "old"));
+    CHECK(pvti_path_exists(ctx, w.temp) && file_is(path, "old"));
     pvti_writer_abort(&w);
-    CHECK(!pvti_path_exists(w.temp) && file_is(path, "old"));
+    CHECK(!pvti_path_exists(ctx, w.temp) && file_is(path, "old"));
 
     /* something lies where the temporary file would be: it is not followed, and not taken */
     snprintf(temp, sizeof temp, "%s/.file.pvtune-%ld-%lld.tmp", dir, (long)getpid(), (long long)ctx->temporaries);
@@ -89,7 +89,7 @@ static void test_writer(void)
     pvti_writer_put(&w, big, 999);
     CHECK_OK(ctx, pvti_writer_commit(&w));
     pvti_writer_abort(&w); /* harmless */
-    CHECK(file_is(path, big) && !pvti_path_exists(w.temp) && unlink(temp) == 0);
+    CHECK(file_is(path, big) && !pvti_path_exists(ctx, w.temp) && unlink(temp) == 0);
     CHECK_OK(ctx, pvti_file_copy(ctx, path, in_dir("copy")));
     CHECK(file_is(in_dir("copy"), big));
 
@@ -122,11 +122,11 @@ static void test_full_disk(void)
     setrlimit(RLIMIT_FSIZE, &before);
     refused(result, PVT_ERR_IO, "full disk", "precious|writing failed|File too large|unchanged");
     CHECK(file_is(path, "old") && no_temporaries());
-    if (pvti_path_exists("/dev/full")) {
+    if (pvti_path_exists(ctx, "/dev/full")) {
         refused(pvti_file_write(ctx, "/dev/full", "x", 1), PVT_ERR_IO, "/dev/full",
                 "/dev/full|writing failed|No space");
         refused(pvti_file_write(ctx, "/dev/full", big, sizeof big), PVT_ERR_IO, "/dev/full", "No space");
-        CHECK(pvti_path_exists("/dev/full")); /* a device is not replaced */
+        CHECK(pvti_path_exists(ctx, "/dev/full")); /* a device is not replaced */
     } else {
         SKIP("no /dev/full here");
     }
@@ -136,7 +136,7 @@ static void test_full_disk(void)
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("late/below")));
     refused(pvti_writer_commit(&w), PVT_ERR_IO, "rename", "late|cannot be replaced");
     refused(pvti_writer_put(&w, "x", 1), PVT_ERR_IO, "after a failure", "");
-    CHECK(no_temporaries() && pvti_path_is_directory(in_dir("late")));
+    CHECK(no_temporaries() && pvti_path_is_directory(ctx, in_dir("late")));
 }
 
 static void test_paths(void)
@@ -154,7 +154,7 @@ static void test_paths(void)
     refused(pvti_file_write(ctx, deep, "x", 1), PVT_ERR_IO, "long path", "too long");
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("a/b/c")));
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("a/b")));
-    CHECK(pvti_path_is_directory(in_dir("a/b/c")));
+    CHECK(pvti_path_is_directory(ctx, in_dir("a/b/c")));
     CHECK_OK(ctx, pvti_file_write(ctx, in_dir("plain"), "x", 1));
     refused(pvti_directory_create(ctx, in_dir("plain/x")), PVT_ERR_IO, "below a file", "cannot be created");
     CHECK_OK(ctx, pvti_map_open_stream(ctx, "/dev/null", &map)); /* not mappable, and empty */
@@ -218,7 +218,7 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
 {
     int j = i % 16, side = i / 16 % 2, part = i / 32, half = i / 128, l = i % 32, k = i % 128 / 32;
     int scale, min;
-    double d = half_value(pvti_load16(b)), m = half_value(pvti_load16(b + 2));
+    double d = half_value(pvti_load_u16(b)), m = half_value(pvti_load_u16(b + 2));
     uint32_t h;
     if (type == PVT_Q4_0) return d * ((b[2 + j] >> 4 * side & 15) - 8);
     if (type == PVT_Q4_1) return d * (b[4 + j] >> 4 * side & 15) + m;
@@ -232,7 +232,7 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
     }
     if (type == PVT_Q8_0) return d * (int8_t)b[2 + i];
     if (type == PVT_Q2_K) {
-        d = half_value(pvti_load16(b + 80)), m = half_value(pvti_load16(b + 82));
+        d = half_value(pvti_load_u16(b + 80)), m = half_value(pvti_load_u16(b + 82));
         return d * (b[i / 16] & 15) * (b[16 + 32 * half + l] >> 2 * k & 3) - m * (b[i / 16] >> 4);
     }
     if (type == PVT_Q3_K) { /* the sixteen scales unpacked as four words, the way ggml stores them */
@@ -242,13 +242,13 @@ static double naive(pvt_dtype type, const uint8_t *b, int i)
         s[0] = (w[0] & low) | (w[2] & top) << 4, s[1] = (w[1] & low) | (w[2] >> 2 & top) << 4;
         s[2] = (w[0] >> 4 & low) | (w[2] >> 4 & top) << 4, s[3] = (w[1] >> 4 & low) | (w[2] >> 6 & top) << 4;
         scale = (int)(s[i / 64] >> 8 * (i / 16 % 4) & 63) - 32;
-        d = half_value(pvti_load16(b + 108));
+        d = half_value(pvti_load_u16(b + 108));
         return d * scale * ((b[32 + 32 * half + l] >> 2 * k & 3) - (b[l] >> part & 1 ? 0 : 4));
     }
     if (type == PVT_Q6_K) {
         int q = b[64 * half + 32 * (k & 1) + l] >> (k >= 2 ? 4 : 0) & 15;
         q |= (b[128 + 32 * half + l] >> 2 * k & 3) << 4;
-        return half_value(pvti_load16(b + 208)) * (int8_t)b[192 + i / 16] * (q - 32);
+        return half_value(pvti_load_u16(b + 208)) * (int8_t)b[192 + i / 16] * (q - 32);
     }
     if (part < 4) scale = b[4 + part] & 63, min = b[8 + part] & 63; /* Q4_K, Q5_K */
     else scale = (b[8 + part] & 15) + (b[part] >> 6) * 16, min = (b[8 + part] >> 4) + (b[4 + part] >> 6) * 16;
@@ -1010,8 +1010,8 @@ static void test_real_files(void)
     CHECK_OK(ctx, pvti_safetensors_open(ctx, "tests/golden/models/llama_gqa/model.safetensors", &st));
     CHECK(st.n == 21 && pvti_safetensors_find(&st, "model.embed_tokens.weight"));
     pvti_safetensors_close(&st);
-    if (!pvti_path_exists("../shared/golden/models/llama_gqa/model.safetensors") ||
-        !pvti_path_exists("../shared/data/models/stories260K.bin")) {
+    if (!pvti_path_exists(ctx, "../shared/golden/models/llama_gqa/model.safetensors") ||
+        !pvti_path_exists(ctx, "../shared/data/models/stories260K.bin")) {
         SKIP("real files of other software (not in this repository)");
         return;
     }

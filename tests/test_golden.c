@@ -524,7 +524,7 @@ static void check_larger(void)
           strstr(pvt_ctx_error(ctx), "\"qwen3\" are not supported; llama, mistral and qwen2 are"));
     CHECK(pvt_model_load(ctx, GOLDEN "models/phi3", NULL, &model) == PVT_ERR_UNSUPPORTED &&
           strstr(pvt_ctx_error(ctx), "\"phi3\" are not supported; llama, mistral and qwen2 are"));
-    if (pvti_path_exists(DATA "models/stories260K.bin")) {
+    if (pvti_path_exists(ctx, DATA "models/stories260K.bin")) {
         check_llama2c("stories260K", true);
         check_llama2c("babyllama105", false);
         check_carried_tokenizer(DATA "models/stories260K.bin");
@@ -536,7 +536,7 @@ static void check_larger(void)
 static void check_smollm2(int64_t windows)
 {
     pvt_model *model;
-    if (!pvti_path_exists(SMOLLM2)) {
+    if (!pvti_path_exists(ctx, SMOLLM2)) {
         SKIP("SmolLM2: " SMOLLM2 " is not there (make smollm2 fetches it)");
         return;
     }
@@ -556,7 +556,7 @@ int main(int argc, char **argv)
     check_aqlm(SMALL "aqlm/llama_1x9_g4/");
     check_aqlm(SMALL "aqlm/qwen2_2x8_g8/");
     check_model(SMALL "models/qwen2_untied/", true);
-    if (pvti_path_is_directory(GOLDEN)) {
+    if (pvti_path_is_directory(ctx, GOLDEN)) {
         check_larger();
         check_smollm2(argc > 1 ? PVTI_MIN(40, atoi(argv[1])) : 0);
     } else {

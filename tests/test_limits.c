@@ -604,7 +604,7 @@ static void test_rope(pvt_ctx *ctx)
     check_rope(ctx, model);
     pvt_model_free(model);
     model = NULL;
-    if (!pvti_path_exists("../shared/golden/models/llama3_tied/config.json"))
+    if (!pvti_path_exists(ctx, "../shared/golden/models/llama3_tied/config.json"))
         SKIP("the model with scaled frequencies from PyTorch: ../shared is absent");
     else {
         CHECK_OK(ctx, pvt_model_load(ctx, "../shared/golden/models/llama3_tied", NULL, &model));

@@ -362,7 +362,7 @@ static void count_temporary(void *user, const char *name) { *(int *)user += strs
 static bool no_temporaries(const char *dir)
 {
     int n = 0;
-    return pvti_system_list(dir_path(dir), count_temporary, &n) != 0 || n == 0; /* or there is no such directory yet */
+    return pvti_own_list(NULL, dir_path(dir), count_temporary, &n) != 0 || n == 0; /* or there is no such directory yet */
 }
 
 static void save_and_load(pvt_ctx *ctx, const pvt_model *model, const char *name, bool dense, bool bitwise)
@@ -437,12 +437,12 @@ static void check_save(pvt_ctx *ctx)
     tied->layers[1].vector[PVTI_NORM_ATT][3] = (pvt_real)1e6;
     CHECK(pvt_model_save(tied, dir_path("overflow"), NULL) == PVT_ERR_NUMERIC &&
           strstr(pvt_ctx_error(ctx), "model.layers.1.input_layernorm"));
-    CHECK(!pvti_path_exists(in_dir("overflow", "model.safetensors")) &&
-          !pvti_path_exists(in_dir("overflow", "config.json")));
+    CHECK(!pvti_path_exists(ctx, in_dir("overflow", "model.safetensors")) &&
+          !pvti_path_exists(ctx, in_dir("overflow", "config.json")));
     tied->layers[1].vector[PVTI_NORM_ATT][3] = (pvt_real)NAN;
     desc.overwrite = true;
     CHECK(pvt_model_save(tied, dir_path("aqlm-tied"), &desc) == PVT_ERR_NUMERIC &&
-          pvti_path_exists(in_dir("aqlm-tied", "config.json")));
+          pvti_path_exists(ctx, in_dir("aqlm-tied", "config.json")));
     pvt_model_free(model), pvt_model_free(tied);
 }
 

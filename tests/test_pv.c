@@ -789,7 +789,7 @@ int main(void)
     test_adam(SMALL);
     test_pv_steps(SMALL, "pv_step_m1k16g4");
     test_pv_steps(SMALL, "pv_step_m2k8g4og2");
-    if (pvti_path_is_directory(GOLDEN)) {
+    if (pvti_path_is_directory(ctx, GOLDEN)) {
         test_beam_l2(GOLDEN);
         test_beam_xtx();
         test_adam(GOLDEN);

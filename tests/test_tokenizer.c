@@ -21,8 +21,15 @@ static void put(buffer *b, const void *data, int64_t n)
     b->n += n;
 }
 static void put_text(buffer *b, const char *text) { put(b, text, (int64_t)strlen(text)); }
-static void put_u32(buffer *b, uint32_t v) { put(b, &v, 4); }
-static void put_u64(buffer *b, uint64_t v) { put(b, &v, 8); }
+static void put_little(buffer *b, uint64_t value, int bytes)
+{
+    for (; bytes > 0; bytes--, value >>= 8) {
+        uint8_t byte = (uint8_t)value;
+        put(b, &byte, 1);
+    }
+}
+static void put_u32(buffer *b, uint32_t v) { put_little(b, v, 4); }
+static void put_u64(buffer *b, uint64_t v) { put_little(b, v, 8); }
 
 static bool exists(const char *path)
 {
@@ -1057,7 +1064,7 @@ int main(void)
     test_memory(&b);
     test_long_word(ctx, &b);
     test_small_goldens(ctx);
-    if (pvti_path_is_directory(GOLDEN) || pvti_path_is_directory(DATA)) {
+    if (pvti_path_is_directory(ctx, GOLDEN) || pvti_path_is_directory(ctx, DATA)) {
         test_goldens(ctx);
         test_qwen(ctx);
         test_llama2(ctx);

@@ -20,7 +20,7 @@ PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
 TESTS_C      := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
 TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
-TESTS_DOUBLE := test_model
+TESTS_DOUBLE := test_model test_company
 TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
@@ -68,7 +68,8 @@ PUBLIC = $(filter-out $(INSIDE),$(TESTS_C:%=$(BUILD)/tests/%))
 $(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
-# (a test leaves functions of its own unused in double)
+# (a test leaves functions of its own unused in double; one that is linked otherwise needs the implementation)
+$(BUILD)/tests/test_company_double: CPPFLAGS += -DPVTUNE_IMPLEMENTATION
 $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)

@@ -25,7 +25,7 @@ TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples asan tsan clean help force
+.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
@@ -42,6 +42,17 @@ $(BUILD)/minimal: examples/minimal.c $(BUILD)/pvtune_impl.o
 $(BUILD)/own_model: examples/own_model.c pvtune.h # holds its own implementation, of layer 1
 	@mkdir -p $(@D)
 	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LDLIBS)
+
+# several processes tune one model: data-parallel, each with a part of every step's sequences
+MPICC ?= mpicc
+mpi: ## build/pvtune_mpi: tuning by several processes, on one machine or many (needs mpicc, e.g. of OpenMPI)
+	@command -v $(MPICC) >/dev/null || { echo "make mpi: no $(MPICC) here; on Debian: apt-get install openmpi-bin libopenmpi-dev"; exit 1; }
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(BUILD)/pvtune_mpi
+$(BUILD)/pvtune_mpi: examples/pvtune_mpi.c examples/options.h $(BUILD)/pvtune_impl.o
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(STD) -D_GNU_SOURCE $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ \
+	    examples/pvtune_mpi.c $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
+mpi-test: mpi $(BUILD)/pvtune ## two ranks against one, a rank that dies, a resume to the same bits
+	@BUILD=$(BUILD) MAKE="$(MAKE)" sh tests/mpi.sh
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
@@ -108,4 +119,4 @@ clean: ## remove build/
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20

@@ -1,13 +1,13 @@
-/*  Data-parallel tuning, without MPI: the ranks are threads, each with a context and models of its own, and their
-    sum goes through a barrier. That all ranks hold the same bits, from run to run and after a resume; that their
-    losses are those of one rank that does all; that an error, a cancellation and a failing sum end all, and that
-    ranks which do not belong together are refused. */
+/*  Data-parallel tuning, without MPI: the ranks are threads, each with a context and models of its own, and
+    their sum goes through a barrier. That all ranks hold the same bits, from run to run and after a resume;
+    that their losses are those of one rank that does all; that an error, a cancellation and a failing sum end
+    all, and that ranks which do not belong together are refused. */
 #define _POSIX_C_SOURCE 200809L /* mkdtemp */
 #include "../pvtune.h"
 #include "test.h"
 #include <pthread.h>
 
-enum { CTX = 32, VOCAB = 300, TEXT = 41 * CTX, RANKS = 3, STEPS = 6 };
+enum { CTX = 32, VOCAB = 300, TEXT = 41 * CTX, RANKS = 3, STEPS = 5 };
 
 /* ---- the company: where the ranks meet ---- */
 
@@ -126,12 +126,13 @@ typedef struct worker {
     outcome outcome;
     char sentence[400];
     int64_t reports;
+    int64_t windows; /* that this rank evaluates on */
 } worker;
 
 static int report(void *user, const pvt_progress *progress)
 {
     worker *w = (worker *)user;
-    (void)progress;
+    if (strcmp(progress->phase, "evaluate") == 0) w->windows = progress->total;
     return ++w->reports == w->job.stop;
 }
 
@@ -182,7 +183,8 @@ static pvt_result work(worker *w, pvt_tuner *tuner)
             if (pvt_tuner_get_info(tuner).step == before) continue;
             w->outcome.loss[before] = stats.loss;
             w->outcome.changed += stats.groups_changed;
-            if (w->seat.rank == 0 && j->save && stats.step == j->save_at) result = pvt_tuner_save(tuner, j->save);
+            if (w->seat.rank == 0 && j->save && stats.step == j->save_at)
+                result = pvt_tuner_save(tuner, j->save);
         }
     }
     if (result == PVT_OK && j->finish) result = finish(w, tuner);
@@ -317,12 +319,18 @@ static job plain_job(void)
 
 /* ---- what it must show ---- */
 
+static bool quick(void)
+{
+    const char *wish = getenv("PVTUNE_QUICK");
+    return wish && *wish;
+}
+
 static double apart(double a, double b) { return fabs(a - b) / fabs(b); }
 
-/* The same sequences, losses and figures, for any number of ranks. Before the first update only sums of doubles are
-   made in another order. After it the gradients' sums differ in the last bit of pvt_real, and so do the values:
-   a mean of a thousand losses shows about that bit, 6e-8 as seen in float and 1.4e-15 in double. Codes that
-   changed, and other sequences, make a million times as much. */
+/* The same sequences, losses and figures, for any number of ranks. Before the first update only sums of
+   doubles are made in another order. After it the gradients' sums differ in the last bit of pvt_real, and so do
+   the values: a mean of a thousand losses shows about that bit, 6e-8 as seen in float and 1.4e-15 in double.
+   Other sequences make a million times as much. */
 static void check_same_loss(int size, int64_t micro_batch, bool teacher)
 {
     const double rounding = sizeof(pvt_real) == 8 ? 1e-13 : 1e-6;
@@ -343,14 +351,16 @@ static void check_same_loss(int size, int64_t micro_batch, bool teacher)
     CHECK_NEAR(apart(many.start.ppl, one.start.ppl), 0, 1e-13);
     for (int s = 1; s < STEPS; s++) CHECK_NEAR(apart(many.loss[s], one.loss[s]), 0, rounding);
     CHECK_NEAR(apart(many.best.loss, one.best.loss), 0, rounding);
-    CHECK_NEAR(apart(many.saved.ppl, one.saved.ppl), 0, sizeof(pvt_real) == 8 ? 1e-9 : 1e-5); /* fp16 in between */
+    /* rounded to fp16 in between, some value to the other side */
+    CHECK_NEAR(apart(many.saved.ppl, one.saved.ppl), 0, sizeof(pvt_real) == 8 ? 1e-9 : 1e-5);
     j.seed++;
     again = run(1, &j);
     for (int s = 0; s < STEPS; s++) most = fmax(most, apart(again.loss[s], one.loss[s]));
     CHECK(most > 1e-2);
 }
 
-/* One rank that says so is one that says nothing; windows may be fewer than ranks; patience ends all at once. */
+/* One rank that says so is one that says nothing; windows are shared out, and may be fewer than ranks;
+   patience ends all at once. */
 static void check_plans(void)
 {
     job j = plain_job(), k;
@@ -361,6 +371,11 @@ static void check_plans(void)
     c.workers[0].job.desc.comm.size = 1;
     company_run(&c);
     CHECK(ended(&c, PVT_OK) && memcmp(&c.workers[0].outcome, &one, sizeof one) == 0);
+
+    company_open(&c, RANKS, &j);
+    company_run(&c);
+    CHECK(ended(&c, PVT_OK));
+    CHECK(c.workers[0].windows == 2 && c.workers[1].windows == 1 && c.workers[2].windows == 1);
 
     k = j;
     k.desc.eval_windows = 1;
@@ -378,7 +393,8 @@ static void check_plans(void)
 
     k = j;
     k.desc.batch = 0; /* one sequence a rank, two at least */
-    CHECK(run(2, &k).loss[0] == run(1, &k).loss[0] && run(3, &k).steps == STEPS);
+    CHECK_NEAR(apart(run(2, &k).loss[0], run(1, &k).loss[0]), 0, 1e-13);
+    CHECK(run(3, &k).steps == STEPS);
 }
 
 static job small_steps(void)
@@ -388,21 +404,22 @@ static job small_steps(void)
     return j;
 }
 
-/* One rank's callback asks to stop, at any of its reports: the call is cancelled on all ranks, and after it the
-   tuning goes on to the same bits. */
+/* One rank's callback asks to stop, at any of its reports: the call is cancelled on all ranks, and after it
+   the tuning goes on to the same bits. */
 static void check_cancelled(int rank)
 {
     job j = small_steps();
     outcome plain = run(RANKS, &j);
     company c;
-    int64_t at = 1;
+    int64_t at = 1, step = quick() ? 4 : 1;
     company_open(&c, RANKS, &j);
     c.workers[rank].job.stop = at; /* that is the tuner's creation */
     company_run(&c);
     CHECK(ended(&c, PVT_ERR_CANCELLED));
     do {
+        at += step;
         company_open(&c, RANKS, &j);
-        c.workers[rank].job.stop = ++at;
+        c.workers[rank].job.stop = at;
         company_run(&c);
         CHECK(ended(&c, PVT_OK) && same(&c, &c));
         CHECK(c.workers[0].outcome.cancelled == (c.workers[rank].reports >= at));
@@ -412,15 +429,14 @@ static void check_cancelled(int rank)
     CHECK(at > 15);
 }
 
-/* Whichever sum fails, on whichever rank: all end with a sentence that says so, and the checkpoint that rank 0 made
-   before leads all to the same bits. */
+/* Whichever sum fails, on whichever rank: all end with a sentence that says so, and the checkpoint that rank
+   0 made before leads all to the same bits. */
 static void check_failing_sums(const char *path)
 {
-    const char *quick = getenv("PVTUNE_QUICK");
     job j = small_steps();
     outcome plain, resumed;
     company c;
-    int64_t at, sums, apart_by = quick && *quick ? 19 : 4;
+    int64_t at, sums, apart_by = quick() ? 19 : 4;
     j.save = path;
     j.save_at = 3;
     company_open(&c, RANKS, &j);
@@ -428,8 +444,8 @@ static void check_failing_sums(const char *path)
     CHECK(ended(&c, PVT_OK) && same(&c, &c));
     plain = c.workers[0].outcome;
     sums = c.hub.sums;
-    CHECK(sums > 100);
-    for (at = 0; at < sums; at += apart_by) { /* all 24 kinds of tensor and of meeting come up */
+    CHECK(sums > 80);
+    for (at = 0; at < sums; at += apart_by) {
         int rank = (int)(at / apart_by % RANKS);
         company_open(&c, RANKS, &j);
         c.hub.fail_at = at;
@@ -437,14 +453,16 @@ static void check_failing_sums(const char *path)
         company_run(&c);
         CHECK(ended(&c, PVT_ERR_IO) && c.hub.sums == at);
         for (int r = 0; r < RANKS; r++)
-            CHECK(strstr(c.workers[r].sentence, "rank ") && strstr(c.workers[r].sentence, "the last checkpoint"));
+            CHECK(strstr(c.workers[r].sentence, "resume from the last checkpoint") != NULL);
     }
     j.save = NULL;
     j.resume = path;
     resumed = run(RANKS, &j);
-    CHECK(resumed.loss[2] == 0 && memcmp(resumed.loss + 3, plain.loss + 3, (STEPS - 3) * sizeof *plain.loss) == 0);
-    CHECK(resumed.fingerprint == plain.fingerprint && memcmp(&resumed.saved, &plain.saved, sizeof plain.saved) == 0);
-    CHECK(memcmp(&resumed.best, &plain.best, sizeof plain.best) == 0 && resumed.changed < plain.changed);
+    CHECK(resumed.loss[2] == 0 && resumed.changed < plain.changed);
+    CHECK(memcmp(resumed.loss + 3, plain.loss + 3, (STEPS - 3) * sizeof *plain.loss) == 0);
+    CHECK(resumed.fingerprint == plain.fingerprint);
+    CHECK(memcmp(&resumed.saved, &plain.saved, sizeof plain.saved) == 0);
+    CHECK(memcmp(&resumed.best, &plain.best, sizeof plain.best) == 0);
 }
 
 /* All take the same checkpoint, or none does. */
@@ -493,15 +511,16 @@ static void check_refused_alone(void)
         d.comm.rank = i == 2 ? 2 : i == 3 ? -1 : 0;
         d.comm.sum = i == 4 ? NULL : sum;
         d.comm.user = &s;
-        CHECK(pvt_tuner_create(shared, shared_student, shared_teacher, &shared_corpus, &d, &tuner) == PVT_ERR_ARGUMENT);
+        CHECK(pvt_tuner_create(shared, shared_student, shared_teacher, &shared_corpus, &d, &tuner) ==
+              PVT_ERR_ARGUMENT);
         CHECK(strstr(pvt_ctx_error(shared), "comm: ") != NULL && tuner == NULL);
         CHECK(pvt_tuner_bytes(shared_student, shared_teacher, &shared_corpus, &d) == INT64_MAX);
     }
     hub_close(&h);
 }
 
-/* Ranks that do not belong together are told apart before the first step, all with the same result, and each says
-   what is amiss. */
+/* Ranks that do not belong together are told apart before the first step, all with the same result, and each
+   says what is amiss. */
 typedef struct refusal {
     const char *what;
     pvt_result result;
@@ -566,11 +585,11 @@ static pvt_model *make(bool codes)
     pvt_model *model = NULL;
     memset(&c, 0, sizeof c);
     memset(&q, 0, sizeof q);
-    c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 96, c.vocab = VOCAB, c.ctx = CTX;
+    c.layers = 1, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 96, c.vocab = VOCAB, c.ctx = CTX;
     CHECK_OK(shared, pvt_model_create(shared, &c, &model));
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
     CHECK_OK(shared, pvt_format_parse(shared, "aqlm:2x4g4", &q.format));
-    for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* sharper than at random: there is something to learn */
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* sharper than at random: something to learn */
         pvt_weight *w = pvt_model_tensor(model, i).weight;
         for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)(uintptr_t)w->data)[k] *= 6;
     }
@@ -595,14 +614,16 @@ int main(void)
     check_same_loss(2, 0, true);
     check_same_loss(3, 1, true);
     check_same_loss(2, 1, false);
-    check_plans();
-    check_cancelled(0);
-    check_cancelled(1);
-    check_failing_sums(path);
-    check_refused_resumes(path, other, missing);
-    check_refused_alone();
-    check_refused();
-    check_not_finite();
+    if (sizeof(pvt_real) == sizeof(float)) { /* the rest is no matter of precision */
+        check_plans();
+        check_cancelled(0);
+        check_cancelled(1);
+        check_failing_sums(path);
+        check_refused_resumes(path, other, missing);
+        check_refused_alone();
+        check_refused();
+        check_not_finite();
+    }
     test_remove(dir);
     pvt_model_free(shared_student);
     pvt_model_free(shared_teacher);

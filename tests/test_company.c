@@ -127,6 +127,7 @@ typedef struct worker {
     char sentence[400];
     int64_t reports;
     int64_t windows; /* that this rank evaluates on */
+    double memory;   /* what was planned for its tuner, over what it took */
 } worker;
 
 static int report(void *user, const pvt_progress *progress)
@@ -200,18 +201,23 @@ static pvt_result rank_run(worker *w, pvt_ctx *ctx)
     pvt_model *teacher = NULL, *student = NULL;
     pvt_corpus corpus;
     pvt_tuner *tuner = NULL;
+    int64_t plan = 0, before = 0;
     pvt_result result = pvt_corpus_from_ids(ctx, shared_corpus.ids, shared_corpus.n, &corpus);
     if (result == PVT_OK) result = pvt_model_copy(ctx, shared_teacher, &teacher);
     if (result == PVT_OK) result = pvt_model_copy(ctx, shared_student, &student);
     if (result == PVT_OK) {
         corpus.ids[7] ^= (int32_t)j->odd_id;
         if (j->odd_student) some_values(student)[3] += 1;
+        plan = pvt_tuner_bytes(student, teacher, &corpus, &j->desc);
+        before = pvt_ctx_get_info(ctx).bytes_now;
+        pvt_ctx_reset_peak(ctx);
         result = pvt_tuner_create(ctx, student, teacher, &corpus, &j->desc, &tuner);
     }
     if (result == PVT_OK) {
         if (j->poison) some_values(student)[3] = NAN;
         result = work(w, tuner);
         w->outcome.fingerprint = fingerprint(student);
+        w->memory = (double)(plan - before) / (double)(pvt_ctx_get_info(ctx).bytes_peak - before);
     }
     pvt_tuner_free(tuner);
     pvt_model_free(student);
@@ -376,6 +382,7 @@ static void check_plans(void)
     company_run(&c);
     CHECK(ended(&c, PVT_OK));
     CHECK(c.workers[0].windows == 2 && c.workers[1].windows == 1 && c.workers[2].windows == 1);
+    for (int r = 0; r < RANKS; r++) CHECK_NEAR(c.workers[r].memory, 1, 0.05);
 
     k = j;
     k.desc.eval_windows = 1;

@@ -20,12 +20,12 @@ PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
 TESTS_C      := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
 TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
-TESTS_DOUBLE := test_model test_family
+TESTS_DOUBLE := test_model test_family test_company
 TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples asan tsan clean help force
+.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
@@ -42,6 +42,17 @@ $(BUILD)/minimal: examples/minimal.c $(BUILD)/pvtune_impl.o
 $(BUILD)/own_model: examples/own_model.c pvtune.h # holds its own implementation, of layer 1
 	@mkdir -p $(@D)
 	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LDLIBS)
+
+# several processes tune one model: data-parallel, each with a part of every step's sequences
+MPICC ?= mpicc
+mpi: ## build/pvtune_mpi: tuning by several processes, on one machine or many (needs mpicc, e.g. of OpenMPI)
+	@command -v $(MPICC) >/dev/null || { echo "make mpi: no $(MPICC) here; on Debian: apt-get install openmpi-bin libopenmpi-dev"; exit 1; }
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(BUILD)/pvtune_mpi
+$(BUILD)/pvtune_mpi: examples/pvtune_mpi.c examples/options.h $(BUILD)/pvtune_impl.o
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(STD) -D_GNU_SOURCE $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ \
+	    examples/pvtune_mpi.c $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
+mpi-test: mpi $(BUILD)/pvtune ## two ranks against one, a rank that dies, a resume to the same bits
+	@BUILD=$(BUILD) MAKE="$(MAKE)" sh tests/mpi.sh
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
@@ -68,7 +79,8 @@ PUBLIC = $(filter-out $(INSIDE),$(TESTS_C:%=$(BUILD)/tests/%))
 $(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
-# (a test leaves functions of its own unused in double)
+# (a test leaves functions of its own unused in double; one that is linked otherwise needs the implementation)
+$(BUILD)/tests/test_company_double: CPPFLAGS += -DPVTUNE_IMPLEMENTATION
 $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
@@ -108,4 +120,4 @@ clean: ## remove build/
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20

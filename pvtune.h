@@ -237,7 +237,7 @@ typedef PVTUNE_REAL pvt_real;
     X(PVT_OK, "done")                                                                    \
     X(PVT_ERR_ARGUMENT, "an argument is out of range or contradicts another")            \
     X(PVT_ERR_MEMORY, "memory could not be allocated, or a memory limit does not allow it") \
-    X(PVT_ERR_IO, "a file could not be opened, read or written")                         \
+    X(PVT_ERR_IO, "a file could not be opened, read or written, or another rank not reached") \
     X(PVT_ERR_FORMAT, "a file is malformed")                                             \
     X(PVT_ERR_UNSUPPORTED, "valid, but not implemented here")                            \
     X(PVT_ERR_MISMATCH, "two things that must belong together do not")                   \
@@ -1133,11 +1133,30 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
 
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
 
+/*  Company: data-parallel tuning by several processes, the ranks 0 … size − 1. Every rank holds the whole
+    student and teacher, the same texts, seed and desc, and makes the same calls in the same order: of
+    pvt_tuner_create, _resume, _step and _finish, or of pvt_tune. A step's sequences and the held-out windows
+    are shared out; gradients and losses are added. So every rank takes the same steps to the same bits,
+    decides alike and returns the same code: an error of one, and a cancellation, is one of all.
+    pvt_tuner_save is no such call: one rank saves for all, and all resume from that file.
+    examples/pvtune_mpi.c does it with MPI. */
+typedef struct pvt_comm {
+    int rank, size; /* size 0 or 1: alone; at most 65536 */
+    /* values [n], n ≥ 1, of PVT_F32 or PVT_F64, in host memory: value i becomes the sum of all ranks'
+       values i, added in the order of the ranks, with the same bits on every rank (MPI_Allreduce promises
+       neither order nor bits). All ranks call it with the same n and dtype, from the thread that called the
+       library. Non-zero: it failed; then it has to fail, or the process to end, on every rank: nobody may
+       wait for one that is gone. */
+    int (*sum)(void *user, void *values, int64_t n, pvt_dtype dtype);
+    void *user;
+} pvt_comm;
+
 typedef struct pvt_tune_desc {
     pvt_pv_desc pv;         /* strategy, optimizers, cap, … */
     int64_t steps;          /* 0: 200 */
-    int64_t batch;          /* sequences a step; 0: 2 */
-    int64_t micro_batch;    /* sequences a forward; 0: what fits; less than batch: gradients are accumulated */
+    int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
+    int64_t micro_batch;    /* sequences a forward; 0: what fits; less than a rank's batch: gradients are
+                               accumulated */
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
@@ -1153,6 +1172,7 @@ typedef struct pvt_tune_desc {
         eval_windows; /* of ctx tokens each; 0: a twentieth of the text, 1 at least, at most 8192 tokens */
     int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
     int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number */
+    pvt_comm comm;          /* zeroed: this process alone */
 } pvt_tune_desc;
 
 /* The desc (NULL: zeroed) with every default filled in: what pvt_tuner_create will do with this student. In
@@ -1199,20 +1219,22 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
    outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
-   codes that is its own teacher), MISMATCH (vocabularies), MEMORY. */
+   codes that is its own teacher; a batch that the ranks do not divide), MISMATCH (vocabularies; ranks that
+   differ in student, teacher, text, seed or options: says which), MEMORY, IO (comm.sum failed). */
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
 /* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
    Cancelled (PVT_ERR_CANCELLED): the step is complete, its evaluation follows with the next call; or, between
    two micro-batches, the step has not begun. Errors: NUMERIC (a loss or gradient is not finite, or a value to
-   be kept overflows fp16): updates stop at the tensor it names, so go on from a checkpoint; ARGUMENT (done
-   already). */
+   be kept overflows fp16): updates stop at the tensor it names, so go on from a checkpoint; the same after IO
+   (comm.sum failed); ARGUMENT (done already). */
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats);
 PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner);
 /* Ends the tuning: makes the best evaluated state (without evaluation the last) the student, rounded to fp16
    as a file holds it, and evaluates once more: `result` (may be NULL) is the figure of the model that is
-   saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY. */
+   saved next. No step and no checkpoint after it. Errors: CANCELLED, NUMERIC, MEMORY, IO (comm.sum
+   failed). */
 PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
 #ifndef PVTUNE_NO_FILES /* checkpoints */
 /* Everything a resume needs in one safetensors file (f32 masters, codes, moments, buffers, the best state so
@@ -1221,8 +1243,9 @@ PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result);
    pvt_tuner_finish). */
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
 /* Continues to bitwise the same result. A plan of more steps than the checkpoint's extends that run: the
-   schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student, data
-   or teacher: says which; more steps done than planned). */
+   schedule is then the longer plan's from here on. Errors: IO, FORMAT, MISMATCH (other options, student,
+   data, teacher or number of ranks: says which; more steps done than planned; another checkpoint than rank
+   0's). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
 #endif
@@ -17126,6 +17149,108 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
     pvti_quantizer_free(&z);
     return result;
 }
+// >>company
+/*  Data-parallel tuning. The ranks share one operation, the sum. With it they also tell each other things: an
+    array of zeros in which every rank has filled its own place adds up, exactly, to what all have said. They
+    meet this way wherever one of them may fail or be stopped, so that none waits for one that has left.
+    Nothing is sent when there is one rank. */
+
+typedef struct pvti_company {
+    pvt_ctx *ctx;
+    pvt_comm comm;
+    double *said;   /* [size + PVTI_COMPANY_FIGURES]: what each rank said at the last meeting; NULL: alone */
+} pvti_company;
+
+enum { PVTI_COMPANY_FIGURES = 4, PVTI_COMPANY_RANKS = 65536 };
+
+static pvt_result pvti_company_check(pvt_ctx *ctx, const pvt_comm *comm)
+{
+    if (comm->size < 1 || comm->size > PVTI_COMPANY_RANKS || comm->rank < 0 || comm->rank >= comm->size ||
+        (comm->size > 1 && !comm->sum))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "comm: rank %d of %d%s; ranks count from 0, are at most %d, and need a sum",
+                         comm->rank, comm->size, comm->sum ? "" : " without sum", PVTI_COMPANY_RANKS);
+    return PVT_OK;
+}
+
+/* values [n] ← their sums over the ranks. */
+static pvt_result pvti_company_sum(pvti_company *c, void *values, int64_t n, pvt_dtype dtype,
+                                   const char *what)
+{
+    if (!c->said || c->comm.sum(c->comm.user, values, n, dtype) == 0) return PVT_OK;
+    return pvti_fail(c->ctx, PVT_ERR_IO,
+                     "rank %d of %d: %s could not be added over the ranks: one has ended or cannot be "
+                     "reached; resume from the last checkpoint",
+                     c->comm.rank, c->comm.size, what);
+}
+
+/* Every rank says one number, left in said[rank]; the n figures are added up. */
+static pvt_result pvti_company_meet(pvti_company *c, double number, double *figures, int n)
+{
+    double *sums = c->said + c->comm.size;
+    memset(c->said, 0, (size_t)c->comm.size * sizeof *c->said);
+    c->said[c->comm.rank] = number;
+    if (n) memcpy(sums, figures, (size_t)n * sizeof *sums);
+    PVTI_TRY(pvti_company_sum(c, c->said, c->comm.size + n, PVT_F64, "what the ranks tell each other"));
+    if (n) memcpy(figures, sums, (size_t)n * sizeof *sums);
+    return PVT_OK;
+}
+
+/* Calls the roll: is every rank there once? Free c->said. */
+static pvt_result pvti_company_open(pvti_company *c, pvt_ctx *ctx, const pvt_comm *comm)
+{
+    PVTI_TRY(pvti_company_check(ctx, comm));
+    c->ctx = ctx, c->comm = *comm;
+    if (comm->size == 1) return PVT_OK;
+    c->said = PVTI_NEW(ctx, double, comm->size + PVTI_COMPANY_FIGURES);
+    if (!c->said) return PVT_ERR_MEMORY;
+    PVTI_TRY(pvti_company_meet(c, 1, NULL, 0));
+    for (int r = 0; r < comm->size; r++)
+        if (c->said[r] != 1)
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                             "comm: of %d ranks, rank %d was counted %g times: each must have a number of "
+                             "its own, and sum must add",
+                             comm->size, r, c->said[r]);
+    return PVT_OK;
+}
+
+static pvt_result pvti_company_said(const pvti_company *c, int rank)
+{
+    double code = c->said[rank];
+    return code >= 0 && code < (double)PVT_RESULT_COUNT ? (pvt_result)code : PVT_ERR_IO;
+}
+
+/* All ranks return the same: PVT_OK when all went well, else the first rank's error, and a cancellation where
+   that is all there is. figures [n ≤ PVTI_COMPANY_FIGURES] are added up. */
+static pvt_result pvti_company_agree(pvti_company *c, pvt_result mine, double *figures, int n)
+{
+    pvt_result code = PVT_OK;
+    int first = 0, r;
+    if (!c->said) return mine;
+    PVTI_TRY(pvti_company_meet(c, (double)mine, figures, n));
+    for (r = 0; r < c->comm.size && (code == PVT_OK || code == PVT_ERR_CANCELLED); r++) {
+        pvt_result its = pvti_company_said(c, r);
+        if (its == PVT_OK || its == code) continue;
+        code = its;
+        first = r;
+    }
+    if (code == mine) return mine; /* in its own words */
+    return pvti_fail(c->ctx, code, "rank %d of %d stopped, and so do all: %s; it has the details", first,
+                     c->comm.size, pvt_result_text(code));
+}
+
+/* Has every rank the same? */
+static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t hash)
+{
+    if (!c->said) return PVT_OK;
+    PVTI_TRY(pvti_company_meet(c, (double)(hash >> 12), NULL, 0)); /* 52 bits, which a double holds */
+    for (int r = 1; r < c->comm.size; r++)
+        if (c->said[r] != c->said[0])
+            return pvti_fail(c->ctx, PVT_ERR_MISMATCH,
+                             "the ranks must all have the same, but rank %d of %d differs from rank 0 in: %s",
+                             r, c->comm.size, what);
+    return PVT_OK;
+}
 // >>tuner
 /*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
     tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
@@ -17176,9 +17301,24 @@ struct pvt_tuner {
     int64_t n_best;
     int64_t resumed_steps;
     bool finished;
+    pvti_company company;
 };
 
 #define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
+
+/* Of a step's sequences, how many this rank takes. */
+static int64_t pvti_tuner_share(const pvt_tune_desc *d) { return d->batch / PVTI_MAX(1, d->comm.size); }
+
+/* The first of n held-out windows that is rank's; the next rank's first ends them. */
+static int64_t pvti_tuner_eval_first(const pvt_comm *comm, int64_t n, int rank)
+{
+    return n / comm->size * rank + PVTI_MIN(rank, n % comm->size);
+}
+
+static int64_t pvti_tuner_eval_share(const pvt_comm *comm, int64_t n)
+{
+    return pvti_tuner_eval_first(comm, n, comm->rank + 1) - pvti_tuner_eval_first(comm, n, comm->rank);
+}
 
 /* The one place where the defaults of tuning come from. */
 PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
@@ -17187,11 +17327,13 @@ PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     d.pv = pvt_pv_resolve(&d.pv);
+    if (!d.comm.size) d.comm.size = 1;
     if (!d.steps) d.steps = 200;
-    if (!d.batch) d.batch = 2;
+    if (!d.batch) d.batch = PVTI_MAX(2, d.comm.size);
     if (!d.ctx) d.ctx = PVTI_MIN(512, student->config.ctx);
     if (!d.micro_batch)
-        d.micro_batch = d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(d.batch, PVTI_MAX(1, 4096 / d.ctx)) : 1;
+        d.micro_batch =
+            d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(pvti_tuner_share(&d), PVTI_MAX(1, 4096 / d.ctx)) : 1;
     if (!d.warmup) d.warmup = PVTI_MIN(100, d.steps / 40);
     if (d.warmup < 0) d.warmup = 0;
     if (!d.eval_every) d.eval_every = PVTI_MAX(1, d.steps / 10);
@@ -17224,7 +17366,7 @@ static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, co
     pvt_run_desc r;
     memset(&r, 0, sizeof r);
     r.max_batch = d->micro_batch, r.max_ctx = d->ctx;
-    r.train = student, r.accumulate = student && d->micro_batch < d->batch;
+    r.train = student, r.accumulate = student && d->micro_batch < pvti_tuner_share(d);
     r.frozen = student ? frozen : NULL;
     r.memory_limit = d->memory_limit;
     return r;
@@ -17235,6 +17377,10 @@ static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, co
 static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
 {
     int64_t tokens;
+    PVTI_TRY(pvti_company_check(ctx, &d->comm));
+    if (d->batch > 0 && d->batch % d->comm.size)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %d ranks do not divide the batch of %lld sequences",
+                         d->comm.size, (long long)d->batch);
     if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
         d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
         (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
@@ -17325,6 +17471,7 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
         int64_t available = d.eval ? d.eval->n / d.ctx : windows;
         kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
         if (!d.eval) windows -= kept;
+        kept = pvti_tuner_eval_share(&d.comm, kept);
     }
     if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) &&
         !pvti_add(kept, windows + d.micro_batch, &kept))
@@ -17346,6 +17493,7 @@ PVT_API void pvt_tuner_free(pvt_tuner *tuner)
     pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
     pvti_free(tuner->ctx, tuner->hidden);
     pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
+    pvti_free(tuner->ctx, tuner->company.said);
     pvti_free(tuner->ctx, tuner);
 }
 
@@ -17423,9 +17571,10 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
     PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
     PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
     if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
-    if (d->batch % d->micro_batch)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld",
-                         (long long)d->micro_batch, (long long)d->batch);
+    if (pvti_tuner_share(d) % d->micro_batch)
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
+                         (long long)d->micro_batch, (long long)pvti_tuner_share(d),
+                         d->comm.size > 1 ? ", a rank's share" : "");
     if (t->teacher && t->teacher->config.vocab != c->vocab)
         return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
@@ -17497,8 +17646,8 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
     t->eval_hash =
         pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
-        t->eval_hidden =
-            PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
+        int64_t share = pvti_tuner_eval_share(&t->desc.comm, t->eval_windows);
+        t->eval_hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
         if (!t->eval_hidden) return PVT_ERR_MEMORY;
     }
     return pvti_tuner_best_alloc(t);
@@ -17535,20 +17684,77 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     return pvti_tuner_alloc_eval(t);
 }
 
+/* ---- what the ranks must have in common ---- */
+
+static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
+{
+    double figures[8];
+    figures[0] = o->rule, figures[1] = o->lr, figures[2] = o->beta1, figures[3] = o->beta2;
+    figures[4] = o->eps, figures[5] = o->weight_decay, figures[6] = o->amsgrad, figures[7] = o->no_debias;
+    return pvti_hash(figures, sizeof figures, hash);
+}
+
+static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
+{
+    double figures[9];
+    uint64_t hash;
+    figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
+    figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
+    figures[7] = d->freeze_values, figures[8] = d->moments;
+    hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
+    return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
+}
+
+static uint64_t pvti_tuner_plan_hash(const pvt_tune_desc *d)
+{
+    int64_t figures[11];
+    figures[0] = d->steps, figures[1] = d->batch, figures[2] = d->micro_batch, figures[3] = d->ctx;
+    figures[4] = d->cross_entropy, figures[5] = d->schedule, figures[6] = d->warmup;
+    figures[7] = d->freeze_dense, figures[8] = d->eval_windows, figures[9] = d->eval_every;
+    figures[10] = d->patience;
+    return pvti_hash(figures, sizeof figures, 0);
+}
+
+static pvt_result pvti_tuner_compare(pvt_tuner *t)
+{
+    pvti_company *c = &t->company;
+    int build[3];
+    build[0] = PVT_VERSION, build[1] = (int)sizeof(pvt_real), build[2] = t->ctx->compute_bf16;
+    PVTI_TRY(pvti_company_same(c, "version or precision of pvtune", pvti_hash(build, sizeof build, 0)));
+    PVTI_TRY(
+        pvti_company_same(c, "steps, batch, loss, schedule or evaluation", pvti_tuner_plan_hash(&t->desc)));
+    PVTI_TRY(pvti_company_same(c, "strategy, V step or optimizers", pvti_tuner_pv_hash(&t->desc.pv)));
+    PVTI_TRY(pvti_company_same(c, "seed", pvti_hash(&t->ctx->seed, sizeof t->ctx->seed, 0)));
+    PVTI_TRY(pvti_company_same(c, "student", t->student_hash));
+    PVTI_TRY(pvti_company_same(c, "teacher", t->teacher_hash));
+    PVTI_TRY(pvti_company_same(c, "text", t->corpus_hash));
+    return pvti_company_same(c, "text to evaluate on", t->eval_hash);
+}
+
+static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
+{
+    pvt_result result;
+    PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
+    t->teacher = t->desc.cross_entropy ? NULL : teacher;
+    if (!teacher && !t->desc.cross_entropy)
+        result = pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                           "tune: without a teacher only cross_entropy is possible");
+    else result = pvti_tuner_alloc(t);
+    PVTI_TRY(pvti_company_agree(&t->company, result, NULL, 0));
+    return pvti_tuner_compare(t);
+}
+
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out)
 {
     pvt_tuner *t;
     pvt_result result;
     *out = NULL;
-    if (!teacher && !(desc && desc->cross_entropy))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: without a teacher only cross_entropy is possible");
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
     t->desc = pvt_tune_resolve(student, desc);
-    t->teacher = t->desc.cross_entropy ? NULL : teacher;
-    result = pvti_tuner_alloc(t);
+    result = pvti_tuner_begin(t, teacher);
     if (result != PVT_OK) {
         pvt_tuner_free(t);
         return result;
@@ -17574,47 +17780,65 @@ PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner)
 
 /* ---- evaluation ---- */
 
-/* The teacher's last hidden states for the B held-out windows from i on, kept for the next evaluation. */
-static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t i, int64_t B, const pvt_real **hidden)
+/* The teacher's last hidden states for the B held-out windows from i on, which ids holds; kept for the next
+   evaluation. The memory begins with `first`, this rank's first window. */
+static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t first, int64_t i, int64_t B,
+                                        const pvt_real **hidden)
 {
     int64_t each = t->teacher ? t->desc.ctx * t->teacher->config.dim : 0;
+    pvt_real *place = t->eval_hidden + (i - first) * each;
     *hidden = NULL;
     if (!t->teacher) return PVT_OK;
-    *hidden = t->eval_hidden + i * each;
+    *hidden = place;
     if (t->eval_taught) return PVT_OK;
     PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
-    memcpy(t->eval_hidden + i * each, pvt_run_hidden(t->teacher_run), (size_t)(B * each) * sizeof(pvt_real));
+    memcpy(place, pvt_run_hidden(t->teacher_run), (size_t)(B * each) * sizeof(pvt_real));
+    return PVT_OK;
+}
+
+/* What an evaluation adds up. */
+enum { PVTI_EVAL_LOSS, PVTI_EVAL_LOSSES, PVTI_EVAL_NLL, PVTI_EVAL_PREDICTIONS, PVTI_EVAL_SUMS };
+
+/* The sums over this rank's share of the held-out windows, first … last−1. */
+static pvt_result pvti_tuner_measure_share(pvt_tuner *t, int64_t first, int64_t last, double *sums)
+{
+    int64_t T = t->desc.ctx, i, k, B, count;
+    double part;
+    for (i = first; i < last; i += B) {
+        pvt_loss_desc loss;
+        B = PVTI_MIN(t->desc.micro_batch, last - i);
+        memset(&loss, 0, sizeof loss);
+        for (k = 0; k < B; k++)
+            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
+                   (size_t)T * sizeof *t->ids);
+        PVTI_TRY(pvti_tuner_eval_teach(t, first, i, B, &loss.teacher_hidden));
+        PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
+        PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        sums[PVTI_EVAL_NLL] += part, sums[PVTI_EVAL_PREDICTIONS] += (double)count;
+        if (t->teacher) {
+            loss.teacher = t->teacher;
+            PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        }
+        sums[PVTI_EVAL_LOSS] += part, sums[PVTI_EVAL_LOSSES] += (double)count;
+        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i - first + B, last - first, "windows",
+                             sums[PVTI_EVAL_LOSS] / sums[PVTI_EVAL_LOSSES]));
+    }
     return PVT_OK;
 }
 
 /* Mean loss and perplexity of the student, as it stands, on the held-out windows. */
 static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
 {
-    double loss_sum = 0, nll_sum = 0, part;
-    int64_t T = t->desc.ctx, i, k, B, losses = 0, predictions = 0, count;
-    for (i = 0; i < t->eval_windows; i += B) {
-        pvt_loss_desc loss;
-        B = PVTI_MIN(t->desc.micro_batch, t->eval_windows - i);
-        memset(&loss, 0, sizeof loss);
-        for (k = 0; k < B; k++)
-            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
-                   (size_t)T * sizeof *t->ids);
-        PVTI_TRY(pvti_tuner_eval_teach(t, i, B, &loss.teacher_hidden));
-        PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
-        PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
-        nll_sum += part, predictions += count;
-        if (t->teacher) {
-            loss.teacher = t->teacher;
-            PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
-        }
-        loss_sum += part, losses += count;
-        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i + B, t->eval_windows, "windows",
-                             loss_sum / (double)losses));
-    }
+    const pvt_comm *comm = &t->desc.comm;
+    int64_t first = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank);
+    int64_t last = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank + 1);
+    double sums[PVTI_EVAL_SUMS] = {0};
+    pvt_result result = pvti_tuner_measure_share(t, first, last, sums);
+    PVTI_TRY(pvti_company_agree(&t->company, result, sums, PVTI_EVAL_SUMS));
     t->eval_taught = true;
     out->step = t->step;
-    out->loss = loss_sum / (double)PVTI_MAX(1, losses);
-    out->ppl = pvti_exp64(nll_sum / (double)PVTI_MAX(1, predictions));
+    out->loss = sums[PVTI_EVAL_LOSS] / PVTI_MAX(1, sums[PVTI_EVAL_LOSSES]);
+    out->ppl = pvti_exp64(sums[PVTI_EVAL_NLL] / PVTI_MAX(1, sums[PVTI_EVAL_PREDICTIONS]));
     return PVT_OK;
 }
 
@@ -17730,39 +17954,57 @@ static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
     return PVT_OK;
 }
 
+/* The ranks' gradients are added where they lie: it is the run's memory, which it clears after the call. */
 static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW)
 {
     pvt_tuner *t = (pvt_tuner *)user;
-    return t->handles[tensor] >= 0 ? pvt_pv_apply(t->pv, t->handles[tensor], dW) : PVT_OK;
+    pvt_tensor_info info = pvt_model_tensor(t->student, tensor);
+    if (t->handles[tensor] < 0) return PVT_OK;
+    PVTI_TRY(pvti_company_sum(&t->company, (pvt_real *)(uintptr_t)dW, info.n, PVTI_DTYPE_REAL, info.name));
+    return pvt_pv_apply(t->pv, t->handles[tensor], dW);
+}
+
+/* Forward of the micro-batch that begins with sequence `first`, the teacher's too, and what loss to take. */
+static pvt_result pvti_tuner_forward(pvt_tuner *t, int64_t first, pvt_loss_desc *loss)
+{
+    const pvt_tune_desc *d = &t->desc;
+    memset(loss, 0, sizeof *loss);
+    loss->scale = 1.0 / (double)(d->batch * (t->teacher ? d->ctx : d->ctx - 1));
+    pvti_tuner_gather(t, first);
+    PVTI_TRY(pvti_tuner_teach(t, &loss->teacher_hidden));
+    loss->teacher = t->teacher;
+    return pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL);
+}
+
+/* Forward and backward of this rank's sequences but for the last micro-batch, whose forward alone is done:
+   tensors are updated during its backward. sums: of the loss, and over how many tokens. */
+static pvt_result pvti_tuner_accumulate(pvt_tuner *t, pvt_loss_desc *loss, double sums[2])
+{
+    const pvt_tune_desc *d = &t->desc;
+    int64_t share = pvti_tuner_share(d), first = t->step * d->batch + d->comm.rank * share, done, count;
+    double part;
+    for (done = 0; done + d->micro_batch < share; done += d->micro_batch) {
+        PVTI_TRY(pvti_tuner_forward(t, first + done, loss));
+        PVTI_TRY(pvt_run_backward(t->run, loss, &part, &count, NULL, NULL));
+        sums[0] += part, sums[1] += (double)count;
+        PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", sums[0] / sums[1]));
+    }
+    return pvti_tuner_forward(t, first + done, loss);
 }
 
 /* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped:
-   nothing is updated before the last. */
-static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double *sum, int64_t *tokens)
+   nothing is updated before the last, when all ranks have come so far. sums as above, of all ranks. */
+static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double sums[2])
 {
-    const pvt_tune_desc *d = &t->desc;
-    int64_t done, predicted = d->batch * (t->teacher ? d->ctx : d->ctx - 1);
-    *sum = 0;
-    *tokens = 0;
-    for (done = 0; done < d->batch; done += d->micro_batch) {
-        bool last = done + d->micro_batch == d->batch;
-        pvt_loss_desc loss;
-        double part;
-        int64_t count;
-        if (done > 0)
-            PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", *sum / (double)*tokens));
-        memset(&loss, 0, sizeof loss);
-        loss.scale = 1.0 / (double)predicted;
-        pvti_tuner_gather(t, t->step * d->batch + done);
-        PVTI_TRY(pvti_tuner_teach(t, &loss.teacher_hidden));
-        loss.teacher = t->teacher;
-        PVTI_TRY(pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL));
-        if (last) PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
-        PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, last ? pvti_tuner_sink : NULL, t));
-        *sum += part;
-        *tokens += count;
-    }
-    return PVT_OK;
+    pvt_loss_desc loss;
+    double part;
+    int64_t count;
+    sums[0] = sums[1] = 0;
+    PVTI_TRY(pvti_company_agree(&t->company, pvti_tuner_accumulate(t, &loss, sums), NULL, 0));
+    PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
+    PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, pvti_tuner_sink, t));
+    sums[0] += part, sums[1] += (double)count;
+    return pvti_company_agree(&t->company, PVT_OK, sums, 2);
 }
 
 PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
@@ -17771,8 +18013,7 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     pvt_tune_stats s;
     pvt_pv_stats pv;
     pvt_result result;
-    double started = pvti_seconds(), sum;
-    int64_t tokens;
+    double started = pvti_seconds(), sums[2];
     memset(&s, 0, sizeof s);
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
     if (stats) *stats = s;
@@ -17782,18 +18023,19 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     PVTI_TRY(pvti_tuner_settle(tuner));
     if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
     s.lr_scale = pvti_schedule(d, tuner->step);
-    result = pvti_tuner_batch(tuner, s.lr_scale, &sum, &tokens);
-    if (result != PVT_OK && d->micro_batch < d->batch)
+    result = pvti_tuner_batch(tuner, s.lr_scale, sums);
+    if (result != PVT_OK && d->micro_batch < pvti_tuner_share(d))
         pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
     PVTI_TRY(result);
     PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
     tuner->step++;
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
-    s.loss = sum / (double)PVTI_MAX(1, tokens);
+    s.loss = sums[0] / PVTI_MAX(1, sums[1]);
     s.groups_searched = pv.groups_searched, s.groups_changed = pv.groups_changed;
     s.seconds = pvti_seconds() - started;
     if (stats) *stats = s;
-    PVTI_TRY(pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss));
+    result = pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss);
+    PVTI_TRY(pvti_company_agree(&tuner->company, result, NULL, 0));
     return pvti_tuner_settle(tuner);
 }
 
@@ -17872,9 +18114,11 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
-    snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
-             d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
-             (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
+    i = snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
+                 d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
+                 (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
+    if (d->comm.size > 1)
+        snprintf(out[6].value + i, (size_t)(PVTI_OPTION_TEXT - i), " ranks %d", d->comm.size);
     snprintf(out[7].value, PVTI_OPTION_TEXT, "%llu", (unsigned long long)t->ctx->seed);
     snprintf(out[8].value, PVTI_OPTION_TEXT, "%lld tokens, hash %016llx", (long long)t->corpus->n,
              (unsigned long long)t->corpus_hash);
@@ -18084,20 +18328,33 @@ static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, con
     t->top.step = n[5], t->top.loss = figures[4], t->top.ppl = figures[5];
 }
 
+/* Do all ranks resume, and from the same point? */
+static pvt_result pvti_tuner_resume_agree(pvt_tuner *t, pvt_result mine, const int64_t n[6],
+                                          const double figures[6])
+{
+    uint64_t hash;
+    PVTI_TRY(pvti_company_agree(&t->company, mine, NULL, 0));
+    hash = pvti_hash(figures, 6 * sizeof *figures, pvti_hash(n, 6 * sizeof *n, 0));
+    return pvti_company_same(&t->company, "progress in the checkpoint", hash);
+}
+
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 {
     pvti_safetensors st;
     pvt_result result;
     int64_t n[6], top = tuner->top.step;
     double figures[6];
+    bool opened;
     if (tuner->finished)
         return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: this tuning is finished; make another tuner",
                          path);
-    PVTI_TRY(pvti_safetensors_open(tuner->ctx, path, &st));
-    result = pvti_tuner_resume_check(tuner, &st, path, n, figures);
+    result = pvti_safetensors_open(tuner->ctx, path, &st);
+    opened = result == PVT_OK;
+    if (opened) result = pvti_tuner_resume_check(tuner, &st, path, n, figures);
+    result = pvti_tuner_resume_agree(tuner, result, n, figures);
     if (result == PVT_OK) pvti_tuner_resume_take(tuner, &st, n, figures);
     else tuner->top.step = top;
-    pvti_safetensors_close(&st);
+    if (opened) pvti_safetensors_close(&st);
     return result;
 }
 #endif /* PVTI_FILES */

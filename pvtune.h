@@ -642,14 +642,28 @@ PVT_API void pvt_weight_free(pvt_weight *weight);
     Adam or LAMB update of them and of the straight-through buffer, then re-assignment of the
     capped share of codes against the already updated values (V step), then buffer decay. */
 
+/*  Table 1 of the paper. What the strategies differ in is which groups a V step searches (cap), for how long
+    its target is remembered (δ = 0: a straight-through buffer; δ = 1: the step starts from Ŵ anew), and
+    whether a group takes the nearest code or draws between the two nearest (rounding):
+
+                        cap    δ   rounding
+        subspace-ste    0.01   0   nearest     the default; "pv" is another name for it
+        continuous      codes stay
+        linearized      1      1   nearest     the linearized V step in full: most steps are too short to move a code
+        stochastic      1      1   drawn       a step too short to move a code moves it now and then
+        ste             1      0   nearest     the buffer collects steps until a code moves
+        subspace        0.01   1   nearest     few groups, so that a step may be long enough to move them */
 typedef enum pvt_strategy {
-    PVT_STRATEGY_PV_STE,     /* "pv": capped search against a persistent buffer (δ = 0) */
-    PVT_STRATEGY_CONTINUOUS, /* "continuous": codes stay */
-    PVT_STRATEGY_STE,        /* "ste": straight-through estimation; no cap */
-    PVT_STRATEGY_PV          /* "pv-linear": subspace linearized PV (δ = 1, no buffer) */
+    PVT_STRATEGY_SUBSPACE_STE,
+    PVT_STRATEGY_CONTINUOUS,
+    PVT_STRATEGY_LINEARIZED,
+    PVT_STRATEGY_STOCHASTIC,
+    PVT_STRATEGY_STE,
+    PVT_STRATEGY_SUBSPACE
 } pvt_strategy;
-/* The strategy of that name. Errors: ARGUMENT, listing the names. */
+/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names. */
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out);
+/* Never NULL; needs no context. */
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
 
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
@@ -676,11 +690,15 @@ typedef struct pvt_pv_desc {
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
                   layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
-    double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
+    double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
-    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; PVT_STRATEGY_PV: 1 */
+    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; 1 in strategies without a buffer */
     int beam;             /* 0: 1 */
     double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
+    /* τ > 0: of the two nearest codes, at distances e1 ≤ e2 from the target, the nearer with probability
+       e2^(1/τ) / (e1^(1/τ) + e2^(1/τ)); not with force_update. 0: the nearest; stochastic: 0.35. At 1 two
+       levels of a scalar have the target as their mean; of vectors it draws too many. */
+    double rounding;
     bool force_update;    /* a searched group must change */
     bool freeze_values;   /* V step alone: codebooks and scales stay */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
@@ -1503,7 +1521,8 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 /* What a stream of random numbers is for; one line per use keeps streams apart. */
 enum {
     PVTI_RANDOM_KMEANS, PVTI_RANDOM_GROUP_ORDER, PVTI_RANDOM_CODEBOOK_ORDER, PVTI_RANDOM_SELECTION,
-    PVTI_RANDOM_BATCH, PVTI_RANDOM_SAMPLING, PVTI_RANDOM_INIT, PVTI_RANDOM_CALIBRATION, PVTI_RANDOM_USER
+    PVTI_RANDOM_BATCH, PVTI_RANDOM_SAMPLING, PVTI_RANDOM_INIT, PVTI_RANDOM_CALIBRATION, PVTI_RANDOM_USER,
+    PVTI_RANDOM_ROUNDING
 };
 
 static uint64_t pvti_mix(uint64_t z)
@@ -6791,6 +6810,8 @@ typedef struct pvti_l2_search {
     int64_t n, batch;
     int beam;
     bool force;                /* the result must differ from the previous codes */
+    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
+    uint64_t stream;           /* of what is drawn, by the group's index */
     pvti_search_tables tables;
     uint16_t *codes;           /* out: [n, M] */
     float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
@@ -6842,18 +6863,32 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     }
 }
 
+/* Whether the second of two residuals v [2, D] is drawn: with e = ‖v‖, probability
+   1 / (1 + (e2/e1)^(1/τ)). What meets the target stays. */
+static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real *v)
+{
+    double e1 = 0, e2 = 0, odds;
+    for (int64_t a = 0; a < s->tables.D; a++) {
+        e1 += (double)v[a] * (double)v[a];
+        e2 += (double)v[s->tables.D + a] * (double)v[s->tables.D + a];
+    }
+    if (!(e1 > 0 && e2 > 0)) return false;
+    odds = pvti_exp64(0.5 / s->rounding * (pvti_log(e2) - pvti_log(e1)));
+    return pvti_random_unit(s->ctx->seed, PVTI_RANDOM_ROUNDING, s->stream, (uint64_t)group) < 1 / (1 + odds);
+}
+
 /* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, group = s->groups ? s->groups[at] : at, step, h, k, a;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
-    pvti_l2_residual(v, codes[0][0], s, s->groups ? s->groups[at] : at);
+    pvti_l2_residual(v, codes[0][0], s, group);
     memcpy(previous, codes[0][0], sizeof previous);
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
-        int64_t m = s->order[step], keep = step + 1 < M ? s->beam : s->force ? 2 : 1, found = 0;
+        int64_t m = s->order[step], keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1, found = 0;
         const pvt_real *book = s->weight->codebooks + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
@@ -6876,7 +6911,10 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
         n = found;
         { pvt_real *swap = v; v = next; next = swap; }
     }
-    h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
+    if (s->rounding > 0)
+        h = n > 1 && pvti_l2_draw(s, group, v);
+    else
+        h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
     memcpy(s->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
 }
 
@@ -6902,7 +6940,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
     const pvti_l2_search *s = (const pvti_l2_search *)arg;
     int64_t from = i * s->batch, to = PVTI_MIN(s->n, from + s->batch), at;
     pvt_real *memory = (pvt_real *)pvti_scratch(s->ctx, worker);
-    if (s->beam == 1 && !s->force)
+    if (s->beam == 1 && !s->force && !(s->rounding > 0))
         pvti_l2_greedy(s, from, to - from, memory);
     else
         for (at = from; at < to; at++) pvti_l2_beam(s, at, memory);
@@ -8248,22 +8286,33 @@ struct pvt_pv {
     uint16_t *codes;             /* [groups, M] */
 };
 
-static const char *const pvti_strategy_names[] = {"pv", "continuous", "ste", "pv-linear"};
+/* What the strategies differ in, in the order of pvt_strategy. */
+typedef struct pvti_strategy {
+    const char *name;
+    double cap, delta, rounding;
+} pvti_strategy;
+static const pvti_strategy pvti_strategies[] = {
+    {"subspace-ste", 0.01, 0, 0}, {"continuous", 0.01, 0, 0}, {"linearized", 1, 1, 0},
+    {"stochastic", 1, 1, 0.35},   {"ste", 1, 0, 0},           {"subspace", 0.01, 1, 0},
+};
 
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out)
 {
     int i;
-    for (i = 0; i < (int)PVTI_COUNT(pvti_strategy_names); i++)
-        if (strcmp(name, pvti_strategy_names[i]) == 0) {
+    if (strcmp(name, "pv") == 0) name = pvti_strategies[PVT_STRATEGY_SUBSPACE_STE].name;
+    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
+        if (strcmp(name, pvti_strategies[i].name) == 0) {
             *out = (pvt_strategy)i;
             return PVT_OK;
         }
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "strategy \"%.40s\": expected pv, continuous, ste or pv-linear",
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "strategy \"%.40s\": expected continuous, linearized, stochastic, ste, subspace or "
+                     "subspace-ste (also called pv)",
                      name);
 }
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
 {
-    return (unsigned)strategy < PVTI_COUNT(pvti_strategy_names) ? pvti_strategy_names[strategy] : "?";
+    return (unsigned)strategy < PVTI_COUNT(pvti_strategies) ? pvti_strategies[strategy].name : "?";
 }
 
 /* What `o` leaves open it takes from `otherwise`; the learning rates of the two rules differ by a factor. */
@@ -8285,14 +8334,17 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
     static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
     static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
+    const pvti_strategy *s;
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
-    if (d.cap == 0) d.cap = d.strategy == PVT_STRATEGY_STE ? 1 : 0.01;
-    if (d.strategy == PVT_STRATEGY_PV) d.delta = 1;
+    s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies) ? d.strategy : 0];
+    if (d.cap == 0) d.cap = s->cap;
+    if (s->delta > 0) d.delta = s->delta;
+    if (d.rounding == 0) d.rounding = s->rounding;
     if (d.beam == 0) d.beam = 1;
     return d;
 }
@@ -8311,13 +8363,16 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
     if (!pvti_optimizer_valid(&d.values) || !pvti_optimizer_valid(&d.params) || !pvti_optimizer_valid(&d.codes))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "pv: an optimizer's rule, learning rate, beta, eps or weight decay is out of range");
-    if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategy_names)) || !(d.cap > 0 && d.cap <= 1) ||
+    if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategies)) || !(d.cap > 0 && d.cap <= 1) ||
         !(d.trust >= 0) || !(d.delta >= 0 && d.delta <= 1) || d.beam < 1 || d.beam > PVTI_MAX_BEAM ||
-        !(d.temperature >= 0) || (d.moments != PVT_DTYPE_NONE && d.moments != PVT_BF16))
+        !(d.temperature >= 0) || !(d.rounding >= 0) || (d.moments != PVT_DTYPE_NONE && d.moments != PVT_BF16))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "pv: cap must lie in (0, 1], delta in [0, 1], beam in 1 to %d; trust and "
-                         "temperature may not be negative; moments are bf16 or full",
+                         "pv: cap must lie in (0, 1], delta in [0, 1], beam in 1 to %d; trust, temperature "
+                         "and rounding may not be negative; moments are bf16 or full",
                          PVTI_MAX_BEAM);
+    if (d.rounding > 0 && d.force_update)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: stochastic rounding draws whether a group changes, and "
+                         "force_update forbids that it stays: choose one");
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
@@ -8631,6 +8686,7 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
                       (uint64_t)pv->step * 65536 + (uint64_t)handle);
     s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
     s.force = pv->desc.force_update;
+    s.rounding = pv->desc.rounding, s.stream = (uint64_t)pv->step * 65536 + (uint64_t)handle;
     s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
     s.codes = pv->codes, s.change = pv->desc.trust > 0 ? pv->change : NULL;
     pvti_search_tables_fill(&s.tables, pv->tables, w);
@@ -18251,17 +18307,18 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
                                                           "student",
                                                           "text to evaluate on"};
     const pvt_tune_desc *d = &t->desc;
-    char n[4][48];
+    char n[5][48];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
-    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 2");
+    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 3");
     snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
     snprintf(out[2].value, PVTI_OPTION_TEXT,
-             "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+             "%s cap %s trust %s delta %s beam %d temperature %s rounding %s force %d freeze %d",
              pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]),
              pvti_short_number(d->pv.trust, n[1]), pvti_short_number(d->pv.delta, n[2]), d->pv.beam,
-             pvti_short_number(d->pv.temperature, n[3]), d->pv.force_update, d->pv.freeze_values);
+             pvti_short_number(d->pv.temperature, n[3]), pvti_short_number(d->pv.rounding, n[4]),
+             d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);

@@ -384,7 +384,7 @@ static int demo_plot(app *a, const demo *d)
 
 static int verb_demo(app *a)
 {
-    static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_PV_STE, PVT_STRATEGY_PV};
+    static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_SUBSPACE_STE, PVT_STRATEGY_SUBSPACE};
     static const char *const schedules[] = {"constant", "cosine"};
     demo d = demo_sizes(&a->o);
     int s, k;

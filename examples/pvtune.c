@@ -26,7 +26,7 @@ typedef struct options {
     int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     uint64_t seed;
-    double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
+    double lr, code_lr, param_lr, cap, trust, delta, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype;
@@ -103,7 +103,8 @@ static const option tune_rows[] = {
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
     {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
-    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "pv|continuous|ste|pv-linear", 0, 0, "pv", "how codes change"},
+    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv", 0, 0, "subspace-ste",
+     "how codes change; pv is subspace-ste"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
     {"--batch", NULL, OPTION_INT, AT(batch), false, "SEQS", 1, 1e6, "(2)", "sequences of a step"},
     {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
@@ -120,11 +121,13 @@ static const option tune_rows[] = {
     {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant", 0, 0, "(cosine)", "learning rates over time"},
     {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
     HEADING("V step: which codes change"),
-    {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
+    {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste, linearized, stochastic: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
+    {"--rounding", NULL, OPTION_REAL, AT(rounding), false, "T", 0, 1e6, "(0: the nearest code; stochastic: 0.35)",
+     "draw between the two nearest codes, the more evenly the larger T"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
     HEADING("Memory, and what stays as it is"),
@@ -639,7 +642,7 @@ static pvt_tune_desc tune_desc(const options *o)
     d.pv.params.rule = optimizer_rule(o->param_optimizer), d.pv.params.lr = o->param_lr;
     d.pv.codes.rule = optimizer_rule(o->code_optimizer), d.pv.codes.lr = o->code_lr;
     d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
-    d.pv.temperature = o->temperature, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
+    d.pv.temperature = o->temperature, d.pv.rounding = o->rounding, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;
@@ -1062,7 +1065,7 @@ static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, 
 {
     char peak[32];
     printf("%s: %lld steps, %lld tokens, training loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n",
-           a->o.strategy, (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
+           pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
            groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak));
     if (info->eval_windows == 0)
         printf("written to %s: the state after the last step, not evaluated\n", a->o.output);
@@ -1083,7 +1086,7 @@ static void tune_card(app *a, pvt_save_desc *save, const tune_state *s, const pv
         snprintf(measured, sizeof measured, "perplexity %.4f, before tuning %.4f, on %lld windows of %lld tokens held out of the text",
                  saved->ppl, info->start.ppl, (long long)info->eval_windows, (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
     card_text(a, save, a->o.teacher ? a->o.teacher : a->o.model, "Tuned by PV-Tuning, strategy `%s`: %lld steps, %lld tokens; %s.",
-              a->o.strategy, (long long)info->step, (long long)s->tokens, measured);
+              pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, measured);
 }
 
 static int tune_finish(app *a, const tune_state *s)
@@ -1107,7 +1110,7 @@ static int tune_finish(app *a, const tune_state *s)
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
-    put_text(&a->json, "strategy", a->o.strategy);
+    put_text(&a->json, "strategy", pvt_strategy_name(s->desc.pv.strategy));
     put_int(&a->json, "steps", info.step), put_int(&a->json, "tokens", s->tokens);
     put_number(&a->json, "loss_first", s->loss_first), put_number(&a->json, "loss_last", s->loss_last);
     put_eval(&a->json, "eval_start", &info.start), put_eval(&a->json, "eval_saved", &saved);

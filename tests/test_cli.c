@@ -661,7 +661,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
-    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
+    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `subspace-ste`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
     status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
@@ -922,7 +922,7 @@ static void test_demo(pvt_ctx *ctx)
     }
     CHECK(runs == 8);
     pvti_json_free(&j);
-    CHECK(sh("grep -q 'continuous</tspan>.* = <tspan class=\"t3\">pv-linear' demo.svg") == 0);
+    CHECK(sh("grep -q 'continuous</tspan>.* = <tspan class=\"t3\">subspace<' demo.svg") == 0);
     CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 

@@ -439,18 +439,21 @@ static void check_freeze_values(void)
 
 int main(void)
 {
-    check_memory(PVT_STRATEGY_PV_STE, BATCH, PVT_DTYPE_NONE, false, true);
-    check_memory(PVT_STRATEGY_PV_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
     check_memory(PVT_STRATEGY_STE, BATCH, PVT_DTYPE_NONE, true, true);
     check_memory(PVT_STRATEGY_CONTINUOUS, 2, PVT_DTYPE_NONE, false, false);
-    check_memory(PVT_STRATEGY_PV, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_STOCHASTIC, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
     check_checkpoints();
     check_defaults();
-    check_never_worse(PVT_STRATEGY_PV_STE);
+    check_never_worse(PVT_STRATEGY_SUBSPACE_STE);
     check_never_worse(PVT_STRATEGY_CONTINUOUS);
     check_never_worse(PVT_STRATEGY_STE);
-    check_never_worse(PVT_STRATEGY_PV);
+    check_never_worse(PVT_STRATEGY_SUBSPACE);
+    check_never_worse(PVT_STRATEGY_LINEARIZED);
+    check_never_worse(PVT_STRATEGY_STOCHASTIC);
     check_evaluation();
     check_resume();
     check_cancelled_evaluation();

@@ -485,6 +485,8 @@ typedef enum pvt_dtype {
     PVT_Q2_K, PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K,
     PVT_DTYPE_COUNT
 } pvt_dtype;
+/* As files write it: "F16", "BF16", "Q4_0", …; "?" for none of these. Needs no context. */
+PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
 
 // >>interface: weights
 /*  One weight matrix W [O, I] (out, in) in any representation. Layer 1 knows nothing of
@@ -503,7 +505,7 @@ typedef struct pvt_format {
     int out_group; /* og, 1 … 64, og · ig ≤ 256; must divide O */
 } pvt_format;
 
-/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; or "dense". Errors: ARGUMENT. */
+/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; or "dense". Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
 PVT_API void pvt_format_text(const pvt_format *format, char out[48]);
@@ -535,16 +537,16 @@ typedef enum pvt_array_role {
     PVT_ARRAY_VALUE, /* continuous: the P step tunes it */
     PVT_ARRAY_CODE   /* discrete: the V step re-assigns it */
 } pvt_array_role;
+enum { PVT_MAX_RANK = 8, PVT_MAX_ARRAYS = 4 };
 typedef struct pvt_array {
-    const char *name; /* in a list of ours: a string literal */
+    const char *name; /* in a list of a weight's: a string literal */
     pvt_array_role role;
     pvt_dtype dtype;
     int rank;
-    int64_t shape[4]; /* row-major; beyond rank: 1 */
+    int64_t shape[PVT_MAX_RANK]; /* row-major; beyond rank: 1 */
     int64_t bytes;
     const void *data;
 } pvt_array;
-enum { PVT_MAX_ARRAYS = 4 };
 
 /* Lists in out the arrays, *n of them, that an O × I matrix of this format has; data is NULL.
    Errors: ARGUMENT (out of range, or a group does not divide). */
@@ -635,6 +637,45 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight);
 /* Frees what it owns and zeroes the struct. NULL and zeroed are allowed. */
 PVT_API void pvt_weight_free(pvt_weight *weight);
 
+// >>interface: files
+/*  A result in a file: weights by name, or any arrays. The files are safetensors, which every framework reads;
+    each is written beside `path`, flushed and renamed: the old one stands there or the new. */
+
+typedef struct pvt_named_weight {
+    const char *name; /* UTF-8, 1 to 200 bytes */
+    pvt_weight *weight;
+} pvt_named_weight;
+/*  Writes n weights, n > 0, of any formats: their arrays as NAME.ARRAY, values in pvt_real (a dense weight's in its
+    dtype) and so exactly, and in the file's metadata, under weight.NAME, "FORMAT O I". `dequantized` adds
+    NAME.dequantized [O, I] in F32, for software that knows no codes. The weights are of one context and only
+    read. Errors: ARGUMENT (a name; two arrays of one name), NUMERIC (a value is not finite), UNSUPPORTED (a
+    dense weight in GGUF blocks), IO, MEMORY. */
+PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *weights, int64_t n,
+                                    bool dequantized);
+/*  Fills in the n weights of these names from such a file; what else it holds is left alone. They are copies, owned
+    by the caller (pvt_weight_free), with the bits that were saved, dense ones in pvt_real. On failure all are
+    zeroed. Errors: IO, FORMAT (also a wrong array or code), UNSUPPORTED, MISMATCH (no weight of that name), NUMERIC,
+    MEMORY. */
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights, int64_t n);
+
+typedef struct pvt_tensors pvt_tensors;
+/* Opens a safetensors file and checks all that its header says; the data is mapped, not read. The file must not
+   be shortened while it is open. Errors: IO, FORMAT, UNSUPPORTED (an element type, a rank), MEMORY. */
+PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out);
+PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors);
+/* The i-th, 0 ≤ i < count, in the order of the header. Its name and data are the file's until it is closed; data
+   may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means nothing. */
+PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i);
+/* The index of a name; −1 when there is none. */
+PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name);
+/* NULL is allowed. */
+PVT_API void pvt_tensors_close(pvt_tensors *tensors);
+/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name; bytes that are not those of dtype and shape;
+   a type of GGUF's), IO, MEMORY. */
+PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n);
+/* Writes any file in the same way. Errors: IO, MEMORY. */
+PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes);
+
 // >>interface: PV
 /*  PV-Tuning (arXiv 2405.14852) of any set of weights, with gradients from anyone. A step:
         pvt_pv_begin, then pvt_pv_apply once per handle in any order, then pvt_pv_end.
@@ -661,7 +702,7 @@ typedef enum pvt_strategy {
     PVT_STRATEGY_STE,
     PVT_STRATEGY_SUBSPACE
 } pvt_strategy;
-/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names. */
+/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names (ctx NULL: silently). */
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out);
 /* Never NULL; needs no context. */
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
@@ -1415,6 +1456,7 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
 {
     char text[sizeof ctx->error];
     va_list args;
+    if (!ctx) return result; /* nobody is told why */
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
@@ -5045,6 +5087,12 @@ static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dt
 }
 
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
+PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
+{
+    const pvti_dtype *info = pvti_dtype_info(dtype);
+    return info ? info->name : "?";
+}
+
 static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
 {
     int i;
@@ -7876,7 +7924,7 @@ static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role ro
     array->name = name, array->role = role, array->dtype = dtype;
     array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
     array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
-    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
+    for (int i = array->rank; i < PVT_MAX_RANK; i++) array->shape[i] = 1;
     return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
 }
 
@@ -8846,9 +8894,6 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
     return false;
 }
 
-#endif /* PVTUNE_LAYER >= 1 */
-#if PVTUNE_LAYER >= 2
-
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
     duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
@@ -9625,6 +9670,7 @@ static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
     pvti_text_put(t, buffer, n);
 }
 // >>exchange
+#if PVTUNE_LAYER >= 2
 /*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
     new ones are written into a folder of their own inside it, with a manifest of what is to happen:
 
@@ -10089,6 +10135,7 @@ static void pvti_exchange_end(pvti_exchange *ex)
         pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
     if (ex->ctx) pvti_text_free(&ex->list);
 }
+#endif /* PVTUNE_LAYER >= 2 */
 // >>safetensors
 /*  | u64 header length | JSON header, padded with spaces to 8 | data |
     Each key of the header names a tensor: {"dtype": "F16", "shape": [64, 3], "data_offsets":
@@ -10634,6 +10681,327 @@ static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *p
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
+// >>weight files
+/*  Weights by name in a safetensors file. The list of arrays that each representation gives, its format's text
+    and its sizes are all that is written and all that is needed: no representation is named here. */
+
+enum { PVTI_WEIGHT_NAME_BYTES = 200, PVTI_ARRAY_NAME_BYTES = 240, PVTI_WEIGHT_TEXT_BYTES = 96 };
+#define PVTI_WEIGHTS_FORMAT "pvtune-weights 1"
+#define PVTI_WEIGHT_KEY "weight."
+#define PVTI_DEQUANTIZED "dequantized"
+
+/* Zeroed, it is a list of nothing. Rows of names, keys and texts are as many as there can be. */
+typedef struct pvti_weight_list {
+    pvt_ctx *ctx;
+    const pvt_named_weight *weights;
+    pvti_tensor *tensors;
+    const pvt_weight **dequantized; /* of each tensor: written as this in full; NULL: has data */
+    int64_t n;
+    char (*names)[PVTI_ARRAY_NAME_BYTES]; /* of the tensors */
+    char (*keys)[PVTI_ARRAY_NAME_BYTES];
+    char (*texts)[PVTI_WEIGHT_TEXT_BYTES];
+    const char **metadata;
+} pvti_weight_list;
+
+static void pvti_weight_list_free(pvti_weight_list *list)
+{
+    pvti_free(list->ctx, list->tensors);
+    pvti_free(list->ctx, list->dequantized);
+    pvti_free(list->ctx, list->names);
+    pvti_free(list->ctx, list->keys);
+    pvti_free(list->ctx, list->texts);
+    pvti_free(list->ctx, list->metadata);
+}
+
+/* Room for n weights. Zeroed, so that the metadata ends with a NULL. */
+static pvt_result pvti_weight_list_alloc(pvti_weight_list *list, int64_t n)
+{
+    int64_t tensors, pointers;
+    if (!pvti_mul(n, PVT_MAX_ARRAYS + 1, &tensors) || !pvti_mul(n + 2, 2, &pointers)) return PVT_ERR_MEMORY;
+    list->tensors = PVTI_NEW(list->ctx, pvti_tensor, tensors);
+    list->dequantized = PVTI_NEW(list->ctx, const pvt_weight *, tensors);
+    list->names = (char(*)[PVTI_ARRAY_NAME_BYTES])pvti_alloc(list->ctx, tensors, sizeof *list->names);
+    list->keys = (char(*)[PVTI_ARRAY_NAME_BYTES])pvti_alloc(list->ctx, n, sizeof *list->keys);
+    list->texts = (char(*)[PVTI_WEIGHT_TEXT_BYTES])pvti_alloc(list->ctx, n, sizeof *list->texts);
+    list->metadata = PVTI_NEW(list->ctx, const char *, pointers);
+    return list->tensors && list->dequantized && list->names && list->keys && list->texts && list->metadata
+               ? PVT_OK : PVT_ERR_MEMORY;
+}
+
+/* A name that comes back from the file as it went in. */
+static bool pvti_weight_name_good(const char *name)
+{
+    int64_t left = name ? (int64_t)strlen(name) : 0;
+    uint32_t character;
+    if (left < 1 || left > PVTI_WEIGHT_NAME_BYTES) return false;
+    while (left > 0) {
+        int n = pvti_utf8_read(name, left, &character);
+        if (n < 1) return false;
+        name += n;
+        left -= n;
+    }
+    return true;
+}
+
+static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const pvt_array *array)
+{
+    const pvti_dtype *type = pvti_dtype_info(array->dtype);
+    const uint8_t *data = (const uint8_t *)array->data;
+    int64_t n = array->bytes / type->bytes;
+    pvt_real values[256];
+    for (int64_t at = 0; at < n; at += 256) {
+        int64_t count = PVTI_MIN(256, n - at);
+        type->decode(data + at * type->bytes, values, count);
+        for (int64_t i = 0; i < count; i++)
+            if (!(fabs((double)values[i]) <= DBL_MAX))
+                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s.%s: number %lld is not finite", name, array->name,
+                                 (long long)(at + i));
+    }
+    return PVT_OK;
+}
+
+static pvti_tensor *pvti_weight_list_tensor(pvti_weight_list *list, const char *name, const char *array)
+{
+    pvti_tensor *t = &list->tensors[list->n];
+    snprintf(list->names[list->n], sizeof *list->names, "%s.%s", name, array);
+    t->name = list->names[list->n++];
+    return t;
+}
+
+static pvt_result pvti_weight_list_array(pvti_weight_list *list, const char *name, const pvt_array *array)
+{
+    pvti_tensor *t;
+    if (pvti_dtype_info(array->dtype)->block != 1)
+        return pvti_fail(list->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: is held in blocks of type %s, which safetensors files do not know; dequantize it "
+                         "and make it dense first",
+                         name, pvt_dtype_name(array->dtype));
+    if (array->role == PVT_ARRAY_VALUE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
+    t = pvti_weight_list_tensor(list, name, array->name);
+    t->dtype = array->dtype, t->rank = array->rank;
+    memcpy(t->shape, array->shape, sizeof t->shape);
+    t->data = (const uint8_t *)array->data, t->bytes = array->bytes;
+    return PVT_OK;
+}
+
+/* The i-th weight's arrays, and what is said of it. */
+static pvt_result pvti_weight_list_add(pvti_weight_list *list, int64_t i, bool dequantized)
+{
+    const char *name = list->weights[i].name;
+    const pvt_weight *weight = list->weights[i].weight;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    char format[48];
+    int n;
+    if (!weight || !weight->ctx || !pvti_weight_name_good(name))
+        return pvti_fail(list->ctx, PVT_ERR_ARGUMENT,
+                         "weight %lld to be saved: it must be there, and its name must be UTF-8 of 1 to %d bytes",
+                         (long long)i, PVTI_WEIGHT_NAME_BYTES);
+    n = pvt_weight_arrays(weight, arrays);
+    for (int k = 0; k < n; k++) PVTI_TRY(pvti_weight_list_array(list, name, &arrays[k]));
+    if (dequantized) {
+        pvti_tensor *t;
+        list->dequantized[list->n] = weight;
+        t = pvti_weight_list_tensor(list, name, PVTI_DEQUANTIZED);
+        t->dtype = PVT_F32, t->rank = 2;
+        t->shape[0] = weight->O, t->shape[1] = weight->I;
+        if (!pvti_dtype_bytes(PVT_F32, t->shape, 2, &t->bytes)) return PVT_ERR_MEMORY;
+    }
+    pvt_format_text(&weight->format, format);
+    snprintf(list->keys[i], sizeof *list->keys, PVTI_WEIGHT_KEY "%s", name);
+    snprintf(list->texts[i], sizeof *list->texts, "%s %lld %lld", format, (long long)weight->O,
+             (long long)weight->I);
+    list->metadata[2 * i + 2] = list->keys[i], list->metadata[2 * i + 3] = list->texts[i];
+    return PVT_OK;
+}
+
+/* A weight in full as F32, row by row. */
+static pvt_result pvti_weight_list_put(void *user, int64_t index, pvti_writer *w)
+{
+    const pvti_weight_list *list = (const pvti_weight_list *)user;
+    const pvt_weight *weight = list->dequantized[index];
+    pvt_real *row = PVTI_NEW(list->ctx, pvt_real, weight->I);
+    float *out = PVTI_NEW(list->ctx, float, weight->I);
+    pvt_result result = row && out ? PVT_OK : PVT_ERR_MEMORY;
+    for (int64_t o = 0; o < weight->O && result == PVT_OK; o++) {
+        weight->kind->tile(weight, row, weight->I, o, o + 1, 0, weight->I);
+        for (int64_t i = 0; i < weight->I; i++) out[i] = (float)row[i];
+        result = pvti_writer_put(w, out, weight->I * (int64_t)sizeof *out);
+    }
+    pvti_free(list->ctx, row);
+    pvti_free(list->ctx, out);
+    return result;
+}
+
+PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *weights, int64_t n,
+                                    bool dequantized)
+{
+    pvti_weight_list list;
+    pvt_result result;
+    memset(&list, 0, sizeof list);
+    if (n < 1 || !weights[0].weight || !weights[0].weight->ctx) return PVT_ERR_ARGUMENT;
+    list.ctx = weights[0].weight->ctx, list.weights = weights;
+    result = pvti_weight_list_alloc(&list, n);
+    if (result == PVT_OK) list.metadata[0] = "format", list.metadata[1] = PVTI_WEIGHTS_FORMAT;
+    for (int64_t i = 0; i < n && result == PVT_OK; i++) result = pvti_weight_list_add(&list, i, dequantized);
+    if (result == PVT_OK)
+        result = pvti_safetensors_write_from(list.ctx, path, list.tensors, list.n, list.metadata,
+                                             pvti_weight_list_put, &list);
+    pvti_weight_list_free(&list);
+    return result;
+}
+
+/* ---- reading ---- */
+
+static pvt_array pvti_tensor_array(const pvti_tensor *t)
+{
+    pvt_array array;
+    memset(&array, 0, sizeof array);
+    array.name = t->name, array.dtype = t->dtype, array.rank = t->rank;
+    for (int i = 0; i < PVT_MAX_RANK; i++) array.shape[i] = i < t->rank ? t->shape[i] : 1;
+    array.bytes = t->bytes, array.data = t->data;
+    return array;
+}
+
+/* A size in decimal at *at, with what follows it (' ' or 0); false when it is none. */
+static bool pvti_weight_size_parse(const char **at, char end, int64_t *size)
+{
+    const char *s = *at;
+    for (*size = 0; *s >= '0' && *s <= '9' && *size <= INT32_MAX; s++) *size = 10 * *size + (*s - '0');
+    *at = s + 1;
+    return *s == end && *size > 0 && *size <= INT32_MAX;
+}
+
+/* "FORMAT O I"; label: file and name, for messages. */
+static pvt_result pvti_weight_text_parse(pvt_ctx *ctx, const char *label, char *text, pvt_format *format,
+                                         int64_t *O, int64_t *I)
+{
+    char *space = strchr(text, ' ');
+    const char *at = space ? space + 1 : text;
+    if (!space || !pvti_weight_size_parse(&at, ' ', O) || !pvti_weight_size_parse(&at, 0, I))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: \"%.60s\" is not a format and two sizes", label, text);
+    *space = 0;
+    if (pvt_format_parse(NULL, text, format) == PVT_OK) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: the format \"%.60s\" is not known here", label, text);
+}
+
+static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path, const char *name,
+                                   pvt_weight *out)
+{
+    char label[PVTI_PATH_BYTES + PVTI_ARRAY_NAME_BYTES], key[PVTI_ARRAY_NAME_BYTES];
+    char text[PVTI_WEIGHT_TEXT_BYTES];
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format format;
+    pvt_result result;
+    int64_t O, I, length;
+    int n;
+    if (!pvti_weight_name_good(name))
+        return pvti_fail(st->ctx, PVT_ERR_ARGUMENT, "a weight's name must be UTF-8 of 1 to %d bytes",
+                         PVTI_WEIGHT_NAME_BYTES);
+    snprintf(label, sizeof label, "%.*s: %s", PVTI_PATH_BYTES - 1, path, name);
+    snprintf(key, sizeof key, PVTI_WEIGHT_KEY "%s", name);
+    length = pvti_safetensors_metadata(st, key, text, sizeof text);
+    if (length < 0) return pvti_fail(st->ctx, PVT_ERR_MISMATCH, "%s: there is no weight of this name", label);
+    if (length >= (int64_t)sizeof text || (int64_t)strlen(text) != length)
+        return pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: what its metadata says of it is too long", label);
+    PVTI_TRY(pvti_weight_text_parse(st->ctx, label, text, &format, &O, &I));
+    result = pvti_format_arrays(st->ctx, label, &format, O, I, arrays, &n);
+    for (int i = 0; i < n && result == PVT_OK; i++) {
+        const char *array = arrays[i].name;
+        const pvti_tensor *t;
+        snprintf(key, sizeof key, "%s.%s", name, array);
+        t = pvti_safetensors_find(st, key);
+        if (t) arrays[i] = pvti_tensor_array(t);
+        arrays[i].name = array;
+    }
+    if (result == PVT_OK) result = pvt_weight_from_arrays(st->ctx, &format, O, I, arrays, n, label, out);
+    return result == PVT_ERR_ARGUMENT ? PVT_ERR_FORMAT : result; /* it is the file's fault */
+}
+
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights, int64_t n)
+{
+    pvti_safetensors st;
+    char format[32];
+    pvt_result result;
+    for (int64_t i = 0; i < n; i++) memset(weights[i].weight, 0, sizeof *weights[i].weight);
+    PVTI_TRY(pvti_safetensors_open(ctx, path, &st));
+    result = PVT_OK;
+    if (pvti_safetensors_metadata(&st, "format", format, sizeof format) < 0 ||
+        strncmp(format, PVTI_WEIGHTS_FORMAT, sizeof format) != 0)
+        result = pvti_fail(ctx, PVT_ERR_FORMAT, "%s: is not a file of weights (its metadata has no \"format\": \"%s\")",
+                           path, PVTI_WEIGHTS_FORMAT);
+    for (int64_t i = 0; i < n && result == PVT_OK; i++)
+        result = pvti_weight_read(&st, path, weights[i].name, weights[i].weight);
+    for (int64_t i = 0; i < n && result != PVT_OK; i++) pvt_weight_free(weights[i].weight);
+    pvti_safetensors_close(&st);
+    return result;
+}
+
+/* ---- arrays of any kind ---- */
+
+struct pvt_tensors {
+    pvti_safetensors file;
+};
+
+PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out)
+{
+    pvt_result result;
+    *out = PVTI_NEW(ctx, pvt_tensors, 1);
+    if (!*out) return PVT_ERR_MEMORY;
+    result = pvti_safetensors_open(ctx, path, &(*out)->file);
+    if (result == PVT_OK) return PVT_OK;
+    pvti_free(ctx, *out);
+    *out = NULL;
+    return result;
+}
+
+PVT_API void pvt_tensors_close(pvt_tensors *tensors)
+{
+    pvt_ctx *ctx = tensors ? tensors->file.ctx : NULL;
+    if (!tensors) return;
+    pvti_safetensors_close(&tensors->file);
+    pvti_free(ctx, tensors);
+}
+
+PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors) { return tensors->file.n; }
+
+PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i)
+{
+    return pvti_tensor_array(&tensors->file.tensors[i]);
+}
+
+PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name)
+{
+    const pvti_tensor *found = pvti_safetensors_find(&tensors->file, name);
+    return found ? found - tensors->file.tensors : -1;
+}
+
+PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n)
+{
+    pvti_tensor *tensors = PVTI_NEW(ctx, pvti_tensor, PVTI_MAX(n, 1));
+    pvt_result result = PVT_OK;
+    if (!tensors) return PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < n && result == PVT_OK; i++) {
+        const pvt_array *from = &arrays[i];
+        pvti_tensor *t = &tensors[i];
+        if (!from->name || from->rank < 0 || from->rank > PVT_MAX_RANK || (from->bytes > 0 && !from->data))
+            result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: array %lld has no name, no data or a rank beyond %d",
+                               path, (long long)i, PVT_MAX_RANK);
+        t->name = from->name, t->dtype = from->dtype, t->rank = from->rank;
+        memcpy(t->shape, from->shape, sizeof t->shape);
+        t->data = (const uint8_t *)from->data, t->bytes = from->bytes;
+    }
+    if (result == PVT_OK) result = pvti_safetensors_write(ctx, path, tensors, n, NULL);
+    pvti_free(ctx, tensors);
+    return result;
+}
+
+PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+{
+    return pvti_file_write(ctx, path, data, bytes);
+}
+#endif /* PVTUNE_LAYER >= 1 */
+#if PVTUNE_LAYER >= 2
+
 // >>gguf
 /*  | "GGUF" | u32 version | u64 tensors | u64 keys | key-value pairs | tensor infos | padding | data |
       string       u64 bytes, then the bytes (no NUL)

@@ -136,7 +136,7 @@ fi
 
 rm -f "$BUILD/minimal" "$BUILD/own_model"
 check "make examples" env MAKEFLAGS= ${MAKE:-make} BUILD="$BUILD" examples
-check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model"
+check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model" "$work/own_model.safetensors"
 refuses "minimal says how it is used" "usage: minimal MODEL" "$BUILD/minimal"
 
 # README's program, as it stands there, run on the demo's model; here it links the implementation

@@ -451,7 +451,7 @@ static void test_files_not_loaded(void)
     memcpy(bad, good, size), bad[size - 1] = 16; /* a code of more than 4 bits */
     spit(path, bad, size);
     CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_FORMAT && strstr(pvt_ctx_error(ctx), "does not fit 4 bits"));
-    memcpy(bad, good, size), memset(bad + header, 0xff, 4); /* the first number of the codebooks is no number */
+    memcpy(bad, good, size), memset(bad + header, 0xff, sizeof(pvt_real)); /* the first number of the codebooks is no number */
     spit(path, bad, size);
     CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "not finite"));
     for (size_t n = 0; n < size; n += n < header + 40 ? 1 : 37) {

@@ -28,9 +28,9 @@ LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 .PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
-$(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
+$(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
 	@mkdir -p $(@D)
-	$(COMPILE) -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 
 $(BUILD)/pvtune_impl.o: pvtune.h
 	@mkdir -p $(@D)
@@ -107,4 +107,4 @@ clean: ## remove build/
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18

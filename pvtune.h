@@ -930,6 +930,10 @@ typedef struct pvt_save_desc {
    different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
+/* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load or
+   pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
+PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
+
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
 typedef struct pvt_bits {
     int64_t params, bytes; /* numbers in the model; bytes of all its tensors */
@@ -1095,6 +1099,9 @@ typedef struct pvt_quantize_desc {
     or with other options: says which), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
+
+/* Whether pvt_quantize with this desc gives codes to the i-th tensor (pvt_model_tensor) of a model that has none. */
+PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
 
@@ -7964,7 +7971,7 @@ static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_f
 PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                      pvt_array out[PVT_MAX_ARRAYS], int *n)
 {
-    return pvti_format_arrays(ctx, "arrays", format, O, I, out, n);
+    return pvti_format_arrays(ctx, "this format", format, O, I, out, n);
 }
 
 PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS])
@@ -10134,6 +10141,14 @@ static void pvti_exchange_end(pvti_exchange *ex)
     if (undo && pvti_system_of(ex->ctx)->rmdir(ex->folder) != 0 && errno != ENOENT)
         pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
     if (ex->ctx) pvti_text_free(&ex->list);
+}
+PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir)
+{
+    static const char *const names[2] = {"config.json", PVTI_EXCHANGE "/manifest"};
+    char path[PVTI_PATH_BYTES];
+    for (int i = 0; i < 2; i++)
+        if (pvti_path_join(ctx, path, dir, names[i]) == PVT_OK && pvti_path_exists(path)) return true;
+    return false;
 }
 #endif /* PVTUNE_LAYER >= 2 */
 // >>safetensors
@@ -17247,6 +17262,12 @@ static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc 
     if (t->linear) return !pvti_name_skipped(d->skip, t->name);
     if (t->weight == &model->embed) return d->embedding || (d->head && model->config.tied);
     return t->weight && d->head;
+}
+
+PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(model, tensor);
+    return pvti_quantize_wants(model, desc, &info);
 }
 
 static int64_t pvti_input_width(const pvti_quantizer *z, int input)

@@ -33,16 +33,17 @@
     THREE LAYERS, each using only the ones below it; PVTUNE_LAYER cuts off what stands above
         0  ops on raw pointers, forward and backward adjacent: to read, change and try
         1  pvt_weight and pvt_pv: quantize your own matrices, tune them with gradients that you
-           compute, keep them in a file of yours (examples/own_model.c does it in 160 lines)
+           compute, keep them in a file (examples/own_model.c does it in 130 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
     CONTENTS (search for ">>" and the name)
-        interface   context · ops · dtypes · weights · PV · tokenizer · models · runs · corpus,
+        interface   context · ops · dtypes · weights · files · PV · tokenizer · models · runs · corpus,
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
-        layer 2     json · exchange · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words ·
+        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
+                    json · safetensors · weight files
+        layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner ·
                     checkpoint
@@ -181,8 +182,8 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 #endif
 
 #define PVT_VERSION_MAJOR 0
-#define PVT_VERSION_MINOR 1
-#define PVT_VERSION_PATCH 1
+#define PVT_VERSION_MINOR 2
+#define PVT_VERSION_PATCH 0
 #define PVT_VERSION (PVT_VERSION_MAJOR * 10000 + PVT_VERSION_MINOR * 100 + PVT_VERSION_PATCH)
 
 #ifndef PVTUNE_REAL /* float, or double: then the whole stack computes in double */
@@ -870,7 +871,7 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
-/* A deep copy: dense weights as pvt_real, codebook weights as they are. */
+/* A deep copy in the model's context: dense weights as pvt_real, codebook weights as they are. Errors: MEMORY. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
@@ -985,7 +986,8 @@ PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run);
 
 typedef struct pvt_loss_desc {
     const int32_t *targets;         /* [B, T], −1: ignored; NULL: the next token of each sequence */
-    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy: */
+    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy (a teacher
+                                       of another context computes its logits with that one): */
     const pvt_real *teacher_hidden; /* its pvt_run_hidden for the same ids */
     double scale;                   /* the gradient's factor; 0: 1/count, i.e. of the mean loss */
 } pvt_loss_desc;
@@ -1083,8 +1085,8 @@ typedef struct pvt_quantize_desc {
                                quantize-00012.safetensors (also -embedding, -head); NULL: nowhere */
     bool resume; /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
-    void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
-    void *layer_user;
+    void (*fitted)(void *user, const char *name, const pvt_fit_stats *stats);
+    void *fitted_user;
 } pvt_quantize_desc;
 
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
@@ -1092,7 +1094,7 @@ typedef struct pvt_quantize_desc {
     norms towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
-    caller removes the files when the model is saved. layer is called for resumed weights too.
+    caller removes the files when the model is saved. fitted is called for resumed weights too.
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
@@ -1169,7 +1171,8 @@ typedef struct pvt_tuner pvt_tuner;
 PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
                                 const pvt_tune_desc *desc);
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
-   outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
+   outlive the tuner. It works in the student's context, and is cancelled and fails there; a teacher of another
+   context computes with that one, whose memory its run takes. Sequences are drawn from the corpus in a seeded order, each once per epoch.
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
    codes that is its own teacher), MISMATCH (vocabularies), MEMORY. */
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
@@ -17344,7 +17347,7 @@ static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j
 static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
 {
     z->done++;
-    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, stats);
+    if (z->desc.fitted) z->desc.fitted(z->desc.fitted_user, name, stats);
     return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 

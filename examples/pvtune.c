@@ -780,7 +780,7 @@ static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
     desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
     desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
     desc.checkpoint = o->output, desc.resume = o->resume;
-    desc.layer = on_layer, desc.layer_user = log;
+    desc.fitted = on_layer, desc.fitted_user = log;
     return desc;
 }
 

@@ -639,40 +639,41 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight);
 PVT_API void pvt_weight_free(pvt_weight *weight);
 
 // >>interface: files
-/*  A result in a file: weights by name, or any arrays. The files are safetensors, which every framework reads;
-    each is written beside `path`, flushed and renamed: the old one stands there or the new. */
+/*  A result in a file: weights by name, or any arrays. The files are safetensors, which every framework
+    reads; each is written beside `path`, flushed and renamed: the old one stands there or the new. */
 
 typedef struct pvt_named_weight {
     const char *name; /* UTF-8, 1 to 200 bytes */
     pvt_weight *weight;
 } pvt_named_weight;
-/*  Writes n weights, n > 0, of any formats: their arrays as NAME.ARRAY, values in pvt_real (a dense weight's in its
-    dtype) and so exactly, and in the file's metadata, under weight.NAME, "FORMAT O I". `dequantized` adds
-    NAME.dequantized [O, I] in F32, for software that knows no codes. The weights are of one context and only
-    read. Errors: ARGUMENT (a name; two arrays of one name), NUMERIC (a value is not finite), UNSUPPORTED (a
-    dense weight in GGUF blocks), IO, MEMORY. */
+/*  Writes n weights, n > 0, of any formats: their arrays as NAME.ARRAY, values in pvt_real (a dense weight's
+    in its dtype) and so exactly, and in the file's metadata, under weight.NAME, "FORMAT O I". `dequantized`
+    adds NAME.dequantized [O, I] in F32, for software that knows no codes. The weights are of one context
+    and only read. Errors: ARGUMENT (a name; two arrays of one name), NUMERIC (a value is not finite),
+    UNSUPPORTED (a dense weight in GGUF blocks), IO, MEMORY. */
 PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *weights, int64_t n,
                                     bool dequantized);
-/*  Fills in the n weights of these names from such a file; what else it holds is left alone. They are copies, owned
-    by the caller (pvt_weight_free), with the bits that were saved, dense ones in pvt_real. On failure all are
-    zeroed. Errors: IO, FORMAT (also a wrong array or code), UNSUPPORTED, MISMATCH (no weight of that name), NUMERIC,
-    MEMORY. */
-PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights, int64_t n);
+/*  Fills in the n weights of these names from such a file; what else it holds is left alone. They are
+    copies, owned by the caller (pvt_weight_free), with the bits that were saved, dense ones in pvt_real. On
+    failure all are zeroed. Errors: IO, FORMAT (also a wrong array or code), UNSUPPORTED, MISMATCH (no weight
+    of that name), NUMERIC, MEMORY. */
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights,
+                                    int64_t n);
 
 typedef struct pvt_tensors pvt_tensors;
-/* Opens a safetensors file and checks all that its header says; the data is mapped, not read. The file must not
-   be shortened while it is open. Errors: IO, FORMAT, UNSUPPORTED (an element type, a rank), MEMORY. */
+/* Opens a safetensors file and checks all that its header says; the data is mapped, not read. The file must
+   not be shortened while it is open. Errors: IO, FORMAT, UNSUPPORTED (an element type, a rank), MEMORY. */
 PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out);
 PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors);
-/* The i-th, 0 ≤ i < count, in the order of the header. Its name and data are the file's until it is closed; data
-   may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means nothing. */
+/* The i-th, 0 ≤ i < count, in the order of the header. Its name and data are the file's until it is closed;
+   data may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means nothing. */
 PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i);
 /* The index of a name; −1 when there is none. */
 PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name);
 /* NULL is allowed. */
 PVT_API void pvt_tensors_close(pvt_tensors *tensors);
-/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name; bytes that are not those of dtype and shape;
-   a type of GGUF's), IO, MEMORY. */
+/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name; bytes that are not those of dtype and
+   shape; a type of GGUF's), IO, MEMORY. */
 PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n);
 /* Writes any file in the same way. Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes);
@@ -691,7 +692,7 @@ PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *da
                         cap    δ   rounding
         subspace-ste    0.01   0   nearest     the default; "pv" is another name for it
         continuous      codes stay
-        linearized      1      1   nearest     the linearized V step in full: most steps are too short to move a code
+        linearized      1      1   nearest     the linearized V step in full: its steps seldom move a code
         stochastic      1      1   drawn       a step too short to move a code moves it now and then
         ste             1      0   nearest     the buffer collects steps until a code moves
         subspace        0.01   1   nearest     few groups, so that a step may be long enough to move them */
@@ -703,7 +704,8 @@ typedef enum pvt_strategy {
     PVT_STRATEGY_STE,
     PVT_STRATEGY_SUBSPACE
 } pvt_strategy;
-/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names (ctx NULL: silently). */
+/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names (ctx NULL:
+   silently). */
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out);
 /* Never NULL; needs no context. */
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
@@ -871,7 +873,8 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
-/* A deep copy in the model's context: dense weights as pvt_real, codebook weights as they are. Errors: MEMORY. */
+/* A deep copy in the model's context: dense weights as pvt_real, codebook weights as they are. Errors:
+   MEMORY. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
@@ -931,8 +934,8 @@ typedef struct pvt_save_desc {
    different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
-/* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load or
-   pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
+/* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
+   or pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
@@ -986,8 +989,8 @@ PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run);
 
 typedef struct pvt_loss_desc {
     const int32_t *targets;         /* [B, T], −1: ignored; NULL: the next token of each sequence */
-    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy (a teacher
-                                       of another context computes its logits with that one): */
+    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy (a
+                                       teacher of another context computes its logits with that one): */
     const pvt_real *teacher_hidden; /* its pvt_run_hidden for the same ids */
     double scale;                   /* the gradient's factor; 0: 1/count, i.e. of the mean loss */
 } pvt_loss_desc;
@@ -1102,7 +1105,7 @@ typedef struct pvt_quantize_desc {
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
-/* Whether pvt_quantize with this desc gives codes to the i-th tensor (pvt_model_tensor) of a model that has none. */
+/* Whether pvt_quantize with this desc gives codes to that tensor (pvt_model_tensor) of a model without any. */
 PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
@@ -1171,8 +1174,9 @@ typedef struct pvt_tuner pvt_tuner;
 PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
                                 const pvt_tune_desc *desc);
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
-   outlive the tuner. It works in the student's context, and is cancelled and fails there; a teacher of another
-   context computes with that one, whose memory its run takes. Sequences are drawn from the corpus in a seeded order, each once per epoch.
+   outlive the tuner. It works in the student's context, and is cancelled and fails there; a teacher of
+   another context computes with that one, whose memory its run takes. Sequences are drawn from the corpus in
+   a seeded order, each once per epoch.
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
    codes that is its own teacher), MISMATCH (vocabularies), MEMORY. */
 PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
@@ -6946,7 +6950,8 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
     memcpy(previous, codes[0][0], sizeof previous);
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
-        int64_t m = s->order[step], keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1, found = 0;
+        int64_t m = s->order[step], found = 0;
+        int64_t keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1;
         const pvt_real *book = s->weight->codebooks + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
@@ -10700,8 +10705,8 @@ static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *p
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
 // >>weight files
-/*  Weights by name in a safetensors file. The list of arrays that each representation gives, its format's text
-    and its sizes are all that is written and all that is needed: no representation is named here. */
+/*  Weights by name in a safetensors file. The list of arrays that each representation gives, its format's
+    text and its sizes are all that is written and all that is needed: no representation is named here. */
 
 enum { PVTI_WEIGHT_NAME_BYTES = 200, PVTI_ARRAY_NAME_BYTES = 240, PVTI_WEIGHT_TEXT_BYTES = 96 };
 #define PVTI_WEIGHTS_FORMAT "pvtune-weights 1"
@@ -10791,8 +10796,8 @@ static pvt_result pvti_weight_list_array(pvti_weight_list *list, const char *nam
     pvti_tensor *t;
     if (pvti_dtype_info(array->dtype)->block != 1)
         return pvti_fail(list->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: is held in blocks of type %s, which safetensors files do not know; dequantize it "
-                         "and make it dense first",
+                         "%s: is held in blocks of type %s, which safetensors files do not know; dequantize "
+                         "it and make it dense first",
                          name, pvt_dtype_name(array->dtype));
     if (array->role == PVT_ARRAY_VALUE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
     t = pvti_weight_list_tensor(list, name, array->name);
@@ -10812,7 +10817,8 @@ static pvt_result pvti_weight_list_add(pvti_weight_list *list, int64_t i, bool d
     int n;
     if (!weight || !weight->ctx || !pvti_weight_name_good(name))
         return pvti_fail(list->ctx, PVT_ERR_ARGUMENT,
-                         "weight %lld to be saved: it must be there, and its name must be UTF-8 of 1 to %d bytes",
+                         "weight %lld to be saved: it must be there, and its name must be UTF-8 of 1 to %d "
+                         "bytes",
                          (long long)i, PVTI_WEIGHT_NAME_BYTES);
     n = pvt_weight_arrays(weight, arrays);
     for (int k = 0; k < n; k++) PVTI_TRY(pvti_weight_list_array(list, name, &arrays[k]));
@@ -10935,7 +10941,8 @@ static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path,
     return result == PVT_ERR_ARGUMENT ? PVT_ERR_FORMAT : result; /* it is the file's fault */
 }
 
-PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights, int64_t n)
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights,
+                                    int64_t n)
 {
     pvti_safetensors st;
     char format[32];
@@ -10945,8 +10952,9 @@ PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_na
     result = PVT_OK;
     if (pvti_safetensors_metadata(&st, "format", format, sizeof format) < 0 ||
         strncmp(format, PVTI_WEIGHTS_FORMAT, sizeof format) != 0)
-        result = pvti_fail(ctx, PVT_ERR_FORMAT, "%s: is not a file of weights (its metadata has no \"format\": \"%s\")",
-                           path, PVTI_WEIGHTS_FORMAT);
+        result = pvti_fail(ctx, PVT_ERR_FORMAT,
+                           "%s: is not a file of weights (its metadata has no \"format\": \"%s\")", path,
+                           PVTI_WEIGHTS_FORMAT);
     for (int64_t i = 0; i < n && result == PVT_OK; i++)
         result = pvti_weight_read(&st, path, weights[i].name, weights[i].weight);
     for (int64_t i = 0; i < n && result != PVT_OK; i++) pvt_weight_free(weights[i].weight);
@@ -11002,8 +11010,9 @@ PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_ar
         const pvt_array *from = &arrays[i];
         pvti_tensor *t = &tensors[i];
         if (!from->name || from->rank < 0 || from->rank > PVT_MAX_RANK || (from->bytes > 0 && !from->data))
-            result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: array %lld has no name, no data or a rank beyond %d",
-                               path, (long long)i, PVT_MAX_RANK);
+            result = pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                               "%s: array %lld has no name, no data or a rank beyond %d", path, (long long)i,
+                               PVT_MAX_RANK);
         t->name = from->name, t->dtype = from->dtype, t->rank = from->rank;
         memcpy(t->shape, from->shape, sizeof t->shape);
         t->data = (const uint8_t *)from->data, t->bytes = from->bytes;

@@ -1,12 +1,15 @@
-/*  pvtune fit: matrices without a model. Every matrix of a safetensors file becomes codes, alone or as the inputs
-    that are given for it weigh its error; the result holds the arrays of each and what they stand for in full, so
-    that any software can use it, and this one against another.
+/*  pvtune fit: matrices without a model. Every matrix of a safetensors file becomes codes, alone or as the
+    inputs that are given for it weigh its error; the result holds the arrays of each and what they stand for
+    in full, so that any software can use it, and be held against this one.
 
     Included by pvtune.c, whose app, progress and JSON it uses. */
 #ifndef FIT_H
 #define FIT_H
 
-enum { FIT_ROWS = 512, FIT_NAME = 200 }; /* inputs decoded at a time; bytes of a name, as pvt_weights_save allows */
+enum {
+    FIT_ROWS = 512, /* of inputs, decoded at a time */
+    FIT_NAME = 200  /* bytes of a name, as pvt_weights_save allows */
+};
 
 typedef struct fit_matrix {
     pvt_array source;
@@ -39,7 +42,10 @@ static void fit_free(fit_job *job)
     pvt_tensors_close(job->inputs);
 }
 
-static bool fit_is_float(pvt_dtype dtype) { return dtype == PVT_F32 || dtype == PVT_F16 || dtype == PVT_BF16; }
+static bool fit_is_float(pvt_dtype dtype)
+{
+    return dtype == PVT_F32 || dtype == PVT_F16 || dtype == PVT_BF16;
+}
 
 /* Whether the name contains one of the patterns, which commas separate. */
 static bool fit_name_in(const char *patterns, const char *name)
@@ -72,8 +78,8 @@ static int fit_find_inputs(app *a, const fit_job *job, fit_matrix *m)
         return fail(a, "%s: holds neither a tensor %s nor one called inputs", a->o.inputs, m->source.name);
     x = pvt_tensors_get(job->inputs, m->inputs);
     if (x.rank == 2 && x.shape[0] > 0 && x.shape[1] == m->source.shape[1] && fit_is_float(x.dtype)) return 0;
-    return fail(a, "%s: the inputs %s of %s must be f32, f16 or bf16 [n, %lld]", a->o.inputs, x.name, m->source.name,
-                (long long)m->source.shape[1]);
+    return fail(a, "%s: the inputs %s of %s must be f32, f16 or bf16 [n, %lld]", a->o.inputs, x.name,
+                m->source.name, (long long)m->source.shape[1]);
 }
 
 /* What will be fit, and all that can be refused before the work. */
@@ -82,7 +88,8 @@ static int fit_list(app *a, fit_job *job)
     int64_t count = pvt_tensors_count(job->file);
     job->matrices = (fit_matrix *)calloc((size_t)count + 1, sizeof *job->matrices);
     job->named = (pvt_named_weight *)calloc((size_t)count + 1, sizeof *job->named);
-    if (!job->matrices || !job->named) return fail(a, "out of memory for a list of %lld tensors", (long long)count);
+    if (!job->matrices || !job->named)
+        return fail(a, "out of memory for a list of %lld tensors", (long long)count);
     for (int64_t i = 0; i < count; i++) {
         fit_matrix *m = &job->matrices[job->n];
         pvt_array arrays[PVT_MAX_ARRAYS], t = pvt_tensors_get(job->file, i);
@@ -94,8 +101,8 @@ static int fit_list(app *a, fit_job *job)
             continue;
         }
         if (t.name[0] == 0 || strlen(t.name) > FIT_NAME)
-            return fail(a, "%s: the name \"%.60s\" is empty or longer than %d bytes; leave it out with --skip",
-                        a->o.model, t.name, FIT_NAME);
+            return fail(a, "%s: the name \"%.60s\" is empty or longer than %d bytes; leave it out with "
+                        "--skip", a->o.model, t.name, FIT_NAME);
         if (pvt_format_arrays(a->ctx, &job->format, t.shape[0], t.shape[1], arrays, &n) != PVT_OK)
             return fail(a, "%s: %s; or leave it out with --skip", t.name, pvt_ctx_error(a->ctx));
         m->source = t;
@@ -139,7 +146,8 @@ static int fit_hessian(app *a, fit_job *job, const fit_matrix *m)
     if (!rows) result = PVT_ERR_MEMORY;
     free(rows);
     if (!job->H || result == PVT_ERR_MEMORY)
-        return fail(a, "out of memory for XᵀX, %lld x %lld, of the inputs of %s", (long long)I, (long long)I, m->source.name);
+        return fail(a, "out of memory for XᵀX, %lld x %lld, of the inputs of %s", (long long)I, (long long)I,
+                    m->source.name);
     TRY(a, result);
     job->H_of = m->inputs;
     return 0;
@@ -178,8 +186,8 @@ static int fit_one(app *a, fit_job *job, fit_matrix *m, pvt_result *result)
     desc.beam = (int)o->beam;
     *result = fit_decode(a, &m->source, 0, O, W);
     if (*result == PVT_OK)
-        *result = pvt_weight_fit(a->ctx, W, O, I, m->inputs < 0 ? NULL : job->H, &job->format, &desc, &m->stats,
-                                 &m->weight);
+        *result = pvt_weight_fit(a->ctx, W, O, I, m->inputs < 0 ? NULL : job->H, &job->format, &desc,
+                                 &m->stats, &m->weight);
     free(W);
     return 0;
 }
@@ -224,8 +232,8 @@ static int fit_finish(app *a, fit_job *job)
         weights += n;
         error += m->stats.error / (double)job->n;
         if (!a->o.json)
-            printf("%-52s %7lld × %-7lld error %.5f\n", m->source.name, (long long)m->weight.O, (long long)m->weight.I,
-                   m->stats.error);
+            printf("%-52s %7lld × %-7lld error %.5f\n", m->source.name, (long long)m->weight.O,
+                   (long long)m->weight.I, m->stats.error);
     }
     put_close(&a->json, "]");
     put_open(&a->json, "skipped", "[");
@@ -264,8 +272,8 @@ static int fit_run(app *a, fit_job *job)
         return fail(a, "stopped on request before the first matrix was done; nothing was written");
     TRY(a, pvt_weights_save(a->o.output, job->named, job->done, true));
     if (result == PVT_ERR_CANCELLED)
-        return fail(a, "stopped on request; %lld of %lld matrices were done and are in %s", (long long)job->done,
-                    (long long)job->n, a->o.output);
+        return fail(a, "stopped on request; %lld of %lld matrices were done and are in %s",
+                    (long long)job->done, (long long)job->n, a->o.output);
     meter_clear(&a->meter);
     return fit_finish(a, job);
 }

@@ -1,5 +1,5 @@
-/*  Text that grows, JSON written into it, and the one thing that the program reads of JSON: arrays of token ids.
-    Out of memory is remembered in `failed`, so that it need be asked only at the end. */
+/*  Text that grows, JSON written into it, and the one thing that the program reads of JSON: arrays of token
+    ids. Out of memory is remembered in `failed`, so that it need be asked only at the end. */
 #ifndef JSON_H
 #define JSON_H
 
@@ -169,8 +169,8 @@ static const char *json_space(const char *s)
     return s + strspn(s, " \t\r\n");
 }
 
-/* One array of whole numbers at *s, which moves on; how many, −1 when it is none. ids NULL: only counted; else
-   each must lie in [0, limit), −2 when one does not. */
+/* One array of whole numbers at *s, which moves on; how many, −1 when it is none. ids NULL: only counted;
+   else each must lie in [0, limit), −2 when one does not. */
 static int64_t json_ids_row(const char **s, int32_t *ids, int64_t limit)
 {
     int64_t n = 0;

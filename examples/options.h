@@ -36,7 +36,7 @@ typedef struct option {
 typedef struct option_set {
     const option *rows;
     int n;
-    const char *with; /* these are taken only beside this option, a TEXT or CHOICE without preset; NULL: always */
+    const char *with; /* taken only beside this option, a TEXT or CHOICE without preset; NULL: always */
 } option_set;
 
 /* Edits (insert, delete, replace) from a to b: names within two are taken for typing errors. */
@@ -155,8 +155,8 @@ static const option_set *option_set_of(const option_set *sets, int n_sets, const
 }
 
 /* Whether the option that this one goes with was given too. */
-static bool option_in_company(const option_set *sets, int n_sets, const option *o, const void *into, char *wrong,
-                              size_t size)
+static bool option_in_company(const option_set *sets, int n_sets, const option *o, const void *into,
+                              char *wrong, size_t size)
 {
     const char *name = option_set_of(sets, n_sets, o)->with;
     const option *with = option_find(sets, n_sets, name, strlen(name));

@@ -28,9 +28,9 @@ LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 .PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
-$(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) pvtune.h
+$(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
 	@mkdir -p $(@D)
-	$(COMPILE) -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 
 $(BUILD)/pvtune_impl.o: pvtune.h
 	@mkdir -p $(@D)

@@ -33,16 +33,17 @@
     THREE LAYERS, each using only the ones below it; PVTUNE_LAYER cuts off what stands above
         0  ops on raw pointers, forward and backward adjacent: to read, change and try
         1  pvt_weight and pvt_pv: quantize your own matrices, tune them with gradients that you
-           compute, keep them in a file of yours (examples/own_model.c does it in 160 lines)
+           compute, keep them in a file (examples/own_model.c does it in 130 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
     CONTENTS (search for ">>" and the name)
-        interface   context · ops · dtypes · weights · PV · tokenizer · models · runs · corpus,
+        interface   context · ops · dtypes · weights · files · PV · tokenizer · models · runs · corpus,
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv
-        layer 2     json · exchange · safetensors · gguf · llama2.c · unicode · nfc · vocabulary · words ·
+        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
+                    json · safetensors · weight files
+        layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner ·
                     checkpoint
@@ -181,8 +182,8 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 #endif
 
 #define PVT_VERSION_MAJOR 0
-#define PVT_VERSION_MINOR 1
-#define PVT_VERSION_PATCH 1
+#define PVT_VERSION_MINOR 2
+#define PVT_VERSION_PATCH 0
 #define PVT_VERSION (PVT_VERSION_MAJOR * 10000 + PVT_VERSION_MINOR * 100 + PVT_VERSION_PATCH)
 
 #ifndef PVTUNE_REAL /* float, or double: then the whole stack computes in double */
@@ -550,6 +551,8 @@ typedef enum pvt_dtype {
     PVT_Q2_K, PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K,
     PVT_DTYPE_COUNT
 } pvt_dtype;
+/* As files write it: "F16", "BF16", "Q4_0", …; "?" for none of these. Needs no context. */
+PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
 
 // >>interface: weights
 /*  One weight matrix W [O, I] (out, in) in any representation. Layer 1 knows nothing of
@@ -582,7 +585,7 @@ typedef struct pvt_format {
 } pvt_format;
 
 /* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "nf4"; "int:BgG", e.g. "int:2g64"; "dense".
-   Errors: ARGUMENT. */
+   Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
 PVT_API void pvt_format_text(const pvt_format *format, char out[48]);
@@ -614,12 +617,13 @@ typedef enum pvt_array_role {
     PVT_ARRAY_VALUE, /* continuous: the P step tunes it */
     PVT_ARRAY_CODE   /* discrete: the V step re-assigns it */
 } pvt_array_role;
+enum { PVT_MAX_RANK = 8 };
 typedef struct pvt_array {
-    const char *name; /* in a list of ours: a string literal */
+    const char *name; /* in a list of a weight's: a string literal */
     pvt_array_role role;
     pvt_dtype dtype;
     int rank;
-    int64_t shape[4]; /* row-major; beyond rank: 1 */
+    int64_t shape[PVT_MAX_RANK]; /* row-major; beyond rank: 1 */
     int64_t bytes;
     int bits;      /* of an element that count: B of a code; 16 of a value, as a file holds it */
     int64_t rows;  /* rows of W for each step along shape[0]; 0: all rows share the array */
@@ -716,6 +720,46 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight);
 /* Frees what it owns and zeroes the struct. NULL and zeroed are allowed. */
 PVT_API void pvt_weight_free(pvt_weight *weight);
 
+// >>interface: files
+/*  A result in a file: weights by name, or any arrays. The files are safetensors, which every framework
+    reads; each is written beside `path`, flushed and renamed: the old one stands there or the new. */
+
+typedef struct pvt_named_weight {
+    const char *name; /* UTF-8, 1 to 200 bytes */
+    pvt_weight *weight;
+} pvt_named_weight;
+/*  Writes n weights, n > 0, of any formats: their arrays as NAME.ARRAY, values in pvt_real (a dense weight's
+    in its dtype) and so exactly, and in the file's metadata, under weight.NAME, "FORMAT O I". `dequantized`
+    adds NAME.dequantized [O, I] in F32, for software that knows no codes. The weights are of one context
+    and only read. Errors: ARGUMENT (a name; two arrays of one name), NUMERIC (a value is not finite),
+    UNSUPPORTED (a dense weight in GGUF blocks), IO, MEMORY. */
+PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *weights, int64_t n,
+                                    bool dequantized);
+/*  Fills in the n weights of these names from such a file; what else it holds is left alone. They are
+    copies, owned by the caller (pvt_weight_free), with the bits that were saved, dense ones in pvt_real. On
+    failure all are zeroed. Errors: IO, FORMAT (also a wrong array or code), UNSUPPORTED, MISMATCH (no weight
+    of that name), NUMERIC, MEMORY. */
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights,
+                                    int64_t n);
+
+typedef struct pvt_tensors pvt_tensors;
+/* Opens a safetensors file and checks all that its header says; the data is mapped, not read. The file must
+   not be shortened while it is open. Errors: IO, FORMAT, UNSUPPORTED (an element type, a rank), MEMORY. */
+PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out);
+PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors);
+/* The i-th, 0 ≤ i < count, in the order of the header. Its name and data are the file's until it is closed;
+   data may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means nothing. */
+PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i);
+/* The index of a name; −1 when there is none. */
+PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name);
+/* NULL is allowed. */
+PVT_API void pvt_tensors_close(pvt_tensors *tensors);
+/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name; bytes that are not those of dtype and
+   shape; a type of GGUF's), IO, MEMORY. */
+PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n);
+/* Writes any file in the same way. Errors: IO, MEMORY. */
+PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes);
+
 // >>interface: PV
 /*  PV-Tuning (arXiv 2405.14852) of any set of weights, with gradients from anyone. A step:
         pvt_pv_begin, then pvt_pv_apply once per handle in any order, then pvt_pv_end.
@@ -723,14 +767,29 @@ PVT_API void pvt_weight_free(pvt_weight *weight);
     Adam or LAMB update of them and of the straight-through buffer, then re-assignment of the
     capped share of codes against the already updated values (V step), then buffer decay. */
 
+/*  Table 1 of the paper. What the strategies differ in is which groups a V step searches (cap), for how long
+    its target is remembered (δ = 0: a straight-through buffer; δ = 1: the step starts from Ŵ anew), and
+    whether a group takes the nearest code or draws between the two nearest (rounding):
+
+                        cap    δ   rounding
+        subspace-ste    0.01   0   nearest     the default; "pv" is another name for it
+        continuous      codes stay
+        linearized      1      1   nearest     the linearized V step in full: its steps seldom move a code
+        stochastic      1      1   drawn       a step too short to move a code moves it now and then
+        ste             1      0   nearest     the buffer collects steps until a code moves
+        subspace        0.01   1   nearest     few groups, so that a step may be long enough to move them */
 typedef enum pvt_strategy {
-    PVT_STRATEGY_PV_STE,     /* "pv": capped search against a persistent buffer (δ = 0) */
-    PVT_STRATEGY_CONTINUOUS, /* "continuous": codes stay */
-    PVT_STRATEGY_STE,        /* "ste": straight-through estimation; no cap */
-    PVT_STRATEGY_PV          /* "pv-linear": subspace linearized PV (δ = 1, no buffer) */
+    PVT_STRATEGY_SUBSPACE_STE,
+    PVT_STRATEGY_CONTINUOUS,
+    PVT_STRATEGY_LINEARIZED,
+    PVT_STRATEGY_STOCHASTIC,
+    PVT_STRATEGY_STE,
+    PVT_STRATEGY_SUBSPACE
 } pvt_strategy;
-/* The strategy of that name. Errors: ARGUMENT, listing the names. */
+/* The strategy of that name, as the table has it, or "pv". Errors: ARGUMENT, listing the names (ctx NULL:
+   silently). */
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out);
+/* Never NULL; needs no context. */
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
 
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
@@ -757,11 +816,15 @@ typedef struct pvt_pv_desc {
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
                   layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
-    double cap;           /* share of each weight's groups searched per step; 0: 0.01 (STE: 1) */
+    double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
     double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
-    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; PVT_STRATEGY_PV: 1 */
+    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; 1 in strategies without a buffer */
     int beam;             /* 0: 1 */
     double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
+    /* τ > 0: of the two nearest codes, at distances e1 ≤ e2 from the target, the nearer with probability
+       e2^(1/τ) / (e1^(1/τ) + e2^(1/τ)); not with force_update. 0: the nearest; stochastic: 0.35. At 1 two
+       levels of a scalar have the target as their mean; of vectors it draws too many. */
+    double rounding;
     bool force_update;    /* a searched group must change */
     bool freeze_values;   /* V step alone: codebooks and scales stay */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
@@ -895,7 +958,8 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
    Errors: ARGUMENT (sizes; a family that is not supported: the sentence lists those that are), MEMORY. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
-/* A deep copy: dense weights as pvt_real, codebook weights as they are. */
+/* A deep copy in the model's context: dense weights as pvt_real, codebook weights as they are. Errors:
+   MEMORY. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
@@ -959,6 +1023,10 @@ typedef struct pvt_save_desc {
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 #endif
 
+/* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
+   or pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
+PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
+
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
 typedef struct pvt_bits {
     int64_t params, bytes; /* numbers in the model; bytes of all its tensors */
@@ -1010,7 +1078,8 @@ PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run);
 
 typedef struct pvt_loss_desc {
     const int32_t *targets;         /* [B, T], −1: ignored; NULL: the next token of each sequence */
-    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy: */
+    const pvt_model *teacher;       /* KL(teacher ‖ student) at every position instead of cross-entropy (a
+                                       teacher of another context computes its logits with that one): */
     const pvt_real *teacher_hidden; /* its pvt_run_hidden for the same ids */
     double scale;                   /* the gradient's factor; 0: 1/count, i.e. of the mean loss */
 } pvt_loss_desc;
@@ -1113,8 +1182,8 @@ typedef struct pvt_quantize_desc {
                                with PVTUNE_NO_FILES refuses it: UNSUPPORTED */
     bool resume; /* takes what lies in checkpoint instead of computing it again, to the same bits */
     /* called after each weight; may be NULL */
-    void (*layer)(void *user, const char *name, const pvt_fit_stats *stats);
-    void *layer_user;
+    void (*fitted)(void *user, const char *name, const pvt_fit_stats *stats);
+    void *fitted_user;
 } pvt_quantize_desc;
 
 /*  Calibrates the model's linears in place, block after block: XᵀX of each linear's inputs on
@@ -1122,7 +1191,7 @@ typedef struct pvt_quantize_desc {
     and biases towards the unquantized block's output on the same inputs (AQLM 2401.06118, 3.3-3.4).
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
-    caller removes the files when the model is saved. layer is called for resumed weights too.
+    caller removes the files when the model is saved. fitted is called for resumed weights too.
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
@@ -1130,6 +1199,9 @@ typedef struct pvt_quantize_desc {
     CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
+
+/* Whether pvt_quantize with this desc gives codes to that tensor (pvt_model_tensor) of a model without any. */
+PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
 
@@ -1217,7 +1289,9 @@ typedef struct pvt_tuner pvt_tuner;
 PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
                                 const pvt_tune_desc *desc);
 /* Prepares to tune student in place towards teacher (NULL: cross-entropy). All three, and desc->eval, must
-   outlive the tuner. Sequences are drawn from the corpus in a seeded order, each once per epoch.
+   outlive the tuner. It works in the student's context, and is cancelled and fails there; a teacher of
+   another context computes with that one, whose memory its run takes. Sequences are drawn from the corpus in
+   a seeded order, each once per epoch.
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
    codes that is its own teacher; a batch that the ranks do not divide), MISMATCH (vocabularies; ranks that
    differ in student, teacher, text, seed or options: says which), MEMORY, IO (comm.sum failed). */
@@ -1538,6 +1612,7 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
 {
     char text[sizeof ctx->error];
     va_list args;
+    if (!ctx) return result; /* nobody is told why */
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
@@ -2036,7 +2111,8 @@ static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n,
 /* What a stream of random numbers is for; one line per use keeps streams apart. */
 enum {
     PVTI_RANDOM_KMEANS, PVTI_RANDOM_GROUP_ORDER, PVTI_RANDOM_CODEBOOK_ORDER, PVTI_RANDOM_SELECTION,
-    PVTI_RANDOM_BATCH, PVTI_RANDOM_SAMPLING, PVTI_RANDOM_INIT, PVTI_RANDOM_CALIBRATION, PVTI_RANDOM_USER
+    PVTI_RANDOM_BATCH, PVTI_RANDOM_SAMPLING, PVTI_RANDOM_INIT, PVTI_RANDOM_CALIBRATION, PVTI_RANDOM_USER,
+    PVTI_RANDOM_ROUNDING
 };
 
 static uint64_t pvti_mix(uint64_t z)
@@ -5011,6 +5087,12 @@ static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dt
 }
 
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
+PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
+{
+    const pvti_dtype *info = pvti_dtype_info(dtype);
+    return info ? info->name : "?";
+}
+
 static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
 {
     int i;
@@ -5049,6 +5131,7 @@ typedef struct pvti_assign {
     int64_t n;
     int beam;
     bool force;                /* the result must differ from the previous codes */
+    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
     uint64_t stream;           /* random choices follow (seed of the context, stream) */
     pvt_real *room;            /* assign_room numbers */
     uint16_t *codes;           /* out: [n, M] */
@@ -5083,7 +5166,7 @@ static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role ro
     array->name = name, array->role = role, array->dtype = dtype, array->bits = bits, array->rows = rows;
     array->shape[0] = d0, array->shape[1] = d1, array->shape[2] = d2, array->shape[3] = d3;
     array->rank = d3 ? 4 : d2 ? 3 : d1 ? 2 : 1;
-    for (int i = array->rank; i < 4; i++) array->shape[i] = 1;
+    for (int i = array->rank; i < PVT_MAX_RANK; i++) array->shape[i] = 1;
     return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
 }
 
@@ -5129,6 +5212,16 @@ static int64_t pvti_room_none(const pvt_weight *weight)
     return 0;
 }
 
+/* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2: takes the second with
+   p₂ = 1 / (1 + (e2/e1)^(1/2τ)). */
+static bool pvti_draw_second(const pvt_ctx *ctx, uint64_t stream, int64_t group, double e1, double e2, double rounding)
+{
+    double odds;
+    if (!(e1 > 0 && e2 > 0)) return false;
+    odds = pvti_exp64(0.5 / rounding * (pvti_log(e2) - pvti_log(e1)));
+    return pvti_random_unit(ctx->seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
+}
+
 /* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
 typedef struct pvti_single_args {
@@ -5144,9 +5237,23 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
     (void)worker;
     for (k = task * PVTI_SINGLE_TASK; k < end; k++) {
         int64_t i = a->groups ? a->groups[k] : k;
-        double step;
+        double target = (double)a->target[i], step;
         int other = a->force ? (int)pvti_code_get(a->weight, i) : -1;
-        a->codes[k] = (uint16_t)nearest(a->weight, i, (double)a->target[i], other, &step);
+        int code = nearest(a->weight, i, target, other, &step);
+        if (a->rounding > 0) {
+            double second_step, rest;
+            int second = nearest(a->weight, i, target, code, &second_step);
+            int64_t row = i / a->weight->I, column = i % a->weight->I;
+            pvt_real now;
+            a->weight->kind->tile(a->weight, &now, 1, row, row + 1, column, column + 1);
+            rest = target - (double)now;
+            if (pvti_draw_second(a->ctx, a->stream, i, (rest - step) * (rest - step),
+                                 (rest - second_step) * (rest - second_step), a->rounding)) {
+                code = second;
+                step = second_step;
+            }
+        }
+        a->codes[k] = (uint16_t)code;
         if (a->change) a->change[k] = (float)(step * step);
     }
 }
@@ -5714,6 +5821,8 @@ typedef struct pvti_l2_search {
     int64_t n, batch;
     int beam;
     bool force;                /* the result must differ from the previous codes */
+    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
+    uint64_t stream;           /* of what is drawn, by the group's index */
     pvti_search_tables tables;
     uint16_t *codes;           /* out: [n, M] */
     float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
@@ -5765,18 +5874,31 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     }
 }
 
+/* Whether the second of two residuals v [2, D] is drawn: with e = ‖v‖, probability
+   1 / (1 + (e2/e1)^(1/τ)). What meets the target stays. */
+static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real *v)
+{
+    double e1 = 0, e2 = 0;
+    for (int64_t a = 0; a < s->tables.D; a++) {
+        e1 += (double)v[a] * (double)v[a];
+        e2 += (double)v[s->tables.D + a] * (double)v[s->tables.D + a];
+    }
+    return pvti_draw_second(s->ctx, s->stream, group, e1, e2, s->rounding);
+}
+
 /* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, group = s->groups ? s->groups[at] : at, step, h, k, a;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
-    pvti_l2_residual(v, codes[0][0], s, s->groups ? s->groups[at] : at);
+    pvti_l2_residual(v, codes[0][0], s, group);
     memcpy(previous, codes[0][0], sizeof previous);
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
-        int64_t m = s->order[step], keep = step + 1 < M ? s->beam : s->force ? 2 : 1, found = 0;
+        int64_t m = s->order[step], found = 0;
+        int64_t keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1;
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
@@ -5799,7 +5921,10 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
         n = found;
         { pvt_real *swap = v; v = next; next = swap; }
     }
-    h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
+    if (s->rounding > 0)
+        h = n > 1 && pvti_l2_draw(s, group, v);
+    else
+        h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
     memcpy(s->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
 }
 
@@ -5825,7 +5950,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
     const pvti_l2_search *s = (const pvti_l2_search *)arg;
     int64_t from = i * s->batch, to = PVTI_MIN(s->n, from + s->batch), at;
     pvt_real *memory = (pvt_real *)pvti_scratch(s->ctx, worker);
-    if (s->beam == 1 && !s->force)
+    if (s->beam == 1 && !s->force && !(s->rounding > 0))
         pvti_l2_greedy(s, from, to - from, memory);
     else
         for (at = from; at < to; at++) pvti_l2_beam(s, at, memory);
@@ -5848,6 +5973,7 @@ static void pvti_assign_aqlm(const pvti_assign *a)
     pvti_random_order(order, a->weight->format.codebooks, a->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
     s.ctx = a->ctx, s.weight = a->weight, s.target = a->target, s.order = order;
     s.groups = a->groups, s.n = a->n, s.beam = a->beam, s.force = a->force;
+    s.rounding = a->rounding, s.stream = a->stream;
     s.codes = a->codes, s.change = a->change;
     pvti_search_tables_fill(&s.tables, a->room, a->weight);
     pvti_l2_run(&s);
@@ -7069,7 +7195,7 @@ static PVTI_UNUSED void pvti_format_near(const pvt_format *format, int64_t O, in
 PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                      pvt_array out[PVT_MAX_ARRAYS], int *n)
 {
-    return pvti_format_arrays(ctx, "arrays", format, O, I, PVTI_DTYPE_REAL, out, n);
+    return pvti_format_arrays(ctx, "this format", format, O, I, PVTI_DTYPE_REAL, out, n);
 }
 
 PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS])
@@ -7487,22 +7613,33 @@ struct pvt_pv {
     uint16_t *codes;             /* [groups, M] */
 };
 
-static const char *const pvti_strategy_names[] = {"pv", "continuous", "ste", "pv-linear"};
+/* What the strategies differ in, in the order of pvt_strategy. */
+typedef struct pvti_strategy {
+    const char *name;
+    double cap, delta, rounding;
+} pvti_strategy;
+static const pvti_strategy pvti_strategies[] = {
+    {"subspace-ste", 0.01, 0, 0}, {"continuous", 0.01, 0, 0}, {"linearized", 1, 1, 0},
+    {"stochastic", 1, 1, 0.35},   {"ste", 1, 0, 0},           {"subspace", 0.01, 1, 0},
+};
 
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out)
 {
     int i;
-    for (i = 0; i < (int)PVTI_COUNT(pvti_strategy_names); i++)
-        if (strcmp(name, pvti_strategy_names[i]) == 0) {
+    if (strcmp(name, "pv") == 0) name = pvti_strategies[PVT_STRATEGY_SUBSPACE_STE].name;
+    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
+        if (strcmp(name, pvti_strategies[i].name) == 0) {
             *out = (pvt_strategy)i;
             return PVT_OK;
         }
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "strategy \"%.40s\": expected pv, continuous, ste or pv-linear",
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "strategy \"%.40s\": expected continuous, linearized, stochastic, ste, subspace or "
+                     "subspace-ste (also called pv)",
                      name);
 }
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
 {
-    return (unsigned)strategy < PVTI_COUNT(pvti_strategy_names) ? pvti_strategy_names[strategy] : "?";
+    return (unsigned)strategy < PVTI_COUNT(pvti_strategies) ? pvti_strategies[strategy].name : "?";
 }
 
 /* What `o` leaves open it takes from `otherwise`; the learning rates of the two rules differ by a factor. */
@@ -7524,14 +7661,17 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
     static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
     static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
+    const pvti_strategy *s;
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
-    if (d.cap == 0) d.cap = d.strategy == PVT_STRATEGY_STE ? 1 : 0.01;
-    if (d.strategy == PVT_STRATEGY_PV) d.delta = 1;
+    s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies) ? d.strategy : 0];
+    if (d.cap == 0) d.cap = s->cap;
+    if (s->delta > 0) d.delta = s->delta;
+    if (d.rounding == 0) d.rounding = s->rounding;
     if (d.beam == 0) d.beam = 1;
     return d;
 }
@@ -7550,13 +7690,16 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
     if (!pvti_optimizer_valid(&d.values) || !pvti_optimizer_valid(&d.params) || !pvti_optimizer_valid(&d.codes))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "pv: an optimizer's rule, learning rate, beta, eps or weight decay is out of range");
-    if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategy_names)) || !(d.cap > 0 && d.cap <= 1) ||
+    if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategies)) || !(d.cap > 0 && d.cap <= 1) ||
         !(d.trust >= 0) || !(d.delta >= 0 && d.delta <= 1) || d.beam < 1 || d.beam > PVTI_MAX_BEAM ||
-        !(d.temperature >= 0) || (d.moments != PVT_DTYPE_NONE && d.moments != PVT_BF16))
+        !(d.temperature >= 0) || !(d.rounding >= 0) || (d.moments != PVT_DTYPE_NONE && d.moments != PVT_BF16))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "pv: cap must lie in (0, 1], delta in [0, 1], beam in 1 to %d; trust and "
-                         "temperature may not be negative; moments are bf16 or full",
+                         "pv: cap must lie in (0, 1], delta in [0, 1], beam in 1 to %d; trust, temperature "
+                         "and rounding may not be negative; moments are bf16 or full",
                          PVTI_MAX_BEAM);
+    if (d.rounding > 0 && d.force_update)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: stochastic rounding draws whether a group changes, and "
+                         "force_update forbids that it stays: choose one");
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
@@ -7891,7 +8034,7 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     }
     a.ctx = pv->ctx, a.weight = w, a.target = target, a.stream = stream;
     a.groups = choose ? pv->selected : NULL, a.n = k;
-    a.beam = pv->desc.beam, a.force = pv->desc.force_update;
+    a.beam = pv->desc.beam, a.force = pv->desc.force_update, a.rounding = pv->desc.rounding;
     a.room = pv->assign, a.codes = pv->codes, a.change = pv->desc.trust > 0 ? pv->change : NULL;
     w->kind->assign(&a);
     accepted = pv->desc.trust > 0 ? pvti_pv_trusted(pv, k, norm) : k;
@@ -8046,8 +8189,6 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
     return false;
 }
 
-#endif /* PVTUNE_LAYER >= 1 */
-#if PVTUNE_LAYER >= 2
 #if PVTI_FILES
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
@@ -8784,6 +8925,7 @@ static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
     pvti_text_put(t, buffer, n);
 }
 // >>exchange
+#if PVTUNE_LAYER >= 2
 /*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
     new ones are written into a folder of their own inside it, with a manifest of what is to happen:
 
@@ -9255,6 +9397,15 @@ static void pvti_exchange_end(pvti_exchange *ex)
         pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
     if (ex->ctx) pvti_text_free(&ex->list);
 }
+PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir)
+{
+    static const char *const names[2] = {"config.json", PVTI_EXCHANGE "/manifest"};
+    char path[PVTI_PATH_BYTES];
+    for (int i = 0; i < 2; i++)
+        if (pvti_path_join(ctx, path, dir, names[i]) == PVT_OK && pvti_path_exists(ctx, path)) return true;
+    return false;
+}
+#endif /* PVTUNE_LAYER >= 2 */
 // >>safetensors
 /*  | u64 header length | JSON header, padded with spaces to 8 | data |
     Each key of the header names a tensor: {"dtype": "F16", "shape": [64, 3], "data_offsets":
@@ -9815,6 +9966,333 @@ static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *p
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
+// >>weight files
+/*  Weights by name in a safetensors file. The list of arrays that each representation gives, its format's
+    text and its sizes are all that is written and all that is needed: no representation is named here. */
+
+enum { PVTI_WEIGHT_NAME_BYTES = 200, PVTI_ARRAY_NAME_BYTES = 240, PVTI_WEIGHT_TEXT_BYTES = 96 };
+#define PVTI_WEIGHTS_FORMAT "pvtune-weights 1"
+#define PVTI_WEIGHT_KEY "weight."
+#define PVTI_DEQUANTIZED "dequantized"
+
+/* Zeroed, it is a list of nothing. Rows of names, keys and texts are as many as there can be. */
+typedef struct pvti_weight_list {
+    pvt_ctx *ctx;
+    const pvt_named_weight *weights;
+    pvti_tensor *tensors;
+    const pvt_weight **dequantized; /* of each tensor: written as this in full; NULL: has data */
+    int64_t n;
+    char (*names)[PVTI_ARRAY_NAME_BYTES]; /* of the tensors */
+    char (*keys)[PVTI_ARRAY_NAME_BYTES];
+    char (*texts)[PVTI_WEIGHT_TEXT_BYTES];
+    const char **metadata;
+} pvti_weight_list;
+
+static void pvti_weight_list_free(pvti_weight_list *list)
+{
+    pvti_free(list->ctx, list->tensors);
+    pvti_free(list->ctx, list->dequantized);
+    pvti_free(list->ctx, list->names);
+    pvti_free(list->ctx, list->keys);
+    pvti_free(list->ctx, list->texts);
+    pvti_free(list->ctx, list->metadata);
+}
+
+/* Room for n weights. Zeroed, so that the metadata ends with a NULL. */
+static pvt_result pvti_weight_list_alloc(pvti_weight_list *list, int64_t n)
+{
+    int64_t tensors, pointers;
+    if (!pvti_mul(n, PVT_MAX_ARRAYS + 1, &tensors) || !pvti_mul(n + 2, 2, &pointers)) return PVT_ERR_MEMORY;
+    list->tensors = PVTI_NEW(list->ctx, pvti_tensor, tensors);
+    list->dequantized = PVTI_NEW(list->ctx, const pvt_weight *, tensors);
+    list->names = (char(*)[PVTI_ARRAY_NAME_BYTES])pvti_alloc(list->ctx, tensors, sizeof *list->names);
+    list->keys = (char(*)[PVTI_ARRAY_NAME_BYTES])pvti_alloc(list->ctx, n, sizeof *list->keys);
+    list->texts = (char(*)[PVTI_WEIGHT_TEXT_BYTES])pvti_alloc(list->ctx, n, sizeof *list->texts);
+    list->metadata = PVTI_NEW(list->ctx, const char *, pointers);
+    return list->tensors && list->dequantized && list->names && list->keys && list->texts && list->metadata
+               ? PVT_OK : PVT_ERR_MEMORY;
+}
+
+/* A name that comes back from the file as it went in. */
+static bool pvti_weight_name_good(const char *name)
+{
+    int64_t left = name ? (int64_t)strlen(name) : 0;
+    uint32_t character;
+    if (left < 1 || left > PVTI_WEIGHT_NAME_BYTES) return false;
+    while (left > 0) {
+        int n = pvti_utf8_read(name, left, &character);
+        if (n < 1) return false;
+        name += n;
+        left -= n;
+    }
+    return true;
+}
+
+static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const pvt_array *array)
+{
+    const pvti_dtype *type = pvti_dtype_info(array->dtype);
+    const uint8_t *data = (const uint8_t *)array->data;
+    int64_t n = array->bytes / type->bytes;
+    pvt_real values[256];
+    for (int64_t at = 0; at < n; at += 256) {
+        int64_t count = PVTI_MIN(256, n - at);
+        type->decode(data + at * type->bytes, values, count);
+        for (int64_t i = 0; i < count; i++)
+            if (!(fabs((double)values[i]) <= DBL_MAX))
+                return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s.%s: number %lld is not finite", name, array->name,
+                                 (long long)(at + i));
+    }
+    return PVT_OK;
+}
+
+static pvti_tensor *pvti_weight_list_tensor(pvti_weight_list *list, const char *name, const char *array)
+{
+    pvti_tensor *t = &list->tensors[list->n];
+    snprintf(list->names[list->n], sizeof *list->names, "%s.%s", name, array);
+    t->name = list->names[list->n++];
+    return t;
+}
+
+static pvt_result pvti_weight_list_array(pvti_weight_list *list, const char *name, const pvt_array *array)
+{
+    pvti_tensor *t;
+    if (pvti_dtype_info(array->dtype)->block != 1)
+        return pvti_fail(list->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: is held in blocks of type %s, which safetensors files do not know; dequantize "
+                         "it and make it dense first",
+                         name, pvt_dtype_name(array->dtype));
+    if (array->role == PVT_ARRAY_VALUE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
+    t = pvti_weight_list_tensor(list, name, array->name);
+    t->dtype = array->dtype, t->rank = array->rank;
+    memcpy(t->shape, array->shape, sizeof t->shape);
+    t->data = (const uint8_t *)array->data, t->bytes = array->bytes;
+    return PVT_OK;
+}
+
+/* The i-th weight's arrays, and what is said of it. */
+static pvt_result pvti_weight_list_add(pvti_weight_list *list, int64_t i, bool dequantized)
+{
+    const char *name = list->weights[i].name;
+    const pvt_weight *weight = list->weights[i].weight;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    char format[48];
+    int n;
+    if (!weight || !weight->ctx || !pvti_weight_name_good(name))
+        return pvti_fail(list->ctx, PVT_ERR_ARGUMENT,
+                         "weight %lld to be saved: it must be there, and its name must be UTF-8 of 1 to %d "
+                         "bytes",
+                         (long long)i, PVTI_WEIGHT_NAME_BYTES);
+    n = pvt_weight_arrays(weight, arrays);
+    for (int k = 0; k < n; k++) PVTI_TRY(pvti_weight_list_array(list, name, &arrays[k]));
+    if (dequantized) {
+        pvti_tensor *t;
+        list->dequantized[list->n] = weight;
+        t = pvti_weight_list_tensor(list, name, PVTI_DEQUANTIZED);
+        t->dtype = PVT_F32, t->rank = 2;
+        t->shape[0] = weight->O, t->shape[1] = weight->I;
+        if (!pvti_dtype_bytes(PVT_F32, t->shape, 2, &t->bytes)) return PVT_ERR_MEMORY;
+    }
+    pvt_format_text(&weight->format, format);
+    snprintf(list->keys[i], sizeof *list->keys, PVTI_WEIGHT_KEY "%s", name);
+    snprintf(list->texts[i], sizeof *list->texts, "%s %lld %lld", format, (long long)weight->O,
+             (long long)weight->I);
+    list->metadata[2 * i + 2] = list->keys[i], list->metadata[2 * i + 3] = list->texts[i];
+    return PVT_OK;
+}
+
+/* A weight in full as F32, row by row. */
+static pvt_result pvti_weight_list_put(void *user, int64_t index, pvti_writer *w)
+{
+    const pvti_weight_list *list = (const pvti_weight_list *)user;
+    const pvt_weight *weight = list->dequantized[index];
+    pvt_real *row = PVTI_NEW(list->ctx, pvt_real, weight->I);
+    float *out = PVTI_NEW(list->ctx, float, weight->I);
+    pvt_result result = row && out ? PVT_OK : PVT_ERR_MEMORY;
+    for (int64_t o = 0; o < weight->O && result == PVT_OK; o++) {
+        weight->kind->tile(weight, row, weight->I, o, o + 1, 0, weight->I);
+        for (int64_t i = 0; i < weight->I; i++) out[i] = (float)row[i];
+        result = pvti_writer_put(w, out, weight->I * (int64_t)sizeof *out);
+    }
+    pvti_free(list->ctx, row);
+    pvti_free(list->ctx, out);
+    return result;
+}
+
+PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *weights, int64_t n,
+                                    bool dequantized)
+{
+    pvti_weight_list list;
+    pvt_result result;
+    memset(&list, 0, sizeof list);
+    if (n < 1 || !weights[0].weight || !weights[0].weight->ctx) return PVT_ERR_ARGUMENT;
+    list.ctx = weights[0].weight->ctx, list.weights = weights;
+    result = pvti_weight_list_alloc(&list, n);
+    if (result == PVT_OK) list.metadata[0] = "format", list.metadata[1] = PVTI_WEIGHTS_FORMAT;
+    for (int64_t i = 0; i < n && result == PVT_OK; i++) result = pvti_weight_list_add(&list, i, dequantized);
+    if (result == PVT_OK)
+        result = pvti_safetensors_write_from(list.ctx, path, list.tensors, list.n, list.metadata,
+                                             pvti_weight_list_put, &list);
+    pvti_weight_list_free(&list);
+    return result;
+}
+
+/* ---- reading ---- */
+
+static pvt_array pvti_tensor_array(const pvti_tensor *t)
+{
+    pvt_array array;
+    memset(&array, 0, sizeof array);
+    array.name = t->name, array.dtype = t->dtype, array.rank = t->rank;
+    for (int i = 0; i < PVT_MAX_RANK; i++) array.shape[i] = i < t->rank ? t->shape[i] : 1;
+    array.bytes = t->bytes, array.data = t->data;
+    return array;
+}
+
+/* A size in decimal at *at, with what follows it (' ' or 0); false when it is none. */
+static bool pvti_weight_size_parse(const char **at, char end, int64_t *size)
+{
+    const char *s = *at;
+    for (*size = 0; *s >= '0' && *s <= '9' && *size <= INT32_MAX; s++) *size = 10 * *size + (*s - '0');
+    *at = s + 1;
+    return *s == end && *size > 0 && *size <= INT32_MAX;
+}
+
+/* "FORMAT O I"; label: file and name, for messages. */
+static pvt_result pvti_weight_text_parse(pvt_ctx *ctx, const char *label, char *text, pvt_format *format,
+                                         int64_t *O, int64_t *I)
+{
+    char *space = strchr(text, ' ');
+    const char *at = space ? space + 1 : text;
+    if (!space || !pvti_weight_size_parse(&at, ' ', O) || !pvti_weight_size_parse(&at, 0, I))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: \"%.60s\" is not a format and two sizes", label, text);
+    *space = 0;
+    if (pvt_format_parse(NULL, text, format) == PVT_OK) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: the format \"%.60s\" is not known here", label, text);
+}
+
+static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path, const char *name,
+                                   pvt_weight *out)
+{
+    char label[PVTI_PATH_BYTES + PVTI_ARRAY_NAME_BYTES], key[PVTI_ARRAY_NAME_BYTES];
+    char text[PVTI_WEIGHT_TEXT_BYTES];
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format format;
+    pvt_result result;
+    int64_t O, I, length;
+    int n;
+    if (!pvti_weight_name_good(name))
+        return pvti_fail(st->ctx, PVT_ERR_ARGUMENT, "a weight's name must be UTF-8 of 1 to %d bytes",
+                         PVTI_WEIGHT_NAME_BYTES);
+    snprintf(label, sizeof label, "%.*s: %s", PVTI_PATH_BYTES - 1, path, name);
+    snprintf(key, sizeof key, PVTI_WEIGHT_KEY "%s", name);
+    length = pvti_safetensors_metadata(st, key, text, sizeof text);
+    if (length < 0) return pvti_fail(st->ctx, PVT_ERR_MISMATCH, "%s: there is no weight of this name", label);
+    if (length >= (int64_t)sizeof text || (int64_t)strlen(text) != length)
+        return pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: what its metadata says of it is too long", label);
+    PVTI_TRY(pvti_weight_text_parse(st->ctx, label, text, &format, &O, &I));
+    result = pvti_format_arrays(st->ctx, label, &format, O, I, PVTI_DTYPE_REAL, arrays, &n);
+    for (int i = 0; i < n && result == PVT_OK; i++) {
+        const char *array = arrays[i].name;
+        const pvti_tensor *t;
+        snprintf(key, sizeof key, "%s.%s", name, array);
+        t = pvti_safetensors_find(st, key);
+        if (t) arrays[i] = pvti_tensor_array(t);
+        arrays[i].name = array;
+    }
+    if (result == PVT_OK) result = pvt_weight_from_arrays(st->ctx, &format, O, I, arrays, n, label, out);
+    return result == PVT_ERR_ARGUMENT ? PVT_ERR_FORMAT : result; /* it is the file's fault */
+}
+
+PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_named_weight *weights,
+                                    int64_t n)
+{
+    pvti_safetensors st;
+    char format[32];
+    pvt_result result;
+    for (int64_t i = 0; i < n; i++) memset(weights[i].weight, 0, sizeof *weights[i].weight);
+    PVTI_TRY(pvti_safetensors_open(ctx, path, &st));
+    result = PVT_OK;
+    if (pvti_safetensors_metadata(&st, "format", format, sizeof format) < 0 ||
+        strncmp(format, PVTI_WEIGHTS_FORMAT, sizeof format) != 0)
+        result = pvti_fail(ctx, PVT_ERR_FORMAT,
+                           "%s: is not a file of weights (its metadata has no \"format\": \"%s\")", path,
+                           PVTI_WEIGHTS_FORMAT);
+    for (int64_t i = 0; i < n && result == PVT_OK; i++)
+        result = pvti_weight_read(&st, path, weights[i].name, weights[i].weight);
+    for (int64_t i = 0; i < n && result != PVT_OK; i++) pvt_weight_free(weights[i].weight);
+    pvti_safetensors_close(&st);
+    return result;
+}
+
+/* ---- arrays of any kind ---- */
+
+struct pvt_tensors {
+    pvti_safetensors file;
+};
+
+PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out)
+{
+    pvt_result result;
+    *out = PVTI_NEW(ctx, pvt_tensors, 1);
+    if (!*out) return PVT_ERR_MEMORY;
+    result = pvti_safetensors_open(ctx, path, &(*out)->file);
+    if (result == PVT_OK) return PVT_OK;
+    pvti_free(ctx, *out);
+    *out = NULL;
+    return result;
+}
+
+PVT_API void pvt_tensors_close(pvt_tensors *tensors)
+{
+    pvt_ctx *ctx = tensors ? tensors->file.ctx : NULL;
+    if (!tensors) return;
+    pvti_safetensors_close(&tensors->file);
+    pvti_free(ctx, tensors);
+}
+
+PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors) { return tensors->file.n; }
+
+PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i)
+{
+    return pvti_tensor_array(&tensors->file.tensors[i]);
+}
+
+PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name)
+{
+    const pvti_tensor *found = pvti_safetensors_find(&tensors->file, name);
+    return found ? found - tensors->file.tensors : -1;
+}
+
+PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n)
+{
+    pvti_tensor *tensors = PVTI_NEW(ctx, pvti_tensor, PVTI_MAX(n, 1));
+    pvt_result result = PVT_OK;
+    if (!tensors) return PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < n && result == PVT_OK; i++) {
+        const pvt_array *from = &arrays[i];
+        pvti_tensor *t = &tensors[i];
+        if (!from->name || from->rank < 0 || from->rank > PVT_MAX_RANK || (from->bytes > 0 && !from->data))
+            result = pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                               "%s: array %lld has no name, no data or a rank beyond %d", path, (long long)i,
+                               PVT_MAX_RANK);
+        t->name = from->name, t->dtype = from->dtype, t->rank = from->rank;
+        memcpy(t->shape, from->shape, sizeof t->shape);
+        t->data = (const uint8_t *)from->data, t->bytes = from->bytes;
+    }
+    if (result == PVT_OK) result = pvti_safetensors_write(ctx, path, tensors, n, NULL);
+    pvti_free(ctx, tensors);
+    return result;
+}
+
+PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+{
+    return pvti_file_write(ctx, path, data, bytes);
+}
+#endif /* PVTI_FILES */
+#endif /* PVTUNE_LAYER >= 1 */
+#if PVTUNE_LAYER >= 2
+#if PVTI_FILES
+
 // >>gguf
 /*  | "GGUF" | u32 version | u64 tensors | u64 keys | key-value pairs | tensor infos | padding | data |
       string       u64 bytes, then the bytes (no NUL)
@@ -16420,6 +16898,12 @@ static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc 
     return t->weight && d->head;
 }
 
+PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(model, tensor);
+    return pvti_quantize_wants(model, desc, &info);
+}
+
 static int64_t pvti_input_width(const pvti_quantizer *z, int input)
 {
     const pvt_model_config *c = &z->model->config;
@@ -16494,7 +16978,7 @@ static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j
 static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
 {
     z->done++;
-    if (z->desc.layer) z->desc.layer(z->desc.layer_user, name, stats);
+    if (z->desc.fitted) z->desc.fitted(z->desc.fitted_user, name, stats);
     return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 
@@ -18100,17 +18584,18 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
                                                           "student",
                                                           "text to evaluate on"};
     const pvt_tune_desc *d = &t->desc;
-    char n[4][48];
+    char n[5][48];
     int i;
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
-    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 2");
+    snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 3");
     snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
     snprintf(out[2].value, PVTI_OPTION_TEXT,
-             "%s cap %s trust %s delta %s beam %d temperature %s force %d freeze %d",
+             "%s cap %s trust %s delta %s beam %d temperature %s rounding %s force %d freeze %d",
              pvt_strategy_name(d->pv.strategy), pvti_short_number(d->pv.cap, n[0]),
              pvti_short_number(d->pv.trust, n[1]), pvti_short_number(d->pv.delta, n[2]), d->pv.beam,
-             pvti_short_number(d->pv.temperature, n[3]), d->pv.force_update, d->pv.freeze_values);
+             pvti_short_number(d->pv.temperature, n[3]), pvti_short_number(d->pv.rounding, n[4]),
+             d->pv.force_update, d->pv.freeze_values);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);

@@ -71,7 +71,7 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
         pvt_tune_desc t;
         memset(&t, 0, sizeof t);
         t.steps = 1 << 20, t.batch = BATCH, t.ctx = CTX, t.no_teacher_cache = true, t.eval_every = -1;
-        t.pv.strategy = s ? PVT_STRATEGY_PV_STE : PVT_STRATEGY_CONTINUOUS, t.pv.values.lr = t.pv.params.lr = 1e-6;
+        t.pv.strategy = s ? PVT_STRATEGY_SUBSPACE_STE : PVT_STRATEGY_CONTINUOUS, t.pv.values.lr = t.pv.params.lr = 1e-6;
         bytes[1 + s] = (double)pvt_ctx_get_info(ctx).bytes_now;
         if (pvt_tuner_create(ctx, student[s], dense, &corpus, &t, &works[1 + s].tuner) != PVT_OK)
             return fprintf(stderr, "step: %s\n", pvt_ctx_error(ctx)), 1;

@@ -70,7 +70,7 @@ static int demo_keep_text(app *a, const char *name, const char *text, int64_t by
     char path[4096];
     if (!a->o.save) return 0;
     snprintf(path, sizeof path, "%s/%s", a->o.save, name);
-    TRY(a, pvti_file_write(a->ctx, path, text, bytes));
+    TRY(a, pvt_file_write(a->ctx, path, text, bytes));
     return 0;
 }
 
@@ -81,11 +81,11 @@ static int demo_corpus(app *a, int slot, const char *name, const char *text, int
     int64_t i;
     pvt_result result;
     DO(demo_keep_text(a, name, text, bytes));
-    ids = PVTI_NEW(a->ctx, int32_t, bytes);
-    if (!ids) return fail_result(a, PVT_ERR_MEMORY);
+    ids = (int32_t *)malloc((size_t)bytes * sizeof *ids + 1);
+    if (!ids) return fail(a, "out of memory for %lld tokens", (long long)bytes);
     for (i = 0; i < bytes; i++) ids[i] = (unsigned char)text[i];
     result = pvt_corpus_from_ids(a->ctx, ids, bytes, &a->corpora[slot]);
-    pvti_free(a->ctx, ids);
+    free(ids);
     TRY(a, result);
     return 0;
 }
@@ -102,7 +102,7 @@ static int demo_texts(app *a, demo *d)
         if (unseen < 4 * d->config.ctx)
             return fail(a, "%s has %lld bytes; the demo needs at least %lld", a->o.text, (long long)bytes,
                         (long long)(40 * d->config.ctx));
-        unseen = PVTI_MIN(unseen, d->unseen_bytes);
+        unseen = smaller(unseen, d->unseen_bytes);
         DO(demo_corpus(a, 0, "train.txt", text, bytes - bytes / 10));
         DO(demo_corpus(a, 1, "unseen.txt", text + bytes - bytes / 10, unseen));
     } else { /* two seeds, two sets of stories */
@@ -133,26 +133,6 @@ static int demo_measure(app *a, const demo *d, const pvt_model *model, double *p
     return 0;
 }
 
-/* Rounds every value to fp16, as pvt_model_save does. */
-static int demo_round(app *a, pvt_model *model)
-{
-    int64_t i, j;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_real *values = t.values;
-        if (t.weight && t.weight->format.kind == PVT_FORMAT_AQLM) {
-            TRY(a, pvt_weight_round_f16(t.weight, t.name));
-            continue;
-        }
-        if (t.weight) values = (pvt_real *)(uintptr_t)t.weight->data[0]; /* the model is ours, and in pvt_real */
-        for (j = 0; j < t.n; j++) {
-            values[j] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)values[j]));
-            if (!isfinite(values[j])) return fail(a, "%s: a value does not fit fp16", t.name);
-        }
-    }
-    return 0;
-}
-
 /* A step whose own progress stays silent: the demo counts across its runs. */
 static int demo_step(app *a, pvt_tune_stats *stats)
 {
@@ -168,11 +148,11 @@ static int demo_train(app *a, demo *d)
 {
     pvt_tune_desc desc;
     pvt_tokenizer *bytes;
-    double start = pvti_seconds();
+    double start = meter_now();
     memset(&desc, 0, sizeof desc);
     desc.steps = d->train_steps, desc.ctx = d->config.ctx, desc.batch = DEMO_LEARN / d->config.ctx;
     desc.cross_entropy = true, desc.eval_every = -1;
-    desc.warmup = d->train_steps < 4 ? -1 : PVTI_MIN(50, d->train_steps / 4);
+    desc.warmup = d->train_steps < 4 ? -1 : smaller(50, d->train_steps / 4);
     desc.pv.strategy = PVT_STRATEGY_CONTINUOUS;
     desc.pv.params.lr = 3e-3, desc.pv.params.beta1 = 0.9, desc.pv.params.beta2 = 0.95;
     TRY(a, pvt_model_create(a->ctx, &d->config, &a->models[DEMO_ORIGINAL]));
@@ -188,8 +168,8 @@ static int demo_train(app *a, demo *d)
     }
     pvt_tuner_free(a->tuner);
     a->tuner = NULL;
-    DO(demo_round(a, a->models[DEMO_ORIGINAL]));
-    d->train_seconds = pvti_seconds() - start;
+    TRY(a, pvt_model_round_f16(a->models[DEMO_ORIGINAL])); /* as a file will hold it */
+    d->train_seconds = meter_now() - start;
     return demo_measure(a, d, a->models[DEMO_ORIGINAL], &d->ppl_original);
 }
 
@@ -198,15 +178,15 @@ static int demo_quantize(app *a, demo *d)
     pvt_quantize_desc desc;
     pvt_save_desc as;
     pvt_bits bits;
-    double start = pvti_seconds();
+    double start = meter_now();
     memset(&desc, 0, sizeof desc);
     desc.format = d->format, desc.samples = d->samples, desc.ctx = d->config.ctx;
     desc.finetune_epochs = 3;
     note(a, "2. calibrating %s on %lld tokens", a->o.format, (long long)(d->samples * d->config.ctx));
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
     TRY(a, pvt_quantize(a->ctx, a->models[DEMO_CALIBRATED], d->train, &desc));
-    DO(demo_round(a, a->models[DEMO_CALIBRATED]));
-    d->quantize_seconds = pvti_seconds() - start;
+    TRY(a, pvt_model_round_f16(a->models[DEMO_CALIBRATED])); /* as a file will hold it */
+    d->quantize_seconds = meter_now() - start;
     memset(&as, 0, sizeof as);
     bits = pvt_model_bits(a->models[DEMO_CALIBRATED], &as); /* codes of 4 bits count as such: the layout gives them a byte */
     d->bits = bits.packed_linears, d->bits_all = bits.packed_all;
@@ -244,9 +224,9 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
     demo_point(run, 0, d->ppl_calibrated);
     for (;;) {
         pvt_tune_stats stats;
-        start = pvti_seconds();
+        start = meter_now();
         DO(demo_step(a, &stats));
-        run->seconds += pvti_seconds() - start;
+        run->seconds += meter_now() - start;
         if (progress(a, "tune", done + stats.step, total, "steps", stats.loss)) return fail(a, "stopped on request");
         if (stats.step == d->tune_steps) break;
         if (stats.step % d->every != 0) continue;
@@ -255,7 +235,7 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
     }
     pvt_tuner_free(a->tuner);
     a->tuner = NULL;
-    DO(demo_round(a, a->models[DEMO_TUNED]));
+    TRY(a, pvt_model_round_f16(a->models[DEMO_TUNED])); /* as a file will hold it */
     DO(demo_measure(a, d, a->models[DEMO_TUNED], &run->ppl));
     demo_point(run, d->tune_steps, run->ppl);
     count_changed(a->models[DEMO_TUNED], a->models[DEMO_CALIBRATED], &groups, &moved);
@@ -306,10 +286,10 @@ static void demo_table(const app *a, const demo *d)
 
 static void demo_json(app *a, const demo *d)
 {
-    pvti_text *t = &a->json;
+    buffer *t = &a->json;
     int i, j;
     put_open(t, NULL, "{");
-    put_key(t, "seed"), pvti_text_printf(t, "%llu", (unsigned long long)a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
+    put_key(t, "seed"), buffer_printf(t, "%llu", (unsigned long long)a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
     put_text(t, "format", a->o.format), put_int(t, "params", count_params(a->models[DEMO_ORIGINAL]));
     put_number(t, "bits_per_weight", d->bits), put_number(t, "bits_per_weight_all", d->bits_all);
     put_number(t, "ppl_original", d->ppl_original), put_number(t, "ppl_calibrated", d->ppl_calibrated);
@@ -345,7 +325,7 @@ static int demo_write_plot(app *a, const plot *p)
         free(svg);
         return fail(a, "out of memory for the chart %s", a->o.svg);
     }
-    result = pvti_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
+    result = pvt_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
     free(svg);
     TRY(a, result);
     return 0;
@@ -384,7 +364,7 @@ static int demo_plot(app *a, const demo *d)
 
 static int verb_demo(app *a)
 {
-    static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_PV_STE, PVT_STRATEGY_PV};
+    static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_SUBSPACE_STE, PVT_STRATEGY_SUBSPACE};
     static const char *const schedules[] = {"constant", "cosine"};
     demo d = demo_sizes(&a->o);
     int s, k;

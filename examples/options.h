@@ -36,6 +36,7 @@ typedef struct option {
 typedef struct option_set {
     const option *rows;
     int n;
+    const char *with; /* taken only beside this option, a TEXT or CHOICE without preset; NULL: always */
 } option_set;
 
 /* Edits (insert, delete, replace) from a to b: names within two are taken for typing errors. */
@@ -145,6 +146,25 @@ static const option *option_find(const option_set *sets, int n_sets, const char 
     return NULL;
 }
 
+/* The set that a row is of. */
+static const option_set *option_set_of(const option_set *sets, int n_sets, const option *o)
+{
+    int s = 0;
+    while (s < n_sets - 1 && (o < sets[s].rows || o >= sets[s].rows + sets[s].n)) s++;
+    return &sets[s];
+}
+
+/* Whether the option that this one goes with was given too. */
+static bool option_in_company(const option_set *sets, int n_sets, const option *o, const void *into,
+                              char *wrong, size_t size)
+{
+    const char *name = option_set_of(sets, n_sets, o)->with;
+    const option *with = option_find(sets, n_sets, name, strlen(name));
+    if (*(const char *const *)(const void *)((const char *)into + with->offset)) return true;
+    snprintf(wrong, size, "%s goes with %s %s only", o->name, with->name, with->value);
+    return false;
+}
+
 static const option *option_positional(const option_set *sets, int n_sets, int index)
 {
     int s, i;
@@ -172,7 +192,7 @@ static bool option_separate_value(const option_set *sets, int n_sets, const opti
                                   size_t size)
 {
     const option *other;
-    bool file = option_in_list("DIR|FILE|TEXT|MODEL|F.jsonl|F.safetensors", o->value);
+    bool file = option_in_list("DIR|FILE|TEXT|MODEL|F.jsonl|F.safetensors|X.safetensors", o->value);
     char *end;
     if (text[0] != '-' || text[1] == 0 || (strtod(text, &end), end != text && *end == 0)) return true;
     other = option_find(sets, n_sets, text, strcspn(text, "="));
@@ -222,6 +242,7 @@ static bool options_preset(const option_set *sets, int n_sets, void *into, char 
 static bool options_parse(const option_set *sets, int n_sets, int argc, char **argv, void *into, bool *help,
                           char *wrong, size_t size)
 {
+    const option *last = NULL;
     bool plain = false;
     int i, positional = 0;
     if (!options_preset(sets, n_sets, into, wrong, size)) return false;
@@ -245,9 +266,11 @@ static bool options_parse(const option_set *sets, int n_sets, int argc, char **a
             }
             o = option_read(sets, n_sets, argc, argv, &i, &text, wrong, size);
             if (!o) return false;
+            if (option_set_of(sets, n_sets, o)->with) last = o;
         }
         if (!option_store(o, text, into, wrong, size)) return false;
     }
+    if (last && !option_in_company(sets, n_sets, last, into, wrong, size)) return false;
     for (i = 0; i < sets[0].n; i++) {
         const option *o = &sets[0].rows[i];
         if (!o->required || *(const char **)(void *)((char *)into + o->offset)) continue;

@@ -1,7 +1,9 @@
 /*  Layer 1 alone: a network that is not a transformer, with a backward pass of its own.
     y = W2·tanh(W1·x), 128 → 128 → 32, is trained to imitate a random target function; then both
-    matrices are quantized to about two bits and tuned with the very same gradients, written to a
-    file of the program's own and made again from it. Everything the library needs from you is dW. */
+    matrices are quantized to about two bits and tuned with the very same gradients, kept in a file
+    and made again from it. Everything the library needs from you is dW.
+
+        own_model [FILE]    FILE: where the weights are kept; own_model.safetensors */
 #define PVTUNE_LAYER 1
 #define PVTUNE_IMPLEMENTATION
 #include "pvtune.h"
@@ -68,61 +70,27 @@ static double tune(pvt_ctx *ctx, pvt_weight *W1, pvt_weight *W2, const pvt_weigh
     return mean;
 }
 
-/* A file of our own: the format's text, the sizes, the arrays one after the other. */
-static bool put_weight(FILE *file, const pvt_weight *weight)
-{
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    char text[48] = {0};
-    int n = pvt_weight_arrays(weight, arrays);
-    bool good;
-    pvt_format_text(&weight->format, text);
-    good = fwrite(text, sizeof text, 1, file) == 1 && fwrite(&weight->O, sizeof weight->O, 1, file) == 1 &&
-           fwrite(&weight->I, sizeof weight->I, 1, file) == 1;
-    for (int i = 0; i < n && good; i++)
-        good = fwrite(arrays[i].data, (size_t)arrays[i].bytes, 1, file) == 1;
-    return good;
-}
-
-static bool get_weight(pvt_ctx *ctx, FILE *file, pvt_weight *out)
-{
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    pvt_format format;
-    int64_t rows, columns;
-    char text[48];
-    void *memory[PVT_MAX_ARRAYS] = {NULL};
-    int n = 0;
-    bool good = fread(text, sizeof text, 1, file) == 1 && memchr(text, 0, sizeof text) &&
-                fread(&rows, sizeof rows, 1, file) == 1 && fread(&columns, sizeof columns, 1, file) == 1 &&
-                pvt_format_parse(ctx, text, &format) == PVT_OK &&
-                pvt_format_arrays(ctx, &format, rows, columns, arrays, &n) == PVT_OK; /* their sizes */
-    for (int i = 0; i < n && good; i++) {
-        arrays[i].data = memory[i] = malloc((size_t)arrays[i].bytes);
-        good = memory[i] && fread(memory[i], (size_t)arrays[i].bytes, 1, file) == 1;
-    }
-    good = good && pvt_weight_from_arrays(ctx, &format, rows, columns, arrays, n, "from the file", out) == PVT_OK;
-    for (int i = 0; i < n; i++) free(memory[i]);
-    return good;
-}
-
-/* Both weights through the file; the copies must compute the same, to the bit. */
-static bool keep(pvt_ctx *ctx, const pvt_weight *Q1, const pvt_weight *Q2)
+/* Both weights through a file; the copies must compute the same, to the bit. */
+static bool keep(pvt_ctx *ctx, const char *path, pvt_weight *Q1, pvt_weight *Q2)
 {
     static float again[N * Y];
     pvt_weight copy[2];
-    FILE *file = tmpfile(); /* in earnest: fopen of a name of yours */
-    bool good = file && put_weight(file, Q1) && put_weight(file, Q2);
-    memset(copy, 0, sizeof copy);
-    if (good) rewind(file);
-    good = good && get_weight(ctx, file, &copy[0]) && get_weight(ctx, file, &copy[1]);
-    if (good) forward(ctx, y, Q1, Q2), forward(ctx, again, &copy[0], &copy[1]);
-    if (!good) fprintf(stderr, "own_model: the weights could not be kept: %s\n", pvt_ctx_error(ctx));
-    if (file) fclose(file);
-    pvt_weight_free(&copy[0]), pvt_weight_free(&copy[1]);
-    return good && memcmp(y, again, sizeof y) == 0;
+    const pvt_named_weight result[2] = {{"W1", Q1}, {"W2", Q2}};
+    const pvt_named_weight read[2] = {{"W1", &copy[0]}, {"W2", &copy[1]}};
+    if (pvt_weights_save(path, result, 2, false) || pvt_weights_load(ctx, path, read, 2)) {
+        fprintf(stderr, "own_model: the weights could not be kept: %s\n", pvt_ctx_error(ctx));
+        return false;
+    }
+    forward(ctx, y, Q1, Q2);
+    forward(ctx, again, &copy[0], &copy[1]);
+    pvt_weight_free(&copy[0]);
+    pvt_weight_free(&copy[1]);
+    return memcmp(y, again, sizeof y) == 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const char *path = argc > 1 ? argv[1] : "own_model.safetensors";
     char why[200];
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
@@ -149,10 +117,10 @@ int main(void)
     }
     for (int s = 0; s < 20; s++) fitted += loss_and_gradients(ctx, &Q1, &Q2, target) / 20;
     tuned = tune(ctx, &Q1, &Q2, target, 500);
-    kept = keep(ctx, &Q1, &Q2);
-    printf("mean squared error: trained %.5f, quantized to %.2f bits %.5f, tuned %.5f%s\n", trained,
-           (pvt_weight_bits(&Q1) * H * X + pvt_weight_bits(&Q2) * Y * H) / (H * X + Y * H), fitted, tuned,
-           kept ? "; kept in a file, made again, the same" : "");
+    kept = keep(ctx, path, &Q1, &Q2);
+    printf("mean squared error: trained %.5f, quantized to %.2f bits %.5f, tuned %.5f\n", trained,
+           (pvt_weight_bits(&Q1) * H * X + pvt_weight_bits(&Q2) * Y * H) / (H * X + Y * H), fitted, tuned);
+    if (kept) printf("kept in %s, and made again from it: the same\n", path);
     pvt_weight_free(&target[0]), pvt_weight_free(&target[1]), pvt_weight_free(&W1), pvt_weight_free(&W2);
     pvt_weight_free(&Q1), pvt_weight_free(&Q2), pvt_ctx_destroy(ctx);
     return !(kept && tuned >= 0 && tuned < fitted);

@@ -1,6 +1,6 @@
 /*  pvtune: the program. Quantizes a Llama-family model to about two bits per weight, tunes it by
-    PV-Tuning, measures, exports and runs it. Everything happens in pvtune.h; here stand the verbs,
-    their options, progress, Ctrl-C and the printing of results.
+    PV-Tuning, measures, exports and runs it. Everything happens in pvtune.h, behind its public
+    interface; here stand the verbs, their options, progress, Ctrl-C and the printing of results.
 
         pvtune help            the verbs
         pvtune help VERB       its options
@@ -8,12 +8,14 @@
     Results go to stdout (as one JSON object with --json), progress and messages to stderr. Exit
     status: 0 done, 1 failed (one line says why and what to do), 2 wrong usage. */
 
-#define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 
 #include <ctype.h>
 #include <dirent.h>
+#include <stdarg.h>
+#include <sys/stat.h>
 
+#include "json.h"
 #include "meter.h"
 #include "options.h"
 
@@ -22,11 +24,11 @@
 typedef struct options {
     const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
     const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
-    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval;
+    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval, *inputs;
     int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     uint64_t seed;
-    double lr, code_lr, param_lr, cap, trust, delta, temperature, temp, top_p, finetune_lr, target, tolerance;
+    double lr, code_lr, param_lr, cap, trust, delta, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype;
@@ -97,13 +99,28 @@ static const option quantize_rows[] = {
     NO_CARD,
     OVERWRITE,
 };
+static const option fit_rows[] = {
+    POSITIONAL("W.safetensors", model, "its f32, f16 and bf16 matrices are fit; other tensors are skipped"),
+    {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
+    {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
+     "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
+     "per matrix its arrays as NAME.ARRAY, and NAME.dequantized in f32"},
+    {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "leave out tensors whose name contains A or B"},
+    {"--epochs", NULL, OPTION_INT, AT(epochs), false, "N", 1, 1000, "(16)", "at most so many rounds per matrix"},
+    {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.002)", "stop when a round gains less than this share"},
+    {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
+    {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
+};
 static const option tune_rows[] = {
     HEADING("Main"),
     POSITIONAL("DIR", model, "a quantized model: what pvtune quantize made, or any AQLM checkpoint"),
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
     {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
-    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "pv|continuous|ste|pv-linear", 0, 0, "pv", "how codes change"},
+    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv", 0, 0, "subspace-ste",
+     "how codes change; pv is subspace-ste"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
     {"--batch", NULL, OPTION_INT, AT(batch), false, "SEQS", 1, 1e6, "(2)", "sequences of a step"},
     {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
@@ -120,11 +137,13 @@ static const option tune_rows[] = {
     {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant", 0, 0, "(cosine)", "learning rates over time"},
     {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
     HEADING("V step: which codes change"),
-    {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste: 1)", "share of a weight's groups searched in a step"},
+    {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste, linearized, stochastic: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
+    {"--rounding", NULL, OPTION_REAL, AT(rounding), false, "T", 0, 1e6, "(0: the nearest code; stochastic: 0.35)",
+     "draw between the two nearest codes, the more evenly the larger T"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
     HEADING("Memory, and what stays as it is"),
@@ -201,7 +220,7 @@ typedef struct app {
     options o;
     pvt_ctx *ctx;
     meter meter;
-    pvti_text json, card;
+    buffer json, card;
     char **arguments; /* of the command, for the model card */
     double started;
     /* whatever is set here is freed by app_close */
@@ -222,13 +241,14 @@ static void app_close(app *a)
     for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
     pvt_tokenizer_free(a->tokenizer);
     for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
-    if (a->ctx) pvti_text_free(&a->json), pvti_text_free(&a->card);
+    buffer_free(&a->json);
+    buffer_free(&a->card);
     pvt_ctx_destroy(a->ctx);
 }
 
 /* ---- messages and progress, on stderr ---- */
 
-static PVTI_PRINTF(2, 3) void note(app *a, const char *format, ...)
+static JSON_PRINTF(2, 3) void note(app *a, const char *format, ...)
 {
     va_list args;
     if (a->o.quiet) return;
@@ -242,7 +262,7 @@ static PVTI_PRINTF(2, 3) void note(app *a, const char *format, ...)
 }
 
 /* Says why, in one line; returns the exit status of failure. */
-static PVTI_PRINTF(2, 3) int fail(app *a, const char *format, ...)
+static JSON_PRINTF(2, 3) int fail(app *a, const char *format, ...)
 {
     va_list args;
     meter_clear(&a->meter);
@@ -277,18 +297,20 @@ static int fail_result(app *a, pvt_result result)
 static int on_progress(void *user, const pvt_progress *p)
 {
     static const char *const inside[] = {"fit", "observe", "finetune", "evaluate"};
+    const char *figure = "loss";
     app *a = (app *)user;
     char what[160];
     int i;
-    for (i = 0; i < PVTI_COUNT(inside); i++)
+    for (i = 0; i < (int)(sizeof inside / sizeof *inside); i++)
         if (strcmp(p->phase, inside[i]) == 0) {
             snprintf(what, sizeof what, "%s %.96s %lld/%lld", p->phase, p->item ? p->item : "", (long long)p->done,
                      (long long)p->total);
             meter_detail(&a->meter, what);
             return stop_asked;
         }
-    meter_count(&a->meter, p->phase, p->item, p->done, p->total, p->unit,
-                strcmp(p->phase, "quantize") == 0 ? "error" : strcmp(p->phase, "eval") == 0 ? "perplexity" : "loss", p->value);
+    if (strcmp(p->phase, "quantize") == 0 || strcmp(p->phase, "fitting") == 0) figure = "error";
+    if (strcmp(p->phase, "eval") == 0) figure = "perplexity";
+    meter_count(&a->meter, p->phase, p->item, p->done, p->total, p->unit, figure, p->value);
     return stop_asked;
 }
 
@@ -300,33 +322,9 @@ static int progress(app *a, const char *phase, int64_t done, int64_t total, cons
     return on_progress(a, &p);
 }
 
-static double elapsed(const app *a) { return pvti_seconds() - a->started; }
+static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+static double elapsed(const app *a) { return meter_now() - a->started; }
 static int64_t peak_bytes(const app *a) { return pvt_ctx_get_info(a->ctx).bytes_peak; }
-
-/* ---- JSON results ---- */
-
-static void put_key(pvti_text *t, const char *key)
-{
-    char last = (char)(t->size > 0 ? t->data[t->size - 1] : '{');
-    if (last != '{' && last != '[' && last != '\n') pvti_text_put(t, ",", 1);
-    if (!key) return;
-    pvti_text_string(t, key, (int64_t)strlen(key));
-    pvti_text_put(t, ":", 1);
-}
-static void put_open(pvti_text *t, const char *key, const char *bracket) { put_key(t, key), pvti_text_put(t, bracket, 1); }
-static void put_close(pvti_text *t, const char *bracket) { pvti_text_put(t, bracket, 1); }
-static void put_number(pvti_text *t, const char *key, double value) { put_key(t, key), pvti_text_number(t, value, 0); }
-static void put_int(pvti_text *t, const char *key, int64_t value)
-{
-    put_key(t, key);
-    pvti_text_printf(t, "%lld", (long long)value);
-}
-static void put_bytes(pvti_text *t, const char *key, const char *value, int64_t bytes)
-{
-    put_key(t, key);
-    pvti_text_string(t, value, bytes);
-}
-static void put_text(pvti_text *t, const char *key, const char *value) { put_bytes(t, key, value, (int64_t)strlen(value)); }
 
 /* Prints what was collected, when --json was asked for. */
 static int put_result(app *a)
@@ -372,7 +370,7 @@ static bool holds(const char *dir, const char *name)
 static int fail_unfinished(app *a, const char *path)
 {
     int blocks = 0;
-    if (holds(path, "config.json") || holds(path, PVTI_EXCHANGE "/manifest")) return 0; /* the library's sentence says more */
+    if (pvt_model_exists(a->ctx, path)) return 0; /* the library's sentence says more */
     quantize_files(path, false, &blocks);
     if (blocks > 0)
         return fail(a, "%s holds no model yet, but %d block%s of an unfinished quantize; the same quantize command with "
@@ -500,7 +498,6 @@ static bool same_file(const char *x, const char *y)
    this call made is recorded, so that a failure can leave nothing behind. */
 static int prepare_output(app *a, bool *made)
 {
-    char config[4096], unfinished[4096];
     const char *dir = a->o.output;
     if (made) *made = false;
     if (same_file(dir, a->o.model) || (a->o.teacher && same_file(dir, a->o.teacher)))
@@ -510,10 +507,7 @@ static int prepare_output(app *a, bool *made)
         return 0;
     }
     if (errno != EEXIST) return fail(a, "the directory %s could not be made: %s", dir, strerror(errno));
-    if (snprintf(config, sizeof config, "%s/config.json", dir) >= (int)sizeof config ||
-        snprintf(unfinished, sizeof unfinished, "%s/" PVTI_EXCHANGE "/manifest", dir) >= (int)sizeof unfinished)
-        return fail(a, "%s: path too long", dir);
-    if ((access(config, F_OK) == 0 || access(unfinished, F_OK) == 0) && !a->o.overwrite)
+    if (pvt_model_exists(a->ctx, dir) && !a->o.overwrite)
         return fail(a, "%s already holds a model; give another -o, or --overwrite to replace it", dir);
     if (access(dir, W_OK | X_OK) != 0) return fail(a, "%s cannot be written to: %s", dir, strerror(errno));
     return 0;
@@ -551,27 +545,27 @@ static const char *human_bytes(double bytes, char out[32])
 /* ---- the model card ---- */
 
 /* The last part of a path, without the slashes behind it: what of it is nobody's business stays out of a card. */
-static void put_base_name(pvti_text *t, const char *path)
+static void put_base_name(buffer *t, const char *path)
 {
     size_t end = strlen(path), start;
     while (end > 1 && path[end - 1] == '/') end--;
     for (start = end; start > 0 && path[start - 1] != '/';) start--;
-    pvti_text_put(t, path + start, (int64_t)(end - start));
+    buffer_put(t, path + start, (int64_t)(end - start));
 }
 
 /* One argument of the command as a shell would take it, paths cut to base names ("--log=x/y" too). */
-static void put_argument(pvti_text *t, const char *argument)
+static void put_argument(buffer *t, const char *argument)
 {
     const char *value = argument[0] == '-' ? strchr(argument, '=') : NULL;
     int64_t at = t->size + 1, i;
-    pvti_text_put(t, " ", 1);
-    if (value) pvti_text_put(t, argument, ++value - argument);
+    buffer_put(t, " ", 1);
+    if (value) buffer_put(t, argument, ++value - argument);
     put_base_name(t, value ? value : argument);
     for (i = at; i < t->size; i++)
         if ((uint8_t)t->data[i] < 32 || t->data[i] == 127 || t->data[i] == '\'') t->data[i] = '_';
     for (i = at; i < t->size && (isalnum((uint8_t)t->data[i]) || strchr("-_.,:=+@%/", t->data[i])); i++) {}
     if (i == t->size && i > at) return;
-    pvti_text_put(t, "''", 2); /* room for two quotes */
+    buffer_put(t, "''", 2); /* room for two quotes */
     if (t->failed) return;
     memmove(t->data + at + 1, t->data + at, (size_t)(t->size - 2 - at));
     t->data[at] = t->data[t->size - 1] = '\'';
@@ -579,9 +573,9 @@ static void put_argument(pvti_text *t, const char *argument)
 
 /* Gives a save what only the program knows for the model card: what the model was made from, a sentence on how,
    and the command. */
-static PVTI_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char *made_from, const char *format, ...)
+static JSON_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char *made_from, const char *format, ...)
 {
-    pvti_text *t = &a->card;
+    buffer *t = &a->card;
     int64_t base = 0;
     va_list args;
     char recipe[1024];
@@ -591,9 +585,9 @@ static PVTI_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char 
     va_end(args);
     save->no_card = a->o.no_card;
     t->size = 0;
-    pvti_text_printf(t, "%s\n\n    pvtune", recipe);
+    buffer_printf(t, "%s\n\n    pvtune", recipe);
     for (argument = a->arguments; *argument; argument++) put_argument(t, *argument);
-    pvti_text_put(t, "\n", 2); /* with its zero: the base name stands behind it */
+    buffer_put(t, "\n", 2); /* with its zero: the base name stands behind it */
     base = t->size;
     put_base_name(t, made_from);
     if (t->failed) return; /* then the card has less to say */
@@ -604,15 +598,15 @@ static PVTI_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char 
 static void put_bits(app *a, const pvt_save_desc *save, pvt_bits *bits)
 {
     struct stat st;
-    pvti_text path = pvti_text_begin(a->ctx);
+    buffer path = {NULL, 0, 0, false};
     *bits = pvt_model_bits(a->models[0], save);
-    pvti_text_printf(&path, "%s/model.safetensors", a->o.output);
+    buffer_printf(&path, "%s/model.safetensors", a->o.output);
     put_number(&a->json, "bits_per_weight", bits->linears);
     put_number(&a->json, "bits_per_weight_packed", bits->packed_linears);
     put_number(&a->json, "bits_per_weight_all", bits->all);
     if (!path.failed && stat(path.data, &st) == 0)
         put_number(&a->json, "file_bits_per_weight", 8.0 * (double)st.st_size / (double)bits->params);
-    pvti_text_free(&path);
+    buffer_free(&path);
 }
 
 /* "2.171 bits", and what its codes would take alone where the file gives them whole bytes. */
@@ -642,7 +636,7 @@ static pvt_tune_desc tune_desc(const options *o)
     d.pv.params.rule = optimizer_rule(o->param_optimizer), d.pv.params.lr = o->param_lr;
     d.pv.codes.rule = optimizer_rule(o->code_optimizer), d.pv.codes.lr = o->code_lr;
     d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
-    d.pv.temperature = o->temperature, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
+    d.pv.temperature = o->temperature, d.pv.rounding = o->rounding, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;
@@ -661,7 +655,7 @@ static void info_tensor(app *a, const pvt_tensor_info *t)
     char format[48];
     double bits = 8.0 * (double)t->bytes / (double)t->n;
     if (t->dtype == PVT_DTYPE_NONE) pvt_format_text(&t->weight->format, format);
-    else snprintf(format, sizeof format, "%s", pvti_dtype_info(t->dtype)->name);
+    else snprintf(format, sizeof format, "%s", pvt_dtype_name(t->dtype));
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "name", t->name);
     put_open(&a->json, "shape", "[");
@@ -696,7 +690,7 @@ static int verb_info(app *a)
 {
     const pvt_model_config *c;
     const pvt_tokenizer *tokenizer;
-    pvti_text *t = &a->json;
+    buffer *t = &a->json;
     pvt_bits bits;
     double file_bits;
     char phrase[64];
@@ -713,7 +707,7 @@ static int verb_info(app *a)
     put_int(t, "vocab", c->vocab), put_int(t, "ctx", c->ctx), put_int(t, "params", bits.params);
     put_number(t, "bits_per_weight", bits.linears), put_number(t, "bits_per_weight_packed", bits.packed_linears);
     put_number(t, "bits_per_weight_all", bits.all), put_number(t, "file_bits_per_weight", file_bits);
-    put_key(t, "tied"), pvti_text_printf(t, c->tied ? "true" : "false");
+    put_key(t, "tied"), buffer_printf(t, c->tied ? "true" : "false");
     put_text(t, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
     put_open(t, "tensors", "[");
     for (i = 0; i < pvt_model_tensors(a->models[0]); i++) {
@@ -748,7 +742,7 @@ typedef struct quantize_log {
 static void on_layer(void *user, const char *name, const pvt_fit_stats *stats)
 {
     quantize_log *log = (quantize_log *)user;
-    pvti_text *t = &log->a->json;
+    buffer *t = &log->a->json;
     put_open(t, NULL, "{");
     put_text(t, "name", name);
     put_number(t, "error", stats->error), put_int(t, "epochs", stats->epochs), put_number(t, "seconds", stats->seconds);
@@ -789,7 +783,7 @@ static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
     desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
     desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
     desc.checkpoint = o->output, desc.resume = o->resume;
-    desc.layer = on_layer, desc.layer_user = log;
+    desc.fitted = on_layer, desc.fitted_user = log;
     return desc;
 }
 
@@ -812,7 +806,7 @@ static double quantize_bits(const pvt_model *model, const pvt_quantize_desc *des
     double bits = 0, n = 0;
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        if (!t.weight || !pvti_quantize_wants(model, desc, &t)) continue;
+        if (!pvt_quantize_wants(model, desc, i)) continue;
         bits += pvt_format_bits(format, t.weight->O, t.weight->I) * (double)t.n;
         n += (double)t.n;
     }
@@ -842,9 +836,9 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
     int64_t i, n = 0, from = 0, to = 0;
     for (i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        if (!t.weight || t.dtype == PVT_DTYPE_NONE || pvti_quantize_wants(model, desc, &t)) continue;
+        if (!t.weight || t.dtype == PVT_DTYPE_NONE || pvt_quantize_wants(model, desc, i)) continue;
         if (t.dtype == PVT_F16 || t.dtype == PVT_BF16) continue;
-        type = pvti_dtype_info(t.dtype)->name, n++, from += t.bytes, to += 2 * t.n;
+        type = pvt_dtype_name(t.dtype), n++, from += t.bytes, to += 2 * t.n;
     }
     if (n)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
@@ -858,8 +852,8 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
 /* Samples times their length, with the library's defaults: what of the text was used. */
 static int64_t calibration_tokens(const app *a)
 {
-    int64_t ctx = a->o.ctx ? a->o.ctx : PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
-    return ctx * (a->o.samples ? a->o.samples : PVTI_MIN(64, a->corpora[0].n / ctx));
+    int64_t ctx = a->o.ctx ? a->o.ctx : smaller(512, pvt_model_get_config(a->models[0])->ctx);
+    return ctx * (a->o.samples ? a->o.samples : smaller(64, a->corpora[0].n / ctx));
 }
 
 static int verb_quantize(app *a)
@@ -946,10 +940,10 @@ static int open_log(app *a, int64_t completed)
 
 static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
 {
-    pvti_text line;
+    buffer line;
     bool good;
     if (!a->log) return 0;
-    line = pvti_text_begin(a->ctx);
+    memset(&line, 0, sizeof line);
     put_open(&line, NULL, "{");
     put_int(&line, "step", s->step), put_int(&line, "tokens", s->tokens), put_number(&line, "loss", s->loss);
     put_number(&line, "lr_scale", s->lr_scale);
@@ -959,7 +953,7 @@ static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
     put_close(&line, "}");
     good = !line.failed && fwrite(line.data, 1, (size_t)line.size, a->log) == (size_t)line.size &&
            fputc('\n', a->log) != EOF && fflush(a->log) == 0;
-    pvti_text_free(&line);
+    buffer_free(&line);
     return good ? 0 : fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
 }
 
@@ -1051,7 +1045,7 @@ static int tune_steps(app *a, tune_state *s)
     return 0;
 }
 
-static void put_eval(pvti_text *t, const char *key, const pvt_tune_eval *eval)
+static void put_eval(buffer *t, const char *key, const pvt_tune_eval *eval)
 {
     if (eval->step < 0) return;
     put_open(t, key, "{");
@@ -1065,7 +1059,7 @@ static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, 
 {
     char peak[32];
     printf("%s: %lld steps, %lld tokens, training loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n",
-           a->o.strategy, (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
+           pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
            groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak));
     if (info->eval_windows == 0)
         printf("written to %s: the state after the last step, not evaluated\n", a->o.output);
@@ -1086,7 +1080,7 @@ static void tune_card(app *a, pvt_save_desc *save, const tune_state *s, const pv
         snprintf(measured, sizeof measured, "perplexity %.4f, before tuning %.4f, on %lld windows of %lld tokens held out of the text",
                  saved->ppl, info->start.ppl, (long long)info->eval_windows, (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
     card_text(a, save, a->o.teacher ? a->o.teacher : a->o.model, "Tuned by PV-Tuning, strategy `%s`: %lld steps, %lld tokens; %s.",
-              a->o.strategy, (long long)info->step, (long long)s->tokens, measured);
+              pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, measured);
 }
 
 static int tune_finish(app *a, const tune_state *s)
@@ -1110,7 +1104,7 @@ static int tune_finish(app *a, const tune_state *s)
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
-    put_text(&a->json, "strategy", a->o.strategy);
+    put_text(&a->json, "strategy", pvt_strategy_name(s->desc.pv.strategy));
     put_int(&a->json, "steps", info.step), put_int(&a->json, "tokens", s->tokens);
     put_number(&a->json, "loss_first", s->loss_first), put_number(&a->json, "loss_last", s->loss_last);
     put_eval(&a->json, "eval_start", &info.start), put_eval(&a->json, "eval_saved", &saved);
@@ -1140,7 +1134,7 @@ static bool has_codes(const pvt_model *model)
 {
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         const pvt_weight *w = pvt_model_tensor(model, i).weight;
-        if (w && w->format.kind != PVT_FORMAT_DENSE) return true;
+        if (w && pvt_model_tensor(model, i).dtype == PVT_DTYPE_NONE) return true;
     }
     return false;
 }
@@ -1226,18 +1220,17 @@ static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int6
 
 static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
 {
-    pvti_text t = pvti_text_begin(a->ctx);
+    buffer t = {NULL, 0, 0, false};
     pvt_result result;
     int64_t i;
     if (!a->o.log) return 0;
     for (i = 0; i < ppl->windows; i++) {
         put_open(&t, NULL, "{");
         put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
-        pvti_text_put(&t, "}\n", 2);
+        buffer_put(&t, "}\n", 2);
     }
-    result = pvti_text_check(&t);
-    if (result == PVT_OK) result = pvti_file_write(a->ctx, a->o.log, t.data, t.size);
-    pvti_text_free(&t);
+    result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, t.data, t.size);
+    buffer_free(&t);
     TRY(a, result);
     return 0;
 }
@@ -1263,9 +1256,9 @@ static int verb_eval(app *a)
     DO(check_writable(a, a->o.log));
     DO(load_model(a, 0, a->o.model));
     DO(load_text(a, 0, a->o.ppl, a->models[0]));
-    if (desc.ctx == 0) desc.ctx = PVTI_MIN(512, pvt_model_get_config(a->models[0])->ctx);
+    if (desc.ctx == 0) desc.ctx = smaller(512, pvt_model_get_config(a->models[0])->ctx);
     windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
-    nll = (double *)(a->buffers[0] = calloc((size_t)PVTI_MAX(windows, 1), sizeof *nll));
+    nll = (double *)(a->buffers[0] = calloc(windows > 0 ? (size_t)windows : 1, sizeof *nll));
     if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
     desc.window_nll = nll;
     result = pvt_perplexity(a->ctx, a->models[0], &a->corpora[0], &desc, &ppl);
@@ -1315,7 +1308,7 @@ static int on_token(void *user, int32_t id)
     return stop_asked;
 }
 
-static void put_ids(pvti_text *t, const char *key, const int32_t *ids, int64_t n)
+static void put_ids(buffer *t, const char *key, const int32_t *ids, int64_t n)
 {
     int64_t i;
     put_open(t, key, "[");
@@ -1410,10 +1403,10 @@ static int verb_tokenize(app *a)
     for (i = 0; i < n && !a->o.json; i++) {
         int64_t length;
         const char *piece = pvt_tokenizer_piece(tokenizer, i ? ids[i - 1] : -1, ids[i], &length);
-        pvti_text shown = pvti_text_begin(a->ctx);
-        pvti_text_string(&shown, piece, length);
+        buffer shown = {NULL, 0, 0, false};
+        json_string(&shown, piece, length);
         printf("%d\t%s\n", (int)ids[i], shown.data ? shown.data : "\"\"");
-        pvti_text_free(&shown);
+        buffer_free(&shown);
     }
     pvt_ids_free(a->ctx, ids);
     return put_result(a);
@@ -1457,56 +1450,41 @@ typedef struct batch {
     int64_t B, T;
 } batch;
 
-static int read_batch(app *a, const pvti_json *j, batch *out)
-{
-    int64_t row, item, id, vocab = pvt_model_get_config(a->models[0])->vocab;
-    out->B = pvti_json_count(j, 0), out->T = pvti_json_count(j, pvti_json_first(j, 0));
-    if (pvti_json_type(j, 0) != PVTI_JSON_ARRAY || out->B < 1 || out->T < 1 || out->B > (1 << 24) / out->T)
-        return fail(a, "%s: a JSON array of equally long arrays of token ids is wanted, such as [[1, 2, 3]]", a->o.ids);
-    a->buffers[0] = calloc((size_t)(out->B * out->T), sizeof *out->ids);
-    out->ids = (int32_t *)a->buffers[0];
-    if (!out->ids) return fail(a, "out of memory for %lld token ids", (long long)(out->B * out->T));
-    out->T = 0;
-    for (row = pvti_json_first(j, 0), id = 0; row >= 0; row = pvti_json_next(j, row)) {
-        int64_t n = pvti_json_count(j, row);
-        if (pvti_json_type(j, row) != PVTI_JSON_ARRAY || (out->T && n != out->T))
-            return fail(a, "%s: the arrays are not equally long", a->o.ids);
-        out->T = n;
-        for (item = pvti_json_first(j, row); item >= 0; item = pvti_json_next(j, item)) {
-            int64_t value;
-            if (!pvti_json_int(j, item, &value) || value < 0 || value >= vocab)
-                return fail(a, "%s: a token id is not a whole number from 0 to %lld", a->o.ids, (long long)(vocab - 1));
-            out->ids[id++] = (int32_t)value;
-        }
-    }
-    return 0;
-}
-
 static int load_batch(app *a, batch *out)
 {
-    int64_t length;
+    int64_t length, vocab;
     char *text;
-    pvti_json j;
-    int status;
+    json_ids read;
     DO(check_writable(a, a->o.output));
     DO(load_model(a, 0, a->o.model));
     text = (char *)(a->buffers[1] = read_text(a->o.ids, &length));
     if (!text) return fail(a, "%s: %s", a->o.ids, strerror(errno));
-    TRY(a, pvti_json_parse(a->ctx, a->o.ids, text, length, &j));
-    status = read_batch(a, &j, out);
-    pvti_json_free(&j);
-    return status;
+    vocab = pvt_model_get_config(a->models[0])->vocab;
+    read = json_ids_read(text, length, vocab, &out->ids, &out->B, &out->T);
+    a->buffers[0] = out->ids;
+    if (read == JSON_IDS_MEMORY) return fail(a, "out of memory for the token ids of %s", a->o.ids);
+    if (read == JSON_IDS_UNEQUAL) return fail(a, "%s: the arrays are not equally long", a->o.ids);
+    if (read == JSON_IDS_RANGE)
+        return fail(a, "%s: a token id is not a whole number from 0 to %lld", a->o.ids, (long long)(vocab - 1));
+    if (read == JSON_IDS_MALFORMED || out->B > (1 << 24) / out->T)
+        return fail(a, "%s: a JSON array of equally long arrays of token ids is wanted, such as [[1, 2, 3]]", a->o.ids);
+    return 0;
 }
 
-static pvti_tensor real_tensor(const char *name, const pvt_real *data, int rank, const int64_t *shape)
+static pvt_array real_array(const char *name, const pvt_real *data, int rank, const int64_t *shape)
 {
-    pvti_tensor t;
-    int i;
-    memset(&t, 0, sizeof t);
-    t.name = name, t.dtype = sizeof(pvt_real) == 8 ? PVT_F64 : PVT_F32;
-    t.rank = rank, t.data = (const uint8_t *)data, t.bytes = (int64_t)sizeof(pvt_real);
-    for (i = 0; i < rank; i++) t.shape[i] = shape[i], t.bytes *= shape[i];
-    return t;
+    pvt_array array;
+    memset(&array, 0, sizeof array);
+    array.name = name;
+    array.dtype = sizeof(pvt_real) == 8 ? PVT_F64 : PVT_F32;
+    array.rank = rank;
+    array.data = data;
+    array.bytes = (int64_t)sizeof(pvt_real);
+    for (int i = 0; i < rank; i++) {
+        array.shape[i] = shape[i];
+        array.bytes *= shape[i];
+    }
+    return array;
 }
 
 static int verb_logits(app *a)
@@ -1515,7 +1493,7 @@ static int verb_logits(app *a)
     pvt_run_desc desc;
     int64_t shape[3];
     pvt_real *logits;
-    pvti_tensor tensor;
+    pvt_array array;
     memset(&desc, 0, sizeof desc);
     DO(load_batch(a, &b));
     shape[0] = b.B, shape[1] = b.T, shape[2] = pvt_model_get_config(a->models[0])->vocab;
@@ -1524,8 +1502,8 @@ static int verb_logits(app *a)
     if (!logits) return fail(a, "out of memory for the logits of %lld tokens; give fewer at a time", (long long)(b.B * b.T));
     TRY(a, pvt_run_create(a->ctx, a->models[0], &desc, &a->runs[0]));
     TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, logits));
-    tensor = real_tensor("logits", logits, 3, shape);
-    TRY(a, pvti_safetensors_write(a->ctx, a->o.output, &tensor, 1, NULL));
+    array = real_array("logits", logits, 3, shape);
+    TRY(a, pvt_tensors_save(a->ctx, a->o.output, &array, 1));
     put_open(&a->json, NULL, "{");
     put_int(&a->json, "batch", shape[0]), put_int(&a->json, "ctx", shape[1]), put_int(&a->json, "vocab", shape[2]);
     put_number(&a->json, "seconds", elapsed(a));
@@ -1536,15 +1514,15 @@ static int verb_logits(app *a)
 
 /* The gradients of a model as a list of named tensors: a codebook weight gives three. */
 typedef struct grad_list {
-    pvti_tensor *tensors;
+    pvt_array *arrays;
     char (*names)[128];
     pvt_real **chained; /* gradients of codebooks and scales, freed at the end */
     int64_t n, n_chained;
 } grad_list;
 
-static pvt_real *grad_chain(app *a, grad_list *list, int64_t n)
+static pvt_real *grad_chain(grad_list *list, int64_t n)
 {
-    pvt_real *memory = PVTI_NEW(a->ctx, pvt_real, n);
+    pvt_real *memory = (pvt_real *)calloc((size_t)n, sizeof *memory);
     if (memory) list->chained[list->n_chained++] = memory;
     return memory;
 }
@@ -1557,7 +1535,7 @@ static void grad_add(grad_list *list, const pvt_tensor_info *t, const char *suff
     snprintf(name, sizeof *list->names, "%s", t->name);
     if (suffix && stem > weight && strcmp(t->name + stem - weight, ".weight") == 0)
         snprintf(name + stem - weight, sizeof *list->names - stem + weight, ".%s", suffix);
-    list->tensors[list->n++] = real_tensor(name, data, rank, shape);
+    list->arrays[list->n++] = real_array(name, data, rank, shape);
 }
 
 static int grad_collect(app *a, grad_list *list)
@@ -1576,8 +1554,8 @@ static int grad_collect(app *a, grad_list *list)
             int n = pvt_weight_arrays(t.weight, arrays), k;
             for (k = 0; k < n; k++) {
                 if (arrays[k].role != PVT_ARRAY_VALUE) continue;
-                dvalues[k] = grad_chain(a, list, arrays[k].bytes / (int64_t)sizeof(pvt_real));
-                if (!dvalues[k]) return fail_result(a, PVT_ERR_MEMORY);
+                dvalues[k] = grad_chain(list, arrays[k].bytes / (int64_t)sizeof(pvt_real));
+                if (!dvalues[k]) return fail(a, "out of memory for the gradients of %s", t.name);
             }
             TRY(a, pvt_weight_chain(a->ctx, dvalues, t.weight, dW));
             for (k = 0; k < n; k++) /* one dimension is written as four, as checkpoints of aqlm have their scales */
@@ -1595,18 +1573,20 @@ static int grad_write(app *a, double loss)
     int64_t n = pvt_model_tensors(a->models[0]), i;
     int status = 1;
     memset(&list, 0, sizeof list);
-    list.tensors = PVTI_NEW(a->ctx, pvti_tensor, PVT_MAX_ARRAYS * n + 1);
-    list.names = (char(*)[128])pvti_alloc(a->ctx, PVT_MAX_ARRAYS * n + 1, sizeof *list.names);
-    list.chained = PVTI_NEW(a->ctx, pvt_real *, PVT_MAX_ARRAYS * n);
-    if (list.tensors && list.names && list.chained) {
-        list.tensors[list.n++] = real_tensor("loss", &value, 0, NULL);
+    list.arrays = (pvt_array *)calloc((size_t)(PVT_MAX_ARRAYS * n + 1), sizeof *list.arrays);
+    list.names = (char(*)[128])calloc((size_t)(PVT_MAX_ARRAYS * n + 1), sizeof *list.names);
+    list.chained = (pvt_real **)calloc((size_t)(PVT_MAX_ARRAYS * n + 1), sizeof *list.chained);
+    if (list.arrays && list.names && list.chained) {
+        list.arrays[list.n++] = real_array("loss", &value, 0, NULL);
         status = grad_collect(a, &list);
-        if (status == 0 && pvti_safetensors_write(a->ctx, a->o.output, list.tensors, list.n, NULL) != PVT_OK)
+        if (status == 0 && pvt_tensors_save(a->ctx, a->o.output, list.arrays, list.n) != PVT_OK)
             status = fail_result(a, PVT_ERR_IO);
     } else
-        fail_result(a, PVT_ERR_MEMORY);
-    for (i = 0; i < list.n_chained; i++) pvti_free(a->ctx, list.chained[i]);
-    pvti_free(a->ctx, list.chained), pvti_free(a->ctx, list.names), pvti_free(a->ctx, list.tensors);
+        fail(a, "out of memory for the list of gradients");
+    for (i = 0; i < list.n_chained; i++) free(list.chained[i]);
+    free(list.chained);
+    free(list.names);
+    free(list.arrays);
     return status;
 }
 
@@ -1641,10 +1621,11 @@ static int verb_grad(app *a)
 }
 
 #include "demo.h"
+#include "fit.h"
 
 /* ---- the verbs, and main ---- */
 
-#define SET(rows) {rows, (int)(sizeof rows / sizeof *rows)}
+#define SET(rows) {rows, (int)(sizeof rows / sizeof *rows), NULL}
 static const struct verb {
     const char *name, *summary;
     option_set options;
@@ -1653,6 +1634,7 @@ static const struct verb {
     {"demo", "train a small Llama, quantize and tune it: one table, one chart; needs no files", SET(demo_rows), verb_demo},
     {"info", "architecture, tensors and bits of a model; memory of a plan", SET(info_rows), verb_info},
     {"quantize", "compress a model to codes, calibrated on a text", SET(quantize_rows), verb_quantize},
+    {"fit", "compress matrices of a safetensors file, without a model", SET(fit_rows), verb_fit},
     {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
     {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
     {"generate", "continue a prompt", SET(generate_rows), verb_generate},
@@ -1663,7 +1645,8 @@ static const struct verb {
 };
 enum { VERBS = (int)(sizeof verbs / sizeof *verbs) };
 static const option_set common_set = SET(common_rows);
-static const option_set tune_set = SET(tune_rows);
+/* the options of tune, when its memory is planned */
+static const option_set plan_set = {tune_rows, (int)(sizeof tune_rows / sizeof *tune_rows), "--plan"};
 
 static const struct verb_examples {
     const char *name, *text;
@@ -1678,6 +1661,8 @@ static const struct verb_examples {
                  "  pvtune quantize model.gguf --calib text.txt -o two-bits --samples 256 --ctx 1024\n"
                  "  pvtune quantize model --calib text.txt -o two-bits --resume    go on after Ctrl-C or a crash\n"
                  "  pvtune quantize model --calib text.txt -o small --format aqlm:1x8g8 --embed\n"},
+    {"fit", "  pvtune fit matrices.safetensors -o codes.safetensors\n"
+            "  pvtune fit matrices.safetensors --inputs x.safetensors --format aqlm:1x8g8 -o codes.safetensors\n"},
     {"tune", "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"
              "  pvtune tune two-bits --teacher model --data text.txt -o tuned --resume     go on after Ctrl-C or a crash\n"
              "  pvtune tune two-bits --data text.txt --loss ce -o tuned                    without the original model\n"
@@ -1748,6 +1733,7 @@ static const char *stop_answer(const char *verb)
 {
     if (strcmp(verb, "quantize") == 0)
         return "stopping; blocks that are finished stay for --resume; again to end at once\n";
+    if (strcmp(verb, "fit") == 0) return "stopping; matrices that are finished are written; again to end at once\n";
     if (strcmp(verb, "tune") == 0) return "stopping after the last finished step, with a checkpoint for --resume; again to end at once\n";
     return "stopping; again to end at once\n";
 }
@@ -1770,8 +1756,7 @@ static int run_verb(const struct verb *v, app *a)
     if (result != PVT_OK) return fail(a, "%s", why);
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
-    a->json = pvti_text_begin(a->ctx), a->card = pvti_text_begin(a->ctx);
-    a->started = pvti_seconds();
+    a->started = meter_now();
     status = v->run(a);
     if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
         status = fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
@@ -1788,7 +1773,7 @@ int main(int argc, char **argv)
     const struct verb *v;
     char wrong[512];
     bool help = false;
-    int i, n_sets = 0;
+    int n_sets = 0;
     if (argc < 2) return program_help(stderr);
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) {
         printf("pvtune %d.%d.%d\n", PVT_VERSION_MAJOR, PVT_VERSION_MINOR, PVT_VERSION_PATCH);
@@ -1805,8 +1790,7 @@ int main(int argc, char **argv)
     a.o.warmup = NOT_GIVEN;
     sets[n_sets++] = v->options;
     sets[n_sets++] = common_set;
-    for (i = 2; i < argc; i++) /* the options of tune, when its memory is planned */
-        if (v->run == verb_info && strncmp(argv[i], "--plan", 6) == 0 && n_sets < 3) sets[n_sets++] = tune_set;
+    if (v->run == verb_info) sets[n_sets++] = plan_set;
     if (!options_parse(sets, n_sets, argc - 2, argv + 2, &a.o, &help, wrong, sizeof wrong)) {
         fprintf(stderr, "pvtune %s: %s; see pvtune help %s\n", v->name, wrong, v->name);
         return 2;

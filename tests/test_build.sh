@@ -140,6 +140,13 @@ check "the interface in C++" $CC $cpp -I. -c "$work/user.cc" -o "$work/user.o"
 check "two translation units" $CC $sanitize "$work/user.o" "$BUILD/pvtune_impl.o" -o "$work/user" $link
 check "two translation units run" "$work/user"
 
+# the program is a client of the public interface, and of nothing else
+check "the program uses no private name" sh -c \
+    "! grep -n 'pvti_\|PVTI_\|PVTUNE_IMPLEMENTATION' examples/pvtune.c examples/*.h"
+check "the program behind the interface alone" $CC $c99 -D_GNU_SOURCE $sanitize -c examples/pvtune.c -o "$work/program.o"
+check "the program links" $CC $sanitize "$work/program.o" "$BUILD/pvtune_impl.o" -o "$work/program" $link
+check "the program runs" "$work/program" --version
+
 if command -v nm >/dev/null 2>&1; then
     nm -g --defined-only "$BUILD/pvtune_impl.o" | awk '{print $NF}' | grep -v '^_*pvt_' |
         grep -vE '^(_?__)?(asan|odr_asan|tsan|ubsan|sanitizer)' >"$work/exported"
@@ -166,7 +173,7 @@ fi
 
 rm -f "$BUILD/minimal" "$BUILD/own_model"
 check "make examples" env MAKEFLAGS= ${MAKE:-make} BUILD="$BUILD" examples
-check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model"
+check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model" "$work/own_model.safetensors"
 refuses "minimal says how it is used" "usage: minimal MODEL" "$BUILD/minimal"
 
 # README's program, as it stands there, run on the demo's model; here it links the implementation

@@ -200,7 +200,7 @@ static void test_many_options(void)
     static char names[ROWS][16];
     const char *values[ROWS] = {NULL};
     char wrong[200], text[6000] = "", last[] = "--o99", given[] = "here", *arguments[2];
-    option_set set = {rows, ROWS};
+    option_set set = {rows, ROWS, NULL};
     FILE *f;
     bool help = false;
     for (int i = 0; i < ROWS; i++) {
@@ -311,6 +311,9 @@ static void test_results(pvt_ctx *ctx)
     CHECK(sh("cmp q/model.safetensors again/model.safetensors") == 0);
     CHECK_RUN(run("info q --plan tune --batch 4 --ctx 32 --json"));
     CHECK(json_has(ctx, "plan_bytes"));
+    CHECK_REFUSED(2, "--batch goes with --plan tune", run("info q --batch 4"));
+    CHECK_RUN(run("info q --batch 4 --plan=tune -q")); /* in any order */
+    CHECK_REFUSED(1, "--plan", run("info -- --plan")); /* a file of that name */
 }
 
 /* The text of a number in the JSON on stdout. Static memory, two of them in turn. */
@@ -589,6 +592,188 @@ static int interrupted(const char *args, const char *log, int at_least, int sign
     return shell_status(status);
 }
 
+/* ---- fit ---- */
+
+enum { FIT_A = 16 * 32, FIT_B = 8 * 16, FIT_X = 40 };
+static float fit_number(uint64_t stream, int64_t i)
+{
+    return (float)(pvti_random_unit(3, PVTI_RANDOM_USER, stream, (uint64_t)i) - 0.5);
+}
+
+static pvt_array fit_array(const char *name, pvt_dtype dtype, int rank, int64_t d0, int64_t d1, const void *data)
+{
+    pvt_array a;
+    memset(&a, 0, sizeof a);
+    a.name = name, a.dtype = dtype, a.rank = rank, a.data = data;
+    a.shape[0] = d0, a.shape[1] = d1;
+    pvti_dtype_bytes(dtype, a.shape, rank, &a.bytes);
+    return a;
+}
+
+/* W.safetensors: matrices of three types, and what is none; inputs of two kinds; what makes no sense. */
+static void fit_files(pvt_ctx *ctx, float *a, float *b, float *x)
+{
+    static uint16_t half[FIT_B], brain[FIT_B];
+    static const int32_t integers[4] = {1, 2, 3, 4};
+    char path[600];
+    pvt_array arrays[7];
+    for (int i = 0; i < FIT_A; i++) a[i] = fit_number(1, i);
+    for (int i = 0; i < FIT_B; i++) {
+        half[i] = pvti_f32_to_f16(fit_number(2, i));
+        brain[i] = pvti_f32_to_bf16(fit_number(2, i));
+        b[i] = pvti_f16_to_f32(half[i]);
+    }
+    for (int i = 0; i < FIT_X * 32; i++) x[i] = fit_number(4, i) * (float)(1 + i % 32 / 8);
+    arrays[0] = fit_array("a", PVT_F32, 2, 16, 32, a);
+    arrays[1] = fit_array("b.weight", PVT_F16, 2, 8, 16, half);
+    arrays[2] = fit_array("c", PVT_BF16, 2, 8, 16, brain);
+    arrays[3] = fit_array("norm", PVT_F32, 1, 32, 1, a);
+    arrays[4] = fit_array("integers", PVT_I32, 2, 2, 2, integers);
+    arrays[5] = fit_array("empty", PVT_F32, 2, 0, 32, a);
+    snprintf(path, sizeof path, "%s/W.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays, 6));
+    arrays[6] = fit_array("odd", PVT_F32, 2, 4, 6, a);
+    snprintf(path, sizeof path, "%s/odd.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays + 5, 2));
+    snprintf(path, sizeof path, "%s/none.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays + 3, 3));
+    arrays[1] = fit_array("a", PVT_F32, 2, FIT_X, 32, x);
+    arrays[2] = fit_array("inputs", PVT_F32, 2, 2 * FIT_X, 16, x);
+    snprintf(path, sizeof path, "%s/X.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays + 1, 2));
+    snprintf(path, sizeof path, "%s/X1.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays + 1, 1));
+    snprintf(path, sizeof path, "%s/X2.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays + 2, 1));
+}
+
+/* The weight of that name in the file is what the library makes of W and H, to the bit, and beside it W in full. */
+static void fit_check(pvt_ctx *ctx, const char *file, const char *name, uint64_t stream, const float *W, int64_t O,
+                      int64_t I, const pvt_real *H)
+{
+    pvt_real values[FIT_A], full[FIT_A];
+    float dequantized[FIT_A];
+    char path[600], key[100];
+    pvt_weight kept, made;
+    const pvt_named_weight in = {name, &kept};
+    pvt_array x[PVT_MAX_ARRAYS], y[PVT_MAX_ARRAYS], array;
+    pvt_tensors *tensors;
+    pvt_format format;
+    pvt_fit_desc desc;
+    int n;
+    memset(&desc, 0, sizeof desc);
+    desc.stream = stream, desc.epochs = 3, desc.name = name;
+    for (int64_t i = 0; i < O * I; i++) values[i] = (pvt_real)W[i];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    CHECK_OK(ctx, pvt_weights_load(ctx, path, &in, 1));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x3g4", &format));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, values, O, I, H, &format, &desc, NULL, &made));
+    n = pvt_weight_arrays(&made, x);
+    CHECK(n == 3 && pvt_weight_arrays(&kept, y) == n);
+    for (int i = 0; i < n; i++) CHECK(x[i].bytes == y[i].bytes && memcmp(x[i].data, y[i].data, (size_t)x[i].bytes) == 0);
+    pvt_weight_dequantize(&kept, full);
+    CHECK_OK(ctx, pvt_tensors_open(ctx, path, &tensors));
+    snprintf(key, sizeof key, "%s.dequantized", name);
+    array = pvt_tensors_get(tensors, pvt_tensors_find(tensors, key));
+    memcpy(dequantized, array.data, (size_t)array.bytes);
+    CHECK(array.bytes == O * I * 4 && array.shape[0] == O && array.shape[1] == I);
+    for (int64_t i = 0; i < O * I; i++) CHECK(dequantized[i] == (float)full[i]);
+    pvt_tensors_close(tensors);
+    pvt_weight_free(&kept), pvt_weight_free(&made);
+}
+
+static void test_fit(pvt_ctx *ctx)
+{
+    static float a[FIT_A], b[FIT_B], x[FIT_X * 32];
+    static pvt_real X[FIT_X * 32], Ha[32 * 32], Hb[16 * 16];
+    pvt_tensors *file;
+    char path[600];
+    int64_t at_a, at_b;
+    fit_files(ctx, a, b, x);
+    snprintf(path, sizeof path, "%s/W.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_open(ctx, path, &file));
+    at_a = pvt_tensors_find(file, "a"), at_b = pvt_tensors_find(file, "b.weight");
+    pvt_tensors_close(file);
+    CHECK_RUN(run("fit W.safetensors --format aqlm:2x3g4 --epochs 3 -o fit.safetensors --json"));
+    CHECK(json_has(ctx, "format,bits_per_weight,layers,skipped,seconds,peak_bytes"));
+    CHECK(strstr(out_text, "\"name\":\"b.weight\",\"error\":0.") && strstr(out_text, "\"name\":\"c\""));
+    for (int i = 0; i < 3; i++) {
+        static const char *const skipped[] = {"\"norm\"", "\"integers\"", "\"empty\""};
+        CHECK(strstr(out_text, skipped[i]) > strstr(out_text, "\"skipped\":["));
+    }
+    CHECK(strstr(err_text, "skipped: norm (not a matrix)") && strstr(err_text, "skipped: integers (not f32"));
+    fit_check(ctx, "fit.safetensors", "a", (uint64_t)at_a, a, 16, 32, NULL);
+    fit_check(ctx, "fit.safetensors", "b.weight", (uint64_t)at_b, b, 8, 16, NULL);
+
+    for (int i = 0; i < FIT_X * 32; i++) X[i] = (pvt_real)x[i];
+    pvt_linear_backward(ctx, NULL, Ha, NULL, X, X, NULL, FIT_X, 32, 32);
+    pvt_linear_backward(ctx, NULL, Hb, NULL, X, X, NULL, 2 * FIT_X, 16, 16);
+    CHECK_RUN(run("fit W.safetensors --inputs X.safetensors --format aqlm:2x3g4 --epochs 3 -o weighed.safetensors -q"));
+    CHECK(lines(out_text) == 5 && strstr(out_text, "aqlm:2x3g4: 3 matrices at") && err_text[0] == 0);
+    fit_check(ctx, "weighed.safetensors", "a", (uint64_t)at_a, a, 16, 32, Ha);
+    fit_check(ctx, "weighed.safetensors", "b.weight", (uint64_t)at_b, b, 8, 16, Hb);
+    CHECK(sh("cmp fit.safetensors weighed.safetensors") != 0);
+
+    /* the same bits for any number of threads, also where other matrices are left out; another seed, others */
+    CHECK_RUN(run("fit W.safetensors --format aqlm:2x3g4 --epochs 3 -o fit2.safetensors -q --threads 3"));
+    CHECK(sh("cmp fit.safetensors fit2.safetensors") == 0);
+    CHECK_RUN(run("fit W.safetensors --format aqlm:2x3g4 --epochs 3 -o fit2.safetensors -q --skip a,c"));
+    CHECK(strstr(out_text, ": 1 matrix at") != NULL);
+    fit_check(ctx, "fit2.safetensors", "b.weight", (uint64_t)at_b, b, 8, 16, NULL);
+    CHECK_RUN(run("fit W.safetensors --format aqlm:2x3g4 --epochs 3 -o fit2.safetensors -q --seed 1"));
+    CHECK(sh("cmp fit.safetensors fit2.safetensors") != 0);
+}
+
+static void test_fit_refused(void)
+{
+    CHECK_REFUSED(2, "W.safetensors is missing", run("fit"));
+    CHECK_REFUSED(2, "-o", run("fit W.safetensors"));
+    CHECK_REFUSED(1, "format", run("fit W.safetensors --format aqlm:2x3 -o bad.safetensors"));
+    CHECK_REFUSED(1, "odd: ", run("fit odd.safetensors --format aqlm:2x3g4 -o bad.safetensors -q"));
+    CHECK(strstr(err_text, "do not divide") && strstr(err_text, "--skip"));
+    CHECK_REFUSED(1, "no f32, f16 or bf16 matrix", run("fit none.safetensors -o bad.safetensors -q"));
+    CHECK_REFUSED(1, "is an input", run("fit W.safetensors -o W.safetensors"));
+    CHECK_REFUSED(1, "is an input", run("fit W.safetensors --inputs X.safetensors -o ./X.safetensors"));
+    CHECK_REFUSED(1, "absent", run("fit absent.safetensors -o bad.safetensors"));
+    CHECK_REFUSED(1, "nor one called inputs",
+                  run("fit W.safetensors --format aqlm:2x3g4 --inputs X1.safetensors -o bad.safetensors -q"));
+    CHECK_REFUSED(1, "inputs of a must be f32, f16 or bf16 [n, 32]",
+                  run("fit W.safetensors --format aqlm:2x3g4 --inputs X2.safetensors -o bad.safetensors -q"));
+    CHECK(sh("head -c 300 W.safetensors >cut.safetensors") == 0);
+    CHECK_REFUSED(1, "cut.safetensors", run("fit cut.safetensors -o bad.safetensors"));
+    CHECK_REFUSED(1, "no/bad", run("fit W.safetensors -o no/bad.safetensors"));
+    CHECK(sh("test -e bad.safetensors") != 0);
+    CHECK(run("fit W.safetensors --format aqlm:2x3g4 -o /dev/full -q") == 1);
+}
+
+/* Ctrl-C: what was done is written, and said to be a part. */
+static void test_fit_stop(pvt_ctx *ctx)
+{
+    static float z[256 * 512];
+    pvt_array arrays[2];
+    pvt_weight a;
+    const pvt_named_weight wanted = {"a", &a}, missing = {"z", &a};
+    char path[600];
+    int status;
+    for (int i = 0; i < 256 * 512; i++) z[i] = fit_number(5, i);
+    arrays[0] = fit_array("a", PVT_F32, 2, 8, 8, z), arrays[1] = fit_array("z", PVT_F32, 2, 256, 512, z);
+    snprintf(path, sizeof path, "%s/stop.safetensors", dir);
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays, 2));
+    CHECK(sh("rm -f err") == 0);
+    status = interrupted("fit stop.safetensors --format aqlm:2x8g4 --epochs 1000 --tolerance 1e-9 --beam 16 "
+                         "-o stopped.safetensors", "err", 1, SIGINT);
+    if (status == 0) {
+        SKIP("Ctrl-C while fitting: this machine was done before the first line of progress");
+        return;
+    }
+    CHECK(status == 1 && out_text[0] == 0 && strstr(err_text, "1 of 2 matrices were done and are in stopped.safetensors"));
+    if (!strstr(err_text, "1 of 2 matrices")) printf("    exit status %d, stderr: %s\n", status, err_text);
+    snprintf(path, sizeof path, "%s/stopped.safetensors", dir);
+    CHECK_OK(ctx, pvt_weights_load(ctx, path, &wanted, 1));
+    pvt_weight_free(&a);
+    CHECK(pvt_weights_load(ctx, path, &missing, 1) == PVT_ERR_MISMATCH);
+}
+
 /* Ctrl-C while a model is quantized: a sentence, and nothing half-written. */
 static void test_stop_quantize(void)
 {
@@ -661,7 +846,7 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
-    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `pv`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
+    CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `subspace-ste`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
     status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
@@ -922,7 +1107,7 @@ static void test_demo(pvt_ctx *ctx)
     }
     CHECK(runs == 8);
     pvti_json_free(&j);
-    CHECK(sh("grep -q 'continuous</tspan>.* = <tspan class=\"t3\">pv-linear' demo.svg") == 0);
+    CHECK(sh("grep -q 'continuous</tspan>.* = <tspan class=\"t3\">subspace<' demo.svg") == 0);
     CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 
@@ -949,6 +1134,9 @@ int main(void)
     test_overwrite();
     test_ecosystem();
     test_numbers(ctx);
+    test_fit(ctx);
+    test_fit_refused();
+    test_fit_stop(ctx);
     test_stop_quantize();
     test_resume_quantize();
     test_resume(ctx);

@@ -630,6 +630,7 @@ static uint64_t work_hash(const char *isa, int threads, const char *format, int 
     fd.beam = beam, fd.epochs = 3;
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, metric ? H : NULL, &f, &fd, NULL, &w));
     pd.beam = beam, pd.cap = 0.3, pd.trust = 0.5, pd.codes.lr = 0.05, pd.values.rule = PVT_OPTIMIZER_LAMB;
+    pd.rounding = beam == 2 ? 0.7 : 0;
     CHECK_OK(ctx, pvt_pv_create(ctx, &pd, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     for (step = 0; step < 3; step++) {
@@ -661,6 +662,193 @@ static void test_same_bits(void)
             for (t = isa == 0 ? 2 : 0; t < PVTI_COUNT(threads); t++)
                 CHECK(work_hash(sets[isa], threads[t], cases[c].format, cases[c].beam, cases[c].metric) == want);
     }
+}
+
+/* ---- the strategies of the paper's Table 1 ---- */
+
+static void test_strategy_names(void)
+{
+    static const struct { const char *name; pvt_strategy strategy; double cap, delta, rounding; } rows[] = {
+        {"subspace-ste", PVT_STRATEGY_SUBSPACE_STE, 0.01, 0, 0}, {"continuous", PVT_STRATEGY_CONTINUOUS, 0.01, 0, 0},
+        {"linearized", PVT_STRATEGY_LINEARIZED, 1, 1, 0},        {"stochastic", PVT_STRATEGY_STOCHASTIC, 1, 1, 0.35},
+        {"ste", PVT_STRATEGY_STE, 1, 0, 0},                      {"subspace", PVT_STRATEGY_SUBSPACE, 0.01, 1, 0}};
+    static const char *const bad[] = {"", "PV", "pv-linear", "subspace-st", "subspace-ste "};
+    pvt_strategy s;
+    pvt_pv_desc d;
+    pvt_pv *pv;
+    int i;
+    for (i = 0; i < PVTI_COUNT(rows); i++) {
+        CHECK_OK(ctx, pvt_strategy_parse(ctx, rows[i].name, &s));
+        CHECK(s == rows[i].strategy && strcmp(pvt_strategy_name(s), rows[i].name) == 0);
+        memset(&d, 0, sizeof d);
+        d.strategy = s;
+        d = pvt_pv_resolve(&d);
+        CHECK(d.cap == rows[i].cap && d.delta == rows[i].delta && d.rounding == rows[i].rounding);
+    }
+    CHECK_OK(ctx, pvt_strategy_parse(ctx, "pv", &s));
+    CHECK(s == PVT_STRATEGY_SUBSPACE_STE && (int)s == 0); /* zero is the recommended one */
+    for (i = 0; i < PVTI_COUNT(bad); i++) {
+        CHECK(pvt_strategy_parse(ctx, bad[i], &s) == PVT_ERR_ARGUMENT);
+        CHECK(strstr(pvt_ctx_error(ctx), "subspace-ste (also called pv)") != NULL);
+    }
+    CHECK(strcmp(pvt_strategy_name((pvt_strategy)6), "?") == 0 && strcmp(pvt_strategy_name((pvt_strategy)-1), "?") == 0);
+    memset(&d, 0, sizeof d);
+    d.strategy = (pvt_strategy)6;
+    CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT);
+    d.strategy = PVT_STRATEGY_STOCHASTIC, d.force_update = true;
+    CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "choose one") != NULL);
+    d.force_update = false, d.rounding = -1;
+    CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT);
+    d.rounding = (double)NAN;
+    CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT);
+}
+
+/* One step of Adam at β1 = 0 by gradients ±1 goes lr against the sign of each. What a strategy without a buffer makes of
+   it, computed again: per group the nearest entry of the codebook to Ŵ ∓ lr, or one of the two nearest. */
+enum { TABLE_O = 40, TABLE_I = 48, TABLE_G = 4, TABLE_K = 16, TABLE_GROUPS = TABLE_O * TABLE_I / TABLE_G };
+typedef struct table_step {
+    pvt_weight w;
+    uint8_t before[TABLE_GROUPS], after[TABLE_GROUPS];
+    double target[TABLE_O * TABLE_I];
+    pvt_pv_stats stats;
+} table_step;
+
+static void table_run(table_step *t, pvt_strategy strategy, double lr, double rounding, int64_t beam)
+{
+    static pvt_real W[TABLE_O * TABLE_I], dW[TABLE_O * TABLE_I];
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_pv_desc desc;
+    pvt_pv *pv;
+    random_weight(&t->w, "aqlm:1x4g4", TABLE_O, TABLE_I);
+    CHECK(pvt_weight_arrays(&t->w, arrays) == 3 && arrays[0].bytes == TABLE_GROUPS);
+    memcpy(t->before, arrays[0].data, TABLE_GROUPS);
+    pvt_weight_dequantize(&t->w, W);
+    for (int64_t i = 0; i < TABLE_O * TABLE_I; i++) {
+        dW[i] = noise(41, i) < 0 ? (pvt_real)-1 : (pvt_real)1;
+        t->target[i] = (double)W[i] - lr * (double)dW[i];
+    }
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = strategy, desc.freeze_values = true, desc.rounding = rounding, desc.beam = (int)beam;
+    desc.codes.rule = PVT_OPTIMIZER_ADAM, desc.codes.lr = lr, desc.codes.beta2 = 0.95, desc.codes.eps = 1e-12;
+    CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &t->w, "w", NULL));
+    CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+    CHECK_OK(ctx, pvt_pv_apply(pv, 0, dW));
+    CHECK_OK(ctx, pvt_pv_end(pv, &t->stats));
+    pvt_pv_free(pv);
+    memcpy(t->after, arrays[0].data, TABLE_GROUPS);
+}
+
+/* The two entries nearest to a group's target, and their distances. */
+static void table_nearest(const table_step *t, int64_t g, int best[2], double e[2])
+{
+    int64_t go = g / (TABLE_I / TABLE_G), j = g % (TABLE_I / TABLE_G);
+    e[0] = e[1] = 1e30, best[0] = best[1] = -1;
+    for (int k = 0; k < TABLE_K; k++) {
+        double sum = 0;
+        for (int64_t a = 0; a < TABLE_G; a++) {
+            double d = t->target[go * TABLE_I + j * TABLE_G + a] -
+                       (double)pvti_scales(&t->w)[go] * (double)pvti_codebooks(&t->w)[k * TABLE_G + a];
+            sum += d * d;
+        }
+        sum = sqrt(sum);
+        if (sum < e[0])
+            e[1] = e[0], best[1] = best[0], e[0] = sum, best[0] = k;
+        else if (sum < e[1])
+            e[1] = sum, best[1] = k;
+    }
+}
+
+static void test_strategy_linearized(void)
+{
+    table_step t;
+    int64_t g, wrong = 0, moved = 0;
+    table_run(&t, PVT_STRATEGY_LINEARIZED, 0.5, 0, 1);
+    for (g = 0; g < TABLE_GROUPS; g++) {
+        int best[2];
+        double e[2];
+        table_nearest(&t, g, best, e);
+        wrong += t.after[g] != best[0];
+        moved += t.after[g] != t.before[g];
+    }
+    CHECK(wrong == 0 && moved > TABLE_GROUPS / 4 && moved < TABLE_GROUPS);
+    CHECK(t.stats.groups_searched == TABLE_GROUPS && t.stats.groups_changed == moved);
+    pvt_weight_free(&t.w);
+    table_run(&t, PVT_STRATEGY_LINEARIZED, 1e-3, 0, 1); /* too short a step moves nothing … */
+    CHECK(t.stats.groups_searched == TABLE_GROUPS && t.stats.groups_changed == 0);
+    pvt_weight_free(&t.w);
+    table_run(&t, PVT_STRATEGY_SUBSPACE, 0.5, 0, 1); /* … and the subspace is a hundredth */
+    CHECK(t.stats.groups_searched == (TABLE_GROUPS + 99) / 100);
+    pvt_weight_free(&t.w);
+}
+
+/* The draw is the library's random number of that group, and the share of draws that of the formula. */
+static void check_stochastic(double lr, double tau, int64_t beam)
+{
+    table_step t;
+    int64_t g, wrong = 0, unsure = 0, second = 0;
+    double expected = 0, variance = 0;
+    table_run(&t, PVT_STRATEGY_STOCHASTIC, lr, tau, beam);
+    for (g = 0; g < TABLE_GROUPS; g++) {
+        int best[2];
+        double e[2], p, u = pvti_random_unit(ctx->seed, PVTI_RANDOM_ROUNDING, 65536, (uint64_t)g);
+        table_nearest(&t, g, best, e);
+        p = 1 / (1 + pow(e[1] / e[0], 1 / (tau > 0 ? tau : 0.35)));
+        expected += p, variance += p * (1 - p);
+        second += t.after[g] == best[1];
+        if (fabs(u - p) < 1e-3) unsure++;
+        else wrong += t.after[g] != best[u < p];
+    }
+    CHECK(wrong == 0 && unsure < TABLE_GROUPS / 50);
+    CHECK(expected > 5); /* else the rest would show nothing */
+    CHECK_NEAR(second, expected, 4 * sqrt(variance) + (double)unsure);
+    CHECK(t.stats.groups_searched == TABLE_GROUPS);
+    pvt_weight_free(&t.w);
+}
+
+/* Levels 0 and 1, target 0.3: the mean of many is 0.3, whatever rounding to the nearest would say; and a weight that is
+   at its target stays. */
+static void check_unbiased(void)
+{
+    enum { N = 4096 };
+    static pvt_real W[N];
+    pvt_format f;
+    pvt_weight w;
+    pvt_pv_desc desc;
+    pvt_pv *pv;
+    double mean = 0;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x1g1", &f));
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, 1, N, "levels", &w));
+    pvti_codebooks(&w)[0] = 0, pvti_codebooks(&w)[1] = 1, pvti_scales(&w)[0] = 1;
+    for (int64_t i = 0; i < N; i++) W[i] = (pvt_real)-1;
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = PVT_STRATEGY_STOCHASTIC, desc.freeze_values = true, desc.rounding = 1;
+    desc.codes.rule = PVT_OPTIMIZER_ADAM, desc.codes.lr = 0.3, desc.codes.beta2 = 0.95, desc.codes.eps = 1e-12;
+    CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
+    CHECK_OK(ctx, pvt_pv_begin(pv, 0));
+    CHECK_OK(ctx, pvt_pv_apply(pv, 0, W));
+    CHECK_OK(ctx, pvt_pv_end(pv, NULL));
+    for (int64_t i = 0; i < N; i++) mean += (double)pvti_code_get(&w, i) / N;
+    CHECK(mean == 0);
+    CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+    CHECK_OK(ctx, pvt_pv_apply(pv, 0, W));
+    CHECK_OK(ctx, pvt_pv_end(pv, NULL));
+    for (int64_t i = 0; i < N; i++) mean += (double)pvti_code_get(&w, i) / N;
+    /* step 2 of Adam's debiased second moment by equal gradients is lr again */
+    CHECK_NEAR(mean, 0.3, 4 * sqrt(0.3 * 0.7 / N));
+    pvt_pv_free(pv);
+    pvt_weight_free(&w);
+}
+
+static void test_strategies(void)
+{
+    test_strategy_names();
+    test_strategy_linearized();
+    check_stochastic(0.3, 0, 1);
+    check_stochastic(0.3, 1, 1);
+    check_stochastic(0.3, 4, 3);
+    check_unbiased();
 }
 
 static void test_refusals(void)
@@ -805,6 +993,7 @@ int main(void)
     test_brute_force();
     test_select();
     test_same_bits();
+    test_strategies();
     test_refusals();
     test_wide_groups();
     test_failed_addition();

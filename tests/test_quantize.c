@@ -84,7 +84,7 @@ static pvt_result quantize(const setup *s, watch *w, const char *name, char why[
     memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save);
     desc.n_threads = s->n_threads, desc.seed = s->seed, desc.compute_bf16 = s->bf16;
     desc.progress = on_progress, desc.progress_user = w;
-    q.layer = on_layer, q.layer_user = w;
+    q.fitted = on_layer, q.fitted_user = w;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
     model = make_model(ctx, s);
     for (i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * i + s->first_id) % 95);

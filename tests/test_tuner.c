@@ -256,6 +256,26 @@ static void check_never_worse(pvt_strategy strategy)
     }
 }
 
+/* A teacher of another context teaches the same, to the bit. */
+static void check_two_contexts(void)
+{
+    uint64_t prints[2];
+    for (int two = 0; two < 2; two++) {
+        bench b, other;
+        pvt_tuner *tuner;
+        bench_open(&b, NULL, NULL), bench_open(&other, NULL, NULL);
+        b.desc.steps = 3;
+        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, two ? other.teacher : b.teacher, &b.corpus, &b.desc, &tuner));
+        do CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+        while (!pvt_tuner_get_info(tuner).done);
+        CHECK_OK(b.ctx, pvt_tuner_finish(tuner, NULL));
+        pvt_tuner_free(tuner);
+        prints[two] = fingerprint(b.student);
+        bench_close(&b), bench_close(&other);
+    }
+    CHECK(prints[0] == prints[1]);
+}
+
 /* Held-out windows are not tuned on; patience ends a run; without evaluation all is as it was: the last state, all text. */
 static void check_evaluation(void)
 {
@@ -439,18 +459,22 @@ static void check_freeze_values(void)
 
 int main(void)
 {
-    check_memory(PVT_STRATEGY_PV_STE, BATCH, PVT_DTYPE_NONE, false, true);
-    check_memory(PVT_STRATEGY_PV_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
     check_memory(PVT_STRATEGY_STE, BATCH, PVT_DTYPE_NONE, true, true);
     check_memory(PVT_STRATEGY_CONTINUOUS, 2, PVT_DTYPE_NONE, false, false);
-    check_memory(PVT_STRATEGY_PV, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_STOCHASTIC, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
     check_checkpoints();
     check_defaults();
-    check_never_worse(PVT_STRATEGY_PV_STE);
+    check_never_worse(PVT_STRATEGY_SUBSPACE_STE);
     check_never_worse(PVT_STRATEGY_CONTINUOUS);
     check_never_worse(PVT_STRATEGY_STE);
-    check_never_worse(PVT_STRATEGY_PV);
+    check_never_worse(PVT_STRATEGY_SUBSPACE);
+    check_never_worse(PVT_STRATEGY_LINEARIZED);
+    check_never_worse(PVT_STRATEGY_STOCHASTIC);
+    check_two_contexts();
     check_evaluation();
     check_resume();
     check_cancelled_evaluation();

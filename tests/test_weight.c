@@ -1,8 +1,9 @@
 /*  What a C project of its own does with layer 1: the arrays of a weight read, kept and made into a
-    weight again, a fit that reports and can be stopped, alone and within pvt_quantize, and the sentence
-    of a context that could not be made. The public interface alone. */
+    weight again, weights by name in a file, a fit that reports and can be stopped, alone and within pvt_quantize,
+    and the sentence of a context that could not be made. The public interface alone. */
 #include "../pvtune.h"
 #include "test.h"
+#include <dirent.h>
 
 /* A context whose allocations can be made to fail and are counted. */
 typedef struct heap {
@@ -213,6 +214,361 @@ static void test_failing_memory(void)
     CHECK(h.live == 0);
 }
 
+/* ---- weights by name in a file ---- */
+
+static char dir[300];
+
+static const char *at(const char *name)
+{
+    static char path[400];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return path;
+}
+
+static char *slurp(const char *path, size_t *size)
+{
+    FILE *f = fopen(path, "rb");
+    char *bytes = (char *)calloc(1, 1 << 16);
+    *size = f ? fread(bytes, 1, 1 << 16, f) : 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+static void spit(const char *path, const char *bytes, size_t size)
+{
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(bytes, 1, size, f) == size);
+    if (f) fclose(f);
+}
+
+static int files_in_dir(void)
+{
+    DIR *d = opendir(dir);
+    int n = -2; /* "." and ".." */
+    while (readdir(d)) n++;
+    closedir(d);
+    return n;
+}
+
+static bool same_arrays(const pvt_weight *a, const pvt_weight *b)
+{
+    pvt_array x[PVT_MAX_ARRAYS], y[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(a, x);
+    bool same = a->O == b->O && a->I == b->I && pvt_weight_arrays(b, y) == n;
+    for (int i = 0; i < n && same; i++)
+        same = x[i].bytes == y[i].bytes && x[i].dtype == y[i].dtype && memcmp(x[i].data, y[i].data, (size_t)x[i].bytes) == 0;
+    return same;
+}
+
+/* Several formats in one file, read in another order: the same bits, which tune the same; and in full beside them. */
+static void test_files(void)
+{
+    static const char *const formats[] = {"aqlm:2x4g4", "aqlm:1x9g4o2", "dense", "aqlm:3x2g8"};
+    static const char *const names[] = {"first", "a \"q\\uoted\" n\xc3\xa4me.weight", "weight", "first.codes"};
+    pvt_ctx *ctx;
+    pvt_weight kept[4], again[4];
+    pvt_named_weight out[4], in[4];
+    pvt_tensors *file;
+    pvt_real W[O * I], V[O * I];
+    float full[O * I];
+    char path[400];
+    int64_t before;
+    snprintf(path, sizeof path, "%s", at("kept.safetensors"));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    for (int i = 0; i < 4; i++) {
+        fit(ctx, formats[i], &kept[i]);
+        out[i].name = names[i], out[i].weight = &kept[i];
+        in[3 - i].name = names[i], in[3 - i].weight = &again[i];
+    }
+    before = pvt_ctx_get_info(ctx).bytes_now;
+    CHECK_OK(ctx, pvt_weights_save(path, out, 4, true));
+    CHECK(files_in_dir() == 1); /* nothing temporary is left */
+    CHECK_OK(ctx, pvt_weights_load(ctx, path, in, 4));
+    CHECK_OK(ctx, pvt_tensors_open(ctx, path, &file));
+    CHECK(pvt_tensors_count(file) == 3 + 3 + 1 + 3 + 4);
+    for (int i = 0; i < 4; i++) {
+        char name[100];
+        pvt_array array;
+        CHECK(same_arrays(&kept[i], &again[i]) && again[i].owned && again[i].format.kind == kept[i].format.kind);
+        snprintf(name, sizeof name, "%s.dequantized", names[i]);
+        CHECK(pvt_tensors_find(file, name) >= 0);
+        array = pvt_tensors_get(file, pvt_tensors_find(file, name));
+        CHECK(strcmp(array.name, name) == 0 && array.dtype == PVT_F32 && array.rank == 2 && array.bytes == sizeof full);
+        CHECK(array.shape[0] == O && array.shape[1] == I && array.shape[2] == 1 && array.shape[7] == 1);
+        memcpy(full, array.data, sizeof full);
+        pvt_weight_dequantize(&kept[i], W);
+        for (int k = 0; k < O * I; k++) V[k] = (pvt_real)full[k], W[k] = (pvt_real)(float)W[k];
+        CHECK(memcmp(W, V, sizeof W) == 0);
+        tune(ctx, &kept[i], W), tune(ctx, &again[i], V);
+        CHECK(memcmp(W, V, sizeof W) == 0);
+        pvt_weight_free(&again[i]);
+    }
+    CHECK(pvt_tensors_find(file, "no such tensor") == -1);
+    pvt_tensors_close(file), pvt_tensors_close(NULL);
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
+    CHECK_OK(ctx, pvt_weights_load(ctx, path, in, 0)); /* asks only whether it is such a file */
+    for (int i = 0; i < 4; i++) pvt_weight_free(&kept[i]);
+    remove(path);
+    pvt_ctx_destroy(ctx);
+}
+
+/* A view's rows, and a dense weight in fp16: it comes back in full precision. */
+static void test_files_of_parts(void)
+{
+    pvt_ctx *ctx;
+    pvt_weight weight, half, rows, again[2];
+    uint16_t dense[O * I];
+    pvt_real W[O * I], V[O * I];
+    char path[400];
+    snprintf(path, sizeof path, "%s", at("parts.safetensors"));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    fit(ctx, "aqlm:2x4g4o2", &weight);
+    for (int i = 0; i < O * I; i++) dense[i] = (uint16_t)(0x3C00 + i);
+    CHECK_OK(ctx, pvt_weight_borrow(ctx, dense, PVT_F16, O, I, &half));
+    CHECK_OK(ctx, pvt_weight_rows(&weight, O / 2, O / 2, &rows));
+    {
+        const pvt_named_weight out[2] = {{"rows", &rows}, {"half", &half}}, in[2] = {{"rows", &again[0]}, {"half", &again[1]}};
+        CHECK_OK(ctx, pvt_weights_save(path, out, 2, false));
+        CHECK_OK(ctx, pvt_weights_load(ctx, path, in, 2));
+    }
+    CHECK(same_arrays(&rows, &again[0]) && again[0].O == O / 2);
+    pvt_weight_dequantize(&half, W), pvt_weight_dequantize(&again[1], V);
+    CHECK(memcmp(W, V, sizeof W) == 0 && V[0] == 1 && again[1].dtype == (sizeof(pvt_real) == 8 ? PVT_F64 : PVT_F32));
+    pvt_weight_free(&again[0]), pvt_weight_free(&again[1]), pvt_weight_free(&half), pvt_weight_free(&weight);
+    remove(path);
+    pvt_ctx_destroy(ctx);
+}
+
+/* What cannot be saved: nothing is written, and the file that is there stays. */
+static void test_files_not_saved(void)
+{
+    static const char *const words[] = {"name", "name", "name", "name", "two tensors", "not finite", "Q8_0", "No such file",
+                                        "must be there"};
+    char long_name[202], path[400], *old, *now;
+    size_t old_size, now_size;
+    pvt_ctx *ctx;
+    pvt_weight weight, blocks, other;
+    uint8_t q8[O * 34];
+    pvt_real W[O * 32];
+    memset(long_name, 'n', 201), long_name[201] = 0;
+    memset(q8, 0, sizeof q8), memset(W, 0, sizeof W);
+    snprintf(path, sizeof path, "%s", at("old.safetensors"));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    fit(ctx, "aqlm:2x4g4", &weight);
+    CHECK_OK(ctx, pvt_weight_borrow(ctx, q8, PVT_Q8_0, O, 32, &blocks));
+    {
+        const pvt_named_weight out = {"w", &weight};
+        CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
+        CHECK(pvt_weights_save(path, &out, 0, false) == PVT_ERR_ARGUMENT);
+    }
+    old = slurp(path, &old_size);
+    for (int wrong = 0; wrong < (int)(sizeof words / sizeof *words); wrong++) {
+        pvt_named_weight out[2] = {{"w", &weight}, {"v", &weight}};
+        pvt_real scale = ((pvt_real *)weight.data[2])[O - 1];
+        pvt_result result, want = PVT_ERR_ARGUMENT;
+        if (wrong == 0) out[1].name = NULL;
+        if (wrong == 1) out[1].name = "";
+        if (wrong == 2) out[1].name = long_name;
+        if (wrong == 3) out[1].name = "not \xff utf-8";
+        if (wrong == 4) out[1].name = "w";
+        if (wrong == 5) ((pvt_real *)weight.data[2])[O - 1] = (pvt_real)NAN, want = PVT_ERR_NUMERIC;
+        if (wrong == 6) out[1].weight = &blocks, want = PVT_ERR_UNSUPPORTED;
+        if (wrong == 7) want = PVT_ERR_IO;
+        if (wrong == 8) out[1].weight = NULL;
+        result = pvt_weights_save(wrong == 7 ? at("no/where.safetensors") : path, out, 2, true);
+        CHECK(result == want && strstr(pvt_ctx_error(ctx), words[wrong]));
+        if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
+        ((pvt_real *)weight.data[2])[O - 1] = scale;
+        now = slurp(path, &now_size);
+        CHECK(now_size == old_size && memcmp(old, now, old_size) == 0 && files_in_dir() == 1);
+        free(now);
+    }
+    CHECK_OK(ctx, pvt_weight_dense(ctx, W, O, 32, &other)); /* what the sentence about blocks recommends */
+    pvt_weight_free(&other), pvt_weight_free(&blocks), pvt_weight_free(&weight);
+    free(old);
+    remove(path);
+    pvt_ctx_destroy(ctx);
+}
+
+/* Replaces one text of the header by another of the same length. */
+static bool patch(char *bytes, size_t size, const char *from, const char *to)
+{
+    size_t n = strlen(from);
+    for (size_t i = 0; i + n <= size; i++)
+        if (memcmp(bytes + i, from, n) == 0) {
+            memcpy(bytes + i, to, n);
+            return strlen(to) == n;
+        }
+    return false;
+}
+
+/* One thing wrong with the file at a time; then cut off anywhere, and every byte of the header another. */
+static void test_files_not_loaded(void)
+{
+    static const struct { const char *from, *to, *word; pvt_result result; } cases[] = {
+        {"w.scales", "w.scalez", "\"scales\" is missing", PVT_ERR_FORMAT},
+        {"weight.w", "weight.x", "no weight of this name", PVT_ERR_MISMATCH},
+        {"pvtune-weights 1", "pvtune-weights 2", "not a file of weights", PVT_ERR_FORMAT},
+        {"\"format\"", "\"formal\"", "not a file of weights", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:1x4g4 12 24", "shape", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x3g4 12 24", "does not fit 3 bits", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4 12 25", "do not divide", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4 24 12", "shape", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4 12 0 ", "two sizes", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4  12 4", "two sizes", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4 12 -4", "two sizes", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x4g4_12_24", "two sizes", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "aqlm:2x99g4 2 24", "not known", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "wxyz:2x4g4 12 24", "not known", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "dense 9999999999", "two sizes", PVT_ERR_FORMAT},
+        {"aqlm:2x4g4 12 24", "dense 4 29999999", "\"weight\" is missing", PVT_ERR_FORMAT},
+        {"\"U8\"", "\"I8\"", "cannot be taken", PVT_ERR_FORMAT},
+    };
+    pvt_ctx *ctx;
+    pvt_weight weight, again;
+    const pvt_named_weight out = {"w", &weight}, in = {"w", &again};
+    char path[400], *good, *bad;
+    size_t size, header;
+    int64_t before, fine = 0;
+    snprintf(path, sizeof path, "%s", at("bad.safetensors"));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    fit(ctx, "aqlm:2x4g4", &weight);
+    CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
+    good = slurp(path, &size), bad = (char *)malloc(size);
+    header = 8 + (uint8_t)good[0] + 256u * (uint8_t)good[1];
+    CHECK(header > 100 && header < size);
+    before = pvt_ctx_get_info(ctx).bytes_now;
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
+        memcpy(bad, good, size);
+        CHECK(patch(bad, size, cases[i].from, cases[i].to));
+        spit(path, bad, size);
+        memset(&again, 0x55, sizeof again);
+        CHECK(pvt_weights_load(ctx, path, &in, 1) == cases[i].result);
+        CHECK(strstr(pvt_ctx_error(ctx), cases[i].word) && strstr(pvt_ctx_error(ctx), "bad.safetensors"));
+        if (!strstr(pvt_ctx_error(ctx), cases[i].word)) printf("case %d: %s\n", i, pvt_ctx_error(ctx));
+        CHECK(again.ctx == NULL && again.data[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+    }
+    memcpy(bad, good, size), bad[size - 1] = 16; /* a code of more than 4 bits */
+    spit(path, bad, size);
+    CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_FORMAT && strstr(pvt_ctx_error(ctx), "does not fit 4 bits"));
+    memcpy(bad, good, size), memset(bad + header, 0xff, sizeof(pvt_real)); /* the first number of the codebooks is no number */
+    spit(path, bad, size);
+    CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "not finite"));
+    for (size_t n = 0; n < size; n += n < header + 40 ? 1 : 37) {
+        spit(path, good, n);
+        CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_FORMAT && again.ctx == NULL);
+    }
+    for (size_t n = 0; n < header; n++)
+        for (int flip = 0; flip < 3; flip++) {
+            pvt_result result;
+            memcpy(bad, good, size), bad[n] = (char)(bad[n] ^ (flip == 0 ? 1 : flip == 1 ? 4 : 0x80));
+            spit(path, bad, size);
+            result = pvt_weights_load(ctx, path, &in, 1);
+            fine += result == PVT_OK;
+            CHECK((result == PVT_OK) == (again.ctx != NULL) && result != PVT_ERR_ARGUMENT && result != PVT_ERR_IO);
+            pvt_weight_free(&again);
+        }
+    CHECK(fine < (int64_t)header / 10); /* spaces of the padding may become others */
+    CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
+    remove(path);
+    CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_IO);
+    free(good), free(bad);
+    pvt_weight_free(&weight);
+    pvt_ctx_destroy(ctx);
+}
+
+/* Whatever allocation fails: MEMORY, nothing kept, the old file there. */
+static void test_files_failing_memory(void)
+{
+    heap h = {-1, 0};
+    pvt_ctx_desc desc;
+    pvt_ctx *ctx;
+    pvt_weight weight[2], again[2];
+    const pvt_named_weight out[2] = {{"w", &weight[0]}, {"v", &weight[1]}}, in[2] = {{"w", &again[0]}, {"v", &again[1]}};
+    char path[400], *old, *now;
+    size_t old_size, now_size;
+    int64_t live, fail_at;
+    pvt_result result = PVT_ERR_MEMORY;
+    snprintf(path, sizeof path, "%s", at("memory.safetensors"));
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = 1, desc.allocator.alloc = heap_alloc, desc.allocator.free = heap_free, desc.allocator.user = &h;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+    fit(ctx, "aqlm:1x9g4o2", &weight[0]), fit(ctx, "dense", &weight[1]);
+    spit(path, "old", 3);
+    live = h.live;
+    for (fail_at = 0; result != PVT_OK && fail_at < 100; fail_at++) {
+        h.left = fail_at;
+        result = pvt_weights_save(path, out, 2, true);
+        h.left = -1;
+        old = slurp(path, &old_size);
+        CHECK(h.live == live && files_in_dir() == 1);
+        CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && old_size == 3 && memcmp(old, "old", 3) == 0));
+        free(old);
+    }
+    CHECK(result == PVT_OK && fail_at > 8);
+    for (result = PVT_ERR_MEMORY, fail_at = 0; result != PVT_OK && fail_at < 100; fail_at++) {
+        h.left = fail_at;
+        result = pvt_weights_load(ctx, path, in, 2);
+        h.left = -1;
+        CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && h.live == live && !again[0].ctx && !again[1].ctx));
+    }
+    CHECK(result == PVT_OK && fail_at > 6 && same_arrays(&weight[0], &again[0]) && same_arrays(&weight[1], &again[1]));
+    old = slurp(path, &old_size);
+    CHECK_OK(ctx, pvt_weights_save(path, in, 2, true)); /* what was read gives the same file */
+    now = slurp(path, &now_size);
+    CHECK(now_size == old_size && memcmp(now, old, old_size) == 0);
+    free(old), free(now);
+    for (int i = 0; i < 2; i++) pvt_weight_free(&again[i]), pvt_weight_free(&weight[i]);
+    remove(path);
+    pvt_ctx_destroy(ctx);
+    CHECK(h.live == 0);
+}
+
+/* Arrays of one's own. */
+static void test_tensors(void)
+{
+    static const int32_t ids[6] = {1, 2, 3, 4, 5, 6};
+    static const float loss = 0.5f;
+    pvt_ctx *ctx;
+    pvt_tensors *file;
+    pvt_array arrays[3], got;
+    char path[400];
+    snprintf(path, sizeof path, "%s", at("arrays.safetensors"));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    memset(arrays, 0, sizeof arrays);
+    arrays[0].name = "ids", arrays[0].dtype = PVT_I32, arrays[0].rank = 5, arrays[0].bytes = sizeof ids, arrays[0].data = ids;
+    arrays[0].shape[0] = 1, arrays[0].shape[1] = 2, arrays[0].shape[2] = arrays[0].shape[3] = 1, arrays[0].shape[4] = 3;
+    arrays[1].name = "loss", arrays[1].dtype = PVT_F32, arrays[1].bytes = sizeof loss, arrays[1].data = &loss;
+    arrays[2].name = "none", arrays[2].dtype = PVT_F32, arrays[2].rank = 1;
+    CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays, 3));
+    CHECK_OK(ctx, pvt_tensors_open(ctx, path, &file));
+    CHECK(pvt_tensors_count(file) == 3);
+    got = pvt_tensors_get(file, pvt_tensors_find(file, "ids"));
+    CHECK(got.rank == 5 && got.shape[4] == 3 && got.dtype == PVT_I32 && memcmp(got.data, ids, sizeof ids) == 0);
+    got = pvt_tensors_get(file, pvt_tensors_find(file, "loss"));
+    CHECK(got.rank == 0 && got.bytes == 4 && memcmp(got.data, &loss, 4) == 0);
+    got = pvt_tensors_get(file, pvt_tensors_find(file, "none"));
+    CHECK(got.rank == 1 && got.shape[0] == 0 && got.bytes == 0);
+    pvt_tensors_close(file);
+    for (int wrong = 0; wrong < 6; wrong++) {
+        pvt_array bad[3];
+        memcpy(bad, arrays, sizeof bad);
+        if (wrong == 0) bad[1].name = "ids";
+        if (wrong == 1) bad[0].bytes--;
+        if (wrong == 2) bad[0].dtype = PVT_Q8_0;
+        if (wrong == 3) bad[0].data = NULL;
+        if (wrong == 4) bad[0].rank = 9;
+        if (wrong == 5) bad[2].name = "__metadata__";
+        CHECK(pvt_tensors_save(ctx, path, bad, 3) == PVT_ERR_ARGUMENT);
+    }
+    CHECK_OK(ctx, pvt_file_write(ctx, path, "{}", 2));
+    CHECK(pvt_tensors_open(ctx, path, &file) == PVT_ERR_FORMAT && file == NULL);
+    remove(path);
+    CHECK(pvt_tensors_open(ctx, path, &file) == PVT_ERR_IO && file == NULL);
+    CHECK(strcmp(pvt_dtype_name(PVT_BF16), "BF16") == 0 && strcmp(pvt_dtype_name(PVT_DTYPE_NONE), "?") == 0);
+    pvt_ctx_destroy(ctx);
+}
+
 typedef struct watch {
     int64_t fits, last_done, total, stop_at; /* stop_at: at so many "fit" reports; 0 never */
     int64_t weights;                         /* completed, by the reports of "quantize" */
@@ -349,6 +705,14 @@ int main(void)
     test_other_types();
     test_refused_arrays();
     test_failing_memory();
+    CHECK(test_scratch(dir, sizeof dir));
+    test_files();
+    test_files_of_parts();
+    test_files_not_saved();
+    test_files_not_loaded();
+    test_files_failing_memory();
+    test_tensors();
+    test_remove(dir);
     test_fit_progress();
     test_quantize_stopped();
     test_ctx_errors();

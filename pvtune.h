@@ -720,6 +720,7 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight);
 /* Frees what it owns and zeroes the struct. NULL and zeroed are allowed. */
 PVT_API void pvt_weight_free(pvt_weight *weight);
 
+#if PVTI_FILES
 // >>interface: files
 /*  A result in a file: weights by name, or any arrays. The files are safetensors, which every framework
     reads; each is written beside `path`, flushed and renamed: the old one stands there or the new. */
@@ -759,6 +760,7 @@ PVT_API void pvt_tensors_close(pvt_tensors *tensors);
 PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n);
 /* Writes any file in the same way. Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes);
+#endif
 
 // >>interface: PV
 /*  PV-Tuning (arXiv 2405.14852) of any set of weights, with gradients from anyone. A step:
@@ -1021,11 +1023,11 @@ typedef struct pvt_save_desc {
    finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
    different formats; rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
-#endif
 
 /* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
    or pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
+#endif
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
 typedef struct pvt_bits {

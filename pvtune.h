@@ -248,6 +248,7 @@ typedef enum pvt_result {
 PVT_API const char *pvt_result_text(pvt_result result);
 
 typedef struct pvt_ctx pvt_ctx;
+struct pvt_device; /* see the section device */
 
 /* alloc returns memory aligned for any type, or NULL; free gets what alloc returned. Called
    only from the thread that calls the library. */
@@ -289,6 +290,9 @@ typedef struct pvt_ctx_desc {
     void *progress_user;
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
+    /* Where ops compute, and in whose memory; NULL: the processor. The table outlives the context. See the
+       section device. */
+    const struct pvt_device *device;
     /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
        and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
     char *error;
@@ -298,7 +302,7 @@ typedef struct pvt_ctx_desc {
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double).
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double), and what the device says.
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -316,6 +320,8 @@ typedef struct pvt_ctx_info {
     int64_t bytes_now;    /* allocated through the context at this moment */
     int64_t bytes_peak;   /* the most since creation or since pvt_ctx_reset_peak */
     int64_t allocations;  /* how many were made since creation */
+    const char *device;   /* its name; NULL: none */
+    int64_t device_bytes_now, device_bytes_peak; /* of its memory, likewise */
 } pvt_ctx_info;
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx);
 PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx);
@@ -453,7 +459,7 @@ PVT_API void pvt_softmax_update(pvt_ctx *ctx, pvt_softmax_row *rows, const pvt_r
                                 const int32_t *targets, int64_t n, int64_t v0, int64_t VS, int64_t ld);
 /* lse[i] = max + log(sum); loss[i] = lse[i] − target, 0 for a negative target. Either output
    and targets may be NULL; a loss needs targets. */
-PVT_API void pvt_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+PVT_API void pvt_softmax_finish(pvt_ctx *ctx, double *lse, double *loss, const pvt_softmax_row *rows,
                                 const int32_t *targets, int64_t n);
 /* logits in, dlogits out: scale·(softmax − [v = target]); zeros for a negative target. */
 PVT_API void pvt_cross_entropy_backward(pvt_ctx *ctx, pvt_real *logits, const double *lse,
@@ -474,6 +480,134 @@ PVT_API void pvt_kl_backward(pvt_ctx *ctx, pvt_real *student, const double *stud
 PVT_API double pvt_mse_forward(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t n);
 PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
                               int64_t n);
+// >>interface: device
+/*  Where a context computes. A device is a table with one function for each op of this file; a context that
+    was made with one (pvt_ctx_desc.device) hands every op over to it. Without one the processor computes.
+
+    WHICH MEMORY a pointer is. What ops read and write lies in the context's memory: the device's, when it has
+    one, else the host's. That are: all arrays that the ops of layer 0 take (ids and targets too); the arrays of
+    a pvt_weight, and so of a pvt_model, in the memory of the context that made them; gradients; what
+    pvt_run_hidden and pvt_run_grad return and what a pvt_grad_fn gets. Host memory is everything else: structs,
+    names, texts, ids of tokens and targets given to a run, logits and losses that a run or a corpus' call hands
+    out, arrays given to pvt_weight_from_arrays and pvt_weight_dense. Pointers into a device's memory may be
+    offset like any other, but only ops and the functions below read or write through them.
+
+    ERRORS STICK. An op never fails: a device remembers its first error, does nothing from then on, and every
+    later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
+    before; no other function of this section waits.
+
+    With a device the following say UNSUPPORTED: pvt_weight_fit, pvt_quantize, a head in q8. Do them in a context
+    without one; pvt_model_copy brings a model from one memory to the other. */
+
+/* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
+   pvt_memory_free(ctx, NULL) is allowed. */
+PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes);
+PVT_API void pvt_memory_free(pvt_ctx *ctx, void *memory);
+/* From the host's memory into the context's; `from` is free again on return. */
+PVT_API void pvt_memory_write(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+/* From the context's memory to the host's. Errors: whatever the device has met so far; `to` is then undefined. */
+PVT_API pvt_result pvt_memory_read(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+/* Within the context's memory; the two ranges do not overlap. */
+PVT_API void pvt_memory_copy(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+PVT_API void pvt_memory_zero(pvt_ctx *ctx, void *memory, int64_t bytes);
+/* Waits until everything that was asked for is done. Errors: the device's first one. */
+PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx);
+
+struct pvt_weight; /* of layer 1, and so is pvt_optimizer */
+struct pvt_optimizer;
+
+/* One array w [n] that an optimizer moves, with its moments. */
+typedef struct pvt_adam {
+    pvt_real *w, *m, *v_max; /* m NULL at β1 = 0; v_max for amsgrad, else NULL */
+    void *v;                 /* pvt_real, or uint16_t with the upper half of a float: bf16 */
+    bool v_bf16;
+    int64_t n;
+} pvt_adam;
+
+/*  The table. `state` is what `open` made for one context, whose calls come one at a time. An op of layer 0 has
+    the contract of the public function of its name, with state for ctx: shapes, what is overwritten, what is
+    added to, what may be NULL; pointers marked `host` are host memory and free again on return. Ops may be
+    carried out later, in the order in which they were asked for; one that returns a number waits. They never
+    allocate what the caller could miss: what a device needs beside its operands it takes in `open` and
+    `reserve`. The same calls give the same bits, from run to run. Every pointer must be set. */
+typedef struct pvt_device {
+    int version;            /* PVT_VERSION, */
+    size_t size, real_size; /* sizeof(pvt_device) and sizeof(pvt_real) where the table was filled in */
+    const char *name;       /* in messages and pvt_ctx_info; outlives the contexts, as the table does */
+    void *user;             /* the device's own */
+
+    /* A context begins and ends. desc: the context's. On failure the sentence goes to desc->error. */
+    pvt_result (*open)(const struct pvt_device *device, const pvt_ctx_desc *desc, void **state);
+    void (*close)(void *state);
+    /* The first error so far, its sentence in *why (the device's memory of it, on the host), without waiting. */
+    pvt_result (*status)(void *state, const char **why);
+    void (*synchronise)(void *state);
+
+    /* Memory. alloc: zeroed, aligned to 64 or more, or NULL, which is no error that sticks. held: bytes now. */
+    void *(*alloc)(void *state, int64_t bytes);
+    void (*free)(void *state, void *memory);
+    int64_t (*held)(void *state);
+    void (*copy_in)(void *state, void *to, const void *host, int64_t bytes);
+    void (*copy_out)(void *state, void *host, const void *from, int64_t bytes); /* waits */
+    void (*copy)(void *state, void *to, const void *from, int64_t bytes);
+    void (*zero)(void *state, void *memory, int64_t bytes);
+
+    /* Layer 0. */
+    void (*embedding_forward)(void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n,
+                              int64_t V, int64_t C);
+    void (*embedding_backward)(void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids, int64_t n,
+                               int64_t V, int64_t C);
+    void (*linear_forward)(void *state, pvt_real *y, const pvt_real *x, const pvt_real *W, const pvt_real *bias,
+                           int64_t n, int64_t I, int64_t O);
+    void (*linear_backward)(void *state, pvt_real *dx, pvt_real *dW, pvt_real *dbias, const pvt_real *dy,
+                            const pvt_real *x, const pvt_real *W, int64_t n, int64_t I, int64_t O);
+    void (*rmsnorm_forward)(void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x, const pvt_real *weight,
+                            int64_t n, int64_t C, pvt_real eps);
+    void (*rmsnorm_backward)(void *state, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
+                             const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
+                             int64_t C);
+    void (*rope_table)(void *state, pvt_real *cosines, pvt_real *sines, const float *host_inv_freq, int64_t HS,
+                       int64_t pos, int64_t T);
+    void (*rope_forward)(void *state, pvt_real *x, const pvt_real *cosines, const pvt_real *sines, int64_t B,
+                         int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    void (*rope_backward)(void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines, int64_t B,
+                          int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    void (*attention_forward)(void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k,
+                              const pvt_real *v, const pvt_attention_desc *host_desc);
+    void (*attention_backward)(void *state, pvt_real *dq, pvt_real *dk, pvt_real *dv, const pvt_real *dout,
+                               const pvt_real *out, const pvt_real *lse, const pvt_real *q, const pvt_real *k,
+                               const pvt_real *v, const pvt_attention_desc *host_desc);
+    void (*swiglu_forward)(void *state, pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n);
+    void (*swiglu_backward)(void *state, pvt_real *dgate, pvt_real *dup, const pvt_real *dout,
+                            const pvt_real *gate, const pvt_real *up, int64_t n);
+    void (*residual_forward)(void *state, pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n);
+    void (*residual_backward)(void *state, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n);
+    void (*softmax_update)(void *state, pvt_softmax_row *rows, const pvt_real *logits, const int32_t *targets,
+                           int64_t n, int64_t v0, int64_t VS, int64_t ld);
+    void (*softmax_finish)(void *state, double *lse, double *loss, const pvt_softmax_row *rows,
+                           const int32_t *targets, int64_t n);
+    void (*cross_entropy_backward)(void *state, pvt_real *logits, const double *lse, const int32_t *targets,
+                                   double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld);
+    void (*kl_forward)(void *state, double *loss, const pvt_real *student, const double *student_lse,
+                       const pvt_real *teacher, const double *teacher_lse, const int32_t *targets, int64_t n,
+                       int64_t VS, int64_t ld);
+    void (*kl_backward)(void *state, pvt_real *student, const double *student_lse, const pvt_real *teacher,
+                        const double *teacher_lse, const int32_t *targets, double scale, int64_t n, int64_t VS,
+                        int64_t ld);
+    double (*mse_forward)(void *state, const pvt_real *a, const pvt_real *b, int64_t n); /* waits */
+    void (*mse_backward)(void *state, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
+                         int64_t n);
+
+    /* Weights of any representation: the struct is the host's, its arrays (pvt_weight_arrays) the device's. */
+    void (*weight_lookup)(void *state, pvt_real *out, const struct pvt_weight *weight, const int32_t *rows,
+                          int64_t n);
+    void (*weight_forward)(void *state, pvt_real *y, const pvt_real *x, const struct pvt_weight *weight,
+                           int64_t n, bool accumulate);
+    void (*weight_backward)(void *state, pvt_real *dx, pvt_real *dW, const pvt_real *dy, const pvt_real *x,
+                            const struct pvt_weight *weight, int64_t n);
+    /* out [O, I] ← δ·Ŵ + (1−δ)·out; δ = 1 overwrites */
+    void (*weight_dequantize)(void *state, pvt_real *out, const struct pvt_weight *weight, double delta);
+} pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
 /* Element types of tensors in files and in dense weights. The Q types are GGUF's blocks. */
@@ -1327,6 +1461,11 @@ struct pvt_ctx {
     int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
+    const pvt_device *device; /* NULL: none, and so the following; see >>device */
+    void *device_state;
+    int64_t device_peak;
+    pvt_ctx *host;     /* a plain context for what only the host does: load, save, make */
+    pvt_ctx *front;    /* of such a context: the one that it belongs to, which has the sentences */
     char error[1024];
 };
 
@@ -1400,6 +1539,7 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    if (ctx->front) ctx = ctx->front;
     pvti_printable(ctx->error, (int64_t)sizeof ctx->error, text);
     return result;
 }
@@ -1743,6 +1883,22 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads, int *isa
     return PVT_OK;
 }
 
+/* Opens the device, and makes the plain context beside it. */
+static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
+{
+    pvt_ctx_desc plain = *d;
+    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
+        d->device->real_size != sizeof(pvt_real))
+        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
+                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
+    plain.device = NULL;
+    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
+    ctx->host->front = ctx;
+    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
+    ctx->device = d->device;
+    return PVT_OK;
+}
+
 static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
 {
     int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
@@ -1780,6 +1936,13 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
         pvt_ctx_destroy(ctx);
         return pvti_ctx_no_memory(&d, n_threads);
     }
+    if (d.device) {
+        pvt_result result = pvti_ctx_open_device(ctx, &d);
+        if (result != PVT_OK) {
+            pvt_ctx_destroy(ctx);
+            return result;
+        }
+    }
     *out = ctx;
     return PVT_OK;
 }
@@ -1788,6 +1951,8 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 {
     pvt_allocator allocator;
     if (!ctx) return;
+    pvt_ctx_destroy(ctx->host);
+    if (ctx->device) ctx->device->close(ctx->device_state);
 #ifndef PVTUNE_NO_THREADS
     pvti_pool_destroy(ctx);
 #else
@@ -1805,13 +1970,155 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
 {
     pvt_ctx_info info;
+    memset(&info, 0, sizeof info);
     info.n_threads = ctx->n_threads;
     info.isa = pvti_isa_names[ctx->isa];
     info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
+    if (!ctx->device) return info;
+    info.bytes_now += ctx->host->bytes_now;
+    info.bytes_peak += ctx->host->bytes_peak;
+    info.allocations += ctx->host->allocations;
+    info.device = ctx->device->name;
+    info.device_bytes_now = ctx->device->held(ctx->device_state);
+    info.device_bytes_peak = ctx->device_peak;
     return info;
 }
 
-PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx) { ctx->bytes_peak = ctx->bytes_now; }
+PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
+{
+    ctx->bytes_peak = ctx->bytes_now;
+    if (!ctx->device) return;
+    ctx->host->bytes_peak = ctx->host->bytes_now;
+    ctx->device_peak = ctx->device->held(ctx->device_state);
+}
+// >>device
+/*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
+    nowhere else: everything above hands pointers on. */
+
+/* The first line of an op: has the context a device, the op is the device's. */
+#define PVTI_ON_DEVICE(ctx, op, ...)                             \
+    do {                                                         \
+        if ((ctx) && (ctx)->device) {                            \
+            (ctx)->device->op((ctx)->device_state, __VA_ARGS__); \
+            return;                                              \
+        }                                                        \
+    } while (0)
+
+/* The device's first error, if it knows of one by now. */
+static PVTI_UNUSED pvt_result pvti_device_check(pvt_ctx *ctx)
+{
+    const char *why = NULL;
+    pvt_result result = ctx->device ? ctx->device->status(ctx->device_state, &why) : PVT_OK;
+    if (result == PVT_OK) return PVT_OK;
+    return pvti_fail(ctx, result, "%s: %s", ctx->device->name, why ? why : pvt_result_text(result));
+}
+
+/* For what a device does not do yet. */
+static PVTI_UNUSED pvt_result pvti_host_only(pvt_ctx *ctx, const char *what)
+{
+    if (!ctx->device) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s is not possible on %s: do it in a context without a device, and bring the model over "
+                     "with pvt_model_copy",
+                     what, ctx->device->name);
+}
+
+/* Whether ops of the one context can work on what the other made. */
+static PVTI_UNUSED bool pvti_same_memory(const pvt_ctx *a, const pvt_ctx *b)
+{
+    return a == b || (!a->device && !b->device);
+}
+
+PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes)
+{
+    void *memory;
+    if (!ctx->device || bytes < 0) return pvti_alloc(ctx, bytes, 1);
+    memory = ctx->device->alloc(ctx->device_state, bytes);
+    ctx->device_peak = PVTI_MAX(ctx->device_peak, ctx->device->held(ctx->device_state));
+    if (!memory)
+        pvti_fail(ctx, PVT_ERR_MEMORY, "%s is out of memory: %lld bytes could not be allocated, %lld are in use",
+                  ctx->device->name, (long long)bytes, (long long)ctx->device->held(ctx->device_state));
+    return memory;
+}
+/* count items of a type, in the context's memory. */
+static PVTI_UNUSED void *pvti_memory(pvt_ctx *ctx, int64_t count, int64_t size)
+{
+    int64_t bytes;
+    return pvt_memory_alloc(ctx, pvti_mul(count, size, &bytes) ? bytes : -1);
+}
+#define PVTI_MEMORY(ctx, type, count) ((type *)pvti_memory(ctx, count, (int64_t)sizeof(type)))
+
+PVT_API void pvt_memory_free(pvt_ctx *ctx, void *memory)
+{
+    if (!memory) return;
+    PVTI_ON_DEVICE(ctx, free, memory);
+    pvti_free(ctx, memory);
+}
+
+PVT_API void pvt_memory_write(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, copy_in, to, from, bytes);
+    memcpy(to, from, (size_t)bytes);
+}
+
+PVT_API pvt_result pvt_memory_read(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return pvti_device_check(ctx);
+    if (!ctx->device) {
+        memcpy(to, from, (size_t)bytes);
+        return PVT_OK;
+    }
+    ctx->device->copy_out(ctx->device_state, to, from, bytes);
+    return pvti_device_check(ctx);
+}
+
+PVT_API void pvt_memory_copy(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, copy, to, from, bytes);
+    memcpy(to, from, (size_t)bytes);
+}
+
+typedef struct pvti_zeroing {
+    char *data;
+    int64_t bytes;
+} pvti_zeroing;
+
+static void pvti_zero_task(void *arg, int64_t i, int worker)
+{
+    const pvti_zeroing *z = (const pvti_zeroing *)arg;
+    int64_t from = i << 20;
+    (void)worker;
+    memset(z->data + from, 0, (size_t)PVTI_MIN(z->bytes - from, 1 << 20));
+}
+
+PVT_API void pvt_memory_zero(pvt_ctx *ctx, void *memory, int64_t bytes)
+{
+    pvti_zeroing z;
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, zero, memory, bytes);
+    z.data = (char *)memory;
+    z.bytes = bytes;
+    pvti_parallel(ctx, (z.bytes + (1 << 20) - 1) >> 20, pvti_zero_task, &z);
+}
+
+/* The same of n numbers. */
+static PVTI_UNUSED void pvti_zero(pvt_ctx *ctx, pvt_real *data, int64_t n)
+{
+    pvt_memory_zero(ctx, data, n * (int64_t)sizeof *data);
+}
+static PVTI_UNUSED void pvti_copy(pvt_ctx *ctx, pvt_real *to, const pvt_real *from, int64_t n)
+{
+    pvt_memory_copy(ctx, to, from, n * (int64_t)sizeof *to);
+}
+
+PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx)
+{
+    if (ctx->device) ctx->device->synchronise(ctx->device_state);
+    return pvti_device_check(ctx);
+}
+
 // >>simd
 /*  Vector mathematics in plain C. Loops over restrict pointers with branch-free bodies are
     turned into vector code by gcc and clang; PVTI_KERNEL compiles each for several kernel sets.
@@ -3143,6 +3450,7 @@ PVT_API void pvt_embedding_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *
                                    int64_t n, int64_t V, int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, embedding_forward, out, table, ids, n, V, C);
     job.out = out, job.a = table, job.ids = ids, job.V = V;
     pvti_job_rows(&job, pvti_embedding_forward_task);
 }
@@ -3163,6 +3471,7 @@ PVT_API void pvt_embedding_backward(pvt_ctx *ctx, pvt_real *dtable, const pvt_re
                                     int64_t n, int64_t V, int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, embedding_backward, dtable, dout, ids, n, V, C);
     job.out = dtable, job.a = dout, job.ids = ids, job.V = V;
     pvti_job_columns(&job, pvti_embedding_backward_task);
 }
@@ -3178,6 +3487,7 @@ static void pvti_bias_task(void *arg, int64_t task, int worker)
 PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_real *W,
                                 const pvt_real *bias, int64_t n, int64_t I, int64_t O)
 {
+    PVTI_ON_DEVICE(ctx, linear_forward, y, x, W, bias, n, I, O);
     if (bias) {
         pvti_rows_job job = pvti_job(ctx, n, O);
         job.out = y, job.a = bias;
@@ -3200,6 +3510,7 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
                                  const pvt_real *dy, const pvt_real *x, const pvt_real *W, int64_t n,
                                  int64_t I, int64_t O)
 {
+    PVTI_ON_DEVICE(ctx, linear_backward, dx, dW, dbias, dy, x, W, n, I, O);
     if (dx) pvti_gemm_linear(ctx, dx, I, pvti_rows(dy, O), pvti_rows(W, I), n, I, O, true);
     if (dW) pvti_gemm_linear(ctx, dW, I, pvti_cols(dy, O), pvti_rows(x, I), O, I, n, true);
     if (dbias) {
@@ -3356,6 +3667,7 @@ PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, co
                                  const pvt_real *weight, int64_t n, int64_t C, pvt_real eps)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, rmsnorm_forward, out, rstd, x, weight, n, C, eps);
     job.out = out, job.out2 = rstd, job.a = x, job.b = weight, job.eps = (double)eps;
     pvti_job_rows(&job, pvti_rmsnorm_forward_task);
 }
@@ -3378,6 +3690,7 @@ PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight,
                                   int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, rmsnorm_backward, dx, dweight, dout, x, rstd, weight, n, C);
     job.out = dx, job.out2 = dweight, job.a = dout, job.b = x, job.c = rstd, job.d = weight;
     if (dx) pvti_job_rows(&job, pvti_rmsnorm_backward_task);
     if (dweight) pvti_job_columns(&job, pvti_rmsnorm_dweight_task);
@@ -3438,6 +3751,7 @@ PVT_API void pvt_rope_table(pvt_ctx *ctx, pvt_real *cosines, pvt_real *sines, co
                             int64_t HS, int64_t pos, int64_t T)
 {
     pvti_rope_job job;
+    PVTI_ON_DEVICE(ctx, rope_table, cosines, sines, inv_freq, HS, pos, T);
     memset(&job, 0, sizeof job);
     job.out_cos = cosines, job.out_sin = sines, job.inv_freq = inv_freq;
     job.HS = HS, job.pos = pos, job.T = T, job.grain = 32;
@@ -3473,11 +3787,13 @@ static void pvti_rope(pvt_ctx *ctx, pvt_real *x, const pvt_real *cosines, const 
 PVT_API void pvt_rope_forward(pvt_ctx *ctx, pvt_real *x, const pvt_real *cosines, const pvt_real *sines,
                               int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
 {
+    PVTI_ON_DEVICE(ctx, rope_forward, x, cosines, sines, B, T, NH, HS, pairing);
     pvti_rope(ctx, x, cosines, sines, B, T, NH, HS, pairing, 1);
 }
 PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines,
                                int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
 {
+    PVTI_ON_DEVICE(ctx, rope_backward, dx, cosines, sines, B, T, NH, HS, pairing);
     pvti_rope(ctx, dx, cosines, sines, B, T, NH, HS, pairing, -1);
 }
 
@@ -3492,6 +3808,7 @@ PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gat
                                 int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, swiglu_forward, out, gate, up, n);
     job.out = out, job.a = gate, job.b = up;
     pvti_job_rows(&job, pvti_swiglu_task);
 }
@@ -3505,6 +3822,7 @@ PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, c
                                  const pvt_real *gate, const pvt_real *up, int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, swiglu_backward, dgate, dup, dout, gate, up, n);
     job.out = dgate, job.out2 = dup, job.a = dout, job.b = gate, job.c = up;
     pvti_job_rows(&job, pvti_swiglu_backward_task);
 }
@@ -3518,6 +3836,7 @@ PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a
                                   int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, residual_forward, out, a, b, n);
     job.out = out, job.a = a, job.b = b;
     pvti_job_rows(&job, pvti_residual_task);
 }
@@ -3531,6 +3850,7 @@ static void pvti_residual_backward_task(void *arg, int64_t task, int worker)
 PVT_API void pvt_residual_backward(pvt_ctx *ctx, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, residual_backward, da, db, dout, n);
     job.out = da, job.out2 = db, job.a = dout;
     pvti_job_rows(&job, pvti_residual_backward_task);
 }
@@ -3747,6 +4067,7 @@ PVT_API void pvt_attention_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *lse, c
 {
     pvti_attention a = pvti_attention_of(ctx, desc, q, k, v);
     pvt_real tiles[PVTI_ATTENTION_Q * PVTI_ATTENTION_K + 2 * PVTI_ATTENTION_Q];
+    PVTI_ON_DEVICE(ctx, attention_forward, out, lse, q, k, v, desc);
     a.out = out, a.lse = lse, a.serial = tiles;
     if (a.d.T == 1) pvti_attention_merge(&a);
     pvti_parallel(ctx, a.blocks * a.d.B * a.heads, pvti_attention_forward_task, &a);
@@ -3805,6 +4126,7 @@ PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pv
 {
     pvti_attention a = pvti_attention_of(ctx, desc, q, k, v);
     pvt_real tiles[2 * PVTI_ATTENTION_Q * PVTI_ATTENTION_K + PVTI_ATTENTION_Q];
+    PVTI_ON_DEVICE(ctx, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, desc);
     a.dq = dq, a.dk = dk, a.dv = dv, a.dout = dout, a.serial = tiles;
     a.out = (pvt_real *)out, a.lse = (pvt_real *)lse;
     pvti_parallel(ctx, a.d.B * a.d.NKV, pvti_attention_backward_task, &a);
@@ -3960,14 +4282,16 @@ PVT_API void pvt_softmax_update(pvt_ctx *ctx, pvt_softmax_row *rows, const pvt_r
                                 const int32_t *targets, int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, v0, VS, ld);
+    PVTI_ON_DEVICE(ctx, softmax_update, rows, logits, targets, n, v0, VS, ld);
     job.rows = rows, job.logits = logits;
     if (VS > 0) pvti_loss_run(&job, pvti_softmax_update_task);
 }
 
-PVT_API void pvt_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+PVT_API void pvt_softmax_finish(pvt_ctx *ctx, double *lse, double *loss, const pvt_softmax_row *rows,
                                 const int32_t *targets, int64_t n)
 {
     int64_t i;
+    PVTI_ON_DEVICE(ctx, softmax_finish, lse, loss, rows, targets, n);
     for (i = 0; i < n; i++) {
         bool counts = !targets || targets[i] >= 0;
         double value = counts ? rows[i].max + pvti_log(rows[i].sum) : 0;
@@ -3995,6 +4319,7 @@ PVT_API void pvt_cross_entropy_backward(pvt_ctx *ctx, pvt_real *logits, const do
                                         int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, v0, VS, ld);
+    PVTI_ON_DEVICE(ctx, cross_entropy_backward, logits, lse, targets, scale, n, v0, VS, ld);
     job.student = logits, job.lse = lse, job.scale = scale;
     pvti_loss_run(&job, pvti_cross_entropy_backward_task);
 }
@@ -4014,6 +4339,7 @@ PVT_API void pvt_kl_forward(pvt_ctx *ctx, double *loss, const pvt_real *student,
                             int64_t n, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, 0, VS, ld);
+    PVTI_ON_DEVICE(ctx, kl_forward, loss, student, student_lse, teacher, teacher_lse, targets, n, VS, ld);
     job.loss = loss, job.logits = student, job.lse = student_lse, job.teacher = teacher,
     job.teacher_lse = teacher_lse;
     pvti_loss_run(&job, pvti_kl_forward_task);
@@ -4037,6 +4363,7 @@ PVT_API void pvt_kl_backward(pvt_ctx *ctx, pvt_real *student, const double *stud
                              double scale, int64_t n, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, 0, VS, ld);
+    PVTI_ON_DEVICE(ctx, kl_backward, student, student_lse, teacher, teacher_lse, targets, scale, n, VS, ld);
     job.student = student, job.lse = student_lse, job.teacher = teacher, job.teacher_lse = teacher_lse;
     job.scale = scale;
     pvti_loss_run(&job, pvti_kl_backward_task);
@@ -4079,11 +4406,13 @@ static double pvti_mse(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_
 }
 PVT_API double pvt_mse_forward(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t n)
 {
+    if (ctx && ctx->device) return ctx->device->mse_forward(ctx->device_state, a, b, n);
     return pvti_mse(ctx, NULL, a, b, 0, n);
 }
 PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
                               int64_t n)
 {
+    PVTI_ON_DEVICE(ctx, mse_backward, da, a, b, scale, n);
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
 #if PVTUNE_LAYER >= 1
@@ -5236,6 +5565,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
                                int64_t n)
 {
     pvti_rows_args a;
+    PVTI_ON_DEVICE(ctx, weight_lookup, out, weight, rows, n);
     a.out = out, a.weight = weight, a.rows = rows;
     pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
@@ -5424,6 +5754,7 @@ static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
+    PVTI_ON_DEVICE(ctx, weight_forward, y, x, weight, n, accumulate);
 #if !PVTI_REAL_IS_DOUBLE
     if (n == 1 && pvti_lookup_forward(ctx, &y, x, &weight, 1, accumulate)) return;
     if (n == 1 && pvti_gather_forward(ctx, y, x, weight, accumulate)) return;
@@ -5447,6 +5778,7 @@ static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, c
 PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n)
 {
+    PVTI_ON_DEVICE(ctx, weight_backward, dx, dW, dy, x, weight, n);
     if (dx)
         pvti_gemm_linear(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
                   weight->I, weight->O, true);
@@ -14565,26 +14897,6 @@ static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
     memset(b, 0, sizeof *b);
 }
 
-typedef struct pvti_zeroing {
-    char *data;
-    int64_t bytes;
-} pvti_zeroing;
-
-static void pvti_zero_task(void *arg, int64_t i, int worker)
-{
-    const pvti_zeroing *z = (const pvti_zeroing *)arg;
-    int64_t from = i << 20;
-    (void)worker;
-    memset(z->data + from, 0, (size_t)PVTI_MIN(z->bytes - from, 1 << 20));
-}
-
-static void pvti_zero(pvt_ctx *ctx, pvt_real *data, int64_t n)
-{
-    pvti_zeroing z;
-    z.data = (char *)data, z.bytes = n * (int64_t)sizeof *data;
-    pvti_parallel(ctx, (z.bytes + (1 << 20) - 1) >> 20, pvti_zero_task, &z);
-}
-
 static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
                               int64_t T)
 {
@@ -15010,18 +15322,18 @@ static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t fir
     memset(rows, 0, (size_t)n * sizeof *rows);
     if (desc->teacher) {
         pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
-        pvt_softmax_finish(lse, NULL, rows, NULL, n);
+        pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
         pvt_weight_forward(ctx, teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
                            &desc->teacher->head, n, false);
         memset(rows, 0, (size_t)n * sizeof *rows);
         pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
-        pvt_softmax_finish(teacher_lse, NULL, rows, NULL, n);
+        pvt_softmax_finish(ctx, teacher_lse, NULL, rows, NULL, n);
         memset(loss, 0, (size_t)n * sizeof *loss);
         pvt_kl_forward(ctx, loss, logits, lse, teacher, teacher_lse, targets, n, V, V);
         if (backward) pvt_kl_backward(ctx, logits, lse, teacher, teacher_lse, targets, scale, n, V, V);
     } else {
         pvt_softmax_update(ctx, rows, logits, targets, n, 0, V, V);
-        pvt_softmax_finish(lse, loss, rows, targets, n);
+        pvt_softmax_finish(ctx, lse, loss, rows, targets, n);
         if (backward) pvt_cross_entropy_backward(ctx, logits, lse, targets, scale, n, 0, V, V);
     }
     if (backward)

@@ -1030,7 +1030,8 @@ typedef struct pvt_run_desc {
 
 /* The model must outlive the run, and keep its shape: codes and values may change, also
    representations, but not between a forward and its backward (but see pvt_grad_fn). All memory
-   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY. */
+   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY, MISMATCH (the model lies
+   in another device's memory). */
 PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out);
 PVT_API void pvt_run_free(pvt_run *run);
@@ -1041,7 +1042,7 @@ PVT_API void pvt_run_reset(pvt_run *run);
 /* ids [B, T] → final hidden states (after the last norm), kept in the run; and, when logits is
    not NULL, logits [B, T, V]. Errors: ARGUMENT (sizes; an id outside the vocabulary). */
 PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits);
-/* Final hidden states of the last forward, [B, T, C]. */
+/* Final hidden states of the last forward, [B, T, C], in the context's memory. */
 PVT_API const pvt_real *pvt_run_hidden(const pvt_run *run);
 /* logits [n, V] of rows first … first+n−1 of the last forward's B·T. Errors: ARGUMENT. */
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits);
@@ -1065,8 +1066,8 @@ typedef struct pvt_loss_desc {
    whose target is −1. Errors: ARGUMENT, MISMATCH (the teacher's vocabulary). */
 PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                 double *per_token);
-/* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's and
-   is reused after the call. The tensor may be updated right then: nothing that is left of this
+/* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's (the context's:
+   see the section device) and is reused after the call. The tensor may be updated right then: nothing that is left of this
    backward reads it. Non-OK stops backward. */
 typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
 /* Back-propagates the loss of the last forward (train must be set); one backward per forward.
@@ -1076,7 +1077,7 @@ typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
    Errors: ARGUMENT, MISMATCH, and whatever sink returns. */
 PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                     pvt_grad_fn *sink, void *user);
-/* The held gradient of a tensor (accumulate); NULL when there is none. */
+/* The held gradient of a tensor (accumulate), in the context's memory; NULL when there is none. */
 PVT_API const pvt_real *pvt_run_grad(const pvt_run *run, int64_t tensor);
 PVT_API void pvt_run_zero_grad(pvt_run *run);
 
@@ -5520,11 +5521,11 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
     memset(out, 0, sizeof *out);
     if (!pvti_mul(O, I, &n) || n < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a weight must have rows and columns");
-    data = PVTI_NEW(ctx, pvt_real, n);
+    data = PVTI_MEMORY(ctx, pvt_real, n);
     if (!data) return PVT_ERR_MEMORY;
-    if (fill) memcpy(data, fill, (size_t)n * sizeof *data);
+    if (fill) pvt_memory_write(ctx, data, fill, n * (int64_t)sizeof *data);
     result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out);
-    if (result != PVT_OK) pvti_free(ctx, data);
+    if (result != PVT_OK) pvt_memory_free(ctx, data);
     out->owned = result == PVT_OK;
     return result;
 }
@@ -5544,6 +5545,7 @@ static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transpose
 
 PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
+    PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
 }
 
@@ -5798,10 +5800,10 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
 {
     if (!weight || !weight->ctx) return;
     if (weight->owned) {
-        pvti_free(weight->ctx, (void *)(uintptr_t)weight->data);
-        pvti_free(weight->ctx, weight->codes);
-        pvti_free(weight->ctx, weight->codebooks);
-        pvti_free(weight->ctx, weight->scales);
+        pvt_memory_free(weight->ctx, (void *)(uintptr_t)weight->data);
+        pvt_memory_free(weight->ctx, weight->codes);
+        pvt_memory_free(weight->ctx, weight->codebooks);
+        pvt_memory_free(weight->ctx, weight->scales);
     }
     pvti_free(weight->ctx, weight->lookup); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
@@ -6512,6 +6514,7 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     double inverse;
     int16_t *across;
     uint8_t *codes;
+    if (weight->ctx->device) return PVT_OK;
     if (!weight->lookup && pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
     if (weight->lookup || !pvti_lookup_fits(weight)) return PVT_OK;
     M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
@@ -8236,12 +8239,70 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, arrays, &n));
     out->kind = &pvti_kind_aqlm;
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
-    out->codes = pvti_alloc(ctx, arrays[0].bytes, 1);
-    out->codebooks = (pvt_real *)pvti_alloc(ctx, arrays[1].bytes, 1);
-    out->scales = (pvt_real *)pvti_alloc(ctx, arrays[2].bytes, 1);
+    out->codes = pvt_memory_alloc(ctx, arrays[0].bytes);
+    out->codebooks = (pvt_real *)pvt_memory_alloc(ctx, arrays[1].bytes);
+    out->scales = (pvt_real *)pvt_memory_alloc(ctx, arrays[2].bytes);
     if (out->codes && out->codebooks && out->scales) return PVT_OK;
     pvt_weight_free(out);
     return PVT_ERR_MEMORY;
+}
+
+/* bytes from the memory of one context to that of another. */
+static PVTI_UNUSED pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from,
+                                            int64_t bytes)
+{
+    char piece[4096];
+    int64_t at, n;
+    if (pvti_same_memory(ctx, source)) {
+        pvt_memory_copy(ctx, to, from, bytes);
+        return PVT_OK;
+    }
+    if (!source->device) {
+        pvt_memory_write(ctx, to, from, bytes);
+        return PVT_OK;
+    }
+    if (!ctx->device) {
+        pvt_result result = pvt_memory_read(source, to, from, bytes);
+        return result == PVT_OK ? PVT_OK : pvti_fail(ctx, result, "%s", pvt_ctx_error(source));
+    }
+    for (at = 0; at < bytes; at += n) {
+        n = PVTI_MIN(bytes - at, (int64_t)sizeof piece);
+        PVTI_TRY(pvti_transfer(ctx->host, piece, source, (const char *)from + at, n));
+        pvt_memory_write(ctx, (char *)to + at, piece, n);
+    }
+    return PVT_OK;
+}
+
+/* A copy that owns its arrays, each as it is, in ctx's memory. */
+static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    pvt_array from[PVT_MAX_ARRAYS], to[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, from), i;
+    pvt_result result = PVT_OK;
+    if (weight->format.kind == PVT_FORMAT_DENSE) {
+        void *data = pvt_memory_alloc(ctx, from[0].bytes);
+        memset(out, 0, sizeof *out);
+        if (!data) return PVT_ERR_MEMORY;
+        PVTI_TRY(pvt_weight_borrow(ctx, data, weight->dtype, weight->O, weight->I, out));
+        out->owned = true;
+    } else {
+        PVTI_TRY(pvti_weight_alloc(ctx, &weight->format, weight->O, weight->I, "a copy", out));
+    }
+    pvt_weight_arrays(out, to);
+    for (i = 0; i < n && result == PVT_OK; i++)
+        result = pvti_transfer(ctx, (void *)(uintptr_t)to[i].data, weight->ctx, from[i].data, from[i].bytes);
+    if (result != PVT_OK) pvt_weight_free(out);
+    return result;
+}
+
+/* What was made on the host goes over to the device: *weight becomes the copy. */
+static pvt_result pvti_weight_move(pvt_ctx *ctx, pvt_weight *weight)
+{
+    pvt_weight own;
+    pvt_result result = pvti_weight_take(ctx, weight, &own);
+    pvt_weight_free(weight);
+    if (result == PVT_OK) *weight = own;
+    return result;
 }
 
 /* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is
@@ -8307,6 +8368,10 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
     int wanted;
     if (!name) name = "weight";
     memset(out, 0, sizeof *out);
+    if (ctx->device) {
+        PVTI_TRY(pvt_weight_from_arrays(ctx->host, format, O, I, arrays, n, name, out));
+        return pvti_weight_move(ctx, out);
+    }
     PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, want, &wanted));
     if (n != wanted)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
@@ -8347,6 +8412,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_host_only(ctx, "fitting a weight"));
     stats->seconds = pvti_seconds();
     if (d.epochs < 1 || d.cg_steps < 1 || d.kmeans_steps < 1 || d.beam < 1 || d.beam > PVTI_MAX_BEAM)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -14403,6 +14469,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     pvt_real *row;
     uint8_t *blocks;
     if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
     if (C % 32)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
                          (long long)C);
@@ -14454,7 +14521,7 @@ PVT_API void pvt_model_free(pvt_model *model)
     pvti_source_close(model->source);
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
-    pvti_free(model->ctx, model->norm_data);
+    pvt_memory_free(model->ctx, model->norm_data);
     pvti_free(model->ctx, model->norm_types);
     pvti_free(model->ctx, model->rope_factors);
     pvti_free(model->ctx, model);
@@ -14471,7 +14538,7 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->config = *config;
     model->bos = -1;
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
-    model->norm_data = PVTI_NEW(ctx, pvt_real, n);
+    model->norm_data = PVTI_MEMORY(ctx, pvt_real, n);
     model->norm_types = PVTI_NEW(ctx, pvt_dtype, PVTI_NORMS * config->layers + 1);
     if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
     if (!model->layers || !model->norm_data || !model->norm_types ||
@@ -14482,7 +14549,7 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     if (config->rope_factors)
         memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
     model->config.rope_factors = model->rope_factors;
-    for (i = 0; i < n; i++) model->norm_data[i] = 1;
+    for (i = 0; i < n && !ctx->device; i++) model->norm_data[i] = 1; /* on a device it is a copy, see below */
     for (l = 0; l < config->layers; l++)
         for (i = 0; i < PVTI_NORMS; i++)
             model->layers[l].norm[i] = model->norm_data + (PVTI_NORMS * l + i) * C;
@@ -14668,6 +14735,84 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
     return PVT_OK;
 }
 
+/* A copy that owns its arrays, in ctx's memory: dense weights as pvt_real, codes as they are. */
+static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    pvt_weight taken;
+    pvt_result result;
+    if (weight->format.kind != PVT_FORMAT_DENSE || weight->dtype == PVTI_DTYPE_REAL)
+        return pvti_weight_take(ctx, weight, out);
+    if (!pvti_same_memory(ctx, weight->ctx)) {
+        PVTI_TRY(pvti_weight_take(ctx, weight, &taken));
+        result = pvti_weight_copy(ctx, &taken, out);
+        pvt_weight_free(&taken);
+        return result;
+    }
+    PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
+    pvt_weight_dequantize(weight, (pvt_real *)(uintptr_t)out->data);
+    return PVT_OK;
+}
+
+typedef pvt_result pvti_copy_fn(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out);
+
+static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to, pvti_copy_fn *copy)
+{
+    int64_t l, j;
+    PVTI_TRY(copy(to->ctx, &from->embed, &to->embed));
+    for (l = 0; l < from->config.layers; l++)
+        for (j = 0; j < PVTI_LINEARS; j++)
+            PVTI_TRY(copy(to->ctx, &from->layers[l].linear[j], &to->layers[l].linear[j]));
+    if (from->config.tied) return pvti_model_tie(to);
+    return copy(to->ctx, &from->head, &to->head);
+}
+
+static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_copy_fn *copy_weight,
+                                     pvt_model **out)
+{
+    int64_t norms = (PVTI_NORMS * model->config.layers + 1) * model->config.dim;
+    pvt_model *copy;
+    pvt_result result;
+    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
+    copy = *out;
+    copy->bos = model->bos, copy->n_eos = model->n_eos;
+    memcpy(copy->eos, model->eos, sizeof copy->eos);
+    result = pvti_transfer(ctx, copy->norm_data, model->ctx, model->norm_data, norms * (int64_t)sizeof(pvt_real));
+    if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
+    if (result == PVT_OK && model->generation_config) {
+        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
+        copy->generation_config_bytes = model->generation_config_bytes;
+        if (copy->generation_config)
+            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
+        else result = PVT_ERR_MEMORY;
+    }
+    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
+    else copy->tokenizer = pvti_tokenizer_share(model->tokenizer);
+    return result;
+}
+
+PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
+{
+    return pvti_model_copy_as(ctx, model, pvti_weight_copy, out);
+}
+
+/* What was made on the host goes over to ctx's device, every tensor as it is: *model becomes that. The files
+   stay open, for what is asked about them. */
+static pvt_result pvti_model_move(pvt_ctx *ctx, pvt_model **model)
+{
+    pvt_model *from = *model, *to;
+    pvt_result result = pvti_model_copy_as(ctx, from, pvti_weight_take, &to);
+    *model = NULL;
+    if (result == PVT_OK) {
+        memcpy(to->norm_types, from->norm_types,
+               (size_t)(PVTI_NORMS * to->config.layers + 1) * sizeof *to->norm_types);
+        to->source = from->source;
+        from->source = NULL;
+        *model = to;
+    }
+    pvt_model_free(from);
+    return result;
+}
+
 static pvt_result pvti_model_randomize(pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
@@ -14689,6 +14834,10 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     pvt_model_config c = *config;
     pvt_result result;
     *out = NULL;
+    if (ctx->device) {
+        PVTI_TRY(pvt_model_create(ctx->host, config, out));
+        return pvti_model_move(ctx, out);
+    }
     if (!c.family[0]) snprintf(c.family, sizeof c.family, "llama");
     if (!c.kv_heads) c.kv_heads = c.heads;
     if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
@@ -14698,59 +14847,6 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     PVTI_TRY(pvti_model_new(ctx, &c, out));
     result = pvti_model_randomize(*out);
     if (result != PVT_OK) pvt_model_free(*out), *out = NULL;
-    return result;
-}
-
-/* A copy that owns its arrays: dense weights as pvt_real, codes as they are. */
-static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
-{
-    const pvt_format *f = &weight->format;
-    int64_t groups;
-    if (f->kind == PVT_FORMAT_DENSE) {
-        PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
-        pvt_weight_dequantize(weight, (pvt_real *)(uintptr_t)out->data);
-        return PVT_OK;
-    }
-    PVTI_TRY(pvti_weight_alloc(ctx, f, weight->O, weight->I, "a copy", out));
-    groups = weight->O / f->out_group * (weight->I / f->in_group);
-    memcpy(out->codes, weight->codes, (size_t)(groups * f->codebooks * (f->bits <= 8 ? 1 : 2)));
-    memcpy(out->codebooks, weight->codebooks,
-           (size_t)(f->codebooks * ((int64_t)1 << f->bits) * f->out_group * f->in_group) * sizeof(pvt_real));
-    memcpy(out->scales, weight->scales, (size_t)(weight->O / f->out_group) * sizeof(pvt_real));
-    return PVT_OK;
-}
-
-static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to)
-{
-    int64_t l, j;
-    PVTI_TRY(pvti_weight_copy(to->ctx, &from->embed, &to->embed));
-    for (l = 0; l < from->config.layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++)
-            PVTI_TRY(pvti_weight_copy(to->ctx, &from->layers[l].linear[j], &to->layers[l].linear[j]));
-    if (from->config.tied) return pvti_model_tie(to);
-    return pvti_weight_copy(to->ctx, &from->head, &to->head);
-}
-
-PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
-{
-    pvt_model *copy;
-    pvt_result result;
-    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
-    copy = *out;
-    memcpy(copy->norm_data, model->norm_data,
-           (size_t)((PVTI_NORMS * model->config.layers + 1) * model->config.dim) * sizeof(pvt_real));
-    copy->bos = model->bos, copy->n_eos = model->n_eos;
-    memcpy(copy->eos, model->eos, sizeof copy->eos);
-    result = pvti_model_copy_weights(model, copy);
-    if (result == PVT_OK && model->generation_config) {
-        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
-        copy->generation_config_bytes = model->generation_config_bytes;
-        if (copy->generation_config)
-            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
-        else result = PVT_ERR_MEMORY;
-    }
-    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
-    else copy->tokenizer = pvti_tokenizer_share(model->tokenizer);
     return result;
 }
 
@@ -14797,7 +14893,7 @@ typedef struct pvti_blocks {
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
     pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
-    void *memory;
+    void *memory, *host_memory;
 } pvti_blocks;
 
 /* Keys and values of earlier tokens, of one layer. */
@@ -14807,28 +14903,42 @@ typedef struct pvti_cache {
 } pvti_cache;
 
 /* Hands out pieces of one allocation. Without memory (base NULL) it only counts, so that the
-   same code says how much is needed and then cuts it up. */
+   same code says how much is needed and then cuts it up. What the host itself reads (pointers, ids)
+   comes, when ops compute in a device's memory, from an allocation apart. */
 typedef struct pvti_carver {
-    char *base;
-    int64_t bytes;
-    bool overflow;
+    char *base, *host;
+    int64_t bytes, host_bytes;
+    bool apart, overflow;
 } pvti_carver;
 
-static void *pvti_carve(pvti_carver *carver, int64_t rows, int64_t columns, int64_t size)
+static pvti_carver pvti_carver_begin(const pvt_ctx *ctx, void *base, void *host)
 {
-    int64_t bytes, end;
-    char *piece = carver->base ? carver->base + carver->bytes : NULL;
+    pvti_carver carver;
+    memset(&carver, 0, sizeof carver);
+    carver.base = (char *)base;
+    carver.host = (char *)host;
+    carver.apart = ctx->device != NULL;
+    return carver;
+}
+
+static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t columns, int64_t size)
+{
+    bool apart = host && carver->apart;
+    int64_t bytes, end, *used = apart ? &carver->host_bytes : &carver->bytes;
+    char *base = apart ? carver->host : carver->base, *piece = base ? base + *used : NULL;
     if (!pvti_mul(rows, columns, &bytes) || !pvti_mul(bytes, size, &bytes) ||
         !pvti_add(bytes, PVTI_ALIGN - 1, &bytes) ||
-        !pvti_add(carver->bytes, bytes & -(int64_t)PVTI_ALIGN, &end)) {
+        !pvti_add(*used, bytes & -(int64_t)PVTI_ALIGN, &end)) {
         carver->overflow = true;
         return NULL;
     }
-    carver->bytes = end;
+    *used = end;
     return piece;
 }
-#define PVTI_CARVE(carver, type, rows, columns)                                                              \
-    ((type *)pvti_carve(carver, rows, columns, (int64_t)sizeof(type)))
+#define PVTI_CARVE(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, false, rows, columns, (int64_t)sizeof(type)))
+#define PVTI_CARVE_HOST(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
 
 /* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
 static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
@@ -14841,7 +14951,7 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     a = PVTI_CARVE(c, pvt_real, n, g->dim);
     m = PVTI_CARVE(c, pvt_real, n, g->dim);
     h = PVTI_CARVE(c, pvt_real, n, g->ff);
-    b->acts = PVTI_CARVE(c, pvti_acts, b->n_acts, 1);
+    b->acts = PVTI_CARVE_HOST(c, pvti_acts, b->n_acts, 1);
     for (i = 0; i < b->n_acts; i++) {
         pvti_acts counted, *s = b->acts ? &b->acts[i] : &counted;
         s->q = PVTI_CARVE(c, pvt_real, n, Q);
@@ -14873,28 +14983,33 @@ static void pvti_blocks_rope(pvti_blocks *b)
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
+static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+{
+    if (b->memory) pvt_memory_free(b->ctx, b->memory);
+    if (b->host_memory) pvti_free(b->ctx, b->host_memory);
+    memset(b, 0, sizeof *b);
+}
+
 /* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
 static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
                                                  int64_t positions, int64_t n_acts, bool train,
                                                  pvti_blocks *b)
 {
-    pvti_carver carver;
-    memset(b, 0, sizeof *b), memset(&carver, 0, sizeof carver);
+    pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
+    memset(b, 0, sizeof *b);
     b->ctx = ctx, b->config = *config, b->tokens = tokens, b->positions = positions, b->n_acts = n_acts,
     b->train = train;
     pvti_blocks_layout(b, &carver);
-    b->memory = pvti_alloc(ctx, carver.overflow ? -1 : carver.bytes, 1);
-    if (!b->memory) return PVT_ERR_MEMORY;
-    carver.base = (char *)b->memory, carver.bytes = 0;
+    b->memory = pvt_memory_alloc(ctx, carver.overflow ? -1 : carver.bytes);
+    if (carver.apart) b->host_memory = pvti_alloc(ctx, carver.host_bytes, 1);
+    if (!b->memory || (carver.apart && !b->host_memory)) {
+        pvti_blocks_free(b);
+        return PVT_ERR_MEMORY;
+    }
+    carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
     pvti_blocks_layout(b, &carver);
     pvti_blocks_rope(b);
     return PVT_OK;
-}
-
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
-{
-    if (b->memory) pvti_free(b->ctx, b->memory);
-    memset(b, 0, sizeof *b);
 }
 
 static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
@@ -14903,8 +15018,8 @@ static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, con
     int64_t KV = b->config.kv_heads * b->config.head_dim, i;
     for (i = 0; i < B; i++) {
         int64_t to = (i * b->positions + cache->pos) * KV;
-        memcpy(cache->k + to, s->k + i * T * KV, (size_t)(T * KV) * sizeof(pvt_real));
-        memcpy(cache->v + to, s->v + i * T * KV, (size_t)(T * KV) * sizeof(pvt_real));
+        pvti_copy(b->ctx, cache->k + to, s->k + i * T * KV, T * KV);
+        pvti_copy(b->ctx, cache->v + to, s->v + i * T * KV, T * KV);
     }
 }
 
@@ -15024,12 +15139,14 @@ struct pvt_run {
     pvt_softmax_row *rows; /* [n], and so are the following */
     double *lse, *teacher_lse, *loss;
     int32_t *ids, *targets;
+    double *host_loss; /* the host's copies: with a device apart, else the same arrays */
+    int32_t *host_ids, *host_targets;
     pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
     int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
     bool *frozen;                /* [tensors] */
     pvt_real **grads;            /* [tensors]; without `accumulate` the layers share theirs */
-    void *memory, *grads_memory;
-    int64_t bytes, bytes_grads;
+    void *memory, *host_memory, *grads_memory;
+    int64_t bytes, host_bytes, bytes_grads; /* host_bytes: what lies apart */
 };
 
 #define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
@@ -15046,13 +15163,16 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->hidden = PVTI_CARVE(c, pvt_real, n, C);
     run->rstd = PVTI_CARVE(c, pvt_real, n, 1);
     run->ids = PVTI_CARVE(c, int32_t, n, 1);
-    run->frozen = PVTI_CARVE(c, bool, tensors, 1);
-    run->grads = PVTI_CARVE(c, pvt_real *, tensors, 1);
+    run->host_ids = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->ids;
+    run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
+    run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
     if (d->cache) {
         run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
         run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
+        run->logits_n = c->apart ? g->vocab : 0; /* on their way to the host */
+        run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
         return;
     }
     run->logits_n = PVTI_MIN(PVTI_MAX(PVTI_LOGITS, 128 * g->vocab),
@@ -15064,6 +15184,8 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->teacher_lse = PVTI_CARVE(c, double, n, 1);
     run->loss = PVTI_CARVE(c, double, n, 1);
     run->targets = PVTI_CARVE(c, int32_t, n, 1);
+    run->host_loss = c->apart ? PVTI_CARVE_HOST(c, double, n, 1) : run->loss;
+    run->host_targets = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->targets;
     if (!d->train) return;
     run->dx = PVTI_CARVE(c, pvt_real, n, C);
     run->dhidden = PVTI_CARVE(c, pvt_real, n, C);
@@ -15092,10 +15214,9 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
 {
     const pvt_model_config *g = &model->config;
     pvt_run_desc *d = &run->desc;
-    pvti_carver one, two, grads;
+    pvti_carver one = pvti_carver_begin(ctx, NULL, NULL), two = one, grads = one;
     int64_t limit;
     memset(run, 0, sizeof *run);
-    memset(&one, 0, sizeof one), memset(&two, 0, sizeof two), memset(&grads, 0, sizeof grads);
     run->ctx = ctx, run->model = model, run->blocks.ctx = ctx;
     if (desc) *d = *desc;
     if (d->max_batch == 0) d->max_batch = 1;
@@ -15121,21 +15242,23 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
             run->blocks.n_acts = PVTI_MIN(g->layers, 1 + (limit - one.bytes) / (two.bytes - one.bytes));
         else run->blocks.n_acts = 1;
     }
-    memset(&one, 0, sizeof one);
+    one = pvti_carver_begin(ctx, NULL, NULL);
     pvti_run_layout(run, &one);
     pvti_run_layout_grads(run, &grads);
     if (one.overflow || grads.overflow)
         return pvti_fail(ctx, PVT_ERR_MEMORY, "a run of %lld tokens needs more memory than can be addressed",
                          (long long)d->max_tokens);
     run->bytes = one.bytes, run->bytes_grads = grads.bytes;
+    run->host_bytes = one.host_bytes;
     return PVT_OK;
 }
 
 PVT_API void pvt_run_free(pvt_run *run)
 {
     if (!run) return;
-    pvti_free(run->ctx, run->memory);
-    pvti_free(run->ctx, run->grads_memory);
+    pvt_memory_free(run->ctx, run->memory);
+    pvt_memory_free(run->ctx, run->grads_memory);
+    pvti_free(run->ctx, run->host_memory);
     pvti_free(run->ctx, run);
 }
 
@@ -15144,7 +15267,8 @@ PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
     pvt_run run;
     int64_t bytes;
     if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
-        !pvti_add(run.bytes, run.bytes_grads, &bytes) || !pvti_add(bytes, (int64_t)sizeof run, &bytes))
+        !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
+        !pvti_add(bytes, run.host_bytes + (int64_t)sizeof run, &bytes))
         return INT64_MAX;
     return bytes;
 }
@@ -15156,21 +15280,23 @@ PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pv
     pvti_carver carver;
     int64_t i, tensors = pvt_model_tensors(model);
     *out = NULL;
-    memset(&carver, 0, sizeof carver);
+    if (!pvti_same_memory(ctx, model->ctx))
+        return pvti_fail(ctx, PVT_ERR_MISMATCH,
+                         "the model lies in the memory of another device; pvt_model_copy brings it over");
     PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
     run = PVTI_NEW(ctx, pvt_run, 1);
     if (!run) return PVT_ERR_MEMORY;
     *run = plan;
-    run->memory = pvti_alloc(ctx, run->bytes, 1);
-    run->grads_memory = pvti_alloc(ctx, run->bytes_grads, 1);
-    if (!run->memory || !run->grads_memory) {
+    run->memory = pvt_memory_alloc(ctx, run->bytes);
+    run->grads_memory = pvt_memory_alloc(ctx, run->bytes_grads);
+    if (ctx->device) run->host_memory = pvti_alloc(ctx, run->host_bytes, 1);
+    if (!run->memory || !run->grads_memory || (ctx->device && !run->host_memory)) {
         pvt_run_free(run);
         return PVT_ERR_MEMORY;
     }
-    carver.base = (char *)run->memory;
+    carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
     pvti_run_layout(run, &carver);
-    memset(&carver, 0, sizeof carver);
-    carver.base = (char *)run->grads_memory;
+    carver = pvti_carver_begin(ctx, run->grads_memory, NULL);
     pvti_run_layout_grads(run, &carver);
     for (i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
@@ -15182,7 +15308,7 @@ PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pv
 PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run)
 {
     pvt_run_info info;
-    info.bytes = run->bytes + run->bytes_grads + (int64_t)sizeof *run;
+    info.bytes = run->bytes + run->bytes_grads + run->host_bytes + (int64_t)sizeof *run;
     info.bytes_gradients = run->bytes_grads;
     info.layers_kept = run->desc.train ? run->blocks.n_acts : 0;
     info.position = run->pos;
@@ -15231,13 +15357,29 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
 
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
 {
+    int64_t V = run->model->config.vocab, i;
+    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
     if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
                          (long long)first, (long long)(run->B * run->T));
-    pvt_weight_forward(run->ctx, logits, run->hidden + first * run->model->config.dim, &run->model->head, n,
-                       false);
+    if (!run->ctx->device) {
+        pvt_weight_forward(run->ctx, logits, hidden, &run->model->head, n, false);
+        return PVT_OK;
+    }
+    for (i = 0; i < n; i += run->logits_n / V) {
+        int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
+        pvt_weight_forward(run->ctx, run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
+                           false);
+        PVTI_TRY(pvt_memory_read(run->ctx, logits + i * V, run->logits, rows * V * (int64_t)sizeof *logits));
+    }
     return PVT_OK;
+}
+
+/* The host's copy of an array of the run's goes to where ops read it. */
+static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t bytes)
+{
+    if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
 }
 
 PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
@@ -15247,8 +15389,9 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
     int64_t n, l;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
     n = B * T;
-    memcpy(run->ids, ids, (size_t)n * sizeof *ids);
-    pvt_weight_lookup(run->ctx, run->x, &model->embed, ids, n);
+    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
+    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
+    pvt_weight_lookup(run->ctx, run->x, &model->embed, run->ids, n);
     for (l = 0; l < g->layers; l++) {
         pvti_cache cache;
         if (run->desc.cache) { /* laid out at creation, so that this size fits */
@@ -15263,6 +15406,7 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
                         g->dim, (pvt_real)g->norm_eps);
     run->B = B, run->T = T, run->backward_done = false;
     if (run->desc.cache) run->pos += T, run->cache_batch = B;
+    PVTI_TRY(pvti_device_check(run->ctx));
     return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
 }
 
@@ -15284,6 +15428,9 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     if (!desc->teacher) return PVT_OK;
     if (!desc->teacher_hidden)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT, "a teacher without its hidden states");
+    if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
+        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
+                         "the teacher lies in the memory of another device; pvt_model_copy brings it over");
     if (desc->teacher->config.vocab != V)
         return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
@@ -15292,16 +15439,17 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     return PVT_OK;
 }
 
-/* What counts: run->targets as the losses want them; how many. KL without targets counts all. */
+/* What counts: the targets as the losses want them; how many. KL without targets counts all. */
 static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
 {
     int64_t n = run->B * run->T, count = 0, i;
     for (i = 0; i < n; i++) {
         bool last = i % run->T == run->T - 1;
-        if (desc->targets) run->targets[i] = desc->targets[i];
-        else run->targets[i] = desc->teacher ? 0 : last ? -1 : run->ids[i + 1];
-        count += run->targets[i] >= 0;
+        if (desc->targets) run->host_targets[i] = desc->targets[i];
+        else run->host_targets[i] = desc->teacher ? 0 : last ? -1 : run->host_ids[i + 1];
+        count += run->host_targets[i] >= 0;
     }
+    pvti_run_send(run, run->targets, run->host_targets, n * (int64_t)sizeof *run->targets);
     return count;
 }
 
@@ -15319,16 +15467,16 @@ static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t fir
     pvt_softmax_row *rows = run->rows + first;
 
     pvt_weight_forward(ctx, logits, hidden, &run->model->head, n, false);
-    memset(rows, 0, (size_t)n * sizeof *rows);
+    pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
     if (desc->teacher) {
         pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
         pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
         pvt_weight_forward(ctx, teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
                            &desc->teacher->head, n, false);
-        memset(rows, 0, (size_t)n * sizeof *rows);
+        pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
         pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
         pvt_softmax_finish(ctx, teacher_lse, NULL, rows, NULL, n);
-        memset(loss, 0, (size_t)n * sizeof *loss);
+        pvt_memory_zero(ctx, loss, n * (int64_t)sizeof *loss);
         pvt_kl_forward(ctx, loss, logits, lse, teacher, teacher_lse, targets, n, V, V);
         if (backward) pvt_kl_backward(ctx, logits, lse, teacher, teacher_lse, targets, scale, n, V, V);
     } else {
@@ -15353,8 +15501,10 @@ static pvt_result pvti_run_head(pvt_run *run, const pvt_loss_desc *desc, double 
     rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
     if (backward) pvti_zero(run->ctx, run->dhidden, n * run->model->config.dim);
     for (i = 0; i < n; i += rows) pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
-    for (i = 0; i < n; i++) total += run->loss[i];
-    if (per_token) memcpy(per_token, run->loss, (size_t)n * sizeof *per_token);
+    if (run->host_loss != run->loss)
+        PVTI_TRY(pvt_memory_read(run->ctx, run->host_loss, run->loss, n * (int64_t)sizeof *run->loss));
+    for (i = 0; i < n; i++) total += run->host_loss[i];
+    if (per_token) memcpy(per_token, run->host_loss, (size_t)n * sizeof *per_token);
     if (sum) *sum = total;
     if (count) *count = counted;
     return PVT_OK;
@@ -15427,6 +15577,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     result = pvti_run_head(run, desc, sum, count, NULL, true,
                            run->grads[run->model->config.tied ? 0 : pvti_tensor_of_head(run->model)]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
+    if (result == PVT_OK) result = pvti_device_check(run->ctx);
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
 }
@@ -16067,9 +16218,14 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out)
 {
-    pvti_loader *a = PVTI_NEW(ctx, pvti_loader, 1);
+    pvti_loader *a;
     pvt_result result = PVT_ERR_MEMORY;
     *out = NULL;
+    if (ctx->device) {
+        PVTI_TRY(pvt_model_load(ctx->host, path, desc, out));
+        return pvti_model_move(ctx, out);
+    }
+    a = PVTI_NEW(ctx, pvti_loader, 1);
     if (!a) return PVT_ERR_MEMORY;
     a->ctx = ctx, a->path = path;
     a->source = PVTI_NEW(ctx, pvti_source, 1);
@@ -17009,6 +17165,13 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_exporter saver;
     pvti_exchange exchange;
     pvt_result result;
+    if (model->ctx->device) {
+        pvt_model *host;
+        PVTI_TRY(pvti_model_copy_as(model->ctx->host, model, pvti_weight_take, &host));
+        result = pvt_model_save(host, dir, desc);
+        pvt_model_free(host);
+        return result;
+    }
     if (model->config.rope_factors)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: this model's rotary frequencies have factors that follow no rule which "
@@ -17048,7 +17211,22 @@ static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
     return pvti_mix(hash);
 }
 
-static uint64_t pvti_model_hash(const pvt_model *model)
+/* *hash goes on over an array in the context's memory. */
+static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, uint64_t *hash)
+{
+    void *copy = NULL;
+    pvt_result result = PVT_OK;
+    if (ctx->device) {
+        copy = pvti_alloc(ctx, bytes, 1);
+        result = copy ? pvt_memory_read(ctx, copy, data, bytes) : PVT_ERR_MEMORY;
+        data = copy;
+    }
+    if (result == PVT_OK) *hash = pvti_hash(data, bytes, *hash);
+    pvti_free(ctx, copy);
+    return result;
+}
+
+static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
 {
     const pvt_model_config *c = &model->config;
     double shape[14] = {(double)c->layers,   (double)c->dim,
@@ -17062,24 +17240,19 @@ static uint64_t pvti_model_hash(const pvt_model *model)
     int64_t i, tensors = pvt_model_tensors(model);
     for (i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
-        const pvt_weight *w = info.weight;
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n, k;
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (!w) {
-            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
-        } else if (w->format.kind == PVT_FORMAT_DENSE) {
-            const pvti_dtype *type = pvti_dtype_info(w->dtype);
-            hash = pvti_hash(w->data, w->O * (w->I / type->block * type->bytes), hash);
-        } else {
-            pvti_values values[PVTI_MAX_VALUES];
-            int n = w->kind->values(w, values), k;
-            for (k = 0; k < n; k++)
-                hash = pvti_hash(values[k].data, values[k].n * (int64_t)sizeof(pvt_real), hash);
-            hash = pvti_hash(
-                w->codes, w->O * w->I / pvti_group_dim(w) * w->format.codebooks * (w->format.bits <= 8 ? 1 : 2),
-                hash);
+        if (!info.weight) {
+            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
+            continue;
         }
+        n = pvt_weight_arrays(info.weight, arrays);
+        for (k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
+            PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
     }
-    return hash;
+    *out = hash;
+    return PVT_OK;
 }
 
 /*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
@@ -17392,7 +17565,7 @@ static void pvti_quantizer_describe(const pvti_quantizer *z, const pvti_quantize
 }
 
 /* After pvti_quantizer_check, before anything is changed. */
-static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
+static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
         "pvtune", "precision",          "format", "samples", "fit",  "fine-tuning",
@@ -17401,7 +17574,9 @@ static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *cor
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
     char number[2][48];
+    uint64_t hash;
     int i;
+    PVTI_TRY(pvti_model_hash(z->model, &hash));
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
     snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
@@ -17419,7 +17594,8 @@ static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *cor
     snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
              (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
-    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)pvti_model_hash(z->model));
+    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)hash);
+    return PVT_OK;
 }
 
 static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
@@ -17807,7 +17983,7 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
-    if (z->desc.checkpoint) pvti_quantizer_read_options(z, corpus);
+    if (z->desc.checkpoint) PVTI_TRY(pvti_quantizer_read_options(z, corpus));
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
@@ -17824,6 +18000,8 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
     memset(&z, 0, sizeof z);
     z.ctx = ctx, z.model = model;
     if (desc) z.desc = *desc;
+    PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
+    PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
     result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
@@ -18136,8 +18314,8 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
                          "compared",
                          (long long)t->teacher->config.vocab, (long long)c->vocab);
-    t->student_hash = pvti_model_hash(t->student);
-    t->teacher_hash = t->teacher ? pvti_model_hash(t->teacher) : 0;
+    PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
+    if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
     if (t->teacher && t->student_hash == t->teacher_hash)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                          "the student is the teacher itself, there is nothing to learn: quantize it first");

@@ -524,10 +524,24 @@ typedef struct pvt_adam {
     int64_t n;
 } pvt_adam;
 
+/*  A search for codes: for each of n groups of a weight the code whose group lies nearest to the target's.
+    Arrays in the context's memory but `order`. */
+typedef struct pvt_assign {
+    const pvt_real *target; /* [O, I] */
+    const int64_t *groups;  /* [n], which; NULL: 0 … n−1 */
+    int64_t n;
+    const int64_t *order;   /* [M], host: in which order the codebooks are gone through */
+    int beam;               /* hypotheses kept */
+    bool force;             /* the present code is no answer */
+    uint16_t *codes;        /* out: [n, M] */
+    float *change;          /* out: [n], squared distance from the present group to the new one; NULL: unasked */
+} pvt_assign;
+
 /*  The table. `state` is what `open` made for one context, whose calls come one at a time. An op of layer 0 has
     the contract of the public function of its name, with state for ctx: shapes, what is overwritten, what is
     added to, what may be NULL; pointers marked `host` are host memory and free again on return. Ops may be
-    carried out later, in the order in which they were asked for; one that returns a number waits. They never
+    carried out later, in the order in which they were asked for; one that returns a number waits (after an error
+   it returns 0, −1 or true). They never
     allocate what the caller could miss: what a device needs beside its operands it takes in `open` and
     `reserve`. The same calls give the same bits, from run to run. Every pointer must be set. */
 typedef struct pvt_device {
@@ -607,6 +621,39 @@ typedef struct pvt_device {
                             const struct pvt_weight *weight, int64_t n);
     /* out [O, I] ← δ·Ŵ + (1−δ)·out; δ = 1 overwrites */
     void (*weight_dequantize)(void *state, pvt_real *out, const struct pvt_weight *weight, double delta);
+    /* dvalues[i] += d loss/d values[i] from dW [O, I], for the weight's arrays of role VALUE in their order */
+    void (*weight_chain)(void *state, pvt_real *const *host_dvalues, const struct pvt_weight *weight,
+                         const pvt_real *dW);
+
+    /* Numbers. round_f16: half[i] = from[i] in fp16 (nearest, ties to even), real[i] = that number again; each may
+       be NULL, real may be from. Returns the first i whose from[i] is not finite or rounds beyond 65504, −1: none;
+       waits. widen_f16: out[i] = half[i]. finite: no NaN, no infinity; waits. sums: [2·⌈n/8192⌉], work space. */
+    int64_t (*round_f16)(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n);
+    void (*widen_f16)(void *state, pvt_real *out, const uint16_t *half, int64_t n);
+    bool (*finite)(void *state, const pvt_real *g, int64_t n, double *sums);
+
+    /* PV. reserve: a weight was added; takes what weight_chain and the V step below will need for it beside their
+       operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o (formulas: section
+       optimizer), learning rate o->lr · lr_scale; sums as in finite. */
+    bool (*reserve)(void *state, const struct pvt_weight *weight, int beam);
+    void (*adam)(void *state, const pvt_adam *host_a, const pvt_real *g, const struct pvt_optimizer *host_o,
+                 double lr_scale, int64_t t, double *sums);
+    /* The V step of one weight. group_errors: keys [groups] = ‖target − Ŵ‖² of each group, norms [O/og] = ‖Ŵ‖² of
+       each row of groups. group_noise: keys[i] ← 0.5/temperature·log keys[i] + Gumbel noise −log(−log u), u =
+       unit·0.999999 + 5e-7, unit = (mix(stream ^ i) >> 11)·2⁻⁵³, mix the finalizer of SplitMix64 (section random);
+       −FLT_MAX where keys[i] is 0. group_select: the k largest, the largest first, ties to the lower index; both
+       work arrays [groups]. weight_assign: see pvt_assign; no code changes. weight_commit: the codes of a are the
+       weight's from here on, of all a->n groups or, with trust > 0, of the first `accepted`: one, and one more for
+       each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double; *changed += how many groups' codes differ from
+       those they had. */
+    void (*group_errors)(void *state, float *keys, double *norms, const struct pvt_weight *weight,
+                         const pvt_real *target);
+    void (*group_noise)(void *state, float *keys, int64_t groups, double temperature, uint64_t stream);
+    void (*group_select)(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
+                         uint64_t *work, uint64_t *more_work);
+    void (*weight_assign)(void *state, const struct pvt_weight *weight, const pvt_assign *host_a);
+    void (*weight_commit)(void *state, struct pvt_weight *weight, const pvt_assign *host_a, const double *norms,
+                          double trust, int64_t *changed);
 } pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
@@ -1654,14 +1701,19 @@ static uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
+static PVTI_UNUSED uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
+{
+    return pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step);
+}
 static PVTI_UNUSED uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
-    return pvti_mix(pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step) ^ index);
+    return pvti_mix(pvti_random_stream(seed, purpose, step) ^ index);
 }
 /* In [0, 1), 53 bits. */
+static PVTI_UNUSED double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
-    return (double)(pvti_random(seed, purpose, step, index) >> 11) * (1.0 / 9007199254740992.0);
+    return pvti_unit(pvti_random(seed, purpose, step, index));
 }
 /* A permutation of 0 … n−1 (Fisher-Yates). */
 static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t seed, int purpose, uint64_t step)
@@ -5376,6 +5428,33 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
         if (!pvti_mul(elements, shape[i], &elements)) return false;
     return pvti_mul(elements / info->block, info->bytes, bytes);
 }
+/* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
+   number is not finite or too large, −1: none. */
+static PVTI_UNUSED int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from,
+                                          int64_t n)
+{
+    if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t bits;
+        if (!(fabs((double)from[i]) < 65520.0)) return i; /* from here on a number rounds to infinity */
+        bits = pvti_f32_to_f16((float)from[i]);
+        if (half) half[i] = bits;
+        if (real) real[i] = (pvt_real)pvti_f16_to_f32(bits);
+    }
+    return -1;
+}
+static PVTI_UNUSED void pvti_widen_f16(pvt_ctx *ctx, pvt_real *out, const uint16_t *half, int64_t n)
+{
+    PVTI_ON_DEVICE(ctx, widen_f16, out, half, n);
+    for (int64_t i = 0; i < n; i++) out[i] = (pvt_real)pvti_f16_to_f32(half[i]);
+}
+/* One number out of an array in the context's memory, for a message; NaN when the device has failed. */
+static PVTI_UNUSED double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
+{
+    pvt_real x;
+    return pvt_memory_read(ctx, &x, number, (int64_t)sizeof x) == PVT_OK ? (double)x : NAN;
+}
+
 // >>weights
 /*  Behind pvt_weight stands one table of functions per representation, the only place that
     knows its codes. Everything above (models, PV, files) goes through the table: a new
@@ -8448,16 +8527,24 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     return PVT_OK;
 }
 
+/* dvalues[i] += d loss/d values[i]; partial: the processor's work space. */
+static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW,
+                              pvt_real *partial)
+{
+    PVTI_ON_DEVICE(ctx, weight_chain, dvalues, weight, dW);
+    weight->kind->chain(ctx, dvalues, weight, dW, partial);
+}
+
 PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *dcodebooks, pvt_real *dscales,
                                     const pvt_weight *weight, const pvt_real *dW)
 {
-    pvt_real *values[2], *partial;
+    pvt_real *values[2], *partial = NULL;
     if (!weight->kind->chain)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a dense weight has no codebooks to differentiate");
-    partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(weight));
-    if (!partial) return PVT_ERR_MEMORY;
+    if (!ctx->device) partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(weight));
+    if (!ctx->device && !partial) return PVT_ERR_MEMORY;
     values[0] = dcodebooks, values[1] = dscales;
-    weight->kind->chain(ctx, values, weight, dW, partial);
+    pvti_weight_chain(ctx, values, weight, dW, partial);
     pvti_free(ctx, partial);
     return PVT_OK;
 }
@@ -8466,19 +8553,17 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 {
     pvti_values values[PVTI_MAX_VALUES];
     int n = weight->kind->values(weight, values), i;
-    int64_t k;
     if (weight->format.kind == PVT_FORMAT_DENSE && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT, "%s: only an owned weight can be rounded", name);
-    for (i = 0; i < n; i++)
-        for (k = 0; k < values[i].n; k++)
-            if (!(fabs((double)values[i].data[k]) < 65520.0))
-                return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
-                                 "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
-                                 values[i].name, (long long)k, (double)values[i].data[k]);
-    for (i = 0; i < n; i++)
-        for (k = 0; k < values[i].n; k++)
-            values[i].data[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)values[i].data[k]));
-    return PVT_OK;
+    for (i = 0; i < n; i++) {
+        int64_t bad = pvti_round_f16(weight->ctx, NULL, NULL, values[i].data, values[i].n);
+        if (bad >= 0)
+            return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
+                             "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
+                             values[i].name, (long long)bad, pvti_peek(weight->ctx, values[i].data + bad));
+    }
+    for (i = 0; i < n; i++) pvti_round_f16(weight->ctx, NULL, values[i].data, values[i].data, values[i].n);
+    return pvti_device_check(weight->ctx);
 }
 // >>optimizer
 /*  Adam (1412.6980) and LAMB (1904.00962) for one array, with the reference's conventions:
@@ -8494,16 +8579,9 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 
 #define PVTI_CHUNK ((int64_t)8192)
 
-typedef struct pvti_adam {
-    pvt_real *w, *m, *v_max; /* [n]; m NULL at β1 = 0; v_max for amsgrad, else NULL */
-    void *v;                 /* [n] pvt_real, or uint16_t bf16 */
-    bool v_bf16;
-    int64_t n;
-} pvti_adam;
-
 typedef struct pvti_adam_step {
     pvt_ctx *ctx;
-    const pvti_adam *state;
+    const pvt_adam *state;
     const pvt_real *g;
     double *sums;    /* [chunks, 2]: ‖w‖², ‖u‖² */
     pvt_real beta1, beta2, rest1, rest2, eps, decay, rate, keep; /* keep: 1 − lr·decay */
@@ -8563,7 +8641,7 @@ PVTI_KERNELS_END
 static void pvti_adam_task(void *arg, int64_t i, int worker)
 {
     const pvti_adam_step *s = (const pvti_adam_step *)arg;
-    const pvti_adam *a = s->state;
+    const pvt_adam *a = s->state;
     int64_t from = i * PVTI_CHUNK, n = PVTI_MIN(PVTI_CHUNK, a->n - from), k;
     pvt_real *u = (pvt_real *)pvti_scratch(s->ctx, worker), *own = u + PVTI_CHUNK;
     pvt_real *v = a->v_bf16 ? own : (pvt_real *)a->v + from, *w = a->w + from, *m = a->m ? a->m + from : NULL;
@@ -8591,12 +8669,13 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
 static int64_t pvti_chunks(int64_t n) { return (n + PVTI_CHUNK - 1) / PVTI_CHUNK; }
 
 /* Step t (from 1). sums: room for 2·chunks doubles. */
-static void pvti_adam_run(pvt_ctx *ctx, const pvti_adam *state, const pvt_real *g, const pvt_optimizer *o,
+static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g, const pvt_optimizer *o,
                           double lr_scale, int64_t t, double *sums)
 {
     pvti_adam_step s;
     double lr = o->lr * lr_scale, power1 = 1, power2 = 1, debias, w = 0, u = 0;
     int64_t i;
+    PVTI_ON_DEVICE(ctx, adam, state, g, o, lr_scale, t, sums);
     for (i = 0; i < t; i++)
         power1 *= o->beta1, power2 *= o->beta2; /* not pow: libm's last bit differs between systems */
     memset(&s, 0, sizeof s);
@@ -8622,9 +8701,9 @@ typedef struct pvti_pv_entry {
     char name[96];
     pvt_weight *weight;          /* a codebook weight, or NULL: the one array in adam[0] */
     int n_values;
-    pvti_adam adam[PVTI_MAX_VALUES];
+    pvt_adam adam[PVTI_MAX_VALUES];
     pvt_real *dvalues[PVTI_MAX_VALUES];
-    pvti_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
+    pvt_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
     bool applied;
 } pvti_pv_entry;
 
@@ -8644,6 +8723,7 @@ struct pvt_pv {
     int64_t *selected;           /* [groups] */
     uint64_t *sorted, *sorted_next; /* [groups] */
     uint16_t *codes;             /* [groups, M] */
+    int64_t *changed;            /* groups changed in this step; with the above in the context's memory */
 };
 
 static const char *const pvti_strategy_names[] = {"pv", "continuous", "ste", "pv-linear"};
@@ -8719,39 +8799,49 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
-    return PVT_OK;
+    (*out)->changed = PVTI_MEMORY(ctx, int64_t, 1);
+    if ((*out)->changed) return PVT_OK;
+    pvti_free(ctx, *out);
+    *out = NULL;
+    return PVT_ERR_MEMORY;
 }
 
-static void pvti_adam_free(pvt_ctx *ctx, pvti_adam *a)
+static void pvti_adam_free(pvt_ctx *ctx, pvt_adam *a)
 {
-    pvti_free(ctx, a->m), pvti_free(ctx, a->v), pvti_free(ctx, a->v_max);
+    pvt_memory_free(ctx, a->m), pvt_memory_free(ctx, a->v), pvt_memory_free(ctx, a->v_max);
 }
 
 static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 {
-    for (int k = 0; k < e->n_values; k++) pvti_adam_free(pv->ctx, &e->adam[k]), pvti_free(pv->ctx, e->dvalues[k]);
-    pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
+    for (int k = 0; k < e->n_values; k++) {
+        pvti_adam_free(pv->ctx, &e->adam[k]);
+        pvt_memory_free(pv->ctx, e->dvalues[k]);
+    }
+    pvti_adam_free(pv->ctx, &e->buffer);
+    pvt_memory_free(pv->ctx, e->buffer.w);
 }
 
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
+    void *room[11];
     int64_t i;
     if (!pv) return;
     for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
-    pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->partial), pvti_free(pv->ctx, pv->target);
-    pvti_free(pv->ctx, pv->tables), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
-    pvti_free(pv->ctx, pv->change), pvti_free(pv->ctx, pv->selected), pvti_free(pv->ctx, pv->sorted);
-    pvti_free(pv->ctx, pv->sorted_next), pvti_free(pv->ctx, pv->codes);
+    room[0] = pv->partial, room[1] = pv->target, room[2] = pv->tables, room[3] = pv->sums, room[4] = pv->keys;
+    room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
+    room[9] = pv->codes, room[10] = pv->changed;
+    for (i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
+    pvti_free(pv->ctx, pv->entries);
     pvti_free(pv->ctx, pv);
 }
 
-static bool pvti_adam_alloc(pvt_ctx *ctx, pvti_adam *a, pvt_real *w, int64_t n, const pvt_optimizer *o,
+static bool pvti_adam_alloc(pvt_ctx *ctx, pvt_adam *a, pvt_real *w, int64_t n, const pvt_optimizer *o,
                             bool bf16)
 {
     a->w = w, a->n = n, a->v_bf16 = bf16;
-    if (o->beta1 > 0) a->m = PVTI_NEW(ctx, pvt_real, n);
-    if (o->amsgrad) a->v_max = PVTI_NEW(ctx, pvt_real, n);
-    a->v = pvti_alloc(ctx, n, bf16 ? 2 : (int64_t)sizeof(pvt_real));
+    if (o->beta1 > 0) a->m = PVTI_MEMORY(ctx, pvt_real, n);
+    if (o->amsgrad) a->v_max = PVTI_MEMORY(ctx, pvt_real, n);
+    a->v = pvti_memory(ctx, n, bf16 ? 2 : (int64_t)sizeof(pvt_real));
     return a->v && (a->m || o->beta1 == 0) && (a->v_max || !o->amsgrad);
 }
 
@@ -8760,9 +8850,9 @@ static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, i
 {
     void *more;
     if (need <= room) return true;
-    more = pvti_alloc(ctx, need, size);
+    more = pvti_memory(ctx, need, size);
     if (!more) return false;
-    pvti_free(ctx, *memory);
+    pvt_memory_free(ctx, *memory);
     *memory = more;
     return true;
 }
@@ -8776,11 +8866,11 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
     for (i = 0; i < e->n_values; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
     if (e->weight) {
         int64_t n = e->weight->O * e->weight->I;
-        partial = pvti_chain_values(e->weight);
+        if (!pv->ctx->device) partial = pvti_chain_values(e->weight); /* a device has its own, see reserve */
         sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), e->weight->O);
         if (codes) {
             groups = n / pvti_group_dim(e->weight), n_codes = groups * e->weight->format.codebooks;
-            tables = pvti_search_tables_values(&e->weight->format);
+            if (!pv->ctx->device) tables = pvti_search_tables_values(&e->weight->format);
             if (pv->desc.delta >= 1) target = n;
         }
     }
@@ -8817,7 +8907,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
         e->n_values = pv->desc.freeze_values ? 0 : weight->kind->values(weight, values);
         for (i = 0; i < e->n_values && ok; i++) {
             ok = pvti_adam_alloc(pv->ctx, &e->adam[i], values[i].data, values[i].n, &pv->desc.values, false);
-            e->dvalues[i] = PVTI_NEW(pv->ctx, pvt_real, values[i].n);
+            e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, values[i].n);
             ok = ok && e->dvalues[i];
         }
         if (codes && ok) {
@@ -8825,7 +8915,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
             ok =
                 pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16);
             if (ok && pv->desc.delta < 1) {
-                e->buffer.w = PVTI_NEW(pv->ctx, pvt_real, size);
+                e->buffer.w = PVTI_MEMORY(pv->ctx, pvt_real, size);
                 ok = e->buffer.w != NULL;
                 if (ok) pvt_weight_dequantize(weight, e->buffer.w);
             }
@@ -8834,7 +8924,12 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
         e->n_values = 1;
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
-    if (!ok || !pvti_pv_rooms(pv, e, codes)) {
+    ok = ok && pvti_pv_rooms(pv, e, codes);
+    if (ok && weight && pv->ctx->device && !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
+        pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
+        ok = false;
+    }
+    if (!ok) {
         pvti_pv_entry_free(pv, e);
         return PVT_ERR_MEMORY;
     }
@@ -8846,6 +8941,8 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
 
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle)
 {
+    if (!pvti_same_memory(pv->ctx, weight->ctx))
+        return pvti_fail(pv->ctx, PVT_ERR_MISMATCH, "pv: %s lies in the memory of another device", name);
     if (weight->format.kind != PVT_FORMAT_DENSE) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
     if (!weight->owned || weight->dtype != PVTI_DTYPE_REAL)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
@@ -8870,7 +8967,8 @@ PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
     pv->open = true, pv->lr_scale = lr_scale;
     pv->step++;
     pv->stats.step = pv->step, pv->stats.groups_searched = pv->stats.groups_changed = 0;
-    return PVT_OK;
+    pvt_memory_zero(pv->ctx, pv->changed, (int64_t)sizeof *pv->changed);
+    return pvti_device_check(pv->ctx);
 }
 
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
@@ -8881,6 +8979,7 @@ PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
         if (!pv->entries[i].applied)
             return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: %s has had no gradient in this step",
                              pv->entries[i].name);
+    PVTI_TRY(pvt_memory_read(pv->ctx, &pv->stats.groups_changed, pv->changed, (int64_t)sizeof *pv->changed));
     pv->open = false;
     if (stats) *stats = pv->stats;
     return PVT_OK;
@@ -8948,6 +9047,15 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
     s->norms[go] = norm;
 }
 
+static void pvti_group_keys(pvt_ctx *ctx, float *keys, double *norms, const pvt_weight *weight,
+                            const pvt_real *target)
+{
+    pvti_key_args s;
+    PVTI_ON_DEVICE(ctx, group_errors, keys, norms, weight, target);
+    s.ctx = ctx, s.weight = weight, s.target = target, s.keys = keys, s.norms = norms;
+    pvti_parallel(ctx, weight->O / weight->format.out_group, pvti_key_task, &s);
+}
+
 /* A float's bits in an unsigned order that agrees with <. */
 PVTI_INLINE uint32_t pvti_ordered(float key)
 {
@@ -8956,44 +9064,44 @@ PVTI_INLINE uint32_t pvti_ordered(float key)
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The k groups with the largest keys, largest first, ties by index, into pv->selected. A
-   histogram of the upper 11 bits finds the bin that holds the k-th; only what lies in or above
-   that bin is sorted (radix, stable). */
-static void pvti_select(pvt_pv *pv, int64_t groups, int64_t k)
+/* The k groups with the largest keys, largest first, ties by index. A histogram of the upper 11 bits
+   finds the bin that holds the k-th; only what lies in or above that bin is sorted (radix, stable).
+   sorted and next: [groups] of work space. */
+static void pvti_group_select(pvt_ctx *ctx, int64_t *selected, const float *keys, int64_t groups, int64_t k,
+                              uint64_t *sorted, uint64_t *next)
 {
     int64_t bins[2048], i, n = 0, above = 0;
     int bin = 2047, shift;
+    PVTI_ON_DEVICE(ctx, group_select, selected, keys, groups, k, sorted, next);
     memset(bins, 0, sizeof bins);
-    for (i = 0; i < groups; i++) bins[pvti_ordered(pv->keys[i]) >> 21]++;
+    for (i = 0; i < groups; i++) bins[pvti_ordered(keys[i]) >> 21]++;
     while (bin > 0 && above + bins[bin] < k) above += bins[bin--];
     for (i = 0; i < groups; i++) {
-        uint32_t key = pvti_ordered(pv->keys[i]);
+        uint32_t key = pvti_ordered(keys[i]);
         if ((int)(key >> 21) >= bin)
-            pv->sorted[n++] = (uint64_t)~key << 32 | (uint64_t)i; /* ~: ascending sort puts the largest first */
+            sorted[n++] = (uint64_t)~key << 32 | (uint64_t)i; /* ~: ascending sort puts the largest first */
     }
     for (shift = 32; shift < 64; shift += 11) {
         int64_t start[2048], at = 0, b;
-        uint64_t *swap = pv->sorted;
+        uint64_t *swap = sorted;
         memset(start, 0, sizeof start);
-        for (i = 0; i < n; i++) start[pv->sorted[i] >> shift & 2047]++;
+        for (i = 0; i < n; i++) start[sorted[i] >> shift & 2047]++;
         for (b = 0; b < 2048; b++) { int64_t count = start[b]; start[b] = at; at += count; }
-        for (i = 0; i < n; i++) pv->sorted_next[start[pv->sorted[i] >> shift & 2047]++] = pv->sorted[i];
-        pv->sorted = pv->sorted_next, pv->sorted_next = swap;
+        for (i = 0; i < n; i++) next[start[sorted[i] >> shift & 2047]++] = sorted[i];
+        sorted = next, next = swap;
     }
-    for (i = 0; i < k; i++) pv->selected[i] = (int64_t)(pv->sorted[i] & 0xffffffffu);
+    for (i = 0; i < k; i++) selected[i] = (int64_t)(sorted[i] & 0xffffffffu);
 }
 
 /* Sampling without replacement with p ∝ key^(0.5/T): the k largest of log p + Gumbel noise. */
-static void pvti_select_random(pvt_pv *pv, int64_t groups, int64_t handle)
+static void pvti_group_noise(pvt_ctx *ctx, float *keys, int64_t groups, double temperature, uint64_t stream)
 {
     int64_t i;
+    PVTI_ON_DEVICE(ctx, group_noise, keys, groups, temperature, stream);
     for (i = 0; i < groups; i++) {
-        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION,
-                                    (uint64_t)pv->step * 65536 + (uint64_t)handle, (uint64_t)i);
+        double u = pvti_unit(pvti_mix(stream ^ (uint64_t)i));
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
-        pv->keys[i] = pv->keys[i] > 0
-                          ? (float)(0.5 / pv->desc.temperature * pvti_log((double)pv->keys[i]) + noise)
-                          : -FLT_MAX;
+        keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * pvti_log((double)keys[i]) + noise) : -FLT_MAX;
     }
 }
 
@@ -9007,51 +9115,67 @@ static int64_t pvti_share(double share, int64_t n)
 
 /* ---- one weight ---- */
 
+static void pvti_weight_assign(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *tables)
+{
+    pvti_l2_search s;
+    PVTI_ON_DEVICE(ctx, weight_assign, weight, a);
+    memset(&s, 0, sizeof s);
+    s.ctx = ctx, s.weight = weight, s.target = a->target, s.order = a->order, s.n = a->n, s.beam = a->beam;
+    s.force = a->force, s.groups = a->groups, s.codes = a->codes, s.change = a->change;
+    pvti_search_tables_fill(&s.tables, tables, weight);
+    pvti_l2_run(&s);
+}
+
+/* Of the groups that were searched, the most wrong first, as many take their new codes as the trust ratio
+   allows: together they may move the weight by trust·‖Ŵ‖. */
+static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assign *a, const double *norms,
+                               double trust, int64_t *changed)
+{
+    int64_t M = weight->format.codebooks, accepted = a->n, i, m;
+    double norm = 0, moved = 0;
+    PVTI_ON_DEVICE(ctx, weight_commit, weight, a, norms, trust, changed);
+    if (trust > 0) {
+        for (i = 0; i < weight->O / weight->format.out_group; i++) norm += norms[i];
+        for (accepted = 1, i = 0; i < a->n; i++) {
+            moved += (double)a->change[i];
+            if (moved < trust * trust * norm) accepted++;
+        }
+        accepted = PVTI_MIN(accepted, a->n);
+    }
+    for (i = 0; i < accepted; i++) {
+        int64_t group = a->groups ? a->groups[i] : i;
+        bool differs = false;
+        for (m = 0; m < M; m++) {
+            differs = differs || pvti_code_get(weight, group * M + m) != a->codes[i * M + m];
+            pvti_code_set(weight, group * M + m, a->codes[i * M + m]);
+        }
+        *changed += differs;
+    }
+}
+
 /* V step against `target`: search the capped share, keep what the trust ratio allows. */
 static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
 {
     pvt_weight *w = pv->entries[handle].weight;
-    int64_t M = w->format.codebooks, groups = w->O * w->I / pvti_group_dim(w), GO = w->O / w->format.out_group,
-            i, m, accepted, order[16];
-    int64_t k = pvti_share(pv->desc.cap, groups);
-    pvti_key_args keys;
-    pvti_l2_search s;
-    double norm = 0, moved = 0;
-    keys.ctx = pv->ctx, keys.weight = w, keys.target = target, keys.keys = pv->keys, keys.norms = pv->sums;
-    if (k < groups || pv->desc.trust > 0) {
-        pvti_parallel(pv->ctx, GO, pvti_key_task, &keys);
-        for (i = 0; i < GO; i++) norm += pv->sums[i];
-        if (pv->desc.temperature > 0) pvti_select_random(pv, groups, handle);
-        pvti_select(pv, groups, k);
+    int64_t groups = w->O * w->I / pvti_group_dim(w), k = pvti_share(pv->desc.cap, groups), order[16];
+    uint64_t step = (uint64_t)pv->step * 65536 + (uint64_t)handle;
+    bool trusted = pv->desc.trust > 0, some = k < groups || trusted;
+    pvt_assign a;
+    memset(&a, 0, sizeof a);
+    if (some) {
+        pvti_group_keys(pv->ctx, pv->keys, pv->sums, w, target);
+        if (pv->desc.temperature > 0)
+            pvti_group_noise(pv->ctx, pv->keys, groups, pv->desc.temperature,
+                             pvti_random_stream(pv->ctx->seed, PVTI_RANDOM_SELECTION, step));
+        pvti_group_select(pv->ctx, pv->selected, pv->keys, groups, k, pv->sorted, pv->sorted_next);
     }
-    memset(&s, 0, sizeof s);
-    pvti_random_order(order, M, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
-                      (uint64_t)pv->step * 65536 + (uint64_t)handle);
-    s.ctx = pv->ctx, s.weight = w, s.target = target, s.order = order, s.n = k, s.beam = pv->desc.beam,
-    s.force = pv->desc.force_update;
-    s.groups = k < groups || pv->desc.trust > 0 ? pv->selected : NULL;
-    s.codes = pv->codes, s.change = pv->desc.trust > 0 ? pv->change : NULL;
-    pvti_search_tables_fill(&s.tables, pv->tables, w);
-    pvti_l2_run(&s);
-    accepted = k;
-    if (pv->desc.trust > 0) {
-        double limit = pv->desc.trust * pv->desc.trust * norm;
-        for (accepted = 1, i = 0; i < k; i++) {
-            moved += (double)pv->change[i];
-            if (moved < limit) accepted++;
-        }
-        accepted = PVTI_MIN(accepted, k);
-    }
+    pvti_random_order(order, w->format.codebooks, pv->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER, step);
+    a.target = target, a.groups = some ? pv->selected : NULL, a.n = k;
+    a.order = order, a.beam = pv->desc.beam, a.force = pv->desc.force_update;
+    a.codes = pv->codes, a.change = trusted ? pv->change : NULL;
+    pvti_weight_assign(pv->ctx, w, &a, pv->tables);
+    pvti_weight_commit(pv->ctx, w, &a, pv->sums, pv->desc.trust, pv->changed);
     pv->stats.groups_searched += k;
-    for (i = 0; i < accepted; i++) {
-        int64_t group = s.groups ? s.groups[i] : i;
-        bool changed = false;
-        for (m = 0; m < M; m++) {
-            changed = changed || pvti_code_get(w, group * M + m) != pv->codes[i * M + m];
-            pvti_code_set(w, group * M + m, pv->codes[i * M + m]);
-        }
-        pv->stats.groups_changed += changed;
-    }
 }
 
 typedef struct pvti_dequantize_args {
@@ -9082,6 +9206,7 @@ static void pvti_dequantize_task(void *arg, int64_t go, int worker)
 static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
 {
     pvti_dequantize_args a;
+    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
     a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
     pvti_parallel(ctx, weight->O / weight->format.out_group, pvti_dequantize_task, &a);
 }
@@ -9107,6 +9232,7 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     pvti_finite_args a;
     int64_t i;
     bool finite = true;
+    if (ctx->device) return ctx->device->finite(ctx->device_state, g, n, sums);
     a.ctx = ctx, a.g = g, a.n = n, a.sums = sums;
     pvti_parallel(ctx, pvti_chunks(n), pvti_finite_task, &a);
     for (i = 0; i < pvti_chunks(n); i++) finite = finite && fabs(sums[i]) <= DBL_MAX;
@@ -9117,12 +9243,15 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
     pvti_pv_entry *e;
+    bool finite;
     int i;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
     e = &pv->entries[handle];
-    if (!pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums))
+    finite = pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums);
+    PVTI_TRY(pvti_device_check(pv->ctx));
+    if (!finite)
         return pvti_fail(pv->ctx, PVT_ERR_NUMERIC,
                          "the gradient of %s holds a NaN or an infinity; lower the learning rates", e->name);
     e->applied = true;
@@ -9131,15 +9260,15 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         return PVT_OK;
     }
     pvti_free(e->weight->ctx, e->weight->lookup), e->weight->lookup = NULL; /* prepared since the last step */
-    for (i = 0; i < e->n_values; i++) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
-    if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
+    for (i = 0; i < e->n_values; i++) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
+    if (!d->freeze_values) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->partial);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
         pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
     for (i = 0; i < e->n_values; i++)
         pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
     if (d->strategy == PVT_STRATEGY_CONTINUOUS) return PVT_OK;
     {
-        pvti_adam target = e->buffer;
+        pvt_adam target = e->buffer;
         if (d->delta >= 1) target.w = pv->target;
         pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
         pvti_pv_assign(pv, handle, target.w);
@@ -9165,7 +9294,7 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
     for (i = 0; i < pv->n; i++) {
         const pvti_pv_entry *e = &pv->entries[i];
         for (k = 0; k <= e->n_values; k++) {
-            const pvti_adam *a = k < e->n_values ? &e->adam[k] : &e->buffer;
+            const pvt_adam *a = k < e->n_values ? &e->adam[k] : &e->buffer;
             void *data[4];
             static const char *const suffix[4] = {"w", "m", "v", "vmax"};
             data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
@@ -16679,23 +16808,29 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
 
 /* ---- rounding ---- */
 
+static pvt_result pvti_round_fail(pvt_ctx *ctx, pvt_dtype dtype, const char *name, int64_t i, double value)
+{
+    return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                     "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
+                     (long long)i, value, dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
+                     dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
+}
+
 /* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
 static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
                                     const char *name, int64_t offset)
 {
     /* from here on a number rounds to infinity */
-    double limit = dtype == PVT_F16 ? 65520.0
-                 : dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
+    double limit = dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
     int64_t i;
+    if (dtype == PVT_F16) {
+        i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
+        return i < 0 ? PVT_OK : pvti_round_fail(ctx, dtype, name, offset + i, pvti_peek(ctx, from + i));
+    }
     for (i = 0; i < n; i++) {
         if (!((double)from[i] < limit && (double)from[i] > -limit))
-            return pvti_fail(ctx, PVT_ERR_NUMERIC,
-                             "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
-                             (long long)(offset + i), (double)from[i],
-                             dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
-                             dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
-        if (dtype == PVT_F16) ((uint16_t *)to)[i] = pvti_f32_to_f16((float)from[i]);
-        else if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
+            return pvti_round_fail(ctx, dtype, name, offset + i, (double)from[i]);
+        if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
         else ((float *)to)[i] = (float)from[i];
     }
     return PVT_OK;
@@ -16713,15 +16848,20 @@ static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, voi
 static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
 {
     int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
-    uint16_t *half = PVTI_NEW(ctx, uint16_t, weight->O * weight->I);
-    pvt_real *rows = PVTI_NEW(ctx, pvt_real, step * weight->I);
+    uint16_t *half = PVTI_MEMORY(ctx, uint16_t, weight->O * weight->I);
+    pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * weight->I);
     pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
-    for (r = 0; r < weight->O && result == PVT_OK; r += step)
-        result = pvti_round_rows(weight, PVT_F16, half + r * weight->I, rows, r,
-                                 PVTI_MIN(weight->O, r + step), name);
-    pvti_free(ctx, rows);
+    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
+        int64_t n = PVTI_MIN(step, weight->O - r), at = r * weight->I;
+        pvt_weight some;
+        result = pvt_weight_rows(weight, r, n, &some);
+        if (result != PVT_OK) break;
+        pvt_weight_dequantize(&some, rows);
+        result = pvti_round_values(ctx, PVT_F16, half + at, rows, n * weight->I, name, at);
+    }
+    pvt_memory_free(ctx, rows);
     if (result != PVT_OK) {
-        pvti_free(ctx, half);
+        pvt_memory_free(ctx, half);
         return result;
     }
     r = weight->O, step = weight->I;
@@ -16733,10 +16873,10 @@ static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char
 
 static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 {
-    for (int64_t k = 0; t->values && k < t->n; k++) {
-        uint16_t half;
-        PVTI_TRY(pvti_round_values(ctx, PVT_F16, &half, t->values + k, 1, t->name, k));
-        t->values[k] = (pvt_real)pvti_f16_to_f32(half);
+    if (t->values) {
+        int64_t bad = pvti_round_f16(ctx, NULL, t->values, t->values, t->n);
+        if (bad < 0) return pvti_device_check(ctx);
+        return pvti_round_fail(ctx, PVT_F16, t->name, bad, pvti_peek(ctx, t->values + bad));
     }
     if (!t->weight || (t->weight->format.kind == PVT_FORMAT_DENSE && t->weight->dtype == PVT_F16)) return PVT_OK;
     if (t->weight->format.kind != PVT_FORMAT_DENSE || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
@@ -18022,7 +18162,7 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
 typedef struct pvti_best {
     char name[128];
     const pvti_pv_entry *entry;
-    const pvti_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
+    const pvt_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
     void *data;
     pvt_dtype dtype;
     int64_t n;
@@ -18041,7 +18181,8 @@ struct pvt_tuner {
     int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
     int64_t *place;          /* [windows]: which window of the corpus each is */
     int64_t *order;          /* [windows] */
-    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again */
+    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the host,
+                                which has room for them */
     bool *cached;            /* [windows] */
     pvt_real *hidden;        /* teacher's hidden states of a micro-batch taken from the cache */
     int32_t *ids;            /* [micro_batch, T] */
@@ -18187,7 +18328,8 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
                                 const pvt_tune_desc *desc)
 {
     pvt_tune_desc d = pvt_tune_resolve(student, desc);
-    int64_t total = student->ctx->bytes_now, windows, kept = 0, hidden, run;
+    pvt_ctx_info held = pvt_ctx_get_info(student->ctx);
+    int64_t total = held.bytes_now + held.device_bytes_now, windows, kept = 0, hidden, run;
     bool *frozen;
     pvt_run_desc r;
     if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
@@ -18221,13 +18363,13 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)
 {
     if (!tuner) return;
-    for (int64_t i = 0; i < tuner->n_best; i++) pvti_free(tuner->ctx, tuner->best[i].data);
-    pvti_free(tuner->ctx, tuner->best), pvti_free(tuner->ctx, tuner->eval_hidden);
+    for (int64_t i = 0; i < tuner->n_best; i++) pvt_memory_free(tuner->ctx, tuner->best[i].data);
+    pvti_free(tuner->ctx, tuner->best), pvt_memory_free(tuner->ctx, tuner->eval_hidden);
     pvt_run_free(tuner->run), pvt_run_free(tuner->teacher_run), pvt_pv_free(tuner->pv);
     pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen);
     pvti_free(tuner->ctx, tuner->order), pvti_free(tuner->ctx, tuner->place);
     pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
-    pvti_free(tuner->ctx, tuner->hidden);
+    pvt_memory_free(tuner->ctx, tuner->hidden);
     pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
     pvti_free(tuner->ctx, tuner);
 }
@@ -18364,7 +18506,7 @@ static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
                 b->dtype = e->weight->format.bits <= 8 ? PVT_U8 : PVT_U16;
                 b->n = e->weight->O * e->weight->I / pvti_group_dim(e->weight) * e->weight->format.codebooks;
             }
-            b->data = pvti_alloc(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
+            b->data = pvti_memory(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
             if (!b->data) return PVT_ERR_MEMORY;
             t->n_best++;
         }
@@ -18380,7 +18522,7 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
         pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
         t->eval_hidden =
-            PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
+            PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, t->eval_windows));
         if (!t->eval_hidden) return PVT_ERR_MEMORY;
     }
     return pvti_tuner_best_alloc(t);
@@ -18403,7 +18545,7 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
         t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
         t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
+        t->hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
         if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
@@ -18425,6 +18567,9 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
     *out = NULL;
     if (!teacher && !(desc && desc->cross_entropy))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: without a teacher only cross_entropy is possible");
+    if (!pvti_same_memory(ctx, student->ctx) || (teacher && !pvti_same_memory(ctx, teacher->ctx)))
+        return pvti_fail(ctx, PVT_ERR_MISMATCH,
+                         "tune: student and teacher must lie in this context's memory; pvt_model_copy brings them");
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
@@ -18465,7 +18610,7 @@ static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t i, int64_t B, cons
     *hidden = t->eval_hidden + i * each;
     if (t->eval_taught) return PVT_OK;
     PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
-    memcpy(t->eval_hidden + i * each, pvt_run_hidden(t->teacher_run), (size_t)(B * each) * sizeof(pvt_real));
+    pvti_copy(t->ctx, t->eval_hidden + i * each, pvt_run_hidden(t->teacher_run), B * each);
     return PVT_OK;
 }
 
@@ -18507,19 +18652,19 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         if (b->value)
             PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
-        else memcpy(b->data, b->entry->weight->codes, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        else
+            pvt_memory_copy(t->ctx, b->data, b->entry->weight->codes, b->n * pvti_dtype_info(b->dtype)->bytes);
     }
-    return PVT_OK;
+    return pvti_device_check(t->ctx);
 }
 
 static void pvti_tuner_restore(pvt_tuner *t)
 {
     for (int64_t i = 0; i < t->n_best; i++) {
         const pvti_best *b = &t->best[i];
-        for (int64_t k = 0; b->value && k < b->n; k++)
-            b->value->w[k] = (pvt_real)pvti_f16_to_f32(((const uint16_t *)b->data)[k]);
-        if (!b->value)
-            memcpy(b->entry->weight->codes, b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
+        else
+            pvt_memory_copy(t->ctx, b->entry->weight->codes, b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
     }
 }
 
@@ -18605,8 +18750,13 @@ static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
     }
     for (i = 0; i < B && t->cache; i++) {
         pvt_real *place = t->cache + t->window_of[i] * each;
-        if (all) memcpy(t->hidden + i * each, place, (size_t)each * sizeof *place);
-        else memcpy(place, *hidden + i * each, (size_t)each * sizeof *place), t->cached[t->window_of[i]] = true;
+        int64_t bytes = each * (int64_t)sizeof *place;
+        if (all) {
+            pvt_memory_write(t->ctx, t->hidden + i * each, place, bytes);
+            continue;
+        }
+        PVTI_TRY(pvt_memory_read(t->ctx, place, *hidden + i * each, bytes));
+        t->cached[t->window_of[i]] = true;
     }
     if (all) *hidden = t->hidden;
     return PVT_OK;
@@ -18831,6 +18981,22 @@ static int64_t pvti_tuner_pv_arrays(const pvt_tuner *t)
     return n;
 }
 
+/* What the i-th array of a checkpoint is to the writer: its bytes on the host, where ops compute elsewhere a
+   copy, which goes into *copy. */
+static pvt_result pvti_tuner_array_out(const pvt_tuner *t, const pvti_pv_array *array, pvti_tensor *out, void **copy)
+{
+    out->dtype = array->dtype;
+    out->rank = 1;
+    out->shape[0] = array->n;
+    out->bytes = array->n * pvti_dtype_info(array->dtype)->bytes;
+    out->data = (const uint8_t *)array->data;
+    if (!t->ctx->device) return PVT_OK;
+    *copy = pvti_alloc(t->ctx, out->bytes, 1);
+    if (!*copy) return PVT_ERR_MEMORY;
+    out->data = (const uint8_t *)*copy;
+    return pvt_memory_read(t->ctx, *copy, array->data, out->bytes);
+}
+
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
@@ -18839,6 +19005,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     pvti_pv_array array;
     pvti_tensor *tensors;
     char(*names)[128];
+    void **copies;
     pvt_result result = PVT_ERR_MEMORY;
     int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), n, i;
     if (tuner->pv->open || tuner->finished)
@@ -18854,17 +19021,17 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
     tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
     names = (char(*)[128])pvti_alloc(tuner->ctx, n, sizeof *names);
-    if (tensors && names) {
-        for (i = 0; i < n; i++) {
-            pvti_tuner_state(tuner, pv_arrays, i, &array);
-            memcpy(names[i], array.name, sizeof *names);
-            tensors[i].name = names[i], tensors[i].dtype = array.dtype, tensors[i].rank = 1,
-            tensors[i].shape[0] = array.n;
-            tensors[i].data = (const uint8_t *)array.data,
-            tensors[i].bytes = array.n * pvti_dtype_info(array.dtype)->bytes;
-        }
-        result = pvti_safetensors_write(tuner->ctx, path, tensors, n, metadata);
+    copies = PVTI_NEW(tuner->ctx, void *, n);
+    if (tensors && names && copies) result = PVT_OK;
+    for (i = 0; i < n && result == PVT_OK; i++) {
+        pvti_tuner_state(tuner, pv_arrays, i, &array);
+        memcpy(names[i], array.name, sizeof *names);
+        tensors[i].name = names[i];
+        result = pvti_tuner_array_out(tuner, &array, &tensors[i], &copies[i]);
     }
+    if (result == PVT_OK) result = pvti_safetensors_write(tuner->ctx, path, tensors, n, metadata);
+    for (i = 0; copies && i < n; i++) pvti_free(tuner->ctx, copies[i]);
+    pvti_free(tuner->ctx, copies);
     pvti_free(tuner->ctx, tensors), pvti_free(tuner->ctx, names);
     return result;
 }
@@ -18956,8 +19123,8 @@ static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, con
     pvti_pv_array array;
     int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
     for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++)
-        memcpy(array.data, pvti_safetensors_find(st, array.name)->data,
-               (size_t)(array.n * pvti_dtype_info(array.dtype)->bytes));
+        pvt_memory_write(t->ctx, array.data, pvti_safetensors_find(st, array.name)->data,
+                         array.n * pvti_dtype_info(array.dtype)->bytes);
     t->step = t->pv->step = n[0];
     t->pv->open = false; /* of a step that failed */
     t->resumed_steps = n[1];

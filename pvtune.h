@@ -485,19 +485,20 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     was made with one (pvt_ctx_desc.device) hands every op over to it. Without one the processor computes.
 
     WHICH MEMORY a pointer is. What ops read and write lies in the context's memory: the device's, when it has
-    one, else the host's. That are: all arrays that the ops of layer 0 take (ids and targets too); the arrays of
-    a pvt_weight, and so of a pvt_model, in the memory of the context that made them; gradients; what
-    pvt_run_hidden and pvt_run_grad return and what a pvt_grad_fn gets. Host memory is everything else: structs,
-    names, texts, ids of tokens and targets given to a run, logits and losses that a run or a corpus' call hands
-    out, arrays given to pvt_weight_from_arrays and pvt_weight_dense. Pointers into a device's memory may be
-    offset like any other, but only ops and the functions below read or write through them.
+    one, else the host's. That are: all arrays that the ops of layer 0 take (ids and targets too); the arrays
+    of a pvt_weight, and so of a pvt_model, in the memory of the context that made them; gradients and params
+    of a pv; what pvt_run_hidden and pvt_run_grad return and a pvt_grad_fn gets. Host memory is everything
+    else: structs, names, texts, ids and targets given to a run, the logits and losses that it hands out,
+    arrays given to pvt_weight_from_arrays and pvt_weight_dense. Pointers into a device's memory may be offset
+    like any other, but only ops and the functions below read or write through them. Models are loaded, made
+    and saved on the host and carried over, each tensor as it is: that is these functions' own affair.
 
     ERRORS STICK. An op never fails: a device remembers its first error, does nothing from then on, and every
     later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
     before; no other function of this section waits.
 
-    With a device the following say UNSUPPORTED: pvt_weight_fit, pvt_quantize, a head in q8. Do them in a context
-    without one; pvt_model_copy brings a model from one memory to the other. */
+    With a device the following say UNSUPPORTED: pvt_weight_fit, pvt_quantize, a head in q8. Do them in a
+    context without one; pvt_model_copy brings a model from one memory to the other. */
 
 /* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
    pvt_memory_free(ctx, NULL) is allowed. */
@@ -505,7 +506,8 @@ PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes);
 PVT_API void pvt_memory_free(pvt_ctx *ctx, void *memory);
 /* From the host's memory into the context's; `from` is free again on return. */
 PVT_API void pvt_memory_write(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
-/* From the context's memory to the host's. Errors: whatever the device has met so far; `to` is then undefined. */
+/* From the context's memory to the host's. Errors: whatever the device has met so far; `to` is then
+   undefined. */
 PVT_API pvt_result pvt_memory_read(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
 /* Within the context's memory; the two ranges do not overlap. */
 PVT_API void pvt_memory_copy(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
@@ -534,16 +536,16 @@ typedef struct pvt_assign {
     int beam;               /* hypotheses kept */
     bool force;             /* the present code is no answer */
     uint16_t *codes;        /* out: [n, M] */
-    float *change;          /* out: [n], squared distance from the present group to the new one; NULL: unasked */
+    float *change;          /* out: [n], squared distance of the new group from the present; NULL: unasked */
 } pvt_assign;
 
-/*  The table. `state` is what `open` made for one context, whose calls come one at a time. An op of layer 0 has
-    the contract of the public function of its name, with state for ctx: shapes, what is overwritten, what is
-    added to, what may be NULL; pointers marked `host` are host memory and free again on return. Ops may be
-    carried out later, in the order in which they were asked for; one that returns a number waits (after an error
-   it returns 0, −1 or true). They never
-    allocate what the caller could miss: what a device needs beside its operands it takes in `open` and
-    `reserve`. The same calls give the same bits, from run to run. Every pointer must be set. */
+/*  The table. `state` is what `open` made for one context, whose calls come one at a time. An op of layer 0
+    has the contract of the public function of its name, with state for ctx: shapes, what is overwritten, what
+    is added to, what may be NULL; what pointers marked `host` point to, and every struct, is on the host and
+    free again on return. Ops may be carried out later, in the order in which they were asked for; one that
+    returns a number waits (after an error it returns 0, −1 or true). They never allocate what the caller
+    could miss: what a device needs beside its operands it takes in `open` and `reserve`. The same calls give
+    the same bits, from run to run. Every pointer must be set. */
 typedef struct pvt_device {
     int version;            /* PVT_VERSION, */
     size_t size, real_size; /* sizeof(pvt_device) and sizeof(pvt_real) where the table was filled in */
@@ -553,11 +555,12 @@ typedef struct pvt_device {
     /* A context begins and ends. desc: the context's. On failure the sentence goes to desc->error. */
     pvt_result (*open)(const struct pvt_device *device, const pvt_ctx_desc *desc, void **state);
     void (*close)(void *state);
-    /* The first error so far, its sentence in *why (the device's memory of it, on the host), without waiting. */
+    /* The first error so far, without waiting; its sentence, on the host and the device's own, in *why. */
     pvt_result (*status)(void *state, const char **why);
     void (*synchronise)(void *state);
 
-    /* Memory. alloc: zeroed, aligned to 64 or more, or NULL, which is no error that sticks. held: bytes now. */
+    /* Memory. alloc: zeroed, aligned to 64 or more, or NULL, which is no error that sticks. free: after the
+       ops that were asked for before it. held: bytes now. */
     void *(*alloc)(void *state, int64_t bytes);
     void (*free)(void *state, void *memory);
     int64_t (*held)(void *state);
@@ -569,14 +572,14 @@ typedef struct pvt_device {
     /* Layer 0. */
     void (*embedding_forward)(void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n,
                               int64_t V, int64_t C);
-    void (*embedding_backward)(void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids, int64_t n,
-                               int64_t V, int64_t C);
+    void (*embedding_backward)(void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids,
+                               int64_t n, int64_t V, int64_t C);
     void (*linear_forward)(void *state, pvt_real *y, const pvt_real *x, const pvt_real *W, const pvt_real *bias,
                            int64_t n, int64_t I, int64_t O);
     void (*linear_backward)(void *state, pvt_real *dx, pvt_real *dW, pvt_real *dbias, const pvt_real *dy,
                             const pvt_real *x, const pvt_real *W, int64_t n, int64_t I, int64_t O);
-    void (*rmsnorm_forward)(void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x, const pvt_real *weight,
-                            int64_t n, int64_t C, pvt_real eps);
+    void (*rmsnorm_forward)(void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x,
+                            const pvt_real *weight, int64_t n, int64_t C, pvt_real eps);
     void (*rmsnorm_backward)(void *state, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
                              const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
                              int64_t C);
@@ -612,7 +615,8 @@ typedef struct pvt_device {
     void (*mse_backward)(void *state, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
                          int64_t n);
 
-    /* Weights of any representation: the struct is the host's, its arrays (pvt_weight_arrays) the device's. */
+    /* Weights of any representation: the struct is the host's, its arrays (pvt_weight_arrays) the device's.
+       */
     void (*weight_lookup)(void *state, pvt_real *out, const struct pvt_weight *weight, const int32_t *rows,
                           int64_t n);
     void (*weight_forward)(void *state, pvt_real *y, const pvt_real *x, const struct pvt_weight *weight,
@@ -621,31 +625,33 @@ typedef struct pvt_device {
                             const struct pvt_weight *weight, int64_t n);
     /* out [O, I] ← δ·Ŵ + (1−δ)·out; δ = 1 overwrites */
     void (*weight_dequantize)(void *state, pvt_real *out, const struct pvt_weight *weight, double delta);
-    /* dvalues[i] += d loss/d values[i] from dW [O, I], for the weight's arrays of role VALUE in their order */
+    /* dvalues[i] += d loss/d values[i] from dW [O, I], for the weight's arrays of role VALUE in their order
+       */
     void (*weight_chain)(void *state, pvt_real *const *host_dvalues, const struct pvt_weight *weight,
                          const pvt_real *dW);
 
-    /* Numbers. round_f16: half[i] = from[i] in fp16 (nearest, ties to even), real[i] = that number again; each may
-       be NULL, real may be from. Returns the first i whose from[i] is not finite or rounds beyond 65504, −1: none;
-       waits. widen_f16: out[i] = half[i]. finite: no NaN, no infinity; waits. sums: [2·⌈n/8192⌉], work space. */
+    /* Numbers. round_f16: half[i] = from[i] in fp16 (nearest, ties to even), real[i] = that number again;
+       each may be NULL, real may be from. Returns the first i whose from[i] is not finite or rounds beyond
+       65504, −1: none; waits. widen_f16: out[i] = half[i]. finite: no NaN, no infinity; waits. sums:
+       [2·⌈n/8192⌉], work space. */
     int64_t (*round_f16)(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n);
     void (*widen_f16)(void *state, pvt_real *out, const uint16_t *half, int64_t n);
     bool (*finite)(void *state, const pvt_real *g, int64_t n, double *sums);
 
-    /* PV. reserve: a weight was added; takes what weight_chain and the V step below will need for it beside their
-       operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o (formulas: section
-       optimizer), learning rate o->lr · lr_scale; sums as in finite. */
+    /* PV. reserve: a weight was added; takes what weight_chain and the V step below will need for it beside
+       their operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o
+       (formulas: section optimizer), learning rate o->lr · lr_scale; sums as in finite. */
     bool (*reserve)(void *state, const struct pvt_weight *weight, int beam);
     void (*adam)(void *state, const pvt_adam *host_a, const pvt_real *g, const struct pvt_optimizer *host_o,
                  double lr_scale, int64_t t, double *sums);
-    /* The V step of one weight. group_errors: keys [groups] = ‖target − Ŵ‖² of each group, norms [O/og] = ‖Ŵ‖² of
-       each row of groups. group_noise: keys[i] ← 0.5/temperature·log keys[i] + Gumbel noise −log(−log u), u =
-       unit·0.999999 + 5e-7, unit = (mix(stream ^ i) >> 11)·2⁻⁵³, mix the finalizer of SplitMix64 (section random);
-       −FLT_MAX where keys[i] is 0. group_select: the k largest, the largest first, ties to the lower index; both
-       work arrays [groups]. weight_assign: see pvt_assign; no code changes. weight_commit: the codes of a are the
-       weight's from here on, of all a->n groups or, with trust > 0, of the first `accepted`: one, and one more for
-       each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double; *changed += how many groups' codes differ from
-       those they had. */
+    /* The V step of one weight. group_errors: keys [groups] = ‖target − Ŵ‖² of each group, norms [O/og] =
+       ‖Ŵ‖² of each row of groups. group_noise: keys[i] ← 0.5/temperature·log keys[i] + Gumbel noise −log(−log
+       u), u = unit·0.999999 + 5e-7, unit = (mix(stream ^ i) >> 11)·2⁻⁵³, mix the finalizer of SplitMix64
+       (section random); −FLT_MAX where keys[i] is 0. group_select: the k largest, the largest first, ties to
+       the lower index; both work arrays [groups]. weight_assign: see pvt_assign; no code changes.
+       weight_commit: the codes of a are the weight's from here on, of all a->n groups or, with trust > 0, of
+       the first `accepted`: one, and one more for each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double;
+       *changed += how many groups' codes differ from those they had. */
     void (*group_errors)(void *state, float *keys, double *norms, const struct pvt_weight *weight,
                          const pvt_real *target);
     void (*group_noise)(void *state, float *keys, int64_t groups, double temperature, uint64_t stream);
@@ -732,7 +738,7 @@ enum { PVT_MAX_ARRAYS = 4 };
 PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                      pvt_array out[PVT_MAX_ARRAYS], int *n);
 /* Lists in out the weight's own arrays and returns how many. They can be read until the weight is
-   freed; tuning changes them. */
+   freed; tuning changes them. Their data lies in the memory of the weight's context (section device). */
 PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS]);
 /*  A weight made of copies of n arrays, found by their names; role is not read. Shape and bytes must be
     those that pvt_format_arrays lists, and the dtype too, except that values may be of any
@@ -748,7 +754,7 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
    Errors: ARGUMENT. */
 PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype dtype, int64_t O, int64_t I,
                                      pvt_weight *out);
-/* A dense weight of its own in pvt_real, zero; `fill` may be NULL or [O, I] to copy. */
+/* A dense weight of its own in pvt_real, zero; `fill` may be NULL or [O, I] to copy, in host memory. */
 PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I, pvt_weight *out);
 
 typedef struct pvt_fit_desc {
@@ -794,7 +800,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
     of the largest (of x and tables: in 32 tables): an error near that of codebooks in fp16 (Gaussian numbers:
     1.2e-4, fp16 2.1e-4; with every 50th of x 40 times as large: 2.3e-4). More entries, groups of eight: keeps
     the codebooks in fp16. The same bits everywhere. Tuning the weight drops it again; a view prepares, and
-    frees, its own. Errors: MEMORY. */
+    frees, its own. A device has ways of its own: there this does nothing. Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
@@ -992,7 +998,8 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
    projections into the residual stream scaled by 1/sqrt(2L)), for training from nothing. Zero
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
-/* A deep copy: dense weights as pvt_real, codebook weights as they are. */
+/* A deep copy in ctx's memory, from whichever memory the model lies in (section device): dense weights as
+   pvt_real, codebook weights as they are. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
@@ -8528,8 +8535,8 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
 }
 
 /* dvalues[i] += d loss/d values[i]; partial: the processor's work space. */
-static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW,
-                              pvt_real *partial)
+static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight,
+                              const pvt_real *dW, pvt_real *partial)
 {
     PVTI_ON_DEVICE(ctx, weight_chain, dvalues, weight, dW);
     weight->kind->chain(ctx, dvalues, weight, dW, partial);
@@ -8925,7 +8932,8 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
     ok = ok && pvti_pv_rooms(pv, e, codes);
-    if (ok && weight && pv->ctx->device && !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
+    if (ok && weight && pv->ctx->device &&
+        !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
         pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
         ok = false;
     }
@@ -14905,7 +14913,8 @@ static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_
     copy = *out;
     copy->bos = model->bos, copy->n_eos = model->n_eos;
     memcpy(copy->eos, model->eos, sizeof copy->eos);
-    result = pvti_transfer(ctx, copy->norm_data, model->ctx, model->norm_data, norms * (int64_t)sizeof(pvt_real));
+    result = pvti_transfer(ctx, copy->norm_data, model->ctx, model->norm_data,
+                           norms * (int64_t)sizeof(pvt_real));
     if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
     if (result == PVT_OK && model->generation_config) {
         copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
@@ -18181,8 +18190,8 @@ struct pvt_tuner {
     int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
     int64_t *place;          /* [windows]: which window of the corpus each is */
     int64_t *order;          /* [windows] */
-    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the host,
-                                which has room for them */
+    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the
+                                host, which has room for them */
     bool *cached;            /* [windows] */
     pvt_real *hidden;        /* teacher's hidden states of a micro-batch taken from the cache */
     int32_t *ids;            /* [micro_batch, T] */
@@ -18569,7 +18578,8 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: without a teacher only cross_entropy is possible");
     if (!pvti_same_memory(ctx, student->ctx) || (teacher && !pvti_same_memory(ctx, teacher->ctx)))
         return pvti_fail(ctx, PVT_ERR_MISMATCH,
-                         "tune: student and teacher must lie in this context's memory; pvt_model_copy brings them");
+                         "tune: student and teacher must lie in this context's memory; pvt_model_copy "
+                         "brings them there");
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
@@ -18983,7 +18993,8 @@ static int64_t pvti_tuner_pv_arrays(const pvt_tuner *t)
 
 /* What the i-th array of a checkpoint is to the writer: its bytes on the host, where ops compute elsewhere a
    copy, which goes into *copy. */
-static pvt_result pvti_tuner_array_out(const pvt_tuner *t, const pvti_pv_array *array, pvti_tensor *out, void **copy)
+static pvt_result pvti_tuner_array_out(const pvt_tuner *t, const pvti_pv_array *array, pvti_tensor *out,
+                                       void **copy)
 {
     out->dtype = array->dtype;
     out->rank = 1;

@@ -256,6 +256,7 @@ typedef enum pvt_result {
 PVT_API const char *pvt_result_text(pvt_result result);
 
 typedef struct pvt_ctx pvt_ctx;
+struct pvt_device; /* see the section device */
 
 /* alloc returns memory aligned for any type, or NULL; free gets what alloc returned. Called
    only from the thread that calls the library. */
@@ -355,6 +356,9 @@ typedef struct pvt_ctx_desc {
     pvt_parallel_fn *parallel; /* NULL: own threads, started at first use */
     void *parallel_user;
     pvt_files files; /* how files are reached; zeroed: as the machine does it */
+    /* Where ops compute, and in whose memory; NULL: the processor. The table outlives the context. See the
+       section device. */
+    const struct pvt_device *device;
     /* Receives the sentence that says why pvt_ctx_create failed ("" when it did not), cut at error_bytes
        and always terminated; NULL: pvt_result_text has to do. Used by pvt_ctx_create only. */
     char *error;
@@ -364,7 +368,8 @@ typedef struct pvt_ctx_desc {
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none).
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none), and what
+   the device says.
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -382,6 +387,8 @@ typedef struct pvt_ctx_info {
     int64_t bytes_now;    /* allocated through the context at this moment */
     int64_t bytes_peak;   /* the most since creation or since pvt_ctx_reset_peak */
     int64_t allocations;  /* how many were made since creation */
+    const char *device;   /* its name; NULL: none */
+    int64_t device_bytes_now, device_bytes_peak; /* of its memory, likewise */
 } pvt_ctx_info;
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx);
 PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx);
@@ -519,7 +526,7 @@ PVT_API void pvt_softmax_update(pvt_ctx *ctx, pvt_softmax_row *rows, const pvt_r
                                 const int32_t *targets, int64_t n, int64_t v0, int64_t VS, int64_t ld);
 /* lse[i] = max + log(sum); loss[i] = lse[i] − target, 0 for a negative target. Either output
    and targets may be NULL; a loss needs targets. */
-PVT_API void pvt_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+PVT_API void pvt_softmax_finish(pvt_ctx *ctx, double *lse, double *loss, const pvt_softmax_row *rows,
                                 const int32_t *targets, int64_t n);
 /* logits in, dlogits out: scale·(softmax − [v = target]); zeros for a negative target. */
 PVT_API void pvt_cross_entropy_backward(pvt_ctx *ctx, pvt_real *logits, const double *lse,
@@ -540,6 +547,188 @@ PVT_API void pvt_kl_backward(pvt_ctx *ctx, pvt_real *student, const double *stud
 PVT_API double pvt_mse_forward(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t n);
 PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
                               int64_t n);
+// >>interface: device
+/*  Where a context computes. A device is a table with one function for each op of this file; a context that
+    was made with one (pvt_ctx_desc.device) hands every op over to it. Without one the processor computes.
+
+    WHICH MEMORY a pointer is. What ops read and write lies in the context's memory: the device's, when it has
+    one, else the host's. That are: all arrays that the ops of layer 0 take (ids and targets too); the arrays
+    of a pvt_weight, and so of a pvt_model, in the memory of the context that made them; gradients and params
+    of a pv; what pvt_run_hidden and pvt_run_grad return and a pvt_grad_fn gets. Host memory is everything
+    else: structs, names, texts, ids and targets given to a run, the logits and losses that it hands out,
+    arrays given to pvt_weight_from_arrays and pvt_weight_dense. Pointers into a device's memory may be offset
+    like any other, but only ops and the functions below read or write through them. Models are loaded, made
+    and saved on the host and carried over, each tensor as it is: that is these functions' own affair.
+
+    ERRORS STICK. An op never fails: a device remembers its first error, does nothing from then on, and every
+    later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
+    before; no other function of this section waits.
+
+    With a device the following say UNSUPPORTED: pvt_weight_fit, pvt_quantize, a head in q8. Do them in a
+    context without one; pvt_model_copy brings a model from one memory to the other. */
+
+/* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
+   pvt_memory_free(ctx, NULL) is allowed. */
+PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes);
+PVT_API void pvt_memory_free(pvt_ctx *ctx, void *memory);
+/* From the host's memory into the context's; `from` is free again on return. */
+PVT_API void pvt_memory_write(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+/* From the context's memory to the host's. Errors: whatever the device has met so far; `to` is then
+   undefined. */
+PVT_API pvt_result pvt_memory_read(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+/* Within the context's memory; the two ranges do not overlap. */
+PVT_API void pvt_memory_copy(pvt_ctx *ctx, void *to, const void *from, int64_t bytes);
+PVT_API void pvt_memory_zero(pvt_ctx *ctx, void *memory, int64_t bytes);
+/* Waits until everything that was asked for is done. Errors: the device's first one. */
+PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx);
+
+struct pvt_weight; /* of layer 1, and so is pvt_optimizer */
+struct pvt_optimizer;
+
+/* One array w [n] that an optimizer moves, with its moments. */
+typedef struct pvt_adam {
+    pvt_real *w, *m, *v_max; /* m NULL at β1 = 0; v_max for amsgrad, else NULL */
+    void *v;                 /* pvt_real, or uint16_t with the upper half of a float: bf16 */
+    bool v_bf16;
+    int64_t n;
+} pvt_adam;
+
+/*  A search for codes: for each of n groups of a weight the code whose group lies nearest to the target's.
+    Arrays in the context's memory. */
+typedef struct pvt_assign {
+    const pvt_real *target; /* [O, I] */
+    const int64_t *groups;  /* [n], which; NULL: 0 … n−1 */
+    int64_t n;
+    uint64_t seed, stream;  /* random choices follow from them */
+    int beam;               /* hypotheses kept */
+    bool force;             /* the present code is no answer */
+    double rounding;        /* τ > 0: drawn between the two best, see pvt_pv_desc */
+    uint16_t *codes;        /* out: [n, M] */
+    float *change;          /* out: [n], squared distance of the new group from the present; NULL: unasked */
+} pvt_assign;
+
+/*  The table. `state` is what `open` made for one context, whose calls come one at a time. An op of layer 0
+    has the contract of the public function of its name, with state for ctx: shapes, what is overwritten, what
+    is added to, what may be NULL; what pointers marked `host` point to, and every struct, is on the host and
+    free again on return. Ops may be carried out later, in the order in which they were asked for; one that
+    returns a number waits (after an error it returns 0, −1 or true). They never allocate what the caller
+    could miss: what a device needs beside its operands it takes in `open` and `reserve`. The same calls give
+    the same bits, from run to run. Every pointer must be set. */
+typedef struct pvt_device {
+    int version;            /* PVT_VERSION, */
+    size_t size, real_size; /* sizeof(pvt_device) and sizeof(pvt_real) where the table was filled in */
+    const char *name;       /* in messages and pvt_ctx_info; outlives the contexts, as the table does */
+    void *user;             /* the device's own */
+
+    /* A context begins and ends. desc: the context's. On failure the sentence goes to desc->error. */
+    pvt_result (*open)(const struct pvt_device *device, const pvt_ctx_desc *desc, void **state);
+    void (*close)(void *state);
+    /* The first error so far, without waiting; its sentence, on the host and the device's own, in *why. */
+    pvt_result (*status)(void *state, const char **why);
+    void (*synchronise)(void *state);
+
+    /* Memory. alloc: zeroed, aligned to 64 or more, or NULL, which is no error that sticks. free: after the
+       ops that were asked for before it. held: bytes now. */
+    void *(*alloc)(void *state, int64_t bytes);
+    void (*free)(void *state, void *memory);
+    int64_t (*held)(void *state);
+    void (*copy_in)(void *state, void *to, const void *host, int64_t bytes);
+    void (*copy_out)(void *state, void *host, const void *from, int64_t bytes); /* waits */
+    void (*copy)(void *state, void *to, const void *from, int64_t bytes);
+    void (*zero)(void *state, void *memory, int64_t bytes);
+
+    /* Layer 0. */
+    void (*embedding_forward)(void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n,
+                              int64_t V, int64_t C);
+    void (*embedding_backward)(void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids,
+                               int64_t n, int64_t V, int64_t C);
+    void (*linear_forward)(void *state, pvt_real *y, const pvt_real *x, const pvt_real *W, const pvt_real *bias,
+                           int64_t n, int64_t I, int64_t O);
+    void (*linear_backward)(void *state, pvt_real *dx, pvt_real *dW, pvt_real *dbias, const pvt_real *dy,
+                            const pvt_real *x, const pvt_real *W, int64_t n, int64_t I, int64_t O);
+    void (*rmsnorm_forward)(void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x,
+                            const pvt_real *weight, int64_t n, int64_t C, pvt_real eps);
+    void (*rmsnorm_backward)(void *state, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
+                             const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
+                             int64_t C);
+    void (*rope_table)(void *state, pvt_real *cosines, pvt_real *sines, const float *host_inv_freq, int64_t HS,
+                       int64_t pos, int64_t T);
+    void (*rope_forward)(void *state, pvt_real *x, const pvt_real *cosines, const pvt_real *sines, int64_t B,
+                         int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    void (*rope_backward)(void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines, int64_t B,
+                          int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    void (*attention_forward)(void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k,
+                              const pvt_real *v, const pvt_attention_desc *host_desc);
+    void (*attention_backward)(void *state, pvt_real *dq, pvt_real *dk, pvt_real *dv, const pvt_real *dout,
+                               const pvt_real *out, const pvt_real *lse, const pvt_real *q, const pvt_real *k,
+                               const pvt_real *v, const pvt_attention_desc *host_desc);
+    void (*swiglu_forward)(void *state, pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n);
+    void (*swiglu_backward)(void *state, pvt_real *dgate, pvt_real *dup, const pvt_real *dout,
+                            const pvt_real *gate, const pvt_real *up, int64_t n);
+    void (*residual_forward)(void *state, pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n);
+    void (*residual_backward)(void *state, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n);
+    void (*softmax_update)(void *state, pvt_softmax_row *rows, const pvt_real *logits, const int32_t *targets,
+                           int64_t n, int64_t v0, int64_t VS, int64_t ld);
+    void (*softmax_finish)(void *state, double *lse, double *loss, const pvt_softmax_row *rows,
+                           const int32_t *targets, int64_t n);
+    void (*cross_entropy_backward)(void *state, pvt_real *logits, const double *lse, const int32_t *targets,
+                                   double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld);
+    void (*kl_forward)(void *state, double *loss, const pvt_real *student, const double *student_lse,
+                       const pvt_real *teacher, const double *teacher_lse, const int32_t *targets, int64_t n,
+                       int64_t VS, int64_t ld);
+    void (*kl_backward)(void *state, pvt_real *student, const double *student_lse, const pvt_real *teacher,
+                        const double *teacher_lse, const int32_t *targets, double scale, int64_t n, int64_t VS,
+                        int64_t ld);
+    double (*mse_forward)(void *state, const pvt_real *a, const pvt_real *b, int64_t n); /* waits */
+    void (*mse_backward)(void *state, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
+                         int64_t n);
+
+    /* Weights of any representation: the struct is the host's, its arrays (pvt_weight_arrays) the device's.
+       */
+    void (*weight_lookup)(void *state, pvt_real *out, const struct pvt_weight *weight, const int32_t *rows,
+                          int64_t n);
+    void (*weight_forward)(void *state, pvt_real *y, const pvt_real *x, const struct pvt_weight *weight,
+                           int64_t n, bool accumulate);
+    void (*weight_backward)(void *state, pvt_real *dx, pvt_real *dW, const pvt_real *dy, const pvt_real *x,
+                            const struct pvt_weight *weight, int64_t n);
+    /* out [O, I] ← δ·Ŵ + (1−δ)·out; δ = 1 overwrites */
+    void (*weight_dequantize)(void *state, pvt_real *out, const struct pvt_weight *weight, double delta);
+    /* dvalues[i] += d loss/d values[i] from dW [O, I], for the weight's arrays of role VALUE in their order
+       */
+    void (*weight_chain)(void *state, pvt_real *const *host_dvalues, const struct pvt_weight *weight,
+                         const pvt_real *dW);
+
+    /* Numbers. round_f16: half[i] = from[i] in fp16 (nearest, ties to even), real[i] = that number again;
+       each may be NULL, real may be from. Returns the first i whose from[i] is not finite or rounds beyond
+       65504, −1: none; waits. widen_f16: out[i] = half[i]. finite: no NaN, no infinity; waits. sums:
+       [2·⌈n/8192⌉], work space. */
+    int64_t (*round_f16)(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n);
+    void (*widen_f16)(void *state, pvt_real *out, const uint16_t *half, int64_t n);
+    bool (*finite)(void *state, const pvt_real *g, int64_t n, double *sums);
+
+    /* PV. reserve: a weight was added; takes what weight_chain and the V step below will need for it beside
+       their operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o
+       (formulas: section optimizer), learning rate o->lr · lr_scale; sums as in finite. */
+    bool (*reserve)(void *state, const struct pvt_weight *weight, int beam);
+    void (*adam)(void *state, const pvt_adam *host_a, const pvt_real *g, const struct pvt_optimizer *host_o,
+                 double lr_scale, int64_t t, double *sums);
+    /* The V step of one weight. group_errors: keys [groups] = ‖target − Ŵ‖² of each group, norms [O/og] =
+       ‖Ŵ‖² of each row of groups. group_noise: keys[i] ← 0.5/temperature·log keys[i] + Gumbel noise −log(−log
+       u), u = unit·0.999999 + 5e-7, unit = (mix(stream ^ i) >> 11)·2⁻⁵³, mix the finalizer of SplitMix64
+       (section random); −FLT_MAX where keys[i] is 0. group_select: the k largest, the largest first, ties to
+       the lower index; both work arrays [groups]. weight_assign: see pvt_assign; no code changes.
+       weight_commit: the codes of a are the weight's from here on, of all a->n groups or, with trust > 0, of
+       the first `accepted`: one, and one more for each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double;
+       *changed += how many groups' codes differ from those they had. */
+    void (*group_errors)(void *state, float *keys, double *norms, const struct pvt_weight *weight,
+                         const pvt_real *target);
+    void (*group_noise)(void *state, float *keys, int64_t groups, double temperature, uint64_t stream);
+    void (*group_select)(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
+                         uint64_t *work, uint64_t *more_work);
+    void (*weight_assign)(void *state, const struct pvt_weight *weight, const pvt_assign *host_a);
+    void (*weight_commit)(void *state, struct pvt_weight *weight, const pvt_assign *host_a, const double *norms,
+                          double trust, int64_t *changed);
+} pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
 /* Element types of tensors in files and in dense weights. The Q types are GGUF's blocks. */
@@ -635,7 +824,7 @@ typedef struct pvt_array {
 PVT_API pvt_result pvt_format_arrays(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I,
                                      pvt_array out[PVT_MAX_ARRAYS], int *n);
 /* Lists in out the weight's own arrays and returns how many. They can be read until the weight is
-   freed; tuning changes them. */
+   freed; tuning changes them. Their data lies in the memory of the weight's context (section device). */
 PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_ARRAYS]);
 /*  A weight made of copies of n arrays, found by their names; role is not read. Shape and bytes must be
     those that pvt_format_arrays lists, and the dtype too, except that values may be of any
@@ -651,7 +840,7 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
    Errors: ARGUMENT. */
 PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype dtype, int64_t O, int64_t I,
                                      pvt_weight *out);
-/* A dense weight of its own in pvt_real, zero; `fill` may be NULL or [O, I] to copy. */
+/* A dense weight of its own in pvt_real, zero; `fill` may be NULL or [O, I] to copy, in host memory. */
 PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I, pvt_weight *out);
 
 typedef struct pvt_fit_desc {
@@ -697,7 +886,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
     of the largest (of x and tables: in 32 tables): an error near that of codebooks in fp16 (Gaussian numbers:
     1.2e-4, fp16 2.1e-4; with every 50th of x 40 times as large: 2.3e-4). More entries, groups of eight: keeps
     the codebooks in fp16. The same bits everywhere. Tuning the weight drops it again; a view prepares, and
-    frees, its own. Errors: MEMORY. */
+    frees, its own. A device has ways of its own: there this does nothing. Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
@@ -960,8 +1149,8 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
    in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
    Errors: ARGUMENT (sizes; a family that is not supported: the sentence lists those that are), MEMORY. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
-/* A deep copy in the model's context: dense weights as pvt_real, codebook weights as they are. Errors:
-   MEMORY. */
+/* A deep copy in ctx's memory, from whichever memory the model lies in (section device): dense weights as
+   pvt_real, codebook weights as they are. Errors: MEMORY. */
 PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out);
 PVT_API void pvt_model_free(pvt_model *model);
 PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model);
@@ -1054,7 +1243,8 @@ typedef struct pvt_run_desc {
 
 /* The model must outlive the run, and keep its shape: codes and values may change, also
    representations, but not between a forward and its backward (but see pvt_grad_fn). All memory
-   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY. */
+   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY, MISMATCH (the model lies
+   in another device's memory). */
 PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out);
 PVT_API void pvt_run_free(pvt_run *run);
@@ -1065,7 +1255,7 @@ PVT_API void pvt_run_reset(pvt_run *run);
 /* ids [B, T] → final hidden states (after the last norm), kept in the run; and, when logits is
    not NULL, logits [B, T, V]. Errors: ARGUMENT (sizes; an id outside the vocabulary). */
 PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits);
-/* Final hidden states of the last forward, [B, T, C]. */
+/* Final hidden states of the last forward, [B, T, C], in the context's memory. */
 PVT_API const pvt_real *pvt_run_hidden(const pvt_run *run);
 /* logits [n, V] of rows first … first+n−1 of the last forward's B·T. Errors: ARGUMENT. */
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits);
@@ -1090,8 +1280,8 @@ typedef struct pvt_loss_desc {
    whose target is −1. Errors: ARGUMENT, MISMATCH (the teacher's vocabulary). */
 PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                 double *per_token);
-/* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's and
-   is reused after the call. The tensor may be updated right then: nothing that is left of this
+/* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's (the context's:
+   see the section device) and is reused after the call. The tensor may be updated right then: nothing that is left of this
    backward reads it. Non-OK stops backward. */
 typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
 /* Back-propagates the loss of the last forward (train must be set); one backward per forward.
@@ -1101,7 +1291,7 @@ typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
    Errors: ARGUMENT, MISMATCH, and whatever sink returns. */
 PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                     pvt_grad_fn *sink, void *user);
-/* The held gradient of a tensor (accumulate); NULL when there is none. */
+/* The held gradient of a tensor (accumulate), in the context's memory; NULL when there is none. */
 PVT_API const pvt_real *pvt_run_grad(const pvt_run *run, int64_t tensor);
 PVT_API void pvt_run_zero_grad(pvt_run *run);
 
@@ -1517,7 +1707,7 @@ typedef struct pvti_outside {
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
     /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
-    void (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
+    pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
     pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
     pvt_result (*quantizer_take)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item,
                                  bool *taken);
@@ -1544,6 +1734,11 @@ struct pvt_ctx {
     int64_t temporaries; /* names of temporary files given out so far */
     pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
+    const pvt_device *device; /* NULL: none, and so the following; see >>device */
+    void *device_state;
+    int64_t device_peak;
+    pvt_ctx *host;     /* a plain context for what only the host does: load, save, make */
+    pvt_ctx *front;    /* of such a context: the one that it belongs to, which has the sentences */
     char error[1024];
 };
 
@@ -1618,6 +1813,7 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    if (ctx->front) ctx = ctx->front;
     pvti_printable(ctx->error, (int64_t)sizeof ctx->error, text);
     return result;
 }
@@ -2124,14 +2320,19 @@ static uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
+static PVTI_UNUSED uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
+{
+    return pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step);
+}
 static PVTI_UNUSED uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
-    return pvti_mix(pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step) ^ index);
+    return pvti_mix(pvti_random_stream(seed, purpose, step) ^ index);
 }
 /* In [0, 1), 53 bits. */
+static PVTI_UNUSED double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
-    return (double)(pvti_random(seed, purpose, step, index) >> 11) * (1.0 / 9007199254740992.0);
+    return pvti_unit(pvti_random(seed, purpose, step, index));
 }
 /* A permutation of 0 … n−1 (Fisher-Yates). */
 static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t seed, int purpose, uint64_t step)
@@ -2410,6 +2611,22 @@ static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
     return PVT_OK;
 }
 
+/* Opens the device, and makes the plain context beside it. */
+static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
+{
+    pvt_ctx_desc plain = *d;
+    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
+        d->device->real_size != sizeof(pvt_real))
+        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
+                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
+    plain.device = NULL;
+    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
+    ctx->host->front = ctx;
+    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
+    ctx->device = d->device;
+    return PVT_OK;
+}
+
 static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
 {
     int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
@@ -2421,6 +2638,8 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 {
     pvt_allocator allocator;
     if (!ctx) return;
+    pvt_ctx_destroy(ctx->host);
+    if (ctx->device) ctx->device->close(ctx->device_state);
 #ifndef PVTUNE_NO_THREADS
     pvti_pool_destroy(ctx);
 #else
@@ -2463,13 +2682,155 @@ static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **o
 PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
 {
     pvt_ctx_info info;
+    memset(&info, 0, sizeof info);
     info.n_threads = ctx->n_threads;
     info.isa = ctx->isa_name;
     info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
+    if (!ctx->device) return info;
+    info.bytes_now += ctx->host->bytes_now;
+    info.bytes_peak += ctx->host->bytes_peak;
+    info.allocations += ctx->host->allocations;
+    info.device = ctx->device->name;
+    info.device_bytes_now = ctx->device->held(ctx->device_state);
+    info.device_bytes_peak = ctx->device_peak;
     return info;
 }
 
-PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx) { ctx->bytes_peak = ctx->bytes_now; }
+PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
+{
+    ctx->bytes_peak = ctx->bytes_now;
+    if (!ctx->device) return;
+    ctx->host->bytes_peak = ctx->host->bytes_now;
+    ctx->device_peak = ctx->device->held(ctx->device_state);
+}
+// >>device
+/*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
+    nowhere else: everything above hands pointers on. */
+
+/* The first line of an op: has the context a device, the op is the device's. */
+#define PVTI_ON_DEVICE(ctx, op, ...)                             \
+    do {                                                         \
+        if ((ctx) && (ctx)->device) {                            \
+            (ctx)->device->op((ctx)->device_state, __VA_ARGS__); \
+            return;                                              \
+        }                                                        \
+    } while (0)
+
+/* The device's first error, if it knows of one by now. */
+static PVTI_UNUSED pvt_result pvti_device_check(pvt_ctx *ctx)
+{
+    const char *why = NULL;
+    pvt_result result = ctx->device ? ctx->device->status(ctx->device_state, &why) : PVT_OK;
+    if (result == PVT_OK) return PVT_OK;
+    return pvti_fail(ctx, result, "%s: %s", ctx->device->name, why ? why : pvt_result_text(result));
+}
+
+/* For what a device does not do yet. */
+static PVTI_UNUSED pvt_result pvti_host_only(pvt_ctx *ctx, const char *what)
+{
+    if (!ctx->device) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s is not possible on %s: do it in a context without a device, and bring the model over "
+                     "with pvt_model_copy",
+                     what, ctx->device->name);
+}
+
+/* Whether ops of the one context can work on what the other made. */
+static PVTI_UNUSED bool pvti_same_memory(const pvt_ctx *a, const pvt_ctx *b)
+{
+    return a == b || (!a->device && !b->device);
+}
+
+PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes)
+{
+    void *memory;
+    if (!ctx->device || bytes < 0) return pvti_alloc(ctx, bytes, 1);
+    memory = ctx->device->alloc(ctx->device_state, bytes);
+    ctx->device_peak = PVTI_MAX(ctx->device_peak, ctx->device->held(ctx->device_state));
+    if (!memory)
+        pvti_fail(ctx, PVT_ERR_MEMORY, "%s is out of memory: %lld bytes could not be allocated, %lld are in use",
+                  ctx->device->name, (long long)bytes, (long long)ctx->device->held(ctx->device_state));
+    return memory;
+}
+/* count items of a type, in the context's memory. */
+static PVTI_UNUSED void *pvti_memory(pvt_ctx *ctx, int64_t count, int64_t size)
+{
+    int64_t bytes;
+    return pvt_memory_alloc(ctx, pvti_mul(count, size, &bytes) ? bytes : -1);
+}
+#define PVTI_MEMORY(ctx, type, count) ((type *)pvti_memory(ctx, count, (int64_t)sizeof(type)))
+
+PVT_API void pvt_memory_free(pvt_ctx *ctx, void *memory)
+{
+    if (!memory) return;
+    PVTI_ON_DEVICE(ctx, free, memory);
+    pvti_free(ctx, memory);
+}
+
+PVT_API void pvt_memory_write(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, copy_in, to, from, bytes);
+    memcpy(to, from, (size_t)bytes);
+}
+
+PVT_API pvt_result pvt_memory_read(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return pvti_device_check(ctx);
+    if (!ctx->device) {
+        memcpy(to, from, (size_t)bytes);
+        return PVT_OK;
+    }
+    ctx->device->copy_out(ctx->device_state, to, from, bytes);
+    return pvti_device_check(ctx);
+}
+
+PVT_API void pvt_memory_copy(pvt_ctx *ctx, void *to, const void *from, int64_t bytes)
+{
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, copy, to, from, bytes);
+    memcpy(to, from, (size_t)bytes);
+}
+
+typedef struct pvti_zeroing {
+    char *data;
+    int64_t bytes;
+} pvti_zeroing;
+
+static void pvti_zero_task(void *arg, int64_t i, int worker)
+{
+    const pvti_zeroing *z = (const pvti_zeroing *)arg;
+    int64_t from = i << 20;
+    (void)worker;
+    memset(z->data + from, 0, (size_t)PVTI_MIN(z->bytes - from, 1 << 20));
+}
+
+PVT_API void pvt_memory_zero(pvt_ctx *ctx, void *memory, int64_t bytes)
+{
+    pvti_zeroing z;
+    if (bytes <= 0) return;
+    PVTI_ON_DEVICE(ctx, zero, memory, bytes);
+    z.data = (char *)memory;
+    z.bytes = bytes;
+    pvti_parallel(ctx, (z.bytes + (1 << 20) - 1) >> 20, pvti_zero_task, &z);
+}
+
+/* The same of n numbers. */
+static PVTI_UNUSED void pvti_zero(pvt_ctx *ctx, pvt_real *data, int64_t n)
+{
+    pvt_memory_zero(ctx, data, n * (int64_t)sizeof *data);
+}
+static PVTI_UNUSED void pvti_copy(pvt_ctx *ctx, pvt_real *to, const pvt_real *from, int64_t n)
+{
+    pvt_memory_copy(ctx, to, from, n * (int64_t)sizeof *to);
+}
+
+PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx)
+{
+    if (ctx->device) ctx->device->synchronise(ctx->device_state);
+    return pvti_device_check(ctx);
+}
+
 // >>simd
 /*  Vector mathematics in plain C. Loops over restrict pointers with branch-free bodies are
     turned into vector code by gcc and clang; PVTI_KERNEL compiles each for several kernel sets.
@@ -3384,6 +3745,7 @@ PVT_API void pvt_embedding_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *
                                    int64_t n, int64_t V, int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, embedding_forward, out, table, ids, n, V, C);
     job.out = out, job.a = table, job.ids = ids, job.V = V;
     pvti_job_rows(&job, pvti_embedding_forward_task);
 }
@@ -3404,6 +3766,7 @@ PVT_API void pvt_embedding_backward(pvt_ctx *ctx, pvt_real *dtable, const pvt_re
                                     int64_t n, int64_t V, int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, embedding_backward, dtable, dout, ids, n, V, C);
     job.out = dtable, job.a = dout, job.ids = ids, job.V = V;
     pvti_job_columns(&job, pvti_embedding_backward_task);
 }
@@ -3419,6 +3782,7 @@ static void pvti_bias_task(void *arg, int64_t task, int worker)
 PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_real *W,
                                 const pvt_real *bias, int64_t n, int64_t I, int64_t O)
 {
+    PVTI_ON_DEVICE(ctx, linear_forward, y, x, W, bias, n, I, O);
     if (bias) {
         pvti_rows_job job = pvti_job(ctx, n, O);
         job.out = y, job.a = bias;
@@ -3441,6 +3805,7 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
                                  const pvt_real *dy, const pvt_real *x, const pvt_real *W, int64_t n,
                                  int64_t I, int64_t O)
 {
+    PVTI_ON_DEVICE(ctx, linear_backward, dx, dW, dbias, dy, x, W, n, I, O);
     if (dx) pvti_gemm_linear(ctx, dx, I, pvti_rows(dy, O), pvti_rows(W, I), n, I, O, true);
     if (dW) pvti_gemm_linear(ctx, dW, I, pvti_cols(dy, O), pvti_rows(x, I), O, I, n, true);
     if (dbias) {
@@ -3569,6 +3934,7 @@ PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, co
                                  const pvt_real *weight, int64_t n, int64_t C, pvt_real eps)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, rmsnorm_forward, out, rstd, x, weight, n, C, eps);
     job.out = out, job.out2 = rstd, job.a = x, job.b = weight, job.eps = (double)eps;
     pvti_job_rows(&job, pvti_rmsnorm_forward_task);
 }
@@ -3591,6 +3957,7 @@ PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight,
                                   int64_t C)
 {
     pvti_rows_job job = pvti_job(ctx, n, C);
+    PVTI_ON_DEVICE(ctx, rmsnorm_backward, dx, dweight, dout, x, rstd, weight, n, C);
     job.out = dx, job.out2 = dweight, job.a = dout, job.b = x, job.c = rstd, job.d = weight;
     if (dx) pvti_job_rows(&job, pvti_rmsnorm_backward_task);
     if (dweight) pvti_job_columns(&job, pvti_rmsnorm_dweight_task);
@@ -3651,6 +4018,7 @@ PVT_API void pvt_rope_table(pvt_ctx *ctx, pvt_real *cosines, pvt_real *sines, co
                             int64_t HS, int64_t pos, int64_t T)
 {
     pvti_rope_job job;
+    PVTI_ON_DEVICE(ctx, rope_table, cosines, sines, inv_freq, HS, pos, T);
     memset(&job, 0, sizeof job);
     job.out_cos = cosines, job.out_sin = sines, job.inv_freq = inv_freq;
     job.HS = HS, job.pos = pos, job.T = T, job.grain = 32;
@@ -3686,11 +4054,13 @@ static void pvti_rope(pvt_ctx *ctx, pvt_real *x, const pvt_real *cosines, const 
 PVT_API void pvt_rope_forward(pvt_ctx *ctx, pvt_real *x, const pvt_real *cosines, const pvt_real *sines,
                               int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
 {
+    PVTI_ON_DEVICE(ctx, rope_forward, x, cosines, sines, B, T, NH, HS, pairing);
     pvti_rope(ctx, x, cosines, sines, B, T, NH, HS, pairing, 1);
 }
 PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines,
                                int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
 {
+    PVTI_ON_DEVICE(ctx, rope_backward, dx, cosines, sines, B, T, NH, HS, pairing);
     pvti_rope(ctx, dx, cosines, sines, B, T, NH, HS, pairing, -1);
 }
 
@@ -3705,6 +4075,7 @@ PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gat
                                 int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, swiglu_forward, out, gate, up, n);
     job.out = out, job.a = gate, job.b = up;
     pvti_job_rows(&job, pvti_swiglu_task);
 }
@@ -3718,6 +4089,7 @@ PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, c
                                  const pvt_real *gate, const pvt_real *up, int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, swiglu_backward, dgate, dup, dout, gate, up, n);
     job.out = dgate, job.out2 = dup, job.a = dout, job.b = gate, job.c = up;
     pvti_job_rows(&job, pvti_swiglu_backward_task);
 }
@@ -3731,6 +4103,7 @@ PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a
                                   int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, residual_forward, out, a, b, n);
     job.out = out, job.a = a, job.b = b;
     pvti_job_rows(&job, pvti_residual_task);
 }
@@ -3744,6 +4117,7 @@ static void pvti_residual_backward_task(void *arg, int64_t task, int worker)
 PVT_API void pvt_residual_backward(pvt_ctx *ctx, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n)
 {
     pvti_rows_job job = pvti_job(ctx, n, 1);
+    PVTI_ON_DEVICE(ctx, residual_backward, da, db, dout, n);
     job.out = da, job.out2 = db, job.a = dout;
     pvti_job_rows(&job, pvti_residual_backward_task);
 }
@@ -3946,6 +4320,7 @@ PVT_API void pvt_attention_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *lse, c
 {
     pvti_attention a = pvti_attention_of(ctx, desc, q, k, v);
     pvt_real tiles[PVTI_ATTENTION_Q * PVTI_ATTENTION_K + 2 * PVTI_ATTENTION_Q];
+    PVTI_ON_DEVICE(ctx, attention_forward, out, lse, q, k, v, desc);
     a.out = out, a.lse = lse, a.serial = tiles;
     if (a.d.T == 1) pvti_attention_merge(&a);
     pvti_parallel(ctx, a.blocks * a.d.B * a.heads, pvti_attention_forward_task, &a);
@@ -4004,6 +4379,7 @@ PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pv
 {
     pvti_attention a = pvti_attention_of(ctx, desc, q, k, v);
     pvt_real tiles[2 * PVTI_ATTENTION_Q * PVTI_ATTENTION_K + PVTI_ATTENTION_Q];
+    PVTI_ON_DEVICE(ctx, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, desc);
     a.dq = dq, a.dk = dk, a.dv = dv, a.dout = dout, a.serial = tiles;
     a.out = (pvt_real *)out, a.lse = (pvt_real *)lse;
     pvti_parallel(ctx, a.d.B * a.d.NKV, pvti_attention_backward_task, &a);
@@ -4146,14 +4522,16 @@ PVT_API void pvt_softmax_update(pvt_ctx *ctx, pvt_softmax_row *rows, const pvt_r
                                 const int32_t *targets, int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, v0, VS, ld);
+    PVTI_ON_DEVICE(ctx, softmax_update, rows, logits, targets, n, v0, VS, ld);
     job.rows = rows, job.logits = logits;
     if (VS > 0) pvti_loss_run(&job, pvti_softmax_update_task);
 }
 
-PVT_API void pvt_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+PVT_API void pvt_softmax_finish(pvt_ctx *ctx, double *lse, double *loss, const pvt_softmax_row *rows,
                                 const int32_t *targets, int64_t n)
 {
     int64_t i;
+    PVTI_ON_DEVICE(ctx, softmax_finish, lse, loss, rows, targets, n);
     for (i = 0; i < n; i++) {
         bool counts = !targets || targets[i] >= 0;
         double value = counts ? rows[i].max + pvti_log(rows[i].sum) : 0;
@@ -4181,6 +4559,7 @@ PVT_API void pvt_cross_entropy_backward(pvt_ctx *ctx, pvt_real *logits, const do
                                         int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, v0, VS, ld);
+    PVTI_ON_DEVICE(ctx, cross_entropy_backward, logits, lse, targets, scale, n, v0, VS, ld);
     job.student = logits, job.lse = lse, job.scale = scale;
     pvti_loss_run(&job, pvti_cross_entropy_backward_task);
 }
@@ -4200,6 +4579,7 @@ PVT_API void pvt_kl_forward(pvt_ctx *ctx, double *loss, const pvt_real *student,
                             int64_t n, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, 0, VS, ld);
+    PVTI_ON_DEVICE(ctx, kl_forward, loss, student, student_lse, teacher, teacher_lse, targets, n, VS, ld);
     job.loss = loss, job.logits = student, job.lse = student_lse, job.teacher = teacher,
     job.teacher_lse = teacher_lse;
     pvti_loss_run(&job, pvti_kl_forward_task);
@@ -4223,6 +4603,7 @@ PVT_API void pvt_kl_backward(pvt_ctx *ctx, pvt_real *student, const double *stud
                              double scale, int64_t n, int64_t VS, int64_t ld)
 {
     pvti_loss_job job = pvti_loss(ctx, targets, n, 0, VS, ld);
+    PVTI_ON_DEVICE(ctx, kl_backward, student, student_lse, teacher, teacher_lse, targets, scale, n, VS, ld);
     job.student = student, job.lse = student_lse, job.teacher = teacher, job.teacher_lse = teacher_lse;
     job.scale = scale;
     pvti_loss_run(&job, pvti_kl_backward_task);
@@ -4265,11 +4646,13 @@ static double pvti_mse(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_
 }
 PVT_API double pvt_mse_forward(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t n)
 {
+    if (ctx && ctx->device) return ctx->device->mse_forward(ctx->device_state, a, b, n);
     return pvti_mse(ctx, NULL, a, b, 0, n);
 }
 PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale,
                               int64_t n)
 {
+    PVTI_ON_DEVICE(ctx, mse_backward, da, a, b, scale, n);
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
 #if PVTUNE_LAYER >= 1
@@ -5115,6 +5498,33 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
         if (!pvti_mul(elements, shape[i], &elements)) return false;
     return pvti_mul(elements / info->block, info->bytes, bytes);
 }
+/* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
+   number is not finite or too large, −1: none. */
+static PVTI_UNUSED int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from,
+                                          int64_t n)
+{
+    if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t bits;
+        if (!(fabs((double)from[i]) < 65520.0)) return i; /* from here on a number rounds to infinity */
+        bits = pvti_f32_to_f16((float)from[i]);
+        if (half) half[i] = bits;
+        if (real) real[i] = (pvt_real)pvti_f16_to_f32(bits);
+    }
+    return -1;
+}
+static PVTI_UNUSED void pvti_widen_f16(pvt_ctx *ctx, pvt_real *out, const uint16_t *half, int64_t n)
+{
+    PVTI_ON_DEVICE(ctx, widen_f16, out, half, n);
+    for (int64_t i = 0; i < n; i++) out[i] = (pvt_real)pvti_f16_to_f32(half[i]);
+}
+/* One number out of an array in the context's memory, for a message; NaN when the device has failed. */
+static PVTI_UNUSED double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
+{
+    pvt_real x;
+    return pvt_memory_read(ctx, &x, number, (int64_t)sizeof x) == PVT_OK ? (double)x : NAN;
+}
+
 // >>weights
 /*  Behind pvt_weight stands one table of functions per representation, the only place that knows what its arrays
     mean. What can be told from the list of arrays alone (allocating, copying, counting bits, rounding, saving,
@@ -5123,22 +5533,6 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
 
     Where there are codes, they are array 0: the groups in rows of the weight from left to right, M codes to a
     group. A group is the tile of weights that these M codes make. */
-
-/* What the V step asks for: the best codes of n groups for a dense target. */
-typedef struct pvti_assign {
-    pvt_ctx *ctx;
-    const pvt_weight *weight;  /* previous codes, current values */
-    const pvt_real *target;    /* [O, I] */
-    const int64_t *groups;     /* which, [n]; NULL: 0 … n−1 */
-    int64_t n;
-    int beam;
-    bool force;                /* the result must differ from the previous codes */
-    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
-    uint64_t stream;           /* random choices follow (seed of the context, stream) */
-    pvt_real *room;            /* assign_room numbers */
-    uint16_t *codes;           /* out: [n, M] */
-    float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
-} pvti_assign;
 
 typedef struct pvti_kind {
     const char *name, *syntax; /* syntax: how a format of it is written, for messages */
@@ -5156,7 +5550,8 @@ typedef struct pvti_kind {
     int64_t (*chain_room)(const pvt_weight *weight);
     pvt_result (*fit)(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                       pvt_fit_stats *stats, pvt_weight *out);
-    void (*assign)(const pvti_assign *a); /* NULL: no codes */
+    /* V step: codes for a->n groups; room: assign_room numbers. NULL: no codes */
+    void (*assign)(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room);
     int64_t (*assign_room)(const pvt_weight *weight);
 } pvti_kind;
 
@@ -5216,40 +5611,42 @@ static int64_t pvti_room_none(const pvt_weight *weight)
 
 /* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2: takes the second with
    p₂ = 1 / (1 + (e2/e1)^(1/2τ)). */
-static bool pvti_draw_second(const pvt_ctx *ctx, uint64_t stream, int64_t group, double e1, double e2, double rounding)
+static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2, double rounding)
 {
     double odds;
     if (!(e1 > 0 && e2 > 0)) return false;
     odds = pvti_exp64(0.5 / rounding * (pvti_log(e2) - pvti_log(e1)));
-    return pvti_random_unit(ctx->seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
+    return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
 /* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
 typedef struct pvti_single_args {
-    const pvti_assign *assign;
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const pvt_assign *assign;
     pvti_nearest_fn *nearest;
 } pvti_single_args;
 #define PVTI_SINGLE_TASK 4096
 static void pvti_single_task(void *arg, int64_t task, int worker)
 {
-    const pvti_assign *a = ((const pvti_single_args *)arg)->assign;
-    pvti_nearest_fn *nearest = ((const pvti_single_args *)arg)->nearest;
+    const pvti_single_args *s = (const pvti_single_args *)arg;
+    const pvt_assign *a = s->assign;
     int64_t k, end = PVTI_MIN(a->n, (task + 1) * PVTI_SINGLE_TASK);
     (void)worker;
     for (k = task * PVTI_SINGLE_TASK; k < end; k++) {
         int64_t i = a->groups ? a->groups[k] : k;
         double target = (double)a->target[i], step;
-        int other = a->force ? (int)pvti_code_get(a->weight, i) : -1;
-        int code = nearest(a->weight, i, target, other, &step);
+        int other = a->force ? (int)pvti_code_get(s->weight, i) : -1;
+        int code = s->nearest(s->weight, i, target, other, &step);
         if (a->rounding > 0) {
             double second_step, rest;
-            int second = nearest(a->weight, i, target, code, &second_step);
-            int64_t row = i / a->weight->I, column = i % a->weight->I;
+            int second = s->nearest(s->weight, i, target, code, &second_step);
+            int64_t row = i / s->weight->I, column = i % s->weight->I;
             pvt_real now;
-            a->weight->kind->tile(a->weight, &now, 1, row, row + 1, column, column + 1);
+            s->weight->kind->tile(s->weight, &now, 1, row, row + 1, column, column + 1);
             rest = target - (double)now;
-            if (pvti_draw_second(a->ctx, a->stream, i, (rest - step) * (rest - step),
+            if (pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
                                  (rest - second_step) * (rest - second_step), a->rounding)) {
                 code = second;
                 step = second_step;
@@ -5259,12 +5656,14 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
         if (a->change) a->change[k] = (float)(step * step);
     }
 }
-static void pvti_assign_single(const pvti_assign *a, pvti_nearest_fn *nearest)
+static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvti_nearest_fn *nearest)
 {
     pvti_single_args args;
+    args.ctx = ctx;
+    args.weight = weight;
     args.assign = a;
     args.nearest = nearest;
-    pvti_parallel(a->ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
+    pvti_parallel(ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
 }
 
 /* Codes, and not just numbers? */
@@ -5353,11 +5752,11 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
     memset(out, 0, sizeof *out);
     if (!pvti_mul(O, I, &n) || n < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a weight must have rows and columns");
-    data = PVTI_NEW(ctx, pvt_real, n);
+    data = PVTI_MEMORY(ctx, pvt_real, n);
     if (!data) return PVT_ERR_MEMORY;
-    if (fill) memcpy(data, fill, (size_t)n * sizeof *data);
+    if (fill) pvt_memory_write(ctx, data, fill, n * (int64_t)sizeof *data);
     result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out);
-    if (result != PVT_OK) pvti_free(ctx, data);
+    if (result != PVT_OK) pvt_memory_free(ctx, data);
     out->owned = result == PVT_OK;
     return result;
 }
@@ -5377,6 +5776,7 @@ static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transpose
 
 PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
+    PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
 }
 
@@ -5398,6 +5798,7 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
                                int64_t n)
 {
     pvti_rows_args a;
+    PVTI_ON_DEVICE(ctx, weight_lookup, out, weight, rows, n);
     a.out = out, a.weight = weight, a.rows = rows;
     pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
@@ -5440,6 +5841,7 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
 PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
+    PVTI_ON_DEVICE(ctx, weight_forward, y, x, weight, n, accumulate);
     if (n == 1 && pvti_product_forward(ctx, &y, x, &weight, 1, accumulate)) return;
     pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
               weight->I, accumulate);
@@ -5458,6 +5860,7 @@ static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, c
 PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n)
 {
+    PVTI_ON_DEVICE(ctx, weight_backward, dx, dW, dy, x, weight, n);
     if (dx)
         pvti_gemm_linear(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
                   weight->I, weight->O, true);
@@ -5470,7 +5873,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
 {
     if (!weight || !weight->ctx) return;
     if (weight->owned) {
-        for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvti_free(weight->ctx, weight->data[i]);
+        for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvt_memory_free(weight->ctx, weight->data[i]);
     }
     pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
@@ -5824,7 +6227,7 @@ typedef struct pvti_l2_search {
     int beam;
     bool force;                /* the result must differ from the previous codes */
     double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
-    uint64_t stream;           /* of what is drawn, by the group's index */
+    uint64_t seed, stream;           /* of what is drawn, by the group's index */
     pvti_search_tables tables;
     uint16_t *codes;           /* out: [n, M] */
     float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
@@ -5885,7 +6288,7 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
         e1 += (double)v[a] * (double)v[a];
         e2 += (double)v[s->tables.D + a] * (double)v[s->tables.D + a];
     }
-    return pvti_draw_second(s->ctx, s->stream, group, e1, e2, s->rounding);
+    return pvti_draw_second(s->seed, s->stream, group, e1, e2, s->rounding);
 }
 
 /* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
@@ -5967,17 +6370,17 @@ static void pvti_l2_run(pvti_l2_search *s)
 
 /* The V step of pv. */
 static int64_t pvti_assign_room_aqlm(const pvt_weight *weight) { return pvti_search_tables_values(&weight->format); }
-static void pvti_assign_aqlm(const pvti_assign *a)
+static void pvti_assign_aqlm(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
     pvti_l2_search s;
     int64_t order[16];
     memset(&s, 0, sizeof s);
-    pvti_random_order(order, a->weight->format.codebooks, a->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
-    s.ctx = a->ctx, s.weight = a->weight, s.target = a->target, s.order = order;
+    pvti_random_order(order, weight->format.codebooks, a->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
+    s.ctx = ctx, s.weight = weight, s.target = a->target, s.order = order;
     s.groups = a->groups, s.n = a->n, s.beam = a->beam, s.force = a->force;
-    s.rounding = a->rounding, s.stream = a->stream;
+    s.rounding = a->rounding, s.seed = a->seed, s.stream = a->stream;
     s.codes = a->codes, s.change = a->change;
-    pvti_search_tables_fill(&s.tables, a->room, a->weight);
+    pvti_search_tables_fill(&s.tables, room, weight);
     pvti_l2_run(&s);
 }
 
@@ -6968,7 +7371,11 @@ static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, in
     *step = scale * ((double)pvti_nf4_levels[code] - (double)pvti_nf4_levels[now]);
     return code;
 }
-static void pvti_assign_nf4(const pvti_assign *a) { pvti_assign_single(a, pvti_nearest_of_nf4); }
+static void pvti_assign_nf4(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    (void)room;
+    pvti_assign_single(ctx, weight, a, pvti_nearest_of_nf4);
+}
 
 static const pvti_kind pvti_kind_nf4 = {
     "nf4", "nf4, whose groups are of 64 inputs", pvti_parse_nf4, pvti_print_nf4, pvti_arrays_nf4, pvti_group_single,
@@ -7084,7 +7491,11 @@ static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, in
     *step = scale * (code - now);
     return code;
 }
-static void pvti_assign_int(const pvti_assign *a) { pvti_assign_single(a, pvti_nearest_of_int); }
+static void pvti_assign_int(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    (void)room;
+    pvti_assign_single(ctx, weight, a, pvti_nearest_of_int);
+}
 
 static const pvti_kind pvti_kind_int = {
     "int", "int:BgG with integers of B 1-8 bits, scale and zero for G 1-4096 inputs; for example int:2g64",
@@ -7211,6 +7622,14 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
     return n;
 }
 
+/* Codes of each group. */
+static PVTI_UNUSED int64_t pvti_group_codes(const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight_arrays(weight, arrays);
+    return pvti_array_count(&arrays[0]) / pvti_groups(weight);
+}
+
 /* Bits of all arrays, everything counted. */
 static double pvti_arrays_bits(const pvt_array *arrays, int n)
 {
@@ -7260,7 +7679,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
     if (!pvti_has_codes(out)) out->dtype = PVTI_DTYPE_REAL;
     for (i = 0; i < n; i++) {
-        out->data[i] = pvti_alloc(ctx, arrays[i].bytes, 1);
+        out->data[i] = pvt_memory_alloc(ctx, arrays[i].bytes);
         if (!out->data[i]) {
             pvt_weight_free(out);
             return PVT_ERR_MEMORY;
@@ -7269,26 +7688,62 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     return PVT_OK;
 }
 
-/* A copy that owns its arrays: dense weights as pvt_real, codes as they are. */
-static PVTI_UNUSED pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+/* bytes from the memory of one context to that of another. */
+static PVTI_UNUSED pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from,
+                                            int64_t bytes)
 {
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(weight, arrays), i;
-    PVTI_TRY(pvti_weight_alloc(ctx, &weight->format, weight->O, weight->I, "a copy", out));
-    if (!pvti_has_codes(weight)) {
-        pvt_weight_dequantize(weight, (pvt_real *)out->data[0]);
+    char piece[4096];
+    int64_t at, n;
+    if (pvti_same_memory(ctx, source)) {
+        pvt_memory_copy(ctx, to, from, bytes);
         return PVT_OK;
     }
-    for (i = 0; i < n; i++) memcpy(out->data[i], arrays[i].data, (size_t)arrays[i].bytes);
+    if (!source->device) {
+        pvt_memory_write(ctx, to, from, bytes);
+        return PVT_OK;
+    }
+    if (!ctx->device) {
+        pvt_result result = pvt_memory_read(source, to, from, bytes);
+        return result == PVT_OK ? PVT_OK : pvti_fail(ctx, result, "%s", pvt_ctx_error(source));
+    }
+    for (at = 0; at < bytes; at += n) {
+        n = PVTI_MIN(bytes - at, (int64_t)sizeof piece);
+        PVTI_TRY(pvti_transfer(ctx->host, piece, source, (const char *)from + at, n));
+        pvt_memory_write(ctx, (char *)to + at, piece, n);
+    }
     return PVT_OK;
 }
 
-/* Are the codes of two weights of one format and size the same? */
-static PVTI_UNUSED bool pvti_same_codes(const pvt_weight *a, const pvt_weight *b)
+/* A copy that owns its arrays, each as it is, in ctx's memory. */
+static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
 {
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    pvt_weight_arrays(a, arrays);
-    return memcmp(a->data[0], b->data[0], (size_t)arrays[0].bytes) == 0;
+    pvt_array from[PVT_MAX_ARRAYS], to[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, from), i;
+    pvt_result result = PVT_OK;
+    if (!pvti_has_codes(weight)) {
+        void *data = pvt_memory_alloc(ctx, from[0].bytes);
+        memset(out, 0, sizeof *out);
+        if (!data) return PVT_ERR_MEMORY;
+        PVTI_TRY(pvt_weight_borrow(ctx, data, weight->dtype, weight->O, weight->I, out));
+        out->owned = true;
+    } else {
+        PVTI_TRY(pvti_weight_alloc(ctx, &weight->format, weight->O, weight->I, "a copy", out));
+    }
+    pvt_weight_arrays(out, to);
+    for (i = 0; i < n && result == PVT_OK; i++)
+        result = pvti_transfer(ctx, (void *)(uintptr_t)to[i].data, weight->ctx, from[i].data, from[i].bytes);
+    if (result != PVT_OK) pvt_weight_free(out);
+    return result;
+}
+
+/* What was made on the host goes over to the device: *weight becomes the copy. */
+static pvt_result pvti_weight_move(pvt_ctx *ctx, pvt_weight *weight)
+{
+    pvt_weight own;
+    pvt_result result = pvti_weight_take(ctx, weight, &own);
+    pvt_weight_free(weight);
+    if (result == PVT_OK) *weight = own;
+    return result;
 }
 
 /* The one of n arrays that is called want->name and is made like it; NULL, and the sentence, when there is
@@ -7354,6 +7809,10 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
     int wanted;
     if (!name) name = "weight";
     memset(out, 0, sizeof *out);
+    if (ctx->device) {
+        PVTI_TRY(pvt_weight_from_arrays(ctx->host, format, O, I, arrays, n, name, out));
+        return pvti_weight_move(ctx, out);
+    }
     PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, PVTI_DTYPE_REAL, want, &wanted));
     if (n != wanted)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
@@ -7392,6 +7851,7 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
+    PVTI_TRY(pvti_host_only(ctx, "fitting a weight"));
     stats->seconds = pvti_seconds();
     if (d.epochs < 1 || d.cg_steps < 1 || d.kmeans_steps < 1 || d.beam < 1 || d.beam > PVTI_MAX_BEAM)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -7426,15 +7886,23 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     return PVT_OK;
 }
 
+/* dvalues[i] += d loss / d array i; room: the processor's work space. */
+static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight,
+                              const pvt_real *dW, pvt_real *room)
+{
+    PVTI_ON_DEVICE(ctx, weight_chain, dvalues, weight, dW);
+    weight->kind->chain(ctx, dvalues, weight, dW, room);
+}
+
 PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW)
 {
-    pvt_real *room;
+    pvt_real *room = NULL;
     if (!weight->kind->chain)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "the gradient of a dense weight is dW itself");
-    room = PVTI_NEW(ctx, pvt_real, weight->kind->chain_room(weight));
-    if (!room) return PVT_ERR_MEMORY;
-    weight->kind->chain(ctx, dvalues, weight, dW, room);
+    if (!ctx->device) room = PVTI_NEW(ctx, pvt_real, weight->kind->chain_room(weight));
+    if (!ctx->device && !room) return PVT_ERR_MEMORY;
+    pvti_weight_chain(ctx, dvalues, weight, dW, room);
     pvti_free(ctx, room);
     return PVT_OK;
 }
@@ -7443,23 +7911,24 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     int n = pvt_weight_arrays(weight, arrays), i;
-    int64_t k;
     if (!pvti_has_codes(weight) && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT, "%s: only an owned weight can be rounded", name);
-    for (i = 0; i < n; i++)
-        for (k = 0; arrays[i].role == PVT_ARRAY_VALUE && k < pvti_array_count(&arrays[i]); k++) {
-            double x = (double)((const pvt_real *)weight->data[i])[k];
-            if (!(fabs(x) < 65520.0))
-                return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
-                                 "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
-                                 arrays[i].name, (long long)k, x);
-        }
-    for (i = 0; i < n; i++)
-        for (k = 0; arrays[i].role == PVT_ARRAY_VALUE && k < pvti_array_count(&arrays[i]); k++) {
-            pvt_real *x = (pvt_real *)weight->data[i] + k;
-            *x = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)*x));
-        }
-    return PVT_OK;
+    for (i = 0; i < n; i++) {
+        const pvt_real *values = (const pvt_real *)weight->data[i];
+        int64_t bad = -1;
+        if (arrays[i].role == PVT_ARRAY_VALUE)
+            bad = pvti_round_f16(weight->ctx, NULL, NULL, values, pvti_array_count(&arrays[i]));
+        if (bad >= 0)
+            return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
+                             "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
+                             arrays[i].name, (long long)bad, pvti_peek(weight->ctx, values + bad));
+    }
+    for (i = 0; i < n; i++) {
+        pvt_real *values = (pvt_real *)weight->data[i];
+        if (arrays[i].role == PVT_ARRAY_VALUE)
+            pvti_round_f16(weight->ctx, NULL, values, values, pvti_array_count(&arrays[i]));
+    }
+    return pvti_device_check(weight->ctx);
 }
 // >>optimizer
 /*  Adam (1412.6980) and LAMB (1904.00962) for one array, with the reference's conventions:
@@ -7475,16 +7944,9 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 
 #define PVTI_CHUNK ((int64_t)8192)
 
-typedef struct pvti_adam {
-    pvt_real *w, *m, *v_max; /* [n]; m NULL at β1 = 0; v_max for amsgrad, else NULL */
-    void *v;                 /* [n] pvt_real, or uint16_t bf16 */
-    bool v_bf16;
-    int64_t n;
-} pvti_adam;
-
 typedef struct pvti_adam_step {
     pvt_ctx *ctx;
-    const pvti_adam *state;
+    const pvt_adam *state;
     const pvt_real *g;
     double *sums;    /* [chunks, 2]: ‖w‖², ‖u‖² */
     pvt_real beta1, beta2, rest1, rest2, eps, decay, rate, keep; /* keep: 1 − lr·decay */
@@ -7531,7 +7993,7 @@ PVTI_INLINE void pvti_bf16_store(uint16_t *__restrict out, const pvt_real *__res
 static void pvti_adam_task(void *arg, int64_t i, int worker)
 {
     const pvti_adam_step *s = (const pvti_adam_step *)arg;
-    const pvti_adam *a = s->state;
+    const pvt_adam *a = s->state;
     int64_t from = i * PVTI_CHUNK, n = PVTI_MIN(PVTI_CHUNK, a->n - from), k;
     pvt_real *u = (pvt_real *)pvti_scratch(s->ctx, worker), *own = u + PVTI_CHUNK;
     pvt_real *v = a->v_bf16 ? own : (pvt_real *)a->v + from, *w = a->w + from, *m = a->m ? a->m + from : NULL;
@@ -7559,12 +8021,13 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
 static int64_t pvti_chunks(int64_t n) { return (n + PVTI_CHUNK - 1) / PVTI_CHUNK; }
 
 /* Step t (from 1). sums: room for 2·chunks doubles. */
-static void pvti_adam_run(pvt_ctx *ctx, const pvti_adam *state, const pvt_real *g, const pvt_optimizer *o,
+static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g, const pvt_optimizer *o,
                           double lr_scale, int64_t t, double *sums)
 {
     pvti_adam_step s;
     double lr = o->lr * lr_scale, power1 = 1, power2 = 1, debias, w = 0, u = 0;
     int64_t i;
+    PVTI_ON_DEVICE(ctx, adam, state, g, o, lr_scale, t, sums);
     for (i = 0; i < t; i++)
         power1 *= o->beta1, power2 *= o->beta2; /* not pow: libm's last bit differs between systems */
     memset(&s, 0, sizeof s);
@@ -7589,11 +8052,11 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvti_adam *state, const pvt_real *
 typedef struct pvti_pv_entry {
     char name[96];
     pvt_weight *weight;          /* one with codes, or NULL: the one array in adam[0] */
-    pvti_adam adam[PVT_MAX_ARRAYS]; /* of the weight's arrays; .w NULL: not a value, or frozen */
+    pvt_adam adam[PVT_MAX_ARRAYS]; /* of the weight's arrays; .w NULL: not a value, or frozen */
     const char *names[PVT_MAX_ARRAYS];
     pvt_real *dvalues[PVT_MAX_ARRAYS];
     pvt_array codes;
-    pvti_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
+    pvt_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
     bool applied;
 } pvti_pv_entry;
 
@@ -7613,6 +8076,7 @@ struct pvt_pv {
     int64_t *selected;           /* [groups] */
     uint64_t *sorted, *sorted_next; /* [groups] */
     uint16_t *codes;             /* [groups, M] */
+    int64_t *changed;            /* groups changed in this step; with the above in the context's memory */
 };
 
 /* What the strategies differ in, in the order of pvt_strategy. */
@@ -7705,42 +8169,49 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
-    return PVT_OK;
+    (*out)->changed = PVTI_MEMORY(ctx, int64_t, 1);
+    if ((*out)->changed) return PVT_OK;
+    pvti_free(ctx, *out);
+    *out = NULL;
+    return PVT_ERR_MEMORY;
 }
 
-static void pvti_adam_free(pvt_ctx *ctx, pvti_adam *a)
+static void pvti_adam_free(pvt_ctx *ctx, pvt_adam *a)
 {
-    pvti_free(ctx, a->m), pvti_free(ctx, a->v), pvti_free(ctx, a->v_max);
+    pvt_memory_free(ctx, a->m), pvt_memory_free(ctx, a->v), pvt_memory_free(ctx, a->v_max);
 }
 
 static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 {
     for (int k = 0; k < PVT_MAX_ARRAYS; k++) {
         pvti_adam_free(pv->ctx, &e->adam[k]);
-        pvti_free(pv->ctx, e->dvalues[k]);
+        pvt_memory_free(pv->ctx, e->dvalues[k]);
     }
-    pvti_adam_free(pv->ctx, &e->buffer), pvti_free(pv->ctx, e->buffer.w);
+    pvti_adam_free(pv->ctx, &e->buffer);
+    pvt_memory_free(pv->ctx, e->buffer.w);
 }
 
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
+    void *room[11];
     int64_t i;
     if (!pv) return;
     for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
-    pvti_free(pv->ctx, pv->entries), pvti_free(pv->ctx, pv->chain), pvti_free(pv->ctx, pv->target);
-    pvti_free(pv->ctx, pv->assign), pvti_free(pv->ctx, pv->sums), pvti_free(pv->ctx, pv->keys);
-    pvti_free(pv->ctx, pv->change), pvti_free(pv->ctx, pv->selected), pvti_free(pv->ctx, pv->sorted);
-    pvti_free(pv->ctx, pv->sorted_next), pvti_free(pv->ctx, pv->codes);
+    room[0] = pv->chain, room[1] = pv->target, room[2] = pv->assign, room[3] = pv->sums, room[4] = pv->keys;
+    room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
+    room[9] = pv->codes, room[10] = pv->changed;
+    for (i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
+    pvti_free(pv->ctx, pv->entries);
     pvti_free(pv->ctx, pv);
 }
 
-static bool pvti_adam_alloc(pvt_ctx *ctx, pvti_adam *a, pvt_real *w, int64_t n, const pvt_optimizer *o,
+static bool pvti_adam_alloc(pvt_ctx *ctx, pvt_adam *a, pvt_real *w, int64_t n, const pvt_optimizer *o,
                             bool bf16)
 {
     a->w = w, a->n = n, a->v_bf16 = bf16;
-    if (o->beta1 > 0) a->m = PVTI_NEW(ctx, pvt_real, n);
-    if (o->amsgrad) a->v_max = PVTI_NEW(ctx, pvt_real, n);
-    a->v = pvti_alloc(ctx, n, bf16 ? 2 : (int64_t)sizeof(pvt_real));
+    if (o->beta1 > 0) a->m = PVTI_MEMORY(ctx, pvt_real, n);
+    if (o->amsgrad) a->v_max = PVTI_MEMORY(ctx, pvt_real, n);
+    a->v = pvti_memory(ctx, n, bf16 ? 2 : (int64_t)sizeof(pvt_real));
     return a->v && (a->m || o->beta1 == 0) && (a->v_max || !o->amsgrad);
 }
 
@@ -7749,9 +8220,9 @@ static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, i
 {
     void *more;
     if (need <= room) return true;
-    more = pvti_alloc(ctx, need, size);
+    more = pvti_memory(ctx, need, size);
     if (!more) return false;
-    pvti_free(ctx, *memory);
+    pvt_memory_free(ctx, *memory);
     *memory = more;
     return true;
 }
@@ -7766,12 +8237,12 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
     for (i = 0; i < PVT_MAX_ARRAYS; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
     if (w) {
         int64_t n = w->O * w->I;
-        chain = w->kind->chain_room(w);
+        if (!pv->ctx->device) chain = w->kind->chain_room(w); /* a device has its own, see reserve */
         sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), w->O);
         if (codes) {
             groups = pvti_groups(w);
             n_codes = pvti_array_count(&e->codes);
-            assign = w->kind->assign_room(w);
+            if (!pv->ctx->device) assign = w->kind->assign_room(w);
             if (pv->desc.delta >= 1) target = n;
         }
     }
@@ -7799,7 +8270,7 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         int64_t count = pvti_array_count(&arrays[i]);
         e->names[i] = arrays[i].name;
         if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
-        e->dvalues[i] = PVTI_NEW(pv->ctx, pvt_real, count);
+        e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, count);
         if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->data[i], count, &pv->desc.values, false) ||
             !e->dvalues[i])
             return false;
@@ -7807,7 +8278,7 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
     if (!codes) return true;
     if (!pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16)) return false;
     if (pv->desc.delta >= 1) return true;
-    e->buffer.w = PVTI_NEW(pv->ctx, pvt_real, size);
+    e->buffer.w = PVTI_MEMORY(pv->ctx, pvt_real, size);
     if (e->buffer.w) pvt_weight_dequantize(weight, e->buffer.w);
     return e->buffer.w != NULL;
 }
@@ -7833,7 +8304,13 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
         e->names[0] = "value";
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
-    if (!ok || !pvti_pv_rooms(pv, e, codes)) {
+    ok = ok && pvti_pv_rooms(pv, e, codes);
+    if (ok && weight && pv->ctx->device &&
+        !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
+        pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
+        ok = false;
+    }
+    if (!ok) {
         pvti_pv_entry_free(pv, e);
         return PVT_ERR_MEMORY;
     }
@@ -7845,6 +8322,8 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
 
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle)
 {
+    if (!pvti_same_memory(pv->ctx, weight->ctx))
+        return pvti_fail(pv->ctx, PVT_ERR_MISMATCH, "pv: %s lies in the memory of another device", name);
     if (pvti_has_codes(weight)) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
     if (!weight->owned || weight->dtype != PVTI_DTYPE_REAL)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
@@ -7869,7 +8348,8 @@ PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
     pv->open = true, pv->lr_scale = lr_scale;
     pv->step++;
     pv->stats.step = pv->step, pv->stats.groups_searched = pv->stats.groups_changed = 0;
-    return PVT_OK;
+    pvt_memory_zero(pv->ctx, pv->changed, (int64_t)sizeof *pv->changed);
+    return pvti_device_check(pv->ctx);
 }
 
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
@@ -7880,6 +8360,7 @@ PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
         if (!pv->entries[i].applied)
             return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: %s has had no gradient in this step",
                              pv->entries[i].name);
+    PVTI_TRY(pvt_memory_read(pv->ctx, &pv->stats.groups_changed, pv->changed, (int64_t)sizeof *pv->changed));
     pv->open = false;
     if (stats) *stats = pv->stats;
     return PVT_OK;
@@ -7942,6 +8423,16 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
     s->norms[go] = norm;
 }
 
+static void pvti_group_keys(pvt_ctx *ctx, float *keys, double *norms, const pvt_weight *weight,
+                            const pvt_real *target)
+{
+    pvti_key_args s;
+    PVTI_ON_DEVICE(ctx, group_errors, keys, norms, weight, target);
+    s.ctx = ctx, s.weight = weight, s.target = target, s.keys = keys, s.norms = norms;
+    pvti_group_of(weight, &s.og, &s.ig);
+    pvti_parallel(ctx, weight->O / s.og, pvti_key_task, &s);
+}
+
 /* A float's bits in an unsigned order that agrees with <. */
 PVTI_INLINE uint32_t pvti_ordered(float key)
 {
@@ -7950,44 +8441,44 @@ PVTI_INLINE uint32_t pvti_ordered(float key)
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The k groups with the largest keys, largest first, ties by index, into pv->selected. A
-   histogram of the upper 11 bits finds the bin that holds the k-th; only what lies in or above
-   that bin is sorted (radix, stable). */
-static void pvti_select(pvt_pv *pv, int64_t groups, int64_t k)
+/* The k groups with the largest keys, largest first, ties by index. A histogram of the upper 11 bits
+   finds the bin that holds the k-th; only what lies in or above that bin is sorted (radix, stable).
+   sorted and next: [groups] of work space. */
+static void pvti_group_select(pvt_ctx *ctx, int64_t *selected, const float *keys, int64_t groups, int64_t k,
+                              uint64_t *sorted, uint64_t *next)
 {
     int64_t bins[2048], i, n = 0, above = 0;
     int bin = 2047, shift;
+    PVTI_ON_DEVICE(ctx, group_select, selected, keys, groups, k, sorted, next);
     memset(bins, 0, sizeof bins);
-    for (i = 0; i < groups; i++) bins[pvti_ordered(pv->keys[i]) >> 21]++;
+    for (i = 0; i < groups; i++) bins[pvti_ordered(keys[i]) >> 21]++;
     while (bin > 0 && above + bins[bin] < k) above += bins[bin--];
     for (i = 0; i < groups; i++) {
-        uint32_t key = pvti_ordered(pv->keys[i]);
+        uint32_t key = pvti_ordered(keys[i]);
         if ((int)(key >> 21) >= bin)
-            pv->sorted[n++] = (uint64_t)~key << 32 | (uint64_t)i; /* ~: ascending sort puts the largest first */
+            sorted[n++] = (uint64_t)~key << 32 | (uint64_t)i; /* ~: ascending sort puts the largest first */
     }
     for (shift = 32; shift < 64; shift += 11) {
         int64_t start[2048], at = 0, b;
-        uint64_t *swap = pv->sorted;
+        uint64_t *swap = sorted;
         memset(start, 0, sizeof start);
-        for (i = 0; i < n; i++) start[pv->sorted[i] >> shift & 2047]++;
+        for (i = 0; i < n; i++) start[sorted[i] >> shift & 2047]++;
         for (b = 0; b < 2048; b++) { int64_t count = start[b]; start[b] = at; at += count; }
-        for (i = 0; i < n; i++) pv->sorted_next[start[pv->sorted[i] >> shift & 2047]++] = pv->sorted[i];
-        pv->sorted = pv->sorted_next, pv->sorted_next = swap;
+        for (i = 0; i < n; i++) next[start[sorted[i] >> shift & 2047]++] = sorted[i];
+        sorted = next, next = swap;
     }
-    for (i = 0; i < k; i++) pv->selected[i] = (int64_t)(pv->sorted[i] & 0xffffffffu);
+    for (i = 0; i < k; i++) selected[i] = (int64_t)(sorted[i] & 0xffffffffu);
 }
 
 /* Sampling without replacement with p ∝ key^(0.5/T): the k largest of log p + Gumbel noise. */
-static void pvti_select_random(pvt_pv *pv, int64_t groups, int64_t handle)
+static void pvti_group_noise(pvt_ctx *ctx, float *keys, int64_t groups, double temperature, uint64_t stream)
 {
     int64_t i;
+    PVTI_ON_DEVICE(ctx, group_noise, keys, groups, temperature, stream);
     for (i = 0; i < groups; i++) {
-        double u = pvti_random_unit(pv->ctx->seed, PVTI_RANDOM_SELECTION,
-                                    (uint64_t)pv->step * 65536 + (uint64_t)handle, (uint64_t)i);
+        double u = pvti_unit(pvti_mix(stream ^ (uint64_t)i));
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
-        pv->keys[i] = pv->keys[i] > 0
-                          ? (float)(0.5 / pv->desc.temperature * pvti_log((double)pv->keys[i]) + noise)
-                          : -FLT_MAX;
+        keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * pvti_log((double)keys[i]) + noise) : -FLT_MAX;
     }
 }
 
@@ -8001,55 +8492,63 @@ static int64_t pvti_share(double share, int64_t n)
 
 /* ---- one weight ---- */
 
-/* Of n searched groups, in order, as many as move W by less than the trust ratio allows; at least one. */
-static int64_t pvti_pv_trusted(const pvt_pv *pv, int64_t n, double norm)
+static void pvti_weight_assign(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
-    double limit = pv->desc.trust * pv->desc.trust * norm, moved = 0;
-    int64_t accepted = 1, i;
-    for (i = 0; i < n; i++) {
-        moved += (double)pv->change[i];
-        if (moved < limit) accepted++;
+    PVTI_ON_DEVICE(ctx, weight_assign, weight, a);
+    weight->kind->assign(ctx, weight, a, room);
+}
+
+/* Of the groups that were searched, the most wrong first, as many take their new codes as the trust ratio
+   allows: together they may move the weight by trust·‖Ŵ‖. */
+static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assign *a, const double *norms,
+                               double trust, int64_t *changed)
+{
+    int64_t M = pvti_group_codes(weight), accepted = a->n, og, ig, i, m;
+    double norm = 0, moved = 0;
+    PVTI_ON_DEVICE(ctx, weight_commit, weight, a, norms, trust, changed);
+    if (trust > 0) {
+        pvti_group_of(weight, &og, &ig);
+        for (i = 0; i < weight->O / og; i++) norm += norms[i];
+        for (accepted = 1, i = 0; i < a->n; i++) {
+            moved += (double)a->change[i];
+            if (moved < trust * trust * norm) accepted++;
+        }
+        accepted = PVTI_MIN(accepted, a->n);
     }
-    return PVTI_MIN(accepted, n);
+    for (i = 0; i < accepted; i++) {
+        int64_t group = a->groups ? a->groups[i] : i;
+        bool differs = false;
+        for (m = 0; m < M; m++) {
+            differs = differs || pvti_code_get(weight, group * M + m) != a->codes[i * M + m];
+            pvti_code_set(weight, group * M + m, a->codes[i * M + m]);
+        }
+        *changed += differs;
+    }
 }
 
 /* V step against `target`: search the capped share, keep what the trust ratio allows. */
 static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
 {
-    pvti_pv_entry *e = &pv->entries[handle];
-    pvt_weight *w = e->weight;
-    int64_t groups = pvti_groups(w), M = pvti_array_count(&e->codes) / groups, GO, i, m, accepted;
-    int64_t k = pvti_share(pv->desc.cap, groups);
-    bool choose = k < groups || pv->desc.trust > 0;
+    pvt_weight *w = pv->entries[handle].weight;
+    int64_t groups = pvti_groups(w), k = pvti_share(pv->desc.cap, groups);
     uint64_t stream = (uint64_t)pv->step * 65536 + (uint64_t)handle;
-    pvti_key_args keys;
-    pvti_assign a;
-    double norm = 0;
-    pvti_group_of(w, &keys.og, &keys.ig);
-    GO = w->O / keys.og;
-    keys.ctx = pv->ctx, keys.weight = w, keys.target = target, keys.keys = pv->keys, keys.norms = pv->sums;
-    if (choose) {
-        pvti_parallel(pv->ctx, GO, pvti_key_task, &keys);
-        for (i = 0; i < GO; i++) norm += pv->sums[i];
-        if (pv->desc.temperature > 0) pvti_select_random(pv, groups, handle);
-        pvti_select(pv, groups, k);
+    bool trusted = pv->desc.trust > 0, some = k < groups || trusted;
+    pvt_assign a;
+    memset(&a, 0, sizeof a);
+    if (some) {
+        pvti_group_keys(pv->ctx, pv->keys, pv->sums, w, target);
+        if (pv->desc.temperature > 0)
+            pvti_group_noise(pv->ctx, pv->keys, groups, pv->desc.temperature,
+                             pvti_random_stream(pv->ctx->seed, PVTI_RANDOM_SELECTION, stream));
+        pvti_group_select(pv->ctx, pv->selected, pv->keys, groups, k, pv->sorted, pv->sorted_next);
     }
-    a.ctx = pv->ctx, a.weight = w, a.target = target, a.stream = stream;
-    a.groups = choose ? pv->selected : NULL, a.n = k;
+    a.target = target, a.groups = some ? pv->selected : NULL, a.n = k;
+    a.seed = pv->ctx->seed, a.stream = stream;
     a.beam = pv->desc.beam, a.force = pv->desc.force_update, a.rounding = pv->desc.rounding;
-    a.room = pv->assign, a.codes = pv->codes, a.change = pv->desc.trust > 0 ? pv->change : NULL;
-    w->kind->assign(&a);
-    accepted = pv->desc.trust > 0 ? pvti_pv_trusted(pv, k, norm) : k;
+    a.codes = pv->codes, a.change = trusted ? pv->change : NULL;
+    pvti_weight_assign(pv->ctx, w, &a, pv->assign);
+    pvti_weight_commit(pv->ctx, w, &a, pv->sums, pv->desc.trust, pv->changed);
     pv->stats.groups_searched += k;
-    for (i = 0; i < accepted; i++) {
-        int64_t group = a.groups ? a.groups[i] : i;
-        bool changed = false;
-        for (m = 0; m < M; m++) {
-            changed = changed || pvti_code_get(w, group * M + m) != pv->codes[i * M + m];
-            pvti_code_set(w, group * M + m, pv->codes[i * M + m]);
-        }
-        pv->stats.groups_changed += changed;
-    }
 }
 
 typedef struct pvti_dequantize_args {
@@ -8081,6 +8580,7 @@ static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_re
 {
     pvti_dequantize_args a;
     int64_t ig;
+    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
     a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
     pvti_group_of(weight, &a.og, &ig);
     a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
@@ -8108,6 +8608,7 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     pvti_finite_args a;
     int64_t i;
     bool finite = true;
+    if (ctx->device) return ctx->device->finite(ctx->device_state, g, n, sums);
     a.ctx = ctx, a.g = g, a.n = n, a.sums = sums;
     pvti_parallel(ctx, pvti_chunks(n), pvti_finite_task, &a);
     for (i = 0; i < pvti_chunks(n); i++) finite = finite && fabs(sums[i]) <= DBL_MAX;
@@ -8118,12 +8619,15 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
     pvti_pv_entry *e;
+    bool finite;
     int i;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
     e = &pv->entries[handle];
-    if (!pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums))
+    finite = pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums);
+    PVTI_TRY(pvti_device_check(pv->ctx));
+    if (!finite)
         return pvti_fail(pv->ctx, PVT_ERR_NUMERIC,
                          "the gradient of %s holds a NaN or an infinity; lower the learning rates", e->name);
     e->applied = true;
@@ -8133,8 +8637,8 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     }
     pvti_free(e->weight->ctx, e->weight->prepared), e->weight->prepared = NULL; /* prepared since the last step */
     for (i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i]) memset(e->dvalues[i], 0, (size_t)e->adam[i].n * sizeof(pvt_real));
-    if (!d->freeze_values) e->weight->kind->chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
+        if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
+    if (!d->freeze_values) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
         pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
     for (i = 0; i < PVT_MAX_ARRAYS; i++)
@@ -8142,7 +8646,7 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
             pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
     if (d->strategy == PVT_STRATEGY_CONTINUOUS) return PVT_OK;
     {
-        pvti_adam target = e->buffer;
+        pvt_adam target = e->buffer;
         if (d->delta >= 1) target.w = pv->target;
         pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
         pvti_pv_assign(pv, handle, target.w);
@@ -8169,7 +8673,7 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
     for (i = 0; i < pv->n; i++) {
         const pvti_pv_entry *e = &pv->entries[i];
         for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
-            const pvti_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
+            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
             void *data[4];
             data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
             for (part = 0; part < 4; part++) {
@@ -13907,6 +14411,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     pvt_real *row;
     uint8_t *blocks;
     if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
     if (C % 32)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
                          (long long)C);
@@ -13959,7 +14464,7 @@ PVT_API void pvt_model_free(pvt_model *model)
     if (model->source) model->ctx->outside->source_close(model->source);
     pvti_free(model->ctx, model->generation_config);
     pvti_free(model->ctx, model->layers);
-    pvti_free(model->ctx, model->vectors);
+    pvt_memory_free(model->ctx, model->vectors);
     pvti_free(model->ctx, model->types);
     pvti_free(model->ctx, model->rope_factors);
     pvti_free(model->ctx, model);
@@ -14006,11 +14511,11 @@ static void pvti_model_place_vectors(pvt_model *model)
         for (int j = 0; j < PVTI_BLOCK; j++) {
             if (pvti_is_matrix(j) || model->place[j] < 0) continue;
             n = pvti_width_of(c, pvti_tensors[j].out);
-            for (i = 0; i < n; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
+            for (i = 0; i < n && !model->ctx->device; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
             model->layers[l].vector[j] = at;
             at += n;
         }
-    for (i = 0; i < c->dim; i++) at[i] = 1;
+    for (i = 0; i < c->dim && !model->ctx->device; i++) at[i] = 1; /* on a device all are copied there */
     model->norm = at;
 }
 
@@ -14033,7 +14538,7 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     }
     model->n_vectors = in_block * config->layers + config->dim;
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
-    model->vectors = PVTI_NEW(ctx, pvt_real, model->n_vectors);
+    model->vectors = PVTI_MEMORY(ctx, pvt_real, model->n_vectors);
     model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
     if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
     if (!model->layers || !model->vectors || !model->types ||
@@ -14172,6 +14677,81 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
     return PVT_OK;
 }
 
+/* A copy that owns its arrays, in ctx's memory: dense weights as pvt_real, codes as they are. */
+static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    pvt_weight taken;
+    pvt_result result;
+    if (pvti_has_codes(weight) || weight->dtype == PVTI_DTYPE_REAL)
+        return pvti_weight_take(ctx, weight, out);
+    if (!pvti_same_memory(ctx, weight->ctx)) {
+        PVTI_TRY(pvti_weight_take(ctx, weight, &taken));
+        result = pvti_weight_copy(ctx, &taken, out);
+        pvt_weight_free(&taken);
+        return result;
+    }
+    PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
+    pvt_weight_dequantize(weight, (pvt_real *)out->data[0]);
+    return PVT_OK;
+}
+
+typedef pvt_result pvti_copy_fn(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out);
+
+static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to, pvti_copy_fn *copy)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(from); i++) {
+        pvt_weight *weight = pvt_model_tensor(to, i).weight;
+        if (weight) PVTI_TRY(copy(to->ctx, pvt_model_tensor(from, i).weight, weight));
+    }
+    return pvti_model_tie(to);
+}
+
+static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_copy_fn *copy_weight,
+                                     pvt_model **out)
+{
+    pvt_model *copy;
+    pvt_result result;
+    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
+    copy = *out;
+    copy->bos = model->bos, copy->n_eos = model->n_eos;
+    memcpy(copy->eos, model->eos, sizeof copy->eos);
+    result = pvti_transfer(ctx, copy->vectors, model->ctx, model->vectors,
+                           model->n_vectors * (int64_t)sizeof(pvt_real));
+    if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
+    if (result == PVT_OK && model->generation_config) {
+        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
+        copy->generation_config_bytes = model->generation_config_bytes;
+        if (copy->generation_config)
+            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
+        else result = PVT_ERR_MEMORY;
+    }
+    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
+    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
+    return result;
+}
+
+PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
+{
+    return pvti_model_copy_as(ctx, model, pvti_weight_copy, out);
+}
+
+/* What was made on the host goes over to ctx's device, every tensor as it is: *model becomes that. The files
+   stay open, for what is asked about them. */
+static pvt_result pvti_model_move(pvt_ctx *ctx, pvt_model **model)
+{
+    pvt_model *from = *model, *to;
+    pvt_result result = pvti_model_copy_as(ctx, from, pvti_weight_take, &to);
+    *model = NULL;
+    if (result == PVT_OK) {
+        memcpy(to->types, from->types, (size_t)pvt_model_tensors(to) * sizeof *to->types);
+        to->source = from->source;
+        from->source = NULL;
+        *model = to;
+    }
+    pvt_model_free(from);
+    return result;
+}
+
 static pvt_result pvti_model_randomize(pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
@@ -14192,6 +14772,10 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     pvt_model_config c = *config;
     pvt_result result;
     *out = NULL;
+    if (ctx->device) {
+        PVTI_TRY(pvt_model_create(ctx->host, config, out));
+        return pvti_model_move(ctx, out);
+    }
     char families[128];
     if (!c.family[0]) snprintf(c.family, sizeof c.family, "%s", pvti_families[0].name);
     c.family[sizeof c.family - 1] = 0;
@@ -14209,37 +14793,6 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     PVTI_TRY(pvti_model_new(ctx, &c, out));
     result = pvti_model_randomize(*out);
     if (result != PVT_OK) pvt_model_free(*out), *out = NULL;
-    return result;
-}
-
-static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to)
-{
-    for (int64_t i = 0; i < pvt_model_tensors(from); i++) {
-        pvt_weight *weight = pvt_model_tensor(to, i).weight;
-        if (weight) PVTI_TRY(pvti_weight_copy(to->ctx, pvt_model_tensor(from, i).weight, weight));
-    }
-    return pvti_model_tie(to);
-}
-
-PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
-{
-    pvt_model *copy;
-    pvt_result result;
-    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
-    copy = *out;
-    memcpy(copy->vectors, model->vectors, (size_t)model->n_vectors * sizeof(pvt_real));
-    copy->bos = model->bos, copy->n_eos = model->n_eos;
-    memcpy(copy->eos, model->eos, sizeof copy->eos);
-    result = pvti_model_copy_weights(model, copy);
-    if (result == PVT_OK && model->generation_config) {
-        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
-        copy->generation_config_bytes = model->generation_config_bytes;
-        if (copy->generation_config)
-            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
-        else result = PVT_ERR_MEMORY;
-    }
-    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
-    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
     return result;
 }
 
@@ -14274,7 +14827,7 @@ typedef struct pvti_blocks {
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
     pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
-    void *memory;
+    void *memory, *host_memory;
 } pvti_blocks;
 
 /* Keys and values of earlier tokens, of one layer. */
@@ -14284,28 +14837,42 @@ typedef struct pvti_cache {
 } pvti_cache;
 
 /* Hands out pieces of one allocation. Without memory (base NULL) it only counts, so that the
-   same code says how much is needed and then cuts it up. */
+   same code says how much is needed and then cuts it up. What the host itself reads (pointers, ids)
+   comes, when ops compute in a device's memory, from an allocation apart. */
 typedef struct pvti_carver {
-    char *base;
-    int64_t bytes;
-    bool overflow;
+    char *base, *host;
+    int64_t bytes, host_bytes;
+    bool apart, overflow;
 } pvti_carver;
 
-static void *pvti_carve(pvti_carver *carver, int64_t rows, int64_t columns, int64_t size)
+static pvti_carver pvti_carver_begin(const pvt_ctx *ctx, void *base, void *host)
 {
-    int64_t bytes, end;
-    char *piece = carver->base ? carver->base + carver->bytes : NULL;
+    pvti_carver carver;
+    memset(&carver, 0, sizeof carver);
+    carver.base = (char *)base;
+    carver.host = (char *)host;
+    carver.apart = ctx->device != NULL;
+    return carver;
+}
+
+static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t columns, int64_t size)
+{
+    bool apart = host && carver->apart;
+    int64_t bytes, end, *used = apart ? &carver->host_bytes : &carver->bytes;
+    char *base = apart ? carver->host : carver->base, *piece = base ? base + *used : NULL;
     if (!pvti_mul(rows, columns, &bytes) || !pvti_mul(bytes, size, &bytes) ||
         !pvti_add(bytes, PVTI_ALIGN - 1, &bytes) ||
-        !pvti_add(carver->bytes, bytes & -(int64_t)PVTI_ALIGN, &end)) {
+        !pvti_add(*used, bytes & -(int64_t)PVTI_ALIGN, &end)) {
         carver->overflow = true;
         return NULL;
     }
-    carver->bytes = end;
+    *used = end;
     return piece;
 }
-#define PVTI_CARVE(carver, type, rows, columns)                                                              \
-    ((type *)pvti_carve(carver, rows, columns, (int64_t)sizeof(type)))
+#define PVTI_CARVE(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, false, rows, columns, (int64_t)sizeof(type)))
+#define PVTI_CARVE_HOST(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
 
 /* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
 static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
@@ -14318,7 +14885,7 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     a = PVTI_CARVE(c, pvt_real, n, g->dim);
     m = PVTI_CARVE(c, pvt_real, n, g->dim);
     h = PVTI_CARVE(c, pvt_real, n, g->ff);
-    b->acts = PVTI_CARVE(c, pvti_acts, b->n_acts, 1);
+    b->acts = PVTI_CARVE_HOST(c, pvti_acts, b->n_acts, 1);
     for (i = 0; i < b->n_acts; i++) {
         pvti_acts counted, *s = b->acts ? &b->acts[i] : &counted;
         s->q = PVTI_CARVE(c, pvt_real, n, Q);
@@ -14350,48 +14917,33 @@ static void pvti_blocks_rope(pvti_blocks *b)
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
+static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+{
+    if (b->memory) pvt_memory_free(b->ctx, b->memory);
+    if (b->host_memory) pvti_free(b->ctx, b->host_memory);
+    memset(b, 0, sizeof *b);
+}
+
 /* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
 static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
                                                  int64_t positions, int64_t n_acts, bool train,
                                                  pvti_blocks *b)
 {
-    pvti_carver carver;
-    memset(b, 0, sizeof *b), memset(&carver, 0, sizeof carver);
+    pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
+    memset(b, 0, sizeof *b);
     b->ctx = ctx, b->config = *config, b->tokens = tokens, b->positions = positions, b->n_acts = n_acts,
     b->train = train;
     pvti_blocks_layout(b, &carver);
-    b->memory = pvti_alloc(ctx, carver.overflow ? -1 : carver.bytes, 1);
-    if (!b->memory) return PVT_ERR_MEMORY;
-    carver.base = (char *)b->memory, carver.bytes = 0;
+    b->memory = pvt_memory_alloc(ctx, carver.overflow ? -1 : carver.bytes);
+    if (carver.apart) b->host_memory = pvti_alloc(ctx, carver.host_bytes, 1);
+    if (!b->memory || (carver.apart && !b->host_memory)) {
+        pvti_blocks_free(b);
+        return PVT_ERR_MEMORY;
+    }
+    carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
     pvti_blocks_layout(b, &carver);
     pvti_blocks_rope(b);
     return PVT_OK;
-}
-
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
-{
-    if (b->memory) pvti_free(b->ctx, b->memory);
-    memset(b, 0, sizeof *b);
-}
-
-typedef struct pvti_zeroing {
-    char *data;
-    int64_t bytes;
-} pvti_zeroing;
-
-static void pvti_zero_task(void *arg, int64_t i, int worker)
-{
-    const pvti_zeroing *z = (const pvti_zeroing *)arg;
-    int64_t from = i << 20;
-    (void)worker;
-    memset(z->data + from, 0, (size_t)PVTI_MIN(z->bytes - from, 1 << 20));
-}
-
-static void pvti_zero(pvt_ctx *ctx, pvt_real *data, int64_t n)
-{
-    pvti_zeroing z;
-    z.data = (char *)data, z.bytes = n * (int64_t)sizeof *data;
-    pvti_parallel(ctx, (z.bytes + (1 << 20) - 1) >> 20, pvti_zero_task, &z);
 }
 
 static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
@@ -14400,8 +14952,8 @@ static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, con
     int64_t KV = b->config.kv_heads * b->config.head_dim, i;
     for (i = 0; i < B; i++) {
         int64_t to = (i * b->positions + cache->pos) * KV;
-        memcpy(cache->k + to, s->k + i * T * KV, (size_t)(T * KV) * sizeof(pvt_real));
-        memcpy(cache->v + to, s->v + i * T * KV, (size_t)(T * KV) * sizeof(pvt_real));
+        pvti_copy(b->ctx, cache->k + to, s->k + i * T * KV, T * KV);
+        pvti_copy(b->ctx, cache->v + to, s->v + i * T * KV, T * KV);
     }
 }
 
@@ -14526,12 +15078,14 @@ struct pvt_run {
     pvt_softmax_row *rows; /* [n], and so are the following */
     double *lse, *teacher_lse, *loss;
     int32_t *ids, *targets;
+    double *host_loss; /* the host's copies: with a device apart, else the same arrays */
+    int32_t *host_ids, *host_targets;
     pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
     int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
     bool *frozen;                /* [tensors] */
     pvt_real **grads;            /* [tensors]; without `accumulate` the layers share theirs */
-    void *memory, *grads_memory;
-    int64_t bytes, bytes_grads;
+    void *memory, *host_memory, *grads_memory;
+    int64_t bytes, host_bytes, bytes_grads; /* host_bytes: what lies apart */
 };
 
 #define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
@@ -14548,13 +15102,16 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->hidden = PVTI_CARVE(c, pvt_real, n, C);
     run->rstd = PVTI_CARVE(c, pvt_real, n, 1);
     run->ids = PVTI_CARVE(c, int32_t, n, 1);
-    run->frozen = PVTI_CARVE(c, bool, tensors, 1);
-    run->grads = PVTI_CARVE(c, pvt_real *, tensors, 1);
+    run->host_ids = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->ids;
+    run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
+    run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
     if (d->cache) {
         run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
         run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
+        run->logits_n = c->apart ? g->vocab : 0; /* on their way to the host */
+        run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
         return;
     }
     run->logits_n = PVTI_MIN(PVTI_MAX(PVTI_LOGITS, 128 * g->vocab),
@@ -14566,6 +15123,8 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->teacher_lse = PVTI_CARVE(c, double, n, 1);
     run->loss = PVTI_CARVE(c, double, n, 1);
     run->targets = PVTI_CARVE(c, int32_t, n, 1);
+    run->host_loss = c->apart ? PVTI_CARVE_HOST(c, double, n, 1) : run->loss;
+    run->host_targets = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->targets;
     if (!d->train) return;
     run->dx = PVTI_CARVE(c, pvt_real, n, C);
     run->dhidden = PVTI_CARVE(c, pvt_real, n, C);
@@ -14594,10 +15153,9 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
 {
     const pvt_model_config *g = &model->config;
     pvt_run_desc *d = &run->desc;
-    pvti_carver one, two, grads;
+    pvti_carver one = pvti_carver_begin(ctx, NULL, NULL), two = one, grads = one;
     int64_t limit;
     memset(run, 0, sizeof *run);
-    memset(&one, 0, sizeof one), memset(&two, 0, sizeof two), memset(&grads, 0, sizeof grads);
     run->ctx = ctx, run->model = model, run->blocks.ctx = ctx;
     if (desc) *d = *desc;
     if (d->max_batch == 0) d->max_batch = 1;
@@ -14623,21 +15181,23 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
             run->blocks.n_acts = PVTI_MIN(g->layers, 1 + (limit - one.bytes) / (two.bytes - one.bytes));
         else run->blocks.n_acts = 1;
     }
-    memset(&one, 0, sizeof one);
+    one = pvti_carver_begin(ctx, NULL, NULL);
     pvti_run_layout(run, &one);
     pvti_run_layout_grads(run, &grads);
     if (one.overflow || grads.overflow)
         return pvti_fail(ctx, PVT_ERR_MEMORY, "a run of %lld tokens needs more memory than can be addressed",
                          (long long)d->max_tokens);
     run->bytes = one.bytes, run->bytes_grads = grads.bytes;
+    run->host_bytes = one.host_bytes;
     return PVT_OK;
 }
 
 PVT_API void pvt_run_free(pvt_run *run)
 {
     if (!run) return;
-    pvti_free(run->ctx, run->memory);
-    pvti_free(run->ctx, run->grads_memory);
+    pvt_memory_free(run->ctx, run->memory);
+    pvt_memory_free(run->ctx, run->grads_memory);
+    pvti_free(run->ctx, run->host_memory);
     pvti_free(run->ctx, run);
 }
 
@@ -14646,7 +15206,8 @@ PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
     pvt_run run;
     int64_t bytes;
     if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
-        !pvti_add(run.bytes, run.bytes_grads, &bytes) || !pvti_add(bytes, (int64_t)sizeof run, &bytes))
+        !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
+        !pvti_add(bytes, run.host_bytes + (int64_t)sizeof run, &bytes))
         return INT64_MAX;
     return bytes;
 }
@@ -14658,21 +15219,23 @@ PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pv
     pvti_carver carver;
     int64_t i, tensors = pvt_model_tensors(model);
     *out = NULL;
-    memset(&carver, 0, sizeof carver);
+    if (!pvti_same_memory(ctx, model->ctx))
+        return pvti_fail(ctx, PVT_ERR_MISMATCH,
+                         "the model lies in the memory of another device; pvt_model_copy brings it over");
     PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
     run = PVTI_NEW(ctx, pvt_run, 1);
     if (!run) return PVT_ERR_MEMORY;
     *run = plan;
-    run->memory = pvti_alloc(ctx, run->bytes, 1);
-    run->grads_memory = pvti_alloc(ctx, run->bytes_grads, 1);
-    if (!run->memory || !run->grads_memory) {
+    run->memory = pvt_memory_alloc(ctx, run->bytes);
+    run->grads_memory = pvt_memory_alloc(ctx, run->bytes_grads);
+    if (ctx->device) run->host_memory = pvti_alloc(ctx, run->host_bytes, 1);
+    if (!run->memory || !run->grads_memory || (ctx->device && !run->host_memory)) {
         pvt_run_free(run);
         return PVT_ERR_MEMORY;
     }
-    carver.base = (char *)run->memory;
+    carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
     pvti_run_layout(run, &carver);
-    memset(&carver, 0, sizeof carver);
-    carver.base = (char *)run->grads_memory;
+    carver = pvti_carver_begin(ctx, run->grads_memory, NULL);
     pvti_run_layout_grads(run, &carver);
     for (i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
@@ -14684,7 +15247,7 @@ PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pv
 PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run)
 {
     pvt_run_info info;
-    info.bytes = run->bytes + run->bytes_grads + (int64_t)sizeof *run;
+    info.bytes = run->bytes + run->bytes_grads + run->host_bytes + (int64_t)sizeof *run;
     info.bytes_gradients = run->bytes_grads;
     info.layers_kept = run->desc.train ? run->blocks.n_acts : 0;
     info.position = run->pos;
@@ -14733,13 +15296,29 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
 
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
 {
+    int64_t V = run->model->config.vocab, i;
+    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
     if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
                          (long long)first, (long long)(run->B * run->T));
-    pvt_weight_forward(run->ctx, logits, run->hidden + first * run->model->config.dim, &run->model->head, n,
-                       false);
+    if (!run->ctx->device) {
+        pvt_weight_forward(run->ctx, logits, hidden, &run->model->head, n, false);
+        return PVT_OK;
+    }
+    for (i = 0; i < n; i += run->logits_n / V) {
+        int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
+        pvt_weight_forward(run->ctx, run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
+                           false);
+        PVTI_TRY(pvt_memory_read(run->ctx, logits + i * V, run->logits, rows * V * (int64_t)sizeof *logits));
+    }
     return PVT_OK;
+}
+
+/* The host's copy of an array of the run's goes to where ops read it. */
+static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t bytes)
+{
+    if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
 }
 
 PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
@@ -14749,8 +15328,9 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
     int64_t n, l;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
     n = B * T;
-    memcpy(run->ids, ids, (size_t)n * sizeof *ids);
-    pvt_weight_lookup(run->ctx, run->x, &model->embed, ids, n);
+    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
+    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
+    pvt_weight_lookup(run->ctx, run->x, &model->embed, run->ids, n);
     for (l = 0; l < g->layers; l++) {
         pvti_cache cache;
         if (run->desc.cache) { /* laid out at creation, so that this size fits */
@@ -14765,6 +15345,7 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
                         g->dim, (pvt_real)g->norm_eps);
     run->B = B, run->T = T, run->backward_done = false;
     if (run->desc.cache) run->pos += T, run->cache_batch = B;
+    PVTI_TRY(pvti_device_check(run->ctx));
     return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
 }
 
@@ -14786,6 +15367,9 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     if (!desc->teacher) return PVT_OK;
     if (!desc->teacher_hidden)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT, "a teacher without its hidden states");
+    if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
+        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
+                         "the teacher lies in the memory of another device; pvt_model_copy brings it over");
     if (desc->teacher->config.vocab != V)
         return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
@@ -14794,16 +15378,17 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     return PVT_OK;
 }
 
-/* What counts: run->targets as the losses want them; how many. KL without targets counts all. */
+/* What counts: the targets as the losses want them; how many. KL without targets counts all. */
 static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
 {
     int64_t n = run->B * run->T, count = 0, i;
     for (i = 0; i < n; i++) {
         bool last = i % run->T == run->T - 1;
-        if (desc->targets) run->targets[i] = desc->targets[i];
-        else run->targets[i] = desc->teacher ? 0 : last ? -1 : run->ids[i + 1];
-        count += run->targets[i] >= 0;
+        if (desc->targets) run->host_targets[i] = desc->targets[i];
+        else run->host_targets[i] = desc->teacher ? 0 : last ? -1 : run->host_ids[i + 1];
+        count += run->host_targets[i] >= 0;
     }
+    pvti_run_send(run, run->targets, run->host_targets, n * (int64_t)sizeof *run->targets);
     return count;
 }
 
@@ -14821,21 +15406,21 @@ static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t fir
     pvt_softmax_row *rows = run->rows + first;
 
     pvt_weight_forward(ctx, logits, hidden, &run->model->head, n, false);
-    memset(rows, 0, (size_t)n * sizeof *rows);
+    pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
     if (desc->teacher) {
         pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
-        pvt_softmax_finish(lse, NULL, rows, NULL, n);
+        pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
         pvt_weight_forward(ctx, teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
                            &desc->teacher->head, n, false);
-        memset(rows, 0, (size_t)n * sizeof *rows);
+        pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
         pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
-        pvt_softmax_finish(teacher_lse, NULL, rows, NULL, n);
-        memset(loss, 0, (size_t)n * sizeof *loss);
+        pvt_softmax_finish(ctx, teacher_lse, NULL, rows, NULL, n);
+        pvt_memory_zero(ctx, loss, n * (int64_t)sizeof *loss);
         pvt_kl_forward(ctx, loss, logits, lse, teacher, teacher_lse, targets, n, V, V);
         if (backward) pvt_kl_backward(ctx, logits, lse, teacher, teacher_lse, targets, scale, n, V, V);
     } else {
         pvt_softmax_update(ctx, rows, logits, targets, n, 0, V, V);
-        pvt_softmax_finish(lse, loss, rows, targets, n);
+        pvt_softmax_finish(ctx, lse, loss, rows, targets, n);
         if (backward) pvt_cross_entropy_backward(ctx, logits, lse, targets, scale, n, 0, V, V);
     }
     if (backward)
@@ -14855,8 +15440,10 @@ static pvt_result pvti_run_head(pvt_run *run, const pvt_loss_desc *desc, double 
     rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
     if (backward) pvti_zero(run->ctx, run->dhidden, n * run->model->config.dim);
     for (i = 0; i < n; i += rows) pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
-    for (i = 0; i < n; i++) total += run->loss[i];
-    if (per_token) memcpy(per_token, run->loss, (size_t)n * sizeof *per_token);
+    if (run->host_loss != run->loss)
+        PVTI_TRY(pvt_memory_read(run->ctx, run->host_loss, run->loss, n * (int64_t)sizeof *run->loss));
+    for (i = 0; i < n; i++) total += run->host_loss[i];
+    if (per_token) memcpy(per_token, run->host_loss, (size_t)n * sizeof *per_token);
     if (sum) *sum = total;
     if (count) *count = counted;
     return PVT_OK;
@@ -14940,6 +15527,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     result = pvti_run_head(run, desc, sum, count, NULL, true,
                            run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
+    if (result == PVT_OK) result = pvti_device_check(run->ctx);
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
     return result;
 }
@@ -15790,9 +16378,14 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out)
 {
-    pvti_loader *a = PVTI_NEW(ctx, pvti_loader, 1);
+    pvti_loader *a;
     pvt_result result = PVT_ERR_MEMORY;
     *out = NULL;
+    if (ctx->device) {
+        PVTI_TRY(pvt_model_load(ctx->host, path, desc, out));
+        return pvti_model_move(ctx, out);
+    }
+    a = PVTI_NEW(ctx, pvti_loader, 1);
     if (!a) return PVT_ERR_MEMORY;
     a->ctx = ctx, a->path = path;
     a->source = PVTI_NEW(ctx, pvti_source, 1);
@@ -16253,23 +16846,29 @@ PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int3
 
 #define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
 
+static pvt_result pvti_round_fail(pvt_ctx *ctx, pvt_dtype dtype, const char *name, int64_t i, double value)
+{
+    return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                     "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
+                     (long long)i, value, dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
+                     dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
+}
+
 /* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
 static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
                                     const char *name, int64_t offset)
 {
     /* from here on a number rounds to infinity */
-    double limit = dtype == PVT_F16 ? 65520.0
-                 : dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
+    double limit = dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
     int64_t i;
+    if (dtype == PVT_F16) {
+        i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
+        return i < 0 ? PVT_OK : pvti_round_fail(ctx, dtype, name, offset + i, pvti_peek(ctx, from + i));
+    }
     for (i = 0; i < n; i++) {
         if (!((double)from[i] < limit && (double)from[i] > -limit))
-            return pvti_fail(ctx, PVT_ERR_NUMERIC,
-                             "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
-                             (long long)(offset + i), (double)from[i],
-                             dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
-                             dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
-        if (dtype == PVT_F16) ((uint16_t *)to)[i] = pvti_f32_to_f16((float)from[i]);
-        else if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
+            return pvti_round_fail(ctx, dtype, name, offset + i, (double)from[i]);
+        if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
         else ((float *)to)[i] = (float)from[i];
     }
     return PVT_OK;
@@ -16287,15 +16886,20 @@ static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, voi
 static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
 {
     int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
-    uint16_t *half = PVTI_NEW(ctx, uint16_t, weight->O * weight->I);
-    pvt_real *rows = PVTI_NEW(ctx, pvt_real, step * weight->I);
+    uint16_t *half = PVTI_MEMORY(ctx, uint16_t, weight->O * weight->I);
+    pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * weight->I);
     pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
-    for (r = 0; r < weight->O && result == PVT_OK; r += step)
-        result = pvti_round_rows(weight, PVT_F16, half + r * weight->I, rows, r,
-                                 PVTI_MIN(weight->O, r + step), name);
-    pvti_free(ctx, rows);
+    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
+        int64_t n = PVTI_MIN(step, weight->O - r), at = r * weight->I;
+        pvt_weight some;
+        result = pvt_weight_rows(weight, r, n, &some);
+        if (result != PVT_OK) break;
+        pvt_weight_dequantize(&some, rows);
+        result = pvti_round_values(ctx, PVT_F16, half + at, rows, n * weight->I, name, at);
+    }
+    pvt_memory_free(ctx, rows);
     if (result != PVT_OK) {
-        pvti_free(ctx, half);
+        pvt_memory_free(ctx, half);
         return result;
     }
     r = weight->O, step = weight->I;
@@ -16307,10 +16911,10 @@ static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char
 
 static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 {
-    for (int64_t k = 0; t->values && k < t->n; k++) {
-        uint16_t half;
-        PVTI_TRY(pvti_round_values(ctx, PVT_F16, &half, t->values + k, 1, t->name, k));
-        t->values[k] = (pvt_real)pvti_f16_to_f32(half);
+    if (t->values) {
+        int64_t bad = pvti_round_f16(ctx, NULL, t->values, t->values, t->n);
+        if (bad < 0) return pvti_device_check(ctx);
+        return pvti_round_fail(ctx, PVT_F16, t->name, bad, pvti_peek(ctx, t->values + bad));
     }
     if (!t->weight || (!pvti_has_codes(t->weight) && t->weight->dtype == PVT_F16)) return PVT_OK;
     if (pvti_has_codes(t->weight) || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
@@ -16784,6 +17388,13 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_exporter saver;
     pvti_exchange exchange;
     pvt_result result;
+    if (model->ctx->device) {
+        pvt_model *host;
+        PVTI_TRY(pvti_model_copy_as(model->ctx->host, model, pvti_weight_take, &host));
+        result = pvt_model_save(host, dir, desc);
+        pvt_model_free(host);
+        return result;
+    }
     if (model->config.rope_factors)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: this model's rotary frequencies have factors that follow no rule which "
@@ -16823,7 +17434,22 @@ static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
     return pvti_mix(hash);
 }
 
-static uint64_t pvti_model_hash(const pvt_model *model)
+/* *hash goes on over an array in the context's memory. */
+static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, uint64_t *hash)
+{
+    void *copy = NULL;
+    pvt_result result = PVT_OK;
+    if (ctx->device) {
+        copy = pvti_alloc(ctx, bytes, 1);
+        result = copy ? pvt_memory_read(ctx, copy, data, bytes) : PVT_ERR_MEMORY;
+        data = copy;
+    }
+    if (result == PVT_OK) *hash = pvti_hash(data, bytes, *hash);
+    pvti_free(ctx, copy);
+    return result;
+}
+
+static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
 {
     const pvt_model_config *c = &model->config;
     double shape[14] = {(double)c->layers,   (double)c->dim,
@@ -16837,17 +17463,19 @@ static uint64_t pvti_model_hash(const pvt_model *model)
     int64_t i, tensors = pvt_model_tensors(model);
     for (i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
-        const pvt_weight *w = info.weight;
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n, k;
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (!w) {
-            hash = pvti_hash(info.values, info.n * (int64_t)sizeof(pvt_real), hash);
-        } else {
-            pvt_array arrays[PVT_MAX_ARRAYS];
-            int n = pvt_weight_arrays(w, arrays), k;
-            for (k = 0; k < n; k++) hash = pvti_hash(arrays[k].data, arrays[k].bytes, hash);
+        if (!info.weight) {
+            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
+            continue;
         }
+        n = pvt_weight_arrays(info.weight, arrays);
+        for (k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
+            PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
     }
-    return hash;
+    *out = hash;
+    return PVT_OK;
 }
 
 /*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
@@ -17174,7 +17802,7 @@ static void pvti_quantizer_describe(const pvti_quantizer_item *item, double (*fi
 }
 
 /* After pvti_quantizer_check, before anything is changed. */
-static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
+static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
         "pvtune", "precision",          "format", "samples", "fit",  "fine-tuning",
@@ -17183,7 +17811,9 @@ static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *cor
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
     char number[2][48];
+    uint64_t hash;
     int i;
+    PVTI_TRY(pvti_model_hash(z->model, &hash));
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
     snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
@@ -17201,7 +17831,8 @@ static void pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpus *cor
     snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
              (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
-    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)pvti_model_hash(z->model));
+    snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)hash);
+    return PVT_OK;
 }
 
 static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
@@ -17613,7 +18244,7 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     const pvt_model_config *c = &z->model->config;
     int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
-    if (z->desc.checkpoint) z->ctx->outside->quantizer_begin(z, corpus);
+    if (z->desc.checkpoint) PVTI_TRY(z->ctx->outside->quantizer_begin(z, corpus));
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
@@ -17630,6 +18261,8 @@ PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus
     memset(&z, 0, sizeof z);
     z.ctx = ctx, z.model = model;
     if (desc) z.desc = *desc;
+    PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
+    PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
     result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
@@ -17750,7 +18383,7 @@ static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t 
 typedef struct pvti_best {
     char name[128];
     const pvti_pv_entry *entry;
-    const pvti_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
+    const pvt_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
     void *data;
     pvt_dtype dtype;
     int64_t n;
@@ -17769,7 +18402,8 @@ struct pvt_tuner {
     int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
     int64_t *place;          /* [windows]: which window of the corpus each is */
     int64_t *order;          /* [windows] */
-    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again */
+    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the
+                                host, which has room for them */
     bool *cached;            /* [windows] */
     pvt_real *hidden;        /* teacher's hidden states of a micro-batch taken from the cache */
     int32_t *ids;            /* [micro_batch, T] */
@@ -17936,7 +18570,8 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
                                 const pvt_tune_desc *desc)
 {
     pvt_tune_desc d = pvt_tune_resolve(student, desc);
-    int64_t total = student->ctx->bytes_now, windows, kept = 0, hidden, run;
+    pvt_ctx_info held = pvt_ctx_get_info(student->ctx);
+    int64_t total = held.bytes_now + held.device_bytes_now, windows, kept = 0, hidden, run;
     bool *frozen;
     pvt_run_desc r;
     if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
@@ -17971,13 +18606,13 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
 PVT_API void pvt_tuner_free(pvt_tuner *tuner)
 {
     if (!tuner) return;
-    for (int64_t i = 0; i < tuner->n_best; i++) pvti_free(tuner->ctx, tuner->best[i].data);
-    pvti_free(tuner->ctx, tuner->best), pvti_free(tuner->ctx, tuner->eval_hidden);
+    for (int64_t i = 0; i < tuner->n_best; i++) pvt_memory_free(tuner->ctx, tuner->best[i].data);
+    pvti_free(tuner->ctx, tuner->best), pvt_memory_free(tuner->ctx, tuner->eval_hidden);
     pvt_run_free(tuner->run), pvt_run_free(tuner->teacher_run), pvt_pv_free(tuner->pv);
     pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen);
     pvti_free(tuner->ctx, tuner->order), pvti_free(tuner->ctx, tuner->place);
     pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
-    pvti_free(tuner->ctx, tuner->hidden);
+    pvt_memory_free(tuner->ctx, tuner->hidden);
     pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
     pvti_free(tuner->ctx, tuner->company.said);
     pvti_free(tuner->ctx, tuner);
@@ -18066,8 +18701,8 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
                          "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
                          "compared",
                          (long long)t->teacher->config.vocab, (long long)c->vocab);
-    t->student_hash = pvti_model_hash(t->student);
-    t->teacher_hash = t->teacher ? pvti_model_hash(t->teacher) : 0;
+    PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
+    if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
     if (t->teacher && t->student_hash == t->teacher_hash)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                          "the student is the teacher itself, there is nothing to learn: quantize it first");
@@ -18095,7 +18730,7 @@ static void pvti_tuner_places(pvt_tuner *t)
 }
 
 /* One array of the best state: `value` in fp16, or with NULL the entry's codes. */
-static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvti_adam *value, const char *what)
+static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvt_adam *value, const char *what)
 {
     pvti_best *b = &t->best[t->n_best];
     b->entry = e;
@@ -18103,7 +18738,7 @@ static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, cons
     snprintf(b->name, sizeof b->name, "best.%s.%s", e->name, what);
     b->dtype = value ? PVT_F16 : e->codes.dtype;
     b->n = value ? value->n : pvti_array_count(&e->codes);
-    b->data = pvti_alloc(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
+    b->data = pvti_memory(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
     if (!b->data) return PVT_ERR_MEMORY;
     t->n_best++;
     return PVT_OK;
@@ -18133,7 +18768,7 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
         pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
     if (t->teacher) {
         int64_t share = pvti_tuner_eval_share(&t->desc.comm, t->eval_windows);
-        t->eval_hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
+        t->eval_hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
         if (!t->eval_hidden) return PVT_ERR_MEMORY;
     }
     return pvti_tuner_best_alloc(t);
@@ -18156,7 +18791,7 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     if (pvti_tuner_caches(d, t->teacher, t->windows)) {
         t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
         t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
+        t->hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
         if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
@@ -18220,6 +18855,9 @@ static pvt_result pvti_tuner_compare(pvt_tuner *t)
 static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
 {
     pvt_result result;
+    if (t->ctx->device && t->desc.comm.size > 1)
+        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                         "tune: several ranks on a device are not implemented: gradients are summed in host memory");
     PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
     t->teacher = t->desc.cross_entropy ? NULL : teacher;
     if (!teacher && !t->desc.cross_entropy)
@@ -18236,6 +18874,10 @@ PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_
     pvt_tuner *t;
     pvt_result result;
     *out = NULL;
+    if (!pvti_same_memory(ctx, student->ctx) || (teacher && !pvti_same_memory(ctx, teacher->ctx)))
+        return pvti_fail(ctx, PVT_ERR_MISMATCH,
+                         "tune: student and teacher must lie in this context's memory; pvt_model_copy "
+                         "brings them there");
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
@@ -18278,7 +18920,7 @@ static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t first, int64_t i, 
     *hidden = place;
     if (t->eval_taught) return PVT_OK;
     PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
-    memcpy(place, pvt_run_hidden(t->teacher_run), (size_t)(B * each) * sizeof(pvt_real));
+    pvti_copy(t->ctx, place, pvt_run_hidden(t->teacher_run), B * each);
     return PVT_OK;
 }
 
@@ -18335,19 +18977,19 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         if (b->value)
             PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
-        else memcpy(b->data, b->entry->weight->data[0], (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        else
+            pvt_memory_copy(t->ctx, b->data, b->entry->weight->data[0], b->n * pvti_dtype_info(b->dtype)->bytes);
     }
-    return PVT_OK;
+    return pvti_device_check(t->ctx);
 }
 
 static void pvti_tuner_restore(pvt_tuner *t)
 {
     for (int64_t i = 0; i < t->n_best; i++) {
         const pvti_best *b = &t->best[i];
-        for (int64_t k = 0; b->value && k < b->n; k++)
-            b->value->w[k] = (pvt_real)pvti_f16_to_f32(((const uint16_t *)b->data)[k]);
-        if (!b->value)
-            memcpy(b->entry->weight->data[0], b->data, (size_t)(b->n * pvti_dtype_info(b->dtype)->bytes));
+        if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
+        else
+            pvt_memory_copy(t->ctx, b->entry->weight->data[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
     }
 }
 
@@ -18433,8 +19075,13 @@ static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
     }
     for (i = 0; i < B && t->cache; i++) {
         pvt_real *place = t->cache + t->window_of[i] * each;
-        if (all) memcpy(t->hidden + i * each, place, (size_t)each * sizeof *place);
-        else memcpy(place, *hidden + i * each, (size_t)each * sizeof *place), t->cached[t->window_of[i]] = true;
+        int64_t bytes = each * (int64_t)sizeof *place;
+        if (all) {
+            pvt_memory_write(t->ctx, t->hidden + i * each, place, bytes);
+            continue;
+        }
+        PVTI_TRY(pvt_memory_read(t->ctx, place, *hidden + i * each, bytes));
+        t->cached[t->window_of[i]] = true;
     }
     if (all) *hidden = t->hidden;
     return PVT_OK;
@@ -18679,6 +19326,23 @@ static int64_t pvti_tuner_pv_arrays(const pvt_tuner *t)
     return n;
 }
 
+/* What the i-th array of a checkpoint is to the writer: its bytes on the host, where ops compute elsewhere a
+   copy, which goes into *copy. */
+static pvt_result pvti_tuner_array_out(const pvt_tuner *t, const pvti_pv_array *array, pvti_tensor *out,
+                                       void **copy)
+{
+    out->dtype = array->dtype;
+    out->rank = 1;
+    out->shape[0] = array->n;
+    out->bytes = array->n * pvti_dtype_info(array->dtype)->bytes;
+    out->data = (const uint8_t *)array->data;
+    if (!t->ctx->device) return PVT_OK;
+    *copy = pvti_alloc(t->ctx, out->bytes, 1);
+    if (!*copy) return PVT_ERR_MEMORY;
+    out->data = (const uint8_t *)*copy;
+    return pvt_memory_read(t->ctx, *copy, array->data, out->bytes);
+}
+
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
@@ -18687,6 +19351,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     pvti_pv_array array;
     pvti_tensor *tensors;
     char(*names)[128];
+    void **copies;
     pvt_result result = PVT_ERR_MEMORY;
     int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), n, i;
     if (tuner->pv->open || tuner->finished)
@@ -18702,17 +19367,17 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
     tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
     names = (char(*)[128])pvti_alloc(tuner->ctx, n, sizeof *names);
-    if (tensors && names) {
-        for (i = 0; i < n; i++) {
-            pvti_tuner_state(tuner, pv_arrays, i, &array);
-            memcpy(names[i], array.name, sizeof *names);
-            tensors[i].name = names[i], tensors[i].dtype = array.dtype, tensors[i].rank = 1,
-            tensors[i].shape[0] = array.n;
-            tensors[i].data = (const uint8_t *)array.data,
-            tensors[i].bytes = array.n * pvti_dtype_info(array.dtype)->bytes;
-        }
-        result = pvti_safetensors_write(tuner->ctx, path, tensors, n, metadata);
+    copies = PVTI_NEW(tuner->ctx, void *, n);
+    if (tensors && names && copies) result = PVT_OK;
+    for (i = 0; i < n && result == PVT_OK; i++) {
+        pvti_tuner_state(tuner, pv_arrays, i, &array);
+        memcpy(names[i], array.name, sizeof *names);
+        tensors[i].name = names[i];
+        result = pvti_tuner_array_out(tuner, &array, &tensors[i], &copies[i]);
     }
+    if (result == PVT_OK) result = pvti_safetensors_write(tuner->ctx, path, tensors, n, metadata);
+    for (i = 0; copies && i < n; i++) pvti_free(tuner->ctx, copies[i]);
+    pvti_free(tuner->ctx, copies);
     pvti_free(tuner->ctx, tensors), pvti_free(tuner->ctx, names);
     return result;
 }
@@ -18804,8 +19469,8 @@ static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, con
     pvti_pv_array array;
     int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
     for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++)
-        memcpy(array.data, pvti_safetensors_find(st, array.name)->data,
-               (size_t)(array.n * pvti_dtype_info(array.dtype)->bytes));
+        pvt_memory_write(t->ctx, array.data, pvti_safetensors_find(st, array.name)->data,
+                         array.n * pvti_dtype_info(array.dtype)->bytes);
     t->step = t->pv->step = n[0];
     t->pv->open = false; /* of a step that failed */
     t->resumed_steps = n[1];
@@ -20723,6 +21388,14 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     pvti_files_install(*out);
 #endif
     (*out)->isa_name = sets[isa];
+    if (d.device) {
+        pvt_result result = pvti_ctx_open_device(*out, &d);
+        if (result != PVT_OK) {
+            pvt_ctx_destroy(*out);
+            *out = NULL;
+            return result;
+        }
+    }
     return PVT_OK;
 }
 

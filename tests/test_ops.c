@@ -439,7 +439,7 @@ static void slices(const setup *s, const double *logits, double *lse, double *lo
         for (i = 0; i < s->n; i++) memcpy(slice + i * ld, logits + i * s->a + v0, (size_t)VS * sizeof *slice);
         pvt_softmax_update(ctx, rows, slice, s->ids, s->n, v0, VS, ld);
     }
-    pvt_softmax_finish(lse, loss, rows, s->ids, s->n);
+    pvt_softmax_finish(ctx, lse, loss, rows, s->ids, s->n);
     free(slice);
 }
 static double cross_entropy_loss(void *self)

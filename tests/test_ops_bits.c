@@ -101,8 +101,8 @@ static void run_losses(pvt_ctx *ctx, arena *a)
         pvt_softmax_update(ctx, rows, x + v0, targets, N, v0, VS, V);
         pvt_softmax_update(ctx, teacher_rows, t + v0, targets, N, v0, VS, V);
     }
-    pvt_softmax_finish(lse, loss, rows, targets, N);
-    pvt_softmax_finish(teacher_lse, NULL, teacher_rows, targets, N);
+    pvt_softmax_finish(ctx, lse, loss, rows, targets, N);
+    pvt_softmax_finish(ctx, teacher_lse, NULL, teacher_rows, targets, N);
     pvt_kl_forward(ctx, kl, x, lse, t, teacher_lse, targets, N, V, V);
     memcpy(d, x, N * V * sizeof *d);
     pvt_cross_entropy_backward(ctx, d, lse, targets, 0.01, N, 0, V, V);

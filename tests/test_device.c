@@ -1,0 +1,932 @@
+/*  The device seam, without a device: a table whose memory cannot be read or written but inside its own ops, which
+    are the processor's on a plain context. Whatever a run, a tuner, an evaluation or a generation does on it has the
+    processor's bits, and a read or write beside the ops ends the test with a sentence. */
+#define PVTUNE_IMPLEMENTATION
+#include "../pvtune.h"
+
+#include <signal.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "test.h"
+
+#if !defined(MAP_ANONYMOUS) || !defined(MAP_NORESERVE)
+int main(void)
+{
+    SKIP("the device seam: this system has no memory to protect (mmap)");
+    return test_end();
+}
+#else
+
+/* ---- the device ---- */
+
+enum { POINTERS = sizeof(pvt_device) / sizeof(void *), STRAY = 77 };
+enum { BLOCKS = 4096 };
+#define ROOM ((int64_t)256 << 20) /* of addresses */
+
+typedef struct device_state {
+    pvt_ctx *plain; /* where the ops are carried out */
+    char *base;
+    struct {
+        int64_t at, room, bytes; /* bytes −1: free */
+    } block[BLOCKS]; /* by address */
+    int64_t n_blocks, used, held, wrong_frees;
+    int depth; /* of ops inside ops: the memory is open while it is not 0 */
+    int64_t calls[POINTERS];
+    int64_t allocations, fail_allocation; /* fails the one of that number; −1: none */
+    int64_t ops, fail_op;                 /* from the op of that number on the device has failed; −1: none */
+    int64_t bytes_in, bytes_out;
+    bool failed, open_fails;
+} device_state;
+
+static device_state device; /* one context at a time */
+
+static void protect(int how)
+{
+    int64_t pages = (device.used + 65535) / 65536 * 65536; /* whole ones on any machine */
+    if (pages && mprotect(device.base, (size_t)pages, how) != 0) perror("mprotect"), exit(1);
+}
+static void enter(size_t offset)
+{
+    device.calls[offset / sizeof(void *)]++;
+    if (device.depth++ == 0) protect(PROT_READ | PROT_WRITE);
+}
+static void leave(void)
+{
+    if (--device.depth == 0) protect(PROT_NONE);
+}
+/* False once the device has failed: the op does nothing. */
+static bool works(void)
+{
+    if (device.ops++ == device.fail_op) device.failed = true;
+    return !device.failed;
+}
+
+static void stray(int number, siginfo_t *info, void *context)
+{
+    static const char text[] = "stopped: a read or write of the device's memory outside its ops\n";
+    char *at = (char *)info->si_addr;
+    (void)context;
+    if (at >= device.base && at < device.base + ROOM) {
+        if (write(2, text, sizeof text - 1) < 0) _exit(1);
+        _exit(STRAY);
+    }
+    signal(number, SIG_DFL);
+}
+
+#define ENTER(op) enter(offsetof(pvt_device, op))
+/* An op that returns nothing: the processor's, on the plain context. */
+#define OP(op, parameters, call)                      \
+    static void device_##op parameters                \
+    {                                                 \
+        ENTER(op);                                    \
+        if (works()) call;                            \
+        leave();                                      \
+        (void)state;                                  \
+    }
+
+static pvt_result device_open(const pvt_device *table, const pvt_ctx_desc *desc, void **state)
+{
+    pvt_ctx_desc plain = *desc;
+    (void)table;
+    if (device.open_fails) {
+        snprintf(desc->error, (size_t)desc->error_bytes, "the device is asleep");
+        return PVT_ERR_IO;
+    }
+    memset(&device, 0, sizeof device);
+    device.fail_allocation = device.fail_op = -1;
+    plain.device = NULL;
+    device.base = (char *)mmap(NULL, (size_t)ROOM, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (device.base == MAP_FAILED) return PVT_ERR_MEMORY;
+    device.calls[offsetof(pvt_device, open) / sizeof(void *)]++;
+    *state = &device;
+    return pvt_ctx_create(&plain, &device.plain);
+}
+static void device_close(void *state)
+{
+    (void)state;
+    ENTER(close);
+    leave();
+    pvt_ctx_destroy(device.plain);
+    munmap(device.base, (size_t)ROOM);
+    device.base = NULL;
+}
+static pvt_result device_status(void *state, const char **why)
+{
+    (void)state;
+    ENTER(status);
+    leave();
+    *why = "the power went out";
+    return device.failed ? PVT_ERR_IO : PVT_OK;
+}
+static void device_synchronise(void *state) { (void)state, ENTER(synchronise), leave(); }
+
+static void *device_alloc(void *state, int64_t bytes)
+{
+    int64_t room = (bytes + 256) / 256 * 256, i = 0;
+    (void)state;
+    device.calls[offsetof(pvt_device, alloc) / sizeof(void *)]++;
+    if (device.allocations++ == device.fail_allocation) return NULL;
+    while (i < device.n_blocks && (device.block[i].bytes >= 0 || device.block[i].room < room)) i++;
+    if (i == device.n_blocks) {
+        if (i == BLOCKS || device.used + room > ROOM) return NULL;
+        device.block[i].at = device.used, device.block[i].room = room;
+        device.n_blocks++;
+        device.used += room;
+    }
+    device.block[i].bytes = bytes;
+    device.held += bytes;
+    if (device.depth++ == 0) protect(PROT_READ | PROT_WRITE);
+    memset(device.base + device.block[i].at, 0, (size_t)bytes);
+    leave();
+    return device.base + device.block[i].at;
+}
+static void device_free(void *state, void *memory)
+{
+    int64_t i = 0;
+    (void)state;
+    device.calls[offsetof(pvt_device, free) / sizeof(void *)]++;
+    while (i < device.n_blocks && device.base + device.block[i].at != (char *)memory) i++;
+    if (i == device.n_blocks || device.block[i].bytes < 0) { /* twice, or what was never allocated */
+        device.wrong_frees++;
+        return;
+    }
+    device.held -= device.block[i].bytes;
+    device.block[i].bytes = -1;
+    while (device.n_blocks > 0 && device.block[device.n_blocks - 1].bytes < 0)
+        device.used = device.block[--device.n_blocks].at;
+}
+static int64_t device_held(void *state)
+{
+    (void)state;
+    device.calls[offsetof(pvt_device, held) / sizeof(void *)]++;
+    return device.held;
+}
+OP(copy_in, (void *state, void *to, const void *host, int64_t bytes),
+   (memcpy(to, host, (size_t)bytes), device.bytes_in += bytes))
+OP(copy_out, (void *state, void *host, const void *from, int64_t bytes),
+   (memcpy(host, from, (size_t)bytes), device.bytes_out += bytes))
+OP(copy, (void *state, void *to, const void *from, int64_t bytes), memcpy(to, from, (size_t)bytes))
+OP(zero, (void *state, void *memory, int64_t bytes), memset(memory, 0, (size_t)bytes))
+
+OP(embedding_forward,
+   (void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n, int64_t V, int64_t C),
+   pvt_embedding_forward(device.plain, out, table, ids, n, V, C))
+OP(embedding_backward,
+   (void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C),
+   pvt_embedding_backward(device.plain, dtable, dout, ids, n, V, C))
+OP(linear_forward,
+   (void *state, pvt_real *y, const pvt_real *x, const pvt_real *W, const pvt_real *bias, int64_t n, int64_t in,
+    int64_t out),
+   pvt_linear_forward(device.plain, y, x, W, bias, n, in, out))
+OP(linear_backward,
+   (void *state, pvt_real *dx, pvt_real *dW, pvt_real *dbias, const pvt_real *dy, const pvt_real *x,
+    const pvt_real *W, int64_t n, int64_t in, int64_t out),
+   pvt_linear_backward(device.plain, dx, dW, dbias, dy, x, W, n, in, out))
+OP(rmsnorm_forward,
+   (void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t C,
+    pvt_real eps),
+   pvt_rmsnorm_forward(device.plain, out, rstd, x, weight, n, C, eps))
+OP(rmsnorm_backward,
+   (void *state, pvt_real *dx, pvt_real *dweight, const pvt_real *dout, const pvt_real *x, const pvt_real *rstd,
+    const pvt_real *weight, int64_t n, int64_t C),
+   pvt_rmsnorm_backward(device.plain, dx, dweight, dout, x, rstd, weight, n, C))
+OP(rope_table,
+   (void *state, pvt_real *cosines, pvt_real *sines, const float *inv_freq, int64_t HS, int64_t pos, int64_t T),
+   pvt_rope_table(device.plain, cosines, sines, inv_freq, HS, pos, T))
+OP(rope_forward,
+   (void *state, pvt_real *x, const pvt_real *cosines, const pvt_real *sines, int64_t B, int64_t T, int64_t NH,
+    int64_t HS, pvt_rope_pairing pairing),
+   pvt_rope_forward(device.plain, x, cosines, sines, B, T, NH, HS, pairing))
+OP(rope_backward,
+   (void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines, int64_t B, int64_t T, int64_t NH,
+    int64_t HS, pvt_rope_pairing pairing),
+   pvt_rope_backward(device.plain, dx, cosines, sines, B, T, NH, HS, pairing))
+OP(attention_forward,
+   (void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k, const pvt_real *v,
+    const pvt_attention_desc *desc),
+   pvt_attention_forward(device.plain, out, lse, q, k, v, desc))
+OP(attention_backward,
+   (void *state, pvt_real *dq, pvt_real *dk, pvt_real *dv, const pvt_real *dout, const pvt_real *out,
+    const pvt_real *lse, const pvt_real *q, const pvt_real *k, const pvt_real *v, const pvt_attention_desc *desc),
+   pvt_attention_backward(device.plain, dq, dk, dv, dout, out, lse, q, k, v, desc))
+OP(swiglu_forward, (void *state, pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n),
+   pvt_swiglu_forward(device.plain, out, gate, up, n))
+OP(swiglu_backward,
+   (void *state, pvt_real *dgate, pvt_real *dup, const pvt_real *dout, const pvt_real *gate, const pvt_real *up,
+    int64_t n),
+   pvt_swiglu_backward(device.plain, dgate, dup, dout, gate, up, n))
+OP(residual_forward, (void *state, pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n),
+   pvt_residual_forward(device.plain, out, a, b, n))
+OP(residual_backward, (void *state, pvt_real *da, pvt_real *db, const pvt_real *dout, int64_t n),
+   pvt_residual_backward(device.plain, da, db, dout, n))
+OP(softmax_update,
+   (void *state, pvt_softmax_row *rows, const pvt_real *logits, const int32_t *targets, int64_t n, int64_t v0,
+    int64_t VS, int64_t ld),
+   pvt_softmax_update(device.plain, rows, logits, targets, n, v0, VS, ld))
+OP(softmax_finish,
+   (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n),
+   pvt_softmax_finish(device.plain, lse, loss, rows, targets, n))
+OP(cross_entropy_backward,
+   (void *state, pvt_real *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0,
+    int64_t VS, int64_t ld),
+   pvt_cross_entropy_backward(device.plain, logits, lse, targets, scale, n, v0, VS, ld))
+OP(kl_forward,
+   (void *state, double *loss, const pvt_real *student, const double *student_lse, const pvt_real *teacher,
+    const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld),
+   pvt_kl_forward(device.plain, loss, student, student_lse, teacher, teacher_lse, targets, n, VS, ld))
+OP(kl_backward,
+   (void *state, pvt_real *student, const double *student_lse, const pvt_real *teacher, const double *teacher_lse,
+    const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld),
+   pvt_kl_backward(device.plain, student, student_lse, teacher, teacher_lse, targets, scale, n, VS, ld))
+static double device_mse_forward(void *state, const pvt_real *a, const pvt_real *b, int64_t n)
+{
+    double mse = 0;
+    (void)state;
+    ENTER(mse_forward);
+    if (works()) mse = pvt_mse_forward(device.plain, a, b, n);
+    leave();
+    return mse;
+}
+OP(mse_backward, (void *state, pvt_real *da, const pvt_real *a, const pvt_real *b, double scale, int64_t n),
+   pvt_mse_backward(device.plain, da, a, b, scale, n))
+
+/* The weight as the plain context's. */
+static pvt_weight here(const pvt_weight *weight)
+{
+    pvt_weight w = *weight;
+    w.ctx = device.plain;
+    w.owned = false;
+    return w;
+}
+#define WEIGHT_OP(op, parameters, call)               \
+    static void device_##op parameters                \
+    {                                                 \
+        pvt_weight w = here(weight);                  \
+        ENTER(op);                                    \
+        if (works()) call;                            \
+        leave();                                      \
+        (void)state;                                  \
+    }
+WEIGHT_OP(weight_lookup,
+          (void *state, pvt_real *out, const pvt_weight *weight, const int32_t *rows, int64_t n),
+          pvt_weight_lookup(device.plain, out, &w, rows, n))
+WEIGHT_OP(weight_forward,
+          (void *state, pvt_real *y, const pvt_real *x, const pvt_weight *weight, int64_t n, bool accumulate),
+          pvt_weight_forward(device.plain, y, x, &w, n, accumulate))
+WEIGHT_OP(weight_backward,
+          (void *state, pvt_real *dx, pvt_real *dW, const pvt_real *dy, const pvt_real *x,
+           const pvt_weight *weight, int64_t n),
+          pvt_weight_backward(device.plain, dx, dW, dy, x, &w, n))
+WEIGHT_OP(weight_dequantize, (void *state, pvt_real *out, const pvt_weight *weight, double delta),
+          (delta < 1 ? pvti_dequantize_blend(device.plain, &w, out, delta) : pvt_weight_dequantize(&w, out)))
+WEIGHT_OP(weight_chain,
+          (void *state, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW),
+          pvt_weight_chain(device.plain, dvalues, &w, dW))
+
+static int64_t device_round_f16(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
+{
+    int64_t bad = -1;
+    (void)state;
+    ENTER(round_f16);
+    if (works()) bad = pvti_round_f16(device.plain, half, real, from, n);
+    leave();
+    return bad;
+}
+OP(widen_f16, (void *state, pvt_real *out, const uint16_t *half, int64_t n),
+   pvti_widen_f16(device.plain, out, half, n))
+static bool device_finite(void *state, const pvt_real *g, int64_t n, double *sums)
+{
+    bool finite = true;
+    (void)state;
+    ENTER(finite);
+    if (works()) finite = pvti_finite(device.plain, g, n, sums);
+    leave();
+    return finite;
+}
+static bool device_reserve(void *state, const pvt_weight *weight, int beam)
+{
+    (void)state, (void)weight, (void)beam;
+    ENTER(reserve);
+    leave();
+    return device.allocations++ != device.fail_allocation;
+}
+OP(adam,
+   (void *state, const pvt_adam *a, const pvt_real *g, const pvt_optimizer *o, double lr_scale, int64_t t,
+    double *sums),
+   pvti_adam_run(device.plain, a, g, o, lr_scale, t, sums))
+WEIGHT_OP(group_errors,
+          (void *state, float *keys, double *norms, const pvt_weight *weight, const pvt_real *target),
+          pvti_group_keys(device.plain, keys, norms, &w, target))
+OP(group_noise, (void *state, float *keys, int64_t groups, double temperature, uint64_t stream),
+   pvti_group_noise(device.plain, keys, groups, temperature, stream))
+OP(group_select,
+   (void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k, uint64_t *work,
+    uint64_t *more_work),
+   pvti_group_select(device.plain, selected, keys, groups, k, work, more_work))
+static void assign_here(const pvt_weight *w, const pvt_assign *a)
+{
+    pvt_real *tables = PVTI_NEW(device.plain, pvt_real, w->kind->assign_room(w));
+    pvti_weight_assign(device.plain, w, a, tables);
+    pvti_free(device.plain, tables);
+}
+WEIGHT_OP(weight_assign, (void *state, const pvt_weight *weight, const pvt_assign *a), assign_here(&w, a))
+WEIGHT_OP(weight_commit,
+          (void *state, pvt_weight *weight, const pvt_assign *a, const double *norms, double trust,
+           int64_t *changed),
+          pvti_weight_commit(device.plain, &w, a, norms, trust, changed))
+
+static pvt_device table(void)
+{
+    pvt_device d;
+    memset(&d, 0, sizeof d);
+    d.version = PVT_VERSION, d.size = sizeof d, d.real_size = sizeof(pvt_real), d.name = "guarded memory";
+    d.user = &device;
+#define SET(op) d.op = device_##op
+    SET(open), SET(close), SET(status), SET(synchronise), SET(alloc), SET(free), SET(held), SET(copy_in);
+    SET(copy_out), SET(copy), SET(zero), SET(embedding_forward), SET(embedding_backward), SET(linear_forward);
+    SET(linear_backward), SET(rmsnorm_forward), SET(rmsnorm_backward), SET(rope_table), SET(rope_forward);
+    SET(rope_backward), SET(attention_forward), SET(attention_backward), SET(swiglu_forward);
+    SET(swiglu_backward), SET(residual_forward), SET(residual_backward), SET(softmax_update);
+    SET(softmax_finish), SET(cross_entropy_backward), SET(kl_forward), SET(kl_backward), SET(mse_forward);
+    SET(mse_backward), SET(weight_lookup), SET(weight_forward), SET(weight_backward), SET(weight_dequantize);
+    SET(weight_chain), SET(round_f16), SET(widen_f16), SET(finite), SET(reserve), SET(adam), SET(group_errors);
+    SET(group_noise), SET(group_select), SET(weight_assign), SET(weight_commit);
+#undef SET
+    return d;
+}
+
+/* ---- contexts ---- */
+
+static pvt_device guarded;
+static pvt_ctx *host, *there; /* the processor alone; and with the device */
+static char why[256];
+
+static pvt_result open_context(const pvt_device *with, pvt_ctx **out)
+{
+    pvt_ctx_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = 2, desc.seed = 5, desc.device = with, desc.error = why, desc.error_bytes = sizeof why;
+    return pvt_ctx_create(&desc, out);
+}
+
+/* ---- the guard itself ---- */
+
+/* How a child ends that reads, or writes, what the device holds: by the guard, or 0. */
+static int child_end(bool write_it, bool inside)
+{
+    volatile char *memory = (volatile char *)pvt_memory_alloc(there, 100);
+    int status = 0;
+    pid_t child;
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        if (dup2(open("/dev/null", O_WRONLY), 2) < 0) _exit(1);
+        if (inside) enter(0);
+        if (write_it) memory[50] = 1;
+        _exit(memory[50] == (write_it ? 1 : 0) ? 0 : 1);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) return -1;
+    pvt_memory_free(there, (void *)(uintptr_t)memory);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void test_guard(void)
+{
+    CHECK(child_end(false, false) == STRAY);
+    CHECK(child_end(true, false) == STRAY);
+    CHECK(child_end(false, true) == 0); /* and within an op it is memory like any other */
+    CHECK(child_end(true, true) == 0);
+}
+
+/* ---- memory ---- */
+
+static void test_memory(void)
+{
+    char text[2000], back[2000];
+    int64_t before = device.held;
+    char *a = (char *)pvt_memory_alloc(there, sizeof text), *b = (char *)pvt_memory_alloc(there, sizeof text);
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)(i * 7);
+    CHECK(a && b && (uintptr_t)a % 64 == 0 && device.held == before + 2 * (int64_t)sizeof text);
+    CHECK(pvt_ctx_get_info(there).device_bytes_now == device.held);
+    CHECK(strcmp(pvt_ctx_get_info(there).device, "guarded memory") == 0 && !pvt_ctx_get_info(host).device);
+    pvt_memory_write(there, a, text, sizeof text);
+    pvt_memory_copy(there, b, a, sizeof text);
+    pvt_memory_zero(there, b, 100);
+    memset(text, 0, 100);
+    CHECK_OK(there, pvt_memory_read(there, back, b, sizeof text));
+    CHECK(memcmp(text, back, sizeof text) == 0);
+    CHECK_OK(there, pvt_ctx_synchronise(there));
+    pvt_memory_free(there, a), pvt_memory_free(there, b), pvt_memory_free(there, NULL);
+    CHECK(device.held == before && pvt_ctx_get_info(there).device_bytes_peak >= before + 4000);
+    pvt_ctx_reset_peak(there);
+    CHECK(pvt_ctx_get_info(there).device_bytes_peak == before);
+    device.fail_allocation = device.allocations;
+    CHECK(pvt_memory_alloc(there, 10) == NULL && strstr(pvt_ctx_error(there), "guarded memory is out of memory"));
+    CHECK(pvt_memory_alloc(there, -1) == NULL);
+    device.fail_allocation = -1;
+    CHECK_OK(there, pvt_ctx_synchronise(there)); /* no memory is no error that sticks */
+    a = (char *)pvt_memory_alloc(host, 10);
+    pvt_memory_write(host, a, text, 10);
+    CHECK(memcmp(a, text, 10) == 0);
+    pvt_memory_free(host, a);
+}
+
+/* ---- layer 0 ---- */
+
+enum { SLOTS = 24 };
+static struct {
+    void *slot[SLOTS];
+    int64_t bytes[SLOTS];
+    int n;
+} pool[2]; /* of the processor, of the device */
+
+/* n seeded numbers in ctx's memory; both contexts get the same. */
+static pvt_real *numbers(pvt_ctx *ctx, int64_t n)
+{
+    int which = ctx == there, slot = pool[which].n++;
+    pvt_real *x = (pvt_real *)malloc((size_t)n * sizeof *x), *memory = PVTI_MEMORY(ctx, pvt_real, n);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (pvt_real)(pvti_random_unit(3, PVTI_RANDOM_USER, (uint64_t)slot, (uint64_t)i) * 2 - 1);
+    pvt_memory_write(ctx, memory, x, n * (int64_t)sizeof *x);
+    free(x);
+    pool[which].slot[slot] = memory;
+    pool[which].bytes[slot] = n * (int64_t)sizeof *x;
+    return memory;
+}
+
+enum { N = 7, C = 24, V = 31, O = 19, B = 2, T = 5, NH = 4, NKV = 2, HS = 6, KV = B * T * NKV * HS };
+
+/* Every op once. What came of it is in the pool. Returns the mean squared error. */
+static double all_ops(pvt_ctx *ctx)
+{
+    static const int32_t host_ids[N] = {3, 30, 3, -1, 0, 31, 12};
+    float inv_freq[HS / 2];
+    pvt_attention_desc d;
+    int32_t *ids = (int32_t *)pvt_memory_alloc(ctx, sizeof host_ids);
+    pvt_softmax_row *rows = (pvt_softmax_row *)pvt_memory_alloc(ctx, 2 * N * (int64_t)sizeof *rows);
+    double *lse = (double *)pvt_memory_alloc(ctx, 4 * N * (int64_t)sizeof *lse), mse;
+    pvt_real *embedding = numbers(ctx, V * C), *x = numbers(ctx, N * C), *y = numbers(ctx, N * O), *grad;
+    pvt_real *W = numbers(ctx, O * C), *bias = numbers(ctx, O), *norm = numbers(ctx, C), *rstd = numbers(ctx, N);
+    pvt_real *q = numbers(ctx, B * T * NH * HS), *k = numbers(ctx, KV), *v = numbers(ctx, KV);
+    pvt_real *logits = numbers(ctx, N * V), *teacher = numbers(ctx, N * V), *out = numbers(ctx, B * T * NH * HS);
+    pvt_real *dq = numbers(ctx, B * T * NH * HS), *dk = numbers(ctx, KV), *dv = numbers(ctx, KV);
+    pvt_real *cosines = numbers(ctx, T * HS / 2), *sines = numbers(ctx, T * HS / 2);
+    pvt_real *attention_lse = numbers(ctx, B * NH * T);
+    memset(&d, 0, sizeof d);
+    d.B = B, d.T = T, d.NH = NH, d.NKV = NKV, d.HS = HS;
+    pvt_memory_write(ctx, ids, host_ids, sizeof host_ids);
+    grad = numbers(ctx, V * C);
+    pvt_embedding_forward(ctx, x, embedding, ids, N, V, C);
+    pvt_linear_forward(ctx, y, x, W, bias, N, C, O);
+    pvt_rmsnorm_forward(ctx, y, rstd, y, bias, N, O, (pvt_real)1e-5);
+    pvt_linear_backward(ctx, x, W, bias, y, x, W, N, C, O);
+    pvt_rmsnorm_backward(ctx, x, norm, x, x, rstd, norm, N, C);
+    pvt_embedding_backward(ctx, grad, x, ids, N, V, C);
+    pvt_rope_frequencies(inv_freq, HS, 10000);
+    pvt_rope_table(ctx, cosines, sines, inv_freq, HS, 0, T);
+    pvt_rope_forward(ctx, q, cosines, sines, B, T, NH, HS, PVT_ROPE_HALVES);
+    pvt_attention_forward(ctx, out, attention_lse, q, k, v, &d);
+    pvt_attention_backward(ctx, dq, dk, dv, q, out, attention_lse, q, k, v, &d);
+    pvt_rope_backward(ctx, dk, cosines, sines, B, T, NKV, HS, PVT_ROPE_NEIGHBOURS);
+    pvt_swiglu_forward(ctx, y, y, y, N * O);
+    pvt_swiglu_backward(ctx, dk, dv, k, v, k, KV);
+    pvt_residual_forward(ctx, x, x, logits, N * C);
+    pvt_residual_backward(ctx, dk, dv, k, KV);
+    pvt_softmax_update(ctx, rows, logits, ids, N, 0, V, V);
+    pvt_softmax_finish(ctx, lse, lse + N, rows, ids, N);
+    pvt_softmax_update(ctx, rows + N, teacher, ids, N, 0, V, V);
+    pvt_softmax_finish(ctx, lse + 2 * N, NULL, rows + N, ids, N);
+    pvt_kl_forward(ctx, lse + 3 * N, logits, lse, teacher, lse + 2 * N, ids, N, V, V);
+    pvt_kl_backward(ctx, logits, lse, teacher, lse + 2 * N, ids, 0.25, N, V, V);
+    pvt_cross_entropy_backward(ctx, teacher, lse + 2 * N, ids, 0.5, N, 0, V, V);
+    mse = pvt_mse_forward(ctx, logits, teacher, N * V);
+    pvt_mse_backward(ctx, x, x, y, 0.5, N * O);
+    pool[ctx == there].slot[pool[ctx == there].n] = lse;
+    pool[ctx == there].bytes[pool[ctx == there].n++] = 4 * N * (int64_t)sizeof *lse;
+    pvt_memory_free(ctx, ids), pvt_memory_free(ctx, rows);
+    return mse;
+}
+
+static void test_ops(void)
+{
+    double a, b;
+    memset(pool, 0, sizeof pool);
+    a = all_ops(host), b = all_ops(there);
+    CHECK(a == b && a > 0);
+    for (int i = 0; i < pool[0].n; i++) {
+        char *copy = (char *)malloc((size_t)pool[1].bytes[i]);
+        CHECK_OK(there, pvt_memory_read(there, copy, pool[1].slot[i], pool[1].bytes[i]));
+        CHECK(memcmp(copy, pool[0].slot[i], (size_t)pool[0].bytes[i]) == 0);
+        free(copy);
+        pvt_memory_free(host, pool[0].slot[i]), pvt_memory_free(there, pool[1].slot[i]);
+    }
+}
+
+/* ---- models ---- */
+
+enum { CTX = 24, VOCAB = 90, WINDOWS = 14 };
+static pvt_model *teacher[2], *student[2]; /* of the processor; copies on the device */
+static pvt_corpus corpus;
+
+static void make_models(void)
+{
+    pvt_model_config c;
+    pvt_quantize_desc q;
+    pvt_model *quantized;
+    int32_t ids[CTX * WINDOWS];
+    memset(&c, 0, sizeof c), memset(&q, 0, sizeof q);
+    for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 89);
+    CHECK_OK(host, pvt_corpus_from_ids(host, ids, CTX * WINDOWS, &corpus));
+    c.layers = 3, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 48, c.vocab = VOCAB, c.ctx = CTX;
+    CHECK_OK(host, pvt_model_create(host, &c, &teacher[0]));
+    CHECK_OK(host, pvt_model_copy(host, teacher[0], &quantized));
+    q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
+    CHECK_OK(host, pvt_format_parse(host, "aqlm:2x5g4", &q.format));
+    CHECK_OK(host, pvt_quantize(host, quantized, &corpus, &q));
+    student[0] = quantized;
+    CHECK_OK(there, pvt_model_copy(there, teacher[0], &teacher[1]));
+    CHECK_OK(there, pvt_model_copy(there, quantized, &student[1]));
+}
+
+/* Do two models hold the same bytes, tensor by tensor? b may lie on the device. */
+static bool same_model(const pvt_model *a, const pvt_model *b)
+{
+    pvt_model *copy;
+    bool same = pvt_model_tensors(a) == pvt_model_tensors(b);
+    CHECK_OK(host, pvt_model_copy(host, b, &copy));
+    for (int64_t i = 0; same && i < pvt_model_tensors(a); i++) {
+        pvt_tensor_info x = pvt_model_tensor(a, i), y = pvt_model_tensor(copy, i);
+        pvt_array p[PVT_MAX_ARRAYS], q[PVT_MAX_ARRAYS];
+        int n;
+        if (x.values) {
+            same = same && memcmp(x.values, y.values, (size_t)x.n * sizeof *x.values) == 0;
+            continue;
+        }
+        n = pvt_weight_arrays(x.weight, p);
+        same = same && pvt_weight_arrays(y.weight, q) == n;
+        for (int k = 0; same && k < n; k++)
+            same = p[k].bytes == q[k].bytes && memcmp(p[k].data, q[k].data, (size_t)p[k].bytes) == 0;
+    }
+    pvt_model_free(copy);
+    return same;
+}
+
+static void test_copies(void)
+{
+    pvt_model_config c = *pvt_model_get_config(teacher[0]);
+    pvt_model *made;
+    CHECK(same_model(teacher[0], teacher[1]) && same_model(student[0], student[1]));
+    CHECK(!same_model(teacher[0], student[1]));
+    CHECK_OK(there, pvt_model_create(there, &c, &made));
+    CHECK(same_model(teacher[0], made)); /* same seed */
+    pvt_model_free(made);
+    CHECK_OK(there, pvt_model_copy(there, student[1], &made));
+    CHECK(same_model(student[0], made));
+    pvt_model_free(made);
+}
+
+/* Arrays in, arrays as a weight there, chain rule and rounding. */
+static void test_weight(void)
+{
+    const pvt_weight *from = pvt_model_tensor(student[0], 3).weight;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(from, arrays), k;
+    pvt_weight w, dense;
+    pvt_real *W = (pvt_real *)malloc((size_t)(from->O * from->I) * sizeof *W), *dW;
+    pvt_real *d[PVT_MAX_ARRAYS] = {NULL}, *expect[PVT_MAX_ARRAYS] = {NULL};
+    CHECK_OK(there, pvt_weight_from_arrays(there, &from->format, from->O, from->I, arrays, n, "w", &w));
+    CHECK_OK(there, pvt_weight_prepare(&w));
+    CHECK(w.ctx == there && !w.prepared);
+    pvt_weight_dequantize(from, W);
+    CHECK_OK(there, pvt_weight_dense(there, W, from->O, from->I, &dense));
+    dW = (pvt_real *)dense.data[0];
+    for (k = 1; k < n; k++) {
+        d[k] = (pvt_real *)pvt_memory_alloc(there, arrays[k].bytes);
+        expect[k] = (pvt_real *)calloc(1, (size_t)arrays[k].bytes);
+    }
+    CHECK_OK(there, pvt_weight_chain(there, d, &w, dW));
+    CHECK_OK(host, pvt_weight_chain(host, expect, from, W));
+    for (k = 1; k < n; k++) {
+        void *back = malloc((size_t)arrays[k].bytes);
+        CHECK_OK(there, pvt_memory_read(there, back, d[k], arrays[k].bytes));
+        CHECK(memcmp(back, expect[k], (size_t)arrays[k].bytes) == 0);
+        free(back), free(expect[k]);
+        pvt_memory_free(there, d[k]);
+    }
+    CHECK_OK(there, pvt_weight_round_f16(&dense, "dense"));
+    W[5] = (pvt_real)1e6;
+    pvt_memory_write(there, dW, W, from->O * from->I * (int64_t)sizeof *W);
+    CHECK(pvt_weight_round_f16(&dense, "dense") == PVT_ERR_NUMERIC);
+    CHECK(strstr(pvt_ctx_error(there), "element 5 is 1e+06") != NULL);
+    pvt_weight_free(&w), pvt_weight_free(&dense);
+    free(W);
+}
+
+/* ---- evaluation and generation ---- */
+
+static void test_use(void)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl ppl[2];
+    pvt_generate_desc g;
+    pvt_generated made[2];
+    pvt_ctx *ctx[2] = {host, there};
+    double nll[2][WINDOWS];
+    int i, sampled;
+    memset(&desc, 0, sizeof desc), memset(&g, 0, sizeof g);
+    desc.ctx = CTX;
+    for (i = 0; i < 2; i++) {
+        desc.window_nll = nll[i];
+        CHECK_OK(ctx[i], pvt_perplexity(ctx[i], student[i], &corpus, &desc, &ppl[i]));
+    }
+    CHECK(ppl[0].ppl == ppl[1].ppl && ppl[0].nll_stderr == ppl[1].nll_stderr && ppl[0].ppl > 1);
+    CHECK(memcmp(nll[0], nll[1], sizeof nll[0]) == 0);
+    for (sampled = 0; sampled < 2; sampled++) {
+        g.n = 12, g.temperature = sampled, g.top_p = 0.9, g.seed = 11;
+        for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_generate(ctx[i], student[i], corpus.ids, 9, &g, &made[i]));
+        CHECK(made[0].n == 12 && made[1].n == 12 && memcmp(made[0].ids, made[1].ids, 12 * sizeof(int32_t)) == 0);
+        for (i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
+    }
+}
+
+/* Logits of a batch, and those of some rows again. */
+static void test_logits(void)
+{
+    pvt_ctx *ctx[2] = {host, there};
+    pvt_run_desc desc;
+    pvt_run *run;
+    pvt_real *logits[2];
+    int i;
+    memset(&desc, 0, sizeof desc);
+    desc.max_batch = 3, desc.max_ctx = CTX;
+    for (i = 0; i < 2; i++) {
+        logits[i] = (pvt_real *)malloc((size_t)(4 * CTX * VOCAB) * sizeof(pvt_real));
+        CHECK_OK(ctx[i], pvt_run_create(ctx[i], student[i], &desc, &run));
+        CHECK_OK(ctx[i], pvt_run_forward(run, corpus.ids, 3, CTX, logits[i]));
+        CHECK_OK(ctx[i], pvt_run_logits(run, 5, CTX, logits[i] + 3 * CTX * VOCAB));
+        pvt_run_free(run);
+    }
+    CHECK(memcmp(logits[0], logits[1], (size_t)(4 * CTX * VOCAB) * sizeof(pvt_real)) == 0);
+    free(logits[0]), free(logits[1]);
+}
+
+/* ---- tuning ---- */
+
+static bool same_file(const char *a, const char *b)
+{
+    FILE *f = fopen(a, "rb"), *g = fopen(b, "rb");
+    int x = 0, y = 0;
+    int64_t n = -1;
+    if (!f || !g) return false;
+    while (x == y && x != EOF) x = getc(f), y = getc(g), n++;
+    fclose(f), fclose(g);
+    return x == y && n > 1000;
+}
+
+/* The same steps here and there: losses, checkpoints and models to the bit; and what a step moves to and fro. */
+static void tune_both(const pvt_tune_desc *desc, const char *dir)
+{
+    pvt_ctx *ctx[2] = {host, there};
+    pvt_model *tuned[2];
+    pvt_tuner *tuner[2];
+    pvt_tune_eval figure[2];
+    pvt_tune_stats s[2];
+    char path[3][600];
+    int64_t held = device.held, allocations, changed = 0;
+    int i, step;
+    for (i = 0; i < 2; i++) {
+        snprintf(path[i], sizeof path[i], "%s/%d.safetensors", dir, i);
+        CHECK_OK(ctx[i], pvt_model_copy(ctx[i], student[i], &tuned[i]));
+        CHECK_OK(ctx[i], pvt_tuner_create(ctx[i], tuned[i], desc->cross_entropy ? NULL : teacher[i], &corpus, desc,
+                                          &tuner[i]));
+        if (!tuner[i]) return;
+    }
+    allocations = device.allocations;
+    for (step = 0; step < desc->steps; step++) {
+        for (i = 0; i < 2; i++) {
+            device.bytes_in = device.bytes_out = 0;
+            CHECK_OK(ctx[i], pvt_tuner_step(tuner[i], &s[i]));
+        }
+        CHECK(s[0].loss == s[1].loss && s[0].loss > 0 && s[0].groups_searched == s[1].groups_searched);
+        CHECK(s[0].groups_changed == s[1].groups_changed);
+        changed += s[1].groups_changed;
+        if (step == 0) /* without the teacher's cache and an evaluation: ids and targets in, losses and counts out */
+            CHECK(!desc->no_teacher_cache || desc->eval_every >= 0 ||
+                  (device.bytes_in <= 12 * desc->batch * CTX && device.bytes_out <= 8 * desc->batch * CTX + 8));
+    }
+    CHECK(device.allocations == allocations); /* no step takes memory */
+    CHECK((changed > 0) == (desc->pv.strategy != PVT_STRATEGY_CONTINUOUS));
+    for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_tuner_save(tuner[i], path[i]));
+    CHECK(same_file(path[0], path[1]));
+    CHECK_OK(there, pvt_tuner_resume(tuner[1], path[0])); /* what was saved here goes on there */
+    snprintf(path[2], sizeof path[2], "%s/2.safetensors", dir);
+    CHECK_OK(there, pvt_tuner_save(tuner[1], path[2]));
+    CHECK(same_file(path[0], path[2]));
+    for (i = 0; i < 2; i++) {
+        CHECK_OK(ctx[i], pvt_tuner_finish(tuner[i], &figure[i]));
+        pvt_tuner_free(tuner[i]);
+    }
+    if (desc->eval_every >= 0) CHECK(figure[0].loss == figure[1].loss && figure[0].ppl == figure[1].ppl);
+    CHECK(same_model(tuned[0], tuned[1]) && !same_model(student[0], tuned[1]));
+    for (i = 0; i < 2; i++) pvt_model_free(tuned[i]);
+    CHECK(device.held == held);
+}
+
+static void test_tune(const char *dir)
+{
+    pvt_tune_desc desc, plain;
+    memset(&plain, 0, sizeof plain);
+    plain.steps = 3, plain.batch = 2, plain.ctx = CTX, plain.pv.cap = 0.05;
+    plain.eval_every = -1, plain.no_teacher_cache = true, plain.pv.codes.lr = 0.5;
+    for (int strategy = 0; strategy < (int)PVTI_COUNT(pvti_strategies); strategy++) {
+        desc = plain;
+        desc.pv.strategy = (pvt_strategy)strategy;
+        tune_both(&desc, dir);
+    }
+    desc = plain; /* windows come again: the cache; evaluations and the best state; gradients of two micro-batches */
+    desc.steps = 8, desc.no_teacher_cache = false, desc.eval_every = 3, desc.micro_batch = 1;
+    tune_both(&desc, dir);
+    desc = plain;
+    desc.cross_entropy = true, desc.pv.trust = 0.01, desc.pv.temperature = 1, desc.pv.beam = 2;
+    desc.pv.force_update = true, desc.pv.moments = PVT_BF16, desc.pv.delta = 0.5;
+    desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, desc.pv.values.rule = PVT_OPTIMIZER_LAMB, desc.pv.values.amsgrad = true;
+    tune_both(&desc, dir);
+    desc = plain;
+    desc.freeze_dense = true, desc.memory_limit = 1; /* blocks run again in backward */
+    tune_both(&desc, dir);
+}
+
+/* ---- files ---- */
+
+static void test_files(const char *dir)
+{
+    char path[600];
+    pvt_model *loaded[2];
+    pvt_save_desc save;
+    memset(&save, 0, sizeof save);
+    for (int codes = 0; codes < 2; codes++) {
+        snprintf(path, sizeof path, "%s/model%d", dir, codes);
+        save.dtype = PVT_BF16;
+        CHECK_OK(there, pvt_model_save(codes ? student[1] : teacher[1], path, &save));
+        CHECK_OK(host, pvt_model_load(host, path, NULL, &loaded[0]));
+        CHECK_OK(there, pvt_model_load(there, path, NULL, &loaded[1]));
+        CHECK(pvt_model_file_bytes(loaded[1]) == pvt_model_file_bytes(loaded[0]));
+        CHECK(pvt_model_tensor(loaded[1], 0).dtype == PVT_BF16); /* as the file has it, not widened */
+        CHECK_OK(host, pvt_model_round_f16(loaded[0]));
+        CHECK_OK(there, pvt_model_round_f16(loaded[1]));
+        CHECK(pvt_model_tensor(loaded[1], 0).dtype == PVT_F16);
+        for (int i = 0; i < 2; i++) { /* as pvt_real, to compare */
+            pvt_model *copy;
+            CHECK_OK(host, pvt_model_copy(host, loaded[i], &copy));
+            pvt_model_free(loaded[i]);
+            loaded[i] = copy;
+        }
+        CHECK(same_model(loaded[0], loaded[1]));
+        pvt_model_free(loaded[0]), pvt_model_free(loaded[1]);
+    }
+    CHECK(pvt_model_load(there, "/nowhere", NULL, &loaded[1]) == PVT_ERR_IO);
+    CHECK(strstr(pvt_ctx_error(there), "/nowhere") != NULL);
+}
+
+/* ---- what goes wrong ---- */
+
+static void test_refusals(void)
+{
+    pvt_real W[64] = {1};
+    pvt_format format;
+    pvt_weight w;
+    pvt_run *run;
+    pvt_tuner *tuner;
+    pvt_tune_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = CTX, desc.steps = 1;
+    CHECK_OK(there, pvt_format_parse(there, "aqlm:1x4g4", &format));
+    CHECK(pvt_weight_fit(there, W, 8, 8, NULL, &format, NULL, NULL, &w) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(there), "fitting a weight is not possible on guarded memory"));
+    CHECK(pvt_quantize(there, teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
+    CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
+    CHECK_OK(there, pvt_model_prepare(student[1], false));
+    CHECK(pvt_run_create(there, student[0], NULL, &run) == PVT_ERR_MISMATCH);
+    CHECK(pvt_run_create(host, student[1], NULL, &run) == PVT_ERR_MISMATCH);
+    CHECK(pvt_tuner_create(there, student[1], teacher[0], &corpus, &desc, &tuner) == PVT_ERR_MISMATCH);
+}
+
+static void test_tables(void)
+{
+    pvt_device other = guarded;
+    pvt_ctx *ctx;
+    other.version++;
+    CHECK(open_context(&other, &ctx) == PVT_ERR_MISMATCH && !ctx && strstr(why, "another pvtune.h"));
+    other = guarded, other.size--;
+    CHECK(open_context(&other, &ctx) == PVT_ERR_MISMATCH);
+    other = guarded, other.real_size = 2;
+    CHECK(open_context(&other, &ctx) == PVT_ERR_MISMATCH);
+    device.open_fails = true;
+    CHECK(open_context(&guarded, &ctx) == PVT_ERR_IO && !ctx && strcmp(why, "the device is asleep") == 0);
+    device.open_fails = false;
+}
+
+/* Each allocation on the device fails once: an error, and nothing stays. */
+static void test_no_memory(void)
+{
+    pvt_tune_desc desc;
+    pvt_tuner *tuner = NULL;
+    pvt_model *model = NULL;
+    pvt_result result = PVT_ERR_MEMORY;
+    int64_t held = device.held, failed = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = CTX, desc.steps = 2;
+    for (; result == PVT_ERR_MEMORY && failed < 2000; failed++) {
+        device.allocations = 0, device.fail_allocation = failed;
+        result = pvt_model_copy(there, student[1], &model);
+        if (result == PVT_OK) result = pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner);
+        if (result != PVT_OK && (model ? (pvt_model_free(model), device.held) : device.held) != held) break;
+        if (result != PVT_OK) model = NULL;
+    }
+    CHECK(result == PVT_OK && failed > 100);
+    device.fail_allocation = -1;
+    pvt_tuner_free(tuner), pvt_model_free(model);
+    CHECK(device.held == held);
+}
+
+/* The device fails at its n-th op: the step says so, and so does whatever comes later. */
+static void test_failures(void)
+{
+    pvt_tune_desc desc;
+    pvt_tuner *tuner;
+    pvt_model *model;
+    int64_t ops, at, wrong = 0;
+    char text[8];
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = CTX, desc.steps = 4, desc.eval_every = -1;
+    CHECK_OK(there, pvt_model_copy(there, student[1], &model));
+    CHECK_OK(there, pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner));
+    ops = device.ops;
+    CHECK_OK(there, pvt_tuner_step(tuner, NULL));
+    ops = device.ops - ops;
+    pvt_tuner_free(tuner), pvt_model_free(model);
+    for (at = 0; at < ops; at += 19) {
+        CHECK_OK(there, pvt_model_copy(there, student[1], &model));
+        CHECK_OK(there, pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner));
+        device.fail_op = device.ops + at;
+        wrong += pvt_tuner_step(tuner, NULL) != PVT_ERR_IO;
+        wrong += strcmp(pvt_ctx_error(there), "guarded memory: the power went out") != 0;
+        wrong += pvt_ctx_synchronise(there) != PVT_ERR_IO;
+        wrong += pvt_memory_read(there, text, model->norm, sizeof text) != PVT_ERR_IO;
+        device.failed = false, device.fail_op = -1;
+        pvt_tuner_free(tuner), pvt_model_free(model);
+    }
+    CHECK(ops > 300 && wrong == 0);
+}
+
+/* Nothing above is worth anything if an op was never asked for. */
+static void test_coverage(void)
+{
+    size_t first = offsetof(pvt_device, open) / sizeof(void *), last = sizeof(pvt_device) / sizeof(void *);
+    CHECK(last - first == 48);
+    for (size_t i = first; i < last; i++) {
+        if (device.calls[i] == 0 && i != offsetof(pvt_device, close) / sizeof(void *))
+            printf("op %d of the table was not called\n", (int)(i - first));
+        CHECK(device.calls[i] > 0 || i == offsetof(pvt_device, close) / sizeof(void *)); /* that comes below */
+    }
+}
+
+int main(void)
+{
+    struct sigaction action;
+    char dir[500];
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = stray, action.sa_flags = SA_SIGINFO;
+    sigaction(SIGSEGV, &action, NULL), sigaction(SIGBUS, &action, NULL);
+    guarded = table();
+    if (!test_scratch(dir, sizeof dir)) return 1;
+    CHECK(open_context(NULL, &host) == PVT_OK);
+    test_tables();
+    CHECK(open_context(&guarded, &there) == PVT_OK);
+    test_guard();
+    test_memory();
+    test_ops();
+    make_models();
+    test_copies();
+    test_weight();
+    test_use();
+    test_logits();
+    test_tune(dir);
+    test_files(dir);
+    test_refusals();
+    test_no_memory();
+    test_failures();
+    test_coverage();
+    for (int i = 0; i < 2; i++) pvt_model_free(teacher[i]), pvt_model_free(student[i]);
+    CHECK(device.held == 0 && device.wrong_frees == 0);
+    pvt_corpus_free(&corpus);
+    pvt_ctx_destroy(there);
+    CHECK(device.calls[offsetof(pvt_device, close) / sizeof(void *)] == 1);
+    pvt_ctx_destroy(host);
+    test_remove(dir);
+    return test_end();
+}
+#endif

@@ -5820,7 +5820,7 @@ typedef struct pvti_product {
 /* That of the weight's representation; NULL: there is none. */
 static const pvti_product *pvti_product_of(const pvt_ctx *ctx, const pvt_weight *weight)
 {
-    return ctx && ctx->kernels.products ? &ctx->kernels.products[weight->format.kind] : NULL;
+    return ctx && !ctx->device && ctx->kernels.products ? &ctx->kernels.products[weight->format.kind] : NULL;
 }
 
 static bool pvti_product_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
@@ -16874,14 +16874,6 @@ static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, con
     return PVT_OK;
 }
 
-/* Rows r0 … r1−1 of any weight in dtype; `rows` has room for them. */
-static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, void *to, pvt_real *rows,
-                                  int64_t r0, int64_t r1, const char *name)
-{
-    weight->kind->tile(weight, rows, weight->I, r0, r1, 0, weight->I);
-    return pvti_round_values(weight->ctx, dtype, to, rows, (r1 - r0) * weight->I, name, r0 * weight->I);
-}
-
 /* A dense weight from a file becomes an fp16 array of its own. */
 static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
 {
@@ -17050,6 +17042,14 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
         PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, weight->format.bits <= 8 ? 1 : 2));
     }
     return PVT_OK;
+}
+
+/* Rows r0 … r1−1 of any weight in dtype; `rows` has room for them. */
+static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, void *to, pvt_real *rows,
+                                  int64_t r0, int64_t r1, const char *name)
+{
+    weight->kind->tile(weight, rows, weight->I, r0, r1, 0, weight->I);
+    return pvti_round_values(weight->ctx, dtype, to, rows, (r1 - r0) * weight->I, name, r0 * weight->I);
 }
 
 static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, const char *name,

@@ -24,8 +24,8 @@
             if (pvt_ctx_create(NULL, &ctx)) return puts("out of memory"), 1;
             if (pvt_model_load(ctx, "model", NULL, &teacher) || pvt_model_copy(ctx, teacher, &model) ||
                 pvt_corpus_load(ctx, "text.txt", pvt_model_tokenizer(teacher), &text) ||
-                pvt_quantize(ctx, model, &text, NULL) ||
-                pvt_tune(ctx, model, teacher, &text, NULL, NULL) ||
+                pvt_quantize(model, &text, NULL) ||
+                pvt_tune(model, teacher, &text, NULL, NULL) ||
                 pvt_model_save(model, "tuned", NULL)) return puts(pvt_ctx_error(ctx)), 1;
             return 0;
         }
@@ -878,7 +878,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
 /* W [O, I] in full. */
 PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W);
 /* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). */
-PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *weight, const int32_t *rows,
+PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n);
 /*  Makes products with one row of x fast, for codebook weights with groups of one row (others are left as they
     are). Up to 256 entries: keeps the codes a second time, in the order in which look-ups read them; such
@@ -889,17 +889,17 @@ PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *we
     frees, its own. A device has ways of its own: there this does nothing. Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
-PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate);
 /* dx [n, I] += dy · W and dW [O, I] += dyᵀ · x; dx or dW may be NULL. */
-PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
+PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
 /* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array of
    pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
        dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],   dscale[o] += Σ_{g in row o} ⟨h[g],
            Σ_m codebook_m[code_m(g)]⟩.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
-PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
+PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW);
 /* Rounds the values to fp16, as a saved file holds them. Errors: NUMERIC (overflow,
    not finite), with the weight unchanged. */
@@ -1245,7 +1245,7 @@ typedef struct pvt_run_desc {
    representations, but not between a forward and its backward (but see pvt_grad_fn). All memory
    is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY, MISMATCH (the model lies
    in another device's memory). */
-PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
+PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out);
 PVT_API void pvt_run_free(pvt_run *run);
 /* Bytes that pvt_run_create with this desc would take. */
@@ -1335,7 +1335,7 @@ typedef struct pvt_ppl {
 } pvt_ppl;
 /* Perplexity over non-overlapping windows, ctx − 1 predictions each. Errors: ARGUMENT (text
    shorter than one window, ctx beyond the model's). */
-PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus,
+PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 
 typedef struct pvt_generate_desc {
@@ -1355,7 +1355,7 @@ typedef struct pvt_generated {
 } pvt_generated;
 /* Errors: ARGUMENT (no prompt; prompt and new tokens beyond the model's context), NUMERIC, MEMORY,
    CANCELLED. */
-PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
+PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
 #endif
 #if PVTUNE_LAYER >= 2
@@ -1389,7 +1389,7 @@ typedef struct pvt_quantize_desc {
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
     or with other options: says which), UNSUPPORTED (checkpoint in a build without files), NUMERIC, MEMORY,
     CANCELLED; IO and FORMAT of checkpoint. */
-PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
+PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
 /* Whether pvt_quantize with this desc gives codes to that tensor (pvt_model_tensor) of a model without any. */
@@ -1471,7 +1471,7 @@ typedef struct pvt_tuner_info {
     interface does in steps. No default makes the student worse on the held-out windows: where no step helped,
    it ends as it began. info may be NULL. Errors: those of pvt_tuner_create and pvt_tuner_step; CANCELLED: the
    student stands at the last completed step. */
-PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
                             const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info);
 
 typedef struct pvt_tuner pvt_tuner;
@@ -1487,7 +1487,7 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
    codes that is its own teacher; a batch that the ranks do not divide), MISMATCH (vocabularies; ranks that
    differ in student, teacher, text, seed or options: says which), MEMORY, IO (comm.sum failed). */
-PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
 /* One optimizer step, and the evaluation that is due before the first or after this one; allocates nothing.
@@ -5794,9 +5794,10 @@ static void pvti_rows_task(void *arg, int64_t i, int worker)
                           a->weight->I);
 }
 
-PVT_API void pvt_weight_lookup(pvt_ctx *ctx, pvt_real *out, const pvt_weight *weight, const int32_t *rows,
+PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n)
 {
+    pvt_ctx *ctx = weight->ctx;
     pvti_rows_args a;
     PVTI_ON_DEVICE(ctx, weight_lookup, out, weight, rows, n);
     a.out = out, a.weight = weight, a.rows = rows;
@@ -5838,9 +5839,10 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     return product->prepare(weight);
 }
 
-PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
+    pvt_ctx *ctx = weight->ctx;
     PVTI_ON_DEVICE(ctx, weight_forward, y, x, weight, n, accumulate);
     if (n == 1 && pvti_product_forward(ctx, &y, x, &weight, 1, accumulate)) return;
     pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
@@ -5849,17 +5851,18 @@ PVT_API void pvt_weight_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 
 /* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
    common. */
-static PVTI_UNUSED void pvti_weights_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+static PVTI_UNUSED void pvti_weights_forward(pvt_real *const *y, const pvt_real *x,
                                              const pvt_weight *weights, int count, int64_t n, bool accumulate)
 {
     const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
-    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(ctx, y, x, each, count, accumulate)) return;
-    for (int i = 0; i < count; i++) pvt_weight_forward(ctx, y[i], x, &weights[i], n, accumulate);
+    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(weights->ctx, y, x, each, count, accumulate)) return;
+    for (int i = 0; i < count; i++) pvt_weight_forward(y[i], x, &weights[i], n, accumulate);
 }
 
-PVT_API void pvt_weight_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, const pvt_real *dy,
+PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n)
 {
+    pvt_ctx *ctx = weight->ctx;
     PVTI_ON_DEVICE(ctx, weight_backward, dx, dW, dy, x, weight, n);
     if (dx)
         pvti_gemm_linear(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
@@ -7894,9 +7897,10 @@ static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_
     weight->kind->chain(ctx, dvalues, weight, dW, room);
 }
 
-PVT_API pvt_result pvt_weight_chain(pvt_ctx *ctx, pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
+PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW)
 {
+    pvt_ctx *ctx = weight->ctx;
     pvt_real *room = NULL;
     if (!weight->kind->chain)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "the gradient of a dense weight is dW itself");
@@ -14984,7 +14988,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
                         (pvt_real)g->norm_eps);
     for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
         pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
-    pvti_weights_forward(ctx, qkv, s->a, &w[PVTI_Q], 3, n, bias);
+    pvti_weights_forward(qkv, s->a, &w[PVTI_Q], 3, n, bias);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     if (cache) {
@@ -14994,15 +14998,15 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     } else {
         pvt_attention_forward(ctx, s->att, b->train ? s->lse : NULL, s->q, s->k, s->v, &d);
     }
-    pvt_weight_forward(ctx, s->x1, s->att, &w[PVTI_O], n, false);
+    pvt_weight_forward(s->x1, s->att, &w[PVTI_O], n, false);
     pvt_residual_forward(ctx, s->x1, s->x1, x, n * C);
 
     pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->vector[PVTI_NORM_MLP], n, C,
                         (pvt_real)g->norm_eps);
-    pvti_weights_forward(ctx, gate_up, s->m, &w[PVTI_GATE], 2, n, false);
+    pvti_weights_forward(gate_up, s->m, &w[PVTI_GATE], 2, n, false);
     pvt_swiglu_forward(ctx, s->h, s->gate, s->up, n * g->ff);
     if (!y) return;
-    pvt_weight_forward(ctx, y, s->h, &w[PVTI_DOWN], n, false);
+    pvt_weight_forward(y, s->h, &w[PVTI_DOWN], n, false);
     pvt_residual_forward(ctx, y, y, s->x1, n * C);
 }
 
@@ -15024,28 +15028,28 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
     /* y = x1 + down(h), h = silu(gate)·up */
     pvti_zero(ctx, b->wide, 3 * F);
     pvt_swiglu_forward(ctx, s->h, s->gate, s->up, F);
-    pvt_weight_backward(ctx, dh, grads[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
+    pvt_weight_backward(dh, grads[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
     pvt_swiglu_backward(ctx, dgate, dup, dh, s->gate, s->up, F);
     /* gate, up = linear(m), m = norm(x1) */
     pvti_zero(ctx, b->da, n * C);
     pvt_rmsnorm_forward(ctx, s->m, NULL, s->x1, layer->vector[PVTI_NORM_MLP], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(ctx, b->da, grads[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
-    pvt_weight_backward(ctx, b->da, grads[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
+    pvt_weight_backward(b->da, grads[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
+    pvt_weight_backward(b->da, grads[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
     pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_MLP], b->da, s->x1, s->rstd[PVTI_NORM_MLP],
                          layer->vector[PVTI_NORM_MLP], n, C);
 
     /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
     pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
-    pvt_weight_backward(ctx, datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
+    pvt_weight_backward(datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
     pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
     pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     /* q, k, v = linear(a) + bias, a = norm(x) */
     pvti_zero(ctx, b->da, n * C);
     pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(ctx, b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
-    pvt_weight_backward(ctx, b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
-    pvt_weight_backward(ctx, b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    pvt_weight_backward(b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
+    pvt_weight_backward(b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
+    pvt_weight_backward(b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
     for (int i = 0; i < 3; i++)
         pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
                             w[PVTI_Q + i].O);
@@ -15212,16 +15216,14 @@ PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
     return bytes;
 }
 
-PVT_API pvt_result pvt_run_create(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc,
+PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out)
 {
+    pvt_ctx *ctx = model->ctx;
     pvt_run plan, *run;
     pvti_carver carver;
     int64_t i, tensors = pvt_model_tensors(model);
     *out = NULL;
-    if (!pvti_same_memory(ctx, model->ctx))
-        return pvti_fail(ctx, PVT_ERR_MISMATCH,
-                         "the model lies in the memory of another device; pvt_model_copy brings it over");
     PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
     run = PVTI_NEW(ctx, pvt_run, 1);
     if (!run) return PVT_ERR_MEMORY;
@@ -15303,12 +15305,12 @@ PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_re
                          "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
                          (long long)first, (long long)(run->B * run->T));
     if (!run->ctx->device) {
-        pvt_weight_forward(run->ctx, logits, hidden, &run->model->head, n, false);
+        pvt_weight_forward(logits, hidden, &run->model->head, n, false);
         return PVT_OK;
     }
     for (i = 0; i < n; i += run->logits_n / V) {
         int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
-        pvt_weight_forward(run->ctx, run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
+        pvt_weight_forward(run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
                            false);
         PVTI_TRY(pvt_memory_read(run->ctx, logits + i * V, run->logits, rows * V * (int64_t)sizeof *logits));
     }
@@ -15330,7 +15332,7 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
     n = B * T;
     memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
     pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
-    pvt_weight_lookup(run->ctx, run->x, &model->embed, run->ids, n);
+    pvt_weight_embedding(run->x, &model->embed, run->ids, n);
     for (l = 0; l < g->layers; l++) {
         pvti_cache cache;
         if (run->desc.cache) { /* laid out at creation, so that this size fits */
@@ -15405,12 +15407,12 @@ static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t fir
     double *lse = run->lse + first, *teacher_lse = run->teacher_lse + first, *loss = run->loss + first;
     pvt_softmax_row *rows = run->rows + first;
 
-    pvt_weight_forward(ctx, logits, hidden, &run->model->head, n, false);
+    pvt_weight_forward(logits, hidden, &run->model->head, n, false);
     pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
     if (desc->teacher) {
         pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
         pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
-        pvt_weight_forward(ctx, teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
+        pvt_weight_forward(teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
                            &desc->teacher->head, n, false);
         pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
         pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
@@ -15424,7 +15426,7 @@ static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t fir
         if (backward) pvt_cross_entropy_backward(ctx, logits, lse, targets, scale, n, 0, V, V);
     }
     if (backward)
-        pvt_weight_backward(ctx, run->dhidden + first * run->model->config.dim, dW, logits, hidden,
+        pvt_weight_backward(run->dhidden + first * run->model->config.dim, dW, logits, hidden,
                             &run->model->head, n);
 }
 
@@ -16648,9 +16650,10 @@ static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t 
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus,
+PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out)
 {
+    pvt_ctx *ctx = model->ctx;
     double start = pvti_seconds(), *per_token, *nll;
     int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
     int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0, all, batch;
@@ -16679,7 +16682,7 @@ PVT_API pvt_result pvt_perplexity(pvt_ctx *ctx, const pvt_model *model, const pv
     run_desc.max_batch = batch, run_desc.max_ctx = T;
     per_token = PVTI_NEW(ctx, double, batch *T);
     nll = PVTI_NEW(ctx, double, out->windows);
-    result = per_token && nll ? pvt_run_create(ctx, model, &run_desc, &run) : PVT_ERR_MEMORY;
+    result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
     if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
     if (result == PVT_OK && desc && desc->window_nll)
         memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
@@ -16800,7 +16803,7 @@ static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const 
     s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);
     out->ids = PVTI_NEW(ctx, int32_t, d->n);
     if (!s->logits || !s->p || !s->order || !out->ids) return PVT_ERR_MEMORY;
-    PVTI_TRY(pvt_run_create(ctx, model, &desc, run));
+    PVTI_TRY(pvt_run_create(model, &desc, run));
     PVTI_TRY(pvti_generate_prompt(*run, prompt, n_prompt, s->logits));
     out->prompt_seconds = pvti_seconds() - start;
     start = pvti_seconds();
@@ -16809,9 +16812,10 @@ static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const 
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_generate(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
+PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out)
 {
+    pvt_ctx *ctx = model->ctx;
     pvt_generate_desc d;
     pvti_sampler sampler;
     pvt_run *run = NULL;
@@ -18109,7 +18113,7 @@ static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *cor
     if (!order) return PVT_ERR_MEMORY;
     pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
     for (s = 0; s < z->samples; s++)
-        pvt_weight_lookup(z->ctx, z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
+        pvt_weight_embedding(z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
                           z->T);
     pvti_free(z->ctx, order);
     return PVT_OK;
@@ -18253,9 +18257,10 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_quantize(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus,
+PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc)
 {
+    pvt_ctx *ctx = model->ctx;
     pvti_quantizer z;
     pvt_result result;
     memset(&z, 0, sizeof z);
@@ -18797,9 +18802,9 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
     PVTI_TRY(pvti_tuner_add_tensors(t));
     r = pvti_tuner_run_desc(d, true, t->frozen);
-    PVTI_TRY(pvt_run_create(t->ctx, t->student, &r, &t->run));
+    PVTI_TRY(pvt_run_create(t->student, &r, &t->run));
     r = pvti_tuner_run_desc(d, false, NULL);
-    if (t->teacher) PVTI_TRY(pvt_run_create(t->ctx, t->teacher, &r, &t->teacher_run));
+    if (t->teacher) PVTI_TRY(pvt_run_create(t->teacher, &r, &t->teacher_run));
     t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * (int64_t)sizeof *t->corpus->ids, 0);
     t->epoch = -1;
     return pvti_tuner_alloc_eval(t);
@@ -18868,16 +18873,17 @@ static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
     return pvti_tuner_compare(t);
 }
 
-PVT_API pvt_result pvt_tuner_create(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out)
 {
+    pvt_ctx *ctx = student->ctx;
     pvt_tuner *t;
     pvt_result result;
     *out = NULL;
-    if (!pvti_same_memory(ctx, student->ctx) || (teacher && !pvti_same_memory(ctx, teacher->ctx)))
+    if (teacher && !pvti_same_memory(ctx, teacher->ctx))
         return pvti_fail(ctx, PVT_ERR_MISMATCH,
-                         "tune: student and teacher must lie in this context's memory; pvt_model_copy "
-                         "brings them there");
+                         "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
+                         "brings it there");
     t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
@@ -19172,12 +19178,12 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     return pvti_tuner_settle(tuner);
 }
 
-PVT_API pvt_result pvt_tune(pvt_ctx *ctx, pvt_model *student, const pvt_model *teacher,
+PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
                             const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info)
 {
     pvt_tuner *tuner;
     pvt_result result;
-    PVTI_TRY(pvt_tuner_create(ctx, student, teacher, corpus, desc, &tuner));
+    PVTI_TRY(pvt_tuner_create(student, teacher, corpus, desc, &tuner));
     do result = pvt_tuner_step(tuner, NULL);
     while (result == PVT_OK && !pvt_tuner_get_info(tuner).done);
     if (result == PVT_OK) result = pvt_tuner_finish(tuner, NULL);

@@ -42,7 +42,7 @@ static pvt_result observe(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corp
     PVTI_TRY(pvti_quantizer_check(z, corpus));
     PVTI_TRY(pvti_quantizer_alloc(z));
     for (s = 0; s < SAMPLES; s++) /* the first windows, as recorded */
-        pvt_weight_lookup(ctx, z->x + s * CTX * z->C, &model->embed, corpus->ids + s * CTX, CTX);
+        pvt_weight_embedding(z->x + s * CTX * z->C, &model->embed, corpus->ids + s * CTX, CTX);
     for (l = 0; l < LAYER; l++)
         for (s = 0; s < z->samples; s += z->per_chunk) {
             pvt_real *x = z->x + s * CTX * z->C;

@@ -50,7 +50,7 @@ static bool measure(const bench *b, int threads, const char *what, bool bf16, bo
     s.logits = (pvt_real *)malloc(49152 * sizeof *s.logits);
     for (int i = 0; i < PROMPT; i++) s.ids[i] = (int32_t)(pvti_random(9, PVTI_RANDOM_USER, 0, (uint64_t)i) % 49152);
     if (!model || !s.logits || (prepared && pvt_model_prepare(model, q8) != PVT_OK) ||
-        pvt_run_create(ctx, model, &run, &s.run) != PVT_OK)
+        pvt_run_create(model, &run, &s.run) != PVT_OK)
         return false;
     bench_run(&r, &fn, &arg, 1, 3, false);
     bench_row(b, what, threads, &r, prepared ? TOKENS : PROMPT, "token/s", 0, NULL);

@@ -73,7 +73,7 @@ static bool measure(int threads, const size *s, bench_result *result)
     c.ctx = 4096, c.tied = true;
     run.max_batch = s->B, run.max_ctx = s->T, run.train = true;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK || pvt_model_create(ctx, &c, &model) != PVT_OK ||
-        pvt_run_create(ctx, model, &run, &w.run) != PVT_OK)
+        pvt_run_create(model, &run, &w.run) != PVT_OK)
         return false;
     w.s = *s, w.ids = (int32_t *)malloc((size_t)(s->B * s->T) * sizeof *w.ids);
     for (int64_t i = 0; w.ids && i < s->B * s->T; i++) w.ids[i] = (int32_t)(pvti_random(1, PVTI_RANDOM_USER, 0, (uint64_t)i) % VOCAB);

@@ -64,7 +64,7 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
     for (int64_t i = 0; i < corpus.n; i++) corpus.ids[i] = (int32_t)(pvti_random(9, PVTI_RANDOM_USER, 0, (uint64_t)i) % 49152);
     run.max_batch = BATCH, run.max_ctx = CTX, run.train = true, run.memory_limit = (int64_t)2 << 30;
     bytes[0] = (double)pvt_ctx_get_info(ctx).bytes_now;
-    if (pvt_run_create(ctx, dense, &run, &works[0].run) != PVT_OK) return 1;
+    if (pvt_run_create(dense, &run, &works[0].run) != PVT_OK) return 1;
     bytes[0] = (double)pvt_ctx_get_info(ctx).bytes_now - bytes[0];
     works[0].ids = corpus.ids;
     for (int s = 0; s < 2; s++) {
@@ -73,7 +73,7 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
         t.steps = 1 << 20, t.batch = BATCH, t.ctx = CTX, t.no_teacher_cache = true, t.eval_every = -1;
         t.pv.strategy = s ? PVT_STRATEGY_SUBSPACE_STE : PVT_STRATEGY_CONTINUOUS, t.pv.values.lr = t.pv.params.lr = 1e-6;
         bytes[1 + s] = (double)pvt_ctx_get_info(ctx).bytes_now;
-        if (pvt_tuner_create(ctx, student[s], dense, &corpus, &t, &works[1 + s].tuner) != PVT_OK)
+        if (pvt_tuner_create(student[s], dense, &corpus, &t, &works[1 + s].tuner) != PVT_OK)
             return fprintf(stderr, "step: %s\n", pvt_ctx_error(ctx)), 1;
         bytes[1 + s] = (double)pvt_ctx_get_info(ctx).bytes_now - bytes[1 + s];
     }

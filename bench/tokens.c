@@ -23,7 +23,7 @@ typedef struct product {
 static void run(void *arg)
 {
     product *p = (product *)arg;
-    pvt_weight_forward(p->ctx, p->y, p->x, &p->weight, 1, false);
+    pvt_weight_forward(p->y, p->x, &p->weight, 1, false);
 }
 
 static bool fill(product *p)

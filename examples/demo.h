@@ -126,7 +126,7 @@ static int demo_measure(app *a, const demo *d, const pvt_model *model, double *p
     memset(&desc, 0, sizeof desc);
     desc.ctx = d->config.ctx;
     a->meter.muted++;
-    result = pvt_perplexity(a->ctx, model, d->unseen, &desc, &out);
+    result = pvt_perplexity(model, d->unseen, &desc, &out);
     a->meter.muted--;
     TRY(a, result);
     *ppl = out.ppl;
@@ -160,7 +160,7 @@ static int demo_train(app *a, demo *d)
     pvt_model_set_tokenizer(a->models[DEMO_ORIGINAL], bytes);
     note(a, "1. training a Llama of %lld parameters on %lld bytes, %lld steps of %d tokens",
          (long long)count_params(a->models[DEMO_ORIGINAL]), (long long)d->train->n, (long long)d->train_steps, DEMO_LEARN);
-    TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_ORIGINAL], NULL, d->train, &desc, &a->tuner));
+    TRY(a, pvt_tuner_create(a->models[DEMO_ORIGINAL], NULL, d->train, &desc, &a->tuner));
     while (!pvt_tuner_get_info(a->tuner).done) {
         pvt_tune_stats stats;
         DO(demo_step(a, &stats));
@@ -184,7 +184,7 @@ static int demo_quantize(app *a, demo *d)
     desc.finetune_epochs = 3;
     note(a, "2. calibrating %s on %lld tokens", a->o.format, (long long)(d->samples * d->config.ctx));
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
-    TRY(a, pvt_quantize(a->ctx, a->models[DEMO_CALIBRATED], d->train, &desc));
+    TRY(a, pvt_quantize(a->models[DEMO_CALIBRATED], d->train, &desc));
     TRY(a, pvt_model_round_f16(a->models[DEMO_CALIBRATED])); /* as a file will hold it */
     d->quantize_seconds = meter_now() - start;
     memset(&as, 0, sizeof as);
@@ -220,7 +220,7 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
     int64_t groups, moved;
     double start, ppl;
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_CALIBRATED], &a->models[DEMO_TUNED]));
-    TRY(a, pvt_tuner_create(a->ctx, a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
+    TRY(a, pvt_tuner_create(a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
     demo_point(run, 0, d->ppl_calibrated);
     for (;;) {
         pvt_tune_stats stats;

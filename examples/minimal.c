@@ -17,8 +17,8 @@ int main(int argc, char **argv)
     if (r == PVT_OK) r = pvt_model_load(ctx, argv[1], NULL, &teacher);
     if (r == PVT_OK) r = pvt_corpus_load(ctx, argv[2], pvt_model_tokenizer(teacher), &text);
     if (r == PVT_OK) r = pvt_model_copy(ctx, teacher, &model);
-    if (r == PVT_OK) r = pvt_quantize(ctx, model, &text, NULL); /* aqlm:2x8g8 */
-    if (r == PVT_OK) r = pvt_tune(ctx, model, teacher, &text, NULL, &info); /* 200 steps, the best state is kept */
+    if (r == PVT_OK) r = pvt_quantize(model, &text, NULL); /* aqlm:2x8g8 */
+    if (r == PVT_OK) r = pvt_tune(model, teacher, &text, NULL, &info); /* 200 steps, the best state is kept */
     if (r == PVT_OK) r = pvt_model_save(model, argv[3], NULL);
     if (r == PVT_OK) printf("perplexity of held-out text: %.3f, tuned %.3f\n", info.start.ppl, info.best.ppl);
     if (r != PVT_OK) fprintf(stderr, "minimal: %s\n", ctx ? pvt_ctx_error(ctx) : pvt_result_text(r));

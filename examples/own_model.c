@@ -25,26 +25,26 @@ static float noise(void) /* about normal: the sum of four uniform numbers */
     return (sum / (float)(1 << 24) - 2) * 1.7f;
 }
 
-static void forward(pvt_ctx *ctx, float *out, const pvt_weight *W1, const pvt_weight *W2)
+static void forward(float *out, const pvt_weight *W1, const pvt_weight *W2)
 {
-    pvt_weight_forward(ctx, hidden, x, W1, N, false);
+    pvt_weight_forward(hidden, x, W1, N, false);
     for (int i = 0; i < N * H; i++) hidden[i] = tanhf(hidden[i]);
-    pvt_weight_forward(ctx, out, hidden, W2, N, false);
+    pvt_weight_forward(out, hidden, W2, N, false);
 }
 
 /* A new batch, its mean squared error, and dW1, dW2: back-propagation by hand. */
-static double loss_and_gradients(pvt_ctx *ctx, const pvt_weight *W1, const pvt_weight *W2,
+static double loss_and_gradients(const pvt_weight *W1, const pvt_weight *W2,
                                  const pvt_weight target[2])
 {
     double loss = 0;
     for (int i = 0; i < N * X; i++) x[i] = noise() * 3 / (float)(1 + i % X / 4); /* few directions matter */
-    forward(ctx, want, &target[0], &target[1]);
-    forward(ctx, y, W1, W2);
+    forward(want, &target[0], &target[1]);
+    forward(y, W1, W2);
     for (int i = 0; i < N * Y; i++) dy[i] = y[i] - want[i], loss += dy[i] * dy[i], dy[i] *= 2.0f / (N * Y);
     memset(dW1, 0, sizeof dW1), memset(dW2, 0, sizeof dW2), memset(dhidden, 0, sizeof dhidden);
-    pvt_weight_backward(ctx, dhidden, dW2, dy, hidden, W2, N);
+    pvt_weight_backward(dhidden, dW2, dy, hidden, W2, N);
     for (int i = 0; i < N * H; i++) dhidden[i] *= 1 - hidden[i] * hidden[i];
-    pvt_weight_backward(ctx, NULL, dW1, dhidden, x, W1, N);
+    pvt_weight_backward(NULL, dW1, dhidden, x, W1, N);
     return loss / (N * Y);
 }
 
@@ -61,7 +61,7 @@ static double tune(pvt_ctx *ctx, pvt_weight *W1, pvt_weight *W2, const pvt_weigh
     if (pvt_pv_create(ctx, &desc, &pv)) return -1;
     if (pvt_pv_add_weight(pv, W1, "W1", &h1) || pvt_pv_add_weight(pv, W2, "W2", &h2)) return -1;
     for (int s = 0; s < steps; s++) {
-        double loss = loss_and_gradients(ctx, W1, W2, target);
+        double loss = loss_and_gradients(W1, W2, target);
         if (s >= steps - 20) mean += loss / 20;
         if (pvt_pv_begin(pv, 1.0 - 0.95 * s / steps) || pvt_pv_apply(pv, h1, dW1)) return -1;
         if (pvt_pv_apply(pv, h2, dW2) || pvt_pv_end(pv, NULL)) return -1;
@@ -81,8 +81,8 @@ static bool keep(pvt_ctx *ctx, const char *path, pvt_weight *Q1, pvt_weight *Q2)
         fprintf(stderr, "own_model: the weights could not be kept: %s\n", pvt_ctx_error(ctx));
         return false;
     }
-    forward(ctx, y, Q1, Q2);
-    forward(ctx, again, &copy[0], &copy[1]);
+    forward(y, Q1, Q2);
+    forward(again, &copy[0], &copy[1]);
     pvt_weight_free(&copy[0]);
     pvt_weight_free(&copy[1]);
     return memcmp(y, again, sizeof y) == 0;
@@ -106,7 +106,7 @@ int main(int argc, char **argv)
     pvt_weight_dense(ctx, target1, H, X, &target[0]), pvt_weight_dense(ctx, target2, Y, H, &target[1]);
     pvt_weight_dense(ctx, start1, H, X, &W1), pvt_weight_dense(ctx, start2, Y, H, &W2);
     trained = tune(ctx, &W1, &W2, target, 500);
-    loss_and_gradients(ctx, &W1, &W2, target); /* leaves x and hidden: the inputs of W1 and W2 */
+    loss_and_gradients(&W1, &W2, target); /* leaves x and hidden: the inputs of W1 and W2 */
     pvt_linear_backward(ctx, NULL, XX, NULL, x, x, NULL, N, X, X);           /* XᵀX */
     pvt_linear_backward(ctx, NULL, HH, NULL, hidden, hidden, NULL, N, H, H);
     if (pvt_format_parse(ctx, "aqlm:2x4g4", &format) ||
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "own_model: %s\n", pvt_ctx_error(ctx));
         return 1;
     }
-    for (int s = 0; s < 20; s++) fitted += loss_and_gradients(ctx, &Q1, &Q2, target) / 20;
+    for (int s = 0; s < 20; s++) fitted += loss_and_gradients(&Q1, &Q2, target) / 20;
     tuned = tune(ctx, &Q1, &Q2, target, 500);
     kept = keep(ctx, path, &Q1, &Q2);
     printf("mean squared error: trained %.5f, quantized to %.2f bits %.5f, tuned %.5f\n", trained,

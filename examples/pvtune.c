@@ -881,7 +881,7 @@ static int verb_quantize(app *a)
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "format", format);
     put_open(&a->json, "layers", "[");
-    result = pvt_quantize(a->ctx, a->models[0], &a->corpora[0], &desc);
+    result = pvt_quantize(a->models[0], &a->corpora[0], &desc);
     save.overwrite = o->overwrite || !made;
     card_text(a, &save, o->model, "%d weights quantized to `%s` with calibration; mean relative error of their outputs %.4f.",
               log.n, format, log.n ? log.error / log.n : 0);
@@ -1165,7 +1165,7 @@ static int verb_tune(app *a)
     desc.eval = o->eval ? &a->corpora[1] : NULL;
     s.desc = desc;
     DO(tune_fits(a, &desc));
-    TRY(a, pvt_tuner_create(a->ctx, a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
+    TRY(a, pvt_tuner_create(a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
     status = tune_begin(a, &s);
     if (status == 0) status = open_log(a, s.resumed_at);
     if (status == 0) status = tune_steps(a, &s);
@@ -1261,7 +1261,7 @@ static int verb_eval(app *a)
     nll = (double *)(a->buffers[0] = calloc(windows > 0 ? (size_t)windows : 1, sizeof *nll));
     if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
     desc.window_nll = nll;
-    result = pvt_perplexity(a->ctx, a->models[0], &a->corpora[0], &desc, &ppl);
+    result = pvt_perplexity(a->models[0], &a->corpora[0], &desc, &ppl);
     if (result == PVT_ERR_CANCELLED) return fail(a, "stopped on request; no figure, for it would be of fewer windows than asked");
     TRY(a, result);
     DO(log_windows(a, &ppl, nll, desc.first));
@@ -1341,7 +1341,7 @@ static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_ge
     desc.token = on_token, desc.user = &s;
     a->meter.muted++; /* the text itself shows how far it is */
     if (!a->o.json) fputs(a->o.prompt, stdout), fflush(stdout);
-    TRY(a, pvt_generate(a->ctx, a->models[0], prompt, n_prompt, &desc, out));
+    TRY(a, pvt_generate(a->models[0], prompt, n_prompt, &desc, out));
     if (!a->o.json) {
         fputc('\n', stdout);
         note(a, "%s", generate_rate(out, rate));
@@ -1500,7 +1500,7 @@ static int verb_logits(app *a)
     desc.max_batch = b.B, desc.max_ctx = b.T;
     logits = (pvt_real *)(a->buffers[2] = calloc((size_t)(b.B * b.T * shape[2]), sizeof *logits));
     if (!logits) return fail(a, "out of memory for the logits of %lld tokens; give fewer at a time", (long long)(b.B * b.T));
-    TRY(a, pvt_run_create(a->ctx, a->models[0], &desc, &a->runs[0]));
+    TRY(a, pvt_run_create(a->models[0], &desc, &a->runs[0]));
     TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, logits));
     array = real_array("logits", logits, 3, shape);
     TRY(a, pvt_tensors_save(a->ctx, a->o.output, &array, 1));
@@ -1557,7 +1557,7 @@ static int grad_collect(app *a, grad_list *list)
                 dvalues[k] = grad_chain(list, arrays[k].bytes / (int64_t)sizeof(pvt_real));
                 if (!dvalues[k]) return fail(a, "out of memory for the gradients of %s", t.name);
             }
-            TRY(a, pvt_weight_chain(a->ctx, dvalues, t.weight, dW));
+            TRY(a, pvt_weight_chain(dvalues, t.weight, dW));
             for (k = 0; k < n; k++) /* one dimension is written as four, as checkpoints of aqlm have their scales */
                 if (dvalues[k])
                     grad_add(list, &t, arrays[k].name, dvalues[k], arrays[k].rank == 1 ? 4 : arrays[k].rank, arrays[k].shape);
@@ -1602,12 +1602,12 @@ static int verb_grad(app *a)
     desc.max_batch = b.B, desc.max_ctx = b.T;
     if (a->o.teacher) {
         DO(load_model(a, 1, a->o.teacher));
-        TRY(a, pvt_run_create(a->ctx, a->models[1], &desc, &a->runs[1]));
+        TRY(a, pvt_run_create(a->models[1], &desc, &a->runs[1]));
         TRY(a, pvt_run_forward(a->runs[1], b.ids, b.B, b.T, NULL));
         loss.teacher = a->models[1], loss.teacher_hidden = pvt_run_hidden(a->runs[1]);
     }
     desc.train = desc.accumulate = true;
-    TRY(a, pvt_run_create(a->ctx, a->models[0], &desc, &a->runs[0]));
+    TRY(a, pvt_run_create(a->models[0], &desc, &a->runs[0]));
     TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, NULL));
     TRY(a, pvt_run_backward(a->runs[0], &loss, &sum, &count, NULL, NULL));
     if (count < 1) return fail(a, "%s: nothing is predicted; give at least two tokens per array", a->o.ids);

@@ -182,7 +182,7 @@ static void begin(app *a)
     snprintf(a->checkpoint, sizeof a->checkpoint, "%s/checkpoint.safetensors", o->output);
     if (a->rank == 0) found = look(a);
     if (MPI_Bcast(&found, 1, MPI_INT, 0, MPI_COMM_WORLD) != MPI_SUCCESS) die(a, "rank 0 cannot be reached");
-    TRY(pvt_tuner_create(a->ctx, a->student, a->teacher, &a->text, &desc, &a->tuner));
+    TRY(pvt_tuner_create(a->student, a->teacher, &a->text, &desc, &a->tuner));
     if (!found) return;
     TRY(pvt_tuner_resume(a->tuner, a->checkpoint));
     if (a->rank == 0)

@@ -211,7 +211,7 @@ static pvt_result rank_run(worker *w, pvt_ctx *ctx)
         plan = pvt_tuner_bytes(student, teacher, &corpus, &j->desc);
         before = pvt_ctx_get_info(ctx).bytes_now;
         pvt_ctx_reset_peak(ctx);
-        result = pvt_tuner_create(ctx, student, teacher, &corpus, &j->desc, &tuner);
+        result = pvt_tuner_create(student, teacher, &corpus, &j->desc, &tuner);
     }
     if (result == PVT_OK) {
         if (j->poison) some_values(student)[3] = NAN;
@@ -518,7 +518,7 @@ static void check_refused_alone(void)
         d.comm.rank = i == 2 ? 2 : i == 3 ? -1 : 0;
         d.comm.sum = i == 4 ? NULL : sum;
         d.comm.user = &s;
-        CHECK(pvt_tuner_create(shared, shared_student, shared_teacher, &shared_corpus, &d, &tuner) ==
+        CHECK(pvt_tuner_create(shared_student, shared_teacher, &shared_corpus, &d, &tuner) ==
               PVT_ERR_ARGUMENT);
         CHECK(strstr(pvt_ctx_error(shared), "comm: ") != NULL && tuner == NULL);
         CHECK(pvt_tuner_bytes(shared_student, shared_teacher, &shared_corpus, &d) == INT64_MAX);
@@ -600,7 +600,7 @@ static pvt_model *make(bool codes)
         pvt_weight *w = pvt_model_tensor(model, i).weight;
         for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)w->data[0])[k] *= 6;
     }
-    if (codes) CHECK_OK(shared, pvt_quantize(shared, model, &shared_corpus, &q));
+    if (codes) CHECK_OK(shared, pvt_quantize(model, &shared_corpus, &q));
     if (codes) CHECK_OK(shared, pvt_model_round_f16(model));
     return model;
 }

@@ -272,19 +272,19 @@ static pvt_weight here(const pvt_weight *weight)
     }
 WEIGHT_OP(weight_lookup,
           (void *state, pvt_real *out, const pvt_weight *weight, const int32_t *rows, int64_t n),
-          pvt_weight_lookup(device.plain, out, &w, rows, n))
+          pvt_weight_embedding(out, &w, rows, n))
 WEIGHT_OP(weight_forward,
           (void *state, pvt_real *y, const pvt_real *x, const pvt_weight *weight, int64_t n, bool accumulate),
-          pvt_weight_forward(device.plain, y, x, &w, n, accumulate))
+          pvt_weight_forward(y, x, &w, n, accumulate))
 WEIGHT_OP(weight_backward,
           (void *state, pvt_real *dx, pvt_real *dW, const pvt_real *dy, const pvt_real *x,
            const pvt_weight *weight, int64_t n),
-          pvt_weight_backward(device.plain, dx, dW, dy, x, &w, n))
+          pvt_weight_backward(dx, dW, dy, x, &w, n))
 WEIGHT_OP(weight_dequantize, (void *state, pvt_real *out, const pvt_weight *weight, double delta),
           (delta < 1 ? pvti_dequantize_blend(device.plain, &w, out, delta) : pvt_weight_dequantize(&w, out)))
 WEIGHT_OP(weight_chain,
           (void *state, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW),
-          pvt_weight_chain(device.plain, dvalues, &w, dW))
+          pvt_weight_chain(dvalues, &w, dW))
 
 static int64_t device_round_f16(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
@@ -545,7 +545,7 @@ static void make_models(void)
     CHECK_OK(host, pvt_model_copy(host, teacher[0], &quantized));
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
     CHECK_OK(host, pvt_format_parse(host, "aqlm:2x5g4", &q.format));
-    CHECK_OK(host, pvt_quantize(host, quantized, &corpus, &q));
+    CHECK_OK(host, pvt_quantize(quantized, &corpus, &q));
     student[0] = quantized;
     CHECK_OK(there, pvt_model_copy(there, teacher[0], &teacher[1]));
     CHECK_OK(there, pvt_model_copy(there, quantized, &student[1]));
@@ -607,8 +607,8 @@ static void test_weight(void)
         d[k] = (pvt_real *)pvt_memory_alloc(there, arrays[k].bytes);
         expect[k] = (pvt_real *)calloc(1, (size_t)arrays[k].bytes);
     }
-    CHECK_OK(there, pvt_weight_chain(there, d, &w, dW));
-    CHECK_OK(host, pvt_weight_chain(host, expect, from, W));
+    CHECK_OK(there, pvt_weight_chain(d, &w, dW));
+    CHECK_OK(host, pvt_weight_chain(expect, from, W));
     for (k = 1; k < n; k++) {
         void *back = malloc((size_t)arrays[k].bytes);
         CHECK_OK(there, pvt_memory_read(there, back, d[k], arrays[k].bytes));
@@ -640,13 +640,13 @@ static void test_use(void)
     desc.ctx = CTX;
     for (i = 0; i < 2; i++) {
         desc.window_nll = nll[i];
-        CHECK_OK(ctx[i], pvt_perplexity(ctx[i], student[i], &corpus, &desc, &ppl[i]));
+        CHECK_OK(ctx[i], pvt_perplexity(student[i], &corpus, &desc, &ppl[i]));
     }
     CHECK(ppl[0].ppl == ppl[1].ppl && ppl[0].nll_stderr == ppl[1].nll_stderr && ppl[0].ppl > 1);
     CHECK(memcmp(nll[0], nll[1], sizeof nll[0]) == 0);
     for (sampled = 0; sampled < 2; sampled++) {
         g.n = 12, g.temperature = sampled, g.top_p = 0.9, g.seed = 11;
-        for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_generate(ctx[i], student[i], corpus.ids, 9, &g, &made[i]));
+        for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_generate(student[i], corpus.ids, 9, &g, &made[i]));
         CHECK(made[0].n == 12 && made[1].n == 12 && memcmp(made[0].ids, made[1].ids, 12 * sizeof(int32_t)) == 0);
         for (i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
     }
@@ -664,7 +664,7 @@ static void test_logits(void)
     desc.max_batch = 3, desc.max_ctx = CTX;
     for (i = 0; i < 2; i++) {
         logits[i] = (pvt_real *)malloc((size_t)(4 * CTX * VOCAB) * sizeof(pvt_real));
-        CHECK_OK(ctx[i], pvt_run_create(ctx[i], student[i], &desc, &run));
+        CHECK_OK(ctx[i], pvt_run_create(student[i], &desc, &run));
         CHECK_OK(ctx[i], pvt_run_forward(run, corpus.ids, 3, CTX, logits[i]));
         CHECK_OK(ctx[i], pvt_run_logits(run, 5, CTX, logits[i] + 3 * CTX * VOCAB));
         pvt_run_free(run);
@@ -700,7 +700,7 @@ static void tune_both(const pvt_tune_desc *desc, const char *dir)
     for (i = 0; i < 2; i++) {
         snprintf(path[i], sizeof path[i], "%s/%d.safetensors", dir, i);
         CHECK_OK(ctx[i], pvt_model_copy(ctx[i], student[i], &tuned[i]));
-        CHECK_OK(ctx[i], pvt_tuner_create(ctx[i], tuned[i], desc->cross_entropy ? NULL : teacher[i], &corpus, desc,
+        CHECK_OK(ctx[i], pvt_tuner_create(tuned[i], desc->cross_entropy ? NULL : teacher[i], &corpus, desc,
                                           &tuner[i]));
         if (!tuner[i]) return;
     }
@@ -798,7 +798,6 @@ static void test_refusals(void)
     pvt_real W[64] = {1};
     pvt_format format;
     pvt_weight w;
-    pvt_run *run;
     pvt_tuner *tuner;
     pvt_tune_desc desc;
     memset(&desc, 0, sizeof desc);
@@ -806,12 +805,10 @@ static void test_refusals(void)
     CHECK_OK(there, pvt_format_parse(there, "aqlm:1x4g4", &format));
     CHECK(pvt_weight_fit(there, W, 8, 8, NULL, &format, NULL, NULL, &w) == PVT_ERR_UNSUPPORTED);
     CHECK(strstr(pvt_ctx_error(there), "fitting a weight is not possible on guarded memory"));
-    CHECK(pvt_quantize(there, teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
+    CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
     CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
     CHECK_OK(there, pvt_model_prepare(student[1], false));
-    CHECK(pvt_run_create(there, student[0], NULL, &run) == PVT_ERR_MISMATCH);
-    CHECK(pvt_run_create(host, student[1], NULL, &run) == PVT_ERR_MISMATCH);
-    CHECK(pvt_tuner_create(there, student[1], teacher[0], &corpus, &desc, &tuner) == PVT_ERR_MISMATCH);
+    CHECK(pvt_tuner_create(student[1], teacher[0], &corpus, &desc, &tuner) == PVT_ERR_MISMATCH);
 }
 
 static void test_tables(void)
@@ -842,7 +839,7 @@ static void test_no_memory(void)
     for (; result == PVT_ERR_MEMORY && failed < 2000; failed++) {
         device.allocations = 0, device.fail_allocation = failed;
         result = pvt_model_copy(there, student[1], &model);
-        if (result == PVT_OK) result = pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner);
+        if (result == PVT_OK) result = pvt_tuner_create(model, teacher[1], &corpus, &desc, &tuner);
         if (result != PVT_OK && (model ? (pvt_model_free(model), device.held) : device.held) != held) break;
         if (result != PVT_OK) model = NULL;
     }
@@ -863,14 +860,14 @@ static void test_failures(void)
     memset(&desc, 0, sizeof desc);
     desc.ctx = CTX, desc.steps = 4, desc.eval_every = -1;
     CHECK_OK(there, pvt_model_copy(there, student[1], &model));
-    CHECK_OK(there, pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner));
+    CHECK_OK(there, pvt_tuner_create(model, teacher[1], &corpus, &desc, &tuner));
     ops = device.ops;
     CHECK_OK(there, pvt_tuner_step(tuner, NULL));
     ops = device.ops - ops;
     pvt_tuner_free(tuner), pvt_model_free(model);
     for (at = 0; at < ops; at += 19) {
         CHECK_OK(there, pvt_model_copy(there, student[1], &model));
-        CHECK_OK(there, pvt_tuner_create(there, model, teacher[1], &corpus, &desc, &tuner));
+        CHECK_OK(there, pvt_tuner_create(model, teacher[1], &corpus, &desc, &tuner));
         device.fail_op = device.ops + at;
         wrong += pvt_tuner_step(tuner, NULL) != PVT_ERR_IO;
         wrong += strcmp(pvt_ctx_error(there), "guarded memory: the power went out") != 0;

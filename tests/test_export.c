@@ -59,7 +59,7 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *format, bool em
     desc.embedding = embedding, desc.head = head, desc.skip = skip;
     for (i = 0; i < 640; i++) ids[i] = i * i % 64;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 640, &corpus));
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &desc));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &desc));
     pvt_corpus_free(&corpus);
 }
 

@@ -84,7 +84,7 @@ static pvt_run *make_run(pvt_ctx *ctx, const pvt_model *model, int64_t n, bool t
     desc.max_ctx = n;
     desc.train = desc.accumulate = train;
     desc.cache = cache;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
     return run;
 }
 
@@ -494,7 +494,7 @@ static void check_calibration(void)
     q.samples = 8, q.ctx = CTX, q.fit.epochs = 1, q.fit.kmeans_steps = 2;
     dense = tiny(ctx, "qwen2", false, 0);
     model = tiny(ctx, "qwen2", false, 0);
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     CHECK(differing(model, dense, true, &n) == 6 && n == 6);
     for (int i = 0; i < 16; i++) {
         pvt_real b = model->layers[1].vector[PVTI_V_BIAS][i];
@@ -508,7 +508,7 @@ static void check_calibration(void)
     q.resume = true;
     model = tiny(ctx, "qwen2", false, 0);
     stop = true;
-    CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_CANCELLED);
+    CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_CANCELLED);
     stop = false;
     pvt_model_free(model);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, in("checkpoint/quantize-00000.safetensors"), &st));
@@ -516,7 +516,7 @@ static void check_calibration(void)
     pvti_safetensors_close(&st);
     model = tiny(ctx, "qwen2", false, 0);
     q.checkpoint = in("checkpoint");
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     logits_of(ctx, model, two);
     CHECK(memcmp(one, two, sizeof one) == 0);
     pvt_model_free(model), pvt_model_free(dense);
@@ -541,7 +541,7 @@ static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
     student = tiny(ctx, "qwen2", tied, 0);
     quantize(ctx, student, "aqlm:2x4g4", NULL);
     CHECK_OK(ctx, pvt_model_copy(ctx, student, &before));
-    CHECK_OK(ctx, pvt_tuner_create(ctx, student, teacher, &corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(student, teacher, &corpus, &desc, &tuner));
     for (i = 0; i < 6; i++) {
         CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
         if (i == 2) CHECK_OK(ctx, pvt_tuner_save(tuner, in("tuner.safetensors")));
@@ -551,7 +551,7 @@ static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
     CHECK(differing(student, before, true, &n) == (freeze ? 0 : 6) && n == 6);
     CHECK(differing(student, before, false, &n) == (freeze ? 0 : 5) && n == 5);
     logits_of(ctx, student, one);
-    CHECK_OK(ctx, pvt_tuner_create(ctx, before, teacher, &corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(before, teacher, &corpus, &desc, &tuner));
     CHECK_OK(ctx, pvt_tuner_resume(tuner, in("tuner.safetensors")));
     for (i = 3; i < 6; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
     CHECK_OK(ctx, pvt_tuner_finish(tuner, NULL));

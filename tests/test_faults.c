@@ -247,7 +247,7 @@ static double figure(const char *dir, char why[1024])
     if (pvt_model_load(fresh, dir, NULL, &model) == PVT_OK && pvt_model_tokenizer(model) &&
         pvt_tokenizer_encode(pvt_model_tokenizer(model), text, -1, 0, &ids, &n) == PVT_OK &&
         pvt_corpus_from_ids(fresh, ids, n, &corpus) == PVT_OK &&
-        pvt_perplexity(fresh, model, &corpus, &desc, &ppl) == PVT_OK)
+        pvt_perplexity(model, &corpus, &desc, &ppl) == PVT_OK)
         value = ppl.ppl;
     if (why) snprintf(why, 1024, "%s", pvt_ctx_error(fresh));
     pvt_ids_free(fresh, ids);
@@ -777,7 +777,7 @@ static void make_tuner(pvt_model *model, pvt_corpus *corpus)
     for (i = 0; i < 64; i++) ids[i] = (i * i + 3) % 256;
     desc.steps = 4, desc.batch = 1, desc.ctx = 16, desc.cross_entropy = true;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 64, corpus));
-    CHECK_OK(ctx, pvt_tuner_create(ctx, model, NULL, corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(model, NULL, corpus, &desc, &tuner));
     CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
 }
 

@@ -101,7 +101,7 @@ static void check_gradients(const pvt_model *model, const pvt_run *run, const ch
             pvt_real *dscales = (pvt_real *)calloc((size_t)scales, sizeof *dscales);
             pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, dbooks, dscales, NULL};
             int length = (int)strlen(t.name) - (int)strlen("weight");
-            CHECK_OK(ctx, pvt_weight_chain(ctx, dvalues, w, pvt_run_grad(run, i)));
+            CHECK_OK(ctx, pvt_weight_chain(dvalues, w, pvt_run_grad(run, i)));
             snprintf(name, sizeof name, "%.*scodebooks", length, t.name);
             golden = numbers(&st, name, &n);
             CHECK(golden && n == books);
@@ -127,7 +127,7 @@ static pvt_run *run_for(const pvt_model *model, int64_t B, int64_t T, bool train
     pvt_run *run = NULL;
     memset(&desc, 0, sizeof desc);
     desc.max_batch = B, desc.max_ctx = T, desc.train = train, desc.accumulate = train;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
     return run;
 }
 
@@ -284,12 +284,12 @@ static void check_linear(const char *file, pvt_format format)
     CHECK_NEAR(worst(W, golden, n, 0), 0, 1e-6);
     free(golden);
     out = (pvt_real *)malloc((size_t)(rows * O) * sizeof *out);
-    pvt_weight_forward(ctx, out, x, &w, rows, false);
+    pvt_weight_forward(out, x, &w, rows, false);
     for (i = 0; i < rows * O; i++) out[i] += bias[i % O];
     CHECK_NEAR(worst(out, y, rows * O, 0), 0, 3e-5);
     dx = (pvt_real *)calloc((size_t)(rows * I), sizeof *dx),
     dW = (pvt_real *)calloc((size_t)(O * I), sizeof *dW);
-    pvt_weight_backward(ctx, dx, dW, dy, x, &w, rows);
+    pvt_weight_backward(dx, dW, dy, x, &w, rows);
     golden = numbers(&st, "grad_x", &n);
     CHECK_NEAR(worst(dx, golden, n, 1e-4), 0, 1e-5);
     free(golden);
@@ -297,7 +297,7 @@ static void check_linear(const char *file, pvt_format format)
     CHECK_NEAR(worst(dW, golden, n, 1e-4), 0, 1e-5);
     free(golden);
     for (i = 0; i < rows; i++) { /* single rows take the kernels of decoding */
-        pvt_weight_forward(ctx, out, x + i * I, &w, 1, false);
+        pvt_weight_forward(out, x + i * I, &w, 1, false);
         for (n = 0; n < O; n++) out[n] += bias[n];
         CHECK_NEAR(worst(out, y + i * O, O, 0), 0, 3e-5);
     }
@@ -348,7 +348,7 @@ static void check_llama2c(const char *name, bool greedy)
         int64_t node, wanted = 0;
         memset(&desc, 0, sizeof desc);
         desc.n = 64, desc.ignore_eos = true;
-        CHECK_OK(ctx, pvt_generate(ctx, model, &bos, 1, &desc, &out));
+        CHECK_OK(ctx, pvt_generate(model, &bos, 1, &desc, &out));
         CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "llama2c/llama2c.json", &map, &j));
         node = pvti_json_find(&j, pvti_json_find(&j, 0, name), "greedy64_from_bos");
         CHECK(out.n == 64 && pvti_json_count(&j, node) == 65);
@@ -443,7 +443,7 @@ static void check_smollm2_greedy(const pvt_model *model)
             if (pvti_json_int(&j, node, &id)) prompt[n++] = (int32_t)id;
         memset(&desc, 0, sizeof desc);
         desc.n = 64, desc.ignore_eos = true;
-        CHECK_OK(ctx, pvt_generate(ctx, model, prompt, n, &desc, &out));
+        CHECK_OK(ctx, pvt_generate(model, prompt, n, &desc, &out));
         node = pvti_json_first(&j, pvti_json_find(&j, c, "new_ids"));
         gap = pvti_json_first(&j, pvti_json_find(&j, c, "top1_minus_top2"));
         for (i = 0; i < out.n && node >= 0;
@@ -475,7 +475,7 @@ static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
     CHECK(corpus.n == 303415);
     memset(&desc, 0, sizeof desc);
     desc.ctx = 512, desc.last = windows, desc.window_nll = nll;
-    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &ppl));
+    CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &ppl));
     CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "smollm2/wikitext2_ppl.json", &map, &j));
     for (node = pvti_json_first(&j, pvti_json_find(&j, 0, "windows")); node >= 0 && i < windows;
          node = pvti_json_next(&j, node), i++)

@@ -233,7 +233,7 @@ static void test_sizes(pvt_ctx *ctx)
     CHECK(pvt_corpus_from_ids(ctx, NULL, 3, &other) == PVT_ERR_ARGUMENT);
     memset(&run_desc, 0, sizeof run_desc);
     run_desc.max_batch = INT32_MAX, run_desc.max_ctx = 4096, run_desc.max_tokens = 1;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &run_desc, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &run_desc, &run));
     CHECK_OK(ctx, pvt_run_forward(run, &id, 1, 1, NULL));
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g4", &format));
     for (int i = 0; i < PVTI_COUNT(extremes); i++) {
@@ -253,10 +253,10 @@ static void test_sizes(pvt_ctx *ctx)
         CHECK(pvt_run_logits(run, x, x, logits) == PVT_ERR_ARGUMENT);
         CHECK(pvt_run_logits(run, 1, x, logits) == PVT_ERR_ARGUMENT);
         d.max_batch = x, d.max_ctx = x;
-        CHECK(pvt_run_create(ctx, model, &d, &none) != PVT_OK && !none);
+        CHECK(pvt_run_create(model, &d, &none) != PVT_OK && !none);
         CHECK(pvt_run_bytes(model, &d) == INT64_MAX);
         d.max_ctx = 8, d.max_tokens = x, d.max_batch = INT32_MAX, d.train = true;
-        CHECK(pvt_run_create(ctx, model, &d, &none) != PVT_OK && !none);
+        CHECK(pvt_run_create(model, &d, &none) != PVT_OK && !none);
         CHECK(pvt_weight_rows(&model->embed, x, x, &view) == PVT_ERR_ARGUMENT);
         CHECK(pvt_weight_rows(&model->embed, 1, x, &view) == PVT_ERR_ARGUMENT);
         CHECK(pvt_weight_rows(&model->embed, x, 1, &view) == PVT_ERR_ARGUMENT);
@@ -264,18 +264,18 @@ static void test_sizes(pvt_ctx *ctx)
         CHECK(pvt_weight_borrow(ctx, ids, PVT_F32, x, x, &view) == (x == INT32_MAX ? PVT_OK : PVT_ERR_ARGUMENT));
         if (x != INT32_MAX) CHECK(pvt_weight_fit(ctx, logits, x, 4, NULL, &format, NULL, NULL, &fitted) != PVT_OK);
         ppl_desc.first = x, ppl_desc.last = x;
-        CHECK(pvt_perplexity(ctx, model, &corpus, &ppl_desc, &ppl) == PVT_ERR_ARGUMENT);
+        CHECK(pvt_perplexity(model, &corpus, &ppl_desc, &ppl) == PVT_ERR_ARGUMENT);
         ppl_desc.first = 0;
-        CHECK(pvt_perplexity(ctx, model, &corpus, &ppl_desc, &ppl) == PVT_ERR_ARGUMENT);
+        CHECK(pvt_perplexity(model, &corpus, &ppl_desc, &ppl) == PVT_ERR_ARGUMENT);
         ppl_desc.last = 0, ppl_desc.ctx = x;
-        CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_perplexity(ctx, model, &corpus, &ppl_desc, &ppl));
+        CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_perplexity(model, &corpus, &ppl_desc, &ppl));
         generate.n = x;
-        CHECK(pvt_generate(ctx, model, ids, 1, &generate, &made) == PVT_ERR_ARGUMENT && !made.ids);
-        CHECK(pvt_generate(ctx, model, ids, x, NULL, &made) == PVT_ERR_ARGUMENT && !made.ids);
+        CHECK(pvt_generate(model, ids, 1, &generate, &made) == PVT_ERR_ARGUMENT && !made.ids);
+        CHECK(pvt_generate(model, ids, x, NULL, &made) == PVT_ERR_ARGUMENT && !made.ids);
         q.format = format, q.ctx = x;
-        CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_quantize(ctx, model, &corpus, &q));
+        CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_quantize(model, &corpus, &q));
         q.ctx = 8, q.samples = x;
-        CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_ARGUMENT);
+        CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_ARGUMENT);
         CHECK(pvt_tokenizer_encode(model->tokenizer, "a", x < -1 ? x : INT64_MIN, 0, &made.ids, &made.n) ==
               PVT_ERR_ARGUMENT);
     }
@@ -296,11 +296,11 @@ static void test_wide_run(pvt_ctx *ctx)
     c.layers = 1, c.dim = 1, c.heads = c.kv_heads = c.head_dim = 1024, c.ff = 1, c.vocab = 4, c.ctx = 4096;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
     d.max_batch = INT32_MAX, d.max_ctx = 4097, d.max_tokens = 1;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &d, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &d, &run));
     if (run) CHECK_OK(ctx, pvt_run_forward(run, &id, 1, 1, NULL));
     pvt_run_free(run);
     d.cache = true;
-    CHECK(pvt_run_create(ctx, model, &d, &run) == PVT_ERR_MEMORY && !run);
+    CHECK(pvt_run_create(model, &d, &run) == PVT_ERR_MEMORY && !run);
     pvt_model_free(model);
 }
 
@@ -326,18 +326,18 @@ static void test_tune_sizes(pvt_ctx *ctx)
         bytes = pvt_tuner_bytes(model, teacher, &corpus, &d);
         CHECK(bytes > 0);
         possible += bytes != INT64_MAX;
-        if (bytes == INT64_MAX) CHECK(pvt_tuner_create(ctx, model, teacher, &corpus, &d, &tuner) != PVT_OK && !tuner);
+        if (bytes == INT64_MAX) CHECK(pvt_tuner_create(model, teacher, &corpus, &d, &tuner) != PVT_OK && !tuner);
     }
     CHECK(possible > 5);
     memset(&d, 0, sizeof d);
     d.steps = INT64_MAX, d.batch = 1, d.ctx = 8;
     CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "more than can be counted",
-                  pvt_tuner_create(ctx, model, teacher, &corpus, &d, &tuner));
+                  pvt_tuner_create(model, teacher, &corpus, &d, &tuner));
     d.steps = 3, d.ctx = 65;
-    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_tuner_create(ctx, model, teacher, &corpus, &d, &tuner));
+    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "made for 2 to 64", pvt_tuner_create(model, teacher, &corpus, &d, &tuner));
     CHECK(pvt_tuner_bytes(model, teacher, &corpus, &d) == INT64_MAX);
     teacher->config.ctx = 16, d.ctx = 32;
-    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "teacher", pvt_tuner_create(ctx, model, teacher, &corpus, &d, &tuner));
+    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "teacher", pvt_tuner_create(model, teacher, &corpus, &d, &tuner));
     pvt_corpus_free(&corpus);
     pvt_model_free(model), pvt_model_free(teacher);
 }
@@ -493,12 +493,12 @@ static void test_formats(pvt_ctx *ctx)
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 256, &corpus));
     memset(&q, 0, sizeof q);
     CHECK_OK(ctx, pvt_format_parse(ctx, "dense", &q.format));
-    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "export", pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "export", pvt_quantize(model, &corpus, &q));
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x4g12", &q.format));
-    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "aqlm:1x4g16 fits", pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "aqlm:1x4g16 fits", pvt_quantize(model, &corpus, &q));
     CHECK(pvt_model_bits(model, NULL).linears == 8.0 * sizeof(pvt_real)); /* nothing was begun */
     q.format.in_group = 16, q.finetune_epochs = -1, q.fit.epochs = 1, q.ctx = 8;
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q)); /* and the proposal is one */
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q)); /* and the proposal is one */
     memset(&q, 0, sizeof q);
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g4o2", &q.format));
     CHECK_REFUSED(ctx, PVT_ERR_ARGUMENT, "aqlm:1x2g5o3 would fit",
@@ -528,7 +528,7 @@ static void logits_of(pvt_ctx *ctx, const pvt_model *model, pvt_real *out)
     pvt_run *run = NULL;
     d.max_ctx = 40;
     for (int i = 0; i < 40; i++) ids[i] = (int32_t)((i * 11 + 5) % model->config.vocab);
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &d, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &d, &run));
     CHECK_OK(ctx, pvt_run_forward(run, ids, 1, 40, out));
     pvt_run_free(run);
 }

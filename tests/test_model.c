@@ -65,7 +65,7 @@ static pvt_run *make_run(pvt_ctx *ctx, const pvt_model *model, int64_t B, int64_
     memset(&desc, 0, sizeof desc);
     desc.max_batch = B, desc.max_ctx = T, desc.train = train, desc.accumulate = train,
     desc.memory_limit = limit;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
     return run;
 }
 
@@ -205,7 +205,7 @@ static void check_sink(pvt_ctx *ctx, bool tied)
     for (i = 0; i < 2; i++) {
         desc.frozen = i ? frozen : NULL;
         frozen[0] = frozen[2] = frozen[5] = frozen[tensors - 1] = true;
-        CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+        CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
         CHECK_OK(ctx, pvt_run_forward(run, some_ids(32), 2, 16, NULL));
         s.held = held, s.model = model, s.order = s.equal = true, s.last = tensors, s.n = 0;
         CHECK(pvt_run_backward(run, NULL, &sum, &count, NULL, NULL) ==
@@ -247,7 +247,7 @@ static void check_cache(pvt_ctx *ctx, int64_t window)
     CHECK_OK(ctx, pvt_run_forward(whole, some_ids(2 * T), 2, T, all));
     memset(&desc, 0, sizeof desc);
     desc.max_batch = 2, desc.max_ctx = T, desc.cache = true;
-    CHECK_OK(ctx, pvt_run_create(ctx, model, &desc, &run));
+    CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
     for (c = 0; c < 3; c++) {
         pvt_run_reset(run);
         for (pos = 0, k = 0; k < 4 && chunks[c][k]; pos += chunks[c][k++]) {
@@ -277,27 +277,27 @@ static void check_generation(pvt_ctx *ctx)
     int64_t i;
     memset(&desc, 0, sizeof desc);
     desc.n = 20, desc.temperature = 1, desc.top_p = 0.9, desc.seed = 5;
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &a));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &b));
     CHECK(a.n == 20 && b.n == 20 && memcmp(a.ids, b.ids, 20 * sizeof *a.ids) == 0);
     pvt_ids_free(ctx, b.ids);
     desc.seed = 6;
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &b));
     CHECK(memcmp(a.ids, b.ids, 20 * sizeof *a.ids) != 0);
     pvt_ids_free(ctx, a.ids), pvt_ids_free(ctx, b.ids);
     desc.temperature = 1e-3, desc.top_p = 0; /* so cold that it is greedy */
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &a));
     desc.temperature = 0;
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &b));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &b));
     CHECK(memcmp(a.ids, b.ids, 20 * sizeof *a.ids) == 0);
     pvt_ids_free(ctx, a.ids);
     model->eos[0] = b.ids[4], model->n_eos = 1; /* it stops before that token's first appearance */
     for (i = 0; b.ids[i] != b.ids[4]; i++) {
     }
-    CHECK_OK(ctx, pvt_generate(ctx, model, some_ids(3), 3, &desc, &a));
+    CHECK_OK(ctx, pvt_generate(model, some_ids(3), 3, &desc, &a));
     CHECK(a.n == i);
     pvt_ids_free(ctx, a.ids), pvt_ids_free(ctx, b.ids);
-    CHECK(pvt_generate(ctx, model, NULL, 0, &desc, &a) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_generate(model, NULL, 0, &desc, &a) == PVT_ERR_ARGUMENT);
     pvt_model_free(model);
 }
 
@@ -314,7 +314,7 @@ static void check_perplexity(pvt_ctx *ctx)
     memset(&desc, 0, sizeof desc);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(50), 50, &corpus));
     desc.ctx = 12, desc.window_nll = window;
-    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &ppl));
+    CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &ppl));
     CHECK(ppl.windows == 4 && ppl.tokens == 44 && ppl.nll_stderr > 0);
     CHECK_NEAR(log(ppl.ppl), ppl.nll_sum / 44, 1e-12);
     CHECK_OK(ctx, pvt_run_forward(run, some_ids(50) + 24, 1, 12, NULL));
@@ -322,20 +322,20 @@ static void check_perplexity(pvt_ctx *ctx)
     CHECK(count == 11);
     CHECK_NEAR(sum, window[2], 1e-4); /* few rows take another kernel */
     desc.first = 2, desc.last = 3, desc.window_nll = NULL;
-    CHECK_OK(ctx, pvt_perplexity(ctx, model, &corpus, &desc, &part));
+    CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &part));
     CHECK_NEAR(part.nll_sum, window[2], 1e-4);
     CHECK(part.nll_stderr != part.nll_stderr); /* one window says nothing of how far others lie */
     desc.ctx = 32, desc.first = desc.last = 0, corpus.n = 31;
-    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
+    CHECK(pvt_perplexity(model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
           strstr(pvt_ctx_error(ctx), "shorter than one window"));
     desc.ctx = 33, corpus.n = 50;
-    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
+    CHECK(pvt_perplexity(model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
           strstr(pvt_ctx_error(ctx), "made for 2 to 32"));
     CHECK(pvt_corpus_load(ctx, "no-such-file", NULL, &none) == PVT_ERR_ARGUMENT);
     model->norm[3] = (pvt_real)NAN; /* legal in a file, but no figure may come of it */
     desc.ctx = 12;
-    CHECK(pvt_perplexity(ctx, model, &corpus, &desc, &part) == PVT_ERR_NUMERIC);
-    CHECK(pvt_generate(ctx, model, some_ids(3), 3, NULL, &made) == PVT_ERR_NUMERIC && made.ids == NULL);
+    CHECK(pvt_perplexity(model, &corpus, &desc, &part) == PVT_ERR_NUMERIC);
+    CHECK(pvt_generate(model, some_ids(3), 3, NULL, &made) == PVT_ERR_NUMERIC && made.ids == NULL);
     pvt_run_free(run);
     pvt_corpus_free(&corpus);
     pvt_model_free(model);
@@ -563,14 +563,14 @@ static pvt_result whole_story(pvt_ctx *ctx, pvt_model **model, pvt_model **copy,
     ppl_desc.ctx = 8;
     PVTI_TRY(pvt_model_load(ctx, dir_path("aqlm"), NULL, model));
     PVTI_TRY(pvt_model_copy(ctx, *model, copy));
-    PVTI_TRY(pvt_run_create(ctx, *copy, &desc, run));
+    PVTI_TRY(pvt_run_create(*copy, &desc, run));
     PVTI_TRY(pvt_run_forward(*run, some_ids(8), 1, 8, NULL));
     PVTI_TRY(pvt_run_backward(*run, NULL, &sum, &count, NULL, NULL));
     PVTI_TRY(pvt_model_save(*copy, dir_path("memory"), &save));
-    PVTI_TRY(pvt_generate(ctx, *model, some_ids(3), 3, &generate, &made));
+    PVTI_TRY(pvt_generate(*model, some_ids(3), 3, &generate, &made));
     pvt_ids_free(ctx, made.ids);
     PVTI_TRY(pvt_corpus_from_ids(ctx, some_ids(20), 20, corpus));
-    PVTI_TRY(pvt_perplexity(ctx, *model, corpus, &ppl_desc, &ppl));
+    PVTI_TRY(pvt_perplexity(*model, corpus, &ppl_desc, &ppl));
     return pvt_model_round_f16(*model);
 }
 

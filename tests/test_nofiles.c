@@ -24,7 +24,7 @@ static double perplexity(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus 
     pvt_ppl ppl;
     memset(&desc, 0, sizeof desc), memset(&ppl, 0, sizeof ppl);
     desc.ctx = 32;
-    CHECK_OK(ctx, pvt_perplexity(ctx, model, text, &desc, &ppl));
+    CHECK_OK(ctx, pvt_perplexity(model, text, &desc, &ppl));
     return ppl.ppl;
 }
 
@@ -35,7 +35,7 @@ static void train(pvt_ctx *ctx, pvt_model *model, const pvt_model *teacher, cons
     memset(&desc, 0, sizeof desc);
     desc.steps = 60, desc.batch = 4, desc.ctx = 32, desc.cross_entropy = !teacher;
     desc.pv.values.lr = lr, desc.pv.params.lr = lr;
-    CHECK_OK(ctx, pvt_tune(ctx, model, teacher, text, &desc, &info));
+    CHECK_OK(ctx, pvt_tune(model, teacher, text, &desc, &info));
     CHECK(info.step == 60 || info.stopped);
 }
 
@@ -47,7 +47,7 @@ static void check_generate(pvt_ctx *ctx, const pvt_model *model)
     int right = 0;
     memset(&desc, 0, sizeof desc);
     desc.n = 16;
-    CHECK_OK(ctx, pvt_generate(ctx, model, prompt, 4, &desc, &out));
+    CHECK_OK(ctx, pvt_generate(model, prompt, 4, &desc, &out));
     for (int i = 1; i < out.n; i++) right += out.ids[i] == (out.ids[i - 1] * 5 + 3) % VOCAB;
     CHECK(out.n == 16 && right >= 12); /* it has learnt the rule */
     pvt_ids_free(ctx, out.ids);
@@ -61,7 +61,7 @@ static void check_refused(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *text
     char why[200];
     memset(&desc, 0, sizeof desc), memset(&with_files, 0, sizeof with_files);
     desc.samples = 8, desc.ctx = 32, desc.checkpoint = "blocks";
-    CHECK(pvt_quantize(ctx, model, text, &desc) == PVT_ERR_UNSUPPORTED);
+    CHECK(pvt_quantize(model, text, &desc) == PVT_ERR_UNSUPPORTED);
     CHECK(strstr(pvt_ctx_error(ctx), "checkpoint") && strstr(pvt_ctx_error(ctx), "PVTUNE_NO_FILES"));
     with_files.files.user = why, with_files.error = why, with_files.error_bytes = sizeof why;
     CHECK(pvt_ctx_create(&with_files, &none) == PVT_ERR_UNSUPPORTED && !none);
@@ -95,7 +95,7 @@ int main(void)
     check_refused(ctx, small, &text);
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x4g4", &desc.format));
     desc.samples = 16, desc.ctx = 32;
-    CHECK_OK(ctx, pvt_quantize(ctx, small, &text, &desc));
+    CHECK_OK(ctx, pvt_quantize(small, &text, &desc));
     quantized = perplexity(ctx, small, &text);
     CHECK(pvt_model_bits(small, NULL).linears < 6 && quantized > trained);
     train(ctx, small, model, &text, 3e-3);

@@ -89,7 +89,7 @@ static pvt_result quantize(const setup *s, watch *w, const char *name, char why[
     model = make_model(ctx, s);
     for (i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * i + s->first_id) % 95);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
-    result = pvt_quantize(ctx, model, &corpus, &q);
+    result = pvt_quantize(model, &corpus, &q);
     snprintf(why, 1024, "%s", pvt_ctx_error(ctx));
     snprintf(path, sizeof path, "%s/%s", dir, name ? name : "");
     save.overwrite = true;

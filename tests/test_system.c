@@ -260,11 +260,11 @@ static void check_quantize(pvt_ctx *ctx, disk *d, const pvt_model *original, con
     desc.samples = 4, desc.ctx = 16, desc.checkpoint = "blocks";
     CHECK_OK(ctx, pvti_directory_create(ctx, "blocks"));
     CHECK_OK(ctx, pvt_model_copy(ctx, original, out));
-    CHECK_OK(ctx, pvt_quantize(ctx, *out, text, &desc));
+    CHECK_OK(ctx, pvt_quantize(*out, text, &desc));
     CHECK(find(d, "blocks/quantize-00000.safetensors") && find(d, "blocks/quantize-00001.safetensors"));
     desc.resume = true, writes = d->writes;
     CHECK_OK(ctx, pvt_model_copy(ctx, original, &again));
-    CHECK_OK(ctx, pvt_quantize(ctx, again, text, &desc));
+    CHECK_OK(ctx, pvt_quantize(again, text, &desc));
     CHECK(d->writes == writes && same_model(*out, again)); /* taken from the files, not computed */
     pvt_model_free(again);
 }
@@ -277,8 +277,8 @@ static void check_tune(pvt_ctx *ctx, disk *d, pvt_model *model, const pvt_corpus
     memset(&desc, 0, sizeof desc);
     desc.steps = 4, desc.batch = 1, desc.ctx = 16, desc.cross_entropy = true;
     CHECK_OK(ctx, pvt_model_copy(ctx, model, &copy));
-    CHECK_OK(ctx, pvt_tuner_create(ctx, model, NULL, text, &desc, &tuner));
-    CHECK_OK(ctx, pvt_tuner_create(ctx, copy, NULL, text, &desc, &resumed));
+    CHECK_OK(ctx, pvt_tuner_create(model, NULL, text, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(copy, NULL, text, &desc, &resumed));
     CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     CHECK_OK(ctx, pvt_tuner_save(tuner, "checkpoint"));
     CHECK(find(d, "checkpoint") && !same_model(model, copy));

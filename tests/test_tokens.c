@@ -39,8 +39,10 @@ static double check_product(const pvt_weight *w, const float *x, bool accumulate
     pvt_weight_dequantize(w, W);
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < 3 && contexts[isa][t]; t++, n++) {
+            pvt_weight there = *w; /* the same arrays, in the hands of that context */
+            there.ctx = contexts[isa][t];
             for (o = 0; o < O; o++) y[o] = accumulate ? (float)o : NAN;
-            pvt_weight_forward(contexts[isa][t], y, x, w, 1, accumulate);
+            pvt_weight_forward(y, x, &there, 1, accumulate);
             if (n == 0) memcpy(first, y, (size_t)O * 4);
             else CHECK(memcmp(first, y, (size_t)O * 4) == 0);
         }
@@ -71,13 +73,13 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     CHECK_OK(ctx, pvt_weight_prepare(&w));
     CHECK_OK(ctx, pvt_weight_prepare(&w)); /* again: nothing */
     CHECK((w.prepared != NULL) == expected);
-    pvt_weight_forward(ctx, y, x, &w, 1, false); /* x = 0 */
+    pvt_weight_forward(y, x, &w, 1, false); /* x = 0 */
     for (i = 0; i < O; i++) bad += y[i] != 0;
     for (i = 0; i < I; i++) x[i] = noise(4, i) * (i % 50 == 7 ? 40 : 1);
     CHECK(check_product(&w, x, false) < 2e-4);
     CHECK(check_product(&w, x, true) < 2e-4);
     x[I / 2] = NAN; /* reaches every row: each has a code in every group */
-    pvt_weight_forward(ctx, y, x, &w, 1, false);
+    pvt_weight_forward(y, x, &w, 1, false);
     for (i = 0; i < O; i++) bad += !(y[i] != y[i]);
     CHECK(bad == 0);
     CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view)); /* all: the error is of a whole product, not of one row */
@@ -93,7 +95,7 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
         CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view));
         pvti_codebooks(&w)[0] = NAN;
         CHECK_OK(ctx, pvt_weight_prepare(&view));
-        pvt_weight_forward(ctx, y, x, &view, 1, false);
+        pvt_weight_forward(y, x, &view, 1, false);
         for (i = 0, bad = O > 64; i < O; i++) bad &= y[i] == y[i];
         CHECK(bad == 0);
         pvt_weight_free(&view);
@@ -183,10 +185,13 @@ static void check_side_by_side(void)
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < 3 && contexts[isa][t]; t++)
             for (int count = 1; count <= 3; count++) {
+                pvt_weight there[3]; /* the same arrays, in the hands of that context */
+                memcpy(there, w, sizeof there);
+                for (int k = 0; k < 3; k++) there[k].ctx = contexts[isa][t];
                 memset(y, 0xff, sizeof y);
-                pvti_weights_forward(contexts[isa][t], to, x, w, count, 1, false);
+                pvti_weights_forward(to, x, there, count, 1, false);
                 for (int k = 0; k < count; k++) {
-                    pvt_weight_forward(contexts[0][0], alone, x, &w[k], 1, false);
+                    pvt_weight_forward(alone, x, &w[k], 1, false);
                     CHECK(memcmp(alone, y[k], (size_t)rows[k] * 4) == 0);
                 }
             }

@@ -19,7 +19,7 @@ static pvt_model *make(pvt_ctx *ctx, const pvt_corpus *corpus, bool codes)
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g4", &q.format));
-    if (codes) CHECK_OK(ctx, pvt_quantize(ctx, model, corpus, &q));
+    if (codes) CHECK_OK(ctx, pvt_quantize(model, corpus, &q));
     return model;
 }
 
@@ -45,7 +45,7 @@ static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype m
     plan = pvt_tuner_bytes(student, teacher, &corpus, &desc);
     pvt_ctx_reset_peak(ctx);
     before = pvt_ctx_get_info(ctx).bytes_now;
-    CHECK_OK(ctx, pvt_tuner_create(ctx, student, teacher, &corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(student, teacher, &corpus, &desc, &tuner));
     allocations = pvt_ctx_get_info(ctx).allocations;
     for (i = 0; i < desc.steps; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     CHECK(pvt_ctx_get_info(ctx).allocations == allocations);
@@ -84,21 +84,21 @@ static void check_left_behind(void)
 
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model)); /* cancelled when the tied embedding has been replaced */
     q.embedding = true;
-    CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_CANCELLED);
-    CHECK_OK(ctx, pvt_generate(ctx, model, ids, 8, &g, &made));
+    CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_CANCELLED);
+    CHECK_OK(ctx, pvt_generate(model, ids, 8, &g, &made));
     pvt_ids_free(ctx, made.ids), pvt_model_free(model);
 
     c.tied = false, q.embedding = false;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model)); /* in two parts, prepared in between */
     q.skip = "mlp";
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     CHECK_OK(ctx, pvt_model_prepare(model, false));
     q.skip = "self_attn";
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
-    CHECK_OK(ctx, pvt_generate(ctx, model, ids, 8, &g, &made));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
+    CHECK_OK(ctx, pvt_generate(model, ids, 8, &g, &made));
     pvt_ids_free(ctx, made.ids);
     q.skip = NULL, q.format.in_group = 0;
-    CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_ARGUMENT);
     pvt_model_free(model), pvt_corpus_free(&corpus);
     pvt_ctx_destroy(ctx);
 }
@@ -125,7 +125,7 @@ static void check_checkpoints(void)
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
     model = make(ctx, &corpus, true);
-    CHECK_OK(ctx, pvt_tuner_create(ctx, model, NULL, &corpus, &desc, &tuner));
+    CHECK_OK(ctx, pvt_tuner_create(model, NULL, &corpus, &desc, &tuner));
     CHECK(test_scratch(dir, sizeof dir));
     snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
     CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
@@ -239,7 +239,7 @@ static void check_never_worse(pvt_strategy strategy)
         before = fingerprint(b.student);
         b.desc.pv.strategy = strategy;
         if (wild) b.desc.pv.values.lr = 0.5, b.desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, b.desc.pv.codes.lr = 0.5;
-        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
         do CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
         while (!pvt_tuner_get_info(tuner).done);
         CHECK(fingerprint(b.student) != before); /* it was tuned … */
@@ -265,7 +265,7 @@ static void check_two_contexts(void)
         pvt_tuner *tuner;
         bench_open(&b, NULL, NULL), bench_open(&other, NULL, NULL);
         b.desc.steps = 3;
-        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, two ? other.teacher : b.teacher, &b.corpus, &b.desc, &tuner));
+        CHECK_OK(b.ctx, pvt_tuner_create(b.student, two ? other.teacher : b.teacher, &b.corpus, &b.desc, &tuner));
         do CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
         while (!pvt_tuner_get_info(tuner).done);
         CHECK_OK(b.ctx, pvt_tuner_finish(tuner, NULL));
@@ -285,7 +285,7 @@ static void check_evaluation(void)
     pvt_tune_eval saved;
     bench_open(&b, NULL, NULL);
     b.desc.steps = 200, b.desc.eval_every = 1, b.desc.patience = 3, b.desc.pv.values.lr = 0.5;
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     info = pvt_tuner_get_info(tuner);
     CHECK(info.eval_windows == 2 && info.windows == 38 && info.start.step == -1 && info.best.step == -1 && !info.done);
     while (!pvt_tuner_get_info(tuner).done) CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
@@ -294,9 +294,9 @@ static void check_evaluation(void)
     pvt_tuner_free(tuner);
 
     b.desc.eval_windows = 40;
-    CHECK(pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
     b.desc.eval_windows = 0, b.desc.eval_every = -1, b.desc.steps = 2, b.desc.pv.values.lr = 0;
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     CHECK(pvt_tuner_get_info(tuner).windows == 40 && pvt_tuner_get_info(tuner).eval_windows == 0);
     CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
     CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
@@ -304,12 +304,12 @@ static void check_evaluation(void)
     CHECK(saved.step == -1 && isnan(saved.loss));
     pvt_tuner_free(tuner);
 
-    CHECK(pvt_tuner_create(b.ctx, b.teacher, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT); /* nothing to learn */
+    CHECK(pvt_tuner_create(b.teacher, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT); /* nothing to learn */
     CHECK(strstr(pvt_ctx_error(b.ctx), "teacher itself") != NULL);
     b.desc.steps = INT64_MAX;
-    CHECK(pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
     b.desc.steps = 2;
-    CHECK_OK(b.ctx, pvt_tune(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &info));
+    CHECK_OK(b.ctx, pvt_tune(b.student, b.teacher, &b.corpus, &b.desc, &info));
     CHECK(info.done && info.step == 2 && !info.stopped);
     bench_close(&b);
 }
@@ -330,13 +330,13 @@ static void check_resume(void)
     bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL), bench_open(&d, NULL, NULL);
     CHECK(test_scratch(dir, sizeof dir));
     snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     steps(&b, tuner, 3);
     CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
     steps(&b, tuner, 5);
     CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &one));
     CHECK(pvt_tuner_save(tuner, path) == PVT_ERR_ARGUMENT); /* the masters are gone */
-    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    CHECK_OK(c.ctx, pvt_tuner_create(c.student, c.teacher, &c.corpus, &c.desc, &other));
     CHECK_OK(c.ctx, pvt_tuner_resume(other, path));
     CHECK(pvt_tuner_get_info(other).step == 3 && pvt_tuner_get_info(other).last.step == 2);
     steps(&c, other, 5);
@@ -348,15 +348,15 @@ static void check_resume(void)
     bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL);
     b.desc.schedule = PVT_SCHEDULE_CONSTANT, b.desc.steps = 4, b.desc.freeze_dense = true;
     c.desc = b.desc, c.desc.steps = 8, d.desc = c.desc;
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     steps(&b, tuner, 4);
     CHECK(pvt_tuner_get_info(tuner).done);
     CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
-    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    CHECK_OK(c.ctx, pvt_tuner_create(c.student, c.teacher, &c.corpus, &c.desc, &other));
     CHECK_OK(c.ctx, pvt_tuner_resume(other, path));
     CHECK(!pvt_tuner_get_info(other).done && pvt_tuner_get_info(other).resumed_steps == 4);
     steps(&c, other, 4);
-    CHECK_OK(d.ctx, pvt_tuner_create(d.ctx, d.student, d.teacher, &d.corpus, &d.desc, &whole));
+    CHECK_OK(d.ctx, pvt_tuner_create(d.student, d.teacher, &d.corpus, &d.desc, &whole));
     steps(&d, whole, 8);
     CHECK_OK(c.ctx, pvt_tuner_finish(other, &one));
     CHECK_OK(d.ctx, pvt_tuner_finish(whole, &two));
@@ -368,7 +368,7 @@ static void check_resume(void)
     bench_open(&d, NULL, NULL); /* its embedding, which stays frozen, differs in one number */
     d.desc = b.desc;
     ((pvt_real *)(uintptr_t)pvt_model_tensor(d.student, 0).weight->data[0])[5] += 1;
-    CHECK_OK(d.ctx, pvt_tuner_create(d.ctx, d.student, d.teacher, &d.corpus, &d.desc, &whole));
+    CHECK_OK(d.ctx, pvt_tuner_create(d.student, d.teacher, &d.corpus, &d.desc, &whole));
     CHECK(pvt_tuner_resume(whole, path) == PVT_ERR_MISMATCH && strstr(pvt_ctx_error(d.ctx), "student"));
     pvt_tuner_free(whole);
     test_remove(dir);
@@ -393,8 +393,8 @@ static void check_cancelled_evaluation(void)
         int cancelled = 0;
         bench_open(&b, NULL, NULL), bench_open(&c, stop_evaluation, &left);
         b.desc.micro_batch = c.desc.micro_batch = 1; /* two reports in each evaluation */
-        CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
-        CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+        CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        CHECK_OK(c.ctx, pvt_tuner_create(c.student, c.teacher, &c.corpus, &c.desc, &other));
         steps(&b, tuner, 8);
         while (!pvt_tuner_get_info(other).done) {
             result = pvt_tuner_step(other, NULL);
@@ -424,8 +424,8 @@ static void check_cancelled_step(void)
     pvt_tuner *tuner, *other;
     bench_open(&b, NULL, NULL), bench_open(&c, stop_accumulation, &left);
     b.desc.micro_batch = c.desc.micro_batch = 1, b.desc.batch = c.desc.batch = 4, b.desc.eval_every = c.desc.eval_every = -1;
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
-    CHECK_OK(c.ctx, pvt_tuner_create(c.ctx, c.student, c.teacher, &c.corpus, &c.desc, &other));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(c.ctx, pvt_tuner_create(c.student, c.teacher, &c.corpus, &c.desc, &other));
     steps(&b, tuner, 3), steps(&c, other, 1);
     CHECK(pvt_tuner_step(other, NULL) == PVT_ERR_CANCELLED && left == 0 && pvt_tuner_get_info(other).step == 1);
     steps(&c, other, 2);
@@ -443,7 +443,7 @@ static void check_freeze_values(void)
     bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL);
     b.desc.pv.freeze_values = true, b.desc.freeze_dense = true, b.desc.eval_every = -1;
     b.desc.pv.codes.lr = 0.3, b.desc.pv.cap = 1;
-    CHECK_OK(b.ctx, pvt_tuner_create(b.ctx, b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     steps(&b, tuner, 8);
     for (i = 0; i < pvt_model_tensors(b.student); i++) {
         const pvt_weight *x = pvt_model_tensor(b.student, i).weight, *y = pvt_model_tensor(c.student, i).weight;

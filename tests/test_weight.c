@@ -645,7 +645,7 @@ static void test_quantize_stopped(void)
     CHECK_OK(ctx, pvt_model_copy(ctx, model, &original));
     before = pvt_ctx_get_info(ctx).bytes_now;
     w.in_order = true, w.stop_at = 2 * 7 + 2 * 2 + 1; /* both epochs of nine weights, the first of the tenth */
-    CHECK(pvt_quantize(ctx, model, &corpus, &q) == PVT_ERR_CANCELLED);
+    CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_CANCELLED);
     CHECK(w.weights == 9 && w.in_order && strcmp(w.item, "model.layers.1.self_attn.v_proj.weight") == 0);
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i), was = pvt_model_tensor(original, i);
@@ -659,7 +659,7 @@ static void test_quantize_stopped(void)
     CHECK(pvt_ctx_get_info(ctx).bytes_now <= before + 7 * 4096); /* codes of one block, no working memory */
     w.stop_at = 0;
     q.skip = "layers.0."; /* and what is left can be quantized afterwards */
-    CHECK_OK(ctx, pvt_quantize(ctx, model, &corpus, &q));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     pvt_model_free(model), pvt_model_free(original), pvt_corpus_free(&corpus);
     pvt_ctx_destroy(ctx);
 }

@@ -791,7 +791,7 @@ typedef struct pvt_weight {
     int64_t O, I;
     pvt_format format;
     pvt_dtype dtype;  /* dense: of its numbers, or GGUF blocks along I */
-    void *data[PVT_MAX_ARRAYS]; /* of its arrays, in the order of pvt_weight_arrays */
+    void *array[PVT_MAX_ARRAYS]; /* of its numbers and codes, in the order of pvt_weight_arrays */
     void *prepared;   /* what pvt_weight_prepare made for products with one row, or NULL */
     bool owned;       /* frees its arrays; false in a view and over borrowed memory */
 } pvt_weight;
@@ -5587,14 +5587,14 @@ static bool pvti_format_mark(const char **at, const char *mark)
 /* Code i of the weight, of M in each group; codes are bytes up to B = 8, else 16 bits. */
 PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
 {
-    return weight->format.bits <= 8 ? ((const uint8_t *)weight->data[0])[i] : ((const uint16_t *)weight->data[0])[i];
+    return weight->format.bits <= 8 ? ((const uint8_t *)weight->array[0])[i] : ((const uint16_t *)weight->array[0])[i];
 }
 PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
 {
     if (weight->format.bits <= 8)
-        ((uint8_t *)weight->data[0])[i] = (uint8_t)code;
+        ((uint8_t *)weight->array[0])[i] = (uint8_t)code;
     else
-        ((uint16_t *)weight->data[0])[i] = (uint16_t)code;
+        ((uint16_t *)weight->array[0])[i] = (uint16_t)code;
 }
 
 /* What representations with a code for each single weight share. */
@@ -5677,7 +5677,7 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
     const pvt_weight *weight = (const pvt_weight *)self;
     const pvti_dtype *type = pvti_dtype_info(weight->dtype);
     pvti_decode_fn *decode = pvti_decoder(weight->ctx, weight->dtype);
-    const uint8_t *data = (const uint8_t *)weight->data[0];
+    const uint8_t *data = (const uint8_t *)weight->array[0];
     int64_t block = type->block, row_bytes = weight->I / block * type->bytes;
     int64_t b0 = c0 / block, b1 = (c1 + block - 1) / block, r, b;
     for (r = r0; r < r1; r++) {
@@ -5740,7 +5740,7 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
     out->ctx = ctx;
     out->O = O, out->I = I;
     out->dtype = dtype;
-    out->data[0] = (void *)(uintptr_t)data; /* only owned ones, in pvt_real, are ever written */
+    out->array[0] = (void *)(uintptr_t)data; /* only owned ones, in pvt_real, are ever written */
     return PVT_OK;
 }
 
@@ -5767,8 +5767,8 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
 static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transposed)
 {
     if (weight->kind == &pvti_kind_dense && weight->dtype == PVTI_DTYPE_REAL &&
-        (uintptr_t)weight->data[0] % sizeof(pvt_real) == 0) {
-        const pvt_real *data = (const pvt_real *)weight->data[0];
+        (uintptr_t)weight->array[0] % sizeof(pvt_real) == 0) {
+        const pvt_real *data = (const pvt_real *)weight->array[0];
         return transposed ? pvti_cols(data, weight->I) : pvti_rows(data, weight->I);
     }
     return pvti_tiles(weight->kind->tile, weight, transposed);
@@ -5876,7 +5876,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
 {
     if (!weight || !weight->ctx) return;
     if (weight->owned) {
-        for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvt_memory_free(weight->ctx, weight->data[i]);
+        for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvt_memory_free(weight->ctx, weight->array[i]);
     }
     pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
@@ -5886,8 +5886,8 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
     numbers stored row by row, as codebook entries are. Codes are bytes up to B = 8, else 16 bits. */
 
 enum { PVTI_CODES, PVTI_CODEBOOKS, PVTI_SCALES }; /* the arrays of an aqlm weight */
-PVTI_INLINE pvt_real *pvti_codebooks(const pvt_weight *weight) { return (pvt_real *)weight->data[PVTI_CODEBOOKS]; }
-PVTI_INLINE pvt_real *pvti_scales(const pvt_weight *weight) { return (pvt_real *)weight->data[PVTI_SCALES]; }
+PVTI_INLINE pvt_real *pvti_codebooks(const pvt_weight *weight) { return (pvt_real *)weight->array[PVTI_CODEBOOKS]; }
+PVTI_INLINE pvt_real *pvti_scales(const pvt_weight *weight) { return (pvt_real *)weight->array[PVTI_SCALES]; }
 PVTI_INLINE int64_t pvti_entries(const pvt_weight *weight) { return (int64_t)1 << weight->format.bits; }
 PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
 {
@@ -5908,7 +5908,7 @@ PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w,
             pvt_real *o = out + r * ld + (j - j0) * ig;
             for (m = 0; m < M; m++) {
                 int64_t code =
-                    bytes ? ((const uint8_t *)w->data[0])[at + m] : ((const uint16_t *)w->data[0])[at + m];
+                    bytes ? ((const uint8_t *)w->array[0])[at + m] : ((const uint16_t *)w->array[0])[at + m];
                 const pvt_real *entry = pvti_codebooks(w) + (m * K + code) * D + r * ig;
                 for (a = 0; a < ig; a++) sum[a] = m ? sum[a] + entry[a] : entry[a];
             }
@@ -7071,7 +7071,7 @@ static void pvti_fit_codebooks(pvti_fit *f)
     pvti_fit_gather(f, f->r, f->RH);
     for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     rz = pvti_sum_products(f->r, f->x, n);
-    direction.data[PVTI_CODEBOOKS] = f->p;
+    direction.array[PVTI_CODEBOOKS] = f->p;
     a.fit = f, a.weight = &direction, a.out = f->T, a.minus = NULL;
     for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         double curvature, alpha, rz_next;
@@ -7317,10 +7317,10 @@ static int pvti_arrays_nf4(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
 static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
 {
     const pvt_weight *w = (const pvt_weight *)self;
-    const pvt_real *scales = (const pvt_real *)w->data[PVTI_GRID_SCALES];
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_GRID_SCALES];
     int64_t r, c;
     for (r = r0; r < r1; r++, out += ld) {
-        const uint8_t *codes = (const uint8_t *)w->data[0] + r * w->I;
+        const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
         const pvt_real *scale = scales + r * (w->I / PVTI_NF4_GROUP);
         for (c = c0; c < c1; c++) out[c - c0] = scale[c / PVTI_NF4_GROUP] * (pvt_real)pvti_nf4_levels[codes[c] & 15];
     }
@@ -7354,7 +7354,7 @@ static int pvti_nf4_nearest(double x, int other)
 static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvt_real *scales = (pvt_real *)out->data[PVTI_GRID_SCALES];
+    pvt_real *scales = (pvt_real *)out->array[PVTI_GRID_SCALES];
     int64_t groups = out->O * (out->I / PVTI_NF4_GROUP), g, k;
     for (g = 0; g < groups; g++) {
         const pvt_real *w = W + g * PVTI_NF4_GROUP;
@@ -7369,7 +7369,7 @@ static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
 
 static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, int other, double *step)
 {
-    double scale = (double)((const pvt_real *)w->data[PVTI_GRID_SCALES])[i / PVTI_NF4_GROUP];
+    double scale = (double)((const pvt_real *)w->array[PVTI_GRID_SCALES])[i / PVTI_NF4_GROUP];
     int now = (int)pvti_code_get(w, i), code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : now;
     *step = scale * ((double)pvti_nf4_levels[code] - (double)pvti_nf4_levels[now]);
     return code;
@@ -7419,10 +7419,10 @@ static int pvti_arrays_int(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
 static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
 {
     const pvt_weight *w = (const pvt_weight *)self;
-    const pvt_real *scales = (const pvt_real *)w->data[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->data[PVTI_INT_ZEROS];
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
     int64_t ig = w->format.in_group, r, c, end;
     for (r = r0; r < r1; r++, out += ld) {
-        const uint8_t *codes = (const uint8_t *)w->data[0] + r * w->I;
+        const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
         for (c = c0; c < c1; c = end) {
             pvt_real scale = scales[(r * w->I + c) / ig], zero = zeros[(r * w->I + c) / ig];
             int64_t k;
@@ -7436,7 +7436,7 @@ static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r
 static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
                            pvt_real *room)
 {
-    const pvt_real *scales = (const pvt_real *)w->data[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->data[PVTI_INT_ZEROS];
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
     int64_t ig = w->format.in_group, groups = w->O * (w->I / ig), g, k;
     (void)ctx, (void)room;
     for (g = 0; g < groups; g++) {
@@ -7466,7 +7466,7 @@ static int pvti_int_nearest(double x, int bits, int other)
 static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvt_real *scales = (pvt_real *)out->data[PVTI_INT_SCALES], *zeros = (pvt_real *)out->data[PVTI_INT_ZEROS];
+    pvt_real *scales = (pvt_real *)out->array[PVTI_INT_SCALES], *zeros = (pvt_real *)out->array[PVTI_INT_ZEROS];
     int64_t ig = out->format.in_group, groups = out->O * (out->I / ig), g, k;
     int bits = out->format.bits;
     for (g = 0; g < groups; g++) {
@@ -7487,8 +7487,8 @@ static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
 static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, int other, double *step)
 {
     int64_t g = i / w->format.in_group;
-    double scale = (double)((const pvt_real *)w->data[PVTI_INT_SCALES])[g];
-    double zero = (double)((const pvt_real *)w->data[PVTI_INT_ZEROS])[g];
+    double scale = (double)((const pvt_real *)w->array[PVTI_INT_SCALES])[g];
+    double zero = (double)((const pvt_real *)w->array[PVTI_INT_ZEROS])[g];
     int now = (int)pvti_code_get(w, i);
     int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : now;
     *step = scale * (code - now);
@@ -7621,7 +7621,7 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
     int n, i;
     memset(out, 0, PVT_MAX_ARRAYS * sizeof *out);
     n = weight->kind->arrays(&weight->format, weight->O, weight->I, dtype, out, &nearest);
-    for (i = 0; i < n; i++) out[i].data = weight->data[i];
+    for (i = 0; i < n; i++) out[i].data = weight->array[i];
     return n;
 }
 
@@ -7682,8 +7682,8 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
     if (!pvti_has_codes(out)) out->dtype = PVTI_DTYPE_REAL;
     for (i = 0; i < n; i++) {
-        out->data[i] = pvt_memory_alloc(ctx, arrays[i].bytes);
-        if (!out->data[i]) {
+        out->array[i] = pvt_memory_alloc(ctx, arrays[i].bytes);
+        if (!out->array[i]) {
             pvt_weight_free(out);
             return PVT_ERR_MEMORY;
         }
@@ -7824,7 +7824,7 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
     result = pvti_weight_alloc(ctx, format, O, I, name, out);
     for (int i = 0; i < wanted && result == PVT_OK; i++)
         result = pvti_array_take(ctx, name, pvti_array_find(ctx, name, arrays, n, &want[i]), &want[i], format,
-                                 out->data[i]);
+                                 out->array[i]);
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
 }
@@ -7885,7 +7885,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     view->owned = false, view->prepared = NULL;
     for (i = 0; i < count; i++)
         if (arrays[i].rows)
-            view->data[i] = (char *)weight->data[i] + o0 / arrays[i].rows * (arrays[i].bytes / arrays[i].shape[0]);
+            view->array[i] = (char *)weight->array[i] + o0 / arrays[i].rows * (arrays[i].bytes / arrays[i].shape[0]);
     return PVT_OK;
 }
 
@@ -7918,7 +7918,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
     if (!pvti_has_codes(weight) && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT, "%s: only an owned weight can be rounded", name);
     for (i = 0; i < n; i++) {
-        const pvt_real *values = (const pvt_real *)weight->data[i];
+        const pvt_real *values = (const pvt_real *)weight->array[i];
         int64_t bad = -1;
         if (arrays[i].role == PVT_ARRAY_VALUE)
             bad = pvti_round_f16(weight->ctx, NULL, NULL, values, pvti_array_count(&arrays[i]));
@@ -7928,7 +7928,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
                              arrays[i].name, (long long)bad, pvti_peek(weight->ctx, values + bad));
     }
     for (i = 0; i < n; i++) {
-        pvt_real *values = (pvt_real *)weight->data[i];
+        pvt_real *values = (pvt_real *)weight->array[i];
         if (arrays[i].role == PVT_ARRAY_VALUE)
             pvti_round_f16(weight->ctx, NULL, values, values, pvti_array_count(&arrays[i]));
     }
@@ -8275,7 +8275,7 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         e->names[i] = arrays[i].name;
         if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
         e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, count);
-        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->data[i], count, &pv->desc.values, false) ||
+        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values, false) ||
             !e->dvalues[i])
             return false;
     }
@@ -8334,7 +8334,7 @@ PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char 
                          "pv: %s is dense and borrowed or not in full precision; copy it first "
                          "(pvt_weight_dense)",
                          name);
-    return pvti_pv_add(pv, NULL, (pvt_real *)weight->data[0], weight->O * weight->I, name, handle);
+    return pvti_pv_add(pv, NULL, (pvt_real *)weight->array[0], weight->O * weight->I, name, handle);
 }
 
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle)
@@ -8691,7 +8691,7 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
         }
         if (e->weight && at++ == index) {
             snprintf(out->name, sizeof out->name, "%s.codes", e->name);
-            out->data = e->weight->data[0], out->dtype = e->codes.dtype;
+            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
             out->n = pvti_array_count(&e->codes);
             return true;
         }
@@ -14675,7 +14675,7 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
 {
     pvti_init a;
     PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
-    a.W = (pvt_real *)out->data[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
+    a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
     a.seed = ctx->seed;
     pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
     return PVT_OK;
@@ -14695,7 +14695,7 @@ static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_w
         return result;
     }
     PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
-    pvt_weight_dequantize(weight, (pvt_real *)out->data[0]);
+    pvt_weight_dequantize(weight, (pvt_real *)out->array[0]);
     return PVT_OK;
 }
 
@@ -16134,7 +16134,7 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
         pvti_layout_array(&arrays[k], aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
         if (value) {
-            PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape, (pvt_real *)out->data[k], NULL));
+            PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape, (pvt_real *)out->array[k], NULL));
             continue;
         }
         PVTI_TRY(pvti_load_tensor(a, i, suffix, arrays[k].rank, arrays[k].shape, name, &t));
@@ -17080,7 +17080,7 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     if (item->array < 0 && t.weight) return pvti_export_dense(s, t.weight, item->name, w);
     if (item->array < 0) return pvti_export_values(s, t.values, dtype, n, item->name, w);
     if (item->array == 0) return pvti_export_codes(s, t.weight, n, w); /* codes come first: see >>weights */
-    return pvti_export_values(s, (const pvt_real *)t.weight->data[item->array], dtype, n, item->name, w);
+    return pvti_export_values(s, (const pvt_real *)t.weight->array[item->array], dtype, n, item->name, w);
 }
 
 /* ---- config.json ---- */
@@ -18059,7 +18059,7 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
     if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
     for (j = 0; j < PVTI_BLOCK; j++) {
         bool replaced =
-            pvti_has_codes(&work.linear[j]) && work.linear[j].data[0] != original.linear[j].data[0];
+            pvti_has_codes(&work.linear[j]) && work.linear[j].array[0] != original.linear[j].array[0];
         if (!replaced) continue;
         pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
         if (result == PVT_OK) layer->linear[j] = work.linear[j];
@@ -18639,7 +18639,7 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
         if (pvti_tuner_must_copy(info.weight)) {
             pvt_weight copy;
             PVTI_TRY(pvt_weight_dense(t->ctx, NULL, info.weight->O, info.weight->I, &copy));
-            pvt_weight_dequantize(info.weight, (pvt_real *)copy.data[0]);
+            pvt_weight_dequantize(info.weight, (pvt_real *)copy.array[0]);
             pvt_weight_free(info.weight);
             *info.weight = copy;
             PVTI_TRY(pvti_model_tie(t->student));
@@ -18984,7 +18984,7 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
         if (b->value)
             PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
         else
-            pvt_memory_copy(t->ctx, b->data, b->entry->weight->data[0], b->n * pvti_dtype_info(b->dtype)->bytes);
+            pvt_memory_copy(t->ctx, b->data, b->entry->weight->array[0], b->n * pvti_dtype_info(b->dtype)->bytes);
     }
     return pvti_device_check(t->ctx);
 }
@@ -18995,7 +18995,7 @@ static void pvti_tuner_restore(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
         else
-            pvt_memory_copy(t->ctx, b->entry->weight->data[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
+            pvt_memory_copy(t->ctx, b->entry->weight->array[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
     }
 }
 
@@ -20559,7 +20559,7 @@ static void pvti_row_task(void *arg, int64_t i, int worker)
 {
     const pvti_row_job *job = (const pvti_row_job *)arg;
     int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
-    const uint8_t *rows = (const uint8_t *)job->weight->data[0] + from * job->bytes;
+    const uint8_t *rows = (const uint8_t *)job->weight->array[0] + from * job->bytes;
     float y[PVTI_ROW_TASK];
     (void)worker;
 #if PVTI_X86
@@ -20717,7 +20717,7 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
         for (t = 0; t < GT; t++) {
             int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
             codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
-                ((const uint8_t *)weight->data[0])[o * GT + t];
+                ((const uint8_t *)weight->array[0])[o * GT + t];
         }
     }
     return PVT_OK;
@@ -21256,7 +21256,7 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
         const uint16_t *codes[PVTI_GATHER_ROWS];
         int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
         for (k = 0; k < PVTI_GATHER_ROWS; k++)
-            codes[k] = (const uint16_t *)w->data[0] + (r + PVTI_MIN(k, n - 1)) * per_row;
+            codes[k] = (const uint16_t *)w->array[0] + (r + PVTI_MIN(k, n - 1)) * per_row;
 #if PVTI_X86
         if (job->ctx->isa >= PVTI_AVX2)
             pvti_gather_rows_avx2(lanes, codes, w, job->x);

@@ -220,11 +220,11 @@ static inline pvt_model *bench_smollm2(pvt_ctx *ctx, int64_t layers, bool codes)
             for (int64_t k = 0; k < 2 * 256 * 8; k++) pvti_codebooks(&q)[k] = bench_noise(i, k);
             for (int64_t k = 0; k < w->O; k++) pvti_scales(&q)[k] = 1;
             for (int64_t k = 0; k < w->O * w->I / 4; k++)
-                ((uint8_t *)q.data[0])[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
+                ((uint8_t *)q.array[0])[k] = (uint8_t)pvti_random(8, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k);
             pvt_weight_free(w);
             *w = q;
         } else
-            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->data[0])[k] = bench_noise(i, k);
+            for (int64_t k = 0; k < t.n; k++) ((pvt_real *)(uintptr_t)w->array[0])[k] = bench_noise(i, k);
     }
     return model;
 }

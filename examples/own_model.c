@@ -110,8 +110,8 @@ int main(int argc, char **argv)
     pvt_linear_backward(ctx, NULL, XX, NULL, x, x, NULL, N, X, X);           /* XᵀX */
     pvt_linear_backward(ctx, NULL, HH, NULL, hidden, hidden, NULL, N, H, H);
     if (pvt_format_parse(ctx, "aqlm:2x4g4", &format) ||
-        pvt_weight_fit(ctx, (const float *)W1.data[0], H, X, XX, &format, NULL, NULL, &Q1) ||
-        pvt_weight_fit(ctx, (const float *)W2.data[0], Y, H, HH, &format, NULL, NULL, &Q2)) {
+        pvt_weight_fit(ctx, (const float *)W1.array[0], H, X, XX, &format, NULL, NULL, &Q1) ||
+        pvt_weight_fit(ctx, (const float *)W2.array[0], Y, H, HH, &format, NULL, NULL, &Q2)) {
         fprintf(stderr, "own_model: %s\n", pvt_ctx_error(ctx));
         return 1;
     }

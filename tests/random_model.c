@@ -24,7 +24,7 @@ static pvt_result quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
         for (k = 0; k < n && (fitted[k].O != t.weight->O || fitted[k].I != t.weight->I); k++) {}
         if (k == n) {
             if (n == 8) return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "more than 8 shapes of weights");
-            PVTI_TRY(pvt_weight_fit(ctx, (const pvt_real *)t.weight->data[0], t.weight->O, t.weight->I, NULL, &format, &fit,
+            PVTI_TRY(pvt_weight_fit(ctx, (const pvt_real *)t.weight->array[0], t.weight->O, t.weight->I, NULL, &format, &fit,
                                     NULL, &fitted[n++]));
         }
         PVTI_TRY(pvti_weight_copy(ctx, &fitted[k], &codes));

@@ -598,7 +598,7 @@ static pvt_model *make(bool codes)
     CHECK_OK(shared, pvt_format_parse(shared, "aqlm:2x4g4", &q.format));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* sharper than at random: something to learn */
         pvt_weight *w = pvt_model_tensor(model, i).weight;
-        for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)w->data[0])[k] *= 6;
+        for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)w->array[0])[k] *= 6;
     }
     if (codes) CHECK_OK(shared, pvt_quantize(model, &shared_corpus, &q));
     if (codes) CHECK_OK(shared, pvt_model_round_f16(model));

@@ -602,7 +602,7 @@ static void test_weight(void)
     CHECK(w.ctx == there && !w.prepared);
     pvt_weight_dequantize(from, W);
     CHECK_OK(there, pvt_weight_dense(there, W, from->O, from->I, &dense));
-    dW = (pvt_real *)dense.data[0];
+    dW = (pvt_real *)dense.array[0];
     for (k = 1; k < n; k++) {
         d[k] = (pvt_real *)pvt_memory_alloc(there, arrays[k].bytes);
         expect[k] = (pvt_real *)calloc(1, (size_t)arrays[k].bytes);

@@ -120,7 +120,7 @@ static void check_embedding(pvt_ctx *ctx, bool tied, bool head)
     CHECK(!strstr(text_of("embedding", "README.md"), "library_name"));
     CHECK_OK(ctx, pvt_model_load(ctx, dir_path("embedding"), NULL, &loaded));
     CHECK(loaded && pvt_model_tensor(loaded, 0).dtype == PVT_DTYPE_NONE);
-    if (loaded) CHECK(memcmp(loaded->embed.data[0], model->embed.data[0], 64 * 4) == 0);
+    if (loaded) CHECK(memcmp(loaded->embed.array[0], model->embed.array[0], 64 * 4) == 0);
     pvt_model_free(loaded), loaded = NULL;
     desc.dense_embedding = true;
     CHECK_OK(ctx, pvt_model_save(model, dir_path("embedding"), &desc));
@@ -136,7 +136,7 @@ static void check_embedding(pvt_ctx *ctx, bool tied, bool head)
 
 static void set_embedding(pvt_model *model, const float *values, int n)
 {
-    pvt_real *data = (pvt_real *)(uintptr_t)model->embed.data[0];
+    pvt_real *data = (pvt_real *)(uintptr_t)model->embed.array[0];
     int i;
     for (i = 0; i < n; i++) data[i] = (pvt_real)values[i];
 }

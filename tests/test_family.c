@@ -47,7 +47,7 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied, int64_t wind
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
     for (i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->data[0];
+        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0];
         double middle = t.values && !is_bias(&t) ? 1 : 0;
         for (k = 0; k < t.n; k++)
             p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
@@ -68,7 +68,7 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, const cha
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_weight q;
         if (!t.linear || (skip && strstr(t.name, skip))) continue;
-        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->data[0], t.weight->O, t.weight->I, NULL,
+        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->array[0], t.weight->O, t.weight->I, NULL,
                                      &format, &fit, NULL, &q));
         pvt_weight_free(t.weight);
         *t.weight = q;

@@ -788,7 +788,7 @@ static void quantize(pvt_model *model)
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g2", &format));
     for (j = 0; j < PVTI_LINEARS; j++) {
         pvt_weight *w = &model->layers[0].linear[PVTI_Q + j], q;
-        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)w->data[0], w->O, w->I, NULL, &format, NULL, NULL, &q));
+        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)w->array[0], w->O, w->I, NULL, &format, NULL, NULL, &q));
         pvt_weight_free(w);
         *w = q;
     }

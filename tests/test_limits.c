@@ -598,7 +598,7 @@ static void test_rope(pvt_ctx *ctx)
     for (i = 0; model && i < pvt_model_tensors(model); i++) { /* attention that depends on positions */
         pvt_tensor_info t = pvt_model_tensor(model, i);
         for (k = 0; t.weight && k < t.n; k++)
-            ((pvt_real *)(uintptr_t)t.weight->data[0])[k] =
+            ((pvt_real *)(uintptr_t)t.weight->array[0])[k] =
                 (pvt_real)(pvti_random_unit(5, 1, (uint64_t)i, (uint64_t)k) - 0.5);
     }
     check_rope(ctx, model);

@@ -10,7 +10,7 @@ static double noise(int64_t step, int64_t i)
     return pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)step, (uint64_t)i) - 0.5;
 }
 
-static pvt_real *dense_data(const pvt_weight *weight) { return (pvt_real *)(uintptr_t)weight->data[0]; }
+static pvt_real *dense_data(const pvt_weight *weight) { return (pvt_real *)(uintptr_t)weight->array[0]; }
 
 /* A tiny model whose norms are not all 1. */
 static pvt_model *tiny(pvt_ctx *ctx, bool tied, int64_t window)

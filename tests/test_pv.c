@@ -904,8 +904,8 @@ static void test_wide_groups(void)
         CHECK_OK(ctx, pvt_ctx_create(&desc, &own));
         CHECK_OK(own, pvt_format_parse(own, "aqlm:1x8g4o64", &f));
         CHECK_OK(own, pvt_weight_fit(own, W, O, I, H, &f, &d, NULL, &w));
-        if (threads == 1) memcpy(codes, w.data[0], sizeof codes);
-        CHECK(memcmp(codes, w.data[0], sizeof codes) == 0);
+        if (threads == 1) memcpy(codes, w.array[0], sizeof codes);
+        CHECK(memcmp(codes, w.array[0], sizeof codes) == 0);
         pvt_weight_free(&w);
         pvt_ctx_destroy(own);
     }

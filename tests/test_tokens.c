@@ -90,7 +90,7 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     CHECK(check_product(&view, x, false) < 2e-4);
     pvt_weight_free(&view);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == bytes); /* what it prepared is gone, what it saw is not */
-    CHECK(w.data[0] != NULL);
+    CHECK(w.array[0] != NULL);
     if (expected) { /* a codebook's NaN is not rounded away */
         CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view));
         pvti_codebooks(&w)[0] = NAN;

@@ -367,7 +367,7 @@ static void check_resume(void)
 
     bench_open(&d, NULL, NULL); /* its embedding, which stays frozen, differs in one number */
     d.desc = b.desc;
-    ((pvt_real *)(uintptr_t)pvt_model_tensor(d.student, 0).weight->data[0])[5] += 1;
+    ((pvt_real *)(uintptr_t)pvt_model_tensor(d.student, 0).weight->array[0])[5] += 1;
     CHECK_OK(d.ctx, pvt_tuner_create(d.student, d.teacher, &d.corpus, &d.desc, &whole));
     CHECK(pvt_tuner_resume(whole, path) == PVT_ERR_MISMATCH && strstr(pvt_ctx_error(d.ctx), "student"));
     pvt_tuner_free(whole);
@@ -448,9 +448,9 @@ static void check_freeze_values(void)
     for (i = 0; i < pvt_model_tensors(b.student); i++) {
         const pvt_weight *x = pvt_model_tensor(b.student, i).weight, *y = pvt_model_tensor(c.student, i).weight;
         if (!x || x->format.kind == PVT_FORMAT_DENSE) continue;
-        values += memcmp(x->data[1], y->data[1], 2 * 16 * 4 * sizeof(pvt_real)) != 0;
-        values += memcmp(x->data[2], y->data[2], (size_t)x->O * sizeof(pvt_real)) != 0;
-        codes += memcmp(x->data[0], y->data[0], (size_t)(x->O * x->I / 4 * 2)) != 0;
+        values += memcmp(x->array[1], y->array[1], 2 * 16 * 4 * sizeof(pvt_real)) != 0;
+        values += memcmp(x->array[2], y->array[2], (size_t)x->O * sizeof(pvt_real)) != 0;
+        codes += memcmp(x->array[0], y->array[0], (size_t)(x->O * x->I / 4 * 2)) != 0;
     }
     CHECK(values == 0 && codes > 0);
     pvt_tuner_free(tuner);

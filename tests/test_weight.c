@@ -95,13 +95,13 @@ static void test_round_trip(const char *format, int codes, pvt_dtype code_type)
     if (codes) {
         CHECK(strcmp(arrays[0].name, "codes") == 0 && arrays[0].role == PVT_ARRAY_CODE && arrays[0].dtype == code_type);
         CHECK(arrays[0].shape[0] * arrays[0].shape[1] * arrays[0].shape[2] == codes && arrays[0].rank == 3);
-        CHECK(arrays[1].data == (const void *)weight.data[1] && arrays[2].data == (const void *)weight.data[2]);
+        CHECK(arrays[1].data == (const void *)weight.array[1] && arrays[2].data == (const void *)weight.array[2]);
     }
     if (codes) { /* a view lists its own rows */
         CHECK_OK(ctx, pvt_weight_rows(&weight, O / 2, O / 2, &view));
         pvt_weight_arrays(&view, arrays);
         CHECK(arrays[0].bytes == listed[0].bytes / 2 &&
-              arrays[0].data == (const void *)((const char *)weight.data[0] + arrays[0].bytes));
+              arrays[0].data == (const void *)((const char *)weight.array[0] + arrays[0].bytes));
         CHECK(arrays[2].shape[0] == listed[2].shape[0] / 2);
     }
     tune(ctx, &weight, W); /* what was kept is of before */
@@ -109,7 +109,7 @@ static void test_round_trip(const char *format, int codes, pvt_dtype code_type)
     for (int i = 0; i < n; i++) free(kept[i]);
     tune(ctx, &again, V);
     CHECK(memcmp(W, V, sizeof W) == 0);
-    CHECK(!codes || memcmp(weight.data[0], again.data[0], (size_t)listed[0].bytes) == 0);
+    CHECK(!codes || memcmp(weight.array[0], again.array[0], (size_t)listed[0].bytes) == 0);
     pvt_weight_free(&weight), pvt_weight_free(&again);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);
@@ -125,7 +125,7 @@ static void test_other_types(void)
     uint16_t scales[O], dense[O * I];
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     fit(ctx, "aqlm:1x4g4", &weight);
-    for (int i = 0; i < O; i++) ((pvt_real *)weight.data[2])[i] = 2, scales[i] = 0x4000; /* 2 in fp16 */
+    for (int i = 0; i < O; i++) ((pvt_real *)weight.array[2])[i] = 2, scales[i] = 0x4000; /* 2 in fp16 */
     pvt_weight_arrays(&weight, arrays);
     arrays[2].data = scales, arrays[2].dtype = PVT_F16, arrays[2].bytes = sizeof scales;
     CHECK_OK(ctx, pvt_weight_from_arrays(ctx, &weight.format, O, I, arrays, 3, "w", &again));
@@ -162,7 +162,7 @@ static void test_refused_arrays(void)
         int64_t rows = O;
         int n = pvt_weight_arrays(&weight, arrays);
         pvt_result result;
-        memcpy(codes, weight.data[0], sizeof codes), memcpy(scales, weight.data[2], sizeof scales);
+        memcpy(codes, weight.array[0], sizeof codes), memcpy(scales, weight.array[2], sizeof scales);
         arrays[0].data = codes, arrays[2].data = scales;
         if (wrong == 0) arrays[1].name = "code books";
         if (wrong == 1) arrays[0].shape[2] = 1;
@@ -181,7 +181,7 @@ static void test_refused_arrays(void)
         CHECK(result == (wrong == 7 ? PVT_ERR_NUMERIC : PVT_ERR_ARGUMENT));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
         CHECK(strstr(pvt_ctx_error(ctx), words[wrong]) && strstr(pvt_ctx_error(ctx), "mine"));
-        CHECK(out.data[0] == NULL && out.ctx == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+        CHECK(out.array[0] == NULL && out.ctx == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     }
     pvt_weight_free(&weight);
     pvt_ctx_destroy(ctx);
@@ -364,21 +364,21 @@ static void test_files_not_saved(void)
     old = slurp(path, &old_size);
     for (int wrong = 0; wrong < (int)(sizeof words / sizeof *words); wrong++) {
         pvt_named_weight out[2] = {{"w", &weight}, {"v", &weight}};
-        pvt_real scale = ((pvt_real *)weight.data[2])[O - 1];
+        pvt_real scale = ((pvt_real *)weight.array[2])[O - 1];
         pvt_result result, want = PVT_ERR_ARGUMENT;
         if (wrong == 0) out[1].name = NULL;
         if (wrong == 1) out[1].name = "";
         if (wrong == 2) out[1].name = long_name;
         if (wrong == 3) out[1].name = "not \xff utf-8";
         if (wrong == 4) out[1].name = "w";
-        if (wrong == 5) ((pvt_real *)weight.data[2])[O - 1] = (pvt_real)NAN, want = PVT_ERR_NUMERIC;
+        if (wrong == 5) ((pvt_real *)weight.array[2])[O - 1] = (pvt_real)NAN, want = PVT_ERR_NUMERIC;
         if (wrong == 6) out[1].weight = &blocks, want = PVT_ERR_UNSUPPORTED;
         if (wrong == 7) want = PVT_ERR_IO;
         if (wrong == 8) out[1].weight = NULL;
         result = pvt_weights_save(wrong == 7 ? at("no/where.safetensors") : path, out, 2, true);
         CHECK(result == want && strstr(pvt_ctx_error(ctx), words[wrong]));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
-        ((pvt_real *)weight.data[2])[O - 1] = scale;
+        ((pvt_real *)weight.array[2])[O - 1] = scale;
         now = slurp(path, &now_size);
         CHECK(now_size == old_size && memcmp(old, now, old_size) == 0 && files_in_dir() == 1);
         free(now);
@@ -446,7 +446,7 @@ static void test_files_not_loaded(void)
         CHECK(pvt_weights_load(ctx, path, &in, 1) == cases[i].result);
         CHECK(strstr(pvt_ctx_error(ctx), cases[i].word) && strstr(pvt_ctx_error(ctx), "bad.safetensors"));
         if (!strstr(pvt_ctx_error(ctx), cases[i].word)) printf("case %d: %s\n", i, pvt_ctx_error(ctx));
-        CHECK(again.ctx == NULL && again.data[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+        CHECK(again.ctx == NULL && again.array[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     }
     memcpy(bad, good, size), bad[size - 1] = 16; /* a code of more than 4 bits */
     spit(path, bad, size);
@@ -615,7 +615,7 @@ static void test_fit_progress(void)
     w.in_order = true, w.stop_at = 2;
     CHECK(pvt_weight_fit(ctx, W, O, I, NULL, &format, &d, NULL, &out) == PVT_ERR_CANCELLED);
     CHECK(w.fits == 2 && w.last_done == 2);
-    CHECK(out.ctx == NULL && out.data[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
+    CHECK(out.ctx == NULL && out.array[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     CHECK(strstr(pvt_ctx_error(ctx), "stopped on request") != NULL);
     pvt_ctx_destroy(ctx);
 }
@@ -653,7 +653,7 @@ static void test_quantize_stopped(void)
         if (!t.linear) continue;
         linears++;
         quantized += (t.weight->format.kind == PVT_FORMAT_AQLM) == first;
-        equal += first || memcmp(t.weight->data[0], was.weight->data[0], (size_t)t.n * sizeof(pvt_real)) == 0;
+        equal += first || memcmp(t.weight->array[0], was.weight->array[0], (size_t)t.n * sizeof(pvt_real)) == 0;
     }
     CHECK(linears == 14 && quantized == 14 && equal == 14);
     CHECK(pvt_ctx_get_info(ctx).bytes_now <= before + 7 * 4096); /* codes of one block, no working memory */

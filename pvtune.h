@@ -1530,6 +1530,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #error "pvtune: -ffast-math (-Ofast) breaks the promise of equal bits; compile this file without it"
 #endif
 
+/* ======================================================================================== */
+/*  PART I: THE ALGORITHM. Plain C, complete and right by itself; it names nothing of the parts behind it. */
+/* ======================================================================================== */
+
 // >>platform
 /*  What the compiler and the processor offer beside C99: attributes, atomics, fused multiply-adds, kernel
     sets. What the operating system offers is >>system's. */
@@ -2703,6 +2707,7 @@ PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
     ctx->host->bytes_peak = ctx->host->bytes_now;
     ctx->device_peak = ctx->device->held(ctx->device_state);
 }
+
 // >>device
 /*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
     nowhere else: everything above hands pointers on. */
@@ -3684,6 +3689,7 @@ static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc,
 {
     pvti_gemm_as(ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
+
 // >>ops: rows
 /*  Layer 0, first half: embedding, linear, RMSNorm, RoPE, SwiGLU, residual. Each op is a
     kernel (one range of rows or columns, plain C), a task that picks its range, and the public
@@ -4655,502 +4661,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     PVTI_ON_DEVICE(ctx, mse_backward, da, a, b, scale, n);
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
+
 #if PVTUNE_LAYER >= 1
-#if PVTI_FILES
-// >>files
-/*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
-    back; where the system has no mmap it is read into memory instead. A model's files are regular
-    files: a pipe named config.json would block for ever, a device never end. Texts may be streams.
-
-    Writing: a file that a user already has is never half overwritten. The writer fills a temporary
-    file beside it, flushes it to the device and only then renames it over `path`: at every moment
-    one complete file stands there, the old or the new, whoever else writes it at the same time.
-    Any failure removes the temporary file and is remembered, so that callers may put everything
-    and look at the commit alone. What a killed process left is removed by the next writer of that
-    path. Several files that belong together are replaced by >>exchange. */
-
-#define PVTI_PATH_BYTES 4096
-#ifndef PVTI_STREAM_BYTES
-#define PVTI_STREAM_BYTES ((int64_t)1 << 30) /* of what has no size: a pipe, a device */
-#endif
-
-/* ---- paths ---- */
-
-/* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
-static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
-{
-    size_t length = strlen(dir);
-    const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
-    if (snprintf(out, PVTI_PATH_BYTES, "%s%s%s", dir, slash, name) >= PVTI_PATH_BYTES)
-        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", dir);
-    return PVT_OK;
-}
-
-/* errno says that nothing stands at the path that was asked for. */
-static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
-
-/* What cannot be asked about is taken to be there: opening it says why. */
-static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
-{
-    pvt_file_info info;
-    return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
-}
-
-static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
-{
-    pvt_file_info info;
-    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
-}
-
-/* The directory of a path, as it was written there, with its slash; "./" when it has none. */
-static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
-{
-    const char *slash = strrchr(path, '/');
-    snprintf(out, PVTI_PATH_BYTES, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./");
-}
-
-/* A rename lasts once the directory reached the device. False with errno when that failed; a directory
-   that may not be opened, or a file system that cannot sync one, is no failure. */
-static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
-{
-    int fd, code;
-    if (!ctx->files.sync) return true;
-    fd = pvti_open(ctx, dir, PVT_OPEN_READ);
-    if (fd < 0) return errno == EACCES;
-    code = pvti_sync(ctx, fd) ? 0 : errno;
-    if (!pvti_close(ctx, fd) && !code) code = errno;
-    errno = code;
-    return code == 0;
-}
-
-/* Makes the directory and those above it; one that exists is fine. */
-static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *path)
-{
-    char part[PVTI_PATH_BYTES], above[PVTI_PATH_BYTES];
-    size_t i, length = strlen(path);
-    bool made;
-    if (length == 0 || length >= sizeof part)
-        return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
-    memcpy(part, path, length + 1);
-    for (i = 1; i <= length; i++) {
-        if (path[i] != '/' && path[i] != 0) continue;
-        part[i] = 0;
-        pvti_path_directory(part, above);
-        made = pvti_make_directory(ctx, part);
-        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
-            return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
-                             strerror(errno));
-        part[i] = path[i];
-    }
-    return PVT_OK;
-}
-
-/* ---- reading ---- */
-
-/* Zeroed, it is a map of nothing, which may be closed. The file must not be shortened by others
-   while it is mapped: the system would end the process at the first missing page. */
-typedef struct pvti_map {
-    const uint8_t *data; /* never NULL once open */
-    int64_t size;
-    pvt_ctx *ctx;
-    const void *mapped; /* by the file system, or … */
-    void *memory; /* … read into memory of the context */
-} pvti_map;
-
-static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
-{
-    if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
-    pvti_free(ctx, map->memory);
-    memset(map, 0, sizeof *map);
-}
-
-/* Everything up to the end of the file: of a regular one `expected` bytes, of others at most `limit`. */
-static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, int64_t limit,
-                                pvti_map *map)
-{
-    int64_t capacity = 0;
-    for (;;) {
-        int64_t got, wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
-        if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
-            return PVT_ERR_MEMORY;
-        got = pvti_read(ctx, fd, (char *)map->memory + map->size,
-                        PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
-        if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-        if (got == 0) break;
-        map->size += got;
-        if (map->size > limit)
-            return pvti_fail(ctx, PVT_ERR_IO,
-                             "%s: does not end within %lld MiB; put what is wanted into a file", path,
-                             (long long)(limit >> 20));
-    }
-    map->data = (const uint8_t *)map->memory;
-    return PVT_OK;
-}
-
-static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
-{
-    pvt_file_info info;
-    if (!pvti_info_of(ctx, fd, &info))
-        return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-    if (info.kind == PVT_FILE_DIRECTORY)
-        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
-    if (info.kind != PVT_FILE_REGULAR && !stream)
-        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
-    if (info.kind != PVT_FILE_REGULAR) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
-    if ((uint64_t)info.bytes >= (uint64_t)(SIZE_MAX / 2))
-        return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
-    if (info.bytes > 0 && ctx->files.map && !PVTI_SWAPS) /* else numbers are put right in place */
-        map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
-    if (map->mapped) {
-        map->data = (const uint8_t *)map->mapped;
-        map->size = info.bytes;
-        return PVT_OK;
-    }
-    return pvti_map_read(ctx, path, fd, info.bytes, INT64_MAX, map);
-}
-
-static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
-{
-    pvt_result result;
-    int fd;
-    memset(map, 0, sizeof *map);
-    fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
-    if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    map->ctx = ctx;
-    result = pvti_map_fill(ctx, path, fd, stream, map);
-    pvti_close(ctx, fd); /* nothing was written */
-    if (result != PVT_OK) pvti_map_close(ctx, map);
-    return result;
-}
-
-/* A regular file. On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
-{
-    return pvti_map_open_as(ctx, path, false, map);
-}
-
-/* For texts: also a pipe, whose writer is waited for, or a device; of these PVTI_STREAM_BYTES at most. */
-static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *path, pvti_map *map)
-{
-    return pvti_map_open_as(ctx, path, true, map);
-}
-
-/* ---- temporary files ---- */
-
-/* out[PVTI_PATH_BYTES] = dir/.NAME.pvtune-PROCESS-NUMBER.tmp, another at each call. NAME is cut so that it
-   fits any file system. */
-static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
-{
-    char file[256];
-    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, pvti_process(),
-             (long long)ctx->temporaries++);
-    return pvti_path_join(ctx, out, dir, file);
-}
-
-/* Whether `file` is such a name of NAME's. */
-static bool pvti_temporary_is(const char *file, const char *name)
-{
-    char start[256];
-    int n = snprintf(start, sizeof start, ".%.180s.pvtune-", name);
-    if (strncmp(file, start, (size_t)n) != 0) return false;
-    file += n;
-    file += strspn(file, "0123456789");
-    if (*file++ != '-') return false;
-    return strcmp(file + strspn(file, "0123456789"), ".tmp") == 0;
-}
-
-typedef struct pvti_sweep {
-    pvt_ctx *ctx;
-    const char *dir, *name;
-    void (*remove)(pvt_ctx *ctx, const char *path);
-} pvti_sweep;
-
-static void pvti_sweep_entry(void *user, const char *file)
-{
-    const pvti_sweep *sweep = (const pvti_sweep *)user;
-    char path[PVTI_PATH_BYTES];
-    if (!pvti_temporary_is(file, sweep->name)) return;
-    if (snprintf(path, sizeof path, "%s/%s", sweep->dir, file) >= (int)sizeof path) return;
-    sweep->remove(sweep->ctx, path);
-}
-
-/* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
-static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
-{
-    int fd = pvti_open(ctx, path, PVT_OPEN_LOCK);
-    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, PVT_OPEN_READ);
-}
-
-static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
-{
-    int fd = pvti_open_for_lock(ctx, path);
-    if (fd < 0) return;
-    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) (void)pvti_remove(ctx, path);
-    pvti_close(ctx, fd);
-}
-
-/* Removes what processes that are no more have left of NAME in dir. No failure is made of what stays: it is
-   not part of the result, and the next writer tries again. */
-static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
-                               void (*remove)(pvt_ctx *ctx, const char *path))
-{
-    pvti_sweep sweep;
-    sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
-    pvti_list(ctx, dir, pvti_sweep_entry, &sweep);
-}
-
-/* ---- writing ---- */
-
-#define PVTI_WRITER_BYTES ((int64_t)1 << 18)
-
-/* Zeroed, it is a closed writer, which may be aborted. */
-typedef struct pvti_writer {
-    pvt_ctx *ctx;
-    int fd, lock;   /* valid while `open`, `locked`: lock is the temporary file once more, and keeps its lock
-                       when fd is closed, which tells of late errors, before the file is renamed */
-    bool open, locked;
-    bool direct;    /* path is a device or a pipe, which no file may replace */
-    bool temporary; /* `temp` exists and is ours to remove */
-    bool staged;    /* an exchange's file: the commit leaves it where it is */
-    pvt_result result; /* the first failure */
-    char *buffer;
-    int64_t used;
-    int64_t written; /* bytes put so far: the position in the file */
-    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
-} pvti_writer;
-
-/* Frees everything. The lock goes last, when the temporary file is renamed or removed. False: it stays. */
-static bool pvti_writer_close(pvti_writer *w)
-{
-    bool clean = true;
-    if (w->open) pvti_close(w->ctx, w->fd);
-    if (w->temporary) clean = pvti_remove(w->ctx, w->temp) || errno == ENOENT;
-    if (w->locked) pvti_close(w->ctx, w->lock);
-    if (w->ctx) pvti_free(w->ctx, w->buffer);
-    w->buffer = NULL;
-    w->open = w->temporary = w->locked = false;
-    return clean;
-}
-
-/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
-
-/* Adds to the sentence that is recorded. */
-static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
-{
-    size_t n = strlen(ctx->error);
-    snprintf(ctx->error + n, sizeof ctx->error - n, "%s%s", what, path);
-}
-
-static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
-{
-    int code = errno; /* before close's own calls change it */
-    bool clean = pvti_writer_close(w);
-    w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
-                          w->direct ? "" : "; the file that was there is unchanged");
-    if (!clean) pvti_fail_more(w->ctx, "; this temporary file could not be removed: ", w->temp);
-    return w->result;
-}
-
-/* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
-   ours is no failure. */
-static bool pvti_writer_permissions(pvti_writer *w, const pvt_file_info *old)
-{
-    const pvt_files *files = &w->ctx->files;
-    pvt_file_info info;
-    if (!files->set_permissions) return true; /* there are none here */
-    if (!pvti_info_of(w->ctx, w->fd, &info)) return false;
-    if (files->set_owner && (info.owner != old->owner || info.group != old->group) &&
-        files->set_owner(files->user, w->fd, old->owner, old->group) != 0 && info.group != old->group)
-        (void)files->set_owner(files->user, w->fd, -1, old->group);
-    if (info.permissions == old->permissions) return true;
-    return files->set_permissions(files->user, w->fd, old->permissions) == 0;
-}
-
-/* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
-   False with errno; EEXIST: try another name. */
-static bool pvti_writer_create(pvti_writer *w, const pvt_file_info *old)
-{
-    w->fd = pvti_open(w->ctx, w->temp, old ? PVT_OPEN_NEW_PRIVATE : PVT_OPEN_NEW);
-    w->open = w->temporary = w->fd >= 0;
-    return w->open;
-}
-
-/* The lock that keeps sweepers away. False with errno; EEXIST: one was faster and has the file now. */
-static bool pvti_writer_lock(pvti_writer *w)
-{
-    pvti_lock lock = pvti_lock_try(w->ctx, w->fd, w->temp);
-    if (lock == PVTI_LOCK_NONE) return true;
-    if (lock == PVTI_LOCK_TAKEN) {
-        pvti_close(w->ctx, w->fd);
-        w->open = w->temporary = false;
-        errno = EEXIST;
-        return false;
-    }
-    w->lock = w->ctx->files.share(w->ctx->files.user, w->fd);
-    w->locked = w->lock >= 0;
-    return w->locked;
-}
-
-/* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
-static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, pvt_file_info *old,
-                                    bool *exists)
-{
-    memset(w, 0, sizeof *w);
-    w->ctx = ctx;
-    w->result = PVT_ERR_IO; /* until it is open */
-    if (strlen(path) >= sizeof w->path)
-        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
-    snprintf(w->path, sizeof w->path, "%s", path);
-    *exists = pvti_info(ctx, path, old);
-    if (*exists && old->kind == PVT_FILE_DIRECTORY) errno = EISDIR;
-    /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
-    if (*exists ? old->kind == PVT_FILE_DIRECTORY : errno != ENOENT && errno != ENOTDIR)
-        return pvti_writer_fail(w, "cannot be written");
-    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
-    return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
-}
-
-static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *old)
-{
-    char dir[PVTI_PATH_BYTES];
-    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
-    int tries;
-    pvti_path_directory(w->path, dir);
-    pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
-    for (tries = 0; tries < 10000; tries++) {
-        if (pvti_temporary_name(w->ctx, dir, name, w->temp) != PVT_OK) {
-            pvti_writer_close(w);
-            return w->result;
-        }
-        if (pvti_writer_create(w, old) && pvti_writer_lock(w)) return PVT_OK;
-        if (errno != EEXIST) break;
-    }
-    return pvti_writer_fail(w, "cannot be created");
-}
-
-/* Nothing is written to `path` itself before the commit. */
-static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
-{
-    pvt_file_info old;
-    bool exists;
-    PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
-    w->direct = exists && old.kind != PVT_FILE_REGULAR;
-    if (!w->direct) {
-        PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
-    } else {
-        w->fd = pvti_open(ctx, w->path, PVT_OPEN_WRITE);
-        w->open = w->fd >= 0;
-        if (!w->open) return pvti_writer_fail(w, "cannot be opened");
-    }
-    if (exists && !w->direct && !pvti_writer_permissions(w, &old))
-        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
-    return w->result = PVT_OK;
-}
-
-static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t bytes)
-{
-    const char *from = (const char *)data;
-    while (bytes > 0) {
-        int64_t done = pvti_write(w->ctx, w->fd, from, PVTI_MIN(bytes, (int64_t)1 << 30));
-        if (done == 0) errno = ENOSPC;
-        if (done <= 0) return pvti_writer_fail(w, "writing failed");
-        from += done;
-        bytes -= done;
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_writer_flush(pvti_writer *w)
-{
-    int64_t used = w->used;
-    w->used = 0;
-    return pvti_writer_write(w, w->buffer, used);
-}
-
-/* After a failure every further put returns that failure and does nothing. */
-static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
-{
-    if (w->result != PVT_OK) return w->result;
-    if (bytes <= 0) return PVT_OK;
-    w->written += bytes;
-    if (bytes > PVTI_WRITER_BYTES - w->used) {
-        PVTI_TRY(pvti_writer_flush(w));
-        if (bytes >= PVTI_WRITER_BYTES) return pvti_writer_write(w, data, bytes);
-    }
-    memcpy(w->buffer + w->used, data, (size_t)bytes);
-    w->used += bytes;
-    return PVT_OK;
-}
-
-/* n numbers of `size` bytes, in the order that files have. */
-static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
-                                                      int64_t size)
-{
-    char part[4096];
-    int64_t each = (int64_t)sizeof part / size, i, m;
-    if (!PVTI_SWAPS) return pvti_writer_put(w, data, n * size);
-    for (i = 0; i < n; i += m) {
-        m = PVTI_MIN(each, n - i);
-        pvti_copy_numbers(part, (const char *)data + i * size, m, size);
-        PVTI_TRY(pvti_writer_put(w, part, m * size));
-    }
-    return w->result;
-}
-
-/* Everything that was put is on the device. */
-static pvt_result pvti_writer_settle(pvti_writer *w)
-{
-    if (w->result != PVT_OK) return w->result;
-    PVTI_TRY(pvti_writer_flush(w));
-    if (!pvti_sync(w->ctx, w->fd) && !w->direct) return pvti_writer_fail(w, "writing failed");
-    w->open = false;
-    if (pvti_close(w->ctx, w->fd)) return PVT_OK;
-    return pvti_writer_fail(w, "writing failed"); /* network file systems report a full disk here */
-}
-
-/* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
-   new one is in place and only its directory could not be synced. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
-{
-    char dir[PVTI_PATH_BYTES];
-    PVTI_TRY(pvti_writer_settle(w));
-    if (w->temporary && !w->staged) {
-        if (!pvti_rename(w->ctx, w->temp, w->path))
-            return pvti_writer_fail(w, "cannot be replaced by the new file");
-        w->temporary = false;
-        pvti_path_directory(w->path, dir);
-        if (!pvti_directory_sync(w->ctx, dir))
-            w->result = pvti_fail(w->ctx, PVT_ERR_IO,
-                                  "%s: the new file is in place, but its directory could not be synced: %s; "
-                                  "it may be lost when the power fails now",
-                                  w->path, strerror(errno));
-    }
-    w->temporary = false; /* an exchange's file stays until that is committed or given up */
-    pvti_writer_close(w);
-    return w->result;
-}
-
-/* A whole small file at once. */
-static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
-{
-    pvti_writer w;
-    PVTI_TRY(pvti_writer_open(ctx, path, &w));
-    pvti_writer_put(&w, data, bytes);
-    return pvti_writer_commit(&w);
-}
-
-/* A byte-for-byte copy. */
-static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, const char *to)
-{
-    pvti_map map;
-    pvt_result result;
-    PVTI_TRY(pvti_map_open(ctx, from, &map));
-    result = pvti_file_write(ctx, to, map.data, map.size);
-    pvti_map_close(ctx, &map);
-    return result;
-}
-#endif /* PVTI_FILES */
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
     Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
@@ -5881,6 +5393,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
     pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
 }
+
 // >>codebooks
 /*  Additive codebooks: W[group] = s · Σ_m C_m[code_m]. A group is og × ig weights, its D = og·ig
     numbers stored row by row, as codebook entries are. Codes are bytes up to B = 8, else 16 bits. */
@@ -6209,6 +5722,7 @@ PVTI_INLINE int64_t pvti_candidate_insert(pvti_candidate *list, int64_t n, int64
     return n < keep ? n + 1 : n;
 }
 enum { PVTI_MAX_BEAM = 16 };
+
 // >>search
 /*  Codes for given values. Two metrics, one idea: start from the previous codes, visit the
     codebooks one by one, take the visited codebook's vector out, score all of its entries at
@@ -6760,6 +6274,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
         pvti_free(ctx, s.ancestor);
     return result;
 }
+
 // >>fit
 /*  Calibration of one weight (AQLM, 2401.06118, sections 3.2 and 3.3): minimise
         L = ⟨(W−Ŵ)H, W−Ŵ⟩ = ‖(W−Ŵ)X‖²,   H = XᵀX,
@@ -7934,6 +7449,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
     }
     return pvti_device_check(weight->ctx);
 }
+
 // >>optimizer
 /*  Adam (1412.6980) and LAMB (1904.00962) for one array, with the reference's conventions:
         m ← β1·m + (1−β1)·g,   v ← β2·v + (1−β2)·g²,
@@ -8698,8 +8214,3804 @@ static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_a
     }
     return false;
 }
+#endif /* PVTUNE_LAYER >= 1 */
+
+#if PVTUNE_LAYER >= 2
+// >>families
+/*  What tells one family of models from another: one row per family, and one table of all tensors that a
+    model may have. Loading, saving, listing and running go by these two and by nothing else; a family
+    that needs no new kind of tensor is one row more.
+
+    A block (layer), with n = B·T rows everywhere:
+        x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
+        y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
+    where q, k and v add a bias if the family has them. */
+
+/* What a tensor's presence can depend on. */
+enum { PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */ };
+
+typedef enum pvti_window_rule { /* how config.json says that attention has a window */
+    PVTI_WINDOW_NONE,     /* not at all */
+    PVTI_WINDOW_ALL,      /* "sliding_window": in every layer */
+    PVTI_WINDOW_SWITCHED  /* the same after "use_sliding_window", from layer "max_window_layers" on */
+} pvti_window_rule;
+
+typedef struct pvti_family {
+    const char *name, *architecture; /* "model_type" and "architectures" in config.json */
+    const char *gguf;                /* "general.architecture" */
+    unsigned has;
+    bool neighbours;                 /* its GGUF files have neighbours as rotary pairs, see pvti_load_copy */
+    pvti_window_rule window_rule;
+    int64_t window, window_from, kv_heads, ctx; /* where config.json has no such key; kv_heads 0: heads */
+} pvti_family;
+
+/* A model of no family in particular is of the first; so are those of llama2.c. */
+static const pvti_family pvti_families[] = {
+    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
+    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
+    {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
+     32768},
+};
+
+/* NULL: there is no such family. */
+static const pvti_family *pvti_family_find(const char *name)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
+        if (strcmp(pvti_families[i].name, name) == 0) return &pvti_families[i];
+    return NULL;
+}
+
+/* "a, b and c": the families, or the architectures of their GGUF files. */
+static void pvti_family_list(bool gguf, char out[128])
+{
+    const char *names[PVTI_COUNT(pvti_families)];
+    int i, k, n = 0, at = 0;
+    for (i = 0; i < PVTI_COUNT(pvti_families); i++) {
+        const char *name = gguf ? pvti_families[i].gguf : pvti_families[i].name;
+        for (k = 0; k < n && strcmp(names[k], name) != 0; k++) {}
+        if (k == n) names[n++] = name;
+    }
+    out[0] = 0;
+    for (i = 0; i < n && at < 128; i++)
+        at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
+                       names[i]);
+}
+
+/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
+   that can and shares its GGUF architecture, which has no other name for it. */
+static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
+{
+    const pvti_family *own = pvti_family_find(c->family);
+    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
+            return &pvti_families[i];
+    return own;
+}
+
+/* ---- tensors ---- */
+
+typedef enum pvti_width { /* which size of the config a side of a tensor has */
+    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
+} pvti_width;
+
+static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
+{
+    switch (width) {
+    case PVTI_WIDTH_NONE: return 1;
+    case PVTI_WIDTH_HEADS: return c->heads * c->head_dim;
+    case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
+    case PVTI_WIDTH_FF: return c->ff;
+    case PVTI_WIDTH_VOCAB: return c->vocab;
+    default: return c->dim;
+    }
+}
+
+/* A block's tensors, in the order in which a layer lists those that it has; then those outside blocks.
+   Linears that read the same input stand side by side, as pvti_weights_forward takes them, and so do their
+   biases. */
+enum {
+    PVTI_NORM_ATT, PVTI_NORM_MLP,
+    PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
+    PVTI_Q_BIAS, PVTI_K_BIAS, PVTI_V_BIAS,
+    PVTI_BLOCK,
+    PVTI_EMBED = PVTI_BLOCK, PVTI_NORM_LAST, PVTI_HEAD,
+    PVTI_TENSORS,
+    PVTI_LINEARS = PVTI_DOWN - PVTI_Q + 1
+};
+
+/* Which of a block's activations a linear reads. */
+enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
+
+typedef enum pvti_start { /* what a new model's tensor holds */
+    PVTI_START_ZERO,
+    PVTI_START_ONE,
+    PVTI_START_NORMAL,  /* N(0, 0.02²) */
+    PVTI_START_RESIDUAL /* N(0, 0.02²/2L): what adds to the residual stream */
+} pvti_start;
+
+/* In a block Hugging Face puts "model.layers.N." before the name, GGUF "blk.N.". */
+typedef struct pvti_tensor_row {
+    const char *hf, *gguf, *llama2c; /* names in the three kinds of files; "": has none */
+    pvti_width out, in;              /* in NONE: a vector */
+    unsigned has;                    /* one flag that it depends on, or ALWAYS */
+    pvti_start start;
+    bool rotary;                     /* of matrices: rows are rotary pairs */
+    int input;                       /* of linears */
+} pvti_tensor_row;
+
+static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
+    {"input_layernorm.weight", "attn_norm.weight", "rms_att", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"post_attention_layernorm.weight", "ffn_norm.weight", "rms_ffn", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"self_attn.q_proj.weight", "attn_q.weight", "wq", PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
+    {"self_attn.k_proj.weight", "attn_k.weight", "wk", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
+    {"self_attn.v_proj.weight", "attn_v.weight", "wv", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_A},
+    {"self_attn.o_proj.weight", "attn_output.weight", "wo", PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS,
+     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_ATT},
+    {"mlp.gate_proj.weight", "ffn_gate.weight", "w1", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
+    {"mlp.up_proj.weight", "ffn_up.weight", "w3", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
+    {"mlp.down_proj.weight", "ffn_down.weight", "w2", PVTI_WIDTH_DIM, PVTI_WIDTH_FF,
+     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_H},
+    {"self_attn.q_proj.bias", "attn_q.bias", "", PVTI_WIDTH_HEADS, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.k_proj.bias", "attn_k.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.v_proj.bias", "attn_v.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
+     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"model.embed_tokens.weight", "token_embd.weight", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
+     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, 0},
+    {"model.norm.weight", "output_norm.weight", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
+    {"lm_head.weight", "output.weight", "wcls", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
+     PVTI_HAS_HEAD, PVTI_START_NORMAL, false, 0},
+};
+
+static bool pvti_is_matrix(int tensor) { return pvti_tensors[tensor].in != PVTI_WIDTH_NONE; }
+
+/* Does a model of that config have the tensor? */
+static bool pvti_config_has(const pvt_model_config *c, int tensor)
+{
+    unsigned has = pvti_family_find(c->family)->has | (c->tied ? 0u : (unsigned)PVTI_HAS_HEAD);
+    return pvti_tensors[tensor].has == PVTI_HAS_ALWAYS || (pvti_tensors[tensor].has & has);
+}
+
+// >>model
+/*  A model is the tensors of its family (section families) plus the numbers in its config. Matrices are
+    pvt_weights: mapped from a file, in memory, or codes; norms and biases are few and always lie in memory
+    as pvt_real.
+
+    q and k rows are always in the order of Hugging Face (rotary pairs j, j + HS/2): some GGUF files and
+    llama2.c's have neighbours as pairs, and loading reorders those two matrices. */
+
+/* A block, by the numbers of its tensors: of each place one of the two is used. */
+typedef struct pvti_layer {
+    pvt_weight linear[PVTI_BLOCK]; /* empty: a vector */
+    pvt_real *vector[PVTI_BLOCK];  /* NULL: a matrix, or absent */
+} pvti_layer;
+
+#define PVTI_MAX_EOS 8
+struct pvt_model {
+    pvt_ctx *ctx;
+    pvt_model_config config;
+    pvt_weight embed; /* [V, C] */
+    pvt_weight head;  /* [V, C]; tied: a view of embed */
+    pvti_layer *layers;
+    pvt_real *norm;      /* [C], behind the last block */
+    int block[PVTI_BLOCK], n_block; /* the tensors of each block in order */
+    int place[PVTI_BLOCK];          /* where each stands there; −1: absent */
+    pvt_real *vectors;   /* [n_vectors], what norms and biases point into */
+    int64_t n_vectors;
+    pvt_dtype *types;    /* [tensors] of vectors, in the files that they were read from; NONE: from no file */
+    float *rope_factors; /* what the config's point to, or NULL */
+    struct pvti_source *source; /* the files that weights are mapped from; NULL: none */
+    struct pvt_tokenizer *tokenizer; /* or NULL */
+    int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
+    int n_eos;
+    char *generation_config; /* the file's text, carried along on save; may be NULL */
+    int64_t generation_config_bytes;
+};
+
+#define PVTI_ROPE_MOST 512 /* frequencies: head sizes up to 1024, see pvti_config_check */
+
+/* Refuses what cannot be a model before any size is computed from it: every product of two of
+   these fits an int64_t many times over. `name` is where the numbers come from. */
+static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_model_config *c)
+{
+    const struct {
+        const char *key;
+        int64_t value, min, max;
+    } ranges[] = {
+        {"layers", c->layers, 1, 4096},
+        {"hidden size", c->dim, 1, 1 << 20},
+        {"attention heads", c->heads, 1, 1 << 14},
+        {"key/value heads", c->kv_heads, 1, 1 << 14},
+        {"head size", c->head_dim, 2, 1024},
+        {"feed-forward size", c->ff, 1, 1 << 22},
+        {"vocabulary", c->vocab, 1, 1 << 24},
+        {"context length", c->ctx, 1, 1 << 24},
+        {"sliding window", c->window, 0, 1 << 24},
+        {"rope_scaling's original context", c->rope_original_ctx, 0, 1 << 24},
+    };
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(ranges); i++)
+        if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: %s is %lld; %lld to %lld are possible", name,
+                             ranges[i].key, (long long)ranges[i].value, (long long)ranges[i].min,
+                             (long long)ranges[i].max);
+    if (c->heads % c->kv_heads)
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: %lld attention heads cannot share %lld key/value heads evenly", name,
+                         (long long)c->heads, (long long)c->kv_heads);
+    if (c->head_dim % 2)
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary embedding needs an even head size, not %lld", name,
+                         (long long)c->head_dim);
+    if (!(c->norm_eps > 0 && c->norm_eps < 1) || !(c->rope_theta > 0 && c->rope_theta < 1e30))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: norm epsilon %g or rotary base %g makes no sense", name,
+                         c->norm_eps, c->rope_theta);
+    if (c->rope_factor != 0 &&
+        !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
+          c->rope_high < 1e6 && c->rope_original_ctx > 0))
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
+                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
+    for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
+        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
+                             name, (long long)i, (double)c->rope_factors[i]);
+    return PVT_OK;
+}
+
+/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
+   training, so that results there mean nothing. */
+static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
+                                                 int64_t T)
+{
+    if (T >= 2 && T <= model->config.ctx) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "%s: a context of %lld tokens is not possible: this model was made for 2 to %lld", what,
+                     (long long)T, (long long)model->config.ctx);
+}
+
+/* The head as a view of the embedding; again whenever the embedding was replaced. */
+static pvt_result pvti_model_tie(pvt_model *model)
+{
+    if (!model->config.tied) return PVT_OK;
+    pvt_weight_free(&model->head);
+    return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
+}
+
+/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+static pvt_result pvti_model_head_q8(pvt_model *model)
+{
+    pvt_weight *head = &model->head, q8;
+    int64_t V = head->O, C = head->I, r, b, i;
+    pvt_real *row;
+    uint8_t *blocks;
+    if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
+    if (C % 32)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
+                         (long long)C);
+    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    if (!row || !blocks) {
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        return PVT_ERR_MEMORY;
+    }
+    for (r = 0; r < V; r++) {
+        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        for (b = 0; b < C / 32; b++) {
+            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
+            double most = 0, d;
+            uint16_t bits;
+            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
+            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+            pvti_store_u16(out, bits);
+            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
+                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+            }
+        }
+    }
+    pvti_free(model->ctx, row);
+    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    q8.owned = true;
+    pvt_weight_free(head);
+    *head = q8;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
+{
+    int64_t l, j;
+    for (l = 0; l < model->config.layers; l++)
+        for (j = 0; j < PVTI_BLOCK; j++)
+            if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
+    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
+}
+
+PVT_API void pvt_model_free(pvt_model *model)
+{
+    int64_t l, j;
+    if (!model) return;
+    for (l = 0; model->layers && l < model->config.layers; l++)
+        for (j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
+    pvt_weight_free(&model->head);
+    pvt_weight_free(&model->embed);
+    if (model->tokenizer) model->ctx->outside->tokenizer_free(model->tokenizer);
+    if (model->source) model->ctx->outside->source_close(model->source);
+    pvti_free(model->ctx, model->generation_config);
+    pvti_free(model->ctx, model->layers);
+    pvt_memory_free(model->ctx, model->vectors);
+    pvti_free(model->ctx, model->types);
+    pvti_free(model->ctx, model->rope_factors);
+    pvti_free(model->ctx, model);
+}
+
+/* ---- tensors, numbered ---- */
+
+/*  0: embedding; then each layer's tensors in the order of the table, without those that the family has not;
+    the last norm; the head, unless tied. −1: the model has no such tensor. */
+static int64_t pvti_tensor_number(const pvt_model *model, int tensor, int64_t layer)
+{
+    int64_t behind = 1 + model->config.layers * model->n_block;
+    if (tensor == PVTI_EMBED) return 0;
+    if (tensor == PVTI_NORM_LAST) return behind;
+    if (tensor == PVTI_HEAD) return model->config.tied ? -1 : behind + 1;
+    return model->place[tensor] < 0 ? -1 : 1 + layer * model->n_block + model->place[tensor];
+}
+
+PVT_API int64_t pvt_model_tensors(const pvt_model *model)
+{
+    return 2 + model->config.layers * model->n_block + !model->config.tied;
+}
+
+/* Which tensor of the table number i is, and of which layer (−1: of none). */
+static int pvti_tensor_at(const pvt_model *model, int64_t i, int64_t *layer)
+{
+    int64_t behind = pvti_tensor_number(model, PVTI_NORM_LAST, 0);
+    *layer = -1;
+    if (i == 0) return PVTI_EMBED;
+    if (i >= behind) return i == behind ? PVTI_NORM_LAST : PVTI_HEAD;
+    *layer = (i - 1) / model->n_block;
+    return model->block[(i - 1) % model->n_block];
+}
+
+/* ---- an empty model ---- */
+
+/* Where vectors point to, and what new ones hold. */
+static void pvti_model_place_vectors(pvt_model *model)
+{
+    const pvt_model_config *c = &model->config;
+    int64_t l, i, n;
+    pvt_real *at = model->vectors;
+    for (l = 0; l < c->layers; l++)
+        for (int j = 0; j < PVTI_BLOCK; j++) {
+            if (pvti_is_matrix(j) || model->place[j] < 0) continue;
+            n = pvti_width_of(c, pvti_tensors[j].out);
+            for (i = 0; i < n && !model->ctx->device; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
+            model->layers[l].vector[j] = at;
+            at += n;
+        }
+    for (i = 0; i < c->dim && !model->ctx->device; i++) at[i] = 1; /* on a device all are copied there */
+    model->norm = at;
+}
+
+/* A model of that shape without weights yet; norms 1, biases 0. The config must have been checked. */
+static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
+{
+    int64_t in_block = 0;
+    pvt_model *model = PVTI_NEW(ctx, pvt_model, 1);
+    *out = NULL;
+    if (!model) return PVT_ERR_MEMORY;
+    model->ctx = ctx;
+    model->config = *config;
+    model->bos = -1;
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        bool has = pvti_config_has(config, j);
+        model->place[j] = has ? model->n_block : -1;
+        if (!has) continue;
+        model->block[model->n_block++] = j;
+        if (!pvti_is_matrix(j)) in_block += pvti_width_of(config, pvti_tensors[j].out);
+    }
+    model->n_vectors = in_block * config->layers + config->dim;
+    model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
+    model->vectors = PVTI_MEMORY(ctx, pvt_real, model->n_vectors);
+    model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
+    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
+    if (!model->layers || !model->vectors || !model->types ||
+        (config->rope_factors && !model->rope_factors)) {
+        pvt_model_free(model);
+        return PVT_ERR_MEMORY;
+    }
+    if (config->rope_factors)
+        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
+    model->config.rope_factors = model->rope_factors;
+    pvti_model_place_vectors(model);
+    *out = model;
+    return PVT_OK;
+}
+
+PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { return &model->config; }
+/* ---- what a tensor is ---- */
+
+#define PVTI_NAME 96 /* bytes of a tensor's name */
+/* Its name; a matrix' with `suffix` for ".weight", ".codes", …; a vector is one array and keeps its own. */
+static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const char *suffix,
+                             char out[PVTI_NAME])
+{
+    int64_t layer;
+    int tensor = pvti_tensor_at(model, i, &layer);
+    const char *name = gguf ? pvti_tensors[tensor].gguf : pvti_tensors[tensor].hf;
+    int stem = (int)strlen(name);
+    if (pvti_is_matrix(tensor)) stem -= (int)strlen(".weight");
+    else suffix = "";
+    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
+    else
+        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
+                 stem, name, suffix);
+}
+
+static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
+{
+    const pvti_dtype *type = pvti_dtype_info(dtype);
+    return n / type->block * type->bytes;
+}
+
+PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
+{
+    pvt_model *m = (pvt_model *)(uintptr_t)model; /* who may write through it is for the caller to know */
+    pvt_tensor_info info;
+    int64_t l;
+    int tensor;
+    memset(&info, 0, sizeof info);
+    if (i < 0 || i >= pvt_model_tensors(model)) return info;
+    tensor = pvti_tensor_at(model, i, &l);
+    pvti_tensor_name(model, i, false, ".weight", info.name);
+    if (tensor == PVTI_EMBED) info.weight = &m->embed;
+    else if (tensor == PVTI_HEAD) info.weight = &m->head;
+    else if (tensor == PVTI_NORM_LAST) info.values = m->norm;
+    else if (!pvti_is_matrix(tensor)) info.values = m->layers[l].vector[tensor];
+    else info.weight = &m->layers[l].linear[tensor], info.linear = true;
+    info.n = info.weight ? info.weight->O * info.weight->I
+                         : pvti_width_of(&m->config, pvti_tensors[tensor].out);
+    if (!info.weight) info.dtype = m->types[i] ? m->types[i] : PVTI_DTYPE_REAL;
+    else if (!pvti_has_codes(info.weight)) info.dtype = info.weight->dtype;
+    if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
+    else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight); /* NULL: still to be loaded */
+    return info;
+}
+
+/* Does a save write this tensor as codes? */
+static bool pvti_save_codes(const pvt_model *model, const pvt_save_desc *as, const pvt_tensor_info *t)
+{
+    if (!t->weight || !pvti_has_codes(t->weight)) return false;
+    return !as->dense && !(as->dense_embedding && t->weight == &model->embed);
+}
+
+PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
+{
+    pvt_bits sum;
+    double packed;
+    int64_t i, linears = 0;
+    memset(&sum, 0, sizeof sum);
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        bool codes = as ? pvti_save_codes(model, as, &t) : t.dtype == PVT_DTYPE_NONE;
+        int64_t bytes = as && !codes ? pvti_dense_bytes(t.n, as->dtype ? as->dtype : PVT_F16) : t.bytes;
+        packed = codes ? pvt_weight_bits(t.weight) * (double)t.n : 8.0 * (double)bytes;
+        sum.params += t.n, sum.bytes += bytes, sum.packed_all += packed;
+        if (t.linear) linears += t.n, sum.linears += 8.0 * (double)bytes, sum.packed_linears += packed;
+    }
+    sum.linears /= (double)linears, sum.packed_linears /= (double)linears;
+    sum.all = 8.0 * (double)sum.bytes / (double)sum.params, sum.packed_all /= (double)sum.params;
+    return sum;
+}
+
+PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
+{
+    return model->source ? model->ctx->outside->source_bytes(model->source) : 0;
+}
+
+/* ---- making and copying ---- */
+
+/* Nearly N(0, 1): a sum of twelve uniform numbers less its mean (variance 12/12), which needs no
+   logarithm and so has the same bits everywhere. 16-bit uniforms, four to a random word. */
+static double pvti_random_normal(uint64_t seed, uint64_t step, uint64_t index)
+{
+    int64_t sum = 0;
+    uint64_t i, j;
+    for (i = 0; i < 3; i++) {
+        uint64_t word = pvti_random(seed, PVTI_RANDOM_INIT, step, 3 * index + i);
+        for (j = 0; j < 4; j++) sum += (int64_t)(word >> (16 * j) & 65535);
+    }
+    return ((double)sum + 6.0) * (1.0 / 65536.0) - 6.0;
+}
+
+typedef struct pvti_init {
+    pvt_real *W;
+    int64_t n, tensor;
+    double sigma;
+    uint64_t seed;
+} pvti_init;
+
+static void pvti_init_task(void *arg, int64_t i, int worker)
+{
+    const pvti_init *a = (const pvti_init *)arg;
+    int64_t j, end = PVTI_MIN(a->n, (i + 1) * 4096);
+    (void)worker;
+    for (j = i * 4096; j < end; j++)
+        a->W[j] = (pvt_real)(a->sigma * pvti_random_normal(a->seed, (uint64_t)a->tensor, (uint64_t)j));
+}
+
+static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma, int64_t O, int64_t I,
+                                     pvt_weight *out)
+{
+    pvti_init a;
+    PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
+    a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
+    a.seed = ctx->seed;
+    pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
+    return PVT_OK;
+}
+
+/* A copy that owns its arrays, in ctx's memory: dense weights as pvt_real, codes as they are. */
+static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    pvt_weight taken;
+    pvt_result result;
+    if (pvti_has_codes(weight) || weight->dtype == PVTI_DTYPE_REAL)
+        return pvti_weight_take(ctx, weight, out);
+    if (!pvti_same_memory(ctx, weight->ctx)) {
+        PVTI_TRY(pvti_weight_take(ctx, weight, &taken));
+        result = pvti_weight_copy(ctx, &taken, out);
+        pvt_weight_free(&taken);
+        return result;
+    }
+    PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
+    pvt_weight_dequantize(weight, (pvt_real *)out->array[0]);
+    return PVT_OK;
+}
+
+typedef pvt_result pvti_copy_fn(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out);
+
+static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to, pvti_copy_fn *copy)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(from); i++) {
+        pvt_weight *weight = pvt_model_tensor(to, i).weight;
+        if (weight) PVTI_TRY(copy(to->ctx, pvt_model_tensor(from, i).weight, weight));
+    }
+    return pvti_model_tie(to);
+}
+
+static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_copy_fn *copy_weight,
+                                     pvt_model **out)
+{
+    pvt_model *copy;
+    pvt_result result;
+    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
+    copy = *out;
+    copy->bos = model->bos, copy->n_eos = model->n_eos;
+    memcpy(copy->eos, model->eos, sizeof copy->eos);
+    result = pvti_transfer(ctx, copy->vectors, model->ctx, model->vectors,
+                           model->n_vectors * (int64_t)sizeof(pvt_real));
+    if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
+    if (result == PVT_OK && model->generation_config) {
+        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
+        copy->generation_config_bytes = model->generation_config_bytes;
+        if (copy->generation_config)
+            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
+        else result = PVT_ERR_MEMORY;
+    }
+    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
+    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
+    return result;
+}
+
+PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
+{
+    return pvti_model_copy_as(ctx, model, pvti_weight_copy, out);
+}
+
+/* What was made on the host goes over to ctx's device, every tensor as it is: *model becomes that. The files
+   stay open, for what is asked about them. */
+static pvt_result pvti_model_move(pvt_ctx *ctx, pvt_model **model)
+{
+    pvt_model *from = *model, *to;
+    pvt_result result = pvti_model_copy_as(ctx, from, pvti_weight_take, &to);
+    *model = NULL;
+    if (result == PVT_OK) {
+        memcpy(to->types, from->types, (size_t)pvt_model_tensors(to) * sizeof *to->types);
+        to->source = from->source;
+        from->source = NULL;
+        *model = to;
+    }
+    pvt_model_free(from);
+    return result;
+}
+
+static pvt_result pvti_model_randomize(pvt_model *model)
+{
+    const pvt_model_config *c = &model->config;
+    double residual = 0.02 / __builtin_sqrt(2.0 * (double)c->layers);
+    int64_t i, layer;
+    for (i = 0; i < pvt_model_tensors(model); i++) {
+        const pvti_tensor_row *row = &pvti_tensors[pvti_tensor_at(model, i, &layer)];
+        pvt_weight *weight = pvt_model_tensor(model, i).weight;
+        if (weight)
+            PVTI_TRY(pvti_weight_random(model->ctx, i, row->start == PVTI_START_RESIDUAL ? residual : 0.02,
+                                        pvti_width_of(c, row->out), pvti_width_of(c, row->in), weight));
+    }
+    return pvti_model_tie(model);
+}
+
+PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
+{
+    pvt_model_config c = *config;
+    pvt_result result;
+    *out = NULL;
+    if (ctx->device) {
+        PVTI_TRY(pvt_model_create(ctx->host, config, out));
+        return pvti_model_move(ctx, out);
+    }
+    char families[128];
+    if (!c.family[0]) snprintf(c.family, sizeof c.family, "%s", pvti_families[0].name);
+    c.family[sizeof c.family - 1] = 0;
+    if (!pvti_family_find(c.family)) {
+        pvti_family_list(false, families);
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "the config of the new model: there is no family \"%s\"; %s are supported", c.family,
+                         families);
+    }
+    if (!c.kv_heads) c.kv_heads = c.heads;
+    if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
+    if (c.norm_eps == 0) c.norm_eps = 1e-5;
+    if (c.rope_theta == 0) c.rope_theta = 10000;
+    if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
+    PVTI_TRY(pvti_model_new(ctx, &c, out));
+    result = pvti_model_randomize(*out);
+    if (result != PVT_OK) pvt_model_free(*out), *out = NULL;
+    return result;
+}
+
+// >>blocks
+/*  One transformer block, forward and backward, on memory that stands ready: `pvti_blocks` holds
+    what running blocks of one shape needs, `pvti_acts` what one forward leaves for its backward.
+    The weights come as an argument, so that calibration can run a block's original and its
+    quantized version side by side.
+
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers. The norms' outputs a and
+    m and the product h are a third as much again and cost almost nothing to make, so they exist
+    once for all blocks and backward makes them again. */
+
+typedef struct pvti_acts {
+    pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
+    pvt_real *att;              /* [n, NH·HS] input of o */
+    pvt_real *x1;               /* [n, C] x + o(att) */
+    pvt_real *gate, *up;        /* [n, FF] */
+    pvt_real *rstd[2];          /* [n] of PVTI_NORM_ATT and PVTI_NORM_MLP */
+    pvt_real *lse;              /* [B, NH, T] */
+    pvt_real *a;                /* [n, C] input of q, k, v; shared between all sets */
+    pvt_real *m;                /* [n, C] input of gate, up; shared */
+    pvt_real *h;                /* [n, FF] input of down; shared */
+} pvti_acts;
+
+typedef struct pvti_blocks {
+    pvt_ctx *ctx;
+    pvt_model_config config;
+    int64_t tokens, positions; /* n and T at most */
+    bool train;
+    pvt_real *cosines, *sines; /* [positions, HS/2] */
+    pvti_acts *acts;           /* [n_acts] */
+    int64_t n_acts;
+    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
+    void *memory, *host_memory;
+} pvti_blocks;
+
+/* Keys and values of earlier tokens, of one layer. */
+typedef struct pvti_cache {
+    pvt_real *k, *v; /* [B, positions, NKV, HS] */
+    int64_t pos;     /* tokens that they hold */
+} pvti_cache;
+
+/* Hands out pieces of one allocation. Without memory (base NULL) it only counts, so that the
+   same code says how much is needed and then cuts it up. What the host itself reads (pointers, ids)
+   comes, when ops compute in a device's memory, from an allocation apart. */
+typedef struct pvti_carver {
+    char *base, *host;
+    int64_t bytes, host_bytes;
+    bool apart, overflow;
+} pvti_carver;
+
+static pvti_carver pvti_carver_begin(const pvt_ctx *ctx, void *base, void *host)
+{
+    pvti_carver carver;
+    memset(&carver, 0, sizeof carver);
+    carver.base = (char *)base;
+    carver.host = (char *)host;
+    carver.apart = ctx->device != NULL;
+    return carver;
+}
+
+static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t columns, int64_t size)
+{
+    bool apart = host && carver->apart;
+    int64_t bytes, end, *used = apart ? &carver->host_bytes : &carver->bytes;
+    char *base = apart ? carver->host : carver->base, *piece = base ? base + *used : NULL;
+    if (!pvti_mul(rows, columns, &bytes) || !pvti_mul(bytes, size, &bytes) ||
+        !pvti_add(bytes, PVTI_ALIGN - 1, &bytes) ||
+        !pvti_add(*used, bytes & -(int64_t)PVTI_ALIGN, &end)) {
+        carver->overflow = true;
+        return NULL;
+    }
+    *used = end;
+    return piece;
+}
+#define PVTI_CARVE(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, false, rows, columns, (int64_t)sizeof(type)))
+#define PVTI_CARVE_HOST(carver, type, rows, columns) \
+    ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
+
+/* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
+static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
+{
+    const pvt_model_config *g = &b->config;
+    int64_t n = b->tokens, Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim, i, j;
+    pvt_real *a, *m, *h;
+    b->cosines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
+    b->sines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
+    a = PVTI_CARVE(c, pvt_real, n, g->dim);
+    m = PVTI_CARVE(c, pvt_real, n, g->dim);
+    h = PVTI_CARVE(c, pvt_real, n, g->ff);
+    b->acts = PVTI_CARVE_HOST(c, pvti_acts, b->n_acts, 1);
+    for (i = 0; i < b->n_acts; i++) {
+        pvti_acts counted, *s = b->acts ? &b->acts[i] : &counted;
+        s->q = PVTI_CARVE(c, pvt_real, n, Q);
+        s->k = PVTI_CARVE(c, pvt_real, n, KV);
+        s->v = PVTI_CARVE(c, pvt_real, n, KV);
+        s->att = PVTI_CARVE(c, pvt_real, n, Q);
+        s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
+        s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
+        s->up = PVTI_CARVE(c, pvt_real, n, g->ff);
+        for (j = 0; j < 2; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
+        s->lse = PVTI_CARVE(c, pvt_real, n, g->heads);
+        s->a = a, s->m = m, s->h = h;
+    }
+    b->da = b->wide = NULL;
+    if (!b->train) return;
+    b->da = PVTI_CARVE(c, pvt_real, n, g->dim);
+    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, 2 * Q + 2 * KV));
+}
+
+static void pvti_blocks_rope(pvti_blocks *b)
+{
+    const pvt_model_config *g = &b->config;
+    float inv_freq[PVTI_ROPE_MOST];
+    pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
+    if (g->rope_factor != 0)
+        pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
+                              g->rope_original_ctx);
+    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
+    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
+}
+
+static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+{
+    if (b->memory) pvt_memory_free(b->ctx, b->memory);
+    if (b->host_memory) pvti_free(b->ctx, b->host_memory);
+    memset(b, 0, sizeof *b);
+}
+
+/* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
+static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
+                                                 int64_t positions, int64_t n_acts, bool train,
+                                                 pvti_blocks *b)
+{
+    pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
+    memset(b, 0, sizeof *b);
+    b->ctx = ctx, b->config = *config, b->tokens = tokens, b->positions = positions, b->n_acts = n_acts,
+    b->train = train;
+    pvti_blocks_layout(b, &carver);
+    b->memory = pvt_memory_alloc(ctx, carver.overflow ? -1 : carver.bytes);
+    if (carver.apart) b->host_memory = pvti_alloc(ctx, carver.host_bytes, 1);
+    if (!b->memory || (carver.apart && !b->host_memory)) {
+        pvti_blocks_free(b);
+        return PVT_ERR_MEMORY;
+    }
+    carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
+    pvti_blocks_layout(b, &carver);
+    pvti_blocks_rope(b);
+    return PVT_OK;
+}
+
+static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
+                              int64_t T)
+{
+    int64_t KV = b->config.kv_heads * b->config.head_dim, i;
+    for (i = 0; i < B; i++) {
+        int64_t to = (i * b->positions + cache->pos) * KV;
+        pvti_copy(b->ctx, cache->k + to, s->k + i * T * KV, T * KV);
+        pvti_copy(b->ctx, cache->v + to, s->v + i * T * KV, T * KV);
+    }
+}
+
+static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, int64_t T)
+{
+    pvt_attention_desc d;
+    memset(&d, 0, sizeof d);
+    d.B = B, d.T = T, d.NH = b->config.heads, d.NKV = b->config.kv_heads, d.HS = b->config.head_dim;
+    d.window = b->config.window;
+    return d;
+}
+
+/*  y [n,C] = block(x [n,C]), n = B·T; y may be x. Leaves in `s` what backward needs; with y NULL
+    it does only that. cache: NULL, or the earlier tokens' keys and values, which grow by T. */
+static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *y, const pvt_real *x,
+                               int64_t B, int64_t T, pvti_acts *s, const pvti_cache *cache)
+{
+    const pvt_model_config *g = &b->config;
+    const pvt_weight *w = layer->linear;
+    pvt_ctx *ctx = b->ctx;
+    int64_t n = B * T, C = g->dim, HS = g->head_dim, pos = cache ? cache->pos : 0;
+    const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
+    pvt_attention_desc d = pvti_block_attention(b, B, T);
+    pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
+    bool bias = layer->vector[PVTI_Q_BIAS] != NULL;
+
+    pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
+                        (pvt_real)g->norm_eps);
+    for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
+        pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
+    pvti_weights_forward(qkv, s->a, &w[PVTI_Q], 3, n, bias);
+    pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
+    pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
+    if (cache) {
+        pvti_cache_append(b, cache, s, B, T);
+        d.pos = pos, d.kv_batch = b->positions * g->kv_heads * HS;
+        pvt_attention_forward(ctx, s->att, NULL, s->q, cache->k, cache->v, &d);
+    } else {
+        pvt_attention_forward(ctx, s->att, b->train ? s->lse : NULL, s->q, s->k, s->v, &d);
+    }
+    pvt_weight_forward(s->x1, s->att, &w[PVTI_O], n, false);
+    pvt_residual_forward(ctx, s->x1, s->x1, x, n * C);
+
+    pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->vector[PVTI_NORM_MLP], n, C,
+                        (pvt_real)g->norm_eps);
+    pvti_weights_forward(gate_up, s->m, &w[PVTI_GATE], 2, n, false);
+    pvt_swiglu_forward(ctx, s->h, s->gate, s->up, n * g->ff);
+    if (!y) return;
+    pvt_weight_forward(y, s->h, &w[PVTI_DOWN], n, false);
+    pvt_residual_forward(ctx, y, y, s->x1, n * C);
+}
+
+/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
+    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
+    forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
+static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
+                                int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
+{
+    const pvt_model_config *g = &b->config;
+    const pvt_weight *w = layer->linear;
+    pvt_ctx *ctx = b->ctx;
+    int64_t n = B * T, C = g->dim, HS = g->head_dim, Q = n * g->heads * HS, KV = n * g->kv_heads * HS,
+            F = n * g->ff;
+    pvt_real *dh = b->wide, *dgate = dh + F, *dup = dgate + F;
+    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *const dqkv[3] = {dq, dk, dv};
+    pvt_attention_desc desc = pvti_block_attention(b, B, T);
+
+    /* y = x1 + down(h), h = silu(gate)·up */
+    pvti_zero(ctx, b->wide, 3 * F);
+    pvt_swiglu_forward(ctx, s->h, s->gate, s->up, F);
+    pvt_weight_backward(dh, grads[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
+    pvt_swiglu_backward(ctx, dgate, dup, dh, s->gate, s->up, F);
+    /* gate, up = linear(m), m = norm(x1) */
+    pvti_zero(ctx, b->da, n * C);
+    pvt_rmsnorm_forward(ctx, s->m, NULL, s->x1, layer->vector[PVTI_NORM_MLP], n, C, (pvt_real)g->norm_eps);
+    pvt_weight_backward(b->da, grads[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
+    pvt_weight_backward(b->da, grads[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
+    pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_MLP], b->da, s->x1, s->rstd[PVTI_NORM_MLP],
+                         layer->vector[PVTI_NORM_MLP], n, C);
+
+    /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
+    pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
+    pvt_weight_backward(datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
+    pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
+    pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
+    pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
+    /* q, k, v = linear(a) + bias, a = norm(x) */
+    pvti_zero(ctx, b->da, n * C);
+    pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
+    pvt_weight_backward(b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
+    pvt_weight_backward(b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
+    pvt_weight_backward(b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    for (int i = 0; i < 3; i++)
+        pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
+                            w[PVTI_Q + i].O);
+    pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_ATT], b->da, x, s->rstd[PVTI_NORM_ATT],
+                         layer->vector[PVTI_NORM_ATT], n, C);
+}
+
+// >>run
+/*  The whole model: embedding, blocks, last norm, head, and back. All memory is laid out at
+    creation. In training the input of every block is kept; whole sets of activations only for as
+    many of the last blocks as the memory limit allows. The others run forward once more when
+    backward reaches them, in the set of the last block, which is free by then.
+
+    Logits of all tokens never exist at once. The head runs over chunks of rows: logits, loss and
+    their gradient for a chunk, then the next. So no logit is computed twice, and since gradients
+    add up row by row in order, the size of a chunk changes no bit. */
+
+struct pvt_run {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    pvt_run_desc desc; /* defaults filled in; frozen is a copy */
+    int64_t B, T;      /* of the last forward; 0: none */
+    bool backward_done;
+    pvti_blocks blocks;
+    pvt_real *x;             /* inputs of blocks: [L + 1, n, C] in training, else [n, C] */
+    pvt_real *hidden, *rstd; /* [n, C], [n] */
+    pvt_real *dx, *dhidden;  /* [n, C] */
+    pvt_real *logits;        /* [logits_n] */
+    int64_t logits_n;
+    pvt_softmax_row *rows; /* [n], and so are the following */
+    double *lse, *teacher_lse, *loss;
+    int32_t *ids, *targets;
+    double *host_loss; /* the host's copies: with a device apart, else the same arrays */
+    int32_t *host_ids, *host_targets;
+    pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
+    int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
+    bool *frozen;                /* [tensors] */
+    pvt_real **grads;            /* [tensors]; without `accumulate` the layers share theirs */
+    void *memory, *host_memory, *grads_memory;
+    int64_t bytes, host_bytes, bytes_grads; /* host_bytes: what lies apart */
+};
+
+#define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
+
+static void pvti_run_layout(pvt_run *run, pvti_carver *c)
+{
+    const pvt_model_config *g = &run->model->config;
+    const pvt_run_desc *d = &run->desc;
+    int64_t n = d->max_tokens, C = g->dim, tensors = pvt_model_tensors(run->model);
+    run->blocks.config = *g, run->blocks.tokens = n, run->blocks.positions = d->max_ctx,
+    run->blocks.train = d->train;
+    pvti_blocks_layout(&run->blocks, c);
+    run->x = PVTI_CARVE(c, pvt_real, d->train ? g->layers + 1 : 1, n * C);
+    run->hidden = PVTI_CARVE(c, pvt_real, n, C);
+    run->rstd = PVTI_CARVE(c, pvt_real, n, 1);
+    run->ids = PVTI_CARVE(c, int32_t, n, 1);
+    run->host_ids = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->ids;
+    run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
+    run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
+    if (d->cache) {
+        run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
+                                  d->max_ctx * g->kv_heads * g->head_dim);
+        run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
+                                  d->max_ctx * g->kv_heads * g->head_dim);
+        run->logits_n = c->apart ? g->vocab : 0; /* on their way to the host */
+        run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
+        return;
+    }
+    run->logits_n = PVTI_MIN(PVTI_MAX(PVTI_LOGITS, 128 * g->vocab),
+                             2 * n * g->vocab); /* KL needs two of each */
+    run->logits_n = PVTI_MAX(run->logits_n, 2 * g->vocab);
+    run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
+    run->rows = PVTI_CARVE(c, pvt_softmax_row, n, 1);
+    run->lse = PVTI_CARVE(c, double, n, 1);
+    run->teacher_lse = PVTI_CARVE(c, double, n, 1);
+    run->loss = PVTI_CARVE(c, double, n, 1);
+    run->targets = PVTI_CARVE(c, int32_t, n, 1);
+    run->host_loss = c->apart ? PVTI_CARVE_HOST(c, double, n, 1) : run->loss;
+    run->host_targets = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->targets;
+    if (!d->train) return;
+    run->dx = PVTI_CARVE(c, pvt_real, n, C);
+    run->dhidden = PVTI_CARVE(c, pvt_real, n, C);
+}
+
+/* Gradients: of every tensor with `accumulate`; else the layers use the same arrays in turn. */
+static void pvti_run_layout_grads(pvt_run *run, pvti_carver *c)
+{
+    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, i, layer;
+    pvt_real *shared[PVTI_TENSORS];
+    bool taken[PVTI_TENSORS];
+    memset(taken, 0, sizeof taken);
+    for (i = 0; i < tensors; i++) {
+        int j = pvti_tensor_at(run->model, i, &layer);
+        bool share = !run->desc.accumulate && layer >= 0;
+        pvt_real *grad;
+        if (run->desc.frozen && run->desc.frozen[i]) continue;
+        grad = share && taken[j] ? shared[j] : PVTI_CARVE(c, pvt_real, pvt_model_tensor(run->model, i).n, 1);
+        if (share) shared[j] = grad, taken[j] = true;
+        if (c->base) run->grads[i] = grad;
+    }
+}
+
+/* Fills in defaults, and how many sets of activations fit; counts bytes. */
+static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc, pvt_run *run)
+{
+    const pvt_model_config *g = &model->config;
+    pvt_run_desc *d = &run->desc;
+    pvti_carver one = pvti_carver_begin(ctx, NULL, NULL), two = one, grads = one;
+    int64_t limit;
+    memset(run, 0, sizeof *run);
+    run->ctx = ctx, run->model = model, run->blocks.ctx = ctx;
+    if (desc) *d = *desc;
+    if (d->max_batch == 0) d->max_batch = 1;
+    if (d->max_ctx == 0) d->max_ctx = PVTI_MIN(g->ctx, 2048);
+    if (d->max_batch < 1 || d->max_batch > INT32_MAX || d->max_ctx < 1 || d->max_ctx > 1 << 24 ||
+        d->max_tokens < 0)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a run of %lld sequences of %lld tokens is not possible",
+                         (long long)d->max_batch, (long long)d->max_ctx);
+    if (d->cache && d->train)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a run can train or keep a cache, not both");
+    if (d->max_tokens == 0) d->max_tokens = d->max_batch * d->max_ctx;
+    d->max_tokens = PVTI_MIN(d->max_tokens, d->max_batch * d->max_ctx);
+    if (d->max_tokens > INT32_MAX)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%lld tokens in one forward are too many",
+                         (long long)d->max_tokens);
+    limit = d->memory_limit > 0 ? d->memory_limit : (int64_t)2 << 30;
+    run->blocks.n_acts = 1;
+    pvti_run_layout(run, &one);
+    if (d->train && g->layers > 1) {
+        run->blocks.n_acts = 2;
+        pvti_run_layout(run, &two);
+        if (!two.overflow && limit > one.bytes)
+            run->blocks.n_acts = PVTI_MIN(g->layers, 1 + (limit - one.bytes) / (two.bytes - one.bytes));
+        else run->blocks.n_acts = 1;
+    }
+    one = pvti_carver_begin(ctx, NULL, NULL);
+    pvti_run_layout(run, &one);
+    pvti_run_layout_grads(run, &grads);
+    if (one.overflow || grads.overflow)
+        return pvti_fail(ctx, PVT_ERR_MEMORY, "a run of %lld tokens needs more memory than can be addressed",
+                         (long long)d->max_tokens);
+    run->bytes = one.bytes, run->bytes_grads = grads.bytes;
+    run->host_bytes = one.host_bytes;
+    return PVT_OK;
+}
+
+PVT_API void pvt_run_free(pvt_run *run)
+{
+    if (!run) return;
+    pvt_memory_free(run->ctx, run->memory);
+    pvt_memory_free(run->ctx, run->grads_memory);
+    pvti_free(run->ctx, run->host_memory);
+    pvti_free(run->ctx, run);
+}
+
+PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
+{
+    pvt_run run;
+    int64_t bytes;
+    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
+        !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
+        !pvti_add(bytes, run.host_bytes + (int64_t)sizeof run, &bytes))
+        return INT64_MAX;
+    return bytes;
+}
+
+PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
+                                  pvt_run **out)
+{
+    pvt_ctx *ctx = model->ctx;
+    pvt_run plan, *run;
+    pvti_carver carver;
+    int64_t i, tensors = pvt_model_tensors(model);
+    *out = NULL;
+    PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
+    run = PVTI_NEW(ctx, pvt_run, 1);
+    if (!run) return PVT_ERR_MEMORY;
+    *run = plan;
+    run->memory = pvt_memory_alloc(ctx, run->bytes);
+    run->grads_memory = pvt_memory_alloc(ctx, run->bytes_grads);
+    if (ctx->device) run->host_memory = pvti_alloc(ctx, run->host_bytes, 1);
+    if (!run->memory || !run->grads_memory || (ctx->device && !run->host_memory)) {
+        pvt_run_free(run);
+        return PVT_ERR_MEMORY;
+    }
+    carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
+    pvti_run_layout(run, &carver);
+    carver = pvti_carver_begin(ctx, run->grads_memory, NULL);
+    pvti_run_layout_grads(run, &carver);
+    for (i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
+    run->desc.frozen = run->frozen;
+    pvti_blocks_rope(&run->blocks);
+    *out = run;
+    return PVT_OK;
+}
+
+PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run)
+{
+    pvt_run_info info;
+    info.bytes = run->bytes + run->bytes_grads + run->host_bytes + (int64_t)sizeof *run;
+    info.bytes_gradients = run->bytes_grads;
+    info.layers_kept = run->desc.train ? run->blocks.n_acts : 0;
+    info.position = run->pos;
+    return info;
+}
+
+PVT_API void pvt_run_reset(pvt_run *run) { run->pos = 0; }
+PVT_API const pvt_real *pvt_run_hidden(const pvt_run *run) { return run->hidden; }
+
+/* ---- forward ---- */
+
+/* The set of activations that layer l uses: the last n_acts layers have their own. */
+static pvti_acts *pvti_run_acts(const pvt_run *run, int64_t l)
+{
+    return run->blocks.acts + PVTI_MAX(0, l - (run->model->config.layers - run->blocks.n_acts));
+}
+static pvt_real *pvti_run_input(const pvt_run *run, int64_t l)
+{
+    return run->x + (run->desc.train ? l * run->desc.max_tokens * run->model->config.dim : 0);
+}
+
+static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, int64_t T)
+{
+    const pvt_run_desc *d = &run->desc;
+    int64_t i, V = run->model->config.vocab;
+    if (B < 1 || T < 1 || B > d->max_batch || T > d->max_ctx || B * T > d->max_tokens)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         "forward of %lld x %lld tokens in a run made for %lld x %lld, at most %lld "
+                         "at a time",
+                         (long long)B, (long long)T, (long long)d->max_batch, (long long)d->max_ctx,
+                         (long long)d->max_tokens);
+    if (d->cache && run->pos > 0 && (B != run->cache_batch || run->pos + T > d->max_ctx))
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         "the cache holds %lld tokens of %lld sequences and has room for %lld; %lld x "
+                         "%lld more do not fit",
+                         (long long)run->pos, (long long)run->cache_batch, (long long)d->max_ctx,
+                         (long long)B, (long long)T);
+    for (i = 0; i < B * T; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                             "token id %lld at position %lld is outside the vocabulary of %lld; does "
+                             "the tokenizer belong to the model?",
+                             (long long)ids[i], (long long)i, (long long)V);
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
+{
+    int64_t V = run->model->config.vocab, i;
+    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
+    if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
+                         (long long)first, (long long)(run->B * run->T));
+    if (!run->ctx->device) {
+        pvt_weight_forward(logits, hidden, &run->model->head, n, false);
+        return PVT_OK;
+    }
+    for (i = 0; i < n; i += run->logits_n / V) {
+        int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
+        pvt_weight_forward(run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
+                           false);
+        PVTI_TRY(pvt_memory_read(run->ctx, logits + i * V, run->logits, rows * V * (int64_t)sizeof *logits));
+    }
+    return PVT_OK;
+}
+
+/* The host's copy of an array of the run's goes to where ops read it. */
+static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t bytes)
+{
+    if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
+}
+
+PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
+{
+    const pvt_model *model = run->model;
+    const pvt_model_config *g = &model->config;
+    int64_t n, l;
+    PVTI_TRY(pvti_run_check(run, ids, B, T));
+    n = B * T;
+    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
+    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
+    pvt_weight_embedding(run->x, &model->embed, run->ids, n);
+    for (l = 0; l < g->layers; l++) {
+        pvti_cache cache;
+        if (run->desc.cache) { /* laid out at creation, so that this size fits */
+            int64_t at = l * (run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim);
+            cache.k = run->cache_k + at, cache.v = run->cache_v + at, cache.pos = run->pos;
+        }
+        pvti_block_forward(&run->blocks, &model->layers[l], pvti_run_input(run, l + 1),
+                           pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
+                           run->desc.cache ? &cache : NULL);
+    }
+    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), model->norm, n,
+                        g->dim, (pvt_real)g->norm_eps);
+    run->B = B, run->T = T, run->backward_done = false;
+    if (run->desc.cache) run->pos += T, run->cache_batch = B;
+    PVTI_TRY(pvti_device_check(run->ctx));
+    return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
+}
+
+/* ---- loss and backward ---- */
+
+static const pvt_loss_desc pvti_loss_default = {NULL, NULL, NULL, 0};
+
+static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
+{
+    int64_t V = run->model->config.vocab, i;
+    if (run->B == 0 || run->desc.cache)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         "a loss needs a forward before it, in a run without a cache");
+    for (i = 0; desc->targets && i < run->B * run->T; i++)
+        if (desc->targets[i] >= V)
+            return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                             "target %lld at position %lld is outside the vocabulary of %lld",
+                             (long long)desc->targets[i], (long long)i, (long long)V);
+    if (!desc->teacher) return PVT_OK;
+    if (!desc->teacher_hidden)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT, "a teacher without its hidden states");
+    if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
+        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
+                         "the teacher lies in the memory of another device; pvt_model_copy brings it over");
+    if (desc->teacher->config.vocab != V)
+        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
+                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
+                         "be compared",
+                         (long long)desc->teacher->config.vocab, (long long)V);
+    return PVT_OK;
+}
+
+/* What counts: the targets as the losses want them; how many. KL without targets counts all. */
+static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
+{
+    int64_t n = run->B * run->T, count = 0, i;
+    for (i = 0; i < n; i++) {
+        bool last = i % run->T == run->T - 1;
+        if (desc->targets) run->host_targets[i] = desc->targets[i];
+        else run->host_targets[i] = desc->teacher ? 0 : last ? -1 : run->host_ids[i + 1];
+        count += run->host_targets[i] >= 0;
+    }
+    pvti_run_send(run, run->targets, run->host_targets, n * (int64_t)sizeof *run->targets);
+    return count;
+}
+
+/* Rows first … first+n−1: losses into run->loss, and with dhead logits' gradients into
+   run->dhidden and dW of the head (which may be NULL). */
+static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t first, int64_t n, double scale,
+                            bool backward, pvt_real *dW)
+{
+    pvt_ctx *ctx = run->ctx;
+    int64_t V = run->model->config.vocab;
+    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
+    const int32_t *targets = run->targets + first;
+    pvt_real *logits = run->logits, *teacher = logits + n * V;
+    double *lse = run->lse + first, *teacher_lse = run->teacher_lse + first, *loss = run->loss + first;
+    pvt_softmax_row *rows = run->rows + first;
+
+    pvt_weight_forward(logits, hidden, &run->model->head, n, false);
+    pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
+    if (desc->teacher) {
+        pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
+        pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
+        pvt_weight_forward(teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
+                           &desc->teacher->head, n, false);
+        pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
+        pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
+        pvt_softmax_finish(ctx, teacher_lse, NULL, rows, NULL, n);
+        pvt_memory_zero(ctx, loss, n * (int64_t)sizeof *loss);
+        pvt_kl_forward(ctx, loss, logits, lse, teacher, teacher_lse, targets, n, V, V);
+        if (backward) pvt_kl_backward(ctx, logits, lse, teacher, teacher_lse, targets, scale, n, V, V);
+    } else {
+        pvt_softmax_update(ctx, rows, logits, targets, n, 0, V, V);
+        pvt_softmax_finish(ctx, lse, loss, rows, targets, n);
+        if (backward) pvt_cross_entropy_backward(ctx, logits, lse, targets, scale, n, 0, V, V);
+    }
+    if (backward)
+        pvt_weight_backward(run->dhidden + first * run->model->config.dim, dW, logits, hidden,
+                            &run->model->head, n);
+}
+
+static pvt_result pvti_run_head(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
+                                double *per_token, bool backward, pvt_real *dW)
+{
+    const pvt_loss_desc *d = desc ? desc : &pvti_loss_default;
+    int64_t n = run->B * run->T, rows, counted, i;
+    double total = 0, scale;
+    PVTI_TRY(pvti_loss_check(run, d));
+    counted = pvti_loss_targets(run, d);
+    scale = d->scale != 0 ? d->scale : 1.0 / (double)PVTI_MAX(1, counted);
+    rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
+    if (backward) pvti_zero(run->ctx, run->dhidden, n * run->model->config.dim);
+    for (i = 0; i < n; i += rows) pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
+    if (run->host_loss != run->loss)
+        PVTI_TRY(pvt_memory_read(run->ctx, run->host_loss, run->loss, n * (int64_t)sizeof *run->loss));
+    for (i = 0; i < n; i++) total += run->host_loss[i];
+    if (per_token) memcpy(per_token, run->host_loss, (size_t)n * sizeof *per_token);
+    if (sum) *sum = total;
+    if (count) *count = counted;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
+                                double *per_token)
+{
+    return pvti_run_head(run, desc, sum, count, per_token, false, NULL);
+}
+
+PVT_API const pvt_real *pvt_run_grad(const pvt_run *run, int64_t tensor)
+{
+    if (!run->desc.accumulate || tensor < 0 || tensor >= pvt_model_tensors(run->model)) return NULL;
+    return run->grads[tensor];
+}
+
+PVT_API void pvt_run_zero_grad(pvt_run *run)
+{
+    pvti_zero(run->ctx, (pvt_real *)run->grads_memory, run->bytes_grads / (int64_t)sizeof(pvt_real));
+}
+
+/* Hands tensor i's gradient over and clears it; without a sink it stays. */
+static pvt_result pvti_run_hand(pvt_run *run, int64_t i, pvt_grad_fn *sink, void *user)
+{
+    if (!sink || !run->grads[i]) return PVT_OK;
+    PVTI_TRY(sink(user, i, run->grads[i]));
+    pvti_zero(run->ctx, run->grads[i], pvt_model_tensor(run->model, i).n);
+    return PVT_OK;
+}
+
+/* The gradients of layer l's tensors by their numbers in the table; NULL: absent, or not wanted. */
+static void pvti_run_block_grads(const pvt_run *run, int64_t l, pvt_real *grads[PVTI_BLOCK])
+{
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        int64_t i = pvti_tensor_number(run->model, j, l);
+        grads[j] = i < 0 ? NULL : run->grads[i];
+    }
+}
+
+/* From d(loss)/d(hidden) in run->dhidden down to the embedding. */
+static pvt_result pvti_run_backward_body(pvt_run *run, pvt_grad_fn *sink, void *user)
+{
+    const pvt_model *model = run->model;
+    const pvt_model_config *g = &model->config;
+    int64_t n = run->B * run->T, last = pvti_tensor_number(model, PVTI_NORM_LAST, 0), l, j;
+    pvt_real *grads[PVTI_BLOCK];
+    if (!g->tied) PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, PVTI_HEAD, 0), sink, user));
+    pvti_zero(run->ctx, run->dx, n * g->dim);
+    pvt_rmsnorm_backward(run->ctx, run->dx, run->grads[last], run->dhidden, pvti_run_input(run, g->layers),
+                         run->rstd, model->norm, n, g->dim);
+    PVTI_TRY(pvti_run_hand(run, last, sink, user));
+    for (l = g->layers - 1; l >= 0; l--) {
+        if (l < g->layers - run->blocks.n_acts)
+            pvti_block_forward(&run->blocks, &model->layers[l], NULL, pvti_run_input(run, l), run->B, run->T,
+                               pvti_run_acts(run, l), NULL);
+        pvti_run_block_grads(run, l, grads);
+        pvti_block_backward(&run->blocks, &model->layers[l], run->dx, pvti_run_input(run, l), run->B, run->T,
+                            pvti_run_acts(run, l), grads);
+        for (j = model->n_block - 1; j >= 0; j--)
+            PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, model->block[j], l), sink, user));
+    }
+    if (run->grads[0])
+        pvt_embedding_backward(run->ctx, run->grads[0], run->dx, run->ids, n, g->vocab, g->dim);
+    return pvti_run_hand(run, 0, sink, user);
+}
+
+PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
+                                    pvt_grad_fn *sink, void *user)
+{
+    pvt_result result;
+    if (!run->desc.train || run->backward_done)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         run->desc.train ? "backward needs a forward of its own before it"
+                                         : "this run was not made with train");
+    if (!sink && !run->desc.accumulate)
+        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
+                         "backward without a sink needs a run made with accumulate");
+    PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
+    run->backward_done = true;
+    result = pvti_run_head(run, desc, sum, count, NULL, true,
+                           run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
+    if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
+    if (result == PVT_OK) result = pvti_device_check(run->ctx);
+    if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
+    return result;
+}
+
+// >>rounding
+/*  To the numbers that a file holds, before anything is measured with them. */
+
+#define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
+
+static pvt_result pvti_round_fail(pvt_ctx *ctx, pvt_dtype dtype, const char *name, int64_t i, double value)
+{
+    return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                     "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
+                     (long long)i, value, dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
+                     dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
+}
+
+/* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
+static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
+                                    const char *name, int64_t offset)
+{
+    /* from here on a number rounds to infinity */
+    double limit = dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
+    int64_t i;
+    if (dtype == PVT_F16) {
+        i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
+        return i < 0 ? PVT_OK : pvti_round_fail(ctx, dtype, name, offset + i, pvti_peek(ctx, from + i));
+    }
+    for (i = 0; i < n; i++) {
+        if (!((double)from[i] < limit && (double)from[i] > -limit))
+            return pvti_round_fail(ctx, dtype, name, offset + i, (double)from[i]);
+        if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
+        else ((float *)to)[i] = (float)from[i];
+    }
+    return PVT_OK;
+}
+
+/* A dense weight from a file becomes an fp16 array of its own. */
+static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
+{
+    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
+    uint16_t *half = PVTI_MEMORY(ctx, uint16_t, weight->O * weight->I);
+    pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * weight->I);
+    pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
+    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
+        int64_t n = PVTI_MIN(step, weight->O - r), at = r * weight->I;
+        pvt_weight some;
+        result = pvt_weight_rows(weight, r, n, &some);
+        if (result != PVT_OK) break;
+        pvt_weight_dequantize(&some, rows);
+        result = pvti_round_values(ctx, PVT_F16, half + at, rows, n * weight->I, name, at);
+    }
+    pvt_memory_free(ctx, rows);
+    if (result != PVT_OK) {
+        pvt_memory_free(ctx, half);
+        return result;
+    }
+    r = weight->O, step = weight->I;
+    pvt_weight_free(weight);
+    PVTI_TRY(pvt_weight_borrow(ctx, half, PVT_F16, r, step, weight));
+    weight->owned = true;
+    return PVT_OK;
+}
+
+static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
+{
+    if (t->values) {
+        int64_t bad = pvti_round_f16(ctx, NULL, t->values, t->values, t->n);
+        if (bad < 0) return pvti_device_check(ctx);
+        return pvti_round_fail(ctx, PVT_F16, t->name, bad, pvti_peek(ctx, t->values + bad));
+    }
+    if (!t->weight || (!pvti_has_codes(t->weight) && t->weight->dtype == PVT_F16)) return PVT_OK;
+    if (pvti_has_codes(t->weight) || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
+        return pvt_weight_round_f16(t->weight, t->name);
+    return pvti_round_weight(ctx, t->weight, t->name);
+}
+
+PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
+{
+    pvt_result result = PVT_OK, tied;
+    for (int64_t i = 0; i < pvt_model_tensors(model) && result == PVT_OK; i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        result = pvti_round_tensor(model->ctx, &t);
+    }
+    tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
+    return result != PVT_OK ? result : tied;
+}
+
+// >>corpus
+/*  Token ids of a text: contexts are cut from the ids, not the text. */
+
+PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
+
+PVT_API void pvt_corpus_free(pvt_corpus *corpus)
+{
+    if (!corpus) return;
+    if (corpus->ctx) pvti_free(corpus->ctx, corpus->ids);
+    memset(corpus, 0, sizeof *corpus);
+}
+
+PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out)
+{
+    memset(out, 0, sizeof *out);
+    if (n < 0 || (n > 0 && !ids))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n,
+                         ids ? "an address" : "NULL");
+    out->ids = PVTI_NEW(ctx, int32_t, PVTI_MAX(n, 1));
+    if (!out->ids) return PVT_ERR_MEMORY;
+    if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
+    out->n = n;
+    out->ctx = ctx;
+    return PVT_OK;
+}
+
+// >>evaluation
+/*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
+    from an empty context. A window of ctx tokens predicts ctx − 1. */
+
+#define PVTI_EVAL_TOKENS 2048 /* tokens of a forward: enough for GEMM to reach its speed */
+
+/* Losses of the windows first … first+n−1, one forward, into nll[n]. */
+static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int64_t T, int64_t first,
+                                    int64_t n, double *per_token, double *nll)
+{
+    int64_t i, t, count;
+    double sum;
+    PVTI_TRY(pvt_run_forward(run, corpus->ids + first * T, n, T, NULL));
+    PVTI_TRY(pvt_run_loss(run, NULL, &sum, &count, per_token));
+    for (i = 0; i < n; i++) {
+        for (nll[i] = 0, t = 0; t < T; t++) nll[i] += per_token[i * T + t];
+        if (!(nll[i] - nll[i] == 0))
+            return pvti_fail(run->ctx, PVT_ERR_NUMERIC,
+                             "the loss of a window is not finite: there are NaN or infinite numbers in the "
+                             "model's weights");
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t batch, double *per_token,
+                                double *nll, pvt_ppl *out)
+{
+    int64_t done = 0, n, i;
+    double squares = 0, T = (double)(out->ctx - 1), windows = (double)out->windows;
+    for (; done < out->windows; done += n) {
+        n = PVTI_MIN(batch, out->windows - done);
+        PVTI_TRY(pvti_eval_windows(run, corpus, out->ctx, done, n, per_token, nll + done));
+        for (i = 0; i < n; i++) out->nll_sum += nll[done + i];
+        PVTI_TRY(pvti_report(run->ctx, "eval", NULL, done + n, out->windows, "windows",
+                             pvti_exp64(out->nll_sum / ((double)(done + n) * T))));
+    }
+    out->tokens = out->windows * (out->ctx - 1);
+    out->nll = out->nll_sum / (double)out->tokens;
+    for (i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
+    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
+    out->ppl = pvti_exp64(out->nll);
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
+                                  const pvt_ppl_desc *desc, pvt_ppl *out)
+{
+    pvt_ctx *ctx = model->ctx;
+    double start = pvti_seconds(), *per_token, *nll;
+    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
+    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0, all, batch;
+    pvt_corpus part;
+    pvt_run_desc run_desc;
+    pvt_run *run = NULL;
+    pvt_result result;
+    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
+    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
+    all = corpus->n / T;
+    if (last == 0) last = all;
+    if (all < 1)
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
+            "context (--ctx)",
+            (long long)corpus->n, (long long)T);
+    if (first < 0 || first >= last || last > all)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)first,
+                         (long long)last, (long long)all, (long long)T);
+    part = *corpus;
+    part.ids += first * T;
+    out->ctx = T, out->windows = last - first;
+    batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
+    run_desc.max_batch = batch, run_desc.max_ctx = T;
+    per_token = PVTI_NEW(ctx, double, batch *T);
+    nll = PVTI_NEW(ctx, double, out->windows);
+    result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
+    if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
+    if (result == PVT_OK && desc && desc->window_nll)
+        memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
+    pvt_run_free(run);
+    pvti_free(ctx, per_token);
+    pvti_free(ctx, nll);
+    out->seconds = pvti_seconds() - start;
+    return result;
+}
+
+// >>generation
+/*  One token after the other against the cache. The choice is made in double: greedy is the
+    largest logit; else softmax(logits / temperature), the smallest set of most probable tokens
+    whose probabilities reach top_p, and one seeded number into their sum. Ties go to the lowest id. */
+
+#define PVTI_PROMPT_CHUNK 256 /* tokens of the prompt that go through the model at once */
+
+typedef struct pvti_sampler {
+    pvt_real *logits;      /* [V] */
+    double *p;             /* [V] */
+    pvti_sort_item *order; /* [V] most probable first */
+    int64_t V;
+} pvti_sampler;
+
+static int32_t pvti_sample_greedy(const pvti_sampler *s)
+{
+    int64_t best = 0, i;
+    for (i = 1; i < s->V; i++)
+        if (s->logits[i] > s->logits[best]) best = i;
+    return (int32_t)best;
+}
+
+/* unit in [0, 1). exp is our own, so that equal logits give equal text everywhere. Only tokens
+   with p ≥ (1 − top_p)·sum/V are sorted: all the others together have less than 1 − top_p, so
+   the set is complete before they are needed. At top_p 1 the order does not matter. */
+static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, double unit)
+{
+    int64_t i, n = 0, kept_n = 0;
+    double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)], least;
+    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / temperature);
+    least = (1 - top_p) * sum / (double)s->V;
+    for (i = 0; i < s->V; i++) {
+        uint64_t bits;
+        if (!(s->p[i] >= least)) continue;
+        memcpy(&bits, &s->p[i], sizeof bits); /* positive doubles and their bits have the same order */
+        s->order[n].key = ~bits, s->order[n++].index = i;
+    }
+    if (top_p < 1) pvti_sort(s->order, n, NULL, NULL);
+    while (kept_n < n && (kept_n == 0 || kept < top_p * sum)) kept += s->p[s->order[kept_n++].index];
+    for (i = 0; i < kept_n - 1; i++) {
+        unit -= s->p[s->order[i].index] / kept;
+        if (unit < 0) break;
+    }
+    return kept_n > 0 ? (int32_t)s->order[i].index : pvti_sample_greedy(s);
+}
+
+static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
+{
+    int64_t i;
+    for (i = 0; i < s->V; i++)
+        if (!(s->logits[i] - s->logits[i] == 0))
+            return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                             "the logit of token %lld is not finite: there are NaN or infinite numbers in the "
+                             "model's weights",
+                             (long long)i);
+    return PVT_OK;
+}
+
+static bool pvti_is_eos(const pvt_model *model, int32_t id)
+{
+    int i;
+    for (i = 0; i < model->n_eos; i++)
+        if (model->eos[i] == id) return true;
+    return false;
+}
+
+/* The prompt in chunks; logits of its last token. */
+static pvt_result pvti_generate_prompt(pvt_run *run, const int32_t *prompt, int64_t n, pvt_real *logits)
+{
+    int64_t i, T;
+    for (i = 0; i < n; i += T) {
+        T = PVTI_MIN(PVTI_PROMPT_CHUNK, n - i);
+        PVTI_TRY(pvt_run_forward(run, prompt + i, 1, T, NULL));
+    }
+    return pvt_run_logits(run, (n - 1) % PVTI_PROMPT_CHUNK, 1, logits);
+}
+
+static pvt_result pvti_generate_tokens(pvt_run *run, const pvt_generate_desc *d, pvti_sampler *s,
+                                       pvt_generated *out)
+{
+    const pvt_model *model = run->model;
+    while (out->n < d->n) {
+        PVTI_TRY(pvti_sample_check(run->ctx, s));
+        double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, 0);
+        int32_t id = d->temperature > 0 ? pvti_sample(s, d->temperature, d->top_p, unit)
+                                        : pvti_sample_greedy(s);
+        if (!d->ignore_eos && pvti_is_eos(model, id)) break;
+        out->ids[out->n++] = id;
+        if (d->token && d->token(d->user, id)) break;
+        PVTI_TRY(pvti_report(run->ctx, "generate", NULL, out->n, d->n, "tokens", NAN));
+        if (out->n < d->n) PVTI_TRY(pvt_run_forward(run, &id, 1, 1, s->logits));
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt,
+                                    int64_t n_prompt, const pvt_generate_desc *d, pvti_sampler *s,
+                                    pvt_run **run, pvt_generated *out)
+{
+    pvt_run_desc desc;
+    double start = pvti_seconds();
+    memset(&desc, 0, sizeof desc);
+    desc.cache = true;
+    desc.max_ctx = n_prompt + d->n;
+    desc.max_tokens = PVTI_PROMPT_CHUNK;
+    s->V = model->config.vocab;
+    s->logits = PVTI_NEW(ctx, pvt_real, s->V);
+    s->p = PVTI_NEW(ctx, double, s->V);
+    s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);
+    out->ids = PVTI_NEW(ctx, int32_t, d->n);
+    if (!s->logits || !s->p || !s->order || !out->ids) return PVT_ERR_MEMORY;
+    PVTI_TRY(pvt_run_create(model, &desc, run));
+    PVTI_TRY(pvti_generate_prompt(*run, prompt, n_prompt, s->logits));
+    out->prompt_seconds = pvti_seconds() - start;
+    start = pvti_seconds();
+    PVTI_TRY(pvti_generate_tokens(*run, d, s, out));
+    out->seconds = pvti_seconds() - start;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
+                                const pvt_generate_desc *desc, pvt_generated *out)
+{
+    pvt_ctx *ctx = model->ctx;
+    pvt_generate_desc d;
+    pvti_sampler sampler;
+    pvt_run *run = NULL;
+    pvt_result result;
+    memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
+    if (desc) d = *desc;
+    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
+    if (d.top_p == 0) d.top_p = 1;
+    if (n_prompt < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "generation needs a prompt of at least one token; begin with the start token");
+    if (d.n < 0 || d.n > 1 << 24 || n_prompt > 1 << 24 || !(d.temperature >= 0) ||
+        !(d.top_p > 0 && d.top_p <= 1))
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
+            (long long)d.n, d.temperature, d.top_p);
+    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
+    result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
+    pvt_run_free(run);
+    pvti_free(ctx, sampler.logits);
+    pvti_free(ctx, sampler.p);
+    pvti_free(ctx, sampler.order);
+    if (result != PVT_OK && result != PVT_ERR_CANCELLED) {
+        pvti_free(ctx, out->ids);
+        memset(out, 0, sizeof *out);
+    }
+    return result;
+}
+
+// >>quantize
+/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
+static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    uint64_t word;
+    for (; bytes >= 8; bytes -= 8, at += 8) {
+        memcpy(&word, at, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
+    return pvti_mix(hash);
+}
+
+/* *hash goes on over an array in the context's memory. */
+static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, uint64_t *hash)
+{
+    void *copy = NULL;
+    pvt_result result = PVT_OK;
+    if (ctx->device) {
+        copy = pvti_alloc(ctx, bytes, 1);
+        result = copy ? pvt_memory_read(ctx, copy, data, bytes) : PVT_ERR_MEMORY;
+        data = copy;
+    }
+    if (result == PVT_OK) *hash = pvti_hash(data, bytes, *hash);
+    pvti_free(ctx, copy);
+    return result;
+}
+
+static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
+{
+    const pvt_model_config *c = &model->config;
+    double shape[14] = {(double)c->layers,   (double)c->dim,
+                        (double)c->heads,    (double)c->kv_heads,
+                        (double)c->head_dim, (double)c->ff,
+                        (double)c->window,   c->tied ? 1.0 : 0.0,
+                        c->norm_eps,         c->rope_theta,
+                        c->rope_factor,      c->rope_low,
+                        c->rope_high,        (double)c->rope_original_ctx};
+    uint64_t hash = pvti_hash(shape, sizeof shape, 0);
+    int64_t i, tensors = pvt_model_tensors(model);
+    for (i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(model, i);
+        pvt_array arrays[PVT_MAX_ARRAYS];
+        int n, k;
+        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
+        if (!info.weight) {
+            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
+            continue;
+        }
+        n = pvt_weight_arrays(info.weight, arrays);
+        for (k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
+            PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
+    }
+    *out = hash;
+    return PVT_OK;
+}
+
+/*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
+    quantized blocks before it produce. Per block: one pass of the original block over all
+    samples gives its outputs (the target) and XᵀX of its four kinds of inputs; each linear is fit
+    (section fit); then the block's continuous parameters are tuned towards the target; then the
+    quantized block makes the next block's inputs. */
+
+/* What must agree for a block of another run to be this run's, as text by name. */
+typedef struct pvti_quantizer_option {
+    const char *name;
+    char value[200];
+} pvti_quantizer_option;
+enum { PVTI_QUANTIZER_OPTIONS = 11 };
+
+typedef struct pvti_quantizer {
+    pvt_ctx *ctx;
+    pvt_model *model;
+    pvt_quantize_desc desc;
+    pvti_blocks blocks;
+    int64_t samples, T, C, per_chunk; /* per_chunk: sequences in one forward */
+    pvt_real *x, *y;                  /* [samples·T, C]: the block's inputs; its original outputs */
+    pvt_real *out, *dout;             /* [chunk tokens, C] */
+    pvt_real *W;                      /* the largest linear, dense */
+    pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
+    pvt_real *dW[PVTI_BLOCK];         /* gradients of a block's tensors */
+    int64_t done, total;              /* weights */
+    pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
+    int n_fits;
+    pvti_quantizer_option options[PVTI_QUANTIZER_OPTIONS]; /* with a checkpoint */
+} pvti_quantizer;
+
+static bool pvti_name_skipped(const char *patterns, const char *name)
+{
+    while (patterns && *patterns) {
+        size_t n = strcspn(patterns, ",");
+        const char *at;
+        for (at = name; n && *at; at++)
+            if (strncmp(at, patterns, n) == 0) return true;
+        patterns += n + (patterns[n] == ',');
+    }
+    return false;
+}
+
+/* Does this calibration turn that tensor into codes? */
+static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc *d, const pvt_tensor_info *t)
+{
+    if (t->linear) return !pvti_name_skipped(d->skip, t->name);
+    if (t->weight == &model->embed) return d->embedding || (d->head && model->config.tied);
+    return t->weight && d->head;
+}
+
+PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(model, tensor);
+    return pvti_quantize_wants(model, desc, &info);
+}
+
+static int64_t pvti_input_width(const pvti_quantizer *z, int input)
+{
+    const pvt_model_config *c = &z->model->config;
+    return input == PVTI_IN_ATT ? c->heads * c->head_dim : input == PVTI_IN_H ? c->ff : c->dim;
+}
+
+typedef struct pvti_share_args {
+    pvt_real *H;
+    const pvt_real *part;
+    int64_t I;
+    pvt_real factor;
+    bool mirror;
+} pvti_share_args;
+
+/* H += factor · part in the upper triangle; or, to end, the lower one from the upper. */
+static void pvti_share_task(void *arg, int64_t r, int worker)
+{
+    const pvti_share_args *a = (const pvti_share_args *)arg;
+    int64_t c;
+    (void)worker;
+    if (a->mirror)
+        for (c = 0; c < r; c++) a->H[r * a->I + c] = a->H[c * a->I + r];
+    else
+        for (c = r; c < a->I; c++) a->H[r * a->I + c] += a->factor * a->part[r * a->I + c];
+}
+
+/* H += XᵀX/total for n rows of inputs. Only the upper triangle is computed, in bands of columns. */
+static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_real *X, int64_t n)
+{
+    const int64_t band = 384;
+    int64_t I = pvti_input_width(z, input), c;
+    pvti_share_args a;
+    for (c = 0; c < I; c += band) {
+        int64_t width = PVTI_MIN(band, I - c);
+        pvti_gemm(z->ctx, z->part + c, I, pvti_cols(X, I), pvti_rows(X + c, I), c + width, width, n, false);
+    }
+    a.H = z->H[input], a.part = z->part, a.I = I, a.factor = (pvt_real)(1.0 / (double)(z->samples * z->T)),
+    a.mirror = false;
+    pvti_parallel(z->ctx, I, pvti_share_task, &a);
+}
+
+/* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
+static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
+{
+    int64_t s, I;
+    int i;
+    pvti_share_args a;
+    for (i = 0; i < PVTI_INPUTS; i++) I = pvti_input_width(z, i), pvti_zero(z->ctx, z->H[i], I * I);
+    for (s = 0; s < z->samples; s += z->per_chunk) {
+        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s), at = s * z->T * z->C;
+        pvti_acts *acts = &z->blocks.acts[0];
+        pvti_block_forward(&z->blocks, layer, z->y + at, z->x + at, B, z->T, acts, NULL);
+        pvti_quantizer_gram(z, PVTI_IN_A, acts->a, B * z->T);
+        pvti_quantizer_gram(z, PVTI_IN_ATT, acts->att, B * z->T);
+        pvti_quantizer_gram(z, PVTI_IN_M, acts->m, B * z->T);
+        pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
+    }
+    for (i = 0; i < PVTI_INPUTS; i++) {
+        a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
+        pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
+    }
+    return PVT_OK;
+}
+
+static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j, char name[96])
+{
+    snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_number(z->model, j, l)).name);
+}
+
+/* One weight more is done. */
+static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
+{
+    z->done++;
+    if (z->desc.fitted) z->desc.fitted(z->desc.fitted_user, name, stats);
+    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
+}
+
+/* Fits one matrix and puts it in place of the old one; H may be NULL. */
+static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, const char *name, uint64_t stream,
+                                     const pvt_real *H)
+{
+    pvt_fit_desc fit = z->desc.fit;
+    pvt_fit_stats stats;
+    pvt_weight fitted;
+    fit.name = name, fit.stream = stream;
+    pvt_weight_dequantize(weight, z->W);
+    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, &z->desc.format, &fit, &stats, &fitted));
+    pvt_weight_free(weight);
+    *weight = fitted;
+    if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
+    z->fits[z->n_fits++] = stats;
+    return pvti_quantizer_tell(z, name, &stats);
+}
+
+/* From 1 at t = 0 to 0 at t = 1. */
+static double pvti_half_cosine(double t)
+{
+    double sine, cosine;
+    pvti_sincos(3.14159265358979323846 * t, &sine, &cosine);
+    return 0.5 * (1 + cosine);
+}
+
+/* Numbers in a block's tensor; 0: it is absent. */
+static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
+{
+    const pvt_model_config *c = &z->model->config;
+    if (z->model->place[tensor] < 0) return 0;
+    return pvti_width_of(c, pvti_tensors[tensor].out) * pvti_width_of(c, pvti_tensors[tensor].in);
+}
+
+/* Block fine-tuning: Adam on codebooks, scales, norms and biases towards z->y (mean squared error), the
+   learning rate falling to zero along half a cosine over all steps. */
+static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
+                                                const int *handles)
+{
+    int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
+            step, n;
+    pvt_real *grads[PVTI_BLOCK];
+    int j;
+    for (step = 0; step < steps; step++) {
+        int64_t s = step % chunks * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s),
+                at = s * z->T * z->C;
+        n = B * z->T * z->C;
+        for (j = 0; j < PVTI_BLOCK; j++) {
+            grads[j] = handles[j] >= 0 ? z->dW[j] : NULL;
+            if (grads[j]) pvti_zero(z->ctx, grads[j], pvti_quantizer_size(z, j));
+        }
+        pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
+        pvti_zero(z->ctx, z->dout, n);
+        pvt_mse_backward(z->ctx, z->dout, z->out, z->y + at, 1, n);
+        pvti_block_backward(&z->blocks, layer, z->dout, z->x + at, B, z->T, &z->blocks.acts[0], grads);
+        PVTI_TRY(pvt_pv_begin(pv, pvti_half_cosine((double)step / (double)steps)));
+        for (j = 0; j < PVTI_BLOCK; j++)
+            if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
+        PVTI_TRY(pvt_pv_end(pv, NULL));
+        PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvt_pv_desc desc;
+    pvt_pv *pv;
+    pvt_result result;
+    int handles[PVTI_BLOCK], j;
+    char name[96];
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = PVT_STRATEGY_CONTINUOUS;
+    desc.values.lr = z->desc.finetune_lr, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
+    PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
+    result = PVT_OK;
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
+        handles[j] = -1;
+        if (z->model->place[j] < 0) continue;
+        pvti_quantizer_tensor_name(z, l, j, name);
+        if (layer->vector[j])
+            result = pvt_pv_add_param(pv, layer->vector[j], pvti_quantizer_size(z, j), name, &handles[j]);
+        else if (pvti_has_codes(&layer->linear[j]))
+            result = pvt_pv_add_weight(pv, &layer->linear[j], name, &handles[j]);
+    }
+    if (result == PVT_OK) result = pvti_quantizer_finetune_steps(z, layer, pv, handles);
+    pvt_pv_free(pv);
+    return result;
+}
+
+/* The values as the file will hold them, before anything is measured with them. */
+static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    char name[96];
+    int64_t k;
+    int j;
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        for (k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
+            layer->vector[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->vector[j][k]));
+        if (!pvti_has_codes(&layer->linear[j])) continue;
+        pvti_quantizer_tensor_name(z, l, j, name);
+        PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
+    }
+    return PVT_OK;
+}
+
+/* ---- a finished block, as a checkpoint holds it ---- */
+
+/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
+typedef struct pvti_quantizer_item {
+    char file[32];
+    int n_weights, n_vectors;
+    pvt_weight *weights[PVTI_LINEARS];
+    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
+    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
+    pvt_real *vectors[PVTI_BLOCK];
+    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
+} pvti_quantizer_item;
+
+static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_quantizer_item item;
+    int j;
+    memset(&item, 0, sizeof item);
+    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        int n = item.n_weights, v = item.n_vectors;
+        if (layer->vector[j]) {
+            item.vectors[v] = layer->vector[j];
+            item.sizes[v] = pvti_quantizer_size(z, j);
+            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
+            item.n_vectors++;
+        }
+        if (!pvti_is_matrix(j)) continue;
+        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
+        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
+        item.weights[item.n_weights++] = &layer->linear[j];
+    }
+    return item;
+}
+
+// >>quantize blocks
+/*  Block after block, through the checkpoint when there is one. */
+
+/* Puts a finished block in place from its file, when that is wanted and there is one. */
+static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+{
+    *taken = false;
+    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
+}
+
+static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
+{
+    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
+}
+
+/* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
+static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                            int64_t l)
+{
+    char name[96];
+    int j;
+    z->n_fits = 0;
+    PVTI_TRY(pvti_quantizer_observe(z, original));
+    for (j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
+        pvti_quantizer_tensor_name(z, l, j, name);
+        if (pvti_name_skipped(z->desc.skip, name)) continue;
+        PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
+                                    z->H[pvti_tensors[j].input]));
+    }
+    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
+    return pvti_quantizer_round(z, layer, l);
+}
+
+static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                            int64_t l)
+{
+    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
+    bool taken;
+    int64_t s;
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    if (!taken) {
+        PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
+        PVTI_TRY(pvti_quantizer_keep(z, &item));
+    }
+    for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
+        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
+        pvt_real *x = z->x + s * z->T * z->C;
+        pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
+        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
+    }
+    return PVT_OK;
+}
+
+/* A block is exchanged whole: when anything fails in between, the original stays. */
+static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
+{
+    pvti_layer *layer = &z->model->layers[l], original, work;
+    pvt_real *vectors, *at;
+    pvt_result result = PVT_OK;
+    int64_t n = 0;
+    int j;
+    for (j = 0; j < PVTI_BLOCK; j++) n += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
+    vectors = at = PVTI_NEW(z->ctx, pvt_real, n);
+    if (!vectors) return PVT_ERR_MEMORY;
+    original = *layer, work = *layer;
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        if (!original.vector[j]) continue;
+        work.vector[j] = at;
+        memcpy(at, original.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
+        at += pvti_quantizer_size(z, j);
+    }
+    /* codes of an earlier run are fine-tuned: a copy of them */
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
+        if (pvti_has_codes(&original.linear[j]))
+            result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
+        else work.linear[j].owned = false; /* the original must survive being replaced */
+    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        bool replaced =
+            pvti_has_codes(&work.linear[j]) && work.linear[j].array[0] != original.linear[j].array[0];
+        if (!replaced) continue;
+        pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
+        if (result == PVT_OK) layer->linear[j] = work.linear[j];
+    }
+    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
+        if (work.vector[j])
+            memcpy(layer->vector[j], work.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
+    pvti_free(z->ctx, vectors);
+    return result;
+}
+
+/* Embedding or head under the plain squared error. */
+static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head,
+                                            const char *name)
+{
+    pvt_real *W = z->W;
+    pvt_result result;
+    z->n_fits = 0;
+    z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
+    result = z->W ? pvti_quantizer_fit(z, weight, name,
+                                       (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
+                  : PVT_ERR_MEMORY;
+    if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
+    pvti_free(z->ctx, z->W);
+    z->W = W;
+    return result;
+}
+
+static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
+{
+    pvt_model *model = z->model;
+    pvti_quantizer_item item;
+    bool taken;
+    memset(&item, 0, sizeof item);
+    item.n_weights = 1, item.fitted[0] = true;
+    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
+    snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
+    snprintf(item.file, sizeof item.file,
+             head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    if (taken) return PVT_OK;
+    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
+    return pvti_quantizer_keep(z, &item);
+}
+
+/* Random windows of the corpus, each at most once, through the embedding. */
+static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *corpus)
+{
+    int64_t windows = corpus->n / z->T, s;
+    int64_t *order = PVTI_NEW(z->ctx, int64_t, windows);
+    if (!order) return PVT_ERR_MEMORY;
+    pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
+    for (s = 0; s < z->samples; s++)
+        pvt_weight_embedding(z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
+                          z->T);
+    pvti_free(z->ctx, order);
+    return PVT_OK;
+}
+
+/* The matrix of tensor i if this run is to quantize it, else NULL. */
+static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(z->model, tensor);
+    return pvti_quantize_wants(z->model, &z->desc, &info) ? info.weight : NULL;
+}
+
+/* Refuses before the first hour, not after. */
+static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
+{
+    const pvt_format *f = &z->desc.format;
+    int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
+    char nearest[48];
+    for (i = 0; i < tensors; i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        if (!w) continue;
+        if (pvti_has_codes(w))
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                             "%s is quantized already; start from the original model",
+                             pvt_model_tensor(z->model, i).name);
+        O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
+        if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
+        z->total++;
+    }
+    if (unfit >= 0) {
+        pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
+        pvti_format_near(f, O, I, nearest);
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
+                         "model, or leave the tensor dense with skip",
+                         info.name, f->out_group, f->in_group, (long long)info.weight->O,
+                         (long long)info.weight->I, nearest);
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
+{
+    const pvt_model_config *c = &z->model->config;
+    pvt_quantize_desc *d = &z->desc;
+    static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int64_t i, available;
+    int n;
+    if (memcmp(&d->format, &unset, sizeof unset) == 0)
+        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    if (pvti_kind_of(&d->format) && !pvti_kind_of(&d->format)->fit)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
+                         "dense");
+    PVTI_TRY(pvti_format_arrays(z->ctx, "quantize", &d->format, PVTI_MAX(1, d->format.out_group),
+                                PVTI_MAX(1, d->format.in_group), PVTI_DTYPE_REAL, arrays, &n));
+    if (d->checkpoint && !z->ctx->outside)
+        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                         "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
+    if (d->resume && !d->checkpoint)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
+    if (d->finetune_epochs == 0) d->finetune_epochs = 1;
+    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
+    z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
+    z->C = c->dim;
+    PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
+    if (d->samples < 0 || d->finetune_lr < 0)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
+    available = corpus->n / z->T;
+    if (available < 1 || d->samples > available)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "the calibration text has %lld tokens, enough for %lld samples of %lld; %lld "
+                         "wanted: bring more text, or lower samples or ctx",
+                         (long long)corpus->n, (long long)available, (long long)z->T,
+                         (long long)(d->samples ? d->samples : 64));
+    z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= c->vocab)
+            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
+                             "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
+                             "was it tokenized with another tokenizer?",
+                             (long long)corpus->ids[i], (long long)c->vocab);
+    return pvti_quantizer_check_format(z);
+}
+
+static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
+{
+    const pvt_model_config *c = &z->model->config;
+    int64_t largest = 0, widest = 0, tokens, inputs;
+    int i;
+    /* samples · T is no more than the text has */
+    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
+    z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
+    tokens = z->per_chunk * z->T;
+    for (i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
+    PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
+    z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
+    z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
+    z->out = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
+    z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
+    z->W = PVTI_NEW(z->ctx, pvt_real, largest);
+    if (!z->x || !z->y || !z->out || !z->dout || !z->W) return PVT_ERR_MEMORY;
+    for (i = 0; i < PVTI_INPUTS; i++) {
+        int64_t I = pvti_input_width(z, i);
+        widest = PVTI_MAX(widest, I);
+        z->H[i] = PVTI_NEW(z->ctx, pvt_real, I * I);
+        if (!z->H[i]) return PVT_ERR_MEMORY;
+    }
+    z->part = PVTI_NEW(z->ctx, pvt_real, widest * widest);
+    if (!z->part) return PVT_ERR_MEMORY;
+    for (i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
+        if (z->model->place[i] < 0) continue;
+        z->dW[i] = PVTI_NEW(z->ctx, pvt_real, pvti_quantizer_size(z, i));
+        if (!z->dW[i]) return PVT_ERR_MEMORY;
+    }
+    return PVT_OK;
+}
+
+static void pvti_quantizer_free(pvti_quantizer *z)
+{
+    int i;
+    pvti_blocks_free(&z->blocks);
+    pvti_free(z->ctx, z->x), pvti_free(z->ctx, z->y), pvti_free(z->ctx, z->out), pvti_free(z->ctx, z->dout),
+        pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
+    for (i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
+    for (i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
+}
+
+static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus)
+{
+    const pvt_model_config *c = &z->model->config;
+    int64_t l;
+    PVTI_TRY(pvti_quantizer_alloc(z));
+    if (z->desc.checkpoint) PVTI_TRY(z->ctx->outside->quantizer_begin(z, corpus));
+    PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
+    if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
+    PVTI_TRY(pvti_quantizer_inputs(z, corpus));
+    for (l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
+    if (z->desc.head && !c->tied) PVTI_TRY(pvti_quantizer_table(z, true));
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
+                                const pvt_quantize_desc *desc)
+{
+    pvt_ctx *ctx = model->ctx;
+    pvti_quantizer z;
+    pvt_result result;
+    memset(&z, 0, sizeof z);
+    z.ctx = ctx, z.model = model;
+    if (desc) z.desc = *desc;
+    PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
+    PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
+    PVTI_TRY(pvti_quantizer_check(&z, corpus));
+    result = pvti_quantizer_run(&z, corpus);
+    pvti_quantizer_free(&z);
+    return result;
+}
+
+// >>company
+/*  Data-parallel tuning. The ranks share one operation, the sum. With it they also tell each other things: an
+    array of zeros in which every rank has filled its own place adds up, exactly, to what all have said. They
+    meet this way wherever one of them may fail or be stopped, so that none waits for one that has left.
+    Nothing is sent when there is one rank. */
+
+typedef struct pvti_company {
+    pvt_ctx *ctx;
+    pvt_comm comm;
+    double *said;   /* [size + PVTI_COMPANY_FIGURES]: what each rank said at the last meeting; NULL: alone */
+} pvti_company;
+
+enum { PVTI_COMPANY_FIGURES = 4, PVTI_COMPANY_RANKS = 65536 };
+
+static pvt_result pvti_company_check(pvt_ctx *ctx, const pvt_comm *comm)
+{
+    if (comm->size < 1 || comm->size > PVTI_COMPANY_RANKS || comm->rank < 0 || comm->rank >= comm->size ||
+        (comm->size > 1 && !comm->sum))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "comm: rank %d of %d%s; ranks count from 0, are at most %d, and need a sum",
+                         comm->rank, comm->size, comm->sum ? "" : " without sum", PVTI_COMPANY_RANKS);
+    return PVT_OK;
+}
+
+/* values [n] ← their sums over the ranks. */
+static pvt_result pvti_company_sum(pvti_company *c, void *values, int64_t n, pvt_dtype dtype,
+                                   const char *what)
+{
+    if (!c->said || c->comm.sum(c->comm.user, values, n, dtype) == 0) return PVT_OK;
+    return pvti_fail(c->ctx, PVT_ERR_IO,
+                     "rank %d of %d: %s could not be added over the ranks: one has ended or cannot be "
+                     "reached; resume from the last checkpoint",
+                     c->comm.rank, c->comm.size, what);
+}
+
+/* Every rank says one number, left in said[rank]; the n figures are added up. */
+static pvt_result pvti_company_meet(pvti_company *c, double number, double *figures, int n)
+{
+    double *sums = c->said + c->comm.size;
+    memset(c->said, 0, (size_t)c->comm.size * sizeof *c->said);
+    c->said[c->comm.rank] = number;
+    if (n) memcpy(sums, figures, (size_t)n * sizeof *sums);
+    PVTI_TRY(pvti_company_sum(c, c->said, c->comm.size + n, PVT_F64, "what the ranks tell each other"));
+    if (n) memcpy(figures, sums, (size_t)n * sizeof *sums);
+    return PVT_OK;
+}
+
+/* Calls the roll: is every rank there once? Free c->said. */
+static pvt_result pvti_company_open(pvti_company *c, pvt_ctx *ctx, const pvt_comm *comm)
+{
+    PVTI_TRY(pvti_company_check(ctx, comm));
+    c->ctx = ctx, c->comm = *comm;
+    if (comm->size == 1) return PVT_OK;
+    c->said = PVTI_NEW(ctx, double, comm->size + PVTI_COMPANY_FIGURES);
+    if (!c->said) return PVT_ERR_MEMORY;
+    PVTI_TRY(pvti_company_meet(c, 1, NULL, 0));
+    for (int r = 0; r < comm->size; r++)
+        if (c->said[r] != 1)
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                             "comm: of %d ranks, rank %d was counted %g times: each must have a number of "
+                             "its own, and sum must add",
+                             comm->size, r, c->said[r]);
+    return PVT_OK;
+}
+
+static pvt_result pvti_company_said(const pvti_company *c, int rank)
+{
+    double code = c->said[rank];
+    return code >= 0 && code < (double)PVT_RESULT_COUNT ? (pvt_result)code : PVT_ERR_IO;
+}
+
+/* All ranks return the same: PVT_OK when all went well, else the first rank's error, and a cancellation where
+   that is all there is. figures [n ≤ PVTI_COMPANY_FIGURES] are added up. */
+static pvt_result pvti_company_agree(pvti_company *c, pvt_result mine, double *figures, int n)
+{
+    pvt_result code = PVT_OK;
+    int first = 0, r;
+    if (!c->said) return mine;
+    PVTI_TRY(pvti_company_meet(c, (double)mine, figures, n));
+    for (r = 0; r < c->comm.size && (code == PVT_OK || code == PVT_ERR_CANCELLED); r++) {
+        pvt_result its = pvti_company_said(c, r);
+        if (its == PVT_OK || its == code) continue;
+        code = its;
+        first = r;
+    }
+    if (code == mine) return mine; /* in its own words */
+    return pvti_fail(c->ctx, code, "rank %d of %d stopped, and so do all: %s; it has the details", first,
+                     c->comm.size, pvt_result_text(code));
+}
+
+/* Has every rank the same? */
+static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t hash)
+{
+    if (!c->said) return PVT_OK;
+    PVTI_TRY(pvti_company_meet(c, (double)(hash >> 12), NULL, 0)); /* 52 bits, which a double holds */
+    for (int r = 1; r < c->comm.size; r++)
+        if (c->said[r] != c->said[0])
+            return pvti_fail(c->ctx, PVT_ERR_MISMATCH,
+                             "the ranks must all have the same, but rank %d of %d differs from rank 0 in: %s",
+                             r, c->comm.size, what);
+    return PVT_OK;
+}
+
+// >>tuner
+/*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
+    tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
+    complete. With one micro-batch a step the dense gradients of one layer exist at a time.
+
+    Small batches are noisy: the loss of a step says little about the model. So a few windows of the
+    text are kept back, spread evenly over it; the loss on them (of the teacher's own distribution,
+    paired by construction) decides which state is kept as the best, and when to stop. */
+
+/* A part of the best state: a copy of one array that the pv tunes, as a file would hold it. */
+typedef struct pvti_best {
+    char name[128];
+    const pvti_pv_entry *entry;
+    const pvt_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
+    void *data;
+    pvt_dtype dtype;
+    int64_t n;
+} pvti_best;
+
+struct pvt_tuner {
+    pvt_ctx *ctx;
+    pvt_model *student;
+    const pvt_model *teacher;
+    const pvt_corpus *corpus;
+    pvt_tune_desc desc;      /* with defaults filled in */
+    pvt_run *run, *teacher_run;
+    pvt_pv *pv;
+    int *handles;            /* [tensors]; −1: not tuned */
+    bool *frozen;            /* [tensors] */
+    int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
+    int64_t *place;          /* [windows]: which window of the corpus each is */
+    int64_t *order;          /* [windows] */
+    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the
+                                host, which has room for them */
+    bool *cached;            /* [windows] */
+    pvt_real *hidden;        /* teacher's hidden states of a micro-batch taken from the cache */
+    int32_t *ids;            /* [micro_batch, T] */
+    int64_t *window_of;      /* [micro_batch] */
+    int64_t step;
+    uint64_t corpus_hash, teacher_hash, student_hash, eval_hash;
+    /* evaluation */
+    const pvt_corpus *eval;  /* NULL: none */
+    int64_t eval_windows;
+    pvt_real *eval_hidden;   /* teacher's hidden states of the held-out windows, [eval_windows, T, C] */
+    bool eval_taught;        /* eval_hidden is filled */
+    pvt_tune_eval start, last, top; /* top: the best */
+    int64_t stale;           /* evaluations since the best */
+    pvti_best *best;
+    int64_t n_best;
+    int64_t resumed_steps;
+    bool finished;
+    pvti_company company;
+};
+
+#define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
+
+/* Of a step's sequences, how many this rank takes. */
+static int64_t pvti_tuner_share(const pvt_tune_desc *d) { return d->batch / PVTI_MAX(1, d->comm.size); }
+
+/* The first of n held-out windows that is rank's; the next rank's first ends them. */
+static int64_t pvti_tuner_eval_first(const pvt_comm *comm, int64_t n, int rank)
+{
+    return n / comm->size * rank + PVTI_MIN(rank, n % comm->size);
+}
+
+static int64_t pvti_tuner_eval_share(const pvt_comm *comm, int64_t n)
+{
+    return pvti_tuner_eval_first(comm, n, comm->rank + 1) - pvti_tuner_eval_first(comm, n, comm->rank);
+}
+
+/* The one place where the defaults of tuning come from. */
+PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
+{
+    pvt_tune_desc d;
+    memset(&d, 0, sizeof d);
+    if (desc) d = *desc;
+    d.pv = pvt_pv_resolve(&d.pv);
+    if (!d.comm.size) d.comm.size = 1;
+    if (!d.steps) d.steps = 200;
+    if (!d.batch) d.batch = PVTI_MAX(2, d.comm.size);
+    if (!d.ctx) d.ctx = PVTI_MIN(512, student->config.ctx);
+    if (!d.micro_batch)
+        d.micro_batch =
+            d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(pvti_tuner_share(&d), PVTI_MAX(1, 4096 / d.ctx)) : 1;
+    if (!d.warmup) d.warmup = PVTI_MIN(100, d.steps / 40);
+    if (d.warmup < 0) d.warmup = 0;
+    if (!d.eval_every) d.eval_every = PVTI_MAX(1, d.steps / 10);
+    if (d.eval_every < 0) d.eval_every = 0;
+    if (!d.patience) d.patience = 5;
+    if (d.patience < 0) d.patience = INT64_MAX;
+    return d;
+}
+
+/* Held-out windows out of `available`, when no number is asked for. */
+static int64_t pvti_tuner_eval_default(const pvt_tune_desc *d, int64_t available)
+{
+    int64_t most = PVTI_MAX(1, PVTI_HELD_OUT_TOKENS / PVTI_MAX(1, d->ctx));
+    return PVTI_MIN(most, d->eval ? available : PVTI_MAX(1, available / 20));
+}
+
+static bool pvti_tuner_wants(const pvt_model *student, const pvt_tune_desc *d, int64_t tensor)
+{
+    pvt_tensor_info info = pvt_model_tensor(student, tensor);
+    return !d->freeze_dense || (info.weight && pvti_has_codes(info.weight));
+}
+
+static bool pvti_tuner_must_copy(const pvt_weight *w)
+{
+    return w && !pvti_has_codes(w) && (!w->owned || w->dtype != PVTI_DTYPE_REAL);
+}
+
+static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, const bool *frozen)
+{
+    pvt_run_desc r;
+    memset(&r, 0, sizeof r);
+    r.max_batch = d->micro_batch, r.max_ctx = d->ctx;
+    r.train = student, r.accumulate = student && d->micro_batch < pvti_tuner_share(d);
+    r.frozen = student ? frozen : NULL;
+    r.memory_limit = d->memory_limit;
+    return r;
+}
+
+/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of
+   them is. Whatever is computed from a desc comes after this. */
+static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
+{
+    int64_t tokens;
+    PVTI_TRY(pvti_company_check(ctx, &d->comm));
+    if (d->batch > 0 && d->batch % d->comm.size)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %d ranks do not divide the batch of %lld sequences",
+                         d->comm.size, (long long)d->batch);
+    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
+        d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
+        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
+                         "ctx at most %d, and micro_batch no more than batch", 1 << 20);
+    if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: %lld steps of %lld x %lld tokens are more than can be counted",
+                         (long long)d->steps, (long long)d->batch, (long long)d->ctx);
+    return PVT_OK;
+}
+
+/* Numbers in the teacher's hidden states of so many windows; INT64_MAX: more than can be counted. */
+static int64_t pvti_tuner_hidden_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
+{
+    int64_t n;
+    return pvti_mul(windows, d->ctx * teacher->config.dim, &n) ? n : INT64_MAX;
+}
+
+/* Whether sequences come again, so that the teacher's hidden states are worth keeping. */
+static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
+{
+    return teacher && !d->no_teacher_cache && d->batch > windows / d->steps;
+}
+
+/* What one quantized weight takes: moments, gradients, buffer, and its copy in the best state. */
+static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc *d)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int64_t n = w->O * w->I, real = (int64_t)sizeof(pvt_real), total = 0;
+    int k, n_arrays = pvt_weight_arrays(w, arrays);
+    if (d->eval_every) total += arrays[0].bytes;
+    for (k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
+        int64_t count = pvti_array_count(&arrays[k]);
+        total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
+        total += d->eval_every ? count * 2 : 0;
+    }
+    if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
+    total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
+    return total + (d->pv.delta < 1 ? n * real : 0);
+}
+
+/* The tensors' share of pvt_tuner_bytes; frozen [tensors] is filled in. */
+static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_desc *d, bool *frozen)
+{
+    int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0,
+            groups = 0;
+    for (int64_t i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(student, i);
+        frozen[i] = !pvti_tuner_wants(student, d, i);
+        if (frozen[i]) continue;
+        if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
+        if (!info.weight || !pvti_has_codes(info.weight)) {
+            total += info.n * (real * (d->pv.params.beta1 > 0 ? 2 : 1) + (d->eval_every ? 2 : 0));
+            continue;
+        }
+        total += pvti_tuner_weight_bytes(info.weight, d);
+        if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) continue;
+        largest = PVTI_MAX(largest, info.n);
+        groups = PVTI_MAX(groups, pvti_groups(info.weight));
+    }
+    return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
+}
+
+PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
+                                const pvt_tune_desc *desc)
+{
+    pvt_tune_desc d = pvt_tune_resolve(student, desc);
+    pvt_ctx_info held = pvt_ctx_get_info(student->ctx);
+    int64_t total = held.bytes_now + held.device_bytes_now, windows, kept = 0, hidden, run;
+    bool *frozen;
+    pvt_run_desc r;
+    if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
+        pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
+        return INT64_MAX;
+    frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
+    if (!frozen) return INT64_MAX;
+    total += pvti_tuner_tensor_bytes(student, &d, frozen);
+    r = pvti_tuner_run_desc(&d, true, frozen);
+    run = pvt_run_bytes(student, &r);
+    pvti_free(student->ctx, frozen);
+    if (!pvti_add(total, run, &total)) return INT64_MAX;
+    if (d.cross_entropy || !teacher) return total;
+    r = pvti_tuner_run_desc(&d, false, NULL);
+    run = pvt_run_bytes(teacher, &r);
+    windows = corpus ? corpus->n / d.ctx : INT64_MAX;
+    if (d.eval_every) {
+        int64_t available = d.eval ? d.eval->n / d.ctx : windows;
+        kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
+        if (!d.eval) windows -= kept;
+        kept = pvti_tuner_eval_share(&d.comm, kept);
+    }
+    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) &&
+        !pvti_add(kept, windows + d.micro_batch, &kept))
+        return INT64_MAX;
+    if (!pvti_mul(pvti_tuner_hidden_size(&d, teacher, kept), (int64_t)sizeof(pvt_real), &hidden) ||
+        !pvti_add(total, run, &total) || !pvti_add(total, hidden, &total))
+        return INT64_MAX;
+    return total;
+}
+
+PVT_API void pvt_tuner_free(pvt_tuner *tuner)
+{
+    if (!tuner) return;
+    for (int64_t i = 0; i < tuner->n_best; i++) pvt_memory_free(tuner->ctx, tuner->best[i].data);
+    pvti_free(tuner->ctx, tuner->best), pvt_memory_free(tuner->ctx, tuner->eval_hidden);
+    pvt_run_free(tuner->run), pvt_run_free(tuner->teacher_run), pvt_pv_free(tuner->pv);
+    pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen);
+    pvti_free(tuner->ctx, tuner->order), pvti_free(tuner->ctx, tuner->place);
+    pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
+    pvt_memory_free(tuner->ctx, tuner->hidden);
+    pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
+    pvti_free(tuner->ctx, tuner->company.said);
+    pvti_free(tuner->ctx, tuner);
+}
+
+/* Every tensor that is tuned gets a handle; dense ones that lie in a file are copied first. */
+static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
+{
+    int64_t i, tensors = pvt_model_tensors(t->student);
+    for (i = 0; i < tensors; i++) {
+        pvt_tensor_info info = pvt_model_tensor(t->student, i);
+        t->handles[i] = -1;
+        t->frozen[i] = !pvti_tuner_wants(t->student, &t->desc, i);
+        if (t->frozen[i]) continue;
+        if (info.values) {
+            PVTI_TRY(pvt_pv_add_param(t->pv, info.values, info.n, info.name, &t->handles[i]));
+            continue;
+        }
+        if (pvti_tuner_must_copy(info.weight)) {
+            pvt_weight copy;
+            PVTI_TRY(pvt_weight_dense(t->ctx, NULL, info.weight->O, info.weight->I, &copy));
+            pvt_weight_dequantize(info.weight, (pvt_real *)copy.array[0]);
+            pvt_weight_free(info.weight);
+            *info.weight = copy;
+            PVTI_TRY(pvti_model_tie(t->student));
+        }
+        PVTI_TRY(pvt_pv_add_weight(t->pv, info.weight, info.name, &t->handles[i]));
+    }
+    return PVT_OK;
+}
+
+/* Ids within the vocabulary, and at least one context. */
+static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
+{
+    int64_t i, V = t->student->config.vocab;
+    if (corpus->n < t->desc.ctx)
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                         "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
+                         what, (long long)corpus->n, (long long)t->desc.ctx);
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
+            return pvti_fail(
+                t->ctx, PVT_ERR_MISMATCH,
+                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                "another tokenizer?",
+                what, (long long)corpus->ids[i], (long long)V);
+    return PVT_OK;
+}
+
+/* How many windows there are to tune and to evaluate on. */
+static pvt_result pvti_tuner_split(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    int64_t available;
+    PVTI_TRY(pvti_tuner_check_text(t, t->corpus, "the text"));
+    t->windows = t->corpus->n / d->ctx;
+    if (!d->eval_every) return PVT_OK;
+    if (d->eval) PVTI_TRY(pvti_tuner_check_text(t, d->eval, "the text to evaluate on"));
+    t->eval = d->eval ? d->eval : t->corpus;
+    available = t->eval->n / d->ctx;
+    t->eval_windows = d->eval_windows ? d->eval_windows : pvti_tuner_eval_default(d, available);
+    if (t->eval_windows > available - (d->eval ? 0 : 1))
+        return pvti_fail(
+            t->ctx, PVT_ERR_ARGUMENT,
+            "the text %s has %lld windows of %lld tokens, too few to keep %lld back for evaluation: "
+            "bring more text, name a text to evaluate on, lower ctx, or do without evaluation",
+            d->eval ? "to evaluate on" : "to tune on", (long long)available, (long long)d->ctx,
+            (long long)t->eval_windows);
+    if (!d->eval) t->windows -= t->eval_windows;
+    return PVT_OK;
+}
+
+static pvt_result pvti_tuner_check(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    const pvt_model_config *c = &t->student->config;
+    PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
+    PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
+    if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
+    if (pvti_tuner_share(d) % d->micro_batch)
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
+                         (long long)d->micro_batch, (long long)pvti_tuner_share(d),
+                         d->comm.size > 1 ? ", a rank's share" : "");
+    if (t->teacher && t->teacher->config.vocab != c->vocab)
+        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
+                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
+                         "compared",
+                         (long long)t->teacher->config.vocab, (long long)c->vocab);
+    PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
+    if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
+    if (t->teacher && t->student_hash == t->teacher_hash)
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                         "the student is the teacher itself, there is nothing to learn: quantize it first");
+    return pvti_tuner_split(t);
+}
+
+/* Is window w of the corpus kept back? The last of each of E equal sections is. */
+static bool pvti_tuner_held_out(int64_t w, int64_t available, int64_t E)
+{
+    return E > 0 && (w + 1) * E / available > w * E / available;
+}
+
+/* The corpus' window that is the i-th of E held-out ones. */
+static int64_t pvti_tuner_eval_place(const pvt_tuner *t, int64_t i)
+{
+    int64_t available = t->eval->n / t->desc.ctx, E = t->eval_windows;
+    return ((i + 1) * available + E - 1) / E - 1;
+}
+
+static void pvti_tuner_places(pvt_tuner *t)
+{
+    int64_t available = t->corpus->n / t->desc.ctx, E = t->eval == t->corpus ? t->eval_windows : 0, w, n = 0;
+    for (w = 0; w < available; w++)
+        if (!pvti_tuner_held_out(w, available, E)) t->place[n++] = w;
+}
+
+/* One array of the best state: `value` in fp16, or with NULL the entry's codes. */
+static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvt_adam *value, const char *what)
+{
+    pvti_best *b = &t->best[t->n_best];
+    b->entry = e;
+    b->value = value;
+    snprintf(b->name, sizeof b->name, "best.%s.%s", e->name, what);
+    b->dtype = value ? PVT_F16 : e->codes.dtype;
+    b->n = value ? value->n : pvti_array_count(&e->codes);
+    b->data = pvti_memory(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
+    if (!b->data) return PVT_ERR_MEMORY;
+    t->n_best++;
+    return PVT_OK;
+}
+
+/* The arrays of the best state, in the order of the pv's entries. */
+static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
+{
+    int64_t i;
+    int k;
+    t->best = PVTI_NEW(t->ctx, pvti_best, t->pv->n * (PVT_MAX_ARRAYS + 1));
+    if (!t->best) return PVT_ERR_MEMORY;
+    for (i = 0; i < t->pv->n; i++) {
+        const pvti_pv_entry *e = &t->pv->entries[i];
+        for (k = 0; k < PVT_MAX_ARRAYS; k++)
+            if (e->adam[k].w) PVTI_TRY(pvti_tuner_best_add(t, e, &e->adam[k], e->names[k]));
+        if (e->weight) PVTI_TRY(pvti_tuner_best_add(t, e, NULL, "codes"));
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
+{
+    t->start.step = t->last.step = t->top.step = -1;
+    if (!t->eval) return PVT_OK;
+    t->eval_hash =
+        pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
+    if (t->teacher) {
+        int64_t share = pvti_tuner_eval_share(&t->desc.comm, t->eval_windows);
+        t->eval_hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
+        if (!t->eval_hidden) return PVT_ERR_MEMORY;
+    }
+    return pvti_tuner_best_alloc(t);
+}
+
+static pvt_result pvti_tuner_alloc(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    int64_t tensors = pvt_model_tensors(t->student);
+    pvt_run_desc r;
+    PVTI_TRY(pvti_tuner_check(t));
+    PVTI_TRY(pvti_report(t->ctx, "tune", NULL, 0, d->steps, "steps", NAN));
+    t->handles = PVTI_NEW(t->ctx, int, tensors), t->frozen = PVTI_NEW(t->ctx, bool, tensors);
+    t->order = PVTI_NEW(t->ctx, int64_t, t->windows), t->place = PVTI_NEW(t->ctx, int64_t, t->windows);
+    t->ids = PVTI_NEW(t->ctx, int32_t, d->micro_batch * d->ctx),
+    t->window_of = PVTI_NEW(t->ctx, int64_t, d->micro_batch);
+    if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of)
+        return PVT_ERR_MEMORY;
+    pvti_tuner_places(t);
+    if (pvti_tuner_caches(d, t->teacher, t->windows)) {
+        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
+        t->cached = PVTI_NEW(t->ctx, bool, t->windows);
+        t->hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
+        if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
+    }
+    PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
+    PVTI_TRY(pvti_tuner_add_tensors(t));
+    r = pvti_tuner_run_desc(d, true, t->frozen);
+    PVTI_TRY(pvt_run_create(t->student, &r, &t->run));
+    r = pvti_tuner_run_desc(d, false, NULL);
+    if (t->teacher) PVTI_TRY(pvt_run_create(t->teacher, &r, &t->teacher_run));
+    t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * (int64_t)sizeof *t->corpus->ids, 0);
+    t->epoch = -1;
+    return pvti_tuner_alloc_eval(t);
+}
+
+/* ---- what the ranks must have in common ---- */
+
+static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
+{
+    double figures[8];
+    figures[0] = o->rule, figures[1] = o->lr, figures[2] = o->beta1, figures[3] = o->beta2;
+    figures[4] = o->eps, figures[5] = o->weight_decay, figures[6] = o->amsgrad, figures[7] = o->no_debias;
+    return pvti_hash(figures, sizeof figures, hash);
+}
+
+static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
+{
+    double figures[9];
+    uint64_t hash;
+    figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
+    figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
+    figures[7] = d->freeze_values, figures[8] = d->moments;
+    hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
+    return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
+}
+
+static uint64_t pvti_tuner_plan_hash(const pvt_tune_desc *d)
+{
+    int64_t figures[11];
+    figures[0] = d->steps, figures[1] = d->batch, figures[2] = d->micro_batch, figures[3] = d->ctx;
+    figures[4] = d->cross_entropy, figures[5] = d->schedule, figures[6] = d->warmup;
+    figures[7] = d->freeze_dense, figures[8] = d->eval_windows, figures[9] = d->eval_every;
+    figures[10] = d->patience;
+    return pvti_hash(figures, sizeof figures, 0);
+}
+
+static pvt_result pvti_tuner_compare(pvt_tuner *t)
+{
+    pvti_company *c = &t->company;
+    int build[3];
+    build[0] = PVT_VERSION, build[1] = (int)sizeof(pvt_real), build[2] = t->ctx->compute_bf16;
+    PVTI_TRY(pvti_company_same(c, "version or precision of pvtune", pvti_hash(build, sizeof build, 0)));
+    PVTI_TRY(
+        pvti_company_same(c, "steps, batch, loss, schedule or evaluation", pvti_tuner_plan_hash(&t->desc)));
+    PVTI_TRY(pvti_company_same(c, "strategy, V step or optimizers", pvti_tuner_pv_hash(&t->desc.pv)));
+    PVTI_TRY(pvti_company_same(c, "seed", pvti_hash(&t->ctx->seed, sizeof t->ctx->seed, 0)));
+    PVTI_TRY(pvti_company_same(c, "student", t->student_hash));
+    PVTI_TRY(pvti_company_same(c, "teacher", t->teacher_hash));
+    PVTI_TRY(pvti_company_same(c, "text", t->corpus_hash));
+    return pvti_company_same(c, "text to evaluate on", t->eval_hash);
+}
+
+static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
+{
+    pvt_result result;
+    if (t->ctx->device && t->desc.comm.size > 1)
+        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                         "tune: several ranks on a device are not implemented: gradients are summed in host memory");
+    PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
+    t->teacher = t->desc.cross_entropy ? NULL : teacher;
+    if (!teacher && !t->desc.cross_entropy)
+        result = pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                           "tune: without a teacher only cross_entropy is possible");
+    else result = pvti_tuner_alloc(t);
+    PVTI_TRY(pvti_company_agree(&t->company, result, NULL, 0));
+    return pvti_tuner_compare(t);
+}
+
+PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher,
+                                    const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out)
+{
+    pvt_ctx *ctx = student->ctx;
+    pvt_tuner *t;
+    pvt_result result;
+    *out = NULL;
+    if (teacher && !pvti_same_memory(ctx, teacher->ctx))
+        return pvti_fail(ctx, PVT_ERR_MISMATCH,
+                         "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
+                         "brings it there");
+    t = PVTI_NEW(ctx, pvt_tuner, 1);
+    if (!t) return PVT_ERR_MEMORY;
+    t->ctx = ctx, t->student = student, t->corpus = corpus;
+    t->desc = pvt_tune_resolve(student, desc);
+    result = pvti_tuner_begin(t, teacher);
+    if (result != PVT_OK) {
+        pvt_tuner_free(t);
+        return result;
+    }
+    *out = t;
+    return PVT_OK;
+}
+
+static bool pvti_tuner_stopped(const pvt_tuner *t) { return t->eval && t->stale >= t->desc.patience; }
+
+PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner)
+{
+    pvt_tuner_info info;
+    memset(&info, 0, sizeof info);
+    info.step = tuner->step, info.steps = tuner->desc.steps;
+    info.stopped = pvti_tuner_stopped(tuner) && info.step < info.steps;
+    info.done = tuner->finished || info.stopped || info.step >= info.steps;
+    info.windows = tuner->windows, info.eval_windows = tuner->eval_windows;
+    info.start = tuner->start, info.last = tuner->last, info.best = tuner->top;
+    info.resumed_steps = tuner->resumed_steps;
+    return info;
+}
+
+/* ---- evaluation ---- */
+
+/* The teacher's last hidden states for the B held-out windows from i on, which ids holds; kept for the next
+   evaluation. The memory begins with `first`, this rank's first window. */
+static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t first, int64_t i, int64_t B,
+                                        const pvt_real **hidden)
+{
+    int64_t each = t->teacher ? t->desc.ctx * t->teacher->config.dim : 0;
+    pvt_real *place = t->eval_hidden + (i - first) * each;
+    *hidden = NULL;
+    if (!t->teacher) return PVT_OK;
+    *hidden = place;
+    if (t->eval_taught) return PVT_OK;
+    PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
+    pvti_copy(t->ctx, place, pvt_run_hidden(t->teacher_run), B * each);
+    return PVT_OK;
+}
+
+/* What an evaluation adds up. */
+enum { PVTI_EVAL_LOSS, PVTI_EVAL_LOSSES, PVTI_EVAL_NLL, PVTI_EVAL_PREDICTIONS, PVTI_EVAL_SUMS };
+
+/* The sums over this rank's share of the held-out windows, first … last−1. */
+static pvt_result pvti_tuner_measure_share(pvt_tuner *t, int64_t first, int64_t last, double *sums)
+{
+    int64_t T = t->desc.ctx, i, k, B, count;
+    double part;
+    for (i = first; i < last; i += B) {
+        pvt_loss_desc loss;
+        B = PVTI_MIN(t->desc.micro_batch, last - i);
+        memset(&loss, 0, sizeof loss);
+        for (k = 0; k < B; k++)
+            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
+                   (size_t)T * sizeof *t->ids);
+        PVTI_TRY(pvti_tuner_eval_teach(t, first, i, B, &loss.teacher_hidden));
+        PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
+        PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        sums[PVTI_EVAL_NLL] += part, sums[PVTI_EVAL_PREDICTIONS] += (double)count;
+        if (t->teacher) {
+            loss.teacher = t->teacher;
+            PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
+        }
+        sums[PVTI_EVAL_LOSS] += part, sums[PVTI_EVAL_LOSSES] += (double)count;
+        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i - first + B, last - first, "windows",
+                             sums[PVTI_EVAL_LOSS] / sums[PVTI_EVAL_LOSSES]));
+    }
+    return PVT_OK;
+}
+
+/* Mean loss and perplexity of the student, as it stands, on the held-out windows. */
+static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
+{
+    const pvt_comm *comm = &t->desc.comm;
+    int64_t first = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank);
+    int64_t last = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank + 1);
+    double sums[PVTI_EVAL_SUMS] = {0};
+    pvt_result result = pvti_tuner_measure_share(t, first, last, sums);
+    PVTI_TRY(pvti_company_agree(&t->company, result, sums, PVTI_EVAL_SUMS));
+    t->eval_taught = true;
+    out->step = t->step;
+    out->loss = sums[PVTI_EVAL_LOSS] / PVTI_MAX(1, sums[PVTI_EVAL_LOSSES]);
+    out->ppl = pvti_exp64(sums[PVTI_EVAL_NLL] / PVTI_MAX(1, sums[PVTI_EVAL_PREDICTIONS]));
+    return PVT_OK;
+}
+
+/* Keeps the student's present state. */
+static pvt_result pvti_tuner_keep(pvt_tuner *t)
+{
+    for (int64_t i = 0; i < t->n_best; i++) {
+        const pvti_best *b = &t->best[i];
+        if (b->value)
+            PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
+        else
+            pvt_memory_copy(t->ctx, b->data, b->entry->weight->array[0], b->n * pvti_dtype_info(b->dtype)->bytes);
+    }
+    return pvti_device_check(t->ctx);
+}
+
+static void pvti_tuner_restore(pvt_tuner *t)
+{
+    for (int64_t i = 0; i < t->n_best; i++) {
+        const pvti_best *b = &t->best[i];
+        if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
+        else
+            pvt_memory_copy(t->ctx, b->entry->weight->array[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
+    }
+}
+
+/* Does what is due at this step: before the first, every eval_every and after the last. */
+static pvt_result pvti_tuner_settle(pvt_tuner *t)
+{
+    const pvt_tune_desc *d = &t->desc;
+    pvt_tune_eval now;
+    if (!t->eval || t->last.step == t->step || (t->step % d->eval_every && t->step < d->steps)) return PVT_OK;
+    PVTI_TRY(pvti_tuner_measure(t, &now));
+    if (!(now.loss < HUGE_VAL))
+        return pvti_fail(t->ctx, PVT_ERR_NUMERIC, "tune: the loss on the held-out text is not finite");
+    if (t->top.step < 0 || now.loss < t->top.loss) {
+        PVTI_TRY(pvti_tuner_keep(t));
+        t->top = now;
+        t->stale = 0;
+    } else {
+        t->stale++;
+    }
+    t->last = now;
+    if (t->step == 0) t->start = now;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result)
+{
+    pvt_tune_eval now;
+    memset(&now, 0, sizeof now);
+    now.step = -1, now.loss = now.ppl = NAN;
+    if (tuner->pv->open)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT,
+                         "tune: the last step failed half-way; resume from a checkpoint");
+    if (!tuner->finished) PVTI_TRY(pvti_tuner_settle(tuner));
+    if (tuner->eval) pvti_tuner_restore(tuner);
+    tuner->finished = true;
+    PVTI_TRY(pvt_model_round_f16(tuner->student));
+    if (tuner->eval) {
+        PVTI_TRY(pvti_tuner_measure(tuner, &now));
+        now.step = tuner->top.step;
+    }
+    if (result) *result = now;
+    return PVT_OK;
+}
+
+/* ---- a step ---- */
+
+/* The learning rates' common factor in step s (from 0). */
+static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
+{
+    double rise = s < d->warmup ? (double)(s + 1) / (double)d->warmup : 1;
+    int64_t rest = d->steps - d->warmup;
+    if (d->schedule == PVT_SCHEDULE_CONSTANT || s < d->warmup) return rise;
+    return pvti_half_cosine((double)(s - d->warmup) / (double)PVTI_MAX(1, rest));
+}
+
+/* The micro-batch's sequences: position p of the endless sequence of epochs, each a fresh
+   permutation of the windows to tune on. */
+static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
+{
+    int64_t i, T = t->desc.ctx;
+    for (i = 0; i < t->desc.micro_batch; i++) {
+        int64_t epoch = (first + i) / t->windows;
+        if (epoch != t->epoch) {
+            pvti_random_order(t->order, t->windows, t->ctx->seed, PVTI_RANDOM_BATCH, (uint64_t)epoch);
+            t->epoch = epoch;
+        }
+        t->window_of[i] = t->order[(first + i) % t->windows];
+        memcpy(t->ids + i * T, t->corpus->ids + t->place[t->window_of[i]] * T, (size_t)T * sizeof *t->ids);
+    }
+}
+
+/* The teacher's last hidden states for the micro-batch: run, or taken from the cache. */
+static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
+{
+    int64_t i, B = t->desc.micro_batch, each = t->desc.ctx * (t->teacher ? t->teacher->config.dim : 0);
+    bool all = t->cache != NULL;
+    *hidden = NULL;
+    if (!t->teacher) return PVT_OK;
+    for (i = 0; i < B; i++) all = all && t->cached[t->window_of[i]];
+    if (!all) {
+        PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
+        *hidden = pvt_run_hidden(t->teacher_run);
+    }
+    for (i = 0; i < B && t->cache; i++) {
+        pvt_real *place = t->cache + t->window_of[i] * each;
+        int64_t bytes = each * (int64_t)sizeof *place;
+        if (all) {
+            pvt_memory_write(t->ctx, t->hidden + i * each, place, bytes);
+            continue;
+        }
+        PVTI_TRY(pvt_memory_read(t->ctx, place, *hidden + i * each, bytes));
+        t->cached[t->window_of[i]] = true;
+    }
+    if (all) *hidden = t->hidden;
+    return PVT_OK;
+}
+
+/* The ranks' gradients are added where they lie: it is the run's memory, which it clears after the call. */
+static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW)
+{
+    pvt_tuner *t = (pvt_tuner *)user;
+    pvt_tensor_info info = pvt_model_tensor(t->student, tensor);
+    if (t->handles[tensor] < 0) return PVT_OK;
+    PVTI_TRY(pvti_company_sum(&t->company, (pvt_real *)(uintptr_t)dW, info.n, PVTI_DTYPE_REAL, info.name));
+    return pvt_pv_apply(t->pv, t->handles[tensor], dW);
+}
+
+/* Forward of the micro-batch that begins with sequence `first`, the teacher's too, and what loss to take. */
+static pvt_result pvti_tuner_forward(pvt_tuner *t, int64_t first, pvt_loss_desc *loss)
+{
+    const pvt_tune_desc *d = &t->desc;
+    memset(loss, 0, sizeof *loss);
+    loss->scale = 1.0 / (double)(d->batch * (t->teacher ? d->ctx : d->ctx - 1));
+    pvti_tuner_gather(t, first);
+    PVTI_TRY(pvti_tuner_teach(t, &loss->teacher_hidden));
+    loss->teacher = t->teacher;
+    return pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL);
+}
+
+/* Forward and backward of this rank's sequences but for the last micro-batch, whose forward alone is done:
+   tensors are updated during its backward. sums: of the loss, and over how many tokens. */
+static pvt_result pvti_tuner_accumulate(pvt_tuner *t, pvt_loss_desc *loss, double sums[2])
+{
+    const pvt_tune_desc *d = &t->desc;
+    int64_t share = pvti_tuner_share(d), first = t->step * d->batch + d->comm.rank * share, done, count;
+    double part;
+    for (done = 0; done + d->micro_batch < share; done += d->micro_batch) {
+        PVTI_TRY(pvti_tuner_forward(t, first + done, loss));
+        PVTI_TRY(pvt_run_backward(t->run, loss, &part, &count, NULL, NULL));
+        sums[0] += part, sums[1] += (double)count;
+        PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", sums[0] / sums[1]));
+    }
+    return pvti_tuner_forward(t, first + done, loss);
+}
+
+/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped:
+   nothing is updated before the last, when all ranks have come so far. sums as above, of all ranks. */
+static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double sums[2])
+{
+    pvt_loss_desc loss;
+    double part;
+    int64_t count;
+    sums[0] = sums[1] = 0;
+    PVTI_TRY(pvti_company_agree(&t->company, pvti_tuner_accumulate(t, &loss, sums), NULL, 0));
+    PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
+    PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, pvti_tuner_sink, t));
+    sums[0] += part, sums[1] += (double)count;
+    return pvti_company_agree(&t->company, PVT_OK, sums, 2);
+}
+
+PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
+{
+    const pvt_tune_desc *d = &tuner->desc;
+    pvt_tune_stats s;
+    pvt_pv_stats pv;
+    pvt_result result;
+    double started = pvti_seconds(), sums[2];
+    memset(&s, 0, sizeof s);
+    s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
+    if (stats) *stats = s;
+    if (pvt_tuner_get_info(tuner).done)
+        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all is done after step %lld",
+                         (long long)tuner->step);
+    PVTI_TRY(pvti_tuner_settle(tuner));
+    if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
+    s.lr_scale = pvti_schedule(d, tuner->step);
+    result = pvti_tuner_batch(tuner, s.lr_scale, sums);
+    if (result != PVT_OK && d->micro_batch < pvti_tuner_share(d))
+        pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
+    PVTI_TRY(result);
+    PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
+    tuner->step++;
+    s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
+    s.loss = sums[0] / PVTI_MAX(1, sums[1]);
+    s.groups_searched = pv.groups_searched, s.groups_changed = pv.groups_changed;
+    s.seconds = pvti_seconds() - started;
+    if (stats) *stats = s;
+    result = pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss);
+    PVTI_TRY(pvti_company_agree(&tuner->company, result, NULL, 0));
+    return pvti_tuner_settle(tuner);
+}
+
+PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
+                            const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info)
+{
+    pvt_tuner *tuner;
+    pvt_result result;
+    PVTI_TRY(pvt_tuner_create(student, teacher, corpus, desc, &tuner));
+    do result = pvt_tuner_step(tuner, NULL);
+    while (result == PVT_OK && !pvt_tuner_get_info(tuner).done);
+    if (result == PVT_OK) result = pvt_tuner_finish(tuner, NULL);
+    if (info) *info = pvt_tuner_get_info(tuner);
+    pvt_tuner_free(tuner);
+    return result;
+}
+#endif /* PVTUNE_LAYER >= 2 */
+
+/* ======================================================================================== */
+/*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it out. */
+/* ======================================================================================== */
 
 #if PVTI_FILES
+// >>files
+/*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
+    back; where the system has no mmap it is read into memory instead. A model's files are regular
+    files: a pipe named config.json would block for ever, a device never end. Texts may be streams.
+
+    Writing: a file that a user already has is never half overwritten. The writer fills a temporary
+    file beside it, flushes it to the device and only then renames it over `path`: at every moment
+    one complete file stands there, the old or the new, whoever else writes it at the same time.
+    Any failure removes the temporary file and is remembered, so that callers may put everything
+    and look at the commit alone. What a killed process left is removed by the next writer of that
+    path. Several files that belong together are replaced by >>exchange. */
+
+#define PVTI_PATH_BYTES 4096
+#ifndef PVTI_STREAM_BYTES
+#define PVTI_STREAM_BYTES ((int64_t)1 << 30) /* of what has no size: a pipe, a device */
+#endif
+
+/* ---- paths ---- */
+
+/* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
+static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
+{
+    size_t length = strlen(dir);
+    const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
+    if (snprintf(out, PVTI_PATH_BYTES, "%s%s%s", dir, slash, name) >= PVTI_PATH_BYTES)
+        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", dir);
+    return PVT_OK;
+}
+
+/* errno says that nothing stands at the path that was asked for. */
+static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
+
+/* What cannot be asked about is taken to be there: opening it says why. */
+static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
+{
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
+}
+
+static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
+{
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
+}
+
+/* The directory of a path, as it was written there, with its slash; "./" when it has none. */
+static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
+{
+    const char *slash = strrchr(path, '/');
+    snprintf(out, PVTI_PATH_BYTES, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./");
+}
+
+/* A rename lasts once the directory reached the device. False with errno when that failed; a directory
+   that may not be opened, or a file system that cannot sync one, is no failure. */
+static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+{
+    int fd, code;
+    if (!ctx->files.sync) return true;
+    fd = pvti_open(ctx, dir, PVT_OPEN_READ);
+    if (fd < 0) return errno == EACCES;
+    code = pvti_sync(ctx, fd) ? 0 : errno;
+    if (!pvti_close(ctx, fd) && !code) code = errno;
+    errno = code;
+    return code == 0;
+}
+
+/* Makes the directory and those above it; one that exists is fine. */
+static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *path)
+{
+    char part[PVTI_PATH_BYTES], above[PVTI_PATH_BYTES];
+    size_t i, length = strlen(path);
+    bool made;
+    if (length == 0 || length >= sizeof part)
+        return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
+    memcpy(part, path, length + 1);
+    for (i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != 0) continue;
+        part[i] = 0;
+        pvti_path_directory(part, above);
+        made = pvti_make_directory(ctx, part);
+        if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
+            return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
+                             strerror(errno));
+        part[i] = path[i];
+    }
+    return PVT_OK;
+}
+
+/* ---- reading ---- */
+
+/* Zeroed, it is a map of nothing, which may be closed. The file must not be shortened by others
+   while it is mapped: the system would end the process at the first missing page. */
+typedef struct pvti_map {
+    const uint8_t *data; /* never NULL once open */
+    int64_t size;
+    pvt_ctx *ctx;
+    const void *mapped; /* by the file system, or … */
+    void *memory; /* … read into memory of the context */
+} pvti_map;
+
+static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
+{
+    if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
+    pvti_free(ctx, map->memory);
+    memset(map, 0, sizeof *map);
+}
+
+/* Everything up to the end of the file: of a regular one `expected` bytes, of others at most `limit`. */
+static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t expected, int64_t limit,
+                                pvti_map *map)
+{
+    int64_t capacity = 0;
+    for (;;) {
+        int64_t got, wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
+        if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
+            return PVT_ERR_MEMORY;
+        got = pvti_read(ctx, fd, (char *)map->memory + map->size,
+                        PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
+        if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
+        if (got == 0) break;
+        map->size += got;
+        if (map->size > limit)
+            return pvti_fail(ctx, PVT_ERR_IO,
+                             "%s: does not end within %lld MiB; put what is wanted into a file", path,
+                             (long long)(limit >> 20));
+    }
+    map->data = (const uint8_t *)map->memory;
+    return PVT_OK;
+}
+
+static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool stream, pvti_map *map)
+{
+    pvt_file_info info;
+    if (!pvti_info_of(ctx, fd, &info))
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
+    if (info.kind == PVT_FILE_DIRECTORY)
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a directory; a file was expected", path);
+    if (info.kind != PVT_FILE_REGULAR && !stream)
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: is a pipe or a device; a regular file was expected", path);
+    if (info.kind != PVT_FILE_REGULAR) return pvti_map_read(ctx, path, fd, 0, PVTI_STREAM_BYTES, map);
+    if ((uint64_t)info.bytes >= (uint64_t)(SIZE_MAX / 2))
+        return pvti_fail(ctx, PVT_ERR_IO, "%s: too large for this system's address space", path);
+    if (info.bytes > 0 && ctx->files.map && !PVTI_SWAPS) /* else numbers are put right in place */
+        map->mapped = ctx->files.map(ctx->files.user, fd, info.bytes);
+    if (map->mapped) {
+        map->data = (const uint8_t *)map->mapped;
+        map->size = info.bytes;
+        return PVT_OK;
+    }
+    return pvti_map_read(ctx, path, fd, info.bytes, INT64_MAX, map);
+}
+
+static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
+{
+    pvt_result result;
+    int fd;
+    memset(map, 0, sizeof *map);
+    fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
+    if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    map->ctx = ctx;
+    result = pvti_map_fill(ctx, path, fd, stream, map);
+    pvti_close(ctx, fd); /* nothing was written */
+    if (result != PVT_OK) pvti_map_close(ctx, map);
+    return result;
+}
+
+/* A regular file. On failure the map is empty and the sentence names the path. */
+static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, false, map);
+}
+
+/* For texts: also a pipe, whose writer is waited for, or a device; of these PVTI_STREAM_BYTES at most. */
+static PVTI_UNUSED pvt_result pvti_map_open_stream(pvt_ctx *ctx, const char *path, pvti_map *map)
+{
+    return pvti_map_open_as(ctx, path, true, map);
+}
+
+/* ---- temporary files ---- */
+
+/* out[PVTI_PATH_BYTES] = dir/.NAME.pvtune-PROCESS-NUMBER.tmp, another at each call. NAME is cut so that it
+   fits any file system. */
+static pvt_result pvti_temporary_name(pvt_ctx *ctx, const char *dir, const char *name, char *out)
+{
+    char file[256];
+    snprintf(file, sizeof file, ".%.180s.pvtune-%ld-%lld.tmp", name, pvti_process(),
+             (long long)ctx->temporaries++);
+    return pvti_path_join(ctx, out, dir, file);
+}
+
+/* Whether `file` is such a name of NAME's. */
+static bool pvti_temporary_is(const char *file, const char *name)
+{
+    char start[256];
+    int n = snprintf(start, sizeof start, ".%.180s.pvtune-", name);
+    if (strncmp(file, start, (size_t)n) != 0) return false;
+    file += n;
+    file += strspn(file, "0123456789");
+    if (*file++ != '-') return false;
+    return strcmp(file + strspn(file, "0123456789"), ".tmp") == 0;
+}
+
+typedef struct pvti_sweep {
+    pvt_ctx *ctx;
+    const char *dir, *name;
+    void (*remove)(pvt_ctx *ctx, const char *path);
+} pvti_sweep;
+
+static void pvti_sweep_entry(void *user, const char *file)
+{
+    const pvti_sweep *sweep = (const pvti_sweep *)user;
+    char path[PVTI_PATH_BYTES];
+    if (!pvti_temporary_is(file, sweep->name)) return;
+    if (snprintf(path, sizeof path, "%s/%s", sweep->dir, file) >= (int)sizeof path) return;
+    sweep->remove(sweep->ctx, path);
+}
+
+/* A file that somebody may be writing: opened for its lock, whatever its permissions allow. */
+static int pvti_open_for_lock(const pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open(ctx, path, PVT_OPEN_LOCK);
+    return fd >= 0 || errno != EACCES ? fd : pvti_open(ctx, path, PVT_OPEN_READ);
+}
+
+static void pvti_sweep_file(pvt_ctx *ctx, const char *path)
+{
+    int fd = pvti_open_for_lock(ctx, path);
+    if (fd < 0) return;
+    if (pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) (void)pvti_remove(ctx, path);
+    pvti_close(ctx, fd);
+}
+
+/* Removes what processes that are no more have left of NAME in dir. No failure is made of what stays: it is
+   not part of the result, and the next writer tries again. */
+static void pvti_sweep_orphans(pvt_ctx *ctx, const char *dir, const char *name,
+                               void (*remove)(pvt_ctx *ctx, const char *path))
+{
+    pvti_sweep sweep;
+    sweep.ctx = ctx, sweep.dir = dir, sweep.name = name, sweep.remove = remove;
+    pvti_list(ctx, dir, pvti_sweep_entry, &sweep);
+}
+
+/* ---- writing ---- */
+
+#define PVTI_WRITER_BYTES ((int64_t)1 << 18)
+
+/* Zeroed, it is a closed writer, which may be aborted. */
+typedef struct pvti_writer {
+    pvt_ctx *ctx;
+    int fd, lock;   /* valid while `open`, `locked`: lock is the temporary file once more, and keeps its lock
+                       when fd is closed, which tells of late errors, before the file is renamed */
+    bool open, locked;
+    bool direct;    /* path is a device or a pipe, which no file may replace */
+    bool temporary; /* `temp` exists and is ours to remove */
+    bool staged;    /* an exchange's file: the commit leaves it where it is */
+    pvt_result result; /* the first failure */
+    char *buffer;
+    int64_t used;
+    int64_t written; /* bytes put so far: the position in the file */
+    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
+} pvti_writer;
+
+/* Frees everything. The lock goes last, when the temporary file is renamed or removed. False: it stays. */
+static bool pvti_writer_close(pvti_writer *w)
+{
+    bool clean = true;
+    if (w->open) pvti_close(w->ctx, w->fd);
+    if (w->temporary) clean = pvti_remove(w->ctx, w->temp) || errno == ENOENT;
+    if (w->locked) pvti_close(w->ctx, w->lock);
+    if (w->ctx) pvti_free(w->ctx, w->buffer);
+    w->buffer = NULL;
+    w->open = w->temporary = w->locked = false;
+    return clean;
+}
+
+/* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
+static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+
+/* Adds to the sentence that is recorded. */
+static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
+{
+    size_t n = strlen(ctx->error);
+    snprintf(ctx->error + n, sizeof ctx->error - n, "%s%s", what, path);
+}
+
+static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
+{
+    int code = errno; /* before close's own calls change it */
+    bool clean = pvti_writer_close(w);
+    w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
+                          w->direct ? "" : "; the file that was there is unchanged");
+    if (!clean) pvti_fail_more(w->ctx, "; this temporary file could not be removed: ", w->temp);
+    return w->result;
+}
+
+/* Gives the new file what the replaced one has. Only root may give files away; that another's file becomes
+   ours is no failure. */
+static bool pvti_writer_permissions(pvti_writer *w, const pvt_file_info *old)
+{
+    const pvt_files *files = &w->ctx->files;
+    pvt_file_info info;
+    if (!files->set_permissions) return true; /* there are none here */
+    if (!pvti_info_of(w->ctx, w->fd, &info)) return false;
+    if (files->set_owner && (info.owner != old->owner || info.group != old->group) &&
+        files->set_owner(files->user, w->fd, old->owner, old->group) != 0 && info.group != old->group)
+        (void)files->set_owner(files->user, w->fd, -1, old->group);
+    if (info.permissions == old->permissions) return true;
+    return files->set_permissions(files->user, w->fd, old->permissions) == 0;
+}
+
+/* Creates w->temp, readable to us alone until it is given the permissions of `old`, which it will replace.
+   False with errno; EEXIST: try another name. */
+static bool pvti_writer_create(pvti_writer *w, const pvt_file_info *old)
+{
+    w->fd = pvti_open(w->ctx, w->temp, old ? PVT_OPEN_NEW_PRIVATE : PVT_OPEN_NEW);
+    w->open = w->temporary = w->fd >= 0;
+    return w->open;
+}
+
+/* The lock that keeps sweepers away. False with errno; EEXIST: one was faster and has the file now. */
+static bool pvti_writer_lock(pvti_writer *w)
+{
+    pvti_lock lock = pvti_lock_try(w->ctx, w->fd, w->temp);
+    if (lock == PVTI_LOCK_NONE) return true;
+    if (lock == PVTI_LOCK_TAKEN) {
+        pvti_close(w->ctx, w->fd);
+        w->open = w->temporary = false;
+        errno = EEXIST;
+        return false;
+    }
+    w->lock = w->ctx->files.share(w->ctx->files.user, w->fd);
+    w->locked = w->lock >= 0;
+    return w->locked;
+}
+
+/* What is common to a file by itself and one of an exchange; *exists says whether *old was filled in. */
+static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer *w, pvt_file_info *old,
+                                    bool *exists)
+{
+    memset(w, 0, sizeof *w);
+    w->ctx = ctx;
+    w->result = PVT_ERR_IO; /* until it is open */
+    if (strlen(path) >= sizeof w->path)
+        return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", path);
+    snprintf(w->path, sizeof w->path, "%s", path);
+    *exists = pvti_info(ctx, path, old);
+    if (*exists && old->kind == PVT_FILE_DIRECTORY) errno = EISDIR;
+    /* what cannot be asked about might have permissions to keep; a link that leads nowhere is replaced */
+    if (*exists ? old->kind == PVT_FILE_DIRECTORY : errno != ENOENT && errno != ENOTDIR)
+        return pvti_writer_fail(w, "cannot be written");
+    w->buffer = PVTI_NEW(ctx, char, PVTI_WRITER_BYTES);
+    return w->buffer ? PVT_OK : (w->result = PVT_ERR_MEMORY);
+}
+
+static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *old)
+{
+    char dir[PVTI_PATH_BYTES];
+    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
+    int tries;
+    pvti_path_directory(w->path, dir);
+    pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
+    for (tries = 0; tries < 10000; tries++) {
+        if (pvti_temporary_name(w->ctx, dir, name, w->temp) != PVT_OK) {
+            pvti_writer_close(w);
+            return w->result;
+        }
+        if (pvti_writer_create(w, old) && pvti_writer_lock(w)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_writer_fail(w, "cannot be created");
+}
+
+/* Nothing is written to `path` itself before the commit. */
+static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
+{
+    pvt_file_info old;
+    bool exists;
+    PVTI_TRY(pvti_writer_begin(ctx, path, w, &old, &exists));
+    w->direct = exists && old.kind != PVT_FILE_REGULAR;
+    if (!w->direct) {
+        PVTI_TRY(pvti_writer_open_beside(w, exists ? &old : NULL));
+    } else {
+        w->fd = pvti_open(ctx, w->path, PVT_OPEN_WRITE);
+        w->open = w->fd >= 0;
+        if (!w->open) return pvti_writer_fail(w, "cannot be opened");
+    }
+    if (exists && !w->direct && !pvti_writer_permissions(w, &old))
+        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
+    return w->result = PVT_OK;
+}
+
+static pvt_result pvti_writer_write(pvti_writer *w, const void *data, int64_t bytes)
+{
+    const char *from = (const char *)data;
+    while (bytes > 0) {
+        int64_t done = pvti_write(w->ctx, w->fd, from, PVTI_MIN(bytes, (int64_t)1 << 30));
+        if (done == 0) errno = ENOSPC;
+        if (done <= 0) return pvti_writer_fail(w, "writing failed");
+        from += done;
+        bytes -= done;
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_writer_flush(pvti_writer *w)
+{
+    int64_t used = w->used;
+    w->used = 0;
+    return pvti_writer_write(w, w->buffer, used);
+}
+
+/* After a failure every further put returns that failure and does nothing. */
+static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
+{
+    if (w->result != PVT_OK) return w->result;
+    if (bytes <= 0) return PVT_OK;
+    w->written += bytes;
+    if (bytes > PVTI_WRITER_BYTES - w->used) {
+        PVTI_TRY(pvti_writer_flush(w));
+        if (bytes >= PVTI_WRITER_BYTES) return pvti_writer_write(w, data, bytes);
+    }
+    memcpy(w->buffer + w->used, data, (size_t)bytes);
+    w->used += bytes;
+    return PVT_OK;
+}
+
+/* n numbers of `size` bytes, in the order that files have. */
+static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
+                                                      int64_t size)
+{
+    char part[4096];
+    int64_t each = (int64_t)sizeof part / size, i, m;
+    if (!PVTI_SWAPS) return pvti_writer_put(w, data, n * size);
+    for (i = 0; i < n; i += m) {
+        m = PVTI_MIN(each, n - i);
+        pvti_copy_numbers(part, (const char *)data + i * size, m, size);
+        PVTI_TRY(pvti_writer_put(w, part, m * size));
+    }
+    return w->result;
+}
+
+/* Everything that was put is on the device. */
+static pvt_result pvti_writer_settle(pvti_writer *w)
+{
+    if (w->result != PVT_OK) return w->result;
+    PVTI_TRY(pvti_writer_flush(w));
+    if (!pvti_sync(w->ctx, w->fd) && !w->direct) return pvti_writer_fail(w, "writing failed");
+    w->open = false;
+    if (pvti_close(w->ctx, w->fd)) return PVT_OK;
+    return pvti_writer_fail(w, "writing failed"); /* network file systems report a full disk here */
+}
+
+/* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
+   new one is in place and only its directory could not be synced. */
+static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+{
+    char dir[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_writer_settle(w));
+    if (w->temporary && !w->staged) {
+        if (!pvti_rename(w->ctx, w->temp, w->path))
+            return pvti_writer_fail(w, "cannot be replaced by the new file");
+        w->temporary = false;
+        pvti_path_directory(w->path, dir);
+        if (!pvti_directory_sync(w->ctx, dir))
+            w->result = pvti_fail(w->ctx, PVT_ERR_IO,
+                                  "%s: the new file is in place, but its directory could not be synced: %s; "
+                                  "it may be lost when the power fails now",
+                                  w->path, strerror(errno));
+    }
+    w->temporary = false; /* an exchange's file stays until that is committed or given up */
+    pvti_writer_close(w);
+    return w->result;
+}
+
+/* A whole small file at once. */
+static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+{
+    pvti_writer w;
+    PVTI_TRY(pvti_writer_open(ctx, path, &w));
+    pvti_writer_put(&w, data, bytes);
+    return pvti_writer_commit(&w);
+}
+
+/* A byte-for-byte copy. */
+static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, const char *to)
+{
+    pvti_map map;
+    pvt_result result;
+    PVTI_TRY(pvti_map_open(ctx, from, &map));
+    result = pvti_file_write(ctx, to, map.data, map.size);
+    pvti_map_close(ctx, &map);
+    return result;
+}
+
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
     duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight
@@ -9434,488 +12746,7 @@ static PVTI_UNUSED void pvti_text_number(pvti_text *t, double value, int digits)
     int64_t n = pvti_number_text(value, digits, buffer);
     pvti_text_put(t, buffer, n);
 }
-// >>exchange
-#if PVTUNE_LAYER >= 2
-/*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
-    new ones are written into a folder of their own inside it, with a manifest of what is to happen:
 
-        DIR/.save.pvtune-….tmp/    model.safetensors   tokenizer.json   …   config.json   manifest
-
-    When all are on the device the folder is renamed to DIR/.pvtune-save, which is the commitment: before it
-    the directory is the old model, and the folder rubbish; after it the manifest is carried out by who
-    comes first: this save, the next one or a load. The old config.json goes, so that no other reader takes
-    a mixture for a model; the new files move up; what the new model does not have is removed; the new
-    config.json comes last; the folder goes. Every step may be done twice. So a process that ends anywhere
-    leaves the old model, the new one, or one that the next to come completes. Of two savers one commits
-    after the other, for a folder is not renamed over another. A lock on the manifest keeps two from carrying
-    it out at once, and tells rubbish from what is being written. */
-
-#define PVTI_EXCHANGE ".pvtune-save"
-#define PVTI_EXCHANGE_HEAD "pvtune-save 1\n"
-#define PVTI_EXCHANGE_BYTES ((int64_t)1 << 20) /* of a manifest: 20,000 shards */
-
-/* What saves write, by what they replace as a whole: of the parts that a save replaces, files that it does
-   not write are removed. (Part 0: may be written, and is never removed.) A directory's other files are the
-   user's. */
-enum { PVTI_SAVED_MODEL = 1, PVTI_SAVED_TOKENIZER = 2 };
-typedef struct pvti_saved_name {
-    const char *name;
-    int part;
-} pvti_saved_name;
-static const pvti_saved_name pvti_saved_names[] = {
-    {"config.json", PVTI_SAVED_MODEL},
-    {"model.safetensors", PVTI_SAVED_MODEL},
-    {"model.safetensors.index.json", PVTI_SAVED_MODEL}, /* and the shards that it lists */
-    {"generation_config.json", PVTI_SAVED_MODEL},
-    {"tokenizer.json", PVTI_SAVED_TOKENIZER},
-    {"tokenizer.model", PVTI_SAVED_TOKENIZER},
-    {"tokenizer_config.json", PVTI_SAVED_TOKENIZER},
-    {"special_tokens_map.json", PVTI_SAVED_TOKENIZER},
-    {"added_tokens.json", PVTI_SAVED_TOKENIZER},
-    {"chat_template.jinja", PVTI_SAVED_TOKENIZER},
-    {"vocab.json", PVTI_SAVED_TOKENIZER},
-    {"merges.txt", PVTI_SAVED_TOKENIZER},
-    {"README.md", 0}, /* only where it is a card of ours: >>save decides */
-};
-
-/* ---- the manifest: "+ NAME" moves up, "- NAME" is removed; a dot ends it ---- */
-
-/* model-00001-of-00003.safetensors, and nothing that leads elsewhere. */
-static bool pvti_shard_name(const char *name)
-{
-    static const char pattern[] = "model-00000-of-00000.safetensors";
-    size_t i;
-    for (i = 0; pattern[i]; i++)
-        if (pattern[i] == '0' ? name[i] < '0' || name[i] > '9' : name[i] != pattern[i]) return false;
-    return name[i] == 0;
-}
-
-static bool pvti_saved_known(const char *name)
-{
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
-        if (strcmp(name, pvti_saved_names[i].name) == 0) return true;
-    return pvti_shard_name(name);
-}
-
-/* The line at *at: '+' or '-' with its name, 0 at the end; −1 when it is neither. Moves on to the next. */
-static int pvti_manifest_line(const char **at, char name[64])
-{
-    const char *line = *at;
-    size_t n = strcspn(line, "\n");
-    if (strcmp(line, ".\n") == 0) return 0;
-    if (line[n] != '\n' || n < 3 || n - 2 >= 64) return -1;
-    if ((line[0] != '+' && line[0] != '-') || line[1] != ' ') return -1;
-    memcpy(name, line + 2, n - 2);
-    name[n - 2] = 0;
-    *at = line + n + 1;
-    return pvti_saved_known(name) ? line[0] : -1;
-}
-
-/* Lines follow the head. */
-static const char *pvti_manifest_start(const pvti_text *list)
-{
-    return list->data + strlen(PVTI_EXCHANGE_HEAD);
-}
-
-static bool pvti_manifest_valid(const pvti_text *list)
-{
-    char name[64];
-    const char *at;
-    int kind;
-    if (list->size <= (int64_t)strlen(PVTI_EXCHANGE_HEAD) || (int64_t)strlen(list->data) != list->size ||
-        strncmp(list->data, PVTI_EXCHANGE_HEAD, strlen(PVTI_EXCHANGE_HEAD)) != 0)
-        return false;
-    at = pvti_manifest_start(list);
-    while ((kind = pvti_manifest_line(&at, name)) > 0) continue;
-    return kind == 0;
-}
-
-/* Whether a list that is being made, and has no end yet, has that line. */
-static bool pvti_manifest_has(const pvti_text *list, int kind, const char *name)
-{
-    char line[80];
-    const char *found = list->data;
-    snprintf(line, sizeof line, "\n%c %s\n", kind, name);
-    return found && strstr(found, line) != NULL;
-}
-
-/* ---- carrying it out ---- */
-
-static pvt_result pvti_exchange_stuck(pvt_ctx *ctx, const char *path, const char *what)
-{
-    return pvti_fail(ctx, PVT_ERR_IO,
-                     "%.1500s: %s: %s; the new files are complete in " PVTI_EXCHANGE
-                     " there, and the next load or save puts them in place",
-                     path, what, strerror(errno));
-}
-
-/* Removes dir/name if it is there. A directory of that name is a user's. */
-static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char *name)
-{
-    char path[PVTI_PATH_BYTES];
-    int code;
-    PVTI_TRY(pvti_path_join(ctx, path, dir, name));
-    if (pvti_remove(ctx, path) || errno == ENOENT) return PVT_OK;
-    code = errno;
-    if (pvti_path_is_directory(ctx, path)) return PVT_OK;
-    errno = code;
-    return pvti_exchange_stuck(ctx, path, "cannot be removed");
-}
-
-/* Moves the file up unless that was done before. */
-static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const char *dir, const char *name)
-{
-    char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
-    PVTI_TRY(pvti_path_join(ctx, from, folder, name));
-    PVTI_TRY(pvti_path_join(ctx, to, dir, name));
-    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
-    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
-}
-
-static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
-{
-    return pvti_directory_sync(ctx, dir) ? PVT_OK : pvti_exchange_stuck(ctx, dir, "cannot be synced");
-}
-
-/* What the valid list says. The lock on the manifest is held, or there are none here. */
-static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const pvti_text *list)
-{
-    char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
-    const char *at = pvti_manifest_start(list);
-    pvt_file_info info;
-    int kind;
-    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
-    if (pvti_info(ctx, config, &info)) { /* else the new one is in place already, or none comes */
-        PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
-        PVTI_TRY(pvti_exchange_sync(ctx, dir));
-    } else if (!pvti_is_absent(errno)) {
-        return pvti_exchange_stuck(ctx, config, "cannot be looked for");
-    }
-    while ((kind = pvti_manifest_line(&at, name)) > 0) {
-        if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
-        else if (strcmp(name, "config.json") != 0) PVTI_TRY(pvti_exchange_move(ctx, folder, dir, name));
-    }
-    PVTI_TRY(pvti_exchange_sync(ctx, dir));
-    PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
-    PVTI_TRY(pvti_exchange_sync(ctx, dir));
-    return pvti_exchange_remove(ctx, folder, "manifest");
-}
-
-/* The folder of an exchange that was carried out, after its lock was given back: some network file systems
-   keep a file that is removed while it is open. Another's exchange may stand there by now. */
-static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
-{
-    char folder[PVTI_PATH_BYTES];
-    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
-        return PVT_OK;
-    return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
-                     folder, strerror(errno));
-}
-
-/* A directory that is no link to elsewhere. */
-static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
-{
-    pvt_file_info info;
-    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY && !info.link;
-}
-
-/* Carries out what the manifest, open and locked, says. */
-static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char *manifest, int fd)
-{
-    pvti_map map;
-    pvti_text list = pvti_text_begin(ctx);
-    char folder[PVTI_PATH_BYTES];
-    pvt_result result;
-    memset(&map, 0, sizeof map);
-    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
-    if (result == PVT_OK) pvti_text_put(&list, (const char *)map.data, map.size);
-    pvti_map_close(ctx, &map);
-    if (result == PVT_OK) result = pvti_text_check(&list);
-    if (result == PVT_OK && (!pvti_manifest_valid(&list) || !pvti_folder_is_real(ctx, folder)))
-        result = pvti_fail(ctx, PVT_ERR_FORMAT,
-                           "%s: is not of an interrupted save, which would be completed now; remove the "
-                           "folder that it is in",
-                           manifest);
-    if (result == PVT_OK) result = pvti_exchange_carry_out(ctx, dir, &list);
-    pvti_text_free(&list);
-    return result;
-}
-
-/* Completes a save that was committed and then interrupted; waits for one that is being completed. */
-static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
-{
-    char manifest[PVTI_PATH_BYTES];
-    pvt_file_info info;
-    pvt_result result;
-    int tries;
-    PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
-    for (tries = 0; tries < 1000; tries++) {
-        int fd = pvti_open(ctx, manifest, PVT_OPEN_LOCK);
-        int code = errno;
-        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_info(ctx, manifest, &info))) return PVT_OK;
-        if (fd < 0)
-            return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
-                             "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
-        if (pvti_lock_try(ctx, fd, manifest) != PVTI_LOCK_TAKEN) {
-            result = pvti_exchange_resume(ctx, dir, manifest, fd);
-            pvti_close(ctx, fd);
-            return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
-        }
-        pvti_close(ctx, fd);
-        pvti_sleep(0.01);
-    }
-    return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
-                     dir);
-}
-
-/* ---- making one ---- */
-
-/* Zeroed, it is none, which may be ended. */
-typedef struct pvti_exchange {
-    pvt_ctx *ctx;
-    bool overwrite, folder_made, committed;
-    pvti_text list;       /* the manifest's text */
-    pvti_writer manifest; /* its lock is held from the beginning to the end */
-    char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
-} pvti_exchange;
-
-/* An orphan's folder, with what may be in it. */
-static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
-{
-    char path[PVTI_PATH_BYTES];
-    int64_t i;
-    int fd;
-    if (!pvti_folder_is_real(ctx, folder)) return;
-    if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
-    fd = pvti_open_for_lock(ctx, path);
-    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
-        for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
-            snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
-            (void)pvti_remove(ctx, path);
-        }
-        snprintf(path, sizeof path, "%s/manifest", folder);
-        (void)pvti_remove(ctx, path);
-    }
-    if (fd >= 0) pvti_close(ctx, fd);
-    (void)pvti_remove_directory(ctx, folder); /* only when it is empty */
-}
-
-/* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
-static bool pvti_exchange_make(pvti_exchange *ex)
-{
-    pvti_writer *w = &ex->manifest;
-    if (!pvti_make_directory(ex->ctx, ex->folder)) return false;
-    ex->folder_made = true;
-    if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
-        w->result = PVT_OK;
-        return true;
-    }
-    if (errno == ENOENT || errno == EEXIST) { /* swept as an orphan's before it was locked */
-        ex->folder_made = false;
-        errno = EEXIST;
-    }
-    return false;
-}
-
-static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
-{
-    char config[PVTI_PATH_BYTES];
-    pvt_file_info info;
-    PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
-    if (ex->overwrite) return PVT_OK;
-    if (!pvti_info(ex->ctx, config, &info))
-        return pvti_is_absent(errno) ? PVT_OK
-                                     : pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", config,
-                                                 strerror(errno));
-    return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
-                     "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
-}
-
-/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a config.json is
-   refused. To be ended in any case. */
-static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
-{
-    char path[PVTI_PATH_BYTES];
-    pvt_file_info none;
-    bool exists;
-    int tries;
-    memset(ex, 0, sizeof *ex);
-    ex->ctx = ctx, ex->overwrite = overwrite, ex->list = pvti_text_begin(ctx);
-    pvti_text_printf(&ex->list, "%s", PVTI_EXCHANGE_HEAD);
-    PVTI_TRY(pvti_text_check(&ex->list));
-    PVTI_TRY(pvti_path_join(ctx, ex->dir, "", dir));
-    PVTI_TRY(pvti_exchange_recover(ctx, dir));
-    PVTI_TRY(pvti_exchange_refuse_model(ex));
-    pvti_sweep_orphans(ctx, dir, "save", pvti_sweep_folder);
-    for (tries = 0; tries < 10000; tries++) {
-        PVTI_TRY(pvti_temporary_name(ctx, dir, "save", ex->folder));
-        PVTI_TRY(pvti_path_join(ctx, path, ex->folder, "manifest"));
-        pvti_writer_close(&ex->manifest);
-        PVTI_TRY(pvti_writer_begin(ctx, path, &ex->manifest, &none, &exists));
-        memcpy(ex->manifest.temp, path, sizeof path);
-        if (pvti_exchange_make(ex)) return PVT_OK;
-        if (errno != EEXIST) break;
-    }
-    return pvti_fail(ctx, PVT_ERR_IO, "%s: nothing can be written in it: %s", dir, strerror(errno));
-}
-
-/* A writer for one of the new files, whose name is in the table and was not written yet. */
-static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
-{
-    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
-    pvt_file_info old;
-    bool exists;
-    memset(w, 0, sizeof *w);
-    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
-    PVTI_TRY(pvti_path_join(ex->ctx, temp, ex->folder, name));
-    pvti_text_printf(&ex->list, "+ %s\n", name);
-    PVTI_TRY(pvti_text_check(&ex->list));
-    PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
-    exists = exists && old.kind == PVT_FILE_REGULAR;
-    memcpy(w->temp, temp, sizeof temp);
-    w->staged = true;
-    if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
-    if (exists && !pvti_writer_permissions(w, &old))
-        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
-    return w->result = PVT_OK;
-}
-
-/* One of the new files, whole. */
-static pvt_result pvti_exchange_put(pvti_exchange *ex, const char *name, const void *data, int64_t bytes)
-{
-    pvti_writer w;
-    PVTI_TRY(pvti_exchange_open(ex, name, &w));
-    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
-    return pvti_writer_commit(&w);
-}
-
-/* One of the new files, as a copy. */
-static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const char *name)
-{
-    pvti_map map;
-    pvt_result result;
-    PVTI_TRY(pvti_map_open(ex->ctx, from, &map));
-    result = pvti_exchange_put(ex, name, map.data, map.size);
-    pvti_map_close(ex->ctx, &map);
-    return result;
-}
-
-/* A file of the table that goes, whether its part is replaced or not. */
-static pvt_result pvti_exchange_drop(pvti_exchange *ex, const char *name)
-{
-    pvti_text_printf(&ex->list, "- %s\n", name);
-    return pvti_text_check(&ex->list);
-}
-
-/* Shards that the old index lists go with it. An index that is no JSON lists nothing. */
-static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
-{
-    char path[PVTI_PATH_BYTES], name[64], last[64] = "";
-    pvti_map map;
-    pvti_json j;
-    int64_t node, length;
-    pvt_result result;
-    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
-    if (!pvti_path_exists(ex->ctx, path)) return PVT_OK;
-    result = pvti_json_open(ex->ctx, path, &map, &j);
-    if (result == PVT_ERR_FORMAT) return PVT_OK;
-    if (result != PVT_OK) return result;
-    node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
-    for (; node >= 0; node = pvti_json_next(&j, node)) {
-        length = pvti_json_string(&j, node, name, sizeof name);
-        if (length < 1 || length >= (int64_t)sizeof name) continue;
-        if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
-        memcpy(last, name, sizeof name); /* tensors of one shard usually follow each other */
-        if (!pvti_manifest_has(&ex->list, '-', name)) pvti_text_printf(&ex->list, "- %s\n", name);
-    }
-    pvti_json_free(&j);
-    pvti_map_close(ex->ctx, &map);
-    return pvti_text_check(&ex->list);
-}
-
-/* Writes the manifest: from here on nothing needs memory. */
-static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
-{
-    pvti_writer *w = &ex->manifest;
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
-        const pvti_saved_name *saved = &pvti_saved_names[i];
-        if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
-            pvti_text_printf(&ex->list, "- %s\n", saved->name);
-    }
-    if (parts & PVTI_SAVED_MODEL) PVTI_TRY(pvti_exchange_drop_shards(ex));
-    pvti_text_put(&ex->list, ".\n", 2);
-    PVTI_TRY(pvti_text_check(&ex->list));
-    if (ex->list.size > PVTI_EXCHANGE_BYTES)
-        return pvti_fail(ex->ctx, PVT_ERR_UNSUPPORTED, "%s: the model there has too many shards to replace",
-                         ex->dir);
-    pvti_writer_put(w, ex->list.data, ex->list.size);
-    PVTI_TRY(pvti_writer_settle(w));
-    if (pvti_directory_sync(ex->ctx, ex->folder)) return PVT_OK;
-    return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be synced: %s; the files that were there are unchanged",
-                     ex->folder, strerror(errno));
-}
-
-/* The rename that decides. Another's exchange that stands there is completed first. */
-static pvt_result pvti_exchange_publish(pvti_exchange *ex)
-{
-    char published[PVTI_PATH_BYTES];
-    int tries;
-    PVTI_TRY(pvti_path_join(ex->ctx, published, ex->dir, PVTI_EXCHANGE));
-    for (tries = 0; tries < 100; tries++) {
-        PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
-        PVTI_TRY(pvti_exchange_refuse_model(ex));
-        ex->committed = pvti_rename(ex->ctx, ex->folder, published);
-        if (ex->committed) break;
-        if (errno != ENOTEMPTY && errno != EEXIST) break;
-    }
-    if (!ex->committed)
-        return pvti_fail(ex->ctx, PVT_ERR_IO,
-                         "%s: cannot be replaced by the new files: %s; the files that were in its directory "
-                         "are unchanged",
-                         published, strerror(errno));
-    ex->manifest.temporary = false;
-    return pvti_exchange_sync(ex->ctx, ex->dir);
-}
-
-/* Puts the new files in place of the old. After a failure the old ones are there, or the next load or save
-   completes the exchange: the sentence says which. */
-static pvt_result pvti_exchange_commit(pvti_exchange *ex, int parts)
-{
-    PVTI_TRY(pvti_exchange_seal(ex, parts));
-    PVTI_TRY(pvti_exchange_publish(ex));
-    PVTI_TRY(pvti_exchange_carry_out(ex->ctx, ex->dir, &ex->list));
-    pvti_writer_close(&ex->manifest); /* the lock */
-    return pvti_exchange_tidy(ex->ctx, ex->dir);
-}
-
-/* Frees everything; what was not committed goes. */
-static void pvti_exchange_end(pvti_exchange *ex)
-{
-    const char *at = ex->list.data ? pvti_manifest_start(&ex->list) : "";
-    char path[PVTI_PATH_BYTES], name[64];
-    bool undo = ex->folder_made && !ex->committed;
-    while (undo && pvti_manifest_line(&at, name) > 0)
-        if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
-            (void)pvti_remove(ex->ctx, path);
-    pvti_writer_close(&ex->manifest);
-    if (undo && !pvti_remove_directory(ex->ctx, ex->folder) && errno != ENOENT)
-        pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
-    if (ex->ctx) pvti_text_free(&ex->list);
-}
-PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir)
-{
-    static const char *const names[2] = {"config.json", PVTI_EXCHANGE "/manifest"};
-    char path[PVTI_PATH_BYTES];
-    for (int i = 0; i < 2; i++)
-        if (pvti_path_join(ctx, path, dir, names[i]) == PVT_OK && pvti_path_exists(ctx, path)) return true;
-    return false;
-}
-#endif /* PVTUNE_LAYER >= 2 */
 // >>safetensors
 /*  | u64 header length | JSON header, padded with spaces to 8 | data |
     Each key of the header names a tensor: {"dtype": "F16", "shape": [64, 3], "data_offsets":
@@ -10476,6 +13307,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *p
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
+
 // >>weight files
 /*  Weights by name in a safetensors file. The list of arrays that each representation gives, its format's
     text and its sizes are all that is written and all that is needed: no representation is named here. */
@@ -10798,10 +13630,488 @@ PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *da
 {
     return pvti_file_write(ctx, path, data, bytes);
 }
-#endif /* PVTI_FILES */
-#endif /* PVTUNE_LAYER >= 1 */
+
 #if PVTUNE_LAYER >= 2
-#if PVTI_FILES
+// >>exchange
+/*  The files of a directory that belong together (weights, config, tokenizer) are replaced together. The
+    new ones are written into a folder of their own inside it, with a manifest of what is to happen:
+
+        DIR/.save.pvtune-….tmp/    model.safetensors   tokenizer.json   …   config.json   manifest
+
+    When all are on the device the folder is renamed to DIR/.pvtune-save, which is the commitment: before it
+    the directory is the old model, and the folder rubbish; after it the manifest is carried out by who
+    comes first: this save, the next one or a load. The old config.json goes, so that no other reader takes
+    a mixture for a model; the new files move up; what the new model does not have is removed; the new
+    config.json comes last; the folder goes. Every step may be done twice. So a process that ends anywhere
+    leaves the old model, the new one, or one that the next to come completes. Of two savers one commits
+    after the other, for a folder is not renamed over another. A lock on the manifest keeps two from carrying
+    it out at once, and tells rubbish from what is being written. */
+
+#define PVTI_EXCHANGE ".pvtune-save"
+#define PVTI_EXCHANGE_HEAD "pvtune-save 1\n"
+#define PVTI_EXCHANGE_BYTES ((int64_t)1 << 20) /* of a manifest: 20,000 shards */
+
+/* What saves write, by what they replace as a whole: of the parts that a save replaces, files that it does
+   not write are removed. (Part 0: may be written, and is never removed.) A directory's other files are the
+   user's. */
+enum { PVTI_SAVED_MODEL = 1, PVTI_SAVED_TOKENIZER = 2 };
+typedef struct pvti_saved_name {
+    const char *name;
+    int part;
+} pvti_saved_name;
+static const pvti_saved_name pvti_saved_names[] = {
+    {"config.json", PVTI_SAVED_MODEL},
+    {"model.safetensors", PVTI_SAVED_MODEL},
+    {"model.safetensors.index.json", PVTI_SAVED_MODEL}, /* and the shards that it lists */
+    {"generation_config.json", PVTI_SAVED_MODEL},
+    {"tokenizer.json", PVTI_SAVED_TOKENIZER},
+    {"tokenizer.model", PVTI_SAVED_TOKENIZER},
+    {"tokenizer_config.json", PVTI_SAVED_TOKENIZER},
+    {"special_tokens_map.json", PVTI_SAVED_TOKENIZER},
+    {"added_tokens.json", PVTI_SAVED_TOKENIZER},
+    {"chat_template.jinja", PVTI_SAVED_TOKENIZER},
+    {"vocab.json", PVTI_SAVED_TOKENIZER},
+    {"merges.txt", PVTI_SAVED_TOKENIZER},
+    {"README.md", 0}, /* only where it is a card of ours: >>save decides */
+};
+
+/* ---- the manifest: "+ NAME" moves up, "- NAME" is removed; a dot ends it ---- */
+
+/* model-00001-of-00003.safetensors, and nothing that leads elsewhere. */
+static bool pvti_shard_name(const char *name)
+{
+    static const char pattern[] = "model-00000-of-00000.safetensors";
+    size_t i;
+    for (i = 0; pattern[i]; i++)
+        if (pattern[i] == '0' ? name[i] < '0' || name[i] > '9' : name[i] != pattern[i]) return false;
+    return name[i] == 0;
+}
+
+static bool pvti_saved_known(const char *name)
+{
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
+        if (strcmp(name, pvti_saved_names[i].name) == 0) return true;
+    return pvti_shard_name(name);
+}
+
+/* The line at *at: '+' or '-' with its name, 0 at the end; −1 when it is neither. Moves on to the next. */
+static int pvti_manifest_line(const char **at, char name[64])
+{
+    const char *line = *at;
+    size_t n = strcspn(line, "\n");
+    if (strcmp(line, ".\n") == 0) return 0;
+    if (line[n] != '\n' || n < 3 || n - 2 >= 64) return -1;
+    if ((line[0] != '+' && line[0] != '-') || line[1] != ' ') return -1;
+    memcpy(name, line + 2, n - 2);
+    name[n - 2] = 0;
+    *at = line + n + 1;
+    return pvti_saved_known(name) ? line[0] : -1;
+}
+
+/* Lines follow the head. */
+static const char *pvti_manifest_start(const pvti_text *list)
+{
+    return list->data + strlen(PVTI_EXCHANGE_HEAD);
+}
+
+static bool pvti_manifest_valid(const pvti_text *list)
+{
+    char name[64];
+    const char *at;
+    int kind;
+    if (list->size <= (int64_t)strlen(PVTI_EXCHANGE_HEAD) || (int64_t)strlen(list->data) != list->size ||
+        strncmp(list->data, PVTI_EXCHANGE_HEAD, strlen(PVTI_EXCHANGE_HEAD)) != 0)
+        return false;
+    at = pvti_manifest_start(list);
+    while ((kind = pvti_manifest_line(&at, name)) > 0) continue;
+    return kind == 0;
+}
+
+/* Whether a list that is being made, and has no end yet, has that line. */
+static bool pvti_manifest_has(const pvti_text *list, int kind, const char *name)
+{
+    char line[80];
+    const char *found = list->data;
+    snprintf(line, sizeof line, "\n%c %s\n", kind, name);
+    return found && strstr(found, line) != NULL;
+}
+
+/* ---- carrying it out ---- */
+
+static pvt_result pvti_exchange_stuck(pvt_ctx *ctx, const char *path, const char *what)
+{
+    return pvti_fail(ctx, PVT_ERR_IO,
+                     "%.1500s: %s: %s; the new files are complete in " PVTI_EXCHANGE
+                     " there, and the next load or save puts them in place",
+                     path, what, strerror(errno));
+}
+
+/* Removes dir/name if it is there. A directory of that name is a user's. */
+static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char *name)
+{
+    char path[PVTI_PATH_BYTES];
+    int code;
+    PVTI_TRY(pvti_path_join(ctx, path, dir, name));
+    if (pvti_remove(ctx, path) || errno == ENOENT) return PVT_OK;
+    code = errno;
+    if (pvti_path_is_directory(ctx, path)) return PVT_OK;
+    errno = code;
+    return pvti_exchange_stuck(ctx, path, "cannot be removed");
+}
+
+/* Moves the file up unless that was done before. */
+static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const char *dir, const char *name)
+{
+    char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, from, folder, name));
+    PVTI_TRY(pvti_path_join(ctx, to, dir, name));
+    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
+    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
+}
+
+static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
+{
+    return pvti_directory_sync(ctx, dir) ? PVT_OK : pvti_exchange_stuck(ctx, dir, "cannot be synced");
+}
+
+/* What the valid list says. The lock on the manifest is held, or there are none here. */
+static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const pvti_text *list)
+{
+    char folder[PVTI_PATH_BYTES], config[PVTI_PATH_BYTES], name[64];
+    const char *at = pvti_manifest_start(list);
+    pvt_file_info info;
+    int kind;
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    PVTI_TRY(pvti_path_join(ctx, config, folder, "config.json"));
+    if (pvti_info(ctx, config, &info)) { /* else the new one is in place already, or none comes */
+        PVTI_TRY(pvti_exchange_remove(ctx, dir, "config.json"));
+        PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    } else if (!pvti_is_absent(errno)) {
+        return pvti_exchange_stuck(ctx, config, "cannot be looked for");
+    }
+    while ((kind = pvti_manifest_line(&at, name)) > 0) {
+        if (kind == '-') PVTI_TRY(pvti_exchange_remove(ctx, dir, name));
+        else if (strcmp(name, "config.json") != 0) PVTI_TRY(pvti_exchange_move(ctx, folder, dir, name));
+    }
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
+    PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    return pvti_exchange_remove(ctx, folder, "manifest");
+}
+
+/* The folder of an exchange that was carried out, after its lock was given back: some network file systems
+   keep a file that is removed while it is open. Another's exchange may stand there by now. */
+static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
+{
+    char folder[PVTI_PATH_BYTES];
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
+        return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
+                     folder, strerror(errno));
+}
+
+/* A directory that is no link to elsewhere. */
+static bool pvti_folder_is_real(const pvt_ctx *ctx, const char *path)
+{
+    pvt_file_info info;
+    return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY && !info.link;
+}
+
+/* Carries out what the manifest, open and locked, says. */
+static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char *manifest, int fd)
+{
+    pvti_map map;
+    pvti_text list = pvti_text_begin(ctx);
+    char folder[PVTI_PATH_BYTES];
+    pvt_result result;
+    memset(&map, 0, sizeof map);
+    PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
+    result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
+    if (result == PVT_OK) pvti_text_put(&list, (const char *)map.data, map.size);
+    pvti_map_close(ctx, &map);
+    if (result == PVT_OK) result = pvti_text_check(&list);
+    if (result == PVT_OK && (!pvti_manifest_valid(&list) || !pvti_folder_is_real(ctx, folder)))
+        result = pvti_fail(ctx, PVT_ERR_FORMAT,
+                           "%s: is not of an interrupted save, which would be completed now; remove the "
+                           "folder that it is in",
+                           manifest);
+    if (result == PVT_OK) result = pvti_exchange_carry_out(ctx, dir, &list);
+    pvti_text_free(&list);
+    return result;
+}
+
+/* Completes a save that was committed and then interrupted; waits for one that is being completed. */
+static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
+{
+    char manifest[PVTI_PATH_BYTES];
+    pvt_file_info info;
+    pvt_result result;
+    int tries;
+    PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
+    for (tries = 0; tries < 1000; tries++) {
+        int fd = pvti_open(ctx, manifest, PVT_OPEN_LOCK);
+        int code = errno;
+        if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_info(ctx, manifest, &info))) return PVT_OK;
+        if (fd < 0)
+            return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
+                             "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
+        if (pvti_lock_try(ctx, fd, manifest) != PVTI_LOCK_TAKEN) {
+            result = pvti_exchange_resume(ctx, dir, manifest, fd);
+            pvti_close(ctx, fd);
+            return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
+        }
+        pvti_close(ctx, fd);
+        pvti_sleep(0.01);
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: another process is saving into this directory and does not finish",
+                     dir);
+}
+
+/* ---- making one ---- */
+
+/* Zeroed, it is none, which may be ended. */
+typedef struct pvti_exchange {
+    pvt_ctx *ctx;
+    bool overwrite, folder_made, committed;
+    pvti_text list;       /* the manifest's text */
+    pvti_writer manifest; /* its lock is held from the beginning to the end */
+    char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
+} pvti_exchange;
+
+/* An orphan's folder, with what may be in it. */
+static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
+{
+    char path[PVTI_PATH_BYTES];
+    int64_t i;
+    int fd;
+    if (!pvti_folder_is_real(ctx, folder)) return;
+    if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
+    fd = pvti_open_for_lock(ctx, path);
+    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
+        for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+            snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
+            (void)pvti_remove(ctx, path);
+        }
+        snprintf(path, sizeof path, "%s/manifest", folder);
+        (void)pvti_remove(ctx, path);
+    }
+    if (fd >= 0) pvti_close(ctx, fd);
+    (void)pvti_remove_directory(ctx, folder); /* only when it is empty */
+}
+
+/* The folder and its manifest, locked. False with errno; EEXIST: try another name. */
+static bool pvti_exchange_make(pvti_exchange *ex)
+{
+    pvti_writer *w = &ex->manifest;
+    if (!pvti_make_directory(ex->ctx, ex->folder)) return false;
+    ex->folder_made = true;
+    if (pvti_writer_create(w, NULL) && pvti_writer_lock(w)) {
+        w->result = PVT_OK;
+        return true;
+    }
+    if (errno == ENOENT || errno == EEXIST) { /* swept as an orphan's before it was locked */
+        ex->folder_made = false;
+        errno = EEXIST;
+    }
+    return false;
+}
+
+static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
+{
+    char config[PVTI_PATH_BYTES];
+    pvt_file_info info;
+    PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
+    if (ex->overwrite) return PVT_OK;
+    if (!pvti_info(ex->ctx, config, &info))
+        return pvti_is_absent(errno) ? PVT_OK
+                                     : pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", config,
+                                                 strerror(errno));
+    return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
+                     "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
+}
+
+/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a config.json is
+   refused. To be ended in any case. */
+static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES];
+    pvt_file_info none;
+    bool exists;
+    int tries;
+    memset(ex, 0, sizeof *ex);
+    ex->ctx = ctx, ex->overwrite = overwrite, ex->list = pvti_text_begin(ctx);
+    pvti_text_printf(&ex->list, "%s", PVTI_EXCHANGE_HEAD);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_path_join(ctx, ex->dir, "", dir));
+    PVTI_TRY(pvti_exchange_recover(ctx, dir));
+    PVTI_TRY(pvti_exchange_refuse_model(ex));
+    pvti_sweep_orphans(ctx, dir, "save", pvti_sweep_folder);
+    for (tries = 0; tries < 10000; tries++) {
+        PVTI_TRY(pvti_temporary_name(ctx, dir, "save", ex->folder));
+        PVTI_TRY(pvti_path_join(ctx, path, ex->folder, "manifest"));
+        pvti_writer_close(&ex->manifest);
+        PVTI_TRY(pvti_writer_begin(ctx, path, &ex->manifest, &none, &exists));
+        memcpy(ex->manifest.temp, path, sizeof path);
+        if (pvti_exchange_make(ex)) return PVT_OK;
+        if (errno != EEXIST) break;
+    }
+    return pvti_fail(ctx, PVT_ERR_IO, "%s: nothing can be written in it: %s", dir, strerror(errno));
+}
+
+/* A writer for one of the new files, whose name is in the table and was not written yet. */
+static pvt_result pvti_exchange_open(pvti_exchange *ex, const char *name, pvti_writer *w)
+{
+    char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
+    pvt_file_info old;
+    bool exists;
+    memset(w, 0, sizeof *w);
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, name));
+    PVTI_TRY(pvti_path_join(ex->ctx, temp, ex->folder, name));
+    pvti_text_printf(&ex->list, "+ %s\n", name);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    PVTI_TRY(pvti_writer_begin(ex->ctx, path, w, &old, &exists));
+    exists = exists && old.kind == PVT_FILE_REGULAR;
+    memcpy(w->temp, temp, sizeof temp);
+    w->staged = true;
+    if (!pvti_writer_create(w, exists ? &old : NULL)) return pvti_writer_fail(w, "cannot be created");
+    if (exists && !pvti_writer_permissions(w, &old))
+        return pvti_writer_fail(w, "cannot be given the permissions of the file it replaces");
+    return w->result = PVT_OK;
+}
+
+/* One of the new files, whole. */
+static pvt_result pvti_exchange_put(pvti_exchange *ex, const char *name, const void *data, int64_t bytes)
+{
+    pvti_writer w;
+    PVTI_TRY(pvti_exchange_open(ex, name, &w));
+    pvti_writer_put(&w, data, bytes); /* a failure sticks until the commit */
+    return pvti_writer_commit(&w);
+}
+
+/* One of the new files, as a copy. */
+static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const char *name)
+{
+    pvti_map map;
+    pvt_result result;
+    PVTI_TRY(pvti_map_open(ex->ctx, from, &map));
+    result = pvti_exchange_put(ex, name, map.data, map.size);
+    pvti_map_close(ex->ctx, &map);
+    return result;
+}
+
+/* A file of the table that goes, whether its part is replaced or not. */
+static pvt_result pvti_exchange_drop(pvti_exchange *ex, const char *name)
+{
+    pvti_text_printf(&ex->list, "- %s\n", name);
+    return pvti_text_check(&ex->list);
+}
+
+/* Shards that the old index lists go with it. An index that is no JSON lists nothing. */
+static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
+{
+    char path[PVTI_PATH_BYTES], name[64], last[64] = "";
+    pvti_map map;
+    pvti_json j;
+    int64_t node, length;
+    pvt_result result;
+    PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
+    if (!pvti_path_exists(ex->ctx, path)) return PVT_OK;
+    result = pvti_json_open(ex->ctx, path, &map, &j);
+    if (result == PVT_ERR_FORMAT) return PVT_OK;
+    if (result != PVT_OK) return result;
+    node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
+    for (; node >= 0; node = pvti_json_next(&j, node)) {
+        length = pvti_json_string(&j, node, name, sizeof name);
+        if (length < 1 || length >= (int64_t)sizeof name) continue;
+        if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
+        memcpy(last, name, sizeof name); /* tensors of one shard usually follow each other */
+        if (!pvti_manifest_has(&ex->list, '-', name)) pvti_text_printf(&ex->list, "- %s\n", name);
+    }
+    pvti_json_free(&j);
+    pvti_map_close(ex->ctx, &map);
+    return pvti_text_check(&ex->list);
+}
+
+/* Writes the manifest: from here on nothing needs memory. */
+static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
+{
+    pvti_writer *w = &ex->manifest;
+    int64_t i;
+    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        const pvti_saved_name *saved = &pvti_saved_names[i];
+        if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
+            pvti_text_printf(&ex->list, "- %s\n", saved->name);
+    }
+    if (parts & PVTI_SAVED_MODEL) PVTI_TRY(pvti_exchange_drop_shards(ex));
+    pvti_text_put(&ex->list, ".\n", 2);
+    PVTI_TRY(pvti_text_check(&ex->list));
+    if (ex->list.size > PVTI_EXCHANGE_BYTES)
+        return pvti_fail(ex->ctx, PVT_ERR_UNSUPPORTED, "%s: the model there has too many shards to replace",
+                         ex->dir);
+    pvti_writer_put(w, ex->list.data, ex->list.size);
+    PVTI_TRY(pvti_writer_settle(w));
+    if (pvti_directory_sync(ex->ctx, ex->folder)) return PVT_OK;
+    return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be synced: %s; the files that were there are unchanged",
+                     ex->folder, strerror(errno));
+}
+
+/* The rename that decides. Another's exchange that stands there is completed first. */
+static pvt_result pvti_exchange_publish(pvti_exchange *ex)
+{
+    char published[PVTI_PATH_BYTES];
+    int tries;
+    PVTI_TRY(pvti_path_join(ex->ctx, published, ex->dir, PVTI_EXCHANGE));
+    for (tries = 0; tries < 100; tries++) {
+        PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
+        PVTI_TRY(pvti_exchange_refuse_model(ex));
+        ex->committed = pvti_rename(ex->ctx, ex->folder, published);
+        if (ex->committed) break;
+        if (errno != ENOTEMPTY && errno != EEXIST) break;
+    }
+    if (!ex->committed)
+        return pvti_fail(ex->ctx, PVT_ERR_IO,
+                         "%s: cannot be replaced by the new files: %s; the files that were in its directory "
+                         "are unchanged",
+                         published, strerror(errno));
+    ex->manifest.temporary = false;
+    return pvti_exchange_sync(ex->ctx, ex->dir);
+}
+
+/* Puts the new files in place of the old. After a failure the old ones are there, or the next load or save
+   completes the exchange: the sentence says which. */
+static pvt_result pvti_exchange_commit(pvti_exchange *ex, int parts)
+{
+    PVTI_TRY(pvti_exchange_seal(ex, parts));
+    PVTI_TRY(pvti_exchange_publish(ex));
+    PVTI_TRY(pvti_exchange_carry_out(ex->ctx, ex->dir, &ex->list));
+    pvti_writer_close(&ex->manifest); /* the lock */
+    return pvti_exchange_tidy(ex->ctx, ex->dir);
+}
+
+/* Frees everything; what was not committed goes. */
+static void pvti_exchange_end(pvti_exchange *ex)
+{
+    const char *at = ex->list.data ? pvti_manifest_start(&ex->list) : "";
+    char path[PVTI_PATH_BYTES], name[64];
+    bool undo = ex->folder_made && !ex->committed;
+    while (undo && pvti_manifest_line(&at, name) > 0)
+        if (snprintf(path, sizeof path, "%s/%s", ex->folder, name) < (int)sizeof path)
+            (void)pvti_remove(ex->ctx, path);
+    pvti_writer_close(&ex->manifest);
+    if (undo && !pvti_remove_directory(ex->ctx, ex->folder) && errno != ENOENT)
+        pvti_fail_more(ex->ctx, "; temporary files stay in ", ex->folder);
+    if (ex->ctx) pvti_text_free(&ex->list);
+}
+PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir)
+{
+    static const char *const names[2] = {"config.json", PVTI_EXCHANGE "/manifest"};
+    char path[PVTI_PATH_BYTES];
+    for (int i = 0; i < 2; i++)
+        if (pvti_path_join(ctx, path, dir, names[i]) == PVT_OK && pvti_path_exists(ctx, path)) return true;
+    return false;
+}
 
 // >>gguf
 /*  | "GGUF" | u32 version | u64 tensors | u64 keys | key-value pairs | tensor infos | padding | data |
@@ -11265,6 +14575,7 @@ static PVTI_UNUSED const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const c
 {
     return pvti_names_find(&g->names, name);
 }
+
 // >>llama2c
 /*  The checkpoints of llama2.c, version 0: seven int32, then float32 tensors without names, each
     holding all layers one after the other. Nothing but the sizes says what the file is, so that
@@ -11409,6 +14720,7 @@ static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, 
     else pvti_map_close(ctx, &map);
     return result;
 }
+
 // >>unicode
 /*  What pre-tokenizers ask of a character: is it a letter (general category L), a number (N), white
     space (White_Space), or anything else? Unicode 15.1, as run lengths: every entry is
@@ -14137,1403 +17449,7 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     pvti_exchange_end(&ex);
     return result;
 }
-#endif /* PVTI_FILES */
-// >>families
-/*  What tells one family of models from another: one row per family, and one table of all tensors that a
-    model may have. Loading, saving, listing and running go by these two and by nothing else; a family
-    that needs no new kind of tensor is one row more.
 
-    A block (layer), with n = B·T rows everywhere:
-        x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
-        y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
-    where q, k and v add a bias if the family has them. */
-
-/* What a tensor's presence can depend on. */
-enum { PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */ };
-
-typedef enum pvti_window_rule { /* how config.json says that attention has a window */
-    PVTI_WINDOW_NONE,     /* not at all */
-    PVTI_WINDOW_ALL,      /* "sliding_window": in every layer */
-    PVTI_WINDOW_SWITCHED  /* the same after "use_sliding_window", from layer "max_window_layers" on */
-} pvti_window_rule;
-
-typedef struct pvti_family {
-    const char *name, *architecture; /* "model_type" and "architectures" in config.json */
-    const char *gguf;                /* "general.architecture" */
-    unsigned has;
-    bool neighbours;                 /* its GGUF files have neighbours as rotary pairs, see pvti_load_copy */
-    pvti_window_rule window_rule;
-    int64_t window, window_from, kv_heads, ctx; /* where config.json has no such key; kv_heads 0: heads */
-} pvti_family;
-
-/* A model of no family in particular is of the first; so are those of llama2.c. */
-static const pvti_family pvti_families[] = {
-    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
-    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
-    {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
-     32768},
-};
-
-/* NULL: there is no such family. */
-static const pvti_family *pvti_family_find(const char *name)
-{
-    for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
-        if (strcmp(pvti_families[i].name, name) == 0) return &pvti_families[i];
-    return NULL;
-}
-
-/* "a, b and c": the families, or the architectures of their GGUF files. */
-static void pvti_family_list(bool gguf, char out[128])
-{
-    const char *names[PVTI_COUNT(pvti_families)];
-    int i, k, n = 0, at = 0;
-    for (i = 0; i < PVTI_COUNT(pvti_families); i++) {
-        const char *name = gguf ? pvti_families[i].gguf : pvti_families[i].name;
-        for (k = 0; k < n && strcmp(names[k], name) != 0; k++) {}
-        if (k == n) names[n++] = name;
-    }
-    out[0] = 0;
-    for (i = 0; i < n && at < 128; i++)
-        at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
-                       names[i]);
-}
-
-/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
-   that can and shares its GGUF architecture, which has no other name for it. */
-static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
-{
-    const pvti_family *own = pvti_family_find(c->family);
-    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
-        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
-            return &pvti_families[i];
-    return own;
-}
-
-/* ---- tensors ---- */
-
-typedef enum pvti_width { /* which size of the config a side of a tensor has */
-    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
-} pvti_width;
-
-static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
-{
-    switch (width) {
-    case PVTI_WIDTH_NONE: return 1;
-    case PVTI_WIDTH_HEADS: return c->heads * c->head_dim;
-    case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
-    case PVTI_WIDTH_FF: return c->ff;
-    case PVTI_WIDTH_VOCAB: return c->vocab;
-    default: return c->dim;
-    }
-}
-
-/* A block's tensors, in the order in which a layer lists those that it has; then those outside blocks.
-   Linears that read the same input stand side by side, as pvti_weights_forward takes them, and so do their
-   biases. */
-enum {
-    PVTI_NORM_ATT, PVTI_NORM_MLP,
-    PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
-    PVTI_Q_BIAS, PVTI_K_BIAS, PVTI_V_BIAS,
-    PVTI_BLOCK,
-    PVTI_EMBED = PVTI_BLOCK, PVTI_NORM_LAST, PVTI_HEAD,
-    PVTI_TENSORS,
-    PVTI_LINEARS = PVTI_DOWN - PVTI_Q + 1
-};
-
-/* Which of a block's activations a linear reads. */
-enum { PVTI_IN_A, PVTI_IN_ATT, PVTI_IN_M, PVTI_IN_H, PVTI_INPUTS };
-
-typedef enum pvti_start { /* what a new model's tensor holds */
-    PVTI_START_ZERO,
-    PVTI_START_ONE,
-    PVTI_START_NORMAL,  /* N(0, 0.02²) */
-    PVTI_START_RESIDUAL /* N(0, 0.02²/2L): what adds to the residual stream */
-} pvti_start;
-
-/* In a block Hugging Face puts "model.layers.N." before the name, GGUF "blk.N.". */
-typedef struct pvti_tensor_row {
-    const char *hf, *gguf, *llama2c; /* names in the three kinds of files; "": has none */
-    pvti_width out, in;              /* in NONE: a vector */
-    unsigned has;                    /* one flag that it depends on, or ALWAYS */
-    pvti_start start;
-    bool rotary;                     /* of matrices: rows are rotary pairs */
-    int input;                       /* of linears */
-} pvti_tensor_row;
-
-static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
-    {"input_layernorm.weight", "attn_norm.weight", "rms_att", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
-     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
-    {"post_attention_layernorm.weight", "ffn_norm.weight", "rms_ffn", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
-     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
-    {"self_attn.q_proj.weight", "attn_q.weight", "wq", PVTI_WIDTH_HEADS, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
-    {"self_attn.k_proj.weight", "attn_k.weight", "wk", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, true, PVTI_IN_A},
-    {"self_attn.v_proj.weight", "attn_v.weight", "wv", PVTI_WIDTH_KV, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_A},
-    {"self_attn.o_proj.weight", "attn_output.weight", "wo", PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS,
-     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_ATT},
-    {"mlp.gate_proj.weight", "ffn_gate.weight", "w1", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
-    {"mlp.up_proj.weight", "ffn_up.weight", "w3", PVTI_WIDTH_FF, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, PVTI_IN_M},
-    {"mlp.down_proj.weight", "ffn_down.weight", "w2", PVTI_WIDTH_DIM, PVTI_WIDTH_FF,
-     PVTI_HAS_ALWAYS, PVTI_START_RESIDUAL, false, PVTI_IN_H},
-    {"self_attn.q_proj.bias", "attn_q.bias", "", PVTI_WIDTH_HEADS, PVTI_WIDTH_NONE,
-     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
-    {"self_attn.k_proj.bias", "attn_k.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
-     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
-    {"self_attn.v_proj.bias", "attn_v.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
-     PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
-    {"model.embed_tokens.weight", "token_embd.weight", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
-     PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, 0},
-    {"model.norm.weight", "output_norm.weight", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
-     PVTI_HAS_ALWAYS, PVTI_START_ONE, false, 0},
-    {"lm_head.weight", "output.weight", "wcls", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
-     PVTI_HAS_HEAD, PVTI_START_NORMAL, false, 0},
-};
-
-static bool pvti_is_matrix(int tensor) { return pvti_tensors[tensor].in != PVTI_WIDTH_NONE; }
-
-/* Does a model of that config have the tensor? */
-static bool pvti_config_has(const pvt_model_config *c, int tensor)
-{
-    unsigned has = pvti_family_find(c->family)->has | (c->tied ? 0u : (unsigned)PVTI_HAS_HEAD);
-    return pvti_tensors[tensor].has == PVTI_HAS_ALWAYS || (pvti_tensors[tensor].has & has);
-}
-
-// >>model
-/*  A model is the tensors of its family (section families) plus the numbers in its config. Matrices are
-    pvt_weights: mapped from a file, in memory, or codes; norms and biases are few and always lie in memory
-    as pvt_real.
-
-    q and k rows are always in the order of Hugging Face (rotary pairs j, j + HS/2): some GGUF files and
-    llama2.c's have neighbours as pairs, and loading reorders those two matrices. */
-
-/* A block, by the numbers of its tensors: of each place one of the two is used. */
-typedef struct pvti_layer {
-    pvt_weight linear[PVTI_BLOCK]; /* empty: a vector */
-    pvt_real *vector[PVTI_BLOCK];  /* NULL: a matrix, or absent */
-} pvti_layer;
-
-#define PVTI_MAX_EOS 8
-struct pvt_model {
-    pvt_ctx *ctx;
-    pvt_model_config config;
-    pvt_weight embed; /* [V, C] */
-    pvt_weight head;  /* [V, C]; tied: a view of embed */
-    pvti_layer *layers;
-    pvt_real *norm;      /* [C], behind the last block */
-    int block[PVTI_BLOCK], n_block; /* the tensors of each block in order */
-    int place[PVTI_BLOCK];          /* where each stands there; −1: absent */
-    pvt_real *vectors;   /* [n_vectors], what norms and biases point into */
-    int64_t n_vectors;
-    pvt_dtype *types;    /* [tensors] of vectors, in the files that they were read from; NONE: from no file */
-    float *rope_factors; /* what the config's point to, or NULL */
-    struct pvti_source *source; /* the files that weights are mapped from; NULL: none */
-    struct pvt_tokenizer *tokenizer; /* or NULL */
-    int32_t bos, eos[PVTI_MAX_EOS]; /* bos −1: none */
-    int n_eos;
-    char *generation_config; /* the file's text, carried along on save; may be NULL */
-    int64_t generation_config_bytes;
-};
-
-#define PVTI_ROPE_MOST 512 /* frequencies: head sizes up to 1024, see pvti_config_check */
-
-/* Refuses what cannot be a model before any size is computed from it: every product of two of
-   these fits an int64_t many times over. `name` is where the numbers come from. */
-static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_model_config *c)
-{
-    const struct {
-        const char *key;
-        int64_t value, min, max;
-    } ranges[] = {
-        {"layers", c->layers, 1, 4096},
-        {"hidden size", c->dim, 1, 1 << 20},
-        {"attention heads", c->heads, 1, 1 << 14},
-        {"key/value heads", c->kv_heads, 1, 1 << 14},
-        {"head size", c->head_dim, 2, 1024},
-        {"feed-forward size", c->ff, 1, 1 << 22},
-        {"vocabulary", c->vocab, 1, 1 << 24},
-        {"context length", c->ctx, 1, 1 << 24},
-        {"sliding window", c->window, 0, 1 << 24},
-        {"rope_scaling's original context", c->rope_original_ctx, 0, 1 << 24},
-    };
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(ranges); i++)
-        if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
-            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: %s is %lld; %lld to %lld are possible", name,
-                             ranges[i].key, (long long)ranges[i].value, (long long)ranges[i].min,
-                             (long long)ranges[i].max);
-    if (c->heads % c->kv_heads)
-        return pvti_fail(ctx, PVT_ERR_FORMAT,
-                         "%s: %lld attention heads cannot share %lld key/value heads evenly", name,
-                         (long long)c->heads, (long long)c->kv_heads);
-    if (c->head_dim % 2)
-        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary embedding needs an even head size, not %lld", name,
-                         (long long)c->head_dim);
-    if (!(c->norm_eps > 0 && c->norm_eps < 1) || !(c->rope_theta > 0 && c->rope_theta < 1e30))
-        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: norm epsilon %g or rotary base %g makes no sense", name,
-                         c->norm_eps, c->rope_theta);
-    if (c->rope_factor != 0 &&
-        !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
-          c->rope_high < 1e6 && c->rope_original_ctx > 0))
-        return pvti_fail(ctx, PVT_ERR_FORMAT,
-                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
-                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
-    for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
-        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
-            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
-                             name, (long long)i, (double)c->rope_factors[i]);
-    return PVT_OK;
-}
-
-/* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
-   training, so that results there mean nothing. */
-static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
-                                                 int64_t T)
-{
-    if (T >= 2 && T <= model->config.ctx) return PVT_OK;
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                     "%s: a context of %lld tokens is not possible: this model was made for 2 to %lld", what,
-                     (long long)T, (long long)model->config.ctx);
-}
-
-/* The head as a view of the embedding; again whenever the embedding was replaced. */
-static pvt_result pvti_model_tie(pvt_model *model)
-{
-    if (!model->config.tied) return PVT_OK;
-    pvt_weight_free(&model->head);
-    return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
-}
-
-/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
-static pvt_result pvti_model_head_q8(pvt_model *model)
-{
-    pvt_weight *head = &model->head, q8;
-    int64_t V = head->O, C = head->I, r, b, i;
-    pvt_real *row;
-    uint8_t *blocks;
-    if (head->dtype == PVT_Q8_0) return PVT_OK;
-    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
-    if (C % 32)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
-                         (long long)C);
-    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
-    if (!row || !blocks) {
-        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
-        return PVT_ERR_MEMORY;
-    }
-    for (r = 0; r < V; r++) {
-        head->kind->tile(head, row, C, r, r + 1, 0, C);
-        for (b = 0; b < C / 32; b++) {
-            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
-            double most = 0, d;
-            uint16_t bits;
-            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
-            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            pvti_store_u16(out, bits);
-            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
-                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
-                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
-            }
-        }
-    }
-    pvti_free(model->ctx, row);
-    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
-    q8.owned = true;
-    pvt_weight_free(head);
-    *head = q8;
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
-{
-    int64_t l, j;
-    for (l = 0; l < model->config.layers; l++)
-        for (j = 0; j < PVTI_BLOCK; j++)
-            if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
-    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
-}
-
-PVT_API void pvt_model_free(pvt_model *model)
-{
-    int64_t l, j;
-    if (!model) return;
-    for (l = 0; model->layers && l < model->config.layers; l++)
-        for (j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
-    pvt_weight_free(&model->head);
-    pvt_weight_free(&model->embed);
-    if (model->tokenizer) model->ctx->outside->tokenizer_free(model->tokenizer);
-    if (model->source) model->ctx->outside->source_close(model->source);
-    pvti_free(model->ctx, model->generation_config);
-    pvti_free(model->ctx, model->layers);
-    pvt_memory_free(model->ctx, model->vectors);
-    pvti_free(model->ctx, model->types);
-    pvti_free(model->ctx, model->rope_factors);
-    pvti_free(model->ctx, model);
-}
-
-/* ---- tensors, numbered ---- */
-
-/*  0: embedding; then each layer's tensors in the order of the table, without those that the family has not;
-    the last norm; the head, unless tied. −1: the model has no such tensor. */
-static int64_t pvti_tensor_number(const pvt_model *model, int tensor, int64_t layer)
-{
-    int64_t behind = 1 + model->config.layers * model->n_block;
-    if (tensor == PVTI_EMBED) return 0;
-    if (tensor == PVTI_NORM_LAST) return behind;
-    if (tensor == PVTI_HEAD) return model->config.tied ? -1 : behind + 1;
-    return model->place[tensor] < 0 ? -1 : 1 + layer * model->n_block + model->place[tensor];
-}
-
-PVT_API int64_t pvt_model_tensors(const pvt_model *model)
-{
-    return 2 + model->config.layers * model->n_block + !model->config.tied;
-}
-
-/* Which tensor of the table number i is, and of which layer (−1: of none). */
-static int pvti_tensor_at(const pvt_model *model, int64_t i, int64_t *layer)
-{
-    int64_t behind = pvti_tensor_number(model, PVTI_NORM_LAST, 0);
-    *layer = -1;
-    if (i == 0) return PVTI_EMBED;
-    if (i >= behind) return i == behind ? PVTI_NORM_LAST : PVTI_HEAD;
-    *layer = (i - 1) / model->n_block;
-    return model->block[(i - 1) % model->n_block];
-}
-
-/* ---- an empty model ---- */
-
-/* Where vectors point to, and what new ones hold. */
-static void pvti_model_place_vectors(pvt_model *model)
-{
-    const pvt_model_config *c = &model->config;
-    int64_t l, i, n;
-    pvt_real *at = model->vectors;
-    for (l = 0; l < c->layers; l++)
-        for (int j = 0; j < PVTI_BLOCK; j++) {
-            if (pvti_is_matrix(j) || model->place[j] < 0) continue;
-            n = pvti_width_of(c, pvti_tensors[j].out);
-            for (i = 0; i < n && !model->ctx->device; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
-            model->layers[l].vector[j] = at;
-            at += n;
-        }
-    for (i = 0; i < c->dim && !model->ctx->device; i++) at[i] = 1; /* on a device all are copied there */
-    model->norm = at;
-}
-
-/* A model of that shape without weights yet; norms 1, biases 0. The config must have been checked. */
-static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
-{
-    int64_t in_block = 0;
-    pvt_model *model = PVTI_NEW(ctx, pvt_model, 1);
-    *out = NULL;
-    if (!model) return PVT_ERR_MEMORY;
-    model->ctx = ctx;
-    model->config = *config;
-    model->bos = -1;
-    for (int j = 0; j < PVTI_BLOCK; j++) {
-        bool has = pvti_config_has(config, j);
-        model->place[j] = has ? model->n_block : -1;
-        if (!has) continue;
-        model->block[model->n_block++] = j;
-        if (!pvti_is_matrix(j)) in_block += pvti_width_of(config, pvti_tensors[j].out);
-    }
-    model->n_vectors = in_block * config->layers + config->dim;
-    model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
-    model->vectors = PVTI_MEMORY(ctx, pvt_real, model->n_vectors);
-    model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
-    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
-    if (!model->layers || !model->vectors || !model->types ||
-        (config->rope_factors && !model->rope_factors)) {
-        pvt_model_free(model);
-        return PVT_ERR_MEMORY;
-    }
-    if (config->rope_factors)
-        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
-    model->config.rope_factors = model->rope_factors;
-    pvti_model_place_vectors(model);
-    *out = model;
-    return PVT_OK;
-}
-
-PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { return &model->config; }
-/* ---- what a tensor is ---- */
-
-#define PVTI_NAME 96 /* bytes of a tensor's name */
-/* Its name; a matrix' with `suffix` for ".weight", ".codes", …; a vector is one array and keeps its own. */
-static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const char *suffix,
-                             char out[PVTI_NAME])
-{
-    int64_t layer;
-    int tensor = pvti_tensor_at(model, i, &layer);
-    const char *name = gguf ? pvti_tensors[tensor].gguf : pvti_tensors[tensor].hf;
-    int stem = (int)strlen(name);
-    if (pvti_is_matrix(tensor)) stem -= (int)strlen(".weight");
-    else suffix = "";
-    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
-    else
-        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
-                 stem, name, suffix);
-}
-
-static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
-{
-    const pvti_dtype *type = pvti_dtype_info(dtype);
-    return n / type->block * type->bytes;
-}
-
-PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
-{
-    pvt_model *m = (pvt_model *)(uintptr_t)model; /* who may write through it is for the caller to know */
-    pvt_tensor_info info;
-    int64_t l;
-    int tensor;
-    memset(&info, 0, sizeof info);
-    if (i < 0 || i >= pvt_model_tensors(model)) return info;
-    tensor = pvti_tensor_at(model, i, &l);
-    pvti_tensor_name(model, i, false, ".weight", info.name);
-    if (tensor == PVTI_EMBED) info.weight = &m->embed;
-    else if (tensor == PVTI_HEAD) info.weight = &m->head;
-    else if (tensor == PVTI_NORM_LAST) info.values = m->norm;
-    else if (!pvti_is_matrix(tensor)) info.values = m->layers[l].vector[tensor];
-    else info.weight = &m->layers[l].linear[tensor], info.linear = true;
-    info.n = info.weight ? info.weight->O * info.weight->I
-                         : pvti_width_of(&m->config, pvti_tensors[tensor].out);
-    if (!info.weight) info.dtype = m->types[i] ? m->types[i] : PVTI_DTYPE_REAL;
-    else if (!pvti_has_codes(info.weight)) info.dtype = info.weight->dtype;
-    if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
-    else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight); /* NULL: still to be loaded */
-    return info;
-}
-
-/* Does a save write this tensor as codes? */
-static bool pvti_save_codes(const pvt_model *model, const pvt_save_desc *as, const pvt_tensor_info *t)
-{
-    if (!t->weight || !pvti_has_codes(t->weight)) return false;
-    return !as->dense && !(as->dense_embedding && t->weight == &model->embed);
-}
-
-PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
-{
-    pvt_bits sum;
-    double packed;
-    int64_t i, linears = 0;
-    memset(&sum, 0, sizeof sum);
-    for (i = 0; i < pvt_model_tensors(model); i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        bool codes = as ? pvti_save_codes(model, as, &t) : t.dtype == PVT_DTYPE_NONE;
-        int64_t bytes = as && !codes ? pvti_dense_bytes(t.n, as->dtype ? as->dtype : PVT_F16) : t.bytes;
-        packed = codes ? pvt_weight_bits(t.weight) * (double)t.n : 8.0 * (double)bytes;
-        sum.params += t.n, sum.bytes += bytes, sum.packed_all += packed;
-        if (t.linear) linears += t.n, sum.linears += 8.0 * (double)bytes, sum.packed_linears += packed;
-    }
-    sum.linears /= (double)linears, sum.packed_linears /= (double)linears;
-    sum.all = 8.0 * (double)sum.bytes / (double)sum.params, sum.packed_all /= (double)sum.params;
-    return sum;
-}
-
-PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
-{
-    return model->source ? model->ctx->outside->source_bytes(model->source) : 0;
-}
-
-/* ---- making and copying ---- */
-
-/* Nearly N(0, 1): a sum of twelve uniform numbers less its mean (variance 12/12), which needs no
-   logarithm and so has the same bits everywhere. 16-bit uniforms, four to a random word. */
-static double pvti_random_normal(uint64_t seed, uint64_t step, uint64_t index)
-{
-    int64_t sum = 0;
-    uint64_t i, j;
-    for (i = 0; i < 3; i++) {
-        uint64_t word = pvti_random(seed, PVTI_RANDOM_INIT, step, 3 * index + i);
-        for (j = 0; j < 4; j++) sum += (int64_t)(word >> (16 * j) & 65535);
-    }
-    return ((double)sum + 6.0) * (1.0 / 65536.0) - 6.0;
-}
-
-typedef struct pvti_init {
-    pvt_real *W;
-    int64_t n, tensor;
-    double sigma;
-    uint64_t seed;
-} pvti_init;
-
-static void pvti_init_task(void *arg, int64_t i, int worker)
-{
-    const pvti_init *a = (const pvti_init *)arg;
-    int64_t j, end = PVTI_MIN(a->n, (i + 1) * 4096);
-    (void)worker;
-    for (j = i * 4096; j < end; j++)
-        a->W[j] = (pvt_real)(a->sigma * pvti_random_normal(a->seed, (uint64_t)a->tensor, (uint64_t)j));
-}
-
-static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma, int64_t O, int64_t I,
-                                     pvt_weight *out)
-{
-    pvti_init a;
-    PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
-    a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
-    a.seed = ctx->seed;
-    pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
-    return PVT_OK;
-}
-
-/* A copy that owns its arrays, in ctx's memory: dense weights as pvt_real, codes as they are. */
-static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
-{
-    pvt_weight taken;
-    pvt_result result;
-    if (pvti_has_codes(weight) || weight->dtype == PVTI_DTYPE_REAL)
-        return pvti_weight_take(ctx, weight, out);
-    if (!pvti_same_memory(ctx, weight->ctx)) {
-        PVTI_TRY(pvti_weight_take(ctx, weight, &taken));
-        result = pvti_weight_copy(ctx, &taken, out);
-        pvt_weight_free(&taken);
-        return result;
-    }
-    PVTI_TRY(pvt_weight_dense(ctx, NULL, weight->O, weight->I, out));
-    pvt_weight_dequantize(weight, (pvt_real *)out->array[0]);
-    return PVT_OK;
-}
-
-typedef pvt_result pvti_copy_fn(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out);
-
-static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to, pvti_copy_fn *copy)
-{
-    for (int64_t i = 0; i < pvt_model_tensors(from); i++) {
-        pvt_weight *weight = pvt_model_tensor(to, i).weight;
-        if (weight) PVTI_TRY(copy(to->ctx, pvt_model_tensor(from, i).weight, weight));
-    }
-    return pvti_model_tie(to);
-}
-
-static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_copy_fn *copy_weight,
-                                     pvt_model **out)
-{
-    pvt_model *copy;
-    pvt_result result;
-    PVTI_TRY(pvti_model_new(ctx, &model->config, out));
-    copy = *out;
-    copy->bos = model->bos, copy->n_eos = model->n_eos;
-    memcpy(copy->eos, model->eos, sizeof copy->eos);
-    result = pvti_transfer(ctx, copy->vectors, model->ctx, model->vectors,
-                           model->n_vectors * (int64_t)sizeof(pvt_real));
-    if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
-    if (result == PVT_OK && model->generation_config) {
-        copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
-        copy->generation_config_bytes = model->generation_config_bytes;
-        if (copy->generation_config)
-            memcpy(copy->generation_config, model->generation_config, (size_t)model->generation_config_bytes);
-        else result = PVT_ERR_MEMORY;
-    }
-    if (result != PVT_OK) pvt_model_free(copy), *out = NULL;
-    else if (model->tokenizer) copy->tokenizer = model->ctx->outside->tokenizer_share(model->tokenizer);
-    return result;
-}
-
-PVT_API pvt_result pvt_model_copy(pvt_ctx *ctx, const pvt_model *model, pvt_model **out)
-{
-    return pvti_model_copy_as(ctx, model, pvti_weight_copy, out);
-}
-
-/* What was made on the host goes over to ctx's device, every tensor as it is: *model becomes that. The files
-   stay open, for what is asked about them. */
-static pvt_result pvti_model_move(pvt_ctx *ctx, pvt_model **model)
-{
-    pvt_model *from = *model, *to;
-    pvt_result result = pvti_model_copy_as(ctx, from, pvti_weight_take, &to);
-    *model = NULL;
-    if (result == PVT_OK) {
-        memcpy(to->types, from->types, (size_t)pvt_model_tensors(to) * sizeof *to->types);
-        to->source = from->source;
-        from->source = NULL;
-        *model = to;
-    }
-    pvt_model_free(from);
-    return result;
-}
-
-static pvt_result pvti_model_randomize(pvt_model *model)
-{
-    const pvt_model_config *c = &model->config;
-    double residual = 0.02 / __builtin_sqrt(2.0 * (double)c->layers);
-    int64_t i, layer;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
-        const pvti_tensor_row *row = &pvti_tensors[pvti_tensor_at(model, i, &layer)];
-        pvt_weight *weight = pvt_model_tensor(model, i).weight;
-        if (weight)
-            PVTI_TRY(pvti_weight_random(model->ctx, i, row->start == PVTI_START_RESIDUAL ? residual : 0.02,
-                                        pvti_width_of(c, row->out), pvti_width_of(c, row->in), weight));
-    }
-    return pvti_model_tie(model);
-}
-
-PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
-{
-    pvt_model_config c = *config;
-    pvt_result result;
-    *out = NULL;
-    if (ctx->device) {
-        PVTI_TRY(pvt_model_create(ctx->host, config, out));
-        return pvti_model_move(ctx, out);
-    }
-    char families[128];
-    if (!c.family[0]) snprintf(c.family, sizeof c.family, "%s", pvti_families[0].name);
-    c.family[sizeof c.family - 1] = 0;
-    if (!pvti_family_find(c.family)) {
-        pvti_family_list(false, families);
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "the config of the new model: there is no family \"%s\"; %s are supported", c.family,
-                         families);
-    }
-    if (!c.kv_heads) c.kv_heads = c.heads;
-    if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
-    if (c.norm_eps == 0) c.norm_eps = 1e-5;
-    if (c.rope_theta == 0) c.rope_theta = 10000;
-    if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
-    PVTI_TRY(pvti_model_new(ctx, &c, out));
-    result = pvti_model_randomize(*out);
-    if (result != PVT_OK) pvt_model_free(*out), *out = NULL;
-    return result;
-}
-
-// >>blocks
-/*  One transformer block, forward and backward, on memory that stands ready: `pvti_blocks` holds
-    what running blocks of one shape needs, `pvti_acts` what one forward leaves for its backward.
-    The weights come as an argument, so that calibration can run a block's original and its
-    quantized version side by side.
-
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers. The norms' outputs a and
-    m and the product h are a third as much again and cost almost nothing to make, so they exist
-    once for all blocks and backward makes them again. */
-
-typedef struct pvti_acts {
-    pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
-    pvt_real *att;              /* [n, NH·HS] input of o */
-    pvt_real *x1;               /* [n, C] x + o(att) */
-    pvt_real *gate, *up;        /* [n, FF] */
-    pvt_real *rstd[2];          /* [n] of PVTI_NORM_ATT and PVTI_NORM_MLP */
-    pvt_real *lse;              /* [B, NH, T] */
-    pvt_real *a;                /* [n, C] input of q, k, v; shared between all sets */
-    pvt_real *m;                /* [n, C] input of gate, up; shared */
-    pvt_real *h;                /* [n, FF] input of down; shared */
-} pvti_acts;
-
-typedef struct pvti_blocks {
-    pvt_ctx *ctx;
-    pvt_model_config config;
-    int64_t tokens, positions; /* n and T at most */
-    bool train;
-    pvt_real *cosines, *sines; /* [positions, HS/2] */
-    pvti_acts *acts;           /* [n_acts] */
-    int64_t n_acts;
-    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
-    void *memory, *host_memory;
-} pvti_blocks;
-
-/* Keys and values of earlier tokens, of one layer. */
-typedef struct pvti_cache {
-    pvt_real *k, *v; /* [B, positions, NKV, HS] */
-    int64_t pos;     /* tokens that they hold */
-} pvti_cache;
-
-/* Hands out pieces of one allocation. Without memory (base NULL) it only counts, so that the
-   same code says how much is needed and then cuts it up. What the host itself reads (pointers, ids)
-   comes, when ops compute in a device's memory, from an allocation apart. */
-typedef struct pvti_carver {
-    char *base, *host;
-    int64_t bytes, host_bytes;
-    bool apart, overflow;
-} pvti_carver;
-
-static pvti_carver pvti_carver_begin(const pvt_ctx *ctx, void *base, void *host)
-{
-    pvti_carver carver;
-    memset(&carver, 0, sizeof carver);
-    carver.base = (char *)base;
-    carver.host = (char *)host;
-    carver.apart = ctx->device != NULL;
-    return carver;
-}
-
-static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t columns, int64_t size)
-{
-    bool apart = host && carver->apart;
-    int64_t bytes, end, *used = apart ? &carver->host_bytes : &carver->bytes;
-    char *base = apart ? carver->host : carver->base, *piece = base ? base + *used : NULL;
-    if (!pvti_mul(rows, columns, &bytes) || !pvti_mul(bytes, size, &bytes) ||
-        !pvti_add(bytes, PVTI_ALIGN - 1, &bytes) ||
-        !pvti_add(*used, bytes & -(int64_t)PVTI_ALIGN, &end)) {
-        carver->overflow = true;
-        return NULL;
-    }
-    *used = end;
-    return piece;
-}
-#define PVTI_CARVE(carver, type, rows, columns) \
-    ((type *)pvti_carve(carver, false, rows, columns, (int64_t)sizeof(type)))
-#define PVTI_CARVE_HOST(carver, type, rows, columns) \
-    ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
-
-/* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
-static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
-{
-    const pvt_model_config *g = &b->config;
-    int64_t n = b->tokens, Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim, i, j;
-    pvt_real *a, *m, *h;
-    b->cosines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
-    b->sines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
-    a = PVTI_CARVE(c, pvt_real, n, g->dim);
-    m = PVTI_CARVE(c, pvt_real, n, g->dim);
-    h = PVTI_CARVE(c, pvt_real, n, g->ff);
-    b->acts = PVTI_CARVE_HOST(c, pvti_acts, b->n_acts, 1);
-    for (i = 0; i < b->n_acts; i++) {
-        pvti_acts counted, *s = b->acts ? &b->acts[i] : &counted;
-        s->q = PVTI_CARVE(c, pvt_real, n, Q);
-        s->k = PVTI_CARVE(c, pvt_real, n, KV);
-        s->v = PVTI_CARVE(c, pvt_real, n, KV);
-        s->att = PVTI_CARVE(c, pvt_real, n, Q);
-        s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
-        s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
-        s->up = PVTI_CARVE(c, pvt_real, n, g->ff);
-        for (j = 0; j < 2; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
-        s->lse = PVTI_CARVE(c, pvt_real, n, g->heads);
-        s->a = a, s->m = m, s->h = h;
-    }
-    b->da = b->wide = NULL;
-    if (!b->train) return;
-    b->da = PVTI_CARVE(c, pvt_real, n, g->dim);
-    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, 2 * Q + 2 * KV));
-}
-
-static void pvti_blocks_rope(pvti_blocks *b)
-{
-    const pvt_model_config *g = &b->config;
-    float inv_freq[PVTI_ROPE_MOST];
-    pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
-    if (g->rope_factor != 0)
-        pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
-                              g->rope_original_ctx);
-    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
-    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
-}
-
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
-{
-    if (b->memory) pvt_memory_free(b->ctx, b->memory);
-    if (b->host_memory) pvti_free(b->ctx, b->host_memory);
-    memset(b, 0, sizeof *b);
-}
-
-/* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
-static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
-                                                 int64_t positions, int64_t n_acts, bool train,
-                                                 pvti_blocks *b)
-{
-    pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
-    memset(b, 0, sizeof *b);
-    b->ctx = ctx, b->config = *config, b->tokens = tokens, b->positions = positions, b->n_acts = n_acts,
-    b->train = train;
-    pvti_blocks_layout(b, &carver);
-    b->memory = pvt_memory_alloc(ctx, carver.overflow ? -1 : carver.bytes);
-    if (carver.apart) b->host_memory = pvti_alloc(ctx, carver.host_bytes, 1);
-    if (!b->memory || (carver.apart && !b->host_memory)) {
-        pvti_blocks_free(b);
-        return PVT_ERR_MEMORY;
-    }
-    carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
-    pvti_blocks_layout(b, &carver);
-    pvti_blocks_rope(b);
-    return PVT_OK;
-}
-
-static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
-                              int64_t T)
-{
-    int64_t KV = b->config.kv_heads * b->config.head_dim, i;
-    for (i = 0; i < B; i++) {
-        int64_t to = (i * b->positions + cache->pos) * KV;
-        pvti_copy(b->ctx, cache->k + to, s->k + i * T * KV, T * KV);
-        pvti_copy(b->ctx, cache->v + to, s->v + i * T * KV, T * KV);
-    }
-}
-
-static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, int64_t T)
-{
-    pvt_attention_desc d;
-    memset(&d, 0, sizeof d);
-    d.B = B, d.T = T, d.NH = b->config.heads, d.NKV = b->config.kv_heads, d.HS = b->config.head_dim;
-    d.window = b->config.window;
-    return d;
-}
-
-/*  y [n,C] = block(x [n,C]), n = B·T; y may be x. Leaves in `s` what backward needs; with y NULL
-    it does only that. cache: NULL, or the earlier tokens' keys and values, which grow by T. */
-static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *y, const pvt_real *x,
-                               int64_t B, int64_t T, pvti_acts *s, const pvti_cache *cache)
-{
-    const pvt_model_config *g = &b->config;
-    const pvt_weight *w = layer->linear;
-    pvt_ctx *ctx = b->ctx;
-    int64_t n = B * T, C = g->dim, HS = g->head_dim, pos = cache ? cache->pos : 0;
-    const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
-    pvt_attention_desc d = pvti_block_attention(b, B, T);
-    pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
-    bool bias = layer->vector[PVTI_Q_BIAS] != NULL;
-
-    pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
-                        (pvt_real)g->norm_eps);
-    for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
-        pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
-    pvti_weights_forward(qkv, s->a, &w[PVTI_Q], 3, n, bias);
-    pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
-    pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
-    if (cache) {
-        pvti_cache_append(b, cache, s, B, T);
-        d.pos = pos, d.kv_batch = b->positions * g->kv_heads * HS;
-        pvt_attention_forward(ctx, s->att, NULL, s->q, cache->k, cache->v, &d);
-    } else {
-        pvt_attention_forward(ctx, s->att, b->train ? s->lse : NULL, s->q, s->k, s->v, &d);
-    }
-    pvt_weight_forward(s->x1, s->att, &w[PVTI_O], n, false);
-    pvt_residual_forward(ctx, s->x1, s->x1, x, n * C);
-
-    pvt_rmsnorm_forward(ctx, s->m, s->rstd[PVTI_NORM_MLP], s->x1, layer->vector[PVTI_NORM_MLP], n, C,
-                        (pvt_real)g->norm_eps);
-    pvti_weights_forward(gate_up, s->m, &w[PVTI_GATE], 2, n, false);
-    pvt_swiglu_forward(ctx, s->h, s->gate, s->up, n * g->ff);
-    if (!y) return;
-    pvt_weight_forward(y, s->h, &w[PVTI_DOWN], n, false);
-    pvt_residual_forward(ctx, y, y, s->x1, n * C);
-}
-
-/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
-    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
-    forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
-static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
-                                int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
-{
-    const pvt_model_config *g = &b->config;
-    const pvt_weight *w = layer->linear;
-    pvt_ctx *ctx = b->ctx;
-    int64_t n = B * T, C = g->dim, HS = g->head_dim, Q = n * g->heads * HS, KV = n * g->kv_heads * HS,
-            F = n * g->ff;
-    pvt_real *dh = b->wide, *dgate = dh + F, *dup = dgate + F;
-    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *const dqkv[3] = {dq, dk, dv};
-    pvt_attention_desc desc = pvti_block_attention(b, B, T);
-
-    /* y = x1 + down(h), h = silu(gate)·up */
-    pvti_zero(ctx, b->wide, 3 * F);
-    pvt_swiglu_forward(ctx, s->h, s->gate, s->up, F);
-    pvt_weight_backward(dh, grads[PVTI_DOWN], d, s->h, &w[PVTI_DOWN], n);
-    pvt_swiglu_backward(ctx, dgate, dup, dh, s->gate, s->up, F);
-    /* gate, up = linear(m), m = norm(x1) */
-    pvti_zero(ctx, b->da, n * C);
-    pvt_rmsnorm_forward(ctx, s->m, NULL, s->x1, layer->vector[PVTI_NORM_MLP], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(b->da, grads[PVTI_GATE], dgate, s->m, &w[PVTI_GATE], n);
-    pvt_weight_backward(b->da, grads[PVTI_UP], dup, s->m, &w[PVTI_UP], n);
-    pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_MLP], b->da, s->x1, s->rstd[PVTI_NORM_MLP],
-                         layer->vector[PVTI_NORM_MLP], n, C);
-
-    /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
-    pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
-    pvt_weight_backward(datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
-    pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
-    pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
-    pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
-    /* q, k, v = linear(a) + bias, a = norm(x) */
-    pvti_zero(ctx, b->da, n * C);
-    pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
-    pvt_weight_backward(b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
-    pvt_weight_backward(b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
-    for (int i = 0; i < 3; i++)
-        pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
-                            w[PVTI_Q + i].O);
-    pvt_rmsnorm_backward(ctx, d, grads[PVTI_NORM_ATT], b->da, x, s->rstd[PVTI_NORM_ATT],
-                         layer->vector[PVTI_NORM_ATT], n, C);
-}
-
-// >>run
-/*  The whole model: embedding, blocks, last norm, head, and back. All memory is laid out at
-    creation. In training the input of every block is kept; whole sets of activations only for as
-    many of the last blocks as the memory limit allows. The others run forward once more when
-    backward reaches them, in the set of the last block, which is free by then.
-
-    Logits of all tokens never exist at once. The head runs over chunks of rows: logits, loss and
-    their gradient for a chunk, then the next. So no logit is computed twice, and since gradients
-    add up row by row in order, the size of a chunk changes no bit. */
-
-struct pvt_run {
-    pvt_ctx *ctx;
-    const pvt_model *model;
-    pvt_run_desc desc; /* defaults filled in; frozen is a copy */
-    int64_t B, T;      /* of the last forward; 0: none */
-    bool backward_done;
-    pvti_blocks blocks;
-    pvt_real *x;             /* inputs of blocks: [L + 1, n, C] in training, else [n, C] */
-    pvt_real *hidden, *rstd; /* [n, C], [n] */
-    pvt_real *dx, *dhidden;  /* [n, C] */
-    pvt_real *logits;        /* [logits_n] */
-    int64_t logits_n;
-    pvt_softmax_row *rows; /* [n], and so are the following */
-    double *lse, *teacher_lse, *loss;
-    int32_t *ids, *targets;
-    double *host_loss; /* the host's copies: with a device apart, else the same arrays */
-    int32_t *host_ids, *host_targets;
-    pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
-    int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
-    bool *frozen;                /* [tensors] */
-    pvt_real **grads;            /* [tensors]; without `accumulate` the layers share theirs */
-    void *memory, *host_memory, *grads_memory;
-    int64_t bytes, host_bytes, bytes_grads; /* host_bytes: what lies apart */
-};
-
-#define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
-
-static void pvti_run_layout(pvt_run *run, pvti_carver *c)
-{
-    const pvt_model_config *g = &run->model->config;
-    const pvt_run_desc *d = &run->desc;
-    int64_t n = d->max_tokens, C = g->dim, tensors = pvt_model_tensors(run->model);
-    run->blocks.config = *g, run->blocks.tokens = n, run->blocks.positions = d->max_ctx,
-    run->blocks.train = d->train;
-    pvti_blocks_layout(&run->blocks, c);
-    run->x = PVTI_CARVE(c, pvt_real, d->train ? g->layers + 1 : 1, n * C);
-    run->hidden = PVTI_CARVE(c, pvt_real, n, C);
-    run->rstd = PVTI_CARVE(c, pvt_real, n, 1);
-    run->ids = PVTI_CARVE(c, int32_t, n, 1);
-    run->host_ids = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->ids;
-    run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
-    run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
-    if (d->cache) {
-        run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
-                                  d->max_ctx * g->kv_heads * g->head_dim);
-        run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
-                                  d->max_ctx * g->kv_heads * g->head_dim);
-        run->logits_n = c->apart ? g->vocab : 0; /* on their way to the host */
-        run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
-        return;
-    }
-    run->logits_n = PVTI_MIN(PVTI_MAX(PVTI_LOGITS, 128 * g->vocab),
-                             2 * n * g->vocab); /* KL needs two of each */
-    run->logits_n = PVTI_MAX(run->logits_n, 2 * g->vocab);
-    run->logits = PVTI_CARVE(c, pvt_real, run->logits_n, 1);
-    run->rows = PVTI_CARVE(c, pvt_softmax_row, n, 1);
-    run->lse = PVTI_CARVE(c, double, n, 1);
-    run->teacher_lse = PVTI_CARVE(c, double, n, 1);
-    run->loss = PVTI_CARVE(c, double, n, 1);
-    run->targets = PVTI_CARVE(c, int32_t, n, 1);
-    run->host_loss = c->apart ? PVTI_CARVE_HOST(c, double, n, 1) : run->loss;
-    run->host_targets = c->apart ? PVTI_CARVE_HOST(c, int32_t, n, 1) : run->targets;
-    if (!d->train) return;
-    run->dx = PVTI_CARVE(c, pvt_real, n, C);
-    run->dhidden = PVTI_CARVE(c, pvt_real, n, C);
-}
-
-/* Gradients: of every tensor with `accumulate`; else the layers use the same arrays in turn. */
-static void pvti_run_layout_grads(pvt_run *run, pvti_carver *c)
-{
-    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, i, layer;
-    pvt_real *shared[PVTI_TENSORS];
-    bool taken[PVTI_TENSORS];
-    memset(taken, 0, sizeof taken);
-    for (i = 0; i < tensors; i++) {
-        int j = pvti_tensor_at(run->model, i, &layer);
-        bool share = !run->desc.accumulate && layer >= 0;
-        pvt_real *grad;
-        if (run->desc.frozen && run->desc.frozen[i]) continue;
-        grad = share && taken[j] ? shared[j] : PVTI_CARVE(c, pvt_real, pvt_model_tensor(run->model, i).n, 1);
-        if (share) shared[j] = grad, taken[j] = true;
-        if (c->base) run->grads[i] = grad;
-    }
-}
-
-/* Fills in defaults, and how many sets of activations fit; counts bytes. */
-static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_run_desc *desc, pvt_run *run)
-{
-    const pvt_model_config *g = &model->config;
-    pvt_run_desc *d = &run->desc;
-    pvti_carver one = pvti_carver_begin(ctx, NULL, NULL), two = one, grads = one;
-    int64_t limit;
-    memset(run, 0, sizeof *run);
-    run->ctx = ctx, run->model = model, run->blocks.ctx = ctx;
-    if (desc) *d = *desc;
-    if (d->max_batch == 0) d->max_batch = 1;
-    if (d->max_ctx == 0) d->max_ctx = PVTI_MIN(g->ctx, 2048);
-    if (d->max_batch < 1 || d->max_batch > INT32_MAX || d->max_ctx < 1 || d->max_ctx > 1 << 24 ||
-        d->max_tokens < 0)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a run of %lld sequences of %lld tokens is not possible",
-                         (long long)d->max_batch, (long long)d->max_ctx);
-    if (d->cache && d->train)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a run can train or keep a cache, not both");
-    if (d->max_tokens == 0) d->max_tokens = d->max_batch * d->max_ctx;
-    d->max_tokens = PVTI_MIN(d->max_tokens, d->max_batch * d->max_ctx);
-    if (d->max_tokens > INT32_MAX)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%lld tokens in one forward are too many",
-                         (long long)d->max_tokens);
-    limit = d->memory_limit > 0 ? d->memory_limit : (int64_t)2 << 30;
-    run->blocks.n_acts = 1;
-    pvti_run_layout(run, &one);
-    if (d->train && g->layers > 1) {
-        run->blocks.n_acts = 2;
-        pvti_run_layout(run, &two);
-        if (!two.overflow && limit > one.bytes)
-            run->blocks.n_acts = PVTI_MIN(g->layers, 1 + (limit - one.bytes) / (two.bytes - one.bytes));
-        else run->blocks.n_acts = 1;
-    }
-    one = pvti_carver_begin(ctx, NULL, NULL);
-    pvti_run_layout(run, &one);
-    pvti_run_layout_grads(run, &grads);
-    if (one.overflow || grads.overflow)
-        return pvti_fail(ctx, PVT_ERR_MEMORY, "a run of %lld tokens needs more memory than can be addressed",
-                         (long long)d->max_tokens);
-    run->bytes = one.bytes, run->bytes_grads = grads.bytes;
-    run->host_bytes = one.host_bytes;
-    return PVT_OK;
-}
-
-PVT_API void pvt_run_free(pvt_run *run)
-{
-    if (!run) return;
-    pvt_memory_free(run->ctx, run->memory);
-    pvt_memory_free(run->ctx, run->grads_memory);
-    pvti_free(run->ctx, run->host_memory);
-    pvti_free(run->ctx, run);
-}
-
-PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc)
-{
-    pvt_run run;
-    int64_t bytes;
-    if (pvti_run_plan(model->ctx, model, desc, &run) != PVT_OK ||
-        !pvti_add(run.bytes, run.bytes_grads, &bytes) ||
-        !pvti_add(bytes, run.host_bytes + (int64_t)sizeof run, &bytes))
-        return INT64_MAX;
-    return bytes;
-}
-
-PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
-                                  pvt_run **out)
-{
-    pvt_ctx *ctx = model->ctx;
-    pvt_run plan, *run;
-    pvti_carver carver;
-    int64_t i, tensors = pvt_model_tensors(model);
-    *out = NULL;
-    PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
-    run = PVTI_NEW(ctx, pvt_run, 1);
-    if (!run) return PVT_ERR_MEMORY;
-    *run = plan;
-    run->memory = pvt_memory_alloc(ctx, run->bytes);
-    run->grads_memory = pvt_memory_alloc(ctx, run->bytes_grads);
-    if (ctx->device) run->host_memory = pvti_alloc(ctx, run->host_bytes, 1);
-    if (!run->memory || !run->grads_memory || (ctx->device && !run->host_memory)) {
-        pvt_run_free(run);
-        return PVT_ERR_MEMORY;
-    }
-    carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
-    pvti_run_layout(run, &carver);
-    carver = pvti_carver_begin(ctx, run->grads_memory, NULL);
-    pvti_run_layout_grads(run, &carver);
-    for (i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
-    run->desc.frozen = run->frozen;
-    pvti_blocks_rope(&run->blocks);
-    *out = run;
-    return PVT_OK;
-}
-
-PVT_API pvt_run_info pvt_run_get_info(const pvt_run *run)
-{
-    pvt_run_info info;
-    info.bytes = run->bytes + run->bytes_grads + run->host_bytes + (int64_t)sizeof *run;
-    info.bytes_gradients = run->bytes_grads;
-    info.layers_kept = run->desc.train ? run->blocks.n_acts : 0;
-    info.position = run->pos;
-    return info;
-}
-
-PVT_API void pvt_run_reset(pvt_run *run) { run->pos = 0; }
-PVT_API const pvt_real *pvt_run_hidden(const pvt_run *run) { return run->hidden; }
-
-/* ---- forward ---- */
-
-/* The set of activations that layer l uses: the last n_acts layers have their own. */
-static pvti_acts *pvti_run_acts(const pvt_run *run, int64_t l)
-{
-    return run->blocks.acts + PVTI_MAX(0, l - (run->model->config.layers - run->blocks.n_acts));
-}
-static pvt_real *pvti_run_input(const pvt_run *run, int64_t l)
-{
-    return run->x + (run->desc.train ? l * run->desc.max_tokens * run->model->config.dim : 0);
-}
-
-static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, int64_t T)
-{
-    const pvt_run_desc *d = &run->desc;
-    int64_t i, V = run->model->config.vocab;
-    if (B < 1 || T < 1 || B > d->max_batch || T > d->max_ctx || B * T > d->max_tokens)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "forward of %lld x %lld tokens in a run made for %lld x %lld, at most %lld "
-                         "at a time",
-                         (long long)B, (long long)T, (long long)d->max_batch, (long long)d->max_ctx,
-                         (long long)d->max_tokens);
-    if (d->cache && run->pos > 0 && (B != run->cache_batch || run->pos + T > d->max_ctx))
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "the cache holds %lld tokens of %lld sequences and has room for %lld; %lld x "
-                         "%lld more do not fit",
-                         (long long)run->pos, (long long)run->cache_batch, (long long)d->max_ctx,
-                         (long long)B, (long long)T);
-    for (i = 0; i < B * T; i++)
-        if (ids[i] < 0 || ids[i] >= V)
-            return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                             "token id %lld at position %lld is outside the vocabulary of %lld; does "
-                             "the tokenizer belong to the model?",
-                             (long long)ids[i], (long long)i, (long long)V);
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
-{
-    int64_t V = run->model->config.vocab, i;
-    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
-    if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
-                         (long long)first, (long long)(run->B * run->T));
-    if (!run->ctx->device) {
-        pvt_weight_forward(logits, hidden, &run->model->head, n, false);
-        return PVT_OK;
-    }
-    for (i = 0; i < n; i += run->logits_n / V) {
-        int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
-        pvt_weight_forward(run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
-                           false);
-        PVTI_TRY(pvt_memory_read(run->ctx, logits + i * V, run->logits, rows * V * (int64_t)sizeof *logits));
-    }
-    return PVT_OK;
-}
-
-/* The host's copy of an array of the run's goes to where ops read it. */
-static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t bytes)
-{
-    if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
-}
-
-PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
-{
-    const pvt_model *model = run->model;
-    const pvt_model_config *g = &model->config;
-    int64_t n, l;
-    PVTI_TRY(pvti_run_check(run, ids, B, T));
-    n = B * T;
-    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
-    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
-    pvt_weight_embedding(run->x, &model->embed, run->ids, n);
-    for (l = 0; l < g->layers; l++) {
-        pvti_cache cache;
-        if (run->desc.cache) { /* laid out at creation, so that this size fits */
-            int64_t at = l * (run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim);
-            cache.k = run->cache_k + at, cache.v = run->cache_v + at, cache.pos = run->pos;
-        }
-        pvti_block_forward(&run->blocks, &model->layers[l], pvti_run_input(run, l + 1),
-                           pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
-                           run->desc.cache ? &cache : NULL);
-    }
-    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), model->norm, n,
-                        g->dim, (pvt_real)g->norm_eps);
-    run->B = B, run->T = T, run->backward_done = false;
-    if (run->desc.cache) run->pos += T, run->cache_batch = B;
-    PVTI_TRY(pvti_device_check(run->ctx));
-    return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
-}
-
-/* ---- loss and backward ---- */
-
-static const pvt_loss_desc pvti_loss_default = {NULL, NULL, NULL, 0};
-
-static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
-{
-    int64_t V = run->model->config.vocab, i;
-    if (run->B == 0 || run->desc.cache)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "a loss needs a forward before it, in a run without a cache");
-    for (i = 0; desc->targets && i < run->B * run->T; i++)
-        if (desc->targets[i] >= V)
-            return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                             "target %lld at position %lld is outside the vocabulary of %lld",
-                             (long long)desc->targets[i], (long long)i, (long long)V);
-    if (!desc->teacher) return PVT_OK;
-    if (!desc->teacher_hidden)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT, "a teacher without its hidden states");
-    if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
-        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
-                         "the teacher lies in the memory of another device; pvt_model_copy brings it over");
-    if (desc->teacher->config.vocab != V)
-        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
-                         "be compared",
-                         (long long)desc->teacher->config.vocab, (long long)V);
-    return PVT_OK;
-}
-
-/* What counts: the targets as the losses want them; how many. KL without targets counts all. */
-static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
-{
-    int64_t n = run->B * run->T, count = 0, i;
-    for (i = 0; i < n; i++) {
-        bool last = i % run->T == run->T - 1;
-        if (desc->targets) run->host_targets[i] = desc->targets[i];
-        else run->host_targets[i] = desc->teacher ? 0 : last ? -1 : run->host_ids[i + 1];
-        count += run->host_targets[i] >= 0;
-    }
-    pvti_run_send(run, run->targets, run->host_targets, n * (int64_t)sizeof *run->targets);
-    return count;
-}
-
-/* Rows first … first+n−1: losses into run->loss, and with dhead logits' gradients into
-   run->dhidden and dW of the head (which may be NULL). */
-static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t first, int64_t n, double scale,
-                            bool backward, pvt_real *dW)
-{
-    pvt_ctx *ctx = run->ctx;
-    int64_t V = run->model->config.vocab;
-    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
-    const int32_t *targets = run->targets + first;
-    pvt_real *logits = run->logits, *teacher = logits + n * V;
-    double *lse = run->lse + first, *teacher_lse = run->teacher_lse + first, *loss = run->loss + first;
-    pvt_softmax_row *rows = run->rows + first;
-
-    pvt_weight_forward(logits, hidden, &run->model->head, n, false);
-    pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
-    if (desc->teacher) {
-        pvt_softmax_update(ctx, rows, logits, NULL, n, 0, V, V);
-        pvt_softmax_finish(ctx, lse, NULL, rows, NULL, n);
-        pvt_weight_forward(teacher, desc->teacher_hidden + first * desc->teacher->config.dim,
-                           &desc->teacher->head, n, false);
-        pvt_memory_zero(ctx, rows, n * (int64_t)sizeof *rows);
-        pvt_softmax_update(ctx, rows, teacher, NULL, n, 0, V, V);
-        pvt_softmax_finish(ctx, teacher_lse, NULL, rows, NULL, n);
-        pvt_memory_zero(ctx, loss, n * (int64_t)sizeof *loss);
-        pvt_kl_forward(ctx, loss, logits, lse, teacher, teacher_lse, targets, n, V, V);
-        if (backward) pvt_kl_backward(ctx, logits, lse, teacher, teacher_lse, targets, scale, n, V, V);
-    } else {
-        pvt_softmax_update(ctx, rows, logits, targets, n, 0, V, V);
-        pvt_softmax_finish(ctx, lse, loss, rows, targets, n);
-        if (backward) pvt_cross_entropy_backward(ctx, logits, lse, targets, scale, n, 0, V, V);
-    }
-    if (backward)
-        pvt_weight_backward(run->dhidden + first * run->model->config.dim, dW, logits, hidden,
-                            &run->model->head, n);
-}
-
-static pvt_result pvti_run_head(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
-                                double *per_token, bool backward, pvt_real *dW)
-{
-    const pvt_loss_desc *d = desc ? desc : &pvti_loss_default;
-    int64_t n = run->B * run->T, rows, counted, i;
-    double total = 0, scale;
-    PVTI_TRY(pvti_loss_check(run, d));
-    counted = pvti_loss_targets(run, d);
-    scale = d->scale != 0 ? d->scale : 1.0 / (double)PVTI_MAX(1, counted);
-    rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
-    if (backward) pvti_zero(run->ctx, run->dhidden, n * run->model->config.dim);
-    for (i = 0; i < n; i += rows) pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
-    if (run->host_loss != run->loss)
-        PVTI_TRY(pvt_memory_read(run->ctx, run->host_loss, run->loss, n * (int64_t)sizeof *run->loss));
-    for (i = 0; i < n; i++) total += run->host_loss[i];
-    if (per_token) memcpy(per_token, run->host_loss, (size_t)n * sizeof *per_token);
-    if (sum) *sum = total;
-    if (count) *count = counted;
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
-                                double *per_token)
-{
-    return pvti_run_head(run, desc, sum, count, per_token, false, NULL);
-}
-
-PVT_API const pvt_real *pvt_run_grad(const pvt_run *run, int64_t tensor)
-{
-    if (!run->desc.accumulate || tensor < 0 || tensor >= pvt_model_tensors(run->model)) return NULL;
-    return run->grads[tensor];
-}
-
-PVT_API void pvt_run_zero_grad(pvt_run *run)
-{
-    pvti_zero(run->ctx, (pvt_real *)run->grads_memory, run->bytes_grads / (int64_t)sizeof(pvt_real));
-}
-
-/* Hands tensor i's gradient over and clears it; without a sink it stays. */
-static pvt_result pvti_run_hand(pvt_run *run, int64_t i, pvt_grad_fn *sink, void *user)
-{
-    if (!sink || !run->grads[i]) return PVT_OK;
-    PVTI_TRY(sink(user, i, run->grads[i]));
-    pvti_zero(run->ctx, run->grads[i], pvt_model_tensor(run->model, i).n);
-    return PVT_OK;
-}
-
-/* The gradients of layer l's tensors by their numbers in the table; NULL: absent, or not wanted. */
-static void pvti_run_block_grads(const pvt_run *run, int64_t l, pvt_real *grads[PVTI_BLOCK])
-{
-    for (int j = 0; j < PVTI_BLOCK; j++) {
-        int64_t i = pvti_tensor_number(run->model, j, l);
-        grads[j] = i < 0 ? NULL : run->grads[i];
-    }
-}
-
-/* From d(loss)/d(hidden) in run->dhidden down to the embedding. */
-static pvt_result pvti_run_backward_body(pvt_run *run, pvt_grad_fn *sink, void *user)
-{
-    const pvt_model *model = run->model;
-    const pvt_model_config *g = &model->config;
-    int64_t n = run->B * run->T, last = pvti_tensor_number(model, PVTI_NORM_LAST, 0), l, j;
-    pvt_real *grads[PVTI_BLOCK];
-    if (!g->tied) PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, PVTI_HEAD, 0), sink, user));
-    pvti_zero(run->ctx, run->dx, n * g->dim);
-    pvt_rmsnorm_backward(run->ctx, run->dx, run->grads[last], run->dhidden, pvti_run_input(run, g->layers),
-                         run->rstd, model->norm, n, g->dim);
-    PVTI_TRY(pvti_run_hand(run, last, sink, user));
-    for (l = g->layers - 1; l >= 0; l--) {
-        if (l < g->layers - run->blocks.n_acts)
-            pvti_block_forward(&run->blocks, &model->layers[l], NULL, pvti_run_input(run, l), run->B, run->T,
-                               pvti_run_acts(run, l), NULL);
-        pvti_run_block_grads(run, l, grads);
-        pvti_block_backward(&run->blocks, &model->layers[l], run->dx, pvti_run_input(run, l), run->B, run->T,
-                            pvti_run_acts(run, l), grads);
-        for (j = model->n_block - 1; j >= 0; j--)
-            PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, model->block[j], l), sink, user));
-    }
-    if (run->grads[0])
-        pvt_embedding_backward(run->ctx, run->grads[0], run->dx, run->ids, n, g->vocab, g->dim);
-    return pvti_run_hand(run, 0, sink, user);
-}
-
-PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
-                                    pvt_grad_fn *sink, void *user)
-{
-    pvt_result result;
-    if (!run->desc.train || run->backward_done)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         run->desc.train ? "backward needs a forward of its own before it"
-                                         : "this run was not made with train");
-    if (!sink && !run->desc.accumulate)
-        return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
-                         "backward without a sink needs a run made with accumulate");
-    PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
-    run->backward_done = true;
-    result = pvti_run_head(run, desc, sum, count, NULL, true,
-                           run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
-    if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
-    if (result == PVT_OK) result = pvti_device_check(run->ctx);
-    if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
-    return result;
-}
-#if PVTI_FILES
 // >>layout
 /*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values in fp16.
     Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed, scales
@@ -16403,34 +18319,7 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
     pvti_free(ctx, a);
     return result;
 }
-#endif /* PVTI_FILES */
-// >>corpus
-/*  Token ids of a text: contexts are cut from the ids, not the text. */
 
-PVT_API void pvt_ids_free(pvt_ctx *ctx, int32_t *ids) { pvti_free(ctx, ids); }
-
-PVT_API void pvt_corpus_free(pvt_corpus *corpus)
-{
-    if (!corpus) return;
-    if (corpus->ctx) pvti_free(corpus->ctx, corpus->ids);
-    memset(corpus, 0, sizeof *corpus);
-}
-
-PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t n, pvt_corpus *out)
-{
-    memset(out, 0, sizeof *out);
-    if (n < 0 || (n > 0 && !ids))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a corpus of %lld ids at %s", (long long)n,
-                         ids ? "an address" : "NULL");
-    out->ids = PVTI_NEW(ctx, int32_t, PVTI_MAX(n, 1));
-    if (!out->ids) return PVT_ERR_MEMORY;
-    if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
-    out->n = n;
-    out->ctx = ctx;
-    return PVT_OK;
-}
-
-#if PVTI_FILES
 // >>texts
 /*  From a text, in a file or in memory, to a corpus: tokenized once as a whole. */
 
@@ -16605,331 +18494,6 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
     return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
 }
 
-#endif /* PVTI_FILES */
-// >>evaluation
-/*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
-    from an empty context. A window of ctx tokens predicts ctx − 1. */
-
-#define PVTI_EVAL_TOKENS 2048 /* tokens of a forward: enough for GEMM to reach its speed */
-
-/* Losses of the windows first … first+n−1, one forward, into nll[n]. */
-static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int64_t T, int64_t first,
-                                    int64_t n, double *per_token, double *nll)
-{
-    int64_t i, t, count;
-    double sum;
-    PVTI_TRY(pvt_run_forward(run, corpus->ids + first * T, n, T, NULL));
-    PVTI_TRY(pvt_run_loss(run, NULL, &sum, &count, per_token));
-    for (i = 0; i < n; i++) {
-        for (nll[i] = 0, t = 0; t < T; t++) nll[i] += per_token[i * T + t];
-        if (!(nll[i] - nll[i] == 0))
-            return pvti_fail(run->ctx, PVT_ERR_NUMERIC,
-                             "the loss of a window is not finite: there are NaN or infinite numbers in the "
-                             "model's weights");
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t batch, double *per_token,
-                                double *nll, pvt_ppl *out)
-{
-    int64_t done = 0, n, i;
-    double squares = 0, T = (double)(out->ctx - 1), windows = (double)out->windows;
-    for (; done < out->windows; done += n) {
-        n = PVTI_MIN(batch, out->windows - done);
-        PVTI_TRY(pvti_eval_windows(run, corpus, out->ctx, done, n, per_token, nll + done));
-        for (i = 0; i < n; i++) out->nll_sum += nll[done + i];
-        PVTI_TRY(pvti_report(run->ctx, "eval", NULL, done + n, out->windows, "windows",
-                             pvti_exp64(out->nll_sum / ((double)(done + n) * T))));
-    }
-    out->tokens = out->windows * (out->ctx - 1);
-    out->nll = out->nll_sum / (double)out->tokens;
-    for (i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
-    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
-    out->ppl = pvti_exp64(out->nll);
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
-                                  const pvt_ppl_desc *desc, pvt_ppl *out)
-{
-    pvt_ctx *ctx = model->ctx;
-    double start = pvti_seconds(), *per_token, *nll;
-    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
-    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0, all, batch;
-    pvt_corpus part;
-    pvt_run_desc run_desc;
-    pvt_run *run = NULL;
-    pvt_result result;
-    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
-    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
-    all = corpus->n / T;
-    if (last == 0) last = all;
-    if (all < 1)
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
-            "context (--ctx)",
-            (long long)corpus->n, (long long)T);
-    if (first < 0 || first >= last || last > all)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)first,
-                         (long long)last, (long long)all, (long long)T);
-    part = *corpus;
-    part.ids += first * T;
-    out->ctx = T, out->windows = last - first;
-    batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
-    run_desc.max_batch = batch, run_desc.max_ctx = T;
-    per_token = PVTI_NEW(ctx, double, batch *T);
-    nll = PVTI_NEW(ctx, double, out->windows);
-    result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
-    if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
-    if (result == PVT_OK && desc && desc->window_nll)
-        memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
-    pvt_run_free(run);
-    pvti_free(ctx, per_token);
-    pvti_free(ctx, nll);
-    out->seconds = pvti_seconds() - start;
-    return result;
-}
-// >>generation
-/*  One token after the other against the cache. The choice is made in double: greedy is the
-    largest logit; else softmax(logits / temperature), the smallest set of most probable tokens
-    whose probabilities reach top_p, and one seeded number into their sum. Ties go to the lowest id. */
-
-#define PVTI_PROMPT_CHUNK 256 /* tokens of the prompt that go through the model at once */
-
-typedef struct pvti_sampler {
-    pvt_real *logits;      /* [V] */
-    double *p;             /* [V] */
-    pvti_sort_item *order; /* [V] most probable first */
-    int64_t V;
-} pvti_sampler;
-
-static int32_t pvti_sample_greedy(const pvti_sampler *s)
-{
-    int64_t best = 0, i;
-    for (i = 1; i < s->V; i++)
-        if (s->logits[i] > s->logits[best]) best = i;
-    return (int32_t)best;
-}
-
-/* unit in [0, 1). exp is our own, so that equal logits give equal text everywhere. Only tokens
-   with p ≥ (1 − top_p)·sum/V are sorted: all the others together have less than 1 − top_p, so
-   the set is complete before they are needed. At top_p 1 the order does not matter. */
-static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, double unit)
-{
-    int64_t i, n = 0, kept_n = 0;
-    double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)], least;
-    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / temperature);
-    least = (1 - top_p) * sum / (double)s->V;
-    for (i = 0; i < s->V; i++) {
-        uint64_t bits;
-        if (!(s->p[i] >= least)) continue;
-        memcpy(&bits, &s->p[i], sizeof bits); /* positive doubles and their bits have the same order */
-        s->order[n].key = ~bits, s->order[n++].index = i;
-    }
-    if (top_p < 1) pvti_sort(s->order, n, NULL, NULL);
-    while (kept_n < n && (kept_n == 0 || kept < top_p * sum)) kept += s->p[s->order[kept_n++].index];
-    for (i = 0; i < kept_n - 1; i++) {
-        unit -= s->p[s->order[i].index] / kept;
-        if (unit < 0) break;
-    }
-    return kept_n > 0 ? (int32_t)s->order[i].index : pvti_sample_greedy(s);
-}
-
-static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
-{
-    int64_t i;
-    for (i = 0; i < s->V; i++)
-        if (!(s->logits[i] - s->logits[i] == 0))
-            return pvti_fail(ctx, PVT_ERR_NUMERIC,
-                             "the logit of token %lld is not finite: there are NaN or infinite numbers in the "
-                             "model's weights",
-                             (long long)i);
-    return PVT_OK;
-}
-
-static bool pvti_is_eos(const pvt_model *model, int32_t id)
-{
-    int i;
-    for (i = 0; i < model->n_eos; i++)
-        if (model->eos[i] == id) return true;
-    return false;
-}
-
-/* The prompt in chunks; logits of its last token. */
-static pvt_result pvti_generate_prompt(pvt_run *run, const int32_t *prompt, int64_t n, pvt_real *logits)
-{
-    int64_t i, T;
-    for (i = 0; i < n; i += T) {
-        T = PVTI_MIN(PVTI_PROMPT_CHUNK, n - i);
-        PVTI_TRY(pvt_run_forward(run, prompt + i, 1, T, NULL));
-    }
-    return pvt_run_logits(run, (n - 1) % PVTI_PROMPT_CHUNK, 1, logits);
-}
-
-static pvt_result pvti_generate_tokens(pvt_run *run, const pvt_generate_desc *d, pvti_sampler *s,
-                                       pvt_generated *out)
-{
-    const pvt_model *model = run->model;
-    while (out->n < d->n) {
-        PVTI_TRY(pvti_sample_check(run->ctx, s));
-        double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, 0);
-        int32_t id = d->temperature > 0 ? pvti_sample(s, d->temperature, d->top_p, unit)
-                                        : pvti_sample_greedy(s);
-        if (!d->ignore_eos && pvti_is_eos(model, id)) break;
-        out->ids[out->n++] = id;
-        if (d->token && d->token(d->user, id)) break;
-        PVTI_TRY(pvti_report(run->ctx, "generate", NULL, out->n, d->n, "tokens", NAN));
-        if (out->n < d->n) PVTI_TRY(pvt_run_forward(run, &id, 1, 1, s->logits));
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt,
-                                    int64_t n_prompt, const pvt_generate_desc *d, pvti_sampler *s,
-                                    pvt_run **run, pvt_generated *out)
-{
-    pvt_run_desc desc;
-    double start = pvti_seconds();
-    memset(&desc, 0, sizeof desc);
-    desc.cache = true;
-    desc.max_ctx = n_prompt + d->n;
-    desc.max_tokens = PVTI_PROMPT_CHUNK;
-    s->V = model->config.vocab;
-    s->logits = PVTI_NEW(ctx, pvt_real, s->V);
-    s->p = PVTI_NEW(ctx, double, s->V);
-    s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);
-    out->ids = PVTI_NEW(ctx, int32_t, d->n);
-    if (!s->logits || !s->p || !s->order || !out->ids) return PVT_ERR_MEMORY;
-    PVTI_TRY(pvt_run_create(model, &desc, run));
-    PVTI_TRY(pvti_generate_prompt(*run, prompt, n_prompt, s->logits));
-    out->prompt_seconds = pvti_seconds() - start;
-    start = pvti_seconds();
-    PVTI_TRY(pvti_generate_tokens(*run, d, s, out));
-    out->seconds = pvti_seconds() - start;
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
-                                const pvt_generate_desc *desc, pvt_generated *out)
-{
-    pvt_ctx *ctx = model->ctx;
-    pvt_generate_desc d;
-    pvti_sampler sampler;
-    pvt_run *run = NULL;
-    pvt_result result;
-    memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
-    if (desc) d = *desc;
-    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
-    if (d.top_p == 0) d.top_p = 1;
-    if (n_prompt < 1)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "generation needs a prompt of at least one token; begin with the start token");
-    if (d.n < 0 || d.n > 1 << 24 || n_prompt > 1 << 24 || !(d.temperature >= 0) ||
-        !(d.top_p > 0 && d.top_p <= 1))
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
-            (long long)d.n, d.temperature, d.top_p);
-    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
-    result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
-    pvt_run_free(run);
-    pvti_free(ctx, sampler.logits);
-    pvti_free(ctx, sampler.p);
-    pvti_free(ctx, sampler.order);
-    if (result != PVT_OK && result != PVT_ERR_CANCELLED) {
-        pvti_free(ctx, out->ids);
-        memset(out, 0, sizeof *out);
-    }
-    return result;
-}
-// >>rounding
-/*  To the numbers that a file holds, before anything is measured with them. */
-
-#define PVTI_SAVE_CHUNK ((int64_t)1 << 16) /* numbers converted at a time */
-
-static pvt_result pvti_round_fail(pvt_ctx *ctx, pvt_dtype dtype, const char *name, int64_t i, double value)
-{
-    return pvti_fail(ctx, PVT_ERR_NUMERIC,
-                     "tensor \"%s\": element %lld is %g, which does not fit %s (largest %.6g)", name,
-                     (long long)i, value, dtype == PVT_F16 ? "fp16" : dtype == PVT_BF16 ? "bf16" : "fp32",
-                     dtype == PVT_F16 ? 65504.0 : dtype == PVT_BF16 ? 3.38953e38 : 3.40282e38);
-}
-
-/* to = from in dtype (F16, BF16, F32); a value that does not fit is an error that names the tensor. */
-static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, const pvt_real *from, int64_t n,
-                                    const char *name, int64_t offset)
-{
-    /* from here on a number rounds to infinity */
-    double limit = dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
-    int64_t i;
-    if (dtype == PVT_F16) {
-        i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
-        return i < 0 ? PVT_OK : pvti_round_fail(ctx, dtype, name, offset + i, pvti_peek(ctx, from + i));
-    }
-    for (i = 0; i < n; i++) {
-        if (!((double)from[i] < limit && (double)from[i] > -limit))
-            return pvti_round_fail(ctx, dtype, name, offset + i, (double)from[i]);
-        if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
-        else ((float *)to)[i] = (float)from[i];
-    }
-    return PVT_OK;
-}
-
-/* A dense weight from a file becomes an fp16 array of its own. */
-static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
-{
-    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
-    uint16_t *half = PVTI_MEMORY(ctx, uint16_t, weight->O * weight->I);
-    pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * weight->I);
-    pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
-    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
-        int64_t n = PVTI_MIN(step, weight->O - r), at = r * weight->I;
-        pvt_weight some;
-        result = pvt_weight_rows(weight, r, n, &some);
-        if (result != PVT_OK) break;
-        pvt_weight_dequantize(&some, rows);
-        result = pvti_round_values(ctx, PVT_F16, half + at, rows, n * weight->I, name, at);
-    }
-    pvt_memory_free(ctx, rows);
-    if (result != PVT_OK) {
-        pvt_memory_free(ctx, half);
-        return result;
-    }
-    r = weight->O, step = weight->I;
-    pvt_weight_free(weight);
-    PVTI_TRY(pvt_weight_borrow(ctx, half, PVT_F16, r, step, weight));
-    weight->owned = true;
-    return PVT_OK;
-}
-
-static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
-{
-    if (t->values) {
-        int64_t bad = pvti_round_f16(ctx, NULL, t->values, t->values, t->n);
-        if (bad < 0) return pvti_device_check(ctx);
-        return pvti_round_fail(ctx, PVT_F16, t->name, bad, pvti_peek(ctx, t->values + bad));
-    }
-    if (!t->weight || (!pvti_has_codes(t->weight) && t->weight->dtype == PVT_F16)) return PVT_OK;
-    if (pvti_has_codes(t->weight) || (t->weight->owned && t->weight->dtype == PVTI_DTYPE_REAL))
-        return pvt_weight_round_f16(t->weight, t->name);
-    return pvti_round_weight(ctx, t->weight, t->name);
-}
-
-PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
-{
-    pvt_result result = PVT_OK, tied;
-    for (int64_t i = 0; i < pvt_model_tensors(model) && result == PVT_OK; i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        result = pvti_round_tensor(model->ctx, &t);
-    }
-    tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
-    return result != PVT_OK ? result : tied;
-}
-
-#if PVTI_FILES
 // >>save
 /*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
@@ -17422,342 +18986,7 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     pvti_free(model->ctx, saver.rounded);
     return result;
 }
-#endif /* PVTI_FILES */
-// >>quantize
-/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
-static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
-{
-    const uint8_t *at = (const uint8_t *)data;
-    uint64_t word;
-    for (; bytes >= 8; bytes -= 8, at += 8) {
-        memcpy(&word, at, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-        hash ^= hash >> 32;
-    }
-    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
-    return pvti_mix(hash);
-}
 
-/* *hash goes on over an array in the context's memory. */
-static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, uint64_t *hash)
-{
-    void *copy = NULL;
-    pvt_result result = PVT_OK;
-    if (ctx->device) {
-        copy = pvti_alloc(ctx, bytes, 1);
-        result = copy ? pvt_memory_read(ctx, copy, data, bytes) : PVT_ERR_MEMORY;
-        data = copy;
-    }
-    if (result == PVT_OK) *hash = pvti_hash(data, bytes, *hash);
-    pvti_free(ctx, copy);
-    return result;
-}
-
-static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
-{
-    const pvt_model_config *c = &model->config;
-    double shape[14] = {(double)c->layers,   (double)c->dim,
-                        (double)c->heads,    (double)c->kv_heads,
-                        (double)c->head_dim, (double)c->ff,
-                        (double)c->window,   c->tied ? 1.0 : 0.0,
-                        c->norm_eps,         c->rope_theta,
-                        c->rope_factor,      c->rope_low,
-                        c->rope_high,        (double)c->rope_original_ctx};
-    uint64_t hash = pvti_hash(shape, sizeof shape, 0);
-    int64_t i, tensors = pvt_model_tensors(model);
-    for (i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(model, i);
-        pvt_array arrays[PVT_MAX_ARRAYS];
-        int n, k;
-        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (!info.weight) {
-            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
-            continue;
-        }
-        n = pvt_weight_arrays(info.weight, arrays);
-        for (k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
-            PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
-    }
-    *out = hash;
-    return PVT_OK;
-}
-
-/*  Calibration of a model (AQLM, 2401.06118): block after block, on the inputs that the already
-    quantized blocks before it produce. Per block: one pass of the original block over all
-    samples gives its outputs (the target) and XᵀX of its four kinds of inputs; each linear is fit
-    (section fit); then the block's continuous parameters are tuned towards the target; then the
-    quantized block makes the next block's inputs. */
-
-/* What must agree for a block of another run to be this run's, as text by name. */
-typedef struct pvti_quantizer_option {
-    const char *name;
-    char value[200];
-} pvti_quantizer_option;
-enum { PVTI_QUANTIZER_OPTIONS = 11 };
-
-typedef struct pvti_quantizer {
-    pvt_ctx *ctx;
-    pvt_model *model;
-    pvt_quantize_desc desc;
-    pvti_blocks blocks;
-    int64_t samples, T, C, per_chunk; /* per_chunk: sequences in one forward */
-    pvt_real *x, *y;                  /* [samples·T, C]: the block's inputs; its original outputs */
-    pvt_real *out, *dout;             /* [chunk tokens, C] */
-    pvt_real *W;                      /* the largest linear, dense */
-    pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
-    pvt_real *dW[PVTI_BLOCK];         /* gradients of a block's tensors */
-    int64_t done, total;              /* weights */
-    pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
-    int n_fits;
-    pvti_quantizer_option options[PVTI_QUANTIZER_OPTIONS]; /* with a checkpoint */
-} pvti_quantizer;
-
-static bool pvti_name_skipped(const char *patterns, const char *name)
-{
-    while (patterns && *patterns) {
-        size_t n = strcspn(patterns, ",");
-        const char *at;
-        for (at = name; n && *at; at++)
-            if (strncmp(at, patterns, n) == 0) return true;
-        patterns += n + (patterns[n] == ',');
-    }
-    return false;
-}
-
-/* Does this calibration turn that tensor into codes? */
-static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc *d, const pvt_tensor_info *t)
-{
-    if (t->linear) return !pvti_name_skipped(d->skip, t->name);
-    if (t->weight == &model->embed) return d->embedding || (d->head && model->config.tied);
-    return t->weight && d->head;
-}
-
-PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor)
-{
-    pvt_tensor_info info = pvt_model_tensor(model, tensor);
-    return pvti_quantize_wants(model, desc, &info);
-}
-
-static int64_t pvti_input_width(const pvti_quantizer *z, int input)
-{
-    const pvt_model_config *c = &z->model->config;
-    return input == PVTI_IN_ATT ? c->heads * c->head_dim : input == PVTI_IN_H ? c->ff : c->dim;
-}
-
-typedef struct pvti_share_args {
-    pvt_real *H;
-    const pvt_real *part;
-    int64_t I;
-    pvt_real factor;
-    bool mirror;
-} pvti_share_args;
-
-/* H += factor · part in the upper triangle; or, to end, the lower one from the upper. */
-static void pvti_share_task(void *arg, int64_t r, int worker)
-{
-    const pvti_share_args *a = (const pvti_share_args *)arg;
-    int64_t c;
-    (void)worker;
-    if (a->mirror)
-        for (c = 0; c < r; c++) a->H[r * a->I + c] = a->H[c * a->I + r];
-    else
-        for (c = r; c < a->I; c++) a->H[r * a->I + c] += a->factor * a->part[r * a->I + c];
-}
-
-/* H += XᵀX/total for n rows of inputs. Only the upper triangle is computed, in bands of columns. */
-static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_real *X, int64_t n)
-{
-    const int64_t band = 384;
-    int64_t I = pvti_input_width(z, input), c;
-    pvti_share_args a;
-    for (c = 0; c < I; c += band) {
-        int64_t width = PVTI_MIN(band, I - c);
-        pvti_gemm(z->ctx, z->part + c, I, pvti_cols(X, I), pvti_rows(X + c, I), c + width, width, n, false);
-    }
-    a.H = z->H[input], a.part = z->part, a.I = I, a.factor = (pvt_real)(1.0 / (double)(z->samples * z->T)),
-    a.mirror = false;
-    pvti_parallel(z->ctx, I, pvti_share_task, &a);
-}
-
-/* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
-static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
-{
-    int64_t s, I;
-    int i;
-    pvti_share_args a;
-    for (i = 0; i < PVTI_INPUTS; i++) I = pvti_input_width(z, i), pvti_zero(z->ctx, z->H[i], I * I);
-    for (s = 0; s < z->samples; s += z->per_chunk) {
-        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s), at = s * z->T * z->C;
-        pvti_acts *acts = &z->blocks.acts[0];
-        pvti_block_forward(&z->blocks, layer, z->y + at, z->x + at, B, z->T, acts, NULL);
-        pvti_quantizer_gram(z, PVTI_IN_A, acts->a, B * z->T);
-        pvti_quantizer_gram(z, PVTI_IN_ATT, acts->att, B * z->T);
-        pvti_quantizer_gram(z, PVTI_IN_M, acts->m, B * z->T);
-        pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
-        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
-    }
-    for (i = 0; i < PVTI_INPUTS; i++) {
-        a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
-        pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
-    }
-    return PVT_OK;
-}
-
-static void pvti_quantizer_tensor_name(const pvti_quantizer *z, int64_t l, int j, char name[96])
-{
-    snprintf(name, 96, "%s", pvt_model_tensor(z->model, pvti_tensor_number(z->model, j, l)).name);
-}
-
-/* One weight more is done. */
-static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const pvt_fit_stats *stats)
-{
-    z->done++;
-    if (z->desc.fitted) z->desc.fitted(z->desc.fitted_user, name, stats);
-    return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
-}
-
-/* Fits one matrix and puts it in place of the old one; H may be NULL. */
-static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, const char *name, uint64_t stream,
-                                     const pvt_real *H)
-{
-    pvt_fit_desc fit = z->desc.fit;
-    pvt_fit_stats stats;
-    pvt_weight fitted;
-    fit.name = name, fit.stream = stream;
-    pvt_weight_dequantize(weight, z->W);
-    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, &z->desc.format, &fit, &stats, &fitted));
-    pvt_weight_free(weight);
-    *weight = fitted;
-    if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
-    z->fits[z->n_fits++] = stats;
-    return pvti_quantizer_tell(z, name, &stats);
-}
-
-/* From 1 at t = 0 to 0 at t = 1. */
-static double pvti_half_cosine(double t)
-{
-    double sine, cosine;
-    pvti_sincos(3.14159265358979323846 * t, &sine, &cosine);
-    return 0.5 * (1 + cosine);
-}
-
-/* Numbers in a block's tensor; 0: it is absent. */
-static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
-{
-    const pvt_model_config *c = &z->model->config;
-    if (z->model->place[tensor] < 0) return 0;
-    return pvti_width_of(c, pvti_tensors[tensor].out) * pvti_width_of(c, pvti_tensors[tensor].in);
-}
-
-/* Block fine-tuning: Adam on codebooks, scales, norms and biases towards z->y (mean squared error), the
-   learning rate falling to zero along half a cosine over all steps. */
-static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
-                                                const int *handles)
-{
-    int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
-            step, n;
-    pvt_real *grads[PVTI_BLOCK];
-    int j;
-    for (step = 0; step < steps; step++) {
-        int64_t s = step % chunks * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s),
-                at = s * z->T * z->C;
-        n = B * z->T * z->C;
-        for (j = 0; j < PVTI_BLOCK; j++) {
-            grads[j] = handles[j] >= 0 ? z->dW[j] : NULL;
-            if (grads[j]) pvti_zero(z->ctx, grads[j], pvti_quantizer_size(z, j));
-        }
-        pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
-        pvti_zero(z->ctx, z->dout, n);
-        pvt_mse_backward(z->ctx, z->dout, z->out, z->y + at, 1, n);
-        pvti_block_backward(&z->blocks, layer, z->dout, z->x + at, B, z->T, &z->blocks.acts[0], grads);
-        PVTI_TRY(pvt_pv_begin(pv, pvti_half_cosine((double)step / (double)steps)));
-        for (j = 0; j < PVTI_BLOCK; j++)
-            if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
-        PVTI_TRY(pvt_pv_end(pv, NULL));
-        PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, int64_t l)
-{
-    pvt_pv_desc desc;
-    pvt_pv *pv;
-    pvt_result result;
-    int handles[PVTI_BLOCK], j;
-    char name[96];
-    memset(&desc, 0, sizeof desc);
-    desc.strategy = PVT_STRATEGY_CONTINUOUS;
-    desc.values.lr = z->desc.finetune_lr, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
-    PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
-    result = PVT_OK;
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
-        handles[j] = -1;
-        if (z->model->place[j] < 0) continue;
-        pvti_quantizer_tensor_name(z, l, j, name);
-        if (layer->vector[j])
-            result = pvt_pv_add_param(pv, layer->vector[j], pvti_quantizer_size(z, j), name, &handles[j]);
-        else if (pvti_has_codes(&layer->linear[j]))
-            result = pvt_pv_add_weight(pv, &layer->linear[j], name, &handles[j]);
-    }
-    if (result == PVT_OK) result = pvti_quantizer_finetune_steps(z, layer, pv, handles);
-    pvt_pv_free(pv);
-    return result;
-}
-
-/* The values as the file will hold them, before anything is measured with them. */
-static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int64_t l)
-{
-    char name[96];
-    int64_t k;
-    int j;
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        for (k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
-            layer->vector[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->vector[j][k]));
-        if (!pvti_has_codes(&layer->linear[j])) continue;
-        pvti_quantizer_tensor_name(z, l, j, name);
-        PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
-    }
-    return PVT_OK;
-}
-
-/* ---- a finished block, as a checkpoint holds it ---- */
-
-/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
-typedef struct pvti_quantizer_item {
-    char file[32];
-    int n_weights, n_vectors;
-    pvt_weight *weights[PVTI_LINEARS];
-    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
-    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
-    pvt_real *vectors[PVTI_BLOCK];
-    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
-} pvti_quantizer_item;
-
-static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
-{
-    pvti_quantizer_item item;
-    int j;
-    memset(&item, 0, sizeof item);
-    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        int n = item.n_weights, v = item.n_vectors;
-        if (layer->vector[j]) {
-            item.vectors[v] = layer->vector[j];
-            item.sizes[v] = pvti_quantizer_size(z, j);
-            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
-            item.n_vectors++;
-        }
-        if (!pvti_is_matrix(j)) continue;
-        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
-        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
-        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
-        item.weights[item.n_weights++] = &layer->linear[j];
-    }
-    return item;
-}
-
-#if PVTI_FILES
 // >>quantize checkpoint
 /*  A finished block in a file of its own, and back. */
 
@@ -17979,1220 +19208,6 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     return result;
 }
 
-#endif /* PVTI_FILES */
-// >>quantize blocks
-/*  Block after block, through the checkpoint when there is one. */
-
-/* Puts a finished block in place from its file, when that is wanted and there is one. */
-static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
-{
-    *taken = false;
-    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
-}
-
-static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
-{
-    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
-}
-
-/* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
-static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
-                                            int64_t l)
-{
-    char name[96];
-    int j;
-    z->n_fits = 0;
-    PVTI_TRY(pvti_quantizer_observe(z, original));
-    for (j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
-        pvti_quantizer_tensor_name(z, l, j, name);
-        if (pvti_name_skipped(z->desc.skip, name)) continue;
-        PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
-                                    z->H[pvti_tensors[j].input]));
-    }
-    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
-    return pvti_quantizer_round(z, layer, l);
-}
-
-static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
-                                            int64_t l)
-{
-    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
-    bool taken;
-    int64_t s;
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
-    if (!taken) {
-        PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
-        PVTI_TRY(pvti_quantizer_keep(z, &item));
-    }
-    for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
-        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
-        pvt_real *x = z->x + s * z->T * z->C;
-        pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
-        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
-    }
-    return PVT_OK;
-}
-
-/* A block is exchanged whole: when anything fails in between, the original stays. */
-static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
-{
-    pvti_layer *layer = &z->model->layers[l], original, work;
-    pvt_real *vectors, *at;
-    pvt_result result = PVT_OK;
-    int64_t n = 0;
-    int j;
-    for (j = 0; j < PVTI_BLOCK; j++) n += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
-    vectors = at = PVTI_NEW(z->ctx, pvt_real, n);
-    if (!vectors) return PVT_ERR_MEMORY;
-    original = *layer, work = *layer;
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        if (!original.vector[j]) continue;
-        work.vector[j] = at;
-        memcpy(at, original.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
-        at += pvti_quantizer_size(z, j);
-    }
-    /* codes of an earlier run are fine-tuned: a copy of them */
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
-        if (pvti_has_codes(&original.linear[j]))
-            result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
-        else work.linear[j].owned = false; /* the original must survive being replaced */
-    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        bool replaced =
-            pvti_has_codes(&work.linear[j]) && work.linear[j].array[0] != original.linear[j].array[0];
-        if (!replaced) continue;
-        pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
-        if (result == PVT_OK) layer->linear[j] = work.linear[j];
-    }
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
-        if (work.vector[j])
-            memcpy(layer->vector[j], work.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
-    pvti_free(z->ctx, vectors);
-    return result;
-}
-
-/* Embedding or head under the plain squared error. */
-static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weight, bool head,
-                                            const char *name)
-{
-    pvt_real *W = z->W;
-    pvt_result result;
-    z->n_fits = 0;
-    z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
-    result = z->W ? pvti_quantizer_fit(z, weight, name,
-                                       (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
-                  : PVT_ERR_MEMORY;
-    if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
-    pvti_free(z->ctx, z->W);
-    z->W = W;
-    return result;
-}
-
-static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
-{
-    pvt_model *model = z->model;
-    pvti_quantizer_item item;
-    bool taken;
-    memset(&item, 0, sizeof item);
-    item.n_weights = 1, item.fitted[0] = true;
-    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
-    snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
-    snprintf(item.file, sizeof item.file,
-             head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
-    if (taken) return PVT_OK;
-    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
-    return pvti_quantizer_keep(z, &item);
-}
-
-/* Random windows of the corpus, each at most once, through the embedding. */
-static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *corpus)
-{
-    int64_t windows = corpus->n / z->T, s;
-    int64_t *order = PVTI_NEW(z->ctx, int64_t, windows);
-    if (!order) return PVT_ERR_MEMORY;
-    pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
-    for (s = 0; s < z->samples; s++)
-        pvt_weight_embedding(z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
-                          z->T);
-    pvti_free(z->ctx, order);
-    return PVT_OK;
-}
-
-/* The matrix of tensor i if this run is to quantize it, else NULL. */
-static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t tensor)
-{
-    pvt_tensor_info info = pvt_model_tensor(z->model, tensor);
-    return pvti_quantize_wants(z->model, &z->desc, &info) ? info.weight : NULL;
-}
-
-/* Refuses before the first hour, not after. */
-static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
-{
-    const pvt_format *f = &z->desc.format;
-    int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
-    char nearest[48];
-    for (i = 0; i < tensors; i++) {
-        const pvt_weight *w = pvti_quantizer_wants(z, i);
-        if (!w) continue;
-        if (pvti_has_codes(w))
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                             "%s is quantized already; start from the original model",
-                             pvt_model_tensor(z->model, i).name);
-        O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
-        if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
-        z->total++;
-    }
-    if (unfit >= 0) {
-        pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
-        pvti_format_near(f, O, I, nearest);
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
-                         "model, or leave the tensor dense with skip",
-                         info.name, f->out_group, f->in_group, (long long)info.weight->O,
-                         (long long)info.weight->I, nearest);
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
-{
-    const pvt_model_config *c = &z->model->config;
-    pvt_quantize_desc *d = &z->desc;
-    static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    int64_t i, available;
-    int n;
-    if (memcmp(&d->format, &unset, sizeof unset) == 0)
-        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
-    if (pvti_kind_of(&d->format) && !pvti_kind_of(&d->format)->fit)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
-                         "dense");
-    PVTI_TRY(pvti_format_arrays(z->ctx, "quantize", &d->format, PVTI_MAX(1, d->format.out_group),
-                                PVTI_MAX(1, d->format.in_group), PVTI_DTYPE_REAL, arrays, &n));
-    if (d->checkpoint && !z->ctx->outside)
-        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
-                         "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
-    if (d->resume && !d->checkpoint)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
-    if (d->finetune_epochs == 0) d->finetune_epochs = 1;
-    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
-    z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
-    z->C = c->dim;
-    PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
-    if (d->samples < 0 || d->finetune_lr < 0)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
-    available = corpus->n / z->T;
-    if (available < 1 || d->samples > available)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "the calibration text has %lld tokens, enough for %lld samples of %lld; %lld "
-                         "wanted: bring more text, or lower samples or ctx",
-                         (long long)corpus->n, (long long)available, (long long)z->T,
-                         (long long)(d->samples ? d->samples : 64));
-    z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= c->vocab)
-            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
-                             "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
-                             "was it tokenized with another tokenizer?",
-                             (long long)corpus->ids[i], (long long)c->vocab);
-    return pvti_quantizer_check_format(z);
-}
-
-static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
-{
-    const pvt_model_config *c = &z->model->config;
-    int64_t largest = 0, widest = 0, tokens, inputs;
-    int i;
-    /* samples · T is no more than the text has */
-    if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
-    z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
-    tokens = z->per_chunk * z->T;
-    for (i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
-    PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
-    z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
-    z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
-    z->out = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
-    z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
-    z->W = PVTI_NEW(z->ctx, pvt_real, largest);
-    if (!z->x || !z->y || !z->out || !z->dout || !z->W) return PVT_ERR_MEMORY;
-    for (i = 0; i < PVTI_INPUTS; i++) {
-        int64_t I = pvti_input_width(z, i);
-        widest = PVTI_MAX(widest, I);
-        z->H[i] = PVTI_NEW(z->ctx, pvt_real, I * I);
-        if (!z->H[i]) return PVT_ERR_MEMORY;
-    }
-    z->part = PVTI_NEW(z->ctx, pvt_real, widest * widest);
-    if (!z->part) return PVT_ERR_MEMORY;
-    for (i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
-        if (z->model->place[i] < 0) continue;
-        z->dW[i] = PVTI_NEW(z->ctx, pvt_real, pvti_quantizer_size(z, i));
-        if (!z->dW[i]) return PVT_ERR_MEMORY;
-    }
-    return PVT_OK;
-}
-
-static void pvti_quantizer_free(pvti_quantizer *z)
-{
-    int i;
-    pvti_blocks_free(&z->blocks);
-    pvti_free(z->ctx, z->x), pvti_free(z->ctx, z->y), pvti_free(z->ctx, z->out), pvti_free(z->ctx, z->dout),
-        pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
-    for (i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
-    for (i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
-}
-
-static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus)
-{
-    const pvt_model_config *c = &z->model->config;
-    int64_t l;
-    PVTI_TRY(pvti_quantizer_alloc(z));
-    if (z->desc.checkpoint) PVTI_TRY(z->ctx->outside->quantizer_begin(z, corpus));
-    PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
-    if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
-    PVTI_TRY(pvti_quantizer_inputs(z, corpus));
-    for (l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
-    if (z->desc.head && !c->tied) PVTI_TRY(pvti_quantizer_table(z, true));
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
-                                const pvt_quantize_desc *desc)
-{
-    pvt_ctx *ctx = model->ctx;
-    pvti_quantizer z;
-    pvt_result result;
-    memset(&z, 0, sizeof z);
-    z.ctx = ctx, z.model = model;
-    if (desc) z.desc = *desc;
-    PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
-    PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
-    PVTI_TRY(pvti_quantizer_check(&z, corpus));
-    result = pvti_quantizer_run(&z, corpus);
-    pvti_quantizer_free(&z);
-    return result;
-}
-// >>company
-/*  Data-parallel tuning. The ranks share one operation, the sum. With it they also tell each other things: an
-    array of zeros in which every rank has filled its own place adds up, exactly, to what all have said. They
-    meet this way wherever one of them may fail or be stopped, so that none waits for one that has left.
-    Nothing is sent when there is one rank. */
-
-typedef struct pvti_company {
-    pvt_ctx *ctx;
-    pvt_comm comm;
-    double *said;   /* [size + PVTI_COMPANY_FIGURES]: what each rank said at the last meeting; NULL: alone */
-} pvti_company;
-
-enum { PVTI_COMPANY_FIGURES = 4, PVTI_COMPANY_RANKS = 65536 };
-
-static pvt_result pvti_company_check(pvt_ctx *ctx, const pvt_comm *comm)
-{
-    if (comm->size < 1 || comm->size > PVTI_COMPANY_RANKS || comm->rank < 0 || comm->rank >= comm->size ||
-        (comm->size > 1 && !comm->sum))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "comm: rank %d of %d%s; ranks count from 0, are at most %d, and need a sum",
-                         comm->rank, comm->size, comm->sum ? "" : " without sum", PVTI_COMPANY_RANKS);
-    return PVT_OK;
-}
-
-/* values [n] ← their sums over the ranks. */
-static pvt_result pvti_company_sum(pvti_company *c, void *values, int64_t n, pvt_dtype dtype,
-                                   const char *what)
-{
-    if (!c->said || c->comm.sum(c->comm.user, values, n, dtype) == 0) return PVT_OK;
-    return pvti_fail(c->ctx, PVT_ERR_IO,
-                     "rank %d of %d: %s could not be added over the ranks: one has ended or cannot be "
-                     "reached; resume from the last checkpoint",
-                     c->comm.rank, c->comm.size, what);
-}
-
-/* Every rank says one number, left in said[rank]; the n figures are added up. */
-static pvt_result pvti_company_meet(pvti_company *c, double number, double *figures, int n)
-{
-    double *sums = c->said + c->comm.size;
-    memset(c->said, 0, (size_t)c->comm.size * sizeof *c->said);
-    c->said[c->comm.rank] = number;
-    if (n) memcpy(sums, figures, (size_t)n * sizeof *sums);
-    PVTI_TRY(pvti_company_sum(c, c->said, c->comm.size + n, PVT_F64, "what the ranks tell each other"));
-    if (n) memcpy(figures, sums, (size_t)n * sizeof *sums);
-    return PVT_OK;
-}
-
-/* Calls the roll: is every rank there once? Free c->said. */
-static pvt_result pvti_company_open(pvti_company *c, pvt_ctx *ctx, const pvt_comm *comm)
-{
-    PVTI_TRY(pvti_company_check(ctx, comm));
-    c->ctx = ctx, c->comm = *comm;
-    if (comm->size == 1) return PVT_OK;
-    c->said = PVTI_NEW(ctx, double, comm->size + PVTI_COMPANY_FIGURES);
-    if (!c->said) return PVT_ERR_MEMORY;
-    PVTI_TRY(pvti_company_meet(c, 1, NULL, 0));
-    for (int r = 0; r < comm->size; r++)
-        if (c->said[r] != 1)
-            return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                             "comm: of %d ranks, rank %d was counted %g times: each must have a number of "
-                             "its own, and sum must add",
-                             comm->size, r, c->said[r]);
-    return PVT_OK;
-}
-
-static pvt_result pvti_company_said(const pvti_company *c, int rank)
-{
-    double code = c->said[rank];
-    return code >= 0 && code < (double)PVT_RESULT_COUNT ? (pvt_result)code : PVT_ERR_IO;
-}
-
-/* All ranks return the same: PVT_OK when all went well, else the first rank's error, and a cancellation where
-   that is all there is. figures [n ≤ PVTI_COMPANY_FIGURES] are added up. */
-static pvt_result pvti_company_agree(pvti_company *c, pvt_result mine, double *figures, int n)
-{
-    pvt_result code = PVT_OK;
-    int first = 0, r;
-    if (!c->said) return mine;
-    PVTI_TRY(pvti_company_meet(c, (double)mine, figures, n));
-    for (r = 0; r < c->comm.size && (code == PVT_OK || code == PVT_ERR_CANCELLED); r++) {
-        pvt_result its = pvti_company_said(c, r);
-        if (its == PVT_OK || its == code) continue;
-        code = its;
-        first = r;
-    }
-    if (code == mine) return mine; /* in its own words */
-    return pvti_fail(c->ctx, code, "rank %d of %d stopped, and so do all: %s; it has the details", first,
-                     c->comm.size, pvt_result_text(code));
-}
-
-/* Has every rank the same? */
-static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t hash)
-{
-    if (!c->said) return PVT_OK;
-    PVTI_TRY(pvti_company_meet(c, (double)(hash >> 12), NULL, 0)); /* 52 bits, which a double holds */
-    for (int r = 1; r < c->comm.size; r++)
-        if (c->said[r] != c->said[0])
-            return pvti_fail(c->ctx, PVT_ERR_MISMATCH,
-                             "the ranks must all have the same, but rank %d of %d differs from rank 0 in: %s",
-                             r, c->comm.size, what);
-    return PVT_OK;
-}
-// >>tuner
-/*  PV-Tuning of a model: tokens → teacher's hidden states → student's loss → gradients, tensor by
-    tensor from the last layer to the first, each handed to pvt_pv_apply as soon as it is
-    complete. With one micro-batch a step the dense gradients of one layer exist at a time.
-
-    Small batches are noisy: the loss of a step says little about the model. So a few windows of the
-    text are kept back, spread evenly over it; the loss on them (of the teacher's own distribution,
-    paired by construction) decides which state is kept as the best, and when to stop. */
-
-/* A part of the best state: a copy of one array that the pv tunes, as a file would hold it. */
-typedef struct pvti_best {
-    char name[128];
-    const pvti_pv_entry *entry;
-    const pvt_adam *value;  /* of these masters, in fp16; or NULL: the weight's codes */
-    void *data;
-    pvt_dtype dtype;
-    int64_t n;
-} pvti_best;
-
-struct pvt_tuner {
-    pvt_ctx *ctx;
-    pvt_model *student;
-    const pvt_model *teacher;
-    const pvt_corpus *corpus;
-    pvt_tune_desc desc;      /* with defaults filled in */
-    pvt_run *run, *teacher_run;
-    pvt_pv *pv;
-    int *handles;            /* [tensors]; −1: not tuned */
-    bool *frozen;            /* [tensors] */
-    int64_t windows, epoch;  /* to tune on; the epoch that `order` belongs to, −1: none */
-    int64_t *place;          /* [windows]: which window of the corpus each is */
-    int64_t *order;          /* [windows] */
-    pvt_real *cache;         /* teacher's hidden states, [windows, T, C], when sequences come again; on the
-                                host, which has room for them */
-    bool *cached;            /* [windows] */
-    pvt_real *hidden;        /* teacher's hidden states of a micro-batch taken from the cache */
-    int32_t *ids;            /* [micro_batch, T] */
-    int64_t *window_of;      /* [micro_batch] */
-    int64_t step;
-    uint64_t corpus_hash, teacher_hash, student_hash, eval_hash;
-    /* evaluation */
-    const pvt_corpus *eval;  /* NULL: none */
-    int64_t eval_windows;
-    pvt_real *eval_hidden;   /* teacher's hidden states of the held-out windows, [eval_windows, T, C] */
-    bool eval_taught;        /* eval_hidden is filled */
-    pvt_tune_eval start, last, top; /* top: the best */
-    int64_t stale;           /* evaluations since the best */
-    pvti_best *best;
-    int64_t n_best;
-    int64_t resumed_steps;
-    bool finished;
-    pvti_company company;
-};
-
-#define PVTI_HELD_OUT_TOKENS 8192 /* to evaluate on, at most */
-
-/* Of a step's sequences, how many this rank takes. */
-static int64_t pvti_tuner_share(const pvt_tune_desc *d) { return d->batch / PVTI_MAX(1, d->comm.size); }
-
-/* The first of n held-out windows that is rank's; the next rank's first ends them. */
-static int64_t pvti_tuner_eval_first(const pvt_comm *comm, int64_t n, int rank)
-{
-    return n / comm->size * rank + PVTI_MIN(rank, n % comm->size);
-}
-
-static int64_t pvti_tuner_eval_share(const pvt_comm *comm, int64_t n)
-{
-    return pvti_tuner_eval_first(comm, n, comm->rank + 1) - pvti_tuner_eval_first(comm, n, comm->rank);
-}
-
-/* The one place where the defaults of tuning come from. */
-PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
-{
-    pvt_tune_desc d;
-    memset(&d, 0, sizeof d);
-    if (desc) d = *desc;
-    d.pv = pvt_pv_resolve(&d.pv);
-    if (!d.comm.size) d.comm.size = 1;
-    if (!d.steps) d.steps = 200;
-    if (!d.batch) d.batch = PVTI_MAX(2, d.comm.size);
-    if (!d.ctx) d.ctx = PVTI_MIN(512, student->config.ctx);
-    if (!d.micro_batch)
-        d.micro_batch =
-            d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(pvti_tuner_share(&d), PVTI_MAX(1, 4096 / d.ctx)) : 1;
-    if (!d.warmup) d.warmup = PVTI_MIN(100, d.steps / 40);
-    if (d.warmup < 0) d.warmup = 0;
-    if (!d.eval_every) d.eval_every = PVTI_MAX(1, d.steps / 10);
-    if (d.eval_every < 0) d.eval_every = 0;
-    if (!d.patience) d.patience = 5;
-    if (d.patience < 0) d.patience = INT64_MAX;
-    return d;
-}
-
-/* Held-out windows out of `available`, when no number is asked for. */
-static int64_t pvti_tuner_eval_default(const pvt_tune_desc *d, int64_t available)
-{
-    int64_t most = PVTI_MAX(1, PVTI_HELD_OUT_TOKENS / PVTI_MAX(1, d->ctx));
-    return PVTI_MIN(most, d->eval ? available : PVTI_MAX(1, available / 20));
-}
-
-static bool pvti_tuner_wants(const pvt_model *student, const pvt_tune_desc *d, int64_t tensor)
-{
-    pvt_tensor_info info = pvt_model_tensor(student, tensor);
-    return !d->freeze_dense || (info.weight && pvti_has_codes(info.weight));
-}
-
-static bool pvti_tuner_must_copy(const pvt_weight *w)
-{
-    return w && !pvti_has_codes(w) && (!w->owned || w->dtype != PVTI_DTYPE_REAL);
-}
-
-static pvt_run_desc pvti_tuner_run_desc(const pvt_tune_desc *d, bool student, const bool *frozen)
-{
-    pvt_run_desc r;
-    memset(&r, 0, sizeof r);
-    r.max_batch = d->micro_batch, r.max_ctx = d->ctx;
-    r.train = student, r.accumulate = student && d->micro_batch < pvti_tuner_share(d);
-    r.frozen = student ? frozen : NULL;
-    r.memory_limit = d->memory_limit;
-    return r;
-}
-
-/* Positive sizes whose product, the tokens of the whole run, is a number: then every product of some of
-   them is. Whatever is computed from a desc comes after this. */
-static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
-{
-    int64_t tokens;
-    PVTI_TRY(pvti_company_check(ctx, &d->comm));
-    if (d->batch > 0 && d->batch % d->comm.size)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "tune: %d ranks do not divide the batch of %lld sequences",
-                         d->comm.size, (long long)d->batch);
-    if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
-        d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
-        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
-                         "ctx at most %d, and micro_batch no more than batch", 1 << 20);
-    if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "tune: %lld steps of %lld x %lld tokens are more than can be counted",
-                         (long long)d->steps, (long long)d->batch, (long long)d->ctx);
-    return PVT_OK;
-}
-
-/* Numbers in the teacher's hidden states of so many windows; INT64_MAX: more than can be counted. */
-static int64_t pvti_tuner_hidden_size(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
-{
-    int64_t n;
-    return pvti_mul(windows, d->ctx * teacher->config.dim, &n) ? n : INT64_MAX;
-}
-
-/* Whether sequences come again, so that the teacher's hidden states are worth keeping. */
-static bool pvti_tuner_caches(const pvt_tune_desc *d, const pvt_model *teacher, int64_t windows)
-{
-    return teacher && !d->no_teacher_cache && d->batch > windows / d->steps;
-}
-
-/* What one quantized weight takes: moments, gradients, buffer, and its copy in the best state. */
-static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc *d)
-{
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    int64_t n = w->O * w->I, real = (int64_t)sizeof(pvt_real), total = 0;
-    int k, n_arrays = pvt_weight_arrays(w, arrays);
-    if (d->eval_every) total += arrays[0].bytes;
-    for (k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
-        int64_t count = pvti_array_count(&arrays[k]);
-        total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
-        total += d->eval_every ? count * 2 : 0;
-    }
-    if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
-    total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
-    return total + (d->pv.delta < 1 ? n * real : 0);
-}
-
-/* The tensors' share of pvt_tuner_bytes; frozen [tensors] is filled in. */
-static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_desc *d, bool *frozen)
-{
-    int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0,
-            groups = 0;
-    for (int64_t i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(student, i);
-        frozen[i] = !pvti_tuner_wants(student, d, i);
-        if (frozen[i]) continue;
-        if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
-        if (!info.weight || !pvti_has_codes(info.weight)) {
-            total += info.n * (real * (d->pv.params.beta1 > 0 ? 2 : 1) + (d->eval_every ? 2 : 0));
-            continue;
-        }
-        total += pvti_tuner_weight_bytes(info.weight, d);
-        if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) continue;
-        largest = PVTI_MAX(largest, info.n);
-        groups = PVTI_MAX(groups, pvti_groups(info.weight));
-    }
-    return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
-}
-
-PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus,
-                                const pvt_tune_desc *desc)
-{
-    pvt_tune_desc d = pvt_tune_resolve(student, desc);
-    pvt_ctx_info held = pvt_ctx_get_info(student->ctx);
-    int64_t total = held.bytes_now + held.device_bytes_now, windows, kept = 0, hidden, run;
-    bool *frozen;
-    pvt_run_desc r;
-    if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
-        pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
-        return INT64_MAX;
-    frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
-    if (!frozen) return INT64_MAX;
-    total += pvti_tuner_tensor_bytes(student, &d, frozen);
-    r = pvti_tuner_run_desc(&d, true, frozen);
-    run = pvt_run_bytes(student, &r);
-    pvti_free(student->ctx, frozen);
-    if (!pvti_add(total, run, &total)) return INT64_MAX;
-    if (d.cross_entropy || !teacher) return total;
-    r = pvti_tuner_run_desc(&d, false, NULL);
-    run = pvt_run_bytes(teacher, &r);
-    windows = corpus ? corpus->n / d.ctx : INT64_MAX;
-    if (d.eval_every) {
-        int64_t available = d.eval ? d.eval->n / d.ctx : windows;
-        kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
-        if (!d.eval) windows -= kept;
-        kept = pvti_tuner_eval_share(&d.comm, kept);
-    }
-    if (corpus && windows > 0 && pvti_tuner_caches(&d, teacher, windows) &&
-        !pvti_add(kept, windows + d.micro_batch, &kept))
-        return INT64_MAX;
-    if (!pvti_mul(pvti_tuner_hidden_size(&d, teacher, kept), (int64_t)sizeof(pvt_real), &hidden) ||
-        !pvti_add(total, run, &total) || !pvti_add(total, hidden, &total))
-        return INT64_MAX;
-    return total;
-}
-
-PVT_API void pvt_tuner_free(pvt_tuner *tuner)
-{
-    if (!tuner) return;
-    for (int64_t i = 0; i < tuner->n_best; i++) pvt_memory_free(tuner->ctx, tuner->best[i].data);
-    pvti_free(tuner->ctx, tuner->best), pvt_memory_free(tuner->ctx, tuner->eval_hidden);
-    pvt_run_free(tuner->run), pvt_run_free(tuner->teacher_run), pvt_pv_free(tuner->pv);
-    pvti_free(tuner->ctx, tuner->handles), pvti_free(tuner->ctx, tuner->frozen);
-    pvti_free(tuner->ctx, tuner->order), pvti_free(tuner->ctx, tuner->place);
-    pvti_free(tuner->ctx, tuner->cache), pvti_free(tuner->ctx, tuner->cached);
-    pvt_memory_free(tuner->ctx, tuner->hidden);
-    pvti_free(tuner->ctx, tuner->ids), pvti_free(tuner->ctx, tuner->window_of);
-    pvti_free(tuner->ctx, tuner->company.said);
-    pvti_free(tuner->ctx, tuner);
-}
-
-/* Every tensor that is tuned gets a handle; dense ones that lie in a file are copied first. */
-static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
-{
-    int64_t i, tensors = pvt_model_tensors(t->student);
-    for (i = 0; i < tensors; i++) {
-        pvt_tensor_info info = pvt_model_tensor(t->student, i);
-        t->handles[i] = -1;
-        t->frozen[i] = !pvti_tuner_wants(t->student, &t->desc, i);
-        if (t->frozen[i]) continue;
-        if (info.values) {
-            PVTI_TRY(pvt_pv_add_param(t->pv, info.values, info.n, info.name, &t->handles[i]));
-            continue;
-        }
-        if (pvti_tuner_must_copy(info.weight)) {
-            pvt_weight copy;
-            PVTI_TRY(pvt_weight_dense(t->ctx, NULL, info.weight->O, info.weight->I, &copy));
-            pvt_weight_dequantize(info.weight, (pvt_real *)copy.array[0]);
-            pvt_weight_free(info.weight);
-            *info.weight = copy;
-            PVTI_TRY(pvti_model_tie(t->student));
-        }
-        PVTI_TRY(pvt_pv_add_weight(t->pv, info.weight, info.name, &t->handles[i]));
-    }
-    return PVT_OK;
-}
-
-/* Ids within the vocabulary, and at least one context. */
-static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
-{
-    int64_t i, V = t->student->config.vocab;
-    if (corpus->n < t->desc.ctx)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
-                         what, (long long)corpus->n, (long long)t->desc.ctx);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
-            return pvti_fail(
-                t->ctx, PVT_ERR_MISMATCH,
-                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
-                "another tokenizer?",
-                what, (long long)corpus->ids[i], (long long)V);
-    return PVT_OK;
-}
-
-/* How many windows there are to tune and to evaluate on. */
-static pvt_result pvti_tuner_split(pvt_tuner *t)
-{
-    const pvt_tune_desc *d = &t->desc;
-    int64_t available;
-    PVTI_TRY(pvti_tuner_check_text(t, t->corpus, "the text"));
-    t->windows = t->corpus->n / d->ctx;
-    if (!d->eval_every) return PVT_OK;
-    if (d->eval) PVTI_TRY(pvti_tuner_check_text(t, d->eval, "the text to evaluate on"));
-    t->eval = d->eval ? d->eval : t->corpus;
-    available = t->eval->n / d->ctx;
-    t->eval_windows = d->eval_windows ? d->eval_windows : pvti_tuner_eval_default(d, available);
-    if (t->eval_windows > available - (d->eval ? 0 : 1))
-        return pvti_fail(
-            t->ctx, PVT_ERR_ARGUMENT,
-            "the text %s has %lld windows of %lld tokens, too few to keep %lld back for evaluation: "
-            "bring more text, name a text to evaluate on, lower ctx, or do without evaluation",
-            d->eval ? "to evaluate on" : "to tune on", (long long)available, (long long)d->ctx,
-            (long long)t->eval_windows);
-    if (!d->eval) t->windows -= t->eval_windows;
-    return PVT_OK;
-}
-
-static pvt_result pvti_tuner_check(pvt_tuner *t)
-{
-    const pvt_tune_desc *d = &t->desc;
-    const pvt_model_config *c = &t->student->config;
-    PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
-    PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
-    if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
-    if (pvti_tuner_share(d) % d->micro_batch)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
-                         (long long)d->micro_batch, (long long)pvti_tuner_share(d),
-                         d->comm.size > 1 ? ", a rank's share" : "");
-    if (t->teacher && t->teacher->config.vocab != c->vocab)
-        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
-                         "compared",
-                         (long long)t->teacher->config.vocab, (long long)c->vocab);
-    PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
-    if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
-    if (t->teacher && t->student_hash == t->teacher_hash)
-        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                         "the student is the teacher itself, there is nothing to learn: quantize it first");
-    return pvti_tuner_split(t);
-}
-
-/* Is window w of the corpus kept back? The last of each of E equal sections is. */
-static bool pvti_tuner_held_out(int64_t w, int64_t available, int64_t E)
-{
-    return E > 0 && (w + 1) * E / available > w * E / available;
-}
-
-/* The corpus' window that is the i-th of E held-out ones. */
-static int64_t pvti_tuner_eval_place(const pvt_tuner *t, int64_t i)
-{
-    int64_t available = t->eval->n / t->desc.ctx, E = t->eval_windows;
-    return ((i + 1) * available + E - 1) / E - 1;
-}
-
-static void pvti_tuner_places(pvt_tuner *t)
-{
-    int64_t available = t->corpus->n / t->desc.ctx, E = t->eval == t->corpus ? t->eval_windows : 0, w, n = 0;
-    for (w = 0; w < available; w++)
-        if (!pvti_tuner_held_out(w, available, E)) t->place[n++] = w;
-}
-
-/* One array of the best state: `value` in fp16, or with NULL the entry's codes. */
-static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvt_adam *value, const char *what)
-{
-    pvti_best *b = &t->best[t->n_best];
-    b->entry = e;
-    b->value = value;
-    snprintf(b->name, sizeof b->name, "best.%s.%s", e->name, what);
-    b->dtype = value ? PVT_F16 : e->codes.dtype;
-    b->n = value ? value->n : pvti_array_count(&e->codes);
-    b->data = pvti_memory(t->ctx, b->n, pvti_dtype_info(b->dtype)->bytes);
-    if (!b->data) return PVT_ERR_MEMORY;
-    t->n_best++;
-    return PVT_OK;
-}
-
-/* The arrays of the best state, in the order of the pv's entries. */
-static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
-{
-    int64_t i;
-    int k;
-    t->best = PVTI_NEW(t->ctx, pvti_best, t->pv->n * (PVT_MAX_ARRAYS + 1));
-    if (!t->best) return PVT_ERR_MEMORY;
-    for (i = 0; i < t->pv->n; i++) {
-        const pvti_pv_entry *e = &t->pv->entries[i];
-        for (k = 0; k < PVT_MAX_ARRAYS; k++)
-            if (e->adam[k].w) PVTI_TRY(pvti_tuner_best_add(t, e, &e->adam[k], e->names[k]));
-        if (e->weight) PVTI_TRY(pvti_tuner_best_add(t, e, NULL, "codes"));
-    }
-    return PVT_OK;
-}
-
-static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
-{
-    t->start.step = t->last.step = t->top.step = -1;
-    if (!t->eval) return PVT_OK;
-    t->eval_hash =
-        pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
-    if (t->teacher) {
-        int64_t share = pvti_tuner_eval_share(&t->desc.comm, t->eval_windows);
-        t->eval_hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
-        if (!t->eval_hidden) return PVT_ERR_MEMORY;
-    }
-    return pvti_tuner_best_alloc(t);
-}
-
-static pvt_result pvti_tuner_alloc(pvt_tuner *t)
-{
-    const pvt_tune_desc *d = &t->desc;
-    int64_t tensors = pvt_model_tensors(t->student);
-    pvt_run_desc r;
-    PVTI_TRY(pvti_tuner_check(t));
-    PVTI_TRY(pvti_report(t->ctx, "tune", NULL, 0, d->steps, "steps", NAN));
-    t->handles = PVTI_NEW(t->ctx, int, tensors), t->frozen = PVTI_NEW(t->ctx, bool, tensors);
-    t->order = PVTI_NEW(t->ctx, int64_t, t->windows), t->place = PVTI_NEW(t->ctx, int64_t, t->windows);
-    t->ids = PVTI_NEW(t->ctx, int32_t, d->micro_batch * d->ctx),
-    t->window_of = PVTI_NEW(t->ctx, int64_t, d->micro_batch);
-    if (!t->handles || !t->frozen || !t->order || !t->place || !t->ids || !t->window_of)
-        return PVT_ERR_MEMORY;
-    pvti_tuner_places(t);
-    if (pvti_tuner_caches(d, t->teacher, t->windows)) {
-        t->cache = PVTI_NEW(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, t->windows)),
-        t->cached = PVTI_NEW(t->ctx, bool, t->windows);
-        t->hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(d, t->teacher, d->micro_batch));
-        if (!t->cache || !t->cached || !t->hidden) return PVT_ERR_MEMORY;
-    }
-    PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
-    PVTI_TRY(pvti_tuner_add_tensors(t));
-    r = pvti_tuner_run_desc(d, true, t->frozen);
-    PVTI_TRY(pvt_run_create(t->student, &r, &t->run));
-    r = pvti_tuner_run_desc(d, false, NULL);
-    if (t->teacher) PVTI_TRY(pvt_run_create(t->teacher, &r, &t->teacher_run));
-    t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * (int64_t)sizeof *t->corpus->ids, 0);
-    t->epoch = -1;
-    return pvti_tuner_alloc_eval(t);
-}
-
-/* ---- what the ranks must have in common ---- */
-
-static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
-{
-    double figures[8];
-    figures[0] = o->rule, figures[1] = o->lr, figures[2] = o->beta1, figures[3] = o->beta2;
-    figures[4] = o->eps, figures[5] = o->weight_decay, figures[6] = o->amsgrad, figures[7] = o->no_debias;
-    return pvti_hash(figures, sizeof figures, hash);
-}
-
-static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
-{
-    double figures[9];
-    uint64_t hash;
-    figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
-    figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
-    figures[7] = d->freeze_values, figures[8] = d->moments;
-    hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
-    return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
-}
-
-static uint64_t pvti_tuner_plan_hash(const pvt_tune_desc *d)
-{
-    int64_t figures[11];
-    figures[0] = d->steps, figures[1] = d->batch, figures[2] = d->micro_batch, figures[3] = d->ctx;
-    figures[4] = d->cross_entropy, figures[5] = d->schedule, figures[6] = d->warmup;
-    figures[7] = d->freeze_dense, figures[8] = d->eval_windows, figures[9] = d->eval_every;
-    figures[10] = d->patience;
-    return pvti_hash(figures, sizeof figures, 0);
-}
-
-static pvt_result pvti_tuner_compare(pvt_tuner *t)
-{
-    pvti_company *c = &t->company;
-    int build[3];
-    build[0] = PVT_VERSION, build[1] = (int)sizeof(pvt_real), build[2] = t->ctx->compute_bf16;
-    PVTI_TRY(pvti_company_same(c, "version or precision of pvtune", pvti_hash(build, sizeof build, 0)));
-    PVTI_TRY(
-        pvti_company_same(c, "steps, batch, loss, schedule or evaluation", pvti_tuner_plan_hash(&t->desc)));
-    PVTI_TRY(pvti_company_same(c, "strategy, V step or optimizers", pvti_tuner_pv_hash(&t->desc.pv)));
-    PVTI_TRY(pvti_company_same(c, "seed", pvti_hash(&t->ctx->seed, sizeof t->ctx->seed, 0)));
-    PVTI_TRY(pvti_company_same(c, "student", t->student_hash));
-    PVTI_TRY(pvti_company_same(c, "teacher", t->teacher_hash));
-    PVTI_TRY(pvti_company_same(c, "text", t->corpus_hash));
-    return pvti_company_same(c, "text to evaluate on", t->eval_hash);
-}
-
-static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
-{
-    pvt_result result;
-    if (t->ctx->device && t->desc.comm.size > 1)
-        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
-                         "tune: several ranks on a device are not implemented: gradients are summed in host memory");
-    PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
-    t->teacher = t->desc.cross_entropy ? NULL : teacher;
-    if (!teacher && !t->desc.cross_entropy)
-        result = pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                           "tune: without a teacher only cross_entropy is possible");
-    else result = pvti_tuner_alloc(t);
-    PVTI_TRY(pvti_company_agree(&t->company, result, NULL, 0));
-    return pvti_tuner_compare(t);
-}
-
-PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher,
-                                    const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out)
-{
-    pvt_ctx *ctx = student->ctx;
-    pvt_tuner *t;
-    pvt_result result;
-    *out = NULL;
-    if (teacher && !pvti_same_memory(ctx, teacher->ctx))
-        return pvti_fail(ctx, PVT_ERR_MISMATCH,
-                         "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
-                         "brings it there");
-    t = PVTI_NEW(ctx, pvt_tuner, 1);
-    if (!t) return PVT_ERR_MEMORY;
-    t->ctx = ctx, t->student = student, t->corpus = corpus;
-    t->desc = pvt_tune_resolve(student, desc);
-    result = pvti_tuner_begin(t, teacher);
-    if (result != PVT_OK) {
-        pvt_tuner_free(t);
-        return result;
-    }
-    *out = t;
-    return PVT_OK;
-}
-
-static bool pvti_tuner_stopped(const pvt_tuner *t) { return t->eval && t->stale >= t->desc.patience; }
-
-PVT_API pvt_tuner_info pvt_tuner_get_info(const pvt_tuner *tuner)
-{
-    pvt_tuner_info info;
-    memset(&info, 0, sizeof info);
-    info.step = tuner->step, info.steps = tuner->desc.steps;
-    info.stopped = pvti_tuner_stopped(tuner) && info.step < info.steps;
-    info.done = tuner->finished || info.stopped || info.step >= info.steps;
-    info.windows = tuner->windows, info.eval_windows = tuner->eval_windows;
-    info.start = tuner->start, info.last = tuner->last, info.best = tuner->top;
-    info.resumed_steps = tuner->resumed_steps;
-    return info;
-}
-
-/* ---- evaluation ---- */
-
-/* The teacher's last hidden states for the B held-out windows from i on, which ids holds; kept for the next
-   evaluation. The memory begins with `first`, this rank's first window. */
-static pvt_result pvti_tuner_eval_teach(pvt_tuner *t, int64_t first, int64_t i, int64_t B,
-                                        const pvt_real **hidden)
-{
-    int64_t each = t->teacher ? t->desc.ctx * t->teacher->config.dim : 0;
-    pvt_real *place = t->eval_hidden + (i - first) * each;
-    *hidden = NULL;
-    if (!t->teacher) return PVT_OK;
-    *hidden = place;
-    if (t->eval_taught) return PVT_OK;
-    PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
-    pvti_copy(t->ctx, place, pvt_run_hidden(t->teacher_run), B * each);
-    return PVT_OK;
-}
-
-/* What an evaluation adds up. */
-enum { PVTI_EVAL_LOSS, PVTI_EVAL_LOSSES, PVTI_EVAL_NLL, PVTI_EVAL_PREDICTIONS, PVTI_EVAL_SUMS };
-
-/* The sums over this rank's share of the held-out windows, first … last−1. */
-static pvt_result pvti_tuner_measure_share(pvt_tuner *t, int64_t first, int64_t last, double *sums)
-{
-    int64_t T = t->desc.ctx, i, k, B, count;
-    double part;
-    for (i = first; i < last; i += B) {
-        pvt_loss_desc loss;
-        B = PVTI_MIN(t->desc.micro_batch, last - i);
-        memset(&loss, 0, sizeof loss);
-        for (k = 0; k < B; k++)
-            memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
-                   (size_t)T * sizeof *t->ids);
-        PVTI_TRY(pvti_tuner_eval_teach(t, first, i, B, &loss.teacher_hidden));
-        PVTI_TRY(pvt_run_forward(t->run, t->ids, B, T, NULL));
-        PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
-        sums[PVTI_EVAL_NLL] += part, sums[PVTI_EVAL_PREDICTIONS] += (double)count;
-        if (t->teacher) {
-            loss.teacher = t->teacher;
-            PVTI_TRY(pvt_run_loss(t->run, &loss, &part, &count, NULL));
-        }
-        sums[PVTI_EVAL_LOSS] += part, sums[PVTI_EVAL_LOSSES] += (double)count;
-        PVTI_TRY(pvti_report(t->ctx, "evaluate", NULL, i - first + B, last - first, "windows",
-                             sums[PVTI_EVAL_LOSS] / sums[PVTI_EVAL_LOSSES]));
-    }
-    return PVT_OK;
-}
-
-/* Mean loss and perplexity of the student, as it stands, on the held-out windows. */
-static pvt_result pvti_tuner_measure(pvt_tuner *t, pvt_tune_eval *out)
-{
-    const pvt_comm *comm = &t->desc.comm;
-    int64_t first = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank);
-    int64_t last = pvti_tuner_eval_first(comm, t->eval_windows, comm->rank + 1);
-    double sums[PVTI_EVAL_SUMS] = {0};
-    pvt_result result = pvti_tuner_measure_share(t, first, last, sums);
-    PVTI_TRY(pvti_company_agree(&t->company, result, sums, PVTI_EVAL_SUMS));
-    t->eval_taught = true;
-    out->step = t->step;
-    out->loss = sums[PVTI_EVAL_LOSS] / PVTI_MAX(1, sums[PVTI_EVAL_LOSSES]);
-    out->ppl = pvti_exp64(sums[PVTI_EVAL_NLL] / PVTI_MAX(1, sums[PVTI_EVAL_PREDICTIONS]));
-    return PVT_OK;
-}
-
-/* Keeps the student's present state. */
-static pvt_result pvti_tuner_keep(pvt_tuner *t)
-{
-    for (int64_t i = 0; i < t->n_best; i++) {
-        const pvti_best *b = &t->best[i];
-        if (b->value)
-            PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
-        else
-            pvt_memory_copy(t->ctx, b->data, b->entry->weight->array[0], b->n * pvti_dtype_info(b->dtype)->bytes);
-    }
-    return pvti_device_check(t->ctx);
-}
-
-static void pvti_tuner_restore(pvt_tuner *t)
-{
-    for (int64_t i = 0; i < t->n_best; i++) {
-        const pvti_best *b = &t->best[i];
-        if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
-        else
-            pvt_memory_copy(t->ctx, b->entry->weight->array[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
-    }
-}
-
-/* Does what is due at this step: before the first, every eval_every and after the last. */
-static pvt_result pvti_tuner_settle(pvt_tuner *t)
-{
-    const pvt_tune_desc *d = &t->desc;
-    pvt_tune_eval now;
-    if (!t->eval || t->last.step == t->step || (t->step % d->eval_every && t->step < d->steps)) return PVT_OK;
-    PVTI_TRY(pvti_tuner_measure(t, &now));
-    if (!(now.loss < HUGE_VAL))
-        return pvti_fail(t->ctx, PVT_ERR_NUMERIC, "tune: the loss on the held-out text is not finite");
-    if (t->top.step < 0 || now.loss < t->top.loss) {
-        PVTI_TRY(pvti_tuner_keep(t));
-        t->top = now;
-        t->stale = 0;
-    } else {
-        t->stale++;
-    }
-    t->last = now;
-    if (t->step == 0) t->start = now;
-    return PVT_OK;
-}
-
-PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result)
-{
-    pvt_tune_eval now;
-    memset(&now, 0, sizeof now);
-    now.step = -1, now.loss = now.ppl = NAN;
-    if (tuner->pv->open)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT,
-                         "tune: the last step failed half-way; resume from a checkpoint");
-    if (!tuner->finished) PVTI_TRY(pvti_tuner_settle(tuner));
-    if (tuner->eval) pvti_tuner_restore(tuner);
-    tuner->finished = true;
-    PVTI_TRY(pvt_model_round_f16(tuner->student));
-    if (tuner->eval) {
-        PVTI_TRY(pvti_tuner_measure(tuner, &now));
-        now.step = tuner->top.step;
-    }
-    if (result) *result = now;
-    return PVT_OK;
-}
-
-/* ---- a step ---- */
-
-/* The learning rates' common factor in step s (from 0). */
-static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
-{
-    double rise = s < d->warmup ? (double)(s + 1) / (double)d->warmup : 1;
-    int64_t rest = d->steps - d->warmup;
-    if (d->schedule == PVT_SCHEDULE_CONSTANT || s < d->warmup) return rise;
-    return pvti_half_cosine((double)(s - d->warmup) / (double)PVTI_MAX(1, rest));
-}
-
-/* The micro-batch's sequences: position p of the endless sequence of epochs, each a fresh
-   permutation of the windows to tune on. */
-static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
-{
-    int64_t i, T = t->desc.ctx;
-    for (i = 0; i < t->desc.micro_batch; i++) {
-        int64_t epoch = (first + i) / t->windows;
-        if (epoch != t->epoch) {
-            pvti_random_order(t->order, t->windows, t->ctx->seed, PVTI_RANDOM_BATCH, (uint64_t)epoch);
-            t->epoch = epoch;
-        }
-        t->window_of[i] = t->order[(first + i) % t->windows];
-        memcpy(t->ids + i * T, t->corpus->ids + t->place[t->window_of[i]] * T, (size_t)T * sizeof *t->ids);
-    }
-}
-
-/* The teacher's last hidden states for the micro-batch: run, or taken from the cache. */
-static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
-{
-    int64_t i, B = t->desc.micro_batch, each = t->desc.ctx * (t->teacher ? t->teacher->config.dim : 0);
-    bool all = t->cache != NULL;
-    *hidden = NULL;
-    if (!t->teacher) return PVT_OK;
-    for (i = 0; i < B; i++) all = all && t->cached[t->window_of[i]];
-    if (!all) {
-        PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
-        *hidden = pvt_run_hidden(t->teacher_run);
-    }
-    for (i = 0; i < B && t->cache; i++) {
-        pvt_real *place = t->cache + t->window_of[i] * each;
-        int64_t bytes = each * (int64_t)sizeof *place;
-        if (all) {
-            pvt_memory_write(t->ctx, t->hidden + i * each, place, bytes);
-            continue;
-        }
-        PVTI_TRY(pvt_memory_read(t->ctx, place, *hidden + i * each, bytes));
-        t->cached[t->window_of[i]] = true;
-    }
-    if (all) *hidden = t->hidden;
-    return PVT_OK;
-}
-
-/* The ranks' gradients are added where they lie: it is the run's memory, which it clears after the call. */
-static pvt_result pvti_tuner_sink(void *user, int64_t tensor, const pvt_real *dW)
-{
-    pvt_tuner *t = (pvt_tuner *)user;
-    pvt_tensor_info info = pvt_model_tensor(t->student, tensor);
-    if (t->handles[tensor] < 0) return PVT_OK;
-    PVTI_TRY(pvti_company_sum(&t->company, (pvt_real *)(uintptr_t)dW, info.n, PVTI_DTYPE_REAL, info.name));
-    return pvt_pv_apply(t->pv, t->handles[tensor], dW);
-}
-
-/* Forward of the micro-batch that begins with sequence `first`, the teacher's too, and what loss to take. */
-static pvt_result pvti_tuner_forward(pvt_tuner *t, int64_t first, pvt_loss_desc *loss)
-{
-    const pvt_tune_desc *d = &t->desc;
-    memset(loss, 0, sizeof *loss);
-    loss->scale = 1.0 / (double)(d->batch * (t->teacher ? d->ctx : d->ctx - 1));
-    pvti_tuner_gather(t, first);
-    PVTI_TRY(pvti_tuner_teach(t, &loss->teacher_hidden));
-    loss->teacher = t->teacher;
-    return pvt_run_forward(t->run, t->ids, d->micro_batch, d->ctx, NULL);
-}
-
-/* Forward and backward of this rank's sequences but for the last micro-batch, whose forward alone is done:
-   tensors are updated during its backward. sums: of the loss, and over how many tokens. */
-static pvt_result pvti_tuner_accumulate(pvt_tuner *t, pvt_loss_desc *loss, double sums[2])
-{
-    const pvt_tune_desc *d = &t->desc;
-    int64_t share = pvti_tuner_share(d), first = t->step * d->batch + d->comm.rank * share, done, count;
-    double part;
-    for (done = 0; done + d->micro_batch < share; done += d->micro_batch) {
-        PVTI_TRY(pvti_tuner_forward(t, first + done, loss));
-        PVTI_TRY(pvt_run_backward(t->run, loss, &part, &count, NULL, NULL));
-        sums[0] += part, sums[1] += (double)count;
-        PVTI_TRY(pvti_report(t->ctx, "tune", NULL, t->step, d->steps, "steps", sums[0] / sums[1]));
-    }
-    return pvti_tuner_forward(t, first + done, loss);
-}
-
-/* Forward and backward of the step's sequences, updates included. Between micro-batches it can be stopped:
-   nothing is updated before the last, when all ranks have come so far. sums as above, of all ranks. */
-static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double sums[2])
-{
-    pvt_loss_desc loss;
-    double part;
-    int64_t count;
-    sums[0] = sums[1] = 0;
-    PVTI_TRY(pvti_company_agree(&t->company, pvti_tuner_accumulate(t, &loss, sums), NULL, 0));
-    PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
-    PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, pvti_tuner_sink, t));
-    sums[0] += part, sums[1] += (double)count;
-    return pvti_company_agree(&t->company, PVT_OK, sums, 2);
-}
-
-PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
-{
-    const pvt_tune_desc *d = &tuner->desc;
-    pvt_tune_stats s;
-    pvt_pv_stats pv;
-    pvt_result result;
-    double started = pvti_seconds(), sums[2];
-    memset(&s, 0, sizeof s);
-    s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
-    if (stats) *stats = s;
-    if (pvt_tuner_get_info(tuner).done)
-        return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "tune: all is done after step %lld",
-                         (long long)tuner->step);
-    PVTI_TRY(pvti_tuner_settle(tuner));
-    if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
-    s.lr_scale = pvti_schedule(d, tuner->step);
-    result = pvti_tuner_batch(tuner, s.lr_scale, sums);
-    if (result != PVT_OK && d->micro_batch < pvti_tuner_share(d))
-        pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
-    PVTI_TRY(result);
-    PVTI_TRY(pvt_pv_end(tuner->pv, &pv));
-    tuner->step++;
-    s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx;
-    s.loss = sums[0] / PVTI_MAX(1, sums[1]);
-    s.groups_searched = pv.groups_searched, s.groups_changed = pv.groups_changed;
-    s.seconds = pvti_seconds() - started;
-    if (stats) *stats = s;
-    result = pvti_report(tuner->ctx, "tune", NULL, tuner->step, d->steps, "steps", s.loss);
-    PVTI_TRY(pvti_company_agree(&tuner->company, result, NULL, 0));
-    return pvti_tuner_settle(tuner);
-}
-
-PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
-                            const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner_info *info)
-{
-    pvt_tuner *tuner;
-    pvt_result result;
-    PVTI_TRY(pvt_tuner_create(student, teacher, corpus, desc, &tuner));
-    do result = pvt_tuner_step(tuner, NULL);
-    while (result == PVT_OK && !pvt_tuner_get_info(tuner).done);
-    if (result == PVT_OK) result = pvt_tuner_finish(tuner, NULL);
-    if (info) *info = pvt_tuner_get_info(tuner);
-    pvt_tuner_free(tuner);
-    return result;
-}
-
-#if PVTI_FILES
 // >>checkpoint
 /*  A tuning run in one safetensors file: masters, codes, moments and buffers of the pv, the best state so
    far, where the run stands, and what must agree for it to go on. A checkpoint is taken whole or not
@@ -19515,15 +19530,18 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
     if (opened) pvti_safetensors_close(&st);
     return result;
 }
-#endif /* PVTI_FILES */
 #endif /* PVTUNE_LAYER >= 2 */
+#endif /* PVTI_FILES */
+
+/* ======================================================================================== */
+/*  PART III: FAST. The kernels of part I for the processor at hand, to the same bits. PVTUNE_NO_FAST leaves it
+    out. */
+/* ======================================================================================== */
 
 #ifndef PVTUNE_NO_FAST
 // >>instruction sets
-/*  Part III begins: the kernels of part I, faster, with the same bits. Nothing before this line names anything
-    behind it; pvt_ctx_create (section start) fills a context's table from here.
-
-    A kernel of part I is always inlined where it is called directly, so one line compiles it again for another
+/*  Nothing before this line names anything behind it; pvt_ctx_create (section start) fills a context's table from
+    here. A kernel of part I is always inlined where it is called directly, so one line compiles it again for another
     instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as `name_body`, and
     PVTI_KERNEL compiles it for plain processors and for AVX2, PVTI_KERNEL_WIDE for AVX-512 as well; or with
     intrinsics beside a scalar twin. */

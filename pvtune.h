@@ -1,9 +1,73 @@
 /*  pvtune.h: a Llama-family language model in two bits per weight, tuned - MIT licence
 
-    Takes a model (Hugging Face directory, GGUF, llama2.c), replaces its matrices by additive
-    codebooks (AQLM, arXiv 2401.06118), and tunes the result by PV-Tuning (arXiv 2405.14852): the
-    continuous parameters by back-propagation, the discrete codes by capped re-assignment. Saves
-    what transformers (4.49 to 5.x, with aqlm) loads. Runs on a plain CPU; needs libc, libm, threads.
+    Takes a model (Hugging Face directory, GGUF, llama2.c), replaces its matrices by codes (additive
+    codebooks, AQLM, arXiv 2401.06118; or a fixed grid, or integers), and tunes the result by PV-Tuning
+    (arXiv 2405.14852). Saves what transformers (4.49 to 5.x, with aqlm) loads. Runs on a plain CPU;
+    needs libc, libm, threads.
+
+    THE ALGORITHM
+        A quantized weight has two kinds of parameters: a few *values* (codebook entries, scales), which
+        are real numbers, and many *codes*, which say what value stands where. The loss φ of the model is
+        to be as small as possible over both. PV-Tuning takes them in turn:
+
+            P step   the codes stay; the values move down their gradient, as in any training
+            V step   the values stay; each group of weights may take another code
+
+        With an exact V step φ never rises. But to try all combinations of codes is out of reach. So φ
+        is replaced by its first-order model around the present weights W, good for a step of length η:
+
+            φ(W') ≈ φ(W) + <∇φ, W' − W> + ‖W' − W‖²/2η,   which is least at the target  T = W − η·∇φ
+
+        Of all weights that the codes can make, the best one is then the nearest to T, group by group.
+        That is a V step: one dense gradient, one target, a search for the nearest code. It has two faults.
+        It sticks: the model holds up to η = 1/L only, where L, the smoothness of φ, is large in a
+        network, and T lies so near to W that every group finds its own code the nearest. And a longer
+        step does harm: it moves many groups at once, each by a gradient that takes the others to stand.
+
+        The way out is a *subspace*: only the groups whose targets lie farthest from them are searched,
+        one in a hundred (cap = 0.01). Within so small a subspace φ is far smoother than L says, so a step
+        long enough to reach another code is one for which the model still holds.
+
+        The other cure for sticking is patience. A *straight-through buffer* keeps T from step to step:
+        small steps add up until another code is nearer. Without a cap (strategy ste) whatever is about
+        to tip then tips at once; with the cap it is the default, subspace-ste, also called pv.
+
+        So all strategies are one procedure with three numbers (see the table at pvt_strategy): what share
+        of the groups is searched (cap), how much of the target is forgotten after a step (δ: all of it,
+        or nothing of a buffer), and whether the nearest code is taken or drawn among two. P and V share
+        one gradient: a step costs what ordinary training costs, and a few percent for the search.
+
+        Before tuning there must be codes: pvt_weight_fit finds the first ones, calibrated against the
+        inputs that the weight sees (AQLM, sections 3.2 to 3.4).
+
+    ONE GROUP BY HAND (tests/test_manual.c executes it)
+        Format aqlm:1x2g2: one codebook of four entries, groups of two weights; scale s = 2.
+            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1),   code 1: W = s·c1 = (1, -1).
+        Back-propagation says dW = (0.4, -0.2).
+        P step, chain rule:  dc1 = s·dW = (0.8, -0.4),  ds = <dW, c1> = 0.4·0.5 + 0.2·0.5 = 0.3.
+               One Adam step at learning rate 0.01 moves each value by 0.01 against its sign:
+               c1 = (0.49, -0.49),  s = 1.99.
+        V step: the straight-through buffer started at W = (1, -1); its own Adam step at 0.6 takes
+               it to (0.4, -0.4). In units of s that is (0.201, -0.201). Squared distances:
+               c0 0.0808   c1 0.1670   c2 0.6788   c3 1.4828:  the code becomes 0, W = (0, 0).
+        At a code learning rate of 0.3 the buffer stands at (0.7, -0.7), 0.352 in units of s: c1
+        (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
+        the way to the next entry; that is why it is kept from step to step.
+
+    AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 1,700 lines
+         1  this far, and interface: weights, PV
+         2  weights: pvti_kind, the table behind a weight; scalar: its shortest member, from end to end
+         3  codebooks: pvti_decode_row, its adjoint pvti_scatter_rows, and pvti_nearest
+         4  search: pvti_l2_*, the V step of codebooks
+         5  optimizer: Adam and LAMB
+         6  pv: pvt_pv_apply is a step of one weight; above it what it calls
+         7  blocks: a transformer block and its adjoint
+         8  run: pvt_run_forward, and pvt_run_backward, which hands over one gradient at a time
+         9  tuner: pvt_tuner_step
+      A second evening: calibration. search: pvti_xtx_*; fit; quantize.
+      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy. A new representation, family,
+      device or kernel set is a section of its own and one line of a list: PVT_FORMATS, pvti_families,
+      pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
 
@@ -37,25 +101,35 @@
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
     CONTENTS (search for ">>" and the name)
-        interface   context · ops · dtypes · weights · files · PV · tokenizer · models · runs · corpus,
-                    evaluation, generation · quantize and tune
-        layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
-                    gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
-                    json · safetensors · weight files
-        layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
-                    encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
-                    evaluation · generation · save · quantize · tuner ·
-                    checkpoint
+        interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
+                    corpus, evaluation, generation · quantize and tune
+      I the algorithm: plain C, complete and right by itself
+        layer 0     platform · kernels · context · errors · memory · system · bytes · random · sort · threads ·
+                    device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
+                    ops: losses
+        layer 1     dtypes · weights · codebooks · search · fit · grids · scalar · representations ·
+                    optimizer · pv
+        layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
+                    quantize blocks · company · tuner
+      II files
+        layer 1     files · json · safetensors · weight files
+        layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode · tokenizer files ·
+                    tokenizer saving · layout · load · texts · save · quantize checkpoint · checkpoint
+      III fast: the kernels of part I for the processor at hand, to the same bits
+                    instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
+                    installing · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
         PVTUNE_LAYER 0|1|2      how much of it; default 2
+        PVTUNE_NO_FILES         without part II: models are made and tuned in memory
+        PVTUNE_NO_FAST          without part III: the same bits, many times slower; but one row times a
+                                prepared weight or Q8_0 is not rounded then as part III rounds it
         PVTUNE_REAL double      the whole stack in double, as the gradient checks use it
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
     and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
-    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512, which asks for no wider kernels than that.
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|avx2|avx512, which asks for no wider kernels than that.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -63,35 +137,16 @@
         Ownership    What a function creates, its _free or _destroy ends. Arguments are borrowed;
                      what must outlive an object is said where it is made. No globals.
         Threads      One calling thread at a time per context; contexts are independent.
-        Same bits    Same input and seed: the same bits, for any number of threads and for scalar,
-                     AVX2 and AVX-512 kernels alike. Sums run in a fixed order; exp, log, sin and
-                     cos are our own; a*b+c is fused only where the source says so.
-        Files        Hostile until checked. A file is written beside its target under a name of its own,
-                     flushed, renamed: the old one or the new, whoever else writes it. A directory's files
-                     are exchanged together: a save that ends half-way, killed or failed, leaves the old
-                     model, the new one, or one that the next load or save completes. Permissions stay.
-
-    AN EVENING'S READING: twelve stops, about 1,500 lines
-         1  this manual, with the example below           7  pvti_xtx_* in search: calibration's search
-         2  interface: weights and PV                     8  fit: scales, conjugate gradients
-         3  codebooks: pvti_decode_row, pvti_scatter_rows 9  optimizer: Adam and LAMB
-         4  codebooks: pvti_nearest               10  pv: pvti_pv_assign, pvt_pv_apply
-         5  search: pvti_l2_*, the V step                11  blocks: a transformer block and its adjoint
-         6  weights: the table of functions              12  tuner: pvt_tuner_step
-
-    ONE GROUP BY HAND (tests/test_manual.c executes it)
-        Format aqlm:1x2g2: one codebook of four entries, groups of two weights; scale s = 2.
-            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1),   code 1: W = s·c1 = (1, -1).
-        Back-propagation says dW = (0.4, -0.2).
-        P step, chain rule:  dc1 = s·dW = (0.8, -0.4),  ds = <dW, c1> = 0.4·0.5 + 0.2·0.5 = 0.3.
-               One Adam step at learning rate 0.01 moves each value by 0.01 against its sign:
-               c1 = (0.49, -0.49),  s = 1.99.
-        V step: the straight-through buffer started at W = (1, -1); its own Adam step at 0.6 takes
-               it to (0.4, -0.4). In units of s that is (0.201, -0.201). Squared distances:
-               c0 0.0808   c1 0.1670   c2 0.6788   c3 1.4828:  the code becomes 0, W = (0, 0).
-        At a code learning rate of 0.3 the buffer stands at (0.7, -0.7), 0.352 in units of s: c1
-        (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
-        the way to the next entry; that is why it is kept from step to step.
+        Same bits    Same input and seed: the same bits, for any number of threads and for every kernel
+                     set alike. Sums run in a fixed order; exp, log, sin and cos are our own; a*b+c is
+                     fused only where the source says so. Several processes that tune together give the
+                     same bits for the same number of them. A device repeats its own bits.
+        Memory       A context computes on one device; which memory a pointer is stands in interface: device.
+        Files        All go through pvt_ctx_desc.files, the machine's own unless you give others; numbers in
+                     them are little-endian. Hostile until checked. A file is written beside its target under
+                     a name of its own, flushed, renamed: the old one or the new, whoever else writes it. A
+                     directory's files are exchanged together: a save that ends half-way, killed or failed,
+                     leaves the old model, the new one, or one that the next load or save completes.
 */
 
 /*  Macros of the including file that would strike names in here: the I of <complex.h>, the small of
@@ -7566,8 +7621,28 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
 }
 
 // >>pv
-/*  PV-Tuning (2405.14852). Selection, cap, trust ratio, straight-through buffer and optimizer
-    are written here once, for every representation. One gradient serves both steps. */
+/*  A step of PV-Tuning (2405.14852) for one weight W = W(values, codes), from G = ∂φ/∂W, which the caller computed
+    by back-propagation (the straight-through estimate: codes are constants there). pvt_pv_apply is this, line by
+    line:
+
+        P step    dvalues = Gᵀ·∂W/∂values        chain of the representation; the codes are the old ones
+                  values ← values − Adam(dvalues)
+        V step    T ← T − LAMB(G)                 the target: the buffer, or with δ = 1 the old W, made anew
+                  keys_g = ‖T_g − W_g‖²           for each group g, W with the values just updated
+                  S = the cap·n groups with the largest keys (or drawn, p ∝ key^(0.5/temperature))
+                  code_g ← argmin_c ‖T_g − W_g(values, c)‖²   for g in S: assign of the representation
+                  undo from the first g on at which ‖ΔW‖ > trust·‖W‖, if there is a trust ratio
+        buffer    T ← δ·W + (1 − δ)·T
+
+    Why the largest keys: the gain that the first-order model promises a group is what its target lies away from
+    it, less what is left after the best code. The former is at hand for all groups, the latter takes the search.
+    Why values first: the search shall find codes for the values that will be used with them.
+    Why LAMB for the buffer: weights differ in size from layer to layer, and what has to be travelled is a share of
+    a weight (half the way to the next code), so a step has to be a share of its norm.
+
+    Selection, cap, trust ratio, buffer and optimizer are written here once, for every representation; what stands
+    behind a code only `chain`, `tile` and `assign` of its table know. Every line that touches a number is an op:
+    a device has each of its own. */
 
 typedef struct pvti_pv_entry {
     char name[96];
@@ -8135,12 +8210,35 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     return finite;
 }
 
+/* Values down their gradient, which the chain rule takes out of dW; codes stay. */
+static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
+{
+    if (pv->desc.freeze_values) return;
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
+    pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i])
+            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step, pv->sums);
+}
+
+/* The target a step further, codes towards it, and what of it is forgotten. */
+static void pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
+{
+    const pvt_pv_desc *d = &pv->desc;
+    pvti_pv_entry *e = &pv->entries[handle];
+    pvt_adam target = e->buffer;
+    if (d->delta >= 1) target.w = pv->target;
+    pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
+    pvti_pv_assign(pv, handle, target.w);
+    if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
+}
+
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
+    bool finite, moves = d->strategy != PVT_STRATEGY_CONTINUOUS;
     pvti_pv_entry *e;
-    bool finite;
-    int i;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
@@ -8155,23 +8253,11 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam_run(pv->ctx, &e->adam[0], dW, &d->params, pv->lr_scale, pv->step, pv->sums);
         return PVT_OK;
     }
-    pvti_free(e->weight->ctx, e->weight->prepared), e->weight->prepared = NULL; /* prepared since the last step */
-    for (i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
-    if (!d->freeze_values) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
-    if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
-        pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
-    for (i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i])
-            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
-    if (d->strategy == PVT_STRATEGY_CONTINUOUS) return PVT_OK;
-    {
-        pvt_adam target = e->buffer;
-        if (d->delta >= 1) target.w = pv->target;
-        pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
-        pvti_pv_assign(pv, handle, target.w);
-        if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
-    }
+    pvti_free(e->weight->ctx, e->weight->prepared); /* made since the last step, from what changes now */
+    e->weight->prepared = NULL;
+    if (moves && d->delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1); /* T starts from the old W */
+    pvti_pv_p_step(pv, e, dW);
+    if (moves) pvti_pv_v_step(pv, handle, dW);
     return PVT_OK;
 }
 

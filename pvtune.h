@@ -65,9 +65,9 @@
          8  run: pvt_run_forward, and pvt_run_backward, which hands over one gradient at a time
          9  tuner: pvt_tuner_step
       A second evening: calibration. search: pvti_xtx_*; fit; quantize.
-      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy. A new representation, family,
-      device or kernel set is a section of its own and one line of a list: PVT_FORMATS, pvti_families,
-      pvt_ctx_desc.device, pvti_isa_install.
+      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy. A new representation,
+      family, device or kernel set is a section of its own and one line of a list: PVT_FORMATS,
+      pvti_families, pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
 
@@ -104,8 +104,8 @@
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · quantize and tune
       I the algorithm: plain C, complete and right by itself
-        layer 0     platform · kernels · context · errors · memory · system · bytes · random · sort · threads ·
-                    device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
+        layer 0     platform · kernels · context · errors · memory · system · bytes · random · sort ·
+                    threads · device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
                     ops: losses
         layer 1     dtypes · weights · codebooks · search · fit · grids · scalar · representations ·
                     optimizer · pv
@@ -113,8 +113,8 @@
                     quantize blocks · company · tuner
       II files
         layer 1     files · json · safetensors · weight files
-        layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode · tokenizer files ·
-                    tokenizer saving · layout · load · texts · save · quantize checkpoint · checkpoint
+        layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
+                    tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
                     instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
                     installing · start

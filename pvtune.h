@@ -19620,17 +19620,17 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #endif /* PVTI_FILES */
 
 /* ======================================================================================== */
-/*  PART III: FAST. The kernels of part I for the processor at hand, to the same bits. PVTUNE_NO_FAST leaves it
-    out. */
+/*  PART III: FAST. The kernels of part I for the processor at hand, to the same bits. PVTUNE_NO_FAST
+    leaves it out. */
 /* ======================================================================================== */
 
 #ifndef PVTUNE_NO_FAST
 // >>instruction sets
-/*  Nothing before this line names anything behind it; pvt_ctx_create (section start) fills a context's table from
-    here. A kernel of part I is always inlined where it is called directly, so one line compiles it again for another
-    instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as `name_body`, and
-    PVTI_KERNEL compiles it for plain processors and for AVX2, PVTI_KERNEL_WIDE for AVX-512 as well; or with
-    intrinsics beside a scalar twin. */
+/*  Nothing before this line names anything behind it; pvt_ctx_create (section start) fills a context's table
+    from here. A kernel of part I is always inlined where it is called directly, so one line compiles it again
+    for another instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as
+    `name_body`, which PVTI_KERNEL compiles for plain processors and for AVX2, or with intrinsics beside a
+    scalar twin. */
 
 #if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
 #define PVTI_X86 1
@@ -19639,9 +19639,9 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #define PVTI_X86 0
 #endif
 
-/* gcc is asked to vectorize at any -O; clang does from -O2 on. no-trapping-math only allows code that raises no
-   floating-point traps; it changes no value. PVTI_PORTABLE: what runs only on an x86 without AVX2 is not worth
-   the time that vectors take to compile. */
+/* gcc is asked to vectorize at any -O; clang does from -O2 on. no-trapping-math only allows code that raises
+   no floating-point traps; it changes no value. PVTI_PORTABLE: what runs only on an x86 without AVX2 is not
+   worth the time that vectors take to compile. */
 #if defined(__clang__)
 #define PVTI_KERNELS_BEGIN
 #define PVTI_KERNELS_END
@@ -19710,7 +19710,8 @@ PVTI_KERNELS_1(PVTI_AGAIN, PVTI_AGAIN)
 PVTI_KERNELS_END
 
 // >>fast gemm
-/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for pvti_pack. */
+/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for
+    pvti_pack. */
 
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
@@ -19848,8 +19849,8 @@ PVTI_TARGET_AVX512 static void pvti_micro_half_avx512(float *C, int64_t ldc, con
     pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX512, PVTI_NR_AVX512);
 }
 
-/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core that
-    starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
+/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core
+    that starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
     204 to 214: packing and the way of C through the caches weigh twice as much as in fp32. */
 #define PVTI_TARGET_BF16 \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
@@ -20051,7 +20052,8 @@ PVTI_TARGET_AVX2 static void pvti_pack_four_avx2(float *panel, int W, const floa
     }
 }
 /* As pvti_pack_panel: 64 rows of the panel at a time stay in L1 until all columns are in. */
-PVTI_TARGET_AVX2 static void pvti_pack_avx2(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+PVTI_TARGET_AVX2 static void pvti_pack_avx2(pvt_real *panel, int W, const pvt_real *src, int64_t rs,
+                                            int64_t cs,
                                             int64_t nk, int nj)
 {
     int64_t done = 0;
@@ -20107,7 +20109,8 @@ PVTI_TARGET_BF16 static void pvti_pack_rows_bf16(float *panel, int W, const floa
         }
 }
 /* As pvti_pack_panel_half. */
-PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_real *src, int64_t rs,
+                                            int64_t cs,
                                             int64_t nk, int nj)
 {
     int64_t done = 0;
@@ -20125,7 +20128,8 @@ PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_re
     }
     pvti_pack_panel_half(panel + done / 2 * W, W, src + done * rs, rs, cs, nk - done, nj);
 }
-static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                 int64_t nk, int nj)
 {
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
@@ -20140,17 +20144,20 @@ static const pvti_gemm_kernels pvti_gemm_bf16 = {
     PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_bf16,
     pvti_pack_bf16};
 #else
-static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K, int rows,
+static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
+                              int rows,
                               int cols, bool load)
 {
     pvti_micro(C, ldc, a, b, K, rows, cols, load);
 }
-static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w, int64_t ldw,
+static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
+                             int64_t ldw,
                              int nw, int64_t K, const pvt_real *ahead)
 {
     pvti_dots(lanes, x, ldx, nx, w, ldw, nw, K, ahead);
 }
-static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk,
+                             int nj)
 {
     pvti_pack_panel(panel, W, src, rs, cs, nk, nj);
 }
@@ -20158,12 +20165,14 @@ static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_
 static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
                                                    pvti_pack_native};
 #else
-static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
+static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
+                                   int cols,
                                    bool load)
 {
     pvti_micro_half(C, ldc, a, b, K, rows, cols, load);
 }
-static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk,
+                                  int nj)
 {
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
@@ -20286,17 +20295,18 @@ PVTI_TARGET_AVX512 static void pvti_nearest_fp32_avx512(int32_t *best, const flo
 #define PVTI_TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 static bool pvti_has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 
-/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores in
-    integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best two of
-    each query kept. Where they lie further apart than integers and fp32 together can err, the best is the one that
-    fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched again in fp32.
+/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores
+    in integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best
+    two of each query kept. Where they lie further apart than integers and fp32 together can err, the best is
+    the one that fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched
+    again in fp32.
 
-    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is 2⁻⁹⁶ or
-    more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in
-    fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces the lowest 8 bits so that
-    a maximum carries it along, by 255. Hence `apart`.
-    Limit: 4 multiplications (one a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside
-    them: K / 4 cycles a query; at K = 256 74 % of that is reached. */
+    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is
+    2⁻⁹⁶ or more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| +
+    2.5; eight FMAs in fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces
+    the lowest 8 bits so that a maximum carries it along, by 255. Hence `apart`. Limit: 4 multiplications (one
+    a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside them: K / 4 cycles a
+    query; at K = 256 74 % of that is reached. */
 #define PVTI_SCREEN 64 /* queries at a time: with their maxima they fill the registers */
 
 typedef struct pvti_screen {
@@ -20343,7 +20353,8 @@ PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
     return _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(pair), _mm512_set1_epi16(1));
 }
 
-PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
+PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias,
+                                               int64_t K)
 {
     __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
     __m512 unit;
@@ -20357,7 +20368,8 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
             sum = _mm512_fmadd_ps(c, c, sum);
         }
         norm = _mm512_max_epu32(norm, _mm512_castps_si512(sum));
-        most = _mm512_mask_max_epu32(most, in, most, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
+        most = _mm512_mask_max_epu32(most, in, most,
+                                     _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
     }
     s->b = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(norm)));
     s->bias_most = pvti_screen_most(most), s->score_bias = bias;
@@ -20376,7 +20388,8 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
 }
 
 /* best[i] for n ≤ 16 V queries; returns a bit for each one that fp32 has to decide. */
-PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
+PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n,
+                                                          pvti_screen *s, int V)
 {
     __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
     __m512 unit;
@@ -20405,7 +20418,8 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
         _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
     unit = _mm512_set1_ps(-a);
     for (v = 0; v < V; v++) {
-        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v], unit);
+        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v],
+                                                           unit);
         first[v] = second[v] = _mm512_set1_epi32(INT32_MIN);
     }
     for (k = 0; k < s->K; k++) {
@@ -20424,11 +20438,13 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     for (v = 0; v < V; v++) {
         int64_t left = n - 16 * v;
         __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
-        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded numbers */
+        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded
+           numbers */
         __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
         for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
         _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
-        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]), apart) << (16 * v);
+        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]),
+                                                       apart) << (16 * v);
     }
     return open;
 }
@@ -20448,7 +20464,8 @@ PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, in
         uint64_t open;
         int64_t left = 0;
         m = PVTI_MIN(PVTI_SCREEN, n - i);
-        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m, &s, 2);
+        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m,
+                                                                                                  &s, 2);
         for (q = 0; open; q++, open >>= 1)
             if (open & 1) memcpy(rest[left], x + q * 8, sizeof rest[0]), from[left++] = (int32_t)q;
         pvti_nearest_fp32_avx512(found, rest[0], left, table, bias, 8, K);
@@ -20456,7 +20473,8 @@ PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, in
     }
 }
 
-PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n, const float *table,
+PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n,
+                                                   const float *table,
                                                    const float *bias, int64_t D, int64_t K)
 {
     bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vnni();
@@ -20514,7 +20532,8 @@ PVTI_TARGET_AVX2 static void pvti_nearest_avx2(int32_t *best, const float *x, in
     for (; i < n; i++) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 1);
 }
 #else
-static void pvti_nearest_native(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias,
+static void pvti_nearest_native(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
+                                const pvt_real *bias,
                                 int64_t D, int64_t K)
 {
     pvti_nearest(best, x, n, table, bias, D, K);
@@ -20524,14 +20543,14 @@ PVTI_KERNELS_END
 
 // >>row products
 #if !PVTI_REAL_IS_DOUBLE
-/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer.
-    For 16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
+/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer. For
+    16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
     block by block, x ≈ dx·u, and lane l of 16 adds
 
         lane ← fma((float)(u[2l]·q[2l] + u[2l+1]·q[2l+1]), d·dx, lane)      per block,
 
-    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four rows
-    share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
+    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four
+    rows share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
     128-bit registers: 5 to 6 cycles for 34 bytes, what memory gives a core. */
 PVTI_KERNELS_BEGIN
 PVTI_INLINE void pvti_row_lanes_body(float *__restrict lanes, const uint8_t *row, const int16_t *u,
@@ -20615,7 +20634,8 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_row_dots_of(float *y, const uint8_t *ro
 {
     for (int64_t r = 0; r < n; r += 4) {
         const uint8_t *r0 = rows + r * bytes, *r1 = rows + PVTI_MIN(r + 1, n - 1) * bytes;
-        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3, n - 1) * bytes;
+        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3,
+                                                                                         n - 1) * bytes;
         __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
         for (int64_t k = 0; k < I; k += 32) {
             bool q8 = dtype == PVT_Q8_0;
@@ -20668,18 +20688,21 @@ static void pvti_row_task(void *arg, int64_t i, int worker)
     (void)worker;
 #if PVTI_X86
     if (job->ctx->isa == PVTI_AVX512)
-        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I, job->weight->dtype);
+        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I,
+                             job->weight->dtype);
     else
 #endif
         for (r = 0; r < n; r++) {
             float lanes[16];
-            PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx, job->weight->I);
+            PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx,
+                                                job->weight->I);
             y[r] = pvti_lanes_sum(lanes);
         }
     for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
 }
 
-static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights, int n,
+static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights,
+                             int n,
                              bool accumulate)
 {
     const pvt_weight *w = weights[0];
@@ -20702,42 +20725,29 @@ static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, cons
 #endif
 
 // >>look-ups
-/*  One token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel): the tables
+/*  `product` of codebooks: one token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel). The tables
 
         T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
 
-    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
-    a product needs ig multiplications. All of it is in integers, whose sums do not depend on any order, so
-    every kernel gives the same bits: a weight's codebooks are counted in units of their largest magnitude
-    over 32767, and x, for PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024
-    before it is rounded (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32 bits, and its upper 16, rounded, are the table. The
-    error is near that of codebooks in fp16.
+    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where a
+    product needs ig multiplications. All of it is in integers, whose sums depend on no order, so every kernel
+    gives the same bits: codebooks are counted in units of their largest magnitude over 32767, and x, for
+    PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024 before it is rounded
+    (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32
+    bits, and its upper 16, rounded, are the table. The error is near that of codebooks in fp16.
 
-    Tables: VPDPWSSD multiplies and adds two elements for 16 entries, one a cycle (two on a core that has 512
-    bits twice): 64 a table of 8, 18 ns at 3.6 GHz; 20.5 are reached, and 2 for rounding x. VPMADDWD and an
-    addition: 25 ns in AVX-512, 37 in AVX2.
+    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its
+    core. What the tasks found for a row is added in the order of the input groups, in at most
+    PVTI_LOOKUP_PARTS parts, whatever the threads. Codes are kept in the order in which they are read: [block
+    of tables][row block][t][64], row r of a block at byte pvti_lookup_at(r), so that interleaved vectors
+    bring rows 0 … 31 and 32 … 63 back in order.
 
-    Look-ups with AVX-512 VBMI: a table of 256 entries is held in registers, VPERMI2B picks 64 bytes from 128,
-    so two of them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the
-    entries. Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
-    weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
-    blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    103 are reached on one core.
-
-    With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
-    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
-
-    Elsewhere, AVX2 included: an addition from a table in 32 bits in L1 (32 KiB of tables a block) and a share of the
-    load that brought its code: 13 loads and 14 other instructions for 8 look-ups. At two loads a cycle that is
-    17.7 Gweights/s at 3.6 GHz; 17.4 are reached. VPSHUFB, which picks from 16 entries, needs ten instructions for
-    64 rows and 16 entries, and no less time.
-
-    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
-    (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
-    added in the order of the input groups, in at most PVTI_LOOKUP_PARTS parts, whatever the threads.
-
-    Codes are kept in the order in which they are read: [block of tables][row block][t][64], row r of a block
-    at byte pvti_lookup_at(r), so that the interleavings bring rows 0 … 31 and 32 … 63 back in order. */
+    Limits, and what one core at 3.6 GHz reaches of them (2x8g8; bench/tokens, and RESULTS.md for what was
+    tried):
+        a table of 8      VPDPWSSD, one a cycle: 18 ns; 20.5
+        AVX-512 VBMI      VPERMI2B, 12 to 16 cycles for 512 weights: 115 to 150 Gweights/s; 103
+        AVX-512           VPERMI2W, 14 cycles for 256 weights: 65; 43
+        AVX2, portable    two loads a cycle: 17.7; 17.4 */
 
 #define PVTI_LOOKUP_ROWS 64
 #define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
@@ -20801,7 +20811,8 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
     pairs = pvti_lookup_pairs(weight);
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
     bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
-    weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last element */
+    weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last
+                                                             element */
     if (!weight->prepared) return PVT_ERR_MEMORY;
     unit = (float *)weight->prepared; /* of the codebooks' numbers, and padding */
     across = (int16_t *)weight->prepared + 32;
@@ -20828,12 +20839,14 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
 }
 
 PVTI_KERNELS_BEGIN
-/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide by
-   (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
-PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x, int64_t n,
+/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide
+   by (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
+PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x,
+                                      int64_t n,
                                       int64_t ig)
 {
-    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not finite */
+    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not
+                                                                     finite */
     int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
     for (i = 0; i < n; i += ig) {
         float size[64], sum;
@@ -20869,8 +20882,8 @@ PVTI_INLINE void pvti_lookup_round_body(int16_t *to, float *unit, const float *x
 PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_t n, int64_t ig),
             (to, unit, x, n, ig))
 
-/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
-   entries are loaded once for both. In 32 bits each, as they are added. */
+/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so
+   that its entries are loaded once for both. In 32 bits each, as they are added. */
 PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
                                                    const int16_t *across, int64_t pairs)
 {
@@ -20884,10 +20897,11 @@ PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const
     }
 }
 
-/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded one by one,
-   those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups balance what a core
-   can load and what it can compute. Not for the compiler to vectorize. */
-PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables, int64_t n)
+/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded
+   one by one, those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups
+   balance what a core can load and what it can compute. Not for the compiler to vectorize. */
+PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables,
+                                           int64_t n)
 {
     for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) {
         const uint8_t *at = codes + pvti_lookup_at(r);
@@ -20908,7 +20922,8 @@ PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, c
     }
 }
 
-/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
+/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables.
+   */
 PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
                                        const uint8_t *tables, int64_t n, float unit)
 {
@@ -20923,7 +20938,8 @@ PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, in
             (y, codes, apart, blocks, tables, n, unit))
 
 #if PVTI_X86
-/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a
+   cycle. */
 #define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
 
 /* Two elements of x, as often as a vector holds them. */
@@ -20934,7 +20950,8 @@ PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
     return two;
 }
 
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                            const int16_t *y,
                                                             const int16_t *across, int64_t pairs)
 {
     for (int64_t k = 0; k < 256; k += 16, T += 64, U += 64) {
@@ -20947,10 +20964,12 @@ PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t 
                 t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, two));
             }
         for (int i = 0; i < 4; i++)
-            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32), _mm256_srai_epi32(t[i], 16));
+            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32),
+                                _mm256_srai_epi32(t[i], 16));
     }
 }
-PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                    const int16_t *y,
                                                     const int16_t *across, int64_t pairs)
 {
     if (pairs == 4) pvti_lookup_table_avx2_of(T, U, x, y, across, 4);
@@ -20958,7 +20977,8 @@ PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, cons
 }
 
 /* AVX-512 without VBMI. Tables in 16 bits: the upper words of the sums. */
-PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                        const int16_t *y,
                                                         const int16_t *across, int64_t pairs)
 {
     static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
@@ -20970,8 +20990,12 @@ PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, 
             __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
             __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
             __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
-            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1, _mm512_madd_epi16(d, xp));
-            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1, _mm512_madd_epi16(d, yp));
+            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1,
+                                                                                       _mm512_madd_epi16(d,
+                                                                                                         xp));
+            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1,
+                                                                                       _mm512_madd_epi16(d,
+                                                                                                         yp));
         }
         _mm512_storeu_si512(T + k, _mm512_permutex2var_epi16(t0, pick, t1));
         _mm512_storeu_si512(U + k, _mm512_permutex2var_epi16(u0, pick, u1));
@@ -20986,7 +21010,8 @@ PVTI_TARGET_AVX512 PVTI_INLINE __m512i pvti_lookup_32(const uint8_t *table, cons
     v[0] = _mm512_mask_mov_epi16(v[0], second, v[1]), v[2] = _mm512_mask_mov_epi16(v[2], second, v[3]);
     return _mm512_mask_mov_epi16(v[0], _mm512_test_epi16_mask(c, _mm512_set1_epi16(128)), v[2]);
 }
-PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart,
+                                                       int64_t blocks,
                                                        const uint8_t *tables, int64_t n, float unit)
 {
     const __m512i ones = _mm512_set1_epi16(1);
@@ -21004,10 +21029,12 @@ PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *
                 high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), ones));
             }
             _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0, high)),
+                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0,
+                                                                                              high)),
                                                  _mm512_loadu_ps(to)));
             _mm512_storeu_ps(to + 32, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows32, high)),
+                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low,
+                                                                                                   rows32, high)),
                                                       _mm512_loadu_ps(to + 32)));
         }
 }
@@ -21024,12 +21051,14 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i 
         90, 94, 98, 102, 106, 110, 114, 118, 122, 126, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47,
         51, 55, 59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119, 123, 127};
     const __m512i pick = _mm512_loadu_si512(bytes);
-    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick, sum[3]);
+    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick,
+                                                                                             sum[3]);
     _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
     _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
 }
 /* Tables for VPERMI2B: 256 lower bytes and then 256 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                            const int16_t *y,
                                                             const int16_t *across, int64_t pairs)
 {
     for (int64_t k = 0; k < 256; k += 64) {
@@ -21045,7 +21074,8 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t 
         pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
     }
 }
-PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                    const int16_t *y,
                                                     const int16_t *across, int64_t pairs)
 {
     if (pairs == 4)
@@ -21118,7 +21148,8 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_
 #undef PVTI_ADD
 }
 
-PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart,
+                                                   int64_t blocks,
                                                    const uint8_t *tables, int64_t n, float unit)
 {
     for (; blocks >= 2; blocks -= 2, y += 2 * PVTI_LOOKUP_ROWS, codes += 2 * apart)
@@ -21128,9 +21159,11 @@ PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *code
 #endif
 PVTI_KERNELS_END
 
-typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y, const int16_t *across,
+typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                  const int16_t *across,
                                   int64_t pairs);
-typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                 const uint8_t *tables,
                                  int64_t n, float unit);
 
 /* By kernel set, and one more for VBMI: tables and look-ups that agree on how a table is laid out. */
@@ -21177,13 +21210,15 @@ typedef struct pvti_lookup_job {
 
 /* The tables t0 … t1−1, each of set.bytes; returns their unit. Memory stands still meanwhile, so the codes
    that they are for are fetched. */
-static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
+static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0,
+                              int64_t t1,
                               uint8_t *tables)
 {
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
     int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
-    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
+    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig,
+                                            p->weight->I), pairs = pvti_lookup_pairs(p->weight);
     int64_t bytes = job->set.bytes;
     uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * bytes;
     int16_t *x = (int16_t *)(void *)(unused + bytes);
@@ -21220,14 +21255,16 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
         float unit = pvti_lookup_make(job, p, t, t + n, tables);
-        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables,
+        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks,
+                      tables,
                       n, unit);
     }
 }
 
 /* y[r] = scales[r] · Σ_c sums[c][r], c in order, or += */
 PVTI_KERNELS_BEGIN
-PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart, int64_t parts,
+PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart,
+                                         int64_t parts,
                                          const float *__restrict scales, int64_t n, bool accumulate)
 {
     for (int64_t r = 0; r < n; r += 16) {
@@ -21240,7 +21277,8 @@ PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__res
     }
 }
 PVTI_KERNEL(pvti_lookup_reduce,
-            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n, bool accumulate),
+            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n,
+             bool accumulate),
             (y, sums, apart, parts, scales, n, accumulate))
 PVTI_KERNELS_END
 #define PVTI_LOOKUP_REDUCE 2048
@@ -21256,7 +21294,8 @@ static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
 
 /* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
    for all or taken (inside a task). */
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                                const pvt_weight *const *weights,
                                 int n, bool accumulate)
 {
     pvti_lookup_job job;
@@ -21281,7 +21320,8 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
     job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
     for (i = 0; i < n; i++)
-        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);
+        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task,
+                      &job.products[i]);
     return true;
 }
 
@@ -21314,7 +21354,8 @@ static void pvti_gather_row_scalar(float *lanes, const uint16_t *codes, const pv
 }
 #if PVTI_X86
 /* lanes of four rows, whose codes begin at c[0 … 3] */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c,
+                                                     const pvt_weight *w,
                                                      const float *x, int64_t M)
 {
     const uint16_t *halves = (const uint16_t *)w->prepared;
@@ -21337,7 +21378,8 @@ PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_
     for (int r = 0; r < PVTI_GATHER_ROWS; r++, lanes += 16)
         _mm256_storeu_ps(lanes, sum[0][r]), _mm256_storeu_ps(lanes + 8, sum[1][r]);
 }
-PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c,
+                                                   const pvt_weight *w,
                                                    const float *x)
 {
     if (w->format.codebooks == 1)
@@ -21374,7 +21416,8 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
     }
 }
 
-static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate)
+static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+                                bool accumulate)
 {
     pvti_gather_job job;
     if (!weight->prepared || weight->format.bits <= 8) return false;
@@ -21383,7 +21426,8 @@ static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
     return true;
 }
 
-static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                              const pvt_weight *const *weights,
                               int n, bool accumulate)
 {
     if (pvti_lookup_forward(ctx, y, x, weights, n, accumulate)) return true;

@@ -13,61 +13,74 @@
             P step   the codes stay; the values move down their gradient, as in any training
             V step   the values stay; each group of weights may take another code
 
-        With an exact V step φ never rises. But to try all combinations of codes is out of reach. So φ
-        is replaced by its first-order model around the present weights W, good for a step of length η:
+        With P steps that go down and an exact V step φ never rises. But to try all combinations of codes
+        is out of reach. So φ is replaced by its first-order model around the present weights W, good for
+        a step of length η:
 
             φ(W') ≈ φ(W) + <∇φ, W' − W> + ‖W' − W‖²/2η,   which is least at the target  T = W − η·∇φ
 
         Of all weights that the codes can make, the best one is then the nearest to T, group by group.
         That is a V step: one dense gradient, one target, a search for the nearest code. It has two faults.
-        It sticks: the model holds up to η = 1/L only, where L, the smoothness of φ, is large in a
+        It sticks: the model holds up to η = 1/L only, where L, the largest curvature of φ, is large in a
         network, and T lies so near to W that every group finds its own code the nearest. And a longer
         step does harm: it moves many groups at once, each by a gradient that takes the others to stand.
 
         The way out is a *subspace*: only the groups whose targets lie farthest from them are searched,
-        one in a hundred (cap = 0.01). Within so small a subspace φ is far smoother than L says, so a step
-        long enough to reach another code is one for which the model still holds.
+        one in a hundred (cap = 0.01). Within so small a subspace φ is curved far less than L says, so a
+        step long enough to reach another code is one for which the model still holds.
 
         The other cure for sticking is patience. A *straight-through buffer* keeps T from step to step:
         small steps add up until another code is nearer. Without a cap (strategy ste) whatever is about
         to tip then tips at once; with the cap it is the default, subspace-ste, also called pv.
 
         So all strategies are one procedure with three numbers (see the table at pvt_strategy): what share
-        of the groups is searched (cap), how much of the target is forgotten after a step (δ: all of it,
-        or nothing of a buffer), and whether the nearest code is taken or drawn among two. P and V share
-        one gradient: a step costs what ordinary training costs, and a few percent for the search.
+        of the groups is searched (cap), how much of the target is forgotten after a step (δ = 1: all of
+        it, the next step starts from W; δ = 0: nothing, the target is a buffer), and whether the nearest
+        code is taken or drawn among two. Without a V step there is none of them: that is continuous.
+        P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
+        search.
 
         Before tuning there must be codes: pvt_weight_fit finds the first ones, calibrated against the
         inputs that the weight sees (AQLM, sections 3.2 to 3.4).
 
     ONE GROUP BY HAND (tests/test_manual.c executes it)
         Format aqlm:1x2g2: one codebook of four entries, groups of two weights; scale s = 2.
-            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1),   code 1: W = s·c1 = (1, -1).
-        Back-propagation says dW = (0.4, -0.2).
+            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1)
+        The group's code is 1, so W = s·c1 = (1, -1). Back-propagation says dW = ∂φ/∂W = (0.4, -0.2).
         P step, chain rule:  dc1 = s·dW = (0.8, -0.4),  ds = <dW, c1> = 0.4·0.5 + 0.2·0.5 = 0.3.
-               One Adam step at learning rate 0.01 moves each value by 0.01 against its sign:
-               c1 = (0.49, -0.49),  s = 1.99.
-        V step: the straight-through buffer started at W = (1, -1); its own Adam step at 0.6 takes
-               it to (0.4, -0.4). In units of s that is (0.201, -0.201). Squared distances:
+               The first Adam step at learning rate 0.01 moves each value by 0.01 against the sign of its
+               gradient:  c1 = (0.49, -0.49),  s = 1.99.
+        V step: the straight-through buffer started at W = (1, -1). Its own step, by Adam at learning
+               rate 0.6 (the default is LAMB), against the sign of dW takes it to (0.4, -0.4). In units of
+               the new s that is (0.201, -0.201). Squared distances to the entries as they now are:
                c0 0.0808   c1 0.1670   c2 0.6788   c3 1.4828:  the code becomes 0, W = (0, 0).
         At a code learning rate of 0.3 the buffer stands at (0.7, -0.7), 0.352 in units of s: c1
         (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
         the way to the next entry; that is why it is kept from step to step.
 
-    AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 1,700 lines
-         1  this far, and interface: weights, PV
-         2  weights: pvti_kind, the table behind a weight; scalar: its shortest member, from end to end
+    AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 2,200 lines.
+      Search for "// >>" and a section's name. PVTI_CALL(ctx, f)(…) is pvti_f, or its fast form;
+      PVTI_ON_DEVICE(ctx, op, …) hands an op over where the context has a device; pvti_parallel(ctx, n,
+      task, arg) calls task(arg, i, worker) for each i < n; PVTI_TRY returns an error to the caller.
+         1  this far; interface: weights; interface: PV
+         2  weights: pvti_kind, the table behind a weight, and what representations with a code for each
+            weight share (pvt_assign, what a V step asks of them, stands in interface: device);
+            scalar: one of these representations, from end to end
          3  codebooks: pvti_decode_row, its adjoint pvti_scatter_rows, and pvti_nearest
          4  search: pvti_l2_*, the V step of codebooks
          5  optimizer: Adam and LAMB
-         6  pv: pvt_pv_apply is a step of one weight; above it what it calls
-         7  blocks: a transformer block and its adjoint
-         8  run: pvt_run_forward, and pvt_run_backward, which hands over one gradient at a time
-         9  tuner: pvt_tuner_step
+         6  pv: the derivation and pvti_strategies; from "selection of groups" on what a step calls;
+            last pvt_pv_apply, a step of one weight
+         7  blocks: a transformer block and its adjoint (letters: interface: ops; formula: families)
+         8  run: from "forward" on pvt_run_forward, and pvt_run_backward, which hands over one gradient
+            at a time
+         9  tuner: pvt_tuner_step, from "a step" on
       A second evening: calibration. search: pvti_xtx_*; fit; quantize.
-      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy. A new representation,
-      family, device or kernel set is a section of its own and one line of a list: PVT_FORMATS,
-      pvti_families, pvt_ctx_desc.device, pvti_isa_install.
+      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place; its
+      name goes into the message of pvt_strategy_parse and into the program's --strategy
+      (examples/pvtune.c), its numbers into the list of tests/test_pv.c, which counts the strategies. A
+      new representation, family, device or kernel set is a section of its own and one line of a list:
+      PVT_FORMATS, pvti_families, pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
 
@@ -100,7 +113,7 @@
            compute, keep them in a file (examples/own_model.c does it in 130 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
-    CONTENTS (search for ">>" and the name)
+    CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · quantize and tune
       I the algorithm: plain C, complete and right by itself
@@ -819,7 +832,7 @@ typedef enum pvt_format_kind {
         W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each.
     nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig = 64
     inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
-    Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
+    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
@@ -951,8 +964,8 @@ PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
 /* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array of
    pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
-       dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],   dscale[o] += Σ_{g in row o} ⟨h[g],
-           Σ_m codebook_m[code_m(g)]⟩.
+       dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],
+       dscale[o]      += Σ_{g in out group o} ⟨h[g], Σ_m codebook_m[code_m(g)]⟩.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
 PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW);
@@ -1013,9 +1026,10 @@ PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *da
     Adam or LAMB update of them and of the straight-through buffer, then re-assignment of the
     capped share of codes against the already updated values (V step), then buffer decay. */
 
-/*  Table 1 of the paper. What the strategies differ in is which groups a V step searches (cap), for how long
-    its target is remembered (δ = 0: a straight-through buffer; δ = 1: the step starts from Ŵ anew), and
-    whether a group takes the nearest code or draws between the two nearest (rounding):
+/*  Table 1 of the paper. What the strategies differ in is how many groups a V step searches (cap), how much
+    of its target is forgotten after it (δ = 0: nothing, it is a straight-through buffer; δ = 1: all, each
+    step starts from W anew), and whether a group takes the nearest code or draws between the two nearest
+    (rounding):
 
                         cap    δ   rounding
         subspace-ste    0.01   0   nearest     the default; "pv" is another name for it
@@ -1047,7 +1061,7 @@ typedef enum pvt_optimizer_rule {
 } pvt_optimizer_rule;
 typedef struct pvt_optimizer {
     pvt_optimizer_rule rule;
-    double lr;           /* 0: the default of its rule and place, see pvt_pv_desc */
+    double lr;           /* 0: the default of its place and rule, see pvt_pv_desc */
     double beta1, beta2; /* beta2 0: 0.95, and then beta1 0: that of its place */
     double eps;          /* 0: 1e-6 */
     double weight_decay; /* decoupled; in LAMB added to the update */
@@ -1057,19 +1071,24 @@ typedef struct pvt_optimizer {
 
 typedef struct pvt_pv_desc {
     pvt_strategy strategy;
-    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
-    pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
+    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3 */
+    pvt_optimizer params; /* what is not quantized. Default, field by field: as values; with a rule of its
+                             own the learning rate is that rule's, as under values */
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
                   layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
-    double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
-    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; 1 in strategies without a buffer */
-    int beam;             /* 0: 1 */
-    double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
-    /* τ > 0: of the two nearest codes, at distances e1 ≤ e2 from the target, the nearer with probability
-       e2^(1/τ) / (e1^(1/τ) + e2^(1/τ)); not with force_update. 0: the nearest; stochastic: 0.35. At 1 two
-       levels of a scalar have the target as their mean; of vectors it draws too many. */
+    double trust;         /* new codes are taken, the worst group first, up to and with the group whose code
+                             brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
+    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; in strategies with δ = 1: 1 */
+    int beam;             /* hypotheses kept in the search for a code, 1 to 16; 0: 1 */
+    double temperature;   /* > 0: the groups to search are drawn instead of the farthest being taken, with
+                             p ∝ (distance from the target)^(1/temperature) */
+    /* τ > 0: of the two nearest codes, at distances d1 ≤ d2 from the target, the nearer with probability
+       d2^(1/τ) / (d1^(1/τ) + d2^(1/τ)); not with force_update. 0: the strategy's, the nearest or
+       (stochastic) 0.35. At 1 two levels of a scalar have the target as their mean; of vectors it draws too
+       many. Each search draws anew: with a buffer a group near a border changes to and fro. With several
+       codebooks the two nearest are those that the search finds (section search). */
     double rounding;
     bool force_update;    /* a searched group must change */
     bool freeze_values;   /* V step alone: codebooks and scales stay */
@@ -1078,7 +1097,7 @@ typedef struct pvt_pv_desc {
 
 typedef struct pvt_pv_stats {
     int64_t step;            /* counted from 1 */
-    int64_t groups;          /* in all weights */
+    int64_t groups;          /* in all weights whose codes may move */
     int64_t groups_searched; /* in this step */
     int64_t groups_changed;
 } pvt_pv_stats;
@@ -1089,17 +1108,20 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc);
 /* desc may be NULL. Errors: ARGUMENT (which field), MEMORY. */
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out);
 PVT_API void pvt_pv_free(pvt_pv *pv);
-/* The weight or the n values at p must outlive the pv; they are updated in place. Weights that
-   are dense are treated as params (they must be in pvt_real and owned). name is copied.
-   Errors: ARGUMENT, MEMORY: nothing was added. No step allocates: all memory is taken here. */
+/* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
+   Weights that are dense are treated as params (they must be in pvt_real and owned). name is copied.
+   Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), MEMORY: nothing was added. No step
+   allocates: all memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
-/* lr_scale multiplies every learning rate in this step: schedules are the caller's. */
+/* lr_scale multiplies every learning rate in this step: schedules are the caller's. Errors: ARGUMENT (inside
+   a step; lr_scale < 0). */
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale);
 /* dW: [O, I] of a weight, [n] of a param; read only, free again on return.
-   Errors: ARGUMENT (handle unknown or applied twice), NUMERIC (dW not finite: nothing changed). */
+   Errors: ARGUMENT (outside a step; handle unknown or applied twice), NUMERIC (dW not finite: nothing
+   changed, and the handle can be applied again). */
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW);
-/* stats may be NULL. Errors: ARGUMENT (a handle has not been applied). */
+/* stats may be NULL. Errors: ARGUMENT (outside a step; a handle was not applied: the step stays open). */
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats);
 #endif
 #if PVTUNE_LAYER >= 2 && !defined(PVTUNE_NO_FILES)
@@ -5117,7 +5139,7 @@ typedef struct pvti_kind {
     int64_t (*chain_room)(const pvt_weight *weight);
     pvt_result (*fit)(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                       pvt_fit_stats *stats, pvt_weight *out);
-    /* V step: codes for a->n groups; room: assign_room numbers. NULL: no codes */
+    /* V step: a->codes of a->n groups, see pvt_assign; room: assign_room numbers. NULL: no codes */
     void (*assign)(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room);
     int64_t (*assign_room)(const pvt_weight *weight);
 } pvti_kind;
@@ -5151,7 +5173,7 @@ static bool pvti_format_mark(const char **at, const char *mark)
     return true;
 }
 
-/* Code i of the weight, of M in each group; codes are bytes up to B = 8, else 16 bits. */
+/* The i-th code of array 0: code m of group g is number g·M + m. Bytes up to B = 8, else 16 bits. */
 PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
 {
     return weight->format.bits <= 8 ? ((const uint8_t *)weight->array[0])[i] : ((const uint16_t *)weight->array[0])[i];
@@ -5176,8 +5198,9 @@ static int64_t pvti_room_none(const pvt_weight *weight)
     return 0;
 }
 
-/* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2: takes the second with
-   p₂ = 1 / (1 + (e2/e1)^(1/2τ)). */
+/* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2 (in pvt_pv_desc
+   stand distances, their roots): takes the second with p₂ = 1 / (1 + (e2/e1)^(1/2τ)), τ = rounding. A code
+   without an error stays. */
 static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2, double rounding)
 {
     double odds;
@@ -5186,7 +5209,8 @@ static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, doub
     return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
-/* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
+/* The code of weight i that lies nearest to this target, of all but the code `other` (−1: of all); *step: by
+   how much W moves when it takes that code. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
 typedef struct pvti_single_args {
     pvt_ctx *ctx;
@@ -5461,8 +5485,8 @@ PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
 {
     return (int64_t)weight->format.in_group * weight->format.out_group;
 }
-/* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out. M and ig are
-   compile-time constants for the usual formats, so the loops below unroll into vector adds. */
+/* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out; times its scale if scaled. M
+   and ig are compile-time constants for the usual formats, so the loops below unroll into vector adds. */
 PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
                                  int64_t j1, bool scaled, int M, int og, int ig, bool bytes)
 {
@@ -5500,8 +5524,8 @@ PVTI_INLINE void pvti_decode(pvt_real *out, int64_t ld, const pvt_weight *w, int
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, f->codebooks, f->out_group, f->in_group, bytes);
 }
 
-/* h[group] of dW into the accumulators of its entries: acc_m[code_m] += s · h, for out groups
-   go0 … go1−1 and codebook m; and dscale[go] += ⟨h, Σ C⟩ when dscales is given. */
+/* h[group] of dW into the accumulators of its entries: acc[code_m] += s · h, for out groups
+   go0 … go1−1 and codebook m. (dscale, a dot product with the decoded row: pvti_chain_scatter_task.) */
 PVTI_INLINE void pvti_scatter_rows(pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0,
                                    int64_t go1, int m, int M, int og, int ig)
 {
@@ -5545,8 +5569,9 @@ PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real 
 
 /* The nearest entry for each of n queries x [n, D]: best[i] = argmin_k bias[k] + Σ_d x[i][d] · table[d][k],
    the lowest k among equals; K a multiple of 16. With x = −2v and bias ‖c‖² that is the entry
-   nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner
-   loop of k-means, of calibration's beam search and of the V step.
+   nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner loop of k-means
+   and, where one hypothesis is kept, of calibration's search and of the V step; where more than the best is
+   wanted (beam, force, rounding) it is pvti_scores.
    Limit: D FMAs, a compare and two blends per 16 entries: for D = 8 on a core that starts one
    512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a core's
    FMA peak are reached. */
@@ -5781,7 +5806,8 @@ enum { PVTI_MAX_BEAM = 16 };
 // >>search
 /*  Codes for given values. Two metrics, one idea: start from the previous codes, visit the
     codebooks one by one, take the visited codebook's vector out, score all of its entries at
-    once, keep the best `beam` hypotheses. Orders of visits are the caller's (random in the
+    once, keep the best `beam` hypotheses. With one codebook that is the nearest code; with several a descent
+    along one at a time, which need not find it. Orders of visits are the caller's (random in the
     library, recorded in the tests); ties go to the lowest index.
 
     Why not search all codebooks jointly: K^M candidates. Why not more passes: the next PV step
@@ -5851,8 +5877,8 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     }
 }
 
-/* Whether the second of two residuals v [2, D] is drawn: with e = ‖v‖, probability
-   1 / (1 + (e2/e1)^(1/τ)). What meets the target stays. */
+/* Whether the second of two residuals v [2, D] is drawn, see pvti_draw_second. With several codebooks and
+   beam 1 the two differ in the codebook that was visited last. */
 static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real *v)
 {
     double e1 = 0, e2 = 0;
@@ -5863,7 +5889,9 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
     return pvti_draw_second(s->seed, s->stream, group, e1, e2, s->rounding);
 }
 
-/* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
+/* Several hypotheses for one group; of the last codebook's only the best, or the two best where force or
+   rounding may take the second. memory: v and next [beam + 1, D], x [D], score [padded]; score + ‖v‖² is
+   the squared distance. */
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
@@ -6910,7 +6938,7 @@ static void pvti_chain_nf4(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
     }
 }
 
-/* The level nearest to x, the lower of two; `other` than that one when it is not −1. */
+/* The level nearest to x, the lower of two, of all but level `other` (−1: of all). */
 static int pvti_nf4_nearest(double x, int other)
 {
     int best = -1, k;
@@ -7020,7 +7048,7 @@ static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
     }
 }
 
-/* The integer of B bits nearest to x; `other` than that one when it is not −1. */
+/* The integer of B bits nearest to x, of all but `other` (−1: of all). */
 static int pvti_int_nearest(double x, int bits, int other)
 {
     int most = (1 << bits) - 1;
@@ -7621,21 +7649,25 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
 }
 
 // >>pv
-/*  A step of PV-Tuning (2405.14852) for one weight W = W(values, codes), from G = ∂φ/∂W, which the caller computed
-    by back-propagation (the straight-through estimate: codes are constants there). pvt_pv_apply is this, line by
-    line:
+/*  A step of PV-Tuning (2405.14852) for one weight W = W(values, codes), Ŵ in the comments of the ops, from
+    G = ∂φ/∂W, dW in the code, which the caller computed by back-propagation. That a buffer T, of which W is
+    only the rounding, goes down this G is the straight-through estimate. pvt_pv_apply is this, line by line:
 
         P step    dvalues = Gᵀ·∂W/∂values        chain of the representation; the codes are the old ones
                   values ← values − Adam(dvalues)
         V step    T ← T − LAMB(G)                 the target: the buffer, or with δ = 1 the old W, made anew
                   keys_g = ‖T_g − W_g‖²           for each group g, W with the values just updated
-                  S = the cap·n groups with the largest keys (or drawn, p ∝ key^(0.5/temperature))
-                  code_g ← argmin_c ‖T_g − W_g(values, c)‖²   for g in S: assign of the representation
-                  undo from the first g on at which ‖ΔW‖ > trust·‖W‖, if there is a trust ratio
+                  S = the ⌈cap·n⌉ groups with the largest keys (or drawn, p ∝ key^(0.5/temperature))
+                  code_g ← argmin_c ‖T_g − W_g(values, c)‖²   for g in S: assign of the representation, which
+                                                  with several codebooks searches one after the other, and
+                                                  with rounding draws between the two best
+                  of these the first are taken, the largest key first: with a trust ratio up to and with the
+                  group whose code brings ‖ΔW‖ to trust·‖W‖, else all
         buffer    T ← δ·W + (1 − δ)·T
 
-    Why the largest keys: the gain that the first-order model promises a group is what its target lies away from
-    it, less what is left after the best code. The former is at hand for all groups, the latter takes the search.
+    Why the largest keys: what the first-order model promises a group is (key_g − min_c ‖T_g − W_g(c)‖²)/2η,
+    how far its target lies away less what is left of that after the best code. The former is at hand for all
+    groups, the latter takes the search.
     Why values first: the search shall find codes for the values that will be used with them.
     Why LAMB for the buffer: weights differ in size from layer to layer, and what has to be travelled is a share of
     a weight (half the way to the next code), so a step has to be a share of its norm.
@@ -7674,7 +7706,8 @@ struct pvt_pv {
     int64_t *changed;            /* groups changed in this step; with the above in the context's memory */
 };
 
-/* What the strategies differ in, in the order of pvt_strategy. */
+/* What the strategies differ in, in the order of pvt_strategy. Those of continuous have no effect: it has
+   no V step. A δ above 0 overrides the desc's; the others are what a 0 in the desc means. */
 typedef struct pvti_strategy {
     const char *name;
     double cap, delta, rounding;
@@ -8077,7 +8110,7 @@ static void pvti_group_noise(pvt_ctx *ctx, float *keys, int64_t groups, double t
     }
 }
 
-/* ceil(share · n) without the rounding accident of floating point: share in parts of 1e9. */
+/* ceil(share · n), at least 1, without the rounding accident of floating point: share in parts of 1e9. */
 static int64_t pvti_share(double share, int64_t n)
 {
     int64_t parts = (int64_t)(share * 1e9 + 0.5);
@@ -8093,8 +8126,8 @@ static void pvti_weight_assign(pvt_ctx *ctx, const pvt_weight *weight, const pvt
     weight->kind->assign(ctx, weight, a, room);
 }
 
-/* Of the groups that were searched, the most wrong first, as many take their new codes as the trust ratio
-   allows: together they may move the weight by trust·‖Ŵ‖. */
+/* Of the groups that were searched, the most wrong first, as many take their new codes as it takes to move
+   the weight by trust·‖Ŵ‖: the one that brings it there is the last, so the first is always taken. */
 static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assign *a, const double *norms,
                                double trust, int64_t *changed)
 {
@@ -8971,9 +9004,9 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     The weights come as an argument, so that calibration can run a block's original and its
     quantized version side by side.
 
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers. The norms' outputs a and
-    m and the product h are a third as much again and cost almost nothing to make, so they exist
-    once for all blocks and backward makes them again. */
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms. The
+    norms' outputs a and m and the product h, 2·C + FF, would be about half as much again and cost almost
+    nothing to make, so they exist once for all blocks and backward makes them again. */
 
 typedef struct pvti_acts {
     pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
@@ -9175,8 +9208,8 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     pvt_residual_forward(ctx, y, y, s->x1, n * C);
 }
 
-/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
-    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
+/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of the block,
+    by their numbers in the table (section families); NULL: not wanted, or absent. The adjoint of each line of
     forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
 static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
                                 int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
@@ -9226,9 +9259,9 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
 /*  The whole model: embedding, blocks, last norm, head, and back. All memory is laid out at
     creation. In training the input of every block is kept; whole sets of activations only for as
     many of the last blocks as the memory limit allows. The others run forward once more when
-    backward reaches them, in the set of the last block, which is free by then.
+    backward reaches them, in the set of the first of these last blocks, which is free by then.
 
-    Logits of all tokens never exist at once. The head runs over chunks of rows: logits, loss and
+    Logits of all tokens need not exist at once. The head runs over chunks of rows: logits, loss and
     their gradient for a chunk, then the next. So no logit is computed twice, and since gradients
     add up row by row in order, the size of a chunk changes no bit. */
 
@@ -9559,8 +9592,9 @@ static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
     return count;
 }
 
-/* Rows first … first+n−1: losses into run->loss, and with dhead logits' gradients into
-   run->dhidden and dW of the head (which may be NULL). */
+/* Rows first … first+n−1: losses into run->loss; with `backward` the logits' gradients too, which take the
+   place of the logits, and from these d loss/d hidden into run->dhidden and dW of the head (which may be
+   NULL). */
 static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t first, int64_t n, double scale,
                             bool backward, pvt_real *dW)
 {
@@ -9691,6 +9725,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
                          "backward without a sink needs a run made with accumulate");
     PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
     run->backward_done = true;
+    /* a tied head's gradient adds to the embedding's, which is tensor 0 */
     result = pvti_run_head(run, desc, sum, count, NULL, true,
                            run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
@@ -10787,8 +10822,8 @@ static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t 
     complete. With one micro-batch a step the dense gradients of one layer exist at a time.
 
     Small batches are noisy: the loss of a step says little about the model. So a few windows of the
-    text are kept back, spread evenly over it; the loss on them (of the teacher's own distribution,
-    paired by construction) decides which state is kept as the best, and when to stop. */
+    text are kept back, spread evenly over it; the loss on them (KL(teacher ‖ student), or cross-entropy, on
+    the same windows each time) decides which state is kept as the best, and when to stop. */
 
 /* A part of the best state: a copy of one array that the pv tunes, as a file would hold it. */
 typedef struct pvti_best {

@@ -76,10 +76,8 @@
             at a time
          9  tuner: pvt_tuner_step, from "a step" on
       A second evening: calibration. search: pvti_xtx_*; fit; quantize.
-      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place; its
-      name goes into the message of pvt_strategy_parse and into the program's --strategy
-      (examples/pvtune.c), its numbers into the list of tests/test_pv.c, which counts the strategies. A
-      new representation, family, device or kernel set is a section of its own and one line of a list:
+      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place, and
+      in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family, device or kernel set is a section of its own and one line of a list:
       PVT_FORMATS, pvti_families, pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
@@ -7719,17 +7717,18 @@ static const pvti_strategy pvti_strategies[] = {
 
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out)
 {
-    int i;
+    char expected[256];
+    int i, used = 0;
     if (strcmp(name, "pv") == 0) name = pvti_strategies[PVT_STRATEGY_SUBSPACE_STE].name;
     for (i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
         if (strcmp(name, pvti_strategies[i].name) == 0) {
             *out = (pvt_strategy)i;
             return PVT_OK;
         }
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                     "strategy \"%.40s\": expected continuous, linearized, stochastic, ste, subspace or "
-                     "subspace-ste (also called pv)",
-                     name);
+    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies) && used < (int)sizeof expected; i++)
+        used += snprintf(expected + used, sizeof expected - (size_t)used, "%s, ", pvti_strategies[i].name);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "strategy \"%.40s\": expected %sor pv, which is the first of these", name,
+                     expected);
 }
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
 {
@@ -11263,11 +11262,11 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 {
-    double figures[9];
+    double figures[10];
     uint64_t hash;
     figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
     figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
-    figures[7] = d->freeze_values, figures[8] = d->moments;
+    figures[7] = d->freeze_values, figures[8] = d->moments, figures[9] = d->rounding;
     hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }

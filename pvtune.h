@@ -41,7 +41,7 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
+        layer 1     system · system: files · bytes · block types · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
                     json · safetensors · weight files
         layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
@@ -1697,10 +1697,12 @@ typedef struct pvti_kernels {
 // >>context
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
+#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20) /* for all workers together, see >>gemm */
 
 /*  What part I needs of part II, the files, none of whose functions it names: pvti_files_install fills it in
     when a context is made. NULL where there is no part II, and then there is nothing to ask it for. */
 struct pvti_source;
+struct pvt_model;
 struct pvt_tokenizer;
 struct pvt_corpus;
 struct pvti_quantizer;
@@ -1710,6 +1712,7 @@ typedef struct pvti_outside {
     int64_t (*source_bytes)(const struct pvti_source *source);
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
+    pvt_result (*model_head_q8)(struct pvt_model *model);      /* becomes blocks of eight bits */
     /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
     pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
     pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
@@ -1915,8 +1918,7 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment, threads; and files, through the context's table, which is the machine's own unless
-    pvt_ctx_desc brings another. What a file system lacks, and what is interrupted, is dealt with here. */
+    environment, threads. Files are in >>system: files. */
 
 #ifdef __cplusplus
 }
@@ -1926,15 +1928,6 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 #ifndef PVTUNE_NO_THREADS
 #include <pthread.h>
 #include <sched.h>
-#endif
-#if PVTI_FILES
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#ifndef PVTUNE_NO_MMAP
-#include <sys/mman.h>
-#endif
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -1981,329 +1974,6 @@ static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
     pthread_cond_wait(condition, mutex);
 }
 #endif
-
-/* ---- files: the machine's own ---- */
-
-#if PVTI_FILES
-static int pvti_own_open(void *user, const char *path, pvt_file_open how)
-{
-    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
-    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
-                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
-    (void)user;
-    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
-}
-static int pvti_own_close(void *user, int file)
-{
-    (void)user;
-    return close(file);
-}
-static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
-{
-    (void)user;
-    return read(file, to, (size_t)bytes);
-}
-static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
-{
-    (void)user;
-    return write(file, from, (size_t)bytes);
-}
-static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
-{
-    struct stat st;
-    (void)user;
-    memset(out, 0, sizeof *out);
-    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
-    out->link = S_ISLNK(st.st_mode);
-    if (out->link && stat(path, &st)) return -1;
-    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
-                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
-                                      : PVT_FILE_STREAM;
-    out->bytes = (int64_t)st.st_size;
-    out->modified = (int64_t)st.st_mtime;
-    out->device = (uint64_t)st.st_dev;
-    out->number = (uint64_t)st.st_ino;
-    out->owner = (int64_t)st.st_uid;
-    out->group = (int64_t)st.st_gid;
-    out->permissions = (uint32_t)st.st_mode & 0777u;
-    return 0;
-}
-static int pvti_own_rename(void *user, const char *from, const char *to)
-{
-    (void)user;
-    return rename(from, to);
-}
-static int pvti_own_remove(void *user, const char *path)
-{
-    (void)user;
-    return unlink(path);
-}
-static int pvti_own_make_directory(void *user, const char *path)
-{
-    (void)user;
-    return mkdir(path, 0777);
-}
-static int pvti_own_remove_directory(void *user, const char *path)
-{
-    (void)user;
-    return rmdir(path);
-}
-static int pvti_own_sync(void *user, int file)
-{
-    (void)user;
-    return fsync(file);
-}
-static int pvti_own_lock(void *user, int file)
-{
-    (void)user;
-    return flock(file, LOCK_EX | LOCK_NB);
-}
-static int pvti_own_share(void *user, int file)
-{
-    (void)user;
-    return fcntl(file, F_DUPFD_CLOEXEC, 0);
-}
-static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
-                         void *arg)
-{
-    DIR *stream = opendir(directory);
-    struct dirent *entry;
-    (void)user;
-    if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
-    closedir(stream);
-    return 0;
-}
-static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
-{
-    (void)user;
-    return fchown(file, (uid_t)owner, (gid_t)group);
-}
-static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
-{
-    (void)user;
-    return fchmod(file, (mode_t)permissions);
-}
-#ifndef PVTUNE_NO_MMAP
-static const void *pvti_own_map(void *user, int file, int64_t bytes)
-{
-    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
-    (void)user;
-    return memory != MAP_FAILED ? memory : NULL;
-}
-static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
-{
-    (void)user;
-    munmap((void *)(uintptr_t)memory, (size_t)bytes);
-}
-#else
-#define pvti_own_map NULL
-#define pvti_own_unmap NULL
-#endif
-static const pvt_files pvti_own_files = {
-    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
-    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
-    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
-};
-
-/* Who is at work, for names of temporary files; and a wait for another who is. */
-static long pvti_process(void) { return (long)getpid(); }
-static PVTI_UNUSED void pvti_sleep(double seconds)
-{
-    struct timespec time;
-    time.tv_sec = (time_t)seconds;
-    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
-    nanosleep(&time, NULL);
-}
-
-/* ---- files: as the library calls them; errno says why something failed ---- */
-
-/* A call of the context's table; one that it lacks fails. */
-#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
-
-static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
-{
-    int file;
-    do file = ctx->files.open(ctx->files.user, path, how);
-    while (file < 0 && errno == EINTR);
-    return file;
-}
-
-/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
-static bool pvti_close(const pvt_ctx *ctx, int file)
-{
-    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
-}
-
-static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
-{
-    int64_t got;
-    do got = ctx->files.read(ctx->files.user, file, to, bytes);
-    while (got < 0 && errno == EINTR);
-    return got;
-}
-
-static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
-{
-    int64_t done;
-    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
-    while (done < 0 && errno == EINTR);
-    return done;
-}
-
-/* Of what stands at path, and of an open file. */
-static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
-}
-static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
-}
-
-static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
-{
-    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
-}
-static bool pvti_remove(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
-}
-
-/* Every name in the directory; one that cannot be listed has none. */
-static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
-                      void *arg)
-{
-    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
-}
-
-/* These say that a file system has no such call, which is no news about the data. */
-static bool pvti_unsupported(int code)
-{
-    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
-}
-
-static bool pvti_sync(const pvt_ctx *ctx, int file)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    return status == 0 || pvti_unsupported(errno);
-}
-
-/* Whether the open file is still the one that stands at `path`. */
-static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
-{
-    pvt_file_info a, b;
-    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
-           a.number == b.number;
-}
-
-/*  A lock on a file says that a process is at work on it, and ends with the process, however that
-    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
-    NONE: this file system has no locks; nothing is known about others then. */
-typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
-static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
-    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
-}
-#endif /* PVTI_FILES */
-
-// >>bytes
-/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
-    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
-    that path on any host: what it writes then, only such a build reads.) */
-
-#ifndef PVTI_SWAPS
-#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
-#endif
-
-PVTI_INLINE uint16_t pvti_load_u16(const void *from)
-{
-    uint16_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
-}
-PVTI_INLINE uint32_t pvti_load_u32(const void *from)
-{
-    uint32_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
-}
-PVTI_INLINE uint64_t pvti_load_u64(const void *from)
-{
-    uint64_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
-}
-PVTI_INLINE float pvti_load_f32(const void *from)
-{
-    uint32_t bits = pvti_load_u32(from);
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-PVTI_INLINE double pvti_load_f64(const void *from)
-{
-    uint64_t bits = pvti_load_u64(from);
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
-{
-    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
-{
-    x = pvti_load_u32(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
-{
-    x = pvti_load_u64(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_f32(void *to, float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    pvti_store_u32(to, bits);
-}
-
-/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
-static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
-{
-    const char *a = (const char *)from;
-    char *b = (char *)to;
-    int64_t i;
-    if (!PVTI_SWAPS || size == 1) {
-        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
-        return;
-    }
-    for (i = 0; i < n; i++, a += size, b += size) {
-        uint16_t two;
-        uint32_t four;
-        uint64_t eight;
-        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
-        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
-        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
-    }
-}
 
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
@@ -2542,170 +2212,6 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
     if (ctx->progress(ctx->progress_user, &progress))
         return pvti_fail(ctx, PVT_ERR_CANCELLED, "%s: stopped on request", phase);
     return PVT_OK;
-}
-
-#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
-
-/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
-   number counts, if there is one. */
-static int pvti_thread_count(int wish)
-{
-    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
-    char *end = NULL;
-    long n = wish;
-    if (n <= 0 && own && *own) {
-        n = strtol(own, &end, 10);
-        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
-    }
-    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
-    if (n <= 0) n = pvti_cores();
-    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
-}
-
-/* Says in the desc why there will be no context, and returns the code. */
-static PVTI_PRINTF(3, 4) pvt_result
-    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
-{
-    va_list args;
-    if (!d->error || d->error_bytes < 1) return result;
-    va_start(args, format);
-    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
-    va_end(args);
-    return result;
-}
-
-static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
-{
-    const pvt_files *f = &d->files;
-    pvt_files none;
-    bool given;
-    memset(&none, 0, sizeof none);
-    given = memcmp(f, &none, sizeof none) != 0;
-    if (given && !PVTI_FILES)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
-    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
-                  !f->map != !f->unmap))
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "files: open, close, read and info go together, and so do lock and share, "
-                               "map and unmap: give all of them or none");
-    return PVT_OK;
-}
-
-/* The desc, and the environment where it says nothing. */
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
-{
-    if (d->error && d->error_bytes > 0) d->error[0] = 0;
-    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
-                               d->n_threads, PVTI_MAX_THREADS);
-    if (!d->allocator.alloc != !d->allocator.free)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "the allocator has %s but no %s: give both, or neither for malloc",
-                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
-    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "compute_bf16 is not for a build with PVTUNE_REAL double");
-    PVTI_TRY(pvti_ctx_check_files(d));
-    *n_threads = pvti_thread_count(d->n_threads);
-    if (*n_threads < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
-                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
-    return PVT_OK;
-}
-
-/* Opens the device, and makes the plain context beside it. */
-static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
-{
-    pvt_ctx_desc plain = *d;
-    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
-        d->device->real_size != sizeof(pvt_real))
-        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
-                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
-    plain.device = NULL;
-    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
-    ctx->host->front = ctx;
-    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
-    ctx->device = d->device;
-    return PVT_OK;
-}
-
-static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
-{
-    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
-    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
-                           n_threads, (long long)(bytes >> 20));
-}
-
-PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
-{
-    pvt_allocator allocator;
-    if (!ctx) return;
-    pvt_ctx_destroy(ctx->host);
-    if (ctx->device) ctx->device->close(ctx->device_state);
-#ifndef PVTUNE_NO_THREADS
-    pvti_pool_destroy(ctx);
-#else
-    pvti_free(ctx, ctx->pool);
-#endif
-    pvti_free(ctx, ctx->scratch);
-    pvti_free(ctx, ctx->gemm_shared);
-    allocator = ctx->allocator;
-    if (allocator.alloc)
-        allocator.free(ctx, allocator.user);
-    else
-        free(ctx);
-}
-
-/* A context with the kernels of part I. The desc has been checked. */
-static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
-{
-    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
-                                                  : malloc(sizeof *ctx));
-    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
-    memset(ctx, 0, sizeof *ctx);
-    ctx->n_threads = n_threads;
-    ctx->isa_name = "scalar";
-    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
-    ctx->allocator = d->allocator;
-    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
-    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
-    ctx->files = d->files;
-    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
-    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
-        pvt_ctx_destroy(ctx);
-        return pvti_ctx_no_memory(d, n_threads);
-    }
-    *out = ctx;
-    return PVT_OK;
-}
-
-PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
-{
-    pvt_ctx_info info;
-    memset(&info, 0, sizeof info);
-    info.n_threads = ctx->n_threads;
-    info.isa = ctx->isa_name;
-    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
-    if (!ctx->device) return info;
-    info.bytes_now += ctx->host->bytes_now;
-    info.bytes_peak += ctx->host->bytes_peak;
-    info.allocations += ctx->host->allocations;
-    info.device = ctx->device->name;
-    info.device_bytes_now = ctx->device->held(ctx->device_state);
-    info.device_bytes_peak = ctx->device_peak;
-    return info;
-}
-
-PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
-{
-    ctx->bytes_peak = ctx->bytes_now;
-    if (!ctx->device) return;
-    ctx->host->bytes_peak = ctx->host->bytes_now;
-    ctx->device_peak = ctx->device->held(ctx->device_state);
 }
 
 // >>device
@@ -4665,13 +4171,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
-    blocks, loads through memcpy (files promise no alignment) and has one drawing of its bits.
-
-    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
-    side by side, so that one mask unpacks a run of neighbours. And a block is
-    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
-    Everything is little-endian, bytes are drawn left to right. */
+    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes whole
+    blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
 
@@ -4723,12 +4224,6 @@ PVTI_INLINE uint16_t pvti_f32_to_bf16(float value)
 
 /* ---- decoders: out gets n blocks ---- */
 
-PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
-{
-    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
-}
-
-
 /* One of each element; `function` begins its definition. */
 #define PVTI_DECODE_PLAIN(function, type, value)                \
     function(const void *blocks, pvt_real *out, int64_t n)      \
@@ -4758,244 +4253,46 @@ PVTI_DECODE_PLAIN(static void pvti_decode_boolean, uint8_t, x != 0)
 /* f16 is what most checkpoints hold, and x86 converts eight at a time: the same bits. */
 PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f16, uint16_t, pvti_f16_to_f32(x))
 
-/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
-    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
-PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 18, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
-    }
-}
-
-/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
-    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 20, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
-    }
-}
-
-/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
-    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 22, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
-    }
-}
-
-/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
-    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 24, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
-    }
-}
-
-/*  Q8_0, 34 bytes, 32 elements:  x = d·q
-    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
-PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 34, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
-    }
-}
-
-/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
-
-    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
-    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
-    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
-    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
-PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 84, out += 256) {
-        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
-        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
-            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
-            int shift = s / 2 % 4 * 2;
-            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
-        }
-    }
-}
-
-/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
-    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
-    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
-    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
-    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
-PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 110, out += 256) {
-        const uint8_t *packed = b + 96;
-        pvt_real d = pvti_load_f16(b + 108);
-        for (s = 0; s < 16; s++) {
-            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
-            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
-            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
-            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
-            int shift = s / 2 % 4 * 2, bit = s / 2;
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
-        }
-    }
-}
-
-/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
-      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
-      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
-PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
-{
-    if (j < 4) {
-        *scale = packed[j] & 63;
-        *min = packed[j + 4] & 63;
-    } else {
-        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
-    }
-}
-
-/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
-    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
-PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 144, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *q = b + 16 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
-        }
-    }
-}
-
-/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
-    Fifth bit of element 32·s + l: bit s of byte l.  */
-PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 176, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++)
-                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
-        }
-    }
-}
-
-/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
-    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
-    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
-    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
-PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 210, out += 256) {
-        pvt_real d = pvti_load_f16(b + 208);
-        for (s = 0; s < 16; s++) {
-            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
-            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
-        }
-    }
-}
-
-
 /* ---- the table ---- */
 
 typedef struct pvti_dtype {
     const char *name;  /* as safetensors and GGUF spell it */
     int64_t block;     /* elements; a row holds whole blocks */
     int64_t bytes;     /* of a block */
-    pvti_decode_fn *decode;
+    pvti_decode_fn *decode; /* NULL: only in a context that has one, see pvti_decoder */
 } pvti_dtype;
 
 /* NULL for values outside the enum and PVT_DTYPE_NONE. */
-static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
+static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 {
 #define PVTI_X(name) pvti_decode_##name
     static const pvti_dtype table[] = {
         {"", 0, 0, NULL},
-        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)},      {"BF16", 1, 2, PVTI_X(bf16)},
-        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},        {"U8", 1, 1, PVTI_X(u8)},
-        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)},      {"I32", 1, 4, PVTI_X(i32)},
-        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)},      {"U64", 1, 8, PVTI_X(u64)},
-        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
-        {"Q5_0", 32, 22, PVTI_X(q5_0)},  {"Q5_1", 32, 24, PVTI_X(q5_1)},  {"Q8_0", 32, 34, PVTI_X(q8_0)},
-        {"Q2_K", 256, 84, PVTI_X(q2_k)}, {"Q3_K", 256, 110, PVTI_X(q3_k)}, {"Q4_K", 256, 144, PVTI_X(q4_k)},
-        {"Q5_K", 256, 176, PVTI_X(q5_k)}, {"Q6_K", 256, 210, PVTI_X(q6_k)},
+        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)}, {"BF16", 1, 2, PVTI_X(bf16)},
+        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},   {"U8", 1, 1, PVTI_X(u8)},
+        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)}, {"I32", 1, 4, PVTI_X(i32)},
+        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)}, {"U64", 1, 8, PVTI_X(u64)},
+        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, NULL},     {"Q4_1", 32, 20, NULL},
+        {"Q5_0", 32, 22, NULL},          {"Q5_1", 32, 24, NULL},     {"Q8_0", 32, 34, NULL},
+        {"Q2_K", 256, 84, NULL},         {"Q3_K", 256, 110, NULL},   {"Q4_K", 256, 144, NULL},
+        {"Q5_K", 256, 176, NULL},        {"Q6_K", 256, 210, NULL},
     };
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
 
-/* The fastest decoder for this context; NULL as above. */
-static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
+/* The context's decoder, which is the fastest there is; NULL as above, and for a Q type where part II is missing. */
+static pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
-    pvti_decode_fn *fast = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
-    return fast ? fast : info ? info->decode : NULL;
+    pvti_decode_fn *own = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
+    return own ? own : info ? info->decode : NULL;
 }
 
-/* By its name; PVT_DTYPE_NONE when there is none of that name. */
 PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     return info ? info->name : "?";
-}
-
-static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
-{
-    int i;
-    for (i = 1; i < PVT_DTYPE_COUNT; i++)
-        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
-    return PVT_DTYPE_NONE;
 }
 
 /* Bytes of a tensor whose rows hold whole blocks; false on overflow, a bad dtype, or a row that
@@ -5242,7 +4539,7 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
     memset(out, 0, sizeof *out);
-    if (!data || !type || !type->decode || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
+    if (!data || !pvti_decoder(ctx, dtype) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "a dense weight of %lld x %lld %s cannot be made: sizes must be positive and the "
                          "block of %lld must divide the row",
@@ -7279,7 +6576,7 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
         return NULL;
     }
     type = pvti_dtype_info(found->dtype);
-    value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
     if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
@@ -7302,7 +6599,7 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                          name, want->name, (long long)from->bytes, (long long)want->shape[0],
                          (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
     if (want->role == PVT_ARRAY_VALUE) {
-        type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
+        pvti_decoder(ctx, from->dtype)(from->data, (pvt_real *)to, n / type->block);
         for (i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name,
@@ -8175,45 +7472,6 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     return PVT_OK;
 }
 
-/* ---- what a checkpoint holds ---- */
-
-typedef struct pvti_pv_array {
-    char name[128];
-    void *data;
-    pvt_dtype dtype;
-    int64_t n;
-} pvti_pv_array;
-
-/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
-static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
-{
-    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
-    int64_t i, at = 0;
-    int k, part;
-    for (i = 0; i < pv->n; i++) {
-        const pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
-            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
-            void *data[4];
-            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
-            for (part = 0; part < 4; part++) {
-                if (!data[part] || at++ != index) continue;
-                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
-                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
-                out->data = data[part], out->n = a->n;
-                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
-                return true;
-            }
-        }
-        if (e->weight && at++ == index) {
-            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
-            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
-            out->n = pvti_array_count(&e->codes);
-            return true;
-        }
-    }
-    return false;
-}
 #endif /* PVTUNE_LAYER >= 1 */
 
 #if PVTUNE_LAYER >= 2
@@ -8275,17 +7533,6 @@ static void pvti_family_list(bool gguf, char out[128])
     for (i = 0; i < n && at < 128; i++)
         at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
                        names[i]);
-}
-
-/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
-   that can and shares its GGUF architecture, which has no other name for it. */
-static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
-{
-    const pvti_family *own = pvti_family_find(c->family);
-    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
-        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
-            return &pvti_families[i];
-    return own;
 }
 
 /* ---- tensors ---- */
@@ -8486,53 +7733,16 @@ static pvt_result pvti_model_tie(pvt_model *model)
     return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
 }
 
-/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
-static pvt_result pvti_model_head_q8(pvt_model *model)
-{
-    pvt_weight *head = &model->head, q8;
-    int64_t V = head->O, C = head->I, r, b, i;
-    pvt_real *row;
-    uint8_t *blocks;
-    if (head->dtype == PVT_Q8_0) return PVT_OK;
-    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
-    if (C % 32)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
-                         (long long)C);
-    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
-    if (!row || !blocks) {
-        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
-        return PVT_ERR_MEMORY;
-    }
-    for (r = 0; r < V; r++) {
-        head->kind->tile(head, row, C, r, r + 1, 0, C);
-        for (b = 0; b < C / 32; b++) {
-            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
-            double most = 0, d;
-            uint16_t bits;
-            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
-            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            pvti_store_u16(out, bits);
-            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
-                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
-                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
-            }
-        }
-    }
-    pvti_free(model->ctx, row);
-    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
-    q8.owned = true;
-    pvt_weight_free(head);
-    *head = q8;
-    return PVT_OK;
-}
-
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 {
     int64_t l, j;
     for (l = 0; l < model->config.layers; l++)
         for (j = 0; j < PVTI_BLOCK; j++)
             if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
-    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
+    if (!head_q8) return pvt_weight_prepare(&model->head);
+    if (model->ctx->outside) return model->ctx->outside->model_head_q8(model);
+    return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                     "a head in q8: this build (PVTUNE_NO_FILES) has no block types");
 }
 
 PVT_API void pvt_model_free(pvt_model *model)
@@ -11517,7 +10727,596 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 /*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it out. */
 /* ======================================================================================== */
 
+#if PVTUNE_LAYER >= 1
+// >>bytes
+/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
+    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
+    that path on any host: what it writes then, only such a build reads.) */
+
+#ifndef PVTI_SWAPS
+#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+#endif
+
+PVTI_INLINE uint16_t pvti_load_u16(const void *from)
+{
+    uint16_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
+}
+PVTI_INLINE uint32_t pvti_load_u32(const void *from)
+{
+    uint32_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
+}
+PVTI_INLINE uint64_t pvti_load_u64(const void *from)
+{
+    uint64_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
+}
+PVTI_INLINE float pvti_load_f32(const void *from)
+{
+    uint32_t bits = pvti_load_u32(from);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+PVTI_INLINE double pvti_load_f64(const void *from)
+{
+    uint64_t bits = pvti_load_u64(from);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
+{
+    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
+{
+    x = pvti_load_u32(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
+{
+    x = pvti_load_u64(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_f32(void *to, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    pvti_store_u32(to, bits);
+}
+
+/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
+static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
+{
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    int64_t i;
+    if (!PVTI_SWAPS || size == 1) {
+        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
+        return;
+    }
+    for (i = 0; i < n; i++, a += size, b += size) {
+        uint16_t two;
+        uint32_t four;
+        uint64_t eight;
+        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
+        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
+        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
+    }
+}
+
+PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
+{
+    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
+}
+#endif /* PVTUNE_LAYER >= 1 */
+
 #if PVTI_FILES
+// >>system: files
+/*  What the library asks of the operating system about files, and the only place that calls it, through the
+    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks, and
+    what is interrupted, is dealt with here. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#ifndef PVTUNE_NO_MMAP
+#include <sys/mman.h>
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
+    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
+                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
+    (void)user;
+    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return close(file);
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    (void)user;
+    return read(file, to, (size_t)bytes);
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    (void)user;
+    return write(file, from, (size_t)bytes);
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    struct stat st;
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
+    out->link = S_ISLNK(st.st_mode);
+    if (out->link && stat(path, &st)) return -1;
+    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
+                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
+                                      : PVT_FILE_STREAM;
+    out->bytes = (int64_t)st.st_size;
+    out->modified = (int64_t)st.st_mtime;
+    out->device = (uint64_t)st.st_dev;
+    out->number = (uint64_t)st.st_ino;
+    out->owner = (int64_t)st.st_uid;
+    out->group = (int64_t)st.st_gid;
+    out->permissions = (uint32_t)st.st_mode & 0777u;
+    return 0;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    (void)user;
+    return rename(from, to);
+}
+static int pvti_own_remove(void *user, const char *path)
+{
+    (void)user;
+    return unlink(path);
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    (void)user;
+    return mkdir(path, 0777);
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    (void)user;
+    return rmdir(path);
+}
+static int pvti_own_sync(void *user, int file)
+{
+    (void)user;
+    return fsync(file);
+}
+static int pvti_own_lock(void *user, int file)
+{
+    (void)user;
+    return flock(file, LOCK_EX | LOCK_NB);
+}
+static int pvti_own_share(void *user, int file)
+{
+    (void)user;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
+{
+    DIR *stream = opendir(directory);
+    struct dirent *entry;
+    (void)user;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
+{
+    (void)user;
+    return fchown(file, (uid_t)owner, (gid_t)group);
+}
+static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
+{
+    (void)user;
+    return fchmod(file, (mode_t)permissions);
+}
+#ifndef PVTUNE_NO_MMAP
+static const void *pvti_own_map(void *user, int file, int64_t bytes)
+{
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    (void)user;
+    return memory != MAP_FAILED ? memory : NULL;
+}
+static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
+{
+    (void)user;
+    munmap((void *)(uintptr_t)memory, (size_t)bytes);
+}
+#else
+#define pvti_own_map NULL
+#define pvti_own_unmap NULL
+#endif
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
+};
+
+/* Who is at work, for names of temporary files; and a wait for another who is. */
+static long pvti_process(void) { return (long)getpid(); }
+static PVTI_UNUSED void pvti_sleep(double seconds)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL);
+}
+
+/* ---- files: as the library calls them; errno says why something failed ---- */
+
+/* A call of the context's table; one that it lacks fails. */
+#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
+
+static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
+{
+    int file;
+    do file = ctx->files.open(ctx->files.user, path, how);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int file)
+{
+    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
+}
+
+static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
+{
+    int64_t got;
+    do got = ctx->files.read(ctx->files.user, file, to, bytes);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
+{
+    int64_t done;
+    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Of what stands at path, and of an open file. */
+static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
+}
+static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
+}
+
+static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
+{
+    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
+}
+static bool pvti_remove(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
+}
+
+/* Every name in the directory; one that cannot be listed has none. */
+static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
+                      void *arg)
+{
+    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int file)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
+{
+    pvt_file_info a, b;
+    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
+           a.number == b.number;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
+
+// >>block types
+/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and has
+    one drawing of its bits; >>dtypes reads them from the context's table.
+
+    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
+    side by side, so that one mask unpacks a run of neighbours. And a block is
+    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
+    Everything is little-endian, bytes are drawn left to right. */
+
+/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
+    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
+PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 18, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
+    }
+}
+
+/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
+    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 20, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
+    }
+}
+
+/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
+    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 22, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
+    }
+}
+
+/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
+    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 24, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
+    }
+}
+
+/*  Q8_0, 34 bytes, 32 elements:  x = d·q
+    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
+PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 34, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
+    }
+}
+
+/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
+
+    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
+    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
+    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
+    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
+PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 84, out += 256) {
+        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
+        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
+            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
+            int shift = s / 2 % 4 * 2;
+            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
+        }
+    }
+}
+
+/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
+    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
+    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
+    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
+    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
+PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 110, out += 256) {
+        const uint8_t *packed = b + 96;
+        pvt_real d = pvti_load_f16(b + 108);
+        for (s = 0; s < 16; s++) {
+            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
+            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
+            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
+            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
+            int shift = s / 2 % 4 * 2, bit = s / 2;
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
+        }
+    }
+}
+
+/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
+      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
+      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
+PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
+{
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min = packed[j + 4] & 63;
+    } else {
+        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
+        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    }
+}
+
+/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
+    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
+PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 144, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *q = b + 16 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
+        }
+    }
+}
+
+/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
+    Fifth bit of element 32·s + l: bit s of byte l.  */
+PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 176, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++)
+                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
+        }
+    }
+}
+
+/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
+    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
+    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
+    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
+PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 210, out += 256) {
+        pvt_real d = pvti_load_f16(b + 208);
+        for (s = 0; s < 16; s++) {
+            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
+            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
+        }
+    }
+}
+
+/* The types and their decoders. */
+#define PVTI_BLOCK_TYPES(EACH)                                                                                \
+    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k)     \
+    EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
+
+#if PVTUNE_LAYER >= 2
+/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+static pvt_result pvti_model_head_q8(pvt_model *model)
+{
+    pvt_weight *head = &model->head, q8;
+    int64_t V = head->O, C = head->I, r, b, i;
+    pvt_real *row;
+    uint8_t *blocks;
+    if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
+    if (C % 32)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
+                         (long long)C);
+    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    if (!row || !blocks) {
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        return PVT_ERR_MEMORY;
+    }
+    for (r = 0; r < V; r++) {
+        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        for (b = 0; b < C / 32; b++) {
+            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
+            double most = 0, d;
+            uint16_t bits;
+            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
+            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+            pvti_store_u16(out, bits);
+            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
+                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+            }
+        }
+    }
+    pvti_free(model->ctx, row);
+    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    q8.owned = true;
+    pvt_weight_free(head);
+    *head = q8;
+    return PVT_OK;
+}
+#endif
+
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -12860,6 +12659,15 @@ static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
     memset(st, 0, sizeof *st);
 }
 
+/* By its name; PVT_DTYPE_NONE when there is none of that name. */
+static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
+{
+    int i;
+    for (i = 1; i < PVT_DTYPE_COUNT; i++)
+        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
+    return PVT_DTYPE_NONE;
+}
+
 /* "dtype", "shape" and "data_offsets" of one tensor; data is what follows the header. */
 static pvt_result pvti_safetensors_tensor(pvt_ctx *ctx, const char *file, const pvti_json *j, int64_t node,
                                           const uint8_t *data, int64_t size, pvti_tensor *t)
@@ -13378,7 +13186,7 @@ static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const 
     pvt_real values[256];
     for (int64_t at = 0; at < n; at += 256) {
         int64_t count = PVTI_MIN(256, n - at);
-        type->decode(data + at * type->bytes, values, count);
+        pvti_decoder(ctx, array->dtype)(data + at * type->bytes, values, count);
         for (int64_t i = 0; i < count; i++)
             if (!(fabs((double)values[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s.%s: number %lld is not finite", name, array->name,
@@ -17971,7 +17779,7 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
                          is, a->config, wanted);
     }
     type = pvti_dtype_info(t->dtype);
-    if (strcmp(suffix, ".codes") != 0 && (!type || !type->decode))
+    if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
                          type ? type->name : "?");
@@ -17987,7 +17795,8 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
     PVTI_TRY(pvti_load_tensor(a, i, suffix, rank, shape, name, &t));
     type = pvti_dtype_info(t.dtype);
     if (dtype) *dtype = t.dtype;
-    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes) type->decode(t.data, out, t.bytes / type->bytes);
+    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes)
+        pvti_decoder(a->ctx, t.dtype)(t.data, out, t.bytes / type->bytes);
     return PVT_OK;
 }
 
@@ -18767,6 +18576,17 @@ static void pvti_export_window(pvti_text *text, const pvt_model_config *c, const
                      (long long)c->window);
 }
 
+/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
+   that can and shares its GGUF architecture, which has no other name for it. */
+static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
+{
+    const pvti_family *own = pvti_family_find(c->family);
+    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
+            return &pvti_families[i];
+    return own;
+}
+
 static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_model_config *c = &s->model->config;
@@ -19326,6 +19146,43 @@ static bool pvti_tuner_progress_parse(const char *text, int64_t n[6], double fig
     return true;
 }
 
+typedef struct pvti_pv_array {
+    char name[128];
+    void *data;
+    pvt_dtype dtype;
+    int64_t n;
+} pvti_pv_array;
+
+/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
+static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
+{
+    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
+    int64_t i, at = 0;
+    int k, part;
+    for (i = 0; i < pv->n; i++) {
+        const pvti_pv_entry *e = &pv->entries[i];
+        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
+            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
+            void *data[4];
+            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
+            for (part = 0; part < 4; part++) {
+                if (!data[part] || at++ != index) continue;
+                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
+                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
+                out->data = data[part], out->n = a->n;
+                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
+                return true;
+            }
+        }
+        if (e->weight && at++ == index) {
+            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
+            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
+            out->n = pvti_array_count(&e->codes);
+            return true;
+        }
+    }
+    return false;
+}
 /* The i-th array of a checkpoint: of the pv, then of the best state; false past the last. */
 static bool pvti_tuner_state(const pvt_tuner *t, int64_t pv_arrays, int64_t i, pvti_pv_array *out)
 {
@@ -20091,10 +19948,10 @@ PVTI_KERNELS_END
 // >>fast decoders
 /* Element types that products read from memory as they lie in a file: decoded for wider vectors. */
 
-#define PVTI_DECODERS(EACH) \
-    EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) \
-    EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) \
-    EACH(Q6_K, q6_k)
+#if !PVTI_FILES
+#define PVTI_BLOCK_TYPES(EACH)
+#endif
+#define PVTI_DECODERS(EACH) EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) PVTI_BLOCK_TYPES(EACH)
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
 /* x86 converts eight at a time. */
@@ -21372,17 +21229,183 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
+/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
+   number counts, if there is one. */
+static int pvti_thread_count(int wish)
+{
+    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
+    char *end = NULL;
+    long n = wish;
+    if (n <= 0 && own && *own) {
+        n = strtol(own, &end, 10);
+        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
+    }
+    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
+    if (n <= 0) n = pvti_cores();
+    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
+}
+
+/* Says in the desc why there will be no context, and returns the code. */
+static PVTI_PRINTF(3, 4) pvt_result
+    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+{
+    va_list args;
+    if (!d->error || d->error_bytes < 1) return result;
+    va_start(args, format);
+    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
+    va_end(args);
+    return result;
+}
+
+static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
+{
+    const pvt_files *f = &d->files;
+    pvt_files none;
+    bool given;
+    memset(&none, 0, sizeof none);
+    given = memcmp(f, &none, sizeof none) != 0;
+    if (given && !PVTI_FILES)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
+                  !f->map != !f->unmap))
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "files: open, close, read and info go together, and so do lock and share, "
+                               "map and unmap: give all of them or none");
+    return PVT_OK;
+}
+
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
+{
+    if (d->error && d->error_bytes > 0) d->error[0] = 0;
+    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
+                               d->n_threads, PVTI_MAX_THREADS);
+    if (!d->allocator.alloc != !d->allocator.free)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "the allocator has %s but no %s: give both, or neither for malloc",
+                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
+    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "compute_bf16 is not for a build with PVTUNE_REAL double");
+    PVTI_TRY(pvti_ctx_check_files(d));
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+    return PVT_OK;
+}
+
+/* Opens the device, and makes the plain context beside it. */
+static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
+{
+    pvt_ctx_desc plain = *d;
+    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
+        d->device->real_size != sizeof(pvt_real))
+        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
+                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
+    plain.device = NULL;
+    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
+    ctx->host->front = ctx;
+    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
+    ctx->device = d->device;
+    return PVT_OK;
+}
+
+static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
+{
+    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
+                           n_threads, (long long)(bytes >> 20));
+}
+
+PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
+{
+    pvt_allocator allocator;
+    if (!ctx) return;
+    pvt_ctx_destroy(ctx->host);
+    if (ctx->device) ctx->device->close(ctx->device_state);
+#ifndef PVTUNE_NO_THREADS
+    pvti_pool_destroy(ctx);
+#else
+    pvti_free(ctx, ctx->pool);
+#endif
+    pvti_free(ctx, ctx->scratch);
+    pvti_free(ctx, ctx->gemm_shared);
+    allocator = ctx->allocator;
+    if (allocator.alloc)
+        allocator.free(ctx, allocator.user);
+    else
+        free(ctx);
+}
+
+/* A context with the kernels of part I. The desc has been checked. */
+static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
+{
+    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
+                                                  : malloc(sizeof *ctx));
+    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
+    memset(ctx, 0, sizeof *ctx);
+    ctx->n_threads = n_threads;
+    ctx->isa_name = "scalar";
+    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
+    ctx->allocator = d->allocator;
+    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
+    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
+    ctx->files = d->files;
+    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
+    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
+    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+        pvt_ctx_destroy(ctx);
+        return pvti_ctx_no_memory(d, n_threads);
+    }
+    *out = ctx;
+    return PVT_OK;
+}
+
+PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
+{
+    pvt_ctx_info info;
+    memset(&info, 0, sizeof info);
+    info.n_threads = ctx->n_threads;
+    info.isa = ctx->isa_name;
+    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
+    if (!ctx->device) return info;
+    info.bytes_now += ctx->host->bytes_now;
+    info.bytes_peak += ctx->host->bytes_peak;
+    info.allocations += ctx->host->allocations;
+    info.device = ctx->device->name;
+    info.device_bytes_now = ctx->device->held(ctx->device_state);
+    info.device_bytes_peak = ctx->device_peak;
+    return info;
+}
+
+PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
+{
+    ctx->bytes_peak = ctx->bytes_now;
+    if (!ctx->device) return;
+    ctx->host->bytes_peak = ctx->host->bytes_now;
+    ctx->device_peak = ctx->device->held(ctx->device_state);
+}
+
 #if PVTI_FILES
 static void pvti_files_install(pvt_ctx *ctx)
 {
 #if PVTUNE_LAYER >= 2
     static const pvti_outside outside = {
         pvti_source_close,           pvti_source_bytes,    pvt_tokenizer_free,  pvti_tokenizer_share,
-        pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
+        pvti_model_head_q8,          pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
     };
     ctx->outside = &outside;
 #endif
     ctx->files = ctx->files.open ? ctx->files : pvti_own_files;
+#define PVTI_X(type, name) \
+    if (!ctx->kernels.decoders[PVT_##type]) ctx->kernels.decoders[PVT_##type] = pvti_decode_##name;
+    PVTI_BLOCK_TYPES(PVTI_X)
+#undef PVTI_X
 }
 #endif
 

@@ -1579,6 +1579,8 @@ extern "C" {
 #define PVTI_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
+/* Blocks of d that cover n. */
+PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 #define pvti_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define pvti_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
@@ -1836,11 +1838,11 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
     aligned to a cache line. */
 
 /* a·b and a+b of sizes: false when negative or beyond int64_t. */
-static PVTI_UNUSED bool pvti_mul(int64_t a, int64_t b, int64_t *out)
+static bool pvti_mul(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
 }
-static PVTI_UNUSED bool pvti_add(int64_t a, int64_t b, int64_t *out)
+static bool pvti_add(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out);
 }
@@ -1994,16 +1996,16 @@ static uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static PVTI_UNUSED uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
+static uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
 {
     return pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step);
 }
-static PVTI_UNUSED uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+static uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_mix(pvti_random_stream(seed, purpose, step) ^ index);
 }
 /* In [0, 1), 53 bits. */
-static PVTI_UNUSED double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
+static double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_unit(pvti_random(seed, purpose, step, index));
@@ -2173,7 +2175,7 @@ static int pvti_pool_workers(pvt_ctx *ctx)
 
 /* task(arg, i, worker) for i in [0, n), in any order, on all workers. ctx NULL, a region
    inside a region, and n = 1 run serially. */
-static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
+static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
     int64_t i;
     if (ctx && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
@@ -2196,7 +2198,7 @@ static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task
 }
 
 /* PVTI_SCRATCH_BYTES of the worker's own, aligned to 64. Needs a context. */
-static PVTI_UNUSED void *pvti_scratch(pvt_ctx *ctx, int worker)
+static void *pvti_scratch(pvt_ctx *ctx, int worker)
 {
     return ctx->scratch + worker * PVTI_SCRATCH_BYTES;
 }
@@ -2228,7 +2230,7 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
     } while (0)
 
 /* The device's first error, if it knows of one by now. */
-static PVTI_UNUSED pvt_result pvti_device_check(pvt_ctx *ctx)
+static pvt_result pvti_device_check(pvt_ctx *ctx)
 {
     const char *why = NULL;
     pvt_result result = ctx->device ? ctx->device->status(ctx->device_state, &why) : PVT_OK;
@@ -2422,7 +2424,7 @@ PVTI_INLINE pvt_real pvti_sigmoid(pvt_real z) { return 1 / (1 + pvti_exp(-z)); }
 /* ---- log: x = 2^e·m with m in [√½, √2), s = (m − 1)/(m + 1), |s| < 0.172, z = s²,
    log x = e·ln 2 + 2·(s + s³/3 + s⁵/5 + …), eleven terms. For positive normal x; 0 gives −∞,
    less gives NaN. ---- */
-static PVTI_UNUSED double pvti_log(double x)
+static double pvti_log(double x)
 {
     const double sqrt_half = 0.70710678118654752;
     uint64_t bits, base;
@@ -2452,11 +2454,11 @@ static PVTI_UNUSED double pvti_log(double x)
 }
 
 /* x^y for x > 0. */
-static PVTI_UNUSED double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
+static double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
 
 /* ---- sine and cosine: n = round(x·2/π), r = x − n·π/2 in [−π/4, π/4] with π/2 in two parts;
    n mod 4 says which series and which sign. For |x| up to 10^9. ---- */
-static PVTI_UNUSED void pvti_sincos(double x, double *sine, double *cosine)
+static void pvti_sincos(double x, double *sine, double *cosine)
 {
     const double shift = 6755399441055744.0;
     double t = __builtin_fma(x, 0.63661977236758134, shift), n = t - shift;
@@ -2770,13 +2772,13 @@ typedef struct pvti_operand {
 } pvti_operand;
 
 /* Dense, row-major, rows ld apart. */
-static PVTI_UNUSED pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, ld, 1, NULL, NULL, false};
     return x;
 }
 /* The transpose of such a matrix. */
-static PVTI_UNUSED pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, 1, ld, NULL, NULL, false};
     return x;
@@ -2936,13 +2938,11 @@ typedef struct pvti_gemm_job {
     int64_t m0, mb, k0, kb; /* the block in work */
 } pvti_gemm_job;
 
-/* Blocks of d that cover n. */
-static int64_t pvti_gemm_parts(int64_t n, int64_t d) { return (n + d - 1) / d; }
 /* n cut into the fewest equal parts of at most `most`, each a multiple of `unit`. */
 static int64_t pvti_gemm_even(int64_t n, int64_t most, int64_t unit)
 {
-    int64_t parts = pvti_gemm_parts(n, PVTI_MAX(most / unit, 1) * unit);
-    return pvti_gemm_parts(pvti_gemm_parts(n, parts), unit) * unit;
+    int64_t parts = pvti_ceil_div(n, PVTI_MAX(most / unit, 1) * unit);
+    return pvti_ceil_div(pvti_ceil_div(n, parts), unit) * unit;
 }
 
 /* The worker's B panels and its buffer for tiles. */
@@ -2977,7 +2977,7 @@ PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_job *job, int64_t m, int64_t
 static void pvti_gemm_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t across = pvti_gemm_parts(job->N, job->n_block);
+    int64_t across = pvti_ceil_div(job->N, job->n_block);
     int64_t n0 = i % across * job->n_block, m0 = i / across * job->m_task;
     int64_t n = PVTI_MIN(job->n_block, job->N - n0), m1 = PVTI_MIN(m0 + job->m_task, job->mb);
     int64_t steps = pvti_pack_steps(job->half, job->kb);
@@ -3005,10 +3005,10 @@ static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     job->k_block =
         PVTI_MIN(pvti_gemm_even(job->K, k_most, job->K % 256 == 0 && k_most >= 256 ? 256 : 32), k_most);
     panels = PVTI_MIN(job->b_room / pvti_pack_steps(job->half, job->k_block), 256) / job->nr;
-    tasks = pvti_gemm_parts(job->N, PVTI_MAX(panels, 1) * job->nr);
+    tasks = pvti_ceil_div(job->N, PVTI_MAX(panels, 1) * job->nr);
     if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, job->N / 96));
     tasks = PVTI_MAX(tasks, 1);
-    job->n_block = pvti_gemm_parts(pvti_gemm_parts(job->N, tasks), job->nr) * job->nr;
+    job->n_block = pvti_ceil_div(pvti_ceil_div(job->N, tasks), job->nr) * job->nr;
     job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
     job->m_task = job->mb;
     if (workers > 1 && tasks < 2 * workers)
@@ -3025,8 +3025,8 @@ static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers
         job->mb = PVTI_MIN(mb, job->M - job->m0);
         for (job->k0 = 0; job->k0 < job->K; job->k0 += job->k_block) {
             job->kb = PVTI_MIN(job->k_block, job->K - job->k0);
-            tasks = pvti_gemm_parts(job->N, job->n_block) * pvti_gemm_parts(job->mb, job->m_task);
-            pvti_parallel(ctx, pvti_gemm_parts(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
+            tasks = pvti_ceil_div(job->N, job->n_block) * pvti_ceil_div(job->mb, job->m_task);
+            pvti_parallel(ctx, pvti_ceil_div(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
                           job);
             pvti_parallel(ctx, tasks, pvti_gemm_task, job);
         }
@@ -3097,10 +3097,10 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     if (few && job->K >= 32 && job->At.rs == 1 && (job->B.tile ? job->B.transposed : job->B.rs == 1)) {
         job->k_block = job->B.tile ? PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15 : 2048;
         job->n_block = pvti_gemm_even(job->N, PVTI_MAX(job->N / (4 * workers), 4 * PVTI_DOT_W), PVTI_DOT_W);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_dots_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_dots_task, job);
     } else if (few && job->N >= 32 && (job->B.tile ? !job->B.transposed : job->B.cs == 1)) {
         job->n_block = pvti_gemm_even(job->N, PVTI_MIN(PVTI_MAX(job->N / (2 * workers), 128), 1024), 32);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_axpy_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_axpy_task, job);
     } else
         pvti_gemm_blocks(job, k_most, workers);
 }
@@ -3147,8 +3147,8 @@ static void pvti_gemm_on_stack(pvti_gemm_job *job)
 
 /*  C[M,N] = A[M,K]·B[K,N], or += when accumulate, by one worker inside a parallel task, in the
     upper 768 KiB of that worker's scratch. Same bits as pvti_gemm_linear. */
-static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
-                                         pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
+                             pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     if (!pvti_gemm_begin(&job, ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate)) return;
@@ -3165,8 +3165,8 @@ static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, 
 /*  The same on all workers, with operands rounded to bf16 when `half`. With ctx NULL, or when another
     parallel region is running, by the caller alone in 60 KiB of its stack: correct, but inside a
     task pvti_gemm_serial is faster. Skinny products ignore `half`: memory limits them. */
-static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
-                                     pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                         int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     double work = (double)M * (double)N * (double)K;
@@ -3190,8 +3190,8 @@ static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_o
     pvti_gemm_as(ctx, false, C, ldc, A, B, M, N, K, accumulate);
 }
 /* A linear layer's product, in the precision the context computes them in. */
-static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
-                                         int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                             int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_as(ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
@@ -3204,8 +3204,6 @@ static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc,
 
 #define PVTI_TASK_ELEMENTS 16384 /* work of one task: enough to hide the cost of starting it */
 #define PVTI_TASK_COLUMNS 64     /* columns of one task that sums rows */
-
-static int64_t pvti_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* One struct for the tasks of all row-wise ops; each public function names what it uses. */
 typedef struct pvti_rows_job {
@@ -4297,7 +4295,7 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
 
 /* Bytes of a tensor whose rows hold whole blocks; false on overflow, a bad dtype, or a row that
    does not divide (rank 0 is one element). */
-static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
+static bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     int64_t elements = 1, row = rank > 0 ? shape[rank - 1] : 1;
@@ -4309,8 +4307,7 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
 }
 /* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
    number is not finite or too large, −1: none. */
-static PVTI_UNUSED int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from,
-                                          int64_t n)
+static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
     for (int64_t i = 0; i < n; i++) {
@@ -4328,7 +4325,7 @@ static PVTI_UNUSED void pvti_widen_f16(pvt_ctx *ctx, pvt_real *out, const uint16
     for (int64_t i = 0; i < n; i++) out[i] = (pvt_real)pvti_f16_to_f32(half[i]);
 }
 /* One number out of an array in the context's memory, for a message; NaN when the device has failed. */
-static PVTI_UNUSED double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
+static double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
 {
     pvt_real x;
     return pvt_memory_read(ctx, &x, number, (int64_t)sizeof x) == PVT_OK ? (double)x : NAN;
@@ -4406,7 +4403,7 @@ PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
         ((uint16_t *)weight->array[0])[i] = (uint16_t)code;
 }
 
-/* What representations with a code for each single weight share. */
+/* What representations share that have no groups of weights. */
 static void pvti_group_single(const pvt_format *format, int64_t *og, int64_t *ig)
 {
     (void)format;
@@ -4472,7 +4469,7 @@ static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt
     args.weight = weight;
     args.assign = a;
     args.nearest = nearest;
-    pvti_parallel(ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_SINGLE_TASK), pvti_single_task, &args);
 }
 
 /* Codes, and not just numbers? */
@@ -4522,14 +4519,8 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
     *nearest = *format;
     return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O, I, 0, 0);
 }
-static void pvti_group_dense(const pvt_format *format, int64_t *og, int64_t *ig)
-{
-    (void)format;
-    *og = *ig = 1;
-}
-
 static const pvti_kind pvti_kind_dense = {
-    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_dense, pvti_tile_dense,
+    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single, pvti_tile_dense,
     NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
@@ -4587,6 +4578,55 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
     PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
+}
+
+/* The weights that one group covers. */
+static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
+{
+    weight->kind->group(&weight->format, og, ig);
+}
+
+typedef struct pvti_dequantize_args {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    pvt_real *out, delta;
+    const pvt_real *minus;
+    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
+} pvti_dequantize_args;
+
+static void pvti_dequantize_task(void *arg, int64_t go, int worker)
+{
+    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
+    const pvt_weight *w = a->weight;
+    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
+    for (int64_t c0 = 0; c0 < w->I; c0 += a->width) {
+        int64_t width = PVTI_MIN(a->width, w->I - c0), r, k;
+        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
+        for (r = 0; r < a->og; r++) {
+            int64_t at = (go * a->og + r) * w->I + c0;
+            const pvt_real *from = decoded + r * width;
+            for (k = 0; a->minus && k < width; k++) a->out[at + k] = a->minus[at + k] - from[k];
+            for (k = 0; !a->minus && k < width; k++)
+                a->out[at + k] = a->delta < 1 ? a->delta * from[k] + (1 - a->delta) * a->out[at + k] : from[k];
+        }
+    }
+}
+
+/* out [O, I] ← δ·Ŵ + (1−δ)·out; or, with minus given, minus − Ŵ (on the host). */
+static void pvti_dequantize(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, const pvt_real *minus,
+                            double delta)
+{
+    pvti_dequantize_args a;
+    int64_t ig;
+    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
+    a.ctx = ctx, a.weight = weight, a.out = out, a.minus = minus, a.delta = (pvt_real)delta;
+    pvti_group_of(weight, &a.og, &ig);
+    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
+    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
+}
+static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
+{
+    pvti_dequantize(ctx, weight, out, NULL, delta);
 }
 
 typedef struct pvti_rows_args {
@@ -4919,7 +4959,7 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     const pvt_weight *w = a->weight;
     int64_t GO = w->O / w->format.out_group, og = w->format.out_group, ig = w->format.in_group;
     int64_t chunk = i / w->format.codebooks, m = i % w->format.codebooks,
-            step = (GO + a->chunks - 1) / a->chunks;
+            step = pvti_ceil_div(GO, a->chunks);
     int64_t go0 = PVTI_MIN(GO, chunk * step), go1 = PVTI_MIN(GO, go0 + step),
             per_book = a->n / w->format.codebooks, go, j0;
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
@@ -4962,7 +5002,7 @@ static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_we
     a.chunks = pvti_chain_chunks(weight);
     a.n = pvti_chain_values(weight) / a.chunks;
     pvti_parallel(ctx, a.chunks * weight->format.codebooks, pvti_chain_scatter_task, &a);
-    pvti_parallel(ctx, (a.n + 1023) / 1024, pvti_chain_add_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 1024), pvti_chain_add_task, &a);
 }
 
 /* ---- tables for the search ---- */
@@ -5179,7 +5219,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
 static void pvti_l2_run(pvti_l2_search *s)
 {
     s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
-    pvti_parallel(s->ctx, (s->n + s->batch - 1) / s->batch, pvti_l2_task, s);
+    pvti_parallel(s->ctx, pvti_ceil_div(s->n, s->batch), pvti_l2_task, s);
 }
 
 /* The V step of pv. */
@@ -5551,7 +5591,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             int64_t after;
             s.p1 = PVTI_MIN(GI, s.p0 + per_block), s.width = (s.p1 - s.p0) * ig, after = s.p1 * ig;
             pvti_parallel(ctx, (s.p1 - s.p0) * M, pvti_xtx_bias_task, &s);
-            pvti_parallel(ctx, (GO + s.chunk - 1) / s.chunk, pvti_xtx_task, &s);
+            pvti_parallel(ctx, pvti_ceil_div(GO, s.chunk), pvti_xtx_task, &s);
             { uint16_t *swap = s.codes; s.codes = s.codes_next; s.codes_next = swap; }
             if (beam > 1) {
                 pvt_real *swap;
@@ -5662,7 +5702,7 @@ PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t 
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
-    int64_t D = s->D, step = (s->GI + s->chunks - 1) / s->chunks, j;
+    int64_t D = s->D, step = pvti_ceil_div(s->GI, s->chunks), j;
     double *sums = s->sums + chunk * s->K * 2 * D;
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
@@ -5773,30 +5813,26 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
         memcpy(out, A, (size_t)(f->O * f->I) * sizeof *out);
 }
 
-typedef struct pvti_decode_args {
-    const pvti_fit *fit;
-    const pvt_weight *weight;
-    pvt_real *out;
-    const pvt_real *minus; /* out = minus − decoded, when given */
-} pvti_decode_args;
-
-static void pvti_fit_decode_task(void *arg, int64_t go, int worker)
+static pvt_result pvti_fit_fail(const pvti_fit *f)
 {
-    const pvti_decode_args *a = (const pvti_decode_args *)arg;
-    const pvti_fit *f = a->fit;
-    pvt_real *out = a->out + go * f->og * f->I;
-    int64_t k;
-    (void)worker;
-    PVTI_CALL(f->ctx, decode)(out, f->I, a->weight, go, 0, f->GI, true);
-    for (k = 0; a->minus && k < f->og * f->I; k++) out[k] = a->minus[go * f->og * f->I + k] - out[k];
+    return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
+                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot be "
+                     "calibrated",
+                     f->name);
+}
+
+/* W·H, and ⟨WH, W⟩, in which errors are measured. */
+static pvt_result pvti_fit_energy(pvti_fit *f)
+{
+    pvti_fit_times_H(f, f->WH, f->W);
+    f->energy = pvti_fit_dot(f, f->W, f->WH);
+    return f->energy >= 0 && f->energy <= DBL_MAX ? PVT_OK : pvti_fit_fail(f);
 }
 
 /* R = W − Ŵ and R·H; returns the relative error. */
 static double pvti_fit_residual(pvti_fit *f)
 {
-    pvti_decode_args a;
-    a.fit = f, a.weight = f->weight, a.out = f->R, a.minus = f->W;
-    pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+    pvti_dequantize(f->ctx, f->weight, f->R, f->W, 1);
     pvti_fit_times_H(f, f->RH, f->R);
     return f->energy > 0 ? pvti_fit_dot(f, f->R, f->RH) / f->energy : 0;
 }
@@ -5872,7 +5908,6 @@ static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
 static void pvti_fit_codebooks(pvti_fit *f)
 {
     pvt_weight direction = *f->weight; /* the same codes and scales, p for codebooks */
-    pvti_decode_args a;
     int64_t k, n = f->n_values;
     double rz, floor = 0;
     int step;
@@ -5884,11 +5919,10 @@ static void pvti_fit_codebooks(pvti_fit *f)
     for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     rz = pvti_sum_products(f->r, f->x, n);
     direction.array[PVTI_CODEBOOKS] = f->p;
-    a.fit = f, a.weight = &direction, a.out = f->T, a.minus = NULL;
     for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         double curvature, alpha, rz_next;
         pvt_real al, beta;
-        pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+        pvti_dequantize_blend(f->ctx, &direction, f->T, 1);
         pvti_fit_times_H(f, f->TH, f->T);
         curvature = pvti_fit_dot(f, f->T, f->TH);
         if (!(curvature > 0)) break;
@@ -5995,13 +6029,7 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
 {
     double best, error;
     int epoch;
-    pvti_fit_times_H(f, f->WH, f->W);
-    f->energy = pvti_fit_dot(f, f->W, f->WH);
-    if (!(f->energy >= 0) || f->energy > DBL_MAX)
-        return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
-                         "%s: the weight or its inputs hold a NaN or an infinity, or H is not "
-                         "positive; it cannot be calibrated",
-                         f->name);
+    PVTI_TRY(pvti_fit_energy(f));
     PVTI_TRY(pvti_fit_start(f));
     best = stats->error_start = pvti_fit_residual(f);
     for (epoch = 0;; epoch++) {
@@ -6061,28 +6089,20 @@ static const pvti_kind pvti_kind_aqlm = {
 
 /* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
 static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
-                                   const pvt_weight *weight, pvt_fit_stats *stats)
+                                   pvt_weight *weight, pvt_fit_stats *stats)
 {
     pvti_fit f;
-    int64_t n = weight->O * weight->I, k;
+    int64_t n = weight->O * weight->I;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I;
+    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
     f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
-    if (f.R && f.RH && f.dots) {
-        result = PVT_OK;
-        pvti_fit_times_H(&f, f.RH, W);
-        f.energy = pvti_fit_dot(&f, W, f.RH);
-        pvt_weight_dequantize(weight, f.R);
-        for (k = 0; k < n; k++) f.R[k] = W[k] - f.R[k];
-        pvti_fit_times_H(&f, f.RH, f.R);
-        stats->error = f.energy > 0 ? PVTI_MAX(0, pvti_fit_dot(&f, f.R, f.RH) / f.energy) : 0;
+    f.WH = f.RH; /* one after the other */
+    if (f.R && f.RH && f.dots) result = pvti_fit_energy(&f);
+    if (result == PVT_OK) {
+        stats->error = PVTI_MAX(0, pvti_fit_residual(&f));
         stats->error_start = stats->error, stats->epochs = 1;
-        if (!(f.energy >= 0) || !(f.energy <= DBL_MAX) || !(stats->error <= DBL_MAX))
-            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
-                               "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it "
-                               "cannot be calibrated",
-                               name);
+        if (!(stats->error <= DBL_MAX)) result = pvti_fit_fail(&f);
     }
     pvti_free(ctx, f.R);
     pvti_free(ctx, f.RH);
@@ -6355,12 +6375,7 @@ PVT_API void pvt_format_text(const pvt_format *format, char out[48])
     if (kind) kind->print(format, out);
 }
 
-/* The weights that one group covers. */
-static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
-{
-    weight->kind->group(&weight->format, og, ig);
-}
-/* Groups of the weight, and codes of each group. */
+/* Groups of the weight. */
 static int64_t pvti_groups(const pvt_weight *weight)
 {
     int64_t og, ig;
@@ -6438,7 +6453,7 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
 }
 
 /* Codes of each group. */
-static PVTI_UNUSED int64_t pvti_group_codes(const pvt_weight *weight)
+static int64_t pvti_group_codes(const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight_arrays(weight, arrays);
@@ -6504,8 +6519,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
 }
 
 /* bytes from the memory of one context to that of another. */
-static PVTI_UNUSED pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from,
-                                            int64_t bytes)
+static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from, int64_t bytes)
 {
     char piece[4096];
     int64_t at, n;
@@ -6835,7 +6849,7 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
     }
 }
 
-static int64_t pvti_chunks(int64_t n) { return (n + PVTI_CHUNK - 1) / PVTI_CHUNK; }
+static int64_t pvti_chunks(int64_t n) { return pvti_ceil_div(n, PVTI_CHUNK); }
 
 /* Step t (from 1). sums: room for 2·chunks doubles. */
 static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g, const pvt_optimizer *o,
@@ -7368,42 +7382,6 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     pv->stats.groups_searched += k;
 }
 
-typedef struct pvti_dequantize_args {
-    pvt_ctx *ctx;
-    const pvt_weight *weight;
-    pvt_real *out, delta; /* out ← δ·Ŵ + (1−δ)·out */
-    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
-} pvti_dequantize_args;
-
-static void pvti_dequantize_task(void *arg, int64_t go, int worker)
-{
-    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
-    const pvt_weight *w = a->weight;
-    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
-    int64_t c0, r, k;
-    for (c0 = 0; c0 < w->I; c0 += a->width) {
-        int64_t width = PVTI_MIN(a->width, w->I - c0);
-        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
-        for (r = 0; r < a->og; r++) {
-            pvt_real *out = a->out + (go * a->og + r) * w->I + c0;
-            for (k = 0; k < width; k++)
-                out[k] = a->delta < 1 ? a->delta * decoded[r * width + k] + (1 - a->delta) * out[k]
-                                      : decoded[r * width + k];
-        }
-    }
-}
-
-static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
-{
-    pvti_dequantize_args a;
-    int64_t ig;
-    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
-    a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
-    pvti_group_of(weight, &a.og, &ig);
-    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
-    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
-}
-
 typedef struct pvti_finite_args {
     pvt_ctx *ctx;
     const pvt_real *g;
@@ -7716,8 +7694,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
 
 /* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
    training, so that results there mean nothing. */
-static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
-                                                 int64_t T)
+static pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what, int64_t T)
 {
     if (T >= 2 && T <= model->config.ctx) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -7966,7 +7943,7 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
     PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
     a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
     a.seed = ctx->seed;
-    pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 4096), pvti_init_task, &a);
     return PVT_OK;
 }
 
@@ -8210,7 +8187,7 @@ static void pvti_blocks_rope(pvti_blocks *b)
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+static void pvti_blocks_free(pvti_blocks *b)
 {
     if (b->memory) pvt_memory_free(b->ctx, b->memory);
     if (b->host_memory) pvti_free(b->ctx, b->host_memory);
@@ -8218,9 +8195,8 @@ static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
 }
 
 /* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
-static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
-                                                 int64_t positions, int64_t n_acts, bool train,
-                                                 pvti_blocks *b)
+static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
+                                     int64_t positions, int64_t n_acts, bool train, pvti_blocks *b)
 {
     pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
     memset(b, 0, sizeof *b);
@@ -8644,6 +8620,14 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 
 static const pvt_loss_desc pvti_loss_default = {NULL, NULL, NULL, 0};
 
+static pvt_result pvti_teacher_check(const pvt_model *student, const pvt_model *teacher)
+{
+    if (teacher->config.vocab == student->config.vocab) return PVT_OK;
+    return pvti_fail(student->ctx, PVT_ERR_MISMATCH,
+                     "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be compared",
+                     (long long)teacher->config.vocab, (long long)student->config.vocab);
+}
+
 static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
 {
     int64_t V = run->model->config.vocab, i;
@@ -8661,12 +8645,7 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
         return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
                          "the teacher lies in the memory of another device; pvt_model_copy brings it over");
-    if (desc->teacher->config.vocab != V)
-        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
-                         "be compared",
-                         (long long)desc->teacher->config.vocab, (long long)V);
-    return PVT_OK;
+    return pvti_teacher_check(run->model, desc->teacher);
 }
 
 /* What counts: the targets as the losses want them; how many. KL without targets counts all. */
@@ -8930,6 +8909,19 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
     out->n = n;
     out->ctx = ctx;
+    return PVT_OK;
+}
+
+/* Are all ids the model's? */
+static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *corpus, const char *what)
+{
+    int64_t V = model->config.vocab, i;
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
+            return pvti_fail(model->ctx, PVT_ERR_MISMATCH,
+                             "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                             "another tokenizer?",
+                             what, (long long)corpus->ids[i], (long long)V);
     return PVT_OK;
 }
 
@@ -9405,7 +9397,7 @@ static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
-    int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
+    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), steps = chunks * z->desc.finetune_epochs,
             step, n;
     pvt_real *grads[PVTI_BLOCK];
     int j;
@@ -9689,7 +9681,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int64_t i, available;
+    int64_t available;
     int n;
     if (memcmp(&d->format, &unset, sizeof unset) == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
@@ -9719,12 +9711,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          (long long)corpus->n, (long long)available, (long long)z->T,
                          (long long)(d->samples ? d->samples : 64));
     z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= c->vocab)
-            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
-                             "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
-                             "was it tokenized with another tokenizer?",
-                             (long long)corpus->ids[i], (long long)c->vocab);
+    PVTI_TRY(pvti_corpus_check(z->model, corpus, "the calibration text"));
     return pvti_quantizer_check_format(z);
 }
 
@@ -10182,19 +10169,11 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
 /* Ids within the vocabulary, and at least one context. */
 static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
 {
-    int64_t i, V = t->student->config.vocab;
     if (corpus->n < t->desc.ctx)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                          "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
                          what, (long long)corpus->n, (long long)t->desc.ctx);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
-            return pvti_fail(
-                t->ctx, PVT_ERR_MISMATCH,
-                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
-                "another tokenizer?",
-                what, (long long)corpus->ids[i], (long long)V);
-    return PVT_OK;
+    return pvti_corpus_check(t->student, corpus, what);
 }
 
 /* How many windows there are to tune and to evaluate on. */
@@ -10223,7 +10202,6 @@ static pvt_result pvti_tuner_split(pvt_tuner *t)
 static pvt_result pvti_tuner_check(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
-    const pvt_model_config *c = &t->student->config;
     PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
     PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
     if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
@@ -10231,11 +10209,7 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
                          (long long)d->micro_batch, (long long)pvti_tuner_share(d),
                          d->comm.size > 1 ? ", a rank's share" : "");
-    if (t->teacher && t->teacher->config.vocab != c->vocab)
-        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
-                         "compared",
-                         (long long)t->teacher->config.vocab, (long long)c->vocab);
+    if (t->teacher) PVTI_TRY(pvti_teacher_check(t->student, t->teacher));
     PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
     if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
     if (t->teacher && t->student_hash == t->teacher_hash)
@@ -11022,7 +10996,7 @@ static bool pvti_remove(const pvt_ctx *ctx, const char *path)
 {
     return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
 }
-static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+static bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
 {
     return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
 }
@@ -11337,7 +11311,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
 /* ---- paths ---- */
 
 /* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
-static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
+static pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
 {
     size_t length = strlen(dir);
     const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
@@ -11350,13 +11324,13 @@ static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char
 static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
 
 /* What cannot be asked about is taken to be there: opening it says why. */
-static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
 }
 
-static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
@@ -11371,7 +11345,7 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
 
 /* A rename lasts once the directory reached the device. False with errno when that failed; a directory
    that may not be opened, or a file system that cannot sync one, is no failure. */
-static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+static bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
     int fd, code;
     if (!ctx->files.sync) return true;
@@ -11417,7 +11391,7 @@ typedef struct pvti_map {
     void *memory; /* … read into memory of the context */
 } pvti_map;
 
-static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
+static void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
     if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
     pvti_free(ctx, map->memory);
@@ -11484,7 +11458,7 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
 }
 
 /* A regular file. On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+static pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
 {
     return pvti_map_open_as(ctx, path, false, map);
 }
@@ -11593,7 +11567,7 @@ static bool pvti_writer_close(pvti_writer *w)
 }
 
 /* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+static void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
 
 /* Adds to the sentence that is recorded. */
 static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
@@ -11690,7 +11664,7 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *o
 }
 
 /* Nothing is written to `path` itself before the commit. */
-static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
+static pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
     pvt_file_info old;
     bool exists;
@@ -11729,7 +11703,7 @@ static pvt_result pvti_writer_flush(pvti_writer *w)
 }
 
 /* After a failure every further put returns that failure and does nothing. */
-static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
+static pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
 {
     if (w->result != PVT_OK) return w->result;
     if (bytes <= 0) return PVT_OK;
@@ -11744,8 +11718,7 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
 }
 
 /* n numbers of `size` bytes, in the order that files have. */
-static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
-                                                      int64_t size)
+static pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n, int64_t size)
 {
     char part[4096];
     int64_t each = (int64_t)sizeof part / size, i, m;
@@ -11771,7 +11744,7 @@ static pvt_result pvti_writer_settle(pvti_writer *w)
 
 /* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
    new one is in place and only its directory could not be synced. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+static pvt_result pvti_writer_commit(pvti_writer *w)
 {
     char dir[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_writer_settle(w));
@@ -11792,7 +11765,7 @@ static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
 }
 
 /* A whole small file at once. */
-static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+static pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
@@ -12252,7 +12225,7 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
 }
 
 /* A file: the map holds the text and is closed after the nodes. On failure both are empty. */
-static PVTI_UNUSED pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
+static pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
 {
     pvt_result result;
     memset(out, 0, sizeof *out);
@@ -12287,13 +12260,13 @@ static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 {
     return node > 0 && node < j->n && j->nodes[node].next ? (int64_t)j->nodes[node].next : -1;
 }
-static PVTI_UNUSED int64_t pvti_json_count(const pvti_json *j, int64_t node)
+static int64_t pvti_json_count(const pvti_json *j, int64_t node)
 {
     return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].size : 0;
 }
 
 /* The member's value, −1 when there is none. Linear: iterate large objects instead. */
-static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
+static int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
 {
     int64_t child = pvti_json_type(j, object) == PVTI_JSON_OBJECT ? pvti_json_first(j, object) : -1;
     while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
@@ -12302,12 +12275,12 @@ static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, co
 
 /* Decoded length of the key or string in bytes (it may exceed cap, and may contain NULs);
    NUL-terminated when that fits too. −1: not a string. */
-static PVTI_UNUSED int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) == PVTI_JSON_NONE) return -1;
     return pvti_json_decode(pvti_json_key_span(j, node), out, cap);
 }
-static PVTI_UNUSED int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) != PVTI_JSON_STRING) return -1;
     return pvti_json_decode(pvti_json_value_span(j, node), out, cap);
@@ -12382,7 +12355,7 @@ static double pvti_decimal(const char *s, int64_t n)
 }
 
 /* False when it is no number, or one that no finite double comes near. */
-static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
+static bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
 {
     double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
@@ -12393,7 +12366,7 @@ static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, doubl
 }
 
 /* Exact over the whole range of int64_t; 2048.0 and 2e3 are integers too, 0.5 is none. */
-static PVTI_UNUSED bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
+static bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
 {
     const char *s, *end;
     int64_t value = 0;
@@ -12429,14 +12402,14 @@ typedef struct pvti_text {
     bool failed;
 } pvti_text;
 
-static PVTI_UNUSED pvti_text pvti_text_begin(pvt_ctx *ctx)
+static pvti_text pvti_text_begin(pvt_ctx *ctx)
 {
     pvti_text text;
     memset(&text, 0, sizeof text);
     text.ctx = ctx;
     return text;
 }
-static PVTI_UNUSED void pvti_text_free(pvti_text *t)
+static void pvti_text_free(pvti_text *t)
 {
     pvti_free(t->ctx, t->data);
     memset(t, 0, sizeof *t);
@@ -12456,7 +12429,7 @@ static bool pvti_text_reserve(pvti_text *t, int64_t n)
     return !t->failed;
 }
 
-static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
+static void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
 {
     if (n < 1 || !pvti_text_reserve(t, n)) return;
     memcpy(t->data + t->size, bytes, (size_t)n);
@@ -12464,7 +12437,7 @@ static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n
 }
 
 /* Beware of %f and %g: they write the locale's decimal point. See pvti_text_number. */
-static PVTI_UNUSED PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
+static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
 {
     va_list args;
     int n;
@@ -12510,7 +12483,7 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
 }
 
 /* "…", quoted and escaped. */
-static PVTI_UNUSED void pvti_text_string(pvti_text *t, const char *s, int64_t n)
+static void pvti_text_string(pvti_text *t, const char *s, int64_t n)
 {
     int64_t bytes = pvti_json_escape(s, n, NULL, 0);
     if (!pvti_text_reserve(t, bytes + 2)) return;
@@ -12568,11 +12541,7 @@ typedef struct pvti_tensor {
 
 #define PVTI_MAX_RANK 8
 
-static PVTI_UNUSED int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */
-{
-    const pvti_dtype *info = pvti_dtype_info(t->dtype);
-    return info ? t->bytes / info->bytes * info->block : 0;
-}
+static int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */ { const pvti_dtype *info = pvti_dtype_info(t->dtype); return info ? t->bytes / info->bytes * info->block : 0; }
 
 /* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
 static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
@@ -12647,7 +12616,7 @@ typedef struct pvti_safetensors {
 
 #define PVTI_SAFETENSORS_HEADER_BYTES ((int64_t)100000000)
 
-static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
+static void pvti_safetensors_close(pvti_safetensors *st)
 {
     if (st->ctx) {
         pvti_free(st->ctx, st->tensors);
@@ -12660,7 +12629,7 @@ static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
 }
 
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
-static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
+static pvt_dtype pvti_dtype_parse(const char *name)
 {
     int i;
     for (i = 1; i < PVT_DTYPE_COUNT; i++)
@@ -12817,8 +12786,8 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
 
 /* From memory, which must outlive st; `file` is what errors call it. Numbers stay in the order of the file.
    On failure st is closed. */
-static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                    int64_t size, pvti_safetensors *st)
+static pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                        pvti_safetensors *st)
 {
     pvt_result result;
     memset(st, 0, sizeof *st);
@@ -12829,7 +12798,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *fi
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
+static pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
 {
     pvti_map map;
     pvt_result result;
@@ -12841,14 +12810,13 @@ static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *pa
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
+static const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
 {
     return pvti_names_find(&st->names, name);
 }
 
 /* A string of "__metadata__": its length, −1 when there is none (see pvti_json_string). */
-static PVTI_UNUSED int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out,
-                                                     int64_t cap)
+static int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out, int64_t cap)
 {
     return pvti_json_string(&st->header, pvti_json_find(&st->header, st->metadata, key), out, cap);
 }
@@ -12866,7 +12834,7 @@ typedef struct pvti_shards {
     pvti_names names;
 } pvti_shards;
 
-static PVTI_UNUSED void pvti_shards_close(pvti_shards *set)
+static void pvti_shards_close(pvti_shards *set)
 {
     int64_t i;
     if (set->ctx) {
@@ -13099,19 +13067,17 @@ static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *t
 }
 
 /* To a path. */
-static PVTI_UNUSED pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path,
-                                                          const pvti_tensor *tensors, int64_t n,
-                                                          const char *const *metadata,
-                                                          pvti_tensor_put_fn *put, void *user)
+static pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                              int64_t n, const char *const *metadata, pvti_tensor_put_fn *put,
+                                              void *user)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
     return pvti_safetensors_write_to(&w, tensors, n, metadata, put, user);
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path,
-                                                     const pvti_tensor *tensors, int64_t n,
-                                                     const char *const *metadata)
+static pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                         int64_t n, const char *const *metadata)
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
@@ -14065,7 +14031,7 @@ static bool pvti_gguf_load_number(const uint8_t *from, uint32_t type, double *ou
 }
 
 /* False when the key is absent or of another kind: *out is then as it was, e.g. a default. */
-static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
+static bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     int64_t value;
@@ -14074,12 +14040,12 @@ static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64
     return true;
 }
 /* Integers too; NaN and infinity are possible. */
-static PVTI_UNUSED bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
+static bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     return kv && kv->type != PVTI_GGUF_BOOL && pvti_gguf_load_number(kv->value, kv->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
+static bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_BOOL) return false;
@@ -14087,7 +14053,7 @@ static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool
     return true;
 }
 /* A view into the file, not NUL-terminated. */
-static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
+static bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     pvti_cursor c;
@@ -14095,7 +14061,7 @@ static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, co
     c.at = kv->value, c.end = kv->end;
     return pvti_cursor_string(&c, s, bytes);
 }
-static PVTI_UNUSED bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
+static bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
 {
     const char *s;
     int64_t bytes;
@@ -14111,7 +14077,7 @@ typedef struct pvti_gguf_array {
     pvti_cursor next;    /* the string to be taken next */
 } pvti_gguf_array;
 
-static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
+static bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_ARRAY) return false;
@@ -14122,23 +14088,23 @@ static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key,
     return true;
 }
 /* False beyond the end, and for elements of another kind. */
-static PVTI_UNUSED bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
+static bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_int(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
+static bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_number(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
 /* The next string, a view; false after the last. */
-static PVTI_UNUSED bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
+static bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
 {
     return a->type == PVTI_GGUF_STRING && pvti_cursor_string(&a->next, s, bytes);
 }
 
 /* ---- reading ---- */
 
-static PVTI_UNUSED void pvti_gguf_close(pvti_gguf *g)
+static void pvti_gguf_close(pvti_gguf *g)
 {
     if (g->ctx) {
         pvti_free(g->ctx, g->tensors);
@@ -14354,8 +14320,7 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
 
 /* From memory, which must outlive g; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure g is closed. */
-static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
-                                             pvti_gguf *g)
+static pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size, pvti_gguf *g)
 {
     pvti_sort_item *offsets = NULL;
     pvt_result result;
@@ -14367,7 +14332,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, con
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
+static pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
 {
     pvti_map map;
     pvt_result result;
@@ -14379,7 +14344,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvt
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
+static const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
 {
     return pvti_names_find(&g->names, name);
 }
@@ -14400,7 +14365,7 @@ typedef struct pvti_llama2c {
 } pvti_llama2c;
 
 /* By its name there, which is the member's; NULL: none. */
-static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+static const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
 {
     const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
                                 &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
@@ -14409,14 +14374,14 @@ static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, c
     return NULL;
 }
 
-static PVTI_UNUSED void pvti_llama2c_close(pvti_llama2c *m)
+static void pvti_llama2c_close(pvti_llama2c *m)
 {
     if (m->ctx) pvti_map_close(m->ctx, &m->map);
     memset(m, 0, sizeof *m);
 }
 
 /* Layer l of a stacked tensor, as a view. */
-static PVTI_UNUSED pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
+static pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
 {
     pvti_tensor t = *stacked;
     int i;
@@ -14504,8 +14469,8 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
 
 /* From memory, which must outlive m; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure m is closed. */
-static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                int64_t size, pvti_llama2c *m)
+static pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                    pvti_llama2c *m)
 {
     pvt_result result;
     memset(m, 0, sizeof *m);
@@ -14515,7 +14480,7 @@ static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, 
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
+static pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
 {
     pvti_map map;
     pvt_result result;
@@ -16695,8 +16660,8 @@ static pvt_result pvti_tokenizer_finish(pvt_result result, pvt_tokenizer **out)
 }
 
 /* The tokenizer that a GGUF carries. `name` is what errors call the file. */
-static PVTI_UNUSED pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
-                                                       pvt_tokenizer **out)
+static pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
+                                           pvt_tokenizer **out)
 {
     pvti_gguf_array tokens;
     bool spaces = pvti_gguf_equals(g, "tokenizer.ggml.model", "llama");
@@ -16776,7 +16741,7 @@ static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint
 }
 
 /* Another owner of the same tokenizer; every owner frees it. NULL gives NULL. */
-static PVTI_UNUSED pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
+static pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
 {
     if (t) t->owners++;
     return t;
@@ -18578,7 +18543,7 @@ static void pvti_export_window(pvti_text *text, const pvt_model_config *c, const
 
 /* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
    that can and shares its GGUF architecture, which has no other name for it. */
-static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
+static const pvti_family *pvti_family_saved(const pvt_model_config *c)
 {
     const pvti_family *own = pvti_family_find(c->family);
     for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
@@ -19154,7 +19119,7 @@ typedef struct pvti_pv_array {
 } pvti_pv_array;
 
 /* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
-static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
+static bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
 {
     static const char *const suffix[4] = {"w", "m", "v", "vmax"};
     int64_t i, at = 0;

@@ -5257,13 +5257,12 @@ typedef struct pvti_xtx_search {
     const int64_t *book_orders; /* for the t-th visited group, [GI, M] */
     int beam;
     const pvt_real *H;          /* [I, I], columns and rows in the order of visits */
-    pvt_real *RH, *RH_next;     /* [GO·beam·og, I], likewise; RH_next only for beam > 1 */
+    pvt_real *RH;               /* [GO·beam·og, I], likewise */
     pvt_real *delta;            /* −δ of the current block, [GO·beam·og, width] */
     pvt_real *bias;             /* [groups of the block, M, padded] */
-    uint16_t *codes, *codes_next; /* [GO·beam, GI, M], in the order of visits */
+    uint16_t *codes;            /* [GO·beam, GI, M], in the order of visits */
     double *loss;               /* [GO·beam], relative to the start */
     int64_t *hypotheses;        /* how many each out group has now, [GO] */
-    int64_t *ancestor;          /* the hypothesis at the block's start, [GO·beam] */
     pvti_search_tables tables;
     int64_t p0, p1, width;      /* the block: visited groups p0 … p1−1, their columns */
     int64_t chunk;              /* out groups per task */
@@ -5308,7 +5307,7 @@ typedef struct pvti_xtx_item {
     pvt_real *delta; /* [og, width] */
     uint16_t *codes; /* [groups of the block, M] */
     double loss;
-    int64_t ancestor;
+    int64_t ancestor; /* the hypothesis at the block's start that it comes from */
 } pvti_xtx_item;
 
 /* y[0 … n) += Σ_a u[a] · H[a][0 … n), a ascending. */
@@ -5408,73 +5407,88 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     return found;
 }
 
+/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the columns of
+   R H that are still needed. */
+static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1, bool back)
+{
+    const pvt_weight *w = s->weight;
+    int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
+    uint16_t *codes = s->codes + (at * (w->I / ig) + q0) * M;
+    memcpy(back ? codes : item->codes, back ? item->codes : codes, (size_t)((q1 - q0) * M) * sizeof *codes);
+    for (r = 0; q0 >= s->p0 && r < og; r++) {
+        pvt_real *RH = s->RH + (at * og + r) * w->I + q0 * ig, *own = item->rh + r * s->width;
+        memcpy(back ? RH : own, back ? own : RH, (size_t)((q1 - q0) * ig) * sizeof *RH);
+    }
+}
+
+/* The hypotheses of an out group at the end of a block; what lies outside it comes from their ancestors. */
+static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
+{
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / s->weight->format.in_group;
+    int64_t reals = s->weight->format.out_group * s->width, h, q0, q1;
+    for (h = 0; h < n; h++) {
+        memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
+        s->loss[first + h] = items[h].loss;
+        pvti_xtx_move(s, &items[h], first + h, s->p0, s->p1, true);
+    }
+    for (q0 = 0; s->beam > 1 && q0 < GI; q0 = q1) {
+        q1 = PVTI_MIN(q0 + most, q0 < s->p0 ? s->p0 : GI);
+        if (q0 == s->p0) continue;
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + items[h].ancestor, q0, q1, false);
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + h, q0, q1, true);
+    }
+}
+
+/* Codebook m of visited group p for n out groups from go0 on. */
+static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p, int64_t m,
+                           pvt_real *x, int32_t *best)
+{
+    const pvti_search_tables *t = &s->tables;
+    int64_t B = s->beam, i;
+    if (B > 1) {
+        for (i = 0; i < n; i++)
+            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i], go0 + i,
+                                                   p, m, x);
+        return;
+    }
+    for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
+    PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
+                               s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
+    for (i = 0; i < n; i++)
+        if (pvti_scales(s->weight)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
+}
+
 /* A block for one chunk of out groups. */
 static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    const pvt_weight *w = s->weight;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = w->format.out_group, ig = w->format.in_group, B = s->beam, GI = w->I / ig,
-            blocks = s->p1 - s->p0;
-    int64_t GO = w->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, r, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, codes_of_block = (s->p1 - s->p0) * t->M;
+    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, step;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
-    char *memory = (char *)pvti_scratch(s->ctx, worker);
-    pvti_xtx_item *items = (pvti_xtx_item *)(void *)memory;
-    pvt_real *reals = (pvt_real *)(void *)(items + slots);
-    pvt_real *x = reals + 2 * slots * og * s->width;
+    pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
+    pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
     int32_t *best = (int32_t *)(void *)(x + (B > 1 ? 256 + t->padded : n * t->D));
     uint16_t *codes = (uint16_t *)(void *)(best + n);
     for (i = 0; i < slots; i++) {
-        items[i].rh = reals + 2 * i * og * s->width, items[i].delta = items[i].rh + og * s->width;
-        items[i].codes = codes + i * blocks * t->M;
+        items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
+        items[i].codes = codes + i * codes_of_block;
     }
-    for (i = 0; i < n; i++) /* in */
+    for (i = 0; i < n; i++)
         for (h = 0; h < s->hypotheses[go0 + i]; h++) {
             pvti_xtx_item *item = &items[i * B + h];
             int64_t at = (go0 + i) * B + h;
-            for (r = 0; r < og; r++)
-                memcpy(item->rh + r * s->width, s->RH + (at * og + r) * w->I + s->p0 * ig,
-                       (size_t)s->width * sizeof *x);
-            memset(item->delta, 0, (size_t)(og * s->width) * sizeof *x);
-            memcpy(item->codes, s->codes + (at * GI + s->p0) * t->M, (size_t)(blocks * t->M) * sizeof *codes);
+            pvti_xtx_move(s, item, at, s->p0, s->p1, false);
+            memset(item->delta, 0, (size_t)reals * sizeof *x);
             item->loss = s->loss[at], item->ancestor = h;
         }
     for (p = s->p0; p < s->p1; p++) {
-        for (step = 0; step < t->M; step++) {
-            int64_t m = s->book_orders[p * t->M + step];
-            if (B > 1) {
-                for (i = 0; i < n; i++)
-                    s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B,
-                                                           s->hypotheses[go0 + i], go0 + i, p, m, x);
-                continue;
-            }
-            for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
-            PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
-                                            s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
-            for (i = 0; i < n; i++)
-                if (pvti_scales(w)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
-        }
+        for (step = 0; step < t->M; step++)
+            pvti_xtx_visit(s, items, go0, n, p, s->book_orders[p * t->M + step], x, best);
         for (i = 0; i < n; i++)
             for (h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
     }
-    for (i = 0; i < n; i++) /* out */
-        for (h = 0; h < B; h++) {
-            const pvti_xtx_item *item = &items[i * B + h];
-            int64_t at = (go0 + i) * B + h, from = h < s->hypotheses[go0 + i] ? item->ancestor : 0;
-            pvt_real *delta = s->delta + at * og * s->width;
-            s->ancestor[at] = from;
-            memset(delta, 0, (size_t)(og * s->width) * sizeof *delta);
-            if (h >= s->hypotheses[go0 + i]) continue;
-            memcpy(delta, item->delta, (size_t)(og * s->width) * sizeof *delta);
-            memcpy(s->codes_next + at * GI * t->M, s->codes + ((go0 + i) * B + from) * GI * t->M,
-                   (size_t)(s->p0 * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p0) * t->M, item->codes,
-                   (size_t)(blocks * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p1) * t->M,
-                   s->codes + ((go0 + i) * B + from) * GI * t->M + s->p1 * t->M,
-                   (size_t)((GI - s->p1) * t->M) * sizeof *codes);
-            s->loss[at] = item->loss;
-        }
+    for (i = 0; i < n; i++) pvti_xtx_leave(s, items + i * B, go0 + i);
 }
 
 typedef struct pvti_permute_args {
@@ -5500,19 +5514,6 @@ static void pvti_permute_task(void *arg, int64_t i, int worker)
     for (p = 0; p < a->I / a->ig; p++)
         memcpy(a->out + to * a->I + p * a->ig, a->in + from * a->I + a->order[p] * a->ig,
                (size_t)a->ig * sizeof *a->out);
-}
-
-/* Later columns of R H after a block: gathered from each hypothesis' ancestor. */
-static void pvti_xtx_gather_task(void *arg, int64_t i, int worker)
-{
-    const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    int64_t og = s->weight->format.out_group, I = s->weight->I, B = s->beam,
-            at = s->p1 * s->weight->format.in_group, r;
-    int64_t from = i / B * B + s->ancestor[i];
-    (void)worker;
-    for (r = 0; r < og; r++)
-        memcpy(s->RH_next + (i * og + r) * I + at, s->RH + (from * og + r) * I + at,
-               (size_t)(I - at) * sizeof *s->RH);
 }
 
 static void pvti_xtx_start_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
@@ -5568,16 +5569,12 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     Hp = PVTI_NEW(ctx, pvt_real, I * I);
     s.H = Hp;
     s.RH = PVTI_NEW(ctx, pvt_real, rows * I);
-    s.RH_next = beam > 1 ? PVTI_NEW(ctx, pvt_real, rows * I) : s.RH;
     s.delta = PVTI_NEW(ctx, pvt_real, rows * per_block * ig);
     s.bias = PVTI_NEW(ctx, pvt_real, per_block * M * PVTI_MAX(16, pvti_entries(weight)));
     s.codes = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
-    s.codes_next = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
     s.loss = PVTI_NEW(ctx, double, GO * beam);
     s.hypotheses = PVTI_NEW(ctx, int64_t, GO);
-    s.ancestor = PVTI_NEW(ctx, int64_t, GO * beam);
-    if (tables && Hp && s.RH && s.RH_next && s.delta && s.bias && s.codes && s.codes_next && s.loss &&
-        s.hypotheses && s.ancestor) {
+    if (tables && Hp && s.RH && s.delta && s.bias && s.codes && s.loss && s.hypotheses) {
         result = PVT_OK;
         pvti_search_tables_fill(&s.tables, tables, weight);
         permute.out = Hp, permute.in = H, permute.order = order, permute.ig = ig, permute.I = I;
@@ -5592,12 +5589,6 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             s.p1 = PVTI_MIN(GI, s.p0 + per_block), s.width = (s.p1 - s.p0) * ig, after = s.p1 * ig;
             pvti_parallel(ctx, (s.p1 - s.p0) * M, pvti_xtx_bias_task, &s);
             pvti_parallel(ctx, pvti_ceil_div(GO, s.chunk), pvti_xtx_task, &s);
-            { uint16_t *swap = s.codes; s.codes = s.codes_next; s.codes_next = swap; }
-            if (beam > 1) {
-                pvt_real *swap;
-                pvti_parallel(ctx, GO * beam, pvti_xtx_gather_task, &s);
-                swap = s.RH, s.RH = s.RH_next, s.RH_next = swap;
-            }
             if (after < I)
                 pvti_gemm(ctx, s.RH + after, I, pvti_rows(s.delta, s.width),
                           pvti_rows(Hp + s.p0 * ig * I + after, I), rows, I - after, s.width, true);
@@ -5605,10 +5596,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
         pvti_xtx_best_codes(&s, GO, GI);
     }
     pvti_free(ctx, tables), pvti_free(ctx, Hp);
-    if (beam > 1) pvti_free(ctx, s.RH_next);
-    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias), pvti_free(ctx, s.codes);
-    pvti_free(ctx, s.codes_next), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses),
-        pvti_free(ctx, s.ancestor);
+    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias);
+    pvti_free(ctx, s.codes), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses);
     return result;
 }
 

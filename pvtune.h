@@ -115,19 +115,20 @@
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · quantize and tune
       I the algorithm: plain C, complete and right by itself
-        layer 0     platform · kernels · context · errors · memory · system · bytes · random · sort ·
-                    threads · device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
+        layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
+                    device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
                     ops: losses
         layer 1     dtypes · weights · codebooks · search · fit · grids · scalar · representations ·
                     optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
-        layer 1     files · json · safetensors · weight files
+        layer 1     bytes · system: files · block types · files · json · safetensors · weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint ·
+                    checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
-                    instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
+        all layers  instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
                     installing · start
 
     SWITCHES (define before the #include)
@@ -1654,6 +1655,8 @@ extern "C" {
 #define PVTI_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
+/* Blocks of d that cover n. */
+PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 #define pvti_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define pvti_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
@@ -1772,10 +1775,12 @@ typedef struct pvti_kernels {
 // >>context
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
+#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20) /* for all workers together, see >>gemm */
 
 /*  What part I needs of part II, the files, none of whose functions it names: pvti_files_install fills it in
     when a context is made. NULL where there is no part II, and then there is nothing to ask it for. */
 struct pvti_source;
+struct pvt_model;
 struct pvt_tokenizer;
 struct pvt_corpus;
 struct pvti_quantizer;
@@ -1785,6 +1790,7 @@ typedef struct pvti_outside {
     int64_t (*source_bytes)(const struct pvti_source *source);
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
+    pvt_result (*model_head_q8)(struct pvt_model *model);      /* becomes blocks of eight bits */
     /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
     pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
     pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
@@ -1908,11 +1914,11 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
     aligned to a cache line. */
 
 /* a·b and a+b of sizes: false when negative or beyond int64_t. */
-static PVTI_UNUSED bool pvti_mul(int64_t a, int64_t b, int64_t *out)
+static bool pvti_mul(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
 }
-static PVTI_UNUSED bool pvti_add(int64_t a, int64_t b, int64_t *out)
+static bool pvti_add(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out);
 }
@@ -1990,8 +1996,7 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment, threads; and files, through the context's table, which is the machine's own unless
-    pvt_ctx_desc brings another. What a file system lacks, and what is interrupted, is dealt with here. */
+    environment, threads. Files are in >>system: files. */
 
 #ifdef __cplusplus
 }
@@ -2001,15 +2006,6 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 #ifndef PVTUNE_NO_THREADS
 #include <pthread.h>
 #include <sched.h>
-#endif
-#if PVTI_FILES
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#ifndef PVTUNE_NO_MMAP
-#include <sys/mman.h>
-#endif
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -2057,329 +2053,6 @@ static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
 }
 #endif
 
-/* ---- files: the machine's own ---- */
-
-#if PVTI_FILES
-static int pvti_own_open(void *user, const char *path, pvt_file_open how)
-{
-    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
-    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
-                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
-    (void)user;
-    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
-}
-static int pvti_own_close(void *user, int file)
-{
-    (void)user;
-    return close(file);
-}
-static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
-{
-    (void)user;
-    return read(file, to, (size_t)bytes);
-}
-static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
-{
-    (void)user;
-    return write(file, from, (size_t)bytes);
-}
-static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
-{
-    struct stat st;
-    (void)user;
-    memset(out, 0, sizeof *out);
-    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
-    out->link = S_ISLNK(st.st_mode);
-    if (out->link && stat(path, &st)) return -1;
-    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
-                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
-                                      : PVT_FILE_STREAM;
-    out->bytes = (int64_t)st.st_size;
-    out->modified = (int64_t)st.st_mtime;
-    out->device = (uint64_t)st.st_dev;
-    out->number = (uint64_t)st.st_ino;
-    out->owner = (int64_t)st.st_uid;
-    out->group = (int64_t)st.st_gid;
-    out->permissions = (uint32_t)st.st_mode & 0777u;
-    return 0;
-}
-static int pvti_own_rename(void *user, const char *from, const char *to)
-{
-    (void)user;
-    return rename(from, to);
-}
-static int pvti_own_remove(void *user, const char *path)
-{
-    (void)user;
-    return unlink(path);
-}
-static int pvti_own_make_directory(void *user, const char *path)
-{
-    (void)user;
-    return mkdir(path, 0777);
-}
-static int pvti_own_remove_directory(void *user, const char *path)
-{
-    (void)user;
-    return rmdir(path);
-}
-static int pvti_own_sync(void *user, int file)
-{
-    (void)user;
-    return fsync(file);
-}
-static int pvti_own_lock(void *user, int file)
-{
-    (void)user;
-    return flock(file, LOCK_EX | LOCK_NB);
-}
-static int pvti_own_share(void *user, int file)
-{
-    (void)user;
-    return fcntl(file, F_DUPFD_CLOEXEC, 0);
-}
-static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
-                         void *arg)
-{
-    DIR *stream = opendir(directory);
-    struct dirent *entry;
-    (void)user;
-    if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
-    closedir(stream);
-    return 0;
-}
-static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
-{
-    (void)user;
-    return fchown(file, (uid_t)owner, (gid_t)group);
-}
-static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
-{
-    (void)user;
-    return fchmod(file, (mode_t)permissions);
-}
-#ifndef PVTUNE_NO_MMAP
-static const void *pvti_own_map(void *user, int file, int64_t bytes)
-{
-    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
-    (void)user;
-    return memory != MAP_FAILED ? memory : NULL;
-}
-static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
-{
-    (void)user;
-    munmap((void *)(uintptr_t)memory, (size_t)bytes);
-}
-#else
-#define pvti_own_map NULL
-#define pvti_own_unmap NULL
-#endif
-static const pvt_files pvti_own_files = {
-    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
-    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
-    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
-};
-
-/* Who is at work, for names of temporary files; and a wait for another who is. */
-static long pvti_process(void) { return (long)getpid(); }
-static PVTI_UNUSED void pvti_sleep(double seconds)
-{
-    struct timespec time;
-    time.tv_sec = (time_t)seconds;
-    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
-    nanosleep(&time, NULL);
-}
-
-/* ---- files: as the library calls them; errno says why something failed ---- */
-
-/* A call of the context's table; one that it lacks fails. */
-#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
-
-static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
-{
-    int file;
-    do file = ctx->files.open(ctx->files.user, path, how);
-    while (file < 0 && errno == EINTR);
-    return file;
-}
-
-/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
-static bool pvti_close(const pvt_ctx *ctx, int file)
-{
-    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
-}
-
-static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
-{
-    int64_t got;
-    do got = ctx->files.read(ctx->files.user, file, to, bytes);
-    while (got < 0 && errno == EINTR);
-    return got;
-}
-
-static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
-{
-    int64_t done;
-    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
-    while (done < 0 && errno == EINTR);
-    return done;
-}
-
-/* Of what stands at path, and of an open file. */
-static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
-}
-static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
-}
-
-static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
-{
-    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
-}
-static bool pvti_remove(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
-}
-
-/* Every name in the directory; one that cannot be listed has none. */
-static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
-                      void *arg)
-{
-    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
-}
-
-/* These say that a file system has no such call, which is no news about the data. */
-static bool pvti_unsupported(int code)
-{
-    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
-}
-
-static bool pvti_sync(const pvt_ctx *ctx, int file)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    return status == 0 || pvti_unsupported(errno);
-}
-
-/* Whether the open file is still the one that stands at `path`. */
-static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
-{
-    pvt_file_info a, b;
-    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
-           a.number == b.number;
-}
-
-/*  A lock on a file says that a process is at work on it, and ends with the process, however that
-    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
-    NONE: this file system has no locks; nothing is known about others then. */
-typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
-static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
-    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
-}
-#endif /* PVTI_FILES */
-
-// >>bytes
-/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
-    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
-    that path on any host: what it writes then, only such a build reads.) */
-
-#ifndef PVTI_SWAPS
-#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
-#endif
-
-PVTI_INLINE uint16_t pvti_load_u16(const void *from)
-{
-    uint16_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
-}
-PVTI_INLINE uint32_t pvti_load_u32(const void *from)
-{
-    uint32_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
-}
-PVTI_INLINE uint64_t pvti_load_u64(const void *from)
-{
-    uint64_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
-}
-PVTI_INLINE float pvti_load_f32(const void *from)
-{
-    uint32_t bits = pvti_load_u32(from);
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-PVTI_INLINE double pvti_load_f64(const void *from)
-{
-    uint64_t bits = pvti_load_u64(from);
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
-{
-    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
-{
-    x = pvti_load_u32(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
-{
-    x = pvti_load_u64(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_f32(void *to, float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    pvti_store_u32(to, bits);
-}
-
-/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
-static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
-{
-    const char *a = (const char *)from;
-    char *b = (char *)to;
-    int64_t i;
-    if (!PVTI_SWAPS || size == 1) {
-        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
-        return;
-    }
-    for (i = 0; i < n; i++, a += size, b += size) {
-        uint16_t two;
-        uint32_t four;
-        uint64_t eight;
-        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
-        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
-        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
-    }
-}
-
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
     the order in which threads ask. Philox-like mixing of four words by the finalizer of
@@ -2399,16 +2072,16 @@ static uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static PVTI_UNUSED uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
+static uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
 {
     return pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step);
 }
-static PVTI_UNUSED uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+static uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_mix(pvti_random_stream(seed, purpose, step) ^ index);
 }
 /* In [0, 1), 53 bits. */
-static PVTI_UNUSED double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
+static double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_unit(pvti_random(seed, purpose, step, index));
@@ -2578,7 +2251,7 @@ static int pvti_pool_workers(pvt_ctx *ctx)
 
 /* task(arg, i, worker) for i in [0, n), in any order, on all workers. ctx NULL, a region
    inside a region, and n = 1 run serially. */
-static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
+static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
     int64_t i;
     if (ctx && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
@@ -2601,7 +2274,7 @@ static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task
 }
 
 /* PVTI_SCRATCH_BYTES of the worker's own, aligned to 64. Needs a context. */
-static PVTI_UNUSED void *pvti_scratch(pvt_ctx *ctx, int worker)
+static void *pvti_scratch(pvt_ctx *ctx, int worker)
 {
     return ctx->scratch + worker * PVTI_SCRATCH_BYTES;
 }
@@ -2619,170 +2292,6 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
     return PVT_OK;
 }
 
-#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
-
-/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
-   number counts, if there is one. */
-static int pvti_thread_count(int wish)
-{
-    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
-    char *end = NULL;
-    long n = wish;
-    if (n <= 0 && own && *own) {
-        n = strtol(own, &end, 10);
-        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
-    }
-    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
-    if (n <= 0) n = pvti_cores();
-    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
-}
-
-/* Says in the desc why there will be no context, and returns the code. */
-static PVTI_PRINTF(3, 4) pvt_result
-    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
-{
-    va_list args;
-    if (!d->error || d->error_bytes < 1) return result;
-    va_start(args, format);
-    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
-    va_end(args);
-    return result;
-}
-
-static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
-{
-    const pvt_files *f = &d->files;
-    pvt_files none;
-    bool given;
-    memset(&none, 0, sizeof none);
-    given = memcmp(f, &none, sizeof none) != 0;
-    if (given && !PVTI_FILES)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
-    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
-                  !f->map != !f->unmap))
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "files: open, close, read and info go together, and so do lock and share, "
-                               "map and unmap: give all of them or none");
-    return PVT_OK;
-}
-
-/* The desc, and the environment where it says nothing. */
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
-{
-    if (d->error && d->error_bytes > 0) d->error[0] = 0;
-    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
-                               d->n_threads, PVTI_MAX_THREADS);
-    if (!d->allocator.alloc != !d->allocator.free)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "the allocator has %s but no %s: give both, or neither for malloc",
-                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
-    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "compute_bf16 is not for a build with PVTUNE_REAL double");
-    PVTI_TRY(pvti_ctx_check_files(d));
-    *n_threads = pvti_thread_count(d->n_threads);
-    if (*n_threads < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
-                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
-    return PVT_OK;
-}
-
-/* Opens the device, and makes the plain context beside it. */
-static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
-{
-    pvt_ctx_desc plain = *d;
-    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
-        d->device->real_size != sizeof(pvt_real))
-        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
-                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
-    plain.device = NULL;
-    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
-    ctx->host->front = ctx;
-    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
-    ctx->device = d->device;
-    return PVT_OK;
-}
-
-static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
-{
-    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
-    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
-                           n_threads, (long long)(bytes >> 20));
-}
-
-PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
-{
-    pvt_allocator allocator;
-    if (!ctx) return;
-    pvt_ctx_destroy(ctx->host);
-    if (ctx->device) ctx->device->close(ctx->device_state);
-#ifndef PVTUNE_NO_THREADS
-    pvti_pool_destroy(ctx);
-#else
-    pvti_free(ctx, ctx->pool);
-#endif
-    pvti_free(ctx, ctx->scratch);
-    pvti_free(ctx, ctx->gemm_shared);
-    allocator = ctx->allocator;
-    if (allocator.alloc)
-        allocator.free(ctx, allocator.user);
-    else
-        free(ctx);
-}
-
-/* A context with the kernels of part I. The desc has been checked. */
-static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
-{
-    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
-                                                  : malloc(sizeof *ctx));
-    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
-    memset(ctx, 0, sizeof *ctx);
-    ctx->n_threads = n_threads;
-    ctx->isa_name = "scalar";
-    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
-    ctx->allocator = d->allocator;
-    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
-    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
-    ctx->files = d->files;
-    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
-    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
-        pvt_ctx_destroy(ctx);
-        return pvti_ctx_no_memory(d, n_threads);
-    }
-    *out = ctx;
-    return PVT_OK;
-}
-
-PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
-{
-    pvt_ctx_info info;
-    memset(&info, 0, sizeof info);
-    info.n_threads = ctx->n_threads;
-    info.isa = ctx->isa_name;
-    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
-    if (!ctx->device) return info;
-    info.bytes_now += ctx->host->bytes_now;
-    info.bytes_peak += ctx->host->bytes_peak;
-    info.allocations += ctx->host->allocations;
-    info.device = ctx->device->name;
-    info.device_bytes_now = ctx->device->held(ctx->device_state);
-    info.device_bytes_peak = ctx->device_peak;
-    return info;
-}
-
-PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
-{
-    ctx->bytes_peak = ctx->bytes_now;
-    if (!ctx->device) return;
-    ctx->host->bytes_peak = ctx->host->bytes_now;
-    ctx->device_peak = ctx->device->held(ctx->device_state);
-}
-
 // >>device
 /*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
     nowhere else: everything above hands pointers on. */
@@ -2797,7 +2306,7 @@ PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
     } while (0)
 
 /* The device's first error, if it knows of one by now. */
-static PVTI_UNUSED pvt_result pvti_device_check(pvt_ctx *ctx)
+static pvt_result pvti_device_check(pvt_ctx *ctx)
 {
     const char *why = NULL;
     pvt_result result = ctx->device ? ctx->device->status(ctx->device_state, &why) : PVT_OK;
@@ -2991,7 +2500,7 @@ PVTI_INLINE pvt_real pvti_sigmoid(pvt_real z) { return 1 / (1 + pvti_exp(-z)); }
 /* ---- log: x = 2^e·m with m in [√½, √2), s = (m − 1)/(m + 1), |s| < 0.172, z = s²,
    log x = e·ln 2 + 2·(s + s³/3 + s⁵/5 + …), eleven terms. For positive normal x; 0 gives −∞,
    less gives NaN. ---- */
-static PVTI_UNUSED double pvti_log(double x)
+static double pvti_log(double x)
 {
     const double sqrt_half = 0.70710678118654752;
     uint64_t bits, base;
@@ -3021,11 +2530,11 @@ static PVTI_UNUSED double pvti_log(double x)
 }
 
 /* x^y for x > 0. */
-static PVTI_UNUSED double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
+static double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
 
 /* ---- sine and cosine: n = round(x·2/π), r = x − n·π/2 in [−π/4, π/4] with π/2 in two parts;
    n mod 4 says which series and which sign. For |x| up to 10^9. ---- */
-static PVTI_UNUSED void pvti_sincos(double x, double *sine, double *cosine)
+static void pvti_sincos(double x, double *sine, double *cosine)
 {
     const double shift = 6755399441055744.0;
     double t = __builtin_fma(x, 0.63661977236758134, shift), n = t - shift;
@@ -3339,13 +2848,13 @@ typedef struct pvti_operand {
 } pvti_operand;
 
 /* Dense, row-major, rows ld apart. */
-static PVTI_UNUSED pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, ld, 1, NULL, NULL, false};
     return x;
 }
 /* The transpose of such a matrix. */
-static PVTI_UNUSED pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, 1, ld, NULL, NULL, false};
     return x;
@@ -3505,13 +3014,11 @@ typedef struct pvti_gemm_job {
     int64_t m0, mb, k0, kb; /* the block in work */
 } pvti_gemm_job;
 
-/* Blocks of d that cover n. */
-static int64_t pvti_gemm_parts(int64_t n, int64_t d) { return (n + d - 1) / d; }
 /* n cut into the fewest equal parts of at most `most`, each a multiple of `unit`. */
 static int64_t pvti_gemm_even(int64_t n, int64_t most, int64_t unit)
 {
-    int64_t parts = pvti_gemm_parts(n, PVTI_MAX(most / unit, 1) * unit);
-    return pvti_gemm_parts(pvti_gemm_parts(n, parts), unit) * unit;
+    int64_t parts = pvti_ceil_div(n, PVTI_MAX(most / unit, 1) * unit);
+    return pvti_ceil_div(pvti_ceil_div(n, parts), unit) * unit;
 }
 
 /* The worker's B panels and its buffer for tiles. */
@@ -3546,7 +3053,7 @@ PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_job *job, int64_t m, int64_t
 static void pvti_gemm_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t across = pvti_gemm_parts(job->N, job->n_block);
+    int64_t across = pvti_ceil_div(job->N, job->n_block);
     int64_t n0 = i % across * job->n_block, m0 = i / across * job->m_task;
     int64_t n = PVTI_MIN(job->n_block, job->N - n0), m1 = PVTI_MIN(m0 + job->m_task, job->mb);
     int64_t steps = pvti_pack_steps(job->half, job->kb);
@@ -3574,10 +3081,10 @@ static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     job->k_block =
         PVTI_MIN(pvti_gemm_even(job->K, k_most, job->K % 256 == 0 && k_most >= 256 ? 256 : 32), k_most);
     panels = PVTI_MIN(job->b_room / pvti_pack_steps(job->half, job->k_block), 256) / job->nr;
-    tasks = pvti_gemm_parts(job->N, PVTI_MAX(panels, 1) * job->nr);
+    tasks = pvti_ceil_div(job->N, PVTI_MAX(panels, 1) * job->nr);
     if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, job->N / 96));
     tasks = PVTI_MAX(tasks, 1);
-    job->n_block = pvti_gemm_parts(pvti_gemm_parts(job->N, tasks), job->nr) * job->nr;
+    job->n_block = pvti_ceil_div(pvti_ceil_div(job->N, tasks), job->nr) * job->nr;
     job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
     job->m_task = job->mb;
     if (workers > 1 && tasks < 2 * workers)
@@ -3594,8 +3101,8 @@ static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers
         job->mb = PVTI_MIN(mb, job->M - job->m0);
         for (job->k0 = 0; job->k0 < job->K; job->k0 += job->k_block) {
             job->kb = PVTI_MIN(job->k_block, job->K - job->k0);
-            tasks = pvti_gemm_parts(job->N, job->n_block) * pvti_gemm_parts(job->mb, job->m_task);
-            pvti_parallel(ctx, pvti_gemm_parts(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
+            tasks = pvti_ceil_div(job->N, job->n_block) * pvti_ceil_div(job->mb, job->m_task);
+            pvti_parallel(ctx, pvti_ceil_div(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
                           job);
             pvti_parallel(ctx, tasks, pvti_gemm_task, job);
         }
@@ -3666,10 +3173,10 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     if (few && job->K >= 32 && job->At.rs == 1 && (job->B.tile ? job->B.transposed : job->B.rs == 1)) {
         job->k_block = job->B.tile ? PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15 : 2048;
         job->n_block = pvti_gemm_even(job->N, PVTI_MAX(job->N / (4 * workers), 4 * PVTI_DOT_W), PVTI_DOT_W);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_dots_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_dots_task, job);
     } else if (few && job->N >= 32 && (job->B.tile ? !job->B.transposed : job->B.cs == 1)) {
         job->n_block = pvti_gemm_even(job->N, PVTI_MIN(PVTI_MAX(job->N / (2 * workers), 128), 1024), 32);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_axpy_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_axpy_task, job);
     } else
         pvti_gemm_blocks(job, k_most, workers);
 }
@@ -3716,8 +3223,8 @@ static void pvti_gemm_on_stack(pvti_gemm_job *job)
 
 /*  C[M,N] = A[M,K]·B[K,N], or += when accumulate, by one worker inside a parallel task, in the
     upper 768 KiB of that worker's scratch. Same bits as pvti_gemm_linear. */
-static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
-                                         pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
+                             pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     if (!pvti_gemm_begin(&job, ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate)) return;
@@ -3734,8 +3241,8 @@ static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, 
 /*  The same on all workers, with operands rounded to bf16 when `half`. With ctx NULL, or when another
     parallel region is running, by the caller alone in 60 KiB of its stack: correct, but inside a
     task pvti_gemm_serial is faster. Skinny products ignore `half`: memory limits them. */
-static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
-                                     pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                         int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     double work = (double)M * (double)N * (double)K;
@@ -3759,8 +3266,8 @@ static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_o
     pvti_gemm_as(ctx, false, C, ldc, A, B, M, N, K, accumulate);
 }
 /* A linear layer's product, in the precision the context computes them in. */
-static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
-                                         int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                             int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_as(ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
@@ -3773,8 +3280,6 @@ static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc,
 
 #define PVTI_TASK_ELEMENTS 16384 /* work of one task: enough to hide the cost of starting it */
 #define PVTI_TASK_COLUMNS 64     /* columns of one task that sums rows */
-
-static int64_t pvti_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* One struct for the tasks of all row-wise ops; each public function names what it uses. */
 typedef struct pvti_rows_job {
@@ -4740,13 +4245,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
-    blocks, loads through memcpy (files promise no alignment) and has one drawing of its bits.
-
-    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
-    side by side, so that one mask unpacks a run of neighbours. And a block is
-    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
-    Everything is little-endian, bytes are drawn left to right. */
+    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes whole
+    blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
 
@@ -4798,12 +4298,6 @@ PVTI_INLINE uint16_t pvti_f32_to_bf16(float value)
 
 /* ---- decoders: out gets n blocks ---- */
 
-PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
-{
-    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
-}
-
-
 /* One of each element; `function` begins its definition. */
 #define PVTI_DECODE_PLAIN(function, type, value)                \
     function(const void *blocks, pvt_real *out, int64_t n)      \
@@ -4833,249 +4327,51 @@ PVTI_DECODE_PLAIN(static void pvti_decode_boolean, uint8_t, x != 0)
 /* f16 is what most checkpoints hold, and x86 converts eight at a time: the same bits. */
 PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f16, uint16_t, pvti_f16_to_f32(x))
 
-/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
-    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
-PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 18, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
-    }
-}
-
-/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
-    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 20, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
-    }
-}
-
-/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
-    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 22, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
-    }
-}
-
-/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
-    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 24, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
-    }
-}
-
-/*  Q8_0, 34 bytes, 32 elements:  x = d·q
-    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
-PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 34, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
-    }
-}
-
-/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
-
-    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
-    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
-    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
-    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
-PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 84, out += 256) {
-        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
-        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
-            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
-            int shift = s / 2 % 4 * 2;
-            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
-        }
-    }
-}
-
-/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
-    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
-    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
-    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
-    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
-PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 110, out += 256) {
-        const uint8_t *packed = b + 96;
-        pvt_real d = pvti_load_f16(b + 108);
-        for (s = 0; s < 16; s++) {
-            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
-            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
-            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
-            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
-            int shift = s / 2 % 4 * 2, bit = s / 2;
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
-        }
-    }
-}
-
-/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
-      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
-      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
-PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
-{
-    if (j < 4) {
-        *scale = packed[j] & 63;
-        *min = packed[j + 4] & 63;
-    } else {
-        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
-    }
-}
-
-/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
-    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
-PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 144, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *q = b + 16 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
-        }
-    }
-}
-
-/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
-    Fifth bit of element 32·s + l: bit s of byte l.  */
-PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 176, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++)
-                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
-        }
-    }
-}
-
-/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
-    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
-    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
-    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
-PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 210, out += 256) {
-        pvt_real d = pvti_load_f16(b + 208);
-        for (s = 0; s < 16; s++) {
-            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
-            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
-        }
-    }
-}
-
-
 /* ---- the table ---- */
 
 typedef struct pvti_dtype {
     const char *name;  /* as safetensors and GGUF spell it */
     int64_t block;     /* elements; a row holds whole blocks */
     int64_t bytes;     /* of a block */
-    pvti_decode_fn *decode;
+    pvti_decode_fn *decode; /* NULL: only in a context that has one, see pvti_decoder */
 } pvti_dtype;
 
 /* NULL for values outside the enum and PVT_DTYPE_NONE. */
-static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
+static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 {
 #define PVTI_X(name) pvti_decode_##name
     static const pvti_dtype table[] = {
         {"", 0, 0, NULL},
-        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)},      {"BF16", 1, 2, PVTI_X(bf16)},
-        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},        {"U8", 1, 1, PVTI_X(u8)},
-        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)},      {"I32", 1, 4, PVTI_X(i32)},
-        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)},      {"U64", 1, 8, PVTI_X(u64)},
-        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
-        {"Q5_0", 32, 22, PVTI_X(q5_0)},  {"Q5_1", 32, 24, PVTI_X(q5_1)},  {"Q8_0", 32, 34, PVTI_X(q8_0)},
-        {"Q2_K", 256, 84, PVTI_X(q2_k)}, {"Q3_K", 256, 110, PVTI_X(q3_k)}, {"Q4_K", 256, 144, PVTI_X(q4_k)},
-        {"Q5_K", 256, 176, PVTI_X(q5_k)}, {"Q6_K", 256, 210, PVTI_X(q6_k)},
+        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)}, {"BF16", 1, 2, PVTI_X(bf16)},
+        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},   {"U8", 1, 1, PVTI_X(u8)},
+        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)}, {"I32", 1, 4, PVTI_X(i32)},
+        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)}, {"U64", 1, 8, PVTI_X(u64)},
+        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, NULL},     {"Q4_1", 32, 20, NULL},
+        {"Q5_0", 32, 22, NULL},          {"Q5_1", 32, 24, NULL},     {"Q8_0", 32, 34, NULL},
+        {"Q2_K", 256, 84, NULL},         {"Q3_K", 256, 110, NULL},   {"Q4_K", 256, 144, NULL},
+        {"Q5_K", 256, 176, NULL},        {"Q6_K", 256, 210, NULL},
     };
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
 
-/* The fastest decoder for this context; NULL as above. */
-static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
+/* The context's decoder, which is the fastest there is; NULL as above, and for a Q type where part II is missing. */
+static pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
-    pvti_decode_fn *fast = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
-    return fast ? fast : info ? info->decode : NULL;
+    pvti_decode_fn *own = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
+    return own ? own : info ? info->decode : NULL;
 }
 
-/* By its name; PVT_DTYPE_NONE when there is none of that name. */
 PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     return info ? info->name : "?";
 }
 
-static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
-{
-    int i;
-    for (i = 1; i < PVT_DTYPE_COUNT; i++)
-        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
-    return PVT_DTYPE_NONE;
-}
-
 /* Bytes of a tensor whose rows hold whole blocks; false on overflow, a bad dtype, or a row that
    does not divide (rank 0 is one element). */
-static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
+static bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     int64_t elements = 1, row = rank > 0 ? shape[rank - 1] : 1;
@@ -5087,8 +4383,7 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
 }
 /* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
    number is not finite or too large, −1: none. */
-static PVTI_UNUSED int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from,
-                                          int64_t n)
+static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
     for (int64_t i = 0; i < n; i++) {
@@ -5106,7 +4401,7 @@ static PVTI_UNUSED void pvti_widen_f16(pvt_ctx *ctx, pvt_real *out, const uint16
     for (int64_t i = 0; i < n; i++) out[i] = (pvt_real)pvti_f16_to_f32(half[i]);
 }
 /* One number out of an array in the context's memory, for a message; NaN when the device has failed. */
-static PVTI_UNUSED double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
+static double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
 {
     pvt_real x;
     return pvt_memory_read(ctx, &x, number, (int64_t)sizeof x) == PVT_OK ? (double)x : NAN;
@@ -5184,7 +4479,7 @@ PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
         ((uint16_t *)weight->array[0])[i] = (uint16_t)code;
 }
 
-/* What representations with a code for each single weight share. */
+/* What representations share that have no groups of weights. */
 static void pvti_group_single(const pvt_format *format, int64_t *og, int64_t *ig)
 {
     (void)format;
@@ -5252,7 +4547,7 @@ static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt
     args.weight = weight;
     args.assign = a;
     args.nearest = nearest;
-    pvti_parallel(ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_SINGLE_TASK), pvti_single_task, &args);
 }
 
 /* Codes, and not just numbers? */
@@ -5302,14 +4597,8 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
     *nearest = *format;
     return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O, I, 0, 0);
 }
-static void pvti_group_dense(const pvt_format *format, int64_t *og, int64_t *ig)
-{
-    (void)format;
-    *og = *ig = 1;
-}
-
 static const pvti_kind pvti_kind_dense = {
-    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_dense, pvti_tile_dense,
+    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single, pvti_tile_dense,
     NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
@@ -5319,7 +4608,7 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
     memset(out, 0, sizeof *out);
-    if (!data || !type || !type->decode || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
+    if (!data || !pvti_decoder(ctx, dtype) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "a dense weight of %lld x %lld %s cannot be made: sizes must be positive and the "
                          "block of %lld must divide the row",
@@ -5367,6 +4656,55 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
     PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
+}
+
+/* The weights that one group covers. */
+static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
+{
+    weight->kind->group(&weight->format, og, ig);
+}
+
+typedef struct pvti_dequantize_args {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    pvt_real *out, delta;
+    const pvt_real *minus;
+    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
+} pvti_dequantize_args;
+
+static void pvti_dequantize_task(void *arg, int64_t go, int worker)
+{
+    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
+    const pvt_weight *w = a->weight;
+    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
+    for (int64_t c0 = 0; c0 < w->I; c0 += a->width) {
+        int64_t width = PVTI_MIN(a->width, w->I - c0), r, k;
+        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
+        for (r = 0; r < a->og; r++) {
+            int64_t at = (go * a->og + r) * w->I + c0;
+            const pvt_real *from = decoded + r * width;
+            for (k = 0; a->minus && k < width; k++) a->out[at + k] = a->minus[at + k] - from[k];
+            for (k = 0; !a->minus && k < width; k++)
+                a->out[at + k] = a->delta < 1 ? a->delta * from[k] + (1 - a->delta) * a->out[at + k] : from[k];
+        }
+    }
+}
+
+/* out [O, I] ← δ·Ŵ + (1−δ)·out; or, with minus given, minus − Ŵ (on the host). */
+static void pvti_dequantize(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, const pvt_real *minus,
+                            double delta)
+{
+    pvti_dequantize_args a;
+    int64_t ig;
+    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
+    a.ctx = ctx, a.weight = weight, a.out = out, a.minus = minus, a.delta = (pvt_real)delta;
+    pvti_group_of(weight, &a.og, &ig);
+    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
+    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
+}
+static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
+{
+    pvti_dequantize(ctx, weight, out, NULL, delta);
 }
 
 typedef struct pvti_rows_args {
@@ -5700,7 +5038,7 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     const pvt_weight *w = a->weight;
     int64_t GO = w->O / w->format.out_group, og = w->format.out_group, ig = w->format.in_group;
     int64_t chunk = i / w->format.codebooks, m = i % w->format.codebooks,
-            step = (GO + a->chunks - 1) / a->chunks;
+            step = pvti_ceil_div(GO, a->chunks);
     int64_t go0 = PVTI_MIN(GO, chunk * step), go1 = PVTI_MIN(GO, go0 + step),
             per_book = a->n / w->format.codebooks, go, j0;
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
@@ -5743,7 +5081,7 @@ static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_we
     a.chunks = pvti_chain_chunks(weight);
     a.n = pvti_chain_values(weight) / a.chunks;
     pvti_parallel(ctx, a.chunks * weight->format.codebooks, pvti_chain_scatter_task, &a);
-    pvti_parallel(ctx, (a.n + 1023) / 1024, pvti_chain_add_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 1024), pvti_chain_add_task, &a);
 }
 
 /* ---- tables for the search ---- */
@@ -5963,7 +5301,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
 static void pvti_l2_run(pvti_l2_search *s)
 {
     s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
-    pvti_parallel(s->ctx, (s->n + s->batch - 1) / s->batch, pvti_l2_task, s);
+    pvti_parallel(s->ctx, pvti_ceil_div(s->n, s->batch), pvti_l2_task, s);
 }
 
 /* The V step of pv. */
@@ -6001,13 +5339,12 @@ typedef struct pvti_xtx_search {
     const int64_t *book_orders; /* for the t-th visited group, [GI, M] */
     int beam;
     const pvt_real *H;          /* [I, I], columns and rows in the order of visits */
-    pvt_real *RH, *RH_next;     /* [GO·beam·og, I], likewise; RH_next only for beam > 1 */
+    pvt_real *RH;               /* [GO·beam·og, I], likewise */
     pvt_real *delta;            /* −δ of the current block, [GO·beam·og, width] */
     pvt_real *bias;             /* [groups of the block, M, padded] */
-    uint16_t *codes, *codes_next; /* [GO·beam, GI, M], in the order of visits */
+    uint16_t *codes;            /* [GO·beam, GI, M], in the order of visits */
     double *loss;               /* [GO·beam], relative to the start */
     int64_t *hypotheses;        /* how many each out group has now, [GO] */
-    int64_t *ancestor;          /* the hypothesis at the block's start, [GO·beam] */
     pvti_search_tables tables;
     int64_t p0, p1, width;      /* the block: visited groups p0 … p1−1, their columns */
     int64_t chunk;              /* out groups per task */
@@ -6052,7 +5389,7 @@ typedef struct pvti_xtx_item {
     pvt_real *delta; /* [og, width] */
     uint16_t *codes; /* [groups of the block, M] */
     double loss;
-    int64_t ancestor;
+    int64_t ancestor; /* the hypothesis at the block's start that it comes from */
 } pvti_xtx_item;
 
 /* y[0 … n) += Σ_a u[a] · H[a][0 … n), a ascending. */
@@ -6152,73 +5489,88 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     return found;
 }
 
+/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the columns of
+   R H that are still needed. */
+static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1, bool back)
+{
+    const pvt_weight *w = s->weight;
+    int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
+    uint16_t *codes = s->codes + (at * (w->I / ig) + q0) * M;
+    memcpy(back ? codes : item->codes, back ? item->codes : codes, (size_t)((q1 - q0) * M) * sizeof *codes);
+    for (r = 0; q0 >= s->p0 && r < og; r++) {
+        pvt_real *RH = s->RH + (at * og + r) * w->I + q0 * ig, *own = item->rh + r * s->width;
+        memcpy(back ? RH : own, back ? own : RH, (size_t)((q1 - q0) * ig) * sizeof *RH);
+    }
+}
+
+/* The hypotheses of an out group at the end of a block; what lies outside it comes from their ancestors. */
+static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
+{
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / s->weight->format.in_group;
+    int64_t reals = s->weight->format.out_group * s->width, h, q0, q1;
+    for (h = 0; h < n; h++) {
+        memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
+        s->loss[first + h] = items[h].loss;
+        pvti_xtx_move(s, &items[h], first + h, s->p0, s->p1, true);
+    }
+    for (q0 = 0; s->beam > 1 && q0 < GI; q0 = q1) {
+        q1 = PVTI_MIN(q0 + most, q0 < s->p0 ? s->p0 : GI);
+        if (q0 == s->p0) continue;
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + items[h].ancestor, q0, q1, false);
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + h, q0, q1, true);
+    }
+}
+
+/* Codebook m of visited group p for n out groups from go0 on. */
+static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p, int64_t m,
+                           pvt_real *x, int32_t *best)
+{
+    const pvti_search_tables *t = &s->tables;
+    int64_t B = s->beam, i;
+    if (B > 1) {
+        for (i = 0; i < n; i++)
+            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i], go0 + i,
+                                                   p, m, x);
+        return;
+    }
+    for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
+    PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
+                               s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
+    for (i = 0; i < n; i++)
+        if (pvti_scales(s->weight)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
+}
+
 /* A block for one chunk of out groups. */
 static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    const pvt_weight *w = s->weight;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = w->format.out_group, ig = w->format.in_group, B = s->beam, GI = w->I / ig,
-            blocks = s->p1 - s->p0;
-    int64_t GO = w->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, r, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, codes_of_block = (s->p1 - s->p0) * t->M;
+    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, step;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
-    char *memory = (char *)pvti_scratch(s->ctx, worker);
-    pvti_xtx_item *items = (pvti_xtx_item *)(void *)memory;
-    pvt_real *reals = (pvt_real *)(void *)(items + slots);
-    pvt_real *x = reals + 2 * slots * og * s->width;
+    pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
+    pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
     int32_t *best = (int32_t *)(void *)(x + (B > 1 ? 256 + t->padded : n * t->D));
     uint16_t *codes = (uint16_t *)(void *)(best + n);
     for (i = 0; i < slots; i++) {
-        items[i].rh = reals + 2 * i * og * s->width, items[i].delta = items[i].rh + og * s->width;
-        items[i].codes = codes + i * blocks * t->M;
+        items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
+        items[i].codes = codes + i * codes_of_block;
     }
-    for (i = 0; i < n; i++) /* in */
+    for (i = 0; i < n; i++)
         for (h = 0; h < s->hypotheses[go0 + i]; h++) {
             pvti_xtx_item *item = &items[i * B + h];
             int64_t at = (go0 + i) * B + h;
-            for (r = 0; r < og; r++)
-                memcpy(item->rh + r * s->width, s->RH + (at * og + r) * w->I + s->p0 * ig,
-                       (size_t)s->width * sizeof *x);
-            memset(item->delta, 0, (size_t)(og * s->width) * sizeof *x);
-            memcpy(item->codes, s->codes + (at * GI + s->p0) * t->M, (size_t)(blocks * t->M) * sizeof *codes);
+            pvti_xtx_move(s, item, at, s->p0, s->p1, false);
+            memset(item->delta, 0, (size_t)reals * sizeof *x);
             item->loss = s->loss[at], item->ancestor = h;
         }
     for (p = s->p0; p < s->p1; p++) {
-        for (step = 0; step < t->M; step++) {
-            int64_t m = s->book_orders[p * t->M + step];
-            if (B > 1) {
-                for (i = 0; i < n; i++)
-                    s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B,
-                                                           s->hypotheses[go0 + i], go0 + i, p, m, x);
-                continue;
-            }
-            for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
-            PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
-                                            s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
-            for (i = 0; i < n; i++)
-                if (pvti_scales(w)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
-        }
+        for (step = 0; step < t->M; step++)
+            pvti_xtx_visit(s, items, go0, n, p, s->book_orders[p * t->M + step], x, best);
         for (i = 0; i < n; i++)
             for (h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
     }
-    for (i = 0; i < n; i++) /* out */
-        for (h = 0; h < B; h++) {
-            const pvti_xtx_item *item = &items[i * B + h];
-            int64_t at = (go0 + i) * B + h, from = h < s->hypotheses[go0 + i] ? item->ancestor : 0;
-            pvt_real *delta = s->delta + at * og * s->width;
-            s->ancestor[at] = from;
-            memset(delta, 0, (size_t)(og * s->width) * sizeof *delta);
-            if (h >= s->hypotheses[go0 + i]) continue;
-            memcpy(delta, item->delta, (size_t)(og * s->width) * sizeof *delta);
-            memcpy(s->codes_next + at * GI * t->M, s->codes + ((go0 + i) * B + from) * GI * t->M,
-                   (size_t)(s->p0 * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p0) * t->M, item->codes,
-                   (size_t)(blocks * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p1) * t->M,
-                   s->codes + ((go0 + i) * B + from) * GI * t->M + s->p1 * t->M,
-                   (size_t)((GI - s->p1) * t->M) * sizeof *codes);
-            s->loss[at] = item->loss;
-        }
+    for (i = 0; i < n; i++) pvti_xtx_leave(s, items + i * B, go0 + i);
 }
 
 typedef struct pvti_permute_args {
@@ -6244,19 +5596,6 @@ static void pvti_permute_task(void *arg, int64_t i, int worker)
     for (p = 0; p < a->I / a->ig; p++)
         memcpy(a->out + to * a->I + p * a->ig, a->in + from * a->I + a->order[p] * a->ig,
                (size_t)a->ig * sizeof *a->out);
-}
-
-/* Later columns of R H after a block: gathered from each hypothesis' ancestor. */
-static void pvti_xtx_gather_task(void *arg, int64_t i, int worker)
-{
-    const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    int64_t og = s->weight->format.out_group, I = s->weight->I, B = s->beam,
-            at = s->p1 * s->weight->format.in_group, r;
-    int64_t from = i / B * B + s->ancestor[i];
-    (void)worker;
-    for (r = 0; r < og; r++)
-        memcpy(s->RH_next + (i * og + r) * I + at, s->RH + (from * og + r) * I + at,
-               (size_t)(I - at) * sizeof *s->RH);
 }
 
 static void pvti_xtx_start_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
@@ -6312,16 +5651,12 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     Hp = PVTI_NEW(ctx, pvt_real, I * I);
     s.H = Hp;
     s.RH = PVTI_NEW(ctx, pvt_real, rows * I);
-    s.RH_next = beam > 1 ? PVTI_NEW(ctx, pvt_real, rows * I) : s.RH;
     s.delta = PVTI_NEW(ctx, pvt_real, rows * per_block * ig);
     s.bias = PVTI_NEW(ctx, pvt_real, per_block * M * PVTI_MAX(16, pvti_entries(weight)));
     s.codes = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
-    s.codes_next = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
     s.loss = PVTI_NEW(ctx, double, GO * beam);
     s.hypotheses = PVTI_NEW(ctx, int64_t, GO);
-    s.ancestor = PVTI_NEW(ctx, int64_t, GO * beam);
-    if (tables && Hp && s.RH && s.RH_next && s.delta && s.bias && s.codes && s.codes_next && s.loss &&
-        s.hypotheses && s.ancestor) {
+    if (tables && Hp && s.RH && s.delta && s.bias && s.codes && s.loss && s.hypotheses) {
         result = PVT_OK;
         pvti_search_tables_fill(&s.tables, tables, weight);
         permute.out = Hp, permute.in = H, permute.order = order, permute.ig = ig, permute.I = I;
@@ -6335,13 +5670,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             int64_t after;
             s.p1 = PVTI_MIN(GI, s.p0 + per_block), s.width = (s.p1 - s.p0) * ig, after = s.p1 * ig;
             pvti_parallel(ctx, (s.p1 - s.p0) * M, pvti_xtx_bias_task, &s);
-            pvti_parallel(ctx, (GO + s.chunk - 1) / s.chunk, pvti_xtx_task, &s);
-            { uint16_t *swap = s.codes; s.codes = s.codes_next; s.codes_next = swap; }
-            if (beam > 1) {
-                pvt_real *swap;
-                pvti_parallel(ctx, GO * beam, pvti_xtx_gather_task, &s);
-                swap = s.RH, s.RH = s.RH_next, s.RH_next = swap;
-            }
+            pvti_parallel(ctx, pvti_ceil_div(GO, s.chunk), pvti_xtx_task, &s);
             if (after < I)
                 pvti_gemm(ctx, s.RH + after, I, pvti_rows(s.delta, s.width),
                           pvti_rows(Hp + s.p0 * ig * I + after, I), rows, I - after, s.width, true);
@@ -6349,10 +5678,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
         pvti_xtx_best_codes(&s, GO, GI);
     }
     pvti_free(ctx, tables), pvti_free(ctx, Hp);
-    if (beam > 1) pvti_free(ctx, s.RH_next);
-    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias), pvti_free(ctx, s.codes);
-    pvti_free(ctx, s.codes_next), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses),
-        pvti_free(ctx, s.ancestor);
+    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias);
+    pvti_free(ctx, s.codes), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses);
     return result;
 }
 
@@ -6446,7 +5773,7 @@ PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t 
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
-    int64_t D = s->D, step = (s->GI + s->chunks - 1) / s->chunks, j;
+    int64_t D = s->D, step = pvti_ceil_div(s->GI, s->chunks), j;
     double *sums = s->sums + chunk * s->K * 2 * D;
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
@@ -6557,30 +5884,26 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
         memcpy(out, A, (size_t)(f->O * f->I) * sizeof *out);
 }
 
-typedef struct pvti_decode_args {
-    const pvti_fit *fit;
-    const pvt_weight *weight;
-    pvt_real *out;
-    const pvt_real *minus; /* out = minus − decoded, when given */
-} pvti_decode_args;
-
-static void pvti_fit_decode_task(void *arg, int64_t go, int worker)
+static pvt_result pvti_fit_fail(const pvti_fit *f)
 {
-    const pvti_decode_args *a = (const pvti_decode_args *)arg;
-    const pvti_fit *f = a->fit;
-    pvt_real *out = a->out + go * f->og * f->I;
-    int64_t k;
-    (void)worker;
-    PVTI_CALL(f->ctx, decode)(out, f->I, a->weight, go, 0, f->GI, true);
-    for (k = 0; a->minus && k < f->og * f->I; k++) out[k] = a->minus[go * f->og * f->I + k] - out[k];
+    return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
+                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot be "
+                     "calibrated",
+                     f->name);
+}
+
+/* W·H, and ⟨WH, W⟩, in which errors are measured. */
+static pvt_result pvti_fit_energy(pvti_fit *f)
+{
+    pvti_fit_times_H(f, f->WH, f->W);
+    f->energy = pvti_fit_dot(f, f->W, f->WH);
+    return f->energy >= 0 && f->energy <= DBL_MAX ? PVT_OK : pvti_fit_fail(f);
 }
 
 /* R = W − Ŵ and R·H; returns the relative error. */
 static double pvti_fit_residual(pvti_fit *f)
 {
-    pvti_decode_args a;
-    a.fit = f, a.weight = f->weight, a.out = f->R, a.minus = f->W;
-    pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+    pvti_dequantize(f->ctx, f->weight, f->R, f->W, 1);
     pvti_fit_times_H(f, f->RH, f->R);
     return f->energy > 0 ? pvti_fit_dot(f, f->R, f->RH) / f->energy : 0;
 }
@@ -6656,7 +5979,6 @@ static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
 static void pvti_fit_codebooks(pvti_fit *f)
 {
     pvt_weight direction = *f->weight; /* the same codes and scales, p for codebooks */
-    pvti_decode_args a;
     int64_t k, n = f->n_values;
     double rz, floor = 0;
     int step;
@@ -6668,11 +5990,10 @@ static void pvti_fit_codebooks(pvti_fit *f)
     for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     rz = pvti_sum_products(f->r, f->x, n);
     direction.array[PVTI_CODEBOOKS] = f->p;
-    a.fit = f, a.weight = &direction, a.out = f->T, a.minus = NULL;
     for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         double curvature, alpha, rz_next;
         pvt_real al, beta;
-        pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+        pvti_dequantize_blend(f->ctx, &direction, f->T, 1);
         pvti_fit_times_H(f, f->TH, f->T);
         curvature = pvti_fit_dot(f, f->T, f->TH);
         if (!(curvature > 0)) break;
@@ -6779,13 +6100,7 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
 {
     double best, error;
     int epoch;
-    pvti_fit_times_H(f, f->WH, f->W);
-    f->energy = pvti_fit_dot(f, f->W, f->WH);
-    if (!(f->energy >= 0) || f->energy > DBL_MAX)
-        return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
-                         "%s: the weight or its inputs hold a NaN or an infinity, or H is not "
-                         "positive; it cannot be calibrated",
-                         f->name);
+    PVTI_TRY(pvti_fit_energy(f));
     PVTI_TRY(pvti_fit_start(f));
     best = stats->error_start = pvti_fit_residual(f);
     for (epoch = 0;; epoch++) {
@@ -6845,28 +6160,20 @@ static const pvti_kind pvti_kind_aqlm = {
 
 /* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
 static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
-                                   const pvt_weight *weight, pvt_fit_stats *stats)
+                                   pvt_weight *weight, pvt_fit_stats *stats)
 {
     pvti_fit f;
-    int64_t n = weight->O * weight->I, k;
+    int64_t n = weight->O * weight->I;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I;
+    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
     f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
-    if (f.R && f.RH && f.dots) {
-        result = PVT_OK;
-        pvti_fit_times_H(&f, f.RH, W);
-        f.energy = pvti_fit_dot(&f, W, f.RH);
-        pvt_weight_dequantize(weight, f.R);
-        for (k = 0; k < n; k++) f.R[k] = W[k] - f.R[k];
-        pvti_fit_times_H(&f, f.RH, f.R);
-        stats->error = f.energy > 0 ? PVTI_MAX(0, pvti_fit_dot(&f, f.R, f.RH) / f.energy) : 0;
+    f.WH = f.RH; /* one after the other */
+    if (f.R && f.RH && f.dots) result = pvti_fit_energy(&f);
+    if (result == PVT_OK) {
+        stats->error = PVTI_MAX(0, pvti_fit_residual(&f));
         stats->error_start = stats->error, stats->epochs = 1;
-        if (!(f.energy >= 0) || !(f.energy <= DBL_MAX) || !(stats->error <= DBL_MAX))
-            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
-                               "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it "
-                               "cannot be calibrated",
-                               name);
+        if (!(stats->error <= DBL_MAX)) result = pvti_fit_fail(&f);
     }
     pvti_free(ctx, f.R);
     pvti_free(ctx, f.RH);
@@ -7139,12 +6446,7 @@ PVT_API void pvt_format_text(const pvt_format *format, char out[48])
     if (kind) kind->print(format, out);
 }
 
-/* The weights that one group covers. */
-static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
-{
-    weight->kind->group(&weight->format, og, ig);
-}
-/* Groups of the weight, and codes of each group. */
+/* Groups of the weight. */
 static int64_t pvti_groups(const pvt_weight *weight)
 {
     int64_t og, ig;
@@ -7222,7 +6524,7 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
 }
 
 /* Codes of each group. */
-static PVTI_UNUSED int64_t pvti_group_codes(const pvt_weight *weight)
+static int64_t pvti_group_codes(const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight_arrays(weight, arrays);
@@ -7288,8 +6590,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
 }
 
 /* bytes from the memory of one context to that of another. */
-static PVTI_UNUSED pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from,
-                                            int64_t bytes)
+static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from, int64_t bytes)
 {
     char piece[4096];
     int64_t at, n;
@@ -7360,7 +6661,7 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
         return NULL;
     }
     type = pvti_dtype_info(found->dtype);
-    value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
     if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
@@ -7383,7 +6684,7 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                          name, want->name, (long long)from->bytes, (long long)want->shape[0],
                          (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
     if (want->role == PVT_ARRAY_VALUE) {
-        type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
+        pvti_decoder(ctx, from->dtype)(from->data, (pvt_real *)to, n / type->block);
         for (i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name,
@@ -7619,7 +6920,7 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
     }
 }
 
-static int64_t pvti_chunks(int64_t n) { return (n + PVTI_CHUNK - 1) / PVTI_CHUNK; }
+static int64_t pvti_chunks(int64_t n) { return pvti_ceil_div(n, PVTI_CHUNK); }
 
 /* Step t (from 1). sums: room for 2·chunks doubles. */
 static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g, const pvt_optimizer *o,
@@ -8178,42 +7479,6 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     pv->stats.groups_searched += k;
 }
 
-typedef struct pvti_dequantize_args {
-    pvt_ctx *ctx;
-    const pvt_weight *weight;
-    pvt_real *out, delta; /* out ← δ·Ŵ + (1−δ)·out */
-    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
-} pvti_dequantize_args;
-
-static void pvti_dequantize_task(void *arg, int64_t go, int worker)
-{
-    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
-    const pvt_weight *w = a->weight;
-    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
-    int64_t c0, r, k;
-    for (c0 = 0; c0 < w->I; c0 += a->width) {
-        int64_t width = PVTI_MIN(a->width, w->I - c0);
-        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
-        for (r = 0; r < a->og; r++) {
-            pvt_real *out = a->out + (go * a->og + r) * w->I + c0;
-            for (k = 0; k < width; k++)
-                out[k] = a->delta < 1 ? a->delta * decoded[r * width + k] + (1 - a->delta) * out[k]
-                                      : decoded[r * width + k];
-        }
-    }
-}
-
-static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
-{
-    pvti_dequantize_args a;
-    int64_t ig;
-    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
-    a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
-    pvti_group_of(weight, &a.og, &ig);
-    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
-    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
-}
-
 typedef struct pvti_finite_args {
     pvt_ctx *ctx;
     const pvt_real *g;
@@ -8293,45 +7558,6 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     return PVT_OK;
 }
 
-/* ---- what a checkpoint holds ---- */
-
-typedef struct pvti_pv_array {
-    char name[128];
-    void *data;
-    pvt_dtype dtype;
-    int64_t n;
-} pvti_pv_array;
-
-/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
-static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
-{
-    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
-    int64_t i, at = 0;
-    int k, part;
-    for (i = 0; i < pv->n; i++) {
-        const pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
-            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
-            void *data[4];
-            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
-            for (part = 0; part < 4; part++) {
-                if (!data[part] || at++ != index) continue;
-                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
-                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
-                out->data = data[part], out->n = a->n;
-                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
-                return true;
-            }
-        }
-        if (e->weight && at++ == index) {
-            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
-            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
-            out->n = pvti_array_count(&e->codes);
-            return true;
-        }
-    }
-    return false;
-}
 #endif /* PVTUNE_LAYER >= 1 */
 
 #if PVTUNE_LAYER >= 2
@@ -8393,17 +7619,6 @@ static void pvti_family_list(bool gguf, char out[128])
     for (i = 0; i < n && at < 128; i++)
         at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
                        names[i]);
-}
-
-/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
-   that can and shares its GGUF architecture, which has no other name for it. */
-static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
-{
-    const pvti_family *own = pvti_family_find(c->family);
-    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
-        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
-            return &pvti_families[i];
-    return own;
 }
 
 /* ---- tensors ---- */
@@ -8587,8 +7802,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
 
 /* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
    training, so that results there mean nothing. */
-static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
-                                                 int64_t T)
+static pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what, int64_t T)
 {
     if (T >= 2 && T <= model->config.ctx) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -8604,53 +7818,16 @@ static pvt_result pvti_model_tie(pvt_model *model)
     return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
 }
 
-/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
-static pvt_result pvti_model_head_q8(pvt_model *model)
-{
-    pvt_weight *head = &model->head, q8;
-    int64_t V = head->O, C = head->I, r, b, i;
-    pvt_real *row;
-    uint8_t *blocks;
-    if (head->dtype == PVT_Q8_0) return PVT_OK;
-    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
-    if (C % 32)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
-                         (long long)C);
-    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
-    if (!row || !blocks) {
-        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
-        return PVT_ERR_MEMORY;
-    }
-    for (r = 0; r < V; r++) {
-        head->kind->tile(head, row, C, r, r + 1, 0, C);
-        for (b = 0; b < C / 32; b++) {
-            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
-            double most = 0, d;
-            uint16_t bits;
-            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
-            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            pvti_store_u16(out, bits);
-            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
-                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
-                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
-            }
-        }
-    }
-    pvti_free(model->ctx, row);
-    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
-    q8.owned = true;
-    pvt_weight_free(head);
-    *head = q8;
-    return PVT_OK;
-}
-
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 {
     int64_t l, j;
     for (l = 0; l < model->config.layers; l++)
         for (j = 0; j < PVTI_BLOCK; j++)
             if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
-    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
+    if (!head_q8) return pvt_weight_prepare(&model->head);
+    if (model->ctx->outside) return model->ctx->outside->model_head_q8(model);
+    return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                     "a head in q8: this build (PVTUNE_NO_FILES) has no block types");
 }
 
 PVT_API void pvt_model_free(pvt_model *model)
@@ -8874,7 +8051,7 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
     PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
     a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
     a.seed = ctx->seed;
-    pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 4096), pvti_init_task, &a);
     return PVT_OK;
 }
 
@@ -9118,7 +8295,7 @@ static void pvti_blocks_rope(pvti_blocks *b)
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+static void pvti_blocks_free(pvti_blocks *b)
 {
     if (b->memory) pvt_memory_free(b->ctx, b->memory);
     if (b->host_memory) pvti_free(b->ctx, b->host_memory);
@@ -9126,9 +8303,8 @@ static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
 }
 
 /* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
-static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
-                                                 int64_t positions, int64_t n_acts, bool train,
-                                                 pvti_blocks *b)
+static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
+                                     int64_t positions, int64_t n_acts, bool train, pvti_blocks *b)
 {
     pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
     memset(b, 0, sizeof *b);
@@ -9552,6 +8728,14 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 
 static const pvt_loss_desc pvti_loss_default = {NULL, NULL, NULL, 0};
 
+static pvt_result pvti_teacher_check(const pvt_model *student, const pvt_model *teacher)
+{
+    if (teacher->config.vocab == student->config.vocab) return PVT_OK;
+    return pvti_fail(student->ctx, PVT_ERR_MISMATCH,
+                     "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be compared",
+                     (long long)teacher->config.vocab, (long long)student->config.vocab);
+}
+
 static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
 {
     int64_t V = run->model->config.vocab, i;
@@ -9569,12 +8753,7 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
         return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
                          "the teacher lies in the memory of another device; pvt_model_copy brings it over");
-    if (desc->teacher->config.vocab != V)
-        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
-                         "be compared",
-                         (long long)desc->teacher->config.vocab, (long long)V);
-    return PVT_OK;
+    return pvti_teacher_check(run->model, desc->teacher);
 }
 
 /* What counts: the targets as the losses want them; how many. KL without targets counts all. */
@@ -9840,6 +9019,19 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
     out->n = n;
     out->ctx = ctx;
+    return PVT_OK;
+}
+
+/* Are all ids the model's? */
+static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *corpus, const char *what)
+{
+    int64_t V = model->config.vocab, i;
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
+            return pvti_fail(model->ctx, PVT_ERR_MISMATCH,
+                             "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                             "another tokenizer?",
+                             what, (long long)corpus->ids[i], (long long)V);
     return PVT_OK;
 }
 
@@ -10315,7 +9507,7 @@ static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
-    int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
+    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), steps = chunks * z->desc.finetune_epochs,
             step, n;
     pvt_real *grads[PVTI_BLOCK];
     int j;
@@ -10599,7 +9791,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int64_t i, available;
+    int64_t available;
     int n;
     if (memcmp(&d->format, &unset, sizeof unset) == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
@@ -10629,12 +9821,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          (long long)corpus->n, (long long)available, (long long)z->T,
                          (long long)(d->samples ? d->samples : 64));
     z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= c->vocab)
-            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
-                             "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
-                             "was it tokenized with another tokenizer?",
-                             (long long)corpus->ids[i], (long long)c->vocab);
+    PVTI_TRY(pvti_corpus_check(z->model, corpus, "the calibration text"));
     return pvti_quantizer_check_format(z);
 }
 
@@ -11092,19 +10279,11 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
 /* Ids within the vocabulary, and at least one context. */
 static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
 {
-    int64_t i, V = t->student->config.vocab;
     if (corpus->n < t->desc.ctx)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                          "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
                          what, (long long)corpus->n, (long long)t->desc.ctx);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
-            return pvti_fail(
-                t->ctx, PVT_ERR_MISMATCH,
-                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
-                "another tokenizer?",
-                what, (long long)corpus->ids[i], (long long)V);
-    return PVT_OK;
+    return pvti_corpus_check(t->student, corpus, what);
 }
 
 /* How many windows there are to tune and to evaluate on. */
@@ -11133,7 +10312,6 @@ static pvt_result pvti_tuner_split(pvt_tuner *t)
 static pvt_result pvti_tuner_check(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
-    const pvt_model_config *c = &t->student->config;
     PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
     PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
     if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
@@ -11141,11 +10319,7 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
                          (long long)d->micro_batch, (long long)pvti_tuner_share(d),
                          d->comm.size > 1 ? ", a rank's share" : "");
-    if (t->teacher && t->teacher->config.vocab != c->vocab)
-        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
-                         "compared",
-                         (long long)t->teacher->config.vocab, (long long)c->vocab);
+    if (t->teacher) PVTI_TRY(pvti_teacher_check(t->student, t->teacher));
     PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
     if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
     if (t->teacher && t->student_hash == t->teacher_hash)
@@ -11637,7 +10811,596 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 /*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it out. */
 /* ======================================================================================== */
 
+#if PVTUNE_LAYER >= 1
+// >>bytes
+/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
+    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
+    that path on any host: what it writes then, only such a build reads.) */
+
+#ifndef PVTI_SWAPS
+#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+#endif
+
+PVTI_INLINE uint16_t pvti_load_u16(const void *from)
+{
+    uint16_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
+}
+PVTI_INLINE uint32_t pvti_load_u32(const void *from)
+{
+    uint32_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
+}
+PVTI_INLINE uint64_t pvti_load_u64(const void *from)
+{
+    uint64_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
+}
+PVTI_INLINE float pvti_load_f32(const void *from)
+{
+    uint32_t bits = pvti_load_u32(from);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+PVTI_INLINE double pvti_load_f64(const void *from)
+{
+    uint64_t bits = pvti_load_u64(from);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
+{
+    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
+{
+    x = pvti_load_u32(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
+{
+    x = pvti_load_u64(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_f32(void *to, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    pvti_store_u32(to, bits);
+}
+
+/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
+static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
+{
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    int64_t i;
+    if (!PVTI_SWAPS || size == 1) {
+        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
+        return;
+    }
+    for (i = 0; i < n; i++, a += size, b += size) {
+        uint16_t two;
+        uint32_t four;
+        uint64_t eight;
+        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
+        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
+        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
+    }
+}
+
+PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
+{
+    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
+}
+#endif /* PVTUNE_LAYER >= 1 */
+
 #if PVTI_FILES
+// >>system: files
+/*  What the library asks of the operating system about files, and the only place that calls it, through the
+    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks, and
+    what is interrupted, is dealt with here. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#ifndef PVTUNE_NO_MMAP
+#include <sys/mman.h>
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
+    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
+                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
+    (void)user;
+    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return close(file);
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    (void)user;
+    return read(file, to, (size_t)bytes);
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    (void)user;
+    return write(file, from, (size_t)bytes);
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    struct stat st;
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
+    out->link = S_ISLNK(st.st_mode);
+    if (out->link && stat(path, &st)) return -1;
+    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
+                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
+                                      : PVT_FILE_STREAM;
+    out->bytes = (int64_t)st.st_size;
+    out->modified = (int64_t)st.st_mtime;
+    out->device = (uint64_t)st.st_dev;
+    out->number = (uint64_t)st.st_ino;
+    out->owner = (int64_t)st.st_uid;
+    out->group = (int64_t)st.st_gid;
+    out->permissions = (uint32_t)st.st_mode & 0777u;
+    return 0;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    (void)user;
+    return rename(from, to);
+}
+static int pvti_own_remove(void *user, const char *path)
+{
+    (void)user;
+    return unlink(path);
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    (void)user;
+    return mkdir(path, 0777);
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    (void)user;
+    return rmdir(path);
+}
+static int pvti_own_sync(void *user, int file)
+{
+    (void)user;
+    return fsync(file);
+}
+static int pvti_own_lock(void *user, int file)
+{
+    (void)user;
+    return flock(file, LOCK_EX | LOCK_NB);
+}
+static int pvti_own_share(void *user, int file)
+{
+    (void)user;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
+{
+    DIR *stream = opendir(directory);
+    struct dirent *entry;
+    (void)user;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
+{
+    (void)user;
+    return fchown(file, (uid_t)owner, (gid_t)group);
+}
+static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
+{
+    (void)user;
+    return fchmod(file, (mode_t)permissions);
+}
+#ifndef PVTUNE_NO_MMAP
+static const void *pvti_own_map(void *user, int file, int64_t bytes)
+{
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    (void)user;
+    return memory != MAP_FAILED ? memory : NULL;
+}
+static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
+{
+    (void)user;
+    munmap((void *)(uintptr_t)memory, (size_t)bytes);
+}
+#else
+#define pvti_own_map NULL
+#define pvti_own_unmap NULL
+#endif
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
+};
+
+/* Who is at work, for names of temporary files; and a wait for another who is. */
+static long pvti_process(void) { return (long)getpid(); }
+static PVTI_UNUSED void pvti_sleep(double seconds)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL);
+}
+
+/* ---- files: as the library calls them; errno says why something failed ---- */
+
+/* A call of the context's table; one that it lacks fails. */
+#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
+
+static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
+{
+    int file;
+    do file = ctx->files.open(ctx->files.user, path, how);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int file)
+{
+    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
+}
+
+static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
+{
+    int64_t got;
+    do got = ctx->files.read(ctx->files.user, file, to, bytes);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
+{
+    int64_t done;
+    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Of what stands at path, and of an open file. */
+static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
+}
+static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
+}
+
+static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
+{
+    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
+}
+static bool pvti_remove(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
+}
+static bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
+}
+
+/* Every name in the directory; one that cannot be listed has none. */
+static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
+                      void *arg)
+{
+    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int file)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
+{
+    pvt_file_info a, b;
+    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
+           a.number == b.number;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
+
+// >>block types
+/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and has
+    one drawing of its bits; >>dtypes reads them from the context's table.
+
+    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
+    side by side, so that one mask unpacks a run of neighbours. And a block is
+    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
+    Everything is little-endian, bytes are drawn left to right. */
+
+/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
+    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
+PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 18, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
+    }
+}
+
+/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
+    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 20, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
+    }
+}
+
+/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
+    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 22, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
+    }
+}
+
+/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
+    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 24, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
+    }
+}
+
+/*  Q8_0, 34 bytes, 32 elements:  x = d·q
+    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
+PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 34, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
+    }
+}
+
+/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
+
+    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
+    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
+    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
+    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
+PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 84, out += 256) {
+        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
+        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
+            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
+            int shift = s / 2 % 4 * 2;
+            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
+        }
+    }
+}
+
+/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
+    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
+    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
+    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
+    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
+PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 110, out += 256) {
+        const uint8_t *packed = b + 96;
+        pvt_real d = pvti_load_f16(b + 108);
+        for (s = 0; s < 16; s++) {
+            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
+            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
+            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
+            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
+            int shift = s / 2 % 4 * 2, bit = s / 2;
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
+        }
+    }
+}
+
+/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
+      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
+      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
+PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
+{
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min = packed[j + 4] & 63;
+    } else {
+        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
+        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    }
+}
+
+/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
+    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
+PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 144, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *q = b + 16 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
+        }
+    }
+}
+
+/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
+    Fifth bit of element 32·s + l: bit s of byte l.  */
+PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 176, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++)
+                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
+        }
+    }
+}
+
+/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
+    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
+    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
+    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
+PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 210, out += 256) {
+        pvt_real d = pvti_load_f16(b + 208);
+        for (s = 0; s < 16; s++) {
+            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
+            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
+        }
+    }
+}
+
+/* The types and their decoders. */
+#define PVTI_BLOCK_TYPES(EACH)                                                                                \
+    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k)     \
+    EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
+
+#if PVTUNE_LAYER >= 2
+/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+static pvt_result pvti_model_head_q8(pvt_model *model)
+{
+    pvt_weight *head = &model->head, q8;
+    int64_t V = head->O, C = head->I, r, b, i;
+    pvt_real *row;
+    uint8_t *blocks;
+    if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
+    if (C % 32)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
+                         (long long)C);
+    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    if (!row || !blocks) {
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        return PVT_ERR_MEMORY;
+    }
+    for (r = 0; r < V; r++) {
+        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        for (b = 0; b < C / 32; b++) {
+            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
+            double most = 0, d;
+            uint16_t bits;
+            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
+            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+            pvti_store_u16(out, bits);
+            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
+                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+            }
+        }
+    }
+    pvti_free(model->ctx, row);
+    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    q8.owned = true;
+    pvt_weight_free(head);
+    *head = q8;
+    return PVT_OK;
+}
+#endif
+
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -11658,7 +11421,7 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 /* ---- paths ---- */
 
 /* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
-static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
+static pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
 {
     size_t length = strlen(dir);
     const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
@@ -11671,13 +11434,13 @@ static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char
 static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
 
 /* What cannot be asked about is taken to be there: opening it says why. */
-static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
 }
 
-static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
@@ -11692,7 +11455,7 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
 
 /* A rename lasts once the directory reached the device. False with errno when that failed; a directory
    that may not be opened, or a file system that cannot sync one, is no failure. */
-static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+static bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
     int fd, code;
     if (!ctx->files.sync) return true;
@@ -11738,7 +11501,7 @@ typedef struct pvti_map {
     void *memory; /* … read into memory of the context */
 } pvti_map;
 
-static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
+static void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
     if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
     pvti_free(ctx, map->memory);
@@ -11805,7 +11568,7 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
 }
 
 /* A regular file. On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+static pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
 {
     return pvti_map_open_as(ctx, path, false, map);
 }
@@ -11914,7 +11677,7 @@ static bool pvti_writer_close(pvti_writer *w)
 }
 
 /* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+static void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
 
 /* Adds to the sentence that is recorded. */
 static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
@@ -12011,7 +11774,7 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *o
 }
 
 /* Nothing is written to `path` itself before the commit. */
-static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
+static pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
     pvt_file_info old;
     bool exists;
@@ -12050,7 +11813,7 @@ static pvt_result pvti_writer_flush(pvti_writer *w)
 }
 
 /* After a failure every further put returns that failure and does nothing. */
-static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
+static pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
 {
     if (w->result != PVT_OK) return w->result;
     if (bytes <= 0) return PVT_OK;
@@ -12065,8 +11828,7 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
 }
 
 /* n numbers of `size` bytes, in the order that files have. */
-static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
-                                                      int64_t size)
+static pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n, int64_t size)
 {
     char part[4096];
     int64_t each = (int64_t)sizeof part / size, i, m;
@@ -12092,7 +11854,7 @@ static pvt_result pvti_writer_settle(pvti_writer *w)
 
 /* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
    new one is in place and only its directory could not be synced. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+static pvt_result pvti_writer_commit(pvti_writer *w)
 {
     char dir[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_writer_settle(w));
@@ -12113,7 +11875,7 @@ static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
 }
 
 /* A whole small file at once. */
-static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+static pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
@@ -12573,7 +12335,7 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
 }
 
 /* A file: the map holds the text and is closed after the nodes. On failure both are empty. */
-static PVTI_UNUSED pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
+static pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
 {
     pvt_result result;
     memset(out, 0, sizeof *out);
@@ -12608,13 +12370,13 @@ static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 {
     return node > 0 && node < j->n && j->nodes[node].next ? (int64_t)j->nodes[node].next : -1;
 }
-static PVTI_UNUSED int64_t pvti_json_count(const pvti_json *j, int64_t node)
+static int64_t pvti_json_count(const pvti_json *j, int64_t node)
 {
     return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].size : 0;
 }
 
 /* The member's value, −1 when there is none. Linear: iterate large objects instead. */
-static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
+static int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
 {
     int64_t child = pvti_json_type(j, object) == PVTI_JSON_OBJECT ? pvti_json_first(j, object) : -1;
     while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
@@ -12623,12 +12385,12 @@ static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, co
 
 /* Decoded length of the key or string in bytes (it may exceed cap, and may contain NULs);
    NUL-terminated when that fits too. −1: not a string. */
-static PVTI_UNUSED int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) == PVTI_JSON_NONE) return -1;
     return pvti_json_decode(pvti_json_key_span(j, node), out, cap);
 }
-static PVTI_UNUSED int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) != PVTI_JSON_STRING) return -1;
     return pvti_json_decode(pvti_json_value_span(j, node), out, cap);
@@ -12703,7 +12465,7 @@ static double pvti_decimal(const char *s, int64_t n)
 }
 
 /* False when it is no number, or one that no finite double comes near. */
-static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
+static bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
 {
     double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
@@ -12714,7 +12476,7 @@ static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, doubl
 }
 
 /* Exact over the whole range of int64_t; 2048.0 and 2e3 are integers too, 0.5 is none. */
-static PVTI_UNUSED bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
+static bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
 {
     const char *s, *end;
     int64_t value = 0;
@@ -12750,14 +12512,14 @@ typedef struct pvti_text {
     bool failed;
 } pvti_text;
 
-static PVTI_UNUSED pvti_text pvti_text_begin(pvt_ctx *ctx)
+static pvti_text pvti_text_begin(pvt_ctx *ctx)
 {
     pvti_text text;
     memset(&text, 0, sizeof text);
     text.ctx = ctx;
     return text;
 }
-static PVTI_UNUSED void pvti_text_free(pvti_text *t)
+static void pvti_text_free(pvti_text *t)
 {
     pvti_free(t->ctx, t->data);
     memset(t, 0, sizeof *t);
@@ -12777,7 +12539,7 @@ static bool pvti_text_reserve(pvti_text *t, int64_t n)
     return !t->failed;
 }
 
-static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
+static void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
 {
     if (n < 1 || !pvti_text_reserve(t, n)) return;
     memcpy(t->data + t->size, bytes, (size_t)n);
@@ -12785,7 +12547,7 @@ static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n
 }
 
 /* Beware of %f and %g: they write the locale's decimal point. See pvti_text_number. */
-static PVTI_UNUSED PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
+static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
 {
     va_list args;
     int n;
@@ -12831,7 +12593,7 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
 }
 
 /* "…", quoted and escaped. */
-static PVTI_UNUSED void pvti_text_string(pvti_text *t, const char *s, int64_t n)
+static void pvti_text_string(pvti_text *t, const char *s, int64_t n)
 {
     int64_t bytes = pvti_json_escape(s, n, NULL, 0);
     if (!pvti_text_reserve(t, bytes + 2)) return;
@@ -12889,11 +12651,7 @@ typedef struct pvti_tensor {
 
 #define PVTI_MAX_RANK 8
 
-static PVTI_UNUSED int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */
-{
-    const pvti_dtype *info = pvti_dtype_info(t->dtype);
-    return info ? t->bytes / info->bytes * info->block : 0;
-}
+static int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */ { const pvti_dtype *info = pvti_dtype_info(t->dtype); return info ? t->bytes / info->bytes * info->block : 0; }
 
 /* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
 static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
@@ -12968,7 +12726,7 @@ typedef struct pvti_safetensors {
 
 #define PVTI_SAFETENSORS_HEADER_BYTES ((int64_t)100000000)
 
-static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
+static void pvti_safetensors_close(pvti_safetensors *st)
 {
     if (st->ctx) {
         pvti_free(st->ctx, st->tensors);
@@ -12978,6 +12736,15 @@ static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
         pvti_map_close(st->ctx, &st->map);
     }
     memset(st, 0, sizeof *st);
+}
+
+/* By its name; PVT_DTYPE_NONE when there is none of that name. */
+static pvt_dtype pvti_dtype_parse(const char *name)
+{
+    int i;
+    for (i = 1; i < PVT_DTYPE_COUNT; i++)
+        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
+    return PVT_DTYPE_NONE;
 }
 
 /* "dtype", "shape" and "data_offsets" of one tensor; data is what follows the header. */
@@ -13129,8 +12896,8 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
 
 /* From memory, which must outlive st; `file` is what errors call it. Numbers stay in the order of the file.
    On failure st is closed. */
-static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                    int64_t size, pvti_safetensors *st)
+static pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                        pvti_safetensors *st)
 {
     pvt_result result;
     memset(st, 0, sizeof *st);
@@ -13141,7 +12908,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *fi
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
+static pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
 {
     pvti_map map;
     pvt_result result;
@@ -13153,14 +12920,13 @@ static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *pa
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
+static const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
 {
     return pvti_names_find(&st->names, name);
 }
 
 /* A string of "__metadata__": its length, −1 when there is none (see pvti_json_string). */
-static PVTI_UNUSED int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out,
-                                                     int64_t cap)
+static int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out, int64_t cap)
 {
     return pvti_json_string(&st->header, pvti_json_find(&st->header, st->metadata, key), out, cap);
 }
@@ -13178,7 +12944,7 @@ typedef struct pvti_shards {
     pvti_names names;
 } pvti_shards;
 
-static PVTI_UNUSED void pvti_shards_close(pvti_shards *set)
+static void pvti_shards_close(pvti_shards *set)
 {
     int64_t i;
     if (set->ctx) {
@@ -13411,19 +13177,17 @@ static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *t
 }
 
 /* To a path. */
-static PVTI_UNUSED pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path,
-                                                          const pvti_tensor *tensors, int64_t n,
-                                                          const char *const *metadata,
-                                                          pvti_tensor_put_fn *put, void *user)
+static pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                              int64_t n, const char *const *metadata, pvti_tensor_put_fn *put,
+                                              void *user)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
     return pvti_safetensors_write_to(&w, tensors, n, metadata, put, user);
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path,
-                                                     const pvti_tensor *tensors, int64_t n,
-                                                     const char *const *metadata)
+static pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                         int64_t n, const char *const *metadata)
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
@@ -13498,7 +13262,7 @@ static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const 
     pvt_real values[256];
     for (int64_t at = 0; at < n; at += 256) {
         int64_t count = PVTI_MIN(256, n - at);
-        type->decode(data + at * type->bytes, values, count);
+        pvti_decoder(ctx, array->dtype)(data + at * type->bytes, values, count);
         for (int64_t i = 0; i < count; i++)
             if (!(fabs((double)values[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s.%s: number %lld is not finite", name, array->name,
@@ -14377,7 +14141,7 @@ static bool pvti_gguf_load_number(const uint8_t *from, uint32_t type, double *ou
 }
 
 /* False when the key is absent or of another kind: *out is then as it was, e.g. a default. */
-static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
+static bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     int64_t value;
@@ -14386,12 +14150,12 @@ static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64
     return true;
 }
 /* Integers too; NaN and infinity are possible. */
-static PVTI_UNUSED bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
+static bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     return kv && kv->type != PVTI_GGUF_BOOL && pvti_gguf_load_number(kv->value, kv->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
+static bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_BOOL) return false;
@@ -14399,7 +14163,7 @@ static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool
     return true;
 }
 /* A view into the file, not NUL-terminated. */
-static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
+static bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     pvti_cursor c;
@@ -14407,7 +14171,7 @@ static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, co
     c.at = kv->value, c.end = kv->end;
     return pvti_cursor_string(&c, s, bytes);
 }
-static PVTI_UNUSED bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
+static bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
 {
     const char *s;
     int64_t bytes;
@@ -14423,7 +14187,7 @@ typedef struct pvti_gguf_array {
     pvti_cursor next;    /* the string to be taken next */
 } pvti_gguf_array;
 
-static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
+static bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_ARRAY) return false;
@@ -14434,23 +14198,23 @@ static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key,
     return true;
 }
 /* False beyond the end, and for elements of another kind. */
-static PVTI_UNUSED bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
+static bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_int(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
+static bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_number(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
 /* The next string, a view; false after the last. */
-static PVTI_UNUSED bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
+static bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
 {
     return a->type == PVTI_GGUF_STRING && pvti_cursor_string(&a->next, s, bytes);
 }
 
 /* ---- reading ---- */
 
-static PVTI_UNUSED void pvti_gguf_close(pvti_gguf *g)
+static void pvti_gguf_close(pvti_gguf *g)
 {
     if (g->ctx) {
         pvti_free(g->ctx, g->tensors);
@@ -14666,8 +14430,7 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
 
 /* From memory, which must outlive g; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure g is closed. */
-static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
-                                             pvti_gguf *g)
+static pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size, pvti_gguf *g)
 {
     pvti_sort_item *offsets = NULL;
     pvt_result result;
@@ -14679,7 +14442,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, con
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
+static pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
 {
     pvti_map map;
     pvt_result result;
@@ -14691,7 +14454,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvt
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
+static const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
 {
     return pvti_names_find(&g->names, name);
 }
@@ -14712,7 +14475,7 @@ typedef struct pvti_llama2c {
 } pvti_llama2c;
 
 /* By its name there, which is the member's; NULL: none. */
-static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+static const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
 {
     const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
                                 &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
@@ -14721,14 +14484,14 @@ static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, c
     return NULL;
 }
 
-static PVTI_UNUSED void pvti_llama2c_close(pvti_llama2c *m)
+static void pvti_llama2c_close(pvti_llama2c *m)
 {
     if (m->ctx) pvti_map_close(m->ctx, &m->map);
     memset(m, 0, sizeof *m);
 }
 
 /* Layer l of a stacked tensor, as a view. */
-static PVTI_UNUSED pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
+static pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
 {
     pvti_tensor t = *stacked;
     int i;
@@ -14816,8 +14579,8 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
 
 /* From memory, which must outlive m; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure m is closed. */
-static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                int64_t size, pvti_llama2c *m)
+static pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                    pvti_llama2c *m)
 {
     pvt_result result;
     memset(m, 0, sizeof *m);
@@ -14827,7 +14590,7 @@ static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, 
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
+static pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
 {
     pvti_map map;
     pvt_result result;
@@ -17007,8 +16770,8 @@ static pvt_result pvti_tokenizer_finish(pvt_result result, pvt_tokenizer **out)
 }
 
 /* The tokenizer that a GGUF carries. `name` is what errors call the file. */
-static PVTI_UNUSED pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
-                                                       pvt_tokenizer **out)
+static pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
+                                           pvt_tokenizer **out)
 {
     pvti_gguf_array tokens;
     bool spaces = pvti_gguf_equals(g, "tokenizer.ggml.model", "llama");
@@ -17088,7 +16851,7 @@ static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint
 }
 
 /* Another owner of the same tokenizer; every owner frees it. NULL gives NULL. */
-static PVTI_UNUSED pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
+static pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
 {
     if (t) t->owners++;
     return t;
@@ -18091,7 +17854,7 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
                          is, a->config, wanted);
     }
     type = pvti_dtype_info(t->dtype);
-    if (strcmp(suffix, ".codes") != 0 && (!type || !type->decode))
+    if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
                          type ? type->name : "?");
@@ -18107,7 +17870,8 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
     PVTI_TRY(pvti_load_tensor(a, i, suffix, rank, shape, name, &t));
     type = pvti_dtype_info(t.dtype);
     if (dtype) *dtype = t.dtype;
-    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes) type->decode(t.data, out, t.bytes / type->bytes);
+    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes)
+        pvti_decoder(a->ctx, t.dtype)(t.data, out, t.bytes / type->bytes);
     return PVT_OK;
 }
 
@@ -18887,6 +18651,17 @@ static void pvti_export_window(pvti_text *text, const pvt_model_config *c, const
                      (long long)c->window);
 }
 
+/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
+   that can and shares its GGUF architecture, which has no other name for it. */
+static const pvti_family *pvti_family_saved(const pvt_model_config *c)
+{
+    const pvti_family *own = pvti_family_find(c->family);
+    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
+            return &pvti_families[i];
+    return own;
+}
+
 static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_model_config *c = &s->model->config;
@@ -19446,6 +19221,43 @@ static bool pvti_tuner_progress_parse(const char *text, int64_t n[6], double fig
     return true;
 }
 
+typedef struct pvti_pv_array {
+    char name[128];
+    void *data;
+    pvt_dtype dtype;
+    int64_t n;
+} pvti_pv_array;
+
+/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
+static bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
+{
+    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
+    int64_t i, at = 0;
+    int k, part;
+    for (i = 0; i < pv->n; i++) {
+        const pvti_pv_entry *e = &pv->entries[i];
+        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
+            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
+            void *data[4];
+            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
+            for (part = 0; part < 4; part++) {
+                if (!data[part] || at++ != index) continue;
+                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
+                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
+                out->data = data[part], out->n = a->n;
+                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
+                return true;
+            }
+        }
+        if (e->weight && at++ == index) {
+            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
+            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
+            out->n = pvti_array_count(&e->codes);
+            return true;
+        }
+    }
+    return false;
+}
 /* The i-th array of a checkpoint: of the pv, then of the best state; false past the last. */
 static bool pvti_tuner_state(const pvt_tuner *t, int64_t pv_arrays, int64_t i, pvti_pv_array *out)
 {
@@ -20220,10 +20032,10 @@ PVTI_KERNELS_END
 // >>fast decoders
 /* Element types that products read from memory as they lie in a file: decoded for wider vectors. */
 
-#define PVTI_DECODERS(EACH) \
-    EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) \
-    EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) \
-    EACH(Q6_K, q6_k)
+#if !PVTI_FILES
+#define PVTI_BLOCK_TYPES(EACH)
+#endif
+#define PVTI_DECODERS(EACH) EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) PVTI_BLOCK_TYPES(EACH)
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
 /* x86 converts eight at a time. */
@@ -21536,17 +21348,183 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
+/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
+   number counts, if there is one. */
+static int pvti_thread_count(int wish)
+{
+    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
+    char *end = NULL;
+    long n = wish;
+    if (n <= 0 && own && *own) {
+        n = strtol(own, &end, 10);
+        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
+    }
+    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
+    if (n <= 0) n = pvti_cores();
+    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
+}
+
+/* Says in the desc why there will be no context, and returns the code. */
+static PVTI_PRINTF(3, 4) pvt_result
+    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+{
+    va_list args;
+    if (!d->error || d->error_bytes < 1) return result;
+    va_start(args, format);
+    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
+    va_end(args);
+    return result;
+}
+
+static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
+{
+    const pvt_files *f = &d->files;
+    pvt_files none;
+    bool given;
+    memset(&none, 0, sizeof none);
+    given = memcmp(f, &none, sizeof none) != 0;
+    if (given && !PVTI_FILES)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
+                  !f->map != !f->unmap))
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "files: open, close, read and info go together, and so do lock and share, "
+                               "map and unmap: give all of them or none");
+    return PVT_OK;
+}
+
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
+{
+    if (d->error && d->error_bytes > 0) d->error[0] = 0;
+    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
+                               d->n_threads, PVTI_MAX_THREADS);
+    if (!d->allocator.alloc != !d->allocator.free)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "the allocator has %s but no %s: give both, or neither for malloc",
+                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
+    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "compute_bf16 is not for a build with PVTUNE_REAL double");
+    PVTI_TRY(pvti_ctx_check_files(d));
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+    return PVT_OK;
+}
+
+/* Opens the device, and makes the plain context beside it. */
+static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
+{
+    pvt_ctx_desc plain = *d;
+    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
+        d->device->real_size != sizeof(pvt_real))
+        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
+                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
+    plain.device = NULL;
+    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
+    ctx->host->front = ctx;
+    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
+    ctx->device = d->device;
+    return PVT_OK;
+}
+
+static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
+{
+    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
+                           n_threads, (long long)(bytes >> 20));
+}
+
+PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
+{
+    pvt_allocator allocator;
+    if (!ctx) return;
+    pvt_ctx_destroy(ctx->host);
+    if (ctx->device) ctx->device->close(ctx->device_state);
+#ifndef PVTUNE_NO_THREADS
+    pvti_pool_destroy(ctx);
+#else
+    pvti_free(ctx, ctx->pool);
+#endif
+    pvti_free(ctx, ctx->scratch);
+    pvti_free(ctx, ctx->gemm_shared);
+    allocator = ctx->allocator;
+    if (allocator.alloc)
+        allocator.free(ctx, allocator.user);
+    else
+        free(ctx);
+}
+
+/* A context with the kernels of part I. The desc has been checked. */
+static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
+{
+    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
+                                                  : malloc(sizeof *ctx));
+    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
+    memset(ctx, 0, sizeof *ctx);
+    ctx->n_threads = n_threads;
+    ctx->isa_name = "scalar";
+    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
+    ctx->allocator = d->allocator;
+    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
+    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
+    ctx->files = d->files;
+    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
+    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
+    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+        pvt_ctx_destroy(ctx);
+        return pvti_ctx_no_memory(d, n_threads);
+    }
+    *out = ctx;
+    return PVT_OK;
+}
+
+PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
+{
+    pvt_ctx_info info;
+    memset(&info, 0, sizeof info);
+    info.n_threads = ctx->n_threads;
+    info.isa = ctx->isa_name;
+    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
+    if (!ctx->device) return info;
+    info.bytes_now += ctx->host->bytes_now;
+    info.bytes_peak += ctx->host->bytes_peak;
+    info.allocations += ctx->host->allocations;
+    info.device = ctx->device->name;
+    info.device_bytes_now = ctx->device->held(ctx->device_state);
+    info.device_bytes_peak = ctx->device_peak;
+    return info;
+}
+
+PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
+{
+    ctx->bytes_peak = ctx->bytes_now;
+    if (!ctx->device) return;
+    ctx->host->bytes_peak = ctx->host->bytes_now;
+    ctx->device_peak = ctx->device->held(ctx->device_state);
+}
+
 #if PVTI_FILES
 static void pvti_files_install(pvt_ctx *ctx)
 {
 #if PVTUNE_LAYER >= 2
     static const pvti_outside outside = {
         pvti_source_close,           pvti_source_bytes,    pvt_tokenizer_free,  pvti_tokenizer_share,
-        pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
+        pvti_model_head_q8,          pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
     };
     ctx->outside = &outside;
 #endif
     ctx->files = ctx->files.open ? ctx->files : pvti_own_files;
+#define PVTI_X(type, name) \
+    if (!ctx->kernels.decoders[PVT_##type]) ctx->kernels.decoders[PVT_##type] = pvti_decode_##name;
+    PVTI_BLOCK_TYPES(PVTI_X)
+#undef PVTI_X
 }
 #endif
 

@@ -41,7 +41,7 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · system: files · bytes · block types · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
+        layer 1     system · system: files · system: threads · pool · bytes · block types · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
                     json · safetensors · weight files
         layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
@@ -1741,7 +1741,7 @@ struct pvt_ctx {
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
     const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
-    pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
+    pvti_pool *pool;   /* NULL at one thread, or with a `parallel` of the host's; its threads start at first use */
     bool in_parallel;  /* a parallel region inside another runs serially */
     const pvt_device *device; /* NULL: none, and so the following; see >>device */
     void *device_state;
@@ -1920,17 +1920,13 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment, threads. Files are in >>system: files. */
+    environment. Files and threads are in >>system: files and >>system: threads. */
 
 #ifdef __cplusplus
 }
 #endif
 #include <time.h>
 #include <unistd.h>
-#ifndef PVTUNE_NO_THREADS
-#include <pthread.h>
-#include <sched.h>
-#endif
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -1948,34 +1944,6 @@ static PVTI_UNUSED double pvti_seconds(void)
 
 static long pvti_cores(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 static const char *pvti_environment(const char *name) { return getenv(name); }
-
-/* ---- threads ---- */
-
-#ifndef PVTUNE_NO_THREADS
-typedef pthread_t pvti_thread;
-typedef pthread_mutex_t pvti_mutex;
-typedef pthread_cond_t pvti_condition;
-
-static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
-{
-    return pthread_create(thread, NULL, work, arg) == 0;
-}
-static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
-static void pvti_yield(void) { sched_yield(); }
-
-static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
-static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
-static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
-static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
-
-static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
-static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
-static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
-static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
-{
-    pthread_cond_wait(condition, mutex);
-}
-#endif
 
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
@@ -2063,138 +2031,18 @@ static PVTI_UNUSED void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_ti
 }
 
 // >>threads
-/*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
-    counter, so no result may depend on who runs which. Workers spin for some microseconds
-    after a region (the next usually follows at once), then sleep. */
-
-struct pvti_pool {
-    pvt_task_fn *task;
-    void *arg;
-    int64_t n, next; /* next: claimed with an atomic add */
-    int n_workers, running;
-    uint32_t generation; /* counts regions; odd values never occur */
-    bool stop, started;
-#ifndef PVTUNE_NO_THREADS
-    pvti_mutex mutex;
-    pvti_condition wake;
-    int sleeping;
-    pvti_thread threads[PVTI_MAX_THREADS];
-    struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
-#endif
-};
-
-#ifndef PVTUNE_NO_THREADS
-#define PVTI_SPINS 2000
-
-static void pvti_pool_work(pvti_pool *pool, int worker)
-{
-    int64_t i;
-    while ((i = pvti_atomic_add(&pool->next, 1)) < pool->n) pool->task(pool->arg, i, worker);
-}
-
-static void *pvti_pool_main(void *start)
-{
-    pvti_pool *pool;
-    int worker;
-    uint32_t seen = 0;
-    memcpy(&pool, start, sizeof pool); /* the first member of an entry of `starts` */
-    worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
-    for (;;) {
-        int spin = 0;
-        while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
-        if (pvti_atomic_load(&pool->generation) == seen) {
-            pvti_mutex_lock(&pool->mutex);
-            pool->sleeping++;
-            while (pvti_atomic_load(&pool->generation) == seen)
-                pvti_condition_wait(&pool->wake, &pool->mutex);
-            pool->sleeping--;
-            pvti_mutex_unlock(&pool->mutex);
-        }
-        seen = pvti_atomic_load(&pool->generation);
-        if (pool->stop) return NULL;
-        pvti_pool_work(pool, worker);
-        pvti_atomic_add(&pool->running, -1);
-    }
-}
-
-static void pvti_pool_start(pvti_pool *pool)
-{
-    pvti_mutex_lock(&pool->mutex);
-    pvti_atomic_store(&pool->generation, pool->generation + 2);
-    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
-    pvti_mutex_unlock(&pool->mutex);
-}
-
-static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
-{
-    int spin = 0;
-    pool->task = task, pool->arg = arg, pool->n = n, pool->next = 0;
-    pool->running = pool->n_workers;
-    pvti_pool_start(pool);
-    pvti_pool_work(pool, 0);
-    while (pvti_atomic_load(&pool->running) > 0) {
-        if (spin++ < PVTI_SPINS) pvti_pause();
-        else pvti_yield(); /* a worker has lost its core: let it finish */
-    }
-}
-
-static void pvti_pool_destroy(pvt_ctx *ctx)
-{
-    pvti_pool *pool = ctx->pool;
-    int i;
-    if (pool && pool->started) {
-        pool->stop = true;
-        pvti_pool_start(pool);
-        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
-        pvti_condition_destroy(&pool->wake);
-        pvti_mutex_destroy(&pool->mutex);
-    }
-    pvti_free(ctx, pool);
-}
-
-/* How many workers there are; none when the system gives no thread: a region then runs
-   serially, to the same bits. */
-static int pvti_pool_workers(pvt_ctx *ctx)
-{
-    pvti_pool *pool = ctx->pool;
-    if (!pool) return 0;
-    if (!pool->started) {
-        pvti_mutex_create(&pool->mutex);
-        pvti_condition_create(&pool->wake);
-        pool->started = true;
-        while (pool->n_workers < ctx->n_threads - 1) {
-            int i = pool->n_workers;
-            pool->starts[i].pool = pool;
-            if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
-            pool->n_workers++;
-        }
-    }
-    return pool->n_workers;
-}
-#endif
-
-/* task(arg, i, worker) for i in [0, n), in any order, on all workers. ctx NULL, a region
-   inside a region, and n = 1 run serially. */
+/*  task(arg, i, worker) for i in [0, n), in any order, on all workers: no result may depend on who runs which.
+    The context's `parallel` is the host's, or that of >>pool. Without a context, inside another region and at n = 1
+    all runs serially. */
 static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
-    int64_t i;
-    if (ctx && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
-        bool ran = true;
+    if (ctx && ctx->parallel && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
         ctx->in_parallel = true;
-        if (ctx->parallel)
-            ctx->parallel(ctx->parallel_user, n, task, arg);
-        else {
-#ifndef PVTUNE_NO_THREADS
-            ran = pvti_pool_workers(ctx) > 0;
-            if (ran) pvti_pool_run(ctx->pool, n, task, arg);
-#else
-            ran = false;
-#endif
-        }
+        ctx->parallel(ctx->parallel_user, n, task, arg);
         ctx->in_parallel = false;
-        if (ran) return;
+        return;
     }
-    for (i = 0; i < n; i++) task(arg, i, 0);
+    for (int64_t i = 0; i < n; i++) task(arg, i, 0);
 }
 
 /* PVTI_SCRATCH_BYTES of the worker's own, aligned to 64. Needs a context. */
@@ -21180,6 +21028,172 @@ static int pvti_isa_detect(void) { return PVTI_SCALAR; }
 static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 #endif /* PVTUNE_NO_FAST */
 
+#ifndef PVTUNE_NO_THREADS
+// >>system: threads
+/*  What the library asks of the operating system about threads. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <pthread.h>
+#include <sched.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef pthread_t pvti_thread;
+typedef pthread_mutex_t pvti_mutex;
+typedef pthread_cond_t pvti_condition;
+
+static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
+{
+    return pthread_create(thread, NULL, work, arg) == 0;
+}
+static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
+static void pvti_yield(void) { sched_yield(); }
+
+static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
+static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
+static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
+static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
+
+static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
+static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
+static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
+static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
+{
+    pthread_cond_wait(condition, mutex);
+}
+
+// >>pool
+/*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
+    counter, so no result may depend on who runs which. Workers spin for some microseconds
+    after a region (the next usually follows at once), then sleep. */
+
+struct pvti_pool {
+    pvt_ctx *ctx;
+    pvt_task_fn *task;
+    void *arg;
+    int64_t n, next; /* next: claimed with an atomic add */
+    int n_workers, running;
+    uint32_t generation; /* counts regions; odd values never occur */
+    bool stop, started;
+    pvti_mutex mutex;
+    pvti_condition wake;
+    int sleeping;
+    pvti_thread threads[PVTI_MAX_THREADS];
+    struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
+};
+
+#define PVTI_SPINS 2000
+
+static void pvti_pool_work(pvti_pool *pool, int worker)
+{
+    int64_t i;
+    while ((i = pvti_atomic_add(&pool->next, 1)) < pool->n) pool->task(pool->arg, i, worker);
+}
+
+static void *pvti_pool_main(void *start)
+{
+    pvti_pool *pool;
+    int worker;
+    uint32_t seen = 0;
+    memcpy(&pool, start, sizeof pool); /* the first member of an entry of `starts` */
+    worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
+    for (;;) {
+        int spin = 0;
+        while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
+        if (pvti_atomic_load(&pool->generation) == seen) {
+            pvti_mutex_lock(&pool->mutex);
+            pool->sleeping++;
+            while (pvti_atomic_load(&pool->generation) == seen)
+                pvti_condition_wait(&pool->wake, &pool->mutex);
+            pool->sleeping--;
+            pvti_mutex_unlock(&pool->mutex);
+        }
+        seen = pvti_atomic_load(&pool->generation);
+        if (pool->stop) return NULL;
+        pvti_pool_work(pool, worker);
+        pvti_atomic_add(&pool->running, -1);
+    }
+}
+
+static void pvti_pool_start(pvti_pool *pool)
+{
+    pvti_mutex_lock(&pool->mutex);
+    pvti_atomic_store(&pool->generation, pool->generation + 2);
+    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
+    pvti_mutex_unlock(&pool->mutex);
+}
+
+static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
+{
+    int spin = 0;
+    pool->task = task, pool->arg = arg, pool->n = n, pool->next = 0;
+    pool->running = pool->n_workers;
+    pvti_pool_start(pool);
+    pvti_pool_work(pool, 0);
+    while (pvti_atomic_load(&pool->running) > 0) {
+        if (spin++ < PVTI_SPINS) pvti_pause();
+        else pvti_yield(); /* a worker has lost its core: let it finish */
+    }
+}
+
+/* How many workers there are; none when the system gives no thread: a region then runs
+   serially, to the same bits. */
+static int pvti_pool_workers(pvti_pool *pool)
+{
+    if (pool->started) return pool->n_workers;
+    pvti_mutex_create(&pool->mutex);
+    pvti_condition_create(&pool->wake);
+    pool->started = true;
+    while (pool->n_workers < pool->ctx->n_threads - 1) {
+        int i = pool->n_workers;
+        pool->starts[i].pool = pool;
+        if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
+        pool->n_workers++;
+    }
+    return pool->n_workers;
+}
+
+/* The pvt_parallel_fn of a context that got none. */
+static void pvti_pool_parallel(void *user, int64_t n, pvt_task_fn *task, void *arg)
+{
+    pvti_pool *pool = (pvti_pool *)user;
+    if (pvti_pool_workers(pool) > 0) pvti_pool_run(pool, n, task, arg);
+    else
+        for (int64_t i = 0; i < n; i++) task(arg, i, 0);
+}
+
+/* False: no memory. */
+static bool pvti_pool_create(pvt_ctx *ctx)
+{
+    ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->pool) return false;
+    ctx->pool->ctx = ctx;
+    ctx->parallel = pvti_pool_parallel;
+    ctx->parallel_user = ctx->pool;
+    return true;
+}
+
+static void pvti_pool_destroy(pvt_ctx *ctx)
+{
+    pvti_pool *pool = ctx->pool;
+    int i;
+    if (pool && pool->started) {
+        pool->stop = true;
+        pvti_pool_start(pool);
+        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
+        pvti_condition_destroy(&pool->wake);
+        pvti_mutex_destroy(&pool->mutex);
+    }
+    pvti_free(ctx, pool);
+}
+#else
+static bool pvti_pool_create(pvt_ctx *ctx) { return ctx != NULL; }
+static void pvti_pool_destroy(pvt_ctx *ctx) { (void)ctx; }
+#endif /* PVTUNE_NO_THREADS */
+
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
@@ -21281,11 +21295,7 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
     if (!ctx) return;
     pvt_ctx_destroy(ctx->host);
     if (ctx->device) ctx->device->close(ctx->device_state);
-#ifndef PVTUNE_NO_THREADS
     pvti_pool_destroy(ctx);
-#else
-    pvti_free(ctx, ctx->pool);
-#endif
     pvti_free(ctx, ctx->scratch);
     pvti_free(ctx, ctx->gemm_shared);
     allocator = ctx->allocator;
@@ -21311,8 +21321,7 @@ static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **o
     ctx->files = d->files;
     ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
     ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+    if (!ctx->scratch || !ctx->gemm_shared || (n_threads > 1 && !d->parallel && !pvti_pool_create(ctx))) {
         pvt_ctx_destroy(ctx);
         return pvti_ctx_no_memory(d, n_threads);
     }

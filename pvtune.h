@@ -1707,19 +1707,19 @@ struct pvti_source;
 struct pvt_model;
 struct pvt_tokenizer;
 struct pvt_corpus;
+struct pvti_layer;
 struct pvti_quantizer;
-struct pvti_quantizer_item;
 typedef struct pvti_outside {
     void (*source_close)(struct pvti_source *source);          /* the files that a model is mapped from */
     int64_t (*source_bytes)(const struct pvti_source *source);
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
     pvt_result (*model_head_q8)(struct pvt_model *model);      /* becomes blocks of eight bits */
-    /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
+    /* checkpoints of pvt_quantize: what must agree; finished block l into its file; from it, if there is one.
+       layer NULL: the embedding, or with l = 1 the head */
     pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
-    pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
-    pvt_result (*quantizer_take)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item,
-                                 bool *taken);
+    pvt_result (*quantizer_store)(struct pvti_quantizer *z, struct pvti_layer *layer, int64_t l);
+    pvt_result (*quantizer_take)(struct pvti_quantizer *z, struct pvti_layer *layer, int64_t l, bool *taken);
 } pvti_outside;
 
 typedef struct pvti_pool pvti_pool;
@@ -9301,55 +9301,19 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
-/* ---- a finished block, as a checkpoint holds it ---- */
-
-/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
-typedef struct pvti_quantizer_item {
-    char file[32];
-    int n_weights, n_vectors;
-    pvt_weight *weights[PVTI_LINEARS];
-    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
-    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
-    pvt_real *vectors[PVTI_BLOCK];
-    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
-} pvti_quantizer_item;
-
-static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
-{
-    pvti_quantizer_item item;
-    int j;
-    memset(&item, 0, sizeof item);
-    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        int n = item.n_weights, v = item.n_vectors;
-        if (layer->vector[j]) {
-            item.vectors[v] = layer->vector[j];
-            item.sizes[v] = pvti_quantizer_size(z, j);
-            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
-            item.n_vectors++;
-        }
-        if (!pvti_is_matrix(j)) continue;
-        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
-        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
-        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
-        item.weights[item.n_weights++] = &layer->linear[j];
-    }
-    return item;
-}
-
 // >>quantize blocks
 /*  Block after block, through the checkpoint when there is one. */
 
 /* Puts a finished block in place from its file, when that is wanted and there is one. */
-static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+static pvt_result pvti_quantizer_resume(pvti_quantizer *z, pvti_layer *layer, int64_t l, bool *taken)
 {
     *taken = false;
-    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
+    return z->desc.resume ? z->ctx->outside->quantizer_take(z, layer, l, taken) : PVT_OK;
 }
 
-static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
+static pvt_result pvti_quantizer_keep(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
-    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
+    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, layer, l) : PVT_OK;
 }
 
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
@@ -9373,13 +9337,12 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
 static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
                                             int64_t l)
 {
-    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
     bool taken;
     int64_t s;
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, layer, l, &taken));
     if (!taken) {
         PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
-        PVTI_TRY(pvti_quantizer_keep(z, &item));
+        PVTI_TRY(pvti_quantizer_keep(z, layer, l));
     }
     for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
@@ -9447,19 +9410,12 @@ static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weigh
 
 static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
 {
-    pvt_model *model = z->model;
-    pvti_quantizer_item item;
+    pvt_weight *weight = head ? &z->model->head : &z->model->embed;
     bool taken;
-    memset(&item, 0, sizeof item);
-    item.n_weights = 1, item.fitted[0] = true;
-    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
-    snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
-    snprintf(item.file, sizeof item.file,
-             head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, NULL, head, &taken));
     if (taken) return PVT_OK;
-    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
-    return pvti_quantizer_keep(z, &item);
+    PVTI_TRY(pvti_quantizer_make_table(z, weight, head, pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf));
+    return pvti_quantizer_keep(z, NULL, head);
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -18612,6 +18568,48 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 // >>quantize checkpoint
 /*  A finished block in a file of its own, and back. */
 
+/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
+typedef struct pvti_quantizer_item {
+    char file[32];
+    int n_weights, n_vectors;
+    pvt_weight *weights[PVTI_LINEARS];
+    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
+    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
+    pvt_real *vectors[PVTI_BLOCK];
+    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
+} pvti_quantizer_item;
+
+/* Of block l; or, layer NULL, the embedding or the head. */
+static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_quantizer_item item;
+    int j;
+    memset(&item, 0, sizeof item);
+    if (!layer) {
+        item.n_weights = 1, item.fitted[0] = true;
+        item.weights[0] = l ? &z->model->head : &z->model->embed;
+        snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[l ? PVTI_HEAD : PVTI_EMBED].hf);
+        snprintf(item.file, sizeof item.file, l ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+        return item;
+    }
+    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        int n = item.n_weights, v = item.n_vectors;
+        if (layer->vector[j]) {
+            item.vectors[v] = layer->vector[j];
+            item.sizes[v] = pvti_quantizer_size(z, j);
+            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
+            item.n_vectors++;
+        }
+        if (!pvti_is_matrix(j)) continue;
+        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
+        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
+        item.weights[item.n_weights++] = &layer->linear[j];
+    }
+    return item;
+}
+
 enum { /* of each linear, the vectors, and "fit" */
     PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
 };
@@ -18690,25 +18688,26 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     return PVT_OK;
 }
 
-static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
+static pvt_result pvti_quantizer_store(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
+    const pvti_quantizer_item item = pvti_quantizer_item_of(z, layer, l);
     pvti_quantizer_arrays arrays;
     const char *metadata[2 * PVTI_QUANTIZER_OPTIONS + 1];
     char path[PVTI_PATH_BYTES];
     double fits[PVTI_LINEARS][4];
     int i, fit = 0;
     memset(fits, 0, sizeof fits);
-    for (i = 0; i < item->n_weights; i++) {
+    for (i = 0; i < item.n_weights; i++) {
         const pvt_fit_stats *s = &z->fits[fit];
-        if (!item->fitted[i]) continue;
+        if (!item.fitted[i]) continue;
         fits[i][0] = s->error, fits[i][1] = s->error_start, fits[i][2] = s->epochs, fits[i][3] = s->seconds;
         fit++;
     }
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++)
         metadata[2 * i] = z->options[i].name, metadata[2 * i + 1] = z->options[i].value;
     metadata[2 * i] = NULL;
-    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
-    pvti_quantizer_describe(item, fits, &arrays);
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item.file));
+    pvti_quantizer_describe(&item, fits, &arrays);
     return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
 }
 
@@ -18799,8 +18798,9 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
 }
 
 /* Puts a finished block in place from its file; *taken false: there is none, and nothing has changed. */
-static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+static pvt_result pvti_quantizer_take(pvti_quantizer *z, pvti_layer *layer, int64_t l, bool *taken)
 {
+    const pvti_quantizer_item item = pvti_quantizer_item_of(z, layer, l);
     pvti_safetensors st;
     pvt_weight made[PVTI_LINEARS];
     pvt_result result;
@@ -18808,23 +18808,23 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     char path[PVTI_PATH_BYTES];
     int i;
     *taken = false;
-    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item.file));
     if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
     PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
-    result = pvti_quantizer_read(z, item, &st, path, made, fits);
+    result = pvti_quantizer_read(z, &item, &st, path, made, fits);
     pvti_safetensors_close(&st);
-    for (i = 0; i < item->n_weights; i++) {
-        pvt_weight_free(result == PVT_OK ? item->weights[i] : &made[i]);
-        if (result == PVT_OK) *item->weights[i] = made[i];
+    for (i = 0; i < item.n_weights; i++) {
+        pvt_weight_free(result == PVT_OK ? item.weights[i] : &made[i]);
+        if (result == PVT_OK) *item.weights[i] = made[i];
     }
-    if (result == PVT_OK && item->weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
-    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
+    if (result == PVT_OK && item.weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
+    for (i = 0; i < item.n_weights && result == PVT_OK; i++) {
         pvt_fit_stats stats;
         memset(&stats, 0, sizeof stats);
         stats.error = fits[i][0], stats.error_start = fits[i][1], stats.seconds = fits[i][3];
         stats.epochs = fits[i][2] >= 0 && fits[i][2] <= INT_MAX ? (int)fits[i][2] : 0;
-        if (item->fitted[i]) result = pvti_quantizer_tell(z, item->names[i], &stats);
+        if (item.fitted[i]) result = pvti_quantizer_tell(z, item.names[i], &stats);
     }
     *taken = result == PVT_OK;
     return result;

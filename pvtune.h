@@ -1591,6 +1591,20 @@ PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d
 #define pvti_pause() ((void)0)
 #endif
 
+/* A float's bits, and back. */
+PVTI_INLINE uint32_t pvti_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+PVTI_INLINE float pvti_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 // >>kernels
 /*  Every inner loop of part I is a kernel: a function of plain C with a formula beside it, complete and
     right by itself. This list names them. A context has a table with one pointer for each, and where that is
@@ -2278,6 +2292,7 @@ static double pvti_log(double x)
     uint64_t bits, base;
     double m, s, z, p, e;
     int64_t exponent;
+    int k;
     if (!(x >= 2.2250738585072014e-308)) return x == x ? (x < 0 ? (double)NAN : -(double)INFINITY) : x;
     if (x > 1.7976931348623157e308) return x;
     memcpy(&bits, &x, sizeof bits);
@@ -2288,15 +2303,8 @@ static double pvti_log(double x)
     e = (double)exponent;
     s = (m - 1) / (m + 1);
     z = s * s;
-    p = __builtin_fma(z, 1.0 / 21, 1.0 / 19);
-    p = __builtin_fma(p, z, 1.0 / 17);
-    p = __builtin_fma(p, z, 1.0 / 15);
-    p = __builtin_fma(p, z, 1.0 / 13);
-    p = __builtin_fma(p, z, 1.0 / 11);
-    p = __builtin_fma(p, z, 1.0 / 9);
-    p = __builtin_fma(p, z, 1.0 / 7);
-    p = __builtin_fma(p, z, 1.0 / 5);
-    p = __builtin_fma(p, z, 1.0 / 3);
+    p = 1.0 / 21;
+    for (k = 19; k >= 3; k -= 2) p = __builtin_fma(p, z, 1.0 / k);
     p = __builtin_fma(2 * s, p * z, 2 * s);
     return __builtin_fma(e, 0.69314718055994531, __builtin_fma(e, 2.3190468138462996e-17, p));
 }
@@ -2490,20 +2498,8 @@ PVTI_INLINE void pvti_micro(pvt_real *C, int64_t ldc, const pvt_real *a, const p
     each rounded to nearest, with subnormal c, before and after, as zero of its sign; the operands
     have no subnormals (packing made them zero). The instruction and its emulation agree bit by bit. */
 PVTI_INLINE float pvti_flush(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
-PVTI_INLINE float pvti_half_even(uint32_t pair)
-{
-    float x;
-    pair <<= 16;
-    memcpy(&x, &pair, sizeof x);
-    return x;
-}
-PVTI_INLINE float pvti_half_odd(uint32_t pair)
-{
-    float x;
-    pair &= 0xffff0000u;
-    memcpy(&x, &pair, sizeof x);
-    return x;
-}
+PVTI_INLINE float pvti_half_even(uint32_t pair) { return pvti_from_bits(pair << 16); }
+PVTI_INLINE float pvti_half_odd(uint32_t pair) { return pvti_from_bits(pair & 0xffff0000u); }
 PVTI_INLINE void pvti_micro_half_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
                                       int rows, int cols, bool load, int MR, int NR)
 {
@@ -2666,9 +2662,7 @@ PVTI_INLINE void pvti_pack_panel(pvt_real *panel, int W, const pvt_real *src, in
 /* The bits of x in bf16, to nearest even; subnormals become zero, NaN stays NaN: VCVTNEPS2BF16. */
 PVTI_INLINE uint32_t pvti_half_bits(float x)
 {
-    uint32_t bits, rounded;
-    memcpy(&bits, &x, sizeof bits);
-    rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    uint32_t bits = pvti_bits(x), rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     rounded = (bits & 0x7fffffffu) < 0x00800000u ? bits & 0x80000000u : rounded;
     rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;
     return rounded >> 16;
@@ -4022,19 +4016,6 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 
 /* ---- half precision ---- */
 
-PVTI_INLINE uint32_t pvti_bits(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-PVTI_INLINE float pvti_from_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
 /* f16: s eeeee mmmmmmmmmm, bias 15. Without branches, so that loops become vector code. NaNs
    come out quiet, as the processor's own conversion gives them. */
 PVTI_INLINE float pvti_f16_to_f32(uint16_t half)
@@ -4919,20 +4900,14 @@ enum { PVTI_MAX_BEAM = 16 };
 
 /* ---- plain squared error, for chosen groups: the V step (2405.14852, section 3.3) ---- */
 
+enum { PVTI_L2_BATCH = 64 }; /* groups of a task: 64 × (2 D + 1) reals of scratch, at most 130 KiB at D = 256 */
+
 typedef struct pvti_l2_search {
     pvt_ctx *ctx;
     const pvt_weight *weight;  /* previous codes, current values */
-    const pvt_real *target;    /* [O, I] */
-    const int64_t *order;      /* of the codebooks, [M] */
-    const int64_t *groups;     /* which groups, [n]; NULL: 0 … n−1 */
-    int64_t n, batch;
-    int beam;
-    bool force;                /* the result must differ from the previous codes */
-    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
-    uint64_t seed, stream;           /* of what is drawn, by the group's index */
+    const pvt_assign *a;       /* what is asked */
+    int64_t order[16];         /* of the codebooks, [M] */
     pvti_search_tables tables;
-    uint16_t *codes;           /* out: [n, M] */
-    float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
 } pvti_l2_search;
 
 PVTI_INLINE pvt_real pvti_reciprocal_scale(pvt_real s) { return s != 0 ? 1 / s : 0; }
@@ -4945,7 +4920,7 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
     int64_t go = group / GI, j = group % GI, r, a, m;
     pvt_real inverse = pvti_reciprocal_scale(pvti_scales(w)[go]);
     for (r = 0; r < og; r++)
-        for (a = 0; a < ig; a++) v[r * ig + a] = s->target[(go * og + r) * w->I + j * ig + a] * inverse;
+        for (a = 0; a < ig; a++) v[r * ig + a] = s->a->target[(go * og + r) * w->I + j * ig + a] * inverse;
     for (m = 0; m < s->tables.M; m++) {
         const pvt_real *entry;
         codes[m] = (uint16_t)pvti_code_get(w, group * s->tables.M + m);
@@ -4962,13 +4937,13 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     pvt_real *v = memory, *x = v + n * D;
     int32_t *best = (int32_t *)(void *)(x + n * D);
     for (i = 0; i < n; i++)
-        pvti_l2_residual(v + i * D, s->codes + (from + i) * t->M, s,
-                         s->groups ? s->groups[from + i] : from + i);
+        pvti_l2_residual(v + i * D, s->a->codes + (from + i) * t->M, s,
+                         s->a->groups ? s->a->groups[from + i] : from + i);
     for (step = 0; step < t->M; step++) {
         int64_t m = s->order[step];
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         for (i = 0; i < n; i++) {
-            const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
+            const pvt_real *entry = book + s->a->codes[(from + i) * t->M + m] * D;
             for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
         PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
@@ -4976,7 +4951,7 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
             for (a = 0; a < D; a++) v[i * D + a] -= entry[a];
-            s->codes[(from + i) * t->M + m] = (uint16_t)best[i];
+            s->a->codes[(from + i) * t->M + m] = (uint16_t)best[i];
         }
     }
 }
@@ -4990,14 +4965,14 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
         e1 += (double)v[a] * (double)v[a];
         e2 += (double)v[s->tables.D + a] * (double)v[s->tables.D + a];
     }
-    return pvti_draw_second(s->seed, s->stream, group, e1, e2, s->rounding);
+    return pvti_draw_second(s->a->seed, s->a->stream, group, e1, e2, s->a->rounding);
 }
 
 /* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, group = s->groups ? s->groups[at] : at, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, group = s->a->groups ? s->a->groups[at] : at, step, h, k, a;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
     pvti_l2_residual(v, codes[0][0], s, group);
@@ -5005,7 +4980,7 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
         int64_t m = s->order[step], found = 0;
-        int64_t keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1;
+        int64_t keep = step + 1 < M ? s->a->beam : s->a->force || s->a->rounding > 0 ? 2 : 1;
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
@@ -5028,62 +5003,51 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
         n = found;
         { pvt_real *swap = v; v = next; next = swap; }
     }
-    if (s->rounding > 0)
+    if (s->a->rounding > 0)
         h = n > 1 && pvti_l2_draw(s, group, v);
     else
-        h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
-    memcpy(s->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
+        h = s->a->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
+    memcpy(s->a->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
 }
 
 static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 {
     const pvt_weight *w = s->weight;
-    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, group = s->groups ? s->groups[at] : at, a, m;
+    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, group = s->a->groups ? s->a->groups[at] : at, a, m;
     double sum = 0, scale = (double)pvti_scales(w)[group / (w->I / w->format.in_group)];
     bool same = true;
-    for (m = 0; m < M; m++) same = same && s->codes[at * M + m] == pvti_code_get(w, group * M + m);
+    for (m = 0; m < M; m++) same = same && s->a->codes[at * M + m] == pvti_code_get(w, group * M + m);
     for (a = 0; a < D && !same; a++) {
         double d = 0;
         for (m = 0; m < M; m++)
-            d += (double)pvti_codebooks(w)[(m * K + s->codes[at * M + m]) * D + a] -
+            d += (double)pvti_codebooks(w)[(m * K + s->a->codes[at * M + m]) * D + a] -
                  (double)pvti_codebooks(w)[(m * K + pvti_code_get(w, group * M + m)) * D + a];
         sum += d * d;
     }
-    s->change[at] = (float)(sum * scale * scale);
+    s->a->change[at] = (float)(sum * scale * scale);
 }
 
 static void pvti_l2_task(void *arg, int64_t i, int worker)
 {
     const pvti_l2_search *s = (const pvti_l2_search *)arg;
-    int64_t from = i * s->batch, to = PVTI_MIN(s->n, from + s->batch), at;
+    int64_t from = i * PVTI_L2_BATCH, to = PVTI_MIN(s->a->n, from + PVTI_L2_BATCH), at;
     pvt_real *memory = (pvt_real *)pvti_scratch(s->ctx, worker);
-    if (s->beam == 1 && !s->force && !(s->rounding > 0))
+    if (s->a->beam == 1 && !s->a->force && !(s->a->rounding > 0))
         pvti_l2_greedy(s, from, to - from, memory);
     else
         for (at = from; at < to; at++) pvti_l2_beam(s, at, memory);
-    for (at = from; at < to && s->change; at++) pvti_l2_change(s, at);
+    for (at = from; at < to && s->a->change; at++) pvti_l2_change(s, at);
 }
 
-static void pvti_l2_run(pvti_l2_search *s)
-{
-    s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
-    pvti_parallel(s->ctx, pvti_ceil_div(s->n, s->batch), pvti_l2_task, s);
-}
-
-/* The V step of pv. */
+/* The V step of pv; without a metric, calibration's search too. */
 static int64_t pvti_assign_room_aqlm(const pvt_weight *weight) { return pvti_search_tables_values(&weight->format); }
 static void pvti_assign_aqlm(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
     pvti_l2_search s;
-    int64_t order[16];
-    memset(&s, 0, sizeof s);
-    pvti_random_order(order, weight->format.codebooks, a->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
-    s.ctx = ctx, s.weight = weight, s.target = a->target, s.order = order;
-    s.groups = a->groups, s.n = a->n, s.beam = a->beam, s.force = a->force;
-    s.rounding = a->rounding, s.seed = a->seed, s.stream = a->stream;
-    s.codes = a->codes, s.change = a->change;
+    pvti_random_order(s.order, weight->format.codebooks, a->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
+    s.ctx = ctx, s.weight = weight, s.a = a;
     pvti_search_tables_fill(&s.tables, room, weight);
-    pvti_l2_run(&s);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_L2_BATCH), pvti_l2_task, &s);
 }
 
 /* ---- the metric H = XᵀX: calibration ----
@@ -5829,37 +5793,35 @@ static pvt_result pvti_fit_start(pvti_fit *f)
     return result;
 }
 
+/* Without a metric groups are independent. */
+static pvt_result pvti_fit_search_plain(pvti_fit *f, uint64_t stream)
+{
+    pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_assign_room_aqlm(f->weight));
+    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks, k;
+    pvt_assign a;
+    bool ok;
+    memset(&a, 0, sizeof a);
+    a.target = f->W, a.n = n, a.beam = f->desc.beam, a.seed = f->ctx->seed, a.stream = stream;
+    a.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
+    ok = tables && a.codes;
+    if (ok) pvti_assign_aqlm(f->ctx, f->weight, &a, tables);
+    for (k = 0; ok && k < n * M; k++) pvti_code_set(f->weight, k, a.codes[k]);
+    pvti_free(f->ctx, tables);
+    pvti_free(f->ctx, a.codes);
+    return ok ? PVT_OK : PVT_ERR_MEMORY;
+}
+
 /* All codes searched once, in random orders. */
 static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
 {
-    int64_t M = f->weight->format.codebooks, j, m;
+    int64_t M = f->weight->format.codebooks, j;
     uint64_t step = f->stream * 4096 + (uint64_t)epoch;
     pvti_random_order(f->order, f->GI, f->ctx->seed, PVTI_RANDOM_GROUP_ORDER, step);
     for (j = 0; j < f->GI; j++)
         pvti_random_order(f->book_orders + j * M, M, f->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
                           step * 65536 + (uint64_t)j);
     if (f->H) return pvti_xtx_run(f->ctx, f->weight, f->H, f->RH, f->desc.beam, f->order, f->book_orders);
-    { /* identity metric: groups are independent */
-        pvti_l2_search s;
-        int64_t n = f->GO * f->GI;
-        pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_search_tables_values(&f->weight->format));
-        memset(&s, 0, sizeof s);
-        s.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
-        if (tables && s.codes) {
-            s.ctx = f->ctx, s.weight = f->weight, s.target = f->W, s.order = f->book_orders, s.n = n,
-            s.beam = f->desc.beam;
-            pvti_search_tables_fill(&s.tables, tables, f->weight);
-            pvti_l2_run(&s);
-            for (m = 0; m < n * M; m++) pvti_code_set(f->weight, m, s.codes[m]);
-        }
-        pvti_free(f->ctx, tables);
-        if (!s.codes || !tables) {
-            pvti_free(f->ctx, s.codes);
-            return PVT_ERR_MEMORY;
-        }
-        pvti_free(f->ctx, s.codes);
-    }
-    return PVT_OK;
+    return pvti_fit_search_plain(f, step * 65536);
 }
 
 static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
@@ -7104,8 +7066,7 @@ static void pvti_group_keys(pvt_ctx *ctx, float *keys, double *norms, const pvt_
 /* A float's bits in an unsigned order that agrees with <. */
 PVTI_INLINE uint32_t pvti_ordered(float key)
 {
-    uint32_t bits;
-    memcpy(&bits, &key, sizeof bits);
+    uint32_t bits = pvti_bits(key);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 

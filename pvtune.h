@@ -2334,7 +2334,6 @@ static void pvti_sincos(double x, double *sine, double *cosine)
     *cosine = sign_c * (quadrant & 1 ? s : c);
 }
 
-
 /* ---- reductions ----
    Two vectors of eight lanes; the compiler's vector types, because gcc keeps no array of lanes
    in registers. Every 512 elements the lanes are folded and added to a sum in double: 32
@@ -2470,7 +2469,6 @@ typedef void pvti_micro_fn(pvt_real *C, int64_t ldc, const pvt_real *a, const pv
 #define PVTI_MR 4
 #define PVTI_NR 16
 #define PVTI_TILE_MOST (12 * 32) /* of any kernel set */
-
 
 /*  The definition of the result, and what runs where no kernel set below does. 4×16: sixteen
     vectors of four, which NEON holds in half of its registers. */
@@ -3079,6 +3077,13 @@ static void pvti_job_columns(pvti_rows_job *job, pvt_task_fn *task)
     const pvti_rows_job *job = (const pvti_rows_job *)arg;                 \
     int64_t r0 = task * job->grain, r1 = PVTI_MIN(total, r0 + job->grain); \
     (void)worker
+/* The task of an op that is one statement about r0 … r1−1. */
+#define PVTI_JOB_TASK(name, total, statement)                                  \
+    static void pvti_##name##_task(void *arg, int64_t task, int worker)        \
+    {                                                                          \
+        PVTI_JOB_RANGE(total);                                                 \
+        statement;                                                             \
+    }
 
 /* ---- embedding ---- */
 
@@ -3125,12 +3130,8 @@ PVT_API void pvt_embedding_backward(pvt_ctx *ctx, pvt_real *dtable, const pvt_re
 
 /* ---- linear ---- */
 
-static void pvti_bias_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t i;
-    for (i = r0; i < r1; i++) memcpy(job->out + i * job->C, job->a, (size_t)job->C * sizeof(pvt_real));
-}
+PVTI_JOB_TASK(bias, job->n, for (int64_t i = r0; i < r1; i++)
+              memcpy(job->out + i * job->C, job->a, (size_t)job->C * sizeof(pvt_real)))
 PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_real *W,
                                 const pvt_real *bias, int64_t n, int64_t I, int64_t O)
 {
@@ -3145,14 +3146,8 @@ PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 
 /* y[n,o] = Σ_i x[n,i]·W[o,i] + bias[o], hence
    dx[n,i] = Σ_o dy[n,o]·W[o,i],   dW[o,i] = Σ_n dy[n,o]·x[n,i],   dbias[o] = Σ_n dy[n,o]. */
-static void pvti_bias_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->C);
-    int64_t i;
-    for (i = 0; i < job->n; i++) {
-        PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0);
-    }
-}
+PVTI_JOB_TASK(bias_backward, job->C, for (int64_t i = 0; i < job->n; i++)
+              PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0))
 PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_real *dbias,
                                  const pvt_real *dy, const pvt_real *x, const pvt_real *W, int64_t n,
                                  int64_t I, int64_t O)
@@ -3166,7 +3161,6 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
         pvti_job_columns(&job, pvti_bias_backward_task);
     }
 }
-
 
 /* ---- RMSNorm: out_c = x_c·r·w_c, r = (Σ x²/C + eps)^(−1/2) ---- */
 
@@ -3272,16 +3266,11 @@ PVTI_INLINE void pvti_residual(pvt_real *out, const pvt_real *a, const pvt_real 
     for (i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
-
 /* ---- RMSNorm, tasks ---- */
 
-static void pvti_rmsnorm_forward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, rmsnorm)
-    (job->out + at, job->out2 ? job->out2 + r0 : NULL, job->a + at, job->b, r1 - r0, job->C, job->eps);
-}
+PVTI_JOB_TASK(rmsnorm_forward, job->n, PVTI_CALL(job->ctx, rmsnorm)
+              (job->out + r0 * job->C, job->out2 ? job->out2 + r0 : NULL, job->a + r0 * job->C, job->b, r1 - r0,
+               job->C, job->eps))
 PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, const pvt_real *x,
                                  const pvt_real *weight, int64_t n, int64_t C, pvt_real eps)
 {
@@ -3291,19 +3280,11 @@ PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, co
     pvti_job_rows(&job, pvti_rmsnorm_forward_task);
 }
 
-static void pvti_rmsnorm_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, rmsnorm_backward)
-    (job->out + at, job->a + at, job->b + at, job->c + r0, job->d, r1 - r0, job->C);
-}
-static void pvti_rmsnorm_dweight_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->C);
-    PVTI_CALL(job->ctx, rmsnorm_dweight)
-    (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C);
-}
+PVTI_JOB_TASK(rmsnorm_backward, job->n, PVTI_CALL(job->ctx, rmsnorm_backward)
+              (job->out + r0 * job->C, job->a + r0 * job->C, job->b + r0 * job->C, job->c + r0, job->d, r1 - r0,
+               job->C))
+PVTI_JOB_TASK(rmsnorm_dweight, job->C, PVTI_CALL(job->ctx, rmsnorm_dweight)
+              (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C))
 PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
                                   const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
                                   int64_t C)
@@ -3418,11 +3399,8 @@ PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosin
 
 /* ---- SwiGLU and residual, tasks: C = 1, a row is an element ---- */
 
-static void pvti_swiglu_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
-}
+PVTI_JOB_TASK(swiglu, job->n,
+              PVTI_CALL(job->ctx, swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0))
 PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gate, const pvt_real *up,
                                 int64_t n)
 {
@@ -3431,12 +3409,8 @@ PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gat
     job.out = out, job.a = gate, job.b = up;
     pvti_job_rows(&job, pvti_swiglu_task);
 }
-static void pvti_swiglu_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, swiglu_backward)
-    (job->out + r0, job->out2 + r0, job->a + r0, job->b + r0, job->c + r0, r1 - r0);
-}
+PVTI_JOB_TASK(swiglu_backward, job->n, PVTI_CALL(job->ctx, swiglu_backward)
+              (job->out + r0, job->out2 + r0, job->a + r0, job->b + r0, job->c + r0, r1 - r0))
 PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, const pvt_real *dout,
                                  const pvt_real *gate, const pvt_real *up, int64_t n)
 {
@@ -3446,11 +3420,8 @@ PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, c
     pvti_job_rows(&job, pvti_swiglu_backward_task);
 }
 
-static void pvti_residual_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
-}
+PVTI_JOB_TASK(residual, job->n,
+              PVTI_CALL(job->ctx, residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0))
 PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a, const pvt_real *b,
                                   int64_t n)
 {
@@ -3508,7 +3479,6 @@ typedef struct pvti_attention {
 typedef struct pvti_attention_tile {
     int64_t rows, keys, last, advance, window;
 } pvti_attention_tile;
-
 
 /* Columns lo … hi−1 of row r are visible. */
 #define PVTI_ATTENTION_RANGE(tile, r)                                                 \
@@ -3580,7 +3550,6 @@ PVTI_INLINE void pvti_attention_dscores(pvt_real *__restrict S, pvt_real *__rest
         for (j = hi; j < tile->keys; j++) p[j] = 0, d[j] = 0;
     }
 }
-
 
 static pvti_attention pvti_attention_of(pvt_ctx *ctx, const pvt_attention_desc *desc, const pvt_real *q,
                                         const pvt_real *k, const pvt_real *v)
@@ -3742,7 +3711,6 @@ PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pv
     in blocks of 512 and then in double; lse is double, and split in two parts where it is
     subtracted, so that a likely token's probability keeps all its digits. */
 
-
 #define PVTI_LOSS_BLOCK 512
 
 /* log-softmax: x − lse with lse = hi + lo. */
@@ -3817,7 +3785,6 @@ PVTI_INLINE void pvti_mse_backward(pvt_real *__restrict da, const pvt_real *__re
     int64_t i;
     for (i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
 }
-
 
 typedef struct pvti_loss_job {
     pvt_ctx *ctx;
@@ -4482,7 +4449,6 @@ PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const
     pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
 
-
 /* ---- one token ---- */
 
 #define PVTI_PRODUCTS 3 /* weights that share x: q, k and v */
@@ -4682,7 +4648,6 @@ PVTI_INLINE void pvti_nearest(int32_t *best, const pvt_real *x, int64_t n, const
                 least[0] = least[l], best[i] = which[l];
     }
 }
-
 
 /* ---- the table's functions ---- */
 

@@ -41,8 +41,9 @@
                     evaluation, generation · quantize and tune
         layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
                     gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · system: files · system: threads · pool · bytes · block types · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
-                    json · safetensors · weight files
+        layer 1     system · system: files · system: threads · pool · bytes · block types · files ·
+                    dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv · json ·
+                    safetensors · weight files
         layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
                     encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
                     evaluation · generation · save · quantize · tuner ·
@@ -1755,7 +1756,7 @@ struct pvt_ctx {
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
     const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
-    pvti_pool *pool;   /* NULL at one thread, or with a `parallel` of the host's; its threads start at first use */
+    pvti_pool *pool;   /* what `parallel` is where the host brings none; NULL at one thread */
     bool in_parallel;  /* a parallel region inside another runs serially */
     const pvt_device *device; /* NULL: none, and so the following; see >>device */
     void *device_state;
@@ -2045,9 +2046,9 @@ static PVTI_UNUSED void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_ti
 }
 
 // >>threads
-/*  task(arg, i, worker) for i in [0, n), in any order, on all workers: no result may depend on who runs which.
-    The context's `parallel` is the host's, or that of >>pool. Without a context, inside another region and at n = 1
-    all runs serially. */
+/*  task(arg, i, worker) for i in [0, n), in any order, on all workers: no result may depend on who runs
+    which. The context's `parallel` is the host's, or that of >>pool. Without a context, inside another region
+    and at n = 1 all runs serially. */
 static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
     if (ctx && ctx->parallel && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
@@ -3269,8 +3270,8 @@ PVTI_INLINE void pvti_residual(pvt_real *out, const pvt_real *a, const pvt_real 
 /* ---- RMSNorm, tasks ---- */
 
 PVTI_JOB_TASK(rmsnorm_forward, job->n, PVTI_CALL(job->ctx, rmsnorm)
-              (job->out + r0 * job->C, job->out2 ? job->out2 + r0 : NULL, job->a + r0 * job->C, job->b, r1 - r0,
-               job->C, job->eps))
+              (job->out + r0 * job->C, job->out2 ? job->out2 + r0 : NULL, job->a + r0 * job->C, job->b,
+               r1 - r0, job->C, job->eps))
 PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, const pvt_real *x,
                                  const pvt_real *weight, int64_t n, int64_t C, pvt_real eps)
 {
@@ -3281,8 +3282,8 @@ PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, co
 }
 
 PVTI_JOB_TASK(rmsnorm_backward, job->n, PVTI_CALL(job->ctx, rmsnorm_backward)
-              (job->out + r0 * job->C, job->a + r0 * job->C, job->b + r0 * job->C, job->c + r0, job->d, r1 - r0,
-               job->C))
+              (job->out + r0 * job->C, job->a + r0 * job->C, job->b + r0 * job->C, job->c + r0, job->d,
+               r1 - r0, job->C))
 PVTI_JOB_TASK(rmsnorm_dweight, job->C, PVTI_CALL(job->ctx, rmsnorm_dweight)
               (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C))
 PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
@@ -3978,8 +3979,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes whole
-    blocks, and loads through memcpy: files promise no alignment. */
+    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes
+    whole blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
 
@@ -4075,7 +4076,7 @@ static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
 
-/* The context's decoder, which is the fastest there is; NULL as above, and for a Q type where part II is missing. */
+/* The context's decoder, the fastest there is; NULL as above, and for a Q type where part II is missing. */
 static pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
@@ -4865,7 +4866,7 @@ enum { PVTI_MAX_BEAM = 16 };
 
 /* ---- plain squared error, for chosen groups: the V step (2405.14852, section 3.3) ---- */
 
-enum { PVTI_L2_BATCH = 64 }; /* groups of a task: 64 × (2 D + 1) reals of scratch, at most 130 KiB at D = 256 */
+enum { PVTI_L2_BATCH = 64 }; /* groups of a task: 64 × (2 D + 1) reals of scratch, 130 KiB at D = 256 */
 
 typedef struct pvti_l2_search {
     pvt_ctx *ctx;
@@ -4937,7 +4938,8 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, group = s->a->groups ? s->a->groups[at] : at, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, step, h, k, a;
+    int64_t group = s->a->groups ? s->a->groups[at] : at;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
     pvti_l2_residual(v, codes[0][0], s, group);
@@ -4978,7 +4980,8 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 {
     const pvt_weight *w = s->weight;
-    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, group = s->a->groups ? s->a->groups[at] : at, a, m;
+    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, a, m;
+    int64_t group = s->a->groups ? s->a->groups[at] : at;
     double sum = 0, scale = (double)pvti_scales(w)[group / (w->I / w->format.in_group)];
     bool same = true;
     for (m = 0; m < M; m++) same = same && s->a->codes[at * M + m] == pvti_code_get(w, group * M + m);
@@ -5184,9 +5187,10 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     return found;
 }
 
-/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the columns of
-   R H that are still needed. */
-static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1, bool back)
+/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the
+   columns of R H that are still needed. */
+static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1,
+                          bool back)
 {
     const pvt_weight *w = s->weight;
     int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
@@ -5201,8 +5205,9 @@ static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t
 /* The hypotheses of an out group at the end of a block; what lies outside it comes from their ancestors. */
 static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
 {
-    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / s->weight->format.in_group;
-    int64_t reals = s->weight->format.out_group * s->width, h, q0, q1;
+    const pvt_format *f = &s->weight->format;
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / f->in_group;
+    int64_t reals = f->out_group * s->width, h, q0, q1;
     for (h = 0; h < n; h++) {
         memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
         s->loss[first + h] = items[h].loss;
@@ -5217,15 +5222,15 @@ static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64
 }
 
 /* Codebook m of visited group p for n out groups from go0 on. */
-static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p, int64_t m,
-                           pvt_real *x, int32_t *best)
+static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p,
+                           int64_t m, pvt_real *x, int32_t *best)
 {
     const pvti_search_tables *t = &s->tables;
     int64_t B = s->beam, i;
     if (B > 1) {
         for (i = 0; i < n; i++)
-            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i], go0 + i,
-                                                   p, m, x);
+            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i],
+                                                   go0 + i, p, m, x);
         return;
     }
     for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
@@ -5240,8 +5245,8 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, codes_of_block = (s->p1 - s->p0) * t->M;
-    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, i, h, p, step;
+    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
     pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
     pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
@@ -5249,7 +5254,7 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
     uint16_t *codes = (uint16_t *)(void *)(best + n);
     for (i = 0; i < slots; i++) {
         items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
-        items[i].codes = codes + i * codes_of_block;
+        items[i].codes = codes + i * (s->p1 - s->p0) * t->M;
     }
     for (i = 0; i < n; i++)
         for (h = 0; h < s->hypotheses[go0 + i]; h++) {
@@ -5582,8 +5587,8 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
 static pvt_result pvti_fit_fail(const pvti_fit *f)
 {
     return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
-                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot be "
-                     "calibrated",
+                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot "
+                     "be calibrated",
                      f->name);
 }
 
@@ -10514,8 +10519,8 @@ PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
 #if PVTI_FILES
 // >>system: files
 /*  What the library asks of the operating system about files, and the only place that calls it, through the
-    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks, and
-    what is interrupted, is dealt with here. */
+    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks,
+    and what is interrupted, is dealt with here. */
 
 #ifdef __cplusplus
 }
@@ -10767,8 +10772,8 @@ static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
 }
 
 // >>block types
-/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and has
-    one drawing of its bits; >>dtypes reads them from the context's table.
+/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and
+    has one drawing of its bits; >>dtypes finds them in the context's table.
 
     Two ideas return in all Q types. Halves that belong together sit half a block apart, not
     side by side, so that one mask unpacks a run of neighbours. And a block is
@@ -10964,8 +10969,8 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 }
 
 /* The types and their decoders. */
-#define PVTI_BLOCK_TYPES(EACH)                                                                                \
-    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k)     \
+#define PVTI_BLOCK_TYPES(EACH)                                                                            \
+    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) \
     EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
 
 #if PVTUNE_LAYER >= 2
@@ -18515,7 +18520,7 @@ static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer 
         item.n_weights = 1, item.fitted[0] = true;
         item.weights[0] = l ? &z->model->head : &z->model->embed;
         snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[l ? PVTI_HEAD : PVTI_EMBED].hf);
-        snprintf(item.file, sizeof item.file, l ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
+        snprintf(item.file, sizeof item.file, "quantize-%s.safetensors", l ? "head" : "embedding");
         return item;
     }
     snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);

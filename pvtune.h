@@ -129,7 +129,7 @@
                     checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
-                    installing · start
+                    installing · system: threads · pool · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
@@ -1667,6 +1667,20 @@ PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d
 #define pvti_pause() ((void)0)
 #endif
 
+/* A float's bits, and back. */
+PVTI_INLINE uint32_t pvti_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+PVTI_INLINE float pvti_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 // >>kernels
 /*  Every inner loop of part I is a kernel: a function of plain C with a formula beside it, complete and
     right by itself. This list names them. A context has a table with one pointer for each, and where that is
@@ -1783,19 +1797,19 @@ struct pvti_source;
 struct pvt_model;
 struct pvt_tokenizer;
 struct pvt_corpus;
+struct pvti_layer;
 struct pvti_quantizer;
-struct pvti_quantizer_item;
 typedef struct pvti_outside {
     void (*source_close)(struct pvti_source *source);          /* the files that a model is mapped from */
     int64_t (*source_bytes)(const struct pvti_source *source);
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
     pvt_result (*model_head_q8)(struct pvt_model *model);      /* becomes blocks of eight bits */
-    /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
+    /* checkpoints of pvt_quantize: what must agree; finished block l into its file; from it, if there is one.
+       layer NULL: the embedding, or with l = 1 the head */
     pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
-    pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
-    pvt_result (*quantizer_take)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item,
-                                 bool *taken);
+    pvt_result (*quantizer_store)(struct pvti_quantizer *z, struct pvti_layer *layer, int64_t l);
+    pvt_result (*quantizer_take)(struct pvti_quantizer *z, struct pvti_layer *layer, int64_t l, bool *taken);
 } pvti_outside;
 
 typedef struct pvti_pool pvti_pool;
@@ -1817,7 +1831,7 @@ struct pvt_ctx {
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
     const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
-    pvti_pool *pool;   /* NULL at one thread; its threads start at first use */
+    pvti_pool *pool;   /* what `parallel` is where the host brings none; NULL at one thread */
     bool in_parallel;  /* a parallel region inside another runs serially */
     const pvt_device *device; /* NULL: none, and so the following; see >>device */
     void *device_state;
@@ -1996,17 +2010,13 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment, threads. Files are in >>system: files. */
+    environment. Files and threads are in >>system: files and >>system: threads. */
 
 #ifdef __cplusplus
 }
 #endif
 #include <time.h>
 #include <unistd.h>
-#ifndef PVTUNE_NO_THREADS
-#include <pthread.h>
-#include <sched.h>
-#endif
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -2024,34 +2034,6 @@ static PVTI_UNUSED double pvti_seconds(void)
 
 static long pvti_cores(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 static const char *pvti_environment(const char *name) { return getenv(name); }
-
-/* ---- threads ---- */
-
-#ifndef PVTUNE_NO_THREADS
-typedef pthread_t pvti_thread;
-typedef pthread_mutex_t pvti_mutex;
-typedef pthread_cond_t pvti_condition;
-
-static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
-{
-    return pthread_create(thread, NULL, work, arg) == 0;
-}
-static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
-static void pvti_yield(void) { sched_yield(); }
-
-static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
-static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
-static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
-static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
-
-static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
-static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
-static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
-static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
-{
-    pthread_cond_wait(condition, mutex);
-}
-#endif
 
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
@@ -2139,138 +2121,18 @@ static PVTI_UNUSED void pvti_sort(pvti_sort_item *items, int64_t n, pvti_sort_ti
 }
 
 // >>threads
-/*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
-    counter, so no result may depend on who runs which. Workers spin for some microseconds
-    after a region (the next usually follows at once), then sleep. */
-
-struct pvti_pool {
-    pvt_task_fn *task;
-    void *arg;
-    int64_t n, next; /* next: claimed with an atomic add */
-    int n_workers, running;
-    uint32_t generation; /* counts regions; odd values never occur */
-    bool stop, started;
-#ifndef PVTUNE_NO_THREADS
-    pvti_mutex mutex;
-    pvti_condition wake;
-    int sleeping;
-    pvti_thread threads[PVTI_MAX_THREADS];
-    struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
-#endif
-};
-
-#ifndef PVTUNE_NO_THREADS
-#define PVTI_SPINS 2000
-
-static void pvti_pool_work(pvti_pool *pool, int worker)
-{
-    int64_t i;
-    while ((i = pvti_atomic_add(&pool->next, 1)) < pool->n) pool->task(pool->arg, i, worker);
-}
-
-static void *pvti_pool_main(void *start)
-{
-    pvti_pool *pool;
-    int worker;
-    uint32_t seen = 0;
-    memcpy(&pool, start, sizeof pool); /* the first member of an entry of `starts` */
-    worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
-    for (;;) {
-        int spin = 0;
-        while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
-        if (pvti_atomic_load(&pool->generation) == seen) {
-            pvti_mutex_lock(&pool->mutex);
-            pool->sleeping++;
-            while (pvti_atomic_load(&pool->generation) == seen)
-                pvti_condition_wait(&pool->wake, &pool->mutex);
-            pool->sleeping--;
-            pvti_mutex_unlock(&pool->mutex);
-        }
-        seen = pvti_atomic_load(&pool->generation);
-        if (pool->stop) return NULL;
-        pvti_pool_work(pool, worker);
-        pvti_atomic_add(&pool->running, -1);
-    }
-}
-
-static void pvti_pool_start(pvti_pool *pool)
-{
-    pvti_mutex_lock(&pool->mutex);
-    pvti_atomic_store(&pool->generation, pool->generation + 2);
-    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
-    pvti_mutex_unlock(&pool->mutex);
-}
-
-static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
-{
-    int spin = 0;
-    pool->task = task, pool->arg = arg, pool->n = n, pool->next = 0;
-    pool->running = pool->n_workers;
-    pvti_pool_start(pool);
-    pvti_pool_work(pool, 0);
-    while (pvti_atomic_load(&pool->running) > 0) {
-        if (spin++ < PVTI_SPINS) pvti_pause();
-        else pvti_yield(); /* a worker has lost its core: let it finish */
-    }
-}
-
-static void pvti_pool_destroy(pvt_ctx *ctx)
-{
-    pvti_pool *pool = ctx->pool;
-    int i;
-    if (pool && pool->started) {
-        pool->stop = true;
-        pvti_pool_start(pool);
-        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
-        pvti_condition_destroy(&pool->wake);
-        pvti_mutex_destroy(&pool->mutex);
-    }
-    pvti_free(ctx, pool);
-}
-
-/* How many workers there are; none when the system gives no thread: a region then runs
-   serially, to the same bits. */
-static int pvti_pool_workers(pvt_ctx *ctx)
-{
-    pvti_pool *pool = ctx->pool;
-    if (!pool) return 0;
-    if (!pool->started) {
-        pvti_mutex_create(&pool->mutex);
-        pvti_condition_create(&pool->wake);
-        pool->started = true;
-        while (pool->n_workers < ctx->n_threads - 1) {
-            int i = pool->n_workers;
-            pool->starts[i].pool = pool;
-            if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
-            pool->n_workers++;
-        }
-    }
-    return pool->n_workers;
-}
-#endif
-
-/* task(arg, i, worker) for i in [0, n), in any order, on all workers. ctx NULL, a region
-   inside a region, and n = 1 run serially. */
+/*  task(arg, i, worker) for i in [0, n), in any order, on all workers: no result may depend on who runs
+    which. The context's `parallel` is the host's, or that of >>pool. Without a context, inside another region
+    and at n = 1 all runs serially. */
 static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
-    int64_t i;
-    if (ctx && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
-        bool ran = true;
+    if (ctx && ctx->parallel && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
         ctx->in_parallel = true;
-        if (ctx->parallel)
-            ctx->parallel(ctx->parallel_user, n, task, arg);
-        else {
-#ifndef PVTUNE_NO_THREADS
-            ran = pvti_pool_workers(ctx) > 0;
-            if (ran) pvti_pool_run(ctx->pool, n, task, arg);
-#else
-            ran = false;
-#endif
-        }
+        ctx->parallel(ctx->parallel_user, n, task, arg);
         ctx->in_parallel = false;
-        if (ran) return;
+        return;
     }
-    for (i = 0; i < n; i++) task(arg, i, 0);
+    for (int64_t i = 0; i < n; i++) task(arg, i, 0);
 }
 
 /* PVTI_SCRATCH_BYTES of the worker's own, aligned to 64. Needs a context. */
@@ -2506,6 +2368,7 @@ static double pvti_log(double x)
     uint64_t bits, base;
     double m, s, z, p, e;
     int64_t exponent;
+    int k;
     if (!(x >= 2.2250738585072014e-308)) return x == x ? (x < 0 ? (double)NAN : -(double)INFINITY) : x;
     if (x > 1.7976931348623157e308) return x;
     memcpy(&bits, &x, sizeof bits);
@@ -2516,15 +2379,8 @@ static double pvti_log(double x)
     e = (double)exponent;
     s = (m - 1) / (m + 1);
     z = s * s;
-    p = __builtin_fma(z, 1.0 / 21, 1.0 / 19);
-    p = __builtin_fma(p, z, 1.0 / 17);
-    p = __builtin_fma(p, z, 1.0 / 15);
-    p = __builtin_fma(p, z, 1.0 / 13);
-    p = __builtin_fma(p, z, 1.0 / 11);
-    p = __builtin_fma(p, z, 1.0 / 9);
-    p = __builtin_fma(p, z, 1.0 / 7);
-    p = __builtin_fma(p, z, 1.0 / 5);
-    p = __builtin_fma(p, z, 1.0 / 3);
+    p = 1.0 / 21;
+    for (k = 19; k >= 3; k -= 2) p = __builtin_fma(p, z, 1.0 / k);
     p = __builtin_fma(2 * s, p * z, 2 * s);
     return __builtin_fma(e, 0.69314718055994531, __builtin_fma(e, 2.3190468138462996e-17, p));
 }
@@ -2553,7 +2409,6 @@ static void pvti_sincos(double x, double *sine, double *cosine)
     *sine = sign_s * (quadrant & 1 ? c : s);
     *cosine = sign_c * (quadrant & 1 ? s : c);
 }
-
 
 /* ---- reductions ----
    Two vectors of eight lanes; the compiler's vector types, because gcc keeps no array of lanes
@@ -2691,7 +2546,6 @@ typedef void pvti_micro_fn(pvt_real *C, int64_t ldc, const pvt_real *a, const pv
 #define PVTI_NR 16
 #define PVTI_TILE_MOST (12 * 32) /* of any kernel set */
 
-
 /*  The definition of the result, and what runs where no kernel set below does. 4×16: sixteen
     vectors of four, which NEON holds in half of its registers. */
 PVTI_INLINE void pvti_micro(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b,
@@ -2718,20 +2572,8 @@ PVTI_INLINE void pvti_micro(pvt_real *C, int64_t ldc, const pvt_real *a, const p
     each rounded to nearest, with subnormal c, before and after, as zero of its sign; the operands
     have no subnormals (packing made them zero). The instruction and its emulation agree bit by bit. */
 PVTI_INLINE float pvti_flush(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
-PVTI_INLINE float pvti_half_even(uint32_t pair)
-{
-    float x;
-    pair <<= 16;
-    memcpy(&x, &pair, sizeof x);
-    return x;
-}
-PVTI_INLINE float pvti_half_odd(uint32_t pair)
-{
-    float x;
-    pair &= 0xffff0000u;
-    memcpy(&x, &pair, sizeof x);
-    return x;
-}
+PVTI_INLINE float pvti_half_even(uint32_t pair) { return pvti_from_bits(pair << 16); }
+PVTI_INLINE float pvti_half_odd(uint32_t pair) { return pvti_from_bits(pair & 0xffff0000u); }
 PVTI_INLINE void pvti_micro_half_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
                                       int rows, int cols, bool load, int MR, int NR)
 {
@@ -2894,9 +2736,7 @@ PVTI_INLINE void pvti_pack_panel(pvt_real *panel, int W, const pvt_real *src, in
 /* The bits of x in bf16, to nearest even; subnormals become zero, NaN stays NaN: VCVTNEPS2BF16. */
 PVTI_INLINE uint32_t pvti_half_bits(float x)
 {
-    uint32_t bits, rounded;
-    memcpy(&bits, &x, sizeof bits);
-    rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    uint32_t bits = pvti_bits(x), rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     rounded = (bits & 0x7fffffffu) < 0x00800000u ? bits & 0x80000000u : rounded;
     rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;
     return rounded >> 16;
@@ -3313,6 +3153,13 @@ static void pvti_job_columns(pvti_rows_job *job, pvt_task_fn *task)
     const pvti_rows_job *job = (const pvti_rows_job *)arg;                 \
     int64_t r0 = task * job->grain, r1 = PVTI_MIN(total, r0 + job->grain); \
     (void)worker
+/* The task of an op that is one statement about r0 … r1−1. */
+#define PVTI_JOB_TASK(name, total, statement)                                  \
+    static void pvti_##name##_task(void *arg, int64_t task, int worker)        \
+    {                                                                          \
+        PVTI_JOB_RANGE(total);                                                 \
+        statement;                                                             \
+    }
 
 /* ---- embedding ---- */
 
@@ -3359,12 +3206,8 @@ PVT_API void pvt_embedding_backward(pvt_ctx *ctx, pvt_real *dtable, const pvt_re
 
 /* ---- linear ---- */
 
-static void pvti_bias_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t i;
-    for (i = r0; i < r1; i++) memcpy(job->out + i * job->C, job->a, (size_t)job->C * sizeof(pvt_real));
-}
+PVTI_JOB_TASK(bias, job->n, for (int64_t i = r0; i < r1; i++)
+              memcpy(job->out + i * job->C, job->a, (size_t)job->C * sizeof(pvt_real)))
 PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_real *W,
                                 const pvt_real *bias, int64_t n, int64_t I, int64_t O)
 {
@@ -3379,14 +3222,8 @@ PVT_API void pvt_linear_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
 
 /* y[n,o] = Σ_i x[n,i]·W[o,i] + bias[o], hence
    dx[n,i] = Σ_o dy[n,o]·W[o,i],   dW[o,i] = Σ_n dy[n,o]·x[n,i],   dbias[o] = Σ_n dy[n,o]. */
-static void pvti_bias_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->C);
-    int64_t i;
-    for (i = 0; i < job->n; i++) {
-        PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0);
-    }
-}
+PVTI_JOB_TASK(bias_backward, job->C, for (int64_t i = 0; i < job->n; i++)
+              PVTI_CALL(job->ctx, add_to)(job->out + r0, job->a + i * job->C + r0, r1 - r0))
 PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_real *dbias,
                                  const pvt_real *dy, const pvt_real *x, const pvt_real *W, int64_t n,
                                  int64_t I, int64_t O)
@@ -3400,7 +3237,6 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
         pvti_job_columns(&job, pvti_bias_backward_task);
     }
 }
-
 
 /* ---- RMSNorm: out_c = x_c·r·w_c, r = (Σ x²/C + eps)^(−1/2) ---- */
 
@@ -3506,16 +3342,11 @@ PVTI_INLINE void pvti_residual(pvt_real *out, const pvt_real *a, const pvt_real 
     for (i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
-
 /* ---- RMSNorm, tasks ---- */
 
-static void pvti_rmsnorm_forward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, rmsnorm)
-    (job->out + at, job->out2 ? job->out2 + r0 : NULL, job->a + at, job->b, r1 - r0, job->C, job->eps);
-}
+PVTI_JOB_TASK(rmsnorm_forward, job->n, PVTI_CALL(job->ctx, rmsnorm)
+              (job->out + r0 * job->C, job->out2 ? job->out2 + r0 : NULL, job->a + r0 * job->C, job->b,
+               r1 - r0, job->C, job->eps))
 PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, const pvt_real *x,
                                  const pvt_real *weight, int64_t n, int64_t C, pvt_real eps)
 {
@@ -3525,19 +3356,11 @@ PVT_API void pvt_rmsnorm_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *rstd, co
     pvti_job_rows(&job, pvti_rmsnorm_forward_task);
 }
 
-static void pvti_rmsnorm_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    int64_t at = r0 * job->C;
-    PVTI_CALL(job->ctx, rmsnorm_backward)
-    (job->out + at, job->a + at, job->b + at, job->c + r0, job->d, r1 - r0, job->C);
-}
-static void pvti_rmsnorm_dweight_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->C);
-    PVTI_CALL(job->ctx, rmsnorm_dweight)
-    (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C);
-}
+PVTI_JOB_TASK(rmsnorm_backward, job->n, PVTI_CALL(job->ctx, rmsnorm_backward)
+              (job->out + r0 * job->C, job->a + r0 * job->C, job->b + r0 * job->C, job->c + r0, job->d,
+               r1 - r0, job->C))
+PVTI_JOB_TASK(rmsnorm_dweight, job->C, PVTI_CALL(job->ctx, rmsnorm_dweight)
+              (job->out2 + r0, job->a + r0, job->b + r0, job->c, job->n, r1 - r0, job->C))
 PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
                                   const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
                                   int64_t C)
@@ -3652,11 +3475,8 @@ PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosin
 
 /* ---- SwiGLU and residual, tasks: C = 1, a row is an element ---- */
 
-static void pvti_swiglu_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
-}
+PVTI_JOB_TASK(swiglu, job->n,
+              PVTI_CALL(job->ctx, swiglu)(job->out + r0, job->a + r0, job->b + r0, r1 - r0))
 PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gate, const pvt_real *up,
                                 int64_t n)
 {
@@ -3665,12 +3485,8 @@ PVT_API void pvt_swiglu_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *gat
     job.out = out, job.a = gate, job.b = up;
     pvti_job_rows(&job, pvti_swiglu_task);
 }
-static void pvti_swiglu_backward_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, swiglu_backward)
-    (job->out + r0, job->out2 + r0, job->a + r0, job->b + r0, job->c + r0, r1 - r0);
-}
+PVTI_JOB_TASK(swiglu_backward, job->n, PVTI_CALL(job->ctx, swiglu_backward)
+              (job->out + r0, job->out2 + r0, job->a + r0, job->b + r0, job->c + r0, r1 - r0))
 PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, const pvt_real *dout,
                                  const pvt_real *gate, const pvt_real *up, int64_t n)
 {
@@ -3680,11 +3496,8 @@ PVT_API void pvt_swiglu_backward(pvt_ctx *ctx, pvt_real *dgate, pvt_real *dup, c
     pvti_job_rows(&job, pvti_swiglu_backward_task);
 }
 
-static void pvti_residual_task(void *arg, int64_t task, int worker)
-{
-    PVTI_JOB_RANGE(job->n);
-    PVTI_CALL(job->ctx, residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0);
-}
+PVTI_JOB_TASK(residual, job->n,
+              PVTI_CALL(job->ctx, residual)(job->out + r0, job->a + r0, job->b + r0, r1 - r0))
 PVT_API void pvt_residual_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *a, const pvt_real *b,
                                   int64_t n)
 {
@@ -3742,7 +3555,6 @@ typedef struct pvti_attention {
 typedef struct pvti_attention_tile {
     int64_t rows, keys, last, advance, window;
 } pvti_attention_tile;
-
 
 /* Columns lo … hi−1 of row r are visible. */
 #define PVTI_ATTENTION_RANGE(tile, r)                                                 \
@@ -3814,7 +3626,6 @@ PVTI_INLINE void pvti_attention_dscores(pvt_real *__restrict S, pvt_real *__rest
         for (j = hi; j < tile->keys; j++) p[j] = 0, d[j] = 0;
     }
 }
-
 
 static pvti_attention pvti_attention_of(pvt_ctx *ctx, const pvt_attention_desc *desc, const pvt_real *q,
                                         const pvt_real *k, const pvt_real *v)
@@ -3976,7 +3787,6 @@ PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pv
     in blocks of 512 and then in double; lse is double, and split in two parts where it is
     subtracted, so that a likely token's probability keeps all its digits. */
 
-
 #define PVTI_LOSS_BLOCK 512
 
 /* log-softmax: x − lse with lse = hi + lo. */
@@ -4051,7 +3861,6 @@ PVTI_INLINE void pvti_mse_backward(pvt_real *__restrict da, const pvt_real *__re
     int64_t i;
     for (i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
 }
-
 
 typedef struct pvti_loss_job {
     pvt_ctx *ctx;
@@ -4245,23 +4054,10 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes whole
-    blocks, and loads through memcpy: files promise no alignment. */
+    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes
+    whole blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
-
-PVTI_INLINE uint32_t pvti_bits(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-PVTI_INLINE float pvti_from_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
 
 /* f16: s eeeee mmmmmmmmmm, bias 15. Without branches, so that loops become vector code. NaNs
    come out quiet, as the processor's own conversion gives them. */
@@ -4355,7 +4151,7 @@ static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
 
-/* The context's decoder, which is the fastest there is; NULL as above, and for a Q type where part II is missing. */
+/* The context's decoder, the fastest there is; NULL as above, and for a Q type where part II is missing. */
 static pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
@@ -4731,7 +4527,6 @@ PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const
     pvti_parallel(ctx, n, pvti_rows_task, &a);
 }
 
-
 /* ---- one token ---- */
 
 #define PVTI_PRODUCTS 3 /* weights that share x: q, k and v */
@@ -4932,7 +4727,6 @@ PVTI_INLINE void pvti_nearest(int32_t *best, const pvt_real *x, int64_t n, const
                 least[0] = least[l], best[i] = which[l];
     }
 }
-
 
 /* ---- the table's functions ---- */
 
@@ -5151,20 +4945,14 @@ enum { PVTI_MAX_BEAM = 16 };
 
 /* ---- plain squared error, for chosen groups: the V step (2405.14852, section 3.3) ---- */
 
+enum { PVTI_L2_BATCH = 64 }; /* groups of a task: 64 × (2 D + 1) reals of scratch, 130 KiB at D = 256 */
+
 typedef struct pvti_l2_search {
     pvt_ctx *ctx;
     const pvt_weight *weight;  /* previous codes, current values */
-    const pvt_real *target;    /* [O, I] */
-    const int64_t *order;      /* of the codebooks, [M] */
-    const int64_t *groups;     /* which groups, [n]; NULL: 0 … n−1 */
-    int64_t n, batch;
-    int beam;
-    bool force;                /* the result must differ from the previous codes */
-    double rounding;           /* τ > 0: drawn between the two best, see pvt_pv_desc */
-    uint64_t seed, stream;           /* of what is drawn, by the group's index */
+    const pvt_assign *a;       /* what is asked */
+    int64_t order[16];         /* of the codebooks, [M] */
     pvti_search_tables tables;
-    uint16_t *codes;           /* out: [n, M] */
-    float *change;             /* out: ‖new − previous‖² of each group, in weight space; [n] or NULL */
 } pvti_l2_search;
 
 PVTI_INLINE pvt_real pvti_reciprocal_scale(pvt_real s) { return s != 0 ? 1 / s : 0; }
@@ -5177,7 +4965,7 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
     int64_t go = group / GI, j = group % GI, r, a, m;
     pvt_real inverse = pvti_reciprocal_scale(pvti_scales(w)[go]);
     for (r = 0; r < og; r++)
-        for (a = 0; a < ig; a++) v[r * ig + a] = s->target[(go * og + r) * w->I + j * ig + a] * inverse;
+        for (a = 0; a < ig; a++) v[r * ig + a] = s->a->target[(go * og + r) * w->I + j * ig + a] * inverse;
     for (m = 0; m < s->tables.M; m++) {
         const pvt_real *entry;
         codes[m] = (uint16_t)pvti_code_get(w, group * s->tables.M + m);
@@ -5194,13 +4982,13 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     pvt_real *v = memory, *x = v + n * D;
     int32_t *best = (int32_t *)(void *)(x + n * D);
     for (i = 0; i < n; i++)
-        pvti_l2_residual(v + i * D, s->codes + (from + i) * t->M, s,
-                         s->groups ? s->groups[from + i] : from + i);
+        pvti_l2_residual(v + i * D, s->a->codes + (from + i) * t->M, s,
+                         s->a->groups ? s->a->groups[from + i] : from + i);
     for (step = 0; step < t->M; step++) {
         int64_t m = s->order[step];
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         for (i = 0; i < n; i++) {
-            const pvt_real *entry = book + s->codes[(from + i) * t->M + m] * D;
+            const pvt_real *entry = book + s->a->codes[(from + i) * t->M + m] * D;
             for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
         PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
@@ -5208,7 +4996,7 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
         for (i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
             for (a = 0; a < D; a++) v[i * D + a] -= entry[a];
-            s->codes[(from + i) * t->M + m] = (uint16_t)best[i];
+            s->a->codes[(from + i) * t->M + m] = (uint16_t)best[i];
         }
     }
 }
@@ -5222,7 +5010,7 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
         e1 += (double)v[a] * (double)v[a];
         e2 += (double)v[s->tables.D + a] * (double)v[s->tables.D + a];
     }
-    return pvti_draw_second(s->seed, s->stream, group, e1, e2, s->rounding);
+    return pvti_draw_second(s->a->seed, s->a->stream, group, e1, e2, s->a->rounding);
 }
 
 /* Several hypotheses for one group; of the last codebook's only the best, or the two best where force or
@@ -5231,7 +5019,8 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->beam + 1, n = 1, group = s->groups ? s->groups[at] : at, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, step, h, k, a;
+    int64_t group = s->a->groups ? s->a->groups[at] : at;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
     pvti_l2_residual(v, codes[0][0], s, group);
@@ -5239,7 +5028,7 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
     for (step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
         int64_t m = s->order[step], found = 0;
-        int64_t keep = step + 1 < M ? s->beam : s->force || s->rounding > 0 ? 2 : 1;
+        int64_t keep = step + 1 < M ? s->a->beam : s->a->force || s->a->rounding > 0 ? 2 : 1;
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
         int now = (int)(step % 2), then = 1 - now;
         for (h = 0; h < n; h++) {
@@ -5262,62 +5051,52 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
         n = found;
         { pvt_real *swap = v; v = next; next = swap; }
     }
-    if (s->rounding > 0)
+    if (s->a->rounding > 0)
         h = n > 1 && pvti_l2_draw(s, group, v);
     else
-        h = s->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
-    memcpy(s->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
+        h = s->a->force && n > 1 && memcmp(codes[M % 2][0], previous, (size_t)M * sizeof *previous) == 0;
+    memcpy(s->a->codes + at * M, codes[M % 2][h], (size_t)M * sizeof *previous);
 }
 
 static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 {
     const pvt_weight *w = s->weight;
-    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, group = s->groups ? s->groups[at] : at, a, m;
+    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, a, m;
+    int64_t group = s->a->groups ? s->a->groups[at] : at;
     double sum = 0, scale = (double)pvti_scales(w)[group / (w->I / w->format.in_group)];
     bool same = true;
-    for (m = 0; m < M; m++) same = same && s->codes[at * M + m] == pvti_code_get(w, group * M + m);
+    for (m = 0; m < M; m++) same = same && s->a->codes[at * M + m] == pvti_code_get(w, group * M + m);
     for (a = 0; a < D && !same; a++) {
         double d = 0;
         for (m = 0; m < M; m++)
-            d += (double)pvti_codebooks(w)[(m * K + s->codes[at * M + m]) * D + a] -
+            d += (double)pvti_codebooks(w)[(m * K + s->a->codes[at * M + m]) * D + a] -
                  (double)pvti_codebooks(w)[(m * K + pvti_code_get(w, group * M + m)) * D + a];
         sum += d * d;
     }
-    s->change[at] = (float)(sum * scale * scale);
+    s->a->change[at] = (float)(sum * scale * scale);
 }
 
 static void pvti_l2_task(void *arg, int64_t i, int worker)
 {
     const pvti_l2_search *s = (const pvti_l2_search *)arg;
-    int64_t from = i * s->batch, to = PVTI_MIN(s->n, from + s->batch), at;
+    int64_t from = i * PVTI_L2_BATCH, to = PVTI_MIN(s->a->n, from + PVTI_L2_BATCH), at;
     pvt_real *memory = (pvt_real *)pvti_scratch(s->ctx, worker);
-    if (s->beam == 1 && !s->force && !(s->rounding > 0))
+    if (s->a->beam == 1 && !s->a->force && !(s->a->rounding > 0))
         pvti_l2_greedy(s, from, to - from, memory);
     else
         for (at = from; at < to; at++) pvti_l2_beam(s, at, memory);
-    for (at = from; at < to && s->change; at++) pvti_l2_change(s, at);
+    for (at = from; at < to && s->a->change; at++) pvti_l2_change(s, at);
 }
 
-static void pvti_l2_run(pvti_l2_search *s)
-{
-    s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
-    pvti_parallel(s->ctx, pvti_ceil_div(s->n, s->batch), pvti_l2_task, s);
-}
-
-/* The V step of pv. */
+/* The V step of pv; without a metric, calibration's search too. */
 static int64_t pvti_assign_room_aqlm(const pvt_weight *weight) { return pvti_search_tables_values(&weight->format); }
 static void pvti_assign_aqlm(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
     pvti_l2_search s;
-    int64_t order[16];
-    memset(&s, 0, sizeof s);
-    pvti_random_order(order, weight->format.codebooks, a->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
-    s.ctx = ctx, s.weight = weight, s.target = a->target, s.order = order;
-    s.groups = a->groups, s.n = a->n, s.beam = a->beam, s.force = a->force;
-    s.rounding = a->rounding, s.seed = a->seed, s.stream = a->stream;
-    s.codes = a->codes, s.change = a->change;
+    pvti_random_order(s.order, weight->format.codebooks, a->seed, PVTI_RANDOM_CODEBOOK_ORDER, a->stream);
+    s.ctx = ctx, s.weight = weight, s.a = a;
     pvti_search_tables_fill(&s.tables, room, weight);
-    pvti_l2_run(&s);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_L2_BATCH), pvti_l2_task, &s);
 }
 
 /* ---- the metric H = XᵀX: calibration ----
@@ -5489,9 +5268,10 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     return found;
 }
 
-/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the columns of
-   R H that are still needed. */
-static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1, bool back)
+/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the
+   columns of R H that are still needed. */
+static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1,
+                          bool back)
 {
     const pvt_weight *w = s->weight;
     int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
@@ -5506,8 +5286,9 @@ static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t
 /* The hypotheses of an out group at the end of a block; what lies outside it comes from their ancestors. */
 static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
 {
-    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / s->weight->format.in_group;
-    int64_t reals = s->weight->format.out_group * s->width, h, q0, q1;
+    const pvt_format *f = &s->weight->format;
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / f->in_group;
+    int64_t reals = f->out_group * s->width, h, q0, q1;
     for (h = 0; h < n; h++) {
         memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
         s->loss[first + h] = items[h].loss;
@@ -5522,15 +5303,15 @@ static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64
 }
 
 /* Codebook m of visited group p for n out groups from go0 on. */
-static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p, int64_t m,
-                           pvt_real *x, int32_t *best)
+static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p,
+                           int64_t m, pvt_real *x, int32_t *best)
 {
     const pvti_search_tables *t = &s->tables;
     int64_t B = s->beam, i;
     if (B > 1) {
         for (i = 0; i < n; i++)
-            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i], go0 + i,
-                                                   p, m, x);
+            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i],
+                                                   go0 + i, p, m, x);
         return;
     }
     for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
@@ -5545,8 +5326,8 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, codes_of_block = (s->p1 - s->p0) * t->M;
-    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, i, h, p, step;
+    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
     pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
     pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
@@ -5554,7 +5335,7 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
     uint16_t *codes = (uint16_t *)(void *)(best + n);
     for (i = 0; i < slots; i++) {
         items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
-        items[i].codes = codes + i * codes_of_block;
+        items[i].codes = codes + i * (s->p1 - s->p0) * t->M;
     }
     for (i = 0; i < n; i++)
         for (h = 0; h < s->hypotheses[go0 + i]; h++) {
@@ -5887,8 +5668,8 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
 static pvt_result pvti_fit_fail(const pvti_fit *f)
 {
     return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
-                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot be "
-                     "calibrated",
+                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot "
+                     "be calibrated",
                      f->name);
 }
 
@@ -6063,37 +5844,35 @@ static pvt_result pvti_fit_start(pvti_fit *f)
     return result;
 }
 
+/* Without a metric groups are independent. */
+static pvt_result pvti_fit_search_plain(pvti_fit *f, uint64_t stream)
+{
+    pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_assign_room_aqlm(f->weight));
+    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks, k;
+    pvt_assign a;
+    bool ok;
+    memset(&a, 0, sizeof a);
+    a.target = f->W, a.n = n, a.beam = f->desc.beam, a.seed = f->ctx->seed, a.stream = stream;
+    a.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
+    ok = tables && a.codes;
+    if (ok) pvti_assign_aqlm(f->ctx, f->weight, &a, tables);
+    for (k = 0; ok && k < n * M; k++) pvti_code_set(f->weight, k, a.codes[k]);
+    pvti_free(f->ctx, tables);
+    pvti_free(f->ctx, a.codes);
+    return ok ? PVT_OK : PVT_ERR_MEMORY;
+}
+
 /* All codes searched once, in random orders. */
 static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
 {
-    int64_t M = f->weight->format.codebooks, j, m;
+    int64_t M = f->weight->format.codebooks, j;
     uint64_t step = f->stream * 4096 + (uint64_t)epoch;
     pvti_random_order(f->order, f->GI, f->ctx->seed, PVTI_RANDOM_GROUP_ORDER, step);
     for (j = 0; j < f->GI; j++)
         pvti_random_order(f->book_orders + j * M, M, f->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
                           step * 65536 + (uint64_t)j);
     if (f->H) return pvti_xtx_run(f->ctx, f->weight, f->H, f->RH, f->desc.beam, f->order, f->book_orders);
-    { /* identity metric: groups are independent */
-        pvti_l2_search s;
-        int64_t n = f->GO * f->GI;
-        pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_search_tables_values(&f->weight->format));
-        memset(&s, 0, sizeof s);
-        s.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
-        if (tables && s.codes) {
-            s.ctx = f->ctx, s.weight = f->weight, s.target = f->W, s.order = f->book_orders, s.n = n,
-            s.beam = f->desc.beam;
-            pvti_search_tables_fill(&s.tables, tables, f->weight);
-            pvti_l2_run(&s);
-            for (m = 0; m < n * M; m++) pvti_code_set(f->weight, m, s.codes[m]);
-        }
-        pvti_free(f->ctx, tables);
-        if (!s.codes || !tables) {
-            pvti_free(f->ctx, s.codes);
-            return PVT_ERR_MEMORY;
-        }
-        pvti_free(f->ctx, s.codes);
-    }
-    return PVT_OK;
+    return pvti_fit_search_plain(f, step * 65536);
 }
 
 static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
@@ -7364,8 +7143,7 @@ static void pvti_group_keys(pvt_ctx *ctx, float *keys, double *norms, const pvt_
 /* A float's bits in an unsigned order that agrees with <. */
 PVTI_INLINE uint32_t pvti_ordered(float key)
 {
-    uint32_t bits;
-    memcpy(&bits, &key, sizeof bits);
+    uint32_t bits = pvti_bits(key);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
@@ -9574,55 +9352,19 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
     return PVT_OK;
 }
 
-/* ---- a finished block, as a checkpoint holds it ---- */
-
-/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
-typedef struct pvti_quantizer_item {
-    char file[32];
-    int n_weights, n_vectors;
-    pvt_weight *weights[PVTI_LINEARS];
-    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
-    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
-    pvt_real *vectors[PVTI_BLOCK];
-    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
-} pvti_quantizer_item;
-
-static pvti_quantizer_item pvti_quantizer_block_item(pvti_quantizer *z, pvti_layer *layer, int64_t l)
-{
-    pvti_quantizer_item item;
-    int j;
-    memset(&item, 0, sizeof item);
-    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        int n = item.n_weights, v = item.n_vectors;
-        if (layer->vector[j]) {
-            item.vectors[v] = layer->vector[j];
-            item.sizes[v] = pvti_quantizer_size(z, j);
-            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
-            item.n_vectors++;
-        }
-        if (!pvti_is_matrix(j)) continue;
-        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
-        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
-        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
-        item.weights[item.n_weights++] = &layer->linear[j];
-    }
-    return item;
-}
-
 // >>quantize blocks
 /*  Block after block, through the checkpoint when there is one. */
 
 /* Puts a finished block in place from its file, when that is wanted and there is one. */
-static pvt_result pvti_quantizer_resume(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+static pvt_result pvti_quantizer_resume(pvti_quantizer *z, pvti_layer *layer, int64_t l, bool *taken)
 {
     *taken = false;
-    return z->desc.resume ? z->ctx->outside->quantizer_take(z, item, taken) : PVT_OK;
+    return z->desc.resume ? z->ctx->outside->quantizer_take(z, layer, l, taken) : PVT_OK;
 }
 
-static pvt_result pvti_quantizer_keep(pvti_quantizer *z, const pvti_quantizer_item *item)
+static pvt_result pvti_quantizer_keep(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
-    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, item) : PVT_OK;
+    return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, layer, l) : PVT_OK;
 }
 
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
@@ -9646,13 +9388,12 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
 static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
                                             int64_t l)
 {
-    pvti_quantizer_item item = pvti_quantizer_block_item(z, layer, l);
     bool taken;
     int64_t s;
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, layer, l, &taken));
     if (!taken) {
         PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
-        PVTI_TRY(pvti_quantizer_keep(z, &item));
+        PVTI_TRY(pvti_quantizer_keep(z, layer, l));
     }
     for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
@@ -9720,19 +9461,12 @@ static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weigh
 
 static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
 {
-    pvt_model *model = z->model;
-    pvti_quantizer_item item;
+    pvt_weight *weight = head ? &z->model->head : &z->model->embed;
     bool taken;
-    memset(&item, 0, sizeof item);
-    item.n_weights = 1, item.fitted[0] = true;
-    item.weights[0] = head && !model->config.tied ? &model->head : &model->embed;
-    snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf);
-    snprintf(item.file, sizeof item.file,
-             head ? "quantize-head.safetensors" : "quantize-embedding.safetensors");
-    PVTI_TRY(pvti_quantizer_resume(z, &item, &taken));
+    PVTI_TRY(pvti_quantizer_resume(z, NULL, head, &taken));
     if (taken) return PVT_OK;
-    PVTI_TRY(pvti_quantizer_make_table(z, item.weights[0], head, item.names[0]));
-    return pvti_quantizer_keep(z, &item);
+    PVTI_TRY(pvti_quantizer_make_table(z, weight, head, pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf));
+    return pvti_quantizer_keep(z, NULL, head);
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
@@ -10905,8 +10639,8 @@ PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
 #if PVTI_FILES
 // >>system: files
 /*  What the library asks of the operating system about files, and the only place that calls it, through the
-    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks, and
-    what is interrupted, is dealt with here. */
+    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks,
+    and what is interrupted, is dealt with here. */
 
 #ifdef __cplusplus
 }
@@ -11158,8 +10892,8 @@ static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
 }
 
 // >>block types
-/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and has
-    one drawing of its bits; >>dtypes reads them from the context's table.
+/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and
+    has one drawing of its bits; >>dtypes finds them in the context's table.
 
     Two ideas return in all Q types. Halves that belong together sit half a block apart, not
     side by side, so that one mask unpacks a run of neighbours. And a block is
@@ -11355,8 +11089,8 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 }
 
 /* The types and their decoders. */
-#define PVTI_BLOCK_TYPES(EACH)                                                                                \
-    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k)     \
+#define PVTI_BLOCK_TYPES(EACH)                                                                            \
+    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) \
     EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
 
 #if PVTUNE_LAYER >= 2
@@ -18885,6 +18619,48 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 // >>quantize checkpoint
 /*  A finished block in a file of its own, and back. */
 
+/* What a file holds: the codes and values of the weights that have codes, and norms and biases. */
+typedef struct pvti_quantizer_item {
+    char file[32];
+    int n_weights, n_vectors;
+    pvt_weight *weights[PVTI_LINEARS];
+    bool fitted[PVTI_LINEARS];         /* in this run; else its codes are older and were fine-tuned only */
+    char names[PVTI_LINEARS][96], vector_names[PVTI_BLOCK][96];
+    pvt_real *vectors[PVTI_BLOCK];
+    int64_t sizes[PVTI_BLOCK];         /* of the vectors */
+} pvti_quantizer_item;
+
+/* Of block l; or, layer NULL, the embedding or the head. */
+static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_quantizer_item item;
+    int j;
+    memset(&item, 0, sizeof item);
+    if (!layer) {
+        item.n_weights = 1, item.fitted[0] = true;
+        item.weights[0] = l ? &z->model->head : &z->model->embed;
+        snprintf(item.names[0], sizeof item.names[0], "%s", pvti_tensors[l ? PVTI_HEAD : PVTI_EMBED].hf);
+        snprintf(item.file, sizeof item.file, "quantize-%s.safetensors", l ? "head" : "embedding");
+        return item;
+    }
+    snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
+    for (j = 0; j < PVTI_BLOCK; j++) {
+        int n = item.n_weights, v = item.n_vectors;
+        if (layer->vector[j]) {
+            item.vectors[v] = layer->vector[j];
+            item.sizes[v] = pvti_quantizer_size(z, j);
+            pvti_quantizer_tensor_name(z, l, j, item.vector_names[v]);
+            item.n_vectors++;
+        }
+        if (!pvti_is_matrix(j)) continue;
+        pvti_quantizer_tensor_name(z, l, j, item.names[n]);
+        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
+        item.weights[item.n_weights++] = &layer->linear[j];
+    }
+    return item;
+}
+
 enum { /* of each linear, the vectors, and "fit" */
     PVTI_QUANTIZER_ARRAYS = (int)PVTI_LINEARS * (int)PVT_MAX_ARRAYS + (int)PVTI_BLOCK - (int)PVTI_LINEARS + 1
 };
@@ -18963,25 +18739,26 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     return PVT_OK;
 }
 
-static pvt_result pvti_quantizer_store(pvti_quantizer *z, const pvti_quantizer_item *item)
+static pvt_result pvti_quantizer_store(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
+    const pvti_quantizer_item item = pvti_quantizer_item_of(z, layer, l);
     pvti_quantizer_arrays arrays;
     const char *metadata[2 * PVTI_QUANTIZER_OPTIONS + 1];
     char path[PVTI_PATH_BYTES];
     double fits[PVTI_LINEARS][4];
     int i, fit = 0;
     memset(fits, 0, sizeof fits);
-    for (i = 0; i < item->n_weights; i++) {
+    for (i = 0; i < item.n_weights; i++) {
         const pvt_fit_stats *s = &z->fits[fit];
-        if (!item->fitted[i]) continue;
+        if (!item.fitted[i]) continue;
         fits[i][0] = s->error, fits[i][1] = s->error_start, fits[i][2] = s->epochs, fits[i][3] = s->seconds;
         fit++;
     }
     for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++)
         metadata[2 * i] = z->options[i].name, metadata[2 * i + 1] = z->options[i].value;
     metadata[2 * i] = NULL;
-    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
-    pvti_quantizer_describe(item, fits, &arrays);
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item.file));
+    pvti_quantizer_describe(&item, fits, &arrays);
     return pvti_safetensors_write(z->ctx, path, arrays.tensors, arrays.n, metadata);
 }
 
@@ -19072,8 +18849,9 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
 }
 
 /* Puts a finished block in place from its file; *taken false: there is none, and nothing has changed. */
-static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_item *item, bool *taken)
+static pvt_result pvti_quantizer_take(pvti_quantizer *z, pvti_layer *layer, int64_t l, bool *taken)
 {
+    const pvti_quantizer_item item = pvti_quantizer_item_of(z, layer, l);
     pvti_safetensors st;
     pvt_weight made[PVTI_LINEARS];
     pvt_result result;
@@ -19081,23 +18859,23 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, const pvti_quantizer_it
     char path[PVTI_PATH_BYTES];
     int i;
     *taken = false;
-    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item->file));
+    PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item.file));
     if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
     PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
-    result = pvti_quantizer_read(z, item, &st, path, made, fits);
+    result = pvti_quantizer_read(z, &item, &st, path, made, fits);
     pvti_safetensors_close(&st);
-    for (i = 0; i < item->n_weights; i++) {
-        pvt_weight_free(result == PVT_OK ? item->weights[i] : &made[i]);
-        if (result == PVT_OK) *item->weights[i] = made[i];
+    for (i = 0; i < item.n_weights; i++) {
+        pvt_weight_free(result == PVT_OK ? item.weights[i] : &made[i]);
+        if (result == PVT_OK) *item.weights[i] = made[i];
     }
-    if (result == PVT_OK && item->weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
-    for (i = 0; i < item->n_weights && result == PVT_OK; i++) {
+    if (result == PVT_OK && item.weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
+    for (i = 0; i < item.n_weights && result == PVT_OK; i++) {
         pvt_fit_stats stats;
         memset(&stats, 0, sizeof stats);
         stats.error = fits[i][0], stats.error_start = fits[i][1], stats.seconds = fits[i][3];
         stats.epochs = fits[i][2] >= 0 && fits[i][2] <= INT_MAX ? (int)fits[i][2] : 0;
-        if (item->fitted[i]) result = pvti_quantizer_tell(z, item->names[i], &stats);
+        if (item.fitted[i]) result = pvti_quantizer_tell(z, item.names[i], &stats);
     }
     *taken = result == PVT_OK;
     return result;
@@ -21345,6 +21123,172 @@ static int pvti_isa_detect(void) { return PVTI_SCALAR; }
 static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 #endif /* PVTUNE_NO_FAST */
 
+#ifndef PVTUNE_NO_THREADS
+// >>system: threads
+/*  What the library asks of the operating system about threads. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <pthread.h>
+#include <sched.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef pthread_t pvti_thread;
+typedef pthread_mutex_t pvti_mutex;
+typedef pthread_cond_t pvti_condition;
+
+static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
+{
+    return pthread_create(thread, NULL, work, arg) == 0;
+}
+static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
+static void pvti_yield(void) { sched_yield(); }
+
+static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
+static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
+static void pvti_mutex_lock(pvti_mutex *mutex) { pthread_mutex_lock(mutex); }
+static void pvti_mutex_unlock(pvti_mutex *mutex) { pthread_mutex_unlock(mutex); }
+
+static void pvti_condition_create(pvti_condition *condition) { pthread_cond_init(condition, NULL); }
+static void pvti_condition_destroy(pvti_condition *condition) { pthread_cond_destroy(condition); }
+static void pvti_condition_wake_all(pvti_condition *condition) { pthread_cond_broadcast(condition); }
+static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
+{
+    pthread_cond_wait(condition, mutex);
+}
+
+// >>pool
+/*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
+    counter, so no result may depend on who runs which. Workers spin for some microseconds
+    after a region (the next usually follows at once), then sleep. */
+
+struct pvti_pool {
+    pvt_ctx *ctx;
+    pvt_task_fn *task;
+    void *arg;
+    int64_t n, next; /* next: claimed with an atomic add */
+    int n_workers, running;
+    uint32_t generation; /* counts regions; odd values never occur */
+    bool stop, started;
+    pvti_mutex mutex;
+    pvti_condition wake;
+    int sleeping;
+    pvti_thread threads[PVTI_MAX_THREADS];
+    struct { pvti_pool *pool; int worker; } starts[PVTI_MAX_THREADS];
+};
+
+#define PVTI_SPINS 2000
+
+static void pvti_pool_work(pvti_pool *pool, int worker)
+{
+    int64_t i;
+    while ((i = pvti_atomic_add(&pool->next, 1)) < pool->n) pool->task(pool->arg, i, worker);
+}
+
+static void *pvti_pool_main(void *start)
+{
+    pvti_pool *pool;
+    int worker;
+    uint32_t seen = 0;
+    memcpy(&pool, start, sizeof pool); /* the first member of an entry of `starts` */
+    worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
+    for (;;) {
+        int spin = 0;
+        while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
+        if (pvti_atomic_load(&pool->generation) == seen) {
+            pvti_mutex_lock(&pool->mutex);
+            pool->sleeping++;
+            while (pvti_atomic_load(&pool->generation) == seen)
+                pvti_condition_wait(&pool->wake, &pool->mutex);
+            pool->sleeping--;
+            pvti_mutex_unlock(&pool->mutex);
+        }
+        seen = pvti_atomic_load(&pool->generation);
+        if (pool->stop) return NULL;
+        pvti_pool_work(pool, worker);
+        pvti_atomic_add(&pool->running, -1);
+    }
+}
+
+static void pvti_pool_start(pvti_pool *pool)
+{
+    pvti_mutex_lock(&pool->mutex);
+    pvti_atomic_store(&pool->generation, pool->generation + 2);
+    if (pool->sleeping) pvti_condition_wake_all(&pool->wake);
+    pvti_mutex_unlock(&pool->mutex);
+}
+
+static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *arg)
+{
+    int spin = 0;
+    pool->task = task, pool->arg = arg, pool->n = n, pool->next = 0;
+    pool->running = pool->n_workers;
+    pvti_pool_start(pool);
+    pvti_pool_work(pool, 0);
+    while (pvti_atomic_load(&pool->running) > 0) {
+        if (spin++ < PVTI_SPINS) pvti_pause();
+        else pvti_yield(); /* a worker has lost its core: let it finish */
+    }
+}
+
+/* How many workers there are; none when the system gives no thread: a region then runs
+   serially, to the same bits. */
+static int pvti_pool_workers(pvti_pool *pool)
+{
+    if (pool->started) return pool->n_workers;
+    pvti_mutex_create(&pool->mutex);
+    pvti_condition_create(&pool->wake);
+    pool->started = true;
+    while (pool->n_workers < pool->ctx->n_threads - 1) {
+        int i = pool->n_workers;
+        pool->starts[i].pool = pool;
+        if (!pvti_thread_start(&pool->threads[i], pvti_pool_main, &pool->starts[i])) break;
+        pool->n_workers++;
+    }
+    return pool->n_workers;
+}
+
+/* The pvt_parallel_fn of a context that got none. */
+static void pvti_pool_parallel(void *user, int64_t n, pvt_task_fn *task, void *arg)
+{
+    pvti_pool *pool = (pvti_pool *)user;
+    if (pvti_pool_workers(pool) > 0) pvti_pool_run(pool, n, task, arg);
+    else
+        for (int64_t i = 0; i < n; i++) task(arg, i, 0);
+}
+
+/* False: no memory. */
+static bool pvti_pool_create(pvt_ctx *ctx)
+{
+    ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->pool) return false;
+    ctx->pool->ctx = ctx;
+    ctx->parallel = pvti_pool_parallel;
+    ctx->parallel_user = ctx->pool;
+    return true;
+}
+
+static void pvti_pool_destroy(pvt_ctx *ctx)
+{
+    pvti_pool *pool = ctx->pool;
+    int i;
+    if (pool && pool->started) {
+        pool->stop = true;
+        pvti_pool_start(pool);
+        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
+        pvti_condition_destroy(&pool->wake);
+        pvti_mutex_destroy(&pool->mutex);
+    }
+    pvti_free(ctx, pool);
+}
+#else
+static bool pvti_pool_create(pvt_ctx *ctx) { return ctx != NULL; }
+static void pvti_pool_destroy(pvt_ctx *ctx) { (void)ctx; }
+#endif /* PVTUNE_NO_THREADS */
+
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
@@ -21446,11 +21390,7 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
     if (!ctx) return;
     pvt_ctx_destroy(ctx->host);
     if (ctx->device) ctx->device->close(ctx->device_state);
-#ifndef PVTUNE_NO_THREADS
     pvti_pool_destroy(ctx);
-#else
-    pvti_free(ctx, ctx->pool);
-#endif
     pvti_free(ctx, ctx->scratch);
     pvti_free(ctx, ctx->gemm_shared);
     allocator = ctx->allocator;
@@ -21476,8 +21416,7 @@ static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **o
     ctx->files = d->files;
     ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
     ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+    if (!ctx->scratch || !ctx->gemm_shared || (n_threads > 1 && !d->parallel && !pvti_pool_create(ctx))) {
         pvt_ctx_destroy(ctx);
         return pvti_ctx_no_memory(d, n_threads);
     }

@@ -5131,6 +5131,9 @@ static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, doub
     return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
+/* A scale of 0 makes all codes equal: the present one stays, or, where it is no answer, gives way to a neighbour. */
+static int pvti_single_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
+
 /* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
 typedef struct pvti_single_args {
@@ -5158,7 +5161,8 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
             pvt_real now;
             s->weight->kind->tile(s->weight, &now, 1, row, row + 1, column, column + 1);
             rest = target - (double)now;
-            if (pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
+            if (second_step != step && /* else there is nothing to draw between */
+                pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
                                  (rest - second_step) * (rest - second_step), a->rounding)) {
                 code = second;
                 step = second_step;
@@ -6885,7 +6889,8 @@ static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
 static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, int other, double *step)
 {
     double scale = (double)((const pvt_real *)w->array[PVTI_GRID_SCALES])[i / PVTI_NF4_GROUP];
-    int now = (int)pvti_code_get(w, i), code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : now;
+    int now = (int)pvti_code_get(w, i);
+    int code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : pvti_single_idle(now, other);
     *step = scale * ((double)pvti_nf4_levels[code] - (double)pvti_nf4_levels[now]);
     return code;
 }
@@ -7005,7 +7010,7 @@ static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, in
     double scale = (double)((const pvt_real *)w->array[PVTI_INT_SCALES])[g];
     double zero = (double)((const pvt_real *)w->array[PVTI_INT_ZEROS])[g];
     int now = (int)pvti_code_get(w, i);
-    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : now;
+    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : pvti_single_idle(now, other);
     *step = scale * (code - now);
     return code;
 }

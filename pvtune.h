@@ -18713,7 +18713,7 @@ static void pvti_export_quantization_ours(pvti_text *text, const pvti_exporter *
     int64_t i;
     pvti_text_printf(text,
                      "  \"quantization_config\": {\n    \"pvtune_method\": \"" PVTI_LAYOUT_OURS "\",\n"
-                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to hf-dense "
+                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to dense "
                      "writes a directory for transformers\",\n    \"formats\": {");
     for (i = 0; i < s->n; i++) {
         char name[PVTI_NAME], format[48];
@@ -18851,7 +18851,7 @@ static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
     pvti_text_printf(text, "\n## Loading\n\n");
     if (codes && !s->aqlm)
         pvti_text_printf(text, "This is a format of pvtune's own, which transformers refuses. `pvtune export DIR --to\n"
-                               "hf-dense -o OUT` writes dense weights that it loads. ");
+                               "dense -o OUT` writes dense weights that it loads. ");
     else if (ours)
         pvti_text_printf(text, "The embedding is quantized, and transformers' AQLM has linear layers only:\n"
                                "it refuses this directory. `pvtune export DIR --to hf -o OUT` writes one\n"

@@ -10482,7 +10482,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
+    static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t i, available;
     int n;
@@ -19408,7 +19408,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     return result;
 }
 
-/* Codes beyond the codebook would read foreign memory. */
+/* Codes of too many bits would read foreign memory. */
 static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safetensors *st, const char *path,
                                           const pvt_weight *w, const char *name)
 {
@@ -19418,9 +19418,9 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
     for (k = 0; k < pvti_tensor_count(codes); k++) {
         uint16_t code = codes->data[k];
         if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
-        if (code >= pvti_entries(w))
-            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
-                             path, name, code, (long long)pvti_entries(w));
+        if (code >> w->format.bits)
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path, name, code,
+                             w->format.bits);
     }
     return PVT_OK;
 }

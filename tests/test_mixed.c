@@ -6,20 +6,21 @@
 
 enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
-static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64", "mixed"};
+static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64", "mixed", "both"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
-/* The mixed model: the first row that a name holds is its tensor's format. */
-static const char *const mixture[][2] = {
-    {"embed_tokens", "int:4g32"}, {"layers.1.mlp.up", "aqlm:1x3g4"}, {"q_proj", "nf4"}, {"k_proj", "aqlm:2x4g4"},
-    {"v_proj", "int:8g64"}, {"o_proj", "aqlm:1x4g4o2"}, {"gate_proj", "dense"}, {"up_proj", "int:2g16"}, {"down_proj", "nf4"},
-    {"lm_head", "int:1g8"}};
+/* The model "mixed", and "both", where all is aqlm but in two formats: the first row that a name holds is its tensor's. */
+static const char *const mixture[][3] = {
+    {"embed_tokens", "int:4g32", "dense"}, {"layers.1.mlp.up", "aqlm:1x3g4", "aqlm:1x4g2"}, {"q_proj", "nf4", "aqlm:2x4g4"},
+    {"k_proj", "aqlm:2x4g4", "aqlm:2x4g4"}, {"v_proj", "int:8g64", "aqlm:2x4g4"}, {"o_proj", "aqlm:1x4g4o2", "aqlm:2x4g4"},
+    {"gate_proj", "dense", "aqlm:2x4g4"}, {"up_proj", "int:2g16", "aqlm:2x4g4"}, {"down_proj", "nf4", "aqlm:2x4g4"},
+    {"lm_head", "int:1g8", "dense"}};
 
-static const char *mixture_of(const char *name)
+static const char *mixture_of(const char *name, bool both)
 {
     size_t i = 0;
     while (!strstr(name, mixture[i][0])) i++;
-    return mixture[i][1];
+    return mixture[i][both ? 2 : 1];
 }
 
 static char dir[300];
@@ -70,7 +71,7 @@ static pvt_model *make_dense(pvt_ctx *ctx)
 }
 
 /* Every tensor by itself into the format of the table. */
-static void mix(pvt_ctx *ctx, pvt_model *model)
+static void mix(pvt_ctx *ctx, pvt_model *model, bool both)
 {
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
@@ -80,7 +81,7 @@ static void mix(pvt_ctx *ctx, pvt_model *model)
         if (!t.weight) continue;
         memset(&d, 0, sizeof d);
         d.epochs = 1, d.kmeans_steps = 2, d.name = t.name, d.stream = (uint64_t)i;
-        CHECK_OK(ctx, pvt_format_parse(ctx, mixture_of(t.name), &f));
+        CHECK_OK(ctx, pvt_format_parse(ctx, mixture_of(t.name, both), &f));
         if (f.kind == PVT_FORMAT_DENSE) continue;
         dense = *t.weight;
         CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)dense.array[0], dense.O, dense.I, NULL, &f, &d, NULL, t.weight));
@@ -92,8 +93,8 @@ static pvt_model *make(pvt_ctx *ctx, const char *format, const pvt_corpus *corpu
 {
     pvt_model *model = make_dense(ctx);
     pvt_quantize_desc q;
-    if (strcmp(format, "mixed") == 0) {
-        mix(ctx, model);
+    if (strcmp(format, "mixed") == 0 || strcmp(format, "both") == 0) {
+        mix(ctx, model, format[0] == 'b');
     } else {
         memset(&q, 0, sizeof q);
         q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2;
@@ -264,15 +265,16 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
 {
     size_t size;
     char *config = slurp(at("saved/config.json"), &size), line[200], text[48];
-    bool aqlm = strncmp(format, "aqlm", 4) == 0;
+    bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0;
+    int rank = aqlm || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
     pvt_tensors *file;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
     CHECK((strstr(config, "\"quant_method\": \"aqlm\"") != NULL) == aqlm);
     CHECK((strstr(config, "\"pvtune_method\": \"arrays\"") != NULL) == !aqlm);
     CHECK(!strstr(config, "quant_method") == !aqlm && (strstr(config, "\"formats\"") != NULL) == !aqlm);
-    check_array(file, "model.layers.0.self_attn.k_proj.codes", aqlm ? PVT_I8 : PVT_U8, strncmp(format, "mixed", 5) == 0 || aqlm ? 3 : 2);
+    check_array(file, "model.layers.0.self_attn.k_proj.codes", aqlm ? PVT_I8 : PVT_U8, rank);
     if (aqlm) check_array(file, "model.layers.1.mlp.up_proj.scales", PVT_F16, 4);
-    else check_array(file, "model.layers.1.self_attn.q_proj.scales", PVT_F16, 2);
+    else check_array(file, "model.layers.1.self_attn.q_proj.scales", PVT_F16, both ? 1 : 2);
     for (int64_t i = 0; i < pvt_model_tensors(model) && !aqlm; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         char *dot = strstr(t.name, ".weight");

@@ -1,9 +1,84 @@
 /*  pvtune.h: a Llama-family language model in two bits per weight, tuned - MIT licence
 
-    Takes a model (Hugging Face directory, GGUF, llama2.c), replaces its matrices by additive
-    codebooks (AQLM, arXiv 2401.06118), and tunes the result by PV-Tuning (arXiv 2405.14852): the
-    continuous parameters by back-propagation, the discrete codes by capped re-assignment. Saves
-    what transformers (4.49 to 5.x, with aqlm) loads. Runs on a plain CPU; needs libc, libm, threads.
+    Takes a model (Hugging Face directory, GGUF, llama2.c), replaces its matrices by codes (additive
+    codebooks, AQLM, arXiv 2401.06118; or a fixed grid, or integers), and tunes the result by PV-Tuning
+    (arXiv 2405.14852). Saves what transformers (4.49 to 5.x, with aqlm) loads. Runs on a plain CPU;
+    needs libc, libm, threads.
+
+    THE ALGORITHM
+        A quantized weight has two kinds of parameters: a few *values* (codebook entries, scales), which
+        are real numbers, and many *codes*, which say what value stands where. The loss φ of the model is
+        to be as small as possible over both. PV-Tuning takes them in turn:
+
+            P step   the codes stay; the values move down their gradient, as in any training
+            V step   the values stay; each group of weights may take another code
+
+        With P steps that go down and an exact V step φ never rises. But to try all combinations of codes
+        is out of reach. So φ is replaced by its first-order model around the present weights W, good for
+        a step of length η:
+
+            φ(W') ≈ φ(W) + <∇φ, W' − W> + ‖W' − W‖²/2η,   which is least at the target  T = W − η·∇φ
+
+        Of all weights that the codes can make, the best one is then the nearest to T, group by group.
+        That is a V step: one dense gradient, one target, a search for the nearest code. It has two faults.
+        It sticks: the model holds up to η = 1/L only, where L, the largest curvature of φ, is large in a
+        network, and T lies so near to W that every group finds its own code the nearest. And a longer
+        step does harm: it moves many groups at once, each by a gradient that takes the others to stand.
+
+        The way out is a *subspace*: only the groups whose targets lie farthest from them are searched,
+        one in a hundred (cap = 0.01). Within so small a subspace φ is curved far less than L says, so a
+        step long enough to reach another code is one for which the model still holds.
+
+        The other cure for sticking is patience. A *straight-through buffer* keeps T from step to step:
+        small steps add up until another code is nearer. Without a cap (strategy ste) whatever is about
+        to tip then tips at once; with the cap it is the default, subspace-ste, also called pv.
+
+        So all strategies are one procedure with three numbers (see the table at pvt_strategy): what share
+        of the groups is searched (cap), how much of the target is forgotten after a step (δ = 1: all of
+        it, the next step starts from W; δ = 0: nothing, the target is a buffer), and whether the nearest
+        code is taken or drawn among two. Without a V step there is none of them: that is continuous.
+        P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
+        search.
+
+        Before tuning there must be codes: pvt_weight_fit finds the first ones, calibrated against the
+        inputs that the weight sees (AQLM, sections 3.2 to 3.4).
+
+    ONE GROUP BY HAND (tests/test_manual.c executes it)
+        Format aqlm:1x2g2: one codebook of four entries, groups of two weights; scale s = 2.
+            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1)
+        The group's code is 1, so W = s·c1 = (1, -1). Back-propagation says dW = ∂φ/∂W = (0.4, -0.2).
+        P step, chain rule:  dc1 = s·dW = (0.8, -0.4),  ds = <dW, c1> = 0.4·0.5 + 0.2·0.5 = 0.3.
+               The first Adam step at learning rate 0.01 moves each value by 0.01 against the sign of its
+               gradient:  c1 = (0.49, -0.49),  s = 1.99.
+        V step: the straight-through buffer started at W = (1, -1). Its own step, by Adam at learning
+               rate 0.6 (the default is LAMB), against the sign of dW takes it to (0.4, -0.4). In units of
+               the new s that is (0.201, -0.201). Squared distances to the entries as they now are:
+               c0 0.0808   c1 0.1670   c2 0.6788   c3 1.4828:  the code becomes 0, W = (0, 0).
+        At a code learning rate of 0.3 the buffer stands at (0.7, -0.7), 0.352 in units of s: c1
+        (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
+        the way to the next entry; that is why it is kept from step to step.
+
+    AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 2,200 lines.
+      Search for "// >>" and a section's name. PVTI_CALL(ctx, f)(…) is pvti_f, or its fast form;
+      PVTI_ON_DEVICE(ctx, op, …) hands an op over where the context has a device; pvti_parallel(ctx, n,
+      task, arg) calls task(arg, i, worker) for each i < n; PVTI_TRY returns an error to the caller.
+         1  this far; interface: weights; interface: PV
+         2  weights: pvti_kind, the table behind a weight, and what representations with a code for each
+            weight share (pvt_assign, what a V step asks of them, stands in interface: device);
+            scalar: one of these representations, from end to end
+         3  codebooks: pvti_decode_row, its adjoint pvti_scatter_rows, and pvti_nearest
+         4  search: pvti_l2_*, the V step of codebooks
+         5  optimizer: Adam and LAMB
+         6  pv: the derivation and pvti_strategies; from "selection of groups" on what a step calls;
+            last pvt_pv_apply, a step of one weight
+         7  blocks: a transformer block and its adjoint (letters: interface: ops; formula: families)
+         8  run: from "forward" on pvt_run_forward, and pvt_run_backward, which hands over one gradient
+            at a time
+         9  tuner: pvt_tuner_step, from "a step" on
+      A second evening: calibration. search: pvti_xtx_*; fit; quantize.
+      A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place, and
+      in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family, device or kernel set is a section of its own and one line of a list:
+      PVT_FORMATS, pvti_families, pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
 
@@ -36,26 +111,37 @@
            compute, keep them in a file (examples/own_model.c does it in 130 lines)
         2  pvt_model, pvt_run, pvt_quantize, pvt_tuner: a checkpoint in, a checkpoint out
 
-    CONTENTS (search for ">>" and the name)
-        interface   context · ops · dtypes · weights · files · PV · tokenizer · models · runs · corpus,
-                    evaluation, generation · quantize and tune
-        layer 0     platform · context · errors · memory · random · threads · simd · gemm kernels ·
-                    gemm packing · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     system · files · dtypes · weights · codebooks · look-ups · search · fit · optimizer · pv ·
-                    json · safetensors · weight files
-        layer 2     exchange · gguf · llama2.c · unicode · nfc · vocabulary · words ·
-                    encode · tokenizer files · tokenizer saving · model · blocks · run · load · corpus ·
-                    evaluation · generation · save · quantize · tuner ·
+    CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
+        interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
+                    corpus, evaluation, generation · quantize and tune
+      I the algorithm: plain C, complete and right by itself
+        layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
+                    device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
+                    ops: losses
+        layer 1     dtypes · weights · codebooks · search · fit · grids · scalar · representations ·
+                    optimizer · pv
+        layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
+                    quantize blocks · company · tuner
+      II files
+        layer 1     bytes · system: files · block types · files · json · safetensors · weight files
+        layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
+                    tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint ·
                     checkpoint
+      III fast: the kernels of part I for the processor at hand, to the same bits
+        all layers  instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
+                    installing · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
         PVTUNE_LAYER 0|1|2      how much of it; default 2
+        PVTUNE_NO_FILES         without part II: models are made and tuned in memory
+        PVTUNE_NO_FAST          without part III: the same bits, many times slower; but one row times a
+                                prepared weight or Q8_0 is not rounded then as part III rounds it
         PVTUNE_REAL double      the whole stack in double, as the gradient checks use it
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
     and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
-    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|avx2|avx512, which asks for no wider kernels than that.
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|avx2|avx512, which asks for no wider kernels than that.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -63,35 +149,16 @@
         Ownership    What a function creates, its _free or _destroy ends. Arguments are borrowed;
                      what must outlive an object is said where it is made. No globals.
         Threads      One calling thread at a time per context; contexts are independent.
-        Same bits    Same input and seed: the same bits, for any number of threads and for scalar,
-                     AVX2 and AVX-512 kernels alike. Sums run in a fixed order; exp, log, sin and
-                     cos are our own; a*b+c is fused only where the source says so.
-        Files        Hostile until checked. A file is written beside its target under a name of its own,
-                     flushed, renamed: the old one or the new, whoever else writes it. A directory's files
-                     are exchanged together: a save that ends half-way, killed or failed, leaves the old
-                     model, the new one, or one that the next load or save completes. Permissions stay.
-
-    AN EVENING'S READING: twelve stops, about 1,500 lines
-         1  this manual, with the example below           7  pvti_xtx_* in search: calibration's search
-         2  interface: weights and PV                     8  fit: scales, conjugate gradients
-         3  codebooks: pvti_decode_row, pvti_scatter_rows 9  optimizer: Adam and LAMB
-         4  codebooks: pvti_nearest               10  pv: pvti_pv_assign, pvt_pv_apply
-         5  search: pvti_l2_*, the V step                11  blocks: a transformer block and its adjoint
-         6  weights: the table of functions              12  tuner: pvt_tuner_step
-
-    ONE GROUP BY HAND (tests/test_manual.c executes it)
-        Format aqlm:1x2g2: one codebook of four entries, groups of two weights; scale s = 2.
-            c0 = (0, 0)   c1 = (0.5, -0.5)   c2 = (1, 0)   c3 = (0, 1),   code 1: W = s·c1 = (1, -1).
-        Back-propagation says dW = (0.4, -0.2).
-        P step, chain rule:  dc1 = s·dW = (0.8, -0.4),  ds = <dW, c1> = 0.4·0.5 + 0.2·0.5 = 0.3.
-               One Adam step at learning rate 0.01 moves each value by 0.01 against its sign:
-               c1 = (0.49, -0.49),  s = 1.99.
-        V step: the straight-through buffer started at W = (1, -1); its own Adam step at 0.6 takes
-               it to (0.4, -0.4). In units of s that is (0.201, -0.201). Squared distances:
-               c0 0.0808   c1 0.1670   c2 0.6788   c3 1.4828:  the code becomes 0, W = (0, 0).
-        At a code learning rate of 0.3 the buffer stands at (0.7, -0.7), 0.352 in units of s: c1
-        (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
-        the way to the next entry; that is why it is kept from step to step.
+        Same bits    Same input and seed: the same bits, for any number of threads and for every kernel
+                     set alike. Sums run in a fixed order; exp, log, sin and cos are our own; a*b+c is
+                     fused only where the source says so. Several processes that tune together give the
+                     same bits for the same number of them. A device repeats its own bits.
+        Memory       A context computes on one device; which memory a pointer is stands in interface: device.
+        Files        All go through pvt_ctx_desc.files, the machine's own unless you give others; numbers in
+                     them are little-endian. Hostile until checked. A file is written beside its target under
+                     a name of its own, flushed, renamed: the old one or the new, whoever else writes it. A
+                     directory's files are exchanged together: a save that ends half-way, killed or failed,
+                     leaves the old model, the new one, or one that the next load or save completes.
 */
 
 /*  Macros of the including file that would strike names in here: the I of <complex.h>, the small of
@@ -764,7 +831,7 @@ typedef enum pvt_format_kind {
         W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each.
     nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig = 64
     inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
-    Zeroed, in a desc: that desc's default. "dense" is 16 bits in groups of 1. */
+    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
@@ -896,8 +963,8 @@ PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
 /* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array of
    pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
-       dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],   dscale[o] += Σ_{g in row o} ⟨h[g],
-           Σ_m codebook_m[code_m(g)]⟩.
+       dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],
+       dscale[o]      += Σ_{g in out group o} ⟨h[g], Σ_m codebook_m[code_m(g)]⟩.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
 PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW);
@@ -958,9 +1025,10 @@ PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *da
     Adam or LAMB update of them and of the straight-through buffer, then re-assignment of the
     capped share of codes against the already updated values (V step), then buffer decay. */
 
-/*  Table 1 of the paper. What the strategies differ in is which groups a V step searches (cap), for how long
-    its target is remembered (δ = 0: a straight-through buffer; δ = 1: the step starts from Ŵ anew), and
-    whether a group takes the nearest code or draws between the two nearest (rounding):
+/*  Table 1 of the paper. What the strategies differ in is how many groups a V step searches (cap), how much
+    of its target is forgotten after it (δ = 0: nothing, it is a straight-through buffer; δ = 1: all, each
+    step starts from W anew), and whether a group takes the nearest code or draws between the two nearest
+    (rounding):
 
                         cap    δ   rounding
         subspace-ste    0.01   0   nearest     the default; "pv" is another name for it
@@ -992,7 +1060,7 @@ typedef enum pvt_optimizer_rule {
 } pvt_optimizer_rule;
 typedef struct pvt_optimizer {
     pvt_optimizer_rule rule;
-    double lr;           /* 0: the default of its rule and place, see pvt_pv_desc */
+    double lr;           /* 0: the default of its place and rule, see pvt_pv_desc */
     double beta1, beta2; /* beta2 0: 0.95, and then beta1 0: that of its place */
     double eps;          /* 0: 1e-6 */
     double weight_decay; /* decoupled; in LAMB added to the update */
@@ -1002,19 +1070,24 @@ typedef struct pvt_optimizer {
 
 typedef struct pvt_pv_desc {
     pvt_strategy strategy;
-    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95) */
-    pvt_optimizer params; /* what is not quantized. Default, field by field: as values */
+    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3 */
+    pvt_optimizer params; /* what is not quantized. Default, field by field: as values; with a rule of its
+                             own the learning rate is that rule's, as under values */
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
                   layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
-    double trust;         /* ‖ΔW‖ per step at most trust · ‖W‖; 0: no limit */
-    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; 1 in strategies without a buffer */
-    int beam;             /* 0: 1 */
-    double temperature;   /* > 0: groups drawn with p ∝ key^(0.5/T) instead of the largest */
-    /* τ > 0: of the two nearest codes, at distances e1 ≤ e2 from the target, the nearer with probability
-       e2^(1/τ) / (e1^(1/τ) + e2^(1/τ)); not with force_update. 0: the nearest; stochastic: 0.35. At 1 two
-       levels of a scalar have the target as their mean; of vectors it draws too many. */
+    double trust;         /* new codes are taken, the worst group first, up to and with the group whose code
+                             brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
+    double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; in strategies with δ = 1: 1 */
+    int beam;             /* hypotheses kept in the search for a code, 1 to 16; 0: 1 */
+    double temperature;   /* > 0: the groups to search are drawn instead of the farthest being taken, with
+                             p ∝ (distance from the target)^(1/temperature) */
+    /* τ > 0: of the two nearest codes, at distances d1 ≤ d2 from the target, the nearer with probability
+       d2^(1/τ) / (d1^(1/τ) + d2^(1/τ)); not with force_update. 0: the strategy's, the nearest or
+       (stochastic) 0.35. At 1 two levels of a scalar have the target as their mean; of vectors it draws too
+       many. Each search draws anew: with a buffer a group near a border changes to and fro. With several
+       codebooks the two nearest are those that the search finds (section search). */
     double rounding;
     bool force_update;    /* a searched group must change */
     bool freeze_values;   /* V step alone: codebooks and scales stay */
@@ -1023,7 +1096,7 @@ typedef struct pvt_pv_desc {
 
 typedef struct pvt_pv_stats {
     int64_t step;            /* counted from 1 */
-    int64_t groups;          /* in all weights */
+    int64_t groups;          /* in all weights whose codes may move */
     int64_t groups_searched; /* in this step */
     int64_t groups_changed;
 } pvt_pv_stats;
@@ -1034,17 +1107,20 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc);
 /* desc may be NULL. Errors: ARGUMENT (which field), MEMORY. */
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out);
 PVT_API void pvt_pv_free(pvt_pv *pv);
-/* The weight or the n values at p must outlive the pv; they are updated in place. Weights that
-   are dense are treated as params (they must be in pvt_real and owned). name is copied.
-   Errors: ARGUMENT, MEMORY: nothing was added. No step allocates: all memory is taken here. */
+/* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
+   Weights that are dense are treated as params (they must be in pvt_real and owned). name is copied.
+   Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), MEMORY: nothing was added. No step
+   allocates: all memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
-/* lr_scale multiplies every learning rate in this step: schedules are the caller's. */
+/* lr_scale multiplies every learning rate in this step: schedules are the caller's. Errors: ARGUMENT (inside
+   a step; lr_scale < 0). */
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale);
 /* dW: [O, I] of a weight, [n] of a param; read only, free again on return.
-   Errors: ARGUMENT (handle unknown or applied twice), NUMERIC (dW not finite: nothing changed). */
+   Errors: ARGUMENT (outside a step; handle unknown or applied twice), NUMERIC (dW not finite: nothing
+   changed, and the handle can be applied again). */
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW);
-/* stats may be NULL. Errors: ARGUMENT (a handle has not been applied). */
+/* stats may be NULL. Errors: ARGUMENT (outside a step; a handle was not applied: the step stays open). */
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats);
 #endif
 #if PVTUNE_LAYER >= 2 && !defined(PVTUNE_NO_FILES)
@@ -1579,6 +1655,8 @@ extern "C" {
 #define PVTI_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
+/* Blocks of d that cover n. */
+PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 #define pvti_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define pvti_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
@@ -1697,10 +1775,12 @@ typedef struct pvti_kernels {
 // >>context
 #define PVTI_MAX_THREADS 256
 #define PVTI_SCRATCH_BYTES ((int64_t)1 << 20) /* per worker, for ops: they never allocate */
+#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20) /* for all workers together, see >>gemm */
 
 /*  What part I needs of part II, the files, none of whose functions it names: pvti_files_install fills it in
     when a context is made. NULL where there is no part II, and then there is nothing to ask it for. */
 struct pvti_source;
+struct pvt_model;
 struct pvt_tokenizer;
 struct pvt_corpus;
 struct pvti_quantizer;
@@ -1710,6 +1790,7 @@ typedef struct pvti_outside {
     int64_t (*source_bytes)(const struct pvti_source *source);
     void (*tokenizer_free)(struct pvt_tokenizer *tokenizer);   /* what a model carries along */
     struct pvt_tokenizer *(*tokenizer_share)(struct pvt_tokenizer *tokenizer);
+    pvt_result (*model_head_q8)(struct pvt_model *model);      /* becomes blocks of eight bits */
     /* checkpoints of pvt_quantize: what must agree; a finished block into its file; from it, if there is one */
     pvt_result (*quantizer_begin)(struct pvti_quantizer *z, const struct pvt_corpus *corpus);
     pvt_result (*quantizer_store)(struct pvti_quantizer *z, const struct pvti_quantizer_item *item);
@@ -1833,11 +1914,11 @@ static PVTI_PRINTF(3, 4) pvt_result pvti_fail(pvt_ctx *ctx, pvt_result result, c
     aligned to a cache line. */
 
 /* a·b and a+b of sizes: false when negative or beyond int64_t. */
-static PVTI_UNUSED bool pvti_mul(int64_t a, int64_t b, int64_t *out)
+static bool pvti_mul(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
 }
-static PVTI_UNUSED bool pvti_add(int64_t a, int64_t b, int64_t *out)
+static bool pvti_add(int64_t a, int64_t b, int64_t *out)
 {
     return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out);
 }
@@ -1915,8 +1996,7 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment, threads; and files, through the context's table, which is the machine's own unless
-    pvt_ctx_desc brings another. What a file system lacks, and what is interrupted, is dealt with here. */
+    environment, threads. Files are in >>system: files. */
 
 #ifdef __cplusplus
 }
@@ -1926,15 +2006,6 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 #ifndef PVTUNE_NO_THREADS
 #include <pthread.h>
 #include <sched.h>
-#endif
-#if PVTI_FILES
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#ifndef PVTUNE_NO_MMAP
-#include <sys/mman.h>
-#endif
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -1982,329 +2053,6 @@ static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
 }
 #endif
 
-/* ---- files: the machine's own ---- */
-
-#if PVTI_FILES
-static int pvti_own_open(void *user, const char *path, pvt_file_open how)
-{
-    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
-    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
-                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
-    (void)user;
-    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
-}
-static int pvti_own_close(void *user, int file)
-{
-    (void)user;
-    return close(file);
-}
-static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
-{
-    (void)user;
-    return read(file, to, (size_t)bytes);
-}
-static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
-{
-    (void)user;
-    return write(file, from, (size_t)bytes);
-}
-static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
-{
-    struct stat st;
-    (void)user;
-    memset(out, 0, sizeof *out);
-    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
-    out->link = S_ISLNK(st.st_mode);
-    if (out->link && stat(path, &st)) return -1;
-    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
-                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
-                                      : PVT_FILE_STREAM;
-    out->bytes = (int64_t)st.st_size;
-    out->modified = (int64_t)st.st_mtime;
-    out->device = (uint64_t)st.st_dev;
-    out->number = (uint64_t)st.st_ino;
-    out->owner = (int64_t)st.st_uid;
-    out->group = (int64_t)st.st_gid;
-    out->permissions = (uint32_t)st.st_mode & 0777u;
-    return 0;
-}
-static int pvti_own_rename(void *user, const char *from, const char *to)
-{
-    (void)user;
-    return rename(from, to);
-}
-static int pvti_own_remove(void *user, const char *path)
-{
-    (void)user;
-    return unlink(path);
-}
-static int pvti_own_make_directory(void *user, const char *path)
-{
-    (void)user;
-    return mkdir(path, 0777);
-}
-static int pvti_own_remove_directory(void *user, const char *path)
-{
-    (void)user;
-    return rmdir(path);
-}
-static int pvti_own_sync(void *user, int file)
-{
-    (void)user;
-    return fsync(file);
-}
-static int pvti_own_lock(void *user, int file)
-{
-    (void)user;
-    return flock(file, LOCK_EX | LOCK_NB);
-}
-static int pvti_own_share(void *user, int file)
-{
-    (void)user;
-    return fcntl(file, F_DUPFD_CLOEXEC, 0);
-}
-static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
-                         void *arg)
-{
-    DIR *stream = opendir(directory);
-    struct dirent *entry;
-    (void)user;
-    if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
-    closedir(stream);
-    return 0;
-}
-static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
-{
-    (void)user;
-    return fchown(file, (uid_t)owner, (gid_t)group);
-}
-static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
-{
-    (void)user;
-    return fchmod(file, (mode_t)permissions);
-}
-#ifndef PVTUNE_NO_MMAP
-static const void *pvti_own_map(void *user, int file, int64_t bytes)
-{
-    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
-    (void)user;
-    return memory != MAP_FAILED ? memory : NULL;
-}
-static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
-{
-    (void)user;
-    munmap((void *)(uintptr_t)memory, (size_t)bytes);
-}
-#else
-#define pvti_own_map NULL
-#define pvti_own_unmap NULL
-#endif
-static const pvt_files pvti_own_files = {
-    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
-    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
-    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
-};
-
-/* Who is at work, for names of temporary files; and a wait for another who is. */
-static long pvti_process(void) { return (long)getpid(); }
-static PVTI_UNUSED void pvti_sleep(double seconds)
-{
-    struct timespec time;
-    time.tv_sec = (time_t)seconds;
-    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
-    nanosleep(&time, NULL);
-}
-
-/* ---- files: as the library calls them; errno says why something failed ---- */
-
-/* A call of the context's table; one that it lacks fails. */
-#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
-
-static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
-{
-    int file;
-    do file = ctx->files.open(ctx->files.user, path, how);
-    while (file < 0 && errno == EINTR);
-    return file;
-}
-
-/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
-static bool pvti_close(const pvt_ctx *ctx, int file)
-{
-    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
-}
-
-static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
-{
-    int64_t got;
-    do got = ctx->files.read(ctx->files.user, file, to, bytes);
-    while (got < 0 && errno == EINTR);
-    return got;
-}
-
-static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
-{
-    int64_t done;
-    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
-    while (done < 0 && errno == EINTR);
-    return done;
-}
-
-/* Of what stands at path, and of an open file. */
-static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
-}
-static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
-{
-    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
-}
-
-static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
-{
-    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
-}
-static bool pvti_remove(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
-}
-static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
-{
-    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
-}
-
-/* Every name in the directory; one that cannot be listed has none. */
-static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
-                      void *arg)
-{
-    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
-}
-
-/* These say that a file system has no such call, which is no news about the data. */
-static bool pvti_unsupported(int code)
-{
-    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
-}
-
-static bool pvti_sync(const pvt_ctx *ctx, int file)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    return status == 0 || pvti_unsupported(errno);
-}
-
-/* Whether the open file is still the one that stands at `path`. */
-static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
-{
-    pvt_file_info a, b;
-    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
-           a.number == b.number;
-}
-
-/*  A lock on a file says that a process is at work on it, and ends with the process, however that
-    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
-    NONE: this file system has no locks; nothing is known about others then. */
-typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
-static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
-{
-    int status;
-    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
-    while (status != 0 && errno == EINTR);
-    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
-    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
-}
-#endif /* PVTI_FILES */
-
-// >>bytes
-/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
-    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
-    that path on any host: what it writes then, only such a build reads.) */
-
-#ifndef PVTI_SWAPS
-#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
-#endif
-
-PVTI_INLINE uint16_t pvti_load_u16(const void *from)
-{
-    uint16_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
-}
-PVTI_INLINE uint32_t pvti_load_u32(const void *from)
-{
-    uint32_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
-}
-PVTI_INLINE uint64_t pvti_load_u64(const void *from)
-{
-    uint64_t x;
-    memcpy(&x, from, sizeof x);
-    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
-}
-PVTI_INLINE float pvti_load_f32(const void *from)
-{
-    uint32_t bits = pvti_load_u32(from);
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-PVTI_INLINE double pvti_load_f64(const void *from)
-{
-    uint64_t bits = pvti_load_u64(from);
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
-{
-    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
-{
-    x = pvti_load_u32(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
-{
-    x = pvti_load_u64(&x);
-    memcpy(to, &x, sizeof x);
-}
-PVTI_INLINE void pvti_store_f32(void *to, float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    pvti_store_u32(to, bits);
-}
-
-/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
-static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
-{
-    const char *a = (const char *)from;
-    char *b = (char *)to;
-    int64_t i;
-    if (!PVTI_SWAPS || size == 1) {
-        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
-        return;
-    }
-    for (i = 0; i < n; i++, a += size, b += size) {
-        uint16_t two;
-        uint32_t four;
-        uint64_t eight;
-        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
-        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
-        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
-    }
-}
-
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
     the order in which threads ask. Philox-like mixing of four words by the finalizer of
@@ -2324,16 +2072,16 @@ static uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static PVTI_UNUSED uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
+static uint64_t pvti_random_stream(uint64_t seed, int purpose, uint64_t step)
 {
     return pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step);
 }
-static PVTI_UNUSED uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+static uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_mix(pvti_random_stream(seed, purpose, step) ^ index);
 }
 /* In [0, 1), 53 bits. */
-static PVTI_UNUSED double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
+static double pvti_unit(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_unit(pvti_random(seed, purpose, step, index));
@@ -2503,7 +2251,7 @@ static int pvti_pool_workers(pvt_ctx *ctx)
 
 /* task(arg, i, worker) for i in [0, n), in any order, on all workers. ctx NULL, a region
    inside a region, and n = 1 run serially. */
-static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
+static void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task, void *arg)
 {
     int64_t i;
     if (ctx && n > 1 && ctx->n_threads > 1 && !ctx->in_parallel) {
@@ -2526,7 +2274,7 @@ static PVTI_UNUSED void pvti_parallel(pvt_ctx *ctx, int64_t n, pvt_task_fn *task
 }
 
 /* PVTI_SCRATCH_BYTES of the worker's own, aligned to 64. Needs a context. */
-static PVTI_UNUSED void *pvti_scratch(pvt_ctx *ctx, int worker)
+static void *pvti_scratch(pvt_ctx *ctx, int worker)
 {
     return ctx->scratch + worker * PVTI_SCRATCH_BYTES;
 }
@@ -2544,170 +2292,6 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
     return PVT_OK;
 }
 
-#define PVTI_GEMM_SHARED_BYTES ((int64_t)6 << 20)
-
-/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
-   number counts, if there is one. */
-static int pvti_thread_count(int wish)
-{
-    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
-    char *end = NULL;
-    long n = wish;
-    if (n <= 0 && own && *own) {
-        n = strtol(own, &end, 10);
-        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
-    }
-    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
-    if (n <= 0) n = pvti_cores();
-    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
-}
-
-/* Says in the desc why there will be no context, and returns the code. */
-static PVTI_PRINTF(3, 4) pvt_result
-    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
-{
-    va_list args;
-    if (!d->error || d->error_bytes < 1) return result;
-    va_start(args, format);
-    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
-    va_end(args);
-    return result;
-}
-
-static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
-{
-    const pvt_files *f = &d->files;
-    pvt_files none;
-    bool given;
-    memset(&none, 0, sizeof none);
-    given = memcmp(f, &none, sizeof none) != 0;
-    if (given && !PVTI_FILES)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
-    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
-                  !f->map != !f->unmap))
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "files: open, close, read and info go together, and so do lock and share, "
-                               "map and unmap: give all of them or none");
-    return PVT_OK;
-}
-
-/* The desc, and the environment where it says nothing. */
-static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
-{
-    if (d->error && d->error_bytes > 0) d->error[0] = 0;
-    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
-                               d->n_threads, PVTI_MAX_THREADS);
-    if (!d->allocator.alloc != !d->allocator.free)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "the allocator has %s but no %s: give both, or neither for malloc",
-                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
-    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
-        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
-                               "compute_bf16 is not for a build with PVTUNE_REAL double");
-    PVTI_TRY(pvti_ctx_check_files(d));
-    *n_threads = pvti_thread_count(d->n_threads);
-    if (*n_threads < 0)
-        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
-                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
-                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
-    return PVT_OK;
-}
-
-/* Opens the device, and makes the plain context beside it. */
-static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
-{
-    pvt_ctx_desc plain = *d;
-    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
-        d->device->real_size != sizeof(pvt_real))
-        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
-                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
-    plain.device = NULL;
-    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
-    ctx->host->front = ctx;
-    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
-    ctx->device = d->device;
-    return PVT_OK;
-}
-
-static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
-{
-    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
-    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
-                           n_threads, (long long)(bytes >> 20));
-}
-
-PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
-{
-    pvt_allocator allocator;
-    if (!ctx) return;
-    pvt_ctx_destroy(ctx->host);
-    if (ctx->device) ctx->device->close(ctx->device_state);
-#ifndef PVTUNE_NO_THREADS
-    pvti_pool_destroy(ctx);
-#else
-    pvti_free(ctx, ctx->pool);
-#endif
-    pvti_free(ctx, ctx->scratch);
-    pvti_free(ctx, ctx->gemm_shared);
-    allocator = ctx->allocator;
-    if (allocator.alloc)
-        allocator.free(ctx, allocator.user);
-    else
-        free(ctx);
-}
-
-/* A context with the kernels of part I. The desc has been checked. */
-static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
-{
-    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
-                                                  : malloc(sizeof *ctx));
-    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
-    memset(ctx, 0, sizeof *ctx);
-    ctx->n_threads = n_threads;
-    ctx->isa_name = "scalar";
-    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
-    ctx->allocator = d->allocator;
-    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
-    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
-    ctx->files = d->files;
-    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
-    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
-    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
-    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
-        pvt_ctx_destroy(ctx);
-        return pvti_ctx_no_memory(d, n_threads);
-    }
-    *out = ctx;
-    return PVT_OK;
-}
-
-PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
-{
-    pvt_ctx_info info;
-    memset(&info, 0, sizeof info);
-    info.n_threads = ctx->n_threads;
-    info.isa = ctx->isa_name;
-    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
-    if (!ctx->device) return info;
-    info.bytes_now += ctx->host->bytes_now;
-    info.bytes_peak += ctx->host->bytes_peak;
-    info.allocations += ctx->host->allocations;
-    info.device = ctx->device->name;
-    info.device_bytes_now = ctx->device->held(ctx->device_state);
-    info.device_bytes_peak = ctx->device_peak;
-    return info;
-}
-
-PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
-{
-    ctx->bytes_peak = ctx->bytes_now;
-    if (!ctx->device) return;
-    ctx->host->bytes_peak = ctx->host->bytes_now;
-    ctx->device_peak = ctx->device->held(ctx->device_state);
-}
-
 // >>device
 /*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
     nowhere else: everything above hands pointers on. */
@@ -2722,7 +2306,7 @@ PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
     } while (0)
 
 /* The device's first error, if it knows of one by now. */
-static PVTI_UNUSED pvt_result pvti_device_check(pvt_ctx *ctx)
+static pvt_result pvti_device_check(pvt_ctx *ctx)
 {
     const char *why = NULL;
     pvt_result result = ctx->device ? ctx->device->status(ctx->device_state, &why) : PVT_OK;
@@ -2916,7 +2500,7 @@ PVTI_INLINE pvt_real pvti_sigmoid(pvt_real z) { return 1 / (1 + pvti_exp(-z)); }
 /* ---- log: x = 2^e·m with m in [√½, √2), s = (m − 1)/(m + 1), |s| < 0.172, z = s²,
    log x = e·ln 2 + 2·(s + s³/3 + s⁵/5 + …), eleven terms. For positive normal x; 0 gives −∞,
    less gives NaN. ---- */
-static PVTI_UNUSED double pvti_log(double x)
+static double pvti_log(double x)
 {
     const double sqrt_half = 0.70710678118654752;
     uint64_t bits, base;
@@ -2946,11 +2530,11 @@ static PVTI_UNUSED double pvti_log(double x)
 }
 
 /* x^y for x > 0. */
-static PVTI_UNUSED double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
+static double pvti_pow(double x, double y) { return pvti_exp64(y * pvti_log(x)); }
 
 /* ---- sine and cosine: n = round(x·2/π), r = x − n·π/2 in [−π/4, π/4] with π/2 in two parts;
    n mod 4 says which series and which sign. For |x| up to 10^9. ---- */
-static PVTI_UNUSED void pvti_sincos(double x, double *sine, double *cosine)
+static void pvti_sincos(double x, double *sine, double *cosine)
 {
     const double shift = 6755399441055744.0;
     double t = __builtin_fma(x, 0.63661977236758134, shift), n = t - shift;
@@ -3264,13 +2848,13 @@ typedef struct pvti_operand {
 } pvti_operand;
 
 /* Dense, row-major, rows ld apart. */
-static PVTI_UNUSED pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_rows(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, ld, 1, NULL, NULL, false};
     return x;
 }
 /* The transpose of such a matrix. */
-static PVTI_UNUSED pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
+static pvti_operand pvti_cols(const pvt_real *data, int64_t ld)
 {
     pvti_operand x = {data, 1, ld, NULL, NULL, false};
     return x;
@@ -3430,13 +3014,11 @@ typedef struct pvti_gemm_job {
     int64_t m0, mb, k0, kb; /* the block in work */
 } pvti_gemm_job;
 
-/* Blocks of d that cover n. */
-static int64_t pvti_gemm_parts(int64_t n, int64_t d) { return (n + d - 1) / d; }
 /* n cut into the fewest equal parts of at most `most`, each a multiple of `unit`. */
 static int64_t pvti_gemm_even(int64_t n, int64_t most, int64_t unit)
 {
-    int64_t parts = pvti_gemm_parts(n, PVTI_MAX(most / unit, 1) * unit);
-    return pvti_gemm_parts(pvti_gemm_parts(n, parts), unit) * unit;
+    int64_t parts = pvti_ceil_div(n, PVTI_MAX(most / unit, 1) * unit);
+    return pvti_ceil_div(pvti_ceil_div(n, parts), unit) * unit;
 }
 
 /* The worker's B panels and its buffer for tiles. */
@@ -3471,7 +3053,7 @@ PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_job *job, int64_t m, int64_t
 static void pvti_gemm_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t across = pvti_gemm_parts(job->N, job->n_block);
+    int64_t across = pvti_ceil_div(job->N, job->n_block);
     int64_t n0 = i % across * job->n_block, m0 = i / across * job->m_task;
     int64_t n = PVTI_MIN(job->n_block, job->N - n0), m1 = PVTI_MIN(m0 + job->m_task, job->mb);
     int64_t steps = pvti_pack_steps(job->half, job->kb);
@@ -3499,10 +3081,10 @@ static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     job->k_block =
         PVTI_MIN(pvti_gemm_even(job->K, k_most, job->K % 256 == 0 && k_most >= 256 ? 256 : 32), k_most);
     panels = PVTI_MIN(job->b_room / pvti_pack_steps(job->half, job->k_block), 256) / job->nr;
-    tasks = pvti_gemm_parts(job->N, PVTI_MAX(panels, 1) * job->nr);
+    tasks = pvti_ceil_div(job->N, PVTI_MAX(panels, 1) * job->nr);
     if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, job->N / 96));
     tasks = PVTI_MAX(tasks, 1);
-    job->n_block = pvti_gemm_parts(pvti_gemm_parts(job->N, tasks), job->nr) * job->nr;
+    job->n_block = pvti_ceil_div(pvti_ceil_div(job->N, tasks), job->nr) * job->nr;
     job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
     job->m_task = job->mb;
     if (workers > 1 && tasks < 2 * workers)
@@ -3519,8 +3101,8 @@ static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers
         job->mb = PVTI_MIN(mb, job->M - job->m0);
         for (job->k0 = 0; job->k0 < job->K; job->k0 += job->k_block) {
             job->kb = PVTI_MIN(job->k_block, job->K - job->k0);
-            tasks = pvti_gemm_parts(job->N, job->n_block) * pvti_gemm_parts(job->mb, job->m_task);
-            pvti_parallel(ctx, pvti_gemm_parts(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
+            tasks = pvti_ceil_div(job->N, job->n_block) * pvti_ceil_div(job->mb, job->m_task);
+            pvti_parallel(ctx, pvti_ceil_div(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
                           job);
             pvti_parallel(ctx, tasks, pvti_gemm_task, job);
         }
@@ -3591,10 +3173,10 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
     if (few && job->K >= 32 && job->At.rs == 1 && (job->B.tile ? job->B.transposed : job->B.rs == 1)) {
         job->k_block = job->B.tile ? PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15 : 2048;
         job->n_block = pvti_gemm_even(job->N, PVTI_MAX(job->N / (4 * workers), 4 * PVTI_DOT_W), PVTI_DOT_W);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_dots_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_dots_task, job);
     } else if (few && job->N >= 32 && (job->B.tile ? !job->B.transposed : job->B.cs == 1)) {
         job->n_block = pvti_gemm_even(job->N, PVTI_MIN(PVTI_MAX(job->N / (2 * workers), 128), 1024), 32);
-        pvti_parallel(ctx, pvti_gemm_parts(job->N, job->n_block), pvti_gemm_axpy_task, job);
+        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_axpy_task, job);
     } else
         pvti_gemm_blocks(job, k_most, workers);
 }
@@ -3641,8 +3223,8 @@ static void pvti_gemm_on_stack(pvti_gemm_job *job)
 
 /*  C[M,N] = A[M,K]·B[K,N], or += when accumulate, by one worker inside a parallel task, in the
     upper 768 KiB of that worker's scratch. Same bits as pvti_gemm_linear. */
-static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
-                                         pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
+                             pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     if (!pvti_gemm_begin(&job, ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate)) return;
@@ -3659,8 +3241,8 @@ static PVTI_UNUSED void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, 
 /*  The same on all workers, with operands rounded to bf16 when `half`. With ctx NULL, or when another
     parallel region is running, by the caller alone in 60 KiB of its stack: correct, but inside a
     task pvti_gemm_serial is faster. Skinny products ignore `half`: memory limits them. */
-static PVTI_UNUSED void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
-                                     pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                         int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_job job;
     double work = (double)M * (double)N * (double)K;
@@ -3684,8 +3266,8 @@ static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_o
     pvti_gemm_as(ctx, false, C, ldc, A, B, M, N, K, accumulate);
 }
 /* A linear layer's product, in the precision the context computes them in. */
-static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
-                                         int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
+                             int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     pvti_gemm_as(ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
@@ -3698,8 +3280,6 @@ static PVTI_UNUSED void pvti_gemm_linear(pvt_ctx *ctx, pvt_real *C, int64_t ldc,
 
 #define PVTI_TASK_ELEMENTS 16384 /* work of one task: enough to hide the cost of starting it */
 #define PVTI_TASK_COLUMNS 64     /* columns of one task that sums rows */
-
-static int64_t pvti_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* One struct for the tasks of all row-wise ops; each public function names what it uses. */
 typedef struct pvti_rows_job {
@@ -4665,13 +4245,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole
-    blocks, loads through memcpy (files promise no alignment) and has one drawing of its bits.
-
-    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
-    side by side, so that one mask unpacks a run of neighbours. And a block is
-    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
-    Everything is little-endian, bytes are drawn left to right. */
+    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes whole
+    blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
 
@@ -4723,12 +4298,6 @@ PVTI_INLINE uint16_t pvti_f32_to_bf16(float value)
 
 /* ---- decoders: out gets n blocks ---- */
 
-PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
-{
-    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
-}
-
-
 /* One of each element; `function` begins its definition. */
 #define PVTI_DECODE_PLAIN(function, type, value)                \
     function(const void *blocks, pvt_real *out, int64_t n)      \
@@ -4758,249 +4327,51 @@ PVTI_DECODE_PLAIN(static void pvti_decode_boolean, uint8_t, x != 0)
 /* f16 is what most checkpoints hold, and x86 converts eight at a time: the same bits. */
 PVTI_DECODE_PLAIN(PVTI_INLINE void pvti_decode_f16, uint16_t, pvti_f16_to_f32(x))
 
-/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
-    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
-PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 18, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
-    }
-}
-
-/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
-    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 20, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
-    }
-}
-
-/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
-    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 22, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
-    }
-}
-
-/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
-    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
-PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 24, out += 32) {
-        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
-        for (j = 0; j < 16; j++)
-            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
-    }
-}
-
-/*  Q8_0, 34 bytes, 32 elements:  x = d·q
-    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
-PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int j;
-    for (; n > 0; n--, b += 34, out += 32) {
-        pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
-    }
-}
-
-/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
-
-    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
-    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
-    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
-    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
-PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 84, out += 256) {
-        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
-        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
-            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
-            int shift = s / 2 % 4 * 2;
-            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
-        }
-    }
-}
-
-/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
-    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
-    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
-    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
-    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
-PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 110, out += 256) {
-        const uint8_t *packed = b + 96;
-        pvt_real d = pvti_load_f16(b + 108);
-        for (s = 0; s < 16; s++) {
-            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
-            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
-            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
-            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
-            int shift = s / 2 % 4 * 2, bit = s / 2;
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
-        }
-    }
-}
-
-/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
-      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
-      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
-PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
-{
-    if (j < 4) {
-        *scale = packed[j] & 63;
-        *min = packed[j + 4] & 63;
-    } else {
-        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
-    }
-}
-
-/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
-    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
-PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 144, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *q = b + 16 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
-        }
-    }
-}
-
-/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
-    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
-    Fifth bit of element 32·s + l: bit s of byte l.  */
-PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
-    for (; n > 0; n--, b += 176, out += 256) {
-        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
-            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
-            pvt_real ds, m;
-            int shift = s % 2 * 4;
-            pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++)
-                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
-        }
-    }
-}
-
-/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
-    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
-    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
-    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
-PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
-{
-    const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
-    for (; n > 0; n--, b += 210, out += 256) {
-        pvt_real d = pvti_load_f16(b + 208);
-        for (s = 0; s < 16; s++) {
-            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
-            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
-            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
-            for (l = 0; l < 16; l++)
-                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
-        }
-    }
-}
-
-
 /* ---- the table ---- */
 
 typedef struct pvti_dtype {
     const char *name;  /* as safetensors and GGUF spell it */
     int64_t block;     /* elements; a row holds whole blocks */
     int64_t bytes;     /* of a block */
-    pvti_decode_fn *decode;
+    pvti_decode_fn *decode; /* NULL: only in a context that has one, see pvti_decoder */
 } pvti_dtype;
 
 /* NULL for values outside the enum and PVT_DTYPE_NONE. */
-static PVTI_UNUSED const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
+static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
 {
 #define PVTI_X(name) pvti_decode_##name
     static const pvti_dtype table[] = {
         {"", 0, 0, NULL},
-        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)},      {"BF16", 1, 2, PVTI_X(bf16)},
-        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},        {"U8", 1, 1, PVTI_X(u8)},
-        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)},      {"I32", 1, 4, PVTI_X(i32)},
-        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)},      {"U64", 1, 8, PVTI_X(u64)},
-        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, PVTI_X(q4_0)},  {"Q4_1", 32, 20, PVTI_X(q4_1)},
-        {"Q5_0", 32, 22, PVTI_X(q5_0)},  {"Q5_1", 32, 24, PVTI_X(q5_1)},  {"Q8_0", 32, 34, PVTI_X(q8_0)},
-        {"Q2_K", 256, 84, PVTI_X(q2_k)}, {"Q3_K", 256, 110, PVTI_X(q3_k)}, {"Q4_K", 256, 144, PVTI_X(q4_k)},
-        {"Q5_K", 256, 176, PVTI_X(q5_k)}, {"Q6_K", 256, 210, PVTI_X(q6_k)},
+        {"F32", 1, 4, PVTI_X(f32)},      {"F16", 1, 2, PVTI_X(f16)}, {"BF16", 1, 2, PVTI_X(bf16)},
+        {"F64", 1, 8, PVTI_X(f64)},      {"I8", 1, 1, PVTI_X(i8)},   {"U8", 1, 1, PVTI_X(u8)},
+        {"I16", 1, 2, PVTI_X(i16)},      {"U16", 1, 2, PVTI_X(u16)}, {"I32", 1, 4, PVTI_X(i32)},
+        {"U32", 1, 4, PVTI_X(u32)},      {"I64", 1, 8, PVTI_X(i64)}, {"U64", 1, 8, PVTI_X(u64)},
+        {"BOOL", 1, 1, PVTI_X(boolean)}, {"Q4_0", 32, 18, NULL},     {"Q4_1", 32, 20, NULL},
+        {"Q5_0", 32, 22, NULL},          {"Q5_1", 32, 24, NULL},     {"Q8_0", 32, 34, NULL},
+        {"Q2_K", 256, 84, NULL},         {"Q3_K", 256, 110, NULL},   {"Q4_K", 256, 144, NULL},
+        {"Q5_K", 256, 176, NULL},        {"Q6_K", 256, 210, NULL},
     };
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
 }
 
-/* The fastest decoder for this context; NULL as above. */
-static PVTI_UNUSED pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
+/* The context's decoder, which is the fastest there is; NULL as above, and for a Q type where part II is missing. */
+static pvti_decode_fn *pvti_decoder(const pvt_ctx *ctx, pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
-    pvti_decode_fn *fast = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
-    return fast ? fast : info ? info->decode : NULL;
+    pvti_decode_fn *own = info && ctx ? ctx->kernels.decoders[dtype] : NULL;
+    return own ? own : info ? info->decode : NULL;
 }
 
-/* By its name; PVT_DTYPE_NONE when there is none of that name. */
 PVT_API const char *pvt_dtype_name(pvt_dtype dtype)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     return info ? info->name : "?";
 }
 
-static PVTI_UNUSED pvt_dtype pvti_dtype_parse(const char *name)
-{
-    int i;
-    for (i = 1; i < PVT_DTYPE_COUNT; i++)
-        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
-    return PVT_DTYPE_NONE;
-}
-
 /* Bytes of a tensor whose rows hold whole blocks; false on overflow, a bad dtype, or a row that
    does not divide (rank 0 is one element). */
-static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
+static bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, int64_t *bytes)
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     int64_t elements = 1, row = rank > 0 ? shape[rank - 1] : 1;
@@ -5012,8 +4383,7 @@ static PVTI_UNUSED bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, 
 }
 /* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
    number is not finite or too large, −1: none. */
-static PVTI_UNUSED int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from,
-                                          int64_t n)
+static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
     for (int64_t i = 0; i < n; i++) {
@@ -5031,7 +4401,7 @@ static PVTI_UNUSED void pvti_widen_f16(pvt_ctx *ctx, pvt_real *out, const uint16
     for (int64_t i = 0; i < n; i++) out[i] = (pvt_real)pvti_f16_to_f32(half[i]);
 }
 /* One number out of an array in the context's memory, for a message; NaN when the device has failed. */
-static PVTI_UNUSED double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
+static double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
 {
     pvt_real x;
     return pvt_memory_read(ctx, &x, number, (int64_t)sizeof x) == PVT_OK ? (double)x : NAN;
@@ -5062,7 +4432,7 @@ typedef struct pvti_kind {
     int64_t (*chain_room)(const pvt_weight *weight);
     pvt_result (*fit)(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                       pvt_fit_stats *stats, pvt_weight *out);
-    /* V step: codes for a->n groups; room: assign_room numbers. NULL: no codes */
+    /* V step: a->codes of a->n groups, see pvt_assign; room: assign_room numbers. NULL: no codes */
     void (*assign)(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room);
     int64_t (*assign_room)(const pvt_weight *weight);
 } pvti_kind;
@@ -5096,7 +4466,7 @@ static bool pvti_format_mark(const char **at, const char *mark)
     return true;
 }
 
-/* Code i of the weight, of M in each group; codes are bytes up to B = 8, else 16 bits. */
+/* The i-th code of array 0: code m of group g is number g·M + m. Bytes up to B = 8, else 16 bits. */
 PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
 {
     return weight->format.bits <= 8 ? ((const uint8_t *)weight->array[0])[i] : ((const uint16_t *)weight->array[0])[i];
@@ -5109,7 +4479,7 @@ PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
         ((uint16_t *)weight->array[0])[i] = (uint16_t)code;
 }
 
-/* What representations with a code for each single weight share. */
+/* What representations share that have no groups of weights. */
 static void pvti_group_single(const pvt_format *format, int64_t *og, int64_t *ig)
 {
     (void)format;
@@ -5121,8 +4491,9 @@ static int64_t pvti_room_none(const pvt_weight *weight)
     return 0;
 }
 
-/* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2: takes the second with
-   p₂ = 1 / (1 + (e2/e1)^(1/2τ)). */
+/* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2 (in pvt_pv_desc
+   stand distances, their roots): takes the second with p₂ = 1 / (1 + (e2/e1)^(1/2τ)), τ = rounding. A code
+   without an error stays. */
 static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2, double rounding)
 {
     double odds;
@@ -5131,10 +4502,12 @@ static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, doub
     return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
-/* A scale of 0 makes all codes equal: the present one stays, or, where it is no answer, gives way to a neighbour. */
+/* A scale of 0 makes all codes equal: the present one stays, or gives way to a neighbour where it is no
+   answer. */
 static int pvti_single_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
 
-/* The code of weight i for this target, `other` than that one if it is not −1; *step: by how much W then moves. */
+/* The code of weight i that lies nearest to this target, of all but the code `other` (−1: of all); *step: by
+   how much W moves when it takes that code. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
 typedef struct pvti_single_args {
     pvt_ctx *ctx;
@@ -5179,7 +4552,7 @@ static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt
     args.weight = weight;
     args.assign = a;
     args.nearest = nearest;
-    pvti_parallel(ctx, (a->n + PVTI_SINGLE_TASK - 1) / PVTI_SINGLE_TASK, pvti_single_task, &args);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_SINGLE_TASK), pvti_single_task, &args);
 }
 
 /* Codes, and not just numbers? */
@@ -5229,14 +4602,8 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
     *nearest = *format;
     return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O, I, 0, 0);
 }
-static void pvti_group_dense(const pvt_format *format, int64_t *og, int64_t *ig)
-{
-    (void)format;
-    *og = *ig = 1;
-}
-
 static const pvti_kind pvti_kind_dense = {
-    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_dense, pvti_tile_dense,
+    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single, pvti_tile_dense,
     NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
@@ -5246,7 +4613,7 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
     memset(out, 0, sizeof *out);
-    if (!data || !type || !type->decode || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
+    if (!data || !pvti_decoder(ctx, dtype) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "a dense weight of %lld x %lld %s cannot be made: sizes must be positive and the "
                          "block of %lld must divide the row",
@@ -5294,6 +4661,55 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
     PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
     weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
+}
+
+/* The weights that one group covers. */
+static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
+{
+    weight->kind->group(&weight->format, og, ig);
+}
+
+typedef struct pvti_dequantize_args {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    pvt_real *out, delta;
+    const pvt_real *minus;
+    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
+} pvti_dequantize_args;
+
+static void pvti_dequantize_task(void *arg, int64_t go, int worker)
+{
+    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
+    const pvt_weight *w = a->weight;
+    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
+    for (int64_t c0 = 0; c0 < w->I; c0 += a->width) {
+        int64_t width = PVTI_MIN(a->width, w->I - c0), r, k;
+        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
+        for (r = 0; r < a->og; r++) {
+            int64_t at = (go * a->og + r) * w->I + c0;
+            const pvt_real *from = decoded + r * width;
+            for (k = 0; a->minus && k < width; k++) a->out[at + k] = a->minus[at + k] - from[k];
+            for (k = 0; !a->minus && k < width; k++)
+                a->out[at + k] = a->delta < 1 ? a->delta * from[k] + (1 - a->delta) * a->out[at + k] : from[k];
+        }
+    }
+}
+
+/* out [O, I] ← δ·Ŵ + (1−δ)·out; or, with minus given, minus − Ŵ (on the host). */
+static void pvti_dequantize(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, const pvt_real *minus,
+                            double delta)
+{
+    pvti_dequantize_args a;
+    int64_t ig;
+    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
+    a.ctx = ctx, a.weight = weight, a.out = out, a.minus = minus, a.delta = (pvt_real)delta;
+    pvti_group_of(weight, &a.og, &ig);
+    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
+    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
+}
+static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
+{
+    pvti_dequantize(ctx, weight, out, NULL, delta);
 }
 
 typedef struct pvti_rows_args {
@@ -5410,8 +4826,8 @@ PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
 {
     return (int64_t)weight->format.in_group * weight->format.out_group;
 }
-/* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out. M and ig are
-   compile-time constants for the usual formats, so the loops below unroll into vector adds. */
+/* One row (or, at og > 1, the rows of one out group), groups j0 … j1−1, to out; times its scale if scaled. M
+   and ig are compile-time constants for the usual formats, so the loops below unroll into vector adds. */
 PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
                                  int64_t j1, bool scaled, int M, int og, int ig, bool bytes)
 {
@@ -5449,8 +4865,8 @@ PVTI_INLINE void pvti_decode(pvt_real *out, int64_t ld, const pvt_weight *w, int
         pvti_decode_row(out, ld, w, go, j0, j1, scaled, f->codebooks, f->out_group, f->in_group, bytes);
 }
 
-/* h[group] of dW into the accumulators of its entries: acc_m[code_m] += s · h, for out groups
-   go0 … go1−1 and codebook m; and dscale[go] += ⟨h, Σ C⟩ when dscales is given. */
+/* h[group] of dW into the accumulators of its entries: acc[code_m] += s · h, for out groups
+   go0 … go1−1 and codebook m. (dscale, a dot product with the decoded row: pvti_chain_scatter_task.) */
 PVTI_INLINE void pvti_scatter_rows(pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0,
                                    int64_t go1, int m, int M, int og, int ig)
 {
@@ -5494,8 +4910,9 @@ PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real 
 
 /* The nearest entry for each of n queries x [n, D]: best[i] = argmin_k bias[k] + Σ_d x[i][d] · table[d][k],
    the lowest k among equals; K a multiple of 16. With x = −2v and bias ‖c‖² that is the entry
-   nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner
-   loop of k-means, of calibration's beam search and of the V step.
+   nearest to v; with bias c·H·cᵀ the same under the metric H. This one kernel is the inner loop of k-means
+   and, where one hypothesis is kept, of calibration's search and of the V step; where more than the best is
+   wanted (beam, force, rounding) it is pvti_scores.
    Limit: D FMAs, a compare and two blends per 16 entries: for D = 8 on a core that starts one
    512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a core's
    FMA peak are reached. */
@@ -5626,7 +5043,7 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     const pvt_weight *w = a->weight;
     int64_t GO = w->O / w->format.out_group, og = w->format.out_group, ig = w->format.in_group;
     int64_t chunk = i / w->format.codebooks, m = i % w->format.codebooks,
-            step = (GO + a->chunks - 1) / a->chunks;
+            step = pvti_ceil_div(GO, a->chunks);
     int64_t go0 = PVTI_MIN(GO, chunk * step), go1 = PVTI_MIN(GO, go0 + step),
             per_book = a->n / w->format.codebooks, go, j0;
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
@@ -5669,7 +5086,7 @@ static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_we
     a.chunks = pvti_chain_chunks(weight);
     a.n = pvti_chain_values(weight) / a.chunks;
     pvti_parallel(ctx, a.chunks * weight->format.codebooks, pvti_chain_scatter_task, &a);
-    pvti_parallel(ctx, (a.n + 1023) / 1024, pvti_chain_add_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 1024), pvti_chain_add_task, &a);
 }
 
 /* ---- tables for the search ---- */
@@ -5730,7 +5147,8 @@ enum { PVTI_MAX_BEAM = 16 };
 // >>search
 /*  Codes for given values. Two metrics, one idea: start from the previous codes, visit the
     codebooks one by one, take the visited codebook's vector out, score all of its entries at
-    once, keep the best `beam` hypotheses. Orders of visits are the caller's (random in the
+    once, keep the best `beam` hypotheses. With one codebook that is the nearest code; with several a descent
+    along one at a time, which need not find it. Orders of visits are the caller's (random in the
     library, recorded in the tests); ties go to the lowest index.
 
     Why not search all codebooks jointly: K^M candidates. Why not more passes: the next PV step
@@ -5800,8 +5218,8 @@ static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt
     }
 }
 
-/* Whether the second of two residuals v [2, D] is drawn: with e = ‖v‖, probability
-   1 / (1 + (e2/e1)^(1/τ)). What meets the target stays. */
+/* Whether the second of two residuals v [2, D] is drawn, see pvti_draw_second. With several codebooks and
+   beam 1 the two differ in the codebook that was visited last. */
 static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real *v)
 {
     double e1 = 0, e2 = 0;
@@ -5812,7 +5230,9 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
     return pvti_draw_second(s->seed, s->stream, group, e1, e2, s->rounding);
 }
 
-/* Several hypotheses for one group: v [2][beam, D], codes [2][beam, M], scores [padded]. */
+/* Several hypotheses for one group; of the last codebook's only the best, or the two best where force or
+   rounding may take the second. memory: v and next [beam + 1, D], x [D], score [padded]; score + ‖v‖² is
+   the squared distance. */
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
@@ -5886,7 +5306,7 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
 static void pvti_l2_run(pvti_l2_search *s)
 {
     s->batch = 64; /* 64 × (2 D + 1) reals of scratch: at most 130 KiB at D = 256 */
-    pvti_parallel(s->ctx, (s->n + s->batch - 1) / s->batch, pvti_l2_task, s);
+    pvti_parallel(s->ctx, pvti_ceil_div(s->n, s->batch), pvti_l2_task, s);
 }
 
 /* The V step of pv. */
@@ -5924,13 +5344,12 @@ typedef struct pvti_xtx_search {
     const int64_t *book_orders; /* for the t-th visited group, [GI, M] */
     int beam;
     const pvt_real *H;          /* [I, I], columns and rows in the order of visits */
-    pvt_real *RH, *RH_next;     /* [GO·beam·og, I], likewise; RH_next only for beam > 1 */
+    pvt_real *RH;               /* [GO·beam·og, I], likewise */
     pvt_real *delta;            /* −δ of the current block, [GO·beam·og, width] */
     pvt_real *bias;             /* [groups of the block, M, padded] */
-    uint16_t *codes, *codes_next; /* [GO·beam, GI, M], in the order of visits */
+    uint16_t *codes;            /* [GO·beam, GI, M], in the order of visits */
     double *loss;               /* [GO·beam], relative to the start */
     int64_t *hypotheses;        /* how many each out group has now, [GO] */
-    int64_t *ancestor;          /* the hypothesis at the block's start, [GO·beam] */
     pvti_search_tables tables;
     int64_t p0, p1, width;      /* the block: visited groups p0 … p1−1, their columns */
     int64_t chunk;              /* out groups per task */
@@ -5975,7 +5394,7 @@ typedef struct pvti_xtx_item {
     pvt_real *delta; /* [og, width] */
     uint16_t *codes; /* [groups of the block, M] */
     double loss;
-    int64_t ancestor;
+    int64_t ancestor; /* the hypothesis at the block's start that it comes from */
 } pvti_xtx_item;
 
 /* y[0 … n) += Σ_a u[a] · H[a][0 … n), a ascending. */
@@ -6075,73 +5494,88 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     return found;
 }
 
+/* Groups q0 … q1−1, no more than a block has, of hypothesis `at` into the item, or back: codes, and the columns of
+   R H that are still needed. */
+static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t at, int64_t q0, int64_t q1, bool back)
+{
+    const pvt_weight *w = s->weight;
+    int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
+    uint16_t *codes = s->codes + (at * (w->I / ig) + q0) * M;
+    memcpy(back ? codes : item->codes, back ? item->codes : codes, (size_t)((q1 - q0) * M) * sizeof *codes);
+    for (r = 0; q0 >= s->p0 && r < og; r++) {
+        pvt_real *RH = s->RH + (at * og + r) * w->I + q0 * ig, *own = item->rh + r * s->width;
+        memcpy(back ? RH : own, back ? own : RH, (size_t)((q1 - q0) * ig) * sizeof *RH);
+    }
+}
+
+/* The hypotheses of an out group at the end of a block; what lies outside it comes from their ancestors. */
+static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
+{
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / s->weight->format.in_group;
+    int64_t reals = s->weight->format.out_group * s->width, h, q0, q1;
+    for (h = 0; h < n; h++) {
+        memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
+        s->loss[first + h] = items[h].loss;
+        pvti_xtx_move(s, &items[h], first + h, s->p0, s->p1, true);
+    }
+    for (q0 = 0; s->beam > 1 && q0 < GI; q0 = q1) {
+        q1 = PVTI_MIN(q0 + most, q0 < s->p0 ? s->p0 : GI);
+        if (q0 == s->p0) continue;
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + items[h].ancestor, q0, q1, false);
+        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + h, q0, q1, true);
+    }
+}
+
+/* Codebook m of visited group p for n out groups from go0 on. */
+static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go0, int64_t n, int64_t p, int64_t m,
+                           pvt_real *x, int32_t *best)
+{
+    const pvti_search_tables *t = &s->tables;
+    int64_t B = s->beam, i;
+    if (B > 1) {
+        for (i = 0; i < n; i++)
+            s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i], go0 + i,
+                                                   p, m, x);
+        return;
+    }
+    for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
+    PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
+                               s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
+    for (i = 0; i < n; i++)
+        if (pvti_scales(s->weight)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
+}
+
 /* A block for one chunk of out groups. */
 static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    const pvt_weight *w = s->weight;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = w->format.out_group, ig = w->format.in_group, B = s->beam, GI = w->I / ig,
-            blocks = s->p1 - s->p0;
-    int64_t GO = w->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, r, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, codes_of_block = (s->p1 - s->p0) * t->M;
+    int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0, i, h, p, step;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
-    char *memory = (char *)pvti_scratch(s->ctx, worker);
-    pvti_xtx_item *items = (pvti_xtx_item *)(void *)memory;
-    pvt_real *reals = (pvt_real *)(void *)(items + slots);
-    pvt_real *x = reals + 2 * slots * og * s->width;
+    pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
+    pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
     int32_t *best = (int32_t *)(void *)(x + (B > 1 ? 256 + t->padded : n * t->D));
     uint16_t *codes = (uint16_t *)(void *)(best + n);
     for (i = 0; i < slots; i++) {
-        items[i].rh = reals + 2 * i * og * s->width, items[i].delta = items[i].rh + og * s->width;
-        items[i].codes = codes + i * blocks * t->M;
+        items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
+        items[i].codes = codes + i * codes_of_block;
     }
-    for (i = 0; i < n; i++) /* in */
+    for (i = 0; i < n; i++)
         for (h = 0; h < s->hypotheses[go0 + i]; h++) {
             pvti_xtx_item *item = &items[i * B + h];
             int64_t at = (go0 + i) * B + h;
-            for (r = 0; r < og; r++)
-                memcpy(item->rh + r * s->width, s->RH + (at * og + r) * w->I + s->p0 * ig,
-                       (size_t)s->width * sizeof *x);
-            memset(item->delta, 0, (size_t)(og * s->width) * sizeof *x);
-            memcpy(item->codes, s->codes + (at * GI + s->p0) * t->M, (size_t)(blocks * t->M) * sizeof *codes);
+            pvti_xtx_move(s, item, at, s->p0, s->p1, false);
+            memset(item->delta, 0, (size_t)reals * sizeof *x);
             item->loss = s->loss[at], item->ancestor = h;
         }
     for (p = s->p0; p < s->p1; p++) {
-        for (step = 0; step < t->M; step++) {
-            int64_t m = s->book_orders[p * t->M + step];
-            if (B > 1) {
-                for (i = 0; i < n; i++)
-                    s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B,
-                                                           s->hypotheses[go0 + i], go0 + i, p, m, x);
-                continue;
-            }
-            for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
-            PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
-                                            s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
-            for (i = 0; i < n; i++)
-                if (pvti_scales(w)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
-        }
+        for (step = 0; step < t->M; step++)
+            pvti_xtx_visit(s, items, go0, n, p, s->book_orders[p * t->M + step], x, best);
         for (i = 0; i < n; i++)
             for (h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
     }
-    for (i = 0; i < n; i++) /* out */
-        for (h = 0; h < B; h++) {
-            const pvti_xtx_item *item = &items[i * B + h];
-            int64_t at = (go0 + i) * B + h, from = h < s->hypotheses[go0 + i] ? item->ancestor : 0;
-            pvt_real *delta = s->delta + at * og * s->width;
-            s->ancestor[at] = from;
-            memset(delta, 0, (size_t)(og * s->width) * sizeof *delta);
-            if (h >= s->hypotheses[go0 + i]) continue;
-            memcpy(delta, item->delta, (size_t)(og * s->width) * sizeof *delta);
-            memcpy(s->codes_next + at * GI * t->M, s->codes + ((go0 + i) * B + from) * GI * t->M,
-                   (size_t)(s->p0 * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p0) * t->M, item->codes,
-                   (size_t)(blocks * t->M) * sizeof *codes);
-            memcpy(s->codes_next + (at * GI + s->p1) * t->M,
-                   s->codes + ((go0 + i) * B + from) * GI * t->M + s->p1 * t->M,
-                   (size_t)((GI - s->p1) * t->M) * sizeof *codes);
-            s->loss[at] = item->loss;
-        }
+    for (i = 0; i < n; i++) pvti_xtx_leave(s, items + i * B, go0 + i);
 }
 
 typedef struct pvti_permute_args {
@@ -6167,19 +5601,6 @@ static void pvti_permute_task(void *arg, int64_t i, int worker)
     for (p = 0; p < a->I / a->ig; p++)
         memcpy(a->out + to * a->I + p * a->ig, a->in + from * a->I + a->order[p] * a->ig,
                (size_t)a->ig * sizeof *a->out);
-}
-
-/* Later columns of R H after a block: gathered from each hypothesis' ancestor. */
-static void pvti_xtx_gather_task(void *arg, int64_t i, int worker)
-{
-    const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
-    int64_t og = s->weight->format.out_group, I = s->weight->I, B = s->beam,
-            at = s->p1 * s->weight->format.in_group, r;
-    int64_t from = i / B * B + s->ancestor[i];
-    (void)worker;
-    for (r = 0; r < og; r++)
-        memcpy(s->RH_next + (i * og + r) * I + at, s->RH + (from * og + r) * I + at,
-               (size_t)(I - at) * sizeof *s->RH);
 }
 
 static void pvti_xtx_start_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
@@ -6235,16 +5656,12 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     Hp = PVTI_NEW(ctx, pvt_real, I * I);
     s.H = Hp;
     s.RH = PVTI_NEW(ctx, pvt_real, rows * I);
-    s.RH_next = beam > 1 ? PVTI_NEW(ctx, pvt_real, rows * I) : s.RH;
     s.delta = PVTI_NEW(ctx, pvt_real, rows * per_block * ig);
     s.bias = PVTI_NEW(ctx, pvt_real, per_block * M * PVTI_MAX(16, pvti_entries(weight)));
     s.codes = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
-    s.codes_next = PVTI_NEW(ctx, uint16_t, GO * beam * GI * M);
     s.loss = PVTI_NEW(ctx, double, GO * beam);
     s.hypotheses = PVTI_NEW(ctx, int64_t, GO);
-    s.ancestor = PVTI_NEW(ctx, int64_t, GO * beam);
-    if (tables && Hp && s.RH && s.RH_next && s.delta && s.bias && s.codes && s.codes_next && s.loss &&
-        s.hypotheses && s.ancestor) {
+    if (tables && Hp && s.RH && s.delta && s.bias && s.codes && s.loss && s.hypotheses) {
         result = PVT_OK;
         pvti_search_tables_fill(&s.tables, tables, weight);
         permute.out = Hp, permute.in = H, permute.order = order, permute.ig = ig, permute.I = I;
@@ -6258,13 +5675,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             int64_t after;
             s.p1 = PVTI_MIN(GI, s.p0 + per_block), s.width = (s.p1 - s.p0) * ig, after = s.p1 * ig;
             pvti_parallel(ctx, (s.p1 - s.p0) * M, pvti_xtx_bias_task, &s);
-            pvti_parallel(ctx, (GO + s.chunk - 1) / s.chunk, pvti_xtx_task, &s);
-            { uint16_t *swap = s.codes; s.codes = s.codes_next; s.codes_next = swap; }
-            if (beam > 1) {
-                pvt_real *swap;
-                pvti_parallel(ctx, GO * beam, pvti_xtx_gather_task, &s);
-                swap = s.RH, s.RH = s.RH_next, s.RH_next = swap;
-            }
+            pvti_parallel(ctx, pvti_ceil_div(GO, s.chunk), pvti_xtx_task, &s);
             if (after < I)
                 pvti_gemm(ctx, s.RH + after, I, pvti_rows(s.delta, s.width),
                           pvti_rows(Hp + s.p0 * ig * I + after, I), rows, I - after, s.width, true);
@@ -6272,10 +5683,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
         pvti_xtx_best_codes(&s, GO, GI);
     }
     pvti_free(ctx, tables), pvti_free(ctx, Hp);
-    if (beam > 1) pvti_free(ctx, s.RH_next);
-    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias), pvti_free(ctx, s.codes);
-    pvti_free(ctx, s.codes_next), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses),
-        pvti_free(ctx, s.ancestor);
+    pvti_free(ctx, s.RH), pvti_free(ctx, s.delta), pvti_free(ctx, s.bias);
+    pvti_free(ctx, s.codes), pvti_free(ctx, s.loss), pvti_free(ctx, s.hypotheses);
     return result;
 }
 
@@ -6369,7 +5778,7 @@ PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t 
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
-    int64_t D = s->D, step = (s->GI + s->chunks - 1) / s->chunks, j;
+    int64_t D = s->D, step = pvti_ceil_div(s->GI, s->chunks), j;
     double *sums = s->sums + chunk * s->K * 2 * D;
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
@@ -6480,30 +5889,26 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
         memcpy(out, A, (size_t)(f->O * f->I) * sizeof *out);
 }
 
-typedef struct pvti_decode_args {
-    const pvti_fit *fit;
-    const pvt_weight *weight;
-    pvt_real *out;
-    const pvt_real *minus; /* out = minus − decoded, when given */
-} pvti_decode_args;
-
-static void pvti_fit_decode_task(void *arg, int64_t go, int worker)
+static pvt_result pvti_fit_fail(const pvti_fit *f)
 {
-    const pvti_decode_args *a = (const pvti_decode_args *)arg;
-    const pvti_fit *f = a->fit;
-    pvt_real *out = a->out + go * f->og * f->I;
-    int64_t k;
-    (void)worker;
-    PVTI_CALL(f->ctx, decode)(out, f->I, a->weight, go, 0, f->GI, true);
-    for (k = 0; a->minus && k < f->og * f->I; k++) out[k] = a->minus[go * f->og * f->I + k] - out[k];
+    return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
+                     "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot be "
+                     "calibrated",
+                     f->name);
+}
+
+/* W·H, and ⟨WH, W⟩, in which errors are measured. */
+static pvt_result pvti_fit_energy(pvti_fit *f)
+{
+    pvti_fit_times_H(f, f->WH, f->W);
+    f->energy = pvti_fit_dot(f, f->W, f->WH);
+    return f->energy >= 0 && f->energy <= DBL_MAX ? PVT_OK : pvti_fit_fail(f);
 }
 
 /* R = W − Ŵ and R·H; returns the relative error. */
 static double pvti_fit_residual(pvti_fit *f)
 {
-    pvti_decode_args a;
-    a.fit = f, a.weight = f->weight, a.out = f->R, a.minus = f->W;
-    pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+    pvti_dequantize(f->ctx, f->weight, f->R, f->W, 1);
     pvti_fit_times_H(f, f->RH, f->R);
     return f->energy > 0 ? pvti_fit_dot(f, f->R, f->RH) / f->energy : 0;
 }
@@ -6579,7 +5984,6 @@ static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
 static void pvti_fit_codebooks(pvti_fit *f)
 {
     pvt_weight direction = *f->weight; /* the same codes and scales, p for codebooks */
-    pvti_decode_args a;
     int64_t k, n = f->n_values;
     double rz, floor = 0;
     int step;
@@ -6591,11 +5995,10 @@ static void pvti_fit_codebooks(pvti_fit *f)
     for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     rz = pvti_sum_products(f->r, f->x, n);
     direction.array[PVTI_CODEBOOKS] = f->p;
-    a.fit = f, a.weight = &direction, a.out = f->T, a.minus = NULL;
     for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         double curvature, alpha, rz_next;
         pvt_real al, beta;
-        pvti_parallel(f->ctx, f->GO, pvti_fit_decode_task, &a);
+        pvti_dequantize_blend(f->ctx, &direction, f->T, 1);
         pvti_fit_times_H(f, f->TH, f->T);
         curvature = pvti_fit_dot(f, f->T, f->TH);
         if (!(curvature > 0)) break;
@@ -6702,13 +6105,7 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
 {
     double best, error;
     int epoch;
-    pvti_fit_times_H(f, f->WH, f->W);
-    f->energy = pvti_fit_dot(f, f->W, f->WH);
-    if (!(f->energy >= 0) || f->energy > DBL_MAX)
-        return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
-                         "%s: the weight or its inputs hold a NaN or an infinity, or H is not "
-                         "positive; it cannot be calibrated",
-                         f->name);
+    PVTI_TRY(pvti_fit_energy(f));
     PVTI_TRY(pvti_fit_start(f));
     best = stats->error_start = pvti_fit_residual(f);
     for (epoch = 0;; epoch++) {
@@ -6768,28 +6165,20 @@ static const pvti_kind pvti_kind_aqlm = {
 
 /* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
 static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
-                                   const pvt_weight *weight, pvt_fit_stats *stats)
+                                   pvt_weight *weight, pvt_fit_stats *stats)
 {
     pvti_fit f;
-    int64_t n = weight->O * weight->I, k;
+    int64_t n = weight->O * weight->I;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I;
+    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
     f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
-    if (f.R && f.RH && f.dots) {
-        result = PVT_OK;
-        pvti_fit_times_H(&f, f.RH, W);
-        f.energy = pvti_fit_dot(&f, W, f.RH);
-        pvt_weight_dequantize(weight, f.R);
-        for (k = 0; k < n; k++) f.R[k] = W[k] - f.R[k];
-        pvti_fit_times_H(&f, f.RH, f.R);
-        stats->error = f.energy > 0 ? PVTI_MAX(0, pvti_fit_dot(&f, f.R, f.RH) / f.energy) : 0;
+    f.WH = f.RH; /* one after the other */
+    if (f.R && f.RH && f.dots) result = pvti_fit_energy(&f);
+    if (result == PVT_OK) {
+        stats->error = PVTI_MAX(0, pvti_fit_residual(&f));
         stats->error_start = stats->error, stats->epochs = 1;
-        if (!(f.energy >= 0) || !(f.energy <= DBL_MAX) || !(stats->error <= DBL_MAX))
-            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
-                               "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it "
-                               "cannot be calibrated",
-                               name);
+        if (!(stats->error <= DBL_MAX)) result = pvti_fit_fail(&f);
     }
     pvti_free(ctx, f.R);
     pvti_free(ctx, f.RH);
@@ -6859,7 +6248,7 @@ static void pvti_chain_nf4(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
     }
 }
 
-/* The level nearest to x, the lower of two; `other` than that one when it is not −1. */
+/* The level nearest to x, the lower of two, of all but level `other` (−1: of all). */
 static int pvti_nf4_nearest(double x, int other)
 {
     int best = -1, k;
@@ -6970,7 +6359,7 @@ static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
     }
 }
 
-/* The integer of B bits nearest to x; `other` than that one when it is not −1. */
+/* The integer of B bits nearest to x, of all but `other` (−1: of all). */
 static int pvti_int_nearest(double x, int bits, int other)
 {
     int most = (1 << bits) - 1;
@@ -7010,7 +6399,8 @@ static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, in
     double scale = (double)((const pvt_real *)w->array[PVTI_INT_SCALES])[g];
     double zero = (double)((const pvt_real *)w->array[PVTI_INT_ZEROS])[g];
     int now = (int)pvti_code_get(w, i);
-    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : pvti_single_idle(now, other);
+    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other)
+                          : pvti_single_idle(now, other);
     *step = scale * (code - now);
     return code;
 }
@@ -7063,12 +6453,7 @@ PVT_API void pvt_format_text(const pvt_format *format, char out[48])
     if (kind) kind->print(format, out);
 }
 
-/* The weights that one group covers. */
-static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
-{
-    weight->kind->group(&weight->format, og, ig);
-}
-/* Groups of the weight, and codes of each group. */
+/* Groups of the weight. */
 static int64_t pvti_groups(const pvt_weight *weight)
 {
     int64_t og, ig;
@@ -7146,7 +6531,7 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
 }
 
 /* Codes of each group. */
-static PVTI_UNUSED int64_t pvti_group_codes(const pvt_weight *weight)
+static int64_t pvti_group_codes(const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight_arrays(weight, arrays);
@@ -7212,8 +6597,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
 }
 
 /* bytes from the memory of one context to that of another. */
-static PVTI_UNUSED pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from,
-                                            int64_t bytes)
+static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from, int64_t bytes)
 {
     char piece[4096];
     int64_t at, n;
@@ -7284,7 +6668,7 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
         return NULL;
     }
     type = pvti_dtype_info(found->dtype);
-    value = type && type->decode && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
     if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
@@ -7307,7 +6691,7 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                          name, want->name, (long long)from->bytes, (long long)want->shape[0],
                          (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
     if (want->role == PVT_ARRAY_VALUE) {
-        type->decode((const uint8_t *)from->data, (pvt_real *)to, n / type->block);
+        pvti_decoder(ctx, from->dtype)(from->data, (pvt_real *)to, n / type->block);
         for (i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name,
@@ -7543,7 +6927,7 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
     }
 }
 
-static int64_t pvti_chunks(int64_t n) { return (n + PVTI_CHUNK - 1) / PVTI_CHUNK; }
+static int64_t pvti_chunks(int64_t n) { return pvti_ceil_div(n, PVTI_CHUNK); }
 
 /* Step t (from 1). sums: room for 2·chunks doubles. */
 static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g, const pvt_optimizer *o,
@@ -7571,8 +6955,32 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
 }
 
 // >>pv
-/*  PV-Tuning (2405.14852). Selection, cap, trust ratio, straight-through buffer and optimizer
-    are written here once, for every representation. One gradient serves both steps. */
+/*  A step of PV-Tuning (2405.14852) for one weight W = W(values, codes), Ŵ in the comments of the ops, from
+    G = ∂φ/∂W, dW in the code, which the caller computed by back-propagation. That a buffer T, of which W is
+    only the rounding, goes down this G is the straight-through estimate. pvt_pv_apply is this, line by line:
+
+        P step    dvalues = Gᵀ·∂W/∂values        chain of the representation; the codes are the old ones
+                  values ← values − Adam(dvalues)
+        V step    T ← T − LAMB(G)                 the target: the buffer, or with δ = 1 the old W, made anew
+                  keys_g = ‖T_g − W_g‖²           for each group g, W with the values just updated
+                  S = the ⌈cap·n⌉ groups with the largest keys (or drawn, p ∝ key^(0.5/temperature))
+                  code_g ← argmin_c ‖T_g − W_g(values, c)‖²   for g in S: assign of the representation, which
+                                                  with several codebooks searches one after the other, and
+                                                  with rounding draws between the two best
+                  of these the first are taken, the largest key first: with a trust ratio up to and with the
+                  group whose code brings ‖ΔW‖ to trust·‖W‖, else all
+        buffer    T ← δ·W + (1 − δ)·T
+
+    Why the largest keys: what the first-order model promises a group is (key_g − min_c ‖T_g − W_g(c)‖²)/2η,
+    how far its target lies away less what is left of that after the best code. The former is at hand for all
+    groups, the latter takes the search.
+    Why values first: the search shall find codes for the values that will be used with them.
+    Why LAMB for the buffer: weights differ in size from layer to layer, and what has to be travelled is a share of
+    a weight (half the way to the next code), so a step has to be a share of its norm.
+
+    Selection, cap, trust ratio, buffer and optimizer are written here once, for every representation; what stands
+    behind a code only `chain`, `tile` and `assign` of its table know. Every line that touches a number is an op:
+    a device has each of its own. */
 
 typedef struct pvti_pv_entry {
     char name[96];
@@ -7604,7 +7012,8 @@ struct pvt_pv {
     int64_t *changed;            /* groups changed in this step; with the above in the context's memory */
 };
 
-/* What the strategies differ in, in the order of pvt_strategy. */
+/* What the strategies differ in, in the order of pvt_strategy. Those of continuous have no effect: it has
+   no V step. A δ above 0 overrides the desc's; the others are what a 0 in the desc means. */
 typedef struct pvti_strategy {
     const char *name;
     double cap, delta, rounding;
@@ -7616,17 +7025,18 @@ static const pvti_strategy pvti_strategies[] = {
 
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out)
 {
-    int i;
+    char expected[256];
+    int i, used = 0;
     if (strcmp(name, "pv") == 0) name = pvti_strategies[PVT_STRATEGY_SUBSPACE_STE].name;
     for (i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
         if (strcmp(name, pvti_strategies[i].name) == 0) {
             *out = (pvt_strategy)i;
             return PVT_OK;
         }
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                     "strategy \"%.40s\": expected continuous, linearized, stochastic, ste, subspace or "
-                     "subspace-ste (also called pv)",
-                     name);
+    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies) && used < (int)sizeof expected; i++)
+        used += snprintf(expected + used, sizeof expected - (size_t)used, "%s, ", pvti_strategies[i].name);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "strategy \"%.40s\": expected %sor pv, which is the first of these", name,
+                     expected);
 }
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy)
 {
@@ -8007,7 +7417,7 @@ static void pvti_group_noise(pvt_ctx *ctx, float *keys, int64_t groups, double t
     }
 }
 
-/* ceil(share · n) without the rounding accident of floating point: share in parts of 1e9. */
+/* ceil(share · n), at least 1, without the rounding accident of floating point: share in parts of 1e9. */
 static int64_t pvti_share(double share, int64_t n)
 {
     int64_t parts = (int64_t)(share * 1e9 + 0.5);
@@ -8023,8 +7433,8 @@ static void pvti_weight_assign(pvt_ctx *ctx, const pvt_weight *weight, const pvt
     weight->kind->assign(ctx, weight, a, room);
 }
 
-/* Of the groups that were searched, the most wrong first, as many take their new codes as the trust ratio
-   allows: together they may move the weight by trust·‖Ŵ‖. */
+/* Of the groups that were searched, the most wrong first, as many take their new codes as it takes to move
+   the weight by trust·‖Ŵ‖: the one that brings it there is the last, so the first is always taken. */
 static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assign *a, const double *norms,
                                double trust, int64_t *changed)
 {
@@ -8076,42 +7486,6 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     pv->stats.groups_searched += k;
 }
 
-typedef struct pvti_dequantize_args {
-    pvt_ctx *ctx;
-    const pvt_weight *weight;
-    pvt_real *out, delta; /* out ← δ·Ŵ + (1−δ)·out */
-    int64_t og, width; /* rows of a task, columns of a piece: whole groups */
-} pvti_dequantize_args;
-
-static void pvti_dequantize_task(void *arg, int64_t go, int worker)
-{
-    const pvti_dequantize_args *a = (const pvti_dequantize_args *)arg;
-    const pvt_weight *w = a->weight;
-    pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
-    int64_t c0, r, k;
-    for (c0 = 0; c0 < w->I; c0 += a->width) {
-        int64_t width = PVTI_MIN(a->width, w->I - c0);
-        w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
-        for (r = 0; r < a->og; r++) {
-            pvt_real *out = a->out + (go * a->og + r) * w->I + c0;
-            for (k = 0; k < width; k++)
-                out[k] = a->delta < 1 ? a->delta * decoded[r * width + k] + (1 - a->delta) * out[k]
-                                      : decoded[r * width + k];
-        }
-    }
-}
-
-static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
-{
-    pvti_dequantize_args a;
-    int64_t ig;
-    PVTI_ON_DEVICE(ctx, weight_dequantize, out, weight, delta);
-    a.ctx = ctx, a.weight = weight, a.out = out, a.delta = (pvt_real)delta;
-    pvti_group_of(weight, &a.og, &ig);
-    a.width = PVTI_MAX(1, 8192 / (a.og * ig)) * ig;
-    pvti_parallel(ctx, weight->O / a.og, pvti_dequantize_task, &a);
-}
-
 typedef struct pvti_finite_args {
     pvt_ctx *ctx;
     const pvt_real *g;
@@ -8140,12 +7514,35 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     return finite;
 }
 
+/* Values down their gradient, which the chain rule takes out of dW; codes stay. */
+static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
+{
+    if (pv->desc.freeze_values) return;
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
+    pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++)
+        if (e->dvalues[i])
+            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step, pv->sums);
+}
+
+/* The target a step further, codes towards it, and what of it is forgotten. */
+static void pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
+{
+    const pvt_pv_desc *d = &pv->desc;
+    pvti_pv_entry *e = &pv->entries[handle];
+    pvt_adam target = e->buffer;
+    if (d->delta >= 1) target.w = pv->target;
+    pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
+    pvti_pv_assign(pv, handle, target.w);
+    if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
+}
+
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
+    bool finite, moves = d->strategy != PVT_STRATEGY_CONTINUOUS;
     pvti_pv_entry *e;
-    bool finite;
-    int i;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
@@ -8160,65 +7557,14 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam_run(pv->ctx, &e->adam[0], dW, &d->params, pv->lr_scale, pv->step, pv->sums);
         return PVT_OK;
     }
-    pvti_free(e->weight->ctx, e->weight->prepared), e->weight->prepared = NULL; /* prepared since the last step */
-    for (i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
-    if (!d->freeze_values) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
-    if (d->strategy != PVT_STRATEGY_CONTINUOUS && d->delta >= 1)
-        pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
-    for (i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i])
-            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &d->values, pv->lr_scale, pv->step, pv->sums);
-    if (d->strategy == PVT_STRATEGY_CONTINUOUS) return PVT_OK;
-    {
-        pvt_adam target = e->buffer;
-        if (d->delta >= 1) target.w = pv->target;
-        pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
-        pvti_pv_assign(pv, handle, target.w);
-        if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
-    }
+    pvti_free(e->weight->ctx, e->weight->prepared); /* made since the last step, from what changes now */
+    e->weight->prepared = NULL;
+    if (moves && d->delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1); /* T starts from the old W */
+    pvti_pv_p_step(pv, e, dW);
+    if (moves) pvti_pv_v_step(pv, handle, dW);
     return PVT_OK;
 }
 
-/* ---- what a checkpoint holds ---- */
-
-typedef struct pvti_pv_array {
-    char name[128];
-    void *data;
-    pvt_dtype dtype;
-    int64_t n;
-} pvti_pv_array;
-
-/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
-static PVTI_UNUSED bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
-{
-    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
-    int64_t i, at = 0;
-    int k, part;
-    for (i = 0; i < pv->n; i++) {
-        const pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
-            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
-            void *data[4];
-            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
-            for (part = 0; part < 4; part++) {
-                if (!data[part] || at++ != index) continue;
-                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
-                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
-                out->data = data[part], out->n = a->n;
-                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
-                return true;
-            }
-        }
-        if (e->weight && at++ == index) {
-            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
-            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
-            out->n = pvti_array_count(&e->codes);
-            return true;
-        }
-    }
-    return false;
-}
 #endif /* PVTUNE_LAYER >= 1 */
 
 #if PVTUNE_LAYER >= 2
@@ -8280,17 +7626,6 @@ static void pvti_family_list(bool gguf, char out[128])
     for (i = 0; i < n && at < 128; i++)
         at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
                        names[i]);
-}
-
-/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
-   that can and shares its GGUF architecture, which has no other name for it. */
-static PVTI_UNUSED const pvti_family *pvti_family_saved(const pvt_model_config *c)
-{
-    const pvti_family *own = pvti_family_find(c->family);
-    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
-        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
-            return &pvti_families[i];
-    return own;
 }
 
 /* ---- tensors ---- */
@@ -8474,8 +7809,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
 
 /* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
    training, so that results there mean nothing. */
-static PVTI_UNUSED pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what,
-                                                 int64_t T)
+static pvt_result pvti_context_check(pvt_ctx *ctx, const pvt_model *model, const char *what, int64_t T)
 {
     if (T >= 2 && T <= model->config.ctx) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -8491,53 +7825,16 @@ static pvt_result pvti_model_tie(pvt_model *model)
     return pvt_weight_rows(&model->embed, 0, model->config.vocab, &model->head);
 }
 
-/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
-static pvt_result pvti_model_head_q8(pvt_model *model)
-{
-    pvt_weight *head = &model->head, q8;
-    int64_t V = head->O, C = head->I, r, b, i;
-    pvt_real *row;
-    uint8_t *blocks;
-    if (head->dtype == PVT_Q8_0) return PVT_OK;
-    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
-    if (C % 32)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
-                         (long long)C);
-    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
-    if (!row || !blocks) {
-        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
-        return PVT_ERR_MEMORY;
-    }
-    for (r = 0; r < V; r++) {
-        head->kind->tile(head, row, C, r, r + 1, 0, C);
-        for (b = 0; b < C / 32; b++) {
-            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
-            double most = 0, d;
-            uint16_t bits;
-            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
-            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            pvti_store_u16(out, bits);
-            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
-                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
-                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
-            }
-        }
-    }
-    pvti_free(model->ctx, row);
-    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
-    q8.owned = true;
-    pvt_weight_free(head);
-    *head = q8;
-    return PVT_OK;
-}
-
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 {
     int64_t l, j;
     for (l = 0; l < model->config.layers; l++)
         for (j = 0; j < PVTI_BLOCK; j++)
             if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
-    return head_q8 ? pvti_model_head_q8(model) : pvt_weight_prepare(&model->head);
+    if (!head_q8) return pvt_weight_prepare(&model->head);
+    if (model->ctx->outside) return model->ctx->outside->model_head_q8(model);
+    return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                     "a head in q8: this build (PVTUNE_NO_FILES) has no block types");
 }
 
 PVT_API void pvt_model_free(pvt_model *model)
@@ -8761,7 +8058,7 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
     PVTI_TRY(pvt_weight_dense(ctx, NULL, O, I, out));
     a.W = (pvt_real *)out->array[0], a.n = O * I, a.tensor = tensor, a.sigma = sigma,
     a.seed = ctx->seed;
-    pvti_parallel(ctx, (a.n + 4095) / 4096, pvti_init_task, &a);
+    pvti_parallel(ctx, pvti_ceil_div(a.n, 4096), pvti_init_task, &a);
     return PVT_OK;
 }
 
@@ -8890,9 +8187,9 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     The weights come as an argument, so that calibration can run a block's original and its
     quantized version side by side.
 
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers. The norms' outputs a and
-    m and the product h are a third as much again and cost almost nothing to make, so they exist
-    once for all blocks and backward makes them again. */
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms. The
+    norms' outputs a and m and the product h, 2·C + FF, would be about half as much again and cost almost
+    nothing to make, so they exist once for all blocks and backward makes them again. */
 
 typedef struct pvti_acts {
     pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
@@ -9005,7 +8302,7 @@ static void pvti_blocks_rope(pvti_blocks *b)
     pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
 }
 
-static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
+static void pvti_blocks_free(pvti_blocks *b)
 {
     if (b->memory) pvt_memory_free(b->ctx, b->memory);
     if (b->host_memory) pvti_free(b->ctx, b->host_memory);
@@ -9013,9 +8310,8 @@ static PVTI_UNUSED void pvti_blocks_free(pvti_blocks *b)
 }
 
 /* For up to `tokens` rows, sequences up to `positions` long, and n_acts sets of activations. */
-static PVTI_UNUSED pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
-                                                 int64_t positions, int64_t n_acts, bool train,
-                                                 pvti_blocks *b)
+static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *config, int64_t tokens,
+                                     int64_t positions, int64_t n_acts, bool train, pvti_blocks *b)
 {
     pvti_carver carver = pvti_carver_begin(ctx, NULL, NULL);
     memset(b, 0, sizeof *b);
@@ -9094,8 +8390,8 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     pvt_residual_forward(ctx, y, y, s->x1, n * C);
 }
 
-/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of
-    the block, by their numbers in the table; NULL: not wanted, or absent. The adjoint of each line of
+/*  d [n,C]: dy goes in, dx comes out. x and s: forward's. grads: one array to add to per tensor of the block,
+    by their numbers in the table (section families); NULL: not wanted, or absent. The adjoint of each line of
     forward, from the last to the first; a residual's gradient goes both ways, so it stays in d. */
 static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *d, const pvt_real *x,
                                 int64_t B, int64_t T, const pvti_acts *s, pvt_real *const grads[PVTI_BLOCK])
@@ -9145,9 +8441,9 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
 /*  The whole model: embedding, blocks, last norm, head, and back. All memory is laid out at
     creation. In training the input of every block is kept; whole sets of activations only for as
     many of the last blocks as the memory limit allows. The others run forward once more when
-    backward reaches them, in the set of the last block, which is free by then.
+    backward reaches them, in the set of the first of these last blocks, which is free by then.
 
-    Logits of all tokens never exist at once. The head runs over chunks of rows: logits, loss and
+    Logits of all tokens need not exist at once. The head runs over chunks of rows: logits, loss and
     their gradient for a chunk, then the next. So no logit is computed twice, and since gradients
     add up row by row in order, the size of a chunk changes no bit. */
 
@@ -9439,6 +8735,14 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 
 static const pvt_loss_desc pvti_loss_default = {NULL, NULL, NULL, 0};
 
+static pvt_result pvti_teacher_check(const pvt_model *student, const pvt_model *teacher)
+{
+    if (teacher->config.vocab == student->config.vocab) return PVT_OK;
+    return pvti_fail(student->ctx, PVT_ERR_MISMATCH,
+                     "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be compared",
+                     (long long)teacher->config.vocab, (long long)student->config.vocab);
+}
+
 static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
 {
     int64_t V = run->model->config.vocab, i;
@@ -9456,12 +8760,7 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
     if (!pvti_same_memory(run->ctx, desc->teacher->ctx))
         return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
                          "the teacher lies in the memory of another device; pvt_model_copy brings it over");
-    if (desc->teacher->config.vocab != V)
-        return pvti_fail(run->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot "
-                         "be compared",
-                         (long long)desc->teacher->config.vocab, (long long)V);
-    return PVT_OK;
+    return pvti_teacher_check(run->model, desc->teacher);
 }
 
 /* What counts: the targets as the losses want them; how many. KL without targets counts all. */
@@ -9478,8 +8777,9 @@ static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
     return count;
 }
 
-/* Rows first … first+n−1: losses into run->loss, and with dhead logits' gradients into
-   run->dhidden and dW of the head (which may be NULL). */
+/* Rows first … first+n−1: losses into run->loss; with `backward` the logits' gradients too, which take the
+   place of the logits, and from these d loss/d hidden into run->dhidden and dW of the head (which may be
+   NULL). */
 static void pvti_loss_chunk(pvt_run *run, const pvt_loss_desc *desc, int64_t first, int64_t n, double scale,
                             bool backward, pvt_real *dW)
 {
@@ -9610,6 +8910,7 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
                          "backward without a sink needs a run made with accumulate");
     PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
     run->backward_done = true;
+    /* a tied head's gradient adds to the embedding's, which is tensor 0 */
     result = pvti_run_head(run, desc, sum, count, NULL, true,
                            run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
@@ -9725,6 +9026,19 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
     if (n > 0) memcpy(out->ids, ids, (size_t)n * sizeof *ids);
     out->n = n;
     out->ctx = ctx;
+    return PVT_OK;
+}
+
+/* Are all ids the model's? */
+static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *corpus, const char *what)
+{
+    int64_t V = model->config.vocab, i;
+    for (i = 0; i < corpus->n; i++)
+        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
+            return pvti_fail(model->ctx, PVT_ERR_MISMATCH,
+                             "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
+                             "another tokenizer?",
+                             what, (long long)corpus->ids[i], (long long)V);
     return PVT_OK;
 }
 
@@ -10200,7 +9514,7 @@ static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
-    int64_t chunks = (z->samples + z->per_chunk - 1) / z->per_chunk, steps = chunks * z->desc.finetune_epochs,
+    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), steps = chunks * z->desc.finetune_epochs,
             step, n;
     pvt_real *grads[PVTI_BLOCK];
     int j;
@@ -10484,7 +9798,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int64_t i, available;
+    int64_t available;
     int n;
     if (memcmp(&d->format, &unset, sizeof unset) == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
@@ -10514,12 +9828,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          (long long)corpus->n, (long long)available, (long long)z->T,
                          (long long)(d->samples ? d->samples : 64));
     z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= c->vocab)
-            return pvti_fail(z->ctx, PVT_ERR_MISMATCH,
-                             "the calibration text holds token %lld, the model's vocabulary ends at %lld: "
-                             "was it tokenized with another tokenizer?",
-                             (long long)corpus->ids[i], (long long)c->vocab);
+    PVTI_TRY(pvti_corpus_check(z->model, corpus, "the calibration text"));
     return pvti_quantizer_check_format(z);
 }
 
@@ -10706,8 +10015,8 @@ static pvt_result pvti_company_same(pvti_company *c, const char *what, uint64_t 
     complete. With one micro-batch a step the dense gradients of one layer exist at a time.
 
     Small batches are noisy: the loss of a step says little about the model. So a few windows of the
-    text are kept back, spread evenly over it; the loss on them (of the teacher's own distribution,
-    paired by construction) decides which state is kept as the best, and when to stop. */
+    text are kept back, spread evenly over it; the loss on them (KL(teacher ‖ student), or cross-entropy, on
+    the same windows each time) decides which state is kept as the best, and when to stop. */
 
 /* A part of the best state: a copy of one array that the pv tunes, as a file would hold it. */
 typedef struct pvti_best {
@@ -10977,19 +10286,11 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
 /* Ids within the vocabulary, and at least one context. */
 static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *corpus, const char *what)
 {
-    int64_t i, V = t->student->config.vocab;
     if (corpus->n < t->desc.ctx)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                          "%s has %lld tokens, less than one context of %lld: bring more text, or lower ctx",
                          what, (long long)corpus->n, (long long)t->desc.ctx);
-    for (i = 0; i < corpus->n; i++)
-        if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
-            return pvti_fail(
-                t->ctx, PVT_ERR_MISMATCH,
-                "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
-                "another tokenizer?",
-                what, (long long)corpus->ids[i], (long long)V);
-    return PVT_OK;
+    return pvti_corpus_check(t->student, corpus, what);
 }
 
 /* How many windows there are to tune and to evaluate on. */
@@ -11018,7 +10319,6 @@ static pvt_result pvti_tuner_split(pvt_tuner *t)
 static pvt_result pvti_tuner_check(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
-    const pvt_model_config *c = &t->student->config;
     PVTI_TRY(pvti_tune_sizes_check(t->ctx, d));
     PVTI_TRY(pvti_context_check(t->ctx, t->student, "tune", d->ctx));
     if (t->teacher) PVTI_TRY(pvti_context_check(t->ctx, t->teacher, "tune: the teacher", d->ctx));
@@ -11026,11 +10326,7 @@ static pvt_result pvti_tuner_check(pvt_tuner *t)
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: micro_batch %lld does not divide batch %lld%s",
                          (long long)d->micro_batch, (long long)pvti_tuner_share(d),
                          d->comm.size > 1 ? ", a rank's share" : "");
-    if (t->teacher && t->teacher->config.vocab != c->vocab)
-        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
-                         "the teacher has a vocabulary of %lld, the student one of %lld: they cannot be "
-                         "compared",
-                         (long long)t->teacher->config.vocab, (long long)c->vocab);
+    if (t->teacher) PVTI_TRY(pvti_teacher_check(t->student, t->teacher));
     PVTI_TRY(pvti_model_hash(t->student, &t->student_hash));
     if (t->teacher) PVTI_TRY(pvti_model_hash(t->teacher, &t->teacher_hash));
     if (t->teacher && t->student_hash == t->teacher_hash)
@@ -11147,11 +10443,11 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 {
-    double figures[9];
+    double figures[10];
     uint64_t hash;
     figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
     figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
-    figures[7] = d->freeze_values, figures[8] = d->moments;
+    figures[7] = d->freeze_values, figures[8] = d->moments, figures[9] = d->rounding;
     hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }
@@ -11522,7 +10818,596 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 /*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it out. */
 /* ======================================================================================== */
 
+#if PVTUNE_LAYER >= 1
+// >>bytes
+/*  Numbers in files are little-endian. One number at any address is loaded and stored by these; arrays are
+    copied as a whole, and swapped where the host has the other order. (A test may define PVTI_SWAPS, to walk
+    that path on any host: what it writes then, only such a build reads.) */
+
+#ifndef PVTI_SWAPS
+#define PVTI_SWAPS (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+#endif
+
+PVTI_INLINE uint16_t pvti_load_u16(const void *from)
+{
+    uint16_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap16(x) : x;
+}
+PVTI_INLINE uint32_t pvti_load_u32(const void *from)
+{
+    uint32_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap32(x) : x;
+}
+PVTI_INLINE uint64_t pvti_load_u64(const void *from)
+{
+    uint64_t x;
+    memcpy(&x, from, sizeof x);
+    return PVTI_SWAPS ? __builtin_bswap64(x) : x;
+}
+PVTI_INLINE float pvti_load_f32(const void *from)
+{
+    uint32_t bits = pvti_load_u32(from);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+PVTI_INLINE double pvti_load_f64(const void *from)
+{
+    uint64_t bits = pvti_load_u64(from);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+PVTI_INLINE void pvti_store_u16(void *to, uint16_t x)
+{
+    x = pvti_load_u16(&x); /* the order of a file as a number, and the other way round: the same */
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u32(void *to, uint32_t x)
+{
+    x = pvti_load_u32(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_u64(void *to, uint64_t x)
+{
+    x = pvti_load_u64(&x);
+    memcpy(to, &x, sizeof x);
+}
+PVTI_INLINE void pvti_store_f32(void *to, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    pvti_store_u32(to, bits);
+}
+
+/* n numbers of `size` bytes (1, 2, 4 or 8) out of a file or into one; to may be from. */
+static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n, int64_t size)
+{
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    int64_t i;
+    if (!PVTI_SWAPS || size == 1) {
+        if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
+        return;
+    }
+    for (i = 0; i < n; i++, a += size, b += size) {
+        uint16_t two;
+        uint32_t four;
+        uint64_t eight;
+        if (size == 2) two = pvti_load_u16(a), memcpy(b, &two, 2);
+        else if (size == 4) four = pvti_load_u32(a), memcpy(b, &four, 4);
+        else eight = pvti_load_u64(a), memcpy(b, &eight, 8);
+    }
+}
+
+PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
+{
+    return (pvt_real)pvti_f16_to_f32(pvti_load_u16(bytes));
+}
+#endif /* PVTUNE_LAYER >= 1 */
+
 #if PVTI_FILES
+// >>system: files
+/*  What the library asks of the operating system about files, and the only place that calls it, through the
+    context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks, and
+    what is interrupted, is dealt with here. */
+
+#ifdef __cplusplus
+}
+#endif
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#ifndef PVTUNE_NO_MMAP
+#include <sys/mman.h>
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    /* NONBLOCK: without it a pipe would hold us here until someone writes into it */
+    static const int flags[] = {O_RDONLY | O_NONBLOCK,       O_RDONLY, O_WRONLY | O_CREAT | O_EXCL,
+                                O_WRONLY | O_CREAT | O_EXCL, O_WRONLY, O_RDWR | O_NOFOLLOW | O_NONBLOCK};
+    (void)user;
+    return open(path, flags[how] | O_CLOEXEC, how == PVT_OPEN_NEW_PRIVATE ? 0600 : 0666);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return close(file);
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    (void)user;
+    return read(file, to, (size_t)bytes);
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    (void)user;
+    return write(file, from, (size_t)bytes);
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    struct stat st;
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (path ? lstat(path, &st) : fstat(file, &st)) return -1;
+    out->link = S_ISLNK(st.st_mode);
+    if (out->link && stat(path, &st)) return -1;
+    out->kind = S_ISREG(st.st_mode)   ? PVT_FILE_REGULAR
+                : S_ISDIR(st.st_mode) ? PVT_FILE_DIRECTORY
+                                      : PVT_FILE_STREAM;
+    out->bytes = (int64_t)st.st_size;
+    out->modified = (int64_t)st.st_mtime;
+    out->device = (uint64_t)st.st_dev;
+    out->number = (uint64_t)st.st_ino;
+    out->owner = (int64_t)st.st_uid;
+    out->group = (int64_t)st.st_gid;
+    out->permissions = (uint32_t)st.st_mode & 0777u;
+    return 0;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    (void)user;
+    return rename(from, to);
+}
+static int pvti_own_remove(void *user, const char *path)
+{
+    (void)user;
+    return unlink(path);
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    (void)user;
+    return mkdir(path, 0777);
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    (void)user;
+    return rmdir(path);
+}
+static int pvti_own_sync(void *user, int file)
+{
+    (void)user;
+    return fsync(file);
+}
+static int pvti_own_lock(void *user, int file)
+{
+    (void)user;
+    return flock(file, LOCK_EX | LOCK_NB);
+}
+static int pvti_own_share(void *user, int file)
+{
+    (void)user;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
+{
+    DIR *stream = opendir(directory);
+    struct dirent *entry;
+    (void)user;
+    if (!stream) return -1;
+    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    closedir(stream);
+    return 0;
+}
+static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
+{
+    (void)user;
+    return fchown(file, (uid_t)owner, (gid_t)group);
+}
+static int pvti_own_set_permissions(void *user, int file, uint32_t permissions)
+{
+    (void)user;
+    return fchmod(file, (mode_t)permissions);
+}
+#ifndef PVTUNE_NO_MMAP
+static const void *pvti_own_map(void *user, int file, int64_t bytes)
+{
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    (void)user;
+    return memory != MAP_FAILED ? memory : NULL;
+}
+static void pvti_own_unmap(void *user, const void *memory, int64_t bytes)
+{
+    (void)user;
+    munmap((void *)(uintptr_t)memory, (size_t)bytes);
+}
+#else
+#define pvti_own_map NULL
+#define pvti_own_unmap NULL
+#endif
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, pvti_own_map, pvti_own_unmap, pvti_own_set_owner, pvti_own_set_permissions,
+};
+
+/* Who is at work, for names of temporary files; and a wait for another who is. */
+static long pvti_process(void) { return (long)getpid(); }
+static PVTI_UNUSED void pvti_sleep(double seconds)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL);
+}
+
+/* ---- files: as the library calls them; errno says why something failed ---- */
+
+/* A call of the context's table; one that it lacks fails. */
+#define PVTI_FILES_CALL(ctx, name, args) ((ctx)->files.name ? (ctx)->files.name args : (errno = ENOSYS, -1))
+
+static int pvti_open(const pvt_ctx *ctx, const char *path, pvt_file_open how)
+{
+    int file;
+    do file = ctx->files.open(ctx->files.user, path, how);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+/* False: what was written may be lost. The number is free in any case; EINTR says no more than that. */
+static bool pvti_close(const pvt_ctx *ctx, int file)
+{
+    return ctx->files.close(ctx->files.user, file) == 0 || errno == EINTR;
+}
+
+static int64_t pvti_read(const pvt_ctx *ctx, int file, void *to, int64_t bytes)
+{
+    int64_t got;
+    do got = ctx->files.read(ctx->files.user, file, to, bytes);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int64_t pvti_write(const pvt_ctx *ctx, int file, const void *from, int64_t bytes)
+{
+    int64_t done;
+    do done = PVTI_FILES_CALL(ctx, write, (ctx->files.user, file, from, bytes));
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Of what stands at path, and of an open file. */
+static bool pvti_info(const pvt_ctx *ctx, const char *path, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, path, -1, out) == 0;
+}
+static bool pvti_info_of(const pvt_ctx *ctx, int file, pvt_file_info *out)
+{
+    return ctx->files.info(ctx->files.user, NULL, file, out) == 0;
+}
+
+static bool pvti_rename(const pvt_ctx *ctx, const char *from, const char *to)
+{
+    return PVTI_FILES_CALL(ctx, rename, (ctx->files.user, from, to)) == 0;
+}
+static bool pvti_remove(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove, (ctx->files.user, path)) == 0;
+}
+static bool pvti_make_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, make_directory, (ctx->files.user, path)) == 0;
+}
+static PVTI_UNUSED bool pvti_remove_directory(const pvt_ctx *ctx, const char *path)
+{
+    return PVTI_FILES_CALL(ctx, remove_directory, (ctx->files.user, path)) == 0;
+}
+
+/* Every name in the directory; one that cannot be listed has none. */
+static void pvti_list(const pvt_ctx *ctx, const char *directory, void (*each)(void *arg, const char *name),
+                      void *arg)
+{
+    (void)PVTI_FILES_CALL(ctx, list, (ctx->files.user, directory, each, arg));
+}
+
+/* These say that a file system has no such call, which is no news about the data. */
+static bool pvti_unsupported(int code)
+{
+    return code == EINVAL || code == ENOSYS || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK;
+}
+
+static bool pvti_sync(const pvt_ctx *ctx, int file)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, sync, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    return status == 0 || pvti_unsupported(errno);
+}
+
+/* Whether the open file is still the one that stands at `path`. */
+static bool pvti_is_at(const pvt_ctx *ctx, int file, const char *path)
+{
+    pvt_file_info a, b;
+    return pvti_info_of(ctx, file, &a) && pvti_info(ctx, path, &b) && a.device == b.device &&
+           a.number == b.number;
+}
+
+/*  A lock on a file says that a process is at work on it, and ends with the process, however that
+    ends: what is not locked is an orphan. TAKEN: another one's, or removed before the lock was ours.
+    NONE: this file system has no locks; nothing is known about others then. */
+typedef enum pvti_lock { PVTI_LOCK_OURS, PVTI_LOCK_TAKEN, PVTI_LOCK_NONE } pvti_lock;
+static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
+{
+    int status;
+    do status = PVTI_FILES_CALL(ctx, lock, (ctx->files.user, file));
+    while (status != 0 && errno == EINTR);
+    if (status != 0 && errno != EWOULDBLOCK) return PVTI_LOCK_NONE;
+    return status == 0 && pvti_is_at(ctx, file, path) ? PVTI_LOCK_OURS : PVTI_LOCK_TAKEN;
+}
+
+// >>block types
+/*  The Q types of GGUF share scales among 32 or 256 neighbours of a row. Each decoder writes whole blocks and has
+    one drawing of its bits; >>dtypes reads them from the context's table.
+
+    Two ideas return in all Q types. Halves that belong together sit half a block apart, not
+    side by side, so that one mask unpacks a run of neighbours. And a block is
+    x = d·q (symmetric: q is shifted to be signed) or x = d·q + m (with a minimum).
+    Everything is little-endian, bytes are drawn left to right. */
+
+/*  Q4_0, 18 bytes, 32 elements:  x = d·(q − 8)
+    | d f16 | q16·q0 | q17·q1 | … | q31·q15 |      each byte: high nibble · low nibble  */
+PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 18, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
+    }
+}
+
+/*  Q4_1, 20 bytes, 32 elements:  x = d·q + m
+    | d f16 | m f16 | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 20, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
+        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
+    }
+}
+
+/*  Q5_0, 22 bytes, 32 elements:  x = d·(q − 16),  q = nibble + 16·(bit j of h)
+    | d f16 | h: 32 bits, bit j is element j | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 22, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
+    }
+}
+
+/*  Q5_1, 24 bytes, 32 elements:  x = d·q + m,  q as in Q5_0
+    | d f16 | m f16 | h: 32 bits | q16·q0 | … | q31·q15 |  */
+PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 24, out += 32) {
+        pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
+        uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
+        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
+        for (j = 0; j < 16; j++)
+            out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
+    }
+}
+
+/*  Q8_0, 34 bytes, 32 elements:  x = d·q
+    | d f16 | q0 | q1 | … | q31 |                  signed bytes  */
+PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int j;
+    for (; n > 0; n--, b += 34, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
+    }
+}
+
+/*  The K types: 256 elements, in sub-blocks of 16 or 32 whose scales are small integers.
+
+    Q2_K, 84 bytes, 16 sub-blocks of 16:  x = (d·scale)·q − (dmin·min)
+    | 16 × min·scale nibbles | 64 bytes of q | d f16 | dmin f16 |
+    Bytes 0…31 of q hold elements 0…127: bits 1:0 of byte l are element l, bits 3:2 element
+    32 + l, bits 5:4 element 64 + l, bits 7:6 element 96 + l. Bytes 32…63: elements 128…255.  */
+PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 84, out += 256) {
+        pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
+        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
+            const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
+            int shift = s / 2 % 4 * 2;
+            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
+        }
+    }
+}
+
+/*  Q3_K, 110 bytes, 16 sub-blocks of 16:  x = d·(scale − 32)·(q − 4)
+    | 32 bytes: third bits | 64 bytes: lower two bits, as in Q2_K | 12 bytes of scales | d f16 |
+    Third bit of element 32·k + l: bit k of byte l (set: add 4 to the lower two bits).
+    Scale i, six bits: its low nibble is in byte i mod 8 of the scales (low half for i < 8, else
+    high half); its top two are bits 2·(i/4) and above of byte 8 + i mod 4.  */
+PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 110, out += 256) {
+        const uint8_t *packed = b + 96;
+        pvt_real d = pvti_load_f16(b + 108);
+        for (s = 0; s < 16; s++) {
+            const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
+            int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
+            int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
+            pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
+            int shift = s / 2 % 4 * 2, bit = s / 2;
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
+        }
+    }
+}
+
+/*  Q4_K and Q5_K pack eight scales and eight minima of six bits into 12 bytes:
+      bytes 0…3:  top two of scale 4+j · scale j        bytes 4…7:  top two of min 4+j · min j
+      bytes 8…11: low nibble of min 4+j · low nibble of scale 4+j                              */
+PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int *min)
+{
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min = packed[j + 4] & 63;
+    } else {
+        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
+        *min = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    }
+}
+
+/*  Q4_K, 144 bytes, 8 sub-blocks of 32:  x = (d·scale)·q − (dmin·min)
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 128 bytes of q |
+    32 bytes of q hold two sub-blocks: low nibbles the even one, high nibbles the odd one.  */
+PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 144, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *q = b + 16 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
+        }
+    }
+}
+
+/*  Q5_K, 176 bytes, 8 sub-blocks of 32: as Q4_K, with a fifth bit
+    | d f16 | dmin f16 | 12 bytes of scales and minima | 32 bytes: fifth bits | 128 bytes of q |
+    Fifth bit of element 32·s + l: bit s of byte l.  */
+PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l, scale, min;
+    for (; n > 0; n--, b += 176, out += 256) {
+        pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
+        for (s = 0; s < 8; s++) {
+            const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
+            pvt_real ds, m;
+            int shift = s % 2 * 4;
+            pvti_scale_min_k(b + 4, s, &scale, &min);
+            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (l = 0; l < 32; l++)
+                out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
+        }
+    }
+}
+
+/*  Q6_K, 210 bytes, 16 sub-blocks of 16:  x = (d·scale)·(q − 32)
+    | 128 bytes: low nibbles | 64 bytes: upper two bits | 16 signed scales | d f16 |
+    For each half of 128 elements, k = 0…3 and l = 0…31, element 32·k + l has its nibble in byte
+    32·(k mod 2) + l (low for k < 2, else high) and its upper bits 2k+1:2k of byte l.  */
+PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    int s, l;
+    for (; n > 0; n--, b += 210, out += 256) {
+        pvt_real d = pvti_load_f16(b + 208);
+        for (s = 0; s < 16; s++) {
+            int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
+            const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
+            pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
+            for (l = 0; l < 16; l++)
+                out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
+        }
+    }
+}
+
+/* The types and their decoders. */
+#define PVTI_BLOCK_TYPES(EACH)                                                                                \
+    EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k)     \
+    EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
+
+#if PVTUNE_LAYER >= 2
+/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+static pvt_result pvti_model_head_q8(pvt_model *model)
+{
+    pvt_weight *head = &model->head, q8;
+    int64_t V = head->O, C = head->I, r, b, i;
+    pvt_real *row;
+    uint8_t *blocks;
+    if (head->dtype == PVT_Q8_0) return PVT_OK;
+    PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
+    if (C % 32)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
+                         (long long)C);
+    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    if (!row || !blocks) {
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        return PVT_ERR_MEMORY;
+    }
+    for (r = 0; r < V; r++) {
+        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        for (b = 0; b < C / 32; b++) {
+            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
+            double most = 0, d;
+            uint16_t bits;
+            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
+            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+            pvti_store_u16(out, bits);
+            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
+                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+            }
+        }
+    }
+    pvti_free(model->ctx, row);
+    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    q8.owned = true;
+    pvt_weight_free(head);
+    *head = q8;
+    return PVT_OK;
+}
+#endif
+
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
     back; where the system has no mmap it is read into memory instead. A model's files are regular
@@ -11543,7 +11428,7 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 /* ---- paths ---- */
 
 /* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
-static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
+static pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
 {
     size_t length = strlen(dir);
     const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
@@ -11556,13 +11441,13 @@ static PVTI_UNUSED pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char
 static bool pvti_is_absent(int code) { return code == ENOENT || code == ENOTDIR || code == ENAMETOOLONG; }
 
 /* What cannot be asked about is taken to be there: opening it says why. */
-static PVTI_UNUSED bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_exists(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) || !pvti_is_absent(errno);
 }
 
-static PVTI_UNUSED bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
+static bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 {
     pvt_file_info info;
     return pvti_info(ctx, path, &info) && info.kind == PVT_FILE_DIRECTORY;
@@ -11577,7 +11462,7 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
 
 /* A rename lasts once the directory reached the device. False with errno when that failed; a directory
    that may not be opened, or a file system that cannot sync one, is no failure. */
-static PVTI_UNUSED bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
+static bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
     int fd, code;
     if (!ctx->files.sync) return true;
@@ -11623,7 +11508,7 @@ typedef struct pvti_map {
     void *memory; /* … read into memory of the context */
 } pvti_map;
 
-static PVTI_UNUSED void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
+static void pvti_map_close(pvt_ctx *ctx, pvti_map *map)
 {
     if (map->mapped) ctx->files.unmap(ctx->files.user, map->mapped, map->size);
     pvti_free(ctx, map->memory);
@@ -11690,7 +11575,7 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
 }
 
 /* A regular file. On failure the map is empty and the sentence names the path. */
-static PVTI_UNUSED pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
+static pvt_result pvti_map_open(pvt_ctx *ctx, const char *path, pvti_map *map)
 {
     return pvti_map_open_as(ctx, path, false, map);
 }
@@ -11799,7 +11684,7 @@ static bool pvti_writer_close(pvti_writer *w)
 }
 
 /* Gives up: the temporary file goes, the user's file stays. Harmless after a commit. */
-static PVTI_UNUSED void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
+static void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
 
 /* Adds to the sentence that is recorded. */
 static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
@@ -11896,7 +11781,7 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *o
 }
 
 /* Nothing is written to `path` itself before the commit. */
-static PVTI_UNUSED pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
+static pvt_result pvti_writer_open(pvt_ctx *ctx, const char *path, pvti_writer *w)
 {
     pvt_file_info old;
     bool exists;
@@ -11935,7 +11820,7 @@ static pvt_result pvti_writer_flush(pvti_writer *w)
 }
 
 /* After a failure every further put returns that failure and does nothing. */
-static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
+static pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t bytes)
 {
     if (w->result != PVT_OK) return w->result;
     if (bytes <= 0) return PVT_OK;
@@ -11950,8 +11835,7 @@ static PVTI_UNUSED pvt_result pvti_writer_put(pvti_writer *w, const void *data, 
 }
 
 /* n numbers of `size` bytes, in the order that files have. */
-static PVTI_UNUSED pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n,
-                                                      int64_t size)
+static pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n, int64_t size)
 {
     char part[4096];
     int64_t each = (int64_t)sizeof part / size, i, m;
@@ -11977,7 +11861,7 @@ static pvt_result pvti_writer_settle(pvti_writer *w)
 
 /* Makes the new file the file. After a failure the old one is untouched, unless the sentence says that the
    new one is in place and only its directory could not be synced. */
-static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
+static pvt_result pvti_writer_commit(pvti_writer *w)
 {
     char dir[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_writer_settle(w));
@@ -11998,7 +11882,7 @@ static PVTI_UNUSED pvt_result pvti_writer_commit(pvti_writer *w)
 }
 
 /* A whole small file at once. */
-static PVTI_UNUSED pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
+static pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
@@ -12458,7 +12342,7 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
 }
 
 /* A file: the map holds the text and is closed after the nodes. On failure both are empty. */
-static PVTI_UNUSED pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
+static pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
 {
     pvt_result result;
     memset(out, 0, sizeof *out);
@@ -12493,13 +12377,13 @@ static int64_t pvti_json_next(const pvti_json *j, int64_t node)
 {
     return node > 0 && node < j->n && j->nodes[node].next ? (int64_t)j->nodes[node].next : -1;
 }
-static PVTI_UNUSED int64_t pvti_json_count(const pvti_json *j, int64_t node)
+static int64_t pvti_json_count(const pvti_json *j, int64_t node)
 {
     return pvti_json_type(j, node) >= PVTI_JSON_ARRAY ? j->nodes[node].size : 0;
 }
 
 /* The member's value, −1 when there is none. Linear: iterate large objects instead. */
-static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
+static int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *key)
 {
     int64_t child = pvti_json_type(j, object) == PVTI_JSON_OBJECT ? pvti_json_first(j, object) : -1;
     while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
@@ -12508,12 +12392,12 @@ static PVTI_UNUSED int64_t pvti_json_find(const pvti_json *j, int64_t object, co
 
 /* Decoded length of the key or string in bytes (it may exceed cap, and may contain NULs);
    NUL-terminated when that fits too. −1: not a string. */
-static PVTI_UNUSED int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) == PVTI_JSON_NONE) return -1;
     return pvti_json_decode(pvti_json_key_span(j, node), out, cap);
 }
-static PVTI_UNUSED int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
+static int64_t pvti_json_string(const pvti_json *j, int64_t node, char *out, int64_t cap)
 {
     if (pvti_json_type(j, node) != PVTI_JSON_STRING) return -1;
     return pvti_json_decode(pvti_json_value_span(j, node), out, cap);
@@ -12588,7 +12472,7 @@ static double pvti_decimal(const char *s, int64_t n)
 }
 
 /* False when it is no number, or one that no finite double comes near. */
-static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
+static bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
 {
     double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
@@ -12599,7 +12483,7 @@ static PVTI_UNUSED bool pvti_json_number(const pvti_json *j, int64_t node, doubl
 }
 
 /* Exact over the whole range of int64_t; 2048.0 and 2e3 are integers too, 0.5 is none. */
-static PVTI_UNUSED bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
+static bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
 {
     const char *s, *end;
     int64_t value = 0;
@@ -12635,14 +12519,14 @@ typedef struct pvti_text {
     bool failed;
 } pvti_text;
 
-static PVTI_UNUSED pvti_text pvti_text_begin(pvt_ctx *ctx)
+static pvti_text pvti_text_begin(pvt_ctx *ctx)
 {
     pvti_text text;
     memset(&text, 0, sizeof text);
     text.ctx = ctx;
     return text;
 }
-static PVTI_UNUSED void pvti_text_free(pvti_text *t)
+static void pvti_text_free(pvti_text *t)
 {
     pvti_free(t->ctx, t->data);
     memset(t, 0, sizeof *t);
@@ -12662,7 +12546,7 @@ static bool pvti_text_reserve(pvti_text *t, int64_t n)
     return !t->failed;
 }
 
-static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
+static void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
 {
     if (n < 1 || !pvti_text_reserve(t, n)) return;
     memcpy(t->data + t->size, bytes, (size_t)n);
@@ -12670,7 +12554,7 @@ static PVTI_UNUSED void pvti_text_put(pvti_text *t, const char *bytes, int64_t n
 }
 
 /* Beware of %f and %g: they write the locale's decimal point. See pvti_text_number. */
-static PVTI_UNUSED PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
+static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
 {
     va_list args;
     int n;
@@ -12716,7 +12600,7 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
 }
 
 /* "…", quoted and escaped. */
-static PVTI_UNUSED void pvti_text_string(pvti_text *t, const char *s, int64_t n)
+static void pvti_text_string(pvti_text *t, const char *s, int64_t n)
 {
     int64_t bytes = pvti_json_escape(s, n, NULL, 0);
     if (!pvti_text_reserve(t, bytes + 2)) return;
@@ -12774,11 +12658,7 @@ typedef struct pvti_tensor {
 
 #define PVTI_MAX_RANK 8
 
-static PVTI_UNUSED int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */
-{
-    const pvti_dtype *info = pvti_dtype_info(t->dtype);
-    return info ? t->bytes / info->bytes * info->block : 0;
-}
+static int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */ { const pvti_dtype *info = pvti_dtype_info(t->dtype); return info ? t->bytes / info->bytes * info->block : 0; }
 
 /* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
 static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
@@ -12853,7 +12733,7 @@ typedef struct pvti_safetensors {
 
 #define PVTI_SAFETENSORS_HEADER_BYTES ((int64_t)100000000)
 
-static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
+static void pvti_safetensors_close(pvti_safetensors *st)
 {
     if (st->ctx) {
         pvti_free(st->ctx, st->tensors);
@@ -12863,6 +12743,15 @@ static PVTI_UNUSED void pvti_safetensors_close(pvti_safetensors *st)
         pvti_map_close(st->ctx, &st->map);
     }
     memset(st, 0, sizeof *st);
+}
+
+/* By its name; PVT_DTYPE_NONE when there is none of that name. */
+static pvt_dtype pvti_dtype_parse(const char *name)
+{
+    int i;
+    for (i = 1; i < PVT_DTYPE_COUNT; i++)
+        if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
+    return PVT_DTYPE_NONE;
 }
 
 /* "dtype", "shape" and "data_offsets" of one tensor; data is what follows the header. */
@@ -13014,8 +12903,8 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
 
 /* From memory, which must outlive st; `file` is what errors call it. Numbers stay in the order of the file.
    On failure st is closed. */
-static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                    int64_t size, pvti_safetensors *st)
+static pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                        pvti_safetensors *st)
 {
     pvt_result result;
     memset(st, 0, sizeof *st);
@@ -13026,7 +12915,7 @@ static PVTI_UNUSED pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *fi
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
+static pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
 {
     pvti_map map;
     pvt_result result;
@@ -13038,14 +12927,13 @@ static PVTI_UNUSED pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *pa
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
+static const pvti_tensor *pvti_safetensors_find(const pvti_safetensors *st, const char *name)
 {
     return pvti_names_find(&st->names, name);
 }
 
 /* A string of "__metadata__": its length, −1 when there is none (see pvti_json_string). */
-static PVTI_UNUSED int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out,
-                                                     int64_t cap)
+static int64_t pvti_safetensors_metadata(const pvti_safetensors *st, const char *key, char *out, int64_t cap)
 {
     return pvti_json_string(&st->header, pvti_json_find(&st->header, st->metadata, key), out, cap);
 }
@@ -13063,7 +12951,7 @@ typedef struct pvti_shards {
     pvti_names names;
 } pvti_shards;
 
-static PVTI_UNUSED void pvti_shards_close(pvti_shards *set)
+static void pvti_shards_close(pvti_shards *set)
 {
     int64_t i;
     if (set->ctx) {
@@ -13296,19 +13184,17 @@ static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *t
 }
 
 /* To a path. */
-static PVTI_UNUSED pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path,
-                                                          const pvti_tensor *tensors, int64_t n,
-                                                          const char *const *metadata,
-                                                          pvti_tensor_put_fn *put, void *user)
+static pvt_result pvti_safetensors_write_from(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                              int64_t n, const char *const *metadata, pvti_tensor_put_fn *put,
+                                              void *user)
 {
     pvti_writer w;
     PVTI_TRY(pvti_writer_open(ctx, path, &w));
     return pvti_safetensors_write_to(&w, tensors, n, metadata, put, user);
 }
 
-static PVTI_UNUSED pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path,
-                                                     const pvti_tensor *tensors, int64_t n,
-                                                     const char *const *metadata)
+static pvt_result pvti_safetensors_write(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
+                                         int64_t n, const char *const *metadata)
 {
     return pvti_safetensors_write_from(ctx, path, tensors, n, metadata, NULL, NULL);
 }
@@ -13383,7 +13269,7 @@ static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const 
     pvt_real values[256];
     for (int64_t at = 0; at < n; at += 256) {
         int64_t count = PVTI_MIN(256, n - at);
-        type->decode(data + at * type->bytes, values, count);
+        pvti_decoder(ctx, array->dtype)(data + at * type->bytes, values, count);
         for (int64_t i = 0; i < count; i++)
             if (!(fabs((double)values[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s.%s: number %lld is not finite", name, array->name,
@@ -14262,7 +14148,7 @@ static bool pvti_gguf_load_number(const uint8_t *from, uint32_t type, double *ou
 }
 
 /* False when the key is absent or of another kind: *out is then as it was, e.g. a default. */
-static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
+static bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64_t *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     int64_t value;
@@ -14271,12 +14157,12 @@ static PVTI_UNUSED bool pvti_gguf_int(const pvti_gguf *g, const char *key, int64
     return true;
 }
 /* Integers too; NaN and infinity are possible. */
-static PVTI_UNUSED bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
+static bool pvti_gguf_number(const pvti_gguf *g, const char *key, double *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     return kv && kv->type != PVTI_GGUF_BOOL && pvti_gguf_load_number(kv->value, kv->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
+static bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_BOOL) return false;
@@ -14284,7 +14170,7 @@ static PVTI_UNUSED bool pvti_gguf_bool(const pvti_gguf *g, const char *key, bool
     return true;
 }
 /* A view into the file, not NUL-terminated. */
-static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
+static bool pvti_gguf_string(const pvti_gguf *g, const char *key, const char **s, int64_t *bytes)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     pvti_cursor c;
@@ -14292,7 +14178,7 @@ static PVTI_UNUSED bool pvti_gguf_string(const pvti_gguf *g, const char *key, co
     c.at = kv->value, c.end = kv->end;
     return pvti_cursor_string(&c, s, bytes);
 }
-static PVTI_UNUSED bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
+static bool pvti_gguf_equals(const pvti_gguf *g, const char *key, const char *text)
 {
     const char *s;
     int64_t bytes;
@@ -14308,7 +14194,7 @@ typedef struct pvti_gguf_array {
     pvti_cursor next;    /* the string to be taken next */
 } pvti_gguf_array;
 
-static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
+static bool pvti_gguf_get_array(const pvti_gguf *g, const char *key, pvti_gguf_array *out)
 {
     const pvti_gguf_kv *kv = pvti_gguf_kv_find(g, key);
     if (!kv || kv->type != PVTI_GGUF_ARRAY) return false;
@@ -14319,23 +14205,23 @@ static PVTI_UNUSED bool pvti_gguf_get_array(const pvti_gguf *g, const char *key,
     return true;
 }
 /* False beyond the end, and for elements of another kind. */
-static PVTI_UNUSED bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
+static bool pvti_gguf_array_int(const pvti_gguf_array *a, int64_t i, int64_t *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_int(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
-static PVTI_UNUSED bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
+static bool pvti_gguf_array_number(const pvti_gguf_array *a, int64_t i, double *out)
 {
     return i >= 0 && i < a->n && pvti_gguf_load_number(a->data + i * pvti_gguf_size(a->type), a->type, out);
 }
 /* The next string, a view; false after the last. */
-static PVTI_UNUSED bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
+static bool pvti_gguf_array_string(pvti_gguf_array *a, const char **s, int64_t *bytes)
 {
     return a->type == PVTI_GGUF_STRING && pvti_cursor_string(&a->next, s, bytes);
 }
 
 /* ---- reading ---- */
 
-static PVTI_UNUSED void pvti_gguf_close(pvti_gguf *g)
+static void pvti_gguf_close(pvti_gguf *g)
 {
     if (g->ctx) {
         pvti_free(g->ctx, g->tensors);
@@ -14551,8 +14437,7 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
 
 /* From memory, which must outlive g; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure g is closed. */
-static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
-                                             pvti_gguf *g)
+static pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size, pvti_gguf *g)
 {
     pvti_sort_item *offsets = NULL;
     pvt_result result;
@@ -14564,7 +14449,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, con
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
+static pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
 {
     pvti_map map;
     pvt_result result;
@@ -14576,7 +14461,7 @@ static PVTI_UNUSED pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvt
     return result;
 }
 
-static PVTI_UNUSED const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
+static const pvti_tensor *pvti_gguf_find(const pvti_gguf *g, const char *name)
 {
     return pvti_names_find(&g->names, name);
 }
@@ -14597,7 +14482,7 @@ typedef struct pvti_llama2c {
 } pvti_llama2c;
 
 /* By its name there, which is the member's; NULL: none. */
-static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
+static const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, const char *name)
 {
     const pvti_tensor *all[] = {&m->token_embedding, &m->rms_att, &m->wq, &m->wk, &m->wv, &m->wo, &m->rms_ffn,
                                 &m->w1, &m->w2, &m->w3, &m->rms_final, &m->wcls};
@@ -14606,14 +14491,14 @@ static PVTI_UNUSED const pvti_tensor *pvti_llama2c_find(const pvti_llama2c *m, c
     return NULL;
 }
 
-static PVTI_UNUSED void pvti_llama2c_close(pvti_llama2c *m)
+static void pvti_llama2c_close(pvti_llama2c *m)
 {
     if (m->ctx) pvti_map_close(m->ctx, &m->map);
     memset(m, 0, sizeof *m);
 }
 
 /* Layer l of a stacked tensor, as a view. */
-static PVTI_UNUSED pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
+static pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
 {
     pvti_tensor t = *stacked;
     int i;
@@ -14701,8 +14586,8 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
 
 /* From memory, which must outlive m; `file` is what errors call it. Numbers of tensors stay in the order of
    the file. On failure m is closed. */
-static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data,
-                                                int64_t size, pvti_llama2c *m)
+static pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
+                                    pvti_llama2c *m)
 {
     pvt_result result;
     memset(m, 0, sizeof *m);
@@ -14712,7 +14597,7 @@ static PVTI_UNUSED pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, 
     return result;
 }
 
-static PVTI_UNUSED pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
+static pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
 {
     pvti_map map;
     pvt_result result;
@@ -16892,8 +16777,8 @@ static pvt_result pvti_tokenizer_finish(pvt_result result, pvt_tokenizer **out)
 }
 
 /* The tokenizer that a GGUF carries. `name` is what errors call the file. */
-static PVTI_UNUSED pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
-                                                       pvt_tokenizer **out)
+static pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const pvti_gguf *g,
+                                           pvt_tokenizer **out)
 {
     pvti_gguf_array tokens;
     bool spaces = pvti_gguf_equals(g, "tokenizer.ggml.model", "llama");
@@ -16973,7 +16858,7 @@ static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint
 }
 
 /* Another owner of the same tokenizer; every owner frees it. NULL gives NULL. */
-static PVTI_UNUSED pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
+static pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
 {
     if (t) t->owners++;
     return t;
@@ -17976,7 +17861,7 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
                          is, a->config, wanted);
     }
     type = pvti_dtype_info(t->dtype);
-    if (strcmp(suffix, ".codes") != 0 && (!type || !type->decode))
+    if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
                          type ? type->name : "?");
@@ -17992,7 +17877,8 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
     PVTI_TRY(pvti_load_tensor(a, i, suffix, rank, shape, name, &t));
     type = pvti_dtype_info(t.dtype);
     if (dtype) *dtype = t.dtype;
-    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes) type->decode(t.data, out, t.bytes / type->bytes);
+    if (pvti_tensor_count(&t) % type->block == 0 && t.bytes)
+        pvti_decoder(a->ctx, t.dtype)(t.data, out, t.bytes / type->bytes);
     return PVT_OK;
 }
 
@@ -18772,6 +18658,17 @@ static void pvti_export_window(pvti_text *text, const pvt_model_config *c, const
                      (long long)c->window);
 }
 
+/* The family that a model is saved as. One with a window that its own family cannot tell is saved as one
+   that can and shares its GGUF architecture, which has no other name for it. */
+static const pvti_family *pvti_family_saved(const pvt_model_config *c)
+{
+    const pvti_family *own = pvti_family_find(c->family);
+    for (int i = 0; c->window && own->window_rule == PVTI_WINDOW_NONE && i < PVTI_COUNT(pvti_families); i++)
+        if (pvti_families[i].window_rule != PVTI_WINDOW_NONE && strcmp(pvti_families[i].gguf, own->gguf) == 0)
+            return &pvti_families[i];
+    return own;
+}
+
 static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_model_config *c = &s->model->config;
@@ -19331,6 +19228,43 @@ static bool pvti_tuner_progress_parse(const char *text, int64_t n[6], double fig
     return true;
 }
 
+typedef struct pvti_pv_array {
+    char name[128];
+    void *data;
+    pvt_dtype dtype;
+    int64_t n;
+} pvti_pv_array;
+
+/* The i-th array of the state (masters, moments, buffers, codes), false past the last. */
+static bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
+{
+    static const char *const suffix[4] = {"w", "m", "v", "vmax"};
+    int64_t i, at = 0;
+    int k, part;
+    for (i = 0; i < pv->n; i++) {
+        const pvti_pv_entry *e = &pv->entries[i];
+        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
+            const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
+            void *data[4];
+            data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
+            for (part = 0; part < 4; part++) {
+                if (!data[part] || at++ != index) continue;
+                snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
+                         k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
+                out->data = data[part], out->n = a->n;
+                out->dtype = part == 2 && a->v_bf16 ? PVT_BF16 : PVTI_DTYPE_REAL;
+                return true;
+            }
+        }
+        if (e->weight && at++ == index) {
+            snprintf(out->name, sizeof out->name, "%s.codes", e->name);
+            out->data = e->weight->array[0], out->dtype = e->codes.dtype;
+            out->n = pvti_array_count(&e->codes);
+            return true;
+        }
+    }
+    return false;
+}
 /* The i-th array of a checkpoint: of the pv, then of the best state; false past the last. */
 static bool pvti_tuner_state(const pvt_tuner *t, int64_t pv_arrays, int64_t i, pvti_pv_array *out)
 {
@@ -19419,8 +19353,8 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
         uint16_t code = codes->data[k];
         if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
         if (code >> w->format.bits)
-            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path, name, code,
-                             w->format.bits);
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path,
+                             name, code, w->format.bits);
     }
     return PVT_OK;
 }
@@ -19539,17 +19473,17 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #endif /* PVTI_FILES */
 
 /* ======================================================================================== */
-/*  PART III: FAST. The kernels of part I for the processor at hand, to the same bits. PVTUNE_NO_FAST leaves it
-    out. */
+/*  PART III: FAST. The kernels of part I for the processor at hand, to the same bits. PVTUNE_NO_FAST
+    leaves it out. */
 /* ======================================================================================== */
 
 #ifndef PVTUNE_NO_FAST
 // >>instruction sets
-/*  Nothing before this line names anything behind it; pvt_ctx_create (section start) fills a context's table from
-    here. A kernel of part I is always inlined where it is called directly, so one line compiles it again for another
-    instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as `name_body`, and
-    PVTI_KERNEL compiles it for plain processors and for AVX2, PVTI_KERNEL_WIDE for AVX-512 as well; or with
-    intrinsics beside a scalar twin. */
+/*  Nothing before this line names anything behind it; pvt_ctx_create (section start) fills a context's table
+    from here. A kernel of part I is always inlined where it is called directly, so one line compiles it again
+    for another instruction set: PVTI_AGAIN. What this part has beyond the list is written the same way, as
+    `name_body`, which PVTI_KERNEL compiles for plain processors and for AVX2, or with intrinsics beside a
+    scalar twin. */
 
 #if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
 #define PVTI_X86 1
@@ -19558,9 +19492,9 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #define PVTI_X86 0
 #endif
 
-/* gcc is asked to vectorize at any -O; clang does from -O2 on. no-trapping-math only allows code that raises no
-   floating-point traps; it changes no value. PVTI_PORTABLE: what runs only on an x86 without AVX2 is not worth
-   the time that vectors take to compile. */
+/* gcc is asked to vectorize at any -O; clang does from -O2 on. no-trapping-math only allows code that raises
+   no floating-point traps; it changes no value. PVTI_PORTABLE: what runs only on an x86 without AVX2 is not
+   worth the time that vectors take to compile. */
 #if defined(__clang__)
 #define PVTI_KERNELS_BEGIN
 #define PVTI_KERNELS_END
@@ -19629,7 +19563,8 @@ PVTI_KERNELS_1(PVTI_AGAIN, PVTI_AGAIN)
 PVTI_KERNELS_END
 
 // >>fast gemm
-/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for pvti_pack. */
+/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for
+    pvti_pack. */
 
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
@@ -19767,8 +19702,8 @@ PVTI_TARGET_AVX512 static void pvti_micro_half_avx512(float *C, int64_t ldc, con
     pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_AVX512, PVTI_NR_AVX512);
 }
 
-/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core that
-    starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
+/*  As pvti_micro_avx512_rows, with twice the products in the same slots: 24 VDPBF16PS for two k. On a core
+    that starts one 512-bit operation a cycle 64 flop a cycle, 230 GFLOP/s at 3.6 GHz; a whole product reaches
     204 to 214: packing and the way of C through the caches weigh twice as much as in fp32. */
 #define PVTI_TARGET_BF16 \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
@@ -19970,7 +19905,8 @@ PVTI_TARGET_AVX2 static void pvti_pack_four_avx2(float *panel, int W, const floa
     }
 }
 /* As pvti_pack_panel: 64 rows of the panel at a time stay in L1 until all columns are in. */
-PVTI_TARGET_AVX2 static void pvti_pack_avx2(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+PVTI_TARGET_AVX2 static void pvti_pack_avx2(pvt_real *panel, int W, const pvt_real *src, int64_t rs,
+                                            int64_t cs,
                                             int64_t nk, int nj)
 {
     int64_t done = 0;
@@ -20026,7 +19962,8 @@ PVTI_TARGET_BF16 static void pvti_pack_rows_bf16(float *panel, int W, const floa
         }
 }
 /* As pvti_pack_panel_half. */
-PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_real *src, int64_t rs,
+                                            int64_t cs,
                                             int64_t nk, int nj)
 {
     int64_t done = 0;
@@ -20044,7 +19981,8 @@ PVTI_TARGET_BF16 static void pvti_pack_bf16(pvt_real *panel, int W, const pvt_re
     }
     pvti_pack_panel_half(panel + done / 2 * W, W, src + done * rs, rs, cs, nk - done, nj);
 }
-static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                 int64_t nk, int nj)
 {
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
@@ -20059,17 +19997,20 @@ static const pvti_gemm_kernels pvti_gemm_bf16 = {
     PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_bf16,
     pvti_pack_bf16};
 #else
-static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K, int rows,
+static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
+                              int rows,
                               int cols, bool load)
 {
     pvti_micro(C, ldc, a, b, K, rows, cols, load);
 }
-static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w, int64_t ldw,
+static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
+                             int64_t ldw,
                              int nw, int64_t K, const pvt_real *ahead)
 {
     pvti_dots(lanes, x, ldx, nx, w, ldw, nw, K, ahead);
 }
-static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk,
+                             int nj)
 {
     pvti_pack_panel(panel, W, src, rs, cs, nk, nj);
 }
@@ -20077,12 +20018,14 @@ static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_
 static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
                                                    pvti_pack_native};
 #else
-static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
+static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
+                                   int cols,
                                    bool load)
 {
     pvti_micro_half(C, ldc, a, b, K, rows, cols, load);
 }
-static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk, int nj)
+static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk,
+                                  int nj)
 {
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
@@ -20096,10 +20039,10 @@ PVTI_KERNELS_END
 // >>fast decoders
 /* Element types that products read from memory as they lie in a file: decoded for wider vectors. */
 
-#define PVTI_DECODERS(EACH) \
-    EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) \
-    EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) \
-    EACH(Q6_K, q6_k)
+#if !PVTI_FILES
+#define PVTI_BLOCK_TYPES(EACH)
+#endif
+#define PVTI_DECODERS(EACH) EACH(F32, f32) EACH(F16, f16) EACH(BF16, bf16) PVTI_BLOCK_TYPES(EACH)
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
 /* x86 converts eight at a time. */
@@ -20205,17 +20148,18 @@ PVTI_TARGET_AVX512 static void pvti_nearest_fp32_avx512(int32_t *best, const flo
 #define PVTI_TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 static bool pvti_has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 
-/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores in
-    integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best two of
-    each query kept. Where they lie further apart than integers and fp32 together can err, the best is the one that
-    fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched again in fp32.
+/*  With AVX-512 VNNI, groups of 8 and 64 to 256 entries: the same answers for half the time. First all scores
+    in integers, I = −score·a·b, from x·a and table·b rounded to 16 bits, a and b powers of two; with the best
+    two of each query kept. Where they lie further apart than integers and fp32 together can err, the best is
+    the one that fp32 would find; the other queries, one in three hundred on Gaussian numbers, are searched
+    again in fp32.
 
-    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is 2⁻⁹⁶ or
-    more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| + 2.5; eight FMAs in
-    fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces the lowest 8 bits so that
-    a maximum carries it along, by 255. Hence `apart`.
-    Limit: 4 multiplications (one a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside
-    them: K / 4 cycles a query; at K = 256 74 % of that is reached. */
+    Bits: a·‖x‖ and b·‖c‖ stay below 32700 and a·b·|bias| below 2³⁰, so that no sum reaches 2³¹; and a·b is
+    2⁻⁹⁶ or more, so that none in fp32 overflows. Roundings by at most 1/2 move I by ½ Σ|x a| + ½ Σ|c b| +
+    2.5; eight FMAs in fp32, each by 2⁻²⁴ of a sum below 2³¹, by 1024; the number of the entry, which replaces
+    the lowest 8 bits so that a maximum carries it along, by 255. Hence `apart`. Limit: 4 multiplications (one
+    a cycle) for an entry and 16 queries; blending and keeping two maxima fits beside them: K / 4 cycles a
+    query; at K = 256 74 % of that is reached. */
 #define PVTI_SCREEN 64 /* queries at a time: with their maxima they fill the registers */
 
 typedef struct pvti_screen {
@@ -20262,7 +20206,8 @@ PVTI_TARGET_VNNI PVTI_INLINE __m512i pvti_screen_add(__m512i sum, __m512i pair)
     return _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(pair), _mm512_set1_epi16(1));
 }
 
-PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias, int64_t K)
+PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *table, const float *bias,
+                                               int64_t K)
 {
     __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
     __m512 unit;
@@ -20276,7 +20221,8 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
             sum = _mm512_fmadd_ps(c, c, sum);
         }
         norm = _mm512_max_epu32(norm, _mm512_castps_si512(sum));
-        most = _mm512_mask_max_epu32(most, in, most, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
+        most = _mm512_mask_max_epu32(most, in, most,
+                                     _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(bias + k))));
     }
     s->b = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(norm)));
     s->bias_most = pvti_screen_most(most), s->score_bias = bias;
@@ -20295,7 +20241,8 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
 }
 
 /* best[i] for n ≤ 16 V queries; returns a bit for each one that fp32 has to decide. */
-PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n, pvti_screen *s, int V)
+PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const float *x, int64_t n,
+                                                          pvti_screen *s, int V)
 {
     __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
     __m512 unit;
@@ -20324,7 +20271,8 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
         _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
     unit = _mm512_set1_ps(-a);
     for (v = 0; v < V; v++) {
-        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v], unit);
+        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v],
+                                                           unit);
         first[v] = second[v] = _mm512_set1_epi32(INT32_MIN);
     }
     for (k = 0; k < s->K; k++) {
@@ -20343,11 +20291,13 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     for (v = 0; v < V; v++) {
         int64_t left = n - 16 * v;
         __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
-        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded numbers */
+        /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded
+           numbers */
         __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
         for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
         _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
-        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]), apart) << (16 * v);
+        open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]),
+                                                       apart) << (16 * v);
     }
     return open;
 }
@@ -20367,7 +20317,8 @@ PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, in
         uint64_t open;
         int64_t left = 0;
         m = PVTI_MIN(PVTI_SCREEN, n - i);
-        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m, &s, 2);
+        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m,
+                                                                                                  &s, 2);
         for (q = 0; open; q++, open >>= 1)
             if (open & 1) memcpy(rest[left], x + q * 8, sizeof rest[0]), from[left++] = (int32_t)q;
         pvti_nearest_fp32_avx512(found, rest[0], left, table, bias, 8, K);
@@ -20375,7 +20326,8 @@ PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, in
     }
 }
 
-PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n, const float *table,
+PVTI_TARGET_AVX512 static void pvti_nearest_avx512(int32_t *best, const float *x, int64_t n,
+                                                   const float *table,
                                                    const float *bias, int64_t D, int64_t K)
 {
     bool screen = D == 8 && K >= 64 && K <= 256 && n >= 24 && pvti_has_vnni();
@@ -20433,7 +20385,8 @@ PVTI_TARGET_AVX2 static void pvti_nearest_avx2(int32_t *best, const float *x, in
     for (; i < n; i++) pvti_nearest_q_avx2(best + i, x + i * D, table, bias, D, K, 1);
 }
 #else
-static void pvti_nearest_native(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias,
+static void pvti_nearest_native(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
+                                const pvt_real *bias,
                                 int64_t D, int64_t K)
 {
     pvti_nearest(best, x, n, table, bias, D, K);
@@ -20443,14 +20396,14 @@ PVTI_KERNELS_END
 
 // >>row products
 #if !PVTI_REAL_IS_DOUBLE
-/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer.
-    For 16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
+/*  One row of x times dense rows of 16 or 8 bits, decoded in registers, without the way through a buffer. For
+    16 bits the lanes, the order, and so the bits, are those of pvti_dots. For Q8_0 x is rounded to 16 bits
     block by block, x ≈ dx·u, and lane l of 16 adds
 
         lane ← fma((float)(u[2l]·q[2l] + u[2l+1]·q[2l+1]), d·dx, lane)      per block,
 
-    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four rows
-    share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
+    integers below 2²⁴: exact, whatever adds them. The lanes are added by the tree of pvti_lanes_sum. Four
+    rows share the loads of x. 32 weights: a widening load, a VPMADDWD, a conversion, an FMA, and the scale in
     128-bit registers: 5 to 6 cycles for 34 bytes, what memory gives a core. */
 PVTI_KERNELS_BEGIN
 PVTI_INLINE void pvti_row_lanes_body(float *__restrict lanes, const uint8_t *row, const int16_t *u,
@@ -20534,7 +20487,8 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_row_dots_of(float *y, const uint8_t *ro
 {
     for (int64_t r = 0; r < n; r += 4) {
         const uint8_t *r0 = rows + r * bytes, *r1 = rows + PVTI_MIN(r + 1, n - 1) * bytes;
-        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3, n - 1) * bytes;
+        const uint8_t *r2 = rows + PVTI_MIN(r + 2, n - 1) * bytes, *r3 = rows + PVTI_MIN(r + 3,
+                                                                                         n - 1) * bytes;
         __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
         for (int64_t k = 0; k < I; k += 32) {
             bool q8 = dtype == PVT_Q8_0;
@@ -20587,18 +20541,21 @@ static void pvti_row_task(void *arg, int64_t i, int worker)
     (void)worker;
 #if PVTI_X86
     if (job->ctx->isa == PVTI_AVX512)
-        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I, job->weight->dtype);
+        pvti_row_dots_avx512(y, rows, job->bytes, n, job->x, job->u, job->dx, job->weight->I,
+                             job->weight->dtype);
     else
 #endif
         for (r = 0; r < n; r++) {
             float lanes[16];
-            PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx, job->weight->I);
+            PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx,
+                                                job->weight->I);
             y[r] = pvti_lanes_sum(lanes);
         }
     for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
 }
 
-static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights, int n,
+static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights,
+                             int n,
                              bool accumulate)
 {
     const pvt_weight *w = weights[0];
@@ -20621,42 +20578,29 @@ static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, cons
 #endif
 
 // >>look-ups
-/*  One token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel): the tables
+/*  `product` of codebooks: one token times codes (T-MAC, 2407.00088; AQLM's own CPU kernel). The tables
 
         T_t[k] = ⟨x_j, C_m[k]⟩,   t = j·M + m   (input group j, codebook m)
 
-    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where
-    a product needs ig multiplications. All of it is in integers, whose sums do not depend on any order, so
-    every kernel gives the same bits: a weight's codebooks are counted in units of their largest magnitude
-    over 32767, and x, for PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024
-    before it is rounded (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32 bits, and its upper 16, rounded, are the table. The
-    error is near that of codebooks in fp16.
+    are made once per x, and a row's product is s_o · Σ_t T_t[code_t(o)]: a look-up and an addition where a
+    product needs ig multiplications. All of it is in integers, whose sums depend on no order, so every kernel
+    gives the same bits: codebooks are counted in units of their largest magnitude over 32767, and x, for
+    PVTI_LOOKUP_BLOCK tables at a time, in units such that no Σ_a |x_a| is above 65024 before it is rounded
+    (65056 after, at 64 a group; 65537 would overflow) and no |x_a| above 32766. ⟨x_j, C_m[k]⟩ then fits 32
+    bits, and its upper 16, rounded, are the table. The error is near that of codebooks in fp16.
 
-    Tables: VPDPWSSD multiplies and adds two elements for 16 entries, one a cycle (two on a core that has 512
-    bits twice): 64 a table of 8, 18 ns at 3.6 GHz; 20.5 are reached, and 2 for rounding x. VPMADDWD and an
-    addition: 25 ns in AVX-512, 37 in AVX2.
+    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its
+    core. What the tasks found for a row is added in the order of the input groups, in at most
+    PVTI_LOOKUP_PARTS parts, whatever the threads. Codes are kept in the order in which they are read: [block
+    of tables][row block][t][64], row r of a block at byte pvti_lookup_at(r), so that interleaved vectors
+    bring rows 0 … 31 and 32 … 63 back in order.
 
-    Look-ups with AVX-512 VBMI: a table of 256 entries is held in registers, VPERMI2B picks 64 bytes from 128,
-    so two of them and a blend on the code's top bit look up 64 rows, for the lower and the upper bytes of the
-    entries. Two tables' bytes side by side are added by VPMADDUBSW with ones. A pair of tables for 64 rows (512
-    weights at 8 a group): 8 VPERMI2B and 4 interleavings at one a cycle, 4 additions of pairs, 4 of sums, 4
-    blends beside them: 12 to 16 cycles, 115 to 150 Gweights/s at 3.6 GHz, from L1 (16 KiB of tables a block);
-    103 are reached on one core.
-
-    With AVX-512 alone: VPERMI2W picks 32 words from 64, four of them and three blends look up 32 rows. A pair of
-    tables for 32 rows: some 28 instructions, 14 cycles, 65 Gweights/s; 43 are reached.
-
-    Elsewhere, AVX2 included: an addition from a table in 32 bits in L1 (32 KiB of tables a block) and a share of the
-    load that brought its code: 13 loads and 14 other instructions for 8 look-ups. At two loads a cycle that is
-    17.7 Gweights/s at 3.6 GHz; 17.4 are reached. VPSHUFB, which picks from 16 entries, needs ten instructions for
-    64 rows and 16 entries, and no less time.
-
-    A task makes a block's tables and at once looks up all rows in them, so that no table ever leaves its core
-    (made by all for all, they cost two cores as much time as they saved). What the tasks found for a row is
-    added in the order of the input groups, in at most PVTI_LOOKUP_PARTS parts, whatever the threads.
-
-    Codes are kept in the order in which they are read: [block of tables][row block][t][64], row r of a block
-    at byte pvti_lookup_at(r), so that the interleavings bring rows 0 … 31 and 32 … 63 back in order. */
+    Limits, and what one core at 3.6 GHz reaches of them (2x8g8; bench/tokens, and RESULTS.md for what was
+    tried):
+        a table of 8      VPDPWSSD, one a cycle: 18 ns; 20.5
+        AVX-512 VBMI      VPERMI2B, 12 to 16 cycles for 512 weights: 115 to 150 Gweights/s; 103
+        AVX-512           VPERMI2W, 14 cycles for 256 weights: 65; 43
+        AVX2, portable    two loads a cycle: 17.7; 17.4 */
 
 #define PVTI_LOOKUP_ROWS 64
 #define PVTI_LOOKUP_BLOCK 32 /* tables that share a unit; even, at most 256: 16-bit sums of pairs */
@@ -20720,7 +20664,8 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
     pairs = pvti_lookup_pairs(weight);
     T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
     bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
-    weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last element */
+    weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last
+                                                             element */
     if (!weight->prepared) return PVT_ERR_MEMORY;
     unit = (float *)weight->prepared; /* of the codebooks' numbers, and padding */
     across = (int16_t *)weight->prepared + 32;
@@ -20747,12 +20692,14 @@ static pvt_result pvti_lookup_prepare(pvt_weight *weight)
 }
 
 PVTI_KERNELS_BEGIN
-/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide by
-   (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
-PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x, int64_t n,
+/* x [n] as integers in *unit, each group filled up to pairs with zeros. Where the unit is too small to divide
+   by (no |x_a| above 4e-34) or not finite, they are 0 and the unit alone carries that on. */
+PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const float *__restrict x,
+                                      int64_t n,
                                       int64_t ig)
 {
-    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not finite */
+    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not
+                                                                     finite */
     int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
     for (i = 0; i < n; i += ig) {
         float size[64], sum;
@@ -20788,8 +20735,8 @@ PVTI_INLINE void pvti_lookup_round_body(int16_t *to, float *unit, const float *x
 PVTI_KERNEL(pvti_lookup_round, (int16_t *to, float *unit, const float *x, int64_t n, int64_t ig),
             (to, unit, x, n, ig))
 
-/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so that its
-   entries are loaded once for both. In 32 bits each, as they are added. */
+/* T[k] = (2^15 + Σ_a x[a]·C[k][a]) / 2^16 downwards, and U[k] with y for x: two tables of one codebook, so
+   that its entries are loaded once for both. In 32 bits each, as they are added. */
 PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
                                                    const int16_t *across, int64_t pairs)
 {
@@ -20803,10 +20750,11 @@ PVTI_PORTABLE static void pvti_lookup_table_scalar(uint8_t *T, uint8_t *U, const
     }
 }
 
-/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded one by one,
-   those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups balance what a core
-   can load and what it can compute. Not for the compiler to vectorize. */
-PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables, int64_t n)
+/* sum[r] = Σ_t T_t[code_t(r)] for one row block. Eight rows lie side by side; the codes of four are loaded
+   one by one, those of the others at once and taken apart: 13 loads and 14 other instructions for 8 look-ups
+   balance what a core can load and what it can compute. Not for the compiler to vectorize. */
+PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, const uint8_t *tables,
+                                           int64_t n)
 {
     for (int64_t r = 0; r < PVTI_LOOKUP_ROWS; r += 8) {
         const uint8_t *at = codes + pvti_lookup_at(r);
@@ -20827,7 +20775,8 @@ PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, c
     }
 }
 
-/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables. */
+/* y[r] += unit · Σ_t T_t[code_t(r)] for row blocks of 64, codes `apart` from block to block, n (even) tables.
+   */
 PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
                                        const uint8_t *tables, int64_t n, float unit)
 {
@@ -20842,7 +20791,8 @@ PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, in
             (y, codes, apart, blocks, tables, n, unit))
 
 #if PVTI_X86
-/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a cycle. */
+/* Keeps in a register what several instructions need: gcc would load it for each, and a core loads 64 bytes a
+   cycle. */
 #define PVTI_KEEP(vector) __asm__("" : "+v"(vector))
 
 /* Two elements of x, as often as a vector holds them. */
@@ -20853,7 +20803,8 @@ PVTI_INLINE int32_t pvti_lookup_two(const int16_t *x)
     return two;
 }
 
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                            const int16_t *y,
                                                             const int16_t *across, int64_t pairs)
 {
     for (int64_t k = 0; k < 256; k += 16, T += 64, U += 64) {
@@ -20866,10 +20817,12 @@ PVTI_TARGET_AVX2 PVTI_INLINE void pvti_lookup_table_avx2_of(uint8_t *T, uint8_t 
                 t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(c, two));
             }
         for (int i = 0; i < 4; i++)
-            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32), _mm256_srai_epi32(t[i], 16));
+            _mm256_storeu_si256((__m256i *)(void *)((i % 2 ? U : T) + i / 2 * 32),
+                                _mm256_srai_epi32(t[i], 16));
     }
 }
-PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                    const int16_t *y,
                                                     const int16_t *across, int64_t pairs)
 {
     if (pairs == 4) pvti_lookup_table_avx2_of(T, U, x, y, across, 4);
@@ -20877,7 +20830,8 @@ PVTI_TARGET_AVX2 static void pvti_lookup_table_avx2(uint8_t *T, uint8_t *U, cons
 }
 
 /* AVX-512 without VBMI. Tables in 16 bits: the upper words of the sums. */
-PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                        const int16_t *y,
                                                         const int16_t *across, int64_t pairs)
 {
     static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
@@ -20889,8 +20843,12 @@ PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, 
             __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
             __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
             __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
-            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1, _mm512_madd_epi16(d, xp));
-            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1, _mm512_madd_epi16(d, yp));
+            t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1,
+                                                                                       _mm512_madd_epi16(d,
+                                                                                                         xp));
+            u0 = _mm512_add_epi32(u0, _mm512_madd_epi16(c, yp)), u1 = _mm512_add_epi32(u1,
+                                                                                       _mm512_madd_epi16(d,
+                                                                                                         yp));
         }
         _mm512_storeu_si512(T + k, _mm512_permutex2var_epi16(t0, pick, t1));
         _mm512_storeu_si512(U + k, _mm512_permutex2var_epi16(u0, pick, u1));
@@ -20905,7 +20863,8 @@ PVTI_TARGET_AVX512 PVTI_INLINE __m512i pvti_lookup_32(const uint8_t *table, cons
     v[0] = _mm512_mask_mov_epi16(v[0], second, v[1]), v[2] = _mm512_mask_mov_epi16(v[2], second, v[3]);
     return _mm512_mask_mov_epi16(v[0], _mm512_test_epi16_mask(c, _mm512_set1_epi16(128)), v[2]);
 }
-PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *codes, int64_t apart,
+                                                       int64_t blocks,
                                                        const uint8_t *tables, int64_t n, float unit)
 {
     const __m512i ones = _mm512_set1_epi16(1);
@@ -20923,10 +20882,12 @@ PVTI_TARGET_AVX512 static void pvti_lookup_rows_avx512(float *y, const uint8_t *
                 high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), ones));
             }
             _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0, high)),
+                                                 _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows0,
+                                                                                              high)),
                                                  _mm512_loadu_ps(to)));
             _mm512_storeu_ps(to + 32, _mm512_fmadd_ps(_mm512_set1_ps(unit),
-                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, rows32, high)),
+                                                      _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low,
+                                                                                                   rows32, high)),
                                                       _mm512_loadu_ps(to + 32)));
         }
 }
@@ -20943,12 +20904,14 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_planes(uint8_t *to, const __m512i 
         90, 94, 98, 102, 106, 110, 114, 118, 122, 126, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47,
         51, 55, 59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119, 123, 127};
     const __m512i pick = _mm512_loadu_si512(bytes);
-    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick, sum[3]);
+    __m512i a = _mm512_permutex2var_epi8(sum[0], pick, sum[1]), b = _mm512_permutex2var_epi8(sum[2], pick,
+                                                                                             sum[3]);
     _mm512_storeu_si512(to, _mm512_shuffle_i64x2(a, b, 0x44));
     _mm512_storeu_si512(to + 256, _mm512_shuffle_i64x2(a, b, 0xee));
 }
 /* Tables for VPERMI2B: 256 lower bytes and then 256 upper ones. */
-PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                            const int16_t *y,
                                                             const int16_t *across, int64_t pairs)
 {
     for (int64_t k = 0; k < 256; k += 64) {
@@ -20964,7 +20927,8 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_table_vbmi_of(uint8_t *T, uint8_t 
         pvti_lookup_planes(T + k, t), pvti_lookup_planes(U + k, u);
     }
 }
-PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+PVTI_TARGET_VBMI static void pvti_lookup_table_vbmi(uint8_t *T, uint8_t *U, const int16_t *x,
+                                                    const int16_t *y,
                                                     const int16_t *across, int64_t pairs)
 {
     if (pairs == 4)
@@ -21037,7 +21001,8 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_
 #undef PVTI_ADD
 }
 
-PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *codes, int64_t apart,
+                                                   int64_t blocks,
                                                    const uint8_t *tables, int64_t n, float unit)
 {
     for (; blocks >= 2; blocks -= 2, y += 2 * PVTI_LOOKUP_ROWS, codes += 2 * apart)
@@ -21047,9 +21012,11 @@ PVTI_TARGET_VBMI static void pvti_lookup_rows_vbmi(float *y, const uint8_t *code
 #endif
 PVTI_KERNELS_END
 
-typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y, const int16_t *across,
+typedef void pvti_lookup_table_fn(uint8_t *T, uint8_t *U, const int16_t *x, const int16_t *y,
+                                  const int16_t *across,
                                   int64_t pairs);
-typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
+typedef void pvti_lookup_rows_fn(float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                                 const uint8_t *tables,
                                  int64_t n, float unit);
 
 /* By kernel set, and one more for VBMI: tables and look-ups that agree on how a table is laid out. */
@@ -21096,13 +21063,15 @@ typedef struct pvti_lookup_job {
 
 /* The tables t0 … t1−1, each of set.bytes; returns their unit. Memory stands still meanwhile, so the codes
    that they are for are fetched. */
-static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0, int64_t t1,
+static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_product *p, int64_t t0,
+                              int64_t t1,
                               uint8_t *tables)
 {
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
     int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
-    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig, p->weight->I), pairs = pvti_lookup_pairs(p->weight);
+    int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig,
+                                            p->weight->I), pairs = pvti_lookup_pairs(p->weight);
     int64_t bytes = job->set.bytes;
     uint8_t *unused = tables + PVTI_LOOKUP_BLOCK * bytes;
     int16_t *x = (int16_t *)(void *)(unused + bytes);
@@ -21139,14 +21108,16 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
         float unit = pvti_lookup_make(job, p, t, t + n, tables);
-        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks, tables,
+        job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks,
+                      tables,
                       n, unit);
     }
 }
 
 /* y[r] = scales[r] · Σ_c sums[c][r], c in order, or += */
 PVTI_KERNELS_BEGIN
-PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart, int64_t parts,
+PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__restrict sums, int64_t apart,
+                                         int64_t parts,
                                          const float *__restrict scales, int64_t n, bool accumulate)
 {
     for (int64_t r = 0; r < n; r += 16) {
@@ -21159,7 +21130,8 @@ PVTI_INLINE void pvti_lookup_reduce_body(float *__restrict y, const float *__res
     }
 }
 PVTI_KERNEL(pvti_lookup_reduce,
-            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n, bool accumulate),
+            (float *y, const float *sums, int64_t apart, int64_t parts, const float *scales, int64_t n,
+             bool accumulate),
             (y, sums, apart, parts, scales, n, accumulate))
 PVTI_KERNELS_END
 #define PVTI_LOOKUP_REDUCE 2048
@@ -21175,7 +21147,8 @@ static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
 
 /* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
    for all or taken (inside a task). */
-static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                                const pvt_weight *const *weights,
                                 int n, bool accumulate)
 {
     pvti_lookup_job job;
@@ -21200,7 +21173,8 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
     job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
     for (i = 0; i < n; i++)
-        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task, &job.products[i]);
+        pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task,
+                      &job.products[i]);
     return true;
 }
 
@@ -21233,7 +21207,8 @@ static void pvti_gather_row_scalar(float *lanes, const uint16_t *codes, const pv
 }
 #if PVTI_X86
 /* lanes of four rows, whose codes begin at c[0 … 3] */
-PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_t *const *c,
+                                                     const pvt_weight *w,
                                                      const float *x, int64_t M)
 {
     const uint16_t *halves = (const uint16_t *)w->prepared;
@@ -21256,7 +21231,8 @@ PVTI_TARGET_AVX2 PVTI_INLINE void pvti_gather_rows_m(float *lanes, const uint16_
     for (int r = 0; r < PVTI_GATHER_ROWS; r++, lanes += 16)
         _mm256_storeu_ps(lanes, sum[0][r]), _mm256_storeu_ps(lanes + 8, sum[1][r]);
 }
-PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c, const pvt_weight *w,
+PVTI_TARGET_AVX2 static void pvti_gather_rows_avx2(float *lanes, const uint16_t *const *c,
+                                                   const pvt_weight *w,
                                                    const float *x)
 {
     if (w->format.codebooks == 1)
@@ -21293,7 +21269,8 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
     }
 }
 
-static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight, bool accumulate)
+static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, const pvt_weight *weight,
+                                bool accumulate)
 {
     pvti_gather_job job;
     if (!weight->prepared || weight->format.bits <= 8) return false;
@@ -21302,7 +21279,8 @@ static bool pvti_gather_forward(pvt_ctx *ctx, pvt_real *y, const pvt_real *x, co
     return true;
 }
 
-static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x, const pvt_weight *const *weights,
+static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
+                              const pvt_weight *const *weights,
                               int n, bool accumulate)
 {
     if (pvti_lookup_forward(ctx, y, x, weights, n, accumulate)) return true;
@@ -21377,17 +21355,183 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 // >>start
 /* A context is made here, at the very end, where everything stands that it may use. */
 
+/* -1: PVTUNE_NUM_THREADS is no number of threads. Of OMP_NUM_THREADS, which is other software's, the first
+   number counts, if there is one. */
+static int pvti_thread_count(int wish)
+{
+    const char *own = pvti_environment("PVTUNE_NUM_THREADS"), *openmp = pvti_environment("OMP_NUM_THREADS");
+    char *end = NULL;
+    long n = wish;
+    if (n <= 0 && own && *own) {
+        n = strtol(own, &end, 10);
+        if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
+    }
+    if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
+    if (n <= 0) n = pvti_cores();
+    return (int)PVTI_MAX(1, PVTI_MIN(n, PVTI_MAX_THREADS));
+}
+
+/* Says in the desc why there will be no context, and returns the code. */
+static PVTI_PRINTF(3, 4) pvt_result
+    pvti_ctx_refuse(const pvt_ctx_desc *d, pvt_result result, const char *format, ...)
+{
+    va_list args;
+    if (!d->error || d->error_bytes < 1) return result;
+    va_start(args, format);
+    vsnprintf(d->error, (size_t)d->error_bytes, format, args);
+    va_end(args);
+    return result;
+}
+
+static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
+{
+    const pvt_files *f = &d->files;
+    pvt_files none;
+    bool given;
+    memset(&none, 0, sizeof none);
+    given = memcmp(f, &none, sizeof none) != 0;
+    if (given && !PVTI_FILES)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
+    if (given && (!f->open || !f->close || !f->read || !f->info || !f->lock != !f->share ||
+                  !f->map != !f->unmap))
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "files: open, close, read and info go together, and so do lock and share, "
+                               "map and unmap: give all of them or none");
+    return PVT_OK;
+}
+
+/* The desc, and the environment where it says nothing. */
+static pvt_result pvti_ctx_check(const pvt_ctx_desc *d, int *n_threads)
+{
+    if (d->error && d->error_bytes > 0) d->error[0] = 0;
+    if (d->n_threads < 0 || d->n_threads > PVTI_MAX_THREADS)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT, "n_threads is %d: 0 for all cores, or 1 to %d",
+                               d->n_threads, PVTI_MAX_THREADS);
+    if (!d->allocator.alloc != !d->allocator.free)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "the allocator has %s but no %s: give both, or neither for malloc",
+                               d->allocator.alloc ? "alloc" : "free", d->allocator.alloc ? "free" : "alloc");
+    if (d->compute_bf16 && PVTI_REAL_IS_DOUBLE)
+        return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
+                               "compute_bf16 is not for a build with PVTUNE_REAL double");
+    PVTI_TRY(pvti_ctx_check_files(d));
+    *n_threads = pvti_thread_count(d->n_threads);
+    if (*n_threads < 0)
+        return pvti_ctx_refuse(d, PVT_ERR_ARGUMENT,
+                               "PVTUNE_NUM_THREADS is \"%.40s\": 0 for all cores, or 1 to %d",
+                               pvti_environment("PVTUNE_NUM_THREADS"), PVTI_MAX_THREADS);
+    return PVT_OK;
+}
+
+/* Opens the device, and makes the plain context beside it. */
+static pvt_result pvti_ctx_open_device(pvt_ctx *ctx, const pvt_ctx_desc *d)
+{
+    pvt_ctx_desc plain = *d;
+    if (d->device->version != PVT_VERSION || d->device->size != sizeof *d->device ||
+        d->device->real_size != sizeof(pvt_real))
+        return pvti_ctx_refuse(d, PVT_ERR_MISMATCH,
+                               "the device was compiled against another pvtune.h, or with another PVTUNE_REAL");
+    plain.device = NULL;
+    PVTI_TRY(pvt_ctx_create(&plain, &ctx->host));
+    ctx->host->front = ctx;
+    PVTI_TRY(d->device->open(d->device, d, &ctx->device_state));
+    ctx->device = d->device;
+    return PVT_OK;
+}
+
+static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
+{
+    int64_t bytes = PVTI_GEMM_SHARED_BYTES + n_threads * PVTI_SCRATCH_BYTES;
+    return pvti_ctx_refuse(d, PVT_ERR_MEMORY, "out of memory: a context of %d threads takes %lld MiB",
+                           n_threads, (long long)(bytes >> 20));
+}
+
+PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
+{
+    pvt_allocator allocator;
+    if (!ctx) return;
+    pvt_ctx_destroy(ctx->host);
+    if (ctx->device) ctx->device->close(ctx->device_state);
+#ifndef PVTUNE_NO_THREADS
+    pvti_pool_destroy(ctx);
+#else
+    pvti_free(ctx, ctx->pool);
+#endif
+    pvti_free(ctx, ctx->scratch);
+    pvti_free(ctx, ctx->gemm_shared);
+    allocator = ctx->allocator;
+    if (allocator.alloc)
+        allocator.free(ctx, allocator.user);
+    else
+        free(ctx);
+}
+
+/* A context with the kernels of part I. The desc has been checked. */
+static pvt_result pvti_ctx_new(const pvt_ctx_desc *d, int n_threads, pvt_ctx **out)
+{
+    pvt_ctx *ctx = (pvt_ctx *)(d->allocator.alloc ? d->allocator.alloc(sizeof *ctx, d->allocator.user)
+                                                  : malloc(sizeof *ctx));
+    if (!ctx) return pvti_ctx_no_memory(d, n_threads);
+    memset(ctx, 0, sizeof *ctx);
+    ctx->n_threads = n_threads;
+    ctx->isa_name = "scalar";
+    ctx->seed = d->seed, ctx->compute_bf16 = d->compute_bf16;
+    ctx->allocator = d->allocator;
+    ctx->progress = d->progress, ctx->progress_user = d->progress_user;
+    ctx->parallel = d->parallel, ctx->parallel_user = d->parallel_user;
+    ctx->files = d->files;
+    ctx->scratch = PVTI_NEW(ctx, char, ctx->n_threads * PVTI_SCRATCH_BYTES);
+    ctx->gemm_shared = PVTI_NEW(ctx, char, PVTI_GEMM_SHARED_BYTES);
+    if (ctx->n_threads > 1) ctx->pool = PVTI_NEW(ctx, pvti_pool, 1);
+    if (!ctx->scratch || !ctx->gemm_shared || (ctx->n_threads > 1 && !ctx->pool)) {
+        pvt_ctx_destroy(ctx);
+        return pvti_ctx_no_memory(d, n_threads);
+    }
+    *out = ctx;
+    return PVT_OK;
+}
+
+PVT_API pvt_ctx_info pvt_ctx_get_info(const pvt_ctx *ctx)
+{
+    pvt_ctx_info info;
+    memset(&info, 0, sizeof info);
+    info.n_threads = ctx->n_threads;
+    info.isa = ctx->isa_name;
+    info.bytes_now = ctx->bytes_now, info.bytes_peak = ctx->bytes_peak, info.allocations = ctx->allocations;
+    if (!ctx->device) return info;
+    info.bytes_now += ctx->host->bytes_now;
+    info.bytes_peak += ctx->host->bytes_peak;
+    info.allocations += ctx->host->allocations;
+    info.device = ctx->device->name;
+    info.device_bytes_now = ctx->device->held(ctx->device_state);
+    info.device_bytes_peak = ctx->device_peak;
+    return info;
+}
+
+PVT_API void pvt_ctx_reset_peak(pvt_ctx *ctx)
+{
+    ctx->bytes_peak = ctx->bytes_now;
+    if (!ctx->device) return;
+    ctx->host->bytes_peak = ctx->host->bytes_now;
+    ctx->device_peak = ctx->device->held(ctx->device_state);
+}
+
 #if PVTI_FILES
 static void pvti_files_install(pvt_ctx *ctx)
 {
 #if PVTUNE_LAYER >= 2
     static const pvti_outside outside = {
         pvti_source_close,           pvti_source_bytes,    pvt_tokenizer_free,  pvti_tokenizer_share,
-        pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
+        pvti_model_head_q8,          pvti_quantizer_read_options, pvti_quantizer_store, pvti_quantizer_take,
     };
     ctx->outside = &outside;
 #endif
     ctx->files = ctx->files.open ? ctx->files : pvti_own_files;
+#define PVTI_X(type, name) \
+    if (!ctx->kernels.decoders[PVT_##type]) ctx->kernels.decoders[PVT_##type] = pvti_decode_##name;
+    PVTI_BLOCK_TYPES(PVTI_X)
+#undef PVTI_X
 }
 #endif
 

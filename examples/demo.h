@@ -1,6 +1,6 @@
 /*  pvtune demo: the whole story in about three minutes (--short: one) and without any file. A text from a seeded
     grammar (or --text) → a small byte-level Llama trained on it by this library's own
-    back-propagation → two bits per weight → tuning with each strategy, under a constant and under
+    back-propagation → two bits per weight → tuning with four strategies, under a constant and under
     a cosine learning rate → one table and one chart. Every figure is of unseen text, and of values
     rounded to fp16, as a saved file would hold them. The same seed gives the same figures.
 

@@ -138,7 +138,7 @@ static const option tune_rows[] = {
     {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
     HEADING("V step: which codes change"),
     {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste, linearized, stochastic: 1)", "share of a weight's groups searched in a step"},
-    {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step changes a weight by at most R of its norm"},
+    {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step moves codes until a weight has changed by R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},

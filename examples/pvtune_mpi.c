@@ -46,7 +46,7 @@ static const option rows[] = {
     WHOLE("--threads", threads, 1, 256, "N", "(cores / ranks on a machine)", "of each rank"),
     {"--seed", NULL, OPTION_SEED, AT(seed), false, "S", 0, 0, "0", "every random choice follows from it"},
 };
-static const option_set set = {rows, sizeof rows / sizeof *rows};
+static const option_set set = {rows, (int)(sizeof rows / sizeof *rows), NULL};
 
 enum { PIECE = 1 << 14 }; /* values that a rank adds up at a time */
 

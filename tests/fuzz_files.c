@@ -4,14 +4,14 @@
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 
-static void touch(const uint8_t *data, size_t size, const pvti_tensor *tensors, int64_t n)
+static void touch(const pvt_ctx *ctx, const uint8_t *data, size_t size, const pvti_tensor *tensors, int64_t n)
 {
     static pvt_real block[256];
     int64_t i;
     for (i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[i];
         if (t->data < data || t->data > data + size || t->bytes > (int64_t)(data + size - t->data)) abort();
-        if (t->bytes) pvti_dtype_info(t->dtype)->decode(t->data, block, 1);
+        if (t->bytes) pvti_decoder(ctx, t->dtype)(t->data, block, 1);
     }
 }
 
@@ -36,16 +36,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             pvti_json_number(&json, i, &number), pvti_json_int(&json, i, &bytes);
     pvti_json_free(&json);
     if (pvti_safetensors_read(ctx, "fuzz", data, (int64_t)size, &st) == PVT_OK)
-        touch(data, size, st.tensors, st.n);
+        touch(ctx, data, size, st.tensors, st.n);
     pvti_safetensors_close(&st);
     if (pvti_gguf_read(ctx, "fuzz", data, (int64_t)size, &gguf) == PVT_OK)
-        touch(data, size, gguf.tensors, gguf.n);
+        touch(ctx, data, size, gguf.tensors, gguf.n);
     if (pvti_gguf_get_array(&gguf, "tokens", &array))
         while (pvti_gguf_array_string(&array, &s, &bytes)) memcpy(text, s, (size_t)PVTI_MIN(bytes, 64));
     if (pvti_gguf_get_array(&gguf, "ids", &array)) pvti_gguf_array_number(&array, array.n - 1, &number);
     pvti_gguf_close(&gguf);
     if (pvti_llama2c_read(ctx, "fuzz", data, (int64_t)size, &llama) == PVT_OK)
-        touch(data, size, &llama.wcls, 1);
+        touch(ctx, data, size, &llama.wcls, 1);
     pvti_llama2c_close(&llama);
     if (pvt_ctx_get_info(ctx).bytes_now != before) abort();
     return 0;

@@ -277,13 +277,18 @@ static void test_decoders(void)
 {
     static uint8_t b[40 * 256 + 1];
     static pvt_real out[40 * 256], again[40 * 256];
+    pvt_ctx_desc scalar;
+    pvt_ctx *plain = NULL;
     int type, i;
+    memset(&scalar, 0, sizeof scalar);
+    scalar.isa = "scalar";
+    CHECK(pvt_ctx_create(&scalar, &plain) == PVT_OK);
     for (type = PVT_F32; type < PVT_DTYPE_COUNT; type++) {
         const pvti_dtype *info = pvti_dtype_info((pvt_dtype)type);
         int n = info->block == 1 ? 37 : 5, wrong = 0;
         int64_t elements = n * info->block;
         random_blocks((pvt_dtype)type, b + 1, n);
-        info->decode(b + 1, out, n);
+        pvti_decoder(plain, (pvt_dtype)type)(b + 1, out, n);
         for (i = 0; i < elements && type >= PVT_Q4_0; i++) {
             double x = naive((pvt_dtype)type, b + 1 + i / info->block * info->bytes, (int)(i % info->block));
             if (!(fabs(x - (double)out[i]) <= 1e-4 + 1e-6 * fabs(x))) wrong++;
@@ -307,7 +312,7 @@ static void test_decoders(void)
     }
     { /* a block by hand: d = 0.5, nibbles 0 and 15 in byte 0 */
         uint8_t block[18] = {0x00, 0x38, 0xf0, 0x89};
-        pvti_dtype_info(PVT_Q4_0)->decode(block, out, 1);
+        pvti_decoder(plain, PVT_Q4_0)(block, out, 1);
         CHECK(out[0] == -4 && out[16] == PVTI_R(3.5) && out[1] == PVTI_R(0.5) && out[17] == 0 &&
               out[2] == -4);
     }
@@ -318,6 +323,8 @@ static void test_decoders(void)
         memcpy(b + 3, &u, 8), pvti_dtype_info(PVT_U64)->decode(b + 3, out + 1, 1);
         CHECK(out[0] == -3 && out[1] == PVTI_R(1099511627776.0));
     }
+    CHECK(pvti_decoder(NULL, PVT_Q4_0) == NULL && pvti_decoder(NULL, PVT_F16) && !pvti_decoder(ctx, PVT_DTYPE_NONE));
+    pvt_ctx_destroy(plain);
     CHECK(pvti_dtype_info(PVT_DTYPE_NONE) == NULL && pvti_dtype_info(PVT_DTYPE_COUNT) == NULL);
     CHECK(pvti_dtype_parse("F8_E4M3") == PVT_DTYPE_NONE && pvti_dtype_parse("") == PVT_DTYPE_NONE);
 }

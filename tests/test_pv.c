@@ -688,11 +688,11 @@ static void test_strategy_names(void)
     CHECK(s == PVT_STRATEGY_SUBSPACE_STE && (int)s == 0); /* zero is the recommended one */
     for (i = 0; i < PVTI_COUNT(bad); i++) {
         CHECK(pvt_strategy_parse(ctx, bad[i], &s) == PVT_ERR_ARGUMENT);
-        CHECK(strstr(pvt_ctx_error(ctx), "subspace-ste (also called pv)") != NULL);
+        CHECK(strstr(pvt_ctx_error(ctx), "subspace, or pv, which is the first") != NULL);
     }
-    CHECK(strcmp(pvt_strategy_name((pvt_strategy)6), "?") == 0 && strcmp(pvt_strategy_name((pvt_strategy)-1), "?") == 0);
+    CHECK(strcmp(pvt_strategy_name((pvt_strategy)1000), "?") == 0 && strcmp(pvt_strategy_name((pvt_strategy)-1), "?") == 0);
     memset(&d, 0, sizeof d);
-    d.strategy = (pvt_strategy)6;
+    d.strategy = (pvt_strategy)1000;
     CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT);
     d.strategy = PVT_STRATEGY_STOCHASTIC, d.force_update = true;
     CHECK(pvt_pv_create(ctx, &d, &pv) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "choose one") != NULL);

@@ -30,7 +30,7 @@ the table of a kind|pvti_kind_(dense|aqlm|nf4|int)%|weights;codebooks;fit;grids;
 aqlm|%aqlm%|interface: weights;codebooks;search;fit;layout;load;save;look-ups|head;weights;interface: quantize and tune
 AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;save;look-ups|head;interface: models;interface: quantize and tune;quantize
 what codebooks are read by|pvti_(codebooks|entries|group_dim|scales|decode_row|scatter)%|codebooks;search;fit;look-ups|head
-codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;scalar;layout;load;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;quantize
+codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;scalar;layout;load;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;pv;quantize
 a family|%"llama"%|families;tokenizer files|llama2c
 a family|[Mm]istral|families|
 a family|[Qq]wen|families;vocabulary;words;tokenizer files;tokenizer saving|interface: ops;interface: tokenizer;nfc
@@ -41,14 +41,14 @@ vectors of a processor|%_mm[0-9]*_|instruction sets;fast gemm;fast decoders;fast
 vectors of a processor|immintrin|instruction sets|
 a processor|x86_64|instruction sets|
 a processor|__builtin_cpu_|instruction sets;fast gemm;fast search;look-ups;installing|
-a call for files|[^A-Za-z0-9_.>*](f?open|fdopen|f?close|f?read|f?write|l?stat|fstat|rename|remove|unlink|mkdir|rmdir|fsync|flock|fcntl|fchown|fchmod|chmod|dup|dup2|pread|pwrite|lseek|fseek|ftell|fputs|fputc|fgets|fflush|tmpfile|mkstemp|realpath|access)\(|system|
-a call for directories|[^A-Za-z0-9_](opendir|readdir|closedir|scandir)\(|system|
-a call for memory|[^A-Za-z0-9_](mmap|munmap|madvise|mprotect|mlock|sbrk)\(|system|
-a call for threads|[^A-Za-z0-9_](pthread_|sched_yield|thrd_|mtx_|sem_)|system|
-a call for the time|[^A-Za-z0-9_.>*](clock_gettime|gettimeofday|nanosleep|usleep|sleep|time|clock)\(|system|
-a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system|
+a call for files|[^A-Za-z0-9_.>*](f?open|fdopen|f?close|f?read|f?write|l?stat|fstat|rename|remove|unlink|mkdir|rmdir|fsync|flock|fcntl|fchown|fchmod|chmod|dup|dup2|pread|pwrite|lseek|fseek|ftell|fputs|fputc|fgets|fflush|tmpfile|mkstemp|realpath|access)\(|system;system: files|
+a call for directories|[^A-Za-z0-9_](opendir|readdir|closedir|scandir)\(|system;system: files|
+a call for memory|[^A-Za-z0-9_](mmap|munmap|madvise|mprotect|mlock|sbrk)\(|system;system: files|
+a call for threads|[^A-Za-z0-9_](pthread_|sched_yield|thrd_|mtx_|sem_)|system;system: files|
+a call for the time|[^A-Za-z0-9_.>*](clock_gettime|gettimeofday|nanosleep|usleep|sleep|time|clock)\(|system;system: files|
+a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system;system: files|
 what ends or prints|[^A-Za-z0-9_](exit|_Exit|abort|printf|fprintf|vprintf|vfprintf|puts|perror|assert)\(||head
-a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system|
+a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system;system: files|
 END
 
 # Lines that may stand where they do, by a piece of them: each must be there still.
@@ -135,6 +135,7 @@ BEGIN { FS = "\t"; part = 0 }
 $4 ~ /^ *PART I: / { part = 1; parts++ }
 $4 ~ /^ *PART II: / { part = 2; parts++ }
 $4 ~ /^ *PART III: / { part = 3; parts++ }
+$1 == "start" { part = 0 } # puts the parts together, and is always there
 part == 1 { code[++lines] = $3; number[lines] = $2 }
 part > 0 && $3 ~ /^[A-Za-z#}]/ {
     name = ""

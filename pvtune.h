@@ -4298,6 +4298,10 @@ static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, doub
     return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
+/* A scale of 0 makes all codes equal: the present one stays, or gives way to a neighbour where it is no
+   answer. */
+static int pvti_single_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
+
 /* The code of weight i that lies nearest to this target, of all but the code `other` (−1: of all); *step: by
    how much W moves when it takes that code. */
 typedef int pvti_nearest_fn(const pvt_weight *weight, int64_t i, double target, int other, double *step);
@@ -4326,7 +4330,8 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
             pvt_real now;
             s->weight->kind->tile(s->weight, &now, 1, row, row + 1, column, column + 1);
             rest = target - (double)now;
-            if (pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
+            if (second_step != step && /* else there is nothing to draw between */
+                pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
                                  (rest - second_step) * (rest - second_step), a->rounding)) {
                 code = second;
                 step = second_step;
@@ -6052,7 +6057,8 @@ static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
 static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, int other, double *step)
 {
     double scale = (double)((const pvt_real *)w->array[PVTI_GRID_SCALES])[i / PVTI_NF4_GROUP];
-    int now = (int)pvti_code_get(w, i), code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : now;
+    int now = (int)pvti_code_get(w, i);
+    int code = scale != 0 ? pvti_nf4_nearest(target / scale, other) : pvti_single_idle(now, other);
     *step = scale * ((double)pvti_nf4_levels[code] - (double)pvti_nf4_levels[now]);
     return code;
 }
@@ -6172,7 +6178,8 @@ static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, in
     double scale = (double)((const pvt_real *)w->array[PVTI_INT_SCALES])[g];
     double zero = (double)((const pvt_real *)w->array[PVTI_INT_ZEROS])[g];
     int now = (int)pvti_code_get(w, i);
-    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other) : now;
+    int code = scale != 0 ? pvti_int_nearest(target / scale + zero, w->format.bits, other)
+                          : pvti_single_idle(now, other);
     *step = scale * (code - now);
     return code;
 }
@@ -9523,7 +9530,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    static const pvt_format unset = {PVT_FORMAT_DENSE, 0, 0, 0, 0};
+    static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
     pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t available;
     int n;
@@ -18326,7 +18333,7 @@ static void pvti_export_quantization_ours(pvti_text *text, const pvti_exporter *
     int64_t i;
     pvti_text_printf(text,
                      "  \"quantization_config\": {\n    \"pvtune_method\": \"" PVTI_LAYOUT_OURS "\",\n"
-                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to hf-dense "
+                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to dense "
                      "writes a directory for transformers\",\n    \"formats\": {");
     for (i = 0; i < s->n; i++) {
         char name[PVTI_NAME], format[48];
@@ -18475,7 +18482,7 @@ static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
     pvti_text_printf(text, "\n## Loading\n\n");
     if (codes && !s->aqlm)
         pvti_text_printf(text, "This is a format of pvtune's own, which transformers refuses. `pvtune export DIR --to\n"
-                               "hf-dense -o OUT` writes dense weights that it loads. ");
+                               "dense -o OUT` writes dense weights that it loads. ");
     else if (ours)
         pvti_text_printf(text, "The embedding is quantized, and transformers' AQLM has linear layers only:\n"
                                "it refuses this directory. `pvtune export DIR --to hf -o OUT` writes one\n"
@@ -19113,7 +19120,7 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     return result;
 }
 
-/* Codes beyond the codebook would read foreign memory. */
+/* Codes of too many bits would read foreign memory. */
 static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safetensors *st, const char *path,
                                           const pvt_weight *w, const char *name)
 {
@@ -19123,9 +19130,9 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
     for (k = 0; k < pvti_tensor_count(codes); k++) {
         uint16_t code = codes->data[k];
         if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
-        if (code >= pvti_entries(w))
-            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d of a codebook with %lld entries",
-                             path, name, code, (long long)pvti_entries(w));
+        if (code >> w->format.bits)
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path,
+                             name, code, w->format.bits);
     }
     return PVT_OK;
 }

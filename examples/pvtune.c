@@ -78,7 +78,7 @@ static const option quantize_rows[] = {
     {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
@@ -102,7 +102,7 @@ static const option quantize_rows[] = {
 static const option fit_rows[] = {
     POSITIONAL("W.safetensors", model, "its f32, f16 and bf16 matrices are fit; other tensors are skipped"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows)"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
@@ -824,6 +824,11 @@ static void quantize_note_bits(app *a, const pvt_quantize_desc *desc)
     while (quantize_bits(model, desc, &smaller) > 8 && smaller.bits > 1) smaller.bits--;
     while (quantize_bits(model, desc, &smaller) > 8 && smaller.codebooks > 1) smaller.codebooks--;
     pvt_format_text(&desc->format, text), pvt_format_text(&smaller, proposal);
+    if (smaller.kind != PVT_FORMAT_AQLM) {
+        note(a, "note: %s takes %.1f bits per weight, more than fp16: its scales weigh more than the weights; take larger groups",
+             text, bits);
+        return;
+    }
     note(a, "note: %s takes %.1f bits per weight on this model, more than fp16: its codebooks weigh more than the weights; try %s "
          "(%.1f)", text, bits, proposal, quantize_bits(model, desc, &smaller));
 }
@@ -844,7 +849,10 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->embedding || (desc->head && pvt_model_get_config(model)->tied))
+    if (desc->format.kind != PVT_FORMAT_AQLM)
+        note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
+                "writes dense weights that transformers loads");
+    else if (desc->embedding || (desc->head && pvt_model_get_config(model)->tied))
         note(a, "note: transformers will refuse the result, because its AQLM has no embeddings; pvtune loads it, and "
                 "export --to hf writes it with a dense embedding");
 }
@@ -1414,6 +1422,24 @@ static int verb_tokenize(app *a)
 
 /* ---- export ---- */
 
+/* transformers loads AQLM, and that in one format. */
+static int check_exportable(app *a)
+{
+    const pvt_weight *first = NULL;
+    char text[48];
+    for (int64_t i = 1; i < pvt_model_tensors(a->models[0]); i++) { /* 0, the embedding, is written dense */
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        if (t.dtype != PVT_DTYPE_NONE || !t.weight) continue;
+        if (!first) first = t.weight;
+        pvt_format_text(&t.weight->format, text);
+        if (t.weight->format.kind != PVT_FORMAT_AQLM)
+            return fail(a, "%s is in %s, a format of pvtune's own, which transformers does not load; use --to dense", t.name, text);
+        if (memcmp(&t.weight->format, &first->format, sizeof first->format) != 0)
+            return fail(a, "%s is in %s and others are not: transformers takes one format for all; use --to dense", t.name, text);
+    }
+    return 0;
+}
+
 static int verb_export(app *a)
 {
     pvt_save_desc save;
@@ -1424,6 +1450,7 @@ static int verb_export(app *a)
     save.dense = strcmp(a->o.to, "dense") == 0, save.dense_embedding = true;
     save.dtype = strcmp(a->o.dtype, "bf16") == 0 ? PVT_BF16 : strcmp(a->o.dtype, "f32") == 0 ? PVT_F32 : PVT_F16;
     DO(load_model(a, 0, a->o.model));
+    if (!save.dense) DO(check_exportable(a));
     DO(prepare_output(a, &made));
     if (!save.dense && pvt_model_tensor(a->models[0], 0).dtype == PVT_DTYPE_NONE)
         note(a, "note: the embedding is quantized and is written dense, for transformers");

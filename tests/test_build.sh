@@ -59,6 +59,31 @@ for layer in 0 1 2; do # without part II, the files
         check "no files, layer $layer as C++17, $real" $CC $cpp $flags
     done
 done
+# Parts left out: compiled, linked and run at every layer (all of them: layer 0 below, 1 by examples/own_model.c, 2 by
+# every test). What a build computes is the same with and without: test_nofiles prints it as a hash.
+for layer in 0 1 2; do
+    for parts in "-DPVTUNE_NO_FILES" "-DPVTUNE_NO_FAST" "-DPVTUNE_NO_FILES -DPVTUNE_NO_FAST"; do
+        check "layer $layer, $parts, links" $CC $c99 -O0 $parts -I. "$work/layer$layer.c" -o "$work/part" $link
+        check "layer $layer, $parts, runs" "$work/part"
+        rm -f "$work/part"
+    done
+    check "layer $layer, no fast, C++17" $CC $cpp -DPVTUNE_NO_FAST -fsyntax-only -I. "$work/layer$layer.c"
+    check "layer $layer, no fast, double" $CC $c99 -DPVTUNE_NO_FAST -DPVTUNE_REAL=double -fsyntax-only -I. "$work/layer$layer.c"
+    check "layer $layer, no fast, static functions" $CC $c99 -DPVT_API=static -DPVTUNE_NO_FAST -O0 -flto -c -I. \
+        "$work/layer$layer.c" -o "$work/static.o"
+done
+for parts in "-DTEST_WITH_FILES" "-DPVTUNE_NO_FILES" "-DTEST_WITH_FILES -DPVTUNE_NO_FAST" "-DPVTUNE_NO_FAST"; do
+    check "trained with $parts: compiled" $CC $c99 -D_GNU_SOURCE -O1 -DPVT_API=static -DTEST_STEPS=6 $parts \
+        tests/test_nofiles.c -o "$work/trained" $link
+    check "trained with $parts: runs" "$work/trained"
+    kernels=$(sed -n 's/^kernels //p' "$work/log") hash=$(grep '^hash ' "$work/log")
+    case $parts in
+    -DTEST_WITH_FILES) all=$hash ;;
+    *NO_FAST) check "trained with $parts: plain kernels" test "$kernels" = scalar ;;
+    esac
+    check "trained with $parts: the same bits" test "$hash" = "$all" -a -n "$hash"
+    rm -f "$work/trained"
+done
 check "no threads" $CC $c99 -DPVTUNE_NO_THREADS -fsyntax-only -I. "$work/layer2.c"
 check "no mmap" $CC $c99 -DPVTUNE_NO_MMAP -fsyntax-only -I. "$work/layer2.c"
 check "layer 0 links" $CC -O0 -I. "$work/layer0.c" -o "$work/layer0" $link

@@ -110,24 +110,31 @@ static bool json_has(pvt_ctx *ctx, const char *fields)
     return good;
 }
 
-/* A byte-level model with random weights, and texts, for everything below. */
-static void make_inputs(pvt_ctx *ctx)
+/* A byte-level model with random weights, of this width. */
+static void make_model(pvt_ctx *ctx, const char *name, int64_t width)
 {
     pvt_model_config config;
     pvt_model *model = NULL;
     pvt_tokenizer *bytes = NULL;
-    char path[600], *text;
-    int64_t n;
-    FILE *f;
+    char path[600];
     memset(&config, 0, sizeof config);
-    config.layers = 2, config.dim = 32, config.heads = 4, config.kv_heads = 2, config.ff = 64, config.vocab = 256;
+    config.layers = 2, config.dim = width, config.heads = 4, config.kv_heads = 2, config.ff = 2 * width, config.vocab = 256;
     config.ctx = 64, config.tied = true;
     CHECK_OK(ctx, pvt_model_create(ctx, &config, &model));
     CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
     pvt_model_set_tokenizer(model, bytes);
-    snprintf(path, sizeof path, "%s/model", dir);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
     CHECK_OK(ctx, pvt_model_save(model, path, NULL));
     pvt_model_free(model);
+}
+
+/* A model and texts, for everything below. */
+static void make_inputs(pvt_ctx *ctx)
+{
+    char path[600], *text;
+    int64_t n;
+    FILE *f;
+    make_model(ctx, "model", 32);
     text = stories_write(3, 20000, &n);
     snprintf(path, sizeof path, "%s/text", dir);
     f = fopen(path, "wb");
@@ -1084,6 +1091,49 @@ static void test_stop_soon(void)
     close(t.master);
 }
 
+/* The formats that are pvtune's own, from the text to dense weights. */
+static void test_formats(pvt_ctx *ctx, const char *format, const char *packed)
+{
+    double ppl[3] = {0, 0, 0};
+    char name[100];
+    CHECK_RUN(run("quantize wide --calib text -o own --format %s --samples 8 --no-finetune --overwrite", format));
+    CHECK(strstr(err_text, "transformers will refuse the result") && strstr(err_text, "--to dense"));
+    snprintf(name, sizeof name, "(%.3f with its codes packed)", strtod(packed, NULL));
+    CHECK(strstr(out_text, format) && strstr(out_text, name));
+    CHECK(sh("grep -q '\"pvtune_method\": \"arrays\"' own/config.json && ! grep -q quant_method own/config.json") == 0);
+    CHECK(sh("grep -q 'mlp.down_proj\": \"%s\"' own/config.json", format) == 0);
+    CHECK(sh("grep -q 'format | `%s`' own/README.md && grep -q -- '--to$' own/README.md && ! grep -q hf own/README.md", format) == 0);
+    CHECK_RUN(run("tune own --teacher wide --data text -o tuned --steps 3 --batch 2 --ctx 32 --strategy ste --code-lr 2 --no-eval "
+                  "--json -q --overwrite"));
+    CHECK(json_has(ctx, "groups_changed,bits_per_weight_packed") && strcmp(json_number("bits_per_weight_packed"), packed) == 0);
+    CHECK(strtod(json_number("groups_changed"), NULL) > 0);
+    test_bits("export tuned -o dense --to dense -q --overwrite", "dense");
+    for (int i = 0; i < 3; i++) {
+        CHECK_RUN(run("eval %s --ppl text --windows 2 --json -q", i == 0 ? "wide" : i == 1 ? "tuned" : "dense"));
+        ppl[i] = strtod(json_number("ppl"), NULL);
+    }
+    CHECK(ppl[0] > 1 && ppl[1] != ppl[0]);
+    CHECK_NEAR(ppl[2] / ppl[1], 1, 1e-3);
+    CHECK_REFUSED(1, "use --to dense", run("export tuned -o x --to hf -q"));
+    CHECK(strstr(err_text, format) && sh("test ! -e x") == 0);
+    CHECK_RUN(run("generate tuned -p Once -n 4 --ignore-eos -q"));
+    CHECK_RUN(run("info tuned --tensors"));
+    CHECK(strstr(out_text, format) != NULL);
+}
+
+static void test_formats_refused(void)
+{
+    CHECK_REFUSED(1, "do not divide", run("quantize model --calib text -o x --format nf4 -q"));
+    CHECK_REFUSED(1, "int:2g32 fits", run("quantize model --calib text -o x --format int:2g48 -q"));
+    CHECK_REFUSED(1, "int:BgG", run("quantize model --calib text -o x --format int:9g32 -q"));
+    CHECK(sh("test ! -e x") == 0);
+    CHECK_RUN(run("quantize model --calib text -o fat --format int:8g1 --samples 4 --no-finetune --overwrite"));
+    CHECK(strstr(err_text, "its scales weigh more than the weights; take larger groups") && !strstr(err_text, "codebooks"));
+    CHECK_RUN(run("demo --quick --train-steps 4 --steps 1 --format int:4g64 --svg own.svg --json -q"));
+    CHECK(strstr(out_text, "\"format\":\"int:4g64\"") && strcmp(json_number("runs"), "") != 0);
+    CHECK(sh("test -s own.svg") == 0);
+}
+
 /* Chart, table and JSON hold the same figures; lines that coincide are both named. */
 static void test_demo(pvt_ctx *ctx)
 {
@@ -1145,6 +1195,9 @@ int main(void)
     test_widths();
     test_silence();
     test_stop_soon();
+    make_model(ctx, "wide", 64);
+    test_formats(ctx, "nf4", "4.25"), test_formats(ctx, "int:2g64", "2.5");
+    test_formats_refused();
     test_demo(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);

@@ -18333,8 +18333,8 @@ static void pvti_export_quantization_ours(pvti_text *text, const pvti_exporter *
     int64_t i;
     pvti_text_printf(text,
                      "  \"quantization_config\": {\n    \"pvtune_method\": \"" PVTI_LAYOUT_OURS "\",\n"
-                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export --to dense "
-                     "writes a directory for transformers\",\n    \"formats\": {");
+                     "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export "
+                     "--to dense writes a directory for transformers\",\n    \"formats\": {");
     for (i = 0; i < s->n; i++) {
         char name[PVTI_NAME], format[48];
         if (s->items[i].array != 0) continue;

@@ -187,13 +187,13 @@ static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_m
     CHECK_OK(ctx, pvt_tuner_create(model, teacher, corpus, &desc, &tuner));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        char *found, *where, kept;
+        char *found, *where = NULL, kept;
         long long from;
         if (t.dtype != PVT_DTYPE_NONE || t.weight->format.bits == 8) continue;
         snprintf(name, sizeof name, "\"%s.codes\"", t.name);
         found = strstr(bytes + 8, name); /* the header is text, and its offsets follow the name */
         CHECK(found && (where = strstr(found, "\"data_offsets\":[")) != NULL);
-        if (!found) continue;
+        if (!where) continue;
         snprintf(range, sizeof range, "%.90s", strchr(where, '[') + 1);
         from = strtoll(range, NULL, 10);
         kept = bytes[8 + header + (uint64_t)from], bytes[8 + header + (uint64_t)from] = (char)(1 << t.weight->format.bits);

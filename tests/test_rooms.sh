@@ -41,14 +41,14 @@ vectors of a processor|%_mm[0-9]*_|instruction sets;fast gemm;fast decoders;fast
 vectors of a processor|immintrin|instruction sets|
 a processor|x86_64|instruction sets|
 a processor|__builtin_cpu_|instruction sets;fast gemm;fast search;look-ups;installing|
-a call for files|[^A-Za-z0-9_.>*](f?open|fdopen|f?close|f?read|f?write|l?stat|fstat|rename|remove|unlink|mkdir|rmdir|fsync|flock|fcntl|fchown|fchmod|chmod|dup|dup2|pread|pwrite|lseek|fseek|ftell|fputs|fputc|fgets|fflush|tmpfile|mkstemp|realpath|access)\(|system;system: files|
-a call for directories|[^A-Za-z0-9_](opendir|readdir|closedir|scandir)\(|system;system: files|
-a call for memory|[^A-Za-z0-9_](mmap|munmap|madvise|mprotect|mlock|sbrk)\(|system;system: files|
-a call for threads|[^A-Za-z0-9_](pthread_|sched_yield|thrd_|mtx_|sem_)|system;system: files|
-a call for the time|[^A-Za-z0-9_.>*](clock_gettime|gettimeofday|nanosleep|usleep|sleep|time|clock)\(|system;system: files|
-a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system;system: files|
+a call for files|[^A-Za-z0-9_.>*](f?open|fdopen|f?close|f?read|f?write|l?stat|fstat|rename|remove|unlink|mkdir|rmdir|fsync|flock|fcntl|fchown|fchmod|chmod|dup|dup2|pread|pwrite|lseek|fseek|ftell|fputs|fputc|fgets|fflush|tmpfile|mkstemp|realpath|access)\(|system;system: files;system: threads|
+a call for directories|[^A-Za-z0-9_](opendir|readdir|closedir|scandir)\(|system;system: files;system: threads|
+a call for memory|[^A-Za-z0-9_](mmap|munmap|madvise|mprotect|mlock|sbrk)\(|system;system: files;system: threads|
+a call for threads|[^A-Za-z0-9_](pthread_|sched_yield|thrd_|mtx_|sem_)|system;system: files;system: threads|
+a call for the time|[^A-Za-z0-9_.>*](clock_gettime|gettimeofday|nanosleep|usleep|sleep|time|clock)\(|system;system: files;system: threads|
+a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system;system: files;system: threads|
 what ends or prints|[^A-Za-z0-9_](exit|_Exit|abort|printf|fprintf|vprintf|vfprintf|puts|perror|assert)\(||head
-a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system;system: files|
+a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system;system: files;system: threads|
 END
 
 # Lines that may stand where they do, by a piece of them: each must be there still.

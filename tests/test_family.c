@@ -119,7 +119,7 @@ static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window)
     CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
     for (i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0][0];
+        pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0];
         const pvt_real *g = pvt_run_grad(run, i);
         for (k = 0; k < t.n; k += is_bias(&t) ? 1 : t.n / 9 + 1) {
             pvt_real old = p[k];

@@ -8457,11 +8457,12 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
 {
     int64_t V = run->model->config.vocab, i;
-    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
+    const pvt_real *hidden;
     if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
                          (long long)first, (long long)(run->B * run->T));
+    hidden = run->hidden + first * run->model->config.dim;
     if (!run->ctx->device) {
         pvt_weight_forward(logits, hidden, &run->model->head, n, false);
         return PVT_OK;
@@ -17219,8 +17220,11 @@ static pvt_result pvti_config_formats(pvti_loader *a, const pvti_json *j, int64_
     for (node = pvti_json_first(j, formats); node >= 0; node = pvti_json_next(j, node)) {
         pvti_named_format *f = &a->formats[a->n_formats++];
         char text[48] = "";
-        if (pvti_json_key(j, node, f->name, sizeof f->name) >= (int64_t)sizeof f->name ||
-            pvti_json_string(j, node, text, sizeof text) >= (int64_t)sizeof text ||
+        bool fits = pvti_json_key(j, node, f->name, sizeof f->name) < (int64_t)sizeof f->name;
+        fits = pvti_json_string(j, node, text, sizeof text) < (int64_t)sizeof text && fits;
+        f->name[sizeof f->name - 1] = 0; /* cut off where they do not fit */
+        text[sizeof text - 1] = 0;
+        if (!fits ||
             pvt_format_parse(a->ctx, text, &f->format) != PVT_OK || !pvti_kind_of(&f->format)->assign)
             return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: quantization_config: \"%s\" in format \"%s\" is not known",
                              a->config, f->name, text);

@@ -77,7 +77,8 @@
          9  tuner: pvt_tuner_step, from "a step" on
       A second evening: calibration. search: pvti_xtx_*; fit; quantize.
       A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place, and
-      in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family, device or kernel set is a section of its own and one line of a list:
+      in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family,
+      device or kernel set is a section of its own and one line of a list:
       PVT_FORMATS, pvti_families, pvt_ctx_desc.device, pvti_isa_install.
 
     IN ONE FILE OF YOUR PROJECT (before other includes, or compile it as gnu99)
@@ -435,8 +436,8 @@ typedef struct pvt_ctx_desc {
 /* Creates a context; desc may be NULL. The macro records the caller's version and the sizes
    of its types, so that two translation units compiled differently are told apart.
    Errors: ARGUMENT (also a PVTUNE_ISA or PVTUNE_NUM_THREADS of the environment that means nothing), MEMORY,
-   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none), and what
-   the device says.
+   MISMATCH (version, pvt_real), UNSUPPORTED (compute_bf16 in double; files in a build that has none), and
+   what the device says.
    desc->error has the sentence, except that another version's desc is not looked into. */
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size);
@@ -705,12 +706,12 @@ typedef struct pvt_device {
     void (*zero)(void *state, void *memory, int64_t bytes);
 
     /* Layer 0. */
-    void (*embedding_forward)(void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n,
-                              int64_t V, int64_t C);
+    void (*embedding_forward)(void *state, pvt_real *out, const pvt_real *table, const int32_t *ids,
+                              int64_t n, int64_t V, int64_t C);
     void (*embedding_backward)(void *state, pvt_real *dtable, const pvt_real *dout, const int32_t *ids,
                                int64_t n, int64_t V, int64_t C);
-    void (*linear_forward)(void *state, pvt_real *y, const pvt_real *x, const pvt_real *W, const pvt_real *bias,
-                           int64_t n, int64_t I, int64_t O);
+    void (*linear_forward)(void *state, pvt_real *y, const pvt_real *x, const pvt_real *W,
+                           const pvt_real *bias, int64_t n, int64_t I, int64_t O);
     void (*linear_backward)(void *state, pvt_real *dx, pvt_real *dW, pvt_real *dbias, const pvt_real *dy,
                             const pvt_real *x, const pvt_real *W, int64_t n, int64_t I, int64_t O);
     void (*rmsnorm_forward)(void *state, pvt_real *out, pvt_real *rstd, const pvt_real *x,
@@ -718,12 +719,12 @@ typedef struct pvt_device {
     void (*rmsnorm_backward)(void *state, pvt_real *dx, pvt_real *dweight, const pvt_real *dout,
                              const pvt_real *x, const pvt_real *rstd, const pvt_real *weight, int64_t n,
                              int64_t C);
-    void (*rope_table)(void *state, pvt_real *cosines, pvt_real *sines, const float *host_inv_freq, int64_t HS,
-                       int64_t pos, int64_t T);
+    void (*rope_table)(void *state, pvt_real *cosines, pvt_real *sines, const float *host_inv_freq,
+                       int64_t HS, int64_t pos, int64_t T);
     void (*rope_forward)(void *state, pvt_real *x, const pvt_real *cosines, const pvt_real *sines, int64_t B,
                          int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
-    void (*rope_backward)(void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines, int64_t B,
-                          int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    void (*rope_backward)(void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines,
+                          int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
     void (*attention_forward)(void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k,
                               const pvt_real *v, const pvt_attention_desc *host_desc);
     void (*attention_backward)(void *state, pvt_real *dq, pvt_real *dk, pvt_real *dv, const pvt_real *dout,
@@ -793,8 +794,8 @@ typedef struct pvt_device {
     void (*group_select)(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                          uint64_t *work, uint64_t *more_work);
     void (*weight_assign)(void *state, const struct pvt_weight *weight, const pvt_assign *host_a);
-    void (*weight_commit)(void *state, struct pvt_weight *weight, const pvt_assign *host_a, const double *norms,
-                          double trust, int64_t *changed);
+    void (*weight_commit)(void *state, struct pvt_weight *weight, const pvt_assign *host_a,
+                          const double *norms, double trust, int64_t *changed);
 } pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
@@ -814,7 +815,8 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
 /*  One weight matrix W [O, I] (out, in) in any representation. Layer 1 knows nothing of
     transformers: bring your own matrices and your own gradients. */
 
-/* The representations: each line makes PVT_FORMAT_NAME here and takes pvti_kind_name, its table of functions. */
+/* The representations: each line makes PVT_FORMAT_NAME here and takes pvti_kind_name, its table of
+   functions. */
 #define PVT_FORMATS(X) \
     X(DENSE, dense)    \
     X(AQLM, aqlm)      \
@@ -829,8 +831,8 @@ typedef enum pvt_format_kind {
 
 /*  aqlm, additive codebooks (arXiv 2401.06118): a group is a tile of og × ig weights, and
         W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each.
-    nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig = 64
-    inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
+    nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig =
+    64 inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
     Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
@@ -908,7 +910,8 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
 PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype dtype, int64_t O, int64_t I,
                                      pvt_weight *out);
 /* A dense weight of its own in pvt_real, zero; `fill` may be NULL or [O, I] to copy, in host memory. */
-PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I, pvt_weight *out);
+PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I,
+                                    pvt_weight *out);
 
 typedef struct pvt_fit_desc {
     const char *name;      /* for messages */
@@ -947,13 +950,13 @@ PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W);
 /* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). */
 PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n);
-/*  Makes products with one row of x fast, for codebook weights with groups of one row (others are left as they
-    are). Up to 256 entries: keeps the codes a second time, in the order in which look-ups read them; such
-    products then go through tables of ⟨x_group, entry⟩. Codebooks, x and tables are integers of 16 bits in units
-    of the largest (of x and tables: in 32 tables): an error near that of codebooks in fp16 (Gaussian numbers:
-    1.2e-4, fp16 2.1e-4; with every 50th of x 40 times as large: 2.3e-4). More entries, groups of eight: keeps
-    the codebooks in fp16. The same bits everywhere. Tuning the weight drops it again; a view prepares, and
-    frees, its own. A device has ways of its own: there this does nothing. Errors: MEMORY. */
+/*  Makes products with one row of x fast, for codebook weights with groups of one row (others are left as
+    they are). Up to 256 entries: keeps the codes a second time, in the order in which look-ups read them;
+    such products then go through tables of ⟨x_group, entry⟩. Codebooks, x and tables are integers of 16 bits
+    in units of the largest (of x and tables: in 32 tables): an error near that of codebooks in fp16 (Gaussian
+    numbers: 1.2e-4, fp16 2.1e-4; with every 50th of x 40 times as large: 2.3e-4). More entries, groups of
+    eight: keeps the codebooks in fp16. The same bits everywhere. Tuning the weight drops it again; a view
+    prepares, and frees, its own. A device has ways of its own: there this does nothing. Errors: MEMORY. */
 PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight);
 /* y [n, O] = x [n, I] · Wᵀ, or y += when accumulate. Never allocates, never fails. */
 PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight *weight,
@@ -961,8 +964,8 @@ PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight
 /* dx [n, I] += dy · W and dW [O, I] += dyᵀ · x; dx or dW may be NULL. */
 PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
-/* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array of
-   pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
+/* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array
+   of pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
        dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],
        dscale[o]      += Σ_{g in out group o} ⟨h[g], Σ_m codebook_m[code_m(g)]⟩.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
@@ -1005,7 +1008,8 @@ typedef struct pvt_tensors pvt_tensors;
 PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out);
 PVT_API int64_t pvt_tensors_count(const pvt_tensors *tensors);
 /* The i-th, 0 ≤ i < count, in the order of the header. Its name and data are the file's until it is closed;
-   data may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means nothing. */
+   data may stand at any address, so read it with memcpy or through pvt_weight_borrow. The role means
+   nothing. */
 PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i);
 /* The index of a name; −1 when there is none. */
 PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name);
@@ -1260,8 +1264,9 @@ PVT_API int64_t pvt_model_file_bytes(const pvt_model *model);
    value that is not finite or overflows: the sentence names the tensor), MEMORY. */
 PVT_API pvt_result pvt_model_round_f16(pvt_model *model);
 /* Readies the model for token by token: pvt_weight_prepare of every linear layer and of the head, or with
-   head_q8 a head in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less to read for
-   each token). Not for a model that will be tuned or saved afterwards. Errors: MEMORY, UNSUPPORTED. */
+   head_q8 a head in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less
+   to read for each token). Not for a model that will be tuned or saved afterwards. Errors: MEMORY,
+   UNSUPPORTED. */
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8);
 
 typedef struct pvt_save_desc {
@@ -1357,8 +1362,8 @@ typedef struct pvt_loss_desc {
 PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                 double *per_token);
 /* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's (the context's:
-   see the section device) and is reused after the call. The tensor may be updated right then: nothing that is left of this
-   backward reads it. Non-OK stops backward. */
+   see the section device) and is reused after the call. The tensor may be updated right then: nothing that is
+   left of this backward reads it. Non-OK stops backward. */
 typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
 /* Back-propagates the loss of the last forward (train must be set); one backward per forward.
    sink NULL (accumulate must be set): gradients are added to the run's own, held until they are
@@ -1468,7 +1473,8 @@ typedef struct pvt_quantize_desc {
 PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
-/* Whether pvt_quantize with this desc gives codes to that tensor (pvt_model_tensor) of a model without any. */
+/* Whether pvt_quantize with this desc gives codes to that tensor (pvt_model_tensor) of a model without
+   any. */
 PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
@@ -1684,9 +1690,10 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
 // >>kernels
 /*  Every inner loop of part I is a kernel: a function of plain C with a formula beside it, complete and
     right by itself. This list names them. A context has a table with one pointer for each, and where that is
-    not NULL it is called instead: part III fills the table when a context is made, with the same loops compiled
-    for wider vectors, and with faster designs of those that have an entry of their own below. Whatever it
-    installs gives the same bits (tests/test_ops_bits.c, test_gemm.c and test_pv.c compare by memcmp).
+    not NULL it is called instead: part III fills the table when a context is made, with the same loops
+    compiled for wider vectors, and with faster designs of those that have an entry of their own below.
+    Whatever it installs gives the same bits (tests/test_ops_bits.c, test_gemm.c and test_pv.c compare by
+    memcmp).
 
     EACH: compiled for the common vectors; WIDE: also for the widest, because a bench gains from it. */
 #define PVTI_KERNELS_0(EACH, WIDE)                                                                          \
@@ -1776,8 +1783,8 @@ typedef struct pvti_kernels {
 #undef PVTI_X
     const struct pvti_gemm_kernels *gemm;
 #if PVTUNE_LAYER >= 1
-    void (*nearest)(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias, int64_t D,
-                    int64_t K);
+    void (*nearest)(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias,
+                    int64_t D, int64_t K);
     pvti_decode_fn *decoders[PVT_DTYPE_COUNT];
     const struct pvti_product *products; /* one token's products, by representation; see >>weights */
 #endif
@@ -2069,7 +2076,8 @@ static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t 
     return pvti_unit(pvti_random(seed, purpose, step, index));
 }
 /* A permutation of 0 … n−1 (Fisher-Yates). */
-static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t seed, int purpose, uint64_t step)
+static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t seed, int purpose,
+                                          uint64_t step)
 {
     int64_t i, j, t;
     for (i = 0; i < n; i++) order[i] = i;
@@ -2155,8 +2163,8 @@ static PVTI_UNUSED pvt_result pvti_report(pvt_ctx *ctx, const char *phase, const
 }
 
 // >>device
-/*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops, and
-    nowhere else: everything above hands pointers on. */
+/*  The context's memory and the way to its device. What an op reads or writes is touched here, inside ops,
+    and nowhere else: everything above hands pointers on. */
 
 /* The first line of an op: has the context a device, the op is the device's. */
 #define PVTI_ON_DEVICE(ctx, op, ...)                             \
@@ -2610,8 +2618,8 @@ PVTI_INLINE void pvti_micro_half(float *C, int64_t ldc, const float *a, const fl
 
         y[m,n] = tree(lanes[m][n]),   lanes[m][n][l] = Σ x[m,k]·w[n,k] over k ≡ l
 
-    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]; ahead: NULL, or as many rows of w that it may
-    fetch meanwhile. */
+    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]; ahead: NULL, or as many rows of w that it
+    may fetch meanwhile. */
 #define PVTI_DOT_X 4
 #define PVTI_DOT_W 6
 
@@ -2756,7 +2764,8 @@ PVTI_INLINE void pvti_pack_panel_half(pvt_real *panel, int W, const pvt_real *sr
 #endif
 
 /* What a kernel set brings for products: a tile, and the kernels that fit it. */
-typedef void pvti_pack_fn(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk, int nj);
+typedef void pvti_pack_fn(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk,
+                          int nj);
 typedef struct pvti_gemm_kernels {
     int mr, nr;
     pvti_micro_fn *micro;
@@ -2788,8 +2797,8 @@ static int64_t pvti_pack_steps(bool half, int64_t n) { return half ? (n + 1) / 2
 /*  Packs rows k0 … k0+nk−1, columns j0 … j0+nj−1 of x into panels of width W one after the
     other, each nk rows (of bf16 pairs when `half`: (nk+1)/2) long, the last filled up with zeros.
     buffer holds PVTI_PACK_ROWS × PVTI_PACK_COLS numbers. */
-static void pvti_pack(pvti_pack_fn *pack_panel, bool half, pvt_real *panels, int W, pvti_operand x, int64_t k0, int64_t nk,
-                      int64_t j0, int64_t nj, pvt_real *buffer)
+static void pvti_pack(pvti_pack_fn *pack_panel, bool half, pvt_real *panels, int W, pvti_operand x,
+                      int64_t k0, int64_t nk, int64_t j0, int64_t nj, pvt_real *buffer)
 {
     int64_t steps = pvti_pack_steps(half, nk);
     bool along_k = x.tile ? x.transposed : x.cs != 1; /* the source's rows run along k */
@@ -2878,8 +2887,8 @@ static void pvti_gemm_pack_task(void *arg, int64_t i, int worker)
     int64_t rows = PVTI_GEMM_PACK_PANELS * job->mr, from = i * rows;
     pvt_real *buffer;
     pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->pack, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At, job->k0,
-              job->kb, job->m0 + from, PVTI_MIN(rows, job->mb - from), buffer);
+    pvti_pack(job->pack, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At,
+              job->k0, job->kb, job->m0 + from, PVTI_MIN(rows, job->mb - from), buffer);
 }
 
 /* The tile of C that comes next, on its way while this one is computed: worth 2 to 15 % in bf16. */
@@ -2949,10 +2958,10 @@ static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers
     }
 }
 
-/*  Skinny products: fewer than 16 rows of dense A. Dots decode pieces of B into the worker's buffer, and read a
-    dense B where it lies, in long runs of a row: cut into 512 columns and copied out of each other's way in L1,
-    eight rows of 2048 columns took twice as long. Axpy copies from four rows on, since it passes over a piece
-    of B once per eight rows of it: in place, eight rows took a third longer. */
+/*  Skinny products: fewer than 16 rows of dense A. Dots decode pieces of B into the worker's buffer, and read
+    a dense B where it lies, in long runs of a row: cut into 512 columns and copied out of each other's way in
+    L1, eight rows of 2048 columns took twice as long. Axpy copies from four rows on, since it passes over a
+    piece of B once per eight rows of it: in place, eight rows took a third longer. */
 static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
@@ -2968,7 +2977,8 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
             int64_t nk = PVTI_MIN(job->k_block, job->K - k);
             const pvt_real *w = in_place ? job->B.data + n * ldw + k : buffer;
             if (!in_place) job->B.tile(job->B.self, buffer, ldw, n, n + nw, k, k + nk);
-            for (int64_t m = 0; m < M; m += PVTI_DOT_X) /* the last of several passes leaves memory idle: fetch */
+            /* the last of several passes leaves memory idle: fetch */
+            for (int64_t m = 0; m < M; m += PVTI_DOT_X)
                 job->dots(lanes + m * PVTI_DOT_W * 16, job->At.data + k + m * job->At.cs, job->At.cs,
                           (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk,
                           in_place && m > 0 && m + PVTI_DOT_X >= M && n + nw + nw <= job->N ? w + nw * ldw : NULL);
@@ -3000,7 +3010,8 @@ static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
             for (int64_t r = 0; !in_place && !job->B.tile && r < nk; r++)
                 memcpy(buffer + r * ldb, job->B.data + (k + r) * job->B.rs + n, (size_t)nn * sizeof *buffer);
             PVTI_CALL(job->ctx, gemm_axpy)
-            (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn, nk);
+            (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn,
+             nk);
         }
 }
 
@@ -3022,8 +3033,8 @@ static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
 }
 
 /* What all entries share; true when there is something left to do. */
-static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
-                            pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc,
+                            pvti_operand A, pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
     const pvti_gemm_kernels *kernels = pvti_gemm_kernels_of(ctx);
     memset(job, 0, sizeof *job);
@@ -3096,7 +3107,8 @@ static void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti
     job.b = job.buffer = NULL;
     job.buffer_room = PVTI_GEMM_BUFFER / (int64_t)sizeof(pvt_real);
     job.b_room = (PVTI_SCRATCH_BYTES - PVTI_GEMM_KEEP - PVTI_GEMM_BUFFER) / (int64_t)sizeof(pvt_real);
-    /* long blocks of k pass less often over C; not where A must be cut for them, since B is decoded for each cut */
+    /* long blocks of k pass less often over C; not where A must be cut for them, since B is decoded for each
+       cut */
     if (M * pvti_pack_steps(half, PVTI_MIN(K, k_most)) > job.a_room) k_most = 512;
     pvti_gemm_run(&job, k_most, work < PVTI_GEMM_ALONE ? 1 : ctx->n_threads);
 }
@@ -4177,8 +4189,8 @@ static bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, in
         if (!pvti_mul(elements, shape[i], &elements)) return false;
     return pvti_mul(elements / info->block, info->bytes, bytes);
 }
-/* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i whose
-   number is not finite or too large, −1: none. */
+/* half[i] = from[i] in fp16, real[i] = that number again; each may be NULL, real may be from. The first i
+   whose number is not finite or too large, −1: none. */
 static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
@@ -4204,10 +4216,10 @@ static double pvti_peek(pvt_ctx *ctx, const pvt_real *number)
 }
 
 // >>weights
-/*  Behind pvt_weight stands one table of functions per representation, the only place that knows what its arrays
-    mean. What can be told from the list of arrays alone (allocating, copying, counting bits, rounding, saving,
-    a checkpoint, a view of rows) is written once, in >>representations. A new representation is a section with a
-    table pvti_kind_NAME, and one line of PVT_FORMATS.
+/*  Behind pvt_weight stands one table of functions per representation, the only place that knows what its
+    arrays mean. What can be told from the list of arrays alone (allocating, copying, counting bits, rounding,
+    saving, a checkpoint, a view of rows) is written once, in >>representations. A new representation is a
+    section with a table pvti_kind_NAME, and one line of PVT_FORMATS.
 
     Where there are codes, they are array 0: the groups in rows of the weight from left to right, M codes to a
     group. A group is the tile of weights that these M codes make. */
@@ -4218,8 +4230,8 @@ typedef struct pvti_kind {
     void (*print)(const pvt_format *format, char out[48]);
     /* Are the parameters possible? Then out gets its array list for O × I, how many are returned; 0: they are
        not. nearest, when sizes do not divide: the format that would fit, else equal to format. */
-    int (*arrays)(const pvt_format *format, int64_t O, int64_t I, pvt_dtype dtype, pvt_array out[PVT_MAX_ARRAYS],
-                  pvt_format *nearest);
+    int (*arrays)(const pvt_format *format, int64_t O, int64_t I, pvt_dtype dtype,
+                  pvt_array out[PVT_MAX_ARRAYS], pvt_format *nearest);
     void (*group)(const pvt_format *format, int64_t *og, int64_t *ig); /* the tile that one group covers */
     pvti_tile_fn *tile; /* a rectangle of the dequantized weight: what GEMM packs from */
     /* chain rule: dvalues[i] += d loss / d array i, from dW; room: chain_room numbers */
@@ -4245,7 +4257,8 @@ static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role ro
     return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
 }
 
-/* A decimal number of at most `most` digits' worth; moves *at behind it. 0: there is none, or it is larger. */
+/* A decimal number of at most `most` digits' worth; moves *at behind it. 0: there is none, or it is
+   larger. */
 static int pvti_format_number(const char **at, int most)
 {
     int n = 0;
@@ -4265,7 +4278,8 @@ static bool pvti_format_mark(const char **at, const char *mark)
 /* The i-th code of array 0: code m of group g is number g·M + m. Bytes up to B = 8, else 16 bits. */
 PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
 {
-    return weight->format.bits <= 8 ? ((const uint8_t *)weight->array[0])[i] : ((const uint16_t *)weight->array[0])[i];
+    if (weight->format.bits <= 8) return ((const uint8_t *)weight->array[0])[i];
+    return ((const uint16_t *)weight->array[0])[i];
 }
 PVTI_INLINE void pvti_code_set(pvt_weight *weight, int64_t i, int64_t code)
 {
@@ -4290,7 +4304,8 @@ static int64_t pvti_room_none(const pvt_weight *weight)
 /* Stochastic rounding between the two best codes of a group, whose squared errors are e1 ≤ e2 (in pvt_pv_desc
    stand distances, their roots): takes the second with p₂ = 1 / (1 + (e2/e1)^(1/2τ)), τ = rounding. A code
    without an error stays. */
-static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2, double rounding)
+static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2,
+                             double rounding)
 {
     double odds;
     if (!(e1 > 0 && e2 > 0)) return false;
@@ -4341,7 +4356,8 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
         if (a->change) a->change[k] = (float)(step * step);
     }
 }
-static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvti_nearest_fn *nearest)
+static void pvti_assign_single(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a,
+                               pvti_nearest_fn *nearest)
 {
     pvti_single_args args;
     args.ctx = ctx;
@@ -4396,11 +4412,12 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
     *nearest = *format;
-    return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O, I, 0, 0);
+    return pvti_array_set(out, "weight", PVT_ARRAY_VALUE, dtype, (int)(8 * type->bytes / type->block), 1, O,
+                          I, 0, 0);
 }
 static const pvti_kind pvti_kind_dense = {
-    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single, pvti_tile_dense,
-    NULL, NULL, NULL, NULL, NULL};
+    "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single,
+    pvti_tile_dense, NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
 
@@ -4409,7 +4426,8 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
     memset(out, 0, sizeof *out);
-    if (!data || !pvti_decoder(ctx, dtype) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX || I % type->block)
+    if (!data || !pvti_decoder(ctx, dtype) || O < 1 || I < 1 || O > INT32_MAX || I > INT32_MAX ||
+        I % type->block)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "a dense weight of %lld x %lld %s cannot be made: sizes must be positive and the "
                          "block of %lld must divide the row",
@@ -4572,8 +4590,8 @@ PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight
     pvt_ctx *ctx = weight->ctx;
     PVTI_ON_DEVICE(ctx, weight_forward, y, x, weight, n, accumulate);
     if (n == 1 && pvti_product_forward(ctx, &y, x, &weight, 1, accumulate)) return;
-    pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n, weight->O,
-              weight->I, accumulate);
+    pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n,
+                     weight->O, weight->I, accumulate);
 }
 
 /* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
@@ -4581,8 +4599,10 @@ PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight
 static PVTI_UNUSED void pvti_weights_forward(pvt_real *const *y, const pvt_real *x,
                                              const pvt_weight *weights, int count, int64_t n, bool accumulate)
 {
-    const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1, weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
-    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(weights->ctx, y, x, each, count, accumulate)) return;
+    const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1,
+                                             weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
+    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(weights->ctx, y, x, each, count,
+                                                                 accumulate)) return;
     for (int i = 0; i < count; i++) pvt_weight_forward(y[i], x, &weights[i], n, accumulate);
 }
 
@@ -4614,7 +4634,10 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
     numbers stored row by row, as codebook entries are. Codes are bytes up to B = 8, else 16 bits. */
 
 enum { PVTI_CODES, PVTI_CODEBOOKS, PVTI_SCALES }; /* the arrays of an aqlm weight */
-PVTI_INLINE pvt_real *pvti_codebooks(const pvt_weight *weight) { return (pvt_real *)weight->array[PVTI_CODEBOOKS]; }
+PVTI_INLINE pvt_real *pvti_codebooks(const pvt_weight *weight)
+{
+    return (pvt_real *)weight->array[PVTI_CODEBOOKS];
+}
 PVTI_INLINE pvt_real *pvti_scales(const pvt_weight *weight) { return (pvt_real *)weight->array[PVTI_SCALES]; }
 PVTI_INLINE int64_t pvti_entries(const pvt_weight *weight) { return (int64_t)1 << weight->format.bits; }
 PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
@@ -4709,8 +4732,8 @@ PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real 
    and, where one hypothesis is kept, of calibration's search and of the V step; where more than the best is
    wanted (beam, force, rounding) it is pvti_scores.
    Limit: D FMAs, a compare and two blends per 16 entries: for D = 8 on a core that starts one
-   512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a core's
-   FMA peak are reached. */
+   512-bit operation a cycle about K/16 · 11 cycles a query; the table stays in L1. At K = 256 70 % of a
+   core's FMA peak are reached. */
 PVTI_INLINE void pvti_nearest(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
                                             const pvt_real *bias, int64_t D, int64_t K)
 {
@@ -4765,7 +4788,8 @@ static bool pvti_parse_aqlm(const char *text, pvt_format *out)
         !pvti_format_mark(&text, "x") || !(out->bits = pvti_format_number(&text, 16)) ||
         !pvti_format_mark(&text, "g") || !(out->in_group = pvti_format_number(&text, 64)))
         return false;
-    if (*text && (!pvti_format_mark(&text, "o") || !(out->out_group = pvti_format_number(&text, 64)))) return false;
+    if (*text && (!pvti_format_mark(&text, "o") ||
+                  !(out->out_group = pvti_format_number(&text, 64)))) return false;
     return !*text && out->in_group * out->out_group <= 256;
 }
 
@@ -4788,15 +4812,15 @@ static int pvti_arrays_aqlm(const pvt_format *f, int64_t O, int64_t I, pvt_dtype
                             pvt_format *nearest)
 {
     *nearest = *f;
-    if (f->codebooks < 1 || f->codebooks > 16 || f->bits < 1 || f->bits > 16 || f->in_group < 1 || f->in_group > 64 ||
-        f->out_group < 1 || f->out_group > 64 || f->in_group * f->out_group > 256)
+    if (f->codebooks < 1 || f->codebooks > 16 || f->bits < 1 || f->bits > 16 || f->in_group < 1 ||
+        f->in_group > 64 || f->out_group < 1 || f->out_group > 64 || f->in_group * f->out_group > 256)
         return 0;
     nearest->in_group = pvti_group_near(f->in_group, I, 64);
     nearest->out_group = pvti_group_near(f->out_group, O, PVTI_MIN(64, 256 / nearest->in_group));
     return pvti_array_set(&out[PVTI_CODES], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, f->bits,
                           f->out_group, O / f->out_group, I / f->in_group, f->codebooks, 0) &&
-                   pvti_array_set(&out[PVTI_CODEBOOKS], "codebooks", PVT_ARRAY_VALUE, dtype, 16, 0, f->codebooks,
-                                  (int64_t)1 << f->bits, f->out_group, f->in_group) &&
+                   pvti_array_set(&out[PVTI_CODEBOOKS], "codebooks", PVT_ARRAY_VALUE, dtype, 16, 0,
+                                  f->codebooks, (int64_t)1 << f->bits, f->out_group, f->in_group) &&
                    pvti_array_set(&out[PVTI_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, f->out_group,
                                   O / f->out_group, 0, 0, 0)
                ? 3
@@ -4875,7 +4899,10 @@ static void pvti_chain_aqlm(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_we
                             const pvt_real *dW, pvt_real *partial)
 {
     pvti_chain_args a;
-    a.ctx = ctx, a.partial = partial, a.dcodebooks = dvalues[PVTI_CODEBOOKS], a.dscales = dvalues[PVTI_SCALES];
+    a.ctx = ctx;
+    a.partial = partial;
+    a.dcodebooks = dvalues[PVTI_CODEBOOKS];
+    a.dscales = dvalues[PVTI_SCALES];
     a.weight = weight, a.dW = dW;
     a.chunks = pvti_chain_chunks(weight);
     a.n = pvti_chain_values(weight) / a.chunks;
@@ -5045,7 +5072,8 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
             }
             PVTI_CALL(s->ctx, scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                            t->padded);
-            for (k = 0; k < t->K; k++) found = pvti_candidate_insert(list, found, keep, score[k] + base, h, k);
+            for (k = 0; k < t->K; k++) found = pvti_candidate_insert(list, found, keep, score[k] + base, h,
+                                                                     k);
         }
         for (h = 0; h < found; h++) {
             const pvt_real *from = v + list[h].hypothesis * D, *entry = book + list[h].entry * D;
@@ -5094,7 +5122,10 @@ static void pvti_l2_task(void *arg, int64_t i, int worker)
 }
 
 /* The V step of pv; without a metric, calibration's search too. */
-static int64_t pvti_assign_room_aqlm(const pvt_weight *weight) { return pvti_search_tables_values(&weight->format); }
+static int64_t pvti_assign_room_aqlm(const pvt_weight *weight)
+{
+    return pvti_search_tables_values(&weight->format);
+}
 static void pvti_assign_aqlm(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
     pvti_l2_search s;
@@ -5292,7 +5323,8 @@ static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t
 static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64_t go)
 {
     const pvt_format *f = &s->weight->format;
-    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0, GI = s->weight->I / f->in_group;
+    int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0,
+        GI = s->weight->I / f->in_group;
     int64_t reals = f->out_group * s->width, h, q0, q1;
     for (h = 0; h < n; h++) {
         memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
@@ -5425,7 +5457,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     int64_t O = weight->O, I = weight->I, og = weight->format.out_group, ig = weight->format.in_group;
     int64_t GO = O / og, GI = I / ig, M = weight->format.codebooks, rows = O * beam,
             per_block = PVTI_MAX(1, PVTI_XTX_BLOCK / ig);
-    int64_t scores = beam > 1 ? 256 + PVTI_MAX(16, pvti_entries(weight)) : 0, /* and room for two out groups: */
+    /* and room for two out groups: */
+    int64_t scores = beam > 1 ? 256 + PVTI_MAX(16, pvti_entries(weight)) : 0,
             room = (PVTI_SCRATCH_BYTES - scores * (int64_t)sizeof(pvt_real)) / beam;
     pvti_xtx_search s;
     pvti_permute_args permute;
@@ -5510,13 +5543,14 @@ PVTI_INLINE void pvti_weighted_norms(pvt_real *__restrict bias, const pvt_real *
 }
 
 /* query = −2 w∘x for n points, as pvti_nearest wants them. */
-PVTI_INLINE void pvti_kmeans_query_d(pvt_real *__restrict query, const pvt_real *__restrict x, const pvt_real *weight,
-                                     int64_t n, int64_t D)
+PVTI_INLINE void pvti_kmeans_query_d(pvt_real *__restrict query, const pvt_real *__restrict x,
+                                     const pvt_real *weight, int64_t n, int64_t D)
 {
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < D; d++) query[i * D + d] = -2 * (weight ? weight[d] : 1) * x[i * D + d];
 }
-PVTI_INLINE void pvti_kmeans_query(pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n, int64_t D)
+PVTI_INLINE void pvti_kmeans_query(pvt_real *query, const pvt_real *x, const pvt_real *weight, int64_t n,
+                                   int64_t D)
 {
     if (D == 8) pvti_kmeans_query_d(query, x, weight, n, 8);
     else pvti_kmeans_query_d(query, x, weight, n, D);
@@ -5538,8 +5572,8 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
 }
 
 /* Σ w∘x and Σ w of each cluster over n points: sums [K, 2 D]; weight NULL: all 1. */
-PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
-                                   int64_t n, int64_t D)
+PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_t *assigned,
+                                   const pvt_real *weight, int64_t n, int64_t D)
 {
     for (int64_t i = 0; i < n; i++, x += D) {
         double *__restrict sum = sums + assigned[i] * 2 * D;
@@ -5549,7 +5583,8 @@ PVTI_INLINE void pvti_kmeans_sum_d(double *sums, const pvt_real *x, const int32_
         }
     }
 }
-PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t *assigned, const pvt_real *weight,
+PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t *assigned,
+                                 const pvt_real *weight,
                                       int64_t n, int64_t D)
 {
     if (D == 8) pvti_kmeans_sum_d(sums, x, assigned, weight, n, 8);
@@ -5565,7 +5600,8 @@ static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
     for (j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
         PVTI_CALL(s->ctx, kmeans_sum)
-        (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL, s->rows, D);
+        (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL,
+         s->rows, D);
 }
 
 static void pvti_kmeans_table(pvti_kmeans *s)
@@ -5801,7 +5837,8 @@ static pvt_result pvti_fit_start(pvti_fit *f)
 {
     int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI, go, j, r, a,
             i, k, m, d;
-    pvt_real *x = PVTI_NEW(f->ctx, pvt_real, points * f->D), *weight = PVTI_NEW(f->ctx, pvt_real, f->GI * f->D);
+    pvt_real *x = PVTI_NEW(f->ctx, pvt_real, points * f->D),
+        *weight = PVTI_NEW(f->ctx, pvt_real, f->GI * f->D);
     int32_t *assigned = PVTI_NEW(f->ctx, int32_t, points);
     pvt_result result = x && weight && assigned ? PVT_OK : PVT_ERR_MEMORY;
     for (go = 0; go < f->GO && result == PVT_OK; go++) {
@@ -5893,7 +5930,8 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
         error = f->energy > 0 ? PVTI_MAX(0, pvti_fit_dot(f, f->R, f->RH) / f->energy)
                               : 0; /* rounding can leave −0 */
         stats->error = error, stats->epochs = epoch;
-        if (!(error < DBL_MAX)) return pvti_fail(f->ctx, PVT_ERR_NUMERIC, "%s: calibration diverged", f->name);
+        if (!(error < DBL_MAX)) return pvti_fail(f->ctx, PVT_ERR_NUMERIC, "%s: calibration diverged",
+                                                 f->name);
         if (epoch == f->desc.epochs || error <= f->desc.target ||
             (epoch > 1 && error > best * (1 - f->desc.tolerance)))
             break;
@@ -5912,7 +5950,8 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
     pvt_result result = PVT_ERR_MEMORY;
     int64_t elements = out->O * out->I;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.weight = out, f.desc = *desc, f.name = desc->name ? desc->name : "weight",
+    f.ctx = ctx, f.W = W, f.H = H, f.weight = out, f.desc = *desc;
+    f.name = desc->name ? desc->name : "weight";
     f.stream = desc->stream;
     f.O = out->O, f.I = out->I, f.og = out->format.out_group, f.ig = out->format.in_group;
     f.GO = f.O / f.og, f.GI = f.I / f.ig, f.D = pvti_group_dim(out);
@@ -5929,7 +5968,8 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
         f.r = f.x + f.n_values, f.p = f.r + f.n_values, f.q = f.p + f.n_values, f.diagonal = f.q + f.n_values;
         result = pvti_fit_loop(&f, stats);
     }
-    pvti_free(ctx, f.WH), pvti_free(ctx, f.R), pvti_free(ctx, f.RH), pvti_free(ctx, f.T), pvti_free(ctx, f.TH);
+    pvti_free(ctx, f.WH), pvti_free(ctx, f.R), pvti_free(ctx, f.RH), pvti_free(ctx, f.T), pvti_free(ctx,
+                                                                                                    f.TH);
     pvti_free(ctx, f.x), pvti_free(ctx, f.dots), pvti_free(ctx, f.partial), pvti_free(ctx, f.dscales),
         pvti_free(ctx, f.order), pvti_free(ctx, f.book_orders);
     return result;
@@ -5966,11 +6006,11 @@ static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_re
 }
 
 // >>grids
-/*  A grid is a fixed list of levels, and a weight the level that its code names, times a scale that it shares with
-    its neighbours. Nothing is learned but scales: a P step tunes them, a V step takes the nearest level.
+/*  A grid is a fixed list of levels, and a weight the level that its code names, times a scale that it shares
+    with its neighbours. Nothing is learned but scales: a P step tunes them, a V step takes the nearest level.
 
-    nf4 (QLoRA, arXiv 2305.14314, appendix E): 16 levels, which are quantiles of a normal distribution, with 0 and ±1
-    among them; 64 weights of a row share their largest magnitude. */
+    nf4 (QLoRA, arXiv 2305.14314, appendix E): 16 levels, which are quantiles of a normal distribution, with 0
+    and ±1 among them; 64 weights of a row share their largest magnitude. */
 
 enum { PVTI_GRID_SCALES = 1, PVTI_NF4_GROUP = 64 };
 static const float pvti_nf4_levels[16] = {
@@ -6001,7 +6041,8 @@ static int pvti_arrays_nf4(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
                : 0;
 }
 
-static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
+static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                          int64_t c1)
 {
     const pvt_weight *w = (const pvt_weight *)self;
     const pvt_real *scales = (const pvt_real *)w->array[PVTI_GRID_SCALES];
@@ -6009,7 +6050,8 @@ static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r
     for (r = r0; r < r1; r++, out += ld) {
         const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
         const pvt_real *scale = scales + r * (w->I / PVTI_NF4_GROUP);
-        for (c = c0; c < c1; c++) out[c - c0] = scale[c / PVTI_NF4_GROUP] * (pvt_real)pvti_nf4_levels[codes[c] & 15];
+        for (c = c0; c < c1; c++)
+            out[c - c0] = scale[c / PVTI_NF4_GROUP] * (pvt_real)pvti_nf4_levels[codes[c] & 15];
     }
 }
 
@@ -6032,7 +6074,8 @@ static int pvti_nf4_nearest(double x, int other)
 {
     int best = -1, k;
     for (k = 0; k < 16; k++)
-        if (k != other && (best < 0 || fabs(x - (double)pvti_nf4_levels[k]) < fabs(x - (double)pvti_nf4_levels[best])))
+        if (k != other &&
+            (best < 0 || fabs(x - (double)pvti_nf4_levels[k]) < fabs(x - (double)pvti_nf4_levels[best])))
             best = k;
     return best;
 }
@@ -6049,7 +6092,8 @@ static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
         for (k = 0; k < PVTI_NF4_GROUP; k++) most = PVTI_MAX(most, fabs((double)w[k]));
         scales[g] = (pvt_real)most;
         for (k = 0; k < PVTI_NF4_GROUP; k++)
-            pvti_code_set(out, g * PVTI_NF4_GROUP + k, pvti_nf4_nearest(most > 0 ? (double)w[k] / most : 0, -1));
+            pvti_code_set(out, g * PVTI_NF4_GROUP + k,
+                          pvti_nf4_nearest(most > 0 ? (double)w[k] / most : 0, -1));
     }
     return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
 }
@@ -6073,8 +6117,9 @@ static const pvti_kind pvti_kind_nf4 = {
     pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none};
 
 // >>scalar
-/*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group` neighbours of a
-    row. Scale and zero are values, which a P step tunes; a V step takes the nearest integer. */
+/*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`
+    neighbours of a row. Scale and zero are values, which a P step tunes; a V step takes the nearest
+    integer. */
 
 enum { PVTI_INT_SCALES = 1, PVTI_INT_ZEROS };
 
@@ -6092,22 +6137,25 @@ static int pvti_arrays_int(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
                            pvt_format *nearest)
 {
     *nearest = *f;
-    if (f->bits < 1 || f->bits > 8 || f->codebooks != 1 || f->in_group < 1 || f->in_group > 4096 || f->out_group != 1)
+    if (f->bits < 1 || f->bits > 8 || f->codebooks != 1 || f->in_group < 1 || f->in_group > 4096 ||
+        f->out_group != 1)
         return 0;
     nearest->in_group = pvti_group_near(f->in_group, I, 4096);
     return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, PVT_U8, f->bits, 1, O, I, 0, 0) &&
-                   pvti_array_set(&out[PVTI_INT_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O, I / f->in_group,
-                                  0, 0) &&
-                   pvti_array_set(&out[PVTI_INT_ZEROS], "zeros", PVT_ARRAY_VALUE, dtype, 16, 1, O, I / f->in_group,
-                                  0, 0)
+                   pvti_array_set(&out[PVTI_INT_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
+                                  I / f->in_group, 0, 0) &&
+                   pvti_array_set(&out[PVTI_INT_ZEROS], "zeros", PVT_ARRAY_VALUE, dtype, 16, 1, O,
+                                  I / f->in_group, 0, 0)
                ? 3
                : 0;
 }
 
-static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0, int64_t c1)
+static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                          int64_t c1)
 {
     const pvt_weight *w = (const pvt_weight *)self;
-    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
+    const pvt_real *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
     int64_t ig = w->format.in_group, r, c, end;
     for (r = r0; r < r1; r++, out += ld) {
         const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
@@ -6124,7 +6172,8 @@ static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r
 static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
                            pvt_real *room)
 {
-    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES], *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
+    const pvt_real *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
     int64_t ig = w->format.in_group, groups = w->O * (w->I / ig), g, k;
     (void)ctx, (void)room;
     for (g = 0; g < groups; g++) {
@@ -6154,7 +6203,8 @@ static int pvti_int_nearest(double x, int bits, int other)
 static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvt_real *scales = (pvt_real *)out->array[PVTI_INT_SCALES], *zeros = (pvt_real *)out->array[PVTI_INT_ZEROS];
+    pvt_real *scales = (pvt_real *)out->array[PVTI_INT_SCALES];
+    pvt_real *zeros = (pvt_real *)out->array[PVTI_INT_ZEROS];
     int64_t ig = out->format.in_group, groups = out->O * (out->I / ig), g, k;
     int bits = out->format.bits;
     for (g = 0; g < groups; g++) {
@@ -6167,7 +6217,8 @@ static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
         scales[g] = (pvt_real)scale;
         zeros[g] = (pvt_real)(scale > 0 ? pvti_int_nearest(-low / scale, bits, -1) : 0);
         for (k = g * ig; k < (g + 1) * ig; k++)
-            pvti_code_set(out, k, pvti_int_nearest(scale > 0 ? (double)W[k] / scale + (double)zeros[g] : 0, bits, -1));
+            pvti_code_set(out, k, pvti_int_nearest(scale > 0 ? (double)W[k] / scale + (double)zeros[g] : 0,
+                                                   bits, -1));
     }
     return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
 }
@@ -6247,8 +6298,8 @@ static int64_t pvti_array_count(const pvt_array *array)
 }
 
 /* The array list of an O × I matrix; values in `dtype`. */
-static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O, int64_t I,
-                                     pvt_dtype dtype, pvt_array *out, int *n)
+static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_format *format, int64_t O,
+                                     int64_t I, pvt_dtype dtype, pvt_array *out, int *n)
 {
     const pvti_kind *kind = pvti_kind_of(format);
     pvt_format nearest;
@@ -6267,8 +6318,8 @@ static pvt_result pvti_format_arrays(pvt_ctx *ctx, const char *name, const pvt_f
     *n = 0;
     pvt_format_text(format, text);
     pvt_format_text(&nearest, near_text);
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: groups of %d x %d do not divide %lld x %lld weights%s%s%s", name,
-                     format->out_group, format->in_group, (long long)O, (long long)I,
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: groups of %d x %d do not divide %lld x %lld weights%s%s%s",
+                     name, format->out_group, format->in_group, (long long)O, (long long)I,
                      strcmp(text, near_text) ? "; " : "", strcmp(text, near_text) ? near_text : "",
                      strcmp(text, near_text) ? " would fit" : "");
 }
@@ -6447,7 +6498,8 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
         return NULL;
     }
     type = pvti_dtype_info(found->dtype);
-    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 || (want->rank == 2 && type->block > 1));
+    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 ||
+                                                (want->rank == 2 && type->block > 1));
     if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
@@ -6544,7 +6596,8 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
                          "%s: epochs, cg_steps and kmeans_steps must be positive, beam 1 to %d", d.name,
                          PVTI_MAX_BEAM);
     if (pvti_kind_of(format) && !pvti_kind_of(format)->fit)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name, pvti_kind_of(format)->name);
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name,
+                         pvti_kind_of(format)->name);
     PVTI_TRY(pvti_weight_alloc(ctx, format, O, I, d.name, out));
     result = out->kind->fit(ctx, W, H, &d, stats, out);
     stats->seconds = pvti_seconds() - stats->seconds;
@@ -6754,12 +6807,12 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
     how far its target lies away less what is left of that after the best code. The former is at hand for all
     groups, the latter takes the search.
     Why values first: the search shall find codes for the values that will be used with them.
-    Why LAMB for the buffer: weights differ in size from layer to layer, and what has to be travelled is a share of
-    a weight (half the way to the next code), so a step has to be a share of its norm.
+    Why LAMB for the buffer: weights differ in size from layer to layer, and what has to be travelled is a
+    share of a weight (half the way to the next code), so a step has to be a share of its norm.
 
-    Selection, cap, trust ratio, buffer and optimizer are written here once, for every representation; what stands
-    behind a code only `chain`, `tile` and `assign` of its table know. Every line that touches a number is an op:
-    a device has each of its own. */
+    Selection, cap, trust ratio, buffer and optimizer are written here once, for every representation; what
+    stands behind a code only `chain`, `tile` and `assign` of its table know. Every line that touches a number
+    is an op: a device has each of its own. */
 
 typedef struct pvti_pv_entry {
     char name[96];
@@ -6867,7 +6920,8 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
 {
     pvt_pv_desc d = pvt_pv_resolve(desc);
     *out = NULL;
-    if (!pvti_optimizer_valid(&d.values) || !pvti_optimizer_valid(&d.params) || !pvti_optimizer_valid(&d.codes))
+    if (!pvti_optimizer_valid(&d.values) || !pvti_optimizer_valid(&d.params) ||
+        !pvti_optimizer_valid(&d.codes))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "pv: an optimizer's rule, learning rate, beta, eps or weight decay is out of range");
     if (!((unsigned)d.strategy < PVTI_COUNT(pvti_strategies)) || !(d.cap > 0 && d.cap <= 1) ||
@@ -6929,7 +6983,8 @@ static bool pvti_adam_alloc(pvt_ctx *ctx, pvt_adam *a, pvt_real *w, int64_t n, c
     return a->v && (a->m || o->beta1 == 0) && (a->v_max || !o->amsgrad);
 }
 
-/* *memory, which has room for `room` items, for `need` of them; its contents may be lost, but not it itself. */
+/* *memory, which has room for `room` items, for `need` of them; its contents may be lost, but not it
+   itself. */
 static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, int64_t size)
 {
     void *more;
@@ -6985,12 +7040,14 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         e->names[i] = arrays[i].name;
         if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
         e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, count);
-        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values, false) ||
+        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values,
+                             false) ||
             !e->dvalues[i])
             return false;
     }
     if (!codes) return true;
-    if (!pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16)) return false;
+    if (!pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16))
+        return false;
     if (pv->desc.delta >= 1) return true;
     e->buffer.w = PVTI_MEMORY(pv->ctx, pvt_real, size);
     if (e->buffer.w) pvt_weight_dequantize(weight, e->buffer.w);
@@ -7301,7 +7358,8 @@ static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
     pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
         if (e->dvalues[i])
-            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step, pv->sums);
+            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step,
+                          pv->sums);
 }
 
 /* The target a step further, codes towards it, and what of it is forgotten. */
@@ -7337,7 +7395,8 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     }
     pvti_free(e->weight->ctx, e->weight->prepared); /* made since the last step, from what changes now */
     e->weight->prepared = NULL;
-    if (moves && d->delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1); /* T starts from the old W */
+    /* T starts from the old W */
+    if (moves && d->delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
     pvti_pv_p_step(pv, e, dW);
     if (moves) pvti_pv_v_step(pv, handle, dW);
     return PVT_OK;
@@ -7763,7 +7822,8 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     if (!info.weight) info.dtype = m->types[i] ? m->types[i] : PVTI_DTYPE_REAL;
     else if (!pvti_has_codes(info.weight)) info.dtype = info.weight->dtype;
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
-    else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight); /* NULL: still to be loaded */
+    /* NULL: still to be loaded */
+    else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight);
     return info;
 }
 
@@ -10091,7 +10151,8 @@ static void pvti_tuner_places(pvt_tuner *t)
 }
 
 /* One array of the best state: `value` in fp16, or with NULL the entry's codes. */
-static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvt_adam *value, const char *what)
+static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, const pvt_adam *value,
+                                      const char *what)
 {
     pvti_best *b = &t->best[t->n_best];
     b->entry = e;
@@ -10340,7 +10401,8 @@ static pvt_result pvti_tuner_keep(pvt_tuner *t)
         if (b->value)
             PVTI_TRY(pvti_round_values(t->ctx, PVT_F16, b->data, b->value->w, b->n, b->entry->name, 0));
         else
-            pvt_memory_copy(t->ctx, b->data, b->entry->weight->array[0], b->n * pvti_dtype_info(b->dtype)->bytes);
+            pvt_memory_copy(t->ctx, b->data, b->entry->weight->array[0],
+                            b->n * pvti_dtype_info(b->dtype)->bytes);
     }
     return pvti_device_check(t->ctx);
 }
@@ -10351,7 +10413,8 @@ static void pvti_tuner_restore(pvt_tuner *t)
         const pvti_best *b = &t->best[i];
         if (b->value) pvti_widen_f16(t->ctx, b->value->w, (const uint16_t *)b->data, b->n);
         else
-            pvt_memory_copy(t->ctx, b->entry->weight->array[0], b->data, b->n * pvti_dtype_info(b->dtype)->bytes);
+            pvt_memory_copy(t->ctx, b->entry->weight->array[0], b->data,
+                            b->n * pvti_dtype_info(b->dtype)->bytes);
     }
 }
 
@@ -10550,7 +10613,8 @@ PVT_API pvt_result pvt_tune(pvt_model *student, const pvt_model *teacher,
 #endif /* PVTUNE_LAYER >= 2 */
 
 /* ======================================================================================== */
-/*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it out. */
+/*  PART II: FILES. What part I computes with comes from here and goes back here. PVTUNE_NO_FILES leaves it
+    out. */
 /* ======================================================================================== */
 
 #if PVTUNE_LAYER >= 1
@@ -11112,8 +11176,8 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     if (head->dtype == PVT_Q8_0) return PVT_OK;
     PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
     if (C % 32)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED, "a head in q8 needs a width that 32 divides, not %lld",
-                         (long long)C);
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                         "a head in q8 needs a width that 32 divides, not %lld", (long long)C);
     row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
     if (!row || !blocks) {
         pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
@@ -12393,7 +12457,12 @@ typedef struct pvti_tensor {
 
 #define PVTI_MAX_RANK 8
 
-static int64_t pvti_tensor_count(const pvti_tensor *t) /* of elements; checked on load */ { const pvti_dtype *info = pvti_dtype_info(t->dtype); return info ? t->bytes / info->bytes * info->block : 0; }
+/* Of elements; checked on load. */
+static int64_t pvti_tensor_count(const pvti_tensor *t)
+{
+    const pvti_dtype *info = pvti_dtype_info(t->dtype);
+    return info ? t->bytes / info->bytes * info->block : 0;
+}
 
 /* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
 static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
@@ -17076,10 +17145,11 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
 }
 
 // >>layout
-/*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values in fp16.
-    Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed, scales
-    have four dimensions, and quantization_config has the format's numbers. Otherwise it is our own, for any mixture:
-    shapes and types of the list, and in quantization_config a format for each tensor. */
+/*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values
+    in fp16.
+    Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed,
+    scales have four dimensions, and quantization_config has the format's numbers. Otherwise it is our own,
+    for any mixture: shapes and types of the list, and in quantization_config a format for each tensor. */
 
 #define PVTI_LAYOUT_OURS "arrays"
 
@@ -17226,8 +17296,9 @@ static pvt_result pvti_config_formats(pvti_loader *a, const pvti_json *j, int64_
         text[sizeof text - 1] = 0;
         if (!fits ||
             pvt_format_parse(a->ctx, text, &f->format) != PVT_OK || !pvti_kind_of(&f->format)->assign)
-            return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: quantization_config: \"%s\" in format \"%s\" is not known",
-                             a->config, f->name, text);
+            return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                             "%s: quantization_config: \"%s\" in format \"%s\" is not known", a->config, f->name,
+                             text);
     }
     return PVT_OK;
 }
@@ -17620,7 +17691,8 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
     return PVT_OK;
 }
 
-/* Two's complement in the layout of aqlm: v mod 2^B. Whatever is not a number of B bits, signed or not, is refused. */
+/* Two's complement in the layout of aqlm: v mod 2^B. Whatever is not a number of B bits, signed or not, is
+   refused. */
 static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, const char *name, bool aqlm,
                                   pvt_weight *out)
 {
@@ -17662,8 +17734,9 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
     pvti_tensor_name(a->model, i, false, "", base);
     format = pvti_load_format(a, base);
     if (!format)
-        return pvti_fail(a->ctx, PVT_ERR_MISMATCH, "%s: tensor \"%s\" exists, but %s has no quantization_config%s",
-                         a->path, name, a->config, a->formats ? " for it" : "");
+        return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
+                         "%s: tensor \"%s\" exists, but %s has no quantization_config%s", a->path, name, a->config,
+                         a->formats ? " for it" : "");
     if (O % format->out_group || I % format->in_group)
         return pvti_fail(
             a->ctx, PVT_ERR_MISMATCH,
@@ -17679,7 +17752,8 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
         pvti_layout_array(&arrays[k], aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
         if (value) {
-            PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape, (pvt_real *)out->array[k], NULL));
+            PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape,
+                                      (pvt_real *)out->array[k], NULL));
             continue;
         }
         PVTI_TRY(pvti_load_tensor(a, i, suffix, arrays[k].rank, arrays[k].shape, name, &t));
@@ -18150,8 +18224,8 @@ typedef struct pvti_exporter {
     float *rounded;  /* the same number of them in the file's type, at most four bytes each */
 } pvti_exporter;
 
-static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const char *suffix, pvt_dtype dtype, int rank,
-                            const int64_t *shape)
+static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const char *suffix, pvt_dtype dtype,
+                            int rank, const int64_t *shape)
 {
     pvti_export_item *item = &s->items[s->n];
     pvti_tensor *t = &s->tensors[s->n++];
@@ -18471,7 +18545,8 @@ static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
     if (bits.packed_linears < bits.linears) {
         pvti_text_printf(text, " (");
         pvti_text_number(text, bits.packed_linears, 4);
-        pvti_text_printf(text, s->mixed ? " if its codes were packed)" : " if its codes of %d bits were packed)",
+        pvti_text_printf(text,
+                         s->mixed ? " if its codes were packed)" : " if its codes of %d bits were packed)",
                          s->format.bits);
     }
     pvti_text_printf(text, " |\n| bits per weight of the whole file | ");
@@ -20050,7 +20125,8 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
     if (a * s->b < 1.262177448353619e-29f /* 2⁻⁹⁶ */) return ~(uint64_t)0 >> (64 - n);
     unit = _mm512_set1_ps(-a * s->b);
     for (k = 0; k < s->K; k += 16)
-        _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k), unit)));
+        _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k),
+                                                                          unit)));
     unit = _mm512_set1_ps(-a);
     for (v = 0; v < V; v++) {
         for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v],
@@ -20568,8 +20644,8 @@ PVTI_INLINE void pvti_lookup_rows_body(float *y, const uint8_t *codes, int64_t a
         for (int l = 0; l < PVTI_LOOKUP_ROWS; l++) y[l] = pvti_fma(unit, (float)sum[l], y[l]);
     }
 }
-PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, int64_t blocks, const uint8_t *tables,
-                               int64_t n, float unit),
+PVTI_KERNEL(pvti_lookup_rows, (float *y, const uint8_t *codes, int64_t apart, int64_t blocks,
+                               const uint8_t *tables, int64_t n, float unit),
             (y, codes, apart, blocks, tables, n, unit))
 
 #if PVTI_X86
@@ -20624,7 +20700,8 @@ PVTI_TARGET_AVX512 static void pvti_lookup_table_avx512(uint8_t *T, uint8_t *U, 
         for (int64_t p = 0; p < pairs; p++) {
             __m512i xp = _mm512_set1_epi32(pvti_lookup_two(x + 2 * p));
             __m512i yp = _mm512_set1_epi32(pvti_lookup_two(y + 2 * p));
-            __m512i c = _mm512_loadu_si512(across + p * 512 + k), d = _mm512_loadu_si512(across + p * 512 + k + 32);
+            __m512i c = _mm512_loadu_si512(across + p * 512 + k);
+            __m512i d = _mm512_loadu_si512(across + p * 512 + k + 32);
             t0 = _mm512_add_epi32(t0, _mm512_madd_epi16(c, xp)), t1 = _mm512_add_epi32(t1,
                                                                                        _mm512_madd_epi16(d,
                                                                                                          xp));
@@ -20851,7 +20928,8 @@ static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_prod
 {
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
-    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M, t, m;
+    int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M;
+    int64_t t, m;
     int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig,
                                             p->weight->I), pairs = pvti_lookup_pairs(p->weight);
     int64_t bytes = job->set.bytes;

@@ -65,7 +65,7 @@ test: ## run every test; ends with one line of counts (two to four minutes on tw
 # a test's whole output and exit status go to its log; report.sh reads them
 $(BUILD)/tests/%.log: $(BUILD)/tests/% force
 	@mkdir -p $(@D)
-	@PVTUNE=$(BUILD)/pvtune ./$< >$@ 2>&1; echo "exit status $$?" >>$@
+	@PVTUNE=$(BUILD)/pvtune $(abspath $<) >$@ 2>&1; echo "exit status $$?" >>$@
 $(BUILD)/tests/%.log: tests/%.sh $(BUILD)/pvtune $(BUILD)/pvtune_impl.o force
 	@mkdir -p $(@D)
 	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" MAKE="$(MAKE)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \

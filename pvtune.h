@@ -117,8 +117,7 @@
                     corpus, evaluation, generation · quantize and tune
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
-                    device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
-                    ops: losses
+                    device · simd · gemm · ops: rows · ops: attention · ops: losses
         layer 1     dtypes · weights · codebooks · search · fit · grids · scalar · representations ·
                     optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
@@ -129,8 +128,8 @@
                     tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint ·
                     checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
-        all layers  instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
-                    installing · system: threads · pool · start
+        all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
+                    row products · look-ups · installing · system: threads · pool · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
@@ -1773,7 +1772,7 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
 #endif
 
 struct pvti_attention_tile;
-struct pvti_gemm_kernels;
+struct pvti_gemm_job;
 struct pvti_product;
 typedef void pvti_decode_fn(const void *blocks, pvt_real *out, int64_t n);
 typedef struct pvti_kernels {
@@ -1781,7 +1780,11 @@ typedef struct pvti_kernels {
     PVTI_KERNELS_0(PVTI_X, PVTI_X)
     PVTI_KERNELS_1(PVTI_X, PVTI_X)
 #undef PVTI_X
-    const struct pvti_gemm_kernels *gemm;
+    /* C of the job by `workers`, or by one that is in a task; see >>gemm */
+    void (*gemm)(const struct pvti_gemm_job *job, int worker, int64_t workers);
+    const void *gemm_tiles; /* what it is made of */
+    void (*dots)(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w, int64_t ldw, int nw,
+                 int64_t K, const pvt_real *ahead);
 #if PVTUNE_LAYER >= 1
     void (*nearest)(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table, const pvt_real *bias,
                     int64_t D, int64_t K);
@@ -2529,166 +2532,23 @@ PVTI_INLINE void pvti_add_to(pvt_real *__restrict y, const pvt_real *__restrict 
     for (i = 0; i < n; i++) y[i] += x[i];
 }
 
-// >>gemm kernels
-/*  C[M,N] (+)= A[M,K] · B[K,N], after BLIS (Van Zee, van de Geijn 2015). Three layers:
+// >>gemm
+/*  C[M,N] (+)= A[M,K] · B[K,N], on which everything that is slow in a transformer comes down. Here it stands
+    plainly; part III has the same products in blocks that stay in registers and caches (section blocks of
+    gemm), to the same bits.
 
-      micro-kernels  a tile of C, MR×NR numbers, held in registers; one pass over k adds
-                     a column of A times a row of B, an outer product, per step
-      packing        copies blocks of A and B into panels in exactly the order in which the
-                     micro-kernel reads them; also where weights are dequantized
-      blocking       cuts M, N and K so that panels stay in cache; threads  (section >>gemm)
-
-    A panel is K rows of W numbers: element (k, j) stands at panel[k·W + j], with W = MR for
-    panels of A (whose transpose is meant: j counts rows of A) and W = NR for those of B.
-
-    Equal bits: every element of C starts from its old value (or 0) and adds a[k]·b[k] for
-    k = 0 … K−1 in order, each with one rounding. Where a block of K ends, the sum rests in C
-    as the number it is. So neither block sizes nor tile sizes nor threads change a bit, the
-    kernel sets may each have the tile that suits them, and zeros that pad a panel only reach
-    numbers that are never stored. */
-
-typedef void pvti_micro_fn(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
-                           int rows, int cols, bool load);
-
-#define PVTI_MR 4
-#define PVTI_NR 16
-#define PVTI_TILE_MOST (12 * 32) /* of any kernel set */
-
-/*  The definition of the result, and what runs where no kernel set below does. 4×16: sixteen
-    vectors of four, which NEON holds in half of its registers. */
-PVTI_INLINE void pvti_micro(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b,
-                                          int64_t K, int rows, int cols, bool load)
-{
-    pvt_real c[PVTI_MR][PVTI_NR];
-    memset(c, 0, sizeof c);
-    for (int i = 0; load && i < rows; i++)
-        for (int j = 0; j < cols; j++) c[i][j] = C[i * ldc + j];
-    for (int64_t k = 0; k < K; k++, a += PVTI_MR, b += PVTI_NR)
-        for (int i = 0; i < PVTI_MR; i++)
-            for (int j = 0; j < PVTI_NR; j++) c[i][j] = pvti_fma(a[i], b[j], c[i][j]);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i][j];
-}
-
-#if !PVTI_REAL_IS_DOUBLE
-/*  Products of operands rounded to bf16, sums in fp32. A step of a panel is two k: column j of it is one
-    32-bit word, the even k in its lower half. What a step does to an element is what one lane of
-    VDPBF16PS does,
-
-        c ← fma(a[k+1], b[k+1], c),  c ← fma(a[k], b[k], c)      (the odd k first)
-
-    each rounded to nearest, with subnormal c, before and after, as zero of its sign; the operands
-    have no subnormals (packing made them zero). The instruction and its emulation agree bit by bit. */
-PVTI_INLINE float pvti_flush(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
-PVTI_INLINE float pvti_half_even(uint32_t pair) { return pvti_from_bits(pair << 16); }
-PVTI_INLINE float pvti_half_odd(uint32_t pair) { return pvti_from_bits(pair & 0xffff0000u); }
-PVTI_INLINE void pvti_micro_half_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
-                                      int rows, int cols, bool load, int MR, int NR)
-{
-    float c[PVTI_TILE_MOST];
-    for (int i = 0; i < MR; i++)
-        for (int j = 0; j < NR; j++)
-            c[i * NR + j] = load && i < rows && j < cols ? pvti_flush(C[i * ldc + j]) : 0;
-    for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < rows; i++) {
-            uint32_t x, y;
-            float even, odd;
-            memcpy(&x, a + k * MR + i, sizeof x);
-            even = pvti_half_even(x), odd = pvti_half_odd(x);
-            for (int j = 0; j < NR; j++) {
-                memcpy(&y, b + k * NR + j, sizeof y);
-                c[i * NR + j] = pvti_flush(pvti_fma(odd, pvti_half_odd(y), c[i * NR + j]));
-                c[i * NR + j] = pvti_flush(pvti_fma(even, pvti_half_even(y), c[i * NR + j]));
-            }
-        }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * NR + j];
-}
-PVTI_INLINE void pvti_micro_half(float *C, int64_t ldc, const float *a, const float *b,
-                                               int64_t K, int rows, int cols, bool load)
-{
-    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR, PVTI_NR);
-}
-#endif
-
-/*  Skinny products: few rows of x times many rows of w, both contiguous along k. Nothing is
-    reused often enough to pay for packing; the rows of w are streamed once. The sum runs
-    along k in 16 lanes, lane l taking k ≡ l (mod 16) in order (past the end of k stand zeros),
-    and a fixed tree adds the lanes:
-
-        y[m,n] = tree(lanes[m][n]),   lanes[m][n][l] = Σ x[m,k]·w[n,k] over k ≡ l
-
-    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]; ahead: NULL, or as many rows of w that it
-    may fetch meanwhile. */
-#define PVTI_DOT_X 4
-#define PVTI_DOT_W 6
-
-typedef void pvti_dots_fn(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
-                          int64_t ldw, int nw, int64_t K, const pvt_real *ahead);
-
-PVTI_INLINE void pvti_dots(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx,
-                                         const pvt_real *w, int64_t ldw, int nw, int64_t K, const pvt_real *ahead)
-{
-    (void)ahead;
-    for (int i = 0; i < nx; i++)
-        for (int j = 0; j < nw; j++) {
-            const pvt_real *xi = x + i * ldx, *wj = w + j * ldw;
-            pvt_real *sum = lanes + (i * PVTI_DOT_W + j) * 16;
-            int64_t k = 0;
-            for (; k + 16 <= K; k += 16)
-                for (int l = 0; l < 16; l++) sum[l] = pvti_fma(xi[k + l], wj[k + l], sum[l]);
-            for (int l = 0; l < 16 && k < K; l++)
-                sum[l] = pvti_fma(k + l < K ? xi[k + l] : 0, k + l < K ? wj[k + l] : 0, sum[l]);
-        }
-}
-
-/*  C[M,N] += A[M,K] · B[K,N] for few rows of A and rows of B that are read once, in place. Eight
-    rows of B stay in L1 while each row of C passes by once; k still comes in order, so these are
-    the bits of the micro-kernels. 16 columns and 8 k of a row: 8 FMA, 9 loads, a store; limited
-    by loads, which memory bandwidth undercuts up to about eight rows. */
-#define PVTI_AXPY_K 8
-PVTI_INLINE void pvti_gemm_axpy(pvt_real *C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs,
-                                const pvt_real *B, int64_t ldb, int64_t M, int64_t N, int64_t K)
-{
-    for (int64_t k = 0; k < K; k += PVTI_AXPY_K)
-        for (int64_t m = 0; m < M; m++) {
-            const pvt_real *a = A + m * ars + k * acs, *__restrict__ b = B + k * ldb;
-            pvt_real *__restrict__ c = C + m * ldc;
-            if (k + PVTI_AXPY_K <= K) {
-                pvt_real a0 = a[0], a1 = a[acs], a2 = a[2 * acs], a3 = a[3 * acs];
-                pvt_real a4 = a[4 * acs], a5 = a[5 * acs], a6 = a[6 * acs], a7 = a[7 * acs];
-                for (int64_t n = 0; n < N; n++) {
-                    pvt_real s = pvti_fma(a0, b[n], c[n]);
-                    s = pvti_fma(a1, b[ldb + n], s), s = pvti_fma(a2, b[2 * ldb + n], s);
-                    s = pvti_fma(a3, b[3 * ldb + n], s), s = pvti_fma(a4, b[4 * ldb + n], s);
-                    s = pvti_fma(a5, b[5 * ldb + n], s), s = pvti_fma(a6, b[6 * ldb + n], s);
-                    c[n] = pvti_fma(a7, b[7 * ldb + n], s);
-                }
-            } else
-                for (int64_t i = 0; i < K - k; i++)
-                    for (int64_t n = 0; n < N; n++) c[n] = pvti_fma(a[i * acs], b[i * ldb + n], c[n]);
-        }
-}
-
-/* The tree: lane l takes in lane l+8, then l+4, l+2, l+1. */
-static pvt_real pvti_lanes_sum(const pvt_real *lanes)
-{
-    pvt_real s[8];
-    for (int l = 0; l < 8; l++) s[l] = lanes[l] + lanes[l + 8];
-    for (int l = 0; l < 4; l++) s[l] += s[l + 4];
-    return (s[0] + s[2]) + (s[1] + s[3]);
-}
-
-// >>gemm packing
-/*  Operands and their way into panels. */
+    Equal bits: every element of C starts from its old value (or 0) and adds a[k]·b[k] for k = 0 … K−1 in
+    order, each with one rounding. Where a piece of K ends, the sum rests in C as the number it is. So neither
+    pieces nor blocks nor threads change a bit. Products of few rows whose operands lie along k have an order
+    of their own (dots, below); which way a product goes depends on shapes and operands alone. */
 
 /* Writes rows r0 … r1−1, columns c0 … c1−1 of a matrix into out, row-major with leading
    dimension ld. Any rectangle is legal. */
 typedef void pvti_tile_fn(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
                           int64_t c1);
 
-/* A matrix to read: dense, element (r, c) at data[r·rs + c·cs], or a tile source, which is
-   decoded piece by piece on its way into the panels and never stands in memory as a whole. */
+/* A matrix to read: dense, element (r, c) at data[r·rs + c·cs], or (B alone) a tile source, which is decoded
+   piece by piece as it is read and never stands in memory as a whole. */
 typedef struct pvti_operand {
     const pvt_real *data;
     int64_t rs, cs;
@@ -2714,31 +2574,54 @@ static PVTI_UNUSED pvti_operand pvti_tiles(pvti_tile_fn *tile, const void *self,
     pvti_operand x = {NULL, 0, 0, tile, self, transposed};
     return x;
 }
-static pvti_operand pvti_operand_transpose(pvti_operand x)
+
+typedef struct pvti_gemm_job {
+    pvt_ctx *ctx;
+    pvt_real *C;
+    int64_t ldc;
+    pvti_operand A, B;
+    int64_t M, N, K;
+    bool accumulate, half; /* half: operands rounded to bf16 */
+    int64_t n_block;       /* columns of a task */
+} pvti_gemm_job;
+
+/* n cut into the fewest equal parts of at most `most`, each a multiple of `unit`. */
+static int64_t pvti_gemm_even(int64_t n, int64_t most, int64_t unit)
 {
-    int64_t t = x.rs;
-    x.rs = x.cs, x.cs = t, x.transposed = !x.transposed;
-    return x;
+    int64_t parts = pvti_ceil_div(n, PVTI_MAX(most / unit, 1) * unit);
+    return pvti_ceil_div(pvti_ceil_div(n, parts), unit) * unit;
 }
 
-/* panel[k·W + j] = src[k·rs + j·cs] for k < nk, j < nj ≤ W. */
-PVTI_INLINE void pvti_pack_panel(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
-                                        int64_t nk, int nj)
+/* ---- products in fp32, or in double ---- */
+
+/*  C[M,N] += A[M,K] · B[K,N] for rows of B that stay in L1: eight of them at a time, while each row of C
+    passes by. 16 columns and 8 k of a row: 8 FMA, 9 loads, a store; limited by loads, which memory bandwidth
+    undercuts up to about eight rows. */
+#define PVTI_AXPY_K 8
+PVTI_INLINE void pvti_gemm_axpy(pvt_real *C, int64_t ldc, const pvt_real *A, int64_t ars, int64_t acs,
+                                const pvt_real *B, int64_t ldb, int64_t M, int64_t N, int64_t K)
 {
-    if (cs == 1) {
-        for (int64_t k = 0; k < nk; k++, src += rs, panel += W)
-            switch (nj) { /* widths known to the compiler become a few moves */
-            case 32: memcpy(panel, src, 32 * sizeof *panel); break;
-            case 16: memcpy(panel, src, 16 * sizeof *panel); break;
-            case 12: memcpy(panel, src, 12 * sizeof *panel); break;
-            default:
-                for (int j = 0; j < nj; j++) panel[j] = src[j];
-            }
-        return;
-    }
-    for (int64_t k = 0; k < nk; k++)
-        for (int j = 0; j < nj; j++) panel[k * W + j] = src[k * rs + j * cs];
+    for (int64_t k = 0; k < K; k += PVTI_AXPY_K)
+        for (int64_t m = 0; m < M; m++) {
+            const pvt_real *a = A + m * ars + k * acs, *__restrict__ b = B + k * ldb;
+            pvt_real *__restrict__ c = C + m * ldc;
+            if (k + PVTI_AXPY_K <= K) {
+                pvt_real a0 = a[0], a1 = a[acs], a2 = a[2 * acs], a3 = a[3 * acs];
+                pvt_real a4 = a[4 * acs], a5 = a[5 * acs], a6 = a[6 * acs], a7 = a[7 * acs];
+                for (int64_t n = 0; n < N; n++) {
+                    pvt_real s = pvti_fma(a0, b[n], c[n]);
+                    s = pvti_fma(a1, b[ldb + n], s), s = pvti_fma(a2, b[2 * ldb + n], s);
+                    s = pvti_fma(a3, b[3 * ldb + n], s), s = pvti_fma(a4, b[4 * ldb + n], s);
+                    s = pvti_fma(a5, b[5 * ldb + n], s), s = pvti_fma(a6, b[6 * ldb + n], s);
+                    c[n] = pvti_fma(a7, b[7 * ldb + n], s);
+                }
+            } else
+                for (int64_t i = 0; i < K - k; i++)
+                    for (int64_t n = 0; n < N; n++) c[n] = pvti_fma(a[i * acs], b[i * ldb + n], c[n]);
+        }
 }
+
+/* ---- products of operands rounded to bf16, sums in fp32 ---- */
 
 #if !PVTI_REAL_IS_DOUBLE
 /* The bits of x in bf16, to nearest even; subnormals become zero, NaN stays NaN: VCVTNEPS2BF16. */
@@ -2749,239 +2632,154 @@ PVTI_INLINE uint32_t pvti_half_bits(float x)
     rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;
     return rounded >> 16;
 }
+PVTI_INLINE float pvti_half(float x) { return pvti_from_bits(pvti_half_bits(x) << 16); }
 
-/* The same in pairs of bf16: word panel[k/2·W + j] holds (k, j) and, above it, (k+1, j); past the end 0. */
-PVTI_INLINE void pvti_pack_panel_half(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
-                                             int64_t nk, int nj)
+/*  A step is two k, and does to an element what one lane of VDPBF16PS does:
+
+        c ← fma(a[k+1], b[k+1], c),  c ← fma(a[k], b[k], c)      (the odd k first; past the end of K zeros)
+
+    each rounded to nearest, with subnormal c, before (pvti_flush) and after, as zero of its sign; rounding has
+    left no subnormal operands. */
+PVTI_INLINE float pvti_flush(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
+PVTI_INLINE void pvti_half_step(float *c, float even_a, float even_b, float odd_a, float odd_b)
 {
-    for (int64_t k = 0; k < nk; k += 2)
-        for (int j = 0; j < nj; j++) {
-            const pvt_real *at = src + k * rs + j * cs;
-            uint32_t pair = pvti_half_bits(*at) | (k + 1 < nk ? pvti_half_bits(at[rs]) << 16 : 0);
-            memcpy(panel + k / 2 * W + j, &pair, sizeof pair);
-        }
-}
-#endif
-
-/* What a kernel set brings for products: a tile, and the kernels that fit it. */
-typedef void pvti_pack_fn(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk,
-                          int nj);
-typedef struct pvti_gemm_kernels {
-    int mr, nr;
-    pvti_micro_fn *micro;
-    pvti_dots_fn *dots;
-    pvti_pack_fn *pack;
-#if !PVTI_REAL_IS_DOUBLE
-    pvti_micro_fn *micro_half;
-    pvti_pack_fn *pack_half;
-#endif
-} pvti_gemm_kernels;
-
-static const pvti_gemm_kernels *pvti_gemm_kernels_of(const pvt_ctx *ctx)
-{
-#if !PVTI_REAL_IS_DOUBLE
-    static const pvti_gemm_kernels plain = {
-        PVTI_MR, PVTI_NR, pvti_micro, pvti_dots, pvti_pack_panel, pvti_micro_half, pvti_pack_panel_half};
-#else
-    static const pvti_gemm_kernels plain = {PVTI_MR, PVTI_NR, pvti_micro, pvti_dots, pvti_pack_panel};
-#endif
-    return ctx && ctx->kernels.gemm ? ctx->kernels.gemm : &plain;
+    *c = pvti_flush(pvti_fma(odd_a, odd_b, *c));
+    *c = pvti_flush(pvti_fma(even_a, even_b, *c));
 }
 
-#define PVTI_PACK_ROWS 16 /* a tile source is asked for at most 16 rows of 256 numbers: */
-#define PVTI_PACK_COLS 256 /* a rectangle that stays in L1 and holds whole blocks of every format */
-
-/* Steps of a panel that n numbers along k take. */
-static int64_t pvti_pack_steps(bool half, int64_t n) { return half ? (n + 1) / 2 : n; }
-
-/*  Packs rows k0 … k0+nk−1, columns j0 … j0+nj−1 of x into panels of width W one after the
-    other, each nk rows (of bf16 pairs when `half`: (nk+1)/2) long, the last filled up with zeros.
-    buffer holds PVTI_PACK_ROWS × PVTI_PACK_COLS numbers. */
-static void pvti_pack(pvti_pack_fn *pack_panel, bool half, pvt_real *panels, int W, pvti_operand x,
-                      int64_t k0, int64_t nk, int64_t j0, int64_t nj, pvt_real *buffer)
+/* As pvti_gemm_axpy. */
+static void pvti_gemm_axpy_half(float *C, int64_t ldc, const float *A, int64_t ars, int64_t acs,
+                                const float *B, int64_t ldb, int64_t M, int64_t N, int64_t K)
 {
-    int64_t steps = pvti_pack_steps(half, nk);
-    bool along_k = x.tile ? x.transposed : x.cs != 1; /* the source's rows run along k */
-    int64_t rows = W < PVTI_PACK_ROWS ? PVTI_PACK_ROWS / W * W : PVTI_PACK_ROWS; /* of whole panels */
-    int64_t step_j = !x.tile ? nj : along_k ? rows : PVTI_PACK_COLS;
-    int64_t step_k = !along_k ? PVTI_PACK_ROWS : x.tile ? PVTI_PACK_COLS : nk;
-    for (int64_t j = 0; j < nj; j += step_j)
-        for (int64_t k = 0; k < nk; k += step_k) {
-            int64_t mj = PVTI_MIN(step_j, nj - j), mk = PVTI_MIN(step_k, nk - k), rs = x.rs, cs = x.cs;
-            const pvt_real *src = x.tile ? buffer : x.data + (k0 + k) * rs + (j0 + j) * cs;
-            if (x.tile && along_k) {
-                rs = 1, cs = PVTI_PACK_COLS;
-                x.tile(x.self, buffer, cs, j0 + j, j0 + j + mj, k0 + k, k0 + k + mk);
-            } else if (x.tile) {
-                rs = PVTI_PACK_COLS, cs = 1;
-                x.tile(x.self, buffer, rs, k0 + k, k0 + k + mk, j0 + j, j0 + j + mj);
-            }
-            for (int64_t i = 0; i < mj; i += W - (j + i) % W) { /* the piece, panel by panel */
-                int64_t p = (j + i) / W, within = (j + i) % W;
-                pack_panel(panels + (p * steps + pvti_pack_steps(half, k)) * W + within, W, src + i * cs, rs,
-                           cs, mk, (int)PVTI_MIN(W - within, mj - i));
+    for (int64_t k = 0; k < K; k += 2)
+        for (int64_t m = 0; m < M; m++) {
+            const float *a = A + m * ars + k * acs, *b = B + k * ldb;
+            bool pair = k + 1 < K;
+            float even = pvti_half(*a), odd = pair ? pvti_half(a[acs]) : 0;
+            for (int64_t n = 0; n < N; n++) {
+                float *c = &C[m * ldc + n];
+                *c = pvti_flush(*c);
+                pvti_half_step(c, even, pvti_half(b[n]), odd, pair ? pvti_half(b[ldb + n]) : 0);
             }
         }
-    if (nj % W)
-        for (int64_t k = 0; k < steps; k++)
-            for (int64_t j = nj % W; j < W; j++) panels[(nj / W * steps + k) * W + j] = 0;
 }
+#endif
 
-// >>gemm
-/*  Blocking. Of the classical five loops, with the roles of A and B chosen for weights that
-    are expensive to decode and stand in B:
+#define PVTI_PIECE_ROWS 16 /* a tile source is asked for at most 16 rows of 256 numbers: */
+#define PVTI_PIECE_COLS 256 /* a rectangle that stays in L1 and holds whole blocks of every format */
+#define PVTI_PIECE (PVTI_PIECE_ROWS * PVTI_PIECE_COLS)
 
-      for a block of rows m      (usually one: 3072 rows of 512 numbers fit)
-        for a block of k         (up to 1024, or 512 where that saves a block of rows)
-          pack A[m, k] once, all workers together, into ctx->gemm_shared: it is read from L3
-          for a block of columns n, one task each, claimed by whichever worker is free
-            pack B[k, n] into the worker's scratch: L2; each element is decoded once
-            for each panel of A  (L1)   for each panel of B   micro-kernel
-
-    Scratch: the upper 768 KiB of a worker's 1 MiB; the lower 256 KiB belong to the caller. */
-
-#define PVTI_GEMM_KEEP ((int64_t)256 << 10)     /* of the scratch, the caller's */
-#define PVTI_GEMM_BUFFER ((int64_t)48 << 10)    /* for tiles being decoded */
-#define PVTI_GEMM_SERIAL_A ((int64_t)208 << 10) /* for A, when gemm_shared may not be used */
-#define PVTI_GEMM_ALONE 2e5 /* products of fewer multiplications: waking others takes longer */
-#define PVTI_GEMM_STACK ((int64_t)60 << 10)     /* all of it, without a context */
-
-typedef struct pvti_gemm_job {
-    pvt_ctx *ctx;
-    int mr, nr;
-    pvti_micro_fn *micro;
-    pvti_dots_fn *dots;
-    pvti_pack_fn *pack;
-    pvt_real *C;
-    int64_t ldc;
-    pvti_operand At, B; /* At: the transpose of A, since both are packed along k */
-    int64_t M, N, K;
-    bool accumulate, half; /* half: operands rounded to bf16, two k in a word of the panels */
-    pvt_real *a, *b, *buffer; /* b and buffer NULL: each worker's scratch */
-    int64_t a_room, b_room, buffer_room; /* in numbers */
-    int64_t k_block, n_block, m_task; /* the plan: columns of a task, rows of a task */
-    int64_t m0, mb, k0, kb; /* the block in work */
-} pvti_gemm_job;
-
-/* n cut into the fewest equal parts of at most `most`, each a multiple of `unit`. */
-static int64_t pvti_gemm_even(int64_t n, int64_t most, int64_t unit)
+/* Rows k0 … k1−1, columns n0 … n1−1 of B, row-major. The source's rows run along k where the piece is long
+   in k. */
+static void pvti_gemm_piece(pvt_real *piece, const pvti_operand *B, int64_t k0, int64_t k1, int64_t n0,
+                            int64_t n1)
 {
-    int64_t parts = pvti_ceil_div(n, PVTI_MAX(most / unit, 1) * unit);
-    return pvti_ceil_div(pvti_ceil_div(n, parts), unit) * unit;
-}
-
-/* The worker's B panels and its buffer for tiles. */
-static pvt_real *pvti_gemm_b(const pvti_gemm_job *job, int worker, pvt_real **buffer)
-{
-    char *scratch;
-    if (job->b) return *buffer = job->buffer, job->b;
-    scratch = (char *)pvti_scratch(job->ctx, worker) + PVTI_GEMM_KEEP;
-    *buffer = (pvt_real *)(void *)scratch;
-    return (pvt_real *)(void *)(scratch + PVTI_GEMM_BUFFER);
-}
-
-#define PVTI_GEMM_PACK_PANELS 8
-static void pvti_gemm_pack_task(void *arg, int64_t i, int worker)
-{
-    const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t rows = PVTI_GEMM_PACK_PANELS * job->mr, from = i * rows;
-    pvt_real *buffer;
-    pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->pack, job->half, job->a + from * pvti_pack_steps(job->half, job->kb), job->mr, job->At,
-              job->k0, job->kb, job->m0 + from, PVTI_MIN(rows, job->mb - from), buffer);
-}
-
-/* The tile of C that comes next, on its way while this one is computed: worth 2 to 15 % in bf16. */
-PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_job *job, int64_t m, int64_t n)
-{
-    const pvt_real *C = job->C + (job->m0 + m) * job->ldc + n;
-    for (int i = 0; i < job->mr; i++, C += job->ldc)
-        for (int j = 0; j < job->nr; j += 64 / (int)sizeof *C) __builtin_prefetch(C + j, 1);
-}
-
-static void pvti_gemm_task(void *arg, int64_t i, int worker)
-{
-    const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t across = pvti_ceil_div(job->N, job->n_block);
-    int64_t n0 = i % across * job->n_block, m0 = i / across * job->m_task;
-    int64_t n = PVTI_MIN(job->n_block, job->N - n0), m1 = PVTI_MIN(m0 + job->m_task, job->mb);
-    int64_t steps = pvti_pack_steps(job->half, job->kb);
-    bool load = job->accumulate || job->k0 > 0;
-    pvt_real *buffer, *b = pvti_gemm_b(job, worker, &buffer);
-    pvti_pack(job->pack, job->half, b, job->nr, job->B, job->k0, job->kb, n0, n, buffer);
-    for (int64_t m = m0; m < m1; m += job->mr)
-        for (int64_t j = 0; j < n; j += job->nr) {
-            if (j + job->nr < n)
-                pvti_gemm_prefetch(job, m, n0 + j + job->nr);
-            else if (m + job->mr < m1)
-                pvti_gemm_prefetch(job, m + job->mr, n0);
-            job->micro(job->C + (job->m0 + m) * job->ldc + n0 + j, job->ldc, job->a + m * steps,
-                       b + j * steps, steps, (int)PVTI_MIN(job->mr, m1 - m),
-                       (int)PVTI_MIN(job->nr, n - j), load);
-        }
-}
-
-/*  Block sizes. K: equal parts of up to k_most, of whole 256-blocks where K has them (GGUF).
-    N: blocks that fit, and for several workers some four tasks each, but not under 96 columns,
-    since a task reads all of A. Where N gives too few tasks, the rows are cut as well. */
-static void pvti_gemm_plan(pvti_gemm_job *job, int64_t k_most, int64_t workers)
-{
-    int64_t panels, tasks;
-    job->k_block =
-        PVTI_MIN(pvti_gemm_even(job->K, k_most, job->K % 256 == 0 && k_most >= 256 ? 256 : 32), k_most);
-    panels = PVTI_MIN(job->b_room / pvti_pack_steps(job->half, job->k_block), 256) / job->nr;
-    tasks = pvti_ceil_div(job->N, PVTI_MAX(panels, 1) * job->nr);
-    if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, job->N / 96));
-    tasks = PVTI_MAX(tasks, 1);
-    job->n_block = pvti_ceil_div(pvti_ceil_div(job->N, tasks), job->nr) * job->nr;
-    job->mb = pvti_gemm_even(job->M, job->a_room / pvti_pack_steps(job->half, job->k_block), job->mr);
-    job->m_task = job->mb;
-    if (workers > 1 && tasks < 2 * workers)
-        job->m_task = pvti_gemm_even(job->mb, PVTI_MAX(job->mb * tasks / (2 * workers), 96), job->mr);
-}
-
-static void pvti_gemm_blocks(pvti_gemm_job *job, int64_t k_most, int64_t workers)
-{
-    pvt_ctx *ctx = workers > 1 ? job->ctx : NULL; /* NULL: serially */
-    int64_t mb, tasks;
-    pvti_gemm_plan(job, k_most, workers);
-    mb = job->mb;
-    for (job->m0 = 0; job->m0 < job->M; job->m0 += mb) {
-        job->mb = PVTI_MIN(mb, job->M - job->m0);
-        for (job->k0 = 0; job->k0 < job->K; job->k0 += job->k_block) {
-            job->kb = PVTI_MIN(job->k_block, job->K - job->k0);
-            tasks = pvti_ceil_div(job->N, job->n_block) * pvti_ceil_div(job->mb, job->m_task);
-            pvti_parallel(ctx, pvti_ceil_div(job->mb, PVTI_GEMM_PACK_PANELS * job->mr), pvti_gemm_pack_task,
-                          job);
-            pvti_parallel(ctx, tasks, pvti_gemm_task, job);
-        }
+    int64_t width = n1 - n0;
+    if (B->tile && B->transposed) {
+        pvt_real rows[PVTI_PIECE];
+        B->tile(B->self, rows, k1 - k0, n0, n1, k0, k1);
+        for (int64_t k = 0; k < k1 - k0; k++)
+            for (int64_t n = 0; n < width; n++) piece[k * width + n] = rows[n * (k1 - k0) + k];
+    } else if (B->tile) {
+        B->tile(B->self, piece, width, k0, k1, n0, n1);
+    } else {
+        for (int64_t k = k0; k < k1; k++)
+            for (int64_t n = 0; n < width; n++)
+                piece[(k - k0) * width + n] = B->data[k * B->rs + (n0 + n) * B->cs];
     }
 }
 
-/*  Skinny products: fewer than 16 rows of dense A. Dots decode pieces of B into the worker's buffer, and read
-    a dense B where it lies, in long runs of a row: cut into 512 columns and copied out of each other's way in
-    L1, eight rows of 2048 columns took twice as long. Axpy copies from four rows on, since it passes over a
-    piece of B once per eight rows of it: in place, eight rows took a third longer. */
-static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
+/* Some columns of C. Few rows read rows of B where they lie: copied first, they would pass twice. */
+static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
 {
     const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
+    const pvti_operand *A = &job->A, *B = &job->B;
+    int64_t n0 = i * job->n_block, n1 = PVTI_MIN(n0 + job->n_block, job->N);
+    bool along_k = B->tile && B->transposed, in_place = !B->tile && B->cs == 1 && job->M < 4;
+    int64_t step_k = along_k ? PVTI_PIECE_COLS : PVTI_PIECE_ROWS, step_n = PVTI_PIECE / step_k;
+    pvt_real piece[PVTI_PIECE];
+    (void)worker;
+    for (int64_t m = 0; m < job->M && !job->accumulate; m++)
+        memset(job->C + m * job->ldc + n0, 0, (size_t)(n1 - n0) * sizeof(pvt_real));
+    for (int64_t k = 0; k < job->K; k += step_k)
+        for (int64_t n = n0; n < n1; n += step_n) {
+            int64_t nk = PVTI_MIN(step_k, job->K - k), nn = PVTI_MIN(step_n, n1 - n);
+            const pvt_real *a = A->data + k * A->cs, *b = in_place ? B->data + k * B->rs + n : piece;
+            int64_t ldb = in_place ? B->rs : nn;
+            if (!in_place) pvti_gemm_piece(piece, B, k, k + nk, n, n + nn);
+#if !PVTI_REAL_IS_DOUBLE
+            if (job->half) {
+                pvti_gemm_axpy_half(job->C + n, job->ldc, a, A->rs, A->cs, b, ldb, job->M, nn, nk);
+                continue;
+            }
+#endif
+            PVTI_CALL(job->ctx, gemm_axpy)(job->C + n, job->ldc, a, A->rs, A->cs, b, ldb, job->M, nn, nk);
+        }
+}
+
+/* ---- dots ---- */
+
+/*  Skinny products: few rows of x times many rows of w, both contiguous along k. Nothing is
+    reused often enough to pay for copies; the rows of w are streamed once. The sum runs
+    along k in 16 lanes, lane l taking k ≡ l (mod 16) in order (past the end of k stand zeros),
+    and a fixed tree adds the lanes:
+
+        y[m,n] = tree(lanes[m][n]),   lanes[m][n][l] = Σ x[m,k]·w[n,k] over k ≡ l
+
+    The kernel adds one stretch of k into lanes[nx][PVTI_DOT_W][16]; ahead: NULL, or as many rows of w that it
+    may fetch meanwhile. */
+#define PVTI_DOT_X 4
+#define PVTI_DOT_W 6
+static void pvti_dots(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w, int64_t ldw,
+                      int nw, int64_t K, const pvt_real *ahead)
+{
+    (void)ahead;
+    for (int i = 0; i < nx; i++)
+        for (int j = 0; j < nw; j++) {
+            const pvt_real *xi = x + i * ldx, *wj = w + j * ldw;
+            pvt_real *sum = lanes + (i * PVTI_DOT_W + j) * 16;
+            int64_t k = 0;
+            for (; k + 16 <= K; k += 16)
+                for (int l = 0; l < 16; l++) sum[l] = pvti_fma(xi[k + l], wj[k + l], sum[l]);
+            for (int l = 0; l < 16 && k < K; l++)
+                sum[l] = pvti_fma(k + l < K ? xi[k + l] : 0, k + l < K ? wj[k + l] : 0, sum[l]);
+        }
+}
+
+/* The tree: lane l takes in lane l+8, then l+4, l+2, l+1. */
+static pvt_real pvti_lanes_sum(const pvt_real *lanes)
+{
+    pvt_real s[8];
+    for (int l = 0; l < 8; l++) s[l] = lanes[l] + lanes[l + 8];
+    for (int l = 0; l < 4; l++) s[l] += s[l + 4];
+    return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+/*  Some columns of C. A tile source is decoded a stretch at a time; a dense B is read where it lies, in long
+    runs of a row: cut into 512 columns and copied out of each other's way in L1, eight rows of 2048 columns
+    took twice as long. */
+static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
+{
+    enum { DECODED = 512, APART = DECODED + 16 }; /* 16: so that rows do not fall on the same lines of L1 */
+    const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
+    const pvti_operand *B = &job->B;
     int64_t n1 = PVTI_MIN((i + 1) * job->n_block, job->N), M = job->M;
-    bool in_place = !job->B.tile;
-    int64_t ldw = in_place ? job->B.cs : job->k_block + 16;
-    pvt_real lanes[16 * PVTI_DOT_W * 16], *buffer;
-    pvti_gemm_b(job, worker, &buffer);
+    int64_t k_block = B->tile ? (int64_t)DECODED : 2048, ldw = B->tile ? (int64_t)APART : B->cs;
+    pvt_real lanes[16 * PVTI_DOT_W * 16], decoded[PVTI_DOT_W * APART];
+    (void)worker;
     for (int64_t n = i * job->n_block; n < n1; n += PVTI_DOT_W) {
         int64_t nw = PVTI_MIN(PVTI_DOT_W, n1 - n);
         memset(lanes, 0, (size_t)M * PVTI_DOT_W * 16 * sizeof *lanes);
-        for (int64_t k = 0; k < job->K; k += job->k_block) {
-            int64_t nk = PVTI_MIN(job->k_block, job->K - k);
-            const pvt_real *w = in_place ? job->B.data + n * ldw + k : buffer;
-            if (!in_place) job->B.tile(job->B.self, buffer, ldw, n, n + nw, k, k + nk);
-            /* the last of several passes leaves memory idle: fetch */
-            for (int64_t m = 0; m < M; m += PVTI_DOT_X)
-                job->dots(lanes + m * PVTI_DOT_W * 16, job->At.data + k + m * job->At.cs, job->At.cs,
-                          (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk,
-                          in_place && m > 0 && m + PVTI_DOT_X >= M && n + nw + nw <= job->N ? w + nw * ldw : NULL);
+        for (int64_t k = 0; k < job->K; k += k_block) {
+            int64_t nk = PVTI_MIN(k_block, job->K - k);
+            const pvt_real *w = B->tile ? decoded : B->data + n * ldw + k;
+            if (B->tile) B->tile(B->self, decoded, ldw, n, n + nw, k, k + nk);
+            for (int64_t m = 0; m < M; m += PVTI_DOT_X) { /* the last pass leaves memory idle: fetch */
+                bool fetch = !B->tile && m > 0 && m + PVTI_DOT_X >= M && n + nw + nw <= job->N;
+                PVTI_CALL(job->ctx, dots)(lanes + m * PVTI_DOT_W * 16, job->A.data + k + m * job->A.rs,
+                                          job->A.rs, (int)PVTI_MIN(PVTI_DOT_X, M - m), w, ldw, (int)nw, nk,
+                                          fetch ? w + nw * ldw : NULL);
+            }
         }
         for (int64_t m = 0; m < M; m++)
             for (int64_t j = 0; j < nw; j++) {
@@ -2992,125 +2790,62 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
     }
 }
 
-static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
-{
-    const pvti_gemm_job *job = (const pvti_gemm_job *)arg;
-    int64_t n0 = i * job->n_block, n1 = PVTI_MIN(n0 + job->n_block, job->N);
-    bool in_place = !job->B.tile && job->M < 4;
-    int64_t ldb = in_place ? job->B.rs : PVTI_PACK_COLS;
-    pvt_real *buffer;
-    pvti_gemm_b(job, worker, &buffer);
-    for (int64_t m = 0; m < job->M && !job->accumulate; m++)
-        memset(job->C + m * job->ldc + n0, 0, (size_t)(n1 - n0) * sizeof(pvt_real));
-    for (int64_t k = 0; k < job->K; k += PVTI_PACK_ROWS)
-        for (int64_t n = n0; n < n1; n += PVTI_PACK_COLS) {
-            int64_t nk = PVTI_MIN(PVTI_PACK_ROWS, job->K - k), nn = PVTI_MIN(PVTI_PACK_COLS, n1 - n);
-            const pvt_real *b = in_place ? job->B.data + k * ldb + n : buffer;
-            if (job->B.tile) job->B.tile(job->B.self, buffer, ldb, k, k + nk, n, n + nn);
-            for (int64_t r = 0; !in_place && !job->B.tile && r < nk; r++)
-                memcpy(buffer + r * ldb, job->B.data + (k + r) * job->B.rs + n, (size_t)nn * sizeof *buffer);
-            PVTI_CALL(job->ctx, gemm_axpy)
-            (job->C + n, job->ldc, job->At.data + k * job->At.rs, job->At.cs, job->At.rs, b, ldb, job->M, nn,
-             nk);
-        }
-}
+/* ---- which way ---- */
 
-/*  Which way a product goes depends on shapes and operands only, never on threads or kernel
-    sets. Dots: both sides contiguous along k (forward). Axpy: rows of B contiguous (dx). */
-static void pvti_gemm_run(pvti_gemm_job *job, int64_t k_most, int64_t workers)
+#define PVTI_GEMM_ALONE 2e5 /* products of fewer multiplications: waking others takes longer */
+
+/*  By all workers; or, inside a task, by `worker` alone. Dots: both sides contiguous along k (forward), as in
+    its limits part III's blocks do not help; few rows: rows of B contiguous (dx), where memory limits and
+    bf16 gains nothing. */
+static void pvti_gemm_run(pvti_gemm_job *job, int worker)
 {
-    bool few = job->M < 16 && !job->At.tile;
-    pvt_ctx *ctx = workers > 1 ? job->ctx : NULL;
-    if (few && job->K >= 32 && job->At.rs == 1 && (job->B.tile ? job->B.transposed : job->B.rs == 1)) {
-        job->k_block = job->B.tile ? PVTI_MIN(job->buffer_room / PVTI_DOT_W - 16, 512) & ~(int64_t)15 : 2048;
+    const pvti_operand *B = &job->B;
+    bool few = job->M < 16, whole = (double)job->M * (double)job->N * (double)job->K >= PVTI_GEMM_ALONE;
+    pvt_ctx *ctx = worker < 0 && whole && job->ctx && !job->ctx->in_parallel ? job->ctx : NULL;
+    int64_t workers = ctx ? ctx->n_threads : 1;
+    if (few && job->K >= 32 && job->A.cs == 1 && (B->tile ? B->transposed : B->rs == 1)) {
         job->n_block = pvti_gemm_even(job->N, PVTI_MAX(job->N / (4 * workers), 4 * PVTI_DOT_W), PVTI_DOT_W);
         pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_dots_task, job);
-    } else if (few && job->N >= 32 && (job->B.tile ? !job->B.transposed : job->B.cs == 1)) {
-        job->n_block = pvti_gemm_even(job->N, PVTI_MIN(PVTI_MAX(job->N / (2 * workers), 128), 1024), 32);
-        pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_axpy_task, job);
-    } else
-        pvti_gemm_blocks(job, k_most, workers);
+        return;
+    }
+    few = few && job->N >= 32 && (B->tile ? !B->transposed : B->cs == 1);
+    if (!few && job->ctx && job->ctx->kernels.gemm) {
+        job->ctx->kernels.gemm(job, worker, workers);
+        return;
+    }
+    job->half = job->half && !few;
+    job->n_block = pvti_gemm_even(job->N, PVTI_MIN(PVTI_MAX(job->N / (2 * workers), 128), 1024), 32);
+    pvti_parallel(ctx, pvti_ceil_div(job->N, job->n_block), pvti_gemm_axpy_task, job);
 }
 
-/* What all entries share; true when there is something left to do. */
-static bool pvti_gemm_begin(pvti_gemm_job *job, pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc,
-                            pvti_operand A, pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
+static void pvti_gemm_any(pvt_ctx *ctx, int worker, bool half, pvt_real *C, int64_t ldc, pvti_operand A,
+                          pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
-    const pvti_gemm_kernels *kernels = pvti_gemm_kernels_of(ctx);
-    memset(job, 0, sizeof *job);
-    job->ctx = ctx;
-    job->mr = kernels->mr, job->nr = kernels->nr;
-    job->micro = kernels->micro, job->dots = kernels->dots, job->pack = kernels->pack;
-#if !PVTI_REAL_IS_DOUBLE
-    job->half = half;
-    if (half) job->micro = kernels->micro_half, job->pack = kernels->pack_half;
-#else
-    (void)half;
-#endif
-    job->C = C, job->ldc = ldc, job->At = pvti_operand_transpose(A), job->B = B;
-    job->M = M, job->N = N, job->K = K, job->accumulate = accumulate;
+    pvti_gemm_job job;
+    memset(&job, 0, sizeof job);
+    job.ctx = ctx, job.half = half && !PVTI_REAL_IS_DOUBLE;
+    job.C = C, job.ldc = ldc, job.A = A, job.B = B;
+    job.M = M, job.N = N, job.K = K, job.accumulate = accumulate;
     if (K <= 0 && !accumulate)
         for (int64_t m = 0; m < M; m++)
             for (int64_t n = 0; n < N; n++) C[m * ldc + n] = 0;
-    return M > 0 && N > 0 && K > 0;
+    if (M > 0 && N > 0 && K > 0) pvti_gemm_run(&job, worker);
 }
 
-/* Cuts memory into buffer, A and B. */
-static void pvti_gemm_rooms(pvti_gemm_job *job, char *memory, int64_t buffer, int64_t a, int64_t b)
-{
-    job->buffer = (pvt_real *)(void *)memory, job->buffer_room = buffer / (int64_t)sizeof(pvt_real);
-    job->a = (pvt_real *)(void *)(memory + buffer), job->a_room = a / (int64_t)sizeof(pvt_real);
-    job->b = (pvt_real *)(void *)(memory + buffer + a), job->b_room = b / (int64_t)sizeof(pvt_real);
-}
-
-/* Without a context, or where its panels are taken: everything in a block of the stack. */
-static void pvti_gemm_on_stack(pvti_gemm_job *job)
-{
-    char memory[PVTI_GEMM_STACK] __attribute__((aligned(PVTI_ALIGN)));
-    int64_t buffer = PVTI_PACK_ROWS * PVTI_PACK_COLS * (int64_t)sizeof(pvt_real), a = (int64_t)12 << 10;
-    pvti_gemm_rooms(job, memory, buffer, a, PVTI_GEMM_STACK - buffer - a);
-    pvti_gemm_run(job, 128, 1);
-}
-
-/*  C[M,N] = A[M,K]·B[K,N], or += when accumulate, by one worker inside a parallel task, in the
-    upper 768 KiB of that worker's scratch. Same bits as pvti_gemm_linear. */
+/*  The product by one worker inside a parallel task; part III takes the upper 768 KiB of that worker's
+    scratch. Same bits as pvti_gemm_linear. */
 static void pvti_gemm_serial(pvt_ctx *ctx, int worker, pvt_real *C, int64_t ldc, pvti_operand A,
                              pvti_operand B, int64_t M, int64_t N, int64_t K, bool accumulate)
 {
-    pvti_gemm_job job;
-    if (!pvti_gemm_begin(&job, ctx, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate)) return;
-    if (!ctx) {
-        pvti_gemm_on_stack(&job);
-        return;
-    }
-    pvti_gemm_rooms(&job, (char *)pvti_scratch(ctx, worker) + PVTI_GEMM_KEEP, PVTI_GEMM_BUFFER,
-                    PVTI_GEMM_SERIAL_A,
-                    PVTI_SCRATCH_BYTES - PVTI_GEMM_KEEP - PVTI_GEMM_BUFFER - PVTI_GEMM_SERIAL_A);
-    pvti_gemm_run(&job, 512, 1);
+    pvti_gemm_any(ctx, worker, ctx && ctx->compute_bf16, C, ldc, A, B, M, N, K, accumulate);
 }
 
 /*  The same on all workers, with operands rounded to bf16 when `half`. With ctx NULL, or when another
-    parallel region is running, by the caller alone in 60 KiB of its stack: correct, but inside a
-    task pvti_gemm_serial is faster. Skinny products ignore `half`: memory limits them. */
+    parallel region is running, by the caller alone: correct, but inside a task pvti_gemm_serial is faster. */
 static void pvti_gemm_as(pvt_ctx *ctx, bool half, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
                          int64_t M, int64_t N, int64_t K, bool accumulate)
 {
-    pvti_gemm_job job;
-    double work = (double)M * (double)N * (double)K;
-    int64_t k_most = 1024;
-    if (!pvti_gemm_begin(&job, ctx, half, C, ldc, A, B, M, N, K, accumulate)) return;
-    if (!ctx || ctx->in_parallel) {
-        pvti_gemm_on_stack(&job);
-        return;
-    }
-    pvti_gemm_rooms(&job, ctx->gemm_shared, 0, PVTI_GEMM_SHARED_BYTES, 0);
-    job.b = job.buffer = NULL;
-    job.buffer_room = PVTI_GEMM_BUFFER / (int64_t)sizeof(pvt_real);
-    job.b_room = (PVTI_SCRATCH_BYTES - PVTI_GEMM_KEEP - PVTI_GEMM_BUFFER) / (int64_t)sizeof(pvt_real);
-    /* long blocks of k pass less often over C; not where A must be cut for them, since B is decoded for each
-       cut */
-    if (M * pvti_pack_steps(half, PVTI_MIN(K, k_most)) > job.a_room) k_most = 512;
-    pvti_gemm_run(&job, k_most, work < PVTI_GEMM_ALONE ? 1 : ctx->n_threads);
+    pvti_gemm_any(ctx, -1, half, C, ldc, A, B, M, N, K, accumulate);
 }
 static PVTI_UNUSED void pvti_gemm(pvt_ctx *ctx, pvt_real *C, int64_t ldc, pvti_operand A, pvti_operand B,
                                   int64_t M, int64_t N, int64_t K, bool accumulate)
@@ -19420,8 +19155,93 @@ PVTI_KERNELS_1(PVTI_AGAIN, PVTI_AGAIN)
 PVTI_KERNELS_END
 
 // >>fast gemm
-/*  Tiles of registers for pvti_micro and pvti_micro_half, skinny products for pvti_dots, panels for
-    pvti_pack. */
+/*  After BLIS (Van Zee, van de Geijn 2015), three layers:
+
+      micro-kernels  a tile of C, MR×NR numbers, held in registers; one pass over k adds
+                     a column of A times a row of B, an outer product, per step
+      packing        copies blocks of A and B into panels in exactly the order in which the
+                     micro-kernel reads them; also where weights are dequantized
+      blocking       cuts M, N and K so that panels stay in cache; threads  (section blocks of gemm)
+
+    A panel is K rows of W numbers: element (k, j) stands at panel[k·W + j], with W = MR for
+    panels of A (whose transpose is meant: j counts rows of A) and W = NR for those of B. Zeros that pad a
+    panel only reach numbers that are never stored. In bf16 a step of a panel is two k: column j of it is one
+    32-bit word, the even k in its lower half. */
+
+typedef void pvti_micro_fn(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
+                           int rows, int cols, bool load);
+
+#define PVTI_TILE_MOST (12 * 32) /* of any kernel set */
+
+#if !PVTI_REAL_IS_DOUBLE
+PVTI_INLINE float pvti_half_even(uint32_t pair) { return pvti_from_bits(pair << 16); }
+PVTI_INLINE float pvti_half_odd(uint32_t pair) { return pvti_from_bits(pair & 0xffff0000u); }
+/* pvti_half_step on tiles: the instruction and its emulation agree bit by bit. */
+PVTI_INLINE void pvti_micro_half_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K,
+                                      int rows, int cols, bool load, int MR, int NR)
+{
+    float c[PVTI_TILE_MOST];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NR; j++)
+            c[i * NR + j] = load && i < rows && j < cols ? pvti_flush(C[i * ldc + j]) : 0;
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < rows; i++) {
+            uint32_t x, y;
+            memcpy(&x, a + k * MR + i, sizeof x);
+            for (int j = 0; j < NR; j++) {
+                memcpy(&y, b + k * NR + j, sizeof y);
+                pvti_half_step(&c[i * NR + j], pvti_half_even(x), pvti_half_even(y), pvti_half_odd(x),
+                               pvti_half_odd(y));
+            }
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * NR + j];
+}
+
+/* The same in pairs of bf16: word panel[k/2·W + j] holds (k, j) and, above it, (k+1, j); past the end 0. */
+PVTI_INLINE void pvti_pack_panel_half(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                             int64_t nk, int nj)
+{
+    for (int64_t k = 0; k < nk; k += 2)
+        for (int j = 0; j < nj; j++) {
+            const pvt_real *at = src + k * rs + j * cs;
+            uint32_t pair = pvti_half_bits(*at) | (k + 1 < nk ? pvti_half_bits(at[rs]) << 16 : 0);
+            memcpy(panel + k / 2 * W + j, &pair, sizeof pair);
+        }
+}
+#endif
+
+/* panel[k·W + j] = src[k·rs + j·cs] for k < nk, j < nj ≤ W. */
+PVTI_INLINE void pvti_pack_panel(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs,
+                                        int64_t nk, int nj)
+{
+    if (cs == 1) {
+        for (int64_t k = 0; k < nk; k++, src += rs, panel += W)
+            switch (nj) { /* widths known to the compiler become a few moves */
+            case 32: memcpy(panel, src, 32 * sizeof *panel); break;
+            case 16: memcpy(panel, src, 16 * sizeof *panel); break;
+            case 12: memcpy(panel, src, 12 * sizeof *panel); break;
+            default:
+                for (int j = 0; j < nj; j++) panel[j] = src[j];
+            }
+        return;
+    }
+    for (int64_t k = 0; k < nk; k++)
+        for (int j = 0; j < nj; j++) panel[k * W + j] = src[k * rs + j * cs];
+}
+
+typedef void pvti_pack_fn(pvt_real *panel, int W, const pvt_real *src, int64_t rs, int64_t cs, int64_t nk,
+                          int nj);
+/* What an instruction set brings for products: a tile, and the kernels that fit it. */
+typedef struct pvti_gemm_tiles {
+    int mr, nr;
+    pvti_micro_fn *micro;
+    pvti_pack_fn *pack;
+#if !PVTI_REAL_IS_DOUBLE
+    pvti_micro_fn *micro_half;
+    pvti_pack_fn *pack_half;
+#endif
+} pvti_gemm_tiles;
 
 PVTI_KERNELS_BEGIN
 #if PVTI_X86
@@ -19844,25 +19664,32 @@ static void pvti_pack_half_plain(pvt_real *panel, int W, const pvt_real *src, in
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
 
-static const pvti_gemm_kernels pvti_gemm_avx2 = {
-    PVTI_MR_AVX2, PVTI_NR_AVX2, pvti_micro_avx2, pvti_dots_avx2, pvti_pack_avx2, pvti_micro_half_avx2,
+static const pvti_gemm_tiles pvti_tiles_avx2 = {
+    PVTI_MR_AVX2, PVTI_NR_AVX2, pvti_micro_avx2, pvti_pack_avx2, pvti_micro_half_avx2, pvti_pack_half_plain};
+static const pvti_gemm_tiles pvti_tiles_avx512 = {
+    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_pack_avx2, pvti_micro_half_avx512,
     pvti_pack_half_plain};
-static const pvti_gemm_kernels pvti_gemm_avx512 = {
-    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_half_avx512,
-    pvti_pack_half_plain};
-static const pvti_gemm_kernels pvti_gemm_bf16 = {
-    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_dots_avx512, pvti_pack_avx2, pvti_micro_bf16,
-    pvti_pack_bf16};
+static const pvti_gemm_tiles pvti_tiles_bf16 = {
+    PVTI_MR_AVX512, PVTI_NR_AVX512, pvti_micro_avx512, pvti_pack_avx2, pvti_micro_bf16, pvti_pack_bf16};
 #else
+/* Everywhere else: 4×16, sixteen vectors of four, which NEON holds in half of its registers. */
+#define PVTI_MR 4
+#define PVTI_NR 16
 static void pvti_micro_native(pvt_real *C, int64_t ldc, const pvt_real *a, const pvt_real *b, int64_t K,
-                              int rows,
-                              int cols, bool load)
+                              int rows, int cols, bool load)
 {
-    pvti_micro(C, ldc, a, b, K, rows, cols, load);
+    pvt_real c[PVTI_MR][PVTI_NR];
+    memset(c, 0, sizeof c);
+    for (int i = 0; load && i < rows; i++)
+        for (int j = 0; j < cols; j++) c[i][j] = C[i * ldc + j];
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR, b += PVTI_NR)
+        for (int i = 0; i < PVTI_MR; i++)
+            for (int j = 0; j < PVTI_NR; j++) c[i][j] = pvti_fma(a[i], b[j], c[i][j]);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i][j];
 }
 static void pvti_dots_native(pvt_real *lanes, const pvt_real *x, int64_t ldx, int nx, const pvt_real *w,
-                             int64_t ldw,
-                             int nw, int64_t K, const pvt_real *ahead)
+                             int64_t ldw, int nw, int64_t K, const pvt_real *ahead)
 {
     pvti_dots(lanes, x, ldx, nx, w, ldw, nw, K, ahead);
 }
@@ -19872,25 +19699,225 @@ static void pvti_pack_native(pvt_real *panel, int W, const pvt_real *src, int64_
     pvti_pack_panel(panel, W, src, rs, cs, nk, nj);
 }
 #if PVTI_REAL_IS_DOUBLE
-static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
-                                                   pvti_pack_native};
+static const pvti_gemm_tiles pvti_tiles_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_pack_native};
 #else
 static void pvti_micro_half_native(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
-                                   int cols,
-                                   bool load)
+                                   int cols, bool load)
 {
-    pvti_micro_half(C, ldc, a, b, K, rows, cols, load);
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR, PVTI_NR);
 }
 static void pvti_pack_half_native(float *panel, int W, const float *src, int64_t rs, int64_t cs, int64_t nk,
                                   int nj)
 {
     pvti_pack_panel_half(panel, W, src, rs, cs, nk, nj);
 }
-static const pvti_gemm_kernels pvti_gemm_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_dots_native,
-                                                   pvti_pack_native, pvti_micro_half_native, pvti_pack_half_native};
+static const pvti_gemm_tiles pvti_tiles_native = {PVTI_MR, PVTI_NR, pvti_micro_native, pvti_pack_native,
+                                                  pvti_micro_half_native, pvti_pack_half_native};
 #endif
 #endif
 PVTI_KERNELS_END
+
+// >>blocks of gemm
+/*  Of the classical five loops, with the roles of A and B chosen for weights that are expensive to decode and
+    stand in B:
+
+      for a block of rows m      (usually one: 3072 rows of 512 numbers fit)
+        for a block of k         (up to 1024, or 512 where that saves a block of rows)
+          pack A[m, k] once, all workers together, into ctx->gemm_shared: it is read from L3
+          for a block of columns n, one task each, claimed by whichever worker is free
+            pack B[k, n] into the worker's scratch: L2; each element is decoded once
+            for each panel of A  (L1)   for each panel of B   micro-kernel
+
+    Scratch: the upper 768 KiB of a worker's 1 MiB; the lower 256 KiB belong to the caller. */
+
+/* Steps of a panel that n numbers along k take. */
+static int64_t pvti_pack_steps(bool half, int64_t n) { return half ? (n + 1) / 2 : n; }
+
+/*  Packs rows k0 … k0+nk−1, columns j0 … j0+nj−1 of x into panels of width W one after the
+    other, each nk rows (of bf16 pairs when `half`: (nk+1)/2) long, the last filled up with zeros.
+    buffer holds PVTI_PIECE_ROWS × PVTI_PIECE_COLS numbers. */
+static void pvti_pack(pvti_pack_fn *pack_panel, bool half, pvt_real *panels, int W, pvti_operand x,
+                      int64_t k0, int64_t nk, int64_t j0, int64_t nj, pvt_real *buffer)
+{
+    int64_t steps = pvti_pack_steps(half, nk);
+    bool along_k = x.tile ? x.transposed : x.cs != 1; /* the source's rows run along k */
+    int64_t rows = W < PVTI_PIECE_ROWS ? PVTI_PIECE_ROWS / W * W : PVTI_PIECE_ROWS; /* of whole panels */
+    int64_t step_j = !x.tile ? nj : along_k ? rows : PVTI_PIECE_COLS;
+    int64_t step_k = !along_k ? PVTI_PIECE_ROWS : x.tile ? PVTI_PIECE_COLS : nk;
+    for (int64_t j = 0; j < nj; j += step_j)
+        for (int64_t k = 0; k < nk; k += step_k) {
+            int64_t mj = PVTI_MIN(step_j, nj - j), mk = PVTI_MIN(step_k, nk - k), rs = x.rs, cs = x.cs;
+            const pvt_real *src = x.tile ? buffer : x.data + (k0 + k) * rs + (j0 + j) * cs;
+            if (x.tile && along_k) {
+                rs = 1, cs = PVTI_PIECE_COLS;
+                x.tile(x.self, buffer, cs, j0 + j, j0 + j + mj, k0 + k, k0 + k + mk);
+            } else if (x.tile) {
+                rs = PVTI_PIECE_COLS, cs = 1;
+                x.tile(x.self, buffer, rs, k0 + k, k0 + k + mk, j0 + j, j0 + j + mj);
+            }
+            for (int64_t i = 0; i < mj; i += W - (j + i) % W) { /* the piece, panel by panel */
+                int64_t p = (j + i) / W, within = (j + i) % W;
+                pack_panel(panels + (p * steps + pvti_pack_steps(half, k)) * W + within, W, src + i * cs, rs,
+                           cs, mk, (int)PVTI_MIN(W - within, mj - i));
+            }
+        }
+    if (nj % W)
+        for (int64_t k = 0; k < steps; k++)
+            for (int64_t j = nj % W; j < W; j++) panels[(nj / W * steps + k) * W + j] = 0;
+}
+
+#define PVTI_GEMM_KEEP ((int64_t)256 << 10)     /* of the scratch, the caller's */
+#define PVTI_GEMM_BUFFER ((int64_t)48 << 10)    /* for tiles being decoded */
+#define PVTI_GEMM_SERIAL_A ((int64_t)208 << 10) /* for A, when gemm_shared may not be used */
+#define PVTI_GEMM_STACK ((int64_t)60 << 10)     /* all of it, where there is no other room */
+
+typedef struct pvti_gemm_work {
+    const pvti_gemm_job *job;
+    int mr, nr;
+    pvti_micro_fn *micro;
+    pvti_pack_fn *pack;
+    pvti_operand At; /* the transpose of A, since both are packed along k */
+    bool half;       /* two k in a word of the panels */
+    pvt_real *a, *b, *buffer;     /* b and buffer NULL: each worker's scratch */
+    int64_t a_room, b_room;       /* in numbers */
+    int64_t k_block, n_block, m_task; /* the plan: columns of a task, rows of a task */
+    int64_t m0, mb, k0, kb; /* the block in work */
+} pvti_gemm_work;
+
+/* The worker's B panels and its buffer for tiles. */
+static pvt_real *pvti_gemm_b(const pvti_gemm_work *w, int worker, pvt_real **buffer)
+{
+    char *scratch;
+    *buffer = w->buffer;
+    if (w->b) return w->b;
+    scratch = (char *)pvti_scratch(w->job->ctx, worker) + PVTI_GEMM_KEEP;
+    *buffer = (pvt_real *)(void *)scratch;
+    return (pvt_real *)(void *)(scratch + PVTI_GEMM_BUFFER);
+}
+
+#define PVTI_GEMM_PACK_PANELS 8
+static void pvti_gemm_pack_task(void *arg, int64_t i, int worker)
+{
+    const pvti_gemm_work *w = (const pvti_gemm_work *)arg;
+    int64_t rows = PVTI_GEMM_PACK_PANELS * w->mr, from = i * rows;
+    pvt_real *buffer;
+    pvti_gemm_b(w, worker, &buffer);
+    pvti_pack(w->pack, w->half, w->a + from * pvti_pack_steps(w->half, w->kb), w->mr, w->At, w->k0, w->kb,
+              w->m0 + from, PVTI_MIN(rows, w->mb - from), buffer);
+}
+
+/* The tile of C that comes next, on its way while this one is computed: worth 2 to 15 % in bf16. */
+PVTI_INLINE void pvti_gemm_prefetch(const pvti_gemm_work *w, int64_t m, int64_t n)
+{
+    const pvt_real *C = w->job->C + (w->m0 + m) * w->job->ldc + n;
+    for (int i = 0; i < w->mr; i++, C += w->job->ldc)
+        for (int j = 0; j < w->nr; j += 64 / (int)sizeof *C) __builtin_prefetch(C + j, 1);
+}
+
+static void pvti_gemm_task(void *arg, int64_t i, int worker)
+{
+    const pvti_gemm_work *w = (const pvti_gemm_work *)arg;
+    const pvti_gemm_job *job = w->job;
+    int64_t across = pvti_ceil_div(job->N, w->n_block);
+    int64_t n0 = i % across * w->n_block, m0 = i / across * w->m_task;
+    int64_t n = PVTI_MIN(w->n_block, job->N - n0), m1 = PVTI_MIN(m0 + w->m_task, w->mb);
+    int64_t steps = pvti_pack_steps(w->half, w->kb);
+    bool load = job->accumulate || w->k0 > 0;
+    pvt_real *buffer, *b = pvti_gemm_b(w, worker, &buffer);
+    pvti_pack(w->pack, w->half, b, w->nr, job->B, w->k0, w->kb, n0, n, buffer);
+    for (int64_t m = m0; m < m1; m += w->mr)
+        for (int64_t j = 0; j < n; j += w->nr) {
+            if (j + w->nr < n)
+                pvti_gemm_prefetch(w, m, n0 + j + w->nr);
+            else if (m + w->mr < m1)
+                pvti_gemm_prefetch(w, m + w->mr, n0);
+            w->micro(job->C + (w->m0 + m) * job->ldc + n0 + j, job->ldc, w->a + m * steps, b + j * steps,
+                     steps, (int)PVTI_MIN(w->mr, m1 - m), (int)PVTI_MIN(w->nr, n - j), load);
+        }
+}
+
+/*  Block sizes. K: equal parts of up to k_most, of whole 256-blocks where K has them (GGUF).
+    N: blocks that fit, and for several workers some four tasks each, but not under 96 columns,
+    since a task reads all of A. Where N gives too few tasks, the rows are cut as well. */
+static void pvti_gemm_plan(pvti_gemm_work *w, int64_t k_most, int64_t workers)
+{
+    int64_t M = w->job->M, N = w->job->N, K = w->job->K, unit = K % 256 == 0 && k_most >= 256 ? 256 : 32;
+    int64_t panels, tasks;
+    w->k_block = PVTI_MIN(pvti_gemm_even(K, k_most, unit), k_most);
+    panels = PVTI_MIN(w->b_room / pvti_pack_steps(w->half, w->k_block), 256) / w->nr;
+    tasks = pvti_ceil_div(N, PVTI_MAX(panels, 1) * w->nr);
+    if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, N / 96));
+    tasks = PVTI_MAX(tasks, 1);
+    w->n_block = pvti_ceil_div(pvti_ceil_div(N, tasks), w->nr) * w->nr;
+    w->mb = pvti_gemm_even(M, w->a_room / pvti_pack_steps(w->half, w->k_block), w->mr);
+    w->m_task = w->mb;
+    if (workers > 1 && tasks < 2 * workers)
+        w->m_task = pvti_gemm_even(w->mb, PVTI_MAX(w->mb * tasks / (2 * workers), 96), w->mr);
+}
+
+static void pvti_gemm_loops(pvti_gemm_work *w, int64_t k_most, int64_t workers)
+{
+    const pvti_gemm_job *job = w->job;
+    pvt_ctx *ctx = workers > 1 ? job->ctx : NULL; /* NULL: serially */
+    int64_t mb;
+    pvti_gemm_plan(w, k_most, workers);
+    mb = w->mb;
+    for (w->m0 = 0; w->m0 < job->M; w->m0 += mb) {
+        w->mb = PVTI_MIN(mb, job->M - w->m0);
+        for (w->k0 = 0; w->k0 < job->K; w->k0 += w->k_block) {
+            int64_t tasks = pvti_ceil_div(job->N, w->n_block) * pvti_ceil_div(w->mb, w->m_task);
+            w->kb = PVTI_MIN(w->k_block, job->K - w->k0);
+            pvti_parallel(ctx, pvti_ceil_div(w->mb, PVTI_GEMM_PACK_PANELS * w->mr), pvti_gemm_pack_task, w);
+            pvti_parallel(ctx, tasks, pvti_gemm_task, w);
+        }
+    }
+}
+
+/* Cuts memory into buffer, A and B. */
+static void pvti_gemm_rooms(pvti_gemm_work *w, char *memory, int64_t buffer, int64_t a, int64_t b)
+{
+    w->buffer = (pvt_real *)(void *)memory;
+    w->a = (pvt_real *)(void *)(memory + buffer), w->a_room = a / (int64_t)sizeof(pvt_real);
+    w->b = (pvt_real *)(void *)(memory + buffer + a), w->b_room = b / (int64_t)sizeof(pvt_real);
+}
+
+/* In a task that has no scratch to give. */
+static void pvti_gemm_on_stack(pvti_gemm_work *w)
+{
+    char memory[PVTI_GEMM_STACK] __attribute__((aligned(PVTI_ALIGN)));
+    int64_t buffer = PVTI_PIECE * (int64_t)sizeof(pvt_real), a = (int64_t)12 << 10;
+    pvti_gemm_rooms(w, memory, buffer, a, PVTI_GEMM_STACK - buffer - a);
+    pvti_gemm_loops(w, 128, 1);
+}
+
+static void pvti_gemm_blocks(const pvti_gemm_job *job, int worker, int64_t workers)
+{
+    const pvti_gemm_tiles *tiles = (const pvti_gemm_tiles *)job->ctx->kernels.gemm_tiles;
+    int64_t beside = PVTI_GEMM_KEEP + PVTI_GEMM_BUFFER, k_most = 1024;
+    pvti_gemm_work w;
+    memset(&w, 0, sizeof w);
+    w.job = job, w.half = job->half;
+    w.mr = tiles->mr, w.nr = tiles->nr, w.micro = tiles->micro, w.pack = tiles->pack;
+#if !PVTI_REAL_IS_DOUBLE
+    if (w.half) w.micro = tiles->micro_half, w.pack = tiles->pack_half;
+#endif
+    w.At.data = job->A.data, w.At.rs = job->A.cs, w.At.cs = job->A.rs;
+    if (worker >= 0) {
+        pvti_gemm_rooms(&w, (char *)pvti_scratch(job->ctx, worker) + PVTI_GEMM_KEEP, PVTI_GEMM_BUFFER,
+                        PVTI_GEMM_SERIAL_A, PVTI_SCRATCH_BYTES - beside - PVTI_GEMM_SERIAL_A);
+        pvti_gemm_loops(&w, 512, 1);
+    } else if (job->ctx->in_parallel) {
+        pvti_gemm_on_stack(&w);
+    } else {
+        pvti_gemm_rooms(&w, job->ctx->gemm_shared, 0, PVTI_GEMM_SHARED_BYTES, 0);
+        w.b = w.buffer = NULL;
+        w.b_room = (PVTI_SCRATCH_BYTES - beside) / (int64_t)sizeof(pvt_real);
+        /* long blocks of k pass less often over C; not where A must be cut for them, since B is decoded for
+           each cut */
+        if (job->M * pvti_pack_steps(w.half, PVTI_MIN(job->K, k_most)) > w.a_room) k_most = 512;
+        pvti_gemm_loops(&w, k_most, workers);
+    }
+}
 
 #if PVTUNE_LAYER >= 1
 // >>fast decoders
@@ -21169,6 +21196,7 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #endif
     ctx->isa = isa;
     if (isa == PVTI_SCALAR) return;
+    to->gemm = pvti_gemm_blocks;
 #if PVTI_X86
 #define PVTI_X(name, params, args) to->name = pvti_##name##_avx2;
 #else
@@ -21183,12 +21211,14 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #undef PVTI_X
 #endif
 #if !PVTI_X86
-    to->gemm = &pvti_gemm_native;
+    to->gemm_tiles = &pvti_tiles_native;
+    to->dots = pvti_dots_native;
 #if PVTUNE_LAYER >= 1
     to->nearest = pvti_nearest_native;
 #endif
 #else
-    to->gemm = &pvti_gemm_avx2;
+    to->gemm_tiles = &pvti_tiles_avx2;
+    to->dots = pvti_dots_avx2;
 #if PVTUNE_LAYER >= 1
     to->decoders[PVT_F16] = pvti_decode_f16_eight;
     to->nearest = pvti_nearest_avx2;
@@ -21200,7 +21230,8 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
     PVTI_KERNELS_1(PVTI_X, PVTI_Y)
 #undef PVTI_Y
 #undef PVTI_X
-    to->gemm = pvti_has_bf16() ? &pvti_gemm_bf16 : &pvti_gemm_avx512;
+    to->gemm_tiles = pvti_has_bf16() ? &pvti_tiles_bf16 : &pvti_tiles_avx512;
+    to->dots = pvti_dots_avx512;
 #if PVTUNE_LAYER >= 1
     to->nearest = pvti_nearest_avx512;
 #endif

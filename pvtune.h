@@ -2683,9 +2683,11 @@ static void pvti_gemm_piece(pvt_real *piece, const pvti_operand *B, int64_t k0, 
     } else if (B->tile) {
         B->tile(B->self, piece, width, k0, k1, n0, n1);
     } else {
-        for (int64_t k = k0; k < k1; k++)
-            for (int64_t n = 0; n < width; n++)
-                piece[(k - k0) * width + n] = B->data[k * B->rs + (n0 + n) * B->cs];
+        for (int64_t k = k0; k < k1; k++, piece += width) {
+            const pvt_real *row = B->data + k * B->rs + n0 * B->cs;
+            if (B->cs == 1) memcpy(piece, row, (size_t)width * sizeof *piece);
+            for (int64_t n = 0; n < width && B->cs != 1; n++) piece[n] = row[n * B->cs];
+        }
     }
 }
 
@@ -2697,7 +2699,7 @@ static void pvti_gemm_axpy_task(void *arg, int64_t i, int worker)
     int64_t n0 = i * job->n_block, n1 = PVTI_MIN(n0 + job->n_block, job->N);
     bool along_k = B->tile && B->transposed, in_place = !B->tile && B->cs == 1 && job->M < 4;
     int64_t step_k = along_k ? PVTI_PIECE_COLS : PVTI_PIECE_ROWS, step_n = PVTI_PIECE / step_k;
-    pvt_real piece[PVTI_PIECE];
+    pvt_real piece[PVTI_PIECE] __attribute__((aligned(PVTI_ALIGN)));
     (void)worker;
     for (int64_t m = 0; m < job->M && !job->accumulate; m++)
         memset(job->C + m * job->ldc + n0, 0, (size_t)(n1 - n0) * sizeof(pvt_real));
@@ -2765,7 +2767,8 @@ static void pvti_gemm_dots_task(void *arg, int64_t i, int worker)
     const pvti_operand *B = &job->B;
     int64_t n1 = PVTI_MIN((i + 1) * job->n_block, job->N), M = job->M;
     int64_t k_block = B->tile ? (int64_t)DECODED : 2048, ldw = B->tile ? (int64_t)APART : B->cs;
-    pvt_real lanes[16 * PVTI_DOT_W * 16], decoded[PVTI_DOT_W * APART];
+    pvt_real lanes[16 * PVTI_DOT_W * 16] __attribute__((aligned(PVTI_ALIGN)));
+    pvt_real decoded[PVTI_DOT_W * APART] __attribute__((aligned(PVTI_ALIGN)));
     (void)worker;
     for (int64_t n = i * job->n_block; n < n1; n += PVTI_DOT_W) {
         int64_t nw = PVTI_MIN(PVTI_DOT_W, n1 - n);

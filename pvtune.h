@@ -124,7 +124,8 @@
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
-        layer 1     bytes · system: files · block types · files · json · safetensors · weight files
+        layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
+                    weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
                     tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint ·
                     checkpoint
@@ -799,13 +800,15 @@ typedef struct pvt_device {
 } pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
-/* Element types of tensors in files and in dense weights. The Q types are GGUF's blocks. */
+/* Element types of tensors in files and in dense weights. The Q, IQ and TQ types are GGUF's blocks. */
 typedef enum pvt_dtype {
     PVT_DTYPE_NONE,
     PVT_F32, PVT_F16, PVT_BF16, PVT_F64,
     PVT_I8, PVT_U8, PVT_I16, PVT_U16, PVT_I32, PVT_U32, PVT_I64, PVT_U64, PVT_BOOL,
     PVT_Q4_0, PVT_Q4_1, PVT_Q5_0, PVT_Q5_1, PVT_Q8_0,
     PVT_Q2_K, PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K,
+    PVT_IQ1_S, PVT_IQ1_M, PVT_IQ2_XXS, PVT_IQ2_XS, PVT_IQ2_S, PVT_IQ3_XXS, PVT_IQ3_S, PVT_IQ4_NL, PVT_IQ4_XS,
+    PVT_TQ1_0, PVT_TQ2_0, PVT_Q2_0,
     PVT_DTYPE_COUNT
 } pvt_dtype;
 /* As files write it: "F16", "BF16", "Q4_0", …; "?" for none of these. Needs no context. */
@@ -4066,7 +4069,7 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
-    Q types of GGUF share scales among 32 or 256 neighbours of a row (>>block types). Each decoder writes
+    Q, IQ and TQ types of GGUF share scales among 32 to 256 neighbours of a row (>>block types). Each writes
     whole blocks, and loads through memcpy: files promise no alignment. */
 
 /* ---- half precision ---- */
@@ -4158,6 +4161,10 @@ static const pvti_dtype *pvti_dtype_info(pvt_dtype dtype)
         {"Q5_0", 32, 22, NULL},          {"Q5_1", 32, 24, NULL},     {"Q8_0", 32, 34, NULL},
         {"Q2_K", 256, 84, NULL},         {"Q3_K", 256, 110, NULL},   {"Q4_K", 256, 144, NULL},
         {"Q5_K", 256, 176, NULL},        {"Q6_K", 256, 210, NULL},
+        {"IQ1_S", 256, 50, NULL},        {"IQ1_M", 256, 56, NULL},   {"IQ2_XXS", 256, 66, NULL},
+        {"IQ2_XS", 256, 74, NULL},       {"IQ2_S", 256, 82, NULL},   {"IQ3_XXS", 256, 98, NULL},
+        {"IQ3_S", 256, 110, NULL},       {"IQ4_NL", 32, 18, NULL},   {"IQ4_XS", 256, 136, NULL},
+        {"TQ1_0", 256, 54, NULL},        {"TQ2_0", 256, 66, NULL},   {"Q2_0", 64, 18, NULL},
     };
 #undef PVTI_X
     return dtype > PVT_DTYPE_NONE && dtype < PVT_DTYPE_COUNT ? &table[dtype] : NULL;
@@ -11281,7 +11288,7 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 /* The types and their decoders. */
 #define PVTI_BLOCK_TYPES(EACH)                                                                            \
     EACH(Q4_0, q4_0) EACH(Q4_1, q4_1) EACH(Q5_0, q5_0) EACH(Q5_1, q5_1) EACH(Q8_0, q8_0) EACH(Q2_K, q2_k) \
-    EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k)
+    EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k) PVTI_IQ_TYPES(EACH)
 
 #if PVTUNE_LAYER >= 2
 /* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
@@ -11324,6 +11331,403 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     return PVT_OK;
 }
 #endif
+
+// >>iq blocks
+/*  The IQ and TQ types of GGUF, and Q2_0, as llama.cpp decodes them (ggml/src/ggml-quants.c), to the bit: a
+    product of fp16 and two small integers is exact in 24 bits. Four ways to spend few bits:
+
+    points of a grid    IQ2, IQ3: magnitudes of 8 or 4 neighbours are one point of a list (>>iq grids), signs
+                        are bits apart; IQ1: signs are in the point, and the point is shifted by an eighth
+    uneven levels       IQ4: 16 levels, denser about 0
+    trits               TQ1_0, TQ2_0: −1, 0, 1
+    four even levels    Q2_0: −1, 0, 1, 2
+
+    The grids of IQ3 and IQ1 are data too: iq3xxs_grid, iq3s_grid and iq1s_grid of ggml/src/ggml-common.h,
+    four points to a word as in >>iq grids. IQ3: three bits for each of four magnitudes, which are 4, 12, 20,
+    28, 36, 44, 52, 62 or the odd numbers up to 15. IQ1: two bits for each of eight, 0, 1, 2 are −1, 0, 1. */
+
+static const uint64_t pvti_iq3_xxs_points[64] = {
+    0x0009000400020000, 0x00120010000f000b, 0x003d003b00220019, 0x004a004800430041, 0x005a005800550051,
+    0x00800078006c0061, 0x0090008900840082, 0x009f009b00990092, 0x00c100bd00af00a9, 0x00d500ca00c800c7,
+    0x0124011f010b00f8, 0x0141013d013b012f, 0x019d016a015a0147, 0x01ce01cc01c801b4, 0x0203020101f101e3,
+    0x02130211020a0208, 0x0227021c021a0218, 0x0249024202400228, 0x0283028102520250, 0x02980291028a0288,
+    0x02d002c202c002ba, 0x030102f602e602d9, 0x0354035003280305, 0x03d2038503790366, 0x04090402040003e0,
+    0x041604120410040b, 0x0443044104220419, 0x0451044a04480445, 0x0478047704730458, 0x048f048904820480,
+    0x04a0049f04920490, 0x04cc04c804c104ad, 0x052b051d04fc04f8, 0x057c056105570543, 0x05e505ce05c305c1,
+    0x0611060a06080601, 0x063a063506280613, 0x0659065006420640, 0x0683068106660664, 0x06ba06aa06950688,
+    0x0727071806db06c9, 0x075207460740073a, 0x07b3079e078c076d, 0x080f080407f007db, 0x082f082b081f081d,
+    0x08a0089f0890087c, 0x08e508c708b608b0, 0x0955093409290904, 0x09c809c509780963, 0x0a210a0a09d809ca,
+    0x0a560a460a400a38, 0x0aba0a9a0a8c0a6d, 0x0b130b080aeb0ac2, 0x0b590b420b3a0b17, 0x0c140be20bd40ba8,
+    0x0c510c340c260c24, 0x0cd80cb40c8f0c71, 0x0d6a0d450d240cde, 0x0e030dd10dc30d9b, 0x0e1a0e080e070e05,
+    0x0e8a0e600e560e2a, 0x0ecd0ec00eaa0ea5, 0x0f210f110ef00edb, 0x0f980f540f420f40
+};
+static const uint64_t pvti_iq3_s_points[128] = {
+    0x0005000200010000, 0x000a000900080007, 0x00110010000e000c, 0x00220020001b0015, 0x002b002900270025,
+    0x003c003900320030, 0x004200410040003f, 0x004d004900480044, 0x0059005700530050, 0x007500710064005d,
+    0x008500810080007a, 0x008e008b00880087, 0x009c009800950091, 0x00a900a700a500a2, 0x00c300bb00b800ab,
+    0x00d200d000cd00c9, 0x00e400de00db00d9, 0x00f900f700ea00e8, 0x010f010b010000fd, 0x0120011a01140111,
+    0x0142013801290123, 0x0156015201500144, 0x016701650161015b, 0x01890186017b0176, 0x01b901aa0199018b,
+    0x01d001c401c201c0, 0x01e801db01d601d2, 0x02020201020001ec, 0x020b020902080204, 0x02120210020f020d,
+    0x022c021e021c0219, 0x0240023a0231022e, 0x0248024602430241, 0x025b02580251024c, 0x0278026a02680261,
+    0x028d028a0280027e, 0x029a02940290028f, 0x02b002ad02a302a0, 0x02c702c402c102ba, 0x02d702d102cb02c8,
+    0x02f202e102dc02d8, 0x030a0305030302f8, 0x0322031b0319030c, 0x0341032c03280326, 0x03580351034b0348,
+    0x039403900369035a, 0x03c103a603a40397, 0x03d103ca03c803c3, 0x03f803f203e103dd, 0x0405040304010400,
+    0x040c040a04080407, 0x041704130411040e, 0x04230421041a0418, 0x0437042a04280425, 0x0440043d043b0438,
+    0x044f044b04480442, 0x045c045904550452, 0x0484048104690462, 0x0498049304910487, 0x04af04ab04a1049f,
+    0x04c204c004bc04b9, 0x04d404d204c904c5, 0x04e804e204db04d9, 0x05100507050104f6, 0x0521051d051a0513,
+    0x05490544053d053a, 0x056b0560055f0552, 0x0587058205800578, 0x05c505b105ad0591, 0x05e305d805d605c9,
+    0x060b0609060205e8, 0x06190612060f060d, 0x06240622061d061b, 0x0639063306290627, 0x064c064506430641,
+    0x0670066006530651, 0x068a0680067e067a, 0x06a8069c069a0690, 0x06d106cc06c806c1, 0x06e106d806d706d3,
+    0x06fb06ed06e706e3, 0x0712070e07090703, 0x07340730072a0719, 0x0755074a07480741, 0x077b076e0764075a,
+    0x07c307c107a1078e, 0x080007dd07d207d0, 0x08140810080a0804, 0x08280821081a0817, 0x0849084708420838,
+    0x085d08580852084b, 0x0881086d08690863, 0x0891088d08880883, 0x08b208af08a0089b, 0x08cb08c908c408b8,
+    0x08dd08d908d208d0, 0x091f091409020900, 0x0947094509390920, 0x099c098b09720951, 0x09d809cd09c809b0,
+    0x0a080a0209e909e3, 0x0a240a200a120a0c, 0x0a3c0a360a2a0a27, 0x0a4a0a450a430a41, 0x0a800a7a0a5a0a51,
+    0x0a9e0a980a930a89, 0x0ac80ac70ac20aab, 0x0af50ae90ae40ad7, 0x0b100b040b010afb, 0x0b560b4a0b260b1a,
+    0x0bc20ba20b6b0b69, 0x0c0b0c090bd20bc4, 0x0c300c1b0c190c0d, 0x0c740c570c500c40, 0x0cad0ca20c9c0c8a,
+    0x0ccc0cc00cb80cb2, 0x0d230d150ce00cd1, 0x0d5c0d430d400d32, 0x0dc90da00d850d70, 0x0e070e040e000dcb,
+    0x0e200e1e0e120e10, 0x0e490e420e320e2c, 0x0e810e650e630e54, 0x0e910e8e0e880e84, 0x0eda0ec20ea90e98,
+    0x0f050f010eeb0edd, 0x0f520f280f100f0b, 0x0fc00f990f820f62
+};
+static const uint64_t pvti_iq1_points[512] = {
+    0x0008000500020000, 0x002000150011000a, 0x0045002a00280022, 0x0065005600540051, 0x008a008800820080,
+    0x00a800a200a00095, 0x01110105010400aa, 0x011a011901160114, 0x0149014601410125, 0x0161015a01550152,
+    0x0185016801660164, 0x01a5019601940191, 0x020a020802020200, 0x0228022202200215, 0x025902510245022a,
+    0x0282028002690264, 0x02950291028a0288, 0x02a802a202a00299, 0x04160414041102aa, 0x0455044904410425,
+    0x049104650464045a, 0x0504050104a50499, 0x0518051505060505, 0x054505400529051a, 0x055405510550054a,
+    0x0560055905560555, 0x056a056805650562, 0x0598059505910581, 0x05a505a405a1059a, 0x0619061405a905a6,
+    0x0652065006440641, 0x0661066006580655, 0x0691068506690666, 0x0802080006990694, 0x08200815080a0808,
+    0x0845082a08280822, 0x0880086508560851, 0x0895088a08880882, 0x08aa08a808a208a0, 0x0919091409110905,
+    0x0950094109250924, 0x0964096109550951, 0x0996099409910969, 0x0a020a0009a50999, 0x0a200a150a0a0a08,
+    0x0a450a2a0a280a22, 0x0a650a610a590a51, 0x0a880a850a820a80, 0x0aa20aa00a950a8a, 0x101110100aaa0aa8,
+    0x1025102410191014, 0x1055105010441041, 0x1065106410611058, 0x1096109410911069, 0x1104110110a510a1,
+    0x1112111011091106, 0x1124112111181115, 0x1150114a11451129, 0x1155115411521151, 0x1165116011591156,
+    0x11a1119511921184, 0x12161214121111a4, 0x1249124612401225, 0x125a125812551252, 0x1291128512661264,
+    0x140112a512961294, 0x1415141414091406, 0x1426142114191418, 0x1448144614451441, 0x145514541451144a,
+    0x1465146214591456, 0x1490148914841468, 0x1499149814951494, 0x14a514a414a1149a, 0x150a1505150214a9,
+    0x1516151515141511, 0x1525152215201519, 0x15441541152a1528, 0x1552155115461545, 0x1559155615551554,
+    0x156515641561155a, 0x1582158015691566, 0x158a158815851584, 0x1595159415911590, 0x15a0159a15991596,
+    0x1604160115a515a2, 0x1616161516061605, 0x16261621161a1618, 0x1645164416421640, 0x16551651164a1648,
+    0x1661165916581656, 0x1669166816651664, 0x1692168a1686166a, 0x181116a916a41695, 0x1844184118251816,
+    0x1855185018491846, 0x18611860185a1858, 0x1885186918661864, 0x191018a518941891, 0x1921191a19151912,
+    0x1945194419421925, 0x1955195419511948, 0x1960195a19591956, 0x19911989196a1965, 0x19a1199819951992,
+    0x1a161a0919a919a6, 0x1a461a441a261a24, 0x1a551a521a501a49, 0x1a691a661a611a58, 0x1a9a1a961a911a85,
+    0x200a200820022000, 0x2025202220202015, 0x20512045202a2028, 0x2080206520612059, 0x2095208a20882082,
+    0x20a820a520a220a0, 0x21142111210520aa, 0x2144214221252119, 0x215a215821552149, 0x2166216521642161,
+    0x2199219621902185, 0x220a2208220121a5, 0x2222222022152211, 0x22512245222a2228, 0x2281226522592256,
+    0x22952291228a2288, 0x22aa22a822a222a0, 0x2419241624142405, 0x2446244524442425, 0x2458245524522449,
+    0x249124852466245a, 0x24a524a124992494, 0x2529252125152509, 0x2551254825452540, 0x2562255925552554,
+    0x2590258925682565, 0x259a259825952594, 0x25a925a625a425a1, 0x2619261226102605, 0x2655264926412625,
+    0x2684266926612660, 0x2800269a26902686, 0x2815280a28082802, 0x282a282828222820, 0x2865285428512845,
+    0x288a288828822880, 0x28aa28a828a228a0, 0x2919291429112909, 0x2952294929462925, 0x2966296429612955,
+    0x2996299029852969, 0x2a0029a529a42999, 0x2a202a0a2a082a02, 0x2a452a2a2a282a22, 0x2a652a592a562a51,
+    0x2a8a2a882a822a80, 0x2aa82aa22aa02a95, 0x4016401140052aaa, 0x4055405240494025, 0x40644061405a4058,
+    0x40a1409940944066, 0x41044101410040a6, 0x4115411241094106, 0x4121411a41184116, 0x4148414541294126,
+    0x415541544151414a, 0x4165415a41594156, 0x41844181416a4168, 0x4195419241904186, 0x420541a241a141a0,
+    0x4225421642144211, 0x425a425542524241, 0x4294428942694264, 0x44194415440142a5, 0x444a444844454429,
+    0x4456445544544451, 0x4468446544624461, 0x448944864481446a, 0x44a0449544924490, 0x4502450144a944a1,
+    0x45144511450a4505, 0x4520451945164515, 0x45444541452a4525, 0x4550454945464545, 0x4556455545544551,
+    0x4564456145594558, 0x4582456945664565, 0x4591458845854584, 0x4599459645954594, 0x45aa45a845a5459a,
+    0x4614460946054601, 0x4621461a46184615, 0x4642464046294624, 0x4651465046484645, 0x4659465646554652,
+    0x4681466846654662, 0x46954694468a4685, 0x480546a646a446a1, 0x4825481a48154811, 0x4855485048494842,
+    0x4866486448614858, 0x4894489148854869, 0x490148a548994896, 0x4910490a49064905, 0x4921491849154914,
+    0x4945494049264924, 0x495449524951494a, 0x4960495949564955, 0x496a496649654962, 0x4995499249894986,
+    0x49a449a149984996, 0x4a444a1649a949a6, 0x4a584a554a494a46, 0x4a944a694a644a5a, 0x5005500450014aa5,
+    0x5015501250095006, 0x502950245021501a, 0x5051504850455040, 0x5059505650555054, 0x5089508650685065,
+    0x50a150a050985095, 0x5108510550a950a6, 0x51145111510a5109, 0x5119511851165115, 0x5128512651255120,
+    0x514551445141512a, 0x5151515051495146, 0x5156515551545152, 0x5161515a51595158, 0x5169516651655164,
+    0x5194519151855182, 0x51a0519951965195, 0x5206520151aa51a5, 0x5221521a52155212, 0x524a524552425224,
+    0x5256525552545251, 0x5285526552625259, 0x5299529552925290, 0x5405540452a4529a, 0x5416541554145411,
+    0x5425542154195418, 0x54445441542a5428, 0x544a544954465445, 0x5455545454515450, 0x545a545954585456,
+    0x5465546454625461, 0x5488548054695466, 0x549554945491548a, 0x54a454a154995496, 0x5502550154aa54a5,
+    0x5509550655055504, 0x5514551255115510, 0x551a551955165515, 0x5526552555245521, 0x5542554155405529,
+    0x5548554655455544, 0x5552555155505549, 0x5558555655555554, 0x55615560555a5559, 0x5568556655655564,
+    0x55845581556a5569, 0x5590558a55895585, 0x5596559555945591, 0x55a455a155995598, 0x560055a955a655a5,
+    0x5606560456025601, 0x5614561156095608, 0x5620561956185615, 0x5625562456225621, 0x5641562956285626,
+    0x5649564856465645, 0x565256515650564a, 0x5658565656555654, 0x56645661565a5659, 0x5685568256695665,
+    0x568a568956885686, 0x56a2569a56955691, 0x56a956a856a656a5, 0x5809580658055804, 0x5821581858155810,
+    0x584a58485845582a, 0x5856585558545851, 0x5862586058595858, 0x5889588258655864, 0x5898589558925890,
+    0x5902590158a958a1, 0x59145911590a5905, 0x5925591959165915, 0x5946594559445941, 0x5952595159505949,
+    0x5958595659555954, 0x59645961595a5959, 0x5981596959665965, 0x5994599159895985, 0x5999599859965995,
+    0x5a155a085a0459a5, 0x5a265a255a205a1a, 0x5a495a485a455a29, 0x5a585a565a555a51, 0x5a685a655a625a59,
+    0x5a925a8a5a815a6a, 0x5a9a5a985a965a95, 0x6016601460055aa1, 0x6050604460256019, 0x605a605860566055,
+    0x6069606660646061, 0x610160a560966081, 0x6112610961066104, 0x6126612261216115, 0x6151614961456129,
+    0x6165615961566155, 0x618a6184616a6166, 0x61a661a161956192, 0x62196216621161a9, 0x6255624662416240,
+    0x6285626062586256, 0x641162a562966291, 0x641a641664156412, 0x6440642964266421, 0x644a644864456442,
+    0x6456645564546451, 0x64626460645a6459, 0x6489648564846465, 0x6495649464926490, 0x64a1649a64986496,
+    0x6508650564a964a4, 0x651665156511650a, 0x6546654565446519, 0x6554655165506549, 0x6561655965566555,
+    0x6569656665656564, 0x6591658a65896586, 0x659a659965966595, 0x65a865a665a565a2, 0x6620661566096602,
+    0x6640662966286626, 0x6651664a66486645, 0x6658665666556654, 0x666866656660665a, 0x668a668566826680,
+    0x6699669866966694, 0x66aa66a666a466a0, 0x6841682568196816, 0x6861685a68556852, 0x6898689168856869,
+    0x69106904690168a6, 0x6926692469216915, 0x6945694169406929, 0x6954695169486946, 0x6960695969566955,
+    0x69846982696a6965, 0x69a469a16995698a, 0x6a166a1169a969a5, 0x6a496a446a416a18, 0x6a5a6a586a556a50,
+    0x6a866a696a656a64, 0x6aa66a9a6a986a94, 0x800a800880028000, 0x802a802880228020, 0x8054805180508045,
+    0x8080806580598056, 0x8095808a80888082, 0x80aa80a880a280a0, 0x8116811481118105, 0x8144814181258119,
+    0x8155815281508149, 0x8164815981588156, 0x8189818581698166, 0x81a5819981968194, 0x820a820882028200,
+    0x8228822282208215, 0x825982548251822a, 0x8288828282808265, 0x82a282a08295828a, 0x8419841482aa82a8,
+    0x8455845184448441, 0x846984648461845a, 0x8509850184998494, 0x8526851a85158512, 0x8545854185408529,
+    0x8555855485518548, 0x8565855a85598556, 0x8581856a85688566, 0x8590858985868584, 0x85a6859885958592,
+    0x8625861986168611, 0x864a864986448641, 0x865a865986558650, 0x8685866a86668661, 0x880086a4869a8691,
+    0x8815880a88088802, 0x882a882888228820, 0x8854885188458841, 0x8880886988658859, 0x8895888a88888882,
+    0x88aa88a888a288a0, 0x8914891189068905, 0x8944894189258916, 0x8952895089498946, 0x89648961895a8955,
+    0x89a5899989968985, 0x8a0a8a088a028a00, 0x8a288a228a208a15, 0x8a548a518a458a2a, 0x8a888a828a808a56,
+    0x8aa28aa08a958a8a, 0x901190058aaa8aa8, 0x9025901990189016, 0x9055904990469041, 0x906a9069905a9058,
+    0x9096909490919085, 0x9104910190a59099, 0x9115911091099106, 0x91249121911a9118, 0x9145914091299126,
+    0x9155915491519150, 0x9165916291599156, 0x9195919291869184, 0x91a691a491a19198, 0x92149211920591a9,
+    0x9246924492259219, 0x9255925292509249, 0x9285926992669258, 0x940192a992969294, 0x9415941094069404,
+    0x944a944094269418, 0x9456945594549451, 0x9461946094599458, 0x9486948494659462, 0x9498949594949492,
+    0x9505950094a994a1, 0x95119510950a9508, 0x9519951695159514, 0x952a952995259521, 0x9546954595449541,
+    0x9552955195509549, 0x9558955695559554, 0x95649561955a9559, 0x9581956995669565, 0x9592959195889585,
+    0x9599959695959594, 0x95a595a295a0959a, 0x9604960195aa95a8, 0x9620961996159610, 0x9648964596299626,
+    0x9655965296519649, 0x9668966596599656, 0x968a968996849682, 0x96a4969596949692, 0x9816980596a996a6,
+    0x9846984198259819, 0x9856985598529850, 0x988598659864985a, 0x98a5989998969891, 0x9910990999069904,
+    0x991a991899159912, 0x9926992499219920, 0x9948994599429940, 0x995599549951994a, 0x9965996299599956,
+    0x99849981996a9966, 0x999a999599929990, 0x9a159a0599a699a1, 0x9a499a469a449a25, 0x9a619a589a559a50,
+    0x9a959a949a919a85, 0xa008a002a0009a96, 0xa022a020a015a00a, 0xa051a045a02aa028, 0xa080a059a056a054,
+    0xa095a08aa088a082, 0xa0aaa0a8a0a2a0a0, 0xa114a111a109a105, 0xa146a11aa119a116, 0xa158a155a151a149,
+    0xa185a164a161a15a, 0xa199a196a192a190, 0xa210a20aa208a202, 0xa22aa228a222a219, 0xa259a256a251a245,
+    0xa288a282a280a265, 0xa2a2a2a0a295a28a, 0xa425a419a2aaa2a8, 0xa454a450a444a441, 0xa461a45aa458a455,
+    0xa469a468a466a465, 0xa510a509a506a485, 0xa526a518a515a512, 0xa551a545a542a529, 0xa559a556a555a554,
+    0xa584a581a56aa565, 0xa592a589a586a585, 0xa611a605a598a595, 0xa625a621a61aa616, 0xa652a64aa646a644,
+    0xa660a658a656a655, 0xa695a690a686a662, 0xa6a4a6a1a699a696, 0xa808a802a800a6a6, 0xa828a822a820a80a,
+    0xa856a854a851a82a, 0xa888a882a880a859, 0xa8a2a8a0a895a88a, 0xa914a905a8aaa8a8, 0xa941a925a921a919,
+    0xa961a95aa955a950, 0xa996a990a969a966, 0xaa0aaa08aa02aa00, 0xaa2aaa28aa22aa20, 0xaa80aa56aa54aa51,
+    0xaa95aa8aaa88aa82, 0xaaaaaaa8aaa2aaa0
+};
+
+/* Bit k set: weight k is negative. */
+PVTI_INLINE pvt_real pvti_iq_signed(int magnitude, uint32_t signs, int k)
+{
+    return (pvt_real)(signs >> k & 1 ? -magnitude : magnitude);
+}
+/* Eight signs of which seven are stored: an even number is negative. */
+PVTI_INLINE uint32_t pvti_iq_signs(uint32_t stored)
+{
+    uint32_t seven = stored & 127, odd = seven ^ seven >> 4;
+    odd ^= odd >> 2;
+    odd ^= odd >> 1;
+    return seven | (odd & 1) << 7;
+}
+PVTI_INLINE void pvti_iq2_eight(pvt_real *out, pvt_real scale, uint32_t point, uint32_t signs)
+{
+    for (int k = 0; k < 8; k++) out[k] = scale * pvti_iq_signed(pvti_iq2_magnitude(point, k), signs, k);
+}
+
+/*  IQ2_XXS, 66 bytes, 8 sub-blocks of 32:  x = d·(scale + ½)/4 · point
+    | d f16 | 8 × (4 numbers of points, u32) |     u32: scale, 4 bits · 4 × 7 signs, the first lowest  */
+PVTI_INLINE void pvti_decode_iq2_xxs(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 66, out += 256) {
+        pvt_real d = pvti_load_f16(b);
+        for (int s = 0; s < 8; s++) {
+            const uint8_t *q = b + 2 + 8 * s;
+            uint32_t rest = pvti_load_u32(q + 4);
+            pvt_real scale = d * ((pvt_real)(rest >> 28) + PVTI_R(0.5)) * PVTI_R(0.25);
+            for (int l = 0; l < 4; l++)
+                pvti_iq2_eight(out + 32 * s + 8 * l, scale, pvti_iq_point(pvti_iq2_xxs_points, q[l]),
+                               pvti_iq_signs(rest >> 7 * l));
+        }
+    }
+}
+
+/*  IQ2_XS, 74 bytes, 16 sub-blocks of 16:  x = d·(scale + ½)/4 · point
+    | d f16 | 32 × u16 | 16 scales of 4 bits, low half first | u16: 7 signs · 9 bits, number of the point  */
+PVTI_INLINE void pvti_decode_iq2_xs(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 74, out += 256) {
+        pvt_real d = pvti_load_f16(b);
+        for (int l = 0; l < 32; l++) { /* eight weights */
+            uint32_t q = pvti_load_u16(b + 2 + 2 * l), s = b[66 + l / 4] >> l / 2 % 2 * 4 & 15u;
+            pvt_real scale = d * ((pvt_real)s + PVTI_R(0.5)) * PVTI_R(0.25);
+            pvti_iq2_eight(out + 8 * l, scale, pvti_iq_point(pvti_iq2_xs_points, q & 511),
+                           pvti_iq_signs(q >> 9));
+        }
+    }
+}
+
+/*  IQ2_S, 82 bytes, 16 sub-blocks of 16:  x = d·(scale + ½)/4 · point
+    | d f16 | 32 low bytes of numbers | 32 × 8 signs | 8 bytes: 4 × 2 upper bits | 16 scales of 4 bits |  */
+PVTI_INLINE void pvti_decode_iq2_s(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 82, out += 256) {
+        pvt_real d = pvti_load_f16(b);
+        for (int l = 0; l < 32; l++) {
+            uint32_t number = b[2 + l] | (b[66 + l / 4] >> l % 4 * 2 & 3u) << 8;
+            uint32_t s = b[74 + l / 4] >> l / 2 % 2 * 4 & 15u;
+            pvt_real scale = d * ((pvt_real)s + PVTI_R(0.5)) * PVTI_R(0.25);
+            pvti_iq2_eight(out + 8 * l, scale, pvti_iq_point(pvti_iq2_s_points, number), b[34 + l]);
+        }
+    }
+}
+
+/*  IQ3_XXS, 98 bytes, 8 sub-blocks of 32:  x = d·(scale + ½)/2 · point
+    | d f16 | 64 numbers of points | 8 × u32 |     u32 as in IQ2_XXS; points are of four weights  */
+PVTI_INLINE void pvti_decode_iq3_xxs(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 98, out += 256)
+        for (int l = 0; l < 64; l++) {
+            uint32_t point = pvti_iq_point(pvti_iq3_xxs_points, b[2 + l]);
+            uint32_t rest = pvti_load_u32(b + 66 + l / 8 * 4);
+            uint32_t signs = pvti_iq_signs(rest >> l / 2 % 4 * 7) >> l % 2 * 4;
+            pvt_real scale = pvti_load_f16(b) * ((pvt_real)(rest >> 28) + PVTI_R(0.5)) * PVTI_R(0.5);
+            for (int k = 0; k < 4; k++) {
+                int code = (int)(point >> 3 * k & 7);
+                out[4 * l + k] = scale * pvti_iq_signed(4 + 8 * code + (code == 7 ? 2 : 0), signs, k);
+            }
+        }
+}
+
+/*  IQ3_S, 110 bytes, 8 sub-blocks of 32:  x = d·(2·scale + 1) · point
+    | d f16 | 64 low bytes of numbers | 64 ninth bits | 32 × 8 signs | 8 scales of 4 bits |  */
+PVTI_INLINE void pvti_decode_iq3_s(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 110, out += 256)
+        for (int l = 0; l < 64; l++) {
+            uint32_t number = b[2 + l] | (b[66 + l / 8] >> l % 8 & 1u) << 8;
+            uint32_t point = pvti_iq_point(pvti_iq3_s_points, number), signs = b[74 + l / 2] >> l % 2 * 4;
+            int s = b[106 + l / 16] >> l / 8 % 2 * 4 & 15;
+            pvt_real scale = pvti_load_f16(b) * (pvt_real)(2 * s + 1);
+            for (int k = 0; k < 4; k++)
+                out[4 * l + k] = scale * pvti_iq_signed(2 * (int)(point >> 3 * k & 7) + 1, signs, k);
+        }
+}
+
+/* x = scale·(point ± ⅛), eight weights; number has 11 bits. */
+PVTI_INLINE void pvti_iq1_eight(pvt_real *out, pvt_real scale, uint32_t number, bool minus)
+{
+    uint32_t point = pvti_iq_point(pvti_iq1_points, number);
+    pvt_real shift = minus ? PVTI_R(-0.125) : PVTI_R(0.125);
+    for (int k = 0; k < 8; k++) out[k] = scale * ((pvt_real)((int)(point >> 2 * k & 3) - 1) + shift);
+}
+
+/*  IQ1_S, 50 bytes, 8 sub-blocks of 32:  x = d·(2·scale + 1) · (point ± ⅛)
+    | d f16 | 32 low bytes of numbers | 8 × u16 |
+    u16: minus · scale, 3 bits · 4 × 3 upper bits of numbers, the first lowest  */
+PVTI_INLINE void pvti_decode_iq1_s(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 50, out += 256) {
+        pvt_real d = pvti_load_f16(b);
+        for (int l = 0; l < 32; l++) {
+            uint32_t rest = pvti_load_u16(b + 34 + l / 4 * 2);
+            uint32_t number = b[2 + l] | (rest >> l % 4 * 3 & 7) << 8;
+            pvti_iq1_eight(out + 8 * l, d * (pvt_real)(2 * (rest >> 12 & 7) + 1), number, rest >> 15);
+        }
+    }
+}
+
+/*  IQ1_M, 56 bytes, 16 sub-blocks of 16:  x = d·(2·scale + 1) · (point ± ⅛)
+    | 32 low bytes of numbers | 32 × (minus · 3 upper bits), low half first | 4 × u16 |
+    u16: 4 bits of d, the lowest in the first · 4 scales of 3 bits  */
+PVTI_INLINE void pvti_decode_iq1_m(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 56, out += 256) {
+        uint32_t half = 0;
+        pvt_real d;
+        for (int k = 0; k < 4; k++) half |= (uint32_t)pvti_load_u16(b + 48 + 2 * k) >> 12 << 4 * k;
+        d = (pvt_real)pvti_f16_to_f32((uint16_t)half);
+        for (int l = 0; l < 32; l++) {
+            uint32_t top = b[32 + l / 2] >> l % 2 * 4 & 15u;
+            uint32_t s = (uint32_t)pvti_load_u16(b + 48 + l / 8 * 2) >> l / 2 % 4 * 3 & 7;
+            pvti_iq1_eight(out + 8 * l, d * (pvt_real)(2 * s + 1), b[l] | (top & 7) << 8, top >> 3);
+        }
+    }
+}
+
+/* A level of four bits of IQ4. */
+PVTI_INLINE pvt_real pvti_iq4_level(int code)
+{
+    static const int8_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, /* kvalues_iq4nl */
+                                      1,    13,   25,  38,  53,  69,  89,  113};
+    return (pvt_real)levels[code & 15];
+}
+
+/*  IQ4_NL, 18 bytes, 32 elements:  x = d·level[q]
+    | d f16 | q16·q0 | … | q31·q15 |               as Q4_0  */
+PVTI_INLINE void pvti_decode_iq4_nl(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 18, out += 32) {
+        pvt_real d = pvti_load_f16(b);
+        for (int j = 0; j < 16; j++) out[j] = d * pvti_iq4_level(b[2 + j]);
+        for (int j = 0; j < 16; j++) out[16 + j] = d * pvti_iq4_level(b[2 + j] >> 4);
+    }
+}
+
+/*  IQ4_XS, 136 bytes, 8 sub-blocks of 32:  x = d·(scale − 32)·level[q]
+    | d f16 | u16: 8 × 2 upper bits of scales | 8 × 4 lower bits, low half first | 8 × 16 bytes of q |
+    q as IQ4_NL's.  */
+PVTI_INLINE void pvti_decode_iq4_xs(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 136, out += 256)
+        for (int s = 0; s < 8; s++) {
+            const uint8_t *q = b + 8 + 16 * s;
+            int low = b[4 + s / 2] >> s % 2 * 4 & 15, top = pvti_load_u16(b + 2) >> 2 * s & 3;
+            pvt_real scale = pvti_load_f16(b) * (pvt_real)((low | top << 4) - 32);
+            for (int j = 0; j < 16; j++) out[32 * s + j] = scale * pvti_iq4_level(q[j]);
+            for (int j = 0; j < 16; j++) out[32 * s + 16 + j] = scale * pvti_iq4_level(q[j] >> 4);
+        }
+}
+
+/*  A byte of TQ1_0 is a fraction, byte/256, whose first digits to the base 3 are trits: multiplied by 3ⁿ
+    modulo 1 it begins with trit n, which is what times 3 stands before the point. Of a run of bytes come
+    first all first trits, then all second ones. */
+PVTI_INLINE void pvti_tq1_run(pvt_real *out, pvt_real d, const uint8_t *b, int run, int digits)
+{
+    uint32_t power = 1;
+    for (int t = 0; t < digits; t++, power *= 3, out += run)
+        for (int j = 0; j < run; j++) out[j] = d * (pvt_real)((int)((b[j] * power & 255) * 3 >> 8) - 1);
+}
+/*  TQ1_0, 54 bytes, 256 elements:  x = d·(trit − 1)
+    | 32 bytes of 5 trits: elements 0…159 | 16 bytes of 5: …239 | 4 bytes of 4: …255 | d f16 |
+    Trit t of byte j of a run of R bytes is that run's element t·R + j.  */
+PVTI_INLINE void pvti_decode_tq1_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 54, out += 256) {
+        pvt_real d = pvti_load_f16(b + 52);
+        pvti_tq1_run(out, d, b, 32, 5);
+        pvti_tq1_run(out + 160, d, b + 32, 16, 5);
+        pvti_tq1_run(out + 240, d, b + 48, 4, 4);
+    }
+}
+
+/*  TQ2_0, 66 bytes, 256 elements:  x = d·(q − 1)
+    | 64 bytes of q | d f16 |                      as Q2_K's: bits 1:0 of bytes 0…31 are elements 0…31  */
+PVTI_INLINE void pvti_decode_tq2_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 66, out += 256) {
+        pvt_real d = pvti_load_f16(b + 64);
+        for (int s = 0; s < 8; s++)
+            for (int l = 0; l < 32; l++)
+                out[32 * s + l] = d * (pvt_real)((b[s / 4 * 32 + l] >> s % 4 * 2 & 3) - 1);
+    }
+}
+
+/*  Q2_0, 18 bytes, 64 elements:  x = d·(q − 1)
+    | d f16 | q3·q2·q1·q0 | … | q63·q62·q61·q60 |  neighbours share a byte  */
+PVTI_INLINE void pvti_decode_q2_0(const void *blocks, pvt_real *out, int64_t n)
+{
+    const uint8_t *b = (const uint8_t *)blocks;
+    for (; n > 0; n--, b += 18, out += 64) {
+        pvt_real d = pvti_load_f16(b);
+        for (int j = 0; j < 64; j++) out[j] = d * (pvt_real)((b[2 + j / 4] >> j % 4 * 2 & 3) - 1);
+    }
+}
+
+/* The types of this section, for the list of >>block types. */
+#define PVTI_IQ_TYPES(EACH)                                                                                 \
+    EACH(IQ1_S, iq1_s) EACH(IQ1_M, iq1_m) EACH(IQ2_XXS, iq2_xxs) EACH(IQ2_XS, iq2_xs) EACH(IQ2_S, iq2_s)    \
+    EACH(IQ3_XXS, iq3_xxs) EACH(IQ3_S, iq3_s) EACH(IQ4_NL, iq4_nl) EACH(IQ4_XS, iq4_xs) EACH(TQ1_0, tq1_0) \
+    EACH(TQ2_0, tq2_0) EACH(Q2_0, q2_0)
 
 // >>files
 /*  Reading: a file is mapped, so that a large model costs no memory that the system cannot take
@@ -14215,8 +14619,9 @@ static pvt_dtype pvti_gguf_dtype(uint32_t type)
 {
     static const uint8_t types[] = {
         PVT_F32,  PVT_F16,  PVT_Q4_0, PVT_Q4_1, 0,       0,       PVT_Q5_0, PVT_Q5_1, PVT_Q8_0, 0, PVT_Q2_K,
-        PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K, 0,       0,       0,        0,        0,        0, 0,
-        0,        0,        PVT_I8,   PVT_I16,  PVT_I32, PVT_I64, PVT_F64,  0,        PVT_BF16};
+        PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K, 0,       PVT_IQ2_XXS, PVT_IQ2_XS, PVT_IQ3_XXS, PVT_IQ1_S,
+        PVT_IQ4_NL, PVT_IQ3_S, PVT_IQ2_S, PVT_IQ4_XS, PVT_I8, PVT_I16, PVT_I32, PVT_I64, PVT_F64, PVT_IQ1_M,
+        PVT_BF16, 0, 0, 0, PVT_TQ1_0, PVT_TQ2_0, 0, 0, 0, 0, 0, 0, PVT_Q2_0};
     return type < sizeof types ? (pvt_dtype)types[type] : PVT_DTYPE_NONE;
 }
 
@@ -14255,7 +14660,7 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
         return pvti_fail(
             g->ctx, PVT_ERR_UNSUPPORTED,
             "%s: tensor \"%s\": GGUF type %u is not supported; use a file in F32, F16, BF16, Q4_0 to "
-            "Q8_0 or Q2_K to Q6_K",
+            "Q8_0, Q2_K to Q6_K, IQ1_S to IQ4_XS, TQ1_0, TQ2_0 or Q2_0",
             file, name, type);
     if (!pvti_dtype_bytes(t->dtype, t->shape, t->rank, &t->bytes))
         return pvti_fail(

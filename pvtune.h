@@ -1453,6 +1453,7 @@ typedef struct pvt_quantize_desc {
     double finetune_lr;     /* 0: 2e-4 */
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
+    pvt_format embed_format; /* theirs, e.g. int:4g64; zeroed: format. Refused where neither is quantized */
     const char *checkpoint; /* an existing directory: each finished block is written there at once, as
                                quantize-00012.safetensors (also -embedding, -head); NULL: nowhere. A build
                                with PVTUNE_NO_FILES refuses it: UNSUPPORTED */
@@ -9440,6 +9441,13 @@ static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const
     return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 
+/* The embedding and the head may have a format of their own. */
+static const pvt_format *pvti_quantizer_format(const pvti_quantizer *z, const pvt_weight *weight)
+{
+    bool table = weight == &z->model->embed || weight == &z->model->head;
+    return table ? &z->desc.embed_format : &z->desc.format;
+}
+
 /* Fits one matrix and puts it in place of the old one; H may be NULL. */
 static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, const char *name, uint64_t stream,
                                      const pvt_real *H)
@@ -9449,7 +9457,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight fitted;
     fit.name = name, fit.stream = stream;
     pvt_weight_dequantize(weight, z->W);
-    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, &z->desc.format, &fit, &stats, &fitted));
+    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight), &fit, &stats,
+                            &fitted));
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
@@ -9683,22 +9692,16 @@ static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t t
     return pvti_quantize_wants(z->model, &z->desc, &info) ? info.weight : NULL;
 }
 
-/* Refuses before the first hour, not after. */
-static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
+/* Do the groups of f divide all that is to have it? */
+static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_format *f)
 {
-    const pvt_format *f = &z->desc.format;
-    int64_t i, tensors = pvt_model_tensors(z->model), O = 0, I = 0, unfit = -1;
+    int64_t i, O = 0, I = 0, unfit = -1;
     char nearest[48];
-    for (i = 0; i < tensors; i++) {
+    for (i = 0; i < pvt_model_tensors(z->model); i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
-        if (!w) continue;
-        if (pvti_has_codes(w))
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                             "%s is quantized already; start from the original model",
-                             pvt_model_tensor(z->model, i).name);
+        if (!w || memcmp(pvti_quantizer_format(z, w), f, sizeof *f) != 0) continue;
         O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
         if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
-        z->total++;
     }
     if (unfit >= 0) {
         pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
@@ -9712,22 +9715,56 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z)
     return PVT_OK;
 }
 
+/* Refuses before the first hour, not after. */
+static pvt_result pvti_quantizer_check_tensors(pvti_quantizer *z)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++) {
+        const pvt_weight *w = pvti_quantizer_wants(z, i);
+        if (!w) continue;
+        if (pvti_has_codes(w))
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                             "%s is quantized already; start from the original model",
+                             pvt_model_tensor(z->model, i).name);
+        z->total++;
+    }
+    PVTI_TRY(pvti_quantizer_check_fit(z, &z->desc.format));
+    return pvti_quantizer_check_fit(z, &z->desc.embed_format);
+}
+
+static pvt_result pvti_quantizer_check_format(pvti_quantizer *z, const pvt_format *f)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n;
+    if (pvti_kind_of(f) && !pvti_kind_of(f)->fit)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
+                         "dense");
+    return pvti_format_arrays(z->ctx, "quantize", f, PVTI_MAX(1, f->out_group), PVTI_MAX(1, f->in_group),
+                              PVTI_DTYPE_REAL, arrays, &n);
+}
+
+/* Formats that are not given are the default, or that of the linears. */
+static pvt_result pvti_quantizer_check_formats(pvti_quantizer *z)
+{
+    static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
+    pvt_quantize_desc *d = &z->desc;
+    if (memcmp(&d->format, &unset, sizeof unset) == 0)
+        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
+    if (memcmp(&d->embed_format, &unset, sizeof unset) == 0) d->embed_format = d->format;
+    else if (!d->embedding && !d->head)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: embed_format is of the embedding and the head, but neither of them is to be "
+                         "quantized");
+    PVTI_TRY(pvti_quantizer_check_format(z, &d->format));
+    return pvti_quantizer_check_format(z, &d->embed_format);
+}
+
 static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
-    pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t available;
-    int n;
-    if (memcmp(&d->format, &unset, sizeof unset) == 0)
-        PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
-    if (pvti_kind_of(&d->format) && !pvti_kind_of(&d->format)->fit)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "quantize: \"dense\" quantizes nothing; to write a model in fp16, export it as "
-                         "dense");
-    PVTI_TRY(pvti_format_arrays(z->ctx, "quantize", &d->format, PVTI_MAX(1, d->format.out_group),
-                                PVTI_MAX(1, d->format.in_group), PVTI_DTYPE_REAL, arrays, &n));
+    PVTI_TRY(pvti_quantizer_check_formats(z));
     if (d->checkpoint && !z->ctx->outside)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
@@ -9749,7 +9786,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          (long long)(d->samples ? d->samples : 64));
     z->samples = d->samples ? d->samples : PVTI_MIN(64, available);
     PVTI_TRY(pvti_corpus_check(z->model, corpus, "the calibration text"));
-    return pvti_quantizer_check_format(z);
+    return pvti_quantizer_check_tensors(z);
 }
 
 static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
@@ -19323,6 +19360,7 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     const pvt_quantize_desc *d = &z->desc;
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
+    bool own = memcmp(&d->embed_format, &d->format, sizeof d->format) != 0;
     char number[2][48];
     uint64_t hash;
     int i;
@@ -19340,7 +19378,9 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
              (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
-    snprintf(z->options[7].value, 200, "embedding %d head %d", d->embedding, d->head);
+    pvt_format_text(&d->embed_format, number[0]);
+    snprintf(z->options[7].value, 200, "embedding %d head %d%s%s", d->embedding, d->head, own ? " in " : "",
+             own ? number[0] : "");
     snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
              (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
@@ -19441,8 +19481,8 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
     PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
     for (i = 0; i < item->n_weights; i++) {
         const pvt_weight *like = item->weights[i];
-        PVTI_TRY(pvti_quantizer_read_weight(
-            z, st, path, item->names[i], item->fitted[i] ? &z->desc.format : &like->format, like, &made[i]));
+        const pvt_format *format = item->fitted[i] ? pvti_quantizer_format(z, like) : &like->format;
+        PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], format, like, &made[i]));
     }
     for (i = 0; i < item->n_vectors; i++) {
         PVTI_TRY(pvti_quantizer_copy(z, st, path, item->vector_names[i], PVTI_DTYPE_REAL, item->vectors[i],

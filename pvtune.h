@@ -9457,8 +9457,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight fitted;
     fit.name = name, fit.stream = stream;
     pvt_weight_dequantize(weight, z->W);
-    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight), &fit, &stats,
-                            &fitted));
+    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight), &fit,
+                            &stats, &fitted));
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
@@ -9753,8 +9753,8 @@ static pvt_result pvti_quantizer_check_formats(pvti_quantizer *z)
     if (memcmp(&d->embed_format, &unset, sizeof unset) == 0) d->embed_format = d->format;
     else if (!d->embedding && !d->head)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "quantize: embed_format is of the embedding and the head, but neither of them is to be "
-                         "quantized");
+                         "quantize: embed_format is of the embedding and the head, but neither of them is to "
+                         "be quantized");
     PVTI_TRY(pvti_quantizer_check_format(z, &d->format));
     return pvti_quantizer_check_format(z, &d->embed_format);
 }

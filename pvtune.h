@@ -9746,8 +9746,9 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z, const pvt_forma
 /* Formats that are not given are the default, or that of the linears. */
 static pvt_result pvti_quantizer_check_formats(pvti_quantizer *z)
 {
-    static const pvt_format unset = {(pvt_format_kind)0, 0, 0, 0, 0};
     pvt_quantize_desc *d = &z->desc;
+    pvt_format unset;
+    memset(&unset, 0, sizeof unset);
     if (memcmp(&d->format, &unset, sizeof unset) == 0)
         PVTI_TRY(pvt_format_parse(z->ctx, "aqlm:2x8g8", &d->format));
     if (memcmp(&d->embed_format, &unset, sizeof unset) == 0) d->embed_format = d->format;

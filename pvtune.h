@@ -11987,17 +11987,6 @@ static pvt_result pvti_file_write(pvt_ctx *ctx, const char *path, const void *da
     return pvti_writer_commit(&w);
 }
 
-/* A byte-for-byte copy. */
-static PVTI_UNUSED pvt_result pvti_file_copy(pvt_ctx *ctx, const char *from, const char *to)
-{
-    pvti_map map;
-    pvt_result result;
-    PVTI_TRY(pvti_map_open(ctx, from, &map));
-    result = pvti_file_write(ctx, to, map.data, map.size);
-    pvti_map_close(ctx, &map);
-    return result;
-}
-
 // >>json
 /*  Reading: a first look counts the values; a second checks the text (UTF-8, grammar, depth,
     duplicate keys) and leaves an array of nodes of 16 bytes in document order: at most eight

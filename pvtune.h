@@ -75,7 +75,7 @@
          8  run: from "forward" on pvt_run_forward, and pvt_run_backward, which hands over one gradient
             at a time
          9  tuner: pvt_tuner_step, from "a step" on
-      A second evening: calibration. search: pvti_xtx_*; fit; quantize.
+      A second evening: calibration. search: pvti_xtx_*; fit; gptq; quantize.
       A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place, and
       in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family,
       device or kernel set is a section of its own and one line of a list:
@@ -949,14 +949,14 @@ typedef struct pvt_fit_stats {
     double seconds;
 } pvt_fit_stats;
 
-/*  Codes and continuous parameters for W [O, I], by the calibration of AQLM (2401.06118, 3.2):
-    minimise ⟨(W−Ŵ)H, W−Ŵ⟩ over codes, codebooks and scales. H [I, I] = XᵀX (any positive
-    multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error.
-    desc and stats may be NULL. With a code for each weight: see pvt_fit_method. Else, start: row norms, k-means on the residuals weighted by diag(H);
-    then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes
-    by beam search. After each epoch the context's progress is called: phase "fit", item the desc's
-    name, value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not
-    finite), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
+/*  Codes and continuous parameters for W [O, I]: minimise ⟨(W−Ŵ)H, W−Ŵ⟩. H [I, I] = XᵀX (any positive
+    multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error. desc and stats
+    may be NULL. Where each weight has a code: see pvt_fit_method. Else the calibration of AQLM (2401.06118,
+    3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals weighted by diag(H);
+    then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes by beam
+    search. After each epoch the context's progress is called: phase "fit", item the desc's name, value the
+    error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ: H not
+    positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -6230,10 +6230,11 @@ static pvt_result pvti_factor_make(pvt_ctx *ctx, const char *name, const pvt_rea
 /*  What a representation brings whose weights have a code each: Ŵ = scale · (level of the code − zero), scale
     and zero for ig neighbours of a row. */
 typedef struct pvti_levels {
-    int n;             /* codes 0 … n−1, at most 256 */
+    int n;             /* codes 0 … n−1: a power of two, at most 256 */
     const float *list; /* the level of each, ascending; NULL: code − origin */
     int origin;
     bool zeros;        /* groups have a zero; else it is 0, and the scale may be negative */
+    bool whole;        /* without H all levels reach from end to end, whatever the method */
 } pvti_levels;
 typedef struct pvti_span {
     double scale, zero;
@@ -6252,7 +6253,10 @@ PVTI_INLINE int pvti_level_nearest(const pvti_levels *l, double x)
         x += l->origin;
         return x > 0 ? x < most ? (int)(x + 0.5) : most : 0; /* NaN: 0 */
     }
-    while (code < most && x - (double)l->list[code] > (double)l->list[code + 1] - x) code++;
+    for (int step = l->n / 2; step > 0; step /= 2) { /* n is a power of two */
+        const float *at = l->list + code + step;
+        if (x - (double)at[-1] > (double)at[0] - x) code += step;
+    }
     return code;
 }
 
@@ -6804,7 +6808,7 @@ static pvt_result pvti_fit_levels(pvt_ctx *ctx, const pvt_real *W, const pvt_rea
     f.O = out->O, f.I = out->I, f.ig = out->format.in_group;
     for (int64_t j = 0; H && j < f.I; j++) live = live || H[j * f.I + j] != 0; /* a NaN lives, and is found */
     if (live && desc->method != PVT_FIT_RTN) return pvti_gptq_under_H(&f, stats);
-    f.spans = desc->method == PVT_FIT_BEST ? PVTI_SPAN_SEARCH : PVTI_SPAN_WHOLE;
+    f.spans = desc->method == PVT_FIT_BEST && !levels->whole ? PVTI_SPAN_SEARCH : PVTI_SPAN_WHOLE;
     pvti_parallel(ctx, pvti_ceil_div(f.O, PVTI_GPTQ_ROWS), pvti_gptq_plain_task, &f);
     return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
 }
@@ -6888,10 +6892,8 @@ static int pvti_nf4_nearest(double x, int other)
 static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    static const pvti_levels levels = {16, pvti_nf4_levels, 0, false};
-    pvt_fit_desc d = *desc;
-    if (!H) d.method = PVT_FIT_RTN;
-    return pvti_fit_levels(ctx, W, H, &d, &levels, (pvt_real *)out->array[PVTI_GRID_SCALES], NULL, stats,
+    static const pvti_levels levels = {16, pvti_nf4_levels, 0, false, true};
+    return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_GRID_SCALES], NULL, stats,
                            out);
 }
 
@@ -6997,7 +6999,7 @@ static int pvti_int_nearest(double x, int bits, int other)
 static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvti_levels levels = {1 << out->format.bits, NULL, 0, true};
+    pvti_levels levels = {1 << out->format.bits, NULL, 0, true, false};
     return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_INT_SCALES],
                            (pvt_real *)out->array[PVTI_INT_ZEROS], stats, out);
 }
@@ -7065,7 +7067,7 @@ static void pvti_chain_signed(pvt_real *const *dvalues, const pvt_weight *w, con
 static pvt_result pvti_fit_signed(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
                                   const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out, int origin)
 {
-    pvti_levels levels = {1 << out->format.bits, NULL, origin, false};
+    pvti_levels levels = {1 << out->format.bits, NULL, origin, false, false};
     return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_INT_SCALES], NULL, stats,
                            out);
 }
@@ -19738,8 +19740,8 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);
     pvti_number_text(fit.damp, 0, number[2]);
     snprintf(z->options[4].value, 200,
-             "epochs %d tolerance %.24s target %.24s cg_steps %d kmeans_steps %d beam %d method %d act_order %d "
-             "damp %.24s",
+             "epochs %d tolerance %.24s target %.24s cg_steps %d kmeans_steps %d beam %d method %d "
+             "act_order %d damp %.24s",
              fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam, fit.method & 3,
              fit.act_order, number[2]);
     pvti_number_text(d->finetune_lr, 0, number[0]);

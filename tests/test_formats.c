@@ -9,7 +9,8 @@
 
 enum { O = 6, I = 128, N = O * I };
 
-static const char *const all[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "aqlm:1x4g2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64",
+static const char *const all[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "aqlm:1x4g2", "nf4", "int:4g32", "int:2g16",
+                                  "int:1g8", "int:8g64",
                                   "int:4g32s", "int:2g16s", "int:8g64s", "q2_0"};
 enum { ALL = sizeof all / sizeof *all };
 
@@ -128,7 +129,8 @@ static void check_texts(pvt_ctx *ctx)
     static const char *const hostile[] = {
         "", "nf", "nf4 ", " nf4", "NF4", "nf4:64", "nf4g64", "int", "int:", "int:4", "int:g32", "int:4g", "int:4g0", "int:0g32",
         "int:9g32", "int:4g4097", "int:-4g32", "int:4g-32", "int:4g32o2", "int:4g32 ", "int: 4g32", "int:4x32", "int:4G32",
-        "int:1g32s", "int:9g32s", "int:4g32ss", "int:4gs", "int:4g32S", "int:4g32s ", "q2", "q2_", "q2_1", "Q2_0", "q2_0 ", "q2_0g64",
+        "int:1g32s", "int:9g32s", "int:4g32ss", "int:4gs", "int:4g32S", "int:4g32s ",
+        "q2", "q2_", "q2_1", "Q2_0", "q2_0 ", "q2_0g64",
         "int:4294967300g32", "int:4g4294967328", "int:99999999999999999999g32", "dense:", "denser", "aqlm", "aqlm:", "aqlm:2x4",
         "aqlm:0x4g4", "aqlm:17x4g4", "aqlm:2x17g4", "aqlm:2x0g4", "aqlm:2x4g0", "aqlm:2x4g65", "aqlm:2x4g4o", "aqlm:2x4g4o0",
         "aqlm:2x4g4o65", "aqlm:1x8g64o64", "aqlm:2x4g4o2x", "aqlm:2x4g4,nf4", "%s%s%n", "int:4g32\n"};
@@ -262,7 +264,8 @@ static void check_fit_signed(const pvt_weight *w, const pvt_real *W, int origin)
     int ig = w->format.in_group, top = (1 << w->format.bits) - 1 - origin;
     for (int g = 0; g < N / ig; g++) {
         double low = 0, high = 0, up, down, scale;
-        for (int k = g * ig; k < (g + 1) * ig; k++) low = fmin(low, (double)W[k]), high = fmax(high, (double)W[k]);
+        for (int k = g * ig; k < (g + 1) * ig; k++)
+            low = fmin(low, (double)W[k]), high = fmax(high, (double)W[k]);
         up = fmax(high / top, -low / origin), down = fmax(high / origin, -low / top);
         scale = down < up ? -down : up;
         CHECK(scales[g] == (pvt_real)scale);

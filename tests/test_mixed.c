@@ -6,7 +6,8 @@
 
 enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
-static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64", "mixed", "both"};
+static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16",
+                                      "int:1g8", "int:8g64", "int:4g32s", "q2_0", "mixed", "both"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* The model "mixed", and "both", where all is aqlm but in two formats: the first row that a name holds is its tensor's. */

@@ -752,8 +752,8 @@ static void test_fit_method(void)
     CHECK(error[5] < error[0] && error[5] != error[1]);
     CHECK_REFUSED(2, "rtn|gptq|best", run("fit W.safetensors --format int:2g16 --fit gtpq -o bad"));
     CHECK_REFUSED(2, "--damp", run("fit W.safetensors --format int:2g16 --damp 0 -o bad"));
-    CHECK_RUN(run("quantize model --calib text -o fat --format int:2g16s --samples 4 --no-finetune --overwrite -q "
-                  "--fit gptq --act-order --damp 0.02"));
+    CHECK_RUN(run("quantize model --calib text -o fat --format int:2g16s --samples 4 --no-finetune -q "
+                  "--overwrite --fit gptq --act-order --damp 0.02"));
 }
 
 static void test_fit_refused(void)

@@ -6300,8 +6300,7 @@ static double pvti_span_error(const pvti_span_sums *m, pvti_span s)
     return m->xx - 2 * s.scale * along + s.scale * s.scale * square;
 }
 
-/* The span with the least error for these codes; where that one is out of bounds, the least with this zero.
-   */
+/* The span with the least error for these codes; where that is out of bounds, the least with this zero. */
 static pvti_span pvti_span_solve(const pvti_levels *l, const pvti_span_sums *m, pvti_span s)
 {
     double determinant = m->one * m->ll - m->l * m->l, square;
@@ -6410,7 +6409,7 @@ static pvti_span pvti_span_search(const pvti_levels *l, const double *x, const d
 
 /* ---- the fit ---- */
 
-enum { PVTI_SPAN_WHOLE, PVTI_SPAN_SEARCH, PVTI_SPAN_KEEP }; /* where groups get their spans from */
+enum { PVTI_SPAN_WHOLE, PVTI_SPAN_SEARCH }; /* how groups get their spans */
 
 typedef struct pvti_gptq {
     pvt_ctx *ctx;
@@ -6418,7 +6417,7 @@ typedef struct pvti_gptq {
     const pvt_fit_desc *desc;
     const pvti_levels *levels;
     pvt_weight *out;
-    uint8_t *codes;          /* [O, I] */
+    uint8_t *codes;           /* [O, I] */
     pvt_real *scales, *zeros; /* [O, I/ig]; zeros NULL: all 0 */
     int64_t O, I, ig;
     pvti_factor factor;      /* its order; R only until A is made */
@@ -6431,7 +6430,6 @@ typedef struct pvti_gptq {
     double *error;           /* [O] E·H·Eᵀ */
     int64_t width, c0, c1;   /* whole groups, or columns, of a block; the block */
     int spans;
-    bool fixed;              /* spans were fitted before the pass */
 } pvti_gptq;
 
 static pvti_span pvti_gptq_span(const pvti_gptq *f, int64_t group)
@@ -6495,8 +6493,7 @@ static void pvti_gptq_spans_task(void *arg, int64_t o, int worker)
     }
 }
 
-/* The weight that column j in the order of quantization has in row o. GPTQ takes that of a dead input as 0.
-   */
+/* The weight of column j in the order of quantization, row o. GPTQ takes that of a dead input as 0. */
 PVTI_INLINE pvt_real pvti_gptq_weight(const pvti_gptq *f, int64_t o, int64_t j)
 {
     int64_t column = f->factor.order[j];
@@ -6545,7 +6542,7 @@ static void pvti_gptq_block_task(void *arg, int64_t task, int worker)
             int64_t at = o * f->I + f->factor.order[j];
             pvti_span s;
             pvt_real *e = f->E + o * f->I + j;
-            if (!f->fixed && j % f->ig == 0) pvti_gptq_group(f, o, j, t, scratch);
+            if (!f->desc->act_order && j % f->ig == 0) pvti_gptq_group(f, o, j, t, scratch);
             s = pvti_gptq_span(f, at / f->ig);
             f->codes[at] = (uint8_t)pvti_span_nearest(f->levels, s, (double)*t);
             *e = pvti_gptq_weight(f, o, j) - pvti_gptq_value(f->levels, s, f->codes[at]);
@@ -6578,8 +6575,7 @@ static void pvti_gptq_measure(pvti_gptq *f)
 static void pvti_gptq_pass(pvti_gptq *f, int spans)
 {
     f->spans = spans;
-    f->fixed = f->desc->act_order || spans == PVTI_SPAN_KEEP;
-    if (f->fixed && spans != PVTI_SPAN_KEEP) pvti_parallel(f->ctx, f->O, pvti_gptq_spans_task, f);
+    if (f->desc->act_order) pvti_parallel(f->ctx, f->O, pvti_gptq_spans_task, f);
     for (f->c0 = 0; f->c0 < f->I; f->c0 = f->c1) {
         f->c1 = PVTI_MIN(f->c0 + f->width, f->I);
         pvti_parallel(f->ctx, f->O, pvti_gptq_gather_task, f);
@@ -6621,7 +6617,7 @@ typedef struct pvti_descent_row {
     uint8_t *codes;
 } pvti_descent_row;
 
-/* Ŵ gains `by` in n columns from c on. */
+/* Ŵ loses `by` in n columns from c on. */
 static void pvti_descent_move(const pvti_gptq *f, pvti_descent_row *r, int64_t c, const pvt_real *by,
                               int64_t n)
 {
@@ -6665,8 +6661,7 @@ static void pvti_descent_task(void *arg, int64_t o, int worker)
     for (int64_t c = f->c0; c < f->c1; c += f->ig) pvti_descent_group(f, &r, (o * f->I + c) / f->ig, c);
 }
 
-/* Once over all columns, block by block; within a block G is kept up to date, then EH −= (gain)·H everywhere.
-   */
+/* Once over all columns, block by block; within one G is kept up to date, then EH += (what Ŵ lost)·H. */
 static double pvti_gptq_descend(pvti_gptq *f)
 {
     for (f->c0 = 0; f->c0 < f->I; f->c0 = f->c1) {
@@ -7113,8 +7108,7 @@ static int pvti_nearest_of_signed(const pvt_weight *w, int64_t i, double target,
     }
 
 /*  Symmetric: q − 2^(B−1). One bit would leave −1 and 0, which is no use, so B is from 2 on. The levels are
-    not quite symmetric, one more below 0 than above; a scale below 0 turns that round where it fits better.
-    */
+    not quite symmetric, one more below 0 than above; a scale below 0 turns that round where this fits. */
 static bool pvti_parse_int_symmetric(const char *text, pvt_format *out)
 {
     out->codebooks = out->out_group = 1;

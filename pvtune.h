@@ -75,7 +75,7 @@
          8  run: from "forward" on pvt_run_forward, and pvt_run_backward, which hands over one gradient
             at a time
          9  tuner: pvt_tuner_step, from "a step" on
-      A second evening: calibration. search: pvti_xtx_*; fit; quantize.
+      A second evening: calibration. search: pvti_xtx_*; fit; gptq; quantize.
       A new strategy is one line of pvti_strategies in pv and one of pvt_strategy, at the same place, and
       in the program its name in the choices of --strategy (examples/pvtune.c). A new representation, family,
       device or kernel set is a section of its own and one line of a list:
@@ -118,8 +118,8 @@
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     dtypes · weights · codebooks · search · fit · iq grids · grids · scalar ·
-                    representations · optimizer · pv
+        layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids ·
+                    scalar · representations · optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
@@ -823,7 +823,9 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
     X(DENSE, dense)    \
     X(AQLM, aqlm)      \
     X(NF4, nf4)        \
-    X(INT, int)
+    X(INT, int)        \
+    X(INT_SYMMETRIC, int_symmetric) \
+    X(Q2_0, q2_0)
 typedef enum pvt_format_kind {
 #define PVTI_X(name, kind) PVT_FORMAT_##name,
     PVT_FORMATS(PVTI_X)
@@ -834,18 +836,20 @@ typedef enum pvt_format_kind {
 /*  aqlm, additive codebooks (arXiv 2401.06118): a group is a tile of og × ig weights, and
         W[group] = scale[out group] · Σ_m codebook_m[code_m],   m = 1 … M, 2^B entries each.
     nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig =
-    64 inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs.
-    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
+    64 inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs;
+    symmetric, W = scale · (q − 2^(B−1)). q2_0 (llama.cpp): W = scale · (q − 1), q of 2 bits, a scale of
+    either sign per 64. Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits
+    in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
-    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8, nf4 4 */
+    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8 (symmetric: from 2 on), nf4 4, q2_0 2 */
     int in_group;  /* ig, 1 … 64 (int: to 4096); must divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
 } pvt_format;
 
-/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "nf4"; "int:BgG", e.g. "int:2g64"; "dense".
-   Errors: ARGUMENT (ctx NULL: silently). */
+/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "nf4"; "int:BgG", e.g. "int:2g64", or "int:BgGs",
+   symmetric; "q2_0"; "dense". Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
 PVT_API void pvt_format_text(const pvt_format *format, char out[48]);
@@ -870,7 +874,8 @@ typedef struct pvt_weight {
 /*  The arrays that a weight is made of, so that it can be kept in a file of your own and made again:
         aqlm:   "codes" [O/og, I/ig, M], "codebooks" [M, 2^B, og, ig], "scales" [O/og]
         nf4:    "codes" [O, I], "scales" [O, I/64]
-        int:    "codes" [O, I], "scales" and "zeros" [O, I/ig]
+        int:    "codes" [O, I], "scales" and "zeros" [O, I/ig]; symmetric: no zeros
+        q2_0:   "codes" [O, I], "scales" [O, I/64]
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
@@ -915,6 +920,15 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I,
                                     pvt_weight *out);
 
+/*  How scales, zeros and codes are found where each weight has a code (nf4, int, q2_0; aqlm has a way of its
+    own). RTN, round to nearest: a group's levels reach from its smallest to its largest weight; H has no say.
+    GPTQ (arXiv 2210.17323): column by column, what rounding one spoils is made good by those that follow, as
+    H tells; a group's levels reach over the weights as they then are. Without H it is RTN. BEST: GPTQ with
+    scales and zeros that are searched for the least error, then scales and zeros by least squares and codes
+    one by one, in turn, while that gains (epochs, tolerance, target). Never above GPTQ, row by row. Without H
+    the squared error, group by group; nf4 then stays with RTN. */
+typedef enum pvt_fit_method { PVT_FIT_BEST, PVT_FIT_RTN, PVT_FIT_GPTQ } pvt_fit_method;
+
 typedef struct pvt_fit_desc {
     const char *name;      /* for messages */
     uint64_t stream;       /* random choices follow (seed of the context, stream); e.g. the tensor's number */
@@ -924,23 +938,27 @@ typedef struct pvt_fit_desc {
     int cg_steps;          /* conjugate gradients in each P step; 0: 8 */
     int kmeans_steps;      /* 0: 25 */
     int beam;              /* hypotheses kept in the search; 0: 1 */
+    pvt_fit_method method; /* of nf4, int, q2_0 */
+    bool act_order;        /* GPTQ takes the inputs with the largest H_jj first; groups stay neighbours in W,
+                              and get their scales before */
+    double damp;           /* GPTQ adds this share of the mean of H's diagonal to it; 0: 0.01 */
 } pvt_fit_desc;
 
 typedef struct pvt_fit_stats {
     double error;          /* ‖(W−Ŵ)X‖²/‖WX‖² = ⟨(W−Ŵ)H, W−Ŵ⟩/⟨WH, W⟩; without H of the weights themselves */
-    double error_start;    /* after k-means */
-    int epochs;
+    double error_start;    /* after k-means; of BEST with H, GPTQ's */
+    int epochs;            /* rounds */
     double seconds;
 } pvt_fit_stats;
 
-/*  Codes and continuous parameters for W [O, I], by the calibration of AQLM (2401.06118, 3.2):
-    minimise ⟨(W−Ŵ)H, W−Ŵ⟩ over codes, codebooks and scales. H [I, I] = XᵀX (any positive
-    multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error.
-    desc and stats may be NULL. Start: row norms, k-means on the residuals weighted by diag(H);
-    then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes
-    by beam search. After each epoch the context's progress is called: phase "fit", item the desc's
-    name, value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not
-    finite), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
+/*  Codes and continuous parameters for W [O, I]: minimise ⟨(W−Ŵ)H, W−Ŵ⟩. H [I, I] = XᵀX (any positive
+    multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error. desc and stats
+    may be NULL. Where each weight has a code: see pvt_fit_method. Else the calibration of AQLM (2401.06118,
+    3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals weighted by diag(H);
+    then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes by beam
+    search. After each epoch the context's progress is called: phase "fit", item the desc's name, value the
+    error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ: H not
+    positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -1766,6 +1784,8 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
              eps, pvt_real decay, int64_t n), (u, m, v, w, eps, decay, n))                                  \
     EACH(adam_apply, (pvt_real *w, const pvt_real *u, pvt_real keep, pvt_real rate, int64_t n), (w, u,      \
              keep, rate, n))                                                                                \
+    EACH(rank_update, (double *C, int64_t ldc, const double *A, int64_t lda, const double *B, int64_t rows, \
+             int64_t panels, int64_t K), (C, ldc, A, lda, B, rows, panels, K))                              \
     EACH(bf16_load, (pvt_real *out, const uint16_t *in, int64_t n), (out, in, n))                           \
     EACH(bf16_store, (uint16_t *out, const pvt_real *in, int64_t n), (out, in, n))                          \
     WIDE(group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,         \
@@ -5452,13 +5472,14 @@ static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A
         memcpy(out, A, (size_t)(f->O * f->I) * sizeof *out);
 }
 
-static pvt_result pvti_fit_fail(const pvti_fit *f)
+static pvt_result pvti_fit_fail_name(pvt_ctx *ctx, const char *name)
 {
-    return pvti_fail(f->ctx, PVT_ERR_NUMERIC,
+    return pvti_fail(ctx, PVT_ERR_NUMERIC,
                      "%s: the weight or its inputs hold a NaN or an infinity, or H is not positive; it cannot "
                      "be calibrated",
-                     f->name);
+                     name);
 }
+static pvt_result pvti_fit_fail(const pvti_fit *f) { return pvti_fit_fail_name(f->ctx, f->name); }
 
 /* W·H, and ⟨WH, W⟩, in which errors are measured. */
 static pvt_result pvti_fit_energy(pvti_fit *f)
@@ -5751,6 +5772,788 @@ static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_re
     return result == PVT_OK ? pvti_report(ctx, "fit", name, 1, 1, "epochs", stats->error) : result;
 }
 
+// >>gptq
+/*  Quantization that makes good by the columns to come what it has spoilt in those before (GPTQ, arXiv
+    2210.17323; equal to LDLQ of QuIP, 2307.13304). With λ = damp · the mean of H's diagonal and
+        H + λ = R·Rᵀ,   R upper triangular,
+    the error of one row, E = W − Ŵ, costs
+        E·(H + λ)·Eᵀ = Σ_j (Σ_{i ≤ j} E_i·R_ij)².
+    Columns are quantized in order. When column j has its turn all E_i before it are known, and its term would
+    vanish with ŵ_j equal to
+        t_j = w_j + Σ_{i < j} E_i·R_ij / R_jj;
+    so ŵ_j becomes the level nearest to t_j, and the term is (R_jj·(t_j − ŵ_j))².
+
+    In the words of the paper: U = R⁻¹ is the upper Cholesky factor of the inverse, (H + λ)⁻¹ = UᵀU; t_j is
+    what its updates W_{:,k} −= (t_i − ŵ_i)/U_ii · U_ik have made of column j; and R_jj = 1/U_jj. R comes
+    straight from H, without an inverse. For blocks of columns J, with E_<J the errors before them,
+        T_J = W_J + E_<J · R_<J,J · R_JJ⁻¹   and the term   ‖(T_J − Ŵ_J)·R_JJ‖². */
+
+/* ---- the factor ---- */
+
+#define PVTI_FACTOR_BLOCK 64
+typedef struct pvti_factor {
+    int64_t I, ld;  /* ld: numbers in a row of R, I rounded up to a multiple of 8 */
+    int64_t *order; /* [I]: the j-th column to be quantized is column order[j] of W and H */
+    double *R;      /* [I, ld], rows and columns in this order; 0 below the diagonal */
+    double mean;    /* of the diagonal of H, dead inputs left out; 0: all are dead */
+    /* while it is made */
+    pvt_ctx *ctx;
+    const pvt_real *H;
+    double lambda, *panel, *turned;
+    int64_t j0, j1; /* the block of columns in work */
+} pvti_factor;
+
+/* C [rows, 8·panels] −= A [rows, K] · B, B in panels of eight columns: [panels, K, 8]. rows: a multiple of 4.
+   In every element k comes in order, each product and each difference rounded: the same bits everywhere. */
+typedef double pvti_four __attribute__((vector_size(32)));
+typedef double pvti_four_at __attribute__((vector_size(32), aligned(8), may_alias));
+#define PVTI_FOUR(x) (*(const pvti_four_at *)(x))
+PVTI_INLINE void pvti_rank_update(double *C, int64_t ldc, const double *A, int64_t lda, const double *B,
+                                  int64_t rows, int64_t panels, int64_t K)
+{
+    for (int64_t p = 0; p < panels; p++, B += 8 * K)
+        for (int64_t i = 0; i < rows; i += 4) {
+            const double *a0 = A + i * lda, *a1 = a0 + lda, *a2 = a1 + lda, *a3 = a2 + lda;
+            double *c0 = C + i * ldc + 8 * p, *c1 = c0 + ldc, *c2 = c1 + ldc, *c3 = c2 + ldc;
+            pvti_four l0 = PVTI_FOUR(c0), l1 = PVTI_FOUR(c1), l2 = PVTI_FOUR(c2), l3 = PVTI_FOUR(c3);
+            pvti_four h0 = PVTI_FOUR(c0 + 4), h1 = PVTI_FOUR(c1 + 4), h2 = PVTI_FOUR(c2 + 4);
+            pvti_four h3 = PVTI_FOUR(c3 + 4);
+            for (int64_t k = 0; k < K; k++) {
+                pvti_four low = PVTI_FOUR(B + 8 * k), high = PVTI_FOUR(B + 8 * k + 4);
+                l0 -= a0[k] * low, h0 -= a0[k] * high;
+                l1 -= a1[k] * low, h1 -= a1[k] * high;
+                l2 -= a2[k] * low, h2 -= a2[k] * high;
+                l3 -= a3[k] * low, h3 -= a3[k] * high;
+            }
+            *(pvti_four_at *)c0 = l0, *(pvti_four_at *)c1 = l1, *(pvti_four_at *)c2 = l2;
+            *(pvti_four_at *)c3 = l3, *(pvti_four_at *)(c0 + 4) = h0, *(pvti_four_at *)(c1 + 4) = h1;
+            *(pvti_four_at *)(c2 + 4) = h2, *(pvti_four_at *)(c3 + 4) = h3;
+        }
+}
+
+/* H + λ in the order of quantization, the upper triangle. A dead input (H_jj = 0: it never spoke) costs
+   nothing whatever is done to it; with the mean in its place it disturbs nobody. GPTQ puts 1 there, which is
+   much or little as H is scaled. */
+static void pvti_factor_fill_task(void *arg, int64_t i, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    const pvt_real *row = f->H + f->order[i] * f->I;
+    double *out = f->R + i * f->ld;
+    bool dead = !(row[f->order[i]] > 0);
+    (void)worker;
+    for (int64_t j = i + 1; j < f->I; j++) {
+        int64_t column = f->order[j];
+        out[j] = dead || !(f->H[column * f->I + column] > 0) ? 0 : (double)row[column];
+    }
+    out[i] = (dead ? f->mean > 0 ? f->mean : 1 : (double)row[f->order[i]]) + f->lambda;
+}
+
+/* The block on the diagonal, from its last column back: R_jj = √C_jj, R_ij = C_ij/R_jj, C_ik −= R_ij·R_kj.
+   False: H is not positive. turned [j − j0][k − j0] = R_kj, for the rows above. */
+static bool pvti_factor_corner(pvti_factor *f)
+{
+    for (int64_t j = f->j1 - 1; j >= f->j0; j--) {
+        double pivot = f->R[j * f->ld + j], root;
+        if (!(pivot > 1e-3 * f->lambda && pivot <= DBL_MAX)) return false; /* of a positive H: at least λ */
+        root = f->R[j * f->ld + j] = __builtin_sqrt(pivot);
+        for (int64_t i = f->j0; i < j; i++) {
+            double *row = f->R + i * f->ld;
+            row[j] /= root;
+            f->turned[(j - f->j0) * PVTI_FACTOR_BLOCK + i - f->j0] = row[j];
+        }
+        for (int64_t i = f->j0; i < j; i++)
+            for (int64_t k = i; k < j; k++) f->R[i * f->ld + k] -= f->R[i * f->ld + j] * f->R[k * f->ld + j];
+    }
+    return true;
+}
+
+/* The same columns in 64 rows above that block, and their copy in panels. */
+static void pvti_factor_panel_task(void *arg, int64_t block, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    int64_t K = f->j1 - f->j0, i0 = block * PVTI_FACTOR_BLOCK;
+    (void)worker;
+    for (int64_t i = i0; i < i0 + PVTI_FACTOR_BLOCK; i++) {
+        double *row = f->R + i * f->ld + f->j0, *panel = f->panel + i / 8 * 8 * K + i % 8;
+        for (int64_t j = K - 1; j >= 0; j--) {
+            const double *column = f->turned + j * PVTI_FACTOR_BLOCK;
+            double x = row[j] / f->R[(f->j0 + j) * f->ld + f->j0 + j];
+            row[j] = panel[8 * j] = x;
+            for (int64_t k = 0; k < j; k++) row[k] -= x * column[k];
+        }
+    }
+}
+
+/* What they leave of 64 rows: C −= R_:J·R_:Jᵀ, the blocks from the diagonal on. */
+static void pvti_factor_rest_task(void *arg, int64_t block, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    int64_t K = f->j1 - f->j0, i0 = block * PVTI_FACTOR_BLOCK;
+    double *rows = f->R + i0 * f->ld;
+    (void)worker;
+    PVTI_CALL(f->ctx, rank_update)
+    (rows + i0, f->ld, rows + f->j0, f->ld, f->panel + i0 * K, PVTI_FACTOR_BLOCK, (f->j0 - i0) / 8, K);
+}
+
+static void pvti_factor_free(pvt_ctx *ctx, pvti_factor *f)
+{
+    pvti_free(ctx, f->order);
+    pvti_free(ctx, f->R);
+    memset(f, 0, sizeof *f);
+}
+
+/* Order, and mean of the diagonal. act_order: the largest first, equal ones as they stand; dead ones last. */
+static bool pvti_factor_order(pvti_factor *f, pvti_sort_item *items, bool act_order)
+{
+    int64_t live = 0;
+    for (int64_t j = 0; j < f->I; j++) {
+        double h = (double)f->H[j * f->I + j];
+        if (!(h >= 0 && h <= DBL_MAX)) return false;
+        live += h > 0, f->mean += h;
+        memcpy(&items[j].key, &h, sizeof h); /* bits of positive numbers ascend as they do */
+        items[j].key = act_order ? ~items[j].key : 0, items[j].index = j;
+    }
+    if (live) f->mean /= (double)live;
+    pvti_sort(items, f->I, NULL, NULL);
+    for (int64_t j = 0; j < f->I; j++) f->order[j] = items[j].index;
+    return true;
+}
+
+/* In f, zeroed before: R, with its memory. */
+static pvt_result pvti_factor_run(pvti_factor *f, const char *name)
+{
+    pvt_ctx *ctx = f->ctx;
+    int64_t blocks = pvti_ceil_div(f->I, PVTI_FACTOR_BLOCK);
+    pvti_parallel(ctx, f->I, pvti_factor_fill_task, f);
+    for (int64_t block = blocks - 1; block >= 0; block--) {
+        f->j0 = block * PVTI_FACTOR_BLOCK, f->j1 = PVTI_MIN(f->j0 + PVTI_FACTOR_BLOCK, f->I);
+        if (!pvti_factor_corner(f))
+            return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                             "%s: H is not positive, or not by more than its own rounding; make it from more "
+                             "inputs, or give a larger damp",
+                             name);
+        pvti_parallel(ctx, block, pvti_factor_panel_task, f);
+        pvti_parallel(ctx, block, pvti_factor_rest_task, f);
+    }
+    for (int64_t i = 1; i < f->I; i++) /* what whole blocks have left below the diagonal */
+        for (int64_t j = i / PVTI_FACTOR_BLOCK * PVTI_FACTOR_BLOCK; j < i; j++) f->R[i * f->ld + j] = 0;
+    return PVT_OK;
+}
+
+/*  R of H [I, I], see above. damp: λ as a share of the mean of the diagonal, 0.01 in the paper. act_order:
+    columns with the largest H_jj first, else from left to right. All inputs dead: R is diagonal. Errors:
+    NUMERIC (H is not finite, or not positive even so), MEMORY; out is then zeroed. Ends: pvti_factor_free. */
+static pvt_result pvti_factor_make(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I,
+                                               double damp, bool act_order, pvti_factor *out)
+{
+    pvti_sort_item *items = PVTI_NEW(ctx, pvti_sort_item, I);
+    pvt_result result = PVT_ERR_MEMORY;
+    memset(out, 0, sizeof *out);
+    out->ctx = ctx, out->H = H, out->I = I, out->ld = (I + 7) / 8 * 8;
+    out->order = PVTI_NEW(ctx, int64_t, I), out->R = PVTI_NEW(ctx, double, I * out->ld);
+    out->panel = PVTI_NEW(ctx, double, out->ld * PVTI_FACTOR_BLOCK);
+    out->turned = PVTI_NEW(ctx, double, PVTI_FACTOR_BLOCK * PVTI_FACTOR_BLOCK);
+    if (items && out->order && out->R && out->panel && out->turned) {
+        if (pvti_factor_order(out, items, act_order)) {
+            out->lambda = damp * (out->mean > 0 ? out->mean : 1);
+            result = pvti_factor_run(out, name);
+        } else
+            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
+                               "%s: the diagonal of H holds a NaN, an infinity or a negative number; it must "
+                               "be XᵀX of inputs",
+                               name);
+    }
+    pvti_free(ctx, items);
+    pvti_free(ctx, out->panel);
+    pvti_free(ctx, out->turned);
+    out->panel = out->turned = NULL, out->H = NULL;
+    if (result != PVT_OK) pvti_factor_free(ctx, out);
+    return result;
+}
+
+/* ---- levels, and the scale and zero of one group ---- */
+
+/*  What a representation brings whose weights have a code each: Ŵ = scale · (level of the code − zero), scale
+    and zero for ig neighbours of a row. */
+typedef struct pvti_levels {
+    int n;             /* codes 0 … n−1: a power of two, at most 256 */
+    const float *list; /* the level of each, ascending; NULL: code − origin */
+    int origin;
+    bool zeros;        /* groups have a zero; else it is 0, and the scale may be negative */
+    bool whole;        /* without H all levels reach from end to end, whatever the method */
+} pvti_levels;
+typedef struct pvti_span {
+    double scale, zero;
+} pvti_span;
+
+PVTI_INLINE double pvti_level(const pvti_levels *l, int code)
+{
+    return l->list ? (double)l->list[code] : code - l->origin;
+}
+
+/* The code whose level is nearest to x; of integers the upper of two, of a list the lower. */
+PVTI_INLINE int pvti_level_nearest(const pvti_levels *l, double x)
+{
+    int most = l->n - 1, code = 0;
+    if (!l->list) {
+        x += l->origin;
+        return x > 0 ? x < most ? (int)(x + 0.5) : most : 0; /* NaN: 0 */
+    }
+    for (int step = l->n / 2; step > 0; step /= 2) { /* n is a power of two */
+        const float *at = l->list + code + step;
+        if (x - (double)at[-1] > (double)at[0] - x) code += step;
+    }
+    return code;
+}
+
+/* The code that brings Ŵ nearest to t. */
+PVTI_INLINE int pvti_span_nearest(const pvti_levels *l, pvti_span s, double t)
+{
+    return pvti_level_nearest(l, s.scale != 0 ? t / s.scale + s.zero : s.zero);
+}
+
+/*  Round to nearest: nothing is cut off. With zeros the levels span the weights and 0 (lo ≤ 0 ≤ hi),
+        scale = (hi − lo) / (n − 1),   zero = round(−lo / scale);
+    without, the scale is the smallest, of either sign, that reaches lo and hi. */
+static pvti_span pvti_span_whole(const pvti_levels *l, const double *x, int64_t n)
+{
+    double low = 0, high = 0, first = pvti_level(l, 0), last = pvti_level(l, l->n - 1), other;
+    pvti_span s = {0, 0};
+    for (int64_t k = 0; k < n; k++) low = PVTI_MIN(low, x[k]), high = PVTI_MAX(high, x[k]);
+    if (l->zeros) {
+        s.scale = (high - low) / (last - first);
+        if (s.scale > 0) s.zero = pvti_level(l, pvti_level_nearest(l, first - low / s.scale));
+        return s;
+    }
+    s.scale = PVTI_MAX(low / first, high / last); /* the latter where both are 0: it is not −0 */
+    other = PVTI_MAX(-high / first, -low / last);
+    if (other < s.scale) s.scale = -other;
+    return s;
+}
+
+/* A zero beyond this many steps outside of the levels would lose too much in fp16. */
+#define PVTI_ZERO_ROOM 64
+
+/* Weighted sums over a group with the codes that a span gives it: of 1, level, level², x, x·level, x². */
+typedef struct pvti_span_sums {
+    double one, l, ll, x, xl, xx;
+} pvti_span_sums;
+
+/* Σ h·(x − scale·(level − zero))². */
+static double pvti_span_error(const pvti_span_sums *m, pvti_span s)
+{
+    double along = m->xl - s.zero * m->x, square = m->ll - 2 * s.zero * m->l + s.zero * s.zero * m->one;
+    return m->xx - 2 * s.scale * along + s.scale * s.scale * square;
+}
+
+/* The span with the least error for these codes; where that is out of bounds, the least with this zero. */
+static pvti_span pvti_span_solve(const pvti_levels *l, const pvti_span_sums *m, pvti_span s)
+{
+    double determinant = m->one * m->ll - m->l * m->l, square;
+    if (l->zeros && determinant > 1e-9 * m->one * m->ll) {
+        pvti_span free_one;
+        free_one.scale = (m->one * m->xl - m->l * m->x) / determinant;
+        free_one.zero = (m->l - m->x / free_one.scale) / m->one;
+        if (free_one.scale > 0 && free_one.zero >= pvti_level(l, 0) - PVTI_ZERO_ROOM &&
+            free_one.zero <= pvti_level(l, l->n - 1) + PVTI_ZERO_ROOM)
+            return free_one;
+    }
+    square = m->ll - 2 * s.zero * m->l + s.zero * s.zero * m->one;
+    if (square > 0) {
+        double scale = (m->xl - s.zero * m->x) / square;
+        if (l->zeros ? scale > 0 : scale != 0) s.scale = scale;
+    }
+    return s;
+}
+
+/* One round: the nearest codes for *s, then the best span for them: *s. Returns its error with these codes. h
+   NULL: all weigh 1. */
+static double pvti_span_round(const pvti_levels *l, const double *x, const double *h, int64_t n, pvti_span *s)
+{
+    pvti_span_sums m = {0, 0, 0, 0, 0, 0};
+    double inverse = s->scale != 0 ? 1 / s->scale : 0;
+    for (int64_t k = 0; k < n; k++) {
+        double level = pvti_level(l, pvti_level_nearest(l, x[k] * inverse + s->zero)), w = h ? h[k] : 1;
+        m.one += w, m.l += w * level, m.ll += w * level * level;
+        m.x += w * x[k], m.xl += w * x[k] * level, m.xx += w * x[k] * x[k];
+    }
+    *s = pvti_span_solve(l, &m, *s);
+    return pvti_span_error(&m, *s);
+}
+
+/* The best few of the spans tried, after one round each. */
+enum { PVTI_SPANS_KEPT = 3, PVTI_SPAN_ROUNDS = 24 };
+typedef struct pvti_span_list {
+    const pvti_levels *levels;
+    const double *x, *h;
+    int64_t n;
+    pvti_span span[PVTI_SPANS_KEPT + 1];
+    double error[PVTI_SPANS_KEPT + 1];
+    int kept;
+} pvti_span_list;
+
+static void pvti_span_try(pvti_span_list *t, double scale, double zero)
+{
+    pvti_span s;
+    double error;
+    int i;
+    s.scale = scale, s.zero = zero;
+    error = pvti_span_round(t->levels, t->x, t->h, t->n, &s);
+    for (i = t->kept; i > 0 && error < t->error[i - 1]; i--) {
+        t->span[i] = t->span[i - 1];
+        t->error[i] = t->error[i - 1];
+    }
+    t->span[i] = s, t->error[i] = error;
+    if (t->kept < PVTI_SPANS_KEPT) t->kept++;
+}
+
+/* Starts: what spans lo … hi, cut short at either end by shares of 1/(n + 4); of a normal distribution the
+   best four integers reach 0.6 as far as the largest of 64 numbers, the best sixteen all the way. */
+static void pvti_span_tries(pvti_span_list *t, double low, double high)
+{
+    const pvti_levels *l = t->levels;
+    double first = pvti_level(l, 0), last = pvti_level(l, l->n - 1), cut = 1.0 / (l->n + 4);
+    double fixed = low > 0 ? low : high < 0 ? high : 0; /* the end, or the 0, that both ends come nearer to */
+    for (int i = 0; l->zeros && i < 25; i++) {
+        double lo = fixed + (low - fixed) * (1 - cut * (i / 5));
+        double hi = fixed + (high - fixed) * (1 - cut * (i % 5));
+        double scale = (hi - lo) / (last - first);
+        if (scale > 0) pvti_span_try(t, scale, first - lo / scale);
+    }
+    for (int i = 0; !l->zeros && i < 10 && 1 - cut * i > 0.2; i++) {
+        pvti_span_try(t, PVTI_MAX(high / last, low / first) * (1 - cut * i), 0);
+        pvti_span_try(t, PVTI_MIN(high / first, low / last) * (1 - cut * i), 0);
+    }
+}
+
+/*  The span that minimises Σ h·(x − Ŵ)² over spans and codes together, or nearly so: what does is not what
+    reaches from the smallest weight to the largest (NeUQI, arXiv 2505.17595). Nearest codes and the best span
+    for them in turn, from many starts, the best of which go on until nothing changes. */
+static pvti_span pvti_span_search(const pvti_levels *l, const double *x, const double *h, int64_t n)
+{
+    pvti_span_list t;
+    double low = x[0], high = x[0], least;
+    pvti_span best = pvti_span_whole(l, x, n);
+    memset(&t, 0, sizeof t);
+    t.levels = l, t.x = x, t.h = h, t.n = n;
+    for (int64_t k = 1; k < n; k++) low = PVTI_MIN(low, x[k]), high = PVTI_MAX(high, x[k]);
+    if (!(low < 0 || high > 0)) return best; /* all 0 */
+    pvti_span_try(&t, best.scale, best.zero);
+    pvti_span_tries(&t, PVTI_MIN(low, 0), PVTI_MAX(high, 0));
+    if (l->zeros && (low > 0 || high < 0)) pvti_span_tries(&t, low, high);
+    least = INFINITY;
+    for (int i = 0; i < t.kept; i++) {
+        double error = t.error[i], before = INFINITY;
+        for (int round = 0; round < PVTI_SPAN_ROUNDS && error < before * (1 - 1e-6); round++) {
+            before = error;
+            error = pvti_span_round(l, x, h, n, &t.span[i]);
+        }
+        if (error < least) least = error, best = t.span[i];
+    }
+    return best;
+}
+
+/* ---- the fit ---- */
+
+enum { PVTI_SPAN_WHOLE, PVTI_SPAN_SEARCH }; /* how groups get their spans */
+
+typedef struct pvti_gptq {
+    pvt_ctx *ctx;
+    const pvt_real *W, *H;
+    const pvt_fit_desc *desc;
+    const pvti_levels *levels;
+    pvt_weight *out;
+    uint8_t *codes;           /* [O, I] */
+    pvt_real *scales, *zeros; /* [O, I/ig]; zeros NULL: all 0 */
+    int64_t O, I, ig;
+    pvti_factor factor;      /* its order; R only until A is made */
+    pvt_real *A;             /* [I, I] R_ij / R_jj, i < j, in the order of quantization */
+    double *cost;            /* [I] R_jj² in this order; of dead inputs next to nothing */
+    pvt_real *E;             /* [O, I] W − Ŵ: in a pass in this order, later as W is */
+    pvt_real *EH;            /* [O, I] E·H */
+    pvt_real *T;             /* [O, width] targets of the block of columns in work; later what Ŵ loses */
+    pvt_real *sums;          /* [I] Σ of H_jk over k in the group of j */
+    double *error;           /* [O] E·H·Eᵀ */
+    int64_t width, c0, c1;   /* whole groups, or columns, of a block; the block */
+    int spans;
+} pvti_gptq;
+
+static pvti_span pvti_gptq_span(const pvti_gptq *f, int64_t group)
+{
+    pvti_span s;
+    s.scale = (double)f->scales[group], s.zero = f->zeros ? (double)f->zeros[group] : 0;
+    return s;
+}
+static void pvti_gptq_span_set(const pvti_gptq *f, int64_t group, pvti_span s)
+{
+    f->scales[group] = (pvt_real)s.scale;
+    if (f->zeros) f->zeros[group] = (pvt_real)s.zero;
+}
+
+/* Ŵ as a tile has it. */
+PVTI_INLINE pvt_real pvti_gptq_value(const pvti_levels *l, pvti_span s, int code)
+{
+    return (pvt_real)s.scale * ((pvt_real)pvti_level(l, code) - (pvt_real)s.zero);
+}
+
+/* ---- without a metric ---- */
+
+#define PVTI_GPTQ_ROWS 4 /* of a task */
+
+static void pvti_gptq_plain_task(void *arg, int64_t task, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    int64_t per_row = f->I / f->ig, end = PVTI_MIN(f->O, (task + 1) * PVTI_GPTQ_ROWS) * per_row;
+    double *x = (double *)pvti_scratch(f->ctx, worker);
+    for (int64_t g = task * PVTI_GPTQ_ROWS * per_row; g < end; g++) {
+        pvti_span s;
+        for (int64_t k = 0; k < f->ig; k++) x[k] = (double)f->W[g * f->ig + k];
+        s = f->spans == PVTI_SPAN_SEARCH ? pvti_span_search(f->levels, x, NULL, f->ig)
+                                         : pvti_span_whole(f->levels, x, f->ig);
+        pvti_gptq_span_set(f, g, s);
+        s = pvti_gptq_span(f, g); /* as it is kept */
+        for (int64_t k = 0; k < f->ig; k++)
+            f->codes[g * f->ig + k] = (uint8_t)pvti_span_nearest(f->levels, s, x[k]);
+    }
+}
+
+/* ---- a pass over the columns ---- */
+
+/* Spans from the weights as they are. With columns in another order than groups are: were they fitted on what
+   earlier columns have made of the weights, the groups would have to be of columns that follow each other in
+   that order, and the weight would have to keep it (GPTQ's g_idx). Our groups are neighbours in W. */
+static void pvti_gptq_spans_task(void *arg, int64_t o, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    double *x = (double *)pvti_scratch(f->ctx, worker), *h = x + f->ig;
+    for (int64_t c = 0; c < f->I; c += f->ig) {
+        bool plain = f->spans == PVTI_SPAN_WHOLE;
+        for (int64_t k = 0; k < f->ig; k++) {
+            double live = (double)f->H[(c + k) * f->I + c + k];
+            x[k] = plain && live <= 0 ? 0 : (double)f->W[o * f->I + c + k];
+            h[k] = live + 1e-6 * f->factor.mean;
+        }
+        pvti_gptq_span_set(f, (o * f->I + c) / f->ig,
+                           plain ? pvti_span_whole(f->levels, x, f->ig)
+                                 : pvti_span_search(f->levels, x, h, f->ig));
+    }
+}
+
+/* The weight of column j in the order of quantization, row o. GPTQ takes that of a dead input as 0. */
+PVTI_INLINE pvt_real pvti_gptq_weight(const pvti_gptq *f, int64_t o, int64_t j)
+{
+    int64_t column = f->factor.order[j];
+    if (f->spans == PVTI_SPAN_WHOLE && !(f->H[column * f->I + column] > 0)) return 0;
+    return f->W[o * f->I + column];
+}
+
+static void pvti_gptq_gather_task(void *arg, int64_t o, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    (void)worker;
+    for (int64_t j = f->c0; j < f->c1; j++) f->T[o * f->width + j - f->c0] = pvti_gptq_weight(f, o, j);
+}
+
+/* y_k += e·A_jk for k in j+1 … end−1; y starts at column j+1. */
+PVTI_INLINE void pvti_gptq_pass_on(const pvti_gptq *f, pvt_real *y, pvt_real e, int64_t j, int64_t end)
+{
+    PVTI_CALL(f->ctx, axpys)(y, &e, f->A + j * f->I + j + 1, 0, 1, end - j - 1);
+}
+
+/* The span of a group whose columns come now, j … j+ig−1: from the weights that make good the errors before
+   them best, z_k = w_k + Σ_{i < j} E_i·R_ik/R_kk + Σ_{j ≤ i < k} (w_i − z_i)·R_ik/R_kk: what GPTQ's updates
+   have made of them. */
+static void pvti_gptq_group(const pvti_gptq *f, int64_t o, int64_t j, const pvt_real *t, void *scratch)
+{
+    double *x = (double *)scratch, *h = x + f->ig;
+    pvt_real *z = (pvt_real *)(void *)(h + f->ig);
+    memcpy(z, t, (size_t)f->ig * sizeof *z);
+    for (int64_t k = 0; k < f->ig; k++) {
+        x[k] = (double)z[k], h[k] = f->cost[j + k];
+        pvti_gptq_pass_on(f, z + k + 1, pvti_gptq_weight(f, o, j + k) - z[k], j + k, j + f->ig);
+    }
+    pvti_gptq_span_set(f, (o * f->I + j) / f->ig,
+                       f->spans == PVTI_SPAN_WHOLE ? pvti_span_whole(f->levels, x, f->ig)
+                                                   : pvti_span_search(f->levels, x, h, f->ig));
+}
+
+static void pvti_gptq_block_task(void *arg, int64_t task, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    int64_t end = PVTI_MIN(f->O, (task + 1) * PVTI_GPTQ_ROWS);
+    void *scratch = pvti_scratch(f->ctx, worker);
+    for (int64_t o = task * PVTI_GPTQ_ROWS; o < end; o++) {
+        pvt_real *t = f->T + o * f->width;
+        for (int64_t j = f->c0; j < f->c1; j++, t++) {
+            int64_t at = o * f->I + f->factor.order[j];
+            pvti_span s;
+            pvt_real *e = f->E + o * f->I + j;
+            if (!f->desc->act_order && j % f->ig == 0) pvti_gptq_group(f, o, j, t, scratch);
+            s = pvti_gptq_span(f, at / f->ig);
+            f->codes[at] = (uint8_t)pvti_span_nearest(f->levels, s, (double)*t);
+            *e = pvti_gptq_weight(f, o, j) - pvti_gptq_value(f->levels, s, f->codes[at]);
+            pvti_gptq_pass_on(f, t + 1, *e, j, f->c1);
+        }
+    }
+}
+
+static void pvti_gptq_error_task(void *arg, int64_t o, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    (void)worker;
+    PVTI_CALL(f->ctx, dot)(&f->error[o], f->E + o * f->I, f->EH + o * f->I, f->I);
+}
+static double pvti_gptq_total(const pvti_gptq *f)
+{
+    double sum = 0;
+    for (int64_t o = 0; o < f->O; o++) sum += f->error[o];
+    return sum;
+}
+/* E = W − Ŵ, in the order of W; E·H; and the rows' errors. */
+static void pvti_gptq_measure(pvti_gptq *f)
+{
+    pvti_dequantize(f->ctx, f->out, f->E, f->W, 1);
+    pvti_gemm(f->ctx, f->EH, f->I, pvti_rows(f->E, f->I), pvti_rows(f->H, f->I), f->O, f->I, f->I, false);
+    pvti_parallel(f->ctx, f->O, pvti_gptq_error_task, f);
+}
+
+/* All codes, and the spans as asked; then what they cost. */
+static void pvti_gptq_pass(pvti_gptq *f, int spans)
+{
+    f->spans = spans;
+    if (f->desc->act_order) pvti_parallel(f->ctx, f->O, pvti_gptq_spans_task, f);
+    for (f->c0 = 0; f->c0 < f->I; f->c0 = f->c1) {
+        f->c1 = PVTI_MIN(f->c0 + f->width, f->I);
+        pvti_parallel(f->ctx, f->O, pvti_gptq_gather_task, f);
+        if (f->c0 > 0)
+            pvti_gemm(f->ctx, f->T, f->width, pvti_rows(f->E, f->I), pvti_rows(f->A + f->c0, f->I), f->O,
+                      f->c1 - f->c0, f->c0, true);
+        pvti_parallel(f->ctx, pvti_ceil_div(f->O, PVTI_GPTQ_ROWS), pvti_gptq_block_task, f);
+    }
+    pvti_gptq_measure(f);
+}
+
+/* ---- descent: spans and codes in turn, everything else fixed ---- */
+
+/* How a group's span may move, given codes: with l its levels, G = E·H there and B its block of H, the error
+   falls by 2·⟨δ, G⟩ − δ·B·δᵀ for Ŵ + δ, δ = da·l + db: the 2 × 2 system
+        (l·B·l  l·B·1) (da)   (l·G)
+        (l·B·1  1·B·1) (db) = (1·G),
+   as sums for pvti_span_solve, of which x is what a and b would have on the right. */
+static pvti_span pvti_descent_span(const pvti_gptq *f, int64_t c, pvti_span s, const pvt_real *level,
+                                   const pvt_real *G, pvt_real *room)
+{
+    pvti_span_sums m = {0, 0, 0, 0, 0, 0};
+    double a = s.scale, b = -s.scale * s.zero, lg = 0, g = 0;
+    memset(room, 0, (size_t)f->ig * sizeof *room);
+    PVTI_CALL(f->ctx, axpys)(room, level, f->H + c * f->I + c, f->I, f->ig, f->ig);
+    for (int64_t k = 0; k < f->ig; k++) {
+        m.ll += (double)level[k] * (double)room[k], m.l += (double)level[k] * (double)f->sums[c + k];
+        m.one += (double)f->sums[c + k];
+        lg += (double)level[k] * (double)G[k], g += (double)G[k];
+    }
+    m.xl = lg + a * m.ll + b * m.l, m.x = g + a * m.l + b * m.one;
+    return pvti_span_solve(f->levels, &m, s);
+}
+
+typedef struct pvti_descent_row {
+    pvt_real *E, *D;   /* of this row: the errors; what Ŵ loses, columns of the block only */
+    pvt_real *G;       /* [width] E·H in the block */
+    pvt_real *level, *room; /* [ig] */
+    uint8_t *codes;
+} pvti_descent_row;
+
+/* Ŵ loses `by` in n columns from c on. */
+static void pvti_descent_move(const pvti_gptq *f, pvti_descent_row *r, int64_t c, const pvt_real *by,
+                              int64_t n)
+{
+    PVTI_CALL(f->ctx, axpys)(r->G, by, f->H + c * f->I + f->c0, f->I, n, f->c1 - f->c0);
+    for (int64_t k = 0; k < n; k++) r->E[c + k] += by[k], r->D[c - f->c0 + k] += by[k];
+}
+
+/* One group: its span, then its codes one by one, each of which takes the level nearest to ŵ_j + G_j/H_jj. */
+static void pvti_descent_group(const pvti_gptq *f, pvti_descent_row *r, int64_t group, int64_t c)
+{
+    pvti_span old = pvti_gptq_span(f, group), s;
+    for (int64_t k = 0; k < f->ig; k++) r->level[k] = (pvt_real)pvti_level(f->levels, r->codes[c + k]);
+    s = pvti_descent_span(f, c, old, r->level, r->G + c - f->c0, r->room);
+    if (s.scale != old.scale || s.zero != old.zero) {
+        pvti_gptq_span_set(f, group, s);
+        s = pvti_gptq_span(f, group);
+        for (int64_t k = 0; k < f->ig; k++) /* minus what Ŵ gains */
+            r->room[k] = pvti_gptq_value(f->levels, old, r->codes[c + k]) -
+                         pvti_gptq_value(f->levels, s, r->codes[c + k]);
+        pvti_descent_move(f, r, c, r->room, f->ig);
+    }
+    for (int64_t j = c; j < c + f->ig; j++) {
+        double h = (double)f->H[j * f->I + j], g = (double)r->G[j - f->c0];
+        pvt_real now = pvti_gptq_value(f->levels, s, r->codes[j]), lost;
+        int code = h > 0 ? pvti_span_nearest(f->levels, s, (double)now + g / h) : r->codes[j];
+        lost = now - pvti_gptq_value(f->levels, s, code);
+        if (lost == 0 || 2 * g * (double)-lost <= h * (double)lost * (double)lost) continue;
+        r->codes[j] = (uint8_t)code;
+        pvti_descent_move(f, r, j, &lost, 1);
+    }
+}
+
+static void pvti_descent_task(void *arg, int64_t o, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    pvti_descent_row r;
+    r.E = f->E + o * f->I, r.D = f->T + o * f->width, r.codes = f->codes + o * f->I;
+    r.G = (pvt_real *)pvti_scratch(f->ctx, worker), r.level = r.G + f->width, r.room = r.level + f->ig;
+    memcpy(r.G, f->EH + o * f->I + f->c0, (size_t)(f->c1 - f->c0) * sizeof *r.G);
+    memset(r.D, 0, (size_t)f->width * sizeof *r.D);
+    for (int64_t c = f->c0; c < f->c1; c += f->ig) pvti_descent_group(f, &r, (o * f->I + c) / f->ig, c);
+}
+
+/* Once over all columns, block by block; within one G is kept up to date, then EH += (what Ŵ lost)·H. */
+static double pvti_gptq_descend(pvti_gptq *f)
+{
+    for (f->c0 = 0; f->c0 < f->I; f->c0 = f->c1) {
+        f->c1 = PVTI_MIN(f->c0 + f->width, f->I);
+        pvti_parallel(f->ctx, f->O, pvti_descent_task, f);
+        pvti_gemm(f->ctx, f->EH, f->I, pvti_rows(f->T, f->width), pvti_rows(f->H + f->c0 * f->I, f->I), f->O,
+                  f->I, f->c1 - f->c0, true);
+    }
+    pvti_parallel(f->ctx, f->O, pvti_gptq_error_task, f);
+    return pvti_gptq_total(f);
+}
+
+/* ---- the whole ---- */
+
+/* A result: the one in work, or one put aside. */
+typedef struct pvti_gptq_result {
+    uint8_t *codes;
+    pvt_real *scales, *zeros;
+    double *error;
+} pvti_gptq_result;
+
+static void pvti_gptq_copy_row(const pvti_gptq *f, pvti_gptq_result *to, const pvti_gptq_result *from,
+                               int64_t o)
+{
+    int64_t GI = f->I / f->ig;
+    memcpy(to->codes + o * f->I, from->codes + o * f->I, (size_t)f->I);
+    memcpy(to->scales + o * GI, from->scales + o * GI, (size_t)GI * sizeof(pvt_real));
+    if (f->zeros) memcpy(to->zeros + o * GI, from->zeros + o * GI, (size_t)GI * sizeof(pvt_real));
+    to->error[o] = from->error[o];
+}
+
+/*  GPTQ with the spans that round-to-nearest would take is put aside; then GPTQ with searched spans, and
+    descent from there. Of each row the better one is kept, so that none ends above GPTQ's. */
+static pvt_result pvti_gptq_best(pvti_gptq *f, pvti_gptq_result *kept, double energy, pvt_fit_stats *stats)
+{
+    const pvt_fit_desc *d = f->desc;
+    pvti_gptq_result own = {f->codes, f->scales, f->zeros, f->error};
+    double error, before;
+    pvti_gptq_pass(f, PVTI_SPAN_WHOLE);
+    for (int64_t o = 0; o < f->O; o++) pvti_gptq_copy_row(f, kept, &own, o);
+    stats->error_start = PVTI_MAX(0, pvti_gptq_total(f) / energy);
+    pvti_gptq_pass(f, PVTI_SPAN_SEARCH);
+    error = pvti_gptq_total(f);
+    for (int epoch = 1; epoch <= d->epochs && error > d->target * energy; epoch++) {
+        before = error, error = pvti_gptq_descend(f);
+        stats->epochs = epoch;
+        PVTI_TRY(pvti_report(f->ctx, "fit", d->name, epoch, d->epochs, "epochs", error / energy));
+        if (!(error < before * (1 - d->tolerance))) break;
+    }
+    pvti_gptq_measure(f);
+    for (int64_t o = 0; o < f->O; o++)
+        if (!(f->error[o] <= kept->error[o])) pvti_gptq_copy_row(f, &own, kept, o);
+    return PVT_OK;
+}
+
+static void pvti_gptq_scale_task(void *arg, int64_t i, int worker)
+{
+    const pvti_gptq *f = (const pvti_gptq *)arg;
+    const double *row = f->factor.R + i * f->factor.ld;
+    (void)worker;
+    for (int64_t j = i + 1; j < f->I; j++)
+        f->A[i * f->I + j] = (pvt_real)(row[j] / f->factor.R[j * f->factor.ld + j]);
+}
+
+/* What passes need besides H: A and the costs, from the factor; the sums over groups. */
+static void pvti_gptq_tables(pvti_gptq *f)
+{
+    pvti_parallel(f->ctx, f->I, pvti_gptq_scale_task, f);
+    for (int64_t j = 0; j < f->I; j++) {
+        int64_t column = f->factor.order[j], first = j / f->ig * f->ig;
+        double root = f->factor.R[j * f->factor.ld + j], sum = 0;
+        f->cost[j] = f->H[column * f->I + column] > 0 ? root * root : 1e-6 * f->factor.mean;
+        for (int64_t k = first; k < first + f->ig; k++) sum += (double)f->H[j * f->I + k];
+        f->sums[j] = (pvt_real)sum;
+    }
+    pvti_free(f->ctx, f->factor.R);
+    f->factor.R = NULL;
+}
+
+static pvt_result pvti_gptq_run(pvti_gptq *f, pvti_gptq_result *kept, pvt_fit_stats *stats)
+{
+    const pvt_fit_desc *d = f->desc;
+    double energy;
+    pvti_gemm(f->ctx, f->EH, f->I, pvti_rows(f->W, f->I), pvti_rows(f->H, f->I), f->O, f->I, f->I, false);
+    memcpy(f->E, f->W, (size_t)(f->O * f->I) * sizeof *f->E);
+    pvti_parallel(f->ctx, f->O, pvti_gptq_error_task, f);
+    energy = pvti_gptq_total(f);
+    if (!(energy >= 0 && energy <= DBL_MAX)) return pvti_fit_fail_name(f->ctx, d->name);
+    PVTI_TRY(pvti_factor_make(f->ctx, d->name, f->H, f->I, d->damp, d->act_order, &f->factor));
+    pvti_gptq_tables(f);
+    stats->epochs = 1;
+    if (d->method == PVT_FIT_BEST && energy > 0) PVTI_TRY(pvti_gptq_best(f, kept, energy, stats));
+    else pvti_gptq_pass(f, PVTI_SPAN_WHOLE);
+    stats->error = energy > 0 ? PVTI_MAX(0, pvti_gptq_total(f) / energy) : 0;
+    if (d->method != PVT_FIT_BEST) stats->error_start = stats->error;
+    if (!(stats->error <= DBL_MAX)) return pvti_fit_fail_name(f->ctx, d->name);
+    return pvti_report(f->ctx, "fit", d->name, stats->epochs, stats->epochs, "epochs", stats->error);
+}
+
+static pvt_result pvti_gptq_under_H(pvti_gptq *f, pvt_fit_stats *stats)
+{
+    pvti_gptq_result kept = {NULL, NULL, NULL, NULL};
+    int64_t n = f->O * f->I, groups = n / f->ig;
+    bool best = f->desc->method == PVT_FIT_BEST;
+    pvt_result result = PVT_ERR_MEMORY;
+    f->width = f->ig >= 128 ? f->ig : 128 / f->ig * f->ig;
+    f->A = PVTI_NEW(f->ctx, pvt_real, f->I * f->I), f->cost = PVTI_NEW(f->ctx, double, f->I);
+    f->E = PVTI_NEW(f->ctx, pvt_real, n), f->EH = PVTI_NEW(f->ctx, pvt_real, n);
+    f->T = PVTI_NEW(f->ctx, pvt_real, f->O * f->width), f->sums = PVTI_NEW(f->ctx, pvt_real, f->I);
+    f->error = PVTI_NEW(f->ctx, double, f->O);
+    if (best) {
+        kept.codes = PVTI_NEW(f->ctx, uint8_t, n), kept.scales = PVTI_NEW(f->ctx, pvt_real, groups);
+        kept.zeros = f->zeros ? PVTI_NEW(f->ctx, pvt_real, groups) : NULL;
+        kept.error = PVTI_NEW(f->ctx, double, f->O);
+    }
+    if (f->A && f->cost && f->E && f->EH && f->T && f->sums && f->error &&
+        (!best || (kept.codes && kept.scales && (kept.zeros || !f->zeros) && kept.error)))
+        result = pvti_gptq_run(f, &kept, stats);
+    pvti_factor_free(f->ctx, &f->factor);
+    pvti_free(f->ctx, f->A), pvti_free(f->ctx, f->cost), pvti_free(f->ctx, f->E), pvti_free(f->ctx, f->EH);
+    pvti_free(f->ctx, f->T), pvti_free(f->ctx, f->sums), pvti_free(f->ctx, f->error);
+    pvti_free(f->ctx, kept.codes), pvti_free(f->ctx, kept.scales), pvti_free(f->ctx, kept.zeros);
+    pvti_free(f->ctx, kept.error);
+    return result;
+}
+
+/*  The fit of a representation whose array 0 has a code in a byte for each weight; scales and zeros (NULL:
+    none) are its arrays. Without H, or with inputs that are all dead, each group by itself: GPTQ is
+    round-to-nearest then. */
+static pvt_result pvti_fit_levels(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
+                                  const pvt_fit_desc *desc, const pvti_levels *levels, pvt_real *scales,
+                                  pvt_real *zeros, pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvti_gptq f;
+    bool live = false;
+    memset(&f, 0, sizeof f);
+    f.ctx = ctx, f.W = W, f.H = H, f.desc = desc, f.levels = levels, f.out = out;
+    f.codes = (uint8_t *)out->array[0], f.scales = scales, f.zeros = zeros;
+    f.O = out->O, f.I = out->I, f.ig = out->format.in_group;
+    for (int64_t j = 0; H && j < f.I; j++) live = live || H[j * f.I + j] != 0; /* a NaN lives, and is found */
+    if (live && desc->method != PVT_FIT_RTN) return pvti_gptq_under_H(&f, stats);
+    f.spans = desc->method == PVT_FIT_BEST && !levels->whole ? PVTI_SPAN_SEARCH : PVTI_SPAN_WHOLE;
+    pvti_parallel(ctx, pvti_ceil_div(f.O, PVTI_GPTQ_ROWS), pvti_gptq_plain_task, &f);
+    return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
+}
+
 // >>iq grids
 /*  The points of llama.cpp's iq2 grids. A point is the magnitudes of 8 weights in a row, each one of 8, 25
     and 43: about eight times 1, 3 and 5. Signs are held apart. An even number of 25s and, where a type has 7
@@ -5944,22 +6747,13 @@ static int pvti_nf4_nearest(double x, int other)
     return best;
 }
 
-/* Scales are the largest magnitudes; H has no say in the choice, only in the error that is reported. */
+/* Scales are the largest magnitudes, as the paper has them, unless H and the method ask for more. */
 static pvt_result pvti_fit_nf4(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvt_real *scales = (pvt_real *)out->array[PVTI_GRID_SCALES];
-    int64_t groups = out->O * (out->I / PVTI_NF4_GROUP), g, k;
-    for (g = 0; g < groups; g++) {
-        const pvt_real *w = W + g * PVTI_NF4_GROUP;
-        double most = 0;
-        for (k = 0; k < PVTI_NF4_GROUP; k++) most = PVTI_MAX(most, fabs((double)w[k]));
-        scales[g] = (pvt_real)most;
-        for (k = 0; k < PVTI_NF4_GROUP; k++)
-            pvti_code_set(out, g * PVTI_NF4_GROUP + k,
-                          pvti_nf4_nearest(most > 0 ? (double)w[k] / most : 0, -1));
-    }
-    return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
+    static const pvti_levels levels = {16, pvti_nf4_levels, 0, false, true};
+    return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_GRID_SCALES], NULL, stats,
+                           out);
 }
 
 static int pvti_nearest_of_nf4(const pvt_weight *w, int64_t i, double target, int other, double *step)
@@ -6061,30 +6855,12 @@ static int pvti_int_nearest(double x, int bits, int other)
     return code - 1;
 }
 
-/*  Round to nearest: the grid of a group spans its weights and 0 (lo ≤ 0 ≤ hi),
-        scale = (hi − lo) / (2^B − 1),   zero = round(−lo / scale),   q = round(w / scale) + zero, clamped.
-    H has no say in the choice, only in the error that is reported. */
 static pvt_result pvti_fit_int(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                pvt_fit_stats *stats, pvt_weight *out)
 {
-    pvt_real *scales = (pvt_real *)out->array[PVTI_INT_SCALES];
-    pvt_real *zeros = (pvt_real *)out->array[PVTI_INT_ZEROS];
-    int64_t ig = out->format.in_group, groups = out->O * (out->I / ig), g, k;
-    int bits = out->format.bits;
-    for (g = 0; g < groups; g++) {
-        double low = 0, high = 0, scale;
-        for (k = g * ig; k < (g + 1) * ig; k++) {
-            low = PVTI_MIN(low, (double)W[k]);
-            high = PVTI_MAX(high, (double)W[k]);
-        }
-        scale = (high - low) / ((1 << bits) - 1);
-        scales[g] = (pvt_real)scale;
-        zeros[g] = (pvt_real)(scale > 0 ? pvti_int_nearest(-low / scale, bits, -1) : 0);
-        for (k = g * ig; k < (g + 1) * ig; k++)
-            pvti_code_set(out, k, pvti_int_nearest(scale > 0 ? (double)W[k] / scale + (double)zeros[g] : 0,
-                                                   bits, -1));
-    }
-    return pvti_fit_measure(ctx, W, H, desc->name, out, stats);
+    pvti_levels levels = {1 << out->format.bits, NULL, 0, true, false};
+    return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_INT_SCALES],
+                           (pvt_real *)out->array[PVTI_INT_ZEROS], stats, out);
 }
 
 static int pvti_nearest_of_int(const pvt_weight *w, int64_t i, double target, int other, double *step)
@@ -6108,6 +6884,147 @@ static const pvti_kind pvti_kind_int = {
     "int", "int:BgG with integers of B 1-8 bits, scale and zero for G 1-4096 inputs; for example int:2g64",
     pvti_parse_int, pvti_print_int, pvti_arrays_int, pvti_group_single, pvti_tile_int, pvti_chain_int, pvti_room_none,
     pvti_fit_int, pvti_assign_int, pvti_room_none};
+
+/* ---- without zeros: W = scale · (q − origin), the origin the representation's ---- */
+
+static int pvti_arrays_signed(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out)
+{
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, PVT_U8, f->bits, 1, O, I, 0, 0) &&
+                   pvti_array_set(&out[PVTI_INT_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
+                                  I / f->in_group, 0, 0)
+               ? 2
+               : 0;
+}
+
+static void pvti_tile_signed(const pvt_weight *w, pvt_real *out, int64_t ld, int64_t r0, int64_t r1,
+                             int64_t c0, int64_t c1, int origin)
+{
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
+    int64_t ig = w->format.in_group, r, c, end;
+    for (r = r0; r < r1; r++, out += ld) {
+        const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
+        for (c = c0; c < c1; c = end) {
+            pvt_real scale = scales[(r * w->I + c) / ig];
+            end = PVTI_MIN(c1, (c / ig + 1) * ig);
+            for (int64_t k = c; k < end; k++) out[k - c0] = scale * (pvt_real)(codes[k] - origin);
+        }
+    }
+}
+
+/* dscale = Σ over its group of dW · (q − origin). */
+static void pvti_chain_signed(pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW, int origin)
+{
+    int64_t ig = w->format.in_group, groups = w->O * (w->I / ig);
+    for (int64_t g = 0; g < groups; g++) {
+        double sum = 0;
+        for (int64_t k = g * ig; k < (g + 1) * ig; k++)
+            sum += (double)dW[k] * (double)(pvti_code_get(w, k) - origin);
+        dvalues[PVTI_INT_SCALES][g] += (pvt_real)sum;
+    }
+}
+
+static pvt_result pvti_fit_signed(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
+                                  const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out, int origin)
+{
+    pvti_levels levels = {1 << out->format.bits, NULL, origin, false, false};
+    return pvti_fit_levels(ctx, W, H, desc, &levels, (pvt_real *)out->array[PVTI_INT_SCALES], NULL, stats,
+                           out);
+}
+
+static int pvti_nearest_of_signed(const pvt_weight *w, int64_t i, double target, int other, double *step,
+                                  int origin)
+{
+    double scale = (double)((const pvt_real *)w->array[PVTI_INT_SCALES])[i / w->format.in_group];
+    int now = (int)pvti_code_get(w, i);
+    int code = scale != 0 ? pvti_int_nearest(target / scale + origin, w->format.bits, other)
+                          : pvti_single_idle(now, other);
+    *step = scale * (code - now);
+    return code;
+}
+
+/*  What a representation with this origin has of its own. */
+#define PVTI_SIGNED(name, origin)                                                                            \
+    static void pvti_tile_##name(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1,        \
+                                 int64_t c0, int64_t c1)                                                     \
+    {                                                                                                        \
+        const pvt_weight *w = (const pvt_weight *)self;                                                      \
+        pvti_tile_signed(w, out, ld, r0, r1, c0, c1, origin);                                                \
+    }                                                                                                        \
+    static void pvti_chain_##name(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w,               \
+                                  const pvt_real *dW, pvt_real *room)                                        \
+    {                                                                                                        \
+        (void)ctx, (void)room;                                                                               \
+        pvti_chain_signed(dvalues, w, dW, origin);                                                           \
+    }                                                                                                        \
+    static pvt_result pvti_fit_##name(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,                    \
+                                      const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *w)         \
+    {                                                                                                        \
+        return pvti_fit_signed(ctx, W, H, desc, stats, w, origin);                                           \
+    }                                                                                                        \
+    static int pvti_nearest_of_##name(const pvt_weight *w, int64_t i, double target, int other, double *step)\
+    {                                                                                                        \
+        return pvti_nearest_of_signed(w, i, target, other, step, origin);                                    \
+    }                                                                                                        \
+    static void pvti_assign_##name(pvt_ctx *ctx, const pvt_weight *w, const pvt_assign *a, pvt_real *room)   \
+    {                                                                                                        \
+        (void)room;                                                                                          \
+        pvti_assign_single(ctx, w, a, pvti_nearest_of_##name);                                               \
+    }
+
+/*  Symmetric: q − 2^(B−1). One bit would leave −1 and 0, which is no use, so B is from 2 on. The levels are
+    not quite symmetric, one more below 0 than above; a scale below 0 turns that round where this fits. */
+static bool pvti_parse_int_symmetric(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1;
+    return pvti_format_mark(&text, "int:") && (out->bits = pvti_format_number(&text, 8)) >= 2 &&
+           pvti_format_mark(&text, "g") && (out->in_group = pvti_format_number(&text, 4096)) != 0 &&
+           pvti_format_mark(&text, "s") && !*text;
+}
+static void pvti_print_int_symmetric(const pvt_format *format, char out[48])
+{
+    snprintf(out, 48, "int:%dg%ds", format->bits, format->in_group);
+}
+static int pvti_arrays_int_symmetric(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype,
+                                     pvt_array *out, pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits < 2 || f->bits > 8 || f->codebooks != 1 || f->in_group < 1 || f->in_group > 4096 ||
+        f->out_group != 1)
+        return 0;
+    nearest->in_group = pvti_group_near(f->in_group, I, 4096);
+    return pvti_arrays_signed(f, O, I, dtype, out);
+}
+PVTI_SIGNED(int_symmetric, 1 << (w->format.bits - 1))
+static const pvti_kind pvti_kind_int_symmetric = {
+    "int", "int:BgGs, the same with B 2-8 and without zeros", pvti_parse_int_symmetric,
+    pvti_print_int_symmetric, pvti_arrays_int_symmetric, pvti_group_single, pvti_tile_int_symmetric,
+    pvti_chain_int_symmetric, pvti_room_none, pvti_fit_int_symmetric, pvti_assign_int_symmetric,
+    pvti_room_none};
+
+/*  q2_0: levels −1, 0, 1, 2 times d, a d for 64 inputs. Of either sign: then the mean squared error of a
+    normal distribution is 0.123 of its variance, else 0.144. */
+static bool pvti_parse_q2_0(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1, out->bits = 2, out->in_group = 64;
+    return strcmp(text, "q2_0") == 0;
+}
+static void pvti_print_q2_0(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "q2_0");
+}
+static int pvti_arrays_q2_0(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                            pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits != 2 || f->codebooks != 1 || f->in_group != 64 || f->out_group != 1) return 0;
+    return pvti_arrays_signed(f, O, I, dtype, out);
+}
+PVTI_SIGNED(q2_0, 1)
+static const pvti_kind pvti_kind_q2_0 = {
+    "q2_0", "q2_0, whose groups are of 64 inputs", pvti_parse_q2_0, pvti_print_q2_0, pvti_arrays_q2_0,
+    pvti_group_single, pvti_tile_q2_0, pvti_chain_q2_0, pvti_room_none, pvti_fit_q2_0, pvti_assign_q2_0,
+    pvti_room_none};
 
 // >>representations
 /*  The list, and what is written once for all of it: everything that the list of a weight's arrays tells. */
@@ -6438,6 +7355,7 @@ static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
     if (!d.kmeans_steps) d.kmeans_steps = 25;
     if (!d.beam) d.beam = 1;
     if (d.tolerance == 0) d.tolerance = 0.002;
+    if (d.damp == 0) d.damp = 0.01;
     return d;
 }
 
@@ -6459,6 +7377,9 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "%s: epochs, cg_steps and kmeans_steps must be positive, beam 1 to %d", d.name,
                          PVTI_MAX_BEAM);
+    if ((unsigned)d.method > PVT_FIT_GPTQ || !(d.damp > 0 && d.damp <= 1e6))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: method must be one of pvt_fit_method, damp positive",
+                         d.name);
     if (pvti_kind_of(format) && !pvti_kind_of(format)->fit)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name,
                          pvti_kind_of(format)->name);
@@ -19089,7 +20010,7 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
     bool own = memcmp(&d->embed_format, &d->format, sizeof d->format) != 0;
-    char number[2][48];
+    char number[3][48];
     uint64_t hash;
     int i;
     PVTI_TRY(pvti_model_hash(z->model, &hash));
@@ -19100,8 +20021,12 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     pvt_format_text(&d->format, z->options[2].value);
     snprintf(z->options[3].value, 200, "%lld of %lld tokens", (long long)z->samples, (long long)z->T);
     pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);
-    snprintf(z->options[4].value, 200, "epochs %d tolerance %s target %s cg_steps %d kmeans_steps %d beam %d",
-             fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam);
+    pvti_number_text(fit.damp, 0, number[2]);
+    snprintf(z->options[4].value, 200,
+             "epochs %d tolerance %.24s target %.24s cg_steps %d kmeans_steps %d beam %d method %d "
+             "act_order %d damp %.24s",
+             fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam, fit.method & 3,
+             fit.act_order, number[2]);
     pvti_number_text(d->finetune_lr, 0, number[0]);
     snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,

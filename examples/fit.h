@@ -184,6 +184,7 @@ static int fit_one(app *a, fit_job *job, fit_matrix *m, pvt_result *result)
     desc.tolerance = o->tolerance;
     desc.target = o->target;
     desc.beam = (int)o->beam;
+    fit_method(o, &desc);
     *result = fit_decode(a, &m->source, 0, O, W);
     if (*result == PVT_OK)
         *result = pvt_weight_fit(a->ctx, W, O, I, m->inputs < 0 ? NULL : job->H, &job->format, &desc,

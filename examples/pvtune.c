@@ -32,6 +32,9 @@ typedef struct options {
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype, *embed_format;
+    const char *fit; /* --fit, --act-order, --damp: see FIT_METHOD */
+    bool act_order;
+    double damp;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -72,13 +75,21 @@ static const option info_rows[] = {
     {"--tensors", NULL, OPTION_FLAG, AT(tensors), false, "", 0, 0, NULL, "list every tensor (--json always does)"},
     {"--plan", NULL, OPTION_CHOICE, AT(plan), false, "tune", 0, 0, NULL, "memory that tuning would take; options of tune may follow"},
 };
+#define FIT_METHOD /* of formats with a code for each weight */                                             \
+    {"--fit", NULL, OPTION_CHOICE, AT(fit), false, "rtn|gptq|best", 0, 0, "best",                            \
+     "of nf4, int and q2_0: round to nearest, GPTQ, or GPTQ with searched scales and a descent from there"}, \
+    {"--act-order", NULL, OPTION_FLAG, AT(act_order), false, "", 0, 0, NULL,                                 \
+     "GPTQ takes the strongest inputs first"},                                                               \
+    {"--damp", NULL, OPTION_REAL, AT(damp), false, "X", 1e-9, 1e6, "(0.01)",                                 \
+     "GPTQ adds this share of the mean diagonal to XᵀX"}
 static const option quantize_rows[] = {
     HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; "
+     "int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
@@ -86,6 +97,7 @@ static const option quantize_rows[] = {
     {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.002)", "stop when a round gains less than this share"},
     {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
+    FIT_METHOD,
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
@@ -104,7 +116,8 @@ static const option quantize_rows[] = {
 static const option fit_rows[] = {
     POSITIONAL("W.safetensors", model, "its f32, f16 and bf16 matrices are fit; other tensors are skipped"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; "
+     "int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
@@ -114,6 +127,7 @@ static const option fit_rows[] = {
     {"--tolerance", NULL, OPTION_REAL, AT(tolerance), false, "X", 1e-9, 1, "(0.002)", "stop when a round gains less than this share"},
     {"--target", NULL, OPTION_REAL, AT(target), false, "X", 1e-9, 1, "(none)", "stop at this relative error"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
+    FIT_METHOD,
 };
 static const option tune_rows[] = {
     HEADING("Main"),
@@ -774,6 +788,15 @@ static int quantize_begin(app *a, bool *made, int *blocks)
     return 0;
 }
 
+/* How formats with a code for each weight are fit. */
+static void fit_method(const options *o, pvt_fit_desc *desc)
+{
+    static const char *const names[] = {"best", "rtn", "gptq"}; /* in the order of pvt_fit_method */
+    for (int i = 0; i < 3; i++)
+        if (o->fit && strcmp(o->fit, names[i]) == 0) desc->method = (pvt_fit_method)i;
+    desc->act_order = o->act_order, desc->damp = o->damp;
+}
+
 static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
 {
     const options *o = &a->o;
@@ -782,6 +805,7 @@ static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
     desc.samples = o->samples, desc.ctx = o->ctx;
     desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
     desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
+    fit_method(o, &desc.fit);
     desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
     desc.skip = o->skip, desc.embedding = o->embed || o->embed_format, desc.head = o->head;
     desc.checkpoint = o->output, desc.resume = o->resume;

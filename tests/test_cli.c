@@ -743,6 +743,31 @@ static void test_fit(pvt_ctx *ctx)
     CHECK(sh("cmp fit.safetensors fit2.safetensors") != 0);
 }
 
+/* --fit, --act-order and --damp reach the library: the errors of matrix a. */
+static void test_fit_method(void)
+{
+    static const char *const options[] = {"--fit rtn", "--fit gptq", "", "--fit best", "--fit gptq --damp 10",
+                                          "--fit gptq --act-order"};
+    double error[6];
+    for (int i = 0; i < 6; i++) {
+        char args[200];
+        const char *at;
+        snprintf(args, sizeof args, "fit W.safetensors --inputs X.safetensors --format int:2g16 --json -q "
+                                    "-o m.safetensors %s", options[i]);
+        CHECK_RUN(run(args));
+        at = strstr(out_text, "\"error\":");
+        CHECK(at != NULL);
+        error[i] = at ? strtod(at + 8, NULL) : 0;
+    }
+    CHECK(error[0] > error[1] && error[1] > error[2] && error[2] > 0 && error[3] == error[2]);
+    CHECK(error[4] > error[1] && error[4] < error[0]); /* nearer to RTN */
+    CHECK(error[5] < error[0] && error[5] != error[1]);
+    CHECK_REFUSED(2, "rtn|gptq|best", run("fit W.safetensors --format int:2g16 --fit gtpq -o bad"));
+    CHECK_REFUSED(2, "--damp", run("fit W.safetensors --format int:2g16 --damp 0 -o bad"));
+    CHECK_RUN(run("quantize model --calib text -o fat --format int:2g16s --samples 4 --no-finetune -q "
+                  "--overwrite --fit gptq --act-order --damp 0.02"));
+}
+
 static void test_fit_refused(void)
 {
     CHECK_REFUSED(2, "W.safetensors is missing", run("fit"));
@@ -1197,7 +1222,7 @@ int main(void)
     test_ecosystem();
     test_numbers(ctx);
     test_fit(ctx);
-    test_fit_refused();
+    test_fit_method(), test_fit_refused();
     test_fit_stop(ctx);
     test_stop_quantize();
     test_resume_quantize();

@@ -9,7 +9,9 @@
 
 enum { O = 6, I = 128, N = O * I };
 
-static const char *const all[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "aqlm:1x4g2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64"};
+static const char *const all[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "aqlm:1x4g2", "nf4", "int:4g32", "int:2g16",
+                                  "int:1g8", "int:8g64",
+                                  "int:4g32s", "int:2g16s", "int:8g64s", "q2_0"};
 enum { ALL = sizeof all / sizeof *all };
 
 /* About normal, from an index. */
@@ -55,7 +57,7 @@ static void fit(pvt_ctx *ctx, const char *format, const pvt_real *H, pvt_fit_sta
     pvt_format f = parse(ctx, format);
     pvt_fit_desc d;
     memset(&d, 0, sizeof d);
-    d.epochs = 2, d.kmeans_steps = 5;
+    d.epochs = 2, d.kmeans_steps = 5, d.method = PVT_FIT_RTN; /* other fits: test_scalar.c */
     make_matrix(W);
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, H, &f, &d, stats, out));
 }
@@ -127,6 +129,8 @@ static void check_texts(pvt_ctx *ctx)
     static const char *const hostile[] = {
         "", "nf", "nf4 ", " nf4", "NF4", "nf4:64", "nf4g64", "int", "int:", "int:4", "int:g32", "int:4g", "int:4g0", "int:0g32",
         "int:9g32", "int:4g4097", "int:-4g32", "int:4g-32", "int:4g32o2", "int:4g32 ", "int: 4g32", "int:4x32", "int:4G32",
+        "int:1g32s", "int:9g32s", "int:4g32ss", "int:4gs", "int:4g32S", "int:4g32s ",
+        "q2", "q2_", "q2_1", "Q2_0", "q2_0 ", "q2_0g64",
         "int:4294967300g32", "int:4g4294967328", "int:99999999999999999999g32", "dense:", "denser", "aqlm", "aqlm:", "aqlm:2x4",
         "aqlm:0x4g4", "aqlm:17x4g4", "aqlm:2x17g4", "aqlm:2x0g4", "aqlm:2x4g0", "aqlm:2x4g65", "aqlm:2x4g4o", "aqlm:2x4g4o0",
         "aqlm:2x4g4o65", "aqlm:1x8g64o64", "aqlm:2x4g4o2x", "aqlm:2x4g4,nf4", "%s%s%n", "int:4g32\n"};
@@ -157,6 +161,7 @@ static void check_sizes(pvt_ctx *ctx)
 {
     static const struct { const char *format; int64_t rows, columns; const char *near_one; } cases[] = {
         {"nf4", 4, 96, NULL}, {"int:4g32", 4, 80, "int:4g40"}, {"int:2g64", 4, 96, "int:2g48"}, {"int:4g32", 3, 31, "int:4g31"},
+        {"int:4g32s", 4, 80, "int:4g40s"}, {"q2_0", 4, 96, NULL},
         {"aqlm:2x4g4", 4, 10, "aqlm:2x4g5"}, {"aqlm:2x3g4o2", 5, 8, "aqlm:2x3g4"}};
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_format f;
@@ -193,6 +198,8 @@ static double bits_of(const pvt_format *f)
     double n = N, groups = n / (f->in_group * f->out_group), bits;
     if (f->kind == PVT_FORMAT_NF4) return 4 + 16.0 / 64;
     if (f->kind == PVT_FORMAT_INT) return f->bits + 32.0 / f->in_group;
+    if (f->kind == PVT_FORMAT_INT_SYMMETRIC) return f->bits + 16.0 / f->in_group;
+    if (f->kind == PVT_FORMAT_Q2_0) return 2 + 16.0 / 64;
     bits = groups * f->codebooks * f->bits + O / f->out_group * 16.0;
     return (bits + f->codebooks * (1 << f->bits) * f->in_group * f->out_group * 16.0) / n;
 }
@@ -250,6 +257,25 @@ static void check_fit_int(const pvt_weight *w, const pvt_real *W)
     }
 }
 
+/* Without zeros: the smallest scale of either sign that cuts nothing off. */
+static void check_fit_signed(const pvt_weight *w, const pvt_real *W, int origin)
+{
+    const pvt_real *scales = (const pvt_real *)w->array[1];
+    int ig = w->format.in_group, top = (1 << w->format.bits) - 1 - origin;
+    for (int g = 0; g < N / ig; g++) {
+        double low = 0, high = 0, up, down, scale;
+        for (int k = g * ig; k < (g + 1) * ig; k++)
+            low = fmin(low, (double)W[k]), high = fmax(high, (double)W[k]);
+        up = fmax(high / top, -low / origin), down = fmax(high / origin, -low / top);
+        scale = down < up ? -down : up;
+        CHECK(scales[g] == (pvt_real)scale);
+        for (int k = g * ig; k < (g + 1) * ig; k++) {
+            double q = origin + (scale != 0 ? floor((double)W[k] / (double)scales[g] + 0.5) : 0);
+            CHECK(((const uint8_t *)w->array[0])[k] == (int)fmin(fmax(q, 0), origin + top));
+        }
+    }
+}
+
 static void check_fit_nf4(const pvt_weight *w, const pvt_real *W)
 {
     for (int g = 0; g < N / 64; g++) {
@@ -282,6 +308,8 @@ static void check_fits(pvt_ctx *ctx)
         CHECK_NEAR(stats.error, error, 1e-4 * error + 1e-8);
         if (w.format.kind == PVT_FORMAT_INT) check_fit_int(&w, W);
         if (w.format.kind == PVT_FORMAT_NF4) check_fit_nf4(&w, W);
+        if (w.format.kind == PVT_FORMAT_INT_SYMMETRIC) check_fit_signed(&w, W, 1 << (w.format.bits - 1));
+        if (w.format.kind == PVT_FORMAT_Q2_0) check_fit_signed(&w, W, 1);
         pvt_weight_dequantize(&w, V);
         if (w.format.kind != PVT_FORMAT_AQLM) { /* zeros stay; what is huge is off by half a step at most */
             double span = 1010.0 / ((1 << w.format.bits) - 1);
@@ -692,6 +720,7 @@ static void check(pvt_ctx *ctx)
     check_assign_narrow(ctx, "aqlm:2x4g4"), check_assign_narrow(ctx, "aqlm:2x3g4o2");
     check_rounding(ctx, "int:4g32", 6, 0.3, 1), check_rounding(ctx, "int:4g32", 6, 0.3, 0.35);
     check_rounding(ctx, "int:1g8", 0, 0.6, 1), check_rounding(ctx, "int:8g64", 99, 0.8, 0.5);
+    check_rounding(ctx, "int:4g32s", 6, 0.3, 1), check_rounding(ctx, "q2_0", 1, 0.6, 0.5);
     check_rounding(ctx, "nf4", 9, 0.4, 1), check_rounding(ctx, "nf4", 2, 0.55, 0.35);
     check_same_bits();
 }

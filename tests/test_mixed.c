@@ -6,7 +6,8 @@
 
 enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
-static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64", "mixed", "both", "table"};
+static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8",
+                                      "int:8g64", "int:4g32s", "q2_0", "mixed", "both", "table"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* "table": aqlm:2x4g4, and the embedding, which is the head as well, int:4g32 (embed_format).

@@ -184,7 +184,7 @@ typedef struct quadratic {
     pvt_weight *w;
     double H[Q_I * Q_I], best[Q_O * Q_I], largest; /* eigenvalue, at most */
     int64_t calls;
-    double nan_at; /* φ is NaN from this call on; 0: never */
+    int64_t nan_at; /* φ is NaN from this call on; 0: never */
 } quadratic;
 
 static double quadratic_at(const quadratic *q, const pvt_real *W, pvt_real *G)
@@ -332,7 +332,7 @@ static void check_line_search(const char *format, pvt_strategy strategy, double 
     CHECK(loss < 0.9 * first);
     CHECK(largest > 0 && largest <= fmax(start, 2 * q.largest));
     CHECK(q.calls > 30 && q.calls < 30 * 30);
-    q.nan_at = (double)q.calls + 1; /* no φ, no step */
+    q.nan_at = q.calls + 1; /* no φ, no step */
     CHECK_OK(ctx, pvt_pv_begin(pv, 1));
     CHECK(pvt_pv_apply(pv, 0, G) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "loss is not finite") != NULL);
     pvt_weight_dequantize(&w, W);

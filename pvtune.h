@@ -37,6 +37,8 @@
         of the groups is searched (cap), how much of the target is forgotten after a step (δ = 1: all of
         it, the next step starts from W; δ = 0: nothing, the target is a buffer), and whether the nearest
         code is taken or drawn among two. Without a V step there is none of them: that is continuous.
+        Two things more can be chosen: which groups are searched (pvt_selection, pvt_key), and the step from
+        which T comes (pvt_v_step): an optimizer's, or η = 1/L as above, with L given or searched for.
         P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
         search.
 

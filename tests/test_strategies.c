@@ -443,7 +443,8 @@ static double alternate(quadratic *q, pvt_weight *w, int c, const pvt_pv_desc *d
     int64_t wrong = 0;
     pvt_real W[D], G[D];
     pvt_pv *pv;
-    for (int i = 0; i < D; i++) pvti_code_set(w, i, (int64_t)(pvti_random(9, PVTI_RANDOM_USER, 40 + (uint64_t)c, (uint64_t)i) % (uint64_t)c));
+    for (int i = 0; i < D; i++)
+        pvti_code_set(w, i, (int64_t)(pvti_random(9, PVTI_RANDOM_USER, 40 + (uint64_t)c, (uint64_t)i) % (uint64_t)c));
     for (int k = 0; k < c; k++) values[k] = (double)noise(60 + (uint64_t)c, k);
     set_values(w, c, values);
     pv = one_weight(desc, w);

@@ -37,6 +37,8 @@
         of the groups is searched (cap), how much of the target is forgotten after a step (δ = 1: all of
         it, the next step starts from W; δ = 0: nothing, the target is a buffer), and whether the nearest
         code is taken or drawn among two. Without a V step there is none of them: that is continuous.
+        Two things more can be chosen: which groups are searched (pvt_selection, pvt_key), and the step from
+        which T comes (pvt_v_step): an optimizer's, or η = 1/L as above, with L given or searched for.
         P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
         search.
 
@@ -786,8 +788,12 @@ typedef struct pvt_device {
        (section random); −FLT_MAX where keys[i] is 0. group_select: the k largest, the largest first, ties to
        the lower index; both work arrays [groups]. weight_assign: see pvt_assign; no code changes.
        weight_commit: the codes of a are the weight's from here on, of all a->n groups or, with trust > 0, of
-       the first `accepted`: one, and one more for each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double;
-       *changed += how many groups' codes differ from those they had. */
+       first `accepted`: one, and one more for each i with Σ_{j≤i} change[j] < trust²·Σ norms, in double;
+       *changed += how many groups' codes differ from those they had.
+       group_moments: keys [groups] = 2⁶⁴·Σ u·(target − Ŵ)² of each group, in double, at most FLT_MAX; u is v
+       of the moments (v_max where there is one), or its root. group_return: of the a->n groups those whose
+       codes are a->codes (NULL: all) come nearer to Ŵ: target ← Ŵ + f·(target − Ŵ), f = min(1, r/‖target −
+       Ŵ‖), r = wind·√(Σ norms/groups). */
     void (*group_errors)(void *state, float *keys, double *norms, const struct pvt_weight *weight,
                          const pvt_real *target);
     void (*group_noise)(void *state, float *keys, int64_t groups, double temperature, uint64_t stream);
@@ -796,6 +802,10 @@ typedef struct pvt_device {
     void (*weight_assign)(void *state, const struct pvt_weight *weight, const pvt_assign *host_a);
     void (*weight_commit)(void *state, struct pvt_weight *weight, const pvt_assign *host_a,
                           const double *norms, double trust, int64_t *changed);
+    void (*group_moments)(void *state, float *keys, const struct pvt_weight *weight, const pvt_real *target,
+                          const pvt_adam *host_moments, bool root);
+    void (*group_return)(void *state, pvt_real *target, const struct pvt_weight *weight,
+                         const pvt_assign *host_a, const double *norms, double wind);
 } pvt_device;
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
@@ -1075,6 +1085,29 @@ PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strate
 /* Never NULL; needs no context. */
 PVT_API const char *pvt_strategy_name(pvt_strategy strategy);
 
+/*  Of the ⌈cap·groups⌉ groups that a V step searches: which, and by what key. Δ is a group's target − Ŵ. */
+typedef enum pvt_selection {
+    PVT_SELECT_GREEDY,      /* those with the largest keys */
+    PVT_SELECT_UNIFORM,     /* drawn, each as likely as the next, whatever its key */
+    PVT_SELECT_PROPORTIONAL /* drawn one after the other, with p ∝ (√key)^(1/temperature) */
+} pvt_selection;
+typedef enum pvt_key {
+    PVT_KEY_NORM,       /* ‖Δ‖² */
+    PVT_KEY_MOMENT,     /* Σ v·Δ²: v, the mean square of the gradient that the buffer's optimizer holds,
+                           stands for the curvature (with amsgrad the largest v) */
+    PVT_KEY_ROOT_MOMENT /* Σ √v·Δ²: the metric in which Adam's step is the steepest */
+} pvt_key;
+/*  The step from which the target comes. Plain is the paper's: T = W − ∇φ/L, with W as the P step has left it
+    (with δ < 1 the buffer − ∇φ/L). L, an upper bound on the curvature of φ, is `smoothness`; or, with `loss`,
+    it is searched for in each weight by itself: doubled until the V step passes the descent test
+        φ(W') ≤ φ(W) + <∇φ, W' − W> + L/2·‖W' − W‖²,
+    halved for the next step. The nearest codes make the right side no more than φ(W), so V steps that are
+    searched for never raise φ. It costs two calls of loss a step and weight, and one more per doubling. */
+typedef enum pvt_v_step {
+    PVT_STEP_PRECONDITIONED, /* by the optimizer `codes` */
+    PVT_STEP_PLAIN           /* by −lr_scale/L·∇φ; of `codes` nothing counts */
+} pvt_v_step;
+
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
    added outside the square root and not debiased; LAMB multiplies by ‖w‖/‖update‖ per tensor. */
 typedef enum pvt_optimizer_rule {
@@ -1105,8 +1138,19 @@ typedef struct pvt_pv_desc {
                              brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; in strategies with δ = 1: 1 */
     int beam;             /* hypotheses kept in the search for a code, 1 to 16; 0: 1 */
-    double temperature;   /* > 0: the groups to search are drawn instead of the farthest being taken, with
-                             p ∝ (distance from the target)^(1/temperature) */
+    pvt_selection selection;
+    pvt_key key;          /* the moments: not with a plain step, which has none */
+    double temperature;   /* of proportional selection; 0: 1. Above 0 greedy selection becomes proportional */
+    pvt_v_step step;
+    double smoothness;    /* L of plain steps; with loss the L to begin with, 0: 1 */
+    /* φ with the weights as they are, on the data of the gradients; called in pvt_pv_apply, between the
+       changes of one weight's codes. NULL: L is given. Only where δ = 1 and the nearest code is taken; not in a
+       tuner. */
+    double (*loss)(void *user);
+    void *loss_user;
+    /* Against a buffer that runs away from its weight, see bench/RESULTS.md (δ < 1 only). */
+    double wind;          /* > 0: ‖buffer − Ŵ‖ of a group stays within wind times the groups' rms ‖Ŵ‖ */
+    bool restart;         /* a group that was searched and found its code the nearest starts again from Ŵ */
     /* τ > 0: of the two nearest codes, at distances d1 ≤ d2 from the target, the nearer with probability
        d2^(1/τ) / (d1^(1/τ) + d2^(1/τ)); not with force_update. 0: the strategy's, the nearest or
        (stochastic) 0.35. At 1 two levels of a scalar have the target as their mean; of vectors it draws too
@@ -1123,6 +1167,7 @@ typedef struct pvt_pv_stats {
     int64_t groups;          /* in all weights whose codes may move */
     int64_t groups_searched; /* in this step */
     int64_t groups_changed;
+    double smoothness;       /* plain steps: the largest L that a weight took; else 0 */
 } pvt_pv_stats;
 
 typedef struct pvt_pv pvt_pv;
@@ -1142,7 +1187,8 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale);
 /* dW: [O, I] of a weight, [n] of a param; read only, free again on return.
    Errors: ARGUMENT (outside a step; handle unknown or applied twice), NUMERIC (dW not finite: nothing
-   changed, and the handle can be applied again). */
+   changed, and the handle can be applied again; desc.loss not finite before the V step: the codes are as they
+   were). */
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW);
 /* stats may be NULL. Errors: ARGUMENT (outside a step; a handle was not applied: the step stays open). */
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats);
@@ -7579,8 +7625,10 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
         P step    dvalues = Gᵀ·∂W/∂values        chain of the representation; the codes are the old ones
                   values ← values − Adam(dvalues)
         V step    T ← T − LAMB(G)                 the target: the buffer, or with δ = 1 the old W, made anew
+                  (plain: T ← T − G/L, with δ = 1 from the W of the P step, as the paper has it)
                   keys_g = ‖T_g − W_g‖²           for each group g, W with the values just updated
-                  S = the ⌈cap·n⌉ groups with the largest keys (or drawn, p ∝ key^(0.5/temperature))
+                  S = the ⌈cap·n⌉ groups with the largest keys (or drawn, uniformly or with
+                                                  p ∝ key^(0.5/temperature))
                   code_g ← argmin_c ‖T_g − W_g(values, c)‖²   for g in S: assign of the representation, which
                                                   with several codebooks searches one after the other, and
                                                   with rounding draws between the two best
@@ -7607,6 +7655,7 @@ typedef struct pvti_pv_entry {
     pvt_real *dvalues[PVT_MAX_ARRAYS];
     pvt_array codes;
     pvt_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
+    double smoothness;          /* L of the next plain step */
     bool applied;
 } pvti_pv_entry;
 
@@ -7627,6 +7676,11 @@ struct pvt_pv {
     uint64_t *sorted, *sorted_next; /* [groups] */
     uint16_t *codes;             /* [groups, M] */
     int64_t *changed;            /* groups changed in this step; with the above in the context's memory */
+    int64_t room_zeros, room_ones, room_kept, room_host;
+    uint16_t *zeros;             /* plain steps: second moments of nothing */
+    float *ones;                 /* uniform selection: keys that are all alike */
+    uint8_t *kept;               /* line search: codes before it, and, on the host, */
+    float *host_keys;            /* keys before and after: [2, groups] */
 };
 
 /* What the strategies differ in, in the order of pvt_strategy. Those of continuous have no effect: it has
@@ -7691,6 +7745,9 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
     if (s->delta > 0) d.delta = s->delta;
     if (d.rounding == 0) d.rounding = s->rounding;
     if (d.beam == 0) d.beam = 1;
+    if (d.temperature > 0 && d.selection == PVT_SELECT_GREEDY) d.selection = PVT_SELECT_PROPORTIONAL;
+    if (d.temperature == 0 && d.selection == PVT_SELECT_PROPORTIONAL) d.temperature = 1;
+    if (d.loss && d.smoothness == 0) d.smoothness = 1;
     return d;
 }
 
@@ -7699,6 +7756,33 @@ static bool pvti_optimizer_valid(const pvt_optimizer *o)
     return (unsigned)o->rule <= PVT_OPTIMIZER_LAMB && o->lr >= 0 && o->lr < 1e3 && o->beta1 >= 0 &&
            o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1 && o->eps > 0 && o->weight_decay >= 0 &&
            o->weight_decay < 1e3;
+}
+
+/* Selection, key, step and what keeps a buffer near its weight: each in range, and no two that exclude each
+   other. */
+static pvt_result pvti_pv_check_choices(pvt_ctx *ctx, const pvt_pv_desc *d)
+{
+    bool plain = d->step == PVT_STEP_PLAIN;
+    const char *why = NULL;
+    if ((unsigned)d->selection > PVT_SELECT_PROPORTIONAL || (unsigned)d->key > PVT_KEY_ROOT_MOMENT ||
+        (unsigned)d->step > PVT_STEP_PLAIN)
+        why = "selection, key or step is none of their constants";
+    else if (d->selection == PVT_SELECT_UNIFORM && d->temperature > 0)
+        why = "uniform selection has no temperature: leave it 0, or select in proportion";
+    else if (plain && d->key != PVT_KEY_NORM)
+        why = "a plain step holds no second moment to weigh keys by: choose key norm, or preconditioned steps";
+    else if (!(d->smoothness >= 0 && d->smoothness <= 1e30) || !(d->wind >= 0 && d->wind <= 1e30))
+        why = "smoothness and wind must lie in 0 to 1e30";
+    else if (plain && d->smoothness == 0)
+        why = "a plain step needs smoothness, the L of W - gradient/L, or loss, to search for it";
+    else if (!plain && (d->smoothness > 0 || d->loss))
+        why = "smoothness and loss belong to the plain step: set step to PVT_STEP_PLAIN";
+    else if (d->loss && (d->delta < 1 || d->rounding > 0 || d->force_update))
+        why = "the search for L takes the codes nearest to a target made anew: strategy linearized or "
+              "subspace (delta 1), no rounding, no force_update";
+    else if (d->delta >= 1 && (d->wind > 0 || d->restart))
+        why = "wind and restart are for a buffer, and with delta 1 there is none";
+    return why ? pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why) : PVT_OK;
 }
 
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out)
@@ -7719,6 +7803,7 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
     if (d.rounding > 0 && d.force_update)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: stochastic rounding draws whether a group changes, and "
                          "force_update forbids that it stays: choose one");
+    PVTI_TRY(pvti_pv_check_choices(ctx, &d));
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
@@ -7746,13 +7831,15 @@ static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
-    void *room[11];
+    void *room[14];
     int64_t i;
     if (!pv) return;
     for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
     room[0] = pv->chain, room[1] = pv->target, room[2] = pv->assign, room[3] = pv->sums, room[4] = pv->keys;
     room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
-    room[9] = pv->codes, room[10] = pv->changed;
+    room[9] = pv->codes, room[10] = pv->changed, room[11] = pv->zeros, room[12] = pv->ones;
+    room[13] = pv->kept;
+    pvti_free(pv->ctx, pv->host_keys);
     for (i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
     pvti_free(pv->ctx, pv->entries);
     pvti_free(pv->ctx, pv);
@@ -7812,6 +7899,38 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
     return true;
 }
 
+/* Ones for the keys of `groups` groups. */
+static bool pvti_pv_ones(pvt_pv *pv, int64_t groups)
+{
+    float ones[1024];
+    if (groups <= pv->room_ones) return true;
+    if (!PVTI_ROOM(pv, ones, room_ones, groups)) return false;
+    pv->room_ones = groups;
+    for (int i = 0; i < 1024; i++) ones[i] = 1;
+    for (int64_t i = 0; i < groups; i += 1024)
+        pvt_memory_write(pv->ctx, pv->ones + i, ones, PVTI_MIN(1024, groups - i) * (int64_t)sizeof *ones);
+    return true;
+}
+
+/* Room for what the desc's choices need beside the rest, for a weight with codes. */
+static bool pvti_pv_choice_rooms(pvt_pv *pv, const pvti_pv_entry *e)
+{
+    int64_t n = e->weight->O * e->weight->I, groups = pvti_groups(e->weight);
+    if (pv->desc.step == PVT_STEP_PLAIN) {
+        if (!PVTI_ROOM(pv, zeros, room_zeros, n)) return false;
+        pv->room_zeros = PVTI_MAX(pv->room_zeros, n);
+    }
+    if (pv->desc.selection == PVT_SELECT_UNIFORM && !pvti_pv_ones(pv, groups)) return false;
+    if (!pv->desc.loss) return true;
+    if (!PVTI_ROOM(pv, kept, room_kept, e->codes.bytes)) return false;
+    pv->room_kept = PVTI_MAX(pv->room_kept, e->codes.bytes);
+    if (groups <= pv->room_host) return true;
+    pvti_free(pv->ctx, pv->host_keys);
+    pv->host_keys = PVTI_NEW(pv->ctx, float, 2 * groups);
+    pv->room_host = pv->host_keys ? groups : 0;
+    return pv->host_keys != NULL;
+}
+
 /* Moments for the weight's values, and for its buffer when its codes are to move. */
 static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
 {
@@ -7831,7 +7950,9 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
             return false;
     }
     if (!codes) return true;
-    if (!pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16))
+    e->buffer.n = size, e->smoothness = pv->desc.smoothness;
+    if (pv->desc.step == PVT_STEP_PRECONDITIONED &&
+        !pvti_adam_alloc(pv->ctx, &e->buffer, NULL, size, &pv->desc.codes, pv->desc.moments == PVT_BF16))
         return false;
     if (pv->desc.delta >= 1) return true;
     e->buffer.w = PVTI_MEMORY(pv->ctx, pvt_real, size);
@@ -7860,7 +7981,7 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
         e->names[0] = "value";
         ok = pvti_adam_alloc(pv->ctx, &e->adam[0], p, n, &pv->desc.params, false);
     }
-    ok = ok && pvti_pv_rooms(pv, e, codes);
+    ok = ok && pvti_pv_rooms(pv, e, codes) && (!codes || pvti_pv_choice_rooms(pv, e));
     if (ok && weight && pv->ctx->device &&
         !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
         pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
@@ -7904,6 +8025,7 @@ PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
     pv->open = true, pv->lr_scale = lr_scale;
     pv->step++;
     pv->stats.step = pv->step, pv->stats.groups_searched = pv->stats.groups_changed = 0;
+    pv->stats.smoothness = 0;
     pvt_memory_zero(pv->ctx, pv->changed, (int64_t)sizeof *pv->changed);
     return pvti_device_check(pv->ctx);
 }
@@ -7987,6 +8109,54 @@ static void pvti_group_keys(pvt_ctx *ctx, float *keys, double *norms, const pvt_
     s.ctx = ctx, s.weight = weight, s.target = target, s.keys = keys, s.norms = norms;
     pvti_group_of(weight, &s.og, &s.ig);
     pvti_parallel(ctx, weight->O / s.og, pvti_key_task, &s);
+}
+
+typedef struct pvti_moment_args {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const pvt_real *target;
+    const pvt_adam *moments;
+    float *keys;
+    int64_t og, ig;
+    bool root;
+} pvti_moment_args;
+
+/* Second moment i of a, the largest so far where that is kept. */
+PVTI_INLINE double pvti_moment(const pvt_adam *a, int64_t i)
+{
+    if (a->v_max) return (double)a->v_max[i];
+    if (a->v_bf16) return (double)pvti_bf16_to_f32(((const uint16_t *)a->v)[i]);
+    return (double)((const pvt_real *)a->v)[i];
+}
+
+static void pvti_moment_task(void *arg, int64_t go, int worker)
+{
+    const pvti_moment_args *s = (const pvti_moment_args *)arg;
+    const pvt_weight *w = s->weight;
+    int64_t og = s->og, ig = s->ig, GI = w->I / ig;
+    pvt_real *decoded = (pvt_real *)pvti_scratch(s->ctx, worker);
+    for (int64_t j = 0; j < GI; j++) {
+        double sum = 0;
+        w->kind->tile(w, decoded, ig, go * og, (go + 1) * og, j * ig, (j + 1) * ig);
+        for (int64_t k = 0; k < og * ig; k++) {
+            int64_t at = (go * og + k / ig) * w->I + j * ig + k % ig;
+            double delta = (double)s->target[at] - (double)decoded[k], u = pvti_moment(s->moments, at);
+            sum += (s->root ? __builtin_sqrt(u) : u) * delta * delta;
+        }
+        s->keys[go * GI + j] = (float)PVTI_MIN(sum * 18446744073709551616.0, (double)FLT_MAX);
+    }
+}
+
+/* key = Σ u·(target − Ŵ)² of each group, u = v or √v; in units of 2⁻⁶⁴, for gradients are small numbers and
+   their squares times squares leave the range of fp32. */
+static void pvti_group_moments(pvt_ctx *ctx, float *keys, const pvt_weight *weight, const pvt_real *target,
+                               const pvt_adam *moments, bool root)
+{
+    pvti_moment_args s;
+    PVTI_ON_DEVICE(ctx, group_moments, keys, weight, target, moments, root);
+    s.ctx = ctx, s.weight = weight, s.target = target, s.moments = moments, s.keys = keys, s.root = root;
+    pvti_group_of(weight, &s.og, &s.ig);
+    pvti_parallel(ctx, weight->O / s.og, pvti_moment_task, &s);
 }
 
 /* A float's bits in an unsigned order that agrees with <. */
@@ -8081,8 +8251,83 @@ static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assig
     }
 }
 
+typedef struct pvti_return_args {
+    pvt_ctx *ctx;
+    const pvt_weight *weight;
+    const pvt_assign *a;
+    pvt_real *target;
+    int64_t og, ig;
+    double radius;
+} pvti_return_args;
+
+#define PVTI_RETURN_PIECE 64 /* groups of a task */
+
+static void pvti_return_group(const pvti_return_args *s, int64_t group, pvt_real *decoded)
+{
+    const pvt_weight *w = s->weight;
+    int64_t GI = w->I / s->ig, o = group / GI * s->og, i = group % GI * s->ig;
+    double sum = 0;
+    w->kind->tile(w, decoded, s->ig, o, o + s->og, i, i + s->ig);
+    for (int64_t k = 0; k < s->og * s->ig; k++) {
+        double d = (double)s->target[(o + k / s->ig) * w->I + i + k % s->ig] - (double)decoded[k];
+        sum += d * d;
+    }
+    if (sum <= s->radius * s->radius) return;
+    for (int64_t k = 0; k < s->og * s->ig; k++) {
+        pvt_real *t = &s->target[(o + k / s->ig) * w->I + i + k % s->ig];
+        double d = (double)*t - (double)decoded[k];
+        *t = (pvt_real)((double)decoded[k] + s->radius / __builtin_sqrt(sum) * d);
+    }
+}
+
+static void pvti_return_task(void *arg, int64_t piece, int worker)
+{
+    const pvti_return_args *s = (const pvti_return_args *)arg;
+    int64_t M = pvti_group_codes(s->weight), end = PVTI_MIN(s->a->n, (piece + 1) * PVTI_RETURN_PIECE);
+    pvt_real *decoded = (pvt_real *)pvti_scratch(s->ctx, worker);
+    for (int64_t i = piece * PVTI_RETURN_PIECE; i < end; i++) {
+        int64_t group = s->a->groups ? s->a->groups[i] : i;
+        bool same = true;
+        for (int64_t m = 0; s->a->codes && m < M; m++)
+            same = same && pvti_code_get(s->weight, group * M + m) == s->a->codes[i * M + m];
+        if (same) pvti_return_group(s, group, decoded);
+    }
+}
+
+/* The buffer's groups that are listed in a and keep their codes (a->codes NULL: all) back to within
+   wind · rms ‖Ŵ_g‖ of Ŵ. */
+static void pvti_group_return(pvt_ctx *ctx, pvt_real *target, const pvt_weight *weight, const pvt_assign *a,
+                              const double *norms, double wind)
+{
+    pvti_return_args s;
+    double sum = 0;
+    PVTI_ON_DEVICE(ctx, group_return, target, weight, a, norms, wind);
+    s.ctx = ctx, s.weight = weight, s.a = a, s.target = target;
+    pvti_group_of(weight, &s.og, &s.ig);
+    for (int64_t i = 0; wind > 0 && i < weight->O / s.og; i++) sum += norms[i];
+    s.radius = wind * __builtin_sqrt(sum / (double)pvti_groups(weight));
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_RETURN_PIECE), pvti_return_task, &s);
+}
+
+/* The groups to search go to pv->selected; sums of squares of Ŵ, for the trust ratio, to pv->sums. */
+static void pvti_pv_select(pvt_pv *pv, int64_t handle, const pvt_real *target, int64_t k, uint64_t stream)
+{
+    const pvt_pv_desc *d = &pv->desc;
+    const pvti_pv_entry *e = &pv->entries[handle];
+    int64_t groups = pvti_groups(e->weight);
+    bool drawn = d->selection != PVT_SELECT_GREEDY, uniform = d->selection == PVT_SELECT_UNIFORM;
+    if (!uniform || d->trust > 0) pvti_group_keys(pv->ctx, pv->keys, pv->sums, e->weight, target);
+    if (!uniform && d->key != PVT_KEY_NORM)
+        pvti_group_moments(pv->ctx, pv->keys, e->weight, target, &e->buffer, d->key == PVT_KEY_ROOT_MOMENT);
+    if (uniform) pvt_memory_copy(pv->ctx, pv->keys, pv->ones, groups * (int64_t)sizeof *pv->keys);
+    if (drawn) /* keys that are all 1 leave the noise alone: each order is as likely as the next */
+        pvti_group_noise(pv->ctx, pv->keys, groups, uniform ? 1 : d->temperature,
+                         pvti_random_stream(pv->ctx->seed, PVTI_RANDOM_SELECTION, stream));
+    pvti_group_select(pv->ctx, pv->selected, pv->keys, groups, k, pv->sorted, pv->sorted_next);
+}
+
 /* V step against `target`: search the capped share, keep what the trust ratio allows. */
-static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
+static void pvti_pv_assign(pvt_pv *pv, int64_t handle, pvt_real *target)
 {
     pvt_weight *w = pv->entries[handle].weight;
     int64_t groups = pvti_groups(w), k = pvti_share(pv->desc.cap, groups);
@@ -8090,18 +8335,18 @@ static void pvti_pv_assign(pvt_pv *pv, int64_t handle, const pvt_real *target)
     bool trusted = pv->desc.trust > 0, some = k < groups || trusted;
     pvt_assign a;
     memset(&a, 0, sizeof a);
-    if (some) {
+    if (pv->desc.wind > 0) {
+        a.n = groups;
         pvti_group_keys(pv->ctx, pv->keys, pv->sums, w, target);
-        if (pv->desc.temperature > 0)
-            pvti_group_noise(pv->ctx, pv->keys, groups, pv->desc.temperature,
-                             pvti_random_stream(pv->ctx->seed, PVTI_RANDOM_SELECTION, stream));
-        pvti_group_select(pv->ctx, pv->selected, pv->keys, groups, k, pv->sorted, pv->sorted_next);
+        pvti_group_return(pv->ctx, target, w, &a, pv->sums, pv->desc.wind);
     }
+    if (some) pvti_pv_select(pv, handle, target, k, stream);
     a.target = target, a.groups = some ? pv->selected : NULL, a.n = k;
     a.seed = pv->ctx->seed, a.stream = stream;
     a.beam = pv->desc.beam, a.force = pv->desc.force_update, a.rounding = pv->desc.rounding;
     a.codes = pv->codes, a.change = trusted ? pv->change : NULL;
     pvti_weight_assign(pv->ctx, w, &a, pv->assign);
+    if (pv->desc.restart) pvti_group_return(pv->ctx, target, w, &a, pv->sums, 0);
     pvti_weight_commit(pv->ctx, w, &a, pv->sums, pv->desc.trust, pv->changed);
     pv->stats.groups_searched += k;
 }
@@ -8147,16 +8392,105 @@ static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
                           pv->sums);
 }
 
+/* A step from where the target stands: the buffer, or at δ = 1 W. The plain one is Adam's with nothing in it
+   but the gradient: u = g/(√0 + 1), by β1 = 0 and β2 = 1, which leaves v at zero. */
+static pvt_real *pvti_pv_target(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
+{
+    pvt_adam target = e->buffer;
+    if (pv->desc.delta >= 1) target.w = pv->target;
+    if (pv->desc.step == PVT_STEP_PLAIN) {
+        pvt_optimizer plain;
+        memset(&plain, 0, sizeof plain);
+        plain.rule = PVT_OPTIMIZER_ADAM, plain.lr = 1 / e->smoothness;
+        plain.beta2 = 1, plain.eps = 1, plain.no_debias = true;
+        target.v = pv->zeros, target.v_bf16 = true;
+        if (pv->desc.delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
+        pvti_adam_run(pv->ctx, &target, dW, &plain, pv->lr_scale, pv->step, pv->sums);
+    } else {
+        pvti_adam_run(pv->ctx, &target, dW, &pv->desc.codes, pv->lr_scale, pv->step, pv->sums);
+    }
+    return target.w;
+}
+
+/* Codes are about to change, or have: what was prepared from them is of no use. */
+static void pvti_pv_forget(pvti_pv_entry *e)
+{
+    pvti_free(e->weight->ctx, e->weight->prepared);
+    e->weight->prepared = NULL;
+}
+
+/* φ, NaN where it is no number. */
+static double pvti_pv_loss(pvt_pv *pv, pvti_pv_entry *e)
+{
+    double loss;
+    pvti_pv_forget(e);
+    loss = pv->desc.loss(pv->desc.loss_user);
+    pvti_pv_forget(e);
+    return fabs(loss) <= DBL_MAX ? loss : NAN;
+}
+
+/* One V step with the entry's L. *promised: what the model says of φ(W') − φ(W),
+       <∇φ, W' − W> + L/2·‖W' − W‖² = L/2·(‖T − W'‖² − ‖T − W‖²)   with T = W − ∇φ/L;
+   no more than 0, for the codes are the nearest. *moved: groups whose codes changed. */
+static pvt_result pvti_pv_trial(pvt_pv *pv, int handle, const pvt_real *dW, double *promised, int64_t *moved)
+{
+    pvti_pv_entry *e = &pv->entries[handle];
+    int64_t groups = pvti_groups(e->weight), before, bytes = groups * (int64_t)sizeof *pv->keys;
+    pvt_real *target = pvti_pv_target(pv, e, dW);
+    double sum = 0;
+    PVTI_TRY(pvt_memory_read(pv->ctx, &before, pv->changed, (int64_t)sizeof before));
+    pvti_group_keys(pv->ctx, pv->keys, pv->sums, e->weight, target);
+    PVTI_TRY(pvt_memory_read(pv->ctx, pv->host_keys, pv->keys, bytes));
+    pvti_pv_assign(pv, handle, target);
+    pvti_group_keys(pv->ctx, pv->keys, pv->sums, e->weight, target);
+    PVTI_TRY(pvt_memory_read(pv->ctx, pv->host_keys + groups, pv->keys, bytes));
+    PVTI_TRY(pvt_memory_read(pv->ctx, moved, pv->changed, (int64_t)sizeof *moved));
+    *moved -= before;
+    for (int64_t i = 0; i < groups; i++) sum += (double)pv->host_keys[groups + i] - (double)pv->host_keys[i];
+    *promised = PVTI_MIN(0, sum * e->smoothness / pv->lr_scale / 2);
+    return PVT_OK;
+}
+
+/* V steps with L, 2L, 4L, … until one keeps what it promised; the last resort is none. */
+static pvt_result pvti_pv_line_search(pvt_pv *pv, int handle, const pvt_real *dW)
+{
+    pvti_pv_entry *e = &pv->entries[handle];
+    void *codes = e->weight->array[0];
+    double start = e->smoothness, loss, promised;
+    int64_t changed, searched = pv->stats.groups_searched, moved;
+    if (pv->lr_scale == 0) return PVT_OK;
+    loss = pvti_pv_loss(pv, e);
+    if (!(loss == loss))
+        return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the loss is not finite before the V step of %s",
+                         e->name);
+    PVTI_TRY(pvt_memory_read(pv->ctx, &changed, pv->changed, (int64_t)sizeof changed));
+    pvt_memory_copy(pv->ctx, pv->kept, codes, e->codes.bytes);
+    for (int doubled = 0; doubled < 200; doubled++) {
+        PVTI_TRY(pvti_pv_trial(pv, handle, dW, &promised, &moved));
+        if (moved == 0 || pvti_pv_loss(pv, e) <= loss + promised) {
+            pv->stats.smoothness = PVTI_MAX(pv->stats.smoothness, e->smoothness);
+            e->smoothness = PVTI_MAX(e->smoothness / 2, 1e-30);
+            return PVT_OK;
+        }
+        pvt_memory_copy(pv->ctx, codes, pv->kept, e->codes.bytes);
+        pvt_memory_write(pv->ctx, pv->changed, &changed, (int64_t)sizeof changed);
+        pv->stats.groups_searched = searched;
+        e->smoothness *= 2;
+    }
+    e->smoothness = start;
+    return PVT_OK;
+}
+
 /* The target a step further, codes towards it, and what of it is forgotten. */
-static void pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
+static pvt_result pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
     pvti_pv_entry *e = &pv->entries[handle];
-    pvt_adam target = e->buffer;
-    if (d->delta >= 1) target.w = pv->target;
-    pvti_adam_run(pv->ctx, &target, dW, &d->codes, pv->lr_scale, pv->step, pv->sums);
-    pvti_pv_assign(pv, handle, target.w);
+    if (d->loss) return pvti_pv_line_search(pv, handle, dW);
+    pvti_pv_assign(pv, handle, pvti_pv_target(pv, e, dW));
     if (d->delta > 0 && d->delta < 1) pvti_dequantize_blend(pv->ctx, e->weight, e->buffer.w, d->delta);
+    pv->stats.smoothness = d->smoothness;
+    return PVT_OK;
 }
 
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
@@ -8178,13 +8512,12 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         pvti_adam_run(pv->ctx, &e->adam[0], dW, &d->params, pv->lr_scale, pv->step, pv->sums);
         return PVT_OK;
     }
-    pvti_free(e->weight->ctx, e->weight->prepared); /* made since the last step, from what changes now */
-    e->weight->prepared = NULL;
-    /* T starts from the old W */
-    if (moves && d->delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
+    pvti_pv_forget(e); /* made since the last step, from what changes now */
+    /* T starts from the old W; the plain step's, like the paper's, from the W of the P step */
+    if (moves && d->delta >= 1 && d->step == PVT_STEP_PRECONDITIONED)
+        pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
     pvti_pv_p_step(pv, e, dW);
-    if (moves) pvti_pv_v_step(pv, handle, dW);
-    return PVT_OK;
+    return moves ? pvti_pv_v_step(pv, handle, dW) : PVT_OK;
 }
 
 #endif /* PVTUNE_LAYER >= 1 */
@@ -10796,7 +11129,8 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
         total += d->eval_every ? count * 2 : 0;
     }
     if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
-    total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
+    if (d->pv.step == PVT_STEP_PRECONDITIONED)
+        total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
     return total + (d->pv.delta < 1 ? n * real : 0);
 }
 
@@ -10819,6 +11153,8 @@ static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_
         largest = PVTI_MAX(largest, info.n);
         groups = PVTI_MAX(groups, pvti_groups(info.weight));
     }
+    if (d->pv.step == PVT_STEP_PLAIN) total += largest * 2;
+    if (d->pv.selection == PVT_SELECT_UNIFORM) total += groups * 4;
     return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
 }
 
@@ -11024,6 +11360,10 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     int64_t tensors = pvt_model_tensors(t->student);
     pvt_run_desc r;
     PVTI_TRY(pvti_tuner_check(t));
+    if (d->pv.loss)
+        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                         "tune: weights change in the midst of a backward pass, where no loss can be had to "
+                         "search for L with: set smoothness, and no loss");
     PVTI_TRY(pvti_report(t->ctx, "tune", NULL, 0, d->steps, "steps", NAN));
     t->handles = PVTI_NEW(t->ctx, int, tensors), t->frozen = PVTI_NEW(t->ctx, bool, tensors);
     t->order = PVTI_NEW(t->ctx, int64_t, t->windows), t->place = PVTI_NEW(t->ctx, int64_t, t->windows);
@@ -11061,11 +11401,13 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 {
-    double figures[10];
+    double figures[16];
     uint64_t hash;
     figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
     figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
     figures[7] = d->freeze_values, figures[8] = d->moments, figures[9] = d->rounding;
+    figures[10] = d->selection, figures[11] = d->key, figures[12] = d->step, figures[13] = d->smoothness;
+    figures[14] = d->wind, figures[15] = d->restart;
     hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }
@@ -20213,6 +20555,22 @@ static void pvti_optimizer_text(const pvt_optimizer *o, char out[PVTI_OPTION_TEX
              !o->no_debias);
 }
 
+/* Selection, key, step and buffer, added to `out` where they are not the defaults, so that the checkpoints of
+   those stay what they were. */
+static void pvti_tuner_choices_text(const pvt_pv_desc *d, char out[PVTI_OPTION_TEXT])
+{
+    static const char *const keys[] = {"norm", "moment", "root-moment"};
+    size_t at = strlen(out), room = PVTI_OPTION_TEXT;
+    char n[48];
+    if (d->selection == PVT_SELECT_UNIFORM) at += (size_t)snprintf(out + at, room - at, " select uniform");
+    if (d->key != PVT_KEY_NORM) at += (size_t)snprintf(out + at, room - at, " key %s", keys[d->key]);
+    if (d->step == PVT_STEP_PLAIN)
+        at += (size_t)snprintf(out + at, room - at, " step plain smoothness %s",
+                               pvti_short_number(d->smoothness, n));
+    if (d->wind > 0) at += (size_t)snprintf(out + at, room - at, " wind %s", pvti_short_number(d->wind, n));
+    if (d->restart) snprintf(out + at, room - at, " restart 1");
+}
+
 static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TUNER_OPTIONS])
 {
     static const char *const names[PVTI_TUNER_OPTIONS] = {"pvtune",
@@ -20241,6 +20599,7 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
              pvti_short_number(d->pv.trust, n[1]), pvti_short_number(d->pv.delta, n[2]), d->pv.beam,
              pvti_short_number(d->pv.temperature, n[3]), pvti_short_number(d->pv.rounding, n[4]),
              d->pv.force_update, d->pv.freeze_values);
+    pvti_tuner_choices_text(&d->pv, out[2].value);
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);

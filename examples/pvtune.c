@@ -24,12 +24,14 @@
 typedef struct options {
     const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
     const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
+    const char *select, *key, *step;
     const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval, *inputs;
     int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     uint64_t seed;
     double lr, code_lr, param_lr, cap, trust, delta, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
-    bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
+    double smoothness, wind;
+    bool json, quiet, embed, head, resume, restart, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype, *embed_format;
     const char *fit; /* --fit, --act-order, --damp: see FIT_METHOD */
@@ -157,7 +159,19 @@ static const option tune_rows[] = {
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step moves codes until a weight has changed by R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
-    {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "0", "draw groups at random instead of the largest"},
+    {"--select", NULL, OPTION_CHOICE, AT(select), false, "greedy|uniform|proportional", 0, 0, "greedy",
+     "the groups to search: farthest from their targets, drawn evenly, or drawn in proportion to that distance"},
+    {"--key", NULL, OPTION_CHOICE, AT(key), false, "norm|moment|root-moment", 0, 0, "norm",
+     "that distance: plain, or weighted by the second moment of the gradient or its root"},
+    {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "(0; proportional: 1)",
+     "draw groups with p ~ distance^(1/T) instead of the farthest"},
+    {"--step", NULL, OPTION_CHOICE, AT(step), false, "preconditioned|plain", 0, 0, "preconditioned",
+     "towards the target: by --code-optimizer, or by -gradient/L"},
+    {"--smoothness", NULL, OPTION_REAL, AT(smoothness), false, "L", 1e-30, 1e30, "(none)",
+     "the L of plain steps, which need one"},
+    {"--wind", NULL, OPTION_REAL, AT(wind), false, "X", 1e-9, 1e9, "(none)",
+     "keep a group's buffer within X of a group's usual norm from its weights"},
+    {"--restart", NULL, OPTION_FLAG, AT(restart), false, "", 0, 0, NULL, "a searched group that keeps its code has its buffer reset"},
     {"--rounding", NULL, OPTION_REAL, AT(rounding), false, "T", 0, 1e6, "(0: the nearest code; stochastic: 0.35)",
      "draw between the two nearest codes, the more evenly the larger T"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
@@ -643,6 +657,18 @@ static pvt_optimizer_rule optimizer_rule(const char *name)
     return strcmp(name, "lamb") == 0 ? PVT_OPTIMIZER_LAMB : PVT_OPTIMIZER_ADAM;
 }
 
+/* Which of the choices, separated by |, this is: options are checked when they are parsed. */
+static int choice_index(const char *choice, const char *choices)
+{
+    size_t n = strlen(choice);
+    for (int i = 0;; i++) {
+        if (strncmp(choices, choice, n) == 0 && (choices[n] == '|' || choices[n] == 0)) return i;
+        choices = strchr(choices, '|');
+        if (!choices) return 0;
+        choices++;
+    }
+}
+
 static pvt_tune_desc tune_desc(const options *o)
 {
     pvt_tune_desc d;
@@ -653,6 +679,10 @@ static pvt_tune_desc tune_desc(const options *o)
     d.pv.codes.rule = optimizer_rule(o->code_optimizer), d.pv.codes.lr = o->code_lr;
     d.pv.cap = o->cap, d.pv.trust = o->trust, d.pv.delta = o->delta, d.pv.beam = (int)o->beam;
     d.pv.temperature = o->temperature, d.pv.rounding = o->rounding, d.pv.force_update = o->force, d.pv.freeze_values = o->freeze_values;
+    d.pv.selection = (pvt_selection)choice_index(o->select, "greedy|uniform|proportional");
+    d.pv.key = (pvt_key)choice_index(o->key, "norm|moment|root-moment");
+    d.pv.step = (pvt_v_step)choice_index(o->step, "preconditioned|plain");
+    d.pv.smoothness = o->smoothness, d.pv.wind = o->wind, d.pv.restart = o->restart;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;

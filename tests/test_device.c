@@ -338,6 +338,15 @@ WEIGHT_OP(weight_commit,
            int64_t *changed),
           pvti_weight_commit(device.plain, &w, a, norms, trust, changed))
 
+WEIGHT_OP(group_moments,
+          (void *state, float *keys, const pvt_weight *weight, const pvt_real *target, const pvt_adam *moments,
+           bool root),
+          pvti_group_moments(device.plain, keys, &w, target, moments, root))
+WEIGHT_OP(group_return,
+          (void *state, pvt_real *target, const pvt_weight *weight, const pvt_assign *a, const double *norms,
+           double wind),
+          pvti_group_return(device.plain, target, &w, a, norms, wind))
+
 static pvt_device table(void)
 {
     pvt_device d;
@@ -354,6 +363,7 @@ static pvt_device table(void)
     SET(mse_backward), SET(weight_lookup), SET(weight_forward), SET(weight_backward), SET(weight_dequantize);
     SET(weight_chain), SET(round_f16), SET(widen_f16), SET(finite), SET(reserve), SET(adam), SET(group_errors);
     SET(group_noise), SET(group_select), SET(weight_assign), SET(weight_commit);
+    SET(group_moments), SET(group_return);
 #undef SET
     return d;
 }
@@ -755,6 +765,14 @@ static void test_tune(const char *dir)
     desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, desc.pv.values.rule = PVT_OPTIMIZER_LAMB, desc.pv.values.amsgrad = true;
     tune_both(&desc, dir);
     desc = plain;
+    desc.pv.selection = PVT_SELECT_UNIFORM, desc.pv.restart = true, desc.pv.wind = 0.5;
+    tune_both(&desc, dir);
+    desc.pv.selection = PVT_SELECT_PROPORTIONAL, desc.pv.key = PVT_KEY_MOMENT;
+    tune_both(&desc, dir);
+    desc = plain;
+    desc.pv.strategy = PVT_STRATEGY_SUBSPACE, desc.pv.step = PVT_STEP_PLAIN, desc.pv.smoothness = 1e-3;
+    tune_both(&desc, dir);
+    desc = plain;
     desc.freeze_dense = true, desc.memory_limit = 1; /* blocks run again in backward */
     tune_both(&desc, dir);
 }
@@ -883,7 +901,7 @@ static void test_failures(void)
 static void test_coverage(void)
 {
     size_t first = offsetof(pvt_device, open) / sizeof(void *), last = sizeof(pvt_device) / sizeof(void *);
-    CHECK(last - first == 48);
+    CHECK(last - first == 50);
     for (size_t i = first; i < last; i++) {
         if (device.calls[i] == 0 && i != offsetof(pvt_device, close) / sizeof(void *))
             printf("op %d of the table was not called\n", (int)(i - first));

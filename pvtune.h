@@ -18293,7 +18293,6 @@ struct pvti_exporter {
     pvt_save_desc desc; /* with its defaults filled in */
     const pvti_packing *packing; /* NULL: >>layout's */
     bool symmetric, wide; /* with it: zeros are in the middle; scales are fp32 */
-    int lowest, highest;  /* … the least zero; the greatest, from 2^B − 1 on */
     pvt_format format; /* of the first weight with codes, if any are written as codes: */
     bool codes;
     bool mixed;        /* there are others with other formats */
@@ -19592,8 +19591,9 @@ static pvti_part pvti_part_of(const char *suffix, pvt_dtype dtype, int rank, int
 
 /* ---- gptq: qweight int32 [I·B/32, O], qzeros int32 [I/g, O·B/32], scales fp16 [I/g, O], g_idx int32 [I] ---- */
 
-/*  Word k of column o has q[o, 32k/B …], the first lowest. Version 1 of the format, which most readers know,
-    holds zero − 1, so that a zero of 0 is beyond it; version 2 holds the zero. */
+/*  Word k of column o has q[o, 32k/B …], the first lowest. Version 1 of the format, which all readers know,
+    holds zero − 1, and was read in different ways where that is −1: GPTQModel refuses it when it is not
+    symmetric. So version 2, which holds the zero, is for these. */
 static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, 4);
@@ -19616,7 +19616,7 @@ static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, c
 static pvt_result pvti_gptq_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
 {
     (void)name;
-    return pvti_packed_zeros(s, w, s->lowest >= 1 ? 1 : 0, false, out);
+    return pvti_packed_zeros(s, w, s->symmetric ? 1 : 0, false, out);
 }
 static pvt_result pvti_gptq_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
                                    pvti_writer *out)
@@ -19648,7 +19648,7 @@ static void pvti_gptq_config(pvti_text *text, const pvti_exporter *s)
                      "    \"lm_head\": false,\n    \"checkpoint_format\": \"%s\",\n"
                      "    \"pack_dtype\": \"int32\",\n    \"meta\": {\"quantizer\": [\"pvtune:%d.%d.%d\"]}\n  },\n",
                      s->format.bits, s->format.in_group, s->symmetric ? "true" : "false",
-                     s->lowest >= 1 ? "gptq" : "gptq_v2", PVT_VERSION_MAJOR, PVT_VERSION_MINOR,
+                     s->symmetric ? "gptq" : "gptq_v2", PVT_VERSION_MAJOR, PVT_VERSION_MINOR,
                      PVT_VERSION_PATCH);
 }
 
@@ -19816,7 +19816,7 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         double zero = pvti_affine_zero(a, g, middle);
         s->wide = s->wide || !pvti_mlx_fits(a, g);
         if (!s->packing->integers) continue;
-        if (!(zero >= 0 && zero <= 2 * middle) || zero != (double)(int)zero) {
+        if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
                      "has the zero %g in group %lld, and there only integers of %d bits are: tune q2_0, which has "
                      "no zeros, or with frozen values; mlx holds such zeros",
@@ -19824,7 +19824,6 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
             return pvti_packed_refuse(s, t->name, why);
         }
         s->symmetric = s->symmetric && (zero == middle || zero == middle - 1);
-        s->lowest = PVTI_MIN(s->lowest, (int)zero), s->highest = PVTI_MAX(s->highest, (int)zero - 2 * middle + 1);
     }
     return PVT_OK;
 }
@@ -19833,7 +19832,7 @@ static pvt_result pvti_packed_check(pvti_exporter *s)
 {
     const pvti_packing *p = s->packing;
     int64_t i;
-    s->symmetric = p->integers, s->lowest = 256, s->highest = 0;
+    s->symmetric = p->integers;
     pvti_export_formats(s);
     if (!s->codes)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: nothing in this model is quantized; use dense",
@@ -19853,11 +19852,6 @@ static pvt_result pvti_packed_check(pvti_exporter *s)
             return pvti_packed_refuse(s, t.name, "is in another format than others; there one is for all");
         PVTI_TRY(pvti_packed_check_zeros(s, &t, &a));
     }
-    /* version 1 of gptq has zeros 1 … 2^B, version 2 and compressed-tensors 0 … 2^B − 1 */
-    if (s->highest > 0 && (s->lowest < 1 || p->parts != pvti_gptq_parts))
-        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: a zero of this model is 2^%d, beyond its %d bits", p->target, s->format.bits,
-                         s->format.bits);
     return PVT_OK;
 }
 

@@ -479,8 +479,8 @@ static void test_packed(pvt_ctx *ctx, const char *format, int low, int high)
     middle = 1 << (f.bits - 1), symmetric = low >= middle - 1 && high <= middle;
     if (f.bits == 2 || f.bits == 4 || f.bits == 8) {
         export_to(ctx, model, "gptq");
-        check_packed(model, dir, read_gptq, low >= 1, false, 1e-7);
-        snprintf(text, sizeof text, "\"checkpoint_format\": \"%s\"", low >= 1 ? "gptq" : "gptq_v2");
+        check_packed(model, dir, read_gptq, symmetric, false, 1e-7);
+        snprintf(text, sizeof text, "\"checkpoint_format\": \"%s\"", symmetric ? "gptq" : "gptq_v2");
         CHECK(config_has(dir, text) && config_has(dir, symmetric ? "\"sym\": true" : "\"sym\": false"));
         export_to(ctx, model, "compressed-tensors");
         check_packed(model, dir, read_ct, 0, symmetric, 1e-7);
@@ -540,7 +540,7 @@ static void test_refused(pvt_ctx *ctx)
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "the zero 1.5 in group 1");
     refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "the zero 1.5");
     zeros[1] = 4;
-    refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "beyond its 2 bits");
+    refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "the zero 4 in group 1");
     zeros[1] = -1;
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "the zero -1");
     pvt_model_free(model);

@@ -107,7 +107,7 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
 
-interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save (installs both with pip into build/; INTEROP_VENV_4=, INTEROP_VENV_5=)
+interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, and runtimes what we export (installs them with pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=)
 	@BUILD=$(BUILD) sh tests/interop.sh
 
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all

@@ -18880,7 +18880,8 @@ static bool pvti_affine_of(const pvt_weight *w, pvti_affine *out)
         if (strcmp(arrays[i].name, "scales") == 0) out->scales = (const pvt_real *)arrays[i].data;
         if (strcmp(arrays[i].name, "zeros") == 0) out->zeros = (const pvt_real *)arrays[i].data;
     }
-    out->bits = w->format.bits, out->group = w->format.in_group, out->zero = 1;
+    out->bits = w->format.bits, out->group = w->format.in_group;
+    out->zero = text[0] == 'q' ? 1 : 1 << (out->bits - 1); /* q2_0; integers without zeros are symmetric */
     return out->codes && out->scales;
 }
 

@@ -655,6 +655,8 @@ int main(void)
         test_q2_0(ctx, "q2_0", 1, 1);
         test_packed(ctx, "q2_0", 1, 1);
     } else SKIP("the format q2_0 is not in this build");
+    if (pvt_format_parse(NULL, "int:4g32s", &format) == PVT_OK) test_packed(ctx, "int:4g32s", 8, 8);
+    else SKIP("symmetric integers are not in this build");
     test_packed(ctx, "int:2g64", 1, 2);
     test_packed(ctx, "int:2g64", 0, 3);
     test_packed(ctx, "int:4g32", 8, 8);

@@ -63,10 +63,12 @@ def our_logits(name):
     return load_file(path(name + ".logits"))["logits"]
 
 
-def compare(result, check, theirs, source, tolerance):
+def compare(result, check, theirs, source, tolerance, mean=False):
+    """The largest difference, or with `mean` the root of the mean square."""
     import numpy
     ours = our_logits(source)
-    difference = numpy.abs(ours - theirs).max() / ours.std()
+    off = numpy.abs(ours.astype(numpy.float64) - theirs)
+    difference = (numpy.sqrt((off ** 2).mean()) if mean else off.max()) / ours.std()
     row(result, check, bool(difference < tolerance), "%.1e of their deviation, at most %.0e" % (difference, tolerance))
 
 
@@ -152,13 +154,14 @@ def make():
 def check_llama_cpp(result, source, tolerance):
     import llama_cpp
     import numpy
-    llama = llama_cpp.Llama(path(result), n_ctx=128, logits_all=True, n_threads=1, verbose=False, seed=0)
+    llama = llama_cpp.Llama(path(result), n_ctx=128, logits_all=True, n_threads=1, verbose=False, seed=0,
+                            type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, flash_attn=False)
     theirs = []
     for ids in json.load(open(path("ids.json"))):
         llama.reset()
         llama.eval(ids)
         theirs.append(numpy.array(llama.scores[:len(ids)]))
-    compare(result, "logits", numpy.stack(theirs), source, tolerance)
+    compare(result, "logits", numpy.stack(theirs), source, tolerance, tolerance > 1e-4)
     for text in TEXTS:
         ours = json.loads(run("tokenize", path(source), text, "--json"))
         ids = llama.tokenize(text.encode(), add_bos=True, special=True)
@@ -222,13 +225,14 @@ def main():
     if part == "make":
         make()
     elif part == "llama.cpp":
-        # F16 rounds activations to fp16, the blocks round them to 8 bits: F32 shows that layouts are right
+        # F32 shows that layouts are right. With F16 and BF16 llama.cpp rounds activations to these, with blocks to
+        # 8 bits, each time: then the mean difference is held against that
         for model in MODELS:
-            for form, tolerance in zip(GGUF, (1e-3, 2e-2, 1e-1, 1e-1)):
+            for form, tolerance in zip(GGUF, (1e-4, 3e-3, 2e-2, 6e-2)):
                 name = "%s-%s.gguf" % (model, form)
                 guarded(check_llama_cpp, name, name, tolerance)
         for source, result, _ in exported("gguf"):
-            guarded(check_llama_cpp, result, source, 1e-1)
+            guarded(check_llama_cpp, result, source, 6e-2)
     else:
         targets = {"transformers": "compressed-tensors", "gptqmodel": "gptq", "mlx": "mlx"}
         checks = {"transformers": check_transformers, "gptqmodel": check_gptqmodel, "mlx": check_mlx}

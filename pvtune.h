@@ -1316,8 +1316,9 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         mlx                   int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, and q2_0, in any mixture, with
                               any zeros
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
-    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that tuning has moved
-    off the integers go to mlx alone: q2_0 has none, and pvt_pv_desc.freeze_values keeps them. A GGUF says
+    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning has
+    moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq leave
+    them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says
     neither that text is composed (NFC) nor before which stretches of text a space goes, which llama.cpp puts
     before all or none. desc, which may be NULL: dtype, of what is dense in directories; overwrite; base_model
     and card, which a GGUF holds as general.name and general.description. Errors: those of pvt_model_save;
@@ -19795,7 +19796,7 @@ static pvt_result pvti_packed_check_format(const pvti_exporter *s, const pvt_ten
     bool group = p->groups[0] == 0;
     pvt_format_text(&w->format, text);
     for (int i = 0; i < PVTI_COUNT(p->groups); i++) group = group || p->groups[i] == w->format.in_group;
-    if (!a->codes) snprintf(why, sizeof why, "is in %s, which has no form there: int:BgG and q2_0 have", text);
+    if (!a->codes) snprintf(why, sizeof why, "is in %s, which has no form there; int and q2_0 have", text);
     else if (!(p->bits >> a->bits & 1))
         snprintf(why, sizeof why, "is in %s: a width of %d bits is unknown there", text, a->bits);
     else if (!group)
@@ -19819,8 +19820,8 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         if (!s->packing->integers) continue;
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
-                     "has the zero %g in group %lld, and there only integers of %d bits are: tune q2_0, which has "
-                     "no zeros, or with frozen values; mlx holds such zeros",
+                     "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or int:BgGs, "
+                     "which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }

@@ -21,6 +21,7 @@ MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied")
 PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq"), ("llama-untied", "int:2g64", "gptq"),
           ("llama-tied", "int:4g32", "compressed-tensors"), ("qwen2-untied", "int:8g64", "compressed-tensors"),
           ("llama-untied", "int:2g64", "compressed-tensors"),
+          ("llama-tied", "int:4g32s", "gptq"), ("qwen2-untied", "int:8g64s", "compressed-tensors"),
           ("llama-tied", "int:4g32", "mlx"), ("qwen2-untied", "int:8g64", "mlx"), ("mistral", "int:2g64", "mlx"),
           ("llama-untied", "int:3g32", "mlx"), ("qwen2-tied", "int:6g64", "mlx"),
           ("llama-tied", "q2_0", "gguf:q2_0"), ("qwen2-untied", "q2_0", "gguf:q2_0"), ("llama-untied", "q2_0", "gptq"),
@@ -133,12 +134,13 @@ def make():
     for model in MODELS:
         for form in GGUF:
             run("export", path(model), "--to", "gguf:" + form, "-o", path("%s-%s.gguf" % (model, form)))
+    whole = ["--fit", "gptq"] if "--fit" in run("help", "quantize") else []  # zeros that stay integers
     for model, form, target in PACKED:
         source, result = path(name_of(model, form)), path(name_of(model, form, target)) + (".gguf" if target.startswith("gguf") else "")
         try:
             if not os.path.exists(source):
                 run("quantize", path(model), "--calib", path("train.txt"), "-o", source, "--samples", "8", "--ctx", "64",
-                    "--no-finetune", "--format", form)
+                    "--no-finetune", "--format", form, *whole)
             run("export", source, "--to", target, "-o", result)
             row(name_of(model, form, target), "written", True)
         except RuntimeError as error:

@@ -457,6 +457,26 @@ static bool config_has(const char *dir, const char *text)
     return found;
 }
 
+/* The card names the target, what runs it, and the bytes that the file takes. */
+static void check_card(const pvt_model *model, const char *dir, const char *target, const char *runs)
+{
+    char path[512], bits[64];
+    int64_t n, i;
+    double bytes = 0;
+    pvt_tensors *file = NULL;
+    uint8_t *card;
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    CHECK_OK(model->ctx, pvt_tensors_open(model->ctx, path, &file));
+    for (i = 0; file && i < pvt_tensors_count(file); i++) bytes += (double)pvt_tensors_get(file, i).bytes;
+    snprintf(path, sizeof path, "%s/README.md", dir);
+    card = slurp(path, &n);
+    snprintf(bits, sizeof bits, "in %.0f bytes)", bytes);
+    snprintf(path, sizeof path, "\n- %s\n---\n", target);
+    CHECK(n > 0 && strstr((char *)card, path) && strstr((char *)card, runs) && strstr((char *)card, bits));
+    free(card);
+    pvt_tensors_close(file);
+}
+
 static void export_to(pvt_ctx *ctx, const pvt_model *model, const char *target)
 {
     pvt_save_desc desc;
@@ -482,11 +502,14 @@ static void test_packed(pvt_ctx *ctx, const char *format, int low, int high)
         check_packed(model, dir, read_gptq, symmetric, false, 1e-7);
         snprintf(text, sizeof text, "\"checkpoint_format\": \"%s\"", symmetric ? "gptq" : "gptq_v2");
         CHECK(config_has(dir, text) && config_has(dir, symmetric ? "\"sym\": true" : "\"sym\": false"));
+        check_card(model, dir, "gptq", "GPTQModel.load(\"DIR\")");
         export_to(ctx, model, "compressed-tensors");
+        check_card(model, dir, "compressed-tensors", "vllm serve DIR");
         check_packed(model, dir, read_ct, 0, symmetric, 1e-7);
         CHECK(config_has(dir, symmetric ? "\"symmetric\": true" : "\"symmetric\": false") && config_has(dir, "\"lm_head\""));
     }
     export_to(ctx, model, "mlx");
+    check_card(model, dir, "mlx", "mlx_lm.generate --model DIR");
     check_packed(model, dir, read_mlx, 0, false, 1e-7);
     snprintf(text, sizeof text, "\"bits\": %d", f.bits);
     CHECK(config_has(dir, text) && config_has(dir, "\"quantization\""));

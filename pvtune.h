@@ -1311,13 +1311,14 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
         gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
                               where 64 divides G and each zero is 1 or 2
-        gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are integers
+        gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
+                              integers
         compressed-tensors    the same, and linears may be dense
-        mlx                   int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, and q2_0, in any mixture, with
-                              any zeros
+        mlx                   int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, and q2_0, in any mixture,
+                              with any zeros
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
-    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning has
-    moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq leave
+    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
+    has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq leave
     them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says
     neither that text is composed (NFC) nor before which stretches of text a space goes, which llama.cpp puts
     before all or none. desc, which may be NULL: dtype, of what is dense in directories; overwrite; base_model
@@ -18255,7 +18256,8 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
 
 typedef struct pvti_exporter pvti_exporter;
 /* A tensor of a packed weight: NAME.SUFFIX. */
-typedef pvt_result pvti_packed_fn(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out);
+typedef pvt_result pvti_packed_fn(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out);
 typedef struct pvti_part {
     const char *suffix;
     pvt_dtype dtype;
@@ -18685,7 +18687,8 @@ static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
     bool codes = s->codes, ours = pvti_export_codes_embedding(s) || (codes && !s->aqlm);
     pvti_text_printf(text, "\n## Loading\n\n");
     if (s->packing) {
-        pvti_text_printf(text, "%spvtune itself does not load this directory; it tunes and runs the one that it\n"
+        pvti_text_printf(text,
+                         "%spvtune itself does not load this directory; it tunes and runs the one that it\n"
                                "was exported from.\n",
                          s->packing->card);
         return;
@@ -19081,7 +19084,8 @@ static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenize
     else if (t->spaces && !pvti_save_model_possible(t)) why = "does what llama.cpp's SentencePiece does not";
     else if (!t->spaces && (!pvti_gguf_pre(t) || t->prefix)) why = "splits words as llama.cpp does not";
     if (!why) return PVT_OK;
-    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: this model's tokenizer %s: it cannot be said in a GGUF",
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: this model's tokenizer %s: it cannot be said in a GGUF",
                      s->path, why);
 }
 
@@ -19232,16 +19236,16 @@ static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t
     pvt_format_text(&t->weight->format, text);
     if (!pvti_affine_of(t->weight, &a) || a.bits != 2 || a.group % 64 != 0)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"%s\" is in %s%s; without loss Q2_0 holds q2_0, and int:2gG where 64 divides G "
-                         "and each zero is 1 or 2",
+                         "%s: \"%s\" is in %s%s; without loss Q2_0 holds q2_0, and int:2gG where 64 "
+                         "divides G and each zero is 1 or 2",
                          s->path, t->name, pvti_has_codes(t->weight) ? "" : "dense ", text);
     groups = t->n / a.group;
     for (g = 0; g < groups; g++) {
         double zero = pvti_affine_zero(&a, g, 1);
         if (zero != 1 && zero != 2)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                             "%s: \"%s\": the zero of group %lld is %g; Q2_0 holds those that are 1 or 2 (q2_0 "
-                             "keeps it so; int:2g64 does when its zeros are not tuned)",
+                             "%s: \"%s\": the zero of group %lld is %g; Q2_0 holds those that are 1 or 2 "
+                             "(q2_0 keeps it so; int:2g64 does when its zeros are not tuned)",
                              s->path, t->name, (long long)g, zero);
     }
     return PVT_OK;
@@ -19332,7 +19336,8 @@ static pvt_result pvti_gguf_list(pvti_gguf_out *s)
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         pvti_tensor_name(s->model, i, true, ".weight", name);
         if (strlen(name) > 63)
-            return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: the name \"%s\" is too long for a GGUF", s->path,
+            return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: the name \"%s\" is too long for a GGUF",
+                             s->path,
                              name);
         if (t.weight) pvti_gguf_put_info(s, name, t.weight->O, t.weight->I, pvti_gguf_type_of(s, &t));
         else pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
@@ -19449,11 +19454,11 @@ static pvt_result pvti_gguf_write(const pvt_model *model, const char *type, cons
 }
 
 // >>export
-/*  A model for software that runs it: one row per target in the table at the end. Directories are >>save's, with
-    the arrays of a weight packed as the runtime wants them (pvti_packing); a GGUF is one file.
+/*  A model for software that runs it: one row per target in the table at the end. Directories are >>save's,
+    with the arrays of a weight packed as the runtime wants them (pvti_packing); a GGUF is one file.
 
-    Three of them hold W = scale · (q − zero) with integers q and zero of B bits. Where a group's zero is in the
-    middle, 2^(B−1), or just below it, the scheme can be symmetric, which more kernels know:
+    Two of them hold W = scale · (q − zero) with integers q and zero of B bits. Where a group's zero is in
+    the middle, 2^(B−1), or just below it, the scheme can be symmetric, which more kernels know:
         scale · (q − zero) = −scale · ((M − q) − (M − zero)),   M = 2^B − 1,
     so that a group with the zero 2^(B−1) − 1 is turned. That is how q2_0 (levels −1, 0, 1, 2) becomes vLLM's
     uint2b2, with levels −2, −1, 0, 1. */
@@ -19524,7 +19529,8 @@ static pvt_result pvti_packed_value(const pvti_exporter *s, double value, pvt_dt
 }
 
 /* Codes of a row as a stream of B bits each, the first lowest, in words of 32 bits. */
-static pvt_result pvti_packed_rows(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_packed_rows(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                   pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
@@ -19546,8 +19552,8 @@ static pvt_result pvti_packed_rows(const pvti_exporter *s, const pvt_weight *w, 
 }
 
 /* Zeros in words of 32/B along O; `less` is taken from each. [I/g, O·B/32], or the transpose. */
-static pvt_result pvti_packed_zeros(const pvti_exporter *s, const pvt_weight *w, uint32_t less, bool transpose,
-                                  pvti_writer *out)
+static pvt_result pvti_packed_zeros(const pvti_exporter *s, const pvt_weight *w, uint32_t less,
+                                    bool transpose, pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
@@ -19567,8 +19573,8 @@ static pvt_result pvti_packed_zeros(const pvti_exporter *s, const pvt_weight *w,
 }
 
 /* Scales [O, I/g], or the transpose. */
-static pvt_result pvti_packed_scales(const pvti_exporter *s, const pvt_weight *w, const char *name, bool transpose,
-                                   pvt_dtype dtype, pvti_writer *out)
+static pvt_result pvti_packed_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                     bool transpose, pvt_dtype dtype, pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, dtype == PVT_F16 ? 2 : 4);
     pvti_affine a;
@@ -19591,12 +19597,14 @@ static pvti_part pvti_part_of(const char *suffix, pvt_dtype dtype, int rank, int
     return part;
 }
 
-/* ---- gptq: qweight int32 [I·B/32, O], qzeros int32 [I/g, O·B/32], scales fp16 [I/g, O], g_idx int32 [I] ---- */
+/* ---- gptq ---- */
 
-/*  Word k of column o has q[o, 32k/B …], the first lowest. Version 1 of the format, which all readers know,
-    holds zero − 1, and was read in different ways where that is −1: GPTQModel refuses it when it is not
-    symmetric. So version 2, which holds the zero, is for these. */
-static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+/*  qweight int32 [I·B/32, O], qzeros int32 [I/g, O·B/32], scales fp16 [I/g, O], g_idx int32 [I]. Word k of
+    column o has q[o, 32k/B …], the first lowest. Version 1 of the format, which all readers know, holds
+    zero − 1, and was read in different ways where that is −1: GPTQModel refuses it when it is not symmetric.
+    So version 2, which holds the zero, is for these. */
+static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
@@ -19615,7 +19623,8 @@ static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, c
     }
     return pvti_words_flush(&words);
 }
-static pvt_result pvti_gptq_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_gptq_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
 {
     (void)name;
     return pvti_packed_zeros(s, w, s->symmetric ? 1 : 0, false, out);
@@ -19648,7 +19657,8 @@ static void pvti_gptq_config(pvti_text *text, const pvti_exporter *s)
                      "  \"quantization_config\": {\n    \"quant_method\": \"gptq\",\n    \"bits\": %d,\n"
                      "    \"group_size\": %d,\n    \"desc_act\": false,\n    \"sym\": %s,\n"
                      "    \"lm_head\": false,\n    \"checkpoint_format\": \"%s\",\n"
-                     "    \"pack_dtype\": \"int32\",\n    \"meta\": {\"quantizer\": [\"pvtune:%d.%d.%d\"]}\n  },\n",
+                     "    \"pack_dtype\": \"int32\",\n    \"meta\": {\"quantizer\": "
+                     "[\"pvtune:%d.%d.%d\"]}\n  },\n",
                      s->format.bits, s->format.in_group, s->symmetric ? "true" : "false",
                      s->symmetric ? "gptq" : "gptq_v2", PVT_VERSION_MAJOR, PVT_VERSION_MINOR,
                      PVT_VERSION_PATCH);
@@ -19659,16 +19669,19 @@ static void pvti_gptq_config(pvti_text *text, const pvti_exporter *s)
 /*  weight_packed int32 [O, I·B/32], weight_scale fp16 [O, I/g], weight_shape int64 [2], and unless all is
     symmetric weight_zero_point int32 [O·B/32, I/g]. Codes and zeros are numbers from −2^(B−1), stored with
     2^(B−1) added: as they are here. */
-static pvt_result pvti_ct_scales(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_ct_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                 pvti_writer *out)
 {
     return pvti_packed_scales(s, w, name, false, PVT_F16, out);
 }
-static pvt_result pvti_ct_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_ct_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                pvti_writer *out)
 {
     (void)name;
     return pvti_packed_zeros(s, w, 0, true, out);
 }
-static pvt_result pvti_ct_shape(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_ct_shape(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                pvti_writer *out)
 {
     int64_t shape[2];
     (void)s, (void)name;
@@ -19694,14 +19707,17 @@ static void pvti_ct_config(pvti_text *text, const pvti_exporter *s)
                      "    \"kv_cache_scheme\": null,\n    \"config_groups\": {\n      \"group_0\": {\n"
                      "        \"targets\": [\"Linear\"],\n        \"input_activations\": null,\n"
                      "        \"output_activations\": null,\n        \"weights\": {\n"
-                     "          \"num_bits\": %d,\n          \"type\": \"int\",\n          \"symmetric\": %s,\n"
+                     "          \"num_bits\": %d,\n          \"type\": \"int\",\n          \"symmetric\": "
+                     "%s,\n"
                      "          \"strategy\": \"group\",\n          \"group_size\": %d,\n"
-                     "          \"dynamic\": false,\n          \"actorder\": null\n        }\n      }\n    },\n"
+                     "          \"dynamic\": false,\n          \"actorder\": null\n        }\n      }\n   "
+                     " },\n"
                      "    \"ignore\": [",
                      s->format.bits, s->symmetric ? "true" : "false", s->format.in_group);
     for (i = 0; i < s->n; i++) { /* linears that are dense; the embedding and vectors are none */
         const char *name = s->items[i].name, *end = strrchr(name, '.');
-        bool linear = pvt_model_tensor(s->model, s->items[i].tensor).weight != NULL && s->items[i].tensor != 0;
+        int64_t tensor = s->items[i].tensor;
+        bool linear = tensor != 0 && pvt_model_tensor(s->model, tensor).weight;
         if (!linear || strcmp(end, ".weight") != 0) continue;
         pvti_text_printf(text, "%s\n      \"%.*s\"", comma, (int)(end - name), name);
         comma = ",";
@@ -19720,11 +19736,13 @@ static bool pvti_mlx_fits(const pvti_affine *a, int64_t g)
     return (double)pvti_f16_to_f32(pvti_f32_to_f16((float)bias)) == bias &&
            (double)pvti_f16_to_f32(pvti_f32_to_f16((float)scale)) == scale;
 }
-static pvt_result pvti_mlx_scales(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_mlx_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
 {
     return pvti_packed_scales(s, w, name, false, s->wide ? PVT_F32 : PVT_F16, out);
 }
-static pvt_result pvti_mlx_biases(const pvti_exporter *s, const pvt_weight *w, const char *name, pvti_writer *out)
+static pvt_result pvti_mlx_biases(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
 {
     pvti_words words = pvti_words_begin(out, s->wide ? 4 : 2);
     pvti_affine a;
@@ -19745,16 +19763,18 @@ static void pvti_mlx_parts(const pvti_exporter *s, const pvt_weight *w, pvti_par
 }
 static void pvti_mlx_config(pvti_text *text, const pvti_exporter *s)
 {
-    static const char *const keys[] = {"quantization", "quantization_config"}; /* of mlx-lm, of transformers */
+    static const char *const keys[] = {"quantization", "quantization_config"}; /* mlx-lm's, transformers' */
     int64_t i;
     for (int k = 0; k < 2; k++) {
-        pvti_text_printf(text, "  \"%s\": {\n    \"group_size\": %d,\n    \"bits\": %d,\n    \"mode\": \"affine\"",
+        pvti_text_printf(text,
+                         "  \"%s\": {\n    \"group_size\": %d,\n    \"bits\": %d,\n    \"mode\": \"affine\"",
                          keys[k], s->format.in_group, s->format.bits);
         for (i = 0; i < s->n && s->mixed; i++) {
             const pvt_weight *w = pvt_model_tensor(s->model, s->items[i].tensor).weight;
             const char *name = s->items[i].name;
             if (s->items[i].array != 0) continue;
-            pvti_text_printf(text, ",\n    \"%.*s\": {\"group_size\": %d, \"bits\": %d, \"mode\": \"affine\"}",
+            pvti_text_printf(text,
+                             ",\n    \"%.*s\": {\"group_size\": %d, \"bits\": %d, \"mode\": \"affine\"}",
                              (int)(strrchr(name, '.') - name), name, w->format.in_group, w->format.bits);
         }
         pvti_text_printf(text, "\n  },\n");
@@ -19762,7 +19782,8 @@ static void pvti_mlx_config(pvti_text *text, const pvti_exporter *s)
 }
 
 static const pvti_packing pvti_packings[] = {
-    {"gptq", "pt", 1u << 2 | 1u << 4 | 1u << 8, true, true, true, true, 32, {0}, pvti_gptq_parts, pvti_gptq_config,
+    {"gptq", "pt", 1u << 2 | 1u << 4 | 1u << 8, true, true, true, true, 32, {0}, pvti_gptq_parts,
+     pvti_gptq_config,
      "A GPTQ checkpoint; GPTQModel and transformers read it, vLLM with 4 and 8 bits:\n\n"
      "    pip install gptqmodel\n\n"
      "```python\nfrom gptqmodel import GPTQModel\nmodel = GPTQModel.load(\"DIR\")\n```\n\n"
@@ -19774,8 +19795,8 @@ static const pvti_packing pvti_packings[] = {
      "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
      "model = AutoModelForCausalLM.from_pretrained(\"DIR\")\n"
      "tokenizer = AutoTokenizer.from_pretrained(\"DIR\")\n```\n\n"},
-    {"mlx", "mlx", 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 8, false, false, false, false, 32, {32, 64, 128},
-     pvti_mlx_parts, pvti_mlx_config,
+    {"mlx", "mlx", 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 8, false, false, false, false, 32,
+     {32, 64, 128}, pvti_mlx_parts, pvti_mlx_config,
      "mlx-lm runs it, on a Mac or on Linux:\n\n    pip install mlx-lm\n"
      "    mlx_lm.generate --model DIR --prompt PROMPT\n\n"},
 };
@@ -19788,7 +19809,8 @@ static pvt_result pvti_packed_refuse(const pvti_exporter *s, const char *name, c
 }
 
 /* Format and sizes. */
-static pvt_result pvti_packed_check_format(const pvti_exporter *s, const pvt_tensor_info *t, const pvti_affine *a)
+static pvt_result pvti_packed_check_format(const pvti_exporter *s, const pvt_tensor_info *t,
+                                           const pvti_affine *a)
 {
     const pvti_packing *p = s->packing;
     const pvt_weight *w = t->weight;
@@ -19813,15 +19835,15 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
 {
     int64_t groups = t->n / a->group, g;
     int middle = 1 << (a->bits - 1);
-    char why[200];
+    char why[300];
     for (g = 0; g < groups; g++) {
         double zero = pvti_affine_zero(a, g, middle);
         s->wide = s->wide || !pvti_mlx_fits(a, g);
         if (!s->packing->integers) continue;
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
-                     "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or int:BgGs, "
-                     "which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx holds any",
+                     "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }
@@ -19844,9 +19866,11 @@ static pvt_result pvti_packed_check(pvti_exporter *s)
         bool codes = pvti_save_codes(s->model, &s->desc, &t);
         pvti_affine a;
         if (!codes && !(p->complete && t.linear)) continue;
-        if (!codes) return pvti_packed_refuse(s, t.name, "is not quantized; every linear of a block must be there");
+        if (!codes)
+            return pvti_packed_refuse(s, t.name, "is not quantized; every linear of a block must be there");
         if (p->linears && !t.linear)
-            return pvti_packed_refuse(s, t.name, "is quantized, and there only linears of blocks are; quantize "
+            return pvti_packed_refuse(s, t.name,
+                                      "is quantized, and there only linears of blocks are; quantize "
                                                "without the head");
         if (!pvti_affine_of(t.weight, &a)) a.codes = NULL;
         PVTI_TRY(pvti_packed_check_format(s, &t, &a));
@@ -19888,13 +19912,13 @@ static pvt_result pvti_export_aqlm(pvti_export_job *job, const char *target)
         pvt_format_text(&t.weight->format, text);
         if (t.weight->format.kind != PVT_FORMAT_AQLM)
             return pvti_fail(job->model->ctx, PVT_ERR_UNSUPPORTED,
-                             "%s is in %s, which transformers does not load as AQLM; use --to dense, or a target "
-                             "that has such weights",
+                             "%s is in %s, which transformers does not load as AQLM; use --to dense, or a "
+                             "target that has such weights",
                              t.name, text);
         if (memcmp(&t.weight->format, &first->format, sizeof first->format) != 0)
             return pvti_fail(job->model->ctx, PVT_ERR_UNSUPPORTED,
-                             "%s is in %s and others are not: transformers takes one format for all; use --to "
-                             "dense",
+                             "%s is in %s and others are not: transformers takes one format for all; use "
+                             "--to dense",
                              t.name, text);
     }
     return pvti_export_save(job, NULL);
@@ -19923,14 +19947,15 @@ typedef struct pvti_export_row {
 } pvti_export_row;
 
 static const pvti_export_row pvti_export_rows[] = {
-    {{"hf-aqlm", "transformers' AQLM: codes as they are, an embedding of codes dense", false}, pvti_export_aqlm},
+    {{"hf-aqlm", "transformers' AQLM: codes as they are, an embedding of codes dense", false},
+     pvti_export_aqlm},
     {{"dense", "every weight dequantized, as a Hugging Face directory", false}, pvti_export_plain},
     {{"gguf:f16", "llama.cpp, 16 bits", true}, pvti_export_gguf},
     {{"gguf:bf16", "llama.cpp, 16 bits of bfloat16", true}, pvti_export_gguf},
     {{"gguf:f32", "llama.cpp, 32 bits", true}, pvti_export_gguf},
     {{"gguf:q8_0", "llama.cpp, 8.5 bits", true}, pvti_export_gguf},
-    {{"gguf:q2_0", "llama.cpp, 2.25 bits, without loss: linears in q2_0, or int:2g64 with zeros 1 and 2", true},
-     pvti_export_gguf},
+    {{"gguf:q2_0", "llama.cpp, 2.25 bits, without loss: linears in q2_0, or int:2g64 with zeros 1 and 2",
+      true}, pvti_export_gguf},
     {{"gptq", "GPTQModel, transformers, vLLM: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"compressed-tensors", "vLLM, transformers: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"mlx", "mlx-lm: int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, q2_0", false}, pvti_export_packed},
@@ -19961,7 +19986,8 @@ PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, 
         if (strcmp(pvti_export_rows[i].target.name, target) == 0)
             return pvti_export_rows[i].write(&job, target);
     return pvti_fail(model->ctx, PVT_ERR_ARGUMENT,
-                     "\"%.40s\" is no target; hf-aqlm, dense, gguf:TYPE, gptq, compressed-tensors and mlx are",
+                     "\"%.40s\" is no target; hf-aqlm, dense, gguf:TYPE, gptq, compressed-tensors and "
+                     "mlx are",
                      target);
 }
 

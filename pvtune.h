@@ -126,8 +126,8 @@
       II files
         layer 1     bytes · system: files · block types · files · json · safetensors · weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · save · gguf writing · export ·
-                    quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · layout · load · texts · save · gguf writing ·
+                    export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · fast decoders · fast search · row products · look-ups ·
                     installing · system: threads · pool · start
@@ -1318,11 +1318,11 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
                               with any zeros
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
     dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
-    has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq leave
-    them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says
-    neither that text is composed (NFC) nor before which stretches of text a space goes, which llama.cpp puts
-    before all or none. desc, which may be NULL: dtype, of what is dense in directories; overwrite; base_model
-    and card, which a GGUF holds as general.name and general.description. Errors: those of pvt_model_save;
+    has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
+    leave them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says neither that text is composed (NFC)
+    nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc, which may
+    be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
+    general.name and general.description. Errors: those of pvt_model_save;
     ARGUMENT (no such target; the file exists), UNSUPPORTED (a sentence that names the tensor, or what of the
     model the format cannot say). */
 PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, const char *path,
@@ -19843,7 +19843,8 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
                      "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
-                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx holds any",
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx "
+                     "holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }

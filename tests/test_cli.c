@@ -324,7 +324,7 @@ static void test_results(pvt_ctx *ctx)
     CHECK(strcmp(out_text, "[97,98,32,99]\n") == 0);
     CHECK_REFUSED(1, "is a directory", run("export model -o dense --to gguf:f16 -q"));
     CHECK_REFUSED(1, "is the input", run("export q.gguf -o q.gguf --to gguf:f16 -q --overwrite"));
-    CHECK_REFUSED(1, "\" is in aqlm:", run("export q -o q2.gguf --to gguf:q2_0 -q"));
+    CHECK_REFUSED(1, "\"model.layers.0.", run("export q -o q2.gguf --to gguf:q2_0 -q"));
     CHECK_REFUSED(1, "has no form there", run("export q -o packed --to gptq -q"));
     CHECK(sh("test ! -e packed && test ! -e q2.gguf && rm q.gguf") == 0);
     CHECK_RUN(run("info q --plan tune --batch 4 --ctx 32 --json"));

@@ -128,8 +128,8 @@
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · save · quantize checkpoint ·
-                    checkpoint
+                    tokenizer files · tokenizer saving · layout · load · texts · save · gguf writing ·
+                    export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -1363,6 +1363,36 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 /* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
    or pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
+
+typedef struct pvt_export_target {
+    const char *name;  /* "gguf:q8_0", "gptq", … */
+    const char *about; /* whom it is for, and what it holds */
+    bool file;         /* is one file; else a directory */
+} pvt_export_target;
+/* The i-th target, i from 0; NULL behind the last. Needs no context. */
+PVT_API const pvt_export_target *pvt_export_target_at(int i);
+/*  Writes the model for other software, with its tokenizer, to a file or a directory, as pvt_model_save does.
+        hf-aqlm, dense        Hugging Face directories for transformers, which pvtune loads too
+        gguf:f16 bf16 f32     one file for llama.cpp; vectors are F32
+        gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
+        gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
+                              where 64 divides G and each zero is 1 or 2
+        gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
+                              integers
+        compressed-tensors    the same, and linears may be dense
+        mlx                   int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, and q2_0, in any mixture,
+                              with any zeros
+    What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
+    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
+    has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
+    leave them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says neither that text is composed (NFC)
+    nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc, which may
+    be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
+    general.name and general.description. Errors: those of pvt_model_save;
+    ARGUMENT (no such target; the file exists), UNSUPPORTED (a sentence that names the tensor, or what of the
+    model the format cannot say). */
+PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, const char *path,
+                                    const pvt_save_desc *desc);
 #endif
 
 /* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
@@ -12330,11 +12360,27 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
     EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k) PVTI_IQ_TYPES(EACH)
 
 #if PVTUNE_LAYER >= 2
-/* The head as Q8_0 blocks: d = max |x| / 127 in fp16, q = x/d to nearest. */
+/* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16. */
+static bool pvti_q8_block(const pvt_real *x, uint8_t *out)
+{
+    double most = 0, d;
+    uint16_t bits;
+    int i;
+    for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)x[i]));
+    bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+    pvti_store_u16(out, bits);
+    for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+        double q = d > 0 ? (double)x[i] / d : 0;
+        out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
+    }
+    return d <= 65504;
+}
+
+/* The head as Q8_0 blocks. */
 static pvt_result pvti_model_head_q8(pvt_model *model)
 {
     pvt_weight *head = &model->head, q8;
-    int64_t V = head->O, C = head->I, r, b, i;
+    int64_t V = head->O, C = head->I, r, b;
     pvt_real *row;
     uint8_t *blocks;
     if (head->dtype == PVT_Q8_0) return PVT_OK;
@@ -12349,18 +12395,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     }
     for (r = 0; r < V; r++) {
         head->kind->tile(head, row, C, r, r + 1, 0, C);
-        for (b = 0; b < C / 32; b++) {
-            uint8_t *out = blocks + (r * (C / 32) + b) * 34;
-            double most = 0, d;
-            uint16_t bits;
-            for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)row[b * 32 + i]));
-            bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
-            pvti_store_u16(out, bits);
-            for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
-                double q = d > 0 ? (double)row[b * 32 + i] / d : 0;
-                out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
-            }
-        }
+        for (b = 0; b < C / 32; b++) pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34);
     }
     pvti_free(model->ctx, row);
     PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
@@ -18312,10 +18347,11 @@ static int pvti_save_merge_tie(const void *self, int64_t a, int64_t b)
     return m[a].right < m[b].right ? -1 : m[a].right > m[b].right;
 }
 
-static pvt_result pvti_save_merges(pvti_text *out, const pvt_tokenizer *t)
+/* The slots of all merges by rank; the caller frees them. */
+static pvt_result pvti_save_merges_order(const pvt_tokenizer *t, pvti_sort_item **out, int64_t *count)
 {
-    pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->n_merges + 1);
-    int64_t slot, n = 0, i;
+    pvti_sort_item *items = *out = PVTI_NEW(t->ctx, pvti_sort_item, t->n_merges + 1);
+    int64_t slot, n = 0;
     if (!items) return PVT_ERR_MEMORY;
     for (slot = 0; slot < t->merges_size; slot++) {
         if (!t->merges[slot].id1) continue;
@@ -18323,6 +18359,15 @@ static pvt_result pvti_save_merges(pvti_text *out, const pvt_tokenizer *t)
         items[n++].index = slot;
     }
     pvti_sort(items, n, pvti_save_merge_tie, t);
+    *count = n;
+    return PVT_OK;
+}
+
+static pvt_result pvti_save_merges(pvti_text *out, const pvt_tokenizer *t)
+{
+    pvti_sort_item *items;
+    int64_t n, i;
+    PVTI_TRY(pvti_save_merges_order(t, &items, &n));
     for (i = 0; i < n; i++) {
         pvti_text_printf(out, "%s\n      [", i ? "," : "");
         pvti_save_piece(out, t, t->merges[items[i].index].left);
@@ -18560,11 +18605,11 @@ static bool pvti_save_model_possible(const pvt_tokenizer *t)
            (bytes == 256 || (bytes == 0 && t->fuse_unknown));
 }
 
-/* One piece. Pieces must differ and not be empty: what is none gets a name that no text has. */
-static void pvti_save_model_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id, float score)
+/* One piece and its type. Pieces must differ and not be empty: what is none gets a name that no text has. */
+static pvti_text pvti_save_model_spelling(const pvt_tokenizer *t, int64_t id, int *piece_type)
 {
     const pvti_piece *piece = &t->pieces[id];
-    pvti_text text = pvti_save_spelling(t, id), message = pvti_text_begin(t->ctx);
+    pvti_text text = pvti_save_spelling(t, id);
     int type = piece->type;
     if (type == PVTI_PIECE_UNKNOWN) type = PVTI_PIECE_CONTROL; /* there is one unknown piece */
     if (id == t->unknown) type = PVTI_PIECE_UNKNOWN;
@@ -18576,6 +18621,13 @@ static void pvti_save_model_piece(pvti_text *out, const pvt_tokenizer *t, int64_
         text.size = 0;
         pvti_text_printf(&text, "<no piece %lld>", (long long)id);
     }
+    *piece_type = type;
+    return text;
+}
+static void pvti_save_model_piece(pvti_text *out, const pvt_tokenizer *t, int64_t id, float score)
+{
+    int type;
+    pvti_text text = pvti_save_model_spelling(t, id, &type), message = pvti_text_begin(t->ctx);
     pvti_proto_put_bytes(&message, 1, text.data, text.size);
     pvti_proto_put_float(&message, 2, score);
     if (type != PVTI_PIECE_NORMAL) pvti_proto_put_int(&message, 3, type);
@@ -19751,19 +19803,50 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
 // >>save
 /*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
+/* ---- the layouts of other software, see >>export ---- */
+
+typedef struct pvti_exporter pvti_exporter;
+/* A tensor of a packed weight: NAME.SUFFIX. */
+typedef pvt_result pvti_packed_fn(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out);
+typedef struct pvti_part {
+    const char *suffix;
+    pvt_dtype dtype;
+    int rank;
+    int64_t shape[2];
+    pvti_packed_fn *put;
+} pvti_part;
+enum { PVTI_PARTS = 4 };
+
+typedef struct pvti_packing {
+    const char *target, *metadata; /* "format" in the safetensors header: what it was made by and for */
+    unsigned bits;                 /* widths it has: bit B set */
+    bool uniform;                  /* one format for all */
+    bool complete;                 /* every linear of a block is packed */
+    bool integers;                 /* zeros are integers of B bits */
+    bool linears;                  /* no embedding, no head */
+    int multiple;                  /* that divides O and I */
+    int64_t groups[4];             /* the sizes of groups it has; 0: any */
+    void (*parts)(const pvti_exporter *s, const pvt_weight *w, pvti_part out[PVTI_PARTS]);
+    void (*config)(pvti_text *text, const pvti_exporter *s);
+    const char *card; /* how it is run */
+} pvti_packing;
+
 /* ---- model.safetensors ---- */
 
-/* One tensor of the file: one of the model's tensors, or an array of one with codes. */
+/* One tensor of the file: one of the model's tensors, or an array (a part) of one with codes. */
 typedef struct pvti_export_item {
     int64_t tensor;
     int array; /* −1: the tensor itself */
     char name[PVTI_NAME];
 } pvti_export_item;
 
-typedef struct pvti_exporter {
+struct pvti_exporter {
     pvt_ctx *ctx;
     const pvt_model *model;
     pvt_save_desc desc; /* with its defaults filled in */
+    const pvti_packing *packing; /* NULL: >>layout's */
+    bool symmetric, wide; /* with it: zeros are in the middle; scales are fp32 */
     pvt_format format; /* of the first weight with codes, if any are written as codes: */
     bool codes;
     bool mixed;        /* there are others with other formats */
@@ -19773,7 +19856,7 @@ typedef struct pvti_exporter {
     int64_t n;
     pvt_real *chunk; /* at least PVTI_SAVE_CHUNK numbers, or a row */
     float *rounded;  /* the same number of them in the file's type, at most four bytes each */
-} pvti_exporter;
+};
 
 static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const char *suffix, pvt_dtype dtype,
                             int rank, const int64_t *shape)
@@ -19787,11 +19870,27 @@ static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const c
     pvti_dtype_bytes(dtype, shape, rank, &t->bytes);
 }
 
+static void pvti_export_add_parts(pvti_exporter *s, int64_t tensor, const pvt_weight *weight)
+{
+    pvti_part parts[PVTI_PARTS];
+    char suffix[32];
+    s->packing->parts(s, weight, parts);
+    for (int i = 0; i < PVTI_PARTS; i++) {
+        if (!parts[i].put) continue;
+        snprintf(suffix, sizeof suffix, ".%s", parts[i].suffix);
+        pvti_export_add(s, tensor, i, suffix, parts[i].dtype, parts[i].rank, parts[i].shape);
+    }
+}
+
 static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     char suffix[32];
     int n = pvt_weight_arrays(weight, arrays), i;
+    if (s->packing) {
+        pvti_export_add_parts(s, tensor, weight);
+        return;
+    }
     for (i = 0; i < n; i++) {
         pvti_layout_array(&arrays[i], s->aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[i].name);
@@ -19897,6 +19996,11 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     int64_t n = pvti_tensor_count(&s->tensors[index]);
     if (item->array < 0 && t.weight) return pvti_export_dense(s, t.weight, item->name, w);
     if (item->array < 0) return pvti_export_values(s, t.values, dtype, n, item->name, w);
+    if (s->packing) {
+        pvti_part parts[PVTI_PARTS];
+        s->packing->parts(s, t.weight, parts);
+        return parts[item->array].put(s, t.weight, item->name, w);
+    }
     if (item->array == 0) return pvti_export_codes(s, t.weight, n, w); /* codes come first: see >>weights */
     return pvti_export_values(s, (const pvt_real *)t.weight->array[item->array], dtype, n, item->name, w);
 }
@@ -19984,6 +20088,10 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
     bool ours = pvti_export_codes_embedding(s);
     int64_t i;
     if (!s->codes) return;
+    if (s->packing) {
+        s->packing->config(text, s);
+        return;
+    }
     if (!s->aqlm) {
         pvti_export_quantization_ours(text, s);
         return;
@@ -20076,10 +20184,29 @@ static void pvti_card_name(pvti_text *text, const char *name)
         pvti_text_put(text, (uint8_t)*name < 32 || *name == 127 || strchr("|`<>", *name) ? "_" : name, 1);
 }
 
+/* What the file takes. */
+static pvt_bits pvti_card_bits(const pvti_exporter *s)
+{
+    pvt_bits bits = pvt_model_bits(s->model, &s->desc);
+    int64_t linears = 0, bytes = 0, i;
+    if (!s->packing) return bits;
+    bits.bytes = 0;
+    for (i = 0; i < s->n; i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, s->items[i].tensor);
+        bits.bytes += s->tensors[i].bytes;
+        if (!t.linear) continue;
+        bytes += s->tensors[i].bytes;
+        if (s->items[i].array <= 0) linears += t.n;
+    }
+    bits.linears = bits.packed_linears = linears ? 8.0 * (double)bytes / (double)linears : 0;
+    bits.all = bits.packed_all = 8.0 * (double)bits.bytes / (double)bits.params;
+    return bits;
+}
+
 static void pvti_card_facts(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_model_config *c = &s->model->config;
-    pvt_bits bits = pvt_model_bits(s->model, &s->desc);
+    pvt_bits bits = pvti_card_bits(s);
     char format[48];
     pvt_format_text(&s->format, format);
     if (s->mixed) snprintf(format, sizeof format, "mixed, see config.json");
@@ -20110,6 +20237,13 @@ static void pvti_card_loading(pvti_text *text, const pvti_exporter *s)
 {
     bool codes = s->codes, ours = pvti_export_codes_embedding(s) || (codes && !s->aqlm);
     pvti_text_printf(text, "\n## Loading\n\n");
+    if (s->packing) {
+        pvti_text_printf(text,
+                         "%spvtune itself does not load this directory; it tunes and runs the one that it\n"
+                               "was exported from.\n",
+                         s->packing->card);
+        return;
+    }
     if (codes && !s->aqlm)
         pvti_text_printf(text, "This is a format of pvtune's own, which transformers refuses. `pvtune export DIR --to\n"
                                "dense -o OUT` writes dense weights that it loads. ");
@@ -20143,11 +20277,13 @@ static void pvti_card_text(pvti_text *text, const pvti_exporter *s)
         pvti_text_string(text, s->desc.base_model, (int64_t)strlen(s->desc.base_model));
         pvti_text_printf(text, "\n");
     }
-    if (!pvti_export_codes_embedding(s) && (s->aqlm || !s->codes))
-        pvti_text_printf(text, "library_name: transformers\n");
-    pvti_text_printf(text, "pipeline_tag: text-generation\ntags:\n- pvtune\n%s---\n\n"
-                           "# A language model written by pvtune\n\n",
+    if (s->packing || (!pvti_export_codes_embedding(s) && (s->aqlm || !s->codes)))
+        pvti_text_printf(text, "library_name: %s\n",
+                         s->packing && strcmp(s->packing->target, "mlx") == 0 ? "mlx" : "transformers");
+    pvti_text_printf(text, "pipeline_tag: text-generation\ntags:\n- pvtune\n%s",
                      s->aqlm ? "- aqlm\n" : "");
+    if (s->packing) pvti_text_printf(text, "- %s\n", s->packing->target);
+    pvti_text_printf(text, "---\n\n# A language model written by pvtune\n\n");
     pvti_card_facts(text, s);
     if (s->desc.card) pvti_text_printf(text, "\n%s", s->desc.card);
     pvti_card_loading(text, s);
@@ -20189,7 +20325,7 @@ static pvt_result pvti_export_card(const pvti_exporter *s, pvti_exchange *ex)
 /* Everything that a directory holds of a model. */
 static pvt_result pvti_export_files(pvti_exporter *s, pvti_exchange *ex)
 {
-    static const char *const metadata[] = {"format", "pt", NULL};
+    const char *metadata[] = {"format", s->packing ? s->packing->metadata : "pt", NULL};
     const pvt_model *model = s->model;
     pvti_text text = pvti_text_begin(s->ctx);
     pvti_writer weights;
@@ -20217,10 +20353,44 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
     return pvti_exchange_commit(ex, PVTI_SAVED_MODEL | PVTI_SAVED_TOKENIZER);
 }
 
-PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
+/* s->packing has checked that it holds the model. */
+static pvt_result pvti_save_as(pvti_exporter *s, const char *dir)
+{
+    const pvt_model *model = s->model;
+    pvti_exchange exchange;
+    pvt_result result;
+    if (model->config.rope_factors)
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: this model's rotary frequencies have factors that follow no rule which "
+                         "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
+                         dir);
+    memset(&exchange, 0, sizeof exchange);
+    if (!s->desc.dtype) s->desc.dtype = PVT_F16;
+    if (s->desc.dtype > PVT_BF16)
+        result = pvti_fail(model->ctx, PVT_ERR_ARGUMENT, "a model is saved in fp16, bf16 or fp32, not as %s",
+                           pvti_dtype_info(s->desc.dtype) ? pvti_dtype_info(s->desc.dtype)->name : "that");
+    else result = pvti_export_directory(s, dir, s->desc.overwrite, &exchange);
+    pvti_exchange_end(&exchange);
+    pvti_free(model->ctx, s->items);
+    pvti_free(model->ctx, s->tensors);
+    pvti_free(model->ctx, s->chunk);
+    pvti_free(model->ctx, s->rounded);
+    return result;
+}
+
+static pvti_exporter pvti_saver_of(const pvt_model *model, const pvt_save_desc *desc)
 {
     pvti_exporter saver;
-    pvti_exchange exchange;
+    memset(&saver, 0, sizeof saver);
+    saver.ctx = model->ctx;
+    saver.model = model;
+    if (desc) saver.desc = *desc;
+    return saver;
+}
+
+PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
+{
+    pvti_exporter saver = pvti_saver_of(model, desc);
     pvt_result result;
     if (model->ctx->device) {
         pvt_model *host;
@@ -20229,28 +20399,1148 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
         pvt_model_free(host);
         return result;
     }
-    if (model->config.rope_factors)
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: this model's rotary frequencies have factors that follow no rule which "
-                         "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
-                         dir);
-    memset(&saver, 0, sizeof saver);
-    memset(&exchange, 0, sizeof exchange);
-    saver.ctx = model->ctx;
-    saver.model = model;
-    if (desc) saver.desc = *desc;
-    if (!saver.desc.dtype) saver.desc.dtype = PVT_F16;
-    if (saver.desc.dtype > PVT_BF16)
-        result = pvti_fail(model->ctx, PVT_ERR_ARGUMENT, "a model is saved in fp16, bf16 or fp32, not as %s",
-                           pvti_dtype_info(saver.desc.dtype) ? pvti_dtype_info(saver.desc.dtype)->name
-                                                             : "that");
-    else result = pvti_export_directory(&saver, dir, saver.desc.overwrite, &exchange);
-    pvti_exchange_end(&exchange);
-    pvti_free(model->ctx, saver.items);
-    pvti_free(model->ctx, saver.tensors);
-    pvti_free(model->ctx, saver.chunk);
-    pvti_free(model->ctx, saver.rounded);
+    return pvti_save_as(&saver, dir);
+}
+
+// >>gguf writing
+/*  A model as one GGUF file for llama.cpp, the inverse of what >>load makes of one: its names, columns first,
+    rows of q and k with rotary pairs as neighbours where the architecture has them so. Vectors are F32, the
+    embedding and the head F16 where the type is one for linears alone. */
+
+/* ---- a scalar weight: what several runtimes hold ---- */
+
+/* W = scale · (q − zero), scale and zero for each `group` neighbours of a row. */
+typedef struct pvti_affine {
+    int bits;
+    int64_t group;
+    const uint8_t *codes;   /* [O, I] */
+    const pvt_real *scales; /* [O, I/group] */
+    const pvt_real *zeros;  /* [O, I/group]; NULL: zero is `zero` everywhere */
+    double zero;
+} pvti_affine;
+
+/* False: the weight is of another kind (a rotated one too, whose text has more in front). */
+static bool pvti_affine_of(const pvt_weight *w, pvti_affine *out)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    char text[48];
+    int n, i;
+    memset(out, 0, sizeof *out);
+    if (!pvti_has_codes(w)) return false;
+    pvt_format_text(&w->format, text);
+    if (strncmp(text, "int:", 4) != 0 && strcmp(text, "q2_0") != 0) return false;
+    n = pvt_weight_arrays(w, arrays);
+    for (i = 0; i < n; i++) {
+        if (strcmp(arrays[i].name, "codes") == 0) out->codes = (const uint8_t *)arrays[i].data;
+        if (strcmp(arrays[i].name, "scales") == 0) out->scales = (const pvt_real *)arrays[i].data;
+        if (strcmp(arrays[i].name, "zeros") == 0) out->zeros = (const pvt_real *)arrays[i].data;
+    }
+    out->bits = w->format.bits, out->group = w->format.in_group;
+    out->zero = text[0] == 'q' ? 1 : 1 << (out->bits - 1); /* q2_0; integers without zeros are symmetric */
+    return out->codes && out->scales;
+}
+
+/* Where the scale is 0 so is the weight, whatever the zero: `idle` then. */
+static double pvti_affine_zero(const pvti_affine *a, int64_t g, double idle)
+{
+    if (a->scales[g] == 0) return idle;
+    return a->zeros ? (double)a->zeros[g] : a->zero;
+}
+
+/* ---- the file that is being made ---- */
+
+typedef struct pvti_gguf_out {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    const struct pvti_gguf_type *matrix, *other; /* of linears; of the embedding and the head */
+    const char *path;
+    const pvt_save_desc *desc;
+    pvti_text keys;   /* key-value pairs */
+    pvti_text infos;  /* of tensors */
+    int64_t n_keys, n_tensors, offset;
+    pvti_writer writer;
+    pvt_real *row;    /* one of the widest matrix */
+    float *rounded;   /* the same in the file's type, or in F32 before it is put into blocks */
+    uint8_t *bytes;   /* the same as the file has it */
+} pvti_gguf_out;
+
+static void pvti_gguf_put_u32(pvti_text *text, uint32_t value)
+{
+    char bytes[4];
+    pvti_store_u32(bytes, value);
+    pvti_text_put(text, bytes, 4);
+}
+static void pvti_gguf_put_u64(pvti_text *text, uint64_t value)
+{
+    char bytes[8];
+    pvti_store_u64(bytes, value);
+    pvti_text_put(text, bytes, 8);
+}
+static void pvti_gguf_put_string(pvti_text *text, const char *s, int64_t n)
+{
+    pvti_gguf_put_u64(text, (uint64_t)n);
+    pvti_text_put(text, s, n);
+}
+
+/* A key, whose value is put next. "%s" in it is the architecture. */
+static void pvti_gguf_put_key(pvti_gguf_out *s, const char *name, uint32_t type)
+{
+    const pvti_family *family = pvti_family_saved(&s->model->config);
+    const char *rest = strstr(name, "%s");
+    char key[96];
+    snprintf(key, sizeof key, "%s%s", rest ? family->gguf : name, rest ? rest + 2 : "");
+    pvti_gguf_put_string(&s->keys, key, (int64_t)strlen(key));
+    pvti_gguf_put_u32(&s->keys, type);
+    s->n_keys++;
+}
+static void pvti_gguf_key_u32(pvti_gguf_out *s, const char *name, int64_t value)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_U32);
+    pvti_gguf_put_u32(&s->keys, (uint32_t)value);
+}
+static void pvti_gguf_key_f32(pvti_gguf_out *s, const char *name, double value)
+{
+    char bytes[4];
+    pvti_gguf_put_key(s, name, PVTI_GGUF_F32);
+    pvti_store_f32(bytes, (float)value);
+    pvti_text_put(&s->keys, bytes, 4);
+}
+static void pvti_gguf_key_bool(pvti_gguf_out *s, const char *name, bool value)
+{
+    char byte = value;
+    pvti_gguf_put_key(s, name, PVTI_GGUF_BOOL);
+    pvti_text_put(&s->keys, &byte, 1);
+}
+static void pvti_gguf_key_string(pvti_gguf_out *s, const char *name, const char *value)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_STRING);
+    pvti_gguf_put_string(&s->keys, value, (int64_t)strlen(value));
+}
+static void pvti_gguf_key_array(pvti_gguf_out *s, const char *name, uint32_t type, int64_t n)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_ARRAY);
+    pvti_gguf_put_u32(&s->keys, type);
+    pvti_gguf_put_u64(&s->keys, (uint64_t)n);
+}
+
+/* ---- the tokenizer ---- */
+
+/* A piece as it stands in the list, and its type. Pieces must differ and not be empty: what is none, or is
+   found under its text by another id, gets a name that no text has. */
+static int pvti_gguf_piece(const pvt_tokenizer *t, int64_t id, pvti_text *text)
+{
+    const pvti_piece *piece = &t->pieces[id < t->V ? id : 0];
+    int type = piece->type;
+    if (id >= t->V) {
+        *text = pvti_text_begin(t->ctx);
+    } else if (t->spaces) {
+        *text = pvti_save_model_spelling(t, id, &type);
+        return type;
+    } else {
+        *text = pvti_save_spelling(t, id);
+        if (type != PVTI_PIECE_HOLE && type != PVTI_PIECE_UNUSED && piece->bytes > 0 &&
+            pvti_vocab_find(t, t->pool + piece->start, piece->bytes) == id) return type;
+    }
+    text->size = 0;
+    pvti_text_printf(text, "<no piece %lld>", (long long)id);
+    return PVTI_PIECE_UNUSED;
+}
+
+/* As many as the embedding has rows. */
+static pvt_result pvti_gguf_put_pieces(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    int64_t V = s->model->config.vocab, id;
+    pvti_text types = pvti_text_begin(s->ctx);
+    pvt_result result;
+    pvti_gguf_key_array(s, "tokenizer.ggml.tokens", PVTI_GGUF_STRING, V);
+    for (id = 0; id < V; id++) {
+        pvti_text text;
+        pvti_gguf_put_u32(&types, (uint32_t)pvti_gguf_piece(t, id, &text));
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
+        s->keys.failed |= text.failed;
+        pvti_text_free(&text);
+    }
+    pvti_gguf_key_array(s, "tokenizer.ggml.token_type", PVTI_GGUF_I32, V);
+    pvti_text_put(&s->keys, types.data, types.size);
+    result = pvti_text_check(&types);
+    pvti_text_free(&types);
+    return result == PVT_OK ? pvti_text_check(&s->keys) : result;
+}
+
+static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    int64_t V = s->model->config.vocab, id;
+    float *scores = PVTI_NEW(s->ctx, float, V);
+    bool same = true;
+    pvt_result result = scores ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK && !t->scored) result = pvti_save_scores(t, scores, &same);
+    if (result == PVT_OK && !same)
+        result = pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                           "%s: this tokenizer's list of merges follows no scores, by which llama.cpp merges "
+                           "pieces of the SentencePiece family: it cannot be said in a GGUF",
+                           s->path);
+    for (id = 0; id < t->V && result == PVT_OK && t->scored; id++) scores[id] = t->pieces[id].score;
+    for (id = t->V; id < V && result == PVT_OK; id++) scores[id] = -1e6f;
+    if (result == PVT_OK) pvti_gguf_key_array(s, "tokenizer.ggml.scores", PVTI_GGUF_F32, V);
+    for (id = 0; id < V && result == PVT_OK; id++) {
+        char bytes[4];
+        pvti_store_f32(bytes, scores[id]);
+        pvti_text_put(&s->keys, bytes, 4);
+    }
+    pvti_free(s->ctx, scores);
     return result;
+}
+
+static pvt_result pvti_gguf_put_merges(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    pvti_sort_item *items;
+    int64_t n, i;
+    PVTI_TRY(pvti_save_merges_order(t, &items, &n));
+    pvti_gguf_key_array(s, "tokenizer.ggml.merges", PVTI_GGUF_STRING, n);
+    for (i = 0; i < n; i++) {
+        const pvti_merge *m = &t->merges[items[i].index];
+        pvti_text left = pvti_save_spelling(t, m->left), right = pvti_save_spelling(t, m->right);
+        pvti_text_put(&left, " ", 1);
+        pvti_text_put(&left, right.data, right.size);
+        pvti_gguf_put_string(&s->keys, left.data, left.size);
+        s->keys.failed |= left.failed | right.failed;
+        pvti_text_free(&left);
+        pvti_text_free(&right);
+    }
+    pvti_free(s->ctx, items);
+    return pvti_text_check(&s->keys);
+}
+
+/* What llama.cpp calls the splitting of words: the inverse of pvti_gguf_words. NULL: it has none such. */
+static const char *pvti_gguf_pre(const pvt_tokenizer *t)
+{
+    static const struct { int words; const char *name; } names[] = {
+        {PVTI_WORDS_GPT2, "gpt-2"}, {PVTI_WORDS_LLAMA3, "llama-bpe"}, {PVTI_WORDS_QWEN2, "qwen2"},
+        {PVTI_WORDS_SMOLLM, "smollm"}};
+    int i;
+    if (t->n_merges == 0 && !t->ignore_merges) return "gpt-2"; /* bytes: however they are split */
+    for (i = 0; i < PVTI_COUNT(names); i++)
+        if (names[i].words == t->words && t->ignore_merges == (t->words == PVTI_WORDS_LLAMA3))
+            return names[i].name;
+    return NULL;
+}
+
+/*  Whether llama.cpp would tokenize alike. It composes no characters (NFC) and puts a space in front of every
+    stretch between special tokens, or of none: real files of these families are no different in that. */
+static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    const char *why = NULL;
+    if (t->V > s->model->config.vocab) why = "has more tokens than the embedding has rows";
+    else if (t->collapse) why = "makes one space of several, which llama.cpp does not";
+    else if (t->spaces && !pvti_save_model_possible(t)) why = "does what llama.cpp's SentencePiece does not";
+    else if (!t->spaces && (!pvti_gguf_pre(t) || t->prefix)) why = "splits words as llama.cpp does not";
+    if (!why) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: this model's tokenizer %s: it cannot be said in a GGUF",
+                     s->path, why);
+}
+
+/* The template of a chat: a GGUF's, or the one that stands beside the tokenizer's file. */
+static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_map map;
+    pvti_json j;
+    int64_t node, bytes;
+    if (t->template_) pvti_gguf_key_string(s, "tokenizer.chat_template", t->template_);
+    if (t->template_ || !t->file) return PVT_OK;
+    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "chat_template.jinja"));
+    if (pvti_path_exists(s->ctx, path)) {
+        PVTI_TRY(pvti_map_open(s->ctx, path, &map));
+        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
+        pvti_gguf_put_string(&s->keys, (const char *)map.data, map.size);
+        pvti_map_close(s->ctx, &map);
+        return PVT_OK;
+    }
+    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "tokenizer_config.json"));
+    if (!pvti_path_exists(s->ctx, path)) return PVT_OK;
+    PVTI_TRY(pvti_json_open(s->ctx, path, &map, &j));
+    node = pvti_json_find(&j, 0, "chat_template");
+    bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
+    if (bytes > 0) {
+        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
+        pvti_gguf_put_u64(&s->keys, (uint64_t)bytes);
+        if (pvti_text_reserve(&s->keys, bytes)) {
+            pvti_json_string(&j, node, s->keys.data + s->keys.size, bytes + 1);
+            s->keys.size += bytes;
+        }
+    }
+    pvti_json_free(&j);
+    pvti_map_close(s->ctx, &map);
+    return PVT_OK;
+}
+
+static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
+{
+    const pvt_tokenizer *t = s->model->tokenizer;
+    static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
+                                       "tokenizer.ggml.unknown_token_id"};
+    int32_t ids[3];
+    int i;
+    pvti_gguf_key_string(s, "tokenizer.ggml.model", !t ? "none" : t->spaces ? "llama" : "gpt2");
+    if (!t) return PVT_OK;
+    PVTI_TRY(pvti_gguf_tokenizer_check(s, t));
+    pvti_gguf_key_string(s, "tokenizer.ggml.pre", t->spaces ? "default" : pvti_gguf_pre(t));
+    PVTI_TRY(pvti_gguf_put_pieces(s, t));
+    PVTI_TRY(t->spaces ? pvti_gguf_put_scores(s, t) : pvti_gguf_put_merges(s, t));
+    ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
+    /* without the key SentencePiece's family has ids 1, 2 and 0; one beyond the vocabulary is none */
+    for (i = 0; i < 3; i++)
+        if (ids[i] >= 0 || t->spaces) pvti_gguf_key_u32(s, keys[i], ids[i]);
+    pvti_gguf_key_bool(s, "tokenizer.ggml.add_bos_token", t->adds_bos && t->bos >= 0);
+    if (t->spaces) pvti_gguf_key_bool(s, "tokenizer.ggml.add_space_prefix", t->prefix != PVTI_PREFIX_NONE);
+    return pvti_gguf_put_template(s, t);
+}
+
+/* ---- types ---- */
+
+/* Row r of a matrix as the file has it, into s->bytes. */
+typedef pvt_result pvti_gguf_row_fn(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name);
+
+typedef struct pvti_gguf_type {
+    const char *name;
+    uint32_t number, file_type; /* of GGUF's types; of llama.cpp's for a whole file */
+    int64_t block, bytes;
+    bool linears;               /* for them alone */
+    pvti_gguf_row_fn *row;
+} pvti_gguf_type;
+
+static pvt_result pvti_gguf_row_plain(pvti_gguf_out *s, const pvt_weight *w, pvt_dtype dtype, int64_t r,
+                                      const char *name)
+{
+    PVTI_TRY(pvti_round_rows(w, dtype, s->rounded, s->row, r, r + 1, name));
+    pvti_copy_numbers(s->bytes, s->rounded, w->I, pvti_dtype_info(dtype)->bytes);
+    return PVT_OK;
+}
+static pvt_result pvti_gguf_row_f32(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_plain(s, w, PVT_F32, r, name);
+}
+static pvt_result pvti_gguf_row_f16(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_plain(s, w, PVT_F16, r, name);
+}
+static pvt_result pvti_gguf_row_bf16(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_plain(s, w, PVT_BF16, r, name);
+}
+
+/* Blocks that are Q8_0 already stay as they are. */
+static pvt_result pvti_gguf_row_q8_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    int64_t blocks = w->I / 32, b, i;
+    if (!pvti_has_codes(w) && w->dtype == PVT_Q8_0) {
+        memcpy(s->bytes, (const uint8_t *)w->array[0] + r * blocks * 34, (size_t)(blocks * 34));
+        return PVT_OK;
+    }
+    PVTI_TRY(pvti_round_rows(w, PVT_F32, s->rounded, s->row, r, r + 1, name));
+    for (i = 0; i < w->I; i++) s->row[i] = (pvt_real)s->rounded[i];
+    for (b = 0; b < blocks; b++)
+        if (!pvti_q8_block(s->row + b * 32, s->bytes + b * 34))
+            return pvti_fail(s->ctx, PVT_ERR_NUMERIC,
+                             "tensor \"%s\": row %lld: a scale of its Q8_0 blocks exceeds fp16", name,
+                             (long long)r);
+    return PVT_OK;
+}
+
+/*  | d f16 | q3·q2·q1·q0 | … | q63·q62·q61·q60 |     x = d·(q − 1), neighbours share a byte
+    A zero of 1 is this; a zero of 2 is d·(q − 2) = −d·((3 − q) − 1). */
+static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    pvti_affine a;
+    int64_t b, j;
+    if (!pvti_affine_of(w, &a)) return PVT_ERR_UNSUPPORTED; /* was checked: see pvti_gguf_hold_q2_0 */
+    for (b = 0; b < w->I / 64; b++) {
+        uint8_t *out = s->bytes + 18 * b;
+        const uint8_t *q = a.codes + r * w->I + 64 * b;
+        int64_t g = (r * w->I + 64 * b) / a.group;
+        bool turned = pvti_affine_zero(&a, g, 1) == 2;
+        pvt_real d = turned ? -a.scales[g] : a.scales[g];
+        uint16_t half;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &half, &d, 1, name, g));
+        pvti_store_u16(out, half);
+        memset(out + 2, 0, 16);
+        for (j = 0; j < 64; j++)
+            out[2 + j / 4] = (uint8_t)(out[2 + j / 4] | (turned ? 3 - q[j] : q[j]) << j % 4 * 2);
+    }
+    return PVT_OK;
+}
+
+static const pvti_gguf_type pvti_gguf_types[] = {
+    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16}, /* first: of what is not a linear where that must be one */
+    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32},
+    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16},
+    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0},
+    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0},
+};
+
+static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t)
+{
+    int64_t groups, g;
+    char text[48];
+    pvti_affine a;
+    pvt_format_text(&t->weight->format, text);
+    if (!pvti_affine_of(t->weight, &a) || a.bits != 2 || a.group % 64 != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: \"%s\" is in %s%s; without loss Q2_0 holds q2_0, and int:2gG where 64 "
+                         "divides G and each zero is 1 or 2",
+                         s->path, t->name, pvti_has_codes(t->weight) ? "" : "dense ", text);
+    groups = t->n / a.group;
+    for (g = 0; g < groups; g++) {
+        double zero = pvti_affine_zero(&a, g, 1);
+        if (zero != 1 && zero != 2)
+            return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                             "%s: \"%s\": the zero of group %lld is %g; Q2_0 holds those that are 1 or 2 "
+                             "(q2_0 keeps it so; int:2g64 does when its zeros are not tuned)",
+                             s->path, t->name, (long long)g, zero);
+    }
+    return PVT_OK;
+}
+
+/* ---- sizes, tensors, the file ---- */
+
+static const pvti_gguf_type *pvti_gguf_type_of(const pvti_gguf_out *s, const pvt_tensor_info *t)
+{
+    return t->linear ? s->matrix : s->other;
+}
+
+/* What GGUF has no way to say, and llama.cpp none to do. */
+static pvt_result pvti_gguf_check(pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    const pvti_family *family = pvti_family_saved(c);
+    int64_t i;
+    if (c->window && family->window_rule == PVTI_WINDOW_SWITCHED)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: in models of type %s a GGUF cannot say that attention has a window", s->path,
+                         family->name);
+    if ((c->rope_factor != 0 || c->rope_factors) && strcmp(family->gguf, "llama") != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
+                         family->gguf);
+    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        const pvti_gguf_type *type = pvti_gguf_type_of(s, &t);
+        if (!t.weight) continue;
+        if (t.weight->I % type->block)
+            return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                             "%s: \"%s\": its rows of %lld are no multiple of the %lld of a block of type %s",
+                             s->path, t.name, (long long)t.weight->I, (long long)type->block, type->name);
+        if (type->row == pvti_gguf_row_q2_0) PVTI_TRY(pvti_gguf_hold_q2_0(s, &t));
+    }
+    return PVT_OK;
+}
+
+static void pvti_gguf_put_sizes(pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    pvti_gguf_key_string(s, "general.architecture", pvti_family_saved(c)->gguf);
+    if (s->desc->base_model) pvti_gguf_key_string(s, "general.name", s->desc->base_model);
+    if (s->desc->card && !s->desc->no_card) pvti_gguf_key_string(s, "general.description", s->desc->card);
+    pvti_gguf_key_u32(s, "general.file_type", s->matrix->file_type);
+    pvti_gguf_key_u32(s, "general.quantization_version", 2);
+    pvti_gguf_key_u32(s, "%s.block_count", c->layers);
+    pvti_gguf_key_u32(s, "%s.context_length", c->ctx);
+    pvti_gguf_key_u32(s, "%s.embedding_length", c->dim);
+    pvti_gguf_key_u32(s, "%s.feed_forward_length", c->ff);
+    pvti_gguf_key_u32(s, "%s.attention.head_count", c->heads);
+    pvti_gguf_key_u32(s, "%s.attention.head_count_kv", c->kv_heads);
+    pvti_gguf_key_u32(s, "%s.attention.key_length", c->head_dim);
+    pvti_gguf_key_u32(s, "%s.attention.value_length", c->head_dim);
+    pvti_gguf_key_u32(s, "%s.rope.dimension_count", c->head_dim);
+    pvti_gguf_key_u32(s, "%s.vocab_size", c->vocab);
+    if (c->window) pvti_gguf_key_u32(s, "%s.attention.sliding_window", c->window);
+    pvti_gguf_key_f32(s, "%s.attention.layer_norm_rms_epsilon", c->norm_eps);
+    pvti_gguf_key_f32(s, "%s.rope.freq_base", c->rope_theta);
+}
+
+/* One info. Rows 0: a vector. */
+static void pvti_gguf_put_info(pvti_gguf_out *s, const char *name, int64_t rows, int64_t columns,
+                               const pvti_gguf_type *type)
+{
+    int64_t bytes = PVTI_MAX(rows, 1) * (columns / type->block) * type->bytes;
+    pvti_gguf_put_string(&s->infos, name, (int64_t)strlen(name));
+    pvti_gguf_put_u32(&s->infos, rows ? 2 : 1);
+    pvti_gguf_put_u64(&s->infos, (uint64_t)columns);
+    if (rows) pvti_gguf_put_u64(&s->infos, (uint64_t)rows);
+    pvti_gguf_put_u32(&s->infos, type->number);
+    pvti_gguf_put_u64(&s->infos, (uint64_t)s->offset);
+    s->offset += (bytes + 31) / 32 * 32;
+    s->n_tensors++;
+}
+
+static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
+{
+    return s->model->config.rope_factor != 0 || s->model->config.rope_factors;
+}
+
+static pvt_result pvti_gguf_list(pvti_gguf_out *s)
+{
+    int64_t i, widest = 1;
+    char name[PVTI_NAME];
+    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        pvti_tensor_name(s->model, i, true, ".weight", name);
+        if (strlen(name) > 63)
+            return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: the name \"%s\" is too long for a GGUF",
+                             s->path,
+                             name);
+        if (t.weight) pvti_gguf_put_info(s, name, t.weight->O, t.weight->I, pvti_gguf_type_of(s, &t));
+        else pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
+        widest = PVTI_MAX(widest, t.weight ? t.weight->I : t.n);
+    }
+    if (pvti_gguf_has_factors(s))
+        pvti_gguf_put_info(s, "rope_freqs.weight", 0, s->model->config.head_dim / 2, &pvti_gguf_types[1]);
+    s->row = PVTI_NEW(s->ctx, pvt_real, widest);
+    s->rounded = PVTI_NEW(s->ctx, float, widest);
+    s->bytes = PVTI_NEW(s->ctx, uint8_t, 4 * widest);
+    if (!s->row || !s->rounded || !s->bytes) return PVT_ERR_MEMORY;
+    return pvti_text_check(&s->infos);
+}
+
+static pvt_result pvti_gguf_pad(pvti_gguf_out *s)
+{
+    static const char zeros[32] = {0};
+    return pvti_writer_put(&s->writer, zeros, (32 - s->writer.written % 32) % 32);
+}
+
+/* The matrix' rows in the file's order: head by head pairs (2j, 2j+1) from rows (j, j + head_size/2). */
+static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *t, bool rotary)
+{
+    const pvti_gguf_type *type = pvti_gguf_type_of(s, t);
+    int64_t size = s->model->config.head_dim, r;
+    for (r = 0; r < t->weight->O; r++) {
+        int64_t in_head = r % size, from = rotary ? r - in_head + in_head / 2 + in_head % 2 * (size / 2) : r;
+        PVTI_TRY(type->row(s, t->weight, from, t->name));
+        PVTI_TRY(pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes));
+    }
+    return pvti_gguf_pad(s);
+}
+
+/* rope_freqs.weight: what the frequencies are divided by. */
+static pvt_result pvti_gguf_put_factors(pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
+    int64_t n = c->head_dim / 2, j;
+    pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
+    memcpy(scaled, plain, sizeof scaled);
+    if (!c->rope_factors)
+        pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
+                              c->rope_original_ctx);
+    for (j = 0; j < n; j++) scaled[j] = c->rope_factors ? c->rope_factors[j] : plain[j] / scaled[j];
+    PVTI_TRY(pvti_writer_put_numbers(&s->writer, scaled, n, 4));
+    return pvti_gguf_pad(s);
+}
+
+static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
+{
+    bool neighbours = pvti_family_saved(&s->model->config)->neighbours;
+    int64_t i, layer;
+    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        bool rotary = neighbours && pvti_tensors[pvti_tensor_at(s->model, i, &layer)].rotary;
+        if (t.weight) {
+            PVTI_TRY(pvti_gguf_put_matrix(s, &t, rotary));
+            continue;
+        }
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
+        PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
+        PVTI_TRY(pvti_gguf_pad(s));
+    }
+    return pvti_gguf_has_factors(s) ? pvti_gguf_put_factors(s) : PVT_OK;
+}
+
+static pvt_result pvti_gguf_put_file(pvti_gguf_out *s)
+{
+    char head[24];
+    PVTI_TRY(pvti_gguf_check(s));
+    pvti_gguf_put_sizes(s);
+    PVTI_TRY(pvti_gguf_put_tokenizer(s));
+    PVTI_TRY(pvti_gguf_list(s));
+    PVTI_TRY(pvti_text_check(&s->keys));
+    PVTI_TRY(pvti_writer_open(s->ctx, s->path, &s->writer));
+    memcpy(head, "GGUF", 4);
+    pvti_store_u32(head + 4, 3);
+    pvti_store_u64(head + 8, (uint64_t)s->n_tensors);
+    pvti_store_u64(head + 16, (uint64_t)s->n_keys);
+    pvti_writer_put(&s->writer, head, sizeof head);
+    pvti_writer_put(&s->writer, s->keys.data, s->keys.size);
+    pvti_writer_put(&s->writer, s->infos.data, s->infos.size);
+    PVTI_TRY(pvti_gguf_pad(s));
+    PVTI_TRY(pvti_gguf_put_data(s));
+    return pvti_writer_commit(&s->writer);
+}
+
+/* type: a name in pvti_gguf_types. */
+static pvt_result pvti_gguf_write(const pvt_model *model, const char *type, const char *path,
+                                  const pvt_save_desc *desc)
+{
+    pvti_gguf_out *s = PVTI_NEW(model->ctx, pvti_gguf_out, 1); /* it has paths: much for a stack */
+    pvt_result result;
+    int i;
+    if (!s) return PVT_ERR_MEMORY;
+    s->ctx = model->ctx, s->model = model, s->path = path, s->desc = desc;
+    s->keys = s->infos = pvti_text_begin(model->ctx);
+    for (i = 0; i < PVTI_COUNT(pvti_gguf_types); i++)
+        if (strcmp(pvti_gguf_types[i].name, type) == 0) s->matrix = &pvti_gguf_types[i];
+    s->other = s->matrix->linears ? &pvti_gguf_types[0] : s->matrix;
+    result = !desc->overwrite && pvti_path_exists(s->ctx, path)
+                 ? pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
+                             "%s: a file is there already; choose another name, or allow overwriting", path)
+                 : pvti_gguf_put_file(s);
+    pvti_writer_abort(&s->writer); /* unless it was committed */
+    pvti_text_free(&s->keys);
+    pvti_text_free(&s->infos);
+    pvti_free(s->ctx, s->row);
+    pvti_free(s->ctx, s->rounded);
+    pvti_free(s->ctx, s->bytes);
+    pvti_free(s->ctx, s);
+    return result;
+}
+
+// >>export
+/*  A model for software that runs it: one row per target in the table at the end. Directories are >>save's,
+    with the arrays of a weight packed as the runtime wants them (pvti_packing); a GGUF is one file.
+
+    Two of them hold W = scale · (q − zero) with integers q and zero of B bits. Where a group's zero is in
+    the middle, 2^(B−1), or just below it, the scheme can be symmetric, which more kernels know:
+        scale · (q − zero) = −scale · ((M − q) − (M − zero)),   M = 2^B − 1,
+    so that a group with the zero 2^(B−1) − 1 is turned. That is how q2_0 (levels −1, 0, 1, 2) becomes vLLM's
+    uint2b2, with levels −2, −1, 0, 1. */
+
+/* ---- what is common to packed layouts ---- */
+
+/* Numbers on their way to a file. */
+typedef struct pvti_words {
+    pvti_writer *out;
+    int n, size; /* bytes of each */
+    uint32_t words[256];
+} pvti_words;
+
+static pvt_result pvti_words_flush(pvti_words *b)
+{
+    uint16_t halves[256];
+    int n = b->n, i;
+    b->n = 0;
+    for (i = 0; i < n && b->size == 2; i++) halves[i] = (uint16_t)b->words[i];
+    return pvti_writer_put_numbers(b->out, b->size == 2 ? (const void *)halves : b->words, n, b->size);
+}
+static pvt_result pvti_words_put(pvti_words *b, uint32_t word)
+{
+    b->words[b->n++] = word;
+    return b->n == PVTI_COUNT(b->words) ? pvti_words_flush(b) : PVT_OK;
+}
+static pvti_words pvti_words_begin(pvti_writer *out, int size)
+{
+    pvti_words b;
+    b.out = out, b.n = 0, b.size = size;
+    return b;
+}
+
+/* Group g as it is written: its scale, its zero, and whether its codes are turned. */
+typedef struct pvti_packed_group {
+    double scale, zero;
+    bool turned;
+} pvti_packed_group;
+
+static pvti_packed_group pvti_packed_group_of(const pvti_exporter *s, const pvti_affine *a, int64_t g)
+{
+    double middle = (double)(1 << (a->bits - 1));
+    pvti_packed_group group;
+    group.scale = (double)a->scales[g], group.zero = pvti_affine_zero(a, g, middle);
+    group.turned = s->symmetric && group.zero == middle - 1;
+    if (group.turned) group.scale = -group.scale, group.zero = middle;
+    return group;
+}
+static uint32_t pvti_packed_code(const pvti_affine *a, const pvti_packed_group *group, int64_t i)
+{
+    uint32_t most = (1u << a->bits) - 1, q = a->codes[i];
+    return group->turned ? most - q : q;
+}
+
+/* A scale or a bias in the file's type, at index g for a message. */
+static pvt_result pvti_packed_value(const pvti_exporter *s, double value, pvt_dtype dtype, const char *name,
+                                  int64_t g, pvti_words *out)
+{
+    pvt_real x = (pvt_real)value;
+    uint16_t half;
+    float single;
+    if (dtype == PVT_F16) {
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &half, &x, 1, name, g));
+        return pvti_words_put(out, half);
+    }
+    PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, &single, &x, 1, name, g));
+    return pvti_words_put(out, pvti_bits(single));
+}
+
+/* Codes of a row as a stream of B bits each, the first lowest, in words of 32 bits. */
+static pvt_result pvti_packed_rows(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                   pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, 4);
+    pvti_affine a;
+    int64_t i, n = w->O * w->I;
+    uint64_t held = 0; /* bits that are no whole word yet */
+    int have = 0;
+    pvti_packed_group group = {0, 0, false};
+    (void)name;
+    pvti_affine_of(w, &a);
+    for (i = 0; i < n; i++) {
+        if (i % a.group == 0) group = pvti_packed_group_of(s, &a, i / a.group);
+        held |= (uint64_t)pvti_packed_code(&a, &group, i) << have;
+        have += a.bits;
+        if (have < 32) continue; /* rows end with a word: pvti_packed_check */
+        PVTI_TRY(pvti_words_put(&words, (uint32_t)held));
+        held >>= 32, have -= 32;
+    }
+    return pvti_words_flush(&words);
+}
+
+/* Zeros in words of 32/B along O; `less` is taken from each. [I/g, O·B/32], or the transpose. */
+static pvt_result pvti_packed_zeros(const pvti_exporter *s, const pvt_weight *w, uint32_t less,
+                                    bool transpose, pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, 4);
+    pvti_affine a;
+    int64_t GI, each, GO, i, k;
+    pvti_affine_of(w, &a);
+    GI = w->I / a.group, each = 32 / a.bits, GO = w->O / each;
+    for (i = 0; i < GI * GO; i++) {
+        int64_t column = transpose ? i % GI : i / GO, row = transpose ? i / GI : i % GO;
+        uint32_t word = 0;
+        for (k = 0; k < each; k++) {
+            pvti_packed_group group = pvti_packed_group_of(s, &a, (row * each + k) * GI + column);
+            word |= ((uint32_t)(int64_t)group.zero - less) << (int)k * a.bits;
+        }
+        PVTI_TRY(pvti_words_put(&words, word));
+    }
+    return pvti_words_flush(&words);
+}
+
+/* Scales [O, I/g], or the transpose. */
+static pvt_result pvti_packed_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                     bool transpose, pvt_dtype dtype, pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, dtype == PVT_F16 ? 2 : 4);
+    pvti_affine a;
+    int64_t GI, i;
+    pvti_affine_of(w, &a);
+    GI = w->I / a.group;
+    for (i = 0; i < w->O * GI; i++) {
+        int64_t g = transpose ? i % w->O * GI + i / w->O : i;
+        PVTI_TRY(pvti_packed_value(s, pvti_packed_group_of(s, &a, g).scale, dtype, name, g, &words));
+    }
+    return pvti_words_flush(&words);
+}
+
+static pvti_part pvti_part_of(const char *suffix, pvt_dtype dtype, int rank, int64_t first, int64_t second,
+                              pvti_packed_fn *put)
+{
+    pvti_part part;
+    part.suffix = suffix, part.dtype = dtype, part.rank = rank, part.put = put;
+    part.shape[0] = first, part.shape[1] = second;
+    return part;
+}
+
+/* ---- gptq ---- */
+
+/*  qweight int32 [I·B/32, O], qzeros int32 [I/g, O·B/32], scales fp16 [I/g, O], g_idx int32 [I]. Word k of
+    column o has q[o, 32k/B …], the first lowest. Version 1 of the format, which all readers know, holds
+    zero − 1, and was read in different ways where that is −1: GPTQModel refuses it when it is not symmetric.
+    So version 2, which holds the zero, is for these. */
+static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, 4);
+    pvti_affine a;
+    int64_t each, i, k;
+    (void)name;
+    pvti_affine_of(w, &a);
+    each = 32 / a.bits;
+    for (i = 0; i < w->I / each * w->O; i++) {
+        int64_t first = i % w->O * w->I + i / w->O * each;
+        uint32_t word = 0;
+        for (k = 0; k < each; k++) {
+            pvti_packed_group group = pvti_packed_group_of(s, &a, (first + k) / a.group);
+            word |= pvti_packed_code(&a, &group, first + k) << (int)k * a.bits;
+        }
+        PVTI_TRY(pvti_words_put(&words, word));
+    }
+    return pvti_words_flush(&words);
+}
+static pvt_result pvti_gptq_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
+{
+    (void)name;
+    return pvti_packed_zeros(s, w, s->symmetric ? 1 : 0, false, out);
+}
+static pvt_result pvti_gptq_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                   pvti_writer *out)
+{
+    return pvti_packed_scales(s, w, name, true, PVT_F16, out);
+}
+static pvt_result pvti_gptq_groups(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                   pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, 4);
+    (void)s, (void)name;
+    for (int64_t i = 0; i < w->I; i++) PVTI_TRY(pvti_words_put(&words, (uint32_t)(i / w->format.in_group)));
+    return pvti_words_flush(&words);
+}
+static void pvti_gptq_parts(const pvti_exporter *s, const pvt_weight *w, pvti_part out[PVTI_PARTS])
+{
+    int64_t each = 32 / w->format.bits, GI = w->I / w->format.in_group;
+    (void)s;
+    out[0] = pvti_part_of("qweight", PVT_I32, 2, w->I / each, w->O, pvti_gptq_codes);
+    out[1] = pvti_part_of("qzeros", PVT_I32, 2, GI, w->O / each, pvti_gptq_zeros);
+    out[2] = pvti_part_of("scales", PVT_F16, 2, GI, w->O, pvti_gptq_scales);
+    out[3] = pvti_part_of("g_idx", PVT_I32, 1, w->I, 1, pvti_gptq_groups);
+}
+static void pvti_gptq_config(pvti_text *text, const pvti_exporter *s)
+{
+    pvti_text_printf(text,
+                     "  \"quantization_config\": {\n    \"quant_method\": \"gptq\",\n    \"bits\": %d,\n"
+                     "    \"group_size\": %d,\n    \"desc_act\": false,\n    \"sym\": %s,\n"
+                     "    \"lm_head\": false,\n    \"checkpoint_format\": \"%s\",\n"
+                     "    \"pack_dtype\": \"int32\",\n    \"meta\": {\"quantizer\": "
+                     "[\"pvtune:%d.%d.%d\"]}\n  },\n",
+                     s->format.bits, s->format.in_group, s->symmetric ? "true" : "false",
+                     s->symmetric ? "gptq" : "gptq_v2", PVT_VERSION_MAJOR, PVT_VERSION_MINOR,
+                     PVT_VERSION_PATCH);
+}
+
+/* ---- compressed-tensors, pack-quantized: what vLLM reads ---- */
+
+/*  weight_packed int32 [O, I·B/32], weight_scale fp16 [O, I/g], weight_shape int64 [2], and unless all is
+    symmetric weight_zero_point int32 [O·B/32, I/g]. Codes and zeros are numbers from −2^(B−1), stored with
+    2^(B−1) added: as they are here. */
+static pvt_result pvti_ct_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                 pvti_writer *out)
+{
+    return pvti_packed_scales(s, w, name, false, PVT_F16, out);
+}
+static pvt_result pvti_ct_zeros(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                pvti_writer *out)
+{
+    (void)name;
+    return pvti_packed_zeros(s, w, 0, true, out);
+}
+static pvt_result pvti_ct_shape(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                pvti_writer *out)
+{
+    int64_t shape[2];
+    (void)s, (void)name;
+    shape[0] = w->O, shape[1] = w->I;
+    return pvti_writer_put_numbers(out, shape, 2, 8);
+}
+static void pvti_ct_parts(const pvti_exporter *s, const pvt_weight *w, pvti_part out[PVTI_PARTS])
+{
+    int64_t each = 32 / w->format.bits, GI = w->I / w->format.in_group;
+    out[0] = pvti_part_of("weight_packed", PVT_I32, 2, w->O, w->I / each, pvti_packed_rows);
+    out[1] = pvti_part_of("weight_scale", PVT_F16, 2, w->O, GI, pvti_ct_scales);
+    out[2] = pvti_part_of("weight_shape", PVT_I64, 1, 2, 1, pvti_ct_shape);
+    out[3] = pvti_part_of("weight_zero_point", PVT_I32, 2, w->O / each, GI, pvti_ct_zeros);
+    if (s->symmetric) out[3].put = NULL;
+}
+static void pvti_ct_config(pvti_text *text, const pvti_exporter *s)
+{
+    const char *comma = "";
+    int64_t i;
+    pvti_text_printf(text,
+                     "  \"quantization_config\": {\n    \"quant_method\": \"compressed-tensors\",\n"
+                     "    \"format\": \"pack-quantized\",\n    \"quantization_status\": \"compressed\",\n"
+                     "    \"kv_cache_scheme\": null,\n    \"config_groups\": {\n      \"group_0\": {\n"
+                     "        \"targets\": [\"Linear\"],\n        \"input_activations\": null,\n"
+                     "        \"output_activations\": null,\n        \"weights\": {\n"
+                     "          \"num_bits\": %d,\n          \"type\": \"int\",\n          \"symmetric\": "
+                     "%s,\n"
+                     "          \"strategy\": \"group\",\n          \"group_size\": %d,\n"
+                     "          \"dynamic\": false,\n          \"actorder\": null\n        }\n      }\n   "
+                     " },\n"
+                     "    \"ignore\": [",
+                     s->format.bits, s->symmetric ? "true" : "false", s->format.in_group);
+    for (i = 0; i < s->n; i++) { /* linears that are dense; the embedding and vectors are none */
+        const char *name = s->items[i].name, *end = strrchr(name, '.');
+        int64_t tensor = s->items[i].tensor;
+        bool linear = tensor != 0 && pvt_model_tensor(s->model, tensor).weight;
+        if (!linear || strcmp(end, ".weight") != 0) continue;
+        pvti_text_printf(text, "%s\n      \"%.*s\"", comma, (int)(end - name), name);
+        comma = ",";
+    }
+    if (s->model->config.tied) pvti_text_printf(text, "%s\n      \"lm_head\"", comma);
+    pvti_text_printf(text, "\n    ]\n  },\n");
+}
+
+/* ---- mlx: weight uint32 [O, I·B/32], scales and biases [O, I/g], W = scale · q + bias ---- */
+
+/*  bias = −scale · zero, which need not be an integer: zeros that were tuned are held as well. Both are fp16
+    where that loses nothing (a zero of 1, 2, 4 …), else fp32. */
+static bool pvti_mlx_fits(const pvti_affine *a, int64_t g)
+{
+    double bias = -(double)a->scales[g] * pvti_affine_zero(a, g, 0), scale = (double)a->scales[g];
+    return (double)pvti_f16_to_f32(pvti_f32_to_f16((float)bias)) == bias &&
+           (double)pvti_f16_to_f32(pvti_f32_to_f16((float)scale)) == scale;
+}
+static pvt_result pvti_mlx_scales(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
+{
+    return pvti_packed_scales(s, w, name, false, s->wide ? PVT_F32 : PVT_F16, out);
+}
+static pvt_result pvti_mlx_biases(const pvti_exporter *s, const pvt_weight *w, const char *name,
+                                  pvti_writer *out)
+{
+    pvti_words words = pvti_words_begin(out, s->wide ? 4 : 2);
+    pvti_affine a;
+    pvti_affine_of(w, &a);
+    for (int64_t g = 0; g < w->O * (w->I / a.group); g++)
+        PVTI_TRY(pvti_packed_value(s, -(double)a.scales[g] * pvti_affine_zero(&a, g, 0),
+                                 s->wide ? PVT_F32 : PVT_F16, name, g, &words));
+    return pvti_words_flush(&words);
+}
+static void pvti_mlx_parts(const pvti_exporter *s, const pvt_weight *w, pvti_part out[PVTI_PARTS])
+{
+    int64_t GI = w->I / w->format.in_group;
+    pvt_dtype dtype = s->wide ? PVT_F32 : PVT_F16;
+    out[0] = pvti_part_of("weight", PVT_U32, 2, w->O, w->I / 32 * w->format.bits, pvti_packed_rows);
+    out[1] = pvti_part_of("scales", dtype, 2, w->O, GI, pvti_mlx_scales);
+    out[2] = pvti_part_of("biases", dtype, 2, w->O, GI, pvti_mlx_biases);
+    out[3].put = NULL;
+}
+static void pvti_mlx_config(pvti_text *text, const pvti_exporter *s)
+{
+    static const char *const keys[] = {"quantization", "quantization_config"}; /* mlx-lm's, transformers' */
+    int64_t i;
+    for (int k = 0; k < 2; k++) {
+        pvti_text_printf(text,
+                         "  \"%s\": {\n    \"group_size\": %d,\n    \"bits\": %d,\n    \"mode\": \"affine\"",
+                         keys[k], s->format.in_group, s->format.bits);
+        for (i = 0; i < s->n && s->mixed; i++) {
+            const pvt_weight *w = pvt_model_tensor(s->model, s->items[i].tensor).weight;
+            const char *name = s->items[i].name;
+            if (s->items[i].array != 0) continue;
+            pvti_text_printf(text,
+                             ",\n    \"%.*s\": {\"group_size\": %d, \"bits\": %d, \"mode\": \"affine\"}",
+                             (int)(strrchr(name, '.') - name), name, w->format.in_group, w->format.bits);
+        }
+        pvti_text_printf(text, "\n  },\n");
+    }
+}
+
+static const pvti_packing pvti_packings[] = {
+    {"gptq", "pt", 1u << 2 | 1u << 4 | 1u << 8, true, true, true, true, 32, {0}, pvti_gptq_parts,
+     pvti_gptq_config,
+     "A GPTQ checkpoint; GPTQModel and transformers read it, vLLM with 4 and 8 bits:\n\n"
+     "    pip install gptqmodel\n\n"
+     "```python\nfrom gptqmodel import GPTQModel\nmodel = GPTQModel.load(\"DIR\")\n```\n\n"
+     "    vllm serve DIR\n\n"},
+    {"compressed-tensors", "pt", 1u << 2 | 1u << 4 | 1u << 8, true, false, true, true, 32, {0}, pvti_ct_parts,
+     pvti_ct_config,
+     "vLLM and transformers read it:\n\n    vllm serve DIR\n\n"
+     "    pip install transformers accelerate compressed-tensors\n\n"
+     "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+     "model = AutoModelForCausalLM.from_pretrained(\"DIR\")\n"
+     "tokenizer = AutoTokenizer.from_pretrained(\"DIR\")\n```\n\n"},
+    {"mlx", "mlx", 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 8, false, false, false, false, 32,
+     {32, 64, 128}, pvti_mlx_parts, pvti_mlx_config,
+     "mlx-lm runs it, on a Mac or on Linux:\n\n    pip install mlx-lm\n"
+     "    mlx_lm.generate --model DIR --prompt PROMPT\n\n"},
+};
+
+/* ---- can a weight be held? ---- */
+
+static pvt_result pvti_packed_refuse(const pvti_exporter *s, const char *name, const char *why)
+{
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\" %s", s->packing->target, name, why);
+}
+
+/* Format and sizes. */
+static pvt_result pvti_packed_check_format(const pvti_exporter *s, const pvt_tensor_info *t,
+                                           const pvti_affine *a)
+{
+    const pvti_packing *p = s->packing;
+    const pvt_weight *w = t->weight;
+    char text[48], why[200];
+    bool group = p->groups[0] == 0;
+    pvt_format_text(&w->format, text);
+    for (int i = 0; i < PVTI_COUNT(p->groups); i++) group = group || p->groups[i] == w->format.in_group;
+    if (!a->codes) snprintf(why, sizeof why, "is in %s, which has no form there; int and q2_0 have", text);
+    else if (!(p->bits >> a->bits & 1))
+        snprintf(why, sizeof why, "is in %s: a width of %d bits is unknown there", text, a->bits);
+    else if (!group)
+        snprintf(why, sizeof why, "is in %s: groups there are of 32, 64 or 128 inputs", text);
+    else if (w->O % p->multiple || w->I % p->multiple)
+        snprintf(why, sizeof why, "has %lld x %lld weights; %d must divide both numbers", (long long)w->O,
+                 (long long)w->I, p->multiple);
+    else return PVT_OK;
+    return pvti_packed_refuse(s, t->name, why);
+}
+
+/* The zeros, which decide on the scheme. */
+static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_info *t, const pvti_affine *a)
+{
+    int64_t groups = t->n / a->group, g;
+    int middle = 1 << (a->bits - 1);
+    char why[300];
+    for (g = 0; g < groups; g++) {
+        double zero = pvti_affine_zero(a, g, middle);
+        s->wide = s->wide || !pvti_mlx_fits(a, g);
+        if (!s->packing->integers) continue;
+        if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
+            snprintf(why, sizeof why,
+                     "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, frozen values); mlx "
+                     "holds any",
+                     zero, (long long)g, a->bits);
+            return pvti_packed_refuse(s, t->name, why);
+        }
+        s->symmetric = s->symmetric && (zero == middle || zero == middle - 1);
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_packed_check(pvti_exporter *s)
+{
+    const pvti_packing *p = s->packing;
+    int64_t i;
+    s->symmetric = p->integers;
+    pvti_export_formats(s);
+    if (!s->codes)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: nothing in this model is quantized; use dense",
+                         p->target);
+    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        bool codes = pvti_save_codes(s->model, &s->desc, &t);
+        pvti_affine a;
+        if (!codes && !(p->complete && t.linear)) continue;
+        if (!codes)
+            return pvti_packed_refuse(s, t.name, "is not quantized; every linear of a block must be there");
+        if (p->linears && !t.linear)
+            return pvti_packed_refuse(s, t.name,
+                                      "is quantized, and there only linears of blocks are; quantize "
+                                               "without the head");
+        if (!pvti_affine_of(t.weight, &a)) a.codes = NULL;
+        PVTI_TRY(pvti_packed_check_format(s, &t, &a));
+        if (p->uniform && memcmp(&t.weight->format, &s->format, sizeof s->format) != 0)
+            return pvti_packed_refuse(s, t.name, "is in another format than others; there one is for all");
+        PVTI_TRY(pvti_packed_check_zeros(s, &t, &a));
+    }
+    return PVT_OK;
+}
+
+/* ---- targets ---- */
+
+typedef struct pvti_export_job {
+    const pvt_model *model;
+    const char *path;
+    pvt_save_desc desc;
+} pvti_export_job;
+typedef pvt_result pvti_export_fn(pvti_export_job *job, const char *target);
+
+static pvt_result pvti_export_save(pvti_export_job *job, const pvti_packing *packing)
+{
+    pvti_exporter saver = pvti_saver_of(job->model, &job->desc);
+    saver.packing = packing;
+    if (packing) PVTI_TRY(pvti_packed_check(&saver));
+    return pvti_save_as(&saver, job->path);
+}
+
+/* transformers loads AQLM in linears, and that in one format. */
+static pvt_result pvti_export_aqlm(pvti_export_job *job, const char *target)
+{
+    const pvt_weight *first = NULL;
+    char text[48];
+    (void)target;
+    job->desc.dense_embedding = true;
+    for (int64_t i = 1; i < pvt_model_tensors(job->model); i++) { /* 0, the embedding, is written dense */
+        pvt_tensor_info t = pvt_model_tensor(job->model, i);
+        if (t.dtype != PVT_DTYPE_NONE || !t.weight) continue;
+        if (!first) first = t.weight;
+        pvt_format_text(&t.weight->format, text);
+        if (t.weight->format.kind != PVT_FORMAT_AQLM)
+            return pvti_fail(job->model->ctx, PVT_ERR_UNSUPPORTED,
+                             "%s is in %s, which transformers does not load as AQLM; use --to dense, or a "
+                             "target that has such weights",
+                             t.name, text);
+        if (memcmp(&t.weight->format, &first->format, sizeof first->format) != 0)
+            return pvti_fail(job->model->ctx, PVT_ERR_UNSUPPORTED,
+                             "%s is in %s and others are not: transformers takes one format for all; use "
+                             "--to dense",
+                             t.name, text);
+    }
+    return pvti_export_save(job, NULL);
+}
+static pvt_result pvti_export_plain(pvti_export_job *job, const char *target)
+{
+    (void)target;
+    job->desc.dense = true;
+    return pvti_export_save(job, NULL);
+}
+static pvt_result pvti_export_gguf(pvti_export_job *job, const char *target)
+{
+    return pvti_gguf_write(job->model, strchr(target, ':') + 1, job->path, &job->desc);
+}
+static pvt_result pvti_export_packed(pvti_export_job *job, const char *target)
+{
+    const pvti_packing *packing = pvti_packings;
+    while (strcmp(packing->target, target) != 0) packing++;
+    job->desc.dense_embedding = packing->linears;
+    return pvti_export_save(job, packing);
+}
+
+typedef struct pvti_export_row {
+    pvt_export_target target;
+    pvti_export_fn *write;
+} pvti_export_row;
+
+static const pvti_export_row pvti_export_rows[] = {
+    {{"hf-aqlm", "transformers' AQLM: codes as they are, an embedding of codes dense", false},
+     pvti_export_aqlm},
+    {{"dense", "every weight dequantized, as a Hugging Face directory", false}, pvti_export_plain},
+    {{"gguf:f16", "llama.cpp, 16 bits", true}, pvti_export_gguf},
+    {{"gguf:bf16", "llama.cpp, 16 bits of bfloat16", true}, pvti_export_gguf},
+    {{"gguf:f32", "llama.cpp, 32 bits", true}, pvti_export_gguf},
+    {{"gguf:q8_0", "llama.cpp, 8.5 bits", true}, pvti_export_gguf},
+    {{"gguf:q2_0", "llama.cpp, 2.25 bits, without loss: linears in q2_0, or int:2g64 with zeros 1 and 2",
+      true}, pvti_export_gguf},
+    {{"gptq", "GPTQModel, transformers, vLLM: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
+    {{"compressed-tensors", "vLLM, transformers: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
+    {{"mlx", "mlx-lm: int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, q2_0", false}, pvti_export_packed},
+};
+
+PVT_API const pvt_export_target *pvt_export_target_at(int i)
+{
+    return i >= 0 && i < PVTI_COUNT(pvti_export_rows) ? &pvti_export_rows[i].target : NULL;
+}
+
+PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, const char *path,
+                                    const pvt_save_desc *desc)
+{
+    pvti_export_job job;
+    pvt_result result;
+    if (model->ctx->device) {
+        pvt_model *host;
+        PVTI_TRY(pvti_model_copy_as(model->ctx->host, model, pvti_weight_take, &host));
+        result = pvt_model_export(host, target, path, desc);
+        pvt_model_free(host);
+        return result;
+    }
+    memset(&job, 0, sizeof job);
+    job.model = model, job.path = path;
+    if (desc) job.desc = *desc;
+    job.desc.dense = job.desc.dense_embedding = false;
+    for (int i = 0; i < PVTI_COUNT(pvti_export_rows); i++)
+        if (strcmp(pvti_export_rows[i].target.name, target) == 0)
+            return pvti_export_rows[i].write(&job, target);
+    return pvti_fail(model->ctx, PVT_ERR_ARGUMENT,
+                     "\"%.40s\" is no target; hf-aqlm, dense, gguf:TYPE, gptq, compressed-tensors and "
+                     "mlx are",
+                     target);
 }
 
 // >>quantize checkpoint

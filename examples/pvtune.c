@@ -217,9 +217,10 @@ static const option generate_rows[] = {
 };
 static const option export_rows[] = {
     POSITIONAL("DIR", model, "a model"),
-    OUTPUT("directory to write"),
-    {"--to", NULL, OPTION_CHOICE, AT(to), true, "hf|dense", 0, 0, NULL,
-     "for transformers: with codes (AQLM), a quantized embedding dequantized; or every weight dequantized"},
+    OUTPUT("directory to write, or for gguf the file"),
+    {"--to", NULL, OPTION_CHOICE, AT(to), true,
+     "hf-aqlm|dense|gguf:f16|gguf:bf16|gguf:f32|gguf:q8_0|gguf:q2_0|gptq|compressed-tensors|mlx|hf", 0, 0, NULL,
+     "transformers with AQLM codes (also called hf) or dense; llama.cpp; GPTQModel; vLLM; mlx-lm"},
     {"--dtype", NULL, OPTION_CHOICE, AT(dtype), false, "f16|bf16|f32", 0, 0, "f16", "of what is written dense"},
     NO_CARD,
     OVERWRITE,
@@ -1493,48 +1494,67 @@ static int verb_tokenize(app *a)
 
 /* ---- export ---- */
 
-/* transformers loads AQLM, and that in one format. */
-static int check_exportable(app *a)
+/* What --to names, "hf" as it was once called too. */
+static const pvt_export_target *export_target(const char *name)
 {
-    const pvt_weight *first = NULL;
-    char text[48];
-    for (int64_t i = 1; i < pvt_model_tensors(a->models[0]); i++) { /* 0, the embedding, is written dense */
-        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
-        if (t.dtype != PVT_DTYPE_NONE || !t.weight) continue;
-        if (!first) first = t.weight;
-        pvt_format_text(&t.weight->format, text);
-        if (t.weight->format.kind != PVT_FORMAT_AQLM)
-            return fail(a, "%s is in %s, a format of pvtune's own, which transformers does not load; use --to dense", t.name, text);
-        if (memcmp(&t.weight->format, &first->format, sizeof first->format) != 0)
-            return fail(a, "%s is in %s and others are not: transformers takes one format for all; use --to dense", t.name, text);
-    }
+    const pvt_export_target *target;
+    for (int i = 0; (target = pvt_export_target_at(i)) != NULL; i++)
+        if (strcmp(target->name, strcmp(name, "hf") == 0 ? "hf-aqlm" : name) == 0) return target;
+    return NULL;
+}
+
+/* A file's place; prepare_output's for one that is no directory. */
+static int prepare_file(app *a)
+{
+    struct stat st;
+    if (same_file(a->o.output, a->o.model)) return fail(a, "%s is the input; give another file to -o", a->o.output);
+    if (stat(a->o.output, &st) != 0) return 0;
+    if (S_ISDIR(st.st_mode)) return fail(a, "%s is a directory; --to %s writes one file: give it a name", a->o.output, a->o.to);
+    if (!a->o.overwrite) return fail(a, "%s is there already; give another -o, or --overwrite to replace it", a->o.output);
     return 0;
+}
+
+/* Bits per weight of what was written, everything counted. */
+static void put_export_bits(app *a, const pvt_export_target *target, const pvt_save_desc *save)
+{
+    struct stat st;
+    buffer path = {NULL, 0, 0, false};
+    pvt_bits bits;
+    if (strcmp(target->name, "dense") == 0 || strcmp(target->name, "hf-aqlm") == 0) {
+        put_bits(a, save, &bits);
+        return;
+    }
+    bits = pvt_model_bits(a->models[0], NULL);
+    buffer_printf(&path, target->file ? "%s" : "%s/model.safetensors", a->o.output);
+    if (!path.failed && stat(path.data, &st) == 0)
+        put_number(&a->json, "file_bits_per_weight", 8.0 * (double)st.st_size / (double)bits.params);
+    buffer_free(&path);
 }
 
 static int verb_export(app *a)
 {
+    const pvt_export_target *target = export_target(a->o.to);
     pvt_save_desc save;
-    pvt_bits bits;
-    bool made;
+    bool made = false;
     pvt_result result;
     memset(&save, 0, sizeof save);
-    save.dense = strcmp(a->o.to, "dense") == 0, save.dense_embedding = true;
+    if (!target) return fail(a, "--to %s is not known to the library", a->o.to);
+    save.dense = strcmp(target->name, "dense") == 0, save.dense_embedding = true; /* for put_bits */
     save.dtype = strcmp(a->o.dtype, "bf16") == 0 ? PVT_BF16 : strcmp(a->o.dtype, "f32") == 0 ? PVT_F32 : PVT_F16;
     DO(load_model(a, 0, a->o.model));
-    if (!save.dense) DO(check_exportable(a));
-    DO(prepare_output(a, &made));
-    if (!save.dense && pvt_model_tensor(a->models[0], 0).dtype == PVT_DTYPE_NONE)
+    DO(target->file ? prepare_file(a) : prepare_output(a, &made));
+    if (strcmp(target->name, "hf-aqlm") == 0 && pvt_model_tensor(a->models[0], 0).dtype == PVT_DTYPE_NONE)
         note(a, "note: the embedding is quantized and is written dense, for transformers");
     card_text(a, &save, a->o.model, "Exported with `--to %s`.", a->o.to);
     save.overwrite = a->o.overwrite || !made;
     meter_doing(&a->meter, "writing");
-    result = pvt_model_save(a->models[0], a->o.output, &save);
+    result = pvt_model_export(a->models[0], target->name, a->o.output, &save);
     meter_clear(&a->meter);
     if (result != PVT_OK && made) rmdir(a->o.output);
     TRY(a, result);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "to", a->o.to), put_text(&a->json, "output", a->o.output);
-    put_bits(a, &save, &bits);
+    put_export_bits(a, target, &save);
     put_number(&a->json, "seconds", elapsed(a));
     put_close(&a->json, "}");
     if (!a->o.json) printf("written to %s\n", a->o.output);
@@ -1771,7 +1791,8 @@ static const struct verb_examples {
              "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"},
     {"generate", "  pvtune generate tuned -p \"Once upon a time\" -n 100\n"
                  "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"},
-    {"export", "  pvtune export tuned --to dense -o tuned-fp16\n"},
+    {"export", "  pvtune export tuned --to dense -o tuned-fp16\n"
+               "  pvtune export tuned --to gguf:q8_0 -o tuned.gguf\n"},
     {"tokenize", "  pvtune tokenize model \"some text\"\n"
                  "  pvtune tokenize model -f text.txt --json\n"},
     {"logits", "  echo '[[1, 2, 3]]' >ids.json; pvtune logits model --ids ids.json -o logits.safetensors\n"},

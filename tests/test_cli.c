@@ -316,6 +316,17 @@ static void test_results(pvt_ctx *ctx)
     CHECK_RUN(run("export q -o dense --to dense -q"));
     CHECK_RUN(run("export q -o again --to hf -q"));
     CHECK(sh("cmp q/model.safetensors again/model.safetensors") == 0);
+    CHECK_RUN(run("export q -o q.gguf --to gguf:q8_0 --json"));
+    CHECK(json_has(ctx, "to,output,file_bits_per_weight,seconds"));
+    CHECK_REFUSED(1, "is there already", run("export model -o q.gguf --to gguf:f16 -q"));
+    CHECK_RUN(run("export model -o q.gguf --to gguf:f16 -q --overwrite"));
+    CHECK_RUN(run("tokenize q.gguf 'ab c' --json"));
+    CHECK(strcmp(out_text, "[97,98,32,99]\n") == 0);
+    CHECK_REFUSED(1, "is a directory", run("export model -o dense --to gguf:f16 -q"));
+    CHECK_REFUSED(1, "is the input", run("export q.gguf -o q.gguf --to gguf:f16 -q --overwrite"));
+    CHECK_REFUSED(1, "\"model.layers.0.", run("export q -o q2.gguf --to gguf:q2_0 -q"));
+    CHECK_REFUSED(1, "has no form there", run("export q -o packed --to gptq -q"));
+    CHECK(sh("test ! -e packed && test ! -e q2.gguf && rm q.gguf") == 0);
     CHECK_RUN(run("info q --plan tune --batch 4 --ctx 32 --json"));
     CHECK(json_has(ctx, "plan_bytes"));
     CHECK_REFUSED(2, "--batch goes with --plan tune", run("info q --batch 4"));

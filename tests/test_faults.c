@@ -767,6 +767,15 @@ static pvt_result write_text(const char *path)
 static pvt_tuner *tuner;
 static pvt_result write_checkpoint(const char *path) { return pvt_tuner_save(tuner, path); }
 
+static const pvt_model *exported; /* what is written, over the file that was there */
+static pvt_result write_gguf(const char *path)
+{
+    pvt_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.overwrite = true;
+    return pvt_model_export(exported, "gguf:f16", path, &desc);
+}
+
 /* A tuner with one step done. */
 static void make_tuner(pvt_model *model, pvt_corpus *corpus)
 {
@@ -804,6 +813,15 @@ static void test_files(void)
     memset(s.after, 'n', 700000);
     test_single(&s); /* a file that was not there */
     s.before = (char *)"old", s.before_bytes = 3;
+    test_single(&s);
+    free(s.after);
+
+    exported = model;
+    set_fault(ANY, FAILS, -1);
+    CHECK_OK(ctx, write_gguf(in("first.gguf")));
+    s.name = "model.gguf", s.write = write_gguf;
+    s.before = NULL, s.before_bytes = 0, s.after = slurp(in("first.gguf"), &s.after_bytes);
+    CHECK(s.after_bytes > 1000);
     test_single(&s);
     free(s.after);
 

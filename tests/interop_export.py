@@ -1,0 +1,245 @@
+"""Do the runtimes read what pvtune exports, and compute the same? One row per runtime, model and check.
+
+    interop_export.py PVTUNE WORK make            models and exports into WORK, with transformers 5
+    interop_export.py PVTUNE WORK llama.cpp       … each where its package is installed
+    interop_export.py PVTUNE WORK transformers
+    interop_export.py PVTUNE WORK gptqmodel
+    interop_export.py PVTUNE WORK mlx
+
+WORK/train.txt is the text that tokenizers and calibration are made from.
+"""
+import json
+import os
+import subprocess
+import sys
+
+pvtune, work, part = sys.argv[1:4]
+TEXTS = ["Once upon a time there was a fox.", " two  spaces, and   three", "\ttab\nnew line\n\n", "Übergrößen, 12½ 漢字 🦊🦊",
+         "x", "a\u0300 e\u0301 \u200d", "end of text "]
+MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied")
+# the packed formats: model, format, target
+PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq"), ("llama-untied", "int:2g64", "gptq"),
+          ("llama-tied", "int:4g32", "compressed-tensors"), ("qwen2-untied", "int:8g64", "compressed-tensors"),
+          ("llama-untied", "int:2g64", "compressed-tensors"),
+          ("llama-tied", "int:4g32s", "gptq"), ("qwen2-untied", "int:8g64s", "compressed-tensors"),
+          ("llama-tied", "int:4g32", "mlx"), ("qwen2-untied", "int:8g64", "mlx"), ("mistral", "int:2g64", "mlx"),
+          ("llama-untied", "int:3g32", "mlx"), ("qwen2-tied", "int:6g64", "mlx"),
+          ("llama-tied", "q2_0", "gguf:q2_0"), ("qwen2-untied", "q2_0", "gguf:q2_0"), ("llama-untied", "q2_0", "gptq"),
+          ("llama-untied", "q2_0", "compressed-tensors"), ("mistral", "q2_0", "mlx")]
+GGUF = ("f32", "f16", "bf16", "q8_0")
+
+
+def row(model, check, good, figure=""):
+    print("%-12s  %-34s  %-32s  %-6s  %s" % (part, model, check, "ok" if good else "FAILED", figure), flush=True)
+
+
+def run(*arguments):
+    result = subprocess.run([pvtune, *arguments, "--quiet"], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError("pvtune %s: %s" % (" ".join(arguments), result.stderr.strip()))
+    return result.stdout
+
+
+def path(name):
+    return os.path.join(work, name)
+
+
+def name_of(model, form, target=None):
+    return "%s-%s" % (model, form.replace(":", "")) + ("" if target is None else "-" + target.replace(":", "-"))
+
+
+def exported(target=None):
+    """(source, result, target) of PACKED that were made; make leaves out formats that pvtune does not have."""
+    for model, form, to in PACKED:
+        result = name_of(model, form, to) + (".gguf" if to.startswith("gguf") else "")
+        if (target is None or to.startswith(target)) and os.path.exists(path(result)):
+            yield name_of(model, form), result, to
+
+
+def our_logits(name):
+    """[2, 60, V] of the same ids for all."""
+    from safetensors.numpy import load_file
+    if not os.path.exists(path(name + ".logits")):
+        run("logits", path(name), "--ids", path("ids.json"), "-o", path(name + ".logits"))
+    return load_file(path(name + ".logits"))["logits"]
+
+
+def compare(result, check, theirs, source, tolerance, mean=False):
+    """The largest difference, or with `mean` the root of the mean square."""
+    import numpy
+    ours = our_logits(source)
+    off = numpy.abs(ours.astype(numpy.float64) - theirs)
+    difference = (numpy.sqrt((off ** 2).mean()) if mean else off.max()) / ours.std()
+    row(result, check, bool(difference < tolerance), "%.1e of their deviation, at most %.0e" % (difference, tolerance))
+
+
+def guarded(function, result, *arguments):
+    try:
+        function(result, *arguments)
+    except Exception as error:  # whatever it is, it is this row's
+        row(result, function.__name__.replace("check_", ""), False, "%s: %s" % (type(error).__name__, str(error)[:200]))
+
+
+# ---- make ----
+
+QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+               r"|\s+(?!\S)|\s+")
+
+
+def make_tokenizers():
+    import sentencepiece
+    import tokenizers
+    sentencepiece.SentencePieceTrainer.train(
+        input=path("train.txt"), model_prefix=path("sp"), model_type="bpe", vocab_size=420, byte_fallback=True,
+        character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
+    bpe = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe.train([path("train.txt")], vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.save(path("bpe.json"))
+    qwen2 = json.loads(bpe._tokenizer.to_str())
+    qwen2["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]}
+    json.dump(qwen2, open(path("qwen2.json"), "w"))
+
+
+def make_model(name, kind, tied, tokenizer, **more):
+    import shutil
+    import torch
+    import transformers
+    Config, Model = getattr(transformers, kind + "Config"), getattr(transformers, kind + "ForCausalLM")
+    torch.manual_seed(3)
+    model = Model(Config(vocab_size=448, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.15, tie_word_embeddings=tied,
+                         **more))
+    for parameter in model.parameters():  # norms of 1 would hide one that was not loaded
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(path(name))
+    shutil.copy(path(tokenizer), path(name) + "/tokenizer." + tokenizer.rsplit(".", 1)[1])
+    if tokenizer.endswith(".json"):
+        json.dump({"tokenizer_class": "PreTrainedTokenizerFast"}, open(path(name) + "/tokenizer_config.json", "w"))
+
+
+def make():
+    import torch
+    make_tokenizers()
+    rope = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32, "rope_theta": 20000.0}
+    make_model("llama-tied", "Llama", True, "bpe.json")
+    make_model("llama-untied", "Llama", False, "sp.model", rope_parameters=rope)
+    make_model("mistral", "Mistral", False, "sp.model", sliding_window=4096)
+    make_model("qwen2-tied", "Qwen2", True, "qwen2.json")
+    make_model("qwen2-untied", "Qwen2", False, "qwen2.json")
+    json.dump(torch.randint(0, 448, (2, 60), generator=torch.Generator().manual_seed(1)).tolist(), open(path("ids.json"), "w"))
+    for model in MODELS:
+        for form in GGUF:
+            run("export", path(model), "--to", "gguf:" + form, "-o", path("%s-%s.gguf" % (model, form)))
+    whole = ["--fit", "gptq"] if "--fit" in run("help", "quantize") else []  # zeros that stay integers
+    for model, form, target in PACKED:
+        source, result = path(name_of(model, form)), path(name_of(model, form, target)) + (".gguf" if target.startswith("gguf") else "")
+        try:
+            if not os.path.exists(source):
+                run("quantize", path(model), "--calib", path("train.txt"), "-o", source, "--samples", "8", "--ctx", "64",
+                    "--no-finetune", "--format", form, *whole)
+            run("export", source, "--to", target, "-o", result)
+            row(name_of(model, form, target), "written", True)
+        except RuntimeError as error:
+            unknown = "format \"%s\": expected" % form in str(error)
+            if unknown:
+                print("%-12s  %-34s  left out: this pvtune has no %s" % (part, name_of(model, form, target), form), flush=True)
+            else:
+                row(name_of(model, form, target), "written", False, str(error)[-160:])
+
+
+# ---- the runtimes ----
+
+def check_llama_cpp(result, source, tolerance):
+    import llama_cpp
+    import numpy
+    llama = llama_cpp.Llama(path(result), n_ctx=128, logits_all=True, n_threads=1, verbose=False, seed=0,
+                            type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, flash_attn=False)
+    theirs = []
+    for ids in json.load(open(path("ids.json"))):
+        llama.reset()
+        llama.eval(ids)
+        theirs.append(numpy.array(llama.scores[:len(ids)]))
+    compare(result, "logits", numpy.stack(theirs), source, tolerance, tolerance > 1e-4)
+    for text in TEXTS:
+        ours = json.loads(run("tokenize", path(source), text, "--json"))
+        ids = llama.tokenize(text.encode(), add_bos=True, special=True)
+        if ours != ids:
+            return row(result, "token ids", False, "%r: %s here, %s there" % (text, ours, ids))
+    row(result, "token ids", True, "%d texts" % len(TEXTS))
+
+
+def check_transformers(result, source):
+    """compressed-tensors 0.20 leaves zero points unpacked where it makes the modules that a checkpoint is read
+    into, and so refuses packed ones, its own too; dequantized while it is loaded it takes them, and rounds the
+    weights to the fp16 of their scales: so do we then."""
+    import torch
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    symmetric = json.load(open(path(result) + "/config.json"))["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"]
+    more = {} if symmetric else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    model, info = AutoModelForCausalLM.from_pretrained(path(result), output_loading_info=True, dtype=torch.float32, **more)
+    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    with torch.no_grad():
+        theirs = model(torch.tensor(json.load(open(path("ids.json"))))).logits.float().numpy()
+    if not symmetric and not os.path.exists(path(source + "-f16")):
+        run("export", path(source), "--to", "dense", "-o", path(source + "-f16"))
+    if symmetric:
+        compare(result, "logits", theirs, source, 1e-4)
+    else:
+        compare(result, "logits, dequantized when loaded", theirs, source + "-f16", 1e-4)
+    row(result, "no key missing or unexpected", not wrong, str(wrong[:3]) if wrong else "")
+
+
+def check_gptqmodel(result, source):
+    """Its loader and its kernel for CPUs, which computes in fp16: so each weight that it unpacks is held against
+    ours, rounded to fp16, to the bit; logits to that arithmetic."""
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from safetensors.torch import load_file
+    if not os.path.exists(path(source + "-f16")):
+        run("export", path(source), "--to", "dense", "-o", path(source + "-f16"))
+    dense, count, wrong = load_file(path(source + "-f16") + "/model.safetensors"), 0, 0
+    model = GPTQModel.load(path(result), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    for name, module in model.model.named_modules():
+        if hasattr(module, "dequantize_weight"):
+            count += 1
+            wrong += not torch.equal(module.dequantize_weight().T.contiguous().half(), dense[name + ".weight"])
+    row(result, "weights, to the bit of fp16", count == 14 and wrong == 0, "%d of %d differ" % (wrong, count))
+    with torch.no_grad():
+        theirs = model.model(torch.tensor(json.load(open(path("ids.json"))))).logits.float().numpy()
+    compare(result, "logits, in fp16", theirs, source, 3e-2)
+
+
+def check_mlx(result, source):
+    import mlx.core as mx
+    import numpy
+    from mlx_lm import load
+    model, _ = load(path(result))
+    model.set_dtype(mx.float32)
+    theirs = numpy.array(model(mx.array(json.load(open(path("ids.json")))))).astype(numpy.float32)
+    compare(result, "logits", theirs, source, 1e-4)
+
+
+def main():
+    if part == "make":
+        make()
+    elif part == "llama.cpp":
+        # F32 shows that layouts are right. With F16 and BF16 llama.cpp rounds activations to these, with blocks to
+        # 8 bits, each time: then the mean difference is held against that
+        for model in MODELS:
+            for form, tolerance in zip(GGUF, (1e-4, 3e-3, 2e-2, 6e-2)):
+                name = "%s-%s.gguf" % (model, form)
+                guarded(check_llama_cpp, name, name, tolerance)
+        for source, result, _ in exported("gguf"):
+            guarded(check_llama_cpp, result, source, 6e-2)
+    else:
+        targets = {"transformers": "compressed-tensors", "gptqmodel": "gptq", "mlx": "mlx"}
+        checks = {"transformers": check_transformers, "gptqmodel": check_gptqmodel, "mlx": check_mlx}
+        for source, result, _ in exported(targets[part]):
+            guarded(checks[part], result, source)
+
+
+main()

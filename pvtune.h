@@ -119,7 +119,7 @@
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
                     ops: losses
-        layer 1     dtypes · weights · codebooks · search · fit · iq grids · grids · scalar ·
+        layer 1     dtypes · weights · codebooks · search · fit · iq grids · gptq · grids · scalar ·
                     representations · optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
@@ -1763,6 +1763,8 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
              eps, pvt_real decay, int64_t n), (u, m, v, w, eps, decay, n))                                  \
     EACH(adam_apply, (pvt_real *w, const pvt_real *u, pvt_real keep, pvt_real rate, int64_t n), (w, u,      \
              keep, rate, n))                                                                                \
+    EACH(rank_update, (double *C, int64_t ldc, const double *A, int64_t lda, const double *B, int64_t rows, \
+             int64_t panels, int64_t K), (C, ldc, A, lda, B, rows, panels, K))                              \
     EACH(bf16_load, (pvt_real *out, const uint16_t *in, int64_t n), (out, in, n))                           \
     EACH(bf16_store, (uint16_t *out, const pvt_real *in, int64_t n), (out, in, n))                          \
     WIDE(group_errors, (float *keys, const pvt_real *target, int64_t ld_t, const pvt_real *decoded,         \
@@ -6121,6 +6123,205 @@ PVTI_INLINE int pvti_iq2_magnitude(uint32_t point, int k)
 {
     int code = (int)(point >> 2 * k & 3);
     return 8 + 17 * code + (code >> 1);
+}
+
+// >>gptq
+/*  Quantization that makes good by the columns to come what it has spoilt in those before (GPTQ, arXiv
+    2210.17323; equal to LDLQ of QuIP, 2307.13304). With λ = damp · the mean of H's diagonal and
+        H + λ = R·Rᵀ,   R upper triangular,
+    the error of one row, E = W − Ŵ, costs
+        E·(H + λ)·Eᵀ = Σ_j (Σ_{i ≤ j} E_i·R_ij)².
+    Columns are quantized in order. When column j has its turn all E_i before it are known, and its term would
+    vanish with ŵ_j equal to
+        t_j = w_j + Σ_{i < j} E_i·R_ij / R_jj;
+    so ŵ_j becomes the level nearest to t_j, and the term is (R_jj·(t_j − ŵ_j))².
+
+    In the words of the paper: U = R⁻¹ is the upper Cholesky factor of the inverse, (H + λ)⁻¹ = UᵀU; t_j is
+    what its updates W_{:,k} −= (t_i − ŵ_i)/U_ii · U_ik have made of column j; and R_jj = 1/U_jj. R comes
+    straight from H, without an inverse. For blocks of columns J, with E_<J the errors before them,
+        T_J = W_J + E_<J · R_<J,J · R_JJ⁻¹   and the term   ‖(T_J − Ŵ_J)·R_JJ‖². */
+
+/* ---- the factor ---- */
+
+#define PVTI_FACTOR_BLOCK 64
+typedef struct pvti_factor {
+    int64_t I, ld;  /* ld: numbers in a row of R, I rounded up to a multiple of 8 */
+    int64_t *order; /* [I]: the j-th column to be quantized is column order[j] of W and H */
+    double *R;      /* [I, ld], rows and columns in this order; 0 below the diagonal */
+    double mean;    /* of the diagonal of H, dead inputs left out; 0: all are dead */
+    /* while it is made */
+    pvt_ctx *ctx;
+    const pvt_real *H;
+    double lambda, *panel, *turned;
+    int64_t j0, j1; /* the block of columns in work */
+} pvti_factor;
+
+/* C [rows, 8·panels] −= A [rows, K] · B, B in panels of eight columns: [panels, K, 8]. rows: a multiple of 4.
+   In every element k comes in order, each product and each difference rounded: the same bits everywhere. */
+typedef double pvti_four __attribute__((vector_size(32)));
+typedef double pvti_four_at __attribute__((vector_size(32), aligned(8), may_alias));
+#define PVTI_FOUR(x) (*(const pvti_four_at *)(x))
+PVTI_INLINE void pvti_rank_update(double *C, int64_t ldc, const double *A, int64_t lda, const double *B,
+                                  int64_t rows, int64_t panels, int64_t K)
+{
+    for (int64_t p = 0; p < panels; p++, B += 8 * K)
+        for (int64_t i = 0; i < rows; i += 4) {
+            const double *a0 = A + i * lda, *a1 = a0 + lda, *a2 = a1 + lda, *a3 = a2 + lda;
+            double *c0 = C + i * ldc + 8 * p, *c1 = c0 + ldc, *c2 = c1 + ldc, *c3 = c2 + ldc;
+            pvti_four l0 = PVTI_FOUR(c0), l1 = PVTI_FOUR(c1), l2 = PVTI_FOUR(c2), l3 = PVTI_FOUR(c3);
+            pvti_four h0 = PVTI_FOUR(c0 + 4), h1 = PVTI_FOUR(c1 + 4), h2 = PVTI_FOUR(c2 + 4);
+            pvti_four h3 = PVTI_FOUR(c3 + 4);
+            for (int64_t k = 0; k < K; k++) {
+                pvti_four low = PVTI_FOUR(B + 8 * k), high = PVTI_FOUR(B + 8 * k + 4);
+                l0 -= a0[k] * low, h0 -= a0[k] * high;
+                l1 -= a1[k] * low, h1 -= a1[k] * high;
+                l2 -= a2[k] * low, h2 -= a2[k] * high;
+                l3 -= a3[k] * low, h3 -= a3[k] * high;
+            }
+            *(pvti_four_at *)c0 = l0, *(pvti_four_at *)c1 = l1, *(pvti_four_at *)c2 = l2;
+            *(pvti_four_at *)c3 = l3, *(pvti_four_at *)(c0 + 4) = h0, *(pvti_four_at *)(c1 + 4) = h1;
+            *(pvti_four_at *)(c2 + 4) = h2, *(pvti_four_at *)(c3 + 4) = h3;
+        }
+}
+
+/* H + λ in the order of quantization, the upper triangle. A dead input (H_jj = 0: it never spoke) costs
+   nothing whatever is done to it; with the mean in its place it disturbs nobody. GPTQ puts 1 there, which is
+   much or little as H is scaled. */
+static void pvti_factor_fill_task(void *arg, int64_t i, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    const pvt_real *row = f->H + f->order[i] * f->I;
+    double *out = f->R + i * f->ld;
+    bool dead = !(row[f->order[i]] > 0);
+    (void)worker;
+    for (int64_t j = i + 1; j < f->I; j++) {
+        int64_t column = f->order[j];
+        out[j] = dead || !(f->H[column * f->I + column] > 0) ? 0 : (double)row[column];
+    }
+    out[i] = (dead ? f->mean > 0 ? f->mean : 1 : (double)row[f->order[i]]) + f->lambda;
+}
+
+/* The block on the diagonal, from its last column back: R_jj = √C_jj, R_ij = C_ij/R_jj, C_ik −= R_ij·R_kj.
+   False: H is not positive. turned [j − j0][k − j0] = R_kj, for the rows above. */
+static bool pvti_factor_corner(pvti_factor *f)
+{
+    for (int64_t j = f->j1 - 1; j >= f->j0; j--) {
+        double pivot = f->R[j * f->ld + j], root;
+        if (!(pivot > 1e-3 * f->lambda && pivot <= DBL_MAX)) return false; /* of a positive H: at least λ */
+        root = f->R[j * f->ld + j] = __builtin_sqrt(pivot);
+        for (int64_t i = f->j0; i < j; i++) {
+            double *row = f->R + i * f->ld;
+            row[j] /= root;
+            f->turned[(j - f->j0) * PVTI_FACTOR_BLOCK + i - f->j0] = row[j];
+        }
+        for (int64_t i = f->j0; i < j; i++)
+            for (int64_t k = i; k < j; k++) f->R[i * f->ld + k] -= f->R[i * f->ld + j] * f->R[k * f->ld + j];
+    }
+    return true;
+}
+
+/* The same columns in 64 rows above that block, and their copy in panels. */
+static void pvti_factor_panel_task(void *arg, int64_t block, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    int64_t K = f->j1 - f->j0, i0 = block * PVTI_FACTOR_BLOCK;
+    (void)worker;
+    for (int64_t i = i0; i < i0 + PVTI_FACTOR_BLOCK; i++) {
+        double *row = f->R + i * f->ld + f->j0, *panel = f->panel + i / 8 * 8 * K + i % 8;
+        for (int64_t j = K - 1; j >= 0; j--) {
+            const double *column = f->turned + j * PVTI_FACTOR_BLOCK;
+            double x = row[j] / f->R[(f->j0 + j) * f->ld + f->j0 + j];
+            row[j] = panel[8 * j] = x;
+            for (int64_t k = 0; k < j; k++) row[k] -= x * column[k];
+        }
+    }
+}
+
+/* What they leave of 64 rows: C −= R_:J·R_:Jᵀ, the blocks from the diagonal on. */
+static void pvti_factor_rest_task(void *arg, int64_t block, int worker)
+{
+    const pvti_factor *f = (const pvti_factor *)arg;
+    int64_t K = f->j1 - f->j0, i0 = block * PVTI_FACTOR_BLOCK;
+    double *rows = f->R + i0 * f->ld;
+    (void)worker;
+    PVTI_CALL(f->ctx, rank_update)
+    (rows + i0, f->ld, rows + f->j0, f->ld, f->panel + i0 * K, PVTI_FACTOR_BLOCK, (f->j0 - i0) / 8, K);
+}
+
+static void pvti_factor_free(pvt_ctx *ctx, pvti_factor *f)
+{
+    pvti_free(ctx, f->order);
+    pvti_free(ctx, f->R);
+    memset(f, 0, sizeof *f);
+}
+
+/* Order, and mean of the diagonal. act_order: the largest first, equal ones as they stand; dead ones last. */
+static bool pvti_factor_order(pvti_factor *f, pvti_sort_item *items, bool act_order)
+{
+    int64_t live = 0;
+    for (int64_t j = 0; j < f->I; j++) {
+        double h = (double)f->H[j * f->I + j];
+        if (!(h >= 0 && h <= DBL_MAX)) return false;
+        live += h > 0, f->mean += h;
+        memcpy(&items[j].key, &h, sizeof h); /* bits of positive numbers ascend as they do */
+        items[j].key = act_order ? ~items[j].key : 0, items[j].index = j;
+    }
+    if (live) f->mean /= (double)live;
+    pvti_sort(items, f->I, NULL, NULL);
+    for (int64_t j = 0; j < f->I; j++) f->order[j] = items[j].index;
+    return true;
+}
+
+/* In f, zeroed before: R, with its memory. */
+static pvt_result pvti_factor_run(pvti_factor *f, const char *name)
+{
+    pvt_ctx *ctx = f->ctx;
+    int64_t blocks = pvti_ceil_div(f->I, PVTI_FACTOR_BLOCK);
+    pvti_parallel(ctx, f->I, pvti_factor_fill_task, f);
+    for (int64_t block = blocks - 1; block >= 0; block--) {
+        f->j0 = block * PVTI_FACTOR_BLOCK, f->j1 = PVTI_MIN(f->j0 + PVTI_FACTOR_BLOCK, f->I);
+        if (!pvti_factor_corner(f))
+            return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                             "%s: H is not positive, or not by more than its own rounding; make it from more "
+                             "inputs, or give a larger damp",
+                             name);
+        pvti_parallel(ctx, block, pvti_factor_panel_task, f);
+        pvti_parallel(ctx, block, pvti_factor_rest_task, f);
+    }
+    for (int64_t i = 1; i < f->I; i++) /* what whole blocks have left below the diagonal */
+        for (int64_t j = i / PVTI_FACTOR_BLOCK * PVTI_FACTOR_BLOCK; j < i; j++) f->R[i * f->ld + j] = 0;
+    return PVT_OK;
+}
+
+/*  R of H [I, I], see above. damp: λ as a share of the mean of the diagonal, 0.01 in the paper. act_order:
+    columns with the largest H_jj first, else from left to right. All inputs dead: R is diagonal. Errors:
+    NUMERIC (H is not finite, or not positive even so), MEMORY; out is then zeroed. Ends: pvti_factor_free. */
+static PVTI_UNUSED pvt_result pvti_factor_make(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I,
+                                               double damp, bool act_order, pvti_factor *out)
+{
+    pvti_sort_item *items = PVTI_NEW(ctx, pvti_sort_item, I);
+    pvt_result result = PVT_ERR_MEMORY;
+    memset(out, 0, sizeof *out);
+    out->ctx = ctx, out->H = H, out->I = I, out->ld = (I + 7) / 8 * 8;
+    out->order = PVTI_NEW(ctx, int64_t, I), out->R = PVTI_NEW(ctx, double, I * out->ld);
+    out->panel = PVTI_NEW(ctx, double, out->ld * PVTI_FACTOR_BLOCK);
+    out->turned = PVTI_NEW(ctx, double, PVTI_FACTOR_BLOCK * PVTI_FACTOR_BLOCK);
+    if (items && out->order && out->R && out->panel && out->turned) {
+        if (pvti_factor_order(out, items, act_order)) {
+            out->lambda = damp * (out->mean > 0 ? out->mean : 1);
+            result = pvti_factor_run(out, name);
+        } else
+            result = pvti_fail(ctx, PVT_ERR_NUMERIC,
+                               "%s: the diagonal of H holds a NaN, an infinity or a negative number; H must be "
+                               "XᵀX of inputs",
+                               name);
+    }
+    pvti_free(ctx, items);
+    pvti_free(ctx, out->panel);
+    pvti_free(ctx, out->turned);
+    out->panel = out->turned = NULL, out->H = NULL;
+    if (result != PVT_OK) pvti_factor_free(ctx, out);
+    return result;
 }
 
 // >>grids

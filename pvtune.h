@@ -6462,7 +6462,8 @@ static const pvti_kind pvti_kind_nf4 = {
     points, and the nearest to a vector. The rest, tile, chain, fit and V step, stands here once. Only scales
     are tuned. */
 
-enum { PVTI_POINTS_SCALES = 1, PVTI_POINTS_BATCH = 64 };
+enum { PVTI_POINTS_SCALES = 1 };
+#define PVTI_POINTS_BATCH ((int64_t)64)
 
 typedef struct pvti_points {
     int64_t block; /* inputs that share a scale, a multiple of p; 0: the row */
@@ -6772,7 +6773,8 @@ static pvt_result pvti_points_fit(pvt_ctx *ctx, const pvti_points *t, const pvt_
     exactly (Lloyd-Max: every level is the mean of its cell), else by k-means (Lloyd) on points that fill the
     normal distribution evenly, in fp16, in the order of their coordinates. */
 
-enum { PVTI_HIGGS_GRID = 2, PVTI_HIGGS_BLOCK = 1024, PVTI_HIGGS_MOST = 4096 };
+enum { PVTI_HIGGS_GRID = 2, PVTI_HIGGS_MOST = 4096 };
+#define PVTI_HIGGS_BLOCK ((int64_t)1024)
 
 /* ---- the normal distribution ---- */
 
@@ -20511,6 +20513,9 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
         if (code >> w->format.bits)
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path,
                              name, code, w->format.bits);
+        if (code >= pvti_code_limit(&w->format))
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit a grid of %d", path,
+                             name, code, w->format.entries);
     }
     return PVT_OK;
 }

@@ -120,7 +120,7 @@
                     device · simd · gemm kernels · gemm packing · gemm · ops: rows · ops: attention ·
                     ops: losses
         layer 1     dtypes · weights · codebooks · search · fit · iq grids · gptq · grids · vector grids ·
-                    higgs · e8p · scalar · representations · optimizer · pv
+                    higgs · e8p · iq2 · scalar · representations · optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
@@ -823,7 +823,8 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
     X(NF4, nf4)        \
     X(INT, int)        \
     X(HIGGS, higgs)    \
-    X(E8P, e8p)
+    X(E8P, e8p)        \
+    X(IQ2_XXS, iq2)
 typedef enum pvt_format_kind {
 #define PVTI_X(name, kind) PVT_FORMAT_##name,
     PVT_FORMATS(PVTI_X)
@@ -838,18 +839,21 @@ typedef enum pvt_format_kind {
     higgs (arXiv 2411.17525): one of n points, the best for p normal numbers, for p = ig inputs, times a scale
     per 1024 inputs (the last of a row may be fewer). e8p (QuIP#, arXiv 2402.04396): one of 65,536 points of the
     lattice E8 for 8 inputs, times a scale per row. Both expect weights that a rotation has made normal.
+    iq2_xxs (llama.cpp): one of 256 points with signs for 8 inputs, d per 256 inputs and 4-bit factors of it.
     Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
-    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8, nf4 4, higgs ⌈log2 entries⌉, e8p 16 */
-    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8); must divide I */
+    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8, nf4 4, higgs ⌈log2 entries⌉, e8p and
+                      iq2_xxs 16 */
+    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs 256); must
+                      divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
     int entries;   /* higgs: n, 2 … 4096; else 0: 2^B */
 } pvt_format;
 
 /* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "vq:BgG" is "aqlm:1xBgG"; "nf4"; "int:BgG", e.g.
-   "int:2g64"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "dense".
+   "int:2g64"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "dense".
    Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
@@ -878,6 +882,7 @@ typedef struct pvt_weight {
         int:    "codes" [O, I], "scales" and "zeros" [O, I/ig]
         higgs:  "codes" [O, I/p], "scales" [O, ⌈I/1024⌉], "grid" [n, p] (fixed)
         e8p:    "codes" [O, I/8], "scales" [O, 1]
+        iq2_xxs: "codes" [O, I/8], "scales" [O, I/256]
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
@@ -6479,7 +6484,19 @@ typedef struct pvti_points {
     int (*other)(const pvt_weight *w, const pvt_real *x, int not_this);
     void (*prepare)(const pvt_weight *w, pvt_real *room); /* NULL: needs none */
     int64_t (*room)(const pvt_weight *w);                 /* numbers of it */
+    /* what the block's scale is multiplied by in a group; NULL: 1. It stands in the bits `kept` of codes,
+       which fit sets and searches leave */
+    pvt_real (*factor)(const pvt_weight *w, int64_t group);
+    int kept;
 } pvti_points;
+
+/* p. */
+PVTI_INLINE int64_t pvti_points_size(const pvt_weight *w)
+{
+    int64_t og, ig;
+    pvti_group_of(w, &og, &ig);
+    return ig;
+}
 
 /* Scales in a row. */
 static int64_t pvti_points_blocks(const pvti_points *t, int64_t I)
@@ -6490,8 +6507,14 @@ static int64_t pvti_points_blocks(const pvti_points *t, int64_t I)
 PVTI_INLINE pvt_real *pvti_points_scale(const pvti_points *t, const pvt_weight *w, int64_t row, int64_t j)
 {
     pvt_real *scales = (pvt_real *)w->array[PVTI_POINTS_SCALES];
-    return t->block ? scales + row * pvti_points_blocks(t, w->I) + j * w->format.in_group / t->block
+    return t->block ? scales + row * pvti_points_blocks(t, w->I) + j * pvti_points_size(w) / t->block
                     : scales + row;
+}
+/* What the group's points are multiplied by. */
+PVTI_INLINE pvt_real pvti_points_unit(const pvti_points *t, const pvt_weight *w, int64_t row, int64_t j)
+{
+    pvt_real scale = *pvti_points_scale(t, w, row, j);
+    return t->factor ? scale * t->factor(w, row * (w->I / pvti_points_size(w)) + j) : scale;
 }
 
 static void pvti_group_points(const pvt_format *format, int64_t *og, int64_t *ig)
@@ -6501,10 +6524,10 @@ static void pvti_group_points(const pvt_format *format, int64_t *og, int64_t *ig
 
 /* "codes" and "scales"; how many, 0: sizes out of range. */
 static int pvti_points_arrays(const pvti_points *t, const pvt_format *f, int64_t O, int64_t I,
-                              pvt_dtype dtype, pvt_array *out)
+                              int p, pvt_dtype dtype, pvt_array *out)
 {
     return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, f->bits, 1, O,
-                          I / f->in_group, 0, 0) &&
+                          I / p, 0, 0) &&
                    pvti_array_set(&out[PVTI_POINTS_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
                                   pvti_points_blocks(t, I), 0, 0)
                ? 2
@@ -6514,14 +6537,14 @@ static int pvti_points_arrays(const pvti_points *t, const pvt_format *f, int64_t
 static void pvti_points_tile(const pvti_points *t, const pvt_weight *w, pvt_real *out, int64_t ld, int64_t r0,
                              int64_t r1, int64_t c0, int64_t c1)
 {
-    int64_t p = w->format.in_group, GI = w->I / p, end = (c1 + p - 1) / p, n;
+    int64_t p = pvti_points_size(w), GI = w->I / p, end = (c1 + p - 1) / p, n;
     pvt_real piece[8 * PVTI_POINTS_BATCH];
     for (int64_t r = r0; r < r1; r++, out += ld)
         for (int64_t j = c0 / p; j < end; j += n) {
             n = PVTI_MIN(8 * PVTI_POINTS_BATCH / p, end - j);
             t->decode(w, piece, r * GI + j, n);
             for (int64_t i = 0; i < n; i++) {
-                pvt_real scale = *pvti_points_scale(t, w, r, j + i);
+                pvt_real scale = pvti_points_unit(t, w, r, j + i);
                 int64_t at = (j + i) * p, from = PVTI_MAX(c0, at), to = PVTI_MIN(c1, at + p);
                 for (int64_t c = from; c < to; c++) out[c - c0] = scale * piece[i * p + c - at];
             }
@@ -6540,7 +6563,7 @@ static void pvti_points_chain_task(void *arg, int64_t row, int worker)
 {
     const pvti_points_chain_args *a = (const pvti_points_chain_args *)arg;
     const pvt_weight *w = a->weight;
-    int64_t p = w->format.in_group, GI = w->I / p, blocks = pvti_points_blocks(a->t, w->I), n;
+    int64_t p = pvti_points_size(w), GI = w->I / p, blocks = pvti_points_blocks(a->t, w->I), n;
     int64_t groups = a->t->block ? a->t->block / p : GI; /* of a scale */
     pvt_real piece[8 * PVTI_POINTS_BATCH];
     (void)worker;
@@ -6550,7 +6573,10 @@ static void pvti_points_chain_task(void *arg, int64_t row, int worker)
             const pvt_real *g = a->dW + row * w->I + j * p;
             n = PVTI_MIN(8 * PVTI_POINTS_BATCH / p, PVTI_MIN(GI, (b + 1) * groups) - j);
             a->t->decode(w, piece, row * GI + j, n);
-            for (int64_t i = 0; i < n * p; i++) sum += (double)g[i] * (double)piece[i];
+            for (int64_t i = 0; i < n; i++) {
+                double part = pvti_sum_products(g + i * p, piece + i * p, p);
+                sum += a->t->factor ? part * (double)a->t->factor(w, row * GI + j + i) : part;
+            }
         }
         a->dscales[row * blocks + b] += (pvt_real)sum;
     }
@@ -6588,8 +6614,9 @@ static double pvti_points_distance(const pvti_points_args *s, const pvt_real *x,
 {
     pvt_real point[8];
     double sum = 0;
+    int64_t p = pvti_points_size(s->weight);
     s->t->point(s->weight, point, code);
-    for (int64_t d = 0; d < s->weight->format.in_group; d++)
+    for (int64_t d = 0; d < p; d++)
         sum += ((double)x[d] - (double)point[d]) * ((double)x[d] - (double)point[d]);
     return sum;
 }
@@ -6607,7 +6634,7 @@ static void pvti_points_answer(const pvti_points_args *s, int64_t k, pvt_real sc
                              pvti_points_distance(s, x, second), a->rounding))
             code = second;
     }
-    a->codes[k] = (uint16_t)code;
+    a->codes[k] = (uint16_t)(code | (pvti_code_get(s->weight, group) & s->t->kept));
     if (a->change) {
         pvt_real now[8];
         s->t->point(s->weight, now, pvti_code_get(s->weight, group));
@@ -6620,20 +6647,20 @@ static void pvti_points_task(void *arg, int64_t task, int worker)
     const pvti_points_args *s = (const pvti_points_args *)arg;
     const pvt_weight *w = s->weight;
     const pvt_assign *a = s->assign;
-    int64_t p = w->format.in_group, GI = w->I / p, from = task * PVTI_POINTS_BATCH;
+    int64_t p = pvti_points_size(w), GI = w->I / p, from = task * PVTI_POINTS_BATCH;
     int64_t n = PVTI_MIN(PVTI_POINTS_BATCH, a->n - from);
     pvt_real x[8 * PVTI_POINTS_BATCH], used[8 * PVTI_POINTS_BATCH], scales[PVTI_POINTS_BATCH];
     int32_t best[PVTI_POINTS_BATCH];
     (void)worker;
     for (int64_t i = 0; i < n; i++) {
         int64_t group = a->groups ? a->groups[from + i] : from + i;
-        scales[i] = *pvti_points_scale(s->t, w, group / GI, group % GI);
+        scales[i] = pvti_points_unit(s->t, w, group / GI, group % GI);
         for (int64_t d = 0; d < p; d++) x[i * p + d] = pvti_points_query(a->target[group * p + d], scales[i]);
     }
     memcpy(used, x, (size_t)(n * p) * sizeof *x);
     if (!a->force) s->t->nearest(s->ctx, w, best, used, n, s->room);
     for (int64_t i = 0; i < n; i++) {
-        int now = (int)pvti_code_get(w, a->groups ? a->groups[from + i] : from + i);
+        int now = (int)pvti_code_get(w, a->groups ? a->groups[from + i] : from + i) & ~s->t->kept;
         if (scales[i] == 0) best[i] = pvti_single_idle(now, a->force ? now : -1);
         else if (a->force) best[i] = s->t->other(w, x + i * p, now);
         pvti_points_answer(s, from + i, scales[i], x + i * p, best[i]);
@@ -6669,8 +6696,8 @@ typedef struct pvti_points_fit_args {
 static void pvti_points_fit_target(const pvti_points_fit_args *f, int64_t row, int64_t j, pvt_real *x)
 {
     const pvt_weight *w = f->weight;
-    int64_t p = w->format.in_group, I = w->I, at = j * p;
-    pvt_real scale = *pvti_points_scale(f->t, w, row, j);
+    int64_t p = pvti_points_size(w), I = w->I, at = j * p;
+    pvt_real scale = pvti_points_unit(f->t, w, row, j);
     double z[8]; /* z·R_JJ = S_J */
     for (int64_t d = 0; d < p; d++) {
         z[d] = 0;
@@ -6688,7 +6715,7 @@ static void pvti_points_fit_task(void *arg, int64_t task, int worker)
 {
     const pvti_points_fit_args *f = (const pvti_points_fit_args *)arg;
     pvt_weight *w = f->weight;
-    int64_t p = w->format.in_group, I = w->I, GI = I / p, r0 = task * PVTI_POINTS_BATCH;
+    int64_t p = pvti_points_size(w), I = w->I, GI = I / p, r0 = task * PVTI_POINTS_BATCH;
     int64_t n = PVTI_MIN(PVTI_POINTS_BATCH, w->O - r0);
     pvt_real x[8 * PVTI_POINTS_BATCH];
     int32_t best[PVTI_POINTS_BATCH];
@@ -6698,8 +6725,8 @@ static void pvti_points_fit_task(void *arg, int64_t task, int worker)
         f->t->nearest(f->ctx, w, best, x, n, f->room);
         for (int64_t i = 0; i < n; i++) {
             int64_t at = (r0 + i) * I + j * p;
-            pvt_real error[8], scale = *pvti_points_scale(f->t, w, r0 + i, j);
-            pvti_code_set(w, (r0 + i) * GI + j, best[i]);
+            pvt_real error[8], scale = pvti_points_unit(f->t, w, r0 + i, j);
+            pvti_code_set(w, (r0 + i) * GI + j, best[i] | (pvti_code_get(w, (r0 + i) * GI + j) & f->t->kept));
             if (!f->R) continue;
             f->t->point(w, error, best[i]);
             for (int64_t d = 0; d < p; d++) error[d] = f->W[at + d] - scale * error[d];
@@ -7038,7 +7065,7 @@ static int pvti_higgs_other(const pvt_weight *w, const pvt_real *x, int not_this
 
 static const pvti_points pvti_points_higgs = {
     PVTI_HIGGS_BLOCK, pvti_higgs_decode, pvti_higgs_point, pvti_higgs_nearest, pvti_higgs_other,
-    pvti_higgs_prepare, pvti_higgs_room};
+    pvti_higgs_prepare, pvti_higgs_room, NULL, 0};
 
 /* ---- the table's functions ---- */
 
@@ -7070,7 +7097,7 @@ static int pvti_arrays_higgs(const pvt_format *f, int64_t O, int64_t I, pvt_dtyp
         f->codebooks != 1 || f->out_group != 1)
         return 0;
     while (I % nearest->in_group) nearest->in_group /= 2;
-    return pvti_points_arrays(&pvti_points_higgs, f, O, I, dtype, out) &&
+    return pvti_points_arrays(&pvti_points_higgs, f, O, I, p, dtype, out) &&
                    pvti_array_set(&out[PVTI_HIGGS_GRID], "grid", PVT_ARRAY_FIXED, dtype, 16, 0, n, p, 0, 0)
                ? 3
                : 0;
@@ -7320,7 +7347,7 @@ static int pvti_e8p_other(const pvt_weight *w, const pvt_real *x, int not_this)
 }
 
 static const pvti_points pvti_points_e8p = {0, pvti_e8p_decode, pvti_e8p_point, pvti_e8p_nearest,
-                                            pvti_e8p_other, NULL, pvti_room_none};
+                                            pvti_e8p_other, NULL, pvti_room_none, NULL, 0};
 
 /* ---- the table's functions ---- */
 
@@ -7339,7 +7366,7 @@ static int pvti_arrays_e8p(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
 {
     *nearest = *f;
     if (f->bits != 16 || f->codebooks != 1 || f->in_group != 8 || f->out_group != 1 || f->entries) return 0;
-    return pvti_points_arrays(&pvti_points_e8p, f, O, I, dtype, out);
+    return pvti_points_arrays(&pvti_points_e8p, f, O, I, 8, dtype, out);
 }
 static void pvti_tile_e8p(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
                           int64_t c1)
@@ -7408,6 +7435,243 @@ static void pvti_assign_e8p(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_e8p = {
     "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p, pvti_group_points,
     pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p, pvti_room_none};
+
+// >>iq2
+/*  llama.cpp's IQ2_XXS as a representation to tune inside: an export to GGUF loses nothing but what fp16 takes
+    from d. Eight weights are a point of 256, with an even number of minuses, and
+        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs.
+    d is a value; s is found by fit and then stays. Of a code bits 7:0 name the point, bits 14:8 negate weights
+    0 … 6 (the sign of weight 7 makes minuses even), and bit 15 is bit i of s, i the group's place among the four
+    that share s: 2.0625 bits per weight, as in the file. */
+
+enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000 };
+
+/* Eight signs of which seven are stored: an even number is negative. */
+PVTI_INLINE uint32_t pvti_iq2_minus(uint32_t stored)
+{
+    return (stored & 127) | (uint32_t)(__builtin_popcount(stored & 127) & 1) << 7;
+}
+static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
+{
+    uint32_t point = pvti_iq_point(pvti_iq2_xxs_points, code & 255), minus = pvti_iq2_minus((uint32_t)code >> 8);
+    (void)w;
+    for (int k = 0; k < 8; k++) {
+        pvt_real a = (pvt_real)pvti_iq2_magnitude(point, k);
+        out[k] = minus >> k & 1 ? -a : a;
+    }
+}
+static void pvti_iq2_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) pvti_iq2_point(w, out + 8 * i, pvti_code_get(w, first + i));
+}
+/* (s + ½)/4. */
+static pvt_real pvti_iq2_factor(const pvt_weight *w, int64_t group)
+{
+    const uint16_t *codes = (const uint16_t *)w->array[0] + (group & ~(int64_t)3);
+    int s = codes[0] >> 15 | codes[1] >> 15 << 1 | codes[2] >> 15 << 2 | codes[3] >> 15 << 3;
+    return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
+}
+
+/* Magnitudes [256, 8] and their squared norms [256]. */
+enum { PVTI_IQ2_ROOM = 256 * 9 };
+static int64_t pvti_iq2_room(const pvt_weight *w)
+{
+    (void)w;
+    return PVTI_IQ2_ROOM;
+}
+static void pvti_iq2_prepare(const pvt_weight *w, pvt_real *room)
+{
+    (void)w;
+    for (int i = 0; i < 256; i++) {
+        pvti_iq2_point(NULL, room + 8 * i, i);
+        room[256 * 8 + i] = (pvt_real)pvti_sum_products(room + 8 * i, room + 8 * i, 8);
+    }
+}
+
+/* The signs of x and, where these are odd, one turned: that which costs the least. With a point's magnitudes a:
+   distance² less ‖x‖² is ‖a‖² − 2·Σ|x_k|·a_k, and 4·min_k |x_k|·a_k for the turned sign. */
+typedef struct pvti_iq2_query {
+    double size[8];
+    uint32_t minus;
+} pvti_iq2_query;
+static void pvti_iq2_open(pvti_iq2_query *q, const pvt_real *x)
+{
+    q->minus = 0;
+    for (int k = 0; k < 8; k++) q->size[k] = fabs((double)x[k]), q->minus |= (uint32_t)(x[k] < 0) << k;
+}
+static double pvti_iq2_cost(const pvti_iq2_query *q, const pvt_real *a, double norm, uint32_t *minus)
+{
+    double score = 0, least = INFINITY;
+    int weakest = 0;
+    *minus = q->minus;
+    for (int k = 0; k < 8; k++) score += q->size[k] * (double)a[k];
+    if (!(__builtin_popcount(q->minus) & 1)) return norm - 2 * score;
+    for (int k = 0; k < 8; k++)
+        if (q->size[k] * (double)a[k] < least) least = q->size[k] * (double)a[k], weakest = k;
+    *minus ^= (uint32_t)1 << weakest;
+    return norm - 2 * score + 4 * least;
+}
+static int pvti_iq2_nearest_one(const pvt_real *x, const pvt_real *room)
+{
+    pvti_iq2_query q;
+    double best = INFINITY;
+    int code = 0;
+    pvti_iq2_open(&q, x);
+    for (int i = 0; i < 256; i++) {
+        uint32_t minus;
+        double cost = pvti_iq2_cost(&q, room + 8 * i, (double)room[256 * 8 + i], &minus);
+        if (cost < best) best = cost, code = i | (int)(minus & 127) << 8;
+    }
+    return code;
+}
+static void pvti_iq2_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
+                             const pvt_real *room)
+{
+    (void)ctx, (void)w;
+    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(x + 8 * i, room);
+}
+/* As above; of the point whose code is left out, all its other signs. */
+static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
+{
+    pvti_iq2_query q;
+    double best = INFINITY;
+    int found = not_this == 0;
+    pvti_iq2_open(&q, x);
+    for (int i = 0; i < 256; i++) {
+        pvt_real a[8];
+        uint32_t minus;
+        double cost;
+        bool all = i == (not_this & 255);
+        pvti_iq2_point(w, a, i);
+        if (!all) cost = pvti_iq2_cost(&q, a, pvti_sum_products(a, a, 8), &minus);
+        if (!all && cost < best) best = cost, found = i | (int)(minus & 127) << 8;
+        for (int code = i; all && code < 0x8000; code += 256) {
+            if (code == not_this) continue;
+            pvti_iq2_point(w, a, code);
+            cost = pvti_sum_products(a, a, 8) - 2 * pvti_sum_products(a, x, 8);
+            if (cost < best) best = cost, found = code;
+        }
+    }
+    return found;
+}
+
+static const pvti_points pvti_points_iq2 = {
+    PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other,
+    pvti_iq2_prepare, pvti_iq2_room, pvti_iq2_factor, PVTI_IQ2_SCALE_BIT};
+
+/* ---- the table's functions ---- */
+
+static bool pvti_parse_iq2(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1, out->bits = 16, out->in_group = PVTI_IQ2_BLOCK;
+    return strcmp(text, "iq2_xxs") == 0;
+}
+static void pvti_print_iq2(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "iq2_xxs");
+}
+static void pvti_group_iq2(const pvt_format *format, int64_t *og, int64_t *ig)
+{
+    (void)format;
+    *og = 1, *ig = 8;
+}
+static int pvti_arrays_iq2(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                           pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 || f->entries)
+        return 0;
+    return pvti_points_arrays(&pvti_points_iq2, f, O, I, 8, dtype, out);
+}
+static void pvti_tile_iq2(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                          int64_t c1)
+{
+    pvti_points_tile(&pvti_points_iq2, (const pvt_weight *)self, out, ld, r0, r1, c0, c1);
+}
+static void pvti_chain_iq2(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                           pvt_real *room)
+{
+    (void)room;
+    pvti_points_chain(ctx, &pvti_points_iq2, dvalues, w, dW);
+}
+
+/* ‖w − scale·(nearest points)‖² of n weights; along and square: ⟨w, points⟩ and ‖points‖², are added to. */
+static double pvti_iq2_error(const pvt_real *w, int64_t n, double scale, const pvt_real *room, double *along,
+                             double *square)
+{
+    double error = 0;
+    for (int64_t j = 0; j < n; j += 8) {
+        pvt_real x[8], point[8];
+        for (int k = 0; k < 8; k++) x[k] = pvti_points_query(w[j + k], (pvt_real)scale);
+        pvti_iq2_point(NULL, point, pvti_iq2_nearest_one(x, room));
+        for (int k = 0; k < 8; k++) {
+            double rest = (double)w[j + k] - scale * (double)point[k];
+            error += rest * rest;
+        }
+        *along += pvti_sum_products(w + j, point, 8), *square += pvti_sum_products(point, point, 8);
+    }
+    return error;
+}
+
+/* The scale with the least error for 32 weights, from multiples of their root mean square: 0.044 is best for
+   normal numbers. */
+static double pvti_iq2_scale(const pvt_real *w, const pvt_real *room)
+{
+    static const double multiples[8] = {0.044, 0.033, 0.037, 0.040, 0.048, 0.053, 0.060, 0.072};
+    double rms = __builtin_sqrt(pvti_sum_products(w, w, 32) / 32), least = INFINITY, scale = 0;
+    for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 8; i++) {
+        double along = 0, square = 0, error;
+        error = pvti_iq2_error(w, 32, rms * multiples[i], room, &along, &square);
+        if (error < least) least = error, scale = along > 0 ? along / square : rms * multiples[i];
+    }
+    return scale;
+}
+
+/* d and the eight s of each block of a row. */
+static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
+{
+    const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
+    int64_t I = a->weight->I;
+    (void)worker;
+    for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
+        const pvt_real *w = a->W + row * I + at;
+        double scales[8], most = 0, d, along = 0, square = 0;
+        for (int b = 0; b < 8; b++) scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
+        d = most / 3.875; /* s = 15 */
+        for (int b = 0; b < 8; b++) {
+            double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0}, factor;
+            int s = want < 15 ? (int)want : 15; /* (s + ½)/4: halves round down */
+            factor = (s + 0.5) / 4;
+            pvti_iq2_error(w + 32 * b, 32, d * factor, a->V, &own[0], &own[1]);
+            along += factor * own[0], square += factor * factor * own[1];
+            for (int i = 0; i < 4; i++)
+                pvti_code_set(a->weight, (row * I + at) / 8 + 4 * b + i, (s >> i & 1) ? PVTI_IQ2_SCALE_BIT : 0);
+        }
+        if (d > 0 && along > 0) d = along / square;
+        *pvti_points_scale(a->t, a->weight, row, at / 8) = (pvt_real)d;
+    }
+}
+static pvt_result pvti_fit_iq2(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                               pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvti_points_rescale_args a;
+    pvt_real *room = PVTI_NEW(ctx, pvt_real, PVTI_IQ2_ROOM);
+    if (!room) return PVT_ERR_MEMORY;
+    pvti_iq2_prepare(out, room);
+    a.t = &pvti_points_iq2, a.weight = out, a.W = W, a.V = room, a.VH = NULL;
+    pvti_parallel(ctx, out->O, pvti_iq2_scale_task, &a);
+    pvti_free(ctx, room);
+    return pvti_points_fit(ctx, &pvti_points_iq2, W, H, desc, stats, out);
+}
+static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    pvti_points_assign(ctx, &pvti_points_iq2, weight, a, room);
+}
+
+static const pvti_kind pvti_kind_iq2 = {
+    "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room};
 
 // >>scalar
 /*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`

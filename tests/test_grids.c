@@ -1,5 +1,6 @@
 /*  Grids of vectors: higgs, e8p and iq2_xxs. The grids against published figures and against integration; the search for points
     against all points; the V step, rectangles, arrays, chain and fit against what their documentation says. */
+#define _POSIX_C_SOURCE 200809L /* mkdtemp */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
@@ -445,7 +446,7 @@ static void check_iq2_error(pvt_ctx *ctx)
     for (int i = 0; i < ROWS * COLUMNS; i++) W[i] = (pvt_real)normal(61, (uint64_t)i);
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, ROWS, COLUMNS, NULL, &f, NULL, &stats, &w));
     printf("    iq2_xxs on normal numbers: %.4f\n", stats.error);
-    CHECK(stats.error < .115 && stats.error > .09); /* .105 with scales that need not be of 4 bits */
+    CHECK(stats.error < .109 && stats.error > .104); /* .105 with scales that need not be of 4 bits */
     CHECK_NEAR(pvt_weight_bits(&w), 2.0625, 1e-12);
     pvt_weight_free(&w);
 }
@@ -551,6 +552,25 @@ static void check_arrays(pvt_ctx *ctx, const char *format)
     }
     CHECK(pvt_weight_from_arrays(ctx, &w.format, O, I, arrays, n - 1, "mine", &again) == PVT_ERR_ARGUMENT);
     pvt_weight_free(&w);
+}
+
+/* In a file and back. */
+static void check_file(pvt_ctx *ctx, const char *format)
+{
+    char dir[300], path[340];
+    pvt_weight w, again;
+    pvt_named_weight named;
+    CHECK(test_scratch(dir, sizeof dir));
+    snprintf(path, sizeof path, "%s/w.safetensors", dir);
+    fit(ctx, format, NULL, NULL, &w);
+    memset(&named, 0, sizeof named);
+    named.name = "w", named.weight = &w;
+    CHECK_OK(ctx, pvt_weights_save(path, &named, 1, true));
+    named.weight = &again;
+    CHECK_OK(ctx, pvt_weights_load(ctx, path, &named, 1));
+    CHECK(same_arrays(&w, &again) && memcmp(&w.format, &again.format, sizeof w.format) == 0);
+    pvt_weight_free(&w), pvt_weight_free(&again);
+    test_remove(dir);
 }
 
 /* ---- fits ---- */
@@ -886,7 +906,7 @@ static void check(pvt_ctx *ctx)
     check_iq2(), check_iq2_error(ctx);
     check_texts(ctx), check_sizes(ctx), check_feedback(ctx);
     for (int i = 0; i < ALL; i++) {
-        check_dequantized(ctx, all[i]), check_arrays(ctx, all[i]), check_fit(ctx, all[i]), check_refused(ctx, all[i]);
+        check_dequantized(ctx, all[i]), check_arrays(ctx, all[i]), check_file(ctx, all[i]), check_fit(ctx, all[i]), check_refused(ctx, all[i]);
         for (int k = 0; k < 4; k++) check_assign(ctx, all[i], k % 2, k / 2);
         check_assign_special(ctx, all[i]);
         check_memory(all[i]);

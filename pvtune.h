@@ -6463,9 +6463,9 @@ static const pvti_kind pvti_kind_nf4 = {
 // >>vector grids
 /*  Grids whose points are vectors: p neighbours of a row share one code, which names a point of a fixed grid,
         W[row][j·p … j·p+p) = scale · point[code],
-    and a block of neighbours shares the scale. What such a representation has of its own is a pvti_points: the
-    points, and the nearest to a vector. The rest, tile, chain, fit and V step, stands here once. Only scales
-    are tuned. */
+    and a block of neighbours shares the scale. What such a representation has of its own is a
+    pvti_points: the points, and the nearest to a vector. The rest, tile, chain, fit and V step, stands here
+    once. Only scales are tuned. */
 
 enum { PVTI_POINTS_SCALES = 1 };
 #define PVTI_POINTS_BATCH ((int64_t)64)
@@ -6730,13 +6730,15 @@ static void pvti_points_fit_task(void *arg, int64_t task, int worker)
             if (!f->R) continue;
             f->t->point(w, error, best[i]);
             for (int64_t d = 0; d < p; d++) error[d] = f->W[at + d] - scale * error[d];
-            PVTI_CALL(f->ctx, axpys)(f->S + at + p, error, f->R + j * p * I + (j + 1) * p, I, p, I - (j + 1) * p);
+            PVTI_CALL(f->ctx, axpys)
+            (f->S + at + p, error, f->R + j * p * I + (j + 1) * p, I, p, I - (j + 1) * p);
         }
     }
 }
 
 /* R of H + 1 % of its mean diagonal, in pvt_real and without a stride: what rows are updated with. */
-static pvt_result pvti_points_factor(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I, pvt_real *R)
+static pvt_result pvti_points_factor(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I,
+                                     pvt_real *R)
 {
     pvti_factor factor;
     PVTI_TRY(pvti_factor_make(ctx, name, H, I, 0.01, false, &factor));
@@ -6792,13 +6794,13 @@ static pvt_result pvti_points_fit(pvt_ctx *ctx, const pvti_points *t, const pvt_
 }
 
 // >>higgs
-/*  HIGGS (arXiv 2411.17525): the grid of n points that is best for vectors of p independent normal numbers; the
-    scale of a block of 1024 inputs (the last of a row may be shorter) is its root mean square. Weights become
-    normal by a rotation, which stands in front of a format and is no part of it.
+/*  HIGGS (arXiv 2411.17525): the grid of n points that is best for vectors of p independent normal numbers;
+    the scale of a block of 1024 inputs (the last of a row may be shorter) is its root mean square. Weights
+    become normal by a rotation, which stands in front of a format and is no part of it.
 
-    The grid is an array of the weight, so that a file explains itself. Fit makes it the same everywhere: p = 1
-    exactly (Lloyd-Max: every level is the mean of its cell), else by k-means (Lloyd) on points that fill the
-    normal distribution evenly, in fp16, in the order of their coordinates. */
+    The grid is an array of the weight, so that a file explains itself. Fit makes it the same everywhere: p =
+    1 exactly (Lloyd-Max: every level is the mean of its cell), else by k-means (Lloyd) on points that fill
+    the normal distribution evenly, in fp16, in the order of their coordinates. */
 
 enum { PVTI_HIGGS_GRID = 2, PVTI_HIGGS_MOST = 4096 };
 #define PVTI_HIGGS_BLOCK ((int64_t)1024)
@@ -6851,11 +6853,11 @@ static double pvti_normal_mass(double a, double b)
 
 /* ---- p = 1 ---- */
 
-/*  Newton on G_i = c_i − M_i/m_i, m_i and M_i mass and moment of the cell between b_{i−1} and b_i, the middles
-    between levels: d(M/m)/db_i = φ(b_i)·(b_i − M/m)/m, d(M/m)/db_{i−1} = φ(b_{i−1})·(M/m − b_{i−1})/m, and
-    db_i/dc_i = db_i/dc_{i+1} = ½. The two are positive and their sum is at most 1, since the density is
-    log-concave: a tridiagonal system with a dominant diagonal, solved by elimination. step, upper: [n] of room.
-    The start lies near: quantiles of N(0, 3). False: at rest. */
+/*  Newton on G_i = c_i − M_i/m_i, m_i and M_i mass and moment of the cell between b_{i−1} and b_i, the
+    middles between levels: d(M/m)/db_i = φ(b_i)·(b_i − M/m)/m, d(M/m)/db_{i−1} = φ(b_{i−1})·(M/m −
+    b_{i−1})/m, and db_i/dc_i = db_i/dc_{i+1} = ½. The two are positive and their sum is at most 1, since the
+    density is log-concave: a tridiagonal system with a dominant diagonal, solved by elimination. step, upper:
+    [n] of room. The start lies near: quantiles of N(0, 3). False: at rest. */
 static bool pvti_lloyd_max_step(double *c, double *step, double *upper, int64_t n)
 {
     double carry = 0, pivot = 1, most = 0, share = 1;
@@ -6896,8 +6898,9 @@ static pvt_result pvti_lloyd_max(pvt_ctx *ctx, int64_t n, pvt_real *levels)
 
 enum { PVTI_HIGGS_ROWS = 4096 }; /* points of a task */
 
-/* Points that fill the unit cube evenly, as normal numbers: coordinate d of point i is i·g^−(d+1) mod 1, g^(p+1)
-   = g + 1 (the additive recurrence that M. Roberts calls R_p). x [n, p] gets points `first` on, times factor. */
+/* Points that fill the unit cube evenly, as normal numbers: coordinate d of point i is i·g^−(d+1) mod 1,
+   g^(p+1) = g + 1 (the additive recurrence that M. Roberts calls R_p). x [n, p] gets points `first` on, times
+   factor. */
 static void pvti_normal_points(pvt_real *x, int64_t first, int64_t n, int p, double factor)
 {
     double g = p == 2 ? 1.32471795724474602596 : 1.16730397826141868425, power = 1;
@@ -6918,7 +6921,8 @@ static void pvti_normal_points(pvt_real *x, int64_t first, int64_t n, int p, dou
 static void pvti_higgs_start(pvt_real *centroids, int64_t n, int p, int attempt)
 {
     if (p != 2 || attempt > 0) {
-        pvti_normal_points(centroids, 1000003 * (int64_t)(attempt + 1), n, p, p == 2 ? 1.4142135623730950 : 1.2247448713915890);
+        pvti_normal_points(centroids, 1000003 * (int64_t)(attempt + 1), n, p,
+                           p == 2 ? 1.4142135623730950 : 1.2247448713915890);
         return;
     }
     for (int64_t k = 0; k < n; k++) {
@@ -6989,12 +6993,14 @@ static pvt_result pvti_higgs_grid(pvt_ctx *ctx, int64_t n, int p, pvt_real *out)
     if (!ctx->grid || ctx->grid_points != n || ctx->grid_dim != p) {
         pvt_real *grid = PVTI_NEW(ctx, pvt_real, n * p);
         pvt_result result = grid ? PVT_OK : PVT_ERR_MEMORY;
-        if (result == PVT_OK) result = p == 1 ? pvti_lloyd_max(ctx, n, grid) : pvti_higgs_kmeans(ctx, n, p, grid);
+        if (result == PVT_OK) result = (p == 1 ? pvti_lloyd_max(ctx, n, grid)
+                                                   : pvti_higgs_kmeans(ctx, n, p, grid));
         if (result != PVT_OK) {
             pvti_free(ctx, grid);
             return result;
         }
-        for (int64_t i = 0; i < n * p; i++) grid[i] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)grid[i]));
+        for (int64_t i = 0; i < n * p; i++)
+            grid[i] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)grid[i]));
         pvti_higgs_sort(grid, n, p);
         pvti_free(ctx, ctx->grid);
         ctx->grid = grid, ctx->grid_points = n, ctx->grid_dim = p;
@@ -7135,20 +7141,22 @@ static void pvti_assign_higgs(pvt_ctx *ctx, const pvt_weight *weight, const pvt_
 }
 
 static const pvti_kind pvti_kind_higgs = {
-    "higgs", "higgs:pPnN with N 2-4096 points for P 1, 2 or 4 inputs, a scale for 1024; for example higgs:p2n64",
-    pvti_parse_higgs, pvti_print_higgs, pvti_arrays_higgs, pvti_group_points, pvti_tile_higgs, pvti_chain_higgs,
-    pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room};
+    "higgs",
+    "higgs:pPnN with N 2-4096 points for P 1, 2 or 4 inputs, a scale for 1024; for example higgs:p2n64",
+    pvti_parse_higgs, pvti_print_higgs, pvti_arrays_higgs, pvti_group_points, pvti_tile_higgs,
+    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room};
 
 // >>e8p
 /*  The codebook of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
     either side, 16 bits for eight weights. A point is
         (±a_0, …, ±a_7) ± (¼, …, ¼),   a one of 256 patterns over {½, 3/2, 5/2}, the sum of ±a_i even:
         code = pattern·256 + signs·2 + shift.
-    Bit t of the 7 sign bits negates coordinate 7 − t; the sign of coordinate 0 follows from the even sum. Shift
-    1 adds ¼, 0 takes it away. Patterns are the 227 with ‖a‖² ≤ 10, in lexicographic order, and 29 of the 56
-    with ‖a‖² = 12 (five 3/2 and three ½), which are the paper's choice and therefore data.
+    Bit t of the 7 sign bits negates coordinate 7 − t; the sign of coordinate 0 follows from the even sum.
+    Shift 1 adds ¼, 0 takes it away. Patterns are the 227 with ‖a‖² ≤ 10, in lexicographic order, and 29 of
+    the 56 with ‖a‖² = 12 (five 3/2 and three ½), which are the paper's choice and therefore data.
 
-    A row has one scale: at 1/1.03 of its root mean square normal numbers lose .0915 of their energy, the least. */
+    A row has one scale: at 1/1.03 of its root mean square normal numbers lose .0915 of their energy, the
+    least. */
 
 /* Two bits for a coordinate, the first the highest: 0, 1, 2 for ½, 3/2, 5/2; four patterns to a word. */
 enum { PVTI_E8P_BALL = 227, PVTI_E8P_PATTERNS = 256 };
@@ -7198,9 +7206,9 @@ static void pvti_e8p_decode(const pvt_weight *w, pvt_real *out, int64_t first, i
     have the wrong parity, one sign turned: that with the least |y_i|·a_i. It lies at
         ‖y‖² − 2·score + ‖a‖²,   score = Σ|y_i|·a_i − (wrong parity: 2·min_i |y_i|·a_i).
     The ball ‖a‖² ≤ 10 holds all permutations of seven patterns, and by the rearrangement inequality the best
-    of them gives the larger a_i to the larger |y_i|; the sign to turn is then that of the smallest |y_i|, which
-    has ½. So |y| is sorted and seven sums are compared. The 29 others are searched one by one, but only where
-    the best of all 56 could win, which is rare. */
+    of them gives the larger a_i to the larger |y_i|; the sign to turn is then that of the smallest |y_i|,
+    which has ½. So |y| is sorted and seven sums are compared. The 29 others are searched one by one, but only
+    where the best of all 56 could win, which is rare. */
 typedef struct pvti_e8p_best {
     double cost; /* distance², less ‖x‖² + ½ */
     int code;
@@ -7339,7 +7347,8 @@ static int pvti_e8p_other(const pvt_weight *w, const pvt_real *x, int not_this)
                 if (code == not_this || (code & 1) != (not_this & 1)) continue;
                 pvti_e8p_point(w, point, code);
                 for (int d = 0; d < 8; d++) cost += ((double)point[d] - 2 * (double)x[d]) * (double)point[d];
-                if (cost < best.cost || (cost == best.cost && code < best.code)) best.cost = cost, best.code = code;
+                if (cost < best.cost || (cost == best.cost && code < best.code))
+                    best.cost = cost, best.code = code;
             }
         }
     }
@@ -7406,7 +7415,8 @@ static void pvti_e8p_scale_task(void *arg, int64_t row, int worker)
     const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
     int64_t I = a->weight->I;
     const pvt_real *w = a->W + row * I;
-    double rms = __builtin_sqrt(pvti_sum_products(w, w, I) / (double)I), least = INFINITY, scale = rms, next = rms;
+    double rms = __builtin_sqrt(pvti_sum_products(w, w, I) / (double)I);
+    double least = INFINITY, scale = rms, next = rms;
     (void)worker;
     for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 6; i++) {
         double better, error = pvti_e8p_error(w, I, rms * multiples[i], &better);
@@ -7433,16 +7443,17 @@ static void pvti_assign_e8p(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 }
 
 static const pvti_kind pvti_kind_e8p = {
-    "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p, pvti_group_points,
-    pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p, pvti_room_none};
+    "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p,
+    pvti_group_points, pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p,
+    pvti_room_none};
 
 // >>iq2
-/*  llama.cpp's IQ2_XXS as a representation to tune inside: an export to GGUF loses nothing but what fp16 takes
-    from d. Eight weights are a point of 256, with an even number of minuses, and
+/*  llama.cpp's IQ2_XXS as a representation to tune inside: an export to GGUF will lose nothing but what
+    fp16 takes from d. Eight weights are a point of 256, with an even number of minuses, and
         W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs.
-    d is a value; s is found by fit and then stays. Of a code bits 7:0 name the point, bits 14:8 negate weights
-    0 … 6 (the sign of weight 7 makes minuses even), and bit 15 is bit i of s, i the group's place among the four
-    that share s: 2.0625 bits per weight, as in the file. */
+    d is a value; s is found by fit and then stays. Of a code bits 7:0 name the point, bits 14:8 negate
+    weights 0 … 6 (the sign of weight 7 makes minuses even), and bit 15 is bit i of s, i the group's place
+    among the four that share s: 2.0625 bits per weight, as in the file. */
 
 enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000 };
 
@@ -7453,7 +7464,8 @@ PVTI_INLINE uint32_t pvti_iq2_minus(uint32_t stored)
 }
 static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
 {
-    uint32_t point = pvti_iq_point(pvti_iq2_xxs_points, code & 255), minus = pvti_iq2_minus((uint32_t)code >> 8);
+    uint32_t point = pvti_iq_point(pvti_iq2_xxs_points, code & 255);
+    uint32_t minus = pvti_iq2_minus((uint32_t)code >> 8);
     (void)w;
     for (int k = 0; k < 8; k++) {
         pvt_real a = (pvt_real)pvti_iq2_magnitude(point, k);
@@ -7488,8 +7500,8 @@ static void pvti_iq2_prepare(const pvt_weight *w, pvt_real *room)
     }
 }
 
-/* The signs of x and, where these are odd, one turned: that which costs the least. With a point's magnitudes a:
-   distance² less ‖x‖² is ‖a‖² − 2·Σ|x_k|·a_k, and 4·min_k |x_k|·a_k for the turned sign. */
+/* The signs of x and, where these are odd, one turned: that which costs the least. With a point's magnitudes
+   a: distance² less ‖x‖² is ‖a‖² − 2·Σ|x_k|·a_k, and 4·min_k |x_k|·a_k for the turned sign. */
 typedef struct pvti_iq2_query {
     double size[8];
     uint32_t minus;
@@ -7580,7 +7592,8 @@ static int pvti_arrays_iq2(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
                            pvt_format *nearest)
 {
     *nearest = *f;
-    if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 || f->entries)
+    if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 ||
+        f->entries)
         return 0;
     return pvti_points_arrays(&pvti_points_iq2, f, O, I, 8, dtype, out);
 }
@@ -7637,7 +7650,8 @@ static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
     for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
         const pvt_real *w = a->W + row * I + at;
         double scales[8], most = 0, d, along = 0, square = 0;
-        for (int b = 0; b < 8; b++) scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
+        for (int b = 0; b < 8; b++)
+            scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
         d = most / 3.875; /* s = 15 */
         for (int b = 0; b < 8; b++) {
             double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0}, factor;
@@ -7646,7 +7660,8 @@ static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
             pvti_iq2_error(w + 32 * b, 32, d * factor, a->V, &own[0], &own[1]);
             along += factor * own[0], square += factor * factor * own[1];
             for (int i = 0; i < 4; i++)
-                pvti_code_set(a->weight, (row * I + at) / 8 + 4 * b + i, (s >> i & 1) ? PVTI_IQ2_SCALE_BIT : 0);
+                pvti_code_set(a->weight, (row * I + at) / 8 + 4 * b + i,
+                              (s >> i & 1) ? PVTI_IQ2_SCALE_BIT : 0);
         }
         if (d > 0 && along > 0) d = along / square;
         *pvti_points_scale(a->t, a->weight, row, at / 8) = (pvt_real)d;
@@ -7670,8 +7685,9 @@ static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 }
 
 static const pvti_kind pvti_kind_iq2 = {
-    "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room};
+    "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
+    pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
+    pvti_iq2_room};
 
 // >>scalar
 /*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`
@@ -20778,8 +20794,8 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path,
                              name, code, w->format.bits);
         if (code >= pvti_code_limit(&w->format))
-            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit a grid of %d", path,
-                             name, code, w->format.entries);
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit a grid of %d",
+                             path, name, code, w->format.entries);
     }
     return PVT_OK;
 }

@@ -120,8 +120,8 @@
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses
-        layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids ·
-                    scalar · representations · optimizer · pv
+        layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
+                    higgs · e8p · iq2 · scalar · representations · optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
@@ -835,7 +835,10 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
     X(NF4, nf4)        \
     X(INT, int)        \
     X(INT_SYMMETRIC, int_symmetric) \
-    X(Q2_0, q2_0)
+    X(Q2_0, q2_0)      \
+    X(HIGGS, higgs)    \
+    X(E8P, e8p)        \
+    X(IQ2_XXS, iq2)
 typedef enum pvt_format_kind {
 #define PVTI_X(name, kind) PVT_FORMAT_##name,
     PVT_FORMATS(PVTI_X)
@@ -848,18 +851,26 @@ typedef enum pvt_format_kind {
     nf4 (QLoRA, arXiv 2305.14314, appendix E): one of 16 fixed levels for each weight, times a scale per ig =
     64 inputs. int: an integer of B bits for each weight, W = scale · (q − zero), both per ig inputs;
     symmetric, W = scale · (q − 2^(B−1)). q2_0 (llama.cpp): W = scale · (q − 1), q of 2 bits, a scale of
-    either sign per 64. Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits
-    in groups of 1. */
+    either sign per 64.
+    higgs (arXiv 2411.17525): one of n points, the best for p normal numbers, for p = ig inputs, times a scale
+    per 1024 inputs (the last of a row may be fewer). e8p (QuIP#, arXiv 2402.04396): one of 65,536 points of the
+    lattice E8 for 8 inputs, times a scale per row. Both expect weights that a rotation has made normal.
+    iq2_xxs (llama.cpp): one of 256 points with signs for 8 inputs, d per 256 inputs and 4-bit factors of it.
+    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
-    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8 (symmetric: from 2 on), nf4 4, q2_0 2 */
-    int in_group;  /* ig, 1 … 64 (int: to 4096); must divide I */
+    int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8 (symmetric: from 2 on), nf4 4, q2_0 2,
+                      higgs ⌈log2 entries⌉, e8p and iq2_xxs 16 */
+    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs 256); must
+                      divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
+    int entries;   /* higgs: n, 2 … 4096; else 0: 2^B */
 } pvt_format;
 
-/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "nf4"; "int:BgG", e.g. "int:2g64", or "int:BgGs",
-   symmetric; "q2_0"; "dense". Errors: ARGUMENT (ctx NULL: silently). */
+/* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "vq:BgG" is "aqlm:1xBgG"; "nf4"; "int:BgG", e.g.
+   "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "dense".
+   Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
 PVT_API void pvt_format_text(const pvt_format *format, char out[48]);
@@ -886,11 +897,15 @@ typedef struct pvt_weight {
         nf4:    "codes" [O, I], "scales" [O, I/64]
         int:    "codes" [O, I], "scales" and "zeros" [O, I/ig]; symmetric: no zeros
         q2_0:   "codes" [O, I], "scales" [O, I/64]
+        higgs:  "codes" [O, I/p], "scales" [O, ⌈I/1024⌉], "grid" [n, p] (fixed)
+        e8p:    "codes" [O, I/8], "scales" [O, 1]
+        iq2_xxs: "codes" [O, I/8], "scales" [O, I/256]
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
     PVT_ARRAY_VALUE, /* continuous: the P step tunes it */
-    PVT_ARRAY_CODE   /* discrete: the V step re-assigns it */
+    PVT_ARRAY_CODE,  /* discrete: the V step re-assigns it */
+    PVT_ARRAY_FIXED  /* numbers that belong to the format, such as a grid: neither step moves them */
 } pvt_array_role;
 enum { PVT_MAX_RANK = 8 };
 typedef struct pvt_array {
@@ -900,7 +915,7 @@ typedef struct pvt_array {
     int rank;
     int64_t shape[PVT_MAX_RANK]; /* row-major; beyond rank: 1 */
     int64_t bytes;
-    int bits;      /* of an element that count: B of a code; 16 of a value, as a file holds it */
+    int bits;      /* of an element that count: B of a code; else 16, as a file holds it */
     int64_t rows;  /* rows of W for each step along shape[0]; 0: all rows share the array */
     const void *data;
 } pvt_array;
@@ -995,7 +1010,7 @@ PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight
 PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
                                  const pvt_real *x, const pvt_weight *weight, int64_t n);
 /* The chain rule from dW [O, I] to the weight's values: dvalues[i] += d loss / d values_i for the i-th array
-   of pvt_weight_arrays; codes have none (NULL there). For aqlm, with h[g] the group g of dW:
+   of pvt_weight_arrays; codes and what is fixed have none (NULL there). For aqlm, with h[g] the group g of dW:
        dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],
        dscale[o]      += Σ_{g in out group o} ⟨h[g], Σ_m codebook_m[code_m(g)]⟩.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
@@ -1937,6 +1952,8 @@ struct pvt_ctx {
     void *parallel_user;
     int64_t bytes_now, bytes_peak, allocations;
     char *scratch;     /* n_threads × PVTI_SCRATCH_BYTES */
+    void *grid;        /* [grid_points, grid_dim] numbers, the last made; see >>higgs */
+    int64_t grid_points, grid_dim;
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
     const pvti_outside *outside; /* NULL: none */
@@ -4117,6 +4134,11 @@ static bool pvti_format_mark(const char **at, const char *mark)
     return true;
 }
 
+/* Codes of the format: 0 … limit − 1. */
+PVTI_INLINE int64_t pvti_code_limit(const pvt_format *format)
+{
+    return format->entries > 0 ? format->entries : (int64_t)1 << format->bits;
+}
 /* The i-th code of array 0: code m of group g is number g·M + m. Bytes up to B = 8, else 16 bits. */
 PVTI_INLINE int64_t pvti_code_get(const pvt_weight *weight, int64_t i)
 {
@@ -4626,8 +4648,11 @@ static void pvti_tile_aqlm(const void *self, pvt_real *out, int64_t ld, int64_t 
 static bool pvti_parse_aqlm(const char *text, pvt_format *out)
 {
     out->out_group = 1;
-    if (!pvti_format_mark(&text, "aqlm:") || !(out->codebooks = pvti_format_number(&text, 16)) ||
-        !pvti_format_mark(&text, "x") || !(out->bits = pvti_format_number(&text, 16)) ||
+    if (pvti_format_mark(&text, "vq:")) out->codebooks = 1; /* one codebook by its other name */
+    else if (!pvti_format_mark(&text, "aqlm:") || !(out->codebooks = pvti_format_number(&text, 16)) ||
+             !pvti_format_mark(&text, "x"))
+        return false;
+    if (!(out->bits = pvti_format_number(&text, 16)) ||
         !pvti_format_mark(&text, "g") || !(out->in_group = pvti_format_number(&text, 64)))
         return false;
     if (*text && (!pvti_format_mark(&text, "o") ||
@@ -5821,7 +5846,7 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
 static const pvti_kind pvti_kind_aqlm = {
     "aqlm",
     "aqlm:MxBgG[oO] with M 1-16 codebooks of B 1-16 bits, groups of G 1-64 inputs and O 1-64 outputs, G*O at most "
-    "256; for example aqlm:2x8g8",
+    "256; for example aqlm:2x8g8; vq:BgG[oO] is aqlm:1xBgG[oO]",
     pvti_parse_aqlm, pvti_print_aqlm, pvti_arrays_aqlm, pvti_group_aqlm, pvti_tile_aqlm, pvti_chain_aqlm,
     pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm};
 
@@ -6850,6 +6875,1235 @@ static const pvti_kind pvti_kind_nf4 = {
     "nf4", "nf4, whose groups are of 64 inputs", pvti_parse_nf4, pvti_print_nf4, pvti_arrays_nf4, pvti_group_single,
     pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none};
 
+// >>vector grids
+/*  Grids whose points are vectors: p neighbours of a row share one code, which names a point of a fixed grid,
+        W[row][j·p … j·p+p) = scale · point[code],
+    and a block of neighbours shares the scale. What such a representation has of its own is a
+    pvti_points: the points, and the nearest to a vector. The rest, tile, chain, fit and V step, stands here
+    once. Only scales are tuned. */
+
+enum { PVTI_POINTS_SCALES = 1 };
+#define PVTI_POINTS_BATCH ((int64_t)64)
+
+typedef struct pvti_points {
+    int64_t block; /* inputs that share a scale, a multiple of p; 0: the row */
+    /* out [n, p]: the points of n groups from group `first` on */
+    void (*decode)(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n);
+    /* out [p]: the point of a code */
+    void (*point)(const pvt_weight *w, pvt_real *out, int64_t code);
+    /* best[i]: the code whose point is nearest to x[i] [n, p], the lowest of equals up to rounding; n at most
+       PVTI_POINTS_BATCH. x is used up. room: `prepare` has filled it */
+    void (*nearest)(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
+                    const pvt_real *room);
+    /* the same for one vector, of all codes but one */
+    int (*other)(const pvt_weight *w, const pvt_real *x, int not_this);
+    void (*prepare)(const pvt_weight *w, pvt_real *room); /* NULL: needs none */
+    int64_t (*room)(const pvt_weight *w);                 /* numbers of it */
+    /* what the block's scale is multiplied by in a group; NULL: 1. It stands in the bits `kept` of codes,
+       which fit sets and searches leave */
+    pvt_real (*factor)(const pvt_weight *w, int64_t group);
+    int kept;
+} pvti_points;
+
+/* p. */
+PVTI_INLINE int64_t pvti_points_size(const pvt_weight *w)
+{
+    int64_t og, ig;
+    pvti_group_of(w, &og, &ig);
+    return ig;
+}
+
+/* Scales in a row. */
+static int64_t pvti_points_blocks(const pvti_points *t, int64_t I)
+{
+    return t->block ? pvti_ceil_div(I, t->block) : 1;
+}
+/* That of group j of a row. */
+PVTI_INLINE pvt_real *pvti_points_scale(const pvti_points *t, const pvt_weight *w, int64_t row, int64_t j)
+{
+    pvt_real *scales = (pvt_real *)w->array[PVTI_POINTS_SCALES];
+    return t->block ? scales + row * pvti_points_blocks(t, w->I) + j * pvti_points_size(w) / t->block
+                    : scales + row;
+}
+/* What the group's points are multiplied by. */
+PVTI_INLINE pvt_real pvti_points_unit(const pvti_points *t, const pvt_weight *w, int64_t row, int64_t j)
+{
+    pvt_real scale = *pvti_points_scale(t, w, row, j);
+    return t->factor ? scale * t->factor(w, row * (w->I / pvti_points_size(w)) + j) : scale;
+}
+
+static void pvti_group_points(const pvt_format *format, int64_t *og, int64_t *ig)
+{
+    *og = 1, *ig = format->in_group;
+}
+
+/* "codes" and "scales"; how many, 0: sizes out of range. */
+static int pvti_points_arrays(const pvti_points *t, const pvt_format *f, int64_t O, int64_t I,
+                              int p, pvt_dtype dtype, pvt_array *out)
+{
+    return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, f->bits, 1, O,
+                          I / p, 0, 0) &&
+                   pvti_array_set(&out[PVTI_POINTS_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
+                                  pvti_points_blocks(t, I), 0, 0)
+               ? 2
+               : 0;
+}
+
+static void pvti_points_tile(const pvti_points *t, const pvt_weight *w, pvt_real *out, int64_t ld, int64_t r0,
+                             int64_t r1, int64_t c0, int64_t c1)
+{
+    int64_t p = pvti_points_size(w), GI = w->I / p, end = (c1 + p - 1) / p, n;
+    pvt_real piece[8 * PVTI_POINTS_BATCH];
+    for (int64_t r = r0; r < r1; r++, out += ld)
+        for (int64_t j = c0 / p; j < end; j += n) {
+            n = PVTI_MIN(8 * PVTI_POINTS_BATCH / p, end - j);
+            t->decode(w, piece, r * GI + j, n);
+            for (int64_t i = 0; i < n; i++) {
+                pvt_real scale = pvti_points_unit(t, w, r, j + i);
+                int64_t at = (j + i) * p, from = PVTI_MAX(c0, at), to = PVTI_MIN(c1, at + p);
+                for (int64_t c = from; c < to; c++) out[c - c0] = scale * piece[i * p + c - at];
+            }
+        }
+}
+
+typedef struct pvti_points_chain_args {
+    const pvti_points *t;
+    const pvt_weight *weight;
+    const pvt_real *dW;
+    pvt_real *dscales;
+} pvti_points_chain_args;
+
+/* dscale = Σ over its block of ⟨dW, point⟩, of one row. */
+static void pvti_points_chain_task(void *arg, int64_t row, int worker)
+{
+    const pvti_points_chain_args *a = (const pvti_points_chain_args *)arg;
+    const pvt_weight *w = a->weight;
+    int64_t p = pvti_points_size(w), GI = w->I / p, blocks = pvti_points_blocks(a->t, w->I), n;
+    int64_t groups = a->t->block ? a->t->block / p : GI; /* of a scale */
+    pvt_real piece[8 * PVTI_POINTS_BATCH];
+    (void)worker;
+    for (int64_t b = 0; b < blocks; b++) {
+        double sum = 0;
+        for (int64_t j = b * groups; j < PVTI_MIN(GI, (b + 1) * groups); j += n) {
+            const pvt_real *g = a->dW + row * w->I + j * p;
+            n = PVTI_MIN(8 * PVTI_POINTS_BATCH / p, PVTI_MIN(GI, (b + 1) * groups) - j);
+            a->t->decode(w, piece, row * GI + j, n);
+            for (int64_t i = 0; i < n; i++) {
+                double part = pvti_sum_products(g + i * p, piece + i * p, p);
+                sum += a->t->factor ? part * (double)a->t->factor(w, row * GI + j + i) : part;
+            }
+        }
+        a->dscales[row * blocks + b] += (pvt_real)sum;
+    }
+}
+static void pvti_points_chain(pvt_ctx *ctx, const pvti_points *t, pvt_real *const *dvalues,
+                              const pvt_weight *w, const pvt_real *dW)
+{
+    pvti_points_chain_args a;
+    a.t = t, a.weight = w, a.dW = dW, a.dscales = dvalues[PVTI_POINTS_SCALES];
+    pvti_parallel(ctx, w->O, pvti_points_chain_task, &a);
+}
+
+/* x in units of the scale, always a number that can be searched for: no answer is right for one that is none
+   or beyond all measure, but there must be one. */
+PVTI_INLINE pvt_real pvti_points_query(pvt_real x, pvt_real scale)
+{
+    const pvt_real most = (pvt_real)1e15;
+    x /= scale;
+    if (fabs((double)x) <= (double)most) return x;
+    return x > 0 ? most : x < 0 ? -most : 0;
+}
+
+/* ---- the V step ---- */
+
+typedef struct pvti_points_args {
+    pvt_ctx *ctx;
+    const pvti_points *t;
+    const pvt_weight *weight;
+    const pvt_assign *assign;
+    const pvt_real *room;
+} pvti_points_args;
+
+/* ‖x − point[code]‖². */
+static double pvti_points_distance(const pvti_points_args *s, const pvt_real *x, int64_t code)
+{
+    pvt_real point[8];
+    double sum = 0;
+    int64_t p = pvti_points_size(s->weight);
+    s->t->point(s->weight, point, code);
+    for (int64_t d = 0; d < p; d++)
+        sum += ((double)x[d] - (double)point[d]) * ((double)x[d] - (double)point[d]);
+    return sum;
+}
+
+/* The k-th of the search, x its target in units of the scale, `code` the nearest (with force: of the
+   others). */
+static void pvti_points_answer(const pvti_points_args *s, int64_t k, pvt_real scale, const pvt_real *x,
+                               int64_t code)
+{
+    const pvt_assign *a = s->assign;
+    int64_t group = a->groups ? a->groups[k] : k;
+    if (a->rounding > 0 && scale != 0) {
+        int64_t second = s->t->other(s->weight, x, (int)code);
+        if (pvti_draw_second(a->seed, a->stream, group, pvti_points_distance(s, x, code),
+                             pvti_points_distance(s, x, second), a->rounding))
+            code = second;
+    }
+    a->codes[k] = (uint16_t)(code | (pvti_code_get(s->weight, group) & s->t->kept));
+    if (a->change) {
+        pvt_real now[8];
+        s->t->point(s->weight, now, pvti_code_get(s->weight, group));
+        a->change[k] = (float)((double)scale * (double)scale * pvti_points_distance(s, now, code));
+    }
+}
+
+static void pvti_points_task(void *arg, int64_t task, int worker)
+{
+    const pvti_points_args *s = (const pvti_points_args *)arg;
+    const pvt_weight *w = s->weight;
+    const pvt_assign *a = s->assign;
+    int64_t p = pvti_points_size(w), GI = w->I / p, from = task * PVTI_POINTS_BATCH;
+    int64_t n = PVTI_MIN(PVTI_POINTS_BATCH, a->n - from);
+    pvt_real x[8 * PVTI_POINTS_BATCH], used[8 * PVTI_POINTS_BATCH], scales[PVTI_POINTS_BATCH];
+    int32_t best[PVTI_POINTS_BATCH];
+    (void)worker;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t group = a->groups ? a->groups[from + i] : from + i;
+        scales[i] = pvti_points_unit(s->t, w, group / GI, group % GI);
+        for (int64_t d = 0; d < p; d++) x[i * p + d] = pvti_points_query(a->target[group * p + d], scales[i]);
+    }
+    memcpy(used, x, (size_t)(n * p) * sizeof *x);
+    if (!a->force) s->t->nearest(s->ctx, w, best, used, n, s->room);
+    for (int64_t i = 0; i < n; i++) {
+        int now = (int)pvti_code_get(w, a->groups ? a->groups[from + i] : from + i) & ~s->t->kept;
+        if (scales[i] == 0) best[i] = pvti_single_idle(now, a->force ? now : -1);
+        else if (a->force) best[i] = s->t->other(w, x + i * p, now);
+        pvti_points_answer(s, from + i, scales[i], x + i * p, best[i]);
+    }
+}
+
+static void pvti_points_assign(pvt_ctx *ctx, const pvti_points *t, const pvt_weight *weight,
+                               const pvt_assign *a, pvt_real *room)
+{
+    pvti_points_args s;
+    s.ctx = ctx, s.t = t, s.weight = weight, s.assign = a, s.room = room;
+    if (t->prepare) t->prepare(weight, room);
+    pvti_parallel(ctx, pvti_ceil_div(a->n, PVTI_POINTS_BATCH), pvti_points_task, &s);
+}
+
+/* ---- fit: codes for given scales ---- */
+
+/*  Columns in blocks of p, from left to right: each takes the code nearest to its target, and, with H, hands
+    what it has spoilt on to the blocks to come (block LDLQ, QuIP#, arXiv 2402.04396, section 4.1; the algebra
+    stands in >>gptq). With E = W − Ŵ of a row and S = E_<J·R_<J,: the target of block J is
+        T_J = W_J + S_J·R_JJ⁻¹. */
+typedef struct pvti_points_fit_args {
+    pvt_ctx *ctx;
+    const pvti_points *t;
+    pvt_weight *weight;
+    const pvt_real *W;
+    const pvt_real *R; /* [I, I] upper triangular; NULL: no H */
+    pvt_real *S;       /* [O, I] */
+    const pvt_real *room;
+} pvti_points_fit_args;
+
+/* T_J of one row, divided by its scale. */
+static void pvti_points_fit_target(const pvti_points_fit_args *f, int64_t row, int64_t j, pvt_real *x)
+{
+    const pvt_weight *w = f->weight;
+    int64_t p = pvti_points_size(w), I = w->I, at = j * p;
+    pvt_real scale = pvti_points_unit(f->t, w, row, j);
+    double z[8]; /* z·R_JJ = S_J */
+    for (int64_t d = 0; d < p; d++) {
+        z[d] = 0;
+        if (f->R) {
+            z[d] = (double)f->S[row * I + at + d];
+            for (int64_t e = 0; e < d; e++) z[d] -= z[e] * (double)f->R[(at + e) * I + at + d];
+            z[d] /= (double)f->R[(at + d) * I + at + d];
+        }
+        x[d] = pvti_points_query((pvt_real)((double)f->W[row * I + at + d] + z[d]), scale);
+    }
+}
+
+/* 64 rows. */
+static void pvti_points_fit_task(void *arg, int64_t task, int worker)
+{
+    const pvti_points_fit_args *f = (const pvti_points_fit_args *)arg;
+    pvt_weight *w = f->weight;
+    int64_t p = pvti_points_size(w), I = w->I, GI = I / p, r0 = task * PVTI_POINTS_BATCH;
+    int64_t n = PVTI_MIN(PVTI_POINTS_BATCH, w->O - r0);
+    pvt_real x[8 * PVTI_POINTS_BATCH];
+    int32_t best[PVTI_POINTS_BATCH];
+    (void)worker;
+    for (int64_t j = 0; j < GI; j++) {
+        for (int64_t i = 0; i < n; i++) pvti_points_fit_target(f, r0 + i, j, x + i * p);
+        f->t->nearest(f->ctx, w, best, x, n, f->room);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = (r0 + i) * I + j * p;
+            pvt_real error[8], scale = pvti_points_unit(f->t, w, r0 + i, j);
+            pvti_code_set(w, (r0 + i) * GI + j, best[i] | (pvti_code_get(w, (r0 + i) * GI + j) & f->t->kept));
+            if (!f->R) continue;
+            f->t->point(w, error, best[i]);
+            for (int64_t d = 0; d < p; d++) error[d] = f->W[at + d] - scale * error[d];
+            PVTI_CALL(f->ctx, axpys)
+            (f->S + at + p, error, f->R + j * p * I + (j + 1) * p, I, p, I - (j + 1) * p);
+        }
+    }
+}
+
+/* R of H + 1 % of its mean diagonal, in pvt_real and without a stride: what rows are updated with. */
+static pvt_result pvti_points_factor(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I,
+                                     pvt_real *R)
+{
+    pvti_factor factor;
+    PVTI_TRY(pvti_factor_make(ctx, name, H, I, 0.01, false, &factor));
+    for (int64_t i = 0; i < I; i++)
+        for (int64_t j = i; j < I; j++) R[i * I + j] = (pvt_real)factor.R[i * factor.ld + j];
+    pvti_factor_free(ctx, &factor);
+    return PVT_OK;
+}
+
+typedef struct pvti_points_rescale_args {
+    const pvti_points *t;
+    pvt_weight *weight;
+    const pvt_real *W, *V, *VH;
+} pvti_points_rescale_args;
+
+/* All scales of a row times ⟨W, ŴH⟩/⟨Ŵ, ŴH⟩, which is the best there is for its codes. */
+static void pvti_points_rescale_task(void *arg, int64_t row, int worker)
+{
+    const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
+    int64_t I = a->weight->I, blocks = pvti_points_blocks(a->t, I);
+    double along = pvti_sum_products(a->W + row * I, a->VH + row * I, I);
+    double square = pvti_sum_products(a->V + row * I, a->VH + row * I, I);
+    pvt_real *scales = pvti_points_scale(a->t, a->weight, row, 0);
+    (void)worker;
+    if (!(along > 0 && square > 0)) return;
+    for (int64_t b = 0; b < blocks; b++) scales[b] = (pvt_real)((double)scales[b] * (along / square));
+}
+
+/* The weight's scales are set; codes follow, and under H the rows' lengths once more. */
+static pvt_result pvti_points_fit(pvt_ctx *ctx, const pvti_points *t, const pvt_real *W, const pvt_real *H,
+                                  const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvti_points_fit_args f;
+    pvti_points_rescale_args a;
+    int64_t O = out->O, I = out->I;
+    pvt_real *R = H ? PVTI_NEW(ctx, pvt_real, I * I) : NULL, *S = H ? PVTI_NEW(ctx, pvt_real, O * I) : NULL;
+    pvt_real *V = H ? PVTI_NEW(ctx, pvt_real, O * I) : NULL, *room = PVTI_NEW(ctx, pvt_real, t->room(out));
+    pvt_result result = room && (!H || (R && S && V)) ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK && H) result = pvti_points_factor(ctx, desc->name, H, I, R);
+    if (result == PVT_OK) {
+        if (t->prepare) t->prepare(out, room);
+        f.ctx = ctx, f.t = t, f.weight = out, f.W = W, f.R = R, f.S = S, f.room = room;
+        pvti_parallel(ctx, pvti_ceil_div(O, PVTI_POINTS_BATCH), pvti_points_fit_task, &f);
+    }
+    if (result == PVT_OK && H) {
+        a.t = t, a.weight = out, a.W = W, a.V = V, a.VH = S;
+        pvti_dequantize_blend(ctx, out, V, 1);
+        pvti_gemm(ctx, S, I, pvti_rows(V, I), pvti_rows(H, I), O, I, I, false);
+        pvti_parallel(ctx, O, pvti_points_rescale_task, &a);
+    }
+    pvti_free(ctx, R), pvti_free(ctx, S), pvti_free(ctx, V), pvti_free(ctx, room);
+    return result == PVT_OK ? pvti_fit_measure(ctx, W, H, desc->name, out, stats) : result;
+}
+
+// >>higgs
+/*  HIGGS (arXiv 2411.17525): the grid of n points that is best for vectors of p independent normal numbers;
+    the scale of a block of 1024 inputs (the last of a row may be shorter) is its root mean square. Weights
+    become normal by a rotation, which stands in front of a format and is no part of it.
+
+    The grid is an array of the weight, so that a file explains itself. Fit makes it the same everywhere: p =
+    1 exactly (Lloyd-Max: every level is the mean of its cell), else by k-means (Lloyd) on points that fill
+    the normal distribution evenly, in fp16, in the order of their coordinates. */
+
+enum { PVTI_HIGGS_GRID = 2, PVTI_HIGGS_MOST = 4096 };
+#define PVTI_HIGGS_BLOCK ((int64_t)1024)
+
+/* ---- the normal distribution ---- */
+
+/* x with Φ(x) = u, 0 < u < 1, to 1e-9 of x (P. J. Acklam's rational approximation). */
+static double pvti_normal_quantile(double u)
+{
+    static const double a[6] = {-3.969683028665376e+01, 2.209460984245205e+02, -2.759285104469687e+02,
+                                1.383577518672690e+02, -3.066479806614716e+01, 2.506628277459239e+00};
+    static const double b[5] = {-5.447609879822406e+01, 1.615858368580409e+02, -1.556989798598866e+02,
+                                6.680131188771972e+01, -1.328068155288572e+01};
+    static const double c[6] = {-7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e+00,
+                                -2.549732539343734e+00, 4.374664141464968e+00, 2.938163982698783e+00};
+    static const double d[4] = {7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00,
+                                3.754408661907416e+00};
+    double tail = PVTI_MIN(u, 1 - u), q, r, top, bottom;
+    if (tail < 0.02425) {
+        q = __builtin_sqrt(-2 * pvti_log(tail));
+        top = ((((c[0] * q + c[1]) * q + c[2]) * q + c[3]) * q + c[4]) * q + c[5];
+        bottom = (((d[0] * q + d[1]) * q + d[2]) * q + d[3]) * q + 1;
+        return u < 0.5 ? top / bottom : -top / bottom;
+    }
+    q = u - 0.5, r = q * q;
+    top = (((((a[0] * r + a[1]) * r + a[2]) * r + a[3]) * r + a[4]) * r + a[5]) * q;
+    bottom = ((((b[0] * r + b[1]) * r + b[2]) * r + b[3]) * r + b[4]) * r + 1;
+    return top / bottom;
+}
+
+static double pvti_normal_density(double x) { return 0.39894228040143268 * pvti_exp64(-0.5 * x * x); }
+
+/* Φ(b) − Φ(a), without cancellation: Gauss-Legendre with eight points on pieces of at most ½. */
+static double pvti_normal_mass(double a, double b)
+{
+    static const double node[4] = {0.18343464249564980, 0.52553240991632899, 0.79666647741362674,
+                                   0.96028985649753623};
+    static const double weight[4] = {0.36268378337836198, 0.31370664587788729, 0.22238103445337447,
+                                     0.10122853629037626};
+    int64_t pieces = (int64_t)((b - a) * 2) + 1;
+    double half = (b - a) / (double)(2 * pieces), sum = 0;
+    for (int64_t k = 0; k < pieces; k++) {
+        double middle = a + (double)(2 * k + 1) * half;
+        for (int i = 0; i < 4; i++)
+            sum += weight[i] * (pvti_normal_density(middle - half * node[i]) +
+                                pvti_normal_density(middle + half * node[i]));
+    }
+    return sum * half;
+}
+
+/* ---- p = 1 ---- */
+
+/*  Newton on G_i = c_i − M_i/m_i, m_i and M_i mass and moment of the cell between b_{i−1} and b_i, the
+    middles between levels: d(M/m)/db_i = φ(b_i)·(b_i − M/m)/m, d(M/m)/db_{i−1} = φ(b_{i−1})·(M/m −
+    b_{i−1})/m, and db_i/dc_i = db_i/dc_{i+1} = ½. The two are positive and their sum is at most 1, since the
+    density is log-concave: a tridiagonal system with a dominant diagonal, solved by elimination. step, upper:
+    [n] of room. The start lies near: quantiles of N(0, 3). False: at rest. */
+static bool pvti_lloyd_max_step(double *c, double *step, double *upper, int64_t n)
+{
+    double carry = 0, pivot = 1, most = 0, share = 1;
+    for (int64_t i = 0; i < n; i++) {
+        double a = i > 0 ? (c[i - 1] + c[i]) / 2 : c[0] - 9, b = i + 1 < n ? (c[i] + c[i + 1]) / 2 : c[i] + 9;
+        double fa = i > 0 ? pvti_normal_density(a) : 0, fb = i + 1 < n ? pvti_normal_density(b) : 0;
+        double mass = pvti_normal_mass(a, b), mean = (fa - fb) / mass;
+        double low = -fa * (mean - a) / mass / 2, high = -fb * (b - mean) / mass / 2;
+        pivot = 1 + high + low - low * carry;
+        upper[i] = carry = high / pivot;
+        step[i] = (c[i] - mean - low * (i > 0 ? step[i - 1] : 0)) / pivot;
+    }
+    for (int64_t i = n - 2; i >= 0; i--) step[i] -= upper[i] * step[i + 1];
+    for (int64_t i = 0; i < n; i++) most = PVTI_MAX(most, fabs(step[i]));
+    for (int64_t i = 0; i + 1 < n; i++) { /* no gap may lose more than its half: levels stay in order */
+        double gap = c[i + 1] - c[i], loss = step[i + 1] - step[i];
+        if (loss * share > gap / 2) share = gap / 2 / loss;
+    }
+    for (int64_t i = 0; i < n; i++) c[i] -= share * step[i];
+    return most > 1e-14 * (double)(n * n); /* the system's condition grows with n² */
+}
+
+/* levels [n], ascending and symmetric. */
+static pvt_result pvti_lloyd_max(pvt_ctx *ctx, int64_t n, pvt_real *levels)
+{
+    double *c = PVTI_NEW(ctx, double, 3 * n);
+    int steps = 0;
+    if (!c) return PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i++)
+        c[i] = 1.7320508075688772 * pvti_normal_quantile(((double)i + 0.5) / (double)n);
+    while (steps++ < 100 && pvti_lloyd_max_step(c, c + n, c + 2 * n, n)) {}
+    for (int64_t i = 0; i < n; i++) levels[i] = (pvt_real)((c[i] - c[n - 1 - i]) / 2);
+    pvti_free(ctx, c);
+    return PVT_OK;
+}
+
+/* ---- p = 2 and 4 ---- */
+
+enum { PVTI_HIGGS_ROWS = 4096 }; /* points of a task */
+
+/* Points that fill the unit cube evenly, as normal numbers: coordinate d of point i is i·g^−(d+1) mod 1,
+   g^(p+1) = g + 1 (the additive recurrence that M. Roberts calls R_p). x [n, p] gets points `first` on, times
+   factor. */
+static void pvti_normal_points(pvt_real *x, int64_t first, int64_t n, int p, double factor)
+{
+    double g = p == 2 ? 1.32471795724474602596 : 1.16730397826141868425, power = 1;
+    for (int d = 0; d < p; d++) {
+        uint64_t step, at;
+        power /= g;
+        step = (uint64_t)(power * 18446744073709551616.0), at = (uint64_t)first * step + ((uint64_t)1 << 63);
+        for (int64_t i = 0; i < n; i++, at += step) {
+            double u = ((double)(at >> 12) + 0.5) * (1.0 / 4503599627370496.0);
+            x[i * p + d] = (pvt_real)(factor * pvti_normal_quantile(u));
+        }
+    }
+}
+
+/*  Where k-means starts. The best grid is as dense as the (p/(p+2))-th power of the distribution, here normal
+    too, with (p+2)/p of the variance. In the plane a sunflower has this density and nearly hexagonal cells:
+    angle k times the golden, radius that of the share (k + ½)/n. Else, and in further tries, even points. */
+static void pvti_higgs_start(pvt_real *centroids, int64_t n, int p, int attempt)
+{
+    if (p != 2 || attempt > 0) {
+        pvti_normal_points(centroids, 1000003 * (int64_t)(attempt + 1), n, p,
+                           p == 2 ? 1.4142135623730950 : 1.2247448713915890);
+        return;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        double radius = __builtin_sqrt(-4 * pvti_log(1 - ((double)k + 0.5) / (double)n)), sine, cosine;
+        pvti_sincos(2.399963229728653 * (double)k, &sine, &cosine);
+        centroids[2 * k] = (pvt_real)(radius * cosine), centroids[2 * k + 1] = (pvt_real)(radius * sine);
+    }
+}
+
+/* Σ ‖x − its centroid‖². */
+static double pvti_higgs_error(const pvti_kmeans *s)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < s->GI * s->rows * s->D; i++) {
+        double rest = (double)s->x[i] - (double)s->centroids[s->assigned[i / s->D] * s->D + i % s->D];
+        sum += rest * rest;
+    }
+    return sum;
+}
+
+static pvt_result pvti_higgs_kmeans(pvt_ctx *ctx, int64_t n, int p, pvt_real *grid)
+{
+    int64_t tasks = PVTI_MIN(64, PVTI_MAX(32, n)), points = tasks * PVTI_HIGGS_ROWS;
+    int attempts = n <= 64 ? 4 : 1;
+    pvt_real *x = PVTI_NEW(ctx, pvt_real, points * p), *centroids = PVTI_NEW(ctx, pvt_real, n * p);
+    int32_t *assigned = PVTI_NEW(ctx, int32_t, points);
+    pvt_result result = x && centroids && assigned ? PVT_OK : PVT_ERR_MEMORY;
+    double best = INFINITY;
+    if (result == PVT_OK) pvti_normal_points(x, 1, points, p, 1);
+    for (int attempt = 0; attempt < attempts && result == PVT_OK; attempt++) {
+        pvti_kmeans s;
+        double error;
+        memset(&s, 0, sizeof s);
+        s.ctx = ctx, s.x = x, s.rows = PVTI_HIGGS_ROWS, s.GI = tasks / 8, s.D = p, s.K = n;
+        s.centroids = centroids, s.assigned = assigned;
+        pvti_higgs_start(centroids, n, p, attempt);
+        result = pvti_kmeans_run(&s, 80); /* most of the way with an eighth of the points */
+        s.GI = tasks;
+        if (result == PVT_OK) result = pvti_kmeans_run(&s, 50);
+        error = result == PVT_OK ? pvti_higgs_error(&s) : INFINITY;
+        if (error < best) best = error, memcpy(grid, centroids, (size_t)(n * p) * sizeof *grid);
+    }
+    pvti_free(ctx, x), pvti_free(ctx, centroids), pvti_free(ctx, assigned);
+    return result;
+}
+
+/* Ascending by the first coordinate that differs. */
+static void pvti_higgs_sort(pvt_real *grid, int64_t n, int p)
+{
+    for (int64_t i = 1; i < n; i++) {
+        pvt_real point[4];
+        int64_t at = i;
+        memcpy(point, grid + i * p, (size_t)p * sizeof *point);
+        for (; at > 0; at--) {
+            const pvt_real *before = grid + (at - 1) * p;
+            int d = 0;
+            while (d < p - 1 && before[d] == point[d]) d++;
+            if (!(before[d] > point[d])) break;
+            memcpy(grid + at * p, before, (size_t)p * sizeof *grid);
+        }
+        memcpy(grid + at * p, point, (size_t)p * sizeof *point);
+    }
+}
+
+/* The grid of n points in p dimensions. The context keeps the last, since a model's weights share one. */
+static pvt_result pvti_higgs_grid(pvt_ctx *ctx, int64_t n, int p, pvt_real *out)
+{
+    if (!ctx->grid || ctx->grid_points != n || ctx->grid_dim != p) {
+        pvt_real *grid = PVTI_NEW(ctx, pvt_real, n * p);
+        pvt_result result = grid ? PVT_OK : PVT_ERR_MEMORY;
+        if (result == PVT_OK) result = (p == 1 ? pvti_lloyd_max(ctx, n, grid)
+                                                   : pvti_higgs_kmeans(ctx, n, p, grid));
+        if (result != PVT_OK) {
+            pvti_free(ctx, grid);
+            return result;
+        }
+        for (int64_t i = 0; i < n * p; i++)
+            grid[i] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)grid[i]));
+        pvti_higgs_sort(grid, n, p);
+        pvti_free(ctx, ctx->grid);
+        ctx->grid = grid, ctx->grid_points = n, ctx->grid_dim = p;
+    }
+    memcpy(out, ctx->grid, (size_t)(n * p) * sizeof *out);
+    return PVT_OK;
+}
+
+/* ---- the points ---- */
+
+static void pvti_higgs_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
+{
+    const pvt_real *grid = (const pvt_real *)w->array[PVTI_HIGGS_GRID];
+    int64_t p = w->format.in_group;
+    for (int64_t i = 0; i < n; i++) {
+        const pvt_real *point = grid + pvti_code_get(w, first + i) * p;
+        for (int64_t d = 0; d < p; d++) out[i * p + d] = point[d];
+    }
+}
+static void pvti_higgs_point(const pvt_weight *w, pvt_real *out, int64_t code)
+{
+    int64_t p = w->format.in_group;
+    for (int64_t d = 0; d < p; d++) out[d] = ((const pvt_real *)w->array[PVTI_HIGGS_GRID])[code * p + d];
+}
+
+/* What pvti_nearest reads: ‖c‖² [padded], and the grid turned [p, padded]. */
+static int64_t pvti_higgs_padded(const pvt_weight *w) { return (w->format.entries + 15) / 16 * 16; }
+static int64_t pvti_higgs_room(const pvt_weight *w)
+{
+    return pvti_higgs_padded(w) * (w->format.in_group + 1);
+}
+static void pvti_higgs_prepare(const pvt_weight *w, pvt_real *room)
+{
+    const pvt_real *grid = (const pvt_real *)w->array[PVTI_HIGGS_GRID];
+    int64_t p = w->format.in_group, n = w->format.entries, padded = pvti_higgs_padded(w);
+    for (int64_t k = 0; k < padded; k++) {
+        room[k] = k < n ? 0 : (pvt_real)INFINITY;
+        for (int64_t d = 0; d < p; d++) {
+            pvt_real c = k < n ? grid[k * p + d] : 0;
+            room[(d + 1) * padded + k] = c;
+            room[k] = pvti_fma(c, c, room[k]);
+        }
+    }
+}
+
+static void pvti_higgs_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
+                               const pvt_real *room)
+{
+    int64_t p = w->format.in_group, padded = pvti_higgs_padded(w);
+    for (int64_t i = 0; i < n * p; i++) x[i] *= -2;
+    PVTI_CALL(ctx, nearest)(best, x, n, room + padded, room, p, padded);
+}
+
+static int pvti_higgs_other(const pvt_weight *w, const pvt_real *x, int not_this)
+{
+    const pvt_real *grid = (const pvt_real *)w->array[PVTI_HIGGS_GRID];
+    int64_t p = w->format.in_group;
+    double least = INFINITY;
+    int best = not_this == 0;
+    for (int k = 0; k < w->format.entries; k++) {
+        double sum = 0;
+        for (int64_t d = 0; d < p; d++)
+            sum += ((double)grid[k * p + d] - 2 * (double)x[d]) * (double)grid[k * p + d];
+        if (k != not_this && sum < least) least = sum, best = k;
+    }
+    return best;
+}
+
+static const pvti_points pvti_points_higgs = {
+    PVTI_HIGGS_BLOCK, pvti_higgs_decode, pvti_higgs_point, pvti_higgs_nearest, pvti_higgs_other,
+    pvti_higgs_prepare, pvti_higgs_room, NULL, 0};
+
+/* ---- the table's functions ---- */
+
+static int pvti_higgs_bits(int n)
+{
+    int bits = 1;
+    while (1 << bits < n) bits++;
+    return bits;
+}
+static bool pvti_parse_higgs(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1;
+    if (!pvti_format_mark(&text, "higgs:p") || !(out->in_group = pvti_format_number(&text, 4)) ||
+        !pvti_format_mark(&text, "n") || !(out->entries = pvti_format_number(&text, PVTI_HIGGS_MOST)))
+        return false;
+    out->bits = pvti_higgs_bits(out->entries);
+    return !*text && out->in_group != 3 && out->entries > 1;
+}
+static void pvti_print_higgs(const pvt_format *format, char out[48])
+{
+    snprintf(out, 48, "higgs:p%dn%d", format->in_group, format->entries);
+}
+static int pvti_arrays_higgs(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                             pvt_format *nearest)
+{
+    int p = f->in_group, n = f->entries;
+    *nearest = *f;
+    if ((p != 1 && p != 2 && p != 4) || n < 2 || n > PVTI_HIGGS_MOST || f->bits != pvti_higgs_bits(n) ||
+        f->codebooks != 1 || f->out_group != 1)
+        return 0;
+    while (I % nearest->in_group) nearest->in_group /= 2;
+    return pvti_points_arrays(&pvti_points_higgs, f, O, I, p, dtype, out) &&
+                   pvti_array_set(&out[PVTI_HIGGS_GRID], "grid", PVT_ARRAY_FIXED, dtype, 16, 0, n, p, 0, 0)
+               ? 3
+               : 0;
+}
+static void pvti_tile_higgs(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                            int64_t c1)
+{
+    pvti_points_tile(&pvti_points_higgs, (const pvt_weight *)self, out, ld, r0, r1, c0, c1);
+}
+static void pvti_chain_higgs(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                             pvt_real *room)
+{
+    (void)room;
+    pvti_points_chain(ctx, &pvti_points_higgs, dvalues, w, dW);
+}
+
+/* Scales: the root mean square of each block. */
+static pvt_result pvti_fit_higgs(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                                 pvt_fit_stats *stats, pvt_weight *out)
+{
+    int64_t I = out->I, blocks = pvti_points_blocks(&pvti_points_higgs, I);
+    pvt_real *scales = (pvt_real *)out->array[PVTI_POINTS_SCALES];
+    PVTI_TRY(pvti_higgs_grid(ctx, out->format.entries, out->format.in_group,
+                             (pvt_real *)out->array[PVTI_HIGGS_GRID]));
+    for (int64_t i = 0; i < out->O * blocks; i++) {
+        int64_t at = i % blocks * PVTI_HIGGS_BLOCK, n = PVTI_MIN(PVTI_HIGGS_BLOCK, I - at);
+        const pvt_real *w = W + i / blocks * I + at;
+        scales[i] = (pvt_real)__builtin_sqrt(pvti_sum_products(w, w, n) / (double)n);
+    }
+    return pvti_points_fit(ctx, &pvti_points_higgs, W, H, desc, stats, out);
+}
+static void pvti_assign_higgs(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    pvti_points_assign(ctx, &pvti_points_higgs, weight, a, room);
+}
+
+static const pvti_kind pvti_kind_higgs = {
+    "higgs",
+    "higgs:pPnN with N 2-4096 points for P 1, 2 or 4 inputs, a scale for 1024; for example higgs:p2n64",
+    pvti_parse_higgs, pvti_print_higgs, pvti_arrays_higgs, pvti_group_points, pvti_tile_higgs,
+    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room};
+
+// >>e8p
+/*  The codebook of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
+    either side, 16 bits for eight weights. A point is
+        (±a_0, …, ±a_7) ± (¼, …, ¼),   a one of 256 patterns over {½, 3/2, 5/2}, the sum of ±a_i even:
+        code = pattern·256 + signs·2 + shift.
+    Bit t of the 7 sign bits negates coordinate 7 − t; the sign of coordinate 0 follows from the even sum.
+    Shift 1 adds ¼, 0 takes it away. Patterns are the 227 with ‖a‖² ≤ 10, in lexicographic order, and 29 of
+    the 56 with ‖a‖² = 12 (five 3/2 and three ½), which are the paper's choice and therefore data.
+
+    A row has one scale: at 1/1.03 of its root mean square normal numbers lose .0915 of their energy, the
+    least. */
+
+/* Two bits for a coordinate, the first the highest: 0, 1, 2 for ½, 3/2, 5/2; four patterns to a word. */
+enum { PVTI_E8P_BALL = 227, PVTI_E8P_PATTERNS = 256 };
+static const uint64_t pvti_e8p_patterns[64] = {
+    0x0004000200010000, 0x0009000800060005, 0x0014001200110010, 0x0021002000180015, 0x0042004100400024,
+    0x0050004800450044, 0x0060005500540051, 0x0090008400810080, 0x0104010201010100, 0x0111011001080105,
+    0x0140012001150114, 0x0150014501440141, 0x0200018001540151, 0x0240021002040201, 0x0404040204010400,
+    0x0411041004080405, 0x0440042004150414, 0x0450044504440441, 0x0500048004540451, 0x0510050505040501,
+    0x0541054005140511, 0x0800060005500544, 0x0840081008040801, 0x1002100110000900, 0x1010100810051004,
+    0x1020101510141011, 0x1045104410411040, 0x1080105410511050, 0x1105110411011100, 0x1140111411111110,
+    0x1200115011441141, 0x1405140414011400, 0x1440141414111410, 0x1500145014441441, 0x1540151015041501,
+    0x2004200120001800, 0x2400210020402010, 0x4004400240014000, 0x4011401040084005, 0x4040402040154014,
+    0x4050404540444041, 0x4100408040544051, 0x4110410541044101, 0x4141414041144111, 0x4400420041504144,
+    0x4410440544044401, 0x4441444044144411, 0x4501450044504444, 0x4800454045104504, 0x5005500450015000,
+    0x5040501450115010, 0x5100505050445041, 0x5140511051045101, 0x5410540454015400, 0x8000600055005440,
+    0x8040801080048001, 0x4055900084008100, 0x5450015504551055, 0x5411544154145444, 0x5114514451505405,
+    0x4550510551115141, 0x4511454145144544, 0x1514154415501505, 0x5054051515111541
+};
+PVTI_INLINE uint32_t pvti_e8p_pattern(int64_t i)
+{
+    return (uint32_t)(pvti_e8p_patterns[i >> 2] >> (i & 3) * 16) & 0xffffu;
+}
+
+/* Does this pattern want an odd number of minuses? Its sum is 4 + Σ digits, and a minus takes 2a, an odd
+   number. */
+PVTI_INLINE int pvti_e8p_odd(uint32_t pattern) { return __builtin_popcount(pattern & 0x5555u) & 1; }
+
+static void pvti_e8p_point(const pvt_weight *w, pvt_real *out, int64_t code)
+{
+    uint32_t pattern = pvti_e8p_pattern(code >> 8), minus = (uint32_t)code >> 1 & 0x7fu; /* bit t: 7 − t */
+    pvt_real shift = code & 1 ? (pvt_real)0.25 : (pvt_real)-0.25;
+    (void)w;
+    minus |= (uint32_t)((__builtin_popcount(minus) & 1) ^ pvti_e8p_odd(pattern)) << 7;
+    for (int d = 0; d < 8; d++) {
+        pvt_real a = (pvt_real)(pattern >> (14 - 2 * d) & 3) + (pvt_real)0.5;
+        out[d] = (minus >> (7 - d) & 1 ? -a : a) + shift;
+    }
+}
+static void pvti_e8p_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) pvti_e8p_point(w, out + 8 * i, pvti_code_get(w, first + i));
+}
+
+/* ---- the nearest point ---- */
+
+/*  For either shift δ let y = x − δ. Of a pattern's points the nearest has the signs of y, and where these
+    have the wrong parity, one sign turned: that with the least |y_i|·a_i. It lies at
+        ‖y‖² − 2·score + ‖a‖²,   score = Σ|y_i|·a_i − (wrong parity: 2·min_i |y_i|·a_i).
+    The ball ‖a‖² ≤ 10 holds all permutations of seven patterns, and by the rearrangement inequality the best
+    of them gives the larger a_i to the larger |y_i|; the sign to turn is then that of the smallest |y_i|,
+    which has ½. So |y| is sorted and seven sums are compared. The 29 others are searched one by one, but only
+    where the best of all 56 could win, which is rare. */
+typedef struct pvti_e8p_best {
+    double cost; /* distance², less ‖x‖² + ½ */
+    int code;
+} pvti_e8p_best;
+
+typedef struct pvti_e8p_query {
+    double size[8];  /* |y_i| */
+    int order[8];    /* their indices, the largest first */
+    double sum;      /* Σ|y_i| */
+    double offset;   /* ‖y‖² less ‖x‖² + ½: −2δ·Σ x_i */
+    uint32_t minus;  /* bit 7 − i: y_i < 0 */
+    int shift;
+} pvti_e8p_query;
+
+static void pvti_e8p_open(pvti_e8p_query *q, const pvt_real *x, int shift)
+{
+    double delta = shift ? 0.25 : -0.25, total = 0;
+    q->shift = shift, q->minus = 0, q->sum = 0;
+    for (int i = 0; i < 8; i++) {
+        double y = (double)x[i] - delta;
+        total += (double)x[i];
+        q->minus |= (uint32_t)(y < 0) << (7 - i);
+        q->size[i] = fabs(y), q->sum += q->size[i];
+    }
+    q->offset = -2 * delta * total;
+}
+
+/* Insertion keeps equal ones in their order. */
+static void pvti_e8p_sort(pvti_e8p_query *q)
+{
+    for (int i = 0; i < 8; i++) {
+        int at = i;
+        for (; at > 0 && q->size[q->order[at - 1]] < q->size[i]; at--) q->order[at] = q->order[at - 1];
+        q->order[at] = i;
+    }
+}
+
+/* minus: of all eight coordinates. */
+PVTI_INLINE int pvti_e8p_code(int64_t pattern, uint32_t minus, int shift)
+{
+    return (int)(pattern << 8 | (int64_t)(minus & 0x7f) << 1 | shift);
+}
+
+/* The index of a pattern in the ball. */
+static int64_t pvti_e8p_find(uint32_t pattern)
+{
+    int64_t low = 0, high = PVTI_E8P_BALL - 1;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (pvti_e8p_pattern(middle) < pattern) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* One pattern, whatever it is. */
+static void pvti_e8p_try(const pvti_e8p_query *q, int64_t i, pvti_e8p_best *best)
+{
+    uint32_t pattern = pvti_e8p_pattern(i), minus = q->minus;
+    double score = 0, norm = 0, least = INFINITY, cost;
+    int weakest = 0, code;
+    for (int d = 0; d < 8; d++) {
+        double a = (double)(pattern >> (14 - 2 * d) & 3) + 0.5, part = q->size[d] * a;
+        score += part, norm += a * a;
+        if (part < least) least = part, weakest = d;
+    }
+    if ((__builtin_popcount(minus) & 1) != pvti_e8p_odd(pattern))
+        score -= 2 * least, minus ^= (uint32_t)0x80 >> weakest;
+    cost = norm - 2 * score + q->offset;
+    code = pvti_e8p_code(i, minus, q->shift);
+    if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
+}
+
+/* The best permutation of a pattern with so many 3/2 and 5/2, whether it is one of ours or not; turned: what
+   the turned sign takes from the score, at even and odd parity. */
+static double pvti_e8p_bound(const pvti_e8p_query *q, const double *turned, int threes, int fives)
+{
+    double score = q->sum / 2 - turned[threes & 1];
+    for (int i = 0; i < fives + threes; i++) score += (i < fives ? 2 : 1) * q->size[q->order[i]];
+    return 2 + 2 * threes + 6 * fives - 2 * score + q->offset;
+}
+
+/* All patterns; *best may hold what the other shift has found. */
+static void pvti_e8p_search(pvti_e8p_query *q, pvti_e8p_best *best)
+{
+    static const int ball[7][2] = {{0, 0}, {1, 0}, {2, 0}, {3, 0}, {4, 0}, {0, 1}, {1, 1}}; /* 3/2, 5/2 */
+    double turned[2];
+    int odd = __builtin_popcount(q->minus) & 1, chosen = -1;
+    pvti_e8p_sort(q);
+    turned[odd] = 0, turned[!odd] = q->size[q->order[7]];
+    for (int k = 0; k < 7; k++) {
+        double cost = pvti_e8p_bound(q, turned, ball[k][0], ball[k][1]);
+        if (cost < best->cost) best->cost = cost, chosen = k;
+    }
+    if (chosen >= 0) {
+        int threes = ball[chosen][0], fives = ball[chosen][1];
+        uint32_t pattern = 0, minus = q->minus;
+        for (int i = 0; i < fives + threes; i++)
+            pattern |= (uint32_t)(i < fives ? 2 : 1) << (14 - 2 * q->order[i]);
+        if (odd != (threes & 1)) minus ^= (uint32_t)0x80 >> q->order[7];
+        best->code = pvti_e8p_code(pvti_e8p_find(pattern), minus, q->shift);
+    }
+    if (!(pvti_e8p_bound(q, turned, 5, 0) < best->cost)) return;
+    for (int64_t i = PVTI_E8P_BALL; i < PVTI_E8P_PATTERNS; i++) pvti_e8p_try(q, i, best);
+}
+
+static int pvti_e8p_nearest_one(const pvt_real *x)
+{
+    pvti_e8p_best best = {INFINITY, 0};
+    for (int shift = 0; shift < 2; shift++) {
+        pvti_e8p_query q;
+        pvti_e8p_open(&q, x, shift);
+        pvti_e8p_search(&q, &best);
+    }
+    return best.code;
+}
+static void pvti_e8p_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
+                             const pvt_real *room)
+{
+    (void)ctx, (void)w, (void)room;
+    for (int64_t i = 0; i < n; i++) best[i] = pvti_e8p_nearest_one(x + 8 * i);
+}
+
+/* All patterns one by one; where it is that of the code to be left out, all its signs but those. */
+static int pvti_e8p_other(const pvt_weight *w, const pvt_real *x, int not_this)
+{
+    pvti_e8p_best best = {INFINITY, not_this == 0};
+    for (int shift = 0; shift < 2; shift++) {
+        pvti_e8p_query q;
+        pvti_e8p_open(&q, x, shift);
+        for (int i = 0; i < PVTI_E8P_PATTERNS; i++) {
+            if (i != not_this >> 8 || shift != (not_this & 1)) pvti_e8p_try(&q, i, &best);
+            for (int code = i << 8 | shift; i == not_this >> 8 && code < (i + 1) << 8; code += 2) {
+                pvt_real point[8];
+                double cost = -0.5;
+                if (code == not_this || (code & 1) != (not_this & 1)) continue;
+                pvti_e8p_point(w, point, code);
+                for (int d = 0; d < 8; d++) cost += ((double)point[d] - 2 * (double)x[d]) * (double)point[d];
+                if (cost < best.cost || (cost == best.cost && code < best.code))
+                    best.cost = cost, best.code = code;
+            }
+        }
+    }
+    return best.code;
+}
+
+static const pvti_points pvti_points_e8p = {0, pvti_e8p_decode, pvti_e8p_point, pvti_e8p_nearest,
+                                            pvti_e8p_other, NULL, pvti_room_none, NULL, 0};
+
+/* ---- the table's functions ---- */
+
+static bool pvti_parse_e8p(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1, out->bits = 16, out->in_group = 8;
+    return strcmp(text, "e8p") == 0;
+}
+static void pvti_print_e8p(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "e8p");
+}
+static int pvti_arrays_e8p(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                           pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits != 16 || f->codebooks != 1 || f->in_group != 8 || f->out_group != 1 || f->entries) return 0;
+    return pvti_points_arrays(&pvti_points_e8p, f, O, I, 8, dtype, out);
+}
+static void pvti_tile_e8p(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                          int64_t c1)
+{
+    pvti_points_tile(&pvti_points_e8p, (const pvt_weight *)self, out, ld, r0, r1, c0, c1);
+}
+static void pvti_chain_e8p(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                           pvt_real *room)
+{
+    (void)room;
+    pvti_points_chain(ctx, &pvti_points_e8p, dvalues, w, dW);
+}
+
+/* ‖w − scale·(nearest points)‖² of a row, and the scale that is best for these points. */
+static double pvti_e8p_error(const pvt_real *w, int64_t I, double scale, double *better)
+{
+    double error = 0, along = 0, square = 0;
+    for (int64_t j = 0; j < I; j += 8) {
+        pvt_real x[8], point[8];
+        for (int d = 0; d < 8; d++) x[d] = pvti_points_query(w[j + d], (pvt_real)scale);
+        pvti_e8p_point(NULL, point, pvti_e8p_nearest_one(x));
+        for (int d = 0; d < 8; d++) {
+            double rest = (double)w[j + d] - scale * (double)point[d];
+            error += rest * rest;
+            along += (double)w[j + d] * (double)point[d], square += (double)point[d] * (double)point[d];
+        }
+    }
+    *better = along / square;
+    return error;
+}
+
+/* The scale with the least error: from multiples of the root mean square (a row with outliers wants a larger
+   one), the best goes on to what is best for its points, as long as that helps. */
+static void pvti_e8p_scale_task(void *arg, int64_t row, int worker)
+{
+    static const double multiples[6] = {1 / 1.03, 0.85, 0.91, 1.06, 1.2, 1.5};
+    const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
+    int64_t I = a->weight->I;
+    const pvt_real *w = a->W + row * I;
+    double rms = __builtin_sqrt(pvti_sum_products(w, w, I) / (double)I);
+    double least = INFINITY, scale = rms, next = rms;
+    (void)worker;
+    for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 6; i++) {
+        double better, error = pvti_e8p_error(w, I, rms * multiples[i], &better);
+        if (error < least) least = error, scale = rms * multiples[i], next = better;
+    }
+    for (int i = 0; i < 4 && next != scale; i++) {
+        double better, error = pvti_e8p_error(w, I, next, &better);
+        if (!(error < least)) break;
+        least = error, scale = next, next = better;
+    }
+    *pvti_points_scale(a->t, a->weight, row, 0) = (pvt_real)scale;
+}
+static pvt_result pvti_fit_e8p(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                               pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvti_points_rescale_args a;
+    a.t = &pvti_points_e8p, a.weight = out, a.W = W, a.V = a.VH = NULL;
+    pvti_parallel(ctx, out->O, pvti_e8p_scale_task, &a);
+    return pvti_points_fit(ctx, &pvti_points_e8p, W, H, desc, stats, out);
+}
+static void pvti_assign_e8p(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    pvti_points_assign(ctx, &pvti_points_e8p, weight, a, room);
+}
+
+static const pvti_kind pvti_kind_e8p = {
+    "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p,
+    pvti_group_points, pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p,
+    pvti_room_none};
+
+// >>iq2
+/*  llama.cpp's IQ2_XXS as a representation to tune inside: an export to GGUF will lose nothing but what
+    fp16 takes from d. Eight weights are a point of 256, with an even number of minuses, and
+        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs.
+    d is a value; s is found by fit and then stays. Of a code bits 7:0 name the point, bits 14:8 negate
+    weights 0 … 6 (the sign of weight 7 makes minuses even), and bit 15 is bit i of s, i the group's place
+    among the four that share s: 2.0625 bits per weight, as in the file. */
+
+enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000 };
+
+/* Eight signs of which seven are stored: an even number is negative. */
+PVTI_INLINE uint32_t pvti_iq2_minus(uint32_t stored)
+{
+    return (stored & 127) | (uint32_t)(__builtin_popcount(stored & 127) & 1) << 7;
+}
+static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
+{
+    uint32_t point = pvti_iq_point(pvti_iq2_xxs_points, code & 255);
+    uint32_t minus = pvti_iq2_minus((uint32_t)code >> 8);
+    (void)w;
+    for (int k = 0; k < 8; k++) {
+        pvt_real a = (pvt_real)pvti_iq2_magnitude(point, k);
+        out[k] = minus >> k & 1 ? -a : a;
+    }
+}
+static void pvti_iq2_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) pvti_iq2_point(w, out + 8 * i, pvti_code_get(w, first + i));
+}
+/* (s + ½)/4. */
+static pvt_real pvti_iq2_factor(const pvt_weight *w, int64_t group)
+{
+    const uint16_t *codes = (const uint16_t *)w->array[0] + (group & ~(int64_t)3);
+    int s = codes[0] >> 15 | codes[1] >> 15 << 1 | codes[2] >> 15 << 2 | codes[3] >> 15 << 3;
+    return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
+}
+
+/* Magnitudes [256, 8] and their squared norms [256]. */
+enum { PVTI_IQ2_ROOM = 256 * 9 };
+static int64_t pvti_iq2_room(const pvt_weight *w)
+{
+    (void)w;
+    return PVTI_IQ2_ROOM;
+}
+static void pvti_iq2_prepare(const pvt_weight *w, pvt_real *room)
+{
+    (void)w;
+    for (int i = 0; i < 256; i++) {
+        pvti_iq2_point(NULL, room + 8 * i, i);
+        room[256 * 8 + i] = (pvt_real)pvti_sum_products(room + 8 * i, room + 8 * i, 8);
+    }
+}
+
+/* The signs of x and, where these are odd, one turned: that which costs the least. With a point's magnitudes
+   a: distance² less ‖x‖² is ‖a‖² − 2·Σ|x_k|·a_k, and 4·min_k |x_k|·a_k for the turned sign. */
+typedef struct pvti_iq2_query {
+    double size[8];
+    uint32_t minus;
+} pvti_iq2_query;
+static void pvti_iq2_open(pvti_iq2_query *q, const pvt_real *x)
+{
+    q->minus = 0;
+    for (int k = 0; k < 8; k++) q->size[k] = fabs((double)x[k]), q->minus |= (uint32_t)(x[k] < 0) << k;
+}
+static double pvti_iq2_cost(const pvti_iq2_query *q, const pvt_real *a, double norm, uint32_t *minus)
+{
+    double score = 0, least = INFINITY;
+    int weakest = 0;
+    *minus = q->minus;
+    for (int k = 0; k < 8; k++) score += q->size[k] * (double)a[k];
+    if (!(__builtin_popcount(q->minus) & 1)) return norm - 2 * score;
+    for (int k = 0; k < 8; k++)
+        if (q->size[k] * (double)a[k] < least) least = q->size[k] * (double)a[k], weakest = k;
+    *minus ^= (uint32_t)1 << weakest;
+    return norm - 2 * score + 4 * least;
+}
+static int pvti_iq2_nearest_one(const pvt_real *x, const pvt_real *room)
+{
+    pvti_iq2_query q;
+    double best = INFINITY;
+    int code = 0;
+    pvti_iq2_open(&q, x);
+    for (int i = 0; i < 256; i++) {
+        uint32_t minus;
+        double cost = pvti_iq2_cost(&q, room + 8 * i, (double)room[256 * 8 + i], &minus);
+        if (cost < best) best = cost, code = i | (int)(minus & 127) << 8;
+    }
+    return code;
+}
+static void pvti_iq2_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
+                             const pvt_real *room)
+{
+    (void)ctx, (void)w;
+    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(x + 8 * i, room);
+}
+/* As above; of the point whose code is left out, all its other signs. */
+static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
+{
+    pvti_iq2_query q;
+    double best = INFINITY;
+    int found = not_this == 0;
+    pvti_iq2_open(&q, x);
+    for (int i = 0; i < 256; i++) {
+        pvt_real a[8];
+        uint32_t minus;
+        double cost;
+        bool all = i == (not_this & 255);
+        pvti_iq2_point(w, a, i);
+        if (!all) cost = pvti_iq2_cost(&q, a, pvti_sum_products(a, a, 8), &minus);
+        if (!all && cost < best) best = cost, found = i | (int)(minus & 127) << 8;
+        for (int code = i; all && code < 0x8000; code += 256) {
+            if (code == not_this) continue;
+            pvti_iq2_point(w, a, code);
+            cost = pvti_sum_products(a, a, 8) - 2 * pvti_sum_products(a, x, 8);
+            if (cost < best) best = cost, found = code;
+        }
+    }
+    return found;
+}
+
+static const pvti_points pvti_points_iq2 = {
+    PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other,
+    pvti_iq2_prepare, pvti_iq2_room, pvti_iq2_factor, PVTI_IQ2_SCALE_BIT};
+
+/* ---- the table's functions ---- */
+
+static bool pvti_parse_iq2(const char *text, pvt_format *out)
+{
+    out->codebooks = out->out_group = 1, out->bits = 16, out->in_group = PVTI_IQ2_BLOCK;
+    return strcmp(text, "iq2_xxs") == 0;
+}
+static void pvti_print_iq2(const pvt_format *format, char out[48])
+{
+    (void)format;
+    snprintf(out, 48, "iq2_xxs");
+}
+static void pvti_group_iq2(const pvt_format *format, int64_t *og, int64_t *ig)
+{
+    (void)format;
+    *og = 1, *ig = 8;
+}
+static int pvti_arrays_iq2(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
+                           pvt_format *nearest)
+{
+    *nearest = *f;
+    if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 ||
+        f->entries)
+        return 0;
+    return pvti_points_arrays(&pvti_points_iq2, f, O, I, 8, dtype, out);
+}
+static void pvti_tile_iq2(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
+                          int64_t c1)
+{
+    pvti_points_tile(&pvti_points_iq2, (const pvt_weight *)self, out, ld, r0, r1, c0, c1);
+}
+static void pvti_chain_iq2(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
+                           pvt_real *room)
+{
+    (void)room;
+    pvti_points_chain(ctx, &pvti_points_iq2, dvalues, w, dW);
+}
+
+/* ‖w − scale·(nearest points)‖² of n weights; along and square: ⟨w, points⟩ and ‖points‖², are added to. */
+static double pvti_iq2_error(const pvt_real *w, int64_t n, double scale, const pvt_real *room, double *along,
+                             double *square)
+{
+    double error = 0;
+    for (int64_t j = 0; j < n; j += 8) {
+        pvt_real x[8], point[8];
+        for (int k = 0; k < 8; k++) x[k] = pvti_points_query(w[j + k], (pvt_real)scale);
+        pvti_iq2_point(NULL, point, pvti_iq2_nearest_one(x, room));
+        for (int k = 0; k < 8; k++) {
+            double rest = (double)w[j + k] - scale * (double)point[k];
+            error += rest * rest;
+        }
+        *along += pvti_sum_products(w + j, point, 8), *square += pvti_sum_products(point, point, 8);
+    }
+    return error;
+}
+
+/* The scale with the least error for 32 weights, from multiples of their root mean square: 0.044 is best for
+   normal numbers. */
+static double pvti_iq2_scale(const pvt_real *w, const pvt_real *room)
+{
+    static const double multiples[8] = {0.044, 0.033, 0.037, 0.040, 0.048, 0.053, 0.060, 0.072};
+    double rms = __builtin_sqrt(pvti_sum_products(w, w, 32) / 32), least = INFINITY, scale = 0;
+    for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 8; i++) {
+        double along = 0, square = 0, error;
+        error = pvti_iq2_error(w, 32, rms * multiples[i], room, &along, &square);
+        if (error < least) least = error, scale = along > 0 ? along / square : rms * multiples[i];
+    }
+    return scale;
+}
+
+/* d and the eight s of each block of a row. */
+static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
+{
+    const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
+    int64_t I = a->weight->I;
+    (void)worker;
+    for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
+        const pvt_real *w = a->W + row * I + at;
+        double scales[8], most = 0, d, along = 0, square = 0;
+        for (int b = 0; b < 8; b++)
+            scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
+        d = most / 3.875; /* s = 15 */
+        for (int b = 0; b < 8; b++) {
+            double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0}, factor;
+            int s = want < 15 ? (int)want : 15; /* (s + ½)/4: halves round down */
+            factor = (s + 0.5) / 4;
+            pvti_iq2_error(w + 32 * b, 32, d * factor, a->V, &own[0], &own[1]);
+            along += factor * own[0], square += factor * factor * own[1];
+            for (int i = 0; i < 4; i++)
+                pvti_code_set(a->weight, (row * I + at) / 8 + 4 * b + i,
+                              (s >> i & 1) ? PVTI_IQ2_SCALE_BIT : 0);
+        }
+        if (d > 0 && along > 0) d = along / square;
+        *pvti_points_scale(a->t, a->weight, row, at / 8) = (pvt_real)d;
+    }
+}
+static pvt_result pvti_fit_iq2(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
+                               pvt_fit_stats *stats, pvt_weight *out)
+{
+    pvti_points_rescale_args a;
+    pvt_real *room = PVTI_NEW(ctx, pvt_real, PVTI_IQ2_ROOM);
+    if (!room) return PVT_ERR_MEMORY;
+    pvti_iq2_prepare(out, room);
+    a.t = &pvti_points_iq2, a.weight = out, a.W = W, a.V = room, a.VH = NULL;
+    pvti_parallel(ctx, out->O, pvti_iq2_scale_task, &a);
+    pvti_free(ctx, room);
+    return pvti_points_fit(ctx, &pvti_points_iq2, W, H, desc, stats, out);
+}
+static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
+{
+    pvti_points_assign(ctx, &pvti_points_iq2, weight, a, room);
+}
+
+static const pvti_kind pvti_kind_iq2 = {
+    "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
+    pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
+    pvti_iq2_room};
+
 // >>scalar
 /*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`
     neighbours of a row. Scale and zero are values, which a P step tunes; a V step takes the nearest
@@ -7357,7 +8611,7 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
     type = pvti_dtype_info(found->dtype);
     value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 ||
                                                 (want->rank == 2 && type->block > 1));
-    if (want->role == PVT_ARRAY_VALUE ? !value : found->dtype != want->dtype) {
+    if (want->role != PVT_ARRAY_CODE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
         return NULL;
@@ -7378,7 +8632,7 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                          "%s: the array \"%s\" of %lld bytes has not the shape %lld x %lld x %lld x %lld",
                          name, want->name, (long long)from->bytes, (long long)want->shape[0],
                          (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
-    if (want->role == PVT_ARRAY_VALUE) {
+    if (want->role != PVT_ARRAY_CODE) {
         pvti_decoder(ctx, from->dtype)(from->data, (pvt_real *)to, n / type->block);
         for (i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
@@ -7392,6 +8646,9 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
         if (code >> format->bits)
             return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code,
                              (long long)i, format->bits);
+        if (code >= pvti_code_limit(format))
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld is none of %d", name, code,
+                             (long long)i, format->entries);
     }
     return PVT_OK;
 }
@@ -7517,7 +8774,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
     for (i = 0; i < n; i++) {
         const pvt_real *values = (const pvt_real *)weight->array[i];
         int64_t bad = -1;
-        if (arrays[i].role == PVT_ARRAY_VALUE)
+        if (arrays[i].role != PVT_ARRAY_CODE)
             bad = pvti_round_f16(weight->ctx, NULL, NULL, values, pvti_array_count(&arrays[i]));
         if (bad >= 0)
             return pvti_fail(weight->ctx, PVT_ERR_NUMERIC,
@@ -7526,7 +8783,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
     }
     for (i = 0; i < n; i++) {
         pvt_real *values = (pvt_real *)weight->array[i];
-        if (arrays[i].role == PVT_ARRAY_VALUE)
+        if (arrays[i].role != PVT_ARRAY_CODE)
             pvti_round_f16(weight->ctx, NULL, values, values, pvti_array_count(&arrays[i]));
     }
     return pvti_device_check(weight->ctx);
@@ -11155,6 +12412,7 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
     if (d->eval_every) total += arrays[0].bytes;
     for (k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
         int64_t count = pvti_array_count(&arrays[k]);
+        if (arrays[k].role != PVT_ARRAY_VALUE) continue;
         total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
         total += d->eval_every ? count * 2 : 0;
     }
@@ -14683,7 +15941,7 @@ static pvt_result pvti_weight_list_array(pvti_weight_list *list, const char *nam
                          "%s: is held in blocks of type %s, which safetensors files do not know; dequantize "
                          "it and make it dense first",
                          name, pvt_dtype_name(array->dtype));
-    if (array->role == PVT_ARRAY_VALUE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
+    if (array->role != PVT_ARRAY_CODE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
     t = pvti_weight_list_tensor(list, name, array->name);
     t->dtype = array->dtype, t->rank = array->rank;
     memcpy(t->shape, array->shape, sizeof t->shape);
@@ -18767,7 +20025,7 @@ static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, in
 /* An array as the file lists it. */
 static void pvti_layout_array(pvt_array *array, bool aqlm)
 {
-    if (array->role == PVT_ARRAY_VALUE) array->dtype = PVT_F16;
+    if (array->role != PVT_ARRAY_CODE) array->dtype = PVT_F16;
     else if (aqlm) array->dtype = array->dtype == PVT_U8 ? PVT_I8 : PVT_I16;
     if (aqlm && array->rank == 1) array->rank = 4;
     pvti_dtype_bytes(array->dtype, array->shape, array->rank, &array->bytes);
@@ -19320,6 +20578,9 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
             return pvti_fail(a->ctx, PVT_ERR_FORMAT,
                              "%s: tensor \"%s\": code %lld at %lld does not fit %d bits", a->path, name,
                              (long long)code, (long long)i, out->format.bits);
+        if (code >= pvti_code_limit(&out->format))
+            return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": code %lld at %lld is none of %d",
+                             a->path, name, (long long)code, (long long)i, out->format.entries);
         pvti_code_set(out, i, code & (K - 1));
     }
     return PVT_OK;
@@ -19351,7 +20612,7 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
     n = pvt_weight_arrays(out, arrays);
     for (k = 0; k < n; k++) {
         pvti_tensor t;
-        bool value = arrays[k].role == PVT_ARRAY_VALUE;
+        bool value = arrays[k].role != PVT_ARRAY_CODE;
         pvti_layout_array(&arrays[k], aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
         if (value) {
@@ -22070,13 +23331,16 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
 {
     const pvti_tensor *codes = pvti_safetensors_find(st, name);
     int64_t k, size = w->format.bits <= 8 ? 1 : 2;
-    if (w->format.bits == 8 || w->format.bits == 16) return PVT_OK;
+    if (pvti_code_limit(&w->format) == (int64_t)1 << 8 * size) return PVT_OK;
     for (k = 0; k < pvti_tensor_count(codes); k++) {
         uint16_t code = codes->data[k];
         if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
         if (code >> w->format.bits)
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit %d bits", path,
                              name, code, w->format.bits);
+        if (code >= pvti_code_limit(&w->format))
+            return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: %s holds code %d, which does not fit a grid of %d",
+                             path, name, code, w->format.entries);
     }
     return PVT_OK;
 }
@@ -24643,6 +25907,7 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
     pvti_pool_destroy(ctx);
     pvti_free(ctx, ctx->scratch);
     pvti_free(ctx, ctx->gemm_shared);
+    pvti_free(ctx, ctx->grid);
     allocator = ctx->allocator;
     if (allocator.alloc)
         allocator.free(ctx, allocator.user);

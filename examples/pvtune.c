@@ -90,8 +90,9 @@ static const option quantize_rows[] = {
     {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; "
-     "int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
+     "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
@@ -118,8 +119,9 @@ static const option quantize_rows[] = {
 static const option fit_rows[] = {
     POSITIONAL("W.safetensors", model, "its f32, f16 and bf16 matrices are fit; other tensors are skipped"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; "
-     "int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
+     "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,

@@ -7,7 +7,8 @@
 enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
 static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8",
-                                      "int:8g64", "int:4g32s", "q2_0", "mixed", "both", "table"};
+                                      "int:8g64", "int:4g32s", "q2_0", "higgs:p2n88", "higgs:p1n300", "e8p",
+                                      "mixed", "both", "table"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* "table": aqlm:2x4g4, and the embedding, which is the head as well, int:4g32 (embed_format).
@@ -15,7 +16,7 @@ enum { FORMATS = sizeof formats / sizeof *formats };
 static const char *const mixture[][3] = {
     {"embed_tokens", "int:4g32", "dense"}, {"layers.1.mlp.up", "aqlm:1x3g4", "aqlm:1x4g2"}, {"q_proj", "nf4", "aqlm:2x4g4"},
     {"k_proj", "aqlm:2x4g4", "aqlm:2x4g4"}, {"v_proj", "int:8g64", "aqlm:2x4g4"}, {"o_proj", "aqlm:1x4g4o2", "aqlm:2x4g4"},
-    {"gate_proj", "dense", "aqlm:2x4g4"}, {"up_proj", "int:2g16", "aqlm:2x4g4"}, {"down_proj", "nf4", "aqlm:2x4g4"},
+    {"gate_proj", "dense", "aqlm:2x4g4"}, {"up_proj", "int:2g16", "aqlm:2x4g4"}, {"layers.0.mlp.down", "higgs:p4n16", "aqlm:2x4g4"}, {"down_proj", "e8p", "aqlm:2x4g4"},
     {"lm_head", "int:1g8", "dense"}};
 
 static const char *mixture_of(const char *name, bool both)
@@ -181,7 +182,7 @@ static void check_moved(const pvt_model *model, const pvt_model *before, pvt_str
     CHECK(coded >= 13);
 }
 
-/* A checkpoint whose codes of this tensor are of one bit more than the format has: refused, and nothing is taken. */
+/* A checkpoint with a code of this tensor that is the first beyond the format's: refused, and nothing is taken. */
 static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_model *teacher, const pvt_corpus *corpus)
 {
     pvt_tune_desc desc = plan(PVT_STRATEGY_STE);
@@ -193,20 +194,25 @@ static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_m
     CHECK_OK(ctx, pvt_tuner_create(model, teacher, corpus, &desc, &tuner));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        char *found, *where = NULL, kept;
+        char *found, *where = NULL, kept[2];
         long long from;
-        if (t.dtype != PVT_DTYPE_NONE || t.weight->format.bits == 8) continue;
+        int limit;
+        if (t.dtype != PVT_DTYPE_NONE || t.weight->format.bits % 8 == 0) continue;
+        limit = t.weight->format.entries ? t.weight->format.entries : 1 << t.weight->format.bits;
         snprintf(name, sizeof name, "\"%s.codes\"", t.name);
         found = strstr(bytes + 8, name); /* the header is text, and its offsets follow the name */
         CHECK(found && (where = strstr(found, "\"data_offsets\":[")) != NULL);
         if (!where) continue;
         snprintf(range, sizeof range, "%.90s", strchr(where, '[') + 1);
         from = strtoll(range, NULL, 10);
-        kept = bytes[8 + header + (uint64_t)from], bytes[8 + header + (uint64_t)from] = (char)(1 << t.weight->format.bits);
+        where = bytes + 8 + header + (uint64_t)from;
+        memcpy(kept, where, 2);
+        where[0] = (char)limit;
+        if (limit > 255) where[1] = (char)(limit >> 8);
         spit(at("tuner.safetensors"), bytes, size);
         CHECK(pvt_tuner_resume(tuner, at("tuner.safetensors")) == PVT_ERR_FORMAT);
         CHECK(strstr(pvt_ctx_error(ctx), t.name) && strstr(pvt_ctx_error(ctx), "does not fit") && fingerprint(model) == before);
-        bytes[8 + header + (uint64_t)from] = kept;
+        memcpy(where, kept, 2);
     }
     spit(at("tuner.safetensors"), bytes, size);
     CHECK_OK(ctx, pvt_tuner_resume(tuner, at("tuner.safetensors")));
@@ -272,13 +278,14 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
     size_t size;
     char *config = slurp(at("saved/config.json"), &size), line[200], text[48];
     bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0 || strcmp(format, "table") == 0;
+    bool wide = strcmp(format, "e8p") == 0 || strcmp(format, "higgs:p1n300") == 0;
     int rank = aqlm || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
     pvt_tensors *file;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
     CHECK((strstr(config, "\"quant_method\": \"aqlm\"") != NULL) == aqlm);
     CHECK((strstr(config, "\"pvtune_method\": \"arrays\"") != NULL) == !aqlm);
     CHECK(!strstr(config, "quant_method") == !aqlm && (strstr(config, "\"formats\"") != NULL) == !aqlm);
-    check_array(file, "model.layers.0.self_attn.k_proj.codes", aqlm ? PVT_I8 : PVT_U8, rank);
+    check_array(file, "model.layers.0.self_attn.k_proj.codes", aqlm ? PVT_I8 : wide ? PVT_U16 : PVT_U8, rank);
     if (aqlm) check_array(file, "model.layers.1.mlp.up_proj.scales", PVT_F16, 4);
     else check_array(file, "model.layers.1.self_attn.q_proj.scales", PVT_F16, both ? 1 : 2);
     for (int64_t i = 0; i < pvt_model_tensors(model) && !aqlm; i++) {
@@ -477,6 +484,17 @@ static void check_refused(pvt_ctx *ctx)
     pvt_model_free(again);
 }
 
+/* A context keeps the grid that it has made last: to compare what it holds, the same one before and after. */
+static void keep_grid(pvt_ctx *ctx)
+{
+    static const pvt_real W[4] = {1, 2, -1, 0};
+    pvt_format f;
+    pvt_weight w;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "higgs:p1n2", &f));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, 1, 4, NULL, &f, NULL, NULL, &w));
+    pvt_weight_free(&w);
+}
+
 int main(void)
 {
     pvt_ctx *ctx;
@@ -485,9 +503,11 @@ int main(void)
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 2;
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
+    keep_grid(ctx);
     before = pvt_ctx_get_info(ctx).bytes_now;
     check_models(ctx);
     check_refused(ctx);
+    keep_grid(ctx);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);
     test_remove(dir);

@@ -78,7 +78,7 @@ static const option quantize_rows[] = {
     {"--calib", NULL, OPTION_TEXT, AT(calib), true, "TEXT", 0, 0, NULL, "text to calibrate on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the quantized model"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G; had:F, had2:F: F behind a Hadamard rotation of inputs, of both sides"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
@@ -102,7 +102,7 @@ static const option quantize_rows[] = {
 static const option fit_rows[] = {
     POSITIONAL("W.safetensors", model, "its f32, f16 and bf16 matrices are fit; other tensors are skipped"),
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
-     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G"},
+     "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); nf4; int:BgG: integers of B bits, a scale for G; had:F, had2:F: F behind a Hadamard rotation of inputs, of both sides"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
@@ -849,7 +849,7 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->format.kind != PVT_FORMAT_AQLM)
+    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation)
         note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
                 "writes dense weights that transformers loads");
     else if (desc->embedding || (desc->head && pvt_model_get_config(model)->tied))
@@ -1432,7 +1432,7 @@ static int check_exportable(app *a)
         if (t.dtype != PVT_DTYPE_NONE || !t.weight) continue;
         if (!first) first = t.weight;
         pvt_format_text(&t.weight->format, text);
-        if (t.weight->format.kind != PVT_FORMAT_AQLM)
+        if (t.weight->format.kind != PVT_FORMAT_AQLM || t.weight->format.rotation)
             return fail(a, "%s is in %s, a format of pvtune's own, which transformers does not load; use --to dense", t.name, text);
         if (memcmp(&t.weight->format, &first->format, sizeof first->format) != 0)
             return fail(a, "%s is in %s and others are not: transformers takes one format for all; use --to dense", t.name, text);

@@ -21,7 +21,10 @@ TESTS_C      := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
 TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
 TESTS_DOUBLE := test_model test_family test_company test_formats test_rotation
-TESTS        ?= $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE)) $(TESTS_SH)
+# The scripts come first: one of them takes longer than any program, and is no one to wait for at the end.
+# test_rooms reads the sources and compiles nothing: not once more under sanitizers, nor with PVTUNE_QUICK.
+TESTS_SCRIPTS := $(if $(findstring -fsanitize,$(CFLAGS))$(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH))
+TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE))
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
@@ -65,7 +68,7 @@ test: ## run every test; ends with one line of counts (two to four minutes on tw
 # a test's whole output and exit status go to its log; report.sh reads them
 $(BUILD)/tests/%.log: $(BUILD)/tests/% force
 	@mkdir -p $(@D)
-	@PVTUNE=$(BUILD)/pvtune ./$< >$@ 2>&1; echo "exit status $$?" >>$@
+	@PVTUNE=$(BUILD)/pvtune $(abspath $<) >$@ 2>&1; echo "exit status $$?" >>$@
 $(BUILD)/tests/%.log: tests/%.sh $(BUILD)/pvtune $(BUILD)/pvtune_impl.o force
 	@mkdir -p $(@D)
 	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" MAKE="$(MAKE)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \
@@ -79,6 +82,8 @@ PUBLIC = $(filter-out $(INSIDE),$(TESTS_C:%=$(BUILD)/tests/%))
 $(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
+# These ask for no kernel: without part III they compile in half the time.
+$(BUILD)/tests/test_tokenizer $(BUILD)/tests/test_manual: CPPFLAGS += -DPVTUNE_NO_FAST
 # (a test leaves functions of its own unused in double; one that is linked otherwise needs the implementation)
 $(BUILD)/tests/test_company_double: CPPFLAGS += -DPVTUNE_IMPLEMENTATION
 $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
@@ -107,10 +112,10 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
 
-interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save (installs both with pip into build/; INTEROP_VENV_4=, INTEROP_VENV_5=)
+interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, and GGUF against llama.cpp (pip into build/; INTEROP_VENV_4=, INTEROP_VENV_5=)
 	@BUILD=$(BUILD) sh tests/interop.sh
 
-SANITIZE = -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
+SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers
 	@PVTUNE_QUICK=1 $(MAKE) --no-print-directory test BUILD=build/asan CFLAGS="$(SANITIZE) -fsanitize=address,undefined"
 tsan: ## the tests under the thread sanitizer

@@ -118,7 +118,7 @@ static inline void bench_row(const bench *b, const char *what, int threads, cons
 /* GFLOP/s in fp32 that this machine reaches: the GEMM's own inner loop on panels that stay in L1. */
 enum { BENCH_TILES = 2000, BENCH_TASKS = 16 }; /* of each thread */
 typedef struct bench_peak {
-    const pvti_gemm_kernels *kernels;
+    const pvti_gemm_tiles *tiles;
     float *panels;
 } bench_peak;
 static inline void bench_peak_task(void *arg, int64_t i, int worker)
@@ -127,7 +127,7 @@ static inline void bench_peak_task(void *arg, int64_t i, int worker)
     float C[PVTI_TILE_MOST];
     (void)i, (void)worker;
     for (int k = 0; k < BENCH_TILES; k++)
-        p->kernels->micro(C, p->kernels->nr, p->panels, p->panels + 2048, 128, p->kernels->mr, p->kernels->nr, false);
+        p->tiles->micro(C, p->tiles->nr, p->panels, p->panels + 2048, 128, p->tiles->mr, p->tiles->nr, false);
 }
 static inline double bench_gflops(int threads)
 {
@@ -138,9 +138,9 @@ static inline double bench_gflops(int threads)
     memset(&desc, 0, sizeof desc);
     desc.n_threads = threads;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 0;
-    p.kernels = pvti_gemm_kernels_of(ctx), p.panels = (float *)calloc(8192, sizeof(float));
-    tile = p.kernels->mr * p.kernels->nr;
-    for (int pass = 0; pass < 20 && p.panels; pass++) {
+    p.tiles = (const pvti_gemm_tiles *)ctx->kernels.gemm_tiles, p.panels = (float *)calloc(8192, sizeof(float));
+    tile = p.tiles ? p.tiles->mr * p.tiles->nr : 0;
+    for (int pass = 0; pass < 20 && p.panels && p.tiles; pass++) {
         double t = bench_seconds();
         pvti_parallel(ctx, threads * BENCH_TASKS, bench_peak_task, &p);
         t = bench_seconds() - t;

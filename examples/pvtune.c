@@ -31,7 +31,7 @@ typedef struct options {
     double lr, code_lr, param_lr, cap, trust, delta, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
     bool json, quiet, embed, head, resume, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
-    const char *dtype;
+    const char *dtype, *embed_format;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -93,6 +93,8 @@ static const option quantize_rows[] = {
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too; transformers then needs export --to hf"},
     {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too (where it is the embedding: see --embed)"},
+    {"--embed-format", NULL, OPTION_TEXT, AT(embed_format), false, "F", 0, 0, "(as --format)",
+     "of the embedding, and the head where it is quantized, e.g. int:4g64; implies --embed"},
     HEADING("Files"),
     {"--resume", NULL, OPTION_FLAG, AT(resume), false, "", 0, 0, NULL,
      "go on from the blocks that an unfinished run left in -o, to the same result; start when there are none"},
@@ -781,7 +783,7 @@ static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
     desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
     desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
     desc.finetune_epochs = o->no_finetune ? -1 : (int)o->finetune_epochs, desc.finetune_lr = o->finetune_lr;
-    desc.skip = o->skip, desc.embedding = o->embed, desc.head = o->head;
+    desc.skip = o->skip, desc.embedding = o->embed || o->embed_format, desc.head = o->head;
     desc.checkpoint = o->output, desc.resume = o->resume;
     desc.fitted = on_layer, desc.fitted_user = log;
     return desc;
@@ -800,14 +802,23 @@ static int quantize_failed(app *a, pvt_result result, bool made, const quantize_
                 "on from there", log->n, blocks, blocks == 1 ? "" : "s", blocks == 1 ? "s" : "", a->o.output);
 }
 
+/* The embedding and the head have a format of their own. */
+static bool has_embed_format(const pvt_quantize_desc *desc)
+{
+    static const pvt_format unset;
+    return memcmp(&desc->embed_format, &unset, sizeof unset) != 0 &&
+           memcmp(&desc->embed_format, &desc->format, sizeof unset) != 0;
+}
+
 /* Bits per weight of all that the run quantizes, if `format` were its format. */
 static double quantize_bits(const pvt_model *model, const pvt_quantize_desc *desc, const pvt_format *format)
 {
     double bits = 0, n = 0;
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
+        const pvt_format *f = !t.linear && has_embed_format(desc) ? &desc->embed_format : format;
         if (!pvt_quantize_wants(model, desc, i)) continue;
-        bits += pvt_format_bits(format, t.weight->O, t.weight->I) * (double)t.n;
+        bits += pvt_format_bits(f, t.weight->O, t.weight->I) * (double)t.n;
         n += (double)t.n;
     }
     return n > 0 ? bits / n : 0;
@@ -849,7 +860,8 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation)
+    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
+        (desc->head && !pvt_model_get_config(model)->tied && has_embed_format(desc)))
         note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
                 "writes dense weights that transformers loads");
     else if (desc->embedding || (desc->head && pvt_model_get_config(model)->tied))
@@ -874,11 +886,13 @@ static int verb_quantize(app *a)
     pvt_bits bits;
     bool made;
     int blocks;
-    char format[48], peak[32], phrase[64];
+    char format[48], own[48] = "", peak[32], phrase[64];
+    const char *comma;
     memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
     desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
+    if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
@@ -886,13 +900,16 @@ static int verb_quantize(app *a)
     quantize_note_bits(a, &desc);
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
+    if (has_embed_format(&desc)) pvt_format_text(&desc.embed_format, own);
+    comma = *own ? ", embedding " : "";
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "format", format);
+    if (*own) put_text(&a->json, "embed_format", own);
     put_open(&a->json, "layers", "[");
     result = pvt_quantize(a->models[0], &a->corpora[0], &desc);
     save.overwrite = o->overwrite || !made;
-    card_text(a, &save, o->model, "%d weights quantized to `%s` with calibration; mean relative error of their outputs %.4f.",
-              log.n, format, log.n ? log.error / log.n : 0);
+    card_text(a, &save, o->model, "%d weights quantized to `%s%s%s` with calibration; mean relative error of their outputs %.4f.",
+              log.n, format, comma, own, log.n ? log.error / log.n : 0);
     if (result == PVT_OK) result = pvt_model_save(a->models[0], o->output, &save);
     if (result != PVT_OK) return quantize_failed(a, result, made, &log);
     if (!quantize_files(o->output, true, &blocks)) note(a, "the files %s/quantize-*.safetensors could not be removed", o->output);
@@ -904,8 +921,8 @@ static int verb_quantize(app *a)
     put_close(&a->json, "}");
     meter_clear(&a->meter);
     if (!o->json)
-        printf("%s: %d weights at %s, %.3f over all parameters; mean relative error %.4f, %.1f s, peak %s\n"
-               "written to %s\n", format, log.n, bits_phrase(&bits, phrase), bits.all,
+        printf("%s%s%s: %d weights at %s, %.3f over all parameters; mean relative error %.4f, %.1f s, peak %s\n"
+               "written to %s\n", format, comma, own, log.n, bits_phrase(&bits, phrase), bits.all,
                log.n ? log.error / log.n : 0, elapsed(a), human_bytes((double)peak_bytes(a), peak), o->output);
     return put_result(a);
 }
@@ -1687,7 +1704,8 @@ static const struct verb_examples {
     {"quantize", "  pvtune quantize model --calib text.txt -o two-bits\n"
                  "  pvtune quantize model.gguf --calib text.txt -o two-bits --samples 256 --ctx 1024\n"
                  "  pvtune quantize model --calib text.txt -o two-bits --resume    go on after Ctrl-C or a crash\n"
-                 "  pvtune quantize model --calib text.txt -o small --format aqlm:1x8g8 --embed\n"},
+                 "  pvtune quantize model --calib text.txt -o small --format aqlm:1x8g8 --embed\n"
+                 "  pvtune quantize model --calib text.txt -o small --embed-format int:4g64\n"},
     {"fit", "  pvtune fit matrices.safetensors -o codes.safetensors\n"
             "  pvtune fit matrices.safetensors --inputs x.safetensors --format aqlm:1x8g8 -o codes.safetensors\n"},
     {"tune", "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"

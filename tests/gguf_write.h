@@ -72,7 +72,7 @@ static void gguf_data(const pvt_model *model, const char *arch, const pvt_tensor
 }
 
 /* factors: of rope_freqs.weight, or NULL. */
-static bool write_gguf(const pvt_model *model, const char *path, const float *factors)
+static PVTI_UNUSED bool write_gguf(const pvt_model *model, const char *path, const float *factors)
 {
     const pvt_model_config *c = &model->config;
     const char *arch = strcmp(c->family, "mistral") == 0 ? "llama" : c->family;

@@ -4,7 +4,8 @@
 # One report, one row per version, model and check. Called by `make interop`; not part of `make test`,
 # which needs no network.
 #   INTEROP_VENV_4, INTEROP_VENV_5   environments that exist already, instead of those under build/
-#   INTEROP_ONLY=4 or 5              one of the two
+#   INTEROP_VENV_GGUF                likewise, with llama-cpp-python, gguf, safetensors
+#   INTEROP_ONLY=4, 5 or gguf        one of the three
 BUILD=${BUILD:-build}
 work=$BUILD/interop
 report=$work/report.txt
@@ -34,11 +35,26 @@ interop() { # MAJOR TRANSFORMERS TORCH
     cat "$work/$1.rows" | tee -a "$report"
 }
 
+blocks() { # GGUF's block types, against llama.cpp's decoders
+    case ${INTEROP_ONLY:-gguf} in gguf) ;; *) return ;; esac
+    venv=${INTEROP_VENV_GGUF:-$BUILD/venv-llama-cpp}
+    if ! "$venv/bin/python" -c 'import llama_cpp, gguf, safetensors, numpy' 2>/dev/null; then
+        echo "interop: building llama.cpp into $venv, some minutes" >&2
+        python3 -m venv "$venv" || die "python3 -m venv does not work here"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' 'gguf==0.19.0' \
+            'safetensors==0.8.0' 'numpy==2.4.6' || die "llama-cpp-python could not be built: a C++ compiler and a network are needed"
+    fi
+    "$venv/bin/python" tests/interop_blocks.py "$BUILD/pvtune" "$work/gguf" 2>"$work/gguf.log" >"$work/gguf.rows" ||
+        { tail -3 "$work/gguf.log" >&2; echo "the script on GGUF did not run to its end, see $work/gguf.log FAILED" >>"$work/gguf.rows"; }
+    cat "$work/gguf.rows" | tee -a "$report"
+}
+
 rm -rf "$work"
 mkdir -p "$work"
 "$BUILD/pvtune" demo --quick --quiet --format aqlm:2x8g8 --save "$work/bytes" --svg "$work/demo.svg" >/dev/null || exit 1
 interop 4 4.49.0 2.5.1
 interop 5 5.24.0 2.15.0
+blocks
 passed=$(grep -c ' ok ' "$report")
 failed=$(grep -c 'FAILED' "$report")
 echo "$passed passed, $failed failed" | tee -a "$report"

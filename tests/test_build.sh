@@ -42,6 +42,58 @@ refuses() {
     fi
 }
 
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" = 0 ]
+    exit
+}
+
+# two translation units: one holds the implementation, another, in C++, only the interface
+cat >"$work/user.cc" <<'EOF'
+#include "pvtune.h"
+int main() { return pvt_result_text(PVT_OK)[0] == 0; }
+EOF
+check "the interface in C++" $CC $cpp -I. -c "$work/user.cc" -o "$work/user.o"
+check "two translation units" $CC $sanitize "$work/user.o" "$BUILD/pvtune_impl.o" -o "$work/user" $link
+check "two translation units run" "$work/user"
+
+# the program is a client of the public interface, and of nothing else
+check "the program uses no private name" sh -c \
+    "! grep -n 'pvti_\|PVTI_\|PVTUNE_IMPLEMENTATION' examples/pvtune.c examples/*.h"
+check "the program behind the interface alone" $CC $c99 -D_GNU_SOURCE $sanitize -c examples/pvtune.c -o "$work/program.o"
+check "the program links" $CC $sanitize "$work/program.o" "$BUILD/pvtune_impl.o" -o "$work/program" $link
+check "the program runs" "$work/program" --version
+
+if command -v nm >/dev/null 2>&1; then
+    nm -g --defined-only "$BUILD/pvtune_impl.o" | awk '{print $NF}' | grep -v '^_*pvt_' |
+        grep -vE '^(_?__)?(asan|odr_asan|tsan|ubsan|sanitizer)' >"$work/exported"
+    check "exports only pvt_*: $(tr '\n' ' ' <"$work/exported")" test ! -s "$work/exported"
+else
+    skipped=$((skipped + 1))
+    echo "skipped: exported symbols: nm is not installed"
+fi
+
+rm -f "$BUILD/minimal" "$BUILD/own_model"
+check "make examples" env MAKEFLAGS= ${MAKE:-make} BUILD="$BUILD" examples
+check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model" "$work/own_model.safetensors"
+refuses "minimal says how it is used" "usage: minimal MODEL" "$BUILD/minimal"
+
+# README's program, as it stands there, run on the demo's model; here it links the implementation
+# that is compiled already, and only with PVTUNE_STRICT compiles its own
+sed -n '/^```c$/,/^```$/p' README.md | sed '/^```/d' >"$work/readme.c"
+implementation=$BUILD/pvtune_impl.o
+if [ -n "$PVTUNE_STRICT" ]; then implementation=; else sed -i.whole '/define PVTUNE_IMPLEMENTATION/d' "$work/readme.c"; fi
+check "README's program" $CC $c99 -D_GNU_SOURCE $sanitize -I. -include stdio.h "$work/readme.c" $implementation -o "$work/readme" $link
+check "a small model" "$PVTUNE" demo --quick --train-steps 2 --steps 1 --quiet --svg "$work/demo.svg" --save "$work/demo"
+(cd "$work" && mv demo/original model && cp demo/train.txt text.txt)
+# (it frees nothing before it ends)
+check "README's program runs" sh -c "cd '$work' && ASAN_OPTIONS=detect_leaks=0 ./readme"
+check "README's program saved a model" "$PVTUNE" info "$work/tuned" --quiet
+
+# What follows is compiled for the warnings, and without $CFLAGS: under a sanitizer it would be what the plain
+# `make test` has done already.
+[ -n "$sanitize" ] && finish
+
 # Warnings and declarations: the front end alone finds them, and it is quick; kernels are optimized
 # even at -O0. Layer 0 is linked here, layer 1 by examples/own_model.c below, layer 2 by every test.
 for layer in 0 1 2; do
@@ -111,8 +163,9 @@ EOF
 done
 printf '#include "macros.h"\n#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' >"$work/macros.cc"
 
-# every C++ that a compiler here knows, and the macros, with every compiler here
-for compiler in "$CC" gcc clang; do
+# every C++ that a compiler here knows, and the macros, with every compiler here (PVTUNE_QUICK: this does not
+# depend on $CC, and the run with another has done it)
+[ -n "$PVTUNE_QUICK" ] || for compiler in "$CC" gcc clang; do
     version=$($compiler --version 2>/dev/null | tail -n +2) || continue
     [ "$compiler" != "$CC" ] && [ "$version" = "$first" ] && continue # cc is gcc
     [ "$compiler" = "$CC" ] && first=$version
@@ -156,31 +209,6 @@ fi
 refuses "-ffast-math in the implementation" "ffast-math" $CC -std=c99 -ffast-math -fsyntax-only -I. "$work/layer2.c"
 check "-ffast-math behind the declarations" $CC -std=c99 -Ofast -ffast-math -fsyntax-only -I. "$work/declared.c"
 
-# two translation units: one holds the implementation, another, in C++, only the interface
-cat >"$work/user.cc" <<'EOF'
-#include "pvtune.h"
-int main() { return pvt_result_text(PVT_OK)[0] == 0; }
-EOF
-check "the interface in C++" $CC $cpp -I. -c "$work/user.cc" -o "$work/user.o"
-check "two translation units" $CC $sanitize "$work/user.o" "$BUILD/pvtune_impl.o" -o "$work/user" $link
-check "two translation units run" "$work/user"
-
-# the program is a client of the public interface, and of nothing else
-check "the program uses no private name" sh -c \
-    "! grep -n 'pvti_\|PVTI_\|PVTUNE_IMPLEMENTATION' examples/pvtune.c examples/*.h"
-check "the program behind the interface alone" $CC $c99 -D_GNU_SOURCE $sanitize -c examples/pvtune.c -o "$work/program.o"
-check "the program links" $CC $sanitize "$work/program.o" "$BUILD/pvtune_impl.o" -o "$work/program" $link
-check "the program runs" "$work/program" --version
-
-if command -v nm >/dev/null 2>&1; then
-    nm -g --defined-only "$BUILD/pvtune_impl.o" | awk '{print $NF}' | grep -v '^_*pvt_' |
-        grep -vE '^(_?__)?(asan|odr_asan|tsan|ubsan|sanitizer)' >"$work/exported"
-    check "exports only pvt_*: $(tr '\n' ' ' <"$work/exported")" test ! -s "$work/exported"
-else
-    skipped=$((skipped + 1))
-    echo "skipped: exported symbols: nm is not installed"
-fi
-
 # part I alone asks the system for nothing about files
 if command -v nm >/dev/null 2>&1; then
     check "the object without files" $CC -O0 -DPVTUNE_NO_FILES -I. -c "$work/layer2.c" -o "$work/nofiles.o"
@@ -196,22 +224,4 @@ else
     echo "skipped: calls of a build without files: nm is not installed"
 fi
 
-rm -f "$BUILD/minimal" "$BUILD/own_model"
-check "make examples" env MAKEFLAGS= ${MAKE:-make} BUILD="$BUILD" examples
-check "own_model: tuning lowers the error, the weights outlive a file" "$BUILD/own_model" "$work/own_model.safetensors"
-refuses "minimal says how it is used" "usage: minimal MODEL" "$BUILD/minimal"
-
-# README's program, as it stands there, run on the demo's model; here it links the implementation
-# that is compiled already, and only with PVTUNE_STRICT compiles its own
-sed -n '/^```c$/,/^```$/p' README.md | sed '/^```/d' >"$work/readme.c"
-implementation=$BUILD/pvtune_impl.o
-if [ -n "$PVTUNE_STRICT" ]; then implementation=; else sed -i.whole '/define PVTUNE_IMPLEMENTATION/d' "$work/readme.c"; fi
-check "README's program" $CC $c99 -D_GNU_SOURCE $sanitize -I. -include stdio.h "$work/readme.c" $implementation -o "$work/readme" $link
-check "a small model" "$PVTUNE" demo --quick --train-steps 2 --steps 1 --quiet --svg "$work/demo.svg" --save "$work/demo"
-(cd "$work" && mv demo/original model && cp demo/train.txt text.txt)
-# (it frees nothing before it ends)
-check "README's program runs" sh -c "cd '$work' && ASAN_OPTIONS=detect_leaks=0 ./readme"
-check "README's program saved a model" "$PVTUNE" info "$work/tuned" --quiet
-
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+finish

@@ -380,6 +380,18 @@ static void test_ecosystem(void)
     ppl = strtod(json_number("ppl"), NULL);
     CHECK_RUN(run("eval be-hf --ppl text --windows 2 --json -q"));
     CHECK_NEAR(strtod(json_number("ppl"), NULL) / ppl, 1, 1e-3);
+#define OWN "quantize model --calib text -o bi --format aqlm:1x8g8 --embed-format int:4g8 --samples 8 --no-finetune -q"
+    test_bits(OWN, "bi");
+    CHECK_RUN(run(OWN " --overwrite --json"));
+    CHECK(strstr(out_text, "\"embed_format\"") && strstr(out_text, "\"aqlm:1x8g8\"") && strstr(out_text, "\"int:4g8\""));
+    CHECK_RUN(run("info bi --tensors"));
+    CHECK(strstr(out_text, "int:4g8") && strstr(out_text, "aqlm:1x8g8"));
+    CHECK(sh("grep -q 'embedding int:4g8' bi/README.md") == 0);
+    CHECK_RUN(run("export bi -o bi-hf --to hf"));
+    CHECK(strstr(err_text, "the embedding is quantized and is written dense"));
+    CHECK(sh("grep -q '\"quant_method\": \"aqlm\"' bi-hf/config.json") == 0);
+    CHECK_REFUSED(1, "quantizes nothing", run("quantize model --calib text -o x --embed-format dense -q"));
+    CHECK_REFUSED(1, "int:44g8", run("quantize model --calib text -o x --embed-format int:44g8 -q"));
     CHECK_REFUSED(2, "f16|bf16|f32", run("export q -o x --to dense --dtype q8_0"));
     /* the card: what it was made from and how, by base names only */
     CHECK_RUN(run("quantize '%s/model/' --calib '%s/text' -o \"$PWD/b c/\" --format=aqlm:1x8g8 --samples 8 --no-finetune -q", dir, dir));

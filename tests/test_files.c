@@ -90,8 +90,6 @@ static void test_writer(void)
     CHECK_OK(ctx, pvti_writer_commit(&w));
     pvti_writer_abort(&w); /* harmless */
     CHECK(file_is(path, big) && !pvti_path_exists(ctx, w.temp) && unlink(temp) == 0);
-    CHECK_OK(ctx, pvti_file_copy(ctx, path, in_dir("copy")));
-    CHECK(file_is(in_dir("copy"), big));
 
     CHECK_OK(ctx, pvti_file_write(ctx, path, "old", 3));
     CHECK(chmod(path, 0640) == 0);
@@ -283,7 +281,7 @@ static void test_decoders(void)
     memset(&scalar, 0, sizeof scalar);
     scalar.isa = "scalar";
     CHECK(pvt_ctx_create(&scalar, &plain) == PVT_OK);
-    for (type = PVT_F32; type < PVT_DTYPE_COUNT; type++) {
+    for (type = PVT_F32; type <= PVT_Q6_K; type++) { /* the others: test_blocks */
         const pvti_dtype *info = pvti_dtype_info((pvt_dtype)type);
         int n = info->block == 1 ? 37 : 5, wrong = 0;
         int64_t elements = n * info->block;
@@ -865,7 +863,7 @@ static void test_gguf_refuses_tensors(void)
     gguf_tensor(&b, "t", 1ull << 63, 1, 0, 0), gguf_refused(&b, PVT_ERR_FORMAT, "\"t\"|dimension");
     gguf_tensor(&b, "t", 33, 1, 2, 0), gguf_refused(&b, PVT_ERR_FORMAT, "\"t\"|multiple of the 32|Q4_0");
     gguf_tensor(&b, "t", 32, 1, 4, 0), gguf_refused(&b, PVT_ERR_UNSUPPORTED, "\"t\"|type 4");
-    gguf_tensor(&b, "t", 32, 1, 23, 0), gguf_refused(&b, PVT_ERR_UNSUPPORTED, "\"t\"|type 23");
+    gguf_tensor(&b, "t", 32, 1, 39, 0), gguf_refused(&b, PVT_ERR_UNSUPPORTED, "\"t\"|type 39");
     gguf_tensor(&b, "t", 32, 1, 0xffffffffu, 0), gguf_refused(&b, PVT_ERR_UNSUPPORTED, "type 4294967295");
     gguf_tensor(&b, name, 4, 1, 0, 0), gguf_refused(&b, PVT_ERR_FORMAT, "tensor 0|1 to 63");
     gguf_tensor(&b, "", 4, 1, 0, 0), gguf_refused(&b, PVT_ERR_FORMAT, "tensor 0|1 to 63");

@@ -7,10 +7,11 @@
 enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
 static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8", "int:8g64",
-                                      "had:int:4g32", "had2:aqlm:2x4g4", "mixed", "both"};
+                                      "had:int:4g32", "had2:aqlm:2x4g4", "mixed", "both", "table"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
-/* The model "mixed", and "both", where all is aqlm but in two formats: the first row that a name holds is its tensor's. */
+/* "table": aqlm:2x4g4, and the embedding, which is the head as well, int:4g32 (embed_format).
+   The model "mixed", and "both", where all is aqlm but in two formats: the first row that a name holds is its tensor's. */
 static const char *const mixture[][3] = {
     {"embed_tokens", "int:4g32", "dense"}, {"layers.1.mlp.up", "aqlm:1x3g4", "aqlm:1x4g2"}, {"q_proj", "nf4", "aqlm:2x4g4"},
     {"k_proj", "aqlm:2x4g4", "aqlm:2x4g4"}, {"v_proj", "had:int:8g64", "aqlm:2x4g4"}, {"o_proj", "had2:aqlm:1x4g4o2", "aqlm:2x4g4"},
@@ -61,12 +62,13 @@ static pvt_corpus make_text(pvt_ctx *ctx)
     return corpus;
 }
 
-static pvt_model *make_dense(pvt_ctx *ctx)
+static pvt_model *make_dense(pvt_ctx *ctx, bool tied)
 {
     pvt_model_config c;
     pvt_model *model = NULL;
     memset(&c, 0, sizeof c);
     c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 128, c.vocab = VOCAB, c.ctx = CTX;
+    c.tied = tied;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
     return model;
 }
@@ -92,14 +94,17 @@ static void mix(pvt_ctx *ctx, pvt_model *model, bool both)
 
 static pvt_model *make(pvt_ctx *ctx, const char *format, const pvt_corpus *corpus)
 {
-    pvt_model *model = make_dense(ctx);
+    bool table = strcmp(format, "table") == 0;
+    pvt_model *model = make_dense(ctx, table);
     pvt_quantize_desc q;
     if (strcmp(format, "mixed") == 0 || strcmp(format, "both") == 0) {
         mix(ctx, model, format[0] == 'b');
     } else {
         memset(&q, 0, sizeof q);
         q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2;
-        CHECK_OK(ctx, pvt_format_parse(ctx, format, &q.format));
+        CHECK_OK(ctx, pvt_format_parse(ctx, table ? "aqlm:2x4g4" : format, &q.format));
+        if (table) CHECK_OK(ctx, pvt_format_parse(ctx, "int:4g32", &q.embed_format));
+        q.embedding = table;
         CHECK_OK(ctx, pvt_quantize(model, corpus, &q));
     }
     CHECK_OK(ctx, pvt_model_round_f16(model));
@@ -266,7 +271,7 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
 {
     size_t size;
     char *config = slurp(at("saved/config.json"), &size), line[200], text[48];
-    bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0;
+    bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0 || strcmp(format, "table") == 0;
     int rank = aqlm || strstr(format, ":aqlm") || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
     pvt_tensors *file;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
@@ -289,6 +294,20 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
     free(config);
 }
 
+/* The embedding as it is in the file: one byte for a code (int:4g32), fp16 scales and zeros for 32; and the bits over all are
+   the file's. */
+static void check_table(const pvt_model *model)
+{
+    pvt_tensor_info t = pvt_model_tensor(model, 0);
+    pvt_bits bits = pvt_model_bits(model, NULL);
+    char text[48];
+    pvt_format_text(&t.weight->format, text);
+    CHECK(strcmp(text, "int:4g32") == 0 && strcmp(t.name, "model.embed_tokens.weight") == 0);
+    CHECK(pvt_model_get_config(model)->tied && pvt_model_tensors(model) == 1 + 2 * 9 + 1);
+    CHECK_NEAR(pvt_weight_bits(t.weight), 4 + 2 * 16 / 32.0, 1e-9);
+    CHECK_NEAR(bits.all * (double)bits.params, 8.0 * (double)data_bytes(at("saved/model.safetensors")), 0.5);
+}
+
 static void check_files(pvt_ctx *ctx, const char *format, const pvt_model *model, const pvt_corpus *corpus)
 {
     static pvt_real one[CTX * VOCAB], two[CTX * VOCAB];
@@ -301,6 +320,7 @@ static void check_files(pvt_ctx *ctx, const char *format, const pvt_model *model
     check_layout(ctx, format, model);
     CHECK_OK(ctx, pvt_model_load(ctx, at("saved"), NULL, &loaded));
     if (!loaded) return;
+    if (strcmp(format, "table") == 0) check_table(loaded);
     logits_of(ctx, model, corpus, one), logits_of(ctx, loaded, corpus, two);
     CHECK(memcmp(one, two, sizeof one) == 0);
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
@@ -326,7 +346,7 @@ static void check_files(pvt_ctx *ctx, const char *format, const pvt_model *model
 static void check_models(pvt_ctx *ctx)
 {
     pvt_corpus corpus = make_text(ctx);
-    pvt_model *teacher = make_dense(ctx);
+    pvt_model *teacher = make_dense(ctx, false);
     for (int i = 0; i < FORMATS; i++) {
         pvt_model *model = make(ctx, formats[i], &corpus), *tuned = NULL;
         check_files(ctx, formats[i], model, &corpus);

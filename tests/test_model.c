@@ -110,6 +110,51 @@ static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window, bool kl)
     pvt_run_free(run), pvt_run_free(teacher_run);
     pvt_model_free(model), pvt_model_free(teacher);
 }
+
+/* A tied embedding in codes: through look-up and head together, for every number of its value arrays. */
+static void check_table_gradient(pvt_ctx *ctx, const char *text)
+{
+    pvt_model *model = tiny(ctx, true, 0);
+    const int32_t *ids = some_ids(18);
+    pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL};
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight dense = model->embed;
+    pvt_format format;
+    pvt_run *run;
+    double sum, up, down, worst = 0, largest = 0;
+    int64_t count, k;
+    int n, a;
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, dense_data(&dense), dense.O, dense.I, NULL, &format, NULL, NULL, &model->embed));
+    pvt_weight_free(&dense);
+    CHECK_OK(ctx, pvti_model_tie(model));
+    n = pvt_weight_arrays(&model->embed, arrays);
+    for (a = 0; a < n; a++)
+        if (arrays[a].role == PVT_ARRAY_VALUE)
+            dvalues[a] = (pvt_real *)calloc((size_t)arrays[a].bytes / sizeof(pvt_real), sizeof(pvt_real));
+    run = make_run(ctx, model, 2, 9, true, 0);
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 9, NULL));
+    CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
+    CHECK_OK(ctx, pvt_weight_chain(dvalues, &model->embed, pvt_run_grad(run, 0)));
+    for (a = 0; a < n; a++)
+        for (k = 0; dvalues[a] && k < arrays[a].bytes / (int64_t)sizeof(pvt_real); k++) {
+            pvt_real *p = (pvt_real *)(uintptr_t)arrays[a].data + k, old = *p;
+            double h = strcmp(arrays[a].name, "scales") == 0 ? 1e-5 / (1 << format.bits) : 1e-5, slope; /* times codes */
+            *p = old + h;
+            pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
+            *p = old - h;
+            pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
+            *p = old;
+            slope = (up - down) / (2 * h) / (double)count;
+            worst = fmax(worst, fabs(slope - dvalues[a][k]) / (1e-3 + fabs(slope)));
+            largest = fmax(largest, fabs(slope));
+        }
+    CHECK_NEAR(worst, 0, 1e-6);
+    CHECK(largest > 1e-2);
+    for (a = 0; a < n; a++) free(dvalues[a]);
+    pvt_run_free(run);
+    pvt_model_free(model);
+}
 #endif
 
 /* A training step's logits and all gradients, in one array. */
@@ -616,6 +661,9 @@ int main(void)
     check_gradient(ctx, true, 5, false);
     check_gradient(ctx, false, 0, true);
     check_gradient(ctx, true, 0, true);
+    check_table_gradient(ctx, "int:4g8");
+    check_table_gradient(ctx, "int:8g24");
+    check_table_gradient(ctx, "aqlm:1x4g4");
 #else /* the same code in float: once is enough */
     check_equal_bits();
     check_sink(ctx, false), check_sink(ctx, true);

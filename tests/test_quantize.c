@@ -131,23 +131,52 @@ static bool same_model(const char *x, const char *y)
     return system(command) == 0;
 }
 
+/* The same with a format of the embedding's and the head's own; NULL: as it is. */
+static setup with_embed_format(pvt_ctx *ctx, const setup *s, const char *format)
+{
+    setup own = *s;
+    if (format) CHECK_OK(ctx, pvt_format_parse(ctx, format, &own.desc.embed_format));
+    return own;
+}
+
+/* What the saved model holds, tensor by tensor. */
+static void check_formats(pvt_ctx *ctx, const char *name, bool tied, const char *embed_format)
+{
+    char path[500], text[48];
+    pvt_model *model = NULL;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model));
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (!t.weight) continue;
+        CHECK((t.dtype == PVT_DTYPE_NONE) == (t.linear || (i == 0) == tied));
+        if (t.dtype != PVT_DTYPE_NONE) continue;
+        pvt_format_text(&t.weight->format, text);
+        CHECK(strcmp(text, t.linear || !embed_format ? "aqlm:2x4g4" : embed_format) == 0);
+    }
+    pvt_model_free(model);
+}
+
 /* Stopped in every phase and then resumed, on another number of threads: the same bytes, the same report. */
-static void check_resume(pvt_ctx *ctx, bool tied)
+static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format)
 {
     static const struct { const char *phase; int after, files[2]; } stops[] = { /* files: head last; embedding first */
         {"observe", 1, {0, 1}}, {"observe", 2, {1, 2}}, {"quantize", 1, {0, 0}}, {"quantize", 2, {0, 0}},
         {"quantize", 5, {0, 1}}, {"finetune", 1, {0, 1}}, {"finetune", 3, {1, 2}}, {"quantize", 13, {1, 2}},
         {"quantize", 22, {2, 3}}, {"quantize", 23, {3, 3}}};
     setup s = make_setup(ctx, tied);
+    const setup begin = with_embed_format(ctx, &s, embed_format);
     watch whole, w;
     char why[1024];
     int i;
+    s = begin;
     memset(&whole, 0, sizeof whole);
     s.desc.checkpoint = NULL;
     CHECK(quantize(&s, &whole, "whole", why) == PVT_OK);
     CHECK(whole.fits == 22); /* three times seven, and the embedding or the head */
-    for (i = 0; i < PVTI_COUNT(stops); i++) {
-        s = make_setup(ctx, tied);
+    check_formats(ctx, "whole", tied, embed_format);
+    for (i = 0; i < PVTI_COUNT(stops); i += embed_format ? 3 : 1) {
+        s = begin;
         memset(&w, 0, sizeof w);
         empty_checkpoint();
         w.phase = stops[i].phase, w.after = stops[i].after;
@@ -174,7 +203,7 @@ static void check_resume(pvt_ctx *ctx, bool tied)
 static void check_options(pvt_ctx *ctx)
 {
     static const char *const names[] = {"precision", "format", "samples", "fit", "fine-tuning", "skip",
-                                        "embedding and head", "seed", "text", "model"};
+                                        "embedding and head", "seed", "text", "model", "embedding and head"};
     char why[1024], words[100];
     watch w;
     setup s = make_setup(ctx, false);
@@ -197,6 +226,7 @@ static void check_options(pvt_ctx *ctx)
         if (i == 7) s.seed = 1;
         if (i == 8) s.first_id = 1;
         if (i == 9) s.model_seed = 8;
+        if (i == 10) s = with_embed_format(ctx, &s, "int:4g32");
         CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_MISMATCH);
         snprintf(words, sizeof words, "was made with another %s: it has", names[i]);
         CHECK(strstr(why, words) != NULL);
@@ -205,7 +235,28 @@ static void check_options(pvt_ctx *ctx)
     }
     s = make_setup(ctx, false);
     s.desc.resume = true, s.desc.fit.cg_steps = 8, s.desc.finetune_lr = 2e-4; /* the defaults, said */
+    s = with_embed_format(ctx, &s, "aqlm:2x4g4");
     CHECK(quantize(&s, &w, NULL, why) == PVT_OK);
+}
+
+/* A format that cannot be the embedding's is refused before any work. */
+static void check_embed_format(pvt_ctx *ctx)
+{
+    static const struct { const char *format, *why; } cases[] = {
+        {"int:4g48", "groups of 1 x 48 do not divide 96 x 32 weights; int:4g32 fits"},
+        {"dense", "\"dense\" quantizes nothing"}};
+    char why[1024];
+    watch w;
+    setup s = make_setup(ctx, true), own;
+    empty_checkpoint();
+    for (int i = 0; i < 3; i++) {
+        memset(&w, 0, sizeof w);
+        own = with_embed_format(ctx, &s, i < 2 ? cases[i].format : "int:4g32");
+        if (i == 2) own.desc.embedding = own.desc.head = false;
+        CHECK(quantize(&own, &w, NULL, why) == PVT_ERR_ARGUMENT && w.fits == 0 && files() == 0);
+        CHECK(strstr(why, i < 2 ? cases[i].why : "neither of them is to be quantized") != NULL);
+        if (i < 2 && !strstr(why, cases[i].why)) printf("    %s\n", why);
+    }
 }
 
 /* Writes bytes into the data of a tensor of the first block's file. */
@@ -288,8 +339,11 @@ int main(void)
     pvt_ctx *ctx = NULL;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK || !test_scratch(dir, sizeof dir)) return 1;
     snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint", dir);
-    check_resume(ctx, true);
-    check_resume(ctx, false);
+    check_resume(ctx, true, NULL);
+    check_resume(ctx, false, NULL);
+    check_resume(ctx, true, "int:4g32");
+    check_resume(ctx, false, "int:8g16");
+    check_embed_format(ctx);
     check_options(ctx);
     check_damage(ctx);
     check_isa();

@@ -541,9 +541,26 @@ static void check_descent(pvt_ctx *ctx, const char *format, pvt_strategy strateg
     free(W), free(T), free(G);
 }
 
+/* The straight-through buffer starts in Ŵ, where its target is, not in W. */
+static void check_buffer(pvt_ctx *ctx, const char *format)
+{
+    pvt_real *hat = noises(N, 0);
+    pvt_weight w;
+    pvt_pv *pv;
+    int handle;
+    fit(ctx, format, &w);
+    w.kind->tile(&w, hat, I, 0, O, 0, I);
+    CHECK_OK(ctx, pvt_pv_create(ctx, NULL, &pv));
+    CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", &handle));
+    CHECK(same(pv->entries[handle].buffer.w, hat, N));
+    pvt_pv_free(pv), pvt_weight_free(&w);
+    free(hat);
+}
+
 static void check_pv(pvt_ctx *ctx)
 {
     for (int i = 0; i < ALL; i++) {
+        check_buffer(ctx, all[i]);
 #if DOUBLE
         check_chain(ctx, all[i]);
 #endif

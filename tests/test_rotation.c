@@ -128,7 +128,7 @@ static void check_transforms(pvt_ctx *ctx)
     for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) check_transform(ctx, sizes[i]), check_transform(NULL, sizes[i]);
     pvt_rotate(ctx, x, x, 0, 5, PVT_SIDE_IN, false), pvt_rotate(ctx, x, x, 1, 0, PVT_SIDE_IN, false);
     pvt_rotate_columns(ctx, x, 5, 0, PVT_SIDE_IN, false), pvt_rotate_columns(ctx, x, 0, 1, PVT_SIDE_IN, false);
-    for (int i = 0; i < 5; i++) CHECK(x[i] == i + 1);
+    for (int i = 0; i < 5; i++) CHECK(x[i] == (pvt_real)(i + 1));
     /* one of 64 numbers is spread evenly, and comes back */
     for (int at = 0; at < 64; at += 9) {
         pvt_real one[64];

@@ -20,7 +20,7 @@ PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
 TESTS_C      := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
 TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
-TESTS_DOUBLE := test_model test_family test_company test_formats test_grids
+TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test_rotation
 # The scripts come first: one of them takes longer than any program, and is no one to wait for at the end.
 # test_rooms reads the sources and compiles nothing: not once more under sanitizers, nor with PVTUNE_QUICK.
 TESTS_SCRIPTS := $(if $(findstring -fsanitize,$(CFLAGS))$(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH))

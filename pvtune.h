@@ -119,7 +119,7 @@
                     corpus, evaluation, generation · quantize and tune
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
-                    device · simd · gemm · ops: rows · ops: attention · ops: losses
+                    device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · scalar · representations · optimizer · pv
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
@@ -536,6 +536,19 @@ PVT_API void pvt_rope_forward(pvt_ctx *ctx, pvt_real *x, const pvt_real *cosines
 PVT_API void pvt_rope_backward(pvt_ctx *ctx, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines,
                                int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
 
+/* ---- rotation: out[i,:] = R·x[i,:],  R = H·D (QuIP#, arXiv 2402.04396, section 3; QuaRot, 2404.00456) ----
+   Spreads what is large over its neighbours, at no cost in energy: R is orthogonal. D flips signs; H is a
+   Walsh-Hadamard transform of blocks of m numbers, m the largest power of two that divides C, with entries
+   (−1)^popcount(j & k)/√m. Number c is flipped where bit c mod 64 of mix(mix(side) ^ ⌊c/64⌋) is set, mix
+   the finalizer of SplitMix64 (section random): a pure function of side and c, so that weights which share
+   an input share its rotation, and a file needs no seed. */
+typedef enum pvt_side { PVT_SIDE_IN, PVT_SIDE_OUT } pvt_side; /* of a weight: its inputs, its outputs */
+/* out, x [n,C]; out may be x. inverse: Rᵀ, which is R's inverse and adjoint. Both ways overwrite. */
+PVT_API void pvt_rotate(pvt_ctx *ctx, pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_side side,
+                        bool inverse);
+/* The same for the n columns of x [C,n], in place. */
+PVT_API void pvt_rotate_columns(pvt_ctx *ctx, pvt_real *x, int64_t C, int64_t n, pvt_side side, bool inverse);
+
 /* ---- causal attention, grouped queries (Ainslie et al. 2023, arXiv 2305.13245) ----
    out[b,t,h,:] = Σ_s P[t,s]·v[b,s,g,:],  P[t,:] = softmax_s(scale·q[b,t,h,:]·k[b,s,g,:]),
    g = h / (NH/NKV), over the keys s that query t may see: max(0, pos+t−window+1) … pos+t.
@@ -683,7 +696,7 @@ typedef struct pvt_assign {
     free again on return. Ops may be carried out later, in the order in which they were asked for; one that
     returns a number waits (after an error it returns 0, −1 or true). They never allocate what the caller
     could miss: what a device needs beside its operands it takes in `open` and `reserve`. The same calls give
-    the same bits, from run to run. Every pointer must be set. */
+    the same bits, from run to run. Every pointer must be set, but for those that say otherwise. */
 typedef struct pvt_device {
     int version;            /* PVT_VERSION, */
     size_t size, real_size; /* sizeof(pvt_device) and sizeof(pvt_real) where the table was filled in */
@@ -727,6 +740,10 @@ typedef struct pvt_device {
                          int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
     void (*rope_backward)(void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines,
                           int64_t B, int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing);
+    /* either may be NULL: then the device refuses weights with a rotation */
+    void (*rotate)(void *state, pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_side side,
+                   bool inverse);
+    void (*rotate_columns)(void *state, pvt_real *x, int64_t C, int64_t n, pvt_side side, bool inverse);
     void (*attention_forward)(void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k,
                               const pvt_real *v, const pvt_attention_desc *host_desc);
     void (*attention_backward)(void *state, pvt_real *dq, pvt_real *dk, pvt_real *dv, const pvt_real *dout,
@@ -754,7 +771,8 @@ typedef struct pvt_device {
                          int64_t n);
 
     /* Weights of any representation: the struct is the host's, its arrays (pvt_weight_arrays) the device's.
-       */
+       Where format.rotation is not 0, lookup, forward and backward are those of W; what else takes a weight
+       is about Ŵ, which its arrays make (interface: weights), and so are the [O, I] beside it. */
     void (*weight_lookup)(void *state, pvt_real *out, const struct pvt_weight *weight, const int32_t *rows,
                           int64_t n);
     void (*weight_forward)(void *state, pvt_real *y, const pvt_real *x, const struct pvt_weight *weight,
@@ -856,7 +874,12 @@ typedef enum pvt_format_kind {
     per 1024 inputs (the last of a row may be fewer). e8p (QuIP#, arXiv 2402.04396): one of 65,536 points of the
     lattice E8 for 8 inputs, times a scale per row. Both expect weights that a rotation has made normal.
     iq2_xxs (llama.cpp): one of 256 points with signs for 8 inputs, d per 256 inputs and 4-bit factors of it.
-    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1. */
+    Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1.
+
+    A rotation (pvt_rotate: signs and a block Hadamard transform) may stand around any format with codes. With
+    Rⁱ of the inputs and Rᵒ of the outputs (1 where outputs are not rotated) the arrays make Ŵ, and
+        y = W·x = Rᵒᵀ·(Ŵ·(Rⁱ·x)),   Ŵ = Rᵒ·W·Rⁱᵀ,   ‖Ŵ‖ = ‖W‖.
+    Every function here is about W, but for the arrays; products rotate x and y, never tiles. */
 typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
@@ -866,10 +889,12 @@ typedef struct pvt_format {
                       divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
     int entries;   /* higgs: n, 2 … 4096; else 0: 2^B */
+    int rotation;  /* 0 none, 1 of the inputs ("had:"), 2 of inputs and outputs ("had2:") */
 } pvt_format;
 
 /* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "vq:BgG" is "aqlm:1xBgG"; "nf4"; "int:BgG", e.g.
-   "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "dense".
+   "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "dense"; all
+   but dense with "had:" or "had2:" in front, e.g. "had:int:2g64".
    Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
@@ -988,11 +1013,13 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
 /* Rows o0 … o0+n−1 as a weight of its own, sharing memory (fused qkv, gate_up). o0 and n must
-   be multiples of og. Freeing a view frees nothing. Errors: ARGUMENT. */
+   be multiples of og. Freeing a view frees nothing. Errors: ARGUMENT; UNSUPPORTED (of rotated
+   outputs only all rows together are a view). */
 PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t n, pvt_weight *view);
 /* W [O, I] in full. */
 PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W);
-/* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). */
+/* Rows of the matrix: out[i] = W[rows[i]], [n, I]; the embedding look-up. Every rows[i] in [0, O). Where
+   outputs are rotated each is a sum over a whole block of rows, which takes its time. */
 PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const int32_t *rows,
                                int64_t n);
 /*  Makes products with one row of x fast, for codebook weights with groups of one row (others are left as
@@ -1013,6 +1040,7 @@ PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
    of pvt_weight_arrays; codes and what is fixed have none (NULL there). For aqlm, with h[g] the group g of dW:
        dcodebook_m[k] += Σ_{g: code_m(g) = k} scale(g) · h[g],
        dscale[o]      += Σ_{g in out group o} ⟨h[g], Σ_m codebook_m[code_m(g)]⟩.
+   dW is d loss/dW; with a rotation Rᵒ·dW·Rⁱᵀ takes its place in these sums.
    Errors: ARGUMENT (dense: its gradient is dW), MEMORY. */
 PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW);
@@ -1554,7 +1582,7 @@ PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, i
 // >>interface: quantize and tune
 
 typedef struct pvt_quantize_desc {
-    pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused */
+    pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused, and "had2:" for an embedding */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
@@ -1828,6 +1856,10 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
              pvt_real sign, int64_t pairs), (a, b, cosines, sines, sign, pairs))                            \
     EACH(rope_neighbours, (pvt_real *x, const pvt_real *cosines, const pvt_real *sines, pvt_real sign,      \
              int64_t pairs), (x, cosines, sines, sign, pairs))                                              \
+    EACH(rotate, (pvt_real *out, const pvt_real *x, int64_t n, int64_t C, uint64_t key, bool inverse),      \
+             (out, x, n, C, key, inverse))                                                                  \
+    EACH(rotate_columns, (pvt_real *x, int64_t ld, int64_t columns, int64_t r0, int64_t m, uint64_t key,    \
+             bool inverse), (x, ld, columns, r0, m, key, inverse))                                          \
     EACH(swiglu, (pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n), (out, gate, up,      \
              n))                                                                                            \
     EACH(swiglu_backward, (pvt_real *dgate, pvt_real *dup, const pvt_real *dout, const pvt_real *gate,      \
@@ -1955,6 +1987,8 @@ struct pvt_ctx {
     void *grid;        /* [grid_points, grid_dim] numbers, the last made; see >>higgs */
     int64_t grid_points, grid_dim;
     char *gemm_shared; /* the panel that all workers of a GEMM read; see >>gemm */
+    char *rotated;     /* room for rotated activations, while there are weights that need it; see >>weights */
+    int64_t rotated_bytes, rotated_weights;
     pvt_files files;   /* the desc's, or the machine's own; see >>system */
     const pvti_outside *outside; /* NULL: none */
     int64_t temporaries; /* names of temporary files given out so far */
@@ -3918,6 +3952,264 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     pvti_mse(ctx, da, a, b, scale * 2 / (double)PVTI_MAX(1, n), n);
 }
 
+// >>rotation
+/*  R = H·D, see interface: ops. H of m = 2^k numbers is k stages, each of which takes the numbers in pairs at
+    a distance h = 1, 2, … m/2 and replaces (a, b) by (a + b, a − b), for
+
+        H_2m = | H_m   H_m |
+               | H_m  −H_m |
+
+    All factors, the signs of D and 1/√m, stand in one place, beside x in R·x and beside the result in Rᵀ·x =
+    D·H·x: H is symmetric. Every number is the same tree of additions, whoever computes it.
+
+    Rows go in eights: stages of h = 1, 2, 4 are shuffles within a vector of eight lanes, the others sums of
+    vectors that lie h apart. From 32 on five stages are one pass over memory, and any two behind them one.
+    Limit: 512 numbers are nine additions and three shuffles for a vector, and three passes over rows that
+    stay in L1. Read and written together that is 35 to 50 GB/s for a core, more than comes from memory. */
+
+#define PVTI_LANES_TO(x, i) (*(pvti_lanes_at *)((x) + (i)))
+
+/* Two stages, h and 2h, of eight neighbours each. */
+PVTI_INLINE void pvti_butterfly_lanes(pvti_lanes *a, pvti_lanes *b, pvti_lanes *c, pvti_lanes *d)
+{
+    pvti_lanes s = *a + *b, t = *a - *b, u = *c + *d, v = *c - *d;
+    *a = s + u;
+    *b = t + v;
+    *c = s - u;
+    *d = t - v;
+}
+
+/* Stages h, 2h, … of m numbers; h at least 8. */
+PVTI_INLINE void pvti_hadamard_stages(pvt_real *x, int64_t m, int64_t h)
+{
+    for (; 4 * h <= m; h *= 4)
+        for (int64_t i = 0; i < m; i += 4 * h)
+            for (int64_t k = i; k < i + h; k += 8) {
+                pvti_lanes a = PVTI_LANES(x, k), b = PVTI_LANES(x, k + h), c = PVTI_LANES(x, k + 2 * h),
+                           d = PVTI_LANES(x, k + 3 * h);
+                pvti_butterfly_lanes(&a, &b, &c, &d);
+                PVTI_LANES_TO(x, k) = a, PVTI_LANES_TO(x, k + h) = b;
+                PVTI_LANES_TO(x, k + 2 * h) = c, PVTI_LANES_TO(x, k + 3 * h) = d;
+            }
+    for (int64_t k = 0; 2 * h <= m && k < h; k += 8) {
+        pvti_lanes a = PVTI_LANES(x, k), b = PVTI_LANES(x, k + h);
+        PVTI_LANES_TO(x, k) = a + b, PVTI_LANES_TO(x, k + h) = a - b;
+    }
+}
+
+PVTI_INLINE void pvti_butterfly(pvt_real *__restrict a, pvt_real *__restrict b, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++) {
+        pvt_real s = a[k] + b[k];
+        b[k] = a[k] - b[k];
+        a[k] = s;
+    }
+}
+
+/* All stages, of m rows of n numbers, ld apart. */
+PVTI_INLINE void pvti_hadamard_rows(pvt_real *x, int64_t ld, int64_t n, int64_t m)
+{
+    for (int64_t h = 1; h < m; h *= 2)
+        for (int64_t i = 0; i < m; i += 2 * h)
+            for (int64_t j = i; j < i + h; j++) pvti_butterfly(x + j * ld, x + (j + h) * ld, n);
+}
+
+#if PVTI_REAL_IS_DOUBLE
+typedef int64_t pvti_lane_bits;
+#else
+typedef int32_t pvti_lane_bits;
+#endif
+typedef pvti_lane_bits pvti_lanes_bits __attribute__((vector_size(8 * sizeof(pvt_real))));
+#if defined(__clang__)
+#define PVTI_SHUFFLE(to, v, ...) to = __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define PVTI_SHUFFLE(to, v, ...)                          \
+    do {                                                  \
+        const pvti_lanes_bits lanes = {__VA_ARGS__};      \
+        to = __builtin_shuffle(v, lanes);                 \
+    } while (0)
+#endif
+
+/* H·√8 within a vector: lane l becomes its partner, l ^ h, plus or minus itself. */
+PVTI_INLINE void pvti_hadamard_lanes(pvti_lanes *v)
+{
+    const pvti_lanes h1 = {1, -1, 1, -1, 1, -1, 1, -1}, h2 = {1, 1, -1, -1, 1, 1, -1, -1};
+    const pvti_lanes h4 = {1, 1, 1, 1, -1, -1, -1, -1};
+    pvti_lanes x = *v, partner;
+    PVTI_SHUFFLE(partner, x, 1, 0, 3, 2, 5, 4, 7, 6);
+    x = partner + x * h1;
+    PVTI_SHUFFLE(partner, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    x = partner + x * h2;
+    PVTI_SHUFFLE(partner, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    *v = partner + x * h4;
+}
+
+/* ±scale for eight numbers, minus where one of the lowest eight bits of `signs` is set. */
+PVTI_INLINE void pvti_sign_lanes(pvti_lanes *out, uint64_t signs, pvt_real scale)
+{
+    const pvti_lanes_bits bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    const pvti_lanes minus = {-2, -2, -2, -2, -2, -2, -2, -2}, one = {1, 1, 1, 1, 1, 1, 1, 1};
+    pvti_lane_bits b = (pvti_lane_bits)(signs & 255);
+    pvti_lanes_bits all = {b, b, b, b, b, b, b, b};
+    pvti_lanes_bits set = (pvti_lanes_bits)((all & bit) == bit);
+    pvti_lanes factor = (pvti_lanes)(set & (pvti_lanes_bits)minus) + one; /* −2 + 1, or 0 + 1 */
+    pvti_lanes s = {scale, scale, scale, scale, scale, scale, scale, scale};
+    *out = factor * s;
+}
+
+/* The signs of numbers 64·word … 64·word + 63. */
+PVTI_INLINE uint64_t pvti_rotation_signs(uint64_t key, int64_t word)
+{
+    return pvti_mix(key ^ (uint64_t)word);
+}
+PVTI_INLINE pvt_real pvti_rotation_factor(uint64_t key, int64_t i, pvt_real scale)
+{
+    return pvti_rotation_signs(key, i / 64) >> i % 64 & 1 ? -scale : scale;
+}
+
+/* Numbers of a block: the largest power of two that divides C. */
+PVTI_INLINE int64_t pvti_rotation_block(int64_t C) { return C & -C; }
+PVTI_INLINE pvt_real pvti_rotation_scale(int64_t m) { return 1 / pvti_sqrt((pvt_real)m); }
+
+/* A row of C numbers in blocks of less than eight. */
+PVTI_INLINE void pvti_rotate_small(pvt_real *out, const pvt_real *x, int64_t C, uint64_t key, bool inverse)
+{
+    int64_t m = pvti_rotation_block(C), i;
+    pvt_real scale = pvti_rotation_scale(m);
+    for (i = 0; i < C; i++) out[i] = inverse ? x[i] : x[i] * pvti_rotation_factor(key, i, scale);
+    for (i = 0; i < C; i += m) pvti_hadamard_rows(out + i, 1, 1, m);
+    for (i = 0; inverse && i < C; i++) out[i] *= pvti_rotation_factor(key, i, scale);
+}
+
+/* Blocks of 8 or 16: stages h = 1, 2, 4 of n rows, and the factors. */
+PVTI_INLINE void pvti_rotate_eights(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_real scale,
+                                    uint64_t key, bool inverse)
+{
+    uint64_t signs = 0;
+    for (int64_t i = 0; i < C; i += 8, signs >>= 8) {
+        pvti_lanes f;
+        if (i % 64 == 0) signs = pvti_rotation_signs(key, i / 64);
+        pvti_sign_lanes(&f, signs, scale);
+        for (int64_t r = 0; r < n; r++) {
+            pvti_lanes v = PVTI_LANES(x, r * C + i);
+            if (!inverse) v *= f;
+            pvti_hadamard_lanes(&v);
+            if (inverse) v *= f;
+            PVTI_LANES_TO(out, r * C + i) = v;
+        }
+    }
+}
+
+/* Larger blocks: the same and h = 8, 16 in one pass. */
+PVTI_INLINE void pvti_rotate_thirties(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_real scale,
+                                      uint64_t key, bool inverse)
+{
+    uint64_t signs = 0;
+    for (int64_t i = 0; i < C; i += 32, signs >>= 32) {
+        pvti_lanes f0, f1, f2, f3;
+        if (i % 64 == 0) signs = pvti_rotation_signs(key, i / 64);
+        pvti_sign_lanes(&f0, signs, scale), pvti_sign_lanes(&f1, signs >> 8, scale);
+        pvti_sign_lanes(&f2, signs >> 16, scale), pvti_sign_lanes(&f3, signs >> 24, scale);
+        for (int64_t r = 0; r < n; r++) {
+            const pvt_real *from = x + r * C + i;
+            pvt_real *to = out + r * C + i;
+            pvti_lanes a = PVTI_LANES(from, 0), b = PVTI_LANES(from, 8), c = PVTI_LANES(from, 16),
+                       d = PVTI_LANES(from, 24);
+            if (!inverse) a *= f0, b *= f1, c *= f2, d *= f3;
+            pvti_hadamard_lanes(&a), pvti_hadamard_lanes(&b);
+            pvti_hadamard_lanes(&c), pvti_hadamard_lanes(&d);
+            pvti_butterfly_lanes(&a, &b, &c, &d);
+            if (inverse) a *= f0, b *= f1, c *= f2, d *= f3;
+            PVTI_LANES_TO(to, 0) = a, PVTI_LANES_TO(to, 8) = b;
+            PVTI_LANES_TO(to, 16) = c, PVTI_LANES_TO(to, 24) = d;
+        }
+    }
+}
+
+/* n rows; key: mix(side). Four at a time share what their factors take. */
+PVTI_INLINE void pvti_rotate(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, uint64_t key,
+                             bool inverse)
+{
+    int64_t m = pvti_rotation_block(C), rows, i;
+    pvt_real scale = pvti_rotation_scale(m);
+    for (; n > 0; n -= rows, x += rows * C, out += rows * C) {
+        const pvt_real *from = inverse ? out : x;
+        rows = m < 8 ? 1 : PVTI_MIN(n, 4);
+        if (m < 8) pvti_rotate_small(out, x, C, key, inverse);
+        if (m < 8) continue;
+        if (inverse && out != x) memcpy(out, x, (size_t)(rows * C) * sizeof *out);
+        for (i = 0; inverse && i < rows * C; i += m) pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
+        if (m < 32 && inverse) pvti_rotate_eights(out, from, rows, C, scale, key, true);
+        else if (m < 32) pvti_rotate_eights(out, from, rows, C, scale, key, false);
+        else if (inverse) pvti_rotate_thirties(out, from, rows, C, scale, key, true);
+        else pvti_rotate_thirties(out, from, rows, C, scale, key, false);
+        for (i = 0; !inverse && i < rows * C; i += m) pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
+    }
+}
+
+/* Some columns of rows r0 … r0+m−1, which are a block; rows ld apart. */
+PVTI_INLINE void pvti_rotate_columns(pvt_real *x, int64_t ld, int64_t columns, int64_t r0, int64_t m,
+                                     uint64_t key, bool inverse)
+{
+    pvt_real scale = pvti_rotation_scale(m);
+    if (inverse) pvti_hadamard_rows(x, ld, columns, m);
+    for (int64_t r = 0; r < m; r++) {
+        pvt_real factor = pvti_rotation_factor(key, r0 + r, scale), *row = x + r * ld;
+        for (int64_t k = 0; k < columns; k++) row[k] *= factor;
+    }
+    if (!inverse) pvti_hadamard_rows(x, ld, columns, m);
+}
+
+typedef struct pvti_rotate_job {
+    pvt_ctx *ctx;
+    pvt_real *out;
+    const pvt_real *x;
+    int64_t n, C, grain; /* grain: rows of a task */
+    uint64_t key;
+    bool inverse;
+} pvti_rotate_job;
+
+static void pvti_rotate_task(void *arg, int64_t task, int worker)
+{
+    const pvti_rotate_job *job = (const pvti_rotate_job *)arg;
+    int64_t r0 = task * job->grain, end = PVTI_MIN(job->n, r0 + job->grain), C = job->C;
+    (void)worker;
+    PVTI_CALL(job->ctx, rotate)(job->out + r0 * C, job->x + r0 * C, end - r0, C, job->key, job->inverse);
+}
+
+PVT_API void pvt_rotate(pvt_ctx *ctx, pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_side side,
+                        bool inverse)
+{
+    pvti_rotate_job job;
+    PVTI_ON_DEVICE(ctx, rotate, out, x, n, C, side, inverse);
+    if (n < 1 || C < 1) return;
+    job.ctx = ctx, job.out = out, job.x = x, job.n = n, job.C = C, job.inverse = inverse;
+    job.key = pvti_mix((uint64_t)side), job.grain = PVTI_MAX(1, PVTI_TASK_ELEMENTS / C);
+    pvti_parallel(ctx, pvti_ceil_div(n, job.grain), pvti_rotate_task, &job);
+}
+
+static void pvti_rotate_columns_task(void *arg, int64_t task, int worker)
+{
+    const pvti_rotate_job *job = (const pvti_rotate_job *)arg;
+    int64_t strips = pvti_ceil_div(job->n, PVTI_TASK_COLUMNS), m = pvti_rotation_block(job->C);
+    int64_t r0 = task / strips * m, c0 = task % strips * PVTI_TASK_COLUMNS;
+    (void)worker;
+    PVTI_CALL(job->ctx, rotate_columns)(job->out + r0 * job->n + c0, job->n,
+                                        PVTI_MIN(PVTI_TASK_COLUMNS, job->n - c0), r0, m, job->key,
+                                        job->inverse);
+}
+
+PVT_API void pvt_rotate_columns(pvt_ctx *ctx, pvt_real *x, int64_t C, int64_t n, pvt_side side, bool inverse)
+{
+    pvti_rotate_job job;
+    PVTI_ON_DEVICE(ctx, rotate_columns, x, C, n, side, inverse);
+    if (n < 1 || C < 1) return;
+    job.ctx = ctx, job.out = x, job.x = x, job.n = n, job.C = C, job.inverse = inverse, job.grain = 0;
+    job.key = pvti_mix((uint64_t)side);
+    pvti_parallel(ctx, C / pvti_rotation_block(C) * pvti_ceil_div(n, PVTI_TASK_COLUMNS),
+                  pvti_rotate_columns_task, &job);
+}
+
 #if PVTUNE_LAYER >= 1
 // >>dtypes
 /*  How the numbers in tensor files become pvt_real. Plain types have blocks of one element; the
@@ -4322,9 +4614,95 @@ PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t 
     return result;
 }
 
+/* ---- rotation: W = Rᵒᵀ·Ŵ·Rⁱ, and Ŵ is what a representation knows ----
+   Where it says tile, chain, fit or assign, there is no rotation; what is public is about W. Products rotate
+   x and y in the context's room for that, some rows at a time. It is there as long as there is a weight with
+   a rotation, and large enough for 32 rows of all that are multiplied together: so a product of 16 rows or
+   more is never cut into pieces of less than 16, which would be added up in another order (>>gemm). */
+
+#define PVTI_ROTATED_BYTES ((int64_t)16 << 20)
+#define PVTI_PRODUCTS 3 /* weights that share x: q, k and v */
+
+/* A weight of this format and size comes, in ctx's memory. */
+static pvt_result pvti_rotation_enter(pvt_ctx *ctx, const pvt_format *format, int64_t O, int64_t I)
+{
+    int64_t row = I + (format->rotation == 2 ? PVTI_PRODUCTS * O : 0);
+    int64_t bytes = PVTI_MAX(PVTI_ROTATED_BYTES, 32 * row * (int64_t)sizeof(pvt_real));
+    if (!format->rotation) return PVT_OK;
+    if (ctx->device && (!ctx->device->rotate || !ctx->device->rotate_columns))
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                         "%s does not rotate: use a format without had: or had2:, or compute on the "
+                         "processor", ctx->device->name);
+    if (!ctx->device && bytes > ctx->rotated_bytes) {
+        char *room = PVTI_NEW(ctx, char, bytes);
+        if (!room) return PVT_ERR_MEMORY;
+        pvti_free(ctx, ctx->rotated);
+        ctx->rotated = room, ctx->rotated_bytes = bytes;
+    }
+    ctx->rotated_weights++;
+    return PVT_OK;
+}
+static void pvti_rotation_leave(pvt_ctx *ctx, const pvt_format *format)
+{
+    if (!format->rotation || --ctx->rotated_weights > 0) return;
+    pvti_free(ctx, ctx->rotated);
+    ctx->rotated = NULL, ctx->rotated_bytes = 0;
+}
+
+/* Ŵ from W, or W from Ŵ (inverse), or their gradients, which are related in the same way; out may be W. */
+static void pvti_rotate_weight(pvt_ctx *ctx, pvt_real *out, const pvt_real *W, const pvt_weight *weight,
+                               bool inverse)
+{
+    if (weight->format.rotation) pvt_rotate(ctx, out, W, weight->O, weight->I, PVT_SIDE_IN, inverse);
+    if (weight->format.rotation == 2)
+        pvt_rotate_columns(ctx, out, weight->O, weight->I, PVT_SIDE_OUT, inverse);
+}
+
+/* Row r of Rᵒᵀ·Ŵ: over its block of m rows, row j of it with factor H[r, j] · the sign of r. */
+static void pvti_rotated_row(const pvt_weight *weight, pvt_real *out, int64_t r, int worker)
+{
+    pvt_real *piece = (pvt_real *)pvti_scratch(weight->ctx, worker);
+    int64_t m = pvti_rotation_block(weight->O), r0 = r / m * m, j, c, k;
+    uint64_t key = pvti_mix(PVT_SIDE_OUT);
+    for (c = 0; c < weight->I; c += 8192) {
+        int64_t width = PVTI_MIN(8192, weight->I - c);
+        for (j = 0; j < m; j++) {
+            pvt_real factor = pvti_rotation_factor(key, r, pvti_rotation_scale(m));
+            if (__builtin_parityll((uint64_t)((r - r0) & j))) factor = -factor;
+            weight->kind->tile(weight, piece, width, r0 + j, r0 + j + 1, c, c + width);
+            for (k = 0; k < width; k++) out[c + k] = (j ? out[c + k] : 0) + factor * piece[k];
+        }
+    }
+}
+
+/* Rows r0 … r1−1 of W, of any weight on the host, by one worker. */
+static void pvti_weight_get_rows(const pvt_weight *weight, pvt_real *out, int64_t r0, int64_t r1, int worker)
+{
+    int64_t I = weight->I;
+    for (int64_t r = r0; r < r1 && weight->format.rotation == 2; r++)
+        pvti_rotated_row(weight, out + (r - r0) * I, r, worker);
+    if (weight->format.rotation != 2) weight->kind->tile(weight, out, I, r0, r1, 0, I);
+    if (weight->format.rotation)
+        PVTI_CALL(weight->ctx, rotate)(out, out, r1 - r0, I, pvti_mix(PVT_SIDE_IN), true);
+}
+
+/* For who reads all rows, on the host: the weight itself, or where rows take their time, as above, a dense
+   one in *own, to be freed. */
+static PVTI_UNUSED pvt_result pvti_weight_readable(const pvt_weight *weight, pvt_weight *own,
+                                                   const pvt_weight **out)
+{
+    memset(own, 0, sizeof *own);
+    *out = weight;
+    if (weight->format.rotation != 2) return PVT_OK;
+    PVTI_TRY(pvt_weight_dense(weight->ctx, NULL, weight->O, weight->I, own));
+    pvt_weight_dequantize(weight, (pvt_real *)own->array[0]);
+    *out = own;
+    return PVT_OK;
+}
+
 /* ---- any representation ---- */
 
-/* The weight as a GEMM operand: W itself or its transpose. */
+/* The weight as a GEMM operand: Ŵ itself or its transpose. */
 static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transposed)
 {
     if (weight->kind == &pvti_kind_dense && weight->dtype == PVTI_DTYPE_REAL &&
@@ -4337,8 +4715,10 @@ static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transpose
 
 PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
 {
-    PVTI_ON_DEVICE(weight->ctx, weight_dequantize, W, weight, 1);
-    weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
+    pvt_ctx *ctx = weight->ctx;
+    if (ctx->device) ctx->device->weight_dequantize(ctx->device_state, W, weight, 1);
+    else weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
+    pvti_rotate_weight(ctx, W, W, weight, true);
 }
 
 /* The weights that one group covers. */
@@ -4399,9 +4779,7 @@ typedef struct pvti_rows_args {
 static void pvti_rows_task(void *arg, int64_t i, int worker)
 {
     const pvti_rows_args *a = (const pvti_rows_args *)arg;
-    (void)worker;
-    a->weight->kind->tile(a->weight, a->out + i * a->weight->I, a->weight->I, a->rows[i], a->rows[i] + 1, 0,
-                          a->weight->I);
+    pvti_weight_get_rows(a->weight, a->out + i * a->weight->I, a->rows[i], a->rows[i] + 1, worker);
 }
 
 PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const int32_t *rows,
@@ -4415,8 +4793,6 @@ PVT_API void pvt_weight_embedding(pvt_real *out, const pvt_weight *weight, const
 }
 
 /* ---- one token ---- */
-
-#define PVTI_PRODUCTS 3 /* weights that share x: q, k and v */
 
 /*  How part III multiplies one row of x by weights of a representation: y[i] = W[i]·x, or +=, of n weights
     that share x. prepare makes the form it reads, weight->prepared, one block of memory; NULL: it needs none.
@@ -4448,26 +4824,96 @@ PVT_API pvt_result pvt_weight_prepare(pvt_weight *weight)
     return product->prepare(weight);
 }
 
+/* y[i] = x·Ŵ[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
+   common. */
+static void pvti_plain_forward(pvt_real *const *y, const pvt_real *x, const pvt_weight *weights, int count,
+                               int64_t n, bool accumulate)
+{
+    const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + (count > 1), weights + (count - 1)};
+    pvt_ctx *ctx = weights->ctx;
+    if (n == 1 && pvti_product_forward(ctx, y, x, each, count, accumulate)) return;
+    for (int i = 0; i < count; i++) {
+        const pvt_weight *w = &weights[i];
+        if (n == 1 && count > 1 && pvti_product_forward(ctx, &y[i], x, &w, 1, accumulate)) continue;
+        pvti_gemm_linear(ctx, y[i], w->O, pvti_rows(x, w->I), pvti_weight_operand(w, true), n, w->O, w->I,
+                         accumulate);
+    }
+}
+
+/* Rows p of `pieces` equal parts of n: the first and how many. */
+static int64_t pvti_rotated_piece(int64_t n, int64_t pieces, int64_t p, int64_t *rows)
+{
+    int64_t first = n / pieces * p + n % pieces * p / pieces;
+    *rows = n / pieces * (p + 1) + n % pieces * (p + 1) / pieces - first;
+    return first;
+}
+/* Pieces of n rows that go through the room one by one, `row` numbers to each. */
+static int64_t pvti_rotated_pieces(const pvt_ctx *ctx, int64_t n, int64_t row)
+{
+    return pvti_ceil_div(n, ctx->rotated_bytes / (row * (int64_t)sizeof(pvt_real)));
+}
+
+/* y[i] = x·W[i]ᵀ, or +=, of weights with the same rotation: x rotated once for all, and each y back. */
+static void pvti_rotated_forward(pvt_real *const *y, const pvt_real *x, const pvt_weight *weights, int count,
+                                 int64_t n, bool accumulate)
+{
+    pvt_ctx *ctx = weights->ctx;
+    bool back = weights->format.rotation == 2, aside = back && accumulate;
+    int64_t I = weights->I, row = I, pieces, p, rows, first;
+    pvt_real *rx = (pvt_real *)(void *)ctx->rotated, *to[PVTI_PRODUCTS];
+    for (int i = 0; i < count && aside; i++) row += weights[i].O;
+    pieces = pvti_rotated_pieces(ctx, n, row);
+    for (p = 0; p < pieces; p++) {
+        pvt_real *room;
+        first = pvti_rotated_piece(n, pieces, p, &rows), room = rx + rows * I;
+        for (int i = 0; i < count; room += aside ? rows * weights[i].O : 0, i++)
+            to[i] = aside ? room : y[i] + first * weights[i].O;
+        pvt_rotate(ctx, rx, x + first * I, rows, I, PVT_SIDE_IN, false);
+        pvti_plain_forward(to, rx, weights, count, rows, accumulate && !back);
+        for (int i = 0; i < count && back; i++) {
+            int64_t O = weights[i].O;
+            pvt_rotate(ctx, to[i], to[i], rows, O, PVT_SIDE_OUT, true);
+            if (aside) pvt_residual_forward(ctx, y[i] + first * O, y[i] + first * O, to[i], rows * O);
+        }
+    }
+}
+
+/* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x, at most PVTI_PRODUCTS. */
+static void pvti_weights_forward(pvt_real *const *y, const pvt_real *x, const pvt_weight *weights, int count,
+                                 int64_t n, bool accumulate)
+{
+    bool alike = true;
+    for (int i = 1; i < count; i++) alike = alike && weights[i].format.rotation == weights->format.rotation;
+    if (weights->ctx->device || !alike)
+        for (int i = 0; i < count; i++) pvt_weight_forward(y[i], x, &weights[i], n, accumulate);
+    else if (weights->format.rotation) pvti_rotated_forward(y, x, weights, count, n, accumulate);
+    else pvti_plain_forward(y, x, weights, count, n, accumulate);
+}
+
 PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight *weight,
                                 int64_t n, bool accumulate)
 {
-    pvt_ctx *ctx = weight->ctx;
-    PVTI_ON_DEVICE(ctx, weight_forward, y, x, weight, n, accumulate);
-    if (n == 1 && pvti_product_forward(ctx, &y, x, &weight, 1, accumulate)) return;
-    pvti_gemm_linear(ctx, y, weight->O, pvti_rows(x, weight->I), pvti_weight_operand(weight, true), n,
-                     weight->O, weight->I, accumulate);
+    PVTI_ON_DEVICE(weight->ctx, weight_forward, y, x, weight, n, accumulate);
+    pvti_weights_forward(&y, x, weight, 1, n, accumulate);
 }
 
-/* y[i] = x·W[i]ᵀ, or +=, for weights that lie side by side and share x. One token's look-ups run in
-   common. */
-static PVTI_UNUSED void pvti_weights_forward(pvt_real *const *y, const pvt_real *x,
-                                             const pvt_weight *weights, int count, int64_t n, bool accumulate)
+/* dx += Rⁱᵀ·(Ŵᵀ·(Rᵒ·dy)), the adjoint of the product line by line. */
+static void pvti_rotated_backward(pvt_real *dx, const pvt_real *dy, const pvt_weight *weight, int64_t n)
 {
-    const pvt_weight *each[PVTI_PRODUCTS] = {weights, weights + 1,
-                                             weights + PVTI_MIN(count, PVTI_PRODUCTS) - 1};
-    if (n == 1 && count <= PVTI_PRODUCTS && pvti_product_forward(weights->ctx, y, x, each, count,
-                                                                 accumulate)) return;
-    for (int i = 0; i < count; i++) pvt_weight_forward(y[i], x, &weights[i], n, accumulate);
+    pvt_ctx *ctx = weight->ctx;
+    int64_t I = weight->I, O = weight->O, rows, first;
+    bool turn = weight->format.rotation == 2;
+    int64_t pieces = pvti_rotated_pieces(ctx, n, I + (turn ? O : 0));
+    for (int64_t p = 0; p < pieces; p++) {
+        pvt_real *rdx = (pvt_real *)(void *)ctx->rotated, *rdy;
+        const pvt_real *g;
+        first = pvti_rotated_piece(n, pieces, p, &rows);
+        g = dy + first * O, rdy = rdx + rows * I;
+        if (turn) pvt_rotate(ctx, rdy, g, rows, O, PVT_SIDE_OUT, false), g = rdy;
+        pvti_gemm_linear(ctx, rdx, I, pvti_rows(g, O), pvti_weight_operand(weight, false), rows, I, O, false);
+        pvt_rotate(ctx, rdx, rdx, rows, I, PVT_SIDE_IN, true);
+        pvt_residual_forward(ctx, dx + first * I, dx + first * I, rdx, rows * I);
+    }
 }
 
 PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
@@ -4475,7 +4921,9 @@ PVT_API void pvt_weight_backward(pvt_real *dx, pvt_real *dW, const pvt_real *dy,
 {
     pvt_ctx *ctx = weight->ctx;
     PVTI_ON_DEVICE(ctx, weight_backward, dx, dW, dy, x, weight, n);
-    if (dx)
+    if (dx && weight->format.rotation)
+        pvti_rotated_backward(dx, dy, weight, n);
+    else if (dx)
         pvti_gemm_linear(ctx, dx, weight->I, pvti_rows(dy, weight->O), pvti_weight_operand(weight, false), n,
                   weight->I, weight->O, true);
     if (dW)
@@ -4488,6 +4936,7 @@ PVT_API void pvt_weight_free(pvt_weight *weight)
     if (!weight || !weight->ctx) return;
     if (weight->owned) {
         for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvt_memory_free(weight->ctx, weight->array[i]);
+        pvti_rotation_leave(weight->ctx, &weight->format);
     }
     pvti_free(weight->ctx, weight->prepared); /* a view's too: it never shares one */
     memset(weight, 0, sizeof *weight);
@@ -8365,33 +8814,49 @@ static const pvti_kind *const pvti_kinds[PVTI_FORMATS] = {
 #undef PVTI_X
 };
 
-/* NULL for a number that is none of the enum. */
+/* NULL for a number that is none of the enum, and for a rotation that is none. */
 static const pvti_kind *pvti_kind_of(const pvt_format *format)
 {
-    return (unsigned)format->kind < PVTI_FORMATS ? pvti_kinds[format->kind] : NULL;
+    const pvti_kind *kind = (unsigned)format->kind < PVTI_FORMATS ? pvti_kinds[format->kind] : NULL;
+    bool rotates = format->rotation == 0 || (kind && kind->assign && (unsigned)format->rotation <= 2);
+    return rotates ? kind : NULL; /* numbers without codes gain nothing by it */
 }
+
+/* What stands before a format, by its rotation. */
+static const char *const pvti_rotations[3] = {"", "had:", "had2:"};
 
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out)
 {
+    const char *rest = text;
     char expected[768];
-    int used = 0, i;
+    int used = 0, rotation = 0, i;
+    for (i = 1; i < PVTI_COUNT(pvti_rotations); i++)
+        if (pvti_format_mark(&rest, pvti_rotations[i])) {
+            rotation = i;
+            break;
+        }
     for (i = 0; i < PVTI_FORMATS; i++) {
         memset(out, 0, sizeof *out);
         out->kind = (pvt_format_kind)i;
-        if (pvti_kinds[i]->parse(text, out)) return PVT_OK;
+        if (!pvti_kinds[i]->parse(rest, out)) continue;
+        out->rotation = rotation;
+        if (pvti_kind_of(out)) return PVT_OK;
     }
     memset(out, 0, sizeof *out);
     for (i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
         used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", i ? "; or " : "",
                          pvti_kinds[i]->syntax);
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "format \"%.40s\": expected %s", text, expected);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "format \"%.40s\": expected %s; all but dense with had: or had2: in front, which rotate "
+                     "inputs, or inputs and outputs", text, expected);
 }
 
 PVT_API void pvt_format_text(const pvt_format *format, char out[48])
 {
     const pvti_kind *kind = pvti_kind_of(format);
-    snprintf(out, 48, "?");
-    if (kind) kind->print(format, out);
+    char own[48] = "?";
+    if (kind) kind->print(format, own);
+    snprintf(out, 48, "%s%.42s", kind ? pvti_rotations[format->rotation] : "", own);
 }
 
 /* Groups of the weight. */
@@ -8524,6 +8989,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
     int n, i;
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, PVTI_DTYPE_REAL, arrays, &n));
+    PVTI_TRY(pvti_rotation_enter(ctx, format, O, I));
     out->kind = pvti_kind_of(format);
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
     if (!pvti_has_codes(out)) out->dtype = PVTI_DTYPE_REAL;
@@ -8692,6 +9158,27 @@ static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
     return d;
 }
 
+/* The same of Ŵ under Ĥ = Rⁱ·H·Rⁱᵀ, in which the error is the same number: ⟨Δ̂·Ĥ, Δ̂⟩ = ⟨Δ·H, Δ⟩ for
+   Δ̂ = Rᵒ·Δ·Rⁱᵀ. Rounding leaves Ĥ symmetric to the last bit only where it is made so. */
+static pvt_result pvti_fit_rotated(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
+                                   const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out)
+{
+    int64_t O = out->O, I = out->I, i, j;
+    pvt_real *RW = PVTI_NEW(ctx, pvt_real, O * I), *RH = H ? PVTI_NEW(ctx, pvt_real, I * I) : NULL;
+    pvt_result result = RW && (RH || !H) ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK) pvti_rotate_weight(ctx, RW, W, out, false);
+    if (result == PVT_OK && H) {
+        pvt_rotate(ctx, RH, H, I, I, PVT_SIDE_IN, false);
+        pvt_rotate_columns(ctx, RH, I, I, PVT_SIDE_IN, false);
+        for (i = 0; i < I; i++)
+            for (j = 0; j < i; j++) RH[j * I + i] = RH[i * I + j];
+    }
+    if (result == PVT_OK) result = out->kind->fit(ctx, RW, RH, desc, stats, out);
+    pvti_free(ctx, RW);
+    pvti_free(ctx, RH);
+    return result;
+}
+
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out)
@@ -8717,7 +9204,8 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name,
                          pvti_kind_of(format)->name);
     PVTI_TRY(pvti_weight_alloc(ctx, format, O, I, d.name, out));
-    result = out->kind->fit(ctx, W, H, &d, stats, out);
+    result = format->rotation ? pvti_fit_rotated(ctx, W, H, &d, stats, out)
+                              : out->kind->fit(ctx, W, H, &d, stats, out);
     stats->seconds = pvti_seconds() - stats->seconds;
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
@@ -8734,6 +9222,10 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
                          "%lld rows from %lld on, of a weight with %lld rows in groups of %lld", (long long)n,
                          (long long)o0, (long long)weight->O, (long long)rows);
+    if (weight->format.rotation == 2 && n < weight->O)
+        return pvti_fail(weight->ctx, PVT_ERR_UNSUPPORTED,
+                         "some rows of a weight whose outputs are rotated (had2:) are no weight of their "
+                         "own; had: rotates the inputs alone");
     *view = *weight;
     view->O = n;
     view->owned = false, view->prepared = NULL;
@@ -8743,7 +9235,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     return PVT_OK;
 }
 
-/* dvalues[i] += d loss / d array i; room: the processor's work space. */
+/* dvalues[i] += d loss / d array i, from d loss/dŴ; room: the processor's work space. */
 static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *weight,
                               const pvt_real *dW, pvt_real *room)
 {
@@ -8755,14 +9247,18 @@ PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], con
                                     const pvt_real *dW)
 {
     pvt_ctx *ctx = weight->ctx;
-    pvt_real *room = NULL;
+    pvt_real *room = NULL, *turned = NULL;
+    bool rotated = weight->format.rotation != 0, ok;
     if (!weight->kind->chain)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "the gradient of a dense weight is dW itself");
     if (!ctx->device) room = PVTI_NEW(ctx, pvt_real, weight->kind->chain_room(weight));
-    if (!ctx->device && !room) return PVT_ERR_MEMORY;
-    pvti_weight_chain(ctx, dvalues, weight, dW, room);
+    if (rotated) turned = PVTI_MEMORY(ctx, pvt_real, weight->O * weight->I);
+    ok = (room || ctx->device) && (turned || !rotated);
+    if (ok && rotated) pvti_rotate_weight(ctx, turned, dW, weight, false);
+    if (ok) pvti_weight_chain(ctx, dvalues, weight, rotated ? turned : dW, room);
     pvti_free(ctx, room);
-    return PVT_OK;
+    pvt_memory_free(ctx, turned);
+    return ok ? PVT_OK : PVT_ERR_MEMORY;
 }
 
 PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
@@ -8932,7 +9428,10 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
 
     Selection, cap, trust ratio, buffer and optimizer are written here once, for every representation; what
     stands behind a code only `chain`, `tile` and `assign` of its table know. Every line that touches a number
-    is an op: a device has each of its own. */
+    is an op: a device has each of its own.
+
+    A weight with a rotation is tuned as Ŵ = Rᵒ·W·Rⁱᵀ, and T is a target for that: G is rotated once, on its
+    way in. Nothing else differs, for norms and distances are the same. */
 
 typedef struct pvti_pv_entry {
     char name[96];
@@ -8955,8 +9454,9 @@ struct pvt_pv {
     bool open;
     pvt_pv_stats stats;
     /* work space, as large as the largest weight needs */
-    int64_t room_chain, room_sums, room_target, room_groups, room_codes, room_assign;
+    int64_t room_chain, room_sums, room_target, room_groups, room_codes, room_assign, room_turned;
     pvt_real *chain, *target, *assign; /* chain, assign: what the representations ask for */
+    pvt_real *turned;                  /* dW of a weight with a rotation, rotated */
     double *sums;
     float *keys, *change;        /* [groups] */
     int64_t *selected;           /* [groups] */
@@ -9118,14 +9618,14 @@ static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
-    void *room[14];
+    void *room[15];
     int64_t i;
     if (!pv) return;
     for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
     room[0] = pv->chain, room[1] = pv->target, room[2] = pv->assign, room[3] = pv->sums, room[4] = pv->keys;
     room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
     room[9] = pv->codes, room[10] = pv->changed, room[11] = pv->zeros, room[12] = pv->ones;
-    room[13] = pv->kept;
+    room[13] = pv->kept, room[14] = pv->turned;
     pvti_free(pv->ctx, pv->host_keys);
     for (i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
     pvti_free(pv->ctx, pv->entries);
@@ -9160,13 +9660,14 @@ static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, i
 static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
 {
     const pvt_weight *w = e->weight;
-    int64_t chain = 0, sums = 0, groups = 0, n_codes = 0, assign = 0, target = 0;
+    int64_t chain = 0, sums = 0, groups = 0, n_codes = 0, assign = 0, target = 0, turned = 0;
     int i;
     for (i = 0; i < PVT_MAX_ARRAYS; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
     if (w) {
         int64_t n = w->O * w->I;
         if (!pv->ctx->device) chain = w->kind->chain_room(w); /* a device has its own, see reserve */
         sums = PVTI_MAX(PVTI_MAX(sums, 2 * pvti_chunks(n)), w->O);
+        turned = w->format.rotation ? n : 0;
         if (codes) {
             groups = pvti_groups(w);
             n_codes = pvti_array_count(&e->codes);
@@ -9176,6 +9677,7 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
     }
     if (!PVTI_ROOM(pv, chain, room_chain, chain) || !PVTI_ROOM(pv, sums, room_sums, sums) ||
         !PVTI_ROOM(pv, target, room_target, target) || !PVTI_ROOM(pv, assign, room_assign, assign) ||
+        !PVTI_ROOM(pv, turned, room_turned, turned) ||
         !PVTI_ROOM(pv, codes, room_codes, n_codes) || !PVTI_ROOM(pv, keys, room_groups, groups) ||
         !PVTI_ROOM(pv, change, room_groups, groups) || !PVTI_ROOM(pv, selected, room_groups, groups) ||
         !PVTI_ROOM(pv, sorted, room_groups, groups) || !PVTI_ROOM(pv, sorted_next, room_groups, groups))
@@ -9183,6 +9685,7 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
     pv->room_chain = PVTI_MAX(pv->room_chain, chain), pv->room_sums = PVTI_MAX(pv->room_sums, sums);
     pv->room_target = PVTI_MAX(pv->room_target, target), pv->room_assign = PVTI_MAX(pv->room_assign, assign);
     pv->room_codes = PVTI_MAX(pv->room_codes, n_codes), pv->room_groups = PVTI_MAX(pv->room_groups, groups);
+    pv->room_turned = PVTI_MAX(pv->room_turned, turned);
     return true;
 }
 
@@ -9243,7 +9746,7 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         return false;
     if (pv->desc.delta >= 1) return true;
     e->buffer.w = PVTI_MEMORY(pv->ctx, pvt_real, size);
-    if (e->buffer.w) pvt_weight_dequantize(weight, e->buffer.w);
+    if (e->buffer.w) pvti_dequantize_blend(pv->ctx, weight, e->buffer.w, 1);
     return e->buffer.w != NULL;
 }
 
@@ -9789,6 +10292,10 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
     e = &pv->entries[handle];
+    if (e->weight && e->weight->format.rotation) {
+        pvti_rotate_weight(pv->ctx, pv->turned, dW, e->weight, false);
+        dW = pv->turned;
+    }
     finite = pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums);
     PVTI_TRY(pvti_device_check(pv->ctx));
     if (!finite)
@@ -11574,6 +12081,7 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
         pvt_array arrays[PVT_MAX_ARRAYS];
         int n, k;
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
+        if (info.weight) hash ^= (uint64_t)info.weight->format.rotation; /* no array tells */
         if (!info.weight) {
             PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
             continue;
@@ -12045,6 +12553,10 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     int64_t available;
     PVTI_TRY(pvti_quantizer_check_formats(z));
+    if (d->embed_format.rotation == 2 && (d->embedding || (d->head && c->tied)))
+        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                         "quantize: an embedding cannot be looked up row by row when its outputs are rotated "
+                         "(had2:); leave it dense, or take had:, which rotates inputs alone");
     if (d->checkpoint && !z->ctx->outside)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
@@ -12426,7 +12938,7 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
 static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_desc *d, bool *frozen)
 {
     int64_t tensors = pvt_model_tensors(student), real = (int64_t)sizeof(pvt_real), total = 0, largest = 0,
-            groups = 0;
+            groups = 0, turned = 0;
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(student, i);
         frozen[i] = !pvti_tuner_wants(student, d, i);
@@ -12437,12 +12949,14 @@ static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_
             continue;
         }
         total += pvti_tuner_weight_bytes(info.weight, d);
+        if (info.weight->format.rotation) turned = PVTI_MAX(turned, info.n);
         if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) continue;
         largest = PVTI_MAX(largest, info.n);
         groups = PVTI_MAX(groups, pvti_groups(info.weight));
     }
     if (d->pv.step == PVT_STEP_PLAIN) total += largest * 2;
     if (d->pv.selection == PVT_SELECT_UNIFORM) total += groups * 4;
+    total += turned * real;
     return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
 }
 
@@ -13637,7 +14151,8 @@ static bool pvti_q8_block(const pvt_real *x, uint8_t *out)
 /* The head as Q8_0 blocks. */
 static pvt_result pvti_model_head_q8(pvt_model *model)
 {
-    pvt_weight *head = &model->head, q8;
+    pvt_weight *head = &model->head, q8, own;
+    const pvt_weight *from;
     int64_t V = head->O, C = head->I, r, b;
     pvt_real *row;
     uint8_t *blocks;
@@ -13646,16 +14161,17 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     if (C % 32)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "a head in q8 needs a width that 32 divides, not %lld", (long long)C);
+    PVTI_TRY(pvti_weight_readable(head, &own, &from));
     row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
     if (!row || !blocks) {
-        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks);
+        pvti_free(model->ctx, row), pvti_free(model->ctx, blocks), pvt_weight_free(&own);
         return PVT_ERR_MEMORY;
     }
     for (r = 0; r < V; r++) {
-        head->kind->tile(head, row, C, r, r + 1, 0, C);
+        pvti_weight_get_rows(from, row, r, r + 1, 0);
         for (b = 0; b < C / 32; b++) pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34);
     }
-    pvti_free(model->ctx, row);
+    pvti_free(model->ctx, row), pvt_weight_free(&own);
     PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
     q8.owned = true;
     pvt_weight_free(head);
@@ -15988,11 +16504,16 @@ static pvt_result pvti_weight_list_put(void *user, int64_t index, pvti_writer *w
     pvt_real *row = PVTI_NEW(list->ctx, pvt_real, weight->I);
     float *out = PVTI_NEW(list->ctx, float, weight->I);
     pvt_result result = row && out ? PVT_OK : PVT_ERR_MEMORY;
+    const pvt_weight *from = weight;
+    pvt_weight own;
+    memset(&own, 0, sizeof own);
+    if (result == PVT_OK) result = pvti_weight_readable(weight, &own, &from);
     for (int64_t o = 0; o < weight->O && result == PVT_OK; o++) {
-        weight->kind->tile(weight, row, weight->I, o, o + 1, 0, weight->I);
+        pvti_weight_get_rows(from, row, o, o + 1, 0);
         for (int64_t i = 0; i < weight->I; i++) out[i] = (float)row[i];
         result = pvti_writer_put(w, out, weight->I * (int64_t)sizeof *out);
     }
+    pvt_weight_free(&own);
     pvti_free(list->ctx, row);
     pvti_free(list->ctx, out);
     return result;
@@ -20014,7 +20535,10 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
 
 #define PVTI_LAYOUT_OURS "arrays"
 
-static bool pvti_has_layout_aqlm(const pvt_format *format) { return format->kind == PVT_FORMAT_AQLM; }
+static bool pvti_has_layout_aqlm(const pvt_format *format)
+{
+    return format->kind == PVT_FORMAT_AQLM && !format->rotation; /* aqlm knows of no rotation */
+}
 
 static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, int og)
 {
@@ -21230,7 +21754,7 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
 static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, void *to, pvt_real *rows,
                                   int64_t r0, int64_t r1, const char *name)
 {
-    weight->kind->tile(weight, rows, weight->I, r0, r1, 0, weight->I);
+    pvti_weight_get_rows(weight, rows, r0, r1, 0);
     return pvti_round_values(weight->ctx, dtype, to, rows, (r1 - r0) * weight->I, name, r0 * weight->I);
 }
 
@@ -21238,13 +21762,18 @@ static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, 
                                     pvti_writer *w)
 {
     int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
-    for (r = 0; r < weight->O; r += step) {
+    const pvt_weight *from;
+    pvt_weight own;
+    pvt_result result = pvti_weight_readable(weight, &own, &from);
+    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
         int64_t end = PVTI_MIN(weight->O, r + step);
-        PVTI_TRY(pvti_round_rows(weight, s->desc.dtype, s->rounded, s->chunk, r, end, name));
-        PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, (end - r) * weight->I,
-                                         pvti_dtype_info(s->desc.dtype)->bytes));
+        result = pvti_round_rows(from, s->desc.dtype, s->rounded, s->chunk, r, end, name);
+        if (result == PVT_OK)
+            result = pvti_writer_put_numbers(w, s->rounded, (end - r) * weight->I,
+                                             pvti_dtype_info(s->desc.dtype)->bytes);
     }
-    return PVT_OK;
+    pvt_weight_free(&own);
+    return result;
 }
 
 /* A pvti_tensor_put_fn. */
@@ -25908,6 +26437,7 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
     pvti_free(ctx, ctx->scratch);
     pvti_free(ctx, ctx->gemm_shared);
     pvti_free(ctx, ctx->grid);
+    pvti_free(ctx, ctx->rotated);
     allocator = ctx->allocator;
     if (allocator.alloc)
         allocator.free(ctx, allocator.user);

@@ -92,7 +92,8 @@ static const option quantize_rows[] = {
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
      "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
-     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid"},
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid; had:F, had2:F: F behind "
+     "a Hadamard rotation of inputs, of both sides"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
@@ -121,7 +122,8 @@ static const option fit_rows[] = {
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
      "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
-     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid"},
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs: llama.cpp's grid; had:F, had2:F: F behind "
+     "a Hadamard rotation of inputs, of both sides"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
@@ -917,7 +919,7 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->format.kind != PVT_FORMAT_AQLM ||
+    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
         (desc->head && !pvt_model_get_config(model)->tied && has_embed_format(desc)))
         note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
                 "writes dense weights that transformers loads");

@@ -1174,7 +1174,14 @@ static void test_formats_refused(void)
     CHECK_REFUSED(1, "do not divide", run("quantize model --calib text -o x --format nf4 -q"));
     CHECK_REFUSED(1, "int:2g32 fits", run("quantize model --calib text -o x --format int:2g48 -q"));
     CHECK_REFUSED(1, "int:BgG", run("quantize model --calib text -o x --format int:9g32 -q"));
+    CHECK_REFUSED(1, "had:int:2g32 fits", run("quantize model --calib text -o x --format had:int:2g48 -q"));
+    CHECK_REFUSED(1, "had2:", run("quantize model --calib text -o x --format had3:int:2g32 -q"));
     CHECK(sh("test ! -e x") == 0);
+    CHECK_RUN(run("quantize model --calib text -o turned --format had:aqlm:1x2g4 --samples 4 --no-finetune --overwrite"));
+    CHECK(strstr(err_text, "transformers will refuse the result"));
+    CHECK_REFUSED(1, "is in had:aqlm:1x2g4, a format of pvtune's own", run("export turned -o x --to hf -q"));
+    CHECK_RUN(run("export turned -o x --to dense -q"));
+    CHECK(sh("rm -r x") == 0);
     CHECK_RUN(run("quantize model --calib text -o fat --format int:8g1 --samples 4 --no-finetune --overwrite"));
     CHECK(strstr(err_text, "its scales weigh more than the weights; take larger groups") && !strstr(err_text, "codebooks"));
     CHECK_RUN(run("demo --quick --train-steps 4 --steps 1 --format int:4g64 --svg own.svg --json -q"));
@@ -1244,7 +1251,7 @@ int main(void)
     test_silence();
     test_stop_soon();
     make_model(ctx, "wide", 64);
-    test_formats(ctx, "nf4", "4.25"), test_formats(ctx, "int:2g64", "2.5");
+    test_formats(ctx, "nf4", "4.25"), test_formats(ctx, "int:2g64", "2.5"), test_formats(ctx, "had2:int:2g64", "2.5");
     test_formats_refused();
     test_demo(ctx);
     pvt_ctx_destroy(ctx);

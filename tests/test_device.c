@@ -90,6 +90,7 @@ static void stray(int number, siginfo_t *info, void *context)
 static pvt_result device_open(const pvt_device *table, const pvt_ctx_desc *desc, void **state)
 {
     pvt_ctx_desc plain = *desc;
+    pvt_format rotated;
     (void)table;
     if (device.open_fails) {
         snprintf(desc->error, (size_t)desc->error_bytes, "the device is asleep");
@@ -102,7 +103,10 @@ static pvt_result device_open(const pvt_device *table, const pvt_ctx_desc *desc,
     if (device.base == MAP_FAILED) return PVT_ERR_MEMORY;
     device.calls[offsetof(pvt_device, open) / sizeof(void *)]++;
     *state = &device;
-    return pvt_ctx_create(&plain, &device.plain);
+    if (pvt_ctx_create(&plain, &device.plain) != PVT_OK) return PVT_ERR_MEMORY;
+    memset(&rotated, 0, sizeof rotated);
+    rotated.rotation = 2; /* the room that products of rotated weights need where they are carried out */
+    return pvti_rotation_enter(device.plain, &rotated, 100, 100);
 }
 static void device_close(void *state)
 {
@@ -204,6 +208,11 @@ OP(rope_backward,
    (void *state, pvt_real *dx, const pvt_real *cosines, const pvt_real *sines, int64_t B, int64_t T, int64_t NH,
     int64_t HS, pvt_rope_pairing pairing),
    pvt_rope_backward(device.plain, dx, cosines, sines, B, T, NH, HS, pairing))
+OP(rotate,
+   (void *state, pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_side side, bool inverse),
+   pvt_rotate(device.plain, out, x, n, C, side, inverse))
+OP(rotate_columns, (void *state, pvt_real *x, int64_t C, int64_t n, pvt_side side, bool inverse),
+   pvt_rotate_columns(device.plain, x, C, n, side, inverse))
 OP(attention_forward,
    (void *state, pvt_real *out, pvt_real *lse, const pvt_real *q, const pvt_real *k, const pvt_real *v,
     const pvt_attention_desc *desc),
@@ -281,10 +290,10 @@ WEIGHT_OP(weight_backward,
            const pvt_weight *weight, int64_t n),
           pvt_weight_backward(dx, dW, dy, x, &w, n))
 WEIGHT_OP(weight_dequantize, (void *state, pvt_real *out, const pvt_weight *weight, double delta),
-          (delta < 1 ? pvti_dequantize_blend(device.plain, &w, out, delta) : pvt_weight_dequantize(&w, out)))
+          pvti_dequantize_blend(device.plain, &w, out, delta))
 WEIGHT_OP(weight_chain,
           (void *state, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW),
-          pvt_weight_chain(dvalues, &w, dW))
+          (w.format.rotation = 0, pvt_weight_chain(dvalues, &w, dW))) /* dW is rotated already */
 
 static int64_t device_round_f16(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
@@ -357,7 +366,7 @@ static pvt_device table(void)
     SET(open), SET(close), SET(status), SET(synchronise), SET(alloc), SET(free), SET(held), SET(copy_in);
     SET(copy_out), SET(copy), SET(zero), SET(embedding_forward), SET(embedding_backward), SET(linear_forward);
     SET(linear_backward), SET(rmsnorm_forward), SET(rmsnorm_backward), SET(rope_table), SET(rope_forward);
-    SET(rope_backward), SET(attention_forward), SET(attention_backward), SET(swiglu_forward);
+    SET(rope_backward), SET(rotate), SET(rotate_columns), SET(attention_forward), SET(attention_backward), SET(swiglu_forward);
     SET(swiglu_backward), SET(residual_forward), SET(residual_backward), SET(softmax_update);
     SET(softmax_finish), SET(cross_entropy_backward), SET(kl_forward), SET(kl_backward), SET(mse_forward);
     SET(mse_backward), SET(weight_lookup), SET(weight_forward), SET(weight_backward), SET(weight_dequantize);
@@ -501,6 +510,9 @@ static double all_ops(pvt_ctx *ctx)
     pvt_attention_forward(ctx, out, attention_lse, q, k, v, &d);
     pvt_attention_backward(ctx, dq, dk, dv, q, out, attention_lse, q, k, v, &d);
     pvt_rope_backward(ctx, dk, cosines, sines, B, T, NKV, HS, PVT_ROPE_NEIGHBOURS);
+    pvt_rotate(ctx, dq, q, B * T, NH * HS, PVT_SIDE_IN, false);
+    pvt_rotate(ctx, dq, dq, B * T, NH * HS, PVT_SIDE_OUT, true);
+    pvt_rotate_columns(ctx, dq, NH * HS, B * T, PVT_SIDE_OUT, false);
     pvt_swiglu_forward(ctx, y, y, y, N * O);
     pvt_swiglu_backward(ctx, dk, dv, k, v, k, KV);
     pvt_residual_forward(ctx, x, x, logits, N * C);
@@ -541,6 +553,29 @@ enum { CTX = 24, VOCAB = 90, WINDOWS = 14 };
 static pvt_model *teacher[2], *student[2]; /* of the processor; copies on the device */
 static pvt_corpus corpus;
 
+/* Weights with a rotation among those of the student, of any format and on either side. */
+static void rotate_some(pvt_model *model)
+{
+    static const char *const which[][2] = {{"layers.1.self_attn.q_proj", "had:int:4g16"}, {"layers.1.self_attn.k_proj", "had:int:4g16"},
+                                           {"layers.1.mlp.down_proj", "had2:aqlm:1x4g4"}, {"layers.2.mlp.gate_proj", "had2:int:4g16"}};
+    int done = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++)
+        for (int k = 0; k < 4; k++) {
+            pvt_tensor_info t = pvt_model_tensor(model, i), from = pvt_model_tensor(teacher[0], i);
+            pvt_format f;
+            pvt_fit_desc d;
+            if (!strstr(t.name, which[k][0])) continue;
+            memset(&d, 0, sizeof d);
+            d.epochs = 1, d.kmeans_steps = 2;
+            pvt_weight_free(t.weight);
+            CHECK_OK(host, pvt_format_parse(host, which[k][1], &f));
+            CHECK_OK(host, pvt_weight_fit(host, (const pvt_real *)from.weight->array[0], from.weight->O, from.weight->I, NULL, &f,
+                                          &d, NULL, t.weight));
+            done++;
+        }
+    CHECK(done == 4);
+}
+
 static void make_models(void)
 {
     pvt_model_config c;
@@ -556,6 +591,7 @@ static void make_models(void)
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
     CHECK_OK(host, pvt_format_parse(host, "aqlm:2x5g4", &q.format));
     CHECK_OK(host, pvt_quantize(quantized, &corpus, &q));
+    rotate_some(quantized);
     student[0] = quantized;
     CHECK_OK(there, pvt_model_copy(there, teacher[0], &teacher[1]));
     CHECK_OK(there, pvt_model_copy(there, quantized, &student[1]));
@@ -598,19 +634,29 @@ static void test_copies(void)
     pvt_model_free(made);
 }
 
-/* Arrays in, arrays as a weight there, chain rule and rounding. */
-static void test_weight(void)
+/* Arrays in, arrays as a weight there, in full, chain rule and rounding. */
+static void test_weight(const char *tensor)
 {
-    const pvt_weight *from = pvt_model_tensor(student[0], 3).weight;
+    const pvt_weight *from = NULL;
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(from, arrays), k;
+    int n, k;
     pvt_weight w, dense;
-    pvt_real *W = (pvt_real *)malloc((size_t)(from->O * from->I) * sizeof *W), *dW;
+    pvt_real *W, *dW, *whole, *read;
+    int64_t bytes;
     pvt_real *d[PVT_MAX_ARRAYS] = {NULL}, *expect[PVT_MAX_ARRAYS] = {NULL};
+    for (int64_t i = 0; i < pvt_model_tensors(student[0]); i++)
+        if (strstr(pvt_model_tensor(student[0], i).name, tensor)) from = pvt_model_tensor(student[0], i).weight;
+    n = pvt_weight_arrays(from, arrays), bytes = from->O * from->I * (int64_t)sizeof *W;
+    W = (pvt_real *)malloc((size_t)bytes), read = (pvt_real *)malloc((size_t)bytes);
+    whole = (pvt_real *)pvt_memory_alloc(there, bytes);
     CHECK_OK(there, pvt_weight_from_arrays(there, &from->format, from->O, from->I, arrays, n, "w", &w));
     CHECK_OK(there, pvt_weight_prepare(&w));
     CHECK(w.ctx == there && !w.prepared);
     pvt_weight_dequantize(from, W);
+    pvt_weight_dequantize(&w, whole);
+    CHECK_OK(there, pvt_memory_read(there, read, whole, bytes));
+    CHECK(memcmp(read, W, (size_t)bytes) == 0);
+    pvt_memory_free(there, whole), free(read);
     CHECK_OK(there, pvt_weight_dense(there, W, from->O, from->I, &dense));
     dW = (pvt_real *)dense.array[0];
     for (k = 1; k < n; k++) {
@@ -816,6 +862,7 @@ static void test_refusals(void)
     pvt_real W[64] = {1};
     pvt_format format;
     pvt_weight w;
+    pvt_model *model;
     pvt_tuner *tuner;
     pvt_tune_desc desc;
     memset(&desc, 0, sizeof desc);
@@ -823,6 +870,10 @@ static void test_refusals(void)
     CHECK_OK(there, pvt_format_parse(there, "aqlm:1x4g4", &format));
     CHECK(pvt_weight_fit(there, W, 8, 8, NULL, &format, NULL, NULL, &w) == PVT_ERR_UNSUPPORTED);
     CHECK(strstr(pvt_ctx_error(there), "fitting a weight is not possible on guarded memory"));
+    guarded.rotate = NULL; /* a device that cannot */
+    CHECK(pvt_model_copy(there, student[0], &model) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(there), "guarded memory does not rotate") != NULL);
+    guarded.rotate = device_rotate;
     CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
     CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
     CHECK_OK(there, pvt_model_prepare(student[1], false));
@@ -926,7 +977,7 @@ int main(void)
     test_ops();
     make_models();
     test_copies();
-    test_weight();
+    test_weight("layers.0.self_attn.q_proj"), test_weight("layers.1.mlp.down_proj");
     test_use();
     test_logits();
     test_tune(dir);

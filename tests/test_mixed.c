@@ -8,15 +8,16 @@ enum { CTX = 32, VOCAB = 96, TOKENS = 20 * CTX, STEPS = 4, STRATEGIES = 6 };
 
 static const char *const formats[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "nf4", "int:4g32", "int:2g16", "int:1g8",
                                       "int:8g64", "int:4g32s", "q2_0", "higgs:p2n88", "higgs:p1n300", "e8p",
-                                      "mixed", "both", "table"};
+                                      "had:int:4g32", "had2:aqlm:2x4g4", "mixed", "both", "table"};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* "table": aqlm:2x4g4, and the embedding, which is the head as well, int:4g32 (embed_format).
    The model "mixed", and "both", where all is aqlm but in two formats: the first row that a name holds is its tensor's. */
 static const char *const mixture[][3] = {
     {"embed_tokens", "int:4g32", "dense"}, {"layers.1.mlp.up", "aqlm:1x3g4", "aqlm:1x4g2"}, {"q_proj", "nf4", "aqlm:2x4g4"},
-    {"k_proj", "aqlm:2x4g4", "aqlm:2x4g4"}, {"v_proj", "int:8g64", "aqlm:2x4g4"}, {"o_proj", "aqlm:1x4g4o2", "aqlm:2x4g4"},
-    {"gate_proj", "dense", "aqlm:2x4g4"}, {"up_proj", "int:2g16", "aqlm:2x4g4"}, {"layers.0.mlp.down", "higgs:p4n16", "aqlm:2x4g4"}, {"down_proj", "e8p", "aqlm:2x4g4"},
+    {"k_proj", "aqlm:2x4g4", "aqlm:2x4g4"}, {"v_proj", "had:int:8g64", "aqlm:2x4g4"}, {"o_proj", "had2:aqlm:1x4g4o2", "aqlm:2x4g4"},
+    {"gate_proj", "dense", "aqlm:2x4g4"}, {"up_proj", "int:2g16", "aqlm:2x4g4"},
+    {"layers.0.mlp.down", "higgs:p4n16", "aqlm:2x4g4"}, {"down_proj", "had2:e8p", "aqlm:2x4g4"},
     {"lm_head", "int:1g8", "dense"}};
 
 static const char *mixture_of(const char *name, bool both)
@@ -279,7 +280,7 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
     char *config = slurp(at("saved/config.json"), &size), line[200], text[48];
     bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0 || strcmp(format, "table") == 0;
     bool wide = strcmp(format, "e8p") == 0 || strcmp(format, "higgs:p1n300") == 0;
-    int rank = aqlm || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
+    int rank = aqlm || strstr(format, ":aqlm") || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
     pvt_tensors *file;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
     CHECK((strstr(config, "\"quant_method\": \"aqlm\"") != NULL) == aqlm);
@@ -287,7 +288,7 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
     CHECK(!strstr(config, "quant_method") == !aqlm && (strstr(config, "\"formats\"") != NULL) == !aqlm);
     check_array(file, "model.layers.0.self_attn.k_proj.codes", aqlm ? PVT_I8 : wide ? PVT_U16 : PVT_U8, rank);
     if (aqlm) check_array(file, "model.layers.1.mlp.up_proj.scales", PVT_F16, 4);
-    else check_array(file, "model.layers.1.self_attn.q_proj.scales", PVT_F16, both ? 1 : 2);
+    else check_array(file, "model.layers.1.self_attn.q_proj.scales", PVT_F16, both || strstr(format, ":aqlm") ? 1 : 2);
     for (int64_t i = 0; i < pvt_model_tensors(model) && !aqlm; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         char *dot = strstr(t.name, ".weight");

@@ -34,6 +34,8 @@ codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;scal
 a family|%"llama"%|families;tokenizer files|llama2c
 a family|[Mm]istral|families|
 a family|[Qq]wen|families;vocabulary;words;tokenizer files;tokenizer saving|interface: ops;interface: tokenizer;nfc
+a rotation|[.>]rotation%|interface: ops;interface: device;interface: weights;rotation;weights;representations;pv;quantize;quantize blocks;tuner;layout|
+a rotation|pvti?_rotate|interface: ops;interface: device;interface: weights;rotation;weights;representations;pv;quantize;quantize blocks;tuner;layout|
 an instruction set|avx|instruction sets;fast gemm;fast decoders;fast search;row products;look-ups;installing;start|head;interface: context
 an instruction set|AVX|instruction sets;fast gemm;fast decoders;fast search;row products;look-ups;installing;start|head;interface: context
 vectors of a processor|__m(128|256|512)|instruction sets;fast gemm;fast decoders;fast search;row products;look-ups|
@@ -184,6 +186,8 @@ done <<'END'
 pv|static int planted(const pvt_weight *w) { return strcmp(w->kind->name, "nf4") == 0; }
 weights|static const int planted = PVTI_NF4_GROUP;
 tuner|static int planted(double x) { return pvti_int_nearest(x, 4, -1); }
+scalar|static int planted(const pvt_weight *w) { return w->format.rotation; }
+search|static void planted(pvt_real *x) { pvt_rotate(NULL, x, x, 1, 8, PVT_SIDE_IN, false); }
 save|static bool planted(const pvt_format *f) { return f->kind == PVT_FORMAT_INT; }
 checkpoint|static bool planted(const pvt_format *f) { return f->kind == PVT_FORMAT_AQLM; }
 optimizer|static int64_t planted(const pvt_weight *w) { return pvti_entries(w); }
@@ -213,7 +217,7 @@ ops: attention|enum { PLANTED = PVTI_MR_AVX2 };
 gemm|static void planted(pvt_ctx *ctx) { pvti_isa_install(ctx, 0); }
 quantize|static pvt_result planted(const char *path) { return pvt_tensors_open(NULL, path, NULL); }
 END
-check "all was planted" test "$plants" = 31
+check "all was planted" test "$plants" = 33
 
 # a room that moves, or an exemption that nobody needs, shows too
 sed 's|^// >>scalar$|// >>integers|' pvtune.h >"$work/planted.h"

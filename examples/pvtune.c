@@ -169,7 +169,7 @@ static const option tune_rows[] = {
      "that distance: plain, or weighted by the second moment of the gradient or its root"},
     {"--temperature", NULL, OPTION_REAL, AT(temperature), false, "T", 0, 1e6, "(0; proportional: 1)",
      "draw groups with p ~ distance^(1/T) instead of the farthest"},
-    {"--step", NULL, OPTION_CHOICE, AT(step), false, "preconditioned|plain", 0, 0, "preconditioned",
+    {"--v-step", NULL, OPTION_CHOICE, AT(step), false, "preconditioned|plain", 0, 0, "preconditioned",
      "towards the target: by --code-optimizer, or by -gradient/L"},
     {"--smoothness", NULL, OPTION_REAL, AT(smoothness), false, "L", 1e-30, 1e30, "(none)",
      "the L of plain steps, which need one"},

@@ -2025,17 +2025,17 @@ PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx)
 static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
 {
     const uint8_t *u = (const uint8_t *)s;
-    uint32_t c, least;
-    int i, length;
+    uint32_t least;
+    int length;
     if (n < 1) return 0;
-    c = u[0];
+    uint32_t c = u[0];
     if (c < 0x80) return *character = c, 1;
     if (c >= 0xc2 && c < 0xe0) length = 2, c &= 31, least = 0x80;
     else if (c >= 0xe0 && c < 0xf0) length = 3, c &= 15, least = 0x800;
     else if (c >= 0xf0 && c < 0xf5) length = 4, c &= 7, least = 0x10000;
     else return 0;
     if (n < length) return 0;
-    for (i = 1; i < length; i++) {
+    for (int i = 1; i < length; i++) {
         if ((u[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (u[i] & 63u);
     }
@@ -2047,14 +2047,14 @@ static int pvti_utf8_read(const char *s, int64_t n, uint32_t *character)
    "\\x1b" and the like. Cut to fit out[cap]. */
 static void pvti_printable(char *out, int64_t cap, const char *s)
 {
-    int64_t n = (int64_t)strlen(s), at, used = 0, i;
-    for (at = 0; at < n;) {
+    int64_t n = (int64_t)strlen(s), used = 0;
+    for (int64_t at = 0; at < n;) {
         uint32_t c = 0;
         int length = pvti_utf8_read(s + at, n - at, &c);
         bool shown = length > 0 && c >= 0x20 && (c < 0x7f || c >= 0xa0);
         if (length == 0) length = 1;
         if (used + (shown ? length : 4 * length) >= cap) break;
-        for (i = at; i < at + length; i++) {
+        for (int64_t i = at; i < at + length; i++) {
             if (shown) out[used++] = s[i];
             else used += snprintf(out + used, 5, "\\x%02x", (unsigned)(uint8_t)s[i]);
         }
@@ -2107,7 +2107,7 @@ typedef struct pvti_block {
 static void *pvti_allocate(pvt_ctx *ctx, int64_t count, int64_t size)
 {
     int64_t bytes, total;
-    char *base, *memory;
+    char *base;
     pvti_block block;
     if (!pvti_mul(count, size, &bytes) || !pvti_add(bytes, PVTI_ALIGN + (int64_t)sizeof block, &total) ||
         (uint64_t)total > (uint64_t)(SIZE_MAX / 2))
@@ -2119,7 +2119,7 @@ static void *pvti_allocate(pvt_ctx *ctx, int64_t count, int64_t size)
         base = (char *)calloc(1, (size_t)total); /* large blocks: pages the system zeroes on first use */
     }
     if (!base) return NULL;
-    memory = base + sizeof block;
+    char *memory = base + sizeof block;
     memory += (PVTI_ALIGN - (uintptr_t)memory % PVTI_ALIGN) % PVTI_ALIGN;
     block.base = base;
     block.bytes = total;
@@ -2156,11 +2156,9 @@ static void pvti_free(pvt_ctx *ctx, void *memory)
 /* *memory grown (by at least half) to hold `need` items; old items kept, new ones zero. */
 static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity, int64_t need, int64_t size)
 {
-    int64_t wanted;
-    void *bigger;
     if (need <= *capacity) return true;
-    wanted = PVTI_MAX(need, *capacity + *capacity / 2);
-    bigger = pvti_alloc(ctx, wanted, size);
+    int64_t wanted = PVTI_MAX(need, *capacity + *capacity / 2);
+    void *bigger = pvti_alloc(ctx, wanted, size);
     if (!bigger) return false;
     if (*memory) memcpy(bigger, *memory, (size_t)(*capacity * size));
     pvti_free(ctx, *memory);
@@ -2233,11 +2231,11 @@ static PVTI_UNUSED double pvti_random_unit(uint64_t seed, int purpose, uint64_t 
 static PVTI_UNUSED void pvti_random_order(int64_t *order, int64_t n, uint64_t seed, int purpose,
                                           uint64_t step)
 {
-    int64_t i, j, t;
-    for (i = 0; i < n; i++) order[i] = i;
-    for (i = n - 1; i > 0; i--) {
-        j = (int64_t)(pvti_random(seed, purpose, step, (uint64_t)i) % (uint64_t)(i + 1));
-        t = order[i], order[i] = order[j], order[j] = t;
+    for (int64_t i = 0; i < n; i++) order[i] = i;
+    for (int64_t i = n - 1; i > 0; i--) {
+        int64_t j = (int64_t)(pvti_random(seed, purpose, step, (uint64_t)i) % (uint64_t)(i + 1));
+        int64_t t = order[i];
+        order[i] = order[j], order[j] = t;
     }
 }
 
@@ -2356,9 +2354,8 @@ static PVTI_UNUSED bool pvti_same_memory(const pvt_ctx *a, const pvt_ctx *b)
 
 PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes)
 {
-    void *memory;
     if (!ctx->device || bytes < 0) return pvti_alloc(ctx, bytes, 1);
-    memory = ctx->device->alloc(ctx->device_state, bytes);
+    void *memory = ctx->device->alloc(ctx->device_state, bytes);
     ctx->device_peak = PVTI_MAX(ctx->device_peak, ctx->device->held(ctx->device_state));
     if (!memory)
         pvti_fail(ctx, PVT_ERR_MEMORY, "%s is out of memory: %lld bytes could not be allocated, %lld are in use",
@@ -2528,21 +2525,19 @@ static double pvti_log(double x)
 {
     const double sqrt_half = 0.70710678118654752;
     uint64_t bits, base;
-    double m, s, z, p, e;
-    int64_t exponent;
-    int k;
+    double m;
     if (!(x >= 2.2250738585072014e-308)) return x == x ? (x < 0 ? (double)NAN : -(double)INFINITY) : x;
     if (x > 1.7976931348623157e308) return x;
     memcpy(&bits, &x, sizeof bits);
     memcpy(&base, &sqrt_half, sizeof base);
-    exponent = (int64_t)(bits - base) >> 52; /* rounds down, so that m ≥ √½ */
+    int64_t exponent = (int64_t)(bits - base) >> 52; /* rounds down, so that m ≥ √½ */
     bits -= (uint64_t)exponent << 52;
     memcpy(&m, &bits, sizeof m);
-    e = (double)exponent;
-    s = (m - 1) / (m + 1);
-    z = s * s;
-    p = 1.0 / 21;
-    for (k = 19; k >= 3; k -= 2) p = __builtin_fma(p, z, 1.0 / k);
+    double e = (double)exponent;
+    double s = (m - 1) / (m + 1);
+    double z = s * s;
+    double p = 1.0 / 21;
+    for (int k = 19; k >= 3; k -= 2) p = __builtin_fma(p, z, 1.0 / k);
     p = __builtin_fma(2 * s, p * z, 2 * s);
     return __builtin_fma(e, 0.69314718055994531, __builtin_fma(e, 2.3190468138462996e-17, p));
 }
@@ -2557,17 +2552,16 @@ static void pvti_sincos(double x, double *sine, double *cosine)
     const double shift = 6755399441055744.0;
     double t = __builtin_fma(x, 0.63661977236758134, shift), n = t - shift;
     double r = __builtin_fma(n, -6.1232339957367660e-17, __builtin_fma(n, -1.5707963267948966, x));
-    double z = r * r, s = 0, c = 0, sign_s, sign_c;
+    double z = r * r, s = 0, c = 0;
     uint64_t quadrant;
-    int k;
     memcpy(&quadrant, &t, sizeof quadrant);
     quadrant &= 3;
-    for (k = 17; k >= 3; k -= 2) s = (1 - s) * z / (k * (k - 1)); /* 1 − s is the rest of the series … */
-    for (k = 18; k >= 2; k -= 2) c = (1 - c) * z / (k * (k - 1));
+    for (int k = 17; k >= 3; k -= 2) s = (1 - s) * z / (k * (k - 1)); /* 1 − s is the rest of the series … */
+    for (int k = 18; k >= 2; k -= 2) c = (1 - c) * z / (k * (k - 1));
     s = r - r * s; /* … so that x·(1 − z/6·(1 − z/20·(1 − …))) */
     c = 1 - c;
-    sign_s = quadrant & 2 ? -1.0 : 1.0;
-    sign_c = quadrant == 1 || quadrant == 2 ? -1.0 : 1.0;
+    double sign_s = quadrant & 2 ? -1.0 : 1.0;
+    double sign_c = quadrant == 1 || quadrant == 2 ? -1.0 : 1.0;
     *sine = sign_s * (quadrant & 1 ? c : s);
     *cosine = sign_c * (quadrant & 1 ? s : c);
 }
@@ -2652,24 +2646,23 @@ PVTI_INLINE void pvti_distance(double *out, const pvt_real *x, const pvt_real *y
 PVTI_INLINE void pvti_max(pvt_real *out, const pvt_real *x, int64_t n)
 {
     pvt_real lane[16];
-    pvti_lanes low, high, v;
+    pvti_lanes low, v;
     int64_t i;
-    int l;
-    for (l = 0; l < 16; l++) lane[l] = -(pvt_real)INFINITY;
+    for (int l = 0; l < 16; l++) lane[l] = -(pvt_real)INFINITY;
     memcpy(&low, lane, sizeof low);
-    high = low;
+    pvti_lanes high = low;
     for (i = 0; i + 16 <= n; i += 16) {
         v = PVTI_LANES(x, i), pvti_lanes_max(&low, &v);
         v = PVTI_LANES(x, i + 8), pvti_lanes_max(&high, &v);
     }
     if (i < n) {
         memcpy(lane, &low, sizeof low), memcpy(lane + 8, &high, sizeof high);
-        for (l = 0; i < n; i++, l++) lane[l] = PVTI_MAX(lane[l], x[i]);
+        for (int l = 0; i < n; i++, l++) lane[l] = PVTI_MAX(lane[l], x[i]);
         memcpy(&low, lane, sizeof low), memcpy(&high, lane + 8, sizeof high);
     }
     pvti_lanes_max(&low, &high);
     memcpy(lane, &low, sizeof low);
-    for (l = 0; l < 4; l++) lane[l] = PVTI_MAX(lane[l], lane[l + 4]);
+    for (int l = 0; l < 4; l++) lane[l] = PVTI_MAX(lane[l], lane[l + 4]);
     lane[0] = PVTI_MAX(lane[0], lane[2]), lane[1] = PVTI_MAX(lane[1], lane[3]);
     *out = PVTI_MAX(lane[0], lane[1]);
 }
@@ -2679,8 +2672,7 @@ PVTI_INLINE void pvti_max(pvt_real *out, const pvt_real *x, int64_t n)
 /* y[i] += x[i] */
 PVTI_INLINE void pvti_add_to(pvt_real *__restrict y, const pvt_real *__restrict x, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n; i++) y[i] += x[i];
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
 }
 
 // >>gemm
@@ -3067,8 +3059,8 @@ static void pvti_job_columns(pvti_rows_job *job, pvt_task_fn *task)
 static void pvti_embedding_forward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->n);
-    int64_t i, C = job->C;
-    for (i = r0; i < r1; i++) {
+    int64_t C = job->C;
+    for (int64_t i = r0; i < r1; i++) {
         if (job->ids[i] >= 0 && job->ids[i] < job->V)
             memcpy(job->out + i * C, job->a + job->ids[i] * C, (size_t)C * sizeof(pvt_real));
         else
@@ -3089,9 +3081,8 @@ PVT_API void pvt_embedding_forward(pvt_ctx *ctx, pvt_real *out, const pvt_real *
 static void pvti_embedding_backward_task(void *arg, int64_t task, int worker)
 {
     PVTI_JOB_RANGE(job->C);
-    int64_t i, id;
-    for (i = 0; i < job->n; i++) {
-        id = job->ids[i];
+    for (int64_t i = 0; i < job->n; i++) {
+        int64_t id = job->ids[i];
         if (id < 0 || id >= job->V) continue;
         PVTI_CALL(job->ctx, add_to)(job->out + id * job->C + r0, job->a + i * job->C + r0, r1 - r0);
     }
@@ -3144,13 +3135,11 @@ PVT_API void pvt_linear_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dW, pvt_r
 PVTI_INLINE void pvti_rmsnorm(pvt_real *__restrict out, pvt_real *rstd, const pvt_real *__restrict x,
                                    const pvt_real *__restrict weight, int64_t n, int64_t C, double eps)
 {
-    int64_t i, c;
-    for (i = 0; i < n; i++, out += C, x += C) {
+    for (int64_t i = 0; i < n; i++, out += C, x += C) {
         double squares;
-        pvt_real r;
         pvti_sumsq(&squares, x, C);
-        r = (pvt_real)(1 / __builtin_sqrt(squares / (double)C + eps));
-        for (c = 0; c < C; c++) out[c] = x[c] * r * weight[c];
+        pvt_real r = (pvt_real)(1 / __builtin_sqrt(squares / (double)C + eps));
+        for (int64_t c = 0; c < C; c++) out[c] = x[c] * r * weight[c];
         if (rstd) rstd[i] = r;
     }
 }
@@ -3163,13 +3152,12 @@ PVTI_INLINE void pvti_rmsnorm_backward(pvt_real *__restrict dx, const pvt_real *
                                             const pvt_real *__restrict x, const pvt_real *rstd,
                                             const pvt_real *__restrict weight, int64_t n, int64_t C)
 {
-    int64_t i, c;
-    for (i = 0; i < n; i++, dx += C, dout += C, x += C) {
+    for (int64_t i = 0; i < n; i++, dx += C, dout += C, x += C) {
         double sum;
-        pvt_real r = rstd[i], k;
+        pvt_real r = rstd[i];
         pvti_dot3_body(&sum, dout, weight, x, C);
-        k = (pvt_real)(-(double)r * (double)r * (double)r / (double)C * sum);
-        for (c = 0; c < C; c++) dx[c] += pvti_fma(x[c], k, dout[c] * weight[c] * r);
+        pvt_real k = (pvt_real)(-(double)r * (double)r * (double)r / (double)C * sum);
+        for (int64_t c = 0; c < C; c++) dx[c] += pvti_fma(x[c], k, dout[c] * weight[c] * r);
     }
 }
 
@@ -3178,9 +3166,8 @@ PVTI_INLINE void pvti_rmsnorm_dweight(pvt_real *__restrict dweight, const pvt_re
                                            const pvt_real *__restrict x, const pvt_real *rstd, int64_t n,
                                            int64_t columns, int64_t C)
 {
-    int64_t i, c;
-    for (i = 0; i < n; i++, dout += C, x += C)
-        for (c = 0; c < columns; c++) dweight[c] = pvti_fma(dout[c], x[c] * rstd[i], dweight[c]);
+    for (int64_t i = 0; i < n; i++, dout += C, x += C)
+        for (int64_t c = 0; c < columns; c++) dweight[c] = pvti_fma(dout[c], x[c] * rstd[i], dweight[c]);
 }
 
 /* ---- RoPE: (x_a, x_b) → (x_a·cos − x_b·sin, x_b·cos + x_a·sin) ----
@@ -3190,8 +3177,7 @@ PVTI_INLINE void pvti_rope_halves(pvt_real *__restrict a, pvt_real *__restrict b
                                        const pvt_real *__restrict cosines, const pvt_real *__restrict sines,
                                        pvt_real sign, int64_t pairs)
 {
-    int64_t j;
-    for (j = 0; j < pairs; j++) {
+    for (int64_t j = 0; j < pairs; j++) {
         pvt_real c = cosines[j], s = sines[j] * sign, xa = a[j], xb = b[j];
         a[j] = pvti_fma(xa, c, -(xb * s));
         b[j] = pvti_fma(xb, c, xa * s);
@@ -3201,8 +3187,7 @@ PVTI_INLINE void pvti_rope_halves(pvt_real *__restrict a, pvt_real *__restrict b
 PVTI_INLINE void pvti_rope_neighbours(pvt_real *__restrict x, const pvt_real *__restrict cosines,
                                            const pvt_real *__restrict sines, pvt_real sign, int64_t pairs)
 {
-    int64_t j;
-    for (j = 0; j < pairs; j++) {
+    for (int64_t j = 0; j < pairs; j++) {
         pvt_real c = cosines[j], s = sines[j] * sign, xa = x[2 * j], xb = x[2 * j + 1];
         x[2 * j] = pvti_fma(xa, c, -(xb * s));
         x[2 * j + 1] = pvti_fma(xb, c, xa * s);
@@ -3215,11 +3200,11 @@ PVTI_INLINE void pvti_rope_neighbours(pvt_real *__restrict x, const pvt_real *__
 PVTI_INLINE void pvti_swiglu(pvt_real *out, const pvt_real *gate, const pvt_real *up, int64_t n)
 {
     pvt_real block[64];
-    int64_t i, start;
-    for (start = 0; start < n; start += 64) { /* through a block, because out may be gate or up */
+    for (int64_t start = 0; start < n; start += 64) { /* through a block, because out may be gate or up */
         int64_t m = PVTI_MIN(64, n - start);
-        for (i = 0; i < m; i++) block[i] = gate[start + i] * pvti_sigmoid(gate[start + i]) * up[start + i];
-        for (i = 0; i < m; i++) out[start + i] = block[i];
+        for (int64_t i = 0; i < m; i++)
+            block[i] = gate[start + i] * pvti_sigmoid(gate[start + i]) * up[start + i];
+        for (int64_t i = 0; i < m; i++) out[start + i] = block[i];
     }
 }
 
@@ -3227,8 +3212,7 @@ PVTI_INLINE void pvti_swiglu_backward(pvt_real *__restrict dgate, pvt_real *__re
                                            const pvt_real *__restrict dout, const pvt_real *__restrict gate,
                                            const pvt_real *__restrict up, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvt_real g = gate[i], s = pvti_sigmoid(g), d = dout[i];
         dgate[i] += d * up[i] * s * pvti_fma(g, 1 - s, 1);
         dup[i] += d * (g * s);
@@ -3239,8 +3223,7 @@ PVTI_INLINE void pvti_swiglu_backward(pvt_real *__restrict dgate, pvt_real *__re
 
 PVTI_INLINE void pvti_residual(pvt_real *out, const pvt_real *a, const pvt_real *b, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n; i++) out[i] = a[i] + b[i];
+    for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
 /* ---- RMSNorm, tasks ---- */
@@ -3277,8 +3260,7 @@ PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight,
 
 PVT_API void pvt_rope_frequencies(float *inv_freq, int64_t HS, double theta)
 {
-    int64_t j;
-    for (j = 0; j < HS / 2; j++) {
+    for (int64_t j = 0; j < HS / 2; j++) {
         float exponent = (float)(2 * j) / (float)HS; /* every step rounded to float, as in PyTorch */
         inv_freq[j] = 1.0f / (float)pvti_pow((double)(float)theta, (double)exponent);
     }
@@ -3287,8 +3269,7 @@ PVT_API void pvt_rope_frequencies(float *inv_freq, int64_t HS, double theta)
 PVT_API void pvt_rope_scale_llama3(float *inv_freq, int64_t HS, double factor, double low, double high,
                                    int64_t context)
 {
-    int64_t j;
-    for (j = 0; j < HS / 2; j++) {
+    for (int64_t j = 0; j < HS / 2; j++) {
         double f = (double)inv_freq[j];
         double turns = (double)context * f / 6.283185307179586; /* within the original context */
         double smooth = (turns - low) / (high - low);
@@ -3313,10 +3294,10 @@ typedef struct pvti_rope_job {
 static void pvti_rope_table_task(void *arg, int64_t task, int worker)
 {
     const pvti_rope_job *job = (const pvti_rope_job *)arg;
-    int64_t t, j, pairs = job->HS / 2, t1 = PVTI_MIN(job->T, (task + 1) * job->grain);
+    int64_t pairs = job->HS / 2, t1 = PVTI_MIN(job->T, (task + 1) * job->grain);
     (void)worker;
-    for (t = task * job->grain; t < t1; t++)
-        for (j = 0; j < pairs; j++) {
+    for (int64_t t = task * job->grain; t < t1; t++)
+        for (int64_t j = 0; j < pairs; j++) {
             float angle = (float)(job->pos + t) * job->inv_freq[j];
             double s, c;
             pvti_sincos((double)angle, &s, &c);
@@ -3338,11 +3319,11 @@ PVT_API void pvt_rope_table(pvt_ctx *ctx, pvt_real *cosines, pvt_real *sines, co
 static void pvti_rope_task(void *arg, int64_t task, int worker)
 {
     const pvti_rope_job *job = (const pvti_rope_job *)arg;
-    int64_t i, h, pairs = job->HS / 2, i1 = PVTI_MIN(job->n, (task + 1) * job->grain);
+    int64_t pairs = job->HS / 2, i1 = PVTI_MIN(job->n, (task + 1) * job->grain);
     (void)worker;
-    for (i = task * job->grain; i < i1; i++) {
+    for (int64_t i = task * job->grain; i < i1; i++) {
         const pvt_real *c = job->cosines + i % job->T * pairs, *s = job->sines + i % job->T * pairs;
-        for (h = 0; h < job->NH; h++) {
+        for (int64_t h = 0; h < job->NH; h++) {
             pvt_real *x = job->x + (i * job->NH + h) * job->HS;
             if (job->pairing == PVT_ROPE_HALVES)
                 PVTI_CALL(job->ctx, rope_halves)(x, x + pairs, c, s, job->sign, pairs);
@@ -3469,26 +3450,25 @@ PVTI_INLINE void pvti_attention_softmax(pvt_real *__restrict S, pvt_real *__rest
                                              pvt_real *__restrict l, pvt_real *__restrict out, int64_t out_ld,
                                              int64_t HS, pvt_real scale, const pvti_attention_tile *tile)
 {
-    int64_t r, j;
-    for (r = 0; r < tile->rows; r++) {
+    for (int64_t r = 0; r < tile->rows; r++) {
         pvt_real *__restrict p = S + r * PVTI_ATTENTION_K, *__restrict o = out + r * out_ld;
-        pvt_real top, rescale;
+        pvt_real top;
         double sum;
         PVTI_ATTENTION_RANGE(tile, r);
         if (lo >= hi) {
-            for (j = 0; j < tile->keys; j++) p[j] = 0;
+            for (int64_t j = 0; j < tile->keys; j++) p[j] = 0;
             continue;
         }
         pvti_max(&top, p + lo, hi - lo);
         top = PVTI_MAX(m[r], top * scale);
-        for (j = from; j < to; j++) p[j] = pvti_exp(pvti_fma(p[j], scale, -top));
-        for (j = 0; j < lo; j++) p[j] = 0;
-        for (j = hi; j < tile->keys; j++) p[j] = 0;
+        for (int64_t j = from; j < to; j++) p[j] = pvti_exp(pvti_fma(p[j], scale, -top));
+        for (int64_t j = 0; j < lo; j++) p[j] = 0;
+        for (int64_t j = hi; j < tile->keys; j++) p[j] = 0;
         pvti_sum(&sum, p, tile->keys);
         if (top != m[r]) {
-            rescale = pvti_exp(m[r] - top);
+            pvt_real rescale = pvti_exp(m[r] - top);
             l[r] *= rescale;
-            for (j = 0; j < HS; j++) o[j] *= rescale;
+            for (int64_t j = 0; j < HS; j++) o[j] *= rescale;
             m[r] = top;
         }
         l[r] += (pvt_real)sum;
@@ -3499,10 +3479,9 @@ PVTI_INLINE void pvti_attention_softmax(pvt_real *__restrict S, pvt_real *__rest
 PVTI_INLINE void pvti_attention_finish(pvt_real *__restrict out, pvt_real *lse, const pvt_real *m,
                                             const pvt_real *l, int64_t rows, int64_t out_ld, int64_t HS)
 {
-    int64_t r, j;
-    for (r = 0; r < rows; r++, out += out_ld) {
+    for (int64_t r = 0; r < rows; r++, out += out_ld) {
         pvt_real inverse = 1 / l[r];
-        for (j = 0; j < HS; j++) out[j] *= inverse;
+        for (int64_t j = 0; j < HS; j++) out[j] *= inverse;
         if (lse) lse[r] = (pvt_real)((double)m[r] + pvti_log((double)l[r]));
     }
 }
@@ -3512,19 +3491,18 @@ PVTI_INLINE void pvti_attention_dscores(pvt_real *__restrict S, pvt_real *__rest
                                              const pvt_real *lse, const pvt_real *D, pvt_real scale,
                                              const pvti_attention_tile *tile)
 {
-    int64_t r, j;
-    for (r = 0; r < tile->rows; r++) {
+    for (int64_t r = 0; r < tile->rows; r++) {
         pvt_real *__restrict p = S + r * PVTI_ATTENTION_K, *__restrict d = dP + r * PVTI_ATTENTION_K;
         PVTI_ATTENTION_RANGE(tile, r);
         hi = PVTI_MAX(hi, 0);
         if (lo >= hi) lo = hi, from = to;
-        for (j = from; j < to; j++) {
+        for (int64_t j = from; j < to; j++) {
             pvt_real x = pvti_exp(pvti_fma(p[j], scale, -lse[r]));
             p[j] = x;
             d[j] = x * (d[j] - D[r]) * scale;
         }
-        for (j = 0; j < lo; j++) p[j] = 0, d[j] = 0;
-        for (j = hi; j < tile->keys; j++) p[j] = 0, d[j] = 0;
+        for (int64_t j = 0; j < lo; j++) p[j] = 0, d[j] = 0;
+        for (int64_t j = hi; j < tile->keys; j++) p[j] = 0, d[j] = 0;
     }
 }
 
@@ -3592,16 +3570,16 @@ static void pvti_attention_forward_task(void *arg, int64_t task, int worker)
     const pvti_attention *a = (const pvti_attention *)arg;
     int64_t HS = a->d.HS, h = task % a->heads, b = task / a->heads % a->d.B;
     int64_t t0 = (a->blocks - 1 - task / a->heads / a->d.B) * PVTI_ATTENTION_Q; /* the longest first */
-    int64_t rows = PVTI_MIN(PVTI_ATTENTION_Q, a->rows - t0), end = pvti_attention_end(a, t0, rows), r, s0;
+    int64_t rows = PVTI_MIN(PVTI_ATTENTION_Q, a->rows - t0), end = pvti_attention_end(a, t0, rows);
     int64_t at = pvti_attention_q(a, b, h, t0), kv = pvti_attention_kv(a, b, h);
     pvt_real *out = a->out + at, *lse = a->lse ? a->lse + pvti_attention_lse(a, b, h, t0) : NULL;
     pvt_real *S = a->ctx ? (pvt_real *)pvti_scratch(a->ctx, worker) : a->serial;
     pvt_real *m = S + PVTI_ATTENTION_Q * PVTI_ATTENTION_K, *l = m + PVTI_ATTENTION_Q;
-    for (r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         m[r] = -(pvt_real)INFINITY, l[r] = 0;
         memset(out + r * a->row_ld, 0, (size_t)HS * sizeof *out);
     }
-    for (s0 = pvti_attention_first(a, t0); s0 < end; s0 += PVTI_ATTENTION_K) {
+    for (int64_t s0 = pvti_attention_first(a, t0); s0 < end; s0 += PVTI_ATTENTION_K) {
         pvti_attention_tile tile = pvti_attention_at(a, t0, rows, s0);
         const pvt_real *k = a->k + kv + s0 * a->kv_ld, *v = a->v + kv + s0 * a->kv_ld;
         pvti_gemm_serial(a->ctx, worker, S, PVTI_ATTENTION_K, pvti_rows(a->q + at, a->row_ld),
@@ -3635,19 +3613,19 @@ PVT_API void pvt_attention_forward(pvt_ctx *ctx, pvt_real *out, pvt_real *lse, c
 static void pvti_attention_backward_block(const pvti_attention *a, int64_t b, int64_t h, int64_t t0,
                                           int worker)
 {
-    int64_t HS = a->d.HS, rows = PVTI_MIN(PVTI_ATTENTION_Q, a->rows - t0), r, s0;
+    int64_t HS = a->d.HS, rows = PVTI_MIN(PVTI_ATTENTION_Q, a->rows - t0);
     int64_t at = pvti_attention_q(a, b, h, t0), kv = pvti_attention_kv(a, b, h);
     pvt_real *P = a->ctx ? (pvt_real *)pvti_scratch(a->ctx, worker) : a->serial;
     pvt_real *dS = P + PVTI_ATTENTION_Q * PVTI_ATTENTION_K, *D = dS + PVTI_ATTENTION_Q * PVTI_ATTENTION_K;
     const pvt_real *lse = a->lse + pvti_attention_lse(a, b, h, t0);
     pvti_operand q = pvti_rows(a->q + at, a->row_ld), dout = pvti_rows(a->dout + at, a->row_ld);
     const int64_t ld = PVTI_ATTENTION_K;
-    for (r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         double dot;
         PVTI_CALL(a->ctx, dot)(&dot, a->dout + at + r * a->row_ld, a->out + at + r * a->row_ld, HS);
         D[r] = (pvt_real)dot;
     }
-    for (s0 = pvti_attention_first(a, t0); s0 < pvti_attention_end(a, t0, rows); s0 += ld) {
+    for (int64_t s0 = pvti_attention_first(a, t0); s0 < pvti_attention_end(a, t0, rows); s0 += ld) {
         pvti_attention_tile tile = pvti_attention_at(a, t0, rows, s0);
         const pvt_real *k = a->k + kv + s0 * a->kv_ld, *v = a->v + kv + s0 * a->kv_ld;
         pvt_real *dk = a->dk + kv + s0 * a->kv_ld, *dv = a->dv + kv + s0 * a->kv_ld;
@@ -3665,9 +3643,10 @@ static void pvti_attention_backward_block(const pvti_attention *a, int64_t b, in
 static void pvti_attention_backward_task(void *arg, int64_t task, int worker)
 {
     const pvti_attention *a = (const pvti_attention *)arg;
-    int64_t g = task % a->d.NKV, b = task / a->d.NKV, h, i;
-    for (h = g * a->per_kv; h < (g + 1) * a->per_kv; h++)
-        for (i = 0; i < a->blocks; i++) pvti_attention_backward_block(a, b, h, i * PVTI_ATTENTION_Q, worker);
+    int64_t g = task % a->d.NKV, b = task / a->d.NKV;
+    for (int64_t h = g * a->per_kv; h < (g + 1) * a->per_kv; h++)
+        for (int64_t i = 0; i < a->blocks; i++)
+            pvti_attention_backward_block(a, b, h, i * PVTI_ATTENTION_Q, worker);
 }
 
 PVT_API void pvt_attention_backward(pvt_ctx *ctx, pvt_real *dq, pvt_real *dk, pvt_real *dv,
@@ -3697,15 +3676,14 @@ PVTI_INLINE pvt_real pvti_log_softmax(pvt_real x, pvt_real hi, pvt_real lo) { re
 PVTI_INLINE void pvti_softmax_row(pvt_softmax_row *row, const pvt_real *x, int64_t n)
 {
     pvt_real top, e[PVTI_LOSS_BLOCK];
-    double sum = 0, part, max;
-    int64_t start, i;
+    double sum = 0, part;
     pvti_max(&top, x, n);
-    max = row->sum > 0 && row->max > (double)top ? row->max : (double)top;
+    double max = row->sum > 0 && row->max > (double)top ? row->max : (double)top;
     top = (pvt_real)max;
     if (max == -(double)INFINITY) return; /* nothing but −∞ so far: no probability */
-    for (start = 0; start < n; start += PVTI_LOSS_BLOCK) {
+    for (int64_t start = 0; start < n; start += PVTI_LOSS_BLOCK) {
         int64_t m = PVTI_MIN(PVTI_LOSS_BLOCK, n - start);
-        for (i = 0; i < m; i++) e[i] = pvti_exp(x[start + i] - top);
+        for (int64_t i = 0; i < m; i++) e[i] = pvti_exp(x[start + i] - top);
         pvti_sum(&part, e, m);
         sum += part;
     }
@@ -3718,8 +3696,7 @@ PVTI_INLINE void pvti_softmax_row(pvt_softmax_row *row, const pvt_real *x, int64
 PVTI_INLINE void pvti_cross_entropy_backward(pvt_real *x, double lse, pvt_real scale, int64_t n)
 {
     pvt_real PVTI_SPLIT(lse);
-    int64_t i;
-    for (i = 0; i < n; i++) x[i] = scale * pvti_exp(pvti_log_softmax(x[i], hi_lse, lo_lse));
+    for (int64_t i = 0; i < n; i++) x[i] = scale * pvti_exp(pvti_log_softmax(x[i], hi_lse, lo_lse));
 }
 
 /* KL = Σ p_v·(log p_v − log q_v), p teacher. As Σ p_v = 1, only −Σ p_v·log q_v depends on the
@@ -3729,10 +3706,9 @@ PVTI_INLINE void pvti_kl_forward(double *loss, const pvt_real *student, double q
 {
     pvt_real PVTI_SPLIT(q), PVTI_SPLIT(p), e[PVTI_LOSS_BLOCK];
     double sum = 0, part;
-    int64_t start, i;
-    for (start = 0; start < n; start += PVTI_LOSS_BLOCK) {
+    for (int64_t start = 0; start < n; start += PVTI_LOSS_BLOCK) {
         int64_t m = PVTI_MIN(PVTI_LOSS_BLOCK, n - start);
-        for (i = 0; i < m; i++) {
+        for (int64_t i = 0; i < m; i++) {
             pvt_real log_p = pvti_log_softmax(teacher[start + i], hi_p, lo_p);
             pvt_real ratio = log_p - pvti_log_softmax(student[start + i], hi_q, lo_q),
                      weight = pvti_exp(log_p);
@@ -3749,8 +3725,7 @@ PVTI_INLINE void pvti_kl_backward(pvt_real *__restrict student, double q,
                                        int64_t n)
 {
     pvt_real PVTI_SPLIT(q), PVTI_SPLIT(p);
-    int64_t i;
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         student[i] = scale * (pvti_exp(pvti_log_softmax(student[i], hi_q, lo_q)) -
                               pvti_exp(pvti_log_softmax(teacher[i], hi_p, lo_p)));
 }
@@ -3759,8 +3734,7 @@ PVTI_INLINE void pvti_kl_backward(pvt_real *__restrict student, double q,
 PVTI_INLINE void pvti_mse_backward(pvt_real *__restrict da, const pvt_real *__restrict a,
                                         const pvt_real *__restrict b, pvt_real k, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
+    for (int64_t i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
 }
 
 typedef struct pvti_loss_job {
@@ -3826,9 +3800,8 @@ PVT_API void pvt_softmax_update(pvt_ctx *ctx, pvt_softmax_row *rows, const pvt_r
 PVT_API void pvt_softmax_finish(pvt_ctx *ctx, double *lse, double *loss, const pvt_softmax_row *rows,
                                 const int32_t *targets, int64_t n)
 {
-    int64_t i;
     PVTI_ON_DEVICE(ctx, softmax_finish, lse, loss, rows, targets, n);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         bool counts = !targets || targets[i] >= 0;
         double value = counts ? rows[i].max + pvti_log(rows[i].sum) : 0;
         if (lse) lse[i] = value;
@@ -3929,15 +3902,14 @@ static void pvti_mse_task(void *arg, int64_t task, int worker)
 static double pvti_mse(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, const pvt_real *b, double k, int64_t n)
 {
     pvti_mse_job job;
-    int64_t i, parts;
     double sum = 0;
     if (n <= 0) return 0;
     job.ctx = ctx, job.da = da, job.a = a, job.b = b, job.n = n, job.k = (pvt_real)k;
     job.grain = PVTI_MAX(PVTI_TASK_ELEMENTS, pvti_ceil_div(n, PVTI_COUNT(job.sums)));
-    parts = pvti_ceil_div(n, job.grain);
+    int64_t parts = pvti_ceil_div(n, job.grain);
     memset(job.sums, 0, sizeof job.sums);
     pvti_parallel(ctx, parts, pvti_mse_task, &job);
-    for (i = 0; i < parts; i++) sum += job.sums[i];
+    for (int64_t i = 0; i < parts; i++) sum += job.sums[i];
     return sum / (double)n;
 }
 PVT_API double pvt_mse_forward(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t n)
@@ -4074,11 +4046,11 @@ PVTI_INLINE pvt_real pvti_rotation_scale(int64_t m) { return 1 / pvti_sqrt((pvt_
 /* A row of C numbers in blocks of less than eight. */
 PVTI_INLINE void pvti_rotate_small(pvt_real *out, const pvt_real *x, int64_t C, uint64_t key, bool inverse)
 {
-    int64_t m = pvti_rotation_block(C), i;
+    int64_t m = pvti_rotation_block(C);
     pvt_real scale = pvti_rotation_scale(m);
-    for (i = 0; i < C; i++) out[i] = inverse ? x[i] : x[i] * pvti_rotation_factor(key, i, scale);
-    for (i = 0; i < C; i += m) pvti_hadamard_rows(out + i, 1, 1, m);
-    for (i = 0; inverse && i < C; i++) out[i] *= pvti_rotation_factor(key, i, scale);
+    for (int64_t i = 0; i < C; i++) out[i] = inverse ? x[i] : x[i] * pvti_rotation_factor(key, i, scale);
+    for (int64_t i = 0; i < C; i += m) pvti_hadamard_rows(out + i, 1, 1, m);
+    for (int64_t i = 0; inverse && i < C; i++) out[i] *= pvti_rotation_factor(key, i, scale);
 }
 
 /* Blocks of 8 or 16: stages h = 1, 2, 4 of n rows, and the factors. */
@@ -4130,7 +4102,7 @@ PVTI_INLINE void pvti_rotate_thirties(pvt_real *out, const pvt_real *x, int64_t 
 PVTI_INLINE void pvti_rotate(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, uint64_t key,
                              bool inverse)
 {
-    int64_t m = pvti_rotation_block(C), rows, i;
+    int64_t m = pvti_rotation_block(C), rows;
     pvt_real scale = pvti_rotation_scale(m);
     for (; n > 0; n -= rows, x += rows * C, out += rows * C) {
         const pvt_real *from = inverse ? out : x;
@@ -4138,12 +4110,14 @@ PVTI_INLINE void pvti_rotate(pvt_real *out, const pvt_real *x, int64_t n, int64_
         if (m < 8) pvti_rotate_small(out, x, C, key, inverse);
         if (m < 8) continue;
         if (inverse && out != x) memcpy(out, x, (size_t)(rows * C) * sizeof *out);
-        for (i = 0; inverse && i < rows * C; i += m) pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
+        for (int64_t i = 0; inverse && i < rows * C; i += m)
+            pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
         if (m < 32 && inverse) pvti_rotate_eights(out, from, rows, C, scale, key, true);
         else if (m < 32) pvti_rotate_eights(out, from, rows, C, scale, key, false);
         else if (inverse) pvti_rotate_thirties(out, from, rows, C, scale, key, true);
         else pvti_rotate_thirties(out, from, rows, C, scale, key, false);
-        for (i = 0; !inverse && i < rows * C; i += m) pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
+        for (int64_t i = 0; !inverse && i < rows * C; i += m)
+            pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
     }
 }
 
@@ -4334,9 +4308,8 @@ static bool pvti_dtype_bytes(pvt_dtype dtype, const int64_t *shape, int rank, in
 {
     const pvti_dtype *info = pvti_dtype_info(dtype);
     int64_t elements = 1, row = rank > 0 ? shape[rank - 1] : 1;
-    int i;
     if (!info || row % info->block != 0) return false;
-    for (i = 0; i < rank; i++)
+    for (int i = 0; i < rank; i++)
         if (!pvti_mul(elements, shape[i], &elements)) return false;
     return pvti_mul(elements / info->block, info->bytes, bytes);
 }
@@ -4346,9 +4319,8 @@ static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, cons
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
     for (int64_t i = 0; i < n; i++) {
-        uint16_t bits;
         if (!(fabs((double)from[i]) < 65520.0)) return i; /* from here on a number rounds to infinity */
-        bits = pvti_f32_to_f16((float)from[i]);
+        uint16_t bits = pvti_f32_to_f16((float)from[i]);
         if (half) half[i] = bits;
         if (real) real[i] = (pvt_real)pvti_f16_to_f32(bits);
     }
@@ -4463,9 +4435,8 @@ static int64_t pvti_room_none(const pvt_weight *weight)
 static bool pvti_draw_second(uint64_t seed, uint64_t stream, int64_t group, double e1, double e2,
                              double rounding)
 {
-    double odds;
     if (!(e1 > 0 && e2 > 0)) return false;
-    odds = pvti_exp64(0.5 / rounding * (pvti_log(e2) - pvti_log(e1)));
+    double odds = pvti_exp64(0.5 / rounding * (pvti_log(e2) - pvti_log(e1)));
     return pvti_random_unit(seed, PVTI_RANDOM_ROUNDING, stream, (uint64_t)group) < 1 / (1 + odds);
 }
 
@@ -4487,20 +4458,20 @@ static void pvti_single_task(void *arg, int64_t task, int worker)
 {
     const pvti_single_args *s = (const pvti_single_args *)arg;
     const pvt_assign *a = s->assign;
-    int64_t k, end = PVTI_MIN(a->n, (task + 1) * PVTI_SINGLE_TASK);
+    int64_t end = PVTI_MIN(a->n, (task + 1) * PVTI_SINGLE_TASK);
     (void)worker;
-    for (k = task * PVTI_SINGLE_TASK; k < end; k++) {
+    for (int64_t k = task * PVTI_SINGLE_TASK; k < end; k++) {
         int64_t i = a->groups ? a->groups[k] : k;
         double target = (double)a->target[i], step;
         int other = a->force ? (int)pvti_code_get(s->weight, i) : -1;
         int code = s->nearest(s->weight, i, target, other, &step);
         if (a->rounding > 0) {
-            double second_step, rest;
+            double second_step;
             int second = s->nearest(s->weight, i, target, code, &second_step);
             int64_t row = i / s->weight->I, column = i % s->weight->I;
             pvt_real now;
             s->weight->kind->tile(s->weight, &now, 1, row, row + 1, column, column + 1);
-            rest = target - (double)now;
+            double rest = target - (double)now;
             if (second_step != step && /* else there is nothing to draw between */
                 pvti_draw_second(a->seed, a->stream, i, (rest - step) * (rest - step),
                                  (rest - second_step) * (rest - second_step), a->rounding)) {
@@ -4536,15 +4507,15 @@ static void pvti_tile_dense(const void *self, pvt_real *out, int64_t ld, int64_t
     pvti_decode_fn *decode = pvti_decoder(weight->ctx, weight->dtype);
     const uint8_t *data = (const uint8_t *)weight->array[0];
     int64_t block = type->block, row_bytes = weight->I / block * type->bytes;
-    int64_t b0 = c0 / block, b1 = (c1 + block - 1) / block, r, b;
-    for (r = r0; r < r1; r++) {
+    int64_t b0 = c0 / block, b1 = (c1 + block - 1) / block;
+    for (int64_t r = r0; r < r1; r++) {
         const uint8_t *row = data + r * row_bytes;
         pvt_real *o = out + (r - r0) * ld;
         if (b0 * block == c0 && b1 * block == c1) {
             decode(row + b0 * type->bytes, o, b1 - b0);
             continue;
         }
-        for (b = b0; b < b1; b++) { /* the rectangle cuts through blocks */
+        for (int64_t b = b0; b < b1; b++) { /* the rectangle cuts through blocks */
             pvt_real whole[256];
             int64_t from = PVTI_MAX(c0, b * block), to = PVTI_MIN(c1, (b + 1) * block);
             decode(row + b * type->bytes, whole, 1);
@@ -4600,15 +4571,13 @@ PVT_API pvt_result pvt_weight_borrow(pvt_ctx *ctx, const void *data, pvt_dtype d
 PVT_API pvt_result pvt_weight_dense(pvt_ctx *ctx, const pvt_real *fill, int64_t O, int64_t I, pvt_weight *out)
 {
     int64_t n;
-    pvt_real *data;
-    pvt_result result;
     memset(out, 0, sizeof *out);
     if (!pvti_mul(O, I, &n) || n < 1)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a weight must have rows and columns");
-    data = PVTI_MEMORY(ctx, pvt_real, n);
+    pvt_real *data = PVTI_MEMORY(ctx, pvt_real, n);
     if (!data) return PVT_ERR_MEMORY;
     if (fill) pvt_memory_write(ctx, data, fill, n * (int64_t)sizeof *data);
-    result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out);
+    pvt_result result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, O, I, out);
     if (result != PVT_OK) pvt_memory_free(ctx, data);
     out->owned = result == PVT_OK;
     return result;
@@ -4662,15 +4631,15 @@ static void pvti_rotate_weight(pvt_ctx *ctx, pvt_real *out, const pvt_real *W, c
 static void pvti_rotated_row(const pvt_weight *weight, pvt_real *out, int64_t r, int worker)
 {
     pvt_real *piece = (pvt_real *)pvti_scratch(weight->ctx, worker);
-    int64_t m = pvti_rotation_block(weight->O), r0 = r / m * m, j, c, k;
+    int64_t m = pvti_rotation_block(weight->O), r0 = r / m * m;
     uint64_t key = pvti_mix(PVT_SIDE_OUT);
-    for (c = 0; c < weight->I; c += 8192) {
+    for (int64_t c = 0; c < weight->I; c += 8192) {
         int64_t width = PVTI_MIN(8192, weight->I - c);
-        for (j = 0; j < m; j++) {
+        for (int64_t j = 0; j < m; j++) {
             pvt_real factor = pvti_rotation_factor(key, r, pvti_rotation_scale(m));
             if (__builtin_parityll((uint64_t)((r - r0) & j))) factor = -factor;
             weight->kind->tile(weight, piece, width, r0 + j, r0 + j + 1, c, c + width);
-            for (k = 0; k < width; k++) out[c + k] = (j ? out[c + k] : 0) + factor * piece[k];
+            for (int64_t k = 0; k < width; k++) out[c + k] = (j ? out[c + k] : 0) + factor * piece[k];
         }
     }
 }
@@ -4741,13 +4710,13 @@ static void pvti_dequantize_task(void *arg, int64_t go, int worker)
     const pvt_weight *w = a->weight;
     pvt_real *decoded = (pvt_real *)pvti_scratch(a->ctx, worker);
     for (int64_t c0 = 0; c0 < w->I; c0 += a->width) {
-        int64_t width = PVTI_MIN(a->width, w->I - c0), r, k;
+        int64_t width = PVTI_MIN(a->width, w->I - c0);
         w->kind->tile(w, decoded, width, go * a->og, (go + 1) * a->og, c0, c0 + width);
-        for (r = 0; r < a->og; r++) {
+        for (int64_t r = 0; r < a->og; r++) {
             int64_t at = (go * a->og + r) * w->I + c0;
             const pvt_real *from = decoded + r * width;
-            for (k = 0; a->minus && k < width; k++) a->out[at + k] = a->minus[at + k] - from[k];
-            for (k = 0; !a->minus && k < width; k++)
+            for (int64_t k = 0; a->minus && k < width; k++) a->out[at + k] = a->minus[at + k] - from[k];
+            for (int64_t k = 0; !a->minus && k < width; k++)
                 a->out[at + k] = a->delta < 1 ? a->delta * from[k] + (1 - a->delta) * a->out[at + k] : from[k];
         }
     }
@@ -4859,13 +4828,13 @@ static void pvti_rotated_forward(pvt_real *const *y, const pvt_real *x, const pv
 {
     pvt_ctx *ctx = weights->ctx;
     bool back = weights->format.rotation == 2, aside = back && accumulate;
-    int64_t I = weights->I, row = I, pieces, p, rows, first;
+    int64_t I = weights->I, row = I, rows;
     pvt_real *rx = (pvt_real *)(void *)ctx->rotated, *to[PVTI_PRODUCTS];
     for (int i = 0; i < count && aside; i++) row += weights[i].O;
-    pieces = pvti_rotated_pieces(ctx, n, row);
-    for (p = 0; p < pieces; p++) {
-        pvt_real *room;
-        first = pvti_rotated_piece(n, pieces, p, &rows), room = rx + rows * I;
+    int64_t pieces = pvti_rotated_pieces(ctx, n, row);
+    for (int64_t p = 0; p < pieces; p++) {
+        int64_t first = pvti_rotated_piece(n, pieces, p, &rows);
+        pvt_real *room = rx + rows * I;
         for (int i = 0; i < count; room += aside ? rows * weights[i].O : 0, i++)
             to[i] = aside ? room : y[i] + first * weights[i].O;
         pvt_rotate(ctx, rx, x + first * I, rows, I, PVT_SIDE_IN, false);
@@ -4901,14 +4870,14 @@ PVT_API void pvt_weight_forward(pvt_real *y, const pvt_real *x, const pvt_weight
 static void pvti_rotated_backward(pvt_real *dx, const pvt_real *dy, const pvt_weight *weight, int64_t n)
 {
     pvt_ctx *ctx = weight->ctx;
-    int64_t I = weight->I, O = weight->O, rows, first;
+    int64_t I = weight->I, O = weight->O, rows;
     bool turn = weight->format.rotation == 2;
     int64_t pieces = pvti_rotated_pieces(ctx, n, I + (turn ? O : 0));
     for (int64_t p = 0; p < pieces; p++) {
-        pvt_real *rdx = (pvt_real *)(void *)ctx->rotated, *rdy;
-        const pvt_real *g;
-        first = pvti_rotated_piece(n, pieces, p, &rows);
-        g = dy + first * O, rdy = rdx + rows * I;
+        pvt_real *rdx = (pvt_real *)(void *)ctx->rotated;
+        int64_t first = pvti_rotated_piece(n, pieces, p, &rows);
+        const pvt_real *g = dy + first * O;
+        pvt_real *rdy = rdx + rows * I;
         if (turn) pvt_rotate(ctx, rdy, g, rows, O, PVT_SIDE_OUT, false), g = rdy;
         pvti_gemm_linear(ctx, rdx, I, pvti_rows(g, O), pvti_weight_operand(weight, false), rows, I, O, false);
         pvt_rotate(ctx, rdx, rdx, rows, I, PVT_SIDE_IN, true);
@@ -4962,21 +4931,20 @@ PVTI_INLINE int64_t pvti_group_dim(const pvt_weight *weight)
 PVTI_INLINE void pvti_decode_row(pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0,
                                  int64_t j1, bool scaled, int M, int og, int ig, bool bytes)
 {
-    int64_t K = pvti_entries(w), D = (int64_t)og * ig, GI = w->I / ig, j;
+    int64_t K = pvti_entries(w), D = (int64_t)og * ig, GI = w->I / ig;
     pvt_real s = scaled ? pvti_scales(w)[go] : 1;
-    for (j = j0; j < j1; j++) {
+    for (int64_t j = j0; j < j1; j++) {
         int64_t at = (go * GI + j) * M;
-        int m, a, r;
-        for (r = 0; r < og; r++) {
+        for (int r = 0; r < og; r++) {
             pvt_real sum[64];
             pvt_real *o = out + r * ld + (j - j0) * ig;
-            for (m = 0; m < M; m++) {
+            for (int m = 0; m < M; m++) {
                 int64_t code =
                     bytes ? ((const uint8_t *)w->array[0])[at + m] : ((const uint16_t *)w->array[0])[at + m];
                 const pvt_real *entry = pvti_codebooks(w) + (m * K + code) * D + r * ig;
-                for (a = 0; a < ig; a++) sum[a] = m ? sum[a] + entry[a] : entry[a];
+                for (int a = 0; a < ig; a++) sum[a] = m ? sum[a] + entry[a] : entry[a];
             }
-            for (a = 0; a < ig; a++) o[a] = s * sum[a];
+            for (int a = 0; a < ig; a++) o[a] = s * sum[a];
         }
     }
 }
@@ -5001,15 +4969,14 @@ PVTI_INLINE void pvti_decode(pvt_real *out, int64_t ld, const pvt_weight *w, int
 PVTI_INLINE void pvti_scatter_rows(pvt_real *acc, const pvt_weight *w, const pvt_real *dW, int64_t go0,
                                    int64_t go1, int m, int M, int og, int ig)
 {
-    int64_t D = (int64_t)og * ig, GI = w->I / ig, go, j;
-    for (go = go0; go < go1; go++) {
+    int64_t D = (int64_t)og * ig, GI = w->I / ig;
+    for (int64_t go = go0; go < go1; go++) {
         pvt_real s = pvti_scales(w)[go];
-        for (j = 0; j < GI; j++) {
+        for (int64_t j = 0; j < GI; j++) {
             pvt_real *entry = acc + pvti_code_get(w, (go * GI + j) * M + m) * D;
-            int r, a;
-            for (r = 0; r < og; r++) {
+            for (int r = 0; r < og; r++) {
                 const pvt_real *h = dW + (go * og + r) * w->I + j * ig;
-                for (a = 0; a < ig; a++) entry[r * ig + a] = pvti_fma(s, h[a], entry[r * ig + a]);
+                for (int a = 0; a < ig; a++) entry[r * ig + a] = pvti_fma(s, h[a], entry[r * ig + a]);
             }
         }
     }
@@ -5028,14 +4995,12 @@ PVTI_INLINE void pvti_scatter(pvt_real *acc, const pvt_weight *w, const pvt_real
 PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real *table,
                                   const pvt_real *bias, int64_t D, int64_t K)
 {
-    int64_t k, d;
-    int l;
-    for (k = 0; k < K; k += 16) {
+    for (int64_t k = 0; k < K; k += 16) {
         pvt_real sum[16];
-        for (l = 0; l < 16; l++) sum[l] = bias[k + l];
-        for (d = 0; d < D; d++)
-            for (l = 0; l < 16; l++) sum[l] = pvti_fma(x[d], table[d * K + k + l], sum[l]);
-        for (l = 0; l < 16; l++) score[k + l] = sum[l];
+        for (int l = 0; l < 16; l++) sum[l] = bias[k + l];
+        for (int64_t d = 0; d < D; d++)
+            for (int l = 0; l < 16; l++) sum[l] = pvti_fma(x[d], table[d * K + k + l], sum[l]);
+        for (int l = 0; l < 16; l++) score[k + l] = sum[l];
     }
 }
 
@@ -5050,20 +5015,18 @@ PVTI_INLINE void pvti_scores(pvt_real *score, const pvt_real *x, const pvt_real 
 PVTI_INLINE void pvti_nearest(int32_t *best, const pvt_real *x, int64_t n, const pvt_real *table,
                                             const pvt_real *bias, int64_t D, int64_t K)
 {
-    int64_t i, k, d;
-    int l;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvt_real least[16];
         int32_t which[16];
-        for (l = 0; l < 16; l++) least[l] = (pvt_real)INFINITY, which[l] = l;
-        for (k = 0; k < K; k += 16)
-            for (l = 0; l < 16; l++) {
+        for (int l = 0; l < 16; l++) least[l] = (pvt_real)INFINITY, which[l] = l;
+        for (int64_t k = 0; k < K; k += 16)
+            for (int l = 0; l < 16; l++) {
                 pvt_real sum = bias[k + l];
-                for (d = 0; d < D; d++) sum = pvti_fma(x[i * D + d], table[d * K + k + l], sum);
+                for (int64_t d = 0; d < D; d++) sum = pvti_fma(x[i * D + d], table[d * K + k + l], sum);
                 if (sum < least[l]) least[l] = sum, which[l] = (int32_t)(k + l);
             }
         best[i] = which[0];
-        for (l = 1; l < 16; l++)
+        for (int l = 1; l < 16; l++)
             if (least[l] < least[0] || (least[l] == least[0] && which[l] < best[i]))
                 least[0] = least[l], best[i] = which[l];
     }
@@ -5075,19 +5038,18 @@ static void pvti_tile_aqlm(const void *self, pvt_real *out, int64_t ld, int64_t 
                            int64_t c1)
 {
     const pvt_weight *w = (const pvt_weight *)self;
-    int64_t og = w->format.out_group, ig = w->format.in_group, go, j0 = c0 / ig, j1 = (c1 + ig - 1) / ig;
+    int64_t og = w->format.out_group, ig = w->format.in_group, j0 = c0 / ig, j1 = (c1 + ig - 1) / ig;
     bool whole = r0 % og == 0 && r1 % og == 0 && c0 % ig == 0 && c1 % ig == 0;
-    for (go = r0 / og; go * og < r1; go++) {
-        int64_t r, j;
+    for (int64_t go = r0 / og; go * og < r1; go++) {
         if (whole) {
             PVTI_CALL(w->ctx, decode)(out + (go * og - r0) * ld, ld, w, go, j0, j1, true);
             continue;
         }
-        for (j = j0; j < j1; j++) { /* the rectangle cuts through groups */
+        for (int64_t j = j0; j < j1; j++) { /* the rectangle cuts through groups */
             pvt_real group[256];
             int64_t from = PVTI_MAX(c0, j * ig), to = PVTI_MIN(c1, (j + 1) * ig);
             PVTI_CALL(w->ctx, decode)(group, ig, w, go, j, j + 1, true);
-            for (r = PVTI_MAX(r0, go * og); r < PVTI_MIN(r1, (go + 1) * og); r++)
+            for (int64_t r = PVTI_MAX(r0, go * og); r < PVTI_MIN(r1, (go + 1) * og); r++)
                 memcpy(out + (r - r0) * ld + (from - c0), group + (r - go * og) * ig + (from - j * ig),
                        (size_t)(to - from) * sizeof *out);
         }
@@ -5118,8 +5080,8 @@ static void pvti_print_aqlm(const pvt_format *format, char out[48])
 /* The group size nearest to `wanted`, the larger of two equally near, that divides n. */
 static int pvti_group_near(int wanted, int64_t n, int most)
 {
-    int best = 1, g;
-    for (g = 1; g <= most; g++)
+    int best = 1;
+    for (int g = 1; g <= most; g++)
         if (n % g == 0 && abs(g - wanted) <= abs(best - wanted)) best = g;
     return best;
 }
@@ -5179,19 +5141,19 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
     int64_t chunk = i / w->format.codebooks, m = i % w->format.codebooks,
             step = pvti_ceil_div(GO, a->chunks);
     int64_t go0 = PVTI_MIN(GO, chunk * step), go1 = PVTI_MIN(GO, go0 + step),
-            per_book = a->n / w->format.codebooks, go, j0;
+            per_book = a->n / w->format.codebooks;
     pvt_real *acc = a->partial + chunk * a->n + m * per_book;
     pvt_real *buffer = (pvt_real *)pvti_scratch(a->ctx, worker);
     memset(acc, 0, (size_t)per_book * sizeof *acc);
     PVTI_CALL(a->ctx, scatter)(acc, w, a->dW, go0, go1, (int)m);
     if (m) return;
-    for (go = go0; go < go1; go++) { /* dscale: ⟨h, Σ C⟩ over the row, in pieces of 4096 weights */
-        int64_t GI = w->I / ig, piece = PVTI_MAX(1, 4096 / (og * ig)), r;
+    for (int64_t go = go0; go < go1; go++) { /* dscale: ⟨h, Σ C⟩ over the row, in pieces of 4096 weights */
+        int64_t GI = w->I / ig, piece = PVTI_MAX(1, 4096 / (og * ig));
         double sum = 0;
-        for (j0 = 0; j0 < GI; j0 += piece) {
+        for (int64_t j0 = 0; j0 < GI; j0 += piece) {
             int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
             PVTI_CALL(a->ctx, decode)(buffer, width, w, go, j0, j1, false);
-            for (r = 0; r < og; r++) {
+            for (int64_t r = 0; r < og; r++) {
                 double dot;
                 PVTI_CALL(a->ctx, dot)(&dot, a->dW + (go * og + r) * w->I + j0 * ig, buffer + r * width,
                                             width);
@@ -5205,9 +5167,9 @@ static void pvti_chain_scatter_task(void *arg, int64_t i, int worker)
 static void pvti_chain_add_task(void *arg, int64_t i, int worker)
 {
     const pvti_chain_args *a = (const pvti_chain_args *)arg;
-    int64_t from = i * 1024, n = PVTI_MIN(1024, a->n - from), chunk;
+    int64_t from = i * 1024, n = PVTI_MIN(1024, a->n - from);
     (void)worker;
-    for (chunk = 0; chunk < a->chunks; chunk++)
+    for (int64_t chunk = 0; chunk < a->chunks; chunk++)
         PVTI_CALL(a->ctx, add_to)(a->dcodebooks + from, a->partial + chunk * a->n + from, n);
 }
 
@@ -5243,16 +5205,15 @@ static int64_t pvti_search_tables_values(const pvt_format *f)
 
 static void pvti_search_tables_fill(pvti_search_tables *t, pvt_real *memory, const pvt_weight *weight)
 {
-    int64_t m, k, d;
     t->M = weight->format.codebooks, t->K = pvti_entries(weight), t->padded = PVTI_MAX(16, t->K),
     t->D = pvti_group_dim(weight);
     t->table = memory;
     t->norm = memory + t->M * t->D * t->padded;
-    for (m = 0; m < t->M; m++)
-        for (k = 0; k < t->padded; k++) {
+    for (int64_t m = 0; m < t->M; m++)
+        for (int64_t k = 0; k < t->padded; k++) {
             const pvt_real *entry = pvti_codebooks(weight) + (m * t->K + k) * t->D;
             pvt_real norm = 0;
-            for (d = 0; d < t->D; d++) {
+            for (int64_t d = 0; d < t->D; d++) {
                 pvt_real c = k < t->K ? entry[d] : 0;
                 t->table[(m * t->D + d) * t->padded + k] = c;
                 norm = pvti_fma(c, c, norm);
@@ -5310,15 +5271,15 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
 {
     const pvt_weight *w = s->weight;
     int64_t ig = w->format.in_group, og = w->format.out_group, GI = w->I / ig, D = s->tables.D;
-    int64_t go = group / GI, j = group % GI, r, a, m;
+    int64_t go = group / GI, j = group % GI;
     pvt_real inverse = pvti_reciprocal_scale(pvti_scales(w)[go]);
-    for (r = 0; r < og; r++)
-        for (a = 0; a < ig; a++) v[r * ig + a] = s->a->target[(go * og + r) * w->I + j * ig + a] * inverse;
-    for (m = 0; m < s->tables.M; m++) {
-        const pvt_real *entry;
+    for (int64_t r = 0; r < og; r++)
+        for (int64_t a = 0; a < ig; a++)
+            v[r * ig + a] = s->a->target[(go * og + r) * w->I + j * ig + a] * inverse;
+    for (int64_t m = 0; m < s->tables.M; m++) {
         codes[m] = (uint16_t)pvti_code_get(w, group * s->tables.M + m);
-        entry = pvti_codebooks(w) + (m * s->tables.K + codes[m]) * D;
-        for (a = 0; a < D; a++) v[a] -= entry[a];
+        const pvt_real *entry = pvti_codebooks(w) + (m * s->tables.K + codes[m]) * D;
+        for (int64_t a = 0; a < D; a++) v[a] -= entry[a];
     }
 }
 
@@ -5326,24 +5287,24 @@ static void pvti_l2_residual(pvt_real *v, uint16_t *codes, const pvti_l2_search 
 static void pvti_l2_greedy(const pvti_l2_search *s, int64_t from, int64_t n, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, i, a, step;
+    int64_t D = t->D;
     pvt_real *v = memory, *x = v + n * D;
     int32_t *best = (int32_t *)(void *)(x + n * D);
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         pvti_l2_residual(v + i * D, s->a->codes + (from + i) * t->M, s,
                          s->a->groups ? s->a->groups[from + i] : from + i);
-    for (step = 0; step < t->M; step++) {
+    for (int64_t step = 0; step < t->M; step++) {
         int64_t m = s->order[step];
         const pvt_real *book = pvti_codebooks(s->weight) + m * t->K * D;
-        for (i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             const pvt_real *entry = book + s->a->codes[(from + i) * t->M + m] * D;
-            for (a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
+            for (int64_t a = 0; a < D; a++) v[i * D + a] += entry[a], x[i * D + a] = -2 * v[i * D + a];
         }
         PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                         t->padded);
-        for (i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             const pvt_real *entry = book + best[i] * D;
-            for (a = 0; a < D; a++) v[i * D + a] -= entry[a];
+            for (int64_t a = 0; a < D; a++) v[i * D + a] -= entry[a];
             s->a->codes[(from + i) * t->M + m] = (uint16_t)best[i];
         }
     }
@@ -5367,13 +5328,13 @@ static bool pvti_l2_draw(const pvti_l2_search *s, int64_t group, const pvt_real 
 static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, step, h, k, a;
+    int64_t D = t->D, M = t->M, B = s->a->beam + 1, n = 1, h;
     int64_t group = s->a->groups ? s->a->groups[at] : at;
     pvt_real *v = memory, *next = v + B * D, *x = next + B * D, *score = x + D;
     uint16_t codes[2][PVTI_MAX_BEAM + 1][16], previous[16];
     pvti_l2_residual(v, codes[0][0], s, group);
     memcpy(previous, codes[0][0], sizeof previous);
-    for (step = 0; step < M; step++) {
+    for (int64_t step = 0; step < M; step++) {
         pvti_candidate list[PVTI_MAX_BEAM + 1];
         int64_t m = s->order[step], found = 0;
         int64_t keep = step + 1 < M ? s->a->beam : s->a->force || s->a->rounding > 0 ? 2 : 1;
@@ -5382,18 +5343,19 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
         for (h = 0; h < n; h++) {
             const pvt_real *entry = book + codes[now][h][m] * D;
             pvt_real base = 0;
-            for (a = 0; a < D; a++) {
+            for (int64_t a = 0; a < D; a++) {
                 pvt_real *vh = v + h * D;
                 vh[a] += entry[a], x[a] = -2 * vh[a], base = pvti_fma(vh[a], vh[a], base);
             }
             PVTI_CALL(s->ctx, scores)(score, x, t->table + m * D * t->padded, t->norm + m * t->padded, D,
                                            t->padded);
-            for (k = 0; k < t->K; k++) found = pvti_candidate_insert(list, found, keep, score[k] + base, h,
-                                                                     k);
+            for (int64_t k = 0; k < t->K; k++)
+                found = pvti_candidate_insert(list, found, keep, score[k] + base, h,
+                                              k);
         }
         for (h = 0; h < found; h++) {
             const pvt_real *from = v + list[h].hypothesis * D, *entry = book + list[h].entry * D;
-            for (a = 0; a < D; a++) next[h * D + a] = from[a] - entry[a];
+            for (int64_t a = 0; a < D; a++) next[h * D + a] = from[a] - entry[a];
             memcpy(codes[then][h], codes[now][list[h].hypothesis], sizeof previous);
             codes[then][h][m] = (uint16_t)list[h].entry;
         }
@@ -5410,14 +5372,14 @@ static void pvti_l2_beam(const pvti_l2_search *s, int64_t at, pvt_real *memory)
 static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 {
     const pvt_weight *w = s->weight;
-    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K, a, m;
+    int64_t D = s->tables.D, M = s->tables.M, K = s->tables.K;
     int64_t group = s->a->groups ? s->a->groups[at] : at;
     double sum = 0, scale = (double)pvti_scales(w)[group / (w->I / w->format.in_group)];
     bool same = true;
-    for (m = 0; m < M; m++) same = same && s->a->codes[at * M + m] == pvti_code_get(w, group * M + m);
-    for (a = 0; a < D && !same; a++) {
+    for (int64_t m = 0; m < M; m++) same = same && s->a->codes[at * M + m] == pvti_code_get(w, group * M + m);
+    for (int64_t a = 0; a < D && !same; a++) {
         double d = 0;
-        for (m = 0; m < M; m++)
+        for (int64_t m = 0; m < M; m++)
             d += (double)pvti_codebooks(w)[(m * K + s->a->codes[at * M + m]) * D + a] -
                  (double)pvti_codebooks(w)[(m * K + pvti_code_get(w, group * M + m)) * D + a];
         sum += d * d;
@@ -5428,13 +5390,13 @@ static void pvti_l2_change(const pvti_l2_search *s, int64_t at)
 static void pvti_l2_task(void *arg, int64_t i, int worker)
 {
     const pvti_l2_search *s = (const pvti_l2_search *)arg;
-    int64_t from = i * PVTI_L2_BATCH, to = PVTI_MIN(s->a->n, from + PVTI_L2_BATCH), at;
+    int64_t from = i * PVTI_L2_BATCH, to = PVTI_MIN(s->a->n, from + PVTI_L2_BATCH);
     pvt_real *memory = (pvt_real *)pvti_scratch(s->ctx, worker);
     if (s->a->beam == 1 && !s->a->force && !(s->a->rounding > 0))
         pvti_l2_greedy(s, from, to - from, memory);
     else
-        for (at = from; at < to; at++) pvti_l2_beam(s, at, memory);
-    for (at = from; at < to && s->a->change; at++) pvti_l2_change(s, at);
+        for (int64_t at = from; at < to; at++) pvti_l2_beam(s, at, memory);
+    for (int64_t at = from; at < to && s->a->change; at++) pvti_l2_change(s, at);
 }
 
 /* The V step of pv; without a metric, calibration's search too. */
@@ -5485,19 +5447,17 @@ typedef struct pvti_xtx_search {
 PVTI_INLINE void pvti_metric_norms(pvt_real *__restrict bias, const pvt_real *__restrict table,
                                         const pvt_real *H, int64_t ld, int64_t og, int64_t ig, int64_t K)
 {
-    int64_t k, r, a, b;
-    int l;
-    for (k = 0; k < K; k += 16) {
+    for (int64_t k = 0; k < K; k += 16) {
         pvt_real sum[16] = {0};
-        for (r = 0; r < og; r++)
-            for (a = 0; a < ig; a++) {
+        for (int64_t r = 0; r < og; r++)
+            for (int64_t a = 0; a < ig; a++) {
                 const pvt_real *c = table + r * ig * K + k;
                 pvt_real row[16] = {0};
-                for (b = 0; b < ig; b++)
-                    for (l = 0; l < 16; l++) row[l] = pvti_fma(H[a * ld + b], c[b * K + l], row[l]);
-                for (l = 0; l < 16; l++) sum[l] = pvti_fma(row[l], c[a * K + l], sum[l]);
+                for (int64_t b = 0; b < ig; b++)
+                    for (int l = 0; l < 16; l++) row[l] = pvti_fma(H[a * ld + b], c[b * K + l], row[l]);
+                for (int l = 0; l < 16; l++) sum[l] = pvti_fma(row[l], c[a * K + l], sum[l]);
             }
-        for (l = 0; l < 16; l++) bias[k + l] = sum[l];
+        for (int l = 0; l < 16; l++) bias[k + l] = sum[l];
     }
 }
 
@@ -5506,12 +5466,12 @@ static void pvti_xtx_bias_task(void *arg, int64_t i, int worker)
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
     const pvt_weight *w = s->weight;
     const pvti_search_tables *t = &s->tables;
-    int64_t p = s->p0 + i / t->M, m = i % t->M, ig = w->format.in_group, k;
+    int64_t p = s->p0 + i / t->M, m = i % t->M, ig = w->format.in_group;
     (void)worker;
     PVTI_CALL(s->ctx, metric_norms)(s->bias + i * t->padded, t->table + m * t->D * t->padded,
                                          s->H + p * ig * w->I + p * ig, w->I,
                                          w->format.out_group, ig, t->padded);
-    for (k = t->K; k < t->padded; k++) s->bias[i * t->padded + k] = (pvt_real)INFINITY;
+    for (int64_t k = t->K; k < t->padded; k++) s->bias[i * t->padded + k] = (pvt_real)INFINITY;
 }
 
 /* A hypothesis of one out group inside the block. */
@@ -5527,9 +5487,8 @@ typedef struct pvti_xtx_item {
 PVTI_INLINE void pvti_axpys(pvt_real *__restrict y, const pvt_real *u, const pvt_real *__restrict H,
                                  int64_t ld, int64_t rows, int64_t n)
 {
-    int64_t a, c;
-    for (a = 0; a < rows; a++)
-        for (c = 0; c < n; c++) y[c] = pvti_fma(u[a], H[a * ld + c], y[c]);
+    for (int64_t a = 0; a < rows; a++)
+        for (int64_t c = 0; c < n; c++) y[c] = pvti_fma(u[a], H[a * ld + c], y[c]);
 }
 
 /* x = −2b/s for codebook m of visited group p, b = (R H)_p + s·c_old·H_pp. */
@@ -5537,16 +5496,16 @@ static void pvti_xtx_query(pvt_real *x, const pvti_xtx_search *s, const pvti_xtx
                            int64_t p, int64_t m)
 {
     const pvt_weight *w = s->weight;
-    int64_t ig = w->format.in_group, og = w->format.out_group, at = (p - s->p0) * ig, r, a;
+    int64_t ig = w->format.in_group, og = w->format.out_group, at = (p - s->p0) * ig;
     pvt_real scale = pvti_scales(w)[go], inverse = pvti_reciprocal_scale(scale), u[64];
     const pvt_real *entry =
         pvti_codebooks(w) + (m * s->tables.K + item->codes[(p - s->p0) * s->tables.M + m]) * s->tables.D;
-    for (r = 0; r < og; r++) {
+    for (int64_t r = 0; r < og; r++) {
         pvt_real *b = x + r * ig;
         memcpy(b, item->rh + r * s->width + at, (size_t)ig * sizeof *b);
-        for (a = 0; a < ig; a++) u[a] = scale * entry[r * ig + a];
+        for (int64_t a = 0; a < ig; a++) u[a] = scale * entry[r * ig + a];
         PVTI_CALL(s->ctx, axpys)(b, u, s->H + p * ig * w->I + p * ig, w->I, ig, ig);
-        for (a = 0; a < ig; a++) b[a] *= -2 * inverse;
+        for (int64_t a = 0; a < ig; a++) b[a] *= -2 * inverse;
     }
 }
 
@@ -5555,15 +5514,15 @@ static void pvti_xtx_set(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t 
                          int64_t k)
 {
     const pvt_weight *w = s->weight;
-    int64_t ig = w->format.in_group, og = w->format.out_group, D = s->tables.D, at = (p - s->p0) * ig, r, a;
+    int64_t ig = w->format.in_group, og = w->format.out_group, D = s->tables.D, at = (p - s->p0) * ig;
     uint16_t *code = item->codes + (p - s->p0) * s->tables.M + m;
     const pvt_real *old = pvti_codebooks(w) + (m * s->tables.K + *code) * D,
                    *entry = pvti_codebooks(w) + (m * s->tables.K + k) * D;
     if (*code == k) return;
     *code = (uint16_t)k;
-    for (r = 0; r < og; r++) {
+    for (int64_t r = 0; r < og; r++) {
         pvt_real u[64];
-        for (a = 0; a < ig; a++) {
+        for (int64_t a = 0; a < ig; a++) {
             u[a] = pvti_scales(w)[go] * (old[r * ig + a] - entry[r * ig + a]);
             item->delta[r * s->width + at + a] += u[a];
         }
@@ -5576,8 +5535,8 @@ static void pvti_xtx_set(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t 
 static void pvti_xtx_spread(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t p)
 {
     const pvt_weight *w = s->weight;
-    int64_t ig = w->format.in_group, at = (p - s->p0) * ig, r;
-    for (r = 0; r < w->format.out_group; r++)
+    int64_t ig = w->format.in_group, at = (p - s->p0) * ig;
+    for (int64_t r = 0; r < w->format.out_group; r++)
         PVTI_CALL(s->ctx, axpys)(item->rh + r * s->width + at + ig, item->delta + r * s->width + at,
                                       s->H + p * ig * w->I + (p + 1) * ig, w->I, ig, s->width - at - ig);
 }
@@ -5601,22 +5560,22 @@ static int64_t pvti_xtx_step(const pvti_xtx_search *s, pvti_xtx_item *items, pvt
     pvt_real *x = memory, *score = x + 256, scale = pvti_scales(s->weight)[go];
     pvti_candidate list[PVTI_MAX_BEAM];
     double base = n ? items[0].loss : 0;
-    int64_t found = 0, h, k;
-    for (h = 0; h < n; h++) {
-        pvt_real now, offset = (pvt_real)(items[h].loss - base);
+    int64_t found = 0;
+    for (int64_t h = 0; h < n; h++) {
+        pvt_real offset = (pvt_real)(items[h].loss - base);
         pvti_xtx_query(x, s, &items[h], go, p, m);
         PVTI_CALL(s->ctx, scores)(score, x, t->table + m * t->D * t->padded, bias, t->D, t->padded);
-        now = score[items[h].codes[(p - s->p0) * t->M + m]];
-        for (k = 0; k < t->K; k++)
+        pvt_real now = score[items[h].codes[(p - s->p0) * t->M + m]];
+        for (int64_t k = 0; k < t->K; k++)
             found =
                 pvti_candidate_insert(list, found, s->beam, offset + scale * scale * (score[k] - now), h, k);
     }
-    for (h = 0; h < found; h++) {
+    for (int64_t h = 0; h < found; h++) {
         pvti_xtx_item_copy(&next[h], &items[list[h].hypothesis], s);
         next[h].loss = base + (double)list[h].loss;
         pvti_xtx_set(s, &next[h], go, p, m, list[h].entry);
     }
-    for (h = 0; h < found; h++) pvti_xtx_item_copy(&items[h], &next[h], s);
+    for (int64_t h = 0; h < found; h++) pvti_xtx_item_copy(&items[h], &next[h], s);
     return found;
 }
 
@@ -5626,10 +5585,10 @@ static void pvti_xtx_move(const pvti_xtx_search *s, pvti_xtx_item *item, int64_t
                           bool back)
 {
     const pvt_weight *w = s->weight;
-    int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M, r;
+    int64_t og = w->format.out_group, ig = w->format.in_group, M = s->tables.M;
     uint16_t *codes = s->codes + (at * (w->I / ig) + q0) * M;
     memcpy(back ? codes : item->codes, back ? item->codes : codes, (size_t)((q1 - q0) * M) * sizeof *codes);
-    for (r = 0; q0 >= s->p0 && r < og; r++) {
+    for (int64_t r = 0; q0 >= s->p0 && r < og; r++) {
         pvt_real *RH = s->RH + (at * og + r) * w->I + q0 * ig, *own = item->rh + r * s->width;
         memcpy(back ? RH : own, back ? own : RH, (size_t)((q1 - q0) * ig) * sizeof *RH);
     }
@@ -5641,17 +5600,17 @@ static void pvti_xtx_leave(const pvti_xtx_search *s, pvti_xtx_item *items, int64
     const pvt_format *f = &s->weight->format;
     int64_t n = s->hypotheses[go], first = go * s->beam, most = s->p1 - s->p0,
         GI = s->weight->I / f->in_group;
-    int64_t reals = f->out_group * s->width, h, q0, q1;
-    for (h = 0; h < n; h++) {
+    int64_t reals = f->out_group * s->width, q1;
+    for (int64_t h = 0; h < n; h++) {
         memcpy(s->delta + (first + h) * reals, items[h].delta, (size_t)reals * sizeof(pvt_real));
         s->loss[first + h] = items[h].loss;
         pvti_xtx_move(s, &items[h], first + h, s->p0, s->p1, true);
     }
-    for (q0 = 0; s->beam > 1 && q0 < GI; q0 = q1) {
+    for (int64_t q0 = 0; s->beam > 1 && q0 < GI; q0 = q1) {
         q1 = PVTI_MIN(q0 + most, q0 < s->p0 ? s->p0 : GI);
         if (q0 == s->p0) continue;
-        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + items[h].ancestor, q0, q1, false);
-        for (h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + h, q0, q1, true);
+        for (int64_t h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + items[h].ancestor, q0, q1, false);
+        for (int64_t h = 0; h < n; h++) pvti_xtx_move(s, &items[h], first + h, q0, q1, true);
     }
 }
 
@@ -5660,17 +5619,17 @@ static void pvti_xtx_visit(const pvti_xtx_search *s, pvti_xtx_item *items, int64
                            int64_t m, pvt_real *x, int32_t *best)
 {
     const pvti_search_tables *t = &s->tables;
-    int64_t B = s->beam, i;
+    int64_t B = s->beam;
     if (B > 1) {
-        for (i = 0; i < n; i++)
+        for (int64_t i = 0; i < n; i++)
             s->hypotheses[go0 + i] = pvti_xtx_step(s, items + i * B, items + n * B, s->hypotheses[go0 + i],
                                                    go0 + i, p, m, x);
         return;
     }
-    for (i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
+    for (int64_t i = 0; i < n; i++) pvti_xtx_query(x + i * t->D, s, &items[i], go0 + i, p, m);
     PVTI_CALL(s->ctx, nearest)(best, x, n, t->table + m * t->D * t->padded,
                                s->bias + ((p - s->p0) * t->M + m) * t->padded, t->D, t->padded);
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         if (pvti_scales(s->weight)[go0 + i] != 0) pvti_xtx_set(s, &items[i], go0 + i, p, m, best[i]);
 }
 
@@ -5679,32 +5638,32 @@ static void pvti_xtx_task(void *arg, int64_t task, int worker)
 {
     const pvti_xtx_search *s = (const pvti_xtx_search *)arg;
     const pvti_search_tables *t = &s->tables;
-    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width, i, h, p, step;
+    int64_t og = s->weight->format.out_group, B = s->beam, reals = og * s->width;
     int64_t GO = s->weight->O / og, go0 = task * s->chunk, n = PVTI_MIN(GO, go0 + s->chunk) - go0;
     int64_t slots = n * B + (B > 1 ? B : 0); /* the last B: room to rearrange one out group's beam */
     pvti_xtx_item *items = (pvti_xtx_item *)pvti_scratch(s->ctx, worker);
     pvt_real *room = (pvt_real *)(void *)(items + slots), *x = room + 2 * slots * reals;
     int32_t *best = (int32_t *)(void *)(x + (B > 1 ? 256 + t->padded : n * t->D));
     uint16_t *codes = (uint16_t *)(void *)(best + n);
-    for (i = 0; i < slots; i++) {
+    for (int64_t i = 0; i < slots; i++) {
         items[i].rh = room + 2 * i * reals, items[i].delta = items[i].rh + reals;
         items[i].codes = codes + i * (s->p1 - s->p0) * t->M;
     }
-    for (i = 0; i < n; i++)
-        for (h = 0; h < s->hypotheses[go0 + i]; h++) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t h = 0; h < s->hypotheses[go0 + i]; h++) {
             pvti_xtx_item *item = &items[i * B + h];
             int64_t at = (go0 + i) * B + h;
             pvti_xtx_move(s, item, at, s->p0, s->p1, false);
             memset(item->delta, 0, (size_t)reals * sizeof *x);
             item->loss = s->loss[at], item->ancestor = h;
         }
-    for (p = s->p0; p < s->p1; p++) {
-        for (step = 0; step < t->M; step++)
+    for (int64_t p = s->p0; p < s->p1; p++) {
+        for (int64_t step = 0; step < t->M; step++)
             pvti_xtx_visit(s, items, go0, n, p, s->book_orders[p * t->M + step], x, best);
-        for (i = 0; i < n; i++)
-            for (h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t h = 0; h < s->hypotheses[go0 + i]; h++) pvti_xtx_spread(s, &items[i * B + h], p);
     }
-    for (i = 0; i < n; i++) pvti_xtx_leave(s, items + i * B, go0 + i);
+    for (int64_t i = 0; i < n; i++) pvti_xtx_leave(s, items + i * B, go0 + i);
 }
 
 typedef struct pvti_permute_args {
@@ -5720,25 +5679,25 @@ typedef struct pvti_permute_args {
 static void pvti_permute_task(void *arg, int64_t i, int worker)
 {
     const pvti_permute_args *a = (const pvti_permute_args *)arg;
-    int64_t from = a->rows ? a->order[i / a->ig] * a->ig + i % a->ig : i, to, p;
+    int64_t from = a->rows ? a->order[i / a->ig] * a->ig + i % a->ig : i;
     (void)worker;
     /* row (go, r) of R H belongs to hypothesis 0 of its out group */
-    to = a->copies > 1
-             ? (i / a->search->weight->format.out_group * a->copies) * a->search->weight->format.out_group +
-                   i % a->search->weight->format.out_group
-             : i;
-    for (p = 0; p < a->I / a->ig; p++)
+    int64_t to = a->copies > 1
+                     ? (i / a->search->weight->format.out_group * a->copies) *
+                           a->search->weight->format.out_group + i % a->search->weight->format.out_group
+                     : i;
+    for (int64_t p = 0; p < a->I / a->ig; p++)
         memcpy(a->out + to * a->I + p * a->ig, a->in + from * a->I + a->order[p] * a->ig,
                (size_t)a->ig * sizeof *a->out);
 }
 
 static void pvti_xtx_start_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
 {
-    int64_t go, p, m, M = s->tables.M;
-    for (go = 0; go < GO; go++) {
+    int64_t M = s->tables.M;
+    for (int64_t go = 0; go < GO; go++) {
         s->hypotheses[go] = 1;
-        for (p = 0; p < GI; p++)
-            for (m = 0; m < M; m++)
+        for (int64_t p = 0; p < GI; p++)
+            for (int64_t m = 0; m < M; m++)
                 s->codes[(go * s->beam * GI + p) * M + m] =
                     (uint16_t)pvti_code_get(s->weight, (go * GI + s->order[p]) * M + m);
     }
@@ -5746,13 +5705,13 @@ static void pvti_xtx_start_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
 
 static void pvti_xtx_best_codes(pvti_xtx_search *s, int64_t GO, int64_t GI)
 {
-    int64_t go, p, m, h, M = s->tables.M;
-    for (go = 0; go < GO; go++) {
+    int64_t M = s->tables.M;
+    for (int64_t go = 0; go < GO; go++) {
         int64_t best = 0;
-        for (h = 1; h < s->hypotheses[go]; h++)
+        for (int64_t h = 1; h < s->hypotheses[go]; h++)
             if (s->loss[go * s->beam + h] < s->loss[go * s->beam + best]) best = h;
-        for (p = 0; p < GI; p++)
-            for (m = 0; m < M; m++)
+        for (int64_t p = 0; p < GI; p++)
+            for (int64_t m = 0; m < M; m++)
                 pvti_code_set(s->weight, (go * GI + s->order[p]) * M + m,
                               s->codes[((go * s->beam + best) * GI + p) * M + m]);
     }
@@ -5778,12 +5737,12 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             room = (PVTI_SCRATCH_BYTES - scores * (int64_t)sizeof(pvt_real)) / beam;
     pvti_xtx_search s;
     pvti_permute_args permute;
-    pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format)), *Hp;
+    pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format));
     pvt_result result = PVT_ERR_MEMORY;
     while (per_block > 1 && 2 * pvti_xtx_item_bytes(&weight->format, per_block) > room) per_block--;
     memset(&s, 0, sizeof s);
     s.ctx = ctx, s.weight = weight, s.order = order, s.book_orders = book_orders, s.beam = beam;
-    Hp = PVTI_NEW(ctx, pvt_real, I * I);
+    pvt_real *Hp = PVTI_NEW(ctx, pvt_real, I * I);
     s.H = Hp;
     s.RH = PVTI_NEW(ctx, pvt_real, rows * I);
     s.delta = PVTI_NEW(ctx, pvt_real, rows * per_block * ig);
@@ -5849,12 +5808,11 @@ typedef struct pvti_kmeans {
 PVTI_INLINE void pvti_weighted_norms(pvt_real *__restrict bias, const pvt_real *__restrict table,
                                           const pvt_real *weight, int64_t D, int64_t K)
 {
-    int64_t k, d;
-    for (k = 0; k < K; k++) bias[k] = 0;
-    for (d = 0; d < D; d++) {
+    for (int64_t k = 0; k < K; k++) bias[k] = 0;
+    for (int64_t d = 0; d < D; d++) {
         pvt_real w = weight ? weight[d] : 1;
         const pvt_real *c = table + d * K;
-        for (k = 0; k < K; k++) bias[k] = pvti_fma(w * c[k], c[k], bias[k]);
+        for (int64_t k = 0; k < K; k++) bias[k] = pvti_fma(w * c[k], c[k], bias[k]);
     }
 }
 
@@ -5876,11 +5834,11 @@ static void pvti_kmeans_assign_task(void *arg, int64_t j, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
     const pvt_real *weight = s->weight ? s->weight + j * s->D : NULL;
-    int64_t D = s->D, batch = 256, k, i, n; /* D = 256 and 65,536 entries fit the scratch, as double too */
+    int64_t D = s->D, batch = 256, n; /* D = 256 and 65,536 entries fit the scratch, as double too */
     pvt_real *query = (pvt_real *)pvti_scratch(s->ctx, worker), *bias = query + batch * D;
     PVTI_CALL(s->ctx, weighted_norms)(bias, s->table, weight, D, s->padded);
-    for (k = s->K; k < s->padded; k++) bias[k] = (pvt_real)INFINITY;
-    for (i = 0; i < s->rows; i += n) {
+    for (int64_t k = s->K; k < s->padded; k++) bias[k] = (pvt_real)INFINITY;
+    for (int64_t i = 0; i < s->rows; i += n) {
         n = PVTI_MIN(batch, s->rows - i);
         PVTI_CALL(s->ctx, kmeans_query)(query, s->x + (j * s->rows + i) * D, weight, n, D);
         PVTI_CALL(s->ctx, nearest)(s->assigned + j * s->rows + i, query, n, s->table, bias, D, s->padded);
@@ -5910,11 +5868,11 @@ PVTI_INLINE void pvti_kmeans_sum(double *sums, const pvt_real *x, const int32_t 
 static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 {
     const pvti_kmeans *s = (const pvti_kmeans *)arg;
-    int64_t D = s->D, step = pvti_ceil_div(s->GI, s->chunks), j;
+    int64_t D = s->D, step = pvti_ceil_div(s->GI, s->chunks);
     double *sums = s->sums + chunk * s->K * 2 * D;
     (void)worker;
     memset(sums, 0, (size_t)(s->K * 2 * D) * sizeof *sums);
-    for (j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
+    for (int64_t j = chunk * step; j < PVTI_MIN(s->GI, (chunk + 1) * step); j++)
         PVTI_CALL(s->ctx, kmeans_sum)
         (sums, s->x + j * s->rows * D, s->assigned + j * s->rows, s->weight ? s->weight + j * D : NULL,
          s->rows, D);
@@ -5922,9 +5880,9 @@ static void pvti_kmeans_sum_task(void *arg, int64_t chunk, int worker)
 
 static void pvti_kmeans_table(pvti_kmeans *s)
 {
-    int64_t k, d;
-    for (k = 0; k < s->padded; k++)
-        for (d = 0; d < s->D; d++) s->table[d * s->padded + k] = k < s->K ? s->centroids[k * s->D + d] : 0;
+    for (int64_t k = 0; k < s->padded; k++)
+        for (int64_t d = 0; d < s->D; d++)
+            s->table[d * s->padded + k] = k < s->K ? s->centroids[k * s->D + d] : 0;
 }
 
 /* At most `steps` rounds of assignment and means from the given centroids; an empty cluster
@@ -5932,8 +5890,7 @@ static void pvti_kmeans_table(pvti_kmeans *s)
    more than 1e-8 + 1e-6·|c|. Leaves the assignment to the final centroids. */
 static pvt_result pvti_kmeans_run(pvti_kmeans *s, int steps)
 {
-    int64_t entries = s->K * s->D, chunk, k, d;
-    int step;
+    int64_t entries = s->K * s->D;
     pvt_result result = PVT_ERR_MEMORY;
     s->padded = PVTI_MAX(16, (s->K + 15) / 16 * 16);
     s->chunks = PVTI_MAX(1, PVTI_MIN(PVTI_MIN(s->GI, 16), 2000000 / entries));
@@ -5941,15 +5898,15 @@ static pvt_result pvti_kmeans_run(pvti_kmeans *s, int steps)
     s->sums = PVTI_NEW(s->ctx, double, s->chunks * entries * 2);
     if (s->table && s->sums) {
         result = PVT_OK;
-        for (step = 0; step < steps; step++) {
+        for (int step = 0; step < steps; step++) {
             bool moved = step % 10 != 0;
             pvti_kmeans_table(s);
             pvti_parallel(s->ctx, s->GI, pvti_kmeans_assign_task, s);
             pvti_parallel(s->ctx, s->chunks, pvti_kmeans_sum_task, s);
-            for (chunk = 1; chunk < s->chunks; chunk++)
-                for (k = 0; k < 2 * entries; k++) s->sums[k] += s->sums[chunk * 2 * entries + k];
-            for (k = 0; k < s->K; k++)
-                for (d = 0; d < s->D; d++) {
+            for (int64_t chunk = 1; chunk < s->chunks; chunk++)
+                for (int64_t k = 0; k < 2 * entries; k++) s->sums[k] += s->sums[chunk * 2 * entries + k];
+            for (int64_t k = 0; k < s->K; k++)
+                for (int64_t d = 0; d < s->D; d++) {
                     double c = (double)s->centroids[k * s->D + d], sum = s->sums[k * 2 * s->D + d],
                            w = s->sums[(k * 2 + 1) * s->D + d];
                     double mean = w > 0 ? (double)(pvt_real)(sum / w) : c;
@@ -5957,8 +5914,9 @@ static pvt_result pvti_kmeans_run(pvti_kmeans *s, int steps)
                     s->sums[k * 2 * s->D + d] = mean;
                 }
             if (!moved) break;
-            for (k = 0; k < s->K; k++)
-                for (d = 0; d < s->D; d++) s->centroids[k * s->D + d] = (pvt_real)s->sums[k * 2 * s->D + d];
+            for (int64_t k = 0; k < s->K; k++)
+                for (int64_t d = 0; d < s->D; d++)
+                    s->centroids[k * s->D + d] = (pvt_real)s->sums[k * 2 * s->D + d];
         }
         pvti_kmeans_table(s);
         pvti_parallel(s->ctx, s->GI, pvti_kmeans_assign_task, s);
@@ -6006,10 +5964,9 @@ static double pvti_fit_dot(const pvti_fit *f, const pvt_real *a, const pvt_real 
 {
     pvti_fit_dot_args s;
     double sum = 0;
-    int64_t o;
     s.fit = f, s.a = a, s.b = b;
     pvti_parallel(f->ctx, f->O, pvti_fit_dot_task, &s);
-    for (o = 0; o < f->O; o++) sum += f->dots[o];
+    for (int64_t o = 0; o < f->O; o++) sum += f->dots[o];
     return sum;
 }
 
@@ -6052,18 +6009,18 @@ static double pvti_fit_residual(pvti_fit *f)
 static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
 {
     const pvti_fit *f = (const pvti_fit *)arg;
-    int64_t n = f->og * f->I, from = go * n, k;
-    pvt_real s = pvti_scales(f->weight)[go], factor;
+    int64_t n = f->og * f->I, from = go * n;
+    pvt_real s = pvti_scales(f->weight)[go];
     double along = 0, square = 0;
     (void)worker;
     /* Ŵ = W − R and ŴH = WH − RH: s_new / s = ⟨WH, Ŵ⟩ / ⟨ŴH, Ŵ⟩ */
-    for (k = from; k < from + n; k++) {
+    for (int64_t k = from; k < from + n; k++) {
         double w = (double)f->W[k] - (double)f->R[k], wh = (double)f->WH[k] - (double)f->RH[k];
         along += (double)f->WH[k] * w, square += wh * w;
     }
-    factor = square > 0 && along > 0 ? (pvt_real)(along / square) : 1;
+    pvt_real factor = square > 0 && along > 0 ? (pvt_real)(along / square) : 1;
     pvti_scales(f->weight)[go] = s * factor;
-    for (k = from; k < from + n; k++) {
+    for (int64_t k = from; k < from + n; k++) {
         f->R[k] = f->W[k] - factor * (f->W[k] - f->R[k]);
         f->RH[k] = f->WH[k] - factor * (f->WH[k] - f->RH[k]);
     }
@@ -6081,14 +6038,14 @@ static void pvti_fit_gather(pvti_fit *f, pvt_real *out, const pvt_real *G)
 /* diagonal of the normal equations: Σ over groups with that code of s²·H_jj. */
 static void pvti_fit_diagonal(pvti_fit *f)
 {
-    int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), go, j, m, d;
+    int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight);
     memset(f->diagonal, 0, (size_t)f->n_values * sizeof *f->diagonal);
-    for (go = 0; go < f->GO; go++)
-        for (j = 0; j < f->GI; j++)
-            for (m = 0; m < M; m++) {
+    for (int64_t go = 0; go < f->GO; go++)
+        for (int64_t j = 0; j < f->GI; j++)
+            for (int64_t m = 0; m < M; m++) {
                 int64_t code = pvti_code_get(f->weight, (go * f->GI + j) * M + m);
                 pvt_real *out = f->diagonal + (m * K + code) * f->D, s = pvti_scales(f->weight)[go];
-                for (d = 0; d < f->D; d++) {
+                for (int64_t d = 0; d < f->D; d++) {
                     int64_t column = j * f->ig + d % f->ig;
                     out[d] += s * s * (f->H ? f->H[column * f->I + column] : 1);
                 }
@@ -6098,8 +6055,7 @@ static void pvti_fit_diagonal(pvti_fit *f)
 static double pvti_sum_products(const pvt_real *a, const pvt_real *b, int64_t n)
 {
     double sum = 0;
-    int64_t k;
-    for (k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
+    for (int64_t k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
     return sum;
 }
 
@@ -6118,84 +6074,81 @@ static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
 static void pvti_fit_codebooks(pvti_fit *f)
 {
     pvt_weight direction = *f->weight; /* the same codes and scales, p for codebooks */
-    int64_t k, n = f->n_values;
-    double rz, floor = 0;
-    int step;
+    int64_t n = f->n_values;
+    double floor = 0;
     pvti_fit_diagonal(f);
-    for (k = 0; k < n; k++) floor += (double)f->diagonal[k] / (double)n;
-    for (k = 0; k < n; k++) /* unused entries and dead inputs stay as they are */
+    for (int64_t k = 0; k < n; k++) floor += (double)f->diagonal[k] / (double)n;
+    for (int64_t k = 0; k < n; k++) /* unused entries and dead inputs stay as they are */
         f->diagonal[k] = (double)f->diagonal[k] > 1e-9 * floor ? 1 / f->diagonal[k] : 0;
     pvti_fit_gather(f, f->r, f->RH);
-    for (k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
-    rz = pvti_sum_products(f->r, f->x, n);
+    for (int64_t k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
+    double rz = pvti_sum_products(f->r, f->x, n);
     direction.array[PVTI_CODEBOOKS] = f->p;
-    for (step = 0; step < f->desc.cg_steps && rz > 0; step++) {
-        double curvature, alpha, rz_next;
-        pvt_real al, beta;
+    for (int step = 0; step < f->desc.cg_steps && rz > 0; step++) {
         pvti_dequantize_blend(f->ctx, &direction, f->T, 1);
         pvti_fit_times_H(f, f->TH, f->T);
-        curvature = pvti_fit_dot(f, f->T, f->TH);
+        double curvature = pvti_fit_dot(f, f->T, f->TH);
         if (!(curvature > 0)) break;
-        alpha = rz / curvature, al = (pvt_real)alpha;
+        double alpha = rz / curvature;
+        pvt_real al = (pvt_real)alpha;
         f->alpha = -al;
         PVTI_CALL(f->ctx, axpys)(pvti_codebooks(f->weight), &al, f->p, 0, 1, n);
         pvti_parallel(f->ctx, f->O, pvti_fit_advance_task, f);
         pvti_fit_gather(f, f->q, f->TH);
         PVTI_CALL(f->ctx, axpys)(f->r, &f->alpha, f->q, 0, 1, n);
-        for (k = 0; k < n; k++) f->x[k] = f->diagonal[k] * f->r[k];
-        rz_next = pvti_sum_products(f->r, f->x, n);
-        beta = (pvt_real)(rz_next / rz), rz = rz_next;
-        for (k = 0; k < n; k++) f->p[k] = beta * f->p[k] + f->x[k];
+        for (int64_t k = 0; k < n; k++) f->x[k] = f->diagonal[k] * f->r[k];
+        double rz_next = pvti_sum_products(f->r, f->x, n);
+        pvt_real beta = (pvt_real)(rz_next / rz);
+        rz = rz_next;
+        for (int64_t k = 0; k < n; k++) f->p[k] = beta * f->p[k] + f->x[k];
     }
 }
 
 /* Start: scale = row norm, then each codebook by k-means on what the ones before leave. */
 static pvt_result pvti_fit_start(pvti_fit *f)
 {
-    int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI, go, j, r, a,
-            i, k, m, d;
+    int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI;
     pvt_real *x = PVTI_NEW(f->ctx, pvt_real, points * f->D),
         *weight = PVTI_NEW(f->ctx, pvt_real, f->GI * f->D);
     int32_t *assigned = PVTI_NEW(f->ctx, int32_t, points);
     pvt_result result = x && weight && assigned ? PVT_OK : PVT_ERR_MEMORY;
-    for (go = 0; go < f->GO && result == PVT_OK; go++) {
+    for (int64_t go = 0; go < f->GO && result == PVT_OK; go++) {
         double square = 0;
-        pvt_real inverse;
-        for (i = go * f->og * f->I; i < (go + 1) * f->og * f->I; i++)
+        for (int64_t i = go * f->og * f->I; i < (go + 1) * f->og * f->I; i++)
             square += (double)f->W[i] * (double)f->W[i];
         pvti_scales(f->weight)[go] = (pvt_real)(__builtin_sqrt(square) + 1e-9);
-        inverse = 1 / pvti_scales(f->weight)[go];
-        for (j = 0; j < f->GI; j++)
-            for (r = 0; r < f->og; r++)
-                for (a = 0; a < f->ig; a++)
+        pvt_real inverse = 1 / pvti_scales(f->weight)[go];
+        for (int64_t j = 0; j < f->GI; j++)
+            for (int64_t r = 0; r < f->og; r++)
+                for (int64_t a = 0; a < f->ig; a++)
                     x[(j * f->GO + go) * f->D + r * f->ig + a] =
                         f->W[(go * f->og + r) * f->I + j * f->ig + a] * inverse;
     }
     if (result == PVT_OK && f->H) {
         double mean = 0;
-        for (i = 0; i < f->I; i++) mean += (double)f->H[i * f->I + i] / (double)f->I;
-        for (j = 0; j < f->GI; j++)
-            for (d = 0; d < f->D; d++) { /* a floor keeps dead inputs from weighing nothing at all */
+        for (int64_t i = 0; i < f->I; i++) mean += (double)f->H[i * f->I + i] / (double)f->I;
+        for (int64_t j = 0; j < f->GI; j++)
+            for (int64_t d = 0; d < f->D; d++) { /* a floor keeps dead inputs from weighing nothing at all */
                 int64_t column = j * f->ig + d % f->ig;
                 double h = (double)f->H[column * f->I + column];
                 weight[j * f->D + d] = mean > 0 ? (pvt_real)(h / mean + 1e-6) : 1;
             }
     }
-    for (m = 0; m < M && result == PVT_OK; m++) {
+    for (int64_t m = 0; m < M && result == PVT_OK; m++) {
         pvti_kmeans s;
         memset(&s, 0, sizeof s);
         s.ctx = f->ctx, s.x = x, s.weight = f->H ? weight : NULL;
         s.rows = f->GO, s.GI = f->GI, s.D = f->D, s.K = K;
         s.centroids = pvti_codebooks(f->weight) + m * K * f->D, s.assigned = assigned;
-        for (k = 0; k < K; k++) { /* seeds: points drawn at random */
+        for (int64_t k = 0; k < K; k++) { /* seeds: points drawn at random */
             uint64_t at =
                 pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, f->stream * 64 + (uint64_t)m, (uint64_t)k) %
                 (uint64_t)points;
             memcpy(s.centroids + k * f->D, x + (int64_t)at * f->D, (size_t)f->D * sizeof *x);
         }
         result = pvti_kmeans_run(&s, f->desc.kmeans_steps);
-        for (i = 0; i < points && result == PVT_OK; i++) {
-            for (d = 0; d < f->D; d++) x[i * f->D + d] -= s.centroids[assigned[i] * f->D + d];
+        for (int64_t i = 0; i < points && result == PVT_OK; i++) {
+            for (int64_t d = 0; d < f->D; d++) x[i * f->D + d] -= s.centroids[assigned[i] * f->D + d];
             pvti_code_set(f->weight, (i % f->GO * f->GI + i / f->GO) * M + m, assigned[i]);
         }
     }
@@ -6207,15 +6160,14 @@ static pvt_result pvti_fit_start(pvti_fit *f)
 static pvt_result pvti_fit_search_plain(pvti_fit *f, uint64_t stream)
 {
     pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_assign_room_aqlm(f->weight));
-    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks, k;
+    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks;
     pvt_assign a;
-    bool ok;
     memset(&a, 0, sizeof a);
     a.target = f->W, a.n = n, a.beam = f->desc.beam, a.seed = f->ctx->seed, a.stream = stream;
     a.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
-    ok = tables && a.codes;
+    bool ok = tables && a.codes;
     if (ok) pvti_assign_aqlm(f->ctx, f->weight, &a, tables);
-    for (k = 0; ok && k < n * M; k++) pvti_code_set(f->weight, k, a.codes[k]);
+    for (int64_t k = 0; ok && k < n * M; k++) pvti_code_set(f->weight, k, a.codes[k]);
     pvti_free(f->ctx, tables);
     pvti_free(f->ctx, a.codes);
     return ok ? PVT_OK : PVT_ERR_MEMORY;
@@ -6224,10 +6176,10 @@ static pvt_result pvti_fit_search_plain(pvti_fit *f, uint64_t stream)
 /* All codes searched once, in random orders. */
 static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
 {
-    int64_t M = f->weight->format.codebooks, j;
+    int64_t M = f->weight->format.codebooks;
     uint64_t step = f->stream * 4096 + (uint64_t)epoch;
     pvti_random_order(f->order, f->GI, f->ctx->seed, PVTI_RANDOM_GROUP_ORDER, step);
-    for (j = 0; j < f->GI; j++)
+    for (int64_t j = 0; j < f->GI; j++)
         pvti_random_order(f->book_orders + j * M, M, f->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
                           step * 65536 + (uint64_t)j);
     if (f->H) return pvti_xtx_run(f->ctx, f->weight, f->H, f->RH, f->desc.beam, f->order, f->book_orders);
@@ -6236,16 +6188,15 @@ static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
 
 static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
 {
-    double best, error;
-    int epoch;
+    double best;
     PVTI_TRY(pvti_fit_energy(f));
     PVTI_TRY(pvti_fit_start(f));
     best = stats->error_start = pvti_fit_residual(f);
-    for (epoch = 0;; epoch++) {
+    for (int epoch = 0;; epoch++) {
         pvti_parallel(f->ctx, f->GO, pvti_fit_scales_task, f);
         pvti_fit_codebooks(f);
-        error = f->energy > 0 ? PVTI_MAX(0, pvti_fit_dot(f, f->R, f->RH) / f->energy)
-                              : 0; /* rounding can leave −0 */
+        double error = f->energy > 0 ? PVTI_MAX(0, pvti_fit_dot(f, f->R, f->RH) / f->energy)
+                                     : 0; /* rounding can leave −0 */
         stats->error = error, stats->epochs = epoch;
         if (!(error < DBL_MAX)) return pvti_fail(f->ctx, PVT_ERR_NUMERIC, "%s: calibration diverged",
                                                  f->name);
@@ -6567,7 +6518,7 @@ PVTI_INLINE int pvti_span_nearest(const pvti_levels *l, pvti_span s, double t)
     without, the scale is the smallest, of either sign, that reaches lo and hi. */
 static pvti_span pvti_span_whole(const pvti_levels *l, const double *x, int64_t n)
 {
-    double low = 0, high = 0, first = pvti_level(l, 0), last = pvti_level(l, l->n - 1), other;
+    double low = 0, high = 0, first = pvti_level(l, 0), last = pvti_level(l, l->n - 1);
     pvti_span s = {0, 0};
     for (int64_t k = 0; k < n; k++) low = PVTI_MIN(low, x[k]), high = PVTI_MAX(high, x[k]);
     if (l->zeros) {
@@ -6576,7 +6527,7 @@ static pvti_span pvti_span_whole(const pvti_levels *l, const double *x, int64_t 
         return s;
     }
     s.scale = PVTI_MAX(low / first, high / last); /* the latter where both are 0: it is not −0 */
-    other = PVTI_MAX(-high / first, -low / last);
+    double other = PVTI_MAX(-high / first, -low / last);
     if (other < s.scale) s.scale = -other;
     return s;
 }
@@ -6599,7 +6550,7 @@ static double pvti_span_error(const pvti_span_sums *m, pvti_span s)
 /* The span with the least error for these codes; where that is out of bounds, the least with this zero. */
 static pvti_span pvti_span_solve(const pvti_levels *l, const pvti_span_sums *m, pvti_span s)
 {
-    double determinant = m->one * m->ll - m->l * m->l, square;
+    double determinant = m->one * m->ll - m->l * m->l;
     if (l->zeros && determinant > 1e-9 * m->one * m->ll) {
         pvti_span free_one;
         free_one.scale = (m->one * m->xl - m->l * m->x) / determinant;
@@ -6608,7 +6559,7 @@ static pvti_span pvti_span_solve(const pvti_levels *l, const pvti_span_sums *m, 
             free_one.zero <= pvti_level(l, l->n - 1) + PVTI_ZERO_ROOM)
             return free_one;
     }
-    square = m->ll - 2 * s.zero * m->l + s.zero * s.zero * m->one;
+    double square = m->ll - 2 * s.zero * m->l + s.zero * s.zero * m->one;
     if (square > 0) {
         double scale = (m->xl - s.zero * m->x) / square;
         if (l->zeros ? scale > 0 : scale != 0) s.scale = scale;
@@ -6645,10 +6596,9 @@ typedef struct pvti_span_list {
 static void pvti_span_try(pvti_span_list *t, double scale, double zero)
 {
     pvti_span s;
-    double error;
     int i;
     s.scale = scale, s.zero = zero;
-    error = pvti_span_round(t->levels, t->x, t->h, t->n, &s);
+    double error = pvti_span_round(t->levels, t->x, t->h, t->n, &s);
     for (i = t->kept; i > 0 && error < t->error[i - 1]; i--) {
         t->span[i] = t->span[i - 1];
         t->error[i] = t->error[i - 1];
@@ -6682,7 +6632,7 @@ static void pvti_span_tries(pvti_span_list *t, double low, double high)
 static pvti_span pvti_span_search(const pvti_levels *l, const double *x, const double *h, int64_t n)
 {
     pvti_span_list t;
-    double low = x[0], high = x[0], least;
+    double low = x[0], high = x[0];
     pvti_span best = pvti_span_whole(l, x, n);
     memset(&t, 0, sizeof t);
     t.levels = l, t.x = x, t.h = h, t.n = n;
@@ -6691,7 +6641,7 @@ static pvti_span pvti_span_search(const pvti_levels *l, const double *x, const d
     pvti_span_try(&t, best.scale, best.zero);
     pvti_span_tries(&t, PVTI_MIN(low, 0), PVTI_MAX(high, 0));
     if (l->zeros && (low > 0 || high < 0)) pvti_span_tries(&t, low, high);
-    least = INFINITY;
+    double least = INFINITY;
     for (int i = 0; i < t.kept; i++) {
         double error = t.error[i], before = INFINITY;
         for (int round = 0; round < PVTI_SPAN_ROUNDS && error < before * (1 - 1e-6); round++) {
@@ -6756,10 +6706,9 @@ static void pvti_gptq_plain_task(void *arg, int64_t task, int worker)
     int64_t per_row = f->I / f->ig, end = PVTI_MIN(f->O, (task + 1) * PVTI_GPTQ_ROWS) * per_row;
     double *x = (double *)pvti_scratch(f->ctx, worker);
     for (int64_t g = task * PVTI_GPTQ_ROWS * per_row; g < end; g++) {
-        pvti_span s;
         for (int64_t k = 0; k < f->ig; k++) x[k] = (double)f->W[g * f->ig + k];
-        s = f->spans == PVTI_SPAN_SEARCH ? pvti_span_search(f->levels, x, NULL, f->ig)
-                                         : pvti_span_whole(f->levels, x, f->ig);
+        pvti_span s = f->spans == PVTI_SPAN_SEARCH ? pvti_span_search(f->levels, x, NULL, f->ig)
+                                                   : pvti_span_whole(f->levels, x, f->ig);
         pvti_gptq_span_set(f, g, s);
         s = pvti_gptq_span(f, g); /* as it is kept */
         for (int64_t k = 0; k < f->ig; k++)
@@ -6836,10 +6785,9 @@ static void pvti_gptq_block_task(void *arg, int64_t task, int worker)
         pvt_real *t = f->T + o * f->width;
         for (int64_t j = f->c0; j < f->c1; j++, t++) {
             int64_t at = o * f->I + f->factor.order[j];
-            pvti_span s;
             pvt_real *e = f->E + o * f->I + j;
             if (!f->desc->act_order && j % f->ig == 0) pvti_gptq_group(f, o, j, t, scratch);
-            s = pvti_gptq_span(f, at / f->ig);
+            pvti_span s = pvti_gptq_span(f, at / f->ig);
             f->codes[at] = (uint8_t)pvti_span_nearest(f->levels, s, (double)*t);
             *e = pvti_gptq_weight(f, o, j) - pvti_gptq_value(f->levels, s, f->codes[at]);
             pvti_gptq_pass_on(f, t + 1, *e, j, f->c1);
@@ -6924,9 +6872,9 @@ static void pvti_descent_move(const pvti_gptq *f, pvti_descent_row *r, int64_t c
 /* One group: its span, then its codes one by one, each of which takes the level nearest to ŵ_j + G_j/H_jj. */
 static void pvti_descent_group(const pvti_gptq *f, pvti_descent_row *r, int64_t group, int64_t c)
 {
-    pvti_span old = pvti_gptq_span(f, group), s;
+    pvti_span old = pvti_gptq_span(f, group);
     for (int64_t k = 0; k < f->ig; k++) r->level[k] = (pvt_real)pvti_level(f->levels, r->codes[c + k]);
-    s = pvti_descent_span(f, c, old, r->level, r->G + c - f->c0, r->room);
+    pvti_span s = pvti_descent_span(f, c, old, r->level, r->G + c - f->c0, r->room);
     if (s.scale != old.scale || s.zero != old.zero) {
         pvti_gptq_span_set(f, group, s);
         s = pvti_gptq_span(f, group);
@@ -6937,9 +6885,9 @@ static void pvti_descent_group(const pvti_gptq *f, pvti_descent_row *r, int64_t 
     }
     for (int64_t j = c; j < c + f->ig; j++) {
         double h = (double)f->H[j * f->I + j], g = (double)r->G[j - f->c0];
-        pvt_real now = pvti_gptq_value(f->levels, s, r->codes[j]), lost;
+        pvt_real now = pvti_gptq_value(f->levels, s, r->codes[j]);
         int code = h > 0 ? pvti_span_nearest(f->levels, s, (double)now + g / h) : r->codes[j];
-        lost = now - pvti_gptq_value(f->levels, s, code);
+        pvt_real lost = now - pvti_gptq_value(f->levels, s, code);
         if (lost == 0 || 2 * g * (double)-lost <= h * (double)lost * (double)lost) continue;
         r->codes[j] = (uint8_t)code;
         pvti_descent_move(f, r, j, &lost, 1);
@@ -6995,14 +6943,14 @@ static pvt_result pvti_gptq_best(pvti_gptq *f, pvti_gptq_result *kept, double en
 {
     const pvt_fit_desc *d = f->desc;
     pvti_gptq_result own = {f->codes, f->scales, f->zeros, f->error};
-    double error, before;
     pvti_gptq_pass(f, PVTI_SPAN_WHOLE);
     for (int64_t o = 0; o < f->O; o++) pvti_gptq_copy_row(f, kept, &own, o);
     stats->error_start = PVTI_MAX(0, pvti_gptq_total(f) / energy);
     pvti_gptq_pass(f, PVTI_SPAN_SEARCH);
-    error = pvti_gptq_total(f);
+    double error = pvti_gptq_total(f);
     for (int epoch = 1; epoch <= d->epochs && error > d->target * energy; epoch++) {
-        before = error, error = pvti_gptq_descend(f);
+        double before = error;
+        error = pvti_gptq_descend(f);
         stats->epochs = epoch;
         PVTI_TRY(pvti_report(f->ctx, "fit", d->name, epoch, d->epochs, "epochs", error / energy));
         if (!(error < before * (1 - d->tolerance))) break;
@@ -7040,11 +6988,10 @@ static void pvti_gptq_tables(pvti_gptq *f)
 static pvt_result pvti_gptq_run(pvti_gptq *f, pvti_gptq_result *kept, pvt_fit_stats *stats)
 {
     const pvt_fit_desc *d = f->desc;
-    double energy;
     pvti_gemm(f->ctx, f->EH, f->I, pvti_rows(f->W, f->I), pvti_rows(f->H, f->I), f->O, f->I, f->I, false);
     memcpy(f->E, f->W, (size_t)(f->O * f->I) * sizeof *f->E);
     pvti_parallel(f->ctx, f->O, pvti_gptq_error_task, f);
-    energy = pvti_gptq_total(f);
+    double energy = pvti_gptq_total(f);
     if (!(energy >= 0 && energy <= DBL_MAX)) return pvti_fit_fail_name(f->ctx, d->name);
     PVTI_TRY(pvti_factor_make(f->ctx, d->name, f->H, f->I, d->damp, d->act_order, &f->factor));
     pvti_gptq_tables(f);
@@ -7263,11 +7210,10 @@ static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r
 {
     const pvt_weight *w = (const pvt_weight *)self;
     const pvt_real *scales = (const pvt_real *)w->array[PVTI_GRID_SCALES];
-    int64_t r, c;
-    for (r = r0; r < r1; r++, out += ld) {
+    for (int64_t r = r0; r < r1; r++, out += ld) {
         const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
         const pvt_real *scale = scales + r * (w->I / PVTI_NF4_GROUP);
-        for (c = c0; c < c1; c++)
+        for (int64_t c = c0; c < c1; c++)
             out[c - c0] = scale[c / PVTI_NF4_GROUP] * (pvt_real)pvti_nf4_levels[codes[c] & 15];
     }
 }
@@ -7276,11 +7222,11 @@ static void pvti_tile_nf4(const void *self, pvt_real *out, int64_t ld, int64_t r
 static void pvti_chain_nf4(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
                            pvt_real *room)
 {
-    int64_t groups = w->O * (w->I / PVTI_NF4_GROUP), g, k;
+    int64_t groups = w->O * (w->I / PVTI_NF4_GROUP);
     (void)ctx, (void)room;
-    for (g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++) {
         double sum = 0;
-        for (k = g * PVTI_NF4_GROUP; k < (g + 1) * PVTI_NF4_GROUP; k++)
+        for (int64_t k = g * PVTI_NF4_GROUP; k < (g + 1) * PVTI_NF4_GROUP; k++)
             sum += (double)dW[k] * (double)pvti_nf4_levels[pvti_code_get(w, k)];
         dvalues[PVTI_GRID_SCALES][g] += (pvt_real)sum;
     }
@@ -7289,8 +7235,8 @@ static void pvti_chain_nf4(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
 /* The level nearest to x, the lower of two, of all but level `other` (−1: of all). */
 static int pvti_nf4_nearest(double x, int other)
 {
-    int best = -1, k;
-    for (k = 0; k < 16; k++)
+    int best = -1;
+    for (int k = 0; k < 16; k++)
         if (k != other &&
             (best < 0 || fabs(x - (double)pvti_nf4_levels[k]) < fabs(x - (double)pvti_nf4_levels[best])))
             best = k;
@@ -7682,16 +7628,16 @@ static double pvti_normal_quantile(double u)
                                 -2.549732539343734e+00, 4.374664141464968e+00, 2.938163982698783e+00};
     static const double d[4] = {7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00,
                                 3.754408661907416e+00};
-    double tail = PVTI_MIN(u, 1 - u), q, r, top, bottom;
+    double tail = PVTI_MIN(u, 1 - u);
     if (tail < 0.02425) {
-        q = __builtin_sqrt(-2 * pvti_log(tail));
-        top = ((((c[0] * q + c[1]) * q + c[2]) * q + c[3]) * q + c[4]) * q + c[5];
-        bottom = (((d[0] * q + d[1]) * q + d[2]) * q + d[3]) * q + 1;
+        double q = __builtin_sqrt(-2 * pvti_log(tail));
+        double top = ((((c[0] * q + c[1]) * q + c[2]) * q + c[3]) * q + c[4]) * q + c[5];
+        double bottom = (((d[0] * q + d[1]) * q + d[2]) * q + d[3]) * q + 1;
         return u < 0.5 ? top / bottom : -top / bottom;
     }
-    q = u - 0.5, r = q * q;
-    top = (((((a[0] * r + a[1]) * r + a[2]) * r + a[3]) * r + a[4]) * r + a[5]) * q;
-    bottom = ((((b[0] * r + b[1]) * r + b[2]) * r + b[3]) * r + b[4]) * r + 1;
+    double q = u - 0.5, r = q * q;
+    double top = (((((a[0] * r + a[1]) * r + a[2]) * r + a[3]) * r + a[4]) * r + a[5]) * q;
+    double bottom = ((((b[0] * r + b[1]) * r + b[2]) * r + b[3]) * r + b[4]) * r + 1;
     return top / bottom;
 }
 
@@ -7769,9 +7715,9 @@ static void pvti_normal_points(pvt_real *x, int64_t first, int64_t n, int p, dou
 {
     double g = p == 2 ? 1.32471795724474602596 : 1.16730397826141868425, power = 1;
     for (int d = 0; d < p; d++) {
-        uint64_t step, at;
         power /= g;
-        step = (uint64_t)(power * 18446744073709551616.0), at = (uint64_t)first * step + ((uint64_t)1 << 63);
+        uint64_t step = (uint64_t)(power * 18446744073709551616.0),
+                        at = (uint64_t)first * step + ((uint64_t)1 << 63);
         for (int64_t i = 0; i < n; i++, at += step) {
             double u = ((double)(at >> 12) + 0.5) * (1.0 / 4503599627370496.0);
             x[i * p + d] = (pvt_real)(factor * pvti_normal_quantile(u));
@@ -7818,7 +7764,6 @@ static pvt_result pvti_higgs_kmeans(pvt_ctx *ctx, int64_t n, int p, pvt_real *gr
     if (result == PVT_OK) pvti_normal_points(x, 1, points, p, 1);
     for (int attempt = 0; attempt < attempts && result == PVT_OK; attempt++) {
         pvti_kmeans s;
-        double error;
         memset(&s, 0, sizeof s);
         s.ctx = ctx, s.x = x, s.rows = PVTI_HIGGS_ROWS, s.GI = tasks / 8, s.D = p, s.K = n;
         s.centroids = centroids, s.assigned = assigned;
@@ -7826,7 +7771,7 @@ static pvt_result pvti_higgs_kmeans(pvt_ctx *ctx, int64_t n, int p, pvt_real *gr
         result = pvti_kmeans_run(&s, 80); /* most of the way with an eighth of the points */
         s.GI = tasks;
         if (result == PVT_OK) result = pvti_kmeans_run(&s, 50);
-        error = result == PVT_OK ? pvti_higgs_error(&s) : INFINITY;
+        double error = result == PVT_OK ? pvti_higgs_error(&s) : INFINITY;
         if (error < best) best = error, memcpy(grid, centroids, (size_t)(n * p) * sizeof *grid);
     }
     pvti_free(ctx, x), pvti_free(ctx, centroids), pvti_free(ctx, assigned);
@@ -8132,8 +8077,8 @@ static int64_t pvti_e8p_find(uint32_t pattern)
 static void pvti_e8p_try(const pvti_e8p_query *q, int64_t i, pvti_e8p_best *best)
 {
     uint32_t pattern = pvti_e8p_pattern(i), minus = q->minus;
-    double score = 0, norm = 0, least = INFINITY, cost;
-    int weakest = 0, code;
+    double score = 0, norm = 0, least = INFINITY;
+    int weakest = 0;
     for (int d = 0; d < 8; d++) {
         double a = (double)(pattern >> (14 - 2 * d) & 3) + 0.5, part = q->size[d] * a;
         score += part, norm += a * a;
@@ -8141,8 +8086,8 @@ static void pvti_e8p_try(const pvti_e8p_query *q, int64_t i, pvti_e8p_best *best
     }
     if ((__builtin_popcount(minus) & 1) != pvti_e8p_odd(pattern))
         score -= 2 * least, minus ^= (uint32_t)0x80 >> weakest;
-    cost = norm - 2 * score + q->offset;
-    code = pvti_e8p_code(i, minus, q->shift);
+    double cost = norm - 2 * score + q->offset;
+    int code = pvti_e8p_code(i, minus, q->shift);
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
@@ -8498,8 +8443,8 @@ static double pvti_iq2_scale(const pvt_real *w, const pvt_real *room)
     static const double multiples[8] = {0.044, 0.033, 0.037, 0.040, 0.048, 0.053, 0.060, 0.072};
     double rms = __builtin_sqrt(pvti_sum_products(w, w, 32) / 32), least = INFINITY, scale = 0;
     for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 8; i++) {
-        double along = 0, square = 0, error;
-        error = pvti_iq2_error(w, 32, rms * multiples[i], room, &along, &square);
+        double along = 0, square = 0;
+        double error = pvti_iq2_error(w, 32, rms * multiples[i], room, &along, &square);
         if (error < least) least = error, scale = along > 0 ? along / square : rms * multiples[i];
     }
     return scale;
@@ -8513,14 +8458,14 @@ static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
     (void)worker;
     for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
         const pvt_real *w = a->W + row * I + at;
-        double scales[8], most = 0, d, along = 0, square = 0;
+        double scales[8], most = 0, along = 0, square = 0;
         for (int b = 0; b < 8; b++)
             scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
-        d = most / 3.875; /* s = 15 */
+        double d = most / 3.875; /* s = 15 */
         for (int b = 0; b < 8; b++) {
-            double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0}, factor;
+            double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0};
             int s = want < 15 ? (int)want : 15; /* (s + ½)/4: halves round down */
-            factor = (s + 0.5) / 4;
+            double factor = (s + 0.5) / 4;
             pvti_iq2_error(w + 32 * b, 32, d * factor, a->V, &own[0], &own[1]);
             along += factor * own[0], square += factor * factor * own[1];
             for (int i = 0; i < 4; i++)
@@ -8593,14 +8538,13 @@ static void pvti_tile_int(const void *self, pvt_real *out, int64_t ld, int64_t r
     const pvt_weight *w = (const pvt_weight *)self;
     const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
     const pvt_real *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
-    int64_t ig = w->format.in_group, r, c, end;
-    for (r = r0; r < r1; r++, out += ld) {
+    int64_t ig = w->format.in_group, end;
+    for (int64_t r = r0; r < r1; r++, out += ld) {
         const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
-        for (c = c0; c < c1; c = end) {
+        for (int64_t c = c0; c < c1; c = end) {
             pvt_real scale = scales[(r * w->I + c) / ig], zero = zeros[(r * w->I + c) / ig];
-            int64_t k;
             end = PVTI_MIN(c1, (c / ig + 1) * ig);
-            for (k = c; k < end; k++) out[k - c0] = scale * ((pvt_real)codes[k] - zero);
+            for (int64_t k = c; k < end; k++) out[k - c0] = scale * ((pvt_real)codes[k] - zero);
         }
     }
 }
@@ -8611,11 +8555,11 @@ static void pvti_chain_int(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
 {
     const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
     const pvt_real *zeros = (const pvt_real *)w->array[PVTI_INT_ZEROS];
-    int64_t ig = w->format.in_group, groups = w->O * (w->I / ig), g, k;
+    int64_t ig = w->format.in_group, groups = w->O * (w->I / ig);
     (void)ctx, (void)room;
-    for (g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++) {
         double along = 0, sum = 0;
-        for (k = g * ig; k < (g + 1) * ig; k++) {
+        for (int64_t k = g * ig; k < (g + 1) * ig; k++) {
             along += (double)dW[k] * ((double)pvti_code_get(w, k) - (double)zeros[g]);
             sum += (double)dW[k];
         }
@@ -8679,10 +8623,10 @@ static void pvti_tile_signed(const pvt_weight *w, pvt_real *out, int64_t ld, int
                              int64_t c0, int64_t c1, int origin)
 {
     const pvt_real *scales = (const pvt_real *)w->array[PVTI_INT_SCALES];
-    int64_t ig = w->format.in_group, r, c, end;
-    for (r = r0; r < r1; r++, out += ld) {
+    int64_t ig = w->format.in_group, end;
+    for (int64_t r = r0; r < r1; r++, out += ld) {
         const uint8_t *codes = (const uint8_t *)w->array[0] + r * w->I;
-        for (c = c0; c < c1; c = end) {
+        for (int64_t c = c0; c < c1; c = end) {
             pvt_real scale = scales[(r * w->I + c) / ig];
             end = PVTI_MIN(c1, (c / ig + 1) * ig);
             for (int64_t k = c; k < end; k++) out[k - c0] = scale * (pvt_real)(codes[k] - origin);
@@ -8829,13 +8773,13 @@ PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *
 {
     const char *rest = text;
     char expected[768];
-    int used = 0, rotation = 0, i;
-    for (i = 1; i < PVTI_COUNT(pvti_rotations); i++)
+    int used = 0, rotation = 0;
+    for (int i = 1; i < PVTI_COUNT(pvti_rotations); i++)
         if (pvti_format_mark(&rest, pvti_rotations[i])) {
             rotation = i;
             break;
         }
-    for (i = 0; i < PVTI_FORMATS; i++) {
+    for (int i = 0; i < PVTI_FORMATS; i++) {
         memset(out, 0, sizeof *out);
         out->kind = (pvt_format_kind)i;
         if (!pvti_kinds[i]->parse(rest, out)) continue;
@@ -8843,7 +8787,7 @@ PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *
         if (pvti_kind_of(out)) return PVT_OK;
     }
     memset(out, 0, sizeof *out);
-    for (i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
+    for (int i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
         used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", i ? "; or " : "",
                          pvti_kinds[i]->syntax);
     return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -8929,10 +8873,9 @@ PVT_API int pvt_weight_arrays(const pvt_weight *weight, pvt_array out[PVT_MAX_AR
 {
     pvt_format nearest;
     pvt_dtype dtype = pvti_has_codes(weight) ? PVTI_DTYPE_REAL : weight->dtype;
-    int n, i;
     memset(out, 0, PVT_MAX_ARRAYS * sizeof *out);
-    n = weight->kind->arrays(&weight->format, weight->O, weight->I, dtype, out, &nearest);
-    for (i = 0; i < n; i++) out[i].data = weight->array[i];
+    int n = weight->kind->arrays(&weight->format, weight->O, weight->I, dtype, out, &nearest);
+    for (int i = 0; i < n; i++) out[i].data = weight->array[i];
     return n;
 }
 
@@ -8974,9 +8917,9 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight)
 static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(weight, arrays), i;
+    int n = pvt_weight_arrays(weight, arrays);
     int64_t bytes = 0;
-    for (i = 0; i < n; i++)
+    for (int i = 0; i < n; i++)
         bytes += arrays[i].role == PVT_ARRAY_CODE ? arrays[i].bytes : 2 * pvti_array_count(&arrays[i]);
     return bytes;
 }
@@ -8986,14 +8929,14 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
                                     const char *name, pvt_weight *out)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n, i;
+    int n;
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_format_arrays(ctx, name, format, O, I, PVTI_DTYPE_REAL, arrays, &n));
     PVTI_TRY(pvti_rotation_enter(ctx, format, O, I));
     out->kind = pvti_kind_of(format);
     out->ctx = ctx, out->O = O, out->I = I, out->format = *format, out->owned = true;
     if (!pvti_has_codes(out)) out->dtype = PVTI_DTYPE_REAL;
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         out->array[i] = pvt_memory_alloc(ctx, arrays[i].bytes);
         if (!out->array[i]) {
             pvt_weight_free(out);
@@ -9007,7 +8950,7 @@ static pvt_result pvti_weight_alloc(pvt_ctx *ctx, const pvt_format *format, int6
 static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const void *from, int64_t bytes)
 {
     char piece[4096];
-    int64_t at, n;
+    int64_t n;
     if (pvti_same_memory(ctx, source)) {
         pvt_memory_copy(ctx, to, from, bytes);
         return PVT_OK;
@@ -9020,7 +8963,7 @@ static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const v
         pvt_result result = pvt_memory_read(source, to, from, bytes);
         return result == PVT_OK ? PVT_OK : pvti_fail(ctx, result, "%s", pvt_ctx_error(source));
     }
-    for (at = 0; at < bytes; at += n) {
+    for (int64_t at = 0; at < bytes; at += n) {
         n = PVTI_MIN(bytes - at, (int64_t)sizeof piece);
         PVTI_TRY(pvti_transfer(ctx->host, piece, source, (const char *)from + at, n));
         pvt_memory_write(ctx, (char *)to + at, piece, n);
@@ -9032,7 +8975,7 @@ static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const v
 static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
 {
     pvt_array from[PVT_MAX_ARRAYS], to[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(weight, from), i;
+    int n = pvt_weight_arrays(weight, from);
     pvt_result result = PVT_OK;
     if (!pvti_has_codes(weight)) {
         void *data = pvt_memory_alloc(ctx, from[0].bytes);
@@ -9044,7 +8987,7 @@ static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_w
         PVTI_TRY(pvti_weight_alloc(ctx, &weight->format, weight->O, weight->I, "a copy", out));
     }
     pvt_weight_arrays(out, to);
-    for (i = 0; i < n && result == PVT_OK; i++)
+    for (int i = 0; i < n && result == PVT_OK; i++)
         result = pvti_transfer(ctx, (void *)(uintptr_t)to[i].data, weight->ctx, from[i].data, from[i].bytes);
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
@@ -9066,17 +9009,15 @@ static const pvt_array *pvti_array_find(pvt_ctx *ctx, const char *name, const pv
                                         const pvt_array *want)
 {
     const pvt_array *found = NULL;
-    const pvti_dtype *type;
-    bool value;
     for (int i = 0; i < n; i++)
         if (arrays[i].name && strcmp(arrays[i].name, want->name) == 0) found = &arrays[i];
     if (!found || !found->data) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is missing", name, want->name);
         return NULL;
     }
-    type = pvti_dtype_info(found->dtype);
-    value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 ||
-                                                (want->rank == 2 && type->block > 1));
+    const pvti_dtype *type = pvti_dtype_info(found->dtype);
+    bool value = pvti_decoder(ctx, found->dtype) && (found->dtype <= PVT_F64 ||
+                                                     (want->rank == 2 && type->block > 1));
     if (want->role != PVT_ARRAY_CODE ? !value : found->dtype != want->dtype) {
         pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: the array \"%s\" is of type %s, which cannot be taken for %s",
                   name, want->name, type ? type->name : "?", pvti_dtype_info(want->dtype)->name);
@@ -9090,7 +9031,7 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                                   const pvt_array *want, const pvt_format *format, void *to)
 {
     const pvti_dtype *type = pvti_dtype_info(from->dtype);
-    int64_t n = want->bytes / pvti_dtype_info(want->dtype)->bytes, bytes, i;
+    int64_t n = want->bytes / pvti_dtype_info(want->dtype)->bytes, bytes;
     if (from->rank != want->rank ||
         memcmp(from->shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0 ||
         !pvti_dtype_bytes(from->dtype, want->shape, want->rank, &bytes) || from->bytes != bytes)
@@ -9100,14 +9041,14 @@ static pvt_result pvti_array_take(pvt_ctx *ctx, const char *name, const pvt_arra
                          (long long)want->shape[1], (long long)want->shape[2], (long long)want->shape[3]);
     if (want->role != PVT_ARRAY_CODE) {
         pvti_decoder(ctx, from->dtype)(from->data, (pvt_real *)to, n / type->block);
-        for (i = 0; i < n; i++)
+        for (int64_t i = 0; i < n; i++)
             if (!(fabs((double)((pvt_real *)to)[i]) <= DBL_MAX))
                 return pvti_fail(ctx, PVT_ERR_NUMERIC, "%s: number %lld of \"%s\" is not finite", name,
                                  (long long)i, want->name);
         return PVT_OK;
     }
     memcpy(to, from->data, (size_t)want->bytes);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         unsigned code = want->dtype == PVT_U8 ? ((const uint8_t *)to)[i] : ((const uint16_t *)to)[i];
         if (code >> format->bits)
             return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: code %u at %lld does not fit %d bits", name, code,
@@ -9123,7 +9064,6 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
                                           const pvt_array *arrays, int n, const char *name, pvt_weight *out)
 {
     pvt_array want[PVT_MAX_ARRAYS];
-    pvt_result result;
     int wanted;
     if (!name) name = "weight";
     memset(out, 0, sizeof *out);
@@ -9136,7 +9076,7 @@ PVT_API pvt_result pvt_weight_from_arrays(pvt_ctx *ctx, const pvt_format *format
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %d arrays where this format has %d", name, n, wanted);
     for (int i = 0; i < wanted; i++)
         if (!pvti_array_find(ctx, name, arrays, n, &want[i])) return PVT_ERR_ARGUMENT;
-    result = pvti_weight_alloc(ctx, format, O, I, name, out);
+    pvt_result result = pvti_weight_alloc(ctx, format, O, I, name, out);
     for (int i = 0; i < wanted && result == PVT_OK; i++)
         result = pvti_array_take(ctx, name, pvti_array_find(ctx, name, arrays, n, &want[i]), &want[i], format,
                                  out->array[i]);
@@ -9163,15 +9103,15 @@ static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
 static pvt_result pvti_fit_rotated(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
                                    const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out)
 {
-    int64_t O = out->O, I = out->I, i, j;
+    int64_t O = out->O, I = out->I;
     pvt_real *RW = PVTI_NEW(ctx, pvt_real, O * I), *RH = H ? PVTI_NEW(ctx, pvt_real, I * I) : NULL;
     pvt_result result = RW && (RH || !H) ? PVT_OK : PVT_ERR_MEMORY;
     if (result == PVT_OK) pvti_rotate_weight(ctx, RW, W, out, false);
     if (result == PVT_OK && H) {
         pvt_rotate(ctx, RH, H, I, I, PVT_SIDE_IN, false);
         pvt_rotate_columns(ctx, RH, I, I, PVT_SIDE_IN, false);
-        for (i = 0; i < I; i++)
-            for (j = 0; j < i; j++) RH[j * I + i] = RH[i * I + j];
+        for (int64_t i = 0; i < I; i++)
+            for (int64_t j = 0; j < i; j++) RH[j * I + i] = RH[i * I + j];
     }
     if (result == PVT_OK) result = out->kind->fit(ctx, RW, RH, desc, stats, out);
     pvti_free(ctx, RW);
@@ -9185,7 +9125,6 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
 {
     pvt_fit_desc d;
     pvt_fit_stats own;
-    pvt_result result;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     d = pvti_fit_resolve(&d);
@@ -9204,8 +9143,8 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name,
                          pvti_kind_of(format)->name);
     PVTI_TRY(pvti_weight_alloc(ctx, format, O, I, d.name, out));
-    result = format->rotation ? pvti_fit_rotated(ctx, W, H, &d, stats, out)
-                              : out->kind->fit(ctx, W, H, &d, stats, out);
+    pvt_result result = format->rotation ? pvti_fit_rotated(ctx, W, H, &d, stats, out)
+                                         : out->kind->fit(ctx, W, H, &d, stats, out);
     stats->seconds = pvti_seconds() - stats->seconds;
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
@@ -9214,10 +9153,10 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
 PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t n, pvt_weight *view)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int count = pvt_weight_arrays(weight, arrays), i;
+    int count = pvt_weight_arrays(weight, arrays);
     int64_t rows = 1;
     memset(view, 0, sizeof *view);
-    for (i = 0; i < count; i++) rows = PVTI_MAX(rows, arrays[i].rows);
+    for (int i = 0; i < count; i++) rows = PVTI_MAX(rows, arrays[i].rows);
     if (o0 < 0 || n < 1 || n > weight->O || o0 > weight->O - n || o0 % rows || n % rows)
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT,
                          "%lld rows from %lld on, of a weight with %lld rows in groups of %lld", (long long)n,
@@ -9229,7 +9168,7 @@ PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t
     *view = *weight;
     view->O = n;
     view->owned = false, view->prepared = NULL;
-    for (i = 0; i < count; i++)
+    for (int i = 0; i < count; i++)
         if (arrays[i].rows)
             view->array[i] = (char *)weight->array[i] + o0 / arrays[i].rows * (arrays[i].bytes / arrays[i].shape[0]);
     return PVT_OK;
@@ -9248,12 +9187,12 @@ PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], con
 {
     pvt_ctx *ctx = weight->ctx;
     pvt_real *room = NULL, *turned = NULL;
-    bool rotated = weight->format.rotation != 0, ok;
+    bool rotated = weight->format.rotation != 0;
     if (!weight->kind->chain)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "the gradient of a dense weight is dW itself");
     if (!ctx->device) room = PVTI_NEW(ctx, pvt_real, weight->kind->chain_room(weight));
     if (rotated) turned = PVTI_MEMORY(ctx, pvt_real, weight->O * weight->I);
-    ok = (room || ctx->device) && (turned || !rotated);
+    bool ok = (room || ctx->device) && (turned || !rotated);
     if (ok && rotated) pvti_rotate_weight(ctx, turned, dW, weight, false);
     if (ok) pvti_weight_chain(ctx, dvalues, weight, rotated ? turned : dW, room);
     pvti_free(ctx, room);
@@ -9264,10 +9203,10 @@ PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], con
 PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(weight, arrays), i;
+    int n = pvt_weight_arrays(weight, arrays);
     if (!pvti_has_codes(weight) && (!weight->owned || weight->dtype != PVTI_DTYPE_REAL))
         return pvti_fail(weight->ctx, PVT_ERR_ARGUMENT, "%s: only an owned weight can be rounded", name);
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         const pvt_real *values = (const pvt_real *)weight->array[i];
         int64_t bad = -1;
         if (arrays[i].role != PVT_ARRAY_CODE)
@@ -9277,7 +9216,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
                              "%s.%s: element %lld is %g, which does not fit fp16 (largest 65504)", name,
                              arrays[i].name, (long long)bad, pvti_peek(weight->ctx, values + bad));
     }
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         pvt_real *values = (pvt_real *)weight->array[i];
         if (arrays[i].role != PVT_ARRAY_CODE)
             pvti_round_f16(weight->ctx, NULL, values, values, pvti_array_count(&arrays[i]));
@@ -9311,45 +9250,39 @@ typedef struct pvti_adam_step {
 PVTI_INLINE void pvti_adam_moment1(pvt_real *__restrict m, const pvt_real *__restrict g, pvt_real beta,
                                         pvt_real rest, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) m[k] = pvti_fma(beta, m[k], rest * g[k]);
+    for (int64_t k = 0; k < n; k++) m[k] = pvti_fma(beta, m[k], rest * g[k]);
 }
 PVTI_INLINE void pvti_adam_moment2(pvt_real *__restrict v, const pvt_real *__restrict g, pvt_real beta,
                                         pvt_real rest, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) v[k] = pvti_fma(beta, v[k], rest * g[k] * g[k]);
+    for (int64_t k = 0; k < n; k++) v[k] = pvti_fma(beta, v[k], rest * g[k] * g[k]);
 }
 PVTI_INLINE void pvti_adam_direction(pvt_real *__restrict u, const pvt_real *__restrict m,
                                           const pvt_real *__restrict v, const pvt_real *__restrict w,
                                           pvt_real eps, pvt_real decay, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) u[k] = pvti_fma(decay, w[k], m[k] / (pvti_sqrt(v[k]) + eps));
+    for (int64_t k = 0; k < n; k++) u[k] = pvti_fma(decay, w[k], m[k] / (pvti_sqrt(v[k]) + eps));
 }
 PVTI_INLINE void pvti_adam_apply(pvt_real *__restrict w, const pvt_real *__restrict u, pvt_real keep,
                                       pvt_real rate, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) w[k] = pvti_fma(-rate, u[k], keep * w[k]);
+    for (int64_t k = 0; k < n; k++) w[k] = pvti_fma(-rate, u[k], keep * w[k]);
 }
 
 PVTI_INLINE void pvti_bf16_load(pvt_real *__restrict out, const uint16_t *__restrict in, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) out[k] = (pvt_real)pvti_bf16_to_f32(in[k]);
+    for (int64_t k = 0; k < n; k++) out[k] = (pvt_real)pvti_bf16_to_f32(in[k]);
 }
 PVTI_INLINE void pvti_bf16_store(uint16_t *__restrict out, const pvt_real *__restrict in, int64_t n)
 {
-    int64_t k;
-    for (k = 0; k < n; k++) out[k] = pvti_f32_to_bf16((float)in[k]);
+    for (int64_t k = 0; k < n; k++) out[k] = pvti_f32_to_bf16((float)in[k]);
 }
 
 static void pvti_adam_task(void *arg, int64_t i, int worker)
 {
     const pvti_adam_step *s = (const pvti_adam_step *)arg;
     const pvt_adam *a = s->state;
-    int64_t from = i * PVTI_CHUNK, n = PVTI_MIN(PVTI_CHUNK, a->n - from), k;
+    int64_t from = i * PVTI_CHUNK, n = PVTI_MIN(PVTI_CHUNK, a->n - from);
     pvt_real *u = (pvt_real *)pvti_scratch(s->ctx, worker), *own = u + PVTI_CHUNK;
     pvt_real *v = a->v_bf16 ? own : (pvt_real *)a->v + from, *w = a->w + from, *m = a->m ? a->m + from : NULL;
     const pvt_real *g = s->g + from;
@@ -9361,7 +9294,7 @@ static void pvti_adam_task(void *arg, int64_t i, int worker)
             PVTI_CALL(s->ctx, bf16_store)((uint16_t *)a->v + from, v, n);
             PVTI_CALL(s->ctx, bf16_load)(v, (uint16_t *)a->v + from, n);
         }
-        for (k = 0; a->v_max && k < n; k++) a->v_max[from + k] = PVTI_MAX(a->v_max[from + k], v[k]);
+        for (int64_t k = 0; a->v_max && k < n; k++) a->v_max[from + k] = PVTI_MAX(a->v_max[from + k], v[k]);
     }
     PVTI_CALL(s->ctx, adam_direction)(u, m ? m : g, a->v_max ? a->v_max + from : v, w, s->eps,
                                            s->lamb ? s->decay : 0, n);
@@ -9380,21 +9313,20 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
                           double lr_scale, int64_t t, double *sums)
 {
     pvti_adam_step s;
-    double lr = o->lr * lr_scale, power1 = 1, power2 = 1, debias, w = 0, u = 0;
-    int64_t i;
+    double lr = o->lr * lr_scale, power1 = 1, power2 = 1, w = 0, u = 0;
     PVTI_ON_DEVICE(ctx, adam, state, g, o, lr_scale, t, sums);
-    for (i = 0; i < t; i++)
+    for (int64_t i = 0; i < t; i++)
         power1 *= o->beta1, power2 *= o->beta2; /* not pow: libm's last bit differs between systems */
     memset(&s, 0, sizeof s);
     s.ctx = ctx, s.state = state, s.g = g, s.sums = sums, s.lamb = o->rule == PVT_OPTIMIZER_LAMB;
     s.beta1 = (pvt_real)o->beta1, s.rest1 = (pvt_real)(1 - o->beta1);
     s.beta2 = (pvt_real)o->beta2, s.rest2 = (pvt_real)(1 - o->beta2);
     s.eps = (pvt_real)o->eps, s.decay = (pvt_real)o->weight_decay;
-    debias = o->no_debias ? 1 : __builtin_sqrt(1 - power2) / (1 - power1);
+    double debias = o->no_debias ? 1 : __builtin_sqrt(1 - power2) / (1 - power1);
     s.rate = (pvt_real)(lr * debias), s.keep = s.lamb ? 1 : (pvt_real)(1 - lr * o->weight_decay);
     pvti_parallel(ctx, pvti_chunks(state->n), pvti_adam_task, &s);
     if (!s.lamb) return;
-    for (i = 0; i < pvti_chunks(state->n); i++) w += sums[2 * i], u += sums[2 * i + 1];
+    for (int64_t i = 0; i < pvti_chunks(state->n); i++) w += sums[2 * i], u += sums[2 * i + 1];
     s.rate = (pvt_real)(lr * debias * (w > 0 && u > 0 ? __builtin_sqrt(w) / __builtin_sqrt(u) : 1));
     s.second_pass = true;
     pvti_parallel(ctx, pvti_chunks(state->n), pvti_adam_task, &s);
@@ -9484,14 +9416,14 @@ static const pvti_strategy pvti_strategies[] = {
 PVT_API pvt_result pvt_strategy_parse(pvt_ctx *ctx, const char *name, pvt_strategy *out)
 {
     char expected[256];
-    int i, used = 0;
+    int used = 0;
     if (strcmp(name, "pv") == 0) name = pvti_strategies[PVT_STRATEGY_SUBSPACE_STE].name;
-    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
+    for (int i = 0; i < (int)PVTI_COUNT(pvti_strategies); i++)
         if (strcmp(name, pvti_strategies[i].name) == 0) {
             *out = (pvt_strategy)i;
             return PVT_OK;
         }
-    for (i = 0; i < (int)PVTI_COUNT(pvti_strategies) && used < (int)sizeof expected; i++)
+    for (int i = 0; i < (int)PVTI_COUNT(pvti_strategies) && used < (int)sizeof expected; i++)
         used += snprintf(expected + used, sizeof expected - (size_t)used, "%s, ", pvti_strategies[i].name);
     return pvti_fail(ctx, PVT_ERR_ARGUMENT, "strategy \"%.40s\": expected %sor pv, which is the first of these", name,
                      expected);
@@ -9520,14 +9452,14 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
     static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
     static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
-    const pvti_strategy *s;
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
-    s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies) ? d.strategy : 0];
+    const pvti_strategy *s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies)
+                                                  ? d.strategy : 0];
     if (d.cap == 0) d.cap = s->cap;
     if (s->delta > 0) d.delta = s->delta;
     if (d.rounding == 0) d.rounding = s->rounding;
@@ -9619,15 +9551,14 @@ static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
     void *room[15];
-    int64_t i;
     if (!pv) return;
-    for (i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
+    for (int64_t i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
     room[0] = pv->chain, room[1] = pv->target, room[2] = pv->assign, room[3] = pv->sums, room[4] = pv->keys;
     room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
     room[9] = pv->codes, room[10] = pv->changed, room[11] = pv->zeros, room[12] = pv->ones;
     room[13] = pv->kept, room[14] = pv->turned;
     pvti_free(pv->ctx, pv->host_keys);
-    for (i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
+    for (int64_t i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
     pvti_free(pv->ctx, pv->entries);
     pvti_free(pv->ctx, pv);
 }
@@ -9646,9 +9577,8 @@ static bool pvti_adam_alloc(pvt_ctx *ctx, pvt_adam *a, pvt_real *w, int64_t n, c
    itself. */
 static bool pvti_room(pvt_ctx *ctx, void **memory, int64_t room, int64_t need, int64_t size)
 {
-    void *more;
     if (need <= room) return true;
-    more = pvti_memory(ctx, need, size);
+    void *more = pvti_memory(ctx, need, size);
     if (!more) return false;
     pvt_memory_free(ctx, *memory);
     *memory = more;
@@ -9661,8 +9591,7 @@ static bool pvti_pv_rooms(pvt_pv *pv, const pvti_pv_entry *e, bool codes)
 {
     const pvt_weight *w = e->weight;
     int64_t chain = 0, sums = 0, groups = 0, n_codes = 0, assign = 0, target = 0, turned = 0;
-    int i;
-    for (i = 0; i < PVT_MAX_ARRAYS; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++) sums = PVTI_MAX(sums, 2 * pvti_chunks(e->adam[i].n));
     if (w) {
         int64_t n = w->O * w->I;
         if (!pv->ctx->device) chain = w->kind->chain_room(w); /* a device has its own, see reserve */
@@ -9727,9 +9656,9 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
     pvt_weight *weight = e->weight;
     pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t size = weight->O * weight->I;
-    int n = pvt_weight_arrays(weight, arrays), i;
+    int n = pvt_weight_arrays(weight, arrays);
     e->codes = arrays[0];
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         int64_t count = pvti_array_count(&arrays[i]);
         e->names[i] = arrays[i].name;
         if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
@@ -9753,14 +9682,13 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
 static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64_t n, const char *name,
                               int *handle)
 {
-    pvti_pv_entry *e;
     bool codes = weight && pv->desc.strategy != PVT_STRATEGY_CONTINUOUS, ok;
     if (pv->step > 0 || pv->open)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: add %s before the first step", name);
     if (!pvti_grow(pv->ctx, (void **)(void *)&pv->entries, &pv->capacity, pv->n + 1,
                    (int64_t)sizeof *pv->entries))
         return PVT_ERR_MEMORY;
-    e = &pv->entries[pv->n];
+    pvti_pv_entry *e = &pv->entries[pv->n];
     memset(e, 0, sizeof *e);
     snprintf(e->name, sizeof e->name, "%s", name);
     e->weight = weight;
@@ -9808,10 +9736,9 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
 
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
 {
-    int64_t i;
     if (pv->open || !(lr_scale >= 0))
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: begin inside a step, or a negative lr_scale");
-    for (i = 0; i < pv->n; i++) pv->entries[i].applied = false;
+    for (int64_t i = 0; i < pv->n; i++) pv->entries[i].applied = false;
     pv->open = true, pv->lr_scale = lr_scale;
     pv->step++;
     pv->stats.step = pv->step, pv->stats.groups_searched = pv->stats.groups_changed = 0;
@@ -9822,9 +9749,8 @@ PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
 
 PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
 {
-    int64_t i;
     if (!pv->open) return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: end without begin");
-    for (i = 0; i < pv->n; i++)
+    for (int64_t i = 0; i < pv->n; i++)
         if (!pv->entries[i].applied)
             return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT, "pv: %s has had no gradient in this step",
                              pv->entries[i].name);
@@ -9850,11 +9776,10 @@ PVTI_INLINE void pvti_group_errors_rows(float *keys, const pvt_real *target, int
                                         const pvt_real *decoded, int64_t ld_d, int64_t groups, int64_t og,
                                         int64_t ig)
 {
-    int64_t j, r, a;
-    for (j = 0; j < groups; j++) {
+    for (int64_t j = 0; j < groups; j++) {
         pvt_real sum = 0;
-        for (r = 0; r < og; r++)
-            for (a = 0; a < ig; a++) {
+        for (int64_t r = 0; r < og; r++)
+            for (int64_t a = 0; a < ig; a++) {
                 pvt_real d = target[r * ld_t + j * ig + a] - decoded[r * ld_d + j * ig + a];
                 sum = pvti_fma(d, d, sum);
             }
@@ -9876,10 +9801,10 @@ static void pvti_key_task(void *arg, int64_t go, int worker)
 {
     const pvti_key_args *s = (const pvti_key_args *)arg;
     const pvt_weight *w = s->weight;
-    int64_t og = s->og, ig = s->ig, GI = w->I / ig, piece = PVTI_MAX(1, 8192 / (og * ig)), j0;
+    int64_t og = s->og, ig = s->ig, GI = w->I / ig, piece = PVTI_MAX(1, 8192 / (og * ig));
     pvt_real *decoded = (pvt_real *)pvti_scratch(s->ctx, worker);
     double norm = 0;
-    for (j0 = 0; j0 < GI; j0 += piece) {
+    for (int64_t j0 = 0; j0 < GI; j0 += piece) {
         int64_t j1 = PVTI_MIN(GI, j0 + piece), width = (j1 - j0) * ig;
         double part;
         w->kind->tile(w, decoded, width, go * og, (go + 1) * og, j0 * ig, j1 * ig);
@@ -9962,35 +9887,34 @@ PVTI_INLINE uint32_t pvti_ordered(float key)
 static void pvti_group_select(pvt_ctx *ctx, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                               uint64_t *sorted, uint64_t *next)
 {
-    int64_t bins[2048], i, n = 0, above = 0;
-    int bin = 2047, shift;
+    int64_t bins[2048], n = 0, above = 0;
+    int bin = 2047;
     PVTI_ON_DEVICE(ctx, group_select, selected, keys, groups, k, sorted, next);
     memset(bins, 0, sizeof bins);
-    for (i = 0; i < groups; i++) bins[pvti_ordered(keys[i]) >> 21]++;
+    for (int64_t i = 0; i < groups; i++) bins[pvti_ordered(keys[i]) >> 21]++;
     while (bin > 0 && above + bins[bin] < k) above += bins[bin--];
-    for (i = 0; i < groups; i++) {
+    for (int64_t i = 0; i < groups; i++) {
         uint32_t key = pvti_ordered(keys[i]);
         if ((int)(key >> 21) >= bin)
             sorted[n++] = (uint64_t)~key << 32 | (uint64_t)i; /* ~: ascending sort puts the largest first */
     }
-    for (shift = 32; shift < 64; shift += 11) {
-        int64_t start[2048], at = 0, b;
+    for (int shift = 32; shift < 64; shift += 11) {
+        int64_t start[2048], at = 0;
         uint64_t *swap = sorted;
         memset(start, 0, sizeof start);
-        for (i = 0; i < n; i++) start[sorted[i] >> shift & 2047]++;
-        for (b = 0; b < 2048; b++) { int64_t count = start[b]; start[b] = at; at += count; }
-        for (i = 0; i < n; i++) next[start[sorted[i] >> shift & 2047]++] = sorted[i];
+        for (int64_t i = 0; i < n; i++) start[sorted[i] >> shift & 2047]++;
+        for (int64_t b = 0; b < 2048; b++) { int64_t count = start[b]; start[b] = at; at += count; }
+        for (int64_t i = 0; i < n; i++) next[start[sorted[i] >> shift & 2047]++] = sorted[i];
         sorted = next, next = swap;
     }
-    for (i = 0; i < k; i++) selected[i] = (int64_t)(sorted[i] & 0xffffffffu);
+    for (int64_t i = 0; i < k; i++) selected[i] = (int64_t)(sorted[i] & 0xffffffffu);
 }
 
 /* Sampling without replacement with p ∝ key^(0.5/T): the k largest of log p + Gumbel noise. */
 static void pvti_group_noise(pvt_ctx *ctx, float *keys, int64_t groups, double temperature, uint64_t stream)
 {
-    int64_t i;
     PVTI_ON_DEVICE(ctx, group_noise, keys, groups, temperature, stream);
-    for (i = 0; i < groups; i++) {
+    for (int64_t i = 0; i < groups; i++) {
         double u = pvti_unit(pvti_mix(stream ^ (uint64_t)i));
         double noise = -pvti_log(-pvti_log(u * 0.999999 + 5e-7));
         keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * pvti_log((double)keys[i]) + noise) : -FLT_MAX;
@@ -10018,7 +9942,7 @@ static void pvti_weight_assign(pvt_ctx *ctx, const pvt_weight *weight, const pvt
 static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assign *a, const double *norms,
                                double trust, int64_t *changed)
 {
-    int64_t M = pvti_group_codes(weight), accepted = a->n, og, ig, i, m;
+    int64_t M = pvti_group_codes(weight), accepted = a->n, og, ig, i;
     double norm = 0, moved = 0;
     PVTI_ON_DEVICE(ctx, weight_commit, weight, a, norms, trust, changed);
     if (trust > 0) {
@@ -10033,7 +9957,7 @@ static void pvti_weight_commit(pvt_ctx *ctx, pvt_weight *weight, const pvt_assig
     for (i = 0; i < accepted; i++) {
         int64_t group = a->groups ? a->groups[i] : i;
         bool differs = false;
-        for (m = 0; m < M; m++) {
+        for (int64_t m = 0; m < M; m++) {
             differs = differs || pvti_code_get(weight, group * M + m) != a->codes[i * M + m];
             pvti_code_set(weight, group * M + m, a->codes[i * M + m]);
         }
@@ -10160,12 +10084,11 @@ static void pvti_finite_task(void *arg, int64_t i, int worker)
 static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums)
 {
     pvti_finite_args a;
-    int64_t i;
     bool finite = true;
     if (ctx->device) return ctx->device->finite(ctx->device_state, g, n, sums);
     a.ctx = ctx, a.g = g, a.n = n, a.sums = sums;
     pvti_parallel(ctx, pvti_chunks(n), pvti_finite_task, &a);
-    for (i = 0; i < pvti_chunks(n); i++) finite = finite && fabs(sums[i]) <= DBL_MAX;
+    for (int64_t i = 0; i < pvti_chunks(n); i++) finite = finite && fabs(sums[i]) <= DBL_MAX;
     return finite;
 }
 
@@ -10212,9 +10135,8 @@ static void pvti_pv_forget(pvti_pv_entry *e)
 /* φ, NaN where it is no number. */
 static double pvti_pv_loss(pvt_pv *pv, pvti_pv_entry *e)
 {
-    double loss;
     pvti_pv_forget(e);
-    loss = pv->desc.loss(pv->desc.loss_user);
+    double loss = pv->desc.loss(pv->desc.loss_user);
     pvti_pv_forget(e);
     return fabs(loss) <= DBL_MAX ? loss : NAN;
 }
@@ -10246,10 +10168,10 @@ static pvt_result pvti_pv_line_search(pvt_pv *pv, int handle, const pvt_real *dW
 {
     pvti_pv_entry *e = &pv->entries[handle];
     void *codes = e->weight->array[0];
-    double start = e->smoothness, loss, promised;
+    double start = e->smoothness, promised;
     int64_t changed, searched = pv->stats.groups_searched, moved;
     if (pv->lr_scale == 0) return PVT_OK;
-    loss = pvti_pv_loss(pv, e);
+    double loss = pvti_pv_loss(pv, e);
     if (!(loss == loss))
         return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the loss is not finite before the V step of %s",
                          e->name);
@@ -10286,17 +10208,16 @@ static pvt_result pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
-    bool finite, moves = d->strategy != PVT_STRATEGY_CONTINUOUS;
-    pvti_pv_entry *e;
+    bool moves = d->strategy != PVT_STRATEGY_CONTINUOUS;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
-    e = &pv->entries[handle];
+    pvti_pv_entry *e = &pv->entries[handle];
     if (e->weight && e->weight->format.rotation) {
         pvti_rotate_weight(pv->ctx, pv->turned, dW, e->weight, false);
         dW = pv->turned;
     }
-    finite = pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums);
+    bool finite = pvti_finite(pv->ctx, dW, e->weight ? e->weight->O * e->weight->I : e->adam[0].n, pv->sums);
     PVTI_TRY(pvti_device_check(pv->ctx));
     if (!finite)
         return pvti_fail(pv->ctx, PVT_ERR_NUMERIC,
@@ -10365,14 +10286,14 @@ static const pvti_family *pvti_family_find(const char *name)
 static void pvti_family_list(bool gguf, char out[128])
 {
     const char *names[PVTI_COUNT(pvti_families)];
-    int i, k, n = 0, at = 0;
-    for (i = 0; i < PVTI_COUNT(pvti_families); i++) {
+    int k, n = 0, at = 0;
+    for (int i = 0; i < PVTI_COUNT(pvti_families); i++) {
         const char *name = gguf ? pvti_families[i].gguf : pvti_families[i].name;
         for (k = 0; k < n && strcmp(names[k], name) != 0; k++) {}
         if (k == n) names[n++] = name;
     }
     out[0] = 0;
-    for (i = 0; i < n && at < 128; i++)
+    for (int i = 0; i < n && at < 128; i++)
         at += snprintf(out + at, (size_t)(128 - at), "%s%s", i == 0 ? "" : i == n - 1 ? " and " : ", ",
                        names[i]);
 }
@@ -10527,8 +10448,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
         {"sliding window", c->window, 0, 1 << 24},
         {"rope_scaling's original context", c->rope_original_ctx, 0, 1 << 24},
     };
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(ranges); i++)
+    for (int64_t i = 0; i < PVTI_COUNT(ranges); i++)
         if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
             return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: %s is %lld; %lld to %lld are possible", name,
                              ranges[i].key, (long long)ranges[i].value, (long long)ranges[i].min,
@@ -10549,7 +10469,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
         return pvti_fail(ctx, PVT_ERR_FORMAT,
                          "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
                          name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
-    for (i = 0; c->rope_factors && i < c->head_dim / 2; i++)
+    for (int64_t i = 0; c->rope_factors && i < c->head_dim / 2; i++)
         if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
             return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
                              name, (long long)i, (double)c->rope_factors[i]);
@@ -10576,9 +10496,8 @@ static pvt_result pvti_model_tie(pvt_model *model)
 
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 {
-    int64_t l, j;
-    for (l = 0; l < model->config.layers; l++)
-        for (j = 0; j < PVTI_BLOCK; j++)
+    for (int64_t l = 0; l < model->config.layers; l++)
+        for (int64_t j = 0; j < PVTI_BLOCK; j++)
             if (pvti_is_matrix((int)j)) PVTI_TRY(pvt_weight_prepare(&model->layers[l].linear[j]));
     if (!head_q8) return pvt_weight_prepare(&model->head);
     if (model->ctx->outside) return model->ctx->outside->model_head_q8(model);
@@ -10588,10 +10507,9 @@ PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8)
 
 PVT_API void pvt_model_free(pvt_model *model)
 {
-    int64_t l, j;
     if (!model) return;
-    for (l = 0; model->layers && l < model->config.layers; l++)
-        for (j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
+    for (int64_t l = 0; model->layers && l < model->config.layers; l++)
+        for (int64_t j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&model->layers[l].linear[j]);
     pvt_weight_free(&model->head);
     pvt_weight_free(&model->embed);
     if (model->tokenizer) model->ctx->outside->tokenizer_free(model->tokenizer);
@@ -10639,17 +10557,18 @@ static int pvti_tensor_at(const pvt_model *model, int64_t i, int64_t *layer)
 static void pvti_model_place_vectors(pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
-    int64_t l, i, n;
     pvt_real *at = model->vectors;
-    for (l = 0; l < c->layers; l++)
+    for (int64_t l = 0; l < c->layers; l++)
         for (int j = 0; j < PVTI_BLOCK; j++) {
             if (pvti_is_matrix(j) || model->place[j] < 0) continue;
-            n = pvti_width_of(c, pvti_tensors[j].out);
-            for (i = 0; i < n && !model->ctx->device; i++) at[i] = pvti_tensors[j].start == PVTI_START_ONE;
+            int64_t n = pvti_width_of(c, pvti_tensors[j].out);
+            for (int64_t i = 0; i < n && !model->ctx->device; i++)
+                at[i] = pvti_tensors[j].start == PVTI_START_ONE;
             model->layers[l].vector[j] = at;
             at += n;
         }
-    for (i = 0; i < c->dim && !model->ctx->device; i++) at[i] = 1; /* on a device all are copied there */
+    /* on a device all are copied there */
+    for (int64_t i = 0; i < c->dim && !model->ctx->device; i++) at[i] = 1;
     model->norm = at;
 }
 
@@ -10719,10 +10638,9 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     pvt_model *m = (pvt_model *)(uintptr_t)model; /* who may write through it is for the caller to know */
     pvt_tensor_info info;
     int64_t l;
-    int tensor;
     memset(&info, 0, sizeof info);
     if (i < 0 || i >= pvt_model_tensors(model)) return info;
-    tensor = pvti_tensor_at(model, i, &l);
+    int tensor = pvti_tensor_at(model, i, &l);
     pvti_tensor_name(model, i, false, ".weight", info.name);
     if (tensor == PVTI_EMBED) info.weight = &m->embed;
     else if (tensor == PVTI_HEAD) info.weight = &m->head;
@@ -10749,14 +10667,13 @@ static bool pvti_save_codes(const pvt_model *model, const pvt_save_desc *as, con
 PVT_API pvt_bits pvt_model_bits(const pvt_model *model, const pvt_save_desc *as)
 {
     pvt_bits sum;
-    double packed;
-    int64_t i, linears = 0;
+    int64_t linears = 0;
     memset(&sum, 0, sizeof sum);
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         bool codes = as ? pvti_save_codes(model, as, &t) : t.dtype == PVT_DTYPE_NONE;
         int64_t bytes = as && !codes ? pvti_dense_bytes(t.n, as->dtype ? as->dtype : PVT_F16) : t.bytes;
-        packed = codes ? pvt_weight_bits(t.weight) * (double)t.n : 8.0 * (double)bytes;
+        double packed = codes ? pvt_weight_bits(t.weight) * (double)t.n : 8.0 * (double)bytes;
         sum.params += t.n, sum.bytes += bytes, sum.packed_all += packed;
         if (t.linear) linears += t.n, sum.linears += 8.0 * (double)bytes, sum.packed_linears += packed;
     }
@@ -10777,10 +10694,9 @@ PVT_API int64_t pvt_model_file_bytes(const pvt_model *model)
 static double pvti_random_normal(uint64_t seed, uint64_t step, uint64_t index)
 {
     int64_t sum = 0;
-    uint64_t i, j;
-    for (i = 0; i < 3; i++) {
+    for (uint64_t i = 0; i < 3; i++) {
         uint64_t word = pvti_random(seed, PVTI_RANDOM_INIT, step, 3 * index + i);
-        for (j = 0; j < 4; j++) sum += (int64_t)(word >> (16 * j) & 65535);
+        for (uint64_t j = 0; j < 4; j++) sum += (int64_t)(word >> (16 * j) & 65535);
     }
     return ((double)sum + 6.0) * (1.0 / 65536.0) - 6.0;
 }
@@ -10795,9 +10711,9 @@ typedef struct pvti_init {
 static void pvti_init_task(void *arg, int64_t i, int worker)
 {
     const pvti_init *a = (const pvti_init *)arg;
-    int64_t j, end = PVTI_MIN(a->n, (i + 1) * 4096);
+    int64_t end = PVTI_MIN(a->n, (i + 1) * 4096);
     (void)worker;
-    for (j = i * 4096; j < end; j++)
+    for (int64_t j = i * 4096; j < end; j++)
         a->W[j] = (pvt_real)(a->sigma * pvti_random_normal(a->seed, (uint64_t)a->tensor, (uint64_t)j));
 }
 
@@ -10816,12 +10732,11 @@ static pvt_result pvti_weight_random(pvt_ctx *ctx, int64_t tensor, double sigma,
 static pvt_result pvti_weight_copy(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
 {
     pvt_weight taken;
-    pvt_result result;
     if (pvti_has_codes(weight) || weight->dtype == PVTI_DTYPE_REAL)
         return pvti_weight_take(ctx, weight, out);
     if (!pvti_same_memory(ctx, weight->ctx)) {
         PVTI_TRY(pvti_weight_take(ctx, weight, &taken));
-        result = pvti_weight_copy(ctx, &taken, out);
+        pvt_result result = pvti_weight_copy(ctx, &taken, out);
         pvt_weight_free(&taken);
         return result;
     }
@@ -10844,14 +10759,12 @@ static pvt_result pvti_model_copy_weights(const pvt_model *from, pvt_model *to, 
 static pvt_result pvti_model_copy_as(pvt_ctx *ctx, const pvt_model *model, pvti_copy_fn *copy_weight,
                                      pvt_model **out)
 {
-    pvt_model *copy;
-    pvt_result result;
     PVTI_TRY(pvti_model_new(ctx, &model->config, out));
-    copy = *out;
+    pvt_model *copy = *out;
     copy->bos = model->bos, copy->n_eos = model->n_eos;
     memcpy(copy->eos, model->eos, sizeof copy->eos);
-    result = pvti_transfer(ctx, copy->vectors, model->ctx, model->vectors,
-                           model->n_vectors * (int64_t)sizeof(pvt_real));
+    pvt_result result = pvti_transfer(ctx, copy->vectors, model->ctx, model->vectors,
+                                      model->n_vectors * (int64_t)sizeof(pvt_real));
     if (result == PVT_OK) result = pvti_model_copy_weights(model, copy, copy_weight);
     if (result == PVT_OK && model->generation_config) {
         copy->generation_config = PVTI_NEW(ctx, char, model->generation_config_bytes + 1);
@@ -10891,8 +10804,8 @@ static pvt_result pvti_model_randomize(pvt_model *model)
 {
     const pvt_model_config *c = &model->config;
     double residual = 0.02 / __builtin_sqrt(2.0 * (double)c->layers);
-    int64_t i, layer;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    int64_t layer;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         const pvti_tensor_row *row = &pvti_tensors[pvti_tensor_at(model, i, &layer)];
         pvt_weight *weight = pvt_model_tensor(model, i).weight;
         if (weight)
@@ -10905,7 +10818,6 @@ static pvt_result pvti_model_randomize(pvt_model *model)
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
 {
     pvt_model_config c = *config;
-    pvt_result result;
     *out = NULL;
     if (ctx->device) {
         PVTI_TRY(pvt_model_create(ctx->host, config, out));
@@ -10926,7 +10838,7 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     if (c.rope_theta == 0) c.rope_theta = 10000;
     if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
     PVTI_TRY(pvti_model_new(ctx, &c, out));
-    result = pvti_model_randomize(*out);
+    pvt_result result = pvti_model_randomize(*out);
     if (result != PVT_OK) pvt_model_free(*out), *out = NULL;
     return result;
 }
@@ -11013,15 +10925,14 @@ static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t co
 static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
 {
     const pvt_model_config *g = &b->config;
-    int64_t n = b->tokens, Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim, i, j;
-    pvt_real *a, *m, *h;
+    int64_t n = b->tokens, Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim;
     b->cosines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
     b->sines = PVTI_CARVE(c, pvt_real, b->positions, g->head_dim / 2);
-    a = PVTI_CARVE(c, pvt_real, n, g->dim);
-    m = PVTI_CARVE(c, pvt_real, n, g->dim);
-    h = PVTI_CARVE(c, pvt_real, n, g->ff);
+    pvt_real *a = PVTI_CARVE(c, pvt_real, n, g->dim);
+    pvt_real *m = PVTI_CARVE(c, pvt_real, n, g->dim);
+    pvt_real *h = PVTI_CARVE(c, pvt_real, n, g->ff);
     b->acts = PVTI_CARVE_HOST(c, pvti_acts, b->n_acts, 1);
-    for (i = 0; i < b->n_acts; i++) {
+    for (int64_t i = 0; i < b->n_acts; i++) {
         pvti_acts counted, *s = b->acts ? &b->acts[i] : &counted;
         s->q = PVTI_CARVE(c, pvt_real, n, Q);
         s->k = PVTI_CARVE(c, pvt_real, n, KV);
@@ -11030,7 +10941,7 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
         s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
         s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
         s->up = PVTI_CARVE(c, pvt_real, n, g->ff);
-        for (j = 0; j < 2; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
+        for (int64_t j = 0; j < 2; j++) s->rstd[j] = PVTI_CARVE(c, pvt_real, n, 1);
         s->lse = PVTI_CARVE(c, pvt_real, n, g->heads);
         s->a = a, s->m = m, s->h = h;
     }
@@ -11083,8 +10994,8 @@ static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *confi
 static void pvti_cache_append(const pvti_blocks *b, const pvti_cache *cache, const pvti_acts *s, int64_t B,
                               int64_t T)
 {
-    int64_t KV = b->config.kv_heads * b->config.head_dim, i;
-    for (i = 0; i < B; i++) {
+    int64_t KV = b->config.kv_heads * b->config.head_dim;
+    for (int64_t i = 0; i < B; i++) {
         int64_t to = (i * b->positions + cache->pos) * KV;
         pvti_copy(b->ctx, cache->k + to, s->k + i * T * KV, T * KV);
         pvti_copy(b->ctx, cache->v + to, s->v + i * T * KV, T * KV);
@@ -11267,16 +11178,16 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
 /* Gradients: of every tensor with `accumulate`; else the layers use the same arrays in turn. */
 static void pvti_run_layout_grads(pvt_run *run, pvti_carver *c)
 {
-    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, i, layer;
+    int64_t tensors = run->desc.train ? pvt_model_tensors(run->model) : 0, layer;
     pvt_real *shared[PVTI_TENSORS];
     bool taken[PVTI_TENSORS];
     memset(taken, 0, sizeof taken);
-    for (i = 0; i < tensors; i++) {
+    for (int64_t i = 0; i < tensors; i++) {
         int j = pvti_tensor_at(run->model, i, &layer);
         bool share = !run->desc.accumulate && layer >= 0;
-        pvt_real *grad;
         if (run->desc.frozen && run->desc.frozen[i]) continue;
-        grad = share && taken[j] ? shared[j] : PVTI_CARVE(c, pvt_real, pvt_model_tensor(run->model, i).n, 1);
+        pvt_real *grad = share && taken[j] ? shared[j]
+                                           : PVTI_CARVE(c, pvt_real, pvt_model_tensor(run->model, i).n, 1);
         if (share) shared[j] = grad, taken[j] = true;
         if (c->base) run->grads[i] = grad;
     }
@@ -11288,7 +11199,6 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
     const pvt_model_config *g = &model->config;
     pvt_run_desc *d = &run->desc;
     pvti_carver one = pvti_carver_begin(ctx, NULL, NULL), two = one, grads = one;
-    int64_t limit;
     memset(run, 0, sizeof *run);
     run->ctx = ctx, run->model = model, run->blocks.ctx = ctx;
     if (desc) *d = *desc;
@@ -11305,7 +11215,7 @@ static pvt_result pvti_run_plan(pvt_ctx *ctx, const pvt_model *model, const pvt_
     if (d->max_tokens > INT32_MAX)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%lld tokens in one forward are too many",
                          (long long)d->max_tokens);
-    limit = d->memory_limit > 0 ? d->memory_limit : (int64_t)2 << 30;
+    int64_t limit = d->memory_limit > 0 ? d->memory_limit : (int64_t)2 << 30;
     run->blocks.n_acts = 1;
     pvti_run_layout(run, &one);
     if (d->train && g->layers > 1) {
@@ -11350,12 +11260,11 @@ PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *de
                                   pvt_run **out)
 {
     pvt_ctx *ctx = model->ctx;
-    pvt_run plan, *run;
-    pvti_carver carver;
-    int64_t i, tensors = pvt_model_tensors(model);
+    pvt_run plan;
+    int64_t tensors = pvt_model_tensors(model);
     *out = NULL;
     PVTI_TRY(pvti_run_plan(ctx, model, desc, &plan));
-    run = PVTI_NEW(ctx, pvt_run, 1);
+    pvt_run *run = PVTI_NEW(ctx, pvt_run, 1);
     if (!run) return PVT_ERR_MEMORY;
     *run = plan;
     run->memory = pvt_memory_alloc(ctx, run->bytes);
@@ -11365,11 +11274,11 @@ PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *de
         pvt_run_free(run);
         return PVT_ERR_MEMORY;
     }
-    carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
+    pvti_carver carver = pvti_carver_begin(ctx, run->memory, run->host_memory);
     pvti_run_layout(run, &carver);
     carver = pvti_carver_begin(ctx, run->grads_memory, NULL);
     pvti_run_layout_grads(run, &carver);
-    for (i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
+    for (int64_t i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
     pvti_blocks_rope(&run->blocks);
     *out = run;
@@ -11404,7 +11313,7 @@ static pvt_real *pvti_run_input(const pvt_run *run, int64_t l)
 static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, int64_t T)
 {
     const pvt_run_desc *d = &run->desc;
-    int64_t i, V = run->model->config.vocab;
+    int64_t V = run->model->config.vocab;
     if (B < 1 || T < 1 || B > d->max_batch || T > d->max_ctx || B * T > d->max_tokens)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "forward of %lld x %lld tokens in a run made for %lld x %lld, at most %lld "
@@ -11417,7 +11326,7 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
                          "%lld more do not fit",
                          (long long)run->pos, (long long)run->cache_batch, (long long)d->max_ctx,
                          (long long)B, (long long)T);
-    for (i = 0; i < B * T; i++)
+    for (int64_t i = 0; i < B * T; i++)
         if (ids[i] < 0 || ids[i] >= V)
             return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                              "token id %lld at position %lld is outside the vocabulary of %lld; does "
@@ -11428,18 +11337,17 @@ static pvt_result pvti_run_check(pvt_run *run, const int32_t *ids, int64_t B, in
 
 PVT_API pvt_result pvt_run_logits(pvt_run *run, int64_t first, int64_t n, pvt_real *logits)
 {
-    int64_t V = run->model->config.vocab, i;
-    const pvt_real *hidden;
+    int64_t V = run->model->config.vocab;
     if (first < 0 || n < 0 || first > run->B * run->T || n > run->B * run->T - first)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "logits of %lld rows from %lld on: the last forward had %lld rows", (long long)n,
                          (long long)first, (long long)(run->B * run->T));
-    hidden = run->hidden + first * run->model->config.dim;
+    const pvt_real *hidden = run->hidden + first * run->model->config.dim;
     if (!run->ctx->device) {
         pvt_weight_forward(logits, hidden, &run->model->head, n, false);
         return PVT_OK;
     }
-    for (i = 0; i < n; i += run->logits_n / V) {
+    for (int64_t i = 0; i < n; i += run->logits_n / V) {
         int64_t rows = PVTI_MIN(n - i, run->logits_n / V);
         pvt_weight_forward(run->logits, hidden + i * run->model->config.dim, &run->model->head, rows,
                            false);
@@ -11458,13 +11366,12 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    int64_t n, l;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
-    n = B * T;
+    int64_t n = B * T;
     memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
     pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
     pvt_weight_embedding(run->x, &model->embed, run->ids, n);
-    for (l = 0; l < g->layers; l++) {
+    for (int64_t l = 0; l < g->layers; l++) {
         pvti_cache cache;
         if (run->desc.cache) { /* laid out at creation, so that this size fits */
             int64_t at = l * (run->desc.max_batch * run->desc.max_ctx * g->kv_heads * g->head_dim);
@@ -11496,11 +11403,11 @@ static pvt_result pvti_teacher_check(const pvt_model *student, const pvt_model *
 
 static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
 {
-    int64_t V = run->model->config.vocab, i;
+    int64_t V = run->model->config.vocab;
     if (run->B == 0 || run->desc.cache)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          "a loss needs a forward before it, in a run without a cache");
-    for (i = 0; desc->targets && i < run->B * run->T; i++)
+    for (int64_t i = 0; desc->targets && i < run->B * run->T; i++)
         if (desc->targets[i] >= V)
             return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                              "target %lld at position %lld is outside the vocabulary of %lld",
@@ -11517,8 +11424,8 @@ static pvt_result pvti_loss_check(const pvt_run *run, const pvt_loss_desc *desc)
 /* What counts: the targets as the losses want them; how many. KL without targets counts all. */
 static int64_t pvti_loss_targets(pvt_run *run, const pvt_loss_desc *desc)
 {
-    int64_t n = run->B * run->T, count = 0, i;
-    for (i = 0; i < n; i++) {
+    int64_t n = run->B * run->T, count = 0;
+    for (int64_t i = 0; i < n; i++) {
         bool last = i % run->T == run->T - 1;
         if (desc->targets) run->host_targets[i] = desc->targets[i];
         else run->host_targets[i] = desc->teacher ? 0 : last ? -1 : run->host_ids[i + 1];
@@ -11569,17 +11476,18 @@ static pvt_result pvti_run_head(pvt_run *run, const pvt_loss_desc *desc, double 
                                 double *per_token, bool backward, pvt_real *dW)
 {
     const pvt_loss_desc *d = desc ? desc : &pvti_loss_default;
-    int64_t n = run->B * run->T, rows, counted, i;
-    double total = 0, scale;
+    int64_t n = run->B * run->T;
+    double total = 0;
     PVTI_TRY(pvti_loss_check(run, d));
-    counted = pvti_loss_targets(run, d);
-    scale = d->scale != 0 ? d->scale : 1.0 / (double)PVTI_MAX(1, counted);
-    rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
+    int64_t counted = pvti_loss_targets(run, d);
+    double scale = d->scale != 0 ? d->scale : 1.0 / (double)PVTI_MAX(1, counted);
+    int64_t rows = run->logits_n / (run->model->config.vocab * (d->teacher ? 2 : 1));
     if (backward) pvti_zero(run->ctx, run->dhidden, n * run->model->config.dim);
-    for (i = 0; i < n; i += rows) pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
+    for (int64_t i = 0; i < n; i += rows)
+        pvti_loss_chunk(run, d, i, PVTI_MIN(rows, n - i), scale, backward, dW);
     if (run->host_loss != run->loss)
         PVTI_TRY(pvt_memory_read(run->ctx, run->host_loss, run->loss, n * (int64_t)sizeof *run->loss));
-    for (i = 0; i < n; i++) total += run->host_loss[i];
+    for (int64_t i = 0; i < n; i++) total += run->host_loss[i];
     if (per_token) memcpy(per_token, run->host_loss, (size_t)n * sizeof *per_token);
     if (sum) *sum = total;
     if (count) *count = counted;
@@ -11626,21 +11534,21 @@ static pvt_result pvti_run_backward_body(pvt_run *run, pvt_grad_fn *sink, void *
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    int64_t n = run->B * run->T, last = pvti_tensor_number(model, PVTI_NORM_LAST, 0), l, j;
+    int64_t n = run->B * run->T, last = pvti_tensor_number(model, PVTI_NORM_LAST, 0);
     pvt_real *grads[PVTI_BLOCK];
     if (!g->tied) PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, PVTI_HEAD, 0), sink, user));
     pvti_zero(run->ctx, run->dx, n * g->dim);
     pvt_rmsnorm_backward(run->ctx, run->dx, run->grads[last], run->dhidden, pvti_run_input(run, g->layers),
                          run->rstd, model->norm, n, g->dim);
     PVTI_TRY(pvti_run_hand(run, last, sink, user));
-    for (l = g->layers - 1; l >= 0; l--) {
+    for (int64_t l = g->layers - 1; l >= 0; l--) {
         if (l < g->layers - run->blocks.n_acts)
             pvti_block_forward(&run->blocks, &model->layers[l], NULL, pvti_run_input(run, l), run->B, run->T,
                                pvti_run_acts(run, l), NULL);
         pvti_run_block_grads(run, l, grads);
         pvti_block_backward(&run->blocks, &model->layers[l], run->dx, pvti_run_input(run, l), run->B, run->T,
                             pvti_run_acts(run, l), grads);
-        for (j = model->n_block - 1; j >= 0; j--)
+        for (int64_t j = model->n_block - 1; j >= 0; j--)
             PVTI_TRY(pvti_run_hand(run, pvti_tensor_number(model, model->block[j], l), sink, user));
     }
     if (run->grads[0])
@@ -11651,7 +11559,6 @@ static pvt_result pvti_run_backward_body(pvt_run *run, pvt_grad_fn *sink, void *
 PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, double *sum, int64_t *count,
                                     pvt_grad_fn *sink, void *user)
 {
-    pvt_result result;
     if (!run->desc.train || run->backward_done)
         return pvti_fail(run->ctx, PVT_ERR_ARGUMENT,
                          run->desc.train ? "backward needs a forward of its own before it"
@@ -11662,8 +11569,8 @@ PVT_API pvt_result pvt_run_backward(pvt_run *run, const pvt_loss_desc *desc, dou
     PVTI_TRY(pvti_loss_check(run, desc ? desc : &pvti_loss_default));
     run->backward_done = true;
     /* a tied head's gradient adds to the embedding's, which is tensor 0 */
-    result = pvti_run_head(run, desc, sum, count, NULL, true,
-                           run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
+    pvt_result result = pvti_run_head(run, desc, sum, count, NULL, true,
+                                      run->grads[PVTI_MAX(0, pvti_tensor_number(run->model, PVTI_HEAD, 0))]);
     if (result == PVT_OK) result = pvti_run_backward_body(run, sink, user);
     if (result == PVT_OK) result = pvti_device_check(run->ctx);
     if (result != PVT_OK) pvt_run_zero_grad(run); /* what was half done is of no use */
@@ -11689,12 +11596,11 @@ static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, con
 {
     /* from here on a number rounds to infinity */
     double limit = dtype == PVT_BF16 ? 3.3961775292304601e38 : 3.4028235677973366e38;
-    int64_t i;
     if (dtype == PVT_F16) {
-        i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
+        int64_t i = pvti_round_f16(ctx, (uint16_t *)to, NULL, from, n);
         return i < 0 ? PVT_OK : pvti_round_fail(ctx, dtype, name, offset + i, pvti_peek(ctx, from + i));
     }
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         if (!((double)from[i] < limit && (double)from[i] > -limit))
             return pvti_round_fail(ctx, dtype, name, offset + i, (double)from[i]);
         if (dtype == PVT_BF16) ((uint16_t *)to)[i] = pvti_f32_to_bf16((float)from[i]);
@@ -11706,11 +11612,11 @@ static pvt_result pvti_round_values(pvt_ctx *ctx, pvt_dtype dtype, void *to, con
 /* A dense weight from a file becomes an fp16 array of its own. */
 static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char *name)
 {
-    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
+    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I);
     uint16_t *half = PVTI_MEMORY(ctx, uint16_t, weight->O * weight->I);
     pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * weight->I);
     pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
-    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
+    for (int64_t r = 0; r < weight->O && result == PVT_OK; r += step) {
         int64_t n = PVTI_MIN(step, weight->O - r), at = r * weight->I;
         pvt_weight some;
         result = pvt_weight_rows(weight, r, n, &some);
@@ -11723,7 +11629,8 @@ static pvt_result pvti_round_weight(pvt_ctx *ctx, pvt_weight *weight, const char
         pvt_memory_free(ctx, half);
         return result;
     }
-    r = weight->O, step = weight->I;
+    int64_t r = weight->O;
+    step = weight->I;
     pvt_weight_free(weight);
     PVTI_TRY(pvt_weight_borrow(ctx, half, PVT_F16, r, step, weight));
     weight->owned = true;
@@ -11745,12 +11652,13 @@ static pvt_result pvti_round_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 
 PVT_API pvt_result pvt_model_round_f16(pvt_model *model)
 {
-    pvt_result result = PVT_OK, tied;
+    pvt_result result = PVT_OK;
     for (int64_t i = 0; i < pvt_model_tensors(model) && result == PVT_OK; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         result = pvti_round_tensor(model->ctx, &t);
     }
-    tied = pvti_model_tie(model); /* in any case: a failure leaves an embedding that was replaced */
+    /* in any case: a failure leaves an embedding that was replaced */
+    pvt_result tied = pvti_model_tie(model);
     return result != PVT_OK ? result : tied;
 }
 
@@ -11783,8 +11691,8 @@ PVT_API pvt_result pvt_corpus_from_ids(pvt_ctx *ctx, const int32_t *ids, int64_t
 /* Are all ids the model's? */
 static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *corpus, const char *what)
 {
-    int64_t V = model->config.vocab, i;
-    for (i = 0; i < corpus->n; i++)
+    int64_t V = model->config.vocab;
+    for (int64_t i = 0; i < corpus->n; i++)
         if (corpus->ids[i] < 0 || corpus->ids[i] >= V)
             return pvti_fail(model->ctx, PVT_ERR_MISMATCH,
                              "%s holds token %lld, the model's vocabulary ends at %lld: was it tokenized with "
@@ -11803,11 +11711,11 @@ static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *co
 static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int64_t T, int64_t first,
                                     int64_t n, double *per_token, double *nll)
 {
-    int64_t i, t, count;
+    int64_t t, count;
     double sum;
     PVTI_TRY(pvt_run_forward(run, corpus->ids + first * T, n, T, NULL));
     PVTI_TRY(pvt_run_loss(run, NULL, &sum, &count, per_token));
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         for (nll[i] = 0, t = 0; t < T; t++) nll[i] += per_token[i * T + t];
         if (!(nll[i] - nll[i] == 0))
             return pvti_fail(run->ctx, PVT_ERR_NUMERIC,
@@ -11820,18 +11728,18 @@ static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int6
 static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t batch, double *per_token,
                                 double *nll, pvt_ppl *out)
 {
-    int64_t done = 0, n, i;
+    int64_t done = 0, n;
     double squares = 0, T = (double)(out->ctx - 1), windows = (double)out->windows;
     for (; done < out->windows; done += n) {
         n = PVTI_MIN(batch, out->windows - done);
         PVTI_TRY(pvti_eval_windows(run, corpus, out->ctx, done, n, per_token, nll + done));
-        for (i = 0; i < n; i++) out->nll_sum += nll[done + i];
+        for (int64_t i = 0; i < n; i++) out->nll_sum += nll[done + i];
         PVTI_TRY(pvti_report(run->ctx, "eval", NULL, done + n, out->windows, "windows",
                              pvti_exp64(out->nll_sum / ((double)(done + n) * T))));
     }
     out->tokens = out->windows * (out->ctx - 1);
     out->nll = out->nll_sum / (double)out->tokens;
-    for (i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
+    for (int64_t i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
     out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
     out->ppl = pvti_exp64(out->nll);
     return PVT_OK;
@@ -11841,16 +11749,14 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
                                   const pvt_ppl_desc *desc, pvt_ppl *out)
 {
     pvt_ctx *ctx = model->ctx;
-    double start = pvti_seconds(), *per_token, *nll;
+    double start = pvti_seconds();
     int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
-    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0, all, batch;
-    pvt_corpus part;
+    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0;
     pvt_run_desc run_desc;
     pvt_run *run = NULL;
-    pvt_result result;
     memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
     PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
-    all = corpus->n / T;
+    int64_t all = corpus->n / T;
     if (last == 0) last = all;
     if (all < 1)
         return pvti_fail(
@@ -11862,14 +11768,14 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)first,
                          (long long)last, (long long)all, (long long)T);
-    part = *corpus;
+    pvt_corpus part = *corpus;
     part.ids += first * T;
     out->ctx = T, out->windows = last - first;
-    batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
+    int64_t batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
     run_desc.max_batch = batch, run_desc.max_ctx = T;
-    per_token = PVTI_NEW(ctx, double, batch *T);
-    nll = PVTI_NEW(ctx, double, out->windows);
-    result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
+    double *per_token = PVTI_NEW(ctx, double, batch *T);
+    double *nll = PVTI_NEW(ctx, double, out->windows);
+    pvt_result result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
     if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
     if (result == PVT_OK && desc && desc->window_nll)
         memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
@@ -11896,8 +11802,8 @@ typedef struct pvti_sampler {
 
 static int32_t pvti_sample_greedy(const pvti_sampler *s)
 {
-    int64_t best = 0, i;
-    for (i = 1; i < s->V; i++)
+    int64_t best = 0;
+    for (int64_t i = 1; i < s->V; i++)
         if (s->logits[i] > s->logits[best]) best = i;
     return (int32_t)best;
 }
@@ -11908,9 +11814,9 @@ static int32_t pvti_sample_greedy(const pvti_sampler *s)
 static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, double unit)
 {
     int64_t i, n = 0, kept_n = 0;
-    double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)], least;
+    double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)];
     for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / temperature);
-    least = (1 - top_p) * sum / (double)s->V;
+    double least = (1 - top_p) * sum / (double)s->V;
     for (i = 0; i < s->V; i++) {
         uint64_t bits;
         if (!(s->p[i] >= least)) continue;
@@ -11928,8 +11834,7 @@ static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, do
 
 static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
 {
-    int64_t i;
-    for (i = 0; i < s->V; i++)
+    for (int64_t i = 0; i < s->V; i++)
         if (!(s->logits[i] - s->logits[i] == 0))
             return pvti_fail(ctx, PVT_ERR_NUMERIC,
                              "the logit of token %lld is not finite: there are NaN or infinite numbers in the "
@@ -11940,8 +11845,7 @@ static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
 
 static bool pvti_is_eos(const pvt_model *model, int32_t id)
 {
-    int i;
-    for (i = 0; i < model->n_eos; i++)
+    for (int i = 0; i < model->n_eos; i++)
         if (model->eos[i] == id) return true;
     return false;
 }
@@ -11949,8 +11853,8 @@ static bool pvti_is_eos(const pvt_model *model, int32_t id)
 /* The prompt in chunks; logits of its last token. */
 static pvt_result pvti_generate_prompt(pvt_run *run, const int32_t *prompt, int64_t n, pvt_real *logits)
 {
-    int64_t i, T;
-    for (i = 0; i < n; i += T) {
+    int64_t T;
+    for (int64_t i = 0; i < n; i += T) {
         T = PVTI_MIN(PVTI_PROMPT_CHUNK, n - i);
         PVTI_TRY(pvt_run_forward(run, prompt + i, 1, T, NULL));
     }
@@ -12007,7 +11911,6 @@ PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, i
     pvt_generate_desc d;
     pvti_sampler sampler;
     pvt_run *run = NULL;
-    pvt_result result;
     memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
     if (desc) d = *desc;
     if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
@@ -12022,7 +11925,7 @@ PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, i
             "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
             (long long)d.n, d.temperature, d.top_p);
     PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
-    result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
+    pvt_result result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
     pvt_run_free(run);
     pvti_free(ctx, sampler.logits);
     pvti_free(ctx, sampler.p);
@@ -12075,19 +11978,18 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
                         c->rope_factor,      c->rope_low,
                         c->rope_high,        (double)c->rope_original_ctx};
     uint64_t hash = pvti_hash(shape, sizeof shape, 0);
-    int64_t i, tensors = pvt_model_tensors(model);
-    for (i = 0; i < tensors; i++) {
+    int64_t tensors = pvt_model_tensors(model);
+    for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         pvt_array arrays[PVT_MAX_ARRAYS];
-        int n, k;
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
         if (info.weight) hash ^= (uint64_t)info.weight->format.rotation; /* no array tells */
         if (!info.weight) {
             PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
             continue;
         }
-        n = pvt_weight_arrays(info.weight, arrays);
-        for (k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
+        int n = pvt_weight_arrays(info.weight, arrays);
+        for (int k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
             PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
     }
     *out = hash;
@@ -12128,8 +12030,7 @@ static bool pvti_name_skipped(const char *patterns, const char *name)
 {
     while (patterns && *patterns) {
         size_t n = strcspn(patterns, ",");
-        const char *at;
-        for (at = name; n && *at; at++)
+        for (const char *at = name; n && *at; at++)
             if (strncmp(at, patterns, n) == 0) return true;
         patterns += n + (patterns[n] == ',');
     }
@@ -12168,21 +12069,20 @@ typedef struct pvti_share_args {
 static void pvti_share_task(void *arg, int64_t r, int worker)
 {
     const pvti_share_args *a = (const pvti_share_args *)arg;
-    int64_t c;
     (void)worker;
     if (a->mirror)
-        for (c = 0; c < r; c++) a->H[r * a->I + c] = a->H[c * a->I + r];
+        for (int64_t c = 0; c < r; c++) a->H[r * a->I + c] = a->H[c * a->I + r];
     else
-        for (c = r; c < a->I; c++) a->H[r * a->I + c] += a->factor * a->part[r * a->I + c];
+        for (int64_t c = r; c < a->I; c++) a->H[r * a->I + c] += a->factor * a->part[r * a->I + c];
 }
 
 /* H += XᵀX/total for n rows of inputs. Only the upper triangle is computed, in bands of columns. */
 static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_real *X, int64_t n)
 {
     const int64_t band = 384;
-    int64_t I = pvti_input_width(z, input), c;
+    int64_t I = pvti_input_width(z, input);
     pvti_share_args a;
-    for (c = 0; c < I; c += band) {
+    for (int64_t c = 0; c < I; c += band) {
         int64_t width = PVTI_MIN(band, I - c);
         pvti_gemm(z->ctx, z->part + c, I, pvti_cols(X, I), pvti_rows(X + c, I), c + width, width, n, false);
     }
@@ -12194,11 +12094,10 @@ static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_re
 /* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
 static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
 {
-    int64_t s, I;
-    int i;
+    int64_t I;
     pvti_share_args a;
-    for (i = 0; i < PVTI_INPUTS; i++) I = pvti_input_width(z, i), pvti_zero(z->ctx, z->H[i], I * I);
-    for (s = 0; s < z->samples; s += z->per_chunk) {
+    for (int i = 0; i < PVTI_INPUTS; i++) I = pvti_input_width(z, i), pvti_zero(z->ctx, z->H[i], I * I);
+    for (int64_t s = 0; s < z->samples; s += z->per_chunk) {
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s), at = s * z->T * z->C;
         pvti_acts *acts = &z->blocks.acts[0];
         pvti_block_forward(&z->blocks, layer, z->y + at, z->x + at, B, z->T, acts, NULL);
@@ -12208,7 +12107,7 @@ static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *la
         pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
         PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
-    for (i = 0; i < PVTI_INPUTS; i++) {
+    for (int i = 0; i < PVTI_INPUTS; i++) {
         a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
         pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
     }
@@ -12274,15 +12173,13 @@ static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
-    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), steps = chunks * z->desc.finetune_epochs,
-            step, n;
+    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), steps = chunks * z->desc.finetune_epochs;
     pvt_real *grads[PVTI_BLOCK];
-    int j;
-    for (step = 0; step < steps; step++) {
+    for (int64_t step = 0; step < steps; step++) {
         int64_t s = step % chunks * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s),
                 at = s * z->T * z->C;
-        n = B * z->T * z->C;
-        for (j = 0; j < PVTI_BLOCK; j++) {
+        int64_t n = B * z->T * z->C;
+        for (int j = 0; j < PVTI_BLOCK; j++) {
             grads[j] = handles[j] >= 0 ? z->dW[j] : NULL;
             if (grads[j]) pvti_zero(z->ctx, grads[j], pvti_quantizer_size(z, j));
         }
@@ -12291,7 +12188,7 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
         pvt_mse_backward(z->ctx, z->dout, z->out, z->y + at, 1, n);
         pvti_block_backward(&z->blocks, layer, z->dout, z->x + at, B, z->T, &z->blocks.acts[0], grads);
         PVTI_TRY(pvt_pv_begin(pv, pvti_half_cosine((double)step / (double)steps)));
-        for (j = 0; j < PVTI_BLOCK; j++)
+        for (int j = 0; j < PVTI_BLOCK; j++)
             if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
         PVTI_TRY(pvt_pv_end(pv, NULL));
         PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
@@ -12303,15 +12200,14 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
 {
     pvt_pv_desc desc;
     pvt_pv *pv;
-    pvt_result result;
-    int handles[PVTI_BLOCK], j;
+    int handles[PVTI_BLOCK];
     char name[96];
     memset(&desc, 0, sizeof desc);
     desc.strategy = PVT_STRATEGY_CONTINUOUS;
     desc.values.lr = z->desc.finetune_lr, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
     PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
-    result = PVT_OK;
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
+    pvt_result result = PVT_OK;
+    for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
         handles[j] = -1;
         if (z->model->place[j] < 0) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
@@ -12329,10 +12225,8 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
 static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
     char name[96];
-    int64_t k;
-    int j;
-    for (j = 0; j < PVTI_BLOCK; j++) {
-        for (k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        for (int64_t k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
             layer->vector[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->vector[j][k]));
         if (!pvti_has_codes(&layer->linear[j])) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
@@ -12361,10 +12255,9 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
                                             int64_t l)
 {
     char name[96];
-    int j;
     z->n_fits = 0;
     PVTI_TRY(pvti_quantizer_observe(z, original));
-    for (j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
+    for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
         if (pvti_name_skipped(z->desc.skip, name)) continue;
         PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
@@ -12378,13 +12271,12 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
                                             int64_t l)
 {
     bool taken;
-    int64_t s;
     PVTI_TRY(pvti_quantizer_resume(z, layer, l, &taken));
     if (!taken) {
         PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
         PVTI_TRY(pvti_quantizer_keep(z, layer, l));
     }
-    for (s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
+    for (int64_t s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
         pvt_real *x = z->x + s * z->T * z->C;
         pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
@@ -12396,35 +12288,34 @@ static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer
 /* A block is exchanged whole: when anything fails in between, the original stays. */
 static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
 {
-    pvti_layer *layer = &z->model->layers[l], original, work;
+    pvti_layer *layer = &z->model->layers[l];
     pvt_real *vectors, *at;
     pvt_result result = PVT_OK;
     int64_t n = 0;
-    int j;
-    for (j = 0; j < PVTI_BLOCK; j++) n += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
+    for (int j = 0; j < PVTI_BLOCK; j++) n += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
     vectors = at = PVTI_NEW(z->ctx, pvt_real, n);
     if (!vectors) return PVT_ERR_MEMORY;
-    original = *layer, work = *layer;
-    for (j = 0; j < PVTI_BLOCK; j++) {
+    pvti_layer original = *layer, work = *layer;
+    for (int j = 0; j < PVTI_BLOCK; j++) {
         if (!original.vector[j]) continue;
         work.vector[j] = at;
         memcpy(at, original.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
         at += pvti_quantizer_size(z, j);
     }
     /* codes of an earlier run are fine-tuned: a copy of them */
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
+    for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
         if (pvti_has_codes(&original.linear[j]))
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
     if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
+    for (int j = 0; j < PVTI_BLOCK; j++) {
         bool replaced =
             pvti_has_codes(&work.linear[j]) && work.linear[j].array[0] != original.linear[j].array[0];
         if (!replaced) continue;
         pvt_weight_free(result == PVT_OK ? &original.linear[j] : &work.linear[j]);
         if (result == PVT_OK) layer->linear[j] = work.linear[j];
     }
-    for (j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
+    for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++)
         if (work.vector[j])
             memcpy(layer->vector[j], work.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
     pvti_free(z->ctx, vectors);
@@ -12436,12 +12327,13 @@ static pvt_result pvti_quantizer_make_table(pvti_quantizer *z, pvt_weight *weigh
                                             const char *name)
 {
     pvt_real *W = z->W;
-    pvt_result result;
     z->n_fits = 0;
     z->W = PVTI_NEW(z->ctx, pvt_real, weight->O * weight->I);
-    result = z->W ? pvti_quantizer_fit(z, weight, name,
-                                       (uint64_t)(z->model->config.layers * PVTI_LINEARS + head), NULL)
-                  : PVT_ERR_MEMORY;
+    pvt_result result = z->W
+                            ? pvti_quantizer_fit(z, weight, name,
+                                                 (uint64_t)(z->model->config.layers * PVTI_LINEARS + head),
+                                                 NULL)
+                            : PVT_ERR_MEMORY;
     if (result == PVT_OK) result = pvt_weight_round_f16(weight, name);
     pvti_free(z->ctx, z->W);
     z->W = W;
@@ -12461,11 +12353,11 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
 /* Random windows of the corpus, each at most once, through the embedding. */
 static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *corpus)
 {
-    int64_t windows = corpus->n / z->T, s;
+    int64_t windows = corpus->n / z->T;
     int64_t *order = PVTI_NEW(z->ctx, int64_t, windows);
     if (!order) return PVT_ERR_MEMORY;
     pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
-    for (s = 0; s < z->samples; s++)
+    for (int64_t s = 0; s < z->samples; s++)
         pvt_weight_embedding(z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
                           z->T);
     pvti_free(z->ctx, order);
@@ -12482,9 +12374,9 @@ static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t t
 /* Do the groups of f divide all that is to have it? */
 static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_format *f)
 {
-    int64_t i, O = 0, I = 0, unfit = -1;
+    int64_t O = 0, I = 0, unfit = -1;
     char nearest[48];
-    for (i = 0; i < pvt_model_tensors(z->model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
         if (!w || memcmp(pvti_quantizer_format(z, w), f, sizeof *f) != 0) continue;
         O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
@@ -12551,7 +12443,6 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 {
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
-    int64_t available;
     PVTI_TRY(pvti_quantizer_check_formats(z));
     if (d->embed_format.rotation == 2 && (d->embedding || (d->head && c->tied)))
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
@@ -12569,7 +12460,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
     if (d->samples < 0 || d->finetune_lr < 0)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
-    available = corpus->n / z->T;
+    int64_t available = corpus->n / z->T;
     if (available < 1 || d->samples > available)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
                          "the calibration text has %lld tokens, enough for %lld samples of %lld; %lld "
@@ -12584,13 +12475,12 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
 static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 {
     const pvt_model_config *c = &z->model->config;
-    int64_t largest = 0, widest = 0, tokens, inputs;
-    int i;
+    int64_t largest = 0, widest = 0, inputs;
     /* samples · T is no more than the text has */
     if (!pvti_mul(z->samples * z->T, z->C, &inputs)) inputs = INT64_MAX;
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
-    tokens = z->per_chunk * z->T;
-    for (i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
+    int64_t tokens = z->per_chunk * z->T;
+    for (int i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
     PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
     z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
     z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
@@ -12598,7 +12488,7 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
     z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
     z->W = PVTI_NEW(z->ctx, pvt_real, largest);
     if (!z->x || !z->y || !z->out || !z->dout || !z->W) return PVT_ERR_MEMORY;
-    for (i = 0; i < PVTI_INPUTS; i++) {
+    for (int i = 0; i < PVTI_INPUTS; i++) {
         int64_t I = pvti_input_width(z, i);
         widest = PVTI_MAX(widest, I);
         z->H[i] = PVTI_NEW(z->ctx, pvt_real, I * I);
@@ -12606,7 +12496,7 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
     }
     z->part = PVTI_NEW(z->ctx, pvt_real, widest * widest);
     if (!z->part) return PVT_ERR_MEMORY;
-    for (i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
+    for (int i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
         if (z->model->place[i] < 0) continue;
         z->dW[i] = PVTI_NEW(z->ctx, pvt_real, pvti_quantizer_size(z, i));
         if (!z->dW[i]) return PVT_ERR_MEMORY;
@@ -12616,24 +12506,22 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 
 static void pvti_quantizer_free(pvti_quantizer *z)
 {
-    int i;
     pvti_blocks_free(&z->blocks);
     pvti_free(z->ctx, z->x), pvti_free(z->ctx, z->y), pvti_free(z->ctx, z->out), pvti_free(z->ctx, z->dout),
         pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
-    for (i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
-    for (i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
+    for (int i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
+    for (int i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
 }
 
 static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
-    int64_t l;
     PVTI_TRY(pvti_quantizer_alloc(z));
     if (z->desc.checkpoint) PVTI_TRY(z->ctx->outside->quantizer_begin(z, corpus));
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
     if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
-    for (l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
+    for (int64_t l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
     if (z->desc.head && !c->tied) PVTI_TRY(pvti_quantizer_table(z, true));
     return PVT_OK;
 }
@@ -12643,14 +12531,13 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
 {
     pvt_ctx *ctx = model->ctx;
     pvti_quantizer z;
-    pvt_result result;
     memset(&z, 0, sizeof z);
     z.ctx = ctx, z.model = model;
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
     PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
-    result = pvti_quantizer_run(&z, corpus);
+    pvt_result result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
     return result;
 }
@@ -12731,10 +12618,10 @@ static pvt_result pvti_company_said(const pvti_company *c, int rank)
 static pvt_result pvti_company_agree(pvti_company *c, pvt_result mine, double *figures, int n)
 {
     pvt_result code = PVT_OK;
-    int first = 0, r;
+    int first = 0;
     if (!c->said) return mine;
     PVTI_TRY(pvti_company_meet(c, (double)mine, figures, n));
-    for (r = 0; r < c->comm.size && (code == PVT_OK || code == PVT_ERR_CANCELLED); r++) {
+    for (int r = 0; r < c->comm.size && (code == PVT_OK || code == PVT_ERR_CANCELLED); r++) {
         pvt_result its = pvti_company_said(c, r);
         if (its == PVT_OK || its == code) continue;
         code = its;
@@ -12920,9 +12807,9 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     int64_t n = w->O * w->I, real = (int64_t)sizeof(pvt_real), total = 0;
-    int k, n_arrays = pvt_weight_arrays(w, arrays);
+    int n_arrays = pvt_weight_arrays(w, arrays);
     if (d->eval_every) total += arrays[0].bytes;
-    for (k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
+    for (int k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
         int64_t count = pvti_array_count(&arrays[k]);
         if (arrays[k].role != PVT_ARRAY_VALUE) continue;
         total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
@@ -12965,23 +12852,21 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
 {
     pvt_tune_desc d = pvt_tune_resolve(student, desc);
     pvt_ctx_info held = pvt_ctx_get_info(student->ctx);
-    int64_t total = held.bytes_now + held.device_bytes_now, windows, kept = 0, hidden, run;
-    bool *frozen;
-    pvt_run_desc r;
+    int64_t total = held.bytes_now + held.device_bytes_now, kept = 0, hidden;
     if (pvti_tune_sizes_check(student->ctx, &d) != PVT_OK ||
         pvti_context_check(student->ctx, student, "tune", d.ctx) != PVT_OK)
         return INT64_MAX;
-    frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
+    bool *frozen = PVTI_NEW(student->ctx, bool, pvt_model_tensors(student));
     if (!frozen) return INT64_MAX;
     total += pvti_tuner_tensor_bytes(student, &d, frozen);
-    r = pvti_tuner_run_desc(&d, true, frozen);
-    run = pvt_run_bytes(student, &r);
+    pvt_run_desc r = pvti_tuner_run_desc(&d, true, frozen);
+    int64_t run = pvt_run_bytes(student, &r);
     pvti_free(student->ctx, frozen);
     if (!pvti_add(total, run, &total)) return INT64_MAX;
     if (d.cross_entropy || !teacher) return total;
     r = pvti_tuner_run_desc(&d, false, NULL);
     run = pvt_run_bytes(teacher, &r);
-    windows = corpus ? corpus->n / d.ctx : INT64_MAX;
+    int64_t windows = corpus ? corpus->n / d.ctx : INT64_MAX;
     if (d.eval_every) {
         int64_t available = d.eval ? d.eval->n / d.ctx : windows;
         kept = d.eval_windows ? PVTI_MIN(d.eval_windows, available) : pvti_tuner_eval_default(&d, available);
@@ -13015,8 +12900,8 @@ PVT_API void pvt_tuner_free(pvt_tuner *tuner)
 /* Every tensor that is tuned gets a handle; dense ones that lie in a file are copied first. */
 static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
 {
-    int64_t i, tensors = pvt_model_tensors(t->student);
-    for (i = 0; i < tensors; i++) {
+    int64_t tensors = pvt_model_tensors(t->student);
+    for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(t->student, i);
         t->handles[i] = -1;
         t->frozen[i] = !pvti_tuner_wants(t->student, &t->desc, i);
@@ -13052,13 +12937,12 @@ static pvt_result pvti_tuner_check_text(const pvt_tuner *t, const pvt_corpus *co
 static pvt_result pvti_tuner_split(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
-    int64_t available;
     PVTI_TRY(pvti_tuner_check_text(t, t->corpus, "the text"));
     t->windows = t->corpus->n / d->ctx;
     if (!d->eval_every) return PVT_OK;
     if (d->eval) PVTI_TRY(pvti_tuner_check_text(t, d->eval, "the text to evaluate on"));
     t->eval = d->eval ? d->eval : t->corpus;
-    available = t->eval->n / d->ctx;
+    int64_t available = t->eval->n / d->ctx;
     t->eval_windows = d->eval_windows ? d->eval_windows : pvti_tuner_eval_default(d, available);
     if (t->eval_windows > available - (d->eval ? 0 : 1))
         return pvti_fail(
@@ -13105,8 +12989,8 @@ static int64_t pvti_tuner_eval_place(const pvt_tuner *t, int64_t i)
 
 static void pvti_tuner_places(pvt_tuner *t)
 {
-    int64_t available = t->corpus->n / t->desc.ctx, E = t->eval == t->corpus ? t->eval_windows : 0, w, n = 0;
-    for (w = 0; w < available; w++)
+    int64_t available = t->corpus->n / t->desc.ctx, E = t->eval == t->corpus ? t->eval_windows : 0, n = 0;
+    for (int64_t w = 0; w < available; w++)
         if (!pvti_tuner_held_out(w, available, E)) t->place[n++] = w;
 }
 
@@ -13129,13 +13013,11 @@ static pvt_result pvti_tuner_best_add(pvt_tuner *t, const pvti_pv_entry *e, cons
 /* The arrays of the best state, in the order of the pv's entries. */
 static pvt_result pvti_tuner_best_alloc(pvt_tuner *t)
 {
-    int64_t i;
-    int k;
     t->best = PVTI_NEW(t->ctx, pvti_best, t->pv->n * (PVT_MAX_ARRAYS + 1));
     if (!t->best) return PVT_ERR_MEMORY;
-    for (i = 0; i < t->pv->n; i++) {
+    for (int64_t i = 0; i < t->pv->n; i++) {
         const pvti_pv_entry *e = &t->pv->entries[i];
-        for (k = 0; k < PVT_MAX_ARRAYS; k++)
+        for (int k = 0; k < PVT_MAX_ARRAYS; k++)
             if (e->adam[k].w) PVTI_TRY(pvti_tuner_best_add(t, e, &e->adam[k], e->names[k]));
         if (e->weight) PVTI_TRY(pvti_tuner_best_add(t, e, NULL, "codes"));
     }
@@ -13160,7 +13042,6 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
 {
     const pvt_tune_desc *d = &t->desc;
     int64_t tensors = pvt_model_tensors(t->student);
-    pvt_run_desc r;
     PVTI_TRY(pvti_tuner_check(t));
     if (d->pv.loss)
         return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
@@ -13182,7 +13063,7 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     }
     PVTI_TRY(pvt_pv_create(t->ctx, &d->pv, &t->pv));
     PVTI_TRY(pvti_tuner_add_tensors(t));
-    r = pvti_tuner_run_desc(d, true, t->frozen);
+    pvt_run_desc r = pvti_tuner_run_desc(d, true, t->frozen);
     PVTI_TRY(pvt_run_create(t->student, &r, &t->run));
     r = pvti_tuner_run_desc(d, false, NULL);
     if (t->teacher) PVTI_TRY(pvt_run_create(t->teacher, &r, &t->teacher_run));
@@ -13204,13 +13085,12 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 {
     double figures[16];
-    uint64_t hash;
     figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
     figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
     figures[7] = d->freeze_values, figures[8] = d->moments, figures[9] = d->rounding;
     figures[10] = d->selection, figures[11] = d->key, figures[12] = d->step, figures[13] = d->smoothness;
     figures[14] = d->wind, figures[15] = d->restart;
-    hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
+    uint64_t hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }
 
@@ -13260,18 +13140,16 @@ PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out)
 {
     pvt_ctx *ctx = student->ctx;
-    pvt_tuner *t;
-    pvt_result result;
     *out = NULL;
     if (teacher && !pvti_same_memory(ctx, teacher->ctx))
         return pvti_fail(ctx, PVT_ERR_MISMATCH,
                          "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
                          "brings it there");
-    t = PVTI_NEW(ctx, pvt_tuner, 1);
+    pvt_tuner *t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;
     t->desc = pvt_tune_resolve(student, desc);
-    result = pvti_tuner_begin(t, teacher);
+    pvt_result result = pvti_tuner_begin(t, teacher);
     if (result != PVT_OK) {
         pvt_tuner_free(t);
         return result;
@@ -13319,13 +13197,13 @@ enum { PVTI_EVAL_LOSS, PVTI_EVAL_LOSSES, PVTI_EVAL_NLL, PVTI_EVAL_PREDICTIONS, P
 /* The sums over this rank's share of the held-out windows, first … last−1. */
 static pvt_result pvti_tuner_measure_share(pvt_tuner *t, int64_t first, int64_t last, double *sums)
 {
-    int64_t T = t->desc.ctx, i, k, B, count;
+    int64_t T = t->desc.ctx, B, count;
     double part;
-    for (i = first; i < last; i += B) {
+    for (int64_t i = first; i < last; i += B) {
         pvt_loss_desc loss;
         B = PVTI_MIN(t->desc.micro_batch, last - i);
         memset(&loss, 0, sizeof loss);
-        for (k = 0; k < B; k++)
+        for (int64_t k = 0; k < B; k++)
             memcpy(t->ids + k * T, t->eval->ids + pvti_tuner_eval_place(t, i + k) * T,
                    (size_t)T * sizeof *t->ids);
         PVTI_TRY(pvti_tuner_eval_teach(t, first, i, B, &loss.teacher_hidden));
@@ -13440,8 +13318,8 @@ static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
    permutation of the windows to tune on. */
 static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
 {
-    int64_t i, T = t->desc.ctx;
-    for (i = 0; i < t->desc.micro_batch; i++) {
+    int64_t T = t->desc.ctx;
+    for (int64_t i = 0; i < t->desc.micro_batch; i++) {
         int64_t epoch = (first + i) / t->windows;
         if (epoch != t->epoch) {
             pvti_random_order(t->order, t->windows, t->ctx->seed, PVTI_RANDOM_BATCH, (uint64_t)epoch);
@@ -13455,16 +13333,16 @@ static void pvti_tuner_gather(pvt_tuner *t, int64_t first)
 /* The teacher's last hidden states for the micro-batch: run, or taken from the cache. */
 static pvt_result pvti_tuner_teach(pvt_tuner *t, const pvt_real **hidden)
 {
-    int64_t i, B = t->desc.micro_batch, each = t->desc.ctx * (t->teacher ? t->teacher->config.dim : 0);
+    int64_t B = t->desc.micro_batch, each = t->desc.ctx * (t->teacher ? t->teacher->config.dim : 0);
     bool all = t->cache != NULL;
     *hidden = NULL;
     if (!t->teacher) return PVT_OK;
-    for (i = 0; i < B; i++) all = all && t->cached[t->window_of[i]];
+    for (int64_t i = 0; i < B; i++) all = all && t->cached[t->window_of[i]];
     if (!all) {
         PVTI_TRY(pvt_run_forward(t->teacher_run, t->ids, B, t->desc.ctx, NULL));
         *hidden = pvt_run_hidden(t->teacher_run);
     }
-    for (i = 0; i < B && t->cache; i++) {
+    for (int64_t i = 0; i < B && t->cache; i++) {
         pvt_real *place = t->cache + t->window_of[i] * each;
         int64_t bytes = each * (int64_t)sizeof *place;
         if (all) {
@@ -13536,7 +13414,6 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     const pvt_tune_desc *d = &tuner->desc;
     pvt_tune_stats s;
     pvt_pv_stats pv;
-    pvt_result result;
     double started = pvti_seconds(), sums[2];
     memset(&s, 0, sizeof s);
     s.step = tuner->step, s.tokens = tuner->step * d->batch * d->ctx, s.loss = NAN;
@@ -13547,7 +13424,7 @@ PVT_API pvt_result pvt_tuner_step(pvt_tuner *tuner, pvt_tune_stats *stats)
     PVTI_TRY(pvti_tuner_settle(tuner));
     if (pvti_tuner_stopped(tuner)) return PVT_OK; /* by an evaluation that was cancelled when it was due */
     s.lr_scale = pvti_schedule(d, tuner->step);
-    result = pvti_tuner_batch(tuner, s.lr_scale, sums);
+    pvt_result result = pvti_tuner_batch(tuner, s.lr_scale, sums);
     if (result != PVT_OK && d->micro_batch < pvti_tuner_share(d))
         pvt_run_zero_grad(tuner->run); /* of a batch that was not completed */
     PVTI_TRY(result);
@@ -13653,12 +13530,11 @@ static PVTI_UNUSED void pvti_copy_numbers(void *to, const void *from, int64_t n,
 {
     const char *a = (const char *)from;
     char *b = (char *)to;
-    int64_t i;
     if (!PVTI_SWAPS || size == 1) {
         if (to != from && n > 0) memcpy(to, from, (size_t)(n * size));
         return;
     }
-    for (i = 0; i < n; i++, a += size, b += size) {
+    for (int64_t i = 0; i < n; i++, a += size, b += size) {
         uint16_t two;
         uint32_t four;
         uint64_t eight;
@@ -13943,11 +13819,10 @@ static pvti_lock pvti_lock_try(const pvt_ctx *ctx, int file, const char *path)
 PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int j;
     for (; n > 0; n--, b += 18, out += 32) {
         pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
+        for (int j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[2 + j] & 15) - 8);
+        for (int j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)((b[2 + j] >> 4) - 8);
     }
 }
 
@@ -13956,11 +13831,10 @@ PVTI_INLINE void pvti_decode_q4_0(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int j;
     for (; n > 0; n--, b += 20, out += 32) {
         pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
-        for (j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
+        for (int j = 0; j < 16; j++) out[j] = d * (pvt_real)(b[4 + j] & 15) + m;
+        for (int j = 0; j < 16; j++) out[16 + j] = d * (pvt_real)(b[4 + j] >> 4) + m;
     }
 }
 
@@ -13969,12 +13843,11 @@ PVTI_INLINE void pvti_decode_q4_1(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int j;
     for (; n > 0; n--, b += 22, out += 32) {
         pvt_real d = pvti_load_f16(b);
         uint32_t h = (uint32_t)pvti_load_u16(b + 2) | (uint32_t)pvti_load_u16(b + 4) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
-        for (j = 0; j < 16; j++)
+        for (int j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[6 + j] & 15) + (int)(h >> j & 1) * 16 - 16);
+        for (int j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[6 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16 - 16);
     }
 }
@@ -13984,12 +13857,11 @@ PVTI_INLINE void pvti_decode_q5_0(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int j;
     for (; n > 0; n--, b += 24, out += 32) {
         pvt_real d = pvti_load_f16(b), m = pvti_load_f16(b + 2);
         uint32_t h = (uint32_t)pvti_load_u16(b + 4) | (uint32_t)pvti_load_u16(b + 6) << 16;
-        for (j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
-        for (j = 0; j < 16; j++)
+        for (int j = 0; j < 16; j++) out[j] = d * (pvt_real)((b[8 + j] & 15) + (int)(h >> j & 1) * 16) + m;
+        for (int j = 0; j < 16; j++)
             out[16 + j] = d * (pvt_real)((b[8 + j] >> 4) + (int)(h >> (16 + j) & 1) * 16) + m;
     }
 }
@@ -13999,10 +13871,9 @@ PVTI_INLINE void pvti_decode_q5_1(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int j;
     for (; n > 0; n--, b += 34, out += 32) {
         pvt_real d = pvti_load_f16(b);
-        for (j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
+        for (int j = 0; j < 32; j++) out[j] = d * (pvt_real)(int8_t)b[2 + j];
     }
 }
 
@@ -14015,14 +13886,13 @@ PVTI_INLINE void pvti_decode_q8_0(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
     for (; n > 0; n--, b += 84, out += 256) {
         pvt_real d = pvti_load_f16(b + 80), dmin = pvti_load_f16(b + 82);
-        for (s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
+        for (int s = 0; s < 16; s++) { /* sub-block s: half s/8, bit pair s/2 mod 4, odd ones 16 bytes on */
             const uint8_t *q = b + 16 + s / 8 * 32 + s % 2 * 16;
             pvt_real scale = d * (pvt_real)(b[s] & 15), min = dmin * (pvt_real)(b[s] >> 4);
             int shift = s / 2 % 4 * 2;
-            for (l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
+            for (int l = 0; l < 16; l++) out[s * 16 + l] = scale * (pvt_real)(q[l] >> shift & 3) - min;
         }
     }
 }
@@ -14035,17 +13905,16 @@ PVTI_INLINE void pvti_decode_q2_k(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q3_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
     for (; n > 0; n--, b += 110, out += 256) {
         const uint8_t *packed = b + 96;
         pvt_real d = pvti_load_f16(b + 108);
-        for (s = 0; s < 16; s++) {
+        for (int s = 0; s < 16; s++) {
             const uint8_t *h = b + s % 2 * 16, *q = b + 32 + s / 8 * 32 + s % 2 * 16;
             int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
             int top = packed[8 + s % 4] >> (s / 4 * 2) & 3;
             pvt_real scale = d * (pvt_real)((low | top << 4) - 32);
             int shift = s / 2 % 4 * 2, bit = s / 2;
-            for (l = 0; l < 16; l++)
+            for (int l = 0; l < 16; l++)
                 out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 3) + (h[l] >> bit & 1) * 4 - 4);
         }
     }
@@ -14071,16 +13940,15 @@ PVTI_INLINE void pvti_scale_min_k(const uint8_t *packed, int j, int *scale, int 
 PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
+    int scale, min;
     for (; n > 0; n--, b += 144, out += 256) {
         pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
+        for (int s = 0; s < 8; s++) {
             const uint8_t *q = b + 16 + s / 2 * 32;
-            pvt_real ds, m;
             int shift = s % 2 * 4;
             pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
+            pvt_real ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (int l = 0; l < 32; l++) out[s * 32 + l] = ds * (pvt_real)(q[l] >> shift & 15) - m;
         }
     }
 }
@@ -14091,16 +13959,15 @@ PVTI_INLINE void pvti_decode_q4_k(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int s, l, scale, min;
+    int scale, min;
     for (; n > 0; n--, b += 176, out += 256) {
         pvt_real d = pvti_load_f16(b), dmin = pvti_load_f16(b + 2);
-        for (s = 0; s < 8; s++) {
+        for (int s = 0; s < 8; s++) {
             const uint8_t *h = b + 16, *q = b + 48 + s / 2 * 32;
-            pvt_real ds, m;
             int shift = s % 2 * 4;
             pvti_scale_min_k(b + 4, s, &scale, &min);
-            ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
-            for (l = 0; l < 32; l++)
+            pvt_real ds = d * (pvt_real)scale, m = dmin * (pvt_real)min;
+            for (int l = 0; l < 32; l++)
                 out[s * 32 + l] = ds * (pvt_real)((q[l] >> shift & 15) + (h[l] >> s & 1) * 16) - m;
         }
     }
@@ -14113,14 +13980,13 @@ PVTI_INLINE void pvti_decode_q5_k(const void *blocks, pvt_real *out, int64_t n)
 PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 {
     const uint8_t *b = (const uint8_t *)blocks;
-    int s, l;
     for (; n > 0; n--, b += 210, out += 256) {
         pvt_real d = pvti_load_f16(b + 208);
-        for (s = 0; s < 16; s++) {
+        for (int s = 0; s < 16; s++) {
             int half = s / 8, k = s / 2 % 4, shift = k / 2 * 4;
             const uint8_t *q = b + half * 64 + k % 2 * 32 + s % 2 * 16, *h = b + 128 + half * 32 + s % 2 * 16;
             pvt_real scale = d * (pvt_real)(int8_t)b[192 + s];
-            for (l = 0; l < 16; l++)
+            for (int l = 0; l < 16; l++)
                 out[s * 16 + l] = scale * (pvt_real)((q[l] >> shift & 15) + (h[l] >> 2 * k & 3) * 16 - 32);
         }
     }
@@ -14135,13 +14001,12 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
 /* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16. */
 static bool pvti_q8_block(const pvt_real *x, uint8_t *out)
 {
-    double most = 0, d;
-    uint16_t bits;
-    int i;
-    for (i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)x[i]));
-    bits = pvti_f32_to_f16((float)(most / 127)), d = (double)pvti_f16_to_f32(bits);
+    double most = 0;
+    for (int i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)x[i]));
+    uint16_t bits = pvti_f32_to_f16((float)(most / 127));
+    double d = (double)pvti_f16_to_f32(bits);
     pvti_store_u16(out, bits);
-    for (i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
+    for (int i = 0; i < 32; i++) { /* d is rounded: the largest may come out as 128 */
         double q = d > 0 ? (double)x[i] / d : 0;
         out[2 + i] = (uint8_t)(int8_t)PVTI_MAX(-127, PVTI_MIN(127, (int)(q < 0 ? q - 0.5 : q + 0.5)));
     }
@@ -14153,23 +14018,22 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
 {
     pvt_weight *head = &model->head, q8, own;
     const pvt_weight *from;
-    int64_t V = head->O, C = head->I, r, b;
-    pvt_real *row;
-    uint8_t *blocks;
+    int64_t V = head->O, C = head->I;
     if (head->dtype == PVT_Q8_0) return PVT_OK;
     PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
     if (C % 32)
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "a head in q8 needs a width that 32 divides, not %lld", (long long)C);
     PVTI_TRY(pvti_weight_readable(head, &own, &from));
-    row = PVTI_NEW(model->ctx, pvt_real, C), blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
+    pvt_real *row = PVTI_NEW(model->ctx, pvt_real, C);
+    uint8_t *blocks = PVTI_NEW(model->ctx, uint8_t, V * (C / 32) * 34);
     if (!row || !blocks) {
         pvti_free(model->ctx, row), pvti_free(model->ctx, blocks), pvt_weight_free(&own);
         return PVT_ERR_MEMORY;
     }
-    for (r = 0; r < V; r++) {
+    for (int64_t r = 0; r < V; r++) {
         pvti_weight_get_rows(from, row, r, r + 1, 0);
-        for (b = 0; b < C / 32; b++) pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34);
+        for (int64_t b = 0; b < C / 32; b++) pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34);
     }
     pvti_free(model->ctx, row), pvt_weight_free(&own);
     PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
@@ -14477,9 +14341,8 @@ PVTI_INLINE void pvti_decode_iq1_m(const void *blocks, pvt_real *out, int64_t n)
     const uint8_t *b = (const uint8_t *)blocks;
     for (; n > 0; n--, b += 56, out += 256) {
         uint32_t half = 0;
-        pvt_real d;
         for (int k = 0; k < 4; k++) half |= (uint32_t)pvti_load_u16(b + 48 + 2 * k) >> 12 << 4 * k;
-        d = (pvt_real)pvti_f16_to_f32((uint16_t)half);
+        pvt_real d = (pvt_real)pvti_f16_to_f32((uint16_t)half);
         for (int l = 0; l < 32; l++) {
             uint32_t top = b[32 + l / 2] >> l % 2 * 4 & 15u;
             uint32_t s = (uint32_t)pvti_load_u16(b + 48 + l / 8 * 2) >> l / 2 % 4 * 3 & 7;
@@ -14633,11 +14496,10 @@ static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
    that may not be opened, or a file system that cannot sync one, is no failure. */
 static bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 {
-    int fd, code;
     if (!ctx->files.sync) return true;
-    fd = pvti_open(ctx, dir, PVT_OPEN_READ);
+    int fd = pvti_open(ctx, dir, PVT_OPEN_READ);
     if (fd < 0) return errno == EACCES;
-    code = pvti_sync(ctx, fd) ? 0 : errno;
+    int code = pvti_sync(ctx, fd) ? 0 : errno;
     if (!pvti_close(ctx, fd) && !code) code = errno;
     errno = code;
     return code == 0;
@@ -14647,16 +14509,15 @@ static bool pvti_directory_sync(const pvt_ctx *ctx, const char *dir)
 static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *path)
 {
     char part[PVTI_PATH_BYTES], above[PVTI_PATH_BYTES];
-    size_t i, length = strlen(path);
-    bool made;
+    size_t length = strlen(path);
     if (length == 0 || length >= sizeof part)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
     memcpy(part, path, length + 1);
-    for (i = 1; i <= length; i++) {
+    for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != 0) continue;
         part[i] = 0;
         pvti_path_directory(part, above);
-        made = pvti_make_directory(ctx, part);
+        bool made = pvti_make_directory(ctx, part);
         if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
                              strerror(errno));
@@ -14690,11 +14551,11 @@ static pvt_result pvti_map_read(pvt_ctx *ctx, const char *path, int fd, int64_t 
 {
     int64_t capacity = 0;
     for (;;) {
-        int64_t got, wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
+        int64_t wanted = PVTI_MAX(map->size, expected) + 1; /* one more, to see the end */
         if (map->size == capacity && !pvti_grow(ctx, &map->memory, &capacity, PVTI_MAX(wanted, 65536), 1))
             return PVT_ERR_MEMORY;
-        got = pvti_read(ctx, fd, (char *)map->memory + map->size,
-                        PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
+        int64_t got = pvti_read(ctx, fd, (char *)map->memory + map->size,
+                                PVTI_MIN(capacity - map->size, (int64_t)1 << 30));
         if (got < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got == 0) break;
         map->size += got;
@@ -14731,13 +14592,11 @@ static pvt_result pvti_map_fill(pvt_ctx *ctx, const char *path, int fd, bool str
 
 static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, pvti_map *map)
 {
-    pvt_result result;
-    int fd;
     memset(map, 0, sizeof *map);
-    fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
+    int fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     map->ctx = ctx;
-    result = pvti_map_fill(ctx, path, fd, stream, map);
+    pvt_result result = pvti_map_fill(ctx, path, fd, stream, map);
     pvti_close(ctx, fd); /* nothing was written */
     if (result != PVT_OK) pvti_map_close(ctx, map);
     return result;
@@ -14935,10 +14794,9 @@ static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *o
 {
     char dir[PVTI_PATH_BYTES];
     const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
-    int tries;
     pvti_path_directory(w->path, dir);
     pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
-    for (tries = 0; tries < 10000; tries++) {
+    for (int tries = 0; tries < 10000; tries++) {
         if (pvti_temporary_name(w->ctx, dir, name, w->temp) != PVT_OK) {
             pvti_writer_close(w);
             return w->result;
@@ -15007,9 +14865,9 @@ static pvt_result pvti_writer_put(pvti_writer *w, const void *data, int64_t byte
 static pvt_result pvti_writer_put_numbers(pvti_writer *w, const void *data, int64_t n, int64_t size)
 {
     char part[4096];
-    int64_t each = (int64_t)sizeof part / size, i, m;
+    int64_t each = (int64_t)sizeof part / size, m;
     if (!PVTI_SWAPS) return pvti_writer_put(w, data, n * size);
-    for (i = 0; i < n; i += m) {
+    for (int64_t i = 0; i < n; i += m) {
         m = PVTI_MIN(each, n - i);
         pvti_copy_numbers(part, (const char *)data + i * size, m, size);
         PVTI_TRY(pvti_writer_put(w, part, m * size));
@@ -15093,9 +14951,9 @@ typedef struct pvti_json {
 /* Up to four bytes; their number. */
 static int pvti_utf8_write(uint32_t c, char out[4])
 {
-    int i, length = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    int length = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const uint8_t lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
-    for (i = length - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
+    for (int i = length - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
     out[0] = (char)(lead[length] | c);
     return length;
 }
@@ -15110,10 +14968,9 @@ typedef struct pvti_json_bytes {
 
 static int pvti_json_hex(const char *s, const char *end, uint32_t *value)
 {
-    int i;
     *value = 0;
     if (end - s < 4) return 0;
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         char c = s[i];
         int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
                   : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
@@ -15127,11 +14984,10 @@ static int pvti_json_hex(const char *s, const char *end, uint32_t *value)
 static int pvti_json_unescape(const char *s, const char *end, uint32_t *character)
 {
     static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    const char *found;
     uint32_t low;
     if (s >= end || *s == 0) return 0;
     if (*s != 'u') {
-        found = strchr(names, *s);
+        const char *found = strchr(names, *s);
         if (!found) return 0;
         *character = (uint32_t)values[found - names];
         return 1;
@@ -15225,11 +15081,10 @@ static int pvti_json_compare(pvti_json_bytes a, pvti_json_bytes b)
 
 static bool pvti_json_same(pvti_json_span span, const char *text)
 {
-    int64_t i, length = (int64_t)strlen(text);
-    pvti_json_bytes b;
+    int64_t length = (int64_t)strlen(text);
     if (!span.escaped) return span.bytes == length && memcmp(span.s, text, (size_t)length) == 0;
-    b = pvti_json_reader(span);
-    for (i = 0; i < length; i++)
+    pvti_json_bytes b = pvti_json_reader(span);
+    for (int64_t i = 0; i < length; i++)
         if (pvti_json_byte(&b) != (uint8_t)text[i]) return false;
     return pvti_json_byte(&b) < 0;
 }
@@ -15245,9 +15100,8 @@ typedef struct pvti_json_parser {
 
 static pvt_result pvti_json_error(const pvti_json_parser *p, const char *where, const char *what)
 {
-    const char *s;
     long long line = 1, column = 1;
-    for (s = p->text; s < where; s++) {
+    for (const char *s = p->text; s < where; s++) {
         column = *s == '\n' ? 1 : column + 1;
         line += *s == '\n';
     }
@@ -15298,13 +15152,12 @@ static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *bytes)
 {
     const char *s = p->at + 1;
     uint32_t character, escaped = 0;
-    int n;
     for (;;) {
         if (s >= p->end) return pvti_json_error(p, p->at, "a string is not closed");
         if (*s == '"') break;
         if (*s == '\\') {
             escaped = PVTI_JSON_ESCAPED;
-            n = pvti_json_unescape(s + 1, p->end, &character);
+            int n = pvti_json_unescape(s + 1, p->end, &character);
             if (!n) return pvti_json_error(p, s, "a bad escape in a string");
             s += 1 + n;
         } else if ((uint8_t)*s < 0x20) {
@@ -15312,7 +15165,7 @@ static pvt_result pvti_json_scan_string(pvti_json_parser *p, uint32_t *bytes)
         } else if ((uint8_t)*s < 0x80) {
             s++;
         } else {
-            n = pvti_utf8_read(s, p->end - s, &character);
+            int n = pvti_utf8_read(s, p->end - s, &character);
             if (!n) return pvti_json_error(p, s, "a string is not UTF-8");
             s += n;
         }
@@ -15331,9 +15184,9 @@ static const char *pvti_json_digits(const char *s, const char *end)
 /* -? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)? */
 static pvt_result pvti_json_scan_number(pvti_json_parser *p)
 {
-    const char *s = p->at, *digits;
+    const char *s = p->at;
     if (s < p->end && *s == '-') s++;
-    digits = s;
+    const char *digits = s;
     s = pvti_json_digits(s, p->end);
     if (s == digits || (*digits == '0' && s - digits > 1)) return pvti_json_error(p, p->at, "not a value");
     if (s < p->end && *s == '.') {
@@ -15356,10 +15209,9 @@ static pvt_result pvti_json_scan_scalar(pvti_json_parser *p, int64_t *node)
 {
     static const char *const words[] = {"true", "false", "null"};
     const char *start = p->at;
-    int i;
     PVTI_TRY(pvti_json_node_add(p, node));
     if (*start == '"') return pvti_json_scan_string(p, &p->j->nodes[*node].size);
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         int64_t length = (int64_t)strlen(words[i]);
         if (p->end - start >= length && memcmp(start, words[i], (size_t)length) == 0) p->at = start + length;
     }
@@ -15432,13 +15284,11 @@ static pvt_result pvti_json_value(pvti_json_parser *p, int depth, int64_t *node)
 {
     pvti_json *j = p->j;
     int64_t previous = 0, child = 0;
-    bool object;
-    char close;
     if (p->at >= p->end) return pvti_json_error(p, p->at, "the text ends where a value was expected");
     if (*p->at != '{' && *p->at != '[') return pvti_json_scan_scalar(p, node);
     if (depth >= PVTI_JSON_DEPTH) return pvti_json_error(p, p->at, "nested deeper than 64 levels");
-    object = *p->at == '{';
-    close = object ? '}' : ']';
+    bool object = *p->at == '{';
+    char close = object ? '}' : ']';
     PVTI_TRY(pvti_json_node_add(p, node));
     p->at++;
     pvti_json_space(p);
@@ -15474,7 +15324,6 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
                                   pvti_json *out)
 {
     pvti_json_parser p;
-    pvt_result result;
     int64_t root;
     memset(out, 0, sizeof *out);
     memset(&p, 0, sizeof p);
@@ -15490,7 +15339,7 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
         return PVT_ERR_MEMORY;
     }
     pvti_json_space(&p);
-    result = pvti_json_value(&p, 0, &root);
+    pvt_result result = pvti_json_value(&p, 0, &root);
     pvti_json_space(&p);
     if (result == PVT_OK && p.at < p.end)
         result = pvti_json_error(&p, p.at, "text follows the end of the value");
@@ -15502,10 +15351,9 @@ static pvt_result pvti_json_parse(pvt_ctx *ctx, const char *name, const char *te
 /* A file: the map holds the text and is closed after the nodes. On failure both are empty. */
 static pvt_result pvti_json_open(pvt_ctx *ctx, const char *path, pvti_map *map, pvti_json *out)
 {
-    pvt_result result;
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_map_open(ctx, path, map));
-    result = pvti_json_parse(ctx, path, (const char *)map->data, map->size, out);
+    pvt_result result = pvti_json_parse(ctx, path, (const char *)map->data, map->size, out);
     if (result != PVT_OK) pvti_map_close(ctx, map);
     return result;
 }
@@ -15608,7 +15456,6 @@ static double pvti_decimal(const char *s, int64_t n)
     bool negative = n > 0 && *s == '-', fraction = false;
     uint64_t digits = 0;
     int64_t exponent = 0, written = 0;
-    double value;
     for (s += negative; s < end && ((*s >= '0' && *s <= '9') || *s == '.'); s++) {
         if (*s == '.') {
             fraction = true;
@@ -15625,16 +15472,15 @@ static double pvti_decimal(const char *s, int64_t n)
             written = written * 10 + (*s - '0');
         exponent += minus ? -written : written;
     }
-    value = pvti_scale10(digits, exponent);
+    double value = pvti_scale10(digits, exponent);
     return negative ? -value : value;
 }
 
 /* False when it is no number, or one that no finite double comes near. */
 static bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
 {
-    double value;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
-    value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].size);
+    double value = pvti_decimal(j->text + j->nodes[node].text, j->nodes[node].size);
     if (!(value >= -DBL_MAX && value <= DBL_MAX)) return false;
     *out = value;
     return true;
@@ -15643,14 +15489,12 @@ static bool pvti_json_number(const pvti_json *j, int64_t node, double *out)
 /* Exact over the whole range of int64_t; 2048.0 and 2e3 are integers too, 0.5 is none. */
 static bool pvti_json_int(const pvti_json *j, int64_t node, int64_t *out)
 {
-    const char *s, *end;
     int64_t value = 0;
     double number;
-    bool negative;
     if (pvti_json_type(j, node) != PVTI_JSON_NUMBER) return false;
-    s = j->text + j->nodes[node].text;
-    end = s + j->nodes[node].size;
-    negative = *s == '-';
+    const char *s = j->text + j->nodes[node].text;
+    const char *end = s + j->nodes[node].size;
+    bool negative = *s == '-';
     if (pvti_json_digits(s + negative, end) == end) {
         for (s += negative; s < end; s++) { /* downwards, where there is one value more */
             if (__builtin_mul_overflow(value, 10, &value) || __builtin_sub_overflow(value, *s - '0', &value))
@@ -15715,9 +15559,8 @@ static void pvti_text_put(pvti_text *t, const char *bytes, int64_t n)
 static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format, ...)
 {
     va_list args;
-    int n;
     va_start(args, format);
-    n = vsnprintf(NULL, 0, format, args);
+    int n = vsnprintf(NULL, 0, format, args);
     va_end(args);
     if (n < 0 || !pvti_text_reserve(t, n)) return;
     va_start(args, format);
@@ -15731,7 +15574,7 @@ static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format,
 static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap)
 {
     static const char controls[] = "\b\f\n\r\t", names[] = "bfnrt";
-    int64_t at = 0, i, written = 0;
+    int64_t at = 0, written = 0;
     while (at < n) {
         char piece[8];
         uint32_t c;
@@ -15749,7 +15592,7 @@ static int64_t pvti_json_escape(const char *s, int64_t n, char *out, int64_t cap
             memcpy(piece, s + at, (size_t)length);
             bytes = length;
         }
-        for (i = 0; i < bytes; i++, written++)
+        for (int64_t i = 0; i < bytes; i++, written++)
             if (out && written < cap) out[written] = piece[i];
         at += length;
     }
@@ -15774,9 +15617,8 @@ static int64_t pvti_number_text(double value, int digits, char buffer[48])
 {
     char *s;
     int64_t n = 0;
-    int precision;
     if (!(value >= -DBL_MAX && value <= DBL_MAX)) return snprintf(buffer, 48, "null");
-    for (precision = digits ? digits : 6; precision <= 17; precision++) {
+    for (int precision = digits ? digits : 6; precision <= 17; precision++) {
         snprintf(buffer, 48, "%.*g", PVTI_MIN(precision, 17), value);
         for (s = buffer, n = 0; *s; s++) /* the locale's point, of one or more bytes, to one '.' */
             if (strchr("0123456789+-e", *s)) buffer[n++] = *s;
@@ -15826,8 +15668,7 @@ static int64_t pvti_tensor_count(const pvti_tensor *t)
 /* The numbers of tensors that were just read into memory, in the host's order; blocks are bytes. */
 static void pvti_tensors_settle(pvti_tensor *tensors, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n && PVTI_SWAPS; i++) {
+    for (int64_t i = 0; i < n && PVTI_SWAPS; i++) {
         const pvti_dtype *info = pvti_dtype_info(tensors[i].dtype);
         void *data = (void *)(uintptr_t)tensors[i].data;
         if (info->block == 1) pvti_copy_numbers(data, data, pvti_tensor_count(&tensors[i]), info->bytes);
@@ -15852,15 +15693,14 @@ static int pvti_names_tie(const void *self, int64_t a, int64_t b)
 static pvt_result pvti_names_build(pvt_ctx *ctx, const pvti_tensor *tensors, int64_t n, pvti_names *out,
                                    const pvti_tensor **twice)
 {
-    int64_t i;
     *twice = NULL;
     out->tensors = tensors;
     out->order = PVTI_NEW(ctx, pvti_sort_item, PVTI_MAX(n, 1));
     if (!out->order) return PVT_ERR_MEMORY;
     out->n = n;
-    for (i = 0; i < n; i++) out->order[i].index = i; /* all keys 0: the tie function decides */
+    for (int64_t i = 0; i < n; i++) out->order[i].index = i; /* all keys 0: the tie function decides */
     pvti_sort(out->order, n, pvti_names_tie, tensors);
-    for (i = 1; i < n; i++)
+    for (int64_t i = 1; i < n; i++)
         if (pvti_names_tie(tensors, out->order[i - 1].index, out->order[i].index) == 0)
             *twice = &tensors[out->order[i].index];
     return PVT_OK;
@@ -15911,8 +15751,7 @@ static void pvti_safetensors_close(pvti_safetensors *st)
 /* By its name; PVT_DTYPE_NONE when there is none of that name. */
 static pvt_dtype pvti_dtype_parse(const char *name)
 {
-    int i;
-    for (i = 1; i < PVT_DTYPE_COUNT; i++)
+    for (int i = 1; i < PVT_DTYPE_COUNT; i++)
         if (strcmp(pvti_dtype_info((pvt_dtype)i)->name, name) == 0) return (pvt_dtype)i;
     return PVT_DTYPE_NONE;
 }
@@ -15922,7 +15761,7 @@ static pvt_result pvti_safetensors_tensor(pvt_ctx *ctx, const char *file, const 
                                           const uint8_t *data, int64_t size, pvti_tensor *t)
 {
     int64_t shape = pvti_json_find(j, node, "shape"), offsets = pvti_json_find(j, node, "data_offsets");
-    int64_t dtype = pvti_json_find(j, node, "dtype"), child, begin = 0, end = 0, need;
+    int64_t dtype = pvti_json_find(j, node, "dtype"), begin = 0, end = 0, need;
     char name[16];
     if (pvti_json_type(j, dtype) != PVTI_JSON_STRING || pvti_json_type(j, shape) != PVTI_JSON_ARRAY ||
         pvti_json_type(j, offsets) != PVTI_JSON_ARRAY || pvti_json_count(j, offsets) != 2)
@@ -15940,11 +15779,11 @@ static pvt_result pvti_safetensors_tensor(pvt_ctx *ctx, const char *file, const 
     if (pvti_json_count(j, shape) > PVTI_MAX_RANK)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: tensor \"%.200s\": more than %d dimensions", file,
                          t->name, PVTI_MAX_RANK);
-    for (child = pvti_json_first(j, shape); child >= 0; child = pvti_json_next(j, child))
+    for (int64_t child = pvti_json_first(j, shape); child >= 0; child = pvti_json_next(j, child))
         if (!pvti_json_int(j, child, &t->shape[t->rank++]) || t->shape[t->rank - 1] < 0)
             return pvti_fail(ctx, PVT_ERR_FORMAT,
                              "%s: tensor \"%.200s\": its shape must hold whole numbers ≥ 0", file, t->name);
-    child = pvti_json_first(j, offsets);
+    int64_t child = pvti_json_first(j, offsets);
     if (!pvti_json_int(j, child, &begin) || !pvti_json_int(j, pvti_json_next(j, child), &end) || begin < 0 ||
         begin > end || end > size)
         return pvti_fail(
@@ -15976,14 +15815,14 @@ static pvt_result pvti_safetensors_check_tiling(pvti_safetensors *st, const char
 {
     pvti_sort_item *items = PVTI_NEW(st->ctx, pvti_sort_item, PVTI_MAX(st->n, 1));
     pvt_result result = PVT_OK;
-    int64_t i, end = 0;
+    int64_t end = 0;
     if (!items) return PVT_ERR_MEMORY;
-    for (i = 0; i < st->n; i++) {
+    for (int64_t i = 0; i < st->n; i++) {
         items[i].key = (uint64_t)(st->tensors[i].data - data);
         items[i].index = i;
     }
     pvti_sort(items, st->n, pvti_safetensors_by_end, st->tensors);
-    for (i = 0; i < st->n && result == PVT_OK; i++) {
+    for (int64_t i = 0; i < st->n && result == PVT_OK; i++) {
         const pvti_tensor *t = &st->tensors[items[i].index];
         if ((int64_t)items[i].key != end)
             result = pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: tensor \"%.200s\": its data begins at %lld, %s",
@@ -16015,7 +15854,6 @@ static pvt_result pvti_safetensors_header(pvti_safetensors *st, const char *file
 {
     const pvti_json *j = &st->header;
     const pvti_tensor *twice;
-    int64_t node;
     char *at;
     if (pvti_json_type(j, 0) != PVTI_JSON_OBJECT)
         return pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: the header is not a JSON object", file);
@@ -16025,7 +15863,7 @@ static pvt_result pvti_safetensors_header(pvti_safetensors *st, const char *file
     /* a decoded name is no longer than it is written, and its quotes leave room for the NUL */
     at = st->strings = PVTI_NEW(st->ctx, char, length + 1);
     if (!st->tensors || !st->strings) return PVT_ERR_MEMORY;
-    for (node = pvti_json_first(j, 0); node >= 0; node = pvti_json_next(j, node)) {
+    for (int64_t node = pvti_json_first(j, 0); node >= 0; node = pvti_json_next(j, node)) {
         pvti_tensor *t = &st->tensors[st->n];
         if (node == st->metadata) continue;
         t->name = at;
@@ -16044,12 +15882,11 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
                                          int64_t size)
 {
     char label[PVTI_PATH_BYTES];
-    uint64_t length;
     if (size < 8)
         return pvti_fail(st->ctx, PVT_ERR_FORMAT,
                          "%s: %lld bytes are too few for a safetensors file (cut off?)", file,
                          (long long)size);
-    length = pvti_load_u64(data);
+    uint64_t length = pvti_load_u64(data);
     if (length > (uint64_t)PVTI_SAFETENSORS_HEADER_BYTES)
         return pvti_fail(
             st->ctx, PVT_ERR_FORMAT,
@@ -16069,11 +15906,10 @@ static pvt_result pvti_safetensors_parse(pvti_safetensors *st, const char *file,
 static pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
                                         pvti_safetensors *st)
 {
-    pvt_result result;
     memset(st, 0, sizeof *st);
     st->ctx = ctx;
     st->metadata = -1;
-    result = pvti_safetensors_parse(st, file, (const uint8_t *)data, size);
+    pvt_result result = pvti_safetensors_parse(st, file, (const uint8_t *)data, size);
     if (result != PVT_OK) pvti_safetensors_close(st);
     return result;
 }
@@ -16081,10 +15917,9 @@ static pvt_result pvti_safetensors_read(pvt_ctx *ctx, const char *file, const vo
 static pvt_result pvti_safetensors_open(pvt_ctx *ctx, const char *path, pvti_safetensors *st)
 {
     pvti_map map;
-    pvt_result result;
     memset(st, 0, sizeof *st);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
-    result = pvti_safetensors_read(ctx, path, map.data, map.size, st);
+    pvt_result result = pvti_safetensors_read(ctx, path, map.data, map.size, st);
     if (result == PVT_OK) pvti_tensors_settle(st->tensors, st->n), st->map = map;
     else pvti_map_close(ctx, &map);
     return result;
@@ -16116,9 +15951,8 @@ typedef struct pvti_shards {
 
 static void pvti_shards_close(pvti_shards *set)
 {
-    int64_t i;
     if (set->ctx) {
-        for (i = 0; i < set->n_files; i++) pvti_safetensors_close(&set->files[i]);
+        for (int64_t i = 0; i < set->n_files; i++) pvti_safetensors_close(&set->files[i]);
         pvti_free(set->ctx, set->files);
         pvti_free(set->ctx, set->file_names);
         pvti_free(set->ctx, set->tensors);
@@ -16150,7 +15984,6 @@ static pvt_result pvti_shards_entry(pvti_shards *set, const char *dir, const cha
                                     int64_t node, int64_t *capacity)
 {
     char tensor[1024], shard[256];
-    const pvti_tensor *t;
     int64_t file, key = pvti_json_key(j, node, tensor, sizeof tensor);
     int64_t length = pvti_json_string(j, node, shard, sizeof shard);
     if (key >= (int64_t)sizeof tensor || (int64_t)strlen(tensor) != key)
@@ -16164,7 +15997,7 @@ static pvt_result pvti_shards_entry(pvti_shards *set, const char *dir, const cha
             "directory",
             index, tensor);
     PVTI_TRY(pvti_shards_file(set, dir, shard, capacity, &file));
-    t = pvti_safetensors_find(&set->files[file], tensor);
+    const pvti_tensor *t = pvti_safetensors_find(&set->files[file], tensor);
     if (!t)
         return pvti_fail(
             set->ctx, PVT_ERR_MISMATCH,
@@ -16176,12 +16009,12 @@ static pvt_result pvti_shards_entry(pvti_shards *set, const char *dir, const cha
 
 static pvt_result pvti_shards_index(pvti_shards *set, const char *dir, const char *index, const pvti_json *j)
 {
-    int64_t map = pvti_json_find(j, 0, "weight_map"), node, capacity = 0;
+    int64_t map = pvti_json_find(j, 0, "weight_map"), capacity = 0;
     if (pvti_json_count(j, map) < 1 || pvti_json_type(j, map) != PVTI_JSON_OBJECT)
         return pvti_fail(set->ctx, PVT_ERR_FORMAT, "%s: has no weight_map from tensors to files", index);
     set->tensors = PVTI_NEW(set->ctx, pvti_tensor, pvti_json_count(j, map));
     if (!set->tensors) return PVT_ERR_MEMORY;
-    for (node = pvti_json_first(j, map); node >= 0; node = pvti_json_next(j, node))
+    for (int64_t node = pvti_json_first(j, map); node >= 0; node = pvti_json_next(j, node))
         PVTI_TRY(pvti_shards_entry(set, dir, index, j, node, &capacity));
     return PVT_OK;
 }
@@ -16202,9 +16035,8 @@ static pvt_result pvti_shards_fill(pvti_shards *set, const char *dir)
     } else if (pvti_path_exists(set->ctx, index)) {
         pvti_map map;
         pvti_json j;
-        pvt_result result;
         PVTI_TRY(pvti_json_open(set->ctx, index, &map, &j));
-        result = pvti_shards_index(set, dir, index, &j);
+        pvt_result result = pvti_shards_index(set, dir, index, &j);
         pvti_json_free(&j);
         pvti_map_close(set->ctx, &map);
         if (result != PVT_OK) return result;
@@ -16218,10 +16050,9 @@ static pvt_result pvti_shards_fill(pvti_shards *set, const char *dir)
 /* model.safetensors in dir, or all that its index names. On failure set is closed. */
 static PVTI_UNUSED pvt_result pvti_shards_open(pvt_ctx *ctx, const char *dir, pvti_shards *set)
 {
-    pvt_result result;
     memset(set, 0, sizeof *set);
     set->ctx = ctx;
-    result = pvti_shards_fill(set, dir);
+    pvt_result result = pvti_shards_fill(set, dir);
     if (result != PVT_OK) pvti_shards_close(set);
     return result;
 }
@@ -16242,8 +16073,8 @@ typedef pvt_result pvti_tensor_put_fn(void *user, int64_t index, pvti_writer *w)
 static pvt_result pvti_safetensors_order(pvt_ctx *ctx, const char *path, const pvti_tensor *tensors,
                                          int64_t n, pvti_sort_item *order)
 {
-    int64_t i, bytes;
-    for (i = 0; i < n; i++) {
+    int64_t bytes;
+    for (int64_t i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[i];
         const pvti_dtype *info = pvti_dtype_info(t->dtype);
         if (!info || info->block != 1 || t->rank < 0 || t->rank > PVTI_MAX_RANK ||
@@ -16265,8 +16096,7 @@ static void pvti_safetensors_describe(pvti_text *text, const pvti_tensor *tensor
                                       const pvti_sort_item *order, const char *const *metadata)
 {
     const char *comma = "";
-    int64_t i, offset = 0;
-    int k;
+    int64_t offset = 0;
     pvti_text_put(text, "{", 1);
     if (metadata && metadata[0]) {
         pvti_text_printf(text, "\"__metadata__\":{");
@@ -16279,12 +16109,13 @@ static void pvti_safetensors_describe(pvti_text *text, const pvti_tensor *tensor
         pvti_text_put(text, "}", 1);
         comma = ",";
     }
-    for (i = 0; i < n; i++, comma = ",") {
+    for (int64_t i = 0; i < n; i++, comma = ",") {
         const pvti_tensor *t = &tensors[order[i].index];
         pvti_text_printf(text, "%s", comma);
         pvti_text_string(text, t->name, (int64_t)strlen(t->name));
         pvti_text_printf(text, ":{\"dtype\":\"%s\",\"shape\":[", pvti_dtype_info(t->dtype)->name);
-        for (k = 0; k < t->rank; k++) pvti_text_printf(text, "%s%lld", k ? "," : "", (long long)t->shape[k]);
+        for (int k = 0; k < t->rank; k++)
+            pvti_text_printf(text, "%s%lld", k ? "," : "", (long long)t->shape[k]);
         pvti_text_printf(text, "],\"data_offsets\":[%lld,%lld]}", (long long)offset,
                          (long long)(offset + t->bytes));
         offset += t->bytes;
@@ -16298,11 +16129,10 @@ static pvt_result pvti_safetensors_put(pvti_writer *w, const pvti_text *header, 
                                        void *user)
 {
     char length[8];
-    int64_t i;
     pvti_store_u64(length, (uint64_t)header->size);
     pvti_writer_put(w, length, sizeof length);
     PVTI_TRY(pvti_writer_put(w, header->data, header->size));
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[order[i].index];
         int64_t start = w->written;
         if (t->data || !t->bytes)
@@ -16327,9 +16157,8 @@ static pvt_result pvti_safetensors_write_to(pvti_writer *w, const pvti_tensor *t
     pvti_text header = pvti_text_begin(ctx);
     pvti_names names;
     const pvti_tensor *twice = NULL;
-    pvt_result result;
     memset(&names, 0, sizeof names);
-    result = pvti_names_build(ctx, tensors, n, &names, &twice);
+    pvt_result result = pvti_names_build(ctx, tensors, n, &names, &twice);
     order = names.order;
     if (twice)
         result = pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: two tensors are called \"%.200s\"", w->path,
@@ -16451,14 +16280,13 @@ static pvti_tensor *pvti_weight_list_tensor(pvti_weight_list *list, const char *
 
 static pvt_result pvti_weight_list_array(pvti_weight_list *list, const char *name, const pvt_array *array)
 {
-    pvti_tensor *t;
     if (pvti_dtype_info(array->dtype)->block != 1)
         return pvti_fail(list->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: is held in blocks of type %s, which safetensors files do not know; dequantize "
                          "it and make it dense first",
                          name, pvt_dtype_name(array->dtype));
     if (array->role != PVT_ARRAY_CODE) PVTI_TRY(pvti_array_check_finite(list->ctx, name, array));
-    t = pvti_weight_list_tensor(list, name, array->name);
+    pvti_tensor *t = pvti_weight_list_tensor(list, name, array->name);
     t->dtype = array->dtype, t->rank = array->rank;
     memcpy(t->shape, array->shape, sizeof t->shape);
     t->data = (const uint8_t *)array->data, t->bytes = array->bytes;
@@ -16472,18 +16300,16 @@ static pvt_result pvti_weight_list_add(pvti_weight_list *list, int64_t i, bool d
     const pvt_weight *weight = list->weights[i].weight;
     pvt_array arrays[PVT_MAX_ARRAYS];
     char format[48];
-    int n;
     if (!weight || !weight->ctx || !pvti_weight_name_good(name))
         return pvti_fail(list->ctx, PVT_ERR_ARGUMENT,
                          "weight %lld to be saved: it must be there, and its name must be UTF-8 of 1 to %d "
                          "bytes",
                          (long long)i, PVTI_WEIGHT_NAME_BYTES);
-    n = pvt_weight_arrays(weight, arrays);
+    int n = pvt_weight_arrays(weight, arrays);
     for (int k = 0; k < n; k++) PVTI_TRY(pvti_weight_list_array(list, name, &arrays[k]));
     if (dequantized) {
-        pvti_tensor *t;
         list->dequantized[list->n] = weight;
-        t = pvti_weight_list_tensor(list, name, PVTI_DEQUANTIZED);
+        pvti_tensor *t = pvti_weight_list_tensor(list, name, PVTI_DEQUANTIZED);
         t->dtype = PVT_F32, t->rank = 2;
         t->shape[0] = weight->O, t->shape[1] = weight->I;
         if (!pvti_dtype_bytes(PVT_F32, t->shape, 2, &t->bytes)) return PVT_ERR_MEMORY;
@@ -16523,11 +16349,10 @@ PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *we
                                     bool dequantized)
 {
     pvti_weight_list list;
-    pvt_result result;
     memset(&list, 0, sizeof list);
     if (n < 1 || !weights[0].weight || !weights[0].weight->ctx) return PVT_ERR_ARGUMENT;
     list.ctx = weights[0].weight->ctx, list.weights = weights;
-    result = pvti_weight_list_alloc(&list, n);
+    pvt_result result = pvti_weight_list_alloc(&list, n);
     if (result == PVT_OK) list.metadata[0] = "format", list.metadata[1] = PVTI_WEIGHTS_FORMAT;
     for (int64_t i = 0; i < n && result == PVT_OK; i++) result = pvti_weight_list_add(&list, i, dequantized);
     if (result == PVT_OK)
@@ -16578,25 +16403,23 @@ static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path,
     char text[PVTI_WEIGHT_TEXT_BYTES];
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_format format;
-    pvt_result result;
-    int64_t O, I, length;
+    int64_t O, I;
     int n;
     if (!pvti_weight_name_good(name))
         return pvti_fail(st->ctx, PVT_ERR_ARGUMENT, "a weight's name must be UTF-8 of 1 to %d bytes",
                          PVTI_WEIGHT_NAME_BYTES);
     snprintf(label, sizeof label, "%.*s: %s", PVTI_PATH_BYTES - 1, path, name);
     snprintf(key, sizeof key, PVTI_WEIGHT_KEY "%s", name);
-    length = pvti_safetensors_metadata(st, key, text, sizeof text);
+    int64_t length = pvti_safetensors_metadata(st, key, text, sizeof text);
     if (length < 0) return pvti_fail(st->ctx, PVT_ERR_MISMATCH, "%s: there is no weight of this name", label);
     if (length >= (int64_t)sizeof text || (int64_t)strlen(text) != length)
         return pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: what its metadata says of it is too long", label);
     PVTI_TRY(pvti_weight_text_parse(st->ctx, label, text, &format, &O, &I));
-    result = pvti_format_arrays(st->ctx, label, &format, O, I, PVTI_DTYPE_REAL, arrays, &n);
+    pvt_result result = pvti_format_arrays(st->ctx, label, &format, O, I, PVTI_DTYPE_REAL, arrays, &n);
     for (int i = 0; i < n && result == PVT_OK; i++) {
         const char *array = arrays[i].name;
-        const pvti_tensor *t;
         snprintf(key, sizeof key, "%s.%s", name, array);
-        t = pvti_safetensors_find(st, key);
+        const pvti_tensor *t = pvti_safetensors_find(st, key);
         if (t) arrays[i] = pvti_tensor_array(t);
         arrays[i].name = array;
     }
@@ -16609,10 +16432,9 @@ PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_na
 {
     pvti_safetensors st;
     char format[32];
-    pvt_result result;
     for (int64_t i = 0; i < n; i++) memset(weights[i].weight, 0, sizeof *weights[i].weight);
     PVTI_TRY(pvti_safetensors_open(ctx, path, &st));
-    result = PVT_OK;
+    pvt_result result = PVT_OK;
     if (pvti_safetensors_metadata(&st, "format", format, sizeof format) < 0 ||
         strncmp(format, PVTI_WEIGHTS_FORMAT, sizeof format) != 0)
         result = pvti_fail(ctx, PVT_ERR_FORMAT,
@@ -16633,10 +16455,9 @@ struct pvt_tensors {
 
 PVT_API pvt_result pvt_tensors_open(pvt_ctx *ctx, const char *path, pvt_tensors **out)
 {
-    pvt_result result;
     *out = PVTI_NEW(ctx, pvt_tensors, 1);
     if (!*out) return PVT_ERR_MEMORY;
-    result = pvti_safetensors_open(ctx, path, &(*out)->file);
+    pvt_result result = pvti_safetensors_open(ctx, path, &(*out)->file);
     if (result == PVT_OK) return PVT_OK;
     pvti_free(ctx, *out);
     *out = NULL;
@@ -16748,8 +16569,7 @@ static bool pvti_shard_name(const char *name)
 
 static bool pvti_saved_known(const char *name)
 {
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
+    for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
         if (strcmp(name, pvti_saved_names[i].name) == 0) return true;
     return pvti_shard_name(name);
 }
@@ -16777,12 +16597,11 @@ static const char *pvti_manifest_start(const pvti_text *list)
 static bool pvti_manifest_valid(const pvti_text *list)
 {
     char name[64];
-    const char *at;
     int kind;
     if (list->size <= (int64_t)strlen(PVTI_EXCHANGE_HEAD) || (int64_t)strlen(list->data) != list->size ||
         strncmp(list->data, PVTI_EXCHANGE_HEAD, strlen(PVTI_EXCHANGE_HEAD)) != 0)
         return false;
-    at = pvti_manifest_start(list);
+    const char *at = pvti_manifest_start(list);
     while ((kind = pvti_manifest_line(&at, name)) > 0) continue;
     return kind == 0;
 }
@@ -16810,10 +16629,9 @@ static pvt_result pvti_exchange_stuck(pvt_ctx *ctx, const char *path, const char
 static pvt_result pvti_exchange_remove(pvt_ctx *ctx, const char *dir, const char *name)
 {
     char path[PVTI_PATH_BYTES];
-    int code;
     PVTI_TRY(pvti_path_join(ctx, path, dir, name));
     if (pvti_remove(ctx, path) || errno == ENOENT) return PVT_OK;
-    code = errno;
+    int code = errno;
     if (pvti_path_is_directory(ctx, path)) return PVT_OK;
     errno = code;
     return pvti_exchange_stuck(ctx, path, "cannot be removed");
@@ -16884,10 +16702,9 @@ static pvt_result pvti_exchange_resume(pvt_ctx *ctx, const char *dir, const char
     pvti_map map;
     pvti_text list = pvti_text_begin(ctx);
     char folder[PVTI_PATH_BYTES];
-    pvt_result result;
     memset(&map, 0, sizeof map);
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
+    pvt_result result = pvti_map_read(ctx, manifest, fd, 0, PVTI_EXCHANGE_BYTES, &map);
     if (result == PVT_OK) pvti_text_put(&list, (const char *)map.data, map.size);
     pvti_map_close(ctx, &map);
     if (result == PVT_OK) result = pvti_text_check(&list);
@@ -16906,10 +16723,8 @@ static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
 {
     char manifest[PVTI_PATH_BYTES];
     pvt_file_info info;
-    pvt_result result;
-    int tries;
     PVTI_TRY(pvti_path_join(ctx, manifest, dir, PVTI_EXCHANGE "/manifest"));
-    for (tries = 0; tries < 1000; tries++) {
+    for (int tries = 0; tries < 1000; tries++) {
         int fd = pvti_open(ctx, manifest, PVT_OPEN_LOCK);
         int code = errno;
         if (fd < 0 && (code == ENOENT || code == ENOTDIR || !pvti_info(ctx, manifest, &info))) return PVT_OK;
@@ -16917,7 +16732,7 @@ static pvt_result pvti_exchange_recover(pvt_ctx *ctx, const char *dir)
             return pvti_fail(ctx, PVT_ERR_IO, "%s: saving into this directory was interrupted, and cannot be "
                              "completed now: " PVTI_EXCHANGE "/manifest: %s", dir, strerror(code));
         if (pvti_lock_try(ctx, fd, manifest) != PVTI_LOCK_TAKEN) {
-            result = pvti_exchange_resume(ctx, dir, manifest, fd);
+            pvt_result result = pvti_exchange_resume(ctx, dir, manifest, fd);
             pvti_close(ctx, fd);
             return result == PVT_OK ? pvti_exchange_tidy(ctx, dir) : result;
         }
@@ -16943,13 +16758,11 @@ typedef struct pvti_exchange {
 static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
 {
     char path[PVTI_PATH_BYTES];
-    int64_t i;
-    int fd;
     if (!pvti_folder_is_real(ctx, folder)) return;
     if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
-    fd = pvti_open_for_lock(ctx, path);
+    int fd = pvti_open_for_lock(ctx, path);
     if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
-        for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+        for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
             (void)pvti_remove(ctx, path);
         }
@@ -16998,7 +16811,6 @@ static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwr
     char path[PVTI_PATH_BYTES];
     pvt_file_info none;
     bool exists;
-    int tries;
     memset(ex, 0, sizeof *ex);
     ex->ctx = ctx, ex->overwrite = overwrite, ex->list = pvti_text_begin(ctx);
     pvti_text_printf(&ex->list, "%s", PVTI_EXCHANGE_HEAD);
@@ -17007,7 +16819,7 @@ static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwr
     PVTI_TRY(pvti_exchange_recover(ctx, dir));
     PVTI_TRY(pvti_exchange_refuse_model(ex));
     pvti_sweep_orphans(ctx, dir, "save", pvti_sweep_folder);
-    for (tries = 0; tries < 10000; tries++) {
+    for (int tries = 0; tries < 10000; tries++) {
         PVTI_TRY(pvti_temporary_name(ctx, dir, "save", ex->folder));
         PVTI_TRY(pvti_path_join(ctx, path, ex->folder, "manifest"));
         pvti_writer_close(&ex->manifest);
@@ -17053,9 +16865,8 @@ static pvt_result pvti_exchange_put(pvti_exchange *ex, const char *name, const v
 static pvt_result pvti_exchange_copy(pvti_exchange *ex, const char *from, const char *name)
 {
     pvti_map map;
-    pvt_result result;
     PVTI_TRY(pvti_map_open(ex->ctx, from, &map));
-    result = pvti_exchange_put(ex, name, map.data, map.size);
+    pvt_result result = pvti_exchange_put(ex, name, map.data, map.size);
     pvti_map_close(ex->ctx, &map);
     return result;
 }
@@ -17073,16 +16884,14 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
     char path[PVTI_PATH_BYTES], name[64], last[64] = "";
     pvti_map map;
     pvti_json j;
-    int64_t node, length;
-    pvt_result result;
     PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, "model.safetensors.index.json"));
     if (!pvti_path_exists(ex->ctx, path)) return PVT_OK;
-    result = pvti_json_open(ex->ctx, path, &map, &j);
+    pvt_result result = pvti_json_open(ex->ctx, path, &map, &j);
     if (result == PVT_ERR_FORMAT) return PVT_OK;
     if (result != PVT_OK) return result;
-    node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
+    int64_t node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
     for (; node >= 0; node = pvti_json_next(&j, node)) {
-        length = pvti_json_string(&j, node, name, sizeof name);
+        int64_t length = pvti_json_string(&j, node, name, sizeof name);
         if (length < 1 || length >= (int64_t)sizeof name) continue;
         if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
         memcpy(last, name, sizeof name); /* tensors of one shard usually follow each other */
@@ -17097,8 +16906,7 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
 static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
 {
     pvti_writer *w = &ex->manifest;
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
         const pvti_saved_name *saved = &pvti_saved_names[i];
         if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
             pvti_text_printf(&ex->list, "- %s\n", saved->name);
@@ -17120,9 +16928,8 @@ static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
 static pvt_result pvti_exchange_publish(pvti_exchange *ex)
 {
     char published[PVTI_PATH_BYTES];
-    int tries;
     PVTI_TRY(pvti_path_join(ex->ctx, published, ex->dir, PVTI_EXCHANGE));
-    for (tries = 0; tries < 100; tries++) {
+    for (int tries = 0; tries < 100; tries++) {
         PVTI_TRY(pvti_exchange_recover(ex->ctx, ex->dir));
         PVTI_TRY(pvti_exchange_refuse_model(ex));
         ex->committed = pvti_rename(ex->ctx, ex->folder, published);
@@ -17251,17 +17058,16 @@ static bool pvti_gguf_skip(pvti_cursor *c, uint32_t type, uint64_t count, int de
 {
     int64_t size = pvti_gguf_size(type), bytes;
     const char *s;
-    uint64_t i;
     if (size) {
         if (count > (uint64_t)((c->end - c->at) / size)) return false;
         if (type == PVTI_GGUF_BOOL)
-            for (i = 0; i < count; i++)
+            for (uint64_t i = 0; i < count; i++)
                 if (c->at[i] > 1) return false;
         c->at += (int64_t)count * size;
         return true;
     }
     if ((type != PVTI_GGUF_STRING && type != PVTI_GGUF_ARRAY) || depth > 8) return false;
-    for (i = 0; i < count; i++) {
+    for (uint64_t i = 0; i < count; i++) {
         uint32_t inner;
         uint64_t inner_count;
         if (type == PVTI_GGUF_STRING) {
@@ -17278,8 +17084,8 @@ static bool pvti_gguf_skip(pvti_cursor *c, uint32_t type, uint64_t count, int de
 
 static const pvti_gguf_kv *pvti_gguf_kv_find(const pvti_gguf *g, const char *key)
 {
-    int64_t i, bytes = (int64_t)strlen(key);
-    for (i = 0; i < g->n_kv; i++) /* a few dozen */
+    int64_t bytes = (int64_t)strlen(key);
+    for (int64_t i = 0; i < g->n_kv; i++) /* a few dozen */
         if (g->kv[i].key_bytes == bytes && memcmp(g->kv[i].key, key, (size_t)bytes) == 0) return &g->kv[i];
     return NULL;
 }
@@ -17418,11 +17224,10 @@ static pvt_result pvti_gguf_check_keys(pvti_gguf *g, const char *file)
 {
     pvti_sort_item *order = PVTI_NEW(g->ctx, pvti_sort_item, PVTI_MAX(g->n_kv, 1));
     pvt_result result = PVT_OK;
-    int64_t i;
     if (!order) return PVT_ERR_MEMORY;
-    for (i = 0; i < g->n_kv; i++) order[i].index = i;
+    for (int64_t i = 0; i < g->n_kv; i++) order[i].index = i;
     pvti_sort(order, g->n_kv, pvti_gguf_kv_tie, g->kv);
-    for (i = 1; i < g->n_kv && result == PVT_OK; i++)
+    for (int64_t i = 1; i < g->n_kv && result == PVT_OK; i++)
         if (pvti_gguf_kv_tie(g->kv, order[i - 1].index, order[i].index) == 0)
             result = pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: the key \"%.*s\" occurs twice", file,
                                (int)PVTI_MIN(g->kv[order[i].index].key_bytes, 100),
@@ -17475,7 +17280,7 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     const char *s;
     int64_t bytes;
     uint64_t dims[4];
-    uint32_t rank, type, i, whole = 0;
+    uint32_t rank, type, whole = 0;
     if (!pvti_cursor_string(c, &s, &bytes) || !pvti_cursor_u32(c, &rank))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     if (bytes < 1 || bytes > 63 || memchr(s, 0, (size_t)bytes))
@@ -17491,7 +17296,7 @@ static pvt_result pvti_gguf_read_info(pvti_gguf *g, const char *file, pvti_curso
     if (whole < rank || !pvti_cursor_u32(c, &type) || !pvti_cursor_u64(c, offset))
         return pvti_gguf_cut(g, file, "the description of tensor", g->n);
     t->rank = (int)rank;
-    for (i = 0; i < rank; i++) {
+    for (uint32_t i = 0; i < rank; i++) {
         if (dims[i] > (uint64_t)INT64_MAX)
             return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": a dimension is out of range", file,
                              name);
@@ -17541,9 +17346,9 @@ static int pvti_gguf_by_size(const void *self, int64_t a, int64_t b)
 static pvt_result pvti_gguf_place(pvti_gguf *g, const char *file, const uint8_t *data, int64_t size,
                                   pvti_sort_item *offsets)
 {
-    int64_t i, end = 0;
+    int64_t end = 0;
     pvti_sort(offsets, g->n, pvti_gguf_by_size, g->tensors);
-    for (i = 0; i < g->n; i++) {
+    for (int64_t i = 0; i < g->n; i++) {
         pvti_tensor *t = &g->tensors[offsets[i].index];
         uint64_t offset = offsets[i].key;
         if (offset > (uint64_t)size || t->bytes > size - (int64_t)offset)
@@ -17580,14 +17385,12 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
 {
     const pvti_tensor *twice;
     pvti_cursor c;
-    uint64_t n_tensors, n_kv;
-    int64_t start;
     c.at = data, c.end = data + size;
     if (size < 24 || memcmp(data, "GGUF", 4) != 0)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: not a GGUF file", file);
     g->version = pvti_load_u32(data + 4);
-    n_tensors = pvti_load_u64(data + 8);
-    n_kv = pvti_load_u64(data + 16);
+    uint64_t n_tensors = pvti_load_u64(data + 8);
+    uint64_t n_kv = pvti_load_u64(data + 16);
     c.at += 24;
     if (g->version != 2 && g->version != 3)
         return pvti_fail(g->ctx, PVT_ERR_UNSUPPORTED, "%s: GGUF version %u%s; 2 and 3 are supported", file,
@@ -17598,7 +17401,7 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
     PVTI_TRY(pvti_names_build(g->ctx, g->tensors, g->n, &g->names, &twice));
     if (twice)
         return pvti_fail(g->ctx, PVT_ERR_FORMAT, "%s: two tensors are called \"%s\"", file, twice->name);
-    start = c.at - data; /* below the file's size, so that rounding up cannot overflow */
+    int64_t start = c.at - data; /* below the file's size, so that rounding up cannot overflow */
     start += (g->alignment - start % g->alignment) % g->alignment;
     if (start > size) start = size; /* a file of keys alone may end without its padding */
     return pvti_gguf_place(g, file, data + start, size - start, *offsets);
@@ -17609,10 +17412,9 @@ static pvt_result pvti_gguf_parse(pvti_gguf *g, const char *file, const uint8_t 
 static pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size, pvti_gguf *g)
 {
     pvti_sort_item *offsets = NULL;
-    pvt_result result;
     memset(g, 0, sizeof *g);
     g->ctx = ctx;
-    result = pvti_gguf_parse(g, file, (const uint8_t *)data, size, &offsets);
+    pvt_result result = pvti_gguf_parse(g, file, (const uint8_t *)data, size, &offsets);
     pvti_free(ctx, offsets);
     if (result != PVT_OK) pvti_gguf_close(g);
     return result;
@@ -17621,10 +17423,9 @@ static pvt_result pvti_gguf_read(pvt_ctx *ctx, const char *file, const void *dat
 static pvt_result pvti_gguf_open(pvt_ctx *ctx, const char *path, pvti_gguf *g)
 {
     pvti_map map;
-    pvt_result result;
     memset(g, 0, sizeof *g);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
-    result = pvti_gguf_read(ctx, path, map.data, map.size, g);
+    pvt_result result = pvti_gguf_read(ctx, path, map.data, map.size, g);
     if (result == PVT_OK) pvti_tensors_settle(g->tensors, g->n), g->map = map;
     else pvti_map_close(ctx, &map);
     return result;
@@ -17670,25 +17471,23 @@ static void pvti_llama2c_close(pvti_llama2c *m)
 static pvti_tensor pvti_llama2c_layer(const pvti_tensor *stacked, int64_t l)
 {
     pvti_tensor t = *stacked;
-    int i;
     t.bytes = t.bytes / t.shape[0];
     t.data += l * t.bytes;
     t.rank--;
-    for (i = 0; i < t.rank; i++) t.shape[i] = stacked->shape[i + 1];
+    for (int i = 0; i < t.rank; i++) t.shape[i] = stacked->shape[i + 1];
     return t;
 }
 
 static pvt_result pvti_llama2c_header(pvti_llama2c *m, const char *file, const uint8_t *data, int64_t size)
 {
     int32_t header[7];
-    int i;
     if (size < (int64_t)sizeof header)
         return pvti_fail(m->ctx, PVT_ERR_FORMAT, "%s: too short for a llama2.c checkpoint (cut off?)", file);
     pvti_copy_numbers(header, data, 7, 4);
     if (header[0] == 0x616b3432)
         return pvti_fail(m->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: a llama2.c checkpoint of version 1 or 2; export it as version 0", file);
-    for (i = 0; i < 7; i++)
+    for (int i = 0; i < 7; i++)
         if (header[i] <= 0 && !(i == 5 && header[i] < 0 && header[i] > INT32_MIN))
             return pvti_fail(
                 m->ctx, PVT_ERR_FORMAT,
@@ -17710,11 +17509,10 @@ static pvt_result pvti_llama2c_header(pvti_llama2c *m, const char *file, const u
 /* The tensors in the order of the file. */
 static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const uint8_t *data, int64_t size)
 {
-    int64_t C, FF, L, KV, at = 7 * 4;
-    int i;
+    int64_t at = 7 * 4;
     struct { pvti_tensor *out; const char *name; int64_t shape[3]; } order[13];
     PVTI_TRY(pvti_llama2c_header(m, file, data, size));
-    C = m->dim, FF = m->hidden_dim, L = m->n_layers, KV = C / m->n_heads * m->n_kv_heads;
+    int64_t C = m->dim, FF = m->hidden_dim, L = m->n_layers, KV = C / m->n_heads * m->n_kv_heads;
 #define PVTI_X(k, field, a, b, c)                             \
     order[k].out = &m->field, order[k].name = #field,         \
     order[k].shape[0] = a, order[k].shape[1] = b, order[k].shape[2] = c
@@ -17732,7 +17530,7 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
     PVTI_X(11, wcls, m->seq_len, C / m->n_heads, 0); /* cos and sin of RoPE, half each: skipped, */
     PVTI_X(12, wcls, m->vocab_size, C, 0);           /* and then the head, if it has its own */
 #undef PVTI_X
-    for (i = 0; i < 13 - m->shared; i++) {
+    for (int i = 0; i < 13 - m->shared; i++) {
         pvti_tensor *t = order[i].out;
         t->name = order[i].name;
         t->dtype = PVT_F32;
@@ -17758,10 +17556,9 @@ static pvt_result pvti_llama2c_parse(pvti_llama2c *m, const char *file, const ui
 static pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *data, int64_t size,
                                     pvti_llama2c *m)
 {
-    pvt_result result;
     memset(m, 0, sizeof *m);
     m->ctx = ctx;
-    result = pvti_llama2c_parse(m, file, (const uint8_t *)data, size);
+    pvt_result result = pvti_llama2c_parse(m, file, (const uint8_t *)data, size);
     if (result != PVT_OK) pvti_llama2c_close(m);
     return result;
 }
@@ -17769,10 +17566,9 @@ static pvt_result pvti_llama2c_read(pvt_ctx *ctx, const char *file, const void *
 static pvt_result pvti_llama2c_open(pvt_ctx *ctx, const char *path, pvti_llama2c *m)
 {
     pvti_map map;
-    pvt_result result;
     memset(m, 0, sizeof *m);
     PVTI_TRY(pvti_map_open(ctx, path, &map));
-    result = pvti_llama2c_read(ctx, path, map.data, map.size, m);
+    pvt_result result = pvti_llama2c_read(ctx, path, map.data, map.size, m);
     if (result == PVT_OK && PVTI_SWAPS) /* all is f32, as in pvti_tensors_settle */
         pvti_copy_numbers((char *)map.memory + 28, map.data + 28, (map.size - 28) / 4, 4);
     if (result == PVT_OK) m->map = map;
@@ -17856,8 +17652,7 @@ static const uint16_t pvti_class_runs[] = {
 static void pvti_classes_expand(uint8_t *classes)
 {
     uint32_t c = 0;
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(pvti_class_runs); i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(pvti_class_runs); i++) {
         uint32_t end = c + pvti_class_runs[i] / 4, class_ = pvti_class_runs[i] % 4;
         for (; c < end; c++) classes[c / 4] |= (uint8_t)(class_ << (c % 4 * 2));
     }
@@ -18067,8 +17862,7 @@ static uint32_t pvti_nfc_hash(uint32_t first, uint32_t second)
 static void pvti_nfc_expand(pvti_nfc *nfc)
 {
     uint32_t composed = 0, first = 0, at = 0, slot;
-    int i;
-    for (i = 0; i < PVTI_NFC_PAIRS; i++) {
+    for (int i = 0; i < PVTI_NFC_PAIRS; i++) {
         const int32_t *entry = pvti_nfc_pairs + 3 * i;
         composed += (uint32_t)entry[0] / 2, first += (uint32_t)entry[1];
         nfc->pairs[i].composed = composed, nfc->pairs[i].first = first;
@@ -18079,7 +17873,7 @@ static void pvti_nfc_expand(pvti_nfc *nfc)
         nfc->index[slot] = (uint16_t)(i + 1);
         nfc->joins[nfc->pairs[i].second / 8] |= (uint8_t)(1 << nfc->pairs[i].second % 8);
     }
-    for (i = 0; i < PVTI_COUNT(pvti_nfc_runs); i++) {
+    for (int i = 0; i < PVTI_COUNT(pvti_nfc_runs); i++) {
         uint32_t end = at + pvti_nfc_runs[i] / 256;
         for (; at < end; at++) nfc->class_[at] = (uint8_t)(pvti_nfc_runs[i] % 256);
     }
@@ -18090,7 +17884,7 @@ static int pvti_nfc_class(const pvti_nfc *nfc, uint32_t c) { return c < PVTI_NFC
 /* Characters to come out of a decomposition, at most four; their number. */
 static int pvti_nfc_decompose(const pvti_nfc *nfc, uint32_t c, uint32_t *out)
 {
-    int low = 0, high = PVTI_NFC_PAIRS, n;
+    int low = 0, high = PVTI_NFC_PAIRS;
     if (c < 0xc0) return *out = c, 1;
     if (c >= 0xac00 && c < 0xac00 + 11172) { /* Hangul: leading consonant, vowel, trailing consonant */
         uint32_t s = c - 0xac00;
@@ -18103,7 +17897,7 @@ static int pvti_nfc_decompose(const pvti_nfc *nfc, uint32_t c, uint32_t *out)
         else high = middle;
     }
     if (low == PVTI_NFC_PAIRS || nfc->pairs[low].composed != c) return *out = c, 1;
-    n = pvti_nfc_decompose(nfc, nfc->pairs[low].first, out); /* the second part never decomposes */
+    int n = pvti_nfc_decompose(nfc, nfc->pairs[low].first, out); /* the second part never decomposes */
     if (nfc->pairs[low].second) out[n++] = nfc->pairs[low].second;
     return n;
 }
@@ -18111,10 +17905,9 @@ static int pvti_nfc_decompose(const pvti_nfc *nfc, uint32_t c, uint32_t *out)
 /* What a and b compose to; 0: nothing. */
 static uint32_t pvti_nfc_compose(const pvti_nfc *nfc, uint32_t a, uint32_t b)
 {
-    uint32_t slot;
     if (a - 0x1100 < 19 && b - 0x1161 < 21) return 0xac00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
     if (a - 0xac00 < 11172 && (a - 0xac00) % 28 == 0 && b - 0x11a8 < 27) return a + (b - 0x11a7);
-    for (slot = pvti_nfc_hash(a, b); nfc->index[slot]; slot = (slot + 1) % 4096) {
+    for (uint32_t slot = pvti_nfc_hash(a, b); nfc->index[slot]; slot = (slot + 1) % 4096) {
         int i = nfc->index[slot] - 1;
         if (nfc->pairs[i].first == a && nfc->pairs[i].second == b) return nfc->pairs[i].composed;
     }
@@ -18134,8 +17927,8 @@ static bool pvti_nfc_starts(const pvti_nfc *nfc, uint32_t c)
 /* Sorts every run of marks by class, equals in their order. items: scratch for n. */
 static void pvti_nfc_sort(const pvti_nfc *nfc, uint32_t *chars, int64_t n, pvti_sort_item *items)
 {
-    int64_t start, end, i;
-    for (start = 0; start < n; start = PVTI_MAX(end, start + 1)) {
+    int64_t end;
+    for (int64_t start = 0; start < n; start = PVTI_MAX(end, start + 1)) {
         for (end = start; end < n && pvti_nfc_class(nfc, chars[end]); end++) {
             items[end - start].key =
                 (uint64_t)pvti_nfc_class(nfc, chars[end]) << 56 | (uint64_t)(end - start) << 21 | chars[end];
@@ -18143,16 +17936,16 @@ static void pvti_nfc_sort(const pvti_nfc *nfc, uint32_t *chars, int64_t n, pvti_
         }
         if (end - start < 2) continue;
         pvti_sort(items, end - start, NULL, NULL);
-        for (i = start; i < end; i++) chars[i] = (uint32_t)(items[i - start].key & 0x1fffff);
+        for (int64_t i = start; i < end; i++) chars[i] = (uint32_t)(items[i - start].key & 0x1fffff);
     }
 }
 
 /* chars[0 … n−1], decomposed and sorted, composed in place; the new number. */
 static int64_t pvti_nfc_compose_all(const pvti_nfc *nfc, uint32_t *chars, int64_t n)
 {
-    int64_t i, out = 0, starter = -1;
+    int64_t out = 0, starter = -1;
     int last = 0;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         int class_ = pvti_nfc_class(nfc, chars[i]);
         if (starter >= 0 && (last < class_ || (last == 0 && class_ == 0))) { /* nothing between blocks it */
             uint32_t both = pvti_nfc_compose(nfc, chars[starter], chars[i]);
@@ -18250,11 +18043,10 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *t)
 static pvt_tokenizer *pvti_vocab_create(pvt_ctx *ctx, const char *name, int64_t V)
 {
     pvt_tokenizer *t = PVTI_NEW(ctx, pvt_tokenizer, 1);
-    int i;
     if (!t) return NULL;
     t->ctx = ctx, t->name = name, t->V = V;
     t->bos = t->eos = t->unknown = -1;
-    for (i = 0; i < 256; i++) t->byte_id[i] = -1;
+    for (int i = 0; i < 256; i++) t->byte_id[i] = -1;
     pvti_classes_expand(t->classes);
     t->pieces = PVTI_NEW(ctx, pvti_piece, V);
     if (!t->pieces) {
@@ -18284,14 +18076,14 @@ static uint32_t pvti_byte_character(int byte)
 /* In place; the new length, −1 (and nothing changed) when it is no byte-level spelling. */
 static int64_t pvti_byte_characters_undo(char *s, int64_t n)
 {
-    int64_t at, out = 0;
+    int64_t out = 0;
     uint32_t c;
     int length;
-    for (at = 0; at < n; at += length) {
+    for (int64_t at = 0; at < n; at += length) {
         length = pvti_utf8_read(s + at, n - at, &c);
         if (length == 0 || pvti_byte_character_read(c) < 0) return -1;
     }
-    for (at = 0; at < n; at += length) {
+    for (int64_t at = 0; at < n; at += length) {
         length = pvti_utf8_read(s + at, n - at, &c);
         s[out++] = (char)pvti_byte_character_read(c);
     }
@@ -18314,8 +18106,8 @@ static int64_t pvti_spaces_undo(char *s, int64_t n)
 /* Runs of spaces to one, none in front; the new length. */
 static int64_t pvti_spaces_collapse(char *s, int64_t n)
 {
-    int64_t at, out = 0;
-    for (at = 0; at < n; at++)
+    int64_t out = 0;
+    for (int64_t at = 0; at < n; at++)
         if (s[at] != ' ' || (out > 0 && s[out - 1] != ' ')) s[out++] = s[at];
     return out;
 }
@@ -18333,15 +18125,14 @@ static bool pvti_utf8_valid(const char *s, int64_t n)
 /* "<0x0A>" → 10, −1: not of this form. */
 static int pvti_byte_piece(const char *s, int64_t n)
 {
-    int high, low;
-    const char *const digits = "0123456789ABCDEF", *found;
+    const char *const digits = "0123456789ABCDEF";
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>' || !s[3] || !s[4]) return -1;
-    found = strchr(digits, s[3]);
+    const char *found = strchr(digits, s[3]);
     if (!found) return -1;
-    high = (int)(found - digits);
+    int high = (int)(found - digits);
     found = strchr(digits, s[4]);
     if (!found) return -1;
-    low = (int)(found - digits);
+    int low = (int)(found - digits);
     return high * 16 + low;
 }
 
@@ -18362,12 +18153,10 @@ static pvt_result pvti_vocab_reserve(pvt_tokenizer *t, int64_t n)
 static pvt_result pvti_vocab_set(pvt_tokenizer *t, int64_t id, const char *s, int64_t n, int type,
                                  float score)
 {
-    pvti_piece *piece;
-    char *text;
     if (id < 0 || id >= t->V)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: token id %lld of a vocabulary of %lld", t->name,
                          (long long)id, (long long)t->V);
-    piece = &t->pieces[id];
+    pvti_piece *piece = &t->pieces[id];
     if (piece->type != PVTI_PIECE_HOLE)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: two pieces have the id %lld", t->name, (long long)id);
     if (!(score >= -FLT_MAX && score <= FLT_MAX))
@@ -18377,7 +18166,7 @@ static pvt_result pvti_vocab_set(pvt_tokenizer *t, int64_t id, const char *s, in
         PVTI_TRY(pvti_vocab_reserve(t, n + 1));
         if (n) memcpy(t->pool + t->pool_bytes, s, (size_t)n);
     }
-    text = t->pool + t->pool_bytes;
+    char *text = t->pool + t->pool_bytes;
     if (type == PVTI_PIECE_BYTE) {
         int byte = pvti_byte_piece(text, n);
         if (byte < 0 || t->byte_id[byte] >= 0)
@@ -18419,11 +18208,10 @@ static uint64_t pvti_bytes_hash(const char *s, int64_t n)
 /* The slot of these bytes, or the empty one where they belong; −1: too many probes. */
 static int64_t pvti_index_slot(const pvt_tokenizer *t, const char *s, int64_t n)
 {
-    int64_t slot = (int64_t)(pvti_bytes_hash(s, n) & (uint64_t)(t->index_size - 1)), probes;
-    for (probes = 0; probes < PVTI_PROBES_MOST; probes++) {
-        const pvti_piece *piece;
+    int64_t slot = (int64_t)(pvti_bytes_hash(s, n) & (uint64_t)(t->index_size - 1));
+    for (int64_t probes = 0; probes < PVTI_PROBES_MOST; probes++) {
         if (!t->index[slot]) return slot;
-        piece = &t->pieces[t->index[slot] - 1];
+        const pvti_piece *piece = &t->pieces[t->index[slot] - 1];
         if (piece->bytes == n && memcmp(t->pool + piece->start, s, (size_t)n) == 0) return slot;
         slot = (slot + 1) & (t->index_size - 1);
     }
@@ -18454,9 +18242,8 @@ static bool pvti_piece_special(const pvti_piece *piece)
 static pvt_result pvti_vocab_index_special(pvt_tokenizer *t)
 {
     int64_t i, n = 0, kept = 0;
-    pvti_sort_item *items;
     for (i = 0; i < t->V; i++) n += pvti_piece_special(&t->pieces[i]);
-    items = PVTI_NEW(t->ctx, pvti_sort_item, n + 1);
+    pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, n + 1);
     t->special_lengths = PVTI_NEW(t->ctx, uint32_t, n + 1);
     if (!items || !t->special_lengths) {
         pvti_free(t->ctx, items);
@@ -18482,18 +18269,17 @@ static pvt_result pvti_vocab_index_special(pvt_tokenizer *t)
    `tolerant`; else they are an error. */
 static pvt_result pvti_vocab_index(pvt_tokenizer *t, bool tolerant)
 {
-    int64_t id, slot;
     t->index_size = 256;
     while (t->index_size < 2 * t->V) t->index_size *= 2;
     t->index = PVTI_NEW(t->ctx, int32_t, t->index_size);
     if (!t->index) return PVT_ERR_MEMORY;
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         const pvti_piece *piece = &t->pieces[id];
         const char *s = t->pool + piece->start;
         if (piece->type == PVTI_PIECE_HOLE || piece->type == PVTI_PIECE_UNUSED ||
             piece->type == PVTI_PIECE_BYTE)
             continue;
-        slot = pvti_index_slot(t, s, piece->bytes);
+        int64_t slot = pvti_index_slot(t, s, piece->bytes);
         if (slot < 0)
             return pvti_fail(t->ctx, PVT_ERR_FORMAT,
                              "%s: thousands of pieces share one hash value: made to stall", t->name);
@@ -18514,8 +18300,8 @@ static pvt_result pvti_vocab_index(pvt_tokenizer *t, bool tolerant)
 static int64_t pvti_merge_slot(const pvt_tokenizer *t, uint32_t left, uint32_t right)
 {
     uint64_t hash = pvti_mix((uint64_t)left << 32 | right);
-    int64_t slot = (int64_t)(hash & (uint64_t)(t->merges_size - 1)), probes;
-    for (probes = 0; probes < PVTI_PROBES_MOST; probes++) {
+    int64_t slot = (int64_t)(hash & (uint64_t)(t->merges_size - 1));
+    for (int64_t probes = 0; probes < PVTI_PROBES_MOST; probes++) {
         const pvti_merge *m = &t->merges[slot];
         if (!m->id1 || (m->left == left && m->right == right)) return slot;
         slot = (slot + 1) & (t->merges_size - 1);
@@ -18526,9 +18312,8 @@ static int64_t pvti_merge_slot(const pvt_tokenizer *t, uint32_t left, uint32_t r
 /* NULL: these two do not merge. */
 static const pvti_merge *pvti_merge_find(const pvt_tokenizer *t, int32_t left, int32_t right)
 {
-    int64_t slot;
     if (left < 0 || right < 0 || !t->n_merges) return NULL;
-    slot = pvti_merge_slot(t, (uint32_t)left, (uint32_t)right);
+    int64_t slot = pvti_merge_slot(t, (uint32_t)left, (uint32_t)right);
     return slot >= 0 && t->merges[slot].id1 ? &t->merges[slot] : NULL;
 }
 
@@ -18543,12 +18328,11 @@ static pvt_result pvti_merges_reserve(pvt_tokenizer *t, int64_t n)
 static pvt_result pvti_merge_add(pvt_tokenizer *t, int32_t left, int32_t right, int32_t id, int64_t rank)
 {
     int64_t slot = pvti_merge_slot(t, (uint32_t)left, (uint32_t)right);
-    pvti_merge *m;
     if (slot < 0 || t->merges[slot].id1)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: merge %lld, of pieces %d and %d, %s", t->name,
                          (long long)rank, left, right,
                          slot < 0 ? "shares its hash with thousands: made to stall" : "occurs twice");
-    m = &t->merges[slot];
+    pvti_merge *m = &t->merges[slot];
     m->left = (uint32_t)left, m->right = (uint32_t)right, m->rank = (uint32_t)rank, m->id1 = (uint32_t)id + 1;
     t->n_merges++;
     return PVT_OK;
@@ -18559,18 +18343,16 @@ static pvt_result pvti_merge_add_text(pvt_tokenizer *t, char *left, int64_t n_le
                                       int64_t n_right, int64_t rank)
 {
     int64_t n = n_left + n_right;
-    int32_t a, b, ab;
-    char *both;
     PVTI_TRY(pvti_vocab_reserve(t, n + 1));
-    both = t->pool + t->pool_bytes; /* scratch: pool_bytes stays */
+    char *both = t->pool + t->pool_bytes; /* scratch: pool_bytes stays */
     if (n_left) memcpy(both, left, (size_t)n_left);
     if (n_right) memcpy(both + n_left, right, (size_t)n_right);
     n = t->spaces ? pvti_spaces_undo(both, n) : pvti_byte_characters_undo(both, n);
     n_left = t->spaces ? pvti_spaces_undo(left, n_left) : pvti_byte_characters_undo(left, n_left);
     n_right = t->spaces ? pvti_spaces_undo(right, n_right) : pvti_byte_characters_undo(right, n_right);
-    a = n_left > 0 ? pvti_vocab_find_text(t, left, n_left) : -1;
-    b = n_right > 0 ? pvti_vocab_find_text(t, right, n_right) : -1;
-    ab = n > 0 ? pvti_vocab_find_text(t, both, n) : -1;
+    int32_t a = n_left > 0 ? pvti_vocab_find_text(t, left, n_left) : -1;
+    int32_t b = n_right > 0 ? pvti_vocab_find_text(t, right, n_right) : -1;
+    int32_t ab = n > 0 ? pvti_vocab_find_text(t, both, n) : -1;
     if (a < 0 || b < 0 || ab < 0)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: merge %lld: its %s is not in the vocabulary", t->name,
                          (long long)rank, a < 0 ? "left half" : b < 0 ? "right half" : "result");
@@ -18584,10 +18366,9 @@ static pvt_result pvti_scores_rank(pvt_tokenizer *t, uint32_t **out)
 {
     pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->V);
     uint32_t *rank = PVTI_NEW(t->ctx, uint32_t, t->V), next = 0;
-    int64_t i;
     *out = rank;
     if (items && rank) {
-        for (i = 0; i < t->V; i++) {
+        for (int64_t i = 0; i < t->V; i++) {
             float score = t->pieces[i].score + 0.0f; /* −0 and 0 are one score */
             uint32_t bits;
             memcpy(&bits, &score, 4);
@@ -18596,7 +18377,7 @@ static pvt_result pvti_scores_rank(pvt_tokenizer *t, uint32_t **out)
             items[i].index = i;
         }
         pvti_sort(items, t->V, NULL, NULL);
-        for (i = 0; i < t->V; i++) {
+        for (int64_t i = 0; i < t->V; i++) {
             if (i > 0 && items[i].key != items[i - 1].key) next++;
             rank[items[i].index] = next;
         }
@@ -18608,7 +18389,7 @@ static pvt_result pvti_scores_rank(pvt_tokenizer *t, uint32_t **out)
 /* Calls for every split of every piece into two pieces: counts them, or (rank given) adds them. */
 static pvt_result pvti_merges_split(pvt_tokenizer *t, const uint32_t *rank, int64_t *count)
 {
-    int64_t id, at;
+    int64_t id;
     for (id = *count = 0; id < t->V; id++) {
         const pvti_piece *piece = &t->pieces[id];
         const char *s = t->pool + piece->start;
@@ -18618,11 +18399,10 @@ static pvt_result pvti_merges_split(pvt_tokenizer *t, const uint32_t *rank, int6
             return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                              "%s: piece %lld has %lld bytes; at most %d are supported", t->name,
                              (long long)id, (long long)n, PVTI_SCORED_PIECE_MOST);
-        for (at = 1; at < n; at++) {
-            int32_t left, right;
+        for (int64_t at = 1; at < n; at++) {
             if (((uint8_t)s[at] & 0xc0) == 0x80) continue; /* inside a character */
-            left = pvti_vocab_find_text(t, s, at);
-            right = left < 0 ? -1 : pvti_vocab_find_text(t, s + at, n - at);
+            int32_t left = pvti_vocab_find_text(t, s, at);
+            int32_t right = left < 0 ? -1 : pvti_vocab_find_text(t, s + at, n - at);
             if (right < 0 || t->pieces[left].type != PVTI_PIECE_NORMAL ||
                 t->pieces[right].type != PVTI_PIECE_NORMAL)
                 continue; /* user-defined pieces are matched as a whole, before */
@@ -18651,13 +18431,11 @@ static pvt_result pvti_merges_from_scores(pvt_tokenizer *t)
    If none does (the usual case), words are independent: short, and worth remembering. */
 static int pvti_vocab_words(const pvt_tokenizer *t)
 {
-    int64_t id;
-    uint32_t i;
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         const pvti_piece *piece = &t->pieces[id];
         const char *s = t->pool + piece->start;
         if (piece->type != PVTI_PIECE_NORMAL && piece->type != PVTI_PIECE_USER) continue;
-        for (i = 1; i < piece->bytes; i++)
+        for (uint32_t i = 1; i < piece->bytes; i++)
             if (s[i] == ' ' && s[i - 1] != ' ') return PVTI_WORDS_WHOLE;
     }
     return PVTI_WORDS_SPACES;
@@ -18689,10 +18467,9 @@ PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *t, const char *piece)
 /* 's 't 'm 'd 're 've 'll; 0: none. any_case: also 'S and 'ſ (U+017F folds to s). */
 static int64_t pvti_contraction(const char *s, int64_t n, bool any_case)
 {
-    int a, b;
     if (n < 2 || *s != '\'') return 0;
     if (any_case && n > 2 && memcmp(s + 1, "\xc5\xbf", 2) == 0) return 3;
-    a = (uint8_t)s[1], b = n > 2 ? (uint8_t)s[2] : 0;
+    int a = (uint8_t)s[1], b = n > 2 ? (uint8_t)s[2] : 0;
     if (any_case && a >= 'A' && a <= 'Z') a += 32;
     if (any_case && b >= 'A' && b <= 'Z') b += 32;
     if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
@@ -18715,10 +18492,10 @@ static int64_t pvti_word_spaces(const uint8_t *classes, const char *s, int64_t n
 static int64_t pvti_word_gpt2(const uint8_t *classes, const char *s, int64_t n)
 {
     int64_t skip = pvti_contraction(s, n, false);
-    int length, class_;
+    int length;
     if (skip) return skip;
     skip = *s == ' ' && n > 1;
-    class_ = pvti_class_read(classes, s + skip, n - skip, &length);
+    int class_ = pvti_class_read(classes, s + skip, n - skip, &length);
     if (class_ == PVTI_SPACE) return pvti_word_spaces(classes, s, n);
     return skip + pvti_class_run(classes, s + skip, n - skip, class_, n);
 }
@@ -18726,10 +18503,10 @@ static int64_t pvti_word_gpt2(const uint8_t *classes, const char *s, int64_t n)
 /* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nLN]?L+|N{1,digits}| ?O+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
 static int64_t pvti_word_llama3(const uint8_t *classes, const char *s, int64_t n, int digits)
 {
-    int64_t at = pvti_contraction(s, n, true), end, newline = 0;
-    int length, class_, next;
+    int64_t at = pvti_contraction(s, n, true), newline = 0;
+    int length, next;
     if (at) return at;
-    class_ = pvti_class_read(classes, s, n, &length);
+    int class_ = pvti_class_read(classes, s, n, &length);
     if (class_ == PVTI_LETTER) return pvti_class_run(classes, s, n, PVTI_LETTER, n);
     if (class_ == PVTI_NUMBER) return pvti_class_run(classes, s, n, PVTI_NUMBER, digits);
     if (length < n && *s != '\r' && *s != '\n') {
@@ -18743,7 +18520,7 @@ static int64_t pvti_word_llama3(const uint8_t *classes, const char *s, int64_t n
         while (at < n && (s[at] == '\r' || s[at] == '\n')) at++;
         return at;
     }
-    end = pvti_class_run(classes, s, n, PVTI_SPACE, n);
+    int64_t end = pvti_class_run(classes, s, n, PVTI_SPACE, n);
     for (at = 0; at < end; at++)
         if (s[at] == '\r' || s[at] == '\n') newline = at + 1;
     return newline ? newline : pvti_word_spaces(classes, s, n);
@@ -18854,8 +18631,7 @@ static pvt_result pvti_ranks_begin(pvti_encoder *e, int64_t n)
 static uint32_t pvti_ranks_least(const uint32_t *ranks)
 {
     uint32_t least = ranks[0];
-    int i;
-    for (i = 1; i < 16; i++) least = PVTI_MIN(least, ranks[i]);
+    for (int i = 1; i < 16; i++) least = PVTI_MIN(least, ranks[i]);
     return least;
 }
 
@@ -18864,20 +18640,18 @@ static int64_t pvti_ranks_next(const pvti_ranks *r)
 {
     uint32_t least = pvti_ranks_least(r->level[r->levels - 1]);
     int64_t at = 0;
-    int k;
     if (least == PVTI_RANK_NONE) return -1;
-    for (k = r->levels - 1; k >= 0; k--)
+    for (int k = r->levels - 1; k >= 0; k--)
         for (at *= 16; r->level[k][at] != least;) at++;
     return at;
 }
 
 static void pvti_ranks_set(pvti_ranks *r, int64_t at, uint32_t rank)
 {
-    uint32_t old = r->level[0][at], *least;
-    int k;
+    uint32_t old = r->level[0][at];
     r->level[0][at] = rank;
-    for (k = 1; k < r->levels && rank != old; k++, at /= 16) {
-        least = &r->level[k][at / 16];
+    for (int k = 1; k < r->levels && rank != old; k++, at /= 16) {
+        uint32_t *least = &r->level[k][at / 16];
         if (rank >= *least && old != *least) return; /* neither was nor becomes the least */
         old = *least;
         if (rank > *least) rank = pvti_ranks_least(r->level[k - 1] + at / 16 * 16);
@@ -18932,7 +18706,7 @@ static pvt_result pvti_encode_merge(pvti_encoder *e, int64_t n, int64_t *left)
 static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t bytes)
 {
     const pvt_tokenizer *t = e->t;
-    int64_t at = 0, n = 0, i;
+    int64_t at = 0, n = 0;
     while (at < bytes) {
         uint32_t c;
         int length = t->spaces ? pvti_utf8_read(word + at, bytes - at, &c) : 0;
@@ -18942,9 +18716,9 @@ static int64_t pvti_encode_symbols(pvti_encoder *e, const char *word, int64_t by
         if (id >= 0) {
             e->symbols[n++] = id;
         } else {
-            for (i = 0; i < length; i++) known = known && t->byte_id[(uint8_t)word[at + i]] >= 0;
+            for (int64_t i = 0; i < length; i++) known = known && t->byte_id[(uint8_t)word[at + i]] >= 0;
             if (!known) e->symbols[n++] = -1;
-            for (i = 0; known && i < length; i++) e->symbols[n++] = t->byte_id[(uint8_t)word[at + i]];
+            for (int64_t i = 0; known && i < length; i++) e->symbols[n++] = t->byte_id[(uint8_t)word[at + i]];
         }
         at += length;
     }
@@ -18956,7 +18730,7 @@ static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t b
     const pvt_tokenizer *t = e->t;
     int32_t whole = t->ignore_merges ? pvti_vocab_find_text(t, word, bytes) : -1;
     bool fuse = false;
-    int64_t n, left, i;
+    int64_t n, left;
     if (whole >= 0) {
         PVTI_TRY(pvti_encode_reserve(e, 1));
         e->ids[e->n++] = whole;
@@ -18970,7 +18744,7 @@ static pvt_result pvti_encode_fresh(pvti_encoder *e, const char *word, int64_t b
     n = left = pvti_encode_symbols(e, word, bytes);
     if (t->n_merges) PVTI_TRY(pvti_encode_merge(e, n, &left));
     PVTI_TRY(pvti_encode_reserve(e, left));
-    for (i = 0; i < n; i = pvti_symbol_next(e->symbols, i, n)) {
+    for (int64_t i = 0; i < n; i = pvti_symbol_next(e->symbols, i, n)) {
         int32_t id = e->symbols[i];
         if (id < 0 && t->unknown < 0)
             return pvti_fail(e->ctx, PVT_ERR_MISMATCH,
@@ -19029,13 +18803,13 @@ static pvt_result pvti_encode_decompose(pvti_encoder *e, const char *s, int64_t 
 static pvt_result pvti_encode_compose_part(pvti_encoder *e, int64_t at, const char *s, int64_t n,
                                            int64_t *out)
 {
-    int64_t i, count;
+    int64_t count;
     PVTI_TRY(pvti_encode_decompose(e, s, n, &count));
     if (!pvti_grow(e->ctx, (void **)&e->items, &e->items_capacity, count, (int64_t)sizeof *e->items))
         return PVT_ERR_MEMORY;
     pvti_nfc_sort(e->t->nfc, e->chars, count, e->items);
     count = pvti_nfc_compose_all(e->t->nfc, e->chars, count);
-    for (i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         char bytes[4];
         int length = 1;
         if (e->chars[i] & PVTI_NFC_RAW) bytes[0] = (char)(e->chars[i] & 255);
@@ -19052,9 +18826,10 @@ static pvt_result pvti_encode_compose_part(pvti_encoder *e, int64_t at, const ch
 static int64_t pvti_encode_part(const pvti_encoder *e, const char *s, int64_t n, bool *composed)
 {
     int64_t end = PVTI_MIN(n, 1024), i;
-    int back, length;
+    int length;
     for (*composed = true, i = 0; i < end; i++) *composed = *composed && (uint8_t)s[i] < 0xcc;
-    for (back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++; /* to its end */
+    /* to its end */
+    for (int back = 0; back < 3 && end < n && ((uint8_t)s[end] & 0xc0) == 0x80; back++) end++;
     for (; end < n; end += length) {
         uint32_t c;
         length = pvti_utf8_read(s + end, n - end, &c);
@@ -19067,9 +18842,9 @@ static int64_t pvti_encode_part(const pvti_encoder *e, const char *s, int64_t n,
 /* Part by part, so that the arrays for characters stay small whatever the text. */
 static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s, int64_t n, int64_t *out)
 {
-    int64_t begin, bytes;
+    int64_t bytes;
     *out = 0;
-    for (begin = 0; begin < n; begin += bytes) {
+    for (int64_t begin = 0; begin < n; begin += bytes) {
         bool composed;
         bytes = pvti_encode_part(e, s + begin, n - begin, &composed);
         if (!composed) {
@@ -19087,8 +18862,7 @@ static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s
 static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n, bool prefix)
 {
     const pvt_tokenizer *t = e->t;
-    const char *cut, *end;
-    int64_t from = e->bytes + 1, at; /* room for the prefix */
+    int64_t from = e->bytes + 1; /* room for the prefix */
     if (n == 0) return PVT_OK;
     if (!pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, from + n, 1)) return PVT_ERR_MEMORY;
     if (t->nfc) PVTI_TRY(pvti_encode_compose(e, from, s, n, &n));
@@ -19099,8 +18873,8 @@ static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n,
     if (n == 0) return PVT_OK;
     if (prefix && !(t->prefix_unless_space && e->text[from] == ' ')) e->text[--from] = ' ', n++;
     e->bytes = from + n;
-    end = e->text + e->bytes, cut = e->text + from;
-    for (at = from; at < e->bytes;) { /* the text does not move while words are merged */
+    const char *end = e->text + e->bytes, *cut = e->text + from;
+    for (int64_t at = from; at < e->bytes;) { /* the text does not move while words are merged */
         int64_t bytes = pvti_word(t, e->text + at, end - (e->text + at), &cut);
         PVTI_TRY(pvti_encode_word(e, at, bytes));
         at += bytes;
@@ -19111,9 +18885,8 @@ static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n,
 /* The special token at s (the longest), −1: none. */
 static int32_t pvti_special_at(const pvt_tokenizer *t, const char *s, int64_t n, bool plain)
 {
-    int64_t i;
     if (!t->special_first[(uint8_t)*s]) return -1;
-    for (i = 0; i < t->n_special_lengths; i++) {
+    for (int64_t i = 0; i < t->n_special_lengths; i++) {
         int64_t length = t->special_lengths[i];
         int32_t id = length <= n ? pvti_vocab_find(t, s, length) : -1;
         if (id < 0 || !pvti_piece_special(&t->pieces[id])) continue;
@@ -19125,8 +18898,8 @@ static int32_t pvti_special_at(const pvt_tokenizer *t, const char *s, int64_t n,
 /* Bytes of the white space character that ends right before s + at; 0: none. */
 static int pvti_space_before(const pvt_tokenizer *t, const char *s, int64_t at)
 {
-    int back, length;
-    for (back = 1; back <= 3 && back <= at; back++)
+    int length;
+    for (int back = 1; back <= 3 && back <= at; back++)
         if (pvti_class_read(t->classes, s + at - back, back, &length) == PVTI_SPACE && length == back)
             return back;
     return 0;
@@ -19138,13 +18911,12 @@ static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, in
     int64_t begin = 0, at = 0;
     bool prefix = t->prefix != PVTI_PREFIX_NONE;
     while (begin < n) {
-        int64_t end;
         int32_t id = -1;
         for (at = begin; at < n && id < 0;) {
             id = pvti_special_at(t, s + at, n - at, (flags & PVT_ENCODE_PLAIN) != 0);
             at += id < 0;
         }
-        end = at;
+        int64_t end = at;
         if (id >= 0 && t->pieces[id].strip_left)
             while (end > begin && pvti_space_before(t, s, end)) end -= pvti_space_before(t, s, end);
         PVTI_TRY(pvti_encode_stretch(e, s + begin, PVTI_MAX(end - begin, 0), prefix));
@@ -19182,14 +18954,14 @@ PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *t, const char *text
                                         int32_t **ids, int64_t *n)
 {
     pvti_encoder e;
-    pvt_result result;
     *ids = NULL, *n = 0;
     if (bytes < -1 || (!text && bytes != 0))
         return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "encode: a text of %lld bytes at %s", (long long)bytes,
                          text ? "an address" : "NULL");
     memset(&e, 0, sizeof e);
     e.t = t, e.ctx = t->ctx;
-    result = pvti_encode_all(&e, text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes, flags);
+    pvt_result result = pvti_encode_all(&e, text ? text : "", bytes < 0 ? (int64_t)strlen(text) : bytes,
+                                        flags);
     pvti_free(e.ctx, e.text);
     pvti_free(e.ctx, e.symbols);
     pvti_free(e.ctx, e.rank_memory);
@@ -19208,12 +18980,10 @@ PVT_API void pvt_text_free(pvt_ctx *ctx, char *text) { pvti_free(ctx, text); }
 
 PVT_API const char *pvt_tokenizer_piece(const pvt_tokenizer *t, int32_t previous, int32_t id, int64_t *bytes)
 {
-    const pvti_piece *piece;
-    const char *s;
     *bytes = 0;
     if (id < 0 || id >= t->V) return "";
-    piece = &t->pieces[id];
-    s = t->pool + piece->start;
+    const pvti_piece *piece = &t->pieces[id];
+    const char *s = t->pool + piece->start;
     *bytes = piece->bytes;
     if (t->spaces && t->prefix != PVTI_PREFIX_NONE && (previous < 0 || previous == t->bos) &&
         piece->bytes > 0 && *s == ' ' && piece->type != PVTI_PIECE_BYTE)
@@ -19225,7 +18995,6 @@ PVT_API pvt_result pvt_tokenizer_decode(const pvt_tokenizer *t, const int32_t *i
                                         char **text, int64_t *bytes)
 {
     int64_t i, total = 0, piece_bytes;
-    int pass;
     *text = NULL;
     if (bytes) *bytes = 0;
     if (n < 0 || (!ids && n > 0))
@@ -19235,7 +19004,7 @@ PVT_API pvt_result pvt_tokenizer_decode(const pvt_tokenizer *t, const int32_t *i
             return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
                              "decode: id %d at position %lld; the vocabulary has %lld", ids[i], (long long)i,
                              (long long)t->V);
-    for (pass = 0; pass < 2; pass++) { /* measures, then copies */
+    for (int pass = 0; pass < 2; pass++) { /* measures, then copies */
         for (i = total = 0; i < n; i++) {
             const char *piece = pvt_tokenizer_piece(t, i ? ids[i - 1] : -1, ids[i], &piece_bytes);
             int type = t->pieces[ids[i]].type;
@@ -19291,10 +19060,10 @@ static bool pvti_tj_pattern(const pvti_tokenizer_json *p, int64_t node, const ch
 static pvt_result pvti_tj_normalizer(pvti_tokenizer_json *p, int64_t node, int depth)
 {
     const pvti_json *j = &p->j;
-    int64_t type = pvti_json_find(j, node, "type"), child;
+    int64_t type = pvti_json_find(j, node, "type");
     if (pvti_json_type(j, node) <= PVTI_JSON_NULL) return PVT_OK;
     if (pvti_json_equals(j, type, "Sequence") && depth < 4) {
-        for (child = pvti_json_first(j, pvti_json_find(j, node, "normalizers")); child >= 0;
+        for (int64_t child = pvti_json_first(j, pvti_json_find(j, node, "normalizers")); child >= 0;
              child = pvti_json_next(j, child))
             PVTI_TRY(pvti_tj_normalizer(p, child, depth + 1));
         return PVT_OK;
@@ -19368,10 +19137,10 @@ static pvt_result pvti_tj_split(pvti_tokenizer_json *p, int64_t node)
 static pvt_result pvti_tj_pre_tokenizer(pvti_tokenizer_json *p, int64_t node, int depth)
 {
     const pvti_json *j = &p->j;
-    int64_t type = pvti_json_find(j, node, "type"), child;
+    int64_t type = pvti_json_find(j, node, "type");
     if (pvti_json_type(j, node) <= PVTI_JSON_NULL) return PVT_OK;
     if (pvti_json_equals(j, type, "Sequence") && depth < 4) {
-        for (child = pvti_json_first(j, pvti_json_find(j, node, "pretokenizers")); child >= 0;
+        for (int64_t child = pvti_json_first(j, pvti_json_find(j, node, "pretokenizers")); child >= 0;
              child = pvti_json_next(j, child))
             PVTI_TRY(pvti_tj_pre_tokenizer(p, child, depth + 1));
         return PVT_OK;
@@ -19400,15 +19169,15 @@ static pvt_result pvti_tj_pre_tokenizer(pvti_tokenizer_json *p, int64_t node, in
 static pvt_result pvti_tj_count(const pvti_tokenizer_json *p, int64_t vocab, int64_t added, int64_t *V)
 {
     const pvti_json *j = &p->j;
-    int64_t entries = pvti_json_count(j, vocab) + pvti_json_count(j, added), node, id = 0;
+    int64_t entries = pvti_json_count(j, vocab) + pvti_json_count(j, added), id = 0;
     *V = 0;
-    for (node = pvti_json_first(j, vocab); node >= 0; node = pvti_json_next(j, node)) {
+    for (int64_t node = pvti_json_first(j, vocab); node >= 0; node = pvti_json_next(j, node)) {
         if (!pvti_json_int(j, node, &id) || id < 0 || id >= PVTI_VOCAB_MOST)
             return pvti_fail(p->ctx, PVT_ERR_FORMAT, "%s: model.vocab has an id that is no number below 2^24",
                              p->name);
         *V = PVTI_MAX(*V, id + 1);
     }
-    for (node = pvti_json_first(j, added); node >= 0; node = pvti_json_next(j, node)) {
+    for (int64_t node = pvti_json_first(j, added); node >= 0; node = pvti_json_next(j, node)) {
         if (!pvti_json_int(j, pvti_json_find(j, node, "id"), &id) || id < 0 || id >= PVTI_VOCAB_MOST)
             return pvti_fail(p->ctx, PVT_ERR_FORMAT,
                              "%s: added_tokens has an id that is no number below 2^24", p->name);
@@ -19437,8 +19206,8 @@ static pvt_result pvti_tj_vocab(pvti_tokenizer_json *p, int64_t vocab, bool byte
 {
     const pvti_json *j = &p->j;
     pvt_tokenizer *t = p->t;
-    int64_t node, id = 0, n;
-    for (node = pvti_json_first(j, vocab); node >= 0; node = pvti_json_next(j, node)) {
+    int64_t id = 0, n;
+    for (int64_t node = pvti_json_first(j, vocab); node >= 0; node = pvti_json_next(j, node)) {
         int type = PVTI_PIECE_NORMAL;
         pvti_json_int(j, node, &id);
         PVTI_TRY(pvti_tj_text(p, node, true, &n));
@@ -19452,8 +19221,8 @@ static pvt_result pvti_tj_added(pvti_tokenizer_json *p, int64_t added)
 {
     const pvti_json *j = &p->j;
     pvt_tokenizer *t = p->t;
-    int64_t node, id = 0, n;
-    for (node = pvti_json_first(j, added); node >= 0; node = pvti_json_next(j, node)) {
+    int64_t id = 0, n;
+    for (int64_t node = pvti_json_first(j, added); node >= 0; node = pvti_json_next(j, node)) {
         int type = pvti_tj_flag(p, node, "special", false) ? PVTI_PIECE_CONTROL : PVTI_PIECE_USER;
         pvti_json_int(j, pvti_json_find(j, node, "id"), &id);
         if (pvti_tj_flag(p, node, "single_word", false))
@@ -19473,15 +19242,14 @@ static pvt_result pvti_tj_merges(pvti_tokenizer_json *p, int64_t merges)
 {
     const pvti_json *j = &p->j;
     pvt_tokenizer *t = p->t;
-    int64_t node, rank = 0, capacity = 0;
+    int64_t rank = 0, capacity = 0;
     char *text = NULL;
     pvt_result result = pvti_merges_reserve(t, pvti_json_count(j, merges));
-    for (node = pvti_json_first(j, merges); node >= 0 && result == PVT_OK;
+    for (int64_t node = pvti_json_first(j, merges); node >= 0 && result == PVT_OK;
          node = pvti_json_next(j, node), rank++) {
         bool pair = pvti_json_type(j, node) == PVTI_JSON_ARRAY && pvti_json_count(j, node) == 2;
         int64_t first = pair ? pvti_json_first(j, node) : node, second = pair ? pvti_json_next(j, first) : -1;
         int64_t a = pvti_json_string(j, first, NULL, 0), b = pair ? pvti_json_string(j, second, NULL, 0) : 0;
-        char *right;
         if (a < 0 || b < 0) {
             result = pvti_fail(p->ctx, PVT_ERR_FORMAT, "%s: merge %lld is no pair of strings", p->name,
                                (long long)rank);
@@ -19492,7 +19260,7 @@ static pvt_result pvti_tj_merges(pvti_tokenizer_json *p, int64_t merges)
             break;
         }
         pvti_json_string(j, first, text, a + 1);
-        right = text + a + 1;
+        char *right = text + a + 1;
         if (pair) {
             pvti_json_string(j, second, right, b + 1);
         } else if ((right = (char *)memchr(text, ' ', (size_t)a)) != NULL) {
@@ -19545,15 +19313,15 @@ static void pvti_vocab_guess(pvt_tokenizer *t)
 {
     static const char *const begin[] = {"<s>", "<|begin_of_text|>"};
     static const char *const end[] = {"</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"};
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(begin) && t->bos < 0; i++) t->bos = pvti_vocab_find_control(t, begin[i]);
-    for (i = 0; i < PVTI_COUNT(end) && t->eos < 0; i++) t->eos = pvti_vocab_find_control(t, end[i]);
+    for (int64_t i = 0; i < PVTI_COUNT(begin) && t->bos < 0; i++)
+        t->bos = pvti_vocab_find_control(t, begin[i]);
+    for (int64_t i = 0; i < PVTI_COUNT(end) && t->eos < 0; i++) t->eos = pvti_vocab_find_control(t, end[i]);
 }
 
 static pvt_result pvti_tj_model(pvti_tokenizer_json *p)
 {
     const pvti_json *j = &p->j;
-    int64_t model = pvti_json_find(j, 0, "model"), vocab = pvti_json_find(j, model, "vocab"), V, unknown;
+    int64_t model = pvti_json_find(j, 0, "model"), vocab = pvti_json_find(j, model, "vocab"), V;
     int64_t added = pvti_json_find(j, 0, "added_tokens");
     int64_t merges = pvti_json_find(j, model, "merges"), type = pvti_json_find(j, model, "type");
     char text[256];
@@ -19587,7 +19355,7 @@ static pvt_result pvti_tj_model(pvti_tokenizer_json *p)
     PVTI_TRY(pvti_vocab_index(p->t, false));
     PVTI_TRY(pvti_tj_merges(p, merges));
     if (p->to_spaces && p->words == PVTI_WORDS_WHOLE) p->t->words = pvti_vocab_words(p->t);
-    unknown = pvti_json_string(j, pvti_json_find(j, model, "unk_token"), text, (int64_t)sizeof text);
+    int64_t unknown = pvti_json_string(j, pvti_json_find(j, model, "unk_token"), text, (int64_t)sizeof text);
     if (unknown > 0 && unknown < (int64_t)sizeof text) p->t->unknown = pvti_vocab_find(p->t, text, unknown);
     PVTI_TRY(pvti_tj_post_processor(p, pvti_json_find(j, 0, "post_processor"), 0));
     pvti_vocab_guess(p->t);
@@ -19598,11 +19366,10 @@ static pvt_result pvti_tokenizer_read_json(pvt_ctx *ctx, const char *name, const
                                            pvt_tokenizer **out)
 {
     pvti_tokenizer_json p;
-    pvt_result result;
     memset(&p, 0, sizeof p);
     p.ctx = ctx, p.name = name;
     PVTI_TRY(pvti_json_parse(ctx, name, text, bytes, &p.j));
-    result = pvti_tj_model(&p);
+    pvt_result result = pvti_tj_model(&p);
     pvti_json_free(&p.j);
     *out = p.t;
     return result;
@@ -19611,10 +19378,10 @@ static pvt_result pvti_tokenizer_read_json(pvt_ctx *ctx, const char *name, const
 /* A special token in tokenizer_config.json: "</s>" or {"content": "</s>", …}. */
 static void pvti_config_token(const pvt_tokenizer *t, const pvti_json *j, const char *key, int32_t *id)
 {
-    int64_t node = pvti_json_find(j, 0, key), n;
+    int64_t node = pvti_json_find(j, 0, key);
     char text[256];
     if (pvti_json_type(j, node) == PVTI_JSON_OBJECT) node = pvti_json_find(j, node, "content");
-    n = pvti_json_string(j, node, text, (int64_t)sizeof text);
+    int64_t n = pvti_json_string(j, node, text, (int64_t)sizeof text);
     if (n > 0 && n < (int64_t)sizeof text && pvti_vocab_find(t, text, n) >= 0)
         *id = pvti_vocab_find(t, text, n);
 }
@@ -19643,9 +19410,8 @@ typedef struct pvti_proto {
 
 static bool pvti_proto_varint(pvti_proto *p, uint64_t *value)
 {
-    int shift;
     *value = 0;
-    for (shift = 0; shift < 64 && p->at < p->end; shift += 7) {
+    for (int shift = 0; shift < 64 && p->at < p->end; shift += 7) {
         uint8_t byte = *p->at++;
         *value |= (uint64_t)(byte & 127) << shift;
         if (byte < 128) return true;
@@ -19703,7 +19469,7 @@ static pvt_result pvti_sp_piece(pvt_tokenizer *t, int64_t id, pvti_proto message
 
 static pvt_result pvti_sp_trainer(pvt_tokenizer *t, pvti_proto message)
 {
-    int64_t ids[3] = {0, 1, 2}, i;
+    int64_t ids[3] = {0, 1, 2};
     uint64_t model = 1;
     while (pvti_proto_next(&message)) {
         if (message.wire != 0) continue;
@@ -19717,7 +19483,7 @@ static pvt_result pvti_sp_trainer(pvt_tokenizer *t, pvti_proto message)
         return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: a SentencePiece model of type %llu (%s); only BPE is implemented", t->name,
                          (unsigned long long)model, model == 1 ? "unigram" : model == 3 ? "word" : "char");
-    for (i = 0; i < 3; i++)
+    for (int64_t i = 0; i < 3; i++)
         if (ids[i] < 0 || ids[i] >= t->V ||
             t->pieces[ids[i]].type != (i ? PVTI_PIECE_CONTROL : PVTI_PIECE_UNKNOWN))
             ids[i] = -1;
@@ -19750,9 +19516,8 @@ static pvt_result pvti_sp_fill(pvt_tokenizer *t, const uint8_t *data, int64_t by
     trainer.end = trainer.at, normalizer.end = normalizer.at;
     t->spaces = t->fuse_unknown = true;
     while (pvti_proto_next(&model)) {
-        pvti_proto message;
         if (model.wire != 2) continue;
-        message = pvti_proto_begin(model.data, model.bytes);
+        pvti_proto message = pvti_proto_begin(model.data, model.bytes);
         if (model.field == 1) PVTI_TRY(pvti_sp_piece(t, id++, message));
         if (model.field == 2) trainer = message;
         if (model.field == 3) normalizer = message;
@@ -19785,12 +19550,11 @@ static pvt_result pvti_tokenizer_read_sp(pvt_ctx *ctx, const char *name, const u
 static int64_t pvti_bin_count(const uint8_t *data, int64_t bytes)
 {
     int64_t at = 4, V = 0;
-    uint32_t longest, length;
     if (bytes < 4) return 0;
-    longest = pvti_load_u32(data);
+    uint32_t longest = pvti_load_u32(data);
     for (; at < bytes; V++) {
         if (bytes - at < 8) return 0;
-        length = pvti_load_u32(data + at + 4);
+        uint32_t length = pvti_load_u32(data + at + 4);
         if (length > longest || (int64_t)length > bytes - at - 8) return 0;
         at += 8 + (int64_t)length;
     }
@@ -19799,16 +19563,14 @@ static int64_t pvti_bin_count(const uint8_t *data, int64_t bytes)
 
 static pvt_result pvti_bin_fill(pvt_tokenizer *t, const uint8_t *data)
 {
-    int64_t at = 4, id;
+    int64_t at = 4;
     t->spaces = t->fuse_unknown = t->adds_bos = true;
     t->prefix = PVTI_PREFIX_CONTROL;
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         const char *s = (const char *)data + at + 8;
-        uint32_t n;
-        float score;
         int type = id == 0 ? PVTI_PIECE_UNKNOWN : id <= 2 ? PVTI_PIECE_CONTROL : PVTI_PIECE_NORMAL;
-        score = pvti_load_f32(data + at);
-        n = pvti_load_u32(data + at + 4);
+        float score = pvti_load_f32(data + at);
+        uint32_t n = pvti_load_u32(data + at + 4);
         at += 8 + (int64_t)n;
         if (type == PVTI_PIECE_CONTROL && n > 2 && s[0] == '\n' && s[n - 1] == '\n')
             s++, n -= 2; /* "\n<s>\n" */
@@ -19834,8 +19596,7 @@ static bool pvti_gguf_words(const pvti_gguf *g, int *words)
         {"llama-bpe", PVTI_WORDS_LLAMA3},  {"llama3", PVTI_WORDS_LLAMA3},
         {"llama-v3", PVTI_WORDS_LLAMA3},   {"qwen2", PVTI_WORDS_QWEN2},
         {"deepseek-r1-qwen", PVTI_WORDS_QWEN2}, {"smollm", PVTI_WORDS_SMOLLM}};
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(names); i++)
+    for (int64_t i = 0; i < PVTI_COUNT(names); i++)
         if (pvti_gguf_equals(g, "tokenizer.ggml.pre", names[i].name)) {
             *words = names[i].words;
             return true;
@@ -19846,18 +19607,16 @@ static bool pvti_gguf_words(const pvti_gguf *g, int *words)
 static pvt_result pvti_gguf_pieces(pvt_tokenizer *t, const pvti_gguf *g)
 {
     pvti_gguf_array tokens, scores, types;
-    bool has_scores, has_types;
-    int64_t id;
     memset(&tokens, 0, sizeof tokens);
     scores = types = tokens;
     pvti_gguf_get_array(g, "tokenizer.ggml.tokens", &tokens);
-    has_scores = pvti_gguf_get_array(g, "tokenizer.ggml.scores", &scores);
-    has_types = pvti_gguf_get_array(g, "tokenizer.ggml.token_type", &types);
+    bool has_scores = pvti_gguf_get_array(g, "tokenizer.ggml.scores", &scores);
+    bool has_types = pvti_gguf_get_array(g, "tokenizer.ggml.token_type", &types);
     if ((has_scores && scores.n != t->V) || (has_types && types.n != t->V) || (t->spaces && !has_scores))
         return pvti_fail(t->ctx, PVT_ERR_FORMAT,
                          "%s: tokenizer.ggml.scores or .token_type has not the %lld entries of .tokens",
                          t->name, (long long)t->V);
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         const char *s;
         int64_t bytes, type = PVTI_PIECE_NORMAL;
         double score = 0;
@@ -19876,15 +19635,13 @@ static pvt_result pvti_gguf_pieces(pvt_tokenizer *t, const pvti_gguf *g)
 static pvt_result pvti_gguf_merges(pvt_tokenizer *t, const pvti_gguf *g)
 {
     pvti_gguf_array merges;
-    int64_t rank, bytes, capacity = 0;
+    int64_t bytes, capacity = 0;
     const char *s;
     char *text = NULL;
-    pvt_result result;
     if (!pvti_gguf_get_array(g, "tokenizer.ggml.merges", &merges) || merges.type != PVTI_GGUF_STRING)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: tokenizer.ggml.merges is missing", t->name);
-    result = pvti_merges_reserve(t, merges.n);
-    for (rank = 0; rank < merges.n && result == PVT_OK; rank++) {
-        char *space;
+    pvt_result result = pvti_merges_reserve(t, merges.n);
+    for (int64_t rank = 0; rank < merges.n && result == PVT_OK; rank++) {
         if (!pvti_gguf_array_string(&merges, &s, &bytes) || bytes < 3 ||
             !memchr(s + 1, ' ', (size_t)bytes - 1)) {
             result = pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: merge %lld is not \"left right\"", t->name,
@@ -19893,7 +19650,7 @@ static pvt_result pvti_gguf_merges(pvt_tokenizer *t, const pvti_gguf *g)
             result = PVT_ERR_MEMORY;
         } else {
             memcpy(text, s, (size_t)bytes);
-            space = (char *)memchr(text + 1, ' ', (size_t)bytes - 1);
+            char *space = (char *)memchr(text + 1, ' ', (size_t)bytes - 1);
             result = pvti_merge_add_text(t, text, space - text, space + 1, bytes - (space + 1 - text), rank);
         }
     }
@@ -19982,10 +19739,9 @@ static pvt_result pvti_tokenizer_from_gguf(pvt_ctx *ctx, const char *name, const
 PVT_API pvt_result pvt_tokenizer_create_bytes(pvt_ctx *ctx, pvt_tokenizer **out)
 {
     pvt_result result = PVT_OK;
-    int i;
     *out = pvti_vocab_create(ctx, "bytes", 256);
     if (!*out) return PVT_ERR_MEMORY;
-    for (i = 0; i < 256 && result == PVT_OK; i++) {
+    for (int i = 0; i < 256 && result == PVT_OK; i++) {
         char character[4];
         int n = pvti_utf8_write(pvti_byte_character(i), character);
         result = pvti_vocab_set(*out, i, character, n, PVTI_PIECE_NORMAL, 0);
@@ -20006,7 +19762,6 @@ static bool pvti_tokenizer_is_json(const uint8_t *data, int64_t bytes)
 static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint8_t *data, int64_t bytes,
                                       pvt_tokenizer **out)
 {
-    int64_t V;
     *out = NULL;
     if (bytes >= 4 && memcmp(data, "GGUF", 4) == 0) {
         pvti_gguf g;
@@ -20018,7 +19773,7 @@ static pvt_result pvti_tokenizer_read(pvt_ctx *ctx, const char *name, const uint
     if (pvti_tokenizer_is_json(data, bytes))
         return pvti_tokenizer_finish(pvti_tokenizer_read_json(ctx, name, (const char *)data, bytes, out),
                                      out);
-    V = pvti_bin_count(data, bytes);
+    int64_t V = pvti_bin_count(data, bytes);
     if (V < 3 || V > PVTI_VOCAB_MOST)
         return pvti_tokenizer_finish(pvti_tokenizer_read_sp(ctx, name, data, bytes, out), out);
     *out = pvti_vocab_create(ctx, name, V);
@@ -20039,7 +19794,6 @@ static pvt_result pvti_tokenizer_settle(pvt_tokenizer *t, const char *path, bool
     const char *slash = strrchr(path, '/');
     char config[PVTI_PATH_BYTES];
     pvti_map map;
-    pvt_result result;
     t->path = PVTI_NEW(t->ctx, char, (int64_t)strlen(path) + 1);
     t->folder = PVTI_NEW(t->ctx, char, (int64_t)strlen(path) + 2);
     if (!t->path || !t->folder) return PVT_ERR_MEMORY;
@@ -20050,7 +19804,7 @@ static pvt_result pvti_tokenizer_settle(pvt_tokenizer *t, const char *path, bool
     PVTI_TRY(pvti_path_join(t->ctx, config, t->folder, "tokenizer_config.json"));
     if (!pvti_path_exists(t->ctx, config)) return PVT_OK;
     PVTI_TRY(pvti_map_open(t->ctx, config, &map));
-    result = pvti_tokenizer_config(t, config, (const char *)map.data, map.size);
+    pvt_result result = pvti_tokenizer_config(t, config, (const char *)map.data, map.size);
     pvti_map_close(t->ctx, &map);
     return result;
 }
@@ -20059,7 +19813,6 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
 {
     char file[PVTI_PATH_BYTES];
     pvti_map map;
-    pvt_result result;
     *out = NULL;
     PVTI_TRY(pvti_path_join(ctx, file, "", path));
     if (pvti_path_is_directory(ctx, path)) {
@@ -20071,7 +19824,7 @@ PVT_API pvt_result pvt_tokenizer_load(pvt_ctx *ctx, const char *path, pvt_tokeni
                              "%s: the directory has neither tokenizer.json nor tokenizer.model", path);
     }
     PVTI_TRY(pvti_map_open(ctx, file, &map));
-    result = pvti_tokenizer_read(ctx, file, map.data, map.size, out);
+    pvt_result result = pvti_tokenizer_read(ctx, file, map.data, map.size, out);
     if (result == PVT_OK && !(map.size >= 4 && memcmp(map.data, "GGUF", 4) == 0) &&
         pvti_bin_count(map.data, map.size) < 3)
         result = pvti_tokenizer_finish(
@@ -20092,13 +19845,12 @@ static pvti_text pvti_save_spelling(const pvt_tokenizer *t, int64_t id)
     const pvti_piece *piece = &t->pieces[id];
     const char *s = t->pool + piece->start;
     pvti_text text = pvti_text_begin(t->ctx);
-    uint32_t i;
     if (piece->type == PVTI_PIECE_BYTE) {
         pvti_text_printf(&text, "<0x%02X>", (unsigned)(uint8_t)*s);
     } else if (piece->type != PVTI_PIECE_NORMAL) {
         pvti_text_put(&text, s, piece->bytes);
     } else {
-        for (i = 0; i < piece->bytes; i++) {
+        for (uint32_t i = 0; i < piece->bytes; i++) {
             char character[4];
             if (!t->spaces)
                 pvti_text_put(&text, character,
@@ -20130,9 +19882,9 @@ static int pvti_save_merge_tie(const void *self, int64_t a, int64_t b)
 static pvt_result pvti_save_merges_order(const pvt_tokenizer *t, pvti_sort_item **out, int64_t *count)
 {
     pvti_sort_item *items = *out = PVTI_NEW(t->ctx, pvti_sort_item, t->n_merges + 1);
-    int64_t slot, n = 0;
+    int64_t n = 0;
     if (!items) return PVT_ERR_MEMORY;
-    for (slot = 0; slot < t->merges_size; slot++) {
+    for (int64_t slot = 0; slot < t->merges_size; slot++) {
         if (!t->merges[slot].id1) continue;
         items[n].key = (uint64_t)t->merges[slot].rank << 32 | t->merges[slot].id1;
         items[n++].index = slot;
@@ -20145,9 +19897,9 @@ static pvt_result pvti_save_merges_order(const pvt_tokenizer *t, pvti_sort_item 
 static pvt_result pvti_save_merges(pvti_text *out, const pvt_tokenizer *t)
 {
     pvti_sort_item *items;
-    int64_t n, i;
+    int64_t n;
     PVTI_TRY(pvti_save_merges_order(t, &items, &n));
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvti_text_printf(out, "%s\n      [", i ? "," : "");
         pvti_save_piece(out, t, t->merges[items[i].index].left);
         pvti_text_printf(out, ", ");
@@ -20200,9 +19952,9 @@ static void pvti_save_splitting(pvti_text *out, const pvt_tokenizer *t)
 
 static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
 {
-    int64_t id, n = 0;
+    int64_t n = 0;
     pvti_text_printf(out, "  \"added_tokens\": [");
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         const pvti_piece *piece = &t->pieces[id];
         if (!pvti_piece_special(piece)) continue;
         pvti_text_printf(out, "%s\n    {\"id\": %lld, \"content\": ", n++ ? "," : "", (long long)id);
@@ -20218,9 +19970,9 @@ static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
 
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
-    int64_t id, n = 0;
+    int64_t n = 0;
     bool byte_fallback = t->spaces;
-    for (id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
+    for (int64_t id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
     pvti_text_printf(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     pvti_save_added(out, t);
     pvti_save_splitting(out, t);
@@ -20251,7 +20003,7 @@ static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
         "\"byte_fallback\": %s, \"ignore_merges\": %s,\n    \"vocab\": {",
         t->fuse_unknown ? "true" : "false", byte_fallback ? "true" : "false",
         t->ignore_merges ? "true" : "false");
-    for (id = 0; id < t->V; id++) {
+    for (int64_t id = 0; id < t->V; id++) {
         if (t->pieces[id].type == PVTI_PIECE_HOLE) continue;
         pvti_text_printf(out, "%s\n      ", n++ ? "," : "");
         pvti_save_piece(out, t, id);
@@ -20267,8 +20019,7 @@ static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
    is put behind pieces of the user. */
 static bool pvti_save_json_possible(const pvt_tokenizer *t)
 {
-    int64_t id;
-    for (id = 0; id < t->V && t->prefix == PVTI_PREFIX_CONTROL; id++)
+    for (int64_t id = 0; id < t->V && t->prefix == PVTI_PREFIX_CONTROL; id++)
         if (t->pieces[id].type == PVTI_PIECE_USER) return false;
     return !t->collapse;
 }
@@ -20277,14 +20028,13 @@ static void pvti_save_config(pvti_text *out, const pvt_tokenizer *t)
 {
     static const char *const keys[] = {"bos_token", "eos_token", "unk_token"};
     int32_t ids[3];
-    int i;
     ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
     /* LlamaTokenizer has rules of its own for spaces; the general class does what tokenizer.json says */
     pvti_text_printf(out, "{\n  \"tokenizer_class\": \"%s\",\n",
                      t->file && strcmp(t->file, "tokenizer.model") == 0 && !pvti_save_json_possible(t)
                          ? "LlamaTokenizer"
                          : "PreTrainedTokenizerFast");
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         if (ids[i] < 0) continue;
         pvti_text_printf(out, "  \"%s\": ", keys[i]);
         pvti_save_piece(out, t, ids[i]);
@@ -20343,11 +20093,11 @@ static void pvti_proto_put_message(pvti_text *out, int field, pvti_text *message
 static pvt_result pvti_save_scores(const pvt_tokenizer *t, float *scores, bool *same)
 {
     pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->n_merges + 1);
-    int64_t slot, n = 0, i, id, splits = 0, next = 0, previous = -1;
+    int64_t n = 0, splits = 0, next = 0, previous = -1;
     if (!items) return PVT_ERR_MEMORY;
     *same = pvti_merges_split((pvt_tokenizer *)(uintptr_t)t, NULL, &splits) == PVT_OK;
     *same = *same && splits == t->n_merges;
-    for (slot = 0; slot < t->merges_size && *same; slot++) {
+    for (int64_t slot = 0; slot < t->merges_size && *same; slot++) {
         const pvti_merge *m = &t->merges[slot];
         if (!m->id1) continue;
         *same = t->pieces[m->left].type == PVTI_PIECE_NORMAL &&
@@ -20356,14 +20106,15 @@ static pvt_result pvti_save_scores(const pvt_tokenizer *t, float *scores, bool *
         items[n].key = m->rank, items[n++].index = (int64_t)m->id1 - 1;
     }
     if (*same) pvti_sort(items, n, NULL, NULL);
-    for (id = 0; id < t->V; id++) scores[id] = 1;
-    for (i = 0; i < n && *same; i++) {
-        id = items[i].index;
+    for (int64_t id = 0; id < t->V; id++) scores[id] = 1;
+    for (int64_t i = 0; i < n && *same; i++) {
+        int64_t id = items[i].index;
         if (id != previous && scores[id] <= 0) *same = false;
         if (id != previous) scores[id] = -(float)next++;
         previous = id;
     }
-    for (id = 0; id < t->V; id++) /* pieces that nothing merges into: where they stand does not matter */
+    /* pieces that nothing merges into: where they stand does not matter */
+    for (int64_t id = 0; id < t->V; id++)
         if (scores[id] > 0) scores[id] = -(float)next++;
     pvti_free(t->ctx, items);
     return PVT_OK;
@@ -20372,10 +20123,10 @@ static pvt_result pvti_save_scores(const pvt_tokenizer *t, float *scores, bool *
 /* Can SentencePiece do what this vocabulary does, its order of merges aside? */
 static bool pvti_save_model_possible(const pvt_tokenizer *t)
 {
-    int64_t bytes = 0, i;
+    int64_t bytes = 0;
     bool each_space = t->words == PVTI_WORDS_EACH_SPACE; /* no merge across the start of a word */
-    for (i = 0; i < 256; i++) bytes += t->byte_id[i] >= 0;
-    for (i = 0; i < t->V && each_space; i++) {
+    for (int64_t i = 0; i < 256; i++) bytes += t->byte_id[i] >= 0;
+    for (int64_t i = 0; i < t->V && each_space; i++) {
         const pvti_piece *piece = &t->pieces[i];
         if (piece->type == PVTI_PIECE_NORMAL && piece->bytes > 1 &&
             memchr(t->pool + piece->start + 1, ' ', piece->bytes - 1)) return false;
@@ -20420,15 +20171,14 @@ static void pvti_save_model_piece(pvti_text *out, const pvt_tokenizer *t, int64_
 static void pvti_save_model_specs(pvti_text *out, const pvt_tokenizer *t)
 {
     int32_t ids[3];
-    int i;
     pvti_text message = pvti_text_begin(t->ctx);
     ids[0] = t->unknown, ids[1] = t->bos, ids[2] = t->eos;
     pvti_proto_put_int(&message, 3, 2); /* BPE */
     pvti_proto_put_int(&message, 4, t->V);
     pvti_proto_put_int(&message, 35, t->byte_id[0] >= 0);
-    for (i = 0; i < 3; i++) pvti_proto_put_int(&message, 40 + i, ids[i]);
+    for (int i = 0; i < 3; i++) pvti_proto_put_int(&message, 40 + i, ids[i]);
     pvti_proto_put_int(&message, 43, -1); /* no padding */
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         pvti_text text = ids[i] >= 0 ? pvti_save_spelling(t, ids[i]) : pvti_text_begin(t->ctx);
         if (ids[i] >= 0) pvti_proto_put_bytes(&message, 45 + i, text.data, text.size);
         message.failed |= text.failed;
@@ -20446,16 +20196,15 @@ static void pvti_save_model_specs(pvti_text *out, const pvt_tokenizer *t)
 /* The text stays empty when SentencePiece cannot do what this vocabulary does. */
 static pvt_result pvti_save_model(pvti_text *out, const pvt_tokenizer *t)
 {
-    float *scores;
     bool same = true;
-    int64_t id;
     pvt_result result = PVT_OK;
     if (!pvti_save_model_possible(t)) return PVT_OK;
-    scores = PVTI_NEW(t->ctx, float, t->V);
+    float *scores = PVTI_NEW(t->ctx, float, t->V);
     if (!scores) return PVT_ERR_MEMORY;
     if (!t->scored) result = pvti_save_scores(t, scores, &same);
-    for (id = 0; id < t->V && t->scored; id++) scores[id] = t->pieces[id].score;
-    for (id = 0; id < t->V && result == PVT_OK && same; id++) pvti_save_model_piece(out, t, id, scores[id]);
+    for (int64_t id = 0; id < t->V && t->scored; id++) scores[id] = t->pieces[id].score;
+    for (int64_t id = 0; id < t->V && result == PVT_OK && same; id++)
+        pvti_save_model_piece(out, t, id, scores[id]);
     if (result == PVT_OK && same) pvti_save_model_specs(out, t);
     pvti_free(t->ctx, scores);
     return result != PVT_OK ? result : pvti_text_check(out);
@@ -20503,10 +20252,9 @@ static pvt_result pvti_tokenizer_put(const pvt_tokenizer *t, pvti_exchange *ex)
     static const char *const beside[] = {"special_tokens_map.json", "added_tokens.json",
                                          "chat_template.jinja", "tokenizer_config.json"};
     bool config = false;
-    int64_t i;
     pvti_text text = pvti_text_begin(t->ctx);
     pvt_result result = pvti_save_vocabulary(t, ex, &text);
-    for (i = 0; i < PVTI_COUNT(beside) && result == PVT_OK; i++)
+    for (int64_t i = 0; i < PVTI_COUNT(beside) && result == PVT_OK; i++)
         result = pvti_save_beside(t, ex, beside[i], &config);
     if (result == PVT_OK && !config) {
         pvti_save_config(&text, t);
@@ -20580,8 +20328,8 @@ static void pvti_source_close(pvti_source *source)
 
 static int64_t pvti_source_bytes(const pvti_source *source)
 {
-    int64_t bytes = source->gguf.map.size + source->llama2c.map.size, i;
-    for (i = 0; i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
+    int64_t bytes = source->gguf.map.size + source->llama2c.map.size;
+    for (int64_t i = 0; i < source->shards.n_files; i++) bytes += source->shards.files[i].map.size;
     return bytes;
 }
 
@@ -20642,13 +20390,13 @@ static pvt_result pvti_config_number(const pvti_loader *a, const pvti_json *j, i
 /* "rope_scaling", or "rope_parameters" as newer versions of transformers write it. */
 static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
-    int64_t node = pvti_json_find(j, 0, "rope_scaling"), type;
+    int64_t node = pvti_json_find(j, 0, "rope_scaling");
     char name[32];
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) node = pvti_json_find(j, 0, "rope_parameters");
     PVTI_TRY(pvti_config_number(a, j, 0, "rope_theta", &c->rope_theta));
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
     PVTI_TRY(pvti_config_number(a, j, node, "rope_theta", &c->rope_theta));
-    type = pvti_json_find(j, node, "rope_type");
+    int64_t type = pvti_json_find(j, node, "rope_type");
     if (type < 0) type = pvti_json_find(j, node, "type");
     if (type < 0 || pvti_json_equals(j, type, "default")) return PVT_OK;
     if (!pvti_json_equals(j, type, "llama3")) {
@@ -20667,12 +20415,12 @@ static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt
 /* "formats" of the layout of our own: see pvti_export_quantization. */
 static pvt_result pvti_config_formats(pvti_loader *a, const pvti_json *j, int64_t object)
 {
-    int64_t formats = pvti_json_find(j, object, "formats"), node;
+    int64_t formats = pvti_json_find(j, object, "formats");
     if (pvti_json_type(j, formats) != PVTI_JSON_OBJECT)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: quantization_config has no \"formats\"", a->config);
     a->formats = PVTI_NEW(a->ctx, pvti_named_format, pvti_json_count(j, formats) + 1);
     if (!a->formats) return PVT_ERR_MEMORY;
-    for (node = pvti_json_first(j, formats); node >= 0; node = pvti_json_next(j, node)) {
+    for (int64_t node = pvti_json_first(j, formats); node >= 0; node = pvti_json_next(j, node)) {
         pvti_named_format *f = &a->formats[a->n_formats++];
         char text[48] = "";
         bool fits = pvti_json_key(j, node, f->name, sizeof f->name) < (int64_t)sizeof f->name;
@@ -20691,9 +20439,9 @@ static pvt_result pvti_config_formats(pvti_loader *a, const pvti_json *j, int64_
 /* The format of a tensor with codes, by its name without ".weight"; NULL: none is known. */
 static const pvt_format *pvti_load_format(pvti_loader *a, const char *name)
 {
-    int64_t i;
     if (pvti_has_layout_aqlm(&a->format)) return &a->format;
-    for (i = 0; i < a->n_formats; i++) { /* they are asked for in the order in which they stand there */
+    /* they are asked for in the order in which they stand there */
+    for (int64_t i = 0; i < a->n_formats; i++) {
         int64_t at = (a->next_format + i) % a->n_formats;
         if (strcmp(a->formats[at].name, name) != 0) continue;
         a->next_format = at + 1;
@@ -20704,10 +20452,10 @@ static const pvt_format *pvti_load_format(pvti_loader *a, const char *name)
 
 static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
 {
-    int64_t node = pvti_json_find(j, 0, "quantization_config"), method, M = 0, B = 0, ig = 0, og = 1;
+    int64_t node = pvti_json_find(j, 0, "quantization_config"), M = 0, B = 0, ig = 0, og = 1;
     char name[32];
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
-    method = pvti_json_find(j, node, "quant_method");
+    int64_t method = pvti_json_find(j, node, "quant_method");
     if (method < 0) method = pvti_json_find(j, node, "pvtune_method"); /* see pvti_export_quantization */
     if (pvti_json_equals(j, method, PVTI_LAYOUT_OURS)) return pvti_config_formats(a, j, node);
     if (!pvti_json_equals(j, method, "aqlm")) {
@@ -20733,11 +20481,11 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
 static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, const pvti_family *family)
 {
     static const char *const biases[] = {"attention_bias", "mlp_bias"};
-    int64_t act = pvti_json_find(j, 0, "hidden_act"), i;
+    int64_t act = pvti_json_find(j, 0, "hidden_act");
     double rotary = 1;
     bool on = false;
     /* a family that always has some does not know these keys */
-    for (i = 0; i < PVTI_COUNT(biases) && !(family->has & PVTI_HAS_QKV_BIAS); i++)
+    for (int64_t i = 0; i < PVTI_COUNT(biases) && !(family->has & PVTI_HAS_QKV_BIAS); i++)
         if (pvti_json_bool(j, pvti_json_find(j, 0, biases[i]), &on) && on)
             return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\": linears with a bias are not supported",
                              a->config, biases[i]);
@@ -20755,13 +20503,14 @@ static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, c
 static pvt_result pvti_config_layer_types(const pvti_loader *a, const pvti_json *j, int64_t layers,
                                           int64_t *sliding)
 {
-    int64_t list = pvti_json_find(j, 0, "layer_types"), node, n = 0;
+    int64_t list = pvti_json_find(j, 0, "layer_types"), n = 0;
     bool good = true;
     *sliding = -1;
     if (pvti_json_type(j, list) == PVTI_JSON_NONE || pvti_json_type(j, list) == PVTI_JSON_NULL) return PVT_OK;
     if (pvti_json_type(j, list) != PVTI_JSON_ARRAY) good = false;
     else *sliding = 0;
-    for (node = good ? pvti_json_first(j, list) : -1; node >= 0; node = pvti_json_next(j, node), n++) {
+    for (int64_t node = good ? pvti_json_first(j, list) : -1; node >= 0;
+         node = pvti_json_next(j, node), n++) {
         bool slides = pvti_json_equals(j, node, "sliding_attention");
         *sliding += slides;
         good = good && (slides || pvti_json_equals(j, node, "full_attention"));
@@ -20800,13 +20549,12 @@ static pvt_result pvti_config_window(const pvti_loader *a, const pvti_json *j, c
 static pvt_result pvti_config_read(pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
     int64_t type = pvti_json_find(j, 0, "model_type");
-    const pvti_family *row;
     char family[64], families[128];
     family[0] = 0;
     if (pvti_json_string(j, type, family, sizeof family) < 1)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
                          "%s: \"model_type\" is missing: not the config.json of a model", a->config);
-    row = pvti_family_find(family);
+    const pvti_family *row = pvti_family_find(family);
     if (!row) {
         pvti_family_list(false, families);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
@@ -20855,12 +20603,11 @@ static void pvti_config_ends(const pvti_json *j, pvt_model *model)
 static bool pvti_rope_factors_fit(const pvt_model_config *c, const float *factors)
 {
     float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
-    int64_t j;
     pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
     memcpy(scaled, plain, sizeof scaled);
     pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
                           c->rope_original_ctx);
-    for (j = 0; j < c->head_dim / 2; j++)
+    for (int64_t j = 0; j < c->head_dim / 2; j++)
         if (fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) > 2e-6) return false;
     return true;
 }
@@ -20872,11 +20619,10 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     static const double highs[] = {4, 2, 8, 16, 32};
     int64_t last = c->head_dim / 2 - 1;
     pvt_model_config rule = *c;
-    int i, power;
     rule.rope_factor = (double)factors[last], rule.rope_low = 1;
     if (!(rule.rope_factor > 1 && rule.rope_factor < 1e6)) return false;
-    for (i = 0; i < PVTI_COUNT(highs); i++)
-        for (power = 0; power < 24; power++) {
+    for (int i = 0; i < PVTI_COUNT(highs); i++)
+        for (int power = 0; power < 24; power++) {
             rule.rope_high = highs[i];
             /* 8192, 4096 … 1, 16384 … */
             rule.rope_original_ctx = (int64_t)1 << (power <= 13 ? 13 - power : power);
@@ -20893,7 +20639,7 @@ static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config 
                                          float factors[PVTI_ROPE_MOST])
 {
     const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
-    int64_t n = c->head_dim / 2, j;
+    int64_t n = c->head_dim / 2;
     bool ones = true;
     if (!t) return PVT_OK;
     if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
@@ -20902,7 +20648,7 @@ static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config 
                          "a head",
                          a->path, (long long)n);
     memcpy(factors, t->data, (size_t)n * sizeof *factors);
-    for (j = 0; j < n; j++) ones = ones && factors[j] == 1;
+    for (int64_t j = 0; j < n; j++) ones = ones && factors[j] == 1;
     if (!ones && !pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
     return pvti_config_check(a->ctx, a->path, c);
 }
@@ -20925,7 +20671,7 @@ static const char *pvti_gguf_key(const pvti_family *family, const char *name, ch
 static pvt_result pvti_gguf_sizes(const pvti_loader *a, const pvti_family *family, pvt_model_config *c)
 {
     const pvti_gguf *g = &a->source->gguf;
-    int64_t rotary, experts = 0, i;
+    int64_t experts = 0;
     char key[96];
     const struct {
         const char *name;
@@ -20943,14 +20689,14 @@ static pvt_result pvti_gguf_sizes(const pvti_loader *a, const pvti_family *famil
         {"expert_count", &experts, false},
     };
     c->ctx = 2048;
-    for (i = 0; i < PVTI_COUNT(ints); i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(ints); i++) {
         if (i == 4) c->kv_heads = c->heads, c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
         pvti_gguf_key(family, ints[i].name, key);
         if (!pvti_gguf_int(g, key, ints[i].out) && (ints[i].required || pvti_gguf_kv_find(g, key)))
             return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number",
                              a->path, key);
     }
-    rotary = c->head_dim;
+    int64_t rotary = c->head_dim;
     pvti_gguf_int(g, pvti_gguf_key(family, "rope.dimension_count", key), &rotary);
     if (rotary != c->head_dim)
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"%s\" other than the head size is not supported",
@@ -21017,25 +20763,25 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
                            pvti_tensor *out)
 {
     const pvti_source *s = a->source;
-    const pvti_tensor *found;
     int64_t layer;
     int tensor = pvti_tensor_at(a->model, i, &layer);
     pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
         if (strcmp(suffix, ".weight") != 0) return false;
-        found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
+        const pvti_tensor *found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
         if (found) *out = layer >= 0 ? pvti_llama2c_layer(found, layer) : *found;
         return found != NULL;
     }
-    found = s->gguf.ctx ? pvti_gguf_find(&s->gguf, name) : pvti_shards_find(&s->shards, name);
+    const pvti_tensor *found = s->gguf.ctx ? pvti_gguf_find(&s->gguf, name)
+                                           : pvti_shards_find(&s->shards, name);
     if (found) *out = *found;
     return found != NULL;
 }
 
 static void pvti_shape_text(const int64_t *shape, int rank, char out[128])
 {
-    int i, at = snprintf(out, 128, "[");
-    for (i = 0; i < rank && at < 100; i++)
+    int at = snprintf(out, 128, "[");
+    for (int i = 0; i < rank && at < 100; i++)
         at += snprintf(out + at, (size_t)(128 - at), "%s%lld", i ? ", " : "", (long long)shape[i]);
     snprintf(out + at, (size_t)(128 - at), "]");
 }
@@ -21044,7 +20790,6 @@ static void pvti_shape_text(const int64_t *shape, int rank, char out[128])
 static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *suffix, int rank,
                                    const int64_t *shape, char name[PVTI_NAME], pvti_tensor *t)
 {
-    const pvti_dtype *type;
     char is[128], wanted[128];
     if (!pvti_load_find(a, i, suffix, name, t))
         return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\" is missing", a->path, name);
@@ -21054,7 +20799,7 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
         return pvti_fail(a->ctx, PVT_ERR_MISMATCH, "%s: tensor \"%s\" is %s; %s asks for %s", a->path, name,
                          is, a->config, wanted);
     }
-    type = pvti_dtype_info(t->dtype);
+    const pvti_dtype *type = pvti_dtype_info(t->dtype);
     if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
@@ -21067,9 +20812,8 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
 {
     char name[PVTI_NAME];
     pvti_tensor t;
-    const pvti_dtype *type;
     PVTI_TRY(pvti_load_tensor(a, i, suffix, rank, shape, name, &t));
-    type = pvti_dtype_info(t.dtype);
+    const pvti_dtype *type = pvti_dtype_info(t.dtype);
     if (dtype) *dtype = t.dtype;
     if (pvti_tensor_count(&t) % type->block == 0 && t.bytes)
         pvti_decoder(a->ctx, t.dtype)(t.data, out, t.bytes / type->bytes);
@@ -21081,14 +20825,14 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
 static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, const char *name, bool aqlm,
                                   pvt_weight *out)
 {
-    int64_t K = (int64_t)1 << out->format.bits, n = pvti_tensor_count(t), i;
+    int64_t K = (int64_t)1 << out->format.bits, n = pvti_tensor_count(t);
     if (aqlm ? t->dtype != PVT_I8 && t->dtype != PVT_I16 && t->dtype != PVT_I32
              : t->dtype != (out->format.bits <= 8 ? PVT_U8 : PVT_U16))
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
                          "%s: tensor \"%s\": codes must be %s, not %s", a->path, name,
                          aqlm ? "int8, int16 or int32" : "uint8 or uint16, as their bits need",
                          pvti_dtype_info(t->dtype)->name);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         int8_t byte;
         int16_t half;
         int32_t word;
@@ -21113,14 +20857,11 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
 /* A weight with codes, in either layout. */
 static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t I, pvt_weight *out)
 {
-    const pvt_format *format;
     pvt_array arrays[PVT_MAX_ARRAYS];
     char name[PVTI_NAME], suffix[32], base[PVTI_NAME];
-    bool aqlm;
-    int n, k;
     pvti_tensor_name(a->model, i, false, ".codes", name);
     pvti_tensor_name(a->model, i, false, "", base);
-    format = pvti_load_format(a, base);
+    const pvt_format *format = pvti_load_format(a, base);
     if (!format)
         return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
                          "%s: tensor \"%s\" exists, but %s has no quantization_config%s", a->path, name, a->config,
@@ -21132,9 +20873,9 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
             "of \"%s\"",
             a->config, format->out_group, format->in_group, (long long)O, (long long)I, name);
     PVTI_TRY(pvti_weight_alloc(a->ctx, format, O, I, name, out));
-    aqlm = pvti_has_layout_aqlm(&a->format);
-    n = pvt_weight_arrays(out, arrays);
-    for (k = 0; k < n; k++) {
+    bool aqlm = pvti_has_layout_aqlm(&a->format);
+    int n = pvt_weight_arrays(out, arrays);
+    for (int k = 0; k < n; k++) {
         pvti_tensor t;
         bool value = arrays[k].role != PVT_ARRAY_CODE;
         pvti_layout_array(&arrays[k], aqlm);
@@ -21155,10 +20896,10 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
 static pvt_result pvti_load_copy(const pvti_loader *a, const pvti_tensor *t, int64_t head_size,
                                  pvt_weight *out)
 {
-    int64_t O = t->shape[0], bytes = t->bytes / O, half = head_size / 2, r;
+    int64_t O = t->shape[0], bytes = t->bytes / O, half = head_size / 2;
     uint8_t *data = PVTI_NEW(a->ctx, uint8_t, t->bytes);
     if (!data) return PVT_ERR_MEMORY;
-    for (r = 0; r < O; r++) {
+    for (int64_t r = 0; r < O; r++) {
         int64_t in_head = head_size ? r % head_size : 0;
         int64_t from = head_size ? r - in_head + 2 * (in_head % half) + in_head / half : r;
         memcpy(data + r * bytes, t->data + from * bytes, (size_t)bytes);
@@ -21207,8 +20948,7 @@ static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 static pvt_result pvti_load_tensors(pvti_loader *a)
 {
     pvt_model *model = a->model;
-    int64_t i;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
         else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
@@ -21241,7 +20981,6 @@ static pvt_result pvti_load_directory(pvti_loader *a)
     pvt_model_config config;
     pvti_map map;
     pvti_json j;
-    pvt_result result;
     memset(&config, 0, sizeof config);
     PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     PVTI_TRY(pvti_path_join(a->ctx, a->config, a->path, "config.json"));
@@ -21251,7 +20990,7 @@ static pvt_result pvti_load_directory(pvti_loader *a)
         return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
     (void)pvti_info(a->ctx, a->config, &a->before);
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
-    result = pvti_config_read(a, &j, &config);
+    pvt_result result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
     if (result == PVT_OK) result = pvti_model_new(a->ctx, &config, &a->model);
     if (result == PVT_OK) pvti_config_ends(&j, a->model);
@@ -21268,11 +21007,10 @@ static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
 {
     const int32_t most[7] = {1 << 20, 1 << 22, 4096, 1 << 14, 1 << 14, 1 << 24, 1 << 24};
     int32_t header[7];
-    int i;
     if (bytes >= 4 && memcmp(start, "24ka", 4) == 0) return true;
     if (bytes < (int64_t)sizeof header) return false;
     pvti_copy_numbers(header, start, 7, 4);
-    for (i = 0; i < 7; i++)
+    for (int i = 0; i < 7; i++)
         if (header[i] == 0 || header[i] > most[i] || header[i] < (i == 5 ? -most[i] : 0)) return false;
     return header[0] % header[3] == 0 && header[3] % header[4] == 0;
 }
@@ -21315,13 +21053,13 @@ static bool pvti_load_find_tokenizer(const pvti_loader *a, char out[PVTI_PATH_BY
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
     const char *slash = strrchr(a->path, '/');
-    int directory = slash ? (int)(slash + 1 - a->path) : 0, i;
+    int directory = slash ? (int)(slash + 1 - a->path) : 0;
     if (a->source->gguf.ctx) {
         snprintf(out, PVTI_PATH_BYTES, "%s", a->path);
         return pvti_gguf_kv_find(&a->source->gguf, "tokenizer.ggml.tokens") != NULL;
     }
     if (a->source->shards.ctx) {
-        for (i = 0; i < 2; i++)
+        for (int i = 0; i < 2; i++)
             if (pvti_path_join(a->ctx, out, a->path, names[i]) == PVT_OK && pvti_path_exists(a->ctx, out)) {
                 snprintf(out, PVTI_PATH_BYTES, "%s", a->path);
                 return true;
@@ -21340,11 +21078,11 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
 {
     char path[PVTI_PATH_BYTES];
     pvt_tokenizer *tokenizer;
-    int64_t vocab, V = a->model->config.vocab;
+    int64_t V = a->model->config.vocab;
     if (wish) snprintf(path, sizeof path, "%s", wish);
     else if (!pvti_load_find_tokenizer(a, path)) return PVT_OK;
     PVTI_TRY(pvt_tokenizer_load(a->ctx, path, &tokenizer));
-    vocab = pvt_tokenizer_get_info(tokenizer).vocab;
+    int64_t vocab = pvt_tokenizer_get_info(tokenizer).vocab;
     if (vocab > V || vocab < V / 2) {
         pvt_tokenizer_free(tokenizer);
         return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
@@ -21375,9 +21113,8 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
     } else {
         pvti_map map;
         uint8_t start[28] = {0};
-        int64_t size, bytes;
         PVTI_TRY(pvti_map_open(a->ctx, a->path, &map));
-        size = map.size, bytes = PVTI_MIN(size, (int64_t)sizeof start);
+        int64_t size = map.size, bytes = PVTI_MIN(size, (int64_t)sizeof start);
         memcpy(start, map.data, (size_t)bytes);
         pvti_map_close(a->ctx, &map);
         PVTI_TRY(pvti_load_file(a, start, bytes, size));
@@ -21387,14 +21124,13 @@ static pvt_result pvti_load(pvti_loader *a, const char *tokenizer)
 
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out)
 {
-    pvti_loader *a;
     pvt_result result = PVT_ERR_MEMORY;
     *out = NULL;
     if (ctx->device) {
         PVTI_TRY(pvt_model_load(ctx->host, path, desc, out));
         return pvti_model_move(ctx, out);
     }
-    a = PVTI_NEW(ctx, pvti_loader, 1);
+    pvti_loader *a = PVTI_NEW(ctx, pvti_loader, 1);
     if (!a) return PVT_ERR_MEMORY;
     a->ctx = ctx, a->path = path;
     a->source = PVTI_NEW(ctx, pvti_source, 1);
@@ -21425,8 +21161,7 @@ static const char *pvti_text_unpacker(const char *s, int64_t n)
         {0, 4, "PK\3\4", "unzip"},
         {0, 8, "PAR1\x15\4\x15", "it is Parquet: export its column of text"},
     };
-    int i;
-    for (i = 0; i < PVTI_COUNT(kinds); i++)
+    for (int i = 0; i < PVTI_COUNT(kinds); i++)
         if (n >= kinds[i].at + kinds[i].bytes &&
             memcmp(s + kinds[i].at, kinds[i].magic, (size_t)kinds[i].bytes) == 0)
             return kinds[i].with;
@@ -21437,7 +21172,7 @@ static const char *pvti_text_unpacker(const char *s, int64_t n)
 static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
 {
     const char *with = pvti_text_unpacker(s, n);
-    int64_t at, bad = 0;
+    int64_t bad = 0;
     if (with)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: is compressed, not a text; unpack it first (%s)",
                          name, with);
@@ -21445,7 +21180,7 @@ static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const c
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
                          "%s: holds zero bytes: no text, or one in UTF-16; UTF-8 is wanted (iconv -t UTF-8)",
                          name);
-    for (at = 0; at < n;) {
+    for (int64_t at = 0; at < n;) {
         uint32_t c;
         int length = pvti_utf8_read(s + at, n - at, &c);
         bad += length == 0;
@@ -21462,10 +21197,9 @@ static pvt_result pvti_corpus_check_text(pvt_ctx *ctx, const char *name, const c
    there, −1: none. */
 static int64_t pvti_line_next(const char *s, int64_t n, int64_t *at, int64_t *line)
 {
-    const char *end;
     for (++*line; *at < n && strchr(" \t\r\n", s[*at]); ++*at) *line += s[*at] == '\n';
     if (*at >= n) return -1;
-    end = (const char *)memchr(s + *at, '\n', (size_t)(n - *at));
+    const char *end = (const char *)memchr(s + *at, '\n', (size_t)(n - *at));
     return end ? end - (s + *at) : n - *at;
 }
 
@@ -21498,7 +21232,7 @@ static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s,
         pvti_json j = {NULL, NULL, NULL, 0, 0};
         bool may = s[at] == '{' || s[at] == '"';
         pvt_result result = may ? pvti_json_parse(ctx, name, s + at, length, &j) : PVT_ERR_FORMAT;
-        int64_t document = result == PVT_OK ? pvti_line_document(&j) : -1, bytes;
+        int64_t document = result == PVT_OK ? pvti_line_document(&j) : -1;
         if (result == PVT_ERR_MEMORY) return result;
         if (result == PVT_OK && !*lines) objects = pvti_json_type(&j, 0) == PVTI_JSON_OBJECT;
         if (document < 0) {
@@ -21508,7 +21242,7 @@ static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s,
         }
         if (*lines) pvti_text_put(out, "\n\n", 2);
         *lines = true;
-        bytes = pvti_json_string(&j, document, NULL, 0);
+        int64_t bytes = pvti_json_string(&j, document, NULL, 0);
         if (pvti_text_reserve(out, bytes)) {
             pvti_json_string(&j, document, out->data + out->size, bytes + 1);
             out->size += bytes;
@@ -21524,10 +21258,9 @@ static pvt_result pvti_array_refuse(pvt_ctx *ctx, const char *name, const char *
 {
     int64_t at = 0;
     pvti_json j;
-    pvt_result result;
     while (at < n && strchr(" \t\r\n", s[at]) && s[at]) at++;
     if (at == n || s[at] != '[') return PVT_OK;
-    result = pvti_json_parse(ctx, name, s, n, &j);
+    pvt_result result = pvti_json_parse(ctx, name, s, n, &j);
     pvti_json_free(&j);
     if (result != PVT_OK) return result == PVT_ERR_MEMORY ? result : PVT_OK;
     return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
@@ -21564,11 +21297,10 @@ PVT_API pvt_result pvt_corpus_load(pvt_ctx *ctx, const char *path, const pvt_tok
                                    pvt_corpus *out)
 {
     pvti_map map;
-    pvt_result result;
     memset(out, 0, sizeof *out);
     PVTI_TRY(pvti_corpus_tokenizer(ctx, path, tokenizer));
     PVTI_TRY(pvti_map_open_stream(ctx, path, &map));
-    result = pvti_corpus_read(ctx, path, (const char *)map.data, map.size, tokenizer, out);
+    pvt_result result = pvti_corpus_read(ctx, path, (const char *)map.data, map.size, tokenizer, out);
     pvti_map_close(ctx, &map);
     return result;
 }
@@ -21671,12 +21403,12 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     char suffix[32];
-    int n = pvt_weight_arrays(weight, arrays), i;
+    int n = pvt_weight_arrays(weight, arrays);
     if (s->packing) {
         pvti_export_add_parts(s, tensor, weight);
         return;
     }
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         pvti_layout_array(&arrays[i], s->aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[i].name);
         pvti_export_add(s, tensor, i, suffix, arrays[i].dtype, arrays[i].rank, arrays[i].shape);
@@ -21686,8 +21418,8 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
 /* Which formats there are decides the layout. */
 static void pvti_export_formats(pvti_exporter *s)
 {
-    int64_t i, n = pvt_model_tensors(s->model);
-    for (i = 0; i < n; i++) {
+    int64_t n = pvt_model_tensors(s->model);
+    for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         if (!pvti_save_codes(s->model, &s->desc, &t)) continue;
         if (!s->codes) s->format = t.weight->format;
@@ -21700,12 +21432,12 @@ static void pvti_export_formats(pvti_exporter *s)
 /* Lists what the file will hold. */
 static pvt_result pvti_export_list(pvti_exporter *s)
 {
-    int64_t i, n = pvt_model_tensors(s->model), widest = PVTI_SAVE_CHUNK;
+    int64_t n = pvt_model_tensors(s->model), widest = PVTI_SAVE_CHUNK;
     s->items = PVTI_NEW(s->ctx, pvti_export_item, PVT_MAX_ARRAYS * n);
     s->tensors = PVTI_NEW(s->ctx, pvti_tensor, PVT_MAX_ARRAYS * n);
     if (!s->items || !s->tensors) return PVT_ERR_MEMORY;
     pvti_export_formats(s);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         int64_t shape[2];
         shape[0] = t.weight ? t.weight->O : t.n;
@@ -21722,8 +21454,8 @@ static pvt_result pvti_export_list(pvti_exporter *s)
 static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, pvt_dtype dtype, int64_t n,
                                      const char *name, pvti_writer *w)
 {
-    int64_t i, step;
-    for (i = 0; i < n; i += step) {
+    int64_t step;
+    for (int64_t i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         PVTI_TRY(pvti_round_values(s->ctx, dtype, s->rounded, values + i, step, name, i));
         PVTI_TRY(pvti_writer_put_numbers(w, s->rounded, step, pvti_dtype_info(dtype)->bytes));
@@ -21734,12 +21466,12 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
 /* Codes of B bits; in the layout of aqlm in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
 static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, int64_t n, pvti_writer *w)
 {
-    int64_t sign = (int64_t)1 << (weight->format.bits - 1), i, j, step;
+    int64_t sign = (int64_t)1 << (weight->format.bits - 1), step;
     int8_t *bytes = (int8_t *)s->rounded;
     int16_t *words = (int16_t *)s->rounded;
-    for (i = 0; i < n; i += step) {
+    for (int64_t i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
-        for (j = 0; j < step; j++) {
+        for (int64_t j = 0; j < step; j++) {
             int64_t code = pvti_code_get(weight, i + j);
             if (s->aqlm) code = (code ^ sign) - sign;
             if (weight->format.bits <= 8) bytes[j] = (int8_t)code;
@@ -21761,11 +21493,11 @@ static pvt_result pvti_round_rows(const pvt_weight *weight, pvt_dtype dtype, voi
 static pvt_result pvti_export_dense(pvti_exporter *s, const pvt_weight *weight, const char *name,
                                     pvti_writer *w)
 {
-    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I), r;
+    int64_t step = PVTI_MAX(1, PVTI_SAVE_CHUNK / weight->I);
     const pvt_weight *from;
     pvt_weight own;
     pvt_result result = pvti_weight_readable(weight, &own, &from);
-    for (r = 0; r < weight->O && result == PVT_OK; r += step) {
+    for (int64_t r = 0; r < weight->O && result == PVT_OK; r += step) {
         int64_t end = PVTI_MIN(weight->O, r + step);
         result = pvti_round_rows(from, s->desc.dtype, s->rounded, s->chunk, r, end, name);
         if (result == PVT_OK)
@@ -21799,14 +21531,13 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
 
 static void pvti_export_ends(pvti_text *text, const pvt_model *model)
 {
-    int i;
     pvti_text_printf(text, "  \"bos_token_id\": ");
     pvti_text_printf(text, model->bos >= 0 ? "%d,\n" : "null,\n", model->bos);
     pvti_text_printf(text, "  \"eos_token_id\": ");
     if (model->n_eos == 0) pvti_text_printf(text, "null");
     else if (model->n_eos == 1) pvti_text_printf(text, "%d", model->eos[0]);
     else {
-        for (i = 0; i < model->n_eos; i++) pvti_text_printf(text, "%s%d", i ? ", " : "[", model->eos[i]);
+        for (int i = 0; i < model->n_eos; i++) pvti_text_printf(text, "%s%d", i ? ", " : "[", model->eos[i]);
         pvti_text_printf(text, "]");
     }
     pvti_text_printf(text, ",\n");
@@ -21815,9 +21546,9 @@ static void pvti_export_ends(pvti_text *text, const pvt_model *model)
 /* A number that must not look like an integer: transformers complains about "factor": 8. */
 static void pvti_export_float(pvti_text *text, double value)
 {
-    int64_t start = text->size, i;
+    int64_t start = text->size;
     pvti_text_number(text, value, 0);
-    for (i = start; i < text->size; i++)
+    for (int64_t i = start; i < text->size; i++)
         if (text->data[i] == '.' || text->data[i] == 'e') return;
     pvti_text_put(text, ".0", 2);
 }
@@ -21853,12 +21584,11 @@ static bool pvti_export_codes_embedding(const pvti_exporter *s)
 static void pvti_export_quantization_ours(pvti_text *text, const pvti_exporter *s)
 {
     const char *comma = "";
-    int64_t i;
     pvti_text_printf(text,
                      "  \"quantization_config\": {\n    \"pvtune_method\": \"" PVTI_LAYOUT_OURS "\",\n"
                      "    \"pvtune_note\": \"for pvtune, which loads and tunes these formats; its export "
                      "--to dense writes a directory for transformers\",\n    \"formats\": {");
-    for (i = 0; i < s->n; i++) {
+    for (int64_t i = 0; i < s->n; i++) {
         char name[PVTI_NAME], format[48];
         if (s->items[i].array != 0) continue;
         pvti_tensor_name(s->model, s->items[i].tensor, false, "", name);
@@ -21876,7 +21606,6 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
 {
     const pvt_format *f = &s->format;
     bool ours = pvti_export_codes_embedding(s);
-    int64_t i;
     if (!s->codes) return;
     if (s->packing) {
         s->packing->config(text, s);
@@ -21898,7 +21627,7 @@ static void pvti_export_quantization(pvti_text *text, const pvti_exporter *s)
                      "    \"linear_weights_not_to_quantize\": [",
                      f->bits, f->codebooks, f->in_group, f->out_group);
     /* transformers 4 looks for names of weights, 5 for names of modules; neither for biases */
-    for (i = 0; i < s->n; i++) {
+    for (int64_t i = 0; i < s->n; i++) {
         const char *name = s->items[i].name, *end = strrchr(name, '.');
         if (end && strcmp(end, ".weight") == 0)
             pvti_text_printf(text, "\n      \"%.*s\",\n      \"%s\",", (int)(end - name), name, name);
@@ -21978,10 +21707,10 @@ static void pvti_card_name(pvti_text *text, const char *name)
 static pvt_bits pvti_card_bits(const pvti_exporter *s)
 {
     pvt_bits bits = pvt_model_bits(s->model, &s->desc);
-    int64_t linears = 0, bytes = 0, i;
+    int64_t linears = 0, bytes = 0;
     if (!s->packing) return bits;
     bits.bytes = 0;
-    for (i = 0; i < s->n; i++) {
+    for (int64_t i = 0; i < s->n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, s->items[i].tensor);
         bits.bytes += s->tensors[i].bytes;
         if (!t.linear) continue;
@@ -22097,14 +21826,13 @@ static pvt_result pvti_export_card(const pvti_exporter *s, pvti_exchange *ex)
 {
     char path[PVTI_PATH_BYTES];
     pvti_text text = pvti_text_begin(s->ctx);
-    pvt_result result;
     bool ours;
     PVTI_TRY(pvti_path_join(s->ctx, path, ex->dir, "README.md"));
     PVTI_TRY(pvti_card_replaceable(s->ctx, path, &ours));
     if (!ours) return PVT_OK;
     if (s->desc.no_card) return pvti_exchange_drop(ex, "README.md");
     pvti_card_text(&text, s);
-    result = pvti_text_check(&text);
+    pvt_result result = pvti_text_check(&text);
     if (result == PVT_OK) result = pvti_exchange_put(ex, "README.md", text.data, text.size);
     pvti_text_free(&text);
     return result;
@@ -22119,11 +21847,10 @@ static pvt_result pvti_export_files(pvti_exporter *s, pvti_exchange *ex)
     const pvt_model *model = s->model;
     pvti_text text = pvti_text_begin(s->ctx);
     pvti_writer weights;
-    pvt_result result;
     PVTI_TRY(pvti_exchange_open(ex, "model.safetensors", &weights));
     PVTI_TRY(pvti_safetensors_write_to(&weights, s->tensors, s->n, metadata, pvti_export_put, s));
     pvti_export_config(&text, s);
-    result = pvti_text_check(&text);
+    pvt_result result = pvti_text_check(&text);
     if (result == PVT_OK) result = pvti_exchange_put(ex, "config.json", text.data, text.size);
     pvti_text_free(&text);
     if (result == PVT_OK && model->tokenizer) result = pvti_tokenizer_put(model->tokenizer, ex);
@@ -22181,11 +21908,10 @@ static pvti_exporter pvti_saver_of(const pvt_model *model, const pvt_save_desc *
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc)
 {
     pvti_exporter saver = pvti_saver_of(model, desc);
-    pvt_result result;
     if (model->ctx->device) {
         pvt_model *host;
         PVTI_TRY(pvti_model_copy_as(model->ctx->host, model, pvti_weight_take, &host));
-        result = pvt_model_save(host, dir, desc);
+        pvt_result result = pvt_model_save(host, dir, desc);
         pvt_model_free(host);
         return result;
     }
@@ -22214,13 +21940,12 @@ static bool pvti_affine_of(const pvt_weight *w, pvti_affine *out)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     char text[48];
-    int n, i;
     memset(out, 0, sizeof *out);
     if (!pvti_has_codes(w)) return false;
     pvt_format_text(&w->format, text);
     if (strncmp(text, "int:", 4) != 0 && strcmp(text, "q2_0") != 0) return false;
-    n = pvt_weight_arrays(w, arrays);
-    for (i = 0; i < n; i++) {
+    int n = pvt_weight_arrays(w, arrays);
+    for (int i = 0; i < n; i++) {
         if (strcmp(arrays[i].name, "codes") == 0) out->codes = (const uint8_t *)arrays[i].data;
         if (strcmp(arrays[i].name, "scales") == 0) out->scales = (const pvt_real *)arrays[i].data;
         if (strcmp(arrays[i].name, "zeros") == 0) out->zeros = (const pvt_real *)arrays[i].data;
@@ -22339,11 +22064,10 @@ static int pvti_gguf_piece(const pvt_tokenizer *t, int64_t id, pvti_text *text)
 /* As many as the embedding has rows. */
 static pvt_result pvti_gguf_put_pieces(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
-    int64_t V = s->model->config.vocab, id;
+    int64_t V = s->model->config.vocab;
     pvti_text types = pvti_text_begin(s->ctx);
-    pvt_result result;
     pvti_gguf_key_array(s, "tokenizer.ggml.tokens", PVTI_GGUF_STRING, V);
-    for (id = 0; id < V; id++) {
+    for (int64_t id = 0; id < V; id++) {
         pvti_text text;
         pvti_gguf_put_u32(&types, (uint32_t)pvti_gguf_piece(t, id, &text));
         pvti_gguf_put_string(&s->keys, text.data, text.size);
@@ -22352,14 +22076,14 @@ static pvt_result pvti_gguf_put_pieces(pvti_gguf_out *s, const pvt_tokenizer *t)
     }
     pvti_gguf_key_array(s, "tokenizer.ggml.token_type", PVTI_GGUF_I32, V);
     pvti_text_put(&s->keys, types.data, types.size);
-    result = pvti_text_check(&types);
+    pvt_result result = pvti_text_check(&types);
     pvti_text_free(&types);
     return result == PVT_OK ? pvti_text_check(&s->keys) : result;
 }
 
 static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
-    int64_t V = s->model->config.vocab, id;
+    int64_t V = s->model->config.vocab;
     float *scores = PVTI_NEW(s->ctx, float, V);
     bool same = true;
     pvt_result result = scores ? PVT_OK : PVT_ERR_MEMORY;
@@ -22369,10 +22093,10 @@ static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
                            "%s: this tokenizer's list of merges follows no scores, by which llama.cpp merges "
                            "pieces of the SentencePiece family: it cannot be said in a GGUF",
                            s->path);
-    for (id = 0; id < t->V && result == PVT_OK && t->scored; id++) scores[id] = t->pieces[id].score;
-    for (id = t->V; id < V && result == PVT_OK; id++) scores[id] = -1e6f;
+    for (int64_t id = 0; id < t->V && result == PVT_OK && t->scored; id++) scores[id] = t->pieces[id].score;
+    for (int64_t id = t->V; id < V && result == PVT_OK; id++) scores[id] = -1e6f;
     if (result == PVT_OK) pvti_gguf_key_array(s, "tokenizer.ggml.scores", PVTI_GGUF_F32, V);
-    for (id = 0; id < V && result == PVT_OK; id++) {
+    for (int64_t id = 0; id < V && result == PVT_OK; id++) {
         char bytes[4];
         pvti_store_f32(bytes, scores[id]);
         pvti_text_put(&s->keys, bytes, 4);
@@ -22384,10 +22108,10 @@ static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
 static pvt_result pvti_gguf_put_merges(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
     pvti_sort_item *items;
-    int64_t n, i;
+    int64_t n;
     PVTI_TRY(pvti_save_merges_order(t, &items, &n));
     pvti_gguf_key_array(s, "tokenizer.ggml.merges", PVTI_GGUF_STRING, n);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         const pvti_merge *m = &t->merges[items[i].index];
         pvti_text left = pvti_save_spelling(t, m->left), right = pvti_save_spelling(t, m->right);
         pvti_text_put(&left, " ", 1);
@@ -22407,9 +22131,8 @@ static const char *pvti_gguf_pre(const pvt_tokenizer *t)
     static const struct { int words; const char *name; } names[] = {
         {PVTI_WORDS_GPT2, "gpt-2"}, {PVTI_WORDS_LLAMA3, "llama-bpe"}, {PVTI_WORDS_QWEN2, "qwen2"},
         {PVTI_WORDS_SMOLLM, "smollm"}};
-    int i;
     if (t->n_merges == 0 && !t->ignore_merges) return "gpt-2"; /* bytes: however they are split */
-    for (i = 0; i < PVTI_COUNT(names); i++)
+    for (int i = 0; i < PVTI_COUNT(names); i++)
         if (names[i].words == t->words && t->ignore_merges == (t->words == PVTI_WORDS_LLAMA3))
             return names[i].name;
     return NULL;
@@ -22436,7 +22159,6 @@ static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *
     char path[PVTI_PATH_BYTES];
     pvti_map map;
     pvti_json j;
-    int64_t node, bytes;
     if (t->template_) pvti_gguf_key_string(s, "tokenizer.chat_template", t->template_);
     if (t->template_ || !t->file) return PVT_OK;
     PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "chat_template.jinja"));
@@ -22450,8 +22172,8 @@ static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *
     PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "tokenizer_config.json"));
     if (!pvti_path_exists(s->ctx, path)) return PVT_OK;
     PVTI_TRY(pvti_json_open(s->ctx, path, &map, &j));
-    node = pvti_json_find(&j, 0, "chat_template");
-    bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
+    int64_t node = pvti_json_find(&j, 0, "chat_template");
+    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
     if (bytes > 0) {
         pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
         pvti_gguf_put_u64(&s->keys, (uint64_t)bytes);
@@ -22471,7 +22193,6 @@ static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
     static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
                                        "tokenizer.ggml.unknown_token_id"};
     int32_t ids[3];
-    int i;
     pvti_gguf_key_string(s, "tokenizer.ggml.model", !t ? "none" : t->spaces ? "llama" : "gpt2");
     if (!t) return PVT_OK;
     PVTI_TRY(pvti_gguf_tokenizer_check(s, t));
@@ -22480,7 +22201,7 @@ static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
     PVTI_TRY(t->spaces ? pvti_gguf_put_scores(s, t) : pvti_gguf_put_merges(s, t));
     ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
     /* without the key SentencePiece's family has ids 1, 2 and 0; one beyond the vocabulary is none */
-    for (i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++)
         if (ids[i] >= 0 || t->spaces) pvti_gguf_key_u32(s, keys[i], ids[i]);
     pvti_gguf_key_bool(s, "tokenizer.ggml.add_bos_token", t->adds_bos && t->bos >= 0);
     if (t->spaces) pvti_gguf_key_bool(s, "tokenizer.ggml.add_space_prefix", t->prefix != PVTI_PREFIX_NONE);
@@ -22523,14 +22244,14 @@ static pvt_result pvti_gguf_row_bf16(pvti_gguf_out *s, const pvt_weight *w, int6
 /* Blocks that are Q8_0 already stay as they are. */
 static pvt_result pvti_gguf_row_q8_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
 {
-    int64_t blocks = w->I / 32, b, i;
+    int64_t blocks = w->I / 32;
     if (!pvti_has_codes(w) && w->dtype == PVT_Q8_0) {
         memcpy(s->bytes, (const uint8_t *)w->array[0] + r * blocks * 34, (size_t)(blocks * 34));
         return PVT_OK;
     }
     PVTI_TRY(pvti_round_rows(w, PVT_F32, s->rounded, s->row, r, r + 1, name));
-    for (i = 0; i < w->I; i++) s->row[i] = (pvt_real)s->rounded[i];
-    for (b = 0; b < blocks; b++)
+    for (int64_t i = 0; i < w->I; i++) s->row[i] = (pvt_real)s->rounded[i];
+    for (int64_t b = 0; b < blocks; b++)
         if (!pvti_q8_block(s->row + b * 32, s->bytes + b * 34))
             return pvti_fail(s->ctx, PVT_ERR_NUMERIC,
                              "tensor \"%s\": row %lld: a scale of its Q8_0 blocks exceeds fp16", name,
@@ -22543,9 +22264,8 @@ static pvt_result pvti_gguf_row_q8_0(pvti_gguf_out *s, const pvt_weight *w, int6
 static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
 {
     pvti_affine a;
-    int64_t b, j;
     if (!pvti_affine_of(w, &a)) return PVT_ERR_UNSUPPORTED; /* was checked: see pvti_gguf_hold_q2_0 */
-    for (b = 0; b < w->I / 64; b++) {
+    for (int64_t b = 0; b < w->I / 64; b++) {
         uint8_t *out = s->bytes + 18 * b;
         const uint8_t *q = a.codes + r * w->I + 64 * b;
         int64_t g = (r * w->I + 64 * b) / a.group;
@@ -22555,7 +22275,7 @@ static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int6
         PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &half, &d, 1, name, g));
         pvti_store_u16(out, half);
         memset(out + 2, 0, 16);
-        for (j = 0; j < 64; j++)
+        for (int64_t j = 0; j < 64; j++)
             out[2 + j / 4] = (uint8_t)(out[2 + j / 4] | (turned ? 3 - q[j] : q[j]) << j % 4 * 2);
     }
     return PVT_OK;
@@ -22571,7 +22291,6 @@ static const pvti_gguf_type pvti_gguf_types[] = {
 
 static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t)
 {
-    int64_t groups, g;
     char text[48];
     pvti_affine a;
     pvt_format_text(&t->weight->format, text);
@@ -22580,8 +22299,8 @@ static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t
                          "%s: \"%s\" is in %s%s; without loss Q2_0 holds q2_0, and int:2gG where 64 "
                          "divides G and each zero is 1 or 2",
                          s->path, t->name, pvti_has_codes(t->weight) ? "" : "dense ", text);
-    groups = t->n / a.group;
-    for (g = 0; g < groups; g++) {
+    int64_t groups = t->n / a.group;
+    for (int64_t g = 0; g < groups; g++) {
         double zero = pvti_affine_zero(&a, g, 1);
         if (zero != 1 && zero != 2)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
@@ -22604,7 +22323,6 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
 {
     const pvt_model_config *c = &s->model->config;
     const pvti_family *family = pvti_family_saved(c);
-    int64_t i;
     if (c->window && family->window_rule == PVTI_WINDOW_SWITCHED)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: in models of type %s a GGUF cannot say that attention has a window", s->path,
@@ -22613,7 +22331,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
                          family->gguf);
-    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         const pvti_gguf_type *type = pvti_gguf_type_of(s, &t);
         if (!t.weight) continue;
@@ -22671,9 +22389,9 @@ static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
 
 static pvt_result pvti_gguf_list(pvti_gguf_out *s)
 {
-    int64_t i, widest = 1;
+    int64_t widest = 1;
     char name[PVTI_NAME];
-    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         pvti_tensor_name(s->model, i, true, ".weight", name);
         if (strlen(name) > 63)
@@ -22703,8 +22421,8 @@ static pvt_result pvti_gguf_pad(pvti_gguf_out *s)
 static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *t, bool rotary)
 {
     const pvti_gguf_type *type = pvti_gguf_type_of(s, t);
-    int64_t size = s->model->config.head_dim, r;
-    for (r = 0; r < t->weight->O; r++) {
+    int64_t size = s->model->config.head_dim;
+    for (int64_t r = 0; r < t->weight->O; r++) {
         int64_t in_head = r % size, from = rotary ? r - in_head + in_head / 2 + in_head % 2 * (size / 2) : r;
         PVTI_TRY(type->row(s, t->weight, from, t->name));
         PVTI_TRY(pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes));
@@ -22717,13 +22435,13 @@ static pvt_result pvti_gguf_put_factors(pvti_gguf_out *s)
 {
     const pvt_model_config *c = &s->model->config;
     float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
-    int64_t n = c->head_dim / 2, j;
+    int64_t n = c->head_dim / 2;
     pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
     memcpy(scaled, plain, sizeof scaled);
     if (!c->rope_factors)
         pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
                               c->rope_original_ctx);
-    for (j = 0; j < n; j++) scaled[j] = c->rope_factors ? c->rope_factors[j] : plain[j] / scaled[j];
+    for (int64_t j = 0; j < n; j++) scaled[j] = c->rope_factors ? c->rope_factors[j] : plain[j] / scaled[j];
     PVTI_TRY(pvti_writer_put_numbers(&s->writer, scaled, n, 4));
     return pvti_gguf_pad(s);
 }
@@ -22731,8 +22449,8 @@ static pvt_result pvti_gguf_put_factors(pvti_gguf_out *s)
 static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
 {
     bool neighbours = pvti_family_saved(&s->model->config)->neighbours;
-    int64_t i, layer;
-    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+    int64_t layer;
+    for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         bool rotary = neighbours && pvti_tensors[pvti_tensor_at(s->model, i, &layer)].rotary;
         if (t.weight) {
@@ -22772,18 +22490,16 @@ static pvt_result pvti_gguf_write(const pvt_model *model, const char *type, cons
                                   const pvt_save_desc *desc)
 {
     pvti_gguf_out *s = PVTI_NEW(model->ctx, pvti_gguf_out, 1); /* it has paths: much for a stack */
-    pvt_result result;
-    int i;
     if (!s) return PVT_ERR_MEMORY;
     s->ctx = model->ctx, s->model = model, s->path = path, s->desc = desc;
     s->keys = s->infos = pvti_text_begin(model->ctx);
-    for (i = 0; i < PVTI_COUNT(pvti_gguf_types); i++)
+    for (int i = 0; i < PVTI_COUNT(pvti_gguf_types); i++)
         if (strcmp(pvti_gguf_types[i].name, type) == 0) s->matrix = &pvti_gguf_types[i];
     s->other = s->matrix->linears ? &pvti_gguf_types[0] : s->matrix;
-    result = !desc->overwrite && pvti_path_exists(s->ctx, path)
-                 ? pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
+    pvt_result result = !desc->overwrite && pvti_path_exists(s->ctx, path)
+                            ? pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
                              "%s: a file is there already; choose another name, or allow overwriting", path)
-                 : pvti_gguf_put_file(s);
+                            : pvti_gguf_put_file(s);
     pvti_writer_abort(&s->writer); /* unless it was committed */
     pvti_text_free(&s->keys);
     pvti_text_free(&s->infos);
@@ -22816,9 +22532,9 @@ typedef struct pvti_words {
 static pvt_result pvti_words_flush(pvti_words *b)
 {
     uint16_t halves[256];
-    int n = b->n, i;
+    int n = b->n;
     b->n = 0;
-    for (i = 0; i < n && b->size == 2; i++) halves[i] = (uint16_t)b->words[i];
+    for (int i = 0; i < n && b->size == 2; i++) halves[i] = (uint16_t)b->words[i];
     return pvti_writer_put_numbers(b->out, b->size == 2 ? (const void *)halves : b->words, n, b->size);
 }
 static pvt_result pvti_words_put(pvti_words *b, uint32_t word)
@@ -22875,13 +22591,13 @@ static pvt_result pvti_packed_rows(const pvti_exporter *s, const pvt_weight *w, 
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
-    int64_t i, n = w->O * w->I;
+    int64_t n = w->O * w->I;
     uint64_t held = 0; /* bits that are no whole word yet */
     int have = 0;
     pvti_packed_group group = {0, 0, false};
     (void)name;
     pvti_affine_of(w, &a);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         if (i % a.group == 0) group = pvti_packed_group_of(s, &a, i / a.group);
         held |= (uint64_t)pvti_packed_code(&a, &group, i) << have;
         have += a.bits;
@@ -22898,13 +22614,12 @@ static pvt_result pvti_packed_zeros(const pvti_exporter *s, const pvt_weight *w,
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
-    int64_t GI, each, GO, i, k;
     pvti_affine_of(w, &a);
-    GI = w->I / a.group, each = 32 / a.bits, GO = w->O / each;
-    for (i = 0; i < GI * GO; i++) {
+    int64_t GI = w->I / a.group, each = 32 / a.bits, GO = w->O / each;
+    for (int64_t i = 0; i < GI * GO; i++) {
         int64_t column = transpose ? i % GI : i / GO, row = transpose ? i / GI : i % GO;
         uint32_t word = 0;
-        for (k = 0; k < each; k++) {
+        for (int64_t k = 0; k < each; k++) {
             pvti_packed_group group = pvti_packed_group_of(s, &a, (row * each + k) * GI + column);
             word |= ((uint32_t)(int64_t)group.zero - less) << (int)k * a.bits;
         }
@@ -22919,10 +22634,9 @@ static pvt_result pvti_packed_scales(const pvti_exporter *s, const pvt_weight *w
 {
     pvti_words words = pvti_words_begin(out, dtype == PVT_F16 ? 2 : 4);
     pvti_affine a;
-    int64_t GI, i;
     pvti_affine_of(w, &a);
-    GI = w->I / a.group;
-    for (i = 0; i < w->O * GI; i++) {
+    int64_t GI = w->I / a.group;
+    for (int64_t i = 0; i < w->O * GI; i++) {
         int64_t g = transpose ? i % w->O * GI + i / w->O : i;
         PVTI_TRY(pvti_packed_value(s, pvti_packed_group_of(s, &a, g).scale, dtype, name, g, &words));
     }
@@ -22949,14 +22663,13 @@ static pvt_result pvti_gptq_codes(const pvti_exporter *s, const pvt_weight *w, c
 {
     pvti_words words = pvti_words_begin(out, 4);
     pvti_affine a;
-    int64_t each, i, k;
     (void)name;
     pvti_affine_of(w, &a);
-    each = 32 / a.bits;
-    for (i = 0; i < w->I / each * w->O; i++) {
+    int64_t each = 32 / a.bits;
+    for (int64_t i = 0; i < w->I / each * w->O; i++) {
         int64_t first = i % w->O * w->I + i / w->O * each;
         uint32_t word = 0;
-        for (k = 0; k < each; k++) {
+        for (int64_t k = 0; k < each; k++) {
             pvti_packed_group group = pvti_packed_group_of(s, &a, (first + k) / a.group);
             word |= pvti_packed_code(&a, &group, first + k) << (int)k * a.bits;
         }
@@ -23041,7 +22754,6 @@ static void pvti_ct_parts(const pvti_exporter *s, const pvt_weight *w, pvti_part
 static void pvti_ct_config(pvti_text *text, const pvti_exporter *s)
 {
     const char *comma = "";
-    int64_t i;
     pvti_text_printf(text,
                      "  \"quantization_config\": {\n    \"quant_method\": \"compressed-tensors\",\n"
                      "    \"format\": \"pack-quantized\",\n    \"quantization_status\": \"compressed\",\n"
@@ -23055,7 +22767,7 @@ static void pvti_ct_config(pvti_text *text, const pvti_exporter *s)
                      " },\n"
                      "    \"ignore\": [",
                      s->format.bits, s->symmetric ? "true" : "false", s->format.in_group);
-    for (i = 0; i < s->n; i++) { /* linears that are dense; the embedding and vectors are none */
+    for (int64_t i = 0; i < s->n; i++) { /* linears that are dense; the embedding and vectors are none */
         const char *name = s->items[i].name, *end = strrchr(name, '.');
         int64_t tensor = s->items[i].tensor;
         bool linear = tensor != 0 && pvt_model_tensor(s->model, tensor).weight;
@@ -23105,12 +22817,11 @@ static void pvti_mlx_parts(const pvti_exporter *s, const pvt_weight *w, pvti_par
 static void pvti_mlx_config(pvti_text *text, const pvti_exporter *s)
 {
     static const char *const keys[] = {"quantization", "quantization_config"}; /* mlx-lm's, transformers' */
-    int64_t i;
     for (int k = 0; k < 2; k++) {
         pvti_text_printf(text,
                          "  \"%s\": {\n    \"group_size\": %d,\n    \"bits\": %d,\n    \"mode\": \"affine\"",
                          keys[k], s->format.in_group, s->format.bits);
-        for (i = 0; i < s->n && s->mixed; i++) {
+        for (int64_t i = 0; i < s->n && s->mixed; i++) {
             const pvt_weight *w = pvt_model_tensor(s->model, s->items[i].tensor).weight;
             const char *name = s->items[i].name;
             if (s->items[i].array != 0) continue;
@@ -23174,10 +22885,10 @@ static pvt_result pvti_packed_check_format(const pvti_exporter *s, const pvt_ten
 /* The zeros, which decide on the scheme. */
 static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_info *t, const pvti_affine *a)
 {
-    int64_t groups = t->n / a->group, g;
+    int64_t groups = t->n / a->group;
     int middle = 1 << (a->bits - 1);
     char why[300];
-    for (g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++) {
         double zero = pvti_affine_zero(a, g, middle);
         s->wide = s->wide || !pvti_mlx_fits(a, g);
         if (!s->packing->integers) continue;
@@ -23197,13 +22908,12 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
 static pvt_result pvti_packed_check(pvti_exporter *s)
 {
     const pvti_packing *p = s->packing;
-    int64_t i;
     s->symmetric = p->integers;
     pvti_export_formats(s);
     if (!s->codes)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: nothing in this model is quantized; use dense",
                          p->target);
-    for (i = 0; i < pvt_model_tensors(s->model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         bool codes = pvti_save_codes(s->model, &s->desc, &t);
         pvti_affine a;
@@ -23312,11 +23022,10 @@ PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, 
                                     const pvt_save_desc *desc)
 {
     pvti_export_job job;
-    pvt_result result;
     if (model->ctx->device) {
         pvt_model *host;
         PVTI_TRY(pvti_model_copy_as(model->ctx->host, model, pvti_weight_take, &host));
-        result = pvt_model_export(host, target, path, desc);
+        pvt_result result = pvt_model_export(host, target, path, desc);
         pvt_model_free(host);
         return result;
     }
@@ -23351,7 +23060,6 @@ typedef struct pvti_quantizer_item {
 static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
     pvti_quantizer_item item;
-    int j;
     memset(&item, 0, sizeof item);
     if (!layer) {
         item.n_weights = 1, item.fitted[0] = true;
@@ -23361,7 +23069,7 @@ static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer 
         return item;
     }
     snprintf(item.file, sizeof item.file, "quantize-%05d.safetensors", (int)l);
-    for (j = 0; j < PVTI_BLOCK; j++) {
+    for (int j = 0; j < PVTI_BLOCK; j++) {
         int n = item.n_weights, v = item.n_vectors;
         if (layer->vector[j]) {
             item.vectors[v] = layer->vector[j];
@@ -23403,21 +23111,20 @@ static void pvti_quantizer_array(pvti_quantizer_arrays *a, const char *name, pvt
 static void pvti_quantizer_describe(const pvti_quantizer_item *item, double (*fits)[4],
                                     pvti_quantizer_arrays *a)
 {
-    int i, k, j;
     a->n = 0;
-    for (i = 0; i < item->n_weights; i++) {
+    for (int i = 0; i < item->n_weights; i++) {
         pvt_array arrays[PVT_MAX_ARRAYS];
         int n = pvt_weight_arrays(item->weights[i], arrays);
-        for (k = 0; k < n; k++) {
+        for (int k = 0; k < n; k++) {
             char name[128];
             pvti_tensor *t = &a->tensors[a->n];
             snprintf(name, sizeof name, "%s.%s", item->names[i], arrays[k].name);
             pvti_quantizer_array(a, name, arrays[k].dtype, 0, arrays[k].data);
             t->rank = arrays[k].rank, t->bytes = arrays[k].bytes;
-            for (j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
+            for (int j = 0; j < t->rank; j++) t->shape[j] = arrays[k].shape[j];
         }
     }
-    for (i = 0; i < item->n_vectors; i++)
+    for (int i = 0; i < item->n_vectors; i++)
         pvti_quantizer_array(a, item->vector_names[i], PVTI_DTYPE_REAL, item->sizes[i], item->vectors[i]);
     if (item->n_weights) pvti_quantizer_array(a, "fit", PVT_F64, 4 * (int64_t)item->n_weights, fits);
 }
@@ -23434,9 +23141,8 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     bool own = memcmp(&d->embed_format, &d->format, sizeof d->format) != 0;
     char number[3][48];
     uint64_t hash;
-    int i;
     PVTI_TRY(pvti_model_hash(z->model, &hash));
-    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
+    for (int i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
     snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
              z->ctx->compute_bf16 ? "bf16" : "full");
@@ -23490,8 +23196,7 @@ static pvt_result pvti_quantizer_compare_options(const pvti_quantizer *z, const 
                                                  const char *path)
 {
     char text[200];
-    int i;
-    for (i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) {
+    for (int i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) {
         const pvti_quantizer_option *o = &z->options[i];
         if (pvti_safetensors_metadata(st, o->name, text, sizeof text) < 0)
             return pvti_fail(z->ctx, PVT_ERR_FORMAT,
@@ -23523,21 +23228,19 @@ static pvt_result pvti_quantizer_read_weight(pvti_quantizer *z, const pvti_safet
                                              const pvt_weight *like, pvt_weight *out)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
-    pvt_result result;
     char full[128], why[sizeof z->ctx->error];
-    int n, k, j;
+    int n;
     PVTI_TRY(pvt_format_arrays(z->ctx, format, like->O, like->I, arrays, &n));
-    for (k = 0; k < n; k++) {
-        const pvti_tensor *t;
+    for (int k = 0; k < n; k++) {
         snprintf(full, sizeof full, "%s.%s", name, arrays[k].name);
-        t = pvti_safetensors_find(st, full);
+        const pvti_tensor *t = pvti_safetensors_find(st, full);
         if (!t || t->rank > 4)
             return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%s: %s is missing or misshapen", path, full);
         arrays[k].dtype = t->dtype, arrays[k].rank = t->rank, arrays[k].bytes = t->bytes,
         arrays[k].data = t->data;
-        for (j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
+        for (int j = 0; j < 4; j++) arrays[k].shape[j] = j < t->rank ? t->shape[j] : 1;
     }
-    result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
+    pvt_result result = pvt_weight_from_arrays(z->ctx, format, like->O, like->I, arrays, n, name, out);
     if (result == PVT_ERR_ARGUMENT) { /* the file's fault */
         snprintf(why, sizeof why, "%s", z->ctx->error);
         return pvti_fail(z->ctx, PVT_ERR_FORMAT, "%.400s: %.500s", path, why);
@@ -23551,18 +23254,17 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
                                       const pvti_safetensors *st, const char *path, pvt_weight *made,
                                       double (*fits)[4])
 {
-    int64_t real = (int64_t)sizeof(pvt_real), k;
-    int i;
+    int64_t real = (int64_t)sizeof(pvt_real);
     PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
-    for (i = 0; i < item->n_weights; i++) {
+    for (int i = 0; i < item->n_weights; i++) {
         const pvt_weight *like = item->weights[i];
         const pvt_format *format = item->fitted[i] ? pvti_quantizer_format(z, like) : &like->format;
         PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], format, like, &made[i]));
     }
-    for (i = 0; i < item->n_vectors; i++) {
+    for (int i = 0; i < item->n_vectors; i++) {
         PVTI_TRY(pvti_quantizer_copy(z, st, path, item->vector_names[i], PVTI_DTYPE_REAL, item->vectors[i],
                                      item->sizes[i] * real));
-        for (k = 0; k < item->sizes[i]; k++)
+        for (int64_t k = 0; k < item->sizes[i]; k++)
             if (!(item->vectors[i][k] >= -65504 && item->vectors[i][k] <= 65504))
                 return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
                                  "%s: %s holds a value that is not finite or overflows fp16", path,
@@ -23578,23 +23280,21 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, pvti_layer *layer, int6
     const pvti_quantizer_item item = pvti_quantizer_item_of(z, layer, l);
     pvti_safetensors st;
     pvt_weight made[PVTI_LINEARS];
-    pvt_result result;
     double fits[PVTI_LINEARS][4];
     char path[PVTI_PATH_BYTES];
-    int i;
     *taken = false;
     PVTI_TRY(pvti_path_join(z->ctx, path, z->desc.checkpoint, item.file));
     if (!pvti_path_exists(z->ctx, path)) return PVT_OK;
     memset(made, 0, sizeof made);
     PVTI_TRY(pvti_safetensors_open(z->ctx, path, &st));
-    result = pvti_quantizer_read(z, &item, &st, path, made, fits);
+    pvt_result result = pvti_quantizer_read(z, &item, &st, path, made, fits);
     pvti_safetensors_close(&st);
-    for (i = 0; i < item.n_weights; i++) {
+    for (int i = 0; i < item.n_weights; i++) {
         pvt_weight_free(result == PVT_OK ? item.weights[i] : &made[i]);
         if (result == PVT_OK) *item.weights[i] = made[i];
     }
     if (result == PVT_OK && item.weights[0] == &z->model->embed) result = pvti_model_tie(z->model);
-    for (i = 0; i < item.n_weights && result == PVT_OK; i++) {
+    for (int i = 0; i < item.n_weights && result == PVT_OK; i++) {
         pvt_fit_stats stats;
         memset(&stats, 0, sizeof stats);
         stats.error = fits[i][0], stats.error_start = fits[i][1], stats.seconds = fits[i][3];
@@ -23668,8 +23368,7 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
                                                           "text to evaluate on"};
     const pvt_tune_desc *d = &t->desc;
     char n[5][48];
-    int i;
-    for (i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
+    for (int i = 0; i < PVTI_TUNER_OPTIONS; i++) out[i].name = names[i];
     snprintf(out[0].value, PVTI_OPTION_TEXT, "checkpoint 3");
     snprintf(out[1].value, PVTI_OPTION_TEXT, "%d bytes, products %s, moments %s", (int)sizeof(pvt_real),
              t->ctx->compute_bf16 ? "bf16" : "full", d->pv.moments == PVT_BF16 ? "bf16" : "full");
@@ -23683,9 +23382,9 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     pvti_optimizer_text(&d->pv.values, out[3].value);
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
-    i = snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
-                 d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
-                 (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
+    int i = snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
+                     d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
+                     (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
     if (d->comm.size > 1)
         snprintf(out[6].value + i, (size_t)(PVTI_OPTION_TEXT - i), " ranks %d", d->comm.size);
     snprintf(out[7].value, PVTI_OPTION_TEXT, "%llu", (unsigned long long)t->ctx->seed);
@@ -23709,9 +23408,9 @@ static uint64_t pvti_double_bits(double x)
 static void pvti_tuner_progress_text(const pvt_tuner *t, char out[400])
 {
     const pvt_tune_eval *e[3] = {&t->start, &t->last, &t->top};
-    int i, at = snprintf(out, 400, "%lld %lld %lld", (long long)t->step, (long long)t->desc.steps,
+    int at = snprintf(out, 400, "%lld %lld %lld", (long long)t->step, (long long)t->desc.steps,
                          (long long)t->stale);
-    for (i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++)
         at += snprintf(out + at, (size_t)(400 - at), " %lld %016llx %016llx", (long long)e[i]->step,
                        (unsigned long long)pvti_double_bits(e[i]->loss),
                        (unsigned long long)pvti_double_bits(e[i]->ppl));
@@ -23720,16 +23419,14 @@ static void pvti_tuner_progress_text(const pvt_tuner *t, char out[400])
 /* False when the text is not one that pvti_tuner_progress_text writes. */
 static bool pvti_tuner_progress_parse(const char *text, int64_t n[6], double figures[6])
 {
-    int i, k = 0, f = 0;
-    for (i = 0; i < 12; i++) {
+    int k = 0, f = 0;
+    for (int i = 0; i < 12; i++) {
         bool hex = i >= 3 && (i - 3) % 3 != 0;
         char *end;
-        unsigned long long bits;
         errno = 0;
         if (hex) {
-            uint64_t word;
-            bits = strtoull(text, &end, 16);
-            word = bits;
+            unsigned long long bits = strtoull(text, &end, 16);
+            uint64_t word = bits;
             memcpy(&figures[f++], &word, sizeof word);
         } else {
             n[k++] = strtoll(text, &end, 10);
@@ -23751,15 +23448,14 @@ typedef struct pvti_pv_array {
 static bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
 {
     static const char *const suffix[4] = {"w", "m", "v", "vmax"};
-    int64_t i, at = 0;
-    int k, part;
-    for (i = 0; i < pv->n; i++) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < pv->n; i++) {
         const pvti_pv_entry *e = &pv->entries[i];
-        for (k = 0; k <= PVT_MAX_ARRAYS; k++) {
+        for (int k = 0; k <= PVT_MAX_ARRAYS; k++) {
             const pvt_adam *a = k < PVT_MAX_ARRAYS ? &e->adam[k] : &e->buffer;
             void *data[4];
             data[0] = a->w, data[1] = a->m, data[2] = a->v, data[3] = a->v_max;
-            for (part = 0; part < 4; part++) {
+            for (int part = 0; part < 4; part++) {
                 if (!data[part] || at++ != index) continue;
                 snprintf(out->name, sizeof out->name, "%s.%s.%s", e->name,
                          k < PVT_MAX_ARRAYS ? e->names[k] : "buffer", suffix[part]);
@@ -23780,11 +23476,10 @@ static bool pvti_pv_state(const pvt_pv *pv, int64_t index, pvti_pv_array *out)
 /* The i-th array of a checkpoint: of the pv, then of the best state; false past the last. */
 static bool pvti_tuner_state(const pvt_tuner *t, int64_t pv_arrays, int64_t i, pvti_pv_array *out)
 {
-    const pvti_best *b;
     if (i < pv_arrays) return pvti_pv_state(t->pv, i, out);
     i -= pv_arrays;
     if (!t->eval || t->top.step < 0 || i >= t->n_best) return false;
-    b = &t->best[i];
+    const pvti_best *b = &t->best[i];
     memcpy(out->name, b->name, sizeof out->name);
     out->data = b->data, out->dtype = b->dtype, out->n = b->n;
     return true;
@@ -23821,11 +23516,9 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     const char *metadata[2 * PVTI_TUNER_OPTIONS + 3];
     char progress[400];
     pvti_pv_array array;
-    pvti_tensor *tensors;
     char(*names)[128];
-    void **copies;
     pvt_result result = PVT_ERR_MEMORY;
-    int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), n, i;
+    int64_t pv_arrays = pvti_tuner_pv_arrays(tuner), i;
     if (tuner->pv->open || tuner->finished)
         return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: %s", path,
                          tuner->finished
@@ -23836,10 +23529,10 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
         metadata[2 * i] = options[i].name, metadata[2 * i + 1] = options[i].value;
     pvti_tuner_progress_text(tuner, progress);
     metadata[2 * i] = "progress", metadata[2 * i + 1] = progress, metadata[2 * i + 2] = NULL;
-    n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
-    tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
+    int64_t n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
+    pvti_tensor *tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
     names = (char(*)[128])pvti_alloc(tuner->ctx, n, sizeof *names);
-    copies = PVTI_NEW(tuner->ctx, void *, n);
+    void **copies = PVTI_NEW(tuner->ctx, void *, n);
     if (tensors && names && copies) result = PVT_OK;
     for (i = 0; i < n && result == PVT_OK; i++) {
         pvti_tuner_state(tuner, pv_arrays, i, &array);
@@ -23859,9 +23552,9 @@ static pvt_result pvti_tuner_resume_codes(const pvt_tuner *t, const pvti_safeten
                                           const pvt_weight *w, const char *name)
 {
     const pvti_tensor *codes = pvti_safetensors_find(st, name);
-    int64_t k, size = w->format.bits <= 8 ? 1 : 2;
+    int64_t size = w->format.bits <= 8 ? 1 : 2;
     if (pvti_code_limit(&w->format) == (int64_t)1 << 8 * size) return PVT_OK;
-    for (k = 0; k < pvti_tensor_count(codes); k++) {
+    for (int64_t k = 0; k < pvti_tensor_count(codes); k++) {
         uint16_t code = codes->data[k];
         if (size == 2) memcpy(&code, codes->data + 2 * k, 2);
         if (code >> w->format.bits)
@@ -23878,9 +23571,8 @@ static pvt_result pvti_tuner_resume_options(const pvt_tuner *t, const pvti_safet
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
     char text[PVTI_OPTION_TEXT];
-    int i;
     pvti_tuner_options(t, options);
-    for (i = 0; i < PVTI_TUNER_OPTIONS; i++) {
+    for (int i = 0; i < PVTI_TUNER_OPTIONS; i++) {
         if (pvti_safetensors_metadata(st, options[i].name, text, sizeof text) < 0)
             return pvti_fail(t->ctx, PVT_ERR_FORMAT,
                              "%s: not a checkpoint of pvtune (no \"%s\" in its metadata)", path,
@@ -23942,8 +23634,8 @@ static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, con
                                    const double figures[6])
 {
     pvti_pv_array array;
-    int64_t i, pv_arrays = pvti_tuner_pv_arrays(t);
-    for (i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++)
+    int64_t pv_arrays = pvti_tuner_pv_arrays(t);
+    for (int64_t i = 0; pvti_tuner_state(t, pv_arrays, i, &array); i++)
         pvt_memory_write(t->ctx, array.data, pvti_safetensors_find(st, array.name)->data,
                          array.n * pvti_dtype_info(array.dtype)->bytes);
     t->step = t->pv->step = n[0];
@@ -23959,24 +23651,21 @@ static void pvti_tuner_resume_take(pvt_tuner *t, const pvti_safetensors *st, con
 static pvt_result pvti_tuner_resume_agree(pvt_tuner *t, pvt_result mine, const int64_t n[6],
                                           const double figures[6])
 {
-    uint64_t hash;
     PVTI_TRY(pvti_company_agree(&t->company, mine, NULL, 0));
-    hash = pvti_hash(figures, 6 * sizeof *figures, pvti_hash(n, 6 * sizeof *n, 0));
+    uint64_t hash = pvti_hash(figures, 6 * sizeof *figures, pvti_hash(n, 6 * sizeof *n, 0));
     return pvti_company_same(&t->company, "progress in the checkpoint", hash);
 }
 
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 {
     pvti_safetensors st;
-    pvt_result result;
     int64_t n[6], top = tuner->top.step;
     double figures[6];
-    bool opened;
     if (tuner->finished)
         return pvti_fail(tuner->ctx, PVT_ERR_ARGUMENT, "%s: this tuning is finished; make another tuner",
                          path);
-    result = pvti_safetensors_open(tuner->ctx, path, &st);
-    opened = result == PVT_OK;
+    pvt_result result = pvti_safetensors_open(tuner->ctx, path, &st);
+    bool opened = result == PVT_OK;
     if (opened) result = pvti_tuner_resume_check(tuner, &st, path, n, figures);
     result = pvti_tuner_resume_agree(tuner, result, n, figures);
     if (result == PVT_OK) pvti_tuner_resume_take(tuner, &st, n, figures);
@@ -24710,10 +24399,9 @@ typedef struct pvti_gemm_work {
 /* The worker's B panels and its buffer for tiles. */
 static pvt_real *pvti_gemm_b(const pvti_gemm_work *w, int worker, pvt_real **buffer)
 {
-    char *scratch;
     *buffer = w->buffer;
     if (w->b) return w->b;
-    scratch = (char *)pvti_scratch(w->job->ctx, worker) + PVTI_GEMM_KEEP;
+    char *scratch = (char *)pvti_scratch(w->job->ctx, worker) + PVTI_GEMM_KEEP;
     *buffer = (pvt_real *)(void *)scratch;
     return (pvt_real *)(void *)(scratch + PVTI_GEMM_BUFFER);
 }
@@ -24765,10 +24453,9 @@ static void pvti_gemm_task(void *arg, int64_t i, int worker)
 static void pvti_gemm_plan(pvti_gemm_work *w, int64_t k_most, int64_t workers)
 {
     int64_t M = w->job->M, N = w->job->N, K = w->job->K, unit = K % 256 == 0 && k_most >= 256 ? 256 : 32;
-    int64_t panels, tasks;
     w->k_block = PVTI_MIN(pvti_gemm_even(K, k_most, unit), k_most);
-    panels = PVTI_MIN(w->b_room / pvti_pack_steps(w->half, w->k_block), 256) / w->nr;
-    tasks = pvti_ceil_div(N, PVTI_MAX(panels, 1) * w->nr);
+    int64_t panels = PVTI_MIN(w->b_room / pvti_pack_steps(w->half, w->k_block), 256) / w->nr;
+    int64_t tasks = pvti_ceil_div(N, PVTI_MAX(panels, 1) * w->nr);
     if (workers > 1) tasks = PVTI_MAX(tasks, PVTI_MIN(4 * workers, N / 96));
     tasks = PVTI_MAX(tasks, 1);
     w->n_block = pvti_ceil_div(pvti_ceil_div(N, tasks), w->nr) * w->nr;
@@ -24782,9 +24469,8 @@ static void pvti_gemm_loops(pvti_gemm_work *w, int64_t k_most, int64_t workers)
 {
     const pvti_gemm_job *job = w->job;
     pvt_ctx *ctx = workers > 1 ? job->ctx : NULL; /* NULL: serially */
-    int64_t mb;
     pvti_gemm_plan(w, k_most, workers);
-    mb = w->mb;
+    int64_t mb = w->mb;
     for (w->m0 = 0; w->m0 < job->M; w->m0 += mb) {
         w->mb = PVTI_MIN(mb, job->M - w->m0);
         for (w->k0 = 0; w->k0 < job->K; w->k0 += w->k_block) {
@@ -24889,8 +24575,7 @@ PVTI_INLINE int32_t pvti_least_lane(const float *least, const int32_t *which)
 {
     float low = least[0];
     int32_t at = which[0];
-    int l;
-    for (l = 1; l < 16; l++)
+    for (int l = 1; l < 16; l++)
         if (least[l] < low || (least[l] == low && which[l] < at)) low = least[l], at = which[l];
     return at;
 }
@@ -24901,21 +24586,20 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_nearest_q_avx512(int32_t *best, const f
 {
     __m512 least[4], s0[4], s1[4];
     __m512i which[4], at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int64_t k, d;
-    int q;
-    for (q = 0; q < Q; q++) least[q] = _mm512_set1_ps(INFINITY), which[q] = at;
+    int64_t k;
+    for (int q = 0; q < Q; q++) least[q] = _mm512_set1_ps(INFINITY), which[q] = at;
     for (k = 0; k + 32 <= K; k += 32) {
         __mmask16 m;
-        for (q = 0; q < Q; q++) s0[q] = _mm512_loadu_ps(bias + k), s1[q] = _mm512_loadu_ps(bias + k + 16);
-        for (d = 0; d < D; d++) {
+        for (int q = 0; q < Q; q++) s0[q] = _mm512_loadu_ps(bias + k), s1[q] = _mm512_loadu_ps(bias + k + 16);
+        for (int64_t d = 0; d < D; d++) {
             __m512 t0 = _mm512_loadu_ps(table + d * K + k), t1 = _mm512_loadu_ps(table + d * K + k + 16);
-            for (q = 0; q < Q; q++) {
+            for (int q = 0; q < Q; q++) {
                 __m512 v = _mm512_set1_ps(x[q * D + d]);
                 s0[q] = _mm512_fmadd_ps(v, t0, s0[q]);
                 s1[q] = _mm512_fmadd_ps(v, t1, s1[q]);
             }
         }
-        for (q = 0; q < Q; q++) {
+        for (int q = 0; q < Q; q++) {
             m = _mm512_cmp_ps_mask(s0[q], least[q], _CMP_LT_OQ);
             least[q] = _mm512_mask_mov_ps(least[q], m, s0[q]);
             which[q] = _mm512_mask_mov_epi32(which[q], m, at);
@@ -24926,16 +24610,15 @@ PVTI_TARGET_AVX512 PVTI_INLINE void pvti_nearest_q_avx512(int32_t *best, const f
         at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
     }
     for (; k < K; k += 16)
-        for (q = 0; q < Q; q++) {
-            __mmask16 m;
+        for (int q = 0; q < Q; q++) {
             __m512 sum = _mm512_loadu_ps(bias + k);
-            for (d = 0; d < D; d++)
+            for (int64_t d = 0; d < D; d++)
                 sum = _mm512_fmadd_ps(_mm512_set1_ps(x[q * D + d]), _mm512_loadu_ps(table + d * K + k), sum);
-            m = _mm512_cmp_ps_mask(sum, least[q], _CMP_LT_OQ);
+            __mmask16 m = _mm512_cmp_ps_mask(sum, least[q], _CMP_LT_OQ);
             least[q] = _mm512_mask_mov_ps(least[q], m, sum);
             which[q] = _mm512_mask_mov_epi32(which[q], m, at);
         }
-    for (q = 0; q < Q; q++) {
+    for (int q = 0; q < Q; q++) {
         __m512 low = _mm512_set1_ps(_mm512_reduce_min_ps(least[q]));
         __mmask16 m = _mm512_cmp_ps_mask(least[q], low, _CMP_EQ_OQ);
         best[q] = m ? (int32_t)_mm512_mask_reduce_min_epu32(m, which[q]) : 0;
@@ -25017,13 +24700,11 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
                                                int64_t K)
 {
     __m512i norm = _mm512_setzero_si512(), most = norm, entry = norm;
-    __m512 unit;
-    int64_t k, d;
     for (s->K = K; s->K > 0 && bias[s->K - 1] == INFINITY;) s->K--;
-    for (k = 0; k < s->K; k += 16) {
+    for (int64_t k = 0; k < s->K; k += 16) {
         __m512 sum = _mm512_setzero_ps();
         __mmask16 in = (__mmask16)(s->K - k < 16 ? (1 << (s->K - k)) - 1 : 0xFFFF);
-        for (d = 0; d < 8; d++) {
+        for (int64_t d = 0; d < 8; d++) {
             __m512 c = _mm512_loadu_ps(table + d * K + k);
             sum = _mm512_fmadd_ps(c, c, sum);
         }
@@ -25033,10 +24714,10 @@ PVTI_TARGET_VNNI static bool pvti_screen_table(pvti_screen *s, const float *tabl
     }
     s->b = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(norm)));
     s->bias_most = pvti_screen_most(most), s->score_bias = bias;
-    unit = _mm512_set1_ps(s->b);
-    for (k = 0; k < s->K; k += 16) {
+    __m512 unit = _mm512_set1_ps(s->b);
+    for (int64_t k = 0; k < s->K; k += 16) {
         __m512i sum = _mm512_setzero_si512();
-        for (d = 0; d < 4; d++) {
+        for (int64_t d = 0; d < 4; d++) {
             __m512i pair = pvti_screen_pair(table + 2 * d * K + k, table + (2 * d + 1) * K + k, unit);
             _mm512_storeu_si512(&s->pairs[d][k], pair);
             sum = pvti_screen_add(sum, pair);
@@ -25052,57 +24733,56 @@ PVTI_TARGET_VNNI PVTI_INLINE uint64_t pvti_screen_queries(int32_t *best, const f
                                                           pvti_screen *s, int V)
 {
     __m512i X[4][4], first[4], second[4], most = _mm512_setzero_si512();
-    __m512 unit;
-    float across[8][PVTI_SCREEN], a, bias_a;
+    float across[8][PVTI_SCREEN];
     uint64_t open = 0;
-    int64_t i, k, d;
-    int v;
+    int64_t i;
     for (i = 0; i < n; i++)
-        for (d = 0; d < 8; d++) across[d][i] = x[i * 8 + d];
+        for (int64_t d = 0; d < 8; d++) across[d][i] = x[i * 8 + d];
     for (; i < 16 * V; i++)
-        for (d = 0; d < 8; d++) across[d][i] = 0;
-    for (v = 0; v < V; v++) {
+        for (int64_t d = 0; d < 8; d++) across[d][i] = 0;
+    for (int v = 0; v < V; v++) {
         __m512 sum = _mm512_setzero_ps();
-        for (d = 0; d < 8; d++) {
+        for (int64_t d = 0; d < 8; d++) {
             __m512 q = _mm512_loadu_ps(&across[d][16 * v]);
             sum = _mm512_fmadd_ps(q, q, sum);
         }
         most = _mm512_max_epu32(most, _mm512_castps_si512(sum));
     }
-    a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
-    bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
+    float a = pvti_screen_unit(32700, pvti_sqrt(pvti_screen_most(most)));
+    float bias_a = pvti_screen_unit(1073741824, s->bias_most * s->b);
     a = PVTI_MIN(a, bias_a);
     if (a * s->b < 1.262177448353619e-29f /* 2⁻⁹⁶ */) return ~(uint64_t)0 >> (64 - n);
-    unit = _mm512_set1_ps(-a * s->b);
-    for (k = 0; k < s->K; k += 16)
+    __m512 unit = _mm512_set1_ps(-a * s->b);
+    for (int64_t k = 0; k < s->K; k += 16)
         _mm512_storeu_si512(s->bias + k, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s->score_bias + k),
                                                                           unit)));
     unit = _mm512_set1_ps(-a);
-    for (v = 0; v < V; v++) {
-        for (d = 0; d < 4; d++) X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v],
-                                                           unit);
+    for (int v = 0; v < V; v++) {
+        for (int64_t d = 0; d < 4; d++)
+            X[d][v] = pvti_screen_pair(&across[2 * d][16 * v], &across[2 * d + 1][16 * v],
+                                       unit);
         first[v] = second[v] = _mm512_set1_epi32(INT32_MIN);
     }
-    for (k = 0; k < s->K; k++) {
+    for (int64_t k = 0; k < s->K; k++) {
         __m512i sum[4], at = _mm512_set1_epi32((int)k);
-        for (v = 0; v < V; v++) sum[v] = _mm512_set1_epi32(s->bias[k]);
-        for (d = 0; d < 4; d++) {
+        for (int v = 0; v < V; v++) sum[v] = _mm512_set1_epi32(s->bias[k]);
+        for (int64_t d = 0; d < 4; d++) {
             __m512i pair = _mm512_set1_epi32(s->pairs[d][k]);
-            for (v = 0; v < V; v++) sum[v] = _mm512_dpwssd_epi32(sum[v], X[d][v], pair);
+            for (int v = 0; v < V; v++) sum[v] = _mm512_dpwssd_epi32(sum[v], X[d][v], pair);
         }
-        for (v = 0; v < V; v++) {
+        for (int v = 0; v < V; v++) {
             sum[v] = _mm512_mask_mov_epi8(sum[v], 0x1111111111111111, at);
             second[v] = _mm512_max_epi32(second[v], _mm512_min_epi32(first[v], sum[v]));
             first[v] = _mm512_max_epi32(first[v], sum[v]);
         }
     }
-    for (v = 0; v < V; v++) {
+    for (int v = 0; v < V; v++) {
         int64_t left = n - 16 * v;
         __mmask16 in = (__mmask16)(left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
         /* more than twice ½·(Σ|x a| + 4) + ½·(Σ|c b| + 4) + 2.5 + 1024 + 255, the sums those of rounded
            numbers */
         __m512i apart = _mm512_set1_epi32(s->entry_most + 2600);
-        for (d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
+        for (int64_t d = 0; d < 4; d++) apart = pvti_screen_add(apart, X[d][v]);
         _mm512_mask_storeu_epi32(best + 16 * v, in, _mm512_and_si512(first[v], _mm512_set1_epi32(255)));
         open |= (uint64_t)_mm512_mask_cmple_epu32_mask(in, _mm512_sub_epi32(first[v], second[v]),
                                                        apart) << (16 * v);
@@ -25116,21 +24796,20 @@ PVTI_TARGET_VNNI static void pvti_nearest_vnni(int32_t *best, const float *x, in
     pvti_screen s;
     float rest[PVTI_SCREEN][8];
     int32_t from[PVTI_SCREEN], found[PVTI_SCREEN];
-    int64_t i, q, m;
+    int64_t m;
     if (!pvti_screen_table(&s, table, bias, K)) {
         pvti_nearest_fp32_avx512(best, x, n, table, bias, 8, K);
         return;
     }
-    for (i = 0; i < n; i += m, best += m, x += 8 * m) {
-        uint64_t open;
+    for (int64_t i = 0; i < n; i += m, best += m, x += 8 * m) {
         int64_t left = 0;
         m = PVTI_MIN(PVTI_SCREEN, n - i);
-        open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4) : pvti_screen_queries(best, x, m,
-                                                                                                  &s, 2);
-        for (q = 0; open; q++, open >>= 1)
+        uint64_t open = m > PVTI_SCREEN / 2 ? pvti_screen_queries(best, x, m, &s, 4)
+                                            : pvti_screen_queries(best, x, m, &s, 2);
+        for (int64_t q = 0; open; q++, open >>= 1)
             if (open & 1) memcpy(rest[left], x + q * 8, sizeof rest[0]), from[left++] = (int32_t)q;
         pvti_nearest_fp32_avx512(found, rest[0], left, table, bias, 8, K);
-        for (q = 0; q < left; q++) best[from[q]] = found[q];
+        for (int64_t q = 0; q < left; q++) best[from[q]] = found[q];
     }
 }
 
@@ -25150,34 +24829,32 @@ PVTI_TARGET_AVX2 PVTI_INLINE void pvti_nearest_q_avx2(int32_t *best, const float
     __m256i which[2][2], at[2];
     float low[16];
     int32_t lane[16];
-    int64_t k, d;
-    int q, h;
     at[0] = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     at[1] = _mm256_add_epi32(at[0], _mm256_set1_epi32(8));
-    for (q = 0; q < Q; q++)
-        for (h = 0; h < 2; h++) least[q][h] = _mm256_set1_ps(INFINITY), which[q][h] = at[h];
-    for (k = 0; k < K; k += 16) {
+    for (int q = 0; q < Q; q++)
+        for (int h = 0; h < 2; h++) least[q][h] = _mm256_set1_ps(INFINITY), which[q][h] = at[h];
+    for (int64_t k = 0; k < K; k += 16) {
         __m256 sum[2][2];
-        for (q = 0; q < Q; q++)
-            for (h = 0; h < 2; h++) sum[q][h] = _mm256_loadu_ps(bias + k + 8 * h);
-        for (d = 0; d < D; d++) {
+        for (int q = 0; q < Q; q++)
+            for (int h = 0; h < 2; h++) sum[q][h] = _mm256_loadu_ps(bias + k + 8 * h);
+        for (int64_t d = 0; d < D; d++) {
             __m256 t0 = _mm256_loadu_ps(table + d * K + k), t1 = _mm256_loadu_ps(table + d * K + k + 8);
-            for (q = 0; q < Q; q++) {
+            for (int q = 0; q < Q; q++) {
                 __m256 v = _mm256_set1_ps(x[q * D + d]);
                 sum[q][0] = _mm256_fmadd_ps(v, t0, sum[q][0]);
                 sum[q][1] = _mm256_fmadd_ps(v, t1, sum[q][1]);
             }
         }
-        for (q = 0; q < Q; q++)
-            for (h = 0; h < 2; h++) {
+        for (int q = 0; q < Q; q++)
+            for (int h = 0; h < 2; h++) {
                 __m256 less = _mm256_cmp_ps(sum[q][h], least[q][h], _CMP_LT_OQ);
                 least[q][h] = _mm256_blendv_ps(least[q][h], sum[q][h], less);
                 which[q][h] = _mm256_blendv_epi8(which[q][h], at[h], _mm256_castps_si256(less));
             }
-        for (h = 0; h < 2; h++) at[h] = _mm256_add_epi32(at[h], _mm256_set1_epi32(16));
+        for (int h = 0; h < 2; h++) at[h] = _mm256_add_epi32(at[h], _mm256_set1_epi32(16));
     }
-    for (q = 0; q < Q; q++) {
-        for (h = 0; h < 2; h++) {
+    for (int q = 0; q < Q; q++) {
+        for (int h = 0; h < 2; h++) {
             _mm256_storeu_ps(low + 8 * h, least[q][h]);
             _mm256_storeu_si256((__m256i *)(void *)(lane + 8 * h), which[q][h]);
         }
@@ -25235,7 +24912,7 @@ PVTI_INLINE void pvti_row_round_body(int16_t *__restrict u, float *__restrict dx
 {
     for (int64_t k = 0; k < I; k += 32, u += 32, x += 32) {
         uint32_t top = 0;
-        float most, inverse;
+        float most;
         for (int l = 0; l < 32; l++) {
             uint32_t bits;
             memcpy(&bits, &x[l], sizeof bits);
@@ -25243,7 +24920,7 @@ PVTI_INLINE void pvti_row_round_body(int16_t *__restrict u, float *__restrict dx
             top = bits > top ? bits : top;
         }
         memcpy(&most, &top, sizeof most);
-        inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
+        float inverse = most >= FLT_MIN * 32767 ? 32767 / most : 0;
         for (int l = 0; l < 32; l++) {
             float shifted = pvti_fma(x[l], inverse, 12582912.0f); /* rounds; the integer in the lowest bits */
             uint32_t bits;
@@ -25275,9 +24952,8 @@ PVTI_TARGET_AVX512 PVTI_INLINE __m512 pvti_row_32(__m512 lanes, const uint8_t *r
         const uint8_t *block = row + k / 32 * 34;
         __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
         uint16_t d;
-        __m128 scale;
         memcpy(&d, block, sizeof d);
-        scale = _mm_mul_ss(_mm_cvtph_ps(_mm_cvtsi32_si128(d)), _mm512_castps512_ps128(x1));
+        __m128 scale = _mm_mul_ss(_mm_cvtph_ps(_mm_cvtsi32_si128(d)), _mm512_castps512_ps128(x1));
         return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(q, _mm512_castps_si512(x0))),
                                _mm512_broadcastss_ps(scale), lanes);
     }
@@ -25343,7 +25019,7 @@ typedef struct pvti_row_job {
 static void pvti_row_task(void *arg, int64_t i, int worker)
 {
     const pvti_row_job *job = (const pvti_row_job *)arg;
-    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from), r;
+    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, job->weight->O - from);
     const uint8_t *rows = (const uint8_t *)job->weight->array[0] + from * job->bytes;
     float y[PVTI_ROW_TASK];
     (void)worker;
@@ -25353,13 +25029,13 @@ static void pvti_row_task(void *arg, int64_t i, int worker)
                              job->weight->dtype);
     else
 #endif
-        for (r = 0; r < n; r++) {
+        for (int64_t r = 0; r < n; r++) {
             float lanes[16];
             PVTI_PICK(job->ctx, pvti_row_lanes)(lanes, rows + r * job->bytes, job->u, job->dx,
                                                 job->weight->I);
             y[r] = pvti_lanes_sum(lanes);
         }
-    for (r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
+    for (int64_t r = 0; r < n; r++) job->y[from + r] = job->accumulate ? job->y[from + r] + y[r] : y[r];
 }
 
 static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, const pvt_weight *const *weights,
@@ -25370,14 +25046,13 @@ static bool pvti_row_forward(pvt_ctx *ctx, float *const *y, const float *x, cons
     const pvti_dtype *type = pvti_dtype_info(w->dtype);
     pvti_row_job job;
     bool wide = ctx->isa == PVTI_AVX512 && (w->dtype == PVT_F16 || w->dtype == PVT_BF16);
-    int16_t *u;
-    float *dx;
     if (n != 1 || !(w->dtype == PVT_Q8_0 || wide) ||
         w->I % 32 || w->I * 3 > PVTI_GEMM_SHARED_BYTES)
         return false;
     job.ctx = ctx, job.y = *y, job.x = x, job.weight = w, job.accumulate = accumulate;
     job.bytes = w->I / type->block * type->bytes;
-    u = (int16_t *)(void *)ctx->gemm_shared, dx = (float *)(void *)(ctx->gemm_shared + 2 * w->I);
+    int16_t *u = (int16_t *)(void *)ctx->gemm_shared;
+    float *dx = (float *)(void *)(ctx->gemm_shared + 2 * w->I);
     job.u = u, job.dx = dx;
     if (w->dtype == PVT_Q8_0) PVTI_PICK(ctx, pvti_row_round)(u, dx, x, w->I);
     pvti_parallel(ctx, (w->O + PVTI_ROW_TASK - 1) / PVTI_ROW_TASK, pvti_row_task, &job);
@@ -25445,10 +25120,10 @@ static bool pvti_gather_fits(const pvt_weight *w)
 /* Codebooks in fp16; where a value overflows that, none. */
 static pvt_result pvti_gather_prepare(pvt_weight *w)
 {
-    int64_t n = w->format.codebooks * ((int64_t)1 << w->format.bits) * 8, i;
+    int64_t n = w->format.codebooks * ((int64_t)1 << w->format.bits) * 8;
     uint16_t *halves = PVTI_NEW(w->ctx, uint16_t, n);
     if (!halves) return PVT_ERR_MEMORY;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         halves[i] = pvti_f32_to_f16(pvti_codebooks(w)[i]);
         if ((halves[i] & 0x7fff) == 0x7c00) {
             pvti_free(w->ctx, halves);
@@ -25461,36 +25136,33 @@ static pvt_result pvti_gather_prepare(pvt_weight *w)
 
 static pvt_result pvti_lookup_prepare(pvt_weight *weight)
 {
-    int64_t T, GT, M, K, ig, pairs, o, t, m, k, a, bytes;
-    float *unit;
-    double inverse;
-    int16_t *across;
-    uint8_t *codes;
     if (pvti_gather_fits(weight)) return pvti_gather_prepare(weight);
     if (!pvti_lookup_fits(weight)) return PVT_OK;
-    M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
-    pairs = pvti_lookup_pairs(weight);
-    T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
-    bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 + pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
+    int64_t M = weight->format.codebooks, K = pvti_entries(weight), ig = weight->format.in_group;
+    int64_t pairs = pvti_lookup_pairs(weight);
+    int64_t T = pvti_lookup_tables(weight), GT = weight->I / ig * M;
+    int64_t bytes = 64 + M * PVTI_LOOKUP_CODEBOOK(pairs) * 2 +
+                    pvti_lookup_row_blocks(weight) * T * PVTI_LOOKUP_ROWS;
     weight->prepared = pvti_alloc(weight->ctx, bytes, 1); /* zeros: entries beyond K, an odd group's last
                                                              element */
     if (!weight->prepared) return PVT_ERR_MEMORY;
-    unit = (float *)weight->prepared; /* of the codebooks' numbers, and padding */
-    across = (int16_t *)weight->prepared + 32;
-    codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
-    for (k = 0; k < M * K * ig; k++) {
+    float *unit = (float *)weight->prepared; /* of the codebooks' numbers, and padding */
+    int16_t *across = (int16_t *)weight->prepared + 32;
+    uint8_t *codes = (uint8_t *)(across + M * PVTI_LOOKUP_CODEBOOK(pairs));
+    for (int64_t k = 0; k < M * K * ig; k++) {
         float c = __builtin_fabsf(pvti_codebooks(weight)[k]);
         if (!(c <= *unit) && *unit == *unit) *unit = c; /* a NaN stays, and reaches every product */
     }
-    inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0, *unit /= 32767;
-    for (m = 0; inverse > 0 && m < M; m++)
-        for (k = 0; k < K; k++)
-            for (a = 0; a < ig; a++)
+    double inverse = *unit > 0 && *unit <= FLT_MAX ? 32767 / (double)*unit : 0;
+    *unit /= 32767;
+    for (int64_t m = 0; inverse > 0 && m < M; m++)
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t a = 0; a < ig; a++)
                 across[m * PVTI_LOOKUP_CODEBOOK(pairs) + a / 2 * 512 + k * 2 + a % 2] =
                     (int16_t)((int32_t)((double)pvti_codebooks(weight)[(m * K + k) * ig + a] * inverse + 32768.5) - 32768);
-    for (o = 0; o < weight->O; o++) {
+    for (int64_t o = 0; o < weight->O; o++) {
         int64_t block = o / PVTI_LOOKUP_ROWS, at = pvti_lookup_at(o % PVTI_LOOKUP_ROWS);
-        for (t = 0; t < GT; t++) {
+        for (int64_t t = 0; t < GT; t++) {
             int64_t t0 = t / PVTI_LOOKUP_BLOCK * PVTI_LOOKUP_BLOCK, n = PVTI_MIN(PVTI_LOOKUP_BLOCK, T - t0);
             codes[pvti_lookup_codes_at(weight, t0, n, block) + (t - t0) * PVTI_LOOKUP_ROWS + at] =
                 ((const uint8_t *)weight->array[0])[o * GT + t];
@@ -25506,10 +25178,10 @@ PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const
                                       int64_t n,
                                       int64_t ig)
 {
-    float sums = 0, most = 0, all = 0, largest[8] = {0}, inverse; /* all: 0, or NaN where something is not
+    float sums = 0, most = 0, all = 0, largest[8] = {0}; /* all: 0, or NaN where something is not
                                                                      finite */
-    int64_t wide = (ig + 1) & ~(int64_t)1, i, a;
-    for (i = 0; i < n; i += ig) {
+    int64_t wide = (ig + 1) & ~(int64_t)1, a;
+    for (int64_t i = 0; i < n; i += ig) {
         float size[64], sum;
         for (a = 0; a < ig; a++) size[a] = __builtin_fabsf(x[i + a]);
         if (ig == 8) {
@@ -25522,10 +25194,10 @@ PVTI_INLINE void pvti_lookup_round_of(int16_t *__restrict to, float *unit, const
     for (a = 0; a < 8; a++) most = largest[a] > most ? largest[a] : most;
     *unit = sums / 65024 > most / 32766 ? sums / 65024 : most / 32766;
     if (all != all) *unit = all;
-    inverse = *unit >= FLT_MIN ? 1 / *unit : 0;
+    float inverse = *unit >= FLT_MIN ? 1 / *unit : 0;
     if (!(inverse > 0)) memset(to, 0, (size_t)(n / ig * wide) * sizeof *to);
     else
-        for (i = 0; i < n; i += ig, to += wide) {
+        for (int64_t i = 0; i < n; i += ig, to += wide) {
             int32_t rounded[64];
             for (a = 0; a < ig; a++) {
                 float p = x[i + a] * inverse + PVTI_LOOKUP_ROUND;
@@ -25777,11 +25449,11 @@ PVTI_TARGET_VBMI PVTI_INLINE void pvti_lookup_rows_vbmi_n(float *y, const uint8_
     __m512i l0 = _mm512_setzero_si512(), l1 = l0, l2 = l0, l3 = l0, u0 = l0, u1 = l0, u2 = l0, u3 = l0;
     for (int64_t t = 0; t < n; t += 2, tables += 1024, codes += 2 * PVTI_LOOKUP_ROWS) {
         __m512i a0 = _mm512_loadu_si512(codes), b0 = _mm512_loadu_si512(codes + PVTI_LOOKUP_ROWS);
-        __m512i a1 = a0, b1 = b0, a, b, A[4], B[4];
+        __m512i a1 = a0, b1 = b0, A[4], B[4];
         if (blocks == 2)
             a1 = _mm512_loadu_si512(codes + apart), b1 = _mm512_loadu_si512(codes + apart + PVTI_LOOKUP_ROWS);
         pvti_lookup_load(A, tables), pvti_lookup_load(B, tables + 512);
-        a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
+        __m512i a = pvti_lookup_64(A, a0), b = pvti_lookup_64(B, b0);
         l0 = _mm512_add_epi16(l0, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), ones));
         l1 = _mm512_add_epi16(l1, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), ones));
         if (blocks == 2) {
@@ -25879,7 +25551,6 @@ static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_prod
     const uint8_t *codes = p->codes + pvti_lookup_codes_at(p->weight, t0, t1 - t0, 0);
     int64_t ahead = pvti_lookup_row_blocks(p->weight) * PVTI_LOOKUP_ROWS, line;
     int64_t M = p->weight->format.codebooks, ig = p->weight->format.in_group, full = p->weight->I / ig * M;
-    int64_t t, m;
     int64_t i0 = t0 / M * ig, i1 = PVTI_MIN((t1 - 1) / M * ig + ig,
                                             p->weight->I), pairs = pvti_lookup_pairs(p->weight);
     int64_t bytes = job->set.bytes;
@@ -25887,8 +25558,8 @@ static float pvti_lookup_make(const pvti_lookup_job *job, const pvti_lookup_prod
     int16_t *x = (int16_t *)(void *)(unused + bytes);
     float unit;
     PVTI_PICK(job->ctx, pvti_lookup_round)(x, &unit, job->x + i0, i1 - i0, ig);
-    for (m = 0; m < M; m++)
-        for (t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t t = t0 + (m + M - t0 % M) % M; t < PVTI_MIN(t1, full); t += 2 * M) {
             bool two = t + M < PVTI_MIN(t1, full);
             uint8_t *to = tables + (t - t0) * bytes;
             const int16_t *xt = x + (t / M - t0 / M) * 2 * pairs;
@@ -25907,15 +25578,14 @@ static void pvti_lookup_task(void *arg, int64_t i, int worker)
     const pvti_lookup_job *job = (const pvti_lookup_job *)arg;
     const pvti_lookup_product *p = job->products;
     uint8_t *tables = (uint8_t *)pvti_scratch(job->ctx, worker);
-    int64_t blocks, t, end;
-    float *sums;
     while (i >= p->parts) i -= p++->parts;
     /* the codebooks come from memory as streams too short for the hardware's prefetch: 4 % of a token */
     for (const char *at = (const char *)p->across; at < (const char *)p->codes; at += 64) __builtin_prefetch(at);
-    blocks = pvti_lookup_row_blocks(p->weight), sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
+    int64_t blocks = pvti_lookup_row_blocks(p->weight);
+    float *sums = p->sums + i * blocks * PVTI_LOOKUP_ROWS;
     memset(sums, 0, (size_t)(blocks * PVTI_LOOKUP_ROWS) * sizeof *sums);
-    end = PVTI_MIN(p->T, (i + 1) * p->per);
-    for (t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
+    int64_t end = PVTI_MIN(p->T, (i + 1) * p->per);
+    for (int64_t t = i * p->per; t < end; t += PVTI_LOOKUP_BLOCK) {
         int64_t n = PVTI_MIN(PVTI_LOOKUP_BLOCK, p->T - t);
         float unit = pvti_lookup_make(job, p, t, t + n, tables);
         job->set.rows(sums, p->codes + pvti_lookup_codes_at(p->weight, t, n, 0), n * PVTI_LOOKUP_ROWS, blocks,
@@ -25962,10 +25632,9 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
                                 int n, bool accumulate)
 {
     pvti_lookup_job job;
-    int64_t tasks = 0, room = PVTI_GEMM_SHARED_BYTES, bytes;
-    int i;
+    int64_t tasks = 0, room = PVTI_GEMM_SHARED_BYTES;
     if (n > PVTI_PRODUCTS) return false;
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         pvti_lookup_product *p = &job.products[i];
         const pvt_weight *w = weights[i];
         if (w->format.kind != weights[0]->format.kind || !w->prepared || w->format.bits > 8) return false;
@@ -25975,14 +25644,14 @@ static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real
         p->parts = pvti_ceil_div(p->T, p->per);
         p->unit = *(const float *)w->prepared, p->across = (const int16_t *)w->prepared + 32;
         p->codes = (const uint8_t *)(p->across + w->format.codebooks * PVTI_LOOKUP_CODEBOOK(pvti_lookup_pairs(w)));
-        bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
+        int64_t bytes = p->parts * pvti_lookup_row_blocks(w) * PVTI_LOOKUP_ROWS * (int64_t)sizeof *p->sums;
         if (bytes > room) return false;
         room -= bytes, p->sums = (float *)(void *)(ctx->gemm_shared + room);
         tasks += p->parts;
     }
     job.ctx = ctx, job.x = x, job.set = pvti_lookup_sets[pvti_lookup_best(ctx->isa)];
     pvti_parallel(ctx, tasks, pvti_lookup_task, &job);
-    for (i = 0; i < n; i++)
+    for (int i = 0; i < n; i++)
         pvti_parallel(ctx, pvti_ceil_div(weights[i]->O, PVTI_LOOKUP_REDUCE), pvti_lookup_reduce_task,
                       &job.products[i]);
     return true;
@@ -26057,22 +25726,22 @@ static void pvti_gather_task(void *arg, int64_t i, int worker)
 {
     const pvti_gather_job *job = (const pvti_gather_job *)arg;
     const pvt_weight *w = job->weight;
-    int64_t r0 = i * PVTI_GATHER_TASK, r1 = PVTI_MIN(r0 + PVTI_GATHER_TASK, w->O), r, k;
+    int64_t r0 = i * PVTI_GATHER_TASK, r1 = PVTI_MIN(r0 + PVTI_GATHER_TASK, w->O);
     int64_t per_row = w->I / 8 * w->format.codebooks;
     float lanes[PVTI_GATHER_ROWS * 16];
     (void)worker;
-    for (r = r0; r < r1; r += PVTI_GATHER_ROWS) {
+    for (int64_t r = r0; r < r1; r += PVTI_GATHER_ROWS) {
         const uint16_t *codes[PVTI_GATHER_ROWS];
         int64_t n = PVTI_MIN(PVTI_GATHER_ROWS, r1 - r);
-        for (k = 0; k < PVTI_GATHER_ROWS; k++)
+        for (int64_t k = 0; k < PVTI_GATHER_ROWS; k++)
             codes[k] = (const uint16_t *)w->array[0] + (r + PVTI_MIN(k, n - 1)) * per_row;
 #if PVTI_X86
         if (job->ctx->isa >= PVTI_AVX2)
             pvti_gather_rows_avx2(lanes, codes, w, job->x);
         else
 #endif
-            for (k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
-        for (k = 0; k < n; k++) {
+            for (int64_t k = 0; k < n; k++) pvti_gather_row_scalar(lanes + k * 16, codes[k], w, job->x);
+        for (int64_t k = 0; k < n; k++) {
             float y = pvti_scales(w)[r + k] * pvti_lanes_sum(lanes + k * 16);
             job->y[r + k] = job->accumulate ? job->y[r + k] + y : y;
         }
@@ -26234,10 +25903,9 @@ static void pvti_pool_work(pvti_pool *pool, int worker)
 static void *pvti_pool_main(void *start)
 {
     pvti_pool *pool;
-    int worker;
     uint32_t seen = 0;
     memcpy(&pool, start, sizeof pool); /* the first member of an entry of `starts` */
-    worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
+    int worker = (int)(((char *)start - (char *)pool->starts) / (int64_t)sizeof pool->starts[0]) + 1;
     for (;;) {
         int spin = 0;
         while (pvti_atomic_load(&pool->generation) == seen && spin++ < PVTI_SPINS) pvti_pause();
@@ -26317,11 +25985,10 @@ static bool pvti_pool_create(pvt_ctx *ctx)
 static void pvti_pool_destroy(pvt_ctx *ctx)
 {
     pvti_pool *pool = ctx->pool;
-    int i;
     if (pool && pool->started) {
         pool->stop = true;
         pvti_pool_start(pool);
-        for (i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
+        for (int i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);
         pvti_condition_destroy(&pool->wake);
         pvti_mutex_destroy(&pool->mutex);
     }
@@ -26367,9 +26034,8 @@ static pvt_result pvti_ctx_check_files(const pvt_ctx_desc *d)
 {
     const pvt_files *f = &d->files;
     pvt_files none;
-    bool given;
     memset(&none, 0, sizeof none);
-    given = memcmp(f, &none, sizeof none) != 0;
+    bool given = memcmp(f, &none, sizeof none) != 0;
     if (given && !PVTI_FILES)
         return pvti_ctx_refuse(d, PVT_ERR_UNSUPPORTED,
                                "files: this build (PVTUNE_NO_FILES, or layer 0) reads and writes none");
@@ -26429,7 +26095,6 @@ static pvt_result pvti_ctx_no_memory(const pvt_ctx_desc *d, int n_threads)
 
 PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
 {
-    pvt_allocator allocator;
     if (!ctx) return;
     pvt_ctx_destroy(ctx->host);
     if (ctx->device) ctx->device->close(ctx->device_state);
@@ -26438,7 +26103,7 @@ PVT_API void pvt_ctx_destroy(pvt_ctx *ctx)
     pvti_free(ctx, ctx->gemm_shared);
     pvti_free(ctx, ctx->grid);
     pvti_free(ctx, ctx->rotated);
-    allocator = ctx->allocator;
+    pvt_allocator allocator = ctx->allocator;
     if (allocator.alloc)
         allocator.free(ctx, allocator.user);
     else
@@ -26516,7 +26181,6 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
                                     size_t desc_size)
 {
     static const char *const sets[] = {"scalar", "native", "avx2", "avx512"}; /* from the narrowest */
-    const char *wish;
     pvt_ctx_desc d;
     int n_threads, isa = pvti_isa_detect(), i = 0;
     memset(&d, 0, sizeof d);
@@ -26526,7 +26190,7 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
         return PVT_ERR_MISMATCH;
     if (desc) d = *desc; /* not before its size is known to be ours */
     PVTI_TRY(pvti_ctx_check(&d, &n_threads));
-    wish = d.isa ? d.isa : pvti_environment("PVTUNE_ISA");
+    const char *wish = d.isa ? d.isa : pvti_environment("PVTUNE_ISA");
     while (wish && i < PVTI_COUNT(sets) && strcmp(wish, sets[i]) != 0) i++;
     if (i == PVTI_COUNT(sets))
         return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, avx2 or avx512",

@@ -134,12 +134,12 @@ static inline double bench_gflops(int threads)
     bench_peak p;
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    double best = 1e9, tile;
+    double best = 1e9;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = threads;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 0;
     p.tiles = (const pvti_gemm_tiles *)ctx->kernels.gemm_tiles, p.panels = (float *)calloc(8192, sizeof(float));
-    tile = p.tiles ? p.tiles->mr * p.tiles->nr : 0;
+    double tile = p.tiles ? p.tiles->mr * p.tiles->nr : 0;
     for (int pass = 0; pass < 20 && p.panels && p.tiles; pass++) {
         double t = bench_seconds();
         pvti_parallel(ctx, threads * BENCH_TASKS, bench_peak_task, &p);

@@ -35,16 +35,15 @@ static void row(const bench *b, const char *name, int64_t O, int64_t I, const pv
 /* The block's inputs in the unquantized model: XᵀX of the four kinds of inputs into z->H. */
 static pvt_result observe(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus, pvti_quantizer *z)
 {
-    int64_t l, s;
     memset(z, 0, sizeof *z);
     z->ctx = ctx, z->model = model;
     z->desc.samples = SAMPLES, z->desc.ctx = CTX;
     PVTI_TRY(pvti_quantizer_check(z, corpus));
     PVTI_TRY(pvti_quantizer_alloc(z));
-    for (s = 0; s < SAMPLES; s++) /* the first windows, as recorded */
+    for (int64_t s = 0; s < SAMPLES; s++) /* the first windows, as recorded */
         pvt_weight_embedding(z->x + s * CTX * z->C, &model->embed, corpus->ids + s * CTX, CTX);
-    for (l = 0; l < LAYER; l++)
-        for (s = 0; s < z->samples; s += z->per_chunk) {
+    for (int64_t l = 0; l < LAYER; l++)
+        for (int64_t s = 0; s < z->samples; s += z->per_chunk) {
             pvt_real *x = z->x + s * CTX * z->C;
             pvti_block_forward(&z->blocks, &model->layers[l], x, x, PVTI_MIN(z->per_chunk, z->samples - s), CTX, &z->blocks.acts[0], NULL);
         }
@@ -59,12 +58,11 @@ static int real(const bench *b, pvt_ctx *ctx, const char *path, const char *text
     pvti_quantizer z;
     pvt_format format;
     double seconds = 0, weights = 0;
-    int64_t i;
     if (pvt_model_load(ctx, path, NULL, &model) != PVT_OK) return fail(ctx, path);
     if (pvt_corpus_load(ctx, text, pvt_model_tokenizer(model), &corpus) != PVT_OK) return fail(ctx, text);
     if (observe(ctx, model, &corpus, &z) != PVT_OK) return fail(ctx, "inputs");
     if (pvt_format_parse(ctx, "aqlm:2x8g8", &format) != PVT_OK) return fail(ctx, "format");
-    for (i = 0; i < PVTI_COUNT(cases); i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(cases); i++) {
         const pvt_weight *w = &model->layers[LAYER].linear[cases[i].linear];
         pvt_fit_desc desc;
         pvt_fit_stats stats;
@@ -97,11 +95,11 @@ static int synthetic(const bench *b, pvt_ctx *ctx, int beam)
     pvt_fit_desc desc;
     pvt_fit_stats stats;
     pvt_weight out;
-    int64_t i, k;
+    int64_t k;
     if (!W || !X || !H) return 1;
-    for (i = 0; i < O * I; i++)
+    for (int64_t i = 0; i < O * I; i++)
         for (k = 0, W[i] = 0; k < 4; k++) W[i] += (pvt_real)pvti_random_unit(1, PVTI_RANDOM_USER, (uint64_t)k, (uint64_t)i) - (pvt_real)0.5;
-    for (i = 0; i < N * I; i++) {
+    for (int64_t i = 0; i < N * I; i++) {
         for (k = 0, X[i] = 0; k < 4; k++) X[i] += (pvt_real)pvti_random_unit(2, PVTI_RANDOM_USER, (uint64_t)k, (uint64_t)i) - (pvt_real)0.5;
         X[i] *= 1 + (pvt_real)(i % I % 17) / 3;
         if (i % I > 2) X[i] += X[i - 3] / 2;

@@ -43,13 +43,12 @@ int main(int argc, char **argv)
     const char *path = "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", *text = "../shared/data/wikitext2/wiki.test.raw";
     bench_fn *fns[3] = {load, encode, decode}, *fn;
     bench_result r[3];
-    bench b;
     setting s;
     void *arg = &s;
     pvt_model *model;
     memset(&s, 0, sizeof s), memset(r, 0, sizeof r);
     if (argc > 2 && argv[argc - 2][0] != '-') path = argv[argc - 2], text = argv[argc - 1];
-    b = bench_start(argc, argv, "files");
+    bench b = bench_start(argc, argv, "files");
     if (pvt_ctx_create(NULL, &s.ctx) != PVT_OK) return fprintf(stderr, "files: no memory\n"), 1;
     if (!pvti_path_exists(s.ctx, path) || !pvti_path_exists(s.ctx, text)) {
         fprintf(stderr, "files: %s or %s is absent (make smollm2 fetches the model): nothing to measure\n", path, text);

@@ -20,9 +20,9 @@ static set_threads_fn *set_threads;
 
 static void openblas_open(void)
 {
-    void *library = dlopen("libopenblas.so.0", RTLD_NOW), *symbol;
+    void *library = dlopen("libopenblas.so.0", RTLD_NOW);
     if (!library) return;
-    symbol = dlsym(library, "cblas_sgemm");
+    void *symbol = dlsym(library, "cblas_sgemm");
     memcpy(&sgemm, &symbol, sizeof symbol);
     symbol = dlsym(library, "openblas_set_num_threads");
     memcpy(&set_threads, &symbol, sizeof symbol);

@@ -35,7 +35,6 @@ static bool measure(const bench *b, int threads, const char *what, bool bf16, bo
 {
     pvt_ctx_desc desc;
     pvt_run_desc run;
-    pvt_model *model;
     pvt_ctx *ctx;
     bench_fn *fn = prepared ? tokens : prompt;
     bench_result r = {0, 0, 0};
@@ -46,7 +45,7 @@ static bool measure(const bench *b, int threads, const char *what, bool bf16, bo
     desc.n_threads = threads, desc.compute_bf16 = bf16;
     run.cache = true, run.max_ctx = run.max_tokens = PROMPT;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return false;
-    model = bench_smollm2(ctx, 30, true);
+    pvt_model *model = bench_smollm2(ctx, 30, true);
     s.logits = (pvt_real *)malloc(49152 * sizeof *s.logits);
     for (int i = 0; i < PROMPT; i++) s.ids[i] = (int32_t)(pvti_random(9, PVTI_RANDOM_USER, 0, (uint64_t)i) % 49152);
     if (!model || !s.logits || (prepared && pvt_model_prepare(model, q8) != PVT_OK) ||

@@ -44,7 +44,7 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
         {"2 x 512 forward + backward, bf16", "2 x 512 tuning, continuous, bf16", "2 x 512 tuning, PV, bf16"}};
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    pvt_model *dense, *student[2];
+    pvt_model *student[2];
     pvt_corpus corpus;
     pvt_run_desc run;
     double bytes[3];
@@ -58,7 +58,8 @@ static int measure(const bench *b, int64_t layers, bool bf16, double gflops)
     memset(&desc, 0, sizeof desc), memset(&run, 0, sizeof run), memset(works, 0, sizeof works), memset(&corpus, 0, sizeof corpus);
     desc.n_threads = b->threads, desc.compute_bf16 = bf16;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
-    dense = bench_smollm2(ctx, layers, false), student[0] = bench_smollm2(ctx, layers, true), student[1] = bench_smollm2(ctx, layers, true);
+    pvt_model *dense = bench_smollm2(ctx, layers, false);
+    student[0] = bench_smollm2(ctx, layers, true), student[1] = bench_smollm2(ctx, layers, true);
     corpus.n = 64 * CTX, corpus.ids = PVTI_NEW(ctx, int32_t, corpus.n), corpus.ctx = ctx;
     if (!dense || !student[0] || !student[1] || !corpus.ids) return 1;
     for (int64_t i = 0; i < corpus.n; i++) corpus.ids[i] = (int32_t)(pvti_random(9, PVTI_RANDOM_USER, 0, (uint64_t)i) % 49152);

@@ -101,10 +101,10 @@ static pvt_result run(const char *name, const pvt_pv_desc *desc, double shift)
 /* A choice as text: strategy, then words with or without a number. */
 static pvt_result parse(const char *text, pvt_pv_desc *d)
 {
-    char copy[120], *word;
+    char copy[120];
     memset(d, 0, sizeof *d);
     snprintf(copy, sizeof copy, "%s", text);
-    word = strtok(copy, " ");
+    char *word = strtok(copy, " ");
     PVTI_TRY(pvt_strategy_parse(p.ctx, word, &d->strategy));
     while ((word = strtok(NULL, " "))) {
         const char *number = strtok(NULL, " ");

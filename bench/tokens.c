@@ -29,23 +29,23 @@ static void run(void *arg)
 static bool fill(product *p)
 {
     pvt_format format;
-    int64_t i, bytes;
     p->x = (float *)malloc((size_t)p->I * 4), p->y = (float *)malloc((size_t)p->O * 4);
-    for (i = 0; i < p->I; i++) p->x[i] = (float)pvti_random_unit(1, 0, 0, (uint64_t)i) - 0.5f;
+    for (int64_t i = 0; i < p->I; i++) p->x[i] = (float)pvti_random_unit(1, 0, 0, (uint64_t)i) - 0.5f;
     if (!p->format) {
         const pvti_dtype *type = pvti_dtype_info(p->dtype);
-        bytes = p->O * p->I / type->block * type->bytes;
+        int64_t bytes = p->O * p->I / type->block * type->bytes;
         p->data = malloc((size_t)bytes);
-        for (i = 0; i < bytes; i++) ((uint8_t *)p->data)[i] = (uint8_t)(pvti_random(2, 0, 0, (uint64_t)i) & 0x3f);
+        for (int64_t i = 0; i < bytes; i++)
+            ((uint8_t *)p->data)[i] = (uint8_t)(pvti_random(2, 0, 0, (uint64_t)i) & 0x3f);
         return pvt_weight_borrow(p->ctx, p->data, p->dtype, p->O, p->I, &p->weight) == PVT_OK;
     }
     if (pvt_format_parse(p->ctx, p->format, &format) != PVT_OK ||
         pvti_weight_alloc(p->ctx, &format, p->O, p->I, p->name, &p->weight) != PVT_OK)
         return false;
-    for (i = 0; i < format.codebooks * pvti_entries(&p->weight) * 8; i++)
+    for (int64_t i = 0; i < format.codebooks * pvti_entries(&p->weight) * 8; i++)
         pvti_codebooks(&p->weight)[i] = (float)pvti_random_unit(3, 0, 0, (uint64_t)i) - 0.5f;
-    for (i = 0; i < p->O; i++) pvti_scales(&p->weight)[i] = 1;
-    for (i = 0; i < p->O * p->I / 8 * format.codebooks; i++)
+    for (int64_t i = 0; i < p->O; i++) pvti_scales(&p->weight)[i] = 1;
+    for (int64_t i = 0; i < p->O * p->I / 8 * format.codebooks; i++)
         pvti_code_set(&p->weight, i, (int64_t)(pvti_random(4, 0, 0, (uint64_t)i) % (uint64_t)pvti_entries(&p->weight)));
     return !p->prepared || pvt_weight_prepare(&p->weight) == PVT_OK;
 }
@@ -74,13 +74,13 @@ int main(int argc, char **argv)
             void *arg = &p;
             bench_result result;
             char what[96];
-            double weights = (double)p.O * (double)p.I, bytes;
+            double weights = (double)p.O * (double)p.I;
             snprintf(what, sizeof what, "one token, %s, %d x %d", p.name, (int)p.O, (int)p.I);
             if (!bench_wants(&b, what)) continue;
             memset(&desc, 0, sizeof desc);
             desc.n_threads = threads;
             if (pvt_ctx_create(&desc, &p.ctx) != PVT_OK || !fill(&p)) return 1;
-            bytes = weights * pvt_weight_bits(&p.weight) / 8;
+            double bytes = weights * pvt_weight_bits(&p.weight) / 8;
             bench_run(&result, &fn, &arg, 1, 0.3, false);
             bench_row(&b, what, threads, &result, 1e-9 * weights, "Gweight/s", memory * weights / bytes, "memory's bandwidth");
             pvt_weight_free(&p.weight);

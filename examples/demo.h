@@ -77,14 +77,11 @@ static int demo_keep_text(app *a, const char *name, const char *text, int64_t by
 /* One byte is one token. */
 static int demo_corpus(app *a, int slot, const char *name, const char *text, int64_t bytes)
 {
-    int32_t *ids;
-    int64_t i;
-    pvt_result result;
     DO(demo_keep_text(a, name, text, bytes));
-    ids = (int32_t *)malloc((size_t)bytes * sizeof *ids + 1);
+    int32_t *ids = (int32_t *)malloc((size_t)bytes * sizeof *ids + 1);
     if (!ids) return fail(a, "out of memory for %lld tokens", (long long)bytes);
-    for (i = 0; i < bytes; i++) ids[i] = (unsigned char)text[i];
-    result = pvt_corpus_from_ids(a->ctx, ids, bytes, &a->corpora[slot]);
+    for (int64_t i = 0; i < bytes; i++) ids[i] = (unsigned char)text[i];
+    pvt_result result = pvt_corpus_from_ids(a->ctx, ids, bytes, &a->corpora[slot]);
     free(ids);
     TRY(a, result);
     return 0;
@@ -93,12 +90,11 @@ static int demo_corpus(app *a, int slot, const char *name, const char *text, int
 /* corpora[0] to learn from, corpora[1] unseen. */
 static int demo_texts(app *a, demo *d)
 {
-    int64_t bytes, unseen;
-    char *text;
+    int64_t bytes;
     if (a->o.text) {
-        text = (char *)(a->buffers[0] = read_text(a->o.text, &bytes));
+        char *text = (char *)(a->buffers[0] = read_text(a->o.text, &bytes));
         if (!text) return fail(a, "%s: %s", a->o.text, strerror(errno));
-        unseen = bytes / 10;
+        int64_t unseen = bytes / 10;
         if (unseen < 4 * d->config.ctx)
             return fail(a, "%s has %lld bytes; the demo needs at least %lld", a->o.text, (long long)bytes,
                         (long long)(40 * d->config.ctx));
@@ -106,7 +102,7 @@ static int demo_texts(app *a, demo *d)
         DO(demo_corpus(a, 0, "train.txt", text, bytes - bytes / 10));
         DO(demo_corpus(a, 1, "unseen.txt", text + bytes - bytes / 10, unseen));
     } else { /* two seeds, two sets of stories */
-        text = (char *)(a->buffers[0] = stories_write(2 * a->o.seed, d->train_bytes, &bytes));
+        char *text = (char *)(a->buffers[0] = stories_write(2 * a->o.seed, d->train_bytes, &bytes));
         if (!text) return fail(a, "out of memory for the stories");
         DO(demo_corpus(a, 0, "train.txt", text, bytes));
         text = (char *)(a->buffers[1] = stories_write(2 * a->o.seed + 1, d->unseen_bytes, &bytes));
@@ -122,11 +118,10 @@ static int demo_measure(app *a, const demo *d, const pvt_model *model, double *p
 {
     pvt_ppl_desc desc;
     pvt_ppl out;
-    pvt_result result;
     memset(&desc, 0, sizeof desc);
     desc.ctx = d->config.ctx;
     a->meter.muted++;
-    result = pvt_perplexity(model, d->unseen, &desc, &out);
+    pvt_result result = pvt_perplexity(model, d->unseen, &desc, &out);
     a->meter.muted--;
     TRY(a, result);
     *ppl = out.ppl;
@@ -136,9 +131,8 @@ static int demo_measure(app *a, const demo *d, const pvt_model *model, double *p
 /* A step whose own progress stays silent: the demo counts across its runs. */
 static int demo_step(app *a, pvt_tune_stats *stats)
 {
-    pvt_result result;
     a->meter.muted++;
-    result = pvt_tuner_step(a->tuner, stats);
+    pvt_result result = pvt_tuner_step(a->tuner, stats);
     a->meter.muted--;
     TRY(a, result);
     return 0;
@@ -177,7 +171,6 @@ static int demo_quantize(app *a, demo *d)
 {
     pvt_quantize_desc desc;
     pvt_save_desc as;
-    pvt_bits bits;
     double start = meter_now();
     memset(&desc, 0, sizeof desc);
     desc.format = d->format, desc.samples = d->samples, desc.ctx = d->config.ctx;
@@ -188,7 +181,8 @@ static int demo_quantize(app *a, demo *d)
     TRY(a, pvt_model_round_f16(a->models[DEMO_CALIBRATED])); /* as a file will hold it */
     d->quantize_seconds = meter_now() - start;
     memset(&as, 0, sizeof as);
-    bits = pvt_model_bits(a->models[DEMO_CALIBRATED], &as); /* codes of 4 bits count as such: the layout gives them a byte */
+    /* codes of 4 bits count as such: the layout gives them a byte */
+    pvt_bits bits = pvt_model_bits(a->models[DEMO_CALIBRATED], &as);
     d->bits = bits.packed_linears, d->bits_all = bits.packed_all;
     return demo_measure(a, d, a->models[DEMO_CALIBRATED], &d->ppl_calibrated);
 }
@@ -218,13 +212,13 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
 {
     pvt_tune_desc desc = demo_tune_desc(d, strategy, strcmp(run->schedule, "cosine") == 0);
     int64_t groups, moved;
-    double start, ppl;
+    double ppl;
     TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_CALIBRATED], &a->models[DEMO_TUNED]));
     TRY(a, pvt_tuner_create(a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
     demo_point(run, 0, d->ppl_calibrated);
     for (;;) {
         pvt_tune_stats stats;
-        start = meter_now();
+        double start = meter_now();
         DO(demo_step(a, &stats));
         run->seconds += meter_now() - start;
         if (progress(a, "tune", done + stats.step, total, "steps", stats.loss)) return fail(a, "stopped on request");
@@ -256,10 +250,9 @@ static int demo_save(app *a)
     static const int slots[] = {DEMO_ORIGINAL, DEMO_CALIBRATED, DEMO_BEST};
     pvt_save_desc save;
     char path[4096];
-    int i;
     memset(&save, 0, sizeof save);
     save.overwrite = true;
-    for (i = 0; i < 3 && a->o.save; i++) {
+    for (int i = 0; i < 3 && a->o.save; i++) {
         snprintf(path, sizeof path, "%s/%s", a->o.save, names[i]);
         TRY(a, pvt_model_save(a->models[slots[i]], path, &save));
     }
@@ -268,11 +261,10 @@ static int demo_save(app *a)
 
 static void demo_table(const app *a, const demo *d)
 {
-    int i;
     printf("%-26s %6s %6s %11s %8s %9s\n", "", "bits", "all", "perplexity", "seconds", "codes new");
     printf("%-26s %6.2f %6.2f %11.4f %8.1f\n", "original (fp16)", 16.0, 16.0, d->ppl_original, d->train_seconds);
     printf("%-26s %6.2f %6.2f %11.4f %8.1f\n", "calibrated only", d->bits, d->bits_all, d->ppl_calibrated, d->quantize_seconds);
-    for (i = 0; i < d->n_runs; i++) {
+    for (int i = 0; i < d->n_runs; i++) {
         const demo_run *r = &d->runs[i];
         char name[64];
         snprintf(name, sizeof name, "%s, %s lr", r->strategy, r->schedule);
@@ -287,20 +279,19 @@ static void demo_table(const app *a, const demo *d)
 static void demo_json(app *a, const demo *d)
 {
     buffer *t = &a->json;
-    int i, j;
     put_open(t, NULL, "{");
     put_key(t, "seed"), buffer_printf(t, "%llu", (unsigned long long)a->o.seed), put_text(t, "text", a->o.text ? a->o.text : "stories");
     put_text(t, "format", a->o.format), put_int(t, "params", count_params(a->models[DEMO_ORIGINAL]));
     put_number(t, "bits_per_weight", d->bits), put_number(t, "bits_per_weight_all", d->bits_all);
     put_number(t, "ppl_original", d->ppl_original), put_number(t, "ppl_calibrated", d->ppl_calibrated);
     put_open(t, "runs", "[");
-    for (i = 0; i < d->n_runs; i++) {
+    for (int i = 0; i < d->n_runs; i++) {
         const demo_run *r = &d->runs[i];
         put_open(t, NULL, "{");
         put_text(t, "strategy", r->strategy), put_text(t, "schedule", r->schedule), put_number(t, "ppl", r->ppl);
         put_number(t, "groups_changed", r->changed), put_number(t, "seconds", r->seconds);
         put_open(t, "curve", "[");
-        for (j = 0; j < r->points; j++) {
+        for (int j = 0; j < r->points; j++) {
             put_open(t, NULL, "[");
             put_number(t, NULL, r->step[j]), put_number(t, NULL, r->curve[j]);
             put_close(t, "]");
@@ -319,13 +310,12 @@ static int demo_write_plot(app *a, const plot *p)
     size_t bytes = 0;
     FILE *f = open_memstream(&svg, &bytes);
     bool good = f && plot_write(p, f);
-    pvt_result result;
     if (f && fclose(f) != 0) good = false;
     if (!good) {
         free(svg);
         return fail(a, "out of memory for the chart %s", a->o.svg);
     }
-    result = pvt_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
+    pvt_result result = pvt_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
     free(svg);
     TRY(a, result);
     return 0;
@@ -336,7 +326,6 @@ static int demo_plot(app *a, const demo *d)
     static plot p;
     char title[160], subtitle[200] = "from calibrated codes towards the original model; lower is better";
     double highest = 0;
-    int i, j;
     memset(&p, 0, sizeof p);
     snprintf(title, sizeof title, "Tuning a Llama at %.2f bits per weight", d->bits);
     p.title = title;
@@ -345,7 +334,7 @@ static int demo_plot(app *a, const demo *d)
     p.y_label = "perplexity per byte of unseen text";
     p.panels[0].title = "constant learning rate", p.panels[1].title = "cosine learning rate";
     p.n_panels = 2;
-    for (i = 0; i < d->n_runs; i++) {
+    for (int i = 0; i < d->n_runs; i++) {
         plot_panel *panel = &p.panels[strcmp(d->runs[i].schedule, "cosine") == 0];
         plot_line *line = &panel->lines[panel->n_lines++];
         line->name = d->runs[i].strategy;
@@ -354,8 +343,8 @@ static int demo_plot(app *a, const demo *d)
     p.levels[0].name = "original", p.levels[0].y = d->ppl_original, p.n_levels = 1;
     /* a strategy that goes astray must not flatten the others: the chart ends a little above the start */
     p.y_max = d->runs[0].curve[0] + 0.4 * (d->runs[0].curve[0] - p.levels[0].y);
-    for (i = 0; i < d->n_runs; i++)
-        for (j = 0; j < d->runs[i].points; j++) highest = fmax(highest, d->runs[i].curve[j]);
+    for (int i = 0; i < d->n_runs; i++)
+        for (int j = 0; j < d->runs[i].points; j++) highest = fmax(highest, d->runs[i].curve[j]);
     if (!(p.y_max > p.levels[0].y)) p.y_max = 0;
     if (p.y_max > 0 && highest > p.y_max)
         snprintf(subtitle + strlen(subtitle), sizeof subtitle - strlen(subtitle), "; what leaves the chart goes up to %.3g", highest);
@@ -367,7 +356,6 @@ static int verb_demo(app *a)
     static const pvt_strategy strategies[] = {PVT_STRATEGY_CONTINUOUS, PVT_STRATEGY_STE, PVT_STRATEGY_SUBSPACE_STE, PVT_STRATEGY_SUBSPACE};
     static const char *const schedules[] = {"constant", "cosine"};
     demo d = demo_sizes(&a->o);
-    int s, k;
     TRY(a, pvt_format_parse(a->ctx, a->o.format, &d.format));
     if (a->o.text_only && !a->o.save) {
         fail(a, "--text-only needs --save DIR");
@@ -385,8 +373,8 @@ static int verb_demo(app *a)
     DO(demo_train(a, &d));
     DO(demo_quantize(a, &d));
     note(a, "3. tuning with four strategies under two schedules, %lld steps each", (long long)d.tune_steps);
-    for (s = 0; s < 4; s++)
-        for (k = 0; k < 2; k++) {
+    for (int s = 0; s < 4; s++)
+        for (int k = 0; k < 2; k++) {
             demo_run *run = &d.runs[d.n_runs++];
             run->strategy = pvt_strategy_name(strategies[s]), run->schedule = schedules[k];
             DO(demo_tune(a, &d, run, strategies[s], (2 * s + k) * d.tune_steps, DEMO_RUNS * d.tune_steps));

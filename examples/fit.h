@@ -71,12 +71,11 @@ static const char *fit_why_skipped(const app *a, const pvt_array *t)
 /* The tensor of a matrix' inputs [n, in], or a reason to refuse. */
 static int fit_find_inputs(app *a, const fit_job *job, fit_matrix *m)
 {
-    pvt_array x;
     m->inputs = pvt_tensors_find(job->inputs, m->source.name);
     if (m->inputs < 0) m->inputs = pvt_tensors_find(job->inputs, "inputs");
     if (m->inputs < 0)
         return fail(a, "%s: holds neither a tensor %s nor one called inputs", a->o.inputs, m->source.name);
-    x = pvt_tensors_get(job->inputs, m->inputs);
+    pvt_array x = pvt_tensors_get(job->inputs, m->inputs);
     if (x.rank == 2 && x.shape[0] > 0 && x.shape[1] == m->source.shape[1] && fit_is_float(x.dtype)) return 0;
     return fail(a, "%s: the inputs %s of %s must be f32, f16 or bf16 [n, %lld]", a->o.inputs, x.name,
                 m->source.name, (long long)m->source.shape[1]);
@@ -129,15 +128,13 @@ static pvt_result fit_decode(app *a, const pvt_array *t, int64_t r0, int64_t n, 
 /* job->H = XᵀX of the matrix' inputs, unless it is that already. */
 static int fit_hessian(app *a, fit_job *job, const fit_matrix *m)
 {
-    pvt_array x;
-    pvt_real *rows;
     pvt_result result = PVT_OK;
     int64_t I = m->source.shape[1];
     if (m->inputs < 0 || job->H_of == m->inputs) return 0;
-    x = pvt_tensors_get(job->inputs, m->inputs);
+    pvt_array x = pvt_tensors_get(job->inputs, m->inputs);
     free(job->H);
     job->H = (pvt_real *)calloc((size_t)I, (size_t)I * sizeof *job->H);
-    rows = (pvt_real *)calloc((size_t)I, FIT_ROWS * sizeof *rows);
+    pvt_real *rows = (pvt_real *)calloc((size_t)I, FIT_ROWS * sizeof *rows);
     for (int64_t r = 0; r < x.shape[0] && job->H && rows && result == PVT_OK; r += FIT_ROWS) {
         int64_t n = smaller(FIT_ROWS, x.shape[0] - r);
         result = fit_decode(a, &x, r, n, rows);
@@ -169,13 +166,12 @@ static void fit_report(app *a, const fit_job *job, const char *name, double erro
 static int fit_one(app *a, fit_job *job, fit_matrix *m, pvt_result *result)
 {
     const options *o = &a->o;
-    int64_t O = m->source.shape[0], I = m->source.shape[1], bytes;
-    pvt_real *W;
+    int64_t O = m->source.shape[0], I = m->source.shape[1];
     pvt_fit_desc desc;
     DO(fit_hessian(a, job, m));
-    W = (pvt_real *)calloc((size_t)O, (size_t)I * sizeof *W);
+    pvt_real *W = (pvt_real *)calloc((size_t)O, (size_t)I * sizeof *W);
     if (!W) return fail(a, "out of memory for %s", m->source.name);
-    bytes = (O * I + (job->H ? I * (I + FIT_ROWS) : 0)) * (int64_t)sizeof *W;
+    int64_t bytes = (O * I + (job->H ? I * (I + FIT_ROWS) : 0)) * (int64_t)sizeof *W;
     if (bytes > job->largest) job->largest = bytes;
     memset(&desc, 0, sizeof desc);
     desc.name = m->source.name;
@@ -282,10 +278,9 @@ static int fit_run(app *a, fit_job *job)
 static int verb_fit(app *a)
 {
     fit_job job;
-    int status;
     memset(&job, 0, sizeof job);
     job.H_of = -1;
-    status = fit_run(a, &job);
+    int status = fit_run(a, &job);
     fit_free(&job);
     return status;
 }

@@ -30,10 +30,9 @@ static void buffer_free(buffer *b)
 static bool buffer_reserve(buffer *b, int64_t n)
 {
     int64_t capacity = b->capacity ? b->capacity : 256;
-    char *more;
     while (capacity <= b->size + n) capacity *= 2;
     if (capacity == b->capacity || b->failed) return !b->failed;
-    more = (char *)realloc(b->data, (size_t)capacity);
+    char *more = (char *)realloc(b->data, (size_t)capacity);
     if (!more) {
         b->failed = true;
         return false;
@@ -53,9 +52,8 @@ static void buffer_put(buffer *b, const char *bytes, int64_t n)
 static JSON_PRINTF(2, 3) void buffer_printf(buffer *b, const char *format, ...)
 {
     va_list args;
-    int n;
     va_start(args, format);
-    n = vsnprintf(NULL, 0, format, args);
+    int n = vsnprintf(NULL, 0, format, args);
     va_end(args);
     if (n < 0 || !buffer_reserve(b, n)) return;
     va_start(args, format);
@@ -179,11 +177,10 @@ static int64_t json_ids_row(const char **s, int32_t *ids, int64_t limit)
     at = json_space(at);
     while (*at != ']') {
         char *end;
-        long long id;
         if (n > 0 && *at++ != ',') return -1;
         at = json_space(at);
         if (*at != '-' && (*at < '0' || *at > '9')) return -1;
-        id = strtoll(at, &end, 10); /* what overflows is out of range too */
+        long long id = strtoll(at, &end, 10); /* what overflows is out of range too */
         if (end == at || *end == '.' || *end == 'e' || *end == 'E') return ids ? -2 : -1;
         if (ids && (id < 0 || id >= limit)) return -2;
         if (ids) ids[n] = (int32_t)id;

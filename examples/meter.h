@@ -87,9 +87,9 @@ static int meter_width(void)
 static uint32_t meter_code_point(const char **at)
 {
     const unsigned char *s = (const unsigned char *)*at;
-    int more = *s >= 0xf0 ? 3 : *s >= 0xe0 ? 2 : *s >= 0xc0 ? 1 : 0, i;
+    int more = *s >= 0xf0 ? 3 : *s >= 0xe0 ? 2 : *s >= 0xc0 ? 1 : 0;
     uint32_t code = more ? *s & (0x3fu >> more) : *s;
-    for (i = 1; i <= more; i++) {
+    for (int i = 1; i <= more; i++) {
         if ((s[i] & 0xc0) != 0x80) {
             more = 0, code = *s;
             break;
@@ -175,14 +175,14 @@ enum { METER_LINE = 512, METER_LEVELS = 8, METER_BAR = 20 };
 static void meter_compose(const meter *m, double now, int level, int bar, char out[METER_LINE])
 {
     char hashes[64] = "", time[48], rate[32] = "", count[64] = "";
-    int i, filled = m->total > 0 ? (int)(bar * (m->done < m->total ? m->done : m->total) / m->total) : 0;
+    int filled = m->total > 0 ? (int)(bar * (m->done < m->total ? m->done : m->total) / m->total) : 0;
     meter_time(m, now, time);
     if (m->total <= 0) {
         snprintf(out, METER_LINE, "%s%s%s%s%s", m->phase, m->detail[0] ? ": " : "", m->detail, time[0] ? " " : "", time);
         return;
     }
     if (level >= 5) bar = 0;
-    for (i = 0; i < bar; i++) hashes[i] = i < filled ? '#' : '.';
+    for (int i = 0; i < bar; i++) hashes[i] = i < filled ? '#' : '.';
     hashes[bar] = 0;
     if (meter_rate(m) > 0) snprintf(rate, sizeof rate, ", %.3g/s", meter_rate(m));
     snprintf(count, sizeof count, "%lld/%lld%s%s", (long long)m->done, (long long)m->total, level < 3 ? " " : "",
@@ -196,8 +196,9 @@ static void meter_compose(const meter *m, double now, int level, int bar, char o
 /* The most that fits into so many columns; a wide line gets a longer bar. */
 static void meter_fit(const meter *m, double now, int columns, char out[METER_LINE])
 {
-    int level, spare = -1, wide = columns < 100 ? METER_BAR : columns < 180 ? METER_BAR + (columns - 100) / 4 : 2 * METER_BAR;
-    for (level = 0; level < METER_LEVELS && spare < 0; level++) {
+    int spare = -1,
+        wide = columns < 100 ? METER_BAR : columns < 180 ? METER_BAR + (columns - 100) / 4 : 2 * METER_BAR;
+    for (int level = 0; level < METER_LEVELS && spare < 0; level++) {
         meter_compose(m, now, level, level < 3 ? wide : METER_BAR / 2, out);
         spare = columns - meter_columns(out);
     }
@@ -231,12 +232,12 @@ static void meter_erase(meter *m)
 static void meter_draw(meter *m, double now)
 {
     char text[METER_LINE], line[2 * METER_LINE];
-    int columns = meter_width() - 1, wide, pad;
+    int columns = meter_width() - 1;
     if (columns < 1) columns = 1;
     if (columns > METER_LINE / 4) columns = METER_LINE / 4; /* four bytes a character at most */
     meter_fit(m, now, columns, text);
-    wide = meter_columns(text);
-    pad = meter_drawn && m->drawn > wide ? (m->drawn < columns ? m->drawn : columns) - wide : 0;
+    int wide = meter_columns(text);
+    int pad = meter_drawn && m->drawn > wide ? (m->drawn < columns ? m->drawn : columns) - wide : 0;
     snprintf(line, sizeof line, "\r%s%*s", text, pad > 0 ? pad : 0, "");
     m->drawn = wide, meter_drawn = 1, m->shown = now;
     meter_write(line);

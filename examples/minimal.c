@@ -11,9 +11,8 @@ int main(int argc, char **argv)
     pvt_model *teacher = NULL, *model = NULL;
     pvt_corpus text = {NULL, 0, NULL};
     pvt_tuner_info info;
-    pvt_result r;
     if (argc != 4) return fprintf(stderr, "usage: minimal MODEL TEXT OUTPUT_DIRECTORY\n"), 2;
-    r = pvt_ctx_create(NULL, &ctx);
+    pvt_result r = pvt_ctx_create(NULL, &ctx);
     if (r == PVT_OK) r = pvt_model_load(ctx, argv[1], NULL, &teacher);
     if (r == PVT_OK) r = pvt_corpus_load(ctx, argv[2], pvt_model_tokenizer(teacher), &text);
     if (r == PVT_OK) r = pvt_model_copy(ctx, teacher, &model);

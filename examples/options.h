@@ -42,13 +42,13 @@ typedef struct option_set {
 /* Edits (insert, delete, replace) from a to b: names within two are taken for typing errors. */
 static int option_distance(const char *a, const char *b)
 {
-    int row[64], n = (int)strlen(b), i, j;
+    int row[64], n = (int)strlen(b);
     if (n > 60 || strlen(a) > 60) return 60;
-    for (j = 0; j <= n; j++) row[j] = j;
-    for (i = 1; a[i - 1]; i++) {
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
         int diagonal = row[0];
         row[0] = i;
-        for (j = 1; j <= n; j++) {
+        for (int j = 1; j <= n; j++) {
             int replace = diagonal + (a[i - 1] != b[j - 1]), best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
             diagonal = row[j];
             row[j] = replace < best ? replace : best;
@@ -83,11 +83,10 @@ static bool option_in_list(const char *list, const char *text)
 static bool option_whole(const char *text, int64_t *out)
 {
     char *end;
-    double number;
     errno = 0;
     *out = strtoll(text, &end, 10);
     if (end != text && *end == 0) return errno == 0;
-    number = strtod(text, &end);
+    double number = strtod(text, &end);
     if (end == text || *end || !(fabs(number) <= 9007199254740992.0) || number != floor(number)) return false;
     *out = (int64_t)number;
     return true;
@@ -135,9 +134,8 @@ static bool option_store(const option *o, const char *text, void *into, char *wr
 
 static const option *option_find(const option_set *sets, int n_sets, const char *name, size_t length)
 {
-    int s, i;
-    for (s = 0; s < n_sets; s++)
-        for (i = 0; i < sets[s].n; i++) {
+    for (int s = 0; s < n_sets; s++)
+        for (int i = 0; i < sets[s].n; i++) {
             const option *o = &sets[s].rows[i];
             if (o->kind == OPTION_HEADING) continue;
             if (o->name[0] == '-' && strlen(o->name) == length && strncmp(o->name, name, length) == 0) return o;
@@ -167,9 +165,8 @@ static bool option_in_company(const option_set *sets, int n_sets, const option *
 
 static const option *option_positional(const option_set *sets, int n_sets, int index)
 {
-    int s, i;
-    for (s = 0; s < n_sets; s++)
-        for (i = 0; i < sets[s].n; i++)
+    for (int s = 0; s < n_sets; s++)
+        for (int i = 0; i < sets[s].n; i++)
             if (sets[s].rows[i].name[0] != '-' && index-- == 0) return &sets[s].rows[i];
     return NULL;
 }
@@ -177,9 +174,9 @@ static const option *option_positional(const option_set *sets, int n_sets, int i
 static bool option_unknown(const option_set *sets, int n_sets, const char *name, char *wrong, size_t size)
 {
     const char *near = NULL;
-    int s, i, distance = 99;
-    for (s = 0; s < n_sets; s++)
-        for (i = 0; i < sets[s].n; i++)
+    int distance = 99;
+    for (int s = 0; s < n_sets; s++)
+        for (int i = 0; i < sets[s].n; i++)
             if (sets[s].rows[i].name[0] == '-' && sets[s].rows[i].kind != OPTION_HEADING)
                 near = option_nearest(name, near, sets[s].rows[i].name, &distance);
     snprintf(wrong, size, near ? "unknown option '%s'; did you mean %s?" : "unknown option '%s'", name, near);
@@ -191,11 +188,10 @@ static bool option_unknown(const option_set *sets, int n_sets, const char *name,
 static bool option_separate_value(const option_set *sets, int n_sets, const option *o, const char *text, char *wrong,
                                   size_t size)
 {
-    const option *other;
     bool file = option_in_list("DIR|FILE|TEXT|MODEL|F.jsonl|F.safetensors|X.safetensors", o->value);
     char *end;
     if (text[0] != '-' || text[1] == 0 || (strtod(text, &end), end != text && *end == 0)) return true;
-    other = option_find(sets, n_sets, text, strcspn(text, "="));
+    const option *other = option_find(sets, n_sets, text, strcspn(text, "="));
     snprintf(wrong, size, other ? "%s needs a value (%s), and '%s' is an option; as a value: %s=%s%s%s"
                                 : "%s needs a value (%s), and '%s' begins like an option; as a value: %s=%s%s%s",
              o->name, o->value, text, o->name, text, file ? " or ./" : "", file ? text : "");

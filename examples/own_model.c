@@ -96,8 +96,7 @@ int main(int argc, char **argv)
     pvt_ctx *ctx;
     pvt_weight target[2], W1, W2, Q1, Q2;
     pvt_format format;
-    double trained, fitted = 0, tuned;
-    bool kept;
+    double fitted = 0;
     memset(&desc, 0, sizeof desc);
     desc.error = why, desc.error_bytes = sizeof why;
     if (pvt_ctx_create(&desc, &ctx)) return fprintf(stderr, "own_model: %s\n", why), 1;
@@ -105,7 +104,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < Y * H; i++) target2[i] = noise() / 11, start2[i] = noise() / 11;
     pvt_weight_dense(ctx, target1, H, X, &target[0]), pvt_weight_dense(ctx, target2, Y, H, &target[1]);
     pvt_weight_dense(ctx, start1, H, X, &W1), pvt_weight_dense(ctx, start2, Y, H, &W2);
-    trained = tune(ctx, &W1, &W2, target, 500);
+    double trained = tune(ctx, &W1, &W2, target, 500);
     loss_and_gradients(&W1, &W2, target); /* leaves x and hidden: the inputs of W1 and W2 */
     pvt_linear_backward(ctx, NULL, XX, NULL, x, x, NULL, N, X, X);           /* XᵀX */
     pvt_linear_backward(ctx, NULL, HH, NULL, hidden, hidden, NULL, N, H, H);
@@ -116,8 +115,8 @@ int main(int argc, char **argv)
         return 1;
     }
     for (int s = 0; s < 20; s++) fitted += loss_and_gradients(&Q1, &Q2, target) / 20;
-    tuned = tune(ctx, &Q1, &Q2, target, 500);
-    kept = keep(ctx, path, &Q1, &Q2);
+    double tuned = tune(ctx, &Q1, &Q2, target, 500);
+    bool kept = keep(ctx, path, &Q1, &Q2);
     printf("mean squared error: trained %.5f, quantized to %.2f bits %.5f, tuned %.5f\n", trained,
            (pvt_weight_bits(&Q1) * H * X + pvt_weight_bits(&Q2) * Y * H) / (H * X + Y * H), fitted, tuned);
     if (kept) printf("kept in %s, and made again from it: the same\n", path);

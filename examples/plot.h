@@ -89,15 +89,15 @@ static void plot_ranges(const plot *p, plot_frame *f)
 
 static void plot_axes(FILE *out, const plot *p, const plot_frame *f, bool first)
 {
-    double tick = plot_tick(f->y1 - f->y0), at;
+    double tick = plot_tick(f->y1 - f->y0);
     char text[32];
-    for (at = ceil(f->y0 / tick - 1e-9) * tick; at <= f->y1 + tick * 1e-9; at += tick) {
+    for (double at = ceil(f->y0 / tick - 1e-9) * tick; at <= f->y1 + tick * 1e-9; at += tick) {
         fprintf(out, "<path class=\"grid\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, plot_py(f, at), f->width);
         snprintf(text, sizeof text, "%.4g", fabs(at) < tick * 1e-9 ? 0.0 : at);
         if (first) plot_label(out, f->left - 8, plot_py(f, at) + 4, "tick end", text);
     }
     tick = plot_tick(f->x1 - f->x0);
-    for (at = ceil(f->x0 / tick - 1e-9) * tick; at <= f->x1 + tick * 1e-9; at += tick) {
+    for (double at = ceil(f->x0 / tick - 1e-9) * tick; at <= f->x1 + tick * 1e-9; at += tick) {
         fprintf(out, "<path class=\"axis\" d=\"M%.1f %.1fv5\"/>\n", plot_px(f, at), f->top + f->height);
         snprintf(text, sizeof text, "%.4g", fabs(at) < tick * 1e-9 ? 0.0 : at);
         plot_label(out, plot_px(f, at), f->top + f->height + 19, "tick middle", text);
@@ -157,26 +157,28 @@ static void plot_names(FILE *out, const plot *p, const plot_panel *panel, const 
 {
     const char *names[PLOT_LINES + PLOT_LEVELS];
     double at[PLOT_LINES + PLOT_LEVELS], want[PLOT_LINES + PLOT_LEVELS], t;
-    int colour[PLOT_LINES + PLOT_LEVELS], n = 0, i, j, c;
-    const char *s;
-    for (i = 0; i < panel->n_lines; i++) {
+    int colour[PLOT_LINES + PLOT_LEVELS], n = 0, j;
+    for (int i = 0; i < panel->n_lines; i++) {
         const plot_line *line = &panel->lines[i];
         for (j = line->n - 1; j >= 0 && !isfinite(line->y[j]); j--) {}
         if (j < 0 || plot_twin(panel, f, i) != i) continue;
         names[n] = line->name, colour[n] = i, at[n++] = plot_py(f, fmin(line->y[j], f->y1));
     }
-    for (i = 0; i < p->n_levels; i++) names[n] = p->levels[i].name, colour[n] = -1, at[n++] = plot_py(f, p->levels[i].y);
-    for (i = 1; i < n; i++) /* insertion sort from top to bottom */
+    for (int i = 0; i < p->n_levels; i++)
+        names[n] = p->levels[i].name, colour[n] = -1, at[n++] = plot_py(f, p->levels[i].y);
+    for (int i = 1; i < n; i++) /* insertion sort from top to bottom */
         for (j = i; j > 0 && at[j - 1] > at[j]; j--) {
             t = at[j], at[j] = at[j - 1], at[j - 1] = t;
-            c = colour[j], colour[j] = colour[j - 1], colour[j - 1] = c;
-            s = names[j], names[j] = names[j - 1], names[j - 1] = s;
+            int c = colour[j];
+            colour[j] = colour[j - 1], colour[j - 1] = c;
+            const char *s = names[j];
+            names[j] = names[j - 1], names[j - 1] = s;
         }
     memcpy(want, at, sizeof want);
     for (int round = 0; round < 200; round++)
-        for (i = 1; i < n; i++)
+        for (int i = 1; i < n; i++)
             if (at[i] - at[i - 1] < 15) t = (15 - (at[i] - at[i - 1])) / 2, at[i - 1] -= t, at[i] += t;
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         fprintf(out, "<path class=\"lead\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", f->left + f->width + 1, want[i],
                 f->left + f->width + 9, at[i]);
         plot_name(out, panel, f, at[i] + 4, names[i], colour[i]);
@@ -211,16 +213,15 @@ static void plot_style(FILE *f)
     /* Eight hues, told apart also by most colour-blind readers: darker on light, lighter on dark. */
     static const char *const light[] = {"#1b6ca8", "#b5540c", "#23763f", "#8a3f9c", "#a52a3c", "#5b6b1a", "#006d77", "#555"};
     static const char *const dark[] = {"#6cb6f5", "#f2a15f", "#6fcf8e", "#d29be6", "#ff8b98", "#c3d069", "#5fd3dd", "#bbb"};
-    int i;
     fprintf(f, "<style>\n.ground{fill:#fff}.line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}"
                "text{font:13px sans-serif;fill:#333}.title{font-size:17px;font-weight:bold;fill:#111}.panel{font-weight:bold}"
                ".tick{font-size:12px}.end{text-anchor:end}.middle{text-anchor:middle}.name{font-weight:bold}"
                ".quiet{font-weight:normal;fill:#555}.grid{stroke:#e4e4e4;fill:none}.axis{stroke:#888;fill:none}"
                ".twin{stroke-dasharray:9 9;stroke-linecap:butt}.lead{stroke:#bbb;fill:none}.level{stroke:#777;stroke-dasharray:5 4;fill:none}\n");
-    for (i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, light[i], i, light[i]);
+    for (int i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, light[i], i, light[i]);
     fprintf(f, "\n@media (prefers-color-scheme:dark){.ground{fill:#16191d}text{fill:#ccc}.title{fill:#f2f2f2}"
                ".quiet{fill:#aaa}.grid{stroke:#2c3138}.axis{stroke:#777}.lead{stroke:#555}.level{stroke:#999}\n");
-    for (i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, dark[i], i, dark[i]);
+    for (int i = 0; i < PLOT_LINES; i++) fprintf(f, ".c%d{stroke:%s}.t%d{fill:%s}", i, dark[i], i, dark[i]);
     fprintf(f, "}\n</style>\n");
 }
 
@@ -228,13 +229,12 @@ static void plot_style(FILE *f)
 static bool plot_write(const plot *p, FILE *f)
 {
     const double panel_width = 300, margin = 64, height = 300, total = height + 148;
-    double width, name_width;
     plot_frame frame;
     memset(&frame, 0, sizeof frame);
     plot_ranges(p, &frame);
     frame.top = 92, frame.width = panel_width, frame.height = height;
-    name_width = plot_name_width(p, &frame);
-    width = margin + p->n_panels * (panel_width + name_width);
+    double name_width = plot_name_width(p, &frame);
+    double width = margin + p->n_panels * (panel_width + name_width);
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
             total, width, total);
     plot_style(f);

@@ -270,12 +270,11 @@ typedef struct app {
 
 static void app_close(app *a)
 {
-    int i;
     pvt_tuner_free(a->tuner);
-    for (i = 0; i < 2; i++) pvt_run_free(a->runs[i]), pvt_corpus_free(&a->corpora[i]);
-    for (i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
+    for (int i = 0; i < 2; i++) pvt_run_free(a->runs[i]), pvt_corpus_free(&a->corpora[i]);
+    for (int i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
     pvt_tokenizer_free(a->tokenizer);
-    for (i = 0; i < BUFFERS; i++) free(a->buffers[i]);
+    for (int i = 0; i < BUFFERS; i++) free(a->buffers[i]);
     buffer_free(&a->json);
     buffer_free(&a->card);
     pvt_ctx_destroy(a->ctx);
@@ -335,8 +334,7 @@ static int on_progress(void *user, const pvt_progress *p)
     const char *figure = "loss";
     app *a = (app *)user;
     char what[160];
-    int i;
-    for (i = 0; i < (int)(sizeof inside / sizeof *inside); i++)
+    for (int i = 0; i < (int)(sizeof inside / sizeof *inside); i++)
         if (strcmp(p->phase, inside[i]) == 0) {
             snprintf(what, sizeof what, "%s %.96s %lld/%lld", p->phase, p->item ? p->item : "", (long long)p->done,
                      (long long)p->total);
@@ -421,13 +419,12 @@ static int fail_unfinished(app *a, const char *path)
 static int load_model(app *a, int slot, const char *path)
 {
     pvt_load_desc desc;
-    pvt_result result;
     char what[160];
     memset(&desc, 0, sizeof desc);
     desc.tokenizer = slot == 0 ? a->o.tokenizer : NULL;
     snprintf(what, sizeof what, "loading %s", path);
     meter_doing(&a->meter, what);
-    result = pvt_model_load(a->ctx, path, &desc, &a->models[slot]);
+    pvt_result result = pvt_model_load(a->ctx, path, &desc, &a->models[slot]);
     if (result != PVT_OK) DO(fail_unfinished(a, path));
     TRY(a, result);
     meter_clear(&a->meter);
@@ -437,12 +434,12 @@ static int load_model(app *a, int slot, const char *path)
 /* All that a stream still holds, in zero-terminated memory, or NULL with errno set. */
 static char *read_stream(FILE *f, int64_t *length)
 {
-    char *text = NULL, *bigger;
+    char *text = NULL;
     int64_t n = 0, capacity = 0;
     size_t got = 1;
     while (got > 0) {
         if (capacity - n < 65536) {
-            bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
+            char *bigger = (char *)realloc(text, (size_t)(capacity = 2 * capacity + 131072));
             if (!bigger) break;
             text = bigger;
         }
@@ -470,9 +467,8 @@ static int load_verbatim(app *a, int slot, const char *text, int64_t bytes, cons
 {
     int32_t *ids;
     int64_t n;
-    pvt_result result;
     TRY(a, pvt_tokenizer_encode(tokenizer, text, bytes, PVT_ENCODE_BOS, &ids, &n));
-    result = pvt_corpus_from_ids(a->ctx, ids, n, &a->corpora[slot]);
+    pvt_result result = pvt_corpus_from_ids(a->ctx, ids, n, &a->corpora[slot]);
     pvt_ids_free(a->ctx, ids);
     TRY(a, result);
     return 0;
@@ -481,7 +477,7 @@ static int load_verbatim(app *a, int slot, const char *text, int64_t bytes, cons
 static int load_text(app *a, int slot, const char *path, const pvt_model *model)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(model);
-    char what[160], *text;
+    char what[160];
     int64_t bytes;
     if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
     snprintf(what, sizeof what, "reading %s", strcmp(path, "-") == 0 ? "standard input" : path);
@@ -489,7 +485,7 @@ static int load_text(app *a, int slot, const char *path, const pvt_model *model)
     if (strcmp(path, "-") != 0 && !a->o.verbatim) {
         TRY(a, pvt_corpus_load(a->ctx, path, tokenizer, &a->corpora[slot]));
     } else {
-        text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
+        char *text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
         if (!text) return fail(a, "%s: %s", path, strerror(errno));
         if (a->o.verbatim)
             DO(load_verbatim(a, slot, text, bytes, tokenizer));
@@ -506,9 +502,8 @@ static int check_writable(app *a, const char *path)
 {
     struct stat st;
     bool there = path && stat(path, &st) == 0;
-    FILE *f;
     if (!path || (there && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))) return 0; /* a pipe or device is not opened twice */
-    f = fopen(path, "ab");
+    FILE *f = fopen(path, "ab");
     if (!f) return fail(a, "%s could not be written: %s", path, strerror(errno));
     fclose(f);
     if (!there) remove(path);
@@ -551,19 +546,18 @@ static int prepare_output(app *a, bool *made)
 /* How many groups of the quantized weights differ in their codes. */
 static void count_changed(const pvt_model *x, const pvt_model *y, int64_t *groups, int64_t *changed)
 {
-    int64_t i, g, n = pvt_model_tensors(x);
+    int64_t n = pvt_model_tensors(x);
     *groups = *changed = 0;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         const pvt_weight *p = pvt_model_tensor(x, i).weight, *q = pvt_model_tensor(y, i).weight;
-        int64_t count, bytes;
         pvt_array a[PVT_MAX_ARRAYS], b[PVT_MAX_ARRAYS];
         if (!p || !q) continue;
         pvt_weight_arrays(p, a), pvt_weight_arrays(q, b);
         if (a[0].role != PVT_ARRAY_CODE || b[0].role != PVT_ARRAY_CODE || a[0].bytes != b[0].bytes) continue;
-        bytes = p->format.codebooks * (p->format.bits > 8 ? 2 : 1);
-        count = a[0].bytes / bytes;
+        int64_t bytes = p->format.codebooks * (p->format.bits > 8 ? 2 : 1);
+        int64_t count = a[0].bytes / bytes;
         *groups += count;
-        for (g = 0; g < count; g++)
+        for (int64_t g = 0; g < count; g++)
             *changed += memcmp((const char *)a[0].data + g * bytes, (const char *)b[0].data + g * bytes, (size_t)bytes) != 0;
     }
 }
@@ -614,14 +608,13 @@ static JSON_PRINTF(4, 5) void card_text(app *a, pvt_save_desc *save, const char 
     int64_t base = 0;
     va_list args;
     char recipe[1024];
-    char **argument;
     va_start(args, format);
     vsnprintf(recipe, sizeof recipe, format, args);
     va_end(args);
     save->no_card = a->o.no_card;
     t->size = 0;
     buffer_printf(t, "%s\n\n    pvtune", recipe);
-    for (argument = a->arguments; *argument; argument++) put_argument(t, *argument);
+    for (char **argument = a->arguments; *argument; argument++) put_argument(t, *argument);
     buffer_put(t, "\n", 2); /* with its zero: the base name stands behind it */
     base = t->size;
     put_base_name(t, made_from);
@@ -726,11 +719,10 @@ static int info_plan(app *a)
     pvt_tune_desc desc = tune_desc(&a->o);
     const pvt_model *teacher = a->models[0];
     char text[32];
-    int64_t bytes;
     if (a->o.teacher) DO(load_model(a, 1, a->o.teacher));
     if (a->models[1]) teacher = a->models[1];
     if (a->o.data) DO(load_text(a, 0, a->o.data, a->models[0]));
-    bytes = pvt_tuner_bytes(a->models[0], teacher, a->o.data ? &a->corpora[0] : NULL, &desc);
+    int64_t bytes = pvt_tuner_bytes(a->models[0], teacher, a->o.data ? &a->corpora[0] : NULL, &desc);
     if (bytes == INT64_MAX) return fail(a, "this plan is not possible: %s", pvt_ctx_error(a->ctx));
     put_int(&a->json, "plan_bytes", bytes);
     if (!a->o.json) printf("tuning     %s at the peak, beside the mapped model files\n", human_bytes((double)bytes, text));
@@ -739,18 +731,13 @@ static int info_plan(app *a)
 
 static int verb_info(app *a)
 {
-    const pvt_model_config *c;
-    const pvt_tokenizer *tokenizer;
     buffer *t = &a->json;
-    pvt_bits bits;
-    double file_bits;
     char phrase[64];
-    int64_t i;
     DO(load_model(a, 0, a->o.model));
-    bits = pvt_model_bits(a->models[0], NULL);
-    file_bits = 8.0 * (double)pvt_model_file_bytes(a->models[0]) / (double)bits.params;
-    c = pvt_model_get_config(a->models[0]);
-    tokenizer = pvt_model_tokenizer(a->models[0]);
+    pvt_bits bits = pvt_model_bits(a->models[0], NULL);
+    double file_bits = 8.0 * (double)pvt_model_file_bytes(a->models[0]) / (double)bits.params;
+    const pvt_model_config *c = pvt_model_get_config(a->models[0]);
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
     put_open(t, NULL, "{");
     put_text(t, "family", c->family);
     put_int(t, "layers", c->layers), put_int(t, "dim", c->dim), put_int(t, "heads", c->heads);
@@ -761,7 +748,7 @@ static int verb_info(app *a)
     put_key(t, "tied"), buffer_printf(t, c->tied ? "true" : "false");
     put_text(t, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
     put_open(t, "tensors", "[");
-    for (i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
         pvt_tensor_info tensor = pvt_model_tensor(a->models[0], i);
         info_tensor(a, &tensor);
     }
@@ -908,8 +895,8 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
 {
     const pvt_model *model = a->models[0];
     const char *type = "";
-    int64_t i, n = 0, from = 0, to = 0;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    int64_t n = 0, from = 0, to = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         if (!t.weight || t.dtype == PVT_DTYPE_NONE || pvt_quantize_wants(model, desc, i)) continue;
         if (t.dtype == PVT_F16 || t.dtype == PVT_BF16) continue;
@@ -938,18 +925,15 @@ static int64_t calibration_tokens(const app *a)
 static int verb_quantize(app *a)
 {
     const options *o = &a->o;
-    pvt_quantize_desc desc;
     pvt_save_desc save;
     quantize_log log;
-    pvt_result result;
     pvt_bits bits;
     bool made;
     int blocks;
     char format[48], own[48] = "", peak[32], phrase[64];
-    const char *comma;
     memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
-    desc = quantize_desc(a, &log);
+    pvt_quantize_desc desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
     DO(load_model(a, 0, o->model));
@@ -960,12 +944,12 @@ static int verb_quantize(app *a)
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
     if (has_embed_format(&desc)) pvt_format_text(&desc.embed_format, own);
-    comma = *own ? ", embedding " : "";
+    const char *comma = *own ? ", embedding " : "";
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "format", format);
     if (*own) put_text(&a->json, "embed_format", own);
     put_open(&a->json, "layers", "[");
-    result = pvt_quantize(a->models[0], &a->corpora[0], &desc);
+    pvt_result result = pvt_quantize(a->models[0], &a->corpora[0], &desc);
     save.overwrite = o->overwrite || !made;
     card_text(a, &save, o->model, "%d weights quantized to `%s%s%s` with calibration; mean relative error of their outputs %.4f.",
               log.n, format, comma, own, log.n ? log.error / log.n : 0);
@@ -1002,13 +986,13 @@ typedef struct tune_state {
 static int open_log(app *a, int64_t completed)
 {
     int64_t length = 0, keep = 0;
-    char *text, *line, *end;
+    char *end;
     if (!a->o.log) return 0;
     if (completed == 0) {
         a->log = fopen(a->o.log, "wb");
     } else {
-        text = read_text(a->o.log, &length);
-        for (line = text; line && (end = strchr(line, '\n')); line = end + 1) {
+        char *text = read_text(a->o.log, &length);
+        for (char *line = text; line && (end = strchr(line, '\n')); line = end + 1) {
             long long step;
             if (sscanf(line, "{\"step\":%lld,", &step) != 1 || step > completed) break;
             keep = end + 1 - text;
@@ -1025,7 +1009,6 @@ static int open_log(app *a, int64_t completed)
 static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
 {
     buffer line;
-    bool good;
     if (!a->log) return 0;
     memset(&line, 0, sizeof line);
     put_open(&line, NULL, "{");
@@ -1035,8 +1018,8 @@ static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
     put_number(&line, "seconds", s->seconds);
     if (eval->step == s->step) put_number(&line, "eval_loss", eval->loss), put_number(&line, "eval_ppl", eval->ppl);
     put_close(&line, "}");
-    good = !line.failed && fwrite(line.data, 1, (size_t)line.size, a->log) == (size_t)line.size &&
-           fputc('\n', a->log) != EOF && fflush(a->log) == 0;
+    bool good = !line.failed && fwrite(line.data, 1, (size_t)line.size, a->log) == (size_t)line.size &&
+                fputc('\n', a->log) != EOF && fflush(a->log) == 0;
     buffer_free(&line);
     return good ? 0 : fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
 }
@@ -1044,9 +1027,8 @@ static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
 /* A checkpoint to go on from. */
 static int tune_resume(app *a, tune_state *s)
 {
-    pvt_tuner_info info;
     TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
-    info = pvt_tuner_get_info(a->tuner);
+    pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
     s->resumed_at = s->saved_at = info.step;
     s->noted = info.last.step;
     note(a, "resumed after step %lld of %lld", (long long)info.step, (long long)info.steps);
@@ -1059,12 +1041,11 @@ static int tune_resume(app *a, tune_state *s)
 /* Finds out where to begin: a new run, a checkpoint to go on from, or a reason to refuse. */
 static int tune_begin(app *a, tune_state *s)
 {
-    bool checkpoint;
     char config[4096];
     s->noted = -1;
     if (snprintf(s->checkpoint, sizeof s->checkpoint, "%s/checkpoint.safetensors", a->o.output) >= (int)sizeof s->checkpoint)
         return fail(a, "%s: path too long", a->o.output);
-    checkpoint = access(s->checkpoint, F_OK) == 0;
+    bool checkpoint = access(s->checkpoint, F_OK) == 0;
     if (checkpoint && a->o.resume) return tune_resume(a, s); /* a model beside it was saved but not yet tidied up */
     if (checkpoint && !a->o.overwrite)
         return fail(a, "%s holds the checkpoint of an unfinished run; give --resume to go on, or --overwrite to begin again",
@@ -1228,7 +1209,6 @@ static int verb_tune(app *a)
     const options *o = &a->o;
     pvt_tune_desc desc = tune_desc(o);
     tune_state s;
-    int status;
     memset(&s, 0, sizeof s);
     if (!o->teacher && !desc.cross_entropy) {
         fail(a, "--teacher MODEL is missing (or give --loss ce)");
@@ -1250,7 +1230,7 @@ static int verb_tune(app *a)
     s.desc = desc;
     DO(tune_fits(a, &desc));
     TRY(a, pvt_tuner_create(a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
-    status = tune_begin(a, &s);
+    int status = tune_begin(a, &s);
     if (status == 0) status = open_log(a, s.resumed_at);
     if (status == 0) status = tune_steps(a, &s);
     if (status == 0) status = tune_finish(a, &s);
@@ -1265,9 +1245,9 @@ static int parse_windows(app *a, pvt_ppl_desc *desc)
 {
     const char *text = a->o.windows;
     char *end;
-    long long first = 0, last;
+    long long first = 0;
     if (!text) return 0;
-    last = strtoll(text, &end, 10);
+    long long last = strtoll(text, &end, 10);
     if (*end == ':') first = last, last = strtoll(end + 1, &end, 10);
     if (*end || end == text || first < 0 || last <= first || last > 1000000000) {
         fail(a, "--windows must be N, the first N windows, or A:B, the windows A to B-1; not '%s'", text);
@@ -1281,16 +1261,16 @@ static int parse_windows(app *a, pvt_ppl_desc *desc)
 static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int64_t first, double *mean, double *error)
 {
     int64_t length, n = 0, per_window = ppl->ctx - 1;
-    char *text = read_text(a->o.against, &length), *line, *next;
+    char *text = read_text(a->o.against, &length), *next;
     double sum = 0, squares = 0;
     if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
-    for (line = text; line && *line; line = next ? next + 1 : NULL) {
+    for (char *line = text; line && *line; line = next ? next + 1 : NULL) {
         long long window, tokens;
-        double other, d;
+        double other;
         next = strchr(line, '\n');
         if (sscanf(line, "{\"window\":%lld,\"tokens\":%lld,\"nll_sum\":%lf", &window, &tokens, &other) != 3) continue;
         if (window < first || window >= first + ppl->windows || tokens != per_window) continue;
-        d = (nll[window - first] - other) / (double)per_window;
+        double d = (nll[window - first] - other) / (double)per_window;
         sum += d, squares += d * d, n++;
     }
     free(text);
@@ -1305,15 +1285,13 @@ static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int6
 static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
 {
     buffer t = {NULL, 0, 0, false};
-    pvt_result result;
-    int64_t i;
     if (!a->o.log) return 0;
-    for (i = 0; i < ppl->windows; i++) {
+    for (int64_t i = 0; i < ppl->windows; i++) {
         put_open(&t, NULL, "{");
         put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
         buffer_put(&t, "}\n", 2);
     }
-    result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, t.data, t.size);
+    pvt_result result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, t.data, t.size);
     buffer_free(&t);
     TRY(a, result);
     return 0;
@@ -1331,9 +1309,7 @@ static int verb_eval(app *a)
 {
     pvt_ppl_desc desc;
     pvt_ppl ppl;
-    double *nll, difference = 0, error = 0;
-    int64_t windows;
-    pvt_result result;
+    double difference = 0, error = 0;
     memset(&desc, 0, sizeof desc);
     desc.ctx = a->o.ctx;
     DO(parse_windows(a, &desc));
@@ -1341,11 +1317,11 @@ static int verb_eval(app *a)
     DO(load_model(a, 0, a->o.model));
     DO(load_text(a, 0, a->o.ppl, a->models[0]));
     if (desc.ctx == 0) desc.ctx = smaller(512, pvt_model_get_config(a->models[0])->ctx);
-    windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
-    nll = (double *)(a->buffers[0] = calloc(windows > 0 ? (size_t)windows : 1, sizeof *nll));
+    int64_t windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
+    double *nll = (double *)(a->buffers[0] = calloc(windows > 0 ? (size_t)windows : 1, sizeof *nll));
     if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
     desc.window_nll = nll;
-    result = pvt_perplexity(a->models[0], &a->corpora[0], &desc, &ppl);
+    pvt_result result = pvt_perplexity(a->models[0], &a->corpora[0], &desc, &ppl);
     if (result == PVT_ERR_CANCELLED) return fail(a, "stopped on request; no figure, for it would be of fewer windows than asked");
     TRY(a, result);
     DO(log_windows(a, &ppl, nll, desc.first));
@@ -1394,9 +1370,8 @@ static int on_token(void *user, int32_t id)
 
 static void put_ids(buffer *t, const char *key, const int32_t *ids, int64_t n)
 {
-    int64_t i;
     put_open(t, key, "[");
-    for (i = 0; i < n; i++) put_int(t, NULL, ids[i]);
+    for (int64_t i = 0; i < n; i++) put_int(t, NULL, ids[i]);
     put_close(t, "]");
 }
 
@@ -1444,18 +1419,16 @@ static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_ge
 
 static int verb_generate(app *a)
 {
-    const pvt_tokenizer *tokenizer;
     pvt_generated out;
     int32_t *prompt = NULL;
     int64_t n = 0;
-    int status;
     memset(&out, 0, sizeof out);
     DO(load_model(a, 0, a->o.model));
-    tokenizer = pvt_model_tokenizer(a->models[0]);
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
     if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
     TRY(a, pvt_model_prepare(a->models[0], wants_q8(a)));
     TRY(a, pvt_tokenizer_encode(tokenizer, a->o.prompt, -1, PVT_ENCODE_BOS, &prompt, &n));
-    status = generate_with(a, prompt, n, &out);
+    int status = generate_with(a, prompt, n, &out);
     pvt_ids_free(a->ctx, prompt);
     pvt_ids_free(a->ctx, out.ids);
     return status;
@@ -1465,7 +1438,7 @@ static int verb_tokenize(app *a)
 {
     const pvt_tokenizer *tokenizer;
     const char *text = a->o.text;
-    int64_t bytes = -1, n, i;
+    int64_t bytes = -1, n;
     int32_t *ids;
     if (!a->o.text == !a->o.file) {
         fail(a, "give either TEXT or -f FILE");
@@ -1484,7 +1457,7 @@ static int verb_tokenize(app *a)
     }
     TRY(a, pvt_tokenizer_encode(tokenizer, text, bytes, PVT_ENCODE_BOS, &ids, &n));
     put_ids(&a->json, NULL, ids, n);
-    for (i = 0; i < n && !a->o.json; i++) {
+    for (int64_t i = 0; i < n && !a->o.json; i++) {
         int64_t length;
         const char *piece = pvt_tokenizer_piece(tokenizer, i ? ids[i - 1] : -1, ids[i], &length);
         buffer shown = {NULL, 0, 0, false};
@@ -1540,7 +1513,6 @@ static int verb_export(app *a)
     const pvt_export_target *target = export_target(a->o.to);
     pvt_save_desc save;
     bool made = false;
-    pvt_result result;
     memset(&save, 0, sizeof save);
     if (!target) return fail(a, "--to %s is not known to the library", a->o.to);
     save.dense = strcmp(target->name, "dense") == 0, save.dense_embedding = true; /* for put_bits */
@@ -1552,7 +1524,7 @@ static int verb_export(app *a)
     card_text(a, &save, a->o.model, "Exported with `--to %s`.", a->o.to);
     save.overwrite = a->o.overwrite || !made;
     meter_doing(&a->meter, "writing");
-    result = pvt_model_export(a->models[0], target->name, a->o.output, &save);
+    pvt_result result = pvt_model_export(a->models[0], target->name, a->o.output, &save);
     meter_clear(&a->meter);
     if (result != PVT_OK && made) rmdir(a->o.output);
     TRY(a, result);
@@ -1574,15 +1546,13 @@ typedef struct batch {
 
 static int load_batch(app *a, batch *out)
 {
-    int64_t length, vocab;
-    char *text;
-    json_ids read;
+    int64_t length;
     DO(check_writable(a, a->o.output));
     DO(load_model(a, 0, a->o.model));
-    text = (char *)(a->buffers[1] = read_text(a->o.ids, &length));
+    char *text = (char *)(a->buffers[1] = read_text(a->o.ids, &length));
     if (!text) return fail(a, "%s: %s", a->o.ids, strerror(errno));
-    vocab = pvt_model_get_config(a->models[0])->vocab;
-    read = json_ids_read(text, length, vocab, &out->ids, &out->B, &out->T);
+    int64_t vocab = pvt_model_get_config(a->models[0])->vocab;
+    json_ids read = json_ids_read(text, length, vocab, &out->ids, &out->B, &out->T);
     a->buffers[0] = out->ids;
     if (read == JSON_IDS_MEMORY) return fail(a, "out of memory for the token ids of %s", a->o.ids);
     if (read == JSON_IDS_UNEQUAL) return fail(a, "%s: the arrays are not equally long", a->o.ids);
@@ -1614,17 +1584,15 @@ static int verb_logits(app *a)
     batch b;
     pvt_run_desc desc;
     int64_t shape[3];
-    pvt_real *logits;
-    pvt_array array;
     memset(&desc, 0, sizeof desc);
     DO(load_batch(a, &b));
     shape[0] = b.B, shape[1] = b.T, shape[2] = pvt_model_get_config(a->models[0])->vocab;
     desc.max_batch = b.B, desc.max_ctx = b.T;
-    logits = (pvt_real *)(a->buffers[2] = calloc((size_t)(b.B * b.T * shape[2]), sizeof *logits));
+    pvt_real *logits = (pvt_real *)(a->buffers[2] = calloc((size_t)(b.B * b.T * shape[2]), sizeof *logits));
     if (!logits) return fail(a, "out of memory for the logits of %lld tokens; give fewer at a time", (long long)(b.B * b.T));
     TRY(a, pvt_run_create(a->models[0], &desc, &a->runs[0]));
     TRY(a, pvt_run_forward(a->runs[0], b.ids, b.B, b.T, logits));
-    array = real_array("logits", logits, 3, shape);
+    pvt_array array = real_array("logits", logits, 3, shape);
     TRY(a, pvt_tensors_save(a->ctx, a->o.output, &array, 1));
     put_open(&a->json, NULL, "{");
     put_int(&a->json, "batch", shape[0]), put_int(&a->json, "ctx", shape[1]), put_int(&a->json, "vocab", shape[2]);
@@ -1662,8 +1630,7 @@ static void grad_add(grad_list *list, const pvt_tensor_info *t, const char *suff
 
 static int grad_collect(app *a, grad_list *list)
 {
-    int64_t i;
-    for (i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
         pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
         const pvt_real *dW = pvt_run_grad(a->runs[0], i);
         int64_t shape[4];
@@ -1673,14 +1640,15 @@ static int grad_collect(app *a, grad_list *list)
         if (t.weight && t.dtype == PVT_DTYPE_NONE) {
             pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL};
             pvt_array arrays[PVT_MAX_ARRAYS];
-            int n = pvt_weight_arrays(t.weight, arrays), k;
-            for (k = 0; k < n; k++) {
+            int n = pvt_weight_arrays(t.weight, arrays);
+            for (int k = 0; k < n; k++) {
                 if (arrays[k].role != PVT_ARRAY_VALUE) continue;
                 dvalues[k] = grad_chain(list, arrays[k].bytes / (int64_t)sizeof(pvt_real));
                 if (!dvalues[k]) return fail(a, "out of memory for the gradients of %s", t.name);
             }
             TRY(a, pvt_weight_chain(dvalues, t.weight, dW));
-            for (k = 0; k < n; k++) /* one dimension is written as four, as checkpoints of aqlm have their scales */
+            /* one dimension is written as four, as checkpoints of aqlm have their scales */
+            for (int k = 0; k < n; k++)
                 if (dvalues[k])
                     grad_add(list, &t, arrays[k].name, dvalues[k], arrays[k].rank == 1 ? 4 : arrays[k].rank, arrays[k].shape);
         }
@@ -1692,7 +1660,7 @@ static int grad_write(app *a, double loss)
 {
     grad_list list;
     pvt_real value = (pvt_real)loss;
-    int64_t n = pvt_model_tensors(a->models[0]), i;
+    int64_t n = pvt_model_tensors(a->models[0]);
     int status = 1;
     memset(&list, 0, sizeof list);
     list.arrays = (pvt_array *)calloc((size_t)(PVT_MAX_ARRAYS * n + 1), sizeof *list.arrays);
@@ -1705,7 +1673,7 @@ static int grad_write(app *a, double loss)
             status = fail_result(a, PVT_ERR_IO);
     } else
         fail(a, "out of memory for the list of gradients");
-    for (i = 0; i < list.n_chained; i++) free(list.chained[i]);
+    for (int64_t i = 0; i < list.n_chained; i++) free(list.chained[i]);
     free(list.chained);
     free(list.names);
     free(list.arrays);
@@ -1805,10 +1773,9 @@ static const struct verb_examples {
 
 static int program_help(FILE *f)
 {
-    int i;
     fprintf(f, "pvtune compresses language models of the Llama family to about two bits per weight and tunes them.\n\n"
                "usage: pvtune VERB …\n\n");
-    for (i = 0; i < VERBS; i++) fprintf(f, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
+    for (int i = 0; i < VERBS; i++) fprintf(f, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
     fprintf(f, "\n  pvtune help VERB   its options and examples      pvtune --version\n\n"
                "For example:\n"
                "  pvtune demo\n"
@@ -1821,12 +1788,11 @@ static int program_help(FILE *f)
 
 static int verb_help(const struct verb *v)
 {
-    int i;
     options_usage(stdout, "pvtune", v->name, v->options);
     printf("%s\n", v->summary);
     options_help(stdout, v->options);
     options_help(stdout, common_set);
-    for (i = 0; i < (int)(sizeof examples / sizeof *examples); i++)
+    for (int i = 0; i < (int)(sizeof examples / sizeof *examples); i++)
         if (strcmp(examples[i].name, v->name) == 0) printf("\nExamples\n%s", examples[i].text);
     return 0;
 }
@@ -1834,8 +1800,8 @@ static int verb_help(const struct verb *v)
 static const struct verb *find_verb(const char *name)
 {
     const char *near = NULL;
-    int i, distance = 99;
-    for (i = 0; i < VERBS; i++) {
+    int distance = 99;
+    for (int i = 0; i < VERBS; i++) {
         if (strcmp(verbs[i].name, name) == 0) return &verbs[i];
         near = option_nearest(name, near, verbs[i].name, &distance);
     }
@@ -1867,8 +1833,6 @@ static int run_verb(const struct verb *v, app *a)
     pvt_ctx_desc desc;
     const char *isa = getenv("PVTUNE_ISA"); /* the library reads it; here only to say what it could not give */
     char why[300] = "";
-    pvt_result result;
-    int status;
     memset(&desc, 0, sizeof desc);
     meter_begin(&a->meter, v->name, a->o.quiet);
     meter_catch(a->o.quiet ? NULL : stop_answer(v->name));
@@ -1876,12 +1840,12 @@ static int run_verb(const struct verb *v, app *a)
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
     desc.error = why, desc.error_bytes = sizeof why;
-    result = pvt_ctx_create(&desc, &a->ctx);
+    pvt_result result = pvt_ctx_create(&desc, &a->ctx);
     if (result != PVT_OK) return fail(a, "%s", why);
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->started = meter_now();
-    status = v->run(a);
+    int status = v->run(a);
     if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
         status = fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
     a->log = NULL;
@@ -1894,7 +1858,6 @@ int main(int argc, char **argv)
 {
     static app a;
     option_set sets[3];
-    const struct verb *v;
     char wrong[512];
     bool help = false;
     int n_sets = 0;
@@ -1905,10 +1868,10 @@ int main(int argc, char **argv)
     }
     if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         if (argc < 3) return finish_stdout("help", program_help(stdout));
-        v = find_verb(argv[2]);
+        const struct verb *v = find_verb(argv[2]);
         return v ? finish_stdout("help", verb_help(v)) : 2;
     }
-    v = find_verb(argv[1]);
+    const struct verb *v = find_verb(argv[1]);
     if (!v) return 2;
     a.verb = v->name;
     a.o.warmup = NOT_GIVEN;

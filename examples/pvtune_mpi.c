@@ -108,12 +108,11 @@ static int mpi_sum(void *user, void *values, int64_t n, pvt_dtype dtype)
     app *a = (app *)user;
     MPI_Comm all = MPI_COMM_WORLD;
     MPI_Datatype type = dtype == PVT_F64 ? MPI_DOUBLE : MPI_FLOAT;
-    int64_t size = dtype == PVT_F64 ? (int64_t)sizeof(double) : (int64_t)sizeof(float), most, count;
+    int64_t size = dtype == PVT_F64 ? (int64_t)sizeof(double) : (int64_t)sizeof(float), count;
     char *at = (char *)values;
-    for (most = (int64_t)a->ranks * PIECE; n > 0; n -= count, at += count * size) {
-        int piece;
+    for (int64_t most = (int64_t)a->ranks * PIECE; n > 0; n -= count, at += count * size) {
         count = n < most ? n : most;
-        piece = (int)((count + a->ranks - 1) / a->ranks);
+        int piece = (int)((count + a->ranks - 1) / a->ranks);
         memcpy(a->block, at, (size_t)(count * size));
         memset(a->block + count * size, 0, (size_t)((a->ranks * (int64_t)piece - count) * size));
         if (MPI_Alltoall(a->block, piece, type, a->pieces, piece, type, all) != MPI_SUCCESS) return 1;

@@ -166,19 +166,18 @@ static void story_expand(stories *s, const char *text, int64_t n);
 
 static void story_rule_expand(stories *s, const char *name, int64_t n)
 {
-    int i;
-    for (i = 0; i < s->n_fixed; i++)
+    for (int i = 0; i < s->n_fixed; i++)
         if ((int64_t)strlen(s->fixed[i][0]) == n && memcmp(s->fixed[i][0], name, (size_t)n) == 0) {
             story_expand(s, s->fixed[i][1], (int64_t)strlen(s->fixed[i][1]));
             return;
         }
-    for (i = 0; i < STORY_RULES; i++) {
-        const char *at = story_rules[i].alternatives, *end;
-        uint64_t count = 1, pick;
+    for (int i = 0; i < STORY_RULES; i++) {
+        const char *at = story_rules[i].alternatives;
+        uint64_t count = 1;
         if ((int64_t)strlen(story_rules[i].name) != n || memcmp(story_rules[i].name, name, (size_t)n) != 0) continue;
-        for (end = at; *end; end++) count += *end == '|';
-        for (pick = story_random(s, count); pick > 0; pick--) at = strchr(at, '|') + 1;
-        end = strchr(at, '|');
+        for (const char *end = at; *end; end++) count += *end == '|';
+        for (uint64_t pick = story_random(s, count); pick > 0; pick--) at = strchr(at, '|') + 1;
+        const char *end = strchr(at, '|');
         story_expand(s, at, end ? end - at : (int64_t)strlen(at));
         return;
     }
@@ -187,11 +186,10 @@ static void story_rule_expand(stories *s, const char *name, int64_t n)
 
 static void story_expand(stories *s, const char *text, int64_t n)
 {
-    int64_t i, plain = 0;
-    for (i = 0; i < n; i++) {
-        const char *end;
+    int64_t plain = 0;
+    for (int64_t i = 0; i < n; i++) {
         if (text[i] != '<') continue;
-        end = strchr(text + i, '>');
+        const char *end = strchr(text + i, '>');
         story_put(s, text + plain, i - plain);
         story_rule_expand(s, text + i + 1, end - (text + i + 1));
         i = end - text;
@@ -275,9 +273,9 @@ static void story_numbers(stories *s)
 /* Sentence starts and '^' become capitals, "@" becomes "a " or "an " by the next letter's sound. */
 static void story_polish(stories *s, int64_t from)
 {
-    int64_t i, out = from;
+    int64_t out = from;
     bool capital = true;
-    for (i = from; i < s->length; i++) {
+    for (int64_t i = from; i < s->length; i++) {
         char c = s->text[i], next = i + 1 < s->length ? s->text[i + 1] : (char)0;
         if (c == '^') {
             capital = true;

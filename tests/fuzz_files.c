@@ -7,8 +7,7 @@
 static void touch(const pvt_ctx *ctx, const uint8_t *data, size_t size, const pvti_tensor *tensors, int64_t n)
 {
     static pvt_real block[256];
-    int64_t i;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[i];
         if (t->data < data || t->data > data + size || t->bytes > (int64_t)(data + size - t->data)) abort();
         if (t->bytes) pvti_decoder(ctx, t->dtype)(t->data, block, 1);
@@ -24,14 +23,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     pvti_gguf gguf;
     pvti_llama2c llama;
     pvti_gguf_array array;
-    int64_t before, i, bytes;
+    int64_t bytes;
     const char *s;
     char text[64];
     double number;
     if (!ctx && pvt_ctx_create(NULL, &ctx) != PVT_OK) return 0;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     pvti_json_parse(ctx, "fuzz", (const char *)data, (int64_t)size, &json);
-    for (i = 0; i < json.n; i++)
+    for (int64_t i = 0; i < json.n; i++)
         pvti_json_key(&json, i, text, 64), pvti_json_string(&json, i, text, 64),
             pvti_json_number(&json, i, &number), pvti_json_int(&json, i, &bytes);
     pvti_json_free(&json);
@@ -76,12 +75,10 @@ static void mutate(seed *b, uint64_t number, uint64_t *at)
                                      0x7fffffffffffffffu,
                                      0x8000000000000000u,
                                      0xffffffffffffffffu};
-    int64_t where, n;
-    uint64_t word;
     if (b->size < 16 || b->size > 16000) return;
-    where = (int64_t)draw(number, at, (uint64_t)b->size - 8);
-    n = 1 + (int64_t)draw(number, at, 8);
-    word = words[draw(number, at, sizeof words / sizeof *words)];
+    int64_t where = (int64_t)draw(number, at, (uint64_t)b->size - 8);
+    int64_t n = 1 + (int64_t)draw(number, at, 8);
+    uint64_t word = words[draw(number, at, sizeof words / sizeof *words)];
     switch (draw(number, at, 6)) {
     case 0: b->data[where] = (uint8_t)(b->data[where] ^ 1u << draw(number, at, 8)); break;
     case 1: b->data[where] = (uint8_t)"0{}[]\",:\\ue-9 \xff"[draw(number, at, 16)]; break;
@@ -94,9 +91,9 @@ static void mutate(seed *b, uint64_t number, uint64_t *at)
 
 int main(int argc, char **argv)
 {
-    long cases = argc > 1 ? atol(argv[1]) : 4000, i;
+    long cases = argc > 1 ? atol(argv[1]) : 4000;
     uint64_t number = argc > 2 ? strtoull(argv[2], NULL, 10) : 1, at = 0;
-    for (i = 0; i < cases; i++) {
+    for (long i = 0; i < cases; i++) {
         static seed b;
         uint8_t *exact; /* of the size that it claims: sanitizers see one byte too many */
         int64_t n = (int64_t)draw(number, &at, 4);

@@ -41,10 +41,10 @@ static void gguf_name(const char *hf, char out[96])
         {"post_attention_layernorm", "ffn_norm"}, {"model.embed_tokens", "token_embd"},
         {"model.norm", "output_norm"}, {"lm_head", "output"}};
     const char *end = strrchr(hf, '.'), *start = hf;
-    int layer = -1, used = 0, length;
+    int layer = -1, used = 0;
     out[0] = 0;
     if (sscanf(hf, "model.layers.%d.%n", &layer, &used) == 1) start += used;
-    length = (int)(end - start);
+    int length = (int)(end - start);
     for (int i = 0; i < PVTI_COUNT(names); i++)
         if ((int)strlen(names[i][0]) == length && strncmp(start, names[i][0], (size_t)length) == 0) {
             if (layer < 0) snprintf(out, 96, "%s%s", names[i][1], end);
@@ -55,19 +55,19 @@ static void gguf_name(const char *hf, char out[96])
 
 static void gguf_data(const pvt_model *model, const char *arch, const pvt_tensor_info *t)
 {
-    int64_t O = t->weight ? t->weight->O : 1, I = t->weight ? t->weight->I : t->n, r, i;
+    int64_t O = t->weight ? t->weight->O : 1, I = t->weight ? t->weight->I : t->n;
     int64_t HS = model->config.head_dim;
     bool rotary = strcmp(arch, "llama") == 0 && (strstr(t->name, "q_proj") || strstr(t->name, "k_proj"));
     pvt_real *W = t->values;
     if (t->weight) W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W), pvt_weight_dequantize(t->weight, W);
-    for (r = 0; r < O; r++) {
+    for (int64_t r = 0; r < O; r++) {
         int64_t in_head = r % HS, from = rotary ? r - in_head + in_head / 2 + in_head % 2 * (HS / 2) : r;
-        for (i = 0; i < I; i++) {
+        for (int64_t i = 0; i < I; i++) {
             float v = (float)W[from * I + i];
             gguf_put(&v, 4);
         }
     }
-    for (i = O * I * 4; i % 32; i++) gguf_put("", 1);
+    for (int64_t i = O * I * 4; i % 32; i++) gguf_put("", 1);
     if (t->weight) free(W);
 }
 
@@ -76,7 +76,7 @@ static PVTI_UNUSED bool write_gguf(const pvt_model *model, const char *path, con
 {
     const pvt_model_config *c = &model->config;
     const char *arch = strcmp(c->family, "mistral") == 0 ? "llama" : c->family;
-    int64_t n = pvt_model_tensors(model), i, l, at = 0;
+    int64_t n = pvt_model_tensors(model), at = 0;
     char name[96];
     gguf = fopen(path, "wb");
     if (!gguf) return false;
@@ -87,18 +87,18 @@ static PVTI_UNUSED bool write_gguf(const pvt_model *model, const char *path, con
     gguf_int(arch, "attention.head_count_kv", c->kv_heads), gguf_int(arch, "context_length", c->ctx);
     gguf_float(arch, "rope.freq_base", c->rope_theta);
     gguf_float(arch, "attention.layer_norm_rms_epsilon", c->norm_eps);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         gguf_name(t.name, name);
         gguf_info(name, t.weight ? t.weight->O : 0, t.weight ? t.weight->I : t.n, &at);
     }
     if (factors) gguf_info("rope_freqs.weight", 0, c->head_dim / 2, &at);
     while (ftell(gguf) % 32) gguf_put("", 1);
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         gguf_data(model, arch, &t);
     }
-    for (l = 0; factors && l < c->head_dim / 2; l++) gguf_put(&factors[l], 4);
+    for (int64_t l = 0; factors && l < c->head_dim / 2; l++) gguf_put(&factors[l], 4);
     return fclose(gguf) == 0;
 }
 

@@ -13,12 +13,11 @@ static pvt_result quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
     pvt_weight fitted[8], codes;
     pvt_format format;
     pvt_fit_desc fit;
-    int64_t i;
     int n = 0, k;
     memset(&fit, 0, sizeof fit);
     fit.epochs = 1, fit.kmeans_steps = 2;
     PVTI_TRY(pvt_format_parse(ctx, text, &format));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         if (!t.linear) continue;
         for (k = 0; k < n && (fitted[k].O != t.weight->O || fitted[k].I != t.weight->I); k++) {}

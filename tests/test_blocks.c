@@ -57,9 +57,8 @@ static uint64_t hash_of(const pvt_real *x, int64_t n)
 static const uint8_t *golden(const pvti_safetensors *st, const char *name, const char *what, int64_t bytes)
 {
     char key[64];
-    const pvti_tensor *t;
     snprintf(key, sizeof key, "%s.%s", name, what);
-    t = pvti_safetensors_find(st, key);
+    const pvti_tensor *t = pvti_safetensors_find(st, key);
     CHECK(t && t->bytes == bytes);
     return t && t->bytes == bytes ? t->data : NULL;
 }

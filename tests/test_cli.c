@@ -41,12 +41,11 @@ static PVTI_PRINTF(1, 2) int run(const char *format, ...)
 {
     char command[4096], args[3000], path[600];
     va_list list;
-    int status;
     va_start(list, format);
     vsnprintf(args, sizeof args, format, list);
     va_end(list);
     snprintf(command, sizeof command, "cd '%s' && '%s' %s >out 2>err </dev/null", dir, program, args);
-    status = shell_status(system(command));
+    int status = shell_status(system(command));
     snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
     snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
     return status;
@@ -131,13 +130,12 @@ static void make_model(pvt_ctx *ctx, const char *name, int64_t width)
 /* A model and texts, for everything below. */
 static void make_inputs(pvt_ctx *ctx)
 {
-    char path[600], *text;
+    char path[600];
     int64_t n;
-    FILE *f;
     make_model(ctx, "model", 32);
-    text = stories_write(3, 20000, &n);
+    char *text = stories_write(3, 20000, &n);
     snprintf(path, sizeof path, "%s/text", dir);
-    f = fopen(path, "wb");
+    FILE *f = fopen(path, "wb");
     CHECK(text && f && fwrite(text, 1, (size_t)n, f) == (size_t)n);
     if (f) fclose(f);
     free(text);
@@ -208,7 +206,6 @@ static void test_many_options(void)
     const char *values[ROWS] = {NULL};
     char wrong[200], text[6000] = "", last[] = "--o99", given[] = "here", *arguments[2];
     option_set set = {rows, ROWS, NULL};
-    FILE *f;
     bool help = false;
     for (int i = 0; i < ROWS; i++) {
         snprintf(names[i], sizeof names[i], "--o%02d", i);
@@ -219,7 +216,7 @@ static void test_many_options(void)
     arguments[0] = last, arguments[1] = given;
     CHECK(options_parse(&set, 1, 2, arguments, values, &help, wrong, sizeof wrong) && values[ROWS - 1] == given);
     for (int i = 0; i < ROWS; i++) rows[i].help = "a help";
-    f = tmpfile();
+    FILE *f = tmpfile();
     if (f) options_usage(f, "program", "verb", set), options_help(f, set), rewind(f);
     CHECK(f && fread(text, 1, sizeof text - 1, f) > 0);
     CHECK(strncmp(text, "usage: program verb --o99 X [options]\n", 38) == 0 && strstr(text, "\n  --o50 X "));
@@ -279,7 +276,6 @@ static void test_files(void)
 
 static void test_results(pvt_ctx *ctx)
 {
-    double ppl;
     CHECK_RUN(run("info model --json"));
     CHECK(json_has(ctx, "family,layers,dim,heads,kv_heads,head_dim,ff,vocab,ctx,params,bits_per_weight,"
                         "bits_per_weight_all,tensors"));
@@ -297,7 +293,7 @@ static void test_results(pvt_ctx *ctx)
     CHECK(json_has(ctx, "nll_difference,nll_difference_stderr"));
     CHECK_REFUSED(1, "w.jsonl", run("eval model --ppl text --windows 2:10 --against w.jsonl -q"));
     CHECK_RUN(run("eval q --ppl text --windows 2:9 --json"));
-    ppl = strtod(strstr(out_text, "\"ppl\":") + 6, NULL);
+    double ppl = strtod(strstr(out_text, "\"ppl\":") + 6, NULL);
     CHECK_RUN(run("eval q --ppl text --windows 2:9 --compute bf16 --json"));
     CHECK_NEAR(strtod(strstr(out_text, "\"ppl\":") + 6, NULL) / ppl, 1, 2e-3);
     CHECK(strtod(strstr(out_text, "\"ppl\":") + 6, NULL) != ppl); /* it did round */
@@ -340,9 +336,8 @@ static const char *json_number(const char *key)
     static char values[2][64];
     static int turn;
     char wanted[64], *value = values[turn = !turn];
-    const char *at;
     snprintf(wanted, sizeof wanted, "\"%s\":", key);
-    at = strstr(out_text, wanted);
+    const char *at = strstr(out_text, wanted);
     value[0] = 0;
     if (at) snprintf(value, sizeof values[0], "%.*s", (int)strcspn(at + strlen(wanted), ",}"), at + strlen(wanted));
     return value;
@@ -353,24 +348,21 @@ static void test_bits(const char *made_by, const char *result)
 {
     static const char *const keys[] = {"bits_per_weight", "bits_per_weight_packed", "bits_per_weight_all", "file_bits_per_weight"};
     char said[4][64];
-    int64_t bytes, params;
-    int i;
     CHECK_RUN(run("%s --json", made_by));
-    for (i = 0; i < 4; i++) snprintf(said[i], sizeof said[i], "%s", json_number(keys[i]));
+    for (int i = 0; i < 4; i++) snprintf(said[i], sizeof said[i], "%s", json_number(keys[i]));
     CHECK_RUN(run("info %s --json", result));
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         CHECK(said[i][0] && strcmp(said[i], json_number(keys[i])) == 0);
         if (strcmp(said[i], json_number(keys[i])) != 0) printf("    %s: %s, %s\n", keys[i], said[i], json_number(keys[i]));
     }
-    params = strtoll(json_number("params"), NULL, 10);
+    int64_t params = strtoll(json_number("params"), NULL, 10);
     CHECK(sh("wc -c <%s/model.safetensors >size", result) == 0);
-    bytes = (int64_t)(strtod(json_number("file_bits_per_weight"), NULL) * (double)params / 8 + 0.5);
+    int64_t bytes = (int64_t)(strtod(json_number("file_bits_per_weight"), NULL) * (double)params / 8 + 0.5);
     CHECK(params > 0 && sh("test $(cat size) = %lld", (long long)bytes) == 0);
 }
 
 static void test_ecosystem(void)
 {
-    double ppl;
     test_bits("quantize model --calib text -o 'b 4' --format aqlm:2x4g4 --samples 8 --no-finetune -q", "'b 4'");
     CHECK(strtod(json_number("bits_per_weight"), NULL) > strtod(json_number("bits_per_weight_packed"), NULL) + 1.9);
     CHECK_RUN(run("info 'b 4' --tensors"));
@@ -388,7 +380,7 @@ static void test_ecosystem(void)
     test_bits("export be -o be-hf --to hf -q", "be-hf");
     CHECK(sh("grep -q '\"quant_method\": \"aqlm\"' be-hf/config.json") == 0);
     CHECK_RUN(run("eval be --ppl text --windows 2 --json -q"));
-    ppl = strtod(json_number("ppl"), NULL);
+    double ppl = strtod(json_number("ppl"), NULL);
     CHECK_RUN(run("eval be-hf --ppl text --windows 2 --json -q"));
     CHECK_NEAR(strtod(json_number("ppl"), NULL) / ppl, 1, 1e-3);
 #define OWN "quantize model --calib text -o bi --format aqlm:1x8g8 --embed-format int:4g8 --samples 8 --no-finetune -q"
@@ -418,9 +410,8 @@ static void test_ecosystem(void)
 static double json_double(const char *key)
 {
     char text[64];
-    const char *at;
     snprintf(text, sizeof text, "\"%s\":", key);
-    at = strstr(out_text, text);
+    const char *at = strstr(out_text, text);
     return at && strncmp(at + strlen(text), "null", 4) != 0 ? strtod(at + strlen(text), NULL) : NAN;
 }
 
@@ -428,11 +419,9 @@ static void test_texts(pvt_ctx *ctx)
 {
     pvti_text line = pvti_text_begin(ctx);
     char path[600];
-    int64_t n;
-    double ppl;
     CHECK(sh("head -c 6000 text >plain; gzip -c plain >plain.gz") == 0);
     snprintf(path, sizeof path, "%s/plain", dir);
-    n = slurp(path, out_text, sizeof out_text);
+    int64_t n = slurp(path, out_text, sizeof out_text);
     pvti_text_put(&line, "{\"id\": 1, \"text\": ", 18);
     pvti_text_string(&line, out_text, n);
     pvti_text_put(&line, "}\n", 2);
@@ -440,7 +429,7 @@ static void test_texts(pvt_ctx *ctx)
     CHECK_OK(ctx, pvti_file_write(ctx, path, line.data, line.size));
     pvti_text_free(&line);
     CHECK_RUN(run("eval model --ppl plain --json"));
-    ppl = json_double("ppl");
+    double ppl = json_double("ppl");
     CHECK(ppl > 1);
     CHECK_RUN(run("eval model --ppl lines.jsonl --json"));
     CHECK(json_double("ppl") == ppl); /* the document alone, without its braces */
@@ -497,11 +486,10 @@ static void test_figures(void)
 static void test_tensors(pvt_ctx *ctx)
 {
     pvti_safetensors st;
-    const pvti_tensor *t;
     char path[600];
     snprintf(path, sizeof path, "%s/l.safetensors", dir);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
-    t = pvti_safetensors_find(&st, "logits");
+    const pvti_tensor *t = pvti_safetensors_find(&st, "logits");
     CHECK(t && t->dtype == PVT_F32 && t->rank == 3 && t->shape[0] == 2 && t->shape[1] == 4 && t->shape[2] == 256);
     pvti_safetensors_close(&st);
     snprintf(path, sizeof path, "%s/g.safetensors", dir);
@@ -520,14 +508,14 @@ static void test_tensors(pvt_ctx *ctx)
 static int run_within(int seconds, const char *args)
 {
     char command[4096], path[600];
-    int status, waited;
+    int status;
     pid_t child = fork();
     if (child == 0) {
         snprintf(command, sizeof command, "cd '%s' && exec '%s' %s >out 2>err </dev/null", dir, program, args);
         execl("/bin/sh", "sh", "-c", command, (char *)NULL);
         _exit(127);
     }
-    for (waited = 0; waited < 100 * seconds; waited++) {
+    for (int waited = 0; waited < 100 * seconds; waited++) {
         if (waitpid(child, &status, WNOHANG) == child) {
             snprintf(path, sizeof path, "%s/out", dir), slurp(path, out_text, sizeof out_text);
             snprintf(path, sizeof path, "%s/err", dir), slurp(path, err_text, sizeof err_text);
@@ -566,14 +554,12 @@ static void test_overwrite(void)
 static void put_nan(pvt_ctx *ctx, const char *name)
 {
     pvti_safetensors st;
-    const pvti_tensor *t;
     uint64_t header = 0;
     char path[600];
-    FILE *f;
     snprintf(path, sizeof path, "%s/nan/model.safetensors", dir);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
-    t = pvti_safetensors_find(&st, name);
-    f = fopen(path, "r+b");
+    const pvti_tensor *t = pvti_safetensors_find(&st, name);
+    FILE *f = fopen(path, "r+b");
     CHECK(t && f && fread(&header, 8, 1, f) == 1);
     if (t && f) {
         const uint8_t *first = t->data;
@@ -686,11 +672,10 @@ static void fit_check(pvt_ctx *ctx, const char *file, const char *name, uint64_t
     char path[600], key[100];
     pvt_weight kept, made;
     const pvt_named_weight in = {name, &kept};
-    pvt_array x[PVT_MAX_ARRAYS], y[PVT_MAX_ARRAYS], array;
+    pvt_array x[PVT_MAX_ARRAYS], y[PVT_MAX_ARRAYS];
     pvt_tensors *tensors;
     pvt_format format;
     pvt_fit_desc desc;
-    int n;
     memset(&desc, 0, sizeof desc);
     desc.stream = stream, desc.epochs = 3, desc.name = name;
     for (int64_t i = 0; i < O * I; i++) values[i] = (pvt_real)W[i];
@@ -698,13 +683,13 @@ static void fit_check(pvt_ctx *ctx, const char *file, const char *name, uint64_t
     CHECK_OK(ctx, pvt_weights_load(ctx, path, &in, 1));
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x3g4", &format));
     CHECK_OK(ctx, pvt_weight_fit(ctx, values, O, I, H, &format, &desc, NULL, &made));
-    n = pvt_weight_arrays(&made, x);
+    int n = pvt_weight_arrays(&made, x);
     CHECK(n == 3 && pvt_weight_arrays(&kept, y) == n);
     for (int i = 0; i < n; i++) CHECK(x[i].bytes == y[i].bytes && memcmp(x[i].data, y[i].data, (size_t)x[i].bytes) == 0);
     pvt_weight_dequantize(&kept, full);
     CHECK_OK(ctx, pvt_tensors_open(ctx, path, &tensors));
     snprintf(key, sizeof key, "%s.dequantized", name);
-    array = pvt_tensors_get(tensors, pvt_tensors_find(tensors, key));
+    pvt_array array = pvt_tensors_get(tensors, pvt_tensors_find(tensors, key));
     memcpy(dequantized, array.data, (size_t)array.bytes);
     CHECK(array.bytes == O * I * 4 && array.shape[0] == O && array.shape[1] == I);
     for (int64_t i = 0; i < O * I; i++) CHECK(dequantized[i] == (float)full[i]);
@@ -718,11 +703,10 @@ static void test_fit(pvt_ctx *ctx)
     static pvt_real X[FIT_X * 32], Ha[32 * 32], Hb[16 * 16];
     pvt_tensors *file;
     char path[600];
-    int64_t at_a, at_b;
     fit_files(ctx, a, b, x);
     snprintf(path, sizeof path, "%s/W.safetensors", dir);
     CHECK_OK(ctx, pvt_tensors_open(ctx, path, &file));
-    at_a = pvt_tensors_find(file, "a"), at_b = pvt_tensors_find(file, "b.weight");
+    int64_t at_a = pvt_tensors_find(file, "a"), at_b = pvt_tensors_find(file, "b.weight");
     pvt_tensors_close(file);
     CHECK_RUN(run("fit W.safetensors --format aqlm:2x3g4 --epochs 3 -o fit.safetensors --json"));
     CHECK(json_has(ctx, "format,bits_per_weight,layers,skipped,seconds,peak_bytes"));
@@ -762,11 +746,10 @@ static void test_fit_method(void)
     double error[6];
     for (int i = 0; i < 6; i++) {
         char args[200];
-        const char *at;
         snprintf(args, sizeof args, "fit W.safetensors --inputs X.safetensors --format int:2g16 --json -q "
                                     "-o m.safetensors %s", options[i]);
         CHECK_RUN(run(args));
-        at = strstr(out_text, "\"error\":");
+        const char *at = strstr(out_text, "\"error\":");
         CHECK(at != NULL);
         error[i] = at ? strtod(at + 8, NULL) : 0;
     }
@@ -809,14 +792,14 @@ static void test_fit_stop(pvt_ctx *ctx)
     pvt_weight a;
     const pvt_named_weight wanted = {"a", &a}, missing = {"z", &a};
     char path[600];
-    int status;
     for (int i = 0; i < 256 * 512; i++) z[i] = fit_number(5, i);
     arrays[0] = fit_array("a", PVT_F32, 2, 8, 8, z), arrays[1] = fit_array("z", PVT_F32, 2, 256, 512, z);
     snprintf(path, sizeof path, "%s/stop.safetensors", dir);
     CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays, 2));
     CHECK(sh("rm -f err") == 0);
-    status = interrupted("fit stop.safetensors --format aqlm:2x8g4 --epochs 1000 --tolerance 1e-9 --beam 16 "
-                         "-o stopped.safetensors", "err", 1, SIGINT);
+    int status = interrupted(
+        "fit stop.safetensors --format aqlm:2x8g4 --epochs 1000 --tolerance 1e-9 --beam 16 "
+        "-o stopped.safetensors", "err", 1, SIGINT);
     if (status == 0) {
         SKIP("Ctrl-C while fitting: this machine was done before the first line of progress");
         return;
@@ -860,10 +843,10 @@ static void test_stop_quantize(void)
 static void test_resume_quantize(void)
 {
     char command[4096], path[600];
-    int status, waited, kind;
+    int status;
     CHECK_RUN(run(QUANTIZE "-o once"));
     CHECK(sh("test -z \"$(ls once | grep quantize-)\"") == 0);
-    for (kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 2; kind++) {
         pid_t child = fork();
         if (child == 0) {
             snprintf(command, sizeof command, "cd '%s' && exec '%s' " QUANTIZE "-o cut_off >out 2>err </dev/null", dir, program);
@@ -871,7 +854,7 @@ static void test_resume_quantize(void)
             _exit(127);
         }
         snprintf(path, sizeof path, "%s/cut_off/quantize-00000.safetensors", dir);
-        for (waited = 0; access(path, F_OK) != 0 && waited < 60000; waited++) usleep(1000);
+        for (int waited = 0; access(path, F_OK) != 0 && waited < 60000; waited++) usleep(1000);
         kill(child, kind ? SIGINT : SIGKILL);
         waitpid(child, &status, 0);
         CHECK(shell_status(status) == (kind ? 1 : 128 + SIGKILL)); /* it was not done yet */
@@ -897,12 +880,11 @@ static void test_resume_quantize(void)
 
 static void test_resume(pvt_ctx *ctx)
 {
-    int status;
     CHECK_RUN(run(TUNE "-o t --log t.jsonl --json"));
     CHECK(json_has(ctx, "strategy,steps,tokens,loss_first,loss_last,groups_changed,seconds,peak_bytes"));
     CHECK(sh("test ! -e t/checkpoint.safetensors && test $(wc -l <t.jsonl) = 30") == 0);
     CHECK(sh("grep -q '^base_model: \"model\"' t/README.md && grep -q 'strategy `subspace-ste`: 30 steps' t/README.md && grep -q 'before tuning' t/README.md") == 0);
-    status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
+    int status = interrupted(TUNE "-o killed --log killed.jsonl", "killed.jsonl", 9, SIGKILL);
     CHECK(status == 128 + SIGKILL);
     CHECK(sh("test -e killed/checkpoint.safetensors && test ! -e killed/config.json") == 0);
     CHECK_REFUSED(1, "--resume", run(TUNE "-o killed"));
@@ -935,15 +917,12 @@ static void test_resume(pvt_ctx *ctx)
 /* Everything that tune says of itself is true: what it saved is what its last line measured. */
 static void test_tune(pvt_ctx *ctx)
 {
-    double ppl;
-    const char *saved;
-    pvt_tune_desc d;
     pvt_model_config config;
     pvt_model *model = NULL;
     memset(&config, 0, sizeof config);
     config.layers = 1, config.dim = 32, config.heads = 2, config.ff = 64, config.vocab = 300, config.ctx = 64;
     CHECK_OK(ctx, pvt_model_create(ctx, &config, &model));
-    d = pvt_tune_resolve(model, NULL);
+    pvt_tune_desc d = pvt_tune_resolve(model, NULL);
     pvt_model_free(model);
     CHECK(run("help tune") == 0); /* the help's defaults are the library's */
     CHECK(d.pv.values.lr == 3e-4 && strstr(out_text, "(3e-4)"));
@@ -962,9 +941,9 @@ static void test_tune(pvt_ctx *ctx)
     CHECK(sh("head -c 4000 text >part") == 0);
     CHECK_REFUSED(1, "too few", run("tune q --teacher model --data text --ctx 64 --eval part --eval-windows 99 -o kept"));
     CHECK_RUN(run("tune q --teacher model --data text --steps 12 --ctx 64 --eval part --json -o kept"));
-    saved = strstr(out_text, "\"eval_saved\"");
+    const char *saved = strstr(out_text, "\"eval_saved\"");
     CHECK(saved && strstr(saved, "\"ppl\":"));
-    ppl = saved ? strtod(strstr(saved, "\"ppl\":") + 6, NULL) : 0;
+    double ppl = saved ? strtod(strstr(saved, "\"ppl\":") + 6, NULL) : 0;
     CHECK_RUN(run("eval kept --ppl part --ctx 64 --json"));
     CHECK_NEAR(strtod(strstr(out_text, "\"ppl\":") + 6, NULL), ppl, 1e-6 * ppl);
     /* a finished run is extended where its checkpoint was kept, and refused with a sentence where not */
@@ -1064,14 +1043,14 @@ static void test_widths(void)
     static const int columns[] = {20, 40, 80, 200};
     static terminal t;
     for (int i = 0; i < PVTI_COUNT(columns); i++) {
-        int status = -1, begun, widest;
+        int status = -1, begun;
         if (!terminal_start(&t, columns[i], "quantize model --calib text -o w --format aqlm:2x6g4 --samples 128 --epochs 10 "
                                             "--overwrite")) {
             SKIP("the progress bar: no pseudo-terminal");
             return;
         }
         CHECK(terminal_read(&t, NULL, 120, &status) && shell_status(status) == 0);
-        widest = terminal_widest(&t, &begun);
+        int widest = terminal_widest(&t, &begun);
         CHECK(strchr(t.text, '\r') && (strstr(t.text, "quantize 0/14") || strstr(t.text, "] 0/14")));
         CHECK(widest < columns[i] && begun == 0);
         if (widest >= columns[i] || begun) printf("    %d columns, %d lines on a terminal of %d\n", widest, begun, columns[i]);
@@ -1089,14 +1068,13 @@ static void test_silence(void)
 {
     static terminal t;
     int status = -1;
-    double asked;
     if (!terminal_start(&t, 80, "tune q --teacher model --data text --batch 40000 --ctx 64 --micro-batch 8 -o silent")) {
         SKIP("Ctrl-C at a terminal: no pseudo-terminal");
         return;
     }
     CHECK(terminal_read(&t, "tune", 10, NULL)); /* the first step lasts minutes */
     CHECK(terminal_read(&t, " 0/200 steps, ", 20, NULL) && terminal_read(&t, ", 0:02", 20, NULL));
-    asked = pvti_seconds();
+    double asked = pvti_seconds();
     kill(t.child, SIGINT);
     CHECK(terminal_read(&t, "again to end at once", 5, NULL));
     CHECK(pvti_seconds() - asked < 1);
@@ -1123,14 +1101,13 @@ static void test_stop_soon(void)
 {
     static terminal t;
     int status = -1;
-    double asked;
     if (!terminal_start(&t, 100, "quantize model --calib text -o soon --format aqlm:1x2g4 --samples 300 --ctx 64 "
                                  "--finetune-epochs 1000")) {
         SKIP("Ctrl-C while fine-tuning: no pseudo-terminal");
         return;
     }
     CHECK(terminal_read(&t, "finetune", 60, NULL)); /* 19,000 steps */
-    asked = pvti_seconds();
+    double asked = pvti_seconds();
     kill(t.child, SIGINT);
     CHECK(terminal_read(&t, "stopped on request before the first block", 60, &status));
     CHECK(pvti_seconds() - asked < 10);
@@ -1195,16 +1172,15 @@ static void test_demo(pvt_ctx *ctx)
     static const char *const fields[] = {"ppl_original", "ppl_calibrated"};
     pvti_json j;
     double ppl[2] = {0, 0}, first = 0, last = 0, run_ppl = 0;
-    int64_t list, node, point;
     int64_t runs = 0;
     CHECK_RUN(run("demo --quick --train-steps 60 --steps 7 --svg demo.svg --json -q"));
     CHECK_OK(ctx, pvti_json_parse(ctx, "demo", out_text, (int64_t)strlen(out_text), &j));
     for (int i = 0; i < 2; i++) CHECK(pvti_json_number(&j, pvti_json_find(&j, 0, fields[i]), &ppl[i]));
-    list = pvti_json_find(&j, 0, "runs");
-    for (node = pvti_json_first(&j, list); node >= 0; node = pvti_json_next(&j, node), runs++) {
+    int64_t list = pvti_json_find(&j, 0, "runs");
+    for (int64_t node = pvti_json_first(&j, list); node >= 0; node = pvti_json_next(&j, node), runs++) {
         int64_t curve = pvti_json_find(&j, node, "curve"), n = 0;
         CHECK(pvti_json_number(&j, pvti_json_find(&j, node, "ppl"), &run_ppl));
-        for (point = pvti_json_first(&j, curve); point >= 0; point = pvti_json_next(&j, point), n++) {
+        for (int64_t point = pvti_json_first(&j, curve); point >= 0; point = pvti_json_next(&j, point), n++) {
             int64_t figure = pvti_json_next(&j, pvti_json_first(&j, point));
             CHECK(pvti_json_number(&j, figure, n == 0 ? &first : &last));
         }

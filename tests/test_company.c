@@ -50,10 +50,8 @@ static int sum(void *user, void *values, int64_t n, pvt_dtype dtype)
 {
     seat *s = (seat *)user;
     hub *h = s->hub;
-    int64_t mine;
-    int failed;
     pthread_mutex_lock(&h->lock);
-    mine = h->sums;
+    int64_t mine = h->sums;
     if (h->fail_rank == s->rank && h->fail_at == mine) {
         h->broken = true;
         pthread_cond_broadcast(&h->all_here);
@@ -71,7 +69,7 @@ static int sum(void *user, void *values, int64_t n, pvt_dtype dtype)
         }
     }
     while (!h->broken && h->sums == mine) pthread_cond_wait(&h->all_here, &h->lock);
-    failed = h->sums == mine;
+    int failed = h->sums == mine;
     pthread_mutex_unlock(&h->lock);
     return failed;
 }
@@ -341,13 +339,12 @@ static void check_same_loss(int size, int64_t micro_batch, bool teacher)
 {
     const double rounding = sizeof(pvt_real) == 8 ? 1e-13 : 1e-6;
     job j = plain_job();
-    outcome one, many, again;
     double most = 0;
     j.desc.micro_batch = micro_batch;
     j.desc.cross_entropy = !teacher;
-    one = run(1, &j);
-    many = run(size, &j);
-    again = run(size, &j);
+    outcome one = run(1, &j);
+    outcome many = run(size, &j);
+    outcome again = run(size, &j);
     CHECK(memcmp(&many, &again, sizeof many) == 0);
     CHECK(one.steps == STEPS && many.steps == STEPS && one.changed > 0 && many.changed > 0);
     CHECK(many.fingerprint != fingerprint(shared_student));
@@ -369,10 +366,9 @@ static void check_same_loss(int size, int64_t micro_batch, bool teacher)
    patience ends all at once. */
 static void check_plans(void)
 {
-    job j = plain_job(), k;
-    outcome one, many;
+    job j = plain_job();
     company c;
-    one = run(1, &j);
+    outcome one = run(1, &j);
     company_open(&c, 1, &j);
     c.workers[0].job.desc.comm.size = 1;
     company_run(&c);
@@ -384,10 +380,10 @@ static void check_plans(void)
     CHECK(c.workers[0].windows == 2 && c.workers[1].windows == 1 && c.workers[2].windows == 1);
     for (int r = 0; r < RANKS; r++) CHECK_NEAR(c.workers[r].memory, 1, 0.05);
 
-    k = j;
+    job k = j;
     k.desc.eval_windows = 1;
     one = run(1, &k);
-    many = run(3, &k);
+    outcome many = run(3, &k);
     CHECK_NEAR(apart(many.start.loss, one.start.loss), 0, 1e-13);
     CHECK(many.best.step == one.best.step);
 
@@ -441,18 +437,17 @@ static void check_cancelled(int rank)
 static void check_failing_sums(const char *path)
 {
     job j = small_steps();
-    outcome plain, resumed;
     company c;
-    int64_t at, sums, apart_by = quick() ? 19 : 4;
+    int64_t apart_by = quick() ? 19 : 4;
     j.save = path;
     j.save_at = 3;
     company_open(&c, RANKS, &j);
     company_run(&c);
     CHECK(ended(&c, PVT_OK) && same(&c, &c));
-    plain = c.workers[0].outcome;
-    sums = c.hub.sums;
+    outcome plain = c.workers[0].outcome;
+    int64_t sums = c.hub.sums;
     CHECK(sums > 80);
-    for (at = 0; at < sums; at += apart_by) {
+    for (int64_t at = 0; at < sums; at += apart_by) {
         int rank = (int)(at / apart_by % RANKS);
         company_open(&c, RANKS, &j);
         c.hub.fail_at = at;
@@ -464,7 +459,7 @@ static void check_failing_sums(const char *path)
     }
     j.save = NULL;
     j.resume = path;
-    resumed = run(RANKS, &j);
+    outcome resumed = run(RANKS, &j);
     CHECK(resumed.loss[2] == 0 && resumed.changed < plain.changed);
     CHECK(memcmp(resumed.loss + 3, plain.loss + 3, (STEPS - 3) * sizeof *plain.loss) == 0);
     CHECK(resumed.fingerprint == plain.fingerprint);
@@ -551,11 +546,11 @@ static void check_refused(void)
 {
     for (int i = 0; i < (int)(sizeof refusals / sizeof *refusals); i++) {
         company c;
-        job j = plain_job(), *odd;
+        job j = plain_job();
         if (i == 0) j.desc.batch = 5;
         if (i == 1) j.desc.micro_batch = 4;
         company_open(&c, RANKS, &j);
-        odd = &c.workers[1].job;
+        job *odd = &c.workers[1].job;
         if (i == 2) odd->desc.comm.rank = 0;
         if (i == 3) odd->desc.patience = 7;
         if (i == 4) odd->desc.pv.codes.lr = 1e-3;

@@ -398,9 +398,8 @@ static int child_end(bool write_it, bool inside)
 {
     volatile char *memory = (volatile char *)pvt_memory_alloc(there, 100);
     int status = 0;
-    pid_t child;
     fflush(stdout);
-    child = fork();
+    pid_t child = fork();
     if (child == 0) {
         if (dup2(open("/dev/null", O_WRONLY), 2) < 0) _exit(1);
         if (inside) enter(0);
@@ -486,8 +485,8 @@ static double all_ops(pvt_ctx *ctx)
     pvt_attention_desc d;
     int32_t *ids = (int32_t *)pvt_memory_alloc(ctx, sizeof host_ids);
     pvt_softmax_row *rows = (pvt_softmax_row *)pvt_memory_alloc(ctx, 2 * N * (int64_t)sizeof *rows);
-    double *lse = (double *)pvt_memory_alloc(ctx, 4 * N * (int64_t)sizeof *lse), mse;
-    pvt_real *embedding = numbers(ctx, V * C), *x = numbers(ctx, N * C), *y = numbers(ctx, N * O), *grad;
+    double *lse = (double *)pvt_memory_alloc(ctx, 4 * N * (int64_t)sizeof *lse);
+    pvt_real *embedding = numbers(ctx, V * C), *x = numbers(ctx, N * C), *y = numbers(ctx, N * O);
     pvt_real *W = numbers(ctx, O * C), *bias = numbers(ctx, O), *norm = numbers(ctx, C), *rstd = numbers(ctx, N);
     pvt_real *q = numbers(ctx, B * T * NH * HS), *k = numbers(ctx, KV), *v = numbers(ctx, KV);
     pvt_real *logits = numbers(ctx, N * V), *teacher = numbers(ctx, N * V), *out = numbers(ctx, B * T * NH * HS);
@@ -497,7 +496,7 @@ static double all_ops(pvt_ctx *ctx)
     memset(&d, 0, sizeof d);
     d.B = B, d.T = T, d.NH = NH, d.NKV = NKV, d.HS = HS;
     pvt_memory_write(ctx, ids, host_ids, sizeof host_ids);
-    grad = numbers(ctx, V * C);
+    pvt_real *grad = numbers(ctx, V * C);
     pvt_embedding_forward(ctx, x, embedding, ids, N, V, C);
     pvt_linear_forward(ctx, y, x, W, bias, N, C, O);
     pvt_rmsnorm_forward(ctx, y, rstd, y, bias, N, O, (pvt_real)1e-5);
@@ -524,7 +523,7 @@ static double all_ops(pvt_ctx *ctx)
     pvt_kl_forward(ctx, lse + 3 * N, logits, lse, teacher, lse + 2 * N, ids, N, V, V);
     pvt_kl_backward(ctx, logits, lse, teacher, lse + 2 * N, ids, 0.25, N, V, V);
     pvt_cross_entropy_backward(ctx, teacher, lse + 2 * N, ids, 0.5, N, 0, V, V);
-    mse = pvt_mse_forward(ctx, logits, teacher, N * V);
+    double mse = pvt_mse_forward(ctx, logits, teacher, N * V);
     pvt_mse_backward(ctx, x, x, y, 0.5, N * O);
     pool[ctx == there].slot[pool[ctx == there].n] = lse;
     pool[ctx == there].bytes[pool[ctx == there].n++] = 4 * N * (int64_t)sizeof *lse;
@@ -534,9 +533,8 @@ static double all_ops(pvt_ctx *ctx)
 
 static void test_ops(void)
 {
-    double a, b;
     memset(pool, 0, sizeof pool);
-    a = all_ops(host), b = all_ops(there);
+    double a = all_ops(host), b = all_ops(there);
     CHECK(a == b && a > 0);
     for (int i = 0; i < pool[0].n; i++) {
         char *copy = (char *)malloc((size_t)pool[1].bytes[i]);
@@ -606,12 +604,11 @@ static bool same_model(const pvt_model *a, const pvt_model *b)
     for (int64_t i = 0; same && i < pvt_model_tensors(a); i++) {
         pvt_tensor_info x = pvt_model_tensor(a, i), y = pvt_model_tensor(copy, i);
         pvt_array p[PVT_MAX_ARRAYS], q[PVT_MAX_ARRAYS];
-        int n;
         if (x.values) {
             same = same && memcmp(x.values, y.values, (size_t)x.n * sizeof *x.values) == 0;
             continue;
         }
-        n = pvt_weight_arrays(x.weight, p);
+        int n = pvt_weight_arrays(x.weight, p);
         same = same && pvt_weight_arrays(y.weight, q) == n;
         for (int k = 0; same && k < n; k++)
             same = p[k].bytes == q[k].bytes && memcmp(p[k].data, q[k].data, (size_t)p[k].bytes) == 0;
@@ -639,16 +636,15 @@ static void test_weight(const char *tensor)
 {
     const pvt_weight *from = NULL;
     pvt_array arrays[PVT_MAX_ARRAYS];
-    int n, k;
     pvt_weight w, dense;
-    pvt_real *W, *dW, *whole, *read;
-    int64_t bytes;
+    pvt_real *W, *read;
     pvt_real *d[PVT_MAX_ARRAYS] = {NULL}, *expect[PVT_MAX_ARRAYS] = {NULL};
     for (int64_t i = 0; i < pvt_model_tensors(student[0]); i++)
         if (strstr(pvt_model_tensor(student[0], i).name, tensor)) from = pvt_model_tensor(student[0], i).weight;
-    n = pvt_weight_arrays(from, arrays), bytes = from->O * from->I * (int64_t)sizeof *W;
+    int n = pvt_weight_arrays(from, arrays);
+    int64_t bytes = from->O * from->I * (int64_t)sizeof *W;
     W = (pvt_real *)malloc((size_t)bytes), read = (pvt_real *)malloc((size_t)bytes);
-    whole = (pvt_real *)pvt_memory_alloc(there, bytes);
+    pvt_real *whole = (pvt_real *)pvt_memory_alloc(there, bytes);
     CHECK_OK(there, pvt_weight_from_arrays(there, &from->format, from->O, from->I, arrays, n, "w", &w));
     CHECK_OK(there, pvt_weight_prepare(&w));
     CHECK(w.ctx == there && !w.prepared);
@@ -658,14 +654,14 @@ static void test_weight(const char *tensor)
     CHECK(memcmp(read, W, (size_t)bytes) == 0);
     pvt_memory_free(there, whole), free(read);
     CHECK_OK(there, pvt_weight_dense(there, W, from->O, from->I, &dense));
-    dW = (pvt_real *)dense.array[0];
-    for (k = 1; k < n; k++) {
+    pvt_real *dW = (pvt_real *)dense.array[0];
+    for (int k = 1; k < n; k++) {
         d[k] = (pvt_real *)pvt_memory_alloc(there, arrays[k].bytes);
         expect[k] = (pvt_real *)calloc(1, (size_t)arrays[k].bytes);
     }
     CHECK_OK(there, pvt_weight_chain(d, &w, dW));
     CHECK_OK(host, pvt_weight_chain(expect, from, W));
-    for (k = 1; k < n; k++) {
+    for (int k = 1; k < n; k++) {
         void *back = malloc((size_t)arrays[k].bytes);
         CHECK_OK(there, pvt_memory_read(there, back, d[k], arrays[k].bytes));
         CHECK(memcmp(back, expect[k], (size_t)arrays[k].bytes) == 0);
@@ -691,20 +687,19 @@ static void test_use(void)
     pvt_generated made[2];
     pvt_ctx *ctx[2] = {host, there};
     double nll[2][WINDOWS];
-    int i, sampled;
     memset(&desc, 0, sizeof desc), memset(&g, 0, sizeof g);
     desc.ctx = CTX;
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         desc.window_nll = nll[i];
         CHECK_OK(ctx[i], pvt_perplexity(student[i], &corpus, &desc, &ppl[i]));
     }
     CHECK(ppl[0].ppl == ppl[1].ppl && ppl[0].nll_stderr == ppl[1].nll_stderr && ppl[0].ppl > 1);
     CHECK(memcmp(nll[0], nll[1], sizeof nll[0]) == 0);
-    for (sampled = 0; sampled < 2; sampled++) {
+    for (int sampled = 0; sampled < 2; sampled++) {
         g.n = 12, g.temperature = sampled, g.top_p = 0.9, g.seed = 11;
-        for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_generate(student[i], corpus.ids, 9, &g, &made[i]));
+        for (int i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_generate(student[i], corpus.ids, 9, &g, &made[i]));
         CHECK(made[0].n == 12 && made[1].n == 12 && memcmp(made[0].ids, made[1].ids, 12 * sizeof(int32_t)) == 0);
-        for (i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
+        for (int i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
     }
 }
 
@@ -715,10 +710,9 @@ static void test_logits(void)
     pvt_run_desc desc;
     pvt_run *run;
     pvt_real *logits[2];
-    int i;
     memset(&desc, 0, sizeof desc);
     desc.max_batch = 3, desc.max_ctx = CTX;
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         logits[i] = (pvt_real *)malloc((size_t)(4 * CTX * VOCAB) * sizeof(pvt_real));
         CHECK_OK(ctx[i], pvt_run_create(student[i], &desc, &run));
         CHECK_OK(ctx[i], pvt_run_forward(run, corpus.ids, 3, CTX, logits[i]));
@@ -751,18 +745,17 @@ static void tune_both(const pvt_tune_desc *desc, const char *dir)
     pvt_tune_eval figure[2];
     pvt_tune_stats s[2];
     char path[3][600];
-    int64_t held = device.held, allocations, changed = 0;
-    int i, step;
-    for (i = 0; i < 2; i++) {
+    int64_t held = device.held, changed = 0;
+    for (int i = 0; i < 2; i++) {
         snprintf(path[i], sizeof path[i], "%s/%d.safetensors", dir, i);
         CHECK_OK(ctx[i], pvt_model_copy(ctx[i], student[i], &tuned[i]));
         CHECK_OK(ctx[i], pvt_tuner_create(tuned[i], desc->cross_entropy ? NULL : teacher[i], &corpus, desc,
                                           &tuner[i]));
         if (!tuner[i]) return;
     }
-    allocations = device.allocations;
-    for (step = 0; step < desc->steps; step++) {
-        for (i = 0; i < 2; i++) {
+    int64_t allocations = device.allocations;
+    for (int step = 0; step < desc->steps; step++) {
+        for (int i = 0; i < 2; i++) {
             device.bytes_in = device.bytes_out = 0;
             CHECK_OK(ctx[i], pvt_tuner_step(tuner[i], &s[i]));
         }
@@ -775,19 +768,19 @@ static void tune_both(const pvt_tune_desc *desc, const char *dir)
     }
     CHECK(device.allocations == allocations); /* no step takes memory */
     CHECK((changed > 0) == (desc->pv.strategy != PVT_STRATEGY_CONTINUOUS));
-    for (i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_tuner_save(tuner[i], path[i]));
+    for (int i = 0; i < 2; i++) CHECK_OK(ctx[i], pvt_tuner_save(tuner[i], path[i]));
     CHECK(same_file(path[0], path[1]));
     CHECK_OK(there, pvt_tuner_resume(tuner[1], path[0])); /* what was saved here goes on there */
     snprintf(path[2], sizeof path[2], "%s/2.safetensors", dir);
     CHECK_OK(there, pvt_tuner_save(tuner[1], path[2]));
     CHECK(same_file(path[0], path[2]));
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         CHECK_OK(ctx[i], pvt_tuner_finish(tuner[i], &figure[i]));
         pvt_tuner_free(tuner[i]);
     }
     if (desc->eval_every >= 0) CHECK(figure[0].loss == figure[1].loss && figure[0].ppl == figure[1].ppl);
     CHECK(same_model(tuned[0], tuned[1]) && !same_model(student[0], tuned[1]));
-    for (i = 0; i < 2; i++) pvt_model_free(tuned[i]);
+    for (int i = 0; i < 2; i++) pvt_model_free(tuned[i]);
     CHECK(device.held == held);
 }
 
@@ -924,17 +917,17 @@ static void test_failures(void)
     pvt_tune_desc desc;
     pvt_tuner *tuner;
     pvt_model *model;
-    int64_t ops, at, wrong = 0;
+    int64_t wrong = 0;
     char text[8];
     memset(&desc, 0, sizeof desc);
     desc.ctx = CTX, desc.steps = 4, desc.eval_every = -1;
     CHECK_OK(there, pvt_model_copy(there, student[1], &model));
     CHECK_OK(there, pvt_tuner_create(model, teacher[1], &corpus, &desc, &tuner));
-    ops = device.ops;
+    int64_t ops = device.ops;
     CHECK_OK(there, pvt_tuner_step(tuner, NULL));
     ops = device.ops - ops;
     pvt_tuner_free(tuner), pvt_model_free(model);
-    for (at = 0; at < ops; at += 19) {
+    for (int64_t at = 0; at < ops; at += 19) {
         CHECK_OK(there, pvt_model_copy(there, student[1], &model));
         CHECK_OK(there, pvt_tuner_create(model, teacher[1], &corpus, &desc, &tuner));
         device.fail_op = device.ops + at;

@@ -34,13 +34,12 @@ static pvt_model *tiny(pvt_ctx *ctx, bool tied)
 {
     pvt_model_config c;
     pvt_model *model = NULL;
-    int64_t i, k;
     memset(&c, 0, sizeof c);
     c.layers = 2, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 40, c.vocab = 64, c.ctx = 32, c.tied = tied;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        for (k = 0; t.values && k < t.n; k++)
+        for (int64_t k = 0; t.values && k < t.n; k++)
             t.values[k] = (pvt_real)(1 + pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k));
     }
     return model;
@@ -52,12 +51,11 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *format, bool em
     static int32_t ids[640];
     pvt_quantize_desc desc;
     pvt_corpus corpus;
-    int i;
     memset(&desc, 0, sizeof desc), memset(&corpus, 0, sizeof corpus);
     CHECK_OK(ctx, pvt_format_parse(ctx, format, &desc.format));
     desc.samples = 20, desc.ctx = 32, desc.fit.epochs = 1, desc.finetune_epochs = -1;
     desc.embedding = embedding, desc.head = head, desc.skip = skip;
-    for (i = 0; i < 640; i++) ids[i] = i * i % 64;
+    for (int i = 0; i < 640; i++) ids[i] = i * i % 64;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 640, &corpus));
     CHECK_OK(ctx, pvt_quantize(model, &corpus, &desc));
     pvt_corpus_free(&corpus);
@@ -67,8 +65,7 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *format, bool em
 
 static bool listed(const pvti_json *j, int64_t list, const char *name)
 {
-    int64_t node;
-    for (node = pvti_json_first(j, list); node >= 0; node = pvti_json_next(j, node))
+    for (int64_t node = pvti_json_first(j, list); node >= 0; node = pvti_json_next(j, node))
         if (pvti_json_equals(j, node, name)) return true;
     return false;
 }
@@ -80,17 +77,17 @@ static void check_names(pvt_ctx *ctx, bool tied, bool head, const char *skip)
     pvt_model *model = tiny(ctx, tied);
     pvti_map map;
     pvti_json j;
-    int64_t list, i;
     pvt_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     quantize(ctx, model, "aqlm:1x4g8", false, head, skip);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("names"), &desc));
     CHECK_OK(ctx, pvti_json_open(ctx, in_dir("names", "config.json"), &map, &j));
-    list = pvti_json_find(&j, pvti_json_find(&j, 0, "quantization_config"), "linear_weights_not_to_quantize");
+    int64_t list = pvti_json_find(&j, pvti_json_find(&j, 0, "quantization_config"),
+                                  "linear_weights_not_to_quantize");
     CHECK(list >= 0 && pvti_json_equals(&j, pvti_json_find(&j, pvti_json_find(&j, 0, "quantization_config"),
                                                            "quant_method"), "aqlm"));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         bool dense = t.dtype != PVT_DTYPE_NONE;
         CHECK(listed(&j, list, t.name) == dense);
@@ -137,8 +134,7 @@ static void check_embedding(pvt_ctx *ctx, bool tied, bool head)
 static void set_embedding(pvt_model *model, const float *values, int n)
 {
     pvt_real *data = (pvt_real *)(uintptr_t)model->embed.array[0];
-    int i;
-    for (i = 0; i < n; i++) data[i] = (pvt_real)values[i];
+    for (int i = 0; i < n; i++) data[i] = (pvt_real)values[i];
 }
 
 static void check_dtype(pvt_ctx *ctx)
@@ -149,13 +145,12 @@ static void check_dtype(pvt_ctx *ctx)
     static const char *const names[] = {"float32", "float16", "bfloat16"};
     pvt_model *model = tiny(ctx, true), *loaded = NULL;
     pvt_save_desc desc;
-    int type, i;
     char expected[64];
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     set_embedding(model, values, 6);
     CHECK(pvt_model_save(model, dir_path("types"), &desc) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "fp16"));
-    for (type = PVT_F32; type <= PVT_BF16; type++) {
+    for (int type = PVT_F32; type <= PVT_BF16; type++) {
         pvt_real got[32];
         if (type == PVT_F16) continue;
         desc.dtype = (pvt_dtype)type;
@@ -163,8 +158,9 @@ static void check_dtype(pvt_ctx *ctx)
         CHECK_OK(ctx, pvt_model_load(ctx, dir_path("types"), NULL, &loaded));
         if (!loaded) continue;
         loaded->embed.kind->tile(&loaded->embed, got, 32, 0, 1, 0, 32);
-        for (i = 0; i < 6; i++) CHECK((float)got[i] == (type == PVT_F32 ? values[i] : bf16[i]));
-        for (i = 0; i < pvt_model_tensors(loaded); i++) CHECK(pvt_model_tensor(loaded, i).dtype == desc.dtype);
+        for (int i = 0; i < 6; i++) CHECK((float)got[i] == (type == PVT_F32 ? values[i] : bf16[i]));
+        for (int i = 0; i < pvt_model_tensors(loaded); i++)
+            CHECK(pvt_model_tensor(loaded, i).dtype == desc.dtype);
         snprintf(expected, sizeof expected, "\"torch_dtype\": \"%s\"", names[type - PVT_F32]);
         CHECK(strstr(text_of("types", "config.json"), expected));
         pvt_model_free(loaded), loaded = NULL;
@@ -187,22 +183,21 @@ static void check_bits(pvt_ctx *ctx, const char *format, pvt_dtype dtype, bool e
 {
     pvt_model *model = tiny(ctx, false), *loaded = NULL;
     pvt_save_desc desc;
-    pvt_bits said, found;
-    int64_t i, bytes = 0, file;
+    pvt_bits found;
+    int64_t bytes = 0;
     uint64_t header = 0;
-    FILE *f;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true, desc.dtype = dtype;
     if (format) quantize(ctx, model, format, embedding, false, "up_proj");
-    said = pvt_model_bits(model, &desc);
+    pvt_bits said = pvt_model_bits(model, &desc);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("bits"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, dir_path("bits"), NULL, &loaded));
-    f = fopen(in_dir("bits", "model.safetensors"), "rb");
+    FILE *f = fopen(in_dir("bits", "model.safetensors"), "rb");
     CHECK(f && fread(&header, 8, 1, f) == 1 && fseek(f, 0, SEEK_END) == 0);
-    file = f ? (int64_t)ftell(f) : 0;
+    int64_t file = f ? (int64_t)ftell(f) : 0;
     if (f) fclose(f);
     if (loaded) {
-        for (i = 0; i < pvt_model_tensors(loaded); i++) bytes += pvt_model_tensor(loaded, i).bytes;
+        for (int64_t i = 0; i < pvt_model_tensors(loaded); i++) bytes += pvt_model_tensor(loaded, i).bytes;
         found = pvt_model_bits(loaded, NULL);
         CHECK(bytes == file - 8 - (int64_t)header && said.bytes == bytes && found.bytes == bytes);
         CHECK(said.params == found.params && said.all == found.all && said.linears == found.linears &&
@@ -219,13 +214,11 @@ static void check_bits_q8(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, false);
     pvt_save_desc desc;
-    pvt_bits is, becomes;
-    pvt_tensor_info head;
     memset(&desc, 0, sizeof desc);
     CHECK_OK(ctx, pvti_model_head_q8(model));
-    head = pvt_model_tensor(model, pvt_model_tensors(model) - 1);
+    pvt_tensor_info head = pvt_model_tensor(model, pvt_model_tensors(model) - 1);
     CHECK(head.dtype == PVT_Q8_0 && head.bytes == 64 * 34);
-    is = pvt_model_bits(model, NULL), becomes = pvt_model_bits(model, &desc);
+    pvt_bits is = pvt_model_bits(model, NULL), becomes = pvt_model_bits(model, &desc);
     CHECK(becomes.bytes == 2 * becomes.params && is.bytes == (is.params - 64 * 32) * (int64_t)sizeof(pvt_real) + 64 * 34);
     pvt_model_free(model);
 }
@@ -236,12 +229,11 @@ static void check_card(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, false);
     pvt_save_desc desc;
-    const char *card;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true, desc.base_model = "a|b\n`\"x", desc.card = "Made for a test.\n";
     quantize(ctx, model, "aqlm:1x4g8", false, false, NULL);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));
-    card = text_of("card", "README.md");
+    const char *card = text_of("card", "README.md");
     CHECK(strncmp(card, "---\n# written by pvtune", 23) == 0);
     CHECK(strstr(card, "\nbase_model: \"a|b\\n`\\\"x\"\n") && strstr(card, "\nlibrary_name: transformers\n") &&
           strstr(card, "\n- aqlm\n---\n"));
@@ -268,9 +260,8 @@ static void check_card(pvt_ctx *ctx)
 int main(void)
 {
     pvt_ctx *ctx;
-    int64_t before;
     if (!test_scratch(scratch_dir, sizeof scratch_dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     check_names(ctx, true, false, NULL);
     check_names(ctx, true, false, "down_proj,layers.1.self_attn.q");
     check_names(ctx, false, false, NULL);

@@ -39,17 +39,16 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied, int64_t wind
 {
     pvt_model_config c;
     pvt_model *model = NULL;
-    int64_t i, k;
     memset(&c, 0, sizeof c);
     snprintf(c.family, sizeof c.family, "%s", family);
     c.layers = 2, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 48, c.vocab = V, c.ctx = CTX;
     c.tied = tied, c.window = window;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0];
         double middle = t.values && !is_bias(&t) ? 1 : 0;
-        for (k = 0; k < t.n; k++)
+        for (int64_t k = 0; k < t.n; k++)
             p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
     }
     return model;
@@ -114,22 +113,22 @@ static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window)
     pvt_run *run = make_run(ctx, model, 9, true, false);
     const int32_t *ids = some_ids();
     double sum, up, down, worst = 0, largest = 0;
-    int64_t count, i, k, biases = 0;
+    int64_t count, biases = 0;
     CHECK_OK(ctx, pvt_run_forward(run, ids, 1, 9, NULL));
     CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0];
         const pvt_real *g = pvt_run_grad(run, i);
-        for (k = 0; k < t.n; k += is_bias(&t) ? 1 : t.n / 9 + 1) {
+        for (int64_t k = 0; k < t.n; k += is_bias(&t) ? 1 : t.n / 9 + 1) {
             pvt_real old = p[k];
-            double h = 1e-5, slope;
+            double h = 1e-5;
             p[k] = old + h;
             pvt_run_forward(run, ids, 1, 9, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
             p[k] = old - h;
             pvt_run_forward(run, ids, 1, 9, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
             p[k] = old;
-            slope = (up - down) / (2 * h) / (double)count;
+            double slope = (up - down) / (2 * h) / (double)count;
             worst = fmax(worst, fabs(slope - g[k]) / (1e-3 + fabs(slope)));
             if (is_bias(&t)) biases++;
             if (is_bias(&t) && !strstr(t.name, "k_proj")) largest = fmax(largest, fabs(slope));
@@ -158,15 +157,14 @@ static void check_names(pvt_ctx *ctx)
     pvt_model_config c;
     pvt_model *model;
     char name[96];
-    int f, tied, l, j;
-    for (f = 0; f < 4; f++)
-        for (tied = 0; tied < 2; tied++) {
+    for (int f = 0; f < 4; f++)
+        for (int tied = 0; tied < 2; tied++) {
             int64_t last = 1 + 2 * tensors[f];
             model = tiny(ctx, families[f], tied, 0);
             CHECK(pvt_model_tensors(model) == last + 2 - tied);
             CHECK(strcmp(pvt_model_tensor(model, 0).name, "model.embed_tokens.weight") == 0);
-            for (l = 0; l < 2; l++)
-                for (j = 0; j < tensors[f]; j++) {
+            for (int l = 0; l < 2; l++)
+                for (int j = 0; j < tensors[f]; j++) {
                     pvt_tensor_info t = pvt_model_tensor(model, 1 + l * tensors[f] + j);
                     snprintf(name, sizeof name, "model.layers.%d.%s", l, names[j]);
                     CHECK(strcmp(t.name, name) == 0);
@@ -186,7 +184,7 @@ static void check_names(pvt_ctx *ctx)
     CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT && model == NULL);
     snprintf(c.family, sizeof c.family, "qwen2");
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model)); /* biases begin as zeros, norms as ones */
-    for (j = 0; model && j < 8; j++)
+    for (int j = 0; model && j < 8; j++)
         CHECK(model->layers[0].vector[PVTI_K_BIAS][j] == 0 && model->norm[j] == 1);
     pvt_model_free(model);
 }
@@ -204,13 +202,11 @@ static void check_tokens(void)
         for (int s = 0; s < 6; s++) {
             pvt_ctx_desc desc;
             pvt_ctx *ctx;
-            pvt_model *model;
-            pvt_run *run;
             memset(&desc, 0, sizeof desc);
             desc.n_threads = 1 + s % 3;
             desc.isa = sets[s % 3];
             CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-            model = tiny(ctx, "qwen2", true, 0);
+            pvt_model *model = tiny(ctx, "qwen2", true, 0);
             if (formats[f] && strcmp(formats[f], "f16") == 0) {
                 pvt_save_desc save;
                 memset(&save, 0, sizeof save);
@@ -225,7 +221,7 @@ static void check_tokens(void)
             if (s >= 3) CHECK_OK(ctx, pvt_model_prepare(model, false));
             /* both ways are taken */
             CHECK((model->layers[0].linear[PVTI_Q].prepared != NULL) == (s >= 3 && formats[f] && f < 3));
-            run = make_run(ctx, model, T, false, true);
+            pvt_run *run = make_run(ctx, model, T, false, true);
             for (int t = 0; t < T; t++)
                 CHECK_OK(ctx, pvt_run_forward(run, some_ids() + t, 1, 1, some + t * V));
             CHECK_NEAR(most_apart(all, some, T * V), 0, s >= 3 ? 2e-2 : 1e-4);
@@ -242,9 +238,8 @@ static void check_tokens(void)
 static char *text_of(pvt_ctx *ctx, const char *path, int64_t *bytes)
 {
     pvti_map map;
-    char *text;
     CHECK_OK(ctx, pvti_map_open(ctx, path, &map));
-    text = (char *)calloc(1, (size_t)map.size + 1);
+    char *text = (char *)calloc(1, (size_t)map.size + 1);
     memcpy(text, map.data, (size_t)map.size);
     if (bytes) *bytes = map.size;
     pvti_map_close(ctx, &map);
@@ -287,15 +282,13 @@ static void check_directory(pvt_ctx *ctx, bool tied, int64_t window)
     char path[400], sub[420];
     pvti_safetensors st;
     pvt_save_desc save;
-    pvt_bits bits;
-    char *config;
-    int64_t i, biases = 0;
+    int64_t biases = 0;
     memset(&save, 0, sizeof save);
     snprintf(path, sizeof path, "%s", in(name));
     CHECK_OK(ctx, pvt_model_save(model, path, NULL));
     check_same(ctx, model, path, "qwen2");
     snprintf(sub, sizeof sub, "%s/config.json", path);
-    config = text_of(ctx, sub, NULL);
+    char *config = text_of(ctx, sub, NULL);
     CHECK(strstr(config, "\"Qwen2ForCausalLM\"") && strstr(config, "\"model_type\": \"qwen2\""));
     CHECK(!strstr(config, "attention_bias") && !strstr(config, "mlp_bias"));
     CHECK(strstr(config, window ? "\"use_sliding_window\": true" : "\"use_sliding_window\": false"));
@@ -312,11 +305,11 @@ static void check_directory(pvt_ctx *ctx, bool tied, int64_t window)
     free(config);
     snprintf(sub, sizeof sub, "%s/model.safetensors", path);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, sub, &st));
-    for (i = 0; i < st.n; i++) biases += strstr(st.tensors[i].name, ".bias") != NULL;
+    for (int64_t i = 0; i < st.n; i++) biases += strstr(st.tensors[i].name, ".bias") != NULL;
     CHECK(biases == 6 && pvti_safetensors_find(&st, "model.layers.0.self_attn.q_proj.codes"));
     CHECK(pvti_safetensors_find(&st, "model.layers.0.self_attn.q_proj.bias")->dtype == PVT_F16);
     pvti_safetensors_close(&st);
-    bits = pvt_model_bits(model, NULL);
+    pvt_bits bits = pvt_model_bits(model, NULL);
     CHECK(bits.params == V * 32 * (2 - tied) + 32 +
                              2 * (2 * 32 + 64 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48));
     pvt_model_free(model);
@@ -336,16 +329,15 @@ static void check_window(pvt_ctx *ctx)
 static void check_gguf(pvt_ctx *ctx)
 {
     static pvt_real before[T * V], after[T * V];
-    pvt_model *model, *loaded = NULL;
-    char *text, *at;
+    pvt_model *loaded = NULL;
     int64_t bytes;
     for (int tied = 0; tied < 2; tied++) {
-        model = tiny(ctx, "qwen2", tied, 0);
+        pvt_model *model = tiny(ctx, "qwen2", tied, 0);
         CHECK(write_gguf(model, in("qwen2.gguf"), NULL));
         check_same(ctx, model, in("qwen2.gguf"), "qwen2");
         pvt_model_free(model);
     }
-    model = tiny(ctx, "llama", false, 0); /* whose rows of q and k are in another order there */
+    pvt_model *model = tiny(ctx, "llama", false, 0); /* whose rows of q and k are in another order there */
     CHECK(write_gguf(model, in("llama.gguf"), NULL));
     CHECK_OK(ctx, pvt_model_load(ctx, in("llama.gguf"), NULL, &loaded));
     logits_of(ctx, model, before);
@@ -353,8 +345,8 @@ static void check_gguf(pvt_ctx *ctx)
     CHECK(memcmp(before, after, sizeof before) == 0);
     pvt_model_free(model);
     pvt_model_free(loaded);
-    text = text_of(ctx, in("qwen2.gguf"), &bytes);
-    at = text;
+    char *text = text_of(ctx, in("qwen2.gguf"), &bytes);
+    char *at = text;
     while (memcmp(at, "qwen2", 5) != 0) at++;
     at[4] = '9';
     CHECK_OK(ctx, pvti_file_write(ctx, in("other.gguf"), text, bytes));
@@ -369,16 +361,15 @@ static void check_gguf(pvt_ctx *ctx)
 static void check_config(pvt_ctx *ctx, const char *from, const char *to, const char *says, int64_t window)
 {
     pvt_model *model = NULL;
-    char path[420], *text, *at, *changed;
-    pvt_result result;
+    char path[420];
     snprintf(path, sizeof path, "%s", in("untied/config.json"));
-    text = text_of(ctx, path, NULL);
-    changed = (char *)calloc(1, strlen(text) + strlen(to) + 1);
-    at = strstr(text, from);
+    char *text = text_of(ctx, path, NULL);
+    char *changed = (char *)calloc(1, strlen(text) + strlen(to) + 1);
+    char *at = strstr(text, from);
     CHECK(at != NULL);
     if (at) sprintf(changed, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
     CHECK_OK(ctx, pvti_file_write(ctx, path, changed, (int64_t)strlen(changed)));
-    result = pvt_model_load(ctx, in("untied"), NULL, &model);
+    pvt_result result = pvt_model_load(ctx, in("untied"), NULL, &model);
     if (says) CHECK(result != PVT_OK && strstr(pvt_ctx_error(ctx), says));
     else CHECK(result == PVT_OK && model->config.window == window);
     if (says ? result == PVT_OK || !strstr(pvt_ctx_error(ctx), says) : result != PVT_OK)
@@ -480,7 +471,6 @@ static void check_calibration(void)
     static pvt_real one[T * V], two[T * V];
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    pvt_model *model, *dense;
     pvt_quantize_desc q;
     pvt_corpus corpus;
     pvti_safetensors st;
@@ -492,8 +482,8 @@ static void check_calibration(void)
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(), TOKENS, &corpus));
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g4", &q.format));
     q.samples = 8, q.ctx = CTX, q.fit.epochs = 1, q.fit.kmeans_steps = 2;
-    dense = tiny(ctx, "qwen2", false, 0);
-    model = tiny(ctx, "qwen2", false, 0);
+    pvt_model *dense = tiny(ctx, "qwen2", false, 0);
+    pvt_model *model = tiny(ctx, "qwen2", false, 0);
     CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     CHECK(differing(model, dense, true, &n) == 6 && n == 6);
     for (int i = 0; i < 16; i++) {
@@ -529,20 +519,20 @@ static void check_calibration(void)
 static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
 {
     static pvt_real one[T * V], two[T * V];
-    pvt_model *teacher = tiny(ctx, "qwen2", tied, 0), *student, *before = NULL;
+    pvt_model *teacher = tiny(ctx, "qwen2", tied, 0), *before = NULL;
     pvt_tune_desc desc;
     pvt_tune_stats stats;
     pvt_tuner *tuner = NULL;
     pvt_corpus corpus;
-    int n, i;
+    int n;
     memset(&desc, 0, sizeof desc);
     desc.steps = 6, desc.batch = 2, desc.ctx = CTX, desc.eval_every = -1, desc.freeze_dense = freeze;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, some_ids(), TOKENS, &corpus));
-    student = tiny(ctx, "qwen2", tied, 0);
+    pvt_model *student = tiny(ctx, "qwen2", tied, 0);
     quantize(ctx, student, "aqlm:2x4g4", NULL);
     CHECK_OK(ctx, pvt_model_copy(ctx, student, &before));
     CHECK_OK(ctx, pvt_tuner_create(student, teacher, &corpus, &desc, &tuner));
-    for (i = 0; i < 6; i++) {
+    for (int i = 0; i < 6; i++) {
         CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
         if (i == 2) CHECK_OK(ctx, pvt_tuner_save(tuner, in("tuner.safetensors")));
     }
@@ -553,7 +543,7 @@ static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
     logits_of(ctx, student, one);
     CHECK_OK(ctx, pvt_tuner_create(before, teacher, &corpus, &desc, &tuner));
     CHECK_OK(ctx, pvt_tuner_resume(tuner, in("tuner.safetensors")));
-    for (i = 3; i < 6; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
+    for (int i = 3; i < 6; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, &stats));
     CHECK_OK(ctx, pvt_tuner_finish(tuner, NULL));
     pvt_tuner_free(tuner);
     logits_of(ctx, before, two);
@@ -567,9 +557,8 @@ static void check_tuning(pvt_ctx *ctx, bool freeze, bool tied)
 int main(void)
 {
     pvt_ctx *ctx;
-    int64_t bytes;
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
 #if PVTI_REAL_IS_DOUBLE
     check_gradient(ctx, false, 0);
     check_gradient(ctx, true, 5);

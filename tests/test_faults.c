@@ -199,9 +199,8 @@ static pvt_model *make_model(uint64_t seed)
 static void sort_names(char names[][64], int n)
 {
     char moved[64];
-    int i, j;
-    for (i = 1; i < n; i++)
-        for (j = i; j > 0 && strcmp(names[j], names[j - 1]) < 0; j--)
+    for (int i = 1; i < n; i++)
+        for (int j = i; j > 0 && strcmp(names[j], names[j - 1]) < 0; j--)
             memcpy(moved, names[j], 64), memcpy(names[j], names[j - 1], 64), memcpy(names[j - 1], moved, 64);
 }
 
@@ -221,11 +220,10 @@ static void list_files(const char *dir, char out[2048])
 {
     listing l;
     size_t n = 0;
-    int i;
     l.n = 0, out[0] = 0;
     if (pvti_own_list(NULL, dir, listing_add, &l) != 0) return;
     sort_names(l.names, l.n);
-    for (i = 0; i < l.n; i++) n += (size_t)snprintf(out + n, 2048 - n, "%s ", l.names[i]);
+    for (int i = 0; i < l.n; i++) n += (size_t)snprintf(out + n, 2048 - n, "%s ", l.names[i]);
 }
 
 /* The perplexity that the directory's model has on a text, as its own tokenizer cuts it: one figure that
@@ -270,8 +268,6 @@ static void make_old(void)
 {
     pvt_tokenizer *bytes = NULL;
     char list[8192] = "";
-    int64_t i;
-    FILE *f;
     old_model = make_model(1);
     CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
     pvt_model_set_tokenizer(old_model, bytes);
@@ -283,10 +279,10 @@ static void make_old(void)
     CHECK(sh("cd plain && echo 'the old card' >>README.md && echo mine >notes.txt && mkdir mine && echo y >mine/config.json && "
              "echo x >model-00009-of-00009.safetensors"));
     CHECK(sh("cp -r plain old && mv old/model.safetensors old/model-00001-of-00001.safetensors"));
-    for (i = 0; i < pvt_model_tensors(old_model); i++)
+    for (int64_t i = 0; i < pvt_model_tensors(old_model); i++)
         snprintf(list + strlen(list), sizeof list - strlen(list), "%s\"%s\": \"model-00001-of-00001.safetensors\"",
                  i ? ", " : "", pvt_model_tensor(old_model, i).name);
-    f = fopen(in("old/model.safetensors.index.json"), "w");
+    FILE *f = fopen(in("old/model.safetensors.index.json"), "w");
     CHECK(f && fprintf(f, "{\"weight_map\": {%s}}", list) > 0 && fclose(f) == 0);
     old_figure = figure(in("old"), NULL);
     CHECK(old_figure > 1 && figure(in("plain"), NULL) == old_figure);
@@ -340,10 +336,9 @@ static struct {
 static void remove_tree(const char *path)
 {
     listing l;
-    int i;
     l.n = 0;
     if (pvti_own_list(NULL, path, listing_add, &l) != 0) return;
-    for (i = 0; i < l.n; i++) {
+    for (int i = 0; i < l.n; i++) {
         char below[900];
         snprintf(below, sizeof below, "%s/%s", path, l.names[i]);
         if (unlink(below) != 0) remove_tree(below);
@@ -366,11 +361,9 @@ static bool copy_file(const char *from, const char *to)
 static bool copy_tree(const char *from, const char *to)
 {
     listing l;
-    int i;
-    bool good;
     l.n = 0;
-    good = mkdir(to, 0755) == 0 && pvti_own_list(NULL, from, listing_add, &l) == 0;
-    for (i = 0; i < l.n && good; i++) {
+    bool good = mkdir(to, 0755) == 0 && pvti_own_list(NULL, from, listing_add, &l) == 0;
+    for (int i = 0; i < l.n && good; i++) {
         char below[900], copy[900];
         snprintf(below, sizeof below, "%s/%s", from, l.names[i]);
         snprintf(copy, sizeof copy, "%s/%s", to, l.names[i]);
@@ -389,12 +382,11 @@ static void fresh_directory(const char *from)
 /* Software that knows nothing of an exchange sees the old model, the new one or none: never a mixture. */
 static bool stranger_is_safe(const char *from)
 {
-    double value;
     if (!exists(in("dir/config.json"))) return true;
     remove_tree(in("view"));
     if (!copy_tree(in("dir"), in("view"))) return false;
     remove_tree(in("view/" PVTI_EXCHANGE));
-    value = figure(in("view"), NULL);
+    double value = figure(in("view"), NULL);
     return value == new_figure || (from && value == old_figure);
 }
 
@@ -438,9 +430,8 @@ static bool directory_holds(const char *from, int result, const char *sentence)
     value = figure(in("dir"), again);
     good = good && (nothing ? isnan(value) : is_new ? value == new_figure : value == old_figure);
     if (is_old) { /* it is whole, with everything that lay there (and perhaps an orphan) */
-        const char *name;
         list_files(in("dir"), list);
-        for (name = old_list; good && *name; name += strcspn(name, " ") + 1) {
+        for (const char *name = old_list; good && *name; name += strcspn(name, " ") + 1) {
             char word[80];
             snprintf(word, sizeof word, "%.*s ", (int)strcspn(name, " "), name);
             good = strstr(list, word) != NULL;
@@ -468,13 +459,11 @@ static int64_t closes_told;
 static bool fault_once(const char *from, call kind, how h, int64_t at, int64_t *tally)
 {
     char sentence[1024];
-    pvt_result result;
-    bool fired;
     fresh_directory(from);
     set_fault(kind, h, at);
     snprintf(ctx->error, sizeof ctx->error, "%s", "");
-    result = save(new_model, in("dir"));
-    fired = fault.fired > 0;
+    pvt_result result = save(new_model, in("dir"));
+    bool fired = fault.fired > 0;
     snprintf(sentence, sizeof sentence, "%s", pvt_ctx_error(ctx));
     fault.at = -1;
     if (!fired) {
@@ -494,10 +483,9 @@ static bool fault_once(const char *from, call kind, how h, int64_t at, int64_t *
 static bool end_once(const char *from, how h, int64_t at)
 {
     int status = 0;
-    pid_t child;
     fresh_directory(from);
     fflush(stdout);
-    child = fork();
+    pid_t child = fork();
     if (child == 0) {
         set_fault(ANY, h, at);
         _exit(save(new_model, in("dir")) == PVT_OK ? 0 : 1);
@@ -517,13 +505,13 @@ static void test_directory(const char *from)
 {
     static const call must[] = {OPEN, CLOSE, WRITE, FSYNC, RENAME, MKDIR, FLOCK, DUP, STAT};
     static const call interruptible[] = {OPEN, CLOSE, WRITE, FSYNC, FLOCK};
-    int64_t fired[ANY + 1], at, n;
-    int kind, h, i;
+    int64_t fired[ANY + 1], at;
+    int kind, i;
     memset(fired, 0, sizeof fired);
     fresh_directory(from);
     set_fault(ANY, FAILS, -1);
     CHECK_OK(ctx, save(new_model, in("dir")));
-    n = fault.n;
+    int64_t n = fault.n;
     count.calls += n;
     closes_told = 0;
     for (kind = 0; kind < ANY; kind++)
@@ -534,7 +522,7 @@ static void test_directory(const char *from)
     for (kind = 0, at = 0; kind < ANY; kind++) at += fired[kind];
     CHECK(at >= n - 3); /* every call that was made failed once (those behind a failure are fewer) */
     count.faults += at;
-    for (h = ENDS_BEFORE; h <= ENDS_AFTER; h++) {
+    for (int h = ENDS_BEFORE; h <= ENDS_AFTER; h++) {
         for (at = 0; end_once(from, (how)h, at);) at++;
         CHECK(at == n);
     }
@@ -554,8 +542,7 @@ static void test_lesser_systems(void)
 {
     static const struct { call kind; int code; } lacks[] = {{FSYNC, EINVAL}, {FSYNC, ENOSYS}, {FLOCK, ENOLCK},
                                                             {FLOCK, ENOSYS}, {LIST, EACCES}, {FCHOWN, EPERM}};
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(lacks); i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(lacks); i++) {
         fresh_directory("old");
         if (lacks[i].kind == FCHOWN && geteuid() == 0) CHECK(chown(in("dir/config.json"), 12345, 12345) == 0);
         set_fault(lacks[i].kind, FAILS, EACH);
@@ -570,8 +557,8 @@ static void test_lesser_systems(void)
 static void test_recovery(void)
 {
     char why[1024];
-    int64_t at, fired = 0, ended = 0;
-    int kind, status;
+    int64_t fired = 0, ended = 0;
+    int status;
     pvt_ctx *other = make_ctx();
     pvt_model *model;
     set_fault(ANY, FAILS, -1);
@@ -580,25 +567,22 @@ static void test_recovery(void)
     CHECK(save(new_model, in("dir")) == PVT_ERR_IO && fault.fired == 1);
     CHECK(strstr(pvt_ctx_error(ctx), "the next load or save puts them in place") != NULL);
     CHECK(sh("test -e dir/.pvtune-save/manifest && ! test -e dir/config.json && rm -rf half && cp -rp dir half"));
-    for (kind = 0; kind < ANY; kind++)
-        for (at = 0;; at++) {
-            pvt_result result;
-            bool fail;
+    for (int kind = 0; kind < ANY; kind++)
+        for (int64_t at = 0;; at++) {
             fresh_directory("half");
             set_fault((call)kind, FAILS, at);
-            result = pvt_model_load(other, in("dir"), NULL, &model);
+            pvt_result result = pvt_model_load(other, in("dir"), NULL, &model);
             pvt_model_free(model);
-            fail = fault.fired > 0;
+            bool fail = fault.fired > 0;
             if (!fail) CHECK(result == PVT_OK);
             CHECK(figure(in("dir"), why) == new_figure);
             if (!fail) break;
             fired++;
         }
-    for (at = 0;; at++) {
-        pid_t child;
+    for (int64_t at = 0;; at++) {
         fresh_directory("half");
         fflush(stdout);
-        child = fork();
+        pid_t child = fork();
         if (child == 0) {
             set_fault(ANY, ENDS_AFTER, at);
             _exit(pvt_model_load(other, in("dir"), NULL, &model) == PVT_OK ? 0 : 1);
@@ -680,11 +664,10 @@ typedef struct single {
 static bool single_holds(const single *s, int result)
 {
     char path[600], list[2048], name[128];
-    bool is_old, is_new, good;
     snprintf(path, sizeof path, "%s/one/%s", scratch, s->name);
-    is_old = s->before ? file_is(path, s->before, s->before_bytes) : !exists(path);
-    is_new = file_is(path, s->after, s->after_bytes);
-    good = is_old != is_new && (result != PVT_OK || is_new);
+    bool is_old = s->before ? file_is(path, s->before, s->before_bytes) : !exists(path);
+    bool is_new = file_is(path, s->after, s->after_bytes);
+    bool good = is_old != is_new && (result != PVT_OK || is_new);
     if (result > 0 && strstr(pvt_ctx_error(ctx), "unchanged")) good = good && is_old;
     set_fault(ANY, FAILS, -1);
     good = good && s->write(path) == PVT_OK && file_is(path, s->after, s->after_bytes);
@@ -697,12 +680,11 @@ static bool single_holds(const single *s, int result)
 
 static void single_begin(const single *s, char path[600])
 {
-    FILE *f;
     remove_tree(in("one"));
     CHECK(mkdir(in("one"), 0755) == 0);
     snprintf(path, 600, "%s/one/%s", scratch, s->name);
     if (!s->before) return;
-    f = fopen(path, "wb");
+    FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(s->before, 1, (size_t)s->before_bytes, f) == (size_t)s->before_bytes && fclose(f) == 0);
 }
 
@@ -714,23 +696,21 @@ static bool may_be_interrupted(call kind)
 static void test_single(const single *s)
 {
     char path[600];
-    int64_t at, fired = 0, ended = 0, all;
-    int kind, h, status;
+    int64_t fired = 0, ended = 0;
+    int status;
     single_begin(s, path);
     set_fault(ANY, FAILS, -1);
     CHECK(s->write(path) == PVT_OK);
-    all = fault.n;
+    int64_t all = fault.n;
     count.calls += all;
-    for (h = FAILS; h <= INTERRUPTED; h++)
-        for (kind = 0; kind < ANY; kind++) {
+    for (int h = FAILS; h <= INTERRUPTED; h++)
+        for (int kind = 0; kind < ANY; kind++) {
             if (h == INTERRUPTED && !may_be_interrupted((call)kind)) continue;
-            for (at = 0;; at++) {
-                pvt_result result;
-                bool fail;
+            for (int64_t at = 0;; at++) {
                 single_begin(s, path);
                 set_fault((call)kind, (how)h, at);
-                result = s->write(path);
-                fail = fault.fired > 0;
+                pvt_result result = s->write(path);
+                bool fail = fault.fired > 0;
                 if (!fail || h == INTERRUPTED) CHECK(result == PVT_OK);
                 else if (told((call)kind)) CHECK(result != PVT_OK);
                 CHECK(single_holds(s, (int)result));
@@ -738,12 +718,11 @@ static void test_single(const single *s)
                 fired++;
             }
         }
-    for (h = ENDS_BEFORE; h <= ENDS_AFTER; h++)
-        for (at = 0;; at++) {
-            pid_t child;
+    for (int h = ENDS_BEFORE; h <= ENDS_AFTER; h++)
+        for (int64_t at = 0;; at++) {
             single_begin(s, path);
             fflush(stdout);
-            child = fork();
+            pid_t child = fork();
             if (child == 0) {
                 set_fault(ANY, (how)h, at);
                 _exit(s->write(path) == PVT_OK ? 0 : 1);
@@ -781,9 +760,8 @@ static void make_tuner(pvt_model *model, pvt_corpus *corpus)
 {
     pvt_tune_desc desc;
     int32_t ids[64];
-    int i;
     memset(&desc, 0, sizeof desc);
-    for (i = 0; i < 64; i++) ids[i] = (i * i + 3) % 256;
+    for (int i = 0; i < 64; i++) ids[i] = (i * i + 3) % 256;
     desc.steps = 4, desc.batch = 1, desc.ctx = 16, desc.cross_entropy = true;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 64, corpus));
     CHECK_OK(ctx, pvt_tuner_create(model, NULL, corpus, &desc, &tuner));
@@ -793,9 +771,8 @@ static void make_tuner(pvt_model *model, pvt_corpus *corpus)
 static void quantize(pvt_model *model)
 {
     pvt_format format;
-    int64_t j;
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g2", &format));
-    for (j = 0; j < PVTI_LINEARS; j++) {
+    for (int64_t j = 0; j < PVTI_LINEARS; j++) {
         pvt_weight *w = &model->layers[0].linear[PVTI_Q + j], q;
         CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)w->array[0], w->O, w->I, NULL, &format, NULL, NULL, &q));
         pvt_weight_free(w);
@@ -894,11 +871,11 @@ static void test_two_processes(void)
 {
     char path[600], list[2048];
     pid_t child[2];
-    int i, status, alive = 2, looks = 0, whole = 0;
+    int status, alive = 2, looks = 0, whole = 0;
     CHECK(sh("rm -rf one && mkdir one"));
     snprintf(path, sizeof path, "%s/one/both", scratch);
     fflush(stdout);
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         child[i] = fork();
         if (child[i] == 0) write_often(i ? 'b' : 'a', path, 150);
     }
@@ -908,7 +885,7 @@ static void test_two_processes(void)
         while (k < n && text[k] == text[0]) k++;
         if (n >= 0) looks++, whole += k == n && n == (text[0] == 'a' ? 300000 : 200000);
         free(text);
-        for (i = 0; i < 2; i++)
+        for (int i = 0; i < 2; i++)
             if (child[i] > 0 && waitpid(child[i], &status, WNOHANG) == child[i]) {
                 CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
                 child[i] = 0, alive--;
@@ -935,7 +912,7 @@ static void test_two_savers(void)
     pvti_exchange a, b;
     pid_t child[2];
     char why[1024];
-    int i, status, alive = 2, looks = 0, loaded = 0, told = 0;
+    int status, alive = 2, looks = 0, loaded = 0, told = 0;
     double bytes_figure = figure(in("old-bytes"), why);
     set_fault(ANY, FAILS, -1);
     /* one stands half finished while the other commits: it is completed first, then replaced */
@@ -956,7 +933,7 @@ static void test_two_savers(void)
     /* two processes save their models, time and again, while a third looks */
     fresh_directory("old-bytes");
     fflush(stdout);
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         child[i] = fork();
         if (child[i] == 0) save_often(i ? new_model : old_model);
     }
@@ -969,7 +946,7 @@ static void test_two_savers(void)
                  (strstr(why, "load it again") || strstr(why, "no config.json") || strstr(why, "No such file")))
             told++;
         else printf("    %g: %s\n", value, why);
-        for (i = 0; i < 2; i++)
+        for (int i = 0; i < 2; i++)
             if (child[i] > 0 && waitpid(child[i], &status, WNOHANG) == child[i]) {
                 CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
                 child[i] = 0, alive--;
@@ -1002,12 +979,11 @@ static int meddling_open(void *user, const char *path, pvt_file_open purpose)
 
 static void test_exchanged_meanwhile(void)
 {
-    pvt_ctx *other;
     pvt_model *model = NULL;
     fresh_directory("old-bytes");
     set_fault(ANY, FAILS, -1);
     meddling = bad_files, meddling.open = meddling_open;
-    other = make_ctx_of(&meddling);
+    pvt_ctx *other = make_ctx_of(&meddling);
     CHECK(pvt_model_load(other, in("dir"), NULL, &model) == PVT_ERR_MISMATCH && meddled && model == NULL);
     CHECK(strstr(pvt_ctx_error(other), "load it again") != NULL);
     CHECK_OK(other, pvt_model_load(other, in("dir"), NULL, &model));
@@ -1029,14 +1005,13 @@ static int late_open(void *user, const char *path, pvt_file_open purpose)
 
 static void test_committed_meanwhile(void)
 {
-    pvt_ctx *other;
     pvt_model *model = NULL;
     fresh_directory("half");
     CHECK(rename(in("dir/" PVTI_EXCHANGE), in("aside")) == 0);
     set_fault(ANY, FAILS, -1);
     meddled = false;
     meddling = bad_files, meddling.open = late_open;
-    other = make_ctx_of(&meddling);
+    pvt_ctx *other = make_ctx_of(&meddling);
     CHECK_OK(other, pvt_model_load(other, in("dir"), NULL, &model));
     CHECK(meddled && figure(in("dir"), NULL) == new_figure);
     pvt_model_free(model);
@@ -1107,12 +1082,11 @@ static void test_hostile_manifests(void)
     pvt_ctx *other = make_ctx();
     pvt_model *model;
     char list[2048], why[1024];
-    int64_t i;
     int k;
     fresh_directory("old");
     set_fault(ANY, FAILS, -1);
     CHECK(sh("mkdir dir/.pvtune-save && echo bad >dir/.pvtune-save/config.json"));
-    for (i = 0; i < PVTI_COUNT(texts) + 2; i++) {
+    for (int64_t i = 0; i < PVTI_COUNT(texts) + 2; i++) {
         FILE *f = fopen(in("dir/.pvtune-save/manifest"), "wb");
         if (i < PVTI_COUNT(texts)) fputs(texts[i], f);
         else if (i == PVTI_COUNT(texts)) fwrite("pvtune-save 1\n- config.json\0\n.\n", 1, 31, f);
@@ -1172,11 +1146,9 @@ static void test_special_files(void)
     pvt_corpus corpus;
     pvt_model *model = NULL;
     pvt_tokenizer *t = NULL;
-    int64_t peak;
-    pid_t child;
-    int i, status;
+    int status;
     set_fault(ANY, FAILS, -1);
-    for (i = 0; i < PVTI_COUNT(names); i++) {
+    for (int i = 0; i < PVTI_COUNT(names); i++) {
         refuse_special(other, "mkfifo", names[i]);
         if (exists("/dev/zero")) refuse_special(other, "ln -s /dev/zero", names[i]);
     }
@@ -1189,10 +1161,10 @@ static void test_special_files(void)
     CHECK_OK(other, pvt_tokenizer_create_bytes(other, &t));
     CHECK(sh("mkfifo text"));
     fflush(stdout);
-    child = fork();
+    pid_t child = fork();
     if (child == 0) {
         int fd = open(in("text"), O_WRONLY);
-        for (i = 0; i < 1000; i++)
+        for (int i = 0; i < 1000; i++)
             if (write(fd, "some text ", 10) != 10) _exit(1);
         _exit(0);
     }
@@ -1201,7 +1173,7 @@ static void test_special_files(void)
     CHECK(corpus.n == 10000);
     pvt_corpus_free(&corpus);
     pvt_ctx_reset_peak(other);
-    peak = pvt_ctx_get_info(other).bytes_peak;
+    int64_t peak = pvt_ctx_get_info(other).bytes_peak;
     CHECK(pvt_corpus_load(other, "/dev/zero", t, &corpus) == PVT_ERR_IO);
     CHECK(strstr(pvt_ctx_error(other), "does not end") != NULL);
     CHECK(pvt_ctx_get_info(other).bytes_peak - peak < 4 * PVTI_STREAM_BYTES);

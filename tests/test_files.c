@@ -45,9 +45,8 @@ static void refused(pvt_result result, pvt_result expected, const char *label, c
 static bool file_is(const char *path, const char *content)
 {
     pvti_map map;
-    bool same;
     if (pvti_map_open(ctx, path, &map) != PVT_OK) return false;
-    same = map.size == (int64_t)strlen(content) && memcmp(map.data, content, strlen(content)) == 0;
+    bool same = map.size == (int64_t)strlen(content) && memcmp(map.data, content, strlen(content)) == 0;
     pvti_map_close(ctx, &map);
     return same;
 }
@@ -67,7 +66,6 @@ static void test_writer(void)
     char path[PVTI_PATH_BYTES], temp[PVTI_PATH_BYTES];
     static char big[600000];
     pvti_writer w;
-    int i;
     snprintf(path, sizeof path, "%s", in_dir("file"));
     memset(big, 'x', sizeof big - 1);
 
@@ -84,7 +82,7 @@ static void test_writer(void)
     CHECK(symlink("file", temp) == 0);
     CHECK_OK(ctx, pvti_writer_open(ctx, path, &w));
     CHECK(strcmp(temp, w.temp) != 0);
-    for (i = 0; i < 1000; i++) pvti_writer_put(&w, big, 599); /* many small puts, over the buffer's end */
+    for (int i = 0; i < 1000; i++) pvti_writer_put(&w, big, 599); /* many small puts, over the buffer's end */
     CHECK(w.written == 599000 && file_is(path, "old"));
     pvti_writer_put(&w, big, 999);
     CHECK_OK(ctx, pvti_writer_commit(&w));
@@ -104,19 +102,18 @@ static void test_writer(void)
 /* A limit on the size of files stands in for the full disk: write fails in the middle. */
 static void test_full_disk(void)
 {
-    struct rlimit before, small;
+    struct rlimit before;
     static char big[2000000];
     char path[PVTI_PATH_BYTES];
-    pvt_result result;
     pvti_writer w;
     snprintf(path, sizeof path, "%s", in_dir("precious"));
     CHECK_OK(ctx, pvti_file_write(ctx, path, "old", 3));
     signal(SIGXFSZ, SIG_IGN);
     getrlimit(RLIMIT_FSIZE, &before);
-    small = before;
+    struct rlimit small = before;
     small.rlim_cur = 1000000;
     setrlimit(RLIMIT_FSIZE, &small);
-    result = pvti_file_write(ctx, path, big, sizeof big);
+    pvt_result result = pvti_file_write(ctx, path, big, sizeof big);
     setrlimit(RLIMIT_FSIZE, &before);
     refused(result, PVT_ERR_IO, "full disk", "precious|writing failed|File too large|unchanged");
     CHECK(file_is(path, "old") && no_temporaries());
@@ -181,8 +178,8 @@ static double half_value(int h) /* by the definition */
 
 static void test_half(void)
 {
-    int h, wrong = 0;
-    for (h = 0; h < 65536; h++) {
+    int wrong = 0;
+    for (int h = 0; h < 65536; h++) {
         double value = half_value(h), next = half_value(h + 1);
         float f = pvti_f16_to_f32((uint16_t)h);
         if (isnan(value) ? !isnan(f) : (double)f != value || !signbit(f) != !signbit(value)) wrong++;
@@ -260,11 +257,11 @@ static void random_blocks(pvt_dtype type, uint8_t *b, int n)
 {
     static const int fields[][2] = {{0, -1},  {0, 2},    {0, -1}, {0, 2}, {0, -1},
                                     {80, 82}, {108, -1}, {0, 2},  {0, 2}, {208, -1}};
-    int64_t bytes = pvti_dtype_info(type)->bytes, i;
-    int k;
-    for (i = 0; i < n * bytes; i++) b[i] = (uint8_t)pvti_random(3, PVTI_RANDOM_USER, type, (uint64_t)i);
-    for (i = 0; i < n && type >= PVT_Q4_0; i++)
-        for (k = 0; k < 2; k++) {
+    int64_t bytes = pvti_dtype_info(type)->bytes;
+    for (int64_t i = 0; i < n * bytes; i++)
+        b[i] = (uint8_t)pvti_random(3, PVTI_RANDOM_USER, type, (uint64_t)i);
+    for (int64_t i = 0; i < n && type >= PVT_Q4_0; i++)
+        for (int k = 0; k < 2; k++) {
             uint16_t half = pvti_f32_to_f16(
                 (float)pvti_random_unit(4, PVTI_RANDOM_USER, type, (uint64_t)(2 * i + k)) - 0.4f);
             if (fields[type - PVT_Q4_0][k] >= 0) memcpy(b + i * bytes + fields[type - PVT_Q4_0][k], &half, 2);
@@ -277,11 +274,11 @@ static void test_decoders(void)
     static pvt_real out[40 * 256], again[40 * 256];
     pvt_ctx_desc scalar;
     pvt_ctx *plain = NULL;
-    int type, i;
+    int i;
     memset(&scalar, 0, sizeof scalar);
     scalar.isa = "scalar";
     CHECK(pvt_ctx_create(&scalar, &plain) == PVT_OK);
-    for (type = PVT_F32; type <= PVT_Q6_K; type++) { /* the others: test_blocks */
+    for (int type = PVT_F32; type <= PVT_Q6_K; type++) { /* the others: test_blocks */
         const pvti_dtype *info = pvti_dtype_info((pvt_dtype)type);
         int n = info->block == 1 ? 37 : 5, wrong = 0;
         int64_t elements = n * info->block;
@@ -363,8 +360,7 @@ static void test_json_refuses(void)
     };
     char deep[200];
     pvti_json j;
-    int i;
-    for (i = 0; i < PVTI_COUNT(cases); i++) {
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
         refused(parse(cases[i][0], &j), PVT_ERR_FORMAT, cases[i][0], cases[i][1]);
         CHECK(strstr(pvt_ctx_error(ctx), "test.json") && j.nodes == NULL);
     }
@@ -398,8 +394,7 @@ static void test_json_numbers(void)
     pvti_json j;
     double value;
     int64_t integer;
-    int i;
-    for (i = 0; i < PVTI_COUNT(cases); i++) {
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
         CHECK_OK(ctx, parse(cases[i].text, &j));
         CHECK_OK(ctx, pvti_json_number(&j, 0, &value) && value == cases[i].value
                           ? PVT_OK
@@ -423,16 +418,17 @@ static void test_json_values(void)
     seed b;
     pvti_json j;
     char out[32];
-    int64_t node, n = 0;
+    int64_t n = 0;
     bool truth = false;
     seed_json(&b);
     CHECK_OK(ctx, pvti_json_parse(ctx, "seed", (const char *)b.data, b.size, &j));
     CHECK(pvti_json_type(&j, 0) == PVTI_JSON_OBJECT && pvti_json_count(&j, 0) == 5);
-    for (node = pvti_json_first(&j, pvti_json_find(&j, 0, "a")); node >= 0; node = pvti_json_next(&j, node))
+    for (int64_t node = pvti_json_first(&j, pvti_json_find(&j, 0, "a")); node >= 0;
+         node = pvti_json_next(&j, node))
         n++;
     CHECK(n == 5 && pvti_json_count(&j, pvti_json_find(&j, 0, "a")) == 5);
     CHECK(pvti_json_bool(&j, 4, &truth) && truth && pvti_json_type(&j, 5) == PVTI_JSON_NULL);
-    node = pvti_json_find(&j, 0, "b\xc3\xa9\n"); /* written with escapes */
+    int64_t node = pvti_json_find(&j, 0, "b\xc3\xa9\n"); /* written with escapes */
     CHECK(node > 0 && pvti_json_string(&j, node, out, sizeof out) == 6 &&
           strcmp(out, "x\xf0\x9f\x98\x80\"") == 0);
     CHECK(pvti_json_equals(&j, node, "x\xf0\x9f\x98\x80\"") && !pvti_json_equals(&j, node, "x"));
@@ -459,10 +455,10 @@ static void test_json_large(void)
     pvti_text t = pvti_text_begin(ctx);
     pvti_json j;
     char key[16];
-    int i;
     double start = pvti_seconds();
     pvti_text_put(&t, "{", 1);
-    for (i = 0; i < 60000; i++) pvti_text_printf(&t, "%s\"key %d\":%d", i ? "," : "", i * 7919 % 60000, i);
+    for (int i = 0; i < 60000; i++)
+        pvti_text_printf(&t, "%s\"key %d\":%d", i ? "," : "", i * 7919 % 60000, i);
     pvti_text_put(&t, "}", 1);
     CHECK_OK(ctx, pvti_json_parse(ctx, "large", t.data, t.size, &j));
     CHECK(pvti_json_count(&j, 0) == 60000 && pvti_json_key(&j, 2, key, 16) == 8 &&
@@ -520,13 +516,12 @@ static void test_safetensors_reads(void)
 {
     seed b;
     pvti_safetensors st;
-    const pvti_tensor *t;
     int64_t i;
     char text[8];
     seed_safetensors(&b);
     CHECK_OK(ctx, pvti_safetensors_read(ctx, "seed", b.data, b.size, &st));
     CHECK(st.n == 4);
-    t = pvti_safetensors_find(&st, "a.weight");
+    const pvti_tensor *t = pvti_safetensors_find(&st, "a.weight");
     CHECK(t && t->dtype == PVT_F32 && t->rank == 2 && t->shape[0] == 2 && t->shape[1] == 3 && t->bytes == 24);
     CHECK(t && t->data == b.data + b.size - 42 && pvti_tensor_count(t) == 6);
     t = pvti_safetensors_find(&st, "scalar");
@@ -589,9 +584,7 @@ static void test_safetensors_refuses(void)
     };
     pvti_safetensors st;
     seed b;
-    int i;
-    uint64_t length;
-    for (i = 0; i < PVTI_COUNT(cases); i++) {
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
         seed_safetensors_of(&b, cases[i].header, cases[i].bytes);
         refused(pvti_safetensors_read(ctx, "hostile.st", b.data, b.size, &st), cases[i].result,
                 cases[i].header, cases[i].says);
@@ -600,7 +593,8 @@ static void test_safetensors_refuses(void)
     seed_safetensors_of(&b, PAIR("[4,8]", "[0,4]"), 8); /* any order in the header */
     CHECK_OK(ctx, pvti_safetensors_read(ctx, "swapped", b.data, b.size, &st));
     pvti_safetensors_close(&st);
-    length = 100000001, memcpy(b.data, &length, 8);
+    uint64_t length = 100000001;
+    memcpy(b.data, &length, 8);
     refused(pvti_safetensors_read(ctx, "st", b.data, b.size, &st), PVT_ERR_FORMAT, "long header", "100 MB");
     length = UINT64_MAX, memcpy(b.data, &length, 8);
     refused(pvti_safetensors_read(ctx, "st", b.data, b.size, &st), PVT_ERR_FORMAT, "longest header",
@@ -636,7 +630,6 @@ static void test_safetensors_writes(void)
     const char *const metadata[] = {"format", "pt", "note", "\"q\" \xc3\xa9", NULL};
     pvti_tensor tensors[5];
     pvti_safetensors st;
-    const pvti_tensor *t;
     char path[PVTI_PATH_BYTES], note[16];
     int count = 4;
     snprintf(path, sizeof path, "%s", in_dir("w.safetensors"));
@@ -651,7 +644,7 @@ static void test_safetensors_writes(void)
     CHECK(strcmp(st.tensors[0].name, "none") == 0 &&
           strcmp(st.tensors[1].name, "a") == 0); /* by size, then name */
     CHECK(strcmp(st.tensors[2].name, "b \"quoted\"") == 0 && strcmp(st.tensors[4].name, "z.codes") == 0);
-    t = pvti_safetensors_find(&st, "b \"quoted\"");
+    const pvti_tensor *t = pvti_safetensors_find(&st, "b \"quoted\"");
     CHECK(t && t->rank == 2 && t->shape[1] == 3 && memcmp(t->data, values, sizeof values) == 0);
     t = pvti_safetensors_find(&st, "made");
     CHECK(t && t->data[6] == 3 && t->data[7] == 0);
@@ -705,14 +698,13 @@ static void test_shards(void)
     char path[PVTI_PATH_BYTES], index[PVTI_PATH_BYTES];
     pvti_tensor a = tensor_of("a", PVT_F32, 1, 2, values), b = tensor_of("b", PVT_F32, 2, 1, values);
     pvti_shards set;
-    int i;
     snprintf(path, sizeof path, "%s", in_dir("sharded"));
     CHECK_OK(ctx, pvti_directory_create(ctx, path));
     refused(pvti_shards_open(ctx, path, &set), PVT_ERR_IO, "empty directory", "sharded|neither");
     CHECK_OK(ctx, pvti_safetensors_write(ctx, in_dir("sharded/one.safetensors"), &a, 1, NULL));
     CHECK_OK(ctx, pvti_safetensors_write(ctx, in_dir("sharded/two.safetensors"), &b, 1, NULL));
     snprintf(index, sizeof index, "%s", in_dir("sharded/model.safetensors.index.json"));
-    for (i = 0; i < PVTI_COUNT(cases); i++) {
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
         write_text(index, cases[i].index);
         refused(pvti_shards_open(ctx, path, &set), cases[i].result, cases[i].index, cases[i].says);
         CHECK(set.tensors == NULL);
@@ -738,7 +730,6 @@ static void test_gguf_reads(void)
     seed b;
     pvti_gguf g;
     pvti_gguf_array array;
-    const pvti_tensor *t;
     const char *s;
     int64_t n, integer = 0;
     double number = 0;
@@ -766,7 +757,7 @@ static void test_gguf_reads(void)
     CHECK(pvti_gguf_array_number(&array, 0, &number) && number == 7 &&
           !pvti_gguf_array_int(&array, 2, &integer));
     CHECK(!pvti_gguf_array_int(&array, -1, &integer) && !pvti_gguf_get_array(&g, "eps", &array));
-    t = pvti_gguf_find(&g, "w");
+    const pvti_tensor *t = pvti_gguf_find(&g, "w");
     CHECK(t && t->dtype == PVT_Q4_0 && t->rank == 2 && t->shape[0] == 2 && t->shape[1] == 32 &&
           t->bytes == 36);
     t = pvti_gguf_find(&g, "norm");
@@ -795,7 +786,6 @@ static void gguf_refused(const seed *b, pvt_result result, const char *says)
 static void test_gguf_refuses_keys(void)
 {
     seed b;
-    int i;
     seed_gguf_head(&b, 0, 0), b.data[0] = 'g', gguf_refused(&b, PVT_ERR_FORMAT, "not a GGUF");
     seed_gguf_head(&b, 0, 0), b.data[4] = 1, gguf_refused(&b, PVT_ERR_UNSUPPORTED, "version 1");
     seed_gguf_head(&b, 0, 0), b.data[4] = 0, b.data[7] = 3,
@@ -821,12 +811,12 @@ static void test_gguf_refuses_keys(void)
     seed_gguf_head(&b, 0, 1), put_key(&b, "k", 9), put_u32(&b, 9), put_u64(&b, UINT64_MAX),
         gguf_refused(&b, PVT_ERR_FORMAT, "\"k\"");
     seed_gguf_head(&b, 0, 1), put_key(&b, "k", 9);
-    for (i = 0; i < 1000; i++) put_u32(&b, 9), put_u64(&b, 1); /* arrays in arrays in … */
+    for (int i = 0; i < 1000; i++) put_u32(&b, 9), put_u64(&b, 1); /* arrays in arrays in … */
     gguf_refused(&b, PVT_ERR_FORMAT, "\"k\"|damaged");
     seed_gguf_head(&b, 0, 2), put_key(&b, "twin", 0), put(&b, "x", 1), put_key(&b, "twin", 1),
         put(&b, "x", 1);
     gguf_refused(&b, PVT_ERR_FORMAT, "\"twin\" occurs twice");
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         static const uint32_t alignments[] = {0, 3, 33, 1u << 31};
         seed_gguf_head(&b, 0, 1), put_key(&b, "general.alignment", 4), put_u32(&b, alignments[i]);
         gguf_refused(&b, PVT_ERR_FORMAT, "general.alignment");
@@ -884,8 +874,8 @@ static void test_llama2c(void)
     seed b;
     pvti_llama2c m;
     pvti_tensor layer;
-    int shared, i;
-    for (shared = 0; shared < 2; shared++) {
+    int i;
+    for (int shared = 0; shared < 2; shared++) {
         seed_llama2c(&b, shared);
         CHECK_OK(ctx, pvti_llama2c_read(ctx, "seed", b.data, b.size, &m));
         CHECK(m.dim == 4 && m.n_layers == 2 && m.vocab_size == 5 && m.shared == (shared != 0));
@@ -905,8 +895,7 @@ static void test_llama2c(void)
     }
     for (i = 0; i < 7; i++) {
         static const int32_t bad[] = {0, INT32_MIN, INT32_MAX};
-        int k;
-        for (k = 0; k < 3; k++) {
+        for (int k = 0; k < 3; k++) {
             seed_llama2c(&b, true);
             memcpy(b.data + 4 * i, &bad[k], 4);
             refused(pvti_llama2c_read(ctx, "x.bin", b.data, b.size, &m), PVT_ERR_FORMAT, "header",
@@ -974,7 +963,7 @@ static void test_memory(void)
     pvti_tensor a = tensor_of("a", PVT_F32, 1, 2, values), b = tensor_of("b", PVT_F32, 1, 2, values);
     pvt_ctx_desc desc;
     pvt_ctx *c;
-    int which, n;
+    int n;
     CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("indexed")));
     CHECK_OK(ctx, pvti_safetensors_write(ctx, in_dir("indexed/one"), &a, 1, NULL));
     CHECK_OK(ctx, pvti_safetensors_write(ctx, in_dir("indexed/two"), &b, 1, NULL));
@@ -985,7 +974,7 @@ static void test_memory(void)
     desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free;
     allocations_left = 1000;
     CHECK(pvt_ctx_create(&desc, &c) == PVT_OK);
-    for (which = 0; which < 8; which++) {
+    for (int which = 0; which < 8; which++) {
         int64_t before = pvt_ctx_get_info(c).bytes_now;
         pvt_result result = PVT_ERR_MEMORY;
         for (n = 0; n < 100 && result == PVT_ERR_MEMORY; n++) { /* the n-th allocation fails */
@@ -1011,7 +1000,6 @@ static void test_real_files(void)
     pvti_safetensors st;
     pvti_llama2c m;
     pvti_gguf g;
-    int i;
     CHECK_OK(ctx, pvti_safetensors_open(ctx, "tests/golden/models/llama_gqa/model.safetensors", &st));
     CHECK(st.n == 21 && pvti_safetensors_find(&st, "model.embed_tokens.weight"));
     pvti_safetensors_close(&st);
@@ -1027,7 +1015,7 @@ static void test_real_files(void)
     CHECK_OK(ctx, pvti_llama2c_open(ctx, "../shared/data/models/stories260K.bin", &m));
     CHECK(m.dim == 64 && m.hidden_dim == 172 && m.n_kv_heads == 4 && m.vocab_size == 512 && m.shared);
     pvti_llama2c_close(&m);
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         pvti_gguf_array tokens;
         const char *s;
         int64_t n = 0, bytes;
@@ -1042,9 +1030,8 @@ static void test_real_files(void)
 
 int main(void)
 {
-    int64_t before;
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_writer();
     test_full_disk();
     test_paths();

@@ -92,9 +92,8 @@ static void check_chain(pvt_ctx *ctx, const char *format)
     pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL};
     pvt_weight w;
     double worst = 0;
-    int n;
     fit(ctx, format, NULL, NULL, &w);
-    n = pvt_weight_arrays(&w, arrays);
+    int n = pvt_weight_arrays(&w, arrays);
     for (int i = 0; i < N; i++) R[i] = noise((uint64_t)(5000 + i));
     for (int a = 1; a < n; a++) {
         dvalues[a] = (pvt_real *)malloc((size_t)arrays[a].bytes);
@@ -195,12 +194,12 @@ static void check_sizes(pvt_ctx *ctx)
 /* The documented size, as arithmetic. */
 static double bits_of(const pvt_format *f)
 {
-    double n = N, groups = n / (f->in_group * f->out_group), bits;
+    double n = N, groups = n / (f->in_group * f->out_group);
     if (f->kind == PVT_FORMAT_NF4) return 4 + 16.0 / 64;
     if (f->kind == PVT_FORMAT_INT) return f->bits + 32.0 / f->in_group;
     if (f->kind == PVT_FORMAT_INT_SYMMETRIC) return f->bits + 16.0 / f->in_group;
     if (f->kind == PVT_FORMAT_Q2_0) return 2 + 16.0 / 64;
-    bits = groups * f->codebooks * f->bits + O / f->out_group * 16.0;
+    double bits = groups * f->codebooks * f->bits + O / f->out_group * 16.0;
     return (bits + f->codebooks * (1 << f->bits) * f->in_group * f->out_group * 16.0) / n;
 }
 
@@ -246,9 +245,9 @@ static void check_fit_int(const pvt_weight *w, const pvt_real *W)
     const pvt_real *scales = (const pvt_real *)w->array[1], *zeros = (const pvt_real *)w->array[2];
     int ig = w->format.in_group, most = (1 << w->format.bits) - 1;
     for (int g = 0; g < N / ig; g++) {
-        double low = 0, high = 0, scale, zero;
+        double low = 0, high = 0;
         for (int k = g * ig; k < (g + 1) * ig; k++) low = fmin(low, (double)W[k]), high = fmax(high, (double)W[k]);
-        scale = (high - low) / most, zero = scale > 0 ? floor(-low / scale + 0.5) : 0;
+        double scale = (high - low) / most, zero = scale > 0 ? floor(-low / scale + 0.5) : 0;
         CHECK(scales[g] == (pvt_real)scale && zeros[g] == (pvt_real)zero);
         for (int k = g * ig; k < (g + 1) * ig; k++) {
             double q = scale > 0 ? floor((double)W[k] / scale + zero + 0.5) : 0;
@@ -263,11 +262,11 @@ static void check_fit_signed(const pvt_weight *w, const pvt_real *W, int origin)
     const pvt_real *scales = (const pvt_real *)w->array[1];
     int ig = w->format.in_group, top = (1 << w->format.bits) - 1 - origin;
     for (int g = 0; g < N / ig; g++) {
-        double low = 0, high = 0, up, down, scale;
+        double low = 0, high = 0;
         for (int k = g * ig; k < (g + 1) * ig; k++)
             low = fmin(low, (double)W[k]), high = fmax(high, (double)W[k]);
-        up = fmax(high / top, -low / origin), down = fmax(high / origin, -low / top);
-        scale = down < up ? -down : up;
+        double up = fmax(high / top, -low / origin), down = fmax(high / origin, -low / top);
+        double scale = down < up ? -down : up;
         CHECK(scales[g] == (pvt_real)scale);
         for (int k = g * ig; k < (g + 1) * ig; k++) {
             double q = origin + (scale != 0 ? floor((double)W[k] / (double)scales[g] + 0.5) : 0);
@@ -301,9 +300,8 @@ static void check_fits(pvt_ctx *ctx)
         const pvt_real *metric = i % 2 ? H : NULL;
         pvt_fit_stats stats;
         pvt_weight w;
-        double error;
         fit(ctx, all[i / 2], metric, &stats, &w);
-        error = error_of(&w, W, metric);
+        double error = error_of(&w, W, metric);
         CHECK(error > 0 && error < 1);
         CHECK_NEAR(stats.error, error, 1e-4 * error + 1e-8);
         if (w.format.kind == PVT_FORMAT_INT) check_fit_int(&w, W);
@@ -346,7 +344,6 @@ static void check_fits_refused(pvt_ctx *ctx)
 static void check_golden(pvt_ctx *ctx)
 {
     pvt_tensors *file;
-    pvt_array weight, codes, scales, dequant;
     pvt_format f = parse(ctx, "nf4");
     static pvt_real W[16 * 128], V[16 * 128];
     pvt_weight w;
@@ -354,8 +351,10 @@ static void check_golden(pvt_ctx *ctx)
         SKIP(GOLDEN " is not there");
         return;
     }
-    weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")), codes = pvt_tensors_get(file, pvt_tensors_find(file, "codes"));
-    scales = pvt_tensors_get(file, pvt_tensors_find(file, "absmax")), dequant = pvt_tensors_get(file, pvt_tensors_find(file, "dequant"));
+    pvt_array weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")),
+                       codes = pvt_tensors_get(file, pvt_tensors_find(file, "codes"));
+    pvt_array scales = pvt_tensors_get(file, pvt_tensors_find(file, "absmax")),
+                       dequant = pvt_tensors_get(file, pvt_tensors_find(file, "dequant"));
     CHECK(weight.bytes == sizeof W && codes.bytes == 16 * 128 && scales.bytes == 32 * sizeof(pvt_real));
     memcpy(W, weight.data, sizeof W);
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, 16, 128, NULL, &f, NULL, NULL, &w));
@@ -373,19 +372,20 @@ static void check_golden(pvt_ctx *ctx)
 static void check_tiles(pvt_ctx *ctx, const char *format)
 {
     static pvt_real W[N], tile[N];
-    int64_t og, ig, r0, r1, c0, c1, r, wrong = 0;
+    int64_t og, ig, wrong = 0;
     pvt_weight w;
     fit(ctx, format, NULL, NULL, &w);
     pvt_weight_dequantize(&w, W);
     pvti_group_of(&w, &og, &ig);
-    for (r0 = 0; r0 < O; r0++)
-        for (r1 = r0 + 1; r1 <= PVTI_MIN(O, r0 + 3); r1++)
-            for (c0 = 0; c0 < I; c0++)
-                for (c1 = c0 + 1; c1 <= I; c1++) {
+    for (int64_t r0 = 0; r0 < O; r0++)
+        for (int64_t r1 = r0 + 1; r1 <= PVTI_MIN(O, r0 + 3); r1++)
+            for (int64_t c0 = 0; c0 < I; c0++)
+                for (int64_t c1 = c0 + 1; c1 <= I; c1++) {
                     int64_t ld = c1 - c0 + 1;
-                    for (r = 0; r < r1 - r0; r++) tile[r * ld + ld - 1] = 12345; /* behind a row nothing is touched */
+                    /* behind a row nothing is touched */
+                    for (int64_t r = 0; r < r1 - r0; r++) tile[r * ld + ld - 1] = 12345;
                     w.kind->tile(&w, tile, ld, r0, r1, c0, c1);
-                    for (r = 0; r < r1 - r0; r++)
+                    for (int64_t r = 0; r < r1 - r0; r++)
                         wrong += memcmp(tile + r * ld, W + (r0 + r) * I + c0, (size_t)(c1 - c0) * sizeof *W) != 0 ||
                                  tile[r * ld + ld - 1] != 12345;
                 }
@@ -398,9 +398,8 @@ static void check_views(pvt_ctx *ctx, const char *format)
     static pvt_real W[N], V[N];
     static const int32_t rows[4] = {5, 0, 5, 2};
     pvt_weight w, view;
-    int step;
     fit(ctx, format, NULL, NULL, &w);
-    step = w.format.out_group;
+    int step = w.format.out_group;
     pvt_weight_dequantize(&w, W);
     for (int o = 0; o < O; o++)
         for (int n = 1; n <= O - o; n++) {
@@ -423,9 +422,8 @@ static void check_arrays(pvt_ctx *ctx, const char *format)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight w, again;
-    int n, bits;
     fit(ctx, format, NULL, NULL, &w);
-    n = pvt_weight_arrays(&w, arrays), bits = w.format.bits;
+    int n = pvt_weight_arrays(&w, arrays), bits = w.format.bits;
     CHECK(strcmp(arrays[0].name, "codes") == 0 && arrays[0].role == PVT_ARRAY_CODE && arrays[0].dtype == PVT_U8 && arrays[0].bits == bits);
     for (int i = 1; i < n; i++) CHECK(arrays[i].role == PVT_ARRAY_VALUE && arrays[i].dtype == PVTI_DTYPE_REAL && arrays[i].bits == 16);
     CHECK_OK(ctx, pvt_weight_from_arrays(ctx, &w.format, O, I, arrays, n, "w", &again));
@@ -451,11 +449,9 @@ static void check_round(pvt_ctx *ctx, const char *format)
 {
     pvt_array arrays[PVT_MAX_ARRAYS], kept[PVT_MAX_ARRAYS];
     pvt_weight w, before;
-    pvt_real *last;
-    int n;
     fit(ctx, format, NULL, NULL, &w);
-    n = pvt_weight_arrays(&w, arrays);
-    last = (pvt_real *)w.array[n - 1] + pvti_array_count(&arrays[n - 1]) - 1;
+    int n = pvt_weight_arrays(&w, arrays);
+    pvt_real *last = (pvt_real *)w.array[n - 1] + pvti_array_count(&arrays[n - 1]) - 1;
     *last = 1e6;
     CHECK_OK(ctx, pvt_weight_from_arrays(ctx, &w.format, O, I, arrays, n, "w", &before));
     CHECK(pvt_weight_round_f16(&w, "mine") == PVT_ERR_NUMERIC);
@@ -489,11 +485,11 @@ static void packed_set(pvt_weight *w, int64_t group, int64_t packed)
 /* Squared distance from V [O, I] of a group with these codes. */
 static double distance(pvt_weight *w, int64_t group, int64_t packed, const pvt_real *V)
 {
-    int64_t og, ig, row, column, kept = packed_get(w, group);
+    int64_t og, ig, kept = packed_get(w, group);
     pvt_real tile[256];
     double off = 0;
     pvti_group_of(w, &og, &ig);
-    row = group / (I / ig) * og, column = group % (I / ig) * ig;
+    int64_t row = group / (I / ig) * og, column = group % (I / ig) * ig;
     packed_set(w, group, packed);
     w->kind->tile(w, tile, ig, row, row + og, column, column + ig);
     packed_set(w, group, kept);
@@ -535,25 +531,27 @@ static void check_assign(pvt_ctx *ctx, const char *format, bool force, bool some
 {
     pvt_weight w;
     pvt_assign a = assign_open(ctx, format, &w);
-    int64_t M = w.format.codebooks, moves = 0, all_codes = 1 << M * w.format.bits, mask = (1 << w.format.bits) - 1, k, code;
-    for (k = 0; k < a.n; k++) groups[k] = (k * 5 + 2) % a.n;
+    int64_t M = w.format.codebooks, moves = 0, all_codes = 1 << M * w.format.bits,
+            mask = (1 << w.format.bits) - 1;
+    for (int64_t k = 0; k < a.n; k++) groups[k] = (k * 5 + 2) % a.n;
     a.force = force;
     if (some) a.groups = groups, a.n /= 3;
     assign(ctx, &w, &a);
-    for (k = 0; k < a.n; k++) {
+    for (int64_t k = 0; k < a.n; k++) {
         int64_t group = some ? groups[k] : k, present = packed_get(&w, group), mine = codes[k * M];
-        double best = INFINITY, moved;
+        double best = INFINITY;
         if (M == 2) mine |= (int64_t)codes[k * M + 1] << w.format.bits;
         CHECK(codes[k * M] <= mask && codes[k * M + M - 1] <= mask && (!force || mine != present));
-        for (code = 0; code < all_codes; code++)
+        for (int64_t code = 0; code < all_codes; code++)
             if (!force || code != present) best = fmin(best, distance(&w, group, code, target));
         CHECK(distance(&w, group, mine, target) <= best + 1e-5 * (best + 1e-3));
-        moved = distance(&w, group, mine, now);
+        double moved = distance(&w, group, mine, now);
         CHECK_NEAR(change[k], moved, 1e-4 * (moved + 1e-2));
         moves += mine != present;
     }
     CHECK(moves > 0 && (force ? moves == a.n : moves < a.n));
-    for (k = a.n * M; k < 2 * N; k++) CHECK(codes[k] == 9999 && (k >= N || k < a.n || change[k] == -1)); /* no more */
+    for (int64_t k = a.n * M; k < 2 * N; k++)
+        CHECK(codes[k] == 9999 && (k >= N || k < a.n || change[k] == -1)); /* no more */
     pvt_weight_free(&w);
 }
 
@@ -584,14 +582,14 @@ static void check_rounding(pvt_ctx *ctx, const char *format, int low, double sha
     pvt_format f = parse(ctx, format);
     pvt_weight w;
     pvt_assign a;
-    double mean = 0, up = 0, a_level, b_level, want, span;
+    double mean = 0, up = 0, a_level, b_level;
     for (int i = 0; i < COUNT; i++) W[i] = (pvt_real)(i % 8 == 0 ? 2 : i % 8 == 1 ? -2 : 0);
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, 256, 64, NULL, &f, NULL, NULL, &w));
     for (int i = 0; i < COUNT; i++) pvti_code_set(&w, i, low + 1);
     pvt_weight_dequantize(&w, V), b_level = (double)V[5];
     for (int i = 0; i < COUNT; i++) pvti_code_set(&w, i, low);
     pvt_weight_dequantize(&w, V), a_level = (double)V[5];
-    span = b_level - a_level;
+    double span = b_level - a_level;
     for (int i = 0; i < COUNT; i++) W[i] = (pvt_real)(a_level + share * span);
     memset(&a, 0, sizeof a);
     a.target = W, a.n = COUNT, a.beam = 1, a.rounding = rounding, a.seed = 5, a.stream = 3, a.codes = drawn;
@@ -600,7 +598,7 @@ static void check_rounding(pvt_ctx *ctx, const char *format, int low, double sha
         CHECK(drawn[i] == low || drawn[i] == low + 1);
         up += drawn[i] != low, mean += drawn[i] == low ? a_level / COUNT : b_level / COUNT;
     }
-    want = pow(share, 1 / rounding) / (pow(share, 1 / rounding) + pow(1 - share, 1 / rounding));
+    double want = pow(share, 1 / rounding) / (pow(share, 1 / rounding) + pow(1 - share, 1 / rounding));
     CHECK_NEAR(up / COUNT, want, 4 * sqrt(want * (1 - want) / COUNT)); /* of a good source 1 in 16,000 is further off */
     if (rounding == 1) CHECK_NEAR(mean, a_level + share * span, 4 * span * sqrt(share * (1 - share) / COUNT));
     a.stream = 4, assign(ctx, &w, &a);
@@ -662,9 +660,8 @@ static uint64_t work(pvt_ctx *ctx, const char *format)
     pvt_array arrays[PVT_MAX_ARRAYS];
     uint64_t hash = 14695981039346656037u;
     pvt_weight w;
-    pvt_assign a;
     make_H(H), fit(ctx, format, H, NULL, &w), pvt_weight_free(&w);
-    a = assign_open(ctx, format, &w);
+    pvt_assign a = assign_open(ctx, format, &w);
     for (int i = 0; i < 17 * I; i++) x[i] = noise((uint64_t)(700 + i)), dx[i] = 0;
     memset(dW, 0, sizeof dW), memset(dvalue, 0, sizeof dvalue);
     for (int rounding = 0; rounding < 2; rounding++) {
@@ -729,9 +726,8 @@ static void check(pvt_ctx *ctx)
 int main(void)
 {
     pvt_ctx *ctx;
-    int64_t before;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     check(ctx);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);

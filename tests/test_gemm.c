@@ -121,12 +121,11 @@ static void check_values(const target *c, const target *before, const matrix *a,
     double unit = sizeof(pvt_real) == 4 ? 1.2e-7 : 2.3e-16;
     for (int64_t i = 0; i < c->count; i++) {
         int64_t m = i / c->ldc, n = i % c->ldc;
-        double sum, size;
         if (m >= M || n >= N) { /* slack */
             wrong += c->C[i] != before->C[i];
             continue;
         }
-        sum = accumulate ? (double)before->C[i] : 0, size = fabs(sum);
+        double sum = accumulate ? (double)before->C[i] : 0, size = fabs(sum);
         for (int64_t k = 0; k < K; k++) {
             double term = rounded(a->values[m * K + k]) * rounded(b->values[k * N + n]);
             sum += term, size += fabs(term);

@@ -46,19 +46,17 @@ static double json_number(const char *path, const char *key)
 static pvt_real *numbers(const pvti_safetensors *st, const char *name, int64_t *n)
 {
     const pvti_tensor *t = pvti_safetensors_find(st, name);
-    pvt_real *out;
     if (!t) return NULL;
     *n = pvti_tensor_count(t);
-    out = (pvt_real *)malloc((size_t)*n * sizeof *out);
+    pvt_real *out = (pvt_real *)malloc((size_t)*n * sizeof *out);
     pvti_dtype_info(t->dtype)->decode(t->data, out, *n);
     return out;
 }
 static int32_t *integers(const pvti_safetensors *st, const char *name, const pvti_tensor **t)
 {
-    int32_t *out;
     *t = pvti_safetensors_find(st, name);
     if (!*t || (*t)->dtype != PVT_I32) return NULL;
-    out = (int32_t *)malloc((size_t)(*t)->bytes + 1);
+    int32_t *out = (int32_t *)malloc((size_t)(*t)->bytes + 1);
     memcpy(out, (*t)->data, (size_t)(*t)->bytes);
     return out;
 }
@@ -67,8 +65,7 @@ static int32_t *integers(const pvti_safetensors *st, const char *name, const pvt
 static double worst(const pvt_real *a, const pvt_real *b, int64_t n, double relative)
 {
     double most = 0;
-    int64_t i;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         double off = fabs((double)a[i] - (double)b[i]) - relative * fabs((double)b[i]);
         if (!(off <= most)) most = off;
     }
@@ -80,10 +77,10 @@ static void check_gradients(const pvt_model *model, const pvt_run *run, const ch
 {
     pvti_safetensors st;
     double most = 0;
-    int64_t i, n, compared = 0;
+    int64_t n, compared = 0;
     char name[128];
     if (!open_tensors(dir, "grads.safetensors", &st)) return;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         const pvt_weight *w = t.weight;
         pvt_real *golden = numbers(&st, t.name, &n);
@@ -137,20 +134,17 @@ static void check_model(const char *dir, bool gradients)
     pvt_model *model;
     pvti_safetensors st;
     const pvti_tensor *t;
-    int32_t *ids;
     int64_t n, count;
-    double sum, most;
-    pvt_run *run;
-    pvt_real *logits, *golden;
+    double sum;
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
     if (!model) return;
     if (!open_tensors(dir, "golden.safetensors", &st)) return;
-    ids = integers(&st, "input_ids", &t);
-    golden = numbers(&st, "logits", &n);
-    run = run_for(model, t->shape[0], t->shape[1], true);
-    logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
+    int32_t *ids = integers(&st, "input_ids", &t);
+    pvt_real *golden = numbers(&st, "logits", &n);
+    pvt_run *run = run_for(model, t->shape[0], t->shape[1], true);
+    pvt_real *logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
     CHECK_OK(ctx, pvt_run_forward(run, ids, t->shape[0], t->shape[1], logits));
-    most = worst(logits, golden, n, 0);
+    double most = worst(logits, golden, n, 0);
     CHECK_NEAR(most, 0, 3e-5);
     if (gradients) {
         double loss = json_number(path_of(dir, "golden.json"), "loss");
@@ -171,15 +165,15 @@ static void check_dense(const char *dir)
     pvt_model *model;
     pvti_safetensors st;
     double most = 0;
-    int64_t i, n, compared = 0;
+    int64_t n, compared = 0;
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
     if (!model || !open_tensors(dir, "dense.safetensors", &st)) return;
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_real *W, *golden = t.linear ? numbers(&st, t.name, &n) : NULL;
+        pvt_real *golden = t.linear ? numbers(&st, t.name, &n) : NULL;
         if (!golden) continue;
         CHECK(n == t.n && t.weight->format.kind == PVT_FORMAT_AQLM);
-        W = (pvt_real *)malloc((size_t)n * sizeof *W);
+        pvt_real *W = (pvt_real *)malloc((size_t)n * sizeof *W);
         pvt_weight_dequantize(t.weight, W);
         most = fmax(most, worst(W, golden, n, 0));
         compared++;
@@ -197,7 +191,7 @@ static void check_round_trip(const char *dir)
     char out[256];
     pvt_model *model;
     pvti_safetensors was, is;
-    int64_t i, equal = 0;
+    int64_t equal = 0;
     CHECK(test_scratch(out, sizeof out - 1));
     strcat(out, "/");
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model));
@@ -205,7 +199,7 @@ static void check_round_trip(const char *dir)
     CHECK_OK(ctx, pvt_model_save(model, out, NULL));
     if (open_tensors(dir, "model.safetensors", &was) && open_tensors(out, "model.safetensors", &is)) {
         CHECK(was.n == is.n);
-        for (i = 0; i < was.n; i++) {
+        for (int64_t i = 0; i < was.n; i++) {
             const pvti_tensor *a = &was.tensors[i], *b = pvti_safetensors_find(&is, a->name);
             equal += b && a->dtype == b->dtype && a->rank == b->rank && a->bytes == b->bytes &&
                      memcmp(a->shape, b->shape, sizeof a->shape) == 0 &&
@@ -225,19 +219,18 @@ static void check_kl(const char *base)
     pvt_model *student, *teacher;
     pvti_safetensors st;
     const pvti_tensor *t;
-    int32_t *ids;
-    pvt_run *run, *run_teacher;
     pvt_loss_desc loss;
     double sum, again;
-    int64_t count, B, T;
+    int64_t count;
     snprintf(dir, sizeof dir, "%smodels/kl_llama/", base);
     snprintf(models[0], sizeof models[0], "%smodels/llama_gqa", base);
     snprintf(models[1], sizeof models[1], "%smodels/llama_gqa_teacher", base);
     CHECK_OK(ctx, pvt_model_load(ctx, models[0], NULL, &student));
     CHECK_OK(ctx, pvt_model_load(ctx, models[1], NULL, &teacher));
     if (!student || !teacher || !open_tensors(dir, "golden.safetensors", &st)) return;
-    ids = integers(&st, "input_ids", &t), B = t->shape[0], T = t->shape[1];
-    run = run_for(student, B, T, true), run_teacher = run_for(teacher, B, T, false);
+    int32_t *ids = integers(&st, "input_ids", &t);
+    int64_t B = t->shape[0], T = t->shape[1];
+    pvt_run *run = run_for(student, B, T, true), *run_teacher = run_for(teacher, B, T, false);
     CHECK_OK(ctx, pvt_run_forward(run_teacher, ids, B, T, NULL));
     CHECK_OK(ctx, pvt_run_forward(run, ids, B, T, NULL));
     memset(&loss, 0, sizeof loss);
@@ -257,38 +250,37 @@ static void check_kl(const char *base)
 static void check_linear(const char *file, pvt_format format)
 {
     pvti_safetensors st;
-    const pvti_tensor *codes;
     pvt_weight w;
-    int64_t n, i, O, I, rows;
-    pvt_real *x, *y, *dy, *bias, *W, *golden, *out, *dx, *dW, *values;
+    int64_t n, O;
     if (!open_tensors(GOLDEN "aqlm/", file, &st)) return;
-    x = numbers(&st, "x", &n), y = numbers(&st, "y", &n), dy = numbers(&st, "grad_y", &n),
-    bias = numbers(&st, "bias", &O);
-    rows = n / O;
-    I = pvti_tensor_count(pvti_safetensors_find(&st, "x")) / rows;
+    pvt_real *x = numbers(&st, "x", &n), *y = numbers(&st, "y", &n), *dy = numbers(&st, "grad_y", &n),
+    *bias = numbers(&st, "bias", &O);
+    int64_t rows = n / O;
+    int64_t I = pvti_tensor_count(pvti_safetensors_find(&st, "x")) / rows;
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &format, O, I, file, &w));
-    codes = pvti_safetensors_find(&st, "codes");
-    for (i = 0; i < pvti_tensor_count(codes); i++) {
+    const pvti_tensor *codes = pvti_safetensors_find(&st, "codes");
+    for (int64_t i = 0; i < pvti_tensor_count(codes); i++) {
         int16_t half;
         if (codes->dtype == PVT_I8) half = (int8_t)codes->data[i];
         else memcpy(&half, codes->data + 2 * i, 2);
         pvti_code_set(&w, i, half & ((1 << format.bits) - 1));
     }
-    values = numbers(&st, "codebooks", &n), memcpy(pvti_codebooks(&w), values, (size_t)n * sizeof *values),
+    pvt_real *values = numbers(&st, "codebooks", &n);
+    memcpy(pvti_codebooks(&w), values, (size_t)n * sizeof *values),
     free(values);
     values = numbers(&st, "scales", &n), memcpy(pvti_scales(&w), values, (size_t)n * sizeof *values), free(values);
 
-    W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W);
+    pvt_real *W = (pvt_real *)malloc((size_t)(O * I) * sizeof *W);
     pvt_weight_dequantize(&w, W);
-    golden = numbers(&st, "weight", &n);
+    pvt_real *golden = numbers(&st, "weight", &n);
     CHECK_NEAR(worst(W, golden, n, 0), 0, 1e-6);
     free(golden);
-    out = (pvt_real *)malloc((size_t)(rows * O) * sizeof *out);
+    pvt_real *out = (pvt_real *)malloc((size_t)(rows * O) * sizeof *out);
     pvt_weight_forward(out, x, &w, rows, false);
-    for (i = 0; i < rows * O; i++) out[i] += bias[i % O];
+    for (int64_t i = 0; i < rows * O; i++) out[i] += bias[i % O];
     CHECK_NEAR(worst(out, y, rows * O, 0), 0, 3e-5);
-    dx = (pvt_real *)calloc((size_t)(rows * I), sizeof *dx),
-    dW = (pvt_real *)calloc((size_t)(O * I), sizeof *dW);
+    pvt_real *dx = (pvt_real *)calloc((size_t)(rows * I), sizeof *dx),
+    *dW = (pvt_real *)calloc((size_t)(O * I), sizeof *dW);
     pvt_weight_backward(dx, dW, dy, x, &w, rows);
     golden = numbers(&st, "grad_x", &n);
     CHECK_NEAR(worst(dx, golden, n, 1e-4), 0, 1e-5);
@@ -296,7 +288,7 @@ static void check_linear(const char *file, pvt_format format)
     golden = numbers(&st, "grad_weight", &n);
     CHECK_NEAR(worst(dW, golden, n, 1e-4), 0, 1e-5);
     free(golden);
-    for (i = 0; i < rows; i++) { /* single rows take the kernels of decoding */
+    for (int64_t i = 0; i < rows; i++) { /* single rows take the kernels of decoding */
         pvt_weight_forward(out, x + i * I, &w, 1, false);
         for (n = 0; n < O; n++) out[n] += bias[n];
         CHECK_NEAR(worst(out, y + i * O, O, 0), 0, 3e-5);
@@ -314,27 +306,26 @@ static void check_llama2c(const char *name, bool greedy)
     const pvti_tensor *t;
     char key[64];
     int32_t *ids;
-    int64_t n, count, i;
-    double *nll, sum, mean = 0, most = 0;
-    pvt_real *golden, *logits;
-    pvt_run *run;
+    int64_t n, count;
+    double sum, mean = 0, most = 0;
+    pvt_real *golden;
     snprintf(key, sizeof key, DATA "models/%s.bin", name);
     CHECK_OK(ctx, pvt_model_load(ctx, key, NULL, &model));
     if (!model || !open_tensors(GOLDEN "llama2c/", "llama2c.safetensors", &st)) return;
     snprintf(key, sizeof key, "%s.ids", name), ids = integers(&st, key, &t);
     snprintf(key, sizeof key, "%s.nll", name), golden = numbers(&st, key, &n);
-    run = run_for(model, 1, n + 1, false);
-    nll = (double *)malloc((size_t)(n + 1) * sizeof *nll);
+    pvt_run *run = run_for(model, 1, n + 1, false);
+    double *nll = (double *)malloc((size_t)(n + 1) * sizeof *nll);
     CHECK_OK(ctx, pvt_run_forward(run, ids, 1, n + 1, NULL));
     CHECK_OK(ctx, pvt_run_loss(run, NULL, &sum, &count, nll));
     CHECK(count == n);
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         most = fmax(most, fabs(nll[i] - (double)golden[i])), mean += (double)golden[i] / (double)n;
     CHECK_NEAR(most, 0, 2e-4);
     CHECK_NEAR(sum / (double)n, mean, 1e-5);
     free(golden);
     snprintf(key, sizeof key, "%s.last_logits", name), golden = numbers(&st, key, &n);
-    logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
+    pvt_real *logits = (pvt_real *)malloc((size_t)n * sizeof *logits);
     CHECK_OK(ctx, pvt_run_logits(run, t->shape[0] - 2, 1, logits)); /* of the last prediction */
     printf("%s: token losses within %.2g, last logits within %.2g\n", name, most,
            worst(logits, golden, n, 0));
@@ -345,15 +336,15 @@ static void check_llama2c(const char *name, bool greedy)
         pvt_generate_desc desc;
         pvt_generated out;
         int32_t bos = 1;
-        int64_t node, wanted = 0;
+        int64_t wanted = 0;
         memset(&desc, 0, sizeof desc);
         desc.n = 64, desc.ignore_eos = true;
         CHECK_OK(ctx, pvt_generate(model, &bos, 1, &desc, &out));
         CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "llama2c/llama2c.json", &map, &j));
-        node = pvti_json_find(&j, pvti_json_find(&j, 0, name), "greedy64_from_bos");
+        int64_t node = pvti_json_find(&j, pvti_json_find(&j, 0, name), "greedy64_from_bos");
         CHECK(out.n == 64 && pvti_json_count(&j, node) == 65);
         node = pvti_json_next(&j, pvti_json_first(&j, node));
-        for (i = 0; i < out.n && node >= 0; i++, node = pvti_json_next(&j, node))
+        for (int64_t i = 0; i < out.n && node >= 0; i++, node = pvti_json_next(&j, node))
             wanted += pvti_json_int(&j, node, &n) && n == out.ids[i];
         CHECK(wanted == 64);
         pvti_json_free(&j);
@@ -373,19 +364,19 @@ static void check_carried_tokenizer(const char *path)
     char dir[256];
     pvt_model *model[2] = {NULL, NULL};
     int32_t *ids[2] = {NULL, NULL};
-    int64_t n[2] = {0, 0}, i;
+    int64_t n[2] = {0, 0};
     CHECK(test_scratch(dir, sizeof dir));
     CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model[0]));
     if (model[0]) CHECK_OK(ctx, pvt_model_save(model[0], dir, NULL));
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &model[1]));
-    for (i = 0; i < 2; i++) {
+    for (int64_t i = 0; i < 2; i++) {
         CHECK(model[i] && pvt_model_tokenizer(model[i]));
         if (model[i] && pvt_model_tokenizer(model[i]))
             CHECK_OK(ctx, pvt_tokenizer_encode(pvt_model_tokenizer(model[i]), text, -1, PVT_ENCODE_BOS, &ids[i],
                                                &n[i]));
     }
     CHECK(n[0] > 10 && n[0] == n[1] && memcmp(ids[0], ids[1], (size_t)n[0] * sizeof(int32_t)) == 0);
-    for (i = 0; i < 2; i++) pvt_ids_free(ctx, ids[i]), pvt_model_free(model[i]);
+    for (int64_t i = 0; i < 2; i++) pvt_ids_free(ctx, ids[i]), pvt_model_free(model[i]);
     test_remove(dir);
 }
 
@@ -393,27 +384,24 @@ static void check_smollm2_prompt(const pvt_model *model)
 {
     pvti_safetensors st;
     const pvti_tensor *t;
-    int32_t *ids, *top;
-    int64_t n, i, j, V = pvt_model_get_config(model)->vocab;
-    pvt_real *logits, *top_logits, *lse, *last;
+    int64_t n, V = pvt_model_get_config(model)->vocab;
     double most_logit = 0, most_last = 0, most_lse = 0;
-    pvt_run *run;
     if (!open_tensors(GOLDEN "smollm2/", "prompt32.safetensors", &st)) return;
-    top = integers(&st, "top10_ids", &t), ids = integers(&st, "ids", &t);
-    top_logits = numbers(&st, "top10_logits", &n), lse = numbers(&st, "logsumexp", &n),
-    last = numbers(&st, "last_logprobs", &n);
-    logits = (pvt_real *)malloc((size_t)(32 * V) * sizeof *logits);
-    run = run_for(model, 1, 32, false);
+    int32_t *top = integers(&st, "top10_ids", &t), *ids = integers(&st, "ids", &t);
+    pvt_real *top_logits = numbers(&st, "top10_logits", &n), *lse = numbers(&st, "logsumexp", &n),
+    *last = numbers(&st, "last_logprobs", &n);
+    pvt_real *logits = (pvt_real *)malloc((size_t)(32 * V) * sizeof *logits);
+    pvt_run *run = run_for(model, 1, 32, false);
     CHECK_OK(ctx, pvt_run_forward(run, ids, 1, 32, logits));
-    for (i = 0; i < 32; i++) {
+    for (int64_t i = 0; i < 32; i++) {
         double sum = 0;
-        for (j = 0; j < 10; j++)
+        for (int64_t j = 0; j < 10; j++)
             most_logit = fmax(most_logit,
                               fabs((double)logits[i * V + top[i * 10 + j]] - (double)top_logits[i * 10 + j]));
-        for (j = 0; j < V; j++) sum += exp((double)logits[i * V + j] - (double)lse[i]);
+        for (int64_t j = 0; j < V; j++) sum += exp((double)logits[i * V + j] - (double)lse[i]);
         most_lse = fmax(most_lse, fabs(log(sum)));
     }
-    for (j = 0; j < V; j++)
+    for (int64_t j = 0; j < V; j++)
         most_last = fmax(most_last, fabs((double)logits[31 * V + j] - (double)lse[31] - (double)last[j]));
     printf("smollm2: logits within %.2g, logsumexp within %.2g, last log-probabilities within %.2g\n",
            most_logit, most_lse, most_last);
@@ -430,23 +418,23 @@ static void check_smollm2_greedy(const pvt_model *model)
 {
     pvti_map map;
     pvti_json j;
-    int64_t c, node, gap, i, id;
+    int64_t id;
     CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "smollm2/greedy.json", &map, &j));
-    for (c = pvti_json_first(&j, 0); c >= 0; c = pvti_json_next(&j, c)) {
+    for (int64_t c = pvti_json_first(&j, 0); c >= 0; c = pvti_json_next(&j, c)) {
         int32_t prompt[512];
         int64_t n = 0, same = 0, sure = 0;
         double margin;
         pvt_generate_desc desc;
         pvt_generated out;
-        node = pvti_json_find(&j, c, "prompt_ids");
+        int64_t node = pvti_json_find(&j, c, "prompt_ids");
         for (node = pvti_json_first(&j, node); node >= 0 && n < 512; node = pvti_json_next(&j, node))
             if (pvti_json_int(&j, node, &id)) prompt[n++] = (int32_t)id;
         memset(&desc, 0, sizeof desc);
         desc.n = 64, desc.ignore_eos = true;
         CHECK_OK(ctx, pvt_generate(model, prompt, n, &desc, &out));
         node = pvti_json_first(&j, pvti_json_find(&j, c, "new_ids"));
-        gap = pvti_json_first(&j, pvti_json_find(&j, c, "top1_minus_top2"));
-        for (i = 0; i < out.n && node >= 0;
+        int64_t gap = pvti_json_first(&j, pvti_json_find(&j, c, "top1_minus_top2"));
+        for (int64_t i = 0; i < out.n && node >= 0;
              i++, node = pvti_json_next(&j, node), gap = pvti_json_next(&j, gap)) {
             if (!pvti_json_number(&j, gap, &margin) || margin < 0.02) break;
             sure++;
@@ -470,14 +458,14 @@ static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
     pvt_ppl_desc desc;
     pvt_ppl ppl;
     double nll[592], sum, most = 0;
-    int64_t i = 0, node;
+    int64_t i = 0;
     CHECK_OK(ctx, pvt_corpus_load(ctx, DATA "wikitext2/wiki.test.raw", pvt_model_tokenizer(model), &corpus));
     CHECK(corpus.n == 303415);
     memset(&desc, 0, sizeof desc);
     desc.ctx = 512, desc.last = windows, desc.window_nll = nll;
     CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &ppl));
     CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "smollm2/wikitext2_ppl.json", &map, &j));
-    for (node = pvti_json_first(&j, pvti_json_find(&j, 0, "windows")); node >= 0 && i < windows;
+    for (int64_t node = pvti_json_first(&j, pvti_json_find(&j, 0, "windows")); node >= 0 && i < windows;
          node = pvti_json_next(&j, node), i++)
         if (pvti_json_number(&j, pvti_json_find(&j, node, "nll_sum"), &sum))
             most = fmax(most, fabs(nll[i] - sum));

@@ -168,10 +168,9 @@ static void check_grids(pvt_ctx *ctx)
         {16, 2, .1077, .1075}, {64, 2, .0298, .0296}, {88, 2, .0221, .0218}, {256, 2, .0078, .0077}, {256, 4, .0972, .0960}};
     for (int i = 0; i < (int)(sizeof bars / sizeof *bars); i++) {
         static pvt_real grid[256 * 4];
-        double error;
         int n = bars[i].n, p = bars[i].p, sorted = 1;
         CHECK_OK(ctx, pvti_higgs_grid(ctx, n, p, grid));
-        error = error_of_grid(grid, n, p);
+        double error = error_of_grid(grid, n, p);
         printf("    grid of %d points in %d dimensions: %.5f per dimension\n", n, p, error);
         CHECK(error <= bars[i].most && error >= bars[i].least);
         for (int k = 0; k < n * p; k++) CHECK(grid[k] == (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)grid[k])));
@@ -188,7 +187,7 @@ static void check_golden_higgs(pvt_ctx *ctx, int n)
     static uint16_t codes[3 * 1024];
     static pvt_real room[3 * 256];
     pvt_tensors *file;
-    pvt_array weight, norms, want, grid, arrays[PVT_MAX_ARRAYS];
+    pvt_array want, grid, arrays[PVT_MAX_ARRAYS];
     pvt_format f;
     pvt_weight w;
     pvt_assign a;
@@ -198,7 +197,8 @@ static void check_golden_higgs(pvt_ctx *ctx, int n)
         SKIP(GOLDEN "higgs.safetensors is not there");
         return;
     }
-    weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")), norms = pvt_tensors_get(file, pvt_tensors_find(file, "plain.norms"));
+    pvt_array weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")),
+                       norms = pvt_tensors_get(file, pvt_tensors_find(file, "plain.norms"));
     snprintf(name, sizeof name, "plain.n%d.codes", n), want = pvt_tensors_get(file, pvt_tensors_find(file, name));
     snprintf(name, sizeof name, "grid_n%d", n), grid = pvt_tensors_get(file, pvt_tensors_find(file, name));
     for (int block = 0; block < 6; block++) {
@@ -289,13 +289,12 @@ static void check_e8p_nearest(void)
     int wrong = 0, outer = 0, count = getenv("PVTUNE_QUICK") ? 300 : 1500;
     for (int i = 0; i < count; i++) {
         pvt_real x[8];
-        int best, brute;
         for (int d = 0; d < 8; d++) {
             x[d] = (pvt_real)(normal(40, (uint64_t)(8 * i + d)) * sizes[i % 10]);
             if (i % 11 == 5) x[d] = (pvt_real)((int)(4 * x[d])) / 4 + (pvt_real)0.05 * (pvt_real)(d + 1) * (pvt_real)0.01;
             if (i % 13 == 7 && d == 3) x[d] *= 10;
         }
-        best = pvti_e8p_nearest_one(x), brute = e8p_brute(x, -1);
+        int best = pvti_e8p_nearest_one(x), brute = e8p_brute(x, -1);
         outer += brute >> 8 >= PVTI_E8P_BALL;
         wrong += best != brute && e8p_distance(x, best) > e8p_distance(x, brute) + 1e-12 * (1 + e8p_distance(x, brute));
         if (i % 8) continue;
@@ -333,14 +332,14 @@ static void check_golden_e8p(pvt_ctx *ctx)
     static const struct { const char *name; double scale; } cases[] = {
         {"nearest_0.970874", 0.970873786407767}, {"nearest_1.000000", 1}, {"nearest_1.030000", 1.03}};
     pvt_tensors *file;
-    pvt_array samples, codes, patterns;
+    pvt_array codes;
     int wrong = 0;
     if (pvt_tensors_open(ctx, GOLDEN "e8p.safetensors", &file) != PVT_OK) {
         SKIP(GOLDEN "e8p.safetensors is not there");
         return;
     }
-    samples = pvt_tensors_get(file, pvt_tensors_find(file, "samples"));
-    patterns = pvt_tensors_get(file, pvt_tensors_find(file, "abs_patterns_times_2"));
+    pvt_array samples = pvt_tensors_get(file, pvt_tensors_find(file, "samples"));
+    pvt_array patterns = pvt_tensors_get(file, pvt_tensors_find(file, "abs_patterns_times_2"));
     for (int i = 0; i < 256 * 8; i++)
         wrong += ((const int8_t *)patterns.data)[i] != 2 * (int)(pvti_e8p_pattern(i / 8) >> (14 - 2 * (i % 8)) & 3) + 1;
     for (int c = 0; c < 3; c++) {
@@ -491,9 +490,9 @@ static void check_dequantized(pvt_ctx *ctx, const char *format)
 {
     static pvt_real W[N], tile[N];
     pvt_weight w;
-    int p, wrong = 0;
+    int wrong = 0;
     fit(ctx, format, NULL, NULL, &w);
-    p = (int)pvti_points_size(&w);
+    int p = (int)pvti_points_size(&w);
     CHECK(p == (w.format.kind == PVT_FORMAT_HIGGS ? w.format.in_group : 8));
     pvt_weight_dequantize(&w, W);
     for (int i = 0; i < N; i++) {
@@ -524,10 +523,8 @@ static void check_arrays(pvt_ctx *ctx, const char *format)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight w, again;
-    pvt_real kept;
-    int n;
     fit(ctx, format, NULL, NULL, &w);
-    n = pvt_weight_arrays(&w, arrays);
+    int n = pvt_weight_arrays(&w, arrays);
     CHECK(arrays[0].role == PVT_ARRAY_CODE && arrays[0].dtype == (w.format.bits > 8 ? PVT_U16 : PVT_U8) && arrays[1].role == PVT_ARRAY_VALUE);
     CHECK(n == (w.format.kind == PVT_FORMAT_HIGGS ? 3 : 2));
     if (n == 3) CHECK(strcmp(arrays[2].name, "grid") == 0 && arrays[2].role == PVT_ARRAY_FIXED && arrays[2].rows == 0);
@@ -544,7 +541,8 @@ static void check_arrays(pvt_ctx *ctx, const char *format)
         pvti_code_set(&w, 7, 0);
     }
     for (int a = 1; a < n; a++) {
-        kept = ((pvt_real *)w.array[a])[1], ((pvt_real *)w.array[a])[1] = (pvt_real)NAN;
+        pvt_real kept = ((pvt_real *)w.array[a])[1];
+        ((pvt_real *)w.array[a])[1] = (pvt_real)NAN;
         CHECK(pvt_weight_from_arrays(ctx, &w.format, O, I, arrays, n, "mine", &again) == PVT_ERR_NUMERIC);
         ((pvt_real *)w.array[a])[1] = 70000;
         CHECK(pvt_weight_round_f16(&w, "mine") == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), arrays[a].name));
@@ -599,15 +597,14 @@ static void check_fit(pvt_ctx *ctx, const char *format)
     pvt_real *H = make_H(I);
     pvt_fit_stats stats;
     pvt_weight nearest, feedback;
-    double plain, least;
     make_matrix(W);
     fit(ctx, format, NULL, &stats, &nearest);
-    plain = error_of(&nearest, W, NULL);
+    double plain = error_of(&nearest, W, NULL);
     CHECK_NEAR(stats.error, plain, 1e-5);
     if (nearest.format.kind == PVT_FORMAT_E8P) { /* its scale is the best: no other does better by more than 1 in 1000 */
         for (int r = 0; r < O; r++) {
-            double mine, better, other = INFINITY, scale = (double)((pvt_real *)nearest.array[1])[r];
-            mine = pvti_e8p_error(W + r * I, I, scale, &better);
+            double better, other = INFINITY, scale = (double)((pvt_real *)nearest.array[1])[r];
+            double mine = pvti_e8p_error(W + r * I, I, scale, &better);
             for (int k = -30; k < 60; k++) other = fmin(other, pvti_e8p_error(W + r * I, I, scale * (1 + 0.02 * k), &better));
             CHECK(mine <= other * 1.001);
         }
@@ -618,7 +615,7 @@ static void check_fit(pvt_ctx *ctx, const char *format)
         for (int i = 0; i < n; i++) square += (double)W[at + i] * (double)W[at + i] / n;
         CHECK_NEAR(((pvt_real *)nearest.array[1])[b], sqrt(square), 1e-6 * sqrt(square));
     }
-    least = error_of(&nearest, W, H);
+    double least = error_of(&nearest, W, H);
     fit(ctx, format, H, &stats, &feedback);
     CHECK_NEAR(stats.error, error_of(&feedback, W, H), 1e-4 * stats.error + 1e-6);
     printf("    %s: %.4f of W, %.4f of WX by nearest codes, %.4f with feedback\n", format, plain, least, stats.error);
@@ -635,11 +632,11 @@ static void check_feedback(pvt_ctx *ctx)
     pvt_format f = parse(ctx, "higgs:p2n88");
     pvti_factor factor;
     pvt_weight w;
-    double S[C], scale, square = 0;
+    double S[C], square = 0;
     for (int i = 0; i < C; i++) W[i] = (pvt_real)normal(9, (uint64_t)i), S[i] = 0, square += (double)W[i] * (double)W[i] / C;
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, 1, C, H, &f, NULL, NULL, &w));
     CHECK_OK(ctx, pvti_factor_make(ctx, "H", H, C, 0.01, false, &factor));
-    scale = sqrt(square);
+    double scale = sqrt(square);
     for (int j = 0; j < C; j += 2) {
         const double *R = factor.R + j * factor.ld + j;
         double z0 = S[j] / R[0], z1 = (S[j + 1] - z0 * R[1]) / R[factor.ld + 1], least = INFINITY;
@@ -764,10 +761,11 @@ static void check_assign_special(pvt_ctx *ctx, const char *format)
     assign(ctx, &w, &a);
     for (int64_t k = 0; k < a.n; k++) {
         pvt_real x[8];
-        int64_t p = pvti_points_size(&w), mask = w.format.bits == 16 ? limit_of(&w) - 1 : 0xffff, second;
-        double e1 = distance(&w, k, first[k] & mask, target), e2;
+        int64_t p = pvti_points_size(&w), mask = w.format.bits == 16 ? limit_of(&w) - 1 : 0xffff;
+        double e1 = distance(&w, k, first[k] & mask, target);
         for (int64_t d = 0; d < p; d++) x[d] = (pvt_real)((double)target[k * p + d] / unit_of(&w, k));
-        second = kind_of(&w)->other(&w, x, (int)(first[k] & mask)), e2 = distance(&w, k, second, target);
+        int64_t second = kind_of(&w)->other(&w, x, (int)(first[k] & mask));
+        double e2 = distance(&w, k, second, target);
         wrong += codes[k] != first[k] && fabs(distance(&w, k, codes[k] & mask, target) - e2) > 1e-5 * e2;
         got += codes[k] != first[k], want += 1 / (1 + pow(e2 / e1, 0.5 / 0.8));
     }
@@ -803,11 +801,10 @@ static uint64_t work(pvt_ctx *ctx, const char *format, const pvt_real *H)
     pvt_array arrays[PVT_MAX_ARRAYS];
     uint64_t hash = 14695981039346656037u;
     pvt_weight w;
-    pvt_assign a;
     fit(ctx, format, H, NULL, &w);
     for (int i = pvt_weight_arrays(&w, arrays) - 1; i >= 0; i--) hash = add(hash, arrays[i].data, arrays[i].bytes);
     pvt_weight_free(&w);
-    a = assign_open(ctx, format, &w);
+    pvt_assign a = assign_open(ctx, format, &w);
     for (int i = pvt_weight_arrays(&w, arrays) - 1; i >= 0; i--) hash = add(hash, arrays[i].data, arrays[i].bytes);
     for (int rounding = 0; rounding < 2; rounding++) {
         a.rounding = rounding * 0.7;
@@ -877,16 +874,14 @@ static void check_memory(const char *format)
         budget b = {1000000, 0};
         pvt_ctx_desc desc;
         pvt_ctx *ctx;
-        pvt_format f;
         pvt_weight w;
-        pvt_result result;
         memset(&desc, 0, sizeof desc);
         desc.n_threads = 1;
         desc.allocator.alloc = budget_alloc, desc.allocator.free = budget_free, desc.allocator.user = &b;
         CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-        f = parse(ctx, format);
+        pvt_format f = parse(ctx, format);
         b.left = fail;
-        result = pvt_weight_fit(ctx, W, 4, 256, H, &f, NULL, NULL, &w);
+        pvt_result result = pvt_weight_fit(ctx, W, 4, 256, H, &f, NULL, NULL, &w);
         done = result == PVT_OK;
         CHECK(done || (result == PVT_ERR_MEMORY && pvt_ctx_error(ctx)[0] && !w.array[0]));
         if (done) CHECK(fail > 8);

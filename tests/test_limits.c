@@ -103,9 +103,9 @@ static pvt_tokenizer *random_tokenizer(pvt_ctx *ctx, uint64_t number, int pieces
 static int64_t merge_by_definition(const pvt_tokenizer *t, int32_t *ids, int64_t n)
 {
     for (;;) {
-        int64_t best = -1, i;
+        int64_t best = -1;
         uint32_t rank = UINT32_MAX;
-        for (i = 0; i + 1 < n; i++) {
+        for (int64_t i = 0; i + 1 < n; i++) {
             const pvti_merge *m = pvti_merge_find(t, ids[i], ids[i + 1]);
             if (m && m->rank < rank) rank = m->rank, best = i;
         }
@@ -123,14 +123,14 @@ static void test_merges(pvt_ctx *ctx)
     int64_t merged = 0, levels = 0;
     for (uint64_t number = 0; number < 60; number++) {
         pvt_tokenizer *t = random_tokenizer(ctx, number, 10 + (int)number);
-        int64_t n = number == 0 ? 5000 : 1 + (int64_t)(pvti_random(number, 3, 0, 0) % 700), i, count, left;
+        int64_t n = number == 0 ? 5000 : 1 + (int64_t)(pvti_random(number, 3, 0, 0) % 700), count;
         int letters = 1 + (int)(number % 4);
         int32_t *ids;
-        for (i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             wanted[i] = (int32_t)(pvti_random(number, 4, 0, (uint64_t)i) % (uint64_t)letters);
             text[i] = (char)('a' + wanted[i]);
         }
-        left = merge_by_definition(t, wanted, n);
+        int64_t left = merge_by_definition(t, wanted, n);
         CHECK_OK(ctx, pvt_tokenizer_encode(t, text, n, 0, &ids, &count));
         CHECK(count == left && memcmp(ids, wanted, (size_t)left * sizeof *ids) == 0);
         merged += n - left, levels += n > 256;
@@ -317,13 +317,12 @@ static void test_tune_sizes(pvt_ctx *ctx)
     int possible = 0;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 256, &corpus));
     for (int i = 0; i < N * N * N * 3; i++) {
-        int64_t bytes;
         memset(&d, 0, sizeof d);
         d.steps = extremes[i % N], d.batch = extremes[i / N % N], d.micro_batch = extremes[i / N / N % N];
         d.ctx = i / (N * N * N) == 0 ? 8 : i / (N * N * N) == 1 ? INT64_MAX : -1;
         if (i % 2) d.eval_windows = extremes[i / 2 % N], d.warmup = extremes[i / 3 % N], d.patience = extremes[i / 5 % N];
         CHECK(pvt_tuner_bytes(model, teacher, NULL, &d) > 0);
-        bytes = pvt_tuner_bytes(model, teacher, &corpus, &d);
+        int64_t bytes = pvt_tuner_bytes(model, teacher, &corpus, &d);
         CHECK(bytes > 0);
         possible += bytes != INT64_MAX;
         if (bytes == INT64_MAX) CHECK(pvt_tuner_create(model, teacher, &corpus, &d, &tuner) != PVT_OK && !tuner);
@@ -414,13 +413,13 @@ static void test_kinds(pvt_ctx *ctx)
 static bool gives(pvt_ctx *ctx, const pvt_tokenizer *t, const char *text, const char *wanted)
 {
     pvt_corpus corpus, memory;
-    int64_t i, n = (int64_t)strlen(wanted);
-    bool good;
+    int64_t n = (int64_t)strlen(wanted);
     CHECK(write_file("text", text, (int64_t)strlen(text)));
     CHECK_OK(ctx, pvt_corpus_load(ctx, path_of("text"), t, &corpus));
     CHECK_OK(ctx, pvt_corpus_from_text(ctx, text, -1, t, &memory));
-    good = corpus.n == n && memory.n == n;
-    for (i = 0; i < n && good; i++) good = corpus.ids[i] == (uint8_t)wanted[i] && memory.ids[i] == corpus.ids[i];
+    bool good = corpus.n == n && memory.n == n;
+    for (int64_t i = 0; i < n && good; i++)
+        good = corpus.ids[i] == (uint8_t)wanted[i] && memory.ids[i] == corpus.ids[i];
     pvt_corpus_free(&corpus), pvt_corpus_free(&memory);
     return good;
 }
@@ -465,9 +464,9 @@ static void test_corpus(pvt_ctx *ctx)
         CHECK(gives(ctx, t, good[i].text, wanted));
     }
     for (int i = 0; i < PVTI_COUNT(bad); i++) {
-        int64_t bytes = bad[i].bytes < 0 ? (int64_t)strlen(bad[i].text) : bad[i].bytes, before;
+        int64_t bytes = bad[i].bytes < 0 ? (int64_t)strlen(bad[i].text) : bad[i].bytes;
         CHECK(write_file("text", bad[i].text, bytes));
-        before = pvt_ctx_get_info(ctx).bytes_now;
+        int64_t before = pvt_ctx_get_info(ctx).bytes_now;
         CHECK_REFUSED(ctx, bad[i].result, bad[i].words, pvt_corpus_load(ctx, path_of("text"), t, &corpus));
         CHECK(strstr(pvt_ctx_error(ctx), path_of("text")) == pvt_ctx_error(ctx));
         CHECK(pvt_corpus_from_text(ctx, bad[i].text, bytes, t, &corpus) == bad[i].result);
@@ -515,8 +514,8 @@ static void factors_of(const pvt_model_config *c, float *out)
     for (int64_t j = 0; j < c->head_dim / 2; j++) {
         float frequency = 1.0f / powf((float)c->rope_theta, (float)(2 * j) / (float)c->head_dim);
         float wavelength = 6.2831853f / frequency, old = (float)c->rope_original_ctx, low = (float)c->rope_low;
-        float high = (float)c->rope_high, factor = (float)c->rope_factor, smooth;
-        smooth = (old / wavelength - low) / (high - low);
+        float high = (float)c->rope_high, factor = (float)c->rope_factor;
+        float smooth = (old / wavelength - low) / (high - low);
         out[j] = wavelength < old / high ? 1 : wavelength > old / low ? factor : 1 / ((1 - smooth) / factor + smooth);
     }
 }
@@ -590,14 +589,14 @@ static void test_rope(pvt_ctx *ctx)
 {
     pvt_model *model = NULL;
     pvt_model_config c;
-    int64_t i, k;
     memset(&c, 0, sizeof c);
     c.layers = 2, c.dim = 64, c.heads = 2, c.kv_heads = 1, c.ff = 48, c.vocab = 50, c.ctx = 256, c.tied = true;
     c.rope_theta = 10000, c.rope_factor = 8, c.rope_low = 1, c.rope_high = 4, c.rope_original_ctx = 32;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    for (i = 0; model && i < pvt_model_tensors(model); i++) { /* attention that depends on positions */
+    /* attention that depends on positions */
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        for (k = 0; t.weight && k < t.n; k++)
+        for (int64_t k = 0; t.weight && k < t.n; k++)
             ((pvt_real *)(uintptr_t)t.weight->array[0])[k] =
                 (pvt_real)(pvti_random_unit(5, 1, (uint64_t)i, (uint64_t)k) - 0.5);
     }
@@ -617,11 +616,10 @@ int main(void)
 {
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    int64_t before;
     memset(&desc, 0, sizeof desc);
     desc.allocator.alloc = limited_alloc, desc.allocator.free = limited_free;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK || !test_scratch(dir, sizeof dir)) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_json_memory(ctx);
     test_merges(ctx);
     test_encode_memory(ctx);

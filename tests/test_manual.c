@@ -14,11 +14,10 @@ static void figure(const char *text) /* stands in the manual */
 static void load_manual(void)
 {
     FILE *file = fopen("pvtune.h", "rb");
-    char *end;
     manual = (char *)calloc(1, 20001);
     if (file && fread(manual, 1, 20000, file) == 0) manual[0] = 0;
     if (file) fclose(file);
-    end = strstr(manual, "#ifndef PVTUNE_H");
+    char *end = strstr(manual, "#ifndef PVTUNE_H");
     if (end) *end = 0;
 }
 

@@ -80,7 +80,6 @@ static void mix(pvt_ctx *ctx, pvt_model *model, bool both)
 {
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_weight dense;
         pvt_format f;
         pvt_fit_desc d;
         if (!t.weight) continue;
@@ -88,7 +87,7 @@ static void mix(pvt_ctx *ctx, pvt_model *model, bool both)
         d.epochs = 1, d.kmeans_steps = 2, d.name = t.name, d.stream = (uint64_t)i;
         CHECK_OK(ctx, pvt_format_parse(ctx, mixture_of(t.name, both), &f));
         if (f.kind == PVT_FORMAT_DENSE) continue;
-        dense = *t.weight;
+        pvt_weight dense = *t.weight;
         CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)dense.array[0], dense.O, dense.I, NULL, &f, &d, NULL, t.weight));
         pvt_weight_free(&dense);
     }
@@ -171,10 +170,9 @@ static void check_moved(const pvt_model *model, const pvt_model *before, pvt_str
     int coded = 0;
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i), was = pvt_model_tensor(before, i);
-        bool moved;
         if (!t.weight) continue;
         CHECK(arrays_hash(t.weight, PVT_ARRAY_VALUE) != arrays_hash(was.weight, PVT_ARRAY_VALUE));
-        moved = arrays_hash(t.weight, PVT_ARRAY_CODE) != arrays_hash(was.weight, PVT_ARRAY_CODE);
+        bool moved = arrays_hash(t.weight, PVT_ARRAY_CODE) != arrays_hash(was.weight, PVT_ARRAY_CODE);
         if (t.dtype == PVT_DTYPE_NONE && moved != (strategy != PVT_STRATEGY_CONTINUOUS))
             printf("    %s, %s\n", t.name, pvt_strategy_name(strategy));
         CHECK(moved == (t.dtype == PVT_DTYPE_NONE && strategy != PVT_STRATEGY_CONTINUOUS));
@@ -195,17 +193,15 @@ static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_m
     CHECK_OK(ctx, pvt_tuner_create(model, teacher, corpus, &desc, &tuner));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        char *found, *where = NULL, kept[2];
-        long long from;
-        int limit;
+        char *where = NULL, kept[2];
         if (t.dtype != PVT_DTYPE_NONE || t.weight->format.bits % 8 == 0) continue;
-        limit = t.weight->format.entries ? t.weight->format.entries : 1 << t.weight->format.bits;
+        int limit = t.weight->format.entries ? t.weight->format.entries : 1 << t.weight->format.bits;
         snprintf(name, sizeof name, "\"%s.codes\"", t.name);
-        found = strstr(bytes + 8, name); /* the header is text, and its offsets follow the name */
+        char *found = strstr(bytes + 8, name); /* the header is text, and its offsets follow the name */
         CHECK(found && (where = strstr(found, "\"data_offsets\":[")) != NULL);
         if (!where) continue;
         snprintf(range, sizeof range, "%.90s", strchr(where, '[') + 1);
-        from = strtoll(range, NULL, 10);
+        long long from = strtoll(range, NULL, 10);
         where = bytes + 8 + header + (uint64_t)from;
         memcpy(kept, where, 2);
         where[0] = (char)limit;
@@ -382,12 +378,11 @@ static void refuse_config(pvt_ctx *ctx, const char *from, const char *to, const 
     char *found = strstr(config, from);
     pvt_model *model = NULL;
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
-    pvt_result result;
     CHECK(found != NULL);
     if (found) {
         snprintf(other, size + strlen(to) + 1, "%.*s%s%s", (int)(found - config), config, to, found + strlen(from));
         spit(at("saved/config.json"), other, strlen(other));
-        result = pvt_model_load(ctx, at("saved"), NULL, &model);
+        pvt_result result = pvt_model_load(ctx, at("saved"), NULL, &model);
         if (result == PVT_OK || !strstr(pvt_ctx_error(ctx), word)) printf("    %s -> %s: %s\n", from, to, result ? pvt_ctx_error(ctx) : "loaded");
         CHECK((result == PVT_ERR_FORMAT || result == PVT_ERR_UNSUPPORTED || result == PVT_ERR_MISMATCH) && !model);
         CHECK(strstr(pvt_ctx_error(ctx), dir) && strstr(pvt_ctx_error(ctx), word) && strstr(pvt_ctx_error(ctx), tensor));
@@ -436,13 +431,11 @@ static void refuse_array(pvt_ctx *ctx, const char *name, wrong how, const char *
     pvt_array arrays[64];
     pvt_tensors *file;
     pvt_model *model = NULL;
-    pvt_result result;
     uint8_t content[1 << 14], shorter[1 << 14];
     size_t size;
     char *kept = slurp(at("saved/model.safetensors"), &size);
-    int64_t n, i;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
-    n = pvt_tensors_count(file), i = pvt_tensors_find(file, name);
+    int64_t n = pvt_tensors_count(file), i = pvt_tensors_find(file, name);
     CHECK(n <= 64 && i >= 0 && pvt_tensors_get(file, i).bytes <= (int64_t)sizeof content);
     for (int64_t k = 0; k < n; k++) arrays[k] = pvt_tensors_get(file, k);
     memcpy(content, arrays[i].data, (size_t)arrays[i].bytes), memset(shorter, 0, sizeof shorter);
@@ -453,7 +446,7 @@ static void refuse_array(pvt_ctx *ctx, const char *name, wrong how, const char *
     if (how == WRONG_CONTENT) content[arrays[i].bytes - 1] = 0xff, arrays[i].data = content;
     CHECK_OK(ctx, pvt_tensors_save(ctx, at("saved/model.safetensors"), arrays, n));
     pvt_tensors_close(file);
-    result = pvt_model_load(ctx, at("saved"), NULL, &model);
+    pvt_result result = pvt_model_load(ctx, at("saved"), NULL, &model);
     if (result == PVT_OK || !strstr(pvt_ctx_error(ctx), tensor))
         printf("    %s, wrong %d: %s\n", name, (int)how, result ? pvt_ctx_error(ctx) : "loaded");
     CHECK(result == PVT_ERR_FORMAT || result == PVT_ERR_MISMATCH || result == PVT_ERR_NUMERIC || result == PVT_ERR_UNSUPPORTED);
@@ -500,12 +493,11 @@ int main(void)
 {
     pvt_ctx *ctx;
     pvt_ctx_desc desc;
-    int64_t before;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 2;
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
     keep_grid(ctx);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     check_models(ctx);
     check_refused(ctx);
     keep_grid(ctx);

@@ -17,15 +17,14 @@ static pvt_model *tiny(pvt_ctx *ctx, bool tied, int64_t window)
 {
     pvt_model_config c;
     pvt_model *model = NULL;
-    int64_t i, k;
     memset(&c, 0, sizeof c);
     c.layers = 3, c.dim = 24, c.heads = 6, c.kv_heads = 2, c.head_dim = 4, c.ff = 40, c.vocab = 37,
     c.ctx = 32;
     c.tied = tied, c.window = window;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        for (k = 0; k < t.n; k++) {
+        for (int64_t k = 0; k < t.n; k++) {
             if (t.values) t.values[k] = (pvt_real)(1 + 0.5 * noise(i, k));
             else dense_data(t.weight)[k] = (pvt_real)(noise(i, k));
         }
@@ -37,10 +36,9 @@ static pvt_model *tiny(pvt_ctx *ctx, bool tied, int64_t window)
 static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
 {
     pvt_format format;
-    int64_t l, j;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
-    for (l = 0; l < model->config.layers; l++)
-        for (j = 0; j < PVTI_LINEARS; j++) {
+    for (int64_t l = 0; l < model->config.layers; l++)
+        for (int64_t j = 0; j < PVTI_LINEARS; j++) {
             pvt_weight *w = &model->layers[l].linear[PVTI_Q + j], q;
             CHECK_OK(ctx, pvt_weight_fit(ctx, dense_data(w), w->O, w->I, NULL, &format, NULL, NULL, &q));
             pvt_weight_free(w);
@@ -52,8 +50,7 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text)
 static const int32_t *some_ids(int64_t n)
 {
     static int32_t ids[64];
-    int64_t i;
-    for (i = 0; i < n; i++) ids[i] = (int32_t)((i * 7 + i * i) % 37);
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)((i * 7 + i * i) % 37);
     return ids;
 }
 
@@ -78,11 +75,11 @@ static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window, bool kl)
     const int32_t *ids = some_ids(18);
     pvt_loss_desc loss;
     double sum, up, down, worst = 0;
-    int64_t count, i, k;
+    int64_t count;
     memset(&loss, 0, sizeof loss);
     if (kl) {
         CHECK_OK(ctx, pvt_model_copy(ctx, model, &teacher));
-        for (k = 0; k < 24; k++) teacher->norm[k] += 0.3 * noise(99, k);
+        for (int64_t k = 0; k < 24; k++) teacher->norm[k] += 0.3 * noise(99, k);
         teacher_run = make_run(ctx, teacher, 2, 9, false, 0);
         CHECK_OK(ctx, pvt_run_forward(teacher_run, ids, 2, 9, NULL));
         loss.teacher = teacher, loss.teacher_hidden = pvt_run_hidden(teacher_run);
@@ -90,19 +87,19 @@ static void check_gradient(pvt_ctx *ctx, bool tied, int64_t window, bool kl)
     CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 9, NULL));
     CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
     CHECK(count == (kl ? 18 : 16));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_real *p = t.values ? t.values : dense_data(t.weight);
         const pvt_real *g = pvt_run_grad(run, i);
-        for (k = 0; k < t.n; k += t.n / 9 + 1) {
+        for (int64_t k = 0; k < t.n; k += t.n / 9 + 1) {
             pvt_real old = p[k];
-            double h = 1e-5, slope;
+            double h = 1e-5;
             p[k] = old + h;
             pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, &loss, &up, &count, NULL);
             p[k] = old - h;
             pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, &loss, &down, &count, NULL);
             p[k] = old;
-            slope = (up - down) / (2 * h) / (double)count;
+            double slope = (up - down) / (2 * h) / (double)count;
             worst = fmax(worst, fabs(slope - g[k]) / (1e-3 + fabs(slope)));
         }
     }
@@ -120,38 +117,37 @@ static void check_table_gradient(pvt_ctx *ctx, const char *text)
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight dense = model->embed;
     pvt_format format;
-    pvt_run *run;
     double sum, up, down, worst = 0, largest = 0;
-    int64_t count, k;
-    int n, a;
+    int64_t count;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
     CHECK_OK(ctx, pvt_weight_fit(ctx, dense_data(&dense), dense.O, dense.I, NULL, &format, NULL, NULL, &model->embed));
     pvt_weight_free(&dense);
     CHECK_OK(ctx, pvti_model_tie(model));
-    n = pvt_weight_arrays(&model->embed, arrays);
-    for (a = 0; a < n; a++)
+    int n = pvt_weight_arrays(&model->embed, arrays);
+    for (int a = 0; a < n; a++)
         if (arrays[a].role == PVT_ARRAY_VALUE)
             dvalues[a] = (pvt_real *)calloc((size_t)arrays[a].bytes / sizeof(pvt_real), sizeof(pvt_real));
-    run = make_run(ctx, model, 2, 9, true, 0);
+    pvt_run *run = make_run(ctx, model, 2, 9, true, 0);
     CHECK_OK(ctx, pvt_run_forward(run, ids, 2, 9, NULL));
     CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
     CHECK_OK(ctx, pvt_weight_chain(dvalues, &model->embed, pvt_run_grad(run, 0)));
-    for (a = 0; a < n; a++)
-        for (k = 0; dvalues[a] && k < arrays[a].bytes / (int64_t)sizeof(pvt_real); k++) {
+    for (int a = 0; a < n; a++)
+        for (int64_t k = 0; dvalues[a] && k < arrays[a].bytes / (int64_t)sizeof(pvt_real); k++) {
             pvt_real *p = (pvt_real *)(uintptr_t)arrays[a].data + k, old = *p;
-            double h = strcmp(arrays[a].name, "scales") == 0 ? 1e-5 / (1 << format.bits) : 1e-5, slope; /* times codes */
+            double h = strcmp(arrays[a].name, "scales") == 0 ? 1e-5 / (1 << format.bits)
+                                                             : 1e-5; /* times codes */
             *p = old + h;
             pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
             *p = old - h;
             pvt_run_forward(run, ids, 2, 9, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
             *p = old;
-            slope = (up - down) / (2 * h) / (double)count;
+            double slope = (up - down) / (2 * h) / (double)count;
             worst = fmax(worst, fabs(slope - dvalues[a][k]) / (1e-3 + fabs(slope)));
             largest = fmax(largest, fabs(slope));
         }
     CHECK_NEAR(worst, 0, 1e-6);
     CHECK(largest > 1e-2);
-    for (a = 0; a < n; a++) free(dvalues[a]);
+    for (int a = 0; a < n; a++) free(dvalues[a]);
     pvt_run_free(run);
     pvt_model_free(model);
 }
@@ -162,10 +158,9 @@ static pvt_real *step_bits(pvt_ctx *ctx, const pvt_model *model, int64_t limit, 
 {
     pvt_run *run = make_run(ctx, model, 2, 17, true, limit);
     int64_t at = 2 * 17 * 37, i, count;
-    pvt_real *out;
     double sum;
     for (*n = at, i = 0; i < pvt_model_tensors(model); i++) *n += pvt_model_tensor(model, i).n;
-    out = (pvt_real *)malloc((size_t)*n * sizeof *out);
+    pvt_real *out = (pvt_real *)malloc((size_t)*n * sizeof *out);
     CHECK_OK(ctx, pvt_run_forward(run, some_ids(34), 2, 17, out));
     CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
     for (i = 0; i < pvt_model_tensors(model); at += pvt_model_tensor(model, i).n, i++)
@@ -182,22 +177,19 @@ static void check_equal_bits(void)
     static const char *const sets[] = {"scalar", "avx2", "avx512"};
     pvt_real *first = NULL;
     int64_t n = 0, n_first = 0, kept;
-    int t, s, quantized;
-    for (quantized = 0; quantized < 2; quantized++) {
-        for (t = 0; t < 4; t++)
-            for (s = 0; s < 3; s++) {
+    for (int quantized = 0; quantized < 2; quantized++) {
+        for (int t = 0; t < 4; t++)
+            for (int s = 0; s < 3; s++) {
                 pvt_ctx_desc desc;
                 pvt_ctx *ctx;
-                pvt_model *model;
-                pvt_real *bits;
                 if (t > 0 && s < 2 && t != s + 1) continue; /* a few of the combinations */
                 memset(&desc, 0, sizeof desc);
                 desc.n_threads = threads[t];
                 desc.isa = sets[s];
                 CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-                model = tiny(ctx, false, 0);
+                pvt_model *model = tiny(ctx, false, 0);
                 if (quantized) quantize(ctx, model, "aqlm:2x4g4");
-                bits = step_bits(ctx, model, 0, &n, &kept);
+                pvt_real *bits = step_bits(ctx, model, 0, &n, &kept);
                 CHECK(kept == 3);
                 if (!first) first = bits, n_first = n;
                 CHECK(n == n_first && memcmp(bits, first, (size_t)n * sizeof *bits) == 0);
@@ -240,14 +232,14 @@ static void check_sink(pvt_ctx *ctx, bool tied)
     pvt_loss_desc loss;
     bool frozen[64];
     double sum, worst = 0;
-    int64_t count, tensors = pvt_model_tensors(model), i, k;
+    int64_t count, tensors = pvt_model_tensors(model);
     seen s;
     memset(&desc, 0, sizeof desc), memset(&s, 0, sizeof s), memset(frozen, 0, sizeof frozen),
         memset(&loss, 0, sizeof loss);
     CHECK_OK(ctx, pvt_run_forward(held, some_ids(32), 2, 16, NULL));
     CHECK_OK(ctx, pvt_run_backward(held, NULL, &sum, &count, NULL, NULL));
     desc.max_batch = 2, desc.max_ctx = 16, desc.train = true;
-    for (i = 0; i < 2; i++) {
+    for (int64_t i = 0; i < 2; i++) {
         desc.frozen = i ? frozen : NULL;
         frozen[0] = frozen[2] = frozen[5] = frozen[tensors - 1] = true;
         CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
@@ -263,12 +255,12 @@ static void check_sink(pvt_ctx *ctx, bool tied)
     }
     run = make_run(ctx, model, 1, 16, true, 0);
     loss.scale = 1.0 / 30;
-    for (i = 0; i < 2; i++) {
+    for (int64_t i = 0; i < 2; i++) {
         CHECK_OK(ctx, pvt_run_forward(run, some_ids(32) + 16 * i, 1, 16, NULL));
         CHECK_OK(ctx, pvt_run_backward(run, &loss, &sum, &count, NULL, NULL));
     }
-    for (i = 0; i < tensors; i++)
-        for (k = 0; k < pvt_model_tensor(model, i).n; k++)
+    for (int64_t i = 0; i < tensors; i++)
+        for (int64_t k = 0; k < pvt_model_tensor(model, i).n; k++)
             worst = fmax(worst, fabs((double)pvt_run_grad(run, i)[k] - (double)pvt_run_grad(held, i)[k]));
     CHECK_NEAR(worst, 0, 1e-5);
     pvt_run_zero_grad(run);
@@ -287,22 +279,21 @@ static void check_cache(pvt_ctx *ctx, int64_t window)
     pvt_run_desc desc;
     pvt_real all[2 * T * V], some[2 * T * V];
     int32_t ids[2 * T];
-    int64_t c, k, b, t, pos, v;
     double worst = 0;
     CHECK_OK(ctx, pvt_run_forward(whole, some_ids(2 * T), 2, T, all));
     memset(&desc, 0, sizeof desc);
     desc.max_batch = 2, desc.max_ctx = T, desc.cache = true;
     CHECK_OK(ctx, pvt_run_create(model, &desc, &run));
-    for (c = 0; c < 3; c++) {
+    for (int64_t c = 0; c < 3; c++) {
         pvt_run_reset(run);
-        for (pos = 0, k = 0; k < 4 && chunks[c][k]; pos += chunks[c][k++]) {
+        for (int64_t pos = 0, k = 0; k < 4 && chunks[c][k]; pos += chunks[c][k++]) {
             int64_t n = chunks[c][k];
-            for (b = 0; b < 2; b++)
-                for (t = 0; t < n; t++) ids[b * n + t] = some_ids(2 * T)[b * T + pos + t];
+            for (int64_t b = 0; b < 2; b++)
+                for (int64_t t = 0; t < n; t++) ids[b * n + t] = some_ids(2 * T)[b * T + pos + t];
             CHECK_OK(ctx, pvt_run_forward(run, ids, 2, n, some));
-            for (b = 0; b < 2; b++)
-                for (t = 0; t < n; t++)
-                    for (v = 0; v < V; v++)
+            for (int64_t b = 0; b < 2; b++)
+                for (int64_t t = 0; t < n; t++)
+                    for (int64_t v = 0; v < V; v++)
                         worst = fmax(worst, fabs((double)some[(b * n + t) * V + v] -
                                                  (double)all[(b * T + pos + t) * V + v]));
         }
@@ -416,9 +407,8 @@ static void save_and_load(pvt_ctx *ctx, const pvt_model *model, const char *name
     pvt_save_desc desc;
     pvt_model *loaded = NULL, *copy = NULL;
     pvt_real before[T * V], after[T * V];
-    pvt_run *a = make_run(ctx, model, 1, T, false, 0), *b;
+    pvt_run *a = make_run(ctx, model, 1, T, false, 0);
     double worst = 0;
-    int64_t i;
     memset(&desc, 0, sizeof desc);
     desc.dense = dense;
     CHECK_OK(ctx, pvt_model_save(model, dir_path(name), &desc));
@@ -428,10 +418,10 @@ static void save_and_load(pvt_ctx *ctx, const pvt_model *model, const char *name
     CHECK(loaded->config.norm_eps == model->config.norm_eps && loaded->n_eos == model->n_eos &&
           loaded->bos == model->bos);
     CHECK_OK(ctx, pvt_model_copy(ctx, loaded, &copy));
-    b = make_run(ctx, copy, 1, T, false, 0);
+    pvt_run *b = make_run(ctx, copy, 1, T, false, 0);
     CHECK_OK(ctx, pvt_run_forward(a, some_ids(T), 1, T, before));
     CHECK_OK(ctx, pvt_run_forward(b, some_ids(T), 1, T, after));
-    for (i = 0; i < T * V; i++) worst = fmax(worst, fabs((double)before[i] - (double)after[i]));
+    for (int64_t i = 0; i < T * V; i++) worst = fmax(worst, fabs((double)before[i] - (double)after[i]));
     if (bitwise) CHECK(memcmp(before, after, sizeof before) == 0);
     CHECK_NEAR(worst, 0, 0.1);
     CHECK(pvt_model_save(model, dir_path(name), &desc) == PVT_ERR_ARGUMENT); /* it is there already */
@@ -497,18 +487,18 @@ static void broken_config(pvt_ctx *ctx, const char *dir, const char *from, const
 {
     pvti_map map;
     pvt_model *model = NULL;
-    char *text, *changed, *at, config[512];
-    pvt_result result;
+    char config[512];
     snprintf(config, sizeof config, "%s", in_dir(dir, "config.json"));
     CHECK_OK(ctx, pvti_map_open(ctx, config, &map));
-    text = (char *)calloc(1, (size_t)map.size + 1), changed = (char *)calloc(1, (size_t)map.size + 256);
+    char *text = (char *)calloc(1, (size_t)map.size + 1),
+                 *changed = (char *)calloc(1, (size_t)map.size + 256);
     memcpy(text, map.data, (size_t)map.size);
-    at = strstr(text, from);
+    char *at = strstr(text, from);
     CHECK(at != NULL);
     if (at) {
         snprintf(changed, (size_t)map.size + 256, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
         CHECK_OK(ctx, pvti_file_write(ctx, config, changed, (int64_t)strlen(changed)));
-        result = pvt_model_load(ctx, dir_path(dir), NULL, &model);
+        pvt_result result = pvt_model_load(ctx, dir_path(dir), NULL, &model);
         if (result == PVT_OK || !strstr(pvt_ctx_error(ctx), says))
             printf("%s -> %s: %s\n", from, to, result ? pvt_ctx_error(ctx) : "loaded");
         CHECK(result != PVT_OK && model == NULL && strstr(pvt_ctx_error(ctx), says));
@@ -549,8 +539,7 @@ static void check_broken(pvt_ctx *ctx)
     pvt_model *model;
     pvti_map map;
     char path[512];
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(edits); i++)
+    for (int64_t i = 0; i < PVTI_COUNT(edits); i++)
         broken_config(ctx, edits[i][0], edits[i][1], edits[i][2], edits[i][3]);
     snprintf(path, sizeof path, "%s", in_dir("dense16", "model.safetensors"));
     CHECK_OK(ctx, pvti_map_open(ctx, path, &map));
@@ -653,9 +642,8 @@ static void check_memory(void)
 int main(void)
 {
     pvt_ctx *ctx;
-    int64_t bytes;
     if (!test_scratch(scratch_dir, sizeof scratch_dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
 #if PVTI_REAL_IS_DOUBLE
     check_gradient(ctx, false, 0, false);
     check_gradient(ctx, true, 5, false);

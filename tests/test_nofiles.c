@@ -114,7 +114,6 @@ static void check_format(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus 
 {
     pvt_quantize_desc desc;
     pvt_model *small = NULL;
-    double quantized, tuned;
     memset(&desc, 0, sizeof desc);
     CHECK_OK(ctx, pvt_model_copy(ctx, model, &small));
 #ifdef PVTUNE_NO_FILES
@@ -123,10 +122,10 @@ static void check_format(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus 
     CHECK_OK(ctx, pvt_format_parse(ctx, format, &desc.format));
     desc.samples = 16, desc.ctx = 32;
     CHECK_OK(ctx, pvt_quantize(small, text, &desc));
-    quantized = perplexity(ctx, small, text);
+    double quantized = perplexity(ctx, small, text);
     CHECK(pvt_model_bits(small, NULL).linears < 10 && (quantized > perplexity(ctx, model, text) || !LEARNS));
     train(ctx, small, model, text, 3e-3);
-    tuned = perplexity(ctx, small, text);
+    double tuned = perplexity(ctx, small, text);
     CHECK(tuned < quantized || !LEARNS);
     printf("%s: perplexity quantized %.3f, tuned %.3f\n", format, quantized, tuned);
     add_model(ctx, small, text->ids);
@@ -140,18 +139,16 @@ int main(void)
     pvt_ctx *ctx = NULL;
     pvt_model *model = NULL;
     pvt_corpus text;
-    double start, trained;
-    int64_t before;
     memset(&c, 0, sizeof c);
     c.layers = 2, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 64, c.vocab = VOCAB, c.ctx = 64;
     make_text(ids);
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &text));
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    start = perplexity(ctx, model, &text);
+    double start = perplexity(ctx, model, &text);
     train(ctx, model, NULL, &text, 1e-2);
-    trained = perplexity(ctx, model, &text);
+    double trained = perplexity(ctx, model, &text);
     CHECK(trained < (LEARNS ? 0.3 : 1) * start);
     printf("perplexity %.2f, trained %.3f\n", start, trained);
     add_model(ctx, model, ids);

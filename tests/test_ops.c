@@ -15,11 +15,10 @@ static int64_t samples = 200; /* elements of a gradient that are looked at */
 static double *random_array(int64_t n, double scale)
 {
     double *x = (double *)malloc((size_t)(n + 1) * sizeof *x);
-    int64_t i, k;
     test_counter++;
-    for (i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         double sum = -3;
-        for (k = 0; k < 6; k++)
+        for (int64_t k = 0; k < 6; k++)
             sum += pvti_random_unit(7, PVTI_RANDOM_USER, test_counter, (uint64_t)(6 * i + k));
         x[i] = scale * 1.4 * sum;
     }
@@ -28,22 +27,19 @@ static double *random_array(int64_t n, double scale)
 static double *constant_array(int64_t n, double value)
 {
     double *x = (double *)malloc((size_t)(n + 1) * sizeof *x);
-    int64_t i;
-    for (i = 0; i < n; i++) x[i] = value;
+    for (int64_t i = 0; i < n; i++) x[i] = value;
     return x;
 }
 static double dot(const double *x, const double *y, int64_t n)
 {
     double sum = 0;
-    int64_t i;
-    for (i = 0; i < n; i++) sum += x[i] * y[i];
+    for (int64_t i = 0; i < n; i++) sum += x[i] * y[i];
     return sum;
 }
 static double sum_of(const double *x, int64_t n)
 {
     double sum = 0;
-    int64_t i;
-    for (i = 0; i < n; i++) sum += x[i];
+    for (int64_t i = 0; i < n; i++) sum += x[i];
     return sum;
 }
 
@@ -54,13 +50,12 @@ static double gradient_error(loss_fn *loss, void *self, double *x, const double 
 {
     const double h = 1e-5;
     double worst = 0;
-    int64_t i;
-    for (i = 0; i < n; i += 1 + n / samples) {
-        double old = x[i], up, down, error;
+    for (int64_t i = 0; i < n; i += 1 + n / samples) {
+        double old = x[i], up, down;
         x[i] = old + h, up = loss(self);
         x[i] = old - h, down = loss(self);
         x[i] = old;
-        error = fabs(dx[i] - start - (up - down) / (2 * h)) / (1 + fabs(dx[i]));
+        double error = fabs(dx[i] - start - (up - down) / (2 * h)) / (1 + fabs(dx[i]));
         if (!(error <= worst)) worst = error;
     }
     return worst;
@@ -80,22 +75,21 @@ typedef struct setup {
 
 static void test_math(void)
 {
-    double worst_exp = 0, worst_exp32 = 0, worst_log = 0, worst_sin = 0, x, s, c;
-    int64_t i;
-    for (i = -7000; i < 7000; i++) {
-        double e;
-        x = (double)i * 0.1 + 0.0123;
-        e = fabs(pvti_exp64(x) / exp(x) - 1), worst_exp = e > worst_exp ? e : worst_exp;
+    double worst_exp = 0, worst_exp32 = 0, worst_log = 0, worst_sin = 0, s, c;
+    for (int64_t i = -7000; i < 7000; i++) {
+        double x = (double)i * 0.1 + 0.0123;
+        double e = fabs(pvti_exp64(x) / exp(x) - 1);
+        worst_exp = e > worst_exp ? e : worst_exp;
     }
-    for (i = -8700; i < 8800; i++) {
+    for (int64_t i = -8700; i < 8800; i++) {
         float xf = (float)i * 0.01f;
         double e = fabs((double)pvti_exp32(xf) / exp((double)xf) - 1);
         worst_exp32 = e > worst_exp32 ? e : worst_exp32;
     }
-    for (i = 1; i < 20000; i++) {
-        double e;
-        x = (double)i * 0.003;
-        e = fabs(pvti_log(x) - log(x)) / (1e-3 + fabs(log(x))), worst_log = e > worst_log ? e : worst_log;
+    for (int64_t i = 1; i < 20000; i++) {
+        double x = (double)i * 0.003;
+        double e = fabs(pvti_log(x) - log(x)) / (1e-3 + fabs(log(x)));
+        worst_log = e > worst_log ? e : worst_log;
         x = (double)(i - 10000) * 13.37;
         pvti_sincos(x, &s, &c);
         e = fabs(s - sin(x)) + fabs(c - cos(x)), worst_sin = e > worst_sin ? e : worst_sin;
@@ -117,13 +111,11 @@ static void test_math(void)
 
 static void test_reductions(void)
 {
-    int64_t n;
-    for (n = 0; n < 1300; n = n * 2 + 3) {
+    for (int64_t n = 0; n < 1300; n = n * 2 + 3) {
         double *x = random_array(n, 1), *y = random_array(n, 1), sum = 0, product = 0,
                top = -(double)INFINITY;
         double distance = 0, r;
-        int64_t i;
-        for (i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             sum += x[i], product += x[i] * y[i], distance += (x[i] - y[i]) * (x[i] - y[i]);
             top = x[i] > top ? x[i] : top;
         }
@@ -151,16 +143,14 @@ static void test_embedding(void)
 {
     int32_t ids[7] = {3, 0, 3, -1, 10, 11, 3}; /* −1 and 11 are outside */
     setup s;
-    double *dtable;
-    int64_t c;
     s.n = 7, s.a = 11, s.b = 67, s.ids = ids;
     s.w = random_array(11 * 67, 1), s.R = random_array(7 * 67, 1), s.out = constant_array(7 * 67, 9);
-    dtable = constant_array(11 * 67, 0.5);
+    double *dtable = constant_array(11 * 67, 0.5);
     pvt_embedding_backward(ctx, dtable, s.R, ids, 7, 11, 67);
     CHECK_GRADIENT(embedding_loss, &s, s.w, dtable, 11 * 67);
     embedding_loss(&s);
     CHECK(memcmp(s.out + 4 * 67, s.w + 10 * 67, 67 * sizeof(double)) == 0);
-    for (c = 0; c < 67; c++) CHECK(s.out[3 * 67 + c] == 0 && s.out[5 * 67 + c] == 0);
+    for (int64_t c = 0; c < 67; c++) CHECK(s.out[3 * 67 + c] == 0 && s.out[5 * 67 + c] == 0);
     free(s.w), free(s.R), free(s.out), free(dtable);
 }
 
@@ -175,19 +165,18 @@ static double linear_loss(void *self)
 static void test_linear(void)
 {
     setup s;
-    double *dx, *dW, *dbias;
-    int64_t i, o;
     s.n = 5, s.a = 13, s.b = 9;
     s.x = random_array(5 * 13, 1), s.w = random_array(9 * 13, 1), s.y = random_array(9, 1);
     s.R = random_array(5 * 9, 1), s.out = constant_array(5 * 9, 9);
-    dx = constant_array(5 * 13, 0.5), dW = constant_array(9 * 13, 0.5), dbias = constant_array(9, 0.5);
+    double *dx = constant_array(5 * 13, 0.5), *dW = constant_array(9 * 13, 0.5),
+                 *dbias = constant_array(9, 0.5);
     pvt_linear_backward(ctx, dx, dW, dbias, s.R, s.x, s.w, 5, 13, 9);
     CHECK_GRADIENT(linear_loss, &s, s.x, dx, 5 * 13);
     CHECK_GRADIENT(linear_loss, &s, s.w, dW, 9 * 13);
     CHECK_GRADIENT(linear_loss, &s, s.y, dbias, 9);
     linear_loss(&s);
-    for (i = 0; i < 5; i++)
-        for (o = 0; o < 9; o++)
+    for (int64_t i = 0; i < 5; i++)
+        for (int64_t o = 0; o < 9; o++)
             CHECK_NEAR(s.out[i * 9 + o], dot(s.x + i * 13, s.w + o * 13, 13) + s.y[o], 1e-13);
     pvt_linear_backward(ctx, NULL, NULL, NULL, s.R, s.x, s.w, 5, 13, 9);
     pvt_linear_forward(ctx, s.out, s.x, s.w, NULL, 5, 13, 9);
@@ -206,12 +195,12 @@ static double rmsnorm_loss(void *self)
 static void test_rmsnorm(int64_t n, int64_t C)
 {
     setup s;
-    double *dx = constant_array(n * C, 0.5), *dw = constant_array(C, 0.5), r;
+    double *dx = constant_array(n * C, 0.5), *dw = constant_array(C, 0.5);
     s.n = n, s.a = C;
     s.x = random_array(n * C, 1), s.w = random_array(C, 1), s.R = random_array(n * C, 1);
     s.out = constant_array(n * C, 9), s.extra = constant_array(n, 9);
     rmsnorm_loss(&s);
-    r = 1 / sqrt(dot(s.x, s.x, C) / (double)C + 1e-5);
+    double r = 1 / sqrt(dot(s.x, s.x, C) / (double)C + 1e-5);
     CHECK_NEAR(s.extra[0], r, 1e-13);
     CHECK_NEAR(s.out[C - 1], s.x[C - 1] * r * s.w[C - 1], 1e-13);
     pvt_rmsnorm_backward(ctx, dx, dw, s.R, s.x, s.extra, s.w, n, C);
@@ -235,22 +224,22 @@ static void test_rope(pvt_rope_pairing pairing)
     enum { B = 2, T = 5, NH = 3, HS = 10, POS = 7 };
     setup s;
     float inv_freq[HS / 2];
-    double tables[2 * (POS + T) * HS / 2], *dx;
-    int64_t n = B * T * NH * HS, b, t, h, j;
+    double tables[2 * (POS + T) * HS / 2];
+    int64_t n = B * T * NH * HS;
     s.n = T, s.a = NH, s.b = HS, s.pairing = pairing;
     s.x = random_array(n, 1), s.R = random_array(n, 1), s.out = constant_array(n, 9);
     s.y = tables + POS * HS / 2, s.z = s.y + (POS + T) * HS / 2;
     pvt_rope_frequencies(inv_freq, HS, 10000);
     pvt_rope_table(ctx, tables, tables + (POS + T) * HS / 2, inv_freq, HS, 0, POS + T);
-    dx = random_array(n, 0);
+    double *dx = random_array(n, 0);
     memcpy(dx, s.R, (size_t)n * sizeof *dx);
     pvt_rope_backward(ctx, dx, s.y, s.z, B, T, NH, HS, pairing);
     CHECK_NEAR(gradient_error(rope_loss, &s, s.x, dx, 0, n), 0, 2e-8);
     rope_loss(&s);
-    for (b = 0; b < B; b++)
-        for (t = 0; t < T; t++)
-            for (h = 0; h < NH; h++)
-                for (j = 0; j < HS / 2; j++) {
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t h = 0; h < NH; h++)
+                for (int64_t j = 0; j < HS / 2; j++) {
                     int64_t base = ((b * T + t) * NH + h) * HS;
                     int64_t i0 = base + (pairing == PVT_ROPE_HALVES ? j : 2 * j);
                     int64_t i1 = base + (pairing == PVT_ROPE_HALVES ? j + HS / 2 : 2 * j + 1);
@@ -264,11 +253,10 @@ static void test_rope(pvt_rope_pairing pairing)
 static void test_rope_llama3(void)
 {
     float plain[8], scaled[8];
-    int64_t j;
     pvt_rope_frequencies(plain, 16, 500000);
     memcpy(scaled, plain, sizeof plain);
     pvt_rope_scale_llama3(scaled, 16, 8, 1, 4, 64);
-    for (j = 0; j < 8; j++) {
+    for (int64_t j = 0; j < 8; j++) {
         double f = (double)plain[j], wavelength = 2 * 3.14159265358979323846 / f, want = f, smooth;
         if (wavelength > 64.0)
             want = f / 8;
@@ -285,25 +273,25 @@ static void test_rope_llama3(void)
 static void naive_attention(double *out, double *lse, const setup *s)
 {
     const pvt_attention_desc *d = &s->desc;
-    int64_t TK = d->pos + d->T, batch = d->kv_batch ? d->kv_batch : TK * d->NKV * d->HS, b, t, h, j, i;
+    int64_t TK = d->pos + d->T, batch = d->kv_batch ? d->kv_batch : TK * d->NKV * d->HS;
     int64_t window = d->window ? d->window : TK;
     double *p = (double *)malloc((size_t)TK * sizeof *p),
            scale = d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS);
-    for (b = 0; b < d->B; b++)
-        for (h = 0; h < d->NH; h++)
-            for (t = 0; t < d->T; t++) {
+    for (int64_t b = 0; b < d->B; b++)
+        for (int64_t h = 0; h < d->NH; h++)
+            for (int64_t t = 0; t < d->T; t++) {
                 int64_t g = h / (d->NH / d->NKV), last = d->pos + t,
                         first = last - window + 1 > 0 ? last - window + 1 : 0;
                 int64_t at = ((b * d->T + t) * d->NH + h) * d->HS;
                 double sum = 0, max = -1e300;
-                for (j = first; j <= last; j++) {
+                for (int64_t j = first; j <= last; j++) {
                     p[j] = scale * dot(s->x + at, s->y + b * batch + (j * d->NKV + g) * d->HS, d->HS);
                     max = p[j] > max ? p[j] : max;
                 }
-                for (j = first; j <= last; j++) sum += p[j] = exp(p[j] - max);
-                for (i = 0; i < d->HS; i++) out[at + i] = 0;
-                for (j = first; j <= last; j++)
-                    for (i = 0; i < d->HS; i++)
+                for (int64_t j = first; j <= last; j++) sum += p[j] = exp(p[j] - max);
+                for (int64_t i = 0; i < d->HS; i++) out[at + i] = 0;
+                for (int64_t j = first; j <= last; j++)
+                    for (int64_t i = 0; i < d->HS; i++)
                         out[at + i] += p[j] / sum * s->z[b * batch + (j * d->NKV + g) * d->HS + i];
                 lse[(b * d->NH + h) * d->T + t] = max + log(sum);
             }
@@ -318,8 +306,7 @@ static double attention_loss(void *self)
 static double max_difference(const double *a, const double *b, int64_t n)
 {
     double worst = 0;
-    int64_t i;
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         if (!(fabs(a[i] - b[i]) <= worst)) worst = fabs(a[i] - b[i]);
     return worst;
 }
@@ -362,12 +349,11 @@ static void test_attention_decode(int64_t window)
     double *q = random_array(T * NH * HS, 1), *k = random_array(T * NKV * HS, 1),
            *v = random_array(T * NKV * HS, 1);
     double *whole = constant_array(T * NH * HS, 9), *step = constant_array(T * NH * HS, 9);
-    int64_t t;
     memset(&d, 0, sizeof d);
     d.B = 1, d.T = T, d.NH = NH, d.NKV = NKV, d.HS = HS, d.window = window;
     pvt_attention_forward(ctx, whole, NULL, q, k, v, &d);
     d.kv_batch = T * NKV * HS;
-    for (t = 0; t < T; t += d.T) {
+    for (int64_t t = 0; t < T; t += d.T) {
         d.pos = t, d.T = t < 70 ? 70 : 1;
         pvt_attention_forward(ctx, step + t * NH * HS, NULL, q + t * NH * HS, k, v, &d);
     }
@@ -432,11 +418,12 @@ static void slices(const setup *s, const double *logits, double *lse, double *lo
 {
     pvt_softmax_row rows[8];
     double *slice = (double *)malloc((size_t)(s->n * (s->c + 3)) * sizeof *slice);
-    int64_t v0, i, ld = s->c + 3;
+    int64_t ld = s->c + 3;
     memset(rows, 0, sizeof rows);
-    for (v0 = 0; v0 < s->a; v0 += s->c) {
+    for (int64_t v0 = 0; v0 < s->a; v0 += s->c) {
         int64_t VS = s->a - v0 < s->c ? s->a - v0 : s->c;
-        for (i = 0; i < s->n; i++) memcpy(slice + i * ld, logits + i * s->a + v0, (size_t)VS * sizeof *slice);
+        for (int64_t i = 0; i < s->n; i++)
+            memcpy(slice + i * ld, logits + i * s->a + v0, (size_t)VS * sizeof *slice);
         pvt_softmax_update(ctx, rows, slice, s->ids, s->n, v0, VS, ld);
     }
     pvt_softmax_finish(ctx, lse, loss, rows, s->ids, s->n);
@@ -446,30 +433,27 @@ static double cross_entropy_loss(void *self)
 {
     setup *s = (setup *)self;
     double lse[8], loss[8], sum = 0;
-    int64_t i;
     slices(s, s->x, lse, loss);
-    for (i = 0; i < s->n; i++) sum += loss[i];
+    for (int64_t i = 0; i < s->n; i++) sum += loss[i];
     return 0.3 * sum;
 }
 static double kl_loss(void *self)
 {
     setup *s = (setup *)self;
     double lse[8], teacher_lse[8], loss[8], sum = 0;
-    int64_t i, v0;
     slices(s, s->x, lse, NULL);
     slices(s, s->y, teacher_lse, NULL);
     memset(loss, 0, sizeof loss);
-    for (v0 = 0; v0 < s->a; v0 += s->c)
+    for (int64_t v0 = 0; v0 < s->a; v0 += s->c)
         pvt_kl_forward(ctx, loss, s->x + v0, lse, s->y + v0, teacher_lse, s->ids, s->n,
                        s->a - v0 < s->c ? s->a - v0 : s->c, s->a);
-    for (i = 0; i < s->n; i++) sum += loss[i];
+    for (int64_t i = 0; i < s->n; i++) sum += loss[i];
     return 0.3 * sum;
 }
 static void test_losses(int64_t V, int64_t slice, bool masked)
 {
     int32_t targets[5] = {0, -1, 16, 5, 7};
     double *d, lse[8], teacher_lse[8], sum = 0, kl = 0;
-    int64_t i, v, v0;
     setup s;
     targets[4] = (int32_t)(V - 1);
     if (!masked) targets[1] = 3;
@@ -478,27 +462,27 @@ static void test_losses(int64_t V, int64_t slice, bool masked)
     s.x[2 * V + 1] = 800, s.x[2 * V + 16] = 790; /* exp would overflow without the maximum */
     slices(&s, s.x, lse, NULL);
     slices(&s, s.y, teacher_lse, NULL);
-    for (i = 0; i < 5; i++) {
+    for (int64_t i = 0; i < 5; i++) {
         double z = 0, zt = 0, max = i == 2 ? 800 : 0;
         if (targets[i] < 0) continue;
-        for (v = 0; v < V; v++) z += exp(s.x[i * V + v] - max), zt += exp(s.y[i * V + v]);
+        for (int64_t v = 0; v < V; v++) z += exp(s.x[i * V + v] - max), zt += exp(s.y[i * V + v]);
         sum += log(z) + max - s.x[i * V + targets[i]];
-        for (v = 0; v < V; v++)
+        for (int64_t v = 0; v < V; v++)
             kl += exp(s.y[i * V + v]) / zt * (s.y[i * V + v] - log(zt) - s.x[i * V + v] + log(z) + max);
     }
     CHECK_NEAR(cross_entropy_loss(&s), 0.3 * sum, 1e-12);
     CHECK_NEAR(kl_loss(&s), 0.3 * kl, 1e-11);
 
     memcpy(d, s.x, (size_t)(5 * V) * sizeof *d); /* in place, slice by slice of the whole array */
-    for (v0 = 0; v0 < V; v0 += slice)
+    for (int64_t v0 = 0; v0 < V; v0 += slice)
         pvt_cross_entropy_backward(ctx, d + v0, lse, targets, 0.3, 5, v0, V - v0 < slice ? V - v0 : slice, V);
     CHECK_NEAR(gradient_error(cross_entropy_loss, &s, s.x, d, 0, 5 * V), 0, 2e-8);
     memcpy(d, s.x, (size_t)(5 * V) * sizeof *d);
-    for (v0 = 0; v0 < V; v0 += slice)
+    for (int64_t v0 = 0; v0 < V; v0 += slice)
         pvt_kl_backward(ctx, d + v0, lse, s.y + v0, teacher_lse, targets, 0.3, 5,
                         V - v0 < slice ? V - v0 : slice, V);
     CHECK_NEAR(gradient_error(kl_loss, &s, s.x, d, 0, 5 * V), 0, 4e-8);
-    for (v = 0; masked && v < V; v++) CHECK(d[V + v] == 0);
+    for (int64_t v = 0; masked && v < V; v++) CHECK(d[V + v] == 0);
     s.ids = NULL; /* every row counts */
     pvt_kl_backward(ctx, s.y, teacher_lse, s.y, teacher_lse, NULL, 1, 0, V, V);
     CHECK(masked ? kl_loss(&s) > 0.3 * kl : fabs(kl_loss(&s) - 0.3 * kl) < 1e-11);

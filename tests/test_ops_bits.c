@@ -16,10 +16,9 @@ typedef struct arena {
 static float *take(arena *a, int64_t n, float scale)
 {
     float *x = a->base + a->used;
-    int64_t i;
     a->used += n;
     if (a->used > ARENA) exit(2);
-    for (i = 0; i < n; i++, a->random++)
+    for (int64_t i = 0; i < n; i++, a->random++)
         x[i] = scale * (float)(4 * pvti_random_unit(3, PVTI_RANDOM_USER, 0, (uint64_t)a->random) - 2);
     return x;
 }
@@ -27,8 +26,7 @@ static float *take(arena *a, int64_t n, float scale)
 /* Equal bits of nothing but NaN would prove little. */
 static bool finite_numbers(const float *x, int64_t n)
 {
-    int64_t i;
-    for (i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++)
         if (!(fabsf(x[i]) < 1e30f)) return false;
     return true;
 }
@@ -37,12 +35,11 @@ static void run_rows(pvt_ctx *ctx, arena *a)
 {
     enum { N = 200, C = 148, V = 50, O = 33 };
     int32_t ids[N];
-    int64_t i;
     float *x = take(a, N * C, 1), *w = take(a, C, 1), *dout = take(a, N * C, 1), *table = take(a, V * C, 1);
     float *out = take(a, N * C, 0), *rstd = take(a, N, 0), *dx = take(a, N * C, 1), *dw = take(a, C, 1);
     float *dtable = take(a, V * C, 1), *W = take(a, O * C, 1), *bias = take(a, O, 1), *y = take(a, N * O, 0);
     float *dW = take(a, O * C, 1), *dbias = take(a, O, 1), *copy = take(a, N * C, 0), *dy = take(a, N * O, 1);
-    for (i = 0; i < N; i++) ids[i] = (int32_t)(i * i % 53) - 1;
+    for (int64_t i = 0; i < N; i++) ids[i] = (int32_t)(i * i % 53) - 1;
     pvt_rmsnorm_forward(ctx, out, rstd, x, w, N, C, 1e-5f);
     pvt_rmsnorm_backward(ctx, dx, dw, dout, x, rstd, w, N, C);
     pvt_embedding_forward(ctx, copy, table, ids, N, V, C);
@@ -92,11 +89,10 @@ static void run_losses(pvt_ctx *ctx, arena *a)
     pvt_softmax_row rows[N], teacher_rows[N];
     double lse[N], teacher_lse[N], loss[N], kl[N];
     int32_t targets[N];
-    float *x = take(a, N * V, 8), *t = take(a, N * V, 8), *d = take(a, N * V, 0), *keep;
-    int64_t i, v0;
-    for (i = 0; i < N; i++) targets[i] = (int32_t)(i * 41 % V) - (i % 9 == 4 ? V : 0);
+    float *x = take(a, N * V, 8), *t = take(a, N * V, 8), *d = take(a, N * V, 0);
+    for (int64_t i = 0; i < N; i++) targets[i] = (int32_t)(i * 41 % V) - (i % 9 == 4 ? V : 0);
     memset(rows, 0, sizeof rows), memset(teacher_rows, 0, sizeof teacher_rows), memset(kl, 0, sizeof kl);
-    for (v0 = 0; v0 < V; v0 += SLICE) {
+    for (int64_t v0 = 0; v0 < V; v0 += SLICE) {
         int64_t VS = PVTI_MIN((int64_t)SLICE, V - v0);
         pvt_softmax_update(ctx, rows, x + v0, targets, N, v0, VS, V);
         pvt_softmax_update(ctx, teacher_rows, t + v0, targets, N, v0, VS, V);
@@ -108,7 +104,7 @@ static void run_losses(pvt_ctx *ctx, arena *a)
     pvt_cross_entropy_backward(ctx, d, lse, targets, 0.01, N, 0, V, V);
     pvt_kl_backward(ctx, x, lse, t, teacher_lse, targets, 0.01, N, V, V);
     CHECK(finite_numbers(d, N * V) && finite_numbers(x, N * V));
-    keep = take(a, 4 * 2 * N, 0);
+    float *keep = take(a, 4 * 2 * N, 0);
     memcpy(keep, lse, sizeof lse), memcpy(keep + 2 * N, teacher_lse, sizeof lse);
     memcpy(keep + 4 * N, loss, sizeof loss), memcpy(keep + 6 * N, kl, sizeof kl);
 }
@@ -116,8 +112,7 @@ static void run_losses(pvt_ctx *ctx, arena *a)
 /* Reductions, at every length around the width of vectors. */
 static void run_vectors(pvt_ctx *ctx, arena *a)
 {
-    int64_t n;
-    for (n = 0; n < 1100; n += n < 70 ? 1 : 331) {
+    for (int64_t n = 0; n < 1100; n += n < 70 ? 1 : 331) {
         float *x = take(a, n, 50), *y = take(a, n, 1), *r = take(a, 8, 0);
         double sums[3];
         PVTI_CALL(ctx, sum)(&sums[0], x, n);
@@ -145,10 +140,9 @@ static void compare(bool bf16, arena *oracle, arena *other)
 {
     static const char *const isa[] = {"scalar", "avx2", "avx512"};
     static const int threads[] = {1, 2, 3, 7};
-    int i, t;
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         const int first = bf16 || i == 0 ? 0 : -1; /* −1: no context, which rounds nothing and takes the widest */
-        for (t = first; t < 4; t++) {
+        for (int t = first; t < 4; t++) {
             arena *a = i == 0 && t == first ? oracle : other;
             pvt_ctx *ctx = NULL;
             pvt_ctx_desc desc;

@@ -32,11 +32,10 @@ static const pvti_tensor *tensor(const char *format, ...)
 {
     char name[200];
     va_list args;
-    const pvti_tensor *t;
     va_start(args, format);
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
-    t = pvti_safetensors_find(&st, name);
+    const pvti_tensor *t = pvti_safetensors_find(&st, name);
     if (!t) printf("no tensor %s\n", name), test_failed++;
     return t;
 }
@@ -60,16 +59,17 @@ static bool flag(int64_t node, const char *key, bool otherwise)
 }
 static int64_t integers(int64_t node, int64_t *out)
 {
-    int64_t n = 0, child;
-    for (child = pvti_json_first(&js, node); child >= 0; child = pvti_json_next(&js, child)) pvti_json_int(&js, child, &out[n++]);
+    int64_t n = 0;
+    for (int64_t child = pvti_json_first(&js, node); child >= 0; child = pvti_json_next(&js, child))
+        pvti_json_int(&js, child, &out[n++]);
     return n;
 }
 static double max_difference(const pvt_real *a, const pvti_tensor *t)
 {
     pvt_real *b = reals(t);
-    int64_t n = t->bytes / pvti_dtype_info(t->dtype)->bytes, i;
+    int64_t n = t->bytes / pvti_dtype_info(t->dtype)->bytes;
     double worst = 0;
-    for (i = 0; i < n; i++) worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+    for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
     free(b);
     return worst;
 }
@@ -78,16 +78,16 @@ static double max_difference(const pvt_real *a, const pvti_tensor *t)
 static void weight_from(pvt_weight *w, const pvti_tensor *codes, const pvti_tensor *codebooks, const pvti_tensor *scales, int64_t I)
 {
     pvt_format f;
-    pvt_real *data;
-    int64_t K = codebooks->shape[1], i;
+    int64_t K = codebooks->shape[1];
     memset(&f, 0, sizeof f);
     f.kind = PVT_FORMAT_AQLM, f.codebooks = (int)codebooks->shape[0];
     while (((int64_t)1 << f.bits) < K) f.bits++;
     f.out_group = (int)codebooks->shape[2], f.in_group = (int)codebooks->shape[3];
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, scales->shape[0] * f.out_group, I, "golden", w));
-    data = reals(codebooks), memcpy(pvti_codebooks(w), data, (size_t)(codebooks->bytes / 4) * sizeof *data), free(data);
+    pvt_real *data = reals(codebooks);
+    memcpy(pvti_codebooks(w), data, (size_t)(codebooks->bytes / 4) * sizeof *data), free(data);
     data = reals(scales), memcpy(pvti_scales(w), data, (size_t)(scales->bytes / 4) * sizeof *data), free(data);
-    for (i = 0; i < codes->bytes / 4; i++) {
+    for (int64_t i = 0; i < codes->bytes / 4; i++) {
         int32_t code;
         memcpy(&code, codes->data + 4 * i, 4);
         pvti_code_set(w, i, code);
@@ -95,8 +95,8 @@ static void weight_from(pvt_weight *w, const pvti_tensor *codes, const pvti_tens
 }
 static int64_t codes_different(const pvt_weight *w, const pvti_tensor *codes)
 {
-    int64_t i, n = 0;
-    for (i = 0; i < codes->bytes / 4; i++) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < codes->bytes / 4; i++) {
         int32_t code;
         memcpy(&code, codes->data + 4 * i, 4);
         n += pvti_code_get(w, i) != code;
@@ -107,10 +107,10 @@ static int64_t codes_different(const pvt_weight *w, const pvti_tensor *codes)
 static double squared_error(const pvt_weight *w, const pvt_real *target)
 {
     pvt_real *W = (pvt_real *)malloc((size_t)(w->O * w->I) * sizeof *W);
-    int64_t i;
     double sum = 0;
     pvt_weight_dequantize(w, W);
-    for (i = 0; i < w->O * w->I; i++) sum += ((double)W[i] - (double)target[i]) * ((double)W[i] - (double)target[i]);
+    for (int64_t i = 0; i < w->O * w->I; i++)
+        sum += ((double)W[i] - (double)target[i]) * ((double)W[i] - (double)target[i]);
     free(W);
     return sum;
 }
@@ -118,29 +118,27 @@ static double squared_error(const pvt_weight *w, const pvt_real *target)
 /* The V step: a pv with one weight and one search against a given target, no optimizer. */
 static void test_beam_l2(const char *dir)
 {
-    int64_t cases, node, count = 0;
+    int64_t count = 0;
     golden_open(dir, "beam_l2");
-    cases = pvti_json_find(&js, 0, "cases");
-    for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
+    int64_t cases = pvti_json_find(&js, 0, "cases");
+    for (int64_t node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
         char config[40], key[80];
         pvt_pv_desc desc;
         pvt_pv *pv;
         pvt_weight w;
-        const pvti_tensor *reference;
-        pvt_real *target;
-        int64_t order[16], M, changed;
+        int64_t order[16], changed;
         uint64_t seed;
         pvti_json_string(&js, pvti_json_find(&js, node, "config"), config, sizeof config);
         pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
-        reference = tensor("%s.reference_weight", config);
+        const pvti_tensor *reference = tensor("%s.reference_weight", config);
         weight_from(&w, tensor("%s.prev_codes", config), tensor("%s.codebooks", config), tensor("%s.scales", config), reference->shape[1]);
-        target = reals(reference);
+        pvt_real *target = reals(reference);
         memset(&desc, 0, sizeof desc);
         desc.beam = (int)number(node, "beam_size", 1), desc.cap = number(node, "max_update_fraction", 1);
         desc.trust = number(node, "trust_ratio", 0), desc.force_update = flag(node, "force_update", false);
         CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
         CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
-        M = integers(pvti_json_find(&js, node, "codebook_order"), order);
+        int64_t M = integers(pvti_json_find(&js, node, "codebook_order"), order);
         for (seed = 0;; seed++) { /* a seed whose random order is the recorded one */
             int64_t drawn[16];
             pvti_random_order(drawn, M, seed, PVTI_RANDOM_CODEBOOK_ORDER, 65536);
@@ -164,15 +162,15 @@ static void test_beam_l2(const char *dir)
 
 static double xtx_loss(const pvt_weight *w, const pvt_real *W, const pvt_real *H, pvt_real *RH)
 {
-    int64_t O = w->O, I = w->I, o, i, k;
+    int64_t O = w->O, I = w->I;
     pvt_real *R = (pvt_real *)malloc((size_t)(O * I) * sizeof *R);
     double loss = 0;
     pvt_weight_dequantize(w, R);
-    for (i = 0; i < O * I; i++) R[i] = W[i] - R[i];
-    for (o = 0; o < O; o++)
-        for (i = 0; i < I; i++) {
+    for (int64_t i = 0; i < O * I; i++) R[i] = W[i] - R[i];
+    for (int64_t o = 0; o < O; o++)
+        for (int64_t i = 0; i < I; i++) {
             double sum = 0;
-            for (k = 0; k < I; k++) sum += (double)R[o * I + k] * (double)H[k * I + i];
+            for (int64_t k = 0; k < I; k++) sum += (double)R[o * I + k] * (double)H[k * I + i];
             loss += sum * (double)R[o * I + i];
             if (RH) RH[o * I + i] = (pvt_real)sum;
         }
@@ -182,24 +180,23 @@ static double xtx_loss(const pvt_weight *w, const pvt_real *W, const pvt_real *H
 
 static void test_beam_xtx(void)
 {
-    int64_t cases, node, count = 0;
+    int64_t count = 0;
     golden_open(GOLDEN, "beam_xtx");
-    cases = pvti_json_find(&js, 0, "cases");
-    for (node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
+    int64_t cases = pvti_json_find(&js, 0, "cases");
+    for (int64_t node = pvti_json_first(&js, cases); node >= 0; node = pvti_json_next(&js, node), count++) {
         char config[40], key[80];
         pvt_weight w;
-        const pvti_tensor *reference;
-        pvt_real *W, *H, *RH;
-        int64_t order[64], books[64 * 16], n = 0, child, list;
+        int64_t order[64], books[64 * 16], n = 0;
         pvti_json_string(&js, pvti_json_find(&js, node, "config"), config, sizeof config);
         pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
-        reference = tensor("%s.reference_weight", config);
+        const pvti_tensor *reference = tensor("%s.reference_weight", config);
         weight_from(&w, tensor("%s.prev_codes", config), tensor("%s.codebooks", config), tensor("%s.scales", config), reference->shape[1]);
-        W = reals(reference), H = reals(tensor("%s.XTX", config));
-        RH = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *RH);
+        pvt_real *W = reals(reference), *H = reals(tensor("%s.XTX", config));
+        pvt_real *RH = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *RH);
         integers(pvti_json_find(&js, node, "input_group_order"), order);
-        list = pvti_json_find(&js, node, "codebook_orders");
-        for (child = pvti_json_first(&js, list); child >= 0; child = pvti_json_next(&js, child)) n += integers(child, books + n);
+        int64_t list = pvti_json_find(&js, node, "codebook_orders");
+        for (int64_t child = pvti_json_first(&js, list); child >= 0; child = pvti_json_next(&js, child))
+            n += integers(child, books + n);
         CHECK_NEAR(xtx_loss(&w, W, H, RH), number(node, "loss_before", -1), 1e-5 * number(node, "loss_before", -1));
         CHECK_OK(ctx, pvti_xtx_run(ctx, &w, H, RH, (int)number(node, "beam_size", 1), order, books));
         CHECK(codes_different(&w, tensor("%s", key)) == 0);
@@ -226,28 +223,29 @@ static pvt_optimizer optimizer(int64_t node)
 
 static void test_adam(const char *dir)
 {
-    int64_t node, count = 0;
+    int64_t count = 0;
     golden_open(dir, "adam");
-    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node), count++) {
+    for (int64_t node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0;
+         node = pvti_json_next(&js, node), count++) {
         const pvti_tensor *grads = tensor("grads");
-        int64_t n = grads->shape[1], steps = grads->shape[0], s, i;
-        pvt_real *p = reals(tensor("param0")), *g = reals(grads), *want;
+        int64_t n = grads->shape[1], steps = grads->shape[0];
+        pvt_real *p = reals(tensor("param0")), *g = reals(grads);
         pvt_pv_desc desc;
         pvt_pv *pv;
         char key[40];
         double worst = 0;
         pvti_json_string(&js, pvti_json_find(&js, node, "key"), key, sizeof key);
-        want = reals(tensor("%s", key));
+        pvt_real *want = reals(tensor("%s", key));
         if (flag(node, "zero_start", false)) memset(p, 0, (size_t)n * sizeof *p);
         memset(&desc, 0, sizeof desc);
         desc.params = optimizer(node);
         CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
         CHECK_OK(ctx, pvt_pv_add_param(pv, p, n, "p", NULL));
-        for (s = 0; s < steps; s++) {
+        for (int64_t s = 0; s < steps; s++) {
             CHECK_OK(ctx, pvt_pv_begin(pv, 1));
             CHECK_OK(ctx, pvt_pv_apply(pv, 0, g + s * n));
             CHECK_OK(ctx, pvt_pv_end(pv, NULL));
-            for (i = 0; i < n; i++) worst = fmax(worst, fabs((double)p[i] - (double)want[s * n + i]));
+            for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)p[i] - (double)want[s * n + i]));
         }
         CHECK_NEAR(worst, 0, 1e-6);
         pvt_pv_free(pv);
@@ -259,19 +257,19 @@ static void test_adam(const char *dir)
 
 static void test_pv_steps(const char *dir, const char *file)
 {
-    int64_t node;
     golden_open(dir, file);
-    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0; node = pvti_json_next(&js, node)) {
-        int64_t c = 0, step, list, child, orders[3][16], changed[3], M = 0;
+    for (int64_t node = pvti_json_first(&js, pvti_json_find(&js, 0, "cases")); node >= 0;
+         node = pvti_json_next(&js, node)) {
+        int64_t c = 0, orders[3][16], changed[3], M = 0;
         const pvti_tensor *vec0 = tensor("vec0");
         pvt_weight w;
-        pvt_real *vec = reals(vec0), *dequantized;
+        pvt_real *vec = reals(vec0);
         pvt_pv_desc desc;
         pvt_pv *pv;
         uint64_t seed;
         pvti_json_int(&js, pvti_json_find(&js, node, "case"), &c);
         weight_from(&w, tensor("codes0"), tensor("codebooks0"), tensor("scales0"), (int64_t)number(0, "in_features", 0));
-        dequantized = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *dequantized);
+        pvt_real *dequantized = (pvt_real *)malloc((size_t)(w.O * w.I) * sizeof *dequantized);
         memset(&desc, 0, sizeof desc);
         desc.values = optimizer(pvti_json_find(&js, node, "cont")), desc.params = optimizer(pvti_json_find(&js, node, "nonq"));
         desc.codes = optimizer(pvti_json_find(&js, node, "codes"));
@@ -281,12 +279,13 @@ static void test_pv_steps(const char *dir, const char *file)
         CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
         CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
         CHECK_OK(ctx, pvt_pv_add_param(pv, vec, vec0->bytes / 4, "v", NULL));
-        list = pvti_json_find(&js, node, "codebook_orders");
-        for (step = 0, child = pvti_json_first(&js, list); step < 3; step++, child = pvti_json_next(&js, child)) M = integers(child, orders[step]);
+        int64_t list = pvti_json_find(&js, node, "codebook_orders");
+        for (int64_t step = 0, child = pvti_json_first(&js, list); step < 3;
+             step++, child = pvti_json_next(&js, child)) M = integers(child, orders[step]);
         integers(pvti_json_find(&js, node, "groups_changed"), changed);
         for (seed = 0;; seed++) {
             bool same = true;
-            for (step = 0; step < 3 && same; step++) {
+            for (int64_t step = 0; step < 3 && same; step++) {
                 int64_t drawn[16];
                 pvti_random_order(drawn, M, seed, PVTI_RANDOM_CODEBOOK_ORDER, (uint64_t)(step + 1) * 65536);
                 same = memcmp(drawn, orders[step], (size_t)M * sizeof *drawn) == 0;
@@ -294,13 +293,12 @@ static void test_pv_steps(const char *dir, const char *file)
             if (same) break;
         }
         ctx->seed = seed;
-        for (step = 0; step < 3; step++) {
+        for (int64_t step = 0; step < 3; step++) {
             char at[32];
-            pvt_real *grad, *dv;
             pvt_pv_stats stats;
             snprintf(at, sizeof at, "case%d.step%d", (int)c, (int)step);
-            grad = reals(tensor("%s.grad", at));
-            dv = reals(tensor("vec_grads"));
+            pvt_real *grad = reals(tensor("%s.grad", at));
+            pvt_real *dv = reals(tensor("vec_grads"));
             CHECK_OK(ctx, pvt_pv_begin(pv, 1));
             CHECK_OK(ctx, pvt_pv_apply(pv, 0, grad));
             CHECK_NEAR(max_difference(pv->entries[0].dvalues[1], tensor("%s.codebooks_grad", at)), 0, 2e-6);
@@ -353,12 +351,11 @@ static void nearest_make(nearest_case *t, nearest_what what)
 {
     float size_x = what == LARGE_X ? 1e6f : what == TINY ? 1e-25f : what == HUGE_X ? 1e25f : 1;
     float size_c = what == LARGE_C ? 1e6f : what == TINY ? 1e-12f : what == COMMON_BIAS ? 1e-4f : 1;
-    int k, d;
-    for (k = 0; k < t->n * t->D; k++) t->x[k] = what == ZEROS ? 0 : size_x * noise(31, k);
-    for (k = 0; k < t->K; k++) {
+    for (int k = 0; k < t->n * t->D; k++) t->x[k] = what == ZEROS ? 0 : size_x * noise(31, k);
+    for (int k = 0; k < t->K; k++) {
         int as = what == TWINS || what == NEAR_TWINS || what == CLOSE ? k / 2 : k;
         t->bias[k] = 0;
-        for (d = 0; d < t->D; d++) {
+        for (int d = 0; d < t->D; d++) {
             float c = what == ZEROS && k % 2 ? 0 : size_c * noise(32, as * t->D + d);
             if (what == NEAR_TWINS && k % 2 && d == k % t->D) c = nextafterf(c, 9);
             if (what == CLOSE && k % 2) c += 2e-5f * noise(34, k * t->D + d); /* 16 bits often err, fp32 does not */
@@ -377,15 +374,15 @@ static void nearest_make(nearest_case *t, nearest_what what)
     if (what == NAN_BIAS || what == NAN_AND_PADDED) t->bias[5] = -NAN;
     if (what == INFINITE_BIAS) t->bias[7] = INFINITY, t->bias[9] = -INFINITY;
     if (what >= OVERFLOW_DOWN)
-        for (k = 0; k < t->n * t->D; k++)
+        for (int k = 0; k < t->n * t->D; k++)
             t->x[k] = what >= ROUNDED_X ? 0.49f : what >= LIMITS ? -11561 : k % t->D ? 0 : -1e19f;
     if (what >= LIMITS)
-        for (k = 0; k < t->K; k++) nearest_entry(t, k, 0, 1e6f);
+        for (int k = 0; k < t->K; k++) nearest_entry(t, k, 0, 1e6f);
     if (what == OVERFLOW_DOWN) /* -4e38 and -4.5e38: both -infinity */
         t->table[0] = 1e19f, t->table[1] = 1.5e19f, t->bias[0] = t->bias[1] = -3e38f;
     if (what == OVERFLOW_BETWEEN) { /* 3e38 + 1.2e38 - 1.3e38: infinite on the way */
         t->table[0] = 1.2e19f, t->table[t->K] = 1.3e19f;
-        for (k = 0; k < t->n; k++) t->x[k * t->D] = 1e19f, t->x[k * t->D + 1] = -1e19f;
+        for (int k = 0; k < t->n; k++) t->x[k * t->D] = 1e19f, t->x[k * t->D + 1] = -1e19f;
     }
     if (what == LIMITS || what == LIMITS_OF_BIAS) { /* sums of nearly 2^31, of both signs: 8 * 11561^2 + 2^30 */
         float bias = what == LIMITS ? 1073741824.0f : 1.9e9f;
@@ -433,13 +430,12 @@ static void test_nearest(void)
 
 static void test_kmeans(void)
 {
-    const pvti_tensor *data;
-    int64_t node;
     golden_open(GOLDEN, "kmeans");
-    data = tensor("data");
-    for (node = pvti_json_first(&js, pvti_json_find(&js, 0, "runs")); node >= 0; node = pvti_json_next(&js, node)) {
+    const pvti_tensor *data = tensor("data");
+    for (int64_t node = pvti_json_first(&js, pvti_json_find(&js, 0, "runs")); node >= 0;
+         node = pvti_json_next(&js, node)) {
         pvti_kmeans s;
-        int64_t steps = 0, n = data->shape[0], i, wrong = 0;
+        int64_t steps = 0, n = data->shape[0], wrong = 0;
         int32_t index;
         pvt_real *x = reals(data), *centroids = reals(tensor("init"));
         int32_t *assigned = (int32_t *)malloc((size_t)n * 4);
@@ -448,7 +444,7 @@ static void test_kmeans(void)
         s.ctx = ctx, s.x = x, s.rows = n, s.GI = 1, s.D = data->shape[1], s.K = 16, s.centroids = centroids, s.assigned = assigned;
         CHECK_OK(ctx, pvti_kmeans_run(&s, (int)steps));
         CHECK_NEAR(max_difference(centroids, tensor("clusters.%d", (int)steps)), 0, 1e-5);
-        for (i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             memcpy(&index, tensor("indices.%d", (int)steps)->data + 4 * i, 4);
             wrong += index != assigned[i];
         }
@@ -462,33 +458,34 @@ static void test_kmeans(void)
    library's chain rule, then its search, in the recorded orders. */
 static void test_calibration(void)
 {
-    int64_t O, I, epoch, step, at = 0, i, node, n_loss;
+    int64_t at = 0;
     pvt_weight w;
-    pvt_real *W, *H, *RH, *dC, *dS;
-    double *losses;
     pvt_pv_desc desc;
     pvt_pv *pv;
     golden_open(GOLDEN, "calibration");
-    O = (int64_t)number(0, "out_features", 0), I = (int64_t)number(0, "in_features", 0);
+    int64_t O = (int64_t)number(0, "out_features", 0), I = (int64_t)number(0, "in_features", 0);
     weight_from(&w, tensor("codes0"), tensor("codebooks0"), tensor("scales0"), I);
-    W = reals(tensor("reference_weight")), H = reals(tensor("XTX")), RH = (pvt_real *)malloc((size_t)(O * I) * sizeof *RH);
-    dC = (pvt_real *)malloc((size_t)(2 * 16 * 4) * sizeof *dC), dS = (pvt_real *)malloc((size_t)O * sizeof *dS);
-    n_loss = tensor("losses")->bytes / 8, losses = (double *)malloc((size_t)n_loss * 8);
+    pvt_real *W = reals(tensor("reference_weight")), *H = reals(tensor("XTX")),
+                  *RH = (pvt_real *)malloc((size_t)(O * I) * sizeof *RH);
+    pvt_real *dC = (pvt_real *)malloc((size_t)(2 * 16 * 4) * sizeof *dC),
+                   *dS = (pvt_real *)malloc((size_t)O * sizeof *dS);
+    int64_t n_loss = tensor("losses")->bytes / 8;
+    double *losses = (double *)malloc((size_t)n_loss * 8);
     memcpy(losses, tensor("losses")->data, (size_t)n_loss * 8);
     memset(&desc, 0, sizeof desc);
     desc.params = optimizer(0), desc.params.eps = 1e-8;
     CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
     CHECK_OK(ctx, pvt_pv_add_param(pv, pvti_codebooks(&w), 2 * 16 * 4, "codebooks", NULL));
     CHECK_OK(ctx, pvt_pv_add_param(pv, pvti_scales(&w), O, "scales", NULL));
-    node = pvti_json_first(&js, pvti_json_find(&js, 0, "orders"));
-    for (epoch = 0; epoch < 3; epoch++, node = pvti_json_next(&js, node)) {
-        int64_t order[64], books[64 * 16], n = 0, child;
-        for (step = 0; step < 15; step++) {
+    int64_t node = pvti_json_first(&js, pvti_json_find(&js, 0, "orders"));
+    for (int64_t epoch = 0; epoch < 3; epoch++, node = pvti_json_next(&js, node)) {
+        int64_t order[64], books[64 * 16], n = 0;
+        for (int64_t step = 0; step < 15; step++) {
             double loss = xtx_loss(&w, W, H, RH) / (double)O;
             pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, dC, dS, NULL};
             CHECK_NEAR(loss, losses[at], 1e-5 * losses[at]);
             at++;
-            for (i = 0; i < O * I; i++) RH[i] *= (pvt_real)(-2.0 / (double)O);
+            for (int64_t i = 0; i < O * I; i++) RH[i] *= (pvt_real)(-2.0 / (double)O);
             memset(dC, 0, (size_t)(2 * 16 * 4) * sizeof *dC), memset(dS, 0, (size_t)O * sizeof *dS);
             CHECK_OK(ctx, pvt_weight_chain(dvalues, &w, RH));
             if (at == 1) CHECK_NEAR(max_difference(dC, tensor("first.codebooks_grad")), 0, 1e-5);
@@ -501,7 +498,8 @@ static void test_calibration(void)
         CHECK_NEAR(max_difference(pvti_codebooks(&w), tensor("epoch%d.codebooks", (int)epoch)), 0, 1e-5);
         CHECK_NEAR(max_difference(pvti_scales(&w), tensor("epoch%d.scales", (int)epoch)), 0, 1e-5);
         integers(pvti_json_find(&js, node, "input_group_order"), order);
-        for (child = pvti_json_first(&js, pvti_json_find(&js, node, "codebook_orders")); child >= 0; child = pvti_json_next(&js, child)) n += integers(child, books + n);
+        for (int64_t child = pvti_json_first(&js, pvti_json_find(&js, node, "codebook_orders")); child >= 0;
+             child = pvti_json_next(&js, child)) n += integers(child, books + n);
         xtx_loss(&w, W, H, RH);
         CHECK_OK(ctx, pvti_xtx_run(ctx, &w, H, RH, (int)number(0, "beam_size", 1), order, books));
         CHECK(codes_different(&w, tensor("epoch%d.codes", (int)epoch)) == 0);
@@ -515,11 +513,10 @@ static void test_calibration(void)
 
 static void test_bits(void)
 {
-    int64_t node;
     pvti_map map;
     CHECK_OK(ctx, pvti_map_open(ctx, GOLDEN "bits.json", &map));
     CHECK_OK(ctx, pvti_json_parse(ctx, "bits.json", (const char *)map.data, map.size, &js));
-    for (node = pvti_json_first(&js, 0); node >= 0; node = pvti_json_next(&js, node)) {
+    for (int64_t node = pvti_json_first(&js, 0); node >= 0; node = pvti_json_next(&js, node)) {
         pvt_format f;
         f.kind = PVT_FORMAT_AQLM, f.codebooks = (int)number(node, "num_codebooks", 0), f.bits = (int)number(node, "nbits_per_codebook", 0);
         f.in_group = (int)number(node, "in_group_size", 0), f.out_group = (int)number(node, "out_group_size", 0);
@@ -535,12 +532,12 @@ static void test_bits(void)
 static void random_weight(pvt_weight *w, const char *text, int64_t O, int64_t I)
 {
     pvt_format f;
-    int64_t i;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "random", w));
-    for (i = 0; i < f.codebooks * pvti_entries(w) * pvti_group_dim(w); i++) pvti_codebooks(w)[i] = noise(1, i);
-    for (i = 0; i < O / f.out_group; i++) pvti_scales(w)[i] = 1 + noise(2, i) / 2;
-    for (i = 0; i < O * I / pvti_group_dim(w) * f.codebooks; i++)
+    for (int64_t i = 0; i < f.codebooks * pvti_entries(w) * pvti_group_dim(w); i++)
+        pvti_codebooks(w)[i] = noise(1, i);
+    for (int64_t i = 0; i < O / f.out_group; i++) pvti_scales(w)[i] = 1 + noise(2, i) / 2;
+    for (int64_t i = 0; i < O * I / pvti_group_dim(w) * f.codebooks; i++)
         pvti_code_set(w, i, (int64_t)(pvti_random(3, PVTI_RANDOM_USER, 4, (uint64_t)i) % (uint64_t)pvti_entries(w)));
 }
 
@@ -551,30 +548,30 @@ static void test_brute_force(void)
     pvt_pv_desc desc;
     pvt_pv *pv;
     pvt_real target[6 * 12], group[6];
-    int64_t g, i, a, wrong = 0;
+    int64_t wrong = 0;
     random_weight(&w, "aqlm:2x4g6", 6, 12);
-    for (i = 0; i < 6 * 12; i++) target[i] = 2 * noise(5, i);
+    for (int64_t i = 0; i < 6 * 12; i++) target[i] = 2 * noise(5, i);
     memset(&desc, 0, sizeof desc);
     desc.cap = 1, desc.beam = 16;
     CHECK_OK(ctx, pvt_pv_create(ctx, &desc, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     CHECK_OK(ctx, pvt_pv_begin(pv, 1));
     pvti_pv_assign(pv, 0, target);
-    for (g = 0; g < 12; g++) {
+    for (int64_t g = 0; g < 12; g++) {
         double best = 1e30, ours = 0;
-        int64_t k0, k1;
         const pvt_real *t = target + g / 2 * 12 + g % 2 * 6;
-        for (k0 = 0; k0 < 16; k0++)
-            for (k1 = 0; k1 < 16; k1++) {
+        for (int64_t k0 = 0; k0 < 16; k0++)
+            for (int64_t k1 = 0; k1 < 16; k1++) {
                 double sum = 0;
-                for (a = 0; a < 6; a++) {
+                for (int64_t a = 0; a < 6; a++) {
                     double d = (double)t[a] - (double)pvti_scales(&w)[g / 2] * ((double)pvti_codebooks(&w)[k0 * 6 + a] + (double)pvti_codebooks(&w)[(16 + k1) * 6 + a]);
                     sum += d * d;
                 }
                 best = fmin(best, sum);
             }
         PVTI_CALL(ctx, decode)(group, 6, &w, g / 2, g % 2, g % 2 + 1, true);
-        for (a = 0; a < 6; a++) ours += ((double)t[a] - (double)group[a]) * ((double)t[a] - (double)group[a]);
+        for (int64_t a = 0; a < 6; a++)
+            ours += ((double)t[a] - (double)group[a]) * ((double)t[a] - (double)group[a]);
         wrong += ours > best * (1 + 1e-5);
     }
     CHECK(wrong == 0);
@@ -585,19 +582,21 @@ static void test_brute_force(void)
 /* Selection: the k largest keys, largest first, ties by index. */
 static void test_select(void)
 {
-    int64_t i, j, n = 1000, ks[4] = {1, 10, 500, 1000}, wrong = 0, larger;
+    int64_t n = 1000, ks[4] = {1, 10, 500, 1000}, wrong = 0;
     float *keys = (float *)malloc((size_t)n * 4);
     int64_t *selected = (int64_t *)malloc((size_t)n * 8);
     uint64_t *work = (uint64_t *)malloc((size_t)n * 8), *more_work = (uint64_t *)malloc((size_t)n * 8);
-    for (i = 0; i < n; i++) keys[i] = (float)(pvti_random(1, PVTI_RANDOM_USER, 9, (uint64_t)i) % 97) * (i % 3 == 0 ? 1e-20f : 1.0f);
-    for (j = 0; j < 4; j++) {
+    for (int64_t i = 0; i < n; i++)
+        keys[i] = (float)(pvti_random(1, PVTI_RANDOM_USER, 9, (uint64_t)i) % 97) * (i % 3 == 0 ? 1e-20f
+                                                                                               : 1.0f);
+    for (int64_t j = 0; j < 4; j++) {
         pvti_group_select(ctx, selected, keys, n, ks[j], work, more_work);
-        larger = 0;
-        for (i = 1; i < ks[j]; i++) {
+        int64_t larger = 0;
+        for (int64_t i = 1; i < ks[j]; i++) {
             float a = keys[selected[i - 1]], b = keys[selected[i]];
             wrong += !(a > b || (a == b && selected[i - 1] < selected[i]));
         }
-        for (i = 0; i < n; i++) larger += keys[i] > keys[selected[ks[j] - 1]];
+        for (int64_t i = 0; i < n; i++) larger += keys[i] > keys[selected[ks[j] - 1]];
         wrong += larger > ks[j] - 1; /* nobody left out is larger than the last one in */
     }
     CHECK(wrong == 0);
@@ -618,13 +617,13 @@ static uint64_t work_hash(const char *isa, int threads, const char *format, int 
     enum { O = 36, I = 48 };
     pvt_real *W = (pvt_real *)malloc(O * I * sizeof *W), *H = (pvt_real *)malloc(I * I * sizeof *H);
     uint64_t hash = 14695981039346656037u;
-    int64_t i, j, step;
     memset(&cd, 0, sizeof cd), memset(&fd, 0, sizeof fd), memset(&pd, 0, sizeof pd);
     cd.n_threads = threads, cd.seed = 5, cd.isa = isa;
     CHECK(pvt_ctx_create(&cd, &ctx) == PVT_OK);
-    for (i = 0; i < O * I; i++) W[i] = noise(21, i);
-    for (i = 0; i < I; i++)
-        for (j = 0; j < I; j++) H[i * I + j] = (pvt_real)(i == j ? (double)(2 + i % 5) : 0.5 / (1 + fabs((double)(i - j))));
+    for (int64_t i = 0; i < O * I; i++) W[i] = noise(21, i);
+    for (int64_t i = 0; i < I; i++)
+        for (int64_t j = 0; j < I; j++)
+            H[i * I + j] = (pvt_real)(i == j ? (double)(2 + i % 5) : 0.5 / (1 + fabs((double)(i - j))));
     CHECK_OK(ctx, pvt_format_parse(ctx, format, &f));
     fd.beam = beam, fd.epochs = 3;
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, metric ? H : NULL, &f, &fd, NULL, &w));
@@ -632,14 +631,15 @@ static uint64_t work_hash(const char *isa, int threads, const char *format, int 
     pd.rounding = beam == 2 ? 0.7 : 0;
     CHECK_OK(ctx, pvt_pv_create(ctx, &pd, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
-    for (step = 0; step < 3; step++) {
-        for (i = 0; i < O * I; i++) W[i] = noise(30 + (uint64_t)step, i);
+    for (int64_t step = 0; step < 3; step++) {
+        for (int64_t i = 0; i < O * I; i++) W[i] = noise(30 + (uint64_t)step, i);
         CHECK_OK(ctx, pvt_pv_begin(pv, 1));
         CHECK_OK(ctx, pvt_pv_apply(pv, 0, W));
         CHECK_OK(ctx, pvt_pv_end(pv, NULL));
     }
     pvt_weight_dequantize(&w, W);
-    for (i = 0; i < (int64_t)(O * I * sizeof *W); i++) hash = (hash ^ ((const uint8_t *)W)[i]) * 1099511628211u;
+    for (int64_t i = 0; i < (int64_t)(O * I * sizeof *W); i++)
+        hash = (hash ^ ((const uint8_t *)W)[i]) * 1099511628211u;
     pvt_pv_free(pv);
     pvt_weight_free(&w);
     pvt_ctx_destroy(ctx);
@@ -654,11 +654,10 @@ static void test_same_bits(void)
         {"aqlm:2x8g8", 1, true}, {"aqlm:2x4g4", 3, true}, {"aqlm:3x3g4o2", 2, true}, {"aqlm:1x9g6", 1, true}, {"aqlm:2x5g8o3", 1, false}};
     static const int threads[] = {1, 2, 3, 7};
     static const char *const sets[] = {"scalar", "avx2", "avx512"};
-    int64_t c, t, isa;
-    for (c = 0; c < PVTI_COUNT(cases); c++) {
+    for (int64_t c = 0; c < PVTI_COUNT(cases); c++) {
         uint64_t want = work_hash(sets[0], 1, cases[c].format, cases[c].beam, cases[c].metric);
-        for (isa = 0; isa < PVTI_COUNT(sets); isa++)
-            for (t = isa == 0 ? 2 : 0; t < PVTI_COUNT(threads); t++)
+        for (int64_t isa = 0; isa < PVTI_COUNT(sets); isa++)
+            for (int64_t t = isa == 0 ? 2 : 0; t < PVTI_COUNT(threads); t++)
                 CHECK(work_hash(sets[isa], threads[t], cases[c].format, cases[c].beam, cases[c].metric) == want);
     }
 }
@@ -675,8 +674,7 @@ static void test_strategy_names(void)
     pvt_strategy s;
     pvt_pv_desc d;
     pvt_pv *pv;
-    int i;
-    for (i = 0; i < PVTI_COUNT(rows); i++) {
+    for (int i = 0; i < PVTI_COUNT(rows); i++) {
         CHECK_OK(ctx, pvt_strategy_parse(ctx, rows[i].name, &s));
         CHECK(s == rows[i].strategy && strcmp(pvt_strategy_name(s), rows[i].name) == 0);
         memset(&d, 0, sizeof d);
@@ -686,7 +684,7 @@ static void test_strategy_names(void)
     }
     CHECK_OK(ctx, pvt_strategy_parse(ctx, "pv", &s));
     CHECK(s == PVT_STRATEGY_SUBSPACE_STE && (int)s == 0); /* zero is the recommended one */
-    for (i = 0; i < PVTI_COUNT(bad); i++) {
+    for (int i = 0; i < PVTI_COUNT(bad); i++) {
         CHECK(pvt_strategy_parse(ctx, bad[i], &s) == PVT_ERR_ARGUMENT);
         CHECK(strstr(pvt_ctx_error(ctx), "subspace, or pv, which is the first") != NULL);
     }
@@ -761,9 +759,9 @@ static void table_nearest(const table_step *t, int64_t g, int best[2], double e[
 static void test_strategy_linearized(void)
 {
     table_step t;
-    int64_t g, wrong = 0, moved = 0;
+    int64_t wrong = 0, moved = 0;
     table_run(&t, PVT_STRATEGY_LINEARIZED, 0.5, 0, 1);
-    for (g = 0; g < TABLE_GROUPS; g++) {
+    for (int64_t g = 0; g < TABLE_GROUPS; g++) {
         int best[2];
         double e[2];
         table_nearest(&t, g, best, e);
@@ -785,14 +783,14 @@ static void test_strategy_linearized(void)
 static void check_stochastic(double lr, double tau, int64_t beam)
 {
     table_step t;
-    int64_t g, wrong = 0, unsure = 0, second = 0;
+    int64_t wrong = 0, unsure = 0, second = 0;
     double expected = 0, variance = 0;
     table_run(&t, PVT_STRATEGY_STOCHASTIC, lr, tau, beam);
-    for (g = 0; g < TABLE_GROUPS; g++) {
+    for (int64_t g = 0; g < TABLE_GROUPS; g++) {
         int best[2];
-        double e[2], p, u = pvti_random_unit(ctx->seed, PVTI_RANDOM_ROUNDING, 65536, (uint64_t)g);
+        double e[2], u = pvti_random_unit(ctx->seed, PVTI_RANDOM_ROUNDING, 65536, (uint64_t)g);
         table_nearest(&t, g, best, e);
-        p = 1 / (1 + pow(e[1] / e[0], 1 / (tau > 0 ? tau : 0.35)));
+        double p = 1 / (1 + pow(e[1] / e[0], 1 / (tau > 0 ? tau : 0.35)));
         expected += p, variance += p * (1 - p);
         second += t.after[g] == best[1];
         if (fabs(u - p) < 1e-3) unsure++;
@@ -857,13 +855,13 @@ static void test_refusals(void)
     pvt_weight w;
     pvt_real W[24], H[36];
     char text[48];
-    int64_t i;
-    for (i = 0; i < PVTI_COUNT(bad); i++) CHECK(pvt_format_parse(ctx, bad[i], &f) == PVT_ERR_ARGUMENT);
+    for (int64_t i = 0; i < PVTI_COUNT(bad); i++)
+        CHECK(pvt_format_parse(ctx, bad[i], &f) == PVT_ERR_ARGUMENT);
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:4x12g6o2", &f));
     pvt_format_text(&f, text);
     CHECK(strcmp(text, "aqlm:4x12g6o2") == 0);
-    for (i = 0; i < 24; i++) W[i] = (pvt_real)(i % 7) - 3;
-    for (i = 0; i < 36; i++) H[i] = i % 7 == 0;
+    for (int64_t i = 0; i < 24; i++) W[i] = (pvt_real)(i % 7) - 3;
+    for (int64_t i = 0; i < 36; i++) H[i] = i % 7 == 0;
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x2g4", &f));
     CHECK(pvt_weight_fit(ctx, W, 4, 6, H, &f, NULL, NULL, &w) == PVT_ERR_ARGUMENT);
     CHECK(strstr(pvt_ctx_error(ctx), "do not divide") != NULL);
@@ -969,9 +967,8 @@ static void test_failed_addition(void)
 
 int main(void)
 {
-    int64_t bytes;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
     test_beam_l2(SMALL);
     test_adam(SMALL);
     test_pv_steps(SMALL, "pv_step_m1k16g4");

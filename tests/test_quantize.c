@@ -74,30 +74,28 @@ static pvt_result quantize(const setup *s, watch *w, const char *name, char why[
     pvt_ctx_desc desc;
     pvt_quantize_desc q = s->desc;
     pvt_ctx *ctx;
-    pvt_model *model;
     pvt_corpus corpus;
     pvt_save_desc save;
-    pvt_result result;
     int32_t ids[TOKENS];
     char path[400];
-    int i;
     memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save);
     desc.n_threads = s->n_threads, desc.seed = s->seed, desc.compute_bf16 = s->bf16;
     desc.progress = on_progress, desc.progress_user = w;
     q.fitted = on_layer, q.fitted_user = w;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-    model = make_model(ctx, s);
-    for (i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * i + s->first_id) % 95);
+    pvt_model *model = make_model(ctx, s);
+    for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * i + s->first_id) % 95);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
-    result = pvt_quantize(model, &corpus, &q);
+    pvt_result result = pvt_quantize(model, &corpus, &q);
     snprintf(why, 1024, "%s", pvt_ctx_error(ctx));
     snprintf(path, sizeof path, "%s/%s", dir, name ? name : "");
     save.overwrite = true;
     if (result == PVT_OK && name) CHECK_OK(ctx, pvt_model_save(model, path, &save));
     if (result == PVT_ERR_CANCELLED) { /* whole blocks: every linear of a block has codes, or none has */
-        for (i = 0; i < 3; i++) {
-            int n = 0, j;
-            for (j = 0; j < PVTI_LINEARS; j++) n += model->layers[i].linear[PVTI_Q + j].format.kind == PVT_FORMAT_AQLM;
+        for (int i = 0; i < 3; i++) {
+            int n = 0;
+            for (int j = 0; j < PVTI_LINEARS; j++)
+                n += model->layers[i].linear[PVTI_Q + j].format.kind == PVT_FORMAT_AQLM;
             CHECK(n == 0 || n == PVTI_LINEARS);
         }
     }
@@ -116,9 +114,8 @@ static int files(void)
 {
     char command[600];
     int n = -1;
-    FILE *f;
     snprintf(command, sizeof command, "ls '%s' | grep -c '^quantize-.*[.]safetensors$'", checkpoint);
-    f = popen(command, "r");
+    FILE *f = popen(command, "r");
     CHECK(f && fscanf(f, "%d", &n) == 1);
     if (f) pclose(f);
     return n;
@@ -168,14 +165,13 @@ static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format)
     const setup begin = with_embed_format(ctx, &s, embed_format);
     watch whole, w;
     char why[1024];
-    int i;
     s = begin;
     memset(&whole, 0, sizeof whole);
     s.desc.checkpoint = NULL;
     CHECK(quantize(&s, &whole, "whole", why) == PVT_OK);
     CHECK(whole.fits == 22); /* three times seven, and the embedding or the head */
     check_formats(ctx, "whole", tied, embed_format);
-    for (i = 0; i < PVTI_COUNT(stops); i += embed_format ? 3 : 1) {
+    for (int i = 0; i < PVTI_COUNT(stops); i += embed_format ? 3 : 1) {
         s = begin;
         memset(&w, 0, sizeof w);
         empty_checkpoint();
@@ -207,12 +203,11 @@ static void check_options(pvt_ctx *ctx)
     char why[1024], words[100];
     watch w;
     setup s = make_setup(ctx, false);
-    int i;
     memset(&w, 0, sizeof w);
     empty_checkpoint();
     w.phase = "quantize", w.after = 10;
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED && files() == 1);
-    for (i = 0; i < PVTI_COUNT(names); i++) {
+    for (int i = 0; i < PVTI_COUNT(names); i++) {
         memset(&w, 0, sizeof w);
         s = make_setup(ctx, false);
         s.desc.resume = true;
@@ -264,16 +259,14 @@ static void damage(pvt_ctx *ctx, const char *name, const void *bytes, size_t n)
 {
     char path[500];
     pvti_safetensors st;
-    const pvti_tensor *t;
     long at = -1;
-    FILE *f;
     snprintf(path, sizeof path, "%s/quantize-00000.safetensors", checkpoint);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));
-    t = pvti_safetensors_find(&st, name);
+    const pvti_tensor *t = pvti_safetensors_find(&st, name);
     CHECK(t != NULL);
     if (t) at = (long)(t->data - (const uint8_t *)st.map.data);
     pvti_safetensors_close(&st);
-    f = fopen(path, "r+b");
+    FILE *f = fopen(path, "r+b");
     CHECK(f && at >= 0 && fseek(f, at, SEEK_SET) == 0 && fwrite(bytes, 1, n, f) == n);
     if (f) fclose(f);
 }
@@ -287,8 +280,7 @@ static void check_damage(pvt_ctx *ctx)
     char why[1024], command[900];
     watch w;
     setup s = make_setup(ctx, false);
-    int i;
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         memset(&w, 0, sizeof w);
         empty_checkpoint();
         w.phase = "quantize", w.after = 10;

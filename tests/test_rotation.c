@@ -382,21 +382,21 @@ static bool same_arrays(const pvt_weight *a, const pvt_weight *b)
 
 static void check_fits(pvt_ctx *ctx)
 {
-    pvt_real *W = noises(N, 1000), *turned = noises(N, 0), *X = noises(2 * I * I, 9000), *H = noises(I * I, 0), *was;
+    pvt_real *W = noises(N, 1000), *turned = noises(N, 0), *X = noises(2 * I * I, 9000),
+             *H = noises(I * I, 0);
     for (int i = 0; i < I; i++)
         for (int j = 0; j <= i; j++) {
             double sum = i == j ? 0.1 : 0;
             for (int k = 0; k < 2 * I; k++) sum += (double)X[k * I + i] * (double)X[k * I + j] / (2 * I);
             H[i * I + j] = H[j * I + i] = (pvt_real)(sum * (1 + i % 7) * (1 + j % 7));
         }
-    was = copy_of(H, I * I);
+    pvt_real *was = copy_of(H, I * I);
     for (int i = 0; i < 2 * ALL; i++) {
         const pvt_real *metric = i % 2 ? H : NULL;
         pvt_fit_stats stats;
         pvt_weight w, plain;
-        double error;
         fit_to(ctx, all[i / 2], W, metric, &stats, &w);
-        error = error_of(&w, W, metric);
+        double error = error_of(&w, W, metric);
         CHECK(error > 0 && error < 0.8);
         CHECK_NEAR(stats.error, error, 1e-3 * error);
         if (metric) CHECK(same(was, H, I * I));
@@ -472,9 +472,9 @@ static void check_chain(pvt_ctx *ctx, const char *format)
     pvt_weight w, tuned;
     pvt_pv *pv;
     double worst = 0;
-    int n, handle;
+    int handle;
     fit(ctx, format, &w), fit(ctx, format, &tuned);
-    n = pvt_weight_arrays(&w, arrays);
+    int n = pvt_weight_arrays(&w, arrays);
     for (int a = 1; a < n; a++) dvalues[a] = (pvt_real *)calloc((size_t)pvti_array_count(&arrays[a]), sizeof(pvt_real));
     CHECK_OK(ctx, pvt_weight_chain(dvalues, &w, G));
     CHECK_OK(ctx, pvt_pv_create(ctx, NULL, &pv));
@@ -627,11 +627,10 @@ static void check_bits(void)
     for (int i = 0; i < 6; i++) {
         pvt_ctx_desc desc;
         pvt_ctx *ctx;
-        uint64_t hash;
         memset(&desc, 0, sizeof desc);
         desc.n_threads = i < 4 ? threads[i % 3] : threads[i - 3], desc.isa = sets[i < 4 ? i : 3];
         CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-        hash = all_bits(ctx);
+        uint64_t hash = all_bits(ctx);
         if (i == 0) first = hash;
         if (hash != first) printf("%s, %d threads\n", desc.isa, desc.n_threads);
         CHECK(hash == first);
@@ -657,7 +656,7 @@ static void give(void *memory, void *user)
 static void check_memory(void)
 {
     pvt_real *W = noises(N, 1000), *H = noises(I * I, 0), *dvalues[PVT_MAX_ARRAYS];
-    int64_t at, total = 1 << 20, before;
+    int64_t total = 1 << 20;
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
     for (int k = 0; k < I * I; k++) H[k] = k / I == k % I;
@@ -666,14 +665,13 @@ static void check_memory(void)
     desc.allocator.alloc = scarce, desc.allocator.free = give, desc.n_threads = 1;
     allocations_left = -1;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-    before = pvt_ctx_get_info(ctx).bytes_now;
-    for (at = 0; at < total; at++) {
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
+    for (int64_t at = 0; at < total; at++) {
         pvt_format f = parse(ctx, "had2:int:4g32");
         pvt_weight w;
         pvt_pv *pv = NULL;
-        pvt_result result;
         allocations_left = at;
-        result = pvt_weight_fit(ctx, W, O, I, H, &f, NULL, NULL, &w);
+        pvt_result result = pvt_weight_fit(ctx, W, O, I, H, &f, NULL, NULL, &w);
         if (result == PVT_OK) result = pvt_weight_chain(dvalues, &w, W);
         if (result == PVT_OK) result = pvt_pv_create(ctx, NULL, &pv);
         if (result == PVT_OK) result = pvt_pv_add_weight(pv, &w, "w", NULL);
@@ -705,13 +703,12 @@ static void check_files(pvt_ctx *ctx)
         pvt_named_weight named = {"w", &w}, read = {"w", &back};
         pvt_real *W = noises(N, 0);
         pvt_tensors *file;
-        pvt_array whole;
         fit(ctx, all[i], &w);
         CHECK_OK(ctx, pvt_weights_save(path_of("w.safetensors"), &named, 1, true));
         CHECK_OK(ctx, pvt_weights_load(ctx, path_of("w.safetensors"), &read, 1));
         CHECK(same_arrays(&w, &back) && memcmp(&w.format, &back.format, sizeof w.format) == 0);
         CHECK_OK(ctx, pvt_tensors_open(ctx, path_of("w.safetensors"), &file));
-        whole = pvt_tensors_get(file, pvt_tensors_find(file, "w.dequantized"));
+        pvt_array whole = pvt_tensors_get(file, pvt_tensors_find(file, "w.dequantized"));
         pvt_weight_dequantize(&w, W);
         CHECK(whole.bytes == N * 4);
         for (int k = 0; k < N && whole.bytes == N * 4; k += 7) {
@@ -735,14 +732,13 @@ static void check_embedding(pvt_ctx *ctx)
         pvt_quantize_desc q;
         pvt_corpus corpus;
         pvt_model *model;
-        pvt_result result;
         memset(&c, 0, sizeof c), memset(&q, 0, sizeof q);
         c.layers = 1, c.dim = 64, c.heads = 2, c.kv_heads = 1, c.ff = 64, c.vocab = VOCAB, c.ctx = CTX, c.tied = k % 2;
         for (int i = 0; i < 8 * CTX; i++) ids[i] = (i * i + 3 * i) % VOCAB;
         CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 8 * CTX, &corpus));
         CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
         q.samples = 2, q.embedding = k % 2 == 0, q.head = k % 2, q.format = parse(ctx, k < 2 ? "had2:int:4g32" : "had:int:4g32");
-        result = pvt_quantize(model, &corpus, &q);
+        pvt_result result = pvt_quantize(model, &corpus, &q);
         CHECK(result == (k < 2 ? PVT_ERR_UNSUPPORTED : PVT_OK));
         if (k < 2) CHECK(strstr(pvt_ctx_error(ctx), "had2:") && strstr(pvt_ctx_error(ctx), "embedding"));
         pvt_model_free(model), pvt_corpus_free(&corpus);
@@ -757,12 +753,12 @@ static void check_head(pvt_ctx *ctx)
         pvt_format f = parse(ctx, k ? "had2:int:8g64" : "had:int:8g64");
         pvt_model_config c;
         pvt_model *model;
-        pvt_weight dense, *head;
         pvt_real *W = noises(VOCAB * 64, 0), *V = noises(VOCAB * 64, 0);
         memset(&c, 0, sizeof c);
         c.layers = 1, c.dim = 64, c.heads = 2, c.kv_heads = 1, c.ff = 64, c.vocab = VOCAB, c.ctx = CTX;
         CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-        head = &model->head, dense = *head;
+        pvt_weight *head = &model->head;
+        pvt_weight dense = *head;
         CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)dense.array[0], VOCAB, 64, NULL, &f, NULL, NULL, head));
         pvt_weight_free(&dense);
         pvt_weight_dequantize(head, W);
@@ -778,11 +774,10 @@ int main(void)
 {
     pvt_ctx *ctx;
     pvt_ctx_desc desc;
-    int64_t before;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 2;
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     check_transforms(ctx);
     check_texts(ctx);
     check_weights(ctx);

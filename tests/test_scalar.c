@@ -53,13 +53,13 @@ static void check_factor(pvt_ctx *ctx, int64_t I, bool act_order, bool dead)
         if (act_order) CHECK((double)H[p * I + p] <= before);
         before = (double)H[p * I + p];
         for (int64_t j = 0; j < f.ld; j++) {
-            double sum = 0, want;
+            double sum = 0;
             if (j < i || j >= I) {
                 CHECK(f.R[i * f.ld + j] == 0);
                 continue;
             }
             for (int64_t k = j; k < I; k++) sum += f.R[i * f.ld + k] * f.R[j * f.ld + k];
-            want = (double)H[p * I + f.order[j]];
+            double want = (double)H[p * I + f.order[j]];
             if (i == j) want = (want > 0 ? want : mean) + 0.01 * mean;
             worst = fmax(worst, fabs(sum - want));
         }
@@ -169,15 +169,14 @@ static double paper(const pvt_real *W, const double *U, int64_t I, int ig, int b
     int most = (1 << bits) - 1;
     for (int64_t i = 0; i < I; i++) w[i] = (double)W[i];
     for (int64_t j = 0; j < I; j++) {
-        double q, e;
         if (j % ig == 0) {
             double low = 0, high = 0;
             for (int64_t k = j; k < j + ig; k++) low = fmin(low, w[k]), high = fmax(high, w[k]);
             scale = (high - low) / most, zero = floor(-low / scale + 0.5);
         }
-        q = fmin(fmax(floor(w[j] / scale + zero + 0.5), 0), most);
+        double q = fmin(fmax(floor(w[j] / scale + zero + 0.5), 0), most);
         codes[j] = (uint8_t)q, dequantized[j] = scale * (q - zero);
-        e = (w[j] - dequantized[j]) / U[j * I + j];
+        double e = (w[j] - dequantized[j]) / U[j * I + j];
         sum += e * e;
         for (int64_t k = j; k < I; k++) w[k] -= e * U[j * I + k];
     }
@@ -236,10 +235,10 @@ static void check_paper(pvt_ctx *ctx, int64_t O, int64_t I, int bits, int ig)
     char format[48];
     pvt_real *W = make_W(O, I), *H = make_H(I, false);
     uint8_t *codes = (uint8_t *)malloc((size_t)I);
-    double *V = (double *)malloc((size_t)I * sizeof *V), *U, lambda = 0;
+    double *V = (double *)malloc((size_t)I * sizeof *V), lambda = 0;
     pvt_weight w;
     for (int64_t i = 0; i < I; i++) lambda += 0.01 * (double)H[i * I + i] / (double)I;
-    U = upper(H, I, lambda);
+    double *U = upper(H, I, lambda);
     snprintf(format, sizeof format, "int:%dg%d", bits, ig);
     fit(ctx, format, W, O, I, H, PVT_FIT_GPTQ, false, NULL, &w);
     for (int64_t o = 0; o < O; o++) {
@@ -247,10 +246,10 @@ static void check_paper(pvt_ctx *ctx, int64_t O, int64_t I, int bits, int ig)
         pvt_real v;
         CHECK(memcmp(codes, (const uint8_t *)w.array[0] + o * I, (size_t)I) == 0);
         for (int64_t i = 0; i < I; i++) {
-            double e;
             w.kind->tile(&w, &v, 1, o, o + 1, i, i + 1);
             CHECK_NEAR(v, V[i], 1e-5);
-            e = (double)W[o * I + i] - (double)v, trace += lambda * e * e;
+            double e = (double)W[o * I + i] - (double)v;
+            trace += lambda * e * e;
         }
         CHECK_NEAR(sum, trace, 1e-4 * trace);
     }
@@ -267,13 +266,11 @@ enum { ROWS = 48, COLUMNS = 64, GROUP = 32 };
 static const void *tensor(const pvt_tensors *file, const char *key, const char *name, int64_t bytes)
 {
     char full[64];
-    pvt_array a;
-    int64_t at;
     snprintf(full, sizeof full, "%s%s", key, name);
-    at = pvt_tensors_find(file, full);
+    int64_t at = pvt_tensors_find(file, full);
     CHECK(at >= 0);
     if (at < 0) exit(1);
-    a = pvt_tensors_get(file, at);
+    pvt_array a = pvt_tensors_get(file, at);
     CHECK(a.bytes == bytes);
     return a.data;
 }
@@ -286,17 +283,15 @@ static void check_golden_case(pvt_ctx *ctx, const pvt_tensors *file, int bits, b
     char key[16], format[16];
     const float *weight = (const float *)tensor(file, "", "weight", sizeof W);
     const double *hessian = (const double *)tensor(file, "", "hessian", 8 * COLUMNS * COLUMNS);
-    const float *scale, *zero, *dequant;
     const int32_t *perm = NULL;
-    const uint8_t *q;
     double live = 0;
     pvt_weight w;
     snprintf(key, sizeof key, "b%d.%s", bits, act_order ? "act" : "noact");
     snprintf(format, sizeof format, "int:%dg%d", bits, GROUP);
-    q = (const uint8_t *)tensor(file, key, ".q", ROWS * COLUMNS);
-    scale = (const float *)tensor(file, key, ".scale", 4 * ROWS * COLUMNS / GROUP);
-    zero = (const float *)tensor(file, key, ".zero", 4 * ROWS * COLUMNS / GROUP);
-    dequant = (const float *)tensor(file, key, ".dequant", 4 * ROWS * COLUMNS);
+    const uint8_t *q = (const uint8_t *)tensor(file, key, ".q", ROWS * COLUMNS);
+    const float *scale = (const float *)tensor(file, key, ".scale", 4 * ROWS * COLUMNS / GROUP);
+    const float *zero = (const float *)tensor(file, key, ".zero", 4 * ROWS * COLUMNS / GROUP);
+    const float *dequant = (const float *)tensor(file, key, ".dequant", 4 * ROWS * COLUMNS);
     if (act_order) perm = (const int32_t *)tensor(file, key, ".perm", 4 * COLUMNS);
     for (int j = 0; j < COLUMNS; j++) {
         int from = perm ? perm[j] : j;
@@ -329,8 +324,6 @@ static void check_golden(pvt_ctx *ctx)
 {
     static pvt_real H[COLUMNS * COLUMNS];
     pvt_tensors *file;
-    const double *hessian;
-    const int32_t *perm;
     pvti_factor f;
     int dead = -1, at = 0;
     if (pvt_tensors_open(ctx, GOLDEN, &file) != PVT_OK) {
@@ -338,8 +331,8 @@ static void check_golden(pvt_ctx *ctx)
         return;
     }
     for (int i = 0; i < 6; i++) check_golden_case(ctx, file, 2 + i / 2, i % 2);
-    hessian = (const double *)tensor(file, "", "hessian", 8 * COLUMNS * COLUMNS);
-    perm = (const int32_t *)tensor(file, "b2.act", ".perm", 4 * COLUMNS);
+    const double *hessian = (const double *)tensor(file, "", "hessian", 8 * COLUMNS * COLUMNS);
+    const int32_t *perm = (const int32_t *)tensor(file, "b2.act", ".perm", 4 * COLUMNS);
     for (int i = 0; i < COLUMNS * COLUMNS; i++) H[i] = (pvt_real)hessian[i];
     for (int i = 0; i < COLUMNS; i++)
         if (H[i * COLUMNS + i] == 0) dead = i;
@@ -413,13 +406,13 @@ static double brute(const pvt_real *x, bool zeros)
 {
     double least = INFINITY;
     for (int code = 0; code < 1 << 16; code++) {
-        double n = 8, l = 0, ll = 0, s = 0, sl = 0, ss = 0, error;
+        double n = 8, l = 0, ll = 0, s = 0, sl = 0, ss = 0;
         for (int k = 0; k < 8; k++) {
             double level = (code >> 2 * k & 3) - (zeros ? 0 : 2), v = (double)x[k];
             l += level, ll += level * level, s += v, sl += v * level, ss += v * v;
         }
         if (zeros) ll -= l * l / n, sl -= l * s / n, ss -= s * s / n;
-        error = ll > 1e-9 ? ss - sl * sl / ll : ss;
+        double error = ll > 1e-9 ? ss - sl * sl / ll : ss;
         least = fmin(least, error);
     }
     return least;
@@ -495,10 +488,9 @@ static void check_same_bits(void)
         }
         for (int k = 0; k < FITS; k++) {
             pvt_weight w;
-            uint64_t hash;
             fit(ctx, formats[k / 4], W, O, I, k % 4 == 3 ? NULL : H, k % 4 == 1 ? PVT_FIT_GPTQ : PVT_FIT_BEST,
                 k % 4 == 2, NULL, &w);
-            hash = hash_of(&w);
+            uint64_t hash = hash_of(&w);
             if (i == 0) first[k] = hash;
             if (hash != first[k]) printf("%s: %s, %d threads\n", formats[k / 4], isas[i / 3], threads[i % 3]);
             CHECK(hash == first[k]);
@@ -590,12 +582,12 @@ static void check_memory(const char *format, pvt_fit_method method)
     pvt_ctx_desc desc;
     pvt_result result = PVT_ERR_MEMORY;
     pvt_ctx *ctx;
-    int64_t before, n;
+    int64_t n;
     memset(&desc, 0, sizeof desc);
     desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.n_threads = 1;
     allocations_left = INT64_MAX;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) exit(1);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (n = 0; result != PVT_OK && n < 100; n++) {
         pvt_format f;
         pvt_fit_desc d;
@@ -629,11 +621,10 @@ static void check_cancelled(void)
     pvt_ctx *ctx;
     pvt_format f;
     pvt_weight w;
-    int64_t before;
     memset(&desc, 0, sizeof desc);
     desc.progress = stop_at_second;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) exit(1);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g64", &f));
     CHECK(pvt_weight_fit(ctx, W, O, I, H, &f, NULL, NULL, &w) == PVT_ERR_CANCELLED);
     CHECK(!w.kind && pvt_ctx_get_info(ctx).bytes_now == before);
@@ -665,9 +656,8 @@ static void check(pvt_ctx *ctx)
 int main(void)
 {
     pvt_ctx *ctx;
-    int64_t before;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     check(ctx);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);

@@ -58,14 +58,12 @@ static void check_greedy(pvt_key key, bool bf16, bool amsgrad)
     int64_t want[S_GROUPS], k = 37;
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
-    pvt_adam *moments;
     memset(&desc, 0, sizeof desc);
     desc.key = key, desc.moments = bf16 ? PVT_BF16 : PVT_DTYPE_NONE, desc.codes.amsgrad = amsgrad;
     random_weight(&w, "aqlm:1x4g4", S_O, S_I);
     pvt_weight_dequantize(&w, W);
-    pv = one_weight(&desc, &w);
-    moments = &pv->entries[0].buffer;
+    pvt_pv *pv = one_weight(&desc, &w);
+    pvt_adam *moments = &pv->entries[0].buffer;
     for (int64_t i = 0; i < S_O * S_I; i++) {
         pvt_real v = (pvt_real)1e-12 * noise(12, i) * noise(12, i);
         if (bf16) ((uint16_t *)moments->v)[i] = pvti_f32_to_bf16((float)v);
@@ -98,11 +96,10 @@ static void check_uniform(void)
     int64_t outside = 0, wrong = 0;
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     memset(&desc, 0, sizeof desc);
     desc.selection = PVT_SELECT_UNIFORM;
     random_weight(&w, "aqlm:1x4g4", S_O, S_I);
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     pvt_weight_dequantize(&w, target[0]); /* all keys 0 */
     for (int64_t i = 0; i < S_O * S_I; i++) target[1][i] = i < S_I ? 100 : target[0][i];
     for (int64_t draw = 0; draw < DRAWS; draw++) {
@@ -135,11 +132,10 @@ static void check_proportional(double temperature, double exponent)
     int64_t count[8] = {0};
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     memset(&desc, 0, sizeof desc);
     desc.selection = PVT_SELECT_PROPORTIONAL, desc.temperature = temperature;
     random_weight(&w, "aqlm:1x4g4", 2, 16);
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     pvt_weight_dequantize(&w, target);
     for (int g = 0; g < 8; g++) {
         target[g * 4 + 1] += (pvt_real)(0.6 * distance[g]), target[g * 4 + 2] -= (pvt_real)(0.8 * distance[g]);
@@ -242,14 +238,13 @@ static void check_plain(const char *format, pvt_strategy strategy, double share)
     quadratic q;
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     pvt_pv_stats stats;
     random_weight(&w, format, Q_O, Q_I);
     quadratic_make(&q, &w, 21);
     memset(&desc, 0, sizeof desc);
     desc.strategy = strategy, desc.step = PVT_STEP_PLAIN, desc.smoothness = q.largest * share;
     desc.freeze_values = true;
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     for (int step = 0; step < 40; step++) {
         double lr_scale = step % 3 ? 1 : 0.5;
         pvt_weight_dequantize(&w, W);
@@ -275,14 +270,13 @@ static void check_plain_buffer(void)
     pvt_real W[Q_O * Q_I], G[Q_O * Q_I];
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     double worst = 0;
     random_weight(&w, "aqlm:2x3g4", Q_O, Q_I);
     pvt_weight_dequantize(&w, W);
     for (int64_t i = 0; i < Q_O * Q_I; i++) G[i] = noise(5, i);
     memset(&desc, 0, sizeof desc);
     desc.step = PVT_STEP_PLAIN, desc.smoothness = 8;
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     CHECK(pv->entries[0].buffer.v == NULL); /* no moments are held */
     step_of(pv, G, 1, NULL), step_of(pv, G, 1, NULL);
     for (int64_t i = 0; i < Q_O * Q_I; i++)
@@ -301,14 +295,13 @@ static void check_line_search(const char *format, pvt_strategy strategy, double 
     quadratic q;
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     pvt_pv_stats stats;
     random_weight(&w, format, Q_O, Q_I);
     quadratic_make(&q, &w, 31);
     memset(&desc, 0, sizeof desc);
     desc.strategy = strategy, desc.step = PVT_STEP_PLAIN, desc.smoothness = start, desc.freeze_values = true;
     desc.loss = quadratic_loss, desc.loss_user = &q;
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     for (int step = 0; step < 30; step++) {
         double model = 0, square = 0;
         pvt_weight_dequantize(&w, W);
@@ -348,7 +341,6 @@ static void check_hopeless_search(void)
     int64_t calls = 0;
     pvt_weight w;
     pvt_pv_desc desc;
-    pvt_pv *pv;
     pvt_pv_stats stats;
     random_weight(&w, "aqlm:1x4g4", Q_O, Q_I);
     pvt_weight_dequantize(&w, W);
@@ -356,7 +348,7 @@ static void check_hopeless_search(void)
     memset(&desc, 0, sizeof desc);
     desc.strategy = PVT_STRATEGY_LINEARIZED, desc.step = PVT_STEP_PLAIN, desc.freeze_values = true;
     desc.loss = rising, desc.loss_user = &calls;
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     step_of(pv, G, 1, &stats);
     pvt_weight_dequantize(&w, next);
     CHECK(stats.groups_changed == 0 && memcmp(W, next, sizeof W) == 0 && calls > 2 && calls < 210);
@@ -442,12 +434,11 @@ static double alternate(quadratic *q, pvt_weight *w, int c, const pvt_pv_desc *d
     int codes[D];
     int64_t wrong = 0;
     pvt_real W[D], G[D];
-    pvt_pv *pv;
     for (int i = 0; i < D; i++)
         pvti_code_set(w, i, (int64_t)(pvti_random(9, PVTI_RANDOM_USER, 40 + (uint64_t)c, (uint64_t)i) % (uint64_t)c));
     for (int k = 0; k < c; k++) values[k] = (double)noise(60 + (uint64_t)c, k);
     set_values(w, c, values);
-    pv = one_weight(desc, w);
+    pvt_pv *pv = one_weight(desc, w);
     for (int step = 0; step < 60; step++) {
         for (int i = 0; i < D; i++) codes[i] = (int)PVTI_MIN(pvti_code_get(w, i), c - 1);
         loss = exact_values(q, codes, c, values);
@@ -476,14 +467,14 @@ static void test_small_problem(void)
                 {PVT_STRATEGY_STE, false, false},       {PVT_STRATEGY_SUBSPACE_STE, false, false},
                 {PVT_STRATEGY_LINEARIZED, false, false}};
     for (int c = 1; c <= D; c++) {
-        double minimum, last[PVTI_COUNT(rows)], searched;
+        double last[PVTI_COUNT(rows)];
         quadratic q;
         pvt_weight w;
         pvt_pv_desc desc;
         random_weight(&w, "aqlm:1x3g1", 1, D);
         pvti_scales(&w)[0] = 1;
         quadratic_make(&q, &w, 70);
-        minimum = enumerate(&q, c, NULL);
+        double minimum = enumerate(&q, c, NULL);
         if (c == D) CHECK_NEAR(minimum, 0, 1e-9);
         for (int r = 0; r < (int)PVTI_COUNT(rows); r++) {
             memset(&desc, 0, sizeof desc);
@@ -497,7 +488,8 @@ static void test_small_problem(void)
         memset(&desc, 0, sizeof desc);
         desc.strategy = PVT_STRATEGY_SUBSPACE, desc.freeze_values = true, desc.step = PVT_STEP_PLAIN;
         desc.loss = quadratic_loss, desc.loss_user = &q;
-        searched = alternate(&q, &w, c, &desc, true, minimum); /* one weight at a time: its own curvature, a longer step */
+        /* one weight at a time: its own curvature, a longer step */
+        double searched = alternate(&q, &w, c, &desc, true, minimum);
         CHECK(searched <= last[0] * (1 + 1e-5));
         pvt_weight_free(&w);
     }
@@ -513,8 +505,6 @@ static void test_buffers(void)
     for (int which = 0; which < 3; which++) { /* free, bounded, restarted */
         pvt_weight w;
         pvt_pv_desc desc;
-        pvt_pv *pv;
-        double radius;
         int64_t wrong = 0, held = 0, left = 0;
         random_weight(&w, "aqlm:1x4g4", S_O, S_I);
         pvt_weight_dequantize(&w, W);
@@ -522,12 +512,12 @@ static void test_buffers(void)
         desc.freeze_values = true, desc.cap = 0.2, desc.codes.lr = 0.2;
         desc.codes.rule = PVT_OPTIMIZER_ADAM, desc.codes.eps = 0.01;
         desc.wind = which == 1 ? 0.3 : 0, desc.restart = which == 2;
-        pv = one_weight(&desc, &w);
+        pvt_pv *pv = one_weight(&desc, &w);
         step_of(pv, G, 1, NULL);
         pvt_weight_dequantize(&w, next);
         if (which == 0) memcpy(free_buffer, pv->entries[0].buffer.w, sizeof free_buffer);
         for (int64_t i = 0; which == 0 && i < S_O * S_I; i++) square += (double)W[i] * (double)W[i];
-        radius = 0.3 * sqrt(square / S_GROUPS);
+        double radius = 0.3 * sqrt(square / S_GROUPS);
         for (int64_t g = 0; which && g < S_GROUPS; g++) {
             const pvt_real *T = pv->entries[0].buffer.w + g / (S_I / S_G) * S_I + g % (S_I / S_G) * S_G;
             const pvt_real *was = W + (T - pv->entries[0].buffer.w), *now = next + (T - pv->entries[0].buffer.w);
@@ -619,21 +609,19 @@ static uint64_t choice_hash(int which, const char *isa, int threads)
     pvt_ctx *shared = ctx;
     pvt_pv_desc desc;
     pvt_weight w;
-    pvt_pv *pv;
-    uint64_t hash;
     memset(&cd, 0, sizeof cd);
     cd.n_threads = threads, cd.isa = isa, cd.seed = 3;
     CHECK(pvt_ctx_create(&cd, &ctx) == PVT_OK);
     random_weight(&w, "aqlm:2x4g4", 36, 48);
     choose(&desc, which);
     desc.loss_user = &w;
-    pv = one_weight(&desc, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
     for (uint64_t step = 0; step < 4; step++) {
         for (int64_t i = 0; i < 36 * 48; i++) G[i] = noise(50 + step, i);
         step_of(pv, G, 1, NULL);
     }
     pvt_weight_dequantize(&w, G);
-    hash = pvti_hash(G, sizeof G, 0);
+    uint64_t hash = pvti_hash(G, sizeof G, 0);
     if (pv->entries[0].buffer.w) hash = pvti_hash(pv->entries[0].buffer.w, sizeof G, hash);
     pvt_pv_free(pv), pvt_weight_free(&w);
     pvt_ctx_destroy(ctx);
@@ -684,15 +672,13 @@ static uint64_t tune(int which, const pvt_corpus *corpus, const char *path)
     pvt_tune_desc desc;
     pvt_tuner *tuner = NULL;
     pvt_model *teacher = make(ctx, corpus, false), *student = make(ctx, corpus, true);
-    int64_t plan, before;
-    uint64_t hash;
     memset(&desc, 0, sizeof desc);
     choose(&desc.pv, which);
     desc.pv.codes.lr = 0.3, desc.steps = 6, desc.batch = 2, desc.ctx = CTX, desc.eval_every = -1;
     if (which == 4) desc.pv.smoothness = 1e-3;
-    plan = pvt_tuner_bytes(student, teacher, corpus, &desc);
+    int64_t plan = pvt_tuner_bytes(student, teacher, corpus, &desc);
     pvt_ctx_reset_peak(ctx);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_tuner_create(student, teacher, corpus, &desc, &tuner));
     for (int step = 0; step < (path ? 3 : 6); step++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     CHECK_NEAR((double)(plan - before) / (double)(pvt_ctx_get_info(ctx).bytes_peak - before), 1, 0.05);
@@ -712,7 +698,7 @@ static uint64_t tune(int which, const pvt_corpus *corpus, const char *path)
         CHECK_OK(ctx, pvt_tuner_resume(tuner, path));
         for (int step = 3; step < 6; step++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     }
-    hash = model_hash(student);
+    uint64_t hash = model_hash(student);
     pvt_tuner_free(tuner), pvt_model_free(student), pvt_model_free(teacher);
     return hash;
 }
@@ -745,11 +731,10 @@ static void test_tuner(void)
 int main(void)
 {
     pvt_ctx_desc desc;
-    int64_t bytes;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 1;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) return 1;
-    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
     test_selection();
     test_steps();
     test_small_problem();

@@ -52,10 +52,9 @@ static bool has_parent(disk *d, const char *path)
 {
     const char *slash = strrchr(path, '/');
     char parent[200];
-    node *n;
     if (!slash) return true;
     snprintf(parent, sizeof parent, "%.*s", (int)(slash - path), path);
-    n = find(d, parent);
+    node *n = find(d, parent);
     return n && n->directory;
 }
 
@@ -222,8 +221,7 @@ static pvt_model *make_model(pvt_ctx *ctx)
 static bool same_model(const pvt_model *a, const pvt_model *b)
 {
     static pvt_real x[1 << 14], y[1 << 14];
-    int64_t i;
-    for (i = 0; i < pvt_model_tensors(a); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(a); i++) {
         pvt_tensor_info s = pvt_model_tensor(a, i), t = pvt_model_tensor(b, i);
         if (s.n != t.n || s.n > (int64_t)PVTI_COUNT(x)) return false;
         if (s.weight) pvt_weight_dequantize(s.weight, x), pvt_weight_dequantize(t.weight, y);
@@ -300,18 +298,15 @@ static void test_memory(bool maps)
                                         "m/tokenizer_config.json", "m/README.md"};
     static disk d;
     pvt_files files = files_of(&d);
-    pvt_ctx *ctx;
-    pvt_model *model, *loaded = NULL, *small = NULL;
+    pvt_model *loaded = NULL, *small = NULL;
     pvt_tokenizer *bytes = NULL;
     pvt_corpus text;
     char story[400];
-    int64_t before;
-    int i;
     memset(&d, 0, sizeof d);
     if (maps) files.map = mem_map, files.unmap = mem_unmap;
-    ctx = make_ctx(&files);
-    for (i = 0; i < (int)sizeof story; i++) story[i] = "abcdefgh \n"[i * i % 10];
-    model = make_model(ctx);
+    pvt_ctx *ctx = make_ctx(&files);
+    for (int i = 0; i < (int)sizeof story; i++) story[i] = "abcdefgh \n"[i * i % 10];
+    pvt_model *model = make_model(ctx);
     CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
     pvt_model_set_tokenizer(model, bytes);
     CHECK_OK(ctx, pvti_file_write(ctx, "text", story, sizeof story));
@@ -320,9 +315,10 @@ static void test_memory(bool maps)
 
     CHECK_OK(ctx, pvt_model_round_f16(model));
     CHECK_OK(ctx, save(model, "m"));
-    for (i = 0; i < PVTI_COUNT(names); i++) CHECK(find(&d, names[i]) != NULL);
+    for (int i = 0; i < PVTI_COUNT(names); i++) CHECK(find(&d, names[i]) != NULL);
     CHECK(files_in(&d) == 2 + PVTI_COUNT(names)); /* the directory and the text; nothing temporary stays */
-    before = d.reads, d.maps = 0;
+    int64_t before = d.reads;
+    d.maps = 0;
     CHECK_OK(ctx, pvt_model_load(ctx, "m", NULL, &loaded));
     CHECK(same_model(model, loaded) && pvt_model_tokenizer(loaded) != NULL);
     maps = maps && !PVTI_SWAPS; /* then numbers are put right in memory */
@@ -341,10 +337,10 @@ static void test_memory(bool maps)
     pvt_model_free(loaded), pvt_model_free(small), pvt_model_free(model), pvt_corpus_free(&text);
     CHECK(d.opens > 40 && d.writes > 40 && d.renames > 10 && d.infos > 40);
     CHECK(d.maps == 0 || d.unmaps > 0);
-    for (i = 0; i < OPEN; i++) CHECK(d.open[i].node == NULL); /* all were closed */
+    for (int i = 0; i < OPEN; i++) CHECK(d.open[i].node == NULL); /* all were closed */
     CHECK(pvt_ctx_get_info(ctx).bytes_now < (int64_t)16 << 20);
     pvt_ctx_destroy(ctx);
-    for (i = 0; i < NODES; i++) free(d.nodes[i].bytes);
+    for (int i = 0; i < NODES; i++) free(d.nodes[i].bytes);
 }
 
 /* Only what reading needs. */
@@ -424,14 +420,12 @@ static void test_file_order(void)
     bool little = (*(const uint8_t *)&probe == 1) == !PVTI_SWAPS;
     pvti_tensor t;
     pvti_safetensors st;
-    const uint8_t *bytes;
-    int64_t header;
     memset(&t, 0, sizeof t);
     t.name = "x", t.dtype = PVT_F32, t.rank = 1, t.shape[0] = 3;
     t.bytes = 12, t.data = (const uint8_t *)values;
     CHECK_OK(ctx, pvti_safetensors_write(ctx, "x", &t, 1, NULL));
-    bytes = (const uint8_t *)find(&d, "x")->bytes;
-    header = little ? bytes[0] : bytes[7];
+    const uint8_t *bytes = (const uint8_t *)find(&d, "x")->bytes;
+    int64_t header = little ? bytes[0] : bytes[7];
     CHECK(bytes[0] + bytes[7] == header && find(&d, "x")->size == 8 + header + 12);
     CHECK(bytes[8 + header + (little ? 3 : 0)] == 0x3f && bytes[8 + header + 4 + (little ? 3 : 0)] == 0xc0);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, "x", &st));

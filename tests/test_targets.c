@@ -34,16 +34,15 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied)
 {
     pvt_model_config c;
     pvt_model *model = NULL;
-    int64_t i, k;
     memset(&c, 0, sizeof c);
     snprintf(c.family, sizeof c.family, "%s", family);
     c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 128, c.vocab = 600, c.ctx = 48, c.tied = tied;
     c.rope_theta = 20000, c.norm_eps = 1e-6;
     if (strcmp(family, "mistral") == 0) c.window = 24;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
-    for (i = 0; model && i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        for (k = 0; t.values && k < t.n; k++)
+        for (int64_t k = 0; t.values && k < t.n; k++)
             t.values[k] = (pvt_real)(1 + pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)k));
     }
     return model;
@@ -53,9 +52,8 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied)
 static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, int low, int high)
 {
     pvt_format format;
-    int64_t i, g;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         pvt_weight q;
         pvt_array arrays[PVT_MAX_ARRAYS];
@@ -64,7 +62,8 @@ static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, int low, 
         pvt_weight_free(t.weight);
         *t.weight = q;
         for (int n = pvt_weight_arrays(&q, arrays); n-- > 0;)
-            for (g = 0; strcmp(arrays[n].name, "zeros") == 0 && high >= low && g < arrays[n].shape[0] * arrays[n].shape[1]; g++)
+            for (int64_t g = 0; strcmp(arrays[n].name, "zeros") == 0 && high >= low &&
+                 g < arrays[n].shape[0] * arrays[n].shape[1]; g++)
                 ((pvt_real *)q.array[n])[g] = (pvt_real)(low + (g * 7 + i) % (high - low + 1));
         CHECK_OK(ctx, pvt_weight_round_f16(t.weight, t.name));
     }
@@ -98,19 +97,19 @@ static void skip(naive *f, uint32_t type)
         f->at += (int64_t)bytes;
     } else if (type == 9) {
         uint32_t inner = (uint32_t)number(f, 4);
-        uint64_t n = number(f, 8), i;
-        for (i = 0; i < n; i++) skip(f, inner);
+        uint64_t n = number(f, 8);
+        for (uint64_t i = 0; i < n; i++) skip(f, inner);
     } else f->at += sizes[type];
 }
 static bool naive_open(naive *f, const char *path)
 {
-    uint64_t keys, i;
+    uint64_t keys;
     memset(f, 0, sizeof *f);
     f->data = slurp(path, &f->n);
     if (f->n < 24 || memcmp(f->data, "GGUF\3\0\0\0", 8) != 0) return false;
     f->at = 8;
     f->n_tensors = (int)number(f, 8), keys = number(f, 8);
-    for (i = 0; i < keys; i++) {
+    for (uint64_t i = 0; i < keys; i++) {
         skip(f, 8);
         skip(f, (uint32_t)number(f, 4));
     }
@@ -136,7 +135,7 @@ static int naive_find(const naive *f, const char *name)
 static void check_gguf_f32(pvt_ctx *ctx, const pvt_model *model)
 {
     naive ours, theirs;
-    int t, wrong = 0;
+    int wrong = 0;
     pvt_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
@@ -144,7 +143,7 @@ static void check_gguf_f32(pvt_ctx *ctx, const pvt_model *model)
     CHECK(write_gguf(model, in("theirs.gguf"), NULL));
     CHECK(naive_open(&ours, in("ours.gguf")) && naive_open(&theirs, in("theirs.gguf")));
     CHECK(theirs.n_tensors > 0 && ours.n_tensors == theirs.n_tensors + (model->config.rope_factor != 0));
-    for (t = 0; t < theirs.n_tensors; t++) {
+    for (int t = 0; t < theirs.n_tensors; t++) {
         int o = naive_find(&ours, theirs.tensors[t].name);
         uint64_t *a = theirs.tensors[t].dims, *b = ours.tensors[o < 0 ? 0 : o].dims;
         bool same = o >= 0 && a[0] == b[0] && a[1] == b[1] && ours.tensors[o].type == 0 &&
@@ -171,20 +170,20 @@ static void check_gguf_back(pvt_ctx *ctx, const pvt_model *model, const char *ta
 {
     pvt_model *loaded = NULL;
     pvt_save_desc desc;
-    int64_t i, k, wrong = 0;
+    int64_t wrong = 0;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     CHECK_OK(ctx, pvt_model_export(model, target, in("back.gguf"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, in("back.gguf"), NULL, &loaded));
     if (!loaded) return;
     check_same_config(model, loaded);
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info a = pvt_model_tensor(model, i), b = pvt_model_tensor(loaded, i);
         pvt_real *x = (pvt_real *)calloc((size_t)a.n, sizeof *x), *y = (pvt_real *)calloc((size_t)a.n, sizeof *y);
         CHECK(strcmp(a.name, b.name) == 0 && a.n == b.n && (a.values || b.dtype == dtype));
         if (a.values) memcpy(x, a.values, (size_t)a.n * sizeof *x), memcpy(y, b.values, (size_t)a.n * sizeof *y);
         else pvt_weight_dequantize(a.weight, x), pvt_weight_dequantize(b.weight, y);
-        for (k = 0; k < a.n; k++) {
+        for (int64_t k = 0; k < a.n; k++) {
             float v = (float)x[k];
             if (a.weight && dtype == PVT_F16) v = pvti_f16_to_f32(pvti_f32_to_f16(v));
             if (a.weight && dtype == PVT_BF16) v = pvti_bf16_to_f32(pvti_f32_to_bf16(v));
@@ -206,14 +205,13 @@ static void check_gguf_again(pvt_ctx *ctx, const pvt_model *model, const char *t
     pvt_model *loaded = NULL;
     pvt_save_desc desc;
     int64_t a, b;
-    uint8_t *first, *second;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     CHECK_OK(ctx, pvt_model_export(model, target, in("first.gguf"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, in("first.gguf"), NULL, &loaded));
     if (!loaded) return;
     CHECK_OK(ctx, pvt_model_export(loaded, target, in("second.gguf"), &desc));
-    first = slurp(in("first.gguf"), &a), second = slurp(in("second.gguf"), &b);
+    uint8_t *first = slurp(in("first.gguf"), &a), *second = slurp(in("second.gguf"), &b);
     CHECK(a > 1000 && a == b && memcmp(first, second, (size_t)a) == 0);
     free(first), free(second);
     pvt_model_free(loaded);
@@ -287,9 +285,9 @@ static void test_tokenizer(pvt_ctx *ctx, const char *path, const char *kind)
     CHECK_OK(ctx, pvt_model_export(model, "gguf:f16", in("tokens.gguf"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, in("tokens.gguf"), NULL, &loaded));
     if (loaded) {
-        pvt_tokenizer_info a = pvt_tokenizer_get_info(model->tokenizer), b;
+        pvt_tokenizer_info a = pvt_tokenizer_get_info(model->tokenizer);
         CHECK(loaded->tokenizer != NULL);
-        b = pvt_tokenizer_get_info(loaded->tokenizer);
+        pvt_tokenizer_info b = pvt_tokenizer_get_info(loaded->tokenizer);
         CHECK(b.vocab == 600 && a.bos == b.bos && a.eos == b.eos && a.unknown == b.unknown && a.adds_bos == b.adds_bos);
         CHECK((strcmp(a.kind, "sentencepiece") == 0) == (strcmp(b.kind, "sentencepiece") == 0) && strcmp(a.kind, kind) == 0);
         check_ids(ctx, model->tokenizer, loaded->tokenizer);
@@ -305,26 +303,24 @@ static void test_q2_0(pvt_ctx *ctx, const char *format, int low, int high)
 {
     pvt_model *model = tiny(ctx, "qwen2", false); /* rows in our own order */
     naive f;
-    int64_t i, r, c, wrong = 0;
+    int64_t wrong = 0;
     pvt_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     quantize(ctx, model, format, low, high);
     CHECK_OK(ctx, pvt_model_export(model, "gguf:q2_0", in("q2_0.gguf"), &desc));
     CHECK(naive_open(&f, in("q2_0.gguf")));
-    for (i = 0; i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         char name[96];
-        pvt_real *W;
-        int at;
         gguf_name(t.name, name);
-        at = naive_find(&f, name);
+        int at = naive_find(&f, name);
         CHECK(at >= 0 && f.tensors[at].type == (t.linear ? 42u : t.weight ? 1u : 0u));
         if (!t.linear || at < 0) continue;
-        W = (pvt_real *)calloc((size_t)t.n, sizeof *W);
+        pvt_real *W = (pvt_real *)calloc((size_t)t.n, sizeof *W);
         pvt_weight_dequantize(t.weight, W);
-        for (r = 0; r < t.weight->O; r++)
-            for (c = 0; c < t.weight->I; c++) {
+        for (int64_t r = 0; r < t.weight->O; r++)
+            for (int64_t c = 0; c < t.weight->I; c++) {
                 const uint8_t *block = f.data + f.start + f.tensors[at].offset + (r * t.weight->I + c) / 64 * 18;
                 double d = (double)pvti_f16_to_f32((uint16_t)(block[0] | block[1] << 8));
                 int q = block[2 + c % 64 / 4] >> c % 4 * 2 & 3;
@@ -349,9 +345,8 @@ static int stream(const uint8_t *bytes, int64_t i, int bits)
 static const uint8_t *part(const pvt_tensors *file, const char *name, const char *suffix, pvt_array *a)
 {
     char full[160];
-    int64_t at;
     snprintf(full, sizeof full, "%.*s.%s", (int)(strrchr(name, '.') - name), name, suffix);
-    at = pvt_tensors_find(file, full);
+    int64_t at = pvt_tensors_find(file, full);
     memset(a, 0, sizeof *a);
     if (at >= 0) *a = pvt_tensors_get(file, at);
     return (const uint8_t *)a->data;
@@ -378,11 +373,10 @@ static double read_gptq(const reading *x, int64_t o, int64_t i)
     pvt_array q, z, s, g;
     int each = 32 / x->bits;
     const uint8_t *words = part(x->file, x->name, "qweight", &q), *zeros = part(x->file, x->name, "qzeros", &z);
-    int64_t group;
     part(x->file, x->name, "scales", &s), part(x->file, x->name, "g_idx", &g);
     if (!words || !zeros || !s.data || !g.data || q.shape[0] != x->I / each || q.shape[1] != x->O || z.shape[1] != x->O / each ||
         s.shape[0] != x->I / x->group || s.shape[1] != x->O || g.shape[0] != x->I || q.dtype != PVT_I32) return NAN;
-    group = pvti_load_u32((const uint8_t *)g.data + 4 * i);
+    int64_t group = pvti_load_u32((const uint8_t *)g.data + 4 * i);
     return real_at(&s, group * x->O + o) *
            ((int)(pvti_load_u32(words + 4 * (i / each * x->O + o)) >> i % each * x->bits & ((1u << x->bits) - 1)) -
             (int)(pvti_load_u32(zeros + 4 * (group * (x->O / each) + o / each)) >> o % each * x->bits & ((1u << x->bits) - 1)) - x->plus);
@@ -392,11 +386,11 @@ static double read_ct(const reading *x, int64_t o, int64_t i)
     pvt_array w, z, s, shape;
     const uint8_t *codes = part(x->file, x->name, "weight_packed", &w), *zeros = part(x->file, x->name, "weight_zero_point", &z);
     int64_t GI = x->I / x->group, row = x->I * x->bits / 8;
-    int q, zero = 0, half = 1 << (x->bits - 1);
+    int zero = 0, half = 1 << (x->bits - 1);
     part(x->file, x->name, "weight_scale", &s), part(x->file, x->name, "weight_shape", &shape);
     if (!codes || !s.data || !shape.data || (zeros == NULL) != x->symmetric || s.shape[0] != x->O || s.shape[1] != GI ||
         (int64_t)pvti_load_u64(shape.data) != x->O || (int64_t)pvti_load_u64((const uint8_t *)shape.data + 8) != x->I) return NAN;
-    q = stream(codes + o * row, i, x->bits) - half; /* numbers with a sign */
+    int q = stream(codes + o * row, i, x->bits) - half; /* numbers with a sign */
     if (zeros) { /* the column of that group, along O */
         uint32_t word = pvti_load_u32(zeros + 4 * (o * x->bits / 32 * GI + i / x->group));
         zero = (int)(word >> o * x->bits % 32 & ((1u << x->bits) - 1)) - half;
@@ -419,22 +413,21 @@ static void check_packed(const pvt_model *model, const char *dir, read_fn *read,
     reading x;
     pvt_tensors *file = NULL;
     char path[512];
-    int64_t i, o, k, wrong = 0;
+    int64_t wrong = 0;
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     CHECK_OK(model->ctx, pvt_tensors_open(model->ctx, path, &file));
-    for (i = 0; file && i < pvt_model_tensors(model); i++) {
+    for (int64_t i = 0; file && i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_real *W;
         if (!t.linear) {
             CHECK(pvt_tensors_find(file, t.name) >= 0);
             continue;
         }
         x.file = file, x.name = t.name, x.O = t.weight->O, x.I = t.weight->I, x.group = t.weight->format.in_group;
         x.bits = t.weight->format.bits, x.plus = plus, x.symmetric = symmetric;
-        W = (pvt_real *)calloc((size_t)t.n, sizeof *W);
+        pvt_real *W = (pvt_real *)calloc((size_t)t.n, sizeof *W);
         pvt_weight_dequantize(t.weight, W);
-        for (o = 0; o < x.O; o++)
-            for (k = 0; k < x.I; k++) {
+        for (int64_t o = 0; o < x.O; o++)
+            for (int64_t k = 0; k < x.I; k++) {
                 double w = (double)W[o * x.I + k], off = fabs(read(&x, o, k) - w);
                 wrong += !(off <= tolerance);
             }
@@ -448,11 +441,9 @@ static bool config_has(const char *dir, const char *text)
 {
     char path[512];
     int64_t n;
-    uint8_t *data;
-    bool found;
     snprintf(path, sizeof path, "%s/config.json", dir);
-    data = slurp(path, &n);
-    found = n > 0 && strstr((const char *)data, text) != NULL;
+    uint8_t *data = slurp(path, &n);
+    bool found = n > 0 && strstr((const char *)data, text) != NULL;
     free(data);
     return found;
 }
@@ -461,15 +452,15 @@ static bool config_has(const char *dir, const char *text)
 static void check_card(const pvt_model *model, const char *dir, const char *target, const char *runs)
 {
     char path[512], bits[64];
-    int64_t n, i;
+    int64_t n;
     double bytes = 0;
     pvt_tensors *file = NULL;
-    uint8_t *card;
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     CHECK_OK(model->ctx, pvt_tensors_open(model->ctx, path, &file));
-    for (i = 0; file && i < pvt_tensors_count(file); i++) bytes += (double)pvt_tensors_get(file, i).bytes;
+    for (int64_t i = 0; file && i < pvt_tensors_count(file); i++)
+        bytes += (double)pvt_tensors_get(file, i).bytes;
     snprintf(path, sizeof path, "%s/README.md", dir);
-    card = slurp(path, &n);
+    uint8_t *card = slurp(path, &n);
     snprintf(bits, sizeof bits, "in %.0f bytes)", bytes);
     snprintf(path, sizeof path, "\n- %s\n---\n", target);
     CHECK(n > 0 && strstr((char *)card, path) && strstr((char *)card, runs) && strstr((char *)card, bits));
@@ -490,13 +481,12 @@ static void test_packed(pvt_ctx *ctx, const char *format, int low, int high)
 {
     pvt_model *model = tiny(ctx, "llama", true);
     pvt_format f;
-    int middle;
-    bool symmetric;
     char text[64], dir[512];
     snprintf(dir, sizeof dir, "%s", in("packed"));
     pvt_format_parse(ctx, format, &f);
     quantize(ctx, model, format, low, high);
-    middle = 1 << (f.bits - 1), symmetric = low >= middle - 1 && high <= middle;
+    int middle = 1 << (f.bits - 1);
+    bool symmetric = low >= middle - 1 && high <= middle;
     if (f.bits == 2 || f.bits == 4 || f.bits == 8) {
         export_to(ctx, model, "gptq");
         check_packed(model, dir, read_gptq, symmetric, false, 1e-7);
@@ -520,13 +510,13 @@ static void test_packed(pvt_ctx *ctx, const char *format, int low, int high)
 static void test_mlx_mixed(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, "llama", false), *other = tiny(ctx, "llama", false);
-    pvt_weight *a = pvt_model_tensor(model, 3).weight, *b = pvt_model_tensor(other, 3).weight, swap;
-    pvt_real *zeros;
+    pvt_weight *a = pvt_model_tensor(model, 3).weight, *b = pvt_model_tensor(other, 3).weight;
     char dir[512];
     snprintf(dir, sizeof dir, "%s", in("packed"));
     quantize(ctx, model, "int:3g32", 0, 7), quantize(ctx, other, "int:6g64", 20, 40);
-    swap = *a, *a = *b, *b = swap;
-    zeros = (pvt_real *)pvt_model_tensor(model, 4).weight->array[2];
+    pvt_weight swap = *a;
+    *a = *b, *b = swap;
+    pvt_real *zeros = (pvt_real *)pvt_model_tensor(model, 4).weight->array[2];
     zeros[5] = (pvt_real)2.40625;
     export_to(ctx, model, "mlx");
     check_packed(model, dir, read_mlx, 0, false, 1e-7);
@@ -540,9 +530,8 @@ static void refused(pvt_ctx *ctx, const pvt_model *model, const char *target, pv
 {
     char path[512];
     struct stat st;
-    pvt_result result;
     snprintf(path, sizeof path, "%s", in("refused"));
-    result = pvt_model_export(model, target, path, NULL);
+    pvt_result result = pvt_model_export(model, target, path, NULL);
     CHECK(result == expected && strstr(pvt_ctx_error(ctx), word));
     if (!strstr(pvt_ctx_error(ctx), word)) printf("    %s: %s\n", target, pvt_ctx_error(ctx));
     CHECK(stat(path, &st) != 0);
@@ -551,14 +540,13 @@ static void refused(pvt_ctx *ctx, const pvt_model *model, const char *target, pv
 static void test_refused(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, "llama", false);
-    pvt_real *zeros, *values;
     refused(ctx, model, "onnx", PVT_ERR_ARGUMENT, "no target");
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in dense");
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "nothing in this model is quantized");
     quantize(ctx, model, "int:2g32", 1, 2);
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "int:2g32");
     refused(ctx, model, "hf-aqlm", PVT_ERR_UNSUPPORTED, "use --to dense");
-    zeros = (pvt_real *)pvt_model_tensor(model, 3).weight->array[2];
+    pvt_real *zeros = (pvt_real *)pvt_model_tensor(model, 3).weight->array[2];
     zeros[1] = (pvt_real)1.5;
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "the zero 1.5 in group 1");
     refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "the zero 1.5");
@@ -583,7 +571,7 @@ static void test_refused(pvt_ctx *ctx)
     model->config.window = 0, model->config.rope_factor = 4, model->config.rope_low = 1, model->config.rope_high = 4;
     refused(ctx, model, "gguf:f16", PVT_ERR_UNSUPPORTED, "scaled rotary frequencies");
     model->config.rope_factor = 0;
-    values = (pvt_real *)(uintptr_t)model->embed.array[0];
+    pvt_real *values = (pvt_real *)(uintptr_t)model->embed.array[0];
     values[70] = (pvt_real)NAN;
     refused(ctx, model, "gguf:q8_0", PVT_ERR_NUMERIC, "model.embed_tokens.weight");
     values[70] = (pvt_real)1e9;
@@ -630,9 +618,8 @@ static void test_memory(const char *target, const char *tokenizer)
     pvt_ctx_desc desc;
     pvt_save_desc save;
     pvt_ctx *ctx;
-    pvt_model *model;
     pvt_result result = PVT_ERR_MEMORY;
-    int64_t before, at;
+    int64_t at;
     bool clean = true;
     memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save);
     save.overwrite = true;
@@ -643,10 +630,10 @@ static void test_memory(const char *target, const char *tokenizer)
         CHECK(ctx != NULL);
         return;
     }
-    model = tiny(ctx, "llama", true);
+    pvt_model *model = tiny(ctx, "llama", true);
     quantize(ctx, model, "int:2g64", 1, 2);
     set_tokenizer(ctx, model, tokenizer);
-    before = f.live;
+    int64_t before = f.live;
     for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : 37) {
         f.left = at;
         result = pvt_model_export(model, target, in("memory"), &save);
@@ -663,9 +650,8 @@ int main(void)
 {
     pvt_ctx *ctx;
     pvt_format format;
-    int64_t before;
     if (!test_scratch(scratch, sizeof scratch) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_table();
     test_gguf(ctx);
     test_gguf_rope(ctx);

@@ -43,11 +43,11 @@ static const char *ids_of(const pvt_tokenizer *t, const char *text, int flags)
 {
     static char out[4096];
     int32_t *ids;
-    int64_t n, i;
+    int64_t n;
     size_t at = 0;
     if (pvt_tokenizer_encode(t, text, -1, flags, &ids, &n) != PVT_OK) return "error";
     out[0] = 0;
-    for (i = 0; i < n && at < sizeof out - 16; i++)
+    for (int64_t i = 0; i < n && at < sizeof out - 16; i++)
         at += (size_t)snprintf(out + at, sizeof out - at, "%s%d", i ? " " : "", ids[i]);
     pvt_ids_free(t->ctx, ids);
     return out;
@@ -93,12 +93,12 @@ static void small_token(int id, char text[16], float *score, int *type)
 
 static void make_bin(buffer *b)
 {
-    int id, type;
+    int type;
     char text[16];
     float score;
     b->n = 0;
     put_u32(b, 8);
-    for (id = 0; id < V_SMALL; id++) {
+    for (int id = 0; id < V_SMALL; id++) {
         small_token(id, text, &score, &type);
         if (id == 1) strcpy(text, "\n<s>\n");
         if (id == 2) strcpy(text, "\n</s>\n");
@@ -111,11 +111,11 @@ static void make_bin(buffer *b)
 static void make_model(buffer *b)
 {
     static const uint8_t trainer[] = {0x12, 2, 0x18, 2}, normalizer[] = {0x1a, 4, 0x18, 1, 0x20, 0};
-    int id, type;
+    int type;
     char text[16];
     float score;
     b->n = 0;
-    for (id = 0; id < V_SMALL; id++) {
+    for (int id = 0; id < V_SMALL; id++) {
         uint8_t head[4] = {0x0a, 0, 0x0a, 0}, tail[2] = {0x18, 0}, mark = 0x15;
         small_token(id, text, &score, &type);
         head[3] = (uint8_t)strlen(text);
@@ -135,12 +135,12 @@ static void make_json(buffer *b, bool metaspace, bool pairs)
 {
     static const char *const merges[][2] = {{"a", "b"},  {"_", "a"},  {"_", "ab"},
                                             {"_a", "b"}, {"ab", "c"}, {"_", "_"}};
-    int id, type, i;
+    int type;
     char text[64], piece[16];
     float score;
     b->n = 0;
     put_text(b, "{\"version\":\"1.0\",\"added_tokens\":[");
-    for (id = 0; id < 3; id++) {
+    for (int id = 0; id < 3; id++) {
         small_token(id, piece, &score, &type);
         snprintf(text, sizeof text, "%s{\"id\":%d,\"content\":\"%s\",\"special\":true}", id ? "," : "", id,
                  piece);
@@ -161,20 +161,19 @@ static void make_json(buffer *b, bool metaspace, bool pairs)
         "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[1]}}},"
         "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,"
         "\"vocab\":{");
-    for (id = 0; id < V_SMALL; id++) {
+    for (int id = 0; id < V_SMALL; id++) {
         small_token(id, piece, &score, &type);
         snprintf(text, sizeof text, "%s\"%s\":%d", id ? "," : "", piece, id);
         put_text(b, text);
     }
     put_text(b, "},\"merges\":[");
-    for (i = 0; i < (int)(sizeof merges / sizeof *merges); i++) {
-        const char *c;
+    for (int i = 0; i < (int)(sizeof merges / sizeof *merges); i++) {
         put_text(b, i ? "," : "");
         put_text(b, pairs ? "[\"" : "\"");
-        for (c = merges[i][0]; *c; c++)
+        for (const char *c = merges[i][0]; *c; c++)
             put_text(b, *c == '_' ? "\\u2581" : *c == 'a' ? "a" : *c == 'b' ? "b" : "c");
         put_text(b, pairs ? "\",\"" : " ");
-        for (c = merges[i][1]; *c; c++)
+        for (const char *c = merges[i][1]; *c; c++)
             put_text(b, *c == '_' ? "\\u2581" : *c == 'a' ? "a" : *c == 'b' ? "b" : "c");
         put_text(b, pairs ? "\"]" : "\"");
     }
@@ -193,7 +192,7 @@ static void make_gguf(buffer *b)
     static const char *const arrays[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores",
                                          "tokenizer.ggml.token_type"};
     static const uint32_t types[] = {8, 6, 5};
-    int id, type, i;
+    int type;
     char text[16];
     float score;
     b->n = 0;
@@ -201,10 +200,10 @@ static void make_gguf(buffer *b)
     put_u32(b, 3), put_u64(b, 0), put_u64(b, 4);
     put_key(b, "tokenizer.ggml.model", 8);
     put_u64(b, 5), put_text(b, "llama");
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         put_key(b, arrays[i], 9);
         put_u32(b, types[i]), put_u64(b, V_SMALL);
-        for (id = 0; id < V_SMALL; id++) {
+        for (int id = 0; id < V_SMALL; id++) {
             small_token(id, text, &score, &type);
             if (i == 0) put_u64(b, strlen(text)), put_text(b, text);
             if (i == 1) put(b, &score, 4);
@@ -217,7 +216,6 @@ static void make_gguf(buffer *b)
 static void make_byte_level(buffer *b, const char *pre_tokenizer, bool ignore_merges)
 {
     char text[128], character[5];
-    int i;
     b->n = 0;
     put_text(b, "{\"added_tokens\":[{\"id\":260,\"content\":\"<|end|>\",\"special\":true,\"rstrip\":true},"
                 "{\"id\":261,\"content\":\"<|e\",\"special\":false,\"lstrip\":true}],\"normalizer\":null,"
@@ -225,7 +223,7 @@ static void make_byte_level(buffer *b, const char *pre_tokenizer, bool ignore_me
     put_text(b, pre_tokenizer);
     put_text(b, ignore_merges ? ",\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":{"
                               : ",\"model\":{\"type\":\"BPE\",\"vocab\":{");
-    for (i = 0; i < 256; i++) {
+    for (int i = 0; i < 256; i++) {
         int n = pvti_utf8_write(pvti_byte_character(i), character);
         character[n] = 0;
         snprintf(text, sizeof text, "%s\"%s%s\":%d", i ? "," : "", i == '"' || i == '\\' ? "\\" : "",
@@ -268,14 +266,11 @@ enum { N_FORMATS = 8 };
 
 static void test_small_sentencepiece(pvt_ctx *ctx, buffer *b)
 {
-    int format;
-    for (format = 0; format < 6; format++) {
-        pvt_tokenizer *t;
-        pvt_tokenizer_info info;
+    for (int format = 0; format < 6; format++) {
         make(b, format);
-        t = read_buffer(ctx, b);
+        pvt_tokenizer *t = read_buffer(ctx, b);
         if (!t) continue;
-        info = pvt_tokenizer_get_info(t);
+        pvt_tokenizer_info info = pvt_tokenizer_get_info(t);
         CHECK(strcmp(info.kind, "sentencepiece") == 0 && info.vocab == V_SMALL && info.bos == 1 &&
               info.eos == 2);
         CHECK(info.adds_bos && info.unknown == 0);
@@ -297,9 +292,8 @@ static void test_small_sentencepiece(pvt_ctx *ctx, buffer *b)
 
 static void test_small_byte_level(pvt_ctx *ctx, buffer *b)
 {
-    pvt_tokenizer *t;
     make(b, 6);
-    t = read_buffer(ctx, b);
+    pvt_tokenizer *t = read_buffer(ctx, b);
     if (!t) return;
     CHECK(strcmp(pvt_tokenizer_get_info(t).kind, "gpt-2") == 0);
     CHECK_IDS(t, "ab ab  ab", 0, "257 258 32 258");
@@ -387,9 +381,9 @@ static void test_bytes(pvt_ctx *ctx)
     pvt_tokenizer *t;
     int32_t *ids;
     char text[4096], *back;
-    int64_t n, i, bytes;
+    int64_t n, bytes;
     CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &t));
-    for (i = 0; i < (int64_t)sizeof text; i++)
+    for (int64_t i = 0; i < (int64_t)sizeof text; i++)
         text[i] = (char)(i < 256 ? i : (int64_t)pvti_random(1, PVTI_RANDOM_USER, 0, (uint64_t)i));
     CHECK_OK(ctx, pvt_tokenizer_encode(t, text, (int64_t)sizeof text, PVT_ENCODE_BOS_ALWAYS | PVT_ENCODE_EOS,
                                        &ids, &n));
@@ -407,11 +401,10 @@ static void test_bytes(pvt_ctx *ctx)
 static void test_decode(pvt_ctx *ctx, buffer *b)
 {
     static const int32_t ids[] = {1, 265, 262, 265, 13, 2};
-    pvt_tokenizer *t;
     char *text;
     int64_t bytes;
     make(b, 0);
-    t = read_buffer(ctx, b);
+    pvt_tokenizer *t = read_buffer(ctx, b);
     if (!t) return;
     CHECK_OK(ctx, pvt_tokenizer_decode(t, ids, 6, 0, &text, &bytes));
     CHECK(strcmp(text, "<s>abc ab\n</s>") == 0);
@@ -430,19 +423,18 @@ static void test_save(pvt_ctx *ctx, buffer *b)
 {
     static const char *const texts[] = {"abc ab\xc3\xa9\n", "a<s>b</s>", "  a  12 ab", "x\xff<|end|> a <|e"};
     char dir[256];
-    int format, i;
     CHECK(test_scratch(dir, sizeof dir));
-    for (format = 0; format < N_FORMATS; format++) {
-        pvt_tokenizer *t, *again = NULL;
+    for (int format = 0; format < N_FORMATS; format++) {
+        pvt_tokenizer *again = NULL;
         make(b, format);
-        t = read_buffer(ctx, b);
+        pvt_tokenizer *t = read_buffer(ctx, b);
         if (!t || format == 5) { /* its prefix has no counterpart in a file of ours: such a file is copied */
             pvt_tokenizer_free(t);
             continue;
         }
         CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
         CHECK_OK(ctx, pvt_tokenizer_load(ctx, dir, &again));
-        for (i = 0; again && i < 4; i++) {
+        for (int i = 0; again && i < 4; i++) {
             char first[512];
             snprintf(first, sizeof first, "%s", ids_of(t, texts[i], PVT_ENCODE_BOS));
             CHECK_IDS(again, texts[i], PVT_ENCODE_BOS, first);
@@ -459,9 +451,8 @@ static void test_save(pvt_ctx *ctx, buffer *b)
 static int64_t read_whole(const char *dir, const char *name, buffer *b)
 {
     char path[600];
-    FILE *f;
     snprintf(path, sizeof path, "%s/%s", dir, name);
-    f = fopen(path, "rb");
+    FILE *f = fopen(path, "rb");
     b->n = f ? (int64_t)fread(b->data, 1, sizeof b->data, f) : -1;
     if (f) fclose(f);
     return b->n;
@@ -472,17 +463,16 @@ static void test_save_model(pvt_ctx *ctx, buffer *b)
 {
     static const char *const texts[] = {"abc ab\xc3\xa9\n", "a<s>b</s>", "  a  12 ab", "x\xff \xf0\x9f\xa6\x8a a ", "b", ""};
     char dir[256];
-    int format, i;
-    for (format = 0; format < 5; format++) {
-        pvt_tokenizer *t, *again = NULL;
+    for (int format = 0; format < 5; format++) {
+        pvt_tokenizer *again = NULL;
         make(b, format);
-        t = read_buffer(ctx, b);
+        pvt_tokenizer *t = read_buffer(ctx, b);
         CHECK(test_scratch(dir, sizeof dir));
         if (!t) continue;
         CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
         CHECK(read_whole(dir, "tokenizer.model", b) > 0);
         if (b->n > 0) CHECK_OK(ctx, pvti_tokenizer_read(ctx, "tokenizer.model", b->data, b->n, &again));
-        for (i = 0; again && i < 6; i++) {
+        for (int i = 0; again && i < 6; i++) {
             char first[512];
             snprintf(first, sizeof first, "%s", ids_of(t, texts[i], PVT_ENCODE_BOS));
             CHECK_IDS(again, texts[i], PVT_ENCODE_BOS, first);
@@ -500,15 +490,14 @@ static void test_save_model(pvt_ctx *ctx, buffer *b)
 static void test_save_model_impossible(pvt_ctx *ctx, buffer *b)
 {
     static const char merge[] = ",\"\\u2581a b\"";
-    pvt_tokenizer *t;
-    char dir[256], *at;
+    char dir[256];
     make(b, 3);
     b->data[b->n] = 0;
-    at = strstr((char *)b->data, merge);
+    char *at = strstr((char *)b->data, merge);
     CHECK(at != NULL);
     if (!at) return;
     memset(at, ' ', sizeof merge - 1);
-    t = read_buffer(ctx, b);
+    pvt_tokenizer *t = read_buffer(ctx, b);
     CHECK(test_scratch(dir, sizeof dir));
     if (t) CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
     CHECK(read_whole(dir, "tokenizer.json", b) > 0 && read_whole(dir, "tokenizer.model", b) < 0);
@@ -522,11 +511,10 @@ static void test_save_newline(pvt_ctx *ctx, buffer *b)
     static buffer copy;
     char from[256], to[256], path[600];
     pvt_tokenizer *t = NULL;
-    FILE *f;
     CHECK(test_scratch(from, sizeof from) && test_scratch(to, sizeof to));
     make(b, 6);
     snprintf(path, sizeof path, "%s/tokenizer.json", from);
-    f = fopen(path, "wb");
+    FILE *f = fopen(path, "wb");
     CHECK(f && fputc('\n', f) == '\n' && fwrite(b->data, 1, (size_t)b->n, f) == (size_t)b->n && fclose(f) == 0);
     CHECK_OK(ctx, pvt_tokenizer_load(ctx, from, &t));
     if (t) CHECK_OK(ctx, pvt_tokenizer_save(t, to));
@@ -580,9 +568,7 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
         {BPE("\"a\":0", "[\"a\"]"), PVT_ERR_FORMAT, "pair"},
         {BPE("\"a\":0", "[1,2]"), PVT_ERR_FORMAT, "pair"},
     };
-    size_t i;
-    pvt_tokenizer *t;
-    for (i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_refused(ctx, cases[i].text, (int64_t)strlen(cases[i].text), cases[i].result, cases[i].word);
     make(b, 1);
     b->data[b->n - 7] = 1; /* trainer: unigram */
@@ -594,7 +580,7 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
     /* a text with what the vocabulary lacks */
     b->n = 0;
     put_text(b, BPE("\"a\":0", ""));
-    t = read_buffer(ctx, b);
+    pvt_tokenizer *t = read_buffer(ctx, b);
     CHECK_IDS(t, "aab", 0, "error");
     CHECK(t && strstr(pvt_ctx_error(ctx), "unknown"));
     pvt_tokenizer_free(t);
@@ -604,10 +590,10 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
 /* Random damage: any answer but a crash. The sanitizers of .ci/run watch. */
 static void test_damaged(pvt_ctx *ctx, buffer *b)
 {
-    int format, round, loaded = 0;
+    int loaded = 0;
     uint64_t k = 0;
-    for (format = 0; format < N_FORMATS; format++)
-        for (round = 0; round < 150; round++) {
+    for (int format = 0; format < N_FORMATS; format++)
+        for (int round = 0; round < 150; round++) {
             pvt_tokenizer *t = NULL;
             int hits = 1 + (int)(pvti_random(2, PVTI_RANDOM_USER, 1, k++) % 4);
             make(b, format);
@@ -680,7 +666,6 @@ static void test_memory(buffer *b)
     failing f;
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
-    int format;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 1;
     desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.allocator.user = &f;
@@ -689,7 +674,7 @@ static void test_memory(buffer *b)
         CHECK(ctx != NULL);
         return;
     }
-    for (format = 0; format < N_FORMATS; format++) {
+    for (int format = 0; format < N_FORMATS; format++) {
         int64_t before = f.live, fail_at;
         pvt_result result = PVT_ERR_MEMORY;
         bool clean = true;
@@ -714,18 +699,17 @@ static void test_golden(pvt_ctx *ctx, const pvt_tokenizer *t, const char *name)
     static const char separator[] = "\n__ggml_vocab_test__\n";
     char path[256];
     pvti_map in, out;
-    const char *text, *line, *next;
     int64_t cases = 0, good = 0;
     snprintf(path, sizeof path, DATA "tokenizers/goldens/ggml-vocab-%s.gguf.inp", name);
     CHECK_OK(ctx, pvti_map_open(ctx, path, &in));
     snprintf(path, sizeof path, DATA "tokenizers/goldens/ggml-vocab-%s.gguf.out", name);
     CHECK_OK(ctx, pvti_map_open(ctx, path, &out));
-    text = (const char *)in.data, line = (const char *)out.data;
+    const char *text = (const char *)in.data, *line = (const char *)out.data;
     while (text && line) {
         const char *end = (const char *)in.data + in.size, *at = text;
         int32_t *ids = NULL, expected[512];
         int64_t n = 0, count = 0;
-        next = NULL;
+        const char *next = NULL;
         for (; at + sizeof separator - 1 <= end && !next; at++)
             if (memcmp(at, separator, sizeof separator - 1) == 0) next = at;
         if (next) end = next;
@@ -772,9 +756,9 @@ static void test_small_goldens(pvt_ctx *ctx)
         for (int64_t node = pvti_json_first(&j, 0); node >= 0; node = pvti_json_next(&j, node), cases++) {
             char text[256], *back;
             int32_t *ids, expected[256];
-            int64_t n, count = 0, id, bytes, got;
+            int64_t n, count = 0, id, got;
             int64_t list = pvti_json_find(&j, node, keys[i]);
-            bytes = pvti_json_string(&j, pvti_json_find(&j, node, "text"), text, sizeof text);
+            int64_t bytes = pvti_json_string(&j, pvti_json_find(&j, node, "text"), text, sizeof text);
             for (list = pvti_json_first(&j, list); list >= 0 && count < 256; list = pvti_json_next(&j, list))
                 if (pvti_json_int(&j, list, &id)) expected[count++] = (int32_t)id;
             /* SentencePiece takes "<s>" for three characters, byte-level BPE knows control tokens in a text */
@@ -798,9 +782,8 @@ static void test_goldens(pvt_ctx *ctx)
 {
     static const char *const names[] = {"llama-spm", "phi-3", "gpt-2"};
     char path[256];
-    int i;
     pvt_tokenizer *t = NULL;
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         snprintf(path, sizeof path, DATA "tokenizers/goldens/ggml-vocab-%s.gguf", names[i]);
         if (!exists(path)) {
             SKIP("llama.cpp's vocabularies (not in this repository)");
@@ -844,13 +827,12 @@ static void test_llama2(pvt_ctx *ctx)
     pvti_map text;
     int32_t *ids[3] = {NULL, NULL, NULL};
     int64_t n[3] = {0, 0, 0};
-    int i;
     if (!exists(DATA "tokenizers/llama2/tokenizer.model") || !exists(DATA "text/tinyshakespeare.txt")) {
         SKIP("Llama 2's tokenizer in three formats (not in this repository)");
         return;
     }
     CHECK_OK(ctx, pvti_map_open(ctx, DATA "text/tinyshakespeare.txt", &text));
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         char path[256], *back;
         int64_t bytes;
         pvt_tokenizer *t = NULL;
@@ -866,7 +848,7 @@ static void test_llama2(pvt_ctx *ctx)
         CHECK(same_ids(ids[0], n[0], ids[i], n[i]) && n[i] > 300000);
         pvt_tokenizer_free(t);
     }
-    for (i = 0; i < 3; i++) pvt_ids_free(ctx, ids[i]);
+    for (int i = 0; i < 3; i++) pvt_ids_free(ctx, ids[i]);
     pvti_map_close(ctx, &text);
 }
 
@@ -877,7 +859,6 @@ static void test_llama2c(pvt_ctx *ctx)
     static const char *const files[] = {DATA "models/tok512.bin", DATA "models/babyllama105.tokenizer.model"};
     pvti_map text;
     pvti_safetensors st;
-    int i;
     if (!exists(GOLDEN "llama2c/llama2c.safetensors") || !exists(files[0]) ||
         !exists(DATA "text/tinystories_valid.txt")) {
         SKIP("ids of stories260K and babyllama105 (not in this repository)");
@@ -886,19 +867,18 @@ static void test_llama2c(pvt_ctx *ctx)
     CHECK_OK(ctx, pvti_map_open(ctx, DATA "text/tinystories_valid.txt", &text));
     memset(&st, 0, sizeof st);
     CHECK_OK(ctx, pvti_safetensors_open(ctx, GOLDEN "llama2c/llama2c.safetensors", &st));
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         char name[64];
-        const pvti_tensor *tensor;
         pvt_tokenizer *t = NULL;
-        int32_t *ids = NULL, *expected;
+        int32_t *ids = NULL;
         int64_t n = 0;
         snprintf(name, sizeof name, "%s.ids", models[i]);
-        tensor = pvti_safetensors_find(&st, name);
+        const pvti_tensor *tensor = pvti_safetensors_find(&st, name);
         CHECK(tensor && tensor->dtype == PVT_I32);
         CHECK_OK(ctx, pvt_tokenizer_load(ctx, files[i], &t));
         if (!t || !tensor) continue;
         CHECK_OK(ctx, pvt_tokenizer_encode(t, (const char *)text.data, text.size, PVT_ENCODE_BOS, &ids, &n));
-        expected = PVTI_NEW(ctx, int32_t, tensor->bytes / 4);
+        int32_t *expected = PVTI_NEW(ctx, int32_t, tensor->bytes / 4);
         memcpy(expected, tensor->data, (size_t)tensor->bytes);
         CHECK(n >= tensor->bytes / 4 && same_ids(ids, tensor->bytes / 4, expected, tensor->bytes / 4));
         pvti_free(ctx, expected);
@@ -918,11 +898,11 @@ static void sha256(const uint8_t *data, int64_t n, char out[65])
 {
     static uint32_t k[64];
     uint32_t h[8];
-    int64_t at, blocks = (n + 9 + 63) / 64;
-    int i, j, p = 2;
-    for (i = 0; i < 64; p++) { /* fractions of square and cube roots of the first primes */
+    int64_t blocks = (n + 9 + 63) / 64;
+    int p = 2;
+    for (int i = 0; i < 64; p++) { /* fractions of square and cube roots of the first primes */
         bool prime = true;
-        for (j = 2; j * j <= p; j++) prime = prime && p % j != 0;
+        for (int j = 2; j * j <= p; j++) prime = prime && p % j != 0;
         if (!prime) continue;
         k[i] = (uint32_t)(int64_t)floorl((cbrtl((long double)p) - floorl(cbrtl((long double)p))) *
                                          4294967296.0L);
@@ -931,45 +911,44 @@ static void sha256(const uint8_t *data, int64_t n, char out[65])
                                              4294967296.0L);
         i++;
     }
-    for (at = 0; at < blocks; at++) {
-        uint32_t w[64], s[8], a, b;
-        for (i = 0; i < 64; i++) {
+    for (int64_t at = 0; at < blocks; at++) {
+        uint32_t w[64], s[8];
+        for (int i = 0; i < 64; i++) {
             int64_t byte = at * 64 + i;
             uint8_t v = byte < n ? data[byte] : byte == n ? 0x80 : byte >= blocks * 64 - 8
                       ? (uint8_t)((uint64_t)n * 8 >> (8 * (blocks * 64 - 1 - byte))) : 0;
             w[i / 4] = (i % 4 ? w[i / 4] << 8 : 0) | v;
         }
-        for (i = 16; i < 64; i++)
+        for (int i = 16; i < 64; i++)
             w[i] = w[i - 16] + w[i - 7] + (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) +
                    (rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10);
         memcpy(s, h, sizeof s);
-        for (i = 0; i < 64; i++) {
-            a = s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) +
-                ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
-            b = (rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22)) +
-                ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+        for (int i = 0; i < 64; i++) {
+            uint32_t a = s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) +
+                         ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
+            uint32_t b = (rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22)) +
+                         ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
             memmove(s + 1, s, 7 * sizeof *s);
             s[4] += a, s[0] = a + b;
         }
-        for (i = 0; i < 8; i++) h[i] += s[i];
+        for (int i = 0; i < 8; i++) h[i] += s[i];
     }
-    for (i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08x", h[i]);
+    for (int i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08x", h[i]);
 }
 
 static void test_smollm2_tokens(pvt_ctx *ctx, const pvt_tokenizer *t)
 {
     pvti_map map;
     pvti_json j;
-    int64_t item, node;
     CHECK_OK(ctx, pvti_map_open(ctx, GOLDEN "smollm2/tokens.json", &map));
     CHECK_OK(ctx, pvti_json_parse(ctx, "tokens.json", (const char *)map.data, map.size, &j));
-    for (item = pvti_json_first(&j, 0); item >= 0; item = pvti_json_next(&j, item)) {
+    for (int64_t item = pvti_json_first(&j, 0); item >= 0; item = pvti_json_next(&j, item)) {
         char text[2048], decoded[2048], *back;
         int32_t *ids, expected[512];
         int64_t n, count = 0, id;
         pvti_json_string(&j, pvti_json_find(&j, item, "text"), text, (int64_t)sizeof text);
         pvti_json_string(&j, pvti_json_find(&j, item, "decoded"), decoded, (int64_t)sizeof decoded);
-        node = pvti_json_first(&j, pvti_json_find(&j, item, "ids"));
+        int64_t node = pvti_json_first(&j, pvti_json_find(&j, item, "ids"));
         for (; node >= 0 && count < 512; node = pvti_json_next(&j, node))
             if (pvti_json_int(&j, node, &id)) expected[count++] = (int32_t)id;
         CHECK_OK(ctx, pvt_tokenizer_encode(t, text, -1, 0, &ids, &n));
@@ -992,7 +971,6 @@ static void test_smollm2(pvt_ctx *ctx)
     int32_t *ids = NULL;
     int64_t n = 0, expected = 0;
     char hash[65];
-    double start;
     if (!exists(model) || !exists(GOLDEN "smollm2/tokens.json") || !exists(DATA "wikitext2/wiki.test.raw")) {
         SKIP("SmolLM2's ids: build/smollm2 is not there (make smollm2 fetches it)");
         return;
@@ -1003,7 +981,7 @@ static void test_smollm2(pvt_ctx *ctx)
     CHECK_OK(ctx, pvti_map_open(ctx, DATA "wikitext2/wiki.test.raw", &text));
     CHECK_OK(ctx, pvti_map_open(ctx, GOLDEN "smollm2/wikitext2_ppl.json", &golden));
     CHECK_OK(ctx, pvti_json_parse(ctx, "wikitext2_ppl.json", (const char *)golden.data, golden.size, &j));
-    start = pvti_seconds();
+    double start = pvti_seconds();
     CHECK_OK(ctx, pvt_tokenizer_encode(t, (const char *)text.data, text.size, 0, &ids, &n));
     printf("SmolLM2: %lld bytes to %lld ids in %.3f s\n", (long long)text.size, (long long)n,
            pvti_seconds() - start);
@@ -1020,16 +998,15 @@ static void test_smollm2(pvt_ctx *ctx)
 /* A word of half a megabyte: the merge loop must not be quadratic. */
 static void test_long_word(pvt_ctx *ctx, buffer *b)
 {
-    int64_t n_text = 500000, n, i, bytes;
+    int64_t n_text = 500000, n, bytes;
     char *text = PVTI_NEW(ctx, char, n_text), *back;
-    int format;
     double start = pvti_seconds();
-    for (i = 0; i < n_text; i++) text[i] = (char)('a' + pvti_random(3, PVTI_RANDOM_USER, 0, (uint64_t)i) % 3);
-    for (format = 0; format <= 6; format += 6) {
+    for (int64_t i = 0; i < n_text; i++)
+        text[i] = (char)('a' + pvti_random(3, PVTI_RANDOM_USER, 0, (uint64_t)i) % 3);
+    for (int format = 0; format <= 6; format += 6) {
         int32_t *ids;
-        pvt_tokenizer *t;
         make(b, format);
-        t = read_buffer(ctx, b);
+        pvt_tokenizer *t = read_buffer(ctx, b);
         if (!t) continue;
         CHECK_OK(ctx, pvt_tokenizer_encode(t, text, n_text, 0, &ids, &n));
         CHECK_OK(ctx, pvt_tokenizer_decode(t, ids, n, 0, &back, &bytes));
@@ -1045,10 +1022,9 @@ static void test_long_word(pvt_ctx *ctx, buffer *b)
 int main(void)
 {
     static buffer b;
-    int64_t before;
     pvt_ctx *ctx;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_small_sentencepiece(ctx, &b);
     test_small_byte_level(ctx, &b);
     test_words(ctx);

@@ -31,7 +31,7 @@ static float noise(uint64_t stream, int64_t i)
 /* The product in every context; all must give the bits of the first. Returns the relative error. */
 static double check_product(const pvt_weight *w, const float *x, bool accumulate)
 {
-    int64_t O = w->O, I = w->I, o, i;
+    int64_t O = w->O, I = w->I;
     float *y = (float *)malloc((size_t)O * 4), *first = (float *)malloc((size_t)O * 4);
     float *W = (float *)malloc((size_t)(O * I) * 4);
     double error = 0, size = 0;
@@ -41,14 +41,14 @@ static double check_product(const pvt_weight *w, const float *x, bool accumulate
         for (int t = 0; t < 3 && contexts[isa][t]; t++, n++) {
             pvt_weight there = *w; /* the same arrays, in the hands of that context */
             there.ctx = contexts[isa][t];
-            for (o = 0; o < O; o++) y[o] = accumulate ? (float)o : NAN;
+            for (int64_t o = 0; o < O; o++) y[o] = accumulate ? (float)o : NAN;
             pvt_weight_forward(y, x, &there, 1, accumulate);
             if (n == 0) memcpy(first, y, (size_t)O * 4);
             else CHECK(memcmp(first, y, (size_t)O * 4) == 0);
         }
-    for (o = 0; o < O; o++) {
+    for (int64_t o = 0; o < O; o++) {
         double sum = accumulate ? (double)o : 0;
-        for (i = 0; i < I; i++) sum += (double)W[o * I + i] * (double)x[i];
+        for (int64_t i = 0; i < I; i++) sum += (double)W[o * I + i] * (double)x[i];
         error += ((double)first[o] - sum) * ((double)first[o] - sum), size += sum * sum;
     }
     free(y), free(first), free(W);
@@ -62,7 +62,7 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     pvt_weight w, view;
     float *x = (float *)calloc((size_t)I, 4), *y = (float *)malloc((size_t)O * 4);
     pvt_pv *pv;
-    int64_t i, bytes;
+    int64_t i;
     int bad = 0;
     CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
     CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, "w", &w));
@@ -84,7 +84,7 @@ static void check_codes(const char *text, int64_t O, int64_t I, bool expected)
     CHECK(bad == 0);
     CHECK_OK(ctx, pvt_weight_rows(&w, 0, O, &view)); /* all: the error is of a whole product, not of one row */
     CHECK(view.prepared == NULL);
-    bytes = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_weight_prepare(&view));
     x[I / 2] = 1;
     CHECK(check_product(&view, x, false) < 2e-4);
@@ -201,13 +201,13 @@ static void check_side_by_side(void)
 static void check_dense(pvt_dtype dtype, int64_t O, int64_t I, double tolerance)
 {
     const pvti_dtype *type = pvti_dtype_info(dtype);
-    int64_t bytes = O * I / type->block * type->bytes, i;
+    int64_t bytes = O * I / type->block * type->bytes;
     uint8_t *data = (uint8_t *)malloc((size_t)bytes);
     float *x = (float *)malloc((size_t)I * 4);
     pvt_weight w;
-    for (i = 0; i < I; i++) x[i] = noise(6, i) * (i % 40 == 3 ? 30 : 1);
-    for (i = 0; i < bytes; i++) data[i] = (uint8_t)pvti_random(7, PVTI_RANDOM_USER, 0, (uint64_t)i);
-    for (i = 0; i < bytes / type->bytes; i++) { /* no infinities: exponents stay small */
+    for (int64_t i = 0; i < I; i++) x[i] = noise(6, i) * (i % 40 == 3 ? 30 : 1);
+    for (int64_t i = 0; i < bytes; i++) data[i] = (uint8_t)pvti_random(7, PVTI_RANDOM_USER, 0, (uint64_t)i);
+    for (int64_t i = 0; i < bytes / type->bytes; i++) { /* no infinities: exponents stay small */
         uint16_t half = dtype == PVT_BF16 ? 0x3f00 : 0x2c00, low;
         memcpy(&low, data + i * type->bytes, 2);
         half = (uint16_t)(half | (low & 0x80ffu));

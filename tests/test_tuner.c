@@ -30,24 +30,22 @@ static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype m
     pvt_tune_desc desc;
     pvt_ctx *ctx;
     pvt_corpus corpus;
-    pvt_model *teacher, *student;
     pvt_tuner *tuner;
     int32_t ids[CTX * WINDOWS];
-    int64_t plan, before, allocations, i;
     memset(&ctx_desc, 0, sizeof ctx_desc), memset(&desc, 0, sizeof desc);
     ctx_desc.n_threads = 2;
-    for (i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
+    for (int64_t i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
     CHECK(pvt_ctx_create(&ctx_desc, &ctx) == PVT_OK);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
-    teacher = make(ctx, &corpus, false), student = make(ctx, &corpus, true);
+    pvt_model *teacher = make(ctx, &corpus, false), *student = make(ctx, &corpus, true);
     desc.pv.strategy = strategy, desc.pv.moments = moments, desc.steps = 5, desc.batch = BATCH, desc.ctx = CTX;
     desc.micro_batch = micro_batch, desc.freeze_dense = freeze, desc.cross_entropy = !teach;
-    plan = pvt_tuner_bytes(student, teacher, &corpus, &desc);
+    int64_t plan = pvt_tuner_bytes(student, teacher, &corpus, &desc);
     pvt_ctx_reset_peak(ctx);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_tuner_create(student, teacher, &corpus, &desc, &tuner));
-    allocations = pvt_ctx_get_info(ctx).allocations;
-    for (i = 0; i < desc.steps; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
+    int64_t allocations = pvt_ctx_get_info(ctx).allocations;
+    for (int64_t i = 0; i < desc.steps; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
     CHECK(pvt_ctx_get_info(ctx).allocations == allocations);
     CHECK_NEAR((double)(plan - before) / (double)(pvt_ctx_get_info(ctx).bytes_peak - before), 1, 0.05);
     pvt_tuner_free(tuner), pvt_model_free(student), pvt_model_free(teacher), pvt_corpus_free(&corpus);
@@ -111,20 +109,17 @@ static void check_checkpoints(void)
     char dir[300], path[400], header[600], letters[LETTERS + 1];
     pvt_tune_desc desc;
     pvt_corpus corpus;
-    pvt_model *model;
     pvt_tuner *tuner;
     pvt_ctx *ctx;
-    FILE *f;
     int32_t ids[CTX * WINDOWS];
     uint8_t size[8] = {0};
-    int n;
     for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 599);
     memset(letters, 'a', LETTERS), letters[LETTERS] = 0;
     memset(&desc, 0, sizeof desc);
     desc.steps = 4, desc.ctx = CTX, desc.cross_entropy = true;
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
-    model = make(ctx, &corpus, true);
+    pvt_model *model = make(ctx, &corpus, true);
     CHECK_OK(ctx, pvt_tuner_create(model, NULL, &corpus, &desc, &tuner));
     CHECK(test_scratch(dir, sizeof dir));
     snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
@@ -141,9 +136,9 @@ static void check_checkpoints(void)
     CHECK(pvt_tuner_get_info(tuner).step == 2);
     CHECK_OK(ctx, pvt_tuner_save(tuner, path));
 
-    n = snprintf(header, sizeof header, "{\"__metadata__\":{\"pvtune\":\"%s\"}}", letters);
+    int n = snprintf(header, sizeof header, "{\"__metadata__\":{\"pvtune\":\"%s\"}}", letters);
     size[0] = (uint8_t)(n & 255), size[1] = (uint8_t)(n >> 8);
-    f = fopen(path, "wb");
+    FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(size, 8, 1, f) == 1 && fwrite(header, (size_t)n, 1, f) == 1 && fclose(f) == 0);
     CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
     letters[319] = 0;
@@ -159,9 +154,9 @@ static void check_checkpoints(void)
 
 static void check_defaults(void)
 {
-    pvt_pv_desc d, zero;
+    pvt_pv_desc zero;
     memset(&zero, 0, sizeof zero);
-    d = pvt_pv_resolve(NULL);
+    pvt_pv_desc d = pvt_pv_resolve(NULL);
     CHECK(d.codes.rule == PVT_OPTIMIZER_LAMB && d.values.rule == PVT_OPTIMIZER_ADAM && d.params.rule == PVT_OPTIMIZER_ADAM);
     CHECK(d.codes.beta1 == 0 && d.codes.beta2 == 0.95 && d.values.beta1 == 0.9 && d.values.beta2 == 0.95 && d.cap == 0.01);
     d = zero, d.values.beta1 = 0.5; /* one field set leaves the others their defaults */
@@ -232,18 +227,16 @@ static void check_never_worse(pvt_strategy strategy)
     for (int wild = 0; wild < 2; wild++) {
         bench b;
         pvt_tuner *tuner;
-        pvt_tuner_info info;
         pvt_tune_eval saved;
-        uint64_t before;
         bench_open(&b, NULL, NULL);
-        before = fingerprint(b.student);
+        uint64_t before = fingerprint(b.student);
         b.desc.pv.strategy = strategy;
         if (wild) b.desc.pv.values.lr = 0.5, b.desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, b.desc.pv.codes.lr = 0.5;
         CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
         do CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
         while (!pvt_tuner_get_info(tuner).done);
         CHECK(fingerprint(b.student) != before); /* it was tuned … */
-        info = pvt_tuner_get_info(tuner);
+        pvt_tuner_info info = pvt_tuner_get_info(tuner);
         CHECK(info.start.step == 0 && info.last.step == info.step);
         CHECK(wild ? info.last.loss > info.start.loss && info.best.step == 0 : info.best.loss < info.start.loss);
         CHECK_OK(b.ctx, pvt_tuner_finish(tuner, &saved));
@@ -281,12 +274,11 @@ static void check_evaluation(void)
 {
     bench b;
     pvt_tuner *tuner;
-    pvt_tuner_info info;
     pvt_tune_eval saved;
     bench_open(&b, NULL, NULL);
     b.desc.steps = 200, b.desc.eval_every = 1, b.desc.patience = 3, b.desc.pv.values.lr = 0.5;
     CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
-    info = pvt_tuner_get_info(tuner);
+    pvt_tuner_info info = pvt_tuner_get_info(tuner);
     CHECK(info.eval_windows == 2 && info.windows == 38 && info.start.step == -1 && info.best.step == -1 && !info.done);
     while (!pvt_tuner_get_info(tuner).done) CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
     info = pvt_tuner_get_info(tuner);
@@ -389,7 +381,6 @@ static void check_cancelled_evaluation(void)
         bench b, c;
         pvt_tuner *tuner, *other;
         pvt_tune_eval one, two;
-        pvt_result result;
         int cancelled = 0;
         bench_open(&b, NULL, NULL), bench_open(&c, stop_evaluation, &left);
         b.desc.micro_batch = c.desc.micro_batch = 1; /* two reports in each evaluation */
@@ -397,7 +388,7 @@ static void check_cancelled_evaluation(void)
         CHECK_OK(c.ctx, pvt_tuner_create(c.student, c.teacher, &c.corpus, &c.desc, &other));
         steps(&b, tuner, 8);
         while (!pvt_tuner_get_info(other).done) {
-            result = pvt_tuner_step(other, NULL);
+            pvt_result result = pvt_tuner_step(other, NULL);
             CHECK(result == PVT_OK || result == PVT_ERR_CANCELLED);
             cancelled += result == PVT_ERR_CANCELLED;
         }
@@ -439,13 +430,13 @@ static void check_freeze_values(void)
 {
     bench b, c;
     pvt_tuner *tuner;
-    int64_t i, values = 0, codes = 0;
+    int64_t values = 0, codes = 0;
     bench_open(&b, NULL, NULL), bench_open(&c, NULL, NULL);
     b.desc.pv.freeze_values = true, b.desc.freeze_dense = true, b.desc.eval_every = -1;
     b.desc.pv.codes.lr = 0.3, b.desc.pv.cap = 1;
     CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
     steps(&b, tuner, 8);
-    for (i = 0; i < pvt_model_tensors(b.student); i++) {
+    for (int64_t i = 0; i < pvt_model_tensors(b.student); i++) {
         const pvt_weight *x = pvt_model_tensor(b.student, i).weight, *y = pvt_model_tensor(c.student, i).weight;
         if (!x || x->format.kind == PVT_FORMAT_DENSE) continue;
         values += memcmp(x->array[1], y->array[1], 2 * 16 * 4 * sizeof(pvt_real)) != 0;

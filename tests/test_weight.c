@@ -77,12 +77,11 @@ static void test_round_trip(const char *format, int codes, pvt_dtype code_type)
     pvt_array arrays[PVT_MAX_ARRAYS], listed[PVT_MAX_ARRAYS];
     pvt_real W[O * I], V[O * I];
     void *kept[PVT_MAX_ARRAYS];
-    int64_t before;
-    int n, m;
+    int m;
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     fit(ctx, format, &weight);
-    n = pvt_weight_arrays(&weight, arrays);
+    int n = pvt_weight_arrays(&weight, arrays);
     CHECK(n == (codes ? 3 : 1));
     CHECK_OK(ctx, pvt_format_arrays(ctx, &weight.format, O, I, listed, &m));
     CHECK(m == n);
@@ -150,10 +149,9 @@ static void test_refused_arrays(void)
                                         "arrays where", "do not divide", "out of range", "too large"};
     pvt_ctx *ctx;
     pvt_weight weight, out;
-    int64_t before;
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     fit(ctx, "aqlm:2x4g4", &weight);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (int wrong = 0; wrong < (int)(sizeof words / sizeof *words); wrong++) {
         pvt_array arrays[PVT_MAX_ARRAYS];
         uint8_t codes[O * I / 4 * 2];
@@ -161,7 +159,6 @@ static void test_refused_arrays(void)
         pvt_format format = weight.format;
         int64_t rows = O;
         int n = pvt_weight_arrays(&weight, arrays);
-        pvt_result result;
         memcpy(codes, weight.array[0], sizeof codes), memcpy(scales, weight.array[2], sizeof scales);
         arrays[0].data = codes, arrays[2].data = scales;
         if (wrong == 0) arrays[1].name = "code books";
@@ -177,7 +174,7 @@ static void test_refused_arrays(void)
         if (wrong == 10) format.bits = 17;
         if (wrong == 11) rows = INT64_MAX / 2;
         memset(&out, 0x55, sizeof out);
-        result = pvt_weight_from_arrays(ctx, &format, rows, I, arrays, n, "mine", &out);
+        pvt_result result = pvt_weight_from_arrays(ctx, &format, rows, I, arrays, n, "mine", &out);
         CHECK(result == (wrong == 7 ? PVT_ERR_NUMERIC : PVT_ERR_ARGUMENT));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
         CHECK(strstr(pvt_ctx_error(ctx), words[wrong]) && strstr(pvt_ctx_error(ctx), "mine"));
@@ -196,13 +193,13 @@ static void test_failing_memory(void)
     pvt_weight weight, out;
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_result result = PVT_ERR_MEMORY;
-    int64_t live, fail_at = 0;
+    int64_t fail_at = 0;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 1, desc.allocator.alloc = heap_alloc, desc.allocator.free = heap_free, desc.allocator.user = &h;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
     fit(ctx, "aqlm:1x9g4o2", &weight);
     pvt_weight_arrays(&weight, arrays);
-    for (live = h.live; result != PVT_OK && fail_at < 10; fail_at++) {
+    for (int64_t live = h.live; result != PVT_OK && fail_at < 10; fail_at++) {
         h.left = fail_at;
         result = pvt_weight_from_arrays(ctx, &weight.format, O, I, arrays, 3, NULL, &out);
         h.left = -1;
@@ -272,7 +269,6 @@ static void test_files(void)
     pvt_real W[O * I], V[O * I];
     float full[O * I];
     char path[400];
-    int64_t before;
     snprintf(path, sizeof path, "%s", at("kept.safetensors"));
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     for (int i = 0; i < 4; i++) {
@@ -280,7 +276,7 @@ static void test_files(void)
         out[i].name = names[i], out[i].weight = &kept[i];
         in[3 - i].name = names[i], in[3 - i].weight = &again[i];
     }
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_weights_save(path, out, 4, true));
     CHECK(files_in_dir() == 1); /* nothing temporary is left */
     CHECK_OK(ctx, pvt_weights_load(ctx, path, in, 4));
@@ -288,11 +284,10 @@ static void test_files(void)
     CHECK(pvt_tensors_count(file) == 3 + 3 + 1 + 3 + 4);
     for (int i = 0; i < 4; i++) {
         char name[100];
-        pvt_array array;
         CHECK(same_arrays(&kept[i], &again[i]) && again[i].owned && again[i].format.kind == kept[i].format.kind);
         snprintf(name, sizeof name, "%s.dequantized", names[i]);
         CHECK(pvt_tensors_find(file, name) >= 0);
-        array = pvt_tensors_get(file, pvt_tensors_find(file, name));
+        pvt_array array = pvt_tensors_get(file, pvt_tensors_find(file, name));
         CHECK(strcmp(array.name, name) == 0 && array.dtype == PVT_F32 && array.rank == 2 && array.bytes == sizeof full);
         CHECK(array.shape[0] == O && array.shape[1] == I && array.shape[2] == 1 && array.shape[7] == 1);
         memcpy(full, array.data, sizeof full);
@@ -344,7 +339,7 @@ static void test_files_not_saved(void)
 {
     static const char *const words[] = {"name", "name", "name", "name", "two tensors", "not finite", "Q8_0", "No such file",
                                         "must be there"};
-    char long_name[202], path[400], *old, *now;
+    char long_name[202], path[400];
     size_t old_size, now_size;
     pvt_ctx *ctx;
     pvt_weight weight, blocks, other;
@@ -361,11 +356,11 @@ static void test_files_not_saved(void)
         CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
         CHECK(pvt_weights_save(path, &out, 0, false) == PVT_ERR_ARGUMENT);
     }
-    old = slurp(path, &old_size);
+    char *old = slurp(path, &old_size);
     for (int wrong = 0; wrong < (int)(sizeof words / sizeof *words); wrong++) {
         pvt_named_weight out[2] = {{"w", &weight}, {"v", &weight}};
         pvt_real scale = ((pvt_real *)weight.array[2])[O - 1];
-        pvt_result result, want = PVT_ERR_ARGUMENT;
+        pvt_result want = PVT_ERR_ARGUMENT;
         if (wrong == 0) out[1].name = NULL;
         if (wrong == 1) out[1].name = "";
         if (wrong == 2) out[1].name = long_name;
@@ -375,11 +370,11 @@ static void test_files_not_saved(void)
         if (wrong == 6) out[1].weight = &blocks, want = PVT_ERR_UNSUPPORTED;
         if (wrong == 7) want = PVT_ERR_IO;
         if (wrong == 8) out[1].weight = NULL;
-        result = pvt_weights_save(wrong == 7 ? at("no/where.safetensors") : path, out, 2, true);
+        pvt_result result = pvt_weights_save(wrong == 7 ? at("no/where.safetensors") : path, out, 2, true);
         CHECK(result == want && strstr(pvt_ctx_error(ctx), words[wrong]));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
         ((pvt_real *)weight.array[2])[O - 1] = scale;
-        now = slurp(path, &now_size);
+        char *now = slurp(path, &now_size);
         CHECK(now_size == old_size && memcmp(old, now, old_size) == 0 && files_in_dir() == 1);
         free(now);
     }
@@ -427,17 +422,17 @@ static void test_files_not_loaded(void)
     pvt_ctx *ctx;
     pvt_weight weight, again;
     const pvt_named_weight out = {"w", &weight}, in = {"w", &again};
-    char path[400], *good, *bad;
-    size_t size, header;
-    int64_t before, fine = 0;
+    char path[400];
+    size_t size;
+    int64_t fine = 0;
     snprintf(path, sizeof path, "%s", at("bad.safetensors"));
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     fit(ctx, "aqlm:2x4g4", &weight);
     CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
-    good = slurp(path, &size), bad = (char *)malloc(size);
-    header = 8 + (uint8_t)good[0] + 256u * (uint8_t)good[1];
+    char *good = slurp(path, &size), *bad = (char *)malloc(size);
+    size_t header = 8 + (uint8_t)good[0] + 256u * (uint8_t)good[1];
     CHECK(header > 100 && header < size);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         memcpy(bad, good, size);
         CHECK(patch(bad, size, cases[i].from, cases[i].to));
@@ -460,10 +455,9 @@ static void test_files_not_loaded(void)
     }
     for (size_t n = 0; n < header; n++)
         for (int flip = 0; flip < 3; flip++) {
-            pvt_result result;
             memcpy(bad, good, size), bad[n] = (char)(bad[n] ^ (flip == 0 ? 1 : flip == 1 ? 4 : 0x80));
             spit(path, bad, size);
-            result = pvt_weights_load(ctx, path, &in, 1);
+            pvt_result result = pvt_weights_load(ctx, path, &in, 1);
             fine += result == PVT_OK;
             CHECK((result == PVT_OK) == (again.ctx != NULL) && result != PVT_ERR_ARGUMENT && result != PVT_ERR_IO);
             pvt_weight_free(&again);
@@ -485,9 +479,9 @@ static void test_files_failing_memory(void)
     pvt_ctx *ctx;
     pvt_weight weight[2], again[2];
     const pvt_named_weight out[2] = {{"w", &weight[0]}, {"v", &weight[1]}}, in[2] = {{"w", &again[0]}, {"v", &again[1]}};
-    char path[400], *old, *now;
+    char path[400];
     size_t old_size, now_size;
-    int64_t live, fail_at;
+    int64_t fail_at;
     pvt_result result = PVT_ERR_MEMORY;
     snprintf(path, sizeof path, "%s", at("memory.safetensors"));
     memset(&desc, 0, sizeof desc);
@@ -495,12 +489,12 @@ static void test_files_failing_memory(void)
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
     fit(ctx, "aqlm:1x9g4o2", &weight[0]), fit(ctx, "dense", &weight[1]);
     spit(path, "old", 3);
-    live = h.live;
+    int64_t live = h.live;
     for (fail_at = 0; result != PVT_OK && fail_at < 100; fail_at++) {
         h.left = fail_at;
         result = pvt_weights_save(path, out, 2, true);
         h.left = -1;
-        old = slurp(path, &old_size);
+        char *old = slurp(path, &old_size);
         CHECK(h.live == live && files_in_dir() == 1);
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && old_size == 3 && memcmp(old, "old", 3) == 0));
         free(old);
@@ -513,9 +507,9 @@ static void test_files_failing_memory(void)
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && h.live == live && !again[0].ctx && !again[1].ctx));
     }
     CHECK(result == PVT_OK && fail_at > 6 && same_arrays(&weight[0], &again[0]) && same_arrays(&weight[1], &again[1]));
-    old = slurp(path, &old_size);
+    char *old = slurp(path, &old_size);
     CHECK_OK(ctx, pvt_weights_save(path, in, 2, true)); /* what was read gives the same file */
-    now = slurp(path, &now_size);
+    char *now = slurp(path, &now_size);
     CHECK(now_size == old_size && memcmp(now, old, old_size) == 0);
     free(old), free(now);
     for (int i = 0; i < 2; i++) pvt_weight_free(&again[i]), pvt_weight_free(&weight[i]);
@@ -531,7 +525,7 @@ static void test_tensors(void)
     static const float loss = 0.5f;
     pvt_ctx *ctx;
     pvt_tensors *file;
-    pvt_array arrays[3], got;
+    pvt_array arrays[3];
     char path[400];
     snprintf(path, sizeof path, "%s", at("arrays.safetensors"));
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
@@ -543,7 +537,7 @@ static void test_tensors(void)
     CHECK_OK(ctx, pvt_tensors_save(ctx, path, arrays, 3));
     CHECK_OK(ctx, pvt_tensors_open(ctx, path, &file));
     CHECK(pvt_tensors_count(file) == 3);
-    got = pvt_tensors_get(file, pvt_tensors_find(file, "ids"));
+    pvt_array got = pvt_tensors_get(file, pvt_tensors_find(file, "ids"));
     CHECK(got.rank == 5 && got.shape[4] == 3 && got.dtype == PVT_I32 && memcmp(got.data, ids, sizeof ids) == 0);
     got = pvt_tensors_get(file, pvt_tensors_find(file, "loss"));
     CHECK(got.rank == 0 && got.bytes == 4 && memcmp(got.data, &loss, 4) == 0);
@@ -598,14 +592,13 @@ static void test_fit_progress(void)
     pvt_ctx *ctx;
     pvt_weight out;
     pvt_real W[O * I];
-    int64_t before;
     for (int i = 0; i < O * I; i++) W[i] = noise((uint64_t)i);
     memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d), memset(&w, 0, sizeof w);
     desc.progress = watching, desc.progress_user = &w;
     w.in_order = true;
     d.name = "mine", d.epochs = 4, d.tolerance = 1e-12;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x3g4", &format));
     CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, NULL, &format, &d, &stats, &out));
     CHECK(w.fits == stats.epochs && w.fits > 1 && w.total == 4 && w.in_order && strcmp(w.item, "mine") == 0);
@@ -632,7 +625,7 @@ static void test_quantize_stopped(void)
     pvt_model *model, *original;
     pvt_ctx *ctx;
     int32_t ids[IDS];
-    int64_t before, linears = 0, quantized = 0, equal = 0;
+    int64_t linears = 0, quantized = 0, equal = 0;
     memset(&desc, 0, sizeof desc), memset(&c, 0, sizeof c), memset(&q, 0, sizeof q), memset(&w, 0, sizeof w);
     for (int i = 0; i < IDS; i++) ids[i] = i * i % 61;
     desc.progress = watching, desc.progress_user = &w;
@@ -643,7 +636,7 @@ static void test_quantize_stopped(void)
     CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x4g4", &q.format));
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
     CHECK_OK(ctx, pvt_model_copy(ctx, model, &original));
-    before = pvt_ctx_get_info(ctx).bytes_now;
+    int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     w.in_order = true, w.stop_at = 2 * 7 + 2 * 2 + 1; /* both epochs of nine weights, the first of the tenth */
     CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_CANCELLED);
     CHECK(w.weights == 9 && w.in_order && strcmp(w.item, "model.layers.1.self_attn.v_proj.weight") == 0);

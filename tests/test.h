@@ -59,6 +59,23 @@ static inline void test_remove(const char *dir)
     if (system(command) != 0) printf("%s could not be removed\n", dir);
 }
 
+/* A file's bytes (up to 4 MiB) and a NUL, the caller's to free; none when there is no such file. */
+static inline char *test_slurp(const char *path, size_t *size)
+{
+    FILE *f = fopen(path, "rb");
+    char *bytes = (char *)calloc(1, 1 << 22);
+    *size = f ? fread(bytes, 1, (1 << 22) - 1, f) : 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+static inline void test_spit(const char *path, const char *bytes, size_t size)
+{
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(bytes, 1, size, f) == size);
+    if (f) fclose(f);
+}
+
 static int test_end(void)
 {
     printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);

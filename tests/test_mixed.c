@@ -38,22 +38,6 @@ static const char *at(const char *name)
     return path[turn];
 }
 
-static char *slurp(const char *path, size_t *size)
-{
-    FILE *f = fopen(path, "rb");
-    char *bytes = (char *)calloc(1, 1 << 22);
-    *size = f ? fread(bytes, 1, (1 << 22) - 1, f) : 0;
-    if (f) fclose(f);
-    return bytes;
-}
-
-static void spit(const char *path, const char *bytes, size_t size)
-{
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(bytes, 1, size, f) == size);
-    if (f) fclose(f);
-}
-
 /* Some order, so that there is something to learn. */
 static pvt_corpus make_text(pvt_ctx *ctx)
 {
@@ -186,7 +170,7 @@ static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_m
 {
     pvt_tune_desc desc = plan(PVT_STRATEGY_STE);
     size_t size;
-    char *bytes = slurp(at("tuner.safetensors"), &size), name[120], range[100];
+    char *bytes = test_slurp(at("tuner.safetensors"), &size), name[120], range[100];
     pvt_tuner *tuner = NULL;
     uint64_t before = fingerprint(model), header;
     memcpy(&header, bytes, sizeof header);
@@ -206,12 +190,12 @@ static void check_hostile_checkpoint(pvt_ctx *ctx, pvt_model *model, const pvt_m
         memcpy(kept, where, 2);
         where[0] = (char)limit;
         if (limit > 255) where[1] = (char)(limit >> 8);
-        spit(at("tuner.safetensors"), bytes, size);
+        test_spit(at("tuner.safetensors"), bytes, size);
         CHECK(pvt_tuner_resume(tuner, at("tuner.safetensors")) == PVT_ERR_FORMAT);
         CHECK(strstr(pvt_ctx_error(ctx), t.name) && strstr(pvt_ctx_error(ctx), "does not fit") && fingerprint(model) == before);
         memcpy(where, kept, 2);
     }
-    spit(at("tuner.safetensors"), bytes, size);
+    test_spit(at("tuner.safetensors"), bytes, size);
     CHECK_OK(ctx, pvt_tuner_resume(tuner, at("tuner.safetensors")));
     pvt_tuner_free(tuner);
     free(bytes);
@@ -256,7 +240,7 @@ static void check_tune(pvt_ctx *ctx, const pvt_model *start, const pvt_model *te
 static int64_t data_bytes(const char *path)
 {
     size_t size;
-    char *bytes = slurp(path, &size);
+    char *bytes = test_slurp(path, &size);
     uint64_t header;
     memcpy(&header, bytes, sizeof header);
     free(bytes);
@@ -273,7 +257,7 @@ static void check_array(pvt_tensors *file, const char *name, pvt_dtype dtype, in
 static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *model)
 {
     size_t size;
-    char *config = slurp(at("saved/config.json"), &size), line[200], text[48];
+    char *config = test_slurp(at("saved/config.json"), &size), line[200], text[48];
     bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0 || strcmp(format, "table") == 0;
     bool wide = strcmp(format, "e8p") == 0 || strcmp(format, "higgs:p1n300") == 0;
     int rank = aqlm || strstr(format, ":aqlm") || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
@@ -374,21 +358,22 @@ static void check_models(pvt_ctx *ctx)
 static void refuse_config(pvt_ctx *ctx, const char *from, const char *to, const char *word, const char *tensor)
 {
     size_t size;
-    char *config = slurp(at("saved/config.json"), &size), *other = (char *)calloc(1, size + strlen(to) + 1);
+    char *config = test_slurp(at("saved/config.json"), &size);
+    char *other = (char *)calloc(1, size + strlen(to) + 1);
     char *found = strstr(config, from);
     pvt_model *model = NULL;
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     CHECK(found != NULL);
     if (found) {
         snprintf(other, size + strlen(to) + 1, "%.*s%s%s", (int)(found - config), config, to, found + strlen(from));
-        spit(at("saved/config.json"), other, strlen(other));
+        test_spit(at("saved/config.json"), other, strlen(other));
         pvt_result result = pvt_model_load(ctx, at("saved"), NULL, &model);
         if (result == PVT_OK || !strstr(pvt_ctx_error(ctx), word)) printf("    %s -> %s: %s\n", from, to, result ? pvt_ctx_error(ctx) : "loaded");
         CHECK((result == PVT_ERR_FORMAT || result == PVT_ERR_UNSUPPORTED || result == PVT_ERR_MISMATCH) && !model);
         CHECK(strstr(pvt_ctx_error(ctx), dir) && strstr(pvt_ctx_error(ctx), word) && strstr(pvt_ctx_error(ctx), tensor));
         CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
         pvt_model_free(model);
-        spit(at("saved/config.json"), config, size);
+        test_spit(at("saved/config.json"), config, size);
     }
     free(config), free(other);
 }
@@ -433,7 +418,7 @@ static void refuse_array(pvt_ctx *ctx, const char *name, wrong how, const char *
     pvt_model *model = NULL;
     uint8_t content[1 << 14], shorter[1 << 14];
     size_t size;
-    char *kept = slurp(at("saved/model.safetensors"), &size);
+    char *kept = test_slurp(at("saved/model.safetensors"), &size);
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
     int64_t n = pvt_tensors_count(file), i = pvt_tensors_find(file, name);
     CHECK(n <= 64 && i >= 0 && pvt_tensors_get(file, i).bytes <= (int64_t)sizeof content);
@@ -452,7 +437,7 @@ static void refuse_array(pvt_ctx *ctx, const char *name, wrong how, const char *
     CHECK(result == PVT_ERR_FORMAT || result == PVT_ERR_MISMATCH || result == PVT_ERR_NUMERIC || result == PVT_ERR_UNSUPPORTED);
     CHECK(!model && strstr(pvt_ctx_error(ctx), dir) && strstr(pvt_ctx_error(ctx), tensor));
     pvt_model_free(model);
-    spit(at("saved/model.safetensors"), kept, size);
+    test_spit(at("saved/model.safetensors"), kept, size);
     free(kept);
 }
 

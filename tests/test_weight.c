@@ -222,22 +222,6 @@ static const char *at(const char *name)
     return path;
 }
 
-static char *slurp(const char *path, size_t *size)
-{
-    FILE *f = fopen(path, "rb");
-    char *bytes = (char *)calloc(1, 1 << 16);
-    *size = f ? fread(bytes, 1, 1 << 16, f) : 0;
-    if (f) fclose(f);
-    return bytes;
-}
-
-static void spit(const char *path, const char *bytes, size_t size)
-{
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(bytes, 1, size, f) == size);
-    if (f) fclose(f);
-}
-
 static int files_in_dir(void)
 {
     DIR *d = opendir(dir);
@@ -356,7 +340,7 @@ static void test_files_not_saved(void)
         CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
         CHECK(pvt_weights_save(path, &out, 0, false) == PVT_ERR_ARGUMENT);
     }
-    char *old = slurp(path, &old_size);
+    char *old = test_slurp(path, &old_size);
     for (int wrong = 0; wrong < (int)(sizeof words / sizeof *words); wrong++) {
         pvt_named_weight out[2] = {{"w", &weight}, {"v", &weight}};
         pvt_real scale = ((pvt_real *)weight.array[2])[O - 1];
@@ -374,7 +358,7 @@ static void test_files_not_saved(void)
         CHECK(result == want && strstr(pvt_ctx_error(ctx), words[wrong]));
         if (!strstr(pvt_ctx_error(ctx), words[wrong])) printf("case %d: %s\n", wrong, pvt_ctx_error(ctx));
         ((pvt_real *)weight.array[2])[O - 1] = scale;
-        char *now = slurp(path, &now_size);
+        char *now = test_slurp(path, &now_size);
         CHECK(now_size == old_size && memcmp(old, now, old_size) == 0 && files_in_dir() == 1);
         free(now);
     }
@@ -429,14 +413,14 @@ static void test_files_not_loaded(void)
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
     fit(ctx, "aqlm:2x4g4", &weight);
     CHECK_OK(ctx, pvt_weights_save(path, &out, 1, false));
-    char *good = slurp(path, &size), *bad = (char *)malloc(size);
+    char *good = test_slurp(path, &size), *bad = (char *)malloc(size);
     size_t header = 8 + (uint8_t)good[0] + 256u * (uint8_t)good[1];
     CHECK(header > 100 && header < size);
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         memcpy(bad, good, size);
         CHECK(patch(bad, size, cases[i].from, cases[i].to));
-        spit(path, bad, size);
+        test_spit(path, bad, size);
         memset(&again, 0x55, sizeof again);
         CHECK(pvt_weights_load(ctx, path, &in, 1) == cases[i].result);
         CHECK(strstr(pvt_ctx_error(ctx), cases[i].word) && strstr(pvt_ctx_error(ctx), "bad.safetensors"));
@@ -444,19 +428,19 @@ static void test_files_not_loaded(void)
         CHECK(again.ctx == NULL && again.array[0] == NULL && pvt_ctx_get_info(ctx).bytes_now == before);
     }
     memcpy(bad, good, size), bad[size - 1] = 16; /* a code of more than 4 bits */
-    spit(path, bad, size);
+    test_spit(path, bad, size);
     CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_FORMAT && strstr(pvt_ctx_error(ctx), "does not fit 4 bits"));
     memcpy(bad, good, size), memset(bad + header, 0xff, sizeof(pvt_real)); /* the first number of the codebooks is no number */
-    spit(path, bad, size);
+    test_spit(path, bad, size);
     CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "not finite"));
     for (size_t n = 0; n < size; n += n < header + 40 ? 1 : 37) {
-        spit(path, good, n);
+        test_spit(path, good, n);
         CHECK(pvt_weights_load(ctx, path, &in, 1) == PVT_ERR_FORMAT && again.ctx == NULL);
     }
     for (size_t n = 0; n < header; n++)
         for (int flip = 0; flip < 3; flip++) {
             memcpy(bad, good, size), bad[n] = (char)(bad[n] ^ (flip == 0 ? 1 : flip == 1 ? 4 : 0x80));
-            spit(path, bad, size);
+            test_spit(path, bad, size);
             pvt_result result = pvt_weights_load(ctx, path, &in, 1);
             fine += result == PVT_OK;
             CHECK((result == PVT_OK) == (again.ctx != NULL) && result != PVT_ERR_ARGUMENT && result != PVT_ERR_IO);
@@ -488,13 +472,13 @@ static void test_files_failing_memory(void)
     desc.n_threads = 1, desc.allocator.alloc = heap_alloc, desc.allocator.free = heap_free, desc.allocator.user = &h;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
     fit(ctx, "aqlm:1x9g4o2", &weight[0]), fit(ctx, "dense", &weight[1]);
-    spit(path, "old", 3);
+    test_spit(path, "old", 3);
     int64_t live = h.live;
     for (fail_at = 0; result != PVT_OK && fail_at < 100; fail_at++) {
         h.left = fail_at;
         result = pvt_weights_save(path, out, 2, true);
         h.left = -1;
-        char *old = slurp(path, &old_size);
+        char *old = test_slurp(path, &old_size);
         CHECK(h.live == live && files_in_dir() == 1);
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && old_size == 3 && memcmp(old, "old", 3) == 0));
         free(old);
@@ -507,9 +491,9 @@ static void test_files_failing_memory(void)
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && h.live == live && !again[0].ctx && !again[1].ctx));
     }
     CHECK(result == PVT_OK && fail_at > 6 && same_arrays(&weight[0], &again[0]) && same_arrays(&weight[1], &again[1]));
-    char *old = slurp(path, &old_size);
+    char *old = test_slurp(path, &old_size);
     CHECK_OK(ctx, pvt_weights_save(path, in, 2, true)); /* what was read gives the same file */
-    char *now = slurp(path, &now_size);
+    char *now = test_slurp(path, &now_size);
     CHECK(now_size == old_size && memcmp(now, old, old_size) == 0);
     free(old), free(now);
     for (int i = 0; i < 2; i++) pvt_weight_free(&again[i]), pvt_weight_free(&weight[i]);

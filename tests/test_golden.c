@@ -500,7 +500,7 @@ static void check_aqlm(const char *dir)
 
 static void check_larger(void)
 {
-    pvt_format f1x16 = {PVT_FORMAT_AQLM, 1, 16, 8, 1, 0}, f2x8 = {PVT_FORMAT_AQLM, 2, 8, 8, 1, 0};
+    pvt_format f1x16 = {PVT_FORMAT_AQLM, 1, 16, 8, 1, 0, 0}, f2x8 = {PVT_FORMAT_AQLM, 2, 8, 8, 1, 0, 0};
     pvt_model *model;
     check_models(GOLDEN);
     check_aqlm(GOLDEN "aqlm/llama_2x8_g8/");

@@ -1359,7 +1359,7 @@ typedef struct pvt_tensor_info {
     bool linear;           /* a matrix inside a block: what quantization is for */
     pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
                               NONE: codes */
-    int64_t bytes;         /* in that type, everything counted, codes in whole bytes */
+    int64_t bytes;         /* in that type, everything counted, codes as a file has them */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
    embedding, per layer norms, linears and biases, final norm, head. */
@@ -1438,7 +1438,7 @@ PVT_API pvt_result pvt_model_export(const pvt_model *model, const char *target, 
                                     const pvt_save_desc *desc);
 #endif
 
-/* What a model takes, everything counted. Layouts of files give a code of B bits whole bytes. */
+/* What a model takes, everything counted. Files give a code of aqlm whole bytes, other codes their B bits. */
 typedef struct pvt_bits {
     int64_t params, bytes; /* numbers in the model; bytes of all its tensors */
     double linears, all;   /* bits per weight of the linears inside blocks; of all: 8 · bytes / params */
@@ -8913,14 +8913,27 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight)
     return pvti_arrays_bits(arrays, n) / ((double)weight->O * (double)weight->I);
 }
 
-/* Bytes of a weight with codes in a file: whole bytes for a code, fp16 for a value. */
+/* Does a model's file pack the codes, B bits each? aqlm's are whole numbers there, as aqlm itself has them. */
+static bool pvti_packs(const pvt_format *format)
+{
+    return format->kind != PVT_FORMAT_AQLM || format->rotation;
+}
+/* Bytes of a packed row of an array's codes: of one index of its first dimension. */
+static int64_t pvti_packed_row_bytes(const pvt_array *codes)
+{
+    return pvti_ceil_div(pvti_array_count(codes) / codes->shape[0] * codes->bits, 8);
+}
+
+/* Bytes of a weight with codes in a model's file: codes as above, fp16 for a value. */
 static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     int n = pvt_weight_arrays(weight, arrays);
     int64_t bytes = 0;
     for (int i = 0; i < n; i++)
-        bytes += arrays[i].role == PVT_ARRAY_CODE ? arrays[i].bytes : 2 * pvti_array_count(&arrays[i]);
+        if (arrays[i].role != PVT_ARRAY_CODE) bytes += 2 * pvti_array_count(&arrays[i]);
+        else if (!pvti_packs(&weight->format)) bytes += arrays[i].bytes;
+        else bytes += arrays[i].shape[0] * pvti_packed_row_bytes(&arrays[i]);
     return bytes;
 }
 
@@ -20279,13 +20292,15 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     in fp16.
     Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed,
     scales have four dimensions, and quantization_config has the format's numbers. Otherwise it is our own,
-    for any mixture: shapes and types of the list, and in quantization_config a format for each tensor. */
+    for any mixture: shapes and types of the list, and in quantization_config a format for each tensor. Codes of
+    other formats than aqlm are packed there: B bits each, as U8 [rows, ⌈codes of a row · B/8⌉], code j in
+    bits j·B … j·B + B − 1 of its row, where bit i is bit i mod 8 of byte ⌊i/8⌋. */
 
 #define PVTI_LAYOUT_OURS "arrays"
 
 static bool pvti_has_layout_aqlm(const pvt_format *format)
 {
-    return format->kind == PVT_FORMAT_AQLM && !format->rotation; /* aqlm knows of no rotation */
+    return !pvti_packs(format); /* aqlm knows of no rotation */
 }
 
 static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, int og)
@@ -20295,10 +20310,16 @@ static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, in
 }
 
 /* An array as the file lists it. */
-static void pvti_layout_array(pvt_array *array, bool aqlm)
+static void pvti_layout_array(pvt_array *array, const pvt_format *format, bool aqlm)
 {
     if (array->role != PVT_ARRAY_CODE) array->dtype = PVT_F16;
     else if (aqlm) array->dtype = array->dtype == PVT_U8 ? PVT_I8 : PVT_I16;
+    else if (pvti_packs(format)) {
+        array->shape[1] = pvti_packed_row_bytes(array);
+        array->shape[2] = array->shape[3] = 1;
+        array->rank = 2;
+        array->dtype = PVT_U8;
+    }
     if (aqlm && array->rank == 1) array->rank = 4;
     pvti_dtype_bytes(array->dtype, array->shape, array->rank, &array->bytes);
 }
@@ -20821,11 +20842,25 @@ static pvt_result pvti_load_values(const pvti_loader *a, int64_t i, const char *
 }
 
 /* Two's complement in the layout of aqlm: v mod 2^B. Whatever is not a number of B bits, signed or not, is
-   refused. */
+   refused, and so is one that is no code of the format. */
+static pvt_result pvti_load_code(const pvti_loader *a, const char *name, pvt_weight *out, int64_t i,
+                                 int64_t code)
+{
+    int64_t K = (int64_t)1 << out->format.bits;
+    if (code < -(K / 2) || code >= K)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": code %lld at %lld does not fit %d bits",
+                         a->path, name, (long long)code, (long long)i, out->format.bits);
+    if (code >= pvti_code_limit(&out->format))
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": code %lld at %lld is none of %d", a->path,
+                         name, (long long)code, (long long)i, out->format.entries);
+    pvti_code_set(out, i, code & (K - 1));
+    return PVT_OK;
+}
+
 static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, const char *name, bool aqlm,
                                   pvt_weight *out)
 {
-    int64_t K = (int64_t)1 << out->format.bits, n = pvti_tensor_count(t);
+    int64_t n = pvti_tensor_count(t);
     if (aqlm ? t->dtype != PVT_I8 && t->dtype != PVT_I16 && t->dtype != PVT_I32
              : t->dtype != (out->format.bits <= 8 ? PVT_U8 : PVT_U16))
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
@@ -20842,14 +20877,28 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
         else if (t->dtype == PVT_I8) memcpy(&byte, t->data + i, 1), code = byte;
         else if (t->dtype == PVT_I16) memcpy(&half, t->data + 2 * i, 2), code = half;
         else memcpy(&word, t->data + 4 * i, 4), code = word;
-        if (code < -(K / 2) || code >= K)
-            return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                             "%s: tensor \"%s\": code %lld at %lld does not fit %d bits", a->path, name,
-                             (long long)code, (long long)i, out->format.bits);
-        if (code >= pvti_code_limit(&out->format))
-            return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": code %lld at %lld is none of %d",
-                             a->path, name, (long long)code, (long long)i, out->format.entries);
-        pvti_code_set(out, i, code & (K - 1));
+        PVTI_TRY(pvti_load_code(a, name, out, i, code));
+    }
+    return PVT_OK;
+}
+
+/* Codes of B bits, see >>layout; `row` of them start at a byte. */
+static pvt_result pvti_load_packed(const pvti_loader *a, const pvti_tensor *t, const char *name, int64_t row,
+                                   pvt_weight *out)
+{
+    int bits = out->format.bits;
+    int64_t at = 0;
+    if (t->dtype != PVT_U8)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": packed codes must be uint8, not %s",
+                         a->path, name, pvti_dtype_info(t->dtype)->name);
+    for (int64_t r = 0; r < t->shape[0]; r++) {
+        const uint8_t *from = t->data + r * t->shape[1];
+        uint32_t held = 0;
+        int have = 0;
+        for (int64_t j = 0; j < row; j++, held >>= bits, have -= bits) {
+            for (; have < bits; have += 8) held |= (uint32_t)*from++ << have;
+            PVTI_TRY(pvti_load_code(a, name, out, at++, (int64_t)(held & ((1u << bits) - 1))));
+        }
     }
     return PVT_OK;
 }
@@ -20878,7 +20927,8 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
     for (int k = 0; k < n; k++) {
         pvti_tensor t;
         bool value = arrays[k].role != PVT_ARRAY_CODE;
-        pvti_layout_array(&arrays[k], aqlm);
+        int64_t row = pvti_array_count(&arrays[k]) / arrays[k].shape[0];
+        pvti_layout_array(&arrays[k], format, aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
         if (value) {
             PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape,
@@ -20886,7 +20936,8 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
             continue;
         }
         PVTI_TRY(pvti_load_tensor(a, i, suffix, arrays[k].rank, arrays[k].shape, name, &t));
-        PVTI_TRY(pvti_load_codes(a, &t, name, aqlm, out));
+        if (pvti_packs(format)) PVTI_TRY(pvti_load_packed(a, &t, name, row, out));
+        else PVTI_TRY(pvti_load_codes(a, &t, name, aqlm, out));
     }
     return PVT_OK;
 }
@@ -21409,7 +21460,7 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
         return;
     }
     for (int i = 0; i < n; i++) {
-        pvti_layout_array(&arrays[i], s->aqlm);
+        pvti_layout_array(&arrays[i], &weight->format, s->aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[i].name);
         pvti_export_add(s, tensor, i, suffix, arrays[i].dtype, arrays[i].rank, arrays[i].shape);
     }
@@ -21464,11 +21515,37 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
 }
 
 /* Codes of B bits; in the layout of aqlm in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
+/* Codes of B bits, see >>layout. */
+static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, pvti_writer *w)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    uint8_t *bytes = (uint8_t *)s->rounded;
+    int bits = weight->format.bits, have = 0;
+    int64_t n = 0, at = 0;
+    uint32_t held = 0;
+    pvt_weight_arrays(weight, arrays);
+    int64_t row = pvti_array_count(&arrays[0]) / arrays[0].shape[0];
+    for (int64_t r = 0; r < arrays[0].shape[0]; r++) {
+        for (int64_t j = 0; j < row; j++) {
+            held |= (uint32_t)pvti_code_get(weight, at++) << have;
+            for (have += bits; have >= 8 || (have > 0 && j + 1 == row); have -= 8, held >>= 8)
+                bytes[n++] = (uint8_t)held;
+            if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code may end two bytes */
+            PVTI_TRY(pvti_writer_put_numbers(w, bytes, n, 1));
+            n = 0;
+        }
+        have = 0;
+        held = 0;
+    }
+    return pvti_writer_put_numbers(w, bytes, n, 1);
+}
+
 static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, int64_t n, pvti_writer *w)
 {
     int64_t sign = (int64_t)1 << (weight->format.bits - 1), step;
     int8_t *bytes = (int8_t *)s->rounded;
     int16_t *words = (int16_t *)s->rounded;
+    if (pvti_packs(&weight->format)) return pvti_export_bits(s, weight, w);
     for (int64_t i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         for (int64_t j = 0; j < step; j++) {

@@ -7956,7 +7956,7 @@ static const pvti_kind pvti_kind_higgs = {
     pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room};
 
 // >>e8p
-/*  The codebook of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
+/*  The points of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
     either side, 16 bits for eight weights. A point is
         (±a_0, …, ±a_7) ± (¼, …, ¼),   a one of 256 patterns over {½, 3/2, 5/2}, the sum of ±a_i even:
         code = pattern·256 + signs·2 + shift.
@@ -8913,11 +8913,9 @@ PVT_API double pvt_weight_bits(const pvt_weight *weight)
     return pvti_arrays_bits(arrays, n) / ((double)weight->O * (double)weight->I);
 }
 
-/* Does a model's file pack the codes, B bits each? aqlm's are whole numbers there, as aqlm itself has them. */
-static bool pvti_packs(const pvt_format *format)
-{
-    return format->kind != PVT_FORMAT_AQLM || format->rotation;
-}
+/* Does a model's file pack these codes, B bits each? Where a group has several, in a third dimension, they are
+   whole numbers there, as other software has them. */
+static bool pvti_packs(const pvt_array *codes) { return codes->rank == 2; }
 /* Bytes of a packed row of an array's codes: of one index of its first dimension. */
 static int64_t pvti_packed_row_bytes(const pvt_array *codes)
 {
@@ -8932,7 +8930,7 @@ static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
     int64_t bytes = 0;
     for (int i = 0; i < n; i++)
         if (arrays[i].role != PVT_ARRAY_CODE) bytes += 2 * pvti_array_count(&arrays[i]);
-        else if (!pvti_packs(&weight->format)) bytes += arrays[i].bytes;
+        else if (!pvti_packs(&arrays[i])) bytes += arrays[i].bytes;
         else bytes += arrays[i].shape[0] * pvti_packed_row_bytes(&arrays[i]);
     return bytes;
 }
@@ -20292,15 +20290,15 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     in fp16.
     Two layouts. Where all are aqlm in one format it is the one of aqlm and transformers: codes are signed,
     scales have four dimensions, and quantization_config has the format's numbers. Otherwise it is our own,
-    for any mixture: shapes and types of the list, and in quantization_config a format for each tensor. Codes of
-    other formats than aqlm are packed there: B bits each, as U8 [rows, ⌈codes of a row · B/8⌉], code j in
-    bits j·B … j·B + B − 1 of its row, where bit i is bit i mod 8 of byte ⌊i/8⌋. */
+    for any mixture: shapes and types of the list, and in quantization_config a format for each tensor. Codes
+    [rows, columns] are packed there: B bits each, as U8 [rows, ⌈columns · B/8⌉], code j in bits j·B … j·B + B − 1
+    of its row, where bit i is bit i mod 8 of byte ⌊i/8⌋. */
 
 #define PVTI_LAYOUT_OURS "arrays"
 
 static bool pvti_has_layout_aqlm(const pvt_format *format)
 {
-    return !pvti_packs(format); /* aqlm knows of no rotation */
+    return format->kind == PVT_FORMAT_AQLM && !format->rotation; /* aqlm knows of no rotation */
 }
 
 static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, int og)
@@ -20310,14 +20308,12 @@ static void pvti_layout_aqlm_format(pvt_format *format, int M, int B, int ig, in
 }
 
 /* An array as the file lists it. */
-static void pvti_layout_array(pvt_array *array, const pvt_format *format, bool aqlm)
+static void pvti_layout_array(pvt_array *array, bool aqlm)
 {
     if (array->role != PVT_ARRAY_CODE) array->dtype = PVT_F16;
     else if (aqlm) array->dtype = array->dtype == PVT_U8 ? PVT_I8 : PVT_I16;
-    else if (pvti_packs(format)) {
+    else if (pvti_packs(array)) {
         array->shape[1] = pvti_packed_row_bytes(array);
-        array->shape[2] = array->shape[3] = 1;
-        array->rank = 2;
         array->dtype = PVT_U8;
     }
     if (aqlm && array->rank == 1) array->rank = 4;
@@ -20882,9 +20878,9 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
     return PVT_OK;
 }
 
-/* Codes of B bits, see >>layout; `row` of them start at a byte. */
-static pvt_result pvti_load_packed(const pvti_loader *a, const pvti_tensor *t, const char *name, int64_t row,
-                                   pvt_weight *out)
+/* Codes of B bits, see >>layout. */
+static pvt_result pvti_load_packed(const pvti_loader *a, const pvti_tensor *t, const char *name,
+                                   int64_t columns, pvt_weight *out)
 {
     int bits = out->format.bits;
     int64_t at = 0;
@@ -20895,7 +20891,7 @@ static pvt_result pvti_load_packed(const pvti_loader *a, const pvti_tensor *t, c
         const uint8_t *from = t->data + r * t->shape[1];
         uint32_t held = 0;
         int have = 0;
-        for (int64_t j = 0; j < row; j++, held >>= bits, have -= bits) {
+        for (int64_t j = 0; j < columns; j++, held >>= bits, have -= bits) {
             for (; have < bits; have += 8) held |= (uint32_t)*from++ << have;
             PVTI_TRY(pvti_load_code(a, name, out, at++, (int64_t)(held & ((1u << bits) - 1))));
         }
@@ -20927,8 +20923,8 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
     for (int k = 0; k < n; k++) {
         pvti_tensor t;
         bool value = arrays[k].role != PVT_ARRAY_CODE;
-        int64_t row = pvti_array_count(&arrays[k]) / arrays[k].shape[0];
-        pvti_layout_array(&arrays[k], format, aqlm);
+        int64_t columns = pvti_packs(&arrays[k]) ? arrays[k].shape[1] : 0;
+        pvti_layout_array(&arrays[k], aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[k].name);
         if (value) {
             PVTI_TRY(pvti_load_values(a, i, suffix, arrays[k].rank, arrays[k].shape,
@@ -20936,7 +20932,7 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
             continue;
         }
         PVTI_TRY(pvti_load_tensor(a, i, suffix, arrays[k].rank, arrays[k].shape, name, &t));
-        if (pvti_packs(format)) PVTI_TRY(pvti_load_packed(a, &t, name, row, out));
+        if (columns) PVTI_TRY(pvti_load_packed(a, &t, name, columns, out));
         else PVTI_TRY(pvti_load_codes(a, &t, name, aqlm, out));
     }
     return PVT_OK;
@@ -21460,7 +21456,7 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
         return;
     }
     for (int i = 0; i < n; i++) {
-        pvti_layout_array(&arrays[i], &weight->format, s->aqlm);
+        pvti_layout_array(&arrays[i], s->aqlm);
         snprintf(suffix, sizeof suffix, ".%s", arrays[i].name);
         pvti_export_add(s, tensor, i, suffix, arrays[i].dtype, arrays[i].rank, arrays[i].shape);
     }
@@ -21524,11 +21520,11 @@ static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, p
     int64_t n = 0, at = 0;
     uint32_t held = 0;
     pvt_weight_arrays(weight, arrays);
-    int64_t row = pvti_array_count(&arrays[0]) / arrays[0].shape[0];
     for (int64_t r = 0; r < arrays[0].shape[0]; r++) {
-        for (int64_t j = 0; j < row; j++) {
+        for (int64_t j = 0; j < arrays[0].shape[1]; j++) {
+            bool last = j + 1 == arrays[0].shape[1];
             held |= (uint32_t)pvti_code_get(weight, at++) << have;
-            for (have += bits; have >= 8 || (have > 0 && j + 1 == row); have -= 8, held >>= 8)
+            for (have += bits; have >= 8 || (have > 0 && last); have -= 8, held >>= 8)
                 bytes[n++] = (uint8_t)held;
             if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code may end two bytes */
             PVTI_TRY(pvti_writer_put_numbers(w, bytes, n, 1));
@@ -21545,7 +21541,9 @@ static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, 
     int64_t sign = (int64_t)1 << (weight->format.bits - 1), step;
     int8_t *bytes = (int8_t *)s->rounded;
     int16_t *words = (int16_t *)s->rounded;
-    if (pvti_packs(&weight->format)) return pvti_export_bits(s, weight, w);
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight_arrays(weight, arrays);
+    if (pvti_packs(&arrays[0])) return pvti_export_bits(s, weight, w);
     for (int64_t i = 0; i < n; i += step) {
         step = PVTI_MIN(PVTI_SAVE_CHUNK, n - i);
         for (int64_t j = 0; j < step; j++) {
@@ -23039,7 +23037,7 @@ static pvt_result pvti_export_aqlm(pvti_export_job *job, const char *target)
         if (t.dtype != PVT_DTYPE_NONE || !t.weight) continue;
         if (!first) first = t.weight;
         pvt_format_text(&t.weight->format, text);
-        if (t.weight->format.kind != PVT_FORMAT_AQLM)
+        if (!pvti_has_layout_aqlm(&t.weight->format))
             return pvti_fail(job->model->ctx, PVT_ERR_UNSUPPORTED,
                              "%s is in %s, which transformers does not load as AQLM; use --to dense, or a "
                              "target that has such weights",

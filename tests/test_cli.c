@@ -1156,7 +1156,7 @@ static void test_formats_refused(void)
     CHECK(sh("test ! -e x") == 0);
     CHECK_RUN(run("quantize model --calib text -o turned --format had:aqlm:1x2g4 --samples 4 --no-finetune --overwrite"));
     CHECK(strstr(err_text, "transformers will refuse the result"));
-    CHECK_REFUSED(1, "is in had:aqlm:1x2g4, a format of pvtune's own", run("export turned -o x --to hf -q"));
+    CHECK_REFUSED(1, "is in had:aqlm:1x2g4, which transformers does not load", run("export turned -o x --to hf -q"));
     CHECK_RUN(run("export turned -o x --to dense -q"));
     CHECK(sh("rm -r x") == 0);
     CHECK_RUN(run("quantize model --calib text -o fat --format int:8g1 --samples 4 --no-finetune --overwrite"));

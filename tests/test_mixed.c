@@ -259,7 +259,7 @@ static void check_layout(pvt_ctx *ctx, const char *format, const pvt_model *mode
     size_t size;
     char *config = test_slurp(at("saved/config.json"), &size), line[200], text[48];
     bool aqlm = strncmp(format, "aqlm", 4) == 0, both = strcmp(format, "both") == 0 || strcmp(format, "table") == 0;
-    int rank = aqlm || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes: packed ones have 2 */
+    int rank = aqlm || strstr(format, ":aqlm") || both || strcmp(format, "mixed") == 0 ? 3 : 2; /* of k_proj's codes */
     pvt_tensors *file;
     CHECK_OK(ctx, pvt_tensors_open(ctx, at("saved/model.safetensors"), &file));
     CHECK((strstr(config, "\"quant_method\": \"aqlm\"") != NULL) == aqlm);

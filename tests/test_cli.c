@@ -1123,7 +1123,7 @@ static void test_formats(pvt_ctx *ctx, const char *format, const char *packed)
     char name[100];
     CHECK_RUN(run("quantize wide --calib text -o own --format %s --samples 8 --no-finetune --overwrite", format));
     CHECK(strstr(err_text, "transformers will refuse the result") && strstr(err_text, "--to dense"));
-    snprintf(name, sizeof name, "(%.3f with its codes packed)", strtod(packed, NULL));
+    snprintf(name, sizeof name, "%.3f bits", strtod(packed, NULL)); /* the file's own: its codes are packed */
     CHECK(strstr(out_text, format) && strstr(out_text, name));
     CHECK(sh("grep -q '\"pvtune_method\": \"arrays\"' own/config.json && ! grep -q quant_method own/config.json") == 0);
     CHECK(sh("grep -q 'mlp.down_proj\": \"%s\"' own/config.json", format) == 0);
@@ -1131,6 +1131,7 @@ static void test_formats(pvt_ctx *ctx, const char *format, const char *packed)
     CHECK_RUN(run("tune own --teacher wide --data text -o tuned --steps 3 --batch 2 --ctx 32 --strategy ste --code-lr 2 --no-eval "
                   "--json -q --overwrite"));
     CHECK(json_has(ctx, "groups_changed,bits_per_weight_packed") && strcmp(json_number("bits_per_weight_packed"), packed) == 0);
+    CHECK(strcmp(json_number("bits_per_weight"), packed) == 0);
     CHECK(strtod(json_number("groups_changed"), NULL) > 0);
     test_bits("export tuned -o dense --to dense -q --overwrite", "dense");
     for (int i = 0; i < 3; i++) {

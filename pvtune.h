@@ -781,8 +781,8 @@ typedef struct pvt_device {
                             const struct pvt_weight *weight, int64_t n);
     /* out [O, I] ← δ·Ŵ + (1−δ)·out; δ = 1 overwrites */
     void (*weight_dequantize)(void *state, pvt_real *out, const struct pvt_weight *weight, double delta);
-    /* dvalues[i] += d loss/d values[i] from dW [O, I], for the weight's arrays of role VALUE in their order
-       */
+    /* dvalues[i] += d loss/d array i from dW [O, I], i as in pvt_weight_arrays; NULL where array i is a code
+       or fixed */
     void (*weight_chain)(void *state, pvt_real *const *host_dvalues, const struct pvt_weight *weight,
                          const pvt_real *dW);
 
@@ -1326,8 +1326,8 @@ typedef struct pvt_load_desc {
     const char *tokenizer; /* path; NULL: what lies beside or inside the model, if anything */
 } pvt_load_desc;
 
-/* Opens a Hugging Face directory (dense or AQLM), a .gguf or a llama2.c .bin; the kind is read
-   from the content. Weights are mapped, not copied, where their type allows. A save into the directory
+/* Opens a Hugging Face directory (dense, AQLM, or in the layout that pvt_model_save has for other
+   formats), a .gguf or a llama2.c .bin; the kind is read from the content. Weights are mapped, not copied, where their type allows. A save into the directory
    that was interrupted after it had everything is completed first, which writes there. Pipes and devices
    are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
    meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
@@ -1390,8 +1390,8 @@ typedef struct pvt_save_desc {
     bool no_card;          /* no card */
 } pvt_save_desc;
 #ifndef PVTUNE_NO_FILES /* saving */
-/* Writes the Hugging Face layout (AQLM when there are codes): model.safetensors, config.json,
-   tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
+/* Writes the Hugging Face layout (AQLM where all codes are aqlm in one format without a rotation; other codes
+   in a layout of our own, which transformers refuses): model.safetensors, config.json, tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
    alone). The directory is made when it does not exist. What of these
    the model that was there had and this one has not is removed, with shards; other files stay. All new
    files are complete on the device before the first old one goes: after an error, or a death of the process
@@ -1399,8 +1399,8 @@ typedef struct pvt_save_desc {
    pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
    replace. Of several that save into one directory at once the last one's model is there, as a whole.
    Values are rounded to the nearest, ties to even. desc may be NULL. Errors: IO, NUMERIC (overflow, not
-   finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED (weights of
-   different formats; rope_factors). */
+   finite), ARGUMENT (the directory holds a model; a dtype other than the three), UNSUPPORTED
+   (rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
 /* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
@@ -1428,7 +1428,8 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
     dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
     has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
-    leave them whole, and pvt_pv_desc.freeze_values keeps them. A GGUF says neither that text is composed (NFC)
+    leave them whole, block fine-tuning moves them (finetune_epochs < 0: there is none), and
+    pvt_pv_desc.freeze_values keeps them from tuning. A GGUF says neither that text is composed (NFC)
     nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc, which may
     be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
     general.name and general.description. Errors: those of pvt_model_save;
@@ -9655,10 +9656,12 @@ static bool pvti_pv_choice_rooms(pvt_pv *pv, const pvti_pv_entry *e)
     if (!PVTI_ROOM(pv, kept, room_kept, e->codes.bytes)) return false;
     pv->room_kept = PVTI_MAX(pv->room_kept, e->codes.bytes);
     if (groups <= pv->room_host) return true;
+    float *more = PVTI_NEW(pv->ctx, float, 2 * groups);
+    if (!more) return false;
     pvti_free(pv->ctx, pv->host_keys);
-    pv->host_keys = PVTI_NEW(pv->ctx, float, 2 * groups);
-    pv->room_host = pv->host_keys ? groups : 0;
-    return pv->host_keys != NULL;
+    pv->host_keys = more;
+    pv->room_host = groups;
+    return true;
 }
 
 /* Moments for the weight's values, and for its buffer when its codes are to move. */
@@ -11994,7 +11997,8 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
         pvt_tensor_info info = pvt_model_tensor(model, i);
         pvt_array arrays[PVT_MAX_ARRAYS];
         hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
-        if (info.weight) hash ^= (uint64_t)info.weight->format.rotation; /* no array tells */
+        if (info.weight) /* no array tells a rotation, and two kinds may have the same arrays */
+            hash ^= (uint64_t)info.weight->format.rotation ^ (uint64_t)info.weight->format.kind << 8;
         if (!info.weight) {
             PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
             continue;
@@ -12546,7 +12550,6 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
     z.ctx = ctx, z.model = model;
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
-    PVTI_TRY(pvti_host_only(model->ctx, "quantizing a model"));
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
     pvt_result result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
@@ -16348,7 +16351,7 @@ static pvt_result pvti_weight_list_put(void *user, int64_t index, pvti_writer *w
     for (int64_t o = 0; o < weight->O && result == PVT_OK; o++) {
         pvti_weight_get_rows(from, row, o, o + 1, 0);
         for (int64_t i = 0; i < weight->I; i++) out[i] = (float)row[i];
-        result = pvti_writer_put(w, out, weight->I * (int64_t)sizeof *out);
+        result = pvti_writer_put_numbers(w, out, weight->I, (int64_t)sizeof *out);
     }
     pvt_weight_free(&own);
     pvti_free(list->ctx, row);
@@ -16363,6 +16366,7 @@ PVT_API pvt_result pvt_weights_save(const char *path, const pvt_named_weight *we
     memset(&list, 0, sizeof list);
     if (n < 1 || !weights[0].weight || !weights[0].weight->ctx) return PVT_ERR_ARGUMENT;
     list.ctx = weights[0].weight->ctx, list.weights = weights;
+    PVTI_TRY(pvti_host_only(list.ctx, "saving weights"));
     pvt_result result = pvti_weight_list_alloc(&list, n);
     if (result == PVT_OK) list.metadata[0] = "format", list.metadata[1] = PVTI_WEIGHTS_FORMAT;
     for (int64_t i = 0; i < n && result == PVT_OK; i++) result = pvti_weight_list_add(&list, i, dequantized);
@@ -20867,9 +20871,10 @@ static pvt_result pvti_load_codes(const pvti_loader *a, const pvti_tensor *t, co
         int8_t byte;
         int16_t half;
         int32_t word;
+        uint16_t two;
         int64_t code;
         if (t->dtype == PVT_U8) code = t->data[i];
-        else if (t->dtype == PVT_U16) code = pvti_load_u16(t->data + 2 * i);
+        else if (t->dtype == PVT_U16) memcpy(&two, t->data + 2 * i, 2), code = two;
         else if (t->dtype == PVT_I8) memcpy(&byte, t->data + i, 1), code = byte;
         else if (t->dtype == PVT_I16) memcpy(&half, t->data + 2 * i, 2), code = half;
         else memcpy(&word, t->data + 4 * i, 4), code = word;
@@ -20895,6 +20900,9 @@ static pvt_result pvti_load_packed(const pvti_loader *a, const pvti_tensor *t, c
             for (; have < bits; have += 8) held |= (uint32_t)*from++ << have;
             PVTI_TRY(pvti_load_code(a, name, out, at++, (int64_t)(held & ((1u << bits) - 1))));
         }
+        if (held)
+            return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\": row %lld has bits behind its last code",
+                             a->path, name, (long long)r);
     }
     return PVT_OK;
 }
@@ -21510,8 +21518,7 @@ static pvt_result pvti_export_values(pvti_exporter *s, const pvt_real *values, p
     return PVT_OK;
 }
 
-/* Codes of B bits; in the layout of aqlm in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
-/* Codes of B bits, see >>layout. */
+/* Packed, see >>layout. */
 static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, pvti_writer *w)
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
@@ -21536,6 +21543,7 @@ static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, p
     return pvti_writer_put_numbers(w, bytes, n, 1);
 }
 
+/* Codes of B bits; in the layout of aqlm in two's complement: v ≥ 2^(B−1) is written as v − 2^B. */
 static pvt_result pvti_export_codes(pvti_exporter *s, const pvt_weight *weight, int64_t n, pvti_writer *w)
 {
     int64_t sign = (int64_t)1 << (weight->format.bits - 1), step;
@@ -22371,9 +22379,9 @@ static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t
     pvt_format_text(&t->weight->format, text);
     if (!pvti_affine_of(t->weight, &a) || a.bits != 2 || a.group % 64 != 0)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"%s\" is in %s%s; without loss Q2_0 holds q2_0, and int:2gG where 64 "
+                         "%s: \"%s\" is in %s; without loss Q2_0 holds q2_0, and int:2gG where 64 "
                          "divides G and each zero is 1 or 2",
-                         s->path, t->name, pvti_has_codes(t->weight) ? "" : "dense ", text);
+                         s->path, t->name, text);
     int64_t groups = t->n / a.group;
     for (int64_t g = 0; g < groups; g++) {
         double zero = pvti_affine_zero(&a, g, 1);
@@ -22497,12 +22505,17 @@ static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *
 {
     const pvti_gguf_type *type = pvti_gguf_type_of(s, t);
     int64_t size = s->model->config.head_dim;
-    for (int64_t r = 0; r < t->weight->O; r++) {
+    const pvt_weight *readable;
+    pvt_weight own;
+    pvt_result result = pvti_weight_readable(t->weight, &own, &readable);
+    for (int64_t r = 0; r < t->weight->O && result == PVT_OK; r++) {
         int64_t in_head = r % size, from = rotary ? r - in_head + in_head / 2 + in_head % 2 * (size / 2) : r;
-        PVTI_TRY(type->row(s, t->weight, from, t->name));
-        PVTI_TRY(pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes));
+        result = type->row(s, readable, from, t->name);
+        if (result == PVT_OK)
+            result = pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes);
     }
-    return pvti_gguf_pad(s);
+    pvt_weight_free(&own);
+    return result == PVT_OK ? pvti_gguf_pad(s) : result;
 }
 
 /* rope_freqs.weight: what the frequencies are divided by. */

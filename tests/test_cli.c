@@ -748,7 +748,7 @@ static void test_fit_method(void)
         char args[200];
         snprintf(args, sizeof args, "fit W.safetensors --inputs X.safetensors --format int:2g16 --json -q "
                                     "-o m.safetensors %s", options[i]);
-        CHECK_RUN(run(args));
+        CHECK_RUN(run("%s", args));
         const char *at = strstr(out_text, "\"error\":");
         CHECK(at != NULL);
         error[i] = at ? strtod(at + 8, NULL) : 0;

@@ -267,6 +267,38 @@ static void check_quantize(pvt_ctx *ctx, disk *d, const pvt_model *original, con
     pvt_model_free(again);
 }
 
+/* Codes of more than a byte in the layout of our own, and matrices in full: numbers of files, whatever the host's
+   order is. */
+static void check_own_layout(pvt_ctx *ctx, const pvt_model *original, const pvt_corpus *text)
+{
+    pvt_quantize_desc desc;
+    pvt_model *model = NULL, *again = NULL;
+    pvt_tensors *file;
+    memset(&desc, 0, sizeof desc);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "had:aqlm:1x9g4", &desc.format));
+    desc.samples = 4, desc.ctx = 16, desc.finetune_epochs = -1;
+    CHECK_OK(ctx, pvt_model_copy(ctx, original, &model));
+    CHECK_OK(ctx, pvt_quantize(model, text, &desc));
+    CHECK_OK(ctx, pvt_model_save(model, "own", NULL));
+    CHECK_OK(ctx, pvt_model_load(ctx, "own", NULL, &again));
+    CHECK(again && same_model(model, again));
+    pvt_tensor_info t = pvt_model_tensor(model, 3);
+    pvt_named_weight named;
+    memset(&named, 0, sizeof named);
+    named.name = "w", named.weight = t.weight;
+    CHECK_OK(ctx, pvt_weights_save("weights", &named, 1, true));
+    CHECK_OK(ctx, pvt_tensors_open(ctx, "weights", &file));
+    pvt_array full = pvt_tensors_get(file, pvt_tensors_find(file, "w.dequantized"));
+    pvt_real *W = (pvt_real *)malloc((size_t)t.n * sizeof *W);
+    int64_t differ = 0;
+    pvt_weight_dequantize(t.weight, W);
+    for (int64_t k = 0; k < t.n; k++) differ += !(fabs((double)((const float *)full.data)[k] - (double)W[k]) < 1e-6);
+    CHECK(full.dtype == PVT_F32 && differ == 0);
+    free(W);
+    pvt_tensors_close(file);
+    pvt_model_free(model), pvt_model_free(again);
+}
+
 static void check_tune(pvt_ctx *ctx, disk *d, pvt_model *model, const pvt_corpus *text)
 {
     pvt_tune_desc desc;
@@ -330,6 +362,7 @@ static void test_memory(bool maps)
     pvt_model_free(loaded);
 
     check_quantize(ctx, &d, model, &text, &small);
+    check_own_layout(ctx, model, &text);
     check_tune(ctx, &d, small, &text);
     CHECK_OK(ctx, save(small, "below/more/small"));
     CHECK_OK(ctx, pvt_model_load(ctx, "below/more/small", NULL, &loaded));

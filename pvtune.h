@@ -1420,6 +1420,7 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
         gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
                               where 64 divides G and each zero is 1 or 2
+        gguf:iq2_xxs          the same in IQ2_XXS, of iq2_xxs
         gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
                               integers
         compressed-tensors    the same, and linears may be dense
@@ -22289,6 +22290,8 @@ static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
 
 /* Row r of a matrix as the file has it, into s->bytes. */
 typedef pvt_result pvti_gguf_row_fn(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name);
+/* Can the type hold this linear? If not: the sentence why. */
+typedef pvt_result pvti_gguf_hold_fn(pvti_gguf_out *s, const pvt_tensor_info *t);
 
 typedef struct pvti_gguf_type {
     const char *name;
@@ -22296,6 +22299,7 @@ typedef struct pvti_gguf_type {
     int64_t block, bytes;
     bool linears;               /* for them alone */
     pvti_gguf_row_fn *row;
+    pvti_gguf_hold_fn *hold;    /* NULL: whatever its block divides */
 } pvti_gguf_type;
 
 static pvt_result pvti_gguf_row_plain(pvti_gguf_out *s, const pvt_weight *w, pvt_dtype dtype, int64_t r,
@@ -22358,14 +22362,6 @@ static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int6
     return PVT_OK;
 }
 
-static const pvti_gguf_type pvti_gguf_types[] = {
-    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16}, /* first: of what is not a linear where that must be one */
-    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32},
-    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16},
-    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0},
-    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0},
-};
-
 static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t)
 {
     char text[48];
@@ -22387,6 +22383,51 @@ static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t
     }
     return PVT_OK;
 }
+
+/*  | d f16 | 8 × (4 numbers of points, u32) |     x = d·(s + ½)/4 · point
+    u32: s, 4 bits · 4 × 7 signs, the first lowest. A code of >>iq2 has the same: its point, 8 bits, 7 signs,
+    and in bit 15 one of the bits of s, the lowest in the first of four. */
+static pvt_result pvti_gguf_row_iq2_xxs(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    int64_t blocks = w->I / PVTI_IQ2_BLOCK;
+    const uint16_t *codes = (const uint16_t *)w->array[0] + r * (w->I / 8);
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_POINTS_SCALES] + r * blocks;
+    for (int64_t b = 0; b < blocks; b++) {
+        uint8_t *out = s->bytes + 66 * b;
+        uint16_t d;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &d, &scales[b], 1, name, r * blocks + b));
+        pvti_store_u16(out, d);
+        out += 2;
+        for (int part = 0; part < 8; part++, codes += 4, out += 8) {
+            uint32_t rest = 0;
+            for (int i = 0; i < 4; i++) {
+                uint32_t code = codes[i];
+                out[i] = (uint8_t)(code & 255);
+                rest |= (code >> 8 & 127) << 7 * i | code >> 15 << (28 + i);
+            }
+            pvti_store_u32(out + 4, rest);
+        }
+    }
+    return PVT_OK;
+}
+static pvt_result pvti_gguf_hold_iq2_xxs(pvti_gguf_out *s, const pvt_tensor_info *t)
+{
+    char text[48];
+    pvt_format_text(&t->weight->format, text);
+    if (strcmp(text, "iq2_xxs") == 0) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: \"%s\" is in %s; without loss IQ2_XXS holds iq2_xxs alone", s->path, t->name,
+                     text);
+}
+
+static const pvti_gguf_type pvti_gguf_types[] = {
+    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16, NULL}, /* first: of the rest, where a type is for linears */
+    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32, NULL},
+    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16, NULL},
+    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0, NULL},
+    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0, pvti_gguf_hold_q2_0},
+    {"iq2_xxs", 16, 19, 256, 66, true, pvti_gguf_row_iq2_xxs, pvti_gguf_hold_iq2_xxs},
+};
 
 /* ---- sizes, tensors, the file ---- */
 
@@ -22416,7 +22457,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                              "%s: \"%s\": its rows of %lld are no multiple of the %lld of a block of type %s",
                              s->path, t.name, (long long)t.weight->I, (long long)type->block, type->name);
-        if (type->row == pvti_gguf_row_q2_0) PVTI_TRY(pvti_gguf_hold_q2_0(s, &t));
+        if (type->hold) PVTI_TRY(type->hold(s, &t));
     }
     return PVT_OK;
 }
@@ -23085,6 +23126,7 @@ static const pvti_export_row pvti_export_rows[] = {
     {{"gguf:q8_0", "llama.cpp, 8.5 bits", true}, pvti_export_gguf},
     {{"gguf:q2_0", "llama.cpp, 2.25 bits, without loss: linears in q2_0, or int:2g64 with zeros 1 and 2",
       true}, pvti_export_gguf},
+    {{"gguf:iq2_xxs", "llama.cpp, 2.0625 bits, without loss: linears in iq2_xxs", true}, pvti_export_gguf},
     {{"gptq", "GPTQModel, transformers, vLLM: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"compressed-tensors", "vLLM, transformers: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"mlx", "mlx-lm: int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, q2_0", false}, pvti_export_packed},

@@ -223,7 +223,7 @@ static const option export_rows[] = {
     POSITIONAL("DIR", model, "a model"),
     OUTPUT("directory to write, or for gguf the file"),
     {"--to", NULL, OPTION_CHOICE, AT(to), true,
-     "hf-aqlm|dense|gguf:f16|gguf:bf16|gguf:f32|gguf:q8_0|gguf:q2_0|gptq|compressed-tensors|mlx|hf", 0, 0, NULL,
+     "hf-aqlm|dense|gguf:f16|gguf:bf16|gguf:f32|gguf:q8_0|gguf:q2_0|gguf:iq2_xxs|gptq|compressed-tensors|mlx|hf", 0, 0, NULL,
      "transformers with AQLM codes (also called hf) or dense; llama.cpp; GPTQModel; vLLM; mlx-lm"},
     {"--dtype", NULL, OPTION_CHOICE, AT(dtype), false, "f16|bf16|f32", 0, 0, "f16", "of what is written dense"},
     NO_CARD,

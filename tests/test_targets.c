@@ -632,6 +632,7 @@ static void test_refused(pvt_ctx *ctx)
     refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in dense");
     quantize(ctx, model, "iq2_xxs", 0, -1);
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "is in iq2_xxs");
+    refused(ctx, model, "gguf:iq2_xs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in iq2_xxs;");
     pvt_model_tensor(model, 4).weight->format.rotation = 1; /* the file could not say it */
     refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.k_proj.weight\" is in had:iq2_xxs");
     pvt_model_tensor(model, 4).weight->format.rotation = 0;
@@ -666,7 +667,7 @@ static void test_table(void)
         CHECK(t->name[0] && t->about[0] && t->file == (strncmp(t->name, "gguf:", 5) == 0));
         n++;
     }
-    CHECK(n >= 11 && !pvt_export_target_at(-1));
+    CHECK(n >= 12 && !pvt_export_target_at(-1));
 }
 
 typedef struct failing {
@@ -703,7 +704,7 @@ static void test_memory(const char *target, const char *format, const char *toke
         CHECK(ctx != NULL);
         return;
     }
-    bool wide = strcmp(format, "iq2_xxs") == 0;
+    bool wide = strncmp(format, "iq2", 3) == 0;
     pvt_model *model = wide ? sized(ctx, "llama", true, 1, 256, 256) : tiny(ctx, "llama", true);
     quantize(ctx, model, format, 1, 2);
     set_tokenizer(ctx, model, tokenizer);
@@ -740,6 +741,8 @@ int main(void)
     } else SKIP("the format q2_0 is not in this build");
     test_grid_blocks(ctx, "llama", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
     test_grid_blocks(ctx, "qwen2", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
+    test_grid_blocks(ctx, "llama", "iq2_xs", PVT_IQ2_XS, 17, 20);
+    test_grid_blocks(ctx, "qwen2", "iq2_xs", PVT_IQ2_XS, 17, 20);
     if (pvt_format_parse(NULL, "int:4g32s", &format) == PVT_OK) test_packed(ctx, "int:4g32s", 8, 8);
     else SKIP("symmetric integers are not in this build");
     test_packed(ctx, "int:2g64", 1, 2);
@@ -754,6 +757,7 @@ int main(void)
     test_memory("gguf:q8_0", "int:2g64", TOKENIZERS "tokenizer.model");
     test_memory("gguf:q2_0", "int:2g64", TOKENIZERS "tokenizer.json");
     test_memory("gguf:iq2_xxs", "iq2_xxs", NULL);
+    test_memory("gguf:iq2_xs", "iq2_xs", NULL);
     test_memory("gptq", "int:2g64", NULL);
     test_memory("mlx", "int:2g64", NULL);
     test_remove(scratch);

@@ -8267,8 +8267,8 @@ static const pvti_kind pvti_kind_e8p = {
     negate weights 0 … 6 (the sign of weight 7 makes minuses even).
     iq2_xxs: that is 15 bits; bit 15 is bit i of s, i the group's place among the four that share s: 2.0625
     bits per weight, as in the file.
-    iq2_xs: no bit is left, and s has an array of its own, numbers s + 16·s' for 32 inputs in a row, which fp16
-    holds exactly: 2.5625 bits per weight. llama.cpp, with bytes for them, has 2.3125. */
+    iq2_xs: no bit is left, and s has an array of its own, numbers s + 16·s' for 32 inputs in a row, exact in
+    fp16: 2.5625 bits per weight. llama.cpp, with bytes for them, has 2.3125. */
 
 enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000, PVTI_IQ2_PAIRS = 2 };
 

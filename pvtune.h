@@ -856,7 +856,8 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
     X(Q2_0, q2_0)      \
     X(HIGGS, higgs)    \
     X(E8P, e8p)        \
-    X(IQ2_XXS, iq2)
+    X(IQ2_XXS, iq2_xxs) \
+    X(IQ2_XS, iq2_xs)
 typedef enum pvt_format_kind {
 #define PVTI_X(name, kind) PVT_FORMAT_##name,
     PVT_FORMATS(PVTI_X)
@@ -873,7 +874,8 @@ typedef enum pvt_format_kind {
     higgs (arXiv 2411.17525): one of n points, the best for p normal numbers, for p = ig inputs, times a scale
     per 1024 inputs (the last of a row may be fewer). e8p (QuIP#, arXiv 2402.04396): one of 65,536 points of the
     lattice E8 for 8 inputs, times a scale per row. Both expect weights that a rotation has made normal.
-    iq2_xxs (llama.cpp): one of 256 points with signs for 8 inputs, d per 256 inputs and 4-bit factors of it.
+    iq2_xxs, iq2_xs (llama.cpp): one of 256 or 512 points with signs for 8 inputs, d per 256 inputs and 4-bit
+    factors of it per 32 or 16, which a fit sets and tuning leaves.
     Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1.
 
     A rotation (pvt_rotate: signs and a block Hadamard transform) may stand around any format with codes. With
@@ -884,8 +886,8 @@ typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
     int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8 (symmetric: from 2 on), nf4 4, q2_0 2,
-                      higgs ⌈log2 entries⌉, e8p and iq2_xxs 16 */
-    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs 256); must
+                      higgs ⌈log2 entries⌉, e8p, iq2_xxs and iq2_xs 16 */
+    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs, iq2_xs 256); must
                       divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
     int entries;   /* higgs: n, 2 … 4096; else 0: 2^B */
@@ -893,8 +895,8 @@ typedef struct pvt_format {
 } pvt_format;
 
 /* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "vq:BgG" is "aqlm:1xBgG"; "nf4"; "int:BgG", e.g.
-   "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "dense"; all
-   but dense with "had:" or "had2:" in front, e.g. "had:int:2g64".
+   "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "iq2_xs";
+   "dense"; all but dense with "had:" or "had2:" in front, e.g. "had:int:2g64".
    Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
@@ -924,7 +926,7 @@ typedef struct pvt_weight {
         q2_0:   "codes" [O, I], "scales" [O, I/64]
         higgs:  "codes" [O, I/p], "scales" [O, ⌈I/1024⌉], "grid" [n, p] (fixed)
         e8p:    "codes" [O, I/8], "scales" [O, 1]
-        iq2_xxs: "codes" [O, I/8], "scales" [O, I/256]
+        iq2_xxs, iq2_xs: "codes" [O, I/8], "scales" [O, I/256]; iq2_xs: "factors" [O, I/32] (fixed)
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
@@ -1420,6 +1422,7 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
         gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
                               where 64 divides G and each zero is 1 or 2
+        gguf:iq2_xxs, iq2_xs  the same in IQ2_XXS and IQ2_XS, of the formats iq2_xxs and iq2_xs
         gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
                               integers
         compressed-tensors    the same, and linears may be dense
@@ -8258,55 +8261,80 @@ static const pvti_kind pvti_kind_e8p = {
     pvti_room_none};
 
 // >>iq2
-/*  llama.cpp's IQ2_XXS as a representation to tune inside: an export to GGUF will lose nothing but what
-    fp16 takes from d. Eight weights are a point of 256, with an even number of minuses, and
-        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs.
-    d is a value; s is found by fit and then stays. Of a code bits 7:0 name the point, bits 14:8 negate
-    weights 0 … 6 (the sign of weight 7 makes minuses even), and bit 15 is bit i of s, i the group's place
-    among the four that share s: 2.0625 bits per weight, as in the file. */
+/*  llama.cpp's IQ2_XXS and IQ2_XS as representations to tune inside: an export to GGUF will lose nothing but
+    what fp16 takes from d. Eight weights are a point of 256 or of 512, with an even number of minuses, and
+        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs (IQ2_XS: 16).
+    d is a value; s is found by fit and then stays. The lowest bits of a code name the point, the seven above
+    negate weights 0 … 6 (the sign of weight 7 makes minuses even).
+    iq2_xxs: that is 15 bits; bit 15 is bit i of s, i the group's place among the four that share s: 2.0625
+    bits per weight, as in the file.
+    iq2_xs: no bit is left, and s has an array of its own, numbers s + 16·s' for 32 inputs in a row, exact in
+    fp16: 2.5625 bits per weight. llama.cpp, with bytes for them, has 2.3125. */
 
-enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000 };
+enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000, PVTI_IQ2_PAIRS = 2 };
+
+typedef struct pvti_iq2_grid {
+    const uint64_t *points;
+    int bits; /* of a point's number */
+} pvti_iq2_grid;
+static const pvti_iq2_grid pvti_iq2_grids[2] = {{pvti_iq2_xxs_points, 8}, {pvti_iq2_xs_points, 9}};
+
+static const pvti_iq2_grid *pvti_iq2_grid_of(const pvt_weight *w)
+{
+    return &pvti_iq2_grids[w->format.kind == PVT_FORMAT_IQ2_XS];
+}
 
 /* Eight signs of which seven are stored: an even number is negative. */
 PVTI_INLINE uint32_t pvti_iq2_minus(uint32_t stored)
 {
     return (stored & 127) | (uint32_t)(__builtin_popcount(stored & 127) & 1) << 7;
 }
-static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
+static void pvti_iq2_at(const pvti_iq2_grid *g, pvt_real *out, int64_t code)
 {
-    uint32_t point = pvti_iq_point(pvti_iq2_xxs_points, code & 255);
-    uint32_t minus = pvti_iq2_minus((uint32_t)code >> 8);
-    (void)w;
+    uint32_t point = pvti_iq_point(g->points, code & ((1 << g->bits) - 1));
+    uint32_t minus = pvti_iq2_minus((uint32_t)code >> g->bits);
     for (int k = 0; k < 8; k++) {
         pvt_real a = (pvt_real)pvti_iq2_magnitude(point, k);
         out[k] = minus >> k & 1 ? -a : a;
     }
 }
+static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
+{
+    pvti_iq2_at(pvti_iq2_grid_of(w), out, code);
+}
 static void pvti_iq2_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) pvti_iq2_point(w, out + 8 * i, pvti_code_get(w, first + i));
+    const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
+    for (int64_t i = 0; i < n; i++) pvti_iq2_at(g, out + 8 * i, pvti_code_get(w, first + i));
 }
 /* (s + ½)/4. */
-static pvt_real pvti_iq2_factor(const pvt_weight *w, int64_t group)
+static pvt_real pvti_iq2_xxs_factor(const pvt_weight *w, int64_t group)
 {
     const uint16_t *codes = (const uint16_t *)w->array[0] + (group & ~(int64_t)3);
     int s = codes[0] >> 15 | codes[1] >> 15 << 1 | codes[2] >> 15 << 2 | codes[3] >> 15 << 3;
     return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
 }
-
-/* Magnitudes [256, 8] and their squared norms [256]. */
-enum { PVTI_IQ2_ROOM = 256 * 9 };
-static int64_t pvti_iq2_room(const pvt_weight *w)
+/* A number that is no pair of them, which only a caller can have put there, counts as the lowest. */
+PVTI_INLINE int pvti_iq2_pair(const pvt_weight *w, int64_t i)
 {
-    (void)w;
-    return PVTI_IQ2_ROOM;
+    pvt_real pair = ((const pvt_real *)w->array[PVTI_IQ2_PAIRS])[i];
+    return pair >= 0 && pair < 256 ? (int)pair : 0;
 }
+static pvt_real pvti_iq2_xs_factor(const pvt_weight *w, int64_t group)
+{
+    int s = pvti_iq2_pair(w, group / 4) >> (group / 2 % 2 * 4) & 15;
+    return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
+}
+
+/* Magnitudes [n, 8] of all n points and their squared norms [n]. */
+static int64_t pvti_iq2_room(const pvt_weight *w) { return 9 << pvti_iq2_grid_of(w)->bits; }
 static void pvti_iq2_prepare(const pvt_weight *w, pvt_real *room)
 {
-    (void)w;
-    for (int i = 0; i < 256; i++) {
-        pvti_iq2_point(NULL, room + 8 * i, i);
-        room[256 * 8 + i] = (pvt_real)pvti_sum_products(room + 8 * i, room + 8 * i, 8);
+    const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
+    int n = 1 << g->bits;
+    for (int i = 0; i < n; i++) {
+        pvti_iq2_at(g, room + 8 * i, i);
+        room[n * 8 + i] = (pvt_real)pvti_sum_products(room + 8 * i, room + 8 * i, 8);
     }
 }
 
@@ -8333,43 +8361,45 @@ static double pvti_iq2_cost(const pvti_iq2_query *q, const pvt_real *a, double n
     *minus ^= (uint32_t)1 << weakest;
     return norm - 2 * score + 4 * least;
 }
-static int pvti_iq2_nearest_one(const pvt_real *x, const pvt_real *room)
+static int pvti_iq2_nearest_one(const pvti_iq2_grid *g, const pvt_real *x, const pvt_real *room)
 {
     pvti_iq2_query q;
     double best = INFINITY;
-    int code = 0;
+    int code = 0, n = 1 << g->bits;
     pvti_iq2_open(&q, x);
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < n; i++) {
         uint32_t minus;
-        double cost = pvti_iq2_cost(&q, room + 8 * i, (double)room[256 * 8 + i], &minus);
-        if (cost < best) best = cost, code = i | (int)(minus & 127) << 8;
+        double cost = pvti_iq2_cost(&q, room + 8 * i, (double)room[n * 8 + i], &minus);
+        if (cost < best) best = cost, code = i | (int)(minus & 127) << g->bits;
     }
     return code;
 }
 static void pvti_iq2_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
                              const pvt_real *room)
 {
-    (void)ctx, (void)w;
-    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(x + 8 * i, room);
+    const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(g, x + 8 * i, room);
 }
 /* As above; of the point whose code is left out, all its other signs. */
 static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
 {
+    const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
     pvti_iq2_query q;
     double best = INFINITY;
-    int found = not_this == 0;
+    int found = not_this == 0, points = 1 << g->bits;
     pvti_iq2_open(&q, x);
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < points; i++) {
         pvt_real a[8];
         uint32_t minus;
         double cost;
-        bool all = i == (not_this & 255);
-        pvti_iq2_point(w, a, i);
+        bool all = i == (not_this & (points - 1));
+        pvti_iq2_at(g, a, i);
         if (!all) cost = pvti_iq2_cost(&q, a, pvti_sum_products(a, a, 8), &minus);
-        if (!all && cost < best) best = cost, found = i | (int)(minus & 127) << 8;
-        for (int code = i; all && code < 0x8000; code += 256) {
+        if (!all && cost < best) best = cost, found = i | (int)(minus & 127) << g->bits;
+        for (int code = i; all && code < points << 7; code += points) {
             if (code == not_this) continue;
-            pvti_iq2_point(w, a, code);
+            pvti_iq2_at(g, a, code);
             cost = pvti_sum_products(a, a, 8) - 2 * pvti_sum_products(a, x, 8);
             if (cost < best) best = cost, found = code;
         }
@@ -8377,21 +8407,26 @@ static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
     return found;
 }
 
-static const pvti_points pvti_points_iq2 = {
-    PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other,
-    pvti_iq2_prepare, pvti_iq2_room, pvti_iq2_factor, PVTI_IQ2_SCALE_BIT};
+static const pvti_points pvti_points_iq2[2] = {
+    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, pvti_iq2_prepare,
+     pvti_iq2_room, pvti_iq2_xxs_factor, PVTI_IQ2_SCALE_BIT},
+    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, pvti_iq2_prepare,
+     pvti_iq2_room, pvti_iq2_xs_factor, 0}};
+static const pvti_points *pvti_points_iq2_of(const pvt_weight *w)
+{
+    return &pvti_points_iq2[w->format.kind == PVT_FORMAT_IQ2_XS];
+}
 
 /* ---- the table's functions ---- */
 
 static bool pvti_parse_iq2(const char *text, pvt_format *out)
 {
     out->codebooks = out->out_group = 1, out->bits = 16, out->in_group = PVTI_IQ2_BLOCK;
-    return strcmp(text, "iq2_xxs") == 0;
+    return strcmp(text, out->kind == PVT_FORMAT_IQ2_XS ? "iq2_xs" : "iq2_xxs") == 0;
 }
 static void pvti_print_iq2(const pvt_format *format, char out[48])
 {
-    (void)format;
-    snprintf(out, 48, "iq2_xxs");
+    snprintf(out, 48, "%s", format->kind == PVT_FORMAT_IQ2_XS ? "iq2_xs" : "iq2_xxs");
 }
 static void pvti_group_iq2(const pvt_format *format, int64_t *og, int64_t *ig)
 {
@@ -8405,29 +8440,34 @@ static int pvti_arrays_iq2(const pvt_format *f, int64_t O, int64_t I, pvt_dtype 
     if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 ||
         f->entries)
         return 0;
-    return pvti_points_arrays(&pvti_points_iq2, f, O, I, 8, dtype, out);
+    int n = pvti_points_arrays(&pvti_points_iq2[0], f, O, I, 8, dtype, out);
+    if (n == 0 || f->kind != PVT_FORMAT_IQ2_XS) return n;
+    return pvti_array_set(&out[PVTI_IQ2_PAIRS], "factors", PVT_ARRAY_FIXED, dtype, 16, 1, O, I / 32, 0, 0)
+               ? 3
+               : 0;
 }
 static void pvti_tile_iq2(const void *self, pvt_real *out, int64_t ld, int64_t r0, int64_t r1, int64_t c0,
                           int64_t c1)
 {
-    pvti_points_tile(&pvti_points_iq2, (const pvt_weight *)self, out, ld, r0, r1, c0, c1);
+    const pvt_weight *w = (const pvt_weight *)self;
+    pvti_points_tile(pvti_points_iq2_of(w), w, out, ld, r0, r1, c0, c1);
 }
 static void pvti_chain_iq2(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_weight *w, const pvt_real *dW,
                            pvt_real *room)
 {
     (void)room;
-    pvti_points_chain(ctx, &pvti_points_iq2, dvalues, w, dW);
+    pvti_points_chain(ctx, pvti_points_iq2_of(w), dvalues, w, dW);
 }
 
 /* ‖w − scale·(nearest points)‖² of n weights; along and square: ⟨w, points⟩ and ‖points‖², are added to. */
-static double pvti_iq2_error(const pvt_real *w, int64_t n, double scale, const pvt_real *room, double *along,
-                             double *square)
+static double pvti_iq2_error(const pvti_iq2_grid *g, const pvt_real *w, int64_t n, double scale,
+                             const pvt_real *room, double *along, double *square)
 {
     double error = 0;
     for (int64_t j = 0; j < n; j += 8) {
         pvt_real x[8], point[8];
         for (int k = 0; k < 8; k++) x[k] = pvti_points_query(w[j + k], (pvt_real)scale);
-        pvti_iq2_point(NULL, point, pvti_iq2_nearest_one(x, room));
+        pvti_iq2_at(g, point, pvti_iq2_nearest_one(g, x, room));
         for (int k = 0; k < 8; k++) {
             double rest = (double)w[j + k] - scale * (double)point[k];
             error += rest * rest;
@@ -8437,41 +8477,54 @@ static double pvti_iq2_error(const pvt_real *w, int64_t n, double scale, const p
     return error;
 }
 
-/* The scale with the least error for 32 weights, from multiples of their root mean square: 0.044 is best for
+/* The scale with the least error for n weights, from multiples of their root mean square: 0.044 is best for
    normal numbers. */
-static double pvti_iq2_scale(const pvt_real *w, const pvt_real *room)
+static double pvti_iq2_scale(const pvti_iq2_grid *g, const pvt_real *w, int64_t n, const pvt_real *room)
 {
     static const double multiples[8] = {0.044, 0.033, 0.037, 0.040, 0.048, 0.053, 0.060, 0.072};
-    double rms = __builtin_sqrt(pvti_sum_products(w, w, 32) / 32), least = INFINITY, scale = 0;
+    double rms = __builtin_sqrt(pvti_sum_products(w, w, n) / (double)n), least = INFINITY, scale = 0;
     for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 8; i++) {
         double along = 0, square = 0;
-        double error = pvti_iq2_error(w, 32, rms * multiples[i], room, &along, &square);
+        double error = pvti_iq2_error(g, w, n, rms * multiples[i], room, &along, &square);
         if (error < least) least = error, scale = along > 0 ? along / square : rms * multiples[i];
     }
     return scale;
 }
 
-/* d and the eight s of each block of a row. */
+/* s of the `size` inputs from `at` on, counted through all rows. */
+static void pvti_iq2_set_factor(pvt_weight *w, int64_t at, int64_t size, int s)
+{
+    if (size == 16) {
+        pvt_real *pair = (pvt_real *)w->array[PVTI_IQ2_PAIRS] + at / 32;
+        *pair = at % 32 ? *pair + (pvt_real)(16 * s) : (pvt_real)s;
+        return;
+    }
+    for (int i = 0; i < 4; i++) pvti_code_set(w, at / 8 + i, s >> i & 1 ? PVTI_IQ2_SCALE_BIT : 0);
+}
+
+/* d and every s of each block of a row. */
 static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
 {
     const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
-    int64_t I = a->weight->I;
+    const pvti_iq2_grid *g = pvti_iq2_grid_of(a->weight);
+    int64_t I = a->weight->I, size = a->weight->format.kind == PVT_FORMAT_IQ2_XS ? 16 : 32;
+    int parts = (int)(PVTI_IQ2_BLOCK / size);
     (void)worker;
     for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
         const pvt_real *w = a->W + row * I + at;
-        double scales[8], most = 0, along = 0, square = 0;
-        for (int b = 0; b < 8; b++)
-            scales[b] = pvti_iq2_scale(w + 32 * b, a->V), most = PVTI_MAX(most, scales[b]);
+        double scales[16], most = 0, along = 0, square = 0;
+        for (int b = 0; b < parts; b++) {
+            scales[b] = pvti_iq2_scale(g, w + size * b, size, a->V);
+            most = PVTI_MAX(most, scales[b]);
+        }
         double d = most / 3.875; /* s = 15 */
-        for (int b = 0; b < 8; b++) {
+        for (int b = 0; b < parts; b++) {
             double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0};
             int s = want < 15 ? (int)want : 15; /* (s + ½)/4: halves round down */
             double factor = (s + 0.5) / 4;
-            pvti_iq2_error(w + 32 * b, 32, d * factor, a->V, &own[0], &own[1]);
+            pvti_iq2_error(g, w + size * b, size, d * factor, a->V, &own[0], &own[1]);
             along += factor * own[0], square += factor * factor * own[1];
-            for (int i = 0; i < 4; i++)
-                pvti_code_set(a->weight, (row * I + at) / 8 + 4 * b + i,
-                              (s >> i & 1) ? PVTI_IQ2_SCALE_BIT : 0);
+            pvti_iq2_set_factor(a->weight, row * I + at + size * b, size, s);
         }
         if (d > 0 && along > 0) d = along / square;
         *pvti_points_scale(a->t, a->weight, row, at / 8) = (pvt_real)d;
@@ -8481,23 +8534,26 @@ static pvt_result pvti_fit_iq2(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
                                pvt_fit_stats *stats, pvt_weight *out)
 {
     pvti_points_rescale_args a;
-    pvt_real *room = PVTI_NEW(ctx, pvt_real, PVTI_IQ2_ROOM);
+    pvt_real *room = PVTI_NEW(ctx, pvt_real, pvti_iq2_room(out));
     if (!room) return PVT_ERR_MEMORY;
     pvti_iq2_prepare(out, room);
-    a.t = &pvti_points_iq2, a.weight = out, a.W = W, a.V = room, a.VH = NULL;
+    a.t = pvti_points_iq2_of(out), a.weight = out, a.W = W, a.V = room, a.VH = NULL;
     pvti_parallel(ctx, out->O, pvti_iq2_scale_task, &a);
     pvti_free(ctx, room);
-    return pvti_points_fit(ctx, &pvti_points_iq2, W, H, desc, stats, out);
+    return pvti_points_fit(ctx, pvti_points_iq2_of(out), W, H, desc, stats, out);
 }
 static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
 {
-    pvti_points_assign(ctx, &pvti_points_iq2, weight, a, room);
+    pvti_points_assign(ctx, pvti_points_iq2_of(weight), weight, a, room);
 }
 
-static const pvti_kind pvti_kind_iq2 = {
+static const pvti_kind pvti_kind_iq2_xxs = {
     "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
     pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
     pvti_iq2_room};
+static const pvti_kind pvti_kind_iq2_xs = {
+    "iq2_xs", "iq2_xs, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room};
 
 // >>scalar
 /*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`
@@ -22295,6 +22351,8 @@ static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
 
 /* Row r of a matrix as the file has it, into s->bytes. */
 typedef pvt_result pvti_gguf_row_fn(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name);
+/* Can the type hold this linear? If not: the sentence why. */
+typedef pvt_result pvti_gguf_hold_fn(pvti_gguf_out *s, const pvt_tensor_info *t);
 
 typedef struct pvti_gguf_type {
     const char *name;
@@ -22302,6 +22360,7 @@ typedef struct pvti_gguf_type {
     int64_t block, bytes;
     bool linears;               /* for them alone */
     pvti_gguf_row_fn *row;
+    pvti_gguf_hold_fn *hold;    /* NULL: whatever its block divides */
 } pvti_gguf_type;
 
 static pvt_result pvti_gguf_row_plain(pvti_gguf_out *s, const pvt_weight *w, pvt_dtype dtype, int64_t r,
@@ -22364,14 +22423,6 @@ static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int6
     return PVT_OK;
 }
 
-static const pvti_gguf_type pvti_gguf_types[] = {
-    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16}, /* first: of what is not a linear where that must be one */
-    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32},
-    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16},
-    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0},
-    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0},
-};
-
 static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t)
 {
     char text[48];
@@ -22393,6 +22444,68 @@ static pvt_result pvti_gguf_hold_q2_0(pvti_gguf_out *s, const pvt_tensor_info *t
     }
     return PVT_OK;
 }
+
+/*  | d f16 | 8 × (4 numbers of points, u32) |     x = d·(s + ½)/4 · point
+    u32: s, 4 bits · 4 × 7 signs, the first lowest. A code of >>iq2 has the same: its point, 8 bits, 7 signs,
+    and in bit 15 one of the bits of s, the lowest in the first of four. */
+static pvt_result pvti_gguf_row_iq2_xxs(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    int64_t blocks = w->I / PVTI_IQ2_BLOCK;
+    const uint16_t *codes = (const uint16_t *)w->array[0] + r * (w->I / 8);
+    const pvt_real *scales = (const pvt_real *)w->array[PVTI_POINTS_SCALES] + r * blocks;
+    for (int64_t b = 0; b < blocks; b++) {
+        uint8_t *out = s->bytes + 66 * b;
+        uint16_t d;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &d, &scales[b], 1, name, r * blocks + b));
+        pvti_store_u16(out, d);
+        out += 2;
+        for (int part = 0; part < 8; part++, codes += 4, out += 8) {
+            uint32_t rest = 0;
+            for (int i = 0; i < 4; i++) {
+                uint32_t code = codes[i];
+                out[i] = (uint8_t)(code & 255);
+                rest |= (code >> 8 & 127) << 7 * i | code >> 15 << (28 + i);
+            }
+            pvti_store_u32(out + 4, rest);
+        }
+    }
+    return PVT_OK;
+}
+/*  | d f16 | 32 × u16 | 16 × s, low half first |     u16 is the code, a byte of s the number of the pair */
+static pvt_result pvti_gguf_row_iq2_xs(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    int64_t blocks = w->I / PVTI_IQ2_BLOCK;
+    for (int64_t b = r * blocks; b < (r + 1) * blocks; b++) {
+        uint8_t *out = s->bytes + 74 * (b - r * blocks);
+        uint16_t d;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &d, (const pvt_real *)w->array[PVTI_POINTS_SCALES] + b, 1,
+                                   name, b));
+        pvti_store_u16(out, d);
+        for (int64_t i = 0; i < 32; i++)
+            pvti_store_u16(out + 2 + 2 * i, (uint16_t)pvti_code_get(w, 32 * b + i));
+        for (int64_t i = 0; i < 8; i++) out[66 + i] = (uint8_t)pvti_iq2_pair(w, 8 * b + i);
+    }
+    return PVT_OK;
+}
+static pvt_result pvti_gguf_hold_iq2(pvti_gguf_out *s, const pvt_tensor_info *t)
+{
+    char text[48];
+    pvt_format_text(&t->weight->format, text);
+    if (strcmp(text, s->matrix->name) == 0) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: \"%s\" is in %s; the type %s holds weights in the format %s alone, without loss",
+                     s->path, t->name, text, s->matrix->name, s->matrix->name);
+}
+
+static const pvti_gguf_type pvti_gguf_types[] = {
+    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16, NULL}, /* first: of the rest, where a type is for linears */
+    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32, NULL},
+    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16, NULL},
+    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0, NULL},
+    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0, pvti_gguf_hold_q2_0},
+    {"iq2_xxs", 16, 19, 256, 66, true, pvti_gguf_row_iq2_xxs, pvti_gguf_hold_iq2},
+    {"iq2_xs", 17, 20, 256, 74, true, pvti_gguf_row_iq2_xs, pvti_gguf_hold_iq2},
+};
 
 /* ---- sizes, tensors, the file ---- */
 
@@ -22422,7 +22535,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                              "%s: \"%s\": its rows of %lld are no multiple of the %lld of a block of type %s",
                              s->path, t.name, (long long)t.weight->I, (long long)type->block, type->name);
-        if (type->row == pvti_gguf_row_q2_0) PVTI_TRY(pvti_gguf_hold_q2_0(s, &t));
+        if (type->hold) PVTI_TRY(type->hold(s, &t));
     }
     return PVT_OK;
 }
@@ -23096,6 +23209,8 @@ static const pvti_export_row pvti_export_rows[] = {
     {{"gguf:q8_0", "llama.cpp, 8.5 bits", true}, pvti_export_gguf},
     {{"gguf:q2_0", "llama.cpp, 2.25 bits, without loss: linears in q2_0, or int:2g64 with zeros 1 and 2",
       true}, pvti_export_gguf},
+    {{"gguf:iq2_xxs", "llama.cpp, 2.0625 bits, without loss: linears in iq2_xxs", true}, pvti_export_gguf},
+    {{"gguf:iq2_xs", "llama.cpp, 2.3125 bits, without loss: linears in iq2_xs", true}, pvti_export_gguf},
     {{"gptq", "GPTQModel, transformers, vLLM: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"compressed-tensors", "vLLM, transformers: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"mlx", "mlx-lm: int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, q2_0", false}, pvti_export_packed},

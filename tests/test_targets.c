@@ -30,13 +30,13 @@ static uint8_t *slurp(const char *path, int64_t *n)
 
 /* ---- models ---- */
 
-static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied)
+static pvt_model *sized(pvt_ctx *ctx, const char *family, bool tied, int layers, int dim, int ff)
 {
     pvt_model_config c;
     pvt_model *model = NULL;
     memset(&c, 0, sizeof c);
     snprintf(c.family, sizeof c.family, "%s", family);
-    c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 128, c.vocab = 600, c.ctx = 48, c.tied = tied;
+    c.layers = layers, c.dim = dim, c.heads = 4, c.kv_heads = 2, c.ff = ff, c.vocab = 600, c.ctx = 48, c.tied = tied;
     c.rope_theta = 20000, c.norm_eps = 1e-6;
     if (strcmp(family, "mistral") == 0) c.window = 24;
     CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
@@ -47,6 +47,7 @@ static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied)
     }
     return model;
 }
+static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied) { return sized(ctx, family, tied, 2, 64, 128); }
 
 /* All linears in a format, by its own fit; with zeros between low and high where it has some. */
 static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, int low, int high)
@@ -333,6 +334,67 @@ static void test_q2_0(pvt_ctx *ctx, const char *format, int low, int high)
     pvt_model_free(model);
 }
 
+/* ---- llama.cpp's grids: the file against our own loader, whose decoders give llama.cpp's bits ---- */
+
+/* Does a key of u32 have this value? */
+static bool file_has_u32(const naive *f, const char *key, uint32_t value)
+{
+    int64_t n = (int64_t)strlen(key);
+    for (int64_t i = 0; i + n + 8 <= f->start; i++)
+        if (memcmp(f->data + i, key, (size_t)n) == 0)
+            return pvti_load_u32(f->data + i + n) == 4 && pvti_load_u32(f->data + i + n + 4) == value;
+    return false;
+}
+
+/* Scales that fp16 does not have, of either sign and one of 0, are rounded, and nothing else is lost. */
+static void set_scales(pvt_model *model)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        pvt_real *scales = t.linear ? (pvt_real *)t.weight->array[1] : NULL;
+        for (int64_t b = 0; t.linear && b < t.n / 256; b++)
+            scales[b] = b == 3 ? 0 : (b % 5 == 1 ? -1 : 1) * scales[b] * (pvt_real)1.0001;
+    }
+}
+
+static void test_grid_blocks(pvt_ctx *ctx, const char *family, const char *format, pvt_dtype type, uint32_t number,
+                             uint32_t file_type)
+{
+    pvt_model *model = sized(ctx, family, false, 1, 256, 512), *loaded = NULL;
+    naive f;
+    char target[32];
+    int64_t wrong = 0, moved = 0;
+    pvt_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.overwrite = true;
+    snprintf(target, sizeof target, "gguf:%s", format);
+    quantize(ctx, model, format, 0, -1);
+    set_scales(model);
+    CHECK_OK(ctx, pvt_model_export(model, target, in("grid.gguf"), &desc));
+    CHECK_OK(ctx, pvt_model_load(ctx, in("grid.gguf"), NULL, &loaded));
+    CHECK(naive_open(&f, in("grid.gguf")) && file_has_u32(&f, "general.file_type", file_type));
+    for (int64_t i = 0; loaded && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info a = pvt_model_tensor(model, i), b = pvt_model_tensor(loaded, i);
+        char name[96];
+        gguf_name(a.name, name);
+        int at = naive_find(&f, name);
+        CHECK(at >= 0 && f.tensors[at].type == (a.linear ? number : a.weight ? 1u : 0u));
+        if (!a.linear) continue;
+        CHECK(b.dtype == type);
+        pvt_real *x = (pvt_real *)calloc((size_t)a.n, sizeof *x), *y = (pvt_real *)calloc((size_t)a.n, sizeof *y);
+        pvt_weight_dequantize(a.weight, x);
+        pvt_weight_dequantize(b.weight, y);
+        for (int64_t k = 0; k < a.n; k++) moved += x[k] != y[k];
+        CHECK_OK(ctx, pvt_weight_round_f16(a.weight, a.name));
+        pvt_weight_dequantize(a.weight, x);
+        wrong += memcmp(x, y, (size_t)a.n * sizeof *x) != 0;
+        free(x), free(y);
+    }
+    CHECK(loaded && wrong == 0 && moved > 1000);
+    free(f.data);
+    pvt_model_free(loaded), pvt_model_free(model);
+}
+
 /* ---- packed directories ---- */
 
 /* Value i of `bits` bits in a stream of them, the first lowest. */
@@ -564,6 +626,18 @@ static void test_refused(pvt_ctx *ctx)
     pvt_model_free(model);
     model = tiny(ctx, "llama", false), quantize(ctx, model, "aqlm:1x4g8", 0, -1);
     refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "aqlm:1x4g8");
+    refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "no multiple of the 256");
+    pvt_model_free(model);
+    model = sized(ctx, "llama", false, 1, 256, 256);
+    refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in dense");
+    quantize(ctx, model, "iq2_xxs", 0, -1);
+    refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "is in iq2_xxs");
+    refused(ctx, model, "gguf:iq2_xs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in iq2_xxs;");
+    pvt_model_tensor(model, 4).weight->format.rotation = 1; /* the file could not say it */
+    refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.k_proj.weight\" is in had:iq2_xxs");
+    pvt_model_tensor(model, 4).weight->format.rotation = 0;
+    ((pvt_real *)pvt_model_tensor(model, 5).weight->array[1])[7] = (pvt_real)1e6;
+    refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_NUMERIC, "model.layers.0.self_attn.v_proj.weight");
     pvt_model_free(model);
     model = tiny(ctx, "qwen2", false);
     model->config.window = 8;
@@ -593,7 +667,7 @@ static void test_table(void)
         CHECK(t->name[0] && t->about[0] && t->file == (strncmp(t->name, "gguf:", 5) == 0));
         n++;
     }
-    CHECK(n >= 9 && !pvt_export_target_at(-1));
+    CHECK(n >= 12 && !pvt_export_target_at(-1));
 }
 
 typedef struct failing {
@@ -612,7 +686,7 @@ static void failing_free(void *memory, void *user)
     free(memory);
 }
 
-static void test_memory(const char *target, const char *tokenizer)
+static void test_memory(const char *target, const char *format, const char *tokenizer)
 {
     failing f;
     pvt_ctx_desc desc;
@@ -630,8 +704,9 @@ static void test_memory(const char *target, const char *tokenizer)
         CHECK(ctx != NULL);
         return;
     }
-    pvt_model *model = tiny(ctx, "llama", true);
-    quantize(ctx, model, "int:2g64", 1, 2);
+    bool wide = strncmp(format, "iq2", 3) == 0;
+    pvt_model *model = wide ? sized(ctx, "llama", true, 1, 256, 256) : tiny(ctx, "llama", true);
+    quantize(ctx, model, format, 1, 2);
     set_tokenizer(ctx, model, tokenizer);
     int64_t before = f.live;
     for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : 37) {
@@ -664,6 +739,10 @@ int main(void)
         test_q2_0(ctx, "q2_0", 1, 1);
         test_packed(ctx, "q2_0", 1, 1);
     } else SKIP("the format q2_0 is not in this build");
+    test_grid_blocks(ctx, "llama", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
+    test_grid_blocks(ctx, "qwen2", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
+    test_grid_blocks(ctx, "llama", "iq2_xs", PVT_IQ2_XS, 17, 20);
+    test_grid_blocks(ctx, "qwen2", "iq2_xs", PVT_IQ2_XS, 17, 20);
     if (pvt_format_parse(NULL, "int:4g32s", &format) == PVT_OK) test_packed(ctx, "int:4g32s", 8, 8);
     else SKIP("symmetric integers are not in this build");
     test_packed(ctx, "int:2g64", 1, 2);
@@ -675,10 +754,12 @@ int main(void)
     test_packed(ctx, "int:6g64", 10, 40);
     test_mlx_mixed(ctx);
     test_refused(ctx);
-    test_memory("gguf:q8_0", TOKENIZERS "tokenizer.model");
-    test_memory("gguf:q2_0", TOKENIZERS "tokenizer.json");
-    test_memory("gptq", NULL);
-    test_memory("mlx", NULL);
+    test_memory("gguf:q8_0", "int:2g64", TOKENIZERS "tokenizer.model");
+    test_memory("gguf:q2_0", "int:2g64", TOKENIZERS "tokenizer.json");
+    test_memory("gguf:iq2_xxs", "iq2_xxs", NULL);
+    test_memory("gguf:iq2_xs", "iq2_xs", NULL);
+    test_memory("gptq", "int:2g64", NULL);
+    test_memory("mlx", "int:2g64", NULL);
     test_remove(scratch);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);

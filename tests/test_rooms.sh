@@ -25,7 +25,7 @@ the grid of nf4|NF4|grids;interface: weights|
 a grid|_GRID_|grids|
 private names of int|pvti_int_|scalar|
 private names of int|PVTI_INT_|scalar|
-the number of a format|PVT_FORMAT_[A-Z]|interface: weights;layout;look-ups|
+the number of a format|PVT_FORMAT_[A-Z]|interface: weights;iq2;layout;look-ups|
 the table of a kind|pvti_kind_(dense|aqlm|nf4|int|int_symmetric|q2_0)%|weights;codebooks;fit;grids;scalar;representations|interface: weights
 aqlm|%aqlm%|interface: weights;codebooks;search;fit;layout;load;save;export;look-ups|head;weights;interface: models;interface: quantize and tune
 AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;save;export;look-ups|head;interface: models;interface: quantize and tune;quantize

@@ -23,8 +23,13 @@ TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTA
 TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test_rotation
 # The scripts come first: one of them takes longer than any program, and is no one to wait for at the end.
 # test_rooms reads the sources and compiles nothing: not once more under sanitizers, nor with PVTUNE_QUICK.
+# Under sanitizers a test in double is the same memory and the same threads once more; and where one thread reads
+# texts and files there is nothing for the thread sanitizer.
 TESTS_SCRIPTS := $(if $(findstring -fsanitize,$(CFLAGS))$(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH))
-TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_C) $(addsuffix _double,$(TESTS_DOUBLE))
+TESTS_SERIAL  := test_blocks test_export test_files test_golden test_limits test_manual test_swapped test_targets test_tokenizer
+TESTS_RUN     := $(filter-out $(if $(findstring =thread,$(CFLAGS)),$(TESTS_SERIAL)),$(TESTS_C))
+TESTS_AGAIN   := $(if $(findstring -fsanitize,$(CFLAGS)),,$(addsuffix _double,$(TESTS_DOUBLE)))
+TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
@@ -83,7 +88,7 @@ $(INSIDE): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
 # These ask for no kernel: without part III they compile in half the time.
-$(BUILD)/tests/test_tokenizer $(BUILD)/tests/test_manual: CPPFLAGS += -DPVTUNE_NO_FAST
+$(patsubst %,$(BUILD)/tests/test_%,cli export limits manual tokenizer): CPPFLAGS += -DPVTUNE_NO_FAST
 # (a test leaves functions of its own unused in double; one that is linked otherwise needs the implementation)
 $(BUILD)/tests/test_company_double: CPPFLAGS += -DPVTUNE_IMPLEMENTATION
 $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h

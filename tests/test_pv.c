@@ -518,6 +518,7 @@ static void test_bits(void)
     CHECK_OK(ctx, pvti_json_parse(ctx, "bits.json", (const char *)map.data, map.size, &js));
     for (int64_t node = pvti_json_first(&js, 0); node >= 0; node = pvti_json_next(&js, node)) {
         pvt_format f;
+        memset(&f, 0, sizeof f);
         f.kind = PVT_FORMAT_AQLM, f.codebooks = (int)number(node, "num_codebooks", 0), f.bits = (int)number(node, "nbits_per_codebook", 0);
         f.in_group = (int)number(node, "in_group_size", 0), f.out_group = (int)number(node, "out_group_size", 0);
         CHECK_NEAR(pvt_format_bits(&f, (int64_t)number(node, "out_features", 0), (int64_t)number(node, "in_features", 0)),

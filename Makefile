@@ -24,9 +24,9 @@ TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test
 # The scripts come first: one of them takes longer than any program, and is no one to wait for at the end.
 # test_rooms reads the sources and compiles nothing: not once more under sanitizers, nor with PVTUNE_QUICK.
 # Under sanitizers a test in double is the same memory and the same threads once more; and where one thread reads
-# texts and files there is nothing for the thread sanitizer.
+# texts and files there is nothing for the thread sanitizer (the threads of test_grids are in test_mixed, too).
 TESTS_SCRIPTS := $(if $(findstring -fsanitize,$(CFLAGS))$(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH))
-TESTS_SERIAL  := test_blocks test_export test_files test_golden test_limits test_manual test_swapped test_targets test_tokenizer
+TESTS_SERIAL  := test_blocks test_export test_files test_golden test_grids test_limits test_manual test_swapped test_targets test_tokenizer
 TESTS_RUN     := $(filter-out $(if $(findstring =thread,$(CFLAGS)),$(TESTS_SERIAL)),$(TESTS_C))
 TESTS_AGAIN   := $(if $(findstring -fsanitize,$(CFLAGS)),,$(addsuffix _double,$(TESTS_DOUBLE)))
 TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN)

@@ -946,7 +946,8 @@ static void check(pvt_ctx *ctx)
         check_dequantized(ctx, all[i]), check_arrays(ctx, all[i]), check_file(ctx, all[i]), check_fit(ctx, all[i]), check_refused(ctx, all[i]);
         for (int k = 0; k < 4; k++) check_assign(ctx, all[i], k % 2, k / 2);
         check_assign_special(ctx, all[i]);
-        check_memory(all[i]);
+        /* each failure makes the grid anew: seconds for grids of several dimensions, minutes under a sanitizer */
+        if (!getenv("PVTUNE_QUICK") || strncmp(all[i], "higgs:p", 7) != 0 || all[i][7] == '1') check_memory(all[i]);
     }
     check_same_bits();
 }

@@ -71,8 +71,8 @@
          3  codebooks: pvti_decode_row, its adjoint pvti_scatter_rows, and pvti_nearest
          4  search: pvti_l2_*, the V step of codebooks
          5  optimizer: Adam and LAMB
-         6  pv: the derivation and pvti_strategies; from "selection of groups" on what a step calls;
-            last pvt_pv_apply, a step of one weight
+         6  pv: the derivation and pvti_strategies; pv step: what a step calls, last pvt_pv_apply, a step
+            of one weight
          7  blocks: a transformer block and its adjoint (letters: interface: ops; formula: families)
          8  run: from "forward" on pvt_run_forward, and pvt_run_backward, which hands over one gradient
             at a time
@@ -121,7 +121,7 @@
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
-                    higgs · e8p · iq2 · scalar · representations · optimizer · pv
+                    higgs · e8p · iq2 · scalar · representations · optimizer · pv · pv step
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
@@ -1329,9 +1329,9 @@ typedef struct pvt_load_desc {
 } pvt_load_desc;
 
 /* Opens a Hugging Face directory (dense, AQLM, or in the layout that pvt_model_save has for other
-   formats), a .gguf or a llama2.c .bin; the kind is read from the content. Weights are mapped, not copied, where their type allows. A save into the directory
-   that was interrupted after it had everything is completed first, which writes there. Pipes and devices
-   are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
+   formats), a .gguf or a llama2.c .bin; the kind is read from the content. Weights are mapped, not copied,
+   where their type allows. A save into the directory that was interrupted after it had everything is
+   completed first, which writes there. Pipes and devices are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
    meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
 #endif
@@ -1393,9 +1393,9 @@ typedef struct pvt_save_desc {
 } pvt_save_desc;
 #ifndef PVTUNE_NO_FILES /* saving */
 /* Writes the Hugging Face layout (AQLM where all codes are aqlm in one format without a rotation; other codes
-   in a layout of our own, which transformers refuses): model.safetensors, config.json, tokenizer files, generation_config.json, and a model card (README.md; one that pvtune did not write is left
-   alone). The directory is made when it does not exist. What of these
-   the model that was there had and this one has not is removed, with shards; other files stay. All new
+   in a layout of our own, which transformers refuses): model.safetensors, config.json, tokenizer files,
+   generation_config.json, and a model card (README.md; one that pvtune did not write is left alone). The
+   directory is made when it does not exist. What of these the model that was there had and this one has not is removed, with shards; other files stay. All new
    files are complete on the device before the first old one goes: after an error, or a death of the process
    at any moment, the directory holds the old model or the new one, or, without a config.json, what the next
    pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
@@ -9829,6 +9829,10 @@ PVT_API pvt_result pvt_pv_end(pvt_pv *pv, pvt_pv_stats *stats)
     if (stats) *stats = pv->stats;
     return PVT_OK;
 }
+
+// >>pv step
+/*  What a step calls, in the order of the derivation: which groups, their codes, the target, the step of one
+    weight. */
 
 /* ---- selection of groups ---- */
 

@@ -36,22 +36,6 @@ interop() { # MAJOR TRANSFORMERS TORCH
     cat "$work/$1.rows" | tee -a "$report"
 }
 
-blocks() { # GGUF's block types, against llama.cpp's decoders
-    case ${INTEROP_ONLY:-gguf} in gguf) ;; *) return ;; esac
-    venv=${INTEROP_VENV_GGUF:-$BUILD/venv-llama-cpp}
-    if ! "$venv/bin/python" -c 'import llama_cpp, gguf, safetensors, numpy' 2>/dev/null; then
-        echo "interop: building llama.cpp into $venv, some minutes" >&2
-        python3 -m venv "$venv" || die "python3 -m venv does not work here"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' 'gguf==0.19.0' \
-            'safetensors==0.8.0' 'numpy==2.4.6' || die "llama-cpp-python could not be built: a C++ compiler and a network are needed"
-    fi
-    "$venv/bin/python" tests/interop_blocks.py "$BUILD/pvtune" "$work/gguf" 2>"$work/gguf.log" >"$work/gguf.rows" ||
-        { tail -3 "$work/gguf.log" >&2; echo "the script on GGUF did not run to its end, see $work/gguf.log FAILED" >>"$work/gguf.rows"; }
-    cat "$work/gguf.rows" | tee -a "$report"
-}
-
-# ---- the targets of export, each in the runtime itself ----
-
 packages() { # NAME VENV TEST PACKAGE...: sets venv
     venv=$2
     if "$venv/bin/python" -c "import $3" 2>/dev/null; then return; fi
@@ -65,6 +49,21 @@ packages() { # NAME VENV TEST PACKAGE...: sets venv
     BUILD_CUDA_EXT=0 "$venv/bin/pip" install --quiet --disable-pip-version-check ${isolation:-} "$@" ||
         echo "interop: $name could not be installed; its rows fail" >&2
 }
+
+llama_cpp() { # sets venv
+    packages llama.cpp "${INTEROP_VENV_GGUF:-$BUILD/venv-llama-cpp}" 'llama_cpp, gguf, safetensors, numpy' numpy==2.4.6 \
+        llama-cpp-python==0.3.36 safetensors==0.8.0 gguf==0.19.0
+}
+
+blocks() { # GGUF's block types, against llama.cpp's decoders
+    case ${INTEROP_ONLY:-gguf} in gguf) ;; *) return ;; esac
+    llama_cpp
+    "$venv/bin/python" tests/interop_blocks.py "$BUILD/pvtune" "$work/gguf" 2>"$work/gguf.log" >"$work/gguf.rows" ||
+        { tail -3 "$work/gguf.log" >&2; echo "the script on GGUF did not run to its end, see $work/gguf.log FAILED" >>"$work/gguf.rows"; }
+    cat "$work/gguf.rows" | tee -a "$report"
+}
+
+# ---- the targets of export, each in the runtime itself ----
 
 target() { # PART: rows of one runtime, in $venv
     CUDA_VISIBLE_DEVICES='' TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
@@ -87,8 +86,7 @@ targets() {
     target gptqmodel
     packages mlx "${INTEROP_VENV_MLX:-$BUILD/venv-mlx}" 'mlx_lm, mlx.core' 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
     target mlx
-    packages llama.cpp "${INTEROP_VENV_GGUF:-$BUILD/venv-llama-cpp}" 'llama_cpp, safetensors, numpy' numpy==2.4.6 \
-        llama-cpp-python==0.3.36 safetensors==0.8.0 gguf==0.19.0
+    llama_cpp
     target llama.cpp
 }
 

@@ -709,7 +709,7 @@ static void test_memory(const char *target, const char *format, const char *toke
     quantize(ctx, model, format, 1, 2);
     set_tokenizer(ctx, model, tokenizer);
     int64_t before = f.live;
-    for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : 37) {
+    for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : PVTI_MAX(1, at / 8)) {
         f.left = at;
         result = pvt_model_export(model, target, in("memory"), &save);
         clean = clean && f.live == before;

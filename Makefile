@@ -22,15 +22,15 @@ TESTS_SH     := $(patsubst tests/%.sh,%,$(wildcard tests/test_*.sh))
 TESTS_INSIDE := $(patsubst tests/%.c,%,$(shell grep -l 'define PVTUNE_IMPLEMENTATION' tests/test_*.c 2>/dev/null))
 TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test_rotation
 # The scripts come first: one of them takes longer than any program, and is no one to wait for at the end.
-# test_rooms reads the sources and compiles nothing: not once more with PVTUNE_QUICK. Under sanitizers the scripts
-# and what is compiled in double would be the same memory and the same threads once more; and the thread sanitizer
-# gets the tests that have threads.
+# test_rooms reads the sources and compiles nothing: not once more with PVTUNE_QUICK, nor what is compiled in
+# double. Under sanitizers the scripts would compile what is compiled already; and the thread sanitizer gets the tests
+# that have threads.
 SANITIZE_WITH  = $(findstring -fsanitize,$(CFLAGS))
 TESTS_SCRIPTS := $(if $(SANITIZE_WITH),,$(if $(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH)))
 TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed test_quantize test_strategies test_rotation \
                  test_tuner test_company test_system test_tokens test_weight
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
-TESTS_AGAIN   := $(if $(SANITIZE_WITH),,$(addsuffix _double,$(TESTS_DOUBLE)))
+TESTS_AGAIN   := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,$(addsuffix _double,$(TESTS_DOUBLE)))
 TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)

@@ -23501,8 +23501,8 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
                      "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
-                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, no fine-tuning, frozen "
-                     "values); mlx holds any",
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, and fine-tuning and tuning "
+                     "that train no zeros); mlx holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }

@@ -39,6 +39,10 @@
         code is taken or drawn among two. Without a V step there is none of them: that is continuous.
         Two things more can be chosen: which groups are searched (pvt_selection, pvt_key), and the step from
         which T comes (pvt_v_step): an optimizer's, or η = 1/L as above, with L given or searched for.
+        Of integers the buffer is what quantization-aware training calls the weight; its gradients, which
+        see the rounding and the clamp, are a choice, too (pvt_surrogate). And pvt_pv_desc.train says what
+        moves at all: norms alone are Norm Tweaking, scales alone E2E-QP; codes, scales and zeros of one block
+        after the other, from the original weights, are Block-AP (pvt_quantize_desc.finetune).
         P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
         search.
 
@@ -1154,13 +1158,14 @@ typedef enum pvt_v_step {
     PVT_STEP_PLAIN           /* by −lr_scale/L·∇φ; of `codes` nothing counts */
 } pvt_v_step;
 
-/*  Quantization-aware training (QAT): with a buffer T behind integers, W = s·(q − z), q = round(clamp(T/s + z)),
-    gradients may see more than the codes as they are: f = dW/dT, a surrogate for the derivative of rounding
-    times that of the clamp, takes part in the gradients of T, scales and zeros. W itself stays what the codes
-    make: the model that is saved is the one that is trained. Formulas: section surrogates. */
+/*  Quantization-aware training (QAT): with a buffer T behind integers, W = s·(q − z),
+    q = round(clamp(T/s + z)), gradients may see more than the codes as they are: f = dW/dT, a surrogate for
+    the derivative of rounding times that of the clamp, takes part in the gradients of T, scales and zeros. W
+    itself stays what the codes make: the model that is saved is the one that is trained. Formulas: section
+    surrogates. */
 typedef enum pvt_surrogate {
     PVT_SURROGATE_NONE,     /* PV-Tuning's own: scales and zeros by the codes as they are, T by dW */
-    PVT_SURROGATE_IDENTITY, /* rounding has derivative 1, what is clamped 0: EfficientQAT (arXiv 2407.11062) */
+    PVT_SURROGATE_IDENTITY, /* rounding has derivative 1, what is clamped 0 (EfficientQAT, 2407.11062) */
     PVT_SURROGATE_SIGMOID,  /* t·σ(v)·(1 − σ(v)), v = t·(r − ½), r the part behind the point; t is
                                surrogate_temperature (arXiv 2410.10849): little far from where a code tips */
     PVT_SURROGATE_ROOT      /* min(3, ⅕·|2r − 1|^(−⅘)): LC-QAT's */
@@ -1243,10 +1248,10 @@ typedef struct pvt_pv_desc {
        agree: strategy continuous is "without codes", freeze_values "without codebooks, scales and zeros". */
     unsigned train;
     bool freeze_values;   /* V step alone: codebooks, scales and zeros stay */
-    /* QAT; with a buffer (delta < 1) and not on a device; weights with codes must be int:BgG, int:BgGs, q2_0 */
+    /* QAT; with a buffer (delta < 1), not on a device; all weights with codes int:BgG, int:BgGs or q2_0 */
     pvt_surrogate surrogate;
     double surrogate_temperature; /* t of SIGMOID; 0: 4 */
-    double clamp_sharpness;       /* β > 0: the soft clamp of arXiv 2410.10849 with gates σ(βx); 0: a hard one */
+    double clamp_sharpness;       /* β > 0: the soft clamp of 2410.10849 with gates σ(βx); 0: a hard one */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
 } pvt_pv_desc;
 
@@ -1480,9 +1485,9 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
     dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
     has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
     leave them whole, block fine-tuning moves them (finetune_epochs < 0: there is none), as tuning does, and
-    pvt_pv_desc.train without PVT_TRAIN_ZEROS keeps them in both. A GGUF says neither that text is composed (NFC)
-    nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc, which may
-    be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
+    pvt_pv_desc.train without PVT_TRAIN_ZEROS keeps them in both. A GGUF says neither that text is composed
+    (NFC) nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc,
+    which may be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
     general.name and general.description. Errors: those of pvt_model_save;
     ARGUMENT (no such target; the file exists), UNSUPPORTED (a sentence that names the tensor, or what of the
     model the format cannot say). */
@@ -1639,7 +1644,7 @@ typedef struct pvt_quantize_desc {
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
     double finetune_lr;     /* 0: 2e-4 */
-    /* Block-AP (EfficientQAT, arXiv 2407.11062): fine-tuning moves codes, too. Strategy, surrogate, optimizers
+    /* Block-AP (EfficientQAT, 2407.11062): fine-tuning moves codes, too. Strategy, surrogate, optimizers
        of a pv; its values.lr 0: finetune_lr; its codes without rule and rate: Adam, 1e-3. Each buffer starts
        from the original weights (pvt_pv_set_buffer). Of train norms and biases count as well. NULL:
        continuous, all that is not a code. Read during the call. */
@@ -1695,7 +1700,7 @@ typedef struct pvt_comm {
 } pvt_comm;
 
 typedef struct pvt_tune_desc {
-    pvt_pv_desc pv;         /* strategy, optimizers, cap, … */
+    pvt_pv_desc pv;         /* strategy, optimizers, cap, …; of train all words count */
     int64_t steps;          /* 0: 200 */
     int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
     int64_t micro_batch;    /* sequences a forward; 0: what fits; less than a rank's batch: gradients are
@@ -1704,7 +1709,7 @@ typedef struct pvt_tune_desc {
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
-    bool freeze_dense;      /* tune codebook weights only; norms, biases, embedding and head stay */
+    bool freeze_dense;      /* what has no codes stays: pv.train without PVT_TRAIN_DENSE */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
     /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the
@@ -8616,26 +8621,26 @@ static const pvti_kind pvti_kind_iq2_xs = {
 // >>surrogates
 /*  Quantization-aware training of integers. Behind the codes of a group stands the buffer T, and
         u = T/s + z,   c = clamp(u) to 0 … n,   q = round(c),   W = s·(q − z).
-    Back-propagation gives G = ∂φ/∂W. With f = ρ·κ for each weight, ρ a stand-in for the derivative of rounding
-    at c (its own is 0 nearly everywhere) and κ = dc/du, the chain rule is
+    Back-propagation gives G = ∂φ/∂W. With f = ρ·κ for each weight, ρ a stand-in for the derivative of
+    rounding at c (its own is 0 nearly everywhere) and κ = dc/du, the chain rule is
         ∂W/∂T = s·f/s = f                         dT = G·f
         ∂W/∂s = q − z + s·f·(−T/s²)               ds = Σ over the group of G·((q − z) − f·T/s)
         ∂W/∂z = s·(f − 1)                         dz = s·Σ over the group of G·(f − 1).
-    PV-Tuning's own gradients are these with f = 0 in ds and dz, for there the codes are what they are whatever
-    the values do, and f = 1 in dT.
+    PV-Tuning's own gradients are these with f = 0 in ds and dz, for there the codes are what they are
+    whatever the values do, and f = 1 in dT.
 
     With ρ = 1 and a hard clamp they are EfficientQAT's (arXiv 2407.11062), whose q = clamp(round(T/s) + z):
                   q − z                    f     ds                  dz    dT
         inside    round(T/s)               1     round(T/s) − T/s    0     G
         below     −z                       0     −z                  −s    0
-        above     n − z                    0     n − z               −s    0      (times G; summed where ds, dz)
+        above     n − z                    0     n − z               −s    0     (times G, summed in ds, dz)
     It rounds before it clamps, so inside is −½ ≤ u ≤ n + ½. The others clamp first, at 0 and n, for beyond
     the last level there is no code to tip to. Theirs (arXiv 2410.10849), with r = c − ⌊c⌋ and v = t·(r − ½):
         ρ = t·σ(v)·(1 − σ(v)),   ∫₀¹ρ dr = tanh(t/4);          LC-QAT's   ρ = min(3, ⅕·|2r − 1|^(⅕ − 1))
         soft clamp:  c = u·g(u)·g(n − u) + n·g(u − n),   g(x) = σ(βx),
                      κ = g(u)·g(n − u) + g'(u)·u·g(n − u) + g'(u − n)·(n − u·g(u)),   g' = β·g·(1 − g).
-    ρ·κ is the derivative of a function, a smooth staircase. But W is not that staircase's: it is what the codes
-    make, which is what is saved, measured and run. */
+    ρ·κ is the derivative of a function, a smooth staircase. But W is not that staircase's: it is what the
+    codes make, which is what is saved, measured and run. */
 
 static double pvti_gate(double x) { return 1 / (1 + pvti_exp64(PVTI_MIN(PVTI_MAX(-x, -700.0), 700.0))); }
 
@@ -8691,7 +8696,8 @@ static void pvti_surrogate_task(void *arg, int64_t row, int worker)
     double n = (double)(pvti_code_limit(&a->weight->format) - 1);
     (void)worker;
     for (int64_t g = row * GI; g < (row + 1) * GI; g++) {
-        double s = (double)a->scales[g], z = a->zeros ? (double)a->zeros[g] : a->origin, along = 0, across = 0;
+        double s = (double)a->scales[g], z = a->zeros ? (double)a->zeros[g] : a->origin;
+        double along = 0, across = 0;
         for (int64_t k = g * ig; k < (g + 1) * ig; k++) {
             double G = (double)a->dW[k], units = s != 0 ? (double)a->T[k] / s : 0;
             /* a scale of 0 makes all codes equal: nothing is to be had from another */
@@ -9519,7 +9525,8 @@ PVT_API void pvt_train_text(unsigned train, char out[96])
     out[0] = 0;
     for (int i = 0; i < (int)PVTI_COUNT(pvti_train_words) - 1 && used < 96; i++)
         if (train & pvti_train_words[i].bits)
-            used += snprintf(out + used, 96 - (size_t)used, "%s%s", used ? "," : "", pvti_train_words[i].name);
+            used += snprintf(out + used, 96 - (size_t)used, "%s%s", used ? "," : "",
+                             pvti_train_words[i].name);
 }
 
 /* Is that array of a weight trained? A value whose name is no word goes with the scales. */
@@ -9872,8 +9879,8 @@ static pvt_result pvti_pv_check_training(pvt_ctx *ctx, const pvt_pv_desc *d)
     else if (d->clamp_sharpness > 0 && !bent)
         why = "clamp_sharpness belongs to a surrogate: choose identity, sigmoid or root";
     else if (bent && (d->strategy == PVT_STRATEGY_CONTINUOUS || d->delta >= 1))
-        why = "a surrogate is for the buffer behind codes that move: strategy ste or subspace-ste, delta below 1, "
-              "and codes trained";
+        why = "a surrogate is for the buffer behind codes that move: strategy ste or subspace-ste, delta "
+              "below 1, and codes trained";
     if (why) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why);
     if (bent && ctx->device)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
@@ -10051,7 +10058,8 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         e->adam[i].n = count;
         if (!e->dvalues[i]) return false;
         if (pvti_trains(pv->desc.train, &arrays[i]) &&
-            !pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values, false))
+            !pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values,
+                             false))
             return false;
     }
     if (!codes) return true;
@@ -10484,8 +10492,8 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     return finite;
 }
 
-/* Values down their gradient, which the chain rule takes out of dW; codes stay. With a surrogate dT is made with
-   it, from the values as they were. */
+/* Values down their gradient, which the chain rule takes out of dW; codes stay. With a surrogate dT is made
+   with it, from the values as they were. */
 static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW, pvt_real *dT)
 {
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
@@ -10641,7 +10649,8 @@ PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
     pvti_return_args s;
     pvt_assign a;
     if (!pvti_finite(pv->ctx, T, w->O * w->I, pv->sums))
-        return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the start of the buffer of %s is not finite", e->name);
+        return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the start of the buffer of %s is not finite",
+                         e->name);
     if (w->format.rotation) pvti_rotate_weight(pv->ctx, e->buffer.w, T, w, false);
     else pvti_copy(pv->ctx, e->buffer.w, T, w->O * w->I);
     memset(&a, 0, sizeof a), memset(&s, 0, sizeof s);
@@ -12621,11 +12630,11 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
 }
 
 /* Is that linear's buffer to start from the original weights? Codes of an earlier run have none. */
-static bool pvti_quantizer_buffered(const pvti_quantizer *z, const pvti_layer *layer, const pvti_layer *original,
-                                    int j)
+static bool pvti_quantizer_buffered(const pvti_quantizer *z, const pvti_layer *layer,
+                                    const pvti_layer *original, int j)
 {
-    return z->pv.strategy != PVT_STRATEGY_CONTINUOUS && z->pv.delta < 1 && pvti_has_codes(&layer->linear[j]) &&
-           !pvti_has_codes(&original->linear[j]);
+    return z->pv.strategy != PVT_STRATEGY_CONTINUOUS && z->pv.delta < 1 &&
+           pvti_has_codes(&layer->linear[j]) && !pvti_has_codes(&original->linear[j]);
 }
 
 static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
@@ -12887,7 +12896,8 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     if (d->finetune_epochs < 0) return PVT_OK;
     if (z->pv.loss)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
-                         "quantize: block fine-tuning has no loss to search L with: set smoothness, and no loss");
+                         "quantize: block fine-tuning has no loss to search L with: set smoothness, and no "
+                         "loss");
     if (z->pv.surrogate != PVT_SURROGATE_NONE)
         PVTI_TRY(pvti_surrogate_check(z->ctx, "quantize: the model", &d->format));
     PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
@@ -23501,8 +23511,8 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
                      "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
-                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, and fine-tuning and tuning "
-                     "that train no zeros); mlx holds any",
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, and fine-tuning and "
+                     "tuning that train no zeros); mlx holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }
@@ -23764,10 +23774,12 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
              fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam, fit.method & 3,
              fit.act_order, number[2]);
     pvti_number_text(d->finetune_lr, 0, number[0]);
-    int at = snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
+    int at = snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0),
+                      number[0]);
     if (d->finetune)
-        snprintf(z->options[5].value + at, (size_t)(200 - at), " strategy %s surrogate %d train %u, hash %016llx",
-                 pvt_strategy_name(z->pv.strategy), (int)z->pv.surrogate, z->pv.train,
+        snprintf(z->options[5].value + at, (size_t)(200 - at),
+                 " strategy %s surrogate %d train %u, hash %016llx", pvt_strategy_name(z->pv.strategy),
+                 (int)z->pv.surrogate, z->pv.train,
                  (unsigned long long)pvti_tuner_pv_hash(&z->pv));
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
              (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
@@ -23964,7 +23976,8 @@ static void pvti_tuner_choices_text(const pvt_pv_desc *d, char out[PVTI_OPTION_T
     if (d->surrogate != PVT_SURROGATE_NONE) {
         at += (size_t)snprintf(out + at, room - at, " surrogate %d temperature %s", (int)d->surrogate,
                                pvti_short_number(d->surrogate_temperature, n));
-        at += (size_t)snprintf(out + at, room - at, " sharpness %s", pvti_short_number(d->clamp_sharpness, n));
+        at += (size_t)snprintf(out + at, room - at, " sharpness %s",
+                               pvti_short_number(d->clamp_sharpness, n));
     }
     /* what the words before do not say: a part of the values, or of the dense parameters */
     unsigned values = d->train & PVT_TRAIN_VALUES, dense = d->train & PVT_TRAIN_DENSE;

@@ -138,7 +138,7 @@ static void check_surrogate(pvt_ctx *ctx, const char *format, pvt_surrogate surr
     static pvt_real dT[N], ds[N], dz[N];
     static qat q;
     pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, ds, dz};
-    double h = 1e-5, worst = 0, tolerance = sizeof(pvt_real) == 8 ? 1e-6 : 2e-4;
+    double h = 1e-6, worst = 0, tolerance = sizeof(pvt_real) == 8 ? 1e-6 : 2e-4;
     int bent = 0;
     qat_open(ctx, format, surrogate, temperature, sharpness, &q);
     memset(ds, 0, sizeof ds), memset(dz, 0, sizeof dz);

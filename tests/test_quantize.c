@@ -161,16 +161,20 @@ static double no_loss(void *user)
 }
 
 /* Stopped in every phase and then resumed, on another number of threads: the same bytes, the same report. */
-static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format)
+static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format, bool codes)
 {
     static const struct { const char *phase; int after, files[2]; } stops[] = { /* files: head last; embedding first */
         {"observe", 1, {0, 1}}, {"observe", 2, {1, 2}}, {"quantize", 1, {0, 0}}, {"quantize", 2, {0, 0}},
         {"quantize", 5, {0, 1}}, {"finetune", 1, {0, 1}}, {"finetune", 3, {1, 2}}, {"quantize", 13, {1, 2}},
         {"quantize", 22, {2, 3}}, {"quantize", 23, {3, 3}}};
     setup s = make_setup(ctx, tied);
-    const setup begin = with_embed_format(ctx, &s, embed_format);
     watch whole, w;
     char why[1024];
+    pvt_pv_desc finetune;
+    memset(&finetune, 0, sizeof finetune);
+    finetune.strategy = PVT_STRATEGY_STE, finetune.codes.lr = 0.3, finetune.cap = 0.5;
+    setup begin = with_embed_format(ctx, &s, embed_format);
+    if (codes) begin.desc.finetune = &finetune;
     s = begin;
     memset(&whole, 0, sizeof whole);
     s.desc.checkpoint = NULL;
@@ -442,10 +446,10 @@ int main(void)
     pvt_ctx *ctx = NULL;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK || !test_scratch(dir, sizeof dir)) return 1;
     snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint", dir);
-    check_resume(ctx, true, NULL);
-    check_resume(ctx, false, NULL);
-    check_resume(ctx, true, "int:4g32");
-    check_resume(ctx, false, "int:8g16");
+    check_resume(ctx, true, NULL, false);
+    check_resume(ctx, false, NULL, false);
+    check_resume(ctx, true, "int:4g32", false);
+    check_resume(ctx, false, "int:8g16", true); /* fine-tuning moves codes, too */
     check_embed_format(ctx);
     check_options(ctx);
     check_finetune_refused(ctx);

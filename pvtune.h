@@ -1250,8 +1250,8 @@ typedef struct pvt_pv_desc {
     bool freeze_values;   /* V step alone: codebooks, scales and zeros stay */
     /* QAT; with a buffer (delta < 1), not on a device; all weights with codes int:BgG, int:BgGs or q2_0 */
     pvt_surrogate surrogate;
-    double surrogate_temperature; /* t of SIGMOID; 0: 4 */
-    double clamp_sharpness;       /* β > 0: the soft clamp of 2410.10849 with gates σ(βx); 0: a hard one */
+    double surrogate_temperature; /* t of SIGMOID; 0: 4, at which a code that tips has slope 1 */
+    double clamp_sharpness;       /* β of the soft clamp of 2410.10849, gates σ(βx); 0: 4; negative: hard */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
 } pvt_pv_desc;
 
@@ -9818,6 +9818,7 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
     pvti_train_resolve(&d);
     if (d.surrogate == PVT_SURROGATE_SIGMOID && d.surrogate_temperature == 0) d.surrogate_temperature = 4;
+    if (d.surrogate != PVT_SURROGATE_NONE && d.clamp_sharpness == 0) d.clamp_sharpness = 4;
     const pvti_strategy *s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies)
                                                   ? d.strategy : 0];
     if (d.cap == 0) d.cap = s->cap;
@@ -9872,11 +9873,11 @@ static pvt_result pvti_pv_check_training(pvt_ctx *ctx, const pvt_pv_desc *d)
     if ((d->train & ~(unsigned)PVT_TRAIN_ALL) || (unsigned)d->surrogate > PVT_SURROGATE_ROOT)
         why = "train or surrogate is none of their constants";
     else if (!(d->surrogate_temperature >= 0 && d->surrogate_temperature <= 1e6) ||
-             !(d->clamp_sharpness >= 0 && d->clamp_sharpness <= 1e6))
-        why = "surrogate_temperature and clamp_sharpness must lie in 0 to 1e6";
+             !(fabs(d->clamp_sharpness) <= 1e6))
+        why = "surrogate_temperature must lie in 0 to 1e6, clamp_sharpness in -1e6 to 1e6";
     else if (d->surrogate_temperature > 0 && d->surrogate != PVT_SURROGATE_SIGMOID)
         why = "surrogate_temperature belongs to the surrogate sigmoid";
-    else if (d->clamp_sharpness > 0 && !bent)
+    else if (d->clamp_sharpness != 0 && !bent)
         why = "clamp_sharpness belongs to a surrogate: choose identity, sigmoid or root";
     else if (bent && (d->strategy == PVT_STRATEGY_CONTINUOUS || d->delta >= 1))
         why = "a surrogate is for the buffer behind codes that move: strategy ste or subspace-ste, delta "

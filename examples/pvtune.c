@@ -43,7 +43,7 @@ typedef struct options {
     double damp;
 } options;
 
-#define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
+#define NOT_GIVEN (-1) /* of --warmup and --clamp-sharpness, where 0 says something */
 
 #define AT(field) offsetof(options, field)
 #define POSITIONAL(name, field, help) {name, NULL, OPTION_TEXT, AT(field), true, "", 0, 0, NULL, help}
@@ -91,8 +91,8 @@ static const option info_rows[] = {
 #define SURROGATE /* quantization-aware training: of tune, and of block fine-tuning */                       \
     {"--surrogate-temperature", NULL, OPTION_REAL, AT(surrogate_temperature), false, "X", 1e-9, 1e6, "(4)",  \
      "of sigmoid: how much more it hears of weights that are about to take another code"},                   \
-    {"--clamp-sharpness", NULL, OPTION_REAL, AT(clamp_sharpness), false, "X", 1e-9, 1e6, "(hard)",           \
-     "of a surrogate's soft clamp: weights beyond the last code still hear a little"}
+    {"--clamp-sharpness", NULL, OPTION_REAL, AT(clamp_sharpness), false, "X", 0, 1e6, "(4)",                 \
+     "of a surrogate's clamp: weights beyond the last code still hear a little; 0: nothing, a hard clamp"}
 #define SURROGATES "none|identity|sigmoid|root"
 #define STRATEGIES "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv"
 static const option quantize_rows[] = {
@@ -694,7 +694,8 @@ static int choice_index(const char *choice, const char *choices)
 static void set_surrogate(const options *o, pvt_pv_desc *pv)
 {
     pv->surrogate = (pvt_surrogate)choice_index(o->surrogate, SURROGATES);
-    pv->surrogate_temperature = o->surrogate_temperature, pv->clamp_sharpness = o->clamp_sharpness;
+    pv->surrogate_temperature = o->surrogate_temperature;
+    pv->clamp_sharpness = o->clamp_sharpness == NOT_GIVEN ? 0 : o->clamp_sharpness == 0 ? -1 : o->clamp_sharpness;
 }
 
 static pvt_tune_desc tune_desc(const options *o)
@@ -866,7 +867,7 @@ static void finetune(const options *o, pvt_pv_desc *pv, pvt_quantize_desc *desc)
 {
     bool codes = strcmp(o->surrogate, "none") != 0 || o->finetune_code_lr > 0;
     set_surrogate(o, pv);
-    if (!codes && !o->finetune_strategy && !o->finetune_train && o->surrogate_temperature == 0 && o->clamp_sharpness == 0)
+    if (!codes && !o->finetune_strategy && !o->finetune_train && o->surrogate_temperature == 0 && pv->clamp_sharpness == 0)
         return;
     pv->strategy = codes ? PVT_STRATEGY_STE : PVT_STRATEGY_CONTINUOUS;
     if (o->finetune_strategy) pvt_strategy_parse(NULL, o->finetune_strategy, &pv->strategy); /* a choice: checked */
@@ -1933,7 +1934,7 @@ int main(int argc, char **argv)
     const struct verb *v = find_verb(argv[1]);
     if (!v) return 2;
     a.verb = v->name;
-    a.o.warmup = NOT_GIVEN;
+    a.o.warmup = NOT_GIVEN, a.o.clamp_sharpness = NOT_GIVEN;
     sets[n_sets++] = v->options;
     sets[n_sets++] = common_set;
     if (v->run == verb_info) sets[n_sets++] = plan_set;

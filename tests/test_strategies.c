@@ -678,6 +678,10 @@ static void test_train_words(void)
     CHECK(r.train == (PVT_TRAIN_ALL & ~PVT_TRAIN_VALUES) && pvt_pv_resolve(&r).train == r.train);
     d.strategy = PVT_STRATEGY_CONTINUOUS, d.freeze_values = false;
     CHECK(pvt_pv_resolve(&d).train == (PVT_TRAIN_ALL & ~PVT_TRAIN_CODES));
+    memset(&d, 0, sizeof d), d.surrogate = PVT_SURROGATE_SIGMOID, r = pvt_pv_resolve(&d);
+    CHECK(r.surrogate_temperature == 4 && r.clamp_sharpness == 4 && pvt_pv_resolve(NULL).clamp_sharpness == 0);
+    d.clamp_sharpness = -1, r = pvt_pv_resolve(&d);
+    CHECK(r.clamp_sharpness == -1 && pvt_pv_resolve(&r).clamp_sharpness == -1);
     memset(&d, 0, sizeof d), d.train = PVT_TRAIN_SCALES | PVT_TRAIN_NORMS, r = pvt_pv_resolve(&d);
     CHECK(r.strategy == PVT_STRATEGY_CONTINUOUS && !r.freeze_values && r.train == d.train);
     d.train = PVT_TRAIN_CODES, r = pvt_pv_resolve(&d);
@@ -688,8 +692,8 @@ static void test_qat(void)
 {
     static const char *const able[] = {"int:2g16", "had:int:2g16", "int:3g8s", "q2_0"};
     for (int i = 0; i < 4; i++) {
-        check_qat_step(able[i], PVT_SURROGATE_IDENTITY, 0);
-        check_qat_step(able[i], PVT_SURROGATE_SIGMOID, 0), check_qat_step(able[i], PVT_SURROGATE_SIGMOID, 5);
+        check_qat_step(able[i], PVT_SURROGATE_IDENTITY, -1);
+        check_qat_step(able[i], PVT_SURROGATE_SIGMOID, -1), check_qat_step(able[i], PVT_SURROGATE_SIGMOID, 5);
         check_qat_step(able[i], PVT_SURROGATE_ROOT, 0);
     }
     check_set_buffer("int:2g16"), check_set_buffer("had2:int:2g16"), check_set_buffer("q2_0");
@@ -731,7 +735,8 @@ static void test_refusals(void)
     REFUSE("none of their constants", d.surrogate = (pvt_surrogate)4);
     REFUSE("none of their constants", d.train = 1 << 20);
     REFUSE("must lie in 0 to 1e6", (d.surrogate = PVT_SURROGATE_SIGMOID, d.surrogate_temperature = -1));
-    REFUSE("must lie in 0 to 1e6", (d.surrogate = PVT_SURROGATE_SIGMOID, d.clamp_sharpness = (double)NAN));
+    REFUSE("clamp_sharpness in -1e6", (d.surrogate = PVT_SURROGATE_SIGMOID, d.clamp_sharpness = (double)NAN));
+    REFUSE("belongs to a surrogate", d.clamp_sharpness = -1);
     REFUSE("belongs to the surrogate sigmoid", (d.surrogate = PVT_SURROGATE_ROOT, d.surrogate_temperature = 2));
     REFUSE("belongs to a surrogate", d.clamp_sharpness = 2);
     REFUSE("for the buffer behind codes", (d.surrogate = PVT_SURROGATE_IDENTITY, d.strategy = PVT_STRATEGY_LINEARIZED));
@@ -772,7 +777,7 @@ static void choose(pvt_pv_desc *d, int which)
     if (which == 4) d->strategy = PVT_STRATEGY_SUBSPACE, d->step = PVT_STEP_PLAIN, d->smoothness = 2;
     if (which == 5) d->strategy = PVT_STRATEGY_LINEARIZED, d->step = PVT_STEP_PLAIN, d->loss = step_loss;
     if (which >= CHOICES) d->strategy = PVT_STRATEGY_STE, d->cap = 0, d->beam = 0; /* of int:2g8 */
-    if (which == 6) d->surrogate = PVT_SURROGATE_IDENTITY;
+    if (which == 6) d->surrogate = PVT_SURROGATE_IDENTITY, d->clamp_sharpness = -1;
     if (which == 7) d->surrogate = PVT_SURROGATE_SIGMOID, d->clamp_sharpness = 4, d->moments = PVT_BF16;
     if (which == 8) d->surrogate = PVT_SURROGATE_ROOT, d->train = PVT_TRAIN_ALL & ~PVT_TRAIN_ZEROS;
 }

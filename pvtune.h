@@ -39,6 +39,10 @@
         code is taken or drawn among two. Without a V step there is none of them: that is continuous.
         Two things more can be chosen: which groups are searched (pvt_selection, pvt_key), and the step from
         which T comes (pvt_v_step): an optimizer's, or η = 1/L as above, with L given or searched for.
+        Of integers the buffer is what quantization-aware training calls the weight; its gradients, which
+        see the rounding and the clamp, are a choice, too (pvt_surrogate). And pvt_pv_desc.train says what
+        moves at all: norms alone are Norm Tweaking, scales alone E2E-QP; codes, scales and zeros of one block
+        after the other, from the original weights, are Block-AP (pvt_quantize_desc.finetune).
         P and V share one gradient: a step costs what ordinary training costs, and a few percent for the
         search.
 
@@ -121,7 +125,8 @@
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
-                    higgs · e8p · iq2 · scalar · representations · optimizer · pv · pv step
+                    higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
+                    pv step
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
                     quantize blocks · company · tuner
       II files
@@ -1153,6 +1158,41 @@ typedef enum pvt_v_step {
     PVT_STEP_PLAIN           /* by −lr_scale/L·∇φ; of `codes` nothing counts */
 } pvt_v_step;
 
+/*  Quantization-aware training (QAT): with a buffer T behind integers, W = s·(q − z),
+    q = round(clamp(T/s + z)), gradients may see more than the codes as they are: f = dW/dT, a surrogate for
+    the derivative of rounding times that of the clamp, takes part in the gradients of T, scales and zeros. W
+    itself stays what the codes make: the model that is saved is the one that is trained. Formulas: section
+    surrogates. */
+typedef enum pvt_surrogate {
+    PVT_SURROGATE_NONE,     /* PV-Tuning's own: scales and zeros by the codes as they are, T by dW */
+    PVT_SURROGATE_IDENTITY, /* rounding has derivative 1, what is clamped 0 (EfficientQAT, 2407.11062) */
+    PVT_SURROGATE_SIGMOID,  /* t·σ(v)·(1 − σ(v)), v = t·(r − ½), r the part behind the point; t is
+                               surrogate_temperature (arXiv 2410.10849): little far from where a code tips */
+    PVT_SURROGATE_ROOT      /* min(3, ⅕·|2r − 1|^(−⅘)): LC-QAT's */
+} pvt_surrogate;
+
+/*  What is trained, to be or'ed: arrays of what is quantized, and in a model what is not. */
+enum {
+    PVT_TRAIN_CODES = 1,
+    PVT_TRAIN_CODEBOOKS = 2,
+    PVT_TRAIN_SCALES = 4,
+    PVT_TRAIN_ZEROS = 8,
+    PVT_TRAIN_NORMS = 16,
+    PVT_TRAIN_BIASES = 32,
+    PVT_TRAIN_EMBEDDING = 64, /* where it has no codes; with codes it goes by those above, like the head */
+    PVT_TRAIN_HEAD = 128,     /* the embedding, where they are one */
+    PVT_TRAIN_LINEARS = 256,  /* the blocks' matrices that are not quantized */
+    PVT_TRAIN_VALUES = PVT_TRAIN_CODEBOOKS | PVT_TRAIN_SCALES | PVT_TRAIN_ZEROS,
+    PVT_TRAIN_DENSE = PVT_TRAIN_NORMS | PVT_TRAIN_BIASES | PVT_TRAIN_EMBEDDING | PVT_TRAIN_HEAD |
+                      PVT_TRAIN_LINEARS,
+    PVT_TRAIN_ALL = PVT_TRAIN_CODES | PVT_TRAIN_VALUES | PVT_TRAIN_DENSE
+};
+/* Words separated by commas, e.g. "scales,norms": the names above in small letters, or "all". Errors:
+   ARGUMENT, listing the words (ctx NULL: silently). */
+PVT_API pvt_result pvt_train_parse(pvt_ctx *ctx, const char *text, unsigned *out);
+/* The text that pvt_train_parse reads back; "" for 0. */
+PVT_API void pvt_train_text(unsigned train, char out[96]);
+
 /* Adam (1412.6980) or LAMB (1904.00962) with the conventions of the reference code: eps is
    added outside the square root and not debiased; LAMB multiplies by ‖w‖/‖update‖ per tensor. */
 typedef enum pvt_optimizer_rule {
@@ -1203,7 +1243,15 @@ typedef struct pvt_pv_desc {
        codebooks the two nearest are those that the search finds (section search). */
     double rounding;
     bool force_update;    /* a searched group must change */
-    bool freeze_values;   /* V step alone: codebooks and scales stay */
+    /* PVT_TRAIN_…; 0: all. A pv asks for codes, codebooks, scales and zeros; what stays keeps every bit. The
+       rest is for pvt_tune_desc and pvt_quantize_desc. Resolved, this and the two older ways to say the same
+       agree: strategy continuous is "without codes", freeze_values "without codebooks, scales and zeros". */
+    unsigned train;
+    bool freeze_values;   /* V step alone: codebooks, scales and zeros stay */
+    /* QAT; with a buffer (delta < 1), not on a device; all weights with codes int:BgG, int:BgGs or q2_0 */
+    pvt_surrogate surrogate;
+    double surrogate_temperature; /* t of SIGMOID; 0: 4, at which a code that tips has slope 1 */
+    double clamp_sharpness;       /* β of the soft clamp of 2410.10849, gates σ(βx); 0: 4; negative: hard */
     pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
 } pvt_pv_desc;
 
@@ -1227,6 +1275,11 @@ PVT_API void pvt_pv_free(pvt_pv *pv);
    allocates: all memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
+/*  Before the first step: that weight's buffer starts from T [O, I], say the weights that were quantized,
+    instead of from W as it is now. Groups whose code is not the one nearest to T (GPTQ has its reasons for
+    such) start from W all the same, so that the first search does not undo the fit. Errors: ARGUMENT (a step
+    was made, no such handle, no buffer), NUMERIC (T not finite), UNSUPPORTED (on a device). */
+PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T);
 /* lr_scale multiplies every learning rate in this step: schedules are the caller's. Errors: ARGUMENT (inside
    a step; lr_scale < 0). */
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale);
@@ -1431,10 +1484,10 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
     dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
     has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
-    leave them whole, block fine-tuning moves them (finetune_epochs < 0: there is none), and
-    pvt_pv_desc.freeze_values keeps them from tuning. A GGUF says neither that text is composed (NFC)
-    nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc, which may
-    be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
+    leave them whole, block fine-tuning moves them (finetune_epochs < 0: there is none), as tuning does, and
+    pvt_pv_desc.train without PVT_TRAIN_ZEROS keeps them in both. A GGUF says neither that text is composed
+    (NFC) nor before which stretches of text a space goes, which llama.cpp puts before all or none. desc,
+    which may be NULL: dtype, of what is dense in directories; overwrite; base_model and card, which a GGUF holds as
     general.name and general.description. Errors: those of pvt_model_save;
     ARGUMENT (no such target; the file exists), UNSUPPORTED (a sentence that names the tensor, or what of the
     model the format cannot say). */
@@ -1591,6 +1644,11 @@ typedef struct pvt_quantize_desc {
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
     double finetune_lr;     /* 0: 2e-4 */
+    /* Block-AP (EfficientQAT, 2407.11062): fine-tuning moves codes, too. Strategy, surrogate, optimizers
+       of a pv; its values.lr 0: finetune_lr; its codes without rule and rate: Adam, 1e-3. Each buffer starts
+       from the original weights (pvt_pv_set_buffer). Of train norms and biases count as well. NULL:
+       continuous, all that is not a code. Read during the call. */
+    const pvt_pv_desc *finetune;
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
     pvt_format embed_format; /* theirs, e.g. int:4g64; zeroed: format. Refused where neither is quantized */
@@ -1642,7 +1700,7 @@ typedef struct pvt_comm {
 } pvt_comm;
 
 typedef struct pvt_tune_desc {
-    pvt_pv_desc pv;         /* strategy, optimizers, cap, … */
+    pvt_pv_desc pv;         /* strategy, optimizers, cap, …; of train all words count */
     int64_t steps;          /* 0: 200 */
     int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
     int64_t micro_batch;    /* sequences a forward; 0: what fits; less than a rank's batch: gradients are
@@ -1651,7 +1709,7 @@ typedef struct pvt_tune_desc {
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
-    bool freeze_dense;      /* tune codebook weights only; norms, biases, embedding and head stay */
+    bool freeze_dense;      /* what has no codes stays: pv.train without PVT_TRAIN_DENSE */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
     /* Evaluation: the loss over held-out windows before the first step, every eval_every steps and after the
@@ -4370,6 +4428,10 @@ typedef struct pvti_kind {
     /* V step: a->codes of a->n groups, see pvt_assign; room: assign_room numbers. NULL: no codes */
     void (*assign)(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room);
     int64_t (*assign_room)(const pvt_weight *weight);
+    /* QAT: dvalues[i] += d loss / d array i and dT = d loss/dT, as desc's surrogate has it, from dW and the
+       buffer T; any dvalues[i] may be NULL. NULL: the representation knows none */
+    void (*surrogate)(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real *dT, const pvt_weight *weight,
+                      const pvt_real *T, const pvt_real *dW, const pvt_pv_desc *desc);
 } pvti_kind;
 
 /* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
@@ -4548,7 +4610,7 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
 }
 static const pvti_kind pvti_kind_dense = {
     "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single,
-    pvti_tile_dense, NULL, NULL, NULL, NULL, NULL};
+    pvti_tile_dense, NULL, NULL, NULL, NULL, NULL, NULL};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
 
@@ -6252,7 +6314,7 @@ static const pvti_kind pvti_kind_aqlm = {
     "aqlm:MxBgG[oO] with M 1-16 codebooks of B 1-16 bits, groups of G 1-64 inputs and O 1-64 outputs, G*O at most "
     "256; for example aqlm:2x8g8; vq:BgG[oO] is aqlm:1xBgG[oO]",
     pvti_parse_aqlm, pvti_print_aqlm, pvti_arrays_aqlm, pvti_group_aqlm, pvti_tile_aqlm, pvti_chain_aqlm,
-    pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm};
+    pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm, NULL};
 
 /* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
 static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
@@ -7272,7 +7334,8 @@ static void pvti_assign_nf4(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 
 static const pvti_kind pvti_kind_nf4 = {
     "nf4", "nf4, whose groups are of 64 inputs", pvti_parse_nf4, pvti_print_nf4, pvti_arrays_nf4, pvti_group_single,
-    pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none};
+    pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none,
+    NULL};
 
 // >>vector grids
 /*  Grids whose points are vectors: p neighbours of a row share one code, which names a point of a fixed grid,
@@ -7957,7 +8020,7 @@ static const pvti_kind pvti_kind_higgs = {
     "higgs",
     "higgs:pPnN with N 2-4096 points for P 1, 2 or 4 inputs, a scale for 1024; for example higgs:p2n64",
     pvti_parse_higgs, pvti_print_higgs, pvti_arrays_higgs, pvti_group_points, pvti_tile_higgs,
-    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room};
+    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room, NULL};
 
 // >>e8p
 /*  The points of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
@@ -8258,7 +8321,7 @@ static void pvti_assign_e8p(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_e8p = {
     "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p,
     pvti_group_points, pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p,
-    pvti_room_none};
+    pvti_room_none, NULL};
 
 // >>iq2
 /*  llama.cpp's IQ2_XXS and IQ2_XS as representations to tune inside: an export to GGUF will lose nothing but
@@ -8550,10 +8613,114 @@ static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_iq2_xxs = {
     "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
     pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
-    pvti_iq2_room};
+    pvti_iq2_room, NULL};
 static const pvti_kind pvti_kind_iq2_xs = {
     "iq2_xs", "iq2_xs, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room, NULL};
+
+// >>surrogates
+/*  Quantization-aware training of integers. Behind the codes of a group stands the buffer T, and
+        u = T/s + z,   c = clamp(u) to 0 … n,   q = round(c),   W = s·(q − z).
+    Back-propagation gives G = ∂φ/∂W. With f = ρ·κ for each weight, ρ a stand-in for the derivative of
+    rounding at c (its own is 0 nearly everywhere) and κ = dc/du, the chain rule is
+        ∂W/∂T = s·f/s = f                         dT = G·f
+        ∂W/∂s = q − z + s·f·(−T/s²)               ds = Σ over the group of G·((q − z) − f·T/s)
+        ∂W/∂z = s·(f − 1)                         dz = s·Σ over the group of G·(f − 1).
+    PV-Tuning's own gradients are these with f = 0 in ds and dz, for there the codes are what they are
+    whatever the values do, and f = 1 in dT.
+
+    With ρ = 1 and a hard clamp they are EfficientQAT's (arXiv 2407.11062), whose q = clamp(round(T/s) + z):
+                  q − z                    f     ds                  dz    dT
+        inside    round(T/s)               1     round(T/s) − T/s    0     G
+        below     −z                       0     −z                  −s    0
+        above     n − z                    0     n − z               −s    0     (times G, summed in ds, dz)
+    It rounds before it clamps, so inside is −½ ≤ u ≤ n + ½. The others clamp first, at 0 and n, for beyond
+    the last level there is no code to tip to. Theirs (arXiv 2410.10849), with r = c − ⌊c⌋ and v = t·(r − ½):
+        ρ = t·σ(v)·(1 − σ(v)),   ∫₀¹ρ dr = tanh(t/4);          LC-QAT's   ρ = min(3, ⅕·|2r − 1|^(⅕ − 1))
+        soft clamp:  c = u·g(u)·g(n − u) + n·g(u − n),   g(x) = σ(βx),
+                     κ = g(u)·g(n − u) + g'(u)·u·g(n − u) + g'(u − n)·(n − u·g(u)),   g' = β·g·(1 − g).
+    ρ·κ is the derivative of a function, a smooth staircase. But W is not that staircase's: it is what the
+    codes make, which is what is saved, measured and run. */
+
+static double pvti_gate(double x) { return 1 / (1 + pvti_exp64(PVTI_MIN(PVTI_MAX(-x, -700.0), 700.0))); }
+
+/* c and κ of the soft clamp. */
+static double pvti_clamp_soft(double u, double n, double sharpness, double *kappa)
+{
+    double low = pvti_gate(sharpness * u), high = pvti_gate(sharpness * (n - u));
+    double dlow = sharpness * low * (1 - low), dhigh = sharpness * high * (1 - high);
+    *kappa = low * high + dlow * u * high + dhigh * (n - u * low);
+    return u * low * high + n * (1 - high);
+}
+
+/* ρ at c. */
+static double pvti_rounding_slope(const pvt_pv_desc *desc, double c)
+{
+    double r = c - (double)(int64_t)c + (c < 0), t = desc->surrogate_temperature;
+    double apart = fabs(2 * r - 1);
+    if (desc->surrogate == PVT_SURROGATE_SIGMOID) {
+        double gate = pvti_gate(t * (r - 0.5));
+        return t * gate * (1 - gate);
+    }
+    if (desc->surrogate == PVT_SURROGATE_ROOT)
+        return apart > 0.01 ? PVTI_MIN(3, 0.2 * pvti_pow(apart, -0.8)) : 3; /* 3 up to 0.034 */
+    return 1;
+}
+
+/* f at u, for codes 0 … n. Far outside it is 0 under a soft clamp, too. */
+static double pvti_surrogate_slope(const pvt_pv_desc *desc, double u, double n)
+{
+    double beyond = desc->surrogate == PVT_SURROGATE_IDENTITY ? 0.5 : 0, kappa;
+    if (desc->clamp_sharpness > 0) {
+        if (!(fabs(u) < 1e6)) return 0;
+        double c = pvti_clamp_soft(u, n, desc->clamp_sharpness, &kappa);
+        return kappa * pvti_rounding_slope(desc, c);
+    }
+    return u >= -beyond && u <= n + beyond ? pvti_rounding_slope(desc, u) : 0;
+}
+
+typedef struct pvti_surrogate_args {
+    const pvt_weight *weight;
+    const pvt_real *scales, *zeros; /* zeros NULL: all are origin */
+    double origin;
+    pvt_real *dscales, *dzeros, *dT; /* dscales and dzeros may be NULL */
+    const pvt_real *T, *dW;
+    const pvt_pv_desc *desc;
+} pvti_surrogate_args;
+
+/* The groups of one row, each summed from left to right. */
+static void pvti_surrogate_task(void *arg, int64_t row, int worker)
+{
+    const pvti_surrogate_args *a = (const pvti_surrogate_args *)arg;
+    int64_t ig = a->weight->format.in_group, GI = a->weight->I / ig;
+    double n = (double)(pvti_code_limit(&a->weight->format) - 1);
+    (void)worker;
+    for (int64_t g = row * GI; g < (row + 1) * GI; g++) {
+        double s = (double)a->scales[g], z = a->zeros ? (double)a->zeros[g] : a->origin;
+        double along = 0, across = 0;
+        for (int64_t k = g * ig; k < (g + 1) * ig; k++) {
+            double G = (double)a->dW[k], units = s != 0 ? (double)a->T[k] / s : 0;
+            /* a scale of 0 makes all codes equal: nothing is to be had from another */
+            double f = s != 0 ? pvti_surrogate_slope(a->desc, units + z, n) : 0;
+            a->dT[k] = (pvt_real)(G * f);
+            along += G * ((double)pvti_code_get(a->weight, k) - z - (f != 0 ? f * units : 0));
+            across += G * (f - 1);
+        }
+        if (a->dscales) a->dscales[g] += (pvt_real)along;
+        if (a->dzeros) a->dzeros[g] += (pvt_real)(s * across);
+    }
+}
+
+/* For representations with W = s·(q − z) of each weight, scales [O, I/ig] in array 1. */
+static void pvti_surrogate_run(pvt_ctx *ctx, const pvt_weight *weight, const pvt_real *zeros, double origin,
+                               pvt_real *dscales, pvt_real *dzeros, pvt_real *dT, const pvt_real *T,
+                               const pvt_real *dW, const pvt_pv_desc *desc)
+{
+    pvti_surrogate_args a;
+    a.weight = weight, a.scales = (const pvt_real *)weight->array[1], a.zeros = zeros, a.origin = origin;
+    a.dscales = dscales, a.dzeros = dzeros, a.dT = dT, a.T = T, a.dW = dW, a.desc = desc;
+    pvti_parallel(ctx, weight->O, pvti_surrogate_task, &a);
+}
 
 // >>scalar
 /*  Integers: W = scale · (q − zero), q of B bits for each weight, scale and zero for each `in_group`
@@ -8660,10 +8827,17 @@ static void pvti_assign_int(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
     pvti_assign_single(ctx, weight, a, pvti_nearest_of_int);
 }
 
+static void pvti_surrogate_int(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real *dT, const pvt_weight *w,
+                               const pvt_real *T, const pvt_real *dW, const pvt_pv_desc *desc)
+{
+    pvti_surrogate_run(ctx, w, (const pvt_real *)w->array[PVTI_INT_ZEROS], 0, dvalues[PVTI_INT_SCALES],
+                       dvalues[PVTI_INT_ZEROS], dT, T, dW, desc);
+}
+
 static const pvti_kind pvti_kind_int = {
     "int", "int:BgG with integers of B 1-8 bits, scale and zero for G 1-4096 inputs; for example int:2g64",
     pvti_parse_int, pvti_print_int, pvti_arrays_int, pvti_group_single, pvti_tile_int, pvti_chain_int, pvti_room_none,
-    pvti_fit_int, pvti_assign_int, pvti_room_none};
+    pvti_fit_int, pvti_assign_int, pvti_room_none, pvti_surrogate_int};
 
 /* ---- without zeros: W = scale · (q − origin), the origin the representation's ---- */
 
@@ -8749,6 +8923,12 @@ static int pvti_nearest_of_signed(const pvt_weight *w, int64_t i, double target,
     {                                                                                                        \
         (void)room;                                                                                          \
         pvti_assign_single(ctx, w, a, pvti_nearest_of_##name);                                               \
+    }                                                                                                        \
+    static void pvti_surrogate_##name(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real *dT,                  \
+                                      const pvt_weight *w, const pvt_real *T, const pvt_real *dW,            \
+                                      const pvt_pv_desc *desc)                                               \
+    {                                                                                                        \
+        pvti_surrogate_run(ctx, w, NULL, origin, dvalues[PVTI_INT_SCALES], NULL, dT, T, dW, desc);           \
     }
 
 /*  Symmetric: q − 2^(B−1). One bit would leave −1 and 0, which is no use, so B is from 2 on. The levels are
@@ -8779,7 +8959,7 @@ static const pvti_kind pvti_kind_int_symmetric = {
     "int", "int:BgGs, the same with B 2-8 and without zeros", pvti_parse_int_symmetric,
     pvti_print_int_symmetric, pvti_arrays_int_symmetric, pvti_group_single, pvti_tile_int_symmetric,
     pvti_chain_int_symmetric, pvti_room_none, pvti_fit_int_symmetric, pvti_assign_int_symmetric,
-    pvti_room_none};
+    pvti_room_none, pvti_surrogate_int_symmetric};
 
 /*  q2_0: levels −1, 0, 1, 2 times d, a d for 64 inputs. Of either sign: then the mean squared error of a
     normal distribution is 0.123 of its variance, else 0.144. */
@@ -8804,7 +8984,7 @@ PVTI_SIGNED(q2_0, 1)
 static const pvti_kind pvti_kind_q2_0 = {
     "q2_0", "q2_0, whose groups are of 64 inputs", pvti_parse_q2_0, pvti_print_q2_0, pvti_arrays_q2_0,
     pvti_group_single, pvti_tile_q2_0, pvti_chain_q2_0, pvti_room_none, pvti_fit_q2_0, pvti_assign_q2_0,
-    pvti_room_none};
+    pvti_room_none, pvti_surrogate_q2_0};
 
 // >>representations
 /*  The list, and what is written once for all of it: everything that the list of a weight's arrays tells. */
@@ -9292,6 +9472,114 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
     return pvti_device_check(weight->ctx);
 }
 
+// >>training
+/*  What is trained, said in words: arrays of weights with codes by their own names, the rest by its place. */
+
+typedef struct pvti_train_word {
+    const char *name;
+    unsigned bits;
+} pvti_train_word;
+static const pvti_train_word pvti_train_words[] = {
+    {"codes", PVT_TRAIN_CODES},   {"codebooks", PVT_TRAIN_CODEBOOKS}, {"scales", PVT_TRAIN_SCALES},
+    {"zeros", PVT_TRAIN_ZEROS},   {"norms", PVT_TRAIN_NORMS},         {"biases", PVT_TRAIN_BIASES},
+    {"embedding", PVT_TRAIN_EMBEDDING}, {"head", PVT_TRAIN_HEAD},     {"linears", PVT_TRAIN_LINEARS},
+    {"all", PVT_TRAIN_ALL},
+};
+
+/* The bits of the first n letters of text; 0: no such word. */
+static unsigned pvti_train_bits(const char *text, size_t n)
+{
+    for (int i = 0; i < (int)PVTI_COUNT(pvti_train_words); i++)
+        if (strlen(pvti_train_words[i].name) == n && strncmp(pvti_train_words[i].name, text, n) == 0)
+            return pvti_train_words[i].bits;
+    return 0;
+}
+
+PVT_API pvt_result pvt_train_parse(pvt_ctx *ctx, const char *text, unsigned *out)
+{
+    char expected[160];
+    int used = 0;
+    *out = 0;
+    for (const char *at = text;; at++) {
+        size_t n = strcspn(at, ",");
+        unsigned bits = pvti_train_bits(at, n);
+        if (bits == 0) {
+            text = at;
+            break;
+        }
+        *out |= bits;
+        at += n;
+        if (*at == 0) return PVT_OK;
+    }
+    *out = 0;
+    for (int i = 0; i < (int)PVTI_COUNT(pvti_train_words) && used < (int)sizeof expected; i++)
+        used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", i ? ", " : "",
+                         pvti_train_words[i].name);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "train: \"%.*s\" is none of %s (words separated by commas)",
+                     (int)PVTI_MIN(strcspn(text, ","), (size_t)40), text, expected);
+}
+
+PVT_API void pvt_train_text(unsigned train, char out[96])
+{
+    int used = 0;
+    out[0] = 0;
+    for (int i = 0; i < (int)PVTI_COUNT(pvti_train_words) - 1 && used < 96; i++)
+        if (train & pvti_train_words[i].bits)
+            used += snprintf(out + used, 96 - (size_t)used, "%s%s", used ? "," : "",
+                             pvti_train_words[i].name);
+}
+
+/* Is that array of a weight trained? A value whose name is no word goes with the scales. */
+static bool pvti_trains(unsigned train, const pvt_array *array)
+{
+    unsigned bits = pvti_train_bits(array->name, strlen(array->name));
+    if (array->role == PVT_ARRAY_CODE) return (train & PVT_TRAIN_CODES) != 0;
+    return array->role == PVT_ARRAY_VALUE && (train & (bits ? bits : (unsigned)PVT_TRAIN_SCALES)) != 0;
+}
+
+/* Is any array of it? */
+static PVTI_UNUSED bool pvti_trains_weight(unsigned train, const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, arrays);
+    bool any = false;
+    for (int i = 0; i < n; i++) any = any || pvti_trains(train, &arrays[i]);
+    return any;
+}
+
+/* The three ways to say what stays made one: see pvt_pv_desc.train. */
+static void pvti_train_resolve(pvt_pv_desc *d)
+{
+    if (d->train == 0) d->train = PVT_TRAIN_ALL;
+    if (d->freeze_values) d->train &= ~(unsigned)PVT_TRAIN_VALUES;
+    if (d->strategy == PVT_STRATEGY_CONTINUOUS) d->train &= ~(unsigned)PVT_TRAIN_CODES;
+    d->freeze_values = !(d->train & PVT_TRAIN_VALUES);
+    if (!(d->train & PVT_TRAIN_CODES)) d->strategy = PVT_STRATEGY_CONTINUOUS;
+}
+
+/* What a vector of a model goes by, from its name. */
+static PVTI_UNUSED unsigned pvti_vector_place(const char *name)
+{
+    size_t n = strlen(name);
+    return n > 5 && strcmp(name + n - 5, ".bias") == 0 ? PVT_TRAIN_BIASES : PVT_TRAIN_NORMS;
+}
+
+/* Does the weight's representation know the surrogates? */
+static pvt_result pvti_surrogate_check(pvt_ctx *ctx, const char *name, const pvt_format *format)
+{
+    char text[48], able[128];
+    int used = 0;
+    if (pvti_kind_of(format)->surrogate) return PVT_OK;
+    for (int i = 0; i < PVTI_FORMATS && used < (int)sizeof able; i++)
+        if (pvti_kinds[i]->surrogate)
+            used += snprintf(able + used, sizeof able - (size_t)used, "%s%.*s", used ? ", " : "",
+                             (int)strcspn(pvti_kinds[i]->syntax, " ,"), pvti_kinds[i]->syntax);
+    pvt_format_text(format, text);
+    return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                     "%s is in %s, of whose rounding no surrogate is known; these have one: %s; tune the "
+                     "others with surrogate none", name, text, able);
+}
+
 // >>optimizer
 /*  Adam (1412.6980) and LAMB (1904.00962) for one array, with the reference's conventions:
         m ← β1·m + (1−β1)·g,   v ← β2·v + (1−β2)·g²,
@@ -9457,6 +9745,8 @@ struct pvt_pv {
     int64_t room_chain, room_sums, room_target, room_groups, room_codes, room_assign, room_turned;
     pvt_real *chain, *target, *assign; /* chain, assign: what the representations ask for */
     pvt_real *turned;                  /* dW of a weight with a rotation, rotated */
+    int64_t room_bent;
+    pvt_real *bent;                    /* dT, where a surrogate makes it another than dW */
     double *sums;
     float *keys, *change;        /* [groups] */
     int64_t *selected;           /* [groups] */
@@ -9526,6 +9816,9 @@ PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
+    pvti_train_resolve(&d);
+    if (d.surrogate == PVT_SURROGATE_SIGMOID && d.surrogate_temperature == 0) d.surrogate_temperature = 4;
+    if (d.surrogate != PVT_SURROGATE_NONE && d.clamp_sharpness == 0) d.clamp_sharpness = 4;
     const pvti_strategy *s = &pvti_strategies[(unsigned)d.strategy < PVTI_COUNT(pvti_strategies)
                                                   ? d.strategy : 0];
     if (d.cap == 0) d.cap = s->cap;
@@ -9572,6 +9865,31 @@ static pvt_result pvti_pv_check_choices(pvt_ctx *ctx, const pvt_pv_desc *d)
     return why ? pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why) : PVT_OK;
 }
 
+/* What is trained, and by which gradients. */
+static pvt_result pvti_pv_check_training(pvt_ctx *ctx, const pvt_pv_desc *d)
+{
+    bool bent = d->surrogate != PVT_SURROGATE_NONE;
+    const char *why = NULL;
+    if ((d->train & ~(unsigned)PVT_TRAIN_ALL) || (unsigned)d->surrogate > PVT_SURROGATE_ROOT)
+        why = "train or surrogate is none of their constants";
+    else if (!(d->surrogate_temperature >= 0 && d->surrogate_temperature <= 1e6) ||
+             !(fabs(d->clamp_sharpness) <= 1e6))
+        why = "surrogate_temperature must lie in 0 to 1e6, clamp_sharpness in -1e6 to 1e6";
+    else if (d->surrogate_temperature > 0 && d->surrogate != PVT_SURROGATE_SIGMOID)
+        why = "surrogate_temperature belongs to the surrogate sigmoid";
+    else if (d->clamp_sharpness != 0 && !bent)
+        why = "clamp_sharpness belongs to a surrogate: choose identity, sigmoid or root";
+    else if (bent && (d->strategy == PVT_STRATEGY_CONTINUOUS || d->delta >= 1))
+        why = "a surrogate is for the buffer behind codes that move: strategy ste or subspace-ste, delta "
+              "below 1, and codes trained";
+    if (why) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why);
+    if (bent && ctx->device)
+        return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                         "pv: surrogates are not implemented on %s: tune there with surrogate none, or in a "
+                         "context without a device", ctx->device->name);
+    return PVT_OK;
+}
+
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out)
 {
     pvt_pv_desc d = pvt_pv_resolve(desc);
@@ -9591,6 +9909,7 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: stochastic rounding draws whether a group changes, and "
                          "force_update forbids that it stays: choose one");
     PVTI_TRY(pvti_pv_check_choices(ctx, &d));
+    PVTI_TRY(pvti_pv_check_training(ctx, &d));
     *out = PVTI_NEW(ctx, pvt_pv, 1);
     if (!*out) return PVT_ERR_MEMORY;
     (*out)->ctx = ctx, (*out)->desc = d;
@@ -9618,13 +9937,13 @@ static void pvti_pv_entry_free(pvt_pv *pv, pvti_pv_entry *e)
 
 PVT_API void pvt_pv_free(pvt_pv *pv)
 {
-    void *room[15];
+    void *room[16];
     if (!pv) return;
     for (int64_t i = 0; i < pv->n; i++) pvti_pv_entry_free(pv, &pv->entries[i]);
     room[0] = pv->chain, room[1] = pv->target, room[2] = pv->assign, room[3] = pv->sums, room[4] = pv->keys;
     room[5] = pv->change, room[6] = pv->selected, room[7] = pv->sorted, room[8] = pv->sorted_next;
     room[9] = pv->codes, room[10] = pv->changed, room[11] = pv->zeros, room[12] = pv->ones;
-    room[13] = pv->kept, room[14] = pv->turned;
+    room[13] = pv->kept, room[14] = pv->turned, room[15] = pv->bent;
     pvti_free(pv->ctx, pv->host_keys);
     for (int64_t i = 0; i < PVTI_COUNT(room); i++) pvt_memory_free(pv->ctx, room[i]);
     pvti_free(pv->ctx, pv->entries);
@@ -9708,6 +10027,10 @@ static bool pvti_pv_choice_rooms(pvt_pv *pv, const pvti_pv_entry *e)
         pv->room_zeros = PVTI_MAX(pv->room_zeros, n);
     }
     if (pv->desc.selection == PVT_SELECT_UNIFORM && !pvti_pv_ones(pv, groups)) return false;
+    if (pv->desc.surrogate != PVT_SURROGATE_NONE) {
+        if (!PVTI_ROOM(pv, bent, room_bent, n)) return false;
+        pv->room_bent = PVTI_MAX(pv->room_bent, n);
+    }
     if (!pv->desc.loss) return true;
     if (!PVTI_ROOM(pv, kept, room_kept, e->codes.bytes)) return false;
     pv->room_kept = PVTI_MAX(pv->room_kept, e->codes.bytes);
@@ -9732,10 +10055,12 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
         int64_t count = pvti_array_count(&arrays[i]);
         e->names[i] = arrays[i].name;
         if (arrays[i].role != PVT_ARRAY_VALUE || pv->desc.freeze_values) continue;
-        e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, count);
-        if (!pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values,
-                             false) ||
-            !e->dvalues[i])
+        e->dvalues[i] = PVTI_MEMORY(pv->ctx, pvt_real, count); /* the chain rule fills in all of them */
+        e->adam[i].n = count;
+        if (!e->dvalues[i]) return false;
+        if (pvti_trains(pv->desc.train, &arrays[i]) &&
+            !pvti_adam_alloc(pv->ctx, &e->adam[i], (pvt_real *)weight->array[i], count, &pv->desc.values,
+                             false))
             return false;
     }
     if (!codes) return true;
@@ -9789,6 +10114,8 @@ PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char 
 {
     if (!pvti_same_memory(pv->ctx, weight->ctx))
         return pvti_fail(pv->ctx, PVT_ERR_MISMATCH, "pv: %s lies in the memory of another device", name);
+    if (pvti_has_codes(weight) && pv->desc.surrogate != PVT_SURROGATE_NONE)
+        PVTI_TRY(pvti_surrogate_check(pv->ctx, name, &weight->format));
     if (pvti_has_codes(weight)) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
     if (!weight->owned || weight->dtype != PVTI_DTYPE_REAL)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
@@ -10166,15 +10493,17 @@ static bool pvti_finite(pvt_ctx *ctx, const pvt_real *g, int64_t n, double *sums
     return finite;
 }
 
-/* Values down their gradient, which the chain rule takes out of dW; codes stay. */
-static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW)
+/* Values down their gradient, which the chain rule takes out of dW; codes stay. With a surrogate dT is made
+   with it, from the values as they were. */
+static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW, pvt_real *dT)
 {
-    if (pv->desc.freeze_values) return;
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
         if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
-    pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
+    if (dT) e->weight->kind->surrogate(pv->ctx, e->dvalues, dT, e->weight, e->buffer.w, dW, &pv->desc);
+    if (pv->desc.freeze_values) return;
+    if (!dT) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
-        if (e->dvalues[i])
+        if (e->adam[i].w)
             pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step,
                           pv->sums);
 }
@@ -10282,7 +10611,7 @@ static pvt_result pvti_pv_v_step(pvt_pv *pv, int handle, const pvt_real *dW)
 PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
 {
     const pvt_pv_desc *d = &pv->desc;
-    bool moves = d->strategy != PVT_STRATEGY_CONTINUOUS;
+    bool moves = d->strategy != PVT_STRATEGY_CONTINUOUS, bent = d->surrogate != PVT_SURROGATE_NONE;
     if (!pv->open || handle < 0 || handle >= pv->n || pv->entries[handle].applied)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: apply outside a step, with an unknown handle (%d), or twice", handle);
@@ -10305,8 +10634,37 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     /* T starts from the old W; the plain step's, like the paper's, from the W of the P step */
     if (moves && d->delta >= 1 && d->step == PVT_STEP_PRECONDITIONED)
         pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
-    pvti_pv_p_step(pv, e, dW);
-    return moves ? pvti_pv_v_step(pv, handle, dW) : PVT_OK;
+    pvti_pv_p_step(pv, e, dW, bent ? pv->bent : NULL);
+    return moves ? pvti_pv_v_step(pv, handle, bent ? pv->bent : dW) : PVT_OK;
+}
+
+PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
+{
+    pvti_pv_entry *e = handle >= 0 && handle < pv->n ? &pv->entries[handle] : NULL;
+    PVTI_TRY(pvti_host_only(pv->ctx, "giving a buffer its start"));
+    if (!e || !e->weight || !e->buffer.w || pv->step > 0 || pv->open)
+        return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
+                         "pv: set_buffer after the first step, or of a handle (%d) without a buffer", handle);
+    pvt_weight *w = e->weight;
+    int64_t og, ig, M = pvti_group_codes(w), groups = pvti_groups(w);
+    pvti_return_args s;
+    pvt_assign a;
+    if (!pvti_finite(pv->ctx, T, w->O * w->I, pv->sums))
+        return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the start of the buffer of %s is not finite",
+                         e->name);
+    if (w->format.rotation) pvti_rotate_weight(pv->ctx, e->buffer.w, T, w, false);
+    else pvti_copy(pv->ctx, e->buffer.w, T, w->O * w->I);
+    memset(&a, 0, sizeof a), memset(&s, 0, sizeof s);
+    a.target = e->buffer.w, a.n = groups, a.beam = pv->desc.beam, a.codes = pv->codes;
+    pvti_weight_assign(pv->ctx, w, &a, pv->assign);
+    pvti_group_of(w, &og, &ig);
+    s.ctx = pv->ctx, s.weight = w, s.a = &a, s.target = e->buffer.w, s.og = og, s.ig = ig;
+    for (int64_t g = 0; g < groups; g++) {
+        bool same = true;
+        for (int64_t m = 0; m < M; m++) same = same && pvti_code_get(w, g * M + m) == pv->codes[g * M + m];
+        if (!same) pvti_return_group(&s, g, (pvt_real *)pvti_scratch(pv->ctx, 0));
+    }
+    return PVT_OK;
 }
 
 #endif /* PVTUNE_LAYER >= 1 */
@@ -12088,6 +12446,7 @@ typedef struct pvti_quantizer {
     pvt_ctx *ctx;
     pvt_model *model;
     pvt_quantize_desc desc;
+    pvt_pv_desc pv;                   /* of block fine-tuning, resolved */
     pvti_blocks blocks;
     int64_t samples, T, C, per_chunk; /* per_chunk: sequences in one forward */
     pvt_real *x, *y;                  /* [samples·T, C]: the block's inputs; its original outputs */
@@ -12243,8 +12602,8 @@ static int64_t pvti_quantizer_size(const pvti_quantizer *z, int tensor)
     return pvti_width_of(c, pvti_tensors[tensor].out) * pvti_width_of(c, pvti_tensors[tensor].in);
 }
 
-/* Block fine-tuning: Adam on codebooks, scales, norms and biases towards z->y (mean squared error), the
-   learning rate falling to zero along half a cosine over all steps. */
+/* Block fine-tuning towards z->y (mean squared error), the learning rates falling to zero along half a cosine
+   over all steps: Adam on codebooks, scales, norms and biases, unless desc.finetune has it otherwise. */
 static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *layer, pvt_pv *pv,
                                                 const int *handles)
 {
@@ -12271,27 +12630,35 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
     return PVT_OK;
 }
 
-static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+/* Is that linear's buffer to start from the original weights? Codes of an earlier run have none. */
+static bool pvti_quantizer_buffered(const pvti_quantizer *z, const pvti_layer *layer,
+                                    const pvti_layer *original, int j)
 {
-    pvt_pv_desc desc;
+    return z->pv.strategy != PVT_STRATEGY_CONTINUOUS && z->pv.delta < 1 &&
+           pvti_has_codes(&layer->linear[j]) && !pvti_has_codes(&original->linear[j]);
+}
+
+static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                          int64_t l)
+{
     pvt_pv *pv;
     int handles[PVTI_BLOCK];
     char name[96];
-    memset(&desc, 0, sizeof desc);
-    desc.strategy = PVT_STRATEGY_CONTINUOUS;
-    desc.values.lr = z->desc.finetune_lr, desc.values.beta1 = 0.9, desc.values.beta2 = 0.95;
-    PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
+    PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
     pvt_result result = PVT_OK;
     for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
         handles[j] = -1;
         if (z->model->place[j] < 0) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
-        if (layer->vector[j])
+        if (layer->vector[j] && (z->pv.train & pvti_vector_place(name)))
             result = pvt_pv_add_param(pv, layer->vector[j], pvti_quantizer_size(z, j), name, &handles[j]);
-        else if (pvti_has_codes(&layer->linear[j]))
+        else if (pvti_has_codes(&layer->linear[j]) && pvti_trains_weight(z->pv.train, &layer->linear[j]))
             result = pvt_pv_add_weight(pv, &layer->linear[j], name, &handles[j]);
+        if (result != PVT_OK || !pvti_quantizer_buffered(z, layer, original, j)) continue;
+        pvt_weight_dequantize(&original->linear[j], z->W);
+        result = pvt_pv_set_buffer(pv, handles[j], z->W);
     }
-    if (result == PVT_OK) result = pvti_quantizer_finetune_steps(z, layer, pv, handles);
+    if (result == PVT_OK && pv->n > 0) result = pvti_quantizer_finetune_steps(z, layer, pv, handles);
     pvt_pv_free(pv);
     return result;
 }
@@ -12338,7 +12705,7 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
         PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
                                     z->H[pvti_tensors[j].input]));
     }
-    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, l));
+    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, original, l));
     return pvti_quantizer_round(z, layer, l);
 }
 
@@ -12514,6 +12881,31 @@ static pvt_result pvti_quantizer_check_formats(pvti_quantizer *z)
     return pvti_quantizer_check_format(z, &d->embed_format);
 }
 
+/* What block fine-tuning does, with its defaults; refused here, if at all. */
+static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
+{
+    pvt_quantize_desc *d = &z->desc;
+    pvt_pv *pv;
+    if (d->finetune_epochs == 0) d->finetune_epochs = 1;
+    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
+    if (d->finetune) z->pv = *d->finetune;
+    else z->pv.strategy = PVT_STRATEGY_CONTINUOUS;
+    if (z->pv.values.rule == PVT_OPTIMIZER_DEFAULT && z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr;
+    if (z->pv.codes.rule == PVT_OPTIMIZER_DEFAULT && z->pv.codes.lr == 0)
+        z->pv.codes.rule = PVT_OPTIMIZER_ADAM, z->pv.codes.lr = 1e-3;
+    z->pv = pvt_pv_resolve(&z->pv);
+    if (d->finetune_epochs < 0) return PVT_OK;
+    if (z->pv.loss)
+        return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                         "quantize: block fine-tuning has no loss to search L with: set smoothness, and no "
+                         "loss");
+    if (z->pv.surrogate != PVT_SURROGATE_NONE)
+        PVTI_TRY(pvti_surrogate_check(z->ctx, "quantize: the model", &d->format));
+    PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
+    pvt_pv_free(pv);
+    return PVT_OK;
+}
+
 static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
@@ -12528,13 +12920,12 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
                          "quantize: checkpoint: this build (PVTUNE_NO_FILES) reads and writes no files");
     if (d->resume && !d->checkpoint)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: resume needs the directory of the checkpoint");
-    if (d->finetune_epochs == 0) d->finetune_epochs = 1;
-    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     z->T = d->ctx ? d->ctx : PVTI_MIN(512, c->ctx);
     z->C = c->dim;
     PVTI_TRY(pvti_context_check(z->ctx, z->model, "quantize", z->T));
     if (d->samples < 0 || d->finetune_lr < 0)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: samples or learning rate is negative");
+    PVTI_TRY(pvti_quantizer_check_finetune(z));
     int64_t available = corpus->n / z->T;
     if (available < 1 || d->samples > available)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
@@ -12796,6 +13187,8 @@ PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     d.pv = pvt_pv_resolve(&d.pv);
+    if (d.freeze_dense) d.pv.train &= ~(unsigned)PVT_TRAIN_DENSE;
+    d.freeze_dense = !(d.pv.train & PVT_TRAIN_DENSE);
     if (!d.comm.size) d.comm.size = 1;
     if (!d.steps) d.steps = 200;
     if (!d.batch) d.batch = PVTI_MAX(2, d.comm.size);
@@ -12819,10 +13212,20 @@ static int64_t pvti_tuner_eval_default(const pvt_tune_desc *d, int64_t available
     return PVTI_MIN(most, d->eval ? available : PVTI_MAX(1, available / 20));
 }
 
+/* What a tensor without codes goes by. */
+static unsigned pvti_tuner_place(const pvt_model *student, const pvt_tensor_info *t)
+{
+    if (t->weight == &student->embed)
+        return PVT_TRAIN_EMBEDDING | (student->config.tied ? (unsigned)PVT_TRAIN_HEAD : 0u);
+    if (t->weight) return t->weight == &student->head ? PVT_TRAIN_HEAD : PVT_TRAIN_LINEARS;
+    return pvti_vector_place(t->name);
+}
+
 static bool pvti_tuner_wants(const pvt_model *student, const pvt_tune_desc *d, int64_t tensor)
 {
     pvt_tensor_info info = pvt_model_tensor(student, tensor);
-    return !d->freeze_dense || (info.weight && pvti_has_codes(info.weight));
+    if (info.weight && pvti_has_codes(info.weight)) return pvti_trains_weight(d->pv.train, info.weight);
+    return (d->pv.train & pvti_tuner_place(student, &info)) != 0;
 }
 
 static bool pvti_tuner_must_copy(const pvt_weight *w)
@@ -12886,7 +13289,9 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
     for (int k = 1; k < n_arrays && !d->pv.freeze_values; k++) {
         int64_t count = pvti_array_count(&arrays[k]);
         if (arrays[k].role != PVT_ARRAY_VALUE) continue;
-        total += count * real * (d->pv.values.beta1 > 0 ? 3 : 2); /* m, v, gradient */
+        total += count * real; /* the gradient */
+        if (!pvti_trains(d->pv.train, &arrays[k])) continue;
+        total += count * real * (d->pv.values.beta1 > 0 ? 2 : 1); /* m, v */
         total += d->eval_every ? count * 2 : 0;
     }
     if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
@@ -12916,6 +13321,7 @@ static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_
         groups = PVTI_MAX(groups, pvti_groups(info.weight));
     }
     if (d->pv.step == PVT_STEP_PLAIN) total += largest * 2;
+    if (d->pv.surrogate != PVT_SURROGATE_NONE) total += largest * real;
     if (d->pv.selection == PVT_SELECT_UNIFORM) total += groups * 4;
     total += turned * real;
     return total + (d->pv.delta >= 1 ? largest * real : 0) + groups * (4 + 4 + 8 + 8 + 8 + 4);
@@ -12975,6 +13381,7 @@ PVT_API void pvt_tuner_free(pvt_tuner *tuner)
 static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
 {
     int64_t tensors = pvt_model_tensors(t->student);
+    char words[96];
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(t->student, i);
         t->handles[i] = -1;
@@ -12994,7 +13401,11 @@ static pvt_result pvti_tuner_add_tensors(pvt_tuner *t)
         }
         PVTI_TRY(pvt_pv_add_weight(t->pv, info.weight, info.name, &t->handles[i]));
     }
-    return PVT_OK;
+    if (t->pv->n > 0) return PVT_OK;
+    pvt_train_text(t->desc.pv.train, words);
+    return pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
+                     "tune: of what is to be trained (%s) the student has nothing: train something else",
+                     *words ? words : "nothing, for all is frozen");
 }
 
 /* Ids within the vocabulary, and at least one context. */
@@ -13158,12 +13569,13 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 {
-    double figures[16];
+    double figures[20];
     figures[0] = d->strategy, figures[1] = d->cap, figures[2] = d->trust, figures[3] = d->delta;
     figures[4] = d->beam, figures[5] = d->temperature, figures[6] = d->force_update;
     figures[7] = d->freeze_values, figures[8] = d->moments, figures[9] = d->rounding;
     figures[10] = d->selection, figures[11] = d->key, figures[12] = d->step, figures[13] = d->smoothness;
-    figures[14] = d->wind, figures[15] = d->restart;
+    figures[14] = d->wind, figures[15] = d->restart, figures[16] = d->train, figures[17] = d->surrogate;
+    figures[18] = d->surrogate_temperature, figures[19] = d->clamp_sharpness;
     uint64_t hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }
@@ -23100,8 +23512,8 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
         if (!(zero >= 0 && zero <= 2 * middle - 1) || zero != (double)(int)zero) {
             snprintf(why, sizeof why,
                      "has the zero %g in group %lld, and there only integers of %d bits are: take q2_0 or "
-                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, no fine-tuning, frozen "
-                     "values); mlx holds any",
+                     "int:BgGs, which have no zeros, or keep them (a fit by rtn or gptq, and fine-tuning and "
+                     "tuning that train no zeros); mlx holds any",
                      zero, (long long)g, a->bits);
             return pvti_packed_refuse(s, t->name, why);
         }
@@ -23363,7 +23775,13 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
              fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam, fit.method & 3,
              fit.act_order, number[2]);
     pvti_number_text(d->finetune_lr, 0, number[0]);
-    snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0), number[0]);
+    int at = snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0),
+                      number[0]);
+    if (d->finetune)
+        snprintf(z->options[5].value + at, (size_t)(200 - at),
+                 " strategy %s surrogate %d train %u, hash %016llx", pvt_strategy_name(z->pv.strategy),
+                 (int)z->pv.surrogate, z->pv.train,
+                 (unsigned long long)pvti_tuner_pv_hash(&z->pv));
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
              (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
     pvt_format_text(&d->embed_format, number[0]);
@@ -23555,7 +23973,17 @@ static void pvti_tuner_choices_text(const pvt_pv_desc *d, char out[PVTI_OPTION_T
         at += (size_t)snprintf(out + at, room - at, " step plain smoothness %s",
                                pvti_short_number(d->smoothness, n));
     if (d->wind > 0) at += (size_t)snprintf(out + at, room - at, " wind %s", pvti_short_number(d->wind, n));
-    if (d->restart) snprintf(out + at, room - at, " restart 1");
+    if (d->restart) at += (size_t)snprintf(out + at, room - at, " restart 1");
+    if (d->surrogate != PVT_SURROGATE_NONE) {
+        at += (size_t)snprintf(out + at, room - at, " surrogate %d temperature %s", (int)d->surrogate,
+                               pvti_short_number(d->surrogate_temperature, n));
+        at += (size_t)snprintf(out + at, room - at, " sharpness %s",
+                               pvti_short_number(d->clamp_sharpness, n));
+    }
+    /* what the words before do not say: a part of the values, or of the dense parameters */
+    unsigned values = d->train & PVT_TRAIN_VALUES, dense = d->train & PVT_TRAIN_DENSE;
+    if ((values && values != PVT_TRAIN_VALUES) || (dense && dense != PVT_TRAIN_DENSE))
+        snprintf(out + at, room - at, " train %u", d->train);
 }
 
 static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TUNER_OPTIONS])

@@ -34,12 +34,16 @@ typedef struct options {
     bool json, quiet, embed, head, resume, restart, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
     const char *dtype, *embed_format;
+    const char *train, *surrogate; /* see SURROGATE */
+    double surrogate_temperature, clamp_sharpness;
+    const char *finetune_strategy, *finetune_train;
+    double finetune_code_lr;
     const char *fit; /* --fit, --act-order, --damp: see FIT_METHOD */
     bool act_order;
     double damp;
 } options;
 
-#define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
+#define NOT_GIVEN (-1) /* of --warmup and --clamp-sharpness, where 0 says something */
 
 #define AT(field) offsetof(options, field)
 #define POSITIONAL(name, field, help) {name, NULL, OPTION_TEXT, AT(field), true, "", 0, 0, NULL, help}
@@ -84,6 +88,13 @@ static const option info_rows[] = {
      "GPTQ takes the strongest inputs first"},                                                               \
     {"--damp", NULL, OPTION_REAL, AT(damp), false, "X", 1e-9, 1e6, "(0.01)",                                 \
      "GPTQ adds this share of the mean diagonal to XᵀX"}
+#define SURROGATE /* quantization-aware training: of tune, and of block fine-tuning */                       \
+    {"--surrogate-temperature", NULL, OPTION_REAL, AT(surrogate_temperature), false, "X", 1e-9, 1e6, "(4)",  \
+     "of sigmoid: how much more it hears of weights that are about to take another code"},                   \
+    {"--clamp-sharpness", NULL, OPTION_REAL, AT(clamp_sharpness), false, "X", 0, 1e6, "(4)",                 \
+     "of a surrogate's clamp: weights beyond the last code still hear a little; 0: nothing, a hard clamp"}
+#define SURROGATES "none|identity|sigmoid|root"
+#define STRATEGIES "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv"
 static const option quantize_rows[] = {
     HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -105,6 +116,13 @@ static const option quantize_rows[] = {
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
+    {"--finetune-strategy", NULL, OPTION_CHOICE, AT(finetune_strategy), false, STRATEGIES, 0, 0, "(continuous; beside the next two: ste)",
+     "how its codes change; ste, from the original weights, is Block-AP"},
+    {"--finetune-surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATES, 0, 0, "none", "its gradient of rounding: see tune"},
+    {"--finetune-code-lr", NULL, OPTION_REAL, AT(finetune_code_lr), false, "X", 1e-9, 10, "(1e-3)", "Adam's, of the weights behind its codes"},
+    {"--finetune-train", NULL, OPTION_TEXT, AT(finetune_train), false, "A,B", 0, 0, "all",
+     "it moves codes, codebooks, scales, zeros, norms, biases alone; without zeros they stay whole for export --to gptq"},
+    SURROGATE,
     HEADING("What is quantized"),
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too; transformers then needs export --to hf"},
@@ -141,8 +159,10 @@ static const option tune_rows[] = {
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
     {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
-    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv", 0, 0, "subspace-ste",
+    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, STRATEGIES, 0, 0, "subspace-ste",
      "how codes change; pv is subspace-ste"},
+    {"--train", NULL, OPTION_TEXT, AT(train), false, "A,B", 0, 0, "all",
+     "codes, codebooks, scales, zeros of what is quantized, norms, biases, embedding, head, linears of what is not; the rest stays"},
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e9, "200", "optimizer steps"},
     {"--batch", NULL, OPTION_INT, AT(batch), false, "SEQS", 1, 1e6, "(2)", "sequences of a step"},
     {"--micro-batch", NULL, OPTION_INT, AT(micro_batch), false, "SEQS", 1, 1e6, "(what fits)", "sequences of a forward"},
@@ -180,9 +200,13 @@ static const option tune_rows[] = {
      "draw between the two nearest codes, the more evenly the larger T"},
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
+    HEADING("Quantization-aware training of int and q2_0 (with --strategy ste)"),
+    {"--surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATES, 0, 0, "none",
+     "what gradients see of rounding: nothing (PV-Tuning), 1 (EfficientQAT), a bell (arXiv 2410.10849), a peak (LC-QAT)"},
+    SURROGATE,
     HEADING("Memory, and what stays as it is"),
-    {"--freeze-values", NULL, OPTION_FLAG, AT(freeze_values), false, "", 0, 0, NULL, "codebooks and scales stay as they are"},
-    {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "norms, embedding and head stay as they are"},
+    {"--freeze-values", NULL, OPTION_FLAG, AT(freeze_values), false, "", 0, 0, NULL, "codebooks, scales and zeros stay: --train without them"},
+    {"--freeze-dense", NULL, OPTION_FLAG, AT(freeze), false, "", 0, 0, NULL, "what is not quantized stays: --train codes,codebooks,scales,zeros"},
     {"--no-teacher-cache", NULL, OPTION_FLAG, AT(no_cache), false, "", 0, 0, NULL, "run the teacher again over sequences seen before"},
     {"--memory", NULL, OPTION_INT, AT(memory), false, "MIB", 16, 1e8, "(2048)", "limit for activations"},
     HEADING("Evaluation while tuning"),
@@ -667,6 +691,13 @@ static int choice_index(const char *choice, const char *choices)
     }
 }
 
+static void set_surrogate(const options *o, pvt_pv_desc *pv)
+{
+    pv->surrogate = (pvt_surrogate)choice_index(o->surrogate, SURROGATES);
+    pv->surrogate_temperature = o->surrogate_temperature;
+    pv->clamp_sharpness = o->clamp_sharpness == NOT_GIVEN ? 0 : o->clamp_sharpness == 0 ? -1 : o->clamp_sharpness;
+}
+
 static pvt_tune_desc tune_desc(const options *o)
 {
     pvt_tune_desc d;
@@ -682,6 +713,8 @@ static pvt_tune_desc tune_desc(const options *o)
     d.pv.step = (pvt_v_step)choice_index(o->step, "preconditioned|plain");
     d.pv.smoothness = o->smoothness, d.pv.wind = o->wind, d.pv.restart = o->restart;
     d.pv.moments = strcmp(o->moments, "bf16") == 0 ? PVT_BF16 : PVT_DTYPE_NONE;
+    if (o->train) pvt_train_parse(NULL, o->train, &d.pv.train); /* checked when it was parsed */
+    set_surrogate(o, &d.pv);
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;
     d.schedule = o->schedule && strcmp(o->schedule, "constant") == 0 ? PVT_SCHEDULE_CONSTANT : PVT_SCHEDULE_COSINE;
@@ -714,9 +747,18 @@ static void info_tensor(app *a, const pvt_tensor_info *t)
                (long long)(t->weight ? t->weight->I : 1), format, bits);
 }
 
+/* A list of words is no choice that the table of options could check. */
+static int check_train(app *a, const char *words)
+{
+    unsigned train;
+    if (words) TRY(a, pvt_train_parse(a->ctx, words, &train));
+    return 0;
+}
+
 static int info_plan(app *a)
 {
     pvt_tune_desc desc = tune_desc(&a->o);
+    DO(check_train(a, a->o.train));
     const pvt_model *teacher = a->models[0];
     char text[32];
     if (a->o.teacher) DO(load_model(a, 1, a->o.teacher));
@@ -773,6 +815,7 @@ static int verb_info(app *a)
 
 typedef struct quantize_log {
     app *a;
+    pvt_pv_desc finetune;
     double error;
     int n;
 } quantize_log;
@@ -819,11 +862,26 @@ static void fit_method(const options *o, pvt_fit_desc *desc)
     desc->act_order = o->act_order, desc->damp = o->damp;
 }
 
+/* Block fine-tuning, where one of its options says what the library does not do by itself. */
+static void finetune(const options *o, pvt_pv_desc *pv, pvt_quantize_desc *desc)
+{
+    bool codes = strcmp(o->surrogate, "none") != 0 || o->finetune_code_lr > 0;
+    set_surrogate(o, pv);
+    if (!codes && !o->finetune_strategy && !o->finetune_train && o->surrogate_temperature == 0 && pv->clamp_sharpness == 0)
+        return;
+    pv->strategy = codes ? PVT_STRATEGY_STE : PVT_STRATEGY_CONTINUOUS;
+    if (o->finetune_strategy) pvt_strategy_parse(NULL, o->finetune_strategy, &pv->strategy); /* a choice: checked */
+    if (o->finetune_train) pvt_train_parse(NULL, o->finetune_train, &pv->train);                 /* checked, too */
+    if (o->finetune_code_lr > 0) pv->codes.rule = PVT_OPTIMIZER_ADAM, pv->codes.lr = o->finetune_code_lr;
+    desc->finetune = pv;
+}
+
 static pvt_quantize_desc quantize_desc(app *a, quantize_log *log)
 {
     const options *o = &a->o;
     pvt_quantize_desc desc;
     memset(&desc, 0, sizeof desc);
+    finetune(o, &log->finetune, &desc);
     desc.samples = o->samples, desc.ctx = o->ctx;
     desc.fit.epochs = (int)o->epochs, desc.fit.beam = (int)o->beam;
     desc.fit.tolerance = o->tolerance, desc.fit.target = o->target;
@@ -933,6 +991,7 @@ static int verb_quantize(app *a)
     char format[48], own[48] = "", peak[32], phrase[64];
     memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
+    DO(check_train(a, o->finetune_train));
     pvt_quantize_desc desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
@@ -1218,6 +1277,7 @@ static int verb_tune(app *a)
         fail(a, "--eval and --no-eval contradict each other");
         return 2;
     }
+    DO(check_train(a, o->train));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
     if (!has_codes(a->models[0]))
@@ -1874,7 +1934,7 @@ int main(int argc, char **argv)
     const struct verb *v = find_verb(argv[1]);
     if (!v) return 2;
     a.verb = v->name;
-    a.o.warmup = NOT_GIVEN;
+    a.o.warmup = NOT_GIVEN, a.o.clamp_sharpness = NOT_GIVEN;
     sets[n_sets++] = v->options;
     sets[n_sets++] = common_set;
     if (v->run == verb_info) sets[n_sets++] = plan_set;

@@ -1147,6 +1147,28 @@ static void test_formats(pvt_ctx *ctx, const char *format, const char *packed)
     CHECK(strstr(out_text, format) != NULL);
 }
 
+/* Quantization-aware training, and what is trained: own is of integers. */
+static void test_training(pvt_ctx *ctx)
+{
+    CHECK_RUN(run("quantize wide --calib text -o own --format int:2g32 --samples 8 --fit rtn --finetune-surrogate identity "
+                  "--finetune-code-lr 3e-3 --finetune-train codes,scales,norms --overwrite -q"));
+    CHECK_RUN(run("export own -o packed --to gptq -q --overwrite")); /* zeros were left whole */
+    CHECK_RUN(run("tune own --teacher wide --data text -o tuned --steps 3 --batch 2 --ctx 32 --strategy ste --surrogate sigmoid "
+                  "--surrogate-temperature 6 --clamp-sharpness 3 --code-lr 1 --no-eval --json -q --overwrite"));
+    CHECK(json_has(ctx, "groups_changed") && strtod(json_number("groups_changed"), NULL) > 0);
+    CHECK_REFUSED(1, "has the zero", run("export tuned -o x --to gptq -q"));
+    CHECK_RUN(run("tune own --teacher wide --data text -o tuned --steps 3 --ctx 32 --train norms --no-eval --json -q --overwrite"));
+    CHECK(strcmp(json_number("groups_changed"), "0") == 0);
+    CHECK_RUN(run("export tuned -o packed2 --to gptq -q --overwrite"));
+    CHECK(sh("cmp -s packed/model.safetensors packed2/model.safetensors") != 0); /* the norms have moved */
+    CHECK_REFUSED(1, "\"norm\" is none of codes", run("tune own --teacher wide --data text -o x --train codes,norm -q"));
+    CHECK_REFUSED(1, "\"norm\" is none of codes", run("quantize wide --calib text -o x --finetune-train norm -q"));
+    CHECK_REFUSED(1, "belongs to a surrogate", run("tune own --teacher wide --data text -o x --clamp-sharpness 2 -q"));
+    CHECK_REFUSED(1, "these have one: int:BgG, int:BgGs, q2_0",
+                  run("quantize wide --calib text -o x --format nf4 --finetune-surrogate root -q"));
+    CHECK(sh("test ! -e x") == 0);
+}
+
 static void test_formats_refused(void)
 {
     CHECK_REFUSED(1, "do not divide", run("quantize model --calib text -o x --format nf4 -q"));
@@ -1229,6 +1251,7 @@ int main(void)
     test_stop_soon();
     make_model(ctx, "wide", 64);
     test_formats(ctx, "nf4", "4.25"), test_formats(ctx, "int:2g64", "2.5"), test_formats(ctx, "had2:int:2g64", "2.5");
+    test_training(ctx);
     test_formats_refused();
     test_demo(ctx);
     pvt_ctx_destroy(ctx);

@@ -540,6 +540,7 @@ static const refusal refusals[] = {
     {"student", PVT_ERR_MISMATCH},
     {"rank 1 of 3 stopped, and so do all", PVT_ERR_MISMATCH},
     {"strategy, V step or optimizers", PVT_ERR_MISMATCH},
+    {"strategy, V step or optimizers", PVT_ERR_MISMATCH},
 };
 
 static void check_refused(void)
@@ -560,6 +561,7 @@ static void check_refused(void)
         if (i == 8) odd->odd_student = true;
         if (i == 9) odd->odd_id = 1 << 20; /* beyond the vocabulary: an error of this rank alone */
         if (i == 10) odd->desc.pv.rounding = 0.2;
+        if (i == 11) odd->desc.pv.train = PVT_TRAIN_ALL & ~PVT_TRAIN_SCALES;
         company_run(&c);
         CHECK(ended(&c, refusals[i].result));
         for (int r = 0; r < RANKS; r++)

@@ -813,6 +813,7 @@ static void test_tune(const char *dir)
     tune_both(&desc, dir);
     desc = plain;
     desc.freeze_dense = true, desc.memory_limit = 1; /* blocks run again in backward */
+    desc.pv.train = PVT_TRAIN_ALL & ~PVT_TRAIN_SCALES;
     tune_both(&desc, dir);
 }
 
@@ -868,6 +869,12 @@ static void test_refusals(void)
     CHECK(strstr(pvt_ctx_error(there), "guarded memory does not rotate") != NULL);
     guarded.rotate = device_rotate;
     CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
+    pvt_pv_desc qat;
+    pvt_pv *pv = NULL;
+    memset(&qat, 0, sizeof qat);
+    qat.surrogate = PVT_SURROGATE_IDENTITY;
+    CHECK(pvt_pv_create(there, &qat, &pv) == PVT_ERR_UNSUPPORTED && !pv);
+    CHECK(strstr(pvt_ctx_error(there), "surrogates are not implemented on") != NULL);
     CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
     CHECK_OK(there, pvt_model_prepare(student[1], false));
     CHECK(pvt_tuner_create(student[1], teacher[0], &corpus, &desc, &tuner) == PVT_ERR_MISMATCH);

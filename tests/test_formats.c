@@ -1,6 +1,6 @@
 /*  The seam behind pvt_weight: every representation with codes against what its documentation says, written here a
     second time: texts, sizes, fits, rectangles, the chain rule (in the double build), the V step against a search over
-    all codes, and the same bits for any number of threads and any kernels. */
+    all codes, the surrogates of quantization-aware training, and the same bits for any number of threads and any kernels. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
@@ -72,6 +72,180 @@ static bool same_arrays(const pvt_weight *a, const pvt_weight *b)
     return same;
 }
 
+/* ---- quantization-aware training ---- */
+
+typedef struct qat {
+    pvt_weight w;
+    pvt_real T[N], G[N];
+    pvt_pv_desc desc;
+    double origin; /* of every weight, where there are no zeros */
+    int ig, n;     /* codes 0 … n */
+} qat;
+
+/* A staircase (for identity a ramp) whose derivative the surrogate of rounding is, the steps of sigmoid and root smooth. */
+static double staircase(const pvt_pv_desc *d, double c)
+{
+    double t = d->surrogate_temperature, r = c - floor(c), x = 2 * r - 1;
+    if (d->surrogate == PVT_SURROGATE_SIGMOID)
+        return floor(c) * tanh(t / 4) + 1 / (1 + exp(-t * (r - 0.5))) - 1 / (1 + exp(t / 2));
+    if (d->surrogate == PVT_SURROGATE_ROOT) return floor(c) + (1 + (x < 0 ? -1 : 1) * pow(fabs(x), 0.2)) / 2;
+    return c;
+}
+static double gate(double x) { return 1 / (1 + exp(-x)); }
+static double clamped(const qat *q, double u)
+{
+    double beyond = q->desc.surrogate == PVT_SURROGATE_IDENTITY ? 0.5 : 0, b = q->desc.clamp_sharpness;
+    if (b == 0) return fmin(fmax(u, -beyond), q->n + beyond);
+    return u * gate(b * u) * gate(b * (q->n - u)) + q->n * gate(b * (u - q->n));
+}
+
+/* What the surrogate takes W to be near these T, s and z: the codes as they are, and a change as the staircase has it. */
+static double surrogate_weight(const qat *q, int i, double T, double s, double z)
+{
+    int g = i / q->ig;
+    double s0 = (double)((const pvt_real *)q->w.array[1])[g];
+    double z0 = q->w.format.kind == PVT_FORMAT_INT ? (double)((const pvt_real *)q->w.array[2])[g] : q->origin;
+    double moved = staircase(&q->desc, clamped(q, T / s + z)) - staircase(&q->desc, clamped(q, (double)q->T[i] / s0 + z0));
+    return s * ((double)pvti_code_get(&q->w, i) + moved - z);
+}
+
+/* Codes, scales of either sign where there are no zeros, and a buffer from below the codes to above them, away from where
+   the slope jumps or has no end. */
+static void qat_open(pvt_ctx *ctx, const char *format, pvt_surrogate surrogate, double temperature, double sharpness, qat *q)
+{
+    pvt_format f = parse(ctx, format);
+    memset(q, 0, sizeof *q);
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, O, I, format, &q->w));
+    q->desc.surrogate = surrogate, q->desc.surrogate_temperature = temperature, q->desc.clamp_sharpness = sharpness;
+    q->ig = f.in_group, q->n = (1 << f.bits) - 1;
+    q->origin = f.kind == PVT_FORMAT_Q2_0 ? 1 : 1 << (f.bits - 1);
+    for (int i = 0; i < N; i++) {
+        double u = (q->n + 3) * pvti_random_unit(4, PVTI_RANDOM_USER, 1, (uint64_t)i) - 1.5;
+        double apart = fabs(u - floor(u) - 0.5), near = fabs(u - floor(u + 0.5));
+        pvt_real *s = (pvt_real *)q->w.array[1] + i / q->ig, z = (pvt_real)q->origin;
+        if (i % q->ig == 0) *s = (pvt_real)((f.kind == PVT_FORMAT_INT ? 1 : i / q->ig % 3 - 1.25) * (0.5 + fabs((double)noise((uint64_t)i))));
+        if (i % q->ig == 0 && f.kind == PVT_FORMAT_INT) ((pvt_real *)q->w.array[2])[i / q->ig] = 1 + noise((uint64_t)(7 + i)) / 2;
+        if (f.kind == PVT_FORMAT_INT) z = ((const pvt_real *)q->w.array[2])[i / q->ig];
+        if (apart < 0.05 || near < 0.02) u += 0.11; /* from an edge, or the top of root's peak */
+        q->T[i] = *s * ((pvt_real)u - z), q->G[i] = noise((uint64_t)(3000 + i));
+        pvti_code_set(&q->w, i, pvti_int_nearest(u + (i % 5 == 0), f.bits, -1)); /* some lag behind, as under a cap */
+    }
+}
+
+/* dT, ds and dz against central differences of Σ G·W. */
+static void check_surrogate(pvt_ctx *ctx, const char *format, pvt_surrogate surrogate, double temperature, double sharpness)
+{
+    static pvt_real dT[N], ds[N], dz[N];
+    static qat q;
+    pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, ds, dz};
+    double h = 1e-6, worst = 0, tolerance = sizeof(pvt_real) == 8 ? 1e-6 : 2e-4;
+    int bent = 0;
+    qat_open(ctx, format, surrogate, temperature, sharpness, &q);
+    memset(ds, 0, sizeof ds), memset(dz, 0, sizeof dz);
+    q.w.kind->surrogate(ctx, dvalues, dT, &q.w, q.T, q.G, &q.desc);
+    for (int g = 0; g < N / q.ig; g++) {
+        double s = (double)((const pvt_real *)q.w.array[1])[g], sum[2] = {0, 0};
+        double z = q.w.format.kind == PVT_FORMAT_INT ? (double)((const pvt_real *)q.w.array[2])[g] : q.origin;
+        for (int i = g * q.ig; i < (g + 1) * q.ig; i++) {
+            double T = (double)q.T[i], G = (double)q.G[i];
+            double along = (surrogate_weight(&q, i, T + h, s, z) - surrogate_weight(&q, i, T - h, s, z)) / (2 * h);
+            worst = fmax(worst, fabs((double)dT[i] - G * along));
+            bent += dT[i] != q.G[i];
+            sum[0] += G * (surrogate_weight(&q, i, T, s + h, z) - surrogate_weight(&q, i, T, s - h, z)) / (2 * h);
+            sum[1] += G * (surrogate_weight(&q, i, T, s, z + h) - surrogate_weight(&q, i, T, s, z - h)) / (2 * h);
+        }
+        worst = fmax(worst, fabs((double)ds[g] - sum[0]));
+        if (q.w.format.kind == PVT_FORMAT_INT) worst = fmax(worst, fabs((double)dz[g] - sum[1]));
+        else CHECK(dz[g] == 0);
+    }
+    if (!(worst < tolerance)) printf("%s, surrogate %d, t %g, beta %g: %g\n", format, (int)surrogate, temperature, sharpness, worst);
+    CHECK(worst < tolerance && bent > N / 20);
+    pvt_weight_free(&q.w);
+}
+
+/* EfficientQAT (arXiv 2407.11062, section 3.2) as published, for one weight w of integer zero: q̂ = clamp(⌊w/s⌉ + z), ŵ = s(q̂ − z);
+   ∂ŵ/∂w, ∂ŵ/∂s and ∂ŵ/∂z inside, below and above. With no group to sum over each gradient is one of them. */
+static void check_efficient_qat(pvt_ctx *ctx)
+{
+    static const double places[] = {-3.2, -0.7, -0.4, 0.2, 0.7, 1.4, 2.3, 2.9, 3.3, 3.7, 5.1}; /* w/s + z; codes 0 … 3 */
+    enum { COUNT = sizeof places / sizeof *places };
+    pvt_real T[COUNT], G[COUNT], dT[COUNT], ds[COUNT], dz[COUNT];
+    pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, ds, dz};
+    int inside = 0;
+    pvt_format f = parse(ctx, "int:2g1");
+    pvt_pv_desc desc;
+    pvt_weight w;
+    memset(&desc, 0, sizeof desc), memset(ds, 0, sizeof ds), memset(dz, 0, sizeof dz);
+    desc.surrogate = PVT_SURROGATE_IDENTITY;
+    CHECK_OK(ctx, pvti_weight_alloc(ctx, &f, 1, COUNT, "w", &w));
+    for (int i = 0; i < COUNT; i++) {
+        double s = 0.25 + i, z = i % 3;
+        ((pvt_real *)w.array[1])[i] = (pvt_real)s, ((pvt_real *)w.array[2])[i] = (pvt_real)z;
+        T[i] = (pvt_real)(s * (places[i] - z)), G[i] = (pvt_real)(i % 2 ? 0.5 : -2);
+        pvti_code_set(&w, i, (int64_t)fmin(fmax(rint(places[i]), 0), 3));
+    }
+    w.kind->surrogate(ctx, dvalues, dT, &w, T, G, &desc);
+    for (int i = 0; i < COUNT; i++) {
+        double s = 0.25 + i, z = i % 3, ratio = (double)T[i] / s, level = rint(ratio) + z, g = (double)G[i];
+        bool in = level >= 0 && level <= 3;
+        CHECK_NEAR(dT[i], in ? g : 0, 1e-6);
+        CHECK_NEAR(ds[i], g * (in ? rint(ratio) - ratio : level < 0 ? -z : 3 - z), 1e-5);
+        CHECK_NEAR(dz[i], in ? 0 : -s * g, 1e-5);
+        inside += in;
+    }
+    CHECK(inside == 7);
+    pvt_weight_free(&w);
+}
+
+/* Where nothing is clamped, identity differs from PV-Tuning's own gradients by −Σ G·T/s in ds, and has no dz. A scale of 0
+   is no place to divide by. */
+static void check_surrogate_relations(pvt_ctx *ctx)
+{
+    static pvt_real dT[N], ds[N], dz[N], own_ds[N], own_dz[N];
+    static qat q;
+    pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, ds, dz}, *own[PVT_MAX_ARRAYS] = {NULL, own_ds, own_dz};
+    pvt_real *none[PVT_MAX_ARRAYS] = {NULL};
+    qat_open(ctx, "int:2g16", PVT_SURROGATE_IDENTITY, 0, 0, &q);
+    memset(ds, 0, sizeof ds), memset(dz, 0, sizeof dz), memset(own_ds, 0, sizeof ds), memset(own_dz, 0, sizeof dz);
+    pvt_weight_dequantize(&q.w, q.T); /* T = W: every weight lies on a level */
+    CHECK_OK(ctx, pvt_weight_chain(own, &q.w, q.G));
+    q.w.kind->surrogate(ctx, dvalues, dT, &q.w, q.T, q.G, &q.desc);
+    CHECK(memcmp(dT, q.G, sizeof dT) == 0);
+    for (int g = 0; g < N / 16; g++) {
+        double sum = 0;
+        for (int i = g * 16; i < (g + 1) * 16; i++) sum += (double)q.G[i] * (double)q.T[i] / (double)((pvt_real *)q.w.array[1])[g];
+        CHECK(dz[g] == 0 && own_dz[g] != 0);
+        CHECK_NEAR(ds[g], (double)own_ds[g] - sum, 1e-4);
+    }
+    q.w.kind->surrogate(ctx, none, dT, &q.w, q.T, q.G, &q.desc); /* dT alone */
+    CHECK(memcmp(dT, q.G, sizeof dT) == 0);
+    memset(ds, 0, sizeof ds), memset(dz, 0, sizeof dz);
+    for (int g = 0; g < N / 16; g++) ((pvt_real *)q.w.array[1])[g] = g % 2 ? 0 : (pvt_real)1e-37;
+    for (int soft = 0; soft < 2; soft++) {
+        double sum = 0;
+        q.desc.clamp_sharpness = soft * 4;
+        q.w.kind->surrogate(ctx, dvalues, dT, &q.w, q.T, q.G, &q.desc);
+        for (int i = 0; i < N; i++) sum += fabs((double)dT[i]) + fabs((double)ds[i]) + fabs((double)dz[i]);
+        CHECK(sum > 0 && sum < 1e6);
+    }
+    pvt_weight_free(&q.w);
+}
+
+static void check_qat(pvt_ctx *ctx)
+{
+    static const char *const able[] = {"int:2g16", "int:4g32", "int:1g8", "int:2g16s", "int:4g32s", "q2_0"};
+    for (int i = 0; i < (int)PVTI_COUNT(able); i++) {
+        for (int soft = 0; soft < 3; soft++) {
+            check_surrogate(ctx, able[i], PVT_SURROGATE_IDENTITY, 0, soft * 3);
+            check_surrogate(ctx, able[i], PVT_SURROGATE_SIGMOID, 4, soft * 3);
+            check_surrogate(ctx, able[i], PVT_SURROGATE_SIGMOID, 11, soft * 3);
+            if (!soft) check_surrogate(ctx, able[i], PVT_SURROGATE_ROOT, 0, 0); /* c of the soft one may fall on the peak */
+        }
+    }
+    check_efficient_qat(ctx);
+    check_surrogate_relations(ctx);
+}
+
 #if PVTI_REAL_IS_DOUBLE
 /* ---- in double: the chain rule against differences ---- */
 
@@ -118,6 +292,7 @@ static void check_chain(pvt_ctx *ctx, const char *format)
 static void check(pvt_ctx *ctx)
 {
     for (int i = 0; i < ALL; i++) check_chain(ctx, all[i]);
+    check_qat(ctx);
 }
 #else
 
@@ -719,6 +894,7 @@ static void check(pvt_ctx *ctx)
     check_rounding(ctx, "int:1g8", 0, 0.6, 1), check_rounding(ctx, "int:8g64", 99, 0.8, 0.5);
     check_rounding(ctx, "int:4g32s", 6, 0.3, 1), check_rounding(ctx, "q2_0", 1, 0.6, 0.5);
     check_rounding(ctx, "nf4", 9, 0.4, 1), check_rounding(ctx, "nf4", 2, 0.55, 0.35);
+    check_qat(ctx);
     check_same_bits();
 }
 #endif

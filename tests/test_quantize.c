@@ -154,17 +154,27 @@ static void check_formats(pvt_ctx *ctx, const char *name, bool tied, const char 
     pvt_model_free(model);
 }
 
+static double no_loss(void *user)
+{
+    (void)user;
+    return 0;
+}
+
 /* Stopped in every phase and then resumed, on another number of threads: the same bytes, the same report. */
-static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format)
+static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format, bool codes)
 {
     static const struct { const char *phase; int after, files[2]; } stops[] = { /* files: head last; embedding first */
         {"observe", 1, {0, 1}}, {"observe", 2, {1, 2}}, {"quantize", 1, {0, 0}}, {"quantize", 2, {0, 0}},
         {"quantize", 5, {0, 1}}, {"finetune", 1, {0, 1}}, {"finetune", 3, {1, 2}}, {"quantize", 13, {1, 2}},
         {"quantize", 22, {2, 3}}, {"quantize", 23, {3, 3}}};
     setup s = make_setup(ctx, tied);
-    const setup begin = with_embed_format(ctx, &s, embed_format);
     watch whole, w;
     char why[1024];
+    pvt_pv_desc finetune;
+    memset(&finetune, 0, sizeof finetune);
+    finetune.strategy = PVT_STRATEGY_STE, finetune.codes.lr = 0.3, finetune.cap = 0.5;
+    setup begin = with_embed_format(ctx, &s, embed_format);
+    if (codes) begin.desc.finetune = &finetune;
     s = begin;
     memset(&whole, 0, sizeof whole);
     s.desc.checkpoint = NULL;
@@ -195,15 +205,38 @@ static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format)
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_IO && strstr(why, "/absent/directory/quantize-"));
 }
 
+/* What of block fine-tuning is refused before the work. */
+static void check_finetune_refused(pvt_ctx *ctx)
+{
+    static const char *const whys[] = {"cap must lie in", "has no loss to search L with", "is in aqlm:2x4g4, of whose rounding"};
+    char why[1024];
+    pvt_pv_desc finetune;
+    watch w;
+    setup s = make_setup(ctx, false);
+    s.desc.checkpoint = NULL;
+    s.desc.finetune = &finetune;
+    for (int i = 0; i < PVTI_COUNT(whys); i++) {
+        memset(&w, 0, sizeof w), memset(&finetune, 0, sizeof finetune);
+        if (i == 0) finetune.cap = 2;
+        if (i == 1) finetune.strategy = PVT_STRATEGY_LINEARIZED, finetune.step = PVT_STEP_PLAIN, finetune.loss = no_loss;
+        if (i == 2) finetune.surrogate = PVT_SURROGATE_SIGMOID;
+        CHECK(quantize(&s, &w, NULL, why) == (i == 0 ? PVT_ERR_ARGUMENT : PVT_ERR_UNSUPPORTED) && w.fits == 0);
+        CHECK(strstr(why, whys[i]) != NULL);
+        if (!strstr(why, whys[i])) printf("    %s\n", why);
+    }
+}
+
 /* Each option that differs is named. */
 static void check_options(pvt_ctx *ctx)
 {
     static const char *const names[] = {"precision", "format", "samples", "fit", "fine-tuning", "skip",
-                                        "embedding and head", "seed", "text", "model", "embedding and head"};
+                                        "embedding and head", "seed", "text", "model", "embedding and head", "fine-tuning"};
     char why[1024], words[100];
+    pvt_pv_desc finetune;
     watch w;
     setup s = make_setup(ctx, false);
     memset(&w, 0, sizeof w);
+    memset(&finetune, 0, sizeof finetune);
     empty_checkpoint();
     w.phase = "quantize", w.after = 10;
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED && files() == 1);
@@ -222,6 +255,7 @@ static void check_options(pvt_ctx *ctx)
         if (i == 8) s.first_id = 1;
         if (i == 9) s.model_seed = 8;
         if (i == 10) s = with_embed_format(ctx, &s, "int:4g32");
+        if (i == 11) s.desc.finetune = &finetune;
         CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_MISMATCH);
         snprintf(words, sizeof words, "was made with another %s: it has", names[i]);
         CHECK(strstr(why, words) != NULL);
@@ -301,6 +335,87 @@ static void check_damage(pvt_ctx *ctx)
     }
 }
 
+/* ---- fine-tuning that moves codes ---- */
+
+enum { AP_CTX = 32, AP_TOKENS = AP_CTX * 32 };
+
+/* A block quantized to integers; what its output is off by on the calibration text, ‖y − y*‖² / ‖y*‖², and a hash of
+   the model. */
+static double block_error(const char *format, pvt_fit_method method, const pvt_pv_desc *finetune, int threads, uint64_t *hash,
+                          bool *whole)
+{
+    pvt_ctx_desc cd;
+    pvt_model_config c;
+    pvt_quantize_desc q;
+    pvt_run_desc rd;
+    pvt_ctx *ctx = NULL;
+    pvt_model *model = NULL, *original = NULL;
+    pvt_corpus corpus;
+    pvt_run *run[2] = {NULL, NULL};
+    int32_t ids[AP_TOKENS];
+    double off = 0, all = 0;
+    memset(&cd, 0, sizeof cd), memset(&c, 0, sizeof c), memset(&q, 0, sizeof q), memset(&rd, 0, sizeof rd);
+    cd.n_threads = threads;
+    CHECK(pvt_ctx_create(&cd, &ctx) == PVT_OK);
+    for (int i = 0; i < AP_TOKENS; i++) ids[i] = (int32_t)((i * i + i / 7 + i % 13 * 31) % 95);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, AP_TOKENS, &corpus));
+    c.layers = 1, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 128, c.vocab = 96, c.ctx = AP_CTX, c.tied = true;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* sharper than at random: the block does something */
+        pvt_weight *w = pvt_model_tensor(model, i).weight;
+        for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)w->array[0])[k] *= 5;
+    }
+    CHECK_OK(ctx, pvt_model_copy(ctx, model, &original));
+    q.samples = 32, q.ctx = AP_CTX, q.finetune_epochs = 20, q.fit.method = method, q.finetune = finetune;
+    CHECK_OK(ctx, pvt_format_parse(ctx, format, &q.format));
+    CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
+    CHECK_OK(ctx, pvti_model_hash(model, hash));
+    *whole = true;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (!t.linear) continue;
+        for (int64_t g = 0; g < t.n / t.weight->format.in_group; g++) {
+            double zero = (double)((const pvt_real *)t.weight->array[2])[g];
+            *whole = *whole && zero == floor(zero);
+        }
+    }
+    rd.max_batch = 1, rd.max_ctx = AP_CTX;
+    CHECK_OK(ctx, pvt_run_create(model, &rd, &run[0]));
+    CHECK_OK(ctx, pvt_run_create(original, &rd, &run[1]));
+    for (int s = 0; s < AP_TOKENS / AP_CTX; s++) {
+        for (int k = 0; k < 2; k++) CHECK_OK(ctx, pvt_run_forward(run[k], ids + s * AP_CTX, 1, AP_CTX, NULL));
+        const pvt_real *x = pvt_run_hidden(run[0]), *y = pvt_run_hidden(run[1]);
+        for (int i = 0; i < AP_CTX * 64; i++)
+            off += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]), all += (double)y[i] * (double)y[i];
+    }
+    pvt_run_free(run[0]), pvt_run_free(run[1]), pvt_model_free(model), pvt_model_free(original);
+    pvt_corpus_free(&corpus), pvt_ctx_destroy(ctx);
+    return off / all;
+}
+
+/* Block-AP ends nearer to the original block than fine-tuning that leaves codes alone, from round-to-nearest and from the
+   best fit; the same bits on any number of threads; zeros that are not trained stay whole. */
+static void check_block_ap(void)
+{
+    uint64_t hash[4];
+    bool whole[4];
+    pvt_pv_desc ap;
+    memset(&ap, 0, sizeof ap);
+    ap.strategy = PVT_STRATEGY_STE, ap.surrogate = PVT_SURROGATE_IDENTITY;
+    for (int i = 0; i < 2; i++) {
+        pvt_fit_method method = i ? PVT_FIT_BEST : PVT_FIT_RTN;
+        double plain = block_error("int:2g16", method, NULL, 2, &hash[0], &whole[0]);
+        double moved = block_error("int:2g16", method, &ap, 1, &hash[1], &whole[1]);
+        CHECK(moved < plain && moved > 0);
+        if (!(moved < plain)) printf("    %s: %g, with codes %g\n", i ? "best" : "rtn", plain, moved);
+        CHECK(moved == block_error("int:2g16", method, &ap, 3, &hash[2], &whole[2]) && hash[1] == hash[2] && hash[0] != hash[1]);
+        ap.train = PVT_TRAIN_ALL & ~PVT_TRAIN_ZEROS;
+        block_error("int:2g16", method, &ap, 2, &hash[3], &whole[3]);
+        CHECK(!whole[1] && (whole[3] || i));
+        ap.train = 0;
+    }
+}
+
 /* The kernels are chosen by name; no name that is not one. */
 static void check_isa(void)
 {
@@ -331,13 +446,15 @@ int main(void)
     pvt_ctx *ctx = NULL;
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK || !test_scratch(dir, sizeof dir)) return 1;
     snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint", dir);
-    check_resume(ctx, true, NULL);
-    check_resume(ctx, false, NULL);
-    check_resume(ctx, true, "int:4g32");
-    check_resume(ctx, false, "int:8g16");
+    check_resume(ctx, true, NULL, false);
+    check_resume(ctx, false, NULL, false);
+    check_resume(ctx, true, "int:4g32", false);
+    check_resume(ctx, false, "int:8g16", true); /* fine-tuning moves codes, too */
     check_embed_format(ctx);
     check_options(ctx);
+    check_finetune_refused(ctx);
     check_damage(ctx);
+    check_block_ap();
     check_isa();
     pvt_ctx_destroy(ctx);
     test_remove(dir);

@@ -1,7 +1,7 @@
 /*  What a V step can be made of, each choice by itself: which groups are searched (greedy, uniform, proportional; keys
     with and without second moments) against a count by hand, the plain step against its formula, the search for L against
     the descent test, every strategy on the paper's small quadratic against all combinations of codes, what keeps a buffer
-    near its weight, and that threads, kernels and a resume change no bit of it. */
+    near its weight, what surrogates make of a step, what is trained and what is not, and that threads, kernels and a resume change no bit of it. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"
@@ -542,6 +542,163 @@ static void test_buffers(void)
     }
 }
 
+/* ---- quantization-aware training ---- */
+
+static void fitted(pvt_ctx *own, const char *format, const pvt_real *W, int64_t O, int64_t I, pvt_weight *w)
+{
+    pvt_format f;
+    pvt_fit_desc d;
+    memset(&d, 0, sizeof d);
+    d.method = PVT_FIT_RTN;
+    CHECK_OK(own, pvt_format_parse(own, format, &f));
+    CHECK_OK(own, pvt_weight_fit(own, W, O, I, NULL, &f, &d, NULL, w));
+}
+
+/* A step, line by line: gradients at the old values, codes and buffer; Adam for the values; T − f·G/L; the nearest codes. */
+static void check_qat_step(const char *format, pvt_surrogate surrogate, double sharpness)
+{
+    static pvt_real W[S_O * 64], G[S_O * 64], turned[S_O * 64], T[S_O * 64], dT[S_O * 64], dvalue[2][S_O * 64];
+    pvt_real *dvalues[PVT_MAX_ARRAYS] = {NULL, dvalue[0], dvalue[1]};
+    int64_t size = S_O * 64, wrong = 0, slack = 0;
+    double worst = 0;
+    pvt_weight w;
+    pvt_pv_desc desc;
+    memset(&desc, 0, sizeof desc), memset(dvalue, 0, sizeof dvalue);
+    desc.strategy = PVT_STRATEGY_STE, desc.surrogate = surrogate, desc.clamp_sharpness = sharpness;
+    desc.step = PVT_STEP_PLAIN, desc.smoothness = 0.5, desc.values.lr = 1e-3;
+    for (int64_t i = 0; i < size; i++) W[i] = noise(1, i), G[i] = noise(2, i) * (pvt_real)0.4;
+    fitted(ctx, format, W, S_O, 64, &w);
+    pvt_pv *pv = one_weight(&desc, &w);
+    pvti_pv_entry *e = &pv->entries[0];
+    step_of(pv, G, 1, NULL); /* one to leave W: now f varies */
+    memcpy(T, e->buffer.w, sizeof T), memcpy(turned, G, sizeof G);
+    if (w.format.rotation) pvti_rotate_weight(ctx, turned, G, &w, false);
+    w.kind->surrogate(ctx, dvalues, dT, &w, T, turned, &pv->desc);
+    step_of(pv, G, 1, NULL);
+    for (int64_t i = 0; i < size; i++) {
+        worst = fmax(worst, fabs((double)e->buffer.w[i] - ((double)T[i] - (double)dT[i] * 2)));
+        slack += dT[i] != turned[i];
+    }
+    CHECK_NEAR(worst, 0, 1e-6);
+    CHECK(surrogate == PVT_SURROGATE_NONE ? slack == 0 : slack > 20);
+    for (int k = 0; k < 2; k++)
+        wrong += e->dvalues[k + 1] &&
+                 memcmp(e->dvalues[k + 1], dvalue[k], (size_t)e->adam[k + 1].n * sizeof(pvt_real)) != 0;
+    for (int64_t i = 0; i < size; i++) {
+        pvt_assign a;
+        uint16_t code;
+        memset(&a, 0, sizeof a);
+        a.target = e->buffer.w, a.groups = &i, a.n = 1, a.codes = &code;
+        pvti_weight_assign(ctx, &w, &a, NULL);
+        wrong += code != pvti_code_get(&w, i);
+    }
+    CHECK(wrong == 0);
+    pvt_pv_free(pv), pvt_weight_free(&w);
+}
+
+/* A buffer that starts from the weights that were quantized; where the fit chose another code than the nearest, from W. */
+static void check_set_buffer(const char *format)
+{
+    static pvt_real original[S_O * 64], turned[S_O * 64], W[S_O * 64], G[S_O * 64];
+    int64_t size = S_O * 64, kept = 0, back = 0, wrong = 0;
+    pvt_weight w;
+    pvt_pv_desc desc;
+    pvt_pv_stats stats;
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = PVT_STRATEGY_STE, desc.freeze_values = true;
+    for (int64_t i = 0; i < size; i++) original[i] = noise(1, i);
+    fitted(ctx, format, original, S_O, 64, &w);
+    for (int64_t i = 0; i < size; i += 9) pvti_code_set(&w, i, pvti_code_get(&w, i) ^ 1); /* of another mind */
+    pvt_pv *pv = one_weight(&desc, &w);
+    CHECK(pvt_pv_set_buffer(pv, 1, original) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "without a buffer") != NULL);
+    CHECK_OK(ctx, pvt_pv_set_buffer(pv, 0, original));
+    memcpy(turned, original, sizeof turned);
+    if (w.format.rotation) pvti_rotate_weight(ctx, turned, original, &w, false);
+    w.kind->tile(&w, W, 64, 0, S_O, 0, 64);
+    for (int64_t i = 0; i < size; i++) {
+        pvt_real T = pv->entries[0].buffer.w[i];
+        wrong += T != (i % 9 ? turned[i] : W[i]);
+        kept += T == turned[i], back += T == W[i];
+    }
+    CHECK(wrong == 0 && kept > size / 2 && back >= size / 9);
+    memset(G, 0, sizeof G);
+    step_of(pv, G, 1, &stats);
+    CHECK(stats.groups_changed == 0 && stats.groups_searched == size); /* the first search undoes nothing */
+    CHECK(pvt_pv_set_buffer(pv, 0, original) == PVT_ERR_ARGUMENT);
+    pvt_pv_free(pv);
+    original[7] = (pvt_real)NAN;
+    pv = one_weight(&desc, &w);
+    CHECK(pvt_pv_set_buffer(pv, 0, original) == PVT_ERR_NUMERIC);
+    pvt_pv_free(pv), pvt_weight_free(&w);
+}
+
+/* What is trained and what keeps every bit: arrays of one weight, by the mask. */
+static void check_train(const char *words, unsigned moved)
+{
+    static pvt_real W[S_O * 64], G[S_O * 64];
+    pvt_weight w, before;
+    pvt_pv_desc desc;
+    pvt_array now[PVT_MAX_ARRAYS], was[PVT_MAX_ARRAYS];
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = PVT_STRATEGY_STE, desc.codes.lr = 0.3, desc.values.lr = 1e-2;
+    CHECK_OK(ctx, pvt_train_parse(ctx, words, &desc.train));
+    for (int64_t i = 0; i < S_O * 64; i++) W[i] = noise(1, i);
+    fitted(ctx, "int:2g16", W, S_O, 64, &w), fitted(ctx, "int:2g16", W, S_O, 64, &before);
+    pvt_pv *pv = one_weight(&desc, &w);
+    for (uint64_t step = 0; step < 3; step++) {
+        for (int64_t i = 0; i < S_O * 64; i++) G[i] = noise(50 + step, i);
+        step_of(pv, G, 1, NULL);
+    }
+    int n = pvt_weight_arrays(&w, now);
+    pvt_weight_arrays(&before, was);
+    for (int i = 0; i < n; i++) CHECK((memcmp(now[i].data, was[i].data, (size_t)now[i].bytes) != 0) == (moved >> i & 1));
+    pvt_pv_free(pv), pvt_weight_free(&w), pvt_weight_free(&before);
+}
+
+static void test_train_words(void)
+{
+    char text[96], again[96];
+    unsigned train;
+    pvt_pv_desc d, r;
+    check_train("all", 7), check_train("codes", 1), check_train("scales", 2), check_train("zeros", 4);
+    check_train("codes,scales", 3), check_train("zeros,scales", 6), check_train("norms", 0), check_train("codebooks", 0);
+    for (unsigned mask = 1; mask <= PVT_TRAIN_ALL; mask += 13) {
+        pvt_train_text(mask, text);
+        CHECK_OK(ctx, pvt_train_parse(ctx, text, &train));
+        pvt_train_text(train, again);
+        CHECK(train == mask && strcmp(text, again) == 0);
+    }
+    CHECK(pvt_train_parse(ctx, "scales,norm", &train) == PVT_ERR_ARGUMENT && train == 0);
+    CHECK(strstr(pvt_ctx_error(ctx), "\"norm\" is none of codes, codebooks, scales, zeros, norms, biases, embedding, head"));
+    CHECK(pvt_train_parse(NULL, "", &train) == PVT_ERR_ARGUMENT && pvt_train_parse(NULL, "codes,", &train) == PVT_ERR_ARGUMENT);
+    /* one mask behind three ways to say it */
+    memset(&d, 0, sizeof d);
+    CHECK(pvt_pv_resolve(&d).train == PVT_TRAIN_ALL && !pvt_pv_resolve(&d).freeze_values);
+    d.freeze_values = true, r = pvt_pv_resolve(&d);
+    CHECK(r.train == (PVT_TRAIN_ALL & ~PVT_TRAIN_VALUES) && pvt_pv_resolve(&r).train == r.train);
+    d.strategy = PVT_STRATEGY_CONTINUOUS, d.freeze_values = false;
+    CHECK(pvt_pv_resolve(&d).train == (PVT_TRAIN_ALL & ~PVT_TRAIN_CODES));
+    memset(&d, 0, sizeof d), d.surrogate = PVT_SURROGATE_SIGMOID, r = pvt_pv_resolve(&d);
+    CHECK(r.surrogate_temperature == 4 && r.clamp_sharpness == 4 && pvt_pv_resolve(NULL).clamp_sharpness == 0);
+    d.clamp_sharpness = -1, r = pvt_pv_resolve(&d);
+    CHECK(r.clamp_sharpness == -1 && pvt_pv_resolve(&r).clamp_sharpness == -1);
+    memset(&d, 0, sizeof d), d.train = PVT_TRAIN_SCALES | PVT_TRAIN_NORMS, r = pvt_pv_resolve(&d);
+    CHECK(r.strategy == PVT_STRATEGY_CONTINUOUS && !r.freeze_values && r.train == d.train);
+    d.train = PVT_TRAIN_CODES, r = pvt_pv_resolve(&d);
+    CHECK(r.strategy == PVT_STRATEGY_SUBSPACE_STE && r.freeze_values && r.cap == 0.01);
+}
+
+static void test_qat(void)
+{
+    static const char *const able[] = {"int:2g16", "had:int:2g16", "int:3g8s", "q2_0"};
+    for (int i = 0; i < 4; i++) {
+        check_qat_step(able[i], PVT_SURROGATE_IDENTITY, -1);
+        check_qat_step(able[i], PVT_SURROGATE_SIGMOID, -1), check_qat_step(able[i], PVT_SURROGATE_SIGMOID, 5);
+        check_qat_step(able[i], PVT_SURROGATE_ROOT, 0);
+    }
+    check_set_buffer("int:2g16"), check_set_buffer("had2:int:2g16"), check_set_buffer("q2_0");
+}
+
 /* ---- what is refused ---- */
 
 static void refuse(const pvt_pv_desc *desc, const char *why)
@@ -575,6 +732,25 @@ static void test_refusals(void)
     REFUSE("no rounding", (d.step = PVT_STEP_PLAIN, d.loss = quadratic_loss, d.strategy = PVT_STRATEGY_STOCHASTIC));
     REFUSE("there is none", (d.strategy = PVT_STRATEGY_SUBSPACE, d.wind = 1));
     REFUSE("there is none", (d.strategy = PVT_STRATEGY_LINEARIZED, d.restart = true));
+    REFUSE("none of their constants", d.surrogate = (pvt_surrogate)4);
+    REFUSE("none of their constants", d.train = 1 << 20);
+    REFUSE("must lie in 0 to 1e6", (d.surrogate = PVT_SURROGATE_SIGMOID, d.surrogate_temperature = -1));
+    REFUSE("clamp_sharpness in -1e6", (d.surrogate = PVT_SURROGATE_SIGMOID, d.clamp_sharpness = (double)NAN));
+    REFUSE("belongs to a surrogate", d.clamp_sharpness = -1);
+    REFUSE("belongs to the surrogate sigmoid", (d.surrogate = PVT_SURROGATE_ROOT, d.surrogate_temperature = 2));
+    REFUSE("belongs to a surrogate", d.clamp_sharpness = 2);
+    REFUSE("for the buffer behind codes", (d.surrogate = PVT_SURROGATE_IDENTITY, d.strategy = PVT_STRATEGY_LINEARIZED));
+    REFUSE("for the buffer behind codes", (d.surrogate = PVT_SURROGATE_IDENTITY, d.delta = 1));
+    REFUSE("for the buffer behind codes", (d.surrogate = PVT_SURROGATE_IDENTITY, d.train = PVT_TRAIN_SCALES));
+    pvt_pv_desc d;
+    pvt_weight w;
+    pvt_pv *pv = NULL;
+    memset(&d, 0, sizeof d), d.surrogate = PVT_SURROGATE_SIGMOID;
+    random_weight(&w, "aqlm:1x4g4", S_O, S_I);
+    CHECK_OK(ctx, pvt_pv_create(ctx, &d, &pv));
+    CHECK(pvt_pv_add_weight(pv, &w, "w", NULL) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(ctx), "w is in aqlm:1x4g4") && strstr(pvt_ctx_error(ctx), "have one: int:BgG, int:BgGs, q2_0;"));
+    pvt_pv_free(pv), pvt_weight_free(&w);
 }
 
 /* ---- the same bits ---- */
@@ -589,6 +765,7 @@ static double step_loss(void *user)
     return sum;
 }
 
+enum { CHOICES = 6, QAT_CHOICES = 9 }; /* the latter begin where the former end */
 static void choose(pvt_pv_desc *d, int which)
 {
     memset(d, 0, sizeof *d);
@@ -599,8 +776,11 @@ static void choose(pvt_pv_desc *d, int which)
     if (which == 3) d->wind = 0.2;
     if (which == 4) d->strategy = PVT_STRATEGY_SUBSPACE, d->step = PVT_STEP_PLAIN, d->smoothness = 2;
     if (which == 5) d->strategy = PVT_STRATEGY_LINEARIZED, d->step = PVT_STEP_PLAIN, d->loss = step_loss;
+    if (which >= CHOICES) d->strategy = PVT_STRATEGY_STE, d->cap = 0, d->beam = 0; /* of int:2g8 */
+    if (which == 6) d->surrogate = PVT_SURROGATE_IDENTITY, d->clamp_sharpness = -1;
+    if (which == 7) d->surrogate = PVT_SURROGATE_SIGMOID, d->clamp_sharpness = 4, d->moments = PVT_BF16;
+    if (which == 8) d->surrogate = PVT_SURROGATE_ROOT, d->train = PVT_TRAIN_ALL & ~PVT_TRAIN_ZEROS;
 }
-enum { CHOICES = 6 };
 
 static uint64_t choice_hash(int which, const char *isa, int threads)
 {
@@ -612,7 +792,9 @@ static uint64_t choice_hash(int which, const char *isa, int threads)
     memset(&cd, 0, sizeof cd);
     cd.n_threads = threads, cd.isa = isa, cd.seed = 3;
     CHECK(pvt_ctx_create(&cd, &ctx) == PVT_OK);
-    random_weight(&w, "aqlm:2x4g4", 36, 48);
+    for (int64_t i = 0; i < 36 * 48; i++) G[i] = noise(9, i);
+    if (which < CHOICES) random_weight(&w, "aqlm:2x4g4", 36, 48);
+    else fitted(ctx, which == 7 ? "had:int:2g8" : "int:2g8", G, 36, 48, &w);
     choose(&desc, which);
     desc.loss_user = &w;
     pvt_pv *pv = one_weight(&desc, &w);
@@ -633,8 +815,8 @@ static void test_same_bits(void)
 {
     static const int threads[] = {1, 2, 5};
     static const char *const sets[] = {"scalar", "avx2", "avx512"};
-    uint64_t seen[CHOICES];
-    for (int which = 0; which < CHOICES; which++) {
+    uint64_t seen[QAT_CHOICES];
+    for (int which = 0; which < QAT_CHOICES; which++) {
         seen[which] = choice_hash(which, "scalar", 1);
         for (int s = 0; s < 3; s++)
             for (int t = s ? 0 : 1; t < 3; t++) CHECK(choice_hash(which, sets[s], threads[t]) == seen[which]);
@@ -646,6 +828,7 @@ static void test_same_bits(void)
 
 enum { CTX = 32, WINDOWS = 10 };
 
+static const char *student_format = "aqlm:2x4g4";
 static pvt_model *make(pvt_ctx *own, const pvt_corpus *corpus, bool codes)
 {
     pvt_model_config c;
@@ -655,7 +838,7 @@ static pvt_model *make(pvt_ctx *own, const pvt_corpus *corpus, bool codes)
     c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 96, c.vocab = 200, c.ctx = CTX;
     CHECK_OK(own, pvt_model_create(own, &c, &model));
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
-    CHECK_OK(own, pvt_format_parse(own, "aqlm:2x4g4", &q.format));
+    CHECK_OK(own, pvt_format_parse(own, student_format, &q.format));
     if (codes) CHECK_OK(own, pvt_quantize(model, corpus, &q));
     return model;
 }
@@ -690,6 +873,8 @@ static uint64_t tune(int which, const pvt_corpus *corpus, const char *path)
         memset(&other.pv, 0, sizeof other.pv); /* the default's checkpoint is another one */
         other.pv.cap = desc.pv.cap, other.pv.codes = desc.pv.codes, other.pv.beam = 2, other.pv.trust = desc.pv.trust;
         other.pv.strategy = desc.pv.strategy, other.pv.moments = desc.pv.moments;
+        if (which >= CHOICES) other.pv = desc.pv, other.pv.surrogate = PVT_SURROGATE_SIGMOID, other.pv.surrogate_temperature = 3;
+        if (which == 8) other.pv = desc.pv, other.pv.train = PVT_TRAIN_ALL;
         CHECK_OK(ctx, pvt_tuner_create(student, teacher, corpus, &other, &tuner));
         CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
         CHECK(strstr(pvt_ctx_error(ctx), "another strategy and V step") != NULL);
@@ -724,6 +909,8 @@ static void test_tuner(void)
         CHECK(strstr(pvt_ctx_error(ctx), "set smoothness") != NULL && tuner == NULL);
         pvt_model_free(student), pvt_model_free(teacher);
     }
+    student_format = "int:2g16";
+    for (int which = CHOICES; which < QAT_CHOICES; which++) CHECK(tune(which, &corpus, NULL) == tune(which, &corpus, path));
     pvt_corpus_free(&corpus);
     test_remove(dir);
 }
@@ -739,6 +926,8 @@ int main(void)
     test_steps();
     test_small_problem();
     test_buffers();
+    test_train_words();
+    test_qat();
     test_refusals();
     test_same_bits();
     test_tuner();

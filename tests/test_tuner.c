@@ -448,8 +448,126 @@ static void check_freeze_values(void)
     bench_close(&b), bench_close(&c);
 }
 
+/* ---- what is trained ---- */
+
+/* A Qwen2, which has biases, of integers but for one matrix. */
+static pvt_model *make_integers(pvt_ctx *ctx, const pvt_corpus *corpus, bool tied, bool codes)
+{
+    pvt_model_config c;
+    pvt_quantize_desc q;
+    pvt_model *model = NULL;
+    memset(&c, 0, sizeof c), memset(&q, 0, sizeof q);
+    snprintf(c.family, sizeof c.family, "qwen2");
+    c.layers = 1, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 128, c.vocab = 600, c.ctx = CTX, c.tied = tied;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    q.samples = 4, q.fit.method = PVT_FIT_RTN, q.finetune_epochs = -1, q.skip = tied ? NULL : "mlp.up_proj";
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &q.format));
+    if (codes) CHECK_OK(ctx, pvt_quantize(model, corpus, &q));
+    return model;
+}
+
+/* The word of --train that an array of a tensor goes by. */
+static unsigned word_of(const pvt_tensor_info *t, const char *array, bool tied)
+{
+    if (array && strcmp(array, "codes") == 0) return PVT_TRAIN_CODES;
+    if (array && strcmp(array, "scales") == 0) return PVT_TRAIN_SCALES;
+    if (array && strcmp(array, "zeros") == 0) return PVT_TRAIN_ZEROS;
+    if (strstr(t->name, "norm")) return PVT_TRAIN_NORMS;
+    if (strstr(t->name, "bias")) return PVT_TRAIN_BIASES;
+    if (strstr(t->name, "embed")) return PVT_TRAIN_EMBEDDING | (tied ? (unsigned)PVT_TRAIN_HEAD : 0u);
+    return strstr(t->name, "lm_head") ? PVT_TRAIN_HEAD : PVT_TRAIN_LINEARS;
+}
+
+static pvt_tune_desc train_plan(const char *words)
+{
+    pvt_tune_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.steps = 3, desc.ctx = CTX, desc.eval_every = -1, desc.schedule = PVT_SCHEDULE_CONSTANT;
+    desc.pv.strategy = PVT_STRATEGY_STE, desc.pv.codes.lr = 0.6, desc.pv.values.lr = 1e-2;
+    CHECK(pvt_train_parse(NULL, words, &desc.pv.train) == PVT_OK);
+    return desc;
+}
+
+/* What the words name moves, all of it, and all else keeps every bit; the plan of memory holds. */
+static void check_train(const char *words, bool tied, bool freeze_dense)
+{
+    pvt_ctx *ctx;
+    pvt_corpus corpus;
+    pvt_tuner *tuner;
+    int32_t ids[CTX * WINDOWS];
+    int wrong = 0, moved = 0;
+    text(ids, CTX * WINDOWS, 5);
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
+    pvt_model *teacher = make_integers(ctx, &corpus, tied, false), *student = make_integers(ctx, &corpus, tied, true);
+    pvt_model *before = make_integers(ctx, &corpus, tied, true);
+    pvt_tune_desc desc = train_plan(words);
+    unsigned train = desc.pv.train & ~(freeze_dense ? (unsigned)PVT_TRAIN_DENSE : 0u);
+    desc.freeze_dense = freeze_dense;
+    int64_t plan = pvt_tuner_bytes(student, teacher, &corpus, &desc), now = pvt_ctx_get_info(ctx).bytes_now;
+    pvt_ctx_reset_peak(ctx);
+    CHECK_OK(ctx, pvt_tuner_create(student, teacher, &corpus, &desc, &tuner));
+    for (int i = 0; i < 3; i++) CHECK_OK(ctx, pvt_tuner_step(tuner, NULL));
+    CHECK_NEAR((double)(plan - now) / (double)(pvt_ctx_get_info(ctx).bytes_peak - now), 1, 0.05);
+    for (int64_t i = 0; i < pvt_model_tensors(student); i++) {
+        pvt_tensor_info x = pvt_model_tensor(student, i), y = pvt_model_tensor(before, i);
+        pvt_array a[PVT_MAX_ARRAYS], b[PVT_MAX_ARRAYS];
+        int n = x.weight ? pvt_weight_arrays(x.weight, a) : 1;
+        if (x.weight) pvt_weight_arrays(y.weight, b);
+        else a[0].data = x.values, b[0].data = y.values, a[0].bytes = x.n * (int64_t)sizeof(pvt_real), a[0].name = NULL;
+        for (int k = 0; k < n; k++) {
+            bool differs = memcmp(a[k].data, b[k].data, (size_t)a[k].bytes) != 0;
+            bool wanted = (train & word_of(&x, x.weight && x.dtype == PVT_DTYPE_NONE ? a[k].name : NULL, tied)) != 0;
+            if (differs != wanted) printf("    %s: %s %s\n", words, x.name, differs ? "moved" : "stayed");
+            wrong += differs != wanted, moved += differs;
+        }
+    }
+    CHECK(wrong == 0 && moved > 0);
+    pvt_tuner_free(tuner), pvt_model_free(student), pvt_model_free(before), pvt_model_free(teacher);
+    pvt_corpus_free(&corpus), pvt_ctx_destroy(ctx);
+}
+
+/* Zeros stay whole while all else is tuned, by a surrogate, too: then GPTQ's layout holds the model, else it does not. */
+static void check_train_exports(void)
+{
+    char dir[300], path[400];
+    pvt_ctx *ctx;
+    pvt_corpus corpus;
+    pvt_tuner *tuner = NULL;
+    int32_t ids[CTX * WINDOWS];
+    text(ids, CTX * WINDOWS, 5);
+    CHECK(test_scratch(dir, sizeof dir));
+    CHECK(pvt_ctx_create(NULL, &ctx) == PVT_OK);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
+    for (int whole = 0; whole < 2; whole++) {
+        pvt_model *teacher = make_integers(ctx, &corpus, true, false), *student = make_integers(ctx, &corpus, true, true);
+        pvt_tune_desc desc = train_plan(whole ? "codes,scales,norms,biases,embedding" : "all");
+        desc.pv.surrogate = PVT_SURROGATE_IDENTITY;
+        CHECK_OK(ctx, pvt_tune(student, teacher, &corpus, &desc, NULL));
+        snprintf(path, sizeof path, "%s/gptq%d", dir, whole);
+        CHECK(pvt_model_export(student, "gptq", path, NULL) == (whole ? PVT_OK : PVT_ERR_UNSUPPORTED));
+        if (!whole) CHECK(strstr(pvt_ctx_error(ctx), "the zero") && strstr(pvt_ctx_error(ctx), "train"));
+        desc.pv.train = PVT_TRAIN_CODEBOOKS, desc.pv.surrogate = PVT_SURROGATE_NONE;
+        CHECK(pvt_tuner_create(student, teacher, &corpus, &desc, &tuner) == PVT_ERR_ARGUMENT && !tuner);
+        CHECK(strstr(pvt_ctx_error(ctx), "what is to be trained (codebooks) the student has nothing"));
+        pvt_model_free(student), pvt_model_free(teacher);
+    }
+    test_remove(dir);
+    pvt_corpus_free(&corpus), pvt_ctx_destroy(ctx);
+}
+
+static void check_training(void)
+{
+    static const char *const words[] = {"codes", "scales", "zeros", "norms", "biases", "embedding", "head", "linears",
+                                        "scales,norms", "all"};
+    for (int i = 0; i < (int)(sizeof words / sizeof *words); i++) check_train(words[i], false, false);
+    check_train("head", true, false), check_train("all", false, true);
+    check_train_exports();
+}
+
 int main(void)
 {
+    check_training();
     check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, PVT_DTYPE_NONE, false, true);
     check_memory(PVT_STRATEGY_SUBSPACE_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
     check_memory(PVT_STRATEGY_STE, BATCH, PVT_DTYPE_NONE, true, true);

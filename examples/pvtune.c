@@ -37,6 +37,9 @@ typedef struct options {
     const char *fit; /* --fit, --act-order, --damp: see FIT_METHOD */
     bool act_order;
     double damp;
+    const char *lab; /* which experiment, */
+    int64_t runs;    /* from so many starts or seeds */
+    const char *formats;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -246,6 +249,28 @@ static const option grad_rows[] = {
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
      "\"loss\" and every parameter's gradient by Hugging Face name"},
 };
+#define LAB_NAMES "quadratic|smoothness|strategies|ablation"
+static const option lab_rows[] = {
+    {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
+    {"MODEL", NULL, OPTION_TEXT, AT(model), false, "", 0, 0, "(a small Llama, trained first)",
+     "what it is done to; not quadratic, which needs none"},
+    {"--runs", NULL, OPTION_INT, AT(runs), false, "N", 1, 1e6, "(3 seeds; quadratic: 50 starts)",
+     "over which means and standard errors are taken"},
+    {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "(lab-NAME.svg)", "where the chart goes"},
+    {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL,
+     "a tiny model and few steps, to see that it runs: its figures say nothing"},
+    {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "what the small Llama learns"},
+    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(2400)", "in so many steps"},
+    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "(four of two bits; ablation: one)",
+     "representations, as quantize takes them"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(110; of a MODEL 100)", "tuning steps of a run"},
+    {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(128; of a MODEL 64)", "calibration sequences"},
+    HEADING("With a MODEL"),
+    {"--data", NULL, OPTION_TEXT, AT(data), false, "TEXT", 0, 0, NULL, "text to calibrate and tune on"},
+    {"--eval", NULL, OPTION_TEXT, AT(eval), false, "TEXT", 0, 0, "(the last tenth of --data)", "text to measure on"},
+    {"--eval-windows", NULL, OPTION_INT, AT(eval_windows), false, "N", 1, 1e6, "(16384 tokens)", "so much of it"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
+};
 
 /* ---- the program's state: one struct, freed in one place ---- */
 
@@ -268,16 +293,22 @@ typedef struct app {
     FILE *log;
 } app;
 
+/* Everything that was computed. */
+static void app_clear(app *a)
+{
+    pvt_tuner_free(a->tuner), a->tuner = NULL;
+    for (int i = 0; i < 2; i++) pvt_run_free(a->runs[i]), a->runs[i] = NULL, pvt_corpus_free(&a->corpora[i]);
+    for (int i = 0; i < MODELS; i++) pvt_model_free(a->models[i]), a->models[i] = NULL;
+    pvt_tokenizer_free(a->tokenizer), a->tokenizer = NULL;
+    for (int i = 0; i < BUFFERS; i++) free(a->buffers[i]), a->buffers[i] = NULL;
+    pvt_ctx_destroy(a->ctx), a->ctx = NULL;
+}
+
 static void app_close(app *a)
 {
-    pvt_tuner_free(a->tuner);
-    for (int i = 0; i < 2; i++) pvt_run_free(a->runs[i]), pvt_corpus_free(&a->corpora[i]);
-    for (int i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
-    pvt_tokenizer_free(a->tokenizer);
-    for (int i = 0; i < BUFFERS; i++) free(a->buffers[i]);
+    app_clear(a);
     buffer_free(&a->json);
     buffer_free(&a->card);
-    pvt_ctx_destroy(a->ctx);
 }
 
 /* ---- messages and progress, on stderr ---- */
@@ -353,6 +384,19 @@ static int progress(app *a, const char *phase, int64_t done, int64_t total, cons
     pvt_progress p;
     p.phase = phase, p.item = NULL, p.done = done, p.total = total, p.unit = unit, p.value = value;
     return on_progress(a, &p);
+}
+
+/* The context that the options ask for. */
+static int open_context(app *a)
+{
+    pvt_ctx_desc desc;
+    char why[300] = "";
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
+    desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
+    desc.progress = on_progress, desc.progress_user = a;
+    desc.error = why, desc.error_bytes = sizeof why;
+    return pvt_ctx_create(&desc, &a->ctx) == PVT_OK ? 0 : fail(a, "%s", why);
 }
 
 static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -1712,6 +1756,7 @@ static int verb_grad(app *a)
 
 #include "demo.h"
 #include "fit.h"
+#include "lab.h"
 
 /* ---- the verbs, and main ---- */
 
@@ -1732,6 +1777,7 @@ static const struct verb {
     {"tokenize", "token ids of a text", SET(tokenize_rows), verb_tokenize},
     {"logits", "logits of given token ids, as safetensors", SET(logits_rows), verb_logits},
     {"grad", "loss and gradients of given token ids, as safetensors", SET(grad_rows), verb_grad},
+    {"lab", "the experiments of the papers: a table and a chart each", SET(lab_rows), verb_lab},
 };
 enum { VERBS = (int)(sizeof verbs / sizeof *verbs) };
 static const option_set common_set = SET(common_rows);
@@ -1769,6 +1815,8 @@ static const struct verb_examples {
                  "  pvtune tokenize model -f text.txt --json\n"},
     {"logits", "  echo '[[1, 2, 3]]' >ids.json; pvtune logits model --ids ids.json -o logits.safetensors\n"},
     {"grad", "  pvtune grad tuned --ids ids.json --teacher model -o grad.safetensors\n"},
+    {"lab", "  pvtune lab quadratic                         exact against linearized V steps, in a second: lab-quadratic.svg\n"
+            "  pvtune lab quadratic --seed 1 --json         another problem; the table as JSON\n"},
 };
 
 static int program_help(FILE *f)
@@ -1830,18 +1878,10 @@ static const char *stop_answer(const char *verb)
 
 static int run_verb(const struct verb *v, app *a)
 {
-    pvt_ctx_desc desc;
     const char *isa = getenv("PVTUNE_ISA"); /* the library reads it; here only to say what it could not give */
-    char why[300] = "";
-    memset(&desc, 0, sizeof desc);
     meter_begin(&a->meter, v->name, a->o.quiet);
     meter_catch(a->o.quiet ? NULL : stop_answer(v->name));
-    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
-    desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
-    desc.progress = on_progress, desc.progress_user = a;
-    desc.error = why, desc.error_bytes = sizeof why;
-    pvt_result result = pvt_ctx_create(&desc, &a->ctx);
-    if (result != PVT_OK) return fail(a, "%s", why);
+    DO(open_context(a));
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->started = meter_now();

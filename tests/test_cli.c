@@ -226,7 +226,7 @@ static void test_many_options(void)
 static void test_help(void)
 {
     static const char *const verbs[] = {"demo", "info", "quantize", "tune", "eval", "generate", "export", "tokenize",
-                                        "logits", "grad"};
+                                        "logits", "grad", "lab"};
     char example[40];
     for (int i = 0; i < PVTI_COUNT(verbs); i++) {
         CHECK_RUN(run("help %s", verbs[i]));
@@ -1193,6 +1193,72 @@ static void test_demo(pvt_ctx *ctx)
     CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 
+/* A number of the JSON row that has all these words: `"c":2,"V step":"exact"`. */
+static double lab_figure(const char *words, const char *name)
+{
+    char key[64];
+    const char *row = strstr(out_text, words);
+    snprintf(key, sizeof key, "\"%s\":", name);
+    const char *at = row ? strstr(row, key) : NULL;
+    if (!at) printf("    no %s of %s in %.300s\n", name, words, out_text);
+    return at ? strtod(at + strlen(key), NULL) : (double)NAN;
+}
+
+/* The shape of the paper's result; that |V(x)| ≤ c and that φ never rises the program checks at every iterate. */
+static void test_lab_quadratic(pvt_ctx *ctx)
+{
+    static const char *const methods[] = {"exact", "linearized", "linearized, T = 4", "greedy 1 of 6", "proportional 1 of 6",
+                                          "uniform 1 of 6", "uniform 2 of 6", "uniform 2 of 6, T = 4"};
+    enum { METHODS = (int)(sizeof methods / sizeof *methods) };
+    double last[7][METHODS];
+    char words[80];
+    CHECK_RUN(run("lab quadratic --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds"));
+    for (int c = 1; c <= 6; c++)
+        for (int m = 0; m < METHODS; m++) {
+            snprintf(words, sizeof words, "{\"c\":%d,\"V step\":\"%s\"", c, methods[m]);
+            last[c][m] = lab_figure(words, "last");
+        }
+    for (int m = 0; m < METHODS; m++) {
+        CHECK_NEAR(last[6][m], 0, 1e-12);        /* each coordinate a value of its own: the P step alone solves it */
+        CHECK_NEAR(last[1][m], last[1][0], 1e-9); /* one value: no V step has a choice */
+        for (int c = 2; c <= 4; c++) CHECK(last[c][0] <= last[c][m] && last[c][m] < last[1][0]);
+    }
+    for (int c = 2; c <= 4; c++) {
+        CHECK(last[c][1] > 1.5 * last[c][0]); /* linearized ends above exact, */
+        CHECK_NEAR(last[c][2] / last[c][1], 1, 0.1); /* however often it is repeated; */
+        for (int m = 4; m < METHODS; m++) CHECK(last[c][m] < 0.95 * last[c][1]); /* a drawn subspace in between */
+        CHECK(last[c][4] < last[c][6] && last[c][5] < last[c][6]); /* and the smaller the better */
+    }
+    CHECK(sh("grep -q '>proportional 1 of 6<' q.svg && grep -q '</svg>' q.svg") == 0);
+    CHECK_RUN(run("lab quadratic --runs 3 --seed 1 -q --svg q.svg"));
+    CHECK(strstr(out_text, " 6 exact") && strstr(out_text, "No iterate had more than c values"));
+    CHECK_REFUSED(2, "NAME must be one of quadratic", run("lab cubic"));
+    CHECK_REFUSED(1, "absent/q.svg", run("lab quadratic --svg absent/q.svg"));
+}
+
+/* Of nested subspaces the smaller is curved less. */
+static void test_lab_smoothness(pvt_ctx *ctx)
+{
+    static const int shares[] = {100, 85, 70, 60, 40, 30, 20, 10, 5};
+    static const char *const columns[] = {"even I", "even II", "greedy II"};
+    char words[40];
+    CHECK_RUN(run("lab smoothness --quick --train-steps 20 --runs 1 --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds"));
+    for (int c = 0; c < 3; c++) {
+        double before = 1e300, first = 0, L = 0;
+        for (int k = 0; k < PVTI_COUNT(shares); k++) {
+            snprintf(words, sizeof words, "{\"%% of parameters\":%d,", shares[k]);
+            L = lab_figure(words, columns[c]);
+            CHECK(L > 0 && L <= before);
+            before = L, first = k == 0 ? L : first;
+        }
+        if (c < 2) CHECK(L < 0.3 * first); /* a twentieth, drawn evenly: far less */
+    }
+    CHECK_REFUSED(1, "--runs", run("lab smoothness --quick --runs 17 -q"));
+    CHECK_REFUSED(1, "needs --data", run("lab smoothness model -q"));
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -1231,6 +1297,7 @@ int main(void)
     test_formats(ctx, "nf4", "4.25"), test_formats(ctx, "int:2g64", "2.5"), test_formats(ctx, "had2:int:2g64", "2.5");
     test_formats_refused();
     test_demo(ctx);
+    test_lab_quadratic(ctx), test_lab_smoothness(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

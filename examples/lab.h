@@ -1,0 +1,747 @@
+/*  pvtune lab NAME: the experiments of the papers, each one verb, one table, one chart, in minutes. They are meant
+    to be read beside the papers, changed, and run again.
+
+    Included by pvtune.c, whose app, progress and JSON it uses, behind demo.h, whose model it borrows. */
+#ifndef LAB_H
+#define LAB_H
+
+#include "quadratic.h"
+
+/* ---- a table, cell by cell: printed with its columns' names above, and as the rows of --json ---- */
+
+typedef struct lab_table {
+    app *a;
+    buffer head, lines;
+    bool named; /* the columns' names are complete: the first row is */
+} lab_table;
+
+static void lab_row(lab_table *t) { put_open(&t->a->json, NULL, "{"); }
+
+static void lab_end(lab_table *t)
+{
+    put_close(&t->a->json, "}");
+    buffer_put(&t->lines, "\n", 1);
+    t->named = true;
+}
+
+/* width < 0: flush left; 0: in --json alone. */
+static void lab_word(lab_table *t, const char *name, int width, const char *word)
+{
+    put_text(&t->a->json, name, word);
+    if (width == 0) return;
+    if (!t->named) buffer_printf(&t->head, "%*s ", width, name);
+    buffer_printf(&t->lines, "%*s ", width, word);
+}
+
+/* digits < 0: a whole number; a NaN is an empty cell. */
+static void lab_cell(lab_table *t, const char *name, int width, int digits, double value)
+{
+    put_number(&t->a->json, name, value);
+    if (width == 0) return;
+    if (!t->named) buffer_printf(&t->head, "%*s ", width, name);
+    if (!(value == value)) buffer_printf(&t->lines, "%*s ", width, "");
+    else buffer_printf(&t->lines, "%*.*f ", width, digits < 0 ? 0 : digits, value);
+}
+
+static void lab_begin(lab_table *t, app *a)
+{
+    memset(t, 0, sizeof *t);
+    t->a = a;
+    put_open(&a->json, NULL, "{");
+    put_text(&a->json, "name", a->o.lab);
+    put_key(&a->json, "seed"), buffer_printf(&a->json, "%llu", (unsigned long long)a->o.seed);
+    put_open(&a->json, "rows", "[");
+}
+
+/* Prints the table, with `about` below it, or the JSON. */
+static int lab_finish(lab_table *t, const char *about)
+{
+    app *a = t->a;
+    put_close(&a->json, "]");
+    put_text(&a->json, "svg", a->o.svg), put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    meter_clear(&a->meter);
+    bool failed = t->head.failed || t->lines.failed;
+    if (!a->o.json && !failed) printf("%s\n%s\n%s\nChart: %s. %.1f s.\n", t->head.data, t->lines.data, about, a->o.svg, elapsed(a));
+    buffer_free(&t->head), buffer_free(&t->lines);
+    return failed ? fail(a, "out of memory for the table") : put_result(a);
+}
+
+/* The mean of n numbers and its standard error (NaN for one). */
+typedef struct lab_mean {
+    double mean, error;
+} lab_mean;
+static lab_mean lab_mean_of(const double *x, int64_t n)
+{
+    lab_mean m = {0, 0};
+    for (int64_t i = 0; i < n; i++) m.mean += x[i] / (double)n;
+    for (int64_t i = 0; i < n; i++) m.error += (x[i] - m.mean) * (x[i] - m.mean);
+    m.error = n > 1 ? sqrt(m.error / (double)(n - 1) / (double)n) : (double)NAN;
+    return m;
+}
+
+/* ---- lab quadratic ---- */
+
+enum { QUAD_STEPS = 40 };
+static const double quad_floor = 1e-7; /* less than that is drawn as that */
+
+/* One method at one c from all starts: means of φ after every round, and the last with its error. */
+static int lab_quadratic_run(app *a, const quad *q, const quad_method *m, int c, double *curve, lab_mean *last)
+{
+    int64_t starts = a->o.runs;
+    double phi[QUAD_STEPS + 1], x[QUAD_D];
+    double *ends = (double *)(a->buffers[0] = calloc((size_t)starts, sizeof *ends));
+    if (!ends) return fail(a, "out of memory for %lld starts", (long long)starts);
+    memset(curve, 0, (QUAD_STEPS + 1) * sizeof *curve);
+    for (int64_t i = 0; i < starts; i++) {
+        quad_random r = {(a->o.seed * 8 + (uint64_t)c) * 1000003u + (uint64_t)i}; /* the same starts for every method */
+        quad_start(x, c, &r);
+        if (!quad_run(q, m, x, c, &r, phi, QUAD_STEPS))
+            return fail(a, "%s, c = %d, start %lld: an iterate has more than c values, or φ has risen: the algorithm is "
+                        "wrong", m->name, c, (long long)i);
+        for (int k = 0; k <= QUAD_STEPS; k++) curve[k] += phi[k] / (double)starts;
+        ends[i] = phi[QUAD_STEPS];
+    }
+    for (int k = 0; k <= QUAD_STEPS; k++) curve[k] = fmax(curve[k], quad_floor);
+    *last = lab_mean_of(ends, starts);
+    free(ends), a->buffers[0] = NULL;
+    return 0;
+}
+
+static int lab_quadratic(app *a)
+{
+    static double curves[QUAD_D][QUAD_METHODS][QUAD_STEPS + 1], rounds[QUAD_STEPS + 1];
+    static plot p;
+    static const char *const titles[] = {"c = 2 values", "c = 3 values", "c = 4 values"};
+    lab_table t;
+    lab_mean last = {0, 0};
+    quad q;
+    char subtitle[120];
+    if (a->o.runs == 0) a->o.runs = 50;
+    quad_make(&q, a->o.seed);
+    lab_begin(&t, a);
+    for (int c = 1; c <= QUAD_D; c++)
+        for (int m = 0; m < QUAD_METHODS; m++) {
+            DO(lab_quadratic_run(a, &q, &quad_methods[m], c, curves[c - 1][m], &last));
+            lab_row(&t);
+            lab_cell(&t, "c", 2, -1, c), lab_word(&t, "V step", -22, quad_methods[m].name);
+            lab_cell(&t, "start", 9, 4, curves[c - 1][m][0]), lab_cell(&t, "after 5", 9, 4, curves[c - 1][m][5]);
+            lab_cell(&t, "last", 9, 4, last.mean), lab_cell(&t, "stderr", 8, 4, last.error);
+            lab_end(&t);
+            if (progress(a, "lab", (c - 1) * QUAD_METHODS + m + 1, QUAD_METHODS * QUAD_D, "runs", NAN))
+                return fail(a, "stopped on request");
+        }
+    snprintf(subtitle, sizeof subtitle, "mean φ over %lld starts: exact V steps against linearized ones; lower is better",
+             (long long)a->o.runs);
+    p.title = "A quadratic of six numbers with at most c values", p.subtitle = subtitle;
+    p.x_label = "rounds of P and V steps", p.y_label = "φ", p.log_x = p.log_y = true, p.n_panels = 3;
+    for (int k = 0; k <= QUAD_STEPS; k++) rounds[k] = k;
+    for (int i = 0; i < 3; i++) {
+        p.panels[i].title = titles[i];
+        for (int m = 0; m < QUAD_METHODS; m++) {
+            plot_line *line = &p.panels[i].lines[p.panels[i].n_lines++];
+            line->name = quad_methods[m].name, line->x = rounds + 1, line->y = curves[i + 1][m] + 1, line->n = QUAD_STEPS;
+        }
+    }
+    DO(write_chart(a, draw_lines, &p));
+    return lab_finish(&t, "φ, means over the starts: at first, after 5 rounds of a P and a V step, and after 40. \"n of 6\": linearized in\n"
+                          "a subspace of n coordinates; T: linearized steps for each P step. No iterate had more than c values,\n"
+                          "and φ never rose.\n");
+}
+
+/* ---- what the other experiments work on ---- */
+
+/* A MODEL of the user's, with --data to learn from and --eval, else the last tenth of --data, to measure on. */
+static int lab_load(app *a, demo *d)
+{
+    pvt_corpus *train = &a->corpora[0], *unseen = &a->corpora[1];
+    if (!a->o.data) return fail(a, "a MODEL needs --data TEXT to calibrate and tune on");
+    DO(load_model(a, DEMO_ORIGINAL, a->o.model));
+    DO(load_text(a, 0, a->o.data, a->models[DEMO_ORIGINAL]));
+    memset(d, 0, sizeof *d);
+    d->config = *pvt_model_get_config(a->models[DEMO_ORIGINAL]);
+    d->config.ctx = smaller(a->o.ctx ? a->o.ctx : 512, d->config.ctx);
+    if (a->o.eval) {
+        DO(load_text(a, 1, a->o.eval, a->models[DEMO_ORIGINAL]));
+    } else {
+        int64_t tail = train->n / 10;
+        TRY(a, pvt_corpus_from_ids(a->ctx, train->ids + train->n - tail, tail, unseen));
+        train->n -= tail;
+    }
+    if (train->n < d->config.ctx || unseen->n < d->config.ctx)
+        return fail(a, "%s has too little text for windows of %lld tokens; give more, or a smaller --ctx", a->o.data,
+                    (long long)d->config.ctx);
+    unseen->n = smaller(unseen->n, a->o.eval_windows ? a->o.eval_windows * d->config.ctx : 16384 / d->config.ctx * d->config.ctx);
+    d->train = train, d->unseen = unseen, d->train_bytes = train->n;
+    d->tune_steps = a->o.steps ? a->o.steps : 100, d->samples = a->o.samples ? a->o.samples : 64;
+    return demo_measure(a, d, a->models[DEMO_ORIGINAL], &d->ppl_original);
+}
+
+/* The demo's small Llama (that of demo --short), trained from nothing on the seed's stories, or MODEL. */
+static int lab_subject(app *a, demo *d)
+{
+    if (a->o.model) return lab_load(a, d);
+    a->o.brief = !a->o.quick;
+    *d = demo_sizes(&a->o);
+    if (a->o.samples) d->samples = a->o.samples;
+    DO(demo_texts(a, d));
+    return demo_train(a, d);
+}
+
+/* Run after run has a seed of its own, in a context of its own. */
+static int lab_seed(app *a, uint64_t first, int64_t run)
+{
+    app_clear(a);
+    a->o.seed = first + (uint64_t)run;
+    return open_context(a);
+}
+
+/* ---- lab smoothness ----
+   Why a subspace: φ is L-smooth when ‖∇φ(x) − ∇φ(y)‖ ≤ L·‖x − y‖, and a linearized step may be 1/L long. For steps
+   in a subspace S alone the constant is L_S = max ‖P_S·H·P_S‖ ≤ L, H the Hessian, P_S the projection on S: of nested
+   subspaces the smaller has the smaller one. How much smaller decides how much longer a subspace step may be.
+
+   At points along gradient descent (φ: cross-entropy on a fixed batch), for nested subspaces that hold a share of
+   the parameters, drawn evenly or those with the largest gradients:
+     schema I    ‖P_S(∇φ(x + u) − ∇φ(x))‖/‖u‖,  u = −r·P_S∇φ/‖P_S∇φ‖: gradients differ so along the path, and
+     schema II   the largest eigenvalue of P_S·H·P_S by power iteration, v ← P_S·H·v/‖P_S·H·v‖, with the
+                 Hessian-vector product as a difference, H·v ≈ (∇φ(x + εv) − ∇φ(x − εv))/2ε.                     */
+
+enum { SMOOTH_SHARES = 9, SMOOTH_POINTS = 4, SMOOTH_PAUSE = 8, SMOOTH_BATCH = 4 };
+static const double smooth_shares[SMOOTH_SHARES] = {1, 0.85, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05};
+
+typedef struct smooth {
+    app *a;
+    int64_t n, tensors, B, T;
+    int64_t *at;                  /* [tensors + 1]: where tensor i begins in the vectors below */
+    pvt_real *x, *g, *v, *Hv, *y; /* [n]: the point, its gradient, a direction, H·v, work space */
+    float *rank, *sorted;         /* [n]: S holds the parameters whose rank lies below … , sorted: those in order */
+    double phi;
+    const int32_t *ids;
+    pvt_real *into;               /* where the gradient goes */
+    int64_t done, total;          /* gradients */
+    int points, power;            /* of the path; rounds of power iteration */
+} smooth;
+
+/* The numbers of tensor i: all are dense in a copied model. */
+static pvt_real *smooth_numbers(const smooth *s, int64_t i)
+{
+    pvt_tensor_info t = pvt_model_tensor(s->a->models[DEMO_TUNED], i);
+    return t.weight ? (pvt_real *)t.weight->array[0] : t.values;
+}
+
+static pvt_result smooth_sink(void *user, int64_t tensor, const pvt_real *dW)
+{
+    smooth *s = (smooth *)user;
+    memcpy(s->into + s->at[tensor], dW, (size_t)(s->at[tensor + 1] - s->at[tensor]) * sizeof *dW);
+    return PVT_OK;
+}
+
+/* into ← ∇φ(x + step·v); v NULL: ∇φ(x) */
+static int smooth_gradient(smooth *s, double step, const pvt_real *v, pvt_real *into)
+{
+    app *a = s->a;
+    double sum;
+    int64_t count;
+    for (int64_t i = 0; i < s->tensors; i++) {
+        pvt_real *numbers = smooth_numbers(s, i);
+        for (int64_t k = s->at[i]; k < s->at[i + 1]; k++)
+            numbers[k - s->at[i]] = s->x[k] + (v ? (pvt_real)step * v[k] : 0);
+    }
+    s->into = into;
+    TRY(a, pvt_run_forward(a->runs[0], s->ids, s->B, s->T, NULL));
+    TRY(a, pvt_run_backward(a->runs[0], NULL, &sum, &count, smooth_sink, s));
+    s->phi = sum / (double)count;
+    if (progress(a, "lab", ++s->done, s->total, "gradients", s->phi)) return fail(a, "stopped on request");
+    return 0;
+}
+
+/* v ← P_S·from, to length 1; S: rank < limit. Returns the length that it had. */
+static double smooth_project(const smooth *s, pvt_real *v, const pvt_real *from, float limit)
+{
+    double square = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        v[i] = s->rank[i] < limit ? from[i] : 0;
+        square += (double)v[i] * (double)v[i];
+    }
+    double length = sqrt(square);
+    for (int64_t i = 0; i < s->n && length > 0; i++) v[i] = (pvt_real)((double)v[i] / length);
+    return length;
+}
+
+/* The length of P_S·(y − z). */
+static double smooth_distance(const smooth *s, const pvt_real *y, const pvt_real *z, float limit)
+{
+    double square = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double d = (double)y[i] - (double)z[i];
+        square += s->rank[i] < limit ? d * d : 0;
+    }
+    return sqrt(square);
+}
+
+static int smooth_schema_1(smooth *s, float limit, double r, double *L)
+{
+    smooth_project(s, s->v, s->g, limit);
+    DO(smooth_gradient(s, -r, s->v, s->y));
+    *L = smooth_distance(s, s->y, s->g, limit) / r;
+    return 0;
+}
+
+/* From s->v, where it leaves the direction of the strongest curvature. ‖P_S·H·v‖ never falls from round to round. */
+static int smooth_schema_2(smooth *s, float limit, double epsilon, int rounds, double *L)
+{
+    smooth_project(s, s->v, s->v, limit);
+    for (int k = 0; k < rounds; k++) {
+        DO(smooth_gradient(s, epsilon, s->v, s->Hv));
+        DO(smooth_gradient(s, -epsilon, s->v, s->y));
+        for (int64_t i = 0; i < s->n; i++) s->Hv[i] = (s->Hv[i] - s->y[i]) / (pvt_real)(2 * epsilon);
+        *L = smooth_project(s, s->v, s->Hv, limit);
+    }
+    return 0;
+}
+
+static int smooth_up(const void *p, const void *q)
+{
+    float x = *(const float *)p, y = *(const float *)q;
+    return (x > y) - (x < y);
+}
+
+/* Ranks: drawn once for all points, or the more of the gradient the sooner. */
+static void smooth_rank(smooth *s, bool greedy, uint64_t seed)
+{
+    quad_random r = {seed};
+    for (int64_t i = 0; i < s->n; i++) s->rank[i] = greedy ? -fabsf((float)s->g[i]) : (float)quad_uniform(&r);
+    memcpy(s->sorted, s->rank, (size_t)s->n * sizeof *s->rank);
+    qsort(s->sorted, (size_t)s->n, sizeof *s->sorted, smooth_up);
+}
+
+static double smooth_length(const smooth *s, const pvt_real *v)
+{
+    double square = 0;
+    for (int64_t i = 0; i < s->n; i++) square += (double)v[i] * (double)v[i];
+    return sqrt(square);
+}
+
+/* Both schemas for all shares: L[schema][share]. Power iteration goes from the smallest subspace up and begins in
+   each where it ended in the one before, which is a direction of the larger one, too. */
+static int smooth_point(smooth *s, double r, double L[2][SMOOTH_SHARES])
+{
+    double epsilon = 1e-3 * smooth_length(s, s->x);
+    float limits[SMOOTH_SHARES];
+    for (int k = 0; k < SMOOTH_SHARES; k++) {
+        int64_t count = (int64_t)(smooth_shares[k] * (double)s->n);
+        limits[k] = count < s->n ? s->sorted[count] : (float)INFINITY;
+        DO(smooth_schema_1(s, limits[k], r, &L[0][k]));
+    }
+    memcpy(s->v, s->g, (size_t)s->n * sizeof *s->v);
+    for (int k = SMOOTH_SHARES - 1; k >= 0; k--)
+        DO(smooth_schema_2(s, limits[k], epsilon, k == SMOOTH_SHARES - 1 ? 2 * s->power : s->power, &L[1][k]));
+    return 0;
+}
+
+/* x ← x − η·∇φ, and the gradient there. */
+static int smooth_descend(smooth *s, double eta, int steps)
+{
+    for (int k = 0; k < steps; k++) {
+        for (int64_t i = 0; i < s->n; i++) s->x[i] -= (pvt_real)(eta * (double)s->g[i]);
+        DO(smooth_gradient(s, 0, NULL, s->g));
+    }
+    return 0;
+}
+
+/* A copy of the model in pvt_real, a run that gives gradients, and the vectors. */
+static int smooth_prepare(smooth *s, const demo *d)
+{
+    app *a = s->a;
+    pvt_run_desc desc;
+    memset(&desc, 0, sizeof desc);
+    s->T = d->config.ctx, s->B = smaller(a->o.quick ? 1 : SMOOTH_BATCH, d->train->n / s->T), s->ids = d->train->ids;
+    desc.max_batch = s->B, desc.max_ctx = s->T, desc.train = true;
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_TUNED]));
+    s->tensors = pvt_model_tensors(a->models[DEMO_TUNED]);
+    s->at = (int64_t *)(a->buffers[2] = calloc((size_t)s->tensors + 1, sizeof *s->at));
+    if (!s->at) return fail(a, "out of memory");
+    for (int64_t i = 0; i < s->tensors; i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[DEMO_TUNED], i);
+        if (t.dtype == PVT_DTYPE_NONE)
+            return fail(a, "%s: %s is quantized; smoothness is measured on a dense model", a->o.model, t.name);
+        s->at[i + 1] = s->at[i] + t.n;
+    }
+    s->n = s->at[s->tensors];
+    s->x = (pvt_real *)(a->buffers[3] = calloc((size_t)s->n, 5 * sizeof *s->x));
+    s->rank = (float *)(a->buffers[4] = calloc((size_t)s->n, 2 * sizeof *s->rank));
+    if (!s->x || !s->rank) return fail(a, "out of memory for vectors of %lld parameters", (long long)s->n);
+    s->g = s->x + s->n, s->v = s->g + s->n, s->Hv = s->v + s->n, s->y = s->Hv + s->n, s->sorted = s->rank + s->n;
+    for (int64_t i = 0; i < s->tensors; i++)
+        memcpy(s->x + s->at[i], smooth_numbers(s, i), (size_t)(s->at[i + 1] - s->at[i]) * sizeof *s->x);
+    TRY(a, pvt_run_create(a->models[DEMO_TUNED], &desc, &a->runs[0]));
+    return 0;
+}
+
+/* A seed's part: L[choice][schema][share][point]. */
+static int smooth_seed(smooth *s, const demo *d, double L[2][2][SMOOTH_SHARES][SMOOTH_POINTS])
+{
+    double at_point[2][SMOOTH_SHARES], most;
+    DO(smooth_prepare(s, d));
+    DO(smooth_gradient(s, 0, NULL, s->g));
+    smooth_rank(s, false, s->a->o.seed);
+    memcpy(s->v, s->g, (size_t)s->n * sizeof *s->v);
+    DO(smooth_schema_2(s, INFINITY, 1e-3 * smooth_length(s, s->x), s->power, &most)); /* steps of 1/L descend */
+    for (int point = 0; point < s->points; point++)
+        for (int greedy = 0; greedy < 2; greedy++) {
+            if (point > 0 && !greedy) DO(smooth_descend(s, 1 / most, SMOOTH_PAUSE));
+            smooth_rank(s, greedy, s->a->o.seed);
+            DO(smooth_point(s, smooth_length(s, s->g) / most, at_point));
+            for (int schema = 0; schema < 2; schema++)
+                for (int k = 0; k < SMOOTH_SHARES; k++) L[greedy][schema][k][point] = at_point[schema][k];
+        }
+    return 0;
+}
+
+static int lab_smoothness(app *a)
+{
+    static const char *const columns[2][2][2] = {{{"even I", "even I se"}, {"even II", "even II se"}},
+                                                 {{"greedy I", "greedy I se"}, {"greedy II", "greedy II se"}}};
+    static const char *const lines[] = {"drawn evenly", "largest gradients"}, *const panels[] = {"schema I: gradients differ by",
+                                        "schema II: largest eigenvalue"};
+    static double L[2][2][SMOOTH_SHARES][16 * SMOOTH_POINTS], one[2][2][SMOOTH_SHARES][SMOOTH_POINTS];
+    static double means[2][2][SMOOTH_SHARES], errors[2][2][SMOOTH_SHARES], shares[SMOOTH_SHARES];
+    static plot p;
+    smooth s;
+    demo d;
+    lab_table t;
+    uint64_t seed = a->o.seed;
+    int64_t runs = a->o.runs ? a->o.runs : 3, rises = 0;
+    if (runs > 16) return fail(a, "smoothness takes at most 16 --runs");
+    memset(&s, 0, sizeof s);
+    s.a = a, s.points = a->o.quick ? 1 : SMOOTH_POINTS, s.power = a->o.quick ? 3 : 6;
+    s.total = runs * (1 + 2 * s.power + (s.points - 1) * SMOOTH_PAUSE +
+                      s.points * 2 * (SMOOTH_SHARES + 2 * s.power * (SMOOTH_SHARES + 1)));
+    lab_begin(&t, a);
+    for (int64_t run = 0; run < runs; run++) {
+        DO(lab_seed(a, seed, run));
+        DO(lab_subject(a, &d));
+        DO(smooth_seed(&s, &d, one));
+        for (int i = 0; i < 4 * SMOOTH_SHARES; i++)
+            memcpy(&L[0][0][0][0] + i * 16 * SMOOTH_POINTS + run * s.points, &one[0][0][0][0] + i * SMOOTH_POINTS,
+                   (size_t)s.points * sizeof(double));
+    }
+    for (int k = 0; k < SMOOTH_SHARES; k++) {
+        lab_row(&t);
+        lab_cell(&t, "% of parameters", 15, -1, shares[k] = 100 * smooth_shares[k]);
+        for (int i = 0; i < 4; i++) {
+            lab_mean m = lab_mean_of(L[i / 2][i % 2][k], runs * s.points);
+            means[i / 2][i % 2][k] = m.mean, errors[i / 2][i % 2][k] = m.error;
+            rises += k > 0 && m.mean > means[i / 2][i % 2][k - 1];
+            lab_cell(&t, columns[i / 2][i % 2][0], 10, 3, m.mean), lab_cell(&t, columns[i / 2][i % 2][1], 12, 3, m.error);
+        }
+        lab_end(&t);
+    }
+    p.title = "How strongly the loss is curved in a subspace", p.subtitle = "L along gradient descent, bars: ± one standard error";
+    p.x_label = "% of the parameters", p.y_label = "L", p.log_x = p.log_y = true, p.n_panels = 2;
+    for (int schema = 0; schema < 2; schema++) {
+        p.panels[schema].title = panels[schema], p.panels[schema].n_lines = 2;
+        for (int i = 0; i < 2; i++) {
+            plot_line *line = &p.panels[schema].lines[i];
+            line->name = lines[i], line->x = shares, line->y = means[i][schema], line->error = errors[i][schema];
+            line->n = SMOOTH_SHARES, line->dots = true;
+        }
+    }
+    DO(write_chart(a, draw_lines, &p));
+    return lab_finish(&t, rises ? "L rises somewhere as the subspace shrinks: the estimates are too rough.\n"
+                                : "L never rises as the subspace shrinks. even: parameters drawn evenly; greedy: those with the largest\n"
+                                  "gradients; I: from differences of gradients, II: by power iteration; se: standard error.\n");
+}
+
+/* ---- one engine for all that is calibrated and tuned: variants, run over seeds ---- */
+
+typedef struct lab_variant {
+    const char *group, *name; /* variants of a group stand together; its first is what the others are held against */
+    const char *format;
+    double samples;           /* calibration sequences, as a multiple of the usual; 0: 1 */
+    const char *words;        /* options of `pvtune tune`, behind those that all have; NULL: it is not tuned */
+} lab_variant;
+
+enum { LAB_VARIANTS = 64, LAB_RUNS = 16 };
+typedef struct lab_results {
+    lab_variant variants[LAB_VARIANTS];
+    int n;
+    int64_t runs;
+    double nll[LAB_VARIANTS][LAB_RUNS], changed[LAB_VARIANTS], seconds[LAB_VARIANTS], bits[LAB_VARIANTS];
+    double original[LAB_RUNS]; /* its nll */
+    plot_row rows[LAB_VARIANTS];
+    const char *format; /* what DEMO_CALIBRATED is in, */
+    double samples;     /* with so many samples */
+    double calibrated;  /* its nll */
+    char texts[LAB_VARIANTS][64];
+} lab_results;
+
+/* What `pvtune tune` would do with these words. */
+static int lab_tune_desc(app *a, const demo *d, const char *words, pvt_tune_desc *desc)
+{
+    static const option_set sets[2] = {{common_rows, (int)(sizeof common_rows / sizeof *common_rows), NULL},
+                                       {tune_rows, (int)(sizeof tune_rows / sizeof *tune_rows), NULL}};
+    const char *base = a->o.model ? "--no-eval" : "--no-eval --warmup 0 --lr 1e-3 --code-optimizer adam --code-lr 2e-3";
+    char text[400], wrong[300], *argv[60];
+    bool help = false;
+    options o;
+    int argc = 0;
+    memset(&o, 0, sizeof o);
+    o.warmup = NOT_GIVEN;
+    snprintf(text, sizeof text, "%s %s", base, words);
+    for (char *word = strtok(text, " "); word && argc < 60; word = strtok(NULL, " ")) argv[argc++] = word;
+    if (!options_parse(sets, 2, argc, argv, &o, &help, wrong, sizeof wrong)) return fail(a, "'%s': %s", words, wrong);
+    *desc = tune_desc(&o);
+    desc->ctx = d->config.ctx;
+    int64_t usual = a->o.model ? 2 : DEMO_TOKENS / d->config.ctx; /* of the base, whose tokens all variants see */
+    int64_t sequences = d->tune_steps * usual;
+    if (desc->batch == 0) desc->batch = usual;
+    desc->steps = sequences < desc->batch ? 1 : sequences / desc->batch;
+    return 0;
+}
+
+/* models[DEMO_CALIBRATED] in that format, unless it is already. */
+static int lab_calibrate(app *a, const demo *d, lab_results *r, const lab_variant *v)
+{
+    pvt_quantize_desc desc;
+    double samples = v->samples > 0 ? v->samples : 1, ppl;
+    if (r->format && strcmp(r->format, v->format) == 0 && r->samples == samples) return 0;
+    memset(&desc, 0, sizeof desc);
+    TRY(a, pvt_format_parse(a->ctx, v->format, &desc.format));
+    desc.ctx = d->config.ctx, desc.finetune_epochs = a->o.model ? 0 : 3;
+    desc.samples = smaller((int64_t)fmax(1, samples * (double)d->samples), d->train->n / d->config.ctx);
+    pvt_model_free(a->models[DEMO_CALIBRATED]), a->models[DEMO_CALIBRATED] = NULL;
+    r->format = NULL;
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
+    a->meter.muted++;
+    pvt_result result = pvt_quantize(a->models[DEMO_CALIBRATED], d->train, &desc);
+    a->meter.muted--;
+    TRY(a, result);
+    TRY(a, pvt_model_round_f16(a->models[DEMO_CALIBRATED]));
+    DO(demo_measure(a, d, a->models[DEMO_CALIBRATED], &ppl));
+    r->format = v->format, r->samples = samples, r->calibrated = log(ppl);
+    return 0;
+}
+
+/* Tunes a copy of it; the last state counts, as a file would hold it. */
+static int lab_tune(app *a, const demo *d, lab_results *r, int i, int64_t run, int64_t done)
+{
+    pvt_tune_desc desc;
+    pvt_tune_stats stats;
+    int64_t groups, moved;
+    double ppl;
+    DO(lab_tune_desc(a, d, r->variants[i].words, &desc));
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_CALIBRATED], &a->models[DEMO_TUNED]));
+    TRY(a, pvt_tuner_create(a->models[DEMO_TUNED], a->models[DEMO_ORIGINAL], d->train, &desc, &a->tuner));
+    while (!pvt_tuner_get_info(a->tuner).done) {
+        DO(demo_step(a, &stats));
+        if (progress(a, "lab", done, r->n * r->runs, "variants", stats.loss)) return fail(a, "stopped on request");
+    }
+    pvt_tuner_free(a->tuner), a->tuner = NULL;
+    TRY(a, pvt_model_round_f16(a->models[DEMO_TUNED]));
+    DO(demo_measure(a, d, a->models[DEMO_TUNED], &ppl));
+    count_changed(a->models[DEMO_TUNED], a->models[DEMO_CALIBRATED], &groups, &moved);
+    r->nll[i][run] = log(ppl);
+    r->changed[i] += groups ? (double)moved / (double)groups / (double)r->runs : 0;
+    pvt_model_free(a->models[DEMO_TUNED]), a->models[DEMO_TUNED] = NULL;
+    return 0;
+}
+
+/* The variant before i that does the same; i: none. */
+static int lab_twin(const lab_results *r, int i)
+{
+    const lab_variant *v = r->variants;
+    for (int k = 0; k < i; k++)
+        if (strcmp(v[k].format, v[i].format) == 0 && v[k].samples == v[i].samples && v[k].words && v[i].words &&
+            strcmp(v[k].words, v[i].words) == 0)
+            return k;
+    return i;
+}
+
+static int lab_variant_run(app *a, const demo *d, lab_results *r, int i, int64_t run)
+{
+    int twin = lab_twin(r, i);
+    double start = meter_now(), runs = (double)r->runs;
+    pvt_save_desc as;
+    memset(&as, 0, sizeof as);
+    if (progress(a, "lab", run * r->n + i, r->n * r->runs, "variants", NAN)) return fail(a, "stopped on request");
+    if (twin < i) {
+        r->nll[i][run] = r->nll[twin][run], r->bits[i] = r->bits[twin];
+        r->changed[i] = r->changed[twin], r->seconds[i] = r->seconds[twin];
+        return 0;
+    }
+    DO(lab_calibrate(a, d, r, &r->variants[i]));
+    r->bits[i] = pvt_model_bits(a->models[DEMO_CALIBRATED], &as).packed_linears;
+    if (r->variants[i].words) start = meter_now();
+    if (r->variants[i].words) DO(lab_tune(a, d, r, i, run, run * r->n + i));
+    else r->nll[i][run] = r->calibrated;
+    r->seconds[i] += (meter_now() - start) / runs;
+    return 0;
+}
+
+static int lab_run_all(app *a, lab_results *r)
+{
+    uint64_t seed = a->o.seed;
+    demo d;
+    for (int64_t run = 0; run < r->runs; run++) {
+        DO(lab_seed(a, seed, run));
+        DO(lab_subject(a, &d));
+        r->original[run] = log(d.ppl_original), r->format = NULL;
+        for (int i = 0; i < r->n; i++) DO(lab_variant_run(a, &d, r, i, run));
+    }
+    a->o.seed = seed;
+    return 0;
+}
+
+/* The table, and for the chart what is in it: perplexities, or differences from the group's first. */
+static void lab_rows_of(lab_table *t, lab_results *r, bool differences)
+{
+    double x[LAB_RUNS];
+    int first = 0;
+    for (int i = 0; i < r->n; i++) {
+        const lab_variant *v = &r->variants[i];
+        if (strcmp(v->group, r->variants[first].group) != 0) first = i;
+        for (int64_t k = 0; k < r->runs; k++) x[k] = exp(r->nll[i][k]);
+        lab_mean ppl = lab_mean_of(x, r->runs);
+        for (int64_t k = 0; k < r->runs; k++) x[k] = r->nll[i][k] - r->nll[first][k];
+        lab_mean difference = lab_mean_of(x, r->runs);
+        lab_row(t);
+        lab_word(t, "group", -16, v->group), lab_word(t, "variant", -20, v->name);
+        lab_word(t, "format", 0, v->format), lab_word(t, "options", 0, v->words ? v->words : "");
+        lab_cell(t, "bits", 5, 2, r->bits[i]);
+        lab_cell(t, "perplexity", 10, 4, ppl.mean), lab_cell(t, "stderr", 7, 4, ppl.error);
+        lab_cell(t, "nll - first", 11, 4, difference.mean), lab_cell(t, "se", 7, 4, i == first ? (double)NAN : difference.error);
+        lab_cell(t, "% new", 6, 1, 100 * r->changed[i]), lab_cell(t, "seconds", 7, 1, r->seconds[i]);
+        lab_end(t);
+        plot_row *row = &r->rows[i];
+        row->group = v->group, row->name = v->name, row->base = i == first;
+        row->x = differences ? difference.mean : ppl.mean, row->error = differences ? difference.error : ppl.error;
+        if (i == first && differences) row->error = 0;
+    }
+}
+
+static bool draw_rows(const void *chart, FILE *f) { return plot_rows_write((const plot_rows *)chart, f); }
+
+static int lab_prepare(app *a, lab_table *t, lab_results *r)
+{
+    memset(r, 0, sizeof *r);
+    r->runs = a->o.runs ? a->o.runs : 3;
+    if (r->runs > LAB_RUNS) return fail(a, "%s takes at most %d --runs", a->o.lab, LAB_RUNS);
+    lab_begin(t, a);
+    return 0;
+}
+
+static void lab_add(lab_results *r, const char *group, const char *name, const char *format, double samples,
+                    const char *words)
+{
+    if (r->n == LAB_VARIANTS) return; /* the lists below are shorter; --formats is checked */
+    lab_variant *v = &r->variants[r->n++];
+    v->group = group, v->name = name, v->format = format, v->samples = samples, v->words = words;
+}
+
+/* ---- lab strategies: the paper's Table 1 ---- */
+
+static int lab_strategies(app *a)
+{
+    static const char *const words[][2] = {
+        {"continuous", "--strategy continuous"}, {"linearized", "--strategy linearized"},
+        {"stochastic", "--strategy stochastic"}, {"ste", "--strategy ste"}, {"subspace", "--strategy subspace"},
+        {"subspace-ste", "--strategy subspace-ste"}};
+    enum { STRATEGIES = (int)(sizeof words / sizeof *words), FORMATS = LAB_VARIANTS / (STRATEGIES + 1) };
+    static lab_results r;
+    static plot_rows p;
+    lab_table t;
+    char formats[400], level[64];
+    int n = 0;
+    DO(lab_prepare(a, &t, &r));
+    snprintf(formats, sizeof formats, "%s",
+             a->o.formats ? a->o.formats : a->o.model ? "aqlm:2x8g8,vq:8g4,had:e8p,int:2g64" : "aqlm:2x4g4,vq:4g2,had:e8p,int:2g32s");
+    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ","), n++) {
+        pvt_format parsed;
+        if (n == FORMATS) return fail(a, "strategies takes at most %d --formats", FORMATS);
+        TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+        lab_add(&r, format, "calibrated only", format, 0, NULL);
+        for (int i = 0; i < STRATEGIES; i++) lab_add(&r, format, words[i][0], format, 0, words[i][1]);
+    }
+    DO(lab_run_all(a, &r));
+    lab_rows_of(&t, &r, false);
+    for (int i = 0; i < r.n; i++) {
+        snprintf(r.texts[i], sizeof r.texts[i], "%.40s, %.2f bits", r.variants[i].group, r.bits[i]);
+        r.rows[i].group = r.texts[i];
+        if (!r.variants[i].words) p.x_max = fmax(p.x_max, r.rows[i].x * 1.02);
+    }
+    p.title = "Strategies by representations", p.subtitle = "perplexity of unseen text, ± one standard error; hollow: calibrated only";
+    p.x_label = a->o.model ? "perplexity per token" : "perplexity per byte", p.rows = r.rows, p.n = r.n;
+    snprintf(level, sizeof level, "original");
+    p.level = level, p.level_x = exp(lab_mean_of(r.original, r.runs).mean);
+    DO(write_chart(a, draw_rows, &p));
+    return lab_finish(&t, "bits: per weight of the linears, all counted. nll - first: in nats, against the calibrated model, paired; se:\n"
+                          "its standard error over the seeds. % new: groups whose codes are not the calibrated ones.\n");
+}
+
+/* ---- lab ablation: one thing changed at a time ---- */
+
+static int lab_ablation(app *a)
+{
+    static const char *const rows[][3] = {
+        {"cap", "0.01", ""}, {"cap", "0.001", "--cap 0.001"}, {"cap", "0.003", "--cap 0.003"}, {"cap", "0.03", "--cap 0.03"},
+        {"cap", "0.1", "--cap 0.1"}, {"cap", "1: ste", "--strategy ste"},
+        {"delta", "0", ""}, {"delta", "1e-4", "--delta 1e-4"}, {"delta", "1e-3", "--delta 1e-3"},
+        {"delta", "1e-2", "--delta 1e-2"}, {"delta", "0.1", "--delta 0.1"}, {"delta", "1: subspace", "--strategy subspace"},
+        {"beam", "1", ""}, {"beam", "2", "--beam 2"}, {"beam", "4", "--beam 4"},
+        {"trust", "none", ""}, {"trust", "0.1", "--trust 0.1"}, {"trust", "0.01", "--trust 0.01"},
+        {"trust", "0.003", "--trust 0.003"},
+        {"tokens of a step", "2048", ""}, {"tokens of a step", "512", "--batch 4"}, {"tokens of a step", "1024", "--batch 8"},
+        {"tokens of a step", "8192", "--batch 64"},
+        {"optimizer", "adam, code lr 2e-3", ""}, {"optimizer", "adam, code lr 1e-3", "--code-lr 1e-3"},
+        {"optimizer", "adam, code lr 4e-3", "--code-lr 4e-3"},
+        {"optimizer", "lamb, code lr 1e-2", "--code-optimizer lamb --code-lr 1e-2"},
+        {"optimizer", "lamb, code lr 2.5e-2", "--code-optimizer lamb --code-lr 2.5e-2"},
+        {"optimizer", "lamb, code lr 5e-2", "--code-optimizer lamb --code-lr 5e-2"},
+        {"schedule", "cosine", ""}, {"schedule", "constant", "--schedule constant"}, {"schedule", "warm-up 10", "--warmup 10"},
+        {"calibration", "as usual", ""}};
+    static const struct {
+        const char *name;
+        double samples;
+    } sizes[] = {{"a sixteenth", 1.0 / 16}, {"a quarter", 0.25}, {"four times", 4}};
+    static lab_results r;
+    static plot_rows p;
+    lab_table t;
+    const char *format = a->o.formats ? a->o.formats : a->o.model ? "aqlm:2x8g8" : "aqlm:2x4g4";
+    pvt_format parsed;
+    DO(lab_prepare(a, &t, &r));
+    TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+    for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++) lab_add(&r, rows[i][0], rows[i][1], format, 0, rows[i][2]);
+    for (int i = 0; i < 3; i++) lab_add(&r, "calibration", sizes[i].name, format, sizes[i].samples, "");
+    lab_add(&r, "no tuning", "calibrated only", format, 0, NULL);
+    DO(lab_run_all(a, &r));
+    lab_rows_of(&t, &r, true);
+    p.title = "PV-Tuning, one thing changed at a time";
+    p.subtitle = "hollow: the default; right of it is worse; bars: ± one standard error, paired by seed";
+    p.x_label = "nll - the default's, nats", p.rows = r.rows, p.n = r.n - 1;
+    p.x_max = lab_mean_of(r.nll[r.n - 1], r.runs).mean - lab_mean_of(r.nll[0], r.runs).mean; /* worse than no tuning: at the edge */
+    DO(write_chart(a, draw_rows, &p));
+    return lab_finish(&t, "All see the same number of tokens. nll - first: in nats, against the group's first, the default, paired;\n"
+                          "se: its standard error over the seeds. % new: groups whose codes are not the calibrated ones.\n");
+}
+
+/* ---- the verb ---- */
+
+static int verb_lab(app *a)
+{
+    static const struct {
+        const char *name;
+        int (*run)(app *);
+    } experiments[] = {{"quadratic", lab_quadratic}, {"smoothness", lab_smoothness},
+                     {"strategies", lab_strategies}, {"ablation", lab_ablation}};
+    char svg[64];
+    snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);
+    if (!a->o.svg) a->o.svg = svg;
+    DO(check_writable(a, a->o.svg));
+    for (int i = 0; i < (int)(sizeof experiments / sizeof *experiments); i++)
+        if (strcmp(experiments[i].name, a->o.lab) == 0) return experiments[i].run(a);
+    return 2; /* options_parse takes no other name */
+}
+
+#endif

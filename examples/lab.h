@@ -207,7 +207,7 @@ static int lab_seed(app *a, uint64_t first, int64_t run)
      schema II   the largest eigenvalue of P_S·H·P_S by power iteration, v ← P_S·H·v/‖P_S·H·v‖, with the
                  Hessian-vector product as a difference, H·v ≈ (∇φ(x + εv) − ∇φ(x − εv))/2ε.                     */
 
-enum { SMOOTH_SHARES = 9, SMOOTH_POINTS = 4, SMOOTH_PAUSE = 8, SMOOTH_BATCH = 4 };
+enum { SMOOTH_SHARES = 9, SMOOTH_POINTS = 3, SMOOTH_PAUSE = 8, SMOOTH_BATCH = 4 };
 static const double smooth_shares[SMOOTH_SHARES] = {1, 0.85, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05};
 
 typedef struct smooth {
@@ -415,7 +415,7 @@ static int lab_smoothness(app *a)
     int64_t runs = a->o.runs ? a->o.runs : 3, rises = 0;
     if (runs > 16) return fail(a, "smoothness takes at most 16 --runs");
     memset(&s, 0, sizeof s);
-    s.a = a, s.points = a->o.quick ? 1 : SMOOTH_POINTS, s.power = a->o.quick ? 3 : 6;
+    s.a = a, s.points = a->o.quick ? 1 : SMOOTH_POINTS, s.power = a->o.quick ? 3 : 5;
     s.total = runs * (1 + 2 * s.power + (s.points - 1) * SMOOTH_PAUSE +
                       s.points * 2 * (SMOOTH_SHARES + 2 * s.power * (SMOOTH_SHARES + 1)));
     lab_begin(&t, a);

@@ -39,7 +39,9 @@ typedef struct options {
     double damp;
     const char *lab; /* which experiment, */
     int64_t runs;    /* from so many starts or seeds */
-    const char *formats;
+    const char *formats, *alpha;
+    double bits;
+    bool no_embed;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup, where 0 says something */
@@ -109,6 +111,8 @@ static const option quantize_rows[] = {
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
     HEADING("What is quantized"),
+    {"--plan", NULL, OPTION_TEXT, AT(plan), false, "FILE", 0, 0, NULL,
+     "a format for each tensor, as pvtune allocate writes it; what follows is then about the others"},
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too; transformers then needs export --to hf"},
     {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too (where it is the embedding: see --embed)"},
@@ -249,6 +253,21 @@ static const option grad_rows[] = {
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
      "\"loss\" and every parameter's gradient by Hugging Face name"},
 };
+static const option allocate_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin, not quantized"),
+    {"--bits", NULL, OPTION_REAL, AT(bits), false, "B", 0.1, 16, NULL,
+     "of the whole file per parameter, embedding, head and headers counted"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL, "for pvtune quantize --plan"},
+    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,int:8g64,dense",
+     "what to choose from, as quantize takes them; dense: 16 bits"},
+    {"--calib", NULL, OPTION_TEXT, AT(calib), false, "TEXT", 0, 0, "(none: random tokens)", "text on which to measure what errors cost; -: standard input"},
+    {"--alpha", NULL, OPTION_CHOICE, AT(alpha), false, "gradient|noise", 0, 0, "gradient",
+     "how: from backward passes, or by noise in one tensor at a time, which takes a forward pass for each and is the only way without --calib"},
+    {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(32; noise: 4)", "sequences"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(256, or the model's context)", "tokens of a sequence"},
+    {"--no-embed", NULL, OPTION_FLAG, AT(no_embed), false, "", 0, 0, NULL, "embedding and head stay dense"},
+};
+
 #define LAB_NAMES "quadratic|smoothness|strategies|ablation"
 static const option lab_rows[] = {
     {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
@@ -813,6 +832,8 @@ static int verb_info(app *a)
     return put_result(a);
 }
 
+#include "allocate.h"
+
 /* ---- quantize ---- */
 
 typedef struct quantize_log {
@@ -950,7 +971,7 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
+    if (desc->plan || desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
         (desc->head && !pvt_model_get_config(model)->tied && has_embed_format(desc)))
         note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
                 "writes dense weights that transformers loads");
@@ -980,13 +1001,15 @@ static int verb_quantize(app *a)
     pvt_quantize_desc desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
+    if (o->plan) DO(plan_read(a, o->plan, &desc.plan, &desc.n_plan));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
-    quantize_note_bits(a, &desc);
+    if (!o->plan) quantize_note_bits(a, &desc);
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
+    if (o->plan) snprintf(format, sizeof format, "plan");
     if (has_embed_format(&desc)) pvt_format_text(&desc.embed_format, own);
     const char *comma = *own ? ", embedding " : "";
     put_open(&a->json, NULL, "{");
@@ -1770,6 +1793,7 @@ static const struct verb {
     {"info", "architecture, tensors and bits of a model; memory of a plan", SET(info_rows), verb_info},
     {"quantize", "compress a model to codes, calibrated on a text", SET(quantize_rows), verb_quantize},
     {"fit", "compress matrices of a safetensors file, without a model", SET(fit_rows), verb_fit},
+    {"allocate", "choose a format for each tensor, for a file of so many bits", SET(allocate_rows), verb_allocate},
     {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
     {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
     {"generate", "continue a prompt", SET(generate_rows), verb_generate},
@@ -1800,6 +1824,8 @@ static const struct verb_examples {
                  "  pvtune quantize model --calib text.txt -o small --embed-format int:4g64\n"},
     {"fit", "  pvtune fit matrices.safetensors -o codes.safetensors\n"
             "  pvtune fit matrices.safetensors --inputs x.safetensors --format aqlm:1x8g8 -o codes.safetensors\n"},
+    {"allocate", "  pvtune allocate model --bits 3 --calib text.txt -o plan.json\n"
+                 "  pvtune quantize model --plan plan.json --calib text.txt -o three-bits\n"},
     {"tune", "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"
              "  pvtune tune two-bits --teacher model --data text.txt -o tuned --resume     go on after Ctrl-C or a crash\n"
              "  pvtune tune two-bits --data text.txt --loss ce -o tuned                    without the original model\n"

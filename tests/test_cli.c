@@ -226,7 +226,7 @@ static void test_many_options(void)
 static void test_help(void)
 {
     static const char *const verbs[] = {"demo", "info", "quantize", "tune", "eval", "generate", "export", "tokenize",
-                                        "logits", "grad", "lab"};
+                                        "logits", "grad", "lab", "allocate"};
     char example[40];
     for (int i = 0; i < PVTI_COUNT(verbs); i++) {
         CHECK_RUN(run("help %s", verbs[i]));
@@ -1259,6 +1259,29 @@ static void test_lab_smoothness(pvt_ctx *ctx)
     CHECK_REFUSED(1, "needs --data", run("lab smoothness model -q"));
 }
 
+/* A plan is made, followed, and keeps its budget, in the file. */
+static void test_allocate(pvt_ctx *ctx)
+{
+    static const char formats[] = "--formats int:2g32,int:4g32,aqlm:1x4g4,dense";
+    CHECK_RUN(run("allocate wide --bits 5 --calib text %s -o plan.json --json -q", formats));
+    CHECK(json_has(ctx, "bits,predicted_rise,bound,tensors,plan,seconds"));
+    CHECK(lab_figure("", "bits") <= 5 && lab_figure("", "bound") <= lab_figure("", "predicted_rise"));
+    CHECK(lab_figure("model.layers.1.mlp.down_proj.weight\"", "alpha") > 0);
+    CHECK_RUN(run("quantize wide --plan plan.json --calib text -o planned --samples 4 --no-finetune --overwrite --json -q"));
+    CHECK(strstr(out_text, "\"format\":\"plan\"") && lab_figure("", "file_bits_per_weight") < 5);
+    CHECK_RUN(run("info planned --tensors --json -q"));
+    CHECK(sh("'%s' info planned --tensors -q | awk '$3 == \"×\" && $4 > 1 {print $1 \" \" $5}' | sort >is; "
+             "grep -o '\"model[^\"]*\":\"[^\"]*\"' plan.json | tr -d '\"' | tr ':' ' ' | sed 's/ /:/2;s/:F16//' | sort >planned.txt; "
+             "test -s is && sed 's/ F16$/ dense/' is | cmp - planned.txt", program) == 0);
+    CHECK_RUN(run("allocate wide --bits 6 --alpha noise --samples 1 --ctx 16 %s -o plan2.json -q", formats)); /* without data */
+    CHECK(strstr(out_text, "no choice gets below") && strstr(out_text, "quantize wide --plan plan2.json"));
+    CHECK_REFUSED(2, "--bits B is missing", run("allocate wide -o x"));
+    CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json -q", formats));
+    CHECK_REFUSED(1, "is no plan", run("quantize wide --plan text --calib text -o x -q"));
+    CHECK(sh("echo '{\"tensors\": { \"model.layers.9.mlp.up_proj.weight\" : \"int:2g32\" } }' >plan3.json") == 0);
+    CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -1298,6 +1321,7 @@ int main(void)
     test_formats_refused();
     test_demo(ctx);
     test_lab_quadratic(ctx), test_lab_smoothness(ctx);
+    test_allocate(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

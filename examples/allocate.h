@@ -73,14 +73,15 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     return 0;
 }
 
-/* The choice for a file of so many bits per number of the model, and its plan. */
-static int allocation_choose(app *a, allocation *z, double bits)
+/* The choice for a file of so many bits per number of the model, and its plan. headers: they count. */
+static int allocation_choose(app *a, allocation *z, double bits, bool headers)
 {
     int64_t header = 64, bytes = 0;
     for (int64_t i = 0; i < z->tensors; i++) {
         pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
         header += allocation_header(&t);
     }
+    if (!headers) header = 0;
     int64_t budget = (int64_t)(bits * (double)z->params / 8) - header;
     TRY(a, pvt_allocate(a->ctx, z->loss, z->bytes, z->tensors, z->n, budget, z->choice, &z->bound));
     z->predicted = 0, z->matrices = 0;
@@ -222,7 +223,7 @@ static int verb_allocate(app *a)
     if (o->calib) DO(load_text(a, 0, o->calib, a->models[0]));
     int status = allocation_formats(a, &z, o->formats);
     if (status == 0) status = allocation_measure(a, &z, o->calib ? &a->corpora[0] : NULL, &alpha, !o->no_embed);
-    if (status == 0) status = allocation_choose(a, &z, o->bits);
+    if (status == 0) status = allocation_choose(a, &z, o->bits, true);
     if (status == 0) status = plan_write(a, &z);
     meter_clear(&a->meter);
     if (status == 0) {

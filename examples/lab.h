@@ -726,6 +726,311 @@ static int lab_ablation(app *a)
                           "se: its standard error over the seeds. % new: groups whose codes are not the calibrated ones.\n");
 }
 
+/* ---- lab linearity: does Σ α_l·t_l² foretell the loss? (2411.17525) ----
+   On the unquantized model: each format in one tensor at a time, the loss's rise against α_l·t_l²; then in all
+   linears at once, against the sum. The loss is the mean nll of unseen text; α comes from other text. Formats are fit
+   to the weights alone, as the theorem has it. */
+
+enum { LINEAR_FORMATS = 7, LINEAR_TENSORS = 64 };
+typedef struct linearity {
+    allocation z;
+    pvt_real *fitted[LINEAR_TENSORS]; /* a tensor in the format at work; NULL: none */
+    pvt_real *as_it_was;
+    double predicted[LINEAR_FORMATS][LINEAR_TENSORS], measured[LINEAR_FORMATS][LINEAR_TENSORS]; /* of single tensors */
+    int n;                             /* of these */
+    double whole_predicted[LINEAR_FORMATS][LAB_RUNS], whole_measured[LINEAR_FORMATS][LAB_RUNS], ratio[LINEAR_FORMATS][LAB_RUNS];
+    double *gradient, whole_gradient[LINEAR_FORMATS][LAB_RUNS]; /* α the other way */
+    double error[LINEAR_FORMATS];
+} linearity;
+
+static int linearity_nll(app *a, const demo *d, double *nll)
+{
+    double ppl;
+    DO(demo_measure(a, d, a->models[DEMO_TUNED], &ppl));
+    *nll = log(ppl);
+    return 0;
+}
+
+/* The linears in format j, one at a time, then all together. models[DEMO_TUNED] is a dense copy. */
+static int linearity_format(app *a, const demo *d, linearity *l, int j, int64_t run, int64_t runs)
+{
+    double base, nll, ratios = 0;
+    int64_t k = 0;
+    DO(linearity_nll(a, d, &base));
+    for (int whole = 0; whole < 2; whole++)
+        for (int64_t i = k = 0; i < l->z.tensors && k < LINEAR_TENSORS; i++) {
+            pvt_tensor_info t = pvt_model_tensor(a->models[DEMO_TUNED], i);
+            int64_t at = i * l->z.n + j;
+            pvt_weight w;
+            if (!t.linear || l->z.bytes[at] < 0) continue;
+            pvt_real *numbers = (pvt_real *)t.weight->array[0];
+            memcpy(l->as_it_was, numbers, (size_t)t.n * sizeof *numbers);
+            pvt_fit_desc fit;
+            memset(&fit, 0, sizeof fit);
+            fit.stream = (uint64_t)i; /* as pvt_model_errors has it */
+            a->meter.muted++;
+            pvt_result result = pvt_weight_fit(a->ctx, l->as_it_was, t.weight->O, t.weight->I, NULL, &l->z.formats[j], &fit, NULL, &w);
+            a->meter.muted--;
+            TRY(a, result);
+            pvt_weight_dequantize(&w, numbers);
+            pvt_weight_free(&w);
+            l->predicted[j][k] = l->z.loss[at];
+            if (!whole) {
+                DO(linearity_nll(a, d, &nll));
+                l->measured[j][k] = nll - base;
+                memcpy(numbers, l->as_it_was, (size_t)t.n * sizeof *numbers);
+            }
+            l->whole_predicted[j][run] += whole ? l->z.loss[at] : 0;
+            l->whole_gradient[j][run] += whole ? l->gradient[i] * l->z.errors[at] : 0;
+            l->error[j] += whole ? l->z.errors[at] / (double)runs : 0;
+            k++;
+            if (progress(a, "lab", (run * l->z.n + j) * 2 + whole, runs * l->z.n * 2, "formats", NAN))
+                return fail(a, "stopped on request");
+        }
+    l->n = (int)k;
+    if (k == 0) return fail(a, "%s suits none of the linears of this model; leave it out of --formats", l->z.names[j]);
+    DO(linearity_nll(a, d, &nll));
+    l->whole_measured[j][run] = nll - base, l->error[j] /= (double)(run + 1 == runs ? k : 1);
+    for (int64_t i = 0; i < k; i++) ratios += l->measured[j][i] / l->predicted[j][i] / (double)k;
+    l->ratio[j][run] = ratios;
+    for (int64_t i = 0; i < l->z.tensors; i++) { /* back to the original */
+        pvt_tensor_info t = pvt_model_tensor(a->models[DEMO_TUNED], i), from = pvt_model_tensor(a->models[DEMO_ORIGINAL], i);
+        if (t.linear) pvt_weight_dequantize(from.weight, (pvt_real *)t.weight->array[0]);
+    }
+    return 0;
+}
+
+static int linearity_seed(app *a, linearity *l, int64_t run, int64_t runs)
+{
+    demo d;
+    pvt_alpha_desc alpha;
+    int64_t largest = 0;
+    memset(&alpha, 0, sizeof alpha);
+    DO(lab_subject(a, &d));
+    alpha.method = PVT_ALPHA_NOISE, alpha.ctx = d.config.ctx, alpha.samples = a->o.quick ? 2 : 16;
+    allocation_free(&l->z);
+    DO(allocation_formats(a, &l->z, a->o.formats ? a->o.formats : a->o.model ? "int:2g64,int:3g64,int:4g64,had:int:2g64,had:int:3g64,had:int:4g64,aqlm:2x8g8"
+                                                                             : "int:2g32,int:3g32,int:4g32,had:int:2g32,had:int:3g32,had:int:4g32,aqlm:2x4g4"));
+    if (l->z.n > LINEAR_FORMATS) return fail(a, "linearity takes at most %d --formats", LINEAR_FORMATS);
+    a->meter.muted++;
+    int status = allocation_measure(a, &l->z, d.train, &alpha, true);
+    a->meter.muted--;
+    DO(status);
+    l->gradient = (double *)(a->buffers[3] = calloc((size_t)l->z.tensors, sizeof *l->gradient));
+    if (!l->gradient) return fail(a, "out of memory");
+    alpha.method = PVT_ALPHA_GRADIENT, alpha.samples = a->o.quick ? 2 : 32;
+    TRY(a, pvt_model_alpha(a->models[DEMO_ORIGINAL], d.train, &alpha, l->gradient));
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_TUNED]));
+    for (int64_t i = 0; i < l->z.tensors; i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[DEMO_ORIGINAL], i);
+        if (t.weight && t.n > largest) largest = t.n;
+    }
+    l->as_it_was = (pvt_real *)(a->buffers[2] = calloc((size_t)largest, sizeof *l->as_it_was));
+    if (!l->as_it_was) return fail(a, "out of memory");
+    for (int j = 0; j < l->z.n; j++) DO(linearity_format(a, &d, l, j, run, runs));
+    return 0;
+}
+
+static void linearity_rows(lab_table *t, linearity *l, int64_t runs)
+{
+    for (int j = 0; j < l->z.n; j++) {
+        lab_mean predicted = lab_mean_of(l->whole_predicted[j], runs), measured = lab_mean_of(l->whole_measured[j], runs),
+                 ratio = lab_mean_of(l->ratio[j], runs);
+        lab_row(t);
+        lab_word(t, "format", -14, l->z.names[j]), lab_cell(t, "mean t^2", 9, 5, l->error[j]);
+        lab_cell(t, "predicted", 10, 5, predicted.mean), lab_cell(t, "se", 9, 5, predicted.error);
+        lab_cell(t, "by gradient", 11, 5, lab_mean_of(l->whole_gradient[j], runs).mean);
+        lab_cell(t, "measured", 10, 5, measured.mean), lab_cell(t, "measured se", 11, 5, measured.error);
+        lab_cell(t, "ratio", 6, 2, measured.mean / predicted.mean);
+        lab_cell(t, "of single ones", 14, 2, ratio.mean), lab_cell(t, "single se", 9, 2, ratio.error);
+        lab_end(t);
+    }
+}
+
+static int lab_linearity(app *a)
+{
+    static linearity l;
+    static plot p;
+    static double whole[2][LINEAR_FORMATS], line[2];
+    lab_table t;
+    uint64_t seed = a->o.seed;
+    int64_t runs = a->o.runs ? a->o.runs : 3;
+    int status = 0;
+    if (runs > LAB_RUNS) return fail(a, "linearity takes at most %d --runs", LAB_RUNS);
+    lab_begin(&t, a);
+    for (int64_t run = 0; run < runs && status == 0; run++) {
+        status = lab_seed(a, seed, run);
+        if (status == 0) status = linearity_seed(a, &l, run, runs);
+    }
+    if (status == 0) {
+        linearity_rows(&t, &l, runs);
+        plot_panel *single = &p.panels[0], *all = &p.panels[1];
+        line[0] = 1e300, line[1] = 0;
+        for (int j = 0; j < l.z.n; j++) {
+            plot_line *dots = &single->lines[single->n_lines++];
+            dots->name = l.z.names[j], dots->x = l.predicted[j], dots->y = l.measured[j], dots->n = l.n;
+            dots->dots = dots->loose = true;
+            whole[0][j] = lab_mean_of(l.whole_predicted[j], runs).mean, whole[1][j] = lab_mean_of(l.whole_measured[j], runs).mean;
+            dots = &all->lines[all->n_lines++];
+            dots->name = l.z.names[j], dots->x = &whole[0][j], dots->y = &whole[1][j], dots->n = 1, dots->dots = true;
+            for (int k = 0; k < l.n; k++) line[0] = fmin(line[0], l.predicted[j][k]), line[1] = fmax(line[1], whole[0][j]);
+        }
+        for (int k = 0; k < 2; k++) {
+            plot_line *same = &p.panels[k].lines[p.panels[k].n_lines++];
+            same->name = "as predicted", same->x = same->y = line, same->n = 2;
+        }
+        p.title = "The linearity theorem", p.subtitle = "the rise of unseen text's loss, predicted by Σ α·t² and measured, nats per token";
+        p.x_label = "predicted", p.y_label = "measured", p.log_x = p.log_y = true, p.n_panels = 2;
+        single->title = "one linear quantized", all->title = "all linears quantized";
+        status = write_chart(a, draw_lines, &p);
+    }
+    allocation_free(&l.z);
+    DO(status);
+    return lab_finish(&t, "Rises of the loss of unseen text in nats per token, all linears in one format: predicted by the sum of α·t²,\n"
+                          "measured, and their ratio; the mean ratio of one linear at a time. α from noise, \"by gradient\": from\n"
+                          "gradients. se: standard errors over the seeds.\n"
+                          "Where the ratio leaves 1, the theorem's errors are no longer small.\n");
+}
+
+/* ---- lab allocation: perplexity over bits ----
+   Uniform formats, embedding included, against pvtune allocate's choice among the same formats at the same size of
+   file; all calibrated alike. */
+
+enum { ALLOCATED_BUDGETS = 8 };
+
+typedef struct allocations {
+    allocation z;
+    double uniform_bits[ALLOCATE_FORMATS], uniform[ALLOCATE_FORMATS][LAB_RUNS];
+    double bits[ALLOCATED_BUDGETS], allocated[ALLOCATED_BUDGETS][LAB_RUNS], predicted[ALLOCATED_BUDGETS];
+    double original[LAB_RUNS], wanted[ALLOCATED_BUDGETS];
+    int budgets;
+} allocations;
+
+/* Perplexity and bits of a copy calibrated with desc. */
+static int allocation_calibrate(app *a, const demo *d, pvt_quantize_desc *desc, double *bits, double *ppl)
+{
+    pvt_save_desc as;
+    memset(&as, 0, sizeof as);
+    desc->samples = smaller(d->samples, d->train->n / d->config.ctx), desc->ctx = d->config.ctx;
+    desc->finetune_epochs = -1; /* its steps are too long for the small scales of many bits */
+    TRY(a, pvt_model_copy(a->ctx, a->models[DEMO_ORIGINAL], &a->models[DEMO_CALIBRATED]));
+    a->meter.muted++;
+    pvt_result result = pvt_quantize(a->models[DEMO_CALIBRATED], d->train, desc);
+    a->meter.muted--;
+    TRY(a, result);
+    TRY(a, pvt_model_round_f16(a->models[DEMO_CALIBRATED]));
+    *bits = pvt_model_bits(a->models[DEMO_CALIBRATED], &as).all;
+    DO(demo_measure(a, d, a->models[DEMO_CALIBRATED], ppl));
+    pvt_model_free(a->models[DEMO_CALIBRATED]), a->models[DEMO_CALIBRATED] = NULL;
+    return 0;
+}
+
+/* The sizes to allocate for: each uniform format's, and one between each two; in the tensors' arrays alone. */
+static void allocation_budgets(allocations *s)
+{
+    double bits[ALLOCATE_FORMATS];
+    int n = 0;
+    for (int j = 0; j < s->z.n; j++) { /* insertion sort */
+        int k = n++;
+        for (; k > 0 && bits[k - 1] > s->uniform_bits[j]; k--) bits[k] = bits[k - 1];
+        bits[k] = s->uniform_bits[j];
+    }
+    s->budgets = 0;
+    for (int j = 0; j < n && s->budgets < ALLOCATED_BUDGETS; j++) {
+        s->wanted[s->budgets++] = bits[j];
+        if (j + 1 < n && s->budgets < ALLOCATED_BUDGETS) s->wanted[s->budgets++] = (bits[j] + bits[j + 1]) / 2;
+    }
+}
+
+static int allocations_seed(app *a, allocations *s, int64_t run, int64_t runs)
+{
+    demo d;
+    pvt_alpha_desc alpha;
+    double ppl, bits;
+    int64_t parts = runs * 2 * ALLOCATED_BUDGETS;
+    memset(&alpha, 0, sizeof alpha);
+    DO(lab_subject(a, &d));
+    s->original[run] = log(d.ppl_original);
+    alpha.ctx = d.config.ctx, alpha.samples = a->o.quick ? 2 : 32;
+    allocation_free(&s->z);
+    DO(allocation_formats(a, &s->z, a->o.formats ? a->o.formats : a->o.model ? "int:2g64,int:3g64,int:4g64,int:8g64"
+                                                                             : "int:2g32,int:3g32,int:4g32,int:8g32"));
+    a->meter.muted++;
+    int status = allocation_measure(a, &s->z, d.train, &alpha, true);
+    a->meter.muted--;
+    DO(status);
+    for (int j = 0; j < s->z.n; j++) {
+        pvt_quantize_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.format = s->z.formats[j], desc.embedding = desc.head = true;
+        DO(allocation_calibrate(a, &d, &desc, &s->uniform_bits[j], &ppl));
+        s->uniform[j][run] = log(ppl);
+        if (progress(a, "lab", run * 2 * ALLOCATED_BUDGETS + j, parts, "models", ppl)) return fail(a, "stopped on request");
+    }
+    if (run == 0) allocation_budgets(s);
+    for (int j = 0; j < s->budgets; j++) {
+        pvt_quantize_desc desc;
+        memset(&desc, 0, sizeof desc);
+        DO(allocation_choose(a, &s->z, s->wanted[j], false));
+        desc.plan = s->z.plan, desc.n_plan = s->z.matrices;
+        DO(allocation_calibrate(a, &d, &desc, &bits, &ppl));
+        s->allocated[j][run] = log(ppl), s->bits[j] += bits / (double)runs, s->predicted[j] += s->z.predicted / (double)runs;
+        if (progress(a, "lab", run * 2 * ALLOCATED_BUDGETS + ALLOCATED_BUDGETS + j, parts, "models", ppl))
+            return fail(a, "stopped on request");
+    }
+    return 0;
+}
+
+/* One row, and the point of its line in the chart: the rise above the original's nll, paired by seed. */
+static void allocations_row(lab_table *t, const char *name, double bits, const double *nll, const double *original,
+                            double predicted, int64_t runs, double *x, double *y, double *error)
+{
+    double rise[LAB_RUNS], ppl[LAB_RUNS];
+    for (int64_t k = 0; k < runs; k++) rise[k] = nll[k] - original[k], ppl[k] = exp(nll[k]);
+    lab_mean m = lab_mean_of(rise, runs), p = lab_mean_of(ppl, runs);
+    lab_row(t);
+    lab_word(t, "choice", -14, name), lab_cell(t, "bits", 6, 3, bits), lab_cell(t, "perplexity", 10, 4, p.mean);
+    lab_cell(t, "stderr", 7, 4, p.error), lab_cell(t, "nll - original", 14, 5, m.mean), lab_cell(t, "se", 8, 5, m.error);
+    lab_cell(t, "predicted", 9, 5, predicted);
+    lab_end(t);
+    *x = bits, *y = m.mean, *error = m.error > 0 ? m.error : 0;
+}
+
+static int lab_allocation(app *a)
+{
+    static allocations s;
+    static plot p;
+    static double x[2][ALLOCATE_FORMATS], y[2][ALLOCATE_FORMATS], error[2][ALLOCATE_FORMATS];
+    static const char *const names[] = {"uniform", "allocated"};
+    lab_table t;
+    uint64_t seed = a->o.seed;
+    int64_t runs = a->o.runs ? a->o.runs : 3;
+    int status = 0;
+    if (runs > LAB_RUNS) return fail(a, "allocation takes at most %d --runs", LAB_RUNS);
+    lab_begin(&t, a);
+    for (int64_t run = 0; run < runs && status == 0; run++) {
+        status = lab_seed(a, seed, run);
+        if (status == 0) status = allocations_seed(a, &s, run, runs);
+    }
+    for (int j = 0; j < s.z.n && status == 0; j++)
+        allocations_row(&t, s.z.names[j], s.uniform_bits[j], s.uniform[j], s.original, (double)NAN, runs, &x[0][j], &y[0][j], &error[0][j]);
+    for (int j = 0; j < s.budgets && status == 0; j++)
+        allocations_row(&t, "allocated", s.bits[j], s.allocated[j], s.original, s.predicted[j], runs, &x[1][j], &y[1][j], &error[1][j]);
+    p.title = "Bits where they count", p.subtitle = "unseen text's loss above the original's, by size of the model; bars: ± one standard error";
+    p.x_label = "bits per parameter, everything counted", p.y_label = "nll - the original's, nats", p.log_y = true;
+    p.n_panels = 1, p.panels[0].title = "calibrated, not tuned", p.panels[0].n_lines = 2;
+    for (int k = 0; k < 2; k++) {
+        plot_line *line = &p.panels[0].lines[k];
+        line->name = names[k], line->x = x[k], line->y = y[k], line->error = error[k];
+        line->n = k ? s.budgets : s.z.n, line->dots = true;
+    }
+    if (status == 0) status = write_chart(a, draw_lines, &p);
+    allocation_free(&s.z);
+    DO(status);
+    return lab_finish(&t, "bits: of all parameters, embedding included, without the file's header. nll - original: paired by seed; se: its\n"
+                          "standard error. predicted: Σ α·t² of the choice, from fits without inputs; no fine-tuning of blocks.\n");
+}
+
 /* ---- the verb ---- */
 
 static int verb_lab(app *a)
@@ -734,7 +1039,8 @@ static int verb_lab(app *a)
         const char *name;
         int (*run)(app *);
     } experiments[] = {{"quadratic", lab_quadratic}, {"smoothness", lab_smoothness},
-                     {"strategies", lab_strategies}, {"ablation", lab_ablation}};
+                     {"strategies", lab_strategies}, {"ablation", lab_ablation},
+                     {"linearity", lab_linearity}, {"allocation", lab_allocation}};
     char svg[64];
     snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);
     if (!a->o.svg) a->o.svg = svg;

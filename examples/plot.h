@@ -13,7 +13,8 @@ typedef struct plot_line {
     const double *x, *y; /* n points, x rising; points that are not finite are left out */
     int n;
     const double *error; /* [n] bars of y ± error; NULL: none */
-    bool dots;           /* the points themselves are marked */
+    bool dots;           /* the points themselves are marked, */
+    bool loose;          /* and not joined */
 } plot_line;
 
 typedef struct plot_level {
@@ -128,8 +129,16 @@ static void plot_ranges(const plot *p, plot_frame *f)
     if (!(f->x1 > f->x0)) f->x0 = 0, f->x1 = 1;
     if (!(f->y1 > f->y0)) f->y0 = f->y0 < 1e300 ? f->y0 - 1 : 0, f->y1 = f->y0 + 2;
     double tick = f->log_y ? (f->y1 - f->y0) / 20 : plot_tick(f->y1 - f->y0);
-    f->y0 = floor(f->y0 / tick - 0.15) * tick, f->y1 = ceil(f->y1 / tick) * tick;
+    f->y0 = floor(f->y0 / tick - 0.15) * tick, f->y1 = ceil(f->y1 / tick + (f->log_y ? 0.3 : 0)) * tick;
     if (f->log_x) tick = (f->x1 - f->x0) / 30, f->x0 -= tick, f->x1 += tick;
+}
+
+/* A tick's number: 1e-5 rather than 0.00001 or 1e-05. */
+static void plot_number(char text[32], double value)
+{
+    int exponent = value > 0 ? (int)floor(log10(value) + 1e-9) : 0;
+    if (value > 0 && (exponent < -3 || exponent > 4)) snprintf(text, 32, "%.3ge%d", value / pow(10, exponent), exponent);
+    else snprintf(text, 32, "%.4g", value);
 }
 
 static void plot_axes(FILE *out, const plot *p, const plot_frame *f, bool first)
@@ -139,13 +148,13 @@ static void plot_axes(FILE *out, const plot *p, const plot_frame *f, bool first)
     int n = plot_ticks(f->log_y, f->y0, f->y1, at);
     for (int i = 0; i < n; i++) {
         fprintf(out, "<path class=\"grid\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, plot_py(f, at[i]), f->width);
-        snprintf(text, sizeof text, "%.4g", at[i]);
+        plot_number(text, at[i]);
         if (first) plot_label(out, f->left - 8, plot_py(f, at[i]) + 4, "tick end", text);
     }
     n = plot_ticks(f->log_x, f->x0, f->x1, at);
     for (int i = 0; i < n; i++) {
         fprintf(out, "<path class=\"axis\" d=\"M%.1f %.1fv5\"/>\n", plot_px(f, at[i]), f->top + f->height);
-        snprintf(text, sizeof text, "%.4g", at[i]);
+        plot_number(text, at[i]);
         plot_label(out, plot_px(f, at[i]), f->top + f->height + 19, "tick middle", text);
     }
     fprintf(out, "<path class=\"axis\" d=\"M%.1f %.1fh%.1f\"/>\n", f->left, f->top + f->height, f->width);
@@ -261,7 +270,7 @@ static void plot_draw_panel(FILE *out, const plot *p, const plot_panel *panel, c
         plot_marks(out, f, line, (int)(panel - p->panels), l);
         fprintf(out, "<path clip-path=\"url(#p%d)\" class=\"line c%d%s\" d=\"", (int)(panel - p->panels), l,
                 plot_twin(panel, f, l) != l ? " twin" : "");
-        for (int i = 0; i < line->n; i++) {
+        for (int i = 0; i < line->n && !line->loose; i++) {
             if (!plot_shows(f, line->x[i], line->y[i])) continue;
             fprintf(out, "%c%.1f %.1f", move, plot_px(f, line->x[i]), plot_py(f, line->y[i]));
             move = 'L';

@@ -258,7 +258,7 @@ static const option allocate_rows[] = {
     {"--bits", NULL, OPTION_REAL, AT(bits), false, "B", 0.1, 16, NULL,
      "of the whole file per parameter, embedding, head and headers counted"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL, "for pvtune quantize --plan"},
-    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,int:8g64,dense",
+    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,dense",
      "what to choose from, as quantize takes them; dense: 16 bits"},
     {"--calib", NULL, OPTION_TEXT, AT(calib), false, "TEXT", 0, 0, "(none: random tokens)", "text on which to measure what errors cost; -: standard input"},
     {"--alpha", NULL, OPTION_CHOICE, AT(alpha), false, "gradient|noise", 0, 0, "gradient",
@@ -268,7 +268,7 @@ static const option allocate_rows[] = {
     {"--no-embed", NULL, OPTION_FLAG, AT(no_embed), false, "", 0, 0, NULL, "embedding and head stay dense"},
 };
 
-#define LAB_NAMES "quadratic|smoothness|strategies|ablation"
+#define LAB_NAMES "quadratic|smoothness|strategies|ablation|linearity|allocation"
 static const option lab_rows[] = {
     {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
     {"MODEL", NULL, OPTION_TEXT, AT(model), false, "", 0, 0, "(a small Llama, trained first)",

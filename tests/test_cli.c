@@ -1282,6 +1282,24 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));
 }
 
+/* The experiments on models, as small as they get: what they print has a row for each variant. */
+static void test_lab_models(pvt_ctx *ctx)
+{
+    CHECK_RUN(run("lab strategies --formats int:2g32s --samples 2 --steps 1 --quick --train-steps 4 --runs 2 --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds") && lab_figure("\"variant\":\"ste\"", "bits") == 2.5);
+    CHECK(lab_figure("\"variant\":\"calibrated only\"", "% new") == 0 && lab_figure("\"variant\":\"stochastic\"", "% new") > 0);
+    CHECK(lab_figure("\"variant\":\"continuous\"", "stderr") > 0);
+    CHECK(sh("grep -q '>int:2g32s, 2.50 bits<' q.svg && grep -q '>subspace-ste<' q.svg") == 0);
+    CHECK_RUN(run("lab linearity --formats int:4g32 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
+    CHECK(lab_figure("\"format\":\"int:4g32\"", "mean t^2") > 1e-3 && lab_figure("\"format\":\"int:4g32\"", "mean t^2") < 2e-2);
+    CHECK(lab_figure("\"format\":\"int:4g32\"", "predicted") > 0 && sh("grep -q '>all linears quantized<' q.svg") == 0);
+    CHECK_RUN(run("lab allocation --formats int:2g32,int:4g32 --samples 2 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
+    double two = lab_figure("\"choice\":\"int:2g32\"", "bits"), four = lab_figure("\"choice\":\"int:4g32\"", "bits");
+    CHECK(two < four && lab_figure("\"choice\":\"allocated\"", "bits") <= two); /* the first has the size of the smaller */
+    CHECK_REFUSED(1, "do not divide", run("lab ablation --formats int:2g48 --quick --train-steps 4 --samples 2 --steps 1 --runs 1 -q"));
+    CHECK_REFUSED(1, "at most", run("lab allocation --runs 99 -q"));
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -1322,6 +1340,7 @@ int main(void)
     test_demo(ctx);
     test_lab_quadratic(ctx), test_lab_smoothness(ctx);
     test_allocate(ctx);
+    if (!getenv("PVTUNE_QUICK")) test_lab_models(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

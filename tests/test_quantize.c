@@ -484,7 +484,7 @@ static void check_alpha(pvt_ctx *ctx)
     for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)(pvti_random(1, PVTI_RANDOM_USER, 3, (uint64_t)i) % 96);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
     memset(&desc, 0, sizeof desc);
-    desc.method = PVT_ALPHA_NOISE, desc.samples = 8, desc.ctx = CTX, desc.noise = 0.05;
+    desc.method = PVT_ALPHA_NOISE, desc.samples = 4, desc.ctx = CTX, desc.noise = 0.05;
     CHECK_OK(ctx, pvti_model_hash(model, &hash[0]));
     CHECK_OK(ctx, pvt_model_alpha(model, NULL, &desc, alpha[0]));
     CHECK(alpha[0][0] > 0 && pvt_model_alpha(model, NULL, NULL, alpha[1]) == PVT_ERR_ARGUMENT);
@@ -495,7 +495,7 @@ static void check_alpha(pvt_ctx *ctx)
     CHECK(memcmp(alpha[0], alpha[1], sizeof alpha[0]) != 0);
     desc.cross_entropy = false, desc.samples = 99;
     CHECK(pvt_model_alpha(model, &corpus, &desc, alpha[1]) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "too few"));
-    desc.samples = 8, desc.noise = 2;
+    desc.samples = 4, desc.noise = 2;
     CHECK(pvt_model_alpha(model, &corpus, &desc, alpha[1]) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "noise"));
     desc.noise = 0.05;
     CHECK_OK(ctx, pvti_model_hash(model, &hash[1]));
@@ -550,6 +550,7 @@ static void check_plan(pvt_ctx *ctx)
     make_plan(ctx, original, plan, names);
     memset(wanted, 1, sizeof wanted), memset(&whole, 0, sizeof whole), memset(&w, 0, sizeof w);
     s.desc.plan = plan, s.desc.n_plan = PLANNED, s.desc.checkpoint = NULL, s.desc.head = false;
+    s.desc.samples = 4, s.desc.finetune_epochs = 1, s.desc.fit.epochs = 1;
     CHECK(quantize(&s, &whole, "whole", why) == PVT_OK);
     CHECK(whole.fits == PLANNED - 4); /* dense: 2, 8, 14 and 20 */
     snprintf(path, sizeof path, "%s/whole", dir);
@@ -601,6 +602,74 @@ static void check_plan(pvt_ctx *ctx)
     pvt_model_free(original);
 }
 
+typedef struct budget {
+    int64_t left, live;
+} budget;
+static void *budget_alloc(size_t size, void *user)
+{
+    budget *b = (budget *)user;
+    if (b->left-- <= 0) return NULL;
+    b->live++;
+    return malloc(size);
+}
+static void budget_free(void *memory, void *user)
+{
+    if (memory) ((budget *)user)->live--;
+    free(memory);
+}
+
+/* One of the calls; which: gradient, noise, errors, choice. */
+static pvt_result allocate_call(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus, int which)
+{
+    static const double loss[] = {4, 2, 1, 4, 2, 1, 9, 3, 0};
+    static const int64_t bytes[] = {1, 2, 3, 1, 2, 4, 1, 3, 9};
+    double numbers[40];
+    int64_t sizes[40];
+    int choice[3];
+    pvt_alpha_desc alpha;
+    pvt_format format;
+    memset(&alpha, 0, sizeof alpha);
+    alpha.method = which == 1 ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT, alpha.samples = 1, alpha.ctx = 8;
+    if (which < 2) return pvt_model_alpha(model, corpus, &alpha, numbers);
+    if (which == 3) return pvt_allocate(ctx, loss, bytes, 3, 3, 9, choice, NULL);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &format));
+    return pvt_model_errors(model, &format, 1, NULL, NULL, numbers, sizes);
+}
+
+/* Every allocation fails once: a sentence, and nothing is left behind. */
+static void check_memory(void)
+{
+    static const int64_t fewest[] = {6, 15, 1, 4};
+    for (int which = 0; which < 4; which++) {
+        bool done = false;
+        for (int64_t fail = 0; !done && fail < 200; fail++) {
+            budget b = {1000000, 0};
+            pvt_ctx_desc desc;
+            pvt_model_config c;
+            pvt_ctx *ctx;
+            pvt_model *model = NULL;
+            pvt_corpus corpus;
+            int32_t ids[64];
+            memset(&desc, 0, sizeof desc), memset(&c, 0, sizeof c);
+            desc.n_threads = 1;
+            desc.allocator.alloc = budget_alloc, desc.allocator.free = budget_free, desc.allocator.user = &b;
+            CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+            c.layers = 1, c.dim = 32, c.heads = 2, c.ff = 32, c.vocab = 32, c.ctx = 8;
+            for (int i = 0; i < 64; i++) ids[i] = i * i % 31;
+            CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+            CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 64, &corpus));
+            b.left = fail;
+            pvt_result result = allocate_call(ctx, model, &corpus, which);
+            done = result == PVT_OK;
+            CHECK(done || (result == PVT_ERR_MEMORY && pvt_ctx_error(ctx)[0]));
+            CHECK(!done || fail > fewest[which]);
+            pvt_corpus_free(&corpus), pvt_model_free(model), pvt_ctx_destroy(ctx);
+            CHECK(b.live == 0);
+        }
+        CHECK(done);
+    }
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -617,6 +686,7 @@ int main(void)
     check_allocate(ctx);
     check_alpha(ctx);
     check_plan(ctx);
+    check_memory();
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

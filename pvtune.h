@@ -60,6 +60,10 @@
         (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
         the way to the next entry; that is why it is kept from step to step.
 
+    On six numbers all of this can be seen, with an exact V step beside the linearized one: examples/quadratic.h
+    is 260 lines of plain C without this library, and `pvtune lab quadratic` its table and chart. The other
+    experiments of `pvtune lab` do the same to models.
+
     AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 2,200 lines.
       Search for "// >>" and a section's name. PVTI_CALL(ctx, f)(…) is pvti_f, or its fast form;
       PVTI_ON_DEVICE(ctx, op, …) hands an op over where the context has a device; pvti_parallel(ctx, n,
@@ -12745,8 +12749,8 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
 }
 
 // >>allocate
-/*  Bits where they count (HIGGS, arXiv 2411.17525): what a tensor's error costs (α), what error each format has,
-    and the best choice under a budget. Formulas: interface. */
+/*  Bits where they count (HIGGS, arXiv 2411.17525): what a tensor's error costs (α), what error each format
+    has, and the best choice under a budget. Formulas: interface. */
 
 /* ---- α ---- */
 
@@ -12868,8 +12872,9 @@ static pvt_result pvti_alpha_loss(pvti_alpha *z, double *mean)
     }
     *mean = total / (double)tokens;
     if (*mean - *mean == 0) return PVT_OK;
-    return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "alpha: the loss is not finite: there are NaN or infinite numbers in "
-                                              "the model's weights");
+    return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                     "alpha: the loss is not finite: there are NaN or infinite numbers in "
+                     "the model's weights");
 }
 
 typedef struct pvti_noise {
@@ -12888,7 +12893,8 @@ static void pvti_noise_task(void *arg, int64_t i, int worker)
     int64_t end = PVTI_MIN(a->n, (i + 1) * PVTI_NOISE_GRAIN);
     (void)worker;
     for (int64_t k = i * PVTI_NOISE_GRAIN; k < end; k++)
-        a->out[k] = (pvt_real)((double)a->W[k] + a->factor * pvti_random_normal(a->seed, a->stream, (uint64_t)k));
+        a->out[k] =
+            (pvt_real)((double)a->W[k] + a->factor * pvti_random_normal(a->seed, a->stream, (uint64_t)k));
 }
 
 /* α of one tensor, whose numbers in the copy come back as they were. */
@@ -12907,12 +12913,13 @@ static pvt_result pvti_alpha_tensor(pvti_alpha *z, int64_t i, double base, doubl
         a.stream = (uint64_t)(2 * i + k) + ((uint64_t)1 << 40); /* far from the streams of pvt_model_create */
         a.factor = t_l * __builtin_sqrt(square / (double)t.n);
         pvti_parallel(z->ctx, pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
-        pvti_distance(&size, numbers, z->W, t.n); /* of a small tensor the noise is not quite as large as meant */
+        pvti_distance(&size, numbers, z->W, t.n); /* not quite what was meant: few numbers are not evenly normal */
         result = pvti_alpha_loss(z, &phi);
         double t2 = square > 0 ? size / square : 0;
         above += (phi - base) * t2, below += t2 * t2;
         z->done++;
-        if (result == PVT_OK) result = pvti_report(z->ctx, "alpha", t.name, z->done, z->total, "losses", phi - base);
+        if (result == PVT_OK)
+            result = pvti_report(z->ctx, "alpha", t.name, z->done, z->total, "losses", phi - base);
     }
     memcpy(numbers, z->W, (size_t)t.n * sizeof *numbers);
     *alpha = below > 0 ? PVTI_MAX(above / below, 0) : 0;
@@ -12947,8 +12954,8 @@ static int64_t pvti_largest_matrix(const pvt_model *model)
     return largest;
 }
 
-PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
-                                   double *alpha)
+PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus,
+                                   const pvt_alpha_desc *desc, double *alpha)
 {
     pvti_alpha z;
     memset(&z, 0, sizeof z);
@@ -12957,9 +12964,11 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_alpha_check(&z, corpus));
     pvt_result result = pvti_alpha_ids(&z, corpus);
-    if (result == PVT_OK && !(z.W = PVTI_NEW(z.ctx, pvt_real, pvti_largest_matrix(model)))) result = PVT_ERR_MEMORY;
+    if (result == PVT_OK && !(z.W = PVTI_NEW(z.ctx, pvt_real, pvti_largest_matrix(model))))
+        result = PVT_ERR_MEMORY;
     if (result == PVT_OK)
-        result = z.desc.method == PVT_ALPHA_NOISE ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
+        result =
+            z.desc.method == PVT_ALPHA_NOISE ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
     pvt_run_free(z.run), pvt_run_free(z.plain), pvt_model_free(z.copy);
     pvti_free(z.ctx, z.ids), pvti_free(z.ctx, z.squares), pvti_free(z.ctx, z.W);
     return result;
@@ -12987,8 +12996,9 @@ static pvt_result pvti_error_of(pvt_ctx *ctx, const pvt_tensor_info *t, const pv
     return PVT_OK;
 }
 
-static pvt_result pvti_errors_fill(const pvt_model *model, const pvt_format *formats, int n, const bool *wanted,
-                                   const pvt_fit_desc *desc, pvt_real *W, double *errors, int64_t *bytes)
+static pvt_result pvti_errors_fill(const pvt_model *model, const pvt_format *formats, int n,
+                                   const bool *wanted, const pvt_fit_desc *desc, pvt_real *W, double *errors,
+                                   int64_t *bytes)
 {
     pvt_fit_desc fit;
     int64_t tensors = pvt_model_tensors(model), done = 0, total = 0;
@@ -13010,14 +13020,16 @@ static pvt_result pvti_errors_fill(const pvt_model *model, const pvt_format *for
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_model_errors(const pvt_model *model, const pvt_format *formats, int n, const bool *wanted,
-                                    const pvt_fit_desc *fit, double *errors, int64_t *bytes)
+PVT_API pvt_result pvt_model_errors(const pvt_model *model, const pvt_format *formats, int n,
+                                    const bool *wanted, const pvt_fit_desc *fit, double *errors,
+                                    int64_t *bytes)
 {
     pvt_ctx *ctx = model->ctx;
     PVTI_TRY(pvti_host_only(ctx, "fitting formats"));
     if (n < 1) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: give at least one format");
     for (int j = 0; j < n; j++)
-        if (!pvti_kind_of(&formats[j])) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: format %d is none", j);
+        if (!pvti_kind_of(&formats[j]))
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: format %d is none", j);
     for (int64_t i = 0; i < pvt_model_tensors(model); i++)
         if (pvt_model_tensor(model, i).dtype == PVT_DTYPE_NONE)
             return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: %s has codes; take the original model",
@@ -13093,23 +13105,25 @@ static pvt_result pvti_allocation_check(pvti_allocation *z)
         for (int64_t i = l * z->n; i < (l + 1) * z->n; i++) {
             if (z->bytes[i] < 0) continue;
             if (!(z->loss[i] >= 0 && z->loss[i] <= 1.7976931348623157e308))
-                return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "allocate: a loss of tensor %lld is negative or not finite",
-                                 (long long)l);
+                return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                                 "allocate: a loss of tensor %lld is negative or not finite", (long long)l);
             fewest = fewest < 0 ? z->bytes[i] : PVTI_MIN(fewest, z->bytes[i]);
         }
         if (fewest < 0)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                             "allocate: none of the formats suits tensor %lld; add one whose groups divide it, or "
-                             "dense",
-                             (long long)l);
+            return pvti_fail(
+                z->ctx, PVT_ERR_ARGUMENT,
+                "allocate: none of the formats suits tensor %lld; add one whose groups divide it, or "
+                "dense",
+                (long long)l);
         if (fewest > INT64_MAX / 2 - least) return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "allocate: too large");
         least += fewest;
     }
     if (least <= z->budget) return PVT_OK;
-    return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                     "the budget is %lld bytes of arrays, and the smallest of these formats take %lld: give more, or "
-                     "smaller formats",
-                     (long long)z->budget, (long long)least);
+    return pvti_fail(
+        z->ctx, PVT_ERR_ARGUMENT,
+        "the budget is %lld bytes of arrays, and the smallest of these formats take %lld: give more, or "
+        "smaller formats",
+        (long long)z->budget, (long long)least);
 }
 
 /* λ by bisection: at `high` the choice fits, at `low` it does not. g is concave and this is its top. */
@@ -13168,7 +13182,8 @@ static pvt_result pvti_allocation_grow(pvti_allocation *z, int64_t l, int64_t co
     int64_t capacity = PVTI_MAX(1024, 2 * z->capacity);
     if (count < z->capacity) return PVT_OK;
     if (capacity > INT32_MAX)
-        return pvti_fail(z->ctx, PVT_ERR_MEMORY, "allocate: the choice has too many ways; take fewer formats");
+        return pvti_fail(z->ctx, PVT_ERR_MEMORY,
+                         "allocate: the choice has too many ways; take fewer formats");
     pvti_state *states = PVTI_NEW(z->ctx, pvti_state, capacity);
     pvti_step *steps = PVTI_NEW(z->ctx, pvti_step, capacity);
     if (states && steps && count) {
@@ -13222,7 +13237,8 @@ static pvt_result pvti_allocation_step(pvti_allocation *z, int64_t l, int64_t co
 static pvt_result pvti_allocation_run(pvti_allocation *z, int *choice)
 {
     int64_t tensors = z->tensors, *at;
-    z->rest = PVTI_NEW(z->ctx, double, tensors + 1), z->rest_bytes = PVTI_NEW(z->ctx, int64_t, tensors + 1 + z->n);
+    z->rest = PVTI_NEW(z->ctx, double, tensors + 1),
+    z->rest_bytes = PVTI_NEW(z->ctx, int64_t, tensors + 1 + z->n);
     z->steps = PVTI_NEW(z->ctx, pvti_step *, tensors), z->counts = PVTI_NEW(z->ctx, int64_t, tensors);
     z->states = PVTI_NEW(z->ctx, pvti_state, 1); /* nothing chosen: no bytes, no loss */
     if (!z->rest || !z->rest_bytes || !z->steps || !z->counts || !z->states) return PVT_ERR_MEMORY;
@@ -13238,15 +13254,16 @@ static pvt_result pvti_allocation_run(pvti_allocation *z, int *choice)
         z->rest_bytes[l] = z->rest_bytes[l + 1] + fewest;
     }
     for (int64_t l = 0; l < tensors; l++) PVTI_TRY(pvti_allocation_step(z, l, l ? z->counts[l - 1] : 1, at));
-    for (int64_t l = tensors - 1, state = z->counts[tensors - 1] - 1; l >= 0; l--) { /* the last loses least */
+    int64_t state = z->counts[tensors - 1] - 1; /* the last loses least */
+    for (int64_t l = tensors - 1; l >= 0; l--) {
         choice[l] = z->steps[l][state].choice;
         state = z->steps[l][state].parent;
     }
     return PVT_OK;
 }
 
-PVT_API pvt_result pvt_allocate(pvt_ctx *ctx, const double *loss, const int64_t *bytes, int64_t tensors, int n,
-                                int64_t budget, int *choice, double *bound)
+PVT_API pvt_result pvt_allocate(pvt_ctx *ctx, const double *loss, const int64_t *bytes, int64_t tensors,
+                                int n, int64_t budget, int *choice, double *bound)
 {
     pvti_allocation z;
     memset(&z, 0, sizeof z);

@@ -26,7 +26,8 @@ typedef struct allocation {
 
 static void allocation_free(allocation *z)
 {
-    free(z->alpha), free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice), free(z->plan);
+    free(z->alpha), free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice),
+        free(z->plan);
     free(z->tensor_names);
     memset(z, 0, sizeof *z);
 }
@@ -52,7 +53,8 @@ static int allocation_formats(app *a, allocation *z, const char *list)
 }
 
 /* α and errors of the model in slot 0; corpus NULL: without data. */
-static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, const pvt_alpha_desc *alpha, bool tables)
+static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, const pvt_alpha_desc *alpha,
+                              bool tables)
 {
     const pvt_model *model = a->models[0];
     size_t n = (size_t)(z->tensors = pvt_model_tensors(model)), all = n * (size_t)z->n;
@@ -60,7 +62,8 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     z->loss = (double *)calloc(all, sizeof *z->loss), z->bytes = (int64_t *)calloc(all, sizeof *z->bytes);
     z->wanted = (bool *)calloc(n, sizeof *z->wanted), z->choice = (int *)calloc(n, sizeof *z->choice);
     z->plan = (pvt_plan *)calloc(n, sizeof *z->plan), z->tensor_names = (char(*)[96])calloc(n, 96);
-    if (!z->alpha || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice || !z->plan || !z->tensor_names)
+    if (!z->alpha || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice || !z->plan ||
+        !z->tensor_names)
         return fail(a, "out of memory for %lld tensors in %d formats", (long long)z->tensors, z->n);
     z->params = count_params(model);
     for (int64_t i = 0; i < z->tensors; i++) {
@@ -168,7 +171,10 @@ static int plan_read(app *a, const char *path, const pvt_plan **plan, int64_t *n
         ++*n;
     }
     if (!good || *n == 0)
-        return fail(a, "%s is no plan: {\"tensors\": {\"NAME\": \"FORMAT\", …}}, as pvtune allocate writes it, is wanted", path);
+        return fail(a,
+                    "%s is no plan: {\"tensors\": {\"NAME\": \"FORMAT\", …}}, as pvtune allocate writes it, "
+                    "is wanted",
+                    path);
     *plan = list;
     return 0;
 }
@@ -178,7 +184,8 @@ static int plan_read(app *a, const char *path, const pvt_plan **plan, int64_t *n
 static void allocation_report(app *a, const allocation *z)
 {
     buffer *t = &a->json;
-    put_number(t, "bits", z->bits), put_number(t, "predicted_rise", z->predicted), put_number(t, "bound", z->bound);
+    put_number(t, "bits", z->bits), put_number(t, "predicted_rise", z->predicted),
+        put_number(t, "bound", z->bound);
     put_open(t, "tensors", "[");
     for (int64_t i = 0; i < z->tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(a->models[0], i);
@@ -186,7 +193,8 @@ static void allocation_report(app *a, const allocation *z)
         if (!info.weight) continue;
         put_open(t, NULL, "{");
         put_text(t, "name", info.name), put_text(t, "format", z->names[z->choice[i]]);
-        put_number(t, "alpha", z->alpha[i]), put_number(t, "error", z->errors[at]), put_int(t, "bytes", z->bytes[at]);
+        put_number(t, "alpha", z->alpha[i]), put_number(t, "error", z->errors[at]),
+            put_int(t, "bytes", z->bytes[at]);
         put_close(t, "}");
     }
     put_close(t, "]");
@@ -222,7 +230,8 @@ static int verb_allocate(app *a)
     DO(load_model(a, 0, o->model));
     if (o->calib) DO(load_text(a, 0, o->calib, a->models[0]));
     int status = allocation_formats(a, &z, o->formats);
-    if (status == 0) status = allocation_measure(a, &z, o->calib ? &a->corpora[0] : NULL, &alpha, !o->no_embed);
+    if (status == 0)
+        status = allocation_measure(a, &z, o->calib ? &a->corpora[0] : NULL, &alpha, !o->no_embed);
     if (status == 0) status = allocation_choose(a, &z, o->bits, true);
     if (status == 0) status = plan_write(a, &z);
     meter_clear(&a->meter);
@@ -232,9 +241,10 @@ static int verb_allocate(app *a)
         put_text(&a->json, "plan", o->output), put_number(&a->json, "seconds", elapsed(a));
         put_close(&a->json, "}");
         if (!o->json)
-            printf("\nA file of %.3f bits per parameter, headers counted; loss predicted to rise by %.4f nats per token\n"
-                   "(no choice gets below %.4f). Plan: %s; next: pvtune quantize %s --plan %s … %.1f s.\n", z.bits,
-                   z.predicted, z.bound, o->output, o->model, o->output, elapsed(a));
+            printf("\nA file of %.3f bits per parameter, headers counted; loss predicted to rise by %.4f "
+                   "nats per token\n"
+                   "(no choice gets below %.4f). Plan: %s; next: pvtune quantize %s --plan %s … %.1f s.\n",
+                   z.bits, z.predicted, z.bound, o->output, o->model, o->output, elapsed(a));
         status = put_result(a);
     }
     allocation_free(&z);

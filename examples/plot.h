@@ -297,6 +297,12 @@ static void plot_style(FILE *f)
     fprintf(f, "}\n</style>\n");
 }
 
+/* A chart is as wide as its heading at least. */
+static double plot_wide(double width, const char *title, const char *subtitle)
+{
+    return fmax(width, fmax(40 + 10.0 * (double)strlen(title), 40 + 7.6 * (double)strlen(subtitle)));
+}
+
 /* Writes the SVG; false when that fails. */
 static bool plot_write(const plot *p, FILE *f)
 {
@@ -306,7 +312,7 @@ static bool plot_write(const plot *p, FILE *f)
     plot_ranges(p, &frame);
     frame.top = 92, frame.width = panel_width, frame.height = height;
     double name_width = plot_name_width(p, &frame);
-    double width = margin + p->n_panels * (panel_width + name_width);
+    double width = plot_wide(margin + p->n_panels * (panel_width + name_width), p->title, p->subtitle);
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
             total, width, total);
     plot_style(f);
@@ -405,7 +411,7 @@ static bool plot_rows_write(const plot_rows *p, FILE *f)
     plot_rows_range(p, &frame);
     frame.left = 40 + 7.5 * (double)longest, frame.top = 92, frame.width = 420;
     frame.height = 20.0 * p->n + 30.0 * groups + 10;
-    double width = frame.left + frame.width + 150, height = frame.top + frame.height + 56, y = frame.top;
+    double width = plot_wide(frame.left + frame.width + 150, p->title, p->subtitle), height = frame.top + frame.height + 56, y = frame.top;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
             height, width, height);
     plot_style(f);

@@ -709,8 +709,8 @@ static int lab_strategies(app *a)
     DO(lab_prepare(a, &t, &r));
     snprintf(formats, sizeof formats, "%s",
              a->o.formats ? a->o.formats
-             : a->o.model ? "aqlm:2x8g8,vq:8g4,had:e8p,int:2g64"
-                          : "aqlm:2x4g4,vq:4g2,had:e8p,int:2g32s");
+             : a->o.model ? "aqlm:2x8g8,vq:8g4,had:higgs:p2n16,int:2g64"
+                          : "aqlm:2x4g4,vq:4g2,had:higgs:p2n16,int:2g32s");
     for (char *format = strtok(formats, ","); format; format = strtok(NULL, ","), n++) {
         pvt_format parsed;
         if (n == FORMATS) return fail(a, "strategies takes at most %d --formats", FORMATS);

@@ -13255,6 +13255,8 @@ static pvt_result pvti_allocation_run(pvti_allocation *z, int *choice)
     }
     for (int64_t l = 0; l < tensors; l++) PVTI_TRY(pvti_allocation_step(z, l, l ? z->counts[l - 1] : 1, at));
     int64_t state = z->counts[tensors - 1] - 1; /* the last loses least */
+    if (state < 0) /* the known choice is among the states, unless its loss drowns in roundings */
+        return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "allocate: the losses are too unequal in size to be added");
     for (int64_t l = tensors - 1; l >= 0; l--) {
         choice[l] = z->steps[l][state].choice;
         state = z->steps[l][state].parent;

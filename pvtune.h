@@ -64,6 +64,10 @@
         (0.0382) is nearer than c0 (0.2475) and nothing moves. The buffer must travel about half
         the way to the next entry; that is why it is kept from step to step.
 
+    On six numbers all of this can be seen, with an exact V step beside the linearized one: examples/quadratic.h
+    is 260 lines of plain C without this library, and `pvtune lab quadratic` its table and chart. The other
+    experiments of `pvtune lab` do the same to models.
+
     AN EVENING'S READING: how a weight is held and tuned, then how a model is; about 2,200 lines.
       Search for "// >>" and a section's name. PVTI_CALL(ctx, f)(…) is pvti_f, or its fast form;
       PVTI_ON_DEVICE(ctx, op, …) hands an op over where the context has a device; pvti_parallel(ctx, n,
@@ -120,7 +124,7 @@
 
     CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
-                    corpus, evaluation, generation · quantize and tune
+                    corpus, evaluation, generation · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
@@ -128,7 +132,7 @@
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
                     pv step
         layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
-                    quantize blocks · company · tuner
+                    quantize blocks · allocate · company · tuner
       II files
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
@@ -1638,6 +1642,12 @@ PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, i
 #if PVTUNE_LAYER >= 2
 // >>interface: quantize and tune
 
+/* A tensor's own format, as pvt_allocate chooses it. "dense": it stays as it is. */
+typedef struct pvt_plan {
+    const char *tensor; /* of a matrix, as pvt_model_tensor names it */
+    pvt_format format;
+} pvt_plan;
+
 typedef struct pvt_quantize_desc {
     pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused, and "had2:" for an embedding */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
@@ -1652,6 +1662,9 @@ typedef struct pvt_quantize_desc {
     const char *skip;       /* tensors whose name contains one of these comma-separated patterns stay dense */
     bool embedding, head;   /* quantize these too (plain squared error) */
     pvt_format embed_format; /* theirs, e.g. int:4g64; zeroed: format. Refused where neither is quantized */
+    const pvt_plan *plan;    /* [n_plan]: tensors with formats of their own, whatever the fields above say of
+                                them; NULL: none */
+    int64_t n_plan;
     const char *checkpoint; /* an existing directory: each finished block is written there at once, as
                                quantize-00012.safetensors (also -embedding, -head); NULL: nowhere. A build
                                with PVTUNE_NO_FILES refuses it: UNSUPPORTED */
@@ -1798,6 +1811,56 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path);
    0's). */
 PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 #endif
+
+// >>interface: allocate
+/*  Which tensor gets how many bits (HIGGS, arXiv 2411.17525). Its linearity theorem: where the tensors' relative
+    errors t_l are small, the loss rises by
+        φ(Ŵ) − φ(W) ≈ Σ_l α_l·t_l²,   t_l² = ‖Ŵ_l − W_l‖²_F / ‖W_l‖²_F,
+    whatever made the errors: W is a minimum, so the first order vanishes, and errors that point anywhere see
+    of each tensor's second order but its trace. So α_l, one number for each tensor, is measured once, t_l² of
+    each format comes from a fit, and what is left is to choose: the formats with the least Σ α_l·t_l² whose
+    files fit a budget. Three functions, in this order; the choice is a pvt_plan of pvt_quantize.
+
+    At two bits t² is 0.1 and the theorem an extrapolation: `pvtune lab linearity` shows how far it holds. */
+
+typedef enum pvt_alpha_method {
+    PVT_ALPHA_GRADIENT, /* from a backward pass over each sequence: α_l = ½·‖W_l‖²/n_l·tr F_l, n_l the tensor's
+                           numbers, tr F_l = Σ_s ‖∂φ_s/∂W_l‖² / tokens, φ_s the summed loss of sequence s: the
+                           Fisher information, which is the Hessian where the model fits the text */
+    PVT_ALPHA_NOISE     /* the paper's: normal noise with t_l = noise and noise/2 in one tensor at a time, a
+                           line through 0 and the rises of φ: α_l = Σ φ·t² / Σ t⁴. A forward pass for each
+                           tensor and noise */
+} pvt_alpha_method;
+typedef struct pvt_alpha_desc {
+    pvt_alpha_method method;
+    int64_t samples, ctx; /* sequences and their length; 0: 32 (noise: 4) × 256 (or the model's context) */
+    double noise;         /* 0: 0.1 */
+    bool cross_entropy;   /* noise: φ is the loss on the text, and not KL(W ‖ W with noise) */
+} pvt_alpha_desc;
+/*  alpha [pvt_model_tensors], in nats per token: of matrices; of vectors 0. corpus NULL: on ids drawn evenly from
+    the vocabulary, for which only the noise with KL has a meaning. The model is dense, and only read. desc may
+    be NULL. Progress: phase "alpha". Errors: ARGUMENT (a text too short; codes in the model; noise outside
+    0 … 1; what asks for a text has none), UNSUPPORTED (a device), NUMERIC, MEMORY, CANCELLED. */
+PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
+                                   double *alpha);
+
+/*  What every tensor would be in each of n formats: errors [tensors, n], t² of a fit without inputs
+    (pvt_weight_fit, H NULL); bytes [tensors, n], what a file holds for it. "dense" has no error and two bytes a
+    number, and so has a vector in every format. A format that a tensor cannot have, because its groups do not
+    divide or as an embedding's, has bytes −1. wanted [tensors], NULL: all; false: it stays dense, other formats
+    have bytes −1. fit may be NULL. Progress: phase "fitting". Errors: those of pvt_weight_fit; ARGUMENT (no
+    format; codes in the model). */
+PVT_API pvt_result pvt_model_errors(const pvt_model *model, const pvt_format *formats, int n, const bool *wanted,
+                                    const pvt_fit_desc *fit, double *errors, int64_t *bytes);
+
+/*  One of n formats for each tensor: argmin Σ_l loss[l, choice_l] subject to Σ_l bytes[l, choice_l] ≤ budget,
+    exactly, by dynamic programming. loss [tensors, n], α_l·t_l² as a rule; bytes −1: not to be chosen. Of
+    solutions that are equally good it takes one with the fewest bytes. bound, which may be NULL: the Lagrangian
+    bound max_λ Σ_l min_j (loss + λ·bytes) − λ·budget, below which nobody gets. Errors: ARGUMENT (sizes; a
+    tensor without a format; a budget that the smallest formats exceed: says the least), NUMERIC (a loss is not
+    finite or is negative), MEMORY. */
+PVT_API pvt_result pvt_allocate(pvt_ctx *ctx, const double *loss, const int64_t *bytes, int64_t tensors, int n,
+                                int64_t budget, int *choice, double *bound);
 #endif
 #ifdef __cplusplus
 }
@@ -2265,7 +2328,7 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
 enum {
     PVTI_RANDOM_KMEANS, PVTI_RANDOM_GROUP_ORDER, PVTI_RANDOM_CODEBOOK_ORDER, PVTI_RANDOM_SELECTION,
     PVTI_RANDOM_BATCH, PVTI_RANDOM_SAMPLING, PVTI_RANDOM_INIT, PVTI_RANDOM_CALIBRATION, PVTI_RANDOM_USER,
-    PVTI_RANDOM_ROUNDING
+    PVTI_RANDOM_ROUNDING, PVTI_RANDOM_ALPHA
 };
 
 static uint64_t pvti_mix(uint64_t z)
@@ -9160,16 +9223,20 @@ static int64_t pvti_packed_row_bytes(const pvt_array *codes)
 }
 
 /* Bytes of a weight with codes in a model's file: codes as above, fp16 for a value. */
-static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
+static int64_t pvti_arrays_file_bytes(const pvt_array *arrays, int n)
 {
-    pvt_array arrays[PVT_MAX_ARRAYS];
-    int n = pvt_weight_arrays(weight, arrays);
     int64_t bytes = 0;
     for (int i = 0; i < n; i++)
         if (arrays[i].role != PVT_ARRAY_CODE) bytes += 2 * pvti_array_count(&arrays[i]);
         else if (!pvti_packs(&arrays[i])) bytes += arrays[i].bytes;
         else bytes += arrays[i].shape[0] * pvti_packed_row_bytes(&arrays[i]);
     return bytes;
+}
+static PVTI_UNUSED int64_t pvti_weight_file_bytes(const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n = pvt_weight_arrays(weight, arrays);
+    return pvti_arrays_file_bytes(arrays, n);
 }
 
 /* An owned weight of this format, all zero. */
@@ -12440,7 +12507,7 @@ typedef struct pvti_quantizer_option {
     const char *name;
     char value[200];
 } pvti_quantizer_option;
-enum { PVTI_QUANTIZER_OPTIONS = 11 };
+enum { PVTI_QUANTIZER_OPTIONS = 12 };
 
 typedef struct pvti_quantizer {
     pvt_ctx *ctx;
@@ -12471,9 +12538,36 @@ static bool pvti_name_skipped(const char *patterns, const char *name)
     return false;
 }
 
+/* What the plan says of that tensor; NULL: nothing. */
+static const pvt_format *pvti_planned(const pvt_quantize_desc *d, const char *name)
+{
+    for (int64_t i = 0; d->plan && i < d->n_plan; i++)
+        if (strcmp(d->plan[i].tensor, name) == 0) return &d->plan[i].format;
+    return NULL;
+}
+
+/* Is that a format with codes, which a fit can find? "dense" has none. */
+static bool pvti_format_has_fit(const pvt_format *f)
+{
+    const pvti_kind *kind = pvti_kind_of(f);
+    return kind && kind->fit;
+}
+
+/* An embedding is looked up row by row, which rotated outputs do not allow. */
+static bool pvti_format_has_rows(const pvt_format *f) { return f->rotation != 2; }
+
+/* Does a linear of that name stay as it is? */
+static bool pvti_quantize_skips(const pvt_quantize_desc *d, const char *name)
+{
+    const pvt_format *own = pvti_planned(d, name);
+    return own ? !pvti_format_has_fit(own) : pvti_name_skipped(d->skip, name);
+}
+
 /* Does this calibration turn that tensor into codes? */
 static bool pvti_quantize_wants(const pvt_model *model, const pvt_quantize_desc *d, const pvt_tensor_info *t)
 {
+    const pvt_format *own = t->weight ? pvti_planned(d, t->name) : NULL;
+    if (own) return pvti_format_has_fit(own);
     if (t->linear) return !pvti_name_skipped(d->skip, t->name);
     if (t->weight == &model->embed) return d->embedding || (d->head && model->config.tied);
     return t->weight && d->head;
@@ -12561,11 +12655,13 @@ static pvt_result pvti_quantizer_tell(pvti_quantizer *z, const char *name, const
     return pvti_report(z->ctx, "quantize", name, z->done, z->total, "weights", stats->error);
 }
 
-/* The embedding and the head may have a format of their own. */
-static const pvt_format *pvti_quantizer_format(const pvti_quantizer *z, const pvt_weight *weight)
+/* The embedding and the head may have a format of their own, and so has what the plan names. */
+static const pvt_format *pvti_quantizer_format(const pvti_quantizer *z, const pvt_weight *weight,
+                                               const char *name)
 {
     bool table = weight == &z->model->embed || weight == &z->model->head;
-    return table ? &z->desc.embed_format : &z->desc.format;
+    const pvt_format *own = pvti_planned(&z->desc, name);
+    return own ? own : table ? &z->desc.embed_format : &z->desc.format;
 }
 
 /* Fits one matrix and puts it in place of the old one; H may be NULL. */
@@ -12577,8 +12673,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight fitted;
     fit.name = name, fit.stream = stream;
     pvt_weight_dequantize(weight, z->W);
-    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight), &fit,
-                            &stats, &fitted));
+    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight, name),
+                            &fit, &stats, &fitted));
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
@@ -12701,7 +12797,7 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
     PVTI_TRY(pvti_quantizer_observe(z, original));
     for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
-        if (pvti_name_skipped(z->desc.skip, name)) continue;
+        if (pvti_quantize_skips(&z->desc, name)) continue;
         PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
                                     z->H[pvti_tensors[j].input]));
     }
@@ -12820,7 +12916,9 @@ static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_fo
     char nearest[48];
     for (int64_t i = 0; i < pvt_model_tensors(z->model); i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
-        if (!w || memcmp(pvti_quantizer_format(z, w), f, sizeof *f) != 0) continue;
+        if (!w) continue;
+        pvt_tensor_info info = pvt_model_tensor(z->model, i);
+        if (memcmp(pvti_quantizer_format(z, w, info.name), f, sizeof *f) != 0) continue;
         O = pvti_gcd(O, w->O), I = pvti_gcd(I, w->I);
         if (unfit < 0 && (w->O % f->out_group || w->I % f->in_group)) unfit = i;
     }
@@ -12849,6 +12947,9 @@ static pvt_result pvti_quantizer_check_tensors(pvti_quantizer *z)
         z->total++;
     }
     PVTI_TRY(pvti_quantizer_check_fit(z, &z->desc.format));
+    for (int64_t i = 0; i < z->desc.n_plan; i++)
+        if (pvti_format_has_fit(&z->desc.plan[i].format))
+            PVTI_TRY(pvti_quantizer_check_fit(z, &z->desc.plan[i].format));
     return pvti_quantizer_check_fit(z, &z->desc.embed_format);
 }
 
@@ -12862,6 +12963,35 @@ static pvt_result pvti_quantizer_check_format(pvti_quantizer *z, const pvt_forma
                          "dense");
     return pvti_format_arrays(z->ctx, "quantize", f, PVTI_MAX(1, f->out_group), PVTI_MAX(1, f->in_group),
                               PVTI_DTYPE_REAL, arrays, &n);
+}
+
+/* Each tensor of the plan is a matrix of the model, named once, and takes its format. */
+static pvt_result pvti_quantizer_check_plan(pvti_quantizer *z)
+{
+    const pvt_quantize_desc *d = &z->desc;
+    if (d->n_plan < 0 || (d->n_plan > 0 && !d->plan))
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: n_plan is negative, or there is no plan");
+    for (int64_t i = 0; i < d->n_plan; i++) {
+        const pvt_plan *plan = &d->plan[i];
+        int64_t at = pvt_model_tensors(z->model) - 1;
+        if (!plan->tensor) return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: a name of the plan is NULL");
+        while (at >= 0 && strcmp(pvt_model_tensor(z->model, at).name, plan->tensor) != 0) at--;
+        const pvt_weight *w = pvt_model_tensor(z->model, at).weight;
+        if (!w || pvti_planned(d, plan->tensor) != &plan->format)
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: the plan names %s, %s", plan->tensor,
+                             w ? "twice" : "which is no matrix of this model: was it made for another one?");
+        if (!pvti_format_has_fit(&plan->format)) {
+            if (pvti_kind_of(&plan->format)) continue;
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "quantize: the plan's format for %s is none",
+                             plan->tensor);
+        }
+        PVTI_TRY(pvti_quantizer_check_format(z, &plan->format));
+        if (w == &z->model->embed && !pvti_format_has_rows(&plan->format))
+            return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
+                             "quantize: the plan rotates the outputs of %s (had2:), which is looked up row by "
+                             "row; take had:", plan->tensor);
+    }
+    return PVT_OK;
 }
 
 /* Formats that are not given are the default, or that of the linears. */
@@ -12911,6 +13041,7 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     const pvt_model_config *c = &z->model->config;
     pvt_quantize_desc *d = &z->desc;
     PVTI_TRY(pvti_quantizer_check_formats(z));
+    PVTI_TRY(pvti_quantizer_check_plan(z));
     if (d->embed_format.rotation == 2 && (d->embedding || (d->head && c->tied)))
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: an embedding cannot be looked up row by row when its outputs are rotated "
@@ -12985,10 +13116,11 @@ static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus
     PVTI_TRY(pvti_quantizer_alloc(z));
     if (z->desc.checkpoint) PVTI_TRY(z->ctx->outside->quantizer_begin(z, corpus));
     PVTI_TRY(pvti_report(z->ctx, "quantize", NULL, 0, z->total, "weights", NAN));
-    if (z->desc.embedding || (z->desc.head && c->tied)) PVTI_TRY(pvti_quantizer_table(z, false));
+    if (pvti_quantizer_wants(z, 0)) PVTI_TRY(pvti_quantizer_table(z, false));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
     for (int64_t l = 0; l < c->layers; l++) PVTI_TRY(pvti_quantizer_block(z, l));
-    if (z->desc.head && !c->tied) PVTI_TRY(pvti_quantizer_table(z, true));
+    if (!c->tied && pvti_quantizer_wants(z, pvt_model_tensors(z->model) - 1))
+        PVTI_TRY(pvti_quantizer_table(z, true));
     return PVT_OK;
 }
 
@@ -13004,6 +13136,538 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
     pvt_result result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
+    return result;
+}
+
+// >>allocate
+/*  Bits where they count (HIGGS, arXiv 2411.17525): what a tensor's error costs (α), what error each format
+    has, and the best choice under a budget. Formulas: interface. */
+
+/* ---- α ---- */
+
+typedef struct pvti_alpha {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    pvt_model *copy;     /* dense in pvt_real, to add noise to */
+    pvt_run *run, *plain; /* of the copy; of the model, for the KL */
+    pvt_alpha_desc desc;
+    int64_t B, T;        /* sequences and their length */
+    int32_t *ids;        /* [B, T] */
+    double *squares;     /* [tensors] Σ_s ‖∂φ_s/∂W_l‖² */
+    pvt_real *W;         /* the tensor at work as it was */
+    int64_t done, total;
+} pvti_alpha;
+
+static pvt_result pvti_alpha_check(pvti_alpha *z, const pvt_corpus *corpus)
+{
+    const pvt_model_config *c = &z->model->config;
+    bool noise = z->desc.method == PVT_ALPHA_NOISE;
+    PVTI_TRY(pvti_host_only(z->ctx, "measuring what errors cost"));
+    if (z->desc.noise == 0) z->desc.noise = 0.1;
+    if (!noise && z->desc.method != PVT_ALPHA_GRADIENT)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: the method is none");
+    if (!(z->desc.noise > 0 && z->desc.noise <= 1))
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: noise must lie in 0 … 1");
+    if (!corpus && (!noise || z->desc.cross_entropy))
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "alpha: drawn ids have no right next token: give a text, or take noise and the KL");
+    z->T = z->desc.ctx ? z->desc.ctx : PVTI_MIN(256, c->ctx);
+    z->B = z->desc.samples ? z->desc.samples : noise ? 4 : 32;
+    PVTI_TRY(pvti_context_check(z->ctx, z->model, "alpha", z->T));
+    if (z->T < 2 || z->B < 1 || z->B > INT32_MAX)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: samples must be at least 1, their length 2");
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++)
+        if (pvt_model_tensor(z->model, i).dtype == PVT_DTYPE_NONE)
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: %s has codes; take the original model",
+                             pvt_model_tensor(z->model, i).name);
+    if (!corpus) return PVT_OK;
+    if (!z->desc.samples) z->B = PVTI_MIN(z->B, PVTI_MAX(1, corpus->n / z->T));
+    if (corpus->n / z->T < z->B)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "alpha: the text has %lld tokens, too few for %lld samples of %lld: bring more, or "
+                         "lower samples or ctx",
+                         (long long)corpus->n, (long long)z->B, (long long)z->T);
+    return pvti_corpus_check(z->model, corpus, "the text");
+}
+
+/* Windows of the text in a drawn order, or ids drawn evenly. */
+static pvt_result pvti_alpha_ids(pvti_alpha *z, const pvt_corpus *corpus)
+{
+    uint64_t V = (uint64_t)z->model->config.vocab;
+    int64_t windows = corpus ? corpus->n / z->T : 0;
+    z->ids = PVTI_NEW(z->ctx, int32_t, z->B *z->T);
+    if (!z->ids) return PVT_ERR_MEMORY;
+    for (int64_t i = 0; !corpus && i < z->B * z->T; i++)
+        z->ids[i] = (int32_t)(pvti_random(z->ctx->seed, PVTI_RANDOM_ALPHA, 0, (uint64_t)i) % V);
+    if (!corpus) return PVT_OK;
+    int64_t *order = PVTI_NEW(z->ctx, int64_t, windows);
+    if (!order) return PVT_ERR_MEMORY;
+    pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_ALPHA, 1);
+    for (int64_t b = 0; b < z->B; b++)
+        memcpy(z->ids + b * z->T, corpus->ids + order[b] * z->T, (size_t)z->T * sizeof *z->ids);
+    pvti_free(z->ctx, order);
+    return PVT_OK;
+}
+
+static pvt_result pvti_alpha_sink(void *user, int64_t tensor, const pvt_real *dW)
+{
+    pvti_alpha *z = (pvti_alpha *)user;
+    double square;
+    pvti_sumsq(&square, dW, pvt_model_tensor(z->model, tensor).n);
+    z->squares[tensor] += square;
+    return PVT_OK;
+}
+
+static pvt_result pvti_alpha_gradient(pvti_alpha *z, double *alpha)
+{
+    pvt_run_desc desc;
+    pvt_loss_desc loss;
+    double sum;
+    int64_t count, tokens = 0;
+    memset(&desc, 0, sizeof desc), memset(&loss, 0, sizeof loss);
+    desc.max_ctx = z->T, desc.train = true, loss.scale = 1; /* the gradient of the sum over a sequence */
+    z->squares = PVTI_NEW(z->ctx, double, pvt_model_tensors(z->model));
+    if (!z->squares) return PVT_ERR_MEMORY;
+    PVTI_TRY(pvt_run_create(z->model, &desc, &z->run));
+    for (int64_t b = 0; b < z->B; b++) {
+        PVTI_TRY(pvt_run_forward(z->run, z->ids + b * z->T, 1, z->T, NULL));
+        PVTI_TRY(pvt_run_backward(z->run, &loss, &sum, &count, pvti_alpha_sink, z));
+        tokens += count;
+        PVTI_TRY(pvti_report(z->ctx, "alpha", NULL, b + 1, z->B, "sequences", NAN));
+    }
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(z->model, i);
+        double square;
+        if (!t.weight) continue;
+        pvt_weight_dequantize(t.weight, z->W);
+        pvti_sumsq(&square, z->W, t.n);
+        alpha[i] = square / (double)t.n / 2 * z->squares[i] / (double)tokens;
+    }
+    return PVT_OK;
+}
+
+/* φ of the copy, mean over tokens: its KL from the model, or its loss. */
+static pvt_result pvti_alpha_loss(pvti_alpha *z, double *mean)
+{
+    pvt_loss_desc loss;
+    double total = 0, sum;
+    int64_t count, tokens = 0;
+    memset(&loss, 0, sizeof loss);
+    if (z->plain) loss.teacher = z->model;
+    for (int64_t b = 0; b < z->B; b++) {
+        if (z->plain) PVTI_TRY(pvt_run_forward(z->plain, z->ids + b * z->T, 1, z->T, NULL));
+        if (z->plain) loss.teacher_hidden = pvt_run_hidden(z->plain);
+        PVTI_TRY(pvt_run_forward(z->run, z->ids + b * z->T, 1, z->T, NULL));
+        PVTI_TRY(pvt_run_loss(z->run, &loss, &sum, &count, NULL));
+        total += sum, tokens += count;
+    }
+    *mean = total / (double)tokens;
+    if (*mean - *mean == 0) return PVT_OK;
+    return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                     "alpha: the loss is not finite: there are NaN or infinite numbers in "
+                     "the model's weights");
+}
+
+typedef struct pvti_noise {
+    pvt_real *out;
+    const pvt_real *W;
+    uint64_t seed, stream;
+    double factor;
+    int64_t n;
+} pvti_noise;
+enum { PVTI_NOISE_GRAIN = 1 << 14 };
+
+/* out = W + factor·N(0, 1) */
+static void pvti_noise_task(void *arg, int64_t i, int worker)
+{
+    const pvti_noise *a = (const pvti_noise *)arg;
+    int64_t end = PVTI_MIN(a->n, (i + 1) * PVTI_NOISE_GRAIN);
+    (void)worker;
+    for (int64_t k = i * PVTI_NOISE_GRAIN; k < end; k++)
+        a->out[k] =
+            (pvt_real)((double)a->W[k] + a->factor * pvti_random_normal(a->seed, a->stream, (uint64_t)k));
+}
+
+/* α of one tensor, whose numbers in the copy come back as they were. */
+static pvt_result pvti_alpha_tensor(pvti_alpha *z, int64_t i, double base, double *alpha)
+{
+    pvt_tensor_info t = pvt_model_tensor(z->copy, i);
+    pvt_real *numbers = (pvt_real *)t.weight->array[0];
+    double square, above = 0, below = 0;
+    pvt_result result = PVT_OK;
+    pvti_noise a;
+    memcpy(z->W, numbers, (size_t)t.n * sizeof *numbers);
+    pvti_sumsq(&square, z->W, t.n);
+    a.out = numbers, a.W = z->W, a.seed = z->ctx->seed, a.n = t.n;
+    for (int k = 0; k < 2 && result == PVT_OK; k++) {
+        double phi = 0, t_l = z->desc.noise / (k + 1), size = 0;
+        a.stream = (uint64_t)(2 * i + k) + ((uint64_t)1 << 40); /* far from the streams of pvt_model_create */
+        a.factor = t_l * __builtin_sqrt(square / (double)t.n);
+        pvti_parallel(z->ctx, pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
+        pvti_distance(&size, numbers, z->W, t.n); /* not quite what was meant: few numbers are not evenly normal */
+        result = pvti_alpha_loss(z, &phi);
+        double t2 = square > 0 ? size / square : 0;
+        above += (phi - base) * t2, below += t2 * t2;
+        z->done++;
+        if (result == PVT_OK)
+            result = pvti_report(z->ctx, "alpha", t.name, z->done, z->total, "losses", phi - base);
+    }
+    memcpy(numbers, z->W, (size_t)t.n * sizeof *numbers);
+    *alpha = below > 0 ? PVTI_MAX(above / below, 0) : 0;
+    return result;
+}
+
+static pvt_result pvti_alpha_noise(pvti_alpha *z, double *alpha)
+{
+    pvt_run_desc desc;
+    double base = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.max_ctx = z->T;
+    PVTI_TRY(pvt_model_copy(z->ctx, z->model, &z->copy));
+    PVTI_TRY(pvt_run_create(z->copy, &desc, &z->run));
+    if (!z->desc.cross_entropy) PVTI_TRY(pvt_run_create(z->model, &desc, &z->plain));
+    if (z->desc.cross_entropy) PVTI_TRY(pvti_alpha_loss(z, &base));
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++)
+        z->total += pvt_model_tensor(z->model, i).weight ? 2 : 0;
+    for (int64_t i = 0; i < pvt_model_tensors(z->model); i++)
+        if (pvt_model_tensor(z->model, i).weight) PVTI_TRY(pvti_alpha_tensor(z, i, base, &alpha[i]));
+    return PVT_OK;
+}
+
+/* The largest matrix of a model. */
+static int64_t pvti_largest_matrix(const pvt_model *model)
+{
+    int64_t largest = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (t.weight) largest = PVTI_MAX(largest, t.n);
+    }
+    return largest;
+}
+
+PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus,
+                                   const pvt_alpha_desc *desc, double *alpha)
+{
+    pvti_alpha z;
+    memset(&z, 0, sizeof z);
+    memset(alpha, 0, (size_t)pvt_model_tensors(model) * sizeof *alpha);
+    z.ctx = model->ctx, z.model = model;
+    if (desc) z.desc = *desc;
+    PVTI_TRY(pvti_alpha_check(&z, corpus));
+    pvt_result result = pvti_alpha_ids(&z, corpus);
+    if (result == PVT_OK && !(z.W = PVTI_NEW(z.ctx, pvt_real, pvti_largest_matrix(model))))
+        result = PVT_ERR_MEMORY;
+    if (result == PVT_OK)
+        result =
+            z.desc.method == PVT_ALPHA_NOISE ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
+    pvt_run_free(z.run), pvt_run_free(z.plain), pvt_model_free(z.copy);
+    pvti_free(z.ctx, z.ids), pvti_free(z.ctx, z.squares), pvti_free(z.ctx, z.W);
+    return result;
+}
+
+/* ---- errors of formats ---- */
+
+/* One matrix in one format. */
+static pvt_result pvti_error_of(pvt_ctx *ctx, const pvt_tensor_info *t, const pvt_format *format, bool table,
+                                const pvt_fit_desc *fit, pvt_real *W, double *error, int64_t *bytes)
+{
+    const pvti_kind *kind = pvti_kind_of(format);
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format nearest;
+    pvt_fit_stats stats;
+    pvt_weight fitted;
+    int n = kind->arrays(format, t->weight->O, t->weight->I, PVTI_DTYPE_REAL, arrays, &nearest);
+    *bytes = -1, *error = 0;
+    if (n == 0 || t->weight->O % format->out_group || t->weight->I % format->in_group) return PVT_OK;
+    if (table && !pvti_format_has_rows(format)) return PVT_OK;
+    pvt_weight_dequantize(t->weight, W);
+    PVTI_TRY(pvt_weight_fit(ctx, W, t->weight->O, t->weight->I, NULL, format, fit, &stats, &fitted));
+    *error = stats.error, *bytes = pvti_weight_file_bytes(&fitted);
+    pvt_weight_free(&fitted);
+    return PVT_OK;
+}
+
+static pvt_result pvti_errors_fill(const pvt_model *model, const pvt_format *formats, int n,
+                                   const bool *wanted, const pvt_fit_desc *desc, pvt_real *W, double *errors,
+                                   int64_t *bytes)
+{
+    pvt_fit_desc fit;
+    int64_t tensors = pvt_model_tensors(model), done = 0, total = 0;
+    memset(&fit, 0, sizeof fit);
+    if (desc) fit = *desc;
+    for (int pass = 0; pass < 2; pass++) /* counts, then works */
+        for (int64_t i = 0; i < tensors * n; i++) {
+            pvt_tensor_info t = pvt_model_tensor(model, i / n);
+            const pvt_format *format = &formats[i % n];
+            bool dense = !pvti_format_has_fit(format), keeps = wanted && !wanted[i / n];
+            errors[i] = 0, bytes[i] = t.weight && keeps && !dense ? -1 : 2 * t.n;
+            if (!t.weight || dense || keeps) continue;
+            if (pass == 0 && ++total) continue;
+            fit.name = t.name, fit.stream = (uint64_t)(i / n);
+            PVTI_TRY(pvti_error_of(model->ctx, &t, format, t.weight == &model->embed, &fit, W, &errors[i],
+                                   &bytes[i]));
+            PVTI_TRY(pvti_report(model->ctx, "fitting", t.name, ++done, total, "fits", errors[i]));
+        }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_model_errors(const pvt_model *model, const pvt_format *formats, int n,
+                                    const bool *wanted, const pvt_fit_desc *fit, double *errors,
+                                    int64_t *bytes)
+{
+    pvt_ctx *ctx = model->ctx;
+    PVTI_TRY(pvti_host_only(ctx, "fitting formats"));
+    if (n < 1) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: give at least one format");
+    for (int j = 0; j < n; j++)
+        if (!pvti_kind_of(&formats[j]))
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: format %d is none", j);
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++)
+        if (pvt_model_tensor(model, i).dtype == PVT_DTYPE_NONE)
+            return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: %s has codes; take the original model",
+                             pvt_model_tensor(model, i).name);
+    pvt_real *W = PVTI_NEW(ctx, pvt_real, pvti_largest_matrix(model));
+    if (!W) return PVT_ERR_MEMORY;
+    pvt_result result = pvti_errors_fill(model, formats, n, wanted, fit, W, errors, bytes);
+    pvti_free(ctx, W);
+    return result;
+}
+
+/* ---- the choice ----
+   Tensor by tensor, the states that a choice so far can have: (bytes, loss), of which only those matter that no
+   other state beats in both. There can be many. Two bounds keep them few and the result exact: a state is
+   dropped when the rest's fewest bytes exceed the budget, or when even the Lagrangian bound of the rest,
+       loss + Σ_{l ≥ k} min_j (loss_lj + λ·bytes_lj) − λ·(budget − bytes),
+   is above a choice that is known already. */
+
+typedef struct pvti_state {
+    int64_t bytes;
+    double loss;
+} pvti_state;
+typedef struct pvti_step { /* how a state came about, for the way back */
+    int32_t parent, choice;
+} pvti_step;
+
+typedef struct pvti_allocation {
+    pvt_ctx *ctx;
+    const double *loss;
+    const int64_t *bytes;
+    int64_t tensors, budget;
+    int n;
+    double lambda, known;     /* the multiplier; the loss of a choice that fits */
+    double *rest;             /* [tensors + 1] Σ_{l ≥ k} min_j (loss + λ·bytes) */
+    int64_t *rest_bytes;      /* [tensors + 1] Σ_{l ≥ k} min_j bytes */
+    pvti_step **steps;        /* [tensors], and how many of each */
+    int64_t *counts;
+    pvti_state *states, *next;
+    int64_t capacity;         /* of next, and of the list of steps at work */
+} pvti_allocation;
+
+/* The best format of tensor l at a price of λ for a byte: the lowest index among equals. */
+static int pvti_allocation_at(const pvti_allocation *z, int64_t l, double lambda)
+{
+    int best = -1;
+    double least = 0;
+    for (int j = 0; j < z->n; j++) {
+        int64_t bytes = z->bytes[l * z->n + j];
+        double value = z->loss[l * z->n + j] + lambda * (double)bytes;
+        if (bytes >= 0 && (best < 0 || value < least)) best = j, least = value;
+    }
+    return best;
+}
+
+/* All tensors at that price. Returns g(λ) = Σ_l min_j (loss + λ·bytes) − λ·budget. */
+static double pvti_allocation_dual(const pvti_allocation *z, double lambda, int64_t *bytes, double *loss)
+{
+    *bytes = 0, *loss = 0;
+    for (int64_t l = 0; l < z->tensors; l++) {
+        int64_t i = l * z->n + pvti_allocation_at(z, l, lambda);
+        *bytes += z->bytes[i], *loss += z->loss[i];
+    }
+    return *loss + lambda * ((double)*bytes - (double)z->budget);
+}
+
+static pvt_result pvti_allocation_check(pvti_allocation *z)
+{
+    int64_t least = 0;
+    if (z->tensors < 1 || z->n < 1 || z->n > 256 || z->tensors > INT32_MAX)
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "allocate: give at least one tensor and 1 to 256 formats");
+    for (int64_t l = 0; l < z->tensors; l++) {
+        int64_t fewest = -1;
+        for (int64_t i = l * z->n; i < (l + 1) * z->n; i++) {
+            if (z->bytes[i] < 0) continue;
+            if (!(z->loss[i] >= 0 && z->loss[i] <= 1.7976931348623157e308))
+                return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                                 "allocate: a loss of tensor %lld is negative or not finite", (long long)l);
+            fewest = fewest < 0 ? z->bytes[i] : PVTI_MIN(fewest, z->bytes[i]);
+        }
+        if (fewest < 0)
+            return pvti_fail(
+                z->ctx, PVT_ERR_ARGUMENT,
+                "allocate: none of the formats suits tensor %lld; add one whose groups divide it, or "
+                "dense",
+                (long long)l);
+        if (fewest > INT64_MAX / 2 - least) return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "allocate: too large");
+        least += fewest;
+    }
+    if (least <= z->budget) return PVT_OK;
+    return pvti_fail(
+        z->ctx, PVT_ERR_ARGUMENT,
+        "the budget is %lld bytes of arrays, and the smallest of these formats take %lld: give more, or "
+        "smaller formats",
+        (long long)z->budget, (long long)least);
+}
+
+/* λ by bisection: at `high` the choice fits, at `low` it does not. g is concave and this is its top. */
+static double pvti_allocation_bound(pvti_allocation *z)
+{
+    double low = 0, high = 1e-30, loss, bound;
+    int64_t bytes;
+    bound = pvti_allocation_dual(z, 0, &bytes, &loss);
+    z->lambda = 0, z->known = loss;
+    if (bytes <= z->budget) return bound;
+    while (pvti_allocation_dual(z, high, &bytes, &loss), bytes > z->budget && high < 1e300) high *= 16;
+    for (int i = 0; i < 200; i++) {
+        double middle = low + (high - low) / 2;
+        pvti_allocation_dual(z, middle, &bytes, &loss);
+        if (bytes > z->budget) low = middle;
+        else high = middle;
+    }
+    bound = PVTI_MAX(bound, pvti_allocation_dual(z, low, &bytes, &loss));
+    bound = PVTI_MAX(bound, pvti_allocation_dual(z, high, &bytes, &loss));
+    z->lambda = high, z->known = loss;
+    return bound;
+}
+
+/* What the choice at λ leaves of the budget goes where it helps most, format by format: the closer the known loss
+   to the best, the fewer states. */
+static pvt_result pvti_allocation_improve(pvti_allocation *z)
+{
+    int *choice = PVTI_NEW(z->ctx, int, z->tensors);
+    int64_t bytes = 0, best = 0;
+    if (!choice) return PVT_ERR_MEMORY;
+    for (int64_t l = 0; l < z->tensors; l++) {
+        choice[l] = pvti_allocation_at(z, l, z->lambda);
+        bytes += z->bytes[l * z->n + choice[l]];
+    }
+    while (best >= 0) {
+        double gain = 0;
+        best = -1;
+        for (int64_t i = 0; i < z->tensors * z->n; i++) {
+            int64_t now = i / z->n * z->n + choice[i / z->n];
+            if (z->bytes[i] < 0 || z->bytes[i] - z->bytes[now] > z->budget - bytes) continue;
+            if (z->loss[now] - z->loss[i] > gain) gain = z->loss[now] - z->loss[i], best = i;
+        }
+        if (best < 0) continue;
+        bytes += z->bytes[best] - z->bytes[best / z->n * z->n + choice[best / z->n]];
+        choice[best / z->n] = (int)(best % z->n);
+    }
+    z->known = 0;
+    for (int64_t l = 0; l < z->tensors; l++) z->known += z->loss[l * z->n + choice[l]];
+    pvti_free(z->ctx, choice);
+    return PVT_OK;
+}
+
+/* Room for one state more of step l. */
+static pvt_result pvti_allocation_grow(pvti_allocation *z, int64_t l, int64_t count)
+{
+    int64_t capacity = PVTI_MAX(1024, 2 * z->capacity);
+    if (count < z->capacity) return PVT_OK;
+    if (capacity > INT32_MAX)
+        return pvti_fail(z->ctx, PVT_ERR_MEMORY,
+                         "allocate: the choice has too many ways; take fewer formats");
+    pvti_state *states = PVTI_NEW(z->ctx, pvti_state, capacity);
+    pvti_step *steps = PVTI_NEW(z->ctx, pvti_step, capacity);
+    if (states && steps && count) {
+        memcpy(states, z->next, (size_t)count * sizeof *states);
+        memcpy(steps, z->steps[l], (size_t)count * sizeof *steps);
+    }
+    if (!states || !steps) {
+        pvti_free(z->ctx, states), pvti_free(z->ctx, steps);
+        return PVT_ERR_MEMORY;
+    }
+    pvti_free(z->ctx, z->next), pvti_free(z->ctx, z->steps[l]);
+    z->next = states, z->steps[l] = steps, z->capacity = capacity;
+    return PVT_OK;
+}
+
+/* The states after tensor l from those before it, `count` of them in z->states, bytes rising and losses falling:
+   n sorted lists, merged. at: [n] where each stands. */
+static pvt_result pvti_allocation_step(pvti_allocation *z, int64_t l, int64_t count, int64_t *at)
+{
+    int64_t made = 0;
+    double limit = z->known + 1e-12 * (z->known + z->rest[0] + z->lambda * (double)z->budget); /* roundings */
+    z->capacity = 0;
+    pvti_free(z->ctx, z->next), z->next = NULL;
+    PVTI_TRY(pvti_allocation_grow(z, l, 0));
+    for (int j = 0; j < z->n; j++) at[j] = z->bytes[l * z->n + j] < 0 ? count : 0;
+    for (;;) {
+        pvti_state best = {0, 0};
+        int from = -1;
+        for (int j = 0; j < z->n; j++) {
+            if (at[j] == count) continue;
+            int64_t bytes = z->states[at[j]].bytes + z->bytes[l * z->n + j];
+            double loss = z->states[at[j]].loss + z->loss[l * z->n + j];
+            if (from < 0 || bytes < best.bytes || (bytes == best.bytes && loss < best.loss))
+                from = j, best.bytes = bytes, best.loss = loss;
+        }
+        if (from < 0) break;
+        int64_t parent = at[from]++;
+        if (made && best.loss >= z->next[made - 1].loss) continue; /* more bytes and nothing for it */
+        if (best.bytes > z->budget - z->rest_bytes[l + 1]) continue;
+        if (best.loss + z->rest[l + 1] - z->lambda * (double)(z->budget - best.bytes) > limit) continue;
+        PVTI_TRY(pvti_allocation_grow(z, l, made));
+        z->next[made] = best;
+        z->steps[l][made].parent = (int32_t)parent, z->steps[l][made++].choice = from;
+    }
+    z->counts[l] = made;
+    pvti_state *swap = z->states;
+    z->states = z->next, z->next = swap;
+    return PVT_OK;
+}
+
+static pvt_result pvti_allocation_run(pvti_allocation *z, int *choice)
+{
+    int64_t tensors = z->tensors, *at;
+    z->rest = PVTI_NEW(z->ctx, double, tensors + 1),
+    z->rest_bytes = PVTI_NEW(z->ctx, int64_t, tensors + 1 + z->n);
+    z->steps = PVTI_NEW(z->ctx, pvti_step *, tensors), z->counts = PVTI_NEW(z->ctx, int64_t, tensors);
+    z->states = PVTI_NEW(z->ctx, pvti_state, 1); /* nothing chosen: no bytes, no loss */
+    if (!z->rest || !z->rest_bytes || !z->steps || !z->counts || !z->states) return PVT_ERR_MEMORY;
+    at = z->rest_bytes + tensors + 1;
+    PVTI_TRY(pvti_allocation_improve(z));
+    for (int64_t l = tensors - 1; l >= 0; l--) {
+        int64_t i = l * z->n + pvti_allocation_at(z, l, z->lambda), fewest = -1;
+        z->rest[l] = z->rest[l + 1] + z->loss[i] + z->lambda * (double)z->bytes[i];
+        for (int j = 0; j < z->n; j++) {
+            int64_t bytes = z->bytes[l * z->n + j];
+            if (bytes >= 0 && (fewest < 0 || bytes < fewest)) fewest = bytes;
+        }
+        z->rest_bytes[l] = z->rest_bytes[l + 1] + fewest;
+    }
+    for (int64_t l = 0; l < tensors; l++) PVTI_TRY(pvti_allocation_step(z, l, l ? z->counts[l - 1] : 1, at));
+    int64_t state = z->counts[tensors - 1] - 1; /* the last loses least */
+    if (state < 0) /* the known choice is among the states, unless its loss drowns in roundings */
+        return pvti_fail(z->ctx, PVT_ERR_NUMERIC, "allocate: the losses are too unequal in size to be added");
+    for (int64_t l = tensors - 1; l >= 0; l--) {
+        choice[l] = z->steps[l][state].choice;
+        state = z->steps[l][state].parent;
+    }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_allocate(pvt_ctx *ctx, const double *loss, const int64_t *bytes, int64_t tensors,
+                                int n, int64_t budget, int *choice, double *bound)
+{
+    pvti_allocation z;
+    memset(&z, 0, sizeof z);
+    z.ctx = ctx, z.loss = loss, z.bytes = bytes, z.tensors = tensors, z.n = n, z.budget = budget;
+    PVTI_TRY(pvti_allocation_check(&z));
+    double least = pvti_allocation_bound(&z);
+    if (bound) *bound = least;
+    pvt_result result = pvti_allocation_run(&z, choice);
+    for (int64_t l = 0; l < tensors && z.steps; l++) pvti_free(ctx, z.steps[l]);
+    pvti_free(ctx, z.steps), pvti_free(ctx, z.counts), pvti_free(ctx, z.states), pvti_free(ctx, z.next);
+    pvti_free(ctx, z.rest), pvti_free(ctx, z.rest_bytes);
     return result;
 }
 
@@ -23698,7 +24362,7 @@ static pvti_quantizer_item pvti_quantizer_item_of(pvti_quantizer *z, pvti_layer 
         }
         if (!pvti_is_matrix(j)) continue;
         pvti_quantizer_tensor_name(z, l, j, item.names[n]);
-        item.fitted[n] = !pvti_name_skipped(z->desc.skip, item.names[n]);
+        item.fitted[n] = !pvti_quantize_skips(&z->desc, item.names[n]);
         if (!item.fitted[n] && !pvti_has_codes(&layer->linear[j])) continue;
         item.weights[item.n_weights++] = &layer->linear[j];
     }
@@ -23753,7 +24417,7 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
 {
     static const char *const names[PVTI_QUANTIZER_OPTIONS] = {
         "pvtune", "precision",          "format", "samples", "fit",  "fine-tuning",
-        "skip",   "embedding and head", "seed",   "text",    "model"};
+        "skip",   "embedding and head", "seed",   "text",    "model", "plan"};
     const pvt_quantize_desc *d = &z->desc;
     pvt_fit_desc fit = pvti_fit_resolve(&d->fit);
     const char *skip = d->skip ? d->skip : "";
@@ -23791,6 +24455,13 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
              (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
     snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)hash);
+    for (int64_t i = hash = 0; i < d->n_plan; i++) { /* none: 0, as in checkpoints from before there were any */
+        pvt_format_text(&d->plan[i].format, number[0]);
+        hash = pvti_hash(d->plan[i].tensor, (int64_t)strlen(d->plan[i].tensor), hash);
+        hash = pvti_hash(number[0], (int64_t)strlen(number[0]), hash);
+    }
+    snprintf(z->options[11].value, 200, "%lld tensors, hash %016llx", (long long)d->n_plan,
+             (unsigned long long)hash);
     return PVT_OK;
 }
 
@@ -23883,7 +24554,8 @@ static pvt_result pvti_quantizer_read(pvti_quantizer *z, const pvti_quantizer_it
     PVTI_TRY(pvti_quantizer_compare_options(z, st, path));
     for (int i = 0; i < item->n_weights; i++) {
         const pvt_weight *like = item->weights[i];
-        const pvt_format *format = item->fitted[i] ? pvti_quantizer_format(z, like) : &like->format;
+        const pvt_format *format = item->fitted[i] ? pvti_quantizer_format(z, like, item->names[i])
+                                                     : &like->format;
         PVTI_TRY(pvti_quantizer_read_weight(z, st, path, item->names[i], format, like, &made[i]));
     }
     for (int i = 0; i < item->n_vectors; i++) {

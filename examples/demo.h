@@ -303,13 +303,13 @@ static void demo_json(app *a, const demo *d)
     put_close(t, "}");
 }
 
-/* Drawn in memory, then written as a whole. */
-static int demo_write_plot(app *a, const plot *p)
+/* A chart, drawn in memory, then written as a whole. */
+static int write_chart(app *a, bool (*draw)(const void *chart, FILE *f), const void *chart)
 {
     char *svg = NULL;
     size_t bytes = 0;
     FILE *f = open_memstream(&svg, &bytes);
-    bool good = f && plot_write(p, f);
+    bool good = f && draw(chart, f);
     if (f && fclose(f) != 0) good = false;
     if (!good) {
         free(svg);
@@ -320,6 +320,8 @@ static int demo_write_plot(app *a, const plot *p)
     TRY(a, result);
     return 0;
 }
+
+static bool draw_lines(const void *chart, FILE *f) { return plot_write((const plot *)chart, f); }
 
 static int demo_plot(app *a, const demo *d)
 {
@@ -348,7 +350,7 @@ static int demo_plot(app *a, const demo *d)
     if (!(p.y_max > p.levels[0].y)) p.y_max = 0;
     if (p.y_max > 0 && highest > p.y_max)
         snprintf(subtitle + strlen(subtitle), sizeof subtitle - strlen(subtitle), "; what leaves the chart goes up to %.3g", highest);
-    return demo_write_plot(a, &p);
+    return write_chart(a, draw_lines, &p);
 }
 
 static int verb_demo(app *a)

@@ -41,6 +41,11 @@ typedef struct options {
     const char *fit; /* --fit, --act-order, --damp: see FIT_METHOD */
     bool act_order;
     double damp;
+    const char *lab; /* which experiment, */
+    int64_t runs;    /* from so many starts or seeds */
+    const char *formats, *alpha;
+    double bits;
+    bool no_embed;
 } options;
 
 #define NOT_GIVEN (-1) /* of --warmup and --clamp-sharpness, where 0 says something */
@@ -124,6 +129,8 @@ static const option quantize_rows[] = {
      "it moves codes, codebooks, scales, zeros, norms, biases alone; without zeros they stay whole for export --to gptq"},
     SURROGATE,
     HEADING("What is quantized"),
+    {"--plan", NULL, OPTION_TEXT, AT(plan), false, "FILE", 0, 0, NULL,
+     "a format for each tensor, as pvtune allocate writes it; what follows is then about the others"},
     {"--skip", NULL, OPTION_TEXT, AT(skip), false, "A,B", 0, 0, NULL, "tensors whose name contains A or B stay as they are"},
     {"--embed", NULL, OPTION_FLAG, AT(embed), false, "", 0, 0, NULL, "quantize the embedding too; transformers then needs export --to hf"},
     {"--head", NULL, OPTION_FLAG, AT(head), false, "", 0, 0, NULL, "quantize the head too (where it is the embedding: see --embed)"},
@@ -270,6 +277,43 @@ static const option grad_rows[] = {
     {"--output", "-o", OPTION_TEXT, AT(output), true, "F.safetensors", 0, 0, NULL,
      "\"loss\" and every parameter's gradient by Hugging Face name"},
 };
+static const option allocate_rows[] = {
+    POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin, not quantized"),
+    {"--bits", NULL, OPTION_REAL, AT(bits), false, "B", 0.1, 16, NULL,
+     "of the whole file per parameter, embedding, head and headers counted"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL, "for pvtune quantize --plan"},
+    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,dense",
+     "what to choose from, as quantize takes them; dense: 16 bits"},
+    {"--calib", NULL, OPTION_TEXT, AT(calib), false, "TEXT", 0, 0, "(none: random tokens)", "text on which to measure what errors cost; -: standard input"},
+    {"--alpha", NULL, OPTION_CHOICE, AT(alpha), false, "gradient|noise", 0, 0, "gradient",
+     "how: from backward passes, or by noise in one tensor at a time, which takes a forward pass for each and is the only way without --calib"},
+    {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(32; noise: 4)", "sequences"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(256, or the model's context)", "tokens of a sequence"},
+    {"--no-embed", NULL, OPTION_FLAG, AT(no_embed), false, "", 0, 0, NULL, "embedding and head stay dense"},
+};
+
+#define LAB_NAMES "quadratic|smoothness|strategies|ablation|linearity|allocation"
+static const option lab_rows[] = {
+    {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
+    {"MODEL", NULL, OPTION_TEXT, AT(model), false, "", 0, 0, "(a small Llama, trained first)",
+     "what it is done to; not quadratic, which needs none"},
+    {"--runs", NULL, OPTION_INT, AT(runs), false, "N", 1, 1e6, "(3 seeds; quadratic: 50 starts)",
+     "over which means and standard errors are taken"},
+    {"--svg", NULL, OPTION_TEXT, AT(svg), false, "FILE", 0, 0, "(lab-NAME.svg)", "where the chart goes"},
+    {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL,
+     "a tiny model and few steps, to see that it runs: its figures say nothing"},
+    {"--text", NULL, OPTION_TEXT, AT(text), false, "FILE", 0, 0, "(little stories)", "what the small Llama learns"},
+    {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(2400)", "in so many steps"},
+    {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "(four of two bits; ablation: one)",
+     "representations, as quantize takes them"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(110; of a MODEL 100)", "tuning steps of a run"},
+    {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(128; of a MODEL 64)", "calibration sequences"},
+    HEADING("With a MODEL"),
+    {"--data", NULL, OPTION_TEXT, AT(data), false, "TEXT", 0, 0, NULL, "text to calibrate and tune on"},
+    {"--eval", NULL, OPTION_TEXT, AT(eval), false, "TEXT", 0, 0, "(the last tenth of --data)", "text to measure on"},
+    {"--eval-windows", NULL, OPTION_INT, AT(eval_windows), false, "N", 1, 1e6, "(16384 tokens)", "so much of it"},
+    {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
+};
 
 /* ---- the program's state: one struct, freed in one place ---- */
 
@@ -292,16 +336,22 @@ typedef struct app {
     FILE *log;
 } app;
 
+/* Everything that was computed. */
+static void app_clear(app *a)
+{
+    pvt_tuner_free(a->tuner), a->tuner = NULL;
+    for (int i = 0; i < 2; i++) pvt_run_free(a->runs[i]), a->runs[i] = NULL, pvt_corpus_free(&a->corpora[i]);
+    for (int i = 0; i < MODELS; i++) pvt_model_free(a->models[i]), a->models[i] = NULL;
+    pvt_tokenizer_free(a->tokenizer), a->tokenizer = NULL;
+    for (int i = 0; i < BUFFERS; i++) free(a->buffers[i]), a->buffers[i] = NULL;
+    pvt_ctx_destroy(a->ctx), a->ctx = NULL;
+}
+
 static void app_close(app *a)
 {
-    pvt_tuner_free(a->tuner);
-    for (int i = 0; i < 2; i++) pvt_run_free(a->runs[i]), pvt_corpus_free(&a->corpora[i]);
-    for (int i = 0; i < MODELS; i++) pvt_model_free(a->models[i]);
-    pvt_tokenizer_free(a->tokenizer);
-    for (int i = 0; i < BUFFERS; i++) free(a->buffers[i]);
+    app_clear(a);
     buffer_free(&a->json);
     buffer_free(&a->card);
-    pvt_ctx_destroy(a->ctx);
 }
 
 /* ---- messages and progress, on stderr ---- */
@@ -377,6 +427,19 @@ static int progress(app *a, const char *phase, int64_t done, int64_t total, cons
     pvt_progress p;
     p.phase = phase, p.item = NULL, p.done = done, p.total = total, p.unit = unit, p.value = value;
     return on_progress(a, &p);
+}
+
+/* The context that the options ask for. */
+static int open_context(app *a)
+{
+    pvt_ctx_desc desc;
+    char why[300] = "";
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
+    desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
+    desc.progress = on_progress, desc.progress_user = a;
+    desc.error = why, desc.error_bytes = sizeof why;
+    return pvt_ctx_create(&desc, &a->ctx) == PVT_OK ? 0 : fail(a, "%s", why);
 }
 
 static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -811,6 +874,8 @@ static int verb_info(app *a)
     return put_result(a);
 }
 
+#include "allocate.h"
+
 /* ---- quantize ---- */
 
 typedef struct quantize_log {
@@ -964,7 +1029,7 @@ static void quantize_notes(app *a, const pvt_quantize_desc *desc)
         note(a, "note: %lld %s stay%s unquantized and become%s fp16 (%s in the source): %.1f MB there, %.1f MB in the result",
              (long long)n, n == 1 ? "matrix" : "matrices", n == 1 ? "s" : "", n == 1 ? "s" : "", type, (double)from / 1e6,
              (double)to / 1e6);
-    if (desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
+    if (desc->plan || desc->format.kind != PVT_FORMAT_AQLM || desc->format.rotation ||
         (desc->head && !pvt_model_get_config(model)->tied && has_embed_format(desc)))
         note(a, "note: transformers will refuse the result, a format of pvtune's own; pvtune loads it, and export --to dense "
                 "writes dense weights that transformers loads");
@@ -995,13 +1060,15 @@ static int verb_quantize(app *a)
     pvt_quantize_desc desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
+    if (o->plan) DO(plan_read(a, o->plan, &desc.plan, &desc.n_plan));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
-    quantize_note_bits(a, &desc);
+    if (!o->plan) quantize_note_bits(a, &desc);
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
+    if (o->plan) snprintf(format, sizeof format, "plan");
     if (has_embed_format(&desc)) pvt_format_text(&desc.embed_format, own);
     const char *comma = *own ? ", embedding " : "";
     put_open(&a->json, NULL, "{");
@@ -1772,6 +1839,7 @@ static int verb_grad(app *a)
 
 #include "demo.h"
 #include "fit.h"
+#include "lab.h"
 
 /* ---- the verbs, and main ---- */
 
@@ -1785,6 +1853,7 @@ static const struct verb {
     {"info", "architecture, tensors and bits of a model; memory of a plan", SET(info_rows), verb_info},
     {"quantize", "compress a model to codes, calibrated on a text", SET(quantize_rows), verb_quantize},
     {"fit", "compress matrices of a safetensors file, without a model", SET(fit_rows), verb_fit},
+    {"allocate", "choose a format for each tensor, for a file of so many bits", SET(allocate_rows), verb_allocate},
     {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
     {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
     {"generate", "continue a prompt", SET(generate_rows), verb_generate},
@@ -1792,6 +1861,7 @@ static const struct verb {
     {"tokenize", "token ids of a text", SET(tokenize_rows), verb_tokenize},
     {"logits", "logits of given token ids, as safetensors", SET(logits_rows), verb_logits},
     {"grad", "loss and gradients of given token ids, as safetensors", SET(grad_rows), verb_grad},
+    {"lab", "the experiments of the papers: a table and a chart each", SET(lab_rows), verb_lab},
 };
 enum { VERBS = (int)(sizeof verbs / sizeof *verbs) };
 static const option_set common_set = SET(common_rows);
@@ -1814,6 +1884,8 @@ static const struct verb_examples {
                  "  pvtune quantize model --calib text.txt -o small --embed-format int:4g64\n"},
     {"fit", "  pvtune fit matrices.safetensors -o codes.safetensors\n"
             "  pvtune fit matrices.safetensors --inputs x.safetensors --format aqlm:1x8g8 -o codes.safetensors\n"},
+    {"allocate", "  pvtune allocate model --bits 3 --calib text.txt -o plan.json\n"
+                 "  pvtune quantize model --plan plan.json --calib text.txt -o three-bits\n"},
     {"tune", "  pvtune tune two-bits --teacher model --data text.txt -o tuned\n"
              "  pvtune tune two-bits --teacher model --data text.txt -o tuned --resume     go on after Ctrl-C or a crash\n"
              "  pvtune tune two-bits --data text.txt --loss ce -o tuned                    without the original model\n"
@@ -1829,6 +1901,8 @@ static const struct verb_examples {
                  "  pvtune tokenize model -f text.txt --json\n"},
     {"logits", "  echo '[[1, 2, 3]]' >ids.json; pvtune logits model --ids ids.json -o logits.safetensors\n"},
     {"grad", "  pvtune grad tuned --ids ids.json --teacher model -o grad.safetensors\n"},
+    {"lab", "  pvtune lab quadratic                         exact against linearized V steps, in a second: lab-quadratic.svg\n"
+            "  pvtune lab quadratic --seed 1 --json         another problem; the table as JSON\n"},
 };
 
 static int program_help(FILE *f)
@@ -1890,18 +1964,10 @@ static const char *stop_answer(const char *verb)
 
 static int run_verb(const struct verb *v, app *a)
 {
-    pvt_ctx_desc desc;
     const char *isa = getenv("PVTUNE_ISA"); /* the library reads it; here only to say what it could not give */
-    char why[300] = "";
-    memset(&desc, 0, sizeof desc);
     meter_begin(&a->meter, v->name, a->o.quiet);
     meter_catch(a->o.quiet ? NULL : stop_answer(v->name));
-    desc.n_threads = (int)a->o.threads, desc.seed = a->o.seed;
-    desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
-    desc.progress = on_progress, desc.progress_user = a;
-    desc.error = why, desc.error_bytes = sizeof why;
-    pvt_result result = pvt_ctx_create(&desc, &a->ctx);
-    if (result != PVT_OK) return fail(a, "%s", why);
+    DO(open_context(a));
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->started = meter_now();

@@ -226,7 +226,7 @@ static void test_many_options(void)
 static void test_help(void)
 {
     static const char *const verbs[] = {"demo", "info", "quantize", "tune", "eval", "generate", "export", "tokenize",
-                                        "logits", "grad"};
+                                        "logits", "grad", "lab", "allocate"};
     char example[40];
     for (int i = 0; i < PVTI_COUNT(verbs); i++) {
         CHECK_RUN(run("help %s", verbs[i]));
@@ -1215,6 +1215,113 @@ static void test_demo(pvt_ctx *ctx)
     CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 
+/* A number of the JSON row that has all these words: `"c":2,"V step":"exact"`. */
+static double lab_figure(const char *words, const char *name)
+{
+    char key[64];
+    const char *row = strstr(out_text, words);
+    snprintf(key, sizeof key, "\"%s\":", name);
+    const char *at = row ? strstr(row, key) : NULL;
+    if (!at) printf("    no %s of %s in %.300s\n", name, words, out_text);
+    return at ? strtod(at + strlen(key), NULL) : (double)NAN;
+}
+
+/* The shape of the paper's result; that |V(x)| ≤ c and that φ never rises the program checks at every iterate. */
+static void test_lab_quadratic(pvt_ctx *ctx)
+{
+    static const char *const methods[] = {"exact", "linearized", "linearized, T = 4", "greedy 1 of 6", "proportional 1 of 6",
+                                          "uniform 1 of 6", "uniform 2 of 6", "uniform 2 of 6, T = 4"};
+    enum { METHODS = (int)(sizeof methods / sizeof *methods) };
+    double last[7][METHODS];
+    char words[80];
+    CHECK_RUN(run("lab quadratic --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds"));
+    for (int c = 1; c <= 6; c++)
+        for (int m = 0; m < METHODS; m++) {
+            snprintf(words, sizeof words, "{\"c\":%d,\"V step\":\"%s\"", c, methods[m]);
+            last[c][m] = lab_figure(words, "last");
+        }
+    for (int m = 0; m < METHODS; m++) {
+        CHECK_NEAR(last[6][m], 0, 1e-12);        /* each coordinate a value of its own: the P step alone solves it */
+        CHECK_NEAR(last[1][m], last[1][0], 1e-9); /* one value: no V step has a choice */
+        for (int c = 2; c <= 4; c++) CHECK(last[c][0] <= last[c][m] && last[c][m] < last[1][0]);
+    }
+    for (int c = 2; c <= 4; c++) {
+        CHECK(last[c][1] > 1.5 * last[c][0]); /* linearized ends above exact, */
+        CHECK_NEAR(last[c][2] / last[c][1], 1, 0.1); /* however often it is repeated; */
+        for (int m = 4; m < METHODS; m++) CHECK(last[c][m] < 0.95 * last[c][1]); /* a drawn subspace in between */
+        CHECK(last[c][4] < last[c][6] && last[c][5] < last[c][6]); /* and the smaller the better */
+    }
+    CHECK(sh("grep -q '>proportional 1 of 6<' q.svg && grep -q '</svg>' q.svg") == 0);
+    CHECK_RUN(run("lab quadratic --runs 3 --seed 1 -q --svg q.svg"));
+    CHECK(strstr(out_text, " 6 exact") && strstr(out_text, "φ never rose"));
+    CHECK_REFUSED(2, "NAME must be one of quadratic", run("lab cubic"));
+    CHECK_REFUSED(1, "absent/q.svg", run("lab quadratic --svg absent/q.svg"));
+}
+
+/* Of nested subspaces the smaller is curved less. */
+static void test_lab_smoothness(pvt_ctx *ctx)
+{
+    static const int shares[] = {100, 85, 70, 60, 40, 30, 20, 10, 5};
+    static const char *const columns[] = {"even I", "even II", "greedy II"};
+    char words[40];
+    CHECK_RUN(run("lab smoothness --quick --train-steps 20 --runs 1 --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds"));
+    for (int c = 0; c < 3; c++) {
+        double before = 1e300, first = 0, L = 0;
+        for (int k = 0; k < PVTI_COUNT(shares); k++) {
+            snprintf(words, sizeof words, "{\"%% of parameters\":%d,", shares[k]);
+            L = lab_figure(words, columns[c]);
+            CHECK(L > 0 && L <= before);
+            before = L, first = k == 0 ? L : first;
+        }
+        if (c < 2) CHECK(L < 0.3 * first); /* a twentieth, drawn evenly: far less */
+    }
+    CHECK_REFUSED(1, "--runs", run("lab smoothness --quick --runs 17 -q"));
+    CHECK_REFUSED(1, "needs --data", run("lab smoothness model -q"));
+}
+
+/* A plan is made, followed, and keeps its budget, in the file. */
+static void test_allocate(pvt_ctx *ctx)
+{
+    static const char formats[] = "--formats int:2g32,int:4g32,aqlm:1x4g4,dense";
+    CHECK_RUN(run("allocate wide --bits 5 --calib text %s -o plan.json --json -q", formats));
+    CHECK(json_has(ctx, "bits,predicted_rise,bound,tensors,plan,seconds"));
+    CHECK(lab_figure("", "bits") <= 5 && lab_figure("", "bound") <= lab_figure("", "predicted_rise"));
+    CHECK(lab_figure("model.layers.1.mlp.down_proj.weight\"", "alpha") > 0);
+    CHECK_RUN(run("quantize wide --plan plan.json --calib text -o planned --samples 4 --no-finetune --overwrite --json -q"));
+    CHECK(strstr(out_text, "\"format\":\"plan\"") && lab_figure("", "file_bits_per_weight") < 5);
+    CHECK_RUN(run("info planned --tensors --json -q"));
+    CHECK(sh("'%s' info planned --tensors -q | awk '$3 == \"×\" && $4 > 1 {print $1 \" \" $5}' | sort >is; "
+             "grep -o '\"model[^\"]*\":\"[^\"]*\"' plan.json | tr -d '\"' | tr ':' ' ' | sed 's/ /:/2;s/:F16//' | sort >planned.txt; "
+             "test -s is && sed 's/ F16$/ dense/' is | cmp - planned.txt", program) == 0);
+    CHECK_RUN(run("allocate wide --bits 6 --alpha noise --samples 1 --ctx 16 %s -o plan2.json -q", formats)); /* without data */
+    CHECK(strstr(out_text, "no choice gets below") && strstr(out_text, "quantize wide --plan plan2.json"));
+    CHECK_REFUSED(2, "--bits B is missing", run("allocate wide -o x"));
+    CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json -q", formats));
+    CHECK_REFUSED(1, "is no plan", run("quantize wide --plan text --calib text -o x -q"));
+    CHECK(sh("echo '{\"tensors\": { \"model.layers.9.mlp.up_proj.weight\" : \"int:2g32\" } }' >plan3.json") == 0);
+    CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));
+}
+
+/* The experiments on models, as small as they get: what they print has a row for each variant. */
+static void test_lab_models(pvt_ctx *ctx)
+{
+    CHECK_RUN(run("lab strategies --formats int:2g32s --samples 2 --steps 1 --quick --train-steps 4 --runs 2 --json -q --svg q.svg"));
+    CHECK(json_has(ctx, "name,seed,rows,svg,seconds") && lab_figure("\"variant\":\"ste\"", "bits") == 2.5);
+    CHECK(lab_figure("\"variant\":\"calibrated only\"", "% new") == 0 && lab_figure("\"variant\":\"stochastic\"", "% new") > 0);
+    CHECK(lab_figure("\"variant\":\"continuous\"", "stderr") > 0);
+    CHECK(sh("grep -q '>int:2g32s, 2.50 bits<' q.svg && grep -q '>subspace-ste<' q.svg") == 0);
+    CHECK_RUN(run("lab linearity --formats int:4g32 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
+    CHECK(lab_figure("\"format\":\"int:4g32\"", "mean t^2") > 1e-3 && lab_figure("\"format\":\"int:4g32\"", "mean t^2") < 2e-2);
+    CHECK(lab_figure("\"format\":\"int:4g32\"", "predicted") > 0 && sh("grep -q '>all linears quantized<' q.svg") == 0);
+    CHECK_RUN(run("lab allocation --formats int:2g32,int:4g32 --samples 2 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
+    double two = lab_figure("\"choice\":\"int:2g32\"", "bits"), four = lab_figure("\"choice\":\"int:4g32\"", "bits");
+    CHECK(two < four && lab_figure("\"choice\":\"allocated\"", "bits") <= two); /* the first has the size of the smaller */
+    CHECK_REFUSED(1, "do not divide", run("lab ablation --formats int:2g48 --quick --train-steps 4 --samples 2 --steps 1 --runs 1 -q"));
+    CHECK_REFUSED(1, "at most", run("lab allocation --runs 99 -q"));
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -1254,6 +1361,9 @@ int main(void)
     test_training(ctx);
     test_formats_refused();
     test_demo(ctx);
+    test_lab_quadratic(ctx), test_lab_smoothness(ctx);
+    test_allocate(ctx);
+    if (!getenv("PVTUNE_QUICK")) test_lab_models(ctx);
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

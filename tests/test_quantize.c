@@ -91,7 +91,7 @@ static pvt_result quantize(const setup *s, watch *w, const char *name, char why[
     snprintf(path, sizeof path, "%s/%s", dir, name ? name : "");
     save.overwrite = true;
     if (result == PVT_OK && name) CHECK_OK(ctx, pvt_model_save(model, path, &save));
-    if (result == PVT_ERR_CANCELLED) { /* whole blocks: every linear of a block has codes, or none has */
+    if (result == PVT_ERR_CANCELLED && !q.plan) { /* whole blocks: every linear of a block has codes, or none has */
         for (int i = 0; i < 3; i++) {
             int n = 0;
             for (int j = 0; j < PVTI_LINEARS; j++)
@@ -441,6 +441,350 @@ static void check_isa(void)
     pvt_ctx_destroy(ctx);
 }
 
+/* ---- bits where they count ---- */
+
+static uint64_t draw(uint64_t *state) { return *state = pvti_mix(*state); }
+
+/* All n^tensors choices: the least loss that fits, and the fewest bytes that have it. */
+static double all_choices(const double *loss, const int64_t *bytes, int tensors, int n, int64_t budget, int64_t *fewest)
+{
+    double least = INFINITY;
+    int total = 1;
+    for (int l = 0; l < tensors; l++) total *= n;
+    for (int c = 0; c < total; c++) {
+        double sum = 0;
+        int64_t size = 0;
+        bool possible = true;
+        for (int l = 0, rest = c; l < tensors; l++, rest /= n) {
+            possible = possible && bytes[l * n + rest % n] >= 0;
+            sum += loss[l * n + rest % n], size += bytes[l * n + rest % n];
+        }
+        if (!possible || size > budget) continue;
+        if (sum < least - 1e-12 || (sum < least + 1e-12 && size < *fewest)) least = sum, *fewest = size;
+    }
+    return least;
+}
+
+/* A table over every number of bytes. */
+static double by_table(const double *loss, const int64_t *bytes, int tensors, int n, int64_t budget)
+{
+    double *now = (double *)calloc((size_t)budget + 1, sizeof *now), *next = (double *)calloc((size_t)budget + 1, sizeof *next);
+    for (int l = 0; l < tensors; l++) {
+        for (int64_t b = 0; b <= budget; b++) {
+            next[b] = INFINITY;
+            for (int j = 0; j < n; j++)
+                if (bytes[l * n + j] >= 0 && bytes[l * n + j] <= b)
+                    next[b] = fmin(next[b], now[b - bytes[l * n + j]] + loss[l * n + j]);
+        }
+        double *swap = now;
+        now = next, next = swap;
+    }
+    double least = now[budget];
+    free(now), free(next);
+    return least;
+}
+
+/* The choice's loss; NAN: refused, or it does not fit. */
+static double chosen(pvt_ctx *ctx, const double *loss, const int64_t *bytes, int tensors, int n, int64_t budget,
+                     int64_t *size, double *bound)
+{
+    int choice[64];
+    double sum = 0;
+    *size = 0;
+    if (pvt_allocate(ctx, loss, bytes, tensors, n, budget, choice, bound) != PVT_OK) return (double)NAN;
+    for (int l = 0; l < tensors; l++) {
+        if (choice[l] < 0 || choice[l] >= n || bytes[l * n + choice[l]] < 0) return (double)NAN;
+        sum += loss[l * n + choice[l]], *size += bytes[l * n + choice[l]];
+    }
+    return *size <= budget ? sum : (double)NAN;
+}
+
+/* Equal to all choices, above the Lagrangian bound, never worse with more bytes. */
+static void check_allocate(pvt_ctx *ctx)
+{
+    uint64_t state = 5;
+    double loss[64 * 8], bound;
+    int64_t bytes[64 * 8], size, fewest = 0, wrong = 0, tight = 0, cases = 0;
+    for (int trial = 0; trial < 100; trial++) {
+        int tensors = 1 + (int)(draw(&state) % 6), n = 1 + (int)(draw(&state) % 4);
+        double before = INFINITY;
+        for (int i = 0; i < tensors * n; i++) {
+            bytes[i] = (int64_t)(draw(&state) % 40) - (i % n ? 4 : 0); /* now and then not possible; equals, too */
+            if (bytes[i] < 0) bytes[i] = -1;
+            loss[i] = (double)(draw(&state) % 64) / (trial % 3 ? 64 : 7);
+        }
+        for (int64_t budget = 0; budget < 250; budget += trial % 2 ? 7 : 19) {
+            double least = all_choices(loss, bytes, tensors, n, budget, &fewest);
+            double sum = chosen(ctx, loss, bytes, tensors, n, budget, &size, &bound);
+            if (!(least < INFINITY)) {
+                wrong += sum == sum || !strstr(pvt_ctx_error(ctx), "the smallest of these formats take");
+                continue;
+            }
+            wrong += !(fabs(sum - least) < 1e-12) || size != fewest || bound > sum + 1e-9 || sum > before;
+            tight += bound > sum - 1e-9, cases++;
+            before = sum;
+        }
+    }
+    CHECK(wrong == 0 && cases > 1000 && tight > 50 && tight < cases);
+    wrong = 0;
+    for (int trial = 0; trial < 3; trial++) { /* the shape of a model: a few sizes, each many times */
+        static const int64_t units[] = {1, 3, 3, 1, 8, 8, 8};
+        double before = INFINITY;
+        for (int i = 0; i < 56 * 8; i++) {
+            int64_t unit = i / 8 == 0 ? 60 : units[i / 8 % 7];
+            bytes[i] = unit * (2 + i % 8), loss[i] = (1 + (double)(draw(&state) % 100)) / 50 * exp(-1.2 * (i % 8));
+        }
+        for (int64_t budget = 700; budget < 3600; budget += 131) {
+            double sum = chosen(ctx, loss, bytes, 56, 8, budget, &size, &bound);
+            wrong += !(fabs(sum - by_table(loss, bytes, 56, 8, budget)) < 1e-9) || bound > sum + 1e-9 || sum > before;
+            before = sum;
+        }
+    }
+    CHECK(wrong == 0);
+    loss[3] = (double)NAN;
+    CHECK(pvt_allocate(ctx, loss, bytes, 56, 8, 9999, NULL, NULL) == PVT_ERR_NUMERIC);
+    for (int i = 8; i < 16; i++) bytes[i] = -1;
+    loss[3] = 0;
+    CHECK(pvt_allocate(ctx, loss, bytes, 56, 8, 9999, NULL, NULL) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "suits tensor 1") != NULL);
+    CHECK(pvt_allocate(ctx, loss, bytes, 0, 8, 9999, NULL, NULL) == PVT_ERR_ARGUMENT);
+}
+
+/* KL(W ‖ W with noise t in tensor i), measured another way and with other noise than pvt_model_alpha's. */
+static double noise_costs(pvt_ctx *ctx, const pvt_model *model, const int32_t *ids, int64_t tensor, double t, double *t2)
+{
+    enum { B = 4 };
+    pvt_model *copy = NULL;
+    pvt_run *run[2];
+    pvt_run_desc desc;
+    pvt_loss_desc loss;
+    double square = 0, size = 0, sum;
+    int64_t count;
+    CHECK_OK(ctx, pvt_model_copy(ctx, model, &copy));
+    pvt_tensor_info info = pvt_model_tensor(copy, tensor);
+    pvt_real *W = (pvt_real *)info.weight->array[0];
+    for (int64_t i = 0; i < info.n; i++) square += (double)W[i] * (double)W[i];
+    for (int64_t i = 0; i < info.n; i++) {
+        double d = t * sqrt(square / (double)info.n) * (4 * pvti_random_unit(9, PVTI_RANDOM_USER, 1, (uint64_t)i) - 2) * 0.866;
+        W[i] += (pvt_real)d, size += d * d;
+    }
+    memset(&desc, 0, sizeof desc), memset(&loss, 0, sizeof loss);
+    desc.max_batch = B, desc.max_ctx = CTX;
+    CHECK_OK(ctx, pvt_run_create(model, &desc, &run[0]));
+    CHECK_OK(ctx, pvt_run_create(copy, &desc, &run[1]));
+    for (int k = 0; k < 2; k++) CHECK_OK(ctx, pvt_run_forward(run[k], ids, B, CTX, NULL));
+    loss.teacher = model, loss.teacher_hidden = pvt_run_hidden(run[0]);
+    CHECK_OK(ctx, pvt_run_loss(run[1], &loss, &sum, &count, NULL));
+    pvt_run_free(run[0]), pvt_run_free(run[1]), pvt_model_free(copy);
+    *t2 = size / square;
+    return sum / (double)count;
+}
+
+/* What α predicts is what noise costs; both ways to α agree; nothing moves, whatever the threads. */
+static void check_alpha(pvt_ctx *ctx)
+{
+    double alpha[2][40], gradient[40], t2, log_ratio = 0;
+    memset(alpha, 0, sizeof alpha);
+    int64_t matrices = 0, outside = 0;
+    int32_t ids[TOKENS];
+    pvt_corpus corpus;
+    pvt_alpha_desc desc;
+    setup s = make_setup(ctx, true);
+    uint64_t hash[2];
+    pvt_model *model = make_model(ctx, &s);
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* larger weights than a start's, or all outputs are even */
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        for (int64_t k = 0; t.weight && k < t.n; k++) ((pvt_real *)t.weight->array[0])[k] *= 12;
+    }
+    for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)(pvti_random(1, PVTI_RANDOM_USER, 3, (uint64_t)i) % 96);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
+    memset(&desc, 0, sizeof desc);
+    desc.method = PVT_ALPHA_NOISE, desc.samples = 4, desc.ctx = CTX, desc.noise = 0.05;
+    CHECK_OK(ctx, pvti_model_hash(model, &hash[0]));
+    CHECK_OK(ctx, pvt_model_alpha(model, NULL, &desc, alpha[0]));
+    CHECK(alpha[0][0] > 0 && pvt_model_alpha(model, NULL, NULL, alpha[1]) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "no right next token") != NULL);
+    CHECK_OK(ctx, pvt_model_alpha(model, &corpus, &desc, alpha[0]));
+    desc.cross_entropy = true; /* the loss itself: here its first order is all there is */
+    CHECK_OK(ctx, pvt_model_alpha(model, &corpus, &desc, alpha[1]));
+    CHECK(memcmp(alpha[0], alpha[1], sizeof alpha[0]) != 0);
+    desc.cross_entropy = false, desc.samples = 99;
+    CHECK(pvt_model_alpha(model, &corpus, &desc, alpha[1]) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "too few"));
+    desc.samples = 4, desc.noise = 2;
+    CHECK(pvt_model_alpha(model, &corpus, &desc, alpha[1]) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "noise"));
+    desc.noise = 0.05;
+    CHECK_OK(ctx, pvti_model_hash(model, &hash[1]));
+    CHECK(hash[0] == hash[1]);
+    desc.method = PVT_ALPHA_GRADIENT, desc.samples = 24;
+    CHECK_OK(ctx, pvt_model_alpha(model, &corpus, &desc, gradient));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        if (!pvt_model_tensor(model, i).weight) {
+            CHECK(alpha[0][i] == 0 && gradient[i] == 0);
+            continue;
+        }
+        double costs = noise_costs(ctx, model, ids, i, 0.03, &t2), predicted = alpha[0][i] * t2;
+        outside += !(predicted > 0.5 * costs && predicted < 2 * costs);
+        outside += !(gradient[i] > alpha[0][i] / 2 && gradient[i] < 2 * alpha[0][i]);
+        log_ratio += log(predicted / costs), matrices++;
+    }
+    CHECK(matrices == 22 && outside == 0);
+    CHECK_NEAR(log_ratio / 22, 0, 0.15);
+    pvt_model_free(model), pvt_corpus_free(&corpus);
+}
+
+/* A plan of formats from all representations, in turn; the first and last stay dense. */
+enum { PLANNED = 23 };
+static void make_plan(pvt_ctx *ctx, const pvt_model *model, pvt_plan plan[PLANNED], char names[PLANNED][96])
+{
+    static const char *const texts[] = {"int:4g32", "aqlm:2x4g4", "dense", "had:int:3g16s", "higgs:p2n16", "vq:6g4"};
+    int n = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (!t.weight) continue;
+        snprintf(names[n], sizeof names[n], "%s", t.name);
+        plan[n].tensor = names[n];
+        CHECK_OK(ctx, pvt_format_parse(ctx, texts[n % 6], &plan[n].format));
+        n++;
+    }
+    CHECK(n == PLANNED);
+}
+
+/* What pvt_model_errors says of a tensor is what it becomes; a plan is followed, and saved; a run with one is resumed. */
+static void check_plan(pvt_ctx *ctx)
+{
+    pvt_plan plan[PLANNED];
+    pvt_format formats[3];
+    char names[PLANNED][96], why[1024], path[500];
+    double errors[3 * 40];
+    int64_t bytes[3 * 40], sum = 0;
+    bool wanted[40];
+    watch whole, w;
+    pvt_model *model = NULL;
+    setup s = make_setup(ctx, false);
+    pvt_model *original = make_model(ctx, &s);
+    make_plan(ctx, original, plan, names);
+    memset(wanted, 1, sizeof wanted), memset(&whole, 0, sizeof whole), memset(&w, 0, sizeof w);
+    s.desc.plan = plan, s.desc.n_plan = PLANNED, s.desc.checkpoint = NULL, s.desc.head = false;
+    s.desc.samples = 4, s.desc.finetune_epochs = 1, s.desc.fit.epochs = 1;
+    CHECK(quantize(&s, &whole, "whole", why) == PVT_OK);
+    CHECK(whole.fits == PLANNED - 4); /* dense: 2, 8, 14 and 20 */
+    snprintf(path, sizeof path, "%s/whole", dir);
+    CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model));
+    wanted[0] = false;
+    for (int64_t i = 0, n = 0; model && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i), before = pvt_model_tensor(original, i);
+        if (t.weight) {
+            char is[48], planned[48];
+            pvt_format_text(&t.weight->format, is), pvt_format_text(&plan[n].format, planned);
+            CHECK(strcmp(is, planned) == 0);
+            formats[0] = plan[n++].format;
+        }
+        formats[1] = plan[2].format, formats[2] = plan[0].format; /* dense; int:4g32 */
+        formats[2].in_group = 48; /* divides nothing here */
+        if (i > 2) { /* the whole list three times is enough */
+            sum += t.bytes;
+            continue;
+        }
+        CHECK_OK(ctx, pvt_model_errors(original, formats, 3, wanted, &s.desc.fit, errors, bytes));
+        CHECK(bytes[3 * i] == (i == 0 ? -1 : t.bytes) && bytes[3 * i + 1] == 2 * before.n && errors[3 * i + 1] == 0);
+        CHECK(bytes[3 * i + 2] == (t.weight ? -1 : 2 * before.n));
+        if (i > 0 && t.weight && t.dtype == PVT_DTYPE_NONE) CHECK(errors[3 * i] > 0 && errors[3 * i] < 0.5);
+        sum += t.bytes;
+    }
+    pvt_save_desc as;
+    memset(&as, 0, sizeof as);
+    CHECK(model && sum == pvt_model_bits(model, &as).bytes);
+    pvt_model_free(model);
+    s.desc.checkpoint = checkpoint;
+    empty_checkpoint();
+    w.phase = "quantize", w.after = 9;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_CANCELLED && files() == 2);
+    memset(&w, 0, sizeof w);
+    s.desc.resume = true;
+    plan[22].format = plan[0].format;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_MISMATCH && strstr(why, "was made with another plan: it has"));
+    make_plan(ctx, original, plan, names);
+    CHECK(quantize(&s, &w, "resumed", why) == PVT_OK && same_model("whole", "resumed"));
+    CHECK(memcmp(w.errors, whole.errors, sizeof w.errors) == 0);
+    plan[3].tensor = names[4];
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT && strstr(why, "twice"));
+    plan[3].tensor = "model.norm.weight";
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT && strstr(why, "no matrix of this model"));
+    plan[3].tensor = names[3], plan[0].format.rotation = 2;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_UNSUPPORTED && strstr(why, "had2:"));
+    plan[0].format.rotation = 0, plan[5].format.in_group = 48;
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT && strstr(why, "do not divide"));
+    pvt_model_free(original);
+}
+
+typedef struct budget {
+    int64_t left, live;
+} budget;
+static void *budget_alloc(size_t size, void *user)
+{
+    budget *b = (budget *)user;
+    if (b->left-- <= 0) return NULL;
+    b->live++;
+    return malloc(size);
+}
+static void budget_free(void *memory, void *user)
+{
+    if (memory) ((budget *)user)->live--;
+    free(memory);
+}
+
+/* One of the calls; which: gradient, noise, errors, choice. */
+static pvt_result allocate_call(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus, int which)
+{
+    static const double loss[] = {4, 2, 1, 4, 2, 1, 9, 3, 0};
+    static const int64_t bytes[] = {1, 2, 3, 1, 2, 4, 1, 3, 9};
+    double numbers[40];
+    int64_t sizes[40];
+    int choice[3];
+    pvt_alpha_desc alpha;
+    pvt_format format;
+    memset(&alpha, 0, sizeof alpha);
+    alpha.method = which == 1 ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT, alpha.samples = 1, alpha.ctx = 8;
+    if (which < 2) return pvt_model_alpha(model, corpus, &alpha, numbers);
+    if (which == 3) return pvt_allocate(ctx, loss, bytes, 3, 3, 9, choice, NULL);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &format));
+    return pvt_model_errors(model, &format, 1, NULL, NULL, numbers, sizes);
+}
+
+/* Every allocation fails once: a sentence, and nothing is left behind. */
+static void check_memory(void)
+{
+    static const int64_t fewest[] = {6, 15, 1, 4};
+    for (int which = 0; which < 4; which++) {
+        bool done = false;
+        for (int64_t fail = 0; !done && fail < 200; fail++) {
+            budget b = {1000000, 0};
+            pvt_ctx_desc desc;
+            pvt_model_config c;
+            pvt_ctx *ctx;
+            pvt_model *model = NULL;
+            pvt_corpus corpus;
+            int32_t ids[64];
+            memset(&desc, 0, sizeof desc), memset(&c, 0, sizeof c);
+            desc.n_threads = 1;
+            desc.allocator.alloc = budget_alloc, desc.allocator.free = budget_free, desc.allocator.user = &b;
+            CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
+            c.layers = 1, c.dim = 32, c.heads = 2, c.ff = 32, c.vocab = 32, c.ctx = 8;
+            for (int i = 0; i < 64; i++) ids[i] = i * i % 31;
+            CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+            CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, 64, &corpus));
+            b.left = fail;
+            pvt_result result = allocate_call(ctx, model, &corpus, which);
+            done = result == PVT_OK;
+            CHECK(done || (result == PVT_ERR_MEMORY && pvt_ctx_error(ctx)[0]));
+            CHECK(!done || fail > fewest[which]);
+            pvt_corpus_free(&corpus), pvt_model_free(model), pvt_ctx_destroy(ctx);
+            CHECK(b.live == 0);
+        }
+        CHECK(done);
+    }
+}
+
 int main(void)
 {
     pvt_ctx *ctx = NULL;
@@ -456,6 +800,10 @@ int main(void)
     check_damage(ctx);
     check_block_ap();
     check_isa();
+    check_allocate(ctx);
+    check_alpha(ctx);
+    check_plan(ctx);
+    check_memory();
     pvt_ctx_destroy(ctx);
     test_remove(dir);
     return test_end();

@@ -302,11 +302,11 @@ static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
     for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room.part[i];
     return sum;
 }
+/* Likewise the largest; the room's first use, for nothing here waits until it is read. */
 static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
 {
     float most;
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
-    __syncthreads();
     if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = (double)x;
     __syncthreads();
     most = (float)room.part[0];
@@ -2280,8 +2280,9 @@ static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_ca
     if (a.loss != b.loss) return a.loss < b.loss;
     return a.h != b.h ? a.h < b.h : a.k < b.k;
 }
-/* The first of all threads' candidates, to list[at]; an entry of −1: none of them had one. */
-static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candidate best, int at)
+/* The first of all threads' candidates, to list[at]; an entry of −1: none of them had one, but then the list begins
+   with hypothesis 0 and its present entry `stay`. */
+static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candidate best, int at, int stay)
 {
     for (int bits = 16; bits > 0; bits /= 2) {
         pvti_candidate other;
@@ -2296,13 +2297,14 @@ static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candida
         best = room.part[0];
         for (int i = 1; i < PVTI_SEARCHERS / 32; i++)
             if (room.part[i].k >= 0 && (best.k < 0 || pvti_before(room.part[i], best))) best = room.part[i];
+        if (best.k < 0 && at == 0) best.k = stay;
         room.list[at] = best;
     }
     __syncthreads();
 }
-/* The `keep` best of n hypotheses' entries; how many there are. */
+/* The `keep` best of n hypotheses' entries; how many there are, at least one. */
 static __device__ inline int pvti_best_entries(pvti_search_room &room, const float (*v)[256], const float *book, int n,
-                                               int K, int D, int keep)
+                                               int K, int D, int keep, int stay)
 {
     for (int found = 0; found < keep; found++) {
         pvti_candidate best = {INFINITY, 0, -1}, c;
@@ -2316,7 +2318,7 @@ static __device__ inline int pvti_best_entries(pvti_search_room &room, const flo
                 if (!(c.loss < INFINITY) || (found && !pvti_before(room.list[found - 1], c))) continue;
                 if (best.k < 0 || pvti_before(c, best)) best = c;
             }
-        pvti_first_of(room, best, found);
+        pvti_first_of(room, best, found, stay);
         if (room.list[found].k < 0) return found;
     }
     return keep;
@@ -2348,10 +2350,7 @@ static __device__ inline int pvti_visit(pvti_search_room &room, const pvti_view 
         for (int d = 0; d < D && !greedy; d++) room.base[t] = fmaf(room.v[now][t][d], room.v[now][t][d], room.base[t]);
     }
     __syncthreads();
-    int found = pvti_best_entries(room, room.v[now], book, n, w.K, D, keep);
-    if (found == 0 && t == 0) room.list[0].h = 0, room.list[0].k = room.codes[now][0][m]; /* no number: stay */
-    __syncthreads();
-    found = found > 0 ? found : 1;
+    int found = pvti_best_entries(room, room.v[now], book, n, w.K, D, keep, room.codes[now][0][m]);
     for (int i = t; i < found * D; i += PVTI_SEARCHERS)
         room.v[1 - now][i / D][i % D] =
             room.v[now][room.list[i / D].h][i % D] - book[(int64_t)room.list[i / D].k * D + i % D];

@@ -70,10 +70,12 @@ struct world {
     void *fake;
     const void *bottom;
     size_t bottom_size;
-    char *base, *end; /* of device memory */
+    char *base, *end, *most, *last_header; /* of device memory; most: the highest end so far */
     int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: the one of that number; −1: none */
     int last; /* cudaError_t */
     char why[200];
+    int omit;                    /* the barrier of a block in this line is left out; 0: none */
+    int lines[256], n_lines;     /* those that were met */
     bool guard; /* device memory is closed between launches */
 };
 static world w;
@@ -141,6 +143,16 @@ static inline void run(int i)
 #endif
 }
 
+/* A barrier of the block; who plants faults leaves it out. */
+static inline void barrier(int line)
+{
+    int i = 0;
+    if (line == w.omit) return;
+    while (i < w.n_lines && w.lines[i] != line) i++;
+    if (i == w.n_lines && i < 256) w.lines[w.n_lines++] = line;
+    suspend(AT_BLOCK, line);
+}
+
 /* Threads from … to−1 go on, if all that have not ended wait for that. */
 static inline bool release(int from, int to, int state, const char *kernel)
 {
@@ -159,17 +171,28 @@ static inline bool release(int from, int to, int state, const char *kernel)
     return true;
 }
 
+/* A warp's threads until all of them wait for other warps, or have ended: so one warp is as far ahead of the others
+   as barriers allow. False: none could. */
+static inline bool run_warp(int from, const char *kernel)
+{
+    int n = from + 32 < w.n ? 32 : w.n - from;
+    bool moved = false;
+    do {
+        int first = (int)(next() % (uint64_t)n), step = next() & 1 ? 1 : n - 1;
+        for (int k = 0, i = first; k < n; k++, i = (i + step) % n)
+            if (w.thread[from + i].state == READY) run(from + i), moved = true;
+    } while (release(from, from + n, AT_WARP, kernel));
+    return moved;
+}
+
 static inline void run_block(const char *kernel)
 {
     memset(w.shared, 0xff, SHARED);
     for (int i = 0; i < w.n; i++) w.thread[i].state = READY;
     for (int live = w.n; live > 0;) {
-        int first = (int)(next() % (uint64_t)w.n), step = next() & 1 ? 1 : w.n - 1;
+        int warps = (w.n + 31) / 32, first = (int)(next() % (uint64_t)warps), step = next() & 1 ? 1 : warps - 1;
         bool moved = false;
-        for (int k = 0, i = first; k < w.n; k++, i = (i + step) % w.n)
-            if (w.thread[i].state == READY) run(i), moved = true;
-        for (int i = 0; i < w.n; i += 32)
-            moved = release(i, i + 32 < w.n ? i + 32 : w.n, AT_WARP, kernel) || moved;
+        for (int k = 0, i = first; k < warps; k++, i = (i + step) % warps) moved = run_warp(i * 32, kernel) || moved;
         moved = release(0, w.n, AT_BLOCK, kernel) || moved;
         live = 0;
         for (int i = 0; i < w.n; i++) live += w.thread[i].state != DONE;
@@ -182,9 +205,16 @@ static inline void run_block(const char *kernel)
 
 static inline void open_memory(bool open)
 {
-    if (!w.guard || w.end == w.base) return;
-    if (mprotect(w.base, (size_t)(w.end - w.base + 65535) / 65536 * 65536, open ? PROT_READ | PROT_WRITE : PROT_NONE))
+    if (!w.guard || w.most == w.base) return;
+    if (mprotect(w.base, (size_t)(w.most - w.base + 65535) / 65536 * 65536, open ? PROT_READ | PROT_WRITE : PROT_NONE))
         perror("mprotect"), exit(1);
+}
+
+static inline void guard(bool on)
+{
+    open_memory(true);
+    w.guard = on;
+    open_memory(false);
 }
 
 /* The kernel as a closure. */
@@ -248,6 +278,7 @@ static inline unsigned ballot(bool vote, int line)
 #define __global__ static
 #define __device__
 #define __host__
+#define __constant__ static const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
@@ -255,7 +286,7 @@ static inline unsigned ballot(bool vote, int line)
 #define blockIdx (shim::w.block)
 #define blockDim (shim::w.block_size)
 #define gridDim (shim::w.grid)
-#define __syncthreads() shim::suspend(shim::AT_BLOCK, __LINE__)
+#define __syncthreads() shim::barrier(__LINE__)
 #define __syncwarp() shim::suspend(shim::AT_WARP, __LINE__)
 #define __shfl_sync(mask, value, lane) shim::shuffle(value, lane, __LINE__)
 #define __shfl_xor_sync(mask, value, bits) shim::shuffle(value, (int)(threadIdx.x & 31) ^ (bits), __LINE__)
@@ -297,37 +328,50 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = &shim:
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return 0; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
 
-/* From low addresses to high, each with 256 bytes of ones in front and behind; freed, they are ones. */
+/* From low addresses to high, each with 256 bytes in front, and ones behind; freed, they are ones. What is freed at
+   the end is used again. */
+typedef struct shim_header {
+    size_t bytes;
+    char *before; /* the header in front of this one */
+    bool freed;
+} shim_header;
 static inline cudaError_t cudaMalloc(void **out, size_t bytes)
 {
     shim::world *w = &shim::w;
-    size_t room = (bytes + 255) / 256 * 256 + 768;
+    size_t room = (bytes + 255) / 256 * 256 + 512;
     *out = NULL;
     if (w->mallocs++ == w->fail_malloc) return cudaErrorMemoryAllocation;
-    if (!w->base) w->base = w->end = (char *)mmap(NULL, shim::ROOM, PROT_READ | PROT_WRITE,
-                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!w->base) w->base = w->end = w->most = (char *)mmap(NULL, shim::ROOM, PROT_READ | PROT_WRITE,
+                                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (w->base == (char *)MAP_FAILED || w->end + room > w->base + shim::ROOM) return cudaErrorMemoryAllocation;
     shim::open_memory(true);
-    memcpy(w->end, &bytes, sizeof bytes);
+    shim_header *header = (shim_header *)(void *)w->end;
+    header->bytes = bytes, header->before = w->last_header, header->freed = false;
+    w->last_header = w->end;
     *out = w->end + 256;
     w->end += room;
-    shim::open_memory(true);
+    if (w->end > w->most) w->most = w->end;
     memset(*out, 0xff, room - 256);
     shim::open_memory(false);
     return cudaSuccess;
 }
 static inline cudaError_t cudaFree(void *p)
 {
-    size_t bytes;
+    shim::world *w = &shim::w;
     if (!p) return cudaSuccess;
     shim::open_memory(true);
-    memcpy(&bytes, (char *)p - 256, sizeof bytes);
-    for (size_t i = bytes; i < (bytes + 255) / 256 * 256 + 256; i++)
+    shim_header *header = (shim_header *)(void *)((char *)p - 256);
+    for (size_t i = header->bytes; i < (header->bytes + 255) / 256 * 256 + 256; i++)
         if (((unsigned char *)p)[i] != 0xff) {
             shim::fail("writes behind an allocation", "some kernel");
             break;
         }
-    memset(p, 0xff, bytes);
+    memset(p, 0xff, header->bytes);
+    header->freed = true;
+    while (w->last_header && ((shim_header *)(void *)w->last_header)->freed) {
+        w->end = w->last_header;
+        w->last_header = ((shim_header *)(void *)w->last_header)->before;
+    }
     shim::open_memory(false);
     return cudaSuccess;
 }

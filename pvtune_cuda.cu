@@ -712,7 +712,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
    Limit: the weight's bytes, once for each row of x. */
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate, bool bf16)
+    pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
 {
     int64_t o = PVTI_INDEX / 32, row = blockIdx.y;
     int lane = (int)threadIdx.x % 32;
@@ -723,25 +723,26 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         if (WEIGHT) pvti_run(w, o, k, n, run);
         for (int j = 0; j < n; j++) {
             float b = WEIGHT ? run[j] : B.data[o * B.ld + k + j];
-            sum = fmaf(pvti_rounded(x[row * K + k + j], bf16), pvti_rounded(b, bf16), sum);
+            sum = fmaf(x[row * K + k + j], b, sum);
         }
     }
     for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
     if (lane == 0) y[row * N + o] = accumulate ? y[row * N + o] + sum : sum;
 }
 
-/* w NULL: B is plain numbers. */
+/* w NULL: B is plain numbers. Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
     pvti_view none;
+    bool bf16 = s->bf16 && M >= 16;
     dim3 grid((unsigned)pvti_ceil(N, PVTI_TILE), (unsigned)pvti_ceil(M, PVTI_TILE));
     memset(&none, 0, sizeof none);
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
     if (M <= 4 && !A.across && !B.across && K > 0) {
         grid = dim3((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
-        if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate, s->bf16);
-        else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate, s->bf16);
+        if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate);
+        else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate);
         pvti_check(s, cudaGetLastError(), "a product with few rows");
         return;
     }
@@ -750,8 +751,8 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
         pvti_operand part = A;
         part.data += A.across ? m : m * A.ld;
         grid.y = (unsigned)pvti_ceil(rows, PVTI_TILE);
-        if (w) PVT_LAUNCH(pvti_k_gemm<true>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, *w, accumulate, s->bf16);
-        else PVT_LAUNCH(pvti_k_gemm<false>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, none, accumulate, s->bf16);
+        if (w) PVT_LAUNCH(pvti_k_gemm<true>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, *w, accumulate, bf16);
+        else PVT_LAUNCH(pvti_k_gemm<false>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, none, accumulate, bf16);
         pvti_check(s, cudaGetLastError(), "a product");
     }
 }

@@ -72,7 +72,7 @@ struct world {
     size_t bottom_size;
     char *base, *end, *most, *last_header; /* of device memory; most: the highest end so far */
     int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: the one of that number; −1: none */
-    int last; /* cudaError_t */
+    int last, devices; /* cudaError_t; GPUs there are */
     char why[200];
     int omit;                    /* the barrier of a block in this line is left out; 0: none */
     int lines[256], n_lines;     /* those that were met */
@@ -320,7 +320,7 @@ static inline const char *cudaGetErrorString(cudaError_t e)
 {
     return e == 2 ? "out of memory" : e == 9 ? "invalid configuration argument" : "unspecified launch failure";
 }
-static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, 0; }
+static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = shim::w.devices, 0; }
 static inline cudaError_t cudaSetDevice(int) { return 0; }
 static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 9, 0; }
 template <class F> static inline cudaError_t cudaFuncSetAttribute(F *, int, int) { return 0; }

@@ -335,6 +335,10 @@ typedef struct pvti_view {
     const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
 } pvti_view;
 
+/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
+static __device__ inline int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
+static __device__ inline int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
+
 static __device__ inline int pvti_code(const pvti_view &w, int64_t i)
 {
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
@@ -403,8 +407,8 @@ static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
 static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 {
     int n, bytes = pvti_block_bytes(w.dtype, &n);
-    const uint8_t *b = (const uint8_t *)w.codes + (row * (w.I / n) + col / n) * bytes;
-    int k = (int)(col % n);
+    const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
+    int k = (int)pvti_rest(col, n);
     switch (w.dtype) {
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
@@ -474,7 +478,7 @@ static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
 }
 static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
-    return row / w.gog * w.blocks + col / w.block;
+    return pvti_over(row, w.gog) * w.blocks + pvti_over(col, w.block);
 }
 static __device__ inline float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
 {
@@ -490,8 +494,8 @@ static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64
     int64_t at = row * w.I + col;
     switch (w.kind) {
     case PVTI_AQLM: {
-        int64_t group = row / w.gog * w.GI + col / w.gig, D = (int64_t)w.gog * w.gig;
-        int64_t inside = row % w.gog * w.gig + col % w.gig;
+        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig), D = (int64_t)w.gog * w.gig;
+        int64_t inside = pvti_rest(row, w.gog) * w.gig + pvti_rest(col, w.gig);
         float sum = 0;
         for (int m = 0; m < w.M; m++) {
             float c = w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + inside];
@@ -499,10 +503,10 @@ static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64
         }
         return sum;
     }
-    case PVTI_INT: return (float)pvti_code(w, at) - w.extra[at / w.ig];
+    case PVTI_INT: return (float)pvti_code(w, at) - w.extra[pvti_scale_index(w, row, col)];
     case PVTI_SIGNED: return (float)pvti_code(w, at) - w.origin;
     case PVTI_NF4: return pvti_nf4_level(pvti_code(w, at));
-    default: return pvti_point(w, pvti_code(w, row * w.GI + col / w.gig), (int)(col % w.gig));
+    default: return pvti_point(w, pvti_code(w, row * w.GI + pvti_over(col, w.gig)), (int)pvti_rest(col, w.gig));
     }
 }
 /* One weight of Ŵ. */
@@ -679,7 +683,7 @@ static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_op
 }
 
 template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
     pvti_k_gemm(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
                 bool accumulate, bool bf16)
 {
@@ -711,7 +715,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
 /* y[r, o] = x[r]·Ŵ[o] of few rows r: a warp to each, eight inputs to a lane at a time, lanes added by shuffles.
    Limit: the weight's bytes, once for each row of x. */
 template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
     pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
 {
     int64_t o = PVTI_INDEX / 32, row = blockIdx.y;
@@ -1175,9 +1179,9 @@ static __device__ inline int64_t pvti_first_key(const pvti_heads &h, int64_t t)
 static __device__ inline void pvti_rows_in(float *tile, const float *x, int64_t step, int64_t r0, int64_t end,
                                            int TILE, int64_t HS)
 {
-    for (int i = (int)threadIdx.x; i < TILE * HS; i += PVTI_THREADS) {
-        int64_t r = i / HS, d = i % HS;
-        tile[r * (HS + 1) + d] = r0 + r < end ? x[(r0 + r) * step + d] : 0;
+    for (int i = (int)threadIdx.x; i < TILE * (int)HS; i += PVTI_THREADS) {
+        int r = i / (int)HS, d = i % (int)HS;
+        tile[r * ((int)HS + 1) + d] = r0 + r < end ? x[(r0 + r) * step + d] : 0;
     }
 }
 static __device__ inline float pvti_dot_rows(const float *a, const float *b, int64_t HS)
@@ -1207,14 +1211,14 @@ static __device__ inline void pvti_softmax_tile(float *s, int n, float *max, flo
 }
 
 template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_attention(float *out, float *lse, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
 {
     enum { PER = PVTI_THREADS / TILE };
     PVT_SHARED_DYNAMIC(float, room);
     int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
     float *q = room, *kv = q + TILE * ld, *s = kv + TILE * ld, *max = s + TILE * (TILE + 1), *sum = max + TILE;
     float *shrink = sum + TILE, acc[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + head / (h.NH / h.NKV) * HS, row = h.NKV * HS;
+    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, row = h.NKV * HS;
     int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
     int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
     for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
@@ -1267,14 +1271,14 @@ static __device__ inline float pvti_score_back(const pvti_heads &h, int64_t b, i
 }
 
 template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_attention_dq(float *dq, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dq(float *dq, pvti_heads h)
 {
     enum { PER = PVTI_THREADS / TILE };
     PVT_SHARED_DYNAMIC(float, room);
     int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
     float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
     float *D = ds + TILE * (TILE + 1), acc[PVTI_HEAD_SUMS], p;
-    int64_t keys = b * h.kv_batch + head / (h.NH / h.NKV) * HS, queries = (b * h.T * h.NH + head) * HS;
+    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, queries = (b * h.T * h.NH + head) * HS;
     int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
     int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
     for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
@@ -1302,14 +1306,14 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_attention_dq(float *dq, p
 
 /* A block has a tile of keys, and goes through the queries that see them, head by head of their group. */
 template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_attention_dkv(float *dk, float *dv, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dkv(float *dk, float *dv, pvti_heads h)
 {
     enum { PER = PVTI_THREADS / TILE };
     PVT_SHARED_DYNAMIC(float, room);
     int64_t HS = h.HS, ld = HS + 1, c0 = (int64_t)blockIdx.x * TILE, g = blockIdx.y, b = blockIdx.z;
     float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
     float *ps = ds + TILE * (TILE + 1), *D = ps + TILE * (TILE + 1), ak[PVTI_HEAD_SUMS], av[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + g * HS, end = h.pos + h.T, heads = h.NH / h.NKV;
+    int64_t keys = b * h.kv_batch + g * HS, end = h.pos + h.T, heads = pvti_over(h.NH, h.NKV);
     int64_t stop = h.window ? pvti_least(h.T, c0 + TILE - 1 - h.pos + h.window) : h.T; /* behind the last that sees */
     int c = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
     for (int i = 0; i < PVTI_HEAD_SUMS; i++) ak[i] = av[i] = 0;

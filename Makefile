@@ -31,11 +31,13 @@ TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed 
                  test_tuner test_company test_system test_tokens test_weight
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
 TESTS_AGAIN   := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,$(addsuffix _double,$(TESTS_DOUBLE)))
-TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN)
+TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN) $(TESTS_CXX)
+# pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers: nothing for the thread sanitizer.
+TESTS_CXX     := $(if $(findstring =thread,$(CFLAGS)),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -100,6 +102,34 @@ $(BUILD)/tests/test_swapped: tests/test_system.c
 $(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_impl.o
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
+
+# without a C++ compiler: a script that says so
+CXX_WARN = $(filter-out -Wstrict-prototypes,$(WARN))
+$(BUILD)/tests/test_cuda: tests/test_cuda.cpp tests/cuda_shim.h tests/test.h pvtune_cuda.cu pvtune.h $(BUILD)/pvtune_impl.o
+	@mkdir -p $(@D)
+	@if command -v $(firstword $(CXX)) >/dev/null; then \
+	    echo "$(CXX) … -o $@ $<"; \
+	    $(CXX) -std=c++17 -D_GNU_SOURCE $(CXX_WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS); \
+	else \
+	    printf '#!/bin/sh\necho "skipped: the GPU kernels: no C++ compiler ($(CXX))"\necho "0 passed, 0 failed, 1 skipped"\n' >$@ && chmod +x $@; \
+	fi
+
+# a GPU: pvtune_cuda.cu by nvcc, and the program with it
+NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(if $(CUDA_HOME),$(CUDA_HOME)/bin/nvcc,$(firstword $(wildcard /usr/local/cuda/bin/nvcc))))
+CUDA_ARCH ?= all
+CUDA_ALL   = 75 80 86 89 90 100 120
+CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_120,code=compute_120,$(if $(filter native,$(CUDA_ARCH)),-arch=native,-arch=$(CUDA_ARCH)))
+CUDA_LIBS  = -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -lstdc++ -ldl -lrt
+CUDA_NVCC  = $(NVCC) -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -Wall,-Wextra -ccbin $(firstword $(CXX)) $(CUDA_CODE) -I.
+cuda: ## build/pvtune_cuda: the program with --device cuda[:N] (nvcc from PATH or CUDA_HOME; CUDA_ARCH=all|native|sm_90)
+	@if [ -z "$(NVCC)" ]; then echo "make cuda: no nvcc, neither in PATH nor in CUDA_HOME: install the CUDA toolkit"; exit 1; fi
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) NVCC=$(NVCC) $(BUILD)/pvtune_cuda
+$(BUILD)/pvtune_cuda.o: pvtune_cuda.cu pvtune.h
+	@mkdir -p $(@D)
+	$(CUDA_NVCC) -Xptxas -v -c -o $@ $< 2>$@.log || { cat $@.log; exit 1; }
+	@sh bench/cuda_kernels.sh $@.log
+$(BUILD)/pvtune_cuda: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o
+	$(COMPILE) -DPVTUNE_CUDA -o $@ $< $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o $(LDFLAGS) $(CUDA_LIBS) $(LDLIBS)
 
 bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make build/bench/NAME)
 	@rows=; for program in $(BENCHES); do $(BUILD)/bench/$$program $$rows || exit 1; rows=--rows; done

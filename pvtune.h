@@ -834,6 +834,11 @@ typedef struct pvt_device {
     void (*group_return)(void *state, pvt_real *target, const struct pvt_weight *weight,
                          const pvt_assign *host_a, const double *norms, double wind);
 } pvt_device;
+
+/* The table of an NVIDIA GPU, CUDA's number `ordinal`, 0 … 15. It stands in pvtune_cuda.cu, which nvcc compiles and
+   a program links that wants it (`make cuda`); PVTUNE_REAL must be float. Whether there is such a GPU shows when a
+   context is made with the table. Errors: ARGUMENT (ordinal). */
+extern pvt_result pvt_cuda_device(int ordinal, const pvt_device **out);
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
 /* Element types of tensors in files and in dense weights. The Q, IQ and TQ types are GGUF's blocks. */

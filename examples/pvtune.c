@@ -25,7 +25,7 @@ typedef struct options {
     const char *model, *text, *output, *teacher, *data, *calib, *format, *skip, *ppl, *windows, *log, *against;
     const char *prompt, *file, *ids, *to, *tokenizer, *strategy, *schedule, *loss, *plan, *svg, *save, *moments;
     const char *select, *key, *step;
-    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *head_type, *eval, *inputs;
+    const char *optimizer, *code_optimizer, *param_optimizer, *compute, *device, *head_type, *eval, *inputs;
     int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     uint64_t seed;
@@ -63,6 +63,8 @@ static const option common_rows[] = {
     {"--threads", NULL, OPTION_INT, AT(threads), false, "N", 1, 256, "(PVTUNE_NUM_THREADS, else all cores)", "threads"},
     {"--compute", NULL, OPTION_CHOICE, AT(compute), false, "fp32|bf16", 0, 0, "fp32",
      "linear layers and attention multiply operands rounded so; bf16 is twice as fast with AVX512_BF16, slow without"},
+    {"--device", NULL, OPTION_TEXT, AT(device), false, "cuda[:N]", 0, 0, "(the processor)",
+     "compute on GPU N; needs a program built by `make cuda`"},
     {"--seed", NULL, OPTION_SEED, AT(seed), false, "S", 0, 0, "0", "every random choice follows from it"},
     {"--verbatim", NULL, OPTION_FLAG, AT(verbatim), false, "", 0, 0, NULL, "texts byte for byte: JSON Lines are not taken apart, nothing is refused"},
     {"--json", NULL, OPTION_FLAG, AT(json), false, "", 0, 0, NULL, "the result as one JSON object"},
@@ -429,6 +431,26 @@ static int progress(app *a, const char *phase, int64_t done, int64_t total, cons
     return on_progress(a, &p);
 }
 
+/* The device of --device; NULL, and a sentence: it cannot be had. */
+static const pvt_device *choose_device(app *a)
+{
+    const char *text = a->o.device;
+    const pvt_device *device = NULL;
+    char *end = NULL;
+    long n = strncmp(text, "cuda:", 5) == 0 && isdigit((unsigned char)text[5]) ? strtol(text + 5, &end, 10) : 0;
+    if (strcmp(text, "cuda") != 0 && (!end || *end)) {
+        fail(a, "--device %s: expected cuda, or cuda:N for GPU number N", text);
+        return NULL;
+    }
+#ifdef PVTUNE_CUDA
+    if (n > 1000 || pvt_cuda_device((int)n, &device) != PVT_OK) fail(a, "--device %s: there is no such GPU; they count from 0", text);
+#else
+    (void)n;
+    fail(a, "--device %s: this program was built without CUDA; `make cuda` builds one that has it", text);
+#endif
+    return device;
+}
+
 /* The context that the options ask for. */
 static int open_context(app *a)
 {
@@ -439,6 +461,7 @@ static int open_context(app *a)
     desc.compute_bf16 = a->o.compute && strcmp(a->o.compute, "bf16") == 0;
     desc.progress = on_progress, desc.progress_user = a;
     desc.error = why, desc.error_bytes = sizeof why;
+    if (a->o.device && !(desc.device = choose_device(a))) return 1;
     return pvt_ctx_create(&desc, &a->ctx) == PVT_OK ? 0 : fail(a, "%s", why);
 }
 

@@ -1,0 +1,2595 @@
+/*  pvtune_cuda.cu: the device table of pvtune.h for NVIDIA GPUs. Compiled with nvcc and linked beside the library
+    (`make cuda`), it gives a context whose ops run on a GPU:
+
+        const pvt_device *device;
+        if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;    then pvt_ctx_create(&desc, &ctx)
+
+    Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA run
+    time and nothing else.
+
+    PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
+    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. One
+    stream, one arena; no op of a step allocates. Errors stick (section device of pvtune.h).
+
+    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
+    BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. README says which kernels are still plain.
+
+    WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
+
+    Contents: platform · arena · numbers · sums · weights · products · rows · rotation · attention · losses · sort ·
+    gradients of values · optimizer · groups · search · table. */
+
+#include "pvtune.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// >>platform
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+#define PVT_SHARED(type, name) __shared__ type name
+#define PVT_SHARED_DYNAMIC(type, name)                                \
+    extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
+    type *name = (type *)(void *)pvti_dynamic
+#else
+#include "tests/cuda_shim.h"
+#endif
+
+static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu computes in float: PVTUNE_REAL must be float");
+
+#ifndef PVT_CUDA_SLAB /* bytes that the arena takes from the GPU at a time; 0: each allocation alone */
+#define PVT_CUDA_SLAB ((int64_t)256 << 20)
+#endif
+#ifndef PVT_CUDA_ROOM /* bytes of work space, taken when a context begins */
+#define PVT_CUDA_ROOM ((int64_t)64 << 20)
+#endif
+enum { PVTI_THREADS = 256, PVTI_ALIGN = 256, PVTI_ORDINALS = 16 };
+
+/* A piece of a slab. first: where a slab begins, which no two blocks across can merge. */
+typedef struct pvti_piece {
+    char *at;
+    int64_t bytes;
+    bool used, first;
+} pvti_piece;
+
+/* A context's device. */
+typedef struct pvti_cuda {
+    const pvt_device *table;
+    int ordinal;
+    cudaStream_t stream;
+    bool streaming, bf16; /* bf16: products multiply operands rounded to it */
+    pvt_result failed;
+    char why[256];
+    pvti_piece *pieces;
+    int64_t n_pieces, room_pieces, held;
+    char *room;        /* PVT_CUDA_ROOM bytes */
+    uint64_t *pairs[2]; /* to sort codes: [room_pairs] each */
+    int64_t room_pairs;
+    float *e8p, *iq2[2]; /* points of fixed grids: [256, 8], [256, 8], [512, 8] magnitudes */
+} pvti_cuda;
+
+static void pvti_fail_with(pvti_cuda *s, pvt_result result, const char *sentence)
+{
+    if (s->failed != PVT_OK) return;
+    s->failed = result;
+    snprintf(s->why, sizeof s->why, "%s", sentence);
+}
+static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
+{
+    char text[200];
+    if (error == cudaSuccess) return s->failed == PVT_OK;
+    snprintf(text, sizeof text, "%s: %s", what, cudaGetErrorString(error));
+    pvti_fail_with(s, error == cudaErrorMemoryAllocation ? PVT_ERR_MEMORY : PVT_ERR_IO, text);
+    return false;
+}
+
+/* One kernel, if nothing has failed and there is something to do. */
+#define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                \
+    do {                                                                                              \
+        if ((s)->failed == PVT_OK && (grid) > 0) {                                                    \
+            PVT_LAUNCH(kernel, (unsigned)(grid), (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__); \
+            pvti_check(s, cudaGetLastError(), #kernel);                                               \
+        }                                                                                             \
+    } while (0)
+/* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
+#define PVTI_STATE pvti_cuda *s = pvti_here(state)
+static pvti_cuda *pvti_here(void *state)
+{
+    pvti_cuda *s = (pvti_cuda *)state;
+    if (s->failed == PVT_OK) pvti_check(s, cudaSetDevice(s->ordinal), "choosing the GPU");
+    return s;
+}
+
+static __host__ __device__ inline int64_t pvti_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
+static __host__ __device__ inline int64_t pvti_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static __host__ __device__ inline int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* The thread's number in a grid of blocks in a row. */
+#define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
+
+// >>arena
+/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough serves. A
+    slab that is wholly free goes back. Everything happens in one stream, so a piece that is freed may be handed out
+    again while kernels that read it still wait in line: what writes it waits behind them. */
+
+static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t bytes, bool first)
+{
+    if (s->n_pieces == s->room_pieces) {
+        int64_t room = 2 * s->room_pieces + 64;
+        pvti_piece *more = (pvti_piece *)realloc(s->pieces, (size_t)room * sizeof *more);
+        if (!more) return false;
+        s->pieces = more, s->room_pieces = room;
+    }
+    memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
+    s->pieces[at].at = memory, s->pieces[at].bytes = bytes;
+    s->pieces[at].used = false, s->pieces[at].first = first;
+    s->n_pieces++;
+    return true;
+}
+static void pvti_piece_remove(pvti_cuda *s, int64_t at)
+{
+    s->n_pieces--;
+    memmove(s->pieces + at, s->pieces + at + 1, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
+}
+
+/* A slab for `bytes`, as the last piece; false: there is none. */
+static bool pvti_slab(pvti_cuda *s, int64_t bytes)
+{
+    void *memory = NULL;
+    int64_t most = pvti_most(bytes, PVT_CUDA_SLAB);
+    cudaError_t error = cudaMalloc(&memory, (size_t)most);
+    if (error != cudaSuccess && most > bytes) {
+        cudaGetLastError();
+        most = bytes;
+        error = cudaMalloc(&memory, (size_t)most);
+    }
+    if (error != cudaSuccess) { /* no memory is no error that sticks */
+        cudaGetLastError();
+        return false;
+    }
+    if (pvti_piece_insert(s, s->n_pieces, (char *)memory, most, true)) return true;
+    cudaFree(memory);
+    return false;
+}
+
+static void *pvti_take(pvti_cuda *s, int64_t bytes)
+{
+    int64_t i = 0, need = pvti_most(1, pvti_ceil(bytes, PVTI_ALIGN)) * PVTI_ALIGN;
+    if (s->failed != PVT_OK || bytes > INT64_MAX / 2) return NULL;
+    while (i < s->n_pieces && (s->pieces[i].used || s->pieces[i].bytes < need)) i++;
+    if (i == s->n_pieces && !pvti_slab(s, need)) return NULL;
+    if (s->pieces[i].bytes > need) {
+        if (!pvti_piece_insert(s, i + 1, s->pieces[i].at + need, s->pieces[i].bytes - need, false)) return NULL;
+        s->pieces[i].bytes = need;
+    }
+    s->pieces[i].used = true;
+    s->held += need;
+    if (!pvti_check(s, cudaMemsetAsync(s->pieces[i].at, 0, (size_t)bytes, s->stream), "zeroing memory")) return NULL;
+    return s->pieces[i].at;
+}
+
+static void pvti_give(pvti_cuda *s, void *memory)
+{
+    int64_t i = 0;
+    while (i < s->n_pieces && s->pieces[i].at != (char *)memory) i++;
+    if (!memory || i == s->n_pieces || !s->pieces[i].used) return;
+    s->pieces[i].used = false;
+    s->held -= s->pieces[i].bytes;
+    if (i + 1 < s->n_pieces && !s->pieces[i + 1].used && !s->pieces[i + 1].first) {
+        s->pieces[i].bytes += s->pieces[i + 1].bytes;
+        pvti_piece_remove(s, i + 1);
+    }
+    if (!s->pieces[i].first && !s->pieces[i - 1].used) {
+        s->pieces[i - 1].bytes += s->pieces[i].bytes;
+        pvti_piece_remove(s, i--);
+    }
+    if (s->pieces[i].first && (i + 1 == s->n_pieces || s->pieces[i + 1].first)) {
+        cudaFree(s->pieces[i].at); /* waits for what was asked for */
+        pvti_piece_remove(s, i);
+    }
+}
+
+static void *pvti_op_alloc(void *state, int64_t bytes) { return pvti_take(pvti_here(state), bytes); }
+static void pvti_op_free(void *state, void *memory) { pvti_give(pvti_here(state), memory); }
+static int64_t pvti_op_held(void *state) { return ((pvti_cuda *)state)->held; }
+
+static void pvti_op_synchronise(void *state)
+{
+    PVTI_STATE;
+    if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
+}
+/* Host memory may be pinned, and then a copy is under way when the call returns: so it is waited for. */
+static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemcpyAsync(to, host, (size_t)bytes, cudaMemcpyHostToDevice, s->stream), "a copy to the GPU");
+    pvti_op_synchronise(s);
+}
+static void pvti_op_copy_out(void *state, void *host, const void *from, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemcpyAsync(host, from, (size_t)bytes, cudaMemcpyDeviceToHost, s->stream), "a copy to the host");
+    pvti_op_synchronise(s);
+}
+static void pvti_op_copy(void *state, void *to, const void *from, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, s->stream), "a copy on the GPU");
+}
+static void pvti_op_zero(void *state, void *memory, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemsetAsync(memory, 0, (size_t)bytes, s->stream), "zeroing memory");
+}
+
+// >>numbers
+/*  The small formats, as pvtune.h's section dtypes has them, bit by bit, and its random numbers. */
+
+static __device__ inline float pvti_from_f16(unsigned half)
+{
+    unsigned sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
+    if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 5.9604644775390625e-8f));
+    if (rest < 0x7c00u) return __uint_as_float(sign | ((rest << 13) + (112u << 23)));
+    return __uint_as_float(sign | (rest << 13) | 0x7f800000u);
+}
+/* To nearest, ties to even. */
+static __device__ inline unsigned pvti_to_f16(float value)
+{
+    unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+    if (rest > 0x7f800000u) return sign | 0x7e00u;
+    if (rest >= 0x477ff000u) return sign | 0x7c00u;
+    if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - __float_as_uint(0.5f));
+    return sign | ((rest + 0xfffu + (rest >> 13 & 1u) - (112u << 23)) >> 13);
+}
+static __device__ inline float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
+static __device__ inline unsigned pvti_to_bf16(float value)
+{
+    unsigned bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+static __device__ inline float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
+static __device__ inline bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
+
+static __host__ __device__ inline uint64_t pvti_mix(uint64_t z)
+{
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+static __host__ __device__ inline double pvti_unit_of(uint64_t word)
+{
+    return (double)(word >> 11) * (1.0 / 9007199254740992.0);
+}
+/* Purposes of the header's random streams; tests/test_cuda.cpp sees that they are still these. */
+enum { PVTI_FOR_CODEBOOK_ORDER = 2, PVTI_FOR_ROUNDING = 9 };
+static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+{
+    return pvti_mix(pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step) ^ index);
+}
+
+// >>sums
+/*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
+
+typedef struct pvti_sum_room {
+    double part[32];
+} pvti_sum_room;
+
+static __device__ inline double pvti_warp_sum(double x)
+{
+    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
+    return x;
+}
+/* All threads get the sum. */
+static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
+{
+    double sum = 0;
+    x = pvti_warp_sum(x);
+    __syncthreads(); /* the room may still be read */
+    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room.part[i];
+    return sum;
+}
+/* Likewise the largest; the room's first use, for nothing here waits until it is read. */
+static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
+{
+    float most;
+    for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
+    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = (double)x;
+    __syncthreads();
+    most = (float)room.part[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room.part[i]);
+    return most;
+}
+
+// >>weights
+/*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a scale,
+    for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels below know
+    of a representation; the arithmetic is pvtune.h's, operation by operation, so that numbers agree to the bit. */
+
+enum { PVTI_DENSE, PVTI_AQLM, PVTI_INT, PVTI_SIGNED, PVTI_NF4, PVTI_HIGGS, PVTI_E8P, PVTI_IQ2 };
+
+typedef struct pvti_view {
+    int kind, dtype;      /* dtype: of a dense one */
+    int M, K, ig, wide;   /* ig: the format's; wide: codes of 16 bits */
+    int gog, gig;         /* the tile of weights that one group covers */
+    int pairs, kept;      /* iq2_xs: factors in an array; bits of codes that a search leaves */
+    float origin;         /* of signed integers */
+    int64_t O, I, GI, groups;
+    int64_t block, blocks; /* inputs that share a scale, and scales in a row of groups */
+    void *codes;           /* dense: the numbers */
+    const float *points;   /* aqlm: codebooks [M, K, gog, gig]; higgs: grid; e8p, iq2: magnitudes [K, 8] */
+    float *scales;
+    const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
+} pvti_view;
+
+/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
+static __device__ inline int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
+static __device__ inline int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
+
+static __device__ inline int pvti_code(const pvti_view &w, int64_t i)
+{
+    return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
+}
+
+/* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
+
+static __device__ inline float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
+
+/* Q4_0, Q4_1, Q5_0, Q5_1, of 32 elements: five bits that start behind d and, where there is one, m. */
+static __device__ inline float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
+{
+    const uint8_t *h = b + (minimum ? 4 : 2), *q = h + (fifth ? 4 : 0);
+    int code = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
+    if (fifth) code += (h[k / 8] >> k % 8 & 1) * 16;
+    if (minimum) return pvti_half_at(b) * (float)code + pvti_half_at(b + 2);
+    return pvti_half_at(b) * (float)(code - (fifth ? 16 : 8));
+}
+static __device__ inline float pvti_block_q2_k(const uint8_t *b, int k)
+{
+    int s = k / 16, q = b[16 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3;
+    return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)q - pvti_half_at(b + 82) * (float)(b[s] >> 4);
+}
+static __device__ inline float pvti_block_q3_k(const uint8_t *b, int k)
+{
+    const uint8_t *packed = b + 96;
+    int s = k / 16, low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4, top = packed[8 + s % 4] >> s / 4 * 2 & 3;
+    int q = b[32 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3, h = b[s % 2 * 16 + k % 16] >> s / 2 & 1;
+    return pvti_half_at(b + 108) * (float)((low | top << 4) - 32) * (float)(q + h * 4 - 4);
+}
+/* Q4_K, and with a fifth bit Q5_K. */
+static __device__ inline float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
+{
+    const uint8_t *packed = b + 4, *q = b + (fifth ? 48 : 16);
+    int s = k / 32, scale, min, code = q[s / 2 * 32 + k % 32] >> s % 2 * 4 & 15;
+    if (s < 4) scale = packed[s] & 63, min = packed[s + 4] & 63;
+    else scale = (packed[s + 4] & 15) | packed[s - 4] >> 6 << 4, min = packed[s + 4] >> 4 | packed[s] >> 6 << 4;
+    if (fifth) code += (b[16 + k % 32] >> s & 1) * 16;
+    return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
+}
+static __device__ inline float pvti_block_q6_k(const uint8_t *b, int k)
+{
+    int s = k / 16, half = s / 8, j = s / 2 % 4, l = s % 2 * 16 + k % 16;
+    int q = b[half * 64 + j % 2 * 32 + l] >> j / 2 * 4 & 15, h = b[128 + half * 32 + l] >> 2 * j & 3;
+    return pvti_half_at(b + 208) * (float)(int8_t)b[192 + s] * (float)(q + h * 16 - 32);
+}
+
+/* Elements and bytes of a block; 0: not decoded here. */
+static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
+{
+    *elements = dtype >= PVT_Q2_K && dtype <= PVT_Q6_K ? 256 : dtype == PVT_Q2_0 ? 64 : 32;
+    switch (dtype) {
+    case PVT_Q4_0: case PVT_Q2_0: return 18;
+    case PVT_Q4_1: return 20;
+    case PVT_Q5_0: return 22;
+    case PVT_Q5_1: return 24;
+    case PVT_Q8_0: return 34;
+    case PVT_Q2_K: return 84;
+    case PVT_Q3_K: return 110;
+    case PVT_Q4_K: return 144;
+    case PVT_Q5_K: return 176;
+    case PVT_Q6_K: return 210;
+    default: *elements = 1; return dtype == PVT_F32 ? 4 : dtype == PVT_F16 || dtype == PVT_BF16 ? 2 : 0;
+    }
+}
+static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
+{
+    int n, bytes = pvti_block_bytes(w.dtype, &n);
+    const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
+    int k = (int)pvti_rest(col, n);
+    switch (w.dtype) {
+    case PVT_F32: return *(const float *)(const void *)b;
+    case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
+    case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
+    case PVT_Q4_0: return pvti_block_32(b, k, false, false);
+    case PVT_Q4_1: return pvti_block_32(b, k, true, false);
+    case PVT_Q5_0: return pvti_block_32(b, k, false, true);
+    case PVT_Q5_1: return pvti_block_32(b, k, true, true);
+    case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
+    case PVT_Q2_K: return pvti_block_q2_k(b, k);
+    case PVT_Q3_K: return pvti_block_q3_k(b, k);
+    case PVT_Q4_K: case PVT_Q5_K: return pvti_block_q45_k(b, k, w.dtype == PVT_Q5_K);
+    case PVT_Q6_K: return pvti_block_q6_k(b, k);
+    default: return pvti_half_at(b) * (float)((b[2 + k / 4] >> k % 4 * 2 & 3) - 1); /* Q2_0 */
+    }
+}
+
+/* ---- representations with codes ---- */
+
+/* QLoRA, arXiv 2305.14314, appendix E. */
+static __device__ inline float pvti_nf4_level(int code)
+{
+    const float levels[16] = {
+        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+        -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+        0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f,
+        1.0f};
+    return levels[code & 15];
+}
+/* Number d of the point of an e8p code: pattern · 256 + signs · 2 + shift. */
+static __device__ inline float pvti_e8p_at(const float *patterns, int code, int d)
+{
+    const float *a = patterns + (code >> 8) * 8;
+    unsigned minus = (unsigned)code >> 1 & 0x7fu;
+    int total = 0;
+    for (int i = 0; i < 8; i++) total += (int)(a[i] + a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
+    minus |= (unsigned)((__popc(minus) & 1) ^ (total / 2 & 1)) << 7;
+    return (minus >> (7 - d) & 1 ? -a[d] : a[d]) + (code & 1 ? 0.25f : -0.25f);
+}
+/* Number d of the point of an iq2 code; bits: of a point's number. */
+static __device__ inline float pvti_iq2_at(const float *points, int code, int bits, int d)
+{
+    unsigned minus = (unsigned)code >> bits & 127u;
+    minus |= (unsigned)(__popc(minus) & 1) << 7;
+    float a = points[(code & ((1 << bits) - 1)) * 8 + d];
+    return minus >> d & 1 ? -a : a;
+}
+static __device__ inline int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+/* (s + ½)/4 of a group. */
+static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group)
+{
+    int t = 0;
+    if (w.pairs) {
+        float pair = w.extra[group / 4];
+        t = (pair >= 0 && pair < 256 ? (int)pair : 0) >> group / 2 % 2 * 4 & 15;
+    } else {
+        for (int i = 0; i < 4; i++) t |= pvti_code(w, (group & ~(int64_t)3) + i) >> 15 << i;
+    }
+    return ((float)t + 0.5f) * 0.25f;
+}
+/* Number d of the point of a vector grid's code. */
+static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
+{
+    if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
+    if (w.kind == PVTI_E8P) return pvti_e8p_at(w.points, code, d);
+    return pvti_iq2_at(w.points, code & ~w.kept, pvti_iq2_bits(w), d);
+}
+static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
+{
+    return pvti_over(row, w.gog) * w.blocks + pvti_over(col, w.block);
+}
+static __device__ inline float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
+{
+    return w.kind == PVTI_IQ2 ? pvti_iq2_factor(w, row * w.GI + col / 8) : 1;
+}
+static __device__ inline float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
+{
+    float scale = w.scales[pvti_scale_index(w, row, col)];
+    return w.kind == PVTI_IQ2 ? scale * pvti_iq2_factor(w, row * w.GI + col / 8) : scale;
+}
+static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
+{
+    int64_t at = row * w.I + col;
+    switch (w.kind) {
+    case PVTI_AQLM: {
+        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig), D = (int64_t)w.gog * w.gig;
+        int64_t inside = pvti_rest(row, w.gog) * w.gig + pvti_rest(col, w.gig);
+        float sum = 0;
+        for (int m = 0; m < w.M; m++) {
+            float c = w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + inside];
+            sum = m ? sum + c : c;
+        }
+        return sum;
+    }
+    case PVTI_INT: return (float)pvti_code(w, at) - w.extra[pvti_scale_index(w, row, col)];
+    case PVTI_SIGNED: return (float)pvti_code(w, at) - w.origin;
+    case PVTI_NF4: return pvti_nf4_level(pvti_code(w, at));
+    default: return pvti_point(w, pvti_code(w, row * w.GI + pvti_over(col, w.gig)), (int)pvti_rest(col, w.gig));
+    }
+}
+/* One weight of Ŵ. */
+static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int64_t col)
+{
+    return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
+}
+/* n ≤ 8 neighbours of a row from col on, a multiple of 8; the rest are zeros. */
+static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
+{
+    for (int j = 0; j < 8; j++) out[j] = 0;
+    if (w.kind == PVTI_AQLM && w.gig == 8 && w.gog == 1) { /* codes once for all eight */
+        int64_t group = row * w.GI + col / 8;
+        float scale = w.scales[row];
+        for (int m = 0; m < w.M; m++) {
+            const float *entry = w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8;
+            for (int j = 0; j < 8; j++) out[j] = m ? out[j] + entry[j] : entry[j];
+        }
+        for (int j = 0; j < 8; j++) out[j] *= scale;
+        return;
+    }
+    for (int j = 0; j < n; j++) out[j] = pvti_number(w, row, col + j);
+}
+
+/* ---- from the host's weight ---- */
+
+static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
+{
+    const pvt_format *f = &weight->format;
+    w->wide = f->bits > 8, w->ig = f->in_group, w->M = 1;
+    w->block = f->in_group, w->extra = (const float *)weight->array[2];
+    switch (f->kind) {
+    case PVT_FORMAT_AQLM:
+        w->kind = PVTI_AQLM, w->M = f->codebooks, w->gog = f->out_group, w->gig = f->in_group, w->block = w->I;
+        w->points = (const float *)weight->array[1], w->scales = (float *)weight->array[2];
+        break;
+    case PVT_FORMAT_INT: w->kind = PVTI_INT; break;
+    case PVT_FORMAT_INT_SYMMETRIC: w->kind = PVTI_SIGNED, w->origin = (float)(1 << (f->bits - 1)); break;
+    case PVT_FORMAT_Q2_0: w->kind = PVTI_SIGNED, w->origin = 1; break;
+    case PVT_FORMAT_NF4: w->kind = PVTI_NF4; break;
+    case PVT_FORMAT_HIGGS:
+        w->kind = PVTI_HIGGS, w->gig = f->in_group, w->block = 1024, w->points = (const float *)weight->array[2];
+        break;
+    case PVT_FORMAT_E8P: w->kind = PVTI_E8P, w->gig = 8, w->block = w->I, w->points = s->e8p; break;
+    case PVT_FORMAT_IQ2_XXS: case PVT_FORMAT_IQ2_XS:
+        w->kind = PVTI_IQ2, w->gig = 8, w->block = 256, w->pairs = f->kind == PVT_FORMAT_IQ2_XS;
+        w->points = s->iq2[w->pairs], w->kept = w->pairs ? 0 : 0x8000;
+        break;
+    default: return false;
+    }
+    w->K = f->entries > 0 ? f->entries : 1 << f->bits;
+    return true;
+}
+/* False, and an error that sticks: a representation that this file does not know. */
+static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
+{
+    char text[200];
+    int n;
+    memset(w, 0, sizeof *w);
+    w->O = weight->O, w->I = weight->I, w->codes = weight->array[0], w->scales = (float *)weight->array[1];
+    w->gog = w->gig = 1;
+    if (weight->format.kind == PVT_FORMAT_DENSE) {
+        w->kind = PVTI_DENSE, w->dtype = weight->dtype, w->block = w->I;
+        if (!pvti_block_bytes(w->dtype, &n)) {
+            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16 and load that",
+                     pvt_dtype_name(weight->dtype));
+            pvti_fail_with(s, PVT_ERR_UNSUPPORTED, text);
+        }
+    } else if (!pvti_view_codes(s, weight, w)) {
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a GPU does not know this format: compute on the processor");
+    }
+    w->blocks = pvti_ceil(w->I, pvti_most(1, w->block));
+    w->GI = w->I / w->gig, w->groups = w->O / w->gog * w->GI;
+    return s->failed == PVT_OK;
+}
+
+/* ---- a weight in full, and some of its rows ---- */
+
+/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out. */
+__global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
+{
+    int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
+    float x[8];
+    if (row >= w.O) return;
+    int n = (int)pvti_least(8, w.I - col);
+    pvti_run(w, row, col, n, x);
+    for (int j = 0; j < n; j++) {
+        float *o = out + row * w.I + col + j;
+        *o = delta < 1 ? delta * x[j] + (1 - delta) * *o : x[j];
+    }
+}
+static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight *weight, double delta)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (!pvti_see(s, weight, &w)) return;
+    PVTI_RUN(s, pvti_k_dequantize, pvti_ceil(w.O * pvti_ceil(w.I, 8), PVTI_THREADS), PVTI_THREADS, 0, out, w,
+             (float)delta);
+}
+
+/* The factor of number i in a rotation of blocks of m: its sign over √m. */
+static __device__ inline float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
+{
+    return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
+}
+
+/* out[i] = row rows[i] of Rᵒᵀ·Ŵ; without a rotation of outputs m = 1 and Rᵒ is 1. */
+__global__ void pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
+{
+    int64_t i = PVTI_INDEX / w.I, col = PVTI_INDEX % w.I;
+    if (i >= n) return;
+    int64_t row = rows[i], first = row / m * m;
+    float sum = 0, factor = m > 1 || key ? pvti_rotation_factor(key, row, 1 / sqrtf((float)m)) : 1;
+    for (int64_t j = 0; j < m; j++) {
+        float sign = __popc((unsigned)((row - first) & j)) & 1 ? -factor : factor;
+        sum += sign * pvti_number(w, first + j, col);
+    }
+    out[PVTI_INDEX] = key ? sum : pvti_number(w, row, col);
+}
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse);
+
+static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows, int64_t n)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (n <= 0 || !pvti_see(s, weight, &w)) return;
+    bool turn = weight->format.rotation == 2;
+    PVTI_RUN(s, pvti_k_lookup, pvti_ceil(n * w.I, PVTI_THREADS), PVTI_THREADS, 0, out, w, rows, n,
+             turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
+    if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
+}
+
+// >>products
+/*  C[M, N] (+)= A·B with sums over k in ascending order, one fused multiply-add each, from C on when it adds: the
+    order of the processor. A block makes 64 × 64 of C with 256 threads, 4 × 4 each; 32 k at a time lie in shared
+    memory, decoded there from whatever B is held in.
+    Limit: 2·M·N·K operations; 8 reads of shared memory for 16 fused multiply-adds. */
+
+enum { PVTI_TILE = 64, PVTI_DEPTH = 32, PVTI_PITCH = PVTI_TILE + 4 };
+
+/* (r, k) is data[r·ld + k], or with across data[k·ld + r]. */
+typedef struct pvti_operand {
+    const float *data;
+    int64_t ld;
+    bool across;
+} pvti_operand;
+static pvti_operand pvti_of(const float *data, int64_t ld, bool across)
+{
+    pvti_operand x = {data, ld, across};
+    return x;
+}
+
+typedef struct pvti_tiles {
+    float a[PVTI_DEPTH][PVTI_PITCH], b[PVTI_DEPTH][PVTI_PITCH];
+} pvti_tiles;
+
+/* Eight numbers of a 64 × 32 tile of an operand for each thread, zeros outside R × K. */
+static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w,
+                                        int64_t r0, int64_t k0, int64_t R, int64_t K, bool bf16)
+{
+    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t % 4 * 8, over = x.across ? t / 8 : t / 4;
+    int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
+    int64_t n = (x.across ? R : K) - first;
+    bool inside = line < (x.across ? K : R) && n > 0;
+    float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    if (n > 8) n = 8;
+    if (inside && w) pvti_run(*w, line, first, (int)n, run);
+    for (int j = 0; inside && !w && j < n; j++) run[j] = x.data[line * x.ld + first + j];
+    for (int j = 0; j < 8; j++) {
+        float value = pvti_rounded(run[j], bf16);
+        if (x.across) tile[over][along + j] = value;
+        else tile[along + j][over] = value;
+    }
+}
+
+template <bool WEIGHT>
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_gemm(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
+                bool accumulate, bool bf16)
+{
+    PVT_SHARED(pvti_tiles, tiles);
+    int64_t m0 = (int64_t)blockIdx.y * PVTI_TILE, n0 = (int64_t)blockIdx.x * PVTI_TILE;
+    int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
+    float sum[4][4];
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            bool inside = accumulate && m0 + r + i < M && n0 + c + j < N;
+            sum[i][j] = inside ? C[(m0 + r + i) * ldc + n0 + c + j] : 0;
+        }
+    for (int64_t k0 = 0; k0 < K; k0 += PVTI_DEPTH) {
+        pvti_tile(tiles.a, A, NULL, m0, k0, M, K, bf16);
+        pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, N, K, bf16);
+        __syncthreads();
+        for (int k = 0; k < PVTI_DEPTH; k++) {
+            float a[4], b[4];
+            for (int i = 0; i < 4; i++) a[i] = tiles.a[k][r + i], b[i] = tiles.b[k][c + i];
+            for (int i = 0; i < 4; i++)
+                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+        }
+        __syncthreads();
+    }
+    for (int i = 0; i < 4 && m0 + r + i < M; i++)
+        for (int j = 0; j < 4 && n0 + c + j < N; j++) C[(m0 + r + i) * ldc + n0 + c + j] = sum[i][j];
+}
+
+/* y[r, o] = x[r]·Ŵ[o] of few rows r: a warp to each, eight inputs to a lane at a time, lanes added by shuffles.
+   Limit: the weight's bytes, once for each row of x. */
+template <bool WEIGHT>
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
+{
+    int64_t o = PVTI_INDEX / 32, row = blockIdx.y;
+    int lane = (int)threadIdx.x % 32;
+    float sum = 0, run[8];
+    if (o >= N) return; /* the whole warp */
+    for (int64_t k = lane * 8; k < K; k += 256) {
+        int n = (int)pvti_least(8, K - k);
+        if (WEIGHT) pvti_run(w, o, k, n, run);
+        for (int j = 0; j < n; j++) {
+            float b = WEIGHT ? run[j] : B.data[o * B.ld + k + j];
+            sum = fmaf(x[row * K + k + j], b, sum);
+        }
+    }
+    for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+    if (lane == 0) y[row * N + o] = accumulate ? y[row * N + o] + sum : sum;
+}
+
+/* w NULL: B is plain numbers. Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
+static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
+                      const pvti_view *w, bool accumulate)
+{
+    pvti_view none;
+    bool bf16 = s->bf16 && M >= 16;
+    dim3 grid((unsigned)pvti_ceil(N, PVTI_TILE), (unsigned)pvti_ceil(M, PVTI_TILE));
+    memset(&none, 0, sizeof none);
+    if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
+    if (M <= 4 && !A.across && !B.across && K > 0) {
+        grid = dim3((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
+        if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate);
+        else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate);
+        pvti_check(s, cudaGetLastError(), "a product with few rows");
+        return;
+    }
+    for (int64_t m = 0; m < M; m += 65535 * (int64_t)PVTI_TILE) { /* a grid's second side ends there */
+        int64_t rows = pvti_least(M - m, 65535 * (int64_t)PVTI_TILE);
+        pvti_operand part = A;
+        part.data += A.across ? m : m * A.ld;
+        grid.y = (unsigned)pvti_ceil(rows, PVTI_TILE);
+        if (w) PVT_LAUNCH(pvti_k_gemm<true>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, *w, accumulate, bf16);
+        else PVT_LAUNCH(pvti_k_gemm<false>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, none, accumulate, bf16);
+        pvti_check(s, cudaGetLastError(), "a product");
+    }
+}
+
+/* y += bias, row by row. */
+__global__ void pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
+{
+    if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
+}
+typedef struct pvti_column_room {
+    float part[8][32];
+} pvti_column_room;
+/* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
+   each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
+{
+    PVT_SHARED(pvti_column_room, room);
+    int lane = (int)threadIdx.x % 32, part = (int)threadIdx.x / 32;
+    int64_t c = (int64_t)blockIdx.x * 32 + lane;
+    float sum = 0;
+    for (int64_t i = part; i < n && c < C; i += 8)
+        sum += a[i * C + c] * (b ? b[i * C + c] : 1) * (r ? r[i] : 1);
+    room.part[part][lane] = sum;
+    __syncthreads();
+    if (part || c >= C) return;
+    for (int k = 1; k < 8; k++) sum += room.part[k][lane];
+    sums[c] += sum;
+}
+
+static void pvti_op_linear_forward(void *state, float *y, const float *x, const float *W, const float *bias, int64_t n,
+                                   int64_t I, int64_t O)
+{
+    PVTI_STATE;
+    pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
+    if (bias) PVTI_RUN(s, pvti_k_bias, pvti_ceil(n * O, PVTI_THREADS), PVTI_THREADS, 0, y, bias, n, O);
+}
+static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
+                                    const float *W, int64_t n, int64_t I, int64_t O)
+{
+    PVTI_STATE;
+    if (n <= 0) return;
+    if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(W, I, true), NULL, true);
+    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
+    if (dbias) PVTI_RUN(s, pvti_k_columns, pvti_ceil(O, 32), PVTI_THREADS, 0, dbias, dy, (const float *)NULL,
+                        (const float *)NULL, n, O);
+}
+
+/* ---- with a weight; rotated ones take the work space, some rows at a time ---- */
+
+static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
+
+/* Rows that go through the work space at once, `row` numbers to each; 0, and an error: none do. */
+static int64_t pvti_rows_at_once(pvti_cuda *s, int64_t row)
+{
+    int64_t rows = PVT_CUDA_ROOM / (row * (int64_t)sizeof(float));
+    if (rows < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    return rows;
+}
+
+static void pvti_op_weight_forward(void *state, float *y, const float *x, const pvt_weight *weight, int64_t n,
+                                   bool accumulate)
+{
+    PVTI_STATE;
+    pvti_view w;
+    int64_t O = weight->O, I = weight->I, rows;
+    if (n <= 0 || !pvti_see(s, weight, &w)) return;
+    if (!weight->format.rotation) {
+        pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(NULL, 0, false), &w, accumulate);
+        return;
+    }
+    bool back = weight->format.rotation == 2, aside = back && accumulate;
+    int64_t most = pvti_rows_at_once(s, I + (aside ? O : 0));
+    for (int64_t i = 0; i < n && most > 0; i += rows) {
+        float *turned = (float *)(void *)s->room;
+        rows = pvti_least(most, n - i);
+        float *to = aside ? turned + rows * I : y + i * O;
+        pvti_rotate(s, turned, x + i * I, rows, I, PVT_SIDE_IN, false);
+        pvti_gemm(s, to, rows, O, I, pvti_of(turned, I, false), pvti_of(NULL, 0, false), &w, accumulate && !back);
+        if (back) pvti_rotate(s, to, to, rows, O, PVT_SIDE_OUT, true);
+        if (aside) pvti_add_to(s, y + i * O, to, rows * O);
+    }
+}
+
+/* dx += Rⁱᵀ·(Ŵᵀ·(Rᵒ·dy)). */
+static void pvti_rotated_dx(pvti_cuda *s, float *dx, const float *dy, const pvt_weight *weight, const pvti_view *w,
+                            int64_t n)
+{
+    int64_t O = w->O, I = w->I, rows;
+    bool turn = weight->format.rotation == 2;
+    int64_t most = pvti_rows_at_once(s, I + (turn ? O : 0));
+    for (int64_t i = 0; i < n && most > 0; i += rows) {
+        float *back = (float *)(void *)s->room;
+        const float *g = dy + i * O;
+        rows = pvti_least(most, n - i);
+        float *turned = back + rows * I;
+        if (turn) pvti_rotate(s, turned, g, rows, O, PVT_SIDE_OUT, false), g = turned;
+        pvti_gemm(s, back, rows, I, O, pvti_of(g, O, false), pvti_of(NULL, 0, true), w, false);
+        pvti_rotate(s, back, back, rows, I, PVT_SIDE_IN, true);
+        pvti_add_to(s, dx + i * I, back, rows * I);
+    }
+}
+static void pvti_op_weight_backward(void *state, float *dx, float *dW, const float *dy, const float *x,
+                                    const pvt_weight *weight, int64_t n)
+{
+    PVTI_STATE;
+    pvti_view w;
+    int64_t O = weight->O, I = weight->I;
+    if (n <= 0 || !pvti_see(s, weight, &w)) return;
+    if (dx && weight->format.rotation) pvti_rotated_dx(s, dx, dy, weight, &w, n);
+    else if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(NULL, 0, true), &w, true);
+    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
+}
+
+// >>rows
+/*  Norms, RoPE, swiglu, sums, the embedding. Limit of all: the bytes that they read and write. */
+
+__global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n)
+{
+    if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
+}
+static void pvti_op_residual_forward(void *state, float *out, const float *a, const float *b, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_add, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, a, b, n);
+}
+static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
+static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
+{
+    PVTI_STATE;
+    if (da) pvti_add_to(s, da, dout, n);
+    if (db) pvti_add_to(s, db, dout, n);
+}
+
+/* out = silu(gate)·up, silu(z) = z/(1 + exp(−z)). */
+__global__ void pvti_k_swiglu(float *out, const float *gate, const float *up, int64_t n)
+{
+    if (PVTI_INDEX >= n) return;
+    float z = gate[PVTI_INDEX];
+    out[PVTI_INDEX] = z * (1 / (1 + expf(-z))) * up[PVTI_INDEX];
+}
+/* With σ = 1/(1 + exp(−z)): dgate += dout·up·σ·(1 + z·(1 − σ)), dup += dout·z·σ. */
+__global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                                   int64_t n)
+{
+    if (PVTI_INDEX >= n) return;
+    float z = gate[PVTI_INDEX], sigma = 1 / (1 + expf(-z)), d = dout[PVTI_INDEX];
+    dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
+    dup[PVTI_INDEX] += d * z * sigma;
+}
+static void pvti_op_swiglu_forward(void *state, float *out, const float *gate, const float *up, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_swiglu, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, gate, up, n);
+}
+static void pvti_op_swiglu_backward(void *state, float *dgate, float *dup, const float *dout, const float *gate,
+                                    const float *up, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_swiglu_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, dgate, dup, dout, gate, up, n);
+}
+
+/* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
+__global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t i = blockIdx.x;
+    double sum = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) sum += (double)(x[i * C + c] * x[i * C + c]);
+    sum = pvti_block_sum(sum, room);
+    float r = (float)(1 / sqrt(sum / (double)C + (double)eps));
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) out[i * C + c] = x[i * C + c] * r * weight[c];
+    if (rstd && threadIdx.x == 0) rstd[i] = r;
+}
+/* dx += r·(dout·w − x·r²/C·Σ dout·w·x); dweight: pvti_k_columns. */
+__global__ void pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
+                                 int64_t C)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t i = blockIdx.x;
+    double sum = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
+        sum += (double)(dout[i * C + c] * weight[c] * x[i * C + c]);
+    sum = pvti_block_sum(sum, room);
+    float r = rstd[i], along = (float)(sum * (double)r * (double)r / (double)C);
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
+        dx[i * C + c] += r * (dout[i * C + c] * weight[c] - x[i * C + c] * along);
+}
+static void pvti_op_rmsnorm_forward(void *state, float *out, float *rstd, const float *x, const float *weight,
+                                    int64_t n, int64_t C, float eps)
+{
+    PVTI_STATE;
+    if (C > 0) PVTI_RUN(s, pvti_k_norm, n, PVTI_THREADS, 0, out, rstd, x, weight, C, eps);
+}
+static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
+                                     const float *rstd, const float *weight, int64_t n, int64_t C)
+{
+    PVTI_STATE;
+    if (n <= 0 || C <= 0) return;
+    if (dweight) PVTI_RUN(s, pvti_k_columns, pvti_ceil(C, 32), PVTI_THREADS, 0, dweight, dout, x, rstd, n, C);
+    if (dx) PVTI_RUN(s, pvti_k_norm_back, n, PVTI_THREADS, 0, dx, dout, x, rstd, weight, C);
+}
+
+enum { PVTI_FREQUENCIES = 128 };
+typedef struct pvti_frequencies {
+    float f[PVTI_FREQUENCIES];
+} pvti_frequencies;
+/* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0 on. */
+__global__ void pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
+                                  int64_t half, int64_t pos, int64_t T)
+{
+    int64_t t = PVTI_INDEX / n, j = PVTI_INDEX % n;
+    if (t >= T) return;
+    double angle = (double)((float)(pos + t) * inv_freq.f[j]);
+    cosines[t * half + j0 + j] = (float)cos(angle);
+    sines[t * half + j0 + j] = (float)sin(angle);
+}
+static void pvti_op_rope_table(void *state, float *cosines, float *sines, const float *inv_freq, int64_t HS,
+                               int64_t pos, int64_t T)
+{
+    PVTI_STATE;
+    int64_t n;
+    for (int64_t j = 0; j < HS / 2; j += n) {
+        pvti_frequencies f;
+        memset(&f, 0, sizeof f);
+        n = pvti_least(PVTI_FREQUENCIES, HS / 2 - j);
+        memcpy(f.f, inv_freq + j, (size_t)n * sizeof *f.f);
+        PVTI_RUN(s, pvti_k_rope_table, pvti_ceil(n * T, PVTI_THREADS), PVTI_THREADS, 0, cosines, sines, f, n, j, HS / 2,
+                 pos, T);
+    }
+}
+/* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
+__global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t n, int64_t T, int64_t NH,
+                            int64_t HS, int pairing, float sign)
+{
+    int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
+    if (PVTI_INDEX >= n) return;
+    float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
+    float cosine = cosines[t * half + j], sine = sign * sines[t * half + j], old = *a;
+    *a = old * cosine - *b * sine;
+    *b = *b * cosine + old * sine;
+}
+static void pvti_rope(pvti_cuda *s, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
+                      int64_t NH, int64_t HS, int pairing, float sign)
+{
+    int64_t n = B * T * NH * (HS / 2);
+    PVTI_RUN(s, pvti_k_rope, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, x, cosines, sines, n, T, NH, HS, pairing, sign);
+}
+static void pvti_op_rope_forward(void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
+                                 int64_t NH, int64_t HS, pvt_rope_pairing pairing)
+{
+    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, 1);
+}
+static void pvti_op_rope_backward(void *state, float *x, const float *cosines, const float *sines, int64_t B,
+                                  int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
+{
+    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, -1);
+}
+
+__global__ void pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+{
+    int64_t i = PVTI_INDEX / C, c = PVTI_INDEX % C;
+    if (i >= n) return;
+    out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
+}
+static void pvti_op_embedding_forward(void *state, float *out, const float *table, const int32_t *ids, int64_t n,
+                                      int64_t V, int64_t C)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_embedding, pvti_ceil(n * C, PVTI_THREADS), PVTI_THREADS, 0, out, table, ids, n, V, C);
+}
+
+/*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
+    others see an earlier one and end. Limit: n²/2 comparisons of ids, 32 at a time, and the bytes of dout. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+{
+    int64_t i = blockIdx.x;
+    int lane = (int)threadIdx.x % 32, id = ids[i];
+    if (id < 0 || id >= V) return;
+    for (int64_t j = 0; j < i; j += 32) /* each warp sees the same */
+        if (__ballot_sync(0xffffffffu, j + lane < i && ids[j + lane] == id)) return;
+    for (int64_t j = i; j < n; j += 32) {
+        unsigned same = __ballot_sync(0xffffffffu, j + lane < n && ids[j + lane] == id);
+        for (; same; same &= same - 1) {
+            int64_t k = j + __ffs(same) - 1;
+            for (int64_t c = threadIdx.x; c < C; c += blockDim.x) dtable[id * C + c] += dout[k * C + c];
+        }
+    }
+}
+static void pvti_op_embedding_backward(void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n,
+                                       int64_t V, int64_t C)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_embedding_back, n, PVTI_THREADS, 0, dtable, dout, ids, n, V, C);
+}
+
+// >>rotation
+/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
+    m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
+    distance are passes over memory. Number j of lane l lies at base + j·step + l·apart: along a row step is 1 and
+    lanes are further blocks of the row; across rows step is a row and lanes are neighbouring columns.
+    Limit: the bytes of x twice; 5·log2 m shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
+
+enum { PVTI_ROTATED = 8192 };
+typedef struct pvti_turn {
+    float *out;
+    const float *x;
+    int64_t step, apart, lanes;  /* lanes: in all, of one base */
+    int64_t bases, base_step;    /* base b is b·base_step */
+    int64_t m, whole, C;         /* m: of these stages; whole: of the transform; C: numbers of a row, for signs */
+    uint64_t key;
+    int at_once;                 /* lanes of a thread block */
+    bool inverse, factors, along;
+} pvti_turn;
+
+/* The number, counted through a row, of j in lane l of base b. */
+static __device__ inline int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
+{
+    return t.along ? (base * t.lanes * t.m + lane * t.m + j) % t.C : (base * t.m + j) % t.C;
+}
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
+{
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
+    int64_t l0 = blockIdx.x % groups * t.at_once, lanes = pvti_least(t.at_once, t.lanes - l0);
+    int64_t n = lanes * t.m, half = n / 2;
+    float scale = 1 / sqrtf((float)t.whole);
+    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
+        int64_t j = t.along ? k % t.m : k / lanes, l = t.along ? k / t.m : k % lanes;
+        float value = t.x[base * t.base_step + j * t.step + (l0 + l) * t.apart];
+        if (t.factors && !t.inverse)
+            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
+        room[l * t.m + j] = value;
+    }
+    for (int64_t h = 1; h < t.m; h *= 2) {
+        __syncthreads();
+        for (int64_t k = threadIdx.x; k < half; k += blockDim.x) { /* pairs run on through all lanes */
+            int64_t low = k / h * 2 * h + k % h;
+            float a = room[low], b = room[low + h];
+            room[low] = a + b, room[low + h] = a - b;
+        }
+    }
+    __syncthreads();
+    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
+        int64_t j = t.along ? k % t.m : k / lanes, l = t.along ? k / t.m : k % lanes;
+        float value = room[l * t.m + j];
+        if (t.factors && t.inverse)
+            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
+        t.out[base * t.base_step + j * t.step + (l0 + l) * t.apart] = value;
+    }
+}
+/* One stage at distance h ≥ 8192 of blocks of m: n numbers along x, `step` apart, `wide` columns. */
+__global__ void pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
+                                 int64_t C, bool factors)
+{
+    int64_t k = PVTI_INDEX / wide, c = PVTI_INDEX % wide, low = k / h * 2 * h + k % h;
+    float scale = 1 / sqrtf((float)m);
+    if (k >= n / 2) return;
+    float *p = x + low * step + c, *q = x + (low + h) * step + c;
+    float f = pvti_rotation_factor(key, low % C, scale), g = pvti_rotation_factor(key, (low + h) % C, scale);
+    float a = *p, b = *q;
+    *p = factors ? (a + b) * f : a + b, *q = factors ? (a - b) * g : a - b;
+}
+
+/* n rows of C numbers, or with across the n columns of C rows. */
+static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse,
+                          bool across)
+{
+    pvti_turn t;
+    int64_t whole = C & -C, m = pvti_least(whole, PVTI_ROTATED);
+    if (n < 1 || C < 1) return;
+    memset(&t, 0, sizeof t);
+    t.out = out, t.x = x, t.m = m, t.whole = whole, t.C = C, t.key = pvti_mix((uint64_t)side), t.inverse = inverse;
+    t.along = !across;
+    t.factors = !inverse || whole == m; /* a transform with further stages ends with these factors there */
+    t.step = across ? n : 1, t.apart = across ? 1 : m, t.lanes = across ? n : C / m;
+    t.bases = across ? C / m : n, t.base_step = across ? m * n : C;
+    t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / m)));
+    PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
+             m * t.at_once * (int64_t)sizeof(float), t);
+    for (int64_t h = m; h < whole; h *= 2)
+        PVTI_RUN(s, pvti_k_butterfly, pvti_ceil(n * C / 2, PVTI_THREADS), PVTI_THREADS, 0, out, across ? C : n * C, h,
+                 across ? n : (int64_t)1, across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
+}
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
+{
+    pvti_turn_all(s, out, x, n, C, side, inverse, false);
+}
+static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side, bool inverse)
+{
+    pvti_turn_all(pvti_here(state), out, x, n, C, side, inverse, false);
+}
+static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
+{
+    pvti_turn_all(pvti_here(state), x, x, n, C, side, inverse, true);
+}
+
+// >>attention
+/*  Tiles of TILE queries against tiles of TILE keys, scores recomputed and never kept (FlashAttention, arXiv
+    2205.14135); in float, whatever the products round to. PER threads share a row of a tile and hold its HS sums,
+    dimension by dimension in turn.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once
+    for dk and dv, so that each sum belongs to one block and has one order); shared memory, 2 reads a multiply-add. */
+
+enum { PVTI_HEAD = 256, PVTI_HEAD_SUMS = 16 };
+
+typedef struct pvti_heads {
+    const float *q, *k, *v, *out, *dout, *lse;
+    int64_t T, NH, NKV, HS, pos, window, kv_batch;
+    float scale;
+} pvti_heads;
+
+/* First key that query t sees; the last is pos + t. */
+static __device__ inline int64_t pvti_first_key(const pvti_heads &h, int64_t t)
+{
+    return h.window ? pvti_most(0, h.pos + t - h.window + 1) : 0;
+}
+/* Rows r0 … of x, rows `step` apart, to a tile; zeros from `end` on. */
+static __device__ inline void pvti_rows_in(float *tile, const float *x, int64_t step, int64_t r0, int64_t end,
+                                           int TILE, int64_t HS)
+{
+    for (int i = (int)threadIdx.x; i < TILE * (int)HS; i += PVTI_THREADS) {
+        int r = i / (int)HS, d = i % (int)HS;
+        tile[r * ((int)HS + 1) + d] = r0 + r < end ? x[(r0 + r) * step + d] : 0;
+    }
+}
+static __device__ inline float pvti_dot_rows(const float *a, const float *b, int64_t HS)
+{
+    float sum = 0;
+    for (int64_t d = 0; d < HS; d++) sum = fmaf(a[d], b[d], sum);
+    return sum;
+}
+/* Does query t see key c? */
+static __device__ inline bool pvti_sees(const pvti_heads &h, int64_t t, int64_t c)
+{
+    return t < h.T && c <= h.pos + t && c >= pvti_first_key(h, t);
+}
+
+/* One row of scores: weights exp(s − max), the sums so far shrunk to the new maximum. */
+static __device__ inline void pvti_softmax_tile(float *s, int n, float *max, float *sum, float *shrink)
+{
+    float top = *max, total = 0;
+    for (int c = 0; c < n; c++) top = fmaxf(top, s[c]);
+    *shrink = *max == top ? 1 : expf(*max - top);
+    for (int c = 0; c < n; c++) {
+        s[c] = s[c] == -INFINITY ? 0 : expf(s[c] - top);
+        total += s[c];
+    }
+    *sum = *sum * *shrink + total;
+    *max = top;
+}
+
+template <int TILE>
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
+{
+    enum { PER = PVTI_THREADS / TILE };
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
+    float *q = room, *kv = q + TILE * ld, *s = kv + TILE * ld, *max = s + TILE * (TILE + 1), *sum = max + TILE;
+    float *shrink = sum + TILE, acc[PVTI_HEAD_SUMS];
+    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, row = h.NKV * HS;
+    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
+    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
+    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
+    if (threadIdx.x < TILE) max[threadIdx.x] = -INFINITY, sum[threadIdx.x] = 0;
+    pvti_rows_in(q, h.q + (b * h.T * h.NH + head) * HS, h.NH * HS, t0, h.T, TILE, HS);
+    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
+        pvti_rows_in(kv, h.k + keys, row, c0, end, TILE, HS);
+        __syncthreads();
+        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
+            bool sees = pvti_sees(h, t0 + i / TILE, c0 + i % TILE);
+            s[i / TILE * (TILE + 1) + i % TILE] =
+                sees ? h.scale * pvti_dot_rows(q + i / TILE * ld, kv + i % TILE * ld, HS) : -INFINITY;
+        }
+        __syncthreads();
+        if (threadIdx.x < TILE)
+            pvti_softmax_tile(s + threadIdx.x * (TILE + 1), TILE, max + threadIdx.x, sum + threadIdx.x,
+                              shrink + threadIdx.x);
+        pvti_rows_in(kv, h.v + keys, row, c0, end, TILE, HS);
+        __syncthreads();
+        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
+            acc[i] *= shrink[r];
+            for (int c = 0; c < TILE; c++) acc[i] = fmaf(s[r * (TILE + 1) + c], kv[c * ld + lane + i * PER], acc[i]);
+        }
+        __syncthreads();
+    }
+    if (t0 + r > last) return;
+    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
+        out[((b * h.T + t0 + r) * h.NH + head) * HS + lane + i * PER] = acc[i] / sum[r];
+    if (lse && lane == 0) lse[(b * h.NH + head) * h.T + t0 + r] = max[r] + logf(sum[r]);
+}
+
+/*  Backward. With P = exp(scale·q·k − lse) and D = Σ_d dout·out of a query:
+        dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
+
+/* The query's D, for a tile of queries. */
+static __device__ inline void pvti_products_in(float *D, const pvti_heads &h, int64_t b, int64_t head, int64_t t0, int n)
+{
+    int64_t t = t0 + threadIdx.x, at = ((b * h.T + t) * h.NH + head) * h.HS;
+    if ((int)threadIdx.x < n) D[threadIdx.x] = t < h.T ? pvti_dot_rows(h.dout + at, h.out + at, h.HS) : 0;
+}
+/* P and dS of query row and key c of a tile. */
+static __device__ inline float pvti_score_back(const pvti_heads &h, int64_t b, int64_t head, int64_t t, int64_t c,
+                                               const float *q, const float *k, const float *v, const float *dout,
+                                               float D, float *p)
+{
+    *p = 0;
+    if (!pvti_sees(h, t, c)) return 0;
+    *p = expf(h.scale * pvti_dot_rows(q, k, h.HS) - h.lse[(b * h.NH + head) * h.T + t]);
+    return *p * (pvti_dot_rows(dout, v, h.HS) - D) * h.scale;
+}
+
+template <int TILE>
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dq(float *dq, pvti_heads h)
+{
+    enum { PER = PVTI_THREADS / TILE };
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
+    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
+    float *D = ds + TILE * (TILE + 1), acc[PVTI_HEAD_SUMS], p;
+    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, queries = (b * h.T * h.NH + head) * HS;
+    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
+    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
+    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
+    pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
+    pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
+    pvti_products_in(D, h, b, head, t0, TILE);
+    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
+        pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
+        pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
+        __syncthreads();
+        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
+            int row = i / TILE, c = i % TILE;
+            ds[row * (TILE + 1) + c] = pvti_score_back(h, b, head, t0 + row, c0 + c, q + row * ld, k + c * ld,
+                                                       v + c * ld, dout + row * ld, D[row], &p);
+        }
+        __syncthreads();
+        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
+            for (int c = 0; c < TILE; c++) acc[i] = fmaf(ds[r * (TILE + 1) + c], k[c * ld + lane + i * PER], acc[i]);
+        __syncthreads();
+    }
+    if (t0 + r > last) return;
+    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
+        dq[queries + (t0 + r) * h.NH * HS + lane + i * PER] += acc[i];
+}
+
+/* A block has a tile of keys, and goes through the queries that see them, head by head of their group. */
+template <int TILE>
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dkv(float *dk, float *dv, pvti_heads h)
+{
+    enum { PER = PVTI_THREADS / TILE };
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t HS = h.HS, ld = HS + 1, c0 = (int64_t)blockIdx.x * TILE, g = blockIdx.y, b = blockIdx.z;
+    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
+    float *ps = ds + TILE * (TILE + 1), *D = ps + TILE * (TILE + 1), ak[PVTI_HEAD_SUMS], av[PVTI_HEAD_SUMS];
+    int64_t keys = b * h.kv_batch + g * HS, end = h.pos + h.T, heads = pvti_over(h.NH, h.NKV);
+    int64_t stop = h.window ? pvti_least(h.T, c0 + TILE - 1 - h.pos + h.window) : h.T; /* behind the last that sees */
+    int c = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
+    for (int i = 0; i < PVTI_HEAD_SUMS; i++) ak[i] = av[i] = 0;
+    pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
+    pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
+    for (int64_t head = g * heads; head < (g + 1) * heads; head++)
+        for (int64_t t0 = pvti_most(0, c0 - h.pos) / TILE * TILE; t0 < stop; t0 += TILE) {
+            int64_t queries = (b * h.T * h.NH + head) * HS;
+            pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
+            pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
+            pvti_products_in(D, h, b, head, t0, TILE);
+            __syncthreads();
+            for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
+                int row = i / TILE, j = i % TILE, at = row * (TILE + 1) + j;
+                ds[at] = pvti_score_back(h, b, head, t0 + row, c0 + j, q + row * ld, k + j * ld, v + j * ld,
+                                         dout + row * ld, D[row], ps + at);
+            }
+            __syncthreads();
+            for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
+                for (int row = 0; row < TILE; row++) {
+                    ak[i] = fmaf(ds[row * (TILE + 1) + c], q[row * ld + lane + i * PER], ak[i]);
+                    av[i] = fmaf(ps[row * (TILE + 1) + c], dout[row * ld + lane + i * PER], av[i]);
+                }
+            __syncthreads();
+        }
+    if (c0 + c >= end) return;
+    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
+        dk[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += ak[i];
+        dv[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += av[i];
+    }
+}
+
+static pvti_heads pvti_heads_of(pvti_cuda *s, const float *q, const float *k, const float *v,
+                                const pvt_attention_desc *d)
+{
+    pvti_heads h;
+    memset(&h, 0, sizeof h);
+    h.q = q, h.k = k, h.v = v, h.T = d->T, h.NH = d->NH, h.NKV = d->NKV, h.HS = d->HS;
+    h.pos = d->pos, h.window = d->window;
+    h.kv_batch = d->kv_batch ? d->kv_batch : (d->pos + d->T) * d->NKV * d->HS;
+    h.scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
+    if (d->HS > PVTI_HEAD) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
+    return h;
+}
+/* Bytes of n tiles of rows, `scores` of scores, and three numbers a row. */
+static size_t pvti_heads_bytes(int tile, int64_t HS, int n, int scores)
+{
+    return (size_t)(tile * (n * (HS + 1) + scores * (tile + 1) + 3)) * sizeof(float);
+}
+
+static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
+                                      const float *v, const pvt_attention_desc *d)
+{
+    PVTI_STATE;
+    pvti_heads h = pvti_heads_of(s, q, k, v, d);
+    int tile = d->HS <= 128 ? 32 : 16;
+    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
+    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
+    size_t bytes = pvti_heads_bytes(tile, d->HS, 2, 1);
+    if (tile == 32) PVT_LAUNCH(pvti_k_attention<32>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
+    else PVT_LAUNCH(pvti_k_attention<16>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
+    pvti_check(s, cudaGetLastError(), "attention");
+}
+static void pvti_op_attention_backward(void *state, float *dq, float *dk, float *dv, const float *dout,
+                                       const float *out, const float *lse, const float *q, const float *k,
+                                       const float *v, const pvt_attention_desc *d)
+{
+    PVTI_STATE;
+    pvti_heads h = pvti_heads_of(s, q, k, v, d);
+    int tile = d->HS <= 128 ? 16 : 8;
+    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
+    dim3 key_grid((unsigned)pvti_ceil(d->pos + d->T, tile), (unsigned)d->NKV, (unsigned)d->B);
+    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
+    size_t bytes = pvti_heads_bytes(tile, d->HS, 4, 2);
+    h.out = out, h.dout = dout, h.lse = lse;
+    if (tile == 16) {
+        PVT_LAUNCH(pvti_k_attention_dq<16>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
+        PVT_LAUNCH(pvti_k_attention_dkv<16>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
+    } else {
+        PVT_LAUNCH(pvti_k_attention_dq<8>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
+        PVT_LAUNCH(pvti_k_attention_dkv<8>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
+    }
+    pvti_check(s, cudaGetLastError(), "attention backwards");
+}
+
+// >>losses
+/*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so that a
+    likely token's probability keeps its digits. Limit: the bytes of the logits. */
+
+static __device__ inline bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
+/* The target's place in this slice, −1: it is elsewhere. */
+static __device__ inline int64_t pvti_target(const int32_t *targets, int64_t i, int64_t v0, int64_t VS)
+{
+    int64_t v = targets ? targets[i] - v0 : -1;
+    return targets && targets[i] >= 0 && v >= 0 && v < VS ? v : -1;
+}
+static __device__ inline float pvti_log_softmax(float x, double lse)
+{
+    float high = (float)lse, low = (float)(lse - (double)high);
+    return (x - high) - low;
+}
+
+__global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
+                                      int64_t VS, int64_t ld)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
+    const float *x = logits + i * ld;
+    float top = -INFINITY;
+    double sum = 0;
+    if (!pvti_counts(targets, i)) return;
+    pvt_softmax_row old = rows[i];
+    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) top = fmaxf(top, x[v]);
+    top = pvti_block_max(top, room);
+    double max = old.sum > 0 && old.max > (double)top ? old.max : (double)top;
+    if (max > -INFINITY) /* else no probability so far */
+        for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) sum += (double)expf(x[v] - (float)max);
+    sum = pvti_block_sum(sum, room);
+    if (threadIdx.x) return;
+    if (max > -INFINITY) {
+        rows[i].sum = (old.sum > 0 ? old.sum * exp(old.max - max) : 0) + sum;
+        rows[i].max = max;
+    }
+    if (target >= 0) rows[i].target = (double)x[target];
+}
+static void pvti_op_softmax_update(void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets,
+                                   int64_t n, int64_t v0, int64_t VS, int64_t ld)
+{
+    PVTI_STATE;
+    if (VS > 0) PVTI_RUN(s, pvti_k_softmax_update, n, PVTI_THREADS, 0, rows, logits, targets, v0, VS, ld);
+}
+
+__global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
+                                      int64_t n)
+{
+    int64_t i = PVTI_INDEX;
+    if (i >= n) return;
+    double value = pvti_counts(targets, i) ? rows[i].max + log(rows[i].sum) : 0;
+    if (lse) lse[i] = value;
+    if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
+}
+static void pvti_op_softmax_finish(void *state, double *lse, double *loss, const pvt_softmax_row *rows,
+                                   const int32_t *targets, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_softmax_finish, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, lse, loss, rows, targets, n);
+}
+
+/* dlogits = scale·(softmax − [v = target]). */
+__global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
+                                          int64_t v0, int64_t VS, int64_t ld)
+{
+    int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
+    bool counts = pvti_counts(targets, i);
+    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
+        float *x = logits + i * ld + v, d = counts ? scale * expf(pvti_log_softmax(*x, lse[i])) : 0;
+        *x = v == target ? d - scale : d;
+    }
+}
+static void pvti_op_cross_entropy_backward(void *state, float *logits, const double *lse, const int32_t *targets,
+                                           double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_cross_entropy_back, n, PVTI_THREADS, 0, logits, lse, targets, (float)scale, v0, VS, ld);
+}
+
+/* loss += Σ p·(log p − log q), p the teacher. */
+__global__ void pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
+                          const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t i = blockIdx.x;
+    double sum = 0;
+    if (!pvti_counts(targets, i)) return;
+    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
+        float log_p = pvti_log_softmax(teacher[i * ld + v], teacher_lse[i]), p = expf(log_p);
+        float ratio = log_p - pvti_log_softmax(student[i * ld + v], student_lse[i]);
+        sum += p > 0 || p != p ? (double)(p * ratio) : 0; /* 0·log 0 = 0 */
+    }
+    sum = pvti_block_sum(sum, room);
+    if (threadIdx.x == 0) loss[i] += sum;
+}
+static void pvti_op_kl_forward(void *state, double *loss, const float *student, const double *student_lse,
+                               const float *teacher, const double *teacher_lse, const int32_t *targets, int64_t n,
+                               int64_t VS, int64_t ld)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_kl, n, PVTI_THREADS, 0, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
+}
+/* dlogits = scale·(q − p). */
+__global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
+                               const double *teacher_lse, const int32_t *targets, float scale, int64_t VS, int64_t ld)
+{
+    int64_t i = blockIdx.x;
+    bool counts = pvti_counts(targets, i);
+    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
+        float *x = student + i * ld + v;
+        *x = counts ? scale * (expf(pvti_log_softmax(*x, student_lse[i])) -
+                               expf(pvti_log_softmax(teacher[i * ld + v], teacher_lse[i])))
+                    : 0;
+    }
+}
+static void pvti_op_kl_backward(void *state, float *student, const double *student_lse, const float *teacher,
+                                const double *teacher_lse, const int32_t *targets, double scale, int64_t n, int64_t VS,
+                                int64_t ld)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_kl_back, n, PVTI_THREADS, 0, student, student_lse, teacher, teacher_lse, targets, (float)scale,
+             VS, ld);
+}
+
+/* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
+
+enum { PVTI_CHUNK = 8192 };
+__global__ void pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
+    double sum = 0;
+    for (int64_t i = from + threadIdx.x; i < end; i += blockDim.x) sum += (double)((a[i] - b[i]) * (a[i] - b[i]));
+    sum = pvti_block_sum(sum, room);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+/* *out = Σ x[i·step]. */
+__global__ void pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i * step];
+    sum = pvti_block_sum(sum, room);
+    if (threadIdx.x == 0) *out = sum;
+}
+static double pvti_op_mse_forward(void *state, const float *a, const float *b, int64_t n)
+{
+    PVTI_STATE;
+    double *parts = (double *)(void *)s->room, sum = 0;
+    int64_t most = PVT_CUDA_ROOM / 8 - 1, piece = most * PVTI_CHUNK;
+    for (int64_t i = 0; i < n; i += piece) {
+        int64_t count = pvti_least(piece, n - i), blocks = pvti_ceil(count, PVTI_CHUNK);
+        double part = 0;
+        PVTI_RUN(s, pvti_k_distance, blocks, PVTI_THREADS, 0, parts + 1, a + i, b + i, count);
+        PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, parts, parts + 1, blocks, (int64_t)1);
+        pvti_op_copy_out(s, &part, parts, (int64_t)sizeof part);
+        sum += part;
+    }
+    return n > 0 && s->failed == PVT_OK ? sum / (double)n : 0;
+}
+__global__ void pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
+{
+    if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
+}
+static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale, int64_t n)
+{
+    PVTI_STATE;
+    if (n > 0)
+        PVTI_RUN(s, pvti_k_mse_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, da, a, b,
+                 (float)(scale * 2 / (double)n), n);
+}
+
+/* ---- numbers of fp16, and whether all are finite ---- */
+
+/* *bad: the first i that is not finite or too large, all ones: none. atomicMin of integers has no order. */
+__global__ void pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
+{
+    int64_t i = PVTI_INDEX;
+    if (i >= n) return;
+    float x = from[i];
+    unsigned bits = pvti_to_f16(x);
+    if (!(fabsf(x) < 65520.0f)) atomicMin(bad, (unsigned long long)i);
+    if (half) half[i] = (uint16_t)bits;
+    if (real) real[i] = pvti_from_f16(bits);
+}
+__global__ void pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
+{
+    if (PVTI_INDEX < n && !pvti_is_finite((double)x[PVTI_INDEX])) atomicMin(bad, (unsigned long long)PVTI_INDEX);
+}
+/* The answer of the two: −1 for none. */
+static int64_t pvti_first_bad(pvti_cuda *s)
+{
+    int64_t bad = -1;
+    pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
+    return s->failed == PVT_OK ? bad : -1;
+}
+static unsigned long long *pvti_no_bad(pvti_cuda *s)
+{
+    if (s->failed == PVT_OK) pvti_check(s, cudaMemsetAsync(s->room, 0xff, 8, s->stream), "setting memory");
+    return (unsigned long long *)(void *)s->room;
+}
+static int64_t pvti_op_round_f16(void *state, uint16_t *half, float *real, const float *from, int64_t n)
+{
+    PVTI_STATE;
+    unsigned long long *bad = pvti_no_bad(s);
+    PVTI_RUN(s, pvti_k_round, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, half, real, from, n);
+    return n > 0 ? pvti_first_bad(s) : -1;
+}
+static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
+{
+    PVTI_STATE;
+    unsigned long long *bad = pvti_no_bad(s);
+    (void)sums;
+    PVTI_RUN(s, pvti_k_finite, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, g, n);
+    return n <= 0 || pvti_first_bad(s) < 0;
+}
+__global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
+{
+    if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
+}
+static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_widen, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, half, n);
+}
+
+// >>sort
+/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
+    of (key, index), and the same in every run. A block has 4,096 pairs and a thread for each of the 256 digits, which
+    goes through them in order: it counts, and in a second pass moves, those of its digit.
+    Limit: the pairs' bytes twice a pass; 4,096·8 shared reads of a warp for a block. */
+
+enum { PVTI_SORTED = 4096 };
+typedef struct pvti_digits {
+    uint8_t digit[PVTI_SORTED];
+} pvti_digits;
+typedef struct pvti_digit_starts {
+    unsigned total[PVTI_THREADS];
+} pvti_digit_starts;
+
+static __device__ inline int pvti_digits_in(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+{
+    int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
+    int count = (int)pvti_least(PVTI_SORTED, n - from);
+    for (int i = (int)threadIdx.x; i < count; i += PVTI_THREADS)
+        room.digit[i] = (uint8_t)(pairs[from + i] >> shift & 255);
+    __syncthreads();
+    return count;
+}
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
+{
+    PVT_SHARED(pvti_digits, room);
+    int end = pvti_digits_in(room, pairs, n, shift);
+    unsigned count = 0;
+    for (int i = 0; i < end; i++) count += room.digit[i] == threadIdx.x;
+    counts[blockIdx.x * PVTI_THREADS + threadIdx.x] = count;
+}
+/* Counts become places: digit after digit, and of one digit block after block. */
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_places(unsigned *counts, int64_t blocks)
+{
+    PVT_SHARED(pvti_digit_starts, room);
+    unsigned at = 0;
+    for (int64_t b = 0; b < blocks; b++) at += counts[b * PVTI_THREADS + threadIdx.x];
+    room.total[threadIdx.x] = at;
+    __syncthreads();
+    at = 0;
+    for (unsigned d = 0; d < threadIdx.x; d++) at += room.total[d];
+    for (int64_t b = 0; b < blocks; b++) {
+        unsigned *count = &counts[b * PVTI_THREADS + threadIdx.x], n = *count;
+        *count = at;
+        at += n;
+    }
+}
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
+{
+    PVT_SHARED(pvti_digits, room);
+    int end = pvti_digits_in(room, pairs, n, shift);
+    unsigned at = places[blockIdx.x * PVTI_THREADS + threadIdx.x];
+    for (int i = 0; i < end; i++)
+        if (room.digit[i] == threadIdx.x) out[at++] = pairs[(int64_t)blockIdx.x * PVTI_SORTED + i];
+}
+/* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
+static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t n, int bits)
+{
+    int64_t blocks = pvti_ceil(n, PVTI_SORTED);
+    unsigned *counts = (unsigned *)(void *)s->room;
+    if (blocks * PVTI_THREADS * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
+    for (int shift = 32; shift < 32 + bits; shift += 8) {
+        uint64_t *swap = a;
+        PVTI_RUN(s, pvti_k_count, blocks, PVTI_THREADS, 0, counts, a, n, shift);
+        PVTI_RUN(s, pvti_k_places, 1, PVTI_THREADS, 0, counts, blocks);
+        PVTI_RUN(s, pvti_k_move, blocks, PVTI_THREADS, 0, b, a, n, shift, counts);
+        a = b, b = swap;
+    }
+    return a;
+}
+
+// >>gradients of values
+/*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each. Codebooks:
+    groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the order of groups.
+    Limit: the bytes of dW, once for scales and once for each codebook. */
+
+__global__ void pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
+{
+    int64_t i = PVTI_INDEX / 32, c0 = i % w.blocks * w.block, r0 = i / w.blocks * w.gog;
+    int64_t width = pvti_least(w.block, w.I - c0), n = width * w.gog;
+    double along = 0, total = 0;
+    if (i >= w.O / w.gog * w.blocks) return; /* the whole warp */
+    for (int64_t k = threadIdx.x % 32; k < n; k += 32) {
+        int64_t row = r0 + k / width, col = c0 + k % width;
+        double g = (double)dW[row * w.I + col];
+        along += g * (double)pvti_factor(w, row, col) * (double)pvti_entry(w, row, col);
+        total += g;
+    }
+    along = pvti_warp_sum(along);
+    if (dzeros) total = pvti_warp_sum(total);
+    if (threadIdx.x % 32) return;
+    dscales[i] += (float)along;
+    if (dzeros) dzeros[i] += (float)(-(double)w.scales[i] * total);
+}
+
+__global__ void pvti_k_code_pairs(uint64_t *pairs, pvti_view w, int m)
+{
+    int64_t g = PVTI_INDEX;
+    if (g < w.groups) pairs[g] = (uint64_t)pvti_code(w, g * w.M + m) << 32 | (uint64_t)g;
+}
+/* The first pair whose key is not below `key`. */
+static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
+{
+    int64_t low = 0;
+    while (low < n) {
+        int64_t middle = (low + n) / 2;
+        if (pairs[middle] >> 32 < key) low = middle + 1;
+        else n = middle;
+    }
+    return low;
+}
+typedef struct pvti_entry_room {
+    float part[PVTI_THREADS];
+} pvti_entry_room;
+/* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
+{
+    PVT_SHARED(pvti_entry_room, room);
+    int64_t from = pvti_lower(pairs, w.groups, blockIdx.x), to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
+    int D = w.gog * w.gig, parts = PVTI_THREADS / D, d = (int)threadIdx.x % D, part = (int)threadIdx.x / D;
+    float sum = 0;
+    for (int64_t i = from + part; part < parts && i < to; i += parts) {
+        int64_t g = (int64_t)(pairs[i] & 0xffffffffu), go = g / w.GI;
+        sum = fmaf(w.scales[go], dW[(go * w.gog + d / w.gig) * w.I + g % w.GI * w.gig + d % w.gig], sum);
+    }
+    room.part[threadIdx.x] = sum;
+    __syncthreads();
+    if (part) return;
+    for (int p = 1; p < parts; p++) sum += room.part[p * D + d];
+    dbook[(int64_t)blockIdx.x * D + d] += sum;
+}
+
+/* Room to sort so many codes; false: there is none. */
+static bool pvti_pairs_room(pvti_cuda *s, int64_t n)
+{
+    if (n <= s->room_pairs) return true;
+    for (int i = 0; i < 2; i++) {
+        pvti_give(s, s->pairs[i]);
+        s->pairs[i] = (uint64_t *)pvti_take(s, n * (int64_t)sizeof *s->pairs[i]);
+    }
+    s->room_pairs = s->pairs[0] && s->pairs[1] ? n : 0;
+    return s->room_pairs > 0;
+}
+static bool pvti_op_reserve(void *state, const pvt_weight *weight, int beam)
+{
+    PVTI_STATE;
+    pvti_view w;
+    (void)beam;
+    return pvti_see(s, weight, &w) && (w.kind != PVTI_AQLM || pvti_pairs_room(s, w.groups));
+}
+static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight, const float *dW)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (!pvti_see(s, weight, &w) || w.kind == PVTI_DENSE) return;
+    bool books = w.kind == PVTI_AQLM;
+    float *dzeros = w.kind == PVTI_INT ? dvalues[2] : NULL;
+    PVTI_RUN(s, pvti_k_scales, pvti_ceil(w.O / w.gog * w.blocks * 32, PVTI_THREADS), PVTI_THREADS, 0,
+             dvalues[books ? 2 : 1], dzeros, w, dW);
+    if (books && !pvti_pairs_room(s, w.groups)) /* of a weight that was never reserved for */
+        pvti_fail_with(s, PVT_ERR_MEMORY, "no memory to sort codes");
+    for (int m = 0; books && m < w.M; m++) {
+        PVTI_RUN(s, pvti_k_code_pairs, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, s->pairs[0], w, m);
+        const uint64_t *sorted = pvti_sort_pairs(s, s->pairs[0], s->pairs[1], w.groups, w.wide ? 16 : 8);
+        PVTI_RUN(s, pvti_k_codebook, w.K, PVTI_THREADS, 0, dvalues[1] + (int64_t)m * w.K * w.gog * w.gig, w, dW, sorted);
+    }
+}
+
+// >>optimizer
+/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's norms are added block
+    by block, and its rate stays on the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
+
+typedef struct pvti_adam {
+    pvt_adam a;
+    const float *g;
+    double *sums;  /* [chunks, 2]: ‖w‖², ‖u‖² */
+    double rate;   /* lr · debias */
+    const float *lamb_rate; /* the second pass' */
+    float beta1, rest1, beta2, rest2, eps, decay, keep;
+    bool lamb;
+} pvti_adam;
+
+/* Moments of number i one step on; the second as it is held, or the largest so far. */
+static __device__ inline float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
+{
+    uint16_t *half = (uint16_t *)s.a.v;
+    float g = s.g[i], v = s.a.v_bf16 ? pvti_from_bf16(half[i]) : ((float *)s.a.v)[i];
+    *m = s.a.m ? s.a.m[i] : g;
+    if (step) {
+        if (s.a.m) s.a.m[i] = *m = fmaf(s.beta1, *m, s.rest1 * g);
+        v = fmaf(s.beta2, v, s.rest2 * g * g);
+        if (s.a.v_bf16) half[i] = (uint16_t)pvti_to_bf16(v), v = pvti_from_bf16(half[i]);
+        else ((float *)s.a.v)[i] = v;
+        if (s.a.v_max) s.a.v_max[i] = fmaxf(s.a.v_max[i], v);
+    }
+    return s.a.v_max ? s.a.v_max[i] : v;
+}
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_adam(pvti_adam s)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(s.a.n, from + PVTI_CHUNK);
+    bool second = s.lamb_rate != NULL;
+    float rate = second ? *s.lamb_rate : (float)s.rate;
+    double ww = 0, uu = 0;
+    for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
+        float m, v = pvti_moments(s, i, !second, &m), w = s.a.w[i];
+        float u = fmaf(s.lamb ? s.decay : 0, w, m / (sqrtf(v) + s.eps));
+        if (s.lamb && !second) ww += (double)(w * w), uu += (double)(u * u);
+        else s.a.w[i] = fmaf(-rate, u, s.keep * w);
+    }
+    if (!s.lamb || second) return;
+    ww = pvti_block_sum(ww, room), uu = pvti_block_sum(uu, room);
+    if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
+}
+/* rate · ‖w‖/‖u‖. */
+__global__ void pvti_k_lamb_rate(float *out, const double *norms, double rate)
+{
+    double w = norms[0], u = norms[1];
+    if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
+}
+static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o, double lr_scale,
+                         int64_t t, double *sums)
+{
+    PVTI_STATE;
+    pvti_adam d;
+    double lr = o->lr * lr_scale, power1 = 1, power2 = 1, *norms = (double *)(void *)s->room;
+    int64_t chunks = pvti_ceil(a->n, PVTI_CHUNK);
+    for (int64_t i = 0; i < t; i++) power1 *= o->beta1, power2 *= o->beta2;
+    memset(&d, 0, sizeof d);
+    d.a = *a, d.g = g, d.sums = sums, d.lamb = o->rule == PVT_OPTIMIZER_LAMB;
+    d.beta1 = (float)o->beta1, d.rest1 = (float)(1 - o->beta1);
+    d.beta2 = (float)o->beta2, d.rest2 = (float)(1 - o->beta2);
+    d.eps = (float)o->eps, d.decay = (float)o->weight_decay;
+    d.rate = lr * (o->no_debias ? 1 : sqrt(1 - power2) / (1 - power1));
+    d.keep = d.lamb ? 1 : (float)(1 - lr * o->weight_decay);
+    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+    if (!d.lamb || chunks == 0) return;
+    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms, sums, chunks, (int64_t)2);
+    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms + 1, sums + 1, chunks, (int64_t)2);
+    PVTI_RUN(s, pvti_k_lamb_rate, 1, 32, 0, (float *)(void *)(norms + 2), norms, d.rate);
+    d.lamb_rate = (const float *)(const void *)(norms + 2);
+    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+}
+
+// >>groups
+/*  Which groups, and what becomes of them; the contracts stand in pvtune.h at group_errors … group_return. */
+
+/* The weights of a group, in the order of a codebook entry. */
+static __device__ inline int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
+{
+    return (group / w.GI * w.gog + k / w.gig) * w.I + group % w.GI * w.gig + k % w.gig;
+}
+static __device__ inline float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
+
+__global__ void pvti_k_keys(float *keys, pvti_view w, const float *target)
+{
+    int64_t g = PVTI_INDEX;
+    float sum = 0;
+    if (g >= w.groups) return;
+    for (int k = 0; k < w.gog * w.gig; k++) {
+        int64_t at = pvti_group_at(w, g, k);
+        float d = target[at] - pvti_group_number(w, at);
+        sum = fmaf(d, d, sum);
+    }
+    keys[g] = sum;
+}
+/* ‖Ŵ‖² of a row of groups, a block to each. */
+__global__ void pvti_k_row_norms(double *norms, pvti_view w)
+{
+    PVT_SHARED(pvti_sum_room, room);
+    int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
+    double sum = 0;
+    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
+        float x = pvti_group_number(w, from + k);
+        sum += (double)(x * x);
+    }
+    sum = pvti_block_sum(sum, room);
+    if (threadIdx.x == 0) norms[blockIdx.x] = sum;
+}
+static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight, const float *target)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (!pvti_see(s, weight, &w)) return;
+    PVTI_RUN(s, pvti_k_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target);
+    PVTI_RUN(s, pvti_k_row_norms, w.O / w.gog, PVTI_THREADS, 0, norms, w);
+}
+
+__global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
+{
+    int64_t g = PVTI_INDEX;
+    double sum = 0;
+    if (g >= w.groups) return;
+    for (int k = 0; k < w.gog * w.gig; k++) {
+        int64_t at = pvti_group_at(w, g, k);
+        double d = (double)target[at] - (double)pvti_group_number(w, at);
+        double u = (double)(a.v_max    ? a.v_max[at]
+                            : a.v_bf16 ? pvti_from_bf16(((const uint16_t *)a.v)[at])
+                                       : ((const float *)a.v)[at]);
+        sum += (root ? sqrt(u) : u) * d * d;
+    }
+    sum *= 18446744073709551616.0;
+    keys[g] = (float)(sum < (double)FLT_MAX ? sum : (double)FLT_MAX);
+}
+static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *weight, const float *target,
+                                  const pvt_adam *moments, bool root)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (!pvti_see(s, weight, &w)) return;
+    PVTI_RUN(s, pvti_k_moment_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target, *moments, root);
+}
+
+__global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
+{
+    int64_t i = PVTI_INDEX;
+    if (i >= n) return;
+    double u = pvti_unit_of(pvti_mix(stream ^ (uint64_t)i));
+    double noise = -log(-log(u * 0.999999 + 5e-7));
+    keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
+}
+static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double temperature, uint64_t stream)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_noise, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, keys, groups, temperature, stream);
+}
+
+/* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
+__global__ void pvti_k_key_pairs(uint64_t *pairs, const float *keys, int64_t n)
+{
+    int64_t i = PVTI_INDEX;
+    if (i >= n) return;
+    unsigned bits = __float_as_uint(keys[i]), ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+    pairs[i] = (uint64_t)(unsigned)~ordered << 32 | (uint64_t)i;
+}
+__global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
+{
+    if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
+}
+static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
+                                 uint64_t *work, uint64_t *more_work)
+{
+    PVTI_STATE;
+    PVTI_RUN(s, pvti_k_key_pairs, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, work, keys, groups);
+    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, groups, 32);
+    PVTI_RUN(s, pvti_k_selected, pvti_ceil(k, PVTI_THREADS), PVTI_THREADS, 0, selected, sorted, k);
+}
+
+typedef struct pvti_accept_room {
+    double x[PVTI_THREADS];
+} pvti_accept_room;
+/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms, added in
+   order, from shared memory. */
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted, const float *change, int64_t n,
+                                                              const double *norms, int64_t rows, double trust)
+{
+    PVT_SHARED(pvti_accept_room, room);
+    double norm = 0, moved = 0;
+    int64_t count = 1;
+    for (int64_t i = 0; i < rows + n; i += PVTI_THREADS) {
+        int64_t at = i + threadIdx.x;
+        if (at < rows + n) room.x[threadIdx.x] = at < rows ? norms[at] : (double)change[at - rows];
+        __syncthreads();
+        for (int64_t j = i; threadIdx.x == 0 && j < pvti_least(rows + n, i + PVTI_THREADS); j++) {
+            if (j < rows) norm += room.x[j - i];
+            else moved += room.x[j - i], count += moved < trust * trust * norm;
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *accepted = pvti_least(count, n);
+}
+__global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
+{
+    int64_t i = PVTI_INDEX;
+    bool differs = false;
+    if (i >= (accepted ? *accepted : a.n)) return;
+    int64_t group = a.groups ? a.groups[i] : i;
+    for (int m = 0; m < w.M; m++) {
+        int64_t at = group * w.M + m;
+        int code = a.codes[i * w.M + m];
+        differs = differs || pvti_code(w, at) != code;
+        if (w.wide) ((uint16_t *)w.codes)[at] = (uint16_t)code;
+        else ((uint8_t *)w.codes)[at] = (uint8_t)code;
+    }
+    if (differs) atomicAdd(changed, 1ull); /* a count: no order */
+}
+static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_assign *a, const double *norms,
+                                  double trust, int64_t *changed)
+{
+    PVTI_STATE;
+    pvti_view w;
+    int64_t *accepted = trust > 0 ? (int64_t *)(void *)s->room : NULL;
+    if (!pvti_see(s, weight, &w)) return;
+    if (accepted) PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, accepted, a->change, a->n, norms, w.O / w.gog, trust);
+    PVTI_RUN(s, pvti_k_commit, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a, accepted,
+             (unsigned long long *)(void *)changed);
+}
+
+__global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
+{
+    int64_t i = PVTI_INDEX;
+    double sum = 0, radius = wind > 0 ? wind * sqrt(*norm / (double)w.groups) : 0;
+    if (i >= a.n) return;
+    int64_t group = a.groups ? a.groups[i] : i;
+    for (int m = 0; a.codes && m < w.M; m++)
+        if (pvti_code(w, group * w.M + m) != a.codes[i * w.M + m]) return;
+    for (int k = 0; k < w.gog * w.gig; k++) {
+        int64_t at = pvti_group_at(w, group, k);
+        double d = (double)target[at] - (double)pvti_group_number(w, at);
+        sum += d * d;
+    }
+    if (sum <= radius * radius) return;
+    for (int k = 0; k < w.gog * w.gig; k++) {
+        int64_t at = pvti_group_at(w, group, k);
+        double x = (double)pvti_group_number(w, at);
+        target[at] = (float)(x + radius / sqrt(sum) * ((double)target[at] - x));
+    }
+}
+static void pvti_op_group_return(void *state, float *target, const pvt_weight *weight, const pvt_assign *a,
+                                 const double *norms, double wind)
+{
+    PVTI_STATE;
+    pvti_view w;
+    double *norm = (double *)(void *)s->room;
+    if (!pvti_see(s, weight, &w)) return;
+    if (wind > 0) PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norm, norms, w.O / w.gog, (int64_t)1);
+    PVTI_RUN(s, pvti_k_return, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, target, w, *a, norm, wind);
+}
+
+// >>search
+/*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a block. The
+    rules, ties included, are those of the processor's searches (sections weights, vector grids, search). */
+
+static __device__ inline bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
+{
+    if (!(e1 > 0 && e2 > 0)) return false;
+    double odds = exp(0.5 / a.rounding * (log(e2) - log(e1)));
+    return pvti_unit_of(pvti_random(a.seed, PVTI_FOR_ROUNDING, a.stream, (uint64_t)group)) < 1 / (1 + odds);
+}
+/* With a scale of 0 all codes are equal. */
+static __device__ inline int pvti_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
+
+/* ---- a code for each weight ---- */
+
+static __device__ inline int pvti_int_nearest(double x, int most, int other)
+{
+    int code = x > 0 ? (x < most ? (int)(x + 0.5) : most) : 0;
+    if (code != other) return code;
+    if (code == 0 || (code < most && x > code)) return code + 1;
+    return code - 1;
+}
+static __device__ inline int pvti_nf4_nearest(double x, int other)
+{
+    int best = -1;
+    for (int k = 0; k < 16; k++)
+        if (k != other && (best < 0 || fabs(x - (double)pvti_nf4_level(k)) < fabs(x - (double)pvti_nf4_level(best))))
+            best = k;
+    return best;
+}
+/* The nearest of all but `other`; *step: by how much the weight then moves. */
+static __device__ inline int pvti_single(const pvti_view &w, int64_t i, double target, int other, double *step)
+{
+    double scale = (double)w.scales[pvti_scale_index(w, i / w.I, i % w.I)];
+    double zero = w.kind == PVTI_INT ? (double)w.extra[i / w.ig] : (double)w.origin;
+    int now = pvti_code(w, i), code;
+    if (scale == 0) code = pvti_idle(now, other);
+    else if (w.kind == PVTI_NF4) code = pvti_nf4_nearest(target / scale, other);
+    else code = pvti_int_nearest(target / scale + zero, w.K - 1, other);
+    *step = scale * (w.kind == PVTI_NF4 ? (double)pvti_nf4_level(code) - (double)pvti_nf4_level(now) : code - now);
+    return code;
+}
+__global__ void pvti_k_assign_singles(pvti_view w, pvt_assign a)
+{
+    int64_t k = PVTI_INDEX, i;
+    if (k >= a.n) return;
+    i = a.groups ? a.groups[k] : k;
+    double target = (double)a.target[i], step, second_step;
+    int code = pvti_single(w, i, target, a.force ? pvti_code(w, i) : -1, &step);
+    if (a.rounding > 0) {
+        int second = pvti_single(w, i, target, code, &second_step);
+        double rest = target - (double)pvti_number(w, i / w.I, i % w.I);
+        if (second_step != step && pvti_draw_second(a, i, (rest - step) * (rest - step),
+                                                    (rest - second_step) * (rest - second_step)))
+            code = second, step = second_step;
+    }
+    a.codes[k] = (uint16_t)code;
+    if (a.change) a.change[k] = (float)(step * step);
+}
+
+/* ---- points of a fixed grid ---- */
+
+/* A candidate: the least cost wins, of equals the lower code. */
+typedef struct pvti_best {
+    double cost;
+    int code;
+} pvti_best;
+static __device__ inline void pvti_offer(pvti_best *best, double cost, int code)
+{
+    if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
+}
+
+/* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out, double. */
+static __device__ inline int pvti_higgs_nearest(const pvti_view &w, const float *x)
+{
+    float least = INFINITY;
+    int best = 0;
+    for (int k = 0; k < w.K; k++) {
+        float sum = 0;
+        for (int d = 0; d < w.gig; d++) sum = fmaf(w.points[k * w.gig + d], w.points[k * w.gig + d], sum);
+        for (int d = 0; d < w.gig; d++) sum = fmaf(-2 * x[d], w.points[k * w.gig + d], sum);
+        if (sum < least) least = sum, best = k;
+    }
+    return best;
+}
+/* The distance², less ‖x‖², of a code's point. */
+static __device__ inline double pvti_code_cost(const pvti_view &w, const float *x, int code)
+{
+    double sum = 0;
+    for (int d = 0; d < w.gig; d++) {
+        double c = (double)pvti_point(w, code, d);
+        sum += (c - 2 * (double)x[d]) * c;
+    }
+    return sum;
+}
+/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
+   costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
+static __device__ inline double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
+                                                 unsigned *minus)
+{
+    double score = 0, norm = 0, least = INFINITY;
+    int weakest = 0;
+    *minus = 0;
+    for (int d = 0; d < 8; d++) {
+        double part = fabs(y[d]) * (double)a[d];
+        score += part, norm += (double)a[d] * (double)a[d];
+        if (part < least) least = part, weakest = d;
+        *minus |= (unsigned)(y[d] < 0) << (high_first ? 7 - d : d);
+    }
+    if ((__popc(*minus) & 1) == (int)odd) return norm - 2 * score;
+    *minus ^= 1u << (high_first ? 7 - weakest : weakest);
+    return norm - 2 * (score - 2 * least);
+}
+/* e8p: both shifts, all patterns; of that of the code to be left out all signs but those. −1: none is. */
+static __device__ inline int pvti_e8p_nearest(const pvti_view &w, const float *x, int not_this)
+{
+    pvti_best best = {INFINITY, not_this == 0};
+    for (int shift = 0; shift < 2; shift++) {
+        double y[8], delta = shift ? 0.25 : -0.25, total = 0, cost;
+        unsigned minus;
+        for (int d = 0; d < 8; d++) y[d] = (double)x[d] - delta, total += (double)x[d];
+        for (int i = 0; i < 256; i++) {
+            const float *a = w.points + i * 8;
+            float sum = 0;
+            bool all = not_this >= 0 && i == not_this >> 8 && shift == (not_this & 1);
+            for (int d = 0; d < 8; d++) sum += a[d];
+            if (!all) {
+                cost = pvti_signed_cost(a, y, (int)sum & 1, true, &minus) - 2 * delta * total;
+                pvti_offer(&best, cost, i << 8 | (int)(minus & 127) << 1 | shift);
+            }
+            for (int code = i << 8 | shift; all && code < (i + 1) << 8; code += 2)
+                if (code != not_this) pvti_offer(&best, pvti_code_cost(w, x, code) - 0.5, code);
+        }
+    }
+    return best.code;
+}
+static __device__ inline int pvti_iq2_nearest(const pvti_view &w, const float *x, int not_this)
+{
+    int bits = pvti_iq2_bits(w), points = 1 << bits;
+    double least = INFINITY, y[8];
+    int found = not_this == 0;
+    for (int d = 0; d < 8; d++) y[d] = (double)x[d];
+    for (int i = 0; i < points; i++) {
+        bool all = not_this >= 0 && i == (not_this & (points - 1));
+        unsigned minus;
+        double cost = pvti_signed_cost(w.points + i * 8, y, false, false, &minus);
+        if (!all && cost < least) least = cost, found = i | (int)(minus & 127) << bits;
+        for (int code = i; all && code < points << 7; code += points) {
+            if (code == not_this) continue;
+            cost = pvti_code_cost(w, x, code);
+            if (cost < least) least = cost, found = code;
+        }
+    }
+    return found;
+}
+/* The nearest of all codes but not_this; −1: of all. */
+static __device__ inline int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
+{
+    pvti_best best = {INFINITY, not_this == 0};
+    if (w.kind == PVTI_E8P) return pvti_e8p_nearest(w, x, not_this);
+    if (w.kind == PVTI_IQ2) return pvti_iq2_nearest(w, x, not_this);
+    if (not_this < 0) return pvti_higgs_nearest(w, x);
+    for (int k = 0; k < w.K; k++)
+        if (k != not_this) pvti_offer(&best, pvti_code_cost(w, x, k), k);
+    return best.code;
+}
+static __device__ inline double pvti_points_distance(const pvti_view &w, const float *x, int code)
+{
+    double sum = 0;
+    for (int d = 0; d < w.gig; d++) {
+        double rest = (double)x[d] - (double)pvti_point(w, code, d);
+        sum += rest * rest;
+    }
+    return sum;
+}
+__global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
+{
+    int64_t k = PVTI_INDEX, group;
+    float x[8], now_point[8];
+    if (k >= a.n) return;
+    group = a.groups ? a.groups[k] : k;
+    float scale = pvti_unit(w, group / w.GI, group % w.GI * w.gig);
+    int old = pvti_code(w, group), now = old & ~w.kept, code;
+    for (int d = 0; d < w.gig; d++) { /* in units of the scale, and never beyond all measure */
+        float y = a.target[group * w.gig + d] / scale;
+        x[d] = fabsf(y) <= 1e15f ? y : y > 0 ? 1e15f : y < 0 ? -1e15f : 0;
+    }
+    if (scale == 0) code = pvti_idle(now, a.force ? now : -1);
+    else code = pvti_points_nearest(w, x, a.force ? now : -1);
+    if (a.rounding > 0 && scale != 0) {
+        int second = pvti_points_nearest(w, x, code);
+        if (pvti_draw_second(a, group, pvti_points_distance(w, x, code), pvti_points_distance(w, x, second)))
+            code = second;
+    }
+    a.codes[k] = (uint16_t)(code | (old & w.kept));
+    for (int d = 0; d < w.gig; d++) now_point[d] = pvti_point(w, now, d);
+    if (a.change)
+        a.change[k] = (float)((double)scale * (double)scale * pvti_points_distance(w, now_point, code));
+}
+
+/* ---- codebooks ----
+   A beam over codebooks, one at a time, in a drawn order: the visited codebook's vector is taken out of each
+   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A block to a
+   group: its threads share the entries; the best are found one after the other, each round passing over what is
+   already taken, so that no list is as long as a codebook.
+   Limit: M·beam·keep·K·2·D operations a group, codebooks through L2. */
+
+enum { PVTI_BEAM = 17, PVTI_SEARCHERS = 128 };
+typedef struct pvti_order {
+    int at[16];
+} pvti_order;
+typedef struct pvti_candidate {
+    float loss;
+    int h, k;
+} pvti_candidate;
+typedef struct pvti_search_room {
+    float v[2][PVTI_BEAM][256], base[PVTI_BEAM];
+    uint16_t codes[2][PVTI_BEAM][16];
+    pvti_candidate list[PVTI_BEAM], part[PVTI_SEARCHERS / 32];
+} pvti_search_room;
+
+static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
+{
+    if (a.loss != b.loss) return a.loss < b.loss;
+    return a.h != b.h ? a.h < b.h : a.k < b.k;
+}
+/* The first of all threads' candidates, to list[at]; an entry of −1: none of them had one, but then the list begins
+   with hypothesis 0 and its present entry `stay`. */
+static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candidate best, int at, int stay)
+{
+    for (int bits = 16; bits > 0; bits /= 2) {
+        pvti_candidate other;
+        other.loss = __shfl_xor_sync(0xffffffffu, best.loss, bits);
+        other.h = __shfl_xor_sync(0xffffffffu, best.h, bits);
+        other.k = __shfl_xor_sync(0xffffffffu, best.k, bits);
+        if (other.k >= 0 && (best.k < 0 || pvti_before(other, best))) best = other;
+    }
+    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        best = room.part[0];
+        for (int i = 1; i < PVTI_SEARCHERS / 32; i++)
+            if (room.part[i].k >= 0 && (best.k < 0 || pvti_before(room.part[i], best))) best = room.part[i];
+        if (best.k < 0 && at == 0) best.k = stay;
+        room.list[at] = best;
+    }
+    __syncthreads();
+}
+/* The `keep` best of n hypotheses' entries; how many there are, at least one. */
+static __device__ inline int pvti_best_entries(pvti_search_room &room, const float (*v)[256], const float *book, int n,
+                                               int K, int D, int keep, int stay)
+{
+    for (int found = 0; found < keep; found++) {
+        pvti_candidate best = {INFINITY, 0, -1}, c;
+        for (c.h = 0; c.h < n; c.h++)
+            for (c.k = (int)threadIdx.x; c.k < K; c.k += PVTI_SEARCHERS) {
+                const float *entry = book + (int64_t)c.k * D;
+                float sum = 0;
+                for (int d = 0; d < D; d++) sum = fmaf(entry[d], entry[d], sum);
+                for (int d = 0; d < D; d++) sum = fmaf(-2 * v[c.h][d], entry[d], sum);
+                c.loss = sum + room.base[c.h];
+                if (!(c.loss < INFINITY) || (found && !pvti_before(room.list[found - 1], c))) continue;
+                if (best.k < 0 || pvti_before(c, best)) best = c;
+            }
+        pvti_first_of(room, best, found, stay);
+        if (room.list[found].k < 0) return found;
+    }
+    return keep;
+}
+static __device__ inline void pvti_residual(pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
+                                            int64_t group, int D)
+{
+    float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
+    for (int d = (int)threadIdx.x; d < D; d += PVTI_SEARCHERS) {
+        float x = a.target[pvti_group_at(w, group, d)] * inverse;
+        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + d];
+        room.v[0][0][d] = x;
+    }
+    for (int m = (int)threadIdx.x; m < w.M; m += PVTI_SEARCHERS)
+        room.codes[0][0][m] = (uint16_t)pvti_code(w, group * w.M + m);
+    __syncthreads();
+}
+/* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
+static __device__ inline int pvti_visit(pvti_search_room &room, const pvti_view &w, int m, int n, int now, int keep,
+                                        bool greedy)
+{
+    int D = w.gog * w.gig, t = (int)threadIdx.x;
+    const float *book = w.points + (int64_t)m * w.K * D;
+    for (int i = t; i < n * D; i += PVTI_SEARCHERS)
+        room.v[now][i / D][i % D] += book[(int64_t)room.codes[now][i / D][m] * D + i % D];
+    __syncthreads();
+    if (t < n) {
+        room.base[t] = 0;
+        for (int d = 0; d < D && !greedy; d++) room.base[t] = fmaf(room.v[now][t][d], room.v[now][t][d], room.base[t]);
+    }
+    __syncthreads();
+    int found = pvti_best_entries(room, room.v[now], book, n, w.K, D, keep, room.codes[now][0][m]);
+    for (int i = t; i < found * D; i += PVTI_SEARCHERS)
+        room.v[1 - now][i / D][i % D] =
+            room.v[now][room.list[i / D].h][i % D] - book[(int64_t)room.list[i / D].k * D + i % D];
+    for (int i = t; i < found * w.M; i += PVTI_SEARCHERS) {
+        int h = i / w.M, j = i % w.M;
+        room.codes[1 - now][h][j] = j == m ? (uint16_t)room.list[h].k : room.codes[now][room.list[h].h][j];
+    }
+    __syncthreads();
+    return found;
+}
+/* Which of the two best is the answer. */
+static __device__ inline int pvti_answer(const pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
+                                         int64_t group, int n, int now)
+{
+    double e1 = 0, e2 = 0;
+    bool same = true;
+    if (n < 2) return 0;
+    for (int d = 0; d < w.gog * w.gig; d++) {
+        e1 += (double)room.v[now][0][d] * (double)room.v[now][0][d];
+        e2 += (double)room.v[now][1][d] * (double)room.v[now][1][d];
+    }
+    if (a.rounding > 0) return pvti_draw_second(a, group, e1, e2);
+    for (int m = 0; m < w.M; m++) same = same && room.codes[now][0][m] == pvti_code(w, group * w.M + m);
+    return a.force && same;
+}
+/* ‖scale·Σ (new entries − present ones)‖². */
+static __device__ inline float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
+{
+    int D = w.gog * w.gig;
+    double sum = 0, scale = (double)w.scales[group / w.GI];
+    for (int d = 0; d < D; d++) {
+        double x = 0;
+        for (int m = 0; m < w.M; m++) {
+            const float *book = w.points + (int64_t)m * w.K * D + d;
+            x += (double)book[(int64_t)codes[m] * D] - (double)book[(int64_t)pvti_code(w, group * w.M + m) * D];
+        }
+        sum += x * x;
+    }
+    return (float)(sum * scale * scale);
+}
+__global__ void __launch_bounds__(PVTI_SEARCHERS) pvti_k_assign_books(pvti_view w, pvt_assign a, pvti_order order)
+{
+    PVT_SHARED(pvti_search_room, room);
+    int64_t i = blockIdx.x, group = a.groups ? a.groups[i] : i;
+    int n = 1, now = 0, two = a.force || a.rounding > 0;
+    pvti_residual(room, w, a, group, w.gog * w.gig);
+    for (int step = 0; step < w.M; step++, now = 1 - now) {
+        int keep = step + 1 < w.M ? a.beam : two ? 2 : 1;
+        n = pvti_visit(room, w, order.at[step], n, now, keep, a.beam == 1 && !two);
+    }
+    if (threadIdx.x) return;
+    const uint16_t *codes = room.codes[now][pvti_answer(room, w, a, group, n, now)];
+    if (a.change) a.change[i] = pvti_book_change(w, codes, group);
+    for (int m = 0; m < w.M; m++) a.codes[i * w.M + m] = codes[m];
+}
+
+/* A permutation of the codebooks (Fisher-Yates), as the processor draws it. */
+static pvti_order pvti_book_order(int M, uint64_t seed, uint64_t stream)
+{
+    pvti_order order;
+    for (int i = 0; i < 16; i++) order.at[i] = i;
+    for (int i = M - 1; i > 0; i--) {
+        int j = (int)(pvti_random(seed, PVTI_FOR_CODEBOOK_ORDER, stream, (uint64_t)i) % (uint64_t)(i + 1)), t = order.at[i];
+        order.at[i] = order.at[j], order.at[j] = t;
+    }
+    return order;
+}
+static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
+{
+    PVTI_STATE;
+    pvti_view w;
+    if (!pvti_see(s, weight, &w)) return;
+    if (w.kind == PVTI_AQLM) {
+        pvti_order order = pvti_book_order(w.M, a->seed, a->stream);
+        PVTI_RUN(s, pvti_k_assign_books, a->n, PVTI_SEARCHERS, 0, w, *a, order);
+    } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
+        PVTI_RUN(s, pvti_k_assign_singles, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a);
+    } else {
+        PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, 64), 64, 0, w, *a);
+    }
+}
+
+// >>table
+
+/*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but asked of
+    the library: a weight whose codes are the grid's, dequantized on the processor. factor: what undoes its scale;
+    shift: what points have beside magnitudes. */
+typedef struct pvti_grid {
+    const char *format;
+    int n, step, first; /* code of point i: first + i·step */
+    int64_t I;
+    float scale, shift;
+} pvti_grid;
+
+static pvt_result pvti_grid_weight(pvt_ctx *ctx, const pvti_grid *g, float *out)
+{
+    pvt_format format;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight w;
+    int count;
+    int64_t O = g->n * 8 / g->I;
+    uint16_t codes[512];
+    float scales[512], factors[512];
+    pvt_result result = pvt_format_parse(ctx, g->format, &format);
+    if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, O, g->I, arrays, &count);
+    if (result != PVT_OK) return result;
+    for (int i = 0; i < g->n; i++) codes[i] = (uint16_t)(g->first + i * g->step);
+    for (int i = 0; i < 512; i++) scales[i] = g->scale, factors[i] = 0;
+    arrays[0].data = codes, arrays[1].data = scales, arrays[2].data = factors;
+    result = pvt_weight_from_arrays(ctx, &format, O, g->I, arrays, count, g->format, &w);
+    if (result != PVT_OK) return result;
+    pvt_weight_dequantize(&w, out);
+    pvt_weight_free(&w);
+    for (int i = 0; i < g->n * 8; i++) out[i] = fabsf(out[i] - g->shift);
+    return PVT_OK;
+}
+static pvt_result pvti_grids(pvti_cuda *s)
+{
+    static const pvti_grid grids[3] = {
+        {"e8p", 256, 256, 1, 8, 1, 0.25f}, /* signs 0, shift 1 */
+        {"iq2_xxs", 256, 1, 0, 256, 8, 0}, /* d·(0 + ½)/4 is 1 */
+        {"iq2_xs", 512, 1, 0, 256, 8, 0},
+    };
+    float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
+    pvt_ctx_desc plain;
+    pvt_ctx *ctx;
+    memset(&plain, 0, sizeof plain);
+    plain.n_threads = 1;
+    pvt_result result = pvt_ctx_create(&plain, &ctx);
+    for (int i = 0; result == PVT_OK && i < 3; i++) {
+        int64_t bytes = grids[i].n * 8 * (int64_t)sizeof *points;
+        result = pvti_grid_weight(ctx, &grids[i], points);
+        if (result != PVT_OK) break;
+        *to[i] = (float *)pvti_take(s, bytes);
+        if (*to[i]) pvti_op_copy_in(s, *to[i], points, bytes);
+        result = *to[i] ? s->failed : PVT_ERR_MEMORY;
+    }
+    pvt_ctx_destroy(ctx);
+    return result;
+}
+
+static void pvti_op_close(void *state)
+{
+    PVTI_STATE;
+    if (s->streaming) cudaStreamSynchronize(s->stream);
+    for (int64_t i = 0; i < s->n_pieces; i++)
+        if (s->pieces[i].first) cudaFree(s->pieces[i].at);
+    if (s->streaming) cudaStreamDestroy(s->stream);
+    free(s->pieces);
+    free(s);
+}
+
+static const int pvti_ordinals[PVTI_ORDINALS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* Which GPU, or why not. */
+static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text, size_t size)
+{
+    int count = 0, major = 0;
+    *ordinal = *(const int *)table->user;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
+        cudaGetLastError();
+        return "no GPU that CUDA can use was found: is the driver installed? Without --device the processor computes";
+    }
+    if (*ordinal >= count) {
+        snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", *ordinal, count);
+        return text;
+    }
+    if (cudaSetDevice(*ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *ordinal) != cudaSuccess)
+        return "the GPU does not answer";
+    return major >= 7 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
+}
+static pvt_result pvti_open_state(pvti_cuda *s)
+{
+    if (!pvti_check(s, cudaStreamCreate(&s->stream), "opening a stream")) return s->failed;
+    s->streaming = true;
+    s->room = (char *)pvti_take(s, PVT_CUDA_ROOM);
+    if (!s->room) {
+        pvti_fail_with(s, PVT_ERR_MEMORY, "the GPU has no memory for work space");
+        return s->failed;
+    }
+    return pvti_grids(s);
+}
+static pvt_result pvti_op_open(const pvt_device *table, const pvt_ctx_desc *desc, void **state)
+{
+    char text[120];
+    int ordinal;
+    const char *why = pvti_choose(table, &ordinal, text, sizeof text);
+    pvti_cuda *s = why ? NULL : (pvti_cuda *)calloc(1, sizeof *s);
+    pvt_result result = why ? PVT_ERR_UNSUPPORTED : PVT_ERR_MEMORY;
+    *state = s;
+    if (s) {
+        s->table = table, s->ordinal = ordinal, s->bf16 = desc->compute_bf16;
+        result = pvti_open_state(s);
+        why = s->failed != PVT_OK ? s->why : result != PVT_OK ? "the tables of fixed grids could not be made" : NULL;
+    }
+    if (result == PVT_OK) return PVT_OK;
+    if (desc->error && desc->error_bytes > 0)
+        snprintf(desc->error, (size_t)desc->error_bytes, "%s: %s", table->name, why ? why : "out of memory");
+    if (s) pvti_op_close(s);
+    *state = NULL;
+    return result;
+}
+static pvt_result pvti_op_status(void *state, const char **why)
+{
+    pvti_cuda *s = (pvti_cuda *)state;
+    *why = s->why;
+    return s->failed;
+}
+
+/* In the order of pvt_device. */
+#define PVTI_TABLE(n)                                                                                          \
+    {PVT_VERSION, sizeof(pvt_device), sizeof(pvt_real), "cuda:" #n, (void *)(uintptr_t)&pvti_ordinals[n],      \
+     pvti_op_open, pvti_op_close, pvti_op_status, pvti_op_synchronise, pvti_op_alloc, pvti_op_free,            \
+     pvti_op_held, pvti_op_copy_in, pvti_op_copy_out, pvti_op_copy, pvti_op_zero, pvti_op_embedding_forward,   \
+     pvti_op_embedding_backward, pvti_op_linear_forward, pvti_op_linear_backward, pvti_op_rmsnorm_forward,     \
+     pvti_op_rmsnorm_backward, pvti_op_rope_table, pvti_op_rope_forward, pvti_op_rope_backward, pvti_op_rotate, \
+     pvti_op_rotate_columns, pvti_op_attention_forward, pvti_op_attention_backward, pvti_op_swiglu_forward,    \
+     pvti_op_swiglu_backward, pvti_op_residual_forward, pvti_op_residual_backward, pvti_op_softmax_update,     \
+     pvti_op_softmax_finish, pvti_op_cross_entropy_backward, pvti_op_kl_forward, pvti_op_kl_backward,          \
+     pvti_op_mse_forward, pvti_op_mse_backward, pvti_op_weight_lookup, pvti_op_weight_forward,                 \
+     pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, pvti_op_round_f16,              \
+     pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, pvti_op_group_errors,                   \
+     pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, pvti_op_weight_commit,                  \
+     pvti_op_group_moments, pvti_op_group_return}
+static const pvt_device pvti_tables[PVTI_ORDINALS] = {
+    PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
+    PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),
+    PVTI_TABLE(12), PVTI_TABLE(13), PVTI_TABLE(14), PVTI_TABLE(15)};
+
+extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
+{
+    *out = NULL;
+    if (ordinal < 0 || ordinal >= PVTI_ORDINALS) return PVT_ERR_ARGUMENT;
+    *out = &pvti_tables[ordinal];
+    return PVT_OK;
+}

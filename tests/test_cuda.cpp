@@ -1,0 +1,750 @@
+/*  The GPU's device table without a GPU: pvtune_cuda.cu compiled as C++ with cuda_shim.h, held against the processor,
+    op by op on odd sizes, and as a whole, one tuning run of a tiny model. Then every barrier of every kernel is left
+    out once, and the same comparisons have to notice.
+
+    Rounding: where an op only moves numbers or does the processor's arithmetic in the processor's order, none. Else
+    the largest difference relative to the largest number of the result, stated at each op. */
+#include <stdint.h>
+static int64_t slab; /* 0: each allocation alone, so that the shim sees what is written behind it */
+#define PVT_CUDA_SLAB slab
+#define PVT_CUDA_ROOM ((int64_t)1 << 20)
+#include "../pvtune_cuda.cu"
+
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "test.h"
+
+static pvt_ctx *host, *there;
+static const pvt_device *device;
+static char why[300];
+static int64_t cases, differences; /* comparisons made, and those that failed, in this round */
+static bool planted;               /* a barrier is left out: differences are expected, and not told */
+
+static pvt_result open_context(const pvt_device *with, bool bf16, pvt_ctx **out)
+{
+    pvt_ctx_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = 1, desc.seed = 5, desc.device = with, desc.error = why, desc.error_bytes = sizeof why;
+    desc.compute_bf16 = bf16;
+    return pvt_ctx_create(&desc, out);
+}
+
+/* ---- the same numbers in both memories ---- */
+
+enum { ARRAYS = 64 };
+typedef struct both {
+    void *h, *d;
+    int64_t bytes;
+} both;
+static both arrays[ARRAYS];
+static int n_arrays;
+
+static both *array(const void *fill, int64_t bytes)
+{
+    both *b = &arrays[n_arrays++];
+    b->h = calloc(1, (size_t)bytes + 1), b->d = pvt_memory_alloc(there, bytes), b->bytes = bytes;
+    if (fill) memcpy(b->h, fill, (size_t)bytes);
+    pvt_memory_write(there, b->d, b->h, bytes);
+    return b;
+}
+static uint64_t drawn;
+static double uniform()
+{
+    return pvti_unit_of(pvti_mix(drawn++)) * 2 - 1;
+}
+static both *numbers(int64_t n, double scale)
+{
+    float *x = (float *)malloc((size_t)n * sizeof *x + 4);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(uniform() * scale);
+    both *b = array(x, n * 4);
+    free(x);
+    return b;
+}
+static void release_all()
+{
+    while (n_arrays > 0) n_arrays--, free(arrays[n_arrays].h), pvt_memory_free(there, arrays[n_arrays].d);
+}
+#define H(b) ((float *)(b)->h)
+#define D(b) ((float *)(b)->d)
+
+static void compared(bool same, const char *what, double off, double allowed)
+{
+    cases++;
+    if (same) return;
+    differences++;
+    if (!planted) printf("%s: off by %.3g, allowed %.3g\n", what, off, allowed);
+}
+/* The largest difference relative to the largest number; NaN where only one has it differs. */
+static void compare(const both *b, const char *what, double allowed)
+{
+    int64_t n = b->bytes / 4;
+    float *x = (float *)malloc((size_t)b->bytes + 4), *y = H(b);
+    double off = 0, most = 0;
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    for (int64_t i = 0; i < n; i++) {
+        double d = fabs((double)x[i] - (double)y[i]);
+        if (x[i] != x[i] && y[i] != y[i]) continue;
+        off = d <= off ? off : d, most = fmax(most, fabs((double)y[i])); /* a NaN is the largest */
+        if (d != d) off = INFINITY;
+    }
+    compared(off <= allowed * most, what, most > 0 ? off / most : off, allowed);
+    free(x);
+}
+static void compare_doubles(const both *b, const char *what, double allowed)
+{
+    double *x = (double *)malloc((size_t)b->bytes + 8), *y = (double *)b->h, off = 0, most = 0;
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    for (int64_t i = 0; i < b->bytes / 8; i++) {
+        double d = fabs(x[i] - y[i]);
+        off = d <= off ? off : d == d ? d : INFINITY, most = fmax(most, fabs(y[i]));
+    }
+    compared(off <= allowed * most, what, off, allowed);
+    free(x);
+}
+static void compare_bytes(const both *b, const char *what)
+{
+    char *x = (char *)malloc((size_t)b->bytes + 1);
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    compared(memcmp(x, b->h, (size_t)b->bytes) == 0, what, 1, 0);
+    free(x);
+}
+
+/* ---- layer 0 ---- */
+
+#define FOR(list, i) for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+static const double EXACT = 0, SUMS = 2e-6; /* SUMS: other orders of sums of some hundred floats */
+
+/* Products: the processor's order, so its bits, but for one to four rows (lanes of a warp). */
+static bool halves; /* the contexts round operands to bf16: sizes where both do, or neither */
+static void ops_linear()
+{
+    static const int sizes[][3] = {{70, 65, 131}, {3, 300, 40}, {1, 5, 3}, {3, 300, 19}, {7, 33, 70}, {5, 24, 64}};
+    for (int i = 0; i < (halves ? 2 : 6); i++) {
+        int n = sizes[i][0], I = sizes[i][1], O = sizes[i][2];
+        both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *bias = numbers(O, 1), *y = numbers(n * O, 1);
+        both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *db = numbers(O, 1);
+        pvt_linear_forward(host, H(y), H(x), H(W), H(bias), n, I, O);
+        pvt_linear_forward(there, D(y), D(x), D(W), D(bias), n, I, O);
+        compare(y, "linear", SUMS);
+        pvt_linear_backward(host, H(dx), H(dW), H(db), H(y), H(x), H(W), n, I, O);
+        pvt_linear_backward(there, D(dx), D(dW), D(db), D(y), D(x), D(W), n, I, O);
+        compare(dx, "linear dx", SUMS), compare(dW, "linear dW", SUMS), compare(db, "linear dbias", SUMS);
+        release_all();
+    }
+}
+static void ops_norm()
+{
+    static const int sizes[][2] = {{1, 5}, {9, 24}, {5, 600}, {130, 33}};
+    FOR(sizes, i) {
+        int n = sizes[i][0], C = sizes[i][1];
+        both *x = numbers(n * C, 2), *w = numbers(C, 1), *y = numbers(n * C, 1), *rstd = numbers(n, 1);
+        both *dx = numbers(n * C, 1), *dw = numbers(C, 1), *g = numbers(n * C, 1);
+        pvt_rmsnorm_forward(host, H(y), H(rstd), H(x), H(w), n, C, 1e-5f);
+        pvt_rmsnorm_forward(there, D(y), D(rstd), D(x), D(w), n, C, 1e-5f);
+        compare(y, "norm", 3e-7), compare(rstd, "rstd", 3e-7);
+        pvt_rmsnorm_backward(host, H(dx), H(dw), H(g), H(x), H(rstd), H(w), n, C);
+        pvt_rmsnorm_backward(there, D(dx), D(dw), D(g), D(x), D(rstd), D(w), n, C);
+        compare(dx, "norm dx", SUMS), compare(dw, "norm dweight", SUMS);
+        release_all();
+    }
+}
+static void ops_rope()
+{
+    enum { B = 2, T = 5, NH = 3, HS = 300 };
+    float inv_freq[HS / 2];
+    both *x = numbers(B * T * NH * HS, 1), *c = numbers(T * HS / 2, 1), *s = numbers(T * HS / 2, 1);
+    pvt_rope_frequencies(inv_freq, HS, 10000);
+    pvt_rope_table(host, H(c), H(s), inv_freq, HS, 70, T);
+    pvt_rope_table(there, D(c), D(s), inv_freq, HS, 70, T);
+    compare(c, "rope cosines", 1.2e-7), compare(s, "rope sines", 1.2e-7);
+    for (int pairing = 0; pairing < 2; pairing++) {
+        pvt_rope_forward(host, H(x), H(c), H(s), B, T, NH, HS, (pvt_rope_pairing)pairing);
+        pvt_rope_forward(there, D(x), D(c), D(s), B, T, NH, HS, (pvt_rope_pairing)pairing);
+        compare(x, "rope", 5e-7);
+    }
+    pvt_rope_backward(host, H(x), H(c), H(s), B, T, NH, HS, PVT_ROPE_NEIGHBOURS);
+    pvt_rope_backward(there, D(x), D(c), D(s), B, T, NH, HS, PVT_ROPE_NEIGHBOURS);
+    compare(x, "rope back", 1e-6);
+    release_all();
+}
+static void ops_rotate()
+{
+    static const int sizes[][2] = {{3, 7}, {5, 24}, {2, 192}, {9, 64}, {1, 16384}};
+    FOR(sizes, i)
+        for (int inverse = 0; inverse < 2; inverse++) {
+            int n = sizes[i][0], C = sizes[i][1];
+            both *x = numbers(n * C, 1), *y = numbers(n * C, 1);
+            pvt_rotate(host, H(y), H(x), n, C, PVT_SIDE_IN, inverse);
+            pvt_rotate(there, D(y), D(x), n, C, PVT_SIDE_IN, inverse);
+            compare(y, "rotate", 4e-7);
+            pvt_rotate(host, H(x), H(x), n, C, PVT_SIDE_OUT, inverse);
+            pvt_rotate(there, D(x), D(x), n, C, PVT_SIDE_OUT, inverse);
+            compare(x, "rotate in place", 4e-7);
+            pvt_rotate_columns(host, H(y), C, n, PVT_SIDE_OUT, inverse);
+            pvt_rotate_columns(there, D(y), C, n, PVT_SIDE_OUT, inverse);
+            compare(y, "rotate columns", 6e-7);
+            release_all();
+        }
+    both *wide = numbers(24 * 70, 1); /* columns in several parts */
+    pvt_rotate_columns(host, H(wide), 24, 70, PVT_SIDE_IN, false);
+    pvt_rotate_columns(there, D(wide), 24, 70, PVT_SIDE_IN, false);
+    compare(wide, "rotate columns, wide", 4e-7);
+    release_all();
+}
+/* Scores and sums in other orders, and exp of its own. */
+static void ops_attention()
+{
+    static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 37, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
+                                   {2, 3, 4, 2, 6, 11, 0}, {1, 20, 1, 1, 160, 5, 0}, {1, 1, 4, 1, 16, 40, 7}};
+    FOR(sizes, i) {
+        pvt_attention_desc d;
+        memset(&d, 0, sizeof d);
+        d.B = sizes[i][0], d.T = sizes[i][1], d.NH = sizes[i][2], d.NKV = sizes[i][3], d.HS = sizes[i][4];
+        d.pos = sizes[i][5], d.window = sizes[i][6];
+        int64_t kv = (d.pos + d.T) * d.NKV * d.HS + (i == 3 ? 5 * d.NKV * d.HS : 0), nq = d.B * d.T * d.NH * d.HS;
+        if (i == 3) d.kv_batch = kv, d.scale = 0.3;
+        both *q = numbers(nq, 2), *k = numbers(d.B * kv, 2), *v = numbers(d.B * kv, 1), *out = numbers(nq, 1);
+        both *lse = numbers(d.B * d.NH * d.T, 1), *g = numbers(nq, 1);
+        both *dq = numbers(nq, 1), *dk = numbers(d.B * kv, 1), *dv = numbers(d.B * kv, 1);
+        pvt_attention_forward(host, H(out), H(lse), H(q), H(k), H(v), &d);
+        pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
+        compare(out, "attention", 3e-6), compare(lse, "attention lse", 1e-6);
+        pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
+        pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
+        compare(dq, "attention dq", 5e-6), compare(dk, "attention dk", 5e-6), compare(dv, "attention dv", 5e-6);
+        release_all();
+    }
+}
+static void ops_elements()
+{
+    static const int32_t ids_of[70] = {3, 30, 3, -1, 0, 31, 12, 3, 0};
+    enum { N = 523, IDS = 70, V = 31, C = 24 };
+    int32_t ids[IDS];
+    for (int i = 0; i < IDS; i++) ids[i] = i < 9 ? ids_of[i] : i * i % 33;
+    both *a = numbers(N, 6), *b = numbers(N, 1), *c = numbers(N, 1), *da = numbers(N, 1), *db = numbers(N, 1);
+    pvt_swiglu_forward(host, H(c), H(a), H(b), N), pvt_swiglu_forward(there, D(c), D(a), D(b), N);
+    compare(c, "swiglu", 3e-7);
+    pvt_swiglu_backward(host, H(da), H(db), H(c), H(a), H(b), N);
+    pvt_swiglu_backward(there, D(da), D(db), D(c), D(a), D(b), N);
+    compare(da, "swiglu dgate", 6e-7), compare(db, "swiglu dup", 6e-7);
+    pvt_residual_forward(host, H(c), H(a), H(b), N), pvt_residual_forward(there, D(c), D(a), D(b), N);
+    compare(c, "residual", 3e-7);
+    pvt_residual_backward(host, H(da), NULL, H(c), N), pvt_residual_backward(there, D(da), NULL, D(c), N);
+    pvt_residual_backward(host, H(da), H(db), H(a), N), pvt_residual_backward(there, D(da), D(db), D(a), N);
+    compare(da, "residual da", 6e-7), compare(db, "residual db", 6e-7);
+    both *i = array(ids, sizeof ids), *table = numbers(V * C, 1), *rows = numbers(IDS * C, 1), *dt = numbers(V * C, 1);
+    pvt_embedding_forward(host, H(rows), H(table), (int32_t *)i->h, IDS, V, C);
+    pvt_embedding_forward(there, D(rows), D(table), (int32_t *)i->d, IDS, V, C);
+    compare(rows, "embedding", EXACT);
+    pvt_embedding_backward(host, H(dt), H(rows), (int32_t *)i->h, IDS, V, C);
+    pvt_embedding_backward(there, D(dt), D(rows), (int32_t *)i->d, IDS, V, C);
+    compare(dt, "embedding back", EXACT);
+    double x = pvt_mse_forward(host, H(a), H(b), N), y = pvt_mse_forward(there, D(a), D(b), N);
+    compared(fabs(x - y) <= 1e-6 * x, "mse", x - y, 1e-6 * x);
+    pvt_mse_backward(host, H(da), H(a), H(b), 0.5, N), pvt_mse_backward(there, D(da), D(a), D(b), 0.5, N);
+    compare(da, "mse back", 3e-7);
+    release_all();
+}
+static void ops_losses()
+{
+    enum { N = 5, V = 700, V0 = 300 };
+    static const int32_t targets[N] = {3, 699, -1, 300, 299};
+    both *s = numbers(N * V, 9), *p = numbers(N * V, 9), *t = array(targets, sizeof targets);
+    both *rows = array(NULL, 2 * N * sizeof(pvt_softmax_row)), *lse = array(NULL, 4 * N * 8);
+    pvt_ctx *ctx[2] = {host, there};
+    for (int k = 0; k < 2; k++) {
+        const int32_t *at = (const int32_t *)(k ? t->d : t->h);
+        float *x = k ? D(s) : H(s), *y = k ? D(p) : H(p);
+        double *l = (double *)(k ? lse->d : lse->h);
+        pvt_softmax_row *r = (pvt_softmax_row *)(k ? rows->d : rows->h);
+        pvt_softmax_update(ctx[k], r, x, at, N, 0, V0, V), pvt_softmax_update(ctx[k], r, x + V0, at, N, V0, V - V0, V);
+        pvt_softmax_finish(ctx[k], l, l + N, r, at, N);
+        pvt_softmax_update(ctx[k], r + N, y, NULL, N, 0, V, V);
+        pvt_softmax_finish(ctx[k], l + 2 * N, NULL, r + N, NULL, N);
+        pvt_kl_forward(ctx[k], l + 3 * N, x, l, y, l + 2 * N, at, N, V0, V);
+        pvt_kl_backward(ctx[k], x, l, y, l + 2 * N, at, 0.25, N, V0, V);
+        pvt_cross_entropy_backward(ctx[k], x + V0, l, at, 0.5, N, V0, V - V0, V);
+    }
+    compare_doubles(lse, "losses", 1e-6);
+    compare(s, "losses' gradients", 1e-6);
+    release_all();
+}
+
+/* ---- weights ---- */
+
+typedef struct weight_case {
+    const char *format;
+    int O, I;
+} weight_case;
+static const weight_case weight_cases[] = {
+    {"aqlm:2x5g8", 19, 72},  {"aqlm:3x4g3o2", 14, 21}, {"aqlm:1x9g4", 33, 20},   {"int:3g5", 11, 35},
+    {"int:4g16s", 29, 48},    {"q2_0", 7, 128},         {"nf4", 5, 192},          {"higgs:p2n11", 6, 1100},
+    {"higgs:p1n300", 5, 33}, {"e8p", 9, 40},           {"iq2_xxs", 5, 256},      {"iq2_xs", 3, 512},
+    {"had:int:2g8", 12, 40}, {"had2:aqlm:2x4g4", 20, 24}, {"had2:q2_0", 24, 64},
+};
+
+/* The same weight in both memories. */
+static bool weight_pair(const weight_case *c, pvt_weight *h, pvt_weight *d)
+{
+    pvt_format format;
+    pvt_fit_desc fit;
+    pvt_array list[PVT_MAX_ARRAYS];
+    float *W = (float *)malloc((size_t)(c->O * c->I) * sizeof *W);
+    for (int i = 0; i < c->O * c->I; i++) W[i] = (float)(uniform() + uniform() + uniform());
+    memset(&fit, 0, sizeof fit);
+    fit.epochs = 1, fit.kmeans_steps = 2;
+    bool ok = pvt_format_parse(host, c->format, &format) == PVT_OK &&
+              pvt_weight_fit(host, W, c->O, c->I, NULL, &format, &fit, NULL, h) == PVT_OK;
+    free(W);
+    int n = ok ? pvt_weight_arrays(h, list) : 0;
+    if (!ok || pvt_weight_from_arrays(there, &format, c->O, c->I, list, n, c->format, d) != PVT_OK) {
+        printf("%s: %s%s\n", c->format, pvt_ctx_error(host), pvt_ctx_error(there));
+        compared(false, "a weight", 1, 0);
+        return false;
+    }
+    return true;
+}
+
+static void weight_products(const weight_case *c, const pvt_weight *h, const pvt_weight *d)
+{
+    static const int rows[3] = {1, 3, 17};
+    for (int i = 0; i < 3; i++)
+        for (int add = 0; add < 2; add++) {
+            both *x = numbers(rows[i] * c->I, 1), *y = numbers(rows[i] * c->O, 1);
+            both *dx = numbers(rows[i] * c->I, 1), *dW = numbers(c->O * c->I, 1);
+            pvt_weight_forward(H(y), H(x), h, rows[i], add), pvt_weight_forward(D(y), D(x), d, rows[i], add);
+            compare(y, c->format, SUMS);
+            pvt_weight_backward(H(dx), add ? NULL : H(dW), H(y), H(x), h, rows[i]);
+            pvt_weight_backward(D(dx), add ? NULL : D(dW), D(y), D(x), d, rows[i]);
+            compare(dx, c->format, SUMS), compare(dW, c->format, SUMS);
+            release_all();
+        }
+}
+static void weight_values(const weight_case *c, const pvt_weight *h, const pvt_weight *d)
+{
+    static const int32_t rows[3] = {2, 0, 2};
+    bool turned = h->format.rotation != 0;
+    both *W = numbers(c->O * c->I, 1), *some = numbers(3 * c->I, 1), *at = array(rows, sizeof rows);
+    pvt_array list[PVT_MAX_ARRAYS];
+    both *g[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL};
+    pvt_real *hg[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL}, *dg[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL};
+    pvt_weight_dequantize(h, H(W)), pvt_weight_dequantize(d, D(W));
+    compare(W, c->format, turned ? 6e-7 : EXACT);
+    pvt_weight_embedding(H(some), h, (int32_t *)at->h, 3), pvt_weight_embedding(D(some), d, (int32_t *)at->d, 3);
+    compare(some, c->format, turned ? 6e-7 : EXACT);
+    both *dW = numbers(c->O * c->I, 1);
+    for (int i = 1; i < pvt_weight_arrays(h, list); i++)
+        if (list[i].role == PVT_ARRAY_VALUE) g[i] = numbers(list[i].bytes / 4, 1), hg[i] = H(g[i]), dg[i] = D(g[i]);
+    compared(pvt_weight_chain(hg, h, H(dW)) == PVT_OK && pvt_weight_chain(dg, d, D(dW)) == PVT_OK, "chain", 1, 0);
+    for (int i = 1; i < PVT_MAX_ARRAYS; i++)
+        if (g[i]) compare(g[i], c->format, SUMS);
+    release_all();
+}
+static void weights_products()
+{
+    FOR(weight_cases, i) {
+        pvt_weight h, d;
+        if (!weight_pair(&weight_cases[i], &h, &d)) continue;
+        if (i % 3 == 0 || !planted) weight_products(&weight_cases[i], &h, &d);
+        pvt_weight_free(&h), pvt_weight_free(&d);
+    }
+}
+static void weights_values()
+{
+    FOR(weight_cases, i) {
+        pvt_weight h, d;
+        if (!weight_pair(&weight_cases[i], &h, &d)) continue;
+        weight_values(&weight_cases[i], &h, &d);
+        pvt_weight_free(&h), pvt_weight_free(&d);
+    }
+}
+
+/* Dense weights as files hold them. */
+static void weights_dense()
+{
+    static const pvt_dtype types[] = {PVT_F32,  PVT_F16,  PVT_BF16, PVT_Q4_0, PVT_Q4_1, PVT_Q5_0, PVT_Q5_1, PVT_Q8_0,
+                                      PVT_Q2_K, PVT_Q3_K, PVT_Q4_K, PVT_Q5_K, PVT_Q6_K, PVT_Q2_0};
+    static const int bytes_256[] = {1024, 512, 512, 144, 160, 176, 192, 272, 84, 110, 144, 176, 210, 72};
+    enum { O = 5, I = 512 };
+    FOR(types, i) {
+        int64_t n = O * I / 256 * bytes_256[i];
+        uint8_t *data = (uint8_t *)malloc((size_t)n);
+        pvt_weight h, d;
+        for (int64_t k = 0; k < n; k++) data[k] = (uint8_t)pvti_mix(drawn++);
+        if (i < 3) /* whole numbers: no NaN */
+            for (int64_t k = 0; k < n; k++) data[k] = (uint8_t)(k % (i ? 2 : 4) == (i ? 1 : 3) ? 0x3c + (k & 2) : data[k]);
+        both *blocks = array(data, n), *W = numbers(O * I, 1);
+        compared(pvt_weight_borrow(host, blocks->h, types[i], O, I, &h) == PVT_OK &&
+                     pvt_weight_borrow(there, blocks->d, types[i], O, I, &d) == PVT_OK, pvt_dtype_name(types[i]), 1, 0);
+        pvt_weight_dequantize(&h, H(W)), pvt_weight_dequantize(&d, D(W));
+        compare(W, pvt_dtype_name(types[i]), 1e-7);
+        release_all();
+        free(data);
+    }
+}
+
+/* ---- PV ---- */
+
+typedef struct pv_case {
+    pvt_pv_desc d;
+    const char *name;
+    double allowed; /* share of codes that may differ: only draws can, for log and exp are others */
+} pv_case;
+static int pv_cases(pv_case *list)
+{
+    int n = 0;
+    memset(list, 0, 12 * sizeof *list);
+    list[n++].name = "the default";
+    list[n].name = "trust and moments in bf16", list[n].d.trust = 0.05, list[n].d.cap = 0.3, list[n++].d.moments = PVT_BF16;
+    list[n].name = "linearized with a beam", list[n].d.strategy = PVT_STRATEGY_LINEARIZED, list[n++].d.beam = 3;
+    list[n].name = "forced", list[n].d.cap = 0.5, list[n].d.force_update = true, list[n++].d.beam = 2;
+    list[n].name = "stochastic", list[n].d.strategy = PVT_STRATEGY_STOCHASTIC, list[n++].allowed = 0.01;
+    list[n].name = "uniform, restart and wind", list[n].d.selection = PVT_SELECT_UNIFORM, list[n].d.restart = true;
+    list[n].d.cap = 0.4, list[n].d.wind = 0.3, list[n++].allowed = 0.01;
+    list[n].name = "proportional by moments", list[n].d.selection = PVT_SELECT_PROPORTIONAL, list[n].d.cap = 0.4;
+    list[n].d.key = PVT_KEY_MOMENT, list[n].d.codes.amsgrad = true, list[n++].allowed = 0.01;
+    list[n].name = "plain", list[n].d.strategy = PVT_STRATEGY_SUBSPACE, list[n].d.step = PVT_STEP_PLAIN;
+    list[n].d.smoothness = 2, list[n++].d.cap = 0.2;
+    list[n].name = "Adam for codes, LAMB for values", list[n].d.codes.rule = PVT_OPTIMIZER_ADAM;
+    list[n].d.values.rule = PVT_OPTIMIZER_LAMB, list[n].d.values.weight_decay = 0.1, list[n].d.key = PVT_KEY_ROOT_MOMENT;
+    list[n].d.codes.lr = 0.1, list[n].d.cap = 0.2, list[n++].d.delta = 0.25;
+    return n;
+}
+
+/* Two steps of one weight in both memories: values to rounding, codes alike. */
+static void pv_weight(const pv_case *p, const weight_case *c)
+{
+    pvt_weight w[2];
+    pvt_pv *pv[2] = {NULL, NULL};
+    pvt_ctx *ctx[2] = {host, there};
+    pvt_pv_stats stats[2];
+    pvt_array list[PVT_MAX_ARRAYS], other[PVT_MAX_ARRAYS];
+    char what[120];
+    snprintf(what, sizeof what, "%s, %s", c->format, p->name);
+    if (!weight_pair(c, &w[0], &w[1])) return;
+    for (int k = 0; k < 2; k++)
+        if (pvt_pv_create(ctx[k], &p->d, &pv[k]) != PVT_OK || pvt_pv_add_weight(pv[k], &w[k], "w", NULL) != PVT_OK)
+            compared(false, pvt_ctx_error(ctx[k]), 0, 0);
+    for (int step = 0; step < 2; step++) {
+        both *dW = numbers(c->O * c->I, 1);
+        for (int k = 0; k < 2; k++)
+            if (pvt_pv_begin(pv[k], 1) != PVT_OK || pvt_pv_apply(pv[k], 0, k ? D(dW) : H(dW)) != PVT_OK ||
+                pvt_pv_end(pv[k], &stats[k]) != PVT_OK)
+                compared(false, pvt_ctx_error(ctx[k]), 0, 0);
+        release_all();
+    }
+    int n = pvt_weight_arrays(&w[0], list);
+    pvt_weight_arrays(&w[1], other);
+    for (int i = 0; i < n; i++) {
+        both *b = array(list[i].data, list[i].bytes);
+        pvt_memory_copy(there, b->d, other[i].data, list[i].bytes);
+        if (list[i].role != PVT_ARRAY_CODE) compare(b, what, 1e-5);
+        else if (p->allowed == 0) compare_bytes(b, what);
+        else {
+            int64_t off = 0;
+            uint8_t *read = (uint8_t *)malloc((size_t)b->bytes);
+            if (pvt_memory_read(there, read, b->d, b->bytes) != PVT_OK) off = b->bytes;
+            for (int64_t j = 0; j < b->bytes; j++) off += read[j] != ((uint8_t *)b->h)[j];
+            compared((double)off <= p->allowed * (double)b->bytes, what, (double)off / (double)b->bytes, p->allowed);
+            free(read);
+        }
+    }
+    release_all();
+    compared(p->allowed > 0 || stats[0].groups_changed == stats[1].groups_changed, what, 1, 0);
+    for (int k = 0; k < 2; k++) pvt_pv_free(pv[k]), pvt_weight_free(&w[k]);
+}
+static void pv_all()
+{
+    pv_case list[12];
+    int n = pv_cases(list);
+    FOR(weight_cases, i)
+        for (int k = 0; k < n; k++) {
+            if (planted ? k > 3 || i % 2 || i > 4 : (i + (size_t)k) % 3) continue;
+            pv_weight(&list[k], &weight_cases[i]);
+        }
+}
+
+/* ---- all of it ---- */
+
+typedef struct part {
+    const char *name;
+    void (*run)();
+} part;
+static const part parts[] = {{"linear", ops_linear},       {"norm", ops_norm},         {"rope", ops_rope},
+                             {"rotate", ops_rotate},       {"attention", ops_attention}, {"elements", ops_elements},
+                             {"losses", ops_losses},       {"weights", weights_values}, {"products", weights_products},
+                             {"dense", weights_dense},     {"pv", pv_all}};
+
+static bool met_by[sizeof parts / sizeof *parts][4096]; /* the barriers of each part, by their lines */
+
+static int64_t run_part(const part *p, uint64_t seed)
+{
+    shim::w.random = seed, drawn = 1000 * (uint64_t)(p - parts + 1), differences = 0;
+    p->run();
+    return differences;
+}
+static void test_parts()
+{
+    FOR(parts, i) {
+        shim::w.n_lines = 0;
+        shim::guard(i < 7); /* layer 0; it takes its time */
+        CHECK(run_part(&parts[i], 7) == 0);
+        for (int k = 0; k < shim::w.n_lines; k++) met_by[i][shim::w.lines[k]] = true;
+        if (getenv("PVTUNE_TIMES")) printf("%s: %ld\n", parts[i].name, (long)clock());
+    }
+    printf("%ld comparisons with the processor\n", (long)cases);
+    CHECK(shim::w.errors == 0);
+    if (shim::w.errors) printf("%s\n", shim::w.why);
+}
+
+/* ---- a model ---- */
+
+enum { CTX = 24, VOCAB = 90, WINDOWS = 10 };
+static pvt_model *teacher[2], *student[2];
+static pvt_corpus corpus;
+
+static void make_models()
+{
+    pvt_model_config c;
+    pvt_quantize_desc q;
+    int32_t ids[CTX * WINDOWS];
+    memset(&c, 0, sizeof c), memset(&q, 0, sizeof q);
+    for (int i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 89);
+    CHECK_OK(host, pvt_corpus_from_ids(host, ids, CTX * WINDOWS, &corpus));
+    c.layers = 2, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 48, c.vocab = VOCAB, c.ctx = CTX;
+    CHECK_OK(host, pvt_model_create(host, &c, &teacher[0]));
+    CHECK_OK(host, pvt_model_copy(host, teacher[0], &student[0]));
+    q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
+    q.embedding = true;
+    CHECK_OK(host, pvt_format_parse(host, "had:int:3g8", &q.embed_format));
+    CHECK_OK(host, pvt_format_parse(host, "aqlm:2x5g4", &q.format));
+    CHECK_OK(host, pvt_quantize(student[0], &corpus, &q));
+    for (int64_t i = 0; i < pvt_model_tensors(student[0]); i++) { /* one with outputs rotated */
+        pvt_tensor_info t = pvt_model_tensor(student[0], i), from = pvt_model_tensor(teacher[0], i);
+        if (!strstr(t.name, "layers.1.mlp.down_proj")) continue;
+        pvt_weight_free(t.weight);
+        CHECK_OK(host, pvt_format_parse(host, "had2:int:4g16", &q.format));
+        CHECK_OK(host, pvt_weight_fit(host, (const pvt_real *)from.weight->array[0], from.weight->O, from.weight->I,
+                                      NULL, &q.format, NULL, NULL, t.weight));
+    }
+    CHECK_OK(there, pvt_model_copy(there, teacher[0], &teacher[1]));
+    CHECK_OK(there, pvt_model_copy(there, student[0], &student[1]));
+}
+static void free_models()
+{
+    for (int i = 0; i < 2; i++) pvt_model_free(teacher[i]), pvt_model_free(student[i]);
+    pvt_corpus_free(&corpus);
+}
+
+/* Perplexity, logits and what is written. */
+static void test_use()
+{
+    pvt_ctx *ctx[2] = {host, there};
+    pvt_ppl_desc desc;
+    pvt_ppl ppl[2];
+    pvt_generate_desc g;
+    pvt_generated made[2];
+    memset(&desc, 0, sizeof desc), memset(&g, 0, sizeof g);
+    desc.ctx = CTX, g.n = 8;
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(ctx[i], pvt_perplexity(student[i], &corpus, &desc, &ppl[i]));
+        CHECK_OK(ctx[i], pvt_generate(student[i], corpus.ids, 9, &g, &made[i]));
+    }
+    CHECK_NEAR(ppl[0].nll, ppl[1].nll, 1e-6);
+    CHECK(made[0].n == 8 && made[1].n == 8 && memcmp(made[0].ids, made[1].ids, 8 * sizeof(int32_t)) == 0);
+    for (int i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
+    CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(there), "is not possible on cuda:0: do it in a context without a device"));
+}
+
+/* Three steps in both memories: losses to rounding, as many groups searched, nothing allocated, and twice the same
+   bits there. */
+static void test_tune(const pvt_tune_desc *desc)
+{
+    pvt_ctx *ctx[3] = {host, there, there};
+    pvt_model *tuned[3];
+    pvt_tuner *tuner[3];
+    pvt_tune_stats s[3];
+    int64_t changed = 0;
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx[i], pvt_model_copy(ctx[i], student[i > 0], &tuned[i]));
+        CHECK_OK(ctx[i], pvt_tuner_create(tuned[i], desc->cross_entropy ? NULL : teacher[i > 0], &corpus, desc, &tuner[i]));
+        if (!tuner[i]) return;
+    }
+    int64_t mallocs = shim::w.mallocs;
+    for (int step = 0; step < desc->steps; step++) {
+        for (int i = 0; i < 3; i++) CHECK_OK(ctx[i], pvt_tuner_step(tuner[i], &s[i]));
+        CHECK_NEAR(s[0].loss, s[1].loss, 1e-6 * s[0].loss + 1e-7); /* KL: of logits to 1e-7 */
+        CHECK(s[1].loss == s[2].loss && s[1].groups_changed == s[2].groups_changed);
+        CHECK(s[0].groups_searched == s[1].groups_searched);
+        CHECK_NEAR((double)s[1].groups_changed, (double)s[0].groups_changed, 0.02 * (double)s[0].groups_searched);
+        changed += s[1].groups_changed;
+    }
+    CHECK(changed > 0 && shim::w.mallocs == mallocs);
+    for (int64_t i = 0; i < pvt_model_tensors(tuned[1]); i++) {
+        pvt_tensor_info a = pvt_model_tensor(tuned[1], i), b = pvt_model_tensor(tuned[2], i);
+        pvt_array x[PVT_MAX_ARRAYS], y[PVT_MAX_ARRAYS];
+        int n = a.weight ? pvt_weight_arrays(a.weight, x) : 0;
+        if (a.weight) pvt_weight_arrays(b.weight, y);
+        for (int k = 0; k < n; k++) CHECK(memcmp(x[k].data, y[k].data, (size_t)x[k].bytes) == 0);
+    }
+    for (int i = 0; i < 3; i++) pvt_tuner_free(tuner[i]), pvt_model_free(tuned[i]);
+}
+static void test_model()
+{
+    pvt_tune_desc desc;
+    memset(&desc, 0, sizeof desc);
+    make_models();
+    test_use();
+    desc.steps = 3, desc.batch = 2, desc.ctx = CTX, desc.pv.cap = 0.05, desc.eval_every = -1;
+    test_tune(&desc);
+    desc.cross_entropy = true, desc.memory_limit = 1, desc.steps = 2, desc.pv.trust = 0.02;
+    test_tune(&desc);
+}
+
+/* ---- what goes wrong ---- */
+
+static void test_refusals()
+{
+    const pvt_device *other;
+    pvt_ctx *ctx;
+    pvt_weight w;
+    pvt_attention_desc d;
+    float *x = (float *)pvt_memory_alloc(there, 4096);
+    CHECK(pvt_cuda_device(-1, &other) == PVT_ERR_ARGUMENT && !other && pvt_cuda_device(16, &other) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_cuda_device(3, &other) == PVT_OK && open_context(other, false, &ctx) == PVT_ERR_UNSUPPORTED && !ctx);
+    CHECK(strstr(why, "cuda:3: there is no GPU 3: CUDA counts 1 here"));
+    shim::w.devices = 0;
+    CHECK(open_context(device, false, &ctx) == PVT_ERR_UNSUPPORTED && strstr(why, "no GPU that CUDA can use was found"));
+    shim::w.devices = 1;
+    CHECK_OK(there, pvt_weight_borrow(there, x, PVT_IQ4_NL, 1, 32, &w));
+    CHECK(open_context(device, false, &ctx) == PVT_OK);
+    w.ctx = ctx;
+    pvt_weight_dequantize(&w, x);
+    CHECK(pvt_ctx_synchronise(ctx) == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(ctx), "weights in IQ4_NL are not decoded"));
+    CHECK(pvt_ctx_synchronise(ctx) == PVT_ERR_UNSUPPORTED && !pvt_memory_alloc(ctx, 10)); /* it sticks */
+    pvt_ctx_destroy(ctx);
+    CHECK(open_context(device, false, &ctx) == PVT_OK);
+    memset(&d, 0, sizeof d);
+    d.B = d.T = d.NH = d.NKV = 1, d.HS = 257;
+    pvt_attention_forward(ctx, x, NULL, x, x, x, &d);
+    CHECK(pvt_ctx_synchronise(ctx) == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(ctx), "more than 256"));
+    pvt_ctx_destroy(ctx);
+    pvt_memory_free(there, x);
+}
+/* A kernel that could not be launched, and memory that is not there, at every place in turn. */
+static void test_failures()
+{
+    pvt_ctx *ctx;
+    float x[64];
+    int64_t failed = 0;
+    CHECK(open_context(device, false, &ctx) == PVT_OK);
+    float *y = (float *)pvt_memory_alloc(ctx, sizeof x);
+    shim::w.fail_launch = shim::w.launches;
+    pvt_residual_forward(ctx, y, y, y, 64);
+    pvt_residual_forward(ctx, y, y, y, 64); /* does nothing */
+    CHECK(pvt_ctx_synchronise(ctx) == PVT_ERR_IO);
+    CHECK(strstr(pvt_ctx_error(ctx), "cuda:0: pvti_k_add: unspecified launch failure"));
+    CHECK(pvt_memory_read(ctx, x, y, sizeof x) == PVT_ERR_IO);
+    shim::w.fail_launch = -1;
+    pvt_ctx_destroy(ctx);
+    for (;; failed++) {
+        shim::w.fail_malloc = shim::w.mallocs + failed;
+        pvt_result result = open_context(device, false, &ctx);
+        shim::w.fail_malloc = -1;
+        if (result == PVT_OK) break;
+        CHECK(result == PVT_ERR_MEMORY && !ctx && why[0]);
+    }
+    CHECK(failed == 4);
+    pvt_ctx_destroy(ctx);
+}
+/* Slabs: pieces of one, merged again, and several. */
+static void test_arena()
+{
+    pvt_ctx *ctx;
+    void *p[12];
+    slab = 2 << 20;
+    CHECK(open_context(device, false, &ctx) == PVT_OK);
+    int64_t held = pvt_ctx_get_info(ctx).device_bytes_now, mallocs = shim::w.mallocs;
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 12; i++) {
+            p[i] = pvt_memory_alloc(ctx, 100000 + 1000 * i);
+            bool apart = p[i] && (uintptr_t)p[i] % 256 == 0;
+            for (int k = 0; k < i; k++) apart = apart && llabs((char *)p[i] - (char *)p[k]) >= 100000;
+            CHECK(apart);
+            pvt_memory_zero(ctx, p[i], 100000 + 1000 * i);
+        }
+        for (int i = 0; i < 12; i++) pvt_memory_free(ctx, p[(i * 7 + round) % 12]);
+        CHECK(pvt_ctx_get_info(ctx).device_bytes_now == held);
+    }
+    CHECK(shim::w.mallocs - mallocs <= 3);
+    pvt_ctx_destroy(ctx);
+    slab = 0;
+}
+/* Operands rounded to bf16, as the processor does it. */
+static void test_bf16()
+{
+    pvt_ctx *fp32[2] = {host, there};
+    host = there = NULL;
+    CHECK(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK);
+    halves = true;
+    CHECK(run_part(&parts[0], 3) == 0);
+    halves = false;
+    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
+    host = fp32[0], there = fp32[1];
+}
+
+/* ---- planted faults ---- */
+
+/* Whether the part notices that the barrier in this line is left out: in a child, for it may also crash or hang. */
+static bool notices(const part *p, int line)
+{
+    int status = 0;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        bool found = false;
+        planted = true, shim::w.omit = line;
+        if (!freopen("/dev/null", "w", stdout)) _exit(0);
+        alarm(60);
+        for (uint64_t seed = 1; seed < 9 && !found; seed++) found = run_part(p, seed) > 0 || shim::w.errors > 0;
+        _exit(found);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && status != 0;
+}
+static void test_barriers()
+{
+    int n = 0;
+    for (int line = 1; line < 4096; line++) {
+        bool met = false, found = false;
+        for (size_t i = 0; i < sizeof parts / sizeof *parts && !found; i++) {
+            if (!met_by[i][line]) continue;
+            met = true, found = notices(&parts[i], line);
+        }
+        if (!met) continue;
+        n++;
+        CHECK(found);
+        if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
+    }
+    printf("%d barriers left out, one by one\n", n);
+    CHECK(n >= 29);
+}
+
+int main()
+{
+    CHECK(pvt_cuda_device(0, &device) == PVT_OK);
+    shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1;
+    CHECK(open_context(NULL, false, &host) == PVT_OK);
+    CHECK(open_context(device, false, &there) == PVT_OK);
+    if (!there) printf("%s\n", why);
+    if (there) test_parts();
+    shim::guard(false);
+    if (there) test_refusals(), test_failures(), test_arena(), test_bf16(), test_model();
+    if (there && !getenv("PVTUNE_QUICK")) test_barriers();
+    if (there) free_models();
+    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
+    CHECK(shim::w.errors == 0 && shim::w.end == shim::w.base); /* all memory is back, and nothing behind it written */
+    return test_end();
+}

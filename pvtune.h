@@ -871,7 +871,8 @@ PVT_API const char *pvt_dtype_name(pvt_dtype dtype);
     X(HIGGS, higgs)    \
     X(E8P, e8p)        \
     X(IQ2_XXS, iq2_xxs) \
-    X(IQ2_XS, iq2_xs)
+    X(IQ2_XS, iq2_xs) \
+    X(IQ2_S, iq2_s)
 typedef enum pvt_format_kind {
 #define PVTI_X(name, kind) PVT_FORMAT_##name,
     PVT_FORMATS(PVTI_X)
@@ -888,8 +889,8 @@ typedef enum pvt_format_kind {
     higgs (arXiv 2411.17525): one of n points, the best for p normal numbers, for p = ig inputs, times a scale
     per 1024 inputs (the last of a row may be fewer). e8p (QuIP#, arXiv 2402.04396): one of 65,536 points of the
     lattice E8 for 8 inputs, times a scale per row. Both expect weights that a rotation has made normal.
-    iq2_xxs, iq2_xs (llama.cpp): one of 256 or 512 points with signs for 8 inputs, d per 256 inputs and 4-bit
-    factors of it per 32 or 16, which a fit sets and tuning leaves.
+    iq2_xxs, iq2_xs, iq2_s (llama.cpp): one of 256, 512 or 1024 points with signs for 8 inputs, d per 256 inputs
+    and 4-bit factors of it per 32, 16 or 16, which a fit sets and tuning leaves.
     Where a desc has a format, a zeroed one means that desc's default. "dense" is 16 bits in groups of 1.
 
     A rotation (pvt_rotate: signs and a block Hadamard transform) may stand around any format with codes. With
@@ -900,9 +901,9 @@ typedef struct pvt_format {
     pvt_format_kind kind;
     int codebooks; /* M, 1 … 16; 1 where there are none */
     int bits;      /* B of a code: aqlm 1 … 16, int 1 … 8 (symmetric: from 2 on), nf4 4, q2_0 2,
-                      higgs ⌈log2 entries⌉, e8p, iq2_xxs and iq2_xs 16 */
-    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs, iq2_xs 256); must
-                      divide I */
+                      higgs ⌈log2 entries⌉, e8p, iq2_xxs and iq2_xs 16, iq2_s 10 */
+    int in_group;  /* ig, 1 … 64 (int: to 4096; higgs 1, 2 or 4; e8p 8; iq2_xxs, iq2_xs, iq2_s
+                      256); must divide I */
     int out_group; /* og, 1 … 64, og · ig ≤ 256 (others than aqlm: 1); must divide O */
     int entries;   /* higgs: n, 2 … 4096; else 0: 2^B */
     int rotation;  /* 0 none, 1 of the inputs ("had:"), 2 of inputs and outputs ("had2:") */
@@ -910,7 +911,7 @@ typedef struct pvt_format {
 
 /* "aqlm:MxBgG" or "aqlm:MxBgGoO", e.g. "aqlm:2x8g8"; "vq:BgG" is "aqlm:1xBgG"; "nf4"; "int:BgG", e.g.
    "int:2g64", or "int:BgGs", symmetric; "q2_0"; "higgs:pPnN", e.g. "higgs:p2n64"; "e8p"; "iq2_xxs"; "iq2_xs";
-   "dense"; all but dense with "had:" or "had2:" in front, e.g. "had:int:2g64".
+   "iq2_s"; "dense"; all but dense with "had:" or "had2:" in front, e.g. "had:int:2g64".
    Errors: ARGUMENT (ctx NULL: silently). */
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out);
 /* The text that pvt_format_parse reads back. */
@@ -941,6 +942,7 @@ typedef struct pvt_weight {
         higgs:  "codes" [O, I/p], "scales" [O, ⌈I/1024⌉], "grid" [n, p] (fixed)
         e8p:    "codes" [O, I/8], "scales" [O, 1]
         iq2_xxs, iq2_xs: "codes" [O, I/8], "scales" [O, I/256]; iq2_xs: "factors" [O, I/32] (fixed)
+        iq2_s:  "codes" [O, I/4], two for 8 inputs, "scales" [O, I/256]
         dense:  "weight" [O, I], or GGUF blocks along I
     Values are pvt_real (dense: the weight's dtype), codes U8 when B ≤ 8, else U16. */
 typedef enum pvt_array_role {
@@ -1484,7 +1486,7 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
         gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
                               where 64 divides G and each zero is 1 or 2
-        gguf:iq2_xxs, iq2_xs  the same in IQ2_XXS and IQ2_XS, of the formats iq2_xxs and iq2_xs
+        gguf:iq2_xxs, iq2_xs, iq2_s  the same in IQ2_XXS, IQ2_XS and IQ2_S, of the formats of these names
         gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
                               integers
         compressed-tensors    the same, and linears may be dense
@@ -7433,7 +7435,25 @@ typedef struct pvti_points {
        which fit sets and searches leave */
     pvt_real (*factor)(const pvt_weight *w, int64_t group);
     int kept;
+    bool pairs; /* a code has 2·B bits: two codes in the array, the lower half first */
 } pvti_points;
+
+/* The code of a group. */
+PVTI_INLINE int64_t pvti_points_get(bool pairs, const pvt_weight *w, int64_t group)
+{
+    if (!pairs) return pvti_code_get(w, group);
+    return pvti_code_get(w, 2 * group) | pvti_code_get(w, 2 * group + 1) << w->format.bits;
+}
+static void pvti_points_set(bool pairs, pvt_weight *w, int64_t group, int64_t code)
+{
+    int64_t half = (int64_t)1 << w->format.bits;
+    if (!pairs) {
+        pvti_code_set(w, group, code);
+        return;
+    }
+    pvti_code_set(w, 2 * group, code & (half - 1));
+    pvti_code_set(w, 2 * group + 1, code >> w->format.bits);
+}
 
 /* p. */
 PVTI_INLINE int64_t pvti_points_size(const pvt_weight *w)
@@ -7472,7 +7492,7 @@ static int pvti_points_arrays(const pvti_points *t, const pvt_format *f, int64_t
                               int p, pvt_dtype dtype, pvt_array *out)
 {
     return pvti_array_set(&out[0], "codes", PVT_ARRAY_CODE, f->bits <= 8 ? PVT_U8 : PVT_U16, f->bits, 1, O,
-                          I / p, 0, 0) &&
+                          t->pairs ? I / p * 2 : I / p, 0, 0) &&
                    pvti_array_set(&out[PVTI_POINTS_SCALES], "scales", PVT_ARRAY_VALUE, dtype, 16, 1, O,
                                   pvti_points_blocks(t, I), 0, 0)
                ? 2
@@ -7572,17 +7592,21 @@ static void pvti_points_answer(const pvti_points_args *s, int64_t k, pvt_real sc
                                int64_t code)
 {
     const pvt_assign *a = s->assign;
-    int64_t group = a->groups ? a->groups[k] : k;
+    int64_t group = a->groups ? a->groups[k] : k, present = pvti_points_get(s->t->pairs, s->weight, group);
     if (a->rounding > 0 && scale != 0) {
         int64_t second = s->t->other(s->weight, x, (int)code);
         if (pvti_draw_second(a->seed, a->stream, group, pvti_points_distance(s, x, code),
                              pvti_points_distance(s, x, second), a->rounding))
             code = second;
     }
-    a->codes[k] = (uint16_t)(code | (pvti_code_get(s->weight, group) & s->t->kept));
+    int64_t whole = code | (present & s->t->kept), half = (int64_t)1 << s->weight->format.bits;
+    if (s->t->pairs) {
+        a->codes[2 * k] = (uint16_t)(whole & (half - 1));
+        a->codes[2 * k + 1] = (uint16_t)(whole >> s->weight->format.bits);
+    } else a->codes[k] = (uint16_t)whole;
     if (a->change) {
         pvt_real now[8];
-        s->t->point(s->weight, now, pvti_code_get(s->weight, group));
+        s->t->point(s->weight, now, present);
         a->change[k] = (float)((double)scale * (double)scale * pvti_points_distance(s, now, code));
     }
 }
@@ -7605,7 +7629,8 @@ static void pvti_points_task(void *arg, int64_t task, int worker)
     memcpy(used, x, (size_t)(n * p) * sizeof *x);
     if (!a->force) s->t->nearest(s->ctx, w, best, used, n, s->room);
     for (int64_t i = 0; i < n; i++) {
-        int now = (int)pvti_code_get(w, a->groups ? a->groups[from + i] : from + i) & ~s->t->kept;
+        int64_t group = a->groups ? a->groups[from + i] : from + i;
+        int now = (int)pvti_points_get(s->t->pairs, w, group) & ~s->t->kept;
         if (scales[i] == 0) best[i] = pvti_single_idle(now, a->force ? now : -1);
         else if (a->force) best[i] = s->t->other(w, x + i * p, now);
         pvti_points_answer(s, from + i, scales[i], x + i * p, best[i]);
@@ -7669,9 +7694,10 @@ static void pvti_points_fit_task(void *arg, int64_t task, int worker)
         for (int64_t i = 0; i < n; i++) pvti_points_fit_target(f, r0 + i, j, x + i * p);
         f->t->nearest(f->ctx, w, best, x, n, f->room);
         for (int64_t i = 0; i < n; i++) {
-            int64_t at = (r0 + i) * I + j * p;
+            int64_t at = (r0 + i) * I + j * p, group = (r0 + i) * GI + j;
             pvt_real error[8], scale = pvti_points_unit(f->t, w, r0 + i, j);
-            pvti_code_set(w, (r0 + i) * GI + j, best[i] | (pvti_code_get(w, (r0 + i) * GI + j) & f->t->kept));
+            int64_t present = pvti_points_get(f->t->pairs, w, group);
+            pvti_points_set(f->t->pairs, w, group, best[i] | (present & f->t->kept));
             if (!f->R) continue;
             f->t->point(w, error, best[i]);
             for (int64_t d = 0; d < p; d++) error[d] = f->W[at + d] - scale * error[d];
@@ -8015,7 +8041,7 @@ static int pvti_higgs_other(const pvt_weight *w, const pvt_real *x, int not_this
 
 static const pvti_points pvti_points_higgs = {
     PVTI_HIGGS_BLOCK, pvti_higgs_decode, pvti_higgs_point, pvti_higgs_nearest, pvti_higgs_other,
-    pvti_higgs_prepare, pvti_higgs_room, NULL, 0};
+    pvti_higgs_prepare, pvti_higgs_room, NULL, 0, false};
 
 /* ---- the table's functions ---- */
 
@@ -8300,7 +8326,7 @@ static int pvti_e8p_other(const pvt_weight *w, const pvt_real *x, int not_this)
 }
 
 static const pvti_points pvti_points_e8p = {0, pvti_e8p_decode, pvti_e8p_point, pvti_e8p_nearest,
-                                            pvti_e8p_other, NULL, pvti_room_none, NULL, 0};
+                                            pvti_e8p_other, NULL, pvti_room_none, NULL, 0, false};
 
 /* ---- the table's functions ---- */
 
@@ -8392,38 +8418,51 @@ static const pvti_kind pvti_kind_e8p = {
     pvti_room_none, NULL};
 
 // >>iq2
-/*  llama.cpp's IQ2_XXS and IQ2_XS as representations to tune inside: an export to GGUF will lose nothing but
-    what fp16 takes from d. Eight weights are a point of 256 or of 512, with an even number of minuses, and
-        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs (IQ2_XS: 16).
-    d is a value; s is found by fit and then stays. The lowest bits of a code name the point, the seven above
-    negate weights 0 … 6 (the sign of weight 7 makes minuses even).
+/*  llama.cpp's IQ2_XXS, IQ2_XS and IQ2_S as representations to tune inside: an export to GGUF will lose nothing
+    but what fp16 takes from d. Eight weights are a point of 256, 512 or 1024 with signs, and
+        W = d·(s + ½)/4 · (±point),   d for 256 inputs, s of 4 bits for 32 inputs (IQ2_XS, IQ2_S: 16).
+    d is a value; s is found by fit and then stays. The lowest bits of a code name the point, those above
+    negate weights: seven, of which the eighth follows (minuses are even), or, in iq2_s, eight.
     iq2_xxs: that is 15 bits; bit 15 is bit i of s, i the group's place among the four that share s: 2.0625
     bits per weight, as in the file.
     iq2_xs: no bit is left, and s has an array of its own, numbers s + 16·s' for 32 inputs in a row, exact in
-    fp16: 2.5625 bits per weight. llama.cpp, with bytes for them, has 2.3125. */
+    fp16: 2.5625 bits per weight. llama.cpp, with bytes for them, has 2.3125.
+    iq2_s: 18 bits; the two above are half of s, its lower half in the first of the two groups that share it.
+    The array has each code as two of 10 bits, the lower first: 2.5625 bits per weight, as in the file. */
 
-enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000, PVTI_IQ2_PAIRS = 2 };
+enum { PVTI_IQ2_BLOCK = 256, PVTI_IQ2_SCALE_BIT = 0x8000, PVTI_IQ2_SCALE_PAIR = 3 << 18, PVTI_IQ2_PAIRS = 2 };
 
 typedef struct pvti_iq2_grid {
+    const char *name;
     const uint64_t *points;
-    int bits; /* of a point's number */
+    int bits;     /* of a point's number */
+    int signs;    /* bits of signs */
+    int64_t size; /* inputs that share s */
 } pvti_iq2_grid;
-static const pvti_iq2_grid pvti_iq2_grids[2] = {{pvti_iq2_xxs_points, 8}, {pvti_iq2_xs_points, 9}};
+static const pvti_iq2_grid pvti_iq2_grids[3] = {{"iq2_xxs", pvti_iq2_xxs_points, 8, 7, 32},
+                                                {"iq2_xs", pvti_iq2_xs_points, 9, 7, 16},
+                                                {"iq2_s", pvti_iq2_s_points, 10, 8, 16}};
 
+/* Which of the three. */
+static int pvti_iq2_which(const pvt_format *format)
+{
+    return format->kind == PVT_FORMAT_IQ2_XXS ? 0 : format->kind == PVT_FORMAT_IQ2_XS ? 1 : 2;
+}
 static const pvti_iq2_grid *pvti_iq2_grid_of(const pvt_weight *w)
 {
-    return &pvti_iq2_grids[w->format.kind == PVT_FORMAT_IQ2_XS];
+    return &pvti_iq2_grids[pvti_iq2_which(&w->format)];
 }
 
-/* Eight signs of which seven are stored: an even number is negative. */
-PVTI_INLINE uint32_t pvti_iq2_minus(uint32_t stored)
+/* Eight signs from those that are stored: of seven, an even number is negative. */
+PVTI_INLINE uint32_t pvti_iq2_minus(const pvti_iq2_grid *g, uint32_t stored)
 {
+    if (g->signs == 8) return stored & 255;
     return (stored & 127) | (uint32_t)(__builtin_popcount(stored & 127) & 1) << 7;
 }
 static void pvti_iq2_at(const pvti_iq2_grid *g, pvt_real *out, int64_t code)
 {
     uint32_t point = pvti_iq_point(g->points, code & ((1 << g->bits) - 1));
-    uint32_t minus = pvti_iq2_minus((uint32_t)code >> g->bits);
+    uint32_t minus = pvti_iq2_minus(g, (uint32_t)code >> g->bits);
     for (int k = 0; k < 8; k++) {
         pvt_real a = (pvt_real)pvti_iq2_magnitude(point, k);
         out[k] = minus >> k & 1 ? -a : a;
@@ -8433,17 +8472,21 @@ static void pvti_iq2_point(const pvt_weight *w, pvt_real *out, int64_t code)
 {
     pvti_iq2_at(pvti_iq2_grid_of(w), out, code);
 }
+PVTI_INLINE bool pvti_iq2_in_pairs(const pvti_iq2_grid *g) { return g->bits + g->signs > 16; }
 static void pvti_iq2_decode(const pvt_weight *w, pvt_real *out, int64_t first, int64_t n)
 {
     const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
-    for (int64_t i = 0; i < n; i++) pvti_iq2_at(g, out + 8 * i, pvti_code_get(w, first + i));
+    bool pairs = pvti_iq2_in_pairs(g);
+    for (int64_t i = 0; i < n; i++) pvti_iq2_at(g, out + 8 * i, pvti_points_get(pairs, w, first + i));
 }
-/* (s + ½)/4. */
+
+/* ---- s ---- */
+
+PVTI_INLINE pvt_real pvti_iq2_factor(int s) { return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25; }
 static pvt_real pvti_iq2_xxs_factor(const pvt_weight *w, int64_t group)
 {
     const uint16_t *codes = (const uint16_t *)w->array[0] + (group & ~(int64_t)3);
-    int s = codes[0] >> 15 | codes[1] >> 15 << 1 | codes[2] >> 15 << 2 | codes[3] >> 15 << 3;
-    return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
+    return pvti_iq2_factor(codes[0] >> 15 | codes[1] >> 15 << 1 | codes[2] >> 15 << 2 | codes[3] >> 15 << 3);
 }
 /* A number that is no pair of them, which only a caller can have put there, counts as the lowest. */
 PVTI_INLINE int pvti_iq2_pair(const pvt_weight *w, int64_t i)
@@ -8453,64 +8496,85 @@ PVTI_INLINE int pvti_iq2_pair(const pvt_weight *w, int64_t i)
 }
 static pvt_real pvti_iq2_xs_factor(const pvt_weight *w, int64_t group)
 {
-    int s = pvti_iq2_pair(w, group / 4) >> (group / 2 % 2 * 4) & 15;
-    return ((pvt_real)s + (pvt_real)0.5) * (pvt_real)0.25;
+    return pvti_iq2_factor(pvti_iq2_pair(w, group / 4) >> (group / 2 % 2 * 4) & 15);
 }
-
-/* Magnitudes [n, 8] of all n points and their squared norms [n]. */
-static int64_t pvti_iq2_room(const pvt_weight *w) { return 9 << pvti_iq2_grid_of(w)->bits; }
-static void pvti_iq2_prepare(const pvt_weight *w, pvt_real *room)
+/* Of the two groups 2i and 2i + 1. */
+PVTI_INLINE int pvti_iq2_s_scale(const pvt_weight *w, int64_t i)
 {
-    const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
-    int n = 1 << g->bits;
-    for (int i = 0; i < n; i++) {
-        pvti_iq2_at(g, room + 8 * i, i);
-        room[n * 8 + i] = (pvt_real)pvti_sum_products(room + 8 * i, room + 8 * i, 8);
-    }
+    const uint16_t *codes = (const uint16_t *)w->array[0] + 4 * i; /* lower, upper, lower, upper half */
+    return (codes[1] >> 8 & 3) | (codes[3] >> 8 & 3) << 2;
+}
+static pvt_real pvti_iq2_s_factor(const pvt_weight *w, int64_t group)
+{
+    return pvti_iq2_factor(pvti_iq2_s_scale(w, group / 2));
 }
 
-/* The signs of x and, where these are odd, one turned: that which costs the least. With a point's magnitudes
-   a: distance² less ‖x‖² is ‖a‖² − 2·Σ|x_k|·a_k, and 4·min_k |x_k|·a_k for the turned sign. */
+/* ---- the nearest point ---- */
+
+/*  With a point's magnitudes a and the best signs, distance² less ‖x‖² is Σ_k a_k² − 2·|x_k|·a_k: of what
+    three magnitudes can be in four places there are 81 sums, and the two halves of any point are two of them.
+    Where minuses must be even and x has an odd number, one sign is turned: that which costs the least,
+    4·min_k |x_k|·a_k. */
 typedef struct pvti_iq2_query {
-    double size[8];
+    double size[8];     /* |x| */
+    double cost[2][256], least[2][256]; /* of half a point, by its codes as in pvti_iq_point */
     uint32_t minus;
+    bool turn;
 } pvti_iq2_query;
-static void pvti_iq2_open(pvti_iq2_query *q, const pvt_real *x)
+static void pvti_iq2_open(const pvti_iq2_grid *g, pvti_iq2_query *q, const pvt_real *x)
 {
     q->minus = 0;
     for (int k = 0; k < 8; k++) q->size[k] = fabs((double)x[k]), q->minus |= (uint32_t)(x[k] < 0) << k;
+    q->turn = g->signs == 7 && (__builtin_popcount(q->minus) & 1);
+    for (int h = 0; h < 2; h++)
+        for (uint32_t half = 0; half <= 0xaa; half++) {
+            double cost = 0, least = INFINITY;
+            if (half & half >> 1 & 0x55) continue; /* a code of 3 is none */
+            for (int k = 0; k < 4; k++) {
+                double a = (double)pvti_iq2_magnitude(half, k), along = q->size[4 * h + k] * a;
+                cost += a * a - 2 * along;
+                least = PVTI_MIN(least, along);
+            }
+            q->cost[h][half] = cost, q->least[h][half] = least;
+        }
 }
-static double pvti_iq2_cost(const pvti_iq2_query *q, const pvt_real *a, double norm, uint32_t *minus)
+PVTI_INLINE double pvti_iq2_cost(const pvti_iq2_query *q, uint32_t point)
 {
-    double score = 0, least = INFINITY;
-    int weakest = 0;
-    *minus = q->minus;
-    for (int k = 0; k < 8; k++) score += q->size[k] * (double)a[k];
-    if (!(__builtin_popcount(q->minus) & 1)) return norm - 2 * score;
-    for (int k = 0; k < 8; k++)
-        if (q->size[k] * (double)a[k] < least) least = q->size[k] * (double)a[k], weakest = k;
-    *minus ^= (uint32_t)1 << weakest;
-    return norm - 2 * score + 4 * least;
+    double cost = q->cost[0][point & 255] + q->cost[1][point >> 8];
+    if (!q->turn) return cost;
+    return cost + 4 * PVTI_MIN(q->least[0][point & 255], q->least[1][point >> 8]);
 }
-static int pvti_iq2_nearest_one(const pvti_iq2_grid *g, const pvt_real *x, const pvt_real *room)
+/* The point's code with the signs that this cost is for. */
+static int pvti_iq2_code(const pvti_iq2_grid *g, const pvti_iq2_query *q, int number)
+{
+    uint32_t minus = q->minus, point = pvti_iq_point(g->points, number);
+    double least = INFINITY;
+    int weakest = 0;
+    for (int k = 0; k < 8; k++) {
+        double along = q->size[k] * (double)pvti_iq2_magnitude(point, k);
+        if (along < least) least = along, weakest = k;
+    }
+    if (q->turn) minus ^= (uint32_t)1 << weakest;
+    return number | (int)(minus & ((1u << g->signs) - 1)) << g->bits;
+}
+static int pvti_iq2_nearest_one(const pvti_iq2_grid *g, const pvt_real *x)
 {
     pvti_iq2_query q;
-    double best = INFINITY;
-    int code = 0, n = 1 << g->bits;
-    pvti_iq2_open(&q, x);
+    double least = INFINITY;
+    int best = 0, n = 1 << g->bits;
+    pvti_iq2_open(g, &q, x);
     for (int i = 0; i < n; i++) {
-        uint32_t minus;
-        double cost = pvti_iq2_cost(&q, room + 8 * i, (double)room[n * 8 + i], &minus);
-        if (cost < best) best = cost, code = i | (int)(minus & 127) << g->bits;
+        double cost = pvti_iq2_cost(&q, pvti_iq_point(g->points, i));
+        if (cost < least) least = cost, best = i;
     }
-    return code;
+    return pvti_iq2_code(g, &q, best);
 }
 static void pvti_iq2_nearest(pvt_ctx *ctx, const pvt_weight *w, int32_t *best, pvt_real *x, int64_t n,
                              const pvt_real *room)
 {
     const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
-    (void)ctx;
-    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(g, x + 8 * i, room);
+    (void)ctx, (void)room;
+    for (int64_t i = 0; i < n; i++) best[i] = pvti_iq2_nearest_one(g, x + 8 * i);
 }
 /* As above; of the point whose code is left out, all its other signs. */
 static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
@@ -8518,46 +8582,45 @@ static int pvti_iq2_other(const pvt_weight *w, const pvt_real *x, int not_this)
     const pvti_iq2_grid *g = pvti_iq2_grid_of(w);
     pvti_iq2_query q;
     double best = INFINITY;
-    int found = not_this == 0, points = 1 << g->bits;
-    pvti_iq2_open(&q, x);
+    int points = 1 << g->bits, same = not_this & (points - 1), found = not_this == 0;
+    pvti_iq2_open(g, &q, x);
     for (int i = 0; i < points; i++) {
-        pvt_real a[8];
-        uint32_t minus;
-        double cost;
-        bool all = i == (not_this & (points - 1));
-        pvti_iq2_at(g, a, i);
-        if (!all) cost = pvti_iq2_cost(&q, a, pvti_sum_products(a, a, 8), &minus);
-        if (!all && cost < best) best = cost, found = i | (int)(minus & 127) << g->bits;
-        for (int code = i; all && code < points << 7; code += points) {
-            if (code == not_this) continue;
+        double cost = i == same ? INFINITY : pvti_iq2_cost(&q, pvti_iq_point(g->points, i));
+        if (cost < best) best = cost, found = pvti_iq2_code(g, &q, i);
+        for (int code = i; i == same && code < points << g->signs; code += points) {
+            pvt_real a[8];
             pvti_iq2_at(g, a, code);
             cost = pvti_sum_products(a, a, 8) - 2 * pvti_sum_products(a, x, 8);
-            if (cost < best) best = cost, found = code;
+            if (code != not_this && cost < best) best = cost, found = code;
         }
     }
     return found;
 }
 
-static const pvti_points pvti_points_iq2[2] = {
-    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, pvti_iq2_prepare,
-     pvti_iq2_room, pvti_iq2_xxs_factor, PVTI_IQ2_SCALE_BIT},
-    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, pvti_iq2_prepare,
-     pvti_iq2_room, pvti_iq2_xs_factor, 0}};
+static const pvti_points pvti_points_iq2[3] = {
+    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, NULL, pvti_room_none,
+     pvti_iq2_xxs_factor, PVTI_IQ2_SCALE_BIT, false},
+    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, NULL, pvti_room_none,
+     pvti_iq2_xs_factor, 0, false},
+    {PVTI_IQ2_BLOCK, pvti_iq2_decode, pvti_iq2_point, pvti_iq2_nearest, pvti_iq2_other, NULL, pvti_room_none,
+     pvti_iq2_s_factor, PVTI_IQ2_SCALE_PAIR, true}};
 static const pvti_points *pvti_points_iq2_of(const pvt_weight *w)
 {
-    return &pvti_points_iq2[w->format.kind == PVT_FORMAT_IQ2_XS];
+    return &pvti_points_iq2[pvti_iq2_which(&w->format)];
 }
 
 /* ---- the table's functions ---- */
 
 static bool pvti_parse_iq2(const char *text, pvt_format *out)
 {
-    out->codebooks = out->out_group = 1, out->bits = 16, out->in_group = PVTI_IQ2_BLOCK;
-    return strcmp(text, out->kind == PVT_FORMAT_IQ2_XS ? "iq2_xs" : "iq2_xxs") == 0;
+    const pvti_iq2_grid *g = &pvti_iq2_grids[pvti_iq2_which(out)];
+    out->codebooks = out->out_group = 1, out->bits = pvti_iq2_in_pairs(g) ? 10 : 16;
+    out->in_group = PVTI_IQ2_BLOCK;
+    return strcmp(text, g->name) == 0;
 }
 static void pvti_print_iq2(const pvt_format *format, char out[48])
 {
-    snprintf(out, 48, "%s", format->kind == PVT_FORMAT_IQ2_XS ? "iq2_xs" : "iq2_xxs");
+    snprintf(out, 48, "%s", pvti_iq2_grids[pvti_iq2_which(format)].name);
 }
 static void pvti_group_iq2(const pvt_format *format, int64_t *og, int64_t *ig)
 {
@@ -8567,11 +8630,12 @@ static void pvti_group_iq2(const pvt_format *format, int64_t *og, int64_t *ig)
 static int pvti_arrays_iq2(const pvt_format *f, int64_t O, int64_t I, pvt_dtype dtype, pvt_array *out,
                            pvt_format *nearest)
 {
+    int which = pvti_iq2_which(f);
     *nearest = *f;
-    if (f->bits != 16 || f->codebooks != 1 || f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 ||
-        f->entries)
+    if (f->bits != (pvti_iq2_in_pairs(&pvti_iq2_grids[which]) ? 10 : 16) || f->codebooks != 1 ||
+        f->in_group != PVTI_IQ2_BLOCK || f->out_group != 1 || f->entries)
         return 0;
-    int n = pvti_points_arrays(&pvti_points_iq2[0], f, O, I, 8, dtype, out);
+    int n = pvti_points_arrays(&pvti_points_iq2[which], f, O, I, 8, dtype, out);
     if (n == 0 || f->kind != PVT_FORMAT_IQ2_XS) return n;
     return pvti_array_set(&out[PVTI_IQ2_PAIRS], "factors", PVT_ARRAY_FIXED, dtype, 16, 1, O, I / 32, 0, 0)
                ? 3
@@ -8592,13 +8656,13 @@ static void pvti_chain_iq2(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_wei
 
 /* ‖w − scale·(nearest points)‖² of n weights; along and square: ⟨w, points⟩ and ‖points‖², are added to. */
 static double pvti_iq2_error(const pvti_iq2_grid *g, const pvt_real *w, int64_t n, double scale,
-                             const pvt_real *room, double *along, double *square)
+                             double *along, double *square)
 {
     double error = 0;
     for (int64_t j = 0; j < n; j += 8) {
         pvt_real x[8], point[8];
         for (int k = 0; k < 8; k++) x[k] = pvti_points_query(w[j + k], (pvt_real)scale);
-        pvti_iq2_at(g, point, pvti_iq2_nearest_one(g, x, room));
+        pvti_iq2_at(g, point, pvti_iq2_nearest_one(g, x));
         for (int k = 0; k < 8; k++) {
             double rest = (double)w[j + k] - scale * (double)point[k];
             error += rest * rest;
@@ -8610,27 +8674,31 @@ static double pvti_iq2_error(const pvti_iq2_grid *g, const pvt_real *w, int64_t 
 
 /* The scale with the least error for n weights, from multiples of their root mean square: 0.044 is best for
    normal numbers. */
-static double pvti_iq2_scale(const pvti_iq2_grid *g, const pvt_real *w, int64_t n, const pvt_real *room)
+static double pvti_iq2_scale(const pvti_iq2_grid *g, const pvt_real *w, int64_t n)
 {
     static const double multiples[8] = {0.044, 0.033, 0.037, 0.040, 0.048, 0.053, 0.060, 0.072};
     double rms = __builtin_sqrt(pvti_sum_products(w, w, n) / (double)n), least = INFINITY, scale = 0;
     for (int i = 0; rms > 0 && rms <= DBL_MAX && i < 8; i++) {
         double along = 0, square = 0;
-        double error = pvti_iq2_error(g, w, n, rms * multiples[i], room, &along, &square);
+        double error = pvti_iq2_error(g, w, n, rms * multiples[i], &along, &square);
         if (error < least) least = error, scale = along > 0 ? along / square : rms * multiples[i];
     }
     return scale;
 }
 
-/* s of the `size` inputs from `at` on, counted through all rows. */
-static void pvti_iq2_set_factor(pvt_weight *w, int64_t at, int64_t size, int s)
+/* s of the inputs that share it, from `at` on, counted through all rows; where codes hold it they get no more
+   than that. */
+static void pvti_iq2_set_factor(pvt_weight *w, int64_t at, int s)
 {
-    if (size == 16) {
+    int which = pvti_iq2_which(&w->format);
+    if (which == 1) {
         pvt_real *pair = (pvt_real *)w->array[PVTI_IQ2_PAIRS] + at / 32;
         *pair = at % 32 ? *pair + (pvt_real)(16 * s) : (pvt_real)s;
-        return;
     }
-    for (int i = 0; i < 4; i++) pvti_code_set(w, at / 8 + i, s >> i & 1 ? PVTI_IQ2_SCALE_BIT : 0);
+    for (int i = 0; which == 0 && i < 4; i++)
+        pvti_code_set(w, at / 8 + i, s >> i & 1 ? PVTI_IQ2_SCALE_BIT : 0);
+    for (int i = 0; which == 2 && i < 2; i++)
+        pvti_points_set(true, w, at / 8 + i, (int64_t)(s >> 2 * i & 3) << 18);
 }
 
 /* d and every s of each block of a row. */
@@ -8638,14 +8706,14 @@ static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
 {
     const pvti_points_rescale_args *a = (const pvti_points_rescale_args *)arg;
     const pvti_iq2_grid *g = pvti_iq2_grid_of(a->weight);
-    int64_t I = a->weight->I, size = a->weight->format.kind == PVT_FORMAT_IQ2_XS ? 16 : 32;
+    int64_t I = a->weight->I, size = g->size;
     int parts = (int)(PVTI_IQ2_BLOCK / size);
     (void)worker;
     for (int64_t at = 0; at < I; at += PVTI_IQ2_BLOCK) {
         const pvt_real *w = a->W + row * I + at;
         double scales[16], most = 0, along = 0, square = 0;
         for (int b = 0; b < parts; b++) {
-            scales[b] = pvti_iq2_scale(g, w + size * b, size, a->V);
+            scales[b] = pvti_iq2_scale(g, w + size * b, size);
             most = PVTI_MAX(most, scales[b]);
         }
         double d = most / 3.875; /* s = 15 */
@@ -8653,9 +8721,9 @@ static void pvti_iq2_scale_task(void *arg, int64_t row, int worker)
             double want = d > 0 ? 4 * scales[b] / d : 0, own[2] = {0, 0};
             int s = want < 15 ? (int)want : 15; /* (s + ½)/4: halves round down */
             double factor = (s + 0.5) / 4;
-            pvti_iq2_error(g, w + size * b, size, d * factor, a->V, &own[0], &own[1]);
+            pvti_iq2_error(g, w + size * b, size, d * factor, &own[0], &own[1]);
             along += factor * own[0], square += factor * factor * own[1];
-            pvti_iq2_set_factor(a->weight, row * I + at + size * b, size, s);
+            pvti_iq2_set_factor(a->weight, row * I + at + size * b, s);
         }
         if (d > 0 && along > 0) d = along / square;
         *pvti_points_scale(a->t, a->weight, row, at / 8) = (pvt_real)d;
@@ -8665,12 +8733,8 @@ static pvt_result pvti_fit_iq2(pvt_ctx *ctx, const pvt_real *W, const pvt_real *
                                pvt_fit_stats *stats, pvt_weight *out)
 {
     pvti_points_rescale_args a;
-    pvt_real *room = PVTI_NEW(ctx, pvt_real, pvti_iq2_room(out));
-    if (!room) return PVT_ERR_MEMORY;
-    pvti_iq2_prepare(out, room);
-    a.t = pvti_points_iq2_of(out), a.weight = out, a.W = W, a.V = room, a.VH = NULL;
+    a.t = pvti_points_iq2_of(out), a.weight = out, a.W = W, a.V = a.VH = NULL;
     pvti_parallel(ctx, out->O, pvti_iq2_scale_task, &a);
-    pvti_free(ctx, room);
     return pvti_points_fit(ctx, pvti_points_iq2_of(out), W, H, desc, stats, out);
 }
 static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_assign *a, pvt_real *room)
@@ -8681,10 +8745,13 @@ static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_iq2_xxs = {
     "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
     pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
-    pvti_iq2_room, NULL};
+    pvti_room_none, NULL};
 static const pvti_kind pvti_kind_iq2_xs = {
     "iq2_xs", "iq2_xs, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_iq2_room, NULL};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL};
+static const pvti_kind pvti_kind_iq2_s = {
+    "iq2_s", "iq2_s, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL};
 
 // >>surrogates
 /*  Quantization-aware training of integers. Behind the codes of a group stands the buffer T, and
@@ -23572,6 +23639,30 @@ static pvt_result pvti_gguf_row_iq2_xs(pvti_gguf_out *s, const pvt_weight *w, in
     }
     return PVT_OK;
 }
+/*  | d f16 | 32 low bytes of numbers | 32 × 8 signs | 8 bytes: 4 × 2 upper bits | 16 × s, low half first | */
+static pvt_result pvti_gguf_row_iq2_s(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    int64_t blocks = w->I / PVTI_IQ2_BLOCK;
+    for (int64_t b = r * blocks; b < (r + 1) * blocks; b++) {
+        uint8_t *out = s->bytes + 82 * (b - r * blocks);
+        uint16_t d;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &d, (const pvt_real *)w->array[PVTI_POINTS_SCALES] + b, 1,
+                                   name, b));
+        pvti_store_u16(out, d);
+        memset(out + 66, 0, 16);
+        for (int64_t i = 0; i < 32; i++) {
+            int64_t code = pvti_points_get(true, w, 32 * b + i);
+            out[2 + i] = (uint8_t)(code & 255);
+            out[34 + i] = (uint8_t)(code >> 10 & 255);
+            out[66 + i / 4] = (uint8_t)(out[66 + i / 4] | (code >> 8 & 3) << i % 4 * 2);
+        }
+        for (int64_t i = 0; i < 16; i++) {
+            uint8_t *pair = &out[74 + i / 2];
+            *pair = (uint8_t)(*pair | pvti_iq2_s_scale(w, 16 * b + i) << i % 2 * 4);
+        }
+    }
+    return PVT_OK;
+}
 static pvt_result pvti_gguf_hold_iq2(pvti_gguf_out *s, const pvt_tensor_info *t)
 {
     char text[48];
@@ -23590,6 +23681,7 @@ static const pvti_gguf_type pvti_gguf_types[] = {
     {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0, pvti_gguf_hold_q2_0},
     {"iq2_xxs", 16, 19, 256, 66, true, pvti_gguf_row_iq2_xxs, pvti_gguf_hold_iq2},
     {"iq2_xs", 17, 20, 256, 74, true, pvti_gguf_row_iq2_xs, pvti_gguf_hold_iq2},
+    {"iq2_s", 22, 28, 256, 82, true, pvti_gguf_row_iq2_s, pvti_gguf_hold_iq2},
 };
 
 /* ---- sizes, tensors, the file ---- */
@@ -24296,6 +24388,7 @@ static const pvti_export_row pvti_export_rows[] = {
       true}, pvti_export_gguf},
     {{"gguf:iq2_xxs", "llama.cpp, 2.0625 bits, without loss: linears in iq2_xxs", true}, pvti_export_gguf},
     {{"gguf:iq2_xs", "llama.cpp, 2.3125 bits, without loss: linears in iq2_xs", true}, pvti_export_gguf},
+    {{"gguf:iq2_s", "llama.cpp, 2.5625 bits, without loss: linears in iq2_s", true}, pvti_export_gguf},
     {{"gptq", "GPTQModel, transformers, vLLM: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"compressed-tensors", "vLLM, transformers: int:BgG with B 2, 4 or 8, q2_0", false}, pvti_export_packed},
     {{"mlx", "mlx-lm: int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, q2_0", false}, pvti_export_packed},

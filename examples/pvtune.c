@@ -110,7 +110,7 @@ static const option quantize_rows[] = {
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
      "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
-     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs, iq2_xs: llama.cpp's grids; had:F, had2:F: F behind "
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs, iq2_xs, iq2_s: llama.cpp's grids; had:F, had2:F: F behind "
      "a Hadamard rotation of inputs, of both sides"},
     HEADING("Calibration"),
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(64)", "calibration sequences"},
@@ -149,7 +149,7 @@ static const option fit_rows[] = {
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x8g8",
      "aqlm:MxBgG: M codebooks of 2^B entries, groups of G weights (aqlm:MxBgGoO: of O rows); vq:BgG: one codebook; "
      "nf4; int:BgG: integers of B bits, a scale and zero for G (int:BgGs: no zero); q2_0: llama.cpp's two bits; "
-     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs, iq2_xs: llama.cpp's grids; had:F, had2:F: F behind "
+     "higgs:pPnN: N points for P weights; e8p: QuIP#'s 2-bit lattice; iq2_xxs, iq2_xs, iq2_s: llama.cpp's grids; had:F, had2:F: F behind "
      "a Hadamard rotation of inputs, of both sides"},
     {"--inputs", NULL, OPTION_TEXT, AT(inputs), false, "X.safetensors", 0, 0, NULL,
      "weigh errors as these inputs do: per matrix [out, in] a tensor [n, in] of its name, or one called inputs for all"},
@@ -256,7 +256,7 @@ static const option export_rows[] = {
     POSITIONAL("DIR", model, "a model"),
     OUTPUT("directory to write, or for gguf the file"),
     {"--to", NULL, OPTION_CHOICE, AT(to), true,
-     "hf-aqlm|dense|gguf:f16|gguf:bf16|gguf:f32|gguf:q8_0|gguf:q2_0|gguf:iq2_xxs|gguf:iq2_xs|gptq|compressed-tensors|mlx|hf", 0, 0, NULL,
+     "hf-aqlm|dense|gguf:f16|gguf:bf16|gguf:f32|gguf:q8_0|gguf:q2_0|gguf:iq2_xxs|gguf:iq2_xs|gguf:iq2_s|gptq|compressed-tensors|mlx|hf", 0, 0, NULL,
      "transformers with AQLM codes (also called hf) or dense; llama.cpp; GPTQModel; vLLM; mlx-lm"},
     {"--dtype", NULL, OPTION_CHOICE, AT(dtype), false, "f16|bf16|f32", 0, 0, "f16", "of what is written dense"},
     NO_CARD,

@@ -27,7 +27,8 @@ PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq
           ("llama-tied", "q2_0", "gguf:q2_0"), ("qwen2-untied", "q2_0", "gguf:q2_0"),
           ("llama-untied", "q2_0", "gptq"), ("llama-untied", "q2_0", "compressed-tensors"), ("mistral", "q2_0", "mlx"),
           ("llama-wide", "iq2_xxs", "gguf:iq2_xxs"), ("qwen2-wide", "iq2_xxs", "gguf:iq2_xxs"),
-          ("llama-wide", "iq2_xs", "gguf:iq2_xs"), ("qwen2-wide", "iq2_xs", "gguf:iq2_xs")]
+          ("llama-wide", "iq2_xs", "gguf:iq2_xs"), ("qwen2-wide", "iq2_xs", "gguf:iq2_xs"),
+          ("llama-wide", "iq2_s", "gguf:iq2_s"), ("qwen2-wide", "iq2_s", "gguf:iq2_s")]
 GGUF = ("f32", "f16", "bf16", "q8_0")
 
 

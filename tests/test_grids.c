@@ -1,4 +1,4 @@
-/*  Grids of vectors: higgs, e8p, iq2_xxs and iq2_xs. The grids against published figures and against integration; the search for points
+/*  Grids of vectors: higgs, e8p, iq2_xxs, iq2_xs and iq2_s. The grids against published figures and against integration; the search for points
     against all points; the V step, rectangles, arrays, chain and fit against what their documentation says. */
 #define _POSIX_C_SOURCE 200809L /* mkdtemp */
 #define PVTUNE_IMPLEMENTATION
@@ -9,7 +9,7 @@
 
 enum { O = 5, I = 1280, N = O * I }; /* two scales in a row for higgs, the second of 256 inputs */
 
-static const char *const all[] = {"higgs:p1n4", "higgs:p1n300", "higgs:p2n9", "higgs:p4n16", "e8p", "iq2_xxs", "iq2_xs"};
+static const char *const all[] = {"higgs:p1n4", "higgs:p1n300", "higgs:p2n9", "higgs:p4n16", "e8p", "iq2_xxs", "iq2_xs", "iq2_s"};
 enum { ALL = sizeof all / sizeof *all };
 
 static double normal(uint64_t stream, uint64_t i)
@@ -360,7 +360,7 @@ static void check_texts(pvt_ctx *ctx)
 {
     static const char *const hostile[] = {"higgs", "higgs:", "higgs:p2", "higgs:p2n", "higgs:p3n16", "higgs:p0n16", "higgs:p8n16", "higgs:p2n1",
         "higgs:p2n0", "higgs:p2n4097", "higgs:p2n-16", "higgs:p2n16 ", "higgs:p2n16g2", "higgs:p02n", "higgs:p22n16", "higgs:p2n99999999999999999999",
-        "iq2", "iq2_x", "iq2_xs ", "iq2_s", "iq2_xxs ", "e8p ", "e8p:", "E8P", "e8", "vq:", "vq:8", "vq:8g", "vq:2x8g8", "vq:17g8", "vq:0g8", "vq:8g8x"};
+        "iq2", "iq2_x", "iq2_xs ", "iq2_ss", "iq2_s ", "iq2_xxs ", "e8p ", "e8p:", "E8P", "e8", "vq:", "vq:8", "vq:8g", "vq:2x8g8", "vq:17g8", "vq:0g8", "vq:8g8x"};
     pvt_format f, g;
     char text[48];
     for (int i = 0; i < ALL; i++) {
@@ -401,45 +401,56 @@ static void check_sizes(pvt_ctx *ctx)
     f = parse(ctx, "iq2_xs");
     CHECK_NEAR(pvt_format_bits(&f, O, I), 2 + 16.0 / 256 + 16.0 / 32, 1e-12);
     CHECK(pvt_format_arrays(ctx, &f, 4, 640, arrays, &n) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "groups of 1 x 256 do not divide"));
+    f = parse(ctx, "iq2_s");
+    CHECK_NEAR(pvt_format_bits(&f, O, I), 2.5 + 16.0 / 256, 1e-12);
+    CHECK_OK(ctx, pvt_format_arrays(ctx, &f, O, I, arrays, &n));
+    CHECK(n == 2 && arrays[0].bits == 10 && arrays[0].shape[1] == I / 4 && arrays[0].dtype == PVT_U16);
+    f.bits = 16;
+    CHECK(pvt_format_arrays(ctx, &f, O, I, arrays, &n) == PVT_ERR_ARGUMENT);
 }
 
-/* ---- iq2_xxs, iq2_xs ---- */
+/* ---- iq2_xxs, iq2_xs, iq2_s ---- */
+
+/* What the three differ in, from their descriptions. */
+static const struct { const char *name; pvt_format_kind kind; const uint64_t *points; int bits, signs; } iq2[3] = {
+    {"iq2_xxs", PVT_FORMAT_IQ2_XXS, pvti_iq2_xxs_points, 8, 7},
+    {"iq2_xs", PVT_FORMAT_IQ2_XS, pvti_iq2_xs_points, 9, 7},
+    {"iq2_s", PVT_FORMAT_IQ2_S, pvti_iq2_s_points, 10, 8}};
+static int iq2_of(const pvt_weight *w) { return w->format.kind == PVT_FORMAT_IQ2_XXS ? 0 : w->format.kind == PVT_FORMAT_IQ2_XS ? 1 : 2; }
 
 /* A code's point, from the table and the rule for signs. */
-static double iq2_weight(bool xs, int code, int k)
+static double iq2_weight(int which, int64_t code, int k)
 {
     static const int magnitudes[3] = {8, 25, 43};
-    int number = code & (xs ? 511 : 255), stored = code >> (xs ? 9 : 8) & 127, last = 0;
-    uint64_t word = (xs ? pvti_iq2_xs_points : pvti_iq2_xxs_points)[number / 4];
+    int bits = iq2[which].bits, number = (int)code & ((1 << bits) - 1), stored = (int)(code >> bits) & 255, last = 0;
+    uint64_t word = iq2[which].points[number / 4];
     for (int i = 0; i < 7; i++) last ^= stored >> i & 1;
+    if (iq2[which].signs == 8) last = stored >> 7;
     return magnitudes[word >> (number % 4 * 16 + 2 * k) & 3] * ((k < 7 ? stored >> k & 1 : last) ? -1 : 1);
 }
 
-/* The search against all 32,768 or 65,536 points. */
-static void check_iq2(bool xs)
+/* The search against all 32,768, 65,536 or 262,144 points. */
+static void check_iq2(int which)
 {
-    static pvt_real room[512 * 9];
-    int wrong = 0, count = getenv("PVTUNE_QUICK") ? 100 : 600;
+    static double all_points[1 << 18][8];
+    int wrong = 0, codes_of = 1 << (iq2[which].bits + iq2[which].signs), count = (getenv("PVTUNE_QUICK") ? 100 : 600) >> which;
     pvt_weight w;
     memset(&w, 0, sizeof w);
-    w.format.kind = xs ? PVT_FORMAT_IQ2_XS : PVT_FORMAT_IQ2_XXS;
-    CHECK(pvti_iq2_room(&w) == (xs ? 512 : 256) * 9);
-    pvti_iq2_prepare(&w, room);
+    w.format.kind = iq2[which].kind;
+    for (int code = 0; code < codes_of; code++)
+        for (int k = 0; k < 8; k++) all_points[code][k] = iq2_weight(which, code, k);
     for (int i = 0; i < count; i++) {
         pvt_real x[8];
         double first = INFINITY, second = INFINITY;
         int best = 0, next = 0;
         for (int d = 0; d < 8; d++) x[d] = (pvt_real)(normal(60, (uint64_t)(8 * i + d)) * (i % 3 ? 14 : 60));
-        for (int code = 0; code < (xs ? 65536 : 32768); code++) {
+        for (int code = 0; code < codes_of; code++) {
             double off = 0;
-            for (int k = 0; k < 8; k++) {
-                double rest = (double)x[k] - iq2_weight(xs, code, k);
-                off += rest * rest;
-            }
+            for (int k = 0; k < 8; k++) off += ((double)x[k] - all_points[code][k]) * ((double)x[k] - all_points[code][k]);
             if (off < first) second = first, next = best, first = off, best = code;
             else if (off < second) second = off, next = code;
         }
-        wrong += pvti_iq2_nearest_one(pvti_iq2_grid_of(&w), x, room) != best || pvti_iq2_other(&w, x, best) != next;
+        wrong += pvti_iq2_nearest_one(pvti_iq2_grid_of(&w), x) != best || pvti_iq2_other(&w, x, best) != next;
         wrong += pvti_iq2_other(&w, x, next) != best;
     }
     CHECK(wrong == 0);
@@ -476,7 +487,7 @@ static void check_iq2_strange(pvt_ctx *ctx)
         pvt_weight_dequantize(&w, W);
         for (int k = 32; k < 64; k++) {
             double s = k < 48 ? cases[i].first : cases[i].second, d = (double)((pvt_real *)w.array[1])[0];
-            double want = d * (s + 0.5) / 4 * iq2_weight(true, (int)pvti_code_get(&w, k / 8), k % 8);
+            double want = d * (s + 0.5) / 4 * iq2_weight(1, pvti_code_get(&w, k / 8), k % 8);
             CHECK(fabs((double)W[k] - want) <= 2e-7 * fabs(want));
         }
     }
@@ -485,11 +496,24 @@ static void check_iq2_strange(pvt_ctx *ctx)
 
 /* ---- rectangles, rows, arrays ---- */
 
+/* The whole code of group k, in the weight and in a list of codes: that of iq2_s is two of 10 bits, the lower first. */
+static int64_t join(const pvt_weight *w, int64_t first, int64_t second) { return w->format.kind == PVT_FORMAT_IQ2_S ? first | second << 10 : first; }
+static int64_t code_of(const pvt_weight *w, int64_t k)
+{
+    int64_t each = w->format.kind == PVT_FORMAT_IQ2_S ? 2 : 1;
+    return join(w, pvti_code_get(w, each * k), pvti_code_get(w, each * k + each - 1));
+}
+static int64_t code_in(const pvt_weight *w, const uint16_t *list, int64_t k)
+{
+    int64_t each = w->format.kind == PVT_FORMAT_IQ2_S ? 2 : 1;
+    return join(w, list[each * k], list[each * k + each - 1]);
+}
+
 /* The number by which the points of a group are multiplied, and number d of a point, by the documentation. */
 static double unit_of(const pvt_weight *w, int64_t group)
 {
     const pvt_real *scales = (const pvt_real *)w->array[1];
-    int64_t GI = w->format.kind == PVT_FORMAT_HIGGS ? I / w->format.in_group : I / 8, row = group / GI, j = group % GI;
+    int64_t GI = w->format.kind == PVT_FORMAT_HIGGS ? I / w->format.in_group : I / 8, row = group / GI, j = group % GI, even = group / 2 * 2;
     int s = 0;
     if (w->format.kind == PVT_FORMAT_HIGGS) return (double)scales[row * 2 + j * w->format.in_group / 1024];
     if (w->format.kind == PVT_FORMAT_E8P) return (double)scales[row];
@@ -497,20 +521,28 @@ static double unit_of(const pvt_weight *w, int64_t group)
         int pair = (int)((const pvt_real *)w->array[2])[group / 4];
         return (double)scales[row * 5 + j / 32] * ((group % 4 < 2 ? pair % 16 : pair / 16) + 0.5) / 4;
     }
+    if (w->format.kind == PVT_FORMAT_IQ2_S) /* in two groups, each with half of it above 18 bits */
+        return (double)scales[row * 5 + j / 32] * ((int)(code_of(w, even) >> 18 | code_of(w, even + 1) >> 18 << 2) + 0.5) / 4;
     for (int i = 0; i < 4; i++) s += (int)(pvti_code_get(w, group / 4 * 4 + i) >> 15) << i;
     return (double)scales[row * 5 + j / 32] * (s + 0.5) / 4;
 }
 static double point_of(const pvt_weight *w, int64_t code, int64_t d)
 {
     if (w->format.kind == PVT_FORMAT_HIGGS) return (double)((const pvt_real *)w->array[2])[code * w->format.in_group + d];
-    return w->format.kind == PVT_FORMAT_E8P ? (double)points[code][d] : iq2_weight(w->format.kind == PVT_FORMAT_IQ2_XS, (int)code, (int)d);
+    return w->format.kind == PVT_FORMAT_E8P ? (double)points[code][d] : iq2_weight(iq2_of(w), code, (int)d);
 }
 static const pvti_points *kind_of(const pvt_weight *w)
 {
     return w->format.kind == PVT_FORMAT_HIGGS ? &pvti_points_higgs : w->format.kind == PVT_FORMAT_E8P ? &pvti_points_e8p : pvti_points_iq2_of(w);
 }
-/* Codes that a search chooses among. */
-static int64_t limit_of(const pvt_weight *w) { return w->format.kind == PVT_FORMAT_IQ2_XXS ? 32768 : pvti_code_limit(&w->format); }
+/* Codes that a search chooses among, the lowest bits of which `code_limit_of` there are. */
+static int64_t code_limit_of(const pvt_weight *w) { return w->format.kind == PVT_FORMAT_IQ2_S ? 1 << 20 : pvti_code_limit(&w->format); }
+static int64_t limit_of(const pvt_weight *w)
+{
+    return w->format.kind == PVT_FORMAT_IQ2_XXS ? 1 << 15 : w->format.kind == PVT_FORMAT_IQ2_S ? 1 << 18 : code_limit_of(w);
+}
+/* The bits of a code that a search chooses; the others hold sub-scales. */
+static int64_t mask_of(const pvt_weight *w) { return limit_of(w) > 4096 ? limit_of(w) - 1 : 0xffff; }
 
 static bool same_arrays(const pvt_weight *a, const pvt_weight *b)
 {
@@ -533,7 +565,7 @@ static void check_dequantized(pvt_ctx *ctx, const char *format)
     CHECK(p == (w.format.kind == PVT_FORMAT_HIGGS ? w.format.in_group : 8));
     pvt_weight_dequantize(&w, W);
     for (int i = 0; i < N; i++) {
-        double want = unit_of(&w, i / p) * point_of(&w, pvti_code_get(&w, i / p), i % p);
+        double want = unit_of(&w, i / p) * point_of(&w, code_of(&w, i / p), i % p);
         wrong += fabs((double)W[i] - want) > 2e-7 * fabs(want);
     }
     for (int k = 0; k < 3000; k++) { /* rectangles cut anywhere */
@@ -573,7 +605,7 @@ static void check_arrays(pvt_ctx *ctx, const char *format)
     if (n == 3) CHECK(memcmp(again.array[2], w.array[2], (size_t)arrays[2].bytes) == 0);
     pvt_weight_free(&again);
     if (w.format.bits != 16) { /* a code that names nothing, though it has no more bits than others */
-        pvti_code_set(&w, 7, n == 3 ? w.format.entries : 1 << w.format.bits);
+        pvti_code_set(&w, 7, pvti_code_limit(&w.format));
         CHECK(pvt_weight_from_arrays(ctx, &w.format, O, I, arrays, n, "mine", &again) == PVT_ERR_ARGUMENT);
         CHECK(strstr(pvt_ctx_error(ctx), "mine: code") && !again.array[0]);
         pvti_code_set(&w, 7, 0);
@@ -762,25 +794,25 @@ static void check_assign(pvt_ctx *ctx, const char *format, bool force, bool some
 {
     pvt_weight w;
     pvt_assign a = assign_open(ctx, format, &w);
-    int64_t moves = 0, limit = limit_of(&w), step = limit > 4096 ? 9 : 3, wrong = 0, mask = w.format.bits == 16 ? limit - 1 : 0xffff;
+    int64_t moves = 0, limit = limit_of(&w), step = limit > 65536 ? 97 : limit > 4096 ? 9 : 3, wrong = 0, mask = mask_of(&w), each = pvti_group_codes(&w);
     for (int64_t k = 0; k < a.n; k++) groups[k] = (k * 7 + 2) % a.n;
     a.force = force;
     if (some) a.groups = groups, a.n /= 3;
     assign(ctx, &w, &a);
     for (int64_t k = 0; k < a.n; k++) {
-        int64_t group = some ? groups[k] : k, present = pvti_code_get(&w, group);
-        double best = INFINITY, moved = distance(&w, group, codes[k] & mask, now);
-        moves += codes[k] != present;
-        wrong += (codes[k] & mask) >= limit || (codes[k] & ~mask) != (present & ~mask); /* sub-scales stay */
+        int64_t group = some ? groups[k] : k, present = code_of(&w, group), code = code_in(&w, codes, k);
+        double best = INFINITY, moved = distance(&w, group, code & mask, now);
+        moves += code != present;
+        wrong += (code & mask) >= limit || (code & ~mask) != (present & ~mask); /* sub-scales stay */
         wrong += fabs((double)change[k] - moved) > 1e-4 * (moved + 1e-2);
         if (k % step) continue;
-        for (int64_t code = 0; code < limit; code++)
-            if (!force || code != (present & mask)) best = fmin(best, distance(&w, group, code, target));
-        wrong += !(distance(&w, group, codes[k] & mask, target) <= best + 1e-5 * (best + 1e-3));
+        for (int64_t other = 0; other < limit; other++)
+            if (!force || other != (present & mask)) best = fmin(best, distance(&w, group, other, target));
+        wrong += !(distance(&w, group, code & mask, target) <= best + 1e-5 * (best + 1e-3));
     }
     CHECK(wrong == 0);
     CHECK(moves > 0 && (force ? moves == a.n : moves < a.n));
-    for (int64_t k = a.n; k < N; k++) wrong += codes[k] != 9999 || change[k] != -1; /* no more */
+    for (int64_t k = a.n; k < N; k++) wrong += (k >= each * a.n && codes[k] != 9999) || change[k] != -1; /* no more */
     CHECK(wrong == 0);
     pvt_weight_free(&w);
 }
@@ -799,26 +831,26 @@ static void check_assign_special(pvt_ctx *ctx, const char *format)
     assign(ctx, &w, &a);
     for (int64_t k = 0; k < a.n; k++) {
         pvt_real x[8];
-        int64_t p = pvti_points_size(&w), mask = w.format.bits == 16 ? limit_of(&w) - 1 : 0xffff;
-        double e1 = distance(&w, k, first[k] & mask, target);
+        int64_t p = pvti_points_size(&w), mask = mask_of(&w), before = code_in(&w, first, k), after = code_in(&w, codes, k);
+        double e1 = distance(&w, k, before & mask, target);
         for (int64_t d = 0; d < p; d++) x[d] = (pvt_real)((double)target[k * p + d] / unit_of(&w, k));
-        int64_t second = kind_of(&w)->other(&w, x, (int)(first[k] & mask));
+        int64_t second = kind_of(&w)->other(&w, x, (int)(before & mask));
         double e2 = distance(&w, k, second, target);
-        wrong += codes[k] != first[k] && fabs(distance(&w, k, codes[k] & mask, target) - e2) > 1e-5 * e2;
-        got += codes[k] != first[k], want += 1 / (1 + pow(e2 / e1, 0.5 / 0.8));
+        wrong += after != before && fabs(distance(&w, k, after & mask, target) - e2) > 1e-5 * e2;
+        got += after != before, want += 1 / (1 + pow(e2 / e1, 0.5 / 0.8));
     }
     CHECK(wrong == 0);
     CHECK_NEAR(got, want, 4 * sqrt(want)); /* of a good source less than 1 in 16,000 is further off */
     a.rounding = 0;
     for (int i = 0; i < N; i++) target[i] = (pvt_real)(i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -1e30);
     assign(ctx, &w, &a);
-    for (int64_t k = 0; k < a.n; k++) wrong += codes[k] >= pvti_code_limit(&w.format);
+    for (int64_t k = 0; k < a.n; k++) wrong += code_in(&w, codes, k) >= code_limit_of(&w);
     for (int b = 0; b < (int)pvti_points_blocks(kind_of(&w), I) * O; b++) ((pvt_real *)w.array[1])[b] = 0;
     for (int force = 0; force < 2; force++) {
         a.force = force;
         assign(ctx, &w, &a);
         for (int64_t k = 0; k < a.n; k++)
-            wrong += (codes[k] == pvti_code_get(&w, k)) == force || codes[k] >= pvti_code_limit(&w.format) || change[k] != 0;
+            wrong += (code_in(&w, codes, k) == code_of(&w, k)) == force || code_in(&w, codes, k) >= code_limit_of(&w) || change[k] != 0;
     }
     CHECK(wrong == 0);
     pvt_weight_free(&w);
@@ -938,9 +970,10 @@ static void check(pvt_ctx *ctx)
     if (!getenv("PVTUNE_QUICK")) /* tens of seconds under a sanitizer */
         check_grids(ctx), check_golden_higgs(ctx, 64), check_golden_higgs(ctx, 256);
     check_e8p_points(), check_e8p_nearest(), check_e8p_error(), check_golden_e8p(ctx);
-    check_iq2(false), check_iq2(true);
+    for (int which = 0; which < 3; which++) check_iq2(which);
     check_iq2_error(ctx, "iq2_xxs", .104, .109, 2.0625); /* .105 with scales that need not be of 4 bits */
     check_iq2_error(ctx, "iq2_xs", .0803, .083, 2.5625); /* .0803 likewise */
+    check_iq2_error(ctx, "iq2_s", .055, .058, 2.5625); /* below the .058 of scales that are not searched for */
     check_iq2_strange(ctx);
     check_texts(ctx), check_sizes(ctx), check_feedback(ctx);
     for (int i = 0; i < ALL; i++) {

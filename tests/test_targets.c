@@ -743,6 +743,8 @@ int main(void)
     test_grid_blocks(ctx, "qwen2", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
     test_grid_blocks(ctx, "llama", "iq2_xs", PVT_IQ2_XS, 17, 20);
     test_grid_blocks(ctx, "qwen2", "iq2_xs", PVT_IQ2_XS, 17, 20);
+    test_grid_blocks(ctx, "llama", "iq2_s", PVT_IQ2_S, 22, 28);
+    test_grid_blocks(ctx, "qwen2", "iq2_s", PVT_IQ2_S, 22, 28);
     if (pvt_format_parse(NULL, "int:4g32s", &format) == PVT_OK) test_packed(ctx, "int:4g32s", 8, 8);
     else SKIP("symmetric integers are not in this build");
     test_packed(ctx, "int:2g64", 1, 2);
@@ -758,6 +760,7 @@ int main(void)
     test_memory("gguf:q2_0", "int:2g64", TOKENIZERS "tokenizer.json");
     test_memory("gguf:iq2_xxs", "iq2_xxs", NULL);
     test_memory("gguf:iq2_xs", "iq2_xs", NULL);
+    test_memory("gguf:iq2_s", "iq2_s", NULL);
     test_memory("gptq", "int:2g64", NULL);
     test_memory("mlx", "int:2g64", NULL);
     test_remove(scratch);

@@ -37,7 +37,7 @@ TESTS_CXX     := $(if $(findstring =thread,$(CFLAGS)),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -142,6 +142,9 @@ bench-peers: $(BENCHES:%=$(BUILD)/bench/%) ## the same work by other software in
 
 smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (30 minutes; TEXT= and EVAL= name texts)
 	@BUILD=$(BUILD) TEXT="$(TEXT)" EVAL="$(EVAL)" sh bench/smollm2.sh
+
+bench-export: $(BUILD)/pvtune ## what make smollm2 FORMAT=q2_0 left, in the runtimes of make interop: perplexity there and here (MODEL=, EVAL=, TARGETS=, THREADS=)
+	@BUILD=$(BUILD) MODEL="$(MODEL)" EVAL="$(EVAL)" TARGETS="$(TARGETS)" THREADS="$(THREADS)" sh bench/export.sh
 
 tinyllama: $(BUILD)/pvtune $(BUILD)/tests/random_model ## memory of a model of TinyLlama-1.1B's shape: planned and taken (24 GB machine)
 	@BUILD=$(BUILD) TUNE="$(TUNE)" sh bench/tinyllama.sh

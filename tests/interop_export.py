@@ -21,7 +21,7 @@ MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied")
 PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq"), ("llama-untied", "int:2g64", "gptq"),
           ("llama-tied", "int:4g32", "compressed-tensors"), ("qwen2-untied", "int:8g64", "compressed-tensors"),
           ("llama-untied", "int:2g64", "compressed-tensors"),
-          ("llama-tied", "int:4g32s", "gptq"), ("qwen2-untied", "int:8g64s", "compressed-tensors"),
+          ("llama-wide", "int:4g128", "gptq"), ("llama-tied", "int:4g32s", "gptq"), ("qwen2-untied", "int:8g64s", "compressed-tensors"),
           ("llama-tied", "int:4g32", "mlx"), ("qwen2-untied", "int:8g64", "mlx"), ("mistral", "int:2g64", "mlx"),
           ("llama-untied", "int:3g32", "mlx"), ("qwen2-tied", "int:6g64", "mlx"),
           ("llama-tied", "q2_0", "gguf:q2_0"), ("qwen2-untied", "q2_0", "gguf:q2_0"),
@@ -133,7 +133,7 @@ def make():
     make_model("mistral", "Mistral", False, "sp.model", sliding_window=4096)
     make_model("qwen2-tied", "Qwen2", True, "qwen2.json")
     make_model("qwen2-untied", "Qwen2", False, "qwen2.json")
-    # for formats with blocks of 256
+    # for groups of 128 and blocks of 256
     make_model("llama-wide", "Llama", True, "sp.model", width=256)
     make_model("qwen2-wide", "Qwen2", False, "qwen2.json", width=256)
     json.dump(torch.randint(0, 448, (2, 60), generator=torch.Generator().manual_seed(1)).tolist(), open(path("ids.json"), "w"))

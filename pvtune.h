@@ -1659,7 +1659,8 @@ typedef struct pvt_quantize_desc {
     pvt_format format;      /* zeroed: aqlm:2x8g8; "dense" is refused, and "had2:" for an embedding */
     int64_t samples, ctx;   /* calibration sequences and their length; 0: 64 × 512 (or the model's context) */
     pvt_fit_desc fit;       /* name and stream are set per tensor */
-    int finetune_epochs;    /* block fine-tuning: passes over the samples at most; 0: 1, negative: none */
+    int finetune_epochs;    /* block fine-tuning: passes over the samples; undone in a block whose outputs it
+                               takes farther from the original's. 0: 1, negative: none */
     double finetune_lr;     /* 0: 2e-4 */
     /* Block-AP (EfficientQAT, 2407.11062): fine-tuning moves codes, too. Strategy, surrogate, optimizers
        of a pv; its values.lr 0: finetune_lr; its codes without rule and rate: Adam, 1e-3. Each buffer starts
@@ -12831,6 +12832,64 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
     return result;
 }
 
+#define PVTI_GAUGE_CHUNKS 8
+
+/* Squared error of the block's outputs, over at most so many chunks, spread evenly. */
+static double pvti_quantizer_gauge(pvti_quantizer *z, const pvti_layer *layer)
+{
+    int64_t chunks = pvti_ceil_div(z->samples, z->per_chunk), n = PVTI_MIN(chunks, PVTI_GAUGE_CHUNKS);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t s = i * chunks / n * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s);
+        int64_t at = s * z->T * z->C;
+        pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
+        sum += (double)B * pvt_mse_forward(z->ctx, z->out, z->y + at, B * z->T * z->C);
+    }
+    return sum;
+}
+
+/* A copy of what fine-tuning moves: weights with codes, norms and biases, which go to `values`, [total]. */
+static pvt_result pvti_quantizer_copy_block(pvti_quantizer *z, const pvti_layer *layer, pvti_layer *out,
+                                            pvt_real **values)
+{
+    int64_t total = 0;
+    memset(out, 0, sizeof *out);
+    for (int j = 0; j < PVTI_BLOCK; j++) total += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
+    pvt_real *at = *values = PVTI_NEW(z->ctx, pvt_real, total);
+    if (!at) return PVT_ERR_MEMORY;
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        if (pvti_has_codes(&layer->linear[j]))
+            PVTI_TRY(pvti_weight_copy(z->ctx, &layer->linear[j], &out->linear[j]));
+        if (!layer->vector[j]) continue;
+        out->vector[j] = at;
+        memcpy(at, layer->vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
+        at += pvti_quantizer_size(z, j);
+    }
+    return PVT_OK;
+}
+
+/* Fine-tuning that does not bring the block nearer to the original's outputs is undone: a rate that suits two
+   bits throws the small scales of eight about. */
+static pvt_result pvti_quantizer_improve(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
+                                         int64_t l)
+{
+    pvti_layer before;
+    pvt_real *values = NULL;
+    pvt_result result = pvti_quantizer_copy_block(z, layer, &before, &values);
+    double error = result == PVT_OK ? pvti_quantizer_gauge(z, layer) : 0;
+    if (result == PVT_OK) result = pvti_quantizer_finetune(z, layer, original, l);
+    if (result == PVT_OK && !(pvti_quantizer_gauge(z, layer) < error))
+        for (int j = 0; j < PVTI_BLOCK; j++) {
+            pvt_weight tuned = layer->linear[j];
+            if (before.linear[j].kind) layer->linear[j] = before.linear[j], before.linear[j] = tuned;
+            if (before.vector[j])
+                memcpy(layer->vector[j], before.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *values);
+        }
+    for (int j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&before.linear[j]);
+    pvti_free(z->ctx, values);
+    return result;
+}
+
 /* The values as the file will hold them, before anything is measured with them. */
 static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
@@ -12873,7 +12932,7 @@ static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer
         PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
                                     z->H[pvti_tensors[j].input]));
     }
-    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_finetune(z, layer, original, l));
+    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_improve(z, layer, original, l));
     return pvti_quantizer_round(z, layer, l);
 }
 

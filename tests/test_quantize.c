@@ -339,6 +339,8 @@ static void check_damage(pvt_ctx *ctx)
 
 enum { AP_CTX = 32, AP_TOKENS = AP_CTX * 32 };
 
+static int ap_epochs = 8;
+
 /* A block quantized to integers; what its output is off by on the calibration text, ‖y − y*‖² / ‖y*‖², and a hash of
    the model. */
 static double block_error(const char *format, pvt_fit_method method, const pvt_pv_desc *finetune, int threads, uint64_t *hash,
@@ -366,7 +368,7 @@ static double block_error(const char *format, pvt_fit_method method, const pvt_p
         for (int64_t k = 0; w && k < w->O * w->I; k++) ((pvt_real *)w->array[0])[k] *= 5;
     }
     CHECK_OK(ctx, pvt_model_copy(ctx, model, &original));
-    q.samples = 32, q.ctx = AP_CTX, q.finetune_epochs = 20, q.fit.method = method, q.finetune = finetune;
+    q.samples = 32, q.ctx = AP_CTX, q.finetune_epochs = ap_epochs, q.fit.method = method, q.finetune = finetune;
     CHECK_OK(ctx, pvt_format_parse(ctx, format, &q.format));
     CHECK_OK(ctx, pvt_quantize(model, &corpus, &q));
     CHECK_OK(ctx, pvti_model_hash(model, hash));
@@ -414,6 +416,23 @@ static void check_block_ap(void)
         CHECK(!whole[1] && (whole[3] || i));
         ap.train = 0;
     }
+}
+
+/* Fine-tuning that leads away from the original block leaves no trace. */
+static void check_undone(void)
+{
+    uint64_t hash[4];
+    bool whole;
+    pvt_pv_desc wild;
+    memset(&wild, 0, sizeof wild);
+    wild.strategy = PVT_STRATEGY_STE, wild.values.lr = 5, wild.codes.rule = PVT_OPTIMIZER_ADAM, wild.codes.lr = 5;
+    double tuned = block_error("int:8g16", PVT_FIT_BEST, &wild, 2, &hash[0], &whole);
+    block_error("int:2g16", PVT_FIT_BEST, NULL, 2, &hash[1], &whole);
+    ap_epochs = -1;
+    CHECK(tuned == block_error("int:8g16", PVT_FIT_BEST, NULL, 2, &hash[2], &whole) && hash[0] == hash[2]);
+    block_error("int:2g16", PVT_FIT_BEST, NULL, 2, &hash[3], &whole);
+    CHECK(hash[1] != hash[3]); /* what leads nearer stays */
+    ap_epochs = 8;
 }
 
 /* The kernels are chosen by name; no name that is not one. */
@@ -798,7 +817,7 @@ int main(void)
     check_options(ctx);
     check_finetune_refused(ctx);
     check_damage(ctx);
-    check_block_ap();
+    check_block_ap(), check_undone();
     check_isa();
     check_allocate(ctx);
     check_alpha(ctx);

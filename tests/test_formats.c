@@ -123,8 +123,10 @@ static void qat_open(pvt_ctx *ctx, const char *format, pvt_surrogate surrogate, 
         double u = (q->n + 3) * pvti_random_unit(4, PVTI_RANDOM_USER, 1, (uint64_t)i) - 1.5;
         double apart = fabs(u - floor(u) - 0.5), near = fabs(u - floor(u + 0.5));
         pvt_real *s = (pvt_real *)q->w.array[1] + i / q->ig, z = (pvt_real)q->origin;
-        if (i % q->ig == 0) *s = (pvt_real)((f.kind == PVT_FORMAT_INT ? 1 : i / q->ig % 3 - 1.25) * (0.5 + fabs((double)noise((uint64_t)i))));
-        if (i % q->ig == 0 && f.kind == PVT_FORMAT_INT) ((pvt_real *)q->w.array[2])[i / q->ig] = 1 + noise((uint64_t)(7 + i)) / 2;
+        double sign = f.kind == PVT_FORMAT_INT ? 1 : i / q->ig % 3 - 1.25;
+        if (i % q->ig == 0) *s = (pvt_real)(sign * (0.5 + fabs((double)noise((uint64_t)i))));
+        if (i % q->ig == 0 && f.kind == PVT_FORMAT_INT)
+            ((pvt_real *)q->w.array[2])[i / q->ig] = 1 + noise((uint64_t)(7 + i)) / 2;
         if (f.kind == PVT_FORMAT_INT) z = ((const pvt_real *)q->w.array[2])[i / q->ig];
         if (apart < 0.05 || near < 0.02) u += 0.11; /* from an edge, or the top of root's peak */
         q->T[i] = *s * ((pvt_real)u - z), q->G[i] = noise((uint64_t)(3000 + i));
@@ -158,12 +160,13 @@ static void check_surrogate(pvt_ctx *ctx, const char *format, pvt_surrogate surr
         if (q.w.format.kind == PVT_FORMAT_INT) worst = fmax(worst, fabs((double)dz[g] - sum[1]));
         else CHECK(dz[g] == 0);
     }
-    if (!(worst < tolerance)) printf("%s, surrogate %d, t %g, beta %g: %g\n", format, (int)surrogate, temperature, sharpness, worst);
+    if (!(worst < tolerance))
+        printf("%s, surrogate %d, t %g, beta %g: %g\n", format, (int)surrogate, temperature, sharpness, worst);
     CHECK(worst < tolerance && bent > N / 20);
     pvt_weight_free(&q.w);
 }
 
-/* EfficientQAT (arXiv 2407.11062, section 3.2) as published, for one weight w of integer zero: q̂ = clamp(⌊w/s⌉ + z), ŵ = s(q̂ − z);
+/* EfficientQAT (arXiv 2407.11062) as published, for one weight w of integer zero: q̂ = clamp(⌊w/s⌉ + z), ŵ = s(q̂ − z);
    ∂ŵ/∂w, ∂ŵ/∂s and ∂ŵ/∂z inside, below and above. With no group to sum over each gradient is one of them. */
 static void check_efficient_qat(pvt_ctx *ctx)
 {
@@ -213,7 +216,8 @@ static void check_surrogate_relations(pvt_ctx *ctx)
     CHECK(memcmp(dT, q.G, sizeof dT) == 0);
     for (int g = 0; g < N / 16; g++) {
         double sum = 0;
-        for (int i = g * 16; i < (g + 1) * 16; i++) sum += (double)q.G[i] * (double)q.T[i] / (double)((pvt_real *)q.w.array[1])[g];
+        for (int i = g * 16; i < (g + 1) * 16; i++)
+            sum += (double)q.G[i] * (double)q.T[i] / (double)((pvt_real *)q.w.array[1])[g];
         CHECK(dz[g] == 0 && own_dz[g] != 0);
         CHECK_NEAR(ds[g], (double)own_ds[g] - sum, 1e-4);
     }

@@ -1,7 +1,8 @@
 /*  What a V step can be made of, each choice by itself: which groups are searched (greedy, uniform, proportional; keys
     with and without second moments) against a count by hand, the plain step against its formula, the search for L against
     the descent test, every strategy on the paper's small quadratic against all combinations of codes, what keeps a buffer
-    near its weight, what surrogates make of a step, what is trained and what is not, and that threads, kernels and a resume change no bit of it. */
+    near its weight, what surrogates make of a step, what is trained and what is not, and that threads, kernels and a
+    resume change no bit of it. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
 #include "test.h"

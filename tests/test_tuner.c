@@ -527,6 +527,24 @@ static void check_train(const char *words, bool tied, bool freeze_dense)
     pvt_corpus_free(&corpus), pvt_ctx_destroy(ctx);
 }
 
+/* A surrogate takes one gradient of the largest weight more, and the plan says so. */
+static void check_surrogate_memory(pvt_model *student, const pvt_model *teacher, const pvt_corpus *corpus, pvt_ctx *ctx)
+{
+    int64_t plan[2], held[2];
+    for (int i = 0; i < 2; i++) {
+        pvt_tune_desc desc = train_plan("all");
+        pvt_tuner *tuner;
+        desc.pv.surrogate = i ? PVT_SURROGATE_ROOT : PVT_SURROGATE_NONE;
+        int64_t before = pvt_ctx_get_info(ctx).bytes_now;
+        plan[i] = pvt_tuner_bytes(student, teacher, corpus, &desc);
+        CHECK_OK(ctx, pvt_tuner_create(student, teacher, corpus, &desc, &tuner));
+        held[i] = pvt_ctx_get_info(ctx).bytes_now - before;
+        pvt_tuner_free(tuner);
+    }
+    CHECK(plan[1] - plan[0] == 64 * 128 * (int64_t)sizeof(pvt_real));
+    CHECK_NEAR(held[1] - held[0], plan[1] - plan[0], 128); /* an allocation has a header */
+}
+
 /* Zeros stay whole while all else is tuned, by a surrogate, too: then GPTQ's layout holds the model, else it does not. */
 static void check_train_exports(void)
 {
@@ -543,6 +561,7 @@ static void check_train_exports(void)
         pvt_model *teacher = make_integers(ctx, &corpus, true, false), *student = make_integers(ctx, &corpus, true, true);
         pvt_tune_desc desc = train_plan(whole ? "codes,scales,norms,biases,embedding" : "all");
         desc.pv.surrogate = PVT_SURROGATE_IDENTITY;
+        if (whole) check_surrogate_memory(student, teacher, &corpus, ctx);
         CHECK_OK(ctx, pvt_tune(student, teacher, &corpus, &desc, NULL));
         snprintf(path, sizeof path, "%s/gptq%d", dir, whole);
         CHECK(pvt_model_export(student, "gptq", path, NULL) == (whole ? PVT_OK : PVT_ERR_UNSUPPORTED));

@@ -876,7 +876,7 @@ static int linearity_pass(app *a, const demo *d, linearity *l, int j, double bas
 static int linearity_format(app *a, const demo *d, linearity *l, int j, int64_t run)
 {
     double base, nll;
-    DO(linearity_nll(a, d, &base));
+    DO(linearity_nll(a, d, &base)); /* on the same text, in the copy's own numbers */
     DO(linearity_pass(a, d, l, j, base, false, run));
     for (int k = 0; k < l->n; k++) l->ratio[j][run] += l->measured[j][k] / l->predicted[j][k] / l->n;
     DO(linearity_pass(a, d, l, j, base, true, run));
@@ -898,6 +898,7 @@ static int linearity_seed(app *a, linearity *l, int64_t run)
     int64_t largest = 0;
     memset(&alpha, 0, sizeof alpha);
     DO(lab_subject(a, &d));
+    d.unseen->n = smaller(d.unseen->n, 64 * d.config.ctx); /* many figures, each a difference on one text */
     alpha.method = PVT_ALPHA_NOISE, alpha.ctx = d.config.ctx, alpha.samples = a->o.quick ? 2 : 16;
     allocation_free(&l->z);
     DO(allocation_formats(

@@ -415,7 +415,7 @@ static int smooth_seed(smooth *s, const demo *d, double L[2][2][SMOOTH_SHARES][S
     return 0;
 }
 
-typedef struct smooth_results { /* [choice of S][schema][share] */
+typedef struct smooth_results { /* [choice of S][schema][share]; shares fall in L and rise in means, errors */
     double L[2][2][SMOOTH_SHARES][SMOOTH_RUNS * SMOOTH_POINTS], means[2][2][SMOOTH_SHARES],
         errors[2][2][SMOOTH_SHARES];
     double shares[SMOOTH_SHARES]; /* in percent */
@@ -431,11 +431,12 @@ static int64_t smooth_rows(lab_table *t, smooth_results *r)
     int64_t rises = 0;
     for (int k = 0; k < SMOOTH_SHARES; k++) {
         lab_row(t);
-        lab_cell(t, "% of parameters", 15, -1, r->shares[k] = 100 * smooth_shares[k]);
+        int at = SMOOTH_SHARES - 1 - k; /* the chart wants them rising */
+        lab_cell(t, "% of parameters", 15, -1, r->shares[at] = 100 * smooth_shares[k]);
         for (int i = 0; i < 4; i++) {
             lab_mean m = lab_mean_of(r->L[i / 2][i % 2][k], r->n);
-            r->means[i / 2][i % 2][k] = m.mean, r->errors[i / 2][i % 2][k] = m.error;
-            rises += k > 0 && m.mean > r->means[i / 2][i % 2][k - 1];
+            r->means[i / 2][i % 2][at] = m.mean, r->errors[i / 2][i % 2][at] = m.error;
+            rises += k > 0 && m.mean > r->means[i / 2][i % 2][at + 1];
             lab_cell(t, columns[i / 2][i % 2][0], 10, 3, m.mean);
             lab_cell(t, columns[i / 2][i % 2][1], 12, 3, m.error);
         }
@@ -876,7 +877,7 @@ static int linearity_pass(app *a, const demo *d, linearity *l, int j, double bas
 static int linearity_format(app *a, const demo *d, linearity *l, int j, int64_t run)
 {
     double base, nll;
-    DO(linearity_nll(a, d, &base));
+    DO(linearity_nll(a, d, &base)); /* on the same text, in the copy's own numbers */
     DO(linearity_pass(a, d, l, j, base, false, run));
     for (int k = 0; k < l->n; k++) l->ratio[j][run] += l->measured[j][k] / l->predicted[j][k] / l->n;
     DO(linearity_pass(a, d, l, j, base, true, run));
@@ -898,6 +899,7 @@ static int linearity_seed(app *a, linearity *l, int64_t run)
     int64_t largest = 0;
     memset(&alpha, 0, sizeof alpha);
     DO(lab_subject(a, &d));
+    d.unseen->n = smaller(d.unseen->n, 64 * d.config.ctx); /* many figures, each a difference on one text */
     alpha.method = PVT_ALPHA_NOISE, alpha.ctx = d.config.ctx, alpha.samples = a->o.quick ? 2 : 16;
     allocation_free(&l->z);
     DO(allocation_formats(

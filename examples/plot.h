@@ -393,8 +393,10 @@ static void plot_rows_row(FILE *out, const plot_frame *f, const plot_row *row, d
                 fmin(plot_px(f, row->x + e), f->left + f->width));
     fprintf(out, "<circle class=\"%s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\"%s/>\n", row->base ? "ground c" : "d", colour, px, y,
             row->base ? " stroke-width=\"2.2\"" : "");
-    if (e > 0) snprintf(text, sizeof text, "%.4g ± %.1g", row->x, e);
-    else snprintf(text, sizeof text, "%.4g", row->x);
+    int digits = 2 - (int)floor(log10(f->x1 - f->x0)); /* a hundredth of the axis can be read */
+    digits = digits < 0 ? 0 : digits > 9 ? 9 : digits;
+    if (e > 0) snprintf(text, sizeof text, "%.*f ± %.*f", digits, row->x, digits, e);
+    else snprintf(text, sizeof text, "%.*f", digits, row->x);
     plot_label(out, f->left + f->width + 12, y + 4, "tick", inside ? text : isfinite(row->x) ? text : "not finite");
 }
 

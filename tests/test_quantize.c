@@ -647,6 +647,20 @@ static void check_alpha(pvt_ctx *ctx)
         log_ratio += log(predicted / costs), matrices++;
     }
     CHECK(matrices == 22 && outside == 0);
+    for (int method = 0; method < 2; method++) { /* the same bits for other threads and kernels */
+        pvt_ctx_desc other;
+        pvt_ctx *second = NULL;
+        pvt_model *copy = NULL;
+        memset(&other, 0, sizeof other);
+        other.n_threads = 3, other.isa = "scalar", other.seed = ctx->seed;
+        CHECK(pvt_ctx_create(&other, &second) == PVT_OK);
+        CHECK_OK(second, pvt_model_copy(second, model, &copy));
+        desc.method = method ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT, desc.samples = 2;
+        CHECK_OK(ctx, pvt_model_alpha(model, &corpus, &desc, alpha[0]));
+        CHECK_OK(second, pvt_model_alpha(copy, &corpus, &desc, alpha[1]));
+        CHECK(alpha[0][0] > 0 && memcmp(alpha[0], alpha[1], sizeof alpha[0]) == 0);
+        pvt_model_free(copy), pvt_ctx_destroy(second);
+    }
     CHECK_NEAR(log_ratio / 22, 0, 0.15);
     pvt_model_free(model), pvt_corpus_free(&corpus);
 }

@@ -3,7 +3,8 @@
 # there and here. Called by `make bench-export` after `make smollm2 FORMAT=q2_0 STEPS=195`, and after `make interop`,
 # which installs the runtimes (INTEROP_VENV_GGUF=, _EXPORT=, _MLX= name others).
 #   MODEL=     the model, MODEL's original as a GGUF in ORIGINAL= (build/smollm2's); EVAL= the text to measure on
-#   TARGETS=   targets of export; llama.cpp runs all 40 windows, the others 4
+#   TARGETS=   targets of export; llama.cpp runs all 40 windows (Q2_0 on x86: 25 s each on one core), transformers 4,
+#              GPTQModel and mlx, whose kernels for processors are slow, the first
 #   THREADS=   threads, of theirs too
 BUILD=${BUILD:-build}
 MODEL=${MODEL:-$BUILD/smollm2/tuned}
@@ -40,8 +41,8 @@ for target in $TARGETS; do
     case $target in
     gguf:f32) runtime llama_cpp "$gguf" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;; # no rounding of activations
     gguf:*) runtime llama_cpp "$gguf" "$pvtune" "$MODEL" "$work" "$target" "$result" ;;
-    mlx) runtime mlx_lm "${INTEROP_VENV_MLX:-$BUILD/venv-interop-MLX}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
-    gptq) runtime gptqmodel "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
+    mlx) runtime mlx_lm "${INTEROP_VENV_MLX:-$BUILD/venv-interop-MLX}" "$pvtune" "$MODEL" "$work" "$target" "$result" 1 ;;
+    gptq) runtime gptqmodel "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 1 ;;
     compressed-tensors)
         runtime compressed_tensors "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
     *) say "no runtime is known for $target" ;;

@@ -88,7 +88,7 @@ def first_logits(pvtune, model, work, ids):
     if not os.path.exists(work + "/ours.logits"):
         json.dump([ids], open(work + "/first.json", "w"))
         subprocess.run([pvtune, "logits", model, "--ids", work + "/first.json", "-o", work + "/ours.logits",
-                        "--threads", str(THREADS), "--quiet"], check=True, stdout=subprocess.DEVNULL)
+                        "--threads", str(THREADS), "--quiet"], check=True)
     return load_file(work + "/ours.logits")["logits"][0]
 
 
@@ -110,6 +110,8 @@ def quantized_by_llama_cpp(path, work):
 
 
 def main():
+    rows = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what runtimes print goes to the log
     pvtune, model, work, target, result = sys.argv[1:6]
     own = target == "own"
     if own:
@@ -130,8 +132,8 @@ def main():
             off = "%.1e %.1e" % (numpy.sqrt((far ** 2).mean()) / mine.std(), numpy.abs(far).max() / mine.std())
     there, here = perplexity(sums), perplexity(ours[:windows])
     figures = "" if own else "%10.3f %+9.4f %%  %s" % (here, 100 * (there / here - 1), off)
-    print("%-20s %-24s %6.1f %4d %14.3f %s" % ("its own Q2_0" if own else target, name, bytes_of(result) / 1e6, windows, there,
-                                              figures), flush=True)
+    print("%-20s %-24s %6.1f %4d %14.3f %s" % ("its own Q2_0" if own else target, name, bytes_of(result) / 1e6, windows, there, figures),
+          file=rows, flush=True)
 
 
 main()

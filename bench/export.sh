@@ -3,13 +3,16 @@
 # there and here. Called by `make bench-export` after `make smollm2 FORMAT=q2_0 STEPS=195`, and after `make interop`,
 # which installs the runtimes (INTEROP_VENV_GGUF=, _EXPORT=, _MLX= name others).
 #   MODEL=     the model, MODEL's original as a GGUF in ORIGINAL= (build/smollm2's); EVAL= the text to measure on
-#   TARGETS=   targets of export; llama.cpp runs all 40 windows, the others 4
+#   WINDOWS=   of EVAL (40); the first ones
+#   TARGETS=   targets of export; llama.cpp runs all windows (Q2_0 on x86: 25 s each on one core), transformers 4,
+#              GPTQModel and mlx, whose kernels for processors are slow, the first
 #   THREADS=   threads, of theirs too
 BUILD=${BUILD:-build}
 MODEL=${MODEL:-$BUILD/smollm2/tuned}
 ORIGINAL=${ORIGINAL:-$(ls "$BUILD"/smollm2/*.gguf 2>/dev/null | head -n 1)}
 EVAL=${EVAL:-../shared/data/wikitext2/wiki.test.raw}
 TARGETS=${TARGETS:-gguf:q2_0 gguf:f32 compressed-tensors gptq mlx}
+WINDOWS=${WINDOWS:-40}
 export THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
 work=$BUILD/export
 pvtune=$BUILD/pvtune
@@ -31,7 +34,7 @@ gguf=${INTEROP_VENV_GGUF:-$BUILD/venv-interop-GGUF}
 
 say "measuring $MODEL here"
 "$pvtune" tokenize "$MODEL" -f "$EVAL" --json >"$work/ids.json" || exit 1
-"$pvtune" eval "$MODEL" --ppl "$EVAL" --ctx 512 --windows 40 --threads "$THREADS" --log "$work/ours.jsonl" --json >"$work/ours.json" || exit 1
+"$pvtune" eval "$MODEL" --ppl "$EVAL" --ctx 512 --windows "$WINDOWS" --threads "$THREADS" --log "$work/ours.jsonl" --json >"$work/ours.json" || exit 1
 echo "model $MODEL, windows of 512 tokens of $EVAL; off: perplexity, and the first window's logits, root mean square and largest, by the deviation of ours"
 printf '%-20s %-24s %6s %4s %14s %10s   %s\n' target runtime MB win perplexity ours off
 for target in $TARGETS; do
@@ -40,8 +43,8 @@ for target in $TARGETS; do
     case $target in
     gguf:f32) runtime llama_cpp "$gguf" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;; # no rounding of activations
     gguf:*) runtime llama_cpp "$gguf" "$pvtune" "$MODEL" "$work" "$target" "$result" ;;
-    mlx) runtime mlx_lm "${INTEROP_VENV_MLX:-$BUILD/venv-interop-MLX}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
-    gptq) runtime gptqmodel "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
+    mlx) runtime mlx_lm "${INTEROP_VENV_MLX:-$BUILD/venv-interop-MLX}" "$pvtune" "$MODEL" "$work" "$target" "$result" 1 ;;
+    gptq) runtime gptqmodel "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 1 ;;
     compressed-tensors)
         runtime compressed_tensors "${INTEROP_VENV_EXPORT:-$BUILD/venv-interop-EXPORT}" "$pvtune" "$MODEL" "$work" "$target" "$result" 4 ;;
     *) say "no runtime is known for $target" ;;

@@ -32,7 +32,7 @@ environment() { # NAME SUFFIX IMPORTS FIRST PACKAGE...: sets venv; FIRST are ins
     eval "given=\${INTEROP_VENV_$2:-}"
     venv=${given:-$BUILD/venv-interop-$2}
     shift 4
-    if "$venv/bin/python" -c "import $imports" 2>"$work/$name.pip"; then return; fi
+    if "$venv/bin/python" -c "import $imports" >"$work/$name.pip" 2>&1; then return; fi
     [ -z "$given" ] || { without "$name" "$venv: $(tail -n 1 "$work/$name.pip")"; return; }
     "${INTEROP_PYTHON:-python3}" -m venv "$venv" 2>"$work/$name.pip" ||
         { without "$name" "${INTEROP_PYTHON:-python3} -m venv does not work here, see $work/$name.pip"; return; }
@@ -43,7 +43,7 @@ environment() { # NAME SUFFIX IMPORTS FIRST PACKAGE...: sets venv; FIRST are ins
     else
         pip "$name" "$@"
     fi || return
-    "$venv/bin/python" -c "import $imports" 2>"$work/$name.pip" ||
+    "$venv/bin/python" -c "import $imports" >"$work/$name.pip" 2>&1 ||
         without "$name" "$(tail -n 1 "$work/$name.pip" | cut -c 1-160)"
 }
 

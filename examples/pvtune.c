@@ -100,8 +100,8 @@ static const option info_rows[] = {
      "of sigmoid: how much more it hears of weights that are about to take another code"},                   \
     {"--clamp-sharpness", NULL, OPTION_REAL, AT(clamp_sharpness), false, "X", 0, 1e6, "(4)",                 \
      "of a surrogate's clamp: weights beyond the last code still hear a little; 0: nothing, a hard clamp"}
-#define SURROGATES "none|identity|sigmoid|root"
-#define STRATEGIES "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv"
+#define SURROGATE_NAMES "none|identity|sigmoid|root"
+#define STRATEGY_NAMES "continuous|linearized|stochastic|ste|subspace|subspace-ste|pv"
 static const option quantize_rows[] = {
     HEADING("Main"),
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -123,10 +123,10 @@ static const option quantize_rows[] = {
     {"--finetune-epochs", NULL, OPTION_INT, AT(finetune_epochs), false, "N", 1, 1000, "(1)", "passes of block fine-tuning at most"},
     {"--finetune-lr", NULL, OPTION_REAL, AT(finetune_lr), false, "X", 1e-9, 1, "(2e-4)", "its learning rate"},
     {"--no-finetune", NULL, OPTION_FLAG, AT(no_finetune), false, "", 0, 0, NULL, "no block fine-tuning"},
-    {"--finetune-strategy", NULL, OPTION_CHOICE, AT(finetune_strategy), false, STRATEGIES, 0, 0,
+    {"--finetune-strategy", NULL, OPTION_CHOICE, AT(finetune_strategy), false, STRATEGY_NAMES, 0, 0,
      "(continuous; beside the next two: ste)",
      "how its codes change; ste, from the original weights, is Block-AP"},
-    {"--finetune-surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATES, 0, 0, "none",
+    {"--finetune-surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATE_NAMES, 0, 0, "none",
      "its gradient of rounding: see tune"},
     {"--finetune-code-lr", NULL, OPTION_REAL, AT(finetune_code_lr), false, "X", 1e-9, 10, "(1e-3)",
      "Adam's, of the weights behind its codes"},
@@ -171,7 +171,7 @@ static const option tune_rows[] = {
     {"--teacher", NULL, OPTION_TEXT, AT(teacher), false, "MODEL", 0, 0, NULL, "the original model (needed unless --loss ce)"},
     {"--data", NULL, OPTION_TEXT, AT(data), true, "TEXT", 0, 0, NULL, "text to tune on: plain, or JSON Lines with \"text\" or \"content\"; -: standard input"},
     OUTPUT("directory for the tuned model, and for the checkpoint until it is done"),
-    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, STRATEGIES, 0, 0, "subspace-ste",
+    {"--strategy", NULL, OPTION_CHOICE, AT(strategy), false, STRATEGY_NAMES, 0, 0, "subspace-ste",
      "how codes change; pv is subspace-ste"},
     {"--train", NULL, OPTION_TEXT, AT(train), false, "A,B", 0, 0, "all",
      "codes, codebooks, scales, zeros of what is quantized, norms, biases, embedding, head, linears of what is not; the rest stays"},
@@ -213,7 +213,7 @@ static const option tune_rows[] = {
     {"--force-update", NULL, OPTION_FLAG, AT(force), false, "", 0, 0, NULL, "a searched group must change"},
     {"--moments", NULL, OPTION_CHOICE, AT(moments), false, "f32|bf16", 0, 0, "f32", "the buffer's second moment"},
     HEADING("Quantization-aware training of int and q2_0 (with --strategy ste)"),
-    {"--surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATES, 0, 0, "none",
+    {"--surrogate", NULL, OPTION_CHOICE, AT(surrogate), false, SURROGATE_NAMES, 0, 0, "none",
      "what gradients see of rounding: nothing (PV-Tuning), 1 (EfficientQAT), a bell (arXiv 2410.10849), a peak (LC-QAT)"},
     SURROGATE,
     HEADING("Memory, and what stays as it is"),
@@ -782,7 +782,7 @@ static int choice_index(const char *choice, const char *choices)
 
 static void set_surrogate(const options *o, pvt_pv_desc *pv)
 {
-    pv->surrogate = (pvt_surrogate)choice_index(o->surrogate, SURROGATES);
+    pv->surrogate = (pvt_surrogate)choice_index(o->surrogate, SURROGATE_NAMES);
     pv->surrogate_temperature = o->surrogate_temperature;
     pv->clamp_sharpness = o->clamp_sharpness == NOT_GIVEN ? 0 : o->clamp_sharpness == 0 ? -1 : o->clamp_sharpness;
 }

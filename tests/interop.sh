@@ -3,7 +3,7 @@
 # environment of its own under build/, load models that are saved here; logits and token ids are compared.
 # What export writes runs in the runtimes that it is written for. One report, one row per version, model and check;
 # what pip cannot install here has one row that says so. Called by `make interop`; not part of `make test`, which
-# needs no network. It takes 14 GB under build/, a C++ compiler (llama.cpp, parts of GPTQModel) and half an hour.
+# needs no network. It takes 18 GB under build/, a C++ compiler (llama.cpp, parts of GPTQModel) and half an hour.
 #   INTEROP_PYTHON                   the Python that environments are made with (python3); its version must have
 #                                    wheels of all that is pinned here: 3.11 and 3.12 have
 #   INTEROP_VENV_4, INTEROP_VENV_5   environments that exist already, instead of those under build/

@@ -35,7 +35,7 @@ TESTS_CXX     := $(if $(findstring =thread,$(CFLAGS)),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda bench bench-peers smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o

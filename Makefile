@@ -116,7 +116,9 @@ $(BUILD)/tests/test_cuda: tests/test_cuda.cpp tests/cuda_shim.h tests/test.h pvt
 NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(if $(CUDA_HOME),$(CUDA_HOME)/bin/nvcc,$(firstword $(wildcard /usr/local/cuda/bin/nvcc))))
 CUDA_ARCH ?= all
 CUDA_ALL   = 75 80 86 89 90 100 120
-CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_120,code=compute_120,$(if $(filter native,$(CUDA_ARCH)),-arch=native,-arch=$(CUDA_ARCH)))
+comma := ,
+CUDA_EACH  = $(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) -gencode arch=compute_120$(comma)code=compute_120
+CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(CUDA_EACH),-arch=$(CUDA_ARCH))
 CUDA_LIBS  = -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -lstdc++ -ldl -lrt
 CUDA_NVCC  = $(NVCC) -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -Wall,-Wextra -ccbin $(firstword $(CXX)) $(CUDA_CODE) -I.
 cuda: ## build/pvtune_cuda: the program with --device cuda[:N] (nvcc from PATH or CUDA_HOME; CUDA_ARCH=all|native|sm_90)

@@ -32,12 +32,12 @@ TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed 
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
 TESTS_AGAIN   := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,$(addsuffix _double,$(TESTS_DOUBLE)))
 TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN) $(TESTS_CXX)
-# pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers: nothing for the thread sanitizer.
-TESTS_CXX     := $(if $(findstring =thread,$(CFLAGS)),,test_cuda)
+# pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers, and it watches its memory itself: no sanitizers.
+TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -118,7 +118,9 @@ $(BUILD)/tests/test_cuda: tests/test_cuda.cpp tests/cuda_shim.h tests/test.h pvt
 NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(if $(CUDA_HOME),$(CUDA_HOME)/bin/nvcc,$(firstword $(wildcard /usr/local/cuda/bin/nvcc))))
 CUDA_ARCH ?= all
 CUDA_ALL   = 75 80 86 89 90 100 120
-CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_120,code=compute_120,$(if $(filter native,$(CUDA_ARCH)),-arch=native,-arch=$(CUDA_ARCH)))
+comma := ,
+CUDA_EACH  = $(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) -gencode arch=compute_120$(comma)code=compute_120
+CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(CUDA_EACH),-arch=$(CUDA_ARCH))
 CUDA_LIBS  = -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -lstdc++ -ldl -lrt
 CUDA_NVCC  = $(NVCC) -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -Wall,-Wextra -ccbin $(firstword $(CXX)) $(CUDA_CODE) -I.
 cuda: ## build/pvtune_cuda: the program with --device cuda[:N] (nvcc from PATH or CUDA_HOME; CUDA_ARCH=all|native|sm_90)

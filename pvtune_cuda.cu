@@ -13,7 +13,8 @@
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. README says which kernels are still plain.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Kernels are plain: no tensor cores, no tables for
+    one-row products; none has run on a GPU yet.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 

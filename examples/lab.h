@@ -535,7 +535,7 @@ static int lab_tune_desc(app *a, const demo *d, const char *words, pvt_tune_desc
     options o;
     int argc = 0;
     memset(&o, 0, sizeof o);
-    o.warmup = NOT_GIVEN;
+    o.warmup = NOT_GIVEN, o.clamp_sharpness = NOT_GIVEN;
     snprintf(text, sizeof text, "%s %s", base, words);
     for (char *word = strtok(text, " "); word && argc < 60; word = strtok(NULL, " ")) argv[argc++] = word;
     if (!options_parse(sets, 2, argc, argv, &o, &help, wrong, sizeof wrong))

@@ -1196,7 +1196,7 @@ static void test_demo(pvt_ctx *ctx)
     pvti_json j;
     double ppl[2] = {0, 0}, first = 0, last = 0, run_ppl = 0;
     int64_t runs = 0;
-    CHECK_RUN(run("demo --quick --train-steps 60 --steps 7 --svg demo.svg --json -q"));
+    CHECK_RUN(run("demo --quick --train-steps 200 --steps 7 --svg demo.svg --json -q"));
     CHECK_OK(ctx, pvti_json_parse(ctx, "demo", out_text, (int64_t)strlen(out_text), &j));
     for (int i = 0; i < 2; i++) CHECK(pvti_json_number(&j, pvti_json_find(&j, 0, fields[i]), &ppl[i]));
     int64_t list = pvti_json_find(&j, 0, "runs");

@@ -1483,9 +1483,15 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
 /*  Writes the model for other software, with its tokenizer, to a file or a directory, as pvt_model_save does.
         hf-aqlm, dense        Hugging Face directories for transformers, which pvtune loads too
         gguf:f16 bf16 f32     one file for llama.cpp; vectors are F32
-        gguf:q8_0             the same; what is in Q8_0 already keeps its blocks
-        gguf:q2_0             linears in Q2_0 without loss, embedding and head in F16: of q2_0, and of int:2gG
-                              where 64 divides G and each zero is 1 or 2
+        gguf:q8_0             the same; what is in Q8_0 already keeps its blocks, and int:BgG and q2_0 their
+                              integers, where 32 divides G and q − zero is an integer of 8 bits
+        gguf:q2_0             linears in Q2_0 without loss: of q2_0, and of int:2gG where 64 divides G and each
+                              zero is 1 or 2. Embedding and head: in F16; if they have codes, in the smallest
+                              type that holds these as they are. With 32 dividing G that is for int:BgGs Q4_0 to
+                              B = 4, Q5_0 for 5, Q8_0 for 6 to 8; for int:BgG with zeros that are integers Q5_0
+                              to B = 4, Q8_0 to 7. With other zeros Q4_1 to B = 4 and Q5_1 for 5, in which
+                              scale · zero is rounded to fp16. What has none is dequantized to F16.
+                              general.description says which
         gguf:iq2_xxs, iq2_xs, iq2_s  the same in IQ2_XXS, IQ2_XS and IQ2_S, of the formats of these names
         gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
                               integers
@@ -1493,7 +1499,7 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
         mlx                   int:BgG with B 2, 3, 4, 6 or 8 and G 32, 64 or 128, and q2_0, in any mixture,
                               with any zeros
     What a target cannot hold is an error; codes are never rounded again, but gguf:f16 to q8_0 and dense
-    dequantize them. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
+    dequantize the rest. Scales are fp16 (mlx: fp32 where fp16 would lose something). Zeros that a fit or tuning
     has moved off the integers go to mlx alone: q2_0 and symmetric integers have none, the fits rtn and gptq
     leave them whole, block fine-tuning moves them (finetune_epochs < 0: there is none), as tuning does, and
     pvt_pv_desc.train without PVT_TRAIN_ZEROS keeps them in both. A GGUF says neither that text is composed
@@ -23270,8 +23276,9 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 
 // >>gguf writing
 /*  A model as one GGUF file for llama.cpp, the inverse of what >>load makes of one: its names, columns first,
-    rows of q and k with rotary pairs as neighbours where the architecture has them so. Vectors are F32, the
-    embedding and the head F16 where the type is one for linears alone. */
+    rows of q and k with rotary pairs as neighbours where the architecture has them so. Vectors are F32. Where
+    the type is one for linears alone, the embedding and the head have the smallest type that holds their codes
+    as they are, else F16. */
 
 /* ---- a scalar weight: what several runtimes hold ---- */
 
@@ -23317,7 +23324,8 @@ static double pvti_affine_zero(const pvti_affine *a, int64_t g, double idle)
 typedef struct pvti_gguf_out {
     pvt_ctx *ctx;
     const pvt_model *model;
-    const struct pvti_gguf_type *matrix, *other; /* of linears; of the embedding and the head */
+    const struct pvti_gguf_type *matrix;     /* of linears, */
+    const struct pvti_gguf_type *embed, *head; /* of the embedding and of a head of its own */
     const char *path;
     const pvt_save_desc *desc;
     pvti_text keys;   /* key-value pairs */
@@ -23570,6 +23578,7 @@ typedef struct pvti_gguf_type {
     uint32_t number, file_type; /* of GGUF's types; of llama.cpp's for a whole file */
     int64_t block, bytes;
     bool linears;               /* for them alone */
+    const struct pvti_gguf_ints *ints; /* what integers it holds; NULL: none */
     pvti_gguf_row_fn *row;
     pvti_gguf_hold_fn *hold;    /* NULL: whatever its block divides */
 } pvti_gguf_type;
@@ -23594,12 +23603,123 @@ static pvt_result pvti_gguf_row_bf16(pvti_gguf_out *s, const pvt_weight *w, int6
     return pvti_gguf_row_plain(s, w, PVT_BF16, r, name);
 }
 
-/* Blocks that are Q8_0 already stay as they are. */
+/* ---- integers as they are ---- */
+
+/* A block type for integers: x = d·(v − origin), or x = d·v + m; v of `bits` bits. */
+typedef struct pvti_gguf_ints {
+    int bits, origin;
+    bool minimum; /* m */
+} pvti_gguf_ints;
+static const pvti_gguf_ints pvti_gguf_q2_0 = {2, 1, false}, pvti_gguf_q4_0 = {4, 8, false},
+                            pvti_gguf_q4_1 = {4, 0, true}, pvti_gguf_q5_0 = {5, 16, false},
+                            pvti_gguf_q5_1 = {5, 0, true}, pvti_gguf_q8_0 = {8, 128, false};
+
+/* How a group of scale·(q − zero) stands in such blocks: v = shift + sign·q. */
+typedef struct pvti_gguf_group {
+    double d, m;
+    int shift, sign;
+    bool exact; /* whatever its codes are */
+} pvti_gguf_group;
+
+/*  With an origin, q − zero must be an integer of the type's range for all q, or zero − q with −scale for d.
+    With a minimum, m = −scale·zero in fp16: exact where that is not rounded, and always no further off than
+    half a step of fp16 at |scale·zero|. */
+static pvti_gguf_group pvti_gguf_group_of(const pvti_affine *a, int64_t g, const pvti_gguf_ints *type)
+{
+    int most = (1 << a->bits) - 1, top = (1 << type->bits) - 1;
+    double d = (double)pvti_f16_to_f32(pvti_f32_to_f16((float)a->scales[g]));
+    double zero = pvti_affine_zero(a, g, PVTI_MIN(type->origin, most));
+    pvti_gguf_group out = {d, 0, 0, 1, most <= top};
+    if (type->minimum) {
+        double m = a->scales[g] == 0 ? 0 : -d * zero;
+        out.m = (double)pvti_f16_to_f32(pvti_f32_to_f16((float)m));
+        out.exact = out.exact && out.m == m;
+        return out;
+    }
+    bool whole = zero >= 0 && zero <= most && zero == (double)(int)zero;
+    out.shift = whole ? type->origin - (int)zero : 0;
+    out.exact = whole && out.shift >= 0 && out.shift + most <= top;
+    if (out.exact || !whole) return out;
+    out.d = -d, out.sign = -1, out.shift = type->origin + (int)zero;
+    out.exact = out.shift <= top && out.shift - most >= 0;
+    return out;
+}
+
+/* Groups g0 … g1−1, in blocks of `block`. */
+static bool pvti_gguf_ints_hold(const pvti_gguf_ints *type, const pvti_affine *a, int64_t block, int64_t g0,
+                                int64_t g1)
+{
+    if (a->group % block != 0) return false;
+    for (int64_t g = g0; g < g1; g++)
+        if (!pvti_gguf_group_of(a, g, type).exact) return false;
+    return true;
+}
+
+/* v of `block` weights, and d (and m) of their block, in out. */
+static pvt_result pvti_gguf_put_group(pvti_gguf_out *s, const pvti_affine *a, int64_t at, int64_t block,
+                                      const pvti_gguf_ints *type, const char *name, uint8_t *out, uint8_t *v)
+{
+    pvti_gguf_group group = pvti_gguf_group_of(a, at / a->group, type);
+    for (int i = 0; i < 1 + type->minimum; i++) {
+        pvt_real value = (pvt_real)(i ? group.m : group.sign * (double)a->scales[at / a->group]);
+        uint16_t half;
+        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &half, &value, 1, name, at / a->group));
+        pvti_store_u16(out + 2 * i, half);
+    }
+    for (int64_t j = 0; j < block; j++) v[j] = (uint8_t)(group.shift + group.sign * a->codes[at + j]);
+    return PVT_OK;
+}
+
+/*  | d f16 | m f16, with a minimum | 32 fifth bits, with five | q16·q0 | … | q31·q15 | */
+static pvt_result pvti_gguf_row_ints(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name,
+                                     const pvti_gguf_ints *type)
+{
+    pvti_affine a;
+    uint8_t *out = s->bytes, v[32];
+    if (!pvti_affine_of(w, &a)) return PVT_ERR_UNSUPPORTED; /* was checked: see pvti_gguf_keeps */
+    for (int64_t at = r * w->I; at < (r + 1) * w->I; at += 32) {
+        uint32_t fifth = 0;
+        PVTI_TRY(pvti_gguf_put_group(s, &a, at, 32, type, name, out, v));
+        out += type->minimum ? 4 : 2;
+        for (int j = 0; j < 32; j++) fifth |= (uint32_t)(v[j] >> 4) << j;
+        if (type->bits == 5) pvti_store_u32(out, fifth), out += 4;
+        for (int j = 0; j < 16; j++) *out++ = (uint8_t)((v[j] & 15) | (v[16 + j] & 15) << 4);
+    }
+    return PVT_OK;
+}
+static pvt_result pvti_gguf_row_q4_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_ints(s, w, r, name, &pvti_gguf_q4_0);
+}
+static pvt_result pvti_gguf_row_q4_1(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_ints(s, w, r, name, &pvti_gguf_q4_1);
+}
+static pvt_result pvti_gguf_row_q5_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_ints(s, w, r, name, &pvti_gguf_q5_0);
+}
+static pvt_result pvti_gguf_row_q5_1(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
+{
+    return pvti_gguf_row_ints(s, w, r, name, &pvti_gguf_q5_1);
+}
+
+/* Blocks that are Q8_0 already stay as they are, and so do integers that it holds. */
 static pvt_result pvti_gguf_row_q8_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
 {
     int64_t blocks = w->I / 32;
+    uint8_t *out = s->bytes;
+    pvti_affine a;
     if (!pvti_has_codes(w) && w->dtype == PVT_Q8_0) {
-        memcpy(s->bytes, (const uint8_t *)w->array[0] + r * blocks * 34, (size_t)(blocks * 34));
+        memcpy(out, (const uint8_t *)w->array[0] + r * blocks * 34, (size_t)(blocks * 34));
+        return PVT_OK;
+    }
+    if (pvti_affine_of(w, &a) &&
+        pvti_gguf_ints_hold(&pvti_gguf_q8_0, &a, 32, r * w->I / a.group, (r + 1) * w->I / a.group)) {
+        for (int64_t at = r * w->I; at < (r + 1) * w->I; at += 32, out += 34) {
+            PVTI_TRY(pvti_gguf_put_group(s, &a, at, 32, &pvti_gguf_q8_0, name, out, out + 2));
+            for (int j = 0; j < 32; j++) out[2 + j] ^= 128; /* v − 128, in two's complement */
+        }
         return PVT_OK;
     }
     PVTI_TRY(pvti_round_rows(w, PVT_F32, s->rounded, s->row, r, r + 1, name));
@@ -23617,19 +23737,12 @@ static pvt_result pvti_gguf_row_q8_0(pvti_gguf_out *s, const pvt_weight *w, int6
 static pvt_result pvti_gguf_row_q2_0(pvti_gguf_out *s, const pvt_weight *w, int64_t r, const char *name)
 {
     pvti_affine a;
+    uint8_t *out = s->bytes, v[64];
     if (!pvti_affine_of(w, &a)) return PVT_ERR_UNSUPPORTED; /* was checked: see pvti_gguf_hold_q2_0 */
-    for (int64_t b = 0; b < w->I / 64; b++) {
-        uint8_t *out = s->bytes + 18 * b;
-        const uint8_t *q = a.codes + r * w->I + 64 * b;
-        int64_t g = (r * w->I + 64 * b) / a.group;
-        bool turned = pvti_affine_zero(&a, g, 1) == 2;
-        pvt_real d = turned ? -a.scales[g] : a.scales[g];
-        uint16_t half;
-        PVTI_TRY(pvti_round_values(s->ctx, PVT_F16, &half, &d, 1, name, g));
-        pvti_store_u16(out, half);
+    for (int64_t at = r * w->I; at < (r + 1) * w->I; at += 64, out += 18) {
+        PVTI_TRY(pvti_gguf_put_group(s, &a, at, 64, &pvti_gguf_q2_0, name, out, v));
         memset(out + 2, 0, 16);
-        for (int64_t j = 0; j < 64; j++)
-            out[2 + j / 4] = (uint8_t)(out[2 + j / 4] | (turned ? 3 - q[j] : q[j]) << j % 4 * 2);
+        for (int j = 0; j < 64; j++) out[2 + j / 4] = (uint8_t)(out[2 + j / 4] | v[j] << j % 4 * 2);
     }
     return PVT_OK;
 }
@@ -23733,21 +23846,101 @@ static pvt_result pvti_gguf_hold_iq2(pvti_gguf_out *s, const pvt_tensor_info *t)
 }
 
 static const pvti_gguf_type pvti_gguf_types[] = {
-    {"f16", 1, 1, 1, 2, false, pvti_gguf_row_f16, NULL}, /* first: of the rest, where a type is for linears */
-    {"f32", 0, 0, 1, 4, false, pvti_gguf_row_f32, NULL},
-    {"bf16", 30, 32, 1, 2, false, pvti_gguf_row_bf16, NULL},
-    {"q8_0", 8, 7, 32, 34, false, pvti_gguf_row_q8_0, NULL},
-    {"q2_0", 42, 41, 64, 18, true, pvti_gguf_row_q2_0, pvti_gguf_hold_q2_0},
-    {"iq2_xxs", 16, 19, 256, 66, true, pvti_gguf_row_iq2_xxs, pvti_gguf_hold_iq2},
-    {"iq2_xs", 17, 20, 256, 74, true, pvti_gguf_row_iq2_xs, pvti_gguf_hold_iq2},
-    {"iq2_s", 22, 28, 256, 82, true, pvti_gguf_row_iq2_s, pvti_gguf_hold_iq2},
+    {"f16", 1, 1, 1, 2, false, NULL, pvti_gguf_row_f16, NULL}, /* first: where no other holds a matrix */
+    {"f32", 0, 0, 1, 4, false, NULL, pvti_gguf_row_f32, NULL},
+    {"bf16", 30, 32, 1, 2, false, NULL, pvti_gguf_row_bf16, NULL},
+    {"q8_0", 8, 7, 32, 34, false, &pvti_gguf_q8_0, pvti_gguf_row_q8_0, NULL},
+    {"q4_0", 2, 2, 32, 18, true, &pvti_gguf_q4_0, pvti_gguf_row_q4_0, NULL}, /* to q5_1: no targets */
+    {"q4_1", 3, 3, 32, 20, true, &pvti_gguf_q4_1, pvti_gguf_row_q4_1, NULL},
+    {"q5_0", 6, 8, 32, 22, true, &pvti_gguf_q5_0, pvti_gguf_row_q5_0, NULL},
+    {"q5_1", 7, 9, 32, 24, true, &pvti_gguf_q5_1, pvti_gguf_row_q5_1, NULL},
+    {"q2_0", 42, 41, 64, 18, true, &pvti_gguf_q2_0, pvti_gguf_row_q2_0, pvti_gguf_hold_q2_0},
+    {"iq2_xxs", 16, 19, 256, 66, true, NULL, pvti_gguf_row_iq2_xxs, pvti_gguf_hold_iq2},
+    {"iq2_xs", 17, 20, 256, 74, true, NULL, pvti_gguf_row_iq2_xs, pvti_gguf_hold_iq2},
+    {"iq2_s", 22, 28, 256, 82, true, NULL, pvti_gguf_row_iq2_s, pvti_gguf_hold_iq2},
 };
+
+/* ---- an embedding and a head of codes ---- */
+
+/* Does the type hold the weight's codes as they are, every one and whatever they are? */
+static bool pvti_gguf_keeps(const pvti_gguf_type *type, const pvt_weight *w)
+{
+    pvti_affine a;
+    char text[48];
+    if (!pvti_has_codes(w) || w->I % type->block) return false;
+    if (type->ints && pvti_affine_of(w, &a))
+        return pvti_gguf_ints_hold(type->ints, &a, type->block, 0, w->O * w->I / a.group);
+    pvt_format_text(&w->format, text);
+    return strcmp(text, type->name) == 0;
+}
+
+static const pvti_gguf_type *pvti_gguf_type_named(const char *name)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_gguf_types); i++)
+        if (strcmp(pvti_gguf_types[i].name, name) == 0) return &pvti_gguf_types[i];
+    return NULL;
+}
+
+/*  The smallest type that holds the weight as it is; *how: in words. None does: integers of up to 5 bits, which
+    the last of the types with a minimum hold but for the rounding of that to fp16, are still best so; it is
+    an error like that of F16, which is for the rest. */
+static const pvti_gguf_type *pvti_gguf_type_for(const pvt_weight *w, const char **how)
+{
+    const pvti_gguf_type *best = NULL;
+    pvti_affine a;
+    *how = "as it is";
+    for (int i = 0; i < PVTI_COUNT(pvti_gguf_types); i++) {
+        const pvti_gguf_type *type = &pvti_gguf_types[i];
+        bool smaller = !best || type->bytes * best->block < best->bytes * type->block;
+        if (smaller && pvti_gguf_keeps(type, w)) best = type;
+    }
+    if (best) return best;
+    *how = "with scale * zero rounded to fp16";
+    if (pvti_affine_of(w, &a) && a.group % 32 == 0 && a.bits <= 5)
+        return pvti_gguf_type_named(a.bits <= 4 ? "q4_1" : "q5_1");
+    *how = "dequantized, for GGUF has no type that holds its codes";
+    return pvti_gguf_type_named("f16");
+}
 
 /* ---- sizes, tensors, the file ---- */
 
 static const pvti_gguf_type *pvti_gguf_type_of(const pvti_gguf_out *s, const pvt_tensor_info *t)
 {
-    return t->linear ? s->matrix : s->other;
+    return t->linear ? s->matrix : t->weight == &s->model->head ? s->head : s->embed;
+}
+
+/* The types of what is no linear. */
+static void pvti_gguf_choose(pvti_gguf_out *s)
+{
+    const char *how;
+    s->embed = s->head = s->matrix;
+    if (!s->matrix->linears) return;
+    s->embed = pvti_gguf_type_for(&s->model->embed, &how);
+    if (!s->model->config.tied) s->head = pvti_gguf_type_for(&s->model->head, &how);
+}
+
+/* What the file says about itself: the card, and in which types codes of the embedding and of the head are. */
+static void pvti_gguf_put_description(pvti_gguf_out *s)
+{
+    pvti_text text = pvti_text_begin(s->ctx);
+    if (s->desc->no_card) return;
+    if (s->desc->card) pvti_text_printf(&text, "%s", s->desc->card);
+    for (int64_t i = 0; i < pvt_model_tensors(s->model) && s->matrix->linears; i++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i);
+        char format[48];
+        const char *how;
+        if (t.linear || !t.weight || !pvti_has_codes(t.weight)) continue;
+        pvt_format_text(&t.weight->format, format);
+        const pvti_gguf_type *type = pvti_gguf_type_for(t.weight, &how);
+        pvti_text_printf(&text, "%s`%s`: `%s` in %s, %s.", text.size ? "\n" : "", t.name, format, type->name,
+                         how);
+    }
+    if (text.size) {
+        pvti_gguf_put_key(s, "general.description", PVTI_GGUF_STRING);
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
+    }
+    s->keys.failed |= text.failed;
+    pvti_text_free(&text);
 }
 
 /* What GGUF has no way to say, and llama.cpp none to do. */
@@ -23771,7 +23964,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                              "%s: \"%s\": its rows of %lld are no multiple of the %lld of a block of type %s",
                              s->path, t.name, (long long)t.weight->I, (long long)type->block, type->name);
-        if (type->hold) PVTI_TRY(type->hold(s, &t));
+        if (type->hold && t.linear) PVTI_TRY(type->hold(s, &t));
     }
     return PVT_OK;
 }
@@ -23781,7 +23974,7 @@ static void pvti_gguf_put_sizes(pvti_gguf_out *s)
     const pvt_model_config *c = &s->model->config;
     pvti_gguf_key_string(s, "general.architecture", pvti_family_saved(c)->gguf);
     if (s->desc->base_model) pvti_gguf_key_string(s, "general.name", s->desc->base_model);
-    if (s->desc->card && !s->desc->no_card) pvti_gguf_key_string(s, "general.description", s->desc->card);
+    pvti_gguf_put_description(s);
     pvti_gguf_key_u32(s, "general.file_type", s->matrix->file_type);
     pvti_gguf_key_u32(s, "general.quantization_version", 2);
     pvti_gguf_key_u32(s, "%s.block_count", c->layers);
@@ -23904,6 +24097,7 @@ static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
 static pvt_result pvti_gguf_put_file(pvti_gguf_out *s)
 {
     char head[24];
+    pvti_gguf_choose(s);
     PVTI_TRY(pvti_gguf_check(s));
     pvti_gguf_put_sizes(s);
     PVTI_TRY(pvti_gguf_put_tokenizer(s));
@@ -23930,9 +24124,7 @@ static pvt_result pvti_gguf_write(const pvt_model *model, const char *type, cons
     if (!s) return PVT_ERR_MEMORY;
     s->ctx = model->ctx, s->model = model, s->path = path, s->desc = desc;
     s->keys = s->infos = pvti_text_begin(model->ctx);
-    for (int i = 0; i < PVTI_COUNT(pvti_gguf_types); i++)
-        if (strcmp(pvti_gguf_types[i].name, type) == 0) s->matrix = &pvti_gguf_types[i];
-    s->other = s->matrix->linears ? &pvti_gguf_types[0] : s->matrix;
+    s->matrix = pvti_gguf_type_named(type);
     pvt_result result = !desc->overwrite && pvti_path_exists(s->ctx, path)
                             ? pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
                              "%s: a file is there already; choose another name, or allow overwriting", path)

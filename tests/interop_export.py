@@ -25,6 +25,10 @@ PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq
           ("llama-tied", "int:4g32", "mlx"), ("qwen2-untied", "int:8g64", "mlx"), ("mistral", "int:2g64", "mlx"),
           ("llama-untied", "int:3g32", "mlx"), ("qwen2-tied", "int:6g64", "mlx"),
           ("llama-tied", "q2_0", "gguf:q2_0"), ("qwen2-untied", "q2_0", "gguf:q2_0"),
+          # with an embedding, and a head, in a format of their own
+          ("llama-tied", "q2_0+int:4g32s", "gguf:q2_0"), ("qwen2-tied", "q2_0+int:5g32s", "gguf:q2_0"),
+          ("llama-untied", "q2_0+int:8g32s", "gguf:q2_0"), ("qwen2-untied", "q2_0+int:4g32", "gguf:q2_0"),
+          ("mistral", "q2_0+q2_0", "gguf:q2_0"), ("llama-wide", "iq2_s+iq2_s", "gguf:iq2_s"),
           ("llama-untied", "q2_0", "gptq"), ("llama-untied", "q2_0", "compressed-tensors"), ("mistral", "q2_0", "mlx"),
           ("llama-wide", "iq2_xxs", "gguf:iq2_xxs"), ("qwen2-wide", "iq2_xxs", "gguf:iq2_xxs"),
           ("llama-wide", "iq2_xs", "gguf:iq2_xs"), ("qwen2-wide", "iq2_xs", "gguf:iq2_xs"),
@@ -144,13 +148,14 @@ def make():
     for model, form, target in PACKED:
         source, result = path(name_of(model, form)), path(name_of(model, form, target)) + (".gguf" if target.startswith("gguf") else "")
         try:
+            linears, _, embedding = form.partition("+")
             if not os.path.exists(source):
                 run("quantize", path(model), "--calib", path("train.txt"), "-o", source, "--samples", "8", "--ctx", "64",
-                    "--no-finetune", "--format", form, *whole)
+                    "--no-finetune", "--format", linears, *whole, *(("--embed-format", embedding, "--head") if embedding else ()))
             run("export", source, "--to", target, "-o", result)
             row(name_of(model, form, target), "written", True)
         except RuntimeError as error:
-            unknown = "format \"%s\": expected" % form in str(error)
+            unknown = any("format \"%s\": expected" % part_of in str(error) for part_of in (linears, embedding))
             if unknown:
                 print("%-12s  %-34s  left out: this pvtune has no %s" % (part, name_of(model, form, target), form), flush=True)
             else:

@@ -49,25 +49,28 @@ static pvt_model *sized(pvt_ctx *ctx, const char *family, bool tied, int layers,
 }
 static pvt_model *tiny(pvt_ctx *ctx, const char *family, bool tied) { return sized(ctx, family, tied, 2, 64, 128); }
 
-/* All linears in a format, by its own fit; with zeros between low and high where it has some. */
+/* Tensor i in a format, by its own fit; with zeros between low and high where it has some. */
+static void quantize_one(pvt_ctx *ctx, pvt_model *model, int64_t i, const char *text, int low, int high)
+{
+    pvt_tensor_info t = pvt_model_tensor(model, i);
+    pvt_format format;
+    pvt_weight q;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->array[0], t.weight->O, t.weight->I, NULL, &format, NULL, NULL, &q));
+    pvt_weight_free(t.weight);
+    *t.weight = q;
+    for (int n = pvt_weight_arrays(&q, arrays); n-- > 0;)
+        for (int64_t g = 0; strcmp(arrays[n].name, "zeros") == 0 && high >= low && g < arrays[n].shape[0] * arrays[n].shape[1]; g++)
+            ((pvt_real *)q.array[n])[g] = (pvt_real)(low + (g * 7 + i) % (high - low + 1));
+    CHECK_OK(ctx, pvt_weight_round_f16(t.weight, t.name));
+}
+
+/* All linears. */
 static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, int low, int high)
 {
-    pvt_format format;
-    CHECK_OK(ctx, pvt_format_parse(ctx, text, &format));
-    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
-        pvt_tensor_info t = pvt_model_tensor(model, i);
-        pvt_weight q;
-        pvt_array arrays[PVT_MAX_ARRAYS];
-        if (!t.linear) continue;
-        CHECK_OK(ctx, pvt_weight_fit(ctx, (const pvt_real *)t.weight->array[0], t.weight->O, t.weight->I, NULL, &format, NULL, NULL, &q));
-        pvt_weight_free(t.weight);
-        *t.weight = q;
-        for (int n = pvt_weight_arrays(&q, arrays); n-- > 0;)
-            for (int64_t g = 0; strcmp(arrays[n].name, "zeros") == 0 && high >= low &&
-                 g < arrays[n].shape[0] * arrays[n].shape[1]; g++)
-                ((pvt_real *)q.array[n])[g] = (pvt_real)(low + (g * 7 + i) % (high - low + 1));
-        CHECK_OK(ctx, pvt_weight_round_f16(t.weight, t.name));
-    }
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++)
+        if (pvt_model_tensor(model, i).linear) quantize_one(ctx, model, i, text, low, high);
 }
 
 /* ---- GGUF, naively: skip the keys, note the tensors ---- */
@@ -334,6 +337,122 @@ static void test_q2_0(pvt_ctx *ctx, const char *format, int low, int high)
     pvt_model_free(model);
 }
 
+/* ---- an embedding and a head of codes ---- */
+
+/* What a GGUF of q2_0 makes of an embedding in a format: the type, by its number, and the sentence that says so. `exact`: what is
+   loaded is what the model has; else to fp16 of scale · zero, or of each weight. Zeros are low … high, and a quarter more. */
+static const struct { const char *format; int low, high; bool quarter, exact; uint32_t type; const char *says; } kept_cases[] = {
+    {"int:4g32s", 0, -1, false, true, 2, "`int:4g32s` in q4_0, as it is."},
+    {"int:3g64s", 0, -1, false, true, 2, "in q4_0"},
+    {"int:2g32s", 0, -1, false, true, 2, "in q4_0"},
+    {"int:2g64s", 0, -1, false, true, 42, "in q2_0"},
+    {"q2_0", 0, -1, false, true, 42, "`q2_0` in q2_0, as it is."},
+    {"int:1g64", 0, 1, false, true, 42, "in q2_0"},
+    {"int:5g32s", 0, -1, false, true, 6, "in q5_0"},
+    {"int:6g32s", 0, -1, false, true, 8, "in q8_0"},
+    {"int:8g32s", 0, -1, false, true, 8, "in q8_0"},
+    {"int:4g32", 7, 8, false, true, 2, "in q4_0"}, /* −7 … 8 is −8 … 7 turned round */
+    {"int:4g32", 0, 0, false, true, 3, "in q4_1"},
+    {"int:4g32", 1, 15, false, true, 6, "in q5_0, as it is."},
+    {"int:5g32", 0, 0, false, true, 7, "in q5_1"},
+    {"int:5g32", 0, 31, false, true, 8, "in q8_0"},
+    {"int:7g64", 0, 127, false, true, 8, "in q8_0"},
+    {"int:8g32", 127, 128, false, true, 8, "in q8_0"},
+    {"int:3g32", 1, 6, true, false, 3, "in q4_1, with scale * zero rounded to fp16."},
+    {"int:5g64", 1, 30, true, false, 7, "in q5_1, with scale * zero rounded"},
+    {"int:8g32", 100, 200, false, false, 1, "in f16, dequantized, for"},
+    {"int:6g32", 3, 60, true, false, 1, "in f16, dequantized, for"},
+    {"int:4g16s", 0, -1, false, false, 1, "in f16, dequantized, for"},
+    {"had:int:4g32s", 0, -1, false, false, 1, "`had:int:4g32s` in f16, dequantized, for"},
+    {"nf4", 0, -1, false, false, 1, "in f16, dequantized, for"}};
+
+/* Tensor i of the file against the model's. */
+static void check_kept(const pvt_model *model, const pvt_model *loaded, int64_t i, bool exact)
+{
+    pvt_tensor_info a = pvt_model_tensor(model, i), b = pvt_model_tensor(loaded, i);
+    pvt_real *x = (pvt_real *)calloc((size_t)a.n, sizeof *x), *y = (pvt_real *)calloc((size_t)a.n, sizeof *y);
+    double most = 0, off = 0;
+    pvt_weight_dequantize(a.weight, x), pvt_weight_dequantize(b.weight, y);
+    for (int64_t k = 0; k < a.n; k++) most = fmax(most, fabs((double)x[k])), off = fmax(off, fabs((double)x[k] - (double)y[k]));
+    if (!(exact ? off == 0 : off <= most / 1024)) printf("    %s: off by %g of %g\n", a.name, off, most);
+    CHECK(most > 0 && (exact ? off == 0 : off <= most / 1024)); /* fp16 rounds scale · zero, which is twice as large at most */
+    free(x), free(y);
+}
+
+static void check_kept_case(pvt_ctx *ctx, pvt_model *model, int which, bool tied)
+{
+    static const struct { uint32_t type; int64_t bytes; } blocks[] = {{1, 64}, {2, 18}, {3, 20}, {6, 22}, {7, 24}, {8, 34}, {42, 9}}; /* of 32 weights */
+    const char *format = kept_cases[which].format, *says = kept_cases[which].says;
+    uint32_t type = kept_cases[which].type;
+    pvt_model *loaded = NULL;
+    naive f;
+    pvt_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.overwrite = true, desc.card = "A card.";
+    quantize_one(ctx, model, 0, format, kept_cases[which].low, kept_cases[which].high);
+    pvt_weight *embed = pvt_model_tensor(model, 0).weight;
+    for (int64_t g = 0; kept_cases[which].quarter && g < 600 * 64 / embed->format.in_group; g += 2)
+        ((pvt_real *)embed->array[2])[g] += (pvt_real)0.25;
+    CHECK_OK(ctx, pvt_model_export(model, "gguf:q2_0", in("kept.gguf"), &desc));
+    CHECK(naive_open(&f, in("kept.gguf")));
+    int at = naive_find(&f, "token_embd.weight"), head = naive_find(&f, "output.weight");
+    if (at < 0 || f.tensors[at].type != type) printf("    %s: type %d\n", format, at < 0 ? -1 : (int)f.tensors[at].type);
+    CHECK(at >= 0 && f.tensors[at].type == type && (head < 0) == tied && (tied || f.tensors[head].type == 8));
+    bool said = false, head_said = false, card = false;
+    for (int64_t i = 0; i < f.start; i++) { /* the keys are text among zeros */
+        const char *text = (const char *)f.data + i;
+        said = said || strncmp(text, says, strlen(says)) == 0;
+        head_said = head_said || strncmp(text, "`lm_head.weight`: `int:8g64s` in q8_0", 37) == 0;
+        card = card || strncmp(text, "A card.\n`model.embed_tokens.weight`", 35) == 0;
+    }
+    CHECK(said && head_said != tied && card);
+    free(f.data);
+    CHECK_OK(ctx, pvt_model_load(ctx, in("kept.gguf"), NULL, &loaded));
+    if (loaded) {
+        check_kept(model, loaded, 0, kept_cases[which].exact);
+        if (!tied) check_kept(model, loaded, pvt_model_tensors(model) - 1, true);
+        for (int b = 0; b < (int)PVTI_COUNT(blocks); b++)
+            if (blocks[b].type == type) CHECK(pvt_model_tensor(loaded, 0).bytes == 600 * 64 / 32 * blocks[b].bytes);
+    }
+    pvt_model_free(loaded);
+}
+
+static void test_kept(pvt_ctx *ctx, bool tied)
+{
+    pvt_model *model = tiny(ctx, "llama", tied);
+    pvt_weight *embed = pvt_model_tensor(model, 0).weight;
+    pvt_real *dense = (pvt_real *)calloc(600 * 64, sizeof *dense);
+    pvt_weight_dequantize(embed, dense);
+    quantize(ctx, model, "q2_0", 0, -1);
+    if (!tied) quantize_one(ctx, model, pvt_model_tensors(model) - 1, "int:8g64s", 0, -1);
+    for (int i = tied; i < (int)PVTI_COUNT(kept_cases); i += 2) { /* the others with the other kind of head */
+        pvt_weight_free(embed);
+        CHECK_OK(ctx, pvt_weight_dense(ctx, dense, 600, 64, embed));
+        check_kept_case(ctx, model, i, tied);
+    }
+    free(dense);
+    pvt_model_free(model);
+}
+
+/* Linears and the embedding in Q8_0: integers stay what they are, and others are rounded as before. */
+static void test_q8_0_integers(pvt_ctx *ctx)
+{
+    static const struct { const char *format; int low, high; } cases[] = {{"int:4g32s", 0, -1}, {"int:8g64s", 0, -1}, {"int:4g32", 0, 15}, {"q2_0", 0, -1}};
+    for (int c = 0; c < 4; c++) {
+        pvt_model *model = tiny(ctx, "qwen2", true), *loaded = NULL;
+        pvt_save_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.overwrite = true;
+        quantize(ctx, model, cases[c].format, cases[c].low, cases[c].high);
+        quantize_one(ctx, model, 0, cases[c].format, cases[c].low, cases[c].high);
+        CHECK_OK(ctx, pvt_model_export(model, "gguf:q8_0", in("integers.gguf"), &desc));
+        CHECK_OK(ctx, pvt_model_load(ctx, in("integers.gguf"), NULL, &loaded));
+        for (int64_t i = 0; loaded && i < pvt_model_tensors(model); i++)
+            if (pvt_model_tensor(model, i).weight) check_kept(model, loaded, i, true);
+        pvt_model_free(loaded), pvt_model_free(model);
+    }
+}
+
 /* ---- llama.cpp's grids: the file against our own loader, whose decoders give llama.cpp's bits ---- */
 
 /* Does a key of u32 have this value? */
@@ -369,6 +488,7 @@ static void test_grid_blocks(pvt_ctx *ctx, const char *family, const char *forma
     desc.overwrite = true;
     snprintf(target, sizeof target, "gguf:%s", format);
     quantize(ctx, model, format, 0, -1);
+    quantize_one(ctx, model, pvt_model_tensors(model) - 1, format, 0, -1); /* the head too */
     set_scales(model);
     CHECK_OK(ctx, pvt_model_export(model, target, in("grid.gguf"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, in("grid.gguf"), NULL, &loaded));
@@ -378,8 +498,9 @@ static void test_grid_blocks(pvt_ctx *ctx, const char *family, const char *forma
         char name[96];
         gguf_name(a.name, name);
         int at = naive_find(&f, name);
-        CHECK(at >= 0 && f.tensors[at].type == (a.linear ? number : a.weight ? 1u : 0u));
-        if (!a.linear) continue;
+        bool codes = a.dtype == PVT_DTYPE_NONE;
+        CHECK(at >= 0 && f.tensors[at].type == (codes ? number : a.weight ? 1u : 0u) && (codes || !a.linear));
+        if (!codes) continue;
         CHECK(b.dtype == type);
         pvt_real *x = (pvt_real *)calloc((size_t)a.n, sizeof *x), *y = (pvt_real *)calloc((size_t)a.n, sizeof *y);
         pvt_weight_dequantize(a.weight, x);
@@ -707,6 +828,7 @@ static void test_memory(const char *target, const char *format, const char *toke
     bool wide = strncmp(format, "iq2", 3) == 0;
     pvt_model *model = wide ? sized(ctx, "llama", true, 1, 256, 256) : tiny(ctx, "llama", true);
     quantize(ctx, model, format, 1, 2);
+    if (strcmp(target, "gguf:q2_0") == 0) quantize_one(ctx, model, 0, "int:4g32s", 0, -1); /* and the sentence about it */
     set_tokenizer(ctx, model, tokenizer);
     int64_t before = f.live;
     for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : PVTI_MAX(1, at / 8)) {
@@ -739,12 +861,13 @@ int main(void)
         test_q2_0(ctx, "q2_0", 1, 1);
         test_packed(ctx, "q2_0", 1, 1);
     } else SKIP("the format q2_0 is not in this build");
+    test_kept(ctx, false), test_kept(ctx, true);
+    test_q8_0_integers(ctx);
     test_grid_blocks(ctx, "llama", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
     test_grid_blocks(ctx, "qwen2", "iq2_xxs", PVT_IQ2_XXS, 16, 19);
     test_grid_blocks(ctx, "llama", "iq2_xs", PVT_IQ2_XS, 17, 20);
     test_grid_blocks(ctx, "qwen2", "iq2_xs", PVT_IQ2_XS, 17, 20);
     test_grid_blocks(ctx, "llama", "iq2_s", PVT_IQ2_S, 22, 28);
-    test_grid_blocks(ctx, "qwen2", "iq2_s", PVT_IQ2_S, 22, 28);
     if (pvt_format_parse(NULL, "int:4g32s", &format) == PVT_OK) test_packed(ctx, "int:4g32s", 8, 8);
     else SKIP("symmetric integers are not in this build");
     test_packed(ctx, "int:2g64", 1, 2);
@@ -760,7 +883,6 @@ int main(void)
     test_memory("gguf:q2_0", "int:2g64", TOKENIZERS "tokenizer.json");
     test_memory("gguf:iq2_xxs", "iq2_xxs", NULL);
     test_memory("gguf:iq2_xs", "iq2_xs", NULL);
-    test_memory("gguf:iq2_s", "iq2_s", NULL);
     test_memory("gptq", "int:2g64", NULL);
     test_memory("mlx", "int:2g64", NULL);
     test_remove(scratch);

@@ -1176,7 +1176,7 @@ typedef enum pvt_v_step {
     surrogates. */
 typedef enum pvt_surrogate {
     PVT_SURROGATE_NONE,     /* PV-Tuning's own: scales and zeros by the codes as they are, T by dW */
-    PVT_SURROGATE_IDENTITY, /* rounding has derivative 1, what is clamped 0 (EfficientQAT, 2407.11062) */
+    PVT_SURROGATE_IDENTITY, /* rounding has derivative 1; with a hard clamp EfficientQAT's (2407.11062) */
     PVT_SURROGATE_SIGMOID,  /* t·σ(v)·(1 − σ(v)), v = t·(r − ½), r the part behind the point; t is
                                surrogate_temperature (arXiv 2410.10849): little far from where a code tips */
     PVT_SURROGATE_ROOT      /* min(3, ⅕·|2r − 1|^(−⅘)): LC-QAT's */
@@ -9722,8 +9722,8 @@ static pvt_result pvti_surrogate_check(pvt_ctx *ctx, const char *name, const pvt
                              (int)strcspn(pvti_kinds[i]->syntax, " ,"), pvti_kinds[i]->syntax);
     pvt_format_text(format, text);
     return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
-                     "%s is in %s, of whose rounding no surrogate is known; these have one: %s; tune the "
-                     "others with surrogate none", name, text, able);
+                     "%s is in %s, of whose rounding no surrogate is known; these have one: %s; for others "
+                     "there is surrogate none", name, text, able);
 }
 
 // >>optimizer
@@ -12621,7 +12621,7 @@ static bool pvti_name_skipped(const char *patterns, const char *name)
 static const pvt_format *pvti_planned(const pvt_quantize_desc *d, const char *name)
 {
     for (int64_t i = 0; d->plan && i < d->n_plan; i++)
-        if (strcmp(d->plan[i].tensor, name) == 0) return &d->plan[i].format;
+        if (d->plan[i].tensor && strcmp(d->plan[i].tensor, name) == 0) return &d->plan[i].format;
     return NULL;
 }
 
@@ -13157,7 +13157,7 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     if (d->finetune) z->pv = *d->finetune;
     else z->pv.strategy = PVT_STRATEGY_CONTINUOUS;
-    if (z->pv.values.rule == PVT_OPTIMIZER_DEFAULT && z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr;
+    if (z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr;
     if (z->pv.codes.rule == PVT_OPTIMIZER_DEFAULT && z->pv.codes.lr == 0)
         z->pv.codes.rule = PVT_OPTIMIZER_ADAM, z->pv.codes.lr = 1e-3;
     z->pv = pvt_pv_resolve(&z->pv);
@@ -13166,8 +13166,17 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: block fine-tuning has no loss to search L with: set smoothness, and no "
                          "loss");
-    if (z->pv.surrogate != PVT_SURROGATE_NONE)
-        PVTI_TRY(pvti_surrogate_check(z->ctx, "quantize: the model", &d->format));
+    if (!(z->pv.train & (PVT_TRAIN_CODES | PVT_TRAIN_VALUES | PVT_TRAIN_NORMS | PVT_TRAIN_BIASES)))
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
+                         "quantize: block fine-tuning has nothing to train: codes need another strategy than "
+                         "continuous, or set finetune_epochs below 0");
+    for (int64_t i = 0; z->pv.surrogate != PVT_SURROGATE_NONE && i < pvt_model_tensors(z->model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(z->model, i);
+        if (!t.linear) continue;
+        if (pvti_has_codes(t.weight)) PVTI_TRY(pvti_surrogate_check(z->ctx, t.name, &t.weight->format));
+        else if (pvti_quantize_wants(z->model, d, &t))
+            PVTI_TRY(pvti_surrogate_check(z->ctx, t.name, pvti_quantizer_format(z, t.weight, t.name)));
+    }
     PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
     pvt_pv_free(pv);
     return PVT_OK;
@@ -13636,6 +13645,8 @@ static pvt_result pvti_allocation_check(pvti_allocation *z)
                 return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
                                  "allocate: a loss of tensor %lld is negative or not finite", (long long)l);
             fewest = fewest < 0 ? z->bytes[i] : PVTI_MIN(fewest, z->bytes[i]);
+            if (z->bytes[i] > INT64_MAX / 4 / z->tensors) /* no sum of them overflows */
+                return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "allocate: too large");
         }
         if (fewest < 0)
             return pvti_fail(
@@ -13643,9 +13654,9 @@ static pvt_result pvti_allocation_check(pvti_allocation *z)
                 "allocate: none of the formats suits tensor %lld; add one whose groups divide it, or "
                 "dense",
                 (long long)l);
-        if (fewest > INT64_MAX / 2 - least) return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "allocate: too large");
         least += fewest;
     }
+    z->budget = PVTI_MIN(z->budget, INT64_MAX / 2);
     if (least <= z->budget) return PVT_OK;
     return pvti_fail(
         z->ctx, PVT_ERR_ARGUMENT,
@@ -24775,7 +24786,7 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     uint64_t hash;
     PVTI_TRY(pvti_model_hash(z->model, &hash));
     for (int i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
-    snprintf(z->options[0].value, 200, "quantize 1 of version %d", PVT_VERSION);
+    snprintf(z->options[0].value, 200, "quantize 2 of version %d", PVT_VERSION);
     snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
              z->ctx->compute_bf16 ? "bf16" : "full");
     pvt_format_text(&d->format, z->options[2].value);

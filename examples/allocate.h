@@ -85,7 +85,14 @@ static int allocation_choose(app *a, allocation *z, double bits, bool headers)
         header += allocation_header(&t);
     }
     if (!headers) header = 0;
-    int64_t budget = (int64_t)(bits * (double)z->params / 8) - header;
+    int64_t budget = (int64_t)(bits * (double)z->params / 8 + 1e-3) - header; /* bits may be a whole number's */
+    for (int64_t i = 0; i < z->tensors; i++) {
+        bool suits = false;
+        for (int j = 0; j < z->n; j++) suits = suits || z->bytes[i * z->n + j] >= 0;
+        if (!suits)
+            return fail(a, "none of --formats suits %s: add dense, or one whose groups divide it",
+                        pvt_model_tensor(a->models[0], i).name);
+    }
     TRY(a, pvt_allocate(a->ctx, z->loss, z->bytes, z->tensors, z->n, budget, z->choice, &z->bound));
     z->predicted = 0, z->matrices = 0;
     for (int64_t i = 0; i < z->tensors; i++) {
@@ -161,7 +168,8 @@ static int plan_read(app *a, const char *path, const pvt_plan **plan, int64_t *n
     bool good = at != NULL;
     if (good) at += strlen("\"tensors\"");
     good = good && plan_sign(&at, ':') && plan_sign(&at, '{');
-    for (bool more = good && !plan_sign(&at, '}'); more; more = good && plan_sign(&at, ',')) {
+    bool closed = false;
+    for (bool more = good; more; closed = !more && plan_sign(&at, '}')) {
         char *name = plan_string(&at), *format = name && plan_sign(&at, ':') ? plan_string(&at) : NULL;
         good = format && *n < most;
         if (!good) break;
@@ -169,8 +177,9 @@ static int plan_read(app *a, const char *path, const pvt_plan **plan, int64_t *n
         if (pvt_format_parse(a->ctx, format, &list[*n].format) != PVT_OK)
             return fail(a, "%s: %s: %s", path, name, pvt_ctx_error(a->ctx));
         ++*n;
+        more = plan_sign(&at, ',');
     }
-    if (!good || *n == 0)
+    if (!good || !closed || *n == 0)
         return fail(a,
                     "%s is no plan: {\"tensors\": {\"NAME\": \"FORMAT\", …}}, as pvtune allocate writes it, "
                     "is wanted",
@@ -220,7 +229,9 @@ static int verb_allocate(app *a)
     allocation z;
     pvt_alpha_desc alpha;
     memset(&z, 0, sizeof z), memset(&alpha, 0, sizeof alpha);
-    alpha.method = strcmp(o->alpha, "noise") == 0 || !o->calib ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT;
+    bool noise = o->alpha ? strcmp(o->alpha, "noise") == 0 : !o->calib;
+    if (!noise && !o->calib) return fail(a, "--alpha gradient needs --calib TEXT; noise does without");
+    alpha.method = noise ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT;
     alpha.samples = o->samples, alpha.ctx = o->ctx;
     if (o->bits == 0) {
         fail(a, "--bits B is missing; see pvtune help allocate");

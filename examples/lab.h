@@ -812,7 +812,7 @@ typedef struct linearity {
     pvt_real *as_it_was;
     double predicted[LINEAR_FORMATS][LINEAR_TENSORS],
         measured[LINEAR_FORMATS][LINEAR_TENSORS]; /* of single tensors */
-    int n;                             /* of these */
+    int n[LINEAR_FORMATS], whole_n[LINEAR_FORMATS]; /* of these; of all linears that a format suits */
     double whole_predicted[LINEAR_FORMATS][LAB_RUNS], whole_measured[LINEAR_FORMATS][LAB_RUNS],
         ratio[LINEAR_FORMATS][LAB_RUNS];
     double *gradient, whole_gradient[LINEAR_FORMATS][LAB_RUNS]; /* α the other way */
@@ -848,12 +848,12 @@ static int linearity_quantize(app *a, linearity *l, int64_t i, int j)
     return 0;
 }
 
-/* The linears in format j one at a time (each put back), or all together. *n: how many it suits. */
+/* The linears in format j one at a time (each put back; at most LINEAR_TENSORS), or all together. */
 static int linearity_pass(app *a, const demo *d, linearity *l, int j, double base, bool whole, int64_t run)
 {
     double nll;
-    l->n = 0;
-    for (int64_t i = 0; i < l->z.tensors && l->n < LINEAR_TENSORS; i++) {
+    int n = 0;
+    for (int64_t i = 0; i < l->z.tensors && (whole || n < LINEAR_TENSORS); i++) {
         pvt_tensor_info t = pvt_model_tensor(a->models[DEMO_TUNED], i);
         int64_t at = i * l->z.n + j;
         if (!t.linear || l->z.bytes[at] < 0) continue;
@@ -863,23 +863,28 @@ static int linearity_pass(app *a, const demo *d, linearity *l, int j, double bas
             l->whole_gradient[j][run] += l->gradient[i] * l->z.errors[at];
         } else {
             DO(linearity_nll(a, d, &nll));
-            l->predicted[j][l->n] = l->z.loss[at], l->measured[j][l->n] = nll - base;
+            l->predicted[j][n] = l->z.loss[at], l->measured[j][n] = nll - base;
             memcpy(t.weight->array[0], l->as_it_was, (size_t)t.n * sizeof *l->as_it_was);
         }
-        l->n++;
+        n++;
         if (progress(a, "lab", (run * l->z.n + j) * 2 + whole, l->runs * l->z.n * 2, "formats", NAN))
             return fail(a, "stopped on request");
     }
-    if (l->n > 0) return 0;
+    *(whole ? &l->whole_n[j] : &l->n[j]) = n;
+    if (n > 0) return 0;
     return fail(a, "%s suits none of the linears of this model; leave it out of --formats", l->z.names[j]);
 }
 
 static int linearity_format(app *a, const demo *d, linearity *l, int j, int64_t run)
 {
-    double base, nll;
+    double base, nll, sum = 0;
+    int counted = 0;
     DO(linearity_nll(a, d, &base)); /* on the same text, in the copy's own numbers */
     DO(linearity_pass(a, d, l, j, base, false, run));
-    for (int k = 0; k < l->n; k++) l->ratio[j][run] += l->measured[j][k] / l->predicted[j][k] / l->n;
+    for (int k = 0; k < l->n[j]; k++) /* (noise may find no curvature in a linear, and then has no say) */
+        if (l->predicted[j][k] > 0) sum += l->measured[j][k] / l->predicted[j][k], counted++;
+    if (counted == 0) return fail(a, "noise finds no curvature in any linear of this model");
+    l->ratio[j][run] = sum / counted;
     DO(linearity_pass(a, d, l, j, base, true, run));
     DO(linearity_nll(a, d, &nll));
     l->whole_measured[j][run] = nll - base;
@@ -935,7 +940,7 @@ static void linearity_rows(lab_table *t, const linearity *l)
                  measured = lab_mean_of(l->whole_measured[j], runs), ratio = lab_mean_of(l->ratio[j], runs);
         lab_row(t);
         lab_word(t, "format", -14, l->z.names[j]),
-            lab_cell(t, "mean t^2", 9, 5, l->error[j] / (double)(l->n * runs));
+            lab_cell(t, "mean t^2", 9, 5, l->error[j] / (double)(l->whole_n[j] * runs));
         lab_cell(t, "predicted", 10, 5, predicted.mean), lab_cell(t, "se", 9, 5, predicted.error);
         lab_cell(t, "by gradient", 11, 5, lab_mean_of(l->whole_gradient[j], runs).mean);
         lab_cell(t, "measured", 10, 5, measured.mean), lab_cell(t, "measured se", 11, 5, measured.error);
@@ -954,14 +959,14 @@ static int linearity_chart(app *a, const linearity *l)
     line[0] = 1e300, line[1] = 0;
     for (int j = 0; j < l->z.n; j++) {
         plot_line *dots = &single->lines[single->n_lines++];
-        dots->name = l->z.names[j], dots->x = l->predicted[j], dots->y = l->measured[j], dots->n = l->n;
+        dots->name = l->z.names[j], dots->x = l->predicted[j], dots->y = l->measured[j], dots->n = l->n[j];
         dots->dots = dots->loose = true;
         whole[0][j] = lab_mean_of(l->whole_predicted[j], l->runs).mean;
         whole[1][j] = lab_mean_of(l->whole_measured[j], l->runs).mean;
         dots = &all->lines[all->n_lines++];
         dots->name = l->z.names[j], dots->x = &whole[0][j], dots->y = &whole[1][j], dots->n = 1,
         dots->dots = true;
-        for (int k = 0; k < l->n; k++) line[0] = fmin(line[0], l->predicted[j][k]);
+        for (int k = 0; k < l->n[j]; k++) line[0] = fmin(line[0], l->predicted[j][k]);
         line[1] = fmax(line[1], whole[0][j]);
     }
     for (int k = 0; k < 2; k++) {

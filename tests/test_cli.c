@@ -1302,6 +1302,10 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK_REFUSED(1, "is no plan", run("quantize wide --plan text --calib text -o x -q"));
     CHECK(sh("echo '{\"tensors\": { \"model.layers.9.mlp.up_proj.weight\" : \"int:2g32\" } }' >plan3.json") == 0);
     CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));
+    CHECK(sh("printf '{\"tensors\":{\"a\":\"int:2g32\" \"b\":\"int:4g32\"}}' >plan4.json; printf '{\"tensors\":{\"a\":\"int:2g32\"' >plan5.json") == 0);
+    CHECK_REFUSED(1, "is no plan", run("quantize model --plan plan4.json --calib text -o x -q")); /* no comma */
+    CHECK_REFUSED(1, "is no plan", run("quantize model --plan plan5.json --calib text -o x -q")); /* cut off */
+    CHECK_REFUSED(1, "--alpha gradient needs --calib", run("allocate wide --bits 6 --alpha gradient -o x.json -q"));
 }
 
 /* The experiments on models, as small as they get: what they print has a row for each variant. */

@@ -208,11 +208,14 @@ static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format, bool
 /* What of block fine-tuning is refused before the work. */
 static void check_finetune_refused(pvt_ctx *ctx)
 {
-    static const char *const whys[] = {"cap must lie in", "has no loss to search L with", "is in aqlm:2x4g4, of whose rounding"};
+    static const char *const whys[] = {"cap must lie in", "has no loss to search L with", "is in aqlm:2x4g4, of whose rounding",
+                                       "has nothing to train", "is in aqlm:1x4g8, of whose rounding"};
     char why[1024];
     pvt_pv_desc finetune;
     watch w;
     setup s = make_setup(ctx, false);
+    pvt_plan plan[1];
+    memset(plan, 0, sizeof plan);
     s.desc.checkpoint = NULL;
     s.desc.finetune = &finetune;
     for (int i = 0; i < PVTI_COUNT(whys); i++) {
@@ -220,7 +223,14 @@ static void check_finetune_refused(pvt_ctx *ctx)
         if (i == 0) finetune.cap = 2;
         if (i == 1) finetune.strategy = PVT_STRATEGY_LINEARIZED, finetune.step = PVT_STEP_PLAIN, finetune.loss = no_loss;
         if (i == 2) finetune.surrogate = PVT_SURROGATE_SIGMOID;
-        CHECK(quantize(&s, &w, NULL, why) == (i == 0 ? PVT_ERR_ARGUMENT : PVT_ERR_UNSUPPORTED) && w.fits == 0);
+        if (i == 3) finetune.strategy = PVT_STRATEGY_CONTINUOUS, finetune.train = PVT_TRAIN_CODES;
+        if (i == 4) { /* one tensor of a plan has none; it is said before the first is fit */
+            finetune.surrogate = PVT_SURROGATE_SIGMOID, s.desc.plan = plan, s.desc.n_plan = 1;
+            plan[0].tensor = "model.layers.2.mlp.down_proj.weight";
+            CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x4g8", &plan[0].format));
+            CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g16", &s.desc.format));
+        }
+        CHECK(quantize(&s, &w, NULL, why) == (i == 0 || i == 3 ? PVT_ERR_ARGUMENT : PVT_ERR_UNSUPPORTED) && w.fits == 0);
         CHECK(strstr(why, whys[i]) != NULL);
         if (!strstr(why, whys[i])) printf("    %s\n", why);
     }
@@ -567,6 +577,8 @@ static void check_allocate(pvt_ctx *ctx)
     CHECK(pvt_allocate(ctx, loss, bytes, 56, 8, 9999, NULL, NULL) == PVT_ERR_ARGUMENT);
     CHECK(strstr(pvt_ctx_error(ctx), "suits tensor 1") != NULL);
     CHECK(pvt_allocate(ctx, loss, bytes, 0, 8, 9999, NULL, NULL) == PVT_ERR_ARGUMENT);
+    const int64_t huge[4] = {1, INT64_MAX - 1, 1, INT64_MAX - 1};
+    CHECK(pvt_allocate(ctx, loss, huge, 2, 2, 10, NULL, NULL) == PVT_ERR_ARGUMENT);
 }
 
 /* KL(W ‖ W with noise t in tensor i), measured another way and with other noise than pvt_model_alpha's. */

@@ -1083,28 +1083,28 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
 {
     PVT_SHARED_DYNAMIC(float, room);
     int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
-    int64_t l0 = blockIdx.x % groups * t.at_once, lanes = pvti_least(t.at_once, t.lanes - l0);
-    int64_t n = lanes * t.m, half = n / 2;
+    int64_t l0 = blockIdx.x % groups * t.at_once;
+    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m, half = n / 2;
     float scale = 1 / sqrtf((float)t.whole);
-    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
-        int64_t j = t.along ? k % t.m : k / lanes, l = t.along ? k / t.m : k % lanes;
+    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
         float value = t.x[base * t.base_step + j * t.step + (l0 + l) * t.apart];
         if (t.factors && !t.inverse)
             value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
-        room[l * t.m + j] = value;
+        room[l * m + j] = value;
     }
-    for (int64_t h = 1; h < t.m; h *= 2) {
+    for (int h = 1; h < m; h *= 2) {
         __syncthreads();
-        for (int64_t k = threadIdx.x; k < half; k += blockDim.x) { /* pairs run on through all lanes */
-            int64_t low = k / h * 2 * h + k % h;
+        for (int k = (int)threadIdx.x; k < half; k += (int)blockDim.x) { /* pairs run on through all lanes */
+            int low = k / h * 2 * h + k % h;
             float a = room[low], b = room[low + h];
             room[low] = a + b, room[low + h] = a - b;
         }
     }
     __syncthreads();
-    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
-        int64_t j = t.along ? k % t.m : k / lanes, l = t.along ? k / t.m : k % lanes;
-        float value = room[l * t.m + j];
+    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
+        float value = room[l * m + j];
         if (t.factors && t.inverse)
             value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
         t.out[base * t.base_step + j * t.step + (l0 + l) * t.apart] = value;

@@ -1491,7 +1491,7 @@ PVT_API const pvt_export_target *pvt_export_target_at(int i);
                               B = 4, Q5_0 for 5, Q8_0 for 6 to 8; for int:BgG with zeros that are integers Q5_0
                               to B = 4, Q8_0 to 7. With other zeros Q4_1 to B = 4 and Q5_1 for 5, in which
                               scale · zero is rounded to fp16. What has none is dequantized to F16.
-                              general.description says which
+                              general.description says which, unless no_card is set
         gguf:iq2_xxs, iq2_xs, iq2_s  the same in IQ2_XXS, IQ2_XS and IQ2_S, of the formats of these names
         gptq                  int:BgG with B 2, 4 or 8 in all linears of the blocks, and q2_0; zeros are
                               integers
@@ -1697,7 +1697,8 @@ typedef struct pvt_quantize_desc {
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
-    or with other options: says which), UNSUPPORTED (checkpoint in a build without files), NUMERIC, MEMORY,
+    or with other options: says which), UNSUPPORTED (checkpoint in a build without files; an
+    embedding in had2:; of finetune a surrogate that a format has not, or a loss), NUMERIC, MEMORY,
     CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);

@@ -10,8 +10,7 @@
 /* ---- a table, cell by cell: printed with its columns' names above, and as the rows of --json ---- */
 
 typedef struct lab_table {
-    app *a;
-    buffer head, lines;
+    app *a; /* which keeps head and lines */
     bool named; /* the columns' names are complete: the first row is */
 } lab_table;
 
@@ -20,7 +19,7 @@ static void lab_row(lab_table *t) { put_open(&t->a->json, NULL, "{"); }
 static void lab_end(lab_table *t)
 {
     put_close(&t->a->json, "}");
-    buffer_put(&t->lines, "\n", 1);
+    buffer_put(&t->a->table_lines, "\n", 1);
     t->named = true;
 }
 
@@ -29,8 +28,8 @@ static void lab_word(lab_table *t, const char *name, int width, const char *word
 {
     put_text(&t->a->json, name, word);
     if (width == 0) return;
-    if (!t->named) buffer_printf(&t->head, "%*s ", width, name);
-    buffer_printf(&t->lines, "%*s ", width, word);
+    if (!t->named) buffer_printf(&t->a->table_head, "%*s ", width, name);
+    buffer_printf(&t->a->table_lines, "%*s ", width, word);
 }
 
 /* digits < 0: a whole number; a NaN is an empty cell. */
@@ -38,9 +37,9 @@ static void lab_cell(lab_table *t, const char *name, int width, int digits, doub
 {
     put_number(&t->a->json, name, value);
     if (width == 0) return;
-    if (!t->named) buffer_printf(&t->head, "%*s ", width, name);
-    if (!(value == value)) buffer_printf(&t->lines, "%*s ", width, "");
-    else buffer_printf(&t->lines, "%*.*f ", width, digits < 0 ? 0 : digits, value);
+    if (!t->named) buffer_printf(&t->a->table_head, "%*s ", width, name);
+    if (!(value == value)) buffer_printf(&t->a->table_lines, "%*s ", width, "");
+    else buffer_printf(&t->a->table_lines, "%*.*f ", width, digits < 0 ? 0 : digits, value);
 }
 
 static void lab_begin(lab_table *t, app *a)
@@ -61,10 +60,10 @@ static int lab_finish(lab_table *t, const char *about)
     put_text(&a->json, "svg", a->o.svg), put_number(&a->json, "seconds", elapsed(a));
     put_close(&a->json, "}");
     meter_clear(&a->meter);
-    bool failed = t->head.failed || t->lines.failed;
+    bool failed = t->a->table_head.failed || t->a->table_lines.failed;
     if (!a->o.json && !failed)
-        printf("%s\n%s\n%s\nChart: %s. %.1f s.\n", t->head.data, t->lines.data, about, a->o.svg, elapsed(a));
-    buffer_free(&t->head), buffer_free(&t->lines);
+        printf("%s\n%s\n%s\nChart: %s. %.1f s.\n", t->a->table_head.data, t->a->table_lines.data, about, a->o.svg, elapsed(a));
+    buffer_free(&t->a->table_head), buffer_free(&t->a->table_lines);
     return failed ? fail(a, "out of memory for the table") : put_result(a);
 }
 

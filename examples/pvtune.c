@@ -328,7 +328,7 @@ typedef struct app {
     options o;
     pvt_ctx *ctx;
     meter meter;
-    buffer json, card;
+    buffer json, card, table_head, table_lines;
     char **arguments; /* of the command, for the model card */
     double started;
     /* whatever is set here is freed by app_close */
@@ -357,6 +357,8 @@ static void app_close(app *a)
     app_clear(a);
     buffer_free(&a->json);
     buffer_free(&a->card);
+    buffer_free(&a->table_head);
+    buffer_free(&a->table_lines);
 }
 
 /* ---- messages and progress, on stderr ---- */

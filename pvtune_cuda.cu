@@ -586,7 +586,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 
 /* ---- a weight in full, and some of its rows ---- */
 
-/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out. */
+/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
 __global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
@@ -1031,7 +1031,8 @@ static void pvti_op_embedding_forward(void *state, float *out, const float *tabl
 }
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
-    others see an earlier one and end. Limit: n²/2 comparisons of ids, 32 at a time, and the bytes of dout. */
+    others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
+    block, and the bytes of dout. */
 __global__ void __launch_bounds__(PVTI_THREADS)
     pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
@@ -1060,7 +1061,7 @@ static void pvti_op_embedding_backward(void *state, float *dtable, const float *
     m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
     distance are passes over memory. Number j of lane l lies at base + j·step + l·apart: along a row step is 1 and
     lanes are further blocks of the row; across rows step is a row and lanes are neighbouring columns.
-    Limit: the bytes of x twice; 5·log2 m shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
+    Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
 
 enum { PVTI_ROTATED = 8192 };
 typedef struct pvti_turn {
@@ -1402,7 +1403,8 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
 
 // >>losses
 /*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so that a
-    likely token's probability keeps its digits. Limit: the bytes of the logits. */
+    likely token's probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update
+    reads twice. */
 
 static __device__ inline bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
@@ -1632,7 +1634,8 @@ static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
     of (key, index), and the same in every run. A block has 4,096 pairs and a thread for each of the 256 digits, which
     goes through them in order: it counts, and in a second pass moves, those of its digit.
-    Limit: the pairs' bytes twice a pass; 4,096·8 shared reads of a warp for a block. */
+    Limit: the pairs' bytes three times a pass; in either kernel 4,096·8 shared reads of a warp for a block, which
+    is far more. */
 
 enum { PVTI_SORTED = 4096 };
 typedef struct pvti_digits {
@@ -2265,7 +2268,7 @@ __global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
    hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A block to a
    group: its threads share the entries; the best are found one after the other, each round passing over what is
    already taken, so that no list is as long as a codebook.
-   Limit: M·beam·keep·K·2·D operations a group, codebooks through L2. */
+   Limit: at most M·beam·keep·K·4·D operations a group (an entry's norm is made anew each time), codebooks through L2. */
 
 enum { PVTI_BEAM = 17, PVTI_SEARCHERS = 128 };
 typedef struct pvti_order {

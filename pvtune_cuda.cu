@@ -2517,7 +2517,7 @@ static const int pvti_ordinals[PVTI_ORDINALS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1
 /* Which GPU, or why not. */
 static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text, size_t size)
 {
-    int count = 0, major = 0;
+    int count = 0, major = 0, minor = 0;
     *ordinal = *(const int *)table->user;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
         cudaGetLastError();
@@ -2528,9 +2528,10 @@ static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text
         return text;
     }
     if (cudaSetDevice(*ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *ordinal) != cudaSuccess)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, *ordinal) != cudaSuccess)
         return "the GPU does not answer";
-    return major >= 7 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
+    return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
 static pvt_result pvti_open_state(pvti_cuda *s)
 {

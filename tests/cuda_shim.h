@@ -313,7 +313,7 @@ typedef int cudaError_t;
 typedef void *cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaDevAttrComputeCapabilityMajor = 75, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 static inline cudaError_t cudaGetLastError() { int e = shim::w.last; shim::w.last = 0; return e; }
 static inline const char *cudaGetErrorString(cudaError_t e)

@@ -1395,8 +1395,8 @@ typedef struct pvt_load_desc {
 /* Opens a Hugging Face directory (dense, AQLM, or in the layout that pvt_model_save has for other
    formats), a .gguf or a llama2.c .bin; the kind is read from the content. Weights are mapped, not copied,
    where their type allows. A save into the directory that was interrupted after it had everything is
-   completed first, which writes there. Pipes and devices are refused. Errors: IO, FORMAT, UNSUPPORTED, MISMATCH (also: another model was saved there
-   meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
+   completed first, which writes there. Pipes and devices are refused. Errors: IO, FORMAT, UNSUPPORTED,
+   MISMATCH (also: another model was saved there meanwhile), MEMORY: a sentence with file, tensor or key, and fault. */
 PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load_desc *desc, pvt_model **out);
 #endif
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
@@ -1459,7 +1459,8 @@ typedef struct pvt_save_desc {
 /* Writes the Hugging Face layout (AQLM where all codes are aqlm in one format without a rotation; other codes
    in a layout of our own, which transformers refuses): model.safetensors, config.json, tokenizer files,
    generation_config.json, and a model card (README.md; one that pvtune did not write is left alone). The
-   directory is made when it does not exist. What of these the model that was there had and this one has not is removed, with shards; other files stay. All new
+   directory is made when it does not exist. What of these the model that was there had and this one has not
+   is removed, with shards; other files stay. All new
    files are complete on the device before the first old one goes: after an error, or a death of the process
    at any moment, the directory holds the old model or the new one, or, without a config.json, what the next
    pvt_model_load or pvt_model_save makes the new one of. Files keep the permissions of those they
@@ -12890,7 +12891,8 @@ static pvt_result pvti_quantizer_improve(pvti_quantizer *z, pvti_layer *layer, c
             pvt_weight tuned = layer->linear[j];
             if (before.linear[j].kind) layer->linear[j] = before.linear[j], before.linear[j] = tuned;
             if (before.vector[j])
-                memcpy(layer->vector[j], before.vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *values);
+                memcpy(layer->vector[j], before.vector[j],
+                       (size_t)pvti_quantizer_size(z, j) * sizeof *values);
         }
     for (int j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&before.linear[j]);
     pvti_free(z->ctx, values);
@@ -24816,7 +24818,7 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
              (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
     snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)hash);
-    for (int64_t i = hash = 0; i < d->n_plan; i++) { /* none: 0, as in checkpoints from before there were any */
+    for (int64_t i = hash = 0; i < d->n_plan; i++) {
         pvt_format_text(&d->plan[i].format, number[0]);
         hash = pvti_hash(d->plan[i].tensor, (int64_t)strlen(d->plan[i].tensor), hash);
         hash = pvti_hash(number[0], (int64_t)strlen(number[0]), hash);

@@ -303,6 +303,17 @@ static double plot_wide(double width, const char *title, const char *subtitle)
     return fmax(width, fmax(40 + 10.0 * (double)strlen(title), 40 + 7.6 * (double)strlen(subtitle)));
 }
 
+/* The chart's ground, style and headings. */
+static void plot_begin(FILE *f, double width, double height, const char *title, const char *subtitle)
+{
+    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
+            height, width, height);
+    plot_style(f);
+    fprintf(f, "<rect class=\"ground\" width=\"100%%\" height=\"100%%\"/>\n");
+    plot_label(f, 20, 30, "title", title);
+    plot_label(f, 20, 51, "label", subtitle);
+}
+
 /* Writes the SVG; false when that fails. */
 static bool plot_write(const plot *p, FILE *f)
 {
@@ -313,12 +324,7 @@ static bool plot_write(const plot *p, FILE *f)
     frame.top = 92, frame.width = panel_width, frame.height = height;
     double name_width = plot_name_width(p, &frame);
     double width = plot_wide(margin + p->n_panels * (panel_width + name_width), p->title, p->subtitle);
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
-            total, width, total);
-    plot_style(f);
-    fprintf(f, "<rect class=\"ground\" width=\"100%%\" height=\"100%%\"/>\n");
-    plot_label(f, 20, 30, "title", p->title);
-    plot_label(f, 20, 51, "label", p->subtitle);
+    plot_begin(f, width, total, p->title, p->subtitle);
     fprintf(f, "<text transform=\"translate(18 %.1f) rotate(-90)\" class=\"label middle\">", 92 + height / 2);
     plot_text(f, p->y_label);
     fprintf(f, "</text>\n");
@@ -414,12 +420,7 @@ static bool plot_rows_write(const plot_rows *p, FILE *f)
     frame.left = 40 + 7.5 * (double)longest, frame.top = 92, frame.width = 420;
     frame.height = 20.0 * p->n + 30.0 * groups + 10;
     double width = plot_wide(frame.left + frame.width + 150, p->title, p->subtitle), height = frame.top + frame.height + 56, y = frame.top;
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\">\n", width,
-            height, width, height);
-    plot_style(f);
-    fprintf(f, "<rect class=\"ground\" width=\"100%%\" height=\"100%%\"/>\n");
-    plot_label(f, 20, 30, "title", p->title);
-    plot_label(f, 20, 51, "label", p->subtitle);
+    plot_begin(f, width, height, p->title, p->subtitle);
     plot_rows_axis(f, p, &frame);
     groups = -1;
     for (int i = 0; i < p->n; i++) {

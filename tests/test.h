@@ -76,6 +76,23 @@ static inline void test_spit(const char *path, const char *bytes, size_t size)
     if (f) fclose(f);
 }
 
+/* An allocator that gives `left` times and then never again; live: what was not freed. */
+typedef struct test_budget {
+    long long left, live;
+} test_budget;
+static inline void *test_budget_alloc(size_t size, void *user)
+{
+    test_budget *b = (test_budget *)user;
+    if (b->left-- <= 0) return NULL;
+    b->live++;
+    return malloc(size);
+}
+static inline void test_budget_free(void *memory, void *user)
+{
+    if (memory) ((test_budget *)user)->live--;
+    free(memory);
+}
+
 static int test_end(void)
 {
     printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);

@@ -917,22 +917,6 @@ static void check_same_bits(void)
     free(H);
 }
 
-typedef struct budget {
-    int64_t left, live;
-} budget;
-static void *budget_alloc(size_t size, void *user)
-{
-    budget *b = (budget *)user;
-    if (b->left-- <= 0) return NULL;
-    b->live++;
-    return malloc(size);
-}
-static void budget_free(void *memory, void *user)
-{
-    if (memory) ((budget *)user)->live--;
-    free(memory);
-}
-
 /* Every allocation of a fit fails once: a sentence, and nothing is left behind. */
 static void check_memory(const char *format)
 {
@@ -941,13 +925,13 @@ static void check_memory(const char *format)
     bool done = false;
     for (int i = 0; i < 4 * 256; i++) W[i] = (pvt_real)normal(3, (uint64_t)i);
     for (int64_t fail = 0; !done && fail < 60; fail++) {
-        budget b = {1000000, 0};
+        test_budget b = {1000000, 0};
         pvt_ctx_desc desc;
         pvt_ctx *ctx;
         pvt_weight w;
         memset(&desc, 0, sizeof desc);
         desc.n_threads = 1;
-        desc.allocator.alloc = budget_alloc, desc.allocator.free = budget_free, desc.allocator.user = &b;
+        desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &b;
         CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
         pvt_format f = parse(ctx, format);
         b.left = fail;

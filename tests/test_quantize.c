@@ -762,22 +762,6 @@ static void check_plan(pvt_ctx *ctx)
     pvt_model_free(original);
 }
 
-typedef struct budget {
-    int64_t left, live;
-} budget;
-static void *budget_alloc(size_t size, void *user)
-{
-    budget *b = (budget *)user;
-    if (b->left-- <= 0) return NULL;
-    b->live++;
-    return malloc(size);
-}
-static void budget_free(void *memory, void *user)
-{
-    if (memory) ((budget *)user)->live--;
-    free(memory);
-}
-
 /* One of the calls; which: gradient, noise, errors, choice. */
 static pvt_result allocate_call(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus, int which)
 {
@@ -803,7 +787,7 @@ static void check_memory(void)
     for (int which = 0; which < 4; which++) {
         bool done = false;
         for (int64_t fail = 0; !done && fail < 200; fail++) {
-            budget b = {1000000, 0};
+            test_budget b = {1000000, 0};
             pvt_ctx_desc desc;
             pvt_model_config c;
             pvt_ctx *ctx;
@@ -812,7 +796,7 @@ static void check_memory(void)
             int32_t ids[64];
             memset(&desc, 0, sizeof desc), memset(&c, 0, sizeof c);
             desc.n_threads = 1;
-            desc.allocator.alloc = budget_alloc, desc.allocator.free = budget_free, desc.allocator.user = &b;
+            desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &b;
             CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
             c.layers = 1, c.dim = 32, c.heads = 2, c.ff = 32, c.vocab = 32, c.ctx = 8;
             for (int i = 0; i < 64; i++) ids[i] = i * i % 31;

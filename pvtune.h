@@ -1219,16 +1219,21 @@ typedef struct pvt_optimizer {
     double weight_decay; /* decoupled; in LAMB added to the update */
     bool amsgrad;        /* the largest v so far instead of v */
     bool no_debias;      /* debias: factor sqrt(1−β2^t)/(1−β1^t) */
+    /* lr is that of two bits of code per weight; at B bits the codes' is lr·2^(2−B), for finer codes tip
+       sooner, and so is that of integers' scales and zeros, for they multiply larger numbers. Set where a
+       lr of 0 becomes the default; never of params. */
+    bool by_bits;
 } pvt_optimizer;
 
 typedef struct pvt_pv_desc {
     pvt_strategy strategy;
-    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3 */
+    pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3; both by_bits,
+                             and in a tuner times the model's coarseness (pvt_tune_desc) */
     pvt_optimizer params; /* what is not quantized. Default, field by field: as values; with a rule of its
                              own the learning rate is that rule's, as under values */
     pvt_optimizer
-        codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), for weights differ in size from layer to
-                  layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
+        codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), by_bits, for weights differ in size from layer
+                  to layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
     double trust;         /* new codes are taken, the worst group first, up to and with the group whose code
                              brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
@@ -1668,7 +1673,7 @@ typedef struct pvt_quantize_desc {
     pvt_fit_desc fit;       /* name and stream are set per tensor */
     int finetune_epochs;    /* block fine-tuning: passes over the samples; undone in a block whose outputs it
                                takes farther from the original's. 0: 1, negative: none */
-    double finetune_lr;     /* 0: 2e-4 */
+    double finetune_lr;     /* 0: 2e-4 at two bits; at others times the block's coarseness, see pvt_tune_desc */
     /* Block-AP (EfficientQAT, 2407.11062): fine-tuning moves codes, too. Strategy, surrogate, optimizers
        of a pv; its values.lr 0: finetune_lr; its codes without rule and rate: Adam, 1e-3. Each buffer starts
        from the original weights (pvt_pv_set_buffer). Of train norms and biases count as well. NULL:
@@ -1729,7 +1734,10 @@ typedef struct pvt_comm {
 } pvt_comm;
 
 typedef struct pvt_tune_desc {
-    pvt_pv_desc pv;         /* strategy, optimizers, cap, …; of train all words count */
+    /* strategy, optimizers, cap, …; of train all words count. Rates left 0, other than the codes', are those
+       of pvt_pv_desc times the model's coarseness, c^¾: c is the mean of 4^−B over its weights with codes, B
+       their bits of code, by that of two bits. So 1 at two bits, 2.8 at one, 0.35 at three. */
+    pvt_pv_desc pv;
     int64_t steps;          /* 0: 200 */
     int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
     int64_t micro_batch;    /* sequences a forward; 0: what fits; less than a rank's batch: gradients are
@@ -9878,6 +9886,7 @@ typedef struct pvti_pv_entry {
     pvt_array codes;
     pvt_adam buffer;            /* .w: the straight-through buffer; NULL at δ = 1 (the target is made anew) */
     double smoothness;          /* L of the next plain step */
+    double codes_rate, values_rate; /* factors of the learning rates, see pvti_pv_rates */
     bool applied;
 } pvti_pv_entry;
 
@@ -9945,9 +9954,12 @@ static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherw
 {
     if (o->rule == PVT_OPTIMIZER_DEFAULT) {
         o->rule = otherwise->rule;
-        if (o->lr == 0) o->lr = otherwise->lr;
+        if (o->lr == 0) o->lr = otherwise->lr, o->by_bits = otherwise->by_bits;
     }
-    if (o->lr == 0) o->lr = o->rule == PVT_OPTIMIZER_LAMB ? lr_lamb : lr_adam;
+    if (o->lr == 0) {
+        o->lr = o->rule == PVT_OPTIMIZER_LAMB ? lr_lamb : lr_adam;
+        o->by_bits = true;
+    }
     if (o->beta1 == 0 && o->beta2 == 0) o->beta1 = otherwise->beta1;
     if (o->beta2 == 0) o->beta2 = otherwise->beta2;
     if (o->eps == 0) o->eps = otherwise->eps;
@@ -9956,13 +9968,14 @@ static void pvti_optimizer_resolve(pvt_optimizer *o, const pvt_optimizer *otherw
 /* The one place where the defaults of PV come from. bench/RESULTS.md says what was tried. */
 PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc)
 {
-    static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false};
-    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false};
+    static const pvt_optimizer values = {PVT_OPTIMIZER_ADAM, 3e-4, 0.9, 0.95, 1e-6, 0, false, false, true};
+    static const pvt_optimizer codes = {PVT_OPTIMIZER_LAMB, 2.5e-2, 0, 0.95, 1e-6, 0, false, false, true};
     pvt_pv_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
     pvti_optimizer_resolve(&d.values, &values, 3e-4, 1e-3);
     pvti_optimizer_resolve(&d.params, &d.values, 3e-4, 1e-3);
+    d.params.by_bits = false;
     pvti_optimizer_resolve(&d.codes, &codes, 3e-3, 2.5e-2);
     pvti_train_resolve(&d);
     if (d.surrogate == PVT_SURROGATE_SIGMOID && d.surrogate_temperature == 0) d.surrogate_temperature = 4;
@@ -10191,6 +10204,50 @@ static bool pvti_pv_choice_rooms(pvt_pv *pv, const pvti_pv_entry *e)
     return true;
 }
 
+/* Bits of code per weight. */
+static double pvti_code_bits(const pvt_weight *weight)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    double bits = 0;
+    for (int i = pvt_weight_arrays(weight, arrays); i-- > 0;)
+        if (arrays[i].role == PVT_ARRAY_CODE) bits += (double)pvti_array_count(&arrays[i]) * arrays[i].bits;
+    return bits / ((double)weight->O * (double)weight->I);
+}
+
+/* 2^x, exact for whole numbers in −64 … 64. */
+static double pvti_exp2(double x)
+{
+    double power = 1;
+    for (; x >= 1; x--) power *= 2;
+    for (; x <= -1; x++) power /= 2;
+    return x == 0 ? power : power * pvti_exp64(x * 0.69314718055994531);
+}
+
+/*  The coarser the codes, the farther the way to the original, and the larger the noise of Adam's steps that
+    still leads there. B bits leave an error of about 4^−B: with c the mean of 4^−B over weights that have
+    codes, by that of two bits, the default rates of all that is not a code are multiplied by c^¾. Measured:
+    bench/RESULTS.md. sum: what pvti_coarseness_add has added up from zeros. */
+static PVTI_UNUSED void pvti_coarseness_add(double sum[2], const pvt_weight *weight)
+{
+    double size = (double)weight->O * (double)weight->I;
+    if (!pvti_has_codes(weight)) return;
+    sum[0] += size * pvti_exp2(4 - 2 * pvti_code_bits(weight));
+    sum[1] += size;
+}
+static PVTI_UNUSED double pvti_coarseness(const double sum[2])
+{
+    double root = sum[1] > 0 ? __builtin_sqrt(sum[0] / sum[1]) : 1;
+    return root * __builtin_sqrt(root);
+}
+
+/* What pvt_optimizer.by_bits says, for codes and for values. Integers are those that know surrogates. */
+static void pvti_pv_rates(const pvt_pv_desc *d, pvti_pv_entry *e)
+{
+    double finer = pvti_exp2(2 - pvti_code_bits(e->weight));
+    e->codes_rate = d->codes.by_bits ? finer : 1;
+    e->values_rate = d->values.by_bits && e->weight->kind->surrogate ? finer : 1;
+}
+
 /* Moments for the weight's values, and for its buffer when its codes are to move. */
 static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
 {
@@ -10199,6 +10256,7 @@ static bool pvti_pv_add_arrays(pvt_pv *pv, pvti_pv_entry *e, bool codes)
     int64_t size = weight->O * weight->I;
     int n = pvt_weight_arrays(weight, arrays);
     e->codes = arrays[0];
+    pvti_pv_rates(&pv->desc, e);
     for (int i = 0; i < n; i++) {
         int64_t count = pvti_array_count(&arrays[i]);
         e->names[i] = arrays[i].name;
@@ -10652,8 +10710,8 @@ static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW, pvt
     if (!dT) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
         if (e->adam[i].w)
-            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values, pv->lr_scale, pv->step,
-                          pv->sums);
+            pvti_adam_run(pv->ctx, &e->adam[i], e->dvalues[i], &pv->desc.values,
+                          pv->lr_scale * e->values_rate, pv->step, pv->sums);
 }
 
 /* A step from where the target stands: the buffer, or at δ = 1 W. The plain one is Adam's with nothing in it
@@ -10671,7 +10729,8 @@ static pvt_real *pvti_pv_target(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW
         if (pv->desc.delta >= 1) pvti_dequantize_blend(pv->ctx, e->weight, pv->target, 1);
         pvti_adam_run(pv->ctx, &target, dW, &plain, pv->lr_scale, pv->step, pv->sums);
     } else {
-        pvti_adam_run(pv->ctx, &target, dW, &pv->desc.codes, pv->lr_scale, pv->step, pv->sums);
+        pvti_adam_run(pv->ctx, &target, dW, &pv->desc.codes, pv->lr_scale * e->codes_rate, pv->step,
+                      pv->sums);
     }
     return target.w;
 }
@@ -12821,7 +12880,11 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
     pvt_pv *pv;
     int handles[PVTI_BLOCK];
     char name[96];
-    PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
+    pvt_pv_desc desc = z->pv;
+    double sum[2] = {0, 0};
+    for (int j = 0; desc.values.by_bits && j < PVTI_BLOCK; j++) pvti_coarseness_add(sum, &layer->linear[j]);
+    desc.values.lr *= pvti_coarseness(sum), desc.params.lr *= pvti_coarseness(sum);
+    PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
     pvt_result result = PVT_OK;
     for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
         handles[j] = -1;
@@ -13157,12 +13220,13 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     pvt_quantize_desc *d = &z->desc;
     pvt_pv *pv;
     if (d->finetune_epochs == 0) d->finetune_epochs = 1;
-    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     if (d->finetune) z->pv = *d->finetune;
     else z->pv.strategy = PVT_STRATEGY_CONTINUOUS;
+    if (z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr, z->pv.values.by_bits = d->finetune_lr == 0;
+    if (d->finetune_lr == 0) d->finetune_lr = 2e-4;
     if (z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr;
     if (z->pv.codes.rule == PVT_OPTIMIZER_DEFAULT && z->pv.codes.lr == 0)
-        z->pv.codes.rule = PVT_OPTIMIZER_ADAM, z->pv.codes.lr = 1e-3;
+        z->pv.codes.rule = PVT_OPTIMIZER_ADAM, z->pv.codes.lr = 1e-3, z->pv.codes.by_bits = true;
     z->pv = pvt_pv_resolve(&z->pv);
     if (d->finetune_epochs < 0) return PVT_OK;
     if (z->pv.loss)
@@ -13999,9 +14063,19 @@ static int64_t pvti_tuner_eval_share(const pvt_comm *comm, int64_t n)
 PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_desc *desc)
 {
     pvt_tune_desc d;
+    double sum[2] = {0, 0};
+    for (int64_t i = 0; i < pvt_model_tensors(student); i++) {
+        pvt_tensor_info t = pvt_model_tensor(student, i);
+        if (t.weight) pvti_coarseness_add(sum, t.weight);
+    }
+    double coarseness = pvti_coarseness(sum);
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
+    bool values_open = d.pv.values.lr == 0, params_open = d.pv.params.lr == 0;
     d.pv = pvt_pv_resolve(&d.pv);
+    if (params_open && (values_open || (desc && desc->pv.params.rule != PVT_OPTIMIZER_DEFAULT)))
+        d.pv.params.lr *= coarseness;
+    if (values_open) d.pv.values.lr *= coarseness;
     if (d.freeze_dense) d.pv.train &= ~(unsigned)PVT_TRAIN_DENSE;
     d.freeze_dense = !(d.pv.train & PVT_TRAIN_DENSE);
     if (!d.comm.size) d.comm.size = 1;
@@ -14376,9 +14450,10 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
 
 static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
 {
-    double figures[8];
+    double figures[9];
     figures[0] = o->rule, figures[1] = o->lr, figures[2] = o->beta1, figures[3] = o->beta2;
     figures[4] = o->eps, figures[5] = o->weight_decay, figures[6] = o->amsgrad, figures[7] = o->no_debias;
+    figures[8] = o->by_bits;
     return pvti_hash(figures, sizeof figures, hash);
 }
 

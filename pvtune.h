@@ -1296,6 +1296,9 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
     such) start from W all the same, so that the first search does not undo the fit. Errors: ARGUMENT (a step
     was made, no such handle, no buffer), NUMERIC (T not finite), UNSUPPORTED (on a device). */
 PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T);
+/* Between steps: another decay of the buffer than the desc's. Errors: ARGUMENT (inside a step; not 0 ≤ delta < 1;
+   the strategy has no buffer). */
+PVT_API pvt_result pvt_pv_set_delta(pvt_pv *pv, double delta);
 /* lr_scale multiplies every learning rate in this step: schedules are the caller's. Errors: ARGUMENT (inside
    a step; lr_scale < 0). */
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale);
@@ -1713,7 +1716,9 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
    any. */
 PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
-typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT } pvt_schedule;
+/* Learning rates after the warm-up: to zero along half a cosine; constant; constant, and over the last third to
+   zero along a line (warm-up, stable, decay). */
+typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT, PVT_SCHEDULE_WSD } pvt_schedule;
 
 /*  Company: data-parallel tuning by several processes, the ranks 0 … size − 1. Every rank holds the whole
     student and teacher, the same texts, seed and desc, and makes the same calls in the same order: of
@@ -1744,8 +1749,10 @@ typedef struct pvt_tune_desc {
                                accumulated */
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
-    pvt_schedule schedule;  /* learning rates fall to zero along half a cosine, or are constant */
+    pvt_schedule schedule;
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
+    double delta_from; /* 0 to 1: δ is 0 for this share of the steps, then rises along a line to pv.delta at the
+                          last (a pull to the codes that grows, as CAGE's, 2510.18784); 0: it is pv.delta */
     bool freeze_dense;      /* what has no codes stays: pv.train without PVT_TRAIN_DENSE */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
@@ -10337,6 +10344,15 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
     return pvti_pv_add(pv, NULL, p, n, name, handle);
 }
 
+PVT_API pvt_result pvt_pv_set_delta(pvt_pv *pv, double delta)
+{
+    if (pv->open || !(delta >= 0 && delta < 1) || pv->desc.delta >= 1)
+        return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
+                         "pv: delta must lie in [0, 1), between steps, with a strategy that has a buffer");
+    pv->desc.delta = delta;
+    return PVT_OK;
+}
+
 PVT_API pvt_result pvt_pv_begin(pvt_pv *pv, double lr_scale)
 {
     if (pv->open || !(lr_scale >= 0))
@@ -14144,10 +14160,13 @@ static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
                          d->comm.size, (long long)d->batch);
     if (d->steps < 1 || d->batch < 1 || d->batch > 1 << 20 || d->micro_batch < 1 ||
         d->micro_batch > d->batch || d->ctx < 2 || d->ctx > 1 << 20 || d->warmup < 0 || d->eval_windows < 0 ||
-        (unsigned)d->schedule > PVT_SCHEDULE_CONSTANT)
+        (unsigned)d->schedule > PVT_SCHEDULE_WSD)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
                          "ctx at most %d, and micro_batch no more than batch", 1 << 20);
+    if (!(d->delta_from >= 0 && d->delta_from <= 1) || (d->delta_from > 0 && !(d->pv.delta > 0 && d->pv.delta < 1)))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "tune: delta_from lies in 0 to 1, and needs a pv.delta above 0 and below 1 to rise to");
     if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "tune: %lld steps of %lld x %lld tokens are more than can be counted",
@@ -14472,11 +14491,11 @@ static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
 
 static uint64_t pvti_tuner_plan_hash(const pvt_tune_desc *d)
 {
-    int64_t figures[11];
+    int64_t figures[12];
     figures[0] = d->steps, figures[1] = d->batch, figures[2] = d->micro_batch, figures[3] = d->ctx;
     figures[4] = d->cross_entropy, figures[5] = d->schedule, figures[6] = d->warmup;
     figures[7] = d->freeze_dense, figures[8] = d->eval_windows, figures[9] = d->eval_every;
-    figures[10] = d->patience;
+    figures[10] = d->patience, figures[11] = (int64_t)(d->delta_from * 1e9);
     return pvti_hash(figures, sizeof figures, 0);
 }
 
@@ -14687,7 +14706,17 @@ static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
     double rise = s < d->warmup ? (double)(s + 1) / (double)d->warmup : 1;
     int64_t rest = d->steps - d->warmup;
     if (d->schedule == PVT_SCHEDULE_CONSTANT || s < d->warmup) return rise;
+    if (d->schedule == PVT_SCHEDULE_WSD)
+        return PVTI_MIN(1, (double)(d->steps - s) / (double)(d->steps / 3 + 1));
     return pvti_half_cosine((double)(s - d->warmup) / (double)PVTI_MAX(1, rest));
+}
+
+/* δ of step s: a line from 0 behind delta_from of the steps to pv.delta in the last. */
+static double pvti_tuner_delta(const pvt_tune_desc *d, int64_t s)
+{
+    double from = d->delta_from * (double)d->steps, last = (double)(d->steps - 1);
+    if (d->delta_from == 0 || (double)s >= last) return d->pv.delta;
+    return (double)s <= from ? 0 : d->pv.delta * ((double)s - from) / (last - from);
 }
 
 /* The micro-batch's sequences: position p of the endless sequence of epochs, each a fresh
@@ -14779,6 +14808,8 @@ static pvt_result pvti_tuner_batch(pvt_tuner *t, double lr_scale, double sums[2]
     int64_t count;
     sums[0] = sums[1] = 0;
     PVTI_TRY(pvti_company_agree(&t->company, pvti_tuner_accumulate(t, &loss, sums), NULL, 0));
+    if (t->desc.delta_from > 0)
+        PVTI_TRY(pvt_pv_set_delta(t->pv, pvti_tuner_delta(&t->desc, t->step)));
     PVTI_TRY(pvt_pv_begin(t->pv, lr_scale));
     PVTI_TRY(pvt_run_backward(t->run, &loss, &part, &count, pvti_tuner_sink, t));
     sums[0] += part, sums[1] += (double)count;
@@ -25098,6 +25129,7 @@ static void pvti_tuner_choices_text(const pvt_pv_desc *d, char out[PVTI_OPTION_T
 
 static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TUNER_OPTIONS])
 {
+    static const char *const schedules[] = {"cosine", "constant", "wsd"};
     static const char *const names[PVTI_TUNER_OPTIONS] = {"pvtune",
                                                           "precision",
                                                           "strategy and V step",
@@ -25128,8 +25160,11 @@ static void pvti_tuner_options(const pvt_tuner *t, pvti_tuner_option out[PVTI_TU
     pvti_optimizer_text(&d->pv.params, out[4].value);
     pvti_optimizer_text(&d->pv.codes, out[5].value);
     int i = snprintf(out[6].value, PVTI_OPTION_TEXT, "%s batch %lld micro %lld ctx %lld freeze %d",
-                     d->schedule == PVT_SCHEDULE_CONSTANT ? "constant" : "cosine", (long long)d->batch,
-                     (long long)d->micro_batch, (long long)d->ctx, d->freeze_dense);
+                     schedules[d->schedule], (long long)d->batch, (long long)d->micro_batch, (long long)d->ctx,
+                     d->freeze_dense);
+    if (d->delta_from > 0)
+        i += snprintf(out[6].value + i, (size_t)(PVTI_OPTION_TEXT - i), " delta from %s",
+                      pvti_short_number(d->delta_from, n[0]));
     if (d->comm.size > 1)
         snprintf(out[6].value + i, (size_t)(PVTI_OPTION_TEXT - i), " ranks %d", d->comm.size);
     snprintf(out[7].value, PVTI_OPTION_TEXT, "%llu", (unsigned long long)t->ctx->seed);

@@ -508,7 +508,7 @@ typedef struct lab_variant {
     const char *words; /* options of `pvtune tune`, behind those that all have; NULL: it is not tuned */
 } lab_variant;
 
-enum { LAB_VARIANTS = 64, LAB_RUNS = 16 };
+enum { LAB_VARIANTS = 72, LAB_RUNS = 16 };
 typedef struct lab_results {
     lab_variant variants[LAB_VARIANTS];
     int n;
@@ -734,7 +734,25 @@ static int lab_strategies(app *a)
                           "se: its standard error over the seeds. % new: groups whose codes are not the calibrated ones.\n");
 }
 
-/* ---- lab ablation: one thing changed at a time ---- */
+/* ---- one thing changed at a time ---- */
+
+/* Runs the variants, whose last is the calibrated model untuned, and draws each group beside its first. */
+static int lab_one_by_one(app *a, lab_table *t, lab_results *r, const char *title, const char *subtitle)
+{
+    plot_rows p;
+    memset(&p, 0, sizeof p);
+    DO(lab_run_all(a, r));
+    lab_rows_of(t, r, false);
+    p.title = title, p.subtitle = subtitle;
+    p.x_label = "nll - that of the group's first, nats", p.rows = r->rows, p.n = r->n - 1;
+    p.x_max = lab_mean_of(r->nll[r->n - 1], r->runs).mean -
+              lab_mean_of(r->nll[0], r->runs).mean; /* worse than no tuning: at the edge */
+    DO(write_chart(a, draw_rows, &p));
+    return lab_finish(t, "All see the same number of tokens. nll - first: in nats, against the group's first, paired by\n"
+                         "seed; se: its standard error. % new: groups whose codes are not the calibrated ones.\n");
+}
+
+/* ---- lab ablation: the options of PV-Tuning ---- */
 
 static int lab_ablation(app *a)
 {
@@ -751,6 +769,11 @@ static int lab_ablation(app *a)
         {"delta", "1e-2", "--delta 1e-2"},
         {"delta", "0.1", "--delta 0.1"},
         {"delta", "1: subspace", "--strategy subspace"},
+        {"delta, late", "0", ""},
+        {"delta, late", "to 1e-3, last half", "--delta 1e-3 --delta-from 0.5"},
+        {"delta, late", "to 1e-2, last half", "--delta 1e-2 --delta-from 0.5"},
+        {"delta, late", "to 0.1, last half", "--delta 0.1 --delta-from 0.5"},
+        {"delta, late", "to 0.1, last fifth", "--delta 0.1 --delta-from 0.8"},
         {"beam", "1", ""},
         {"beam", "2", "--beam 2"},
         {"beam", "4", "--beam 4"},
@@ -770,6 +793,7 @@ static int lab_ablation(app *a)
         {"optimizer", "lamb, code lr 5e-2", "--code-optimizer lamb --code-lr 5e-2"},
         {"schedule", "cosine", ""},
         {"schedule", "constant", "--schedule constant"},
+        {"schedule", "wsd", "--schedule wsd"},
         {"schedule", "warm-up 10", "--warmup 10"},
         {"calibration", "as usual", ""}};
     static const struct {
@@ -777,7 +801,6 @@ static int lab_ablation(app *a)
         double samples;
     } sizes[] = {{"a sixteenth", 1.0 / 16}, {"a quarter", 0.25}, {"four times", 4}};
     static lab_results r;
-    static plot_rows p;
     lab_table t;
     const char *format = a->o.formats ? a->o.formats : a->o.model ? "aqlm:2x8g8" : "aqlm:2x4g4";
     pvt_format parsed;
@@ -787,16 +810,46 @@ static int lab_ablation(app *a)
         lab_add(&r, rows[i][0], rows[i][1], format, 0, rows[i][2]);
     for (int i = 0; i < 3; i++) lab_add(&r, "calibration", sizes[i].name, format, sizes[i].samples, "");
     lab_add(&r, "no tuning", "calibrated only", format, 0, NULL);
-    DO(lab_run_all(a, &r));
-    lab_rows_of(&t, &r, false);
-    p.title = "PV-Tuning, one thing changed at a time";
-    p.subtitle = "hollow: the default; right of it is worse; bars: ± one standard error, paired by seed";
-    p.x_label = "nll - the default's, nats", p.rows = r.rows, p.n = r.n - 1;
-    p.x_max = lab_mean_of(r.nll[r.n - 1], r.runs).mean -
-              lab_mean_of(r.nll[0], r.runs).mean; /* worse than no tuning: at the edge */
-    DO(write_chart(a, draw_rows, &p));
-    return lab_finish(&t, "All see the same number of tokens. nll - first: in nats, against the group's first, the default,\n"
-                          "paired by seed; se: its standard error. % new: groups whose codes are not the calibrated ones.\n");
+    return lab_one_by_one(a, &t, &r, "PV-Tuning, one thing changed at a time",
+                          "hollow: the default; right of it is worse; bars: ± one standard error, paired by seed");
+}
+
+/* ---- lab surrogates: what gradients see of rounding (2410.10849) ---- */
+
+static int lab_surrogates(app *a)
+{
+    static const char *const rows[][3] = {
+        {"surrogate", "none: ste", ""},
+        {"surrogate", "identity, hard", "--surrogate identity --clamp-sharpness 0"},
+        {"surrogate", "identity", "--surrogate identity"},
+        {"surrogate", "sigmoid", "--surrogate sigmoid"},
+        {"surrogate", "root", "--surrogate root"},
+        {"surrogate", "pv", "--strategy pv"},
+        {"temperature", "4", "--surrogate sigmoid"},
+        {"temperature", "1", "--surrogate sigmoid --surrogate-temperature 1"},
+        {"temperature", "2", "--surrogate sigmoid --surrogate-temperature 2"},
+        {"temperature", "8", "--surrogate sigmoid --surrogate-temperature 8"},
+        {"temperature", "16", "--surrogate sigmoid --surrogate-temperature 16"},
+        {"temperature", "32", "--surrogate sigmoid --surrogate-temperature 32"},
+        {"soft clamp", "4", "--surrogate sigmoid"},
+        {"soft clamp", "hard", "--surrogate sigmoid --clamp-sharpness 0"},
+        {"soft clamp", "1", "--surrogate sigmoid --clamp-sharpness 1"},
+        {"soft clamp", "16", "--surrogate sigmoid --clamp-sharpness 16"}};
+    enum { ROWS = (int)(sizeof rows / sizeof *rows) };
+    static lab_results r;
+    static char words[ROWS][120];
+    lab_table t;
+    const char *format = a->o.formats ? a->o.formats : a->o.model ? "int:2g64" : "int:2g32";
+    pvt_format parsed;
+    DO(lab_prepare(a, &t, &r));
+    TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+    for (int i = 0; i < ROWS; i++) {
+        snprintf(words[i], sizeof words[i], "--strategy ste %s", rows[i][2]);
+        lab_add(&r, rows[i][0], rows[i][1], format, 0, words[i]);
+    }
+    lab_add(&r, "no tuning", "calibrated only", format, 0, NULL);
+    return lab_one_by_one(a, &t, &r, "Surrogates of rounding, all with codes as straight-through has them",
+                          "hollow: the group's first; right of it is worse; bars: ± one standard error, paired by seed");
 }
 
 /* ---- lab linearity: does Σ α_l·t_l² foretell the loss? (2411.17525) ----
@@ -1165,6 +1218,7 @@ static int verb_lab(app *a)
         int (*run)(app *);
     } experiments[] = {{"quadratic", lab_quadratic}, {"smoothness", lab_smoothness},
                      {"strategies", lab_strategies}, {"ablation", lab_ablation},
+                     {"surrogates", lab_surrogates},
                      {"linearity", lab_linearity}, {"allocation", lab_allocation}};
     char svg[64];
     snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);

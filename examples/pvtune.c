@@ -29,7 +29,7 @@ typedef struct options {
     int64_t threads, samples, ctx, epochs, beam, finetune_epochs, steps, batch, micro_batch, warmup;
     int64_t save_every, n, memory, train_steps, eval_every, eval_windows, patience;
     uint64_t seed;
-    double lr, code_lr, param_lr, cap, trust, delta, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
+    double lr, code_lr, param_lr, cap, trust, delta, delta_from, temperature, rounding, temp, top_p, finetune_lr, target, tolerance;
     double smoothness, wind;
     bool json, quiet, embed, head, resume, restart, overwrite, force, freeze, no_cache, no_finetune, tensors, keep;
     bool ignore_eos, quick, brief, text_only, no_eval, freeze_values, no_card, verbatim;
@@ -181,19 +181,20 @@ static const option tune_rows[] = {
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a sequence"},
     {"--loss", NULL, OPTION_CHOICE, AT(loss), false, "kl|ce", 0, 0, "kl", "towards the teacher, or plain next-token"},
     HEADING("Learning"),
-    {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4)", "learning rate of codebooks and scales"},
-    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2.5e-2; adam: 3e-3)",
+    {"--lr", NULL, OPTION_REAL, AT(lr), false, "A", 1e-9, 10, "(3e-4 at two bits of code, more at fewer, less at more)", "learning rate of codebooks and scales"},
+    {"--code-lr", NULL, OPTION_REAL, AT(code_lr), false, "B", 1e-9, 10, "(2.5e-2 at two bits, half as much for each bit more; adam: 3e-3)",
      "of the buffer that codes are searched against"},
     {"--param-lr", NULL, OPTION_REAL, AT(param_lr), false, "C", 1e-9, 10, "(as --lr)", "of everything that is not quantized"},
     {"--optimizer", NULL, OPTION_CHOICE, AT(optimizer), false, "adam|lamb", 0, 0, "(adam)", "for codebooks and scales"},
     {"--code-optimizer", NULL, OPTION_CHOICE, AT(code_optimizer), false, "adam|lamb", 0, 0, "(lamb)", "for the buffer"},
     {"--param-optimizer", NULL, OPTION_CHOICE, AT(param_optimizer), false, "adam|lamb", 0, 0, "(as --optimizer)", "for the rest"},
-    {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant", 0, 0, "(cosine)", "learning rates over time"},
+    {"--schedule", NULL, OPTION_CHOICE, AT(schedule), false, "cosine|constant|wsd", 0, 0, "(cosine)", "learning rates over time; wsd: constant, the last third a line to zero"},
     {"--warmup", NULL, OPTION_INT, AT(warmup), false, "N", 0, 1e9, "(a fortieth of the steps)", "steps of linear rise"},
     HEADING("V step: which codes change"),
     {"--cap", NULL, OPTION_REAL, AT(cap), false, "X", 1e-9, 1, "(0.01; ste, linearized, stochastic: 1)", "share of a weight's groups searched in a step"},
     {"--trust", NULL, OPTION_REAL, AT(trust), false, "R", 1e-9, 1e9, "(none)", "a step moves codes until a weight has changed by R of its norm"},
     {"--delta", NULL, OPTION_REAL, AT(delta), false, "D", 0, 1, "0", "decay of the buffer towards the weight"},
+    {"--delta-from", NULL, OPTION_REAL, AT(delta_from), false, "X", 0, 1, "0", "after this share of the steps --delta rises from 0, to D at the last"},
     {"--beam", NULL, OPTION_INT, AT(beam), false, "N", 1, 16, "(1)", "hypotheses kept in the code search"},
     {"--select", NULL, OPTION_CHOICE, AT(select), false, "greedy|uniform|proportional", 0, 0, "greedy",
      "the groups to search: farthest from their targets, drawn evenly, or drawn in proportion to that distance"},
@@ -297,7 +298,7 @@ static const option allocate_rows[] = {
     {"--no-embed", NULL, OPTION_FLAG, AT(no_embed), false, "", 0, 0, NULL, "embedding and head stay dense"},
 };
 
-#define LAB_NAMES "quadratic|smoothness|strategies|ablation|linearity|allocation"
+#define LAB_NAMES "quadratic|smoothness|strategies|ablation|surrogates|linearity|allocation"
 static const option lab_rows[] = {
     {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
     {"MODEL", NULL, OPTION_TEXT, AT(model), false, "", 0, 0, "(a small Llama, trained first)",
@@ -808,7 +809,8 @@ static pvt_tune_desc tune_desc(const options *o)
     set_surrogate(o, &d.pv);
     d.steps = o->steps, d.batch = o->batch, d.micro_batch = o->micro_batch, d.ctx = o->ctx;
     d.cross_entropy = strcmp(o->loss, "ce") == 0;
-    d.schedule = o->schedule && strcmp(o->schedule, "constant") == 0 ? PVT_SCHEDULE_CONSTANT : PVT_SCHEDULE_COSINE;
+    d.schedule = o->schedule ? (pvt_schedule)choice_index(o->schedule, "cosine|constant|wsd") : PVT_SCHEDULE_COSINE;
+    d.delta_from = o->delta_from;
     d.warmup = o->warmup == NOT_GIVEN ? 0 : o->warmup == 0 ? -1 : o->warmup;
     d.eval_every = o->no_eval ? -1 : o->eval_every, d.eval_windows = o->eval_windows, d.patience = o->patience;
     d.freeze_dense = o->freeze, d.no_teacher_cache = o->no_cache;

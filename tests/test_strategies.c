@@ -229,6 +229,69 @@ static void step_of(pvt_pv *pv, const pvt_real *G, double lr_scale, pvt_pv_stats
     CHECK_OK(ctx, pvt_pv_end(pv, stats));
 }
 
+static void fitted_weight(pvt_weight *w, const char *text)
+{
+    pvt_real W[Q_O * Q_I];
+    pvt_fit_desc fit;
+    pvt_format f;
+    memset(&fit, 0, sizeof fit);
+    fit.name = "fitted";
+    for (int64_t i = 0; i < Q_O * Q_I; i++) W[i] = noise(30, i);
+    CHECK_OK(ctx, pvt_format_parse(ctx, text, &f));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, Q_O, Q_I, NULL, &f, &fit, NULL, w));
+}
+
+/* A default rate is that of two bits; a rate that is given is taken as it is. So the default at B bits gives the bits of
+   2^(2−B) times it: of the codes always, of the values where they are integers' scales. */
+static void check_rates(const char *format, double codes, double values)
+{
+    pvt_real after[2][Q_O * Q_I], buffer[2][Q_O * Q_I], G[Q_O * Q_I];
+    for (int64_t i = 0; i < Q_O * Q_I; i++) G[i] = noise(31, i);
+    for (int given = 0; given < 2; given++) {
+        pvt_weight w;
+        pvt_pv_desc desc;
+        fitted_weight(&w, format);
+        memset(&desc, 0, sizeof desc);
+        if (given) desc.codes.lr = 2.5e-2 * codes, desc.values.lr = 3e-4 * values;
+        CHECK(pvt_pv_resolve(&desc).codes.by_bits == !given && pvt_pv_resolve(&desc).values.by_bits == !given);
+        pvt_pv *pv = one_weight(&desc, &w);
+        for (int step = 0; step < 3; step++) step_of(pv, G, 1, NULL);
+        pvt_weight_dequantize(&w, after[given]);
+        memcpy(buffer[given], pv->entries[0].buffer.w, sizeof *buffer);
+        pvt_pv_free(pv), pvt_weight_free(&w);
+    }
+    CHECK(memcmp(after[0], after[1], sizeof *after) == 0 && memcmp(buffer[0], buffer[1], sizeof *buffer) == 0);
+}
+
+/* A decay that is set between steps is the desc's from there on. */
+static void check_set_delta(void)
+{
+    pvt_real buffer[2][Q_O * Q_I], G[Q_O * Q_I];
+    pvt_pv_desc desc;
+    pvt_weight w;
+    for (int64_t i = 0; i < Q_O * Q_I; i++) G[i] = noise(32, i);
+    for (int set = 0; set < 2; set++) {
+        fitted_weight(&w, "int:2g16");
+        memset(&desc, 0, sizeof desc);
+        desc.delta = set ? 0.7 : 0.25;
+        pvt_pv *pv = one_weight(&desc, &w);
+        if (set) CHECK_OK(ctx, pvt_pv_set_delta(pv, 0.25));
+        for (int step = 0; step < 3; step++) step_of(pv, G, 1, NULL);
+        memcpy(buffer[set], pv->entries[0].buffer.w, sizeof *buffer);
+        CHECK(pvt_pv_set_delta(pv, 1) == PVT_ERR_ARGUMENT && pvt_pv_set_delta(pv, -0.1) == PVT_ERR_ARGUMENT);
+        CHECK_OK(ctx, pvt_pv_begin(pv, 1));
+        CHECK(pvt_pv_set_delta(pv, 0.5) == PVT_ERR_ARGUMENT);
+        pvt_pv_free(pv), pvt_weight_free(&w);
+    }
+    CHECK(memcmp(buffer[0], buffer[1], sizeof *buffer) == 0);
+    fitted_weight(&w, "int:2g16");
+    memset(&desc, 0, sizeof desc);
+    desc.strategy = PVT_STRATEGY_SUBSPACE;
+    pvt_pv *pv = one_weight(&desc, &w);
+    CHECK(pvt_pv_set_delta(pv, 0.5) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "has a buffer"));
+    pvt_pv_free(pv), pvt_weight_free(&w);
+}
+
 /* The target is W − lr_scale·G/L; with the values frozen and every group searched no step of it raises φ while L is at least
    the largest curvature; and a quarter of that L does raise it. */
 static void check_plain(const char *format, pvt_strategy strategy, double share)
@@ -925,6 +988,9 @@ int main(void)
     int64_t bytes = pvt_ctx_get_info(ctx).bytes_now;
     test_selection();
     test_steps();
+    check_rates("int:2g16", 1, 1), check_rates("int:4g16", 0.25, 0.25), check_rates("int:1g16", 2, 2);
+    check_rates("int:3g16s", 0.5, 0.5), check_rates("aqlm:2x8g4", 0.25, 1), check_rates("aqlm:1x8g8", 2, 1);
+    check_set_delta();
     test_small_problem();
     test_buffers();
     test_train_words();

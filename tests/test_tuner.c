@@ -367,6 +367,77 @@ static void check_resume(void)
     bench_close(&b), bench_close(&d);
 }
 
+/* Rates, δ and what is resumed, step by step: a rate that is constant and then falls along a line; a δ that rises late,
+   without which the same steps end elsewhere, and which a resumed run takes up where it was. */
+static void check_schedules(void)
+{
+    pvt_tune_stats s;
+    pvt_tuner *tuner;
+    bench b;
+    uint64_t ends[5];
+    char dir[] = "/tmp/pvtune-schedule-XXXXXX", path[64];
+    CHECK(mkdtemp(dir) != NULL);
+    snprintf(path, sizeof path, "%s/c.safetensors", dir);
+    /* 0: δ rises; 1: the same, resumed in between; 2: it does not rise; 3: only after the last step, 4: never */
+    for (int run = 0; run < 5; run++) {
+        static const double from[] = {0.5, 0.5, 0, 1, 0};
+        bench_open(&b, NULL, NULL);
+        b.desc.schedule = PVT_SCHEDULE_WSD, b.desc.steps = 9, b.desc.warmup = 2;
+        b.desc.pv.delta = run == 4 ? 0 : 0.8, b.desc.delta_from = from[run], b.desc.eval_every = -1;
+        b.desc.pv.codes.lr = 0.3, b.desc.pv.cap = 0.2; /* codes change, so that δ matters */
+        CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        for (int step = 0; step < 9; step++) {
+            static const double rates[] = {0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25};
+            CHECK_OK(b.ctx, pvt_tuner_step(tuner, &s));
+            CHECK_NEAR(s.lr_scale, rates[step], 1e-12);
+            if (run == 0 && step == 6) CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
+            if (run != 1 || step != 2) continue;
+            CHECK_OK(b.ctx, pvt_tuner_resume(tuner, path));
+            step = 6;
+        }
+        ends[run] = fingerprint(b.student);
+        pvt_tuner_free(tuner);
+        b.desc.pv.delta = 0, b.desc.delta_from = 0.5;
+        CHECK(pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
+        CHECK(strstr(pvt_ctx_error(b.ctx), "delta_from") != NULL);
+        bench_close(&b);
+    }
+    CHECK(ends[0] == ends[1] && ends[0] != ends[2] && ends[0] != ends[4]);
+    CHECK(ends[3] == ends[4]);
+    test_remove(dir);
+}
+
+/* Rates left open follow the bits of the student's codes, (mean of 4^−B / 4^−2)^¾; given ones stay. */
+static void check_coarseness(void)
+{
+    static const struct { const char *format; double factor; } rows[] = {
+        {"int:1g32", 2.8284271247461903}, {"int:2g32", 1}, {"int:4g32", 0.125}, {"aqlm:2x6g4", 0.35355339059327379}};
+    pvt_tune_desc d, open;
+    bench b;
+    bench_open(&b, NULL, NULL);
+    memset(&open, 0, sizeof open);
+    for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++) {
+        pvt_quantize_desc q;
+        pvt_model *student;
+        memset(&q, 0, sizeof q);
+        CHECK_OK(b.ctx, pvt_format_parse(b.ctx, rows[i].format, &q.format));
+        q.samples = 2, q.fit.epochs = 1, q.fit.kmeans_steps = 1, q.finetune_epochs = -1;
+        CHECK_OK(b.ctx, pvt_model_copy(b.ctx, b.teacher, &student));
+        CHECK_OK(b.ctx, pvt_quantize(student, &b.corpus, &q));
+        d = pvt_tune_resolve(student, &open);
+        CHECK_NEAR(d.pv.values.lr, 3e-4 * rows[i].factor, 1e-18);
+        CHECK(d.pv.params.lr == d.pv.values.lr && d.pv.values.by_bits && !d.pv.params.by_bits && d.pv.codes.lr == 2.5e-2);
+        pvt_tune_desc again = pvt_tune_resolve(student, &d);
+        CHECK(memcmp(&again, &d, sizeof d) == 0); /* what is resolved stays as it is */
+        open.pv.params.lr = 1e-3, open.pv.values.lr = 2e-3;
+        d = pvt_tune_resolve(student, &open);
+        CHECK(d.pv.params.lr == 1e-3 && d.pv.values.lr == 2e-3 && !d.pv.values.by_bits);
+        open.pv.params.lr = open.pv.values.lr = 0;
+        pvt_model_free(student);
+    }
+    bench_close(&b);
+}
+
 static int stop_evaluation(void *user, const pvt_progress *progress)
 {
     int *left = (int *)user;
@@ -602,6 +673,8 @@ int main(void)
     check_two_contexts();
     check_evaluation();
     check_resume();
+    check_schedules();
+    check_coarseness();
     check_cancelled_evaluation();
     check_cancelled_step();
     check_freeze_values();

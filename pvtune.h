@@ -1370,18 +1370,27 @@ PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *p
 /*  A model is weights, immutable while a run uses it. A run owns activations, cache and
     gradients, so that a teacher can be const. */
 
+/* rope_scaling of config.json, "rope_type": "llama3", "linear", "dynamic" (NTK), "longrope" */
+typedef enum pvt_rope_rule {
+    PVT_ROPE_LLAMA3, PVT_ROPE_LINEAR, PVT_ROPE_DYNAMIC, PVT_ROPE_LONG
+} pvt_rope_rule;
+
 typedef struct pvt_model_config {
     char family[16];  /* as "model_type" of Hugging Face says it; the table in section families has them */
     int64_t layers, dim, heads, kv_heads, head_dim, ff, vocab;
     int64_t ctx;      /* longest context that it was trained for */
     int64_t window;   /* sliding attention window; 0: none */
     double norm_eps, rope_theta;
-    /* rope_scaling "llama3"; factor 0: none */
+    /* rope_scaling: factor 0: none; low and high are llama3's. In the other rules original_ctx is the context
+       before scaling, up to which dynamic and longrope are as in a model trained for no more. */
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
-    /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have them;
-       NULL: none. The model keeps its own copy. */
-    const float *rope_factors;
+    pvt_rope_rule rope_rule;
+    /* [head_dim/2]: divisors of the frequencies: longrope's "short_factor" (and "long_factor", for sequences longer
+       than rope_original_ctx); else such as follow no rule, as a GGUF may have them. NULL: none. The
+       model keeps its own copy. */
+    const float *rope_factors, *rope_long_factors;
+    double rope_attention; /* longrope: queries and keys are multiplied by it; 0: 1 */
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -3399,12 +3408,15 @@ PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight,
 
 /* ---- RoPE, tables and tasks ---- */
 
+/* theta^(2j/HS), every step rounded to float, as in PyTorch. */
+static float pvti_rope_power(int64_t HS, double theta, int64_t j)
+{
+    float exponent = (float)(2 * j) / (float)HS;
+    return (float)pvti_pow((double)(float)theta, (double)exponent);
+}
 PVT_API void pvt_rope_frequencies(float *inv_freq, int64_t HS, double theta)
 {
-    for (int64_t j = 0; j < HS / 2; j++) {
-        float exponent = (float)(2 * j) / (float)HS; /* every step rounded to float, as in PyTorch */
-        inv_freq[j] = 1.0f / (float)pvti_pow((double)(float)theta, (double)exponent);
-    }
+    for (int64_t j = 0; j < HS / 2; j++) inv_freq[j] = 1.0f / pvti_rope_power(HS, theta, j);
 }
 
 PVT_API void pvt_rope_scale_llama3(float *inv_freq, int64_t HS, double factor, double low, double high,
@@ -10971,6 +10983,99 @@ static bool pvti_config_has(const pvt_model_config *c, int tensor)
     return pvti_tensors[tensor].has == PVTI_HAS_ALWAYS || (pvti_tensors[tensor].has & has);
 }
 
+// >>rope rules
+/*  Rotary frequencies for longer contexts, rope_scaling in config.json: f_j = theta^(−2j/HS), to which a rule does
+        llama3    what pvt_rope_scale_llama3 does
+        linear    f_j / factor (Chen et al. 2023, arXiv 2306.15595, eq. 4)
+        dynamic   theta · (factor · L/N − factor + 1)^(HS/(HS−2)) in the place of theta, as transformers
+                  has it, L the length of the sequence where it exceeds N, the original context
+        longrope  f_j / short_j for sequences up to N, f_j / long_j for longer ones; q·k is multiplied by the square
+                  of an attention factor (LongRoPE, arXiv 2402.13753, as Phi-3 has it)
+    The last two ask for the length: in a run with a cache that of all tokens so far. Then dynamic's keys stay as
+    they were rotated, as in transformers; longrope's are computed again where N is passed (section run). */
+
+static const char *const pvti_rope_names[] = {"llama3", "linear", "dynamic", "longrope"}; /* by pvt_rope_rule */
+
+static bool pvti_rope_is(const pvt_model_config *c, pvt_rope_rule rule)
+{
+    return c->rope_factor != 0 && c->rope_rule == rule;
+}
+
+/* Divisors that follow no rule: config.json has no place for them. */
+static bool pvti_rope_ruleless(const pvt_model_config *c)
+{
+    return c->rope_factors && !pvti_rope_is(c, PVT_ROPE_LONG);
+}
+
+/* What sequences of T tokens have in common with others: those of equal answers share their frequencies, and
+   need no more rows of a table than it says (0: all of them). */
+static int64_t pvti_rope_length(const pvt_model_config *c, int64_t T)
+{
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC)) return PVTI_MAX(T, c->rope_original_ctx);
+    return pvti_rope_is(c, PVT_ROPE_LONG) && T > c->rope_original_ctx ? -1 : 0;
+}
+
+/* Frequencies of sequences of that length. */
+static void pvti_rope_scaled(const pvt_model_config *c, int64_t length, float *inv_freq)
+{
+    int64_t HS = c->head_dim;
+    bool longer = pvti_rope_is(c, PVT_ROPE_LONG);
+    const float *factors = longer && length < 0 ? c->rope_long_factors : c->rope_factors;
+    double theta = c->rope_theta, N = (double)c->rope_original_ctx;
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC))
+        theta *= pvti_pow(c->rope_factor * (double)length / N - (c->rope_factor - 1),
+                          (double)HS / (double)(HS - 2));
+    pvt_rope_frequencies(inv_freq, HS, theta);
+    if (pvti_rope_is(c, PVT_ROPE_LLAMA3))
+        pvt_rope_scale_llama3(inv_freq, HS, c->rope_factor, c->rope_low, c->rope_high, c->rope_original_ctx);
+    for (int64_t j = 0; j < HS / 2; j++) {
+        if (pvti_rope_is(c, PVT_ROPE_LINEAR)) inv_freq[j] /= (float)c->rope_factor;
+        else if (longer) inv_freq[j] = 1.0f / (factors[j] * pvti_rope_power(HS, theta, j));
+        else if (factors) inv_freq[j] /= factors[j];
+    }
+}
+
+/* LongRoPE's own choice, for a context `factor` times the original one. */
+static double pvti_rope_attention(double factor, int64_t original)
+{
+    if (factor <= 1 || original < 2) return 1;
+    return __builtin_sqrt(1 + pvti_log(factor) / pvti_log((double)original));
+}
+
+static pvt_result pvti_rope_check_factors(pvt_ctx *ctx, const char *name, const float *factors, int64_t n)
+{
+    for (int64_t i = 0; factors && i < n; i++)
+        if (!(factors[i] > 0 && factors[i] <= FLT_MAX))
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
+                             name, (long long)i, (double)factors[i]);
+    return PVT_OK;
+}
+
+static pvt_result pvti_rope_check(pvt_ctx *ctx, const char *name, const pvt_model_config *c)
+{
+    bool llama3 = pvti_rope_is(c, PVT_ROPE_LLAMA3), longer = pvti_rope_is(c, PVT_ROPE_LONG);
+    if (c->rope_rule < 0 || (int)c->rope_rule >= PVTI_COUNT(pvti_rope_names))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: there is no rope_rule %d", name, (int)c->rope_rule);
+    if (llama3 && !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
+                    c->rope_high < 1e6 && c->rope_original_ctx > 0))
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
+                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
+    if (c->rope_factor != 0 && !llama3 &&
+        !(c->rope_factor >= (longer ? 1e-6 : 1) && c->rope_factor < 1e6 && c->rope_original_ctx > 0))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" with factor %g, context %lld makes no sense",
+                         name, pvti_rope_names[c->rope_rule], c->rope_factor, (long long)c->rope_original_ctx);
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC) && c->head_dim < 4)
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"dynamic\" needs heads of more than 2", name);
+    if (longer && (!c->rope_factors || !c->rope_long_factors))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"longrope\" needs short and long factors", name);
+    if (!(c->rope_attention >= 0 && c->rope_attention < 1e3))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: a rotary attention factor of %g makes no sense", name,
+                         c->rope_attention);
+    PVTI_TRY(pvti_rope_check_factors(ctx, name, c->rope_factors, c->head_dim / 2));
+    return pvti_rope_check_factors(ctx, name, longer ? c->rope_long_factors : NULL, c->head_dim / 2);
+}
+
 // >>model
 /*  A model is the tensors of its family (section families) plus the numbers in its config. Matrices are
     pvt_weights: mapped from a file, in memory, or codes; norms and biases are few and always lie in memory
@@ -11043,17 +11148,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
     if (!(c->norm_eps > 0 && c->norm_eps < 1) || !(c->rope_theta > 0 && c->rope_theta < 1e30))
         return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: norm epsilon %g or rotary base %g makes no sense", name,
                          c->norm_eps, c->rope_theta);
-    if (c->rope_factor != 0 &&
-        !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
-          c->rope_high < 1e6 && c->rope_original_ctx > 0))
-        return pvti_fail(ctx, PVT_ERR_FORMAT,
-                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
-                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
-    for (int64_t i = 0; c->rope_factors && i < c->head_dim / 2; i++)
-        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
-            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
-                             name, (long long)i, (double)c->rope_factors[i]);
-    return PVT_OK;
+    return pvti_rope_check(ctx, name, c);
 }
 
 /* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
@@ -11152,6 +11247,22 @@ static void pvti_model_place_vectors(pvt_model *model)
     model->norm = at;
 }
 
+/* The config's factors in memory of the model's own; false: there is none. */
+static bool pvti_model_keep_factors(pvt_model *model)
+{
+    pvt_model_config *c = &model->config;
+    int64_t n = c->head_dim / 2;
+    size_t bytes = (size_t)n * sizeof(float);
+    if (!c->rope_factors) return true;
+    model->rope_factors = PVTI_NEW(model->ctx, float, 2 * n);
+    if (!model->rope_factors) return false;
+    memcpy(model->rope_factors, c->rope_factors, bytes);
+    if (c->rope_long_factors) memcpy(model->rope_factors + n, c->rope_long_factors, bytes);
+    c->rope_factors = model->rope_factors;
+    c->rope_long_factors = c->rope_long_factors ? model->rope_factors + n : NULL;
+    return true;
+}
+
 /* A model of that shape without weights yet; norms 1, biases 0. The config must have been checked. */
 static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
 {
@@ -11173,15 +11284,10 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
     model->vectors = PVTI_MEMORY(ctx, pvt_real, model->n_vectors);
     model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
-    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
-    if (!model->layers || !model->vectors || !model->types ||
-        (config->rope_factors && !model->rope_factors)) {
+    if (!model->layers || !model->vectors || !model->types || !pvti_model_keep_factors(model)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
-    if (config->rope_factors)
-        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
-    model->config.rope_factors = model->rope_factors;
     pvti_model_place_vectors(model);
     *out = model;
     return PVT_OK;
@@ -11450,7 +11556,8 @@ typedef struct pvti_blocks {
     pvt_model_config config;
     int64_t tokens, positions; /* n and T at most */
     bool train;
-    pvt_real *cosines, *sines; /* [positions, HS/2] */
+    pvt_real *cosines, *sines; /* [positions, HS/2], for sequences of … */
+    int64_t rope_length;       /* … this length, see pvti_rope_length */
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
     pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
@@ -11531,16 +11638,20 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, 2 * Q + 2 * KV));
 }
 
-static void pvti_blocks_rope(pvti_blocks *b)
+static void pvti_blocks_rope_table(pvti_blocks *b, int64_t length)
 {
-    const pvt_model_config *g = &b->config;
     float inv_freq[PVTI_ROPE_MOST];
-    pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
-    if (g->rope_factor != 0)
-        pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
-                              g->rope_original_ctx);
-    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
-    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
+    int64_t rows = length > 0 ? PVTI_MIN(length, b->positions) : b->positions;
+    pvti_rope_scaled(&b->config, length, inv_freq);
+    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, b->config.head_dim, 0, rows);
+    b->rope_length = length;
+}
+
+/* Before forwards of sequences of T tokens, cached ones included. */
+static void pvti_blocks_rope(pvti_blocks *b, int64_t T)
+{
+    int64_t length = pvti_rope_length(&b->config, T);
+    if (length != b->rope_length) pvti_blocks_rope_table(b, length);
 }
 
 static void pvti_blocks_free(pvti_blocks *b)
@@ -11567,7 +11678,7 @@ static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *confi
     }
     carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
     pvti_blocks_layout(b, &carver);
-    pvti_blocks_rope(b);
+    pvti_blocks_rope_table(b, pvti_rope_length(config, positions));
     return PVT_OK;
 }
 
@@ -11588,6 +11699,8 @@ static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, 
     memset(&d, 0, sizeof d);
     d.B = B, d.T = T, d.NH = b->config.heads, d.NKV = b->config.kv_heads, d.HS = b->config.head_dim;
     d.window = b->config.window;
+    if (pvti_rope_is(&b->config, PVT_ROPE_LONG) && b->config.rope_attention > 0)
+        d.scale = b->config.rope_attention * b->config.rope_attention / __builtin_sqrt((double)d.HS);
     return d;
 }
 
@@ -11705,6 +11818,7 @@ struct pvt_run {
     int32_t *ids, *targets;
     double *host_loss; /* the host's copies: with a device apart, else the same arrays */
     int32_t *host_ids, *host_targets;
+    int32_t *past;               /* [B, positions]: the ids in the cache, where they may be needed again */
     pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
     int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
     bool *frozen;                /* [tensors] */
@@ -11714,6 +11828,13 @@ struct pvt_run {
 };
 
 #define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
+
+/* Whether a sequence can outgrow the original context: then longrope has other frequencies for all of it. */
+static bool pvti_run_remembers(const pvt_run *run)
+{
+    const pvt_model_config *g = &run->model->config;
+    return run->desc.cache && pvti_rope_is(g, PVT_ROPE_LONG) && run->desc.max_ctx > g->rope_original_ctx;
+}
 
 static void pvti_run_layout(pvt_run *run, pvti_carver *c)
 {
@@ -11731,6 +11852,7 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
     run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
     if (d->cache) {
+        if (pvti_run_remembers(run)) run->past = PVTI_CARVE_HOST(c, int32_t, d->max_batch, d->max_ctx);
         run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
         run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
@@ -11860,7 +11982,7 @@ PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *de
     pvti_run_layout_grads(run, &carver);
     for (int64_t i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
-    pvti_blocks_rope(&run->blocks);
+    pvti_blocks_rope_table(&run->blocks, pvti_rope_length(&model->config, 1));
     *out = run;
     return PVT_OK;
 }
@@ -11942,14 +12064,13 @@ static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t byte
     if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
 }
 
-PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
+/* The ids stand in host_ids. */
+static void pvti_run_blocks(pvt_run *run, int64_t B, int64_t T)
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    PVTI_TRY(pvti_run_check(run, ids, B, T));
     int64_t n = B * T;
-    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
-    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
+    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *run->ids);
     pvt_weight_embedding(run->x, &model->embed, run->ids, n);
     for (int64_t l = 0; l < g->layers; l++) {
         pvti_cache cache;
@@ -11961,10 +12082,37 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
                            pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
                            run->desc.cache ? &cache : NULL);
     }
-    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), model->norm, n,
+    if (run->desc.cache) run->pos += T, run->cache_batch = B;
+}
+
+/* The cached tokens again, with the frequencies of a sequence of more. */
+static void pvti_run_again(pvt_run *run, int64_t B)
+{
+    int64_t tokens = run->pos, at_once = run->desc.max_tokens / B;
+    run->pos = 0;
+    while (run->pos < tokens) {
+        int64_t T = PVTI_MIN(at_once, tokens - run->pos);
+        for (int64_t b = 0; b < B; b++)
+            memcpy(run->host_ids + b * T, run->past + b * run->desc.max_ctx + run->pos, (size_t)T * sizeof(int32_t));
+        pvti_run_blocks(run, B, T);
+    }
+}
+
+PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
+{
+    const pvt_model_config *g = &run->model->config;
+    PVTI_TRY(pvti_run_check(run, ids, B, T));
+    int64_t n = B * T, pos = run->desc.cache ? run->pos : 0, before = run->blocks.rope_length;
+    pvti_blocks_rope(&run->blocks, pos + T);
+    bool remembers = pvti_run_remembers(run);
+    if (remembers && pos > 0 && run->blocks.rope_length != before) pvti_run_again(run, B);
+    for (int64_t b = 0; b < B && remembers; b++)
+        memcpy(run->past + b * run->desc.max_ctx + pos, ids + b * T, (size_t)T * sizeof *ids);
+    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
+    pvti_run_blocks(run, B, T);
+    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), run->model->norm, n,
                         g->dim, (pvt_real)g->norm_eps);
     run->B = B, run->T = T, run->backward_done = false;
-    if (run->desc.cache) run->pos += T, run->cache_batch = B;
     PVTI_TRY(pvti_device_check(run->ctx));
     return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
 }
@@ -12558,7 +12706,11 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
                         c->rope_factor,      c->rope_low,
                         c->rope_high,        (double)c->rope_original_ctx};
     uint64_t hash = pvti_hash(shape, sizeof shape, 0);
-    int64_t tensors = pvt_model_tensors(model);
+    double rule[2] = {(double)c->rope_rule, c->rope_attention};
+    int64_t tensors = pvt_model_tensors(model), factors = c->head_dim / 2 * (int64_t)sizeof(float);
+    if (c->rope_rule) hash = pvti_hash(rule, sizeof rule, hash);
+    if (c->rope_factors) hash = pvti_hash(c->rope_factors, factors, hash);
+    if (c->rope_long_factors) hash = pvti_hash(c->rope_long_factors, factors, hash);
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         pvt_array arrays[PVT_MAX_ARRAYS];
@@ -21669,6 +21821,7 @@ typedef struct pvti_loader {
     pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
     struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
     int64_t n_formats, next_format;
+    float factors[2][PVTI_ROPE_MOST]; /* what the config's point to until there is a model */
     pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
 
@@ -21695,11 +21848,72 @@ static pvt_result pvti_config_number(const pvti_loader *a, const pvti_json *j, i
     return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"%s\" is not a number", a->config, key);
 }
 
-/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it. */
-static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt_model_config *c)
+/* One number per pair of a head. */
+static pvt_result pvti_config_factors(const pvti_loader *a, const pvti_json *j, int64_t object, const char *key,
+                                      int64_t pairs, float out[PVTI_ROPE_MOST])
+{
+    int64_t list = pvti_json_find(j, object, key), n = 0;
+    bool good = pvti_json_type(j, list) == PVTI_JSON_ARRAY && pvti_json_count(j, list) == pairs &&
+                pairs <= PVTI_ROPE_MOST;
+    for (int64_t node = good ? pvti_json_first(j, list) : -1; node >= 0 && good; node = pvti_json_next(j, node)) {
+        double value = 0;
+        good = pvti_json_number(j, node, &value);
+        out[n++] = (float)value;
+    }
+    if (good) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                     "%s: rope_scaling: \"%s\" must be a list of %lld numbers, one per pair of a head", a->config, key,
+                     (long long)pairs);
+}
+
+/* transformers prefers the ratio of the two contexts to a factor, where the original one is given. */
+static pvt_result pvti_config_longrope(pvti_loader *a, const pvti_json *j, int64_t node, pvt_model_config *c)
+{
+    double factor = 0;
+    int64_t pairs = c->head_dim / 2, original = 0;
+    PVTI_TRY(pvti_config_factors(a, j, node, "short_factor", pairs, a->factors[0]));
+    PVTI_TRY(pvti_config_factors(a, j, node, "long_factor", pairs, a->factors[1]));
+    c->rope_factors = a->factors[0], c->rope_long_factors = a->factors[1];
+    PVTI_TRY(pvti_config_number(a, j, node, "factor", &factor));
+    PVTI_TRY(pvti_config_int(a, j, node, "original_max_position_embeddings", false, &original));
+    PVTI_TRY(pvti_config_int(a, j, 0, "original_max_position_embeddings", false, &original));
+    if (pvti_json_find(j, node, "long_mscale") >= 0 || pvti_json_find(j, node, "short_mscale") >= 0)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: rope_scaling: \"short_mscale\" and \"long_mscale\" are not supported", a->config);
+    if (original < 0)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"original_max_position_embeddings\" is %lld", a->config,
+                         (long long)original);
+    if (original > 0) factor = (double)c->ctx / (double)original;
+    c->rope_original_ctx = original > 0 ? original : c->ctx;
+    c->rope_factor = factor != 0 ? factor : 1;
+    if (!(c->rope_factor > 0 && c->rope_factor < 1e6) || c->ctx < 1) return PVT_OK; /* refused by the check */
+    c->rope_attention = pvti_rope_attention(c->rope_factor, c->rope_original_ctx);
+    return pvti_config_number(a, j, node, "attention_factor", &c->rope_attention);
+}
+
+static pvt_result pvti_config_llama3(const pvti_loader *a, const pvti_json *j, int64_t node, pvt_model_config *c)
+{
+    c->rope_factor = 8, c->rope_low = 1, c->rope_high = 4, c->rope_original_ctx = 8192;
+    PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
+    PVTI_TRY(pvti_config_number(a, j, node, "low_freq_factor", &c->rope_low));
+    PVTI_TRY(pvti_config_number(a, j, node, "high_freq_factor", &c->rope_high));
+    return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
+}
+
+/* Linear and dynamic: "max_position_embeddings" is the context before scaling. */
+static void pvti_rope_extend(pvt_model_config *c)
+{
+    c->rope_original_ctx = c->ctx;
+    if (c->rope_factor >= 1 && c->ctx > 0 && (double)c->ctx * c->rope_factor <= 1 << 24)
+        c->ctx = (int64_t)((double)c->ctx * c->rope_factor);
+}
+
+/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it; "su" is longrope's old name. */
+static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
     int64_t node = pvti_json_find(j, 0, "rope_scaling");
-    char name[32];
+    int rule = 0;
+    char name[32] = "";
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) node = pvti_json_find(j, 0, "rope_parameters");
     PVTI_TRY(pvti_config_number(a, j, 0, "rope_theta", &c->rope_theta));
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
@@ -21707,17 +21921,24 @@ static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt
     int64_t type = pvti_json_find(j, node, "rope_type");
     if (type < 0) type = pvti_json_find(j, node, "type");
     if (type < 0 || pvti_json_equals(j, type, "default")) return PVT_OK;
-    if (!pvti_json_equals(j, type, "llama3")) {
-        name[0] = 0;
+    while (rule < PVTI_COUNT(pvti_rope_names) && !pvti_json_equals(j, type, pvti_rope_names[rule])) rule++;
+    if (pvti_json_equals(j, type, "su")) rule = PVT_ROPE_LONG;
+    if (rule == PVTI_COUNT(pvti_rope_names)) {
         pvti_json_string(j, type, name, sizeof name);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: rope_scaling of type \"%.31s\" is not supported; llama3 is", a->config, name);
+                         "%s: rope_scaling of type \"%.31s\" is not supported; llama3, linear, dynamic and "
+                         "longrope are",
+                         a->config, name);
     }
-    c->rope_factor = 8, c->rope_low = 1, c->rope_high = 4, c->rope_original_ctx = 8192;
+    c->rope_rule = (pvt_rope_rule)rule;
+    if (rule == PVT_ROPE_LLAMA3) return pvti_config_llama3(a, j, node, c);
+    if (rule == PVT_ROPE_LONG) return pvti_config_longrope(a, j, node, c);
     PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
-    PVTI_TRY(pvti_config_number(a, j, node, "low_freq_factor", &c->rope_low));
-    PVTI_TRY(pvti_config_number(a, j, node, "high_freq_factor", &c->rope_high));
-    return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
+    if (!(c->rope_factor >= 1))
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" needs a \"factor\" of at least 1", a->config,
+                         pvti_rope_names[rule]);
+    pvti_rope_extend(c);
+    return PVT_OK;
 }
 
 /* "formats" of the layout of our own: see pvti_export_quantization. */
@@ -21927,6 +22148,7 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     static const double highs[] = {4, 2, 8, 16, 32};
     int64_t last = c->head_dim / 2 - 1;
     pvt_model_config rule = *c;
+    rule.rope_rule = PVT_ROPE_LLAMA3;
     rule.rope_factor = (double)factors[last], rule.rope_low = 1;
     if (!(rule.rope_factor > 1 && rule.rope_factor < 1e6)) return false;
     for (int i = 0; i < PVTI_COUNT(highs); i++)
@@ -21941,24 +22163,93 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     return false;
 }
 
-/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
-   follow the rule, the config says so, as config.json does; else they stay as they are. */
-static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c,
-                                         float factors[PVTI_ROPE_MOST])
+/* "ARCHITECTURE.name", as most keys are called. */
+static const char *pvti_gguf_key(const pvti_family *family, const char *name, char out[96])
 {
-    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
-    int64_t n = c->head_dim / 2;
-    bool ones = true;
+    snprintf(out, 96, "%s.%s", family->gguf, name);
+    return out;
+}
+
+/* A tensor of rotary factors; *found: there is one. */
+static pvt_result pvti_gguf_factors(const pvti_loader *a, const char *name, int64_t n, float *out, bool *found)
+{
+    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, name);
+    *found = t != NULL;
     if (!t) return PVT_OK;
     if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of "
-                         "a head",
-                         a->path, (long long)n);
-    memcpy(factors, t->data, (size_t)n * sizeof *factors);
-    for (int64_t j = 0; j < n; j++) ones = ones && factors[j] == 1;
-    if (!ones && !pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
+                         "%s: tensor \"%s\" must hold %lld numbers in F32, one per pair of a head", a->path, name,
+                         (long long)n);
+    memcpy(out, t->data, (size_t)n * sizeof *out);
+    return PVT_OK;
+}
+
+/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
+   follow the rule, the config says so, as config.json does; else they stay as they are. */
+static pvt_result pvti_gguf_rope_factors(pvti_loader *a, pvt_model_config *c)
+{
+    int64_t n = c->head_dim / 2;
+    float *factors = a->factors[0];
+    bool ones = true, found;
+    PVTI_TRY(pvti_gguf_factors(a, "rope_freqs.weight", n, factors, &found));
+    for (int64_t j = 0; j < n && found; j++) ones = ones && factors[j] == 1;
+    if (ones) return PVT_OK;
+    if (c->rope_factor != 0)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: rope_freqs.weight together with a rope.scaling.type is not supported", a->path);
+    if (!pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
     return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* The tensors rope_factors_short.weight and rope_factors_long.weight. */
+static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
+{
+    const pvti_gguf *g = &a->source->gguf;
+    int64_t n = c->head_dim / 2, original = 0;
+    bool found[2];
+    char key[96];
+    PVTI_TRY(pvti_gguf_factors(a, "rope_factors_short.weight", n, a->factors[0], &found[0]));
+    PVTI_TRY(pvti_gguf_factors(a, "rope_factors_long.weight", n, a->factors[1], &found[1]));
+    if (!found[0] && !found[1]) return PVT_OK;
+    if (!found[0] || !found[1])
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\" is missing", a->path,
+                         found[0] ? "rope_factors_long.weight" : "rope_factors_short.weight");
+    pvti_gguf_key(family, "rope.scaling.original_context_length", key);
+    if (!pvti_gguf_int(g, key, &original) || original < 1)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number", a->path, key);
+    c->rope_rule = PVT_ROPE_LONG;
+    c->rope_factors = a->factors[0], c->rope_long_factors = a->factors[1];
+    c->rope_original_ctx = original, c->rope_factor = (double)c->ctx / (double)original;
+    c->rope_attention = pvti_rope_attention(c->rope_factor, original);
+    double given = c->rope_attention; /* a float in the file, where the rule's own may be meant */
+    pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.attn_factor", key), &given);
+    if ((float)given != (float)c->rope_attention) c->rope_attention = given;
+    return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* Linear by its keys, the others by their tensors. */
+static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
+{
+    const pvti_gguf *g = &a->source->gguf;
+    char key[96];
+    double factor = 1;
+    pvti_gguf_key(family, "rope.scaling.type", key);
+    bool linear = pvti_gguf_equals(g, key, "linear");
+    if (pvti_gguf_kv_find(g, key) && !linear && !pvti_gguf_equals(g, key, "none") &&
+        !pvti_gguf_equals(g, key, "longrope"))
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: \"%s\": of scaled rotary frequencies in a GGUF linear, longrope and rope_freqs.weight "
+                         "are supported; load the Hugging Face directory of this model",
+                         a->path, key);
+    if (linear) pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.factor", key), &factor);
+    else pvti_gguf_number(g, pvti_gguf_key(family, "rope.scale_linear", key), &factor); /* in files of 2023 */
+    if (factor != 1) {
+        c->rope_rule = PVT_ROPE_LINEAR, c->rope_factor = factor;
+        pvti_rope_extend(c);
+    }
+    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
+    PVTI_TRY(pvti_gguf_longrope(a, family, c));
+    return pvti_gguf_rope_factors(a, c);
 }
 
 static const pvti_family *pvti_gguf_family(const pvti_gguf *g)
@@ -21966,13 +22257,6 @@ static const pvti_family *pvti_gguf_family(const pvti_gguf *g)
     for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
         if (pvti_gguf_equals(g, "general.architecture", pvti_families[i].gguf)) return &pvti_families[i];
     return NULL;
-}
-
-/* "ARCHITECTURE.name", as most keys are called. */
-static const char *pvti_gguf_key(const pvti_family *family, const char *name, char out[96])
-{
-    snprintf(out, 96, "%s.%s", family->gguf, name);
-    return out;
 }
 
 /* The sizes. */
@@ -22019,8 +22303,7 @@ static pvt_result pvti_gguf_sizes(const pvti_loader *a, const pvti_family *famil
     return PVT_OK;
 }
 
-/* factors: memory for those that the config points to, if any. */
-static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
+static pvt_result pvti_gguf_config(pvti_loader *a, pvt_model_config *c)
 {
     const pvti_gguf *g = &a->source->gguf;
     const pvti_tensor *embed = pvti_gguf_find(g, "token_embd.weight");
@@ -22032,12 +22315,6 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
                          "%s: \"general.architecture\": %s are supported, others are not", a->path, key);
     }
     PVTI_TRY(pvti_gguf_sizes(a, family, c));
-    pvti_gguf_key(family, "rope.scaling.type", key);
-    if (pvti_gguf_kv_find(g, key) && !pvti_gguf_equals(g, key, "none"))
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
-                         "directory of this model",
-                         a->path);
     c->norm_eps = 1e-5, c->rope_theta = 10000;
     if (pvti_gguf_number(g, pvti_gguf_key(family, "attention.layer_norm_rms_epsilon", key), &c->norm_eps) &&
         c->norm_eps > 0 && c->norm_eps < 1) {
@@ -22049,8 +22326,7 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
     c->vocab = embed && embed->rank == 2 ? embed->shape[0] : 0;
     c->tied = !pvti_gguf_find(g, "output.weight");
     snprintf(c->family, sizeof c->family, "%s", family->name);
-    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
-    return pvti_gguf_rope_factors(a, c, factors);
+    return pvti_gguf_rope(a, family, c);
 }
 
 static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
@@ -22360,7 +22636,6 @@ static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
 static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes, int64_t size)
 {
     pvt_model_config config;
-    float factors[PVTI_ROPE_MOST];
     uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
@@ -22377,7 +22652,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
                          a->path);
     if (memcmp(start, "GGUF", 4) == 0) {
         PVTI_TRY(pvti_gguf_open(a->ctx, a->path, &a->source->gguf));
-        PVTI_TRY(pvti_gguf_config(a, &config, factors));
+        PVTI_TRY(pvti_gguf_config(a, &config));
     } else {
         PVTI_TRY(pvti_llama2c_open(a->ctx, a->path, &a->source->llama2c));
         PVTI_TRY(pvti_llama2c_config(a, &config));
@@ -22923,24 +23198,61 @@ static void pvti_export_float(pvti_text *text, double value)
     pvti_text_put(text, ".0", 2);
 }
 
+static void pvti_export_factors(pvti_text *text, const char *key, const float *factors, int64_t n)
+{
+    pvti_text_printf(text, ",\n    \"%s\": [", key);
+    for (int64_t i = 0; i < n; i++) {
+        if (i) pvti_text_printf(text, ", ");
+        pvti_export_float(text, (double)factors[i]);
+    }
+    pvti_text_printf(text, "]");
+}
+
+/*  longrope as Phi-3's config in transformers 4 wants it: "type" and the two lists, nothing else, unless an attention
+    factor is not the one that follows from the two contexts. */
+static void pvti_export_longrope(pvti_text *text, const pvt_model_config *c)
+{
+    double usual = pvti_rope_attention((double)c->ctx / (double)c->rope_original_ctx, c->rope_original_ctx);
+    pvti_text_printf(text, "{\n    \"type\": \"longrope\"");
+    pvti_export_factors(text, "short_factor", c->rope_factors, c->head_dim / 2);
+    pvti_export_factors(text, "long_factor", c->rope_long_factors, c->head_dim / 2);
+    if (fabs((c->rope_attention > 0 ? c->rope_attention : 1) - usual) > 1e-9) {
+        pvti_text_printf(text, ",\n    \"attention_factor\": ");
+        pvti_export_float(text, c->rope_attention > 0 ? c->rope_attention : 1);
+    }
+    pvti_text_printf(text, "\n  },\n  \"original_max_position_embeddings\": %lld", (long long)c->rope_original_ctx);
+}
+
 static void pvti_export_rope(pvti_text *text, const pvt_model_config *c)
 {
     pvti_text_printf(text, "  \"rope_theta\": ");
     pvti_export_float(text, c->rope_theta);
     pvti_text_printf(text, ",\n  \"rope_scaling\": ");
-    if (c->rope_factor != 0) {
-        pvti_text_printf(text, "{\n    \"rope_type\": \"llama3\",\n    \"factor\": ");
-        pvti_export_float(text, c->rope_factor);
-        pvti_text_printf(text, ",\n    \"low_freq_factor\": ");
-        pvti_export_float(text, c->rope_low);
-        pvti_text_printf(text, ",\n    \"high_freq_factor\": ");
-        pvti_export_float(text, c->rope_high);
-        pvti_text_printf(text, ",\n    \"original_max_position_embeddings\": %lld\n  }",
-                         (long long)c->rope_original_ctx);
-    } else {
+    if (c->rope_factor == 0) {
         pvti_text_printf(text, "null");
+    } else if (c->rope_rule == PVT_ROPE_LONG) {
+        pvti_export_longrope(text, c);
+    } else {
+        pvti_text_printf(text, "{\n    \"rope_type\": \"%s\",\n    \"factor\": ", pvti_rope_names[c->rope_rule]);
+        pvti_export_float(text, c->rope_factor);
+        if (c->rope_rule == PVT_ROPE_LLAMA3) {
+            pvti_text_printf(text, ",\n    \"low_freq_factor\": ");
+            pvti_export_float(text, c->rope_low);
+            pvti_text_printf(text, ",\n    \"high_freq_factor\": ");
+            pvti_export_float(text, c->rope_high);
+            pvti_text_printf(text, ",\n    \"original_max_position_embeddings\": %lld",
+                             (long long)c->rope_original_ctx);
+        }
+        pvti_text_printf(text, "\n  }");
     }
     pvti_text_printf(text, ",\n");
+}
+
+/* What config.json calls "max_position_embeddings", see pvti_rope_extend. */
+static int64_t pvti_export_ctx(const pvt_model_config *c)
+{
+    bool extended = pvti_rope_is(c, PVT_ROPE_LINEAR) || pvti_rope_is(c, PVT_ROPE_DYNAMIC);
+    return extended ? c->rope_original_ctx : c->ctx;
 }
 
 /* Does the file hold the embedding as codes? */
@@ -23043,7 +23355,7 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
                      "\"num_key_value_heads\": %lld,\n",
                      (long long)c->layers, (long long)c->heads, (long long)c->kv_heads);
     pvti_text_printf(text, "  \"head_dim\": %lld,\n  \"max_position_embeddings\": %lld,\n",
-                     (long long)c->head_dim, (long long)c->ctx);
+                     (long long)c->head_dim, (long long)pvti_export_ctx(c));
     pvti_text_printf(text, "  \"hidden_act\": \"silu\",\n");
     if (!(family->has & PVTI_HAS_QKV_BIAS)) /* those that always have some do not know these keys */
         pvti_text_printf(text, "  \"attention_bias\": false,\n  \"mlp_bias\": false,\n");
@@ -23246,7 +23558,7 @@ static pvt_result pvti_save_as(pvti_exporter *s, const char *dir)
     const pvt_model *model = s->model;
     pvti_exchange exchange;
     pvt_result result;
-    if (model->config.rope_factors)
+    if (pvti_rope_ruleless(&model->config))
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: this model's rotary frequencies have factors that follow no rule which "
                          "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
@@ -23957,6 +24269,29 @@ static void pvti_gguf_put_description(pvti_gguf_out *s)
     pvti_text_free(&text);
 }
 
+/* rope_freqs.weight: of which rules, and of what follows none. */
+static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    return pvti_rope_is(c, PVT_ROPE_LLAMA3) || pvti_rope_ruleless(c);
+}
+
+static pvt_result pvti_gguf_check_rope(pvti_gguf_out *s, const pvti_family *family)
+{
+    const pvt_model_config *c = &s->model->config;
+    if (pvti_gguf_has_factors(s) && strcmp(family->gguf, "llama") != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
+                         family->gguf);
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC))
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has no \"dynamic\" rope_scaling: it cannot be said in a GGUF", s->path);
+    if (pvti_rope_is(c, PVT_ROPE_LONG) && strcmp(family->gguf, "phi3") != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: llama.cpp has longrope for \"phi3\", not for \"%s\"",
+                         s->path, family->gguf);
+    return PVT_OK;
+}
+
 /* What GGUF has no way to say, and llama.cpp none to do. */
 static pvt_result pvti_gguf_check(pvti_gguf_out *s)
 {
@@ -23966,10 +24301,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: in models of type %s a GGUF cannot say that attention has a window", s->path,
                          family->name);
-    if ((c->rope_factor != 0 || c->rope_factors) && strcmp(family->gguf, "llama") != 0)
-        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
-                         family->gguf);
+    PVTI_TRY(pvti_gguf_check_rope(s, family));
     for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         const pvti_gguf_type *type = pvti_gguf_type_of(s, &t);
@@ -23983,6 +24315,20 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
     return PVT_OK;
 }
 
+/* llama.cpp knows longrope by its tensors of factors, and older versions know no type of that name. */
+static void pvti_gguf_put_scaling(pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    if (pvti_rope_is(c, PVT_ROPE_LINEAR)) {
+        pvti_gguf_key_string(s, "%s.rope.scaling.type", "linear");
+        pvti_gguf_key_f32(s, "%s.rope.scaling.factor", c->rope_factor);
+    }
+    if (pvti_rope_is(c, PVT_ROPE_LONG)) {
+        pvti_gguf_key_u32(s, "%s.rope.scaling.original_context_length", c->rope_original_ctx);
+        pvti_gguf_key_f32(s, "%s.rope.scaling.attn_factor", c->rope_attention > 0 ? c->rope_attention : 1);
+    }
+}
+
 static void pvti_gguf_put_sizes(pvti_gguf_out *s)
 {
     const pvt_model_config *c = &s->model->config;
@@ -23992,7 +24338,7 @@ static void pvti_gguf_put_sizes(pvti_gguf_out *s)
     pvti_gguf_key_u32(s, "general.file_type", s->matrix->file_type);
     pvti_gguf_key_u32(s, "general.quantization_version", 2);
     pvti_gguf_key_u32(s, "%s.block_count", c->layers);
-    pvti_gguf_key_u32(s, "%s.context_length", c->ctx);
+    pvti_gguf_key_u32(s, "%s.context_length", pvti_export_ctx(c));
     pvti_gguf_key_u32(s, "%s.embedding_length", c->dim);
     pvti_gguf_key_u32(s, "%s.feed_forward_length", c->ff);
     pvti_gguf_key_u32(s, "%s.attention.head_count", c->heads);
@@ -24004,6 +24350,7 @@ static void pvti_gguf_put_sizes(pvti_gguf_out *s)
     if (c->window) pvti_gguf_key_u32(s, "%s.attention.sliding_window", c->window);
     pvti_gguf_key_f32(s, "%s.attention.layer_norm_rms_epsilon", c->norm_eps);
     pvti_gguf_key_f32(s, "%s.rope.freq_base", c->rope_theta);
+    pvti_gguf_put_scaling(s);
 }
 
 /* One info. Rows 0: a vector. */
@@ -24021,9 +24368,14 @@ static void pvti_gguf_put_info(pvti_gguf_out *s, const char *name, int64_t rows,
     s->n_tensors++;
 }
 
-static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
+/* In the order in which pvti_gguf_put_factors writes them. */
+static void pvti_gguf_list_factors(pvti_gguf_out *s)
 {
-    return s->model->config.rope_factor != 0 || s->model->config.rope_factors;
+    int64_t n = s->model->config.head_dim / 2;
+    if (pvti_gguf_has_factors(s)) pvti_gguf_put_info(s, "rope_freqs.weight", 0, n, &pvti_gguf_types[1]);
+    if (!pvti_rope_is(&s->model->config, PVT_ROPE_LONG)) return;
+    pvti_gguf_put_info(s, "rope_factors_long.weight", 0, n, &pvti_gguf_types[1]);
+    pvti_gguf_put_info(s, "rope_factors_short.weight", 0, n, &pvti_gguf_types[1]);
 }
 
 static pvt_result pvti_gguf_list(pvti_gguf_out *s)
@@ -24041,8 +24393,7 @@ static pvt_result pvti_gguf_list(pvti_gguf_out *s)
         else pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
         widest = PVTI_MAX(widest, t.weight ? t.weight->I : t.n);
     }
-    if (pvti_gguf_has_factors(s))
-        pvti_gguf_put_info(s, "rope_freqs.weight", 0, s->model->config.head_dim / 2, &pvti_gguf_types[1]);
+    pvti_gguf_list_factors(s);
     s->row = PVTI_NEW(s->ctx, pvt_real, widest);
     s->rounded = PVTI_NEW(s->ctx, float, widest);
     s->bytes = PVTI_NEW(s->ctx, uint8_t, 4 * widest);
@@ -24074,20 +24425,30 @@ static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *
     return result == PVT_OK ? pvti_gguf_pad(s) : result;
 }
 
+static pvt_result pvti_gguf_put_floats(pvti_gguf_out *s, const float *values, int64_t n)
+{
+    PVTI_TRY(pvti_writer_put_numbers(&s->writer, values, n, 4));
+    return pvti_gguf_pad(s);
+}
+
 /* rope_freqs.weight: what the frequencies are divided by. */
 static pvt_result pvti_gguf_put_factors(pvti_gguf_out *s)
 {
     const pvt_model_config *c = &s->model->config;
     float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
     int64_t n = c->head_dim / 2;
+    if (pvti_rope_is(c, PVT_ROPE_LONG)) {
+        PVTI_TRY(pvti_gguf_put_floats(s, c->rope_long_factors, n));
+        return pvti_gguf_put_floats(s, c->rope_factors, n);
+    }
+    if (!pvti_gguf_has_factors(s)) return PVT_OK;
     pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
     memcpy(scaled, plain, sizeof scaled);
     if (!c->rope_factors)
         pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
                               c->rope_original_ctx);
     for (int64_t j = 0; j < n; j++) scaled[j] = c->rope_factors ? c->rope_factors[j] : plain[j] / scaled[j];
-    PVTI_TRY(pvti_writer_put_numbers(&s->writer, scaled, n, 4));
-    return pvti_gguf_pad(s);
+    return pvti_gguf_put_floats(s, scaled, n);
 }
 
 static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
@@ -24105,7 +24466,7 @@ static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
         PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
         PVTI_TRY(pvti_gguf_pad(s));
     }
-    return pvti_gguf_has_factors(s) ? pvti_gguf_put_factors(s) : PVT_OK;
+    return pvti_gguf_put_factors(s);
 }
 
 static pvt_result pvti_gguf_put_file(pvti_gguf_out *s)

@@ -628,7 +628,8 @@ static int check_writable(app *a, const char *path)
 /* Refuses before the work what pvt_model_save would refuse after it. */
 static int check_savable(app *a)
 {
-    if (!pvt_model_get_config(a->models[0])->rope_factors) return 0;
+    const pvt_model_config *c = pvt_model_get_config(a->models[0]);
+    if (!c->rope_factors || (c->rope_factor != 0 && c->rope_rule == PVT_ROPE_LONG)) return 0;
     return fail(a, "%s: its rotary frequencies (rope_freqs.weight) follow no rule that config.json knows: a result could "
                 "not be saved", a->o.model);
 }

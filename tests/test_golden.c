@@ -544,6 +544,8 @@ int main(int argc, char **argv)
     check_aqlm(SMALL "aqlm/llama_1x9_g4/");
     check_aqlm(SMALL "aqlm/qwen2_2x8_g8/");
     check_model(SMALL "models/qwen2_untied/", true);
+    check_model(SMALL "models/llama_linear/", true);
+    check_model(SMALL "models/llama_dynamic/", true);
     if (pvti_path_is_directory(ctx, GOLDEN)) {
         check_larger();
         check_smollm2(argc > 1 ? PVTI_MIN(40, atoi(argv[1])) : 0);

@@ -1435,6 +1435,8 @@ typedef struct pvt_tensor_info {
     pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
                               NONE: codes */
     int64_t bytes;         /* in that type, everything counted, codes as a file has them */
+    char whole[96];        /* the matrix that it is rows of in Hugging Face's files, as Phi-3 has qkv_proj; "": none */
+    int64_t whole_row, whole_rows; /* its first row there; how many that has */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
    embedding, per layer norms, linears and biases, final norm, head. */
@@ -10838,10 +10840,15 @@ PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
     A block (layer), with n = B·T rows everywhere:
         x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
         y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
-    where q, k and v add a bias if the family has them. */
+    where q, k and v add a bias if the family has them, and rope comes after a norm over each head of q and of k
+    if it has that. */
 
-/* What a tensor's presence can depend on. */
-enum { PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */ };
+/* What a tensor's presence can depend on; and how files have it. */
+enum {
+    PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */,
+    PVTI_HAS_QK_NORM = 4,
+    PVTI_HAS_FUSED = 8 /* q, k and v are one matrix in files, gate and up another: see pvti_fused */
+};
 
 typedef enum pvti_window_rule { /* how config.json says that attention has a window */
     PVTI_WINDOW_NONE,     /* not at all */
@@ -10855,15 +10862,20 @@ typedef struct pvti_family {
     unsigned has;
     bool neighbours;                 /* its GGUF files have neighbours as rotary pairs, see pvti_load_copy */
     pvti_window_rule window_rule;
-    int64_t window, window_from, kv_heads, ctx; /* where config.json has no such key; kv_heads 0: heads */
+    /* where config.json has no such key; kv_heads 0: heads; head_dim 0: dim/heads */
+    int64_t window, window_from, kv_heads, ctx, head_dim;
+    double norm_eps;
 } pvti_family;
 
 /* A model of no family in particular is of the first; so are those of llama2.c. */
 static const pvti_family pvti_families[] = {
-    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
-    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
+    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048, 0, 1e-6},
+    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072, 0, 1e-6},
     {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
-     32768},
+     32768, 0, 1e-6},
+    {"qwen3", "Qwen3ForCausalLM", "qwen3", PVTI_HAS_QK_NORM, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
+     32768, 128, 1e-6},
+    {"phi3", "Phi3ForCausalLM", "phi3", PVTI_HAS_FUSED, false, PVTI_WINDOW_ALL, 0, 0, 0, 4096, 0, 1e-5},
 };
 
 /* NULL: there is no such family. */
@@ -10893,7 +10905,8 @@ static void pvti_family_list(bool gguf, char out[128])
 /* ---- tensors ---- */
 
 typedef enum pvti_width { /* which size of the config a side of a tensor has */
-    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
+    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB,
+    PVTI_WIDTH_HEAD_DIM
 } pvti_width;
 
 static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
@@ -10904,6 +10917,7 @@ static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
     case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
     case PVTI_WIDTH_FF: return c->ff;
     case PVTI_WIDTH_VOCAB: return c->vocab;
+    case PVTI_WIDTH_HEAD_DIM: return c->head_dim;
     default: return c->dim;
     }
 }
@@ -10915,6 +10929,7 @@ enum {
     PVTI_NORM_ATT, PVTI_NORM_MLP,
     PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
     PVTI_Q_BIAS, PVTI_K_BIAS, PVTI_V_BIAS,
+    PVTI_Q_NORM, PVTI_K_NORM,
     PVTI_BLOCK,
     PVTI_EMBED = PVTI_BLOCK, PVTI_NORM_LAST, PVTI_HEAD,
     PVTI_TENSORS,
@@ -10966,6 +10981,10 @@ static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
      PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
     {"self_attn.v_proj.bias", "attn_v.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
      PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.q_norm.weight", "attn_q_norm.weight", "", PVTI_WIDTH_HEAD_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_QK_NORM, PVTI_START_ONE, false, 0},
+    {"self_attn.k_norm.weight", "attn_k_norm.weight", "", PVTI_WIDTH_HEAD_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_QK_NORM, PVTI_START_ONE, false, 0},
     {"model.embed_tokens.weight", "token_embd.weight", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
      PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, 0},
     {"model.norm.weight", "output_norm.weight", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
@@ -10973,6 +10992,35 @@ static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
     {"lm_head.weight", "output.weight", "wcls", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
      PVTI_HAS_HEAD, PVTI_START_NORMAL, false, 0},
 };
+
+/* Matrices that are one in the files of families with PVTI_HAS_FUSED, rows of the first part first. */
+typedef struct pvti_fused_row {
+    const char *hf, *gguf;
+    int first, parts; /* in the table above */
+} pvti_fused_row;
+
+static const pvti_fused_row pvti_fused[] = {
+    {"self_attn.qkv_proj.weight", "attn_qkv.weight", PVTI_Q, 3},
+    {"mlp.gate_up_proj.weight", "ffn_up.weight", PVTI_GATE, 2},
+};
+
+/* Which of them the tensor is a part of in a model of that config; NULL: of none. */
+static const pvti_fused_row *pvti_fused_of(const pvt_model_config *c, int tensor)
+{
+    if (!(pvti_family_find(c->family)->has & PVTI_HAS_FUSED)) return NULL;
+    for (int i = 0; i < PVTI_COUNT(pvti_fused); i++)
+        if (tensor >= pvti_fused[i].first && tensor < pvti_fused[i].first + pvti_fused[i].parts)
+            return &pvti_fused[i];
+    return NULL;
+}
+
+/* The rows of its parts before `tensor`. */
+static int64_t pvti_fused_rows(const pvt_model_config *c, const pvti_fused_row *fused, int tensor)
+{
+    int64_t rows = 0;
+    for (int j = fused->first; j < tensor; j++) rows += pvti_width_of(c, pvti_tensors[j].out);
+    return rows;
+}
 
 static bool pvti_is_matrix(int tensor) { return pvti_tensors[tensor].in != PVTI_WIDTH_NONE; }
 
@@ -11297,6 +11345,16 @@ PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { r
 /* ---- what a tensor is ---- */
 
 #define PVTI_NAME 96 /* bytes of a tensor's name */
+/* The first `stem` bytes of a name from the table and a suffix; layer −1: outside blocks. */
+static void pvti_layer_name(bool gguf, int64_t layer, const char *name, int stem, const char *suffix,
+                            char out[PVTI_NAME])
+{
+    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
+    else
+        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
+                 stem, name, suffix);
+}
+
 /* Its name; a matrix' with `suffix` for ".weight", ".codes", …; a vector is one array and keeps its own. */
 static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const char *suffix,
                              char out[PVTI_NAME])
@@ -11307,10 +11365,15 @@ static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const
     int stem = (int)strlen(name);
     if (pvti_is_matrix(tensor)) stem -= (int)strlen(".weight");
     else suffix = "";
-    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
-    else
-        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
-                 stem, name, suffix);
+    pvti_layer_name(gguf, layer, name, stem, suffix, out);
+}
+
+/* The same of the matrix that it is a part of. */
+static void pvti_fused_name(const pvti_fused_row *fused, int64_t layer, bool gguf, const char *suffix,
+                            char out[PVTI_NAME])
+{
+    const char *name = gguf ? fused->gguf : fused->hf;
+    pvti_layer_name(gguf, layer, name, (int)(strlen(name) - strlen(".weight")), suffix, out);
 }
 
 static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
@@ -11340,6 +11403,12 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
     /* NULL: still to be loaded */
     else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight);
+    const pvti_fused_row *fused = pvti_fused_of(&m->config, tensor);
+    if (fused) {
+        pvti_fused_name(fused, l, false, ".weight", info.whole);
+        info.whole_row = pvti_fused_rows(&m->config, fused, tensor);
+        info.whole_rows = pvti_fused_rows(&m->config, fused, fused->first + fused->parts);
+    }
     return info;
 }
 
@@ -11535,12 +11604,15 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     The weights come as an argument, so that calibration can run a block's original and its
     quantized version side by side.
 
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms. The
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms; with
+    norms of q and k another NH·HS + NKV·HS + NH + NKV. The
     norms' outputs a and m and the product h, 2·C + FF, would be about half as much again and cost almost
     nothing to make, so they exist once for all blocks and backward makes them again. */
 
 typedef struct pvti_acts {
     pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
+    pvt_real *raw[2];           /* q and k before their norms, if the family has such; else as q and k */
+    pvt_real *rstd_raw[2];      /* [n·NH], [n·NKV] of these norms */
     pvt_real *att;              /* [n, NH·HS] input of o */
     pvt_real *x1;               /* [n, C] x + o(att) */
     pvt_real *gate, *up;        /* [n, FF] */
@@ -11560,7 +11632,7 @@ typedef struct pvti_blocks {
     int64_t rope_length;       /* … this length, see pvti_rope_length */
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
-    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
+    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, what attention needs)] */
     void *memory, *host_memory;
 } pvti_blocks;
 
@@ -11608,6 +11680,13 @@ static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t co
 #define PVTI_CARVE_HOST(carver, type, rows, columns) \
     ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
 
+/* What backward through attention needs per token: d of att, q, k, v; and of q and k before their norms. */
+static int64_t pvti_blocks_attention_width(const pvt_model_config *g)
+{
+    int64_t Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim;
+    return 2 * Q + 2 * KV + (pvti_config_has(g, PVTI_Q_NORM) ? Q + KV : 0);
+}
+
 /* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
 static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
 {
@@ -11624,6 +11703,13 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
         s->q = PVTI_CARVE(c, pvt_real, n, Q);
         s->k = PVTI_CARVE(c, pvt_real, n, KV);
         s->v = PVTI_CARVE(c, pvt_real, n, KV);
+        s->raw[0] = s->q, s->raw[1] = s->k;
+        if (pvti_config_has(g, PVTI_Q_NORM)) {
+            s->raw[0] = PVTI_CARVE(c, pvt_real, n, Q);
+            s->raw[1] = PVTI_CARVE(c, pvt_real, n, KV);
+            s->rstd_raw[0] = PVTI_CARVE(c, pvt_real, n, g->heads);
+            s->rstd_raw[1] = PVTI_CARVE(c, pvt_real, n, g->kv_heads);
+        }
         s->att = PVTI_CARVE(c, pvt_real, n, Q);
         s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
         s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
@@ -11635,7 +11721,7 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     b->da = b->wide = NULL;
     if (!b->train) return;
     b->da = PVTI_CARVE(c, pvt_real, n, g->dim);
-    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, 2 * Q + 2 * KV));
+    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, pvti_blocks_attention_width(g)));
 }
 
 static void pvti_blocks_rope_table(pvti_blocks *b, int64_t length)
@@ -11704,6 +11790,32 @@ static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, 
     return d;
 }
 
+/* q and k from what their linears made, where they have norms: one weight [HS] for all heads. */
+static void pvti_block_head_norms(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s, int64_t n)
+{
+    const pvt_model_config *g = &b->config;
+    pvt_real *const out[2] = {s->q, s->k};
+    const int64_t heads[2] = {g->heads, g->kv_heads};
+    for (int i = 0; i < 2 && layer->vector[PVTI_Q_NORM]; i++)
+        pvt_rmsnorm_forward(b->ctx, out[i], s->rstd_raw[i], s->raw[i], layer->vector[PVTI_Q_NORM + i],
+                            n * heads[i], g->head_dim, (pvt_real)g->norm_eps);
+}
+
+/* Its adjoint: of d q and d k, whose places are returned, into the memory at `free`, which is zero. */
+static void pvti_block_head_norms_backward(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s,
+                                           int64_t n, pvt_real *d[2], pvt_real *free,
+                                           pvt_real *const grads[PVTI_BLOCK])
+{
+    const pvt_model_config *g = &b->config;
+    const int64_t heads[2] = {g->heads, g->kv_heads};
+    for (int i = 0; i < 2 && layer->vector[PVTI_Q_NORM]; i++) {
+        pvt_rmsnorm_backward(b->ctx, free, grads[PVTI_Q_NORM + i], d[i], s->raw[i], s->rstd_raw[i],
+                             layer->vector[PVTI_Q_NORM + i], n * heads[i], g->head_dim);
+        d[i] = free;
+        free += n * heads[i] * g->head_dim;
+    }
+}
+
 /*  y [n,C] = block(x [n,C]), n = B·T; y may be x. Leaves in `s` what backward needs; with y NULL
     it does only that. cache: NULL, or the earlier tokens' keys and values, which grow by T. */
 static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pvt_real *y, const pvt_real *x,
@@ -11715,7 +11827,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     int64_t n = B * T, C = g->dim, HS = g->head_dim, pos = cache ? cache->pos : 0;
     const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
     pvt_attention_desc d = pvti_block_attention(b, B, T);
-    pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
+    pvt_real *const qkv[3] = {s->raw[0], s->raw[1], s->v}, *const gate_up[2] = {s->gate, s->up};
     bool bias = layer->vector[PVTI_Q_BIAS] != NULL;
 
     pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
@@ -11723,6 +11835,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
         pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
     pvti_weights_forward(qkv, s->a, &w[PVTI_Q], 3, n, bias);
+    pvti_block_head_norms(b, layer, s, n);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     if (cache) {
@@ -11756,7 +11869,7 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
     int64_t n = B * T, C = g->dim, HS = g->head_dim, Q = n * g->heads * HS, KV = n * g->kv_heads * HS,
             F = n * g->ff;
     pvt_real *dh = b->wide, *dgate = dh + F, *dup = dgate + F;
-    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *const dqkv[3] = {dq, dk, dv};
+    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *dqkv[3] = {dq, dk, dv};
     pvt_attention_desc desc = pvti_block_attention(b, B, T);
 
     /* y = x1 + down(h), h = silu(gate)·up */
@@ -11773,17 +11886,17 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
                          layer->vector[PVTI_NORM_MLP], n, C);
 
     /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
-    pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
+    pvti_zero(ctx, b->wide, n * pvti_blocks_attention_width(g));
     pvt_weight_backward(datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
     pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
     pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
+    pvti_block_head_norms_backward(b, layer, s, n, dqkv, dv + KV, grads);
     /* q, k, v = linear(a) + bias, a = norm(x) */
     pvti_zero(ctx, b->da, n * C);
     pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
-    pvt_weight_backward(b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
-    pvt_weight_backward(b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    for (int i = 0; i < 3; i++)
+        pvt_weight_backward(b->da, grads[PVTI_Q + i], dqkv[i], s->a, &w[PVTI_Q + i], n);
     for (int i = 0; i < 3; i++)
         pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
                             w[PVTI_Q + i].O);
@@ -21821,6 +21934,7 @@ typedef struct pvti_loader {
     pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
     struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
     int64_t n_formats, next_format;
+    const pvti_fused_row *fused; /* where the tensor that is being loaded has it: see pvti_load_weight; or NULL */
     float factors[2][PVTI_ROPE_MOST]; /* what the config's point to until there is a model */
     pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
@@ -22100,7 +22214,8 @@ static pvt_result pvti_config_read(pvti_loader *a, const pvti_json *j, pvt_model
     /* the defaults of transformers, here and below */
     c->kv_heads = row->kv_heads && pvti_json_find(j, 0, "num_key_value_heads") < 0 ? row->kv_heads : c->heads;
     c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
-    c->ctx = row->ctx, c->norm_eps = 1e-6, c->rope_theta = 10000;
+    if (row->head_dim && pvti_json_find(j, 0, "head_dim") < 0) c->head_dim = row->head_dim;
+    c->ctx = row->ctx, c->norm_eps = row->norm_eps, c->rope_theta = 10000;
     PVTI_TRY(pvti_config_int(a, j, 0, "num_key_value_heads", false, &c->kv_heads));
     PVTI_TRY(pvti_config_int(a, j, 0, "head_dim", false, &c->head_dim));
     PVTI_TRY(pvti_config_int(a, j, 0, "max_position_embeddings", false, &c->ctx));
@@ -22349,7 +22464,8 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
     const pvti_source *s = a->source;
     int64_t layer;
     int tensor = pvti_tensor_at(a->model, i, &layer);
-    pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
+    if (a->fused) pvti_fused_name(a->fused, layer, s->gguf.ctx != NULL, suffix, name);
+    else pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
         if (strcmp(suffix, ".weight") != 0) return false;
         const pvti_tensor *found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
@@ -22475,8 +22591,9 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     char name[PVTI_NAME], suffix[32], base[PVTI_NAME];
-    pvti_tensor_name(a->model, i, false, ".codes", name);
-    pvti_tensor_name(a->model, i, false, "", base);
+    pvti_tensor found;
+    pvti_load_find(a, i, ".codes", name, &found);
+    snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(".codes")), name);
     const pvt_format *format = pvti_load_format(a, base);
     if (!format)
         return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
@@ -22530,6 +22647,46 @@ static pvt_result pvti_load_copy(const pvti_loader *a, const pvti_tensor *t, int
     return PVT_OK;
 }
 
+/* A fused matrix of codes, as AQLM checkpoints of such families have it; its parts share no memory then. */
+static pvt_result pvti_load_coded_part(pvti_loader *a, int64_t i, int tensor, const int64_t shape[2],
+                                       pvt_weight *out)
+{
+    const pvt_model_config *c = &a->model->config;
+    pvt_weight whole, view;
+    memset(&whole, 0, sizeof whole);
+    pvt_result result = pvti_load_coded(a, i, shape[0], shape[1], &whole);
+    if (result == PVT_OK)
+        result = pvt_weight_rows(&whole, pvti_fused_rows(c, a->fused, tensor),
+                                 pvti_width_of(c, pvti_tensors[tensor].out), &view);
+    if (result == PVT_OK) result = pvti_weight_copy(a->ctx, &view, out);
+    pvt_weight_free(&whole);
+    return result;
+}
+
+/*  Whether a tensor stands in a fused matrix: a->fused. Files have all parts apart where the first one is: so a
+    save of ours has codes, whose codebooks belong to one part each. */
+static void pvti_load_choose(pvti_loader *a, int tensor, int64_t layer)
+{
+    const pvti_fused_row *fused = pvti_fused_of(&a->model->config, tensor);
+    char name[PVTI_NAME];
+    pvti_tensor t;
+    a->fused = NULL;
+    if (!fused) return;
+    int64_t first = pvti_tensor_number(a->model, fused->first, layer);
+    if (!pvti_load_find(a, first, ".codes", name, &t) && !pvti_load_find(a, first, ".weight", name, &t))
+        a->fused = fused;
+}
+
+/* The rows of a fused matrix that are the tensor's. */
+static void pvti_load_part(const pvti_loader *a, int tensor, pvti_tensor *t)
+{
+    const pvt_model_config *c = &a->model->config;
+    int64_t row = t->bytes / t->shape[0];
+    t->data += pvti_fused_rows(c, a->fused, tensor) * row;
+    t->shape[0] = pvti_width_of(c, pvti_tensors[tensor].out);
+    t->bytes = t->shape[0] * row;
+}
+
 /* Whether one of the model's tensors has this name in its files. */
 static bool pvti_load_has(const pvti_loader *a, const char *name)
 {
@@ -22541,6 +22698,15 @@ static bool pvti_load_has(const pvti_loader *a, const char *name)
     return false;
 }
 
+static pvt_result pvti_load_no_bias(const pvti_loader *a, int64_t i)
+{
+    char name[PVTI_NAME];
+    pvti_tensor t;
+    if (!pvti_load_find(a, i, ".bias", name, &t) || pvti_load_has(a, name)) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: tensor \"%s\": a bias that models of type %s do not have",
+                     a->path, name, a->model->config.family);
+}
+
 static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 {
     const pvt_model_config *c = &a->model->config;
@@ -22550,13 +22716,16 @@ static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
     bool rotary = a->neighbours && row->rotary;
     char name[PVTI_NAME];
     pvti_tensor t;
+    pvti_load_choose(a, tensor, layer);
     shape[0] = pvti_width_of(c, row->out), shape[1] = pvti_width_of(c, row->in);
-    if (pvti_load_find(a, i, ".bias", name, &t) && !pvti_load_has(a, name))
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: tensor \"%s\": a bias that models of type %s do not have", a->path, name,
-                         c->family);
-    if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_coded(a, i, shape[0], shape[1], out);
+    if (a->fused) shape[0] = pvti_fused_rows(c, a->fused, a->fused->first + a->fused->parts);
+    PVTI_TRY(pvti_load_no_bias(a, i));
+    if (pvti_load_find(a, i, ".codes", name, &t))
+        return a->fused ? pvti_load_coded_part(a, i, tensor, shape, out)
+                        : pvti_load_coded(a, i, shape[0], shape[1], out);
     PVTI_TRY(pvti_load_tensor(a, i, ".weight", 2, shape, name, &t));
+    if (a->fused) pvti_load_part(a, tensor, &t);
+    shape[0] = t.shape[0];
     if (rotary) return pvti_load_copy(a, &t, c->head_dim, out);
     if ((uintptr_t)t.data % (t.dtype == PVT_F64 ? 8 : t.dtype == PVT_F32 ? 4 : 2))
         return pvti_load_copy(a, &t, 0, out);
@@ -22569,7 +22738,8 @@ static pvt_result pvti_load_tensors(pvti_loader *a)
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
-        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
+        else a->fused = NULL;
+        if (!info.weight) PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
     }
     return pvti_model_tie(model);
 }
@@ -22972,6 +23142,7 @@ typedef struct pvti_packing {
 typedef struct pvti_export_item {
     int64_t tensor;
     int array; /* −1: the tensor itself */
+    int parts; /* that many tensors from this one on, as rows of one matrix */
     char name[PVTI_NAME];
 } pvti_export_item;
 
@@ -22984,6 +23155,7 @@ struct pvti_exporter {
     pvt_format format; /* of the first weight with codes, if any are written as codes: */
     bool codes;
     bool mixed;        /* there are others with other formats */
+    bool split;        /* codes of what is a part of a matrix in the family's files: each has its own */
     bool aqlm;         /* the layout, see >>layout */
     pvti_export_item *items;
     pvti_tensor *tensors; /* as the file will list them */
@@ -22997,7 +23169,7 @@ static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const c
 {
     pvti_export_item *item = &s->items[s->n];
     pvti_tensor *t = &s->tensors[s->n++];
-    item->tensor = tensor, item->array = array;
+    item->tensor = tensor, item->array = array, item->parts = 1;
     pvti_tensor_name(s->model, tensor, false, suffix, item->name);
     t->name = item->name, t->dtype = dtype, t->rank = rank;
     memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
@@ -23035,15 +23207,33 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
 /* Which formats there are decides the layout. */
 static void pvti_export_formats(pvti_exporter *s)
 {
-    int64_t n = pvt_model_tensors(s->model);
+    int64_t n = pvt_model_tensors(s->model), layer;
     for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         if (!pvti_save_codes(s->model, &s->desc, &t)) continue;
         if (!s->codes) s->format = t.weight->format;
         s->codes = true;
         s->mixed = s->mixed || memcmp(&s->format, &t.weight->format, sizeof s->format) != 0;
+        s->split = s->split || pvti_fused_of(&s->model->config, pvti_tensor_at(s->model, i, &layer));
     }
-    s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed;
+    s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed && !s->split;
+}
+
+/* Tensor i and the following as one, where the family's files have them so and all are dense: their number. */
+static int pvti_export_add_fused(pvti_exporter *s, int64_t i)
+{
+    int64_t layer, shape[2] = {0, 0};
+    const pvti_fused_row *fused = pvti_fused_of(&s->model->config, pvti_tensor_at(s->model, i, &layer));
+    for (int k = 0; fused && k < fused->parts; k++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i + k);
+        if (pvti_save_codes(s->model, &s->desc, &t)) return 0;
+        shape[0] += t.weight->O, shape[1] = t.weight->I;
+    }
+    if (!fused || pvti_tensor_number(s->model, fused->first, layer) != i) return 0;
+    pvti_export_add(s, i, -1, ".weight", s->desc.dtype, 2, shape);
+    pvti_fused_name(fused, layer, false, ".weight", s->items[s->n - 1].name);
+    s->items[s->n - 1].parts = fused->parts;
+    return fused->parts;
 }
 
 /* Lists what the file will hold. */
@@ -23055,13 +23245,16 @@ static pvt_result pvti_export_list(pvti_exporter *s)
     if (!s->items || !s->tensors) return PVT_ERR_MEMORY;
     pvti_export_formats(s);
     for (int64_t i = 0; i < n; i++) {
+        int fused = pvti_export_add_fused(s, i);
+        i += PVTI_MAX(0, fused - 1); /* the last of them is looked at below, for its width */
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         int64_t shape[2];
         shape[0] = t.weight ? t.weight->O : t.n;
         shape[1] = t.weight ? t.weight->I : 1;
+        if (t.weight) widest = PVTI_MAX(widest, t.weight->I);
+        if (fused) continue;
         if (pvti_save_codes(s->model, &s->desc, &t)) pvti_export_add_arrays(s, i, t.weight);
         else pvti_export_add(s, i, -1, ".weight", s->desc.dtype, t.weight ? 2 : 1, shape);
-        if (t.weight) widest = PVTI_MAX(widest, t.weight->I);
     }
     s->chunk = PVTI_NEW(s->ctx, pvt_real, widest);
     s->rounded = PVTI_NEW(s->ctx, float, widest);
@@ -23161,7 +23354,9 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     pvt_tensor_info t = pvt_model_tensor(s->model, item->tensor);
     pvt_dtype dtype = s->tensors[index].dtype;
     int64_t n = pvti_tensor_count(&s->tensors[index]);
-    if (item->array < 0 && t.weight) return pvti_export_dense(s, t.weight, item->name, w);
+    for (int k = 0; item->array < 0 && t.weight && k < item->parts; k++)
+        PVTI_TRY(pvti_export_dense(s, pvt_model_tensor(s->model, item->tensor + k).weight, item->name, w));
+    if (item->array < 0 && t.weight) return PVT_OK;
     if (item->array < 0) return pvti_export_values(s, t.values, dtype, n, item->name, w);
     if (s->packing) {
         pvti_part parts[PVTI_PARTS];
@@ -23357,7 +23552,7 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
     pvti_text_printf(text, "  \"head_dim\": %lld,\n  \"max_position_embeddings\": %lld,\n",
                      (long long)c->head_dim, (long long)pvti_export_ctx(c));
     pvti_text_printf(text, "  \"hidden_act\": \"silu\",\n");
-    if (!(family->has & PVTI_HAS_QKV_BIAS)) /* those that always have some do not know these keys */
+    if (!(family->has & (PVTI_HAS_QKV_BIAS | PVTI_HAS_FUSED))) /* those do not know these keys */
         pvti_text_printf(text, "  \"attention_bias\": false,\n  \"mlp_bias\": false,\n");
     pvti_text_printf(text, "  \"rms_norm_eps\": ");
     pvti_text_number(text, c->norm_eps, 0);
@@ -24368,6 +24563,18 @@ static void pvti_gguf_put_info(pvti_gguf_out *s, const char *name, int64_t rows,
     s->n_tensors++;
 }
 
+/* Rows of the matrix that tensor i is the first part of, or is: with a name of its own; 0: it is a later part. */
+static int64_t pvti_gguf_fused(const pvti_gguf_out *s, int64_t i, char name[PVTI_NAME])
+{
+    const pvt_model_config *c = &s->model->config;
+    int64_t layer;
+    int tensor = pvti_tensor_at(s->model, i, &layer);
+    const pvti_fused_row *fused = pvti_fused_of(c, tensor);
+    if (!fused) return pvti_width_of(c, pvti_tensors[tensor].out);
+    pvti_fused_name(fused, layer, true, ".weight", name);
+    return tensor == fused->first ? pvti_fused_rows(c, fused, tensor + fused->parts) : 0;
+}
+
 /* In the order in which pvti_gguf_put_factors writes them. */
 static void pvti_gguf_list_factors(pvti_gguf_out *s)
 {
@@ -24389,8 +24596,9 @@ static pvt_result pvti_gguf_list(pvti_gguf_out *s)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: the name \"%s\" is too long for a GGUF",
                              s->path,
                              name);
-        if (t.weight) pvti_gguf_put_info(s, name, t.weight->O, t.weight->I, pvti_gguf_type_of(s, &t));
-        else pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
+        int64_t rows = pvti_gguf_fused(s, i, name);
+        if (!t.weight) pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
+        else if (rows) pvti_gguf_put_info(s, name, rows, t.weight->I, pvti_gguf_type_of(s, &t));
         widest = PVTI_MAX(widest, t.weight ? t.weight->I : t.n);
     }
     pvti_gguf_list_factors(s);
@@ -24422,7 +24630,7 @@ static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *
             result = pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes);
     }
     pvt_weight_free(&own);
-    return result == PVT_OK ? pvti_gguf_pad(s) : result;
+    return result;
 }
 
 static pvt_result pvti_gguf_put_floats(pvti_gguf_out *s, const float *values, int64_t n)
@@ -24458,12 +24666,14 @@ static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
     for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         bool rotary = neighbours && pvti_tensors[pvti_tensor_at(s->model, i, &layer)].rotary;
+        char name[PVTI_NAME];
         if (t.weight) {
             PVTI_TRY(pvti_gguf_put_matrix(s, &t, rotary));
-            continue;
+            if (i + 1 < pvt_model_tensors(s->model) && !pvti_gguf_fused(s, i + 1, name)) continue; /* goes on */
+        } else {
+            PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
+            PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
         }
-        PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
-        PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
         PVTI_TRY(pvti_gguf_pad(s));
     }
     return pvti_gguf_put_factors(s);
@@ -24909,11 +25119,22 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
     return PVT_OK;
 }
 
+/* Parts with codes of their own, of what is one matrix for the runtime. */
+static pvt_result pvti_export_refuse_split(const pvti_exporter *s, const char *target)
+{
+    if (!s->split) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: models of type %s have q, k and v in one matrix there, and gate and up in another, whose "
+                     "parts have codes of their own here; use gguf:TYPE or dense",
+                     target, s->model->config.family);
+}
+
 static pvt_result pvti_packed_check(pvti_exporter *s)
 {
     const pvti_packing *p = s->packing;
     s->symmetric = p->integers;
     pvti_export_formats(s);
+    PVTI_TRY(pvti_export_refuse_split(s, p->target));
     if (!s->codes)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: nothing in this model is quantized; use dense",
                          p->target);
@@ -24959,7 +25180,9 @@ static pvt_result pvti_export_aqlm(pvti_export_job *job, const char *target)
 {
     const pvt_weight *first = NULL;
     char text[48];
-    (void)target;
+    pvti_exporter saver = pvti_saver_of(job->model, &job->desc);
+    pvti_export_formats(&saver);
+    PVTI_TRY(pvti_export_refuse_split(&saver, target));
     job->desc.dense_embedding = true;
     for (int64_t i = 1; i < pvt_model_tensors(job->model); i++) { /* 0, the embedding, is written dense */
         pvt_tensor_info t = pvt_model_tensor(job->model, i);

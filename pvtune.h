@@ -1337,6 +1337,18 @@ typedef struct pvt_tokenizer_info {
 } pvt_tokenizer_info;
 PVT_API pvt_tokenizer_info pvt_tokenizer_get_info(const pvt_tokenizer *tokenizer);
 
+/* How turns of a chat are marked, by what the chat template that came with the tokenizer contains. */
+typedef enum pvt_chat {
+    PVT_CHAT_NONE,  /* no template */
+    PVT_CHAT_CHATML, PVT_CHAT_LLAMA2, PVT_CHAT_LLAMA3, PVT_CHAT_MISTRAL, PVT_CHAT_PHI3,
+    PVT_CHAT_OTHER
+} pvt_chat;
+/* The template is a GGUF's, or stands beside the tokenizer's file (chat_template.jinja, or in
+   tokenizer_config.json; of several the one named "default"). Errors: IO, FORMAT, MEMORY. */
+PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat);
+/* "none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other" */
+PVT_API const char *pvt_chat_name(pvt_chat chat);
+
 enum {
     PVT_ENCODE_BOS = 1,      /* begin with bos if adds_bos */
     PVT_ENCODE_BOS_ALWAYS = 2, /* begin with bos if there is one */
@@ -21841,6 +21853,90 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     return result;
 }
 
+// >>chat templates
+/*  A template is a program in Jinja, which nothing here runs: what it does is told by the marks of turns that it
+    contains. */
+
+static pvt_result pvti_chat_template_of_config(const pvt_tokenizer *t, const char *path, pvti_text *out)
+{
+    pvti_map map;
+    pvti_json j;
+    PVTI_TRY(pvti_json_open(t->ctx, path, &map, &j));
+    int64_t node = pvti_json_find(&j, 0, "chat_template");
+    bool several = pvti_json_type(&j, node) == PVTI_JSON_ARRAY;
+    int64_t item = several ? pvti_json_first(&j, node) : -1;
+    while (item >= 0 && !pvti_json_equals(&j, pvti_json_find(&j, item, "name"), "default"))
+        item = pvti_json_next(&j, item);
+    if (several) node = item >= 0 ? pvti_json_find(&j, item, "template") : -1;
+    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none */
+    if (bytes > 0 && pvti_text_reserve(out, bytes + 1)) {
+        pvti_json_string(&j, node, out->data + out->size, bytes + 1);
+        out->size += bytes;
+    }
+    pvti_json_free(&j);
+    pvti_map_close(t->ctx, &map);
+    return pvti_text_check(out);
+}
+
+/* The template's text is added to `out`; nothing where there is none. */
+static pvt_result pvti_chat_template(const pvt_tokenizer *t, pvti_text *out)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_map map;
+    if (t->template_) pvti_text_put(out, t->template_, (int64_t)strlen(t->template_));
+    if (t->template_ || !t->file) return pvti_text_check(out);
+    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "chat_template.jinja"));
+    if (pvti_path_exists(t->ctx, path)) {
+        PVTI_TRY(pvti_map_open(t->ctx, path, &map));
+        pvti_text_put(out, (const char *)map.data, map.size);
+        pvti_map_close(t->ctx, &map);
+        return pvti_text_check(out);
+    }
+    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "tokenizer_config.json"));
+    return pvti_path_exists(t->ctx, path) ? pvti_chat_template_of_config(t, path, out) : PVT_OK;
+}
+
+/* What a kind of template contains; the first row that fits. */
+typedef struct pvti_chat_row {
+    pvt_chat chat;
+    const char *marks[3]; /* all of them; NULL: no more */
+} pvti_chat_row;
+static const pvti_chat_row pvti_chats[] = {
+    {PVT_CHAT_LLAMA3, {"<|start_header_id|>", "<|eot_id|>", NULL}},
+    {PVT_CHAT_CHATML, {"<|im_start|>", "<|im_end|>", NULL}},
+    {PVT_CHAT_PHI3, {"<|user|>", "<|end|>", "<|assistant|>"}},
+    {PVT_CHAT_LLAMA2, {"[INST]", "<<SYS>>", NULL}},
+    {PVT_CHAT_MISTRAL, {"[INST]", "[/INST]", NULL}},
+};
+
+static pvt_chat pvti_chat_of(const char *text)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_chats); i++) {
+        bool all = true;
+        for (int k = 0; k < 3 && pvti_chats[i].marks[k]; k++)
+            all = all && strstr(text, pvti_chats[i].marks[k]);
+        if (all) return pvti_chats[i].chat;
+    }
+    return text[0] ? PVT_CHAT_OTHER : PVT_CHAT_NONE;
+}
+
+PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat)
+{
+    pvti_text text = pvti_text_begin(tokenizer->ctx);
+    pvt_result result = pvti_chat_template(tokenizer, &text);
+    pvti_text_put(&text, "", 1);
+    if (result == PVT_OK) result = pvti_text_check(&text);
+    *chat = result == PVT_OK ? pvti_chat_of(text.data) : PVT_CHAT_NONE;
+    pvti_text_free(&text);
+    return result;
+}
+
+PVT_API const char *pvt_chat_name(pvt_chat chat)
+{
+    static const char *const names[] = {"none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other"};
+    return (int)chat >= 0 && (int)chat < PVTI_COUNT(names) ? names[chat] : "other";
+}
+
 // >>layout
 /*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values
     in fp16.
@@ -24032,38 +24128,17 @@ static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenize
                      s->path, why);
 }
 
-/* The template of a chat: a GGUF's, or the one that stands beside the tokenizer's file. */
+/* The template of a chat, which loading a GGUF brings back. */
 static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
-    char path[PVTI_PATH_BYTES];
-    pvti_map map;
-    pvti_json j;
-    if (t->template_) pvti_gguf_key_string(s, "tokenizer.chat_template", t->template_);
-    if (t->template_ || !t->file) return PVT_OK;
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "chat_template.jinja"));
-    if (pvti_path_exists(s->ctx, path)) {
-        PVTI_TRY(pvti_map_open(s->ctx, path, &map));
+    pvti_text text = pvti_text_begin(s->ctx);
+    pvt_result result = pvti_chat_template(t, &text);
+    if (result == PVT_OK && text.size > 0) {
         pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_string(&s->keys, (const char *)map.data, map.size);
-        pvti_map_close(s->ctx, &map);
-        return PVT_OK;
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
     }
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "tokenizer_config.json"));
-    if (!pvti_path_exists(s->ctx, path)) return PVT_OK;
-    PVTI_TRY(pvti_json_open(s->ctx, path, &map, &j));
-    int64_t node = pvti_json_find(&j, 0, "chat_template");
-    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
-    if (bytes > 0) {
-        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_u64(&s->keys, (uint64_t)bytes);
-        if (pvti_text_reserve(&s->keys, bytes)) {
-            pvti_json_string(&j, node, s->keys.data + s->keys.size, bytes + 1);
-            s->keys.size += bytes;
-        }
-    }
-    pvti_json_free(&j);
-    pvti_map_close(s->ctx, &map);
-    return PVT_OK;
+    pvti_text_free(&text);
+    return result;
 }
 
 static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)

@@ -588,6 +588,152 @@ static void check_configs(pvt_ctx *ctx)
     check_config(ctx, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": null", "asks for [32, 8", 0);
 }
 
+/*  Rules of rope_scaling that make no sense, in a config of Llama; each case replaces the null. */
+static void check_rules(pvt_ctx *ctx)
+{
+    static const struct {
+        const char *to, *says; /* NULL: loads */
+    } cases[] = {
+        {"{\"type\": \"linear\", \"factor\": 2}", NULL},
+        {"{\"rope_type\": \"dynamic\", \"factor\": 2.0, \"original_max_position_embeddings\": 7}", NULL},
+        {"{\"type\": \"linear\"}", "needs a \"factor\" of at least 1"},
+        {"{\"type\": \"linear\", \"factor\": 0.5}", "needs a \"factor\" of at least 1"},
+        {"{\"type\": \"dynamic\", \"factor\": \"two\"}", "\"factor\" is not a number"},
+        {"{\"type\": \"dynamic\", \"factor\": 1e300}", "with factor 1e+300"},
+        {"{\"type\": \"yarn\", \"factor\": 2}", "\"yarn\" is not supported; llama3, linear, dynamic and longrope"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1]}", "\"long_factor\" must be a list of 4"},
+        {"{\"type\": \"longrope\", \"short_factor\": 1, \"long_factor\": 1}", "\"short_factor\" must be a list of 4"},
+        {"{\"type\": \"su\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2]}", NULL},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, \"1\"], \"long_factor\": [1, 1, 1, 2]}",
+         "\"short_factor\" must be a list of 4"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1e999], \"long_factor\": [1, 1, 1, 2]}", "factor"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 0], \"long_factor\": [1, 1, 1, 2]}",
+         "rotary factor 3 is 0"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2], "
+         "\"attention_factor\": -1}", "attention factor of -1"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2], "
+         "\"long_mscale\": 1.2}", "\"long_mscale\" are not supported"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2]}, "
+         "\"original_max_position_embeddings\": 0", NULL},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2]}, "
+         "\"original_max_position_embeddings\": -5", "is -5"},
+    };
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        char to[400];
+        snprintf(to, sizeof to, "\"rope_scaling\": %s", cases[i].to);
+        check_config(ctx, "\"rope_scaling\": null", to, cases[i].says, 0);
+    }
+}
+
+/* The first names of rotary factors in the GGUF of a Phi-3 under others: half of the two is refused. */
+static void check_gguf_factors(pvt_ctx *ctx)
+{
+    static const char *const edits[][3] = {
+        {"rope_factors_short", "rope_factors_shirt", "rope_factors_short.weight\" is missing"},
+        {"rope_factors_long", "rope_factors_lung", "rope_factors_long.weight\" is missing"},
+        {"original_context_length", "original_context_lungth", "original_context_length\" is missing"},
+        {"attn_qkv.weight", "attn_qkw.weight", "attn_qkv.weight\" is missing"}};
+    pvt_model *model = tiny_rope(ctx, "phi3", false, 0, PVT_ROPE_LONG), *loaded = NULL;
+    int64_t bytes;
+    CHECK_OK(ctx, pvt_model_export(model, "gguf:f32", in("factors.gguf"), NULL));
+    for (int i = 0; i < PVTI_COUNT(edits); i++) {
+        char *text = text_of(ctx, in("factors.gguf"), &bytes), *at = text;
+        while (at < text + bytes && memcmp(at, edits[i][0], strlen(edits[i][0])) != 0) at++;
+        CHECK(at < text + bytes);
+        memcpy(at, edits[i][1], strlen(edits[i][1]));
+        CHECK_OK(ctx, pvti_file_write(ctx, in("broken.gguf"), text, bytes));
+        CHECK(pvt_model_load(ctx, in("broken.gguf"), NULL, &loaded) == PVT_ERR_FORMAT);
+        CHECK(strstr(pvt_ctx_error(ctx), edits[i][2]));
+        free(text);
+    }
+    pvt_model_free(model);
+}
+
+/* The model's directory, dense but for layer 0's qkv_proj, whose codes are those of `whole` in the layout of aqlm. */
+static void write_fused(pvt_ctx *ctx, const pvt_model *model, const pvt_weight *whole, const char *path)
+{
+    static const char stem[] = "model.layers.0.self_attn.qkv_proj", *const suffix[] = {"codes", "codebooks", "scales"};
+    static char names[3][96];
+    static const char quantization[] =
+        "\"quantization_config\": {\"quant_method\": \"aqlm\", \"num_codebooks\": 2, \"nbits_per_codebook\": 4, "
+        "\"in_group_size\": 4}, \"torch_dtype\"";
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvti_safetensors st;
+    pvti_tensor all[64];
+    uint8_t codes[1024];
+    char file[420], target[420];
+    int64_t n = 0;
+    pvt_save_desc save;
+    memset(&save, 0, sizeof save);
+    save.dense = true, save.dtype = PVT_F32;
+    CHECK_OK(ctx, pvt_model_save(model, path, &save));
+    snprintf(file, sizeof file, "%s/model.safetensors", path);
+    CHECK_OK(ctx, pvti_safetensors_open(ctx, file, &st));
+    for (int64_t i = 0; i < st.n && n < 60; i++)
+        if (strncmp(st.tensors[i].name, stem, strlen(stem)) != 0) all[n++] = st.tensors[i];
+    pvt_weight_arrays(whole, arrays);
+    for (int k = 0; k < 3; k++) {
+        snprintf(names[k], sizeof names[k], "%s.%s", stem, suffix[k]);
+        pvti_layout_array(&arrays[k], true);
+        memset(&all[n], 0, sizeof all[n]);
+        all[n].name = names[k], all[n].dtype = k ? PVT_F32 : PVT_I8, all[n].rank = arrays[k].rank;
+        memcpy(all[n].shape, arrays[k].shape, (size_t)arrays[k].rank * sizeof(int64_t));
+        all[n].data = k ? (const uint8_t *)whole->array[k] : codes;
+        pvti_dtype_bytes(all[n].dtype, all[n].shape, all[n].rank, &all[n].bytes);
+        n++;
+    }
+    CHECK(pvti_tensor_count(&all[n - 3]) == (int64_t)sizeof codes);
+    for (int64_t i = 0; i < (int64_t)sizeof codes; i++)
+        codes[i] = (uint8_t)((pvti_code_get(whole, i) ^ 8) - 8);
+    snprintf(target, sizeof target, "%s/new.safetensors", path);
+    CHECK_OK(ctx, pvti_safetensors_write(ctx, target, all, n, NULL));
+    pvti_safetensors_close(&st);
+    CHECK(rename(target, file) == 0);
+    snprintf(file, sizeof file, "%s/config.json", path);
+    char *text = text_of(ctx, file, NULL), *at = strstr(text, "\"torch_dtype\"");
+    char *changed = (char *)calloc(1, strlen(text) + sizeof quantization);
+    sprintf(changed, "%.*s%s%s", (int)(at - text), text, quantization, at + strlen("\"torch_dtype\""));
+    CHECK_OK(ctx, pvti_file_write(ctx, file, changed, (int64_t)strlen(changed)));
+    free(text), free(changed);
+}
+
+/*  AQLM checkpoints have Phi-3's matrices of codes fused: made here of our three parts with one codebook, by
+    writing the file that transformers would. */
+static void check_fused_codes(pvt_ctx *ctx)
+{
+    static pvt_real before[T * V], after[T * V];
+    pvt_model *model = tiny(ctx, "phi3", false, 0), *loaded = NULL;
+    pvt_weight whole, *parts = &model->layers[0].linear[PVTI_Q];
+    pvt_format format;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_real *W = (pvt_real *)calloc(64 * 32, sizeof *W);
+    pvt_fit_desc fit;
+    memset(&fit, 0, sizeof fit);
+    fit.epochs = 1, fit.kmeans_steps = 2, fit.cg_steps = 1;
+    for (int j = 0, row = 0; j < 3; row += (int)parts[j++].O)
+        pvt_weight_dequantize(&parts[j], W + row * 32);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g4", &format));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, 64, 32, NULL, &format, &fit, NULL, &whole));
+    CHECK_OK(ctx, pvt_weight_round_f16(&whole, "qkv"));
+    for (int j = 0, row = 0; j < 3; row += (int)parts[j++].O) {
+        pvt_weight view;
+        CHECK_OK(ctx, pvt_weight_rows(&whole, row, parts[j].O, &view));
+        pvt_weight_free(&parts[j]);
+        CHECK_OK(ctx, pvti_weight_copy(ctx, &view, &parts[j]));
+    }
+    logits_of(ctx, model, before);
+    write_fused(ctx, model, &whole, in("fusedcodes"));
+    CHECK_OK(ctx, pvt_model_load(ctx, in("fusedcodes"), NULL, &loaded));
+    if (loaded) {
+        CHECK(loaded->layers[0].linear[PVTI_K].kind && pvt_weight_arrays(&loaded->layers[0].linear[PVTI_K], arrays) == 3);
+        logits_of(ctx, loaded, after);
+        CHECK(memcmp(before, after, sizeof before) == 0);
+    }
+    pvt_model_free(loaded), pvt_model_free(model);
+    pvt_weight_free(&whole);
+    free(W);
+}
+
 /* A bias under another name of the same length: one is missing, and one is there that nobody knows. */
 static void check_biases(pvt_ctx *ctx)
 {
@@ -748,6 +894,9 @@ int main(void)
     check_window(ctx);
     check_gguf(ctx);
     check_configs(ctx);
+    check_rules(ctx);
+    check_gguf_factors(ctx);
+    check_fused_codes(ctx);
     check_biases(ctx);
     check_calibration("qwen2", 6), check_calibration("qwen3", 4), check_calibration("phi3", 0);
     check_tuning(ctx, "qwen2", 6, false, false), check_tuning(ctx, "qwen2", 6, true, true);

@@ -1398,11 +1398,11 @@ typedef struct pvt_model_config {
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
     pvt_rope_rule rope_rule;
-    /* [head_dim/2]: divisors of the frequencies: longrope's "short_factor" (and "long_factor", for sequences longer
-       than rope_original_ctx); else such as follow no rule, as a GGUF may have them. NULL: none. The
+    /* [head_dim/2]: divisors of the frequencies: longrope's "short_factor" and, for sequences longer than
+       rope_original_ctx, "long_factor"; else such as follow no rule, as a GGUF may have them. NULL: none. The
        model keeps its own copy. */
     const float *rope_factors, *rope_long_factors;
-    double rope_attention; /* longrope: queries and keys are multiplied by it; 0: 1 */
+    double rope_attention; /* longrope: queries and keys are multiplied by it; 0: as LongRoPE chooses it */
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -1422,7 +1422,7 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
 #endif
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L); biases 0), for training from nothing. Zero
-   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
+   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000, no scaling.
    Errors: ARGUMENT (sizes; a family that is not supported: the sentence lists those that are), MEMORY. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
 /* A deep copy in ctx's memory, from whichever memory the model lies in (section device): dense weights as
@@ -1447,7 +1447,7 @@ typedef struct pvt_tensor_info {
     pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
                               NONE: codes */
     int64_t bytes;         /* in that type, everything counted, codes as a file has them */
-    char whole[96];        /* the matrix that it is rows of in Hugging Face's files, as Phi-3 has qkv_proj; "": none */
+    char whole[96];        /* in Hugging Face files it is rows of this matrix (Phi-3: qkv_proj); "": of none */
     int64_t whole_row, whole_rows; /* its first row there; how many that has */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
@@ -10852,8 +10852,8 @@ PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
     A block (layer), with n = B·T rows everywhere:
         x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
         y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
-    where q, k and v add a bias if the family has them, and rope comes after a norm over each head of q and of k
-    if it has that. */
+    where q, k and v add a bias if the family has them, and rope comes after a norm over each head of q and
+    of k if it has that. */
 
 /* What a tensor's presence can depend on; and how files have it. */
 enum {
@@ -11044,27 +11044,23 @@ static bool pvti_config_has(const pvt_model_config *c, int tensor)
 }
 
 // >>rope rules
-/*  Rotary frequencies for longer contexts, rope_scaling in config.json: f_j = theta^(−2j/HS), to which a rule does
+/*  Rotary frequencies for longer contexts, rope_scaling in config.json: f_j = theta^(−2j/HS), of which
+    rules make others:
         llama3    what pvt_rope_scale_llama3 does
         linear    f_j / factor (Chen et al. 2023, arXiv 2306.15595, eq. 4)
         dynamic   theta · (factor · L/N − factor + 1)^(HS/(HS−2)) in the place of theta, as transformers
                   has it, L the length of the sequence where it exceeds N, the original context
-        longrope  f_j / short_j for sequences up to N, f_j / long_j for longer ones; q·k is multiplied by the square
-                  of an attention factor (LongRoPE, arXiv 2402.13753, as Phi-3 has it)
-    The last two ask for the length: in a run with a cache that of all tokens so far. Then dynamic's keys stay as
-    they were rotated, as in transformers; longrope's are computed again where N is passed (section run). */
+        longrope  f_j / short_j for sequences up to N, f_j / long_j for longer ones; q·k is multiplied by the
+                  square of an attention factor (LongRoPE, arXiv 2402.13753, as Phi-3 has it)
+    The last two ask for the length: in a run with a cache that of all tokens so far. Then dynamic's keys stay
+    as they were rotated, as in transformers; longrope's are computed again where N is passed, see >>run. */
 
-static const char *const pvti_rope_names[] = {"llama3", "linear", "dynamic", "longrope"}; /* by pvt_rope_rule */
+/* By pvt_rope_rule. */
+static const char *const pvti_rope_names[] = {"llama3", "linear", "dynamic", "longrope"};
 
 static bool pvti_rope_is(const pvt_model_config *c, pvt_rope_rule rule)
 {
     return c->rope_factor != 0 && c->rope_rule == rule;
-}
-
-/* Divisors that follow no rule: config.json has no place for them. */
-static bool pvti_rope_ruleless(const pvt_model_config *c)
-{
-    return c->rope_factors && !pvti_rope_is(c, PVT_ROPE_LONG);
 }
 
 /* What sequences of T tokens have in common with others: those of equal answers share their frequencies, and
@@ -11116,20 +11112,24 @@ static pvt_result pvti_rope_check(pvt_ctx *ctx, const char *name, const pvt_mode
     bool llama3 = pvti_rope_is(c, PVT_ROPE_LLAMA3), longer = pvti_rope_is(c, PVT_ROPE_LONG);
     if (c->rope_rule < 0 || (int)c->rope_rule >= PVTI_COUNT(pvti_rope_names))
         return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: there is no rope_rule %d", name, (int)c->rope_rule);
-    if (llama3 && !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
-                    c->rope_high < 1e6 && c->rope_original_ctx > 0))
+    if (llama3 && !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 &&
+                    c->rope_high > c->rope_low && c->rope_high < 1e6 && c->rope_original_ctx > 0))
         return pvti_fail(ctx, PVT_ERR_FORMAT,
                          "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
                          name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
     if (c->rope_factor != 0 && !llama3 &&
         !(c->rope_factor >= (longer ? 1e-6 : 1) && c->rope_factor < 1e6 && c->rope_original_ctx > 0))
-        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" with factor %g, context %lld makes no sense",
-                         name, pvti_rope_names[c->rope_rule], c->rope_factor, (long long)c->rope_original_ctx);
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling \"%s\" with factor %g, context %lld makes no sense",
+                         name, pvti_rope_names[c->rope_rule], c->rope_factor,
+                         (long long)c->rope_original_ctx);
     if (pvti_rope_is(c, PVT_ROPE_DYNAMIC) && c->head_dim < 4)
-        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"dynamic\" needs heads of more than 2", name);
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"dynamic\" needs heads of more than 2",
+                         name);
     if (longer && (!c->rope_factors || !c->rope_long_factors))
-        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"longrope\" needs short and long factors", name);
-    if (!(c->rope_attention >= 0 && c->rope_attention < 1e3))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"longrope\" needs short and long factors",
+                         name);
+    if (longer && !(c->rope_attention > 0 && c->rope_attention < 1e3))
         return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: a rotary attention factor of %g makes no sense", name,
                          c->rope_attention);
     PVTI_TRY(pvti_rope_check_factors(ctx, name, c->rope_factors, c->head_dim / 2));
@@ -11603,6 +11603,8 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
     if (c.norm_eps == 0) c.norm_eps = 1e-5;
     if (c.rope_theta == 0) c.rope_theta = 10000;
+    if (pvti_rope_is(&c, PVT_ROPE_LONG) && c.rope_attention == 0 && c.rope_original_ctx > 0 && c.ctx > 0)
+        c.rope_attention = pvti_rope_attention((double)c.ctx / (double)c.rope_original_ctx, c.rope_original_ctx);
     if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
     PVTI_TRY(pvti_model_new(ctx, &c, out));
     pvt_result result = pvti_model_randomize(*out);
@@ -11616,10 +11618,10 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     The weights come as an argument, so that calibration can run a block's original and its
     quantized version side by side.
 
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms; with
-    norms of q and k another NH·HS + NKV·HS + NH + NKV. The
-    norms' outputs a and m and the product h, 2·C + FF, would be about half as much again and cost almost
-    nothing to make, so they exist once for all blocks and backward makes them again. */
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms;
+    with norms of q and k another NH·HS + NKV·HS + NH + NKV. The norms' outputs a and m and the product h,
+    2·C + FF, would be about half as much again and cost almost nothing to make, so they exist once for all
+    blocks and backward makes them again. */
 
 typedef struct pvti_acts {
     pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
@@ -11797,13 +11799,14 @@ static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, 
     memset(&d, 0, sizeof d);
     d.B = B, d.T = T, d.NH = b->config.heads, d.NKV = b->config.kv_heads, d.HS = b->config.head_dim;
     d.window = b->config.window;
-    if (pvti_rope_is(&b->config, PVT_ROPE_LONG) && b->config.rope_attention > 0)
+    if (pvti_rope_is(&b->config, PVT_ROPE_LONG))
         d.scale = b->config.rope_attention * b->config.rope_attention / __builtin_sqrt((double)d.HS);
     return d;
 }
 
 /* q and k from what their linears made, where they have norms: one weight [HS] for all heads. */
-static void pvti_block_head_norms(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s, int64_t n)
+static void pvti_block_head_norms(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s,
+                                  int64_t n)
 {
     const pvt_model_config *g = &b->config;
     pvt_real *const out[2] = {s->q, s->k};
@@ -12218,7 +12221,8 @@ static void pvti_run_again(pvt_run *run, int64_t B)
     while (run->pos < tokens) {
         int64_t T = PVTI_MIN(at_once, tokens - run->pos);
         for (int64_t b = 0; b < B; b++)
-            memcpy(run->host_ids + b * T, run->past + b * run->desc.max_ctx + run->pos, (size_t)T * sizeof(int32_t));
+            memcpy(run->host_ids + b * T, run->past + b * run->desc.max_ctx + run->pos,
+                   (size_t)T * sizeof(int32_t));
         pvti_run_blocks(run, B, T);
     }
 }
@@ -21854,8 +21858,8 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
 }
 
 // >>chat templates
-/*  A template is a program in Jinja, which nothing here runs: what it does is told by the marks of turns that it
-    contains. */
+/*  A template is a program in Jinja, which nothing here runs: what it does is told by the marks of turns in
+    its text. */
 
 static pvt_result pvti_chat_template_of_config(const pvt_tokenizer *t, const char *path, pvti_text *out)
 {
@@ -22030,7 +22034,7 @@ typedef struct pvti_loader {
     pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
     struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
     int64_t n_formats, next_format;
-    const pvti_fused_row *fused; /* where the tensor that is being loaded has it: see pvti_load_weight; or NULL */
+    const pvti_fused_row *fused; /* that holds the tensor that is being loaded, or NULL: pvti_load_choose */
     float factors[2][PVTI_ROPE_MOST]; /* what the config's point to until there is a model */
     pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
@@ -22059,21 +22063,22 @@ static pvt_result pvti_config_number(const pvti_loader *a, const pvti_json *j, i
 }
 
 /* One number per pair of a head. */
-static pvt_result pvti_config_factors(const pvti_loader *a, const pvti_json *j, int64_t object, const char *key,
-                                      int64_t pairs, float out[PVTI_ROPE_MOST])
+static pvt_result pvti_config_factors(const pvti_loader *a, const pvti_json *j, int64_t object,
+                                      const char *key, int64_t pairs, float out[PVTI_ROPE_MOST])
 {
     int64_t list = pvti_json_find(j, object, key), n = 0;
     bool good = pvti_json_type(j, list) == PVTI_JSON_ARRAY && pvti_json_count(j, list) == pairs &&
                 pairs <= PVTI_ROPE_MOST;
-    for (int64_t node = good ? pvti_json_first(j, list) : -1; node >= 0 && good; node = pvti_json_next(j, node)) {
+    int64_t node = good ? pvti_json_first(j, list) : -1;
+    for (; node >= 0 && good; node = pvti_json_next(j, node)) {
         double value = 0;
         good = pvti_json_number(j, node, &value);
         out[n++] = (float)value;
     }
     if (good) return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                     "%s: rope_scaling: \"%s\" must be a list of %lld numbers, one per pair of a head", a->config, key,
-                     (long long)pairs);
+                     "%s: rope_scaling: \"%s\" must be a list of %lld numbers, one per pair of a head",
+                     a->config, key, (long long)pairs);
 }
 
 /* transformers prefers the ratio of the two contexts to a factor, where the original one is given. */
@@ -22089,10 +22094,11 @@ static pvt_result pvti_config_longrope(pvti_loader *a, const pvti_json *j, int64
     PVTI_TRY(pvti_config_int(a, j, 0, "original_max_position_embeddings", false, &original));
     if (pvti_json_find(j, node, "long_mscale") >= 0 || pvti_json_find(j, node, "short_mscale") >= 0)
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: rope_scaling: \"short_mscale\" and \"long_mscale\" are not supported", a->config);
+                         "%s: rope_scaling: \"short_mscale\" and \"long_mscale\" are not supported",
+                         a->config);
     if (original < 0)
-        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"original_max_position_embeddings\" is %lld", a->config,
-                         (long long)original);
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"original_max_position_embeddings\" is %lld",
+                         a->config, (long long)original);
     if (original > 0) factor = (double)c->ctx / (double)original;
     c->rope_original_ctx = original > 0 ? original : c->ctx;
     c->rope_factor = factor != 0 ? factor : 1;
@@ -22101,13 +22107,20 @@ static pvt_result pvti_config_longrope(pvti_loader *a, const pvti_json *j, int64
     return pvti_config_number(a, j, node, "attention_factor", &c->rope_attention);
 }
 
-static pvt_result pvti_config_llama3(const pvti_loader *a, const pvti_json *j, int64_t node, pvt_model_config *c)
+static pvt_result pvti_config_llama3(const pvti_loader *a, const pvti_json *j, int64_t node,
+                                     pvt_model_config *c)
 {
     c->rope_factor = 8, c->rope_low = 1, c->rope_high = 4, c->rope_original_ctx = 8192;
     PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
     PVTI_TRY(pvti_config_number(a, j, node, "low_freq_factor", &c->rope_low));
     PVTI_TRY(pvti_config_number(a, j, node, "high_freq_factor", &c->rope_high));
     return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
+}
+
+/* Divisors that follow no rule: config.json has no place for them. */
+static bool pvti_rope_ruleless(const pvt_model_config *c)
+{
+    return c->rope_factors && !pvti_rope_is(c, PVT_ROPE_LONG);
 }
 
 /* Linear and dynamic: "max_position_embeddings" is the context before scaling. */
@@ -22118,7 +22131,8 @@ static void pvti_rope_extend(pvt_model_config *c)
         c->ctx = (int64_t)((double)c->ctx * c->rope_factor);
 }
 
-/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it; "su" is longrope's old name. */
+/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it; "su" is longrope's old
+   name. */
 static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
     int64_t node = pvti_json_find(j, 0, "rope_scaling");
@@ -22145,8 +22159,8 @@ static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model
     if (rule == PVT_ROPE_LONG) return pvti_config_longrope(a, j, node, c);
     PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
     if (!(c->rope_factor >= 1))
-        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" needs a \"factor\" of at least 1", a->config,
-                         pvti_rope_names[rule]);
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" needs a \"factor\" of at least 1",
+                         a->config, pvti_rope_names[rule]);
     pvti_rope_extend(c);
     return PVT_OK;
 }
@@ -22382,15 +22396,16 @@ static const char *pvti_gguf_key(const pvti_family *family, const char *name, ch
 }
 
 /* A tensor of rotary factors; *found: there is one. */
-static pvt_result pvti_gguf_factors(const pvti_loader *a, const char *name, int64_t n, float *out, bool *found)
+static pvt_result pvti_gguf_factors(const pvti_loader *a, const char *name, int64_t n, float *out,
+                                    bool *found)
 {
     const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, name);
     *found = t != NULL;
     if (!t) return PVT_OK;
     if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: tensor \"%s\" must hold %lld numbers in F32, one per pair of a head", a->path, name,
-                         (long long)n);
+                         "%s: tensor \"%s\" must hold %lld numbers in F32, one per pair of a head",
+                         a->path, name, (long long)n);
     memcpy(out, t->data, (size_t)n * sizeof *out);
     return PVT_OK;
 }
@@ -22427,7 +22442,8 @@ static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, 
                          found[0] ? "rope_factors_long.weight" : "rope_factors_short.weight");
     pvti_gguf_key(family, "rope.scaling.original_context_length", key);
     if (!pvti_gguf_int(g, key, &original) || original < 1)
-        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number", a->path, key);
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number", a->path,
+                         key);
     c->rope_rule = PVT_ROPE_LONG;
     c->rope_factors = a->factors[0], c->rope_long_factors = a->factors[1];
     c->rope_original_ctx = original, c->rope_factor = (double)c->ctx / (double)original;
@@ -22449,8 +22465,8 @@ static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_
     if (pvti_gguf_kv_find(g, key) && !linear && !pvti_gguf_equals(g, key, "none") &&
         !pvti_gguf_equals(g, key, "longrope"))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"%s\": of scaled rotary frequencies in a GGUF linear, longrope and rope_freqs.weight "
-                         "are supported; load the Hugging Face directory of this model",
+                         "%s: \"%s\": of scaled rotary frequencies in a GGUF linear, longrope and "
+                         "rope_freqs.weight are supported; load the Hugging Face directory of this model",
                          a->path, key);
     if (linear) pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.factor", key), &factor);
     else pvti_gguf_number(g, pvti_gguf_key(family, "rope.scale_linear", key), &factor); /* in files of 2023 */
@@ -22759,8 +22775,8 @@ static pvt_result pvti_load_coded_part(pvti_loader *a, int64_t i, int tensor, co
     return result;
 }
 
-/*  Whether a tensor stands in a fused matrix: a->fused. Files have all parts apart where the first one is: so a
-    save of ours has codes, whose codebooks belong to one part each. */
+/*  Whether a tensor stands in a fused matrix: a->fused. Files have all parts apart where the first one is: so
+    a save of ours has codes, whose codebooks belong to one part each. */
 static void pvti_load_choose(pvti_loader *a, int tensor, int64_t layer)
 {
     const pvti_fused_row *fused = pvti_fused_of(&a->model->config, tensor);
@@ -22799,7 +22815,8 @@ static pvt_result pvti_load_no_bias(const pvti_loader *a, int64_t i)
     char name[PVTI_NAME];
     pvti_tensor t;
     if (!pvti_load_find(a, i, ".bias", name, &t) || pvti_load_has(a, name)) return PVT_OK;
-    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: tensor \"%s\": a bias that models of type %s do not have",
+    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: tensor \"%s\": a bias that models of type %s do not have",
                      a->path, name, a->model->config.family);
 }
 
@@ -22835,7 +22852,8 @@ static pvt_result pvti_load_tensors(pvti_loader *a)
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
         else a->fused = NULL;
-        if (!info.weight) PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
+        if (info.weight) continue;
+        PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
     }
     return pvti_model_tie(model);
 }
@@ -23315,7 +23333,7 @@ static void pvti_export_formats(pvti_exporter *s)
     s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed && !s->split;
 }
 
-/* Tensor i and the following as one, where the family's files have them so and all are dense: their number. */
+/* Tensor i and the following as one, where the family's files have them so and all are dense: how many. */
 static int pvti_export_add_fused(pvti_exporter *s, int64_t i)
 {
     int64_t layer, shape[2] = {0, 0};
@@ -23499,19 +23517,20 @@ static void pvti_export_factors(pvti_text *text, const char *key, const float *f
     pvti_text_printf(text, "]");
 }
 
-/*  longrope as Phi-3's config in transformers 4 wants it: "type" and the two lists, nothing else, unless an attention
-    factor is not the one that follows from the two contexts. */
+/*  longrope as Phi-3's config in transformers 4 wants it: "type" and the two lists, nothing else, unless an
+    attention factor is not the one that follows from the two contexts. */
 static void pvti_export_longrope(pvti_text *text, const pvt_model_config *c)
 {
     double usual = pvti_rope_attention((double)c->ctx / (double)c->rope_original_ctx, c->rope_original_ctx);
     pvti_text_printf(text, "{\n    \"type\": \"longrope\"");
     pvti_export_factors(text, "short_factor", c->rope_factors, c->head_dim / 2);
     pvti_export_factors(text, "long_factor", c->rope_long_factors, c->head_dim / 2);
-    if (fabs((c->rope_attention > 0 ? c->rope_attention : 1) - usual) > 1e-9) {
+    if (fabs(c->rope_attention - usual) > 1e-9) {
         pvti_text_printf(text, ",\n    \"attention_factor\": ");
-        pvti_export_float(text, c->rope_attention > 0 ? c->rope_attention : 1);
+        pvti_export_float(text, c->rope_attention);
     }
-    pvti_text_printf(text, "\n  },\n  \"original_max_position_embeddings\": %lld", (long long)c->rope_original_ctx);
+    pvti_text_printf(text, "\n  },\n  \"original_max_position_embeddings\": %lld",
+                     (long long)c->rope_original_ctx);
 }
 
 static void pvti_export_rope(pvti_text *text, const pvt_model_config *c)
@@ -23524,7 +23543,8 @@ static void pvti_export_rope(pvti_text *text, const pvt_model_config *c)
     } else if (c->rope_rule == PVT_ROPE_LONG) {
         pvti_export_longrope(text, c);
     } else {
-        pvti_text_printf(text, "{\n    \"rope_type\": \"%s\",\n    \"factor\": ", pvti_rope_names[c->rope_rule]);
+        pvti_text_printf(text, "{\n    \"rope_type\": \"%s\",\n    \"factor\": ",
+                         pvti_rope_names[c->rope_rule]);
         pvti_export_float(text, c->rope_factor);
         if (c->rope_rule == PVT_ROPE_LLAMA3) {
             pvti_text_printf(text, ",\n    \"low_freq_factor\": ");
@@ -24555,9 +24575,11 @@ static pvt_result pvti_gguf_check_rope(pvti_gguf_out *s, const pvti_family *fami
                          family->gguf);
     if (pvti_rope_is(c, PVT_ROPE_DYNAMIC))
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: llama.cpp has no \"dynamic\" rope_scaling: it cannot be said in a GGUF", s->path);
+                         "%s: llama.cpp has no \"dynamic\" rope_scaling: it cannot be said in a GGUF",
+                         s->path);
     if (pvti_rope_is(c, PVT_ROPE_LONG) && strcmp(family->gguf, "phi3") != 0)
-        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: llama.cpp has longrope for \"phi3\", not for \"%s\"",
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has longrope for \"phi3\", not for \"%s\"",
                          s->path, family->gguf);
     return PVT_OK;
 }
@@ -24595,7 +24617,7 @@ static void pvti_gguf_put_scaling(pvti_gguf_out *s)
     }
     if (pvti_rope_is(c, PVT_ROPE_LONG)) {
         pvti_gguf_key_u32(s, "%s.rope.scaling.original_context_length", c->rope_original_ctx);
-        pvti_gguf_key_f32(s, "%s.rope.scaling.attn_factor", c->rope_attention > 0 ? c->rope_attention : 1);
+        pvti_gguf_key_f32(s, "%s.rope.scaling.attn_factor", c->rope_attention);
     }
 }
 
@@ -24638,7 +24660,8 @@ static void pvti_gguf_put_info(pvti_gguf_out *s, const char *name, int64_t rows,
     s->n_tensors++;
 }
 
-/* Rows of the matrix that tensor i is the first part of, or is: with a name of its own; 0: it is a later part. */
+/* Rows of the matrix that tensor i is the first part of, or is: with a name of its own; 0: it is a later
+   part. */
 static int64_t pvti_gguf_fused(const pvti_gguf_out *s, int64_t i, char name[PVTI_NAME])
 {
     const pvt_model_config *c = &s->model->config;
@@ -24744,7 +24767,8 @@ static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
         char name[PVTI_NAME];
         if (t.weight) {
             PVTI_TRY(pvti_gguf_put_matrix(s, &t, rotary));
-            if (i + 1 < pvt_model_tensors(s->model) && !pvti_gguf_fused(s, i + 1, name)) continue; /* goes on */
+            bool last = i + 1 == pvt_model_tensors(s->model);
+            if (!last && !pvti_gguf_fused(s, i + 1, name)) continue; /* its other parts follow */
         } else {
             PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
             PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
@@ -25199,8 +25223,8 @@ static pvt_result pvti_export_refuse_split(const pvti_exporter *s, const char *t
 {
     if (!s->split) return PVT_OK;
     return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                     "%s: models of type %s have q, k and v in one matrix there, and gate and up in another, whose "
-                     "parts have codes of their own here; use gguf:TYPE or dense",
+                     "%s: models of type %s have q, k and v in one matrix there, and gate and up in another, "
+                     "whose parts have codes of their own here; use gguf:TYPE or dense",
                      target, s->model->config.family);
 }
 

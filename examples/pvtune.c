@@ -920,7 +920,8 @@ static void info_context(app *a, const pvt_model_config *c)
     printf("context    %lld tokens", (long long)c->ctx);
     if (c->window) printf(", of which attention sees the last %lld", (long long)c->window);
     if (c->rope_factor != 0)
-        printf(", %lld before rope_scaling \"%s\" by %g", (long long)c->rope_original_ctx, rule, c->rope_factor);
+        printf(", %lld before rope_scaling \"%s\" by %g", (long long)c->rope_original_ctx, rule,
+               c->rope_factor);
     else if (c->rope_factors) printf(", rotary frequencies with factors of their own");
     printf("\n");
 }

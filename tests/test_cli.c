@@ -298,14 +298,18 @@ static void make_family(pvt_ctx *ctx, const char *name, const char *family)
 static void test_malformed(pvt_ctx *ctx)
 {
     static const char *const cases[][3] = {
-        {"model", "sed -i 's/\"hidden_size\": [0-9]*/\"hidden_size\": 24/' config.json", "config.json asks for"},
-        {"model", "sed -i 's/\"num_hidden_layers\": [0-9]*/\"num_hidden_layers\": 9/' config.json", "is missing"},
+        {"model", "sed -i 's/\"hidden_size\": [0-9]*/\"hidden_size\": 24/' config.json",
+         "config.json asks for"},
+        {"model", "sed -i 's/\"num_hidden_layers\": [0-9]*/\"num_hidden_layers\": 9/' config.json",
+         "is missing"},
         {"model", "sed -i 's/\"num_hidden_layers\"/\"vocab_size\": 1, \"num_hidden_layers\"/' config.json",
          "\"vocab_size\" occurs twice"},
         {"model", "sed -i 's/\"model_type\": \"[a-z]*\"/\"model_type\": \"gemma2\"/' config.json",
          "\"gemma2\" are not supported; llama, mistral, qwen2, qwen3 and phi3 are"},
-        {"model", "sed -i 's/\"dtype\":\"F16\"/\"dtype\":\"I16\"/' model.safetensors", "of type I16 are not weights"},
-        {"model", "sed -i 's/input_layernorm/post_attention_layernorm/; s/  *$//' model.safetensors", "model.safetensors"},
+        {"model", "sed -i 's/\"dtype\":\"F16\"/\"dtype\":\"I16\"/' model.safetensors",
+         "of type I16 are not weights"},
+        {"model", "sed -i 's/input_layernorm/post_attention_layernorm/; s/  *$//' model.safetensors",
+         "model.safetensors"},
         {"model", "mv model.safetensors part.safetensors; "
                   "echo '{\"weight_map\":{\"lm_head.weight\":\"gone.safetensors\"}}' >model.safetensors.index.json",
          "gone.safetensors"},
@@ -316,14 +320,18 @@ static void test_malformed(pvt_ctx *ctx)
          "qkv_proj.weight\" is [48, 16]; bad/config.json asks for [32, 16]"},
         {"phi3", "sed -i 's/\"intermediate_size\": 24/\"intermediate_size\": 23/' config.json",
          "gate_up_proj.weight\" is [48, 16]; bad/config.json asks for [46, 16]"},
-        {"phi3", "sed -i 's/\"short_factor\": ./&1.0, /' config.json", "\"short_factor\" must be a list of 4 numbers"},
+        {"phi3", "sed -i 's/\"short_factor\": ./&1.0, /' config.json",
+         "\"short_factor\" must be a list of 4 numbers"},
         {"phi3", "sed -i 's/\"long_factor\": .[0-9.]*, /\"long_factor\": [/' config.json",
          "\"long_factor\" must be a list of 4 numbers"},
-        {"phi3", "sed -i 's/\"long_factor\": .[0-9.]*/\"long_factor\": [-1.0/' config.json", "rotary factor 0 is -1"},
-        {"phi3", "sed -i 's/\"original_max_position_embeddings\": 16/\"original_max_position_embeddings\": -16/' "
+        {"phi3", "sed -i 's/\"long_factor\": .[0-9.]*/\"long_factor\": [-1.0/' config.json",
+         "rotary factor 0 is -1"},
+        {"phi3",
+         "sed -i 's/\"original_max_position_embeddings\": 16/\"original_max_position_embeddings\": -16/' "
                  "config.json", "\"original_max_position_embeddings\" is -16"},
         {"qwen3", "sed -i 's/q_norm/qqnorm/' model.safetensors", "q_norm.weight\" is missing"},
-        {"q", "sed -i 's/\"nbits_per_codebook\": 4/\"nbits_per_codebook\": 3/' config.json", ".codes\": code"},
+        {"q", "sed -i 's/\"nbits_per_codebook\": 4/\"nbits_per_codebook\": 3/' config.json",
+         ".codes\": code"},
         {"q", "sed -i 's/\"num_codebooks\": 2/\"num_codebooks\": 1/' config.json", "config.json asks for"},
     };
     make_family(ctx, "phi3", "phi3"), make_family(ctx, "qwen3", "qwen3");

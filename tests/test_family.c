@@ -48,7 +48,6 @@ static void set_rope(pvt_model_config *c, int rule)
     if (rule == PVT_ROPE_LLAMA3) c->rope_low = 1, c->rope_high = 4;
     if (rule != PVT_ROPE_LONG) return;
     c->rope_factors = short_factors, c->rope_long_factors = long_factors;
-    c->rope_attention = sqrt(1 + log(2) / log((double)ORIGINAL));
 }
 
 /* Two layers whose numbers fit fp16; biases as large as what they are added to, so that they matter. */
@@ -130,7 +129,8 @@ static double most_apart(const pvt_real *x, const pvt_real *y, int64_t n)
 
 enum { N = 19 }; /* longer than ORIGINAL */
 
-/* d(mean loss)/d(every kind of parameter) against central differences; every element of what Llama has not. */
+/* d(mean loss)/d(every kind of parameter) against central differences; every element of what Llama has not.
+   */
 static void check_gradient(pvt_ctx *ctx, const char *family, bool tied, int64_t window, int rule,
                            int64_t extra)
 {
@@ -205,7 +205,8 @@ static void check_names(pvt_ctx *ctx)
     snprintf(c.family, sizeof c.family, "gpt2");
     c.layers = 1, c.dim = 8, c.heads = 1, c.ff = 8, c.vocab = 8, c.ctx = 8;
     CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT &&
-          strstr(pvt_ctx_error(ctx), "no family \"gpt2\"; llama, mistral, qwen2, qwen3 and phi3 are supported"));
+          strstr(pvt_ctx_error(ctx),
+                 "no family \"gpt2\"; llama, mistral, qwen2, qwen3 and phi3 are supported"));
     memset(c.family, 'q', sizeof c.family); /* not even terminated */
     CHECK(pvt_model_create(ctx, &c, &model) == PVT_ERR_ARGUMENT && model == NULL);
     snprintf(c.family, sizeof c.family, "qwen2");
@@ -259,8 +260,8 @@ static void check_tokens(void)
         }
 }
 
-/*  Sequences that outgrow the original context while they are cached: longrope's are from then on as if all had
-    come at once, whatever the pieces; dynamic's new tokens are, of one token beyond, and earlier ones stay. */
+/*  Sequences that outgrow the original context while they are cached: from then on they are as if all of it
+    had come at once, whatever the pieces. */
 static void check_growth(pvt_ctx *ctx)
 {
     static const int pieces[][4] = {{1, 0, 0, 0}, {5, 9, 4, 6}, {15, 2, 7, 0}, {20, 4, 0, 0}};
@@ -338,6 +339,8 @@ static void check_same_rope(const pvt_model_config *a, const pvt_model_config *b
     CHECK(a->ctx == b->ctx && a->rope_rule == b->rope_rule && a->rope_factor == b->rope_factor);
     CHECK(a->rope_original_ctx == b->rope_original_ctx || a->rope_factor == 0);
     CHECK(fabs(a->rope_attention - b->rope_attention) < 1e-12);
+    if (a->rope_factor != 0 && a->rope_rule == PVT_ROPE_LONG)
+        CHECK_NEAR(a->rope_attention, sqrt(1 + log(2) / log((double)ORIGINAL)), 1e-12);
     CHECK(!a->rope_factors == !b->rope_factors && !a->rope_long_factors == !b->rope_long_factors);
     if (a->rope_factors && b->rope_factors) CHECK(memcmp(a->rope_factors, b->rope_factors, bytes) == 0);
     if (a->rope_long_factors && b->rope_long_factors)
@@ -600,13 +603,16 @@ static void check_rules(pvt_ctx *ctx)
         {"{\"type\": \"linear\", \"factor\": 0.5}", "needs a \"factor\" of at least 1"},
         {"{\"type\": \"dynamic\", \"factor\": \"two\"}", "\"factor\" is not a number"},
         {"{\"type\": \"dynamic\", \"factor\": 1e300}", "with factor 1e+300"},
-        {"{\"type\": \"yarn\", \"factor\": 2}", "\"yarn\" is not supported; llama3, linear, dynamic and longrope"},
+        {"{\"type\": \"yarn\", \"factor\": 2}",
+         "\"yarn\" is not supported; llama3, linear, dynamic and longrope"},
         {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1]}", "\"long_factor\" must be a list of 4"},
-        {"{\"type\": \"longrope\", \"short_factor\": 1, \"long_factor\": 1}", "\"short_factor\" must be a list of 4"},
+        {"{\"type\": \"longrope\", \"short_factor\": 1, \"long_factor\": 1}",
+         "\"short_factor\" must be a list of 4"},
         {"{\"type\": \"su\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2]}", NULL},
         {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, \"1\"], \"long_factor\": [1, 1, 1, 2]}",
          "\"short_factor\" must be a list of 4"},
-        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1e999], \"long_factor\": [1, 1, 1, 2]}", "factor"},
+        {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1e999], \"long_factor\": [1, 1, 1, 2]}",
+         "factor"},
         {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 0], \"long_factor\": [1, 1, 1, 2]}",
          "rotary factor 3 is 0"},
         {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2], "
@@ -649,10 +655,12 @@ static void check_gguf_factors(pvt_ctx *ctx)
     pvt_model_free(model);
 }
 
-/* The model's directory, dense but for layer 0's qkv_proj, whose codes are those of `whole` in the layout of aqlm. */
+/* The model's directory, dense but for layer 0's qkv_proj, whose codes are those of `whole` in the layout
+   of aqlm. */
 static void write_fused(pvt_ctx *ctx, const pvt_model *model, const pvt_weight *whole, const char *path)
 {
-    static const char stem[] = "model.layers.0.self_attn.qkv_proj", *const suffix[] = {"codes", "codebooks", "scales"};
+    static const char stem[] = "model.layers.0.self_attn.qkv_proj", *const suffix[] = {"codes", "codebooks",
+                                                                                       "scales"};
     static char names[3][96];
     static const char quantization[] =
         "\"quantization_config\": {\"quant_method\": \"aqlm\", \"num_codebooks\": 2, \"nbits_per_codebook\": 4, "
@@ -725,7 +733,8 @@ static void check_fused_codes(pvt_ctx *ctx)
     write_fused(ctx, model, &whole, in("fusedcodes"));
     CHECK_OK(ctx, pvt_model_load(ctx, in("fusedcodes"), NULL, &loaded));
     if (loaded) {
-        CHECK(loaded->layers[0].linear[PVTI_K].kind && pvt_weight_arrays(&loaded->layers[0].linear[PVTI_K], arrays) == 3);
+        CHECK(loaded->layers[0].linear[PVTI_K].kind && pvt_weight_arrays(&loaded->layers[0].linear[PVTI_K],
+                                                                         arrays) == 3);
         logits_of(ctx, loaded, after);
         CHECK(memcmp(before, after, sizeof before) == 0);
     }

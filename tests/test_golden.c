@@ -72,7 +72,8 @@ static double worst(const pvt_real *a, const pvt_real *b, int64_t n, double rela
     return most;
 }
 
-/* The gradient of tensor i in the file, or the rows of it in that of the matrix that it is a part of there. */
+/* The gradient of tensor i in the file, or the rows of it in that of the matrix that it is a part of there.
+   */
 static pvt_real *golden_gradient(const pvt_model *model, int64_t i, const pvti_safetensors *st, int64_t *n,
                                  bool *part)
 {

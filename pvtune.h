@@ -22612,7 +22612,8 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
                          is, a->config, wanted);
     }
     const pvti_dtype *type = pvti_dtype_info(t->dtype);
-    if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
+    bool integers = t->dtype >= PVT_I8 && t->dtype <= PVT_BOOL; /* they decode, but mean something else */
+    if (strcmp(suffix, ".codes") != 0 && (integers || !pvti_decoder(a->ctx, t->dtype)))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
                          type ? type->name : "?");

@@ -131,14 +131,14 @@
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
                     pv step
-        layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
-                    quantize blocks · allocate · company · tuner
+        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation · generation ·
+                    quantize · quantize blocks · allocate · company · tuner
       II files
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · save · gguf writing ·
-                    export · quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · chat templates · layout · load · texts · save ·
+                    gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -11604,7 +11604,8 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     if (c.norm_eps == 0) c.norm_eps = 1e-5;
     if (c.rope_theta == 0) c.rope_theta = 10000;
     if (pvti_rope_is(&c, PVT_ROPE_LONG) && c.rope_attention == 0 && c.rope_original_ctx > 0 && c.ctx > 0)
-        c.rope_attention = pvti_rope_attention((double)c.ctx / (double)c.rope_original_ctx, c.rope_original_ctx);
+        c.rope_attention = pvti_rope_attention((double)c.ctx / (double)c.rope_original_ctx,
+                                               c.rope_original_ctx);
     if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
     PVTI_TRY(pvti_model_new(ctx, &c, out));
     pvt_result result = pvti_model_randomize(*out);

@@ -131,8 +131,8 @@
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
                     pv step
-        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation · generation ·
-                    quantize · quantize blocks · allocate · company · tuner
+        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation ·
+                    generation · quantize · quantize blocks · allocate · company · tuner
       II files
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
@@ -1447,7 +1447,7 @@ typedef struct pvt_tensor_info {
     pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
                               NONE: codes */
     int64_t bytes;         /* in that type, everything counted, codes as a file has them */
-    char whole[96];        /* in Hugging Face files it is rows of this matrix (Phi-3: qkv_proj); "": of none */
+    char whole[96];        /* in Hugging Face files it is rows of this matrix (Phi-3: qkv_proj); "": no */
     int64_t whole_row, whole_rows; /* its first row there; how many that has */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:

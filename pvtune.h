@@ -131,14 +131,14 @@
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
                     pv step
-        layer 2     families · model · blocks · run · rounding · corpus · evaluation · generation · quantize ·
-                    quantize blocks · allocate · company · tuner
+        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation ·
+                    generation · quantize · quantize blocks · allocate · company · tuner
       II files
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · save · gguf writing ·
-                    export · quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · chat templates · layout · load · texts · save ·
+                    gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -1345,6 +1345,18 @@ typedef struct pvt_tokenizer_info {
 } pvt_tokenizer_info;
 PVT_API pvt_tokenizer_info pvt_tokenizer_get_info(const pvt_tokenizer *tokenizer);
 
+/* How turns of a chat are marked, by what the chat template that came with the tokenizer contains. */
+typedef enum pvt_chat {
+    PVT_CHAT_NONE,  /* no template */
+    PVT_CHAT_CHATML, PVT_CHAT_LLAMA2, PVT_CHAT_LLAMA3, PVT_CHAT_MISTRAL, PVT_CHAT_PHI3,
+    PVT_CHAT_OTHER
+} pvt_chat;
+/* The template is a GGUF's, or stands beside the tokenizer's file (chat_template.jinja, or in
+   tokenizer_config.json; of several the one named "default"). Errors: IO, FORMAT, MEMORY. */
+PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat);
+/* "none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other" */
+PVT_API const char *pvt_chat_name(pvt_chat chat);
+
 enum {
     PVT_ENCODE_BOS = 1,      /* begin with bos if adds_bos */
     PVT_ENCODE_BOS_ALWAYS = 2, /* begin with bos if there is one */
@@ -1378,18 +1390,27 @@ PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *p
 /*  A model is weights, immutable while a run uses it. A run owns activations, cache and
     gradients, so that a teacher can be const. */
 
+/* rope_scaling of config.json, "rope_type": "llama3", "linear", "dynamic" (NTK), "longrope" */
+typedef enum pvt_rope_rule {
+    PVT_ROPE_LLAMA3, PVT_ROPE_LINEAR, PVT_ROPE_DYNAMIC, PVT_ROPE_LONG
+} pvt_rope_rule;
+
 typedef struct pvt_model_config {
     char family[16];  /* as "model_type" of Hugging Face says it; the table in section families has them */
     int64_t layers, dim, heads, kv_heads, head_dim, ff, vocab;
     int64_t ctx;      /* longest context that it was trained for */
     int64_t window;   /* sliding attention window; 0: none */
     double norm_eps, rope_theta;
-    /* rope_scaling "llama3"; factor 0: none */
+    /* rope_scaling: factor 0: none; low and high are llama3's. In the other rules original_ctx is the context
+       before scaling, up to which dynamic and longrope are as in a model trained for no more. */
     double rope_factor, rope_low, rope_high;
     int64_t rope_original_ctx;
-    /* [head_dim/2]: divisors of the frequencies that follow no such rule, as a GGUF may have them;
-       NULL: none. The model keeps its own copy. */
-    const float *rope_factors;
+    pvt_rope_rule rope_rule;
+    /* [head_dim/2]: divisors of the frequencies: longrope's "short_factor" and, for sequences longer than
+       rope_original_ctx, "long_factor"; else such as follow no rule, as a GGUF may have them. NULL: none. The
+       model keeps its own copy. */
+    const float *rope_factors, *rope_long_factors;
+    double rope_attention; /* longrope: queries and keys are multiplied by it; 0: as LongRoPE chooses it */
     bool tied;            /* the head is the embedding */
 } pvt_model_config;
 
@@ -1409,7 +1430,7 @@ PVT_API pvt_result pvt_model_load(pvt_ctx *ctx, const char *path, const pvt_load
 #endif
 /* A dense model with random weights (norms 1, linears and embedding N(0, 0.02²), the two
    projections into the residual stream scaled by 1/sqrt(2L); biases 0), for training from nothing. Zero
-   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000.
+   in the config: family llama, kv_heads = heads, head_dim = dim/heads, eps 1e-5, theta 10000, no scaling.
    Errors: ARGUMENT (sizes; a family that is not supported: the sentence lists those that are), MEMORY. */
 PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out);
 /* A deep copy in ctx's memory, from whichever memory the model lies in (section device): dense weights as
@@ -1434,6 +1455,8 @@ typedef struct pvt_tensor_info {
     pvt_dtype dtype;       /* as it is held: of the file that it is mapped or was read from, or pvt_real's;
                               NONE: codes */
     int64_t bytes;         /* in that type, everything counted, codes as a file has them */
+    char whole[96];        /* in Hugging Face files it is rows of this matrix (Phi-3: qkv_proj); "": no */
+    int64_t whole_row, whole_rows; /* its first row there; how many that has */
 } pvt_tensor_info;
 /* Number of tensors (a tied head is not counted), and the i-th, in the order of the file layout:
    embedding, per layer norms, linears and biases, final norm, head. */
@@ -3414,12 +3437,15 @@ PVT_API void pvt_rmsnorm_backward(pvt_ctx *ctx, pvt_real *dx, pvt_real *dweight,
 
 /* ---- RoPE, tables and tasks ---- */
 
+/* theta^(2j/HS), every step rounded to float, as in PyTorch. */
+static float pvti_rope_power(int64_t HS, double theta, int64_t j)
+{
+    float exponent = (float)(2 * j) / (float)HS;
+    return (float)pvti_pow((double)(float)theta, (double)exponent);
+}
 PVT_API void pvt_rope_frequencies(float *inv_freq, int64_t HS, double theta)
 {
-    for (int64_t j = 0; j < HS / 2; j++) {
-        float exponent = (float)(2 * j) / (float)HS; /* every step rounded to float, as in PyTorch */
-        inv_freq[j] = 1.0f / (float)pvti_pow((double)(float)theta, (double)exponent);
-    }
+    for (int64_t j = 0; j < HS / 2; j++) inv_freq[j] = 1.0f / pvti_rope_power(HS, theta, j);
 }
 
 PVT_API void pvt_rope_scale_llama3(float *inv_freq, int64_t HS, double factor, double low, double high,
@@ -10901,10 +10927,15 @@ PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
     A block (layer), with n = B·T rows everywhere:
         x1 = x  + o(attention(rope(q(a)), rope(k(a)), v(a))),   a = norm_att(x)
         y  = x1 + down(silu(gate(m)) · up(m)),                  m = norm_mlp(x1)
-    where q, k and v add a bias if the family has them. */
+    where q, k and v add a bias if the family has them, and rope comes after a norm over each head of q and
+    of k if it has that. */
 
-/* What a tensor's presence can depend on. */
-enum { PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */ };
+/* What a tensor's presence can depend on; and how files have it. */
+enum {
+    PVTI_HAS_ALWAYS = 0, PVTI_HAS_QKV_BIAS = 1, PVTI_HAS_HEAD = 2 /* of its own: not tied */,
+    PVTI_HAS_QK_NORM = 4,
+    PVTI_HAS_FUSED = 8 /* q, k and v are one matrix in files, gate and up another: see pvti_fused */
+};
 
 typedef enum pvti_window_rule { /* how config.json says that attention has a window */
     PVTI_WINDOW_NONE,     /* not at all */
@@ -10918,15 +10949,20 @@ typedef struct pvti_family {
     unsigned has;
     bool neighbours;                 /* its GGUF files have neighbours as rotary pairs, see pvti_load_copy */
     pvti_window_rule window_rule;
-    int64_t window, window_from, kv_heads, ctx; /* where config.json has no such key; kv_heads 0: heads */
+    /* where config.json has no such key; kv_heads 0: heads; head_dim 0: dim/heads */
+    int64_t window, window_from, kv_heads, ctx, head_dim;
+    double norm_eps;
 } pvti_family;
 
 /* A model of no family in particular is of the first; so are those of llama2.c. */
 static const pvti_family pvti_families[] = {
-    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048},
-    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072},
+    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048, 0, 1e-6},
+    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072, 0, 1e-6},
     {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
-     32768},
+     32768, 0, 1e-6},
+    {"qwen3", "Qwen3ForCausalLM", "qwen3", PVTI_HAS_QK_NORM, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
+     32768, 128, 1e-6},
+    {"phi3", "Phi3ForCausalLM", "phi3", PVTI_HAS_FUSED, false, PVTI_WINDOW_ALL, 0, 0, 0, 4096, 0, 1e-5},
 };
 
 /* NULL: there is no such family. */
@@ -10956,7 +10992,8 @@ static void pvti_family_list(bool gguf, char out[128])
 /* ---- tensors ---- */
 
 typedef enum pvti_width { /* which size of the config a side of a tensor has */
-    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB
+    PVTI_WIDTH_NONE, PVTI_WIDTH_DIM, PVTI_WIDTH_HEADS, PVTI_WIDTH_KV, PVTI_WIDTH_FF, PVTI_WIDTH_VOCAB,
+    PVTI_WIDTH_HEAD_DIM
 } pvti_width;
 
 static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
@@ -10967,6 +11004,7 @@ static int64_t pvti_width_of(const pvt_model_config *c, pvti_width width)
     case PVTI_WIDTH_KV: return c->kv_heads * c->head_dim;
     case PVTI_WIDTH_FF: return c->ff;
     case PVTI_WIDTH_VOCAB: return c->vocab;
+    case PVTI_WIDTH_HEAD_DIM: return c->head_dim;
     default: return c->dim;
     }
 }
@@ -10978,6 +11016,7 @@ enum {
     PVTI_NORM_ATT, PVTI_NORM_MLP,
     PVTI_Q, PVTI_K, PVTI_V, PVTI_O, PVTI_GATE, PVTI_UP, PVTI_DOWN,
     PVTI_Q_BIAS, PVTI_K_BIAS, PVTI_V_BIAS,
+    PVTI_Q_NORM, PVTI_K_NORM,
     PVTI_BLOCK,
     PVTI_EMBED = PVTI_BLOCK, PVTI_NORM_LAST, PVTI_HEAD,
     PVTI_TENSORS,
@@ -11029,6 +11068,10 @@ static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
      PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
     {"self_attn.v_proj.bias", "attn_v.bias", "", PVTI_WIDTH_KV, PVTI_WIDTH_NONE,
      PVTI_HAS_QKV_BIAS, PVTI_START_ZERO, false, 0},
+    {"self_attn.q_norm.weight", "attn_q_norm.weight", "", PVTI_WIDTH_HEAD_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_QK_NORM, PVTI_START_ONE, false, 0},
+    {"self_attn.k_norm.weight", "attn_k_norm.weight", "", PVTI_WIDTH_HEAD_DIM, PVTI_WIDTH_NONE,
+     PVTI_HAS_QK_NORM, PVTI_START_ONE, false, 0},
     {"model.embed_tokens.weight", "token_embd.weight", "token_embedding", PVTI_WIDTH_VOCAB, PVTI_WIDTH_DIM,
      PVTI_HAS_ALWAYS, PVTI_START_NORMAL, false, 0},
     {"model.norm.weight", "output_norm.weight", "rms_final", PVTI_WIDTH_DIM, PVTI_WIDTH_NONE,
@@ -11037,6 +11080,35 @@ static const pvti_tensor_row pvti_tensors[PVTI_TENSORS] = {
      PVTI_HAS_HEAD, PVTI_START_NORMAL, false, 0},
 };
 
+/* Matrices that are one in the files of families with PVTI_HAS_FUSED, rows of the first part first. */
+typedef struct pvti_fused_row {
+    const char *hf, *gguf;
+    int first, parts; /* in the table above */
+} pvti_fused_row;
+
+static const pvti_fused_row pvti_fused[] = {
+    {"self_attn.qkv_proj.weight", "attn_qkv.weight", PVTI_Q, 3},
+    {"mlp.gate_up_proj.weight", "ffn_up.weight", PVTI_GATE, 2},
+};
+
+/* Which of them the tensor is a part of in a model of that config; NULL: of none. */
+static const pvti_fused_row *pvti_fused_of(const pvt_model_config *c, int tensor)
+{
+    if (!(pvti_family_find(c->family)->has & PVTI_HAS_FUSED)) return NULL;
+    for (int i = 0; i < PVTI_COUNT(pvti_fused); i++)
+        if (tensor >= pvti_fused[i].first && tensor < pvti_fused[i].first + pvti_fused[i].parts)
+            return &pvti_fused[i];
+    return NULL;
+}
+
+/* The rows of its parts before `tensor`. */
+static int64_t pvti_fused_rows(const pvt_model_config *c, const pvti_fused_row *fused, int tensor)
+{
+    int64_t rows = 0;
+    for (int j = fused->first; j < tensor; j++) rows += pvti_width_of(c, pvti_tensors[j].out);
+    return rows;
+}
+
 static bool pvti_is_matrix(int tensor) { return pvti_tensors[tensor].in != PVTI_WIDTH_NONE; }
 
 /* Does a model of that config have the tensor? */
@@ -11044,6 +11116,99 @@ static bool pvti_config_has(const pvt_model_config *c, int tensor)
 {
     unsigned has = pvti_family_find(c->family)->has | (c->tied ? 0u : (unsigned)PVTI_HAS_HEAD);
     return pvti_tensors[tensor].has == PVTI_HAS_ALWAYS || (pvti_tensors[tensor].has & has);
+}
+
+// >>rope rules
+/*  Rotary frequencies for longer contexts, rope_scaling in config.json: f_j = theta^(−2j/HS), of which
+    rules make others:
+        llama3    what pvt_rope_scale_llama3 does
+        linear    f_j / factor (Chen et al. 2023, arXiv 2306.15595, eq. 4)
+        dynamic   theta · (factor · L/N − factor + 1)^(HS/(HS−2)) in the place of theta, as transformers
+                  has it, L the length of the sequence where it exceeds N, the original context
+        longrope  f_j / short_j for sequences up to N, f_j / long_j for longer ones; q·k is multiplied by the
+                  square of an attention factor (LongRoPE, arXiv 2402.13753, as Phi-3 has it)
+    The last two ask for the length: in a run with a cache that of all tokens so far. Then dynamic's keys stay
+    as they were rotated, as in transformers; longrope's are computed again where N is passed, see >>run. */
+
+/* By pvt_rope_rule. */
+static const char *const pvti_rope_names[] = {"llama3", "linear", "dynamic", "longrope"};
+
+static bool pvti_rope_is(const pvt_model_config *c, pvt_rope_rule rule)
+{
+    return c->rope_factor != 0 && c->rope_rule == rule;
+}
+
+/* What sequences of T tokens have in common with others: those of equal answers share their frequencies, and
+   need no more rows of a table than it says (0: all of them). */
+static int64_t pvti_rope_length(const pvt_model_config *c, int64_t T)
+{
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC)) return PVTI_MAX(T, c->rope_original_ctx);
+    return pvti_rope_is(c, PVT_ROPE_LONG) && T > c->rope_original_ctx ? -1 : 0;
+}
+
+/* Frequencies of sequences of that length. */
+static void pvti_rope_scaled(const pvt_model_config *c, int64_t length, float *inv_freq)
+{
+    int64_t HS = c->head_dim;
+    bool longer = pvti_rope_is(c, PVT_ROPE_LONG);
+    const float *factors = longer && length < 0 ? c->rope_long_factors : c->rope_factors;
+    double theta = c->rope_theta, N = (double)c->rope_original_ctx;
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC))
+        theta *= pvti_pow(c->rope_factor * (double)length / N - (c->rope_factor - 1),
+                          (double)HS / (double)(HS - 2));
+    pvt_rope_frequencies(inv_freq, HS, theta);
+    if (pvti_rope_is(c, PVT_ROPE_LLAMA3))
+        pvt_rope_scale_llama3(inv_freq, HS, c->rope_factor, c->rope_low, c->rope_high, c->rope_original_ctx);
+    for (int64_t j = 0; j < HS / 2; j++) {
+        if (pvti_rope_is(c, PVT_ROPE_LINEAR)) inv_freq[j] /= (float)c->rope_factor;
+        else if (longer) inv_freq[j] = 1.0f / (factors[j] * pvti_rope_power(HS, theta, j));
+        else if (factors) inv_freq[j] /= factors[j];
+    }
+}
+
+/* LongRoPE's own choice, for a context `factor` times the original one. */
+static double pvti_rope_attention(double factor, int64_t original)
+{
+    if (factor <= 1 || original < 2) return 1;
+    return __builtin_sqrt(1 + pvti_log(factor) / pvti_log((double)original));
+}
+
+static pvt_result pvti_rope_check_factors(pvt_ctx *ctx, const char *name, const float *factors, int64_t n)
+{
+    for (int64_t i = 0; factors && i < n; i++)
+        if (!(factors[i] > 0 && factors[i] <= FLT_MAX))
+            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
+                             name, (long long)i, (double)factors[i]);
+    return PVT_OK;
+}
+
+static pvt_result pvti_rope_check(pvt_ctx *ctx, const char *name, const pvt_model_config *c)
+{
+    bool llama3 = pvti_rope_is(c, PVT_ROPE_LLAMA3), longer = pvti_rope_is(c, PVT_ROPE_LONG);
+    if (c->rope_rule < 0 || (int)c->rope_rule >= PVTI_COUNT(pvti_rope_names))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: there is no rope_rule %d", name, (int)c->rope_rule);
+    if (llama3 && !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 &&
+                    c->rope_high > c->rope_low && c->rope_high < 1e6 && c->rope_original_ctx > 0))
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
+                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
+    if (c->rope_factor != 0 && !llama3 &&
+        !(c->rope_factor >= (longer ? 1e-6 : 1) && c->rope_factor < 1e6 && c->rope_original_ctx > 0))
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling \"%s\" with factor %g, context %lld makes no sense",
+                         name, pvti_rope_names[c->rope_rule], c->rope_factor,
+                         (long long)c->rope_original_ctx);
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC) && c->head_dim < 4)
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"dynamic\" needs heads of more than 2",
+                         name);
+    if (longer && (!c->rope_factors || !c->rope_long_factors))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"longrope\" needs short and long factors",
+                         name);
+    if (longer && !(c->rope_attention > 0 && c->rope_attention < 1e3))
+        return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: a rotary attention factor of %g makes no sense", name,
+                         c->rope_attention);
+    PVTI_TRY(pvti_rope_check_factors(ctx, name, c->rope_factors, c->head_dim / 2));
+    return pvti_rope_check_factors(ctx, name, longer ? c->rope_long_factors : NULL, c->head_dim / 2);
 }
 
 // >>model
@@ -11118,17 +11283,7 @@ static pvt_result pvti_config_check(pvt_ctx *ctx, const char *name, const pvt_mo
     if (!(c->norm_eps > 0 && c->norm_eps < 1) || !(c->rope_theta > 0 && c->rope_theta < 1e30))
         return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: norm epsilon %g or rotary base %g makes no sense", name,
                          c->norm_eps, c->rope_theta);
-    if (c->rope_factor != 0 &&
-        !(c->rope_factor >= 1 && c->rope_factor < 1e6 && c->rope_low > 0 && c->rope_high > c->rope_low &&
-          c->rope_high < 1e6 && c->rope_original_ctx > 0))
-        return pvti_fail(ctx, PVT_ERR_FORMAT,
-                         "%s: rope_scaling with factor %g, low %g, high %g, context %lld makes no sense",
-                         name, c->rope_factor, c->rope_low, c->rope_high, (long long)c->rope_original_ctx);
-    for (int64_t i = 0; c->rope_factors && i < c->head_dim / 2; i++)
-        if (!(c->rope_factors[i] > 0 && c->rope_factors[i] <= FLT_MAX))
-            return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: rotary factor %lld is %g; positive numbers make sense",
-                             name, (long long)i, (double)c->rope_factors[i]);
-    return PVT_OK;
+    return pvti_rope_check(ctx, name, c);
 }
 
 /* Refuses a context that the model was not made for: the angles of positions beyond it occurred in no
@@ -11227,6 +11382,22 @@ static void pvti_model_place_vectors(pvt_model *model)
     model->norm = at;
 }
 
+/* The config's factors in memory of the model's own; false: there is none. */
+static bool pvti_model_keep_factors(pvt_model *model)
+{
+    pvt_model_config *c = &model->config;
+    int64_t n = c->head_dim / 2;
+    size_t bytes = (size_t)n * sizeof(float);
+    if (!c->rope_factors) return true;
+    model->rope_factors = PVTI_NEW(model->ctx, float, 2 * n);
+    if (!model->rope_factors) return false;
+    memcpy(model->rope_factors, c->rope_factors, bytes);
+    if (c->rope_long_factors) memcpy(model->rope_factors + n, c->rope_long_factors, bytes);
+    c->rope_factors = model->rope_factors;
+    c->rope_long_factors = c->rope_long_factors ? model->rope_factors + n : NULL;
+    return true;
+}
+
 /* A model of that shape without weights yet; norms 1, biases 0. The config must have been checked. */
 static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, pvt_model **out)
 {
@@ -11248,15 +11419,10 @@ static pvt_result pvti_model_new(pvt_ctx *ctx, const pvt_model_config *config, p
     model->layers = PVTI_NEW(ctx, pvti_layer, config->layers);
     model->vectors = PVTI_MEMORY(ctx, pvt_real, model->n_vectors);
     model->types = PVTI_NEW(ctx, pvt_dtype, pvt_model_tensors(model));
-    if (config->rope_factors) model->rope_factors = PVTI_NEW(ctx, float, config->head_dim / 2);
-    if (!model->layers || !model->vectors || !model->types ||
-        (config->rope_factors && !model->rope_factors)) {
+    if (!model->layers || !model->vectors || !model->types || !pvti_model_keep_factors(model)) {
         pvt_model_free(model);
         return PVT_ERR_MEMORY;
     }
-    if (config->rope_factors)
-        memcpy(model->rope_factors, config->rope_factors, (size_t)(config->head_dim / 2) * sizeof(float));
-    model->config.rope_factors = model->rope_factors;
     pvti_model_place_vectors(model);
     *out = model;
     return PVT_OK;
@@ -11266,6 +11432,16 @@ PVT_API const pvt_model_config *pvt_model_get_config(const pvt_model *model) { r
 /* ---- what a tensor is ---- */
 
 #define PVTI_NAME 96 /* bytes of a tensor's name */
+/* The first `stem` bytes of a name from the table and a suffix; layer −1: outside blocks. */
+static void pvti_layer_name(bool gguf, int64_t layer, const char *name, int stem, const char *suffix,
+                            char out[PVTI_NAME])
+{
+    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
+    else
+        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
+                 stem, name, suffix);
+}
+
 /* Its name; a matrix' with `suffix` for ".weight", ".codes", …; a vector is one array and keeps its own. */
 static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const char *suffix,
                              char out[PVTI_NAME])
@@ -11276,10 +11452,15 @@ static void pvti_tensor_name(const pvt_model *model, int64_t i, bool gguf, const
     int stem = (int)strlen(name);
     if (pvti_is_matrix(tensor)) stem -= (int)strlen(".weight");
     else suffix = "";
-    if (layer < 0) snprintf(out, PVTI_NAME, "%.*s%s", stem, name, suffix);
-    else
-        snprintf(out, PVTI_NAME, gguf ? "blk.%lld.%.*s%s" : "model.layers.%lld.%.*s%s", (long long)layer,
-                 stem, name, suffix);
+    pvti_layer_name(gguf, layer, name, stem, suffix, out);
+}
+
+/* The same of the matrix that it is a part of. */
+static void pvti_fused_name(const pvti_fused_row *fused, int64_t layer, bool gguf, const char *suffix,
+                            char out[PVTI_NAME])
+{
+    const char *name = gguf ? fused->gguf : fused->hf;
+    pvti_layer_name(gguf, layer, name, (int)(strlen(name) - strlen(".weight")), suffix, out);
 }
 
 static int64_t pvti_dense_bytes(int64_t n, pvt_dtype dtype)
@@ -11309,6 +11490,12 @@ PVT_API pvt_tensor_info pvt_model_tensor(const pvt_model *model, int64_t i)
     if (info.dtype) info.bytes = pvti_dense_bytes(info.n, info.dtype);
     /* NULL: still to be loaded */
     else if (info.weight->ctx) info.bytes = pvti_weight_file_bytes(info.weight);
+    const pvti_fused_row *fused = pvti_fused_of(&m->config, tensor);
+    if (fused) {
+        pvti_fused_name(fused, l, false, ".weight", info.whole);
+        info.whole_row = pvti_fused_rows(&m->config, fused, tensor);
+        info.whole_rows = pvti_fused_rows(&m->config, fused, fused->first + fused->parts);
+    }
     return info;
 }
 
@@ -11491,6 +11678,9 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     if (!c.head_dim && c.heads > 0) c.head_dim = c.dim / c.heads;
     if (c.norm_eps == 0) c.norm_eps = 1e-5;
     if (c.rope_theta == 0) c.rope_theta = 10000;
+    if (pvti_rope_is(&c, PVT_ROPE_LONG) && c.rope_attention == 0 && c.rope_original_ctx > 0 && c.ctx > 0)
+        c.rope_attention = pvti_rope_attention((double)c.ctx / (double)c.rope_original_ctx,
+                                               c.rope_original_ctx);
     if (pvti_config_check(ctx, "the config of the new model", &c) != PVT_OK) return PVT_ERR_ARGUMENT;
     PVTI_TRY(pvti_model_new(ctx, &c, out));
     pvt_result result = pvti_model_randomize(*out);
@@ -11504,12 +11694,15 @@ PVT_API pvt_result pvt_model_create(pvt_ctx *ctx, const pvt_model_config *config
     The weights come as an argument, so that calibration can run a block's original and its
     quantized version side by side.
 
-    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms. The
-    norms' outputs a and m and the product h, 2·C + FF, would be about half as much again and cost almost
-    nothing to make, so they exist once for all blocks and backward makes them again. */
+    Kept per block and token are 1·C + 2·NH·HS + 2·NKV·HS + 2·FF numbers, and NH + 2 of softmax and norms;
+    with norms of q and k another NH·HS + NKV·HS + NH + NKV. The norms' outputs a and m and the product h,
+    2·C + FF, would be about half as much again and cost almost nothing to make, so they exist once for all
+    blocks and backward makes them again. */
 
 typedef struct pvti_acts {
     pvt_real *q, *k, *v;        /* [B,T,NH,HS], [B,T,NKV,HS] twice; q and k behind RoPE */
+    pvt_real *raw[2];           /* q and k before their norms, if the family has such; else as q and k */
+    pvt_real *rstd_raw[2];      /* [n·NH], [n·NKV] of these norms */
     pvt_real *att;              /* [n, NH·HS] input of o */
     pvt_real *x1;               /* [n, C] x + o(att) */
     pvt_real *gate, *up;        /* [n, FF] */
@@ -11525,10 +11718,11 @@ typedef struct pvti_blocks {
     pvt_model_config config;
     int64_t tokens, positions; /* n and T at most */
     bool train;
-    pvt_real *cosines, *sines; /* [positions, HS/2] */
+    pvt_real *cosines, *sines; /* [positions, HS/2], for sequences of … */
+    int64_t rope_length;       /* … this length, see pvti_rope_length */
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
-    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, 2·NH·HS + 2·NKV·HS)] */
+    pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, what attention needs)] */
     void *memory, *host_memory;
 } pvti_blocks;
 
@@ -11576,6 +11770,13 @@ static void *pvti_carve(pvti_carver *carver, bool host, int64_t rows, int64_t co
 #define PVTI_CARVE_HOST(carver, type, rows, columns) \
     ((type *)pvti_carve(carver, true, rows, columns, (int64_t)sizeof(type)))
 
+/* What backward through attention needs per token: d of att, q, k, v; and of q and k before their norms. */
+static int64_t pvti_blocks_attention_width(const pvt_model_config *g)
+{
+    int64_t Q = g->heads * g->head_dim, KV = g->kv_heads * g->head_dim;
+    return 2 * Q + 2 * KV + (pvti_config_has(g, PVTI_Q_NORM) ? Q + KV : 0);
+}
+
 /* Cuts up the memory of blocks; config, tokens, positions, train and n_acts are set. */
 static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
 {
@@ -11592,6 +11793,13 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
         s->q = PVTI_CARVE(c, pvt_real, n, Q);
         s->k = PVTI_CARVE(c, pvt_real, n, KV);
         s->v = PVTI_CARVE(c, pvt_real, n, KV);
+        s->raw[0] = s->q, s->raw[1] = s->k;
+        if (pvti_config_has(g, PVTI_Q_NORM)) {
+            s->raw[0] = PVTI_CARVE(c, pvt_real, n, Q);
+            s->raw[1] = PVTI_CARVE(c, pvt_real, n, KV);
+            s->rstd_raw[0] = PVTI_CARVE(c, pvt_real, n, g->heads);
+            s->rstd_raw[1] = PVTI_CARVE(c, pvt_real, n, g->kv_heads);
+        }
         s->att = PVTI_CARVE(c, pvt_real, n, Q);
         s->x1 = PVTI_CARVE(c, pvt_real, n, g->dim);
         s->gate = PVTI_CARVE(c, pvt_real, n, g->ff);
@@ -11603,19 +11811,23 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     b->da = b->wide = NULL;
     if (!b->train) return;
     b->da = PVTI_CARVE(c, pvt_real, n, g->dim);
-    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, 2 * Q + 2 * KV));
+    b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, pvti_blocks_attention_width(g)));
 }
 
-static void pvti_blocks_rope(pvti_blocks *b)
+static void pvti_blocks_rope_table(pvti_blocks *b, int64_t length)
 {
-    const pvt_model_config *g = &b->config;
     float inv_freq[PVTI_ROPE_MOST];
-    pvt_rope_frequencies(inv_freq, g->head_dim, g->rope_theta);
-    if (g->rope_factor != 0)
-        pvt_rope_scale_llama3(inv_freq, g->head_dim, g->rope_factor, g->rope_low, g->rope_high,
-                              g->rope_original_ctx);
-    for (int64_t j = 0; g->rope_factors && j < g->head_dim / 2; j++) inv_freq[j] /= g->rope_factors[j];
-    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, g->head_dim, 0, b->positions);
+    int64_t rows = length > 0 ? PVTI_MIN(length, b->positions) : b->positions;
+    pvti_rope_scaled(&b->config, length, inv_freq);
+    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, b->config.head_dim, 0, rows);
+    b->rope_length = length;
+}
+
+/* Before forwards of sequences of T tokens, cached ones included. */
+static void pvti_blocks_rope(pvti_blocks *b, int64_t T)
+{
+    int64_t length = pvti_rope_length(&b->config, T);
+    if (length != b->rope_length) pvti_blocks_rope_table(b, length);
 }
 
 static void pvti_blocks_free(pvti_blocks *b)
@@ -11642,7 +11854,7 @@ static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *confi
     }
     carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
     pvti_blocks_layout(b, &carver);
-    pvti_blocks_rope(b);
+    pvti_blocks_rope_table(b, pvti_rope_length(config, positions));
     return PVT_OK;
 }
 
@@ -11663,7 +11875,36 @@ static pvt_attention_desc pvti_block_attention(const pvti_blocks *b, int64_t B, 
     memset(&d, 0, sizeof d);
     d.B = B, d.T = T, d.NH = b->config.heads, d.NKV = b->config.kv_heads, d.HS = b->config.head_dim;
     d.window = b->config.window;
+    if (pvti_rope_is(&b->config, PVT_ROPE_LONG))
+        d.scale = b->config.rope_attention * b->config.rope_attention / __builtin_sqrt((double)d.HS);
     return d;
+}
+
+/* q and k from what their linears made, where they have norms: one weight [HS] for all heads. */
+static void pvti_block_head_norms(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s,
+                                  int64_t n)
+{
+    const pvt_model_config *g = &b->config;
+    pvt_real *const out[2] = {s->q, s->k};
+    const int64_t heads[2] = {g->heads, g->kv_heads};
+    for (int i = 0; i < 2 && layer->vector[PVTI_Q_NORM]; i++)
+        pvt_rmsnorm_forward(b->ctx, out[i], s->rstd_raw[i], s->raw[i], layer->vector[PVTI_Q_NORM + i],
+                            n * heads[i], g->head_dim, (pvt_real)g->norm_eps);
+}
+
+/* Its adjoint: of d q and d k, whose places are returned, into the memory at `free`, which is zero. */
+static void pvti_block_head_norms_backward(const pvti_blocks *b, const pvti_layer *layer, const pvti_acts *s,
+                                           int64_t n, pvt_real *d[2], pvt_real *free,
+                                           pvt_real *const grads[PVTI_BLOCK])
+{
+    const pvt_model_config *g = &b->config;
+    const int64_t heads[2] = {g->heads, g->kv_heads};
+    for (int i = 0; i < 2 && layer->vector[PVTI_Q_NORM]; i++) {
+        pvt_rmsnorm_backward(b->ctx, free, grads[PVTI_Q_NORM + i], d[i], s->raw[i], s->rstd_raw[i],
+                             layer->vector[PVTI_Q_NORM + i], n * heads[i], g->head_dim);
+        d[i] = free;
+        free += n * heads[i] * g->head_dim;
+    }
 }
 
 /*  y [n,C] = block(x [n,C]), n = B·T; y may be x. Leaves in `s` what backward needs; with y NULL
@@ -11677,7 +11918,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     int64_t n = B * T, C = g->dim, HS = g->head_dim, pos = cache ? cache->pos : 0;
     const pvt_real *cosines = b->cosines + pos * (HS / 2), *sines = b->sines + pos * (HS / 2);
     pvt_attention_desc d = pvti_block_attention(b, B, T);
-    pvt_real *const qkv[3] = {s->q, s->k, s->v}, *const gate_up[2] = {s->gate, s->up};
+    pvt_real *const qkv[3] = {s->raw[0], s->raw[1], s->v}, *const gate_up[2] = {s->gate, s->up};
     bool bias = layer->vector[PVTI_Q_BIAS] != NULL;
 
     pvt_rmsnorm_forward(ctx, s->a, s->rstd[PVTI_NORM_ATT], x, layer->vector[PVTI_NORM_ATT], n, C,
@@ -11685,6 +11926,7 @@ static void pvti_block_forward(const pvti_blocks *b, const pvti_layer *layer, pv
     for (int i = 0; i < 3 && bias; i++) /* a linear without inputs is its bias; products add to that */
         pvt_linear_forward(ctx, qkv[i], NULL, NULL, layer->vector[PVTI_Q_BIAS + i], n, 0, w[PVTI_Q + i].O);
     pvti_weights_forward(qkv, s->a, &w[PVTI_Q], 3, n, bias);
+    pvti_block_head_norms(b, layer, s, n);
     pvt_rope_forward(ctx, s->q, cosines, sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_forward(ctx, s->k, cosines, sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
     if (cache) {
@@ -11718,7 +11960,7 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
     int64_t n = B * T, C = g->dim, HS = g->head_dim, Q = n * g->heads * HS, KV = n * g->kv_heads * HS,
             F = n * g->ff;
     pvt_real *dh = b->wide, *dgate = dh + F, *dup = dgate + F;
-    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *const dqkv[3] = {dq, dk, dv};
+    pvt_real *datt = b->wide, *dq = datt + Q, *dk = dq + Q, *dv = dk + KV, *dqkv[3] = {dq, dk, dv};
     pvt_attention_desc desc = pvti_block_attention(b, B, T);
 
     /* y = x1 + down(h), h = silu(gate)·up */
@@ -11735,17 +11977,17 @@ static void pvti_block_backward(const pvti_blocks *b, const pvti_layer *layer, p
                          layer->vector[PVTI_NORM_MLP], n, C);
 
     /* x1 = x + o(att), att = attention(rope(q), rope(k), v) */
-    pvti_zero(ctx, b->wide, 2 * Q + 2 * KV);
+    pvti_zero(ctx, b->wide, n * pvti_blocks_attention_width(g));
     pvt_weight_backward(datt, grads[PVTI_O], d, s->att, &w[PVTI_O], n);
     pvt_attention_backward(ctx, dq, dk, dv, datt, s->att, s->lse, s->q, s->k, s->v, &desc);
     pvt_rope_backward(ctx, dq, b->cosines, b->sines, B, T, g->heads, HS, PVT_ROPE_HALVES);
     pvt_rope_backward(ctx, dk, b->cosines, b->sines, B, T, g->kv_heads, HS, PVT_ROPE_HALVES);
+    pvti_block_head_norms_backward(b, layer, s, n, dqkv, dv + KV, grads);
     /* q, k, v = linear(a) + bias, a = norm(x) */
     pvti_zero(ctx, b->da, n * C);
     pvt_rmsnorm_forward(ctx, s->a, NULL, x, layer->vector[PVTI_NORM_ATT], n, C, (pvt_real)g->norm_eps);
-    pvt_weight_backward(b->da, grads[PVTI_Q], dq, s->a, &w[PVTI_Q], n);
-    pvt_weight_backward(b->da, grads[PVTI_K], dk, s->a, &w[PVTI_K], n);
-    pvt_weight_backward(b->da, grads[PVTI_V], dv, s->a, &w[PVTI_V], n);
+    for (int i = 0; i < 3; i++)
+        pvt_weight_backward(b->da, grads[PVTI_Q + i], dqkv[i], s->a, &w[PVTI_Q + i], n);
     for (int i = 0; i < 3; i++)
         pvt_linear_backward(ctx, NULL, NULL, grads[PVTI_Q_BIAS + i], dqkv[i], NULL, NULL, n, 0,
                             w[PVTI_Q + i].O);
@@ -11780,6 +12022,7 @@ struct pvt_run {
     int32_t *ids, *targets;
     double *host_loss; /* the host's copies: with a device apart, else the same arrays */
     int32_t *host_ids, *host_targets;
+    int32_t *past;               /* [B, positions]: the ids in the cache, where they may be needed again */
     pvt_real *cache_k, *cache_v; /* [L, B, positions, NKV, HS] */
     int64_t pos, cache_batch;    /* tokens in the cache, of that many sequences */
     bool *frozen;                /* [tensors] */
@@ -11789,6 +12032,13 @@ struct pvt_run {
 };
 
 #define PVTI_LOGITS ((int64_t)16 << 20) /* 64 MiB of them at a time, but at least 128 rows */
+
+/* Whether a sequence can outgrow the original context: then longrope has other frequencies for all of it. */
+static bool pvti_run_remembers(const pvt_run *run)
+{
+    const pvt_model_config *g = &run->model->config;
+    return run->desc.cache && pvti_rope_is(g, PVT_ROPE_LONG) && run->desc.max_ctx > g->rope_original_ctx;
+}
 
 static void pvti_run_layout(pvt_run *run, pvti_carver *c)
 {
@@ -11806,6 +12056,7 @@ static void pvti_run_layout(pvt_run *run, pvti_carver *c)
     run->frozen = PVTI_CARVE_HOST(c, bool, tensors, 1);
     run->grads = PVTI_CARVE_HOST(c, pvt_real *, tensors, 1);
     if (d->cache) {
+        if (pvti_run_remembers(run)) run->past = PVTI_CARVE_HOST(c, int32_t, d->max_batch, d->max_ctx);
         run->cache_k = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
                                   d->max_ctx * g->kv_heads * g->head_dim);
         run->cache_v = PVTI_CARVE(c, pvt_real, g->layers * d->max_batch,
@@ -11935,7 +12186,7 @@ PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *de
     pvti_run_layout_grads(run, &carver);
     for (int64_t i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
-    pvti_blocks_rope(&run->blocks);
+    pvti_blocks_rope_table(&run->blocks, pvti_rope_length(&model->config, 1));
     *out = run;
     return PVT_OK;
 }
@@ -12017,14 +12268,13 @@ static void pvti_run_send(pvt_run *run, void *to, const void *host, int64_t byte
     if (to != host) pvt_memory_write(run->ctx, to, host, bytes);
 }
 
-PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
+/* The ids stand in host_ids. */
+static void pvti_run_blocks(pvt_run *run, int64_t B, int64_t T)
 {
     const pvt_model *model = run->model;
     const pvt_model_config *g = &model->config;
-    PVTI_TRY(pvti_run_check(run, ids, B, T));
     int64_t n = B * T;
-    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
-    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *ids);
+    pvti_run_send(run, run->ids, run->host_ids, n * (int64_t)sizeof *run->ids);
     pvt_weight_embedding(run->x, &model->embed, run->ids, n);
     for (int64_t l = 0; l < g->layers; l++) {
         pvti_cache cache;
@@ -12036,10 +12286,38 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
                            pvti_run_input(run, l), B, T, pvti_run_acts(run, l),
                            run->desc.cache ? &cache : NULL);
     }
-    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), model->norm, n,
+    if (run->desc.cache) run->pos += T, run->cache_batch = B;
+}
+
+/* The cached tokens again, with the frequencies of a sequence of more. */
+static void pvti_run_again(pvt_run *run, int64_t B)
+{
+    int64_t tokens = run->pos, at_once = run->desc.max_tokens / B;
+    run->pos = 0;
+    while (run->pos < tokens) {
+        int64_t T = PVTI_MIN(at_once, tokens - run->pos);
+        for (int64_t b = 0; b < B; b++)
+            memcpy(run->host_ids + b * T, run->past + b * run->desc.max_ctx + run->pos,
+                   (size_t)T * sizeof(int32_t));
+        pvti_run_blocks(run, B, T);
+    }
+}
+
+PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, int64_t T, pvt_real *logits)
+{
+    const pvt_model_config *g = &run->model->config;
+    PVTI_TRY(pvti_run_check(run, ids, B, T));
+    int64_t n = B * T, pos = run->desc.cache ? run->pos : 0, before = run->blocks.rope_length;
+    pvti_blocks_rope(&run->blocks, pos + T);
+    bool remembers = pvti_run_remembers(run);
+    if (remembers && pos > 0 && run->blocks.rope_length != before) pvti_run_again(run, B);
+    for (int64_t b = 0; b < B && remembers; b++)
+        memcpy(run->past + b * run->desc.max_ctx + pos, ids + b * T, (size_t)T * sizeof *ids);
+    memcpy(run->host_ids, ids, (size_t)n * sizeof *ids);
+    pvti_run_blocks(run, B, T);
+    pvt_rmsnorm_forward(run->ctx, run->hidden, run->rstd, pvti_run_input(run, g->layers), run->model->norm, n,
                         g->dim, (pvt_real)g->norm_eps);
     run->B = B, run->T = T, run->backward_done = false;
-    if (run->desc.cache) run->pos += T, run->cache_batch = B;
     PVTI_TRY(pvti_device_check(run->ctx));
     return logits ? pvt_run_logits(run, 0, n, logits) : PVT_OK;
 }
@@ -12633,7 +12911,11 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
                         c->rope_factor,      c->rope_low,
                         c->rope_high,        (double)c->rope_original_ctx};
     uint64_t hash = pvti_hash(shape, sizeof shape, 0);
-    int64_t tensors = pvt_model_tensors(model);
+    double rule[2] = {(double)c->rope_rule, c->rope_attention};
+    int64_t tensors = pvt_model_tensors(model), factors = c->head_dim / 2 * (int64_t)sizeof(float);
+    if (c->rope_rule) hash = pvti_hash(rule, sizeof rule, hash);
+    if (c->rope_factors) hash = pvti_hash(c->rope_factors, factors, hash);
+    if (c->rope_long_factors) hash = pvti_hash(c->rope_long_factors, factors, hash);
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         pvt_array arrays[PVT_MAX_ARRAYS];
@@ -21682,6 +21964,90 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     return result;
 }
 
+// >>chat templates
+/*  A template is a program in Jinja, which nothing here runs: what it does is told by the marks of turns in
+    its text. */
+
+static pvt_result pvti_chat_template_of_config(const pvt_tokenizer *t, const char *path, pvti_text *out)
+{
+    pvti_map map;
+    pvti_json j;
+    PVTI_TRY(pvti_json_open(t->ctx, path, &map, &j));
+    int64_t node = pvti_json_find(&j, 0, "chat_template");
+    bool several = pvti_json_type(&j, node) == PVTI_JSON_ARRAY;
+    int64_t item = several ? pvti_json_first(&j, node) : -1;
+    while (item >= 0 && !pvti_json_equals(&j, pvti_json_find(&j, item, "name"), "default"))
+        item = pvti_json_next(&j, item);
+    if (several) node = item >= 0 ? pvti_json_find(&j, item, "template") : -1;
+    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none */
+    if (bytes > 0 && pvti_text_reserve(out, bytes + 1)) {
+        pvti_json_string(&j, node, out->data + out->size, bytes + 1);
+        out->size += bytes;
+    }
+    pvti_json_free(&j);
+    pvti_map_close(t->ctx, &map);
+    return pvti_text_check(out);
+}
+
+/* The template's text is added to `out`; nothing where there is none. */
+static pvt_result pvti_chat_template(const pvt_tokenizer *t, pvti_text *out)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_map map;
+    if (t->template_) pvti_text_put(out, t->template_, (int64_t)strlen(t->template_));
+    if (t->template_ || !t->file) return pvti_text_check(out);
+    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "chat_template.jinja"));
+    if (pvti_path_exists(t->ctx, path)) {
+        PVTI_TRY(pvti_map_open(t->ctx, path, &map));
+        pvti_text_put(out, (const char *)map.data, map.size);
+        pvti_map_close(t->ctx, &map);
+        return pvti_text_check(out);
+    }
+    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "tokenizer_config.json"));
+    return pvti_path_exists(t->ctx, path) ? pvti_chat_template_of_config(t, path, out) : PVT_OK;
+}
+
+/* What a kind of template contains; the first row that fits. */
+typedef struct pvti_chat_row {
+    pvt_chat chat;
+    const char *marks[3]; /* all of them; NULL: no more */
+} pvti_chat_row;
+static const pvti_chat_row pvti_chats[] = {
+    {PVT_CHAT_LLAMA3, {"<|start_header_id|>", "<|eot_id|>", NULL}},
+    {PVT_CHAT_CHATML, {"<|im_start|>", "<|im_end|>", NULL}},
+    {PVT_CHAT_PHI3, {"<|user|>", "<|end|>", "<|assistant|>"}},
+    {PVT_CHAT_LLAMA2, {"[INST]", "<<SYS>>", NULL}},
+    {PVT_CHAT_MISTRAL, {"[INST]", "[/INST]", NULL}},
+};
+
+static pvt_chat pvti_chat_of(const char *text)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_chats); i++) {
+        bool all = true;
+        for (int k = 0; k < 3 && pvti_chats[i].marks[k]; k++)
+            all = all && strstr(text, pvti_chats[i].marks[k]);
+        if (all) return pvti_chats[i].chat;
+    }
+    return text[0] ? PVT_CHAT_OTHER : PVT_CHAT_NONE;
+}
+
+PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat)
+{
+    pvti_text text = pvti_text_begin(tokenizer->ctx);
+    pvt_result result = pvti_chat_template(tokenizer, &text);
+    pvti_text_put(&text, "", 1);
+    if (result == PVT_OK) result = pvti_text_check(&text);
+    *chat = result == PVT_OK ? pvti_chat_of(text.data) : PVT_CHAT_NONE;
+    pvti_text_free(&text);
+    return result;
+}
+
+PVT_API const char *pvt_chat_name(pvt_chat chat)
+{
+    static const char *const names[] = {"none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other"};
+    return (int)chat >= 0 && (int)chat < PVTI_COUNT(names) ? names[chat] : "other";
+}
+
 // >>layout
 /*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values
     in fp16.
@@ -21775,6 +22141,8 @@ typedef struct pvti_loader {
     pvt_format format; /* of all tensors with codes, in the layout of aqlm; dense: another layout */
     struct pvti_named_format *formats; /* [n_formats]: of each of them, in the layout of our own */
     int64_t n_formats, next_format;
+    const pvti_fused_row *fused; /* that holds the tensor that is being loaded, or NULL: pvti_load_choose */
+    float factors[2][PVTI_ROPE_MOST]; /* what the config's point to until there is a model */
     pvt_file_info before; /* a directory's config.json when loading began */
 } pvti_loader;
 
@@ -21801,11 +22169,82 @@ static pvt_result pvti_config_number(const pvti_loader *a, const pvti_json *j, i
     return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"%s\" is not a number", a->config, key);
 }
 
-/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it. */
-static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt_model_config *c)
+/* One number per pair of a head. */
+static pvt_result pvti_config_factors(const pvti_loader *a, const pvti_json *j, int64_t object,
+                                      const char *key, int64_t pairs, float out[PVTI_ROPE_MOST])
+{
+    int64_t list = pvti_json_find(j, object, key), n = 0;
+    bool good = pvti_json_type(j, list) == PVTI_JSON_ARRAY && pvti_json_count(j, list) == pairs &&
+                pairs <= PVTI_ROPE_MOST;
+    int64_t node = good ? pvti_json_first(j, list) : -1;
+    for (; node >= 0 && good; node = pvti_json_next(j, node)) {
+        double value = 0;
+        good = pvti_json_number(j, node, &value);
+        out[n++] = (float)value;
+    }
+    if (good) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                     "%s: rope_scaling: \"%s\" must be a list of %lld numbers, one per pair of a head",
+                     a->config, key, (long long)pairs);
+}
+
+/* transformers prefers the ratio of the two contexts to a factor, where the original one is given. */
+static pvt_result pvti_config_longrope(pvti_loader *a, const pvti_json *j, int64_t node, pvt_model_config *c)
+{
+    double factor = 0;
+    int64_t pairs = c->head_dim / 2, original = 0;
+    PVTI_TRY(pvti_config_factors(a, j, node, "short_factor", pairs, a->factors[0]));
+    PVTI_TRY(pvti_config_factors(a, j, node, "long_factor", pairs, a->factors[1]));
+    c->rope_factors = a->factors[0], c->rope_long_factors = a->factors[1];
+    PVTI_TRY(pvti_config_number(a, j, node, "factor", &factor));
+    PVTI_TRY(pvti_config_int(a, j, node, "original_max_position_embeddings", false, &original));
+    PVTI_TRY(pvti_config_int(a, j, 0, "original_max_position_embeddings", false, &original));
+    if (pvti_json_find(j, node, "long_mscale") >= 0 || pvti_json_find(j, node, "short_mscale") >= 0)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: rope_scaling: \"short_mscale\" and \"long_mscale\" are not supported",
+                         a->config);
+    if (original < 0)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: \"original_max_position_embeddings\" is %lld",
+                         a->config, (long long)original);
+    if (original > 0) factor = (double)c->ctx / (double)original;
+    c->rope_original_ctx = original > 0 ? original : c->ctx;
+    c->rope_factor = factor != 0 ? factor : 1;
+    if (!(c->rope_factor > 0 && c->rope_factor < 1e6) || c->ctx < 1) return PVT_OK; /* refused by the check */
+    c->rope_attention = pvti_rope_attention(c->rope_factor, c->rope_original_ctx);
+    return pvti_config_number(a, j, node, "attention_factor", &c->rope_attention);
+}
+
+static pvt_result pvti_config_llama3(const pvti_loader *a, const pvti_json *j, int64_t node,
+                                     pvt_model_config *c)
+{
+    c->rope_factor = 8, c->rope_low = 1, c->rope_high = 4, c->rope_original_ctx = 8192;
+    PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
+    PVTI_TRY(pvti_config_number(a, j, node, "low_freq_factor", &c->rope_low));
+    PVTI_TRY(pvti_config_number(a, j, node, "high_freq_factor", &c->rope_high));
+    return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
+}
+
+/* Divisors that follow no rule: config.json has no place for them. */
+static bool pvti_rope_ruleless(const pvt_model_config *c)
+{
+    return c->rope_factors && !pvti_rope_is(c, PVT_ROPE_LONG);
+}
+
+/* Linear and dynamic: "max_position_embeddings" is the context before scaling. */
+static void pvti_rope_extend(pvt_model_config *c)
+{
+    c->rope_original_ctx = c->ctx;
+    if (c->rope_factor >= 1 && c->ctx > 0 && (double)c->ctx * c->rope_factor <= 1 << 24)
+        c->ctx = (int64_t)((double)c->ctx * c->rope_factor);
+}
+
+/* "rope_scaling", or "rope_parameters" as newer versions of transformers write it; "su" is longrope's old
+   name. */
+static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model_config *c)
 {
     int64_t node = pvti_json_find(j, 0, "rope_scaling");
-    char name[32];
+    int rule = 0;
+    char name[32] = "";
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) node = pvti_json_find(j, 0, "rope_parameters");
     PVTI_TRY(pvti_config_number(a, j, 0, "rope_theta", &c->rope_theta));
     if (pvti_json_type(j, node) != PVTI_JSON_OBJECT) return PVT_OK;
@@ -21813,17 +22252,24 @@ static pvt_result pvti_config_rope(const pvti_loader *a, const pvti_json *j, pvt
     int64_t type = pvti_json_find(j, node, "rope_type");
     if (type < 0) type = pvti_json_find(j, node, "type");
     if (type < 0 || pvti_json_equals(j, type, "default")) return PVT_OK;
-    if (!pvti_json_equals(j, type, "llama3")) {
-        name[0] = 0;
+    while (rule < PVTI_COUNT(pvti_rope_names) && !pvti_json_equals(j, type, pvti_rope_names[rule])) rule++;
+    if (pvti_json_equals(j, type, "su")) rule = PVT_ROPE_LONG;
+    if (rule == PVTI_COUNT(pvti_rope_names)) {
         pvti_json_string(j, type, name, sizeof name);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: rope_scaling of type \"%.31s\" is not supported; llama3 is", a->config, name);
+                         "%s: rope_scaling of type \"%.31s\" is not supported; llama3, linear, dynamic and "
+                         "longrope are",
+                         a->config, name);
     }
-    c->rope_factor = 8, c->rope_low = 1, c->rope_high = 4, c->rope_original_ctx = 8192;
+    c->rope_rule = (pvt_rope_rule)rule;
+    if (rule == PVT_ROPE_LLAMA3) return pvti_config_llama3(a, j, node, c);
+    if (rule == PVT_ROPE_LONG) return pvti_config_longrope(a, j, node, c);
     PVTI_TRY(pvti_config_number(a, j, node, "factor", &c->rope_factor));
-    PVTI_TRY(pvti_config_number(a, j, node, "low_freq_factor", &c->rope_low));
-    PVTI_TRY(pvti_config_number(a, j, node, "high_freq_factor", &c->rope_high));
-    return pvti_config_int(a, j, node, "original_max_position_embeddings", false, &c->rope_original_ctx);
+    if (!(c->rope_factor >= 1))
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling \"%s\" needs a \"factor\" of at least 1",
+                         a->config, pvti_rope_names[rule]);
+    pvti_rope_extend(c);
+    return PVT_OK;
 }
 
 /* "formats" of the layout of our own: see pvti_export_quantization. */
@@ -21985,7 +22431,8 @@ static pvt_result pvti_config_read(pvti_loader *a, const pvti_json *j, pvt_model
     /* the defaults of transformers, here and below */
     c->kv_heads = row->kv_heads && pvti_json_find(j, 0, "num_key_value_heads") < 0 ? row->kv_heads : c->heads;
     c->head_dim = c->heads > 0 ? c->dim / c->heads : 0;
-    c->ctx = row->ctx, c->norm_eps = 1e-6, c->rope_theta = 10000;
+    if (row->head_dim && pvti_json_find(j, 0, "head_dim") < 0) c->head_dim = row->head_dim;
+    c->ctx = row->ctx, c->norm_eps = row->norm_eps, c->rope_theta = 10000;
     PVTI_TRY(pvti_config_int(a, j, 0, "num_key_value_heads", false, &c->kv_heads));
     PVTI_TRY(pvti_config_int(a, j, 0, "head_dim", false, &c->head_dim));
     PVTI_TRY(pvti_config_int(a, j, 0, "max_position_embeddings", false, &c->ctx));
@@ -22033,6 +22480,7 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     static const double highs[] = {4, 2, 8, 16, 32};
     int64_t last = c->head_dim / 2 - 1;
     pvt_model_config rule = *c;
+    rule.rope_rule = PVT_ROPE_LLAMA3;
     rule.rope_factor = (double)factors[last], rule.rope_low = 1;
     if (!(rule.rope_factor > 1 && rule.rope_factor < 1e6)) return false;
     for (int i = 0; i < PVTI_COUNT(highs); i++)
@@ -22047,24 +22495,95 @@ static bool pvti_rope_factors_explain(pvt_model_config *c, const float *factors)
     return false;
 }
 
-/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
-   follow the rule, the config says so, as config.json does; else they stay as they are. */
-static pvt_result pvti_gguf_rope_factors(const pvti_loader *a, pvt_model_config *c,
-                                         float factors[PVTI_ROPE_MOST])
+/* "ARCHITECTURE.name", as most keys are called. */
+static const char *pvti_gguf_key(const pvti_family *family, const char *name, char out[96])
 {
-    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, "rope_freqs.weight");
-    int64_t n = c->head_dim / 2;
-    bool ones = true;
+    snprintf(out, 96, "%s.%s", family->gguf, name);
+    return out;
+}
+
+/* A tensor of rotary factors; *found: there is one. */
+static pvt_result pvti_gguf_factors(const pvti_loader *a, const char *name, int64_t n, float *out,
+                                    bool *found)
+{
+    const pvti_tensor *t = pvti_gguf_find(&a->source->gguf, name);
+    *found = t != NULL;
     if (!t) return PVT_OK;
     if (t->dtype != PVT_F32 || t->rank != 1 || t->shape[0] != n)
         return pvti_fail(a->ctx, PVT_ERR_FORMAT,
-                         "%s: tensor \"rope_freqs.weight\" must hold %lld numbers in F32, one per pair of "
-                         "a head",
-                         a->path, (long long)n);
-    memcpy(factors, t->data, (size_t)n * sizeof *factors);
-    for (int64_t j = 0; j < n; j++) ones = ones && factors[j] == 1;
-    if (!ones && !pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
+                         "%s: tensor \"%s\" must hold %lld numbers in F32, one per pair of a head",
+                         a->path, name, (long long)n);
+    memcpy(out, t->data, (size_t)n * sizeof *out);
+    return PVT_OK;
+}
+
+/* rope_freqs.weight: llama.cpp's form of Llama 3's scaled frequencies, each one's divisor. Where they
+   follow the rule, the config says so, as config.json does; else they stay as they are. */
+static pvt_result pvti_gguf_rope_factors(pvti_loader *a, pvt_model_config *c)
+{
+    int64_t n = c->head_dim / 2;
+    float *factors = a->factors[0];
+    bool ones = true, found;
+    PVTI_TRY(pvti_gguf_factors(a, "rope_freqs.weight", n, factors, &found));
+    for (int64_t j = 0; j < n && found; j++) ones = ones && factors[j] == 1;
+    if (ones) return PVT_OK;
+    if (c->rope_factor != 0)
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: rope_freqs.weight together with a rope.scaling.type is not supported", a->path);
+    if (!pvti_rope_factors_explain(c, factors)) c->rope_factors = factors;
     return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* The tensors rope_factors_short.weight and rope_factors_long.weight. */
+static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
+{
+    const pvti_gguf *g = &a->source->gguf;
+    int64_t n = c->head_dim / 2, original = 0;
+    bool found[2];
+    char key[96];
+    PVTI_TRY(pvti_gguf_factors(a, "rope_factors_short.weight", n, a->factors[0], &found[0]));
+    PVTI_TRY(pvti_gguf_factors(a, "rope_factors_long.weight", n, a->factors[1], &found[1]));
+    if (!found[0] && !found[1]) return PVT_OK;
+    if (!found[0] || !found[1])
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\" is missing", a->path,
+                         found[0] ? "rope_factors_long.weight" : "rope_factors_short.weight");
+    pvti_gguf_key(family, "rope.scaling.original_context_length", key);
+    if (!pvti_gguf_int(g, key, &original) || original < 1)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: key \"%s\" is missing or not a whole number", a->path,
+                         key);
+    c->rope_rule = PVT_ROPE_LONG;
+    c->rope_factors = a->factors[0], c->rope_long_factors = a->factors[1];
+    c->rope_original_ctx = original, c->rope_factor = (double)c->ctx / (double)original;
+    c->rope_attention = pvti_rope_attention(c->rope_factor, original);
+    double given = c->rope_attention; /* a float in the file, where the rule's own may be meant */
+    pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.attn_factor", key), &given);
+    if ((float)given != (float)c->rope_attention) c->rope_attention = given;
+    return pvti_config_check(a->ctx, a->path, c);
+}
+
+/* Linear by its keys, the others by their tensors. */
+static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
+{
+    const pvti_gguf *g = &a->source->gguf;
+    char key[96];
+    double factor = 1;
+    pvti_gguf_key(family, "rope.scaling.type", key);
+    bool linear = pvti_gguf_equals(g, key, "linear");
+    if (pvti_gguf_kv_find(g, key) && !linear && !pvti_gguf_equals(g, key, "none") &&
+        !pvti_gguf_equals(g, key, "longrope"))
+        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: \"%s\": of scaled rotary frequencies in a GGUF linear, longrope and "
+                         "rope_freqs.weight are supported; load the Hugging Face directory of this model",
+                         a->path, key);
+    if (linear) pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.factor", key), &factor);
+    else pvti_gguf_number(g, pvti_gguf_key(family, "rope.scale_linear", key), &factor); /* in files of 2023 */
+    if (factor != 1) {
+        c->rope_rule = PVT_ROPE_LINEAR, c->rope_factor = factor;
+        pvti_rope_extend(c);
+    }
+    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
+    PVTI_TRY(pvti_gguf_longrope(a, family, c));
+    return pvti_gguf_rope_factors(a, c);
 }
 
 static const pvti_family *pvti_gguf_family(const pvti_gguf *g)
@@ -22072,13 +22591,6 @@ static const pvti_family *pvti_gguf_family(const pvti_gguf *g)
     for (int i = 0; i < PVTI_COUNT(pvti_families); i++)
         if (pvti_gguf_equals(g, "general.architecture", pvti_families[i].gguf)) return &pvti_families[i];
     return NULL;
-}
-
-/* "ARCHITECTURE.name", as most keys are called. */
-static const char *pvti_gguf_key(const pvti_family *family, const char *name, char out[96])
-{
-    snprintf(out, 96, "%s.%s", family->gguf, name);
-    return out;
 }
 
 /* The sizes. */
@@ -22125,8 +22637,7 @@ static pvt_result pvti_gguf_sizes(const pvti_loader *a, const pvti_family *famil
     return PVT_OK;
 }
 
-/* factors: memory for those that the config points to, if any. */
-static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, float factors[PVTI_ROPE_MOST])
+static pvt_result pvti_gguf_config(pvti_loader *a, pvt_model_config *c)
 {
     const pvti_gguf *g = &a->source->gguf;
     const pvti_tensor *embed = pvti_gguf_find(g, "token_embd.weight");
@@ -22138,12 +22649,6 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
                          "%s: \"general.architecture\": %s are supported, others are not", a->path, key);
     }
     PVTI_TRY(pvti_gguf_sizes(a, family, c));
-    pvti_gguf_key(family, "rope.scaling.type", key);
-    if (pvti_gguf_kv_find(g, key) && !pvti_gguf_equals(g, key, "none"))
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: scaled rotary frequencies in a GGUF are not supported; load the Hugging Face "
-                         "directory of this model",
-                         a->path);
     c->norm_eps = 1e-5, c->rope_theta = 10000;
     if (pvti_gguf_number(g, pvti_gguf_key(family, "attention.layer_norm_rms_epsilon", key), &c->norm_eps) &&
         c->norm_eps > 0 && c->norm_eps < 1) {
@@ -22155,8 +22660,7 @@ static pvt_result pvti_gguf_config(const pvti_loader *a, pvt_model_config *c, fl
     c->vocab = embed && embed->rank == 2 ? embed->shape[0] : 0;
     c->tied = !pvti_gguf_find(g, "output.weight");
     snprintf(c->family, sizeof c->family, "%s", family->name);
-    PVTI_TRY(pvti_config_check(a->ctx, a->path, c));
-    return pvti_gguf_rope_factors(a, c, factors);
+    return pvti_gguf_rope(a, family, c);
 }
 
 static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
@@ -22179,7 +22683,8 @@ static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, 
     const pvti_source *s = a->source;
     int64_t layer;
     int tensor = pvti_tensor_at(a->model, i, &layer);
-    pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
+    if (a->fused) pvti_fused_name(a->fused, layer, s->gguf.ctx != NULL, suffix, name);
+    else pvti_tensor_name(a->model, i, s->gguf.ctx != NULL, suffix, name);
     if (s->llama2c.ctx) {
         if (strcmp(suffix, ".weight") != 0) return false;
         const pvti_tensor *found = pvti_llama2c_find(&s->llama2c, pvti_tensors[tensor].llama2c);
@@ -22214,7 +22719,8 @@ static pvt_result pvti_load_tensor(const pvti_loader *a, int64_t i, const char *
                          is, a->config, wanted);
     }
     const pvti_dtype *type = pvti_dtype_info(t->dtype);
-    if (strcmp(suffix, ".codes") != 0 && !pvti_decoder(a->ctx, t->dtype))
+    bool integers = t->dtype >= PVT_I8 && t->dtype <= PVT_BOOL; /* they decode, but mean something else */
+    if (strcmp(suffix, ".codes") != 0 && (integers || !pvti_decoder(a->ctx, t->dtype)))
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: tensor \"%s\": elements of type %s are not weights", a->path, name,
                          type ? type->name : "?");
@@ -22305,8 +22811,9 @@ static pvt_result pvti_load_coded(pvti_loader *a, int64_t i, int64_t O, int64_t 
 {
     pvt_array arrays[PVT_MAX_ARRAYS];
     char name[PVTI_NAME], suffix[32], base[PVTI_NAME];
-    pvti_tensor_name(a->model, i, false, ".codes", name);
-    pvti_tensor_name(a->model, i, false, "", base);
+    pvti_tensor found;
+    pvti_load_find(a, i, ".codes", name, &found);
+    snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(".codes")), name);
     const pvt_format *format = pvti_load_format(a, base);
     if (!format)
         return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
@@ -22360,6 +22867,46 @@ static pvt_result pvti_load_copy(const pvti_loader *a, const pvti_tensor *t, int
     return PVT_OK;
 }
 
+/* A fused matrix of codes, as AQLM checkpoints of such families have it; its parts share no memory then. */
+static pvt_result pvti_load_coded_part(pvti_loader *a, int64_t i, int tensor, const int64_t shape[2],
+                                       pvt_weight *out)
+{
+    const pvt_model_config *c = &a->model->config;
+    pvt_weight whole, view;
+    memset(&whole, 0, sizeof whole);
+    pvt_result result = pvti_load_coded(a, i, shape[0], shape[1], &whole);
+    if (result == PVT_OK)
+        result = pvt_weight_rows(&whole, pvti_fused_rows(c, a->fused, tensor),
+                                 pvti_width_of(c, pvti_tensors[tensor].out), &view);
+    if (result == PVT_OK) result = pvti_weight_copy(a->ctx, &view, out);
+    pvt_weight_free(&whole);
+    return result;
+}
+
+/*  Whether a tensor stands in a fused matrix: a->fused. Files have all parts apart where the first one is: so
+    a save of ours has codes, whose codebooks belong to one part each. */
+static void pvti_load_choose(pvti_loader *a, int tensor, int64_t layer)
+{
+    const pvti_fused_row *fused = pvti_fused_of(&a->model->config, tensor);
+    char name[PVTI_NAME];
+    pvti_tensor t;
+    a->fused = NULL;
+    if (!fused) return;
+    int64_t first = pvti_tensor_number(a->model, fused->first, layer);
+    if (!pvti_load_find(a, first, ".codes", name, &t) && !pvti_load_find(a, first, ".weight", name, &t))
+        a->fused = fused;
+}
+
+/* The rows of a fused matrix that are the tensor's. */
+static void pvti_load_part(const pvti_loader *a, int tensor, pvti_tensor *t)
+{
+    const pvt_model_config *c = &a->model->config;
+    int64_t row = t->bytes / t->shape[0];
+    t->data += pvti_fused_rows(c, a->fused, tensor) * row;
+    t->shape[0] = pvti_width_of(c, pvti_tensors[tensor].out);
+    t->bytes = t->shape[0] * row;
+}
+
 /* Whether one of the model's tensors has this name in its files. */
 static bool pvti_load_has(const pvti_loader *a, const char *name)
 {
@@ -22371,6 +22918,16 @@ static bool pvti_load_has(const pvti_loader *a, const char *name)
     return false;
 }
 
+static pvt_result pvti_load_no_bias(const pvti_loader *a, int64_t i)
+{
+    char name[PVTI_NAME];
+    pvti_tensor t;
+    if (!pvti_load_find(a, i, ".bias", name, &t) || pvti_load_has(a, name)) return PVT_OK;
+    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: tensor \"%s\": a bias that models of type %s do not have",
+                     a->path, name, a->model->config.family);
+}
+
 static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
 {
     const pvt_model_config *c = &a->model->config;
@@ -22380,13 +22937,16 @@ static pvt_result pvti_load_weight(pvti_loader *a, int64_t i, pvt_weight *out)
     bool rotary = a->neighbours && row->rotary;
     char name[PVTI_NAME];
     pvti_tensor t;
+    pvti_load_choose(a, tensor, layer);
     shape[0] = pvti_width_of(c, row->out), shape[1] = pvti_width_of(c, row->in);
-    if (pvti_load_find(a, i, ".bias", name, &t) && !pvti_load_has(a, name))
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: tensor \"%s\": a bias that models of type %s do not have", a->path, name,
-                         c->family);
-    if (pvti_load_find(a, i, ".codes", name, &t)) return pvti_load_coded(a, i, shape[0], shape[1], out);
+    if (a->fused) shape[0] = pvti_fused_rows(c, a->fused, a->fused->first + a->fused->parts);
+    PVTI_TRY(pvti_load_no_bias(a, i));
+    if (pvti_load_find(a, i, ".codes", name, &t))
+        return a->fused ? pvti_load_coded_part(a, i, tensor, shape, out)
+                        : pvti_load_coded(a, i, shape[0], shape[1], out);
     PVTI_TRY(pvti_load_tensor(a, i, ".weight", 2, shape, name, &t));
+    if (a->fused) pvti_load_part(a, tensor, &t);
+    shape[0] = t.shape[0];
     if (rotary) return pvti_load_copy(a, &t, c->head_dim, out);
     if ((uintptr_t)t.data % (t.dtype == PVT_F64 ? 8 : t.dtype == PVT_F32 ? 4 : 2))
         return pvti_load_copy(a, &t, 0, out);
@@ -22399,7 +22959,9 @@ static pvt_result pvti_load_tensors(pvti_loader *a)
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         if (info.weight) PVTI_TRY(pvti_load_weight(a, i, info.weight));
-        else PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
+        else a->fused = NULL;
+        if (info.weight) continue;
+        PVTI_TRY(pvti_load_values(a, i, ".weight", 1, &info.n, info.values, &model->types[i]));
     }
     return pvti_model_tie(model);
 }
@@ -22466,7 +23028,6 @@ static bool pvti_load_is_llama2c(const uint8_t *start, int64_t bytes)
 static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t bytes, int64_t size)
 {
     pvt_model_config config;
-    float factors[PVTI_ROPE_MOST];
     uint64_t header = UINT64_MAX;
     memset(&config, 0, sizeof config);
     snprintf(a->config, sizeof a->config, "its header");
@@ -22483,7 +23044,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
                          a->path);
     if (memcmp(start, "GGUF", 4) == 0) {
         PVTI_TRY(pvti_gguf_open(a->ctx, a->path, &a->source->gguf));
-        PVTI_TRY(pvti_gguf_config(a, &config, factors));
+        PVTI_TRY(pvti_gguf_config(a, &config));
     } else {
         PVTI_TRY(pvti_llama2c_open(a->ctx, a->path, &a->source->llama2c));
         PVTI_TRY(pvti_llama2c_config(a, &config));
@@ -22803,6 +23364,7 @@ typedef struct pvti_packing {
 typedef struct pvti_export_item {
     int64_t tensor;
     int array; /* −1: the tensor itself */
+    int parts; /* that many tensors from this one on, as rows of one matrix */
     char name[PVTI_NAME];
 } pvti_export_item;
 
@@ -22815,6 +23377,7 @@ struct pvti_exporter {
     pvt_format format; /* of the first weight with codes, if any are written as codes: */
     bool codes;
     bool mixed;        /* there are others with other formats */
+    bool split;        /* codes of what is a part of a matrix in the family's files: each has its own */
     bool aqlm;         /* the layout, see >>layout */
     pvti_export_item *items;
     pvti_tensor *tensors; /* as the file will list them */
@@ -22828,7 +23391,7 @@ static void pvti_export_add(pvti_exporter *s, int64_t tensor, int array, const c
 {
     pvti_export_item *item = &s->items[s->n];
     pvti_tensor *t = &s->tensors[s->n++];
-    item->tensor = tensor, item->array = array;
+    item->tensor = tensor, item->array = array, item->parts = 1;
     pvti_tensor_name(s->model, tensor, false, suffix, item->name);
     t->name = item->name, t->dtype = dtype, t->rank = rank;
     memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
@@ -22866,15 +23429,33 @@ static void pvti_export_add_arrays(pvti_exporter *s, int64_t tensor, const pvt_w
 /* Which formats there are decides the layout. */
 static void pvti_export_formats(pvti_exporter *s)
 {
-    int64_t n = pvt_model_tensors(s->model);
+    int64_t n = pvt_model_tensors(s->model), layer;
     for (int64_t i = 0; i < n; i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         if (!pvti_save_codes(s->model, &s->desc, &t)) continue;
         if (!s->codes) s->format = t.weight->format;
         s->codes = true;
         s->mixed = s->mixed || memcmp(&s->format, &t.weight->format, sizeof s->format) != 0;
+        s->split = s->split || pvti_fused_of(&s->model->config, pvti_tensor_at(s->model, i, &layer));
     }
-    s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed;
+    s->aqlm = pvti_has_layout_aqlm(&s->format) && !s->mixed && !s->split;
+}
+
+/* Tensor i and the following as one, where the family's files have them so and all are dense: how many. */
+static int pvti_export_add_fused(pvti_exporter *s, int64_t i)
+{
+    int64_t layer, shape[2] = {0, 0};
+    const pvti_fused_row *fused = pvti_fused_of(&s->model->config, pvti_tensor_at(s->model, i, &layer));
+    for (int k = 0; fused && k < fused->parts; k++) {
+        pvt_tensor_info t = pvt_model_tensor(s->model, i + k);
+        if (pvti_save_codes(s->model, &s->desc, &t)) return 0;
+        shape[0] += t.weight->O, shape[1] = t.weight->I;
+    }
+    if (!fused || pvti_tensor_number(s->model, fused->first, layer) != i) return 0;
+    pvti_export_add(s, i, -1, ".weight", s->desc.dtype, 2, shape);
+    pvti_fused_name(fused, layer, false, ".weight", s->items[s->n - 1].name);
+    s->items[s->n - 1].parts = fused->parts;
+    return fused->parts;
 }
 
 /* Lists what the file will hold. */
@@ -22886,13 +23467,16 @@ static pvt_result pvti_export_list(pvti_exporter *s)
     if (!s->items || !s->tensors) return PVT_ERR_MEMORY;
     pvti_export_formats(s);
     for (int64_t i = 0; i < n; i++) {
+        int fused = pvti_export_add_fused(s, i);
+        i += PVTI_MAX(0, fused - 1); /* the last of them is looked at below, for its width */
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         int64_t shape[2];
         shape[0] = t.weight ? t.weight->O : t.n;
         shape[1] = t.weight ? t.weight->I : 1;
+        if (t.weight) widest = PVTI_MAX(widest, t.weight->I);
+        if (fused) continue;
         if (pvti_save_codes(s->model, &s->desc, &t)) pvti_export_add_arrays(s, i, t.weight);
         else pvti_export_add(s, i, -1, ".weight", s->desc.dtype, t.weight ? 2 : 1, shape);
-        if (t.weight) widest = PVTI_MAX(widest, t.weight->I);
     }
     s->chunk = PVTI_NEW(s->ctx, pvt_real, widest);
     s->rounded = PVTI_NEW(s->ctx, float, widest);
@@ -22992,7 +23576,9 @@ static pvt_result pvti_export_put(void *user, int64_t index, pvti_writer *w)
     pvt_tensor_info t = pvt_model_tensor(s->model, item->tensor);
     pvt_dtype dtype = s->tensors[index].dtype;
     int64_t n = pvti_tensor_count(&s->tensors[index]);
-    if (item->array < 0 && t.weight) return pvti_export_dense(s, t.weight, item->name, w);
+    for (int k = 0; item->array < 0 && t.weight && k < item->parts; k++)
+        PVTI_TRY(pvti_export_dense(s, pvt_model_tensor(s->model, item->tensor + k).weight, item->name, w));
+    if (item->array < 0 && t.weight) return PVT_OK;
     if (item->array < 0) return pvti_export_values(s, t.values, dtype, n, item->name, w);
     if (s->packing) {
         pvti_part parts[PVTI_PARTS];
@@ -23029,24 +23615,63 @@ static void pvti_export_float(pvti_text *text, double value)
     pvti_text_put(text, ".0", 2);
 }
 
+static void pvti_export_factors(pvti_text *text, const char *key, const float *factors, int64_t n)
+{
+    pvti_text_printf(text, ",\n    \"%s\": [", key);
+    for (int64_t i = 0; i < n; i++) {
+        if (i) pvti_text_printf(text, ", ");
+        pvti_export_float(text, (double)factors[i]);
+    }
+    pvti_text_printf(text, "]");
+}
+
+/*  longrope as Phi-3's config in transformers 4 wants it: "type" and the two lists, nothing else, unless an
+    attention factor is not the one that follows from the two contexts. */
+static void pvti_export_longrope(pvti_text *text, const pvt_model_config *c)
+{
+    double usual = pvti_rope_attention((double)c->ctx / (double)c->rope_original_ctx, c->rope_original_ctx);
+    pvti_text_printf(text, "{\n    \"type\": \"longrope\"");
+    pvti_export_factors(text, "short_factor", c->rope_factors, c->head_dim / 2);
+    pvti_export_factors(text, "long_factor", c->rope_long_factors, c->head_dim / 2);
+    if (fabs(c->rope_attention - usual) > 1e-9) {
+        pvti_text_printf(text, ",\n    \"attention_factor\": ");
+        pvti_export_float(text, c->rope_attention);
+    }
+    pvti_text_printf(text, "\n  },\n  \"original_max_position_embeddings\": %lld",
+                     (long long)c->rope_original_ctx);
+}
+
 static void pvti_export_rope(pvti_text *text, const pvt_model_config *c)
 {
     pvti_text_printf(text, "  \"rope_theta\": ");
     pvti_export_float(text, c->rope_theta);
     pvti_text_printf(text, ",\n  \"rope_scaling\": ");
-    if (c->rope_factor != 0) {
-        pvti_text_printf(text, "{\n    \"rope_type\": \"llama3\",\n    \"factor\": ");
-        pvti_export_float(text, c->rope_factor);
-        pvti_text_printf(text, ",\n    \"low_freq_factor\": ");
-        pvti_export_float(text, c->rope_low);
-        pvti_text_printf(text, ",\n    \"high_freq_factor\": ");
-        pvti_export_float(text, c->rope_high);
-        pvti_text_printf(text, ",\n    \"original_max_position_embeddings\": %lld\n  }",
-                         (long long)c->rope_original_ctx);
-    } else {
+    if (c->rope_factor == 0) {
         pvti_text_printf(text, "null");
+    } else if (c->rope_rule == PVT_ROPE_LONG) {
+        pvti_export_longrope(text, c);
+    } else {
+        pvti_text_printf(text, "{\n    \"rope_type\": \"%s\",\n    \"factor\": ",
+                         pvti_rope_names[c->rope_rule]);
+        pvti_export_float(text, c->rope_factor);
+        if (c->rope_rule == PVT_ROPE_LLAMA3) {
+            pvti_text_printf(text, ",\n    \"low_freq_factor\": ");
+            pvti_export_float(text, c->rope_low);
+            pvti_text_printf(text, ",\n    \"high_freq_factor\": ");
+            pvti_export_float(text, c->rope_high);
+            pvti_text_printf(text, ",\n    \"original_max_position_embeddings\": %lld",
+                             (long long)c->rope_original_ctx);
+        }
+        pvti_text_printf(text, "\n  }");
     }
     pvti_text_printf(text, ",\n");
+}
+
+/* What config.json calls "max_position_embeddings", see pvti_rope_extend. */
+static int64_t pvti_export_ctx(const pvt_model_config *c)
+{
+    bool extended = pvti_rope_is(c, PVT_ROPE_LINEAR) || pvti_rope_is(c, PVT_ROPE_DYNAMIC);
+    return extended ? c->rope_original_ctx : c->ctx;
 }
 
 /* Does the file hold the embedding as codes? */
@@ -23149,9 +23774,9 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
                      "\"num_key_value_heads\": %lld,\n",
                      (long long)c->layers, (long long)c->heads, (long long)c->kv_heads);
     pvti_text_printf(text, "  \"head_dim\": %lld,\n  \"max_position_embeddings\": %lld,\n",
-                     (long long)c->head_dim, (long long)c->ctx);
+                     (long long)c->head_dim, (long long)pvti_export_ctx(c));
     pvti_text_printf(text, "  \"hidden_act\": \"silu\",\n");
-    if (!(family->has & PVTI_HAS_QKV_BIAS)) /* those that always have some do not know these keys */
+    if (!(family->has & (PVTI_HAS_QKV_BIAS | PVTI_HAS_FUSED))) /* those do not know these keys */
         pvti_text_printf(text, "  \"attention_bias\": false,\n  \"mlp_bias\": false,\n");
     pvti_text_printf(text, "  \"rms_norm_eps\": ");
     pvti_text_number(text, c->norm_eps, 0);
@@ -23352,7 +23977,7 @@ static pvt_result pvti_save_as(pvti_exporter *s, const char *dir)
     const pvt_model *model = s->model;
     pvti_exchange exchange;
     pvt_result result;
-    if (model->config.rope_factors)
+    if (pvti_rope_ruleless(&model->config))
         return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: this model's rotary frequencies have factors that follow no rule which "
                          "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
@@ -23631,38 +24256,17 @@ static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenize
                      s->path, why);
 }
 
-/* The template of a chat: a GGUF's, or the one that stands beside the tokenizer's file. */
+/* The template of a chat, which loading a GGUF brings back. */
 static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
-    char path[PVTI_PATH_BYTES];
-    pvti_map map;
-    pvti_json j;
-    if (t->template_) pvti_gguf_key_string(s, "tokenizer.chat_template", t->template_);
-    if (t->template_ || !t->file) return PVT_OK;
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "chat_template.jinja"));
-    if (pvti_path_exists(s->ctx, path)) {
-        PVTI_TRY(pvti_map_open(s->ctx, path, &map));
+    pvti_text text = pvti_text_begin(s->ctx);
+    pvt_result result = pvti_chat_template(t, &text);
+    if (result == PVT_OK && text.size > 0) {
         pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_string(&s->keys, (const char *)map.data, map.size);
-        pvti_map_close(s->ctx, &map);
-        return PVT_OK;
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
     }
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "tokenizer_config.json"));
-    if (!pvti_path_exists(s->ctx, path)) return PVT_OK;
-    PVTI_TRY(pvti_json_open(s->ctx, path, &map, &j));
-    int64_t node = pvti_json_find(&j, 0, "chat_template");
-    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
-    if (bytes > 0) {
-        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_u64(&s->keys, (uint64_t)bytes);
-        if (pvti_text_reserve(&s->keys, bytes)) {
-            pvti_json_string(&j, node, s->keys.data + s->keys.size, bytes + 1);
-            s->keys.size += bytes;
-        }
-    }
-    pvti_json_free(&j);
-    pvti_map_close(s->ctx, &map);
-    return PVT_OK;
+    pvti_text_free(&text);
+    return result;
 }
 
 static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
@@ -24063,6 +24667,31 @@ static void pvti_gguf_put_description(pvti_gguf_out *s)
     pvti_text_free(&text);
 }
 
+/* rope_freqs.weight: of which rules, and of what follows none. */
+static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    return pvti_rope_is(c, PVT_ROPE_LLAMA3) || pvti_rope_ruleless(c);
+}
+
+static pvt_result pvti_gguf_check_rope(pvti_gguf_out *s, const pvti_family *family)
+{
+    const pvt_model_config *c = &s->model->config;
+    if (pvti_gguf_has_factors(s) && strcmp(family->gguf, "llama") != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
+                         family->gguf);
+    if (pvti_rope_is(c, PVT_ROPE_DYNAMIC))
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has no \"dynamic\" rope_scaling: it cannot be said in a GGUF",
+                         s->path);
+    if (pvti_rope_is(c, PVT_ROPE_LONG) && strcmp(family->gguf, "phi3") != 0)
+        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: llama.cpp has longrope for \"phi3\", not for \"%s\"",
+                         s->path, family->gguf);
+    return PVT_OK;
+}
+
 /* What GGUF has no way to say, and llama.cpp none to do. */
 static pvt_result pvti_gguf_check(pvti_gguf_out *s)
 {
@@ -24072,10 +24701,7 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: in models of type %s a GGUF cannot say that attention has a window", s->path,
                          family->name);
-    if ((c->rope_factor != 0 || c->rope_factors) && strcmp(family->gguf, "llama") != 0)
-        return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: llama.cpp has scaled rotary frequencies for \"llama\", not for \"%s\"", s->path,
-                         family->gguf);
+    PVTI_TRY(pvti_gguf_check_rope(s, family));
     for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         const pvti_gguf_type *type = pvti_gguf_type_of(s, &t);
@@ -24089,6 +24715,20 @@ static pvt_result pvti_gguf_check(pvti_gguf_out *s)
     return PVT_OK;
 }
 
+/* llama.cpp knows longrope by its tensors of factors, and older versions know no type of that name. */
+static void pvti_gguf_put_scaling(pvti_gguf_out *s)
+{
+    const pvt_model_config *c = &s->model->config;
+    if (pvti_rope_is(c, PVT_ROPE_LINEAR)) {
+        pvti_gguf_key_string(s, "%s.rope.scaling.type", "linear");
+        pvti_gguf_key_f32(s, "%s.rope.scaling.factor", c->rope_factor);
+    }
+    if (pvti_rope_is(c, PVT_ROPE_LONG)) {
+        pvti_gguf_key_u32(s, "%s.rope.scaling.original_context_length", c->rope_original_ctx);
+        pvti_gguf_key_f32(s, "%s.rope.scaling.attn_factor", c->rope_attention);
+    }
+}
+
 static void pvti_gguf_put_sizes(pvti_gguf_out *s)
 {
     const pvt_model_config *c = &s->model->config;
@@ -24098,7 +24738,7 @@ static void pvti_gguf_put_sizes(pvti_gguf_out *s)
     pvti_gguf_key_u32(s, "general.file_type", s->matrix->file_type);
     pvti_gguf_key_u32(s, "general.quantization_version", 2);
     pvti_gguf_key_u32(s, "%s.block_count", c->layers);
-    pvti_gguf_key_u32(s, "%s.context_length", c->ctx);
+    pvti_gguf_key_u32(s, "%s.context_length", pvti_export_ctx(c));
     pvti_gguf_key_u32(s, "%s.embedding_length", c->dim);
     pvti_gguf_key_u32(s, "%s.feed_forward_length", c->ff);
     pvti_gguf_key_u32(s, "%s.attention.head_count", c->heads);
@@ -24110,6 +24750,7 @@ static void pvti_gguf_put_sizes(pvti_gguf_out *s)
     if (c->window) pvti_gguf_key_u32(s, "%s.attention.sliding_window", c->window);
     pvti_gguf_key_f32(s, "%s.attention.layer_norm_rms_epsilon", c->norm_eps);
     pvti_gguf_key_f32(s, "%s.rope.freq_base", c->rope_theta);
+    pvti_gguf_put_scaling(s);
 }
 
 /* One info. Rows 0: a vector. */
@@ -24127,9 +24768,27 @@ static void pvti_gguf_put_info(pvti_gguf_out *s, const char *name, int64_t rows,
     s->n_tensors++;
 }
 
-static bool pvti_gguf_has_factors(const pvti_gguf_out *s)
+/* Rows of the matrix that tensor i is the first part of, or is: with a name of its own; 0: it is a later
+   part. */
+static int64_t pvti_gguf_fused(const pvti_gguf_out *s, int64_t i, char name[PVTI_NAME])
 {
-    return s->model->config.rope_factor != 0 || s->model->config.rope_factors;
+    const pvt_model_config *c = &s->model->config;
+    int64_t layer;
+    int tensor = pvti_tensor_at(s->model, i, &layer);
+    const pvti_fused_row *fused = pvti_fused_of(c, tensor);
+    if (!fused) return pvti_width_of(c, pvti_tensors[tensor].out);
+    pvti_fused_name(fused, layer, true, ".weight", name);
+    return tensor == fused->first ? pvti_fused_rows(c, fused, tensor + fused->parts) : 0;
+}
+
+/* In the order in which pvti_gguf_put_factors writes them. */
+static void pvti_gguf_list_factors(pvti_gguf_out *s)
+{
+    int64_t n = s->model->config.head_dim / 2;
+    if (pvti_gguf_has_factors(s)) pvti_gguf_put_info(s, "rope_freqs.weight", 0, n, &pvti_gguf_types[1]);
+    if (!pvti_rope_is(&s->model->config, PVT_ROPE_LONG)) return;
+    pvti_gguf_put_info(s, "rope_factors_long.weight", 0, n, &pvti_gguf_types[1]);
+    pvti_gguf_put_info(s, "rope_factors_short.weight", 0, n, &pvti_gguf_types[1]);
 }
 
 static pvt_result pvti_gguf_list(pvti_gguf_out *s)
@@ -24143,12 +24802,12 @@ static pvt_result pvti_gguf_list(pvti_gguf_out *s)
             return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: the name \"%s\" is too long for a GGUF",
                              s->path,
                              name);
-        if (t.weight) pvti_gguf_put_info(s, name, t.weight->O, t.weight->I, pvti_gguf_type_of(s, &t));
-        else pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
+        int64_t rows = pvti_gguf_fused(s, i, name);
+        if (!t.weight) pvti_gguf_put_info(s, name, 0, t.n, &pvti_gguf_types[1]);
+        else if (rows) pvti_gguf_put_info(s, name, rows, t.weight->I, pvti_gguf_type_of(s, &t));
         widest = PVTI_MAX(widest, t.weight ? t.weight->I : t.n);
     }
-    if (pvti_gguf_has_factors(s))
-        pvti_gguf_put_info(s, "rope_freqs.weight", 0, s->model->config.head_dim / 2, &pvti_gguf_types[1]);
+    pvti_gguf_list_factors(s);
     s->row = PVTI_NEW(s->ctx, pvt_real, widest);
     s->rounded = PVTI_NEW(s->ctx, float, widest);
     s->bytes = PVTI_NEW(s->ctx, uint8_t, 4 * widest);
@@ -24177,7 +24836,13 @@ static pvt_result pvti_gguf_put_matrix(pvti_gguf_out *s, const pvt_tensor_info *
             result = pvti_writer_put(&s->writer, s->bytes, t->weight->I / type->block * type->bytes);
     }
     pvt_weight_free(&own);
-    return result == PVT_OK ? pvti_gguf_pad(s) : result;
+    return result;
+}
+
+static pvt_result pvti_gguf_put_floats(pvti_gguf_out *s, const float *values, int64_t n)
+{
+    PVTI_TRY(pvti_writer_put_numbers(&s->writer, values, n, 4));
+    return pvti_gguf_pad(s);
 }
 
 /* rope_freqs.weight: what the frequencies are divided by. */
@@ -24186,14 +24851,18 @@ static pvt_result pvti_gguf_put_factors(pvti_gguf_out *s)
     const pvt_model_config *c = &s->model->config;
     float plain[PVTI_ROPE_MOST], scaled[PVTI_ROPE_MOST];
     int64_t n = c->head_dim / 2;
+    if (pvti_rope_is(c, PVT_ROPE_LONG)) {
+        PVTI_TRY(pvti_gguf_put_floats(s, c->rope_long_factors, n));
+        return pvti_gguf_put_floats(s, c->rope_factors, n);
+    }
+    if (!pvti_gguf_has_factors(s)) return PVT_OK;
     pvt_rope_frequencies(plain, c->head_dim, c->rope_theta);
     memcpy(scaled, plain, sizeof scaled);
     if (!c->rope_factors)
         pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
                               c->rope_original_ctx);
     for (int64_t j = 0; j < n; j++) scaled[j] = c->rope_factors ? c->rope_factors[j] : plain[j] / scaled[j];
-    PVTI_TRY(pvti_writer_put_numbers(&s->writer, scaled, n, 4));
-    return pvti_gguf_pad(s);
+    return pvti_gguf_put_floats(s, scaled, n);
 }
 
 static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
@@ -24203,15 +24872,18 @@ static pvt_result pvti_gguf_put_data(pvti_gguf_out *s)
     for (int64_t i = 0; i < pvt_model_tensors(s->model); i++) {
         pvt_tensor_info t = pvt_model_tensor(s->model, i);
         bool rotary = neighbours && pvti_tensors[pvti_tensor_at(s->model, i, &layer)].rotary;
+        char name[PVTI_NAME];
         if (t.weight) {
             PVTI_TRY(pvti_gguf_put_matrix(s, &t, rotary));
-            continue;
+            bool last = i + 1 == pvt_model_tensors(s->model);
+            if (!last && !pvti_gguf_fused(s, i + 1, name)) continue; /* its other parts follow */
+        } else {
+            PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
+            PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
         }
-        PVTI_TRY(pvti_round_values(s->ctx, PVT_F32, s->rounded, t.values, t.n, t.name, 0));
-        PVTI_TRY(pvti_writer_put_numbers(&s->writer, s->rounded, t.n, 4));
         PVTI_TRY(pvti_gguf_pad(s));
     }
-    return pvti_gguf_has_factors(s) ? pvti_gguf_put_factors(s) : PVT_OK;
+    return pvti_gguf_put_factors(s);
 }
 
 static pvt_result pvti_gguf_put_file(pvti_gguf_out *s)
@@ -24654,11 +25326,22 @@ static pvt_result pvti_packed_check_zeros(pvti_exporter *s, const pvt_tensor_inf
     return PVT_OK;
 }
 
+/* Parts with codes of their own, of what is one matrix for the runtime. */
+static pvt_result pvti_export_refuse_split(const pvti_exporter *s, const char *target)
+{
+    if (!s->split) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: models of type %s have q, k and v in one matrix there, and gate and up in another, "
+                     "whose parts have codes of their own here; use gguf:TYPE or dense",
+                     target, s->model->config.family);
+}
+
 static pvt_result pvti_packed_check(pvti_exporter *s)
 {
     const pvti_packing *p = s->packing;
     s->symmetric = p->integers;
     pvti_export_formats(s);
+    PVTI_TRY(pvti_export_refuse_split(s, p->target));
     if (!s->codes)
         return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED, "%s: nothing in this model is quantized; use dense",
                          p->target);
@@ -24704,7 +25387,9 @@ static pvt_result pvti_export_aqlm(pvti_export_job *job, const char *target)
 {
     const pvt_weight *first = NULL;
     char text[48];
-    (void)target;
+    pvti_exporter saver = pvti_saver_of(job->model, &job->desc);
+    pvti_export_formats(&saver);
+    PVTI_TRY(pvti_export_refuse_split(&saver, target));
     job->desc.dense_embedding = true;
     for (int64_t i = 1; i < pvt_model_tensors(job->model); i++) { /* 0, the embedding, is written dense */
         pvt_tensor_info t = pvt_model_tensor(job->model, i);

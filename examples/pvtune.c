@@ -629,7 +629,8 @@ static int check_writable(app *a, const char *path)
 /* Refuses before the work what pvt_model_save would refuse after it. */
 static int check_savable(app *a)
 {
-    if (!pvt_model_get_config(a->models[0])->rope_factors) return 0;
+    const pvt_model_config *c = pvt_model_get_config(a->models[0]);
+    if (!c->rope_factors || (c->rope_factor != 0 && c->rope_rule == PVT_ROPE_LONG)) return 0;
     return fail(a, "%s: its rotary frequencies (rope_freqs.weight) follow no rule that config.json knows: a result could "
                 "not be saved", a->o.model);
 }
@@ -820,12 +821,18 @@ static pvt_tune_desc tune_desc(const options *o)
 
 static int64_t count_params(const pvt_model *model) { return pvt_model_bits(model, NULL).params; }
 
+static void tensor_format(const pvt_tensor_info *t, char format[48])
+{
+    memset(format, 0, 48);
+    if (t->dtype == PVT_DTYPE_NONE) pvt_format_text(&t->weight->format, format);
+    else snprintf(format, 48, "%s", pvt_dtype_name(t->dtype));
+}
+
 static void info_tensor(app *a, const pvt_tensor_info *t)
 {
     char format[48];
     double bits = 8.0 * (double)t->bytes / (double)t->n;
-    if (t->dtype == PVT_DTYPE_NONE) pvt_format_text(&t->weight->format, format);
-    else snprintf(format, sizeof format, "%s", pvt_dtype_name(t->dtype));
+    tensor_format(t, format);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "name", t->name);
     put_open(&a->json, "shape", "[");
@@ -864,6 +871,91 @@ static int info_plan(app *a)
     return 0;
 }
 
+/* The representations that occur, most weights first, each with what it takes: a line, or an object. */
+static void info_formats(app *a)
+{
+    enum { MOST = 24 }; /* a plan has fewer; what is beyond stands in the table of tensors */
+    struct { char format[48]; int64_t tensors, params, bytes; } rows[MOST];
+    int n = 0;
+    for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        char format[48];
+        int k = 0;
+        tensor_format(&t, format);
+        while (k < n && strcmp(rows[k].format, format) != 0) k++;
+        if (k == MOST) continue;
+        if (k == n) memset(&rows[n++], 0, sizeof rows[0]);
+        memcpy(rows[k].format, format, sizeof format);
+        rows[k].tensors++, rows[k].params += t.n, rows[k].bytes += t.bytes;
+    }
+    put_open(&a->json, "formats", "[");
+    for (int done = 0; done < n; done++) {
+        int k = 0;
+        for (int i = 1; i < n; i++)
+            if (rows[i].params > rows[k].params) k = i;
+        double bits = 8.0 * (double)rows[k].bytes / (double)rows[k].params;
+        put_open(&a->json, NULL, "{");
+        put_text(&a->json, "format", rows[k].format), put_int(&a->json, "tensors", rows[k].tensors);
+        put_int(&a->json, "params", rows[k].params), put_number(&a->json, "bits", bits);
+        put_close(&a->json, "}");
+        if (!a->o.json)
+            printf("%-10s %-16s %5lld tensor%s of %12lld numbers, %6.3f bits each\n", done ? "" : "formats",
+                   rows[k].format, (long long)rows[k].tensors, rows[k].tensors == 1 ? " " : "s",
+                   (long long)rows[k].params, bits);
+        rows[k].params = -1;
+    }
+    put_close(&a->json, "]");
+}
+
+/* Context, window, and the rule that stretched it. */
+static void info_context(app *a, const pvt_model_config *c)
+{
+    static const char *const rules[] = {"llama3", "linear", "dynamic", "longrope"}; /* by pvt_rope_rule */
+    const char *rule = c->rope_factor != 0 ? rules[c->rope_rule] : c->rope_factors ? "factors" : "none";
+    put_int(&a->json, "window", c->window), put_number(&a->json, "rope_theta", c->rope_theta);
+    put_text(&a->json, "rope_scaling", rule);
+    if (c->rope_factor != 0) {
+        put_number(&a->json, "rope_factor", c->rope_factor);
+        put_int(&a->json, "rope_original_ctx", c->rope_original_ctx);
+    }
+    if (a->o.json) return;
+    printf("context    %lld tokens", (long long)c->ctx);
+    if (c->window) printf(", of which attention sees the last %lld", (long long)c->window);
+    if (c->rope_factor != 0)
+        printf(", %lld before rope_scaling \"%s\" by %g", (long long)c->rope_original_ctx, rule,
+               c->rope_factor);
+    else if (c->rope_factors) printf(", rotary frequencies with factors of their own");
+    printf("\n");
+}
+
+static int info_tokenizer(app *a)
+{
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
+    pvt_chat chat = PVT_CHAT_NONE;
+    if (tokenizer) TRY(a, pvt_tokenizer_chat(tokenizer, &chat));
+    put_text(&a->json, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
+    put_text(&a->json, "chat_template", pvt_chat_name(chat));
+    if (a->o.json) return 0;
+    printf("tokenizer  %s", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
+    if (tokenizer) printf(", %lld tokens", (long long)pvt_tokenizer_get_info(tokenizer).vocab);
+    printf("\nchat       %s\n", pvt_chat_name(chat));
+    return 0;
+}
+
+/* What tuning takes with the defaults, the model its own teacher: --plan tells it for other options. */
+static void info_tuning(app *a)
+{
+    pvt_tune_desc desc;
+    char text[32];
+    memset(&desc, 0, sizeof desc);
+    int64_t bytes = pvt_tuner_bytes(a->models[0], a->models[0], NULL, &desc);
+    if (bytes == INT64_MAX) return; /* nothing in it can be tuned */
+    put_int(&a->json, "tune_bytes", bytes);
+    if (!a->o.json)
+        printf("tuning     %s at the peak with the defaults, beside the mapped model files; --plan tune for others\n",
+               human_bytes((double)bytes, text));
+}
+
 static int verb_info(app *a)
 {
     buffer *t = &a->json;
@@ -872,7 +964,6 @@ static int verb_info(app *a)
     pvt_bits bits = pvt_model_bits(a->models[0], NULL);
     double file_bits = 8.0 * (double)pvt_model_file_bytes(a->models[0]) / (double)bits.params;
     const pvt_model_config *c = pvt_model_get_config(a->models[0]);
-    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
     put_open(t, NULL, "{");
     put_text(t, "family", c->family);
     put_int(t, "layers", c->layers), put_int(t, "dim", c->dim), put_int(t, "heads", c->heads);
@@ -880,25 +971,29 @@ static int verb_info(app *a)
     put_int(t, "vocab", c->vocab), put_int(t, "ctx", c->ctx), put_int(t, "params", bits.params);
     put_number(t, "bits_per_weight", bits.linears), put_number(t, "bits_per_weight_packed", bits.packed_linears);
     put_number(t, "bits_per_weight_all", bits.all), put_number(t, "file_bits_per_weight", file_bits);
+    put_int(t, "file_bytes", pvt_model_file_bytes(a->models[0]));
     put_key(t, "tied"), buffer_printf(t, c->tied ? "true" : "false");
-    put_text(t, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
+    if (!a->o.json) {
+        printf("family     %s\n", c->family);
+        printf("shape      %lld layers, dim %lld, ff %lld, %lld heads (%lld for keys) of %lld, vocabulary %lld%s\n",
+               (long long)c->layers, (long long)c->dim, (long long)c->ff, (long long)c->heads, (long long)c->kv_heads,
+               (long long)c->head_dim, (long long)c->vocab, c->tied ? ", tied head" : "");
+    }
+    info_context(a, c);
+    DO(info_tokenizer(a));
+    if (!a->o.json) {
+        printf("parameters %lld\n", (long long)bits.params);
+        printf("weights    %s in the blocks' linears, %.3f over all parameters, %.3f with the file's headers\n",
+               bits_phrase(&bits, phrase), bits.all, file_bits);
+    }
+    info_formats(a);
     put_open(t, "tensors", "[");
     for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
         pvt_tensor_info tensor = pvt_model_tensor(a->models[0], i);
         info_tensor(a, &tensor);
     }
     put_close(t, "]");
-    if (!a->o.json) {
-        printf("family     %s\n", c->family);
-        printf("shape      %lld layers, dim %lld, ff %lld, %lld heads (%lld for keys) of %lld, vocabulary %lld%s\n",
-               (long long)c->layers, (long long)c->dim, (long long)c->ff, (long long)c->heads, (long long)c->kv_heads,
-               (long long)c->head_dim, (long long)c->vocab, c->tied ? ", tied head" : "");
-        printf("context    %lld tokens\n", (long long)c->ctx);
-        printf("tokenizer  %s\n", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
-        printf("parameters %lld\n", (long long)bits.params);
-        printf("weights    %s in the blocks' linears, %.3f over all parameters, %.3f with the file's headers\n",
-               bits_phrase(&bits, phrase), bits.all, file_bits);
-    }
+    if (!a->o.plan) info_tuning(a);
     if (a->o.plan) DO(info_plan(a));
     put_close(t, "}");
     return put_result(a);
@@ -1785,13 +1880,46 @@ static void grad_add(grad_list *list, const pvt_tensor_info *t, const char *suff
     list->arrays[list->n++] = real_array(name, data, rank, shape);
 }
 
+/* The number of tensors from i on that are one matrix in the model's files, by whose name its gradient goes; 1: not
+   so, or its parts have codes of their own. */
+static int grad_parts(app *a, int64_t i)
+{
+    pvt_tensor_info first = pvt_model_tensor(a->models[0], i), t = first;
+    int n = 0;
+    while (first.whole[0] && strcmp(t.whole, first.whole) == 0 && t.dtype != PVT_DTYPE_NONE)
+        t = pvt_model_tensor(a->models[0], i + ++n);
+    return n > 0 && first.whole_row == 0 && strcmp(t.whole, first.whole) != 0 ? n : 1;
+}
+
+static int grad_join(app *a, grad_list *list, int64_t i, int parts)
+{
+    pvt_tensor_info whole = pvt_model_tensor(a->models[0], i);
+    int64_t shape[2];
+    shape[0] = whole.whole_rows, shape[1] = whole.weight->I;
+    pvt_real *dW = grad_chain(list, shape[0] * shape[1]);
+    if (!dW) return fail(a, "out of memory for the gradients of %s", whole.whole);
+    for (int k = 0; k < parts; k++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i + k);
+        memcpy(dW + t.whole_row * shape[1], pvt_run_grad(a->runs[0], i + k), (size_t)t.n * sizeof *dW);
+    }
+    memcpy(whole.name, whole.whole, sizeof whole.name);
+    grad_add(list, &whole, NULL, dW, 2, shape);
+    return 0;
+}
+
 static int grad_collect(app *a, grad_list *list)
 {
+    int parts;
     for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
         pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
         const pvt_real *dW = pvt_run_grad(a->runs[0], i);
         int64_t shape[4];
         if (!dW) continue;
+        if ((parts = grad_parts(a, i)) > 1) {
+            DO(grad_join(a, list, i, parts));
+            i += parts - 1;
+            continue;
+        }
         shape[0] = t.weight ? t.weight->O : t.n, shape[1] = t.weight ? t.weight->I : 0;
         grad_add(list, &t, NULL, dW, t.weight ? 2 : 1, shape);
         if (t.weight && t.dtype == PVT_DTYPE_NONE) {

@@ -274,6 +274,109 @@ static void test_files(void)
     CHECK_REFUSED(1, "cut", run("info cut"));
 }
 
+/* A model of another family in `name`, its tensors as the files of that family have them. */
+static void make_family(pvt_ctx *ctx, const char *name, const char *family)
+{
+    static const float factors[4] = {1, 1, 2, 2};
+    pvt_model_config c;
+    pvt_model *other = NULL;
+    char path[300];
+    memset(&c, 0, sizeof c);
+    snprintf(c.family, sizeof c.family, "%s", family);
+    c.layers = 1, c.dim = 16, c.heads = 2, c.ff = 24, c.vocab = 40, c.ctx = 32;
+    if (strcmp(family, "phi3") == 0) {
+        c.rope_rule = PVT_ROPE_LONG, c.rope_factor = 2, c.rope_original_ctx = 16;
+        c.rope_factors = c.rope_long_factors = factors;
+    }
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &other));
+    if (other) CHECK_OK(ctx, pvt_model_save(other, path, NULL));
+    pvt_model_free(other);
+}
+
+/* Kinds of malformed models: a shell command that makes `bad` of a good one, and what the sentence says. */
+static void test_malformed(pvt_ctx *ctx)
+{
+    static const char *const cases[][3] = {
+        {"model", "sed -i 's/\"hidden_size\": [0-9]*/\"hidden_size\": 24/' config.json",
+         "config.json asks for"},
+        {"model", "sed -i 's/\"num_hidden_layers\": [0-9]*/\"num_hidden_layers\": 9/' config.json",
+         "is missing"},
+        {"model", "sed -i 's/\"num_hidden_layers\"/\"vocab_size\": 1, \"num_hidden_layers\"/' config.json",
+         "\"vocab_size\" occurs twice"},
+        {"model", "sed -i 's/\"model_type\": \"[a-z]*\"/\"model_type\": \"gemma2\"/' config.json",
+         "\"gemma2\" are not supported; llama, mistral, qwen2, qwen3 and phi3 are"},
+        {"model", "sed -i 's/\"dtype\":\"F16\"/\"dtype\":\"I16\"/' model.safetensors",
+         "of type I16 are not weights"},
+        {"model", "sed -i 's/input_layernorm/post_attention_layernorm/; s/  *$//' model.safetensors",
+         "model.safetensors"},
+        {"model", "mv model.safetensors part.safetensors; "
+                  "echo '{\"weight_map\":{\"lm_head.weight\":\"gone.safetensors\"}}' >model.safetensors.index.json",
+         "gone.safetensors"},
+        {"model", "mv model.safetensors ../outside.safetensors; "
+                  "echo '{\"weight_map\":{\"lm_head.weight\":\"../outside.safetensors\"}}' >model.safetensors.index.json",
+         "plain name"},
+        {"phi3", "sed -i 's/\"num_key_value_heads\": 2/\"num_key_value_heads\": 1/' config.json",
+         "qkv_proj.weight\" is [48, 16]; bad/config.json asks for [32, 16]"},
+        {"phi3", "sed -i 's/\"intermediate_size\": 24/\"intermediate_size\": 23/' config.json",
+         "gate_up_proj.weight\" is [48, 16]; bad/config.json asks for [46, 16]"},
+        {"phi3", "sed -i 's/\"short_factor\": ./&1.0, /' config.json",
+         "\"short_factor\" must be a list of 4 numbers"},
+        {"phi3", "sed -i 's/\"long_factor\": .[0-9.]*, /\"long_factor\": [/' config.json",
+         "\"long_factor\" must be a list of 4 numbers"},
+        {"phi3", "sed -i 's/\"long_factor\": .[0-9.]*/\"long_factor\": [-1.0/' config.json",
+         "rotary factor 0 is -1"},
+        {"phi3",
+         "sed -i 's/\"original_max_position_embeddings\": 16/\"original_max_position_embeddings\": -16/' "
+                 "config.json", "\"original_max_position_embeddings\" is -16"},
+        {"qwen3", "sed -i 's/q_norm/qqnorm/' model.safetensors", "q_norm.weight\" is missing"},
+        {"q", "sed -i 's/\"nbits_per_codebook\": 4/\"nbits_per_codebook\": 3/' config.json",
+         ".codes\": code"},
+        {"q", "sed -i 's/\"num_codebooks\": 2/\"num_codebooks\": 1/' config.json", "config.json asks for"},
+    };
+    make_family(ctx, "phi3", "phi3"), make_family(ctx, "qwen3", "qwen3");
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        CHECK(sh("rm -rf bad; cp -r %s bad; cd bad; %s", cases[i][0], cases[i][1]) == 0);
+        CHECK_REFUSED(1, cases[i][2], run("info bad"));
+    }
+    CHECK_REFUSED(1, "does not belong to", run("eval phi3 --ppl text --tokenizer model"));
+    CHECK(sh("rm -r bad phi3 qwen3 outside.safetensors") == 0);
+}
+
+/* What info says about models of other families, and about their chat template. */
+static void test_info(pvt_ctx *ctx)
+{
+    static const char *const chats[][2] = {
+        {"{{ '<|im_start|>' + m.role + m.content + '<|im_end|>' }}", "ChatML"},
+        {"{{ '<|start_header_id|>' + m.content + '<|eot_id|>' }}", "Llama-3"},
+        {"{{ '<|user|>' + m.content + '<|end|>' + '<|assistant|>' }}", "Phi-3"},
+        {"{{ '[INST] <<SYS>>' + s + '<</SYS>>' + m.content + ' [/INST]' }}", "Llama-2"},
+        {"{{ '[INST] ' + m.content + ' [/INST]' }}", "Mistral"},
+        {"{{ 'User: ' + m.content }}", "other"}};
+    char line[40];
+    make_family(ctx, "phi3", "phi3");
+    CHECK_RUN(run("info phi3"));
+    CHECK(strstr(out_text, "family     phi3\n") && strstr(out_text, "rope_scaling \"longrope\" by 2\n"));
+    CHECK(strstr(out_text, "chat       none\n") && strstr(out_text, "\nformats    F16 "));
+    CHECK_RUN(run("info phi3 --json"));
+    CHECK(json_has(ctx, "window,rope_theta,rope_scaling,rope_factor,rope_original_ctx,file_bytes,tokenizer,"
+                        "chat_template,formats,tune_bytes"));
+    CHECK(sh("cp -r model chatty") == 0);
+    for (int i = 0; i < PVTI_COUNT(chats); i++) {
+        CHECK(sh("printf '%%s' \"%s\" >chatty/chat_template.jinja", chats[i][0]) == 0);
+        snprintf(line, sizeof line, "\nchat       %s\n", chats[i][1]);
+        CHECK_RUN(run("info chatty"));
+        CHECK(strstr(out_text, line));
+    }
+    CHECK(sh("rm chatty/chat_template.jinja; echo '{\"chat_template\": [{\"name\": \"tools\", \"template\": \"x\"}, "
+             "{\"name\": \"default\", \"template\": \"<|im_start|><|im_end|>\"}]}' >chatty/tokenizer_config.json") == 0);
+    CHECK_RUN(run("info chatty"));
+    CHECK(strstr(out_text, "\nchat       ChatML\n"));
+    CHECK(sh("echo '{' >chatty/tokenizer_config.json") == 0);
+    CHECK(run("info chatty") == 1 && strstr(err_text, "tokenizer_config.json"));
+    CHECK(sh("rm -r chatty phi3") == 0);
+}
+
 static void test_results(pvt_ctx *ctx)
 {
     CHECK_RUN(run("info model --json"));
@@ -1342,6 +1445,8 @@ int main(void)
     test_refused_early();
     test_files();
     test_results(ctx);
+    test_malformed(ctx);
+    test_info(ctx);
     test_texts(ctx);
     test_refused();
     test_figures();

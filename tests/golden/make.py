@@ -2,9 +2,10 @@
 pvtune: tiny random models by transformers, tokenizers by sentencepiece and tokenizers, code searches and
 optimizer steps by the few lines of numpy below, which share nothing with pvtune.h.
 
+    python tests/golden/make.py --qwen3        models/qwen3 alone, which needs another version of transformers
     python tests/golden/make.py TEXT [OUT]     TEXT: train.txt of `pvtune demo --quick --save DIR`; OUT: default here
 
-Made with torch 2.5.1, transformers 4.49.0, safetensors, numpy 2.4.6, sentencepiece 0.2.3, tokenizers 0.21.4.
+Made with torch 2.5.1, transformers 4.49.0 (models/qwen3: 5.24.0), safetensors, numpy 2.4.6, sentencepiece 0.2.3, tokenizers 0.21.4.
 Everything is seeded and computed in float64 from the stored float16 numbers; results are stored as float32.
 
 models/NAME, aqlm/NAME    config.json and model.safetensors as Hugging Face has them;
@@ -43,16 +44,17 @@ def write(path, document):
 
 def exact_library():
     """transformers computes norms in float32 whatever the model's type; here in the type that comes in."""
-    import transformers.models.llama.modeling_llama as llama
-    import transformers.models.mistral.modeling_mistral as mistral
-    import transformers.models.qwen2.modeling_qwen2 as qwen2
+    import importlib
     import torch
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-    llama.LlamaRMSNorm.forward = norm
-    mistral.MistralRMSNorm.forward = norm
-    qwen2.Qwen2RMSNorm.forward = norm
+    for family in ("Llama", "Mistral", "Qwen2", "Phi3", "Qwen3"):
+        try:
+            module = importlib.import_module(f"transformers.models.{family.lower()}.modeling_{family.lower()}")
+        except ImportError:  # Qwen3 came with 4.51
+            continue
+        getattr(module, family + "RMSNorm").forward = norm
 
 
 def random_model(config, seed):
@@ -61,7 +63,7 @@ def random_model(config, seed):
     from transformers import AutoModelForCausalLM
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
-    spread = {"norm": .25, "q_proj": .25, "k_proj": .25, "embed": .15 if config.tie_word_embeddings else .5}
+    spread = {"norm": .25, "q_proj": .25, "k_proj": .25, "qkv_proj": .25, "embed": .15 if config.tie_word_embeddings else .5}
     with torch.no_grad():
         for name, p in model.named_parameters():
             s = next((v for k, v in spread.items() if k in name), .2)
@@ -78,8 +80,9 @@ def loss_of(logits, ids):
 def store_config(directory, config, **more):
     os.makedirs(os.path.join(OUT, directory), exist_ok=True)
     keep = ("architectures model_type vocab_size hidden_size intermediate_size num_hidden_layers "
-            "num_attention_heads num_key_value_heads head_dim hidden_act rms_norm_eps rope_theta rope_scaling "
-            "sliding_window use_sliding_window max_window_layers max_position_embeddings tie_word_embeddings bos_token_id eos_token_id").split()
+            "num_attention_heads num_key_value_heads head_dim hidden_act rms_norm_eps rope_theta rope_scaling rope_parameters "
+            "sliding_window use_sliding_window max_window_layers max_position_embeddings original_max_position_embeddings "
+            "tie_word_embeddings bos_token_id eos_token_id").split()
     full = config.to_dict()
     document = {k: full[k] for k in keep if k in full}
     write(os.path.join(OUT, directory, "config.json"), {**document, "torch_dtype": "float16", **more})
@@ -135,6 +138,30 @@ def make_models():
     model_figures("models/qwen2_tied", Qwen2Config(**{**base, "tie_word_embeddings": True, "num_attention_heads": 3}),
                   140, 1, 13)
     model_figures("models/qwen2_untied", Qwen2Config(**{**base, "num_hidden_layers": 2}), 141, 2, 9)
+
+
+def make_families():
+    """Rules for longer contexts, and what other families have that Llama has not."""
+    from transformers import LlamaConfig, Phi3Config
+    base = dict(vocab_size=31, hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=1, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=16,
+                tie_word_embeddings=False)
+    scaled = lambda rule: LlamaConfig(**{**base, "head_dim": 8, "rope_scaling": {"rope_type": rule, "factor": 2.5}})
+    model_figures("models/llama_linear", scaled("linear"), 150, 1, 13)
+    model_figures("models/llama_dynamic", scaled("dynamic"), 151, 1, 25)  # longer than the 16 of its config
+    longrope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.5], "long_factor": [1.2, 1.75, 3.5, 6.25]}
+    phi3 = lambda **more: Phi3Config(**{**base, "max_position_embeddings": 64, "pad_token_id": None,
+                                        "original_max_position_embeddings": 16, "rope_scaling": longrope, **more})
+    model_figures("models/phi3_short", phi3(sliding_window=7, num_hidden_layers=2), 152, 1, 16)
+    model_figures("models/phi3_long", phi3(), 153, 1, 21)
+
+
+def make_qwen3():
+    from transformers import Qwen3Config
+    config = Qwen3Config(vocab_size=31, hidden_size=12, intermediate_size=20, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6,
+                         max_position_embeddings=128, tie_word_embeddings=True)
+    model_figures("models/qwen3", config, 160, 2, 9)
 
 
 # ---- AQLM checkpoints ----
@@ -438,9 +465,13 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         OUT = sys.argv[2]
     exact_library()
+    if sys.argv[1] == "--qwen3":
+        make_qwen3()
+        sys.exit()
     make_pv()
     make_tokenizers(sys.argv[1])
     make_models()
+    make_families()
     make_aqlm("aqlm/llama_2x8_g8", 200, 2, 8, 8, 1, ["down_proj"], False)
     make_aqlm("aqlm/llama_1x9_g4", 210, 1, 9, 4, 2, ["o_proj"], True)
     make_aqlm("aqlm/qwen2_2x8_g8", 220, 2, 8, 8, 1, ["q_proj", "v_proj"], False, "Qwen2")

@@ -43,6 +43,8 @@ typedef struct options {
     double damp;
     const char *lab; /* which experiment, */
     int64_t runs;    /* from so many starts or seeds */
+    option_list tasks;
+    int64_t limit;
     const char *formats, *alpha;
     double bits;
     bool no_embed;
@@ -239,12 +241,18 @@ static const option tune_rows[] = {
 };
 static const option eval_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this text, as --calib takes it, in windows that do not overlap; -: standard input"},
+    HEADING("Perplexity"),
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), false, "TEXT", 0, 0, NULL, "on this text, as --calib takes it, in windows that do not overlap; -: standard input"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
     {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
-    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window"},
+    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window, and per document of a task"},
     {"--against", NULL, OPTION_TEXT, AT(against), false, "F.jsonl", 0, 0, NULL,
      "the --log of another model on the same windows: print the paired difference"},
+    HEADING("Zero-shot tasks"),
+    {"--task", NULL, OPTION_LIST, AT(tasks), false, "[NAME=]FILE", 0, 0, NULL,
+     "documents as JSON Lines: arc_easy, arc_challenge, hellaswag, piqa, winogrande, boolq, lambada as their data sets have them, "
+     "or {\"context\", \"choices\", \"gold\"}; may be given several times"},
+    {"--limit", NULL, OPTION_INT, AT(limit), false, "N", 1, 1e9, "(all)", "the first N documents of each"},
 };
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -424,6 +432,7 @@ static int on_progress(void *user, const pvt_progress *p)
         }
     if (strcmp(p->phase, "quantize") == 0 || strcmp(p->phase, "fitting") == 0) figure = "error";
     if (strcmp(p->phase, "eval") == 0) figure = "perplexity";
+    if (strcmp(p->phase, "task") == 0) figure = "accuracy";
     meter_count(&a->meter, p->phase, p->item, p->done, p->total, p->unit, figure, p->value);
     return stop_asked;
 }
@@ -1437,19 +1446,13 @@ static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int6
     return 0;
 }
 
-static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
+static void log_windows(buffer *t, const pvt_ppl *ppl, const double *nll, int64_t first)
 {
-    buffer t = {NULL, 0, 0, false};
-    if (!a->o.log) return 0;
     for (int64_t i = 0; i < ppl->windows; i++) {
-        put_open(&t, NULL, "{");
-        put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
-        buffer_put(&t, "}\n", 2);
+        put_open(t, NULL, "{");
+        put_int(t, "window", first + i), put_int(t, "tokens", ppl->ctx - 1), put_number(t, "nll_sum", nll[i]);
+        buffer_put(t, "}\n", 2);
     }
-    pvt_result result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, t.data, t.size);
-    buffer_free(&t);
-    TRY(a, result);
-    return 0;
 }
 
 /* " ± 0.01234", or nothing where one window says nothing of how far others lie. */
@@ -1460,7 +1463,9 @@ static const char *plus_minus(double error, char out[32])
     return out;
 }
 
-static int verb_eval(app *a)
+#include "tasks.h"
+
+static int eval_text(app *a, buffer *log)
 {
     pvt_ppl_desc desc;
     pvt_ppl ppl;
@@ -1468,8 +1473,6 @@ static int verb_eval(app *a)
     memset(&desc, 0, sizeof desc);
     desc.ctx = a->o.ctx;
     DO(parse_windows(a, &desc));
-    DO(check_writable(a, a->o.log));
-    DO(load_model(a, 0, a->o.model));
     DO(load_text(a, 0, a->o.ppl, a->models[0]));
     if (desc.ctx == 0) desc.ctx = smaller(512, pvt_model_get_config(a->models[0])->ctx);
     int64_t windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
@@ -1479,8 +1482,7 @@ static int verb_eval(app *a)
     pvt_result result = pvt_perplexity(a->models[0], &a->corpora[0], &desc, &ppl);
     if (result == PVT_ERR_CANCELLED) return fail(a, "stopped on request; no figure, for it would be of fewer windows than asked");
     TRY(a, result);
-    DO(log_windows(a, &ppl, nll, desc.first));
-    put_open(&a->json, NULL, "{");
+    log_windows(log, &ppl, nll, desc.first);
     put_number(&a->json, "ppl", ppl.ppl), put_number(&a->json, "nll", ppl.nll);
     put_number(&a->json, "nll_stderr", ppl.nll_stderr), put_number(&a->json, "nll_sum", ppl.nll_sum);
     put_int(&a->json, "tokens", ppl.tokens), put_int(&a->json, "windows", ppl.windows), put_int(&a->json, "ctx", ppl.ctx);
@@ -1488,19 +1490,40 @@ static int verb_eval(app *a)
         DO(paired_difference(a, &ppl, nll, desc.first, &difference, &error));
         put_number(&a->json, "nll_difference", difference), put_number(&a->json, "nll_difference_stderr", error);
     }
-    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], NULL).linears);
-    put_number(&a->json, "seconds", ppl.seconds);
-    put_close(&a->json, "}");
     meter_clear(&a->meter);
-    if (!a->o.json) {
-        char of_nll[32], of_difference[32];
-        printf("perplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", ppl.ppl, ppl.nll,
-               plus_minus(ppl.nll_stderr, of_nll), (long long)ppl.tokens, (long long)ppl.windows,
-               ppl.windows == 1 ? "" : "s", (long long)ppl.ctx, ppl.seconds);
-        if (a->o.against)
-            printf("nll minus that of %s: %+.5f%s\n", a->o.against, difference, plus_minus(error, of_difference));
+    if (a->o.json) return 0;
+    char of_nll[32], of_difference[32];
+    printf("perplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", ppl.ppl, ppl.nll,
+           plus_minus(ppl.nll_stderr, of_nll), (long long)ppl.tokens, (long long)ppl.windows, ppl.windows == 1 ? "" : "s",
+           (long long)ppl.ctx, ppl.seconds);
+    if (a->o.against)
+        printf("nll minus that of %s: %+.5f%s\n", a->o.against, difference, plus_minus(error, of_difference));
+    return 0;
+}
+
+static int verb_eval(app *a)
+{
+    buffer log = {NULL, 0, 0, false};
+    pvt_ppl_desc unused;
+    pvt_result result = PVT_OK;
+    if (!a->o.ppl && a->o.tasks.n == 0) {
+        fail(a, "give --ppl TEXT, or --task FILE, or both");
+        return 2;
     }
-    return put_result(a);
+    memset(&unused, 0, sizeof unused);
+    DO(parse_windows(a, &unused)); /* before the model is loaded */
+    DO(check_writable(a, a->o.log));
+    DO(load_model(a, 0, a->o.model));
+    put_open(&a->json, NULL, "{");
+    int status = a->o.ppl ? eval_text(a, &log) : 0;
+    if (status == 0 && a->o.tasks.n > 0) status = eval_tasks(a, &log);
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], NULL).linears);
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    if (status == 0 && a->o.log) result = log.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, log.data, log.size);
+    buffer_free(&log);
+    if (status == 0) TRY(a, result);
+    return status ? status : put_result(a);
 }
 
 /* ---- generate, tokenize ---- */

@@ -1621,15 +1621,17 @@ typedef struct pvt_ppl_desc {
     int64_t ctx;          /* window length; 0: the model's, at most 512 */
     int64_t first, last;  /* windows first … last−1; last 0: all */
     double *window_nll;   /* NULL, or [last − first]: each window's nll sum */
+    int64_t stride;       /* tokens from one window's beginning to the next one's; 0: ctx. Below ctx windows
+                             overlap, and of all but window 0 only the last `stride` predictions count */
 } pvt_ppl_desc;
 typedef struct pvt_ppl {
     double ppl, nll, nll_sum; /* nll: mean over tokens */
     double nll_stderr;        /* its standard error over windows; NaN for one window */
-    int64_t tokens, windows, ctx;
+    int64_t tokens, windows, ctx, stride; /* tokens: predictions that count */
     double seconds;
 } pvt_ppl;
-/* Perplexity over non-overlapping windows, ctx − 1 predictions each. Errors: ARGUMENT (text
-   shorter than one window, ctx beyond the model's). */
+/* Perplexity over windows, ctx − 1 predictions each, fewer where they overlap. Errors: ARGUMENT (text
+   shorter than one window, ctx beyond the model's, stride beyond ctx). */
 PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 
@@ -12358,46 +12360,99 @@ static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *co
 }
 
 // >>evaluation
-/*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
-    from an empty context. A window of ctx tokens predicts ctx − 1. */
+/*  Perplexity: exp of the mean loss per predicted token, over windows, each from an empty context. A window
+    of ctx tokens predicts ctx − 1. Where windows overlap each token counts once, in the window where it has
+    most before it: in all but the first only the last `stride` predictions do. */
 
 #define PVTI_EVAL_TOKENS 2048 /* tokens of a forward: enough for GEMM to reach its speed */
 
-/* Losses of the windows first … first+n−1, one forward, into nll[n]. */
-static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int64_t T, int64_t first,
-                                    int64_t n, double *per_token, double *nll)
+typedef struct pvti_eval {
+    pvt_run *run;
+    const pvt_corpus *corpus;
+    int64_t first; /* number of the first window */
+    int32_t *ids;  /* [batch, ctx] */
+    double *per_token; /* likewise */
+    double *nll;       /* [windows] */
+} pvti_eval;
+
+/* Predictions of a window that count. */
+static int64_t pvti_eval_count(const pvt_ppl *p, int64_t window)
 {
-    int64_t t, count;
-    double sum;
-    PVTI_TRY(pvt_run_forward(run, corpus->ids + first * T, n, T, NULL));
-    PVTI_TRY(pvt_run_loss(run, NULL, &sum, &count, per_token));
+    return window == 0 || p->stride == p->ctx ? p->ctx - 1 : p->stride;
+}
+
+/* Losses of n windows from `done` on, one forward. */
+static pvt_result pvti_eval_windows(const pvti_eval *e, const pvt_ppl *p, int64_t done, int64_t n)
+{
+    int64_t T = p->ctx, count;
+    double sum, *nll = e->nll + done;
     for (int64_t i = 0; i < n; i++) {
-        for (nll[i] = 0, t = 0; t < T; t++) nll[i] += per_token[i * T + t];
+        const int32_t *from = e->corpus->ids + (e->first + done + i) * p->stride;
+        memcpy(e->ids + i * T, from, (size_t)T * sizeof *from);
+    }
+    PVTI_TRY(pvt_run_forward(e->run, e->ids, n, T, NULL));
+    PVTI_TRY(pvt_run_loss(e->run, NULL, &sum, &count, e->per_token));
+    for (int64_t i = 0; i < n; i++) {
+        int64_t t = T - 1 - pvti_eval_count(p, e->first + done + i);
+        for (nll[i] = 0; t < T; t++) nll[i] += e->per_token[i * T + t];
         if (!(nll[i] - nll[i] == 0))
-            return pvti_fail(run->ctx, PVT_ERR_NUMERIC,
+            return pvti_fail(e->run->ctx, PVT_ERR_NUMERIC,
                              "the loss of a window is not finite: there are NaN or infinite numbers in the "
                              "model's weights");
     }
     return PVT_OK;
 }
 
-static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t batch, double *per_token,
-                                double *nll, pvt_ppl *out)
+static pvt_result pvti_eval_all(const pvti_eval *e, int64_t batch, pvt_ppl *out)
 {
     int64_t done = 0, n;
-    double squares = 0, T = (double)(out->ctx - 1), windows = (double)out->windows;
+    double squares = 0, windows = (double)out->windows;
     for (; done < out->windows; done += n) {
         n = PVTI_MIN(batch, out->windows - done);
-        PVTI_TRY(pvti_eval_windows(run, corpus, out->ctx, done, n, per_token, nll + done));
-        for (int64_t i = 0; i < n; i++) out->nll_sum += nll[done + i];
-        PVTI_TRY(pvti_report(run->ctx, "eval", NULL, done + n, out->windows, "windows",
-                             pvti_exp64(out->nll_sum / ((double)(done + n) * T))));
+        PVTI_TRY(pvti_eval_windows(e, out, done, n));
+        for (int64_t i = done; i < done + n; i++)
+            out->nll_sum += e->nll[i], out->tokens += pvti_eval_count(out, e->first + i);
+        PVTI_TRY(pvti_report(e->run->ctx, "eval", NULL, done + n, out->windows, "windows",
+                             pvti_exp64(out->nll_sum / (double)out->tokens)));
     }
-    out->tokens = out->windows * (out->ctx - 1);
     out->nll = out->nll_sum / (double)out->tokens;
-    for (int64_t i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
-    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
+    for (int64_t i = 0; i < out->windows; i++) { /* of a ratio, for windows may count differently many */
+        double off = e->nll[i] - out->nll * (double)pvti_eval_count(out, e->first + i);
+        squares += off * off;
+    }
+    out->nll_stderr = NAN;
+    if (out->windows > 1)
+        out->nll_stderr = __builtin_sqrt(squares * windows / (windows - 1)) / (double)out->tokens;
     out->ppl = pvti_exp64(out->nll);
+    return PVT_OK;
+}
+
+/* The windows that are meant: their length, distance and number; *first. */
+static pvt_result pvti_eval_range(const pvt_model *model, const pvt_corpus *corpus, const pvt_ppl_desc *desc,
+                                  pvt_ppl *out, int64_t *first)
+{
+    pvt_ctx *ctx = model->ctx;
+    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
+    int64_t S = desc && desc->stride ? desc->stride : T, last = desc ? desc->last : 0;
+    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
+    if (S < 1 || S > T)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "windows of %lld tokens %lld apart: a stride of 1 to %lld is possible", (long long)T,
+                         (long long)S, (long long)T);
+    int64_t all = corpus->n < T ? 0 : (corpus->n - T) / S + 1;
+    *first = desc ? desc->first : 0;
+    if (last == 0) last = all;
+    if (all < 1)
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
+            "context (--ctx)",
+            (long long)corpus->n, (long long)T);
+    if (*first < 0 || *first >= last || last > all)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)*first,
+                         (long long)last, (long long)all, (long long)T);
+    out->ctx = T, out->stride = S, out->windows = last - *first;
     return PVT_OK;
 }
 
@@ -12406,38 +12461,25 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
 {
     pvt_ctx *ctx = model->ctx;
     double start = pvti_seconds();
-    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
-    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0;
     pvt_run_desc run_desc;
-    pvt_run *run = NULL;
-    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
-    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
-    int64_t all = corpus->n / T;
-    if (last == 0) last = all;
-    if (all < 1)
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
-            "context (--ctx)",
-            (long long)corpus->n, (long long)T);
-    if (first < 0 || first >= last || last > all)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)first,
-                         (long long)last, (long long)all, (long long)T);
-    pvt_corpus part = *corpus;
-    part.ids += first * T;
-    out->ctx = T, out->windows = last - first;
-    int64_t batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
-    run_desc.max_batch = batch, run_desc.max_ctx = T;
-    double *per_token = PVTI_NEW(ctx, double, batch *T);
-    double *nll = PVTI_NEW(ctx, double, out->windows);
-    pvt_result result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
-    if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
+    pvti_eval e;
+    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc), memset(&e, 0, sizeof e);
+    PVTI_TRY(pvti_eval_range(model, corpus, desc, out, &e.first));
+    int64_t batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / out->ctx));
+    run_desc.max_batch = batch, run_desc.max_ctx = out->ctx;
+    e.corpus = corpus;
+    e.ids = PVTI_NEW(ctx, int32_t, batch * out->ctx);
+    e.per_token = PVTI_NEW(ctx, double, batch * out->ctx);
+    e.nll = PVTI_NEW(ctx, double, out->windows);
+    pvt_result result = e.ids && e.per_token && e.nll ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK) result = pvt_run_create(model, &run_desc, &e.run);
+    if (result == PVT_OK) result = pvti_eval_all(&e, batch, out);
     if (result == PVT_OK && desc && desc->window_nll)
-        memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
-    pvt_run_free(run);
-    pvti_free(ctx, per_token);
-    pvti_free(ctx, nll);
+        memcpy(desc->window_nll, e.nll, (size_t)out->windows * sizeof *e.nll);
+    pvt_run_free(e.run);
+    pvti_free(ctx, e.ids);
+    pvti_free(ctx, e.per_token);
+    pvti_free(ctx, e.nll);
     out->seconds = pvti_seconds() - start;
     return result;
 }

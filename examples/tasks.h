@@ -7,7 +7,8 @@ enum { PAPERS_TASKS = sizeof papers_tasks / sizeof *papers_tasks };
 
 typedef struct task_result {
     char name[64];
-    pvt_score score;
+    pvt_score score, beside;   /* of the model, of the one beside it */
+    double difference[2][2];   /* the first minus the second: acc, acc_norm, each with its standard error */
 } task_result;
 
 /* "0.4321 ± 0.0123" in columns; a dash where there is none. */
@@ -20,14 +21,14 @@ static const char *task_figure(double mean, double error, char out[48])
 }
 
 /* The mean accuracy of the papers' five, NaN when one of them is missing. */
-static double task_average(const task_result *results, int n)
+static double task_average(const task_result *results, int n, bool beside)
 {
     double sum = 0;
     for (int k = 0; k < PAPERS_TASKS; k++) {
         int i = 0;
         while (i < n && strcmp(results[i].name, papers_tasks[k]) != 0) i++;
         if (i == n) return NAN;
-        sum += results[i].score.acc / PAPERS_TASKS;
+        sum += (beside ? results[i].beside.acc : results[i].score.acc) / PAPERS_TASKS;
     }
     return sum;
 }
@@ -50,24 +51,48 @@ static void task_log(buffer *t, const pvt_task *task, const pvt_answer *answers,
     }
 }
 
-/* Scores one task, whose memory the caller frees. */
-static int task_score(app *a, pvt_task *task, task_result *result, buffer *log)
+/* Mean of x − y over documents, and its standard error: of what differs, not of the documents. */
+static void task_difference(const bool *x, const bool *y, int64_t n, double out[2])
+{
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] - (double)y[i];
+    out[0] = sum / (double)n;
+    for (int64_t i = 0; i < n; i++) {
+        double off = (double)x[i] - (double)y[i] - out[0];
+        squares += off * off;
+    }
+    out[1] = n > 1 ? sqrt(squares / (double)(n - 1) / (double)n) : NAN;
+}
+
+static int task_run(app *a, int model, const pvt_task *task, pvt_answer *answers, bool *right, pvt_score *score)
 {
     pvt_score_desc desc;
     memset(&desc, 0, sizeof desc);
-    pvt_answer *answers = (pvt_answer *)(a->buffers[1] = calloc((size_t)task->n_choices, sizeof *answers));
-    bool *right = (bool *)(a->buffers[2] = calloc(2 * (size_t)task->n, sizeof *right));
-    if (!answers || !right) return fail(a, "out of memory for %lld choices", (long long)task->n_choices);
     desc.answers = answers, desc.right = right, desc.right_norm = right + task->n;
-    pvt_result scored = pvt_task_score(a->models[0], task, &desc, &result->score);
+    pvt_result scored = pvt_task_score(a->models[model], task, &desc, score);
     if (scored == PVT_ERR_CANCELLED)
         return fail(a, "stopped on request; no figure of %s, for it would be of fewer documents than asked", task->name);
     TRY(a, scored);
-    memcpy(result->name, task->name, sizeof result->name);
-    if (result->score.truncated > 0)
+    if (score->truncated > 0)
         note(a, "%s: %lld prompts were longer than the model's context and lost their beginning", task->name,
-             (long long)result->score.truncated);
+             (long long)score->truncated);
+    return 0;
+}
+
+/* Scores one task, whose memory the caller frees. */
+static int task_score(app *a, pvt_task *task, task_result *result, buffer *log)
+{
+    pvt_answer *answers = (pvt_answer *)(a->buffers[1] = calloc((size_t)task->n_choices, sizeof *answers));
+    bool *right = (bool *)(a->buffers[2] = calloc(4 * (size_t)task->n, sizeof *right)), *other = right + 2 * task->n;
+    if (!answers || !right) return fail(a, "out of memory for %lld choices", (long long)task->n_choices);
+    memset(result, 0, sizeof *result);
+    memcpy(result->name, task->name, sizeof result->name);
+    DO(task_run(a, 0, task, answers, right, &result->score));
     if (a->o.log) task_log(log, task, answers, right);
+    if (a->o.beside) {
+        DO(task_run(a, 1, task, answers, other, &result->beside));
+        for (int k = 0; k < 2; k++) task_difference(right + k * task->n, other + k * task->n, task->n, result->difference[k]);
+    }
     free(a->buffers[1]), a->buffers[1] = NULL;
     free(a->buffers[2]), a->buffers[2] = NULL;
     return 0;
@@ -94,29 +119,62 @@ static int task_read(app *a, const char *text, pvt_task *task)
     return 0;
 }
 
-static void task_print(app *a, const task_result *results, int n)
+static void put_score(buffer *t, const pvt_score *s)
 {
-    double average = task_average(results, n);
+    put_number(t, "acc", s->acc), put_number(t, "acc_stderr", s->acc_stderr);
+    if (s->acc_norm == s->acc_norm) put_number(t, "acc_norm", s->acc_norm), put_number(t, "acc_norm_stderr", s->acc_norm_stderr);
+    if (s->ppl == s->ppl) put_number(t, "ppl", s->ppl);
+    put_int(t, "n", s->n), put_int(t, "truncated", s->truncated), put_number(t, "seconds", s->seconds);
+}
+
+static void task_row(const char *name, const pvt_score *s)
+{
     char of_acc[48], of_norm[48];
+    printf("%-20s %9lld %s %s", name, (long long)s->n, task_figure(s->acc, s->acc_stderr, of_acc),
+           task_figure(s->acc_norm, s->acc_norm_stderr, of_norm));
+    if (s->ppl == s->ppl) printf("   perplexity %.4g", s->ppl);
+    putchar('\n');
+}
+
+static void task_json(app *a, const task_result *results, int n)
+{
+    double average = task_average(results, n, false), beside = task_average(results, n, true);
     put_open(&a->json, "tasks", "{");
-    if (!a->o.json) printf("%-20s %9s %18s %18s\n", "task", "documents", "acc         ", "acc_norm      ");
     for (int i = 0; i < n; i++) {
-        const pvt_score *s = &results[i].score;
-        put_open(&a->json, results[i].name, "{");
-        put_number(&a->json, "acc", s->acc), put_number(&a->json, "acc_stderr", s->acc_stderr);
-        if (s->acc_norm == s->acc_norm)
-            put_number(&a->json, "acc_norm", s->acc_norm), put_number(&a->json, "acc_norm_stderr", s->acc_norm_stderr);
-        if (s->ppl == s->ppl) put_number(&a->json, "ppl", s->ppl);
-        put_int(&a->json, "n", s->n), put_int(&a->json, "truncated", s->truncated), put_number(&a->json, "seconds", s->seconds);
+        const task_result *r = &results[i];
+        put_open(&a->json, r->name, "{");
+        put_score(&a->json, &r->score);
+        if (a->o.beside) {
+            put_open(&a->json, "beside", "{");
+            put_score(&a->json, &r->beside);
+            put_close(&a->json, "}");
+            put_number(&a->json, "acc_difference", r->difference[0][0]);
+            put_number(&a->json, "acc_difference_stderr", r->difference[0][1]);
+        }
         put_close(&a->json, "}");
-        if (a->o.json) continue;
-        printf("%-20s %9lld %s %s", results[i].name, (long long)s->n, task_figure(s->acc, s->acc_stderr, of_acc),
-               task_figure(s->acc_norm, s->acc_norm_stderr, of_norm));
-        printf(s->ppl == s->ppl ? "   perplexity %.4g\n" : "\n", s->ppl);
     }
     put_close(&a->json, "}");
     if (average == average) put_number(&a->json, "average", average);
-    if (average == average && !a->o.json) printf("%-20s %9s %9.4f\n", "average of the five", "", average);
+    if (average == average && a->o.beside) put_number(&a->json, "average_beside", beside);
+}
+
+static void task_table(app *a, const task_result *results, int n)
+{
+    double average = task_average(results, n, false);
+    printf("%-20s %9s %16s %17s\n", "task", "documents", "acc       ", "acc_norm    ");
+    for (int i = 0; i < n; i++) {
+        const task_result *r = &results[i];
+        char of_acc[48], of_norm[48];
+        task_row(r->name, &r->score);
+        if (!a->o.beside) continue;
+        task_row("  beside it", &r->beside);
+        bool norm = r->score.acc_norm == r->score.acc_norm;
+        printf("%-20s %9s %s %s\n", "  difference", "", task_figure(r->difference[0][0], r->difference[0][1], of_acc),
+               task_figure(norm ? r->difference[1][0] : NAN, r->difference[1][1], of_norm));
+    }
+    if (average != average) return;
+    printf("%-20s %9s %9.4f\n", "average of the five", "", average);
+    if (a->o.beside) printf("%-20s %9s %9.4f\n", "  beside it", "", task_average(results, n, true));
 }
 
 static int eval_tasks(app *a, buffer *log)
@@ -134,6 +192,7 @@ static int eval_tasks(app *a, buffer *log)
         DO(status);
     }
     meter_clear(&a->meter);
-    task_print(a, results, a->o.tasks.n);
+    if (a->o.json) task_json(a, results, a->o.tasks.n);
+    else task_table(a, results, a->o.tasks.n);
     return 0;
 }

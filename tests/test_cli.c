@@ -483,6 +483,35 @@ static void test_figures(void)
     CHECK(strstr(out_text, "±"));
 }
 
+/* Windows that overlap, the papers' joining of a text, a second model beside the first. */
+static void test_perplexity(pvt_ctx *ctx)
+{
+    char figures[600];
+    CHECK(sh("printf ' = A = \n\n  \nOne\ttwo \nthree' >rows; printf ' = A = \n\n\n\n\n\n\nOne\ttwo \n\n\nthree' >joined") == 0);
+    CHECK_RUN(run("eval model --ppl joined --verbatim --ctx 8 --json"));
+    snprintf(figures, sizeof figures, "%.*s", (int)(strstr(out_text, "\"bits") - out_text), out_text);
+    CHECK_RUN(run("eval model --ppl rows --join --ctx 8 --json"));
+    CHECK(strncmp(out_text, figures, strlen(figures)) == 0);
+    CHECK_RUN(run("eval model --ppl rows --ctx 8 --json"));
+    CHECK(strncmp(out_text, figures, strlen(figures)) != 0);
+    CHECK_RUN(run("eval q --ppl text --windows 9 --ctx 16 --stride 4 --log s.jsonl --json"));
+    CHECK(strstr(out_text, "\"tokens\":47,\"windows\":9,\"ctx\":16,\"stride\":4"));
+    CHECK_RUN(run("eval model --ppl text --windows 9 --ctx 16 --stride 4 --against s.jsonl --json"));
+    double against = json_double("nll_difference"), error = json_double("nll_difference_stderr");
+    CHECK_RUN(run("eval model --ppl text --windows 9 --ctx 16 --stride 4 --beside q --json"));
+    CHECK(json_has(ctx, "ppl,beside,nll_difference") && against != 0 && error > 0);
+    CHECK_NEAR(json_double("nll_difference"), against, 1e-12);
+    CHECK_NEAR(json_double("nll_difference_stderr"), error, 1e-12);
+    CHECK_RUN(run("eval model --ppl text --windows 9 --beside model --task words -q"));
+    CHECK(strstr(out_text, "\nbeside it perplexity ") && strstr(out_text, "\nnll minus that of model: +0.00000 ± 0.00000\n"));
+    CHECK(strstr(out_text, "\n  beside it ") && strstr(out_text, "\n  difference "));
+    CHECK_REFUSED(1, "stride of 1 to 8", run("eval model --ppl text --ctx 8 --stride 9 -q"));
+    CHECK_REFUSED(2, "--beside MODEL or --against", run("eval model --ppl text --beside q --against s.jsonl"));
+    CHECK_REFUSED(2, "go with --ppl TEXT only", run("eval model --task words --stride 4"));
+    CHECK_REFUSED(2, "--limit goes with --task", run("eval model --ppl text --limit 4"));
+    CHECK_REFUSED(1, "absent", run("eval model --ppl text --beside absent -q"));
+}
+
 /* Tasks: one table, the average of the papers' five when all are there, a line of the log per document. */
 static void test_tasks(pvt_ctx *ctx)
 {
@@ -1376,6 +1405,7 @@ int main(void)
     test_refused();
     test_figures();
     test_tasks(ctx);
+    test_perplexity(ctx);
     test_tensors(ctx);
     test_overwrite();
     test_ecosystem();

@@ -337,6 +337,41 @@ static void check_generation(pvt_ctx *ctx)
     pvt_model_free(model);
 }
 
+/* Windows that overlap: each token counts once, where it has most before it; parts of a text add up. */
+static void check_stride(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl ppl, part;
+    double window[13], per_token[12], sum, wanted = 0, squares = 0, mean;
+    int64_t count;
+    pvt_run *run = make_run(ctx, model, 1, 12, false, 0);
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = 12, desc.stride = 3, desc.window_nll = window;
+    CHECK_OK(ctx, pvt_perplexity(model, corpus, &desc, &ppl));
+    CHECK(ppl.windows == 13 && ppl.tokens == 11 + 12 * 3 && ppl.stride == 3);
+    for (int64_t w = 0; w < 13; w++) {
+        double nll = 0;
+        CHECK_OK(ctx, pvt_run_forward(run, corpus->ids + 3 * w, 1, 12, NULL));
+        CHECK_OK(ctx, pvt_run_loss(run, NULL, &sum, &count, per_token));
+        for (int64_t t = w == 0 ? 0 : 8; t < 11; t++) nll += per_token[t];
+        CHECK_NEAR(window[w], nll, 1e-4);
+        wanted += nll;
+    }
+    CHECK_NEAR(ppl.nll, wanted / 47, 1e-5);
+    mean = ppl.nll_sum / 47;
+    for (int64_t w = 0; w < 13; w++) squares += pow(window[w] - mean * (w == 0 ? 11 : 3), 2);
+    CHECK_NEAR(ppl.nll_stderr, sqrt(squares / 12 * 13) / 47, 1e-9);
+    desc.first = 4, desc.last = 9, desc.window_nll = NULL;
+    CHECK_OK(ctx, pvt_perplexity(model, corpus, &desc, &part));
+    CHECK(part.tokens == 15 && part.windows == 5);
+    CHECK_NEAR(part.nll_sum, window[4] + window[5] + window[6] + window[7] + window[8], 1e-4);
+    desc.stride = 13;
+    CHECK(pvt_perplexity(model, corpus, &desc, &part) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "stride of 1 to 12"));
+    desc.stride = -1;
+    CHECK(pvt_perplexity(model, corpus, &desc, &part) == PVT_ERR_ARGUMENT);
+    pvt_run_free(run);
+}
+
 static void check_perplexity(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, false, 0);
@@ -361,6 +396,7 @@ static void check_perplexity(pvt_ctx *ctx)
     CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &part));
     CHECK_NEAR(part.nll_sum, window[2], 1e-4);
     CHECK(part.nll_stderr != part.nll_stderr); /* one window says nothing of how far others lie */
+    check_stride(ctx, model, &corpus);
     desc.ctx = 32, desc.first = desc.last = 0, corpus.n = 31;
     CHECK(pvt_perplexity(model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
           strstr(pvt_ctx_error(ctx), "shorter than one window"));

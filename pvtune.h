@@ -1644,6 +1644,12 @@ typedef struct pvt_generate_desc {
     /* called with each new token; non-zero stops */
     int (*token)(void *user, int32_t id);
     void *user;
+    int64_t top_k;         /* draw from the k likeliest tokens only, before top_p; 0: all */
+    double min_p;          /* and from none that is less than so many times as likely as the likeliest; 0: all */
+    double repeat_penalty; /* logits of tokens that prompt and text hold already are divided by it where
+                              positive, multiplied where negative (after CTRL, arXiv 1909.05858, 4.1); 0: 1 */
+    /* of pvt_generate_many, in place of `token`: which prompt's; non-zero ends that one */
+    int (*token_of)(void *user, int64_t prompt, int32_t id);
 } pvt_generate_desc;
 typedef struct pvt_generated {
     int32_t *ids; /* the new ones; free with pvt_ids_free */
@@ -1654,6 +1660,13 @@ typedef struct pvt_generated {
    CANCELLED. */
 PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
+/* B prompts in one batch; prompts, n_prompt, out: [B]. All go on together: what is left of longer prompts is
+   read while shorter ones are continued. desc->n new tokens of each at most. Products of many rows may round
+   otherwise than those of one, so that a text can differ from the one that pvt_generate makes. Errors: as
+   there; ARGUMENT (B outside 1 … 4096). After an error that is not CANCELLED there is nothing to free. */
+PVT_API pvt_result pvt_generate_many(const pvt_model *model, const int32_t *const *prompts,
+                                     const int64_t *n_prompt, int64_t B, const pvt_generate_desc *desc,
+                                     pvt_generated *out);
 // >>interface: tasks
 /*  Zero-shot tasks as lm-evaluation-harness 0.4 measures them: of several continuations the most probable
     one is the model's answer. */
@@ -12866,10 +12879,11 @@ PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, 
 #define PVTI_PROMPT_CHUNK 256 /* tokens of the prompt that go through the model at once */
 
 typedef struct pvti_sampler {
-    pvt_real *logits;      /* [V] */
+    pvt_real *logits;      /* [V], of the sequence at hand */
     double *p;             /* [V] */
     pvti_sort_item *order; /* [V] most probable first */
     int64_t V;
+    int64_t *seen, seen_at; /* [V] when a token's logit was last penalized; of the present token */
 } pvti_sampler;
 
 static int32_t pvti_sample_greedy(const pvti_sampler *s)
@@ -12882,26 +12896,47 @@ static int32_t pvti_sample_greedy(const pvti_sampler *s)
 
 /* unit in [0, 1). exp is our own, so that equal logits give equal text everywhere. Only tokens
    with p ≥ (1 − top_p)·sum/V are sorted: all the others together have less than 1 − top_p, so
-   the set is complete before they are needed. At top_p 1 the order does not matter. */
-static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, double unit)
+   the set is complete before they are needed. At top_p 1 the order does not matter. Of the k likeliest
+   top_p takes a share of what these k have; min_p compares with the likeliest. */
+static int32_t pvti_sample(pvti_sampler *s, const pvt_generate_desc *d, double unit)
 {
     int64_t i, n = 0, kept_n = 0;
     double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)];
-    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / temperature);
-    double least = (1 - top_p) * sum / (double)s->V;
+    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / d->temperature);
+    double least = d->top_k > 0 ? 0 : (1 - d->top_p) * sum / (double)s->V;
+    if (d->min_p > least) least = d->top_p < 1 ? least : d->min_p; /* the likeliest has p = 1 */
     for (i = 0; i < s->V; i++) {
         uint64_t bits;
         if (!(s->p[i] >= least)) continue;
         memcpy(&bits, &s->p[i], sizeof bits); /* positive doubles and their bits have the same order */
         s->order[n].key = ~bits, s->order[n++].index = i;
     }
-    if (top_p < 1) pvti_sort(s->order, n, NULL, NULL);
-    while (kept_n < n && (kept_n == 0 || kept < top_p * sum)) kept += s->p[s->order[kept_n++].index];
+    if (d->top_p < 1 || d->top_k > 0) pvti_sort(s->order, n, NULL, NULL);
+    if (d->top_k > 0) {
+        n = PVTI_MIN(n, d->top_k);
+        for (sum = 0, i = 0; i < n; i++) sum += s->p[s->order[i].index];
+    }
+    while (kept_n < n && (kept_n == 0 || kept < d->top_p * sum)) {
+        double p = s->p[s->order[kept_n].index];
+        if (kept_n > 0 && d->top_p < 1 && p < d->min_p) break; /* sorted: so are all behind it */
+        kept += p, kept_n++;
+    }
     for (i = 0; i < kept_n - 1; i++) {
         unit -= s->p[s->order[i].index] / kept;
         if (unit < 0) break;
     }
     return kept_n > 0 ? (int32_t)s->order[i].index : pvti_sample_greedy(s);
+}
+
+/* Tokens that stood already become less likely, each once. */
+static void pvti_sample_penalize(pvti_sampler *s, const int32_t *ids, int64_t n, double penalty)
+{
+    for (int64_t i = 0; i < n; i++) {
+        pvt_real *logit = &s->logits[ids[i]];
+        if (s->seen[ids[i]] == s->seen_at) continue;
+        s->seen[ids[i]] = s->seen_at;
+        *logit = (pvt_real)(*logit > 0 ? (double)*logit / penalty : (double)*logit * penalty);
+    }
 }
 
 static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
@@ -12922,91 +12957,183 @@ static bool pvti_is_eos(const pvt_model *model, int32_t id)
     return false;
 }
 
-/* The prompt in chunks; logits of its last token. */
-static pvt_result pvti_generate_prompt(pvt_run *run, const int32_t *prompt, int64_t n, pvt_real *logits)
+/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read in
+   chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
+   that was drawn. A sequence that has ended goes on with its last token, of which nothing comes. */
+typedef struct pvti_generator {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    const pvt_generate_desc *desc;
+    const int32_t *const *prompts;
+    const int64_t *n_prompt;
+    int64_t B, common, longest; /* tokens that all prompts have; of the longest prompt */
+    pvt_run *run;
+    pvti_sampler sampler;
+    pvt_real *logits;        /* [B, V] */
+    int32_t *ids;            /* [max(PVTI_PROMPT_CHUNK, B)] */
+    bool *ended;             /* [B] */
+    int64_t open;            /* that have not */
+    pvt_generated *out;
+} pvti_generator;
+
+/* The common part of the prompts in chunks; logits of its last tokens. */
+static pvt_result pvti_generate_prompt(pvti_generator *g)
 {
-    int64_t T;
-    for (int64_t i = 0; i < n; i += T) {
-        T = PVTI_MIN(PVTI_PROMPT_CHUNK, n - i);
-        PVTI_TRY(pvt_run_forward(run, prompt + i, 1, T, NULL));
+    int64_t T = 0, V = g->sampler.V, most = PVTI_MAX(1, PVTI_PROMPT_CHUNK / g->B);
+    for (int64_t i = 0; i < g->common; i += T) {
+        T = PVTI_MIN(most, g->common - i);
+        for (int64_t b = 0; b < g->B; b++)
+            memcpy(g->ids + b * T, g->prompts[b] + i, (size_t)T * sizeof *g->ids);
+        PVTI_TRY(pvt_run_forward(g->run, g->ids, g->B, T, NULL));
     }
-    return pvt_run_logits(run, (n - 1) % PVTI_PROMPT_CHUNK, 1, logits);
+    for (int64_t b = 0; b < g->B; b++)
+        PVTI_TRY(pvt_run_logits(g->run, b * T + T - 1, 1, g->logits + b * V));
+    return PVT_OK;
 }
 
-static pvt_result pvti_generate_tokens(pvt_run *run, const pvt_generate_desc *d, pvti_sampler *s,
-                                       pvt_generated *out)
+/* The token of sequence b behind `position`, and whether it ends there. */
+static pvt_result pvti_generate_token(pvti_generator *g, int64_t b, int64_t position, int32_t *id)
 {
-    const pvt_model *model = run->model;
-    while (out->n < d->n) {
-        PVTI_TRY(pvti_sample_check(run->ctx, s));
-        double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, 0);
-        int32_t id = d->temperature > 0 ? pvti_sample(s, d->temperature, d->top_p, unit)
-                                        : pvti_sample_greedy(s);
-        if (!d->ignore_eos && pvti_is_eos(model, id)) break;
-        out->ids[out->n++] = id;
-        if (d->token && d->token(d->user, id)) break;
-        PVTI_TRY(pvti_report(run->ctx, "generate", NULL, out->n, d->n, "tokens", NAN));
-        if (out->n < d->n) PVTI_TRY(pvt_run_forward(run, &id, 1, 1, s->logits));
+    const pvt_generate_desc *d = g->desc;
+    pvt_generated *out = &g->out[b];
+    pvti_sampler *s = &g->sampler;
+    if (position < g->n_prompt[b]) return *id = g->prompts[b][position], PVT_OK;
+    if (g->ended[b]) return PVT_OK;
+    s->logits = g->logits + b * s->V;
+    PVTI_TRY(pvti_sample_check(g->ctx, s));
+    if (d->repeat_penalty != 1) {
+        s->seen_at++;
+        pvti_sample_penalize(s, g->prompts[b], g->n_prompt[b], d->repeat_penalty);
+        pvti_sample_penalize(s, out->ids, out->n, d->repeat_penalty);
+    }
+    double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, (uint64_t)b);
+    int32_t next = d->temperature > 0 ? pvti_sample(s, d, unit) : pvti_sample_greedy(s);
+    bool end = !d->ignore_eos && pvti_is_eos(g->model, next);
+    if (!end) {
+        *id = out->ids[out->n++] = next;
+        end = out->n == d->n;
+        if (d->token_of ? d->token_of(d->user, b, next) : d->token && d->token(d->user, next)) end = true;
+    }
+    g->ended[b] = end;
+    g->open -= end;
+    return PVT_OK;
+}
+
+static pvt_result pvti_generate_tokens(pvti_generator *g)
+{
+    int64_t total = g->longest - g->common + g->desc->n;
+    for (int64_t b = 0; b < g->B; b++) g->ids[b] = g->prompts[b][g->common - 1];
+    for (int64_t i = 0; g->open > 0; i++) {
+        for (int64_t b = 0; b < g->B; b++)
+            PVTI_TRY(pvti_generate_token(g, b, g->common + i, &g->ids[b]));
+        PVTI_TRY(pvti_report(g->ctx, "generate", NULL, i + 1, total, "tokens", NAN));
+        if (g->open > 0) PVTI_TRY(pvt_run_forward(g->run, g->ids, g->B, 1, g->logits));
     }
     return PVT_OK;
 }
 
-static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt,
-                                    int64_t n_prompt, const pvt_generate_desc *d, pvti_sampler *s,
-                                    pvt_run **run, pvt_generated *out)
+static pvt_result pvti_generate_all(pvti_generator *g)
 {
+    pvt_ctx *ctx = g->ctx;
+    pvti_sampler *s = &g->sampler;
     pvt_run_desc desc;
     double start = pvti_seconds();
     memset(&desc, 0, sizeof desc);
     desc.cache = true;
-    desc.max_ctx = n_prompt + d->n;
-    desc.max_tokens = PVTI_PROMPT_CHUNK;
-    s->V = model->config.vocab;
-    s->logits = PVTI_NEW(ctx, pvt_real, s->V);
+    desc.max_batch = g->B, desc.max_ctx = g->longest + g->desc->n;
+    desc.max_tokens = PVTI_MAX(PVTI_PROMPT_CHUNK, g->B);
+    s->V = g->model->config.vocab;
+    g->logits = PVTI_NEW(ctx, pvt_real, g->B * s->V);
     s->p = PVTI_NEW(ctx, double, s->V);
     s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);
-    out->ids = PVTI_NEW(ctx, int32_t, d->n);
-    if (!s->logits || !s->p || !s->order || !out->ids) return PVT_ERR_MEMORY;
-    PVTI_TRY(pvt_run_create(model, &desc, run));
-    PVTI_TRY(pvti_generate_prompt(*run, prompt, n_prompt, s->logits));
-    out->prompt_seconds = pvti_seconds() - start;
+    s->seen = PVTI_NEW(ctx, int64_t, s->V);
+    g->ids = PVTI_NEW(ctx, int32_t, desc.max_tokens);
+    g->ended = PVTI_NEW(ctx, bool, g->B);
+    if (!g->logits || !s->p || !s->order || !s->seen || !g->ids || !g->ended) return PVT_ERR_MEMORY;
+    for (int64_t b = 0; b < g->B; b++) {
+        g->out[b].ids = PVTI_NEW(ctx, int32_t, g->desc->n);
+        if (!g->out[b].ids) return PVT_ERR_MEMORY;
+    }
+    PVTI_TRY(pvt_run_create(g->model, &desc, &g->run));
+    PVTI_TRY(pvti_generate_prompt(g));
+    double prompt = pvti_seconds() - start;
     start = pvti_seconds();
-    PVTI_TRY(pvti_generate_tokens(*run, d, s, out));
-    out->seconds = pvti_seconds() - start;
-    return PVT_OK;
+    pvt_result result = pvti_generate_tokens(g);
+    double seconds = pvti_seconds() - start;
+    for (int64_t b = 0; b < g->B; b++) g->out[b].prompt_seconds = prompt, g->out[b].seconds = seconds;
+    return result;
+}
+
+static pvt_result pvti_generate_check(pvti_generator *g, pvt_generate_desc *d)
+{
+    pvt_ctx *ctx = g->ctx;
+    int64_t V = g->model->config.vocab, room = g->model->config.ctx;
+    g->common = INT64_MAX, g->longest = 0, g->open = g->B;
+    for (int64_t b = 0; b < g->B; b++) {
+        g->common = PVTI_MIN(g->common, g->n_prompt[b]), g->longest = PVTI_MAX(g->longest, g->n_prompt[b]);
+        for (int64_t i = 0; i < g->n_prompt[b]; i++) /* the penalty looks them up */
+            if (g->prompts[b][i] < 0 || g->prompts[b][i] >= V)
+                return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                                 "token id %lld at position %lld is outside the vocabulary of %lld; does the "
+                                 "tokenizer belong to the model?",
+                                 (long long)g->prompts[b][i], (long long)i, (long long)V);
+    }
+    if (d->n == 0) d->n = PVTI_MAX(1, PVTI_MIN(64, room - PVTI_MAX(0, g->longest)));
+    if (d->top_p == 0) d->top_p = 1;
+    if (d->repeat_penalty == 0) d->repeat_penalty = 1;
+    if (g->common < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "generation needs a prompt of at least one token; begin with the start token");
+    if (d->n < 0 || d->n > 1 << 24 || g->longest > 1 << 24 || !(d->temperature >= 0) ||
+        !(d->top_p > 0 && d->top_p <= 1))
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
+            (long long)d->n, d->temperature, d->top_p);
+    if (d->top_k < 0 || !(d->min_p >= 0 && d->min_p <= 1) ||
+        !(d->repeat_penalty > 0 && d->repeat_penalty <= FLT_MAX))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "generation with top_k %lld, min_p %g, repeat_penalty %g: expected ≥ 0, in [0, 1], "
+                         "and > 0",
+                         (long long)d->top_k, d->min_p, d->repeat_penalty);
+    return pvti_context_check(ctx, g->model, "generation", g->longest + d->n);
+}
+
+PVT_API pvt_result pvt_generate_many(const pvt_model *model, const int32_t *const *prompts,
+                                     const int64_t *n_prompt, int64_t B, const pvt_generate_desc *desc,
+                                     pvt_generated *out)
+{
+    pvt_ctx *ctx = model->ctx;
+    pvt_generate_desc d;
+    pvti_generator g;
+    memset(&d, 0, sizeof d), memset(&g, 0, sizeof g);
+    if (B < 1 || B > 4096)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a batch of %lld prompts; 1 to 4096 are possible",
+                         (long long)B);
+    memset(out, 0, (size_t)B * sizeof *out);
+    if (desc) d = *desc;
+    g.ctx = ctx, g.model = model, g.desc = &d, g.out = out;
+    g.prompts = prompts, g.n_prompt = n_prompt, g.B = B;
+    PVTI_TRY(pvti_generate_check(&g, &d));
+    pvt_result result = pvti_generate_all(&g);
+    pvt_run_free(g.run);
+    pvti_free(ctx, g.logits);
+    pvti_free(ctx, g.sampler.p);
+    pvti_free(ctx, g.sampler.order);
+    pvti_free(ctx, g.sampler.seen);
+    pvti_free(ctx, g.ids);
+    pvti_free(ctx, g.ended);
+    for (int64_t b = 0; b < B && result != PVT_OK && result != PVT_ERR_CANCELLED; b++) {
+        pvti_free(ctx, out[b].ids);
+        memset(&out[b], 0, sizeof out[b]);
+    }
+    return result;
 }
 
 PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out)
 {
-    pvt_ctx *ctx = model->ctx;
-    pvt_generate_desc d;
-    pvti_sampler sampler;
-    pvt_run *run = NULL;
-    memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
-    if (desc) d = *desc;
-    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
-    if (d.top_p == 0) d.top_p = 1;
-    if (n_prompt < 1)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "generation needs a prompt of at least one token; begin with the start token");
-    if (d.n < 0 || d.n > 1 << 24 || n_prompt > 1 << 24 || !(d.temperature >= 0) ||
-        !(d.top_p > 0 && d.top_p <= 1))
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
-            (long long)d.n, d.temperature, d.top_p);
-    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
-    pvt_result result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
-    pvt_run_free(run);
-    pvti_free(ctx, sampler.logits);
-    pvti_free(ctx, sampler.p);
-    pvti_free(ctx, sampler.order);
-    if (result != PVT_OK && result != PVT_ERR_CANCELLED) {
-        pvti_free(ctx, out->ids);
-        memset(out, 0, sizeof *out);
-    }
-    return result;
+    return pvt_generate_many(model, &prompt, &n_prompt, 1, desc, out);
 }
 
 // >>quantize

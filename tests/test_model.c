@@ -337,6 +337,83 @@ static void check_generation(pvt_ctx *ctx)
     pvt_model_free(model);
 }
 
+/* What sampling leaves out, on probabilities of 8/15, 4/15, 2/15, 1/15 of four tokens; the penalty. */
+static void check_sampler(void)
+{
+    static const struct { int64_t k; double top_p, min_p; int left; } cases[] = {
+        {0, 1, 0, 4}, {1, 1, 0, 1}, {3, 1, 0, 3}, {9, 1, 0, 4}, {0, 1, 0.3, 2}, {0, 1, 0.2, 3}, {0, 1, 1, 1},
+        {0, 0.81, 0, 3}, {0, 0.79, 0, 2}, {2, 0.66, 0, 1}, {2, 0.67, 0, 2}, {0, 0.99, 0.3, 2}, {3, 0.95, 0.2, 3},
+        {3, 0.85, 0.2, 2},
+    };
+    pvt_real logits[4] = {(pvt_real)log(4), (pvt_real)log(8), 0, (pvt_real)log(2)};
+    static const int32_t history[] = {1, 3, 1};
+    double p[4];
+    pvti_sort_item order[4];
+    int64_t stood[4] = {0, 0, 0, 0};
+    pvti_sampler s = {logits, p, order, 4, stood, 1};
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        pvt_generate_desc d;
+        int count[4] = {0, 0, 0, 0}, left = 0;
+        memset(&d, 0, sizeof d);
+        d.temperature = 1, d.top_k = cases[i].k, d.top_p = cases[i].top_p, d.min_p = cases[i].min_p;
+        for (int u = 0; u < 1500; u++) count[pvti_sample(&s, &d, (u + 0.5) / 1500)]++;
+        for (int v = 0; v < 4; v++) left += count[v] > 0;
+        CHECK(left == cases[i].left && count[1] >= count[0] && count[0] >= count[3] && count[3] >= count[2]);
+        if (left == 4) CHECK(count[1] == 800 && count[2] == 100);
+        if (left == 2) CHECK(count[1] == 1000 && count[0] == 500);
+    }
+    logits[3] = -1;
+    pvti_sample_penalize(&s, history, 3, 2);
+    CHECK_NEAR(logits[1], log(8) / 2, 1e-6); /* once, though it stands there twice */
+    CHECK_NEAR(logits[3], -2, 1e-6);
+    CHECK_NEAR(logits[0], log(4), 1e-6);
+    s.seen_at = 2;
+    pvti_sample_penalize(&s, history, 1, 2);
+    CHECK_NEAR(logits[1], log(8) / 4, 1e-6);
+}
+
+static int stop_second(void *user, int64_t prompt, int32_t id)
+{
+    int64_t *calls = (int64_t *)user;
+    calls[prompt]++;
+    return id < 0 || (prompt == 1 && calls[1] == 3);
+}
+
+/* Prompts of different lengths in one batch give what each gives alone. */
+static void check_generate_many(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, false, 0);
+    const int32_t *prompts[4] = {some_ids(20), some_ids(20) + 3, some_ids(20) + 5, some_ids(20)};
+    const int64_t n[4] = {5, 1, 9, 5};
+    int64_t calls[4] = {0, 0, 0, 0};
+    pvt_generated alone, out[4];
+    pvt_generate_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.n = 8, desc.ignore_eos = true, desc.repeat_penalty = 1.3, desc.token_of = stop_second, desc.user = calls;
+    CHECK_OK(ctx, pvt_generate_many(model, prompts, n, 4, &desc, out));
+    desc.token_of = NULL;
+    for (int b = 0; b < 4; b++) {
+        int64_t made = b == 1 ? 3 : 8;
+        CHECK_OK(ctx, pvt_generate(model, prompts[b], n[b], &desc, &alone));
+        CHECK(out[b].n == made && calls[b] == made && memcmp(out[b].ids, alone.ids, (size_t)made * sizeof(int32_t)) == 0);
+        pvt_ids_free(ctx, alone.ids), pvt_ids_free(ctx, out[b].ids);
+    }
+    desc.temperature = 1, desc.repeat_penalty = 0, desc.seed = 3;
+    CHECK_OK(ctx, pvt_generate_many(model, prompts, n, 4, &desc, out));
+    CHECK(memcmp(out[0].ids, out[3].ids, 8 * sizeof(int32_t)) != 0); /* equal prompts, numbers of their own */
+    for (int b = 0; b < 4; b++) pvt_ids_free(ctx, out[b].ids);
+    desc.n = 24; /* 9 and 24 are beyond 32 */
+    CHECK(pvt_generate_many(model, prompts, n, 4, &desc, out) == PVT_ERR_ARGUMENT && !out[0].ids);
+    CHECK(pvt_generate_many(model, prompts, n, 0, &desc, out) == PVT_ERR_ARGUMENT);
+    desc.n = 4, desc.min_p = 2;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "min_p 2"));
+    desc.min_p = 0, desc.repeat_penalty = NAN;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT);
+    desc.repeat_penalty = 0, desc.top_k = -1;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT);
+    pvt_model_free(model);
+}
+
 /* Windows that overlap: each token counts once, where it has most before it; parts of a text add up. */
 static void check_stride(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus)
 {
@@ -870,6 +947,8 @@ int main(void)
     check_sink(ctx, false), check_sink(ctx, true);
     check_cache(ctx, 0), check_cache(ctx, 7);
     check_generation(ctx);
+    check_sampler();
+    check_generate_many(ctx);
     check_perplexity(ctx);
     check_task(NULL, 0), check_task(NULL, 5), check_task("aqlm:2x4g4", 0);
     check_save(ctx);

@@ -124,20 +124,20 @@
 
     CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
-                    corpus, evaluation, generation · quantize and tune · allocate
+                    corpus, evaluation, generation · tasks · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
                     pv step
-        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation ·
+        layer 2     families · rope rules · model · blocks · run · rounding · corpus · evaluation · choices ·
                     generation · quantize · quantize blocks · allocate · company · tuner
       II files
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · chat templates · layout · load · texts · save ·
+                    tokenizer files · tokenizer saving · chat templates · layout · load · texts · tasks · save ·
                     gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
@@ -1652,15 +1652,17 @@ typedef struct pvt_ppl_desc {
     int64_t ctx;          /* window length; 0: the model's, at most 512 */
     int64_t first, last;  /* windows first … last−1; last 0: all */
     double *window_nll;   /* NULL, or [last − first]: each window's nll sum */
+    int64_t stride;       /* tokens from one window's beginning to the next one's; 0: ctx. Below ctx windows
+                             overlap, and of all but window 0 only the last `stride` predictions count */
 } pvt_ppl_desc;
 typedef struct pvt_ppl {
     double ppl, nll, nll_sum; /* nll: mean over tokens */
     double nll_stderr;        /* its standard error over windows; NaN for one window */
-    int64_t tokens, windows, ctx;
+    int64_t tokens, windows, ctx, stride; /* tokens: predictions that count */
     double seconds;
 } pvt_ppl;
-/* Perplexity over non-overlapping windows, ctx − 1 predictions each. Errors: ARGUMENT (text
-   shorter than one window, ctx beyond the model's). */
+/* Perplexity over windows, ctx − 1 predictions each, fewer where they overlap. Errors: ARGUMENT (text
+   shorter than one window, ctx beyond the model's, stride beyond ctx). */
 PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 
@@ -1673,6 +1675,12 @@ typedef struct pvt_generate_desc {
     /* called with each new token; non-zero stops */
     int (*token)(void *user, int32_t id);
     void *user;
+    int64_t top_k;         /* draw from the k likeliest tokens only, before top_p; 0: all */
+    double min_p;          /* and from none that is less than so many times as likely as the likeliest; 0: all */
+    double repeat_penalty; /* logits of tokens that prompt and text hold already are divided by it where
+                              positive, multiplied where negative (after CTRL, arXiv 1909.05858, 4.1); 0: 1 */
+    /* of pvt_generate_many, in place of `token`: which prompt's; non-zero ends that one */
+    int (*token_of)(void *user, int64_t prompt, int32_t id);
 } pvt_generate_desc;
 typedef struct pvt_generated {
     int32_t *ids; /* the new ones; free with pvt_ids_free */
@@ -1683,6 +1691,89 @@ typedef struct pvt_generated {
    CANCELLED. */
 PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out);
+/* B prompts in one batch; prompts, n_prompt, out: [B]. All go on together: what is left of longer prompts is
+   read while shorter ones are continued. desc->n new tokens of each at most. Products of many rows may round
+   otherwise than those of one, so that a text can differ from the one that pvt_generate makes. Errors: as
+   there; ARGUMENT (B outside 1 … 4096). After an error that is not CANCELLED there is nothing to free. */
+PVT_API pvt_result pvt_generate_many(const pvt_model *model, const int32_t *const *prompts,
+                                     const int64_t *n_prompt, int64_t B, const pvt_generate_desc *desc,
+                                     pvt_generated *out);
+// >>interface: tasks
+/*  Zero-shot tasks as lm-evaluation-harness 0.4 measures them: of several continuations the most probable
+    one is the model's answer. */
+typedef struct pvt_choice {
+    const int32_t *ids;  /* [n]: the context's tokens, then the continuation's */
+    int64_t n, context;  /* 1 ≤ context < n */
+    double length;       /* what acc_norm divides by: the choice's characters; 0: it never wins by acc_norm */
+    const char *context_text, *continuation; /* what was tokenized; NULL where the ids come from elsewhere */
+} pvt_choice;
+typedef struct pvt_document {
+    int64_t first, n; /* its choices: first … first + n − 1 of the task's; at most 256 */
+    int64_t gold;     /* the right one, 0 … n − 1. Of a single one (LAMBADA) greedy decoding must make it */
+} pvt_document;
+/* Fill it in by hand, or by pvt_task_load. */
+typedef struct pvt_task {
+    char name[64];
+    const pvt_document *documents; /* [n] */
+    const pvt_choice *choices;     /* [n_choices] */
+    int64_t n, n_choices;
+    bool norm;      /* choices are different texts after one context, so that acc_norm means something */
+    pvt_ctx *ctx;   /* of pvt_task_load; else NULL */
+    void *memory[4]; /* likewise */
+} pvt_task;
+
+typedef struct pvt_answer {
+    double loglik; /* Σ log p of the continuation's tokens, nats */
+    bool greedy;   /* at none of them another token was more probable */
+} pvt_answer;
+typedef struct pvt_score_desc {
+    pvt_answer *answers;  /* NULL, or [n_choices] of the task: filled in */
+    bool *right, *right_norm; /* NULL, or [n]: did the right choice win, by loglik and by loglik / length? */
+    int64_t memory_limit; /* bytes for keys and values of contexts that choices share; 0: 512 MiB */
+} pvt_score_desc;
+typedef struct pvt_score {
+    double acc, acc_stderr;           /* share of documents whose right choice has the largest loglik */
+    double acc_norm, acc_norm_stderr; /* the same of loglik / length; NaN without task.norm */
+    double ppl;        /* exp of the mean of −loglik where each document has one choice, else NaN */
+    int64_t n;         /* documents */
+    int64_t truncated; /* choices whose context was cut at its beginning to fit the model's */
+    double seconds;
+} pvt_score;
+/*  Scores a task. Standard errors are those of a mean, √(Σ(x − x̄)²/(n − 1)/n), NaN for one document; of
+    equal choices the first counts as the largest. What the choices of a document have in common at their
+    beginning goes through the model once. Reports progress as "task", with the accuracy so far. What is
+    computed together follows from sizes and memory_limit alone. desc may be NULL. Errors: ARGUMENT (no documents, sizes, gold),
+    MISMATCH (an id outside the vocabulary), NUMERIC, MEMORY, CANCELLED. */
+PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, const pvt_score_desc *desc,
+                                  pvt_score *out);
+#ifndef PVTUNE_NO_FILES /* texts need a tokenizer */
+typedef struct pvt_task_desc {
+    const char *name; /* what it is called; NULL: as the documents say, else by the file's name */
+    int64_t limit;    /* the first documents only; 0: all */
+} pvt_task_desc;
+/*  Reads JSON Lines, a document on each; what they are is told by the fields of the first, and the rest must
+    agree.
+      the harness' documents, from which prompts are made as the harness makes them:
+        arc         question, choices {text, label}, answerKey   (arc_easy, arc_challenge: by the file's name)
+        hellaswag   activity_label, ctx_a, ctx_b, endings, label
+        piqa        goal, sol1, sol2, label
+        winogrande  sentence, option1, option2, answer           (context: as far as the option)
+        boolq       passage, question, label or answer
+        lambada     text                                         (the last word behind all others)
+      plain ones    {"context", "choices", "gold"}, also "query" for "context"; {"contexts", "continuation",
+                    "gold"}; a space joins the two texts, gold counts from 0
+      request rows  {"request": {"context", "continuation"}, "doc_id", "idx", "label", "task_name"}, a choice
+                    on each; those with a doc_id from 1,000,000 on (without the question) are passed over
+    Context and continuation are tokenized together and parted at the context's length, with bos where the
+    tokenizer puts one; white space at a context's end moves to the continuation; an empty context is bos,
+    else eos. Free with pvt_task_free. desc may be NULL. Errors: IO, ARGUMENT (no tokenizer), FORMAT (a line
+    that is no document of the kind: its number, the field and what is wrong), UNSUPPORTED (compressed, no
+    text), MISMATCH (see pvt_tokenizer_encode), MEMORY. */
+PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
+                                 const pvt_task_desc *desc, pvt_task *out);
+/* NULL and a zeroed task are allowed. */
+PVT_API void pvt_task_free(pvt_task *task);
+#endif
 #endif
 #if PVTUNE_LAYER >= 2
 // >>interface: quantize and tune
@@ -12635,46 +12726,99 @@ static pvt_result pvti_corpus_check(const pvt_model *model, const pvt_corpus *co
 }
 
 // >>evaluation
-/*  Perplexity: exp of the mean loss per predicted token, over windows that do not overlap, each
-    from an empty context. A window of ctx tokens predicts ctx − 1. */
+/*  Perplexity: exp of the mean loss per predicted token, over windows, each from an empty context. A window
+    of ctx tokens predicts ctx − 1. Where windows overlap each token counts once, in the window where it has
+    most before it: in all but the first only the last `stride` predictions do. */
 
 #define PVTI_EVAL_TOKENS 2048 /* tokens of a forward: enough for GEMM to reach its speed */
 
-/* Losses of the windows first … first+n−1, one forward, into nll[n]. */
-static pvt_result pvti_eval_windows(pvt_run *run, const pvt_corpus *corpus, int64_t T, int64_t first,
-                                    int64_t n, double *per_token, double *nll)
+typedef struct pvti_eval {
+    pvt_run *run;
+    const pvt_corpus *corpus;
+    int64_t first; /* number of the first window */
+    int32_t *ids;  /* [batch, ctx] */
+    double *per_token; /* likewise */
+    double *nll;       /* [windows] */
+} pvti_eval;
+
+/* Predictions of a window that count. */
+static int64_t pvti_eval_count(const pvt_ppl *p, int64_t window)
 {
-    int64_t t, count;
-    double sum;
-    PVTI_TRY(pvt_run_forward(run, corpus->ids + first * T, n, T, NULL));
-    PVTI_TRY(pvt_run_loss(run, NULL, &sum, &count, per_token));
+    return window == 0 || p->stride == p->ctx ? p->ctx - 1 : p->stride;
+}
+
+/* Losses of n windows from `done` on, one forward. */
+static pvt_result pvti_eval_windows(const pvti_eval *e, const pvt_ppl *p, int64_t done, int64_t n)
+{
+    int64_t T = p->ctx, count;
+    double sum, *nll = e->nll + done;
     for (int64_t i = 0; i < n; i++) {
-        for (nll[i] = 0, t = 0; t < T; t++) nll[i] += per_token[i * T + t];
+        const int32_t *from = e->corpus->ids + (e->first + done + i) * p->stride;
+        memcpy(e->ids + i * T, from, (size_t)T * sizeof *from);
+    }
+    PVTI_TRY(pvt_run_forward(e->run, e->ids, n, T, NULL));
+    PVTI_TRY(pvt_run_loss(e->run, NULL, &sum, &count, e->per_token));
+    for (int64_t i = 0; i < n; i++) {
+        int64_t t = T - 1 - pvti_eval_count(p, e->first + done + i);
+        for (nll[i] = 0; t < T; t++) nll[i] += e->per_token[i * T + t];
         if (!(nll[i] - nll[i] == 0))
-            return pvti_fail(run->ctx, PVT_ERR_NUMERIC,
+            return pvti_fail(e->run->ctx, PVT_ERR_NUMERIC,
                              "the loss of a window is not finite: there are NaN or infinite numbers in the "
                              "model's weights");
     }
     return PVT_OK;
 }
 
-static pvt_result pvti_eval_all(pvt_run *run, const pvt_corpus *corpus, int64_t batch, double *per_token,
-                                double *nll, pvt_ppl *out)
+static pvt_result pvti_eval_all(const pvti_eval *e, int64_t batch, pvt_ppl *out)
 {
     int64_t done = 0, n;
-    double squares = 0, T = (double)(out->ctx - 1), windows = (double)out->windows;
+    double squares = 0, windows = (double)out->windows;
     for (; done < out->windows; done += n) {
         n = PVTI_MIN(batch, out->windows - done);
-        PVTI_TRY(pvti_eval_windows(run, corpus, out->ctx, done, n, per_token, nll + done));
-        for (int64_t i = 0; i < n; i++) out->nll_sum += nll[done + i];
-        PVTI_TRY(pvti_report(run->ctx, "eval", NULL, done + n, out->windows, "windows",
-                             pvti_exp64(out->nll_sum / ((double)(done + n) * T))));
+        PVTI_TRY(pvti_eval_windows(e, out, done, n));
+        for (int64_t i = done; i < done + n; i++)
+            out->nll_sum += e->nll[i], out->tokens += pvti_eval_count(out, e->first + i);
+        PVTI_TRY(pvti_report(e->run->ctx, "eval", NULL, done + n, out->windows, "windows",
+                             pvti_exp64(out->nll_sum / (double)out->tokens)));
     }
-    out->tokens = out->windows * (out->ctx - 1);
     out->nll = out->nll_sum / (double)out->tokens;
-    for (int64_t i = 0; i < out->windows; i++) squares += (nll[i] / T - out->nll) * (nll[i] / T - out->nll);
-    out->nll_stderr = out->windows > 1 ? __builtin_sqrt(squares / (windows - 1) / windows) : NAN;
+    for (int64_t i = 0; i < out->windows; i++) { /* of a ratio, for windows may count differently many */
+        double off = e->nll[i] - out->nll * (double)pvti_eval_count(out, e->first + i);
+        squares += off * off;
+    }
+    out->nll_stderr = NAN;
+    if (out->windows > 1)
+        out->nll_stderr = __builtin_sqrt(squares * windows / (windows - 1)) / (double)out->tokens;
     out->ppl = pvti_exp64(out->nll);
+    return PVT_OK;
+}
+
+/* The windows that are meant: their length, distance and number; *first. */
+static pvt_result pvti_eval_range(const pvt_model *model, const pvt_corpus *corpus, const pvt_ppl_desc *desc,
+                                  pvt_ppl *out, int64_t *first)
+{
+    pvt_ctx *ctx = model->ctx;
+    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
+    int64_t S = desc && desc->stride ? desc->stride : T, last = desc ? desc->last : 0;
+    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
+    if (S < 1 || S > T)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "windows of %lld tokens %lld apart: a stride of 1 to %lld is possible", (long long)T,
+                         (long long)S, (long long)T);
+    int64_t all = corpus->n < T ? 0 : (corpus->n - T) / S + 1;
+    *first = desc ? desc->first : 0;
+    if (last == 0) last = all;
+    if (all < 1)
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
+            "context (--ctx)",
+            (long long)corpus->n, (long long)T);
+    if (*first < 0 || *first >= last || last > all)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)*first,
+                         (long long)last, (long long)all, (long long)T);
+    out->ctx = T, out->stride = S, out->windows = last - *first;
     return PVT_OK;
 }
 
@@ -12683,38 +12827,399 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
 {
     pvt_ctx *ctx = model->ctx;
     double start = pvti_seconds();
-    int64_t T = desc && desc->ctx ? desc->ctx : PVTI_MIN(model->config.ctx, 512);
-    int64_t first = desc ? desc->first : 0, last = desc ? desc->last : 0;
     pvt_run_desc run_desc;
-    pvt_run *run = NULL;
-    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc);
-    PVTI_TRY(pvti_context_check(ctx, model, "perplexity", T));
-    int64_t all = corpus->n / T;
-    if (last == 0) last = all;
-    if (all < 1)
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "the text has %lld tokens, shorter than one window of %lld; use a longer text or a smaller "
-            "context (--ctx)",
-            (long long)corpus->n, (long long)T);
-    if (first < 0 || first >= last || last > all)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "windows %lld to %lld: the text has %lld windows of %lld tokens", (long long)first,
-                         (long long)last, (long long)all, (long long)T);
-    pvt_corpus part = *corpus;
-    part.ids += first * T;
-    out->ctx = T, out->windows = last - first;
-    int64_t batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / T));
-    run_desc.max_batch = batch, run_desc.max_ctx = T;
-    double *per_token = PVTI_NEW(ctx, double, batch *T);
-    double *nll = PVTI_NEW(ctx, double, out->windows);
-    pvt_result result = per_token && nll ? pvt_run_create(model, &run_desc, &run) : PVT_ERR_MEMORY;
-    if (result == PVT_OK) result = pvti_eval_all(run, &part, batch, per_token, nll, out);
+    pvti_eval e;
+    memset(out, 0, sizeof *out), memset(&run_desc, 0, sizeof run_desc), memset(&e, 0, sizeof e);
+    PVTI_TRY(pvti_eval_range(model, corpus, desc, out, &e.first));
+    int64_t batch = PVTI_MIN(out->windows, PVTI_MAX(1, PVTI_EVAL_TOKENS / out->ctx));
+    run_desc.max_batch = batch, run_desc.max_ctx = out->ctx;
+    e.corpus = corpus;
+    e.ids = PVTI_NEW(ctx, int32_t, batch * out->ctx);
+    e.per_token = PVTI_NEW(ctx, double, batch * out->ctx);
+    e.nll = PVTI_NEW(ctx, double, out->windows);
+    pvt_result result = e.ids && e.per_token && e.nll ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK) result = pvt_run_create(model, &run_desc, &e.run);
+    if (result == PVT_OK) result = pvti_eval_all(&e, batch, out);
     if (result == PVT_OK && desc && desc->window_nll)
-        memcpy(desc->window_nll, nll, (size_t)out->windows * sizeof *nll);
-    pvt_run_free(run);
-    pvti_free(ctx, per_token);
-    pvti_free(ctx, nll);
+        memcpy(desc->window_nll, e.nll, (size_t)out->windows * sizeof *e.nll);
+    pvt_run_free(e.run);
+    pvti_free(ctx, e.ids);
+    pvti_free(ctx, e.per_token);
+    pvti_free(ctx, e.nll);
+    out->seconds = pvti_seconds() - start;
+    return result;
+}
+
+// >>choices
+/*  log p(continuation | context) = Σ log p(token | all before it), for all choices of a document. What
+    the choices have in common at their beginning, but for the context's last token, goes through the
+    model once; its keys and values are copied, and each choice goes on from there as a sequence of its
+    own. A choice of m tokens then takes m inputs: the context's last token and its own but the last.
+
+    Documents with equally long common parts share a forward; longer branches first, shorter ones padded
+    behind their end, which no earlier token sees. A single row would go through the products of decoding,
+    which may round otherwise than those of many (look-ups, Q8_0): there are always two at least. */
+
+enum { PVTI_CHOICES_MOST = 256 }; /* sequences of a forward */
+
+/* A document, as it is computed. */
+typedef struct pvti_question {
+    int64_t document, shared, width; /* tokens in common; inputs behind them, of the longest choice */
+    int64_t room;                    /* positions that it takes, or one of those behind it in the order */
+} pvti_question;
+
+typedef struct pvti_scorer {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    const pvt_task *task;
+    int64_t memory_limit, truncated;
+    pvti_question *questions; /* [n] in the order of the work */
+    pvt_answer *answers;      /* [n_choices] */
+    pvt_run *run;
+    int32_t *ids;                           /* [PVTI_EVAL_TOKENS] inputs of a forward */
+    pvt_choice branch[PVTI_CHOICES_MOST];   /* sequences of the present batch, cut to the model's context */
+    int64_t answer[PVTI_CHOICES_MOST], question[PVTI_CHOICES_MOST]; /* and whose they are */
+    int64_t branches;
+    int64_t *owner;   /* [PVTI_EVAL_TOKENS] the answer that a prediction adds to */
+    int32_t *targets; /* [PVTI_EVAL_TOKENS] */
+    /* the head, so many rows at a time; the last two are the host's */
+    int64_t head_rows;
+    pvt_real *logits;
+    pvt_softmax_row *rows, *host_rows;
+    double *lse, *loss, *host_loss;
+    int32_t *row_targets;
+} pvti_scorer;
+
+/* A choice whose beginning is cut off where the model's context is too short: n − 1 tokens are inputs. */
+static pvt_choice pvti_choice_cut(const pvt_choice *choice, int64_t ctx)
+{
+    pvt_choice cut = *choice;
+    int64_t drop = PVTI_MAX(0, choice->n - (ctx + 1));
+    cut.ids += drop, cut.n -= drop, cut.context -= drop;
+    return cut;
+}
+
+static pvt_result pvti_choice_check(const pvti_scorer *s, const pvt_choice *c, int64_t document)
+{
+    int64_t V = s->model->config.vocab;
+    if (!c->ids || c->context < 1 || c->n <= c->context || !(c->length >= 0 && c->length <= DBL_MAX))
+        return pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
+                         "task %s: document %lld has a choice of %lld tokens, %lld of them context, length "
+                         "%g: at least one token of each is needed",
+                         s->task->name, (long long)document, (long long)c->n, (long long)c->context,
+                         c->length);
+    if (c->n - c->context > s->model->config.ctx)
+        return pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
+                         "task %s: document %lld has a choice of %lld tokens behind its context; this model "
+                         "was made for %lld",
+                         s->task->name, (long long)document, (long long)(c->n - c->context),
+                         (long long)s->model->config.ctx);
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->ids[i] < 0 || c->ids[i] >= V)
+            return pvti_fail(s->ctx, PVT_ERR_MISMATCH,
+                             "task %s: document %lld holds token %lld, the model's vocabulary ends at %lld: "
+                             "was it tokenized with another tokenizer?",
+                             s->task->name, (long long)document, (long long)c->ids[i], (long long)V);
+    return PVT_OK;
+}
+
+/* Checks a document and finds what its choices share. */
+static pvt_result pvti_question_read(pvti_scorer *s, int64_t document, pvti_question *q)
+{
+    const pvt_document *d = &s->task->documents[document];
+    int64_t ctx = s->model->config.ctx, longest = 0;
+    if (d->n < 1 || d->n > PVTI_CHOICES_MOST || d->first < 0 || d->n > s->task->n_choices - d->first ||
+        d->gold < 0 || d->gold >= d->n)
+        return pvti_fail(s->ctx, PVT_ERR_ARGUMENT,
+                         "task %s: document %lld has %lld choices from %lld on of %lld, and the right one is "
+                         "%lld; 1 to %d are possible",
+                         s->task->name, (long long)document, (long long)d->n, (long long)d->first,
+                         (long long)s->task->n_choices, (long long)d->gold, PVTI_CHOICES_MOST);
+    for (int64_t i = 0; i < d->n; i++)
+        PVTI_TRY(pvti_choice_check(s, &s->task->choices[d->first + i], document));
+    pvt_choice first = pvti_choice_cut(&s->task->choices[d->first], ctx);
+    q->document = document, q->shared = first.context - 1;
+    for (int64_t i = 0, t; i < d->n; i++) {
+        pvt_choice c = pvti_choice_cut(&s->task->choices[d->first + i], ctx);
+        q->shared = PVTI_MIN(q->shared, c.context - 1);
+        for (t = 0; t < q->shared && c.ids[t] == first.ids[t];) t++;
+        q->shared = t;
+        longest = PVTI_MAX(longest, c.n - 1);
+        s->truncated += c.n < s->task->choices[d->first + i].n;
+    }
+    if (q->shared == 1) q->shared = 0; /* no forward of one row */
+    q->width = longest - q->shared;
+    q->room = longest + 1; /* where one input is padded to two */
+    return PVT_OK;
+}
+
+/* All documents in the order of the work: the longest common part first. */
+static pvt_result pvti_score_plan(pvti_scorer *s)
+{
+    int64_t n = s->task->n;
+    pvti_question *read = PVTI_NEW(s->ctx, pvti_question, n);
+    pvti_sort_item *order = PVTI_NEW(s->ctx, pvti_sort_item, n);
+    pvt_result result = read && order ? PVT_OK : PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < n && result == PVT_OK; i++) {
+        result = pvti_question_read(s, i, &read[i]);
+        order[i].key = (uint64_t)(INT32_MAX - read[i].shared) << 32 | (uint64_t)(INT32_MAX - read[i].width);
+        order[i].index = i;
+    }
+    if (result == PVT_OK) pvti_sort(order, n, NULL, NULL);
+    for (int64_t i = n - 1; i >= 0 && result == PVT_OK; i--) {
+        s->questions[i] = read[order[i].index];
+        if (i + 1 < n) s->questions[i].room = PVTI_MAX(s->questions[i].room, s->questions[i + 1].room);
+    }
+    pvti_free(s->ctx, read);
+    pvti_free(s->ctx, order);
+    return result;
+}
+
+/* A run with room for what is left from question `at` on; the last one stays while it is not twice too
+   large. */
+static pvt_result pvti_score_room(pvti_scorer *s, int64_t at)
+{
+    const pvt_model_config *g = &s->model->config;
+    int64_t room = s->questions[at].room, each = 0, choices = 2;
+    pvt_run_desc desc;
+    if (s->run && room > s->run->desc.max_ctx / 2) return PVT_OK;
+    pvt_run_free(s->run), s->run = NULL;
+    for (int64_t i = at; i < s->task->n; i++)
+        choices = PVTI_MAX(choices, s->task->documents[s->questions[i].document].n);
+    memset(&desc, 0, sizeof desc);
+    desc.cache = true, desc.max_ctx = room, desc.max_batch = PVTI_CHOICES_MOST;
+    if (pvti_mul(2 * g->layers * g->kv_heads * g->head_dim * (int64_t)sizeof(pvt_real), room, &each))
+        desc.max_batch = PVTI_MIN(desc.max_batch, PVTI_MAX(choices, s->memory_limit / each));
+    desc.max_tokens = PVTI_EVAL_TOKENS;
+    return pvt_run_create(s->model, &desc, &s->run);
+}
+
+/* The sequences of the batch that begins at question `first`; how many questions. */
+static int64_t pvti_score_gather(pvti_scorer *s, int64_t first)
+{
+    int64_t i = first, ctx = s->model->config.ctx;
+    for (s->branches = 0; i < s->task->n && s->questions[i].shared == s->questions[first].shared; i++) {
+        const pvt_document *d = &s->task->documents[s->questions[i].document];
+        if (s->branches + d->n > s->run->desc.max_batch) break;
+        for (int64_t k = d->first; k < d->first + d->n; k++) {
+            s->branch[s->branches] = pvti_choice_cut(&s->task->choices[k], ctx);
+            s->question[s->branches] = i - first;
+            s->answer[s->branches++] = k;
+        }
+    }
+    return i - first;
+}
+
+/* So many of the tokens that are left, and never one alone at the end. */
+static int64_t pvti_score_chunk(int64_t left, int64_t most)
+{
+    int64_t n = PVTI_MIN(left, most);
+    return left - n == 1 ? n - 1 : n;
+}
+
+/* Sequence j of the cache becomes the common part of its document, computed as sequence question[j] ≤ j:
+   from the last one down, so that none is overwritten before it was copied. */
+static void pvti_score_spread(pvti_scorer *s, int64_t shared)
+{
+    const pvt_model_config *g = &s->model->config;
+    int64_t KV = g->kv_heads * g->head_dim, sequence = s->run->desc.max_ctx * KV;
+    for (int64_t l = 0; l < g->layers; l++) {
+        pvt_real *k = s->run->cache_k + l * s->run->desc.max_batch * sequence;
+        pvt_real *v = s->run->cache_v + l * s->run->desc.max_batch * sequence;
+        for (int64_t j = s->branches - 1; j > 0; j--) {
+            if (s->question[j] == j) continue;
+            pvti_copy(s->ctx, k + j * sequence, k + s->question[j] * sequence, shared * KV);
+            pvti_copy(s->ctx, v + j * sequence, v + s->question[j] * sequence, shared * KV);
+        }
+    }
+    s->run->cache_batch = s->branches;
+}
+
+/* The common parts of n documents into the cache. */
+static pvt_result pvti_score_shared(pvti_scorer *s, int64_t n, int64_t shared)
+{
+    int64_t T;
+    for (int64_t t = 0; t < shared; t += T) {
+        T = pvti_score_chunk(shared - t, PVTI_EVAL_TOKENS / n);
+        for (int64_t j = 0; j < s->branches; j++) /* choices of a document write the same */
+            memcpy(s->ids + s->question[j] * T, s->branch[j].ids + t, (size_t)T * sizeof *s->ids);
+        PVTI_TRY(pvt_run_forward(s->run, s->ids, n, T, NULL));
+    }
+    if (shared > 0) pvti_score_spread(s, shared);
+    return PVT_OK;
+}
+
+/* Rows at[0 … n−1] of the hidden states that were brought together: log p of their targets into the
+   answers. */
+static pvt_result pvti_score_head(pvti_scorer *s, int64_t first, int64_t n)
+{
+    pvt_ctx *ctx = s->ctx;
+    int64_t V = s->model->config.vocab, rows = PVTI_MAX(n, 2); /* the second of one is of no account */
+    if (n < 2) s->targets[first + 1] = -1;
+    pvt_weight_forward(s->logits, s->run->x + first * s->model->config.dim, &s->model->head, rows, false);
+    pvt_memory_zero(ctx, s->rows, rows * (int64_t)sizeof *s->rows);
+    pvt_memory_write(ctx, s->row_targets, s->targets + first, rows * (int64_t)sizeof *s->targets);
+    pvt_softmax_update(ctx, s->rows, s->logits, s->row_targets, rows, 0, V, V);
+    pvt_softmax_finish(ctx, s->lse, s->loss, s->rows, s->row_targets, rows);
+    PVTI_TRY(pvt_memory_read(ctx, s->host_rows, s->rows, rows * (int64_t)sizeof *s->rows));
+    PVTI_TRY(pvt_memory_read(ctx, s->host_loss, s->loss, rows * (int64_t)sizeof *s->loss));
+    for (int64_t i = 0; i < n; i++) {
+        pvt_answer *a = &s->answers[s->owner[first + i]];
+        if (!(s->host_loss[i] - s->host_loss[i] == 0))
+            return pvti_fail(ctx, PVT_ERR_NUMERIC,
+                             "the probability of a choice is not finite: there are NaN or infinite numbers "
+                             "in the model's weights");
+        a->loglik -= s->host_loss[i];
+        a->greedy = a->greedy && s->host_rows[i].target >= s->host_rows[i].max;
+    }
+    return PVT_OK;
+}
+
+/* Every sequence from its common part on, T inputs at a time; the hidden states that predict a
+   continuation's token are brought together in the run's x, which no one needs any more. */
+static pvt_result pvti_score_branches(pvti_scorer *s, int64_t shared, int64_t width)
+{
+    int64_t C = s->model->config.dim, T, most = PVTI_EVAL_TOKENS / s->branches;
+    if (s->branches == 1) width = PVTI_MAX(width, 2);
+    for (int64_t t = shared; t < shared + width; t += T) {
+        int64_t rows = 0;
+        T = pvti_score_chunk(shared + width - t, most);
+        memset(s->ids, 0, (size_t)(s->branches * T) * sizeof *s->ids);
+        for (int64_t j = 0; j < s->branches; j++) {
+            int64_t n = PVTI_MIN(T, s->branch[j].n - 1 - t);
+            if (n > 0) memcpy(s->ids + j * T, s->branch[j].ids + t, (size_t)n * sizeof *s->ids);
+        }
+        PVTI_TRY(pvt_run_forward(s->run, s->ids, s->branches, T, NULL));
+        for (int64_t j = 0; j < s->branches; j++) {
+            const pvt_choice *c = &s->branch[j];
+            int64_t from = PVTI_MAX(t, c->context - 1), n = PVTI_MIN(t + T, c->n - 1) - from;
+            if (n < 1) continue;
+            pvti_copy(s->ctx, s->run->x + rows * C, s->run->hidden + (j * T + from - t) * C, n * C);
+            for (int64_t i = 0; i < n; i++)
+                s->owner[rows] = s->answer[j], s->targets[rows++] = c->ids[from + i + 1];
+        }
+        for (int64_t i = 0, n; i < rows; i += n) {
+            n = pvti_score_chunk(rows - i, s->head_rows);
+            PVTI_TRY(pvti_score_head(s, i, n));
+        }
+    }
+    return PVT_OK;
+}
+
+/* Whether the right choice wins; norm: by loglik / length. */
+static bool pvti_score_right(const pvti_scorer *s, const pvt_document *d, bool norm)
+{
+    int64_t best = 0;
+    double most = -(double)INFINITY;
+    if (d->n == 1) return s->answers[d->first].greedy;
+    for (int64_t i = 0; i < d->n; i++) {
+        double length = norm ? s->task->choices[d->first + i].length : 1;
+        double value = length > 0 ? s->answers[d->first + i].loglik / length : -(double)INFINITY;
+        if (value > most) most = value, best = i;
+    }
+    return best == d->gold;
+}
+
+/* Mean of n times 0 or 1, and its standard error. */
+static double pvti_score_mean(int64_t right, int64_t n, double *error)
+{
+    double mean = (double)right / (double)n, wrong = (double)(n - right);
+    double squares = (double)right * (1 - mean) * (1 - mean) + wrong * mean * mean;
+    *error = n > 1 ? __builtin_sqrt(squares / (double)(n - 1)) / __builtin_sqrt((double)n) : NAN;
+    return mean;
+}
+
+static void pvti_score_sum(const pvti_scorer *s, const pvt_score_desc *desc, pvt_score *out)
+{
+    const pvt_task *task = s->task;
+    int64_t right = 0, right_norm = 0, single = 0;
+    double sum = 0;
+    for (int64_t i = 0; i < task->n; i++) {
+        const pvt_document *d = &task->documents[i];
+        bool is = pvti_score_right(s, d, false), is_norm = pvti_score_right(s, d, true);
+        if (desc && desc->right) desc->right[i] = is;
+        if (desc && desc->right_norm) desc->right_norm[i] = is_norm;
+        right += is, right_norm += is_norm;
+        single += d->n == 1, sum += s->answers[d->first].loglik;
+    }
+    out->n = task->n, out->truncated = s->truncated;
+    out->acc = pvti_score_mean(right, task->n, &out->acc_stderr);
+    out->acc_norm = out->acc_norm_stderr = out->ppl = NAN;
+    if (task->norm) out->acc_norm = pvti_score_mean(right_norm, task->n, &out->acc_norm_stderr);
+    if (single == task->n) out->ppl = pvti_exp64(-sum / (double)task->n);
+}
+
+static pvt_result pvti_score_all(pvti_scorer *s)
+{
+    int64_t right = 0, n;
+    for (int64_t i = 0; i < s->task->n; i += n) {
+        PVTI_TRY(pvti_score_room(s, i));
+        n = pvti_score_gather(s, i);
+        int64_t shared = s->questions[i].shared, width = s->questions[i].width; /* the first is the widest */
+        pvt_run_reset(s->run);
+        PVTI_TRY(pvti_score_shared(s, n, shared));
+        PVTI_TRY(pvti_score_branches(s, shared, width));
+        for (int64_t k = i; k < i + n; k++)
+            right += pvti_score_right(s, &s->task->documents[s->questions[k].document], false);
+        PVTI_TRY(pvti_report(s->ctx, "task", s->task->name, i + n, s->task->n, "documents",
+                             (double)right / (double)(i + n)));
+    }
+    return PVT_OK;
+}
+
+static pvt_result pvti_score_begin(pvti_scorer *s, pvt_answer *answers, bool *own)
+{
+    pvt_ctx *ctx = s->ctx;
+    int64_t V = s->model->config.vocab;
+    s->head_rows = PVTI_MIN(PVTI_EVAL_TOKENS, PVTI_MAX(3, PVTI_LOGITS / V));
+    s->questions = PVTI_NEW(ctx, pvti_question, s->task->n);
+    s->answers = answers ? answers : PVTI_NEW(ctx, pvt_answer, s->task->n_choices);
+    *own = !answers;
+    s->ids = PVTI_NEW(ctx, int32_t, PVTI_EVAL_TOKENS);
+    s->owner = PVTI_NEW(ctx, int64_t, PVTI_EVAL_TOKENS);
+    s->targets = PVTI_NEW(ctx, int32_t, PVTI_EVAL_TOKENS + 1);
+    s->host_rows = PVTI_NEW(ctx, pvt_softmax_row, s->head_rows);
+    s->host_loss = PVTI_NEW(ctx, double, s->head_rows);
+    s->logits = PVTI_MEMORY(ctx, pvt_real, s->head_rows * V);
+    s->rows = PVTI_MEMORY(ctx, pvt_softmax_row, s->head_rows);
+    s->lse = PVTI_MEMORY(ctx, double, s->head_rows);
+    s->loss = PVTI_MEMORY(ctx, double, s->head_rows);
+    s->row_targets = PVTI_MEMORY(ctx, int32_t, s->head_rows);
+    if (!s->questions || !s->answers || !s->ids || !s->owner || !s->targets || !s->host_rows ||
+        !s->host_loss || !s->logits || !s->rows || !s->lse || !s->loss || !s->row_targets)
+        return PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < s->task->n_choices; i++) s->answers[i].loglik = 0, s->answers[i].greedy = true;
+    return pvti_score_plan(s);
+}
+
+static void pvti_score_end(pvti_scorer *s, bool own)
+{
+    void *const host[] = {s->questions, s->ids, s->owner, s->targets, s->host_rows, s->host_loss};
+    void *const memory[] = {s->logits, s->rows, s->lse, s->loss, s->row_targets};
+    for (int i = 0; i < PVTI_COUNT(host); i++) pvti_free(s->ctx, host[i]);
+    for (int i = 0; i < PVTI_COUNT(memory); i++) pvt_memory_free(s->ctx, memory[i]);
+    if (own) pvti_free(s->ctx, s->answers);
+    pvt_run_free(s->run);
+    pvti_free(s->ctx, s);
+}
+
+PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, const pvt_score_desc *desc,
+                                  pvt_score *out)
+{
+    pvt_ctx *ctx = model->ctx;
+    double start = pvti_seconds();
+    bool own = false;
+    memset(out, 0, sizeof *out);
+    if (task->n < 1 || task->n > INT32_MAX || !task->documents || !task->choices)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "task %s: no documents to score", task->name);
+    pvti_scorer *s = PVTI_NEW(ctx, pvti_scorer, 1);
+    if (!s) return PVT_ERR_MEMORY;
+    s->ctx = ctx, s->model = model, s->task = task;
+    s->memory_limit = desc && desc->memory_limit > 0 ? desc->memory_limit : (int64_t)512 << 20;
+    pvt_result result = pvti_score_begin(s, desc ? desc->answers : NULL, &own);
+    if (result == PVT_OK) result = pvti_score_all(s);
+    if (result == PVT_OK) pvti_score_sum(s, desc, out);
+    pvti_score_end(s, own);
     out->seconds = pvti_seconds() - start;
     return result;
 }
@@ -12727,10 +13232,11 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
 #define PVTI_PROMPT_CHUNK 256 /* tokens of the prompt that go through the model at once */
 
 typedef struct pvti_sampler {
-    pvt_real *logits;      /* [V] */
+    pvt_real *logits;      /* [V], of the sequence at hand */
     double *p;             /* [V] */
     pvti_sort_item *order; /* [V] most probable first */
     int64_t V;
+    int64_t *seen, seen_at; /* [V] when a token's logit was last penalized; of the present token */
 } pvti_sampler;
 
 static int32_t pvti_sample_greedy(const pvti_sampler *s)
@@ -12743,26 +13249,47 @@ static int32_t pvti_sample_greedy(const pvti_sampler *s)
 
 /* unit in [0, 1). exp is our own, so that equal logits give equal text everywhere. Only tokens
    with p ≥ (1 − top_p)·sum/V are sorted: all the others together have less than 1 − top_p, so
-   the set is complete before they are needed. At top_p 1 the order does not matter. */
-static int32_t pvti_sample(pvti_sampler *s, double temperature, double top_p, double unit)
+   the set is complete before they are needed. At top_p 1 the order does not matter. Of the k likeliest
+   top_p takes a share of what these k have; min_p compares with the likeliest. */
+static int32_t pvti_sample(pvti_sampler *s, const pvt_generate_desc *d, double unit)
 {
     int64_t i, n = 0, kept_n = 0;
     double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)];
-    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / temperature);
-    double least = (1 - top_p) * sum / (double)s->V;
+    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / d->temperature);
+    double least = d->top_k > 0 ? 0 : (1 - d->top_p) * sum / (double)s->V;
+    if (d->min_p > least) least = d->top_p < 1 ? least : d->min_p; /* the likeliest has p = 1 */
     for (i = 0; i < s->V; i++) {
         uint64_t bits;
         if (!(s->p[i] >= least)) continue;
         memcpy(&bits, &s->p[i], sizeof bits); /* positive doubles and their bits have the same order */
         s->order[n].key = ~bits, s->order[n++].index = i;
     }
-    if (top_p < 1) pvti_sort(s->order, n, NULL, NULL);
-    while (kept_n < n && (kept_n == 0 || kept < top_p * sum)) kept += s->p[s->order[kept_n++].index];
+    if (d->top_p < 1 || d->top_k > 0) pvti_sort(s->order, n, NULL, NULL);
+    if (d->top_k > 0) {
+        n = PVTI_MIN(n, d->top_k);
+        for (sum = 0, i = 0; i < n; i++) sum += s->p[s->order[i].index];
+    }
+    while (kept_n < n && (kept_n == 0 || kept < d->top_p * sum)) {
+        double p = s->p[s->order[kept_n].index];
+        if (kept_n > 0 && d->top_p < 1 && p < d->min_p) break; /* sorted: so are all behind it */
+        kept += p, kept_n++;
+    }
     for (i = 0; i < kept_n - 1; i++) {
         unit -= s->p[s->order[i].index] / kept;
         if (unit < 0) break;
     }
     return kept_n > 0 ? (int32_t)s->order[i].index : pvti_sample_greedy(s);
+}
+
+/* Tokens that stood already become less likely, each once. */
+static void pvti_sample_penalize(pvti_sampler *s, const int32_t *ids, int64_t n, double penalty)
+{
+    for (int64_t i = 0; i < n; i++) {
+        pvt_real *logit = &s->logits[ids[i]];
+        if (s->seen[ids[i]] == s->seen_at) continue;
+        s->seen[ids[i]] = s->seen_at;
+        *logit = (pvt_real)(*logit > 0 ? (double)*logit / penalty : (double)*logit * penalty);
+    }
 }
 
 static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
@@ -12783,91 +13310,183 @@ static bool pvti_is_eos(const pvt_model *model, int32_t id)
     return false;
 }
 
-/* The prompt in chunks; logits of its last token. */
-static pvt_result pvti_generate_prompt(pvt_run *run, const int32_t *prompt, int64_t n, pvt_real *logits)
+/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read in
+   chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
+   that was drawn. A sequence that has ended goes on with its last token, of which nothing comes. */
+typedef struct pvti_generator {
+    pvt_ctx *ctx;
+    const pvt_model *model;
+    const pvt_generate_desc *desc;
+    const int32_t *const *prompts;
+    const int64_t *n_prompt;
+    int64_t B, common, longest; /* tokens that all prompts have; of the longest prompt */
+    pvt_run *run;
+    pvti_sampler sampler;
+    pvt_real *logits;        /* [B, V] */
+    int32_t *ids;            /* [max(PVTI_PROMPT_CHUNK, B)] */
+    bool *ended;             /* [B] */
+    int64_t open;            /* that have not */
+    pvt_generated *out;
+} pvti_generator;
+
+/* The common part of the prompts in chunks; logits of its last tokens. */
+static pvt_result pvti_generate_prompt(pvti_generator *g)
 {
-    int64_t T;
-    for (int64_t i = 0; i < n; i += T) {
-        T = PVTI_MIN(PVTI_PROMPT_CHUNK, n - i);
-        PVTI_TRY(pvt_run_forward(run, prompt + i, 1, T, NULL));
+    int64_t T = 0, V = g->sampler.V, most = PVTI_MAX(1, PVTI_PROMPT_CHUNK / g->B);
+    for (int64_t i = 0; i < g->common; i += T) {
+        T = PVTI_MIN(most, g->common - i);
+        for (int64_t b = 0; b < g->B; b++)
+            memcpy(g->ids + b * T, g->prompts[b] + i, (size_t)T * sizeof *g->ids);
+        PVTI_TRY(pvt_run_forward(g->run, g->ids, g->B, T, NULL));
     }
-    return pvt_run_logits(run, (n - 1) % PVTI_PROMPT_CHUNK, 1, logits);
+    for (int64_t b = 0; b < g->B; b++)
+        PVTI_TRY(pvt_run_logits(g->run, b * T + T - 1, 1, g->logits + b * V));
+    return PVT_OK;
 }
 
-static pvt_result pvti_generate_tokens(pvt_run *run, const pvt_generate_desc *d, pvti_sampler *s,
-                                       pvt_generated *out)
+/* The token of sequence b behind `position`, and whether it ends there. */
+static pvt_result pvti_generate_token(pvti_generator *g, int64_t b, int64_t position, int32_t *id)
 {
-    const pvt_model *model = run->model;
-    while (out->n < d->n) {
-        PVTI_TRY(pvti_sample_check(run->ctx, s));
-        double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, 0);
-        int32_t id = d->temperature > 0 ? pvti_sample(s, d->temperature, d->top_p, unit)
-                                        : pvti_sample_greedy(s);
-        if (!d->ignore_eos && pvti_is_eos(model, id)) break;
-        out->ids[out->n++] = id;
-        if (d->token && d->token(d->user, id)) break;
-        PVTI_TRY(pvti_report(run->ctx, "generate", NULL, out->n, d->n, "tokens", NAN));
-        if (out->n < d->n) PVTI_TRY(pvt_run_forward(run, &id, 1, 1, s->logits));
+    const pvt_generate_desc *d = g->desc;
+    pvt_generated *out = &g->out[b];
+    pvti_sampler *s = &g->sampler;
+    if (position < g->n_prompt[b]) return *id = g->prompts[b][position], PVT_OK;
+    if (g->ended[b]) return PVT_OK;
+    s->logits = g->logits + b * s->V;
+    PVTI_TRY(pvti_sample_check(g->ctx, s));
+    if (d->repeat_penalty != 1) {
+        s->seen_at++;
+        pvti_sample_penalize(s, g->prompts[b], g->n_prompt[b], d->repeat_penalty);
+        pvti_sample_penalize(s, out->ids, out->n, d->repeat_penalty);
+    }
+    double unit = pvti_random_unit(d->seed, PVTI_RANDOM_SAMPLING, (uint64_t)out->n, (uint64_t)b);
+    int32_t next = d->temperature > 0 ? pvti_sample(s, d, unit) : pvti_sample_greedy(s);
+    bool end = !d->ignore_eos && pvti_is_eos(g->model, next);
+    if (!end) {
+        *id = out->ids[out->n++] = next;
+        end = out->n == d->n;
+        if (d->token_of ? d->token_of(d->user, b, next) : d->token && d->token(d->user, next)) end = true;
+    }
+    g->ended[b] = end;
+    g->open -= end;
+    return PVT_OK;
+}
+
+static pvt_result pvti_generate_tokens(pvti_generator *g)
+{
+    int64_t total = g->longest - g->common + g->desc->n;
+    for (int64_t b = 0; b < g->B; b++) g->ids[b] = g->prompts[b][g->common - 1];
+    for (int64_t i = 0; g->open > 0; i++) {
+        for (int64_t b = 0; b < g->B; b++)
+            PVTI_TRY(pvti_generate_token(g, b, g->common + i, &g->ids[b]));
+        PVTI_TRY(pvti_report(g->ctx, "generate", NULL, i + 1, total, "tokens", NAN));
+        if (g->open > 0) PVTI_TRY(pvt_run_forward(g->run, g->ids, g->B, 1, g->logits));
     }
     return PVT_OK;
 }
 
-static pvt_result pvti_generate_all(pvt_ctx *ctx, const pvt_model *model, const int32_t *prompt,
-                                    int64_t n_prompt, const pvt_generate_desc *d, pvti_sampler *s,
-                                    pvt_run **run, pvt_generated *out)
+static pvt_result pvti_generate_all(pvti_generator *g)
 {
+    pvt_ctx *ctx = g->ctx;
+    pvti_sampler *s = &g->sampler;
     pvt_run_desc desc;
     double start = pvti_seconds();
     memset(&desc, 0, sizeof desc);
     desc.cache = true;
-    desc.max_ctx = n_prompt + d->n;
-    desc.max_tokens = PVTI_PROMPT_CHUNK;
-    s->V = model->config.vocab;
-    s->logits = PVTI_NEW(ctx, pvt_real, s->V);
+    desc.max_batch = g->B, desc.max_ctx = g->longest + g->desc->n;
+    desc.max_tokens = PVTI_MAX(PVTI_PROMPT_CHUNK, g->B);
+    s->V = g->model->config.vocab;
+    g->logits = PVTI_NEW(ctx, pvt_real, g->B * s->V);
     s->p = PVTI_NEW(ctx, double, s->V);
     s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);
-    out->ids = PVTI_NEW(ctx, int32_t, d->n);
-    if (!s->logits || !s->p || !s->order || !out->ids) return PVT_ERR_MEMORY;
-    PVTI_TRY(pvt_run_create(model, &desc, run));
-    PVTI_TRY(pvti_generate_prompt(*run, prompt, n_prompt, s->logits));
-    out->prompt_seconds = pvti_seconds() - start;
+    s->seen = PVTI_NEW(ctx, int64_t, s->V);
+    g->ids = PVTI_NEW(ctx, int32_t, desc.max_tokens);
+    g->ended = PVTI_NEW(ctx, bool, g->B);
+    if (!g->logits || !s->p || !s->order || !s->seen || !g->ids || !g->ended) return PVT_ERR_MEMORY;
+    for (int64_t b = 0; b < g->B; b++) {
+        g->out[b].ids = PVTI_NEW(ctx, int32_t, g->desc->n);
+        if (!g->out[b].ids) return PVT_ERR_MEMORY;
+    }
+    PVTI_TRY(pvt_run_create(g->model, &desc, &g->run));
+    PVTI_TRY(pvti_generate_prompt(g));
+    double prompt = pvti_seconds() - start;
     start = pvti_seconds();
-    PVTI_TRY(pvti_generate_tokens(*run, d, s, out));
-    out->seconds = pvti_seconds() - start;
-    return PVT_OK;
+    pvt_result result = pvti_generate_tokens(g);
+    double seconds = pvti_seconds() - start;
+    for (int64_t b = 0; b < g->B; b++) g->out[b].prompt_seconds = prompt, g->out[b].seconds = seconds;
+    return result;
+}
+
+static pvt_result pvti_generate_check(pvti_generator *g, pvt_generate_desc *d)
+{
+    pvt_ctx *ctx = g->ctx;
+    int64_t V = g->model->config.vocab, room = g->model->config.ctx;
+    g->common = INT64_MAX, g->longest = 0, g->open = g->B;
+    for (int64_t b = 0; b < g->B; b++) {
+        g->common = PVTI_MIN(g->common, g->n_prompt[b]), g->longest = PVTI_MAX(g->longest, g->n_prompt[b]);
+        for (int64_t i = 0; i < g->n_prompt[b]; i++) /* the penalty looks them up */
+            if (g->prompts[b][i] < 0 || g->prompts[b][i] >= V)
+                return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                                 "token id %lld at position %lld is outside the vocabulary of %lld; does the "
+                                 "tokenizer belong to the model?",
+                                 (long long)g->prompts[b][i], (long long)i, (long long)V);
+    }
+    if (d->n == 0) d->n = PVTI_MAX(1, PVTI_MIN(64, room - PVTI_MAX(0, g->longest)));
+    if (d->top_p == 0) d->top_p = 1;
+    if (d->repeat_penalty == 0) d->repeat_penalty = 1;
+    if (g->common < 1)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "generation needs a prompt of at least one token; begin with the start token");
+    if (d->n < 0 || d->n > 1 << 24 || g->longest > 1 << 24 || !(d->temperature >= 0) ||
+        !(d->top_p > 0 && d->top_p <= 1))
+        return pvti_fail(
+            ctx, PVT_ERR_ARGUMENT,
+            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
+            (long long)d->n, d->temperature, d->top_p);
+    if (d->top_k < 0 || !(d->min_p >= 0 && d->min_p <= 1) ||
+        !(d->repeat_penalty > 0 && d->repeat_penalty <= FLT_MAX))
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                         "generation with top_k %lld, min_p %g, repeat_penalty %g: expected ≥ 0, in [0, 1], "
+                         "and > 0",
+                         (long long)d->top_k, d->min_p, d->repeat_penalty);
+    return pvti_context_check(ctx, g->model, "generation", g->longest + d->n);
+}
+
+PVT_API pvt_result pvt_generate_many(const pvt_model *model, const int32_t *const *prompts,
+                                     const int64_t *n_prompt, int64_t B, const pvt_generate_desc *desc,
+                                     pvt_generated *out)
+{
+    pvt_ctx *ctx = model->ctx;
+    pvt_generate_desc d;
+    pvti_generator g;
+    memset(&d, 0, sizeof d), memset(&g, 0, sizeof g);
+    if (B < 1 || B > 4096)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a batch of %lld prompts; 1 to 4096 are possible",
+                         (long long)B);
+    memset(out, 0, (size_t)B * sizeof *out);
+    if (desc) d = *desc;
+    g.ctx = ctx, g.model = model, g.desc = &d, g.out = out;
+    g.prompts = prompts, g.n_prompt = n_prompt, g.B = B;
+    PVTI_TRY(pvti_generate_check(&g, &d));
+    pvt_result result = pvti_generate_all(&g);
+    pvt_run_free(g.run);
+    pvti_free(ctx, g.logits);
+    pvti_free(ctx, g.sampler.p);
+    pvti_free(ctx, g.sampler.order);
+    pvti_free(ctx, g.sampler.seen);
+    pvti_free(ctx, g.ids);
+    pvti_free(ctx, g.ended);
+    for (int64_t b = 0; b < B && result != PVT_OK && result != PVT_ERR_CANCELLED; b++) {
+        pvti_free(ctx, out[b].ids);
+        memset(&out[b], 0, sizeof out[b]);
+    }
+    return result;
 }
 
 PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, int64_t n_prompt,
                                 const pvt_generate_desc *desc, pvt_generated *out)
 {
-    pvt_ctx *ctx = model->ctx;
-    pvt_generate_desc d;
-    pvti_sampler sampler;
-    pvt_run *run = NULL;
-    memset(&d, 0, sizeof d), memset(out, 0, sizeof *out), memset(&sampler, 0, sizeof sampler);
-    if (desc) d = *desc;
-    if (d.n == 0) d.n = PVTI_MAX(1, PVTI_MIN(64, model->config.ctx - PVTI_MAX(0, n_prompt)));
-    if (d.top_p == 0) d.top_p = 1;
-    if (n_prompt < 1)
-        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "generation needs a prompt of at least one token; begin with the start token");
-    if (d.n < 0 || d.n > 1 << 24 || n_prompt > 1 << 24 || !(d.temperature >= 0) ||
-        !(d.top_p > 0 && d.top_p <= 1))
-        return pvti_fail(
-            ctx, PVT_ERR_ARGUMENT,
-            "generation of %lld tokens at temperature %g, top_p %g: expected a number, ≥ 0, and in (0, 1]",
-            (long long)d.n, d.temperature, d.top_p);
-    PVTI_TRY(pvti_context_check(ctx, model, "generation", n_prompt + d.n));
-    pvt_result result = pvti_generate_all(ctx, model, prompt, n_prompt, &d, &sampler, &run, out);
-    pvt_run_free(run);
-    pvti_free(ctx, sampler.logits);
-    pvti_free(ctx, sampler.p);
-    pvti_free(ctx, sampler.order);
-    if (result != PVT_OK && result != PVT_ERR_CANCELLED) {
-        pvti_free(ctx, out->ids);
-        memset(out, 0, sizeof *out);
-    }
-    return result;
+    return pvt_generate_many(model, &prompt, &n_prompt, 1, desc, out);
 }
 
 // >>quantize
@@ -23324,6 +23943,726 @@ PVT_API pvt_result pvt_corpus_from_text(pvt_ctx *ctx, const char *text, int64_t 
                          text ? "an address" : "NULL");
     if (bytes < 0) bytes = (int64_t)strlen(text);
     return pvti_corpus_read(ctx, "the text", text ? text : "", bytes, tokenizer, out);
+}
+
+// >>tasks
+/*  Documents of tasks to prompts, as lm-evaluation-harness 0.4.13 makes them (its tasks' YAML files and
+    utils.py, version 1.0 of each; boolq 2.0), and to tokens. Everything grows while lines are read, so
+    that places are offsets until the end. */
+
+/* A piece of the reader's text. */
+typedef struct pvti_prompt {
+    int64_t at, bytes;
+} pvti_prompt;
+
+typedef struct pvti_task_choice {
+    pvti_prompt context, continuation; /* each with a zero behind it */
+    int64_t ids, n, given;            /* tokens; `given` of them are the context's */
+    double length;
+} pvti_task_choice;
+
+typedef struct pvti_task_reader {
+    pvt_ctx *ctx;
+    const pvt_tokenizer *tokenizer;
+    const char *path;
+    char name[64];       /* of the documents, "" before one says it */
+    int64_t line, limit; /* the line at hand; documents at most */
+    bool norm;
+    pvti_json j;         /* that line */
+    pvti_text text;
+    int32_t *ids;
+    pvt_document *documents;
+    pvti_task_choice *choices;
+    int64_t n_ids, n, n_choices, ids_capacity, capacity, choices_capacity;
+    int64_t row; /* doc_id of the last request row; −1: none */
+} pvti_task_reader;
+
+static pvt_result pvti_task_refuse(const pvti_task_reader *r, const char *what, const char *more)
+{
+    return pvti_fail(r->ctx, PVT_ERR_FORMAT, "%s: line %lld: %s%s", r->path, (long long)r->line, what, more);
+}
+
+static pvt_result pvti_task_missing(const pvti_task_reader *r, const char *field, const char *kind)
+{
+    return pvti_fail(r->ctx, PVT_ERR_FORMAT,
+                     "%s: line %lld: no \"%s\" of the right type, which a document of %s has%s", r->path,
+                     (long long)r->line, field, kind,
+                     strcmp(field, "label") == 0 || strcmp(field, "answer") == 0
+                         ? "; the test split of a data set may come without" : "");
+}
+
+/* ---- text ---- */
+
+static pvti_prompt pvti_prompt_begin(pvti_task_reader *r)
+{
+    pvti_prompt piece = {r->text.size, 0};
+    return piece;
+}
+/* Ends it with a zero, which is not counted. */
+static void pvti_prompt_end(pvti_task_reader *r, pvti_prompt *piece)
+{
+    piece->bytes = r->text.size - piece->at;
+    pvti_text_put(&r->text, "", 1);
+}
+static void pvti_prompt_put(pvti_task_reader *r, const char *s)
+{
+    pvti_text_put(&r->text, s, (int64_t)strlen(s));
+}
+
+/* Appends a string value, decoded. False: it is none. */
+static bool pvti_prompt_string(pvti_task_reader *r, int64_t node)
+{
+    int64_t bytes = pvti_json_string(&r->j, node, NULL, 0);
+    if (bytes < 0) return false;
+    if (!pvti_text_reserve(&r->text, bytes)) return true; /* `failed` says so at the end of the line */
+    pvti_json_string(&r->j, node, r->text.data + r->text.size, bytes + 1);
+    r->text.size += bytes;
+    return true;
+}
+
+static const char *pvti_prompt_text(const pvti_task_reader *r, pvti_prompt p)
+{
+    return r->text.data ? r->text.data + p.at : "";
+}
+
+/* What Python's str.isspace says. */
+static bool pvti_python_space(uint32_t c)
+{
+    static const uint16_t single[] = {0x85, 0xa0, 0x1680, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000};
+    for (int i = 0; i < PVTI_COUNT(single); i++)
+        if (c == single[i]) return true;
+    return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || (c >= 0x2000 && c <= 0x200a);
+}
+
+/* Bytes of white space at the beginning, or at the end, of s[0 … n−1]. */
+static int64_t pvti_blank_before(const char *s, int64_t n)
+{
+    int64_t at = 0;
+    while (at < n) {
+        uint32_t c;
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        if (length == 0 || !pvti_python_space(c)) break;
+        at += length;
+    }
+    return at;
+}
+static int64_t pvti_blank_behind(const char *s, int64_t n)
+{
+    int64_t end = n;
+    uint32_t c;
+    while (end > 0) {
+        int64_t at = end - 1;
+        while (at > 0 && ((uint8_t)s[at] & 0xc0) == 0x80) at--;
+        if (pvti_utf8_read(s + at, end - at, &c) != end - at || !pvti_python_space(c)) break;
+        end = at;
+    }
+    return n - end;
+}
+
+/* Code points; a byte that is not UTF-8 counts as one. */
+static int64_t pvti_characters(const char *s, int64_t n)
+{
+    int64_t count = 0;
+    uint32_t c;
+    for (int64_t at = 0; at < n; count++) {
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        at += length > 0 ? length : 1;
+    }
+    return count;
+}
+
+/* Letters first … last, every `step`-th of them, become small by adding `more` (Unicode 15.1): Latin,
+   Greek, Cyrillic, Armenian, full-width, numerals. Other scripts that have capitals keep them. */
+static const struct { uint16_t first, last; int16_t step, more; } pvti_small_letters[] = {
+    {0x41, 0x5a, 1, 32}, {0xc0, 0xd6, 1, 32}, {0xd8, 0xde, 1, 32}, {0x100, 0x12e, 2, 1},
+    {0x132, 0x136, 2, 1}, {0x139, 0x147, 2, 1}, {0x14a, 0x176, 2, 1}, {0x178, 0x178, 1, -121},
+    {0x179, 0x17d, 2, 1}, {0x1a0, 0x1a4, 2, 1}, {0x1af, 0x1af, 1, 1}, {0x1cd, 0x1db, 2, 1},
+    {0x1de, 0x1ee, 2, 1}, {0x1f8, 0x21e, 2, 1}, {0x222, 0x232, 2, 1}, {0x386, 0x386, 1, 38},
+    {0x388, 0x38a, 1, 37}, {0x38c, 0x38c, 1, 64}, {0x38e, 0x38f, 1, 63}, {0x391, 0x3a1, 1, 32},
+    {0x3a3, 0x3ab, 1, 32}, {0x3d8, 0x3ee, 2, 1}, {0x400, 0x40f, 1, 80}, {0x410, 0x42f, 1, 32},
+    {0x460, 0x480, 2, 1}, {0x48a, 0x4be, 2, 1}, {0x4c0, 0x4c0, 1, 15}, {0x4c1, 0x4cd, 2, 1},
+    {0x4d0, 0x52e, 2, 1}, {0x531, 0x556, 1, 48}, {0x1e00, 0x1e94, 2, 1}, {0x1e9e, 0x1e9e, 1, -7615},
+    {0x1ea0, 0x1efe, 2, 1}, {0x2160, 0x216f, 1, 16}, {0x24b6, 0x24cf, 1, 26}, {0xff21, 0xff3a, 1, 32},
+};
+
+/* The small letter of a capital, or with `capital` the other way; others as they are. */
+static uint32_t pvti_letter_case(uint32_t c, bool capital)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_small_letters); i++) {
+        int more = pvti_small_letters[i].more;
+        uint32_t large = capital ? c - (uint32_t)more : c;
+        if (large < pvti_small_letters[i].first || large > pvti_small_letters[i].last ||
+            (large - pvti_small_letters[i].first) % pvti_small_letters[i].step != 0)
+            continue;
+        return capital ? large : c + (uint32_t)more;
+    }
+    return c;
+}
+
+/* Python's str.capitalize of s[0 … n−1], appended: the first character large, the others small. */
+static void pvti_prompt_capitalize(pvti_task_reader *r, const char *s, int64_t n)
+{
+    uint32_t c;
+    for (int64_t at = 0; at < n;) {
+        char out[4];
+        int length = pvti_utf8_read(s + at, n - at, &c);
+        bool sharp = at == 0 && length > 0 && c == 0xdf; /* ß */
+        if (length > 0 && !sharp)
+            pvti_text_put(&r->text, out, pvti_utf8_write(pvti_letter_case(c, at == 0), out));
+        else
+            pvti_text_put(&r->text, sharp ? "Ss" : s + at, sharp ? 2 : 1);
+        at += length > 0 ? length : 1;
+    }
+}
+
+/* ---- documents ---- */
+
+static pvt_result pvti_task_ids(pvti_task_reader *r, const char *s, int64_t n, int flags, int64_t *count)
+{
+    int32_t *ids = NULL;
+    PVTI_TRY(pvt_tokenizer_encode(r->tokenizer, s, n, flags, &ids, count));
+    bool room = pvti_grow(r->ctx, (void **)&r->ids, &r->ids_capacity, r->n_ids + *count + 1,
+                          (int64_t)sizeof *ids);
+    if (room && *count > 0) memcpy(r->ids + r->n_ids, ids, (size_t)*count * sizeof *ids);
+    pvt_ids_free(r->tokenizer->ctx, ids);
+    return room ? PVT_OK : PVT_ERR_MEMORY;
+}
+
+/* Behind nothing: a token that begins a text takes the context's place, unless the continuation begins so
+   itself. */
+static pvt_result pvti_task_tokens_alone(pvti_task_reader *r, const pvti_text *whole, pvti_task_choice *c)
+{
+    const pvt_tokenizer_info info = pvt_tokenizer_get_info(r->tokenizer);
+    int32_t start = info.bos >= 0 ? info.bos : info.eos;
+    if (start < 0)
+        return pvti_task_refuse(r, "an empty context, and the tokenizer has no token that begins a text", "");
+    PVTI_TRY(pvti_task_ids(r, whole->data, whole->size, 0, &c->n));
+    c->given = 1;
+    if (c->n == 0 || r->ids[c->ids] == start) return PVT_OK;
+    memmove(r->ids + c->ids + 1, r->ids + c->ids, (size_t)c->n * sizeof *r->ids); /* there is room */
+    r->ids[c->ids] = start;
+    c->n++;
+    return PVT_OK;
+}
+
+/* The tokens of a choice: of both texts together, parted where the context's alone end; white space that
+   ends the context is the continuation's. `known`: how many tokens the context has, −1: to be counted. */
+static pvt_result pvti_task_tokens(pvti_task_reader *r, pvti_task_choice *c, int64_t known)
+{
+    const char *context = pvti_prompt_text(r, c->context);
+    int64_t given = c->context.bytes - pvti_blank_behind(context, c->context.bytes);
+    pvti_text whole = pvti_text_begin(r->ctx);
+    c->ids = r->n_ids, c->given = known;
+    pvti_text_put(&whole, context, c->context.bytes);
+    pvti_text_put(&whole, pvti_prompt_text(r, c->continuation), c->continuation.bytes);
+    pvt_result result = pvti_text_check(&whole);
+    if (result == PVT_OK && given == 0) {
+        result = pvti_task_tokens_alone(r, &whole, c);
+    } else if (result == PVT_OK) {
+        if (known < 0) result = pvti_task_ids(r, context, given, PVT_ENCODE_BOS, &c->given);
+        if (result == PVT_OK) result = pvti_task_ids(r, whole.data, whole.size, PVT_ENCODE_BOS, &c->n);
+    }
+    pvti_text_free(&whole);
+    PVTI_TRY(result);
+    r->n_ids += c->n;
+    if (c->given >= 1 && c->n > c->given) return PVT_OK;
+    return pvti_task_refuse(r, "a choice adds no token to its context", "");
+}
+
+/* One choice more of the document at hand, whose texts are complete. */
+static pvt_result pvti_task_choice_add(pvti_task_reader *r, pvti_prompt context, pvti_prompt continuation,
+                                       double length)
+{
+    pvti_task_choice c;
+    memset(&c, 0, sizeof c);
+    PVTI_TRY(pvti_text_check(&r->text));
+    if (!pvti_grow(r->ctx, (void **)&r->choices, &r->choices_capacity, r->n_choices + 1, (int64_t)sizeof c))
+        return PVT_ERR_MEMORY;
+    const pvti_task_choice *last = r->n_choices ? &r->choices[r->n_choices - 1] : NULL;
+    bool same = last && r->documents[r->n].n > 0 && last->context.at == context.at && last->context.bytes > 0;
+    c.context = context, c.continuation = continuation, c.length = length;
+    PVTI_TRY(pvti_task_tokens(r, &c, same ? last->given : -1));
+    r->choices[r->n_choices++] = c;
+    r->documents[r->n].n++;
+    return PVT_OK;
+}
+
+static pvt_result pvti_task_document_begin(pvti_task_reader *r)
+{
+    if (!pvti_grow(r->ctx, (void **)&r->documents, &r->capacity, r->n + 1, (int64_t)sizeof *r->documents))
+        return PVT_ERR_MEMORY;
+    memset(&r->documents[r->n], 0, sizeof *r->documents);
+    r->documents[r->n].first = r->n_choices;
+    return PVT_OK;
+}
+
+/* Which choice is right: an integer from `base` on, as a number, as text, or as true and false. */
+static pvt_result pvti_task_gold(pvti_task_reader *r, int64_t node, const char *field, const char *kind,
+                                 int64_t base)
+{
+    pvt_document *d = &r->documents[r->n];
+    char text[24] = "";
+    bool truth;
+    int64_t bytes = pvti_json_string(&r->j, node, text, (int64_t)sizeof text);
+    if (pvti_json_bool(&r->j, node, &truth)) {
+        d->gold = truth;
+    } else if (bytes > 0 && bytes < 19 && pvti_json_digits(text, text + bytes) == text + bytes) {
+        d->gold = (int64_t)pvti_decimal(text, bytes);
+    } else if (!pvti_json_int(&r->j, node, &d->gold)) {
+        return pvti_task_missing(r, field, kind);
+    }
+    if (d->gold >= base && d->gold - base < d->n && d->n <= PVTI_CHOICES_MOST) {
+        d->gold -= base;
+        return PVT_OK;
+    }
+    return pvti_fail(r->ctx, PVT_ERR_FORMAT,
+                     "%s: line %lld: \"%s\" says that choice %lld is right; there are %lld, counted from "
+                     "%lld, and at most %d are possible",
+                     r->path, (long long)r->line, field, (long long)d->gold, (long long)d->n, (long long)base,
+                     PVTI_CHOICES_MOST);
+}
+
+/* A string between two texts; *is becomes false where the value is none. */
+static pvti_prompt pvti_task_string(pvti_task_reader *r, const char *before, int64_t node, const char *behind,
+                                    bool *is)
+{
+    pvti_prompt piece = pvti_prompt_begin(r);
+    pvti_prompt_put(r, before);
+    *is = pvti_prompt_string(r, node) && *is;
+    pvti_prompt_put(r, behind);
+    pvti_prompt_end(r, &piece);
+    return piece;
+}
+
+/* A choice as a value of the document, behind the context and a space. */
+static pvt_result pvti_task_choice_string(pvti_task_reader *r, pvti_prompt context, int64_t node,
+                                          const char *field, const char *kind)
+{
+    bool is = true;
+    pvti_prompt p = pvti_task_string(r, " ", node, "", &is);
+    if (!is) return pvti_task_missing(r, field, kind);
+    PVTI_TRY(pvti_text_check(&r->text));
+    double length = (double)pvti_characters(pvti_prompt_text(r, p) + 1, p.bytes - 1);
+    return pvti_task_choice_add(r, context, p, length);
+}
+
+static int64_t pvti_task_find(const pvti_task_reader *r, const char *field)
+{
+    return pvti_json_find(&r->j, 0, field);
+}
+
+/* "Question: {question}\nAnswer:"; the right one is named by its label. */
+static pvt_result pvti_task_arc(pvti_task_reader *r)
+{
+    int64_t choices = pvti_task_find(r, "choices"), gold = pvti_task_find(r, "answerKey"), i = 0;
+    int64_t text = pvti_json_find(&r->j, choices, "text"), label = pvti_json_find(&r->j, choices, "label");
+    bool is = true, found = false;
+    char key[64];
+    pvti_prompt context = pvti_task_string(r, "Question: ", pvti_task_find(r, "question"), "\nAnswer:", &is);
+    if (!is) return pvti_task_missing(r, "question", "arc");
+    if (pvti_json_type(&r->j, text) != PVTI_JSON_ARRAY || pvti_json_type(&r->j, label) != PVTI_JSON_ARRAY ||
+        pvti_json_count(&r->j, text) != pvti_json_count(&r->j, label))
+        return pvti_task_missing(r, "choices", "arc");
+    int64_t bytes = pvti_json_string(&r->j, gold, key, (int64_t)sizeof key);
+    if (bytes < 1 || bytes >= (int64_t)sizeof key) return pvti_task_missing(r, "answerKey", "arc");
+    text = pvti_json_first(&r->j, text), label = pvti_json_first(&r->j, label);
+    for (; text >= 0; text = pvti_json_next(&r->j, text), label = pvti_json_next(&r->j, label), i++) {
+        PVTI_TRY(pvti_task_choice_string(r, context, text, "choices", "arc"));
+        if (found) continue;
+        found = pvti_json_equals(&r->j, label, key);
+        r->documents[r->n].gold = i;
+    }
+    if (found && i <= PVTI_CHOICES_MOST) return PVT_OK;
+    return pvti_task_refuse(r, "no choice has the label of \"answerKey\": ", key);
+}
+
+/* Appends s[0 … n−1] as HellaSwag's preprocess leaves it: stripped, " [title]" a full stop, other
+   brackets out, two spaces one. Brackets are artifacts of its WikiHow part. */
+static void pvti_prompt_preprocess(pvti_task_reader *r, const char *s, int64_t n)
+{
+    static const char title[] = " [title]";
+    pvti_text a = pvti_text_begin(r->ctx);
+    int64_t from = pvti_blank_before(s, n), end = n - pvti_blank_behind(s + from, n - from);
+    for (int64_t at = from; at < end;) {
+        bool is = end - at >= 8 && memcmp(s + at, title, 8) == 0;
+        pvti_text_put(&a, is ? ". " : s + at, is ? 2 : 1);
+        at += is ? 8 : 1;
+    }
+    n = 0;
+    for (int64_t at = 0; at < a.size; at++) { /* \[.*?\], where . is no new line */
+        const char *s0 = a.data + at, *close = NULL;
+        if (*s0 == '[') close = (const char *)memchr(s0, ']', (size_t)(a.size - at));
+        if (close && !memchr(s0, '\n', (size_t)(close - s0))) at = close - a.data;
+        else a.data[n++] = *s0;
+    }
+    for (int64_t at = 0; at < n; at++) {
+        pvti_text_put(&r->text, a.data + at, 1);
+        if (at + 1 < n && a.data[at] == ' ' && a.data[at + 1] == ' ') at++;
+    }
+    r->text.failed = r->text.failed || a.failed;
+    pvti_text_free(&a);
+}
+
+/* The last `bytes` of the text, which are taken off it, preprocessed as a piece. */
+static pvti_prompt pvti_task_preprocess(pvti_task_reader *r, pvti_prompt raw, const char *before)
+{
+    pvti_text copy = pvti_text_begin(r->ctx);
+    pvti_text_put(&copy, pvti_prompt_text(r, raw), raw.bytes);
+    r->text.failed = r->text.failed || copy.failed;
+    r->text.size = raw.at;
+    pvti_prompt piece = pvti_prompt_begin(r);
+    pvti_prompt_put(r, before);
+    pvti_prompt_preprocess(r, copy.data ? copy.data : "", copy.size);
+    pvti_prompt_end(r, &piece);
+    pvti_text_free(&copy);
+    return piece;
+}
+
+/* preprocess(activity_label + ": " + ctx_a + " " + ctx_b.capitalize()) */
+static pvt_result pvti_task_hellaswag(pvti_task_reader *r)
+{
+    int64_t endings = pvti_task_find(r, "endings");
+    bool is = true;
+    pvti_prompt tail = pvti_task_string(r, "", pvti_task_find(r, "ctx_b"), "", &is);
+    pvti_text copy = pvti_text_begin(r->ctx);
+    if (!is) return pvti_task_missing(r, "ctx_b", "hellaswag");
+    pvti_text_put(&copy, pvti_prompt_text(r, tail), tail.bytes);
+    r->text.failed = r->text.failed || copy.failed;
+    r->text.size = tail.at;
+    pvti_prompt raw = pvti_prompt_begin(r);
+    is = pvti_prompt_string(r, pvti_task_find(r, "activity_label"));
+    pvti_prompt_put(r, ": ");
+    is = pvti_prompt_string(r, pvti_task_find(r, "ctx_a")) && is;
+    pvti_prompt_put(r, " ");
+    pvti_prompt_capitalize(r, copy.data ? copy.data : "", copy.size);
+    pvti_text_free(&copy);
+    pvti_prompt_end(r, &raw);
+    if (!is) return pvti_task_missing(r, "ctx_a", "hellaswag");
+    pvti_prompt context = pvti_task_preprocess(r, raw, "");
+    if (pvti_json_type(&r->j, endings) != PVTI_JSON_ARRAY)
+        return pvti_task_missing(r, "endings", "hellaswag");
+    for (int64_t e = pvti_json_first(&r->j, endings); e >= 0; e = pvti_json_next(&r->j, e)) {
+        pvti_prompt ending = pvti_task_string(r, "", e, "", &is);
+        if (!is) return pvti_task_missing(r, "endings", "hellaswag");
+        ending = pvti_task_preprocess(r, ending, " ");
+        PVTI_TRY(pvti_text_check(&r->text));
+        double length = (double)pvti_characters(pvti_prompt_text(r, ending) + 1, ending.bytes - 1);
+        PVTI_TRY(pvti_task_choice_add(r, context, ending, length));
+    }
+    return pvti_task_gold(r, pvti_task_find(r, "label"), "label", "hellaswag", 0);
+}
+
+/* "Question: {goal}\nAnswer:" */
+static pvt_result pvti_task_piqa(pvti_task_reader *r)
+{
+    bool is = true;
+    pvti_prompt context = pvti_task_string(r, "Question: ", pvti_task_find(r, "goal"), "\nAnswer:", &is);
+    if (!is) return pvti_task_missing(r, "goal", "piqa");
+    PVTI_TRY(pvti_task_choice_string(r, context, pvti_task_find(r, "sol1"), "sol1", "piqa"));
+    PVTI_TRY(pvti_task_choice_string(r, context, pvti_task_find(r, "sol2"), "sol2", "piqa"));
+    return pvti_task_gold(r, pvti_task_find(r, "label"), "label", "piqa", 0);
+}
+
+/* The sentence up to "_" and an option is the context, what follows "_" the continuation. */
+static pvt_result pvti_task_winogrande(pvti_task_reader *r)
+{
+    static const char *const options[] = {"option1", "option2"};
+    bool is = true;
+    pvti_prompt sentence = pvti_task_string(r, "", pvti_task_find(r, "sentence"), "", &is), rest = {0, 0};
+    PVTI_TRY(pvti_text_check(&r->text));
+    const char *s = pvti_prompt_text(r, sentence);
+    const char *gap = is ? (const char *)memchr(s, '_', (size_t)sentence.bytes) : NULL;
+    if (!gap) return pvti_task_refuse(r, "\"sentence\" of winogrande has no \"_\" where an option goes", "");
+    int64_t before = gap - s, behind = sentence.bytes - before - 1;
+    int64_t from = pvti_blank_before(gap + 1, behind);
+    int64_t end = behind - pvti_blank_behind(gap + 1 + from, behind - from);
+    for (int i = 0; i < 2; i++) {
+        pvti_prompt context = pvti_prompt_begin(r);
+        if (pvti_text_reserve(&r->text, sentence.bytes)) /* the text may move where it grows */
+            pvti_text_put(&r->text, pvti_prompt_text(r, sentence), before);
+        if (!pvti_prompt_string(r, pvti_task_find(r, options[i])))
+            return pvti_task_missing(r, options[i], "winogrande");
+        pvti_prompt_end(r, &context);
+        if (i == 0) {
+            rest = pvti_prompt_begin(r);
+            pvti_prompt_put(r, " ");
+            if (pvti_text_reserve(&r->text, sentence.bytes))
+                pvti_text_put(&r->text, pvti_prompt_text(r, sentence) + before + 1 + from, end - from);
+            pvti_prompt_end(r, &rest);
+        }
+        PVTI_TRY(pvti_task_choice_add(r, context, rest, (double)(end - from)));
+    }
+    return pvti_task_gold(r, pvti_task_find(r, "answer"), "answer", "winogrande", 1);
+}
+
+/* "{passage}\nQuestion: {question}?\nAnswer:", no or yes */
+static pvt_result pvti_task_boolq(pvti_task_reader *r)
+{
+    static const char *const words[] = {" no", " yes"};
+    int64_t label = pvti_task_find(r, "label");
+    pvti_prompt context = pvti_prompt_begin(r);
+    bool is = pvti_prompt_string(r, pvti_task_find(r, "passage"));
+    pvti_prompt_put(r, "\nQuestion: ");
+    is = pvti_prompt_string(r, pvti_task_find(r, "question")) && is;
+    pvti_prompt_put(r, "?\nAnswer:");
+    pvti_prompt_end(r, &context);
+    if (!is) return pvti_task_missing(r, "question", "boolq");
+    for (int i = 0; i < 2; i++) {
+        pvti_prompt word = pvti_prompt_begin(r);
+        pvti_prompt_put(r, words[i]);
+        pvti_prompt_end(r, &word);
+        PVTI_TRY(pvti_task_choice_add(r, context, word, (double)(word.bytes - 1)));
+    }
+    return pvti_task_gold(r, label >= 0 ? label : pvti_task_find(r, "answer"), "label", "boolq", 0);
+}
+
+/* The last word, with the space before it, behind all others; words are parted by single spaces. */
+static pvt_result pvti_task_lambada(pvti_task_reader *r)
+{
+    bool is = true;
+    pvti_prompt context = pvti_task_string(r, "", pvti_task_find(r, "text"), "", &is), word;
+    if (!is) return pvti_task_missing(r, "text", "lambada");
+    PVTI_TRY(pvti_text_check(&r->text));
+    int64_t bytes = context.bytes, last = bytes;
+    while (last > 0 && pvti_prompt_text(r, context)[last - 1] != ' ') last--;
+    word = pvti_prompt_begin(r);
+    pvti_prompt_put(r, " ");
+    if (pvti_text_reserve(&r->text, bytes))
+        pvti_text_put(&r->text, pvti_prompt_text(r, context) + last, bytes - last);
+    pvti_prompt_end(r, &word);
+    PVTI_TRY(pvti_text_check(&r->text));
+    context.bytes = PVTI_MAX(0, last - 1);
+    r->text.data[context.at + context.bytes] = 0;
+    return pvti_task_choice_add(r, context, word, (double)(bytes - last));
+}
+
+/* ---- plain lines, request rows ---- */
+
+static pvt_result pvti_task_plain(pvti_task_reader *r)
+{
+    int64_t choices = pvti_task_find(r, "choices"), text = pvti_task_find(r, "context");
+    bool is = true;
+    pvti_prompt context = pvti_task_string(r, "", text >= 0 ? text : pvti_task_find(r, "query"), "", &is);
+    if (!is) return pvti_task_missing(r, "context", "plain lines");
+    if (pvti_json_type(&r->j, choices) != PVTI_JSON_ARRAY)
+        return pvti_task_missing(r, "choices", "plain lines");
+    for (int64_t c = pvti_json_first(&r->j, choices); c >= 0; c = pvti_json_next(&r->j, c))
+        PVTI_TRY(pvti_task_choice_string(r, context, c, "choices", "plain lines"));
+    return pvti_task_gold(r, pvti_task_find(r, "gold"), "gold", "plain lines", 0);
+}
+
+static pvt_result pvti_task_contexts(pvti_task_reader *r)
+{
+    int64_t contexts = pvti_task_find(r, "contexts");
+    bool is = true;
+    if (pvti_json_type(&r->j, contexts) != PVTI_JSON_ARRAY)
+        return pvti_task_missing(r, "contexts", "plain lines");
+    for (int64_t c = pvti_json_first(&r->j, contexts); c >= 0; c = pvti_json_next(&r->j, c)) {
+        pvti_prompt context = pvti_task_string(r, "", c, "", &is);
+        if (!is) return pvti_task_missing(r, "contexts", "plain lines");
+        PVTI_TRY(pvti_task_choice_string(r, context, pvti_task_find(r, "continuation"), "continuation",
+                                         "plain lines"));
+    }
+    return pvti_task_gold(r, pvti_task_find(r, "gold"), "gold", "plain lines", 0);
+}
+
+/* Rows of a document follow one another; the one at hand stays open until another begins. */
+static pvt_result pvti_task_request(pvti_task_reader *r)
+{
+    int64_t request = pvti_task_find(r, "request"), id, index, gold;
+    bool is = true;
+    if (!pvti_json_int(&r->j, pvti_task_find(r, "doc_id"), &id) || id < 0)
+        return pvti_task_missing(r, "doc_id", "request rows");
+    if (id >= 1000000) return PVT_OK; /* "Answer:" alone before the choice: for another metric */
+    if (!pvti_json_int(&r->j, pvti_task_find(r, "idx"), &index))
+        return pvti_task_missing(r, "idx", "request rows");
+    if (!pvti_json_int(&r->j, pvti_task_find(r, "label"), &gold))
+        return pvti_task_missing(r, "label", "request rows");
+    if (id != r->row) {
+        if (r->row >= 0) r->n++;
+        if (r->limit > 0 && r->n >= r->limit) return PVT_OK;
+        PVTI_TRY(pvti_task_document_begin(r));
+        r->row = id, r->documents[r->n].gold = gold;
+    }
+    if (index != r->documents[r->n].n || gold != r->documents[r->n].gold)
+        return pvti_task_refuse(r, "rows of one \"doc_id\" follow one another with \"idx\" 0, 1, … and ",
+                                "the same \"label\"");
+    if (!r->name[0])
+        pvti_json_string(&r->j, pvti_task_find(r, "task_name"), r->name, (int64_t)sizeof r->name - 1);
+    const pvti_task_choice *last = index > 0 ? &r->choices[r->n_choices - 1] : NULL;
+    pvti_prompt context = pvti_task_string(r, "", pvti_json_find(&r->j, request, "context"), "", &is);
+    PVTI_TRY(pvti_text_check(&r->text));
+    if (is && last && last->context.bytes == context.bytes &&
+        memcmp(pvti_prompt_text(r, last->context), pvti_prompt_text(r, context), (size_t)context.bytes) == 0)
+        r->text.size = context.at, context = last->context; /* the same: once is enough */
+    else if (last)
+        r->norm = false;
+    pvti_prompt text = pvti_task_string(r, "", pvti_json_find(&r->j, request, "continuation"), "", &is);
+    if (!is) return pvti_task_missing(r, "request", "request rows");
+    PVTI_TRY(pvti_text_check(&r->text));
+    const char *s = pvti_prompt_text(r, text);
+    return pvti_task_choice_add(r, context, text, (double)(pvti_characters(s, text.bytes) - (s[0] == ' ')));
+}
+
+/* The last document of request rows: is its right one among its choices? */
+static pvt_result pvti_task_requests_end(pvti_task_reader *r)
+{
+    r->n += r->row >= 0 && (r->limit == 0 || r->n < r->limit);
+    for (int64_t i = 0; i < r->n; i++) {
+        const pvt_document *d = &r->documents[i];
+        if (d->gold >= 0 && d->gold < d->n && d->n <= PVTI_CHOICES_MOST) continue;
+        return pvti_fail(r->ctx, PVT_ERR_FORMAT,
+                         "%s: document %lld says that choice %lld is right; it has %lld, counted from 0, and "
+                         "at most %d are possible",
+                         r->path, (long long)i, (long long)d->gold, (long long)d->n, PVTI_CHOICES_MOST);
+    }
+    return PVT_OK;
+}
+
+/* ---- the kinds ---- */
+
+typedef struct pvti_task_kind {
+    const char *name;
+    const char *fields[3]; /* that tell it */
+    pvt_result (*read)(pvti_task_reader *r);
+    bool norm, rows;       /* acc_norm; several lines make a document */
+} pvti_task_kind;
+
+static const pvti_task_kind pvti_task_kinds[] = {
+    {"request rows", {"request", "doc_id", "idx"}, pvti_task_request, true, true},
+    {"hellaswag", {"activity_label", "ctx_a", "endings"}, pvti_task_hellaswag, true, false},
+    {"arc", {"question", "choices", "answerKey"}, pvti_task_arc, true, false},
+    {"piqa", {"goal", "sol1", "sol2"}, pvti_task_piqa, true, false},
+    {"winogrande", {"sentence", "option1", "option2"}, pvti_task_winogrande, false, false},
+    {"boolq", {"passage", "question", NULL}, pvti_task_boolq, false, false},
+    {"plain lines", {"context", "choices", "gold"}, pvti_task_plain, true, false},
+    {"plain lines", {"query", "choices", "gold"}, pvti_task_plain, true, false},
+    {"plain lines", {"contexts", "continuation", "gold"}, pvti_task_contexts, false, false},
+    {"lambada", {"text", NULL, NULL}, pvti_task_lambada, false, false},
+};
+
+/* The kind of the line at hand; NULL: none. */
+static const pvti_task_kind *pvti_task_kind_of(const pvti_task_reader *r)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_task_kinds); i++) {
+        const pvti_task_kind *kind = &pvti_task_kinds[i];
+        int k = 0;
+        while (k < 3 && kind->fields[k] && pvti_task_find(r, kind->fields[k]) >= 0) k++;
+        if (k == 3 || !kind->fields[k]) return kind;
+    }
+    return NULL;
+}
+
+static pvt_result pvti_task_line(pvti_task_reader *r, const pvti_task_kind **kind)
+{
+    if (!*kind) {
+        *kind = pvti_task_kind_of(r);
+        if (!*kind)
+            return pvti_task_refuse(r, "no document of a task: arc, hellaswag, piqa, winogrande, boolq, "
+                                       "lambada as their data sets have them, ",
+                                    "{\"context\", \"choices\", \"gold\"}, {\"contexts\", \"continuation\", "
+                                    "\"gold\"} and request rows are read");
+        r->norm = (*kind)->norm;
+    }
+    if ((*kind)->rows) return (*kind)->read(r);
+    PVTI_TRY(pvti_task_document_begin(r));
+    PVTI_TRY((*kind)->read(r));
+    r->n++;
+    return pvti_text_check(&r->text);
+}
+
+/* "arc_easy" of a file's name, where documents are those of "arc". */
+static void pvti_task_name(pvti_task_reader *r, const char *given, const pvti_task_kind *kind)
+{
+    const char *slash = strrchr(r->path, '/'), *file = slash ? slash + 1 : r->path;
+    bool plain = strcmp(kind->name, "plain lines") == 0 || kind->rows;
+    char lower[256];
+    size_t i = 0;
+    for (; file[i] && i < sizeof lower - 1; i++)
+        lower[i] = (char)pvti_letter_case((uint8_t)file[i] & 0x7f, false);
+    lower[i] = 0;
+    if (given) snprintf(r->name, sizeof r->name, "%s", given);
+    if (r->name[0]) return;
+    if (plain) snprintf(r->name, sizeof r->name, "%.*s", (int)PVTI_MIN(strcspn(file, "."), 60), file);
+    else snprintf(r->name, sizeof r->name, "%s", kind->name);
+    if (strcmp(kind->name, "arc") != 0) return;
+    if (strstr(lower, "easy")) strcat(r->name, "_easy");
+    else if (strstr(lower, "challenge")) strcat(r->name, "_challenge");
+}
+
+static pvt_result pvti_task_lines(pvti_task_reader *r, const char *s, int64_t n, const char *given)
+{
+    const pvti_task_kind *kind = NULL;
+    int64_t at = n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, length;
+    while ((r->limit == 0 || r->n < r->limit) && (length = pvti_line_next(s, n, &at, &r->line)) >= 0) {
+        pvt_result result = pvti_json_parse(r->ctx, r->path, s + at, length, &r->j);
+        if (result == PVT_ERR_FORMAT || (result == PVT_OK && pvti_json_type(&r->j, 0) != PVTI_JSON_OBJECT))
+            result = pvti_task_refuse(r, "no JSON object; a task has one document on each line", "");
+        if (result == PVT_OK) result = pvti_task_line(r, &kind);
+        pvti_json_free(&r->j);
+        PVTI_TRY(result);
+        at += length + 1;
+    }
+    if (!kind)
+        return pvti_fail(r->ctx, PVT_ERR_FORMAT, "%s: is empty; a task has one document on each line",
+                         r->path);
+    if (kind->rows) PVTI_TRY(pvti_task_requests_end(r));
+    if (r->n == 0)
+        return pvti_fail(r->ctx, PVT_ERR_FORMAT, "%s: holds no document with its question", r->path);
+    pvti_task_name(r, given, kind);
+    return PVT_OK;
+}
+
+/* Offsets become addresses; the reader's arrays go over to the task. */
+static pvt_result pvti_task_finish(pvti_task_reader *r, pvt_task *out)
+{
+    int64_t kept = r->n > 0 ? r->documents[r->n - 1].first + r->documents[r->n - 1].n : 0;
+    pvt_choice *choices = PVTI_NEW(r->ctx, pvt_choice, PVTI_MAX(1, kept));
+    if (!choices) return PVT_ERR_MEMORY;
+    for (int64_t i = 0; i < kept; i++) {
+        const pvti_task_choice *from = &r->choices[i];
+        choices[i].ids = r->ids + from->ids, choices[i].n = from->n, choices[i].context = from->given;
+        choices[i].length = from->length;
+        choices[i].context_text = pvti_prompt_text(r, from->context);
+        choices[i].continuation = pvti_prompt_text(r, from->continuation);
+    }
+    pvti_printable(out->name, (int64_t)sizeof out->name, r->name);
+    out->documents = r->documents, out->n = r->n, out->choices = choices, out->n_choices = kept;
+    out->norm = r->norm, out->ctx = r->ctx;
+    out->memory[0] = r->documents, out->memory[1] = choices;
+    out->memory[2] = r->ids, out->memory[3] = r->text.data;
+    r->documents = NULL, r->ids = NULL, r->text.data = NULL;
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
+                                 const pvt_task_desc *desc, pvt_task *out)
+{
+    pvti_task_reader r;
+    pvti_map map;
+    memset(out, 0, sizeof *out), memset(&r, 0, sizeof r);
+    r.ctx = ctx, r.tokenizer = tokenizer, r.path = path, r.row = -1, r.limit = desc ? desc->limit : 0;
+    r.text = pvti_text_begin(ctx);
+    if (r.limit < 0) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %lld documents", path, (long long)r.limit);
+    PVTI_TRY(pvti_corpus_tokenizer(ctx, path, tokenizer));
+    PVTI_TRY(pvti_map_open_stream(ctx, path, &map));
+    pvt_result result = pvti_corpus_check_text(ctx, path, (const char *)map.data, map.size);
+    const char *name = desc ? desc->name : NULL;
+    if (result == PVT_OK) result = pvti_task_lines(&r, (const char *)map.data, map.size, name);
+    if (result == PVT_OK) result = pvti_task_finish(&r, out);
+    pvti_map_close(ctx, &map);
+    pvti_free(ctx, r.documents);
+    pvti_free(ctx, r.choices);
+    pvti_free(ctx, r.ids);
+    pvti_text_free(&r.text);
+    return result;
+}
+
+PVT_API void pvt_task_free(pvt_task *task)
+{
+    if (!task) return;
+    for (int i = 0; i < PVTI_COUNT(task->memory) && task->ctx; i++) pvti_free(task->ctx, task->memory[i]);
+    memset(task, 0, sizeof *task);
 }
 
 // >>save

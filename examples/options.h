@@ -17,9 +17,16 @@ typedef enum option_kind {
     OPTION_SEED,   /* uint64_t, any */
     OPTION_REAL,   /* double in [low, high] */
     OPTION_TEXT,   /* const char * */
+    OPTION_LIST,   /* option_list: TEXT that may be given several times */
     OPTION_CHOICE, /* const char *, one of `value`, "a|b|c" */
     OPTION_HEADING /* no option: `help` stands above the rows that follow */
 } option_kind;
+
+enum { OPTION_LIST_MOST = 32 };
+typedef struct option_list {
+    const char *at[OPTION_LIST_MOST];
+    int n;
+} option_list;
 
 typedef struct option {
     const char *name;   /* "--steps"; without dashes it is a positional argument, "MODEL"; "-" of a heading */
@@ -114,7 +121,14 @@ static bool option_store(const option *o, const char *text, void *into, char *wr
         *(bool *)at = true;
     else if (o->kind == OPTION_TEXT)
         *(const char **)at = text;
-    else if (o->kind == OPTION_CHOICE) {
+    else if (o->kind == OPTION_LIST) {
+        option_list *list = (option_list *)at;
+        if (list->n == OPTION_LIST_MOST) {
+            snprintf(wrong, size, "%s can be given %d times", o->name, OPTION_LIST_MOST);
+            return false;
+        }
+        list->at[list->n++] = text;
+    } else if (o->kind == OPTION_CHOICE) {
         if (!option_in_list(o->value, text)) {
             snprintf(wrong, size, "%s must be one of %s, not '%s'", o->name, o->value, text);
             return false;

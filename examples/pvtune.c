@@ -43,6 +43,10 @@ typedef struct options {
     double damp;
     const char *lab; /* which experiment, */
     int64_t runs;    /* from so many starts or seeds */
+    option_list tasks;
+    int64_t limit, stride;
+    const char *beside;
+    bool join;
     const char *formats, *alpha;
     double bits;
     bool no_embed;
@@ -240,12 +244,25 @@ static const option tune_rows[] = {
 };
 static const option eval_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--ppl", NULL, OPTION_TEXT, AT(ppl), true, "TEXT", 0, 0, NULL, "perplexity on this text, as --calib takes it, in windows that do not overlap; -: standard input"},
+    HEADING("Perplexity"),
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), false, "TEXT", 0, 0, NULL, "on this text, as --calib takes it, in windows; -: standard input"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
     {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
-    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window"},
+    {"--stride", NULL, OPTION_INT, AT(stride), false, "N", 1, 1e6, "(--ctx: they do not overlap)",
+     "tokens from one window to the next; of all but the first only the last N predictions count"},
+    {"--join", NULL, OPTION_FLAG, AT(join), false, "", 0, 0, NULL,
+     "lines joined by blank ones, as the papers on WikiText-2 have them: \"\\n\\n\".join(dataset[\"text\"])"},
     {"--against", NULL, OPTION_TEXT, AT(against), false, "F.jsonl", 0, 0, NULL,
      "the --log of another model on the same windows: print the paired difference"},
+    HEADING("Zero-shot tasks"),
+    {"--task", NULL, OPTION_LIST, AT(tasks), false, "[NAME=]FILE", 0, 0, NULL,
+     "documents as JSON Lines: arc_easy, arc_challenge, hellaswag, piqa, winogrande, boolq, lambada as their data sets have them, "
+     "or {\"context\", \"choices\", \"gold\"}; may be given several times"},
+    {"--limit", NULL, OPTION_INT, AT(limit), false, "N", 1, 1e9, "(all)", "the first N documents of each"},
+    HEADING("Both"),
+    {"--beside", NULL, OPTION_TEXT, AT(beside), false, "MODEL", 0, 0, NULL,
+     "measure this model too, on the same tokens, and print the paired differences"},
+    {"--log", NULL, OPTION_TEXT, AT(log), false, "F.jsonl", 0, 0, NULL, "one JSON object per window, and per document of a task"},
 };
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -425,6 +442,7 @@ static int on_progress(void *user, const pvt_progress *p)
         }
     if (strcmp(p->phase, "quantize") == 0 || strcmp(p->phase, "fitting") == 0) figure = "error";
     if (strcmp(p->phase, "eval") == 0) figure = "perplexity";
+    if (strcmp(p->phase, "task") == 0) figure = "accuracy";
     meter_count(&a->meter, p->phase, p->item, p->done, p->total, p->unit, figure, p->value);
     return stop_asked;
 }
@@ -1509,44 +1527,52 @@ static int parse_windows(app *a, pvt_ppl_desc *desc)
     return 0;
 }
 
-/* Mean difference per token to the windows of another log, and its standard error over windows. */
-static int paired_difference(app *a, const pvt_ppl *ppl, const double *nll, int64_t first, double *mean, double *error)
+/* Predictions of a window that count. */
+static int64_t window_tokens(const pvt_ppl *ppl, int64_t window)
 {
-    int64_t length, n = 0, per_window = ppl->ctx - 1;
+    return window == 0 || ppl->stride == ppl->ctx ? ppl->ctx - 1 : ppl->stride;
+}
+
+/* The windows of another log, as many as these. */
+static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
+{
+    int64_t length, n = 0;
     char *text = read_text(a->o.against, &length), *next;
-    double sum = 0, squares = 0;
     if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
     for (char *line = text; line && *line; line = next ? next + 1 : NULL) {
         long long window, tokens;
         double other;
         next = strchr(line, '\n');
         if (sscanf(line, "{\"window\":%lld,\"tokens\":%lld,\"nll_sum\":%lf", &window, &tokens, &other) != 3) continue;
-        if (window < first || window >= first + ppl->windows || tokens != per_window) continue;
-        double d = (nll[window - first] - other) / (double)per_window;
-        sum += d, squares += d * d, n++;
+        if (window < first || window >= first + ppl->windows || tokens != window_tokens(ppl, window)) continue;
+        nll[window - first] = other, n++;
     }
     free(text);
-    if (n != ppl->windows)
-        return fail(a, "%s holds %lld of these %lld windows of %lld tokens; make it with eval --log on the same text",
-                    a->o.against, (long long)n, (long long)ppl->windows, (long long)ppl->ctx);
-    *mean = sum / (double)n;
-    *error = n > 1 ? sqrt(fmax(0, squares - sum * *mean) / (double)(n - 1) / (double)n) : NAN;
-    return 0;
+    if (n == ppl->windows) return 0;
+    return fail(a, "%s holds %lld of these %lld windows of %lld tokens; make it with eval --log on the same text",
+                a->o.against, (long long)n, (long long)ppl->windows, (long long)ppl->ctx);
 }
 
-static int log_windows(app *a, const pvt_ppl *ppl, const double *nll, int64_t first)
+/* Mean difference per token to another model's windows, and its standard error over windows. */
+static double paired_difference(const pvt_ppl *ppl, const double *nll, const double *other, int64_t first, double *error)
 {
-    buffer t = {NULL, 0, 0, false};
-    if (!a->o.log) return 0;
+    double sum = 0, squares = 0, tokens = (double)ppl->tokens, windows = (double)ppl->windows;
+    for (int64_t i = 0; i < ppl->windows; i++) sum += nll[i] - other[i];
     for (int64_t i = 0; i < ppl->windows; i++) {
-        put_open(&t, NULL, "{");
-        put_int(&t, "window", first + i), put_int(&t, "tokens", ppl->ctx - 1), put_number(&t, "nll_sum", nll[i]);
-        buffer_put(&t, "}\n", 2);
+        double off = nll[i] - other[i] - sum / tokens * (double)window_tokens(ppl, first + i);
+        squares += off * off;
     }
-    pvt_result result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, t.data, t.size);
-    buffer_free(&t);
-    TRY(a, result);
-    return 0;
+    *error = ppl->windows > 1 ? sqrt(squares * windows / (windows - 1)) / tokens : NAN;
+    return sum / tokens;
+}
+
+static void log_windows(buffer *t, const pvt_ppl *ppl, const double *nll, int64_t first)
+{
+    for (int64_t i = 0; i < ppl->windows; i++) {
+        put_open(t, NULL, "{");
+        put_int(t, "window", first + i), put_int(t, "tokens", window_tokens(ppl, first + i)), put_number(t, "nll_sum", nll[i]);
+        buffer_put(t, "}\n", 2);
+    }
 }
 
 /* " ± 0.01234", or nothing where one window says nothing of how far others lie. */
@@ -1557,47 +1583,133 @@ static const char *plus_minus(double error, char out[32])
     return out;
 }
 
-static int verb_eval(app *a)
+#include "tasks.h"
+
+/* Rows as the datasets library has them, a line each with its end, blank ones empty, and "\n\n" between two. */
+static int join_lines(app *a, int slot, const char *path)
 {
-    pvt_ppl_desc desc;
-    pvt_ppl ppl;
-    double difference = 0, error = 0;
-    memset(&desc, 0, sizeof desc);
-    desc.ctx = a->o.ctx;
-    DO(parse_windows(a, &desc));
-    DO(check_writable(a, a->o.log));
-    DO(load_model(a, 0, a->o.model));
-    DO(load_text(a, 0, a->o.ppl, a->models[0]));
-    if (desc.ctx == 0) desc.ctx = smaller(512, pvt_model_get_config(a->models[0])->ctx);
-    int64_t windows = desc.last ? desc.last - desc.first : a->corpora[0].n / desc.ctx;
-    double *nll = (double *)(a->buffers[0] = calloc(windows > 0 ? (size_t)windows : 1, sizeof *nll));
-    if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
-    desc.window_nll = nll;
-    pvt_result result = pvt_perplexity(a->models[0], &a->corpora[0], &desc, &ppl);
+    int64_t bytes = 0;
+    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
+    buffer joined = {NULL, 0, 0, false};
+    char *text = (char *)(a->buffers[TEXT_BUFFER] = read_text(path, &bytes));
+    if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
+    if (!text) return fail(a, "%s: %s", path, strerror(errno));
+    for (const char *line = text, *end = text + bytes; line < end;) {
+        const char *next = (const char *)memchr(line, '\n', (size_t)(end - line)), *s = line;
+        next = next ? next + 1 : end;
+        while (s < next && strchr(" \t\r\n\v\f", *s) && *s) s++;
+        if (line > text) buffer_put(&joined, "\n\n", 2);
+        if (s < next) buffer_put(&joined, line, next - line);
+        line = next;
+    }
+    int status = joined.failed ? fail(a, "out of memory for the text")
+                               : load_verbatim(a, slot, joined.data ? joined.data : "", joined.size, tokenizer);
+    buffer_free(&joined);
+    free(text), a->buffers[TEXT_BUFFER] = NULL;
+    return status;
+}
+
+static int eval_perplexity(app *a, int model, pvt_ppl_desc *desc, double *nll, pvt_ppl *ppl)
+{
+    desc->window_nll = nll;
+    pvt_result result = pvt_perplexity(a->models[model], &a->corpora[0], desc, ppl);
     if (result == PVT_ERR_CANCELLED) return fail(a, "stopped on request; no figure, for it would be of fewer windows than asked");
     TRY(a, result);
-    DO(log_windows(a, &ppl, nll, desc.first));
-    put_open(&a->json, NULL, "{");
-    put_number(&a->json, "ppl", ppl.ppl), put_number(&a->json, "nll", ppl.nll);
-    put_number(&a->json, "nll_stderr", ppl.nll_stderr), put_number(&a->json, "nll_sum", ppl.nll_sum);
-    put_int(&a->json, "tokens", ppl.tokens), put_int(&a->json, "windows", ppl.windows), put_int(&a->json, "ctx", ppl.ctx);
-    if (a->o.against) {
-        DO(paired_difference(a, &ppl, nll, desc.first, &difference, &error));
+    return 0;
+}
+
+static void print_ppl(const char *of, const pvt_ppl *ppl)
+{
+    char error[32];
+    printf("%sperplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", of, ppl->ppl, ppl->nll,
+           plus_minus(ppl->nll_stderr, error), (long long)ppl->tokens, (long long)ppl->windows, ppl->windows == 1 ? "" : "s",
+           (long long)ppl->ctx, ppl->seconds);
+}
+
+static void put_ppl(buffer *t, const pvt_ppl *ppl)
+{
+    put_number(t, "ppl", ppl->ppl), put_number(t, "nll", ppl->nll);
+    put_number(t, "nll_stderr", ppl->nll_stderr), put_number(t, "nll_sum", ppl->nll_sum);
+    put_int(t, "tokens", ppl->tokens), put_int(t, "windows", ppl->windows), put_int(t, "ctx", ppl->ctx);
+    put_int(t, "stride", ppl->stride);
+}
+
+/* Perplexity, of a second model too where one is asked for. */
+static int eval_text(app *a, buffer *log)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl ppl, beside;
+    const char *other_name = a->o.beside ? a->o.beside : a->o.against;
+    double difference = 0, error = 0;
+    memset(&desc, 0, sizeof desc), memset(&beside, 0, sizeof beside);
+    desc.ctx = a->o.ctx, desc.stride = a->o.stride;
+    DO(parse_windows(a, &desc));
+    if (a->o.join) DO(join_lines(a, 0, a->o.ppl));
+    else DO(load_text(a, 0, a->o.ppl, a->models[0]));
+    if (desc.ctx == 0) desc.ctx = smaller(512, pvt_model_get_config(a->models[0])->ctx);
+    int64_t windows = desc.last ? desc.last - desc.first : a->corpora[0].n / (desc.stride ? desc.stride : desc.ctx);
+    double *nll = (double *)(a->buffers[0] = calloc(windows > 0 ? 2 * (size_t)windows : 1, sizeof *nll));
+    double *other = nll + (windows > 0 ? windows : 0);
+    if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
+    DO(eval_perplexity(a, 0, &desc, nll, &ppl));
+    log_windows(log, &ppl, nll, desc.first);
+    put_ppl(&a->json, &ppl);
+    if (a->o.beside) DO(eval_perplexity(a, 1, &desc, other, &beside));
+    else if (a->o.against) DO(read_windows(a, &ppl, desc.first, other));
+    if (a->o.beside) {
+        put_open(&a->json, "beside", "{");
+        put_ppl(&a->json, &beside);
+        put_close(&a->json, "}");
+    }
+    if (other_name) {
+        difference = paired_difference(&ppl, nll, other, desc.first, &error);
         put_number(&a->json, "nll_difference", difference), put_number(&a->json, "nll_difference_stderr", error);
     }
-    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], NULL).linears);
-    put_number(&a->json, "seconds", ppl.seconds);
-    put_close(&a->json, "}");
     meter_clear(&a->meter);
-    if (!a->o.json) {
-        char of_nll[32], of_difference[32];
-        printf("perplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", ppl.ppl, ppl.nll,
-               plus_minus(ppl.nll_stderr, of_nll), (long long)ppl.tokens, (long long)ppl.windows,
-               ppl.windows == 1 ? "" : "s", (long long)ppl.ctx, ppl.seconds);
-        if (a->o.against)
-            printf("nll minus that of %s: %+.5f%s\n", a->o.against, difference, plus_minus(error, of_difference));
+    if (a->o.json) return 0;
+    print_ppl("", &ppl);
+    if (a->o.beside) print_ppl("beside it ", &beside);
+    char of_difference[32];
+    if (other_name) printf("nll minus that of %s: %+.5f%s\n", other_name, difference, plus_minus(error, of_difference));
+    return 0;
+}
+
+static int verb_eval(app *a)
+{
+    buffer log = {NULL, 0, 0, false};
+    pvt_ppl_desc unused;
+    pvt_result result = PVT_OK;
+    if (!a->o.ppl && a->o.tasks.n == 0) {
+        fail(a, "give --ppl TEXT, or --task FILE, or both");
+        return 2;
     }
-    return put_result(a);
+    if (!a->o.ppl && (a->o.ctx || a->o.windows || a->o.stride || a->o.join || a->o.against)) {
+        fail(a, "--ctx, --windows, --stride, --join and --against go with --ppl TEXT only");
+        return 2;
+    }
+    if (a->o.limit && a->o.tasks.n == 0) {
+        fail(a, "--limit goes with --task FILE only");
+        return 2;
+    }
+    if (a->o.beside && a->o.against) {
+        fail(a, "give either --beside MODEL or --against F.jsonl");
+        return 2;
+    }
+    memset(&unused, 0, sizeof unused);
+    DO(parse_windows(a, &unused)); /* before the model is loaded */
+    DO(check_writable(a, a->o.log));
+    DO(load_model(a, 0, a->o.model));
+    if (a->o.beside) DO(load_model(a, 1, a->o.beside));
+    put_open(&a->json, NULL, "{");
+    int status = a->o.ppl ? eval_text(a, &log) : 0;
+    if (status == 0 && a->o.tasks.n > 0) status = eval_tasks(a, &log);
+    put_number(&a->json, "bits_per_weight", pvt_model_bits(a->models[0], NULL).linears);
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    if (status == 0 && a->o.log) result = log.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, log.data, log.size);
+    buffer_free(&log);
+    if (status == 0) TRY(a, result);
+    return status ? status : put_result(a);
 }
 
 /* ---- generate, tokenize ---- */

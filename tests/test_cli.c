@@ -586,6 +586,65 @@ static void test_figures(void)
     CHECK(strstr(out_text, "±"));
 }
 
+/* Windows that overlap, the papers' joining of a text, a second model beside the first. */
+static void test_perplexity(pvt_ctx *ctx)
+{
+    char figures[600];
+    CHECK(sh("printf ' = A = \n\n  \nOne\ttwo \nthree' >rows; printf ' = A = \n\n\n\n\n\n\nOne\ttwo \n\n\nthree' >joined") == 0);
+    CHECK_RUN(run("eval model --ppl joined --verbatim --ctx 8 --json"));
+    snprintf(figures, sizeof figures, "%.*s", (int)(strstr(out_text, "\"bits") - out_text), out_text);
+    CHECK_RUN(run("eval model --ppl rows --join --ctx 8 --json"));
+    CHECK(strncmp(out_text, figures, strlen(figures)) == 0);
+    CHECK_RUN(run("eval model --ppl rows --ctx 8 --json"));
+    CHECK(strncmp(out_text, figures, strlen(figures)) != 0);
+    CHECK_RUN(run("eval q --ppl text --windows 9 --ctx 16 --stride 4 --log s.jsonl --json"));
+    CHECK(strstr(out_text, "\"tokens\":47,\"windows\":9,\"ctx\":16,\"stride\":4"));
+    CHECK_RUN(run("eval model --ppl text --windows 9 --ctx 16 --stride 4 --against s.jsonl --json"));
+    double against = json_double("nll_difference"), error = json_double("nll_difference_stderr");
+    CHECK_RUN(run("eval model --ppl text --windows 9 --ctx 16 --stride 4 --beside q --json"));
+    CHECK(json_has(ctx, "ppl,beside,nll_difference") && against != 0 && error > 0);
+    CHECK_NEAR(json_double("nll_difference"), against, 1e-12);
+    CHECK_NEAR(json_double("nll_difference_stderr"), error, 1e-12);
+    CHECK_RUN(run("eval model --ppl text --windows 9 --beside model --task words -q"));
+    CHECK(strstr(out_text, "\nbeside it perplexity ") && strstr(out_text, "\nnll minus that of model: +0.00000 ± 0.00000\n"));
+    CHECK(strstr(out_text, "\n  beside it ") && strstr(out_text, "\n  difference "));
+    CHECK_REFUSED(1, "stride of 1 to 8", run("eval model --ppl text --ctx 8 --stride 9 -q"));
+    CHECK_REFUSED(2, "--beside MODEL or --against", run("eval model --ppl text --beside q --against s.jsonl"));
+    CHECK_REFUSED(2, "go with --ppl TEXT only", run("eval model --task words --stride 4"));
+    CHECK_REFUSED(2, "--limit goes with --task", run("eval model --ppl text --limit 4"));
+    CHECK_REFUSED(1, "absent", run("eval model --ppl text --beside absent -q"));
+}
+
+/* Tasks: one table, the average of the papers' five when all are there, a line of the log per document. */
+static void test_tasks(pvt_ctx *ctx)
+{
+    static const char three[] =
+        "printf '%s\\n' '{\"context\":\"Once\",\"choices\":[\"upon\",\"a time\",\"b\"],\"gold\":1}' "
+        "'{\"context\":\"Two\",\"choices\":[\"x\",\"yy\"],\"gold\":0}' '{\"context\":\"c\",\"choices\":[\"x\",\"y\"],\"gold\":1}' >";
+    CHECK(sh("%s plain.jsonl", three) == 0);
+    CHECK(sh("%s a=b.jsonl && echo '{\"text\":\"one two\"}' >words && printf '{\"text\":\"one two\"}\\n{}\\n' >bad.task", three) == 0);
+    CHECK_RUN(run("eval q --task plain.jsonl --task lambada_openai=words --log t.jsonl --json"));
+    CHECK(json_has(ctx, "tasks,bits_per_weight,seconds") && !strstr(out_text, "average") && !strstr(out_text, "ppl\":null"));
+    CHECK(strstr(out_text, "\"plain\":{\"acc\":") && strstr(out_text, "\"acc_norm_stderr\":") && strstr(out_text, "\"n\":3"));
+    CHECK(strstr(out_text, "\"lambada_openai\":{\"acc\":"));
+    CHECK(sh("test $(wc -l <t.jsonl) = 4 && grep -c '^{\"task\":\"plain\",\"document\":[0-2],\"gold\":[01],\"loglik\":\\[-' t.jsonl "
+             "| grep -x 3") == 0);
+    CHECK_RUN(run("eval q --task plain.jsonl --limit 2 --ppl text --windows 2 --threads 1"));
+    CHECK(strncmp(out_text, "perplexity ", 11) == 0 && strstr(out_text, "\nplain                        2 "));
+    CHECK_RUN(run("eval q --task arc_easy=plain.jsonl --task arc_challenge=a=b.jsonl --task hellaswag=plain.jsonl --json "
+                  "--task piqa=plain.jsonl --task winogrande=plain.jsonl"));
+    CHECK(json_has(ctx, "average"));
+    CHECK_RUN(run("eval q --task a=b.jsonl -q")); /* a file of that name */
+    CHECK(strstr(out_text, "\na=b "));
+    CHECK_REFUSED(2, "--ppl TEXT, or --task FILE", run("eval q"));
+    CHECK_REFUSED(2, "needs a value", run("eval q --task"));
+    CHECK_REFUSED(1, "two tasks are called plain", run("eval q --task plain.jsonl --task plain.jsonl -q"));
+    CHECK_REFUSED(1, "absent: cannot be opened", run("eval q --task absent -q"));
+    CHECK_REFUSED(1, "text: line 1: no JSON object", run("eval q --task text -q"));
+    CHECK_REFUSED(1, "bad.task: line 2: no \"text\"", run("eval q --task bad.task -q"));
+    CHECK_REFUSED(1, "q.gz: is compressed", sh("gzip -c plain.jsonl >q.gz") == 0 ? run("eval q --task q.gz -q") : -1);
+}
+
 static void test_tensors(pvt_ctx *ctx)
 {
     pvti_safetensors st;
@@ -1450,6 +1509,8 @@ int main(void)
     test_texts(ctx);
     test_refused();
     test_figures();
+    test_tasks(ctx);
+    test_perplexity(ctx);
     test_tensors(ctx);
     test_overwrite();
     test_ecosystem();

@@ -495,6 +495,150 @@ static void check_smollm2_perplexity(const pvt_model *model, int64_t windows)
     pvt_corpus_free(&corpus);
 }
 
+/* ---- tasks, against lm-evaluation-harness 0.4.13 ---- */
+
+static const char *const harness_tasks[] = {"arc_easy", "piqa", "hellaswag", "lambada_openai"};
+enum { HARNESS_TASKS = sizeof harness_tasks / sizeof *harness_tasks, HARNESS_DOCUMENTS = 50 };
+
+static void put_span(FILE *f, const char *before, const pvti_json *j, int64_t node, int64_t from, int64_t cut)
+{
+    pvti_json_span s = pvti_json_value_span(j, node);
+    fprintf(f, "%s%.*s", before, (int)(s.bytes - from - cut), s.s + from);
+}
+
+/* A row's document as its data set has it: of ARC the question without what the harness put around it; PIQA's is
+   whole; of HellaSwag there is only the prompt as it was made. */
+static void put_document(FILE *f, const char *name, const pvti_json *j)
+{
+    int64_t doc = pvti_json_find(j, 0, "doc"), choices = pvti_json_find(j, doc, "choices"), gold = 0, n = 0;
+    const char *at = j->text + j->nodes[doc].text;
+    if (strcmp(name, "arc_easy") != 0) { /* up to the brace before the next key */
+        const char *end = j->text + j->nodes[pvti_json_find(j, 0, "request")].key;
+        while (*end != '}') end--;
+        fprintf(f, "%.*s\n", (int)(end + 1 - at), at);
+        return;
+    }
+    CHECK(pvti_json_int(j, pvti_json_find(j, doc, "gold"), &gold));
+    put_span(f, "{\"question\":\"", j, pvti_json_find(j, doc, "query"), 10, 9);
+    fprintf(f, "\",\"choices\":{\"text\":[");
+    for (int64_t c = pvti_json_first(j, choices); c >= 0; c = pvti_json_next(j, c), n++)
+        put_span(f, n ? "\",\"" : "\"", j, c, 0, 0);
+    fprintf(f, "\"],\"label\":[");
+    for (int64_t i = 0; i < n; i++) fprintf(f, "%s\"%c\"", i ? "," : "", (char)('A' + i));
+    fprintf(f, "]},\"answerKey\":\"%c\"}\n", (char)('A' + gold));
+}
+
+/* The first documents of the request rows of ../shared/data/tasks into `path`; false: they cannot be unpacked. */
+static bool write_documents(const char *name, const char *path)
+{
+    static char line[1 << 16];
+    char command[200];
+    int64_t n = 0, id, index;
+    snprintf(command, sizeof command, "gzip -dc " DATA "tasks/%s.rc_*.jsonl.gz 2>/dev/null", name);
+    FILE *rows = popen(command, "r"), *f = fopen(path, "w");
+    while (rows && f && n < HARNESS_DOCUMENTS && fgets(line, sizeof line, rows)) {
+        pvti_json j;
+        if (pvti_json_parse(ctx, name, line, (int64_t)strlen(line), &j) != PVT_OK) break;
+        if (pvti_json_int(&j, pvti_json_find(&j, 0, "idx"), &index) && index == 0 &&
+            pvti_json_int(&j, pvti_json_find(&j, 0, "doc_id"), &id) && id == n)
+            put_document(f, name, &j), n++;
+        pvti_json_free(&j);
+    }
+    if (f) fclose(f);
+    if (rows) pclose(rows);
+    return n == HARNESS_DOCUMENTS;
+}
+
+static bool load_harness(const char *name, const char *dir, const pvt_tokenizer *tokenizer, int64_t limit,
+                         pvt_task *task)
+{
+    char path[300] = DATA "tasks/lambada_test.jsonl";
+    pvt_task_desc desc = {name, limit};
+    memset(task, 0, sizeof *task);
+    if (strcmp(name, "lambada_openai") != 0) {
+        snprintf(path, sizeof path, "%s/%s.jsonl", dir, name);
+        if (!pvti_path_exists(ctx, path) && !write_documents(name, path)) return false;
+    }
+    CHECK_OK(ctx, pvt_task_load(ctx, path, tokenizer, &desc, task));
+    return task->n == limit;
+}
+
+/* Prompts byte for byte. */
+static int64_t check_prompts(const pvt_task *task, const pvti_json *j, int64_t docs)
+{
+    int64_t same = 0, wanted = 0, target;
+    for (int64_t i = 0; i < task->n && docs >= 0; i++, docs = pvti_json_next(j, docs)) {
+        const pvt_document *d = &task->documents[i];
+        int64_t requests = pvti_json_find(j, docs, "requests"), r = pvti_json_first(j, requests);
+        CHECK(pvti_json_count(j, requests) == d->n);
+        if (d->n > 1) CHECK(pvti_json_int(j, pvti_json_find(j, docs, "target"), &target) && target == d->gold);
+        for (int64_t k = 0; k < d->n; k++, r = pvti_json_next(j, r)) {
+            const pvt_choice *c = &task->choices[d->first + k];
+            wanted++;
+            same += pvti_json_equals(j, pvti_json_find(j, r, "context"), c->context_text) &&
+                    pvti_json_equals(j, pvti_json_find(j, r, "continuation"), c->continuation);
+        }
+    }
+    CHECK(same == wanted && wanted >= task->n);
+    return same;
+}
+
+/* Log-likelihoods and what they decide, document by document. */
+static void check_scores(const pvt_model *model, const pvt_task *task, const pvti_json *j, int64_t docs)
+{
+    pvt_answer *answers = (pvt_answer *)calloc((size_t)task->n_choices, sizeof *answers);
+    bool right[2 * HARNESS_DOCUMENTS], greedy;
+    pvt_score_desc desc;
+    pvt_score score;
+    double worst = 0, value, acc = 0, mean = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.answers = answers, desc.right = right, desc.right_norm = right + task->n;
+    CHECK_OK(ctx, pvt_task_score(model, task, &desc, &score));
+    for (int64_t i = 0; i < task->n; i++, docs = pvti_json_next(j, docs)) {
+        const pvt_document *d = &task->documents[i];
+        int64_t l = pvti_json_first(j, pvti_json_find(j, docs, "loglik"));
+        int64_t g = pvti_json_first(j, pvti_json_find(j, docs, "is_greedy"));
+        for (int64_t k = d->first; k < d->first + d->n; k++, l = pvti_json_next(j, l), g = pvti_json_next(j, g)) {
+            CHECK(pvti_json_number(j, l, &value) && pvti_json_bool(j, g, &greedy) && greedy == answers[k].greedy);
+            worst = fmax(worst, fabs(value - answers[k].loglik));
+        }
+        CHECK(pvti_json_number(j, pvti_json_find(j, docs, "acc"), &acc) && (acc > 0.5) == right[i]);
+        mean += acc / (double)task->n;
+        if (pvti_json_number(j, pvti_json_find(j, docs, "acc_norm"), &acc)) CHECK((acc > 0.5) == right[task->n + i]);
+    }
+    CHECK_NEAR(worst, 0, 1e-3);
+    CHECK_NEAR(score.acc, mean, 1e-12);
+    printf("%s: log-likelihoods within %.2g, accuracy %.2f and acc_norm %.2f of %lld documents, %.1f s\n", task->name,
+           worst, score.acc, score.acc_norm, (long long)task->n, score.seconds);
+    free(answers);
+}
+
+/* Of a model that is in fp16 already; NULL: the prompts alone. */
+static void check_harness(const pvt_model *model, int64_t documents)
+{
+    char dir[256];
+    pvti_map map;
+    pvti_json j;
+    pvt_tokenizer *bytes = NULL;
+    CHECK(test_scratch(dir, sizeof dir));
+    CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
+    CHECK_OK(ctx, pvti_json_open(ctx, GOLDEN "tasks/lm_eval.json", &map, &j));
+    for (int i = 0; i < HARNESS_TASKS; i++) {
+        int64_t node = pvti_json_find(&j, pvti_json_find(&j, 0, "tasks"), harness_tasks[i]);
+        int64_t docs = pvti_json_first(&j, pvti_json_find(&j, node, "docs"));
+        pvt_task task;
+        bool there = load_harness(harness_tasks[i], dir, model ? pvt_model_tokenizer(model) : bytes, documents, &task);
+        if (!there) SKIP("documents of a task: gzip could not unpack them");
+        else if (model) check_scores(model, &task, &j, docs);
+        else printf("%s: %lld prompts of the harness\n", harness_tasks[i], (long long)check_prompts(&task, &j, docs));
+        pvt_task_free(&task);
+    }
+    pvti_json_free(&j);
+    pvti_map_close(ctx, &map);
+    pvt_tokenizer_free(bytes);
+    test_remove(dir);
+}
+
 /* What both places have. */
 static void check_models(const char *base)
 {
@@ -547,6 +691,8 @@ static void check_smollm2(int64_t windows)
     check_smollm2_prompt(model);
     check_smollm2_greedy(model);
     if (windows) check_smollm2_perplexity(model, windows);
+    CHECK_OK(ctx, pvt_model_round_f16(model)); /* the harness ran it so */
+    check_harness(model, windows ? HARNESS_DOCUMENTS : 2);
     pvt_model_free(model);
 }
 
@@ -565,6 +711,7 @@ int main(int argc, char **argv)
     check_model(SMALL "models/phi3_long/", true);
     if (pvti_path_is_directory(ctx, GOLDEN)) {
         check_larger();
+        check_harness(NULL, HARNESS_DOCUMENTS);
         check_smollm2(argc > 1 ? PVTI_MIN(40, atoi(argv[1])) : 0);
     } else {
         SKIP("larger recorded figures (not in this repository)");

@@ -337,6 +337,118 @@ static void check_generation(pvt_ctx *ctx)
     pvt_model_free(model);
 }
 
+/* What sampling leaves out, on probabilities of 8/15, 4/15, 2/15, 1/15 of four tokens; the penalty. */
+static void check_sampler(void)
+{
+    static const struct { int64_t k; double top_p, min_p; int left; } cases[] = {
+        {0, 1, 0, 4}, {1, 1, 0, 1}, {3, 1, 0, 3}, {9, 1, 0, 4}, {0, 1, 0.3, 2}, {0, 1, 0.2, 3}, {0, 1, 1, 1},
+        {0, 0.81, 0, 3}, {0, 0.79, 0, 2}, {2, 0.66, 0, 1}, {2, 0.67, 0, 2}, {0, 0.99, 0.3, 2}, {3, 0.95, 0.2, 3},
+        {3, 0.85, 0.2, 2},
+    };
+    pvt_real logits[4] = {(pvt_real)log(4), (pvt_real)log(8), 0, (pvt_real)log(2)};
+    static const int32_t history[] = {1, 3, 1};
+    double p[4];
+    pvti_sort_item order[4];
+    int64_t stood[4] = {0, 0, 0, 0};
+    pvti_sampler s = {logits, p, order, 4, stood, 1};
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        pvt_generate_desc d;
+        int count[4] = {0, 0, 0, 0}, left = 0;
+        memset(&d, 0, sizeof d);
+        d.temperature = 1, d.top_k = cases[i].k, d.top_p = cases[i].top_p, d.min_p = cases[i].min_p;
+        for (int u = 0; u < 1500; u++) count[pvti_sample(&s, &d, (u + 0.5) / 1500)]++;
+        for (int v = 0; v < 4; v++) left += count[v] > 0;
+        CHECK(left == cases[i].left && count[1] >= count[0] && count[0] >= count[3] && count[3] >= count[2]);
+        if (left == 4) CHECK(count[1] == 800 && count[2] == 100);
+        if (left == 2) CHECK(count[1] == 1000 && count[0] == 500);
+    }
+    logits[3] = -1;
+    pvti_sample_penalize(&s, history, 3, 2);
+    CHECK_NEAR(logits[1], log(8) / 2, 1e-6); /* once, though it stands there twice */
+    CHECK_NEAR(logits[3], -2, 1e-6);
+    CHECK_NEAR(logits[0], log(4), 1e-6);
+    s.seen_at = 2;
+    pvti_sample_penalize(&s, history, 1, 2);
+    CHECK_NEAR(logits[1], log(8) / 4, 1e-6);
+}
+
+static int stop_second(void *user, int64_t prompt, int32_t id)
+{
+    int64_t *calls = (int64_t *)user;
+    calls[prompt]++;
+    return id < 0 || (prompt == 1 && calls[1] == 3);
+}
+
+/* Prompts of different lengths in one batch give what each gives alone. */
+static void check_generate_many(pvt_ctx *ctx)
+{
+    pvt_model *model = tiny(ctx, false, 0);
+    const int32_t *prompts[4] = {some_ids(20), some_ids(20) + 3, some_ids(20) + 5, some_ids(20)};
+    const int64_t n[4] = {5, 1, 9, 5};
+    int64_t calls[4] = {0, 0, 0, 0};
+    pvt_generated alone, out[4];
+    pvt_generate_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.n = 8, desc.ignore_eos = true, desc.repeat_penalty = 1.3, desc.token_of = stop_second, desc.user = calls;
+    CHECK_OK(ctx, pvt_generate_many(model, prompts, n, 4, &desc, out));
+    desc.token_of = NULL;
+    for (int b = 0; b < 4; b++) {
+        int64_t made = b == 1 ? 3 : 8;
+        CHECK_OK(ctx, pvt_generate(model, prompts[b], n[b], &desc, &alone));
+        CHECK(out[b].n == made && calls[b] == made && memcmp(out[b].ids, alone.ids, (size_t)made * sizeof(int32_t)) == 0);
+        pvt_ids_free(ctx, alone.ids), pvt_ids_free(ctx, out[b].ids);
+    }
+    desc.temperature = 1, desc.repeat_penalty = 0, desc.seed = 3;
+    CHECK_OK(ctx, pvt_generate_many(model, prompts, n, 4, &desc, out));
+    CHECK(memcmp(out[0].ids, out[3].ids, 8 * sizeof(int32_t)) != 0); /* equal prompts, numbers of their own */
+    for (int b = 0; b < 4; b++) pvt_ids_free(ctx, out[b].ids);
+    desc.n = 24; /* 9 and 24 are beyond 32 */
+    CHECK(pvt_generate_many(model, prompts, n, 4, &desc, out) == PVT_ERR_ARGUMENT && !out[0].ids);
+    CHECK(pvt_generate_many(model, prompts, n, 0, &desc, out) == PVT_ERR_ARGUMENT);
+    desc.n = 4, desc.min_p = 2;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "min_p 2"));
+    desc.min_p = 0, desc.repeat_penalty = NAN;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT);
+    desc.repeat_penalty = 0, desc.top_k = -1;
+    CHECK(pvt_generate(model, prompts[0], 5, &desc, out) == PVT_ERR_ARGUMENT);
+    pvt_model_free(model);
+}
+
+/* Windows that overlap: each token counts once, where it has most before it; parts of a text add up. */
+static void check_stride(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus)
+{
+    pvt_ppl_desc desc;
+    pvt_ppl ppl, part;
+    double window[13], per_token[12], sum, wanted = 0, squares = 0, mean;
+    int64_t count;
+    pvt_run *run = make_run(ctx, model, 1, 12, false, 0);
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = 12, desc.stride = 3, desc.window_nll = window;
+    CHECK_OK(ctx, pvt_perplexity(model, corpus, &desc, &ppl));
+    CHECK(ppl.windows == 13 && ppl.tokens == 11 + 12 * 3 && ppl.stride == 3);
+    for (int64_t w = 0; w < 13; w++) {
+        double nll = 0;
+        CHECK_OK(ctx, pvt_run_forward(run, corpus->ids + 3 * w, 1, 12, NULL));
+        CHECK_OK(ctx, pvt_run_loss(run, NULL, &sum, &count, per_token));
+        for (int64_t t = w == 0 ? 0 : 8; t < 11; t++) nll += per_token[t];
+        CHECK_NEAR(window[w], nll, 1e-4);
+        wanted += nll;
+    }
+    CHECK_NEAR(ppl.nll, wanted / 47, 1e-5);
+    mean = ppl.nll_sum / 47;
+    for (int64_t w = 0; w < 13; w++) squares += pow(window[w] - mean * (w == 0 ? 11 : 3), 2);
+    CHECK_NEAR(ppl.nll_stderr, sqrt(squares / 12 * 13) / 47, 1e-9);
+    desc.first = 4, desc.last = 9, desc.window_nll = NULL;
+    CHECK_OK(ctx, pvt_perplexity(model, corpus, &desc, &part));
+    CHECK(part.tokens == 15 && part.windows == 5);
+    CHECK_NEAR(part.nll_sum, window[4] + window[5] + window[6] + window[7] + window[8], 1e-4);
+    desc.stride = 13;
+    CHECK(pvt_perplexity(model, corpus, &desc, &part) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "stride of 1 to 12"));
+    desc.stride = -1;
+    CHECK(pvt_perplexity(model, corpus, &desc, &part) == PVT_ERR_ARGUMENT);
+    pvt_run_free(run);
+}
+
 static void check_perplexity(pvt_ctx *ctx)
 {
     pvt_model *model = tiny(ctx, false, 0);
@@ -361,6 +473,7 @@ static void check_perplexity(pvt_ctx *ctx)
     CHECK_OK(ctx, pvt_perplexity(model, &corpus, &desc, &part));
     CHECK_NEAR(part.nll_sum, window[2], 1e-4);
     CHECK(part.nll_stderr != part.nll_stderr); /* one window says nothing of how far others lie */
+    check_stride(ctx, model, &corpus);
     desc.ctx = 32, desc.first = desc.last = 0, corpus.n = 31;
     CHECK(pvt_perplexity(model, &corpus, &desc, &part) == PVT_ERR_ARGUMENT &&
           strstr(pvt_ctx_error(ctx), "shorter than one window"));
@@ -375,6 +488,168 @@ static void check_perplexity(pvt_ctx *ctx)
     pvt_run_free(run);
     pvt_corpus_free(&corpus);
     pvt_model_free(model);
+}
+
+/* ---- choices ---- */
+
+enum { DOCUMENTS = 60, IDS_OF_ONE = 48, CHOICES = 4 };
+typedef struct some_task {
+    pvt_task task;
+    pvt_document documents[DOCUMENTS];
+    pvt_choice choices[DOCUMENTS * CHOICES];
+    int32_t ids[DOCUMENTS * CHOICES][IDS_OF_ONE];
+    double loglik[DOCUMENTS * CHOICES];
+    bool greedy[DOCUMENTS * CHOICES];
+} some_task;
+
+/* Documents of all kinds: one choice to four; contexts of one token and of many, equal, different in the middle,
+   longer than the model's context; choices of one token and of many, that begin alike. */
+static void make_task(some_task *s)
+{
+    int64_t n = 0;
+    memset(s, 0, sizeof *s);
+    snprintf(s->task.name, sizeof s->task.name, "made");
+    for (int64_t i = 0; i < DOCUMENTS; i++) {
+        int64_t choices = 1 + i % CHOICES, context = i % 5 == 0 ? 1 + i % 3 : 2 + i * 7 % 29;
+        s->documents[i].first = n, s->documents[i].n = choices, s->documents[i].gold = i * 3 % choices;
+        for (int64_t k = 0; k < choices; k++, n++) {
+            int64_t length = i % 7 == 0 ? 1 : 1 + (i + 3 * k) % 12;
+            pvt_choice *c = &s->choices[n];
+            c->ids = s->ids[n], c->context = context, c->n = context + length, c->length = (double)(1 + (i + k) % 5);
+            for (int64_t t = 0; t < c->n; t++)
+                s->ids[n][t] = (int32_t)(pvti_random(5, PVTI_RANDOM_USER, (uint64_t)i, (uint64_t)t) % 37);
+            if (i % 6 == 1) s->ids[n][context / 2] = (int32_t)k; /* contexts that part */
+            s->ids[n][c->n - 1] = (int32_t)(3 * k + i % 20);
+        }
+    }
+    s->task.documents = s->documents, s->task.choices = s->choices, s->task.n = DOCUMENTS, s->task.n_choices = n;
+    s->task.norm = true;
+}
+
+/* Each choice by itself, from a forward over all that the model's context takes, its end. */
+static void judge_task(pvt_ctx *ctx, const pvt_model *model, some_task *s)
+{
+    pvt_run *run = make_run(ctx, model, 1, 32, false, 0);
+    static pvt_real logits[32 * 37];
+    for (int64_t i = 0; i < s->task.n_choices; i++) {
+        const pvt_choice *c = &s->choices[i];
+        int64_t drop = c->n > 33 ? c->n - 33 : 0, T = c->n - 1 - drop;
+        CHECK_OK(ctx, pvt_run_forward(run, c->ids + drop, 1, T, logits));
+        s->loglik[i] = 0, s->greedy[i] = true;
+        for (int64_t t = c->context - drop - 1; t < T; t++) {
+            const pvt_real *row = logits + t * 37;
+            int32_t target = c->ids[drop + t + 1];
+            double sum = 0;
+            for (int v = 0; v < 37; v++) sum += exp((double)row[v]);
+            for (int v = 0; v < 37; v++) s->greedy[i] = s->greedy[i] && row[v] <= row[target];
+            s->loglik[i] += (double)row[target] - log(sum);
+        }
+    }
+    pvt_run_free(run);
+}
+
+/* Accuracy and its standard error, as the harness has them: by values, not by counts. */
+static double mean_of(const double *x, int64_t n, double *error)
+{
+    double mean = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) mean += x[i] / (double)n;
+    for (int64_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    *error = sqrt(squares / (double)(n - 1)) / sqrt((double)n);
+    return mean;
+}
+
+static void check_score(const some_task *s, const pvt_score_desc *desc, const pvt_score *score)
+{
+    double right[DOCUMENTS], norm[DOCUMENTS], worst = 0, error;
+    int64_t same = 0, longer = 0;
+    for (int64_t i = 0; i < DOCUMENTS; i++) {
+        const pvt_document *d = &s->documents[i];
+        const pvt_answer *a = desc->answers + d->first;
+        int64_t best = 0, best_norm = 0;
+        for (int64_t k = 0; k < d->n; k++) {
+            const double *l = s->loglik + d->first;
+            worst = fmax(worst, fabs(a[k].loglik - l[k]));
+            same += a[k].greedy == s->greedy[d->first + k];
+            longer += s->choices[d->first + k].n > 33;
+            if (l[k] > l[best]) best = k;
+            if (l[k] / s->choices[d->first + k].length > l[best_norm] / s->choices[d->first + best_norm].length)
+                best_norm = k;
+        }
+        right[i] = d->n == 1 ? s->greedy[d->first] : best == d->gold;
+        norm[i] = d->n == 1 ? s->greedy[d->first] : best_norm == d->gold;
+        CHECK(desc->right[i] == (right[i] > 0) && desc->right_norm[i] == (norm[i] > 0));
+    }
+    CHECK_NEAR(worst, 0, PVTI_REAL_IS_DOUBLE ? 1e-11 : 2e-5);
+    CHECK(same == s->task.n_choices && longer > 5 && score->truncated == longer && score->n == DOCUMENTS);
+    CHECK_NEAR(score->acc, mean_of(right, DOCUMENTS, &error), 1e-12);
+    CHECK_NEAR(score->acc_stderr, error, 1e-12);
+    CHECK_NEAR(score->acc_norm, mean_of(norm, DOCUMENTS, &error), 1e-12);
+    CHECK_NEAR(score->acc_norm_stderr, error, 1e-12);
+    CHECK(score->ppl != score->ppl && score->acc > 0.1 && score->acc < 0.9);
+}
+
+static void check_task_refused(pvt_ctx *ctx, const pvt_model *model, some_task *s)
+{
+    pvt_score score;
+    pvt_choice *c = &s->choices[5];
+    const pvt_choice was = *c;
+    int32_t *id = &s->ids[5][0];
+#define REFUSED(change, result, words)                                                                     \
+    do {                                                                                                   \
+        change;                                                                                            \
+        CHECK(pvt_task_score(model, &s->task, NULL, &score) == (result) && strstr(pvt_ctx_error(ctx), words)); \
+        *c = was;                                                                                          \
+    } while (0)
+    REFUSED(c->context = 0, PVT_ERR_ARGUMENT, "at least one token of each");
+    REFUSED(c->n = c->context, PVT_ERR_ARGUMENT, "at least one token of each");
+    REFUSED(c->length = NAN, PVT_ERR_ARGUMENT, "at least one token of each");
+    REFUSED((c->n = 40, c->context = 1), PVT_ERR_ARGUMENT, "39 tokens behind its context");
+    REFUSED(*id = 37, PVT_ERR_MISMATCH, "vocabulary ends at 37");
+    REFUSED(*id = -1, PVT_ERR_MISMATCH, "vocabulary ends at 37");
+    *id = 1;
+    REFUSED(s->documents[2].gold = 3, PVT_ERR_ARGUMENT, "the right one is 3");
+    REFUSED((s->documents[2].gold = 0, s->documents[2].n = 1000), PVT_ERR_ARGUMENT, "1000 choices");
+    s->documents[2].n = 3;
+    REFUSED(s->task.n = 0, PVT_ERR_ARGUMENT, "no documents");
+#undef REFUSED
+}
+
+/* The same bits for any number of threads and kernels; with room for few sequences the same figures; each
+   allocation fails once. */
+static void check_task(const char *format, int64_t window)
+{
+    static some_task s;
+    static pvt_answer answers[3][DOCUMENTS * CHOICES];
+    bool right[2 * DOCUMENTS];
+    for (int i = 0; i < 3; i++) {
+        pvt_ctx_desc ctx_desc;
+        pvt_ctx *ctx;
+        pvt_score_desc desc;
+        pvt_score score;
+        memset(&ctx_desc, 0, sizeof ctx_desc), memset(&desc, 0, sizeof desc);
+        ctx_desc.n_threads = i == 1 ? 3 : 1, ctx_desc.isa = i > 0 ? NULL : "scalar";
+        CHECK(pvt_ctx_create(&ctx_desc, &ctx) == PVT_OK);
+        pvt_model *model = tiny(ctx, true, window);
+        if (format) quantize(ctx, model, format);
+        if (i == 0) make_task(&s), judge_task(ctx, model, &s);
+        desc.answers = answers[i], desc.right = right, desc.right_norm = right + DOCUMENTS;
+        if (i == 2) desc.memory_limit = 1;
+        CHECK_OK(ctx, pvt_task_score(model, &s.task, &desc, &score));
+        check_score(&s, &desc, &score);
+        if (i == 1) CHECK(memcmp(answers[0], answers[1], (size_t)s.task.n_choices * sizeof **answers) == 0);
+        if (i == 2) {
+            check_task_refused(ctx, model, &s);
+            double alone = s.loglik[0];
+            make_task(&s), s.task.n = 1, s.task.norm = false;
+            CHECK_OK(ctx, pvt_task_score(model, &s.task, NULL, &score));
+            CHECK_NEAR(log(score.ppl), -alone, 1e-5);
+            CHECK(score.acc_stderr != score.acc_stderr && score.acc_norm != score.acc_norm);
+            model->norm[3] = (pvt_real)NAN;
+            CHECK(pvt_task_score(model, &s.task, NULL, &score) == PVT_ERR_NUMERIC);
+        }
+        pvt_model_free(model);
+        pvt_ctx_destroy(ctx);
+    }
 }
 
 /* ---- files ---- */
@@ -579,6 +854,19 @@ static void failing_free(void *memory, void *user)
     free(memory);
 }
 
+/* Two choices behind one context. */
+static pvt_result score_two(const pvt_model *model)
+{
+    pvt_document document = {0, 2, 1};
+    pvt_choice choices[2];
+    pvt_task task;
+    pvt_score score;
+    memset(&task, 0, sizeof task), memset(choices, 0, sizeof choices);
+    for (int i = 0; i < 2; i++) choices[i].ids = some_ids(9) + i, choices[i].n = 8, choices[i].context = 4;
+    task.documents = &document, task.choices = choices, task.n = 1, task.n_choices = 2;
+    return pvt_task_score(model, &task, NULL, &score);
+}
+
 /* Everything a model is used for; stops at the first failure. */
 static pvt_result whole_story(pvt_ctx *ctx, pvt_model **model, pvt_model **copy, pvt_run **run,
                               pvt_corpus *corpus)
@@ -605,6 +893,7 @@ static pvt_result whole_story(pvt_ctx *ctx, pvt_model **model, pvt_model **copy,
     pvt_ids_free(ctx, made.ids);
     PVTI_TRY(pvt_corpus_from_ids(ctx, some_ids(20), 20, corpus));
     PVTI_TRY(pvt_perplexity(*model, corpus, &ppl_desc, &ppl));
+    PVTI_TRY(score_two(*model));
     return pvt_model_round_f16(*model);
 }
 
@@ -652,12 +941,16 @@ int main(void)
     check_table_gradient(ctx, "int:4g8");
     check_table_gradient(ctx, "int:8g24");
     check_table_gradient(ctx, "aqlm:1x4g4");
+    check_task(NULL, 0);
 #else /* the same code in float: once is enough */
     check_equal_bits();
     check_sink(ctx, false), check_sink(ctx, true);
     check_cache(ctx, 0), check_cache(ctx, 7);
     check_generation(ctx);
+    check_sampler();
+    check_generate_many(ctx);
     check_perplexity(ctx);
+    check_task(NULL, 0), check_task(NULL, 5), check_task("aqlm:2x4g4", 0);
     check_save(ctx);
     check_broken(ctx);
     check_memory();

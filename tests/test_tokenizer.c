@@ -1019,6 +1019,236 @@ static void test_long_word(pvt_ctx *ctx, buffer *b)
     pvti_free(ctx, text);
 }
 
+/* ---- documents of tasks ---- */
+
+static char task_file[300];
+
+/* A task of these lines, by the bytes as tokens. */
+static pvt_result load_task(pvt_ctx *ctx, const pvt_tokenizer *t, const char *lines, const pvt_task_desc *desc,
+                            pvt_task *task)
+{
+    test_spit(task_file, lines, strlen(lines));
+    return pvt_task_load(ctx, task_file, t, desc, task);
+}
+
+/* A document as "gold|context>continuation/length|…". Static memory. */
+static const char *document_text(const pvt_task *task, int64_t i)
+{
+    static char out[4096];
+    const pvt_document *d = &task->documents[i];
+    int n = snprintf(out, sizeof out, "%d", (int)d->gold);
+    for (int64_t k = 0; k < d->n; k++) {
+        const pvt_choice *c = &task->choices[d->first + k];
+        n += snprintf(out + n, sizeof out - (size_t)n, "|%s>%s/%g", c->context_text, c->continuation, c->length);
+    }
+    return out;
+}
+
+/* What the harness makes of such documents, written down by hand; hellaswag's, with all of its rules at once, was
+   also compared with its own Python on some thousands of texts. */
+static void test_task_prompts(pvt_ctx *ctx, const pvt_tokenizer *t)
+{
+    static const struct { const char *name, *line, *wanted; bool norm; } cases[] = {
+        {"arc", "{\"id\":\"x\",\"question\":\"Why?\",\"choices\":{\"text\":[\"so\",\"\\u00e9t\\u00e9\"],\"label\":"
+                "[\"1\",\"2\"]},\"answerKey\":\"2\"}",
+         "1|Question: Why?\nAnswer:> so/2|Question: Why?\nAnswer:> été/3", true},
+        {"hellaswag", "{\"activity_label\":\"Baking\",\"ctx_a\":\"A  man [header] stands. [title] Then\",\"ctx_b\":"
+                      "\"he GOES. \",\"endings\":[\" out [step] to  town \",\"[x] [ y\",\"\"],\"label\":\"2\"}",
+         "2|Baking: A man stands.. Then He goes.> out to town/11|Baking: A man stands.. Then He goes.>  [ y/4|"
+         "Baking: A man stands.. Then He goes.> /0", true},
+        {"hellaswag", "{\"activity_label\":\"B\",\"ctx_a\":\"a\",\"ctx_b\":\"\\u00e9CLAIR \\u0141\\u00d3\\u0414 "
+                      "\\u1e9e\",\"endings\":[\"x\",\"[a\\nb]\"],\"label\":1}",
+         "1|B: a Éclair łóд ß> x/1|B: a Éclair łóд ß> [a\nb]/5", true},
+        {"piqa", "{\"goal\":\"Dry it\",\"sol1\":\"a \",\"sol2\":\"b\",\"label\":0}",
+         "0|Question: Dry it\nAnswer:> a /2|Question: Dry it\nAnswer:> b/1", true},
+        {"winogrande", "{\"sentence\":\"He saw _  run  fast. \",\"option1\":\"Al\",\"option2\":\"Bo\",\"answer\":\"2\"}",
+         "1|He saw Al> run  fast./10|He saw Bo> run  fast./10", false},
+        {"boolq", "{\"passage\":\"Ice melts.\",\"question\":\"does it\",\"label\":1}",
+         "1|Ice melts.\nQuestion: does it?\nAnswer:> no/2|Ice melts.\nQuestion: does it?\nAnswer:> yes/3", false},
+        {"boolq", "{\"question\":\"does it\",\"answer\":false,\"passage\":\"Ice.\"}",
+         "0|Ice.\nQuestion: does it?\nAnswer:> no/2|Ice.\nQuestion: does it?\nAnswer:> yes/3", false},
+        {"lambada", "{\"text\":\"one two\\nthree four\"}", "0|one two\nthree> four/4", false},
+        {"task", "{\"context\":\"2 + 2 =\",\"choices\":[\"4\",\"five\"],\"gold\":0}",
+         "0|2 + 2 => 4/1|2 + 2 => five/4", true},
+        {"task", "{\"query\":\"Q\",\"choices\":[\"a\"],\"gold\":0}", "0|Q> a/1", true},
+        {"task", "{\"contexts\":[\"A\",\"B c\"],\"continuation\":\"d\",\"gold\":1}", "1|A> d/1|B c> d/1", false},
+    };
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        pvt_task task;
+        CHECK_OK(ctx, load_task(ctx, t, cases[i].line, NULL, &task));
+        if (task.n != 1) continue;
+        if (strcmp(document_text(&task, 0), cases[i].wanted) != 0) printf("    %s\n", document_text(&task, 0));
+        CHECK(strcmp(document_text(&task, 0), cases[i].wanted) == 0);
+        CHECK(strcmp(task.name, cases[i].name) == 0 && task.norm == cases[i].norm);
+        pvt_task_free(&task);
+    }
+}
+
+/* Several rows make a document; those without a question are passed over; a limit counts documents. */
+static void test_task_rows(pvt_ctx *ctx, const pvt_tokenizer *t)
+{
+#define ROW(id, index, context, continuation, label)                                                            \
+    "{\"request\":{\"context\":\"" context "\",\"continuation\":\"" continuation "\"},\"idx\":" index ",\"doc_id\":" id \
+    ",\"label\":" label ",\"task_name\":\"rows\"}\n"
+    static const char lines[] = ROW("0", "0", "A:", " x", "1") ROW("0", "1", "A:", " yz", "1") "\n"
+                                ROW("1000000", "0", "Answer:", " x", "1")
+                                ROW("7", "0", "B:", " u", "0") ROW("7", "1", "C:", " u", "0");
+    pvt_task task;
+    pvt_task_desc desc = {"mine", 1};
+    CHECK_OK(ctx, load_task(ctx, t, lines, NULL, &task));
+    CHECK(task.n == 2 && task.n_choices == 4 && strcmp(task.name, "rows") == 0 && !task.norm);
+    CHECK(task.n == 2 && strcmp(document_text(&task, 1), "0|B:> u/1|C:> u/1") == 0);
+    pvt_task_free(&task);
+    CHECK_OK(ctx, load_task(ctx, t, lines, &desc, &task));
+    CHECK(task.n == 1 && task.n_choices == 2 && strcmp(task.name, "mine") == 0 && task.norm);
+    CHECK(strcmp(document_text(&task, 0), "1|A:> x/1|A:> yz/2") == 0);
+    pvt_task_free(&task);
+    CHECK(load_task(ctx, t, ROW("0", "1", "A:", " x", "1"), NULL, &task) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "line 1: rows of one \"doc_id\" follow one another"));
+    CHECK(load_task(ctx, t, ROW("0", "0", "A:", " x", "1"), NULL, &task) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "choice 1 is right; it has 1"));
+    CHECK(load_task(ctx, t, ROW("1000000", "0", "A:", " x", "1"), NULL, &task) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "no document with its question"));
+#undef ROW
+}
+
+/* Where context and continuation part: tokens of both together; white space behind a context goes over; what
+   begins a text stands before an empty one. */
+static void test_task_tokens(pvt_ctx *ctx, const pvt_tokenizer *bytes)
+{
+    static const char lines[] = "{\"contexts\":[\"ab \\n\",\"\",\"  \"],\"continuation\":\"c\",\"gold\":0}\n";
+    static buffer b;
+    pvt_tokenizer *t = NULL;
+    pvt_task task;
+    CHECK(load_task(ctx, bytes, lines, NULL, &task) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "no token that begins a text"));
+    make_model(&b);
+    t = read_buffer(ctx, &b);
+    CHECK(t != NULL);
+    if (!t) return;
+    int32_t bos = pvt_tokenizer_get_info(t).bos, *ids = NULL;
+    int64_t n = 0;
+    CHECK_OK(ctx, load_task(ctx, t, lines, NULL, &task));
+    if (task.n_choices == 3) {
+        const pvt_choice *c = task.choices;
+        CHECK_OK(ctx, pvt_tokenizer_encode(t, "ab", -1, PVT_ENCODE_BOS, &ids, &n));
+        CHECK(c[0].context == n && c[0].n > n && memcmp(c[0].ids, ids, (size_t)n * sizeof *ids) == 0);
+        pvt_ids_free(ctx, ids);
+        CHECK_OK(ctx, pvt_tokenizer_encode(t, "ab \n c", -1, PVT_ENCODE_BOS, &ids, &n));
+        CHECK(c[0].n == n && memcmp(c[0].ids, ids, (size_t)n * sizeof *ids) == 0);
+        pvt_ids_free(ctx, ids);
+        for (int i = 1; i < 3; i++) {
+            CHECK_OK(ctx, pvt_tokenizer_encode(t, i == 1 ? " c" : "   c", -1, 0, &ids, &n));
+            CHECK(c[i].context == 1 && c[i].ids[0] == bos && c[i].n == n + 1 &&
+                  memcmp(c[i].ids + 1, ids, (size_t)n * sizeof *ids) == 0);
+            pvt_ids_free(ctx, ids);
+        }
+    }
+    pvt_task_free(&task);
+    pvt_tokenizer_free(t);
+}
+
+static void test_task_refused(pvt_ctx *ctx, const pvt_tokenizer *t)
+{
+    static const struct { const char *lines, *words; pvt_result result; } cases[] = {
+        {"", "is empty", PVT_ERR_FORMAT},
+        {"\n \n", "is empty", PVT_ERR_FORMAT},
+        {"Once upon a time\n", "line 1: no JSON object", PVT_ERR_FORMAT},
+        {"[1, 2]\n", "line 1: no JSON object", PVT_ERR_FORMAT},
+        {"{\"name\":\"x\"}\n", "line 1: no document of a task: arc, hellaswag", PVT_ERR_FORMAT},
+        {"{\"text\":\"a b\"}\n\n{\"text\":\"a\n", "line 3: no JSON object", PVT_ERR_FORMAT},
+        {"{\"text\":\"a b\"}\n{\"goal\":\"a\"}\n", "line 2: no \"text\" of the right type, which a document of lambada",
+         PVT_ERR_FORMAT},
+        {"{\"text\":7}\n", "no \"text\"", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":2}", "line 1: \"gold\" says that choice 2 is right; there "
+         "are 2, counted from 0", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":-1}", "choice -1 is right", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":NaN}", "line 1: no JSON object", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":0.5}", "no \"gold\" of the right type", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[],\"gold\":0}", "there are 0", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":[\"b\",1],\"gold\":0}", "no \"choices\"", PVT_ERR_FORMAT},
+        {"{\"context\":\"a\",\"choices\":\"b\",\"gold\":0}", "no \"choices\"", PVT_ERR_FORMAT},
+        {"{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "no \"label\" of the right type, which a document of piqa has; "
+         "the test split of a data set may come without", PVT_ERR_FORMAT},
+        {"{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\",\"label\":\"\"}", "no \"label\"", PVT_ERR_FORMAT},
+        {"{\"sentence\":\"no gap\",\"option1\":\"b\",\"option2\":\"c\",\"answer\":\"1\"}", "has no \"_\"", PVT_ERR_FORMAT},
+        {"{\"sentence\":\"a _ b\",\"option1\":\"b\",\"option2\":\"c\",\"answer\":\"3\"}", "choice 3 is right; there are 2, "
+         "counted from 1", PVT_ERR_FORMAT},
+        {"{\"sentence\":\"a _ b\",\"option1\":\"b\",\"option2\":\"c\",\"answer\":\"\"}", "no \"answer\"", PVT_ERR_FORMAT},
+        {"{\"question\":\"a\",\"choices\":{\"text\":[\"b\"],\"label\":[\"A\",\"B\"]},\"answerKey\":\"A\"}", "no \"choices\"",
+         PVT_ERR_FORMAT},
+        {"{\"question\":\"a\",\"choices\":{\"text\":[\"b\"],\"label\":[\"A\"]},\"answerKey\":\"B\"}",
+         "no choice has the label of \"answerKey\": B", PVT_ERR_FORMAT},
+        {"{\"activity_label\":\"a\",\"ctx_a\":\"b\",\"endings\":[\"c\"],\"label\":\"0\"}", "no \"ctx_b\"", PVT_ERR_FORMAT},
+        {"\x1f\x8b\x08", "unpack it first (gzip -d)", PVT_ERR_UNSUPPORTED},
+    };
+    pvt_task task;
+    for (int i = 0; i < PVTI_COUNT(cases); i++) {
+        pvt_result result = load_task(ctx, t, cases[i].lines, NULL, &task);
+        bool good = result == cases[i].result && strstr(pvt_ctx_error(ctx), cases[i].words) && task.n == 0;
+        if (!good) printf("    %s: %s\n", cases[i].lines, result ? pvt_ctx_error(ctx) : "taken");
+        CHECK(good);
+    }
+    CHECK(load_task(ctx, NULL, "{\"text\":\"a b\"}", NULL, &task) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_task_load(ctx, "absent", t, NULL, &task) == PVT_ERR_IO);
+    pvt_task_free(&task), pvt_task_free(NULL);
+}
+
+/* Any line may be cut anywhere; each allocation fails once. */
+static void test_task_damaged(void)
+{
+    static const char line[] = "{\"activity_label\":\"B\",\"ctx_a\":\"a [title] b\",\"ctx_b\":\"c\",\"endings\":[\"x\",\"y [z]\"],"
+                               "\"label\":1}";
+    static const char sentence[] = "{\"sentence\":\"a _ b\",\"option1\":\"b\",\"option2\":\"c\",\"answer\":\"1\"}";
+    test_budget budget = {100000, 0};
+    pvt_ctx_desc desc;
+    pvt_ctx *ctx;
+    pvt_tokenizer *t = NULL;
+    pvt_task task;
+    char cut[sizeof line];
+    memset(&desc, 0, sizeof desc);
+    desc.n_threads = 1;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK && pvt_tokenizer_create_bytes(ctx, &t) == PVT_OK);
+    for (size_t n = 0; n < sizeof line - 1; n++) {
+        memcpy(cut, line, n), cut[n] = 0;
+        CHECK(load_task(ctx, t, cut, NULL, &task) == PVT_ERR_FORMAT);
+    }
+    long long live = budget.live;
+    for (int k = 0; k < 2; k++) {
+        pvt_result result = PVT_ERR_MEMORY;
+        int fails = 0;
+        for (; result != PVT_OK && fails < 500; fails++) {
+            budget.left = fails;
+            result = load_task(ctx, t, k ? sentence : line, NULL, &task);
+            CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && strstr(pvt_ctx_error(ctx), "memory")));
+            pvt_task_free(&task);
+            CHECK(budget.live == live);
+        }
+        CHECK(result == PVT_OK && fails > 10);
+        budget.left = 100000;
+    }
+    pvt_tokenizer_free(t);
+    pvt_ctx_destroy(ctx);
+    CHECK(budget.live == 0);
+}
+
+static void test_tasks(pvt_ctx *ctx)
+{
+    char dir[256];
+    pvt_tokenizer *t = NULL;
+    CHECK(test_scratch(dir, sizeof dir));
+    snprintf(task_file, sizeof task_file, "%s/task.jsonl", dir);
+    CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &t));
+    test_task_prompts(ctx, t);
+    test_task_rows(ctx, t);
+    test_task_tokens(ctx, t);
+    test_task_refused(ctx, t);
+    test_task_damaged();
+    pvt_tokenizer_free(t);
+    test_remove(dir);
+}
+
 int main(void)
 {
     static buffer b;
@@ -1039,6 +1269,7 @@ int main(void)
     test_damaged(ctx, &b);
     test_memory(&b);
     test_long_word(ctx, &b);
+    test_tasks(ctx);
     test_small_goldens(ctx);
     if (pvti_path_is_directory(ctx, GOLDEN) || pvti_path_is_directory(ctx, DATA)) {
         test_goldens(ctx);

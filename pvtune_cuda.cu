@@ -13,8 +13,8 @@
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Kernels are plain: no tensor cores, no tables for
-    one-row products; none has run on a GPU yet.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Products of operands rounded to bf16 run on tensor
+    cores (sm_80 and later), all others on plain multiply-adds. None of this has run on a GPU yet.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -38,6 +38,48 @@
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
+
+/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched where
+    the build has no code for sm_80 or later (see pvti_open_state), so what stands there instead only has to compile. */
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
+#define PVTI_PTX(...) __trap()
+#else
+#define PVTI_PTX(...) asm volatile(__VA_ARGS__)
+#endif
+/* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
+   pvti_copies_wait, by others after a barrier behind that. */
+static __device__ inline void pvti_copy_16(void *to, const void *from, int bytes)
+{
+    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+             "r"(bytes) : "memory");
+}
+static __device__ inline void pvti_copy_4(void *to, const void *from, int bytes)
+{
+    PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+             "r"(bytes) : "memory");
+}
+static __device__ inline void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
+   the next of row l/4 of each matrix; turned: of column l/4. */
+static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (turned)
+        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+    else
+        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
+   both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
+static __device__ inline void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
+{
+    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+             "{%0, %1, %2, %3};"
+             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(first), "r"(second));
+}
 #else
 #include "tests/cuda_shim.h"
 #endif
@@ -64,7 +106,9 @@ typedef struct pvti_cuda {
     const pvt_device *table;
     int ordinal;
     cudaStream_t stream;
-    bool streaming, bf16; /* bf16: products multiply operands rounded to it */
+    bool streaming, bf16; /* bf16: products multiply operands rounded to it, */
+    bool tensor;          /* on tensor cores */
+    int cores;            /* multiprocessors */
     pvt_result failed;
     char why[256];
     pvti_piece *pieces;
@@ -735,30 +779,186 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
     if (lane == 0) y[row * N + o] = accumulate ? y[row * N + o] + sum : sum;
 }
 
-/* w NULL: B is plain numbers. Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
+/* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
+   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie
+   as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an odd
+   number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does. Plain numbers
+   come in fp32 by asynchronous copies, under way while the step before is multiplied; each thread rounds what it has
+   copied itself. Weights are decoded straight to their tile.
+   An element's sum goes from C on through k in sixteens, whatever TILE is; inside of sixteen it is the hardware's, which
+   cuts off what is below its window. Limit: 2·M·N·K operations at the tensor cores' rate; shared memory:
+   TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles for 128·128·4 multiply-adds. */
+
+enum { PVTI_STEP = 32 };
+
+/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place in the tile. */
+typedef struct pvti_place {
+    int64_t line, first;
+    int n, at;
+} pvti_place;
+template <int TILE>
+static __device__ inline pvti_place pvti_place_of(int run, bool across, int64_t r0, int64_t k0, int64_t R, int64_t K)
+{
+    enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
+    pvti_place p;
+    int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
+    p.at = line * (across ? TILE + 8 : PVTI_STEP + 8) + first;
+    p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
+    p.n = p.line < (across ? K : R) ? (int)pvti_most(0, pvti_least(8, (across ? R : K) - p.first)) : 0;
+    return p;
+}
+/* Asks for the thread's runs of plain numbers. */
+template <int TILE>
+static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int64_t r0, int64_t k0, int64_t R, int64_t K)
+{
+    bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
+    for (int j = 0; j < 2 * TILE / 64; j++) {
+        int run = (int)threadIdx.x + j / 2 * PVTI_THREADS;
+        pvti_place p = pvti_place_of<TILE>(run, x.across, r0, k0, R, K);
+        int n = j % 2 ? p.n - 4 : p.n;
+        const float *from = n > 0 ? x.data + p.line * x.ld + p.first + j % 2 * 4 : x.data;
+        float *to = &raw[j * PVTI_THREADS + (int)threadIdx.x].x;
+        if (wide) pvti_copy_16(to, from, 4 * (n > 4 ? 4 : n > 0 ? n : 0));
+        for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
+    }
+}
+static __device__ inline void pvti_put_halves(uint16_t *to, const float *run)
+{
+    uint4 words;
+    words.x = pvti_to_bf16(run[0]) | pvti_to_bf16(run[1]) << 16, words.y = pvti_to_bf16(run[2]) | pvti_to_bf16(run[3]) << 16;
+    words.z = pvti_to_bf16(run[4]) | pvti_to_bf16(run[5]) << 16, words.w = pvti_to_bf16(run[6]) | pvti_to_bf16(run[7]) << 16;
+    *(uint4 *)(void *)to = words;
+}
+/* A tile of bf16 from what was fetched, or from a weight. */
+template <int TILE>
+static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+{
+    for (int j = 0; j < TILE / 64; j++) {
+        int t = (int)threadIdx.x;
+        float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
+        float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        pvti_put_halves(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
+    }
+}
+template <int TILE>
+static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int64_t r0, int64_t k0,
+                                               int64_t R, int64_t K)
+{
+    for (int j = 0; j < TILE / 64; j++) {
+        float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
+        if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
+        pvti_put_halves(tile + p.at, run);
+    }
+}
+/* Rows r … r+15 at k … k+15 of a tile: A of pvti_mma; of B columns r … r+7 are words 0 and 2, r+8 … r+15 1 and 3. */
+template <int TILE>
+static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, bool across, int r, int k)
+{
+    int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
+    pvti_matrices(x, across ? tile + (deep + lane % 8) * (TILE + 8) + row : tile + (row + lane % 8) * (PVTI_STEP + 8) + deep,
+                  across);
+}
+
+template <int TILE, bool WEIGHT> static size_t pvti_mma_bytes()
+{
+    return (size_t)(4 * TILE * (PVTI_STEP + 8) * 2 + (WEIGHT ? 1 : 2) * TILE * PVTI_STEP * 4);
+}
+template <int TILE, bool WEIGHT>
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_mma(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
+               bool accumulate)
+{
+    enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
+    PVT_SHARED_DYNAMIC(uint16_t, halves);
+    float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
+    int64_t m0 = (int64_t)blockIdx.y * TILE, n0 = (int64_t)blockIdx.x * TILE;
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
+    int64_t row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
+    float sum[ROWS][2 * PAIRS][4];
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
+        int64_t r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        bool inside = accumulate && r < M && c < N;
+        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[r * ldc + c] : 0;
+    }
+    pvti_fetch<TILE>(raw, A, m0, 0, M, K);
+    if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
+    for (int64_t k0 = 0; k0 < K; k0 += PVTI_STEP) {
+        uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
+        if (WEIGHT) pvti_decode_tile<TILE>(b, w, B.across, n0, k0, N, K);
+        pvti_copies_wait();
+        pvti_round_tile<TILE>(a, raw, A.across);
+        if (!WEIGHT) pvti_round_tile<TILE>(b, raw_b, B.across);
+        __syncthreads(); /* and who is past it has read the other two tiles */
+        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, A, m0, k0 + PVTI_STEP, M, K);
+        if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
+        for (int k = 0; k < PVTI_STEP; k += 16) {
+            unsigned x[ROWS][4], y[PAIRS][4];
+            for (int i = 0; i < ROWS; i++) pvti_fragment<TILE>(x[i], a, A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment<TILE>(y[j], b, B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
+        }
+    }
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
+        int64_t r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        if (r < M && c < N) C[r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
+    }
+}
+
+/* ---- which of them ---- */
+
+typedef struct pvti_product {
+    float *C;
+    int64_t M, N, K;
+    pvti_operand A, B;
+    const pvti_view *w; /* NULL: B is plain numbers */
+    bool accumulate;
+} pvti_product;
+
+/* Some of the rows; a tile of `tile`. */
+static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, float *C, pvti_operand A, int64_t rows, int tile, bool bf16)
+{
+    pvti_view none;
+    const pvti_view &w = p->w ? *p->w : (memset(&none, 0, sizeof none), none);
+    dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
+#define PVTI_GEMM(bytes, kernel, ...)                                                                               \
+    PVT_LAUNCH((kernel), grid, PVTI_THREADS, bytes, s->stream, C, p->N, rows, p->N, p->K, A, p->B, w, __VA_ARGS__)
+    if (!bf16 || !s->tensor) {
+        if (p->w) PVTI_GEMM(0, pvti_k_gemm<true>, p->accumulate, bf16);
+        else PVTI_GEMM(0, pvti_k_gemm<false>, p->accumulate, bf16);
+    } else if (tile == 128) {
+        if (p->w) PVTI_GEMM((pvti_mma_bytes<128, true>()), (pvti_k_mma<128, true>), p->accumulate);
+        else PVTI_GEMM((pvti_mma_bytes<128, false>()), (pvti_k_mma<128, false>), p->accumulate);
+    } else {
+        if (p->w) PVTI_GEMM((pvti_mma_bytes<64, true>()), (pvti_k_mma<64, true>), p->accumulate);
+        else PVTI_GEMM((pvti_mma_bytes<64, false>()), (pvti_k_mma<64, false>), p->accumulate);
+    }
+#undef PVTI_GEMM
+    pvti_check(s, cudaGetLastError(), "a product");
+}
+/* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
-    pvti_view none;
+    pvti_product p = {C, M, N, K, A, B, w, accumulate};
     bool bf16 = s->bf16 && M >= 16;
-    dim3 grid((unsigned)pvti_ceil(N, PVTI_TILE), (unsigned)pvti_ceil(M, PVTI_TILE));
-    memset(&none, 0, sizeof none);
+    bool large = bf16 && s->tensor && pvti_ceil(M, 128) * pvti_ceil(N, 128) >= s->cores;
+    int tile = large ? 128 : PVTI_TILE;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
     if (M <= 4 && !A.across && !B.across && K > 0) {
-        grid = dim3((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
+        pvti_view none;
+        dim3 grid((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
+        memset(&none, 0, sizeof none);
         if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate);
         else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate);
         pvti_check(s, cudaGetLastError(), "a product with few rows");
         return;
     }
-    for (int64_t m = 0; m < M; m += 65535 * (int64_t)PVTI_TILE) { /* a grid's second side ends there */
-        int64_t rows = pvti_least(M - m, 65535 * (int64_t)PVTI_TILE);
-        pvti_operand part = A;
-        part.data += A.across ? m : m * A.ld;
-        grid.y = (unsigned)pvti_ceil(rows, PVTI_TILE);
-        if (w) PVT_LAUNCH(pvti_k_gemm<true>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, *w, accumulate, bf16);
-        else PVT_LAUNCH(pvti_k_gemm<false>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, none, accumulate, bf16);
-        pvti_check(s, cudaGetLastError(), "a product");
+    for (int64_t m = 0; m < M; m += 65535 * (int64_t)tile) { /* a grid's second side ends there */
+        A.data += A.across ? m : m * A.ld;
+        pvti_launch_gemm(s, &p, C + m * N, A, pvti_least(M - m, 65535 * (int64_t)tile), tile, bf16);
+        A.data = p.A.data;
     }
 }
 
@@ -2533,10 +2733,26 @@ static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text
         return "the GPU does not answer";
     return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
+/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU. */
+static bool pvti_open_tensor(pvti_cuda *s)
+{
+    cudaFuncAttributes code;
+    cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
+    s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
+    if (s->tensor) /* beyond 48 KiB one has to ask */
+        error = cudaFuncSetAttribute(pvti_k_mma<128, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)pvti_mma_bytes<128, true>());
+    if (s->tensor && error == cudaSuccess)
+        error = cudaFuncSetAttribute(pvti_k_mma<128, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)pvti_mma_bytes<128, false>());
+    return pvti_check(s, error, "preparing tensor cores");
+}
 static pvt_result pvti_open_state(pvti_cuda *s)
 {
     if (!pvti_check(s, cudaStreamCreate(&s->stream), "opening a stream")) return s->failed;
     s->streaming = true;
+    if (!pvti_open_tensor(s)) return s->failed;
     s->room = (char *)pvti_take(s, PVT_CUDA_ROOM);
     if (!s->room) {
         pvti_fail_with(s, PVT_ERR_MEMORY, "the GPU has no memory for work space");

@@ -118,11 +118,10 @@ static void compare_bytes(const both *b, const char *what)
 static const double EXACT = 0, SUMS = 2e-6; /* SUMS: other orders of sums of some hundred floats */
 
 /* Products: the processor's order, so its bits, but for one to four rows (lanes of a warp). */
-static bool halves; /* the contexts round operands to bf16: sizes where both do, or neither */
 static void ops_linear()
 {
     static const int sizes[][3] = {{70, 65, 131}, {3, 300, 40}, {1, 5, 3}, {3, 300, 19}, {7, 33, 70}, {5, 24, 64}};
-    for (int i = 0; i < (halves ? 2 : 6); i++) {
+    FOR(sizes, i) {
         int n = sizes[i][0], I = sizes[i][1], O = sizes[i][2];
         both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *bias = numbers(O, 1), *y = numbers(n * O, 1);
         both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *db = numbers(O, 1);
@@ -467,6 +466,52 @@ static void pv_all()
         }
 }
 
+/* ---- operands rounded to bf16 ---- */
+
+/* Sizes where both round, or neither; ptx 75: without tensor cores, 90: on them, and with 1 or many multiprocessors in
+   tiles of 128 or 64. Sums in other orders. */
+static void halves_linear(int n, int I, int O)
+{
+    both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *y = numbers(n * O, 1);
+    both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *g = numbers(n * O, 1);
+    pvt_linear_forward(host, H(y), H(x), H(W), NULL, n, I, O);
+    pvt_linear_forward(there, D(y), D(x), D(W), NULL, n, I, O);
+    compare(y, "linear in bf16", SUMS);
+    pvt_linear_backward(host, H(dx), H(dW), NULL, H(g), H(x), H(W), n, I, O);
+    pvt_linear_backward(there, D(dx), D(dW), NULL, D(g), D(x), D(W), n, I, O);
+    compare(dx, "linear dx in bf16", SUMS), compare(dW, "linear dW in bf16", SUMS);
+    release_all();
+}
+static void halves_weight(const weight_case *c, int n)
+{
+    pvt_weight h, d;
+    if (!weight_pair(c, &h, &d)) return;
+    both *x = numbers(n * c->I, 1), *y = numbers(n * c->O, 1), *dx = numbers(n * c->I, 1), *g = numbers(n * c->O, 1);
+    pvt_weight_forward(H(y), H(x), &h, n, true), pvt_weight_forward(D(y), D(x), &d, n, true);
+    compare(y, c->format, SUMS);
+    pvt_weight_backward(H(dx), NULL, H(g), H(x), &h, n), pvt_weight_backward(D(dx), NULL, D(g), D(x), &d, n);
+    compare(dx, c->format, SUMS);
+    release_all();
+    pvt_weight_free(&h), pvt_weight_free(&d);
+}
+static void halves_in_context(int ptx, int cores)
+{
+    static const weight_case weights[] = {{"aqlm:2x5g8", 131, 72}, {"aqlm:3x4g3o2", 34, 21}, {"int:4g16s", 65, 48},
+                                          {"int:3g5", 17, 35},     {"e8p", 19, 40},          {"nf4", 18, 64}};
+    pvt_ctx *fp32[2] = {host, there};
+    shim::w.ptx = ptx, shim::w.cores = cores, host = there = NULL;
+    compared(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK, why, 1, 0);
+    halves_linear(70, 65, 131), halves_linear(3, 300, 40), halves_linear(40, 36, 72);
+    for (int i = 0; i < (planted || cores > 1 ? 1 : 6); i++) halves_weight(&weights[i], 17 + 20 * i);
+    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
+    host = fp32[0], there = fp32[1];
+}
+static void halves_all()
+{
+    halves_in_context(90, 1), halves_in_context(90, 1000);
+    if (!planted) halves_in_context(75, 1);
+}
+
 /* ---- all of it ---- */
 
 typedef struct part {
@@ -476,7 +521,8 @@ typedef struct part {
 static const part parts[] = {{"linear", ops_linear},       {"norm", ops_norm},         {"rope", ops_rope},
                              {"rotate", ops_rotate},       {"attention", ops_attention}, {"elements", ops_elements},
                              {"losses", ops_losses},       {"weights", weights_values}, {"products", weights_products},
-                             {"dense", weights_dense},     {"pv", pv_all}};
+                             {"dense", weights_dense},     {"pv", pv_all},
+                             {"bf16", halves_all}};
 
 static bool met_by[sizeof parts / sizeof *parts][4096]; /* the barriers of each part, by their lines */
 
@@ -684,19 +730,6 @@ static void test_arena()
     pvt_ctx_destroy(ctx);
     slab = 0;
 }
-/* Operands rounded to bf16, as the processor does it. */
-static void test_bf16()
-{
-    pvt_ctx *fp32[2] = {host, there};
-    host = there = NULL;
-    CHECK(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK);
-    halves = true;
-    CHECK(run_part(&parts[0], 3) == 0);
-    halves = false;
-    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
-    host = fp32[0], there = fp32[1];
-}
-
 /* ---- planted faults ---- */
 
 /* Whether the part notices that the barrier in this line is left out: in a child, for it may also crash or hang. */
@@ -737,13 +770,13 @@ int main()
 {
     quick = getenv("PVTUNE_QUICK") != NULL;
     CHECK(pvt_cuda_device(0, &device) == PVT_OK);
-    shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1;
+    shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1, shim::w.ptx = 90, shim::w.cores = 1;
     CHECK(open_context(NULL, false, &host) == PVT_OK);
     CHECK(open_context(device, false, &there) == PVT_OK);
     if (!there) printf("%s\n", why);
     if (there) test_parts();
     shim::guard(false);
-    if (there) test_refusals(), test_failures(), test_arena(), test_bf16(), test_model();
+    if (there) test_refusals(), test_failures(), test_arena(), test_model();
     if (there && !quick) test_barriers();
     if (there) free_models();
     pvt_ctx_destroy(there), pvt_ctx_destroy(host);

@@ -8,8 +8,10 @@
     time and nothing else.
 
     PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
-    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. One
-    stream, one arena; no op of a step allocates. Errors stick (section device of pvtune.h).
+    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. What the
+    processor promises beyond that holds here only in part: a product of one to four rows adds in another order than one
+    of more, so a batch that is cut so small differs in rounding. One stream, one arena; no op of a step allocates.
+    Errors stick (section device of pvtune.h).
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
@@ -371,6 +373,7 @@ typedef struct pvti_view {
     int M, K, ig, wide;   /* ig: the format's; wide: codes of 16 bits */
     int gog, gig;         /* the tile of weights that one group covers */
     int pairs, kept;      /* iq2_xs: factors in an array; bits of codes that a search leaves */
+    bool whole;           /* eight neighbours from a multiple of 8 on share a scale, and are read at once */
     float origin;         /* of signed integers */
     int64_t O, I, GI, groups;
     int64_t block, blocks; /* inputs that share a scale, and scales in a row of groups */
@@ -474,34 +477,39 @@ static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64
 /* ---- representations with codes ---- */
 
 /* QLoRA, arXiv 2305.14314, appendix E. */
-static __device__ inline float pvti_nf4_level(int code)
-{
-    const float levels[16] = {
-        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-        -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-        0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f,
-        1.0f};
-    return levels[code & 15];
-}
-/* Number d of the point of an e8p code: pattern · 256 + signs · 2 + shift. */
-static __device__ inline float pvti_e8p_at(const float *patterns, int code, int d)
-{
-    const float *a = patterns + (code >> 8) * 8;
-    unsigned minus = (unsigned)code >> 1 & 0x7fu;
-    int total = 0;
-    for (int i = 0; i < 8; i++) total += (int)(a[i] + a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
-    minus |= (unsigned)((__popc(minus) & 1) ^ (total / 2 & 1)) << 7;
-    return (minus >> (7 - d) & 1 ? -a[d] : a[d]) + (code & 1 ? 0.25f : -0.25f);
-}
-/* Number d of the point of an iq2 code; bits: of a point's number. */
-static __device__ inline float pvti_iq2_at(const float *points, int code, int bits, int d)
-{
-    unsigned minus = (unsigned)code >> bits & 127u;
-    minus |= (unsigned)(__popc(minus) & 1) << 7;
-    float a = points[(code & ((1 << bits) - 1)) * 8 + d];
-    return minus >> d & 1 ? -a : a;
-}
+static __device__ const float pvti_nf4_levels[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+static __device__ inline float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
 static __device__ inline int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+
+/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
+   e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
+   eighth sign makes the parity. */
+typedef struct pvti_signed {
+    const float *a;
+    unsigned minus;
+    float shift;
+} pvti_signed;
+static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code)
+{
+    int bits = pvti_iq2_bits(w), total = 0;
+    unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
+    pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
+    signs |= (unsigned)(__popc(signs) & 1) << 7;
+    p.minus = signs;
+    if (w.kind != PVTI_E8P) return p;
+    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
+    signs ^= (unsigned)(total / 2 & 1) << 7;
+    for (int i = 0; i < 8; i++) p.minus = p.minus >> 1 | (signs >> (7 - i) & 1) << 7;
+    p.shift = code & 1 ? 0.25f : -0.25f;
+    return p;
+}
+static __device__ inline float pvti_signed_at(const pvti_signed &p, int d)
+{
+    return (p.minus >> d & 1 ? -p.a[d] : p.a[d]) + p.shift;
+}
 /* (s + ½)/4 of a group. */
 static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
@@ -518,8 +526,7 @@ static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group
 static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
 {
     if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
-    if (w.kind == PVTI_E8P) return pvti_e8p_at(w.points, code, d);
-    return pvti_iq2_at(w.points, code & ~w.kept, pvti_iq2_bits(w), d);
+    return pvti_signed_at(pvti_signed_of(w, code & ~w.kept), d);
 }
 static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
@@ -559,21 +566,53 @@ static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int6
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
+/* Entries of eight neighbours of a `whole` weight, decoded in registers, codes read once. */
+static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
+{
+    int64_t group = row * w.GI + col / 8;
+    if (w.kind == PVTI_AQLM) {
+        for (int m = 0; m < w.M; m++) {
+            const float4 *entry = (const float4 *)(const void *)(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8);
+            float4 low = entry[0], high = entry[1];
+            float e[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
+        }
+    } else if (w.gig == 8) {
+        pvti_signed point = pvti_signed_of(w, pvti_code(w, group) & ~w.kept);
+        for (int j = 0; j < 8; j++) out[j] = pvti_signed_at(point, j);
+    } else {
+        uint64_t codes = *(const uint64_t *)(const void *)((const uint8_t *)w.codes + row * w.I + col);
+        float zero = w.kind == PVTI_INT ? w.extra[pvti_scale_index(w, row, col)] : w.origin;
+        for (int j = 0; j < 8; j++) {
+            int code = (int)(codes >> 8 * j & 255);
+            out[j] = w.kind == PVTI_NF4 ? pvti_nf4_level(code) : (float)code - zero;
+        }
+    }
+}
 /* n ≤ 8 neighbours of a row from col on, a multiple of 8; the rest are zeros. */
 static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
 {
-    for (int j = 0; j < 8; j++) out[j] = 0;
-    if (w.kind == PVTI_AQLM && w.gig == 8 && w.gog == 1) { /* codes once for all eight */
-        int64_t group = row * w.GI + col / 8;
-        float scale = w.scales[row];
-        for (int m = 0; m < w.M; m++) {
-            const float *entry = w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8;
-            for (int j = 0; j < 8; j++) out[j] = m ? out[j] + entry[j] : entry[j];
+    if (w.whole) {
+        float unit = pvti_unit(w, row, col);
+        pvti_entries(w, row, col, out);
+        for (int j = 0; j < 8; j++) out[j] *= unit;
+    } else {
+        for (int j = 0; j < 8; j++) {
+            float number = j < n ? pvti_number(w, row, col + j) : 0;
+            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: out stays in registers */
         }
-        for (int j = 0; j < 8; j++) out[j] *= scale;
-        return;
     }
-    for (int j = 0; j < n; j++) out[j] = pvti_number(w, row, col + j);
+}
+/* The same of plain numbers. */
+static __device__ inline void pvti_eight(const float *from, int n, float *out)
+{
+    if (n == 8 && ((uintptr_t)from & 15) == 0) {
+        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
+        out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+        out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+    } else {
+        for (int j = 0; j < 8; j++) out[j] = j < n ? from[j] : 0;
+    }
 }
 
 /* ---- from the host's weight ---- */
@@ -603,6 +642,9 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     default: return false;
     }
     w->K = f->entries > 0 ? f->entries : 1 << f->bits;
+    w->whole = w->gog == 1 && w->I % 8 == 0 && w->block % 8 == 0 && ((uintptr_t)w->codes & 7) == 0 &&
+               (w->gig == 8 ? w->kind != PVTI_HIGGS && ((uintptr_t)w->points & 15) == 0 : w->gig == 1 && !w->wide &&
+                w->kind != PVTI_AQLM && w->kind != PVTI_HIGGS);
     return true;
 }
 /* False, and an error that sticks: a representation that this file does not know. */
@@ -638,9 +680,9 @@ __global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
     if (row >= w.O) return;
     int n = (int)pvti_least(8, w.I - col);
     pvti_run(w, row, col, n, x);
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < 8; j++) {
         float *o = out + row * w.I + col + j;
-        *o = delta < 1 ? delta * x[j] + (1 - delta) * *o : x[j];
+        if (j < n) *o = delta < 1 ? delta * x[j] + (1 - delta) * *o : x[j];
     }
 }
 static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight *weight, double delta)
@@ -704,7 +746,7 @@ static pvti_operand pvti_of(const float *data, int64_t ld, bool across)
     return x;
 }
 
-typedef struct pvti_tiles {
+typedef struct alignas(16) pvti_tiles {
     float a[PVTI_DEPTH][PVTI_PITCH], b[PVTI_DEPTH][PVTI_PITCH];
 } pvti_tiles;
 
@@ -712,14 +754,14 @@ typedef struct pvti_tiles {
 static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w,
                                         int64_t r0, int64_t k0, int64_t R, int64_t K, bool bf16)
 {
-    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t % 4 * 8, over = x.across ? t / 8 : t / 4;
+    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
     int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
     int64_t n = (x.across ? R : K) - first;
     bool inside = line < (x.across ? K : R) && n > 0;
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     if (n > 8) n = 8;
     if (inside && w) pvti_run(*w, line, first, (int)n, run);
-    for (int j = 0; inside && !w && j < n; j++) run[j] = x.data[line * x.ld + first + j];
+    else if (inside) pvti_eight(x.data + line * x.ld + first, (int)n, run);
     for (int j = 0; j < 8; j++) {
         float value = pvti_rounded(run[j], bf16);
         if (x.across) tile[over][along + j] = value;
@@ -746,8 +788,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, N, K, bf16);
         __syncthreads();
         for (int k = 0; k < PVTI_DEPTH; k++) {
-            float a[4], b[4];
-            for (int i = 0; i < 4; i++) a[i] = tiles.a[k][r + i], b[i] = tiles.b[k][c + i];
+            float4 x = *(const float4 *)(const void *)&tiles.a[k][r], y = *(const float4 *)(const void *)&tiles.b[k][c];
+            float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
             for (int i = 0; i < 4; i++)
                 for (int j = 0; j < 4; j++) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
         }
@@ -757,26 +799,90 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         for (int j = 0; j < 4 && n0 + c + j < N; j++) C[(m0 + r + i) * ldc + n0 + c + j] = sum[i][j];
 }
 
-/* y[r, o] = x[r]·Ŵ[o] of few rows r: a warp to each, eight inputs to a lane at a time, lanes added by shuffles.
-   Limit: the weight's bytes, once for each row of x. */
+/* ---- one to four rows ----
+   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows, lanes added by
+   shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
+    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
 {
-    int64_t o = PVTI_INDEX / 32, row = blockIdx.y;
+    int64_t o = PVTI_INDEX / 32;
     int lane = (int)threadIdx.x % 32;
-    float sum = 0, run[8];
+    float sum[4] = {0, 0, 0, 0}, run[8], in[8];
     if (o >= N) return; /* the whole warp */
     for (int64_t k = lane * 8; k < K; k += 256) {
         int n = (int)pvti_least(8, K - k);
         if (WEIGHT) pvti_run(w, o, k, n, run);
-        for (int j = 0; j < n; j++) {
-            float b = WEIGHT ? run[j] : B.data[o * B.ld + k + j];
-            sum = fmaf(x[row * K + k + j], b, sum);
+        else pvti_eight(B.data + o * B.ld + k, n, run);
+        for (int r = 0; r < 4; r++) {
+            if (r >= rows) continue;
+            pvti_eight(x + r * K + k, n, in);
+            for (int j = 0; j < 8; j++) sum[r] = fmaf(in[j], run[j], sum[r]);
         }
     }
-    for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
-    if (lane == 0) y[row * N + o] = accumulate ? y[row * N + o] + sum : sum;
+    for (int r = 0; r < 4; r++) {
+        for (int bits = 16; bits > 0; bits /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
+        if (lane == 0 && r < rows) y[r * N + o] = accumulate ? y[r * N + o] + sum[r] : sum[r];
+    }
+}
+
+/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which a block
+   makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the processor's products have
+   the like). What blocks have for other groups is added in their order.
+   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512 multiply-adds a
+   weight for tables. */
+enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
+typedef struct pvti_lookups {
+    float at[PVTI_LOOKUPS]; /* [groups, M, K] */
+} pvti_lookups;
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
+{
+    PVT_SHARED(pvti_lookups, room);
+    int64_t j0 = (int64_t)blockIdx.x * per, first = (int64_t)blockIdx.y * PVTI_LOOKUP_ROWS;
+    int n = (int)pvti_least(per, w.GI - j0) * w.M;
+    x += blockIdx.z * w.I + j0 * w.gig;
+    for (int at = (int)threadIdx.x; at < n * w.K; at += PVTI_THREADS) {
+        int i = at / w.K; /* of the group's codes */
+        const float *entry = w.points + ((int64_t)(i % w.M) * w.K + at % w.K) * w.gig;
+        float sum = 0;
+        for (int d = 0; d < w.gig; d++) sum = fmaf(x[i / w.M * w.gig + d], entry[d], sum);
+        room.at[at] = sum;
+    }
+    __syncthreads();
+    for (int64_t o = first + threadIdx.x; o < pvti_least(w.O, first + PVTI_LOOKUP_ROWS); o += PVTI_THREADS) {
+        const uint8_t *codes = (const uint8_t *)w.codes + (o * w.GI + j0) * w.M;
+        float sum = 0;
+        int i = 0;
+        for (; i + 4 <= n && ((uintptr_t)codes & 3) == 0; i += 4) { /* four codes at once */
+            unsigned four = *(const unsigned *)(const void *)(codes + i);
+            for (int k = 0; k < 4; k++) sum += room.at[(i + k) * w.K + (int)(four >> 8 * k & 255)];
+        }
+        for (; i < n; i++) sum += room.at[i * w.K + codes[i]];
+        parts[((int64_t)blockIdx.x * gridDim.z + blockIdx.z) * w.O + o] = w.scales[o] * sum;
+    }
+}
+/* y (+)= Σ_s parts[s]. */
+__global__ void pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
+{
+    int64_t i = PVTI_INDEX;
+    float sum = 0;
+    if (i >= n) return;
+    for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
+    y[i] = accumulate ? y[i] + sum : sum;
+}
+/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is too small. */
+static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w, bool accumulate)
+{
+    int64_t half = PVT_CUDA_ROOM / 2, n = rows * w->O, per, splits;
+    float *parts = (float *)(void *)(s->room + half);
+    if (w->kind != PVTI_AQLM || w->gog > 1 || w->wide || w->O < 2 * w->K) return false;
+    per = pvti_least(32, PVTI_LOOKUPS / (w->M * w->K)), splits = pvti_ceil(w->GI, per);
+    if (splits * n * 4 > half || rows * (w->I + w->O) * 4 > half) return false;
+    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
+    PVT_LAUNCH(pvti_k_lookups, grid, PVTI_THREADS, 0, s->stream, parts, x, *w, (int)per);
+    if (pvti_check(s, cudaGetLastError(), "a product by tables"))
+        PVTI_RUN(s, pvti_k_parts, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, y, parts, n, splits, accumulate);
+    return true;
 }
 
 /* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
@@ -945,14 +1051,14 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
     bool bf16 = s->bf16 && M >= 16;
     bool large = bf16 && s->tensor && pvti_ceil(M, 128) * pvti_ceil(N, 128) >= s->cores;
     int tile = large ? 128 : PVTI_TILE;
+    pvti_view none;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
     if (M <= 4 && !A.across && !B.across && K > 0) {
-        pvti_view none;
-        dim3 grid((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
+        int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
         memset(&none, 0, sizeof none);
-        if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate);
-        else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate);
-        pvti_check(s, cudaGetLastError(), "a product with few rows");
+        if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
+        if (w) PVTI_RUN(s, pvti_k_gemv<true>, blocks, PVTI_THREADS, 0, C, A.data, (int)M, N, K, B, *w, accumulate);
+        else PVTI_RUN(s, pvti_k_gemv<false>, blocks, PVTI_THREADS, 0, C, A.data, (int)M, N, K, B, none, accumulate);
         return;
     }
     for (int64_t m = 0; m < M; m += 65535 * (int64_t)tile) { /* a grid's second side ends there */

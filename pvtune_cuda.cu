@@ -361,6 +361,30 @@ static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
     return most;
 }
 
+typedef struct pvti_scan_room {
+    uint64_t part[32];
+} pvti_scan_room;
+/* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
+template <class T> static __device__ inline T pvti_block_before(T x, pvti_scan_room &room, T *total)
+{
+    T *part = (T *)(void *)room.part, sum = x, before = 0;
+    unsigned lane = threadIdx.x % 32;
+    for (unsigned by = 1; by < 32; by *= 2) {
+        T other = __shfl_up_sync(0xffffffffu, sum, by);
+        if (lane >= by) sum += other;
+    }
+    x = __shfl_up_sync(0xffffffffu, sum, 1);
+    __syncthreads(); /* the room may still be read */
+    if (lane == 31) part[threadIdx.x / 32] = sum;
+    __syncthreads();
+    *total = 0;
+    for (unsigned i = 0; i < blockDim.x / 32; i++) {
+        if (i == threadIdx.x / 32) before = *total;
+        *total += part[i];
+    }
+    return lane > 0 ? before + x : before;
+}
+
 // >>weights
 /*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a scale,
     for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels below know
@@ -1938,72 +1962,86 @@ static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
-    of (key, index), and the same in every run. A block has 4,096 pairs and a thread for each of the 256 digits, which
-    goes through them in order: it counts, and in a second pass moves, those of its digit.
-    Limit: the pairs' bytes three times a pass; in either kernel 4,096·8 shared reads of a warp for a block, which
-    is far more. */
+    of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of which it
+    counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the pairs' bytes three
+    times a pass; a shared addition a pair in `count`, two and a match in `move`. */
 
-enum { PVTI_SORTED = 4096 };
+enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
 typedef struct pvti_digits {
-    uint8_t digit[PVTI_SORTED];
+    unsigned of[PVTI_SORT_WARPS][256];
 } pvti_digits;
-typedef struct pvti_digit_starts {
-    unsigned total[PVTI_THREADS];
-} pvti_digit_starts;
 
-static __device__ inline int pvti_digits_in(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+/* The block's digits, by warps. */
+static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
-    int count = (int)pvti_least(PVTI_SORTED, n - from);
-    for (int i = (int)threadIdx.x; i < count; i += PVTI_THREADS)
-        room.digit[i] = (uint8_t)(pairs[from + i] >> shift & 255);
+    int t = (int)threadIdx.x, warp = t / 32;
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) room.of[w][t] = 0;
     __syncthreads();
-    return count;
+    for (int i = warp * PVTI_WARP_SORTED + t % 32; i < (warp + 1) * PVTI_WARP_SORTED && from + i < n; i += 32)
+        atomicAdd(&room.of[warp][pairs[from + i] >> shift & 255], 1u);
+    __syncthreads();
 }
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
 {
     PVT_SHARED(pvti_digits, room);
-    int end = pvti_digits_in(room, pairs, n, shift);
     unsigned count = 0;
-    for (int i = 0; i < end; i++) count += room.digit[i] == threadIdx.x;
-    counts[blockIdx.x * PVTI_THREADS + threadIdx.x] = count;
+    pvti_count_digits(room, pairs, n, shift);
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room.of[w][threadIdx.x];
+    counts[blockIdx.x * 256 + threadIdx.x] = count;
 }
-/* Counts become places: digit after digit, and of one digit block after block. */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_places(unsigned *counts, int64_t blocks)
+/* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
+__global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
 {
-    PVT_SHARED(pvti_digit_starts, room);
-    unsigned at = 0;
-    for (int64_t b = 0; b < blocks; b++) at += counts[b * PVTI_THREADS + threadIdx.x];
-    room.total[threadIdx.x] = at;
-    __syncthreads();
-    at = 0;
-    for (unsigned d = 0; d < threadIdx.x; d++) at += room.total[d];
-    for (int64_t b = 0; b < blocks; b++) {
-        unsigned *count = &counts[b * PVTI_THREADS + threadIdx.x], n = *count;
-        *count = at;
-        at += n;
+    PVT_SHARED(pvti_scan_room, room);
+    int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
+    uint64_t at = 0, all;
+    counts += threadIdx.x / 4;
+    for (int64_t b = from; b < end; b++) at += counts[b * 256];
+    at = pvti_block_before(at, room, &all);
+    for (int64_t b = from; b < end; b += 8) { /* reads do not wait for writes */
+        unsigned n[8];
+        for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * 256] : 0;
+        for (int i = 0; i < 8; i++) {
+            if (b + i < end) counts[(b + i) * 256] = (unsigned)at;
+            at += n[i];
+        }
     }
 }
 __global__ void __launch_bounds__(PVTI_THREADS)
     pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
-    int end = pvti_digits_in(room, pairs, n, shift);
-    unsigned at = places[blockIdx.x * PVTI_THREADS + threadIdx.x];
-    for (int i = 0; i < end; i++)
-        if (room.digit[i] == threadIdx.x) out[at++] = pairs[(int64_t)blockIdx.x * PVTI_SORTED + i];
+    int t = (int)threadIdx.x, lane = t % 32;
+    unsigned *of = room.of[t / 32], at = places[blockIdx.x * 256 + t];
+    pvti_count_digits(room, pairs, n, shift);
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) {
+        unsigned count = room.of[w][t];
+        room.of[w][t] = at;
+        at += count;
+    }
+    __syncthreads();
+    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* 32 in a row; lanes with the same digit go one behind the other */
+        int64_t i = (int64_t)blockIdx.x * PVTI_SORTED + t / 32 * PVTI_WARP_SORTED + k + lane;
+        uint64_t pair = i < n ? pairs[i] : 0;
+        int digit = i < n ? (int)(pair >> shift & 255) : -1;
+        unsigned same = __match_any_sync(0xffffffffu, digit), before = (unsigned)__popc(same & ((1u << lane) - 1));
+        unsigned first = before == 0 && digit >= 0 ? atomicAdd(&of[digit], (unsigned)__popc(same)) : 0;
+        first = __shfl_sync(0xffffffffu, first, __ffs((int)same) - 1);
+        if (digit >= 0) out[first + before] = pair;
+    }
 }
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
 static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t n, int bits)
 {
     int64_t blocks = pvti_ceil(n, PVTI_SORTED);
     unsigned *counts = (unsigned *)(void *)s->room;
-    if (blocks * PVTI_THREADS * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
+    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
     for (int shift = 32; shift < 32 + bits; shift += 8) {
         uint64_t *swap = a;
         PVTI_RUN(s, pvti_k_count, blocks, PVTI_THREADS, 0, counts, a, n, shift);
-        PVTI_RUN(s, pvti_k_places, 1, PVTI_THREADS, 0, counts, blocks);
+        PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
         PVTI_RUN(s, pvti_k_move, blocks, PVTI_THREADS, 0, b, a, n, shift, counts);
         a = b, b = swap;
     }
@@ -2267,13 +2305,91 @@ static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double
     PVTI_RUN(s, pvti_k_noise, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, keys, groups, temperature, stream);
 }
 
+/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
+
+enum { PVTI_BINS = 2048 };
+typedef struct pvti_bins {
+    unsigned of[PVTI_BINS];
+} pvti_bins;
+/* The k-th key so far, and how many of those that agree with it are wanted. */
+typedef struct pvti_threshold {
+    unsigned key, left;
+} pvti_threshold;
+
 /* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-__global__ void pvti_k_key_pairs(uint64_t *pairs, const float *keys, int64_t n)
+static __device__ inline unsigned pvti_turned(float key)
 {
-    int64_t i = PVTI_INDEX;
-    if (i >= n) return;
-    unsigned bits = __float_as_uint(keys[i]), ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-    pairs[i] = (uint64_t)(unsigned)~ordered << 32 | (uint64_t)i;
+    unsigned bits = __float_as_uint(key);
+    return bits >> 31 ? bits : ~(bits | 0x80000000u);
+}
+/* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift, int bits)
+{
+    PVT_SHARED(pvti_bins, room);
+    int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
+    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS) room.of[d] = 0;
+    __syncthreads();
+    for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
+        uint64_t key = pvti_turned(keys[i]);
+        if (key >> (shift + bits) == (uint64_t)threshold->key >> (shift + bits))
+            atomicAdd(&room.of[key >> shift & ((1u << bits) - 1)], 1u);
+    }
+    __syncthreads();
+    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS)
+        if (room.of[d]) atomicAdd(&bins[d], room.of[d]); /* counts: no order */
+}
+/* The bin that holds the k-th of the keys; bins are zero again. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    enum { OWN = PVTI_BINS / PVTI_THREADS };
+    uint64_t left = k > 0 ? (uint64_t)k : threshold->left, all, own = 0, before;
+    bins += threadIdx.x * OWN;
+    for (int i = 0; i < OWN; i++) own += bins[i];
+    before = pvti_block_before(own, room, &all);
+    if (before < left && left <= before + own) { /* one thread */
+        unsigned bin = 0;
+        while (before + bins[bin] < left) before += bins[bin++];
+        threshold->key |= (threadIdx.x * OWN + bin) << shift;
+        threshold->left = (unsigned)(left - before);
+    }
+    for (int i = 0; i < OWN; i++) bins[i] = 0;
+}
+/* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
+   before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n, const pvti_threshold *threshold)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
+    uint64_t own = 0, all, before;
+    unsigned last = threshold->key, left = threshold->left;
+    for (int64_t i = from; i < end; i++) {
+        unsigned key = pvti_turned(keys[i]);
+        own += key < last ? (uint64_t)1 << 32 : key == last;
+    }
+    before = pvti_block_before(own, room, &all);
+    if (!pairs && threadIdx.x == 0) starts[blockIdx.x] = all;
+    if (!pairs || from >= n) return;
+    before += starts[blockIdx.x];
+    for (int64_t i = from; i < end; i++) {
+        unsigned key = pvti_turned(keys[i]), above = (unsigned)(before >> 32), equal = (unsigned)before;
+        if (key < last || (key == last && equal < left))
+            pairs[above + (equal < left ? equal : left)] = (uint64_t)key << 32 | (uint64_t)i;
+        before += key < last ? (uint64_t)1 << 32 : key == last;
+    }
+}
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, int64_t blocks)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    uint64_t carry = 0, all;
+    for (int64_t b = threadIdx.x; b - threadIdx.x < blocks; b += PVTI_THREADS) {
+        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, room, &all);
+        if (b < blocks) counts[b] = carry + before;
+        carry += all;
+    }
 }
 __global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
@@ -2282,34 +2398,50 @@ __global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
+    static const int shifts[3] = {21, 10, 0};
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_key_pairs, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, work, keys, groups);
-    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, groups, 32);
+    unsigned *bins = (unsigned *)(void *)s->room;
+    pvti_threshold *threshold = (pvti_threshold *)(void *)(bins + PVTI_BINS);
+    uint64_t *starts = (uint64_t *)(void *)(threshold + 1);
+    int64_t bytes = PVTI_BINS * 4 + (int64_t)sizeof *threshold, blocks = pvti_ceil(groups, 16 * PVTI_THREADS);
+    if (bytes + blocks * 8 > PVT_CUDA_ROOM)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to select from: raise PVT_CUDA_ROOM");
+    if (k < 1 || s->failed != PVT_OK) return;
+    pvti_check(s, cudaMemsetAsync(bins, 0, (size_t)bytes, s->stream), "zeroing memory");
+    for (int i = 0; i < 3; i++) {
+        PVTI_RUN(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), PVTI_THREADS, 0, bins, keys, groups, threshold, shifts[i],
+                 i < 2 ? 11 : 10);
+        PVTI_RUN(s, pvti_k_pick, 1, PVTI_THREADS, 0, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
+    }
+    PVTI_RUN(s, pvti_k_select, blocks, PVTI_THREADS, 0, (uint64_t *)NULL, starts, keys, groups, threshold);
+    PVTI_RUN(s, pvti_k_starts, 1, PVTI_THREADS, 0, starts, blocks);
+    PVTI_RUN(s, pvti_k_select, blocks, PVTI_THREADS, 0, work, starts, keys, groups, threshold);
+    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, k, 32);
     PVTI_RUN(s, pvti_k_selected, pvti_ceil(k, PVTI_THREADS), PVTI_THREADS, 0, selected, sorted, k);
 }
 
 typedef struct pvti_accept_room {
-    double x[PVTI_THREADS];
+    pvti_scan_room scan;
+    pvti_sum_room sum;
 } pvti_accept_room;
-/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms, added in
-   order, from shared memory. */
+/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
+   eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted, const float *change, int64_t n,
                                                               const double *norms, int64_t rows, double trust)
 {
     PVT_SHARED(pvti_accept_room, room);
-    double norm = 0, moved = 0;
-    int64_t count = 1;
-    for (int64_t i = 0; i < rows + n; i += PVTI_THREADS) {
-        int64_t at = i + threadIdx.x;
-        if (at < rows + n) room.x[threadIdx.x] = at < rows ? norms[at] : (double)change[at - rows];
-        __syncthreads();
-        for (int64_t j = i; threadIdx.x == 0 && j < pvti_least(rows + n, i + PVTI_THREADS); j++) {
-            if (j < rows) norm += room.x[j - i];
-            else moved += room.x[j - i], count += moved < trust * trust * norm;
-        }
-        __syncthreads();
+    double norm = 0, carry = 0, count = 0, all;
+    for (int64_t i = threadIdx.x; i < rows; i += PVTI_THREADS) norm += norms[i];
+    norm = pvti_block_sum(norm, room.sum);
+    for (int64_t i = threadIdx.x * 8; i - threadIdx.x * 8 < n; i += 8 * PVTI_THREADS) {
+        double own[8], sum = 0;
+        for (int k = 0; k < 8; k++) own[k] = i + k < n ? (double)change[i + k] : 0, sum += own[k];
+        double moved = carry + pvti_block_before(sum, room.scan, &all);
+        for (int k = 0; k < 8; k++) moved += own[k], count += i + k < n && moved < trust * trust * norm;
+        carry += all;
     }
-    if (threadIdx.x == 0) *accepted = pvti_least(count, n);
+    count = pvti_block_sum(count, room.sum);
+    if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
 __global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
 {

@@ -469,6 +469,70 @@ static void pv_all()
         }
 }
 
+/* ---- sorting, selecting, accepting: several blocks, many ties ---- */
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+enum { PICKED = 8500 };
+static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
+{
+    both *keys = numbers(n, 1), *work = array(NULL, n * 8), *more = array(NULL, n * 8), *selected = array(NULL, k * 8);
+    uint64_t *sorted = (uint64_t *)malloc((size_t)n * sizeof *sorted);
+    for (int64_t i = 0; i < n; i++) {
+        H(keys)[i] = values ? (float)((int)(H(keys)[i] * (float)values)) : H(keys)[i];
+        sorted[i] = (uint64_t)pvti_turned(H(keys)[i]) << 32 | (uint64_t)i;
+    }
+    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
+    for (int64_t i = 0; i < k; i++) ((int64_t *)selected->h)[i] = (int64_t)(sorted[i] & 0xffffffffu);
+    pvt_memory_write(there, keys->d, keys->h, n * 4);
+    pvti_op_group_select(s, (int64_t *)selected->d, D(keys), n, k, (uint64_t *)work->d, (uint64_t *)more->d);
+    compare_bytes(selected, "selection");
+    free(sorted), release_all();
+}
+static void sort_some(pvti_cuda *s, int64_t n)
+{
+    both *a = array(NULL, n * 8), *b = array(NULL, n * 8);
+    uint64_t *pairs = (uint64_t *)a->h;
+    for (int64_t i = 0; i < n; i++) pairs[i] = pvti_mix(drawn++) % (i % 3 ? 5 : 60000) << 32 | (uint64_t)i;
+    pvt_memory_write(there, a->d, pairs, n * 8);
+    pvt_memory_copy(there, b->d, pvti_sort_pairs(s, (uint64_t *)a->d, (uint64_t *)b->d, n, 16), n * 8);
+    qsort(pairs, (size_t)n, sizeof *pairs, by_value), memcpy(b->h, pairs, (size_t)n * 8);
+    compare_bytes(b, "sort");
+    release_all();
+}
+static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
+{
+    both *change = numbers(n, 1), *norms = array(NULL, rows * 8), *accepted = array(NULL, 8);
+    double norm = 0, moved = 0;
+    int64_t count = 1;
+    for (int64_t i = 0; i < rows; i++) norm += ((double *)norms->h)[i] = (double)(i % 7 + 1);
+    for (int64_t i = 0; i < n; i++) {
+        H(change)[i] = (float)(int)(8 * fabsf(H(change)[i])); /* whole numbers: all orders add up to the same */
+        moved += (double)H(change)[i], count += moved < trust * trust * norm;
+    }
+    *(int64_t *)accepted->h = count < n ? count : n;
+    pvt_memory_write(there, change->d, change->h, n * 4), pvt_memory_write(there, norms->d, norms->h, rows * 8);
+    PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, (int64_t *)accepted->d, D(change), n, (double *)norms->d, rows, trust);
+    compare_bytes(accepted, "accepted");
+    release_all();
+}
+static void select_all()
+{
+    void *state;
+    pvt_ctx_desc desc;
+    memset(&desc, 0, sizeof desc);
+    compared(device->open(device, &desc, &state) == PVT_OK, "a state", 1, 0);
+    pvti_cuda *s = (pvti_cuda *)state;
+    select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
+    if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
+    sort_some(s, PICKED);
+    accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);
+    device->close(state);
+}
+
 /* ---- operands rounded to bf16 ---- */
 
 /* Sizes where both round, or neither; ptx 75: without tensor cores, 90: on them, and with 1 or many multiprocessors in
@@ -523,9 +587,9 @@ typedef struct part {
 } part;
 static const part parts[] = {{"linear", ops_linear},       {"norm", ops_norm},         {"rope", ops_rope},
                              {"rotate", ops_rotate},       {"attention", ops_attention}, {"elements", ops_elements},
-                             {"losses", ops_losses},       {"weights", weights_values}, {"products", weights_products},
-                             {"dense", weights_dense},     {"pv", pv_all},
-                             {"bf16", halves_all}};
+                             {"losses", ops_losses},       {"select", select_all},   {"weights", weights_values},
+                             {"products", weights_products}, {"dense", weights_dense}, {"bf16", halves_all},
+                             {"pv", pv_all}}; /* a missing barrier is looked for in this order: cheap ones first */
 
 static bool met_by[sizeof parts / sizeof *parts][4096]; /* the barriers of each part, by their lines */
 
@@ -756,6 +820,8 @@ static void test_barriers()
     int n = 0;
     for (int line = 1; line < 4096; line++) {
         bool met = false, found = false;
+        struct timespec from, to;
+        clock_gettime(CLOCK_MONOTONIC, &from);
         for (size_t i = 0; i < sizeof parts / sizeof *parts && !found; i++) {
             if (!met_by[i][line]) continue;
             met = true, found = notices(&parts[i], line);
@@ -763,6 +829,9 @@ static void test_barriers()
         if (!met) continue;
         n++;
         CHECK(found);
+        clock_gettime(CLOCK_MONOTONIC, &to);
+        if (getenv("PVTUNE_TIMES"))
+            printf("line %d: %.3f s\n", line, (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec));
         if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
     }
     printf("%d barriers left out, one by one\n", n);

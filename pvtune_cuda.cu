@@ -2703,33 +2703,63 @@ __global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
 
 /* ---- codebooks ----
    A beam over codebooks, one at a time, in a drawn order: the visited codebook's vector is taken out of each
-   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A block to a
-   group: its threads share the entries; the best are found one after the other, each round passing over what is
-   already taken, so that no list is as long as a codebook.
-   Limit: at most M·beam·keep·K·4·D operations a group (an entry's norm is made anew each time), codebooks through L2. */
+   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp to a
+   group: its lanes share the entries; the best are found one after the other, each round passing over what is
+   already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared memory, turned so
+   that lanes read neighbours, with the entries' norms.
+   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged 4·D, and
+   codebooks through L2. */
 
-enum { PVTI_BEAM = 17, PVTI_SEARCHERS = 128 };
-typedef struct pvti_order {
-    int at[16];
-} pvti_order;
+enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
 typedef struct pvti_candidate {
     float loss;
     int h, k;
 } pvti_candidate;
-typedef struct pvti_search_room {
-    float v[2][PVTI_BEAM][256], base[PVTI_BEAM];
-    uint16_t codes[2][PVTI_BEAM][16];
-    pvti_candidate list[PVTI_BEAM], part[PVTI_SEARCHERS / 32];
-} pvti_search_room;
+/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the next. */
+typedef struct pvti_search {
+    float *v, *base;      /* [2, slots, D]; [slots] */
+    pvti_candidate *list; /* [slots] */
+    uint16_t *codes;      /* [2, slots, M] */
+    const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
+    int slots, D;
+} pvti_search;
+static __host__ __device__ inline int pvti_search_bytes(int slots, int D, int M)
+{
+    return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
+}
 
 static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
 {
     if (a.loss != b.loss) return a.loss < b.loss;
     return a.h != b.h ? a.h < b.h : a.k < b.k;
 }
-/* The first of all threads' candidates, to list[at]; an entry of −1: none of them had one, but then the list begins
-   with hypothesis 0 and its present entry `stay`. */
-static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candidate best, int at, int stay)
+template <bool STAGED>
+static __device__ inline float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
+{
+    if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
+    return w.points[(m * (int64_t)w.K + k) * room.D + d];
+}
+/* ‖entry‖² − 2·v·entry. */
+template <bool STAGED>
+static __device__ inline float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
+{
+    const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
+    float sum = 0, e[8];
+    if (STAGED) {
+        sum = pvti_book_number<true>(room, w, m, k, room.D);
+        for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], pvti_book_number<true>(room, w, m, k, d), sum);
+    } else if (room.D == 8) {
+        pvti_eight(entry, 8, e);
+        for (int d = 0; d < 8; d++) sum = fmaf(e[d], e[d], sum);
+        for (int d = 0; d < 8; d++) sum = fmaf(-2 * v[d], e[d], sum);
+    } else {
+        for (int d = 0; d < room.D; d++) sum = fmaf(entry[d], entry[d], sum);
+        for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], entry[d], sum);
+    }
+    return sum;
+}
+/* The first of all lanes' candidates, to all of them. */
+static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
 {
     for (int bits = 16; bits > 0; bits /= 2) {
         pvti_candidate other;
@@ -2738,132 +2768,165 @@ static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candida
         other.k = __shfl_xor_sync(0xffffffffu, best.k, bits);
         if (other.k >= 0 && (best.k < 0 || pvti_before(other, best))) best = other;
     }
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        best = room.part[0];
-        for (int i = 1; i < PVTI_SEARCHERS / 32; i++)
-            if (room.part[i].k >= 0 && (best.k < 0 || pvti_before(room.part[i], best))) best = room.part[i];
-        if (best.k < 0 && at == 0) best.k = stay;
-        room.list[at] = best;
-    }
-    __syncthreads();
+    return best;
 }
-/* The `keep` best of n hypotheses' entries; how many there are, at least one. */
-static __device__ inline int pvti_best_entries(pvti_search_room &room, const float (*v)[256], const float *book, int n,
-                                               int K, int D, int keep, int stay)
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
+   entry of hypothesis 0. */
+template <bool STAGED>
+static __device__ inline int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
 {
+    int lane = (int)threadIdx.x % 32;
+    pvti_candidate last = {0, 0, 0};
     for (int found = 0; found < keep; found++) {
         pvti_candidate best = {INFINITY, 0, -1}, c;
         for (c.h = 0; c.h < n; c.h++)
-            for (c.k = (int)threadIdx.x; c.k < K; c.k += PVTI_SEARCHERS) {
-                const float *entry = book + (int64_t)c.k * D;
-                float sum = 0;
-                for (int d = 0; d < D; d++) sum = fmaf(entry[d], entry[d], sum);
-                for (int d = 0; d < D; d++) sum = fmaf(-2 * v[c.h][d], entry[d], sum);
-                c.loss = sum + room.base[c.h];
-                if (!(c.loss < INFINITY) || (found && !pvti_before(room.list[found - 1], c))) continue;
+            for (c.k = lane; c.k < w.K; c.k += 32) {
+                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, room.v + (now * room.slots + c.h) * room.D) + room.base[c.h];
+                if (!(c.loss < INFINITY) || (found && !pvti_before(last, c))) continue;
                 if (best.k < 0 || pvti_before(c, best)) best = c;
             }
-        pvti_first_of(room, best, found, stay);
-        if (room.list[found].k < 0) return found;
+        last = pvti_first_of(best);
+        if (last.k < 0 && found > 0) return found;
+        if (last.k < 0) last.k = room.codes[now * room.slots * w.M + m];
+        if (lane == 0) room.list[found] = last;
     }
     return keep;
 }
-static __device__ inline void pvti_residual(pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
-                                            int64_t group, int D)
+static __device__ inline void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
-    for (int d = (int)threadIdx.x; d < D; d += PVTI_SEARCHERS) {
+    int lane = (int)threadIdx.x % 32;
+    __syncwarp(); /* the last group's hypotheses may still be read */
+    for (int d = lane; d < room.D; d += 32) {
         float x = a.target[pvti_group_at(w, group, d)] * inverse;
-        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + d];
-        room.v[0][0][d] = x;
+        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * room.D + d];
+        room.v[d] = x;
     }
-    for (int m = (int)threadIdx.x; m < w.M; m += PVTI_SEARCHERS)
-        room.codes[0][0][m] = (uint16_t)pvti_code(w, group * w.M + m);
-    __syncthreads();
+    for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
+    __syncwarp();
 }
 /* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
-static __device__ inline int pvti_visit(pvti_search_room &room, const pvti_view &w, int m, int n, int now, int keep,
+template <bool STAGED>
+static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
                                         bool greedy)
 {
-    int D = w.gog * w.gig, t = (int)threadIdx.x;
-    const float *book = w.points + (int64_t)m * w.K * D;
-    for (int i = t; i < n * D; i += PVTI_SEARCHERS)
-        room.v[now][i / D][i % D] += book[(int64_t)room.codes[now][i / D][m] * D + i % D];
-    __syncthreads();
-    if (t < n) {
-        room.base[t] = 0;
-        for (int d = 0; d < D && !greedy; d++) room.base[t] = fmaf(room.v[now][t][d], room.v[now][t][d], room.base[t]);
+    int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
+    float *v = room.v + now * room.slots * D;
+    const uint16_t *codes = room.codes + now * room.slots * M;
+    for (int i = lane; i < n * D; i += 32) v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
+    __syncwarp();
+    for (int h = lane; h < n; h += 32) {
+        room.base[h] = 0;
+        for (int d = 0; d < D && !greedy; d++) room.base[h] = fmaf(v[h * D + d], v[h * D + d], room.base[h]);
     }
-    __syncthreads();
-    int found = pvti_best_entries(room, room.v[now], book, n, w.K, D, keep, room.codes[now][0][m]);
-    for (int i = t; i < found * D; i += PVTI_SEARCHERS)
-        room.v[1 - now][i / D][i % D] =
-            room.v[now][room.list[i / D].h][i % D] - book[(int64_t)room.list[i / D].k * D + i % D];
-    for (int i = t; i < found * w.M; i += PVTI_SEARCHERS) {
-        int h = i / w.M, j = i % w.M;
-        room.codes[1 - now][h][j] = j == m ? (uint16_t)room.list[h].k : room.codes[now][room.list[h].h][j];
+    __syncwarp();
+    int found = pvti_best_entries<STAGED>(room, w, m, n, now, keep);
+    __syncwarp();
+    for (int i = lane; i < found * D; i += 32) {
+        pvti_candidate c = room.list[i / D];
+        room.v[next * D + i] = v[c.h * D + i % D] - pvti_book_number<STAGED>(room, w, m, c.k, i % D);
     }
-    __syncthreads();
+    for (int i = lane; i < found * M; i += 32) {
+        pvti_candidate c = room.list[i / M];
+        room.codes[next * M + i] = i % M == m ? (uint16_t)c.k : codes[c.h * M + i % M];
+    }
+    __syncwarp();
     return found;
 }
 /* Which of the two best is the answer. */
-static __device__ inline int pvti_answer(const pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
-                                         int64_t group, int n, int now)
+static __device__ inline int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
+                                         int n, int now)
 {
+    const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
     bool same = true;
     if (n < 2) return 0;
-    for (int d = 0; d < w.gog * w.gig; d++) {
-        e1 += (double)room.v[now][0][d] * (double)room.v[now][0][d];
-        e2 += (double)room.v[now][1][d] * (double)room.v[now][1][d];
+    for (int d = 0; d < room.D; d++) {
+        e1 += (double)v[d] * (double)v[d];
+        e2 += (double)v[room.D + d] * (double)v[room.D + d];
     }
     if (a.rounding > 0) return pvti_draw_second(a, group, e1, e2);
-    for (int m = 0; m < w.M; m++) same = same && room.codes[now][0][m] == pvti_code(w, group * w.M + m);
+    for (int m = 0; m < w.M; m++)
+        same = same && room.codes[now * room.slots * w.M + m] == pvti_code(w, group * w.M + m);
     return a.force && same;
 }
-/* ‖scale·Σ (new entries − present ones)‖². */
+/* ‖scale·Σ (new entries − present ones)‖², numbers in turn. */
 static __device__ inline float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
 {
-    int D = w.gog * w.gig;
+    int D = w.gog * w.gig, lane = (int)threadIdx.x % 32;
     double sum = 0, scale = (double)w.scales[group / w.GI];
-    for (int d = 0; d < D; d++) {
+    for (int d0 = 0; d0 < D; d0 += 32) {
         double x = 0;
-        for (int m = 0; m < w.M; m++) {
-            const float *book = w.points + (int64_t)m * w.K * D + d;
+        for (int m = 0; m < w.M && d0 + lane < D; m++) {
+            const float *book = w.points + (int64_t)m * w.K * D + d0 + lane;
             x += (double)book[(int64_t)codes[m] * D] - (double)book[(int64_t)pvti_code(w, group * w.M + m) * D];
         }
-        sum += x * x;
+        x *= x;
+        for (int d = 0; d < 32 && d0 + d < D; d++) sum += __shfl_sync(0xffffffffu, x, d);
     }
     return (float)(sum * scale * scale);
 }
-__global__ void __launch_bounds__(PVTI_SEARCHERS) pvti_k_assign_books(pvti_view w, pvt_assign a, pvti_order order)
+static __device__ inline void pvti_stage(float *books, const pvti_view &w, int D)
 {
-    PVT_SHARED(pvti_search_room, room);
-    int64_t i = blockIdx.x, group = a.groups ? a.groups[i] : i;
-    int n = 1, now = 0, two = a.force || a.rounding > 0;
-    pvti_residual(room, w, a, group, w.gog * w.gig);
-    for (int step = 0; step < w.M; step++, now = 1 - now) {
-        int keep = step + 1 < w.M ? a.beam : two ? 2 : 1;
-        n = pvti_visit(room, w, order.at[step], n, now, keep, a.beam == 1 && !two);
+    for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
+        int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
+        const float *entry = w.points + (m * (int64_t)w.K + k) * D;
+        float norm = 0;
+        for (int i = 0; i < D && d == D; i++) norm = fmaf(entry[i], entry[i], norm);
+        books[at] = d == D ? norm : entry[d];
     }
-    if (threadIdx.x) return;
-    const uint16_t *codes = room.codes[now][pvti_answer(room, w, a, group, n, now)];
-    if (a.change) a.change[i] = pvti_book_change(w, codes, group);
-    for (int m = 0; m < w.M; m++) a.codes[i * w.M + m] = codes[m];
+}
+template <bool STAGED>
+__global__ void __launch_bounds__(PVTI_SEARCHERS, 1) pvti_k_assign_books(pvti_view w, pvt_assign a, uint64_t order, int slots)
+{
+    PVT_SHARED_DYNAMIC(float, shared);
+    int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;
+    pvti_search room;
+    room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
+    room.v = shared + (STAGED ? w.M * w.K * (room.D + 1) : 0) + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    room.base = room.v + 2 * slots * room.D, room.list = (pvti_candidate *)(void *)(room.base + slots);
+    room.codes = (uint16_t *)(void *)(room.list + slots);
+    if (STAGED) pvti_stage(shared, w, room.D);
+    __syncthreads();
+    for (int64_t i = (int64_t)blockIdx.x * warps + warp; i < a.n; i += (int64_t)gridDim.x * warps) {
+        int64_t group = a.groups ? a.groups[i] : i;
+        int n = 1, now = 0;
+        pvti_residual(room, w, a, group);
+        for (int step = 0; step < w.M; step++, now = 1 - now) {
+            int keep = step + 1 < w.M ? a.beam : two ? 2 : 1;
+            n = pvti_visit<STAGED>(room, w, (int)(order >> 4 * step & 15), n, now, keep, a.beam == 1 && !two);
+        }
+        const uint16_t *codes = room.codes + (now * slots + pvti_answer(room, w, a, group, n, now)) * w.M;
+        float change = a.change ? pvti_book_change(w, codes, group) : 0;
+        if (threadIdx.x % 32) continue;
+        if (a.change) a.change[i] = change;
+        for (int m = 0; m < w.M; m++) a.codes[i * w.M + m] = codes[m];
+    }
 }
 
-/* A permutation of the codebooks (Fisher-Yates), as the processor draws it. */
-static pvti_order pvti_book_order(int M, uint64_t seed, uint64_t stream)
+/* A permutation of the codebooks (Fisher-Yates), as the processor draws it: four bits each. */
+static uint64_t pvti_book_order(int M, uint64_t seed, uint64_t stream)
 {
-    pvti_order order;
-    for (int i = 0; i < 16; i++) order.at[i] = i;
+    uint64_t order = 0xfedcba9876543210u;
     for (int i = M - 1; i > 0; i--) {
-        int j = (int)(pvti_random(seed, PVTI_FOR_CODEBOOK_ORDER, stream, (uint64_t)i) % (uint64_t)(i + 1)), t = order.at[i];
-        order.at[i] = order.at[j], order.at[j] = t;
+        int j = (int)(pvti_random(seed, PVTI_FOR_CODEBOOK_ORDER, stream, (uint64_t)i) % (uint64_t)(i + 1));
+        uint64_t differ = (order >> 4 * i ^ order >> 4 * j) & 15;
+        order ^= differ << 4 * i ^ differ << 4 * j;
     }
     return order;
+}
+/* As many warps to a block as its shared memory has room for; codebooks go there where four still have. */
+static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign *a)
+{
+    uint64_t order = pvti_book_order(w->M, a->seed, a->stream);
+    int slots = a->beam > 2 ? a->beam : 2, D = w->gog * w->gig, each = pvti_search_bytes(slots, D, w->M);
+    int64_t books = (int64_t)w->M * w->K * (D + 1) * 4;
+    bool staged = books + 4 * each <= PVTI_SEARCH_BYTES;
+    if (!staged) books = 0;
+    int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
+    int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
+    if (staged) PVTI_RUN(s, pvti_k_assign_books<true>, blocks, 32 * warps, bytes, *w, *a, order, slots);
+    else PVTI_RUN(s, pvti_k_assign_books<false>, blocks, 32 * warps, bytes, *w, *a, order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2871,8 +2934,7 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
     if (w.kind == PVTI_AQLM) {
-        pvti_order order = pvti_book_order(w.M, a->seed, a->stream);
-        PVTI_RUN(s, pvti_k_assign_books, a->n, PVTI_SEARCHERS, 0, w, *a, order);
+        pvti_assign_books(s, &w, a);
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
         PVTI_RUN(s, pvti_k_assign_singles, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a);
     } else {

@@ -283,9 +283,10 @@ static const weight_case weight_cases[] = {
     {"int:4g16s", 29, 48},    {"q2_0", 7, 128},         {"nf4", 5, 192},          {"higgs:p2n11", 6, 1100},
     {"higgs:p1n300", 5, 33}, {"e8p", 9, 40},           {"iq2_xxs", 5, 256},      {"iq2_xs", 3, 512},
     {"had:int:2g8", 12, 40}, {"had2:aqlm:2x4g4", 20, 24}, {"had2:q2_0", 24, 64},
+    {"aqlm:1x11g8", 9, 48},   {"aqlm:1x12g4", 5, 36}, /* codebooks that a search has no room for in shared memory */
     {"aqlm:2x2g8", 21, 280},  {"aqlm:3x2g4", 9, 132},    {"had:aqlm:1x1g8", 521, 16}, /* products by tables */
 };
-enum { BY_TABLES = 15 };
+enum { UNSTAGED = 15, BY_TABLES = 17 };
 
 /* The same weight in both memories. */
 static bool weight_pair(const weight_case *c, pvt_weight *h, pvt_weight *d)
@@ -348,8 +349,9 @@ static void weights_products()
 {
     FOR(weight_cases, i) {
         pvt_weight h, d;
+        if (planted ? i > 0 && i != BY_TABLES : quick && i % 3 && i < BY_TABLES) continue;
         if (!weight_pair(&weight_cases[i], &h, &d)) continue;
-        if (i % 3 == 0 || !(planted || quick) || (i >= BY_TABLES && !planted)) weight_products(&weight_cases[i], &h, &d);
+        weight_products(&weight_cases[i], &h, &d);
         pvt_weight_free(&h), pvt_weight_free(&d);
     }
 }
@@ -357,7 +359,7 @@ static void weights_values()
 {
     FOR(weight_cases, i) {
         pvt_weight h, d;
-        if (!weight_pair(&weight_cases[i], &h, &d)) continue;
+        if ((planted && i > 1) || !weight_pair(&weight_cases[i], &h, &d)) continue;
         weight_values(&weight_cases[i], &h, &d);
         pvt_weight_free(&h), pvt_weight_free(&d);
     }
@@ -464,7 +466,8 @@ static void pv_all()
     FOR(weight_cases, i)
         for (int k = 0; k < n; k++) {
             if (i >= BY_TABLES) continue;
-            if (planted ? k > 3 || i % 2 || i > 4 : (i + (size_t)k) % (quick ? 9 : 3)) continue;
+            if (i >= UNSTAGED && k > 3) continue;
+            if (planted ? k > 3 || i > 0 : (i + (size_t)k) % (quick ? 9 : 3)) continue;
             pv_weight(&list[k], &weight_cases[i]);
         }
 }

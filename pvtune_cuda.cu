@@ -144,6 +144,9 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
             pvti_check(s, cudaGetLastError(), #kernel);                                               \
         }                                                                                             \
     } while (0)
+/* With a thread, or a block, to each of n. */
+#define PVTI_EACH(s, kernel, n, ...) PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
+#define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
 static pvti_cuda *pvti_here(void *state)
@@ -329,9 +332,7 @@ static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpos
 // >>sums
 /*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
 
-typedef struct pvti_sum_room {
-    double part[32];
-} pvti_sum_room;
+typedef double pvti_sum_room[32];
 
 static __device__ inline double pvti_warp_sum(double x)
 {
@@ -344,9 +345,9 @@ static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
     double sum = 0;
     x = pvti_warp_sum(x);
     __syncthreads(); /* the room may still be read */
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
-    for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room.part[i];
+    for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room[i];
     return sum;
 }
 /* Likewise the largest; the room's first use, for nothing here waits until it is read. */
@@ -354,20 +355,18 @@ static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
 {
     float most;
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = (double)x;
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = (double)x;
     __syncthreads();
-    most = (float)room.part[0];
-    for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room.part[i]);
+    most = (float)room[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room[i]);
     return most;
 }
 
-typedef struct pvti_scan_room {
-    uint64_t part[32];
-} pvti_scan_room;
+typedef uint64_t pvti_scan_room[32];
 /* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
 template <class T> static __device__ inline T pvti_block_before(T x, pvti_scan_room &room, T *total)
 {
-    T *part = (T *)(void *)room.part, sum = x, before = 0;
+    T *part = (T *)(void *)room, sum = x, before = 0;
     unsigned lane = threadIdx.x % 32;
     for (unsigned by = 1; by < 32; by *= 2) {
         T other = __shfl_up_sync(0xffffffffu, sum, by);
@@ -714,8 +713,7 @@ static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight 
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_dequantize, pvti_ceil(w.O * pvti_ceil(w.I, 8), PVTI_THREADS), PVTI_THREADS, 0, out, w,
-             (float)delta);
+    PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
 /* The factor of number i in a rotation of blocks of m: its sign over √m. */
@@ -745,8 +743,7 @@ static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *wei
     pvti_view w;
     if (n <= 0 || !pvti_see(s, weight, &w)) return;
     bool turn = weight->format.rotation == 2;
-    PVTI_RUN(s, pvti_k_lookup, pvti_ceil(n * w.I, PVTI_THREADS), PVTI_THREADS, 0, out, w, rows, n,
-             turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
+    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
 }
 
@@ -856,9 +853,7 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
    Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512 multiply-adds a
    weight for tables. */
 enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
-typedef struct pvti_lookups {
-    float at[PVTI_LOOKUPS]; /* [groups, M, K] */
-} pvti_lookups;
+typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
 {
     PVT_SHARED(pvti_lookups, room);
@@ -870,7 +865,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, con
         const float *entry = w.points + ((int64_t)(i % w.M) * w.K + at % w.K) * w.gig;
         float sum = 0;
         for (int d = 0; d < w.gig; d++) sum = fmaf(x[i / w.M * w.gig + d], entry[d], sum);
-        room.at[at] = sum;
+        room[at] = sum;
     }
     __syncthreads();
     for (int64_t o = first + threadIdx.x; o < pvti_least(w.O, first + PVTI_LOOKUP_ROWS); o += PVTI_THREADS) {
@@ -879,9 +874,9 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, con
         int i = 0;
         for (; i + 4 <= n && ((uintptr_t)codes & 3) == 0; i += 4) { /* four codes at once */
             unsigned four = *(const unsigned *)(const void *)(codes + i);
-            for (int k = 0; k < 4; k++) sum += room.at[(i + k) * w.K + (int)(four >> 8 * k & 255)];
+            for (int k = 0; k < 4; k++) sum += room[(i + k) * w.K + (int)(four >> 8 * k & 255)];
         }
-        for (; i < n; i++) sum += room.at[i * w.K + codes[i]];
+        for (; i < n; i++) sum += room[i * w.K + codes[i]];
         parts[((int64_t)blockIdx.x * gridDim.z + blockIdx.z) * w.O + o] = w.scales[o] * sum;
     }
 }
@@ -905,7 +900,7 @@ static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, c
     dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
     PVT_LAUNCH(pvti_k_lookups, grid, PVTI_THREADS, 0, s->stream, parts, x, *w, (int)per);
     if (pvti_check(s, cudaGetLastError(), "a product by tables"))
-        PVTI_RUN(s, pvti_k_parts, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, y, parts, n, splits, accumulate);
+        PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
     return true;
 }
 
@@ -1081,8 +1076,8 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
         int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
         memset(&none, 0, sizeof none);
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        if (w) PVTI_RUN(s, pvti_k_gemv<true>, blocks, PVTI_THREADS, 0, C, A.data, (int)M, N, K, B, *w, accumulate);
-        else PVTI_RUN(s, pvti_k_gemv<false>, blocks, PVTI_THREADS, 0, C, A.data, (int)M, N, K, B, none, accumulate);
+        if (w) PVTI_BLOCKS(s, pvti_k_gemv<true>, blocks, C, A.data, (int)M, N, K, B, *w, accumulate);
+        else PVTI_BLOCKS(s, pvti_k_gemv<false>, blocks, C, A.data, (int)M, N, K, B, none, accumulate);
         return;
     }
     for (int64_t m = 0; m < M; m += 65535 * (int64_t)tile) { /* a grid's second side ends there */
@@ -1097,9 +1092,7 @@ __global__ void pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
 {
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
-typedef struct pvti_column_room {
-    float part[8][32];
-} pvti_column_room;
+typedef float pvti_column_room[8][32];
 /* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
    each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
 __global__ void __launch_bounds__(PVTI_THREADS)
@@ -1111,10 +1104,10 @@ __global__ void __launch_bounds__(PVTI_THREADS)
     float sum = 0;
     for (int64_t i = part; i < n && c < C; i += 8)
         sum += a[i * C + c] * (b ? b[i * C + c] : 1) * (r ? r[i] : 1);
-    room.part[part][lane] = sum;
+    room[part][lane] = sum;
     __syncthreads();
     if (part || c >= C) return;
-    for (int k = 1; k < 8; k++) sum += room.part[k][lane];
+    for (int k = 1; k < 8; k++) sum += room[k][lane];
     sums[c] += sum;
 }
 
@@ -1123,7 +1116,7 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
 {
     PVTI_STATE;
     pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
-    if (bias) PVTI_RUN(s, pvti_k_bias, pvti_ceil(n * O, PVTI_THREADS), PVTI_THREADS, 0, y, bias, n, O);
+    if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
 static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
                                     const float *W, int64_t n, int64_t I, int64_t O)
@@ -1132,8 +1125,8 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
     if (n <= 0) return;
     if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(W, I, true), NULL, true);
     if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
-    if (dbias) PVTI_RUN(s, pvti_k_columns, pvti_ceil(O, 32), PVTI_THREADS, 0, dbias, dy, (const float *)NULL,
-                        (const float *)NULL, n, O);
+    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, (const float *)NULL, (const float *)NULL,
+                           n, O);
 }
 
 /* ---- with a weight; rotated ones take the work space, some rows at a time ---- */
@@ -1212,7 +1205,7 @@ __global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n
 static void pvti_op_residual_forward(void *state, float *out, const float *a, const float *b, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_add, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, a, b, n);
+    PVTI_EACH(s, pvti_k_add, n, out, a, b, n);
 }
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
@@ -1241,13 +1234,13 @@ __global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, 
 static void pvti_op_swiglu_forward(void *state, float *out, const float *gate, const float *up, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_swiglu, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, gate, up, n);
+    PVTI_EACH(s, pvti_k_swiglu, n, out, gate, up, n);
 }
 static void pvti_op_swiglu_backward(void *state, float *dgate, float *dup, const float *dout, const float *gate,
                                     const float *up, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_swiglu_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, dgate, dup, dout, gate, up, n);
+    PVTI_EACH(s, pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n);
 }
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
@@ -1280,15 +1273,15 @@ static void pvti_op_rmsnorm_forward(void *state, float *out, float *rstd, const 
                                     int64_t n, int64_t C, float eps)
 {
     PVTI_STATE;
-    if (C > 0) PVTI_RUN(s, pvti_k_norm, n, PVTI_THREADS, 0, out, rstd, x, weight, C, eps);
+    if (C > 0) PVTI_BLOCKS(s, pvti_k_norm, n, out, rstd, x, weight, C, eps);
 }
 static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
                                      const float *rstd, const float *weight, int64_t n, int64_t C)
 {
     PVTI_STATE;
     if (n <= 0 || C <= 0) return;
-    if (dweight) PVTI_RUN(s, pvti_k_columns, pvti_ceil(C, 32), PVTI_THREADS, 0, dweight, dout, x, rstd, n, C);
-    if (dx) PVTI_RUN(s, pvti_k_norm_back, n, PVTI_THREADS, 0, dx, dout, x, rstd, weight, C);
+    if (dweight) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(C, 32), dweight, dout, x, rstd, n, C);
+    if (dx) PVTI_BLOCKS(s, pvti_k_norm_back, n, dx, dout, x, rstd, weight, C);
 }
 
 enum { PVTI_FREQUENCIES = 128 };
@@ -1315,8 +1308,7 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
         memset(&f, 0, sizeof f);
         n = pvti_least(PVTI_FREQUENCIES, HS / 2 - j);
         memcpy(f.f, inv_freq + j, (size_t)n * sizeof *f.f);
-        PVTI_RUN(s, pvti_k_rope_table, pvti_ceil(n * T, PVTI_THREADS), PVTI_THREADS, 0, cosines, sines, f, n, j, HS / 2,
-                 pos, T);
+        PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
 /* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
@@ -1334,7 +1326,7 @@ static void pvti_rope(pvti_cuda *s, float *x, const float *cosines, const float 
                       int64_t NH, int64_t HS, int pairing, float sign)
 {
     int64_t n = B * T * NH * (HS / 2);
-    PVTI_RUN(s, pvti_k_rope, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, x, cosines, sines, n, T, NH, HS, pairing, sign);
+    PVTI_EACH(s, pvti_k_rope, n, x, cosines, sines, n, T, NH, HS, pairing, sign);
 }
 static void pvti_op_rope_forward(void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
                                  int64_t NH, int64_t HS, pvt_rope_pairing pairing)
@@ -1357,7 +1349,7 @@ static void pvti_op_embedding_forward(void *state, float *out, const float *tabl
                                       int64_t V, int64_t C)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_embedding, pvti_ceil(n * C, PVTI_THREADS), PVTI_THREADS, 0, out, table, ids, n, V, C);
+    PVTI_EACH(s, pvti_k_embedding, n * C, out, table, ids, n, V, C);
 }
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
@@ -1383,7 +1375,7 @@ static void pvti_op_embedding_backward(void *state, float *dtable, const float *
                                        int64_t V, int64_t C)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_embedding_back, n, PVTI_THREADS, 0, dtable, dout, ids, n, V, C);
+    PVTI_BLOCKS(s, pvti_k_embedding_back, n, dtable, dout, ids, n, V, C);
 }
 
 // >>rotation
@@ -1471,8 +1463,8 @@ static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, i
     PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
              m * t.at_once * (int64_t)sizeof(float), t);
     for (int64_t h = m; h < whole; h *= 2)
-        PVTI_RUN(s, pvti_k_butterfly, pvti_ceil(n * C / 2, PVTI_THREADS), PVTI_THREADS, 0, out, across ? C : n * C, h,
-                 across ? n : (int64_t)1, across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
+        PVTI_EACH(s, pvti_k_butterfly, n * C / 2, out, across ? C : n * C, h, across ? n : (int64_t)1,
+                  across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
 }
 static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
 {
@@ -1776,7 +1768,7 @@ static void pvti_op_softmax_update(void *state, pvt_softmax_row *rows, const flo
                                    int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    if (VS > 0) PVTI_RUN(s, pvti_k_softmax_update, n, PVTI_THREADS, 0, rows, logits, targets, v0, VS, ld);
+    if (VS > 0) PVTI_BLOCKS(s, pvti_k_softmax_update, n, rows, logits, targets, v0, VS, ld);
 }
 
 __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
@@ -1792,7 +1784,7 @@ static void pvti_op_softmax_finish(void *state, double *lse, double *loss, const
                                    const int32_t *targets, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_softmax_finish, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, lse, loss, rows, targets, n);
+    PVTI_EACH(s, pvti_k_softmax_finish, n, lse, loss, rows, targets, n);
 }
 
 /* dlogits = scale·(softmax − [v = target]). */
@@ -1810,7 +1802,7 @@ static void pvti_op_cross_entropy_backward(void *state, float *logits, const dou
                                            double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_cross_entropy_back, n, PVTI_THREADS, 0, logits, lse, targets, (float)scale, v0, VS, ld);
+    PVTI_BLOCKS(s, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld);
 }
 
 /* loss += Σ p·(log p − log q), p the teacher. */
@@ -1834,7 +1826,7 @@ static void pvti_op_kl_forward(void *state, double *loss, const float *student, 
                                int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_kl, n, PVTI_THREADS, 0, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
+    PVTI_BLOCKS(s, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
 }
 /* dlogits = scale·(q − p). */
 __global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
@@ -1854,8 +1846,7 @@ static void pvti_op_kl_backward(void *state, float *student, const double *stude
                                 int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_kl_back, n, PVTI_THREADS, 0, student, student_lse, teacher, teacher_lse, targets, (float)scale,
-             VS, ld);
+    PVTI_BLOCKS(s, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld);
 }
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
@@ -1887,8 +1878,8 @@ static double pvti_op_mse_forward(void *state, const float *a, const float *b, i
     for (int64_t i = 0; i < n; i += piece) {
         int64_t count = pvti_least(piece, n - i), blocks = pvti_ceil(count, PVTI_CHUNK);
         double part = 0;
-        PVTI_RUN(s, pvti_k_distance, blocks, PVTI_THREADS, 0, parts + 1, a + i, b + i, count);
-        PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, parts, parts + 1, blocks, (int64_t)1);
+        PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a + i, b + i, count);
+        PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks, (int64_t)1);
         pvti_op_copy_out(s, &part, parts, (int64_t)sizeof part);
         sum += part;
     }
@@ -1902,8 +1893,7 @@ static void pvti_op_mse_backward(void *state, float *da, const float *a, const f
 {
     PVTI_STATE;
     if (n > 0)
-        PVTI_RUN(s, pvti_k_mse_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, da, a, b,
-                 (float)(scale * 2 / (double)n), n);
+        PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
 }
 
 /* ---- numbers of fp16, and whether all are finite ---- */
@@ -1939,7 +1929,7 @@ static int64_t pvti_op_round_f16(void *state, uint16_t *half, float *real, const
 {
     PVTI_STATE;
     unsigned long long *bad = pvti_no_bad(s);
-    PVTI_RUN(s, pvti_k_round, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, half, real, from, n);
+    PVTI_EACH(s, pvti_k_round, n, bad, half, real, from, n);
     return n > 0 ? pvti_first_bad(s) : -1;
 }
 static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
@@ -1947,7 +1937,7 @@ static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
     PVTI_STATE;
     unsigned long long *bad = pvti_no_bad(s);
     (void)sums;
-    PVTI_RUN(s, pvti_k_finite, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, g, n);
+    PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
     return n <= 0 || pvti_first_bad(s) < 0;
 }
 __global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
@@ -1957,7 +1947,7 @@ __global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_widen, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, half, n);
+    PVTI_EACH(s, pvti_k_widen, n, out, half, n);
 }
 
 // >>sort
@@ -1967,19 +1957,17 @@ static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int
     times a pass; a shared addition a pair in `count`, two and a match in `move`. */
 
 enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
-typedef struct pvti_digits {
-    unsigned of[PVTI_SORT_WARPS][256];
-} pvti_digits;
+typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
 /* The block's digits, by warps. */
 static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
     int t = (int)threadIdx.x, warp = t / 32;
-    for (int w = 0; w < PVTI_SORT_WARPS; w++) room.of[w][t] = 0;
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) room[w][t] = 0;
     __syncthreads();
     for (int i = warp * PVTI_WARP_SORTED + t % 32; i < (warp + 1) * PVTI_WARP_SORTED && from + i < n; i += 32)
-        atomicAdd(&room.of[warp][pairs[from + i] >> shift & 255], 1u);
+        atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
     __syncthreads();
 }
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
@@ -1987,7 +1975,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, c
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
     pvti_count_digits(room, pairs, n, shift);
-    for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room.of[w][threadIdx.x];
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room[w][threadIdx.x];
     counts[blockIdx.x * 256 + threadIdx.x] = count;
 }
 /* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
@@ -2013,11 +2001,11 @@ __global__ void __launch_bounds__(PVTI_THREADS)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
-    unsigned *of = room.of[t / 32], at = places[blockIdx.x * 256 + t];
+    unsigned *of = room[t / 32], at = places[blockIdx.x * 256 + t];
     pvti_count_digits(room, pairs, n, shift);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) {
-        unsigned count = room.of[w][t];
-        room.of[w][t] = at;
+        unsigned count = room[w][t];
+        room[w][t] = at;
         at += count;
     }
     __syncthreads();
@@ -2040,9 +2028,9 @@ static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
     for (int shift = 32; shift < 32 + bits; shift += 8) {
         uint64_t *swap = a;
-        PVTI_RUN(s, pvti_k_count, blocks, PVTI_THREADS, 0, counts, a, n, shift);
+        PVTI_BLOCKS(s, pvti_k_count, blocks, counts, a, n, shift);
         PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
-        PVTI_RUN(s, pvti_k_move, blocks, PVTI_THREADS, 0, b, a, n, shift, counts);
+        PVTI_BLOCKS(s, pvti_k_move, blocks, b, a, n, shift, counts);
         a = b, b = swap;
     }
     return a;
@@ -2088,9 +2076,7 @@ static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, ui
     }
     return low;
 }
-typedef struct pvti_entry_room {
-    float part[PVTI_THREADS];
-} pvti_entry_room;
+typedef float pvti_entry_room[PVTI_THREADS];
 /* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
 __global__ void __launch_bounds__(PVTI_THREADS)
     pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
@@ -2103,10 +2089,10 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         int64_t g = (int64_t)(pairs[i] & 0xffffffffu), go = g / w.GI;
         sum = fmaf(w.scales[go], dW[(go * w.gog + d / w.gig) * w.I + g % w.GI * w.gig + d % w.gig], sum);
     }
-    room.part[threadIdx.x] = sum;
+    room[threadIdx.x] = sum;
     __syncthreads();
     if (part) return;
-    for (int p = 1; p < parts; p++) sum += room.part[p * D + d];
+    for (int p = 1; p < parts; p++) sum += room[p * D + d];
     dbook[(int64_t)blockIdx.x * D + d] += sum;
 }
 
@@ -2135,14 +2121,13 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
     if (!pvti_see(s, weight, &w) || w.kind == PVTI_DENSE) return;
     bool books = w.kind == PVTI_AQLM;
     float *dzeros = w.kind == PVTI_INT ? dvalues[2] : NULL;
-    PVTI_RUN(s, pvti_k_scales, pvti_ceil(w.O / w.gog * w.blocks * 32, PVTI_THREADS), PVTI_THREADS, 0,
-             dvalues[books ? 2 : 1], dzeros, w, dW);
+    PVTI_EACH(s, pvti_k_scales, w.O / w.gog * w.blocks * 32, dvalues[books ? 2 : 1], dzeros, w, dW);
     if (books && !pvti_pairs_room(s, w.groups)) /* of a weight that was never reserved for */
         pvti_fail_with(s, PVT_ERR_MEMORY, "no memory to sort codes");
     for (int m = 0; books && m < w.M; m++) {
-        PVTI_RUN(s, pvti_k_code_pairs, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, s->pairs[0], w, m);
+        PVTI_EACH(s, pvti_k_code_pairs, w.groups, s->pairs[0], w, m);
         const uint64_t *sorted = pvti_sort_pairs(s, s->pairs[0], s->pairs[1], w.groups, w.wide ? 16 : 8);
-        PVTI_RUN(s, pvti_k_codebook, w.K, PVTI_THREADS, 0, dvalues[1] + (int64_t)m * w.K * w.gog * w.gig, w, dW, sorted);
+        PVTI_BLOCKS(s, pvti_k_codebook, w.K, dvalues[1] + (int64_t)m * w.K * w.gog * w.gig, w, dW, sorted);
     }
 }
 
@@ -2213,13 +2198,13 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
     d.eps = (float)o->eps, d.decay = (float)o->weight_decay;
     d.rate = lr * (o->no_debias ? 1 : sqrt(1 - power2) / (1 - power1));
     d.keep = d.lamb ? 1 : (float)(1 - lr * o->weight_decay);
-    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+    PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
     if (!d.lamb || chunks == 0) return;
-    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms, sums, chunks, (int64_t)2);
-    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms + 1, sums + 1, chunks, (int64_t)2);
+    PVTI_BLOCKS(s, pvti_k_total, 1, norms, sums, chunks, (int64_t)2);
+    PVTI_BLOCKS(s, pvti_k_total, 1, norms + 1, sums + 1, chunks, (int64_t)2);
     PVTI_RUN(s, pvti_k_lamb_rate, 1, 32, 0, (float *)(void *)(norms + 2), norms, d.rate);
     d.lamb_rate = (const float *)(const void *)(norms + 2);
-    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+    PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
 }
 
 // >>groups
@@ -2262,8 +2247,8 @@ static void pvti_op_group_errors(void *state, float *keys, double *norms, const 
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target);
-    PVTI_RUN(s, pvti_k_row_norms, w.O / w.gog, PVTI_THREADS, 0, norms, w);
+    PVTI_EACH(s, pvti_k_keys, w.groups, keys, w, target);
+    PVTI_BLOCKS(s, pvti_k_row_norms, w.O / w.gog, norms, w);
 }
 
 __global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
@@ -2288,7 +2273,7 @@ static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *we
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_moment_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target, *moments, root);
+    PVTI_EACH(s, pvti_k_moment_keys, w.groups, keys, w, target, *moments, root);
 }
 
 __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
@@ -2302,15 +2287,13 @@ __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_
 static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double temperature, uint64_t stream)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_noise, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, keys, groups, temperature, stream);
+    PVTI_EACH(s, pvti_k_noise, groups, keys, groups, temperature, stream);
 }
 
 /* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
 
 enum { PVTI_BINS = 2048 };
-typedef struct pvti_bins {
-    unsigned of[PVTI_BINS];
-} pvti_bins;
+typedef unsigned pvti_bins[PVTI_BINS];
 /* The k-th key so far, and how many of those that agree with it are wanted. */
 typedef struct pvti_threshold {
     unsigned key, left;
@@ -2328,16 +2311,16 @@ __global__ void __launch_bounds__(PVTI_THREADS)
 {
     PVT_SHARED(pvti_bins, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
-    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS) room.of[d] = 0;
+    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS) room[d] = 0;
     __syncthreads();
     for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
         uint64_t key = pvti_turned(keys[i]);
         if (key >> (shift + bits) == (uint64_t)threshold->key >> (shift + bits))
-            atomicAdd(&room.of[key >> shift & ((1u << bits) - 1)], 1u);
+            atomicAdd(&room[key >> shift & ((1u << bits) - 1)], 1u);
     }
     __syncthreads();
     for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS)
-        if (room.of[d]) atomicAdd(&bins[d], room.of[d]); /* counts: no order */
+        if (room[d]) atomicAdd(&bins[d], room[d]); /* counts: no order */
 }
 /* The bin that holds the k-th of the keys; bins are zero again. */
 __global__ void __launch_bounds__(PVTI_THREADS)
@@ -2409,15 +2392,15 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
     if (k < 1 || s->failed != PVT_OK) return;
     pvti_check(s, cudaMemsetAsync(bins, 0, (size_t)bytes, s->stream), "zeroing memory");
     for (int i = 0; i < 3; i++) {
-        PVTI_RUN(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), PVTI_THREADS, 0, bins, keys, groups, threshold, shifts[i],
-                 i < 2 ? 11 : 10);
-        PVTI_RUN(s, pvti_k_pick, 1, PVTI_THREADS, 0, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
+        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, threshold, shifts[i],
+                    i < 2 ? 11 : 10);
+        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
     }
-    PVTI_RUN(s, pvti_k_select, blocks, PVTI_THREADS, 0, (uint64_t *)NULL, starts, keys, groups, threshold);
-    PVTI_RUN(s, pvti_k_starts, 1, PVTI_THREADS, 0, starts, blocks);
-    PVTI_RUN(s, pvti_k_select, blocks, PVTI_THREADS, 0, work, starts, keys, groups, threshold);
+    PVTI_BLOCKS(s, pvti_k_select, blocks, (uint64_t *)NULL, starts, keys, groups, threshold);
+    PVTI_BLOCKS(s, pvti_k_starts, 1, starts, blocks);
+    PVTI_BLOCKS(s, pvti_k_select, blocks, work, starts, keys, groups, threshold);
     const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, k, 32);
-    PVTI_RUN(s, pvti_k_selected, pvti_ceil(k, PVTI_THREADS), PVTI_THREADS, 0, selected, sorted, k);
+    PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 
 typedef struct pvti_accept_room {
@@ -2465,9 +2448,8 @@ static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_ass
     pvti_view w;
     int64_t *accepted = trust > 0 ? (int64_t *)(void *)s->room : NULL;
     if (!pvti_see(s, weight, &w)) return;
-    if (accepted) PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, accepted, a->change, a->n, norms, w.O / w.gog, trust);
-    PVTI_RUN(s, pvti_k_commit, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a, accepted,
-             (unsigned long long *)(void *)changed);
+    if (accepted) PVTI_BLOCKS(s, pvti_k_accept, 1, accepted, a->change, a->n, norms, w.O / w.gog, trust);
+    PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
 
 __global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
@@ -2497,8 +2479,8 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
     pvti_view w;
     double *norm = (double *)(void *)s->room;
     if (!pvti_see(s, weight, &w)) return;
-    if (wind > 0) PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norm, norms, w.O / w.gog, (int64_t)1);
-    PVTI_RUN(s, pvti_k_return, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, target, w, *a, norm, wind);
+    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
+    PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
 
 // >>search
@@ -2936,7 +2918,7 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
     if (w.kind == PVTI_AQLM) {
         pvti_assign_books(s, &w, a);
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
-        PVTI_RUN(s, pvti_k_assign_singles, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a);
+        PVTI_EACH(s, pvti_k_assign_singles, a->n, w, *a);
     } else {
         PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, 64), 64, 0, w, *a);
     }

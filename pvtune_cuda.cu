@@ -5,7 +5,7 @@
         if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;    then pvt_ctx_create(&desc, &ctx)
 
     Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA run
-    time and nothing else.
+    time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
 
     PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
     number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. What the
@@ -35,6 +35,9 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#ifdef PVT_CUBLAS
+#include <cublas_v2.h>
+#endif
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
 #define PVT_SHARED_DYNAMIC(type, name)                                \
@@ -111,6 +114,9 @@ typedef struct pvti_cuda {
     bool streaming, bf16; /* bf16: products multiply operands rounded to it, */
     bool tensor;          /* on tensor cores */
     int cores;            /* multiprocessors */
+#ifdef PVT_CUBLAS
+    cublasHandle_t cublas;
+#endif
     pvt_result failed;
     char why[256];
     pvti_piece *pieces;
@@ -985,14 +991,14 @@ static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, b
                   across);
 }
 
-template <int TILE, bool WEIGHT> static size_t pvti_mma_bytes()
+static size_t pvti_mma_bytes(int tile, bool weight)
 {
-    return (size_t)(4 * TILE * (PVTI_STEP + 8) * 2 + (WEIGHT ? 1 : 2) * TILE * PVTI_STEP * 4);
+    return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
 }
 template <int TILE, bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
     pvti_k_mma(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
-               bool accumulate)
+               bool accumulate, bool)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
@@ -1041,50 +1047,64 @@ typedef struct pvti_product {
     bool accumulate;
 } pvti_product;
 
-/* Some of the rows; a tile of `tile`. */
-static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, float *C, pvti_operand A, int64_t rows, int tile, bool bf16)
+#ifdef PVT_CUBLAS
+/* Rows of C are columns to cuBLAS, so it makes Cᵀ = B·Aᵀ; in bf16 it rounds operands itself. */
+static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
 {
+    float one = 1, add = p->accumulate ? 1.0f : 0.0f;
+    cublasStatus_t status = cublasGemmEx(
+        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N, (int)p->N, (int)p->M,
+        (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F, (int)p->A.ld, &add, p->C, CUDA_R_32F,
+        (int)p->N, bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
+}
+#endif
+/* By tiles: plain multiply-adds, tensor cores of TILE 128 and 64; with a weight and without. */
+typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view, bool, bool);
+static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
+{
+    static const pvti_gemm_kernel kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
+                                                   {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
+                                                   {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
+    static const int tiles[3] = {PVTI_TILE, 128, 64};
+    bool large = pvti_ceil(p->M, 128) * pvti_ceil(p->N, 128) >= s->cores;
+    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
+    size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
+    int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
     pvti_view none;
-    const pvti_view &w = p->w ? *p->w : (memset(&none, 0, sizeof none), none);
-    dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
-#define PVTI_GEMM(bytes, kernel, ...)                                                                               \
-    PVT_LAUNCH((kernel), grid, PVTI_THREADS, bytes, s->stream, C, p->N, rows, p->N, p->K, A, p->B, w, __VA_ARGS__)
-    if (!bf16 || !s->tensor) {
-        if (p->w) PVTI_GEMM(0, pvti_k_gemm<true>, p->accumulate, bf16);
-        else PVTI_GEMM(0, pvti_k_gemm<false>, p->accumulate, bf16);
-    } else if (tile == 128) {
-        if (p->w) PVTI_GEMM((pvti_mma_bytes<128, true>()), (pvti_k_mma<128, true>), p->accumulate);
-        else PVTI_GEMM((pvti_mma_bytes<128, false>()), (pvti_k_mma<128, false>), p->accumulate);
-    } else {
-        if (p->w) PVTI_GEMM((pvti_mma_bytes<64, true>()), (pvti_k_mma<64, true>), p->accumulate);
-        else PVTI_GEMM((pvti_mma_bytes<64, false>()), (pvti_k_mma<64, false>), p->accumulate);
+    memset(&none, 0, sizeof none);
+    for (int64_t m = 0; m < p->M; m += most) {
+        int64_t rows = pvti_least(p->M - m, most);
+        dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
+        pvti_operand A = p->A;
+        A.data += A.across ? m : m * A.ld;
+        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows, p->N, p->K,
+                   A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
+        pvti_check(s, cudaGetLastError(), "a product");
     }
-#undef PVTI_GEMM
-    pvti_check(s, cudaGetLastError(), "a product");
 }
 /* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
     pvti_product p = {C, M, N, K, A, B, w, accumulate};
-    bool bf16 = s->bf16 && M >= 16;
-    bool large = bf16 && s->tensor && pvti_ceil(M, 128) * pvti_ceil(N, 128) >= s->cores;
-    int tile = large ? 128 : PVTI_TILE;
+    int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
     pvti_view none;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
+    memset(&none, 0, sizeof none);
     if (M <= 4 && !A.across && !B.across && K > 0) {
-        int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
-        memset(&none, 0, sizeof none);
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
         if (w) PVTI_BLOCKS(s, pvti_k_gemv<true>, blocks, C, A.data, (int)M, N, K, B, *w, accumulate);
         else PVTI_BLOCKS(s, pvti_k_gemv<false>, blocks, C, A.data, (int)M, N, K, B, none, accumulate);
         return;
     }
-    for (int64_t m = 0; m < M; m += 65535 * (int64_t)tile) { /* a grid's second side ends there */
-        A.data += A.across ? m : m * A.ld;
-        pvti_launch_gemm(s, &p, C + m * N, A, pvti_least(M - m, 65535 * (int64_t)tile), tile, bf16);
-        A.data = p.A.data;
+#ifdef PVT_CUBLAS
+    if (!w && K > 0 && M < INT32_MAX && N < INT32_MAX && K < INT32_MAX) {
+        pvti_cublas(s, &p, s->bf16 && M >= 16);
+        return;
     }
+#endif
+    pvti_launch_gemm(s, &p, s->bf16 && M >= 16);
 }
 
 /* y += bias, row by row. */
@@ -2987,6 +3007,9 @@ static void pvti_op_close(void *state)
 {
     PVTI_STATE;
     if (s->streaming) cudaStreamSynchronize(s->stream);
+#ifdef PVT_CUBLAS
+    if (s->cublas) cublasDestroy(s->cublas);
+#endif
     for (int64_t i = 0; i < s->n_pieces; i++)
         if (s->pieces[i].first) cudaFree(s->pieces[i].at);
     if (s->streaming) cudaStreamDestroy(s->stream);
@@ -3024,10 +3047,14 @@ static bool pvti_open_tensor(pvti_cuda *s)
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
     if (s->tensor) /* beyond 48 KiB one has to ask */
         error = cudaFuncSetAttribute(pvti_k_mma<128, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes<128, true>());
+                                     (int)pvti_mma_bytes(128, true));
     if (s->tensor && error == cudaSuccess)
         error = cudaFuncSetAttribute(pvti_k_mma<128, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes<128, false>());
+                                     (int)pvti_mma_bytes(128, false));
+#ifdef PVT_CUBLAS
+    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
+        pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");
+#endif
     return pvti_check(s, error, "preparing tensor cores");
 }
 static pvt_result pvti_open_state(pvti_cuda *s)
@@ -3095,4 +3122,15 @@ extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
     if (ordinal < 0 || ordinal >= PVTI_ORDINALS) return PVT_ERR_ARGUMENT;
     *out = &pvti_tables[ordinal];
     return PVT_OK;
+}
+extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes)
+{
+    cudaDeviceProp p;
+    size_t left = 0, all = 0;
+    bool known = cudaSetDevice(ordinal) == cudaSuccess && cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
+                 cudaMemGetInfo(&left, &all) == cudaSuccess;
+    cudaGetLastError();
+    if (name && name_bytes > 0) snprintf(name, (size_t)name_bytes, "%s", known ? p.name : "");
+    *free_bytes = (int64_t)left, *bytes = (int64_t)all;
+    return known ? PVT_OK : PVT_ERR_UNSUPPORTED;
 }

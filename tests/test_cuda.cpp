@@ -733,7 +733,11 @@ static void test_refusals()
     CHECK(pvt_cuda_device(-1, &other) == PVT_ERR_ARGUMENT && !other && pvt_cuda_device(16, &other) == PVT_ERR_ARGUMENT);
     CHECK(pvt_cuda_device(3, &other) == PVT_OK && open_context(other, false, &ctx) == PVT_ERR_UNSUPPORTED && !ctx);
     CHECK(strstr(why, "cuda:3: there is no GPU 3: CUDA counts 1 here"));
+    char name[10];
+    int64_t left, all;
+    CHECK(pvt_cuda_memory(0, name, sizeof name, &left, &all) == PVT_OK && strcmp(name, "a GPU of ") == 0 && 0 < left && left < all);
     shim::w.devices = 0;
+    CHECK(pvt_cuda_memory(0, name, sizeof name, &left, &all) == PVT_ERR_UNSUPPORTED && !name[0]);
     CHECK(open_context(device, false, &ctx) == PVT_ERR_UNSUPPORTED && strstr(why, "no GPU that CUDA can use was found"));
     shim::w.devices = 1;
     CHECK_OK(there, pvt_weight_borrow(there, x, PVT_IQ4_NL, 1, 32, &w));

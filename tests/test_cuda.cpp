@@ -2,6 +2,9 @@
     op by op on odd sizes, and as a whole, one tuning run of a tiny model. Then every barrier of every kernel is left
     out once, and the same comparisons have to notice.
 
+    `make test-cuda` has nvcc compile the same for a GPU: then the comparisons are the GPU's, and what plants faults is
+    left out.
+
     Rounding: where an op only moves numbers or does the processor's arithmetic in the processor's order, none. Else
     the largest difference relative to the largest number of the result, stated at each op. */
 #include <stdint.h>
@@ -9,6 +12,21 @@ static int64_t slab; /* 0: each allocation alone, so that the shim sees what is 
 #define PVT_CUDA_SLAB slab
 #define PVT_CUDA_ROOM ((int64_t)1 << 20)
 #include "../pvtune_cuda.cu"
+#ifdef __CUDACC__
+/* What is asked of the shim, with no answer. */
+namespace shim {
+static struct nothing {
+    uint64_t random;
+    int64_t launches, errors, fail_launch, fail_malloc, mallocs;
+    int devices, ptx, cores, omit, n_lines, lines[1];
+    char *base, *end, why[1];
+} w;
+static void guard(bool) {}
+} // namespace shim
+static const bool on_gpu = true;
+#else
+static const bool on_gpu = false;
+#endif
 
 #include <sys/wait.h>
 #include <time.h>
@@ -486,7 +504,9 @@ static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
     uint64_t *sorted = (uint64_t *)malloc((size_t)n * sizeof *sorted);
     for (int64_t i = 0; i < n; i++) {
         H(keys)[i] = values ? (float)((int)(H(keys)[i] * (float)values)) : H(keys)[i];
-        sorted[i] = (uint64_t)pvti_turned(H(keys)[i]) << 32 | (uint64_t)i;
+        uint32_t bits;
+        memcpy(&bits, &H(keys)[i], 4);
+        sorted[i] = (uint64_t)(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | (uint64_t)i; /* the largest first */
     }
     qsort(sorted, (size_t)n, sizeof *sorted, by_value);
     for (int64_t i = 0; i < k; i++) ((int64_t *)selected->h)[i] = (int64_t)(sorted[i] & 0xffffffffu);
@@ -851,12 +871,14 @@ int main()
     CHECK(pvt_cuda_device(0, &device) == PVT_OK);
     shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1, shim::w.ptx = 90, shim::w.cores = 1;
     CHECK(open_context(NULL, false, &host) == PVT_OK);
-    CHECK(open_context(device, false, &there) == PVT_OK);
-    if (!there) printf("%s\n", why);
+    CHECK(open_context(device, false, &there) == PVT_OK || on_gpu);
+    if (!there) printf(on_gpu ? "skipped: %s\n" : "%s\n", why);
+    if (!there && on_gpu) return printf("0 passed, 0 failed, 1 skipped\n"), 0;
     if (there) test_parts();
     shim::guard(false);
-    if (there) test_refusals(), test_failures(), test_arena(), test_model();
-    if (there && !quick) test_barriers();
+    if (there && !on_gpu) test_refusals(), test_failures();
+    if (there) test_arena(), test_model();
+    if (there && !quick && !on_gpu) test_barriers();
     if (there) free_models();
     pvt_ctx_destroy(there), pvt_ctx_destroy(host);
     CHECK(shim::w.errors == 0 && shim::w.end == shim::w.base); /* all memory is back, and nothing behind it written */

@@ -260,26 +260,24 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-/* Host memory may be pinned, and then a copy is under way when the call returns: so it is waited for. */
-static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
+static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind, const char *what)
 {
     PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(to, host, (size_t)bytes, cudaMemcpyHostToDevice, s->stream), "a copy to the GPU");
-    pvti_op_synchronise(s);
+    if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
+    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
+    if (kind != cudaMemcpyDeviceToDevice && bytes > 0) pvti_op_synchronise(s);
+}
+static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
+{
+    pvti_copy_bytes(state, to, host, bytes, cudaMemcpyHostToDevice, "a copy to the GPU");
 }
 static void pvti_op_copy_out(void *state, void *host, const void *from, int64_t bytes)
 {
-    PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(host, from, (size_t)bytes, cudaMemcpyDeviceToHost, s->stream), "a copy to the host");
-    pvti_op_synchronise(s);
+    pvti_copy_bytes(state, host, from, bytes, cudaMemcpyDeviceToHost, "a copy to the host");
 }
 static void pvti_op_copy(void *state, void *to, const void *from, int64_t bytes)
 {
-    PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, s->stream), "a copy on the GPU");
+    pvti_copy_bytes(state, to, from, bytes, cudaMemcpyDeviceToDevice, "a copy on the GPU");
 }
 static void pvti_op_zero(void *state, void *memory, int64_t bytes)
 {
@@ -924,30 +922,30 @@ enum { PVTI_STEP = 32 };
 
 /* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place in the tile. */
 typedef struct pvti_place {
-    int64_t line, first;
-    int n, at;
+    int line, first, n, at; /* of 32 bits: registers are short here */
 } pvti_place;
 template <int TILE>
-static __device__ inline pvti_place pvti_place_of(int run, bool across, int64_t r0, int64_t k0, int64_t R, int64_t K)
+static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
 {
     enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
     pvti_place p;
     int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
     p.at = line * (across ? TILE + 8 : PVTI_STEP + 8) + first;
     p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
-    p.n = p.line < (across ? K : R) ? (int)pvti_most(0, pvti_least(8, (across ? R : K) - p.first)) : 0;
+    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
+    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
     return p;
 }
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
-static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int64_t r0, int64_t k0, int64_t R, int64_t K)
+static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
 {
     bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
     for (int j = 0; j < 2 * TILE / 64; j++) {
         int run = (int)threadIdx.x + j / 2 * PVTI_THREADS;
         pvti_place p = pvti_place_of<TILE>(run, x.across, r0, k0, R, K);
         int n = j % 2 ? p.n - 4 : p.n;
-        const float *from = n > 0 ? x.data + p.line * x.ld + p.first + j % 2 * 4 : x.data;
+        const float *from = n > 0 ? x.data + (int64_t)p.line * x.ld + (p.first + j % 2 * 4) : x.data;
         float *to = &raw[j * PVTI_THREADS + (int)threadIdx.x].x;
         if (wide) pvti_copy_16(to, from, 4 * (n > 4 ? 4 : n > 0 ? n : 0));
         for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
@@ -972,8 +970,7 @@ static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw,
     }
 }
 template <int TILE>
-static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int64_t r0, int64_t k0,
-                                               int64_t R, int64_t K)
+static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -996,25 +993,25 @@ static size_t pvti_mma_bytes(int tile, bool weight)
     return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
 }
 template <int TILE, bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_mma(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
+__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
+    pvti_k_mma(float *C, int64_t ldc, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
                bool accumulate, bool)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
-    int64_t m0 = (int64_t)blockIdx.y * TILE, n0 = (int64_t)blockIdx.x * TILE;
+    int M = (int)rows, N = (int)cols, K = (int)depth, m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
-    int64_t row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
+    int row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
     float sum[ROWS][2 * PAIRS][4];
     for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int64_t r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
         bool inside = accumulate && r < M && c < N;
-        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[r * ldc + c] : 0;
+        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[(int64_t)r * ldc + c] : 0;
     }
     pvti_fetch<TILE>(raw, A, m0, 0, M, K);
     if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
-    for (int64_t k0 = 0; k0 < K; k0 += PVTI_STEP) {
+    for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
         uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
         if (WEIGHT) pvti_decode_tile<TILE>(b, w, B.across, n0, k0, N, K);
         pvti_copies_wait();
@@ -1032,8 +1029,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         }
     }
     for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int64_t r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        if (r < M && c < N) C[r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
+        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        if (r < M && c < N) C[(int64_t)r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
     }
 }
 

@@ -864,13 +864,18 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, con
     int64_t j0 = (int64_t)blockIdx.x * per, first = (int64_t)blockIdx.y * PVTI_LOOKUP_ROWS;
     int n = (int)pvti_least(per, w.GI - j0) * w.M;
     x += blockIdx.z * w.I + j0 * w.gig;
-    for (int at = (int)threadIdx.x; at < n * w.K; at += PVTI_THREADS) {
-        int i = at / w.K; /* of the group's codes */
-        const float *entry = w.points + ((int64_t)(i % w.M) * w.K + at % w.K) * w.gig;
-        float sum = 0;
-        for (int d = 0; d < w.gig; d++) sum = fmaf(x[i / w.M * w.gig + d], entry[d], sum);
-        room[at] = sum;
-    }
+    for (int at = (int)threadIdx.x; at < w.M * w.K; at += PVTI_THREADS)
+        for (int d = 0; d < w.gig; d += 8) { /* an entry, for all groups while it is in registers */
+            int some = w.gig - d < 8 ? w.gig - d : 8;
+            float entry[8], in[8];
+            pvti_eight(w.points + (int64_t)at * w.gig + d, some, entry);
+            for (int i = at / w.K; i < n; i += w.M) {
+                float *to = &room[i * w.K + at % w.K], sum = d ? *to : 0;
+                pvti_eight(x + i / w.M * w.gig + d, some, in);
+                for (int k = 0; k < 8; k++) sum = k < some ? fmaf(in[k], entry[k], sum) : sum;
+                *to = sum;
+            }
+        }
     __syncthreads();
     for (int64_t o = first + threadIdx.x; o < pvti_least(w.O, first + PVTI_LOOKUP_ROWS); o += PVTI_THREADS) {
         const uint8_t *codes = (const uint8_t *)w.codes + (o * w.GI + j0) * w.M;

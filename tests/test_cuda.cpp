@@ -302,7 +302,7 @@ static const weight_case weight_cases[] = {
     {"higgs:p1n300", 5, 33}, {"e8p", 9, 40},           {"iq2_xxs", 5, 256},      {"iq2_xs", 3, 512},
     {"had:int:2g8", 12, 40}, {"had2:aqlm:2x4g4", 20, 24}, {"had2:q2_0", 24, 64},
     {"aqlm:1x11g8", 9, 48},   {"aqlm:1x12g4", 5, 36}, /* codebooks that a search has no room for in shared memory */
-    {"aqlm:2x2g8", 21, 280},  {"aqlm:3x2g4", 9, 132},    {"had:aqlm:1x1g8", 521, 16}, /* products by tables */
+    {"aqlm:2x2g8", 21, 280},  {"aqlm:3x2g12", 9, 132},    {"had:aqlm:1x1g8", 521, 16}, /* products by tables */
 };
 enum { UNSTAGED = 15, BY_TABLES = 17 };
 

@@ -37,7 +37,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -122,8 +122,9 @@ comma := ,
 CUDA_EACH  = $(foreach a,$(CUDA_ALL),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) -gencode arch=compute_120$(comma)code=compute_120
 CUDA_CODE  = $(if $(filter all,$(CUDA_ARCH)),$(CUDA_EACH),-arch=$(CUDA_ARCH))
 CUDA_LIBS  = -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -lstdc++ -ldl -lrt
-CUDA_NVCC  = $(NVCC) -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -Wall,-Wextra -ccbin $(firstword $(CXX)) $(CUDA_CODE) -I.
-cuda: ## build/pvtune_cuda: the program with --device cuda[:N] (nvcc from PATH or CUDA_HOME; CUDA_ARCH=all|native|sm_90)
+CUDA_NVCC  = $(NVCC) -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -Wall,-Wextra -ccbin $(firstword $(CXX)) $(CUDA_CODE) -I. $(if $(CUBLAS),-DPVT_CUBLAS)
+CUDA_LIBS += $(if $(CUBLAS),-lcublas)
+cuda: ## build/pvtune_cuda: the program with --device cuda[:N] (nvcc from PATH or CUDA_HOME; CUDA_ARCH=all|native|sm_90; CUBLAS=1: products of plain numbers by cuBLAS)
 	@if [ -z "$(NVCC)" ]; then echo "make cuda: no nvcc, neither in PATH nor in CUDA_HOME: install the CUDA toolkit"; exit 1; fi
 	@$(MAKE) --no-print-directory BUILD=$(BUILD) NVCC=$(NVCC) $(BUILD)/pvtune_cuda
 $(BUILD)/pvtune_cuda.o: pvtune_cuda.cu pvtune.h
@@ -132,6 +133,17 @@ $(BUILD)/pvtune_cuda.o: pvtune_cuda.cu pvtune.h
 	@sh bench/cuda_kernels.sh $@.log
 $(BUILD)/pvtune_cuda: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o
 	$(COMPILE) -DPVTUNE_CUDA -o $@ $< $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o $(LDFLAGS) $(CUDA_LIBS) $(LDLIBS)
+
+# the same comparisons with the processor as tests/test_cuda, on a GPU
+$(BUILD)/tests/test_cuda_gpu: tests/test_cuda.cpp tests/test.h pvtune_cuda.cu pvtune.h $(BUILD)/pvtune_impl.o
+	@mkdir -p $(@D)
+	$(CUDA_NVCC) -x cu $< -o $@.o -c && $(CXX) -o $@ $@.o $(BUILD)/pvtune_impl.o $(LDFLAGS) $(CUDA_LIBS) $(LDLIBS)
+$(BUILD)/bench_cuda: bench/cuda.cpp pvtune.h $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o
+	$(CXX) -std=c++17 -O2 $(CXX_WARN) -I. -o $@ $< $(BUILD)/pvtune_impl.o $(BUILD)/pvtune_cuda.o $(LDFLAGS) $(CUDA_LIBS) $(LDLIBS)
+test-cuda: ## every op of the GPU against the processor, on a GPU (CUDA_ARCH=native is quickest), also under compute-sanitizer
+	@MAKE="$(MAKE)" BUILD=$(BUILD) NVCC=$(NVCC) CUDA_ARCH=$(CUDA_ARCH) sh bench/cuda.sh test
+bench-cuda: ## time the GPU's kernels beside torch, cuBLAS and aqlm, where they are installed: one table (ten minutes)
+	@MAKE="$(MAKE)" BUILD=$(BUILD) NVCC=$(NVCC) CUDA_ARCH=$(CUDA_ARCH) sh bench/cuda.sh bench
 
 bench: $(BENCHES:%=$(BUILD)/bench/%) ## build and run every benchmark in bench/ (one of them: make build/bench/NAME)
 	@rows=; for program in $(BENCHES); do $(BUILD)/bench/$$program $$rows || exit 1; rows=--rows; done

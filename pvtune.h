@@ -839,6 +839,8 @@ typedef struct pvt_device {
    a program links that wants it (`make cuda`); PVTUNE_REAL must be float. Whether there is such a GPU shows when a
    context is made with the table. Errors: ARGUMENT (ordinal). */
 extern pvt_result pvt_cuda_device(int ordinal, const pvt_device **out);
+/* That GPU's name (cut to name_bytes) and memory, in bytes. Errors: UNSUPPORTED (it does not answer): zeros. */
+extern pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes);
 #if PVTUNE_LAYER >= 1
 // >>interface: dtypes
 /* Element types of tensors in files and in dense weights. The Q, IQ and TQ types are GGUF's blocks. */

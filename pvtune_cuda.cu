@@ -5,16 +5,18 @@
         if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;    then pvt_ctx_create(&desc, &ctx)
 
     Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA run
-    time and nothing else.
+    time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
 
     PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
-    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. One
-    stream, one arena; no op of a step allocates. Errors stick (section device of pvtune.h).
+    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. What the
+    processor promises beyond that holds here only in part: a product of one to four rows adds in another order than one
+    of more, so a batch that is cut so small differs in rounding. One stream, one arena; no op of a step allocates.
+    Errors stick (section device of pvtune.h).
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Kernels are plain: no tensor cores, no tables for
-    one-row products; none has run on a GPU yet.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Products of operands rounded to bf16 run on tensor
+    cores (sm_80 and later), all others on plain multiply-adds. None of this has run on a GPU yet.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -33,11 +35,56 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#ifdef PVT_CUBLAS
+#include <cublas_v2.h>
+#endif
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
+
+/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched where
+    the build has no code for sm_80 or later (see pvti_open_state), so what stands there instead only has to compile. */
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
+#define PVTI_PTX(...) __trap()
+#else
+#define PVTI_PTX(...) asm volatile(__VA_ARGS__)
+#endif
+/* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
+   pvti_copies_wait, by others after a barrier behind that. */
+static __device__ inline void pvti_copy_16(void *to, const void *from, int bytes)
+{
+    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+             "r"(bytes) : "memory");
+}
+static __device__ inline void pvti_copy_4(void *to, const void *from, int bytes)
+{
+    PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+             "r"(bytes) : "memory");
+}
+static __device__ inline void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
+   the next of row l/4 of each matrix; turned: of column l/4. */
+static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (turned)
+        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+    else
+        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
+   both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
+static __device__ inline void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
+{
+    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+             "{%0, %1, %2, %3};"
+             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(first), "r"(second));
+}
 #else
 #include "tests/cuda_shim.h"
 #endif
@@ -64,7 +111,12 @@ typedef struct pvti_cuda {
     const pvt_device *table;
     int ordinal;
     cudaStream_t stream;
-    bool streaming, bf16; /* bf16: products multiply operands rounded to it */
+    bool streaming, bf16; /* bf16: products multiply operands rounded to it, */
+    bool tensor;          /* on tensor cores */
+    int cores;            /* multiprocessors */
+#ifdef PVT_CUBLAS
+    cublasHandle_t cublas;
+#endif
     pvt_result failed;
     char why[256];
     pvti_piece *pieces;
@@ -98,6 +150,9 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
             pvti_check(s, cudaGetLastError(), #kernel);                                               \
         }                                                                                             \
     } while (0)
+/* With a thread, or a block, to each of n. */
+#define PVTI_EACH(s, kernel, n, ...) PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
+#define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
 static pvti_cuda *pvti_here(void *state)
@@ -205,26 +260,24 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-/* Host memory may be pinned, and then a copy is under way when the call returns: so it is waited for. */
-static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
+static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind, const char *what)
 {
     PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(to, host, (size_t)bytes, cudaMemcpyHostToDevice, s->stream), "a copy to the GPU");
-    pvti_op_synchronise(s);
+    if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
+    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
+    if (kind != cudaMemcpyDeviceToDevice && bytes > 0) pvti_op_synchronise(s);
+}
+static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
+{
+    pvti_copy_bytes(state, to, host, bytes, cudaMemcpyHostToDevice, "a copy to the GPU");
 }
 static void pvti_op_copy_out(void *state, void *host, const void *from, int64_t bytes)
 {
-    PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(host, from, (size_t)bytes, cudaMemcpyDeviceToHost, s->stream), "a copy to the host");
-    pvti_op_synchronise(s);
+    pvti_copy_bytes(state, host, from, bytes, cudaMemcpyDeviceToHost, "a copy to the host");
 }
 static void pvti_op_copy(void *state, void *to, const void *from, int64_t bytes)
 {
-    PVTI_STATE;
-    if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, s->stream), "a copy on the GPU");
+    pvti_copy_bytes(state, to, from, bytes, cudaMemcpyDeviceToDevice, "a copy on the GPU");
 }
 static void pvti_op_zero(void *state, void *memory, int64_t bytes)
 {
@@ -283,9 +336,7 @@ static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpos
 // >>sums
 /*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
 
-typedef struct pvti_sum_room {
-    double part[32];
-} pvti_sum_room;
+typedef double pvti_sum_room[32];
 
 static __device__ inline double pvti_warp_sum(double x)
 {
@@ -298,9 +349,9 @@ static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
     double sum = 0;
     x = pvti_warp_sum(x);
     __syncthreads(); /* the room may still be read */
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
-    for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room.part[i];
+    for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room[i];
     return sum;
 }
 /* Likewise the largest; the room's first use, for nothing here waits until it is read. */
@@ -308,11 +359,33 @@ static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
 {
     float most;
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = (double)x;
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = (double)x;
     __syncthreads();
-    most = (float)room.part[0];
-    for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room.part[i]);
+    most = (float)room[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room[i]);
     return most;
+}
+
+typedef uint64_t pvti_scan_room[32];
+/* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
+template <class T> static __device__ inline T pvti_block_before(T x, pvti_scan_room &room, T *total)
+{
+    T *part = (T *)(void *)room, sum = x, before = 0;
+    unsigned lane = threadIdx.x % 32;
+    for (unsigned by = 1; by < 32; by *= 2) {
+        T other = __shfl_up_sync(0xffffffffu, sum, by);
+        if (lane >= by) sum += other;
+    }
+    x = __shfl_up_sync(0xffffffffu, sum, 1);
+    __syncthreads(); /* the room may still be read */
+    if (lane == 31) part[threadIdx.x / 32] = sum;
+    __syncthreads();
+    *total = 0;
+    for (unsigned i = 0; i < blockDim.x / 32; i++) {
+        if (i == threadIdx.x / 32) before = *total;
+        *total += part[i];
+    }
+    return lane > 0 ? before + x : before;
 }
 
 // >>weights
@@ -327,6 +400,7 @@ typedef struct pvti_view {
     int M, K, ig, wide;   /* ig: the format's; wide: codes of 16 bits */
     int gog, gig;         /* the tile of weights that one group covers */
     int pairs, kept;      /* iq2_xs: factors in an array; bits of codes that a search leaves */
+    bool whole;           /* eight neighbours from a multiple of 8 on share a scale, and are read at once */
     float origin;         /* of signed integers */
     int64_t O, I, GI, groups;
     int64_t block, blocks; /* inputs that share a scale, and scales in a row of groups */
@@ -430,34 +504,39 @@ static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64
 /* ---- representations with codes ---- */
 
 /* QLoRA, arXiv 2305.14314, appendix E. */
-static __device__ inline float pvti_nf4_level(int code)
-{
-    const float levels[16] = {
-        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-        -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-        0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f,
-        1.0f};
-    return levels[code & 15];
-}
-/* Number d of the point of an e8p code: pattern · 256 + signs · 2 + shift. */
-static __device__ inline float pvti_e8p_at(const float *patterns, int code, int d)
-{
-    const float *a = patterns + (code >> 8) * 8;
-    unsigned minus = (unsigned)code >> 1 & 0x7fu;
-    int total = 0;
-    for (int i = 0; i < 8; i++) total += (int)(a[i] + a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
-    minus |= (unsigned)((__popc(minus) & 1) ^ (total / 2 & 1)) << 7;
-    return (minus >> (7 - d) & 1 ? -a[d] : a[d]) + (code & 1 ? 0.25f : -0.25f);
-}
-/* Number d of the point of an iq2 code; bits: of a point's number. */
-static __device__ inline float pvti_iq2_at(const float *points, int code, int bits, int d)
-{
-    unsigned minus = (unsigned)code >> bits & 127u;
-    minus |= (unsigned)(__popc(minus) & 1) << 7;
-    float a = points[(code & ((1 << bits) - 1)) * 8 + d];
-    return minus >> d & 1 ? -a : a;
-}
+static __device__ const float pvti_nf4_levels[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+static __device__ inline float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
 static __device__ inline int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+
+/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
+   e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
+   eighth sign makes the parity. */
+typedef struct pvti_signed {
+    const float *a;
+    unsigned minus;
+    float shift;
+} pvti_signed;
+static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code)
+{
+    int bits = pvti_iq2_bits(w), total = 0;
+    unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
+    pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
+    signs |= (unsigned)(__popc(signs) & 1) << 7;
+    p.minus = signs;
+    if (w.kind != PVTI_E8P) return p;
+    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
+    signs ^= (unsigned)(total / 2 & 1) << 7;
+    for (int i = 0; i < 8; i++) p.minus = p.minus >> 1 | (signs >> (7 - i) & 1) << 7;
+    p.shift = code & 1 ? 0.25f : -0.25f;
+    return p;
+}
+static __device__ inline float pvti_signed_at(const pvti_signed &p, int d)
+{
+    return (p.minus >> d & 1 ? -p.a[d] : p.a[d]) + p.shift;
+}
 /* (s + ½)/4 of a group. */
 static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
@@ -474,8 +553,7 @@ static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group
 static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
 {
     if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
-    if (w.kind == PVTI_E8P) return pvti_e8p_at(w.points, code, d);
-    return pvti_iq2_at(w.points, code & ~w.kept, pvti_iq2_bits(w), d);
+    return pvti_signed_at(pvti_signed_of(w, code & ~w.kept), d);
 }
 static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
@@ -515,21 +593,53 @@ static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int6
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
+/* Entries of eight neighbours of a `whole` weight, decoded in registers, codes read once. */
+static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
+{
+    int64_t group = row * w.GI + col / 8;
+    if (w.kind == PVTI_AQLM) {
+        for (int m = 0; m < w.M; m++) {
+            const float4 *entry = (const float4 *)(const void *)(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8);
+            float4 low = entry[0], high = entry[1];
+            float e[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
+        }
+    } else if (w.gig == 8) {
+        pvti_signed point = pvti_signed_of(w, pvti_code(w, group) & ~w.kept);
+        for (int j = 0; j < 8; j++) out[j] = pvti_signed_at(point, j);
+    } else {
+        uint64_t codes = *(const uint64_t *)(const void *)((const uint8_t *)w.codes + row * w.I + col);
+        float zero = w.kind == PVTI_INT ? w.extra[pvti_scale_index(w, row, col)] : w.origin;
+        for (int j = 0; j < 8; j++) {
+            int code = (int)(codes >> 8 * j & 255);
+            out[j] = w.kind == PVTI_NF4 ? pvti_nf4_level(code) : (float)code - zero;
+        }
+    }
+}
 /* n ≤ 8 neighbours of a row from col on, a multiple of 8; the rest are zeros. */
 static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
 {
-    for (int j = 0; j < 8; j++) out[j] = 0;
-    if (w.kind == PVTI_AQLM && w.gig == 8 && w.gog == 1) { /* codes once for all eight */
-        int64_t group = row * w.GI + col / 8;
-        float scale = w.scales[row];
-        for (int m = 0; m < w.M; m++) {
-            const float *entry = w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8;
-            for (int j = 0; j < 8; j++) out[j] = m ? out[j] + entry[j] : entry[j];
+    if (w.whole) {
+        float unit = pvti_unit(w, row, col);
+        pvti_entries(w, row, col, out);
+        for (int j = 0; j < 8; j++) out[j] *= unit;
+    } else {
+        for (int j = 0; j < 8; j++) {
+            float number = j < n ? pvti_number(w, row, col + j) : 0;
+            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: out stays in registers */
         }
-        for (int j = 0; j < 8; j++) out[j] *= scale;
-        return;
     }
-    for (int j = 0; j < n; j++) out[j] = pvti_number(w, row, col + j);
+}
+/* The same of plain numbers. */
+static __device__ inline void pvti_eight(const float *from, int n, float *out)
+{
+    if (n == 8 && ((uintptr_t)from & 15) == 0) {
+        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
+        out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+        out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+    } else {
+        for (int j = 0; j < 8; j++) out[j] = j < n ? from[j] : 0;
+    }
 }
 
 /* ---- from the host's weight ---- */
@@ -559,6 +669,9 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     default: return false;
     }
     w->K = f->entries > 0 ? f->entries : 1 << f->bits;
+    w->whole = w->gog == 1 && w->I % 8 == 0 && w->block % 8 == 0 && ((uintptr_t)w->codes & 7) == 0 &&
+               (w->gig == 8 ? w->kind != PVTI_HIGGS && ((uintptr_t)w->points & 15) == 0 : w->gig == 1 && !w->wide &&
+                w->kind != PVTI_AQLM && w->kind != PVTI_HIGGS);
     return true;
 }
 /* False, and an error that sticks: a representation that this file does not know. */
@@ -594,9 +707,9 @@ __global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
     if (row >= w.O) return;
     int n = (int)pvti_least(8, w.I - col);
     pvti_run(w, row, col, n, x);
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < 8; j++) {
         float *o = out + row * w.I + col + j;
-        *o = delta < 1 ? delta * x[j] + (1 - delta) * *o : x[j];
+        if (j < n) *o = delta < 1 ? delta * x[j] + (1 - delta) * *o : x[j];
     }
 }
 static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight *weight, double delta)
@@ -604,8 +717,7 @@ static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight 
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_dequantize, pvti_ceil(w.O * pvti_ceil(w.I, 8), PVTI_THREADS), PVTI_THREADS, 0, out, w,
-             (float)delta);
+    PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
 /* The factor of number i in a rotation of blocks of m: its sign over √m. */
@@ -635,8 +747,7 @@ static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *wei
     pvti_view w;
     if (n <= 0 || !pvti_see(s, weight, &w)) return;
     bool turn = weight->format.rotation == 2;
-    PVTI_RUN(s, pvti_k_lookup, pvti_ceil(n * w.I, PVTI_THREADS), PVTI_THREADS, 0, out, w, rows, n,
-             turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
+    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
 }
 
@@ -660,7 +771,7 @@ static pvti_operand pvti_of(const float *data, int64_t ld, bool across)
     return x;
 }
 
-typedef struct pvti_tiles {
+typedef struct alignas(16) pvti_tiles {
     float a[PVTI_DEPTH][PVTI_PITCH], b[PVTI_DEPTH][PVTI_PITCH];
 } pvti_tiles;
 
@@ -668,14 +779,14 @@ typedef struct pvti_tiles {
 static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w,
                                         int64_t r0, int64_t k0, int64_t R, int64_t K, bool bf16)
 {
-    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t % 4 * 8, over = x.across ? t / 8 : t / 4;
+    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
     int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
     int64_t n = (x.across ? R : K) - first;
     bool inside = line < (x.across ? K : R) && n > 0;
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     if (n > 8) n = 8;
     if (inside && w) pvti_run(*w, line, first, (int)n, run);
-    for (int j = 0; inside && !w && j < n; j++) run[j] = x.data[line * x.ld + first + j];
+    else if (inside) pvti_eight(x.data + line * x.ld + first, (int)n, run);
     for (int j = 0; j < 8; j++) {
         float value = pvti_rounded(run[j], bf16);
         if (x.across) tile[over][along + j] = value;
@@ -702,8 +813,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, N, K, bf16);
         __syncthreads();
         for (int k = 0; k < PVTI_DEPTH; k++) {
-            float a[4], b[4];
-            for (int i = 0; i < 4; i++) a[i] = tiles.a[k][r + i], b[i] = tiles.b[k][c + i];
+            float4 x = *(const float4 *)(const void *)&tiles.a[k][r], y = *(const float4 *)(const void *)&tiles.b[k][c];
+            float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
             for (int i = 0; i < 4; i++)
                 for (int j = 0; j < 4; j++) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
         }
@@ -713,53 +824,289 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         for (int j = 0; j < 4 && n0 + c + j < N; j++) C[(m0 + r + i) * ldc + n0 + c + j] = sum[i][j];
 }
 
-/* y[r, o] = x[r]·Ŵ[o] of few rows r: a warp to each, eight inputs to a lane at a time, lanes added by shuffles.
-   Limit: the weight's bytes, once for each row of x. */
+/* ---- one to four rows ----
+   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows, lanes added by
+   shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemv(float *y, const float *x, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
+    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
 {
-    int64_t o = PVTI_INDEX / 32, row = blockIdx.y;
+    int64_t o = PVTI_INDEX / 32;
     int lane = (int)threadIdx.x % 32;
-    float sum = 0, run[8];
+    float sum[4] = {0, 0, 0, 0}, run[8], in[8];
     if (o >= N) return; /* the whole warp */
     for (int64_t k = lane * 8; k < K; k += 256) {
         int n = (int)pvti_least(8, K - k);
         if (WEIGHT) pvti_run(w, o, k, n, run);
-        for (int j = 0; j < n; j++) {
-            float b = WEIGHT ? run[j] : B.data[o * B.ld + k + j];
-            sum = fmaf(x[row * K + k + j], b, sum);
+        else pvti_eight(B.data + o * B.ld + k, n, run);
+        for (int r = 0; r < 4; r++) {
+            if (r >= rows) continue;
+            pvti_eight(x + r * K + k, n, in);
+            for (int j = 0; j < 8; j++) sum[r] = fmaf(in[j], run[j], sum[r]);
         }
     }
-    for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
-    if (lane == 0) y[row * N + o] = accumulate ? y[row * N + o] + sum : sum;
+    for (int r = 0; r < 4; r++) {
+        for (int bits = 16; bits > 0; bits /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
+        if (lane == 0 && r < rows) y[r * N + o] = accumulate ? y[r * N + o] + sum[r] : sum[r];
+    }
 }
 
-/* w NULL: B is plain numbers. Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
+/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which a block
+   makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the processor's products have
+   the like). What blocks have for other groups is added in their order.
+   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512 multiply-adds a
+   weight for tables. */
+enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
+typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
+{
+    PVT_SHARED(pvti_lookups, room);
+    int64_t j0 = (int64_t)blockIdx.x * per, first = (int64_t)blockIdx.y * PVTI_LOOKUP_ROWS;
+    int n = (int)pvti_least(per, w.GI - j0) * w.M;
+    x += blockIdx.z * w.I + j0 * w.gig;
+    for (int at = (int)threadIdx.x; at < w.M * w.K; at += PVTI_THREADS)
+        for (int d = 0; d < w.gig; d += 8) { /* an entry, for all groups while it is in registers */
+            int some = w.gig - d < 8 ? w.gig - d : 8;
+            float entry[8], in[8];
+            pvti_eight(w.points + (int64_t)at * w.gig + d, some, entry);
+            for (int i = at / w.K; i < n; i += w.M) {
+                float *to = &room[i * w.K + at % w.K], sum = d ? *to : 0;
+                pvti_eight(x + i / w.M * w.gig + d, some, in);
+                for (int k = 0; k < 8; k++) sum = k < some ? fmaf(in[k], entry[k], sum) : sum;
+                *to = sum;
+            }
+        }
+    __syncthreads();
+    for (int64_t o = first + threadIdx.x; o < pvti_least(w.O, first + PVTI_LOOKUP_ROWS); o += PVTI_THREADS) {
+        const uint8_t *codes = (const uint8_t *)w.codes + (o * w.GI + j0) * w.M;
+        float sum = 0;
+        int i = 0;
+        for (; i + 4 <= n && ((uintptr_t)codes & 3) == 0; i += 4) { /* four codes at once */
+            unsigned four = *(const unsigned *)(const void *)(codes + i);
+            for (int k = 0; k < 4; k++) sum += room[(i + k) * w.K + (int)(four >> 8 * k & 255)];
+        }
+        for (; i < n; i++) sum += room[i * w.K + codes[i]];
+        parts[((int64_t)blockIdx.x * gridDim.z + blockIdx.z) * w.O + o] = w.scales[o] * sum;
+    }
+}
+/* y (+)= Σ_s parts[s]. */
+__global__ void pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
+{
+    int64_t i = PVTI_INDEX;
+    float sum = 0;
+    if (i >= n) return;
+    for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
+    y[i] = accumulate ? y[i] + sum : sum;
+}
+/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is too small. */
+static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w, bool accumulate)
+{
+    int64_t half = PVT_CUDA_ROOM / 2, n = rows * w->O, per, splits;
+    float *parts = (float *)(void *)(s->room + half);
+    if (w->kind != PVTI_AQLM || w->gog > 1 || w->wide || w->O < 2 * w->K) return false;
+    per = pvti_least(32, PVTI_LOOKUPS / (w->M * w->K)), splits = pvti_ceil(w->GI, per);
+    if (splits * n * 4 > half || rows * (w->I + w->O) * 4 > half) return false;
+    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
+    PVT_LAUNCH(pvti_k_lookups, grid, PVTI_THREADS, 0, s->stream, parts, x, *w, (int)per);
+    if (pvti_check(s, cudaGetLastError(), "a product by tables"))
+        PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
+    return true;
+}
+
+/* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
+   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie
+   as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an odd
+   number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does. Plain numbers
+   come in fp32 by asynchronous copies, under way while the step before is multiplied; each thread rounds what it has
+   copied itself. Weights are decoded straight to their tile.
+   An element's sum goes from C on through k in sixteens, whatever TILE is; inside of sixteen it is the hardware's, which
+   cuts off what is below its window. Limit: 2·M·N·K operations at the tensor cores' rate; shared memory:
+   TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles for 128·128·4 multiply-adds. */
+
+enum { PVTI_STEP = 32 };
+
+/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place in the tile. */
+typedef struct pvti_place {
+    int line, first, n, at; /* of 32 bits: registers are short here */
+} pvti_place;
+template <int TILE>
+static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
+{
+    enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
+    pvti_place p;
+    int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
+    p.at = line * (across ? TILE + 8 : PVTI_STEP + 8) + first;
+    p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
+    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
+    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
+    return p;
+}
+/* Asks for the thread's runs of plain numbers. */
+template <int TILE>
+static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
+{
+    bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
+    for (int j = 0; j < 2 * TILE / 64; j++) {
+        int run = (int)threadIdx.x + j / 2 * PVTI_THREADS;
+        pvti_place p = pvti_place_of<TILE>(run, x.across, r0, k0, R, K);
+        int n = j % 2 ? p.n - 4 : p.n;
+        const float *from = n > 0 ? x.data + (int64_t)p.line * x.ld + (p.first + j % 2 * 4) : x.data;
+        float *to = &raw[j * PVTI_THREADS + (int)threadIdx.x].x;
+        if (wide) pvti_copy_16(to, from, 4 * (n > 4 ? 4 : n > 0 ? n : 0));
+        for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
+    }
+}
+static __device__ inline void pvti_put_halves(uint16_t *to, const float *run)
+{
+    uint4 words;
+    words.x = pvti_to_bf16(run[0]) | pvti_to_bf16(run[1]) << 16, words.y = pvti_to_bf16(run[2]) | pvti_to_bf16(run[3]) << 16;
+    words.z = pvti_to_bf16(run[4]) | pvti_to_bf16(run[5]) << 16, words.w = pvti_to_bf16(run[6]) | pvti_to_bf16(run[7]) << 16;
+    *(uint4 *)(void *)to = words;
+}
+/* A tile of bf16 from what was fetched, or from a weight. */
+template <int TILE>
+static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+{
+    for (int j = 0; j < TILE / 64; j++) {
+        int t = (int)threadIdx.x;
+        float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
+        float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        pvti_put_halves(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
+    }
+}
+template <int TILE>
+static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
+{
+    for (int j = 0; j < TILE / 64; j++) {
+        float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
+        if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
+        pvti_put_halves(tile + p.at, run);
+    }
+}
+/* Rows r … r+15 at k … k+15 of a tile: A of pvti_mma; of B columns r … r+7 are words 0 and 2, r+8 … r+15 1 and 3. */
+template <int TILE>
+static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, bool across, int r, int k)
+{
+    int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
+    pvti_matrices(x, across ? tile + (deep + lane % 8) * (TILE + 8) + row : tile + (row + lane % 8) * (PVTI_STEP + 8) + deep,
+                  across);
+}
+
+static size_t pvti_mma_bytes(int tile, bool weight)
+{
+    return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
+}
+template <int TILE, bool WEIGHT>
+__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
+    pvti_k_mma(float *C, int64_t ldc, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
+               bool accumulate, bool)
+{
+    enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
+    PVT_SHARED_DYNAMIC(uint16_t, halves);
+    float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
+    int M = (int)rows, N = (int)cols, K = (int)depth, m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE;
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
+    int row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
+    float sum[ROWS][2 * PAIRS][4];
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
+        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        bool inside = accumulate && r < M && c < N;
+        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[(int64_t)r * ldc + c] : 0;
+    }
+    pvti_fetch<TILE>(raw, A, m0, 0, M, K);
+    if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
+    for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
+        uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
+        if (WEIGHT) pvti_decode_tile<TILE>(b, w, B.across, n0, k0, N, K);
+        pvti_copies_wait();
+        pvti_round_tile<TILE>(a, raw, A.across);
+        if (!WEIGHT) pvti_round_tile<TILE>(b, raw_b, B.across);
+        __syncthreads(); /* and who is past it has read the other two tiles */
+        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, A, m0, k0 + PVTI_STEP, M, K);
+        if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
+        for (int k = 0; k < PVTI_STEP; k += 16) {
+            unsigned x[ROWS][4], y[PAIRS][4];
+            for (int i = 0; i < ROWS; i++) pvti_fragment<TILE>(x[i], a, A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment<TILE>(y[j], b, B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
+        }
+    }
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
+        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        if (r < M && c < N) C[(int64_t)r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
+    }
+}
+
+/* ---- which of them ---- */
+
+typedef struct pvti_product {
+    float *C;
+    int64_t M, N, K;
+    pvti_operand A, B;
+    const pvti_view *w; /* NULL: B is plain numbers */
+    bool accumulate;
+} pvti_product;
+
+#ifdef PVT_CUBLAS
+/* Rows of C are columns to cuBLAS, so it makes Cᵀ = B·Aᵀ; in bf16 it rounds operands itself. */
+static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
+{
+    float one = 1, add = p->accumulate ? 1.0f : 0.0f;
+    cublasStatus_t status = cublasGemmEx(
+        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N, (int)p->N, (int)p->M,
+        (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F, (int)p->A.ld, &add, p->C, CUDA_R_32F,
+        (int)p->N, bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
+}
+#endif
+/* By tiles: plain multiply-adds, tensor cores of TILE 128 and 64; with a weight and without. */
+typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view, bool, bool);
+static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
+{
+    static const pvti_gemm_kernel kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
+                                                   {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
+                                                   {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
+    static const int tiles[3] = {PVTI_TILE, 128, 64};
+    bool large = pvti_ceil(p->M, 128) * pvti_ceil(p->N, 128) >= s->cores;
+    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
+    size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
+    int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
+    pvti_view none;
+    memset(&none, 0, sizeof none);
+    for (int64_t m = 0; m < p->M; m += most) {
+        int64_t rows = pvti_least(p->M - m, most);
+        dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
+        pvti_operand A = p->A;
+        A.data += A.across ? m : m * A.ld;
+        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows, p->N, p->K,
+                   A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
+        pvti_check(s, cudaGetLastError(), "a product");
+    }
+}
+/* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
+    pvti_product p = {C, M, N, K, A, B, w, accumulate};
+    int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
     pvti_view none;
-    bool bf16 = s->bf16 && M >= 16;
-    dim3 grid((unsigned)pvti_ceil(N, PVTI_TILE), (unsigned)pvti_ceil(M, PVTI_TILE));
-    memset(&none, 0, sizeof none);
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
+    memset(&none, 0, sizeof none);
     if (M <= 4 && !A.across && !B.across && K > 0) {
-        grid = dim3((unsigned)pvti_ceil(N, PVTI_THREADS / 32), (unsigned)M);
-        if (w) PVT_LAUNCH(pvti_k_gemv<true>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, *w, accumulate);
-        else PVT_LAUNCH(pvti_k_gemv<false>, grid, PVTI_THREADS, 0, s->stream, C, A.data, N, K, B, none, accumulate);
-        pvti_check(s, cudaGetLastError(), "a product with few rows");
+        if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
+        if (w) PVTI_BLOCKS(s, pvti_k_gemv<true>, blocks, C, A.data, (int)M, N, K, B, *w, accumulate);
+        else PVTI_BLOCKS(s, pvti_k_gemv<false>, blocks, C, A.data, (int)M, N, K, B, none, accumulate);
         return;
     }
-    for (int64_t m = 0; m < M; m += 65535 * (int64_t)PVTI_TILE) { /* a grid's second side ends there */
-        int64_t rows = pvti_least(M - m, 65535 * (int64_t)PVTI_TILE);
-        pvti_operand part = A;
-        part.data += A.across ? m : m * A.ld;
-        grid.y = (unsigned)pvti_ceil(rows, PVTI_TILE);
-        if (w) PVT_LAUNCH(pvti_k_gemm<true>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, *w, accumulate, bf16);
-        else PVT_LAUNCH(pvti_k_gemm<false>, grid, PVTI_THREADS, 0, s->stream, C + m * N, N, rows, N, K, part, B, none, accumulate, bf16);
-        pvti_check(s, cudaGetLastError(), "a product");
+#ifdef PVT_CUBLAS
+    if (!w && K > 0 && M < INT32_MAX && N < INT32_MAX && K < INT32_MAX) {
+        pvti_cublas(s, &p, s->bf16 && M >= 16);
+        return;
     }
+#endif
+    pvti_launch_gemm(s, &p, s->bf16 && M >= 16);
 }
 
 /* y += bias, row by row. */
@@ -767,9 +1114,7 @@ __global__ void pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
 {
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
-typedef struct pvti_column_room {
-    float part[8][32];
-} pvti_column_room;
+typedef float pvti_column_room[8][32];
 /* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
    each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
 __global__ void __launch_bounds__(PVTI_THREADS)
@@ -781,10 +1126,10 @@ __global__ void __launch_bounds__(PVTI_THREADS)
     float sum = 0;
     for (int64_t i = part; i < n && c < C; i += 8)
         sum += a[i * C + c] * (b ? b[i * C + c] : 1) * (r ? r[i] : 1);
-    room.part[part][lane] = sum;
+    room[part][lane] = sum;
     __syncthreads();
     if (part || c >= C) return;
-    for (int k = 1; k < 8; k++) sum += room.part[k][lane];
+    for (int k = 1; k < 8; k++) sum += room[k][lane];
     sums[c] += sum;
 }
 
@@ -793,7 +1138,7 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
 {
     PVTI_STATE;
     pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
-    if (bias) PVTI_RUN(s, pvti_k_bias, pvti_ceil(n * O, PVTI_THREADS), PVTI_THREADS, 0, y, bias, n, O);
+    if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
 static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
                                     const float *W, int64_t n, int64_t I, int64_t O)
@@ -802,8 +1147,8 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
     if (n <= 0) return;
     if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(W, I, true), NULL, true);
     if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
-    if (dbias) PVTI_RUN(s, pvti_k_columns, pvti_ceil(O, 32), PVTI_THREADS, 0, dbias, dy, (const float *)NULL,
-                        (const float *)NULL, n, O);
+    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, (const float *)NULL, (const float *)NULL,
+                           n, O);
 }
 
 /* ---- with a weight; rotated ones take the work space, some rows at a time ---- */
@@ -882,7 +1227,7 @@ __global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n
 static void pvti_op_residual_forward(void *state, float *out, const float *a, const float *b, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_add, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, a, b, n);
+    PVTI_EACH(s, pvti_k_add, n, out, a, b, n);
 }
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
@@ -911,13 +1256,13 @@ __global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, 
 static void pvti_op_swiglu_forward(void *state, float *out, const float *gate, const float *up, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_swiglu, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, gate, up, n);
+    PVTI_EACH(s, pvti_k_swiglu, n, out, gate, up, n);
 }
 static void pvti_op_swiglu_backward(void *state, float *dgate, float *dup, const float *dout, const float *gate,
                                     const float *up, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_swiglu_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, dgate, dup, dout, gate, up, n);
+    PVTI_EACH(s, pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n);
 }
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
@@ -950,15 +1295,15 @@ static void pvti_op_rmsnorm_forward(void *state, float *out, float *rstd, const 
                                     int64_t n, int64_t C, float eps)
 {
     PVTI_STATE;
-    if (C > 0) PVTI_RUN(s, pvti_k_norm, n, PVTI_THREADS, 0, out, rstd, x, weight, C, eps);
+    if (C > 0) PVTI_BLOCKS(s, pvti_k_norm, n, out, rstd, x, weight, C, eps);
 }
 static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
                                      const float *rstd, const float *weight, int64_t n, int64_t C)
 {
     PVTI_STATE;
     if (n <= 0 || C <= 0) return;
-    if (dweight) PVTI_RUN(s, pvti_k_columns, pvti_ceil(C, 32), PVTI_THREADS, 0, dweight, dout, x, rstd, n, C);
-    if (dx) PVTI_RUN(s, pvti_k_norm_back, n, PVTI_THREADS, 0, dx, dout, x, rstd, weight, C);
+    if (dweight) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(C, 32), dweight, dout, x, rstd, n, C);
+    if (dx) PVTI_BLOCKS(s, pvti_k_norm_back, n, dx, dout, x, rstd, weight, C);
 }
 
 enum { PVTI_FREQUENCIES = 128 };
@@ -985,8 +1330,7 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
         memset(&f, 0, sizeof f);
         n = pvti_least(PVTI_FREQUENCIES, HS / 2 - j);
         memcpy(f.f, inv_freq + j, (size_t)n * sizeof *f.f);
-        PVTI_RUN(s, pvti_k_rope_table, pvti_ceil(n * T, PVTI_THREADS), PVTI_THREADS, 0, cosines, sines, f, n, j, HS / 2,
-                 pos, T);
+        PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
 /* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
@@ -1004,7 +1348,7 @@ static void pvti_rope(pvti_cuda *s, float *x, const float *cosines, const float 
                       int64_t NH, int64_t HS, int pairing, float sign)
 {
     int64_t n = B * T * NH * (HS / 2);
-    PVTI_RUN(s, pvti_k_rope, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, x, cosines, sines, n, T, NH, HS, pairing, sign);
+    PVTI_EACH(s, pvti_k_rope, n, x, cosines, sines, n, T, NH, HS, pairing, sign);
 }
 static void pvti_op_rope_forward(void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
                                  int64_t NH, int64_t HS, pvt_rope_pairing pairing)
@@ -1027,7 +1371,7 @@ static void pvti_op_embedding_forward(void *state, float *out, const float *tabl
                                       int64_t V, int64_t C)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_embedding, pvti_ceil(n * C, PVTI_THREADS), PVTI_THREADS, 0, out, table, ids, n, V, C);
+    PVTI_EACH(s, pvti_k_embedding, n * C, out, table, ids, n, V, C);
 }
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
@@ -1053,7 +1397,7 @@ static void pvti_op_embedding_backward(void *state, float *dtable, const float *
                                        int64_t V, int64_t C)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_embedding_back, n, PVTI_THREADS, 0, dtable, dout, ids, n, V, C);
+    PVTI_BLOCKS(s, pvti_k_embedding_back, n, dtable, dout, ids, n, V, C);
 }
 
 // >>rotation
@@ -1141,8 +1485,8 @@ static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, i
     PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
              m * t.at_once * (int64_t)sizeof(float), t);
     for (int64_t h = m; h < whole; h *= 2)
-        PVTI_RUN(s, pvti_k_butterfly, pvti_ceil(n * C / 2, PVTI_THREADS), PVTI_THREADS, 0, out, across ? C : n * C, h,
-                 across ? n : (int64_t)1, across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
+        PVTI_EACH(s, pvti_k_butterfly, n * C / 2, out, across ? C : n * C, h, across ? n : (int64_t)1,
+                  across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
 }
 static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
 {
@@ -1446,7 +1790,7 @@ static void pvti_op_softmax_update(void *state, pvt_softmax_row *rows, const flo
                                    int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    if (VS > 0) PVTI_RUN(s, pvti_k_softmax_update, n, PVTI_THREADS, 0, rows, logits, targets, v0, VS, ld);
+    if (VS > 0) PVTI_BLOCKS(s, pvti_k_softmax_update, n, rows, logits, targets, v0, VS, ld);
 }
 
 __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
@@ -1462,7 +1806,7 @@ static void pvti_op_softmax_finish(void *state, double *lse, double *loss, const
                                    const int32_t *targets, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_softmax_finish, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, lse, loss, rows, targets, n);
+    PVTI_EACH(s, pvti_k_softmax_finish, n, lse, loss, rows, targets, n);
 }
 
 /* dlogits = scale·(softmax − [v = target]). */
@@ -1480,7 +1824,7 @@ static void pvti_op_cross_entropy_backward(void *state, float *logits, const dou
                                            double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_cross_entropy_back, n, PVTI_THREADS, 0, logits, lse, targets, (float)scale, v0, VS, ld);
+    PVTI_BLOCKS(s, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld);
 }
 
 /* loss += Σ p·(log p − log q), p the teacher. */
@@ -1504,7 +1848,7 @@ static void pvti_op_kl_forward(void *state, double *loss, const float *student, 
                                int64_t VS, int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_kl, n, PVTI_THREADS, 0, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
+    PVTI_BLOCKS(s, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
 }
 /* dlogits = scale·(q − p). */
 __global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
@@ -1524,8 +1868,7 @@ static void pvti_op_kl_backward(void *state, float *student, const double *stude
                                 int64_t ld)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_kl_back, n, PVTI_THREADS, 0, student, student_lse, teacher, teacher_lse, targets, (float)scale,
-             VS, ld);
+    PVTI_BLOCKS(s, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld);
 }
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
@@ -1557,8 +1900,8 @@ static double pvti_op_mse_forward(void *state, const float *a, const float *b, i
     for (int64_t i = 0; i < n; i += piece) {
         int64_t count = pvti_least(piece, n - i), blocks = pvti_ceil(count, PVTI_CHUNK);
         double part = 0;
-        PVTI_RUN(s, pvti_k_distance, blocks, PVTI_THREADS, 0, parts + 1, a + i, b + i, count);
-        PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, parts, parts + 1, blocks, (int64_t)1);
+        PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a + i, b + i, count);
+        PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks, (int64_t)1);
         pvti_op_copy_out(s, &part, parts, (int64_t)sizeof part);
         sum += part;
     }
@@ -1572,8 +1915,7 @@ static void pvti_op_mse_backward(void *state, float *da, const float *a, const f
 {
     PVTI_STATE;
     if (n > 0)
-        PVTI_RUN(s, pvti_k_mse_back, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, da, a, b,
-                 (float)(scale * 2 / (double)n), n);
+        PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
 }
 
 /* ---- numbers of fp16, and whether all are finite ---- */
@@ -1609,7 +1951,7 @@ static int64_t pvti_op_round_f16(void *state, uint16_t *half, float *real, const
 {
     PVTI_STATE;
     unsigned long long *bad = pvti_no_bad(s);
-    PVTI_RUN(s, pvti_k_round, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, half, real, from, n);
+    PVTI_EACH(s, pvti_k_round, n, bad, half, real, from, n);
     return n > 0 ? pvti_first_bad(s) : -1;
 }
 static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
@@ -1617,7 +1959,7 @@ static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
     PVTI_STATE;
     unsigned long long *bad = pvti_no_bad(s);
     (void)sums;
-    PVTI_RUN(s, pvti_k_finite, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, bad, g, n);
+    PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
     return n <= 0 || pvti_first_bad(s) < 0;
 }
 __global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
@@ -1627,78 +1969,90 @@ __global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int64_t n)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_widen, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, out, half, n);
+    PVTI_EACH(s, pvti_k_widen, n, out, half, n);
 }
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
-    of (key, index), and the same in every run. A block has 4,096 pairs and a thread for each of the 256 digits, which
-    goes through them in order: it counts, and in a second pass moves, those of its digit.
-    Limit: the pairs' bytes three times a pass; in either kernel 4,096·8 shared reads of a warp for a block, which
-    is far more. */
+    of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of which it
+    counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the pairs' bytes three
+    times a pass; a shared addition a pair in `count`, two and a match in `move`. */
 
-enum { PVTI_SORTED = 4096 };
-typedef struct pvti_digits {
-    uint8_t digit[PVTI_SORTED];
-} pvti_digits;
-typedef struct pvti_digit_starts {
-    unsigned total[PVTI_THREADS];
-} pvti_digit_starts;
+enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
+typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
-static __device__ inline int pvti_digits_in(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+/* The block's digits, by warps. */
+static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
-    int count = (int)pvti_least(PVTI_SORTED, n - from);
-    for (int i = (int)threadIdx.x; i < count; i += PVTI_THREADS)
-        room.digit[i] = (uint8_t)(pairs[from + i] >> shift & 255);
+    int t = (int)threadIdx.x, warp = t / 32;
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) room[w][t] = 0;
     __syncthreads();
-    return count;
+    for (int i = warp * PVTI_WARP_SORTED + t % 32; i < (warp + 1) * PVTI_WARP_SORTED && from + i < n; i += 32)
+        atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
+    __syncthreads();
 }
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
 {
     PVT_SHARED(pvti_digits, room);
-    int end = pvti_digits_in(room, pairs, n, shift);
     unsigned count = 0;
-    for (int i = 0; i < end; i++) count += room.digit[i] == threadIdx.x;
-    counts[blockIdx.x * PVTI_THREADS + threadIdx.x] = count;
+    pvti_count_digits(room, pairs, n, shift);
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room[w][threadIdx.x];
+    counts[blockIdx.x * 256 + threadIdx.x] = count;
 }
-/* Counts become places: digit after digit, and of one digit block after block. */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_places(unsigned *counts, int64_t blocks)
+/* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
+__global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
 {
-    PVT_SHARED(pvti_digit_starts, room);
-    unsigned at = 0;
-    for (int64_t b = 0; b < blocks; b++) at += counts[b * PVTI_THREADS + threadIdx.x];
-    room.total[threadIdx.x] = at;
-    __syncthreads();
-    at = 0;
-    for (unsigned d = 0; d < threadIdx.x; d++) at += room.total[d];
-    for (int64_t b = 0; b < blocks; b++) {
-        unsigned *count = &counts[b * PVTI_THREADS + threadIdx.x], n = *count;
-        *count = at;
-        at += n;
+    PVT_SHARED(pvti_scan_room, room);
+    int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
+    uint64_t at = 0, all;
+    counts += threadIdx.x / 4;
+    for (int64_t b = from; b < end; b++) at += counts[b * 256];
+    at = pvti_block_before(at, room, &all);
+    for (int64_t b = from; b < end; b += 8) { /* reads do not wait for writes */
+        unsigned n[8];
+        for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * 256] : 0;
+        for (int i = 0; i < 8; i++) {
+            if (b + i < end) counts[(b + i) * 256] = (unsigned)at;
+            at += n[i];
+        }
     }
 }
 __global__ void __launch_bounds__(PVTI_THREADS)
     pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
-    int end = pvti_digits_in(room, pairs, n, shift);
-    unsigned at = places[blockIdx.x * PVTI_THREADS + threadIdx.x];
-    for (int i = 0; i < end; i++)
-        if (room.digit[i] == threadIdx.x) out[at++] = pairs[(int64_t)blockIdx.x * PVTI_SORTED + i];
+    int t = (int)threadIdx.x, lane = t % 32;
+    unsigned *of = room[t / 32], at = places[blockIdx.x * 256 + t];
+    pvti_count_digits(room, pairs, n, shift);
+    for (int w = 0; w < PVTI_SORT_WARPS; w++) {
+        unsigned count = room[w][t];
+        room[w][t] = at;
+        at += count;
+    }
+    __syncthreads();
+    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* 32 in a row; lanes with the same digit go one behind the other */
+        int64_t i = (int64_t)blockIdx.x * PVTI_SORTED + t / 32 * PVTI_WARP_SORTED + k + lane;
+        uint64_t pair = i < n ? pairs[i] : 0;
+        int digit = i < n ? (int)(pair >> shift & 255) : -1;
+        unsigned same = __match_any_sync(0xffffffffu, digit), before = (unsigned)__popc(same & ((1u << lane) - 1));
+        unsigned first = before == 0 && digit >= 0 ? atomicAdd(&of[digit], (unsigned)__popc(same)) : 0;
+        first = __shfl_sync(0xffffffffu, first, __ffs((int)same) - 1);
+        if (digit >= 0) out[first + before] = pair;
+    }
 }
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
 static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t n, int bits)
 {
     int64_t blocks = pvti_ceil(n, PVTI_SORTED);
     unsigned *counts = (unsigned *)(void *)s->room;
-    if (blocks * PVTI_THREADS * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
+    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
     for (int shift = 32; shift < 32 + bits; shift += 8) {
         uint64_t *swap = a;
-        PVTI_RUN(s, pvti_k_count, blocks, PVTI_THREADS, 0, counts, a, n, shift);
-        PVTI_RUN(s, pvti_k_places, 1, PVTI_THREADS, 0, counts, blocks);
-        PVTI_RUN(s, pvti_k_move, blocks, PVTI_THREADS, 0, b, a, n, shift, counts);
+        PVTI_BLOCKS(s, pvti_k_count, blocks, counts, a, n, shift);
+        PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
+        PVTI_BLOCKS(s, pvti_k_move, blocks, b, a, n, shift, counts);
         a = b, b = swap;
     }
     return a;
@@ -1744,9 +2098,7 @@ static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, ui
     }
     return low;
 }
-typedef struct pvti_entry_room {
-    float part[PVTI_THREADS];
-} pvti_entry_room;
+typedef float pvti_entry_room[PVTI_THREADS];
 /* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
 __global__ void __launch_bounds__(PVTI_THREADS)
     pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
@@ -1759,10 +2111,10 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         int64_t g = (int64_t)(pairs[i] & 0xffffffffu), go = g / w.GI;
         sum = fmaf(w.scales[go], dW[(go * w.gog + d / w.gig) * w.I + g % w.GI * w.gig + d % w.gig], sum);
     }
-    room.part[threadIdx.x] = sum;
+    room[threadIdx.x] = sum;
     __syncthreads();
     if (part) return;
-    for (int p = 1; p < parts; p++) sum += room.part[p * D + d];
+    for (int p = 1; p < parts; p++) sum += room[p * D + d];
     dbook[(int64_t)blockIdx.x * D + d] += sum;
 }
 
@@ -1791,14 +2143,13 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
     if (!pvti_see(s, weight, &w) || w.kind == PVTI_DENSE) return;
     bool books = w.kind == PVTI_AQLM;
     float *dzeros = w.kind == PVTI_INT ? dvalues[2] : NULL;
-    PVTI_RUN(s, pvti_k_scales, pvti_ceil(w.O / w.gog * w.blocks * 32, PVTI_THREADS), PVTI_THREADS, 0,
-             dvalues[books ? 2 : 1], dzeros, w, dW);
+    PVTI_EACH(s, pvti_k_scales, w.O / w.gog * w.blocks * 32, dvalues[books ? 2 : 1], dzeros, w, dW);
     if (books && !pvti_pairs_room(s, w.groups)) /* of a weight that was never reserved for */
         pvti_fail_with(s, PVT_ERR_MEMORY, "no memory to sort codes");
     for (int m = 0; books && m < w.M; m++) {
-        PVTI_RUN(s, pvti_k_code_pairs, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, s->pairs[0], w, m);
+        PVTI_EACH(s, pvti_k_code_pairs, w.groups, s->pairs[0], w, m);
         const uint64_t *sorted = pvti_sort_pairs(s, s->pairs[0], s->pairs[1], w.groups, w.wide ? 16 : 8);
-        PVTI_RUN(s, pvti_k_codebook, w.K, PVTI_THREADS, 0, dvalues[1] + (int64_t)m * w.K * w.gog * w.gig, w, dW, sorted);
+        PVTI_BLOCKS(s, pvti_k_codebook, w.K, dvalues[1] + (int64_t)m * w.K * w.gog * w.gig, w, dW, sorted);
     }
 }
 
@@ -1869,13 +2220,13 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
     d.eps = (float)o->eps, d.decay = (float)o->weight_decay;
     d.rate = lr * (o->no_debias ? 1 : sqrt(1 - power2) / (1 - power1));
     d.keep = d.lamb ? 1 : (float)(1 - lr * o->weight_decay);
-    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+    PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
     if (!d.lamb || chunks == 0) return;
-    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms, sums, chunks, (int64_t)2);
-    PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norms + 1, sums + 1, chunks, (int64_t)2);
+    PVTI_BLOCKS(s, pvti_k_total, 1, norms, sums, chunks, (int64_t)2);
+    PVTI_BLOCKS(s, pvti_k_total, 1, norms + 1, sums + 1, chunks, (int64_t)2);
     PVTI_RUN(s, pvti_k_lamb_rate, 1, 32, 0, (float *)(void *)(norms + 2), norms, d.rate);
     d.lamb_rate = (const float *)(const void *)(norms + 2);
-    PVTI_RUN(s, pvti_k_adam, chunks, PVTI_THREADS, 0, d);
+    PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
 }
 
 // >>groups
@@ -1918,8 +2269,8 @@ static void pvti_op_group_errors(void *state, float *keys, double *norms, const 
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target);
-    PVTI_RUN(s, pvti_k_row_norms, w.O / w.gog, PVTI_THREADS, 0, norms, w);
+    PVTI_EACH(s, pvti_k_keys, w.groups, keys, w, target);
+    PVTI_BLOCKS(s, pvti_k_row_norms, w.O / w.gog, norms, w);
 }
 
 __global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
@@ -1944,7 +2295,7 @@ static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *we
     PVTI_STATE;
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
-    PVTI_RUN(s, pvti_k_moment_keys, pvti_ceil(w.groups, PVTI_THREADS), PVTI_THREADS, 0, keys, w, target, *moments, root);
+    PVTI_EACH(s, pvti_k_moment_keys, w.groups, keys, w, target, *moments, root);
 }
 
 __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
@@ -1958,16 +2309,92 @@ __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_
 static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double temperature, uint64_t stream)
 {
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_noise, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, keys, groups, temperature, stream);
+    PVTI_EACH(s, pvti_k_noise, groups, keys, groups, temperature, stream);
 }
 
+/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
+
+enum { PVTI_BINS = 2048 };
+typedef unsigned pvti_bins[PVTI_BINS];
+/* The k-th key so far, and how many of those that agree with it are wanted. */
+typedef struct pvti_threshold {
+    unsigned key, left;
+} pvti_threshold;
+
 /* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-__global__ void pvti_k_key_pairs(uint64_t *pairs, const float *keys, int64_t n)
+static __device__ inline unsigned pvti_turned(float key)
 {
-    int64_t i = PVTI_INDEX;
-    if (i >= n) return;
-    unsigned bits = __float_as_uint(keys[i]), ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-    pairs[i] = (uint64_t)(unsigned)~ordered << 32 | (uint64_t)i;
+    unsigned bits = __float_as_uint(key);
+    return bits >> 31 ? bits : ~(bits | 0x80000000u);
+}
+/* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift, int bits)
+{
+    PVT_SHARED(pvti_bins, room);
+    int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
+    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS) room[d] = 0;
+    __syncthreads();
+    for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
+        uint64_t key = pvti_turned(keys[i]);
+        if (key >> (shift + bits) == (uint64_t)threshold->key >> (shift + bits))
+            atomicAdd(&room[key >> shift & ((1u << bits) - 1)], 1u);
+    }
+    __syncthreads();
+    for (int d = (int)threadIdx.x; d < PVTI_BINS; d += PVTI_THREADS)
+        if (room[d]) atomicAdd(&bins[d], room[d]); /* counts: no order */
+}
+/* The bin that holds the k-th of the keys; bins are zero again. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    enum { OWN = PVTI_BINS / PVTI_THREADS };
+    uint64_t left = k > 0 ? (uint64_t)k : threshold->left, all, own = 0, before;
+    bins += threadIdx.x * OWN;
+    for (int i = 0; i < OWN; i++) own += bins[i];
+    before = pvti_block_before(own, room, &all);
+    if (before < left && left <= before + own) { /* one thread */
+        unsigned bin = 0;
+        while (before + bins[bin] < left) before += bins[bin++];
+        threshold->key |= (threadIdx.x * OWN + bin) << shift;
+        threshold->left = (unsigned)(left - before);
+    }
+    for (int i = 0; i < OWN; i++) bins[i] = 0;
+}
+/* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
+   before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
+__global__ void __launch_bounds__(PVTI_THREADS)
+    pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n, const pvti_threshold *threshold)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
+    uint64_t own = 0, all, before;
+    unsigned last = threshold->key, left = threshold->left;
+    for (int64_t i = from; i < end; i++) {
+        unsigned key = pvti_turned(keys[i]);
+        own += key < last ? (uint64_t)1 << 32 : key == last;
+    }
+    before = pvti_block_before(own, room, &all);
+    if (!pairs && threadIdx.x == 0) starts[blockIdx.x] = all;
+    if (!pairs || from >= n) return;
+    before += starts[blockIdx.x];
+    for (int64_t i = from; i < end; i++) {
+        unsigned key = pvti_turned(keys[i]), above = (unsigned)(before >> 32), equal = (unsigned)before;
+        if (key < last || (key == last && equal < left))
+            pairs[above + (equal < left ? equal : left)] = (uint64_t)key << 32 | (uint64_t)i;
+        before += key < last ? (uint64_t)1 << 32 : key == last;
+    }
+}
+__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, int64_t blocks)
+{
+    PVT_SHARED(pvti_scan_room, room);
+    uint64_t carry = 0, all;
+    for (int64_t b = threadIdx.x; b - threadIdx.x < blocks; b += PVTI_THREADS) {
+        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, room, &all);
+        if (b < blocks) counts[b] = carry + before;
+        carry += all;
+    }
 }
 __global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
@@ -1976,34 +2403,50 @@ __global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
+    static const int shifts[3] = {21, 10, 0};
     PVTI_STATE;
-    PVTI_RUN(s, pvti_k_key_pairs, pvti_ceil(groups, PVTI_THREADS), PVTI_THREADS, 0, work, keys, groups);
-    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, groups, 32);
-    PVTI_RUN(s, pvti_k_selected, pvti_ceil(k, PVTI_THREADS), PVTI_THREADS, 0, selected, sorted, k);
+    unsigned *bins = (unsigned *)(void *)s->room;
+    pvti_threshold *threshold = (pvti_threshold *)(void *)(bins + PVTI_BINS);
+    uint64_t *starts = (uint64_t *)(void *)(threshold + 1);
+    int64_t bytes = PVTI_BINS * 4 + (int64_t)sizeof *threshold, blocks = pvti_ceil(groups, 16 * PVTI_THREADS);
+    if (bytes + blocks * 8 > PVT_CUDA_ROOM)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to select from: raise PVT_CUDA_ROOM");
+    if (k < 1 || s->failed != PVT_OK) return;
+    pvti_check(s, cudaMemsetAsync(bins, 0, (size_t)bytes, s->stream), "zeroing memory");
+    for (int i = 0; i < 3; i++) {
+        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, threshold, shifts[i],
+                    i < 2 ? 11 : 10);
+        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
+    }
+    PVTI_BLOCKS(s, pvti_k_select, blocks, (uint64_t *)NULL, starts, keys, groups, threshold);
+    PVTI_BLOCKS(s, pvti_k_starts, 1, starts, blocks);
+    PVTI_BLOCKS(s, pvti_k_select, blocks, work, starts, keys, groups, threshold);
+    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, k, 32);
+    PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 
 typedef struct pvti_accept_room {
-    double x[PVTI_THREADS];
+    pvti_scan_room scan;
+    pvti_sum_room sum;
 } pvti_accept_room;
-/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms, added in
-   order, from shared memory. */
+/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
+   eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
 __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted, const float *change, int64_t n,
                                                               const double *norms, int64_t rows, double trust)
 {
     PVT_SHARED(pvti_accept_room, room);
-    double norm = 0, moved = 0;
-    int64_t count = 1;
-    for (int64_t i = 0; i < rows + n; i += PVTI_THREADS) {
-        int64_t at = i + threadIdx.x;
-        if (at < rows + n) room.x[threadIdx.x] = at < rows ? norms[at] : (double)change[at - rows];
-        __syncthreads();
-        for (int64_t j = i; threadIdx.x == 0 && j < pvti_least(rows + n, i + PVTI_THREADS); j++) {
-            if (j < rows) norm += room.x[j - i];
-            else moved += room.x[j - i], count += moved < trust * trust * norm;
-        }
-        __syncthreads();
+    double norm = 0, carry = 0, count = 0, all;
+    for (int64_t i = threadIdx.x; i < rows; i += PVTI_THREADS) norm += norms[i];
+    norm = pvti_block_sum(norm, room.sum);
+    for (int64_t i = threadIdx.x * 8; i - threadIdx.x * 8 < n; i += 8 * PVTI_THREADS) {
+        double own[8], sum = 0;
+        for (int k = 0; k < 8; k++) own[k] = i + k < n ? (double)change[i + k] : 0, sum += own[k];
+        double moved = carry + pvti_block_before(sum, room.scan, &all);
+        for (int k = 0; k < 8; k++) moved += own[k], count += i + k < n && moved < trust * trust * norm;
+        carry += all;
     }
-    if (threadIdx.x == 0) *accepted = pvti_least(count, n);
+    count = pvti_block_sum(count, room.sum);
+    if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
 __global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
 {
@@ -2027,9 +2470,8 @@ static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_ass
     pvti_view w;
     int64_t *accepted = trust > 0 ? (int64_t *)(void *)s->room : NULL;
     if (!pvti_see(s, weight, &w)) return;
-    if (accepted) PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, accepted, a->change, a->n, norms, w.O / w.gog, trust);
-    PVTI_RUN(s, pvti_k_commit, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a, accepted,
-             (unsigned long long *)(void *)changed);
+    if (accepted) PVTI_BLOCKS(s, pvti_k_accept, 1, accepted, a->change, a->n, norms, w.O / w.gog, trust);
+    PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
 
 __global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
@@ -2059,8 +2501,8 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
     pvti_view w;
     double *norm = (double *)(void *)s->room;
     if (!pvti_see(s, weight, &w)) return;
-    if (wind > 0) PVTI_RUN(s, pvti_k_total, 1, PVTI_THREADS, 0, norm, norms, w.O / w.gog, (int64_t)1);
-    PVTI_RUN(s, pvti_k_return, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, target, w, *a, norm, wind);
+    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
+    PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
 
 // >>search
@@ -2265,33 +2707,63 @@ __global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
 
 /* ---- codebooks ----
    A beam over codebooks, one at a time, in a drawn order: the visited codebook's vector is taken out of each
-   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A block to a
-   group: its threads share the entries; the best are found one after the other, each round passing over what is
-   already taken, so that no list is as long as a codebook.
-   Limit: at most M·beam·keep·K·4·D operations a group (an entry's norm is made anew each time), codebooks through L2. */
+   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp to a
+   group: its lanes share the entries; the best are found one after the other, each round passing over what is
+   already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared memory, turned so
+   that lanes read neighbours, with the entries' norms.
+   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged 4·D, and
+   codebooks through L2. */
 
-enum { PVTI_BEAM = 17, PVTI_SEARCHERS = 128 };
-typedef struct pvti_order {
-    int at[16];
-} pvti_order;
+enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
 typedef struct pvti_candidate {
     float loss;
     int h, k;
 } pvti_candidate;
-typedef struct pvti_search_room {
-    float v[2][PVTI_BEAM][256], base[PVTI_BEAM];
-    uint16_t codes[2][PVTI_BEAM][16];
-    pvti_candidate list[PVTI_BEAM], part[PVTI_SEARCHERS / 32];
-} pvti_search_room;
+/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the next. */
+typedef struct pvti_search {
+    float *v, *base;      /* [2, slots, D]; [slots] */
+    pvti_candidate *list; /* [slots] */
+    uint16_t *codes;      /* [2, slots, M] */
+    const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
+    int slots, D;
+} pvti_search;
+static __host__ __device__ inline int pvti_search_bytes(int slots, int D, int M)
+{
+    return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
+}
 
 static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
 {
     if (a.loss != b.loss) return a.loss < b.loss;
     return a.h != b.h ? a.h < b.h : a.k < b.k;
 }
-/* The first of all threads' candidates, to list[at]; an entry of −1: none of them had one, but then the list begins
-   with hypothesis 0 and its present entry `stay`. */
-static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candidate best, int at, int stay)
+template <bool STAGED>
+static __device__ inline float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
+{
+    if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
+    return w.points[(m * (int64_t)w.K + k) * room.D + d];
+}
+/* ‖entry‖² − 2·v·entry. */
+template <bool STAGED>
+static __device__ inline float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
+{
+    const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
+    float sum = 0, e[8];
+    if (STAGED) {
+        sum = pvti_book_number<true>(room, w, m, k, room.D);
+        for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], pvti_book_number<true>(room, w, m, k, d), sum);
+    } else if (room.D == 8) {
+        pvti_eight(entry, 8, e);
+        for (int d = 0; d < 8; d++) sum = fmaf(e[d], e[d], sum);
+        for (int d = 0; d < 8; d++) sum = fmaf(-2 * v[d], e[d], sum);
+    } else {
+        for (int d = 0; d < room.D; d++) sum = fmaf(entry[d], entry[d], sum);
+        for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], entry[d], sum);
+    }
+    return sum;
+}
+/* The first of all lanes' candidates, to all of them. */
+static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
 {
     for (int bits = 16; bits > 0; bits /= 2) {
         pvti_candidate other;
@@ -2300,132 +2772,165 @@ static __device__ inline void pvti_first_of(pvti_search_room &room, pvti_candida
         other.k = __shfl_xor_sync(0xffffffffu, best.k, bits);
         if (other.k >= 0 && (best.k < 0 || pvti_before(other, best))) best = other;
     }
-    if (threadIdx.x % 32 == 0) room.part[threadIdx.x / 32] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        best = room.part[0];
-        for (int i = 1; i < PVTI_SEARCHERS / 32; i++)
-            if (room.part[i].k >= 0 && (best.k < 0 || pvti_before(room.part[i], best))) best = room.part[i];
-        if (best.k < 0 && at == 0) best.k = stay;
-        room.list[at] = best;
-    }
-    __syncthreads();
+    return best;
 }
-/* The `keep` best of n hypotheses' entries; how many there are, at least one. */
-static __device__ inline int pvti_best_entries(pvti_search_room &room, const float (*v)[256], const float *book, int n,
-                                               int K, int D, int keep, int stay)
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
+   entry of hypothesis 0. */
+template <bool STAGED>
+static __device__ inline int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
 {
+    int lane = (int)threadIdx.x % 32;
+    pvti_candidate last = {0, 0, 0};
     for (int found = 0; found < keep; found++) {
         pvti_candidate best = {INFINITY, 0, -1}, c;
         for (c.h = 0; c.h < n; c.h++)
-            for (c.k = (int)threadIdx.x; c.k < K; c.k += PVTI_SEARCHERS) {
-                const float *entry = book + (int64_t)c.k * D;
-                float sum = 0;
-                for (int d = 0; d < D; d++) sum = fmaf(entry[d], entry[d], sum);
-                for (int d = 0; d < D; d++) sum = fmaf(-2 * v[c.h][d], entry[d], sum);
-                c.loss = sum + room.base[c.h];
-                if (!(c.loss < INFINITY) || (found && !pvti_before(room.list[found - 1], c))) continue;
+            for (c.k = lane; c.k < w.K; c.k += 32) {
+                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, room.v + (now * room.slots + c.h) * room.D) + room.base[c.h];
+                if (!(c.loss < INFINITY) || (found && !pvti_before(last, c))) continue;
                 if (best.k < 0 || pvti_before(c, best)) best = c;
             }
-        pvti_first_of(room, best, found, stay);
-        if (room.list[found].k < 0) return found;
+        last = pvti_first_of(best);
+        if (last.k < 0 && found > 0) return found;
+        if (last.k < 0) last.k = room.codes[now * room.slots * w.M + m];
+        if (lane == 0) room.list[found] = last;
     }
     return keep;
 }
-static __device__ inline void pvti_residual(pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
-                                            int64_t group, int D)
+static __device__ inline void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
-    for (int d = (int)threadIdx.x; d < D; d += PVTI_SEARCHERS) {
+    int lane = (int)threadIdx.x % 32;
+    __syncwarp(); /* the last group's hypotheses may still be read */
+    for (int d = lane; d < room.D; d += 32) {
         float x = a.target[pvti_group_at(w, group, d)] * inverse;
-        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + d];
-        room.v[0][0][d] = x;
+        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * room.D + d];
+        room.v[d] = x;
     }
-    for (int m = (int)threadIdx.x; m < w.M; m += PVTI_SEARCHERS)
-        room.codes[0][0][m] = (uint16_t)pvti_code(w, group * w.M + m);
-    __syncthreads();
+    for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
+    __syncwarp();
 }
 /* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
-static __device__ inline int pvti_visit(pvti_search_room &room, const pvti_view &w, int m, int n, int now, int keep,
+template <bool STAGED>
+static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
                                         bool greedy)
 {
-    int D = w.gog * w.gig, t = (int)threadIdx.x;
-    const float *book = w.points + (int64_t)m * w.K * D;
-    for (int i = t; i < n * D; i += PVTI_SEARCHERS)
-        room.v[now][i / D][i % D] += book[(int64_t)room.codes[now][i / D][m] * D + i % D];
-    __syncthreads();
-    if (t < n) {
-        room.base[t] = 0;
-        for (int d = 0; d < D && !greedy; d++) room.base[t] = fmaf(room.v[now][t][d], room.v[now][t][d], room.base[t]);
+    int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
+    float *v = room.v + now * room.slots * D;
+    const uint16_t *codes = room.codes + now * room.slots * M;
+    for (int i = lane; i < n * D; i += 32) v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
+    __syncwarp();
+    for (int h = lane; h < n; h += 32) {
+        room.base[h] = 0;
+        for (int d = 0; d < D && !greedy; d++) room.base[h] = fmaf(v[h * D + d], v[h * D + d], room.base[h]);
     }
-    __syncthreads();
-    int found = pvti_best_entries(room, room.v[now], book, n, w.K, D, keep, room.codes[now][0][m]);
-    for (int i = t; i < found * D; i += PVTI_SEARCHERS)
-        room.v[1 - now][i / D][i % D] =
-            room.v[now][room.list[i / D].h][i % D] - book[(int64_t)room.list[i / D].k * D + i % D];
-    for (int i = t; i < found * w.M; i += PVTI_SEARCHERS) {
-        int h = i / w.M, j = i % w.M;
-        room.codes[1 - now][h][j] = j == m ? (uint16_t)room.list[h].k : room.codes[now][room.list[h].h][j];
+    __syncwarp();
+    int found = pvti_best_entries<STAGED>(room, w, m, n, now, keep);
+    __syncwarp();
+    for (int i = lane; i < found * D; i += 32) {
+        pvti_candidate c = room.list[i / D];
+        room.v[next * D + i] = v[c.h * D + i % D] - pvti_book_number<STAGED>(room, w, m, c.k, i % D);
     }
-    __syncthreads();
+    for (int i = lane; i < found * M; i += 32) {
+        pvti_candidate c = room.list[i / M];
+        room.codes[next * M + i] = i % M == m ? (uint16_t)c.k : codes[c.h * M + i % M];
+    }
+    __syncwarp();
     return found;
 }
 /* Which of the two best is the answer. */
-static __device__ inline int pvti_answer(const pvti_search_room &room, const pvti_view &w, const pvt_assign &a,
-                                         int64_t group, int n, int now)
+static __device__ inline int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
+                                         int n, int now)
 {
+    const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
     bool same = true;
     if (n < 2) return 0;
-    for (int d = 0; d < w.gog * w.gig; d++) {
-        e1 += (double)room.v[now][0][d] * (double)room.v[now][0][d];
-        e2 += (double)room.v[now][1][d] * (double)room.v[now][1][d];
+    for (int d = 0; d < room.D; d++) {
+        e1 += (double)v[d] * (double)v[d];
+        e2 += (double)v[room.D + d] * (double)v[room.D + d];
     }
     if (a.rounding > 0) return pvti_draw_second(a, group, e1, e2);
-    for (int m = 0; m < w.M; m++) same = same && room.codes[now][0][m] == pvti_code(w, group * w.M + m);
+    for (int m = 0; m < w.M; m++)
+        same = same && room.codes[now * room.slots * w.M + m] == pvti_code(w, group * w.M + m);
     return a.force && same;
 }
-/* ‖scale·Σ (new entries − present ones)‖². */
+/* ‖scale·Σ (new entries − present ones)‖², numbers in turn. */
 static __device__ inline float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
 {
-    int D = w.gog * w.gig;
+    int D = w.gog * w.gig, lane = (int)threadIdx.x % 32;
     double sum = 0, scale = (double)w.scales[group / w.GI];
-    for (int d = 0; d < D; d++) {
+    for (int d0 = 0; d0 < D; d0 += 32) {
         double x = 0;
-        for (int m = 0; m < w.M; m++) {
-            const float *book = w.points + (int64_t)m * w.K * D + d;
+        for (int m = 0; m < w.M && d0 + lane < D; m++) {
+            const float *book = w.points + (int64_t)m * w.K * D + d0 + lane;
             x += (double)book[(int64_t)codes[m] * D] - (double)book[(int64_t)pvti_code(w, group * w.M + m) * D];
         }
-        sum += x * x;
+        x *= x;
+        for (int d = 0; d < 32 && d0 + d < D; d++) sum += __shfl_sync(0xffffffffu, x, d);
     }
     return (float)(sum * scale * scale);
 }
-__global__ void __launch_bounds__(PVTI_SEARCHERS) pvti_k_assign_books(pvti_view w, pvt_assign a, pvti_order order)
+static __device__ inline void pvti_stage(float *books, const pvti_view &w, int D)
 {
-    PVT_SHARED(pvti_search_room, room);
-    int64_t i = blockIdx.x, group = a.groups ? a.groups[i] : i;
-    int n = 1, now = 0, two = a.force || a.rounding > 0;
-    pvti_residual(room, w, a, group, w.gog * w.gig);
-    for (int step = 0; step < w.M; step++, now = 1 - now) {
-        int keep = step + 1 < w.M ? a.beam : two ? 2 : 1;
-        n = pvti_visit(room, w, order.at[step], n, now, keep, a.beam == 1 && !two);
+    for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
+        int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
+        const float *entry = w.points + (m * (int64_t)w.K + k) * D;
+        float norm = 0;
+        for (int i = 0; i < D && d == D; i++) norm = fmaf(entry[i], entry[i], norm);
+        books[at] = d == D ? norm : entry[d];
     }
-    if (threadIdx.x) return;
-    const uint16_t *codes = room.codes[now][pvti_answer(room, w, a, group, n, now)];
-    if (a.change) a.change[i] = pvti_book_change(w, codes, group);
-    for (int m = 0; m < w.M; m++) a.codes[i * w.M + m] = codes[m];
+}
+template <bool STAGED>
+__global__ void __launch_bounds__(PVTI_SEARCHERS, 1) pvti_k_assign_books(pvti_view w, pvt_assign a, uint64_t order, int slots)
+{
+    PVT_SHARED_DYNAMIC(float, shared);
+    int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;
+    pvti_search room;
+    room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
+    room.v = shared + (STAGED ? w.M * w.K * (room.D + 1) : 0) + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    room.base = room.v + 2 * slots * room.D, room.list = (pvti_candidate *)(void *)(room.base + slots);
+    room.codes = (uint16_t *)(void *)(room.list + slots);
+    if (STAGED) pvti_stage(shared, w, room.D);
+    __syncthreads();
+    for (int64_t i = (int64_t)blockIdx.x * warps + warp; i < a.n; i += (int64_t)gridDim.x * warps) {
+        int64_t group = a.groups ? a.groups[i] : i;
+        int n = 1, now = 0;
+        pvti_residual(room, w, a, group);
+        for (int step = 0; step < w.M; step++, now = 1 - now) {
+            int keep = step + 1 < w.M ? a.beam : two ? 2 : 1;
+            n = pvti_visit<STAGED>(room, w, (int)(order >> 4 * step & 15), n, now, keep, a.beam == 1 && !two);
+        }
+        const uint16_t *codes = room.codes + (now * slots + pvti_answer(room, w, a, group, n, now)) * w.M;
+        float change = a.change ? pvti_book_change(w, codes, group) : 0;
+        if (threadIdx.x % 32) continue;
+        if (a.change) a.change[i] = change;
+        for (int m = 0; m < w.M; m++) a.codes[i * w.M + m] = codes[m];
+    }
 }
 
-/* A permutation of the codebooks (Fisher-Yates), as the processor draws it. */
-static pvti_order pvti_book_order(int M, uint64_t seed, uint64_t stream)
+/* A permutation of the codebooks (Fisher-Yates), as the processor draws it: four bits each. */
+static uint64_t pvti_book_order(int M, uint64_t seed, uint64_t stream)
 {
-    pvti_order order;
-    for (int i = 0; i < 16; i++) order.at[i] = i;
+    uint64_t order = 0xfedcba9876543210u;
     for (int i = M - 1; i > 0; i--) {
-        int j = (int)(pvti_random(seed, PVTI_FOR_CODEBOOK_ORDER, stream, (uint64_t)i) % (uint64_t)(i + 1)), t = order.at[i];
-        order.at[i] = order.at[j], order.at[j] = t;
+        int j = (int)(pvti_random(seed, PVTI_FOR_CODEBOOK_ORDER, stream, (uint64_t)i) % (uint64_t)(i + 1));
+        uint64_t differ = (order >> 4 * i ^ order >> 4 * j) & 15;
+        order ^= differ << 4 * i ^ differ << 4 * j;
     }
     return order;
+}
+/* As many warps to a block as its shared memory has room for; codebooks go there where four still have. */
+static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign *a)
+{
+    uint64_t order = pvti_book_order(w->M, a->seed, a->stream);
+    int slots = a->beam > 2 ? a->beam : 2, D = w->gog * w->gig, each = pvti_search_bytes(slots, D, w->M);
+    int64_t books = (int64_t)w->M * w->K * (D + 1) * 4;
+    bool staged = books + 4 * each <= PVTI_SEARCH_BYTES;
+    if (!staged) books = 0;
+    int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
+    int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
+    if (staged) PVTI_RUN(s, pvti_k_assign_books<true>, blocks, 32 * warps, bytes, *w, *a, order, slots);
+    else PVTI_RUN(s, pvti_k_assign_books<false>, blocks, 32 * warps, bytes, *w, *a, order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2433,10 +2938,9 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
     pvti_view w;
     if (!pvti_see(s, weight, &w)) return;
     if (w.kind == PVTI_AQLM) {
-        pvti_order order = pvti_book_order(w.M, a->seed, a->stream);
-        PVTI_RUN(s, pvti_k_assign_books, a->n, PVTI_SEARCHERS, 0, w, *a, order);
+        pvti_assign_books(s, &w, a);
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
-        PVTI_RUN(s, pvti_k_assign_singles, pvti_ceil(a->n, PVTI_THREADS), PVTI_THREADS, 0, w, *a);
+        PVTI_EACH(s, pvti_k_assign_singles, a->n, w, *a);
     } else {
         PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, 64), 64, 0, w, *a);
     }
@@ -2505,6 +3009,9 @@ static void pvti_op_close(void *state)
 {
     PVTI_STATE;
     if (s->streaming) cudaStreamSynchronize(s->stream);
+#ifdef PVT_CUBLAS
+    if (s->cublas) cublasDestroy(s->cublas);
+#endif
     for (int64_t i = 0; i < s->n_pieces; i++)
         if (s->pieces[i].first) cudaFree(s->pieces[i].at);
     if (s->streaming) cudaStreamDestroy(s->stream);
@@ -2533,10 +3040,30 @@ static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text
         return "the GPU does not answer";
     return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
+/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU. */
+static bool pvti_open_tensor(pvti_cuda *s)
+{
+    cudaFuncAttributes code;
+    cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
+    s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
+    if (s->tensor) /* beyond 48 KiB one has to ask */
+        error = cudaFuncSetAttribute(pvti_k_mma<128, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)pvti_mma_bytes(128, true));
+    if (s->tensor && error == cudaSuccess)
+        error = cudaFuncSetAttribute(pvti_k_mma<128, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)pvti_mma_bytes(128, false));
+#ifdef PVT_CUBLAS
+    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
+        pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");
+#endif
+    return pvti_check(s, error, "preparing tensor cores");
+}
 static pvt_result pvti_open_state(pvti_cuda *s)
 {
     if (!pvti_check(s, cudaStreamCreate(&s->stream), "opening a stream")) return s->failed;
     s->streaming = true;
+    if (!pvti_open_tensor(s)) return s->failed;
     s->room = (char *)pvti_take(s, PVT_CUDA_ROOM);
     if (!s->room) {
         pvti_fail_with(s, PVT_ERR_MEMORY, "the GPU has no memory for work space");
@@ -2597,4 +3124,15 @@ extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
     if (ordinal < 0 || ordinal >= PVTI_ORDINALS) return PVT_ERR_ARGUMENT;
     *out = &pvti_tables[ordinal];
     return PVT_OK;
+}
+extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes)
+{
+    cudaDeviceProp p;
+    size_t left = 0, all = 0;
+    bool known = cudaSetDevice(ordinal) == cudaSuccess && cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
+                 cudaMemGetInfo(&left, &all) == cudaSuccess;
+    cudaGetLastError();
+    if (name && name_bytes > 0) snprintf(name, (size_t)name_bytes, "%s", known ? p.name : "");
+    *free_bytes = (int64_t)left, *bytes = (int64_t)all;
+    return known ? PVT_OK : PVT_ERR_UNSUPPORTED;
 }

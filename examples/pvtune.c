@@ -475,6 +475,19 @@ static const pvt_device *choose_device(app *a)
     return device;
 }
 
+/* The device's own name and memory; false: the processor computes, or the GPU does not answer. */
+static bool device_memory(const app *a, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes)
+{
+#ifdef PVTUNE_CUDA
+    const char *device = a->ctx ? pvt_ctx_get_info(a->ctx).device : NULL;
+    int n = device && strchr(device, ':') ? atoi(strchr(device, ':') + 1) : 0;
+    return device && pvt_cuda_memory(n, name, name_bytes, free_bytes, bytes) == PVT_OK;
+#else
+    (void)a, (void)name, (void)name_bytes, (void)free_bytes, (void)bytes;
+    return false;
+#endif
+}
+
 /* The context that the options ask for. */
 static int open_context(app *a)
 {
@@ -885,7 +898,9 @@ static int info_plan(app *a)
     int64_t bytes = pvt_tuner_bytes(a->models[0], teacher, a->o.data ? &a->corpora[0] : NULL, &desc);
     if (bytes == INT64_MAX) return fail(a, "this plan is not possible: %s", pvt_ctx_error(a->ctx));
     put_int(&a->json, "plan_bytes", bytes);
-    if (!a->o.json) printf("tuning     %s at the peak, beside the mapped model files\n", human_bytes((double)bytes, text));
+    if (!a->o.json)
+        printf("tuning     %s at the peak%s, beside the mapped model files\n", human_bytes((double)bytes, text),
+               pvt_ctx_get_info(a->ctx).device ? ", nearly all of it on the device" : "");
     return 0;
 }
 
@@ -974,6 +989,20 @@ static void info_tuning(app *a)
                human_bytes((double)bytes, text));
 }
 
+static void info_device(app *a)
+{
+    char name[200], available[32], whole[32];
+    int64_t left, bytes;
+    if (!device_memory(a, name, sizeof name, &left, &bytes)) return;
+    put_open(&a->json, "device", "{");
+    put_text(&a->json, "device", pvt_ctx_get_info(a->ctx).device), put_text(&a->json, "name", name);
+    put_int(&a->json, "bytes", bytes), put_int(&a->json, "free_bytes", left);
+    put_close(&a->json, "}");
+    if (!a->o.json)
+        printf("device     %s, %s: %s of %s free\n", pvt_ctx_get_info(a->ctx).device, name,
+               human_bytes((double)left, available), human_bytes((double)bytes, whole));
+}
+
 static int verb_info(app *a)
 {
     buffer *t = &a->json;
@@ -1012,6 +1041,7 @@ static int verb_info(app *a)
     }
     put_close(t, "]");
     if (!a->o.plan) info_tuning(a);
+    info_device(a);
     if (a->o.plan) DO(info_plan(a));
     put_close(t, "}");
     return put_result(a);
@@ -1453,15 +1483,18 @@ static int tune_finish(app *a, const tune_state *s)
     return put_result(a);
 }
 
-/* Refuses a plan that the machine's memory cannot hold, before it is tried. */
+/* Refuses a plan that the machine's memory, or the device's, cannot hold, before it is tried. */
 static int tune_fits(app *a, const pvt_tune_desc *desc)
 {
     int64_t bytes = pvt_tuner_bytes(a->models[0], a->models[1], &a->corpora[0], desc);
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    char plan[32], machine[32];
+    char plan[32], machine[32], name[200];
+    int64_t left, all;
+    bool device = device_memory(a, name, sizeof name, &left, &all);
+    if (device) memory = (double)all;
     if (bytes == INT64_MAX || memory <= 0 || (double)bytes <= memory) return 0; /* INT64_MAX: the tuner says why */
-    return fail(a, "this plan takes %s of memory, the machine has %s: lower --micro-batch, --ctx or --memory, or tune on less text",
-                human_bytes((double)bytes, plan), human_bytes(memory, machine));
+    return fail(a, "this plan takes %s of memory, the %s has %s: lower --micro-batch, --ctx or --memory, or tune on less text",
+                human_bytes((double)bytes, plan), device ? "GPU" : "machine", human_bytes(memory, machine));
 }
 
 static bool has_codes(const pvt_model *model)

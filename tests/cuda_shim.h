@@ -37,14 +37,25 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
 };
 
 namespace shim {
 
 enum { THREADS = 1024, STACK = 128 << 10, SHARED = 100 << 10, SLOT = 64 };
 enum { READY, AT_BLOCK, AT_WARP, DONE };
+
+/* An asynchronous copy that was asked for and not waited for. */
+struct copy {
+    char *to;
+    const char *from;
+    int size, bytes;
+};
+enum { COPIES = 64 };
 
 struct fiber {
     ucontext_t context;
@@ -54,6 +65,8 @@ struct fiber {
     int state, line, turn; /* line: of the barrier it waits at; turn: which of two slots it writes next */
     bool started;
     void *fake;
+    copy copies[COPIES];
+    int n_copies;
 };
 
 /* A run's errors, counted; the first in words. */
@@ -73,8 +86,9 @@ struct world {
     char *base, *end, *most, *last_header; /* of device memory; most: the highest end so far */
     int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: the one of that number; −1: none */
     int last, devices; /* cudaError_t; GPUs there are */
+    int ptx, cores;    /* the architecture that kernels were compiled for, as cudaFuncAttributes has it; multiprocessors */
     char why[200];
-    int omit;                    /* the barrier of a block in this line is left out; 0: none */
+    int omit;                    /* the barrier, or wait for copies, in this line is left out; 0: none */
     int lines[256], n_lines;     /* those that were met */
     bool guard; /* device memory is closed between launches */
 };
@@ -143,14 +157,23 @@ static inline void run(int i)
 #endif
 }
 
-/* A barrier of the block; who plants faults leaves it out. */
-static inline void barrier(int line)
+/* A wait is met; false: who plants faults leaves it out. */
+static inline bool met(int line)
 {
     int i = 0;
-    if (line == w.omit) return;
+    if (line == w.omit) return false;
     while (i < w.n_lines && w.lines[i] != line) i++;
     if (i == w.n_lines && i < 256) w.lines[w.n_lines++] = line;
-    suspend(AT_BLOCK, line);
+    return true;
+}
+static inline void barrier(int line)
+{
+    if (met(line)) suspend(AT_BLOCK, line);
+}
+/* The same of a warp. */
+static inline void warp_barrier(int line)
+{
+    if (met(line)) suspend(AT_WARP, line);
 }
 
 /* Threads from … to−1 go on, if all that have not ended wait for that. */
@@ -188,7 +211,7 @@ static inline bool run_warp(int from, const char *kernel)
 static inline void run_block(const char *kernel)
 {
     memset(w.shared, 0xff, SHARED);
-    for (int i = 0; i < w.n; i++) w.thread[i].state = READY;
+    for (int i = 0; i < w.n; i++) w.thread[i].state = READY, w.thread[i].n_copies = 0;
     for (int live = w.n; live > 0;) {
         int warps = (w.n + 31) / 32, first = (int)(next() % (uint64_t)warps), step = next() & 1 ? 1 : warps - 1;
         bool moved = false;
@@ -273,8 +296,84 @@ static inline unsigned ballot(bool vote, int line)
     return mask;
 }
 
+template <class T> unsigned match(T value, int line)
+{
+    unsigned mask = 0;
+    const char *warp = exchange(value, line);
+    for (int i = 0; i < 32; i++) mask |= (unsigned)(memcmp(warp + i * SLOT, &value, sizeof value) == 0) << i;
+    return mask;
+}
+
+/* ---- asynchronous copies and tensor cores ---- */
+
+/* What a copy writes to is no number until it has been waited for; what is read, is read then. */
+static inline void copy_async(void *to, const void *from, int size, int bytes)
+{
+    fiber *f = &w.thread[w.current];
+    if (f->n_copies == COPIES) fail("more copies under way than the shim has room for", "a copy");
+    if ((uintptr_t)to % (unsigned)size || (uintptr_t)from % (unsigned)size) fail("a copy that is not aligned", "a copy");
+    if (f->n_copies == COPIES) return;
+    f->copies[f->n_copies].to = (char *)to, f->copies[f->n_copies].from = (const char *)from;
+    f->copies[f->n_copies].size = size, f->copies[f->n_copies++].bytes = bytes;
+    memset(to, 0xff, (size_t)size);
+}
+static inline void copies_wait(int line)
+{
+    fiber *f = &w.thread[w.current];
+    if (!met(line)) return;
+    for (int i = 0; i < f->n_copies; i++) {
+        const copy *c = &f->copies[i];
+        memcpy(c->to, c->from, (size_t)c->bytes), memset(c->to + c->bytes, 0, (size_t)(c->size - c->bytes));
+    }
+    f->n_copies = 0;
+}
+/* ldmatrix.x4 (PTX ISA 9.7.14.5.15). */
+static inline void matrices(unsigned *x, const uint16_t *row, bool turned, int line)
+{
+    int lane = w.current % 32;
+    if ((uintptr_t)row % 16) fail("a matrix' row that is not aligned", "ldmatrix");
+    const char *warp = exchange(row, line);
+    for (int m = 0; m < 4; m++) {
+        const uint16_t *at[8];
+        for (int i = 0; i < 8; i++) memcpy(&at[i], warp + (8 * m + i) * SLOT, sizeof *at);
+        unsigned low = turned ? at[lane % 4 * 2][lane / 4] : at[lane / 4][lane % 4 * 2];
+        unsigned high = turned ? at[lane % 4 * 2 + 1][lane / 4] : at[lane / 4][lane % 4 * 2 + 1];
+        x[m] = low | high << 16;
+    }
+}
+static inline double half_of(unsigned word, int k)
+{
+    unsigned bits = k ? word & 0xffff0000u : word << 16;
+    float f;
+    return memcpy(&f, &bits, 4), (double)f;
+}
+/* mma.m16n8k16 of bf16 (PTX ISA 9.7.14.5.8); the sixteen products and c are added in double and rounded once. */
+static inline void mma(float *c, const unsigned *a, unsigned first, unsigned second, int line)
+{
+    struct operands {
+        unsigned a[4], b[2];
+    } own = {{a[0], a[1], a[2], a[3]}, {first, second}}, x, y;
+    int lane = w.current % 32;
+    const char *warp = exchange(own, line);
+    for (int i = 0; i < 4; i++) {
+        int row = lane / 4, col = lane % 4 * 2 + i % 2; /* rows + 8: words 1 and 3 of A */
+        double sum = (double)c[i];
+        for (int k = 0; k < 16; k++) {
+            memcpy(&x, warp + (row * 4 + k % 8 / 2) * SLOT, sizeof x);
+            memcpy(&y, warp + (col * 4 + k % 8 / 2) * SLOT, sizeof y);
+            sum += half_of(x.a[i / 2 + k / 8 * 2], k % 2) * half_of(y.b[k / 8], k % 2);
+        }
+        c[i] = (float)sum;
+    }
+}
+
 } // namespace shim
 
+#define pvti_copy_16(to, from, bytes) shim::copy_async(to, from, 16, bytes)
+#define pvti_copy_4(to, from, bytes) shim::copy_async(to, from, 4, bytes)
+#define pvti_copies_wait() shim::copies_wait(__LINE__)
+#define pvti_matrices(x, row, turned) shim::matrices(x, row, turned, __LINE__)
+#define pvti_mma(c, a, first, second) shim::mma(c, a, first, second, __LINE__)
 #define __global__ static
 #define __device__
 #define __host__
@@ -287,9 +386,12 @@ static inline unsigned ballot(bool vote, int line)
 #define blockDim (shim::w.block_size)
 #define gridDim (shim::w.grid)
 #define __syncthreads() shim::barrier(__LINE__)
-#define __syncwarp() shim::suspend(shim::AT_WARP, __LINE__)
+#define __syncwarp() shim::warp_barrier(__LINE__)
 #define __shfl_sync(mask, value, lane) shim::shuffle(value, lane, __LINE__)
 #define __shfl_xor_sync(mask, value, bits) shim::shuffle(value, (int)(threadIdx.x & 31) ^ (bits), __LINE__)
+#define __shfl_up_sync(mask, value, by) \
+    shim::shuffle(value, (int)(threadIdx.x & 31) < (int)(by) ? (int)(threadIdx.x & 31) : (int)(threadIdx.x & 31) - (int)(by), __LINE__)
+#define __match_any_sync(mask, value) shim::match(value, __LINE__)
 #define __ballot_sync(mask, vote) shim::ballot(vote, __LINE__)
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
     ((void)(stream), shim::launch_with(#kernel, kernel, dim3(grid), dim3(block), (size_t)(bytes), __VA_ARGS__))
@@ -300,7 +402,7 @@ static inline unsigned ballot(bool vote, int line)
 #define PVT_SHARED_DYNAMIC(type, name) type *name = (type *)(void *)shim::w.shared
 
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
-static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float __uint_as_float(unsigned x) { float f; memcpy(&f, &x, 4); return f; }
 static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 template <class T> static inline T __ldg(const T *p) { return *p; }
@@ -312,8 +414,15 @@ template <class T> static inline T atomicMin(T *p, T x) { T old = *p; *p = x < o
 typedef int cudaError_t;
 typedef void *cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
-enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
+struct cudaDeviceProp {
+    char name[256];
+};
 
 static inline cudaError_t cudaGetLastError() { int e = shim::w.last; shim::w.last = 0; return e; }
 static inline const char *cudaGetErrorString(cudaError_t e)
@@ -322,8 +431,24 @@ static inline const char *cudaGetErrorString(cudaError_t e)
 }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = shim::w.devices, 0; }
 static inline cudaError_t cudaSetDevice(int) { return 0; }
-static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 9, 0; }
-template <class F> static inline cudaError_t cudaFuncSetAttribute(F *, int, int) { return 0; }
+static inline cudaError_t cudaDeviceGetAttribute(int *value, int which, int)
+{
+    return *value = which == cudaDevAttrMultiProcessorCount ? shim::w.cores : 9, 0;
+}
+template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *)
+{
+    return a->ptxVersion = shim::w.ptx, 0;
+}
+template <class F> static inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes) { return bytes > 99 << 10 ? 1 : 0; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
+{
+    snprintf(p->name, sizeof p->name, "a GPU of fibers");
+    return n < shim::w.devices ? 0 : 101;
+}
+static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *all)
+{
+    return *all = shim::ROOM, *left = shim::ROOM - (size_t)(shim::w.end - shim::w.base), 0;
+}
 static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = &shim::w, 0; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return 0; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }

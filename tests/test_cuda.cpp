@@ -2,6 +2,9 @@
     op by op on odd sizes, and as a whole, one tuning run of a tiny model. Then every barrier of every kernel is left
     out once, and the same comparisons have to notice.
 
+    `make test-cuda` has nvcc compile the same for a GPU: then the comparisons are the GPU's, and what plants faults is
+    left out.
+
     Rounding: where an op only moves numbers or does the processor's arithmetic in the processor's order, none. Else
     the largest difference relative to the largest number of the result, stated at each op. */
 #include <stdint.h>
@@ -9,6 +12,21 @@ static int64_t slab; /* 0: each allocation alone, so that the shim sees what is 
 #define PVT_CUDA_SLAB slab
 #define PVT_CUDA_ROOM ((int64_t)1 << 20)
 #include "../pvtune_cuda.cu"
+#ifdef __CUDACC__
+/* What is asked of the shim, with no answer. */
+namespace shim {
+static struct nothing {
+    uint64_t random;
+    int64_t launches, errors, fail_launch, fail_malloc, mallocs;
+    int devices, ptx, cores, omit, n_lines, lines[1];
+    char *base, *end, why[1];
+} w;
+static void guard(bool) {}
+} // namespace shim
+static const bool on_gpu = true;
+#else
+static const bool on_gpu = false;
+#endif
 
 #include <sys/wait.h>
 #include <time.h>
@@ -118,11 +136,10 @@ static void compare_bytes(const both *b, const char *what)
 static const double EXACT = 0, SUMS = 2e-6; /* SUMS: other orders of sums of some hundred floats */
 
 /* Products: the processor's order, so its bits, but for one to four rows (lanes of a warp). */
-static bool halves; /* the contexts round operands to bf16: sizes where both do, or neither */
 static void ops_linear()
 {
     static const int sizes[][3] = {{70, 65, 131}, {3, 300, 40}, {1, 5, 3}, {3, 300, 19}, {7, 33, 70}, {5, 24, 64}};
-    for (int i = 0; i < (halves ? 2 : 6); i++) {
+    FOR(sizes, i) {
         int n = sizes[i][0], I = sizes[i][1], O = sizes[i][2];
         both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *bias = numbers(O, 1), *y = numbers(n * O, 1);
         both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *db = numbers(O, 1);
@@ -284,7 +301,10 @@ static const weight_case weight_cases[] = {
     {"int:4g16s", 29, 48},    {"q2_0", 7, 128},         {"nf4", 5, 192},          {"higgs:p2n11", 6, 1100},
     {"higgs:p1n300", 5, 33}, {"e8p", 9, 40},           {"iq2_xxs", 5, 256},      {"iq2_xs", 3, 512},
     {"had:int:2g8", 12, 40}, {"had2:aqlm:2x4g4", 20, 24}, {"had2:q2_0", 24, 64},
+    {"aqlm:1x11g8", 9, 48},   {"aqlm:1x12g4", 5, 36}, /* codebooks that a search has no room for in shared memory */
+    {"aqlm:2x2g8", 21, 280},  {"aqlm:3x2g12", 9, 132},    {"had:aqlm:1x1g8", 521, 16}, /* products by tables */
 };
+enum { UNSTAGED = 15, BY_TABLES = 17 };
 
 /* The same weight in both memories. */
 static bool weight_pair(const weight_case *c, pvt_weight *h, pvt_weight *d)
@@ -347,8 +367,9 @@ static void weights_products()
 {
     FOR(weight_cases, i) {
         pvt_weight h, d;
+        if (planted ? i > 0 && i != BY_TABLES : quick && i % 3 && i < BY_TABLES) continue;
         if (!weight_pair(&weight_cases[i], &h, &d)) continue;
-        if (i % 3 == 0 || !(planted || quick)) weight_products(&weight_cases[i], &h, &d);
+        weight_products(&weight_cases[i], &h, &d);
         pvt_weight_free(&h), pvt_weight_free(&d);
     }
 }
@@ -356,7 +377,7 @@ static void weights_values()
 {
     FOR(weight_cases, i) {
         pvt_weight h, d;
-        if (!weight_pair(&weight_cases[i], &h, &d)) continue;
+        if ((planted && i > 1) || !weight_pair(&weight_cases[i], &h, &d)) continue;
         weight_values(&weight_cases[i], &h, &d);
         pvt_weight_free(&h), pvt_weight_free(&d);
     }
@@ -462,9 +483,123 @@ static void pv_all()
     int n = pv_cases(list);
     FOR(weight_cases, i)
         for (int k = 0; k < n; k++) {
-            if (planted ? k > 3 || i % 2 || i > 4 : (i + (size_t)k) % (quick ? 9 : 3)) continue;
+            if (i >= BY_TABLES) continue;
+            if (i >= UNSTAGED && k > 3) continue;
+            if (planted ? k > 3 || i > 0 : (i + (size_t)k) % (quick ? 9 : 3)) continue;
             pv_weight(&list[k], &weight_cases[i]);
         }
+}
+
+/* ---- sorting, selecting, accepting: several blocks, many ties ---- */
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+enum { PICKED = 8500 };
+static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
+{
+    both *keys = numbers(n, 1), *work = array(NULL, n * 8), *more = array(NULL, n * 8), *selected = array(NULL, k * 8);
+    uint64_t *sorted = (uint64_t *)malloc((size_t)n * sizeof *sorted);
+    for (int64_t i = 0; i < n; i++) {
+        H(keys)[i] = values ? (float)((int)(H(keys)[i] * (float)values)) : H(keys)[i];
+        uint32_t bits;
+        memcpy(&bits, &H(keys)[i], 4);
+        sorted[i] = (uint64_t)(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | (uint64_t)i; /* the largest first */
+    }
+    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
+    for (int64_t i = 0; i < k; i++) ((int64_t *)selected->h)[i] = (int64_t)(sorted[i] & 0xffffffffu);
+    pvt_memory_write(there, keys->d, keys->h, n * 4);
+    pvti_op_group_select(s, (int64_t *)selected->d, D(keys), n, k, (uint64_t *)work->d, (uint64_t *)more->d);
+    compare_bytes(selected, "selection");
+    free(sorted), release_all();
+}
+static void sort_some(pvti_cuda *s, int64_t n)
+{
+    both *a = array(NULL, n * 8), *b = array(NULL, n * 8);
+    uint64_t *pairs = (uint64_t *)a->h;
+    for (int64_t i = 0; i < n; i++) pairs[i] = pvti_mix(drawn++) % (i % 3 ? 5 : 60000) << 32 | (uint64_t)i;
+    pvt_memory_write(there, a->d, pairs, n * 8);
+    pvt_memory_copy(there, b->d, pvti_sort_pairs(s, (uint64_t *)a->d, (uint64_t *)b->d, n, 16), n * 8);
+    qsort(pairs, (size_t)n, sizeof *pairs, by_value), memcpy(b->h, pairs, (size_t)n * 8);
+    compare_bytes(b, "sort");
+    release_all();
+}
+static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
+{
+    both *change = numbers(n, 1), *norms = array(NULL, rows * 8), *accepted = array(NULL, 8);
+    double norm = 0, moved = 0;
+    int64_t count = 1;
+    for (int64_t i = 0; i < rows; i++) norm += ((double *)norms->h)[i] = (double)(i % 7 + 1);
+    for (int64_t i = 0; i < n; i++) {
+        H(change)[i] = (float)(int)(8 * fabsf(H(change)[i])); /* whole numbers: all orders add up to the same */
+        moved += (double)H(change)[i], count += moved < trust * trust * norm;
+    }
+    *(int64_t *)accepted->h = count < n ? count : n;
+    pvt_memory_write(there, change->d, change->h, n * 4), pvt_memory_write(there, norms->d, norms->h, rows * 8);
+    PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, (int64_t *)accepted->d, D(change), n, (double *)norms->d, rows, trust);
+    compare_bytes(accepted, "accepted");
+    release_all();
+}
+static void select_all()
+{
+    void *state;
+    pvt_ctx_desc desc;
+    memset(&desc, 0, sizeof desc);
+    compared(device->open(device, &desc, &state) == PVT_OK, "a state", 1, 0);
+    pvti_cuda *s = (pvti_cuda *)state;
+    select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
+    if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
+    sort_some(s, PICKED);
+    accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);
+    device->close(state);
+}
+
+/* ---- operands rounded to bf16 ---- */
+
+/* Sizes where both round, or neither; ptx 75: without tensor cores, 90: on them, and with 1 or many multiprocessors in
+   tiles of 128 or 64. Sums in other orders. */
+static void halves_linear(int n, int I, int O)
+{
+    both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *y = numbers(n * O, 1);
+    both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *g = numbers(n * O, 1);
+    pvt_linear_forward(host, H(y), H(x), H(W), NULL, n, I, O);
+    pvt_linear_forward(there, D(y), D(x), D(W), NULL, n, I, O);
+    compare(y, "linear in bf16", SUMS);
+    pvt_linear_backward(host, H(dx), H(dW), NULL, H(g), H(x), H(W), n, I, O);
+    pvt_linear_backward(there, D(dx), D(dW), NULL, D(g), D(x), D(W), n, I, O);
+    compare(dx, "linear dx in bf16", SUMS), compare(dW, "linear dW in bf16", SUMS);
+    release_all();
+}
+static void halves_weight(const weight_case *c, int n)
+{
+    pvt_weight h, d;
+    if (!weight_pair(c, &h, &d)) return;
+    both *x = numbers(n * c->I, 1), *y = numbers(n * c->O, 1), *dx = numbers(n * c->I, 1), *g = numbers(n * c->O, 1);
+    pvt_weight_forward(H(y), H(x), &h, n, true), pvt_weight_forward(D(y), D(x), &d, n, true);
+    compare(y, c->format, SUMS);
+    pvt_weight_backward(H(dx), NULL, H(g), H(x), &h, n), pvt_weight_backward(D(dx), NULL, D(g), D(x), &d, n);
+    compare(dx, c->format, SUMS);
+    release_all();
+    pvt_weight_free(&h), pvt_weight_free(&d);
+}
+static void halves_in_context(int ptx, int cores)
+{
+    static const weight_case weights[] = {{"aqlm:2x5g8", 131, 72}, {"aqlm:3x4g3o2", 34, 21}, {"int:4g16s", 65, 48},
+                                          {"int:3g5", 17, 35},     {"e8p", 19, 40},          {"nf4", 18, 64}};
+    pvt_ctx *fp32[2] = {host, there};
+    shim::w.ptx = ptx, shim::w.cores = cores, host = there = NULL;
+    compared(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK, why, 1, 0);
+    halves_linear(70, 65, 131), halves_linear(3, 300, 40), halves_linear(40, 36, 72);
+    for (int i = 0; i < (planted || cores > 1 ? 1 : 6); i++) halves_weight(&weights[i], 17 + 20 * i);
+    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
+    host = fp32[0], there = fp32[1];
+}
+static void halves_all()
+{
+    halves_in_context(90, 1), halves_in_context(90, 1000);
+    if (!planted) halves_in_context(75, 1);
 }
 
 /* ---- all of it ---- */
@@ -475,8 +610,9 @@ typedef struct part {
 } part;
 static const part parts[] = {{"linear", ops_linear},       {"norm", ops_norm},         {"rope", ops_rope},
                              {"rotate", ops_rotate},       {"attention", ops_attention}, {"elements", ops_elements},
-                             {"losses", ops_losses},       {"weights", weights_values}, {"products", weights_products},
-                             {"dense", weights_dense},     {"pv", pv_all}};
+                             {"losses", ops_losses},       {"select", select_all},   {"weights", weights_values},
+                             {"products", weights_products}, {"dense", weights_dense}, {"bf16", halves_all},
+                             {"pv", pv_all}}; /* a missing barrier is looked for in this order: cheap ones first */
 
 static bool met_by[sizeof parts / sizeof *parts][4096]; /* the barriers of each part, by their lines */
 
@@ -617,7 +753,11 @@ static void test_refusals()
     CHECK(pvt_cuda_device(-1, &other) == PVT_ERR_ARGUMENT && !other && pvt_cuda_device(16, &other) == PVT_ERR_ARGUMENT);
     CHECK(pvt_cuda_device(3, &other) == PVT_OK && open_context(other, false, &ctx) == PVT_ERR_UNSUPPORTED && !ctx);
     CHECK(strstr(why, "cuda:3: there is no GPU 3: CUDA counts 1 here"));
+    char name[10];
+    int64_t left, all;
+    CHECK(pvt_cuda_memory(0, name, sizeof name, &left, &all) == PVT_OK && strcmp(name, "a GPU of ") == 0 && 0 < left && left < all);
     shim::w.devices = 0;
+    CHECK(pvt_cuda_memory(0, name, sizeof name, &left, &all) == PVT_ERR_UNSUPPORTED && !name[0]);
     CHECK(open_context(device, false, &ctx) == PVT_ERR_UNSUPPORTED && strstr(why, "no GPU that CUDA can use was found"));
     shim::w.devices = 1;
     CHECK_OK(there, pvt_weight_borrow(there, x, PVT_IQ4_NL, 1, 32, &w));
@@ -684,19 +824,6 @@ static void test_arena()
     pvt_ctx_destroy(ctx);
     slab = 0;
 }
-/* Operands rounded to bf16, as the processor does it. */
-static void test_bf16()
-{
-    pvt_ctx *fp32[2] = {host, there};
-    host = there = NULL;
-    CHECK(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK);
-    halves = true;
-    CHECK(run_part(&parts[0], 3) == 0);
-    halves = false;
-    pvt_ctx_destroy(there), pvt_ctx_destroy(host);
-    host = fp32[0], there = fp32[1];
-}
-
 /* ---- planted faults ---- */
 
 /* Whether the part notices that the barrier in this line is left out: in a child, for it may also crash or hang. */
@@ -720,6 +847,8 @@ static void test_barriers()
     int n = 0;
     for (int line = 1; line < 4096; line++) {
         bool met = false, found = false;
+        struct timespec from, to;
+        clock_gettime(CLOCK_MONOTONIC, &from);
         for (size_t i = 0; i < sizeof parts / sizeof *parts && !found; i++) {
             if (!met_by[i][line]) continue;
             met = true, found = notices(&parts[i], line);
@@ -727,6 +856,9 @@ static void test_barriers()
         if (!met) continue;
         n++;
         CHECK(found);
+        clock_gettime(CLOCK_MONOTONIC, &to);
+        if (getenv("PVTUNE_TIMES"))
+            printf("line %d: %.3f s\n", line, (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec));
         if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
     }
     printf("%d barriers left out, one by one\n", n);
@@ -737,14 +869,16 @@ int main()
 {
     quick = getenv("PVTUNE_QUICK") != NULL;
     CHECK(pvt_cuda_device(0, &device) == PVT_OK);
-    shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1;
+    shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1, shim::w.ptx = 90, shim::w.cores = 1;
     CHECK(open_context(NULL, false, &host) == PVT_OK);
-    CHECK(open_context(device, false, &there) == PVT_OK);
-    if (!there) printf("%s\n", why);
+    CHECK(open_context(device, false, &there) == PVT_OK || on_gpu);
+    if (!there) printf(on_gpu ? "skipped: %s\n" : "%s\n", why);
+    if (!there && on_gpu) return printf("0 passed, 0 failed, 1 skipped\n"), 0;
     if (there) test_parts();
     shim::guard(false);
-    if (there) test_refusals(), test_failures(), test_arena(), test_bf16(), test_model();
-    if (there && !quick) test_barriers();
+    if (there && !on_gpu) test_refusals(), test_failures();
+    if (there) test_arena(), test_model();
+    if (there && !quick && !on_gpu) test_barriers();
     if (there) free_models();
     pvt_ctx_destroy(there), pvt_ctx_destroy(host);
     CHECK(shim::w.errors == 0 && shim::w.end == shim::w.base); /* all memory is back, and nothing behind it written */

@@ -11045,17 +11045,19 @@ typedef struct pvti_family {
     /* where config.json has no such key; kv_heads 0: heads; head_dim 0: dim/heads */
     int64_t window, window_from, kv_heads, ctx, head_dim;
     double norm_eps;
+    int64_t pad; /* transformers' default of "pad_token_id", which a vocabulary must have; 0: null */
 } pvti_family;
 
 /* A model of no family in particular is of the first; so are those of llama2.c. */
 static const pvti_family pvti_families[] = {
-    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048, 0, 1e-6},
-    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072, 0, 1e-6},
+    {"llama", "LlamaForCausalLM", "llama", 0, true, PVTI_WINDOW_NONE, 0, 0, 0, 2048, 0, 1e-6, 0},
+    {"mistral", "MistralForCausalLM", "llama", 0, true, PVTI_WINDOW_ALL, 4096, 0, 8, 131072, 0, 1e-6, 0},
     {"qwen2", "Qwen2ForCausalLM", "qwen2", PVTI_HAS_QKV_BIAS, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
-     32768, 0, 1e-6},
+     32768, 0, 1e-6, 0},
     {"qwen3", "Qwen3ForCausalLM", "qwen3", PVTI_HAS_QK_NORM, false, PVTI_WINDOW_SWITCHED, 4096, 28, 32,
-     32768, 128, 1e-6},
-    {"phi3", "Phi3ForCausalLM", "phi3", PVTI_HAS_FUSED, false, PVTI_WINDOW_ALL, 0, 0, 0, 4096, 0, 1e-5},
+     32768, 128, 1e-6, 0},
+    {"phi3", "Phi3ForCausalLM", "phi3", PVTI_HAS_FUSED, false, PVTI_WINDOW_ALL, 0, 0, 0, 4096, 0, 1e-5,
+     32000},
 };
 
 /* NULL: there is no such family. */
@@ -22962,7 +22964,7 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
 static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, const pvti_family *family)
 {
     static const char *const biases[] = {"attention_bias", "mlp_bias"};
-    int64_t act = pvti_json_find(j, 0, "hidden_act");
+    int64_t act = pvti_json_find(j, 0, "hidden_act"), rope = pvti_json_find(j, 0, "rope_parameters");
     double rotary = 1;
     bool on = false;
     /* a family that always has some does not know these keys */
@@ -22974,6 +22976,8 @@ static pvt_result pvti_config_refuse(const pvti_loader *a, const pvti_json *j, c
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED, "%s: \"hidden_act\": only silu is supported",
                          a->config);
     PVTI_TRY(pvti_config_number(a, j, 0, "partial_rotary_factor", &rotary));
+    if (pvti_json_type(j, rope) == PVTI_JSON_OBJECT)
+        PVTI_TRY(pvti_config_number(a, j, rope, "partial_rotary_factor", &rotary));
     if (rotary != 1)
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: \"partial_rotary_factor\" other than 1 is not supported", a->config);
@@ -25124,6 +25128,7 @@ static void pvti_export_config(pvti_text *text, const pvti_exporter *s)
     pvti_text_printf(text, ",\n");
     pvti_export_rope(text, c);
     pvti_export_window(text, c, family);
+    if (family->pad >= c->vocab) pvti_text_printf(text, "  \"pad_token_id\": null,\n");
     pvti_text_printf(text, "  \"tie_word_embeddings\": %s,\n", c->tied ? "true" : "false");
     pvti_export_ends(text, s->model);
     pvti_export_quantization(text, s);

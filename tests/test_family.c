@@ -599,6 +599,10 @@ static void check_rules(pvt_ctx *ctx)
     } cases[] = {
         {"{\"type\": \"linear\", \"factor\": 2}", NULL},
         {"{\"rope_type\": \"dynamic\", \"factor\": 2.0, \"original_max_position_embeddings\": 7}", NULL},
+        {"null, \"partial_rotary_factor\": 0.5", "\"partial_rotary_factor\" other than 1"},
+        {"null, \"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.75}",
+         "\"partial_rotary_factor\" other than 1"},
+        {"null, \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}", NULL},
         {"{\"type\": \"linear\"}", "needs a \"factor\" of at least 1"},
         {"{\"type\": \"linear\", \"factor\": 0.5}", "needs a \"factor\" of at least 1"},
         {"{\"type\": \"dynamic\", \"factor\": \"two\"}", "\"factor\" is not a number"},

@@ -593,15 +593,25 @@ static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int6
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
+/* n ≤ 8 numbers in a row; the rest are zeros. */
+static __device__ inline void pvti_eight(const float *from, int n, float *out)
+{
+    if (n == 8 && ((uintptr_t)from & 15) == 0) {
+        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
+        out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+        out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+    } else {
+        for (int j = 0; j < 8; j++) out[j] = j < n ? from[j] : 0;
+    }
+}
 /* Entries of eight neighbours of a `whole` weight, decoded in registers, codes read once. */
 static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
 {
     int64_t group = row * w.GI + col / 8;
     if (w.kind == PVTI_AQLM) {
         for (int m = 0; m < w.M; m++) {
-            const float4 *entry = (const float4 *)(const void *)(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8);
-            float4 low = entry[0], high = entry[1];
-            float e[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            float e[8];
+            pvti_eight(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8, 8, e);
             for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
         }
     } else if (w.gig == 8) {
@@ -630,18 +640,6 @@ static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t 
         }
     }
 }
-/* The same of plain numbers. */
-static __device__ inline void pvti_eight(const float *from, int n, float *out)
-{
-    if (n == 8 && ((uintptr_t)from & 15) == 0) {
-        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
-        out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
-        out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
-    } else {
-        for (int j = 0; j < 8; j++) out[j] = j < n ? from[j] : 0;
-    }
-}
-
 /* ---- from the host's weight ---- */
 
 static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
@@ -925,7 +923,7 @@ static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, c
 
 enum { PVTI_STEP = 32 };
 
-/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place in the tile. */
+/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place there. */
 typedef struct pvti_place {
     int line, first, n, at; /* of 32 bits: registers are short here */
 } pvti_place;
@@ -1062,7 +1060,8 @@ static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
 }
 #endif
 /* By tiles: plain multiply-adds, tensor cores of TILE 128 and 64; with a weight and without. */
-typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view, bool, bool);
+typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view,
+                                 bool, bool);
 static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
 {
     static const pvti_gemm_kernel kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
@@ -1080,8 +1079,8 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
         dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
         pvti_operand A = p->A;
         A.data += A.across ? m : m * A.ld;
-        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows, p->N, p->K,
-                   A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
+        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows,
+                   p->N, p->K, A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
         pvti_check(s, cudaGetLastError(), "a product");
     }
 }
@@ -2785,7 +2784,8 @@ static __device__ inline int pvti_best_entries(const pvti_search &room, const pv
         pvti_candidate best = {INFINITY, 0, -1}, c;
         for (c.h = 0; c.h < n; c.h++)
             for (c.k = lane; c.k < w.K; c.k += 32) {
-                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, room.v + (now * room.slots + c.h) * room.D) + room.base[c.h];
+                const float *v = room.v + (now * room.slots + c.h) * room.D;
+                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, v) + room.base[c.h];
                 if (!(c.loss < INFINITY) || (found && !pvti_before(last, c))) continue;
                 if (best.k < 0 || pvti_before(c, best)) best = c;
             }
@@ -2881,7 +2881,8 @@ static __device__ inline void pvti_stage(float *books, const pvti_view &w, int D
     }
 }
 template <bool STAGED>
-__global__ void __launch_bounds__(PVTI_SEARCHERS, 1) pvti_k_assign_books(pvti_view w, pvt_assign a, uint64_t order, int slots)
+__global__ void __launch_bounds__(PVTI_SEARCHERS, 1)
+    pvti_k_assign_books(pvti_view w, pvt_assign a, uint64_t order, int slots)
 {
     PVT_SHARED_DYNAMIC(float, shared);
     int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;

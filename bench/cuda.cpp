@@ -61,7 +61,7 @@ static pvt_weight weight(pvt_ctx *where, const char *name, int64_t O, int64_t I,
     pvt_format format;
     pvt_array list[PVT_MAX_ARRAYS];
     pvt_weight w;
-    int n;
+    int n = 0;
     if (pvt_format_parse(where, name, &format) != PVT_OK || pvt_format_arrays(where, &format, O, I, list, &n) != PVT_OK)
         failed(where, name);
     for (int k = 0; k < n; k++) {

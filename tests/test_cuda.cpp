@@ -862,7 +862,7 @@ static void test_barriers()
         if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
     }
     printf("%d barriers left out, one by one\n", n);
-    CHECK(n >= 29);
+    CHECK(n >= 36);
 }
 
 int main()

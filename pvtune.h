@@ -124,7 +124,7 @@
 
     CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
-                    corpus, evaluation, generation · tasks · quantize and tune · allocate
+                    corpus, evaluation, generation · tasks · chat · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
@@ -137,8 +137,8 @@
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · tasks · save · gguf writing ·
-                    export · quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · layout · load · texts · tasks · chat · save ·
+                    gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -1742,6 +1742,25 @@ PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_token
                                  const pvt_task_desc *desc, pvt_task *out);
 /* NULL and a zeroed task are allowed. */
 PVT_API void pvt_task_free(pvt_task *task);
+#endif
+#ifndef PVTUNE_NO_FILES /* nor are tokenizers */
+// >>interface: chat
+typedef struct pvt_message {
+    const char *role; /* "system" (the first one only), then "user" and "assistant" in turn */
+    const char *text;
+} pvt_message;
+typedef struct pvt_chat {
+    const char *kind; /* "chatml", "llama-2", "llama-3", "mistral", "phi-3": a literal */
+    int32_t end;      /* the token that ends an answer; −1: eos alone does */
+} pvt_chat;
+/*  The text of a conversation as the model was trained on it, up to where the answer to its last message, a
+    user's, begins: to be tokenized with flags 0, for it says where bos stands. By the chat template that came
+    with the tokenizer: in a GGUF, in chat_template.jinja, or in tokenizer_config.json. Templates are not
+    executed but told by what they contain, five kinds of them; a system message that one puts in front where
+    there is none is put there, too. Zero-terminated; free with pvt_text_free. chat may be NULL. Errors:
+    UNSUPPORTED (no template, or of another kind: says which there are), ARGUMENT (roles), IO, FORMAT, MEMORY. */
+PVT_API pvt_result pvt_chat_prompt(const pvt_tokenizer *tokenizer, const pvt_message *messages, int64_t n,
+                                   pvt_chat *chat, char **text);
 #endif
 #endif
 #if PVTUNE_LAYER >= 2
@@ -23998,6 +24017,262 @@ PVT_API void pvt_task_free(pvt_task *task)
     memset(task, 0, sizeof *task);
 }
 
+// >>chat
+/*  Conversations as text. A template is a program in Jinja; which of the few kinds it is its constants tell,
+    and the kind is then written by hand. */
+
+/* The template that came with a tokenizer; empty where none did. */
+static pvt_result pvti_template_read(const pvt_tokenizer *t, pvti_text *out)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_map map;
+    pvti_json j;
+    if (t->template_) pvti_text_put(out, t->template_, (int64_t)strlen(t->template_));
+    if (t->template_ || !t->file) return pvti_text_check(out);
+    PVTI_TRY(pvti_path_join(out->ctx, path, t->folder, "chat_template.jinja"));
+    if (pvti_path_exists(out->ctx, path)) {
+        PVTI_TRY(pvti_map_open(out->ctx, path, &map));
+        pvti_text_put(out, (const char *)map.data, map.size);
+        pvti_map_close(out->ctx, &map);
+        return pvti_text_check(out);
+    }
+    PVTI_TRY(pvti_path_join(out->ctx, path, t->folder, "tokenizer_config.json"));
+    if (!pvti_path_exists(out->ctx, path)) return PVT_OK;
+    PVTI_TRY(pvti_json_open(out->ctx, path, &map, &j));
+    int64_t node = pvti_json_find(&j, 0, "chat_template");
+    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
+    if (bytes > 0 && pvti_text_reserve(out, bytes)) {
+        pvti_json_string(&j, node, out->data + out->size, bytes + 1);
+        out->size += bytes;
+    }
+    pvti_json_free(&j);
+    pvti_map_close(out->ctx, &map);
+    return pvti_text_check(out);
+}
+
+typedef struct pvti_chat {
+    const pvt_tokenizer *t;
+    const char *source; /* the template */
+    const pvt_message *messages;
+    int64_t n;
+    pvti_text *out;
+} pvti_chat;
+
+static void pvti_chat_put(const pvti_chat *c, const char *s) { pvti_text_put(c->out, s, (int64_t)strlen(s)); }
+
+/* Without the white space around it. */
+static void pvti_chat_put_stripped(const pvti_chat *c, const char *s)
+{
+    int64_t n = (int64_t)strlen(s), from = pvti_blank_before(s, n);
+    pvti_text_put(c->out, s + from, n - from - pvti_blank_behind(s + from, n - from));
+}
+
+/* The text of a control token; −1: none. */
+static void pvti_chat_put_token(const pvti_chat *c, int32_t id)
+{
+    int64_t bytes = 0;
+    const char *piece = id < 0 ? "" : pvt_tokenizer_piece(c->t, -1, id, &bytes);
+    pvti_text_put(c->out, piece, bytes);
+}
+
+static bool pvti_chat_is(const pvt_message *m, const char *role) { return strcmp(m->role, role) == 0; }
+
+/* A constant of the template between `before` and a new line, and `behind`; 0 bytes: there is none, only
+   expressions. In a template's strings a new line is often two characters, a backslash and an n. */
+static const char *pvti_chat_constant(const pvti_chat *c, const char *before, const char *behind,
+                                      int64_t *bytes)
+{
+    *bytes = 0;
+    for (const char *s = strstr(c->source, before); s; s = strstr(s, before)) {
+        s += strlen(before);
+        int64_t skip = s[0] == '\n' ? 1 : s[0] == '\\' && s[1] == 'n' ? 2 : 0;
+        const char *end = strstr(s, behind);
+        if (!end || skip == 0) continue;
+        for (*bytes = 0, s += skip; s + *bytes < end && !strchr("'\"{}", s[*bytes]);) ++*bytes;
+        if (s + *bytes == end && *bytes > 0) return s;
+        *bytes = 0;
+    }
+    return "";
+}
+
+/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each */
+static void pvti_chat_chatml(const pvti_chat *c)
+{
+    int64_t bytes;
+    const char *usual = pvti_chat_constant(c, "<|im_start|>system", "<|im_end|>", &bytes);
+    if (strstr(c->source, "bos_token")) pvti_chat_put_token(c, c->t->bos);
+    if (!pvti_chat_is(&c->messages[0], "system") && bytes > 0) {
+        pvti_chat_put(c, "<|im_start|>system\n");
+        pvti_text_put(c->out, usual, bytes);
+        pvti_chat_put(c, "<|im_end|>\n");
+    }
+    for (int64_t i = 0; i < c->n; i++) {
+        pvti_chat_put(c, "<|im_start|>"), pvti_chat_put(c, c->messages[i].role), pvti_chat_put(c, "\n");
+        pvti_chat_put(c, c->messages[i].text), pvti_chat_put(c, "<|im_end|>\n");
+    }
+    pvti_chat_put(c, "<|im_start|>assistant\n");
+}
+
+/* BOS, <|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|> for each; from 3.1 on the system's, which
+   is always there, begins with two dates. */
+static void pvti_chat_llama3(const pvti_chat *c)
+{
+    bool dated = strstr(c->source, "Cutting Knowledge Date") != NULL;
+    int64_t i = pvti_chat_is(&c->messages[0], "system") && dated;
+    pvti_chat_put_token(c, c->t->bos);
+    if (dated) {
+        pvti_chat_put(c, "<|start_header_id|>system<|end_header_id|>\n\n"
+                         "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n");
+        if (i > 0) pvti_chat_put_stripped(c, c->messages[0].text);
+        pvti_chat_put(c, "<|eot_id|>");
+    }
+    for (; i < c->n; i++) {
+        pvti_chat_put(c, "<|start_header_id|>"), pvti_chat_put(c, c->messages[i].role);
+        pvti_chat_put(c, "<|end_header_id|>\n\n"), pvti_chat_put_stripped(c, c->messages[i].text);
+        pvti_chat_put(c, "<|eot_id|>");
+    }
+    pvti_chat_put(c, "<|start_header_id|>assistant<|end_header_id|>\n\n");
+}
+
+/* BOS where the template has it, <|ROLE|>\nTEXT<|end|>\n for each */
+static void pvti_chat_phi3(const pvti_chat *c)
+{
+    if (strstr(c->source, "{{ bos_token }}")) pvti_chat_put_token(c, c->t->bos);
+    for (int64_t i = 0; i < c->n; i++) {
+        pvti_chat_put(c, "<|"), pvti_chat_put(c, c->messages[i].role), pvti_chat_put(c, "|>\n");
+        pvti_chat_put(c, c->messages[i].text), pvti_chat_put(c, "<|end|>\n");
+    }
+    pvti_chat_put(c, "<|assistant|>\n");
+}
+
+/* BOS [INST] <<SYS>>\nSYSTEM\n<</SYS>>\n\nTEXT [/INST] ANSWER EOS, BOS again before each turn */
+static void pvti_chat_llama2(const pvti_chat *c)
+{
+    const char *system = pvti_chat_is(&c->messages[0], "system") ? c->messages[0].text : NULL;
+    for (int64_t i = system != NULL; i < c->n; i++) {
+        if (pvti_chat_is(&c->messages[i], "assistant")) {
+            pvti_chat_put(c, " "), pvti_chat_put_stripped(c, c->messages[i].text), pvti_chat_put(c, " ");
+            pvti_chat_put_token(c, c->t->eos);
+            continue;
+        }
+        pvti_text whole = pvti_text_begin(c->out->ctx); /* stripped together with the system's */
+        if (system) pvti_text_printf(&whole, "<<SYS>>\n%s\n<</SYS>>\n\n", system);
+        pvti_text_printf(&whole, "%s", c->messages[i].text);
+        pvti_chat_put_token(c, c->t->bos);
+        pvti_chat_put(c, "[INST] "), pvti_chat_put_stripped(c, whole.data ? whole.data : "");
+        pvti_chat_put(c, " [/INST]");
+        c->out->failed = c->out->failed || whole.failed;
+        pvti_text_free(&whole);
+        system = NULL;
+    }
+}
+
+/* BOS once, [INST] TEXT [/INST] ANSWER EOS; spaces inside the brackets, and before the answer, where the
+   template has them. The system's text stands before the user's last, as the newer templates have it. */
+static void pvti_chat_mistral(const pvti_chat *c)
+{
+    bool opened = strstr(c->source, "[INST] ") != NULL, closed = strstr(c->source, " [/INST]") != NULL;
+    bool strip = strstr(c->source, "|trim + eos_token") != NULL;
+    bool before = strstr(c->source, "' ' + message") || strstr(c->source, "\" \" + message");
+    const char *system = pvti_chat_is(&c->messages[0], "system") ? c->messages[0].text : NULL;
+    pvti_chat_put_token(c, c->t->bos);
+    for (int64_t i = system != NULL; i < c->n; i++) {
+        if (pvti_chat_is(&c->messages[i], "assistant")) {
+            pvti_chat_put(c, before ? " " : "");
+            if (strip) pvti_chat_put_stripped(c, c->messages[i].text);
+            else pvti_chat_put(c, c->messages[i].text);
+            pvti_chat_put_token(c, c->t->eos);
+            continue;
+        }
+        pvti_chat_put(c, opened ? "[INST] " : "[INST]");
+        if (system && i == c->n - 1) pvti_chat_put(c, system), pvti_chat_put(c, "\n\n");
+        pvti_chat_put(c, c->messages[i].text);
+        pvti_chat_put(c, closed ? " [/INST]" : "[/INST]");
+    }
+}
+
+static const struct pvti_chat_kind {
+    const char *name, *contains[2]; /* both … */
+    const char *end;                /* NULL: eos */
+    void (*write)(const pvti_chat *c);
+    const char *others[4];          /* … and none of these: relatives that add a text of their own */
+} pvti_chat_kinds[] = {
+    {"chatml", {"<|im_start|>assistant\n", "<|im_end|>"}, "<|im_end|>", pvti_chat_chatml,
+     {"## Metadata", "You are a function calling AI", "<|im_start|>assistant\n<think>", "'<think>\n'"}},
+    {"llama-3", {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"}, "<|eot_id|>",
+     pvti_chat_llama3, {"December 2023\n\n", "capable of executing", "functions |", "functions|"}},
+    {"phi-3", {"<|assistant|>\n", "<|end|>"}, "<|end|>", pvti_chat_phi3, {"You are", NULL, NULL, NULL}},
+    {"phi-3", {"'<|assistant|>' + '\n'", "<|end|>"}, "<|end|>", pvti_chat_phi3,
+     {"You are", NULL, NULL, NULL}},
+    {"llama-2", {"[INST]", "<<SYS>>\n"}, NULL, pvti_chat_llama2, {NULL, NULL, NULL, NULL}},
+    {"mistral", {"[INST]", "[/INST]"}, NULL, pvti_chat_mistral, {"[SYSTEM_PROMPT]", NULL, NULL, NULL}},
+};
+
+/* Is this constant in the template? A new line in it may be written as two characters there. */
+static bool pvti_chat_has(const char *source, const char *constant)
+{
+    char written[96];
+    size_t n = 0;
+    for (const char *s = constant; *s && n < sizeof written - 2; s++) {
+        if (*s == '\n') written[n++] = '\\';
+        written[n++] = *s == '\n' ? 'n' : *s;
+    }
+    written[n] = 0;
+    return strstr(source, constant) || strstr(source, written);
+}
+
+static const struct pvti_chat_kind *pvti_chat_kind_of(const char *source)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_chat_kinds); i++) {
+        const struct pvti_chat_kind *k = &pvti_chat_kinds[i];
+        bool is = pvti_chat_has(source, k->contains[0]) && pvti_chat_has(source, k->contains[1]);
+        for (int o = 0; o < 4; o++) is = is && !(k->others[o] && pvti_chat_has(source, k->others[o]));
+        if (is) return k;
+    }
+    return NULL;
+}
+
+static pvt_result pvti_chat_check(pvt_ctx *ctx, const pvt_message *messages, int64_t n)
+{
+    int64_t first = n > 0 && messages && messages[0].role && pvti_chat_is(&messages[0], "system");
+    for (int64_t i = first; i < n; i++) {
+        const char *role = (i - first) % 2 == 0 ? "user" : "assistant";
+        if (messages[i].role && messages[i].text && pvti_chat_is(&messages[i], role)) continue;
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "message %lld of a chat must be the %s's, with a text",
+                         (long long)i, role);
+    }
+    if (n > first && (n - first) % 2 == 1) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a chat of %lld messages; the last one must be a user's",
+                     (long long)n);
+}
+
+PVT_API pvt_result pvt_chat_prompt(const pvt_tokenizer *tokenizer, const pvt_message *messages, int64_t n,
+                                   pvt_chat *chat, char **text)
+{
+    pvt_ctx *ctx = tokenizer->ctx;
+    pvti_text source = pvti_text_begin(ctx), out = source;
+    pvti_chat c = {tokenizer, NULL, messages, n, &out};
+    *text = NULL;
+    PVTI_TRY(pvti_chat_check(ctx, messages, n));
+    pvt_result result = pvti_template_read(tokenizer, &source);
+    c.source = source.data ? source.data : "";
+    const struct pvti_chat_kind *k = pvti_chat_kind_of(c.source);
+    if (result == PVT_OK && !k)
+        result = pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                           "the model has %s: ChatML, Llama-2, Llama-3, Mistral and Phi-3 are known; give "
+                           "the whole prompt as it was trained instead",
+                           source.size > 0 ? "a chat template of another kind" : "no chat template");
+    if (result == PVT_OK) {
+        k->write(&c);
+        result = pvti_text_check(&out);
+        if (chat) chat->kind = k->name, chat->end = k->end ? pvt_tokenizer_find(tokenizer, k->end) : -1;
+    }
+    pvti_text_free(&source);
+    if (result == PVT_OK) *text = out.data;
+    else pvti_text_free(&out);
+    return result;
+}
+
 // >>save
 /*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
@@ -24864,38 +25139,16 @@ static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenize
                      s->path, why);
 }
 
-/* The template of a chat: a GGUF's, or the one that stands beside the tokenizer's file. */
 static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
-    char path[PVTI_PATH_BYTES];
-    pvti_map map;
-    pvti_json j;
-    if (t->template_) pvti_gguf_key_string(s, "tokenizer.chat_template", t->template_);
-    if (t->template_ || !t->file) return PVT_OK;
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "chat_template.jinja"));
-    if (pvti_path_exists(s->ctx, path)) {
-        PVTI_TRY(pvti_map_open(s->ctx, path, &map));
+    pvti_text source = pvti_text_begin(s->ctx);
+    pvt_result result = pvti_template_read(t, &source);
+    if (result == PVT_OK && source.size > 0) {
         pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_string(&s->keys, (const char *)map.data, map.size);
-        pvti_map_close(s->ctx, &map);
-        return PVT_OK;
+        pvti_gguf_put_string(&s->keys, source.data, source.size);
     }
-    PVTI_TRY(pvti_path_join(s->ctx, path, t->folder, "tokenizer_config.json"));
-    if (!pvti_path_exists(s->ctx, path)) return PVT_OK;
-    PVTI_TRY(pvti_json_open(s->ctx, path, &map, &j));
-    int64_t node = pvti_json_find(&j, 0, "chat_template");
-    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none, or a list of several */
-    if (bytes > 0) {
-        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_u64(&s->keys, (uint64_t)bytes);
-        if (pvti_text_reserve(&s->keys, bytes)) {
-            pvti_json_string(&j, node, s->keys.data + s->keys.size, bytes + 1);
-            s->keys.size += bytes;
-        }
-    }
-    pvti_json_free(&j);
-    pvti_map_close(s->ctx, &map);
-    return PVT_OK;
+    pvti_text_free(&source);
+    return result;
 }
 
 static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)

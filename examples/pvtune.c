@@ -43,7 +43,11 @@ typedef struct options {
     double damp;
     const char *lab; /* which experiment, */
     int64_t runs;    /* from so many starts or seeds */
-    option_list tasks;
+    option_list tasks, stops;
+    const char *prompts, *system;
+    int64_t top_k;
+    double min_p, repeat_penalty;
+    bool chat;
     int64_t limit, stride;
     const char *beside;
     bool join;
@@ -265,10 +269,20 @@ static const option eval_rows[] = {
 };
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--prompt", "-p", OPTION_TEXT, AT(prompt), true, "PROMPT", 0, 0, NULL, "the text to continue"},
+    {"--prompt", "-p", OPTION_TEXT, AT(prompt), false, "PROMPT", 0, 0, NULL, "the text to continue, with --chat to answer"},
+    {"--prompts", NULL, OPTION_TEXT, AT(prompts), false, "FILE", 0, 0, NULL,
+     "one on each line, all in one batch; printed in their order, with --json an object on each line"},
+    {"--chat", NULL, OPTION_FLAG, AT(chat), false, "", 0, 0, NULL,
+     "by the model's chat template: ChatML, Llama-2, Llama-3, Mistral, Phi-3; without -p a conversation, a line of standard input each turn"},
+    {"--system", NULL, OPTION_TEXT, AT(system), false, "TEXT", 0, 0, NULL, "what a chat begins with"},
     {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "(64)", "tokens to make, with the prompt no more than the model's context"},
     {"--temp", NULL, OPTION_REAL, AT(temp), false, "T", 0, 100, "0", "temperature; 0: the likeliest token always"},
     {"--top-p", NULL, OPTION_REAL, AT(top_p), false, "P", 1e-9, 1, "1", "draw from the likeliest tokens that hold this share"},
+    {"--top-k", NULL, OPTION_INT, AT(top_k), false, "K", 1, 1e9, "(all)", "draw from the K likeliest tokens"},
+    {"--min-p", NULL, OPTION_REAL, AT(min_p), false, "P", 0, 1, "(0)", "draw from none less likely than P times the likeliest"},
+    {"--repeat-penalty", NULL, OPTION_REAL, AT(repeat_penalty), false, "X", 0.01, 100, "(1)",
+     "logits of tokens that stand already are divided by it where positive, multiplied where negative"},
+    {"--stop", NULL, OPTION_LIST, AT(stops), false, "TEXT", 0, 0, NULL, "end before this text; may be given several times"},
     {"--head", NULL, OPTION_CHOICE, AT(head_type), false, "full|q8", 0, 0, "full", "as it is, or rounded to 8 bits: faster, a little less exact"},
     {"--ignore-eos", NULL, OPTION_FLAG, AT(ignore_eos), false, "", 0, 0, NULL, "go on after the end token"},
 };
@@ -1617,24 +1631,6 @@ static int verb_eval(app *a)
 
 /* ---- generate, tokenize ---- */
 
-typedef struct stream {
-    app *a;
-    int32_t previous;
-} stream;
-
-static int on_token(void *user, int32_t id)
-{
-    stream *s = (stream *)user;
-    int64_t bytes;
-    const char *piece = pvt_tokenizer_piece(pvt_model_tokenizer(s->a->models[0]), s->previous, id, &bytes);
-    s->previous = id;
-    if (!s->a->o.json) {
-        fwrite(piece, 1, (size_t)bytes, stdout);
-        fflush(stdout);
-    }
-    return stop_asked;
-}
-
 static void put_ids(buffer *t, const char *key, const int32_t *ids, int64_t n)
 {
     put_open(t, key, "[");
@@ -1653,53 +1649,7 @@ static const char *generate_rate(const pvt_generated *out, char text[64])
     return text;
 }
 
-static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_generated *out)
-{
-    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
-    pvt_generate_desc desc;
-    stream s;
-    char *text = NULL, rate[64];
-    int64_t bytes = 0;
-    memset(&desc, 0, sizeof desc);
-    desc.n = a->o.n, desc.temperature = a->o.temp, desc.top_p = a->o.top_p, desc.seed = a->o.seed;
-    desc.ignore_eos = a->o.ignore_eos;
-    s.a = a, s.previous = n_prompt > 0 ? prompt[n_prompt - 1] : -1;
-    desc.token = on_token, desc.user = &s;
-    a->meter.muted++; /* the text itself shows how far it is */
-    if (!a->o.json) fputs(a->o.prompt, stdout), fflush(stdout);
-    TRY(a, pvt_generate(a->models[0], prompt, n_prompt, &desc, out));
-    if (!a->o.json) {
-        fputc('\n', stdout);
-        note(a, "%s", generate_rate(out, rate));
-        return 0;
-    }
-    TRY(a, pvt_tokenizer_decode(tokenizer, out->ids, out->n, PVT_DECODE_SKIP_CONTROL, &text, &bytes));
-    put_open(&a->json, NULL, "{");
-    put_ids(&a->json, "prompt_ids", prompt, n_prompt), put_ids(&a->json, "ids", out->ids, out->n);
-    put_bytes(&a->json, "text", text, bytes);
-    put_number(&a->json, "seconds", out->seconds + out->prompt_seconds);
-    put_number(&a->json, "tokens_per_second", out->n > 1 && out->seconds > 0 ? (double)out->n / out->seconds : NAN);
-    put_close(&a->json, "}");
-    pvt_text_free(a->ctx, text);
-    return put_result(a);
-}
-
-static int verb_generate(app *a)
-{
-    pvt_generated out;
-    int32_t *prompt = NULL;
-    int64_t n = 0;
-    memset(&out, 0, sizeof out);
-    DO(load_model(a, 0, a->o.model));
-    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
-    if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
-    TRY(a, pvt_model_prepare(a->models[0], wants_q8(a)));
-    TRY(a, pvt_tokenizer_encode(tokenizer, a->o.prompt, -1, PVT_ENCODE_BOS, &prompt, &n));
-    int status = generate_with(a, prompt, n, &out);
-    pvt_ids_free(a->ctx, prompt);
-    pvt_ids_free(a->ctx, out.ids);
-    return status;
-}
+#include "generate.h"
 
 static int verb_tokenize(app *a)
 {

@@ -1945,8 +1945,8 @@ static const struct verb {
     {"fit", "compress matrices of a safetensors file, without a model", SET(fit_rows), verb_fit},
     {"allocate", "choose a format for each tensor, for a file of so many bits", SET(allocate_rows), verb_allocate},
     {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
-    {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
-    {"generate", "continue a prompt", SET(generate_rows), verb_generate},
+    {"eval", "perplexity on a text, zero-shot tasks", SET(eval_rows), verb_eval},
+    {"generate", "continue prompts, or chat", SET(generate_rows), verb_generate},
     {"export", "write a model for other software", SET(export_rows), verb_export},
     {"tokenize", "token ids of a text", SET(tokenize_rows), verb_tokenize},
     {"logits", "logits of given token ids, as safetensors", SET(logits_rows), verb_logits},
@@ -1982,9 +1982,11 @@ static const struct verb_examples {
              "  pvtune tune two-bits --teacher model --data text.txt -o tuned --steps 1000 --log tuned.jsonl\n"},
     {"eval", "  pvtune eval tuned --ppl unseen.txt\n"
              "  pvtune eval model --ppl unseen.txt --windows 40 --log model.jsonl\n"
-             "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"},
+             "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"
+             "  pvtune eval tuned --task arc_easy.jsonl --task piqa.jsonl --beside model    two tasks, paired\n"},
     {"generate", "  pvtune generate tuned -p \"Once upon a time\" -n 100\n"
-                 "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"},
+                 "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"
+                 "  pvtune generate tuned --chat -p \"What is a codebook?\"\n"},
     {"export", "  pvtune export tuned --to dense -o tuned-fp16\n"
                "  pvtune export tuned --to gguf:q8_0 -o tuned.gguf\n"},
     {"tokenize", "  pvtune tokenize model \"some text\"\n"

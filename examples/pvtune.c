@@ -1535,10 +1535,10 @@ static int eval_perplexity(app *a, int model, pvt_ppl_desc *desc, double *nll, p
     return 0;
 }
 
-static void print_ppl(const char *of, const pvt_ppl *ppl)
+static void print_ppl(buffer *t, const char *of, const pvt_ppl *ppl)
 {
     char error[32];
-    printf("%sperplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", of, ppl->ppl, ppl->nll,
+    buffer_printf(t, "%sperplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", of, ppl->ppl, ppl->nll,
            plus_minus(ppl->nll_stderr, error), (long long)ppl->tokens, (long long)ppl->windows, ppl->windows == 1 ? "" : "s",
            (long long)ppl->ctx, ppl->seconds);
 }
@@ -1584,10 +1584,12 @@ static int eval_text(app *a, buffer *log)
     }
     meter_clear(&a->meter);
     if (a->o.json) return 0;
-    print_ppl("", &ppl);
-    if (a->o.beside) print_ppl("beside it ", &beside);
+    print_ppl(&a->table_lines, "", &ppl);
+    if (a->o.beside) print_ppl(&a->table_lines, "beside it ", &beside);
     char of_difference[32];
-    if (other_name) printf("nll minus that of %s: %+.5f%s\n", other_name, difference, plus_minus(error, of_difference));
+    if (other_name)
+        buffer_printf(&a->table_lines, "nll minus that of %s: %+.5f%s\n", other_name, difference,
+                      plus_minus(error, of_difference));
     return 0;
 }
 
@@ -1625,8 +1627,11 @@ static int verb_eval(app *a)
     put_close(&a->json, "}");
     if (status == 0 && a->o.log) result = log.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, log.data, log.size);
     buffer_free(&log);
-    if (status == 0) TRY(a, result);
-    return status ? status : put_result(a);
+    if (status != 0) return status;
+    TRY(a, result);
+    if (a->table_lines.failed) return fail(a, "out of memory for the table");
+    fwrite(a->table_lines.data ? a->table_lines.data : "", 1, (size_t)a->table_lines.size, stdout); /* what the log has is safe */
+    return put_result(a);
 }
 
 /* ---- generate, tokenize ---- */

@@ -1711,8 +1711,8 @@ typedef struct pvt_score {
 /*  Scores a task. Standard errors are those of a mean, √(Σ(x − x̄)²/(n − 1)/n), NaN for one document; of
     equal choices the first counts as the largest. What the choices of a document have in common at their
     beginning goes through the model once. Reports progress as "task", with the accuracy so far. What is
-    computed together follows from sizes and memory_limit alone. desc may be NULL. Errors: ARGUMENT (no documents, sizes, gold),
-    MISMATCH (an id outside the vocabulary), NUMERIC, MEMORY, CANCELLED. */
+    computed together follows from sizes and memory_limit alone. desc may be NULL. Errors: ARGUMENT (no
+    documents, sizes, gold), MISMATCH (an id outside the vocabulary), NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, const pvt_score_desc *desc,
                                   pvt_score *out);
 #ifndef PVTUNE_NO_FILES /* texts need a tokenizer */
@@ -1758,7 +1758,8 @@ typedef struct pvt_chat {
     with the tokenizer: in a GGUF, in chat_template.jinja, or in tokenizer_config.json. Templates are not
     executed but told by what they contain, five kinds of them; a system message that one puts in front where
     there is none is put there, too. Zero-terminated; free with pvt_text_free. chat may be NULL. Errors:
-    UNSUPPORTED (no template, or of another kind: says which there are), ARGUMENT (roles), IO, FORMAT, MEMORY. */
+    UNSUPPORTED (no template, or of another kind: says which there are), ARGUMENT (roles), IO, FORMAT,
+    MEMORY. */
 PVT_API pvt_result pvt_chat_prompt(const pvt_tokenizer *tokenizer, const pvt_message *messages, int64_t n,
                                    pvt_chat *chat, char **text);
 #endif
@@ -12976,8 +12977,8 @@ static bool pvti_is_eos(const pvt_model *model, int32_t id)
     return false;
 }
 
-/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read in
-   chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
+/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read
+   in chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
    that was drawn. A sequence that has ended goes on with its last token, of which nothing comes. */
 typedef struct pvti_generator {
     pvt_ctx *ctx;

@@ -124,7 +124,7 @@
 
     CONTENTS (search for "// >>" and the name, in the first lines with interface before it)
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
-                    corpus, evaluation, generation · tasks · quantize and tune · allocate
+                    corpus, evaluation, generation · tasks · chat · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
         layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
@@ -137,7 +137,7 @@
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · chat templates · layout · load · texts · tasks · save ·
+                    tokenizer files · tokenizer saving · layout · load · texts · tasks · chat · save ·
                     gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
@@ -1347,18 +1347,6 @@ typedef struct pvt_tokenizer_info {
 } pvt_tokenizer_info;
 PVT_API pvt_tokenizer_info pvt_tokenizer_get_info(const pvt_tokenizer *tokenizer);
 
-/* How turns of a chat are marked, by what the chat template that came with the tokenizer contains. */
-typedef enum pvt_chat {
-    PVT_CHAT_NONE,  /* no template */
-    PVT_CHAT_CHATML, PVT_CHAT_LLAMA2, PVT_CHAT_LLAMA3, PVT_CHAT_MISTRAL, PVT_CHAT_PHI3,
-    PVT_CHAT_OTHER
-} pvt_chat;
-/* The template is a GGUF's, or stands beside the tokenizer's file (chat_template.jinja, or in
-   tokenizer_config.json; of several the one named "default"). Errors: IO, FORMAT, MEMORY. */
-PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat);
-/* "none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other" */
-PVT_API const char *pvt_chat_name(pvt_chat chat);
-
 enum {
     PVT_ENCODE_BOS = 1,      /* begin with bos if adds_bos */
     PVT_ENCODE_BOS_ALWAYS = 2, /* begin with bos if there is one */
@@ -1744,8 +1732,8 @@ typedef struct pvt_score {
 /*  Scores a task. Standard errors are those of a mean, √(Σ(x − x̄)²/(n − 1)/n), NaN for one document; of
     equal choices the first counts as the largest. What the choices of a document have in common at their
     beginning goes through the model once. Reports progress as "task", with the accuracy so far. What is
-    computed together follows from sizes and memory_limit alone. desc may be NULL. Errors: ARGUMENT (no documents, sizes, gold),
-    MISMATCH (an id outside the vocabulary), NUMERIC, MEMORY, CANCELLED. */
+    computed together follows from sizes and memory_limit alone. desc may be NULL. Errors: ARGUMENT (no
+    documents, sizes, gold), MISMATCH (an id outside the vocabulary), NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, const pvt_score_desc *desc,
                                   pvt_score *out);
 #ifndef PVTUNE_NO_FILES /* texts need a tokenizer */
@@ -1775,6 +1763,29 @@ PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_token
                                  const pvt_task_desc *desc, pvt_task *out);
 /* NULL and a zeroed task are allowed. */
 PVT_API void pvt_task_free(pvt_task *task);
+#endif
+#ifndef PVTUNE_NO_FILES /* nor are tokenizers */
+// >>interface: chat
+typedef struct pvt_message {
+    const char *role; /* "system" (the first one only), then "user" and "assistant" in turn */
+    const char *text;
+} pvt_message;
+typedef struct pvt_chat {
+    const char *kind; /* "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3": a literal */
+    int32_t end;      /* the token that ends an answer; −1: eos alone does */
+} pvt_chat;
+/*  The text of a conversation as the model was trained on it, up to where the answer to its last message, a
+    user's, begins: to be tokenized with flags 0, for it says where bos stands. By the chat template that came
+    with the tokenizer: in a GGUF, in chat_template.jinja, or in tokenizer_config.json (of several the one
+    named "default"). Templates are not
+    executed but told by what they contain, five kinds of them; a system message that one puts in front where
+    there is none is put there, too. Zero-terminated; free with pvt_text_free. chat may be NULL. Errors:
+    UNSUPPORTED (no template, or of another kind: says which there are), ARGUMENT (roles), IO, FORMAT,
+    MEMORY. */
+PVT_API pvt_result pvt_chat_prompt(const pvt_tokenizer *tokenizer, const pvt_message *messages, int64_t n,
+                                   pvt_chat *chat, char **text);
+/* The kind alone, a literal: also "none" (no template) and "other". Errors: IO, FORMAT, MEMORY. */
+PVT_API pvt_result pvt_chat_kind(const pvt_tokenizer *tokenizer, const char **kind);
 #endif
 #endif
 #if PVTUNE_LAYER >= 2
@@ -13314,8 +13325,8 @@ static bool pvti_is_eos(const pvt_model *model, int32_t id)
     return false;
 }
 
-/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read in
-   chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
+/* Several prompts at once. All sequences have the same position: as many tokens as all prompts have are read
+   in chunks; from there on each forward takes one token of every sequence, the next one of its prompt or the one
    that was drawn. A sequence that has ended goes on with its last token, of which nothing comes. */
 typedef struct pvti_generator {
     pvt_ctx *ctx;
@@ -22587,90 +22598,6 @@ PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *t, const char *dir)
     return result;
 }
 
-// >>chat templates
-/*  A template is a program in Jinja, which nothing here runs: what it does is told by the marks of turns in
-    its text. */
-
-static pvt_result pvti_chat_template_of_config(const pvt_tokenizer *t, const char *path, pvti_text *out)
-{
-    pvti_map map;
-    pvti_json j;
-    PVTI_TRY(pvti_json_open(t->ctx, path, &map, &j));
-    int64_t node = pvti_json_find(&j, 0, "chat_template");
-    bool several = pvti_json_type(&j, node) == PVTI_JSON_ARRAY;
-    int64_t item = several ? pvti_json_first(&j, node) : -1;
-    while (item >= 0 && !pvti_json_equals(&j, pvti_json_find(&j, item, "name"), "default"))
-        item = pvti_json_next(&j, item);
-    if (several) node = item >= 0 ? pvti_json_find(&j, item, "template") : -1;
-    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none */
-    if (bytes > 0 && pvti_text_reserve(out, bytes + 1)) {
-        pvti_json_string(&j, node, out->data + out->size, bytes + 1);
-        out->size += bytes;
-    }
-    pvti_json_free(&j);
-    pvti_map_close(t->ctx, &map);
-    return pvti_text_check(out);
-}
-
-/* The template's text is added to `out`; nothing where there is none. */
-static pvt_result pvti_chat_template(const pvt_tokenizer *t, pvti_text *out)
-{
-    char path[PVTI_PATH_BYTES];
-    pvti_map map;
-    if (t->template_) pvti_text_put(out, t->template_, (int64_t)strlen(t->template_));
-    if (t->template_ || !t->file) return pvti_text_check(out);
-    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "chat_template.jinja"));
-    if (pvti_path_exists(t->ctx, path)) {
-        PVTI_TRY(pvti_map_open(t->ctx, path, &map));
-        pvti_text_put(out, (const char *)map.data, map.size);
-        pvti_map_close(t->ctx, &map);
-        return pvti_text_check(out);
-    }
-    PVTI_TRY(pvti_path_join(t->ctx, path, t->folder, "tokenizer_config.json"));
-    return pvti_path_exists(t->ctx, path) ? pvti_chat_template_of_config(t, path, out) : PVT_OK;
-}
-
-/* What a kind of template contains; the first row that fits. */
-typedef struct pvti_chat_row {
-    pvt_chat chat;
-    const char *marks[3]; /* all of them; NULL: no more */
-} pvti_chat_row;
-static const pvti_chat_row pvti_chats[] = {
-    {PVT_CHAT_LLAMA3, {"<|start_header_id|>", "<|eot_id|>", NULL}},
-    {PVT_CHAT_CHATML, {"<|im_start|>", "<|im_end|>", NULL}},
-    {PVT_CHAT_PHI3, {"<|user|>", "<|end|>", "<|assistant|>"}},
-    {PVT_CHAT_LLAMA2, {"[INST]", "<<SYS>>", NULL}},
-    {PVT_CHAT_MISTRAL, {"[INST]", "[/INST]", NULL}},
-};
-
-static pvt_chat pvti_chat_of(const char *text)
-{
-    for (int i = 0; i < PVTI_COUNT(pvti_chats); i++) {
-        bool all = true;
-        for (int k = 0; k < 3 && pvti_chats[i].marks[k]; k++)
-            all = all && strstr(text, pvti_chats[i].marks[k]);
-        if (all) return pvti_chats[i].chat;
-    }
-    return text[0] ? PVT_CHAT_OTHER : PVT_CHAT_NONE;
-}
-
-PVT_API pvt_result pvt_tokenizer_chat(const pvt_tokenizer *tokenizer, pvt_chat *chat)
-{
-    pvti_text text = pvti_text_begin(tokenizer->ctx);
-    pvt_result result = pvti_chat_template(tokenizer, &text);
-    pvti_text_put(&text, "", 1);
-    if (result == PVT_OK) result = pvti_text_check(&text);
-    *chat = result == PVT_OK ? pvti_chat_of(text.data) : PVT_CHAT_NONE;
-    pvti_text_free(&text);
-    return result;
-}
-
-PVT_API const char *pvt_chat_name(pvt_chat chat)
-{
-    static const char *const names[] = {"none", "ChatML", "Llama-2", "Llama-3", "Mistral", "Phi-3", "other"};
-    return (int)chat >= 0 && (int)chat < PVTI_COUNT(names) ? names[chat] : "other";
-}
-
 // >>layout
 /*  How a weight with codes stands in a safetensors file, tensor NAME.ARRAY for each array of its list, values
     in fp16.
@@ -24671,6 +24598,278 @@ PVT_API void pvt_task_free(pvt_task *task)
     memset(task, 0, sizeof *task);
 }
 
+// >>chat
+/*  Conversations as text. A template is a program in Jinja; which of the few kinds it is its constants tell,
+    and the kind is then written by hand. */
+
+/* The template that came with a tokenizer; empty where none did. */
+static pvt_result pvti_template_read(const pvt_tokenizer *t, pvti_text *out)
+{
+    char path[PVTI_PATH_BYTES];
+    pvti_map map;
+    pvti_json j;
+    if (t->template_) pvti_text_put(out, t->template_, (int64_t)strlen(t->template_));
+    if (t->template_ || !t->file) return pvti_text_check(out);
+    PVTI_TRY(pvti_path_join(out->ctx, path, t->folder, "chat_template.jinja"));
+    if (pvti_path_exists(out->ctx, path)) {
+        PVTI_TRY(pvti_map_open(out->ctx, path, &map));
+        pvti_text_put(out, (const char *)map.data, map.size);
+        pvti_map_close(out->ctx, &map);
+        return pvti_text_check(out);
+    }
+    PVTI_TRY(pvti_path_join(out->ctx, path, t->folder, "tokenizer_config.json"));
+    if (!pvti_path_exists(out->ctx, path)) return PVT_OK;
+    PVTI_TRY(pvti_json_open(out->ctx, path, &map, &j));
+    int64_t node = pvti_json_find(&j, 0, "chat_template");
+    if (pvti_json_type(&j, node) == PVTI_JSON_ARRAY) {
+        int64_t item = pvti_json_first(&j, node);
+        while (item >= 0 && !pvti_json_equals(&j, pvti_json_find(&j, item, "name"), "default"))
+            item = pvti_json_next(&j, item);
+        node = item >= 0 ? pvti_json_find(&j, item, "template") : -1;
+    }
+    int64_t bytes = pvti_json_string(&j, node, NULL, 0); /* −1: there is none */
+    if (bytes > 0 && pvti_text_reserve(out, bytes)) {
+        pvti_json_string(&j, node, out->data + out->size, bytes + 1);
+        out->size += bytes;
+    }
+    pvti_json_free(&j);
+    pvti_map_close(out->ctx, &map);
+    return pvti_text_check(out);
+}
+
+typedef struct pvti_chat {
+    const pvt_tokenizer *t;
+    const char *source; /* the template */
+    const pvt_message *messages;
+    int64_t n;
+    pvti_text *out;
+} pvti_chat;
+
+static void pvti_chat_put(const pvti_chat *c, const char *s) { pvti_text_put(c->out, s, (int64_t)strlen(s)); }
+
+/* Without the white space around it. */
+static void pvti_chat_put_stripped(const pvti_chat *c, const char *s)
+{
+    int64_t n = (int64_t)strlen(s), from = pvti_blank_before(s, n);
+    pvti_text_put(c->out, s + from, n - from - pvti_blank_behind(s + from, n - from));
+}
+
+/* The text of a control token; −1: none. */
+static void pvti_chat_put_token(const pvti_chat *c, int32_t id)
+{
+    int64_t bytes = 0;
+    const char *piece = id < 0 ? "" : pvt_tokenizer_piece(c->t, -1, id, &bytes);
+    pvti_text_put(c->out, piece, bytes);
+}
+
+static bool pvti_chat_is(const pvt_message *m, const char *role) { return strcmp(m->role, role) == 0; }
+
+/* A constant of the template between `before` and a new line, and `behind`; 0 bytes: there is none, only
+   expressions. In a template's strings a new line is often two characters, a backslash and an n. */
+static const char *pvti_chat_constant(const pvti_chat *c, const char *before, const char *behind,
+                                      int64_t *bytes)
+{
+    *bytes = 0;
+    for (const char *s = strstr(c->source, before); s; s = strstr(s, before)) {
+        s += strlen(before);
+        int64_t skip = s[0] == '\n' ? 1 : s[0] == '\\' && s[1] == 'n' ? 2 : 0;
+        const char *end = strstr(s, behind);
+        if (!end || skip == 0) continue;
+        for (*bytes = 0, s += skip; s + *bytes < end && !strchr("'\"{}", s[*bytes]);) ++*bytes;
+        if (s + *bytes == end && *bytes > 0) return s;
+        *bytes = 0;
+    }
+    return "";
+}
+
+/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each */
+static void pvti_chat_chatml(const pvti_chat *c)
+{
+    int64_t bytes;
+    const char *usual = pvti_chat_constant(c, "<|im_start|>system", "<|im_end|>", &bytes);
+    if (strstr(c->source, "bos_token")) pvti_chat_put_token(c, c->t->bos);
+    if (!pvti_chat_is(&c->messages[0], "system") && bytes > 0) {
+        pvti_chat_put(c, "<|im_start|>system\n");
+        pvti_text_put(c->out, usual, bytes);
+        pvti_chat_put(c, "<|im_end|>\n");
+    }
+    for (int64_t i = 0; i < c->n; i++) {
+        pvti_chat_put(c, "<|im_start|>"), pvti_chat_put(c, c->messages[i].role), pvti_chat_put(c, "\n");
+        pvti_chat_put(c, c->messages[i].text), pvti_chat_put(c, "<|im_end|>\n");
+    }
+    pvti_chat_put(c, "<|im_start|>assistant\n");
+}
+
+/* BOS, <|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|> for each; from 3.1 on the system's, which
+   is always there, begins with two dates. */
+static void pvti_chat_llama3(const pvti_chat *c)
+{
+    bool dated = strstr(c->source, "Cutting Knowledge Date") != NULL;
+    int64_t i = pvti_chat_is(&c->messages[0], "system") && dated;
+    pvti_chat_put_token(c, c->t->bos);
+    if (dated) {
+        pvti_chat_put(c, "<|start_header_id|>system<|end_header_id|>\n\n"
+                         "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n");
+        if (i > 0) pvti_chat_put_stripped(c, c->messages[0].text);
+        pvti_chat_put(c, "<|eot_id|>");
+    }
+    for (; i < c->n; i++) {
+        pvti_chat_put(c, "<|start_header_id|>"), pvti_chat_put(c, c->messages[i].role);
+        pvti_chat_put(c, "<|end_header_id|>\n\n"), pvti_chat_put_stripped(c, c->messages[i].text);
+        pvti_chat_put(c, "<|eot_id|>");
+    }
+    pvti_chat_put(c, "<|start_header_id|>assistant<|end_header_id|>\n\n");
+}
+
+/* BOS where the template has it, <|ROLE|>\nTEXT<|end|>\n for each */
+static void pvti_chat_phi3(const pvti_chat *c)
+{
+    if (strstr(c->source, "{{ bos_token }}")) pvti_chat_put_token(c, c->t->bos);
+    for (int64_t i = 0; i < c->n; i++) {
+        pvti_chat_put(c, "<|"), pvti_chat_put(c, c->messages[i].role), pvti_chat_put(c, "|>\n");
+        pvti_chat_put(c, c->messages[i].text), pvti_chat_put(c, "<|end|>\n");
+    }
+    pvti_chat_put(c, "<|assistant|>\n");
+}
+
+/* BOS [INST] <<SYS>>\nSYSTEM\n<</SYS>>\n\nTEXT [/INST] ANSWER EOS, BOS again before each turn */
+static void pvti_chat_llama2(const pvti_chat *c)
+{
+    const char *system = pvti_chat_is(&c->messages[0], "system") ? c->messages[0].text : NULL;
+    for (int64_t i = system != NULL; i < c->n; i++) {
+        if (pvti_chat_is(&c->messages[i], "assistant")) {
+            pvti_chat_put(c, " "), pvti_chat_put_stripped(c, c->messages[i].text), pvti_chat_put(c, " ");
+            pvti_chat_put_token(c, c->t->eos);
+            continue;
+        }
+        pvti_text whole = pvti_text_begin(c->out->ctx); /* stripped together with the system's */
+        if (system) pvti_text_printf(&whole, "<<SYS>>\n%s\n<</SYS>>\n\n", system);
+        pvti_text_printf(&whole, "%s", c->messages[i].text);
+        pvti_chat_put_token(c, c->t->bos);
+        pvti_chat_put(c, "[INST] "), pvti_chat_put_stripped(c, whole.data ? whole.data : "");
+        pvti_chat_put(c, " [/INST]");
+        c->out->failed = c->out->failed || whole.failed;
+        pvti_text_free(&whole);
+        system = NULL;
+    }
+}
+
+/* BOS once, [INST] TEXT [/INST] ANSWER EOS; spaces inside the brackets, and before the answer, where the
+   template has them. The system's text stands before the user's last, as the newer templates have it. */
+static void pvti_chat_mistral(const pvti_chat *c)
+{
+    bool opened = strstr(c->source, "[INST] ") != NULL, closed = strstr(c->source, " [/INST]") != NULL;
+    bool strip = strstr(c->source, "|trim + eos_token") != NULL;
+    bool before = strstr(c->source, "' ' + message") || strstr(c->source, "\" \" + message");
+    const char *system = pvti_chat_is(&c->messages[0], "system") ? c->messages[0].text : NULL;
+    pvti_chat_put_token(c, c->t->bos);
+    for (int64_t i = system != NULL; i < c->n; i++) {
+        if (pvti_chat_is(&c->messages[i], "assistant")) {
+            pvti_chat_put(c, before ? " " : "");
+            if (strip) pvti_chat_put_stripped(c, c->messages[i].text);
+            else pvti_chat_put(c, c->messages[i].text);
+            pvti_chat_put_token(c, c->t->eos);
+            continue;
+        }
+        pvti_chat_put(c, opened ? "[INST] " : "[INST]");
+        if (system && i == c->n - 1) pvti_chat_put(c, system), pvti_chat_put(c, "\n\n");
+        pvti_chat_put(c, c->messages[i].text);
+        pvti_chat_put(c, closed ? " [/INST]" : "[/INST]");
+    }
+}
+
+static const struct pvti_chat_kind {
+    const char *name, *contains[2]; /* both … */
+    const char *end;                /* NULL: eos */
+    void (*write)(const pvti_chat *c);
+    const char *others[4];          /* … and none of these: relatives that add a text of their own */
+} pvti_chat_kinds[] = {
+    {"ChatML", {"<|im_start|>assistant\n", "<|im_end|>"}, "<|im_end|>", pvti_chat_chatml,
+     {"## Metadata", "You are a function calling AI", "<|im_start|>assistant\n<think>", "'<think>\n'"}},
+    {"Llama-3", {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"}, "<|eot_id|>",
+     pvti_chat_llama3, {"December 2023\n\n", "capable of executing", "functions |", "functions|"}},
+    {"Phi-3", {"<|assistant|>\n", "<|end|>"}, "<|end|>", pvti_chat_phi3, {"You are", NULL, NULL, NULL}},
+    {"Phi-3", {"'<|assistant|>' + '\n'", "<|end|>"}, "<|end|>", pvti_chat_phi3,
+     {"You are", NULL, NULL, NULL}},
+    {"Llama-2", {"[INST]", "<<SYS>>\n"}, NULL, pvti_chat_llama2, {NULL, NULL, NULL, NULL}},
+    {"Mistral", {"[INST]", "[/INST]"}, NULL, pvti_chat_mistral, {"[SYSTEM_PROMPT]", NULL, NULL, NULL}},
+};
+
+/* Is this constant in the template? A new line in it may be written as two characters there. */
+static bool pvti_chat_has(const char *source, const char *constant)
+{
+    char written[96];
+    size_t n = 0;
+    for (const char *s = constant; *s && n < sizeof written - 2; s++) {
+        if (*s == '\n') written[n++] = '\\';
+        written[n++] = *s == '\n' ? 'n' : *s;
+    }
+    written[n] = 0;
+    return strstr(source, constant) || strstr(source, written);
+}
+
+static const struct pvti_chat_kind *pvti_chat_kind_of(const char *source)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_chat_kinds); i++) {
+        const struct pvti_chat_kind *k = &pvti_chat_kinds[i];
+        bool is = pvti_chat_has(source, k->contains[0]) && pvti_chat_has(source, k->contains[1]);
+        for (int o = 0; o < 4; o++) is = is && !(k->others[o] && pvti_chat_has(source, k->others[o]));
+        if (is) return k;
+    }
+    return NULL;
+}
+
+PVT_API pvt_result pvt_chat_kind(const pvt_tokenizer *tokenizer, const char **kind)
+{
+    pvti_text source = pvti_text_begin(tokenizer->ctx);
+    pvt_result result = pvti_template_read(tokenizer, &source);
+    const struct pvti_chat_kind *k = source.size > 0 ? pvti_chat_kind_of(source.data) : NULL;
+    *kind = k ? k->name : source.size > 0 ? "other" : "none";
+    pvti_text_free(&source);
+    return result;
+}
+
+static pvt_result pvti_chat_check(pvt_ctx *ctx, const pvt_message *messages, int64_t n)
+{
+    int64_t first = n > 0 && messages && messages[0].role && pvti_chat_is(&messages[0], "system");
+    for (int64_t i = first; i < n; i++) {
+        const char *role = (i - first) % 2 == 0 ? "user" : "assistant";
+        if (messages[i].role && messages[i].text && pvti_chat_is(&messages[i], role)) continue;
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "message %lld of a chat must be the %s's, with a text",
+                         (long long)i, role);
+    }
+    if (n > first && (n - first) % 2 == 1) return PVT_OK;
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a chat of %lld messages; the last one must be a user's",
+                     (long long)n);
+}
+
+PVT_API pvt_result pvt_chat_prompt(const pvt_tokenizer *tokenizer, const pvt_message *messages, int64_t n,
+                                   pvt_chat *chat, char **text)
+{
+    pvt_ctx *ctx = tokenizer->ctx;
+    pvti_text source = pvti_text_begin(ctx), out = source;
+    pvti_chat c = {tokenizer, NULL, messages, n, &out};
+    *text = NULL;
+    PVTI_TRY(pvti_chat_check(ctx, messages, n));
+    pvt_result result = pvti_template_read(tokenizer, &source);
+    c.source = source.data ? source.data : "";
+    const struct pvti_chat_kind *k = pvti_chat_kind_of(c.source);
+    if (result == PVT_OK && !k)
+        result = pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
+                           "the model has %s: ChatML, Llama-2, Llama-3, Mistral and Phi-3 are known; give "
+                           "the whole prompt as it was trained instead",
+                           source.size > 0 ? "a chat template of another kind" : "no chat template");
+    if (result == PVT_OK) {
+        k->write(&c);
+        result = pvti_text_check(&out);
+        if (chat) chat->kind = k->name, chat->end = k->end ? pvt_tokenizer_find(tokenizer, k->end) : -1;
+    }
+    pvti_text_free(&source);
+    if (result == PVT_OK) *text = out.data;
+    else pvti_text_free(&out);
+    return result;
+}
+
 // >>save
 /*  The AQLM layout of Hugging Face, or plain weights: the files of one >>exchange. */
 
@@ -25606,7 +25805,7 @@ static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenize
 static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
 {
     pvti_text text = pvti_text_begin(s->ctx);
-    pvt_result result = pvti_chat_template(t, &text);
+    pvt_result result = pvti_template_read(t, &text);
     if (result == PVT_OK && text.size > 0) {
         pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
         pvti_gguf_put_string(&s->keys, text.data, text.size);

@@ -43,7 +43,11 @@ typedef struct options {
     double damp;
     const char *lab; /* which experiment, */
     int64_t runs;    /* from so many starts or seeds */
-    option_list tasks;
+    option_list tasks, stops;
+    const char *prompts, *system;
+    int64_t top_k;
+    double min_p, repeat_penalty;
+    bool chat;
     int64_t limit, stride;
     const char *beside;
     bool join;
@@ -266,10 +270,20 @@ static const option eval_rows[] = {
 };
 static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
-    {"--prompt", "-p", OPTION_TEXT, AT(prompt), true, "PROMPT", 0, 0, NULL, "the text to continue"},
+    {"--prompt", "-p", OPTION_TEXT, AT(prompt), false, "PROMPT", 0, 0, NULL, "the text to continue, with --chat to answer"},
+    {"--prompts", NULL, OPTION_TEXT, AT(prompts), false, "FILE", 0, 0, NULL,
+     "one on each line, all in one batch; printed in their order, with --json an object on each line"},
+    {"--chat", NULL, OPTION_FLAG, AT(chat), false, "", 0, 0, NULL,
+     "by the model's chat template: ChatML, Llama-2, Llama-3, Mistral, Phi-3; without -p a conversation, a line of standard input each turn"},
+    {"--system", NULL, OPTION_TEXT, AT(system), false, "TEXT", 0, 0, NULL, "what a chat begins with"},
     {"--tokens", "-n", OPTION_INT, AT(n), false, "N", 1, 1e6, "(64)", "tokens to make, with the prompt no more than the model's context"},
     {"--temp", NULL, OPTION_REAL, AT(temp), false, "T", 0, 100, "0", "temperature; 0: the likeliest token always"},
     {"--top-p", NULL, OPTION_REAL, AT(top_p), false, "P", 1e-9, 1, "1", "draw from the likeliest tokens that hold this share"},
+    {"--top-k", NULL, OPTION_INT, AT(top_k), false, "K", 1, 1e9, "(all)", "draw from the K likeliest tokens"},
+    {"--min-p", NULL, OPTION_REAL, AT(min_p), false, "P", 0, 1, "(0)", "draw from none less likely than P times the likeliest"},
+    {"--repeat-penalty", NULL, OPTION_REAL, AT(repeat_penalty), false, "X", 0.01, 100, "(1)",
+     "logits of tokens that stand already are divided by it where positive, multiplied where negative"},
+    {"--stop", NULL, OPTION_LIST, AT(stops), false, "TEXT", 0, 0, NULL, "end before this text; may be given several times"},
     {"--head", NULL, OPTION_CHOICE, AT(head_type), false, "full|q8", 0, 0, "full", "as it is, or rounded to 8 bits: faster, a little less exact"},
     {"--ignore-eos", NULL, OPTION_FLAG, AT(ignore_eos), false, "", 0, 0, NULL, "go on after the end token"},
 };
@@ -964,14 +978,14 @@ static void info_context(app *a, const pvt_model_config *c)
 static int info_tokenizer(app *a)
 {
     const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
-    pvt_chat chat = PVT_CHAT_NONE;
-    if (tokenizer) TRY(a, pvt_tokenizer_chat(tokenizer, &chat));
+    const char *chat = "none";
+    if (tokenizer) TRY(a, pvt_chat_kind(tokenizer, &chat));
     put_text(&a->json, "tokenizer", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
-    put_text(&a->json, "chat_template", pvt_chat_name(chat));
+    put_text(&a->json, "chat_template", chat);
     if (a->o.json) return 0;
     printf("tokenizer  %s", tokenizer ? pvt_tokenizer_get_info(tokenizer).kind : "none");
     if (tokenizer) printf(", %lld tokens", (long long)pvt_tokenizer_get_info(tokenizer).vocab);
-    printf("\nchat       %s\n", pvt_chat_name(chat));
+    printf("\nchat       %s\n", chat);
     return 0;
 }
 
@@ -1651,10 +1665,10 @@ static int eval_perplexity(app *a, int model, pvt_ppl_desc *desc, double *nll, p
     return 0;
 }
 
-static void print_ppl(const char *of, const pvt_ppl *ppl)
+static void print_ppl(buffer *t, const char *of, const pvt_ppl *ppl)
 {
     char error[32];
-    printf("%sperplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", of, ppl->ppl, ppl->nll,
+    buffer_printf(t, "%sperplexity %.4f (nll %.5f%s) over %lld tokens in %lld window%s of %lld, %.1f s\n", of, ppl->ppl, ppl->nll,
            plus_minus(ppl->nll_stderr, error), (long long)ppl->tokens, (long long)ppl->windows, ppl->windows == 1 ? "" : "s",
            (long long)ppl->ctx, ppl->seconds);
 }
@@ -1700,10 +1714,12 @@ static int eval_text(app *a, buffer *log)
     }
     meter_clear(&a->meter);
     if (a->o.json) return 0;
-    print_ppl("", &ppl);
-    if (a->o.beside) print_ppl("beside it ", &beside);
+    print_ppl(&a->table_lines, "", &ppl);
+    if (a->o.beside) print_ppl(&a->table_lines, "beside it ", &beside);
     char of_difference[32];
-    if (other_name) printf("nll minus that of %s: %+.5f%s\n", other_name, difference, plus_minus(error, of_difference));
+    if (other_name)
+        buffer_printf(&a->table_lines, "nll minus that of %s: %+.5f%s\n", other_name, difference,
+                      plus_minus(error, of_difference));
     return 0;
 }
 
@@ -1741,29 +1757,14 @@ static int verb_eval(app *a)
     put_close(&a->json, "}");
     if (status == 0 && a->o.log) result = log.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.log, log.data, log.size);
     buffer_free(&log);
-    if (status == 0) TRY(a, result);
-    return status ? status : put_result(a);
+    if (status != 0) return status;
+    TRY(a, result);
+    if (a->table_lines.failed) return fail(a, "out of memory for the table");
+    fwrite(a->table_lines.data ? a->table_lines.data : "", 1, (size_t)a->table_lines.size, stdout); /* what the log has is safe */
+    return put_result(a);
 }
 
 /* ---- generate, tokenize ---- */
-
-typedef struct stream {
-    app *a;
-    int32_t previous;
-} stream;
-
-static int on_token(void *user, int32_t id)
-{
-    stream *s = (stream *)user;
-    int64_t bytes;
-    const char *piece = pvt_tokenizer_piece(pvt_model_tokenizer(s->a->models[0]), s->previous, id, &bytes);
-    s->previous = id;
-    if (!s->a->o.json) {
-        fwrite(piece, 1, (size_t)bytes, stdout);
-        fflush(stdout);
-    }
-    return stop_asked;
-}
 
 static void put_ids(buffer *t, const char *key, const int32_t *ids, int64_t n)
 {
@@ -1783,53 +1784,7 @@ static const char *generate_rate(const pvt_generated *out, char text[64])
     return text;
 }
 
-static int generate_with(app *a, const int32_t *prompt, int64_t n_prompt, pvt_generated *out)
-{
-    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
-    pvt_generate_desc desc;
-    stream s;
-    char *text = NULL, rate[64];
-    int64_t bytes = 0;
-    memset(&desc, 0, sizeof desc);
-    desc.n = a->o.n, desc.temperature = a->o.temp, desc.top_p = a->o.top_p, desc.seed = a->o.seed;
-    desc.ignore_eos = a->o.ignore_eos;
-    s.a = a, s.previous = n_prompt > 0 ? prompt[n_prompt - 1] : -1;
-    desc.token = on_token, desc.user = &s;
-    a->meter.muted++; /* the text itself shows how far it is */
-    if (!a->o.json) fputs(a->o.prompt, stdout), fflush(stdout);
-    TRY(a, pvt_generate(a->models[0], prompt, n_prompt, &desc, out));
-    if (!a->o.json) {
-        fputc('\n', stdout);
-        note(a, "%s", generate_rate(out, rate));
-        return 0;
-    }
-    TRY(a, pvt_tokenizer_decode(tokenizer, out->ids, out->n, PVT_DECODE_SKIP_CONTROL, &text, &bytes));
-    put_open(&a->json, NULL, "{");
-    put_ids(&a->json, "prompt_ids", prompt, n_prompt), put_ids(&a->json, "ids", out->ids, out->n);
-    put_bytes(&a->json, "text", text, bytes);
-    put_number(&a->json, "seconds", out->seconds + out->prompt_seconds);
-    put_number(&a->json, "tokens_per_second", out->n > 1 && out->seconds > 0 ? (double)out->n / out->seconds : NAN);
-    put_close(&a->json, "}");
-    pvt_text_free(a->ctx, text);
-    return put_result(a);
-}
-
-static int verb_generate(app *a)
-{
-    pvt_generated out;
-    int32_t *prompt = NULL;
-    int64_t n = 0;
-    memset(&out, 0, sizeof out);
-    DO(load_model(a, 0, a->o.model));
-    const pvt_tokenizer *tokenizer = pvt_model_tokenizer(a->models[0]);
-    if (!tokenizer) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
-    TRY(a, pvt_model_prepare(a->models[0], wants_q8(a)));
-    TRY(a, pvt_tokenizer_encode(tokenizer, a->o.prompt, -1, PVT_ENCODE_BOS, &prompt, &n));
-    int status = generate_with(a, prompt, n, &out);
-    pvt_ids_free(a->ctx, prompt);
-    pvt_ids_free(a->ctx, out.ids);
-    return status;
-}
+#include "generate.h"
 
 static int verb_tokenize(app *a)
 {
@@ -2158,8 +2113,8 @@ static const struct verb {
     {"fit", "compress matrices of a safetensors file, without a model", SET(fit_rows), verb_fit},
     {"allocate", "choose a format for each tensor, for a file of so many bits", SET(allocate_rows), verb_allocate},
     {"tune", "tune codes and codebooks of a quantized model towards the original", SET(tune_rows), verb_tune},
-    {"eval", "perplexity on a text", SET(eval_rows), verb_eval},
-    {"generate", "continue a prompt", SET(generate_rows), verb_generate},
+    {"eval", "perplexity on a text, zero-shot tasks", SET(eval_rows), verb_eval},
+    {"generate", "continue prompts, or chat", SET(generate_rows), verb_generate},
     {"export", "write a model for other software", SET(export_rows), verb_export},
     {"tokenize", "token ids of a text", SET(tokenize_rows), verb_tokenize},
     {"logits", "logits of given token ids, as safetensors", SET(logits_rows), verb_logits},
@@ -2195,9 +2150,11 @@ static const struct verb_examples {
              "  pvtune tune two-bits --teacher model --data text.txt -o tuned --steps 1000 --log tuned.jsonl\n"},
     {"eval", "  pvtune eval tuned --ppl unseen.txt\n"
              "  pvtune eval model --ppl unseen.txt --windows 40 --log model.jsonl\n"
-             "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"},
+             "  pvtune eval tuned --ppl unseen.txt --windows 40 --against model.jsonl    the difference, window by window\n"
+             "  pvtune eval tuned --task arc_easy.jsonl --task piqa.jsonl --beside model    two tasks, paired\n"},
     {"generate", "  pvtune generate tuned -p \"Once upon a time\" -n 100\n"
-                 "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"},
+                 "  pvtune generate tuned -p \"Once upon a time\" --temp 0.8 --top-p 0.95 --seed 7\n"
+                 "  pvtune generate tuned --chat -p \"What is a codebook?\"\n"},
     {"export", "  pvtune export tuned --to dense -o tuned-fp16\n"
                "  pvtune export tuned --to gguf:q8_0 -o tuned.gguf\n"},
     {"tokenize", "  pvtune tokenize model \"some text\"\n"

@@ -127,13 +127,13 @@ static void put_score(buffer *t, const pvt_score *s)
     put_int(t, "n", s->n), put_int(t, "truncated", s->truncated), put_number(t, "seconds", s->seconds);
 }
 
-static void task_row(const char *name, const pvt_score *s)
+static void task_row(buffer *t, const char *name, const pvt_score *s)
 {
     char of_acc[48], of_norm[48];
-    printf("%-20s %9lld %s %s", name, (long long)s->n, task_figure(s->acc, s->acc_stderr, of_acc),
+    buffer_printf(t, "%-20s %9lld %s %s", name, (long long)s->n, task_figure(s->acc, s->acc_stderr, of_acc),
            task_figure(s->acc_norm, s->acc_norm_stderr, of_norm));
-    if (s->ppl == s->ppl) printf("   perplexity %.4g", s->ppl);
-    putchar('\n');
+    if (s->ppl == s->ppl) buffer_printf(t, "   perplexity %.4g", s->ppl);
+    buffer_put(t, "\n", 1);
 }
 
 static void task_json(app *a, const task_result *results, int n)
@@ -161,20 +161,21 @@ static void task_json(app *a, const task_result *results, int n)
 static void task_table(app *a, const task_result *results, int n)
 {
     double average = task_average(results, n, false);
-    printf("%-20s %9s %16s %17s\n", "task", "documents", "acc       ", "acc_norm    ");
+    buffer *t = &a->table_lines;
+    buffer_printf(t, "%-20s %9s %16s %17s\n", "task", "documents", "acc       ", "acc_norm    ");
     for (int i = 0; i < n; i++) {
         const task_result *r = &results[i];
         char of_acc[48], of_norm[48];
-        task_row(r->name, &r->score);
+        task_row(t, r->name, &r->score);
         if (!a->o.beside) continue;
-        task_row("  beside it", &r->beside);
+        task_row(t, "  beside it", &r->beside);
         bool norm = r->score.acc_norm == r->score.acc_norm;
-        printf("%-20s %9s %s %s\n", "  difference", "", task_figure(r->difference[0][0], r->difference[0][1], of_acc),
+        buffer_printf(t, "%-20s %9s %s %s\n", "  difference", "", task_figure(r->difference[0][0], r->difference[0][1], of_acc),
                task_figure(norm ? r->difference[1][0] : NAN, r->difference[1][1], of_norm));
     }
     if (average != average) return;
-    printf("%-20s %9s %9.4f\n", "average of the five", "", average);
-    if (a->o.beside) printf("%-20s %9s %9.4f\n", "  beside it", "", task_average(results, n, true));
+    buffer_printf(t, "%-20s %9s %9.4f\n", "average of the five", "", average);
+    if (a->o.beside) buffer_printf(t, "%-20s %9s %9.4f\n", "  beside it", "", task_average(results, n, true));
 }
 
 static int eval_tasks(app *a, buffer *log)

@@ -347,10 +347,10 @@ static void test_malformed(pvt_ctx *ctx)
 static void test_info(pvt_ctx *ctx)
 {
     static const char *const chats[][2] = {
-        {"{{ '<|im_start|>' + m.role + m.content + '<|im_end|>' }}", "ChatML"},
-        {"{{ '<|start_header_id|>' + m.content + '<|eot_id|>' }}", "Llama-3"},
-        {"{{ '<|user|>' + m.content + '<|end|>' + '<|assistant|>' }}", "Phi-3"},
-        {"{{ '[INST] <<SYS>>' + s + '<</SYS>>' + m.content + ' [/INST]' }}", "Llama-2"},
+        {"{{ '<|im_start|>' + m.role + m.content + '<|im_end|>' }}{{ '<|im_start|>assistant\\n' }}", "ChatML"},
+        {"{{ m.content + '<|eot_id|>' }}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}", "Llama-3"},
+        {"{{ '<|user|>' + m.content + '<|end|>' + '<|assistant|>\\n' }}", "Phi-3"},
+        {"{{ '[INST] <<SYS>>\\n' + s + '<</SYS>>' + m.content + ' [/INST]' }}", "Llama-2"},
         {"{{ '[INST] ' + m.content + ' [/INST]' }}", "Mistral"},
         {"{{ 'User: ' + m.content }}", "other"}};
     char line[40];
@@ -369,7 +369,7 @@ static void test_info(pvt_ctx *ctx)
         CHECK(strstr(out_text, line));
     }
     CHECK(sh("rm chatty/chat_template.jinja; echo '{\"chat_template\": [{\"name\": \"tools\", \"template\": \"x\"}, "
-             "{\"name\": \"default\", \"template\": \"<|im_start|><|im_end|>\"}]}' >chatty/tokenizer_config.json") == 0);
+             "{\"name\": \"default\", \"template\": \"<|im_end|><|im_start|>assistant\\\\n\"}]}' >chatty/tokenizer_config.json") == 0);
     CHECK_RUN(run("info chatty"));
     CHECK(strstr(out_text, "\nchat       ChatML\n"));
     CHECK(sh("echo '{' >chatty/tokenizer_config.json") == 0);
@@ -643,6 +643,67 @@ static void test_tasks(pvt_ctx *ctx)
     CHECK_REFUSED(1, "text: line 1: no JSON object", run("eval q --task text -q"));
     CHECK_REFUSED(1, "bad.task: line 2: no \"text\"", run("eval q --task bad.task -q"));
     CHECK_REFUSED(1, "q.gz: is compressed", sh("gzip -c plain.jsonl >q.gz") == 0 ? run("eval q --task q.gz -q") : -1);
+}
+
+/* A model that says the byte after the last one. */
+static void make_alphabet(pvt_ctx *ctx)
+{
+    pvt_model_config config;
+    pvt_model *model = NULL;
+    pvt_tokenizer *bytes = NULL;
+    char path[600];
+    memset(&config, 0, sizeof config);
+    config.layers = 1, config.dim = 256, config.heads = 4, config.ff = 16, config.vocab = 256, config.ctx = 64;
+    CHECK_OK(ctx, pvt_model_create(ctx, &config, &model));
+    for (int64_t i = 0; model && i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        bool embed = strstr(t.name, "embed_tokens") != NULL, head = strstr(t.name, "lm_head") != NULL;
+        if (!embed && !head && !strstr(t.name, "o_proj") && !strstr(t.name, "down_proj")) continue;
+        pvt_real *W = (pvt_real *)(uintptr_t)t.weight->array[0];
+        memset(W, 0, (size_t)t.n * sizeof *W);
+        for (int64_t v = 0; v < 256 && (embed || head); v++) W[(v + head) % 256 * 256 + v] = 1;
+    }
+    CHECK_OK(ctx, pvt_tokenizer_create_bytes(ctx, &bytes));
+    pvt_model_set_tokenizer(model, bytes);
+    snprintf(path, sizeof path, "%s/alphabet", dir);
+    CHECK_OK(ctx, pvt_model_save(model, path, NULL));
+    pvt_model_free(model);
+}
+
+/* Sampling, stop texts, a batch of prompts, and what a model without a chat template says. */
+static void test_generate(pvt_ctx *ctx)
+{
+    static char plain[2000];
+    make_alphabet(ctx);
+    CHECK_RUN(run("generate q -p Once -n 12 --ignore-eos -q"));
+    snprintf(plain, sizeof plain, "%.1999s", out_text);
+    CHECK_RUN(run("generate q -p Once -n 12 --ignore-eos --temp 1 --top-k 1 -q"));
+    CHECK(strcmp(plain, out_text) == 0);
+    CHECK_RUN(run("generate q -p Once -n 12 --ignore-eos --temp 1 --min-p 1 -q"));
+    CHECK(strcmp(plain, out_text) == 0);
+    CHECK_RUN(run("generate q -p Once -n 12 --ignore-eos --repeat-penalty 50 -q"));
+    CHECK(strcmp(plain, out_text) != 0);
+    CHECK(sh("printf 'Once\n\nA day\nOnce\n' >prompts; printf '\n\n' >empty") == 0);
+    CHECK_RUN(run("generate q --prompts prompts -n 12 --ignore-eos -q"));
+    CHECK(strncmp(out_text, plain, strlen(plain)) == 0 && strstr(out_text, "\nA day"));
+    CHECK_RUN(run("generate q --prompts prompts -n 3 --json"));
+    CHECK(lines(out_text) == 3 && strncmp(out_text, "{\"prompt_ids\":[79,", 18) == 0);
+    CHECK_RUN(run("generate q -p Once -n 12 --ignore-eos --json"));
+    CHECK(json_has(ctx, "prompt_ids,ids,text,seconds,tokens_per_second"));
+    CHECK_RUN(run("generate alphabet -p ab -n 40 -q --stop xyz --stop cd"));
+    CHECK(strcmp(out_text, "ab\n") == 0);
+    CHECK_RUN(run("generate alphabet -p ab -n 40 --stop efg --json"));
+    CHECK(strstr(out_text, "\"ids\":[99,100,101,102,103],\"text\":\"cd\"") != NULL);
+    CHECK_RUN(run("generate alphabet -p ab -n 3 -q --stop eg"));
+    CHECK(strcmp(out_text, "abcde\n") == 0); /* "e" was held back, and came to nothing */
+    CHECK_REFUSED(2, "-p PROMPT or --prompts", run("generate q"));
+    CHECK_REFUSED(2, "-p PROMPT or --prompts", run("generate q -p a --prompts prompts"));
+    CHECK_REFUSED(2, "--system goes with --chat", run("generate q -p a --system b"));
+    CHECK_REFUSED(2, "not empty", run("generate q -p a --stop ''"));
+    CHECK_REFUSED(1, "absent: No such file", run("generate q --prompts absent"));
+    CHECK_REFUSED(1, "holds no prompt", run("generate q --prompts empty"));
+    CHECK_REFUSED(1, "the model has no chat template", run("generate q --chat -p Hi"));
+    CHECK_REFUSED(1, "no message on standard input", run("generate q --chat"));
 }
 
 static void test_tensors(pvt_ctx *ctx)
@@ -1511,6 +1572,7 @@ int main(void)
     test_figures();
     test_tasks(ctx);
     test_perplexity(ctx);
+    test_generate(ctx);
     test_tensors(ctx);
     test_overwrite();
     test_ecosystem();

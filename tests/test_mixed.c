@@ -145,6 +145,7 @@ static pvt_tune_desc plan(pvt_strategy strategy)
     desc.schedule = PVT_SCHEDULE_CONSTANT, desc.pv.strategy = strategy;
     /* ten times the size of a weight: no code is so coarse that it stays for that */
     desc.pv.codes.rule = PVT_OPTIMIZER_ADAM, desc.pv.codes.lr = 0.2;
+    desc.pv.values.lr = 3e-4; /* the default would hardly move the scales of eight bits */
     return desc;
 }
 

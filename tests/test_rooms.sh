@@ -32,7 +32,7 @@ AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;save;export;look-u
 what codebooks are read by|pvti_(codebooks|entries|group_dim|scales|decode_row|scatter)%|codebooks;search;fit;look-ups|head
 codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;vector grids;higgs;e8p;iq2;scalar;training;layout;load;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;pv;pv step;quantize
 a family|%"llama"%|families;tokenizer files;gguf writing|llama2c
-a family|[Mm]istral|families|
+a family|[Mm]istral|families;chat|interface: chat
 a family|[Qq]wen|families;vocabulary;words;tokenizer files;tokenizer saving;gguf writing|interface: ops;interface: tokenizer;nfc
 a rotation|[.>]rotation%|interface: ops;interface: device;interface: weights;rotation;weights;representations;pv;pv step;quantize;quantize blocks;tuner;layout|
 a rotation|pvti?_rotate|interface: ops;interface: device;interface: weights;rotation;weights;representations;pv;pv step;quantize;quantize blocks;tuner;layout|

@@ -1233,6 +1233,66 @@ static void test_task_damaged(void)
     CHECK(budget.live == 0);
 }
 
+/* ---- chat ---- */
+
+/* What Jinja makes of such templates (jinja2 3.1, compared once on 18 templates of published models), here with the
+   constants that tell the kinds. "N" stands for BOS, "X" for EOS. */
+static void test_chat(pvt_ctx *ctx, const char *dir)
+{
+    static const struct { const char *source, *kind, *alone, *long_; } cases[] = {
+        {"{{'<|im_start|>system\nBe good<|im_end|>\n'}}{{'<|im_start|>' + role}}'<|im_start|>assistant\\n'", "ChatML",
+         "<|im_start|>system\nBe good<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n",
+         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+         "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"},
+        {"<|im_end|>'<|im_start|>system\\n' + x {{'<|im_start|>assistant\n'}}", "ChatML",
+         "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n", NULL},
+        {"<|eot_id|>'<|start_header_id|>assistant<|end_header_id|>\\n\\n'", "Llama-3",
+         "N<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", NULL},
+        {"'<|assistant|>\\n' '<|end|>\\n'", "Phi-3", "<|user|>\n Hi <|end|>\n<|assistant|>\n",
+         "<|system|>\nS<|end|>\n<|user|>\n Hi <|end|>\n<|assistant|>\nYes<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\n"},
+        {"'[INST] ' + '<<SYS>>\\n'", "Llama-2", "N[INST] Hi [/INST]",
+         "N[INST] <<SYS>>\nS\n<</SYS>>\n\n Hi [/INST] Yes XN[INST] Bye [/INST]"},
+        {"'[INST] ' + x + ' [/INST]'", "Mistral", "N[INST]  Hi  [/INST]", "N[INST]  Hi  [/INST]YesX[INST] S\n\nBye [/INST]"},
+        {"'[INST]' + x + '[/INST]' ' ' + message", "Mistral", "N[INST] Hi [/INST]", "N[INST] Hi [/INST] YesX[INST]S\n\nBye[/INST]"},
+        {"{{ '<|user|>' }}{{ x + eos_token }}", NULL, "a chat template of another kind: ChatML, Llama-2", NULL},
+        {"[SYSTEM_PROMPT][INST][/INST]", NULL, "of another kind", NULL},
+        {"<|im_start|>assistant\n<think><|im_end|>", NULL, "of another kind", NULL},
+        {NULL, NULL, "the model has no chat template", NULL},
+    };
+    static const pvt_message messages[] = {{"system", "S"}, {"user", " Hi "}, {"assistant", "Yes"}, {"user", "Bye"}};
+    static buffer b;
+    char path[2][300], wanted[400], *text;
+    pvt_tokenizer *t = NULL;
+    pvt_chat chat;
+    snprintf(path[0], sizeof path[0], "%s/tokenizer.json", dir), snprintf(path[1], sizeof path[1], "%s/chat_template.jinja", dir);
+    make(&b, 3), test_spit(path[0], (const char *)b.data, (size_t)b.n);
+    CHECK_OK(ctx, pvt_tokenizer_load(ctx, path[0], &t));
+    for (int i = 0; i < PVTI_COUNT(cases) && t; i++) {
+        if (cases[i].source) test_spit(path[1], cases[i].source, strlen(cases[i].source));
+        else remove(path[1]);
+        for (int k = 0; k < 2; k++) {
+            const char *s = k ? cases[i].long_ : cases[i].alone;
+            int n = 0;
+            if (!s) continue;
+            pvt_result result = pvt_chat_prompt(t, messages + !k, k ? 4 : 1, &chat, &text);
+            if (!cases[i].kind) {
+                CHECK(result == PVT_ERR_UNSUPPORTED && !text && strstr(pvt_ctx_error(ctx), s));
+                continue;
+            }
+            for (; *s && n < 390; s++)
+                n += snprintf(wanted + n, 8, *s == 'N' && s[1] != 'S' ? "<s>" : *s == 'X' ? "</s>" : "%c", *s);
+            if (result != PVT_OK || strcmp(text, wanted) != 0) printf("    %d %d: %s\n", i, k, text ? text : pvt_ctx_error(ctx));
+            CHECK(result == PVT_OK && strcmp(text, wanted) == 0 && strcmp(chat.kind, cases[i].kind) == 0 && chat.end == -1);
+            pvt_text_free(ctx, text);
+        }
+    }
+    CHECK(pvt_chat_prompt(t, messages, 1, NULL, &text) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_chat_prompt(t, messages, 3, NULL, &text) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_chat_prompt(t, messages + 2, 2, NULL, &text) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "must be the user's"));
+    CHECK(pvt_chat_prompt(t, messages, 0, NULL, &text) == PVT_ERR_ARGUMENT);
+    pvt_tokenizer_free(t);
+}
+
 static void test_tasks(pvt_ctx *ctx)
 {
     char dir[256];
@@ -1245,6 +1305,7 @@ static void test_tasks(pvt_ctx *ctx)
     test_task_tokens(ctx, t);
     test_task_refused(ctx, t);
     test_task_damaged();
+    test_chat(ctx, dir);
     pvt_tokenizer_free(t);
     test_remove(dir);
 }

@@ -1148,8 +1148,8 @@ static void test_tune(pvt_ctx *ctx)
     pvt_tune_desc d = pvt_tune_resolve(model, NULL);
     pvt_model_free(model);
     CHECK(run("help tune") == 0); /* the help's defaults are the library's */
-    CHECK(d.pv.values.lr == 3e-4 && strstr(out_text, "(3e-4)"));
-    CHECK(d.pv.codes.lr == 2.5e-2 && strstr(out_text, "(2.5e-2; adam: 3e-3)"));
+    CHECK(d.pv.values.lr == 3e-4 && strstr(out_text, "(3e-4 at two bits of code"));
+    CHECK(d.pv.codes.lr == 2.5e-2 && strstr(out_text, "(2.5e-2 at two bits, half as much for each bit more; adam: 3e-3)"));
     CHECK(d.pv.codes.rule == PVT_OPTIMIZER_LAMB && strstr(out_text, "(lamb)") && strstr(out_text, "(cosine)"));
     CHECK(d.steps == 200 && d.warmup == 5 && d.eval_every == 20 && d.patience == 5 && d.pv.cap == 0.01 && d.batch == 2);
 

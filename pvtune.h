@@ -13437,15 +13437,8 @@ static pvt_result pvti_generate_check(pvti_generator *g, pvt_generate_desc *d)
     pvt_ctx *ctx = g->ctx;
     int64_t V = g->model->config.vocab, room = g->model->config.ctx;
     g->common = INT64_MAX, g->longest = 0, g->open = g->B;
-    for (int64_t b = 0; b < g->B; b++) {
+    for (int64_t b = 0; b < g->B; b++)
         g->common = PVTI_MIN(g->common, g->n_prompt[b]), g->longest = PVTI_MAX(g->longest, g->n_prompt[b]);
-        for (int64_t i = 0; i < g->n_prompt[b]; i++) /* the penalty looks them up */
-            if (g->prompts[b][i] < 0 || g->prompts[b][i] >= V)
-                return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                                 "token id %lld at position %lld is outside the vocabulary of %lld; does the "
-                                 "tokenizer belong to the model?",
-                                 (long long)g->prompts[b][i], (long long)i, (long long)V);
-    }
     if (d->n == 0) d->n = PVTI_MAX(1, PVTI_MIN(64, room - PVTI_MAX(0, g->longest)));
     if (d->top_p == 0) d->top_p = 1;
     if (d->repeat_penalty == 0) d->repeat_penalty = 1;
@@ -13464,7 +13457,15 @@ static pvt_result pvti_generate_check(pvti_generator *g, pvt_generate_desc *d)
                          "generation with top_k %lld, min_p %g, repeat_penalty %g: expected ≥ 0, in [0, 1], "
                          "and > 0",
                          (long long)d->top_k, d->min_p, d->repeat_penalty);
-    return pvti_context_check(ctx, g->model, "generation", g->longest + d->n);
+    PVTI_TRY(pvti_context_check(ctx, g->model, "generation", g->longest + d->n));
+    for (int64_t b = 0; b < g->B; b++)
+        for (int64_t i = 0; i < g->n_prompt[b]; i++) /* the penalty looks them up */
+            if (g->prompts[b][i] < 0 || g->prompts[b][i] >= V)
+                return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                                 "token id %lld at position %lld is outside the vocabulary of %lld; does the "
+                                 "tokenizer belong to the model?",
+                                 (long long)g->prompts[b][i], (long long)i, (long long)V);
+    return PVT_OK;
 }
 
 PVT_API pvt_result pvt_generate_many(const pvt_model *model, const int32_t *const *prompts,

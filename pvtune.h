@@ -10476,7 +10476,8 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
 
 PVT_API pvt_result pvt_pv_set_delta(pvt_pv *pv, double delta)
 {
-    if (pv->open || !(delta >= 0 && delta < 1) || pv->desc.delta >= 1)
+    if (pv->open || !(delta >= 0 && delta < 1) || pv->desc.delta >= 1 ||
+        pv->desc.strategy == PVT_STRATEGY_CONTINUOUS)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
                          "pv: delta must lie in [0, 1), between steps, with a strategy that has a buffer");
     pv->desc.delta = delta;
@@ -12871,7 +12872,8 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
     model once; its keys and values are copied, and each choice goes on from there as a sequence of its
     own. A choice of m tokens then takes m inputs: the context's last token and its own but the last.
 
-    Documents with equally long common parts share a forward; longer branches first, shorter ones padded
+    Where rotary frequencies depend on a sequence's length (dynamic, longrope) nothing is shared: each choice is
+    computed by itself. Else documents with equally long common parts share a forward; longer branches first, shorter ones padded
     behind their end, which no earlier token sees. A single row would go through the products of decoding,
     which may round otherwise than those of many (look-ups, Q8_0): there are always two at least. */
 
@@ -12887,6 +12889,7 @@ typedef struct pvti_scorer {
     pvt_ctx *ctx;
     const pvt_model *model;
     const pvt_task *task;
+    bool alone; /* frequencies depend on a sequence's length: each choice is a forward of its own */
     int64_t memory_limit, truncated;
     pvti_question *questions; /* [n] in the order of the work */
     pvt_answer *answers;      /* [n_choices] */
@@ -12962,7 +12965,7 @@ static pvt_result pvti_question_read(pvti_scorer *s, int64_t document, pvti_ques
         longest = PVTI_MAX(longest, c.n - 1);
         s->truncated += c.n < s->task->choices[d->first + i].n;
     }
-    if (q->shared == 1) q->shared = 0; /* no forward of one row */
+    if (q->shared == 1 || s->alone) q->shared = 0; /* no forward of one row */
     q->width = longest - q->shared;
     q->room = longest + 1; /* where one input is padded to two */
     return PVT_OK;
@@ -13164,16 +13167,36 @@ static void pvti_score_sum(const pvti_scorer *s, const pvt_score_desc *desc, pvt
     if (single == task->n) out->ppl = pvti_exp64(-sum / (double)task->n);
 }
 
+/* The n questions from number i on, which share a run. */
+static pvt_result pvti_score_batch(pvti_scorer *s, int64_t i, int64_t n)
+{
+    int64_t shared = s->questions[i].shared, width = s->questions[i].width; /* the first is the widest */
+    pvt_run_reset(s->run);
+    PVTI_TRY(pvti_score_shared(s, n, shared));
+    return pvti_score_branches(s, shared, width);
+}
+
+/* The choices of question i, one by one. */
+static pvt_result pvti_score_alone(pvti_scorer *s, int64_t i)
+{
+    const pvt_document *d = &s->task->documents[s->questions[i].document];
+    s->branches = 1;
+    for (int64_t k = d->first; k < d->first + d->n; k++) {
+        s->branch[0] = pvti_choice_cut(&s->task->choices[k], s->model->config.ctx);
+        s->question[0] = 0, s->answer[0] = k;
+        pvt_run_reset(s->run);
+        PVTI_TRY(pvti_score_branches(s, 0, s->branch[0].n - 1));
+    }
+    return PVT_OK;
+}
+
 static pvt_result pvti_score_all(pvti_scorer *s)
 {
     int64_t right = 0, n;
     for (int64_t i = 0; i < s->task->n; i += n) {
         PVTI_TRY(pvti_score_room(s, i));
-        n = pvti_score_gather(s, i);
-        int64_t shared = s->questions[i].shared, width = s->questions[i].width; /* the first is the widest */
-        pvt_run_reset(s->run);
-        PVTI_TRY(pvti_score_shared(s, n, shared));
-        PVTI_TRY(pvti_score_branches(s, shared, width));
+        n = s->alone ? 1 : pvti_score_gather(s, i);
+        PVTI_TRY(s->alone ? pvti_score_alone(s, i) : pvti_score_batch(s, i, n));
         for (int64_t k = i; k < i + n; k++)
             right += pvti_score_right(s, &s->task->documents[s->questions[k].document], false);
         PVTI_TRY(pvti_report(s->ctx, "task", s->task->name, i + n, s->task->n, "documents",
@@ -13230,6 +13253,7 @@ PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, 
     pvti_scorer *s = PVTI_NEW(ctx, pvti_scorer, 1);
     if (!s) return PVT_ERR_MEMORY;
     s->ctx = ctx, s->model = model, s->task = task;
+    s->alone = pvti_rope_is(&model->config, PVT_ROPE_DYNAMIC) || pvti_rope_is(&model->config, PVT_ROPE_LONG);
     s->memory_limit = desc && desc->memory_limit > 0 ? desc->memory_limit : (int64_t)512 << 20;
     pvt_result result = pvti_score_begin(s, desc ? desc->answers : NULL, &own);
     if (result == PVT_OK) result = pvti_score_all(s);
@@ -13335,6 +13359,7 @@ typedef struct pvti_generator {
     const int32_t *const *prompts;
     const int64_t *n_prompt;
     int64_t B, common, longest; /* tokens that all prompts have; of the longest prompt */
+    int64_t chunk; /* tokens of a prompt at once: all where dynamic frequencies go by the prompt's length */
     pvt_run *run;
     pvti_sampler sampler;
     pvt_real *logits;        /* [B, V] */
@@ -13347,7 +13372,7 @@ typedef struct pvti_generator {
 /* The common part of the prompts in chunks; logits of its last tokens. */
 static pvt_result pvti_generate_prompt(pvti_generator *g)
 {
-    int64_t T = 0, V = g->sampler.V, most = PVTI_MAX(1, PVTI_PROMPT_CHUNK / g->B);
+    int64_t T = 0, V = g->sampler.V, most = g->chunk;
     for (int64_t i = 0; i < g->common; i += T) {
         T = PVTI_MIN(most, g->common - i);
         for (int64_t b = 0; b < g->B; b++)
@@ -13409,7 +13434,9 @@ static pvt_result pvti_generate_all(pvti_generator *g)
     memset(&desc, 0, sizeof desc);
     desc.cache = true;
     desc.max_batch = g->B, desc.max_ctx = g->longest + g->desc->n;
-    desc.max_tokens = PVTI_MAX(PVTI_PROMPT_CHUNK, g->B);
+    g->chunk = PVTI_MAX(1, PVTI_PROMPT_CHUNK / g->B);
+    if (pvti_rope_is(&g->model->config, PVT_ROPE_DYNAMIC)) g->chunk = PVTI_MAX(g->chunk, g->common);
+    desc.max_tokens = PVTI_MAX(PVTI_PROMPT_CHUNK, g->B * g->chunk);
     s->V = g->model->config.vocab;
     g->logits = PVTI_NEW(ctx, pvt_real, g->B * s->V);
     s->p = PVTI_NEW(ctx, double, s->V);
@@ -13587,6 +13614,7 @@ typedef struct pvti_quantizer {
     pvt_model *model;
     pvt_quantize_desc desc;
     pvt_pv_desc pv;                   /* of block fine-tuning, resolved */
+    bool params_open;                 /* its rate of norms and biases is the default */
     pvti_blocks blocks;
     int64_t samples, T, C, per_chunk; /* per_chunk: sequences in one forward */
     pvt_real *x, *y;                  /* [samples·T, C]: the block's inputs; its original outputs */
@@ -13816,7 +13844,8 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
     pvt_pv_desc desc = z->pv;
     double sum[2] = {0, 0};
     for (int j = 0; desc.values.by_bits && j < PVTI_BLOCK; j++) pvti_coarseness_add(sum, &layer->linear[j]);
-    desc.values.lr *= pvti_coarseness(sum), desc.params.lr *= pvti_coarseness(sum);
+    desc.values.lr *= pvti_coarseness(sum);
+    if (z->params_open) desc.params.lr *= pvti_coarseness(sum);
     PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
     pvt_result result = PVT_OK;
     for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
@@ -14160,6 +14189,7 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     if (z->pv.values.lr == 0) z->pv.values.lr = d->finetune_lr;
     if (z->pv.codes.rule == PVT_OPTIMIZER_DEFAULT && z->pv.codes.lr == 0)
         z->pv.codes.rule = PVT_OPTIMIZER_ADAM, z->pv.codes.lr = 1e-3, z->pv.codes.by_bits = true;
+    z->params_open = z->pv.params.lr == 0;
     z->pv = pvt_pv_resolve(&z->pv);
     if (d->finetune_epochs < 0) return PVT_OK;
     if (z->pv.loss)
@@ -15081,9 +15111,11 @@ static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
                          "ctx at most %d, and micro_batch no more than batch", 1 << 20);
-    if (!(d->delta_from >= 0 && d->delta_from <= 1) || (d->delta_from > 0 && !(d->pv.delta > 0 && d->pv.delta < 1)))
+    if (!(d->delta_from >= 0 && d->delta_from <= 1) ||
+        (d->delta_from > 0 && (!(d->pv.delta > 0 && d->pv.delta < 1) || d->pv.strategy == PVT_STRATEGY_CONTINUOUS)))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                         "tune: delta_from lies in 0 to 1, and needs a pv.delta above 0 and below 1 to rise to");
+                         "tune: delta_from lies in 0 to 1, and needs a strategy with a buffer and a pv.delta "
+                         "above 0 and below 1 to rise to");
     if (!pvti_mul(d->steps, d->batch, &tokens) || !pvti_mul(tokens, d->ctx, &tokens))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "tune: %lld steps of %lld x %lld tokens are more than can be counted",
@@ -23096,7 +23128,8 @@ static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, 
     char key[96];
     PVTI_TRY(pvti_gguf_factors(a, "rope_factors_short.weight", n, a->factors[0], &found[0]));
     PVTI_TRY(pvti_gguf_factors(a, "rope_factors_long.weight", n, a->factors[1], &found[1]));
-    if (!found[0] && !found[1]) return PVT_OK;
+    bool named = pvti_gguf_equals(g, pvti_gguf_key(family, "rope.scaling.type", key), "longrope");
+    if (!found[0] && !found[1] && !named) return PVT_OK;
     if (!found[0] || !found[1])
         return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: tensor \"%s\" is missing", a->path,
                          found[0] ? "rope_factors_long.weight" : "rope_factors_short.weight");
@@ -24206,7 +24239,8 @@ static pvt_result pvti_task_arc(pvti_task_reader *r)
         found = pvti_json_equals(&r->j, label, key);
         r->documents[r->n].gold = i;
     }
-    if (found && i <= PVTI_CHOICES_MOST) return PVT_OK;
+    if (i > PVTI_CHOICES_MOST) return pvti_task_refuse(r, "has more than 256 choices", "");
+    if (found) return PVT_OK;
     return pvti_task_refuse(r, "no choice has the label of \"answerKey\": ", key);
 }
 
@@ -24223,9 +24257,13 @@ static void pvti_prompt_preprocess(pvti_task_reader *r, const char *s, int64_t n
         at += is ? 8 : 1;
     }
     n = 0;
+    bool closes = true; /* is there a ] behind? */
     for (int64_t at = 0; at < a.size; at++) { /* \[.*?\], where . is no new line */
         const char *s0 = a.data + at, *close = NULL;
-        if (*s0 == '[') close = (const char *)memchr(s0, ']', (size_t)(a.size - at));
+        if (*s0 == '[' && closes) {
+            close = (const char *)memchr(s0, ']', (size_t)(a.size - at));
+            closes = close != NULL;
+        }
         if (close && !memchr(s0, '\n', (size_t)(close - s0))) at = close - a.data;
         else a.data[n++] = *s0;
     }
@@ -24491,6 +24529,9 @@ static pvt_result pvti_task_line(pvti_task_reader *r, const pvti_task_kind **kin
 {
     if (!*kind) {
         *kind = pvti_task_kind_of(r);
+        if (pvti_task_find(r, "question_concept") >= 0)
+            return pvti_task_refuse(r, "documents of CommonsenseQA are not read; write them as ",
+                                    "{\"context\", \"choices\", \"gold\"}");
         if (!*kind)
             return pvti_task_refuse(r, "no document of a task: arc, hellaswag, piqa, winogrande, boolq, "
                                        "lambada as their data sets have them, ",
@@ -24675,7 +24716,8 @@ static const char *pvti_chat_constant(const pvti_chat *c, const char *before, co
         s += strlen(before);
         int64_t skip = s[0] == '\n' ? 1 : s[0] == '\\' && s[1] == 'n' ? 2 : 0;
         const char *end = strstr(s, behind);
-        if (!end || skip == 0) continue;
+        if (!end) break;
+        if (skip == 0) continue;
         for (*bytes = 0, s += skip; s + *bytes < end && !strchr("'\"{}", s[*bytes]);) ++*bytes;
         if (s + *bytes == end && *bytes > 0) return s;
         *bytes = 0;
@@ -24683,10 +24725,11 @@ static const char *pvti_chat_constant(const pvti_chat *c, const char *before, co
     return "";
 }
 
-/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each */
+/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each; Qwen3's takes thoughts out of earlier answers */
 static void pvti_chat_chatml(const pvti_chat *c)
 {
     int64_t bytes;
+    bool forgets = strstr(c->source, "'</think>'") != NULL;
     const char *usual = pvti_chat_constant(c, "<|im_start|>system", "<|im_end|>", &bytes);
     if (strstr(c->source, "bos_token")) pvti_chat_put_token(c, c->t->bos);
     if (!pvti_chat_is(&c->messages[0], "system") && bytes > 0) {
@@ -24695,8 +24738,12 @@ static void pvti_chat_chatml(const pvti_chat *c)
         pvti_chat_put(c, "<|im_end|>\n");
     }
     for (int64_t i = 0; i < c->n; i++) {
+        const char *text = c->messages[i].text, *thought = NULL;
         pvti_chat_put(c, "<|im_start|>"), pvti_chat_put(c, c->messages[i].role), pvti_chat_put(c, "\n");
-        pvti_chat_put(c, c->messages[i].text), pvti_chat_put(c, "<|im_end|>\n");
+        if (forgets && pvti_chat_is(&c->messages[i], "assistant"))
+            for (const char *at = text; (at = strstr(at, "</think>")) != NULL;) thought = at += 8;
+        if (thought) text = thought + strspn(thought, "\n");
+        pvti_chat_put(c, text), pvti_chat_put(c, "<|im_end|>\n");
     }
     pvti_chat_put(c, "<|im_start|>assistant\n");
 }
@@ -24832,7 +24879,9 @@ PVT_API pvt_result pvt_chat_kind(const pvt_tokenizer *tokenizer, const char **ki
 
 static pvt_result pvti_chat_check(pvt_ctx *ctx, const pvt_message *messages, int64_t n)
 {
-    int64_t first = n > 0 && messages && messages[0].role && pvti_chat_is(&messages[0], "system");
+    if (n > 0 && !messages)
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT, "a chat of %lld messages, and none is there", (long long)n);
+    int64_t first = n > 0 && messages[0].role && messages[0].text && pvti_chat_is(&messages[0], "system");
     for (int64_t i = first; i < n; i++) {
         const char *role = (i - first) % 2 == 0 ? "user" : "assistant";
         if (messages[i].role && messages[i].text && pvti_chat_is(&messages[i], role)) continue;
@@ -27330,6 +27379,7 @@ static void pvti_optimizer_text(const pvt_optimizer *o, char out[PVTI_OPTION_TEX
              pvti_short_number(o->beta1, n[1]), pvti_short_number(o->beta2, n[2]),
              pvti_short_number(o->eps, n[3]), pvti_short_number(o->weight_decay, n[4]), o->amsgrad,
              !o->no_debias);
+    if (o->by_bits) snprintf(out + strlen(out), PVTI_OPTION_TEXT - strlen(out), " by bits");
 }
 
 /* Selection, key, step and buffer, added to `out` where they are not the defaults, so that the checkpoints of

@@ -83,8 +83,11 @@ static int put_generated(app *a, const int32_t *prompt, int64_t n_prompt, const 
     TRY(a, pvt_tokenizer_decode(pvt_model_tokenizer(a->models[0]), out->ids, out->n, PVT_DECODE_SKIP_CONTROL, &text, &bytes));
     put_open(t, NULL, "{");
     put_ids(t, "prompt_ids", prompt, n_prompt), put_ids(t, "ids", out->ids, out->n);
-    if (s->stopped) put_bytes(t, "text", s->text.data, s->text.size); /* the ids go as far as the stop text */
-    else put_bytes(t, "text", text, bytes);
+    for (int i = 0; s->stopped && i < a->o.stops.n; i++) { /* the ids go as far as the stop text, the text before it */
+        const char *at = strstr(text, a->o.stops.at[i]);
+        if (at && at - text < bytes) bytes = at - text;
+    }
+    put_bytes(t, "text", text, bytes);
     pvt_text_free(a->ctx, text);
     put_number(t, "seconds", out->seconds + out->prompt_seconds);
     put_number(t, "tokens_per_second", out->n > 1 && out->seconds > 0 ? (double)out->n / out->seconds : NAN);
@@ -153,10 +156,17 @@ static int generate_chat(app *a)
     while (status == 0 && n + 2 <= MESSAGES && !stop_asked && fgets(line, sizeof line, stdin)) {
         stream s;
         memset(&s, 0, sizeof s);
+        if (strlen(line) == sizeof line - 1 && line[sizeof line - 2] != '\n') {
+            status = fail(a, "a message of more than %d bytes", (int)sizeof line - 2);
+            break;
+        }
         line[strcspn(line, "\r\n")] = 0;
         if (line[0] == 0) continue;
         char *text = (char *)malloc(strlen(line) + 1);
-        if (!text) return fail(a, "out of memory for a message");
+        if (!text) {
+            status = fail(a, "out of memory for a message");
+            break;
+        }
         strcpy(text, line);
         kept[n_kept++] = text;
         messages[n].role = "user", messages[n++].text = text;
@@ -167,6 +177,7 @@ static int generate_chat(app *a)
         if (s.text.data) kept[n_kept++] = s.text.data; /* freed below */
         if (status == 0 && s.text.failed) status = fail(a, "out of memory for an answer");
     }
+    if (status == 0 && n + 2 > MESSAGES) note(a, "a conversation ends after %d messages", MESSAGES);
     while (n_kept > 0) free(kept[--n_kept]);
     return status ? status : n > first ? 0 : fail(a, "no message on standard input");
 }

@@ -184,6 +184,7 @@ static int eval_tasks(app *a, buffer *log)
     if (!results) return fail(a, "out of memory for the tasks");
     for (int i = 0; i < a->o.tasks.n; i++) {
         pvt_task task;
+        memset(&task, 0, sizeof task);
         int status = task_read(a, a->o.tasks.at[i], &task);
         for (int k = 0; k < i && status == 0; k++)
             if (strcmp(results[k].name, task.name) == 0)

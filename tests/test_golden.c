@@ -639,6 +639,55 @@ static void check_harness(const pvt_model *model, int64_t documents)
     test_remove(dir);
 }
 
+/* log p of a choice by one forward of it alone. */
+static double choice_alone(const pvt_model *model, const pvt_choice *c)
+{
+    pvt_run_desc d;
+    pvt_run *run;
+    double sum = 0;
+    int64_t V = model->config.vocab;
+    pvt_real *logits = (pvt_real *)calloc((size_t)(c->n * V), sizeof *logits);
+    memset(&d, 0, sizeof d);
+    d.max_ctx = c->n - 1;
+    CHECK_OK(ctx, pvt_run_create(model, &d, &run));
+    CHECK_OK(ctx, pvt_run_forward(run, c->ids, 1, c->n - 1, logits));
+    for (int64_t t = c->context - 1; t < c->n - 1; t++) {
+        const pvt_real *row = logits + t * V;
+        double most = -1e30, z = 0;
+        for (int64_t v = 0; v < V; v++) most = fmax(most, (double)row[v]);
+        for (int64_t v = 0; v < V; v++) z += exp((double)row[v] - most);
+        sum += (double)row[c->ids[t + 1]] - most - log(z);
+    }
+    pvt_run_free(run);
+    free(logits);
+    return sum;
+}
+
+/* Choices on both sides of the length at which rotary frequencies change: in company what each is alone. */
+static void check_company_of_lengths(const char *name)
+{
+    pvt_model *model = NULL;
+    pvt_task task;
+    pvt_answer answers[4];
+    pvt_score_desc desc;
+    pvt_score score;
+    int32_t ids[4][24];
+    char path[128];
+    snprintf(path, sizeof path, SMALL "models/%s", name);
+    CHECK_OK(ctx, pvt_model_load(ctx, path, NULL, &model));
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 24; j++) ids[i][j] = (j * 7 + (j > 13 || i > 1) * (i * 5 + j * i)) % 31;
+    pvt_choice choices[4] = {{ids[0], 16, 14, 5, NULL, NULL}, {ids[1], 16, 14, 5, NULL, NULL},
+                             {ids[2], 20, 14, 5, NULL, NULL}, {ids[3], 21, 14, 5, NULL, NULL}};
+    pvt_document documents[2] = {{0, 2, 0}, {2, 2, 0}};
+    memset(&task, 0, sizeof task), memset(&desc, 0, sizeof desc);
+    task.documents = documents, task.choices = choices, task.n = 2, task.n_choices = 4;
+    desc.answers = answers;
+    CHECK_OK(ctx, pvt_task_score(model, &task, &desc, &score));
+    for (int i = 0; i < 4; i++) CHECK_NEAR(answers[i].loglik, choice_alone(model, &choices[i]), 1e-5);
+    pvt_model_free(model);
+}
+
 /* What both places have. */
 static void check_models(const char *base)
 {
@@ -699,6 +748,8 @@ static void check_smollm2(int64_t windows)
 int main(int argc, char **argv)
 {
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
+    check_company_of_lengths("phi3_long"), check_company_of_lengths("llama_dynamic");
+    check_company_of_lengths("llama_gqa");
     check_models(SMALL);
     check_aqlm(SMALL "aqlm/llama_2x8_g8/");
     check_aqlm(SMALL "aqlm/llama_1x9_g4/");

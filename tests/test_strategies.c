@@ -289,6 +289,10 @@ static void check_set_delta(void)
     desc.strategy = PVT_STRATEGY_SUBSPACE;
     pvt_pv *pv = one_weight(&desc, &w);
     CHECK(pvt_pv_set_delta(pv, 0.5) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "has a buffer"));
+    pvt_pv_free(pv);
+    desc.strategy = PVT_STRATEGY_CONTINUOUS;
+    pv = one_weight(&desc, &w);
+    CHECK(pvt_pv_set_delta(pv, 0.5) == PVT_ERR_ARGUMENT);
     pvt_pv_free(pv), pvt_weight_free(&w);
 }
 

@@ -1156,6 +1156,7 @@ static void test_task_refused(pvt_ctx *ctx, const pvt_tokenizer *t)
         {"Once upon a time\n", "line 1: no JSON object", PVT_ERR_FORMAT},
         {"[1, 2]\n", "line 1: no JSON object", PVT_ERR_FORMAT},
         {"{\"name\":\"x\"}\n", "line 1: no document of a task: arc, hellaswag", PVT_ERR_FORMAT},
+        {"{\"question\":\"x\",\"question_concept\":\"y\"}\n", "line 1: documents of CommonsenseQA are not read", PVT_ERR_FORMAT},
         {"{\"text\":\"a b\"}\n\n{\"text\":\"a\n", "line 3: no JSON object", PVT_ERR_FORMAT},
         {"{\"text\":\"a b\"}\n{\"goal\":\"a\"}\n", "line 2: no \"text\" of the right type, which a document of lambada",
          PVT_ERR_FORMAT},
@@ -1290,6 +1291,18 @@ static void test_chat(pvt_ctx *ctx, const char *dir)
     CHECK(pvt_chat_prompt(t, messages, 3, NULL, &text) == PVT_ERR_ARGUMENT);
     CHECK(pvt_chat_prompt(t, messages + 2, 2, NULL, &text) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "must be the user's"));
     CHECK(pvt_chat_prompt(t, messages, 0, NULL, &text) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_chat_prompt(t, NULL, 1, NULL, &text) == PVT_ERR_ARGUMENT);
+    static const pvt_message empty[] = {{"system", NULL}, {"user", "Hi"}};
+    CHECK(pvt_chat_prompt(t, empty, 2, NULL, &text) == PVT_ERR_ARGUMENT);
+    /* as Qwen3's takes earlier thoughts out */
+    static const char qwen3[] = "<|im_end|>{{'<|im_start|>assistant\n'}}{{ x.split('</think>')[-1] }}";
+    static const pvt_message thoughts[] = {
+        {"user", "Hi"}, {"assistant", "<think>\na</think>b</think>\n\nYes"}, {"user", "</think>Bye"}};
+    test_spit(path[1], qwen3, strlen(qwen3));
+    CHECK_OK(ctx, pvt_chat_prompt(t, thoughts, 3, NULL, &text));
+    CHECK(strcmp(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n<|im_start|>user\n</think>Bye"
+                       "<|im_end|>\n<|im_start|>assistant\n") == 0);
+    pvt_text_free(ctx, text);
     pvt_tokenizer_free(t);
 }
 

@@ -397,6 +397,16 @@ static void check_schedules(void)
         }
         ends[run] = fingerprint(b.student);
         pvt_tuner_free(tuner);
+        if (run == 2) { /* a rate that is given is another than the default of the same size */
+            b.desc.pv.codes.lr = 0, b.desc.pv.delta = 0.8, b.desc.delta_from = 0.5;
+            CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+            CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
+            pvt_tuner_free(tuner);
+            b.desc.pv.codes.lr = 2.5e-2;
+            CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+            CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH && strstr(pvt_ctx_error(b.ctx), "learning rate of codes"));
+            pvt_tuner_free(tuner);
+        }
         b.desc.pv.delta = 0, b.desc.delta_from = 0.5;
         CHECK(pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
         CHECK(strstr(pvt_ctx_error(b.ctx), "delta_from") != NULL);

@@ -24725,7 +24725,7 @@ static const char *pvti_chat_constant(const pvti_chat *c, const char *before, co
     return "";
 }
 
-/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each; Qwen3's takes thoughts out of earlier answers */
+/* <|im_start|>ROLE\nTEXT<|im_end|>\n for each; a template that splits at </think> forgets earlier thoughts */
 static void pvti_chat_chatml(const pvti_chat *c)
 {
     int64_t bytes;

@@ -1294,11 +1294,11 @@ static void test_chat(pvt_ctx *ctx, const char *dir)
     CHECK(pvt_chat_prompt(t, NULL, 1, NULL, &text) == PVT_ERR_ARGUMENT);
     static const pvt_message empty[] = {{"system", NULL}, {"user", "Hi"}};
     CHECK(pvt_chat_prompt(t, empty, 2, NULL, &text) == PVT_ERR_ARGUMENT);
-    /* as Qwen3's takes earlier thoughts out */
-    static const char qwen3[] = "<|im_end|>{{'<|im_start|>assistant\n'}}{{ x.split('</think>')[-1] }}";
+    /* earlier thoughts are taken out */
+    static const char splits[] = "<|im_end|>{{'<|im_start|>assistant\n'}}{{ x.split('</think>')[-1] }}";
     static const pvt_message thoughts[] = {
         {"user", "Hi"}, {"assistant", "<think>\na</think>b</think>\n\nYes"}, {"user", "</think>Bye"}};
-    test_spit(path[1], qwen3, strlen(qwen3));
+    test_spit(path[1], splits, strlen(splits));
     CHECK_OK(ctx, pvt_chat_prompt(t, thoughts, 3, NULL, &text));
     CHECK(strcmp(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n<|im_start|>user\n</think>Bye"
                        "<|im_end|>\n<|im_start|>assistant\n") == 0);

@@ -182,7 +182,7 @@ static int generate_chat(app *a)
     return status ? status : n > first ? 0 : fail(a, "no message on standard input");
 }
 
-/* The lines of a file as prompts, in memory of buffers[0] (the lines) and [1]; blank ones are none. */
+/* The lines of a file as prompts, in memory of buffers[0]; blank ones are none. */
 static int read_prompts(app *a, const char **prompts, int64_t *count)
 {
     int64_t length, n = 0;
@@ -264,6 +264,8 @@ static int verb_generate(app *a)
     for (int i = 0; i < a->o.stops.n; i++)
         if (!a->o.stops.at[i][0]) return fail(a, "--stop needs a text that is not empty"), 2;
     if (a->o.system && !a->o.chat) return fail(a, "--system goes with --chat only"), 2;
+    if (a->o.temp == 0 && (a->o.top_k > 0 || a->o.min_p > 0 || (a->o.top_p > 0 && a->o.top_p < 1)))
+        note(a, "--top-k, --min-p and --top-p say how tokens are drawn, and --temp 0 draws none: the likeliest is taken");
     DO(load_model(a, 0, a->o.model));
     if (!pvt_model_tokenizer(a->models[0])) return fail(a, "%s has no tokenizer; give one with --tokenizer FILE", a->o.model);
     TRY(a, pvt_model_prepare(a->models[0], wants_q8(a)));

@@ -137,8 +137,8 @@
         layer 1     bytes · system: files · block types · iq blocks · files · json · safetensors ·
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
-                    tokenizer files · tokenizer saving · layout · load · texts · tasks · chat · save ·
-                    gguf writing · export · quantize checkpoint · checkpoint
+                    tokenizer files · tokenizer saving · layout · load · load tensors · texts · tasks · chat ·
+                    save · gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -1298,8 +1298,8 @@ PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const ch
     such) start from W all the same, so that the first search does not undo the fit. Errors: ARGUMENT (a step
     was made, no such handle, no buffer), NUMERIC (T not finite), UNSUPPORTED (on a device). */
 PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T);
-/* Between steps: another decay of the buffer than the desc's. Errors: ARGUMENT (inside a step; not 0 ≤ delta < 1;
-   the strategy has no buffer). */
+/* Between steps: another decay of the buffer than the desc's. Errors: ARGUMENT (inside a step; not
+   0 ≤ delta < 1; the strategy has no buffer). */
 PVT_API pvt_result pvt_pv_set_delta(pvt_pv *pv, double delta);
 /* lr_scale multiplies every learning rate in this step: schedules are the caller's. Errors: ARGUMENT (inside
    a step; lr_scale < 0). */
@@ -1843,8 +1843,8 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
    any. */
 PVT_API bool pvt_quantize_wants(const pvt_model *model, const pvt_quantize_desc *desc, int64_t tensor);
 
-/* Learning rates after the warm-up: to zero along half a cosine; constant; constant, and over the last third to
-   zero along a line (warm-up, stable, decay). */
+/* Learning rates after the warm-up: to zero along half a cosine; constant; constant, and over the last third
+   to zero along a line (warm-up, stable, decay). */
 typedef enum pvt_schedule { PVT_SCHEDULE_COSINE, PVT_SCHEDULE_CONSTANT, PVT_SCHEDULE_WSD } pvt_schedule;
 
 /*  Company: data-parallel tuning by several processes, the ranks 0 … size − 1. Every rank holds the whole
@@ -1878,8 +1878,8 @@ typedef struct pvt_tune_desc {
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;
     int64_t warmup; /* steps of linear rise; 0: a fortieth of the steps, at most 100; negative: none */
-    double delta_from; /* 0 to 1: δ is 0 for this share of the steps, then rises along a line to pv.delta at the
-                          last (a pull to the codes that grows, as CAGE's, 2510.18784); 0: it is pv.delta */
+    double delta_from; /* 0 to 1: δ is 0 for this share of the steps, then rises along a line to pv.delta at
+                          the last (a pull to the codes that grows, as CAGE's, 2510.18784); 0: it is pv.delta */
     bool freeze_dense;      /* what has no codes stays: pv.train without PVT_TRAIN_DENSE */
     bool no_teacher_cache;  /* always run the teacher again, even over sequences seen before */
     int64_t memory_limit;   /* activations; 0: 2 GiB */
@@ -12872,9 +12872,9 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
     model once; its keys and values are copied, and each choice goes on from there as a sequence of its
     own. A choice of m tokens then takes m inputs: the context's last token and its own but the last.
 
-    Where rotary frequencies depend on a sequence's length (dynamic, longrope) nothing is shared: each choice is
-    computed by itself. Else documents with equally long common parts share a forward; longer branches first, shorter ones padded
-    behind their end, which no earlier token sees. A single row would go through the products of decoding,
+    Where rotary frequencies depend on a sequence's length (dynamic, longrope) nothing is shared: each choice
+    is computed by itself. Else documents with equally long common parts share a forward; longer branches first,
+    shorter ones padded behind their end, which no earlier token sees. A single row would go through the products of decoding,
     which may round otherwise than those of many (look-ups, Q8_0): there are always two at least. */
 
 enum { PVTI_CHOICES_MOST = 256 }; /* sequences of a forward */
@@ -15112,7 +15112,8 @@ static pvt_result pvti_tune_sizes_check(pvt_ctx *ctx, const pvt_tune_desc *d)
                          "tune: steps, batch and micro_batch must be positive, ctx at least 2, batch and "
                          "ctx at most %d, and micro_batch no more than batch", 1 << 20);
     if (!(d->delta_from >= 0 && d->delta_from <= 1) ||
-        (d->delta_from > 0 && (!(d->pv.delta > 0 && d->pv.delta < 1) || d->pv.strategy == PVT_STRATEGY_CONTINUOUS)))
+        (d->delta_from > 0 &&
+         (!(d->pv.delta > 0 && d->pv.delta < 1) || d->pv.strategy == PVT_STRATEGY_CONTINUOUS)))
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "tune: delta_from lies in 0 to 1, and needs a strategy with a buffer and a pv.delta "
                          "above 0 and below 1 to rise to");
@@ -23260,7 +23261,8 @@ static pvt_result pvti_llama2c_config(const pvti_loader *a, pvt_model_config *c)
     return pvti_config_check(a->ctx, a->path, c);
 }
 
-/* ---- tensors ---- */
+// >>load tensors
+/* From the files that >>load has read the description of to weights, and what belongs to a model besides. */
 
 /* Tensor i of the model in the files, with that suffix; false when there is none. */
 static bool pvti_load_find(const pvti_loader *a, int64_t i, const char *suffix, char name[PVTI_NAME],

@@ -27,10 +27,10 @@ private names of int|pvti_int_|scalar|
 private names of int|PVTI_INT_|scalar|
 the number of a format|PVT_FORMAT_[A-Z]|interface: weights;iq2;layout;look-ups|
 the table of a kind|pvti_kind_(dense|aqlm|nf4|int|int_symmetric|q2_0)%|weights;codebooks;fit;grids;scalar;representations|interface: weights
-aqlm|%aqlm%|interface: weights;codebooks;search;fit;layout;load;save;export;look-ups|head;weights;interface: models;interface: quantize and tune
-AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;save;export;look-ups|head;interface: models;interface: quantize and tune;quantize
+aqlm|%aqlm%|interface: weights;codebooks;search;fit;layout;load;load tensors;save;export;look-ups|head;weights;interface: models;interface: quantize and tune
+AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;load tensors;save;export;look-ups|head;interface: models;interface: quantize and tune;quantize
 what codebooks are read by|pvti_(codebooks|entries|group_dim|scales|decode_row|scatter)%|codebooks;search;fit;look-ups|head
-codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;vector grids;higgs;e8p;iq2;scalar;training;layout;load;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;pv;pv step;quantize
+codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;vector grids;higgs;e8p;iq2;scalar;training;layout;load;load tensors;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;pv;pv step;quantize
 a family|%"llama"%|families;tokenizer files;gguf writing|llama2c
 a family|[Mm]istral|families;chat|interface: chat
 a family|[Qq]wen|families;vocabulary;words;tokenizer files;tokenizer saving;gguf writing|interface: ops;interface: tokenizer;nfc

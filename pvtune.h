@@ -138,7 +138,7 @@
                     weight files
         layer 2     exchange · gguf · llama2c · unicode · nfc · vocabulary · words · encode ·
                     tokenizer files · tokenizer saving · layout · load · load tensors · texts · tasks · chat ·
-                    save · gguf writing · export · quantize checkpoint · checkpoint
+                    save · gguf types · gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
                     row products · look-ups · installing · system: threads · pool · start
@@ -25616,11 +25616,10 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
     return pvti_save_as(&saver, dir);
 }
 
-// >>gguf writing
-/*  A model as one GGUF file for llama.cpp, the inverse of what >>load makes of one: its names, columns first,
-    rows of q and k with rotary pairs as neighbours where the architecture has them so. Vectors are F32. Where
-    the type is one for linears alone, the embedding and the head have the smallest type that holds their codes
-    as they are, else F16. */
+// >>gguf types
+/*  Rows of a matrix as GGUF's types hold them, the inverse of >>block types: plain numbers rounded; integers and
+    the IQ2 grids as they are, or refused with the sentence why; and the smallest type that holds the codes of an
+    embedding. A new type is a row of pvti_gguf_types. */
 
 /* ---- a scalar weight: what several runtimes hold ---- */
 
@@ -25678,214 +25677,6 @@ typedef struct pvti_gguf_out {
     float *rounded;   /* the same in the file's type, or in F32 before it is put into blocks */
     uint8_t *bytes;   /* the same as the file has it */
 } pvti_gguf_out;
-
-static void pvti_gguf_put_u32(pvti_text *text, uint32_t value)
-{
-    char bytes[4];
-    pvti_store_u32(bytes, value);
-    pvti_text_put(text, bytes, 4);
-}
-static void pvti_gguf_put_u64(pvti_text *text, uint64_t value)
-{
-    char bytes[8];
-    pvti_store_u64(bytes, value);
-    pvti_text_put(text, bytes, 8);
-}
-static void pvti_gguf_put_string(pvti_text *text, const char *s, int64_t n)
-{
-    pvti_gguf_put_u64(text, (uint64_t)n);
-    pvti_text_put(text, s, n);
-}
-
-/* A key, whose value is put next. "%s" in it is the architecture. */
-static void pvti_gguf_put_key(pvti_gguf_out *s, const char *name, uint32_t type)
-{
-    const pvti_family *family = pvti_family_saved(&s->model->config);
-    const char *rest = strstr(name, "%s");
-    char key[96];
-    snprintf(key, sizeof key, "%s%s", rest ? family->gguf : name, rest ? rest + 2 : "");
-    pvti_gguf_put_string(&s->keys, key, (int64_t)strlen(key));
-    pvti_gguf_put_u32(&s->keys, type);
-    s->n_keys++;
-}
-static void pvti_gguf_key_u32(pvti_gguf_out *s, const char *name, int64_t value)
-{
-    pvti_gguf_put_key(s, name, PVTI_GGUF_U32);
-    pvti_gguf_put_u32(&s->keys, (uint32_t)value);
-}
-static void pvti_gguf_key_f32(pvti_gguf_out *s, const char *name, double value)
-{
-    char bytes[4];
-    pvti_gguf_put_key(s, name, PVTI_GGUF_F32);
-    pvti_store_f32(bytes, (float)value);
-    pvti_text_put(&s->keys, bytes, 4);
-}
-static void pvti_gguf_key_bool(pvti_gguf_out *s, const char *name, bool value)
-{
-    char byte = value;
-    pvti_gguf_put_key(s, name, PVTI_GGUF_BOOL);
-    pvti_text_put(&s->keys, &byte, 1);
-}
-static void pvti_gguf_key_string(pvti_gguf_out *s, const char *name, const char *value)
-{
-    pvti_gguf_put_key(s, name, PVTI_GGUF_STRING);
-    pvti_gguf_put_string(&s->keys, value, (int64_t)strlen(value));
-}
-static void pvti_gguf_key_array(pvti_gguf_out *s, const char *name, uint32_t type, int64_t n)
-{
-    pvti_gguf_put_key(s, name, PVTI_GGUF_ARRAY);
-    pvti_gguf_put_u32(&s->keys, type);
-    pvti_gguf_put_u64(&s->keys, (uint64_t)n);
-}
-
-/* ---- the tokenizer ---- */
-
-/* A piece as it stands in the list, and its type. Pieces must differ and not be empty: what is none, or is
-   found under its text by another id, gets a name that no text has. */
-static int pvti_gguf_piece(const pvt_tokenizer *t, int64_t id, pvti_text *text)
-{
-    const pvti_piece *piece = &t->pieces[id < t->V ? id : 0];
-    int type = piece->type;
-    if (id >= t->V) {
-        *text = pvti_text_begin(t->ctx);
-    } else if (t->spaces) {
-        *text = pvti_save_model_spelling(t, id, &type);
-        return type;
-    } else {
-        *text = pvti_save_spelling(t, id);
-        if (type != PVTI_PIECE_HOLE && type != PVTI_PIECE_UNUSED && piece->bytes > 0 &&
-            pvti_vocab_find(t, t->pool + piece->start, piece->bytes) == id) return type;
-    }
-    text->size = 0;
-    pvti_text_printf(text, "<no piece %lld>", (long long)id);
-    return PVTI_PIECE_UNUSED;
-}
-
-/* As many as the embedding has rows. */
-static pvt_result pvti_gguf_put_pieces(pvti_gguf_out *s, const pvt_tokenizer *t)
-{
-    int64_t V = s->model->config.vocab;
-    pvti_text types = pvti_text_begin(s->ctx);
-    pvti_gguf_key_array(s, "tokenizer.ggml.tokens", PVTI_GGUF_STRING, V);
-    for (int64_t id = 0; id < V; id++) {
-        pvti_text text;
-        pvti_gguf_put_u32(&types, (uint32_t)pvti_gguf_piece(t, id, &text));
-        pvti_gguf_put_string(&s->keys, text.data, text.size);
-        s->keys.failed |= text.failed;
-        pvti_text_free(&text);
-    }
-    pvti_gguf_key_array(s, "tokenizer.ggml.token_type", PVTI_GGUF_I32, V);
-    pvti_text_put(&s->keys, types.data, types.size);
-    pvt_result result = pvti_text_check(&types);
-    pvti_text_free(&types);
-    return result == PVT_OK ? pvti_text_check(&s->keys) : result;
-}
-
-static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
-{
-    int64_t V = s->model->config.vocab;
-    float *scores = PVTI_NEW(s->ctx, float, V);
-    bool same = true;
-    pvt_result result = scores ? PVT_OK : PVT_ERR_MEMORY;
-    if (result == PVT_OK && !t->scored) result = pvti_save_scores(t, scores, &same);
-    if (result == PVT_OK && !same)
-        result = pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                           "%s: this tokenizer's list of merges follows no scores, by which llama.cpp merges "
-                           "pieces of the SentencePiece family: it cannot be said in a GGUF",
-                           s->path);
-    for (int64_t id = 0; id < t->V && result == PVT_OK && t->scored; id++) scores[id] = t->pieces[id].score;
-    for (int64_t id = t->V; id < V && result == PVT_OK; id++) scores[id] = -1e6f;
-    if (result == PVT_OK) pvti_gguf_key_array(s, "tokenizer.ggml.scores", PVTI_GGUF_F32, V);
-    for (int64_t id = 0; id < V && result == PVT_OK; id++) {
-        char bytes[4];
-        pvti_store_f32(bytes, scores[id]);
-        pvti_text_put(&s->keys, bytes, 4);
-    }
-    pvti_free(s->ctx, scores);
-    return result;
-}
-
-static pvt_result pvti_gguf_put_merges(pvti_gguf_out *s, const pvt_tokenizer *t)
-{
-    pvti_sort_item *items;
-    int64_t n;
-    PVTI_TRY(pvti_save_merges_order(t, &items, &n));
-    pvti_gguf_key_array(s, "tokenizer.ggml.merges", PVTI_GGUF_STRING, n);
-    for (int64_t i = 0; i < n; i++) {
-        const pvti_merge *m = &t->merges[items[i].index];
-        pvti_text left = pvti_save_spelling(t, m->left), right = pvti_save_spelling(t, m->right);
-        pvti_text_put(&left, " ", 1);
-        pvti_text_put(&left, right.data, right.size);
-        pvti_gguf_put_string(&s->keys, left.data, left.size);
-        s->keys.failed |= left.failed | right.failed;
-        pvti_text_free(&left);
-        pvti_text_free(&right);
-    }
-    pvti_free(s->ctx, items);
-    return pvti_text_check(&s->keys);
-}
-
-/* What llama.cpp calls the splitting of words: the inverse of pvti_gguf_words. NULL: it has none such. */
-static const char *pvti_gguf_pre(const pvt_tokenizer *t)
-{
-    static const struct { int words; const char *name; } names[] = {
-        {PVTI_WORDS_GPT2, "gpt-2"}, {PVTI_WORDS_LLAMA3, "llama-bpe"}, {PVTI_WORDS_QWEN2, "qwen2"},
-        {PVTI_WORDS_SMOLLM, "smollm"}};
-    if (t->n_merges == 0 && !t->ignore_merges) return "gpt-2"; /* bytes: however they are split */
-    for (int i = 0; i < PVTI_COUNT(names); i++)
-        if (names[i].words == t->words && t->ignore_merges == (t->words == PVTI_WORDS_LLAMA3))
-            return names[i].name;
-    return NULL;
-}
-
-/*  Whether llama.cpp would tokenize alike. It composes no characters (NFC) and puts a space in front of every
-    stretch between special tokens, or of none: real files of these families are no different in that. */
-static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenizer *t)
-{
-    const char *why = NULL;
-    if (t->V > s->model->config.vocab) why = "has more tokens than the embedding has rows";
-    else if (t->collapse) why = "makes one space of several, which llama.cpp does not";
-    else if (t->spaces && !pvti_save_model_possible(t)) why = "does what llama.cpp's SentencePiece does not";
-    else if (!t->spaces && (!pvti_gguf_pre(t) || t->prefix)) why = "splits words as llama.cpp does not";
-    if (!why) return PVT_OK;
-    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
-                     "%s: this model's tokenizer %s: it cannot be said in a GGUF",
-                     s->path, why);
-}
-
-/* The template of a chat, which loading a GGUF brings back. */
-static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
-{
-    pvti_text text = pvti_text_begin(s->ctx);
-    pvt_result result = pvti_template_read(t, &text);
-    if (result == PVT_OK && text.size > 0) {
-        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
-        pvti_gguf_put_string(&s->keys, text.data, text.size);
-    }
-    pvti_text_free(&text);
-    return result;
-}
-
-static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
-{
-    const pvt_tokenizer *t = s->model->tokenizer;
-    static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
-                                       "tokenizer.ggml.unknown_token_id"};
-    int32_t ids[3];
-    pvti_gguf_key_string(s, "tokenizer.ggml.model", !t ? "none" : t->spaces ? "llama" : "gpt2");
-    if (!t) return PVT_OK;
-    PVTI_TRY(pvti_gguf_tokenizer_check(s, t));
-    pvti_gguf_key_string(s, "tokenizer.ggml.pre", t->spaces ? "default" : pvti_gguf_pre(t));
-    PVTI_TRY(pvti_gguf_put_pieces(s, t));
-    PVTI_TRY(t->spaces ? pvti_gguf_put_scores(s, t) : pvti_gguf_put_merges(s, t));
-    ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
-    /* without the key SentencePiece's family has ids 1, 2 and 0; one beyond the vocabulary is none */
-    for (int i = 0; i < 3; i++)
-        if (ids[i] >= 0 || t->spaces) pvti_gguf_key_u32(s, keys[i], ids[i]);
-    pvti_gguf_key_bool(s, "tokenizer.ggml.add_bos_token", t->adds_bos && t->bos >= 0);
-    if (t->spaces) pvti_gguf_key_bool(s, "tokenizer.ggml.add_space_prefix", t->prefix != PVTI_PREFIX_NONE);
-    return pvti_gguf_put_template(s, t);
-}
 
 /* ---- types ---- */
 
@@ -26221,6 +26012,222 @@ static const pvti_gguf_type *pvti_gguf_type_for(const pvt_weight *w, const char 
         return pvti_gguf_type_named(a.bits <= 4 ? "q4_1" : "q5_1");
     *how = "dequantized, for GGUF has no type that holds its codes";
     return pvti_gguf_type_named("f16");
+}
+
+// >>gguf writing
+/*  A model as one GGUF file for llama.cpp, the inverse of what >>load makes of one: its names, columns first,
+    rows of q and k with rotary pairs as neighbours where the architecture has them so. Vectors are F32. Where
+    the type is one for linears alone, the embedding and the head have the smallest type that holds their codes
+    as they are, else F16. */
+
+/* ---- keys ---- */
+
+static void pvti_gguf_put_u32(pvti_text *text, uint32_t value)
+{
+    char bytes[4];
+    pvti_store_u32(bytes, value);
+    pvti_text_put(text, bytes, 4);
+}
+static void pvti_gguf_put_u64(pvti_text *text, uint64_t value)
+{
+    char bytes[8];
+    pvti_store_u64(bytes, value);
+    pvti_text_put(text, bytes, 8);
+}
+static void pvti_gguf_put_string(pvti_text *text, const char *s, int64_t n)
+{
+    pvti_gguf_put_u64(text, (uint64_t)n);
+    pvti_text_put(text, s, n);
+}
+
+/* A key, whose value is put next. "%s" in it is the architecture. */
+static void pvti_gguf_put_key(pvti_gguf_out *s, const char *name, uint32_t type)
+{
+    const pvti_family *family = pvti_family_saved(&s->model->config);
+    const char *rest = strstr(name, "%s");
+    char key[96];
+    snprintf(key, sizeof key, "%s%s", rest ? family->gguf : name, rest ? rest + 2 : "");
+    pvti_gguf_put_string(&s->keys, key, (int64_t)strlen(key));
+    pvti_gguf_put_u32(&s->keys, type);
+    s->n_keys++;
+}
+static void pvti_gguf_key_u32(pvti_gguf_out *s, const char *name, int64_t value)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_U32);
+    pvti_gguf_put_u32(&s->keys, (uint32_t)value);
+}
+static void pvti_gguf_key_f32(pvti_gguf_out *s, const char *name, double value)
+{
+    char bytes[4];
+    pvti_gguf_put_key(s, name, PVTI_GGUF_F32);
+    pvti_store_f32(bytes, (float)value);
+    pvti_text_put(&s->keys, bytes, 4);
+}
+static void pvti_gguf_key_bool(pvti_gguf_out *s, const char *name, bool value)
+{
+    char byte = value;
+    pvti_gguf_put_key(s, name, PVTI_GGUF_BOOL);
+    pvti_text_put(&s->keys, &byte, 1);
+}
+static void pvti_gguf_key_string(pvti_gguf_out *s, const char *name, const char *value)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_STRING);
+    pvti_gguf_put_string(&s->keys, value, (int64_t)strlen(value));
+}
+static void pvti_gguf_key_array(pvti_gguf_out *s, const char *name, uint32_t type, int64_t n)
+{
+    pvti_gguf_put_key(s, name, PVTI_GGUF_ARRAY);
+    pvti_gguf_put_u32(&s->keys, type);
+    pvti_gguf_put_u64(&s->keys, (uint64_t)n);
+}
+
+/* ---- the tokenizer ---- */
+
+/* A piece as it stands in the list, and its type. Pieces must differ and not be empty: what is none, or is
+   found under its text by another id, gets a name that no text has. */
+static int pvti_gguf_piece(const pvt_tokenizer *t, int64_t id, pvti_text *text)
+{
+    const pvti_piece *piece = &t->pieces[id < t->V ? id : 0];
+    int type = piece->type;
+    if (id >= t->V) {
+        *text = pvti_text_begin(t->ctx);
+    } else if (t->spaces) {
+        *text = pvti_save_model_spelling(t, id, &type);
+        return type;
+    } else {
+        *text = pvti_save_spelling(t, id);
+        if (type != PVTI_PIECE_HOLE && type != PVTI_PIECE_UNUSED && piece->bytes > 0 &&
+            pvti_vocab_find(t, t->pool + piece->start, piece->bytes) == id) return type;
+    }
+    text->size = 0;
+    pvti_text_printf(text, "<no piece %lld>", (long long)id);
+    return PVTI_PIECE_UNUSED;
+}
+
+/* As many as the embedding has rows. */
+static pvt_result pvti_gguf_put_pieces(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    int64_t V = s->model->config.vocab;
+    pvti_text types = pvti_text_begin(s->ctx);
+    pvti_gguf_key_array(s, "tokenizer.ggml.tokens", PVTI_GGUF_STRING, V);
+    for (int64_t id = 0; id < V; id++) {
+        pvti_text text;
+        pvti_gguf_put_u32(&types, (uint32_t)pvti_gguf_piece(t, id, &text));
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
+        s->keys.failed |= text.failed;
+        pvti_text_free(&text);
+    }
+    pvti_gguf_key_array(s, "tokenizer.ggml.token_type", PVTI_GGUF_I32, V);
+    pvti_text_put(&s->keys, types.data, types.size);
+    pvt_result result = pvti_text_check(&types);
+    pvti_text_free(&types);
+    return result == PVT_OK ? pvti_text_check(&s->keys) : result;
+}
+
+static pvt_result pvti_gguf_put_scores(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    int64_t V = s->model->config.vocab;
+    float *scores = PVTI_NEW(s->ctx, float, V);
+    bool same = true;
+    pvt_result result = scores ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK && !t->scored) result = pvti_save_scores(t, scores, &same);
+    if (result == PVT_OK && !same)
+        result = pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                           "%s: this tokenizer's list of merges follows no scores, by which llama.cpp merges "
+                           "pieces of the SentencePiece family: it cannot be said in a GGUF",
+                           s->path);
+    for (int64_t id = 0; id < t->V && result == PVT_OK && t->scored; id++) scores[id] = t->pieces[id].score;
+    for (int64_t id = t->V; id < V && result == PVT_OK; id++) scores[id] = -1e6f;
+    if (result == PVT_OK) pvti_gguf_key_array(s, "tokenizer.ggml.scores", PVTI_GGUF_F32, V);
+    for (int64_t id = 0; id < V && result == PVT_OK; id++) {
+        char bytes[4];
+        pvti_store_f32(bytes, scores[id]);
+        pvti_text_put(&s->keys, bytes, 4);
+    }
+    pvti_free(s->ctx, scores);
+    return result;
+}
+
+static pvt_result pvti_gguf_put_merges(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    pvti_sort_item *items;
+    int64_t n;
+    PVTI_TRY(pvti_save_merges_order(t, &items, &n));
+    pvti_gguf_key_array(s, "tokenizer.ggml.merges", PVTI_GGUF_STRING, n);
+    for (int64_t i = 0; i < n; i++) {
+        const pvti_merge *m = &t->merges[items[i].index];
+        pvti_text left = pvti_save_spelling(t, m->left), right = pvti_save_spelling(t, m->right);
+        pvti_text_put(&left, " ", 1);
+        pvti_text_put(&left, right.data, right.size);
+        pvti_gguf_put_string(&s->keys, left.data, left.size);
+        s->keys.failed |= left.failed | right.failed;
+        pvti_text_free(&left);
+        pvti_text_free(&right);
+    }
+    pvti_free(s->ctx, items);
+    return pvti_text_check(&s->keys);
+}
+
+/* What llama.cpp calls the splitting of words: the inverse of pvti_gguf_words. NULL: it has none such. */
+static const char *pvti_gguf_pre(const pvt_tokenizer *t)
+{
+    static const struct { int words; const char *name; } names[] = {
+        {PVTI_WORDS_GPT2, "gpt-2"}, {PVTI_WORDS_LLAMA3, "llama-bpe"}, {PVTI_WORDS_QWEN2, "qwen2"},
+        {PVTI_WORDS_SMOLLM, "smollm"}};
+    if (t->n_merges == 0 && !t->ignore_merges) return "gpt-2"; /* bytes: however they are split */
+    for (int i = 0; i < PVTI_COUNT(names); i++)
+        if (names[i].words == t->words && t->ignore_merges == (t->words == PVTI_WORDS_LLAMA3))
+            return names[i].name;
+    return NULL;
+}
+
+/*  Whether llama.cpp would tokenize alike. It composes no characters (NFC) and puts a space in front of every
+    stretch between special tokens, or of none: real files of these families are no different in that. */
+static pvt_result pvti_gguf_tokenizer_check(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    const char *why = NULL;
+    if (t->V > s->model->config.vocab) why = "has more tokens than the embedding has rows";
+    else if (t->collapse) why = "makes one space of several, which llama.cpp does not";
+    else if (t->spaces && !pvti_save_model_possible(t)) why = "does what llama.cpp's SentencePiece does not";
+    else if (!t->spaces && (!pvti_gguf_pre(t) || t->prefix)) why = "splits words as llama.cpp does not";
+    if (!why) return PVT_OK;
+    return pvti_fail(s->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: this model's tokenizer %s: it cannot be said in a GGUF",
+                     s->path, why);
+}
+
+/* The template of a chat, which loading a GGUF brings back. */
+static pvt_result pvti_gguf_put_template(pvti_gguf_out *s, const pvt_tokenizer *t)
+{
+    pvti_text text = pvti_text_begin(s->ctx);
+    pvt_result result = pvti_template_read(t, &text);
+    if (result == PVT_OK && text.size > 0) {
+        pvti_gguf_put_key(s, "tokenizer.chat_template", PVTI_GGUF_STRING);
+        pvti_gguf_put_string(&s->keys, text.data, text.size);
+    }
+    pvti_text_free(&text);
+    return result;
+}
+
+static pvt_result pvti_gguf_put_tokenizer(pvti_gguf_out *s)
+{
+    const pvt_tokenizer *t = s->model->tokenizer;
+    static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
+                                       "tokenizer.ggml.unknown_token_id"};
+    int32_t ids[3];
+    pvti_gguf_key_string(s, "tokenizer.ggml.model", !t ? "none" : t->spaces ? "llama" : "gpt2");
+    if (!t) return PVT_OK;
+    PVTI_TRY(pvti_gguf_tokenizer_check(s, t));
+    pvti_gguf_key_string(s, "tokenizer.ggml.pre", t->spaces ? "default" : pvti_gguf_pre(t));
+    PVTI_TRY(pvti_gguf_put_pieces(s, t));
+    PVTI_TRY(t->spaces ? pvti_gguf_put_scores(s, t) : pvti_gguf_put_merges(s, t));
+    ids[0] = t->bos, ids[1] = t->eos, ids[2] = t->unknown;
+    /* without the key SentencePiece's family has ids 1, 2 and 0; one beyond the vocabulary is none */
+    for (int i = 0; i < 3; i++)
+        if (ids[i] >= 0 || t->spaces) pvti_gguf_key_u32(s, keys[i], ids[i]);
+    pvti_gguf_key_bool(s, "tokenizer.ggml.add_bos_token", t->adds_bos && t->bos >= 0);
+    if (t->spaces) pvti_gguf_key_bool(s, "tokenizer.ggml.add_space_prefix", t->prefix != PVTI_PREFIX_NONE);
+    return pvti_gguf_put_template(s, t);
 }
 
 /* ---- sizes, tensors, the file ---- */

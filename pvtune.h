@@ -24947,7 +24947,7 @@ typedef struct pvti_packing {
     bool complete;                 /* every linear of a block is packed */
     bool integers;                 /* zeros are integers of B bits */
     bool linears;                  /* no embedding, no head */
-    int multiple;                  /* that divides O and I */
+    int multiple;                  /* that divides O and I; 1: none, a group divides I anyhow */
     int64_t groups[4];             /* the sizes of groups it has; 0: any */
     void (*parts)(const pvti_exporter *s, const pvt_weight *w, pvti_part out[PVTI_PARTS]);
     void (*config)(pvti_text *text, const pvti_exporter *s);
@@ -26872,7 +26872,7 @@ static const pvti_packing pvti_packings[] = {
      "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
      "model = AutoModelForCausalLM.from_pretrained(\"DIR\")\n"
      "tokenizer = AutoTokenizer.from_pretrained(\"DIR\")\n```\n\n"},
-    {"mlx", "mlx", 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 8, false, false, false, false, 32,
+    {"mlx", "mlx", 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 8, false, false, false, false, 1,
      {32, 64, 128}, pvti_mlx_parts, pvti_mlx_config,
      "mlx-lm runs it, on a Mac or on Linux:\n\n    pip install mlx-lm\n"
      "    mlx_lm.generate --model DIR --prompt PROMPT\n\n"},

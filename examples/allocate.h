@@ -110,7 +110,7 @@ static int allocation_choose(app *a, allocation *z, double bits, bool headers)
 
 /* ---- the plan's file: {"tensors":{"NAME":"FORMAT", …}} with what else it says of itself ---- */
 
-static int plan_write(app *a, const allocation *z)
+static int plan_write(app *a, const allocation *z, const char *path)
 {
     buffer t = {NULL, 0, 0, false};
     char format[48];
@@ -126,7 +126,7 @@ static int plan_write(app *a, const allocation *z)
     buffer_put(&t, "\n", 1);
     put_close(&t, "}"), put_close(&t, "}");
     buffer_put(&t, "\n", 1);
-    pvt_result result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, a->o.output, t.data, t.size);
+    pvt_result result = t.failed ? PVT_ERR_MEMORY : pvt_file_write(a->ctx, path, t.data, t.size);
     bool failed = t.failed;
     buffer_free(&t);
     if (failed) return fail(a, "out of memory for the plan");
@@ -190,9 +190,11 @@ static int plan_read(app *a, const char *path, const pvt_plan **plan, int64_t *n
 
 /* ---- the verb ---- */
 
-static void allocation_report(app *a, const allocation *z)
+/* One plan: what it says of itself, and (for people) how much of the model has each format. */
+static void allocation_report(app *a, const allocation *z, const char *path)
 {
     buffer *t = &a->json;
+    put_text(t, "plan", path);
     put_number(t, "bits", z->bits), put_number(t, "predicted_rise", z->predicted),
         put_number(t, "bound", z->bound);
     put_open(t, "tensors", "[");
@@ -223,42 +225,97 @@ static void allocation_report(app *a, const allocation *z)
     }
 }
 
+enum { ALLOCATE_SIZES = 32, ALLOCATE_PATH = 4096 };
+
+/* The sizes that --bits lists, and where the plan of each goes: its text in place of the % of --output. */
+typedef struct allocation_sizes {
+    int n;
+    double bits[ALLOCATE_SIZES];
+    char (*paths)[ALLOCATE_PATH]; /* [ALLOCATE_SIZES] */
+} allocation_sizes;
+
+static int allocation_path(app *a, const char *bits, int length, char path[ALLOCATE_PATH])
+{
+    const char *output = a->o.output, *mark = strchr(output, '%');
+    int before = mark ? (int)(mark - output) : (int)strlen(output);
+    int n = mark ? snprintf(path, ALLOCATE_PATH, "%.*s%.*s%s", before, output, length, bits, mark + 1)
+                 : snprintf(path, ALLOCATE_PATH, "%s", output);
+    if (n >= ALLOCATE_PATH) return fail(a, "--output: longer than %d bytes", ALLOCATE_PATH - 1);
+    return check_writable(a, path);
+}
+
+static int allocation_read_sizes(app *a, allocation_sizes *sizes)
+{
+    char *end;
+    for (const char *text = a->o.bits;; text = end + 1) {
+        double bits = strtod(text, &end);
+        if (end == text || (*end && *end != ',') || !(bits >= 0.1 && bits <= 16)) {
+            fail(a, "--bits %s: numbers from 0.1 to 16 with commas between them are wanted", a->o.bits);
+            return 2;
+        }
+        if (sizes->n == ALLOCATE_SIZES) return fail(a, "--bits takes at most %d sizes", ALLOCATE_SIZES);
+        DO(allocation_path(a, text, (int)(end - text), sizes->paths[sizes->n]));
+        sizes->bits[sizes->n++] = bits;
+        if (!*end) break;
+    }
+    if (sizes->n > 1 && !strchr(a->o.output, '%'))
+        return fail(a, "several sizes make several plans: put a %% for the bits into --output, as in plan-%%.json");
+    return 0;
+}
+
+/* The plan for one size, written and reported. */
+static int allocation_plan(app *a, allocation *z, double bits, const char *path)
+{
+    DO(allocation_choose(a, z, bits, true));
+    DO(plan_write(a, z, path));
+    meter_clear(&a->meter);
+    put_open(&a->json, NULL, "{");
+    allocation_report(a, z, path);
+    put_close(&a->json, "}");
+    if (!a->o.json)
+        printf("\nA file of %.3f bits per parameter, headers counted; loss predicted to rise by %.4f "
+               "nats per token\n"
+               "(no choice gets below %.4f). Plan: %s; next: pvtune quantize %s --plan %s … %.1f s.\n\n",
+               z->bits, z->predicted, z->bound, path, a->o.model, path, elapsed(a));
+    return 0;
+}
+
+/* What is measured once serves every size. */
+static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes, const pvt_alpha_desc *alpha)
+{
+    DO(load_model(a, 0, a->o.model));
+    if (a->o.calib) DO(load_text(a, 0, a->o.calib, a->models[0]));
+    DO(allocation_formats(a, z, a->o.formats));
+    DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed));
+    put_open(&a->json, NULL, "{");
+    put_open(&a->json, "plans", "[");
+    for (int i = 0; i < sizes->n; i++) DO(allocation_plan(a, z, sizes->bits[i], sizes->paths[i]));
+    put_close(&a->json, "]");
+    put_number(&a->json, "seconds", elapsed(a));
+    put_close(&a->json, "}");
+    return put_result(a);
+}
+
 static int verb_allocate(app *a)
 {
     const options *o = &a->o;
     allocation z;
+    allocation_sizes sizes;
     pvt_alpha_desc alpha;
-    memset(&z, 0, sizeof z), memset(&alpha, 0, sizeof alpha);
+    memset(&z, 0, sizeof z), memset(&alpha, 0, sizeof alpha), memset(&sizes, 0, sizeof sizes);
     bool noise = o->alpha ? strcmp(o->alpha, "noise") == 0 : !o->calib;
     if (!noise && !o->calib) return fail(a, "--alpha gradient needs --calib TEXT; noise does without");
     alpha.method = noise ? PVT_ALPHA_NOISE : PVT_ALPHA_GRADIENT;
     alpha.samples = o->samples, alpha.ctx = o->ctx;
-    if (o->bits == 0) {
+    if (!o->bits) {
         fail(a, "--bits B is missing; see pvtune help allocate");
         return 2;
     }
-    DO(check_writable(a, o->output));
-    DO(load_model(a, 0, o->model));
-    if (o->calib) DO(load_text(a, 0, o->calib, a->models[0]));
-    int status = allocation_formats(a, &z, o->formats);
-    if (status == 0)
-        status = allocation_measure(a, &z, o->calib ? &a->corpora[0] : NULL, &alpha, !o->no_embed);
-    if (status == 0) status = allocation_choose(a, &z, o->bits, true);
-    if (status == 0) status = plan_write(a, &z);
-    meter_clear(&a->meter);
-    if (status == 0) {
-        put_open(&a->json, NULL, "{");
-        allocation_report(a, &z);
-        put_text(&a->json, "plan", o->output), put_number(&a->json, "seconds", elapsed(a));
-        put_close(&a->json, "}");
-        if (!o->json)
-            printf("\nA file of %.3f bits per parameter, headers counted; loss predicted to rise by %.4f "
-                   "nats per token\n"
-                   "(no choice gets below %.4f). Plan: %s; next: pvtune quantize %s --plan %s … %.1f s.\n",
-                   z.bits, z.predicted, z.bound, o->output, o->model, o->output, elapsed(a));
-        status = put_result(a);
-    }
-    allocation_free(&z);
+    sizes.paths = (char(*)[ALLOCATE_PATH])calloc(ALLOCATE_SIZES, ALLOCATE_PATH);
+    if (!sizes.paths) return fail(a, "out of memory for %d paths", ALLOCATE_SIZES);
+    int status = allocation_read_sizes(a, &sizes);
+    if (status == 0) status = allocation_plans(a, &z, &sizes, &alpha);
+    allocation_free(&z), free(sizes.paths);
     return status;
 }
 

@@ -51,8 +51,7 @@ typedef struct options {
     int64_t limit, stride;
     const char *beside;
     bool join;
-    const char *formats, *alpha;
-    double bits;
+    const char *formats, *alpha, *bits;
     bool no_embed;
 } options;
 
@@ -316,9 +315,10 @@ static const option grad_rows[] = {
 };
 static const option allocate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin, not quantized"),
-    {"--bits", NULL, OPTION_REAL, AT(bits), false, "B", 0.1, 16, NULL,
-     "of the whole file per parameter, embedding, head and headers counted"},
-    {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL, "for pvtune quantize --plan"},
+    {"--bits", NULL, OPTION_TEXT, AT(bits), false, "B,B", 0, 0, NULL,
+     "of the whole file per parameter, embedding, head and headers counted, each from 0.1 to 16; several: a plan for each"},
+    {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL,
+     "for pvtune quantize --plan; with several sizes its % stands for the bits: plan-%.json"},
     {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,dense",
      "what to choose from, as quantize takes them; dense: 16 bits"},
     {"--calib", NULL, OPTION_TEXT, AT(calib), false, "TEXT", 0, 0, "(none: random tokens)", "text on which to measure what errors cost; -: standard input"},

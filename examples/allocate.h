@@ -289,11 +289,16 @@ static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes
     DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed));
     put_open(&a->json, NULL, "{");
     put_open(&a->json, "plans", "[");
-    for (int i = 0; i < sizes->n; i++) DO(allocation_plan(a, z, sizes->bits[i], sizes->paths[i]));
+    int status = 0;
+    for (int i = 0; i < sizes->n; i++) {
+        int plan = allocation_plan(a, z, sizes->bits[i], sizes->paths[i]);
+        if (status == 0) status = plan; /* a size too small for these formats keeps no other from its plan */
+    }
     put_close(&a->json, "]");
     put_number(&a->json, "seconds", elapsed(a));
     put_close(&a->json, "}");
-    return put_result(a);
+    int written = put_result(a);
+    return status ? status : written;
 }
 
 static int verb_allocate(app *a)

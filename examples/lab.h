@@ -814,6 +814,51 @@ static int lab_ablation(app *a)
                           "hollow: the default; right of it is worse; bars: ± one standard error, paired by seed");
 }
 
+/* ---- lab pv-or-ste: when is the cap worth having? ----
+   Both keep the same straight-through buffer; PV-Tuning moves only the groups that lie farthest from it (cap =
+   0.01 of them a step), ste all that have crossed. What may decide between them: how noisy a step's gradient is
+   (its tokens), whether the rates end in nothing (schedule), and how far the buffer travels (rate). */
+
+static int lab_pv_or_ste(app *a)
+{
+    static const struct {
+        const char *name, *options;
+    } schedules[] = {{"cosine", "--schedule cosine"}, {"constant", "--schedule constant"}};
+    static const struct {
+        const char *name, *options;
+        double rate; /* of codes, as a multiple of the usual; 0: the default */
+    } rows[] = {{"pv", "--strategy pv", 1},          {"pv, twice the rate", "--strategy pv", 2},
+                {"ste", "--strategy ste", 1},        {"ste, twice the rate", "--strategy ste", 2},
+                {"ste, half the rate", "--strategy ste", 0.5}, {"continuous", "--strategy continuous", 1}};
+    static const int64_t parts[] = {4, 1, -4}; /* of the usual tokens: a quarter, as they are, four times */
+    enum { SCHEDULES = 2, ROWS = (int)(sizeof rows / sizeof *rows), PARTS = 3 };
+    static lab_results r;
+    static char groups[SCHEDULES * PARTS][48], words[SCHEDULES * PARTS * ROWS][120];
+    const char *format = a->o.formats ? a->o.formats : a->o.model ? "aqlm:2x8g8" : "aqlm:2x4g4";
+    int64_t ctx = smaller(a->o.ctx ? a->o.ctx : 512, 512);
+    lab_table t;
+    pvt_format parsed;
+    DO(lab_prepare(a, &t, &r));
+    TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+    for (int s = 0; s < SCHEDULES; s++)
+        for (int p = 0; p < PARTS; p++) {
+            char *group = groups[s * PARTS + p];
+            int64_t usual = a->o.model ? 4 : DEMO_TOKENS / 128;
+            int64_t B = parts[p] > 0 ? usual / parts[p] : usual * -parts[p];
+            snprintf(group, sizeof *groups, "%s, %lld tokens", schedules[s].name,
+                     (long long)(B * (a->o.model ? ctx : 128)));
+            for (int k = 0; k < ROWS; k++) {
+                char *w = words[r.n];
+                snprintf(w, sizeof *words, "%s %s --batch %lld --code-lr %g", schedules[s].options, rows[k].options,
+                         (long long)B, rows[k].rate * (a->o.model ? 2.5e-2 : 2e-3));
+                lab_add(&r, group, rows[k].name, format, 0, w);
+            }
+        }
+    lab_add(&r, "no tuning", "calibrated only", format, 0, NULL);
+    return lab_one_by_one(a, &t, &r, "PV-Tuning or straight-through?",
+                          "hollow: PV-Tuning; left of it is better; bars: ± one standard error, paired by seed");
+}
+
 /* ---- lab surrogates: what gradients see of rounding (2410.10849) ---- */
 
 static int lab_surrogates(app *a)
@@ -1218,7 +1263,7 @@ static int verb_lab(app *a)
         int (*run)(app *);
     } experiments[] = {{"quadratic", lab_quadratic}, {"smoothness", lab_smoothness},
                      {"strategies", lab_strategies}, {"ablation", lab_ablation},
-                     {"surrogates", lab_surrogates},
+                     {"pv-or-ste", lab_pv_or_ste},   {"surrogates", lab_surrogates},
                      {"linearity", lab_linearity}, {"allocation", lab_allocation}};
     char svg[64];
     snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);

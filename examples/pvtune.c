@@ -329,7 +329,7 @@ static const option allocate_rows[] = {
     {"--no-embed", NULL, OPTION_FLAG, AT(no_embed), false, "", 0, 0, NULL, "embedding and head stay dense"},
 };
 
-#define LAB_NAMES "quadratic|smoothness|strategies|ablation|surrogates|linearity|allocation"
+#define LAB_NAMES "quadratic|smoothness|strategies|ablation|pv-or-ste|surrogates|linearity|allocation"
 static const option lab_rows[] = {
     {"NAME", NULL, OPTION_CHOICE, AT(lab), true, LAB_NAMES, 0, 0, NULL, "the experiment"},
     {"MODEL", NULL, OPTION_TEXT, AT(model), false, "", 0, 0, "(a small Llama, trained first)",

@@ -1523,6 +1523,10 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK(sh("cp plan2.json six.json") == 0); /* several sizes of one measurement: each the plan of a run of its own */
     CHECK_RUN(run("allocate wide --bits 5,6 --alpha noise --samples 1 --ctx 16 %s -o plan-%%.json --json -q", formats));
     CHECK(sh("cmp six.json plan-6.json && ! cmp -s plan-5.json plan-6.json") == 0);
+    CHECK(sh("rm plan-6.json") == 0);
+    CHECK(run("allocate wide --bits 1,6 --alpha noise --samples 1 --ctx 16 %s -o plan-%%.json -q", formats) == 1);
+    CHECK(strstr(err_text, "the smallest of these formats take") && strstr(out_text, "Plan: plan-6.json"));
+    CHECK(sh("cmp six.json plan-6.json && test ! -e plan-1.json") == 0); /* what can be had is there */
     CHECK_REFUSED(1, "several sizes make several plans", run("allocate wide --bits 5,6 --calib text -o x.json -q"));
     CHECK_REFUSED(2, "numbers from 0.1 to 16", run("allocate wide --bits 5,17 --calib text -o x-%%.json -q"));
     CHECK_REFUSED(2, "numbers from 0.1 to 16", run("allocate wide --bits 5, --calib text -o x-%%.json -q"));
@@ -1547,6 +1551,9 @@ static void test_lab_models(pvt_ctx *ctx)
     CHECK(lab_figure("\"variant\":\"calibrated only\"", "% new") == 0 && lab_figure("\"variant\":\"stochastic\"", "% new") > 0);
     CHECK(lab_figure("\"variant\":\"continuous\"", "stderr") > 0);
     CHECK(sh("grep -q '>int:2g32s, 2.50 bits<' q.svg && grep -q '>subspace-ste<' q.svg") == 0);
+    CHECK_RUN(run("lab pv-or-ste --formats int:2g32s --samples 2 --steps 1 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
+    CHECK(strstr(out_text, "\"options\":\"--schedule constant --strategy ste --batch 64 --code-lr 0.004\""));
+    CHECK(strstr(out_text, "\"group\":\"cosine, 512 tokens\"") && sh("grep -q '>constant, 8192 tokens<' q.svg") == 0);
     CHECK_RUN(run("lab linearity --formats int:4g32 --quick --train-steps 4 --runs 1 --json -q --svg q.svg"));
     CHECK(lab_figure("\"format\":\"int:4g32\"", "mean t^2") > 1e-3 && lab_figure("\"format\":\"int:4g32\"", "mean t^2") < 2e-2);
     CHECK(lab_figure("\"format\":\"int:4g32\"", "predicted") > 0 && sh("grep -q '>all linears quantized<' q.svg") == 0);

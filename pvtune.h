@@ -1975,9 +1975,10 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
     errors t_l are small, the loss rises by
         φ(Ŵ) − φ(W) ≈ Σ_l α_l·t_l²,   t_l² = ‖Ŵ_l − W_l‖²_F / ‖W_l‖²_F,
     whatever made the errors: W is a minimum, so the first order vanishes, and errors that point anywhere see
-    of each tensor's second order but its trace. So α_l, one number for each tensor, is measured once, t_l² of
-    each format comes from a fit, and what is left is to choose: the formats with the least Σ α_l·t_l² whose
-    files fit a budget. Three functions, in this order; the choice is a pvt_plan of pvt_quantize.
+    of each tensor's second order but its trace. So α_l, one number for each tensor, is measured once (errors that
+    know their inputs point elsewhere: pvt_model_feedback), t_l² of each format comes from a fit, and what is left
+    is to choose: the formats with the least Σ α_l·t_l² whose files fit a budget. Four functions, in this order; the
+    choice is a pvt_plan of pvt_quantize.
 
     At two bits t² is 0.1 and the theorem an extrapolation: `pvtune lab linearity` shows how far it holds. */
 
@@ -2001,6 +2002,19 @@ typedef struct pvt_alpha_desc {
     0 … 1; what asks for a text has none), UNSUPPORTED (a device), NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
                                    double *alpha);
+
+/*  What calibration leaves of an error. α is the price of errors that point anywhere; a fit that knows the inputs
+    of its linear (H = XᵀX) puts them where inputs are small, and makes good in one weight what it spoils in the
+    next. Its errors E cost as much as errors that point anywhere would cost of size
+        t_H² = ⟨E·H, E⟩ / (‖W‖²_F · tr H/I),   and feedback_l = t_H² / t²
+    of two fits in the format `probe`, with H and without. So α_l·feedback_l belongs beside the errors of fits
+    without inputs where the model is to be calibrated; else linears seem dearer than they are, and an embedding,
+    which has no inputs, cheap. feedback [pvt_model_tensors]: of linears at most 1, of all else 1. H from samples ×
+    ctx tokens of the original's own inputs; the other fields of desc count for nothing here; desc may be NULL.
+    Progress: phases "observe", "fitting". Errors: those of pvt_model_alpha with a text, which is needed, and of
+    pvt_weight_fit (a linear that groups of the probe do not divide keeps 1). */
+PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
+                                      const pvt_format *probe, double *feedback);
 
 /*  What every tensor would be in each of n formats: errors [tensors, n], t² of a fit without inputs
     (pvt_weight_fit, H NULL); bytes [tensors, n], what a file holds for it. "dense" has no error and two bytes a
@@ -14538,6 +14552,84 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
             z.desc.method == PVT_ALPHA_NOISE ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
     pvt_run_free(z.run), pvt_run_free(z.plain), pvt_model_free(z.copy);
     pvti_free(z.ctx, z.ids), pvti_free(z.ctx, z.squares), pvti_free(z.ctx, z.W);
+    return result;
+}
+
+/* ---- what calibration leaves of errors ---- */
+
+/* ⟨W·H, W⟩ / (‖W‖²·tr H/I) of the linear in z->W: what a relative error under H is in one that points anywhere. */
+static double pvti_feedback_scale(const pvti_quantizer *z, const pvt_real *H, int64_t O, int64_t I)
+{
+    double energy = 0, square, trace = 0;
+    pvt_real *WH = z->part;
+    pvti_gemm(z->ctx, WH, I, pvti_rows(z->W, I), pvti_cols(H, I), O, I, I, false);
+    for (int64_t i = 0; i < O * I; i++) energy += (double)z->W[i] * (double)WH[i];
+    for (int64_t j = 0; j < I; j++) trace += (double)H[j * I + j];
+    pvti_sumsq(&square, z->W, O * I);
+    return square > 0 && trace > 0 ? energy / (square * trace / (double)I) : 1;
+}
+
+/* One linear: the probe with its inputs and without. */
+static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_real *H, const pvt_format *probe,
+                                   double *feedback)
+{
+    pvt_tensor_info t = pvt_model_tensor(z->model, tensor);
+    int64_t O = t.weight->O, I = t.weight->I;
+    double errors[2];
+    pvt_fit_desc fit;
+    memset(&fit, 0, sizeof fit);
+    fit.name = t.name, fit.stream = (uint64_t)tensor;
+    if (O % probe->out_group || I % probe->in_group) return PVT_OK;
+    pvt_weight_dequantize(t.weight, z->W);
+    for (int k = 0; k < 2; k++) {
+        pvt_fit_stats stats;
+        pvt_weight fitted;
+        PVTI_TRY(pvt_weight_fit(z->ctx, z->W, O, I, k ? H : NULL, probe, &fit, &stats, &fitted));
+        pvt_weight_free(&fitted);
+        errors[k] = stats.error;
+    }
+    errors[1] *= pvti_feedback_scale(z, H, O, I);
+    if (errors[1] < errors[0]) *feedback = errors[1] / errors[0];
+    return PVT_OK;
+}
+
+/* Block after block on the original's own inputs. */
+static pvt_result pvti_feedback_run(pvti_quantizer *z, const pvt_corpus *corpus, const pvt_format *probe,
+                                    double *feedback)
+{
+    int64_t total = z->model->config.layers * PVTI_LINEARS, done = 0;
+    PVTI_TRY(pvti_quantizer_alloc(z));
+    PVTI_TRY(pvti_quantizer_inputs(z, corpus));
+    for (int64_t l = 0; l < z->model->config.layers; l++) {
+        PVTI_TRY(pvti_quantizer_observe(z, &z->model->layers[l]));
+        for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
+            int64_t i = pvti_tensor_number(z->model, j, l);
+            PVTI_TRY(pvti_feedback_of(z, i, z->H[pvti_tensors[j].input], probe, &feedback[i]));
+            PVTI_TRY(pvti_report(z->ctx, "fitting", pvt_model_tensor(z->model, i).name, ++done, total, "weights",
+                                 feedback[i]));
+        }
+        pvt_real *x = z->x;
+        z->x = z->y, z->y = x;
+    }
+    return PVT_OK;
+}
+
+PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *corpus,
+                                      const pvt_alpha_desc *desc, const pvt_format *probe, double *feedback)
+{
+    pvti_alpha alpha;
+    pvti_quantizer z;
+    memset(&alpha, 0, sizeof alpha), memset(&z, 0, sizeof z);
+    alpha.ctx = z.ctx = model->ctx, alpha.model = model;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) feedback[i] = 1;
+    if (desc) alpha.desc.samples = desc->samples, alpha.desc.ctx = desc->ctx;
+    PVTI_TRY(pvti_alpha_check(&alpha, corpus));
+    if (!pvti_format_has_fit(probe))
+        return pvti_fail(z.ctx, PVT_ERR_ARGUMENT, "feedback: the probe must be a format with codes");
+    z.model = (pvt_model *)model; /* only read: fits go elsewhere */
+    z.samples = alpha.B, z.T = alpha.T, z.C = model->config.dim, z.desc.finetune_epochs = -1;
+    pvt_result result = pvti_feedback_run(&z, corpus, probe, feedback);
+    pvti_quantizer_free(&z);
     return result;
 }
 

@@ -14,8 +14,9 @@ typedef struct allocation {
     char names[ALLOCATE_FORMATS][48];
     int n;
     double *alpha;   /* [tensors] */
+    double *feedback; /* [tensors] what calibration leaves of errors */
     double *errors;  /* [tensors, n] t² */
-    double *loss;    /* [tensors, n] α·t² */
+    double *loss;    /* [tensors, n] α·feedback·t² */
     int64_t *bytes;  /* [tensors, n] of a file */
     bool *wanted;    /* [tensors] may get codes */
     int *choice;     /* [tensors] */
@@ -26,7 +27,7 @@ typedef struct allocation {
 
 static void allocation_free(allocation *z)
 {
-    free(z->alpha), free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice),
+    free(z->alpha), free(z->feedback), free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice),
         free(z->plan);
     free(z->tensor_names);
     memset(z, 0, sizeof *z);
@@ -52,17 +53,31 @@ static int allocation_formats(app *a, allocation *z, const char *list)
     return z->n ? 0 : fail(a, "--formats names none");
 }
 
-/* α and errors of the model in slot 0; corpus NULL: without data. */
+/* The format with the largest errors, where calibration matters most; −1: all are dense. */
+static int allocation_probe(const allocation *z)
+{
+    int probe = -1;
+    double worst = 0;
+    for (int j = 0; j < z->n; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < z->tensors; i++) sum += z->errors[i * z->n + j];
+        if (sum > worst) worst = sum, probe = j;
+    }
+    return probe;
+}
+
+/* α and errors of the model in slot 0; corpus NULL: without data. calibrated: it will be on such a text. */
 static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, const pvt_alpha_desc *alpha,
-                              bool tables)
+                              bool tables, bool calibrated)
 {
     const pvt_model *model = a->models[0];
     size_t n = (size_t)(z->tensors = pvt_model_tensors(model)), all = n * (size_t)z->n;
+    z->feedback = (double *)calloc(n, sizeof *z->feedback);
     z->alpha = (double *)calloc(n, sizeof *z->alpha), z->errors = (double *)calloc(all, sizeof *z->errors);
     z->loss = (double *)calloc(all, sizeof *z->loss), z->bytes = (int64_t *)calloc(all, sizeof *z->bytes);
     z->wanted = (bool *)calloc(n, sizeof *z->wanted), z->choice = (int *)calloc(n, sizeof *z->choice);
     z->plan = (pvt_plan *)calloc(n, sizeof *z->plan), z->tensor_names = (char(*)[96])calloc(n, 96);
-    if (!z->alpha || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice || !z->plan ||
+    if (!z->alpha || !z->feedback || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice || !z->plan ||
         !z->tensor_names)
         return fail(a, "out of memory for %lld tensors in %d formats", (long long)z->tensors, z->n);
     z->params = count_params(model);
@@ -72,7 +87,11 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     }
     TRY(a, pvt_model_alpha(model, corpus, alpha, z->alpha));
     TRY(a, pvt_model_errors(model, z->formats, z->n, z->wanted, NULL, z->errors, z->bytes));
-    for (int64_t i = 0; i < z->tensors * z->n; i++) z->loss[i] = z->alpha[i / z->n] * z->errors[i];
+    for (int64_t i = 0; i < z->tensors; i++) z->feedback[i] = 1;
+    int probe = allocation_probe(z);
+    if (corpus && calibrated && probe >= 0)
+        TRY(a, pvt_model_feedback(model, corpus, alpha, &z->formats[probe], z->feedback));
+    for (int64_t i = 0; i < z->tensors * z->n; i++) z->loss[i] = z->alpha[i / z->n] * z->feedback[i / z->n] * z->errors[i];
     return 0;
 }
 
@@ -204,7 +223,8 @@ static void allocation_report(app *a, const allocation *z, const char *path)
         if (!info.weight) continue;
         put_open(t, NULL, "{");
         put_text(t, "name", info.name), put_text(t, "format", z->names[z->choice[i]]);
-        put_number(t, "alpha", z->alpha[i]), put_number(t, "error", z->errors[at]),
+        put_number(t, "alpha", z->alpha[i]), put_number(t, "feedback", z->feedback[i]);
+        put_number(t, "error", z->errors[at]),
             put_int(t, "bytes", z->bytes[at]);
         put_close(t, "}");
     }
@@ -286,7 +306,7 @@ static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes
     DO(load_model(a, 0, a->o.model));
     if (a->o.calib) DO(load_text(a, 0, a->o.calib, a->models[0]));
     DO(allocation_formats(a, z, a->o.formats));
-    DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed));
+    DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed, true));
     put_open(&a->json, NULL, "{");
     put_open(&a->json, "plans", "[");
     int status = 0;

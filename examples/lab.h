@@ -1011,7 +1011,7 @@ static int linearity_seed(app *a, linearity *l, int64_t run)
                      : "int:2g32,int:3g32,int:4g32,had:int:2g32,had:int:3g32,had:int:4g32,aqlm:2x4g4"));
     if (l->z.n > LINEAR_FORMATS) return fail(a, "linearity takes at most %d --formats", LINEAR_FORMATS);
     a->meter.muted++;
-    int status = allocation_measure(a, &l->z, d.train, &alpha, true);
+    int status = allocation_measure(a, &l->z, d.train, &alpha, true, false);
     a->meter.muted--;
     DO(status);
     l->gradient = (double *)(a->buffers[3] = calloc((size_t)l->z.tensors, sizeof *l->gradient));
@@ -1169,7 +1169,7 @@ static int allocations_seed(app *a, allocations *s, int64_t run, int64_t runs)
                           : a->o.model ? "int:2g64,int:3g64,int:4g64,int:8g64"
                                        : "int:2g32,int:3g32,int:4g32,int:8g32"));
     a->meter.muted++;
-    int status = allocation_measure(a, &s->z, d.train, &alpha, true);
+    int status = allocation_measure(a, &s->z, d.train, &alpha, true, true);
     a->meter.muted--;
     DO(status);
     for (int j = 0; j < s->z.n; j++) {

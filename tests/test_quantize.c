@@ -677,6 +677,86 @@ static void check_alpha(pvt_ctx *ctx)
     pvt_model_free(model), pvt_corpus_free(&corpus);
 }
 
+/* What pvt_model_feedback says of the first block's k_proj is what two fits say, H made here in double from the
+   text's embeddings; linears that share inputs share H, embedding and vectors keep 1; other threads, same bits. */
+static void check_feedback(pvt_ctx *ctx)
+{
+    enum { DIM = 32, TENSORS = 40 };
+    static pvt_real H[DIM * DIM], W[DIM * DIM], x[TOKENS * DIM];
+    setup s = make_setup(ctx, true);
+    double feedback[TENSORS], again[TENSORS], energy = 0, square = 0, trace = 0;
+    int32_t ids[TOKENS];
+    pvt_corpus corpus;
+    pvt_format probe;
+    pvt_alpha_desc desc;
+    pvt_fit_stats with, without;
+    pvt_weight fitted;
+    uint64_t hash[2];
+    pvt_model *model = make_model(ctx, &s);
+    for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)(pvti_random(1, PVTI_RANDOM_USER, 3, (uint64_t)i) % 96);
+    memset(&desc, 0, sizeof desc);
+    desc.samples = TOKENS / CTX, desc.ctx = CTX;
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &probe));
+    CHECK_OK(ctx, pvti_model_hash(model, &hash[0]));
+    CHECK_OK(ctx, pvt_model_feedback(model, &corpus, &desc, &probe, feedback));
+    CHECK_OK(ctx, pvti_model_hash(model, &hash[1]));
+    CHECK(hash[0] == hash[1]);
+    int64_t at = -1;
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        CHECK(t.linear ? feedback[i] > 0 && feedback[i] < 1 : feedback[i] == 1);
+        if (strcmp(t.name, "model.layers.0.self_attn.k_proj.weight") == 0) at = i;
+    }
+    pvt_weight *w = pvt_model_tensor(model, at).weight;
+    pvt_weight_embedding(x, pvt_model_tensor(model, 0).weight, ids, TOKENS);
+    for (int t = 0; t < TOKENS; t++) { /* the norm of the first block: its weights are ones */
+        double sum = 0;
+        for (int i = 0; i < DIM; i++) sum += (double)x[t * DIM + i] * (double)x[t * DIM + i];
+        for (int i = 0; i < DIM; i++)
+            x[t * DIM + i] /= (pvt_real)sqrt(sum / DIM + pvt_model_get_config(model)->norm_eps);
+    }
+    for (int i = 0; i < DIM; i++)
+        for (int j = 0; j < DIM; j++) {
+            double sum = 0;
+            for (int t = 0; t < TOKENS; t++) sum += (double)x[t * DIM + i] * (double)x[t * DIM + j] / TOKENS;
+            H[i * DIM + j] = (pvt_real)sum, trace += i == j ? sum : 0;
+        }
+    pvt_weight_dequantize(w, W);
+    for (int64_t o = 0; o < w->O; o++)
+        for (int i = 0; i < DIM; i++) {
+            square += (double)W[o * DIM + i] * (double)W[o * DIM + i];
+            for (int j = 0; j < DIM; j++)
+                energy += (double)W[o * DIM + i] * (double)H[i * DIM + j] * (double)W[o * DIM + j];
+        }
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, DIM, H, &probe, NULL, &with, &fitted));
+    pvt_weight_free(&fitted);
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, DIM, NULL, &probe, NULL, &without, &fitted));
+    pvt_weight_free(&fitted);
+    double expected = with.error * energy / (square * trace / DIM) / without.error;
+    CHECK(fabs(feedback[at] / expected - 1) < 0.02); /* fits take their own ways from H's last bits on */
+    for (int k = 0; k < 2; k++) {
+        pvt_ctx_desc other;
+        pvt_ctx *second = NULL;
+        pvt_model *copy = NULL;
+        memset(&other, 0, sizeof other);
+        other.n_threads = 3 - k, other.isa = k ? NULL : "scalar", other.seed = ctx->seed;
+        CHECK(pvt_ctx_create(&other, &second) == PVT_OK);
+        CHECK_OK(second, pvt_model_copy(second, model, &copy));
+        CHECK_OK(second, pvt_model_feedback(copy, &corpus, &desc, &probe, again));
+        CHECK(memcmp(feedback, again, (size_t)pvt_model_tensors(model) * sizeof *again) == 0);
+        pvt_model_free(copy), pvt_ctx_destroy(second);
+    }
+    desc.samples = 99;
+    CHECK(pvt_model_feedback(model, &corpus, &desc, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "too few"));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "dense", &probe));
+    CHECK(pvt_model_feedback(model, &corpus, NULL, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "the probe"));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g48", &probe)); /* which divides nothing here: all keep 1 */
+    CHECK_OK(ctx, pvt_model_feedback(model, &corpus, NULL, &probe, again));
+    CHECK(again[at] == 1);
+    pvt_model_free(model), pvt_corpus_free(&corpus);
+}
+
 /* A plan of formats from all representations, in turn; the first and last stay dense. */
 enum { PLANNED = 23 };
 static void make_plan(pvt_ctx *ctx, const pvt_model *model, pvt_plan plan[PLANNED], char names[PLANNED][96])
@@ -762,7 +842,7 @@ static void check_plan(pvt_ctx *ctx)
     pvt_model_free(original);
 }
 
-/* One of the calls; which: gradient, noise, errors, choice. */
+/* One of the calls; which: gradient, noise, errors, choice, feedback. */
 static pvt_result allocate_call(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus, int which)
 {
     static const double loss[] = {4, 2, 1, 4, 2, 1, 9, 3, 0};
@@ -777,14 +857,15 @@ static pvt_result allocate_call(pvt_ctx *ctx, const pvt_model *model, const pvt_
     if (which < 2) return pvt_model_alpha(model, corpus, &alpha, numbers);
     if (which == 3) return pvt_allocate(ctx, loss, bytes, 3, 3, 9, choice, NULL);
     CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &format));
+    if (which == 4) return pvt_model_feedback(model, corpus, &alpha, &format, numbers);
     return pvt_model_errors(model, &format, 1, NULL, NULL, numbers, sizes);
 }
 
 /* Every allocation fails once: a sentence, and nothing is left behind. */
 static void check_memory(void)
 {
-    static const int64_t fewest[] = {6, 15, 1, 4};
-    for (int which = 0; which < 4; which++) {
+    static const int64_t fewest[] = {6, 15, 1, 4, 20};
+    for (int which = 0; which < 5; which++) {
         bool done = false;
         for (int64_t fail = 0; !done && fail < 200; fail++) {
             test_budget b = {1000000, 0};
@@ -831,6 +912,7 @@ int main(void)
     check_isa();
     check_allocate(ctx);
     check_alpha(ctx);
+    check_feedback(ctx);
     check_plan(ctx);
     check_memory();
     pvt_ctx_destroy(ctx);

@@ -40,6 +40,7 @@
 #endif
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
+#define PVT_UNROLL _Pragma("unroll") /* where an array is in registers only so, and nvcc would not do it */
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
@@ -927,13 +928,14 @@ enum { PVTI_STEP = 32 };
 typedef struct pvti_place {
     int line, first, n, at; /* of 32 bits: registers are short here */
 } pvti_place;
+template <int TILE> static __device__ inline int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 template <int TILE>
 static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
 {
     enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
     pvti_place p;
     int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
-    p.at = line * (across ? TILE + 8 : PVTI_STEP + 8) + first;
+    p.at = line * pvti_line<TILE>(across) + first;
     p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
     p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
     p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
@@ -954,11 +956,16 @@ static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int
         for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
     }
 }
-static __device__ inline void pvti_put_halves(uint16_t *to, const float *run)
+static __device__ inline unsigned pvti_halves(float low, float high) { return pvti_to_bf16(low) | pvti_to_bf16(high) << 16; }
+/* Eight numbers to a tile of floats, or of bf16. */
+static __device__ inline void pvti_put(float *to, const float *x)
 {
-    uint4 words;
-    words.x = pvti_to_bf16(run[0]) | pvti_to_bf16(run[1]) << 16, words.y = pvti_to_bf16(run[2]) | pvti_to_bf16(run[3]) << 16;
-    words.z = pvti_to_bf16(run[4]) | pvti_to_bf16(run[5]) << 16, words.w = pvti_to_bf16(run[6]) | pvti_to_bf16(run[7]) << 16;
+    float4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
+    *(float4 *)(void *)to = low, *(float4 *)(void *)(to + 4) = high;
+}
+static __device__ inline void pvti_put(uint16_t *to, const float *x)
+{
+    uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
     *(uint4 *)(void *)to = words;
 }
 /* A tile of bf16 from what was fetched, or from a weight. */
@@ -969,7 +976,7 @@ static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw,
         int t = (int)threadIdx.x;
         float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
         float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        pvti_put_halves(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
+        pvti_put(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
     }
 }
 template <int TILE>
@@ -979,16 +986,15 @@ static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
         if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
-        pvti_put_halves(tile + p.at, run);
+        pvti_put(tile + p.at, run);
     }
 }
-/* Rows r … r+15 at k … k+15 of a tile: A of pvti_mma; of B columns r … r+7 are words 0 and 2, r+8 … r+15 1 and 3. */
-template <int TILE>
-static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, bool across, int r, int k)
+/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
+   r+8 … r+15 1 and 3. */
+static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
-    pvti_matrices(x, across ? tile + (deep + lane % 8) * (TILE + 8) + row : tile + (row + lane % 8) * (PVTI_STEP + 8) + deep,
-                  across);
+    pvti_matrices(x, tile + (across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep), across);
 }
 
 static size_t pvti_mma_bytes(int tile, bool weight)
@@ -1025,8 +1031,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
         for (int k = 0; k < PVTI_STEP; k += 16) {
             unsigned x[ROWS][4], y[PAIRS][4];
-            for (int i = 0; i < ROWS; i++) pvti_fragment<TILE>(x[i], a, A.across, m + 16 * i, k);
-            for (int j = 0; j < PAIRS; j++) pvti_fragment<TILE>(y[j], b, B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, pvti_line<TILE>(A.across), A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, pvti_line<TILE>(B.across), B.across, n + 16 * j, k);
             for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
         }
@@ -1501,247 +1507,323 @@ static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, 
 }
 
 // >>attention
-/*  Tiles of TILE queries against tiles of TILE keys, scores recomputed and never kept (FlashAttention, arXiv
-    2205.14135); in float, whatever the products round to. PER threads share a row of a tile and hold its HS sums,
-    dimension by dimension in turn.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once
-    for dk and dv, so that each sum belongs to one block and has one order); shared memory, 2 reads a multiply-add. */
+/*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
+    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the other
+    side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores: q, k, v,
+    dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and D are in
+    float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for dk
+    and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
 
-enum { PVTI_HEAD = 256, PVTI_HEAD_SUMS = 16 };
+#define PVTI_LOG2E 1.44269504f
+enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
 
+/* Queries with dout, or keys with values: n rows of `heads` heads. */
+typedef struct pvti_side {
+    const float *x, *y;
+    int64_t batch; /* numbers of a sequence */
+    int n, heads;
+} pvti_side;
 typedef struct pvti_heads {
-    const float *q, *k, *v, *out, *dout, *lse;
-    int64_t T, NH, NKV, HS, pos, window, kv_batch;
+    pvti_side own, other;
+    const float *lse, *D; /* [B, NH, T] */
     float scale;
+    int HS, pos, window, parts;
 } pvti_heads;
+typedef struct pvti_span {
+    int from, to; /* included */
+} pvti_span;
 
-/* First key that query t sees; the last is pos + t. */
-static __device__ inline int64_t pvti_first_key(const pvti_heads &h, int64_t t)
+/* Rows of the other side that count for an own one: query t sees keys pos + t − window + 1 … pos + t. */
+static __device__ inline pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
 {
-    return h.window ? pvti_most(0, h.pos + t - h.window + 1) : 0;
+    int at = keys ? row - h.pos : row + h.pos;
+    pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
+    if (s.from < 0) s.from = 0;
+    if (s.to >= h.other.n) s.to = h.other.n - 1;
+    if (row >= h.own.n) s.to = -1;
+    return s;
 }
-/* Rows r0 … of x, rows `step` apart, to a tile; zeros from `end` on. */
-static __device__ inline void pvti_rows_in(float *tile, const float *x, int64_t step, int64_t r0, int64_t end,
-                                           int TILE, int64_t HS)
+static __host__ __device__ inline int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
+/* Numbers from one row of a tile to the next: no two rows begin in one bank. */
+template <class T> static __host__ __device__ inline int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
+/* Rows r0 … of x, of a side, to a tile; zeros where there are none. */
+template <class T>
+static __device__ inline void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
 {
-    for (int i = (int)threadIdx.x; i < TILE * (int)HS; i += PVTI_THREADS) {
-        int r = i / (int)HS, d = i % (int)HS;
-        tile[r * ((int)HS + 1) + d] = r0 + r < end ? x[(r0 + r) * step + d] : 0;
+    int runs = pvti_depth(HS) / 8;
+    x += blockIdx.z * side.batch + head * HS;
+    for (int i = (int)threadIdx.x; i < rows * runs; i += (int)blockDim.x) {
+        int r = r0 + i / runs, d = i % runs * 8, n = HS - d < 8 ? HS - d : 8;
+        float run[8];
+        pvti_eight(x + (int64_t)r * side.heads * HS + d, r < side.n ? n : 0, run);
+        pvti_put(tile + i / runs * pvti_pitch<T>(HS) + d, run);
     }
 }
-static __device__ inline float pvti_dot_rows(const float *a, const float *b, int64_t HS)
-{
-    float sum = 0;
-    for (int64_t d = 0; d < HS; d++) sum = fmaf(a[d], b[d], sum);
-    return sum;
-}
-/* Does query t see key c? */
-static __device__ inline bool pvti_sees(const pvti_heads &h, int64_t t, int64_t c)
-{
-    return t < h.T && c <= h.pos + t && c >= pvti_first_key(h, t);
-}
 
-/* One row of scores: weights exp(s − max), the sums so far shrunk to the new maximum. */
-static __device__ inline void pvti_softmax_tile(float *s, int n, float *max, float *sum, float *shrink)
-{
-    float top = *max, total = 0;
-    for (int c = 0; c < n; c++) top = fmaxf(top, s[c]);
-    *shrink = *max == top ? 1 : expf(*max - top);
-    for (int c = 0; c < n; c++) {
-        s[c] = s[c] == -INFINITY ? 0 : expf(s[c] - top);
-        total += s[c];
-    }
-    *sum = *sum * *shrink + total;
-    *max = top;
-}
+/* ---- products of a warp: 16 rows, numbers of C as pvti_mma has them ---- */
 
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
+/* s[8·N columns] = a·bᵀ of rows of `depth` numbers. */
+template <int N> static __device__ inline void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
 {
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
-    float *q = room, *kv = q + TILE * ld, *s = kv + TILE * ld, *max = s + TILE * (TILE + 1), *sum = max + TILE;
-    float *shrink = sum + TILE, acc[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, row = h.NKV * HS;
-    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
-    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
-    if (threadIdx.x < TILE) max[threadIdx.x] = -INFINITY, sum[threadIdx.x] = 0;
-    pvti_rows_in(q, h.q + (b * h.T * h.NH + head) * HS, h.NH * HS, t0, h.T, TILE, HS);
-    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
-        pvti_rows_in(kv, h.k + keys, row, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-            bool sees = pvti_sees(h, t0 + i / TILE, c0 + i % TILE);
-            s[i / TILE * (TILE + 1) + i % TILE] =
-                sees ? h.scale * pvti_dot_rows(q + i / TILE * ld, kv + i % TILE * ld, HS) : -INFINITY;
+    int lane = (int)threadIdx.x % 32;
+    a += lane / 4 * pitch, b += lane % 4 * 2 * pitch;
+    for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
+    for (int k = 0; k < depth; k += 4) {
+        float4 x = *(const float4 *)(const void *)(a + k), y = *(const float4 *)(const void *)(a + 8 * pitch + k);
+        for (int i = 0; i < 2 * N; i++) {
+            float4 z = *(const float4 *)(const void *)(b + (i / 2 * 8 + i % 2) * pitch + k);
+            float *low = &s[i / 2][i % 2], *high = low + 2;
+            *low = fmaf(x.w, z.w, fmaf(x.z, z.z, fmaf(x.y, z.y, fmaf(x.x, z.x, *low))));
+            *high = fmaf(y.w, z.w, fmaf(y.z, z.z, fmaf(y.y, z.y, fmaf(y.x, z.x, *high))));
         }
-        __syncthreads();
-        if (threadIdx.x < TILE)
-            pvti_softmax_tile(s + threadIdx.x * (TILE + 1), TILE, max + threadIdx.x, sum + threadIdx.x,
-                              shrink + threadIdx.x);
-        pvti_rows_in(kv, h.v + keys, row, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
-            acc[i] *= shrink[r];
-            for (int c = 0; c < TILE; c++) acc[i] = fmaf(s[r * (TILE + 1) + c], kv[c * ld + lane + i * PER], acc[i]);
+    }
+}
+template <int N> static __device__ inline void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
+{
+    for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
+    for (int k = 0; k < depth; k += 16) {
+        unsigned x[4], y[4];
+        pvti_fragment(x, a, pitch, false, 0, k);
+        for (int j = 0; j < N; j += 2) {
+            pvti_fragment(y, b, pitch, false, 8 * j, k);
+            pvti_mma(s[j], x, y[0], y[2]), pvti_mma(s[j + 1], x, y[1], y[3]);
         }
+    }
+}
+/* sum[8·C columns, of which `columns` exist] += p[8·N columns]·v. */
+template <int N, int C>
+static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], const float *v, int columns, int pitch)
+{
+    int lane = (int)threadIdx.x % 32;
+    PVT_UNROLL
+    for (int k = 0; k < 8 * N; k++) { /* number k of a row is in this lane of its four */
+        int from = (lane & 28) + k % 8 / 2;
+        float x = __shfl_sync(0xffffffffu, p[k / 8][k % 2], from), y = __shfl_sync(0xffffffffu, p[k / 8][2 + k % 2], from);
+        for (int j = 0; j < C; j++) {
+            if (8 * j >= columns) break;
+            const float *z = v + k * pitch + 8 * j + lane % 4 * 2;
+            sum[j][0] = fmaf(x, z[0], sum[j][0]), sum[j][1] = fmaf(x, z[1], sum[j][1]);
+            sum[j][2] = fmaf(y, z[0], sum[j][2]), sum[j][3] = fmaf(y, z[1], sum[j][3]);
+        }
+    }
+}
+template <int N, int C>
+static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t *v, int columns, int pitch)
+{
+    for (int k = 0; k < N; k += 2) { /* C of one product is A of the next, number for number */
+        unsigned x[4] = {pvti_halves(p[k][0], p[k][1]), pvti_halves(p[k][2], p[k][3]),
+                         pvti_halves(p[k + 1][0], p[k + 1][1]), pvti_halves(p[k + 1][2], p[k + 1][3])}, y[4];
+        for (int j = 0; j < C; j += 2) {
+            if (8 * j >= columns) break;
+            pvti_fragment(y, v, pitch, true, 8 * j, 8 * k);
+            pvti_mma(sum[j], x, y[0], y[2]), pvti_mma(sum[j + 1], x, y[1], y[3]);
+        }
+    }
+}
+
+/* ---- the kernels: (query tile, part) × head × sequence ---- */
+
+/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
+    shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
+template <int N>
+static __device__ inline void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most,
+                                           float *sum, float *shrink)
+{
+    for (int r = 0; r < 2; r++) {
+        float top = -INFINITY;
+        for (int i = 0; i < 2 * N; i++) {
+            int c = first + i / 2 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+            float *x = &s[i / 2][2 * r + i % 2];
+            *x = c >= span[r].from && c <= span[r].to ? scale * *x : -INFINITY;
+            top = fmaxf(top, *x);
+        }
+        for (int bits = 1; bits < 4; bits *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, bits));
+        top = fmaxf(most[r], ceilf(top * PVTI_LOG2E));
+        float m = top == -INFINITY ? 0 : top; /* no key so far */
+        shrink[r] = exp2f(most[r] - m), most[r] = top, sum[r] *= shrink[r];
+        for (int i = 0; i < 2 * N; i++) {
+            float *x = &s[i / 2][2 * r + i % 2];
+            *x = exp2f(fmaf(*x, PVTI_LOG2E, -m)), sum[r] += *x;
+        }
+    }
+}
+template <class T, int DC>
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS) pvti_k_attention(float *out, float *lse, pvti_heads h)
+{
+    enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
+    PVT_SHARED_DYNAMIC(T, room);
+    int lane = (int)threadIdx.x % 32, rows = (int)blockDim.x / 2, pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS);
+    int d0 = (int)blockIdx.x % h.parts * DC, r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* longest first */
+    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads), mine = (int)threadIdx.x / 32 * 16;
+    T *q = room, *k = q + rows * pitch, *v = k + TILE * pitch;
+    float s[N][4], acc[C][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
+    pvti_span span[2], last = pvti_span_of(h, false, (int)pvti_least(h.own.n, r0 + rows) - 1);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, r0 + mine + lane / 4 + 8 * r);
+    for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] = 0;
+    pvti_rows_in(q, rows, h.own.x, h.own, head, r0, h.HS);
+    for (int c = pvti_span_of(h, false, r0).from; c <= last.to; c += TILE) {
+        pvti_rows_in(k, TILE, h.other.x, h.other, key_head, c, h.HS);
+        pvti_rows_in(v, TILE, h.other.y, h.other, key_head, c, h.HS);
+        __syncthreads();
+        pvti_scores<N>(s, q + mine * pitch, k, depth, pitch);
+        pvti_softmax<N>(s, span, c, h.scale, most, sum, shrink);
+        for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] *= shrink[i % 4 / 2];
+        pvti_weigh<N, C>(acc, s, v + d0, depth - d0, pitch);
         __syncthreads();
     }
-    if (t0 + r > last) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-        out[((b * h.T + t0 + r) * h.NH + head) * HS + lane + i * PER] = acc[i] / sum[r];
-    if (lse && lane == 0) lse[(b * h.NH + head) * h.T + t0 + r] = max[r] + logf(sum[r]);
+    for (int r = 0; r < 2; r++) {
+        int t = r0 + mine + lane / 4 + 8 * r;
+        for (int bits = 1; bits < 4; bits *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
+        if (t >= h.own.n) continue;
+        float *to = out + blockIdx.z * h.own.batch + ((int64_t)t * h.own.heads + head) * h.HS;
+        for (int i = 0; i < 2 * C; i++) {
+            int d = d0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+            if (d < h.HS) to[d] = acc[i / 2][2 * r + i % 2] / sum[r];
+        }
+        if (lse && lane % 4 == 0 && d0 == 0)
+            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + t] = (most[r] + log2f(sum[r])) / PVTI_LOG2E;
+    }
 }
 
 /*  Backward. With P = exp(scale·q·k − lse) and D = Σ_d dout·out of a query:
         dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
 
-/* The query's D, for a tile of queries. */
-static __device__ inline void pvti_products_in(float *D, const pvti_heads &h, int64_t b, int64_t head, int64_t t0, int n)
+/* D: a warp to a query and head. */
+__global__ void pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
+                                      int64_t HS)
 {
-    int64_t t = t0 + threadIdx.x, at = ((b * h.T + t) * h.NH + head) * h.HS;
-    if ((int)threadIdx.x < n) D[threadIdx.x] = t < h.T ? pvti_dot_rows(h.dout + at, h.out + at, h.HS) : 0;
+    int64_t i = PVTI_INDEX / 32, at = ((i / T / NH * T + i % T) * NH + i / T % NH) * HS;
+    double sum = 0;
+    if (i >= n) return; /* the whole warp */
+    for (int64_t d = threadIdx.x % 32; d < HS; d += 32) sum += (double)dout[at + d] * (double)out[at + d];
+    sum = pvti_warp_sum(sum);
+    if (threadIdx.x % 32 == 0) D[i] = (float)sum;
 }
-/* P and dS of query row and key c of a tile. */
-static __device__ inline float pvti_score_back(const pvti_heads &h, int64_t b, int64_t head, int64_t t, int64_t c,
-                                               const float *q, const float *k, const float *v, const float *dout,
-                                               float D, float *p)
+/* s and d = dout·v of two own rows become P and dS. */
+template <int N, bool KEYS>
+static __device__ inline void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span *span, const pvti_heads &h,
+                                               int64_t queries, int row, int first)
 {
-    *p = 0;
-    if (!pvti_sees(h, t, c)) return 0;
-    *p = expf(h.scale * pvti_dot_rows(q, k, h.HS) - h.lse[(b * h.NH + head) * h.T + t]);
-    return *p * (pvti_dot_rows(dout, v, h.HS) - D) * h.scale;
-}
-
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dq(float *dq, pvti_heads h)
-{
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
-    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
-    float *D = ds + TILE * (TILE + 1), acc[PVTI_HEAD_SUMS], p;
-    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, queries = (b * h.T * h.NH + head) * HS;
-    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
-    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
-    pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
-    pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
-    pvti_products_in(D, h, b, head, t0, TILE);
-    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
-        pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
-        pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-            int row = i / TILE, c = i % TILE;
-            ds[row * (TILE + 1) + c] = pvti_score_back(h, b, head, t0 + row, c0 + c, q + row * ld, k + c * ld,
-                                                       v + c * ld, dout + row * ld, D[row], &p);
-        }
-        __syncthreads();
-        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-            for (int c = 0; c < TILE; c++) acc[i] = fmaf(ds[r * (TILE + 1) + c], k[c * ld + lane + i * PER], acc[i]);
-        __syncthreads();
-    }
-    if (t0 + r > last) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-        dq[queries + (t0 + r) * h.NH * HS + lane + i * PER] += acc[i];
-}
-
-/* A block has a tile of keys, and goes through the queries that see them, head by head of their group. */
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dkv(float *dk, float *dv, pvti_heads h)
-{
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, c0 = (int64_t)blockIdx.x * TILE, g = blockIdx.y, b = blockIdx.z;
-    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
-    float *ps = ds + TILE * (TILE + 1), *D = ps + TILE * (TILE + 1), ak[PVTI_HEAD_SUMS], av[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + g * HS, end = h.pos + h.T, heads = pvti_over(h.NH, h.NKV);
-    int64_t stop = h.window ? pvti_least(h.T, c0 + TILE - 1 - h.pos + h.window) : h.T; /* behind the last that sees */
-    int c = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) ak[i] = av[i] = 0;
-    pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
-    pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
-    for (int64_t head = g * heads; head < (g + 1) * heads; head++)
-        for (int64_t t0 = pvti_most(0, c0 - h.pos) / TILE * TILE; t0 < stop; t0 += TILE) {
-            int64_t queries = (b * h.T * h.NH + head) * HS;
-            pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
-            pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
-            pvti_products_in(D, h, b, head, t0, TILE);
-            __syncthreads();
-            for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-                int row = i / TILE, j = i % TILE, at = row * (TILE + 1) + j;
-                ds[at] = pvti_score_back(h, b, head, t0 + row, c0 + j, q + row * ld, k + j * ld, v + j * ld,
-                                         dout + row * ld, D[row], ps + at);
-            }
-            __syncthreads();
-            for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-                for (int row = 0; row < TILE; row++) {
-                    ak[i] = fmaf(ds[row * (TILE + 1) + c], q[row * ld + lane + i * PER], ak[i]);
-                    av[i] = fmaf(ps[row * (TILE + 1) + c], dout[row * ld + lane + i * PER], av[i]);
-                }
-            __syncthreads();
-        }
-    if (c0 + c >= end) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
-        dk[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += ak[i];
-        dv[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += av[i];
+    for (int i = 0; i < 4 * N; i++) {
+        int r = i % 4 / 2, c = first + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        int64_t t = queries + (KEYS ? c : row + 8 * r);
+        bool sees = c >= span[r].from && c <= span[r].to;
+        float p = sees ? exp2f(fmaf(h.scale, s[i / 4][i % 4], -h.lse[t]) * PVTI_LOG2E) : 0;
+        s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-
-static pvti_heads pvti_heads_of(pvti_cuda *s, const float *q, const float *k, const float *v,
-                                const pvt_attention_desc *d)
+template <int C>
+static __device__ inline void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
 {
-    pvti_heads h;
-    memset(&h, 0, sizeof h);
-    h.q = q, h.k = k, h.v = v, h.T = d->T, h.NH = d->NH, h.NKV = d->NKV, h.HS = d->HS;
-    h.pos = d->pos, h.window = d->window;
-    h.kv_batch = d->kv_batch ? d->kv_batch : (d->pos + d->T) * d->NKV * d->HS;
-    h.scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
+    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
+    for (int i = 0; i < 4 * C; i++) {
+        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        if (r < h.own.n && d < h.HS) x[(int64_t)r * h.own.heads * h.HS + d] += sum[i / 4][i % 4];
+    }
+}
+/* Own rows are queries, and dx is dq; with KEYS they are keys, dx dk and dy dv, and all heads of their group come by. */
+template <class T, int DC, bool KEYS>
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS) pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
+{
+    enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
+    PVT_SHARED_DYNAMIC(T, room);
+    int rows = (int)blockDim.x / 2, pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
+    int r0 = (int)((KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) / h.parts) * rows, mine = (int)threadIdx.x / 32 * 16;
+    int heads = KEYS ? h.other.heads / h.own.heads : 1, row = r0 + mine + (int)threadIdx.x % 32 / 4;
+    int head = (int)blockIdx.y * h.other.heads / h.own.heads, NH = KEYS ? h.other.heads : h.own.heads;
+    T *own_x = room, *own_y = own_x + rows * pitch, *x = own_y + rows * pitch, *y = x + TILE * pitch;
+    float s[N][4], d[N][4], ax[C][4], ay[KEYS ? C : 1][4];
+    pvti_span span[2], last = pvti_span_of(h, KEYS, (int)pvti_least(h.own.n, r0 + rows) - 1);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, KEYS, row + 8 * r);
+    for (int i = 0; i < 4 * C; i++) ax[i / 4][i % 4] = ay[KEYS ? i / 4 : 0][i % 4] = 0;
+    pvti_rows_in(own_x, rows, h.own.x, h.own, (int)blockIdx.y, r0, h.HS);
+    pvti_rows_in(own_y, rows, h.own.y, h.own, (int)blockIdx.y, r0, h.HS);
+    for (int end = head + heads; head < end; head++) {
+        int64_t queries = ((int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y)) * (KEYS ? h.other.n : h.own.n);
+        for (int c = pvti_span_of(h, KEYS, r0).from; c <= last.to; c += TILE) {
+            pvti_rows_in(x, TILE, h.other.x, h.other, head, c, h.HS);
+            pvti_rows_in(y, TILE, h.other.y, h.other, head, c, h.HS);
+            __syncthreads();
+            pvti_scores<N>(s, own_x + mine * pitch, x, depth, pitch);
+            pvti_scores<N>(d, own_y + mine * pitch, y, depth, pitch);
+            pvti_scores_back<N, KEYS>(s, d, span, h, queries, row, c);
+            pvti_weigh<N, C>(ax, d, x + d0, depth - d0, pitch);
+            if (KEYS) pvti_weigh<N, KEYS ? C : 1>(ay, s, y + d0, depth - d0, pitch);
+            __syncthreads();
+        }
+    }
+    pvti_rows_out<C>(dx, ax, h, row, d0);
+    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0);
+}
+
+/* Forward, dq, dk and dv; in float and bf16; of heads up to 64 and beyond. */
+typedef void (*pvti_attention_kernel)(float *, float *, pvti_heads);
+static const pvti_attention_kernel pvti_attention_kernels[3][2][2] = {
+    {{pvti_k_attention<float, 64>, pvti_k_attention<float, 128>}, {pvti_k_attention<uint16_t, 64>, pvti_k_attention<uint16_t, 128>}},
+    {{pvti_k_attention_back<float, 64, false>, pvti_k_attention_back<float, 128, false>},
+     {pvti_k_attention_back<uint16_t, 64, false>, pvti_k_attention_back<uint16_t, 128, false>}},
+    {{pvti_k_attention_back<float, 64, true>, pvti_k_attention_back<float, 128, true>},
+     {pvti_k_attention_back<uint16_t, 64, true>, pvti_k_attention_back<uint16_t, 128, true>}}};
+
+static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const float *k, const float *v, const pvt_attention_desc *d)
+{
+    pvti_side queries = {q, NULL, d->T * d->NH * d->HS, (int)d->T, (int)d->NH};
+    pvti_side keys = {k, v, d->kv_batch, (int)(d->pos + d->T), (int)d->NKV};
+    memset(h, 0, sizeof *h);
+    h->own = queries, h->other = keys, h->HS = (int)d->HS;
+    if (!d->kv_batch) h->other.batch = (d->pos + d->T) * d->NKV * d->HS;
+    h->pos = (int)d->pos, h->window = (int)pvti_least(d->window, 1 << 30), h->parts = d->HS > 128 ? 2 : 1;
+    h->scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
     if (d->HS > PVTI_HEAD) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
-    return h;
+    return s->failed == PVT_OK && d->B > 0 && d->T > 0 && d->NH > 0 && d->HS > 0;
 }
-/* Bytes of n tiles of rows, `scores` of scores, and three numbers a row. */
-static size_t pvti_heads_bytes(int tile, int64_t HS, int n, int scores)
+/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as their tiles
+   have room for. */
+static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_heads *h, int64_t B)
 {
-    return (size_t)(tile * (n * (HS + 1) + scores * (tile + 1) + 3)) * sizeof(float);
+    bool half = s->bf16 && s->tensor && (which < 2 ? h->own.n : h->other.n) >= 16, wide = h->HS > 64;
+    int owned = which ? 2 : 1, tiles = 2 * (half || !wide ? 32 : 8), warps = 1;
+    int bytes = half ? pvti_pitch<uint16_t>(h->HS) * 2 : pvti_pitch<float>(h->HS) * 4;
+    while (warps < PVTI_ATTENTION_THREADS / 32 && 16 * warps < h->own.n &&
+           bytes * (16 * owned * (warps + 1) + tiles) <= PVTI_ATTENTION_BYTES)
+        warps++;
+    dim3 grid((unsigned)(pvti_ceil(h->own.n, 16 * warps) * h->parts), (unsigned)h->own.heads, (unsigned)B);
+    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes * (16 * owned * warps + tiles), s->stream,
+               x, y, *h);
+    pvti_check(s, cudaGetLastError(), "attention");
 }
-
 static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
                                       const float *v, const pvt_attention_desc *d)
 {
     PVTI_STATE;
-    pvti_heads h = pvti_heads_of(s, q, k, v, d);
-    int tile = d->HS <= 128 ? 32 : 16;
-    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
-    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
-    size_t bytes = pvti_heads_bytes(tile, d->HS, 2, 1);
-    if (tile == 32) PVT_LAUNCH(pvti_k_attention<32>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
-    else PVT_LAUNCH(pvti_k_attention<16>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
-    pvti_check(s, cudaGetLastError(), "attention");
+    pvti_heads h;
+    if (pvti_heads_of(s, &h, q, k, v, d)) pvti_attend(s, 0, out, lse, &h, d->B);
 }
+/* D goes to the work space, for as many sequences at a time as it has room for. */
 static void pvti_op_attention_backward(void *state, float *dq, float *dk, float *dv, const float *dout,
                                        const float *out, const float *lse, const float *q, const float *k,
                                        const float *v, const pvt_attention_desc *d)
 {
     PVTI_STATE;
-    pvti_heads h = pvti_heads_of(s, q, k, v, d);
-    int tile = d->HS <= 128 ? 16 : 8;
-    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
-    dim3 key_grid((unsigned)pvti_ceil(d->pos + d->T, tile), (unsigned)d->NKV, (unsigned)d->B);
-    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
-    size_t bytes = pvti_heads_bytes(tile, d->HS, 4, 2);
-    h.out = out, h.dout = dout, h.lse = lse;
-    if (tile == 16) {
-        PVT_LAUNCH(pvti_k_attention_dq<16>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
-        PVT_LAUNCH(pvti_k_attention_dkv<16>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
-    } else {
-        PVT_LAUNCH(pvti_k_attention_dq<8>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
-        PVT_LAUNCH(pvti_k_attention_dkv<8>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
+    pvti_heads h;
+    float *D = (float *)(void *)s->room;
+    int64_t each = d->NH * d->T, most, B;
+    if (!pvti_heads_of(s, &h, q, k, v, d)) return;
+    most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
+    if (most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
+    h.own.y = dout, h.lse = lse, h.D = D;
+    for (int64_t b = 0; b < d->B && s->failed == PVT_OK; b += B) {
+        int64_t queries = b * h.own.batch, keys = b * h.other.batch, n;
+        B = pvti_least(most, d->B - b), n = B * each;
+        pvti_heads part = h;
+        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys, part.lse += b * each;
+        PVTI_EACH(s, pvti_k_attention_dots, 32 * n, D, dout + queries, out + queries, n, d->T, d->NH, d->HS);
+        pvti_attend(s, 1, dq + queries, NULL, &part, B);
+        pvti_side own = part.own;
+        part.own = part.other, part.other = own;
+        pvti_attend(s, 2, dk + keys, dv + keys, &part, B);
     }
-    pvti_check(s, cudaGetLastError(), "attention backwards");
 }
 
 // >>losses
@@ -3048,12 +3130,13 @@ static bool pvti_open_tensor(pvti_cuda *s)
     cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
-    if (s->tensor) /* beyond 48 KiB one has to ask */
-        error = cudaFuncSetAttribute(pvti_k_mma<128, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes(128, true));
-    if (s->tensor && error == cudaSuccess)
-        error = cudaFuncSetAttribute(pvti_k_mma<128, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes(128, false));
+    /* beyond 48 KiB one has to ask */
+    for (int i = 0; i < 12 && error == cudaSuccess; i++)
+        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2],
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, PVTI_ATTENTION_BYTES);
+    for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
+        error = cudaFuncSetAttribute(i ? pvti_k_mma<128, true> : pvti_k_mma<128, false>,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS
     if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
         pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");

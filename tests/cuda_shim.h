@@ -399,6 +399,7 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 #define PVT_SHARED(type, name)                                                                      \
     static_assert(sizeof(type) <= 48 << 10, "static shared memory");                                \
     type &name = *(type *)(void *)shim::w.shared
+#define PVT_UNROLL
 #define PVT_SHARED_DYNAMIC(type, name) type *name = (type *)(void *)shim::w.shared
 
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }

@@ -211,29 +211,33 @@ static void ops_rotate()
     compare(wide, "rotate columns, wide", 4e-7);
     release_all();
 }
-/* Scores and sums in other orders, and exp of its own. */
+/* B, T, NH, NKV, HS, pos, window. Allowed: of out and its gradients in fp32, where scores and sums have other orders and
+   exp is another; in bf16 see halves_attention. */
+static void attention_of(const int *size, double forward, double backward)
+{
+    pvt_attention_desc d;
+    memset(&d, 0, sizeof d);
+    d.B = size[0], d.T = size[1], d.NH = size[2], d.NKV = size[3], d.HS = size[4];
+    d.pos = size[5], d.window = size[6];
+    int64_t kv = (d.pos + d.T) * d.NKV * d.HS, nq = d.B * d.T * d.NH * d.HS;
+    if (d.pos == 11) kv = d.kv_batch = kv + 5 * d.NKV * d.HS, d.scale = 0.3;
+    both *q = numbers(nq, 2), *k = numbers(d.B * kv, 2), *v = numbers(d.B * kv, 1), *out = numbers(nq, 1);
+    both *lse = numbers(d.B * d.NH * d.T, 1), *g = numbers(nq, 1);
+    both *dq = numbers(nq, 1), *dk = numbers(d.B * kv, 1), *dv = numbers(d.B * kv, 1);
+    pvt_attention_forward(host, H(out), H(lse), H(q), H(k), H(v), &d);
+    pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
+    compare(out, "attention", forward), compare(lse, "attention lse", 1e-6);
+    pvt_memory_write(there, out->d, out->h, out->bytes), pvt_memory_write(there, lse->d, lse->h, lse->bytes);
+    pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
+    pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
+    compare(dq, "attention dq", backward), compare(dk, "attention dk", backward), compare(dv, "attention dv", backward);
+    release_all();
+}
 static void ops_attention()
 {
-    static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 37, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
+    static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 70, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
                                    {2, 3, 4, 2, 6, 11, 0}, {1, 20, 1, 1, 160, 5, 0}, {1, 1, 4, 1, 16, 40, 7}};
-    FOR(sizes, i) {
-        pvt_attention_desc d;
-        memset(&d, 0, sizeof d);
-        d.B = sizes[i][0], d.T = sizes[i][1], d.NH = sizes[i][2], d.NKV = sizes[i][3], d.HS = sizes[i][4];
-        d.pos = sizes[i][5], d.window = sizes[i][6];
-        int64_t kv = (d.pos + d.T) * d.NKV * d.HS + (i == 3 ? 5 * d.NKV * d.HS : 0), nq = d.B * d.T * d.NH * d.HS;
-        if (i == 3) d.kv_batch = kv, d.scale = 0.3;
-        both *q = numbers(nq, 2), *k = numbers(d.B * kv, 2), *v = numbers(d.B * kv, 1), *out = numbers(nq, 1);
-        both *lse = numbers(d.B * d.NH * d.T, 1), *g = numbers(nq, 1);
-        both *dq = numbers(nq, 1), *dk = numbers(d.B * kv, 1), *dv = numbers(d.B * kv, 1);
-        pvt_attention_forward(host, H(out), H(lse), H(q), H(k), H(v), &d);
-        pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
-        compare(out, "attention", 3e-6), compare(lse, "attention lse", 1e-6);
-        pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
-        pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
-        compare(dq, "attention dq", 5e-6), compare(dk, "attention dk", 5e-6), compare(dv, "attention dv", 5e-6);
-        release_all();
-    }
+    FOR(sizes, i) attention_of(sizes[i], 3e-6, 5e-6);
 }
 static void ops_elements()
 {
@@ -503,7 +507,8 @@ static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
     both *keys = numbers(n, 1), *work = array(NULL, n * 8), *more = array(NULL, n * 8), *selected = array(NULL, k * 8);
     uint64_t *sorted = (uint64_t *)malloc((size_t)n * sizeof *sorted);
     for (int64_t i = 0; i < n; i++) {
-        H(keys)[i] = values ? (float)((int)(H(keys)[i] * (float)values)) : H(keys)[i];
+        if (values > 0) H(keys)[i] = (float)((int)(H(keys)[i] * (float)values));
+        if (values < 0) H(keys)[i] = (float)(i >= n / 2); /* ties, and far behind them the largest */
         uint32_t bits;
         memcpy(&bits, &H(keys)[i], 4);
         sorted[i] = (uint64_t)(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | (uint64_t)i; /* the largest first */
@@ -551,6 +556,7 @@ static void select_all()
     pvti_cuda *s = (pvti_cuda *)state;
     select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
     if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
+    for (int i = 0; i < 3 && !planted; i++) select_some(s, PICKED, PICKED / 2 + 3, -1), select_some(s, 1000, 501, -1);
     sort_some(s, PICKED);
     accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);
     device->close(state);
@@ -584,6 +590,13 @@ static void halves_weight(const weight_case *c, int n)
     release_all();
     pvt_weight_free(&h), pvt_weight_free(&d);
 }
+/* q, k, v, dout, P and dS are rounded alike on both sides, P in the forward by another factor: by 2⁻⁸ of itself at most.
+   On a GPU, whose exp2 is another, the last bit of a float may turn one P or dS here and there by such a step, too. */
+static void halves_attention()
+{
+    static const int sizes[][7] = {{2, 80, 2, 1, 24, 0, 0}, {1, 33, 2, 1, 70, 11, 19}, {1, 20, 1, 1, 160, 5, 0}};
+    for (int i = 0; i < (planted ? 1 : 3); i++) attention_of(sizes[i], 4e-3, on_gpu ? 4e-3 : SUMS);
+}
 static void halves_in_context(int ptx, int cores)
 {
     static const weight_case weights[] = {{"aqlm:2x5g8", 131, 72}, {"aqlm:3x4g3o2", 34, 21}, {"int:4g16s", 65, 48},
@@ -592,6 +605,7 @@ static void halves_in_context(int ptx, int cores)
     shim::w.ptx = ptx, shim::w.cores = cores, host = there = NULL;
     compared(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK, why, 1, 0);
     halves_linear(70, 65, 131), halves_linear(3, 300, 40), halves_linear(40, 36, 72);
+    if (cores == 1 && ptx == 90) halves_attention(); /* elsewhere attention is in fp32 */
     for (int i = 0; i < (planted || cores > 1 ? 1 : 6); i++) halves_weight(&weights[i], 17 + 20 * i);
     pvt_ctx_destroy(there), pvt_ctx_destroy(host);
     host = fp32[0], there = fp32[1];
@@ -863,7 +877,7 @@ static void test_barriers()
         if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
     }
     printf("%d barriers left out, one by one\n", n);
-    CHECK(n >= 36);
+    CHECK(n >= 30);
 }
 
 int main()

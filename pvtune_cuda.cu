@@ -1541,7 +1541,7 @@ static __device__ inline pvti_span pvti_span_of(const pvti_heads &h, bool keys, 
     pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
     if (s.from < 0) s.from = 0;
     if (s.to >= h.other.n) s.to = h.other.n - 1;
-    if (row >= h.own.n) s.to = -1;
+    if (row >= h.own.n) s.to = -1; /* nor are its lse and D read */
     return s;
 }
 static __host__ __device__ inline int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
@@ -1649,7 +1649,7 @@ static __device__ inline void pvti_softmax(float (*s)[4], const pvti_span *span,
     }
 }
 template <class T, int DC>
-__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS) pvti_k_attention(float *out, float *lse, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);
@@ -1724,7 +1724,7 @@ static __device__ inline void pvti_rows_out(float *x, const float (*sum)[4], con
 }
 /* Own rows are queries, and dx is dq; with KEYS they are keys, dx dk and dy dv, and all heads of their group come by. */
 template <class T, int DC, bool KEYS>
-__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS) pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, 1) pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);

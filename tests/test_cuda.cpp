@@ -10,7 +10,8 @@
 #include <stdint.h>
 static int64_t slab; /* 0: each allocation alone, so that the shim sees what is written behind it */
 #define PVT_CUDA_SLAB slab
-#define PVT_CUDA_ROOM ((int64_t)1 << 20)
+static int64_t work_space = 1 << 20;
+#define PVT_CUDA_ROOM work_space
 #include "../pvtune_cuda.cu"
 #ifdef __CUDACC__
 /* What is asked of the shim, with no answer. */
@@ -228,9 +229,12 @@ static void attention_of(const int *size, double forward, double backward)
     pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
     compare(out, "attention", forward), compare(lse, "attention lse", 1e-6);
     pvt_memory_write(there, out->d, out->h, out->bytes), pvt_memory_write(there, lse->d, lse->h, lse->bytes);
+    if (d.B > 1) work_space = 4 * d.NH * d.T; /* one sequence at a time */
     pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
     pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
-    compare(dq, "attention dq", backward), compare(dk, "attention dk", backward), compare(dv, "attention dv", backward);
+    work_space = 1 << 20;
+    if (backward > 0) compare(dq, "attention dq", backward), compare(dk, "attention dk", backward);
+    if (backward > 0) compare(dv, "attention dv", backward);
     release_all();
 }
 static void ops_attention()
@@ -595,7 +599,9 @@ static void halves_weight(const weight_case *c, int n)
 static void halves_attention()
 {
     static const int sizes[][7] = {{2, 80, 2, 1, 24, 0, 0}, {1, 33, 2, 1, 70, 11, 19}, {1, 20, 1, 1, 160, 5, 0}};
+    static const int few[7] = {1, 7, 2, 1, 40, 29, 0}; /* in fp32; backwards the processor rounds a part */
     for (int i = 0; i < (planted ? 1 : 3); i++) attention_of(sizes[i], 4e-3, on_gpu ? 4e-3 : SUMS);
+    attention_of(few, 3e-6, 0);
 }
 static void halves_in_context(int ptx, int cores)
 {

@@ -156,6 +156,13 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
 #define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
+/* An op that is one kernel: `how` is PVTI_EACH or PVTI_BLOCKS. */
+#define PVTI_OP(name, parameters, how, kernel, n, ...) \
+    static void pvti_op_##name parameters              \
+    {                                                  \
+        PVTI_STATE;                                    \
+        how(s, kernel, n, __VA_ARGS__);                \
+    }
 static pvti_cuda *pvti_here(void *state)
 {
     pvti_cuda *s = (pvti_cuda *)state;
@@ -696,6 +703,12 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     return s->failed == PVT_OK;
 }
 
+/* The first line of an op on a weight. */
+#define PVTI_WEIGHT(w, weight) \
+    PVTI_STATE;                \
+    pvti_view w;               \
+    if (!pvti_see(s, weight, &w)) return
+
 /* ---- a weight in full, and some of its rows ---- */
 
 /* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
@@ -713,9 +726,7 @@ __global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
 }
 static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight *weight, double delta)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
@@ -742,9 +753,8 @@ static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int
 
 static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows, int64_t n)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
+    if (n <= 0) return;
     bool turn = weight->format.rotation == 2;
     PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
@@ -1156,70 +1166,42 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
                            n, O);
 }
 
-/* ---- with a weight; rotated ones take the work space, some rows at a time ---- */
+/* ---- with a weight ---- */
 
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
 
-/* Rows that go through the work space at once, `row` numbers to each; 0, and an error: none do. */
-static int64_t pvti_rows_at_once(pvti_cuda *s, int64_t row)
+/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes, and y back
+    behind; both take the work space, as many rows at a time as it has room for. */
+static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w, int64_t n,
+                       bool across, bool accumulate)
 {
-    int64_t rows = PVT_CUDA_ROOM / (row * (int64_t)sizeof(float));
-    if (rows < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
-    return rows;
+    int64_t in = across ? w->O : w->I, out = across ? w->I : w->O, rows;
+    int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
+    bool before = turned > (across ? 1 : 0), behind = turned > (across ? 0 : 1), aside = behind && accumulate;
+    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * (int64_t)sizeof *y) : n;
+    if (most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    for (int64_t i = 0; i < n && most > 0; i += rows, x += rows * in, y += rows * out) {
+        float *room = (float *)(void *)s->room;
+        rows = pvti_least(most, n - i);
+        float *to = aside ? room + (before ? rows * in : 0) : y;
+        if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
+        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w, accumulate && !aside);
+        if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
+        if (aside) pvti_add_to(s, y, to, rows * out);
+    }
 }
-
 static void pvti_op_weight_forward(void *state, float *y, const float *x, const pvt_weight *weight, int64_t n,
                                    bool accumulate)
 {
-    PVTI_STATE;
-    pvti_view w;
-    int64_t O = weight->O, I = weight->I, rows;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
-    if (!weight->format.rotation) {
-        pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(NULL, 0, false), &w, accumulate);
-        return;
-    }
-    bool back = weight->format.rotation == 2, aside = back && accumulate;
-    int64_t most = pvti_rows_at_once(s, I + (aside ? O : 0));
-    for (int64_t i = 0; i < n && most > 0; i += rows) {
-        float *turned = (float *)(void *)s->room;
-        rows = pvti_least(most, n - i);
-        float *to = aside ? turned + rows * I : y + i * O;
-        pvti_rotate(s, turned, x + i * I, rows, I, PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, O, I, pvti_of(turned, I, false), pvti_of(NULL, 0, false), &w, accumulate && !back);
-        if (back) pvti_rotate(s, to, to, rows, O, PVT_SIDE_OUT, true);
-        if (aside) pvti_add_to(s, y + i * O, to, rows * O);
-    }
-}
-
-/* dx += Rⁱᵀ·(Ŵᵀ·(Rᵒ·dy)). */
-static void pvti_rotated_dx(pvti_cuda *s, float *dx, const float *dy, const pvt_weight *weight, const pvti_view *w,
-                            int64_t n)
-{
-    int64_t O = w->O, I = w->I, rows;
-    bool turn = weight->format.rotation == 2;
-    int64_t most = pvti_rows_at_once(s, I + (turn ? O : 0));
-    for (int64_t i = 0; i < n && most > 0; i += rows) {
-        float *back = (float *)(void *)s->room;
-        const float *g = dy + i * O;
-        rows = pvti_least(most, n - i);
-        float *turned = back + rows * I;
-        if (turn) pvti_rotate(s, turned, g, rows, O, PVT_SIDE_OUT, false), g = turned;
-        pvti_gemm(s, back, rows, I, O, pvti_of(g, O, false), pvti_of(NULL, 0, true), w, false);
-        pvti_rotate(s, back, back, rows, I, PVT_SIDE_IN, true);
-        pvti_add_to(s, dx + i * I, back, rows * I);
-    }
+    PVTI_WEIGHT(w, weight);
+    pvti_apply(s, y, x, weight, &w, n, false, accumulate);
 }
 static void pvti_op_weight_backward(void *state, float *dx, float *dW, const float *dy, const float *x,
                                     const pvt_weight *weight, int64_t n)
 {
-    PVTI_STATE;
-    pvti_view w;
-    int64_t O = weight->O, I = weight->I;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
-    if (dx && weight->format.rotation) pvti_rotated_dx(s, dx, dy, weight, &w, n);
-    else if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(NULL, 0, true), &w, true);
-    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
+    PVTI_WEIGHT(w, weight);
+    if (dx) pvti_apply(s, dx, dy, weight, &w, n, true, true);
+    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, pvti_of(dy, w.O, true), pvti_of(x, w.I, true), NULL, true);
 }
 
 // >>rows
@@ -1229,11 +1211,8 @@ __global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
 }
-static void pvti_op_residual_forward(void *state, float *out, const float *a, const float *b, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_add, n, out, a, b, n);
-}
+PVTI_OP(residual_forward, (void *state, float *out, const float *a, const float *b, int64_t n), PVTI_EACH, pvti_k_add, n, out, a,
+        b, n)
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
@@ -1258,17 +1237,11 @@ __global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, 
     dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
     dup[PVTI_INDEX] += d * z * sigma;
 }
-static void pvti_op_swiglu_forward(void *state, float *out, const float *gate, const float *up, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_swiglu, n, out, gate, up, n);
-}
-static void pvti_op_swiglu_backward(void *state, float *dgate, float *dup, const float *dout, const float *gate,
-                                    const float *up, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n);
-}
+PVTI_OP(swiglu_forward, (void *state, float *out, const float *gate, const float *up, int64_t n), PVTI_EACH, pvti_k_swiglu, n,
+        out, gate, up, n)
+PVTI_OP(swiglu_backward,
+        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), PVTI_EACH,
+        pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n)
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
 __global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
@@ -1339,32 +1312,24 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
     }
 }
 /* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
-__global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t n, int64_t T, int64_t NH,
-                            int64_t HS, int pairing, float sign)
+__global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+                            int64_t HS, pvt_rope_pairing pairing, float sign)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
-    if (PVTI_INDEX >= n) return;
+    if (head >= B * T * NH) return;
     float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
     float cosine = cosines[t * half + j], sine = sign * sines[t * half + j], old = *a;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-static void pvti_rope(pvti_cuda *s, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
-                      int64_t NH, int64_t HS, int pairing, float sign)
-{
-    int64_t n = B * T * NH * (HS / 2);
-    PVTI_EACH(s, pvti_k_rope, n, x, cosines, sines, n, T, NH, HS, pairing, sign);
-}
-static void pvti_op_rope_forward(void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
-                                 int64_t NH, int64_t HS, pvt_rope_pairing pairing)
-{
-    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, 1);
-}
-static void pvti_op_rope_backward(void *state, float *x, const float *cosines, const float *sines, int64_t B,
-                                  int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
-{
-    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, -1);
-}
+PVTI_OP(rope_forward,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH, int64_t HS,
+         pvt_rope_pairing pairing),
+        PVTI_EACH, pvti_k_rope, B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
+PVTI_OP(rope_backward,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH, int64_t HS,
+         pvt_rope_pairing pairing),
+        PVTI_EACH, pvti_k_rope, B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, -1.0f)
 
 __global__ void pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
@@ -1372,12 +1337,9 @@ __global__ void pvti_k_embedding(float *out, const float *table, const int32_t *
     if (i >= n) return;
     out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
 }
-static void pvti_op_embedding_forward(void *state, float *out, const float *table, const int32_t *ids, int64_t n,
-                                      int64_t V, int64_t C)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_embedding, n * C, out, table, ids, n, V, C);
-}
+PVTI_OP(embedding_forward,
+        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), PVTI_EACH,
+        pvti_k_embedding, n * C, out, table, ids, n, V, C)
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
     others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
@@ -1398,12 +1360,9 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         }
     }
 }
-static void pvti_op_embedding_backward(void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n,
-                                       int64_t V, int64_t C)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_embedding_back, n, dtable, dout, ids, n, V, C);
-}
+PVTI_OP(embedding_backward,
+        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), PVTI_BLOCKS,
+        pvti_k_embedding_back, n, dtable, dout, ids, n, V, C)
 
 // >>rotation
 /*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
@@ -1867,12 +1826,10 @@ __global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits
     }
     if (target >= 0) rows[i].target = (double)x[target];
 }
-static void pvti_op_softmax_update(void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets,
-                                   int64_t n, int64_t v0, int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    if (VS > 0) PVTI_BLOCKS(s, pvti_k_softmax_update, n, rows, logits, targets, v0, VS, ld);
-}
+PVTI_OP(softmax_update,
+        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0, int64_t VS,
+         int64_t ld),
+        PVTI_BLOCKS, pvti_k_softmax_update, VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
 
 __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
                                       int64_t n)
@@ -1883,12 +1840,9 @@ __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softm
     if (lse) lse[i] = value;
     if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
 }
-static void pvti_op_softmax_finish(void *state, double *lse, double *loss, const pvt_softmax_row *rows,
-                                   const int32_t *targets, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_softmax_finish, n, lse, loss, rows, targets, n);
-}
+PVTI_OP(softmax_finish,
+        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), PVTI_EACH,
+        pvti_k_softmax_finish, n, lse, loss, rows, targets, n)
 
 /* dlogits = scale·(softmax − [v = target]). */
 __global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
@@ -1901,12 +1855,10 @@ __global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, cons
         *x = v == target ? d - scale : d;
     }
 }
-static void pvti_op_cross_entropy_backward(void *state, float *logits, const double *lse, const int32_t *targets,
-                                           double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld);
-}
+PVTI_OP(cross_entropy_backward,
+        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0, int64_t VS,
+         int64_t ld),
+        PVTI_BLOCKS, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld)
 
 /* loss += Σ p·(log p − log q), p the teacher. */
 __global__ void pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
@@ -1924,13 +1876,10 @@ __global__ void pvti_k_kl(double *loss, const float *student, const double *stud
     sum = pvti_block_sum(sum, room);
     if (threadIdx.x == 0) loss[i] += sum;
 }
-static void pvti_op_kl_forward(void *state, double *loss, const float *student, const double *student_lse,
-                               const float *teacher, const double *teacher_lse, const int32_t *targets, int64_t n,
-                               int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
-}
+PVTI_OP(kl_forward,
+        (void *state, double *loss, const float *student, const double *student_lse, const float *teacher,
+         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld),
+        PVTI_BLOCKS, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld)
 /* dlogits = scale·(q − p). */
 __global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
                                const double *teacher_lse, const int32_t *targets, float scale, int64_t VS, int64_t ld)
@@ -1944,13 +1893,10 @@ __global__ void pvti_k_kl_back(float *student, const double *student_lse, const 
                     : 0;
     }
 }
-static void pvti_op_kl_backward(void *state, float *student, const double *student_lse, const float *teacher,
-                                const double *teacher_lse, const int32_t *targets, double scale, int64_t n, int64_t VS,
-                                int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld);
-}
+PVTI_OP(kl_backward,
+        (void *state, float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
+         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld),
+        PVTI_BLOCKS, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld)
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
 
@@ -1992,12 +1938,8 @@ __global__ void pvti_k_mse_back(float *da, const float *a, const float *b, float
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale, int64_t n)
-{
-    PVTI_STATE;
-    if (n > 0)
-        PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
-}
+PVTI_OP(mse_backward, (void *state, float *da, const float *a, const float *b, double scale, int64_t n), PVTI_EACH,
+        pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n)
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
@@ -2047,11 +1989,7 @@ __global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
 }
-static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_widen, n, out, half, n);
-}
+PVTI_OP(widen_f16, (void *state, float *out, const uint16_t *half, int64_t n), PVTI_EACH, pvti_k_widen, n, out, half, n)
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
@@ -2219,9 +2157,8 @@ static bool pvti_op_reserve(void *state, const pvt_weight *weight, int beam)
 }
 static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight, const float *dW)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w) || w.kind == PVTI_DENSE) return;
+    PVTI_WEIGHT(w, weight);
+    if (w.kind == PVTI_DENSE) return;
     bool books = w.kind == PVTI_AQLM;
     float *dzeros = w.kind == PVTI_INT ? dvalues[2] : NULL;
     PVTI_EACH(s, pvti_k_scales, w.O / w.gog * w.blocks * 32, dvalues[books ? 2 : 1], dzeros, w, dW);
@@ -2347,9 +2284,7 @@ __global__ void pvti_k_row_norms(double *norms, pvti_view w)
 }
 static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight, const float *target)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_keys, w.groups, keys, w, target);
     PVTI_BLOCKS(s, pvti_k_row_norms, w.O / w.gog, norms, w);
 }
@@ -2373,9 +2308,7 @@ __global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target
 static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *weight, const float *target,
                                   const pvt_adam *moments, bool root)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_moment_keys, w.groups, keys, w, target, *moments, root);
 }
 
@@ -2387,11 +2320,8 @@ __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_
     double noise = -log(-log(u * 0.999999 + 5e-7));
     keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
 }
-static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double temperature, uint64_t stream)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_noise, groups, keys, groups, temperature, stream);
-}
+PVTI_OP(group_noise, (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), PVTI_EACH, pvti_k_noise,
+        groups, keys, groups, temperature, stream)
 
 /* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
 
@@ -2547,10 +2477,8 @@ __global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted
 static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_assign *a, const double *norms,
                                   double trust, int64_t *changed)
 {
-    PVTI_STATE;
-    pvti_view w;
+    PVTI_WEIGHT(w, weight);
     int64_t *accepted = trust > 0 ? (int64_t *)(void *)s->room : NULL;
-    if (!pvti_see(s, weight, &w)) return;
     if (accepted) PVTI_BLOCKS(s, pvti_k_accept, 1, accepted, a->change, a->n, norms, w.O / w.gog, trust);
     PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
@@ -2578,10 +2506,8 @@ __global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const do
 static void pvti_op_group_return(void *state, float *target, const pvt_weight *weight, const pvt_assign *a,
                                  const double *norms, double wind)
 {
-    PVTI_STATE;
-    pvti_view w;
+    PVTI_WEIGHT(w, weight);
     double *norm = (double *)(void *)s->room;
-    if (!pvti_see(s, weight, &w)) return;
     if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
     PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
@@ -3017,9 +2943,7 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     if (w.kind == PVTI_AQLM) {
         pvti_assign_books(s, &w, a);
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {

@@ -496,10 +496,8 @@ static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
     case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
-    case PVT_Q4_0: return pvti_block_32(b, k, false, false);
-    case PVT_Q4_1: return pvti_block_32(b, k, true, false);
-    case PVT_Q5_0: return pvti_block_32(b, k, false, true);
-    case PVT_Q5_1: return pvti_block_32(b, k, true, true);
+    case PVT_Q4_0: case PVT_Q5_0: return pvti_block_32(b, k, false, w.dtype == PVT_Q5_0);
+    case PVT_Q4_1: case PVT_Q5_1: return pvti_block_32(b, k, true, w.dtype == PVT_Q5_1);
     case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
     case PVT_Q2_K: return pvti_block_q2_k(b, k);
     case PVT_Q3_K: return pvti_block_q3_k(b, k);
@@ -1104,10 +1102,11 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
-    pvti_product p = {C, M, N, K, A, B, w, accumulate};
     int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
     pvti_view none;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
+    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32) B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
+    pvti_product p = {C, M, N, K, A, B, w, accumulate};
     memset(&none, 0, sizeof none);
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
@@ -2625,54 +2624,39 @@ static __device__ inline double pvti_signed_cost(const float *a, const double *y
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
-/* e8p: both shifts, all patterns; of that of the code to be left out all signs but those. −1: none is. */
-static __device__ inline int pvti_e8p_nearest(const pvti_view &w, const float *x, int not_this)
+/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1: none
+    is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the lowest wins. */
+static __device__ inline int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
+    bool e8p = w.kind == PVTI_E8P;
+    int points = 1 << pvti_iq2_bits(w), step = e8p ? 2 : points, same = e8p ? 0xff01 : points - 1;
     pvti_best best = {INFINITY, not_this == 0};
-    for (int shift = 0; shift < 2; shift++) {
-        double y[8], delta = shift ? 0.25 : -0.25, total = 0, cost;
-        unsigned minus;
+    for (int shift = 0; shift < (e8p ? 2 : 1); shift++) {
+        double y[8], delta = !e8p ? 0 : shift ? 0.25 : -0.25, total = 0;
         for (int d = 0; d < 8; d++) y[d] = (double)x[d] - delta, total += (double)x[d];
-        for (int i = 0; i < 256; i++) {
+        for (int i = 0; i < points; i++) {
             const float *a = w.points + i * 8;
+            int first = e8p ? i << 8 | shift : i; /* its codes go on from here by `step` */
             float sum = 0;
-            bool all = not_this >= 0 && i == not_this >> 8 && shift == (not_this & 1);
+            unsigned minus;
             for (int d = 0; d < 8; d++) sum += a[d];
+            bool all = not_this >= 0 && (not_this & same) == first;
             if (!all) {
-                cost = pvti_signed_cost(a, y, (int)sum & 1, true, &minus) - 2 * delta * total;
+                double cost = pvti_signed_cost(a, y, e8p && ((int)sum & 1), e8p, &minus) - 2 * delta * total;
                 pvti_offer(&best, cost, i << 8 | (int)(minus & 127) << 1 | shift);
             }
-            for (int code = i << 8 | shift; all && code < (i + 1) << 8; code += 2)
-                if (code != not_this) pvti_offer(&best, pvti_code_cost(w, x, code) - 0.5, code);
+            for (int signs = 0; all && signs < 128; signs++)
+                if (first + signs * step != not_this)
+                    pvti_offer(&best, pvti_code_cost(w, x, first + signs * step) - 8 * delta * delta, i << 8 | signs << 1 | shift);
         }
     }
-    return best.code;
-}
-static __device__ inline int pvti_iq2_nearest(const pvti_view &w, const float *x, int not_this)
-{
-    int bits = pvti_iq2_bits(w), points = 1 << bits;
-    double least = INFINITY, y[8];
-    int found = not_this == 0;
-    for (int d = 0; d < 8; d++) y[d] = (double)x[d];
-    for (int i = 0; i < points; i++) {
-        bool all = not_this >= 0 && i == (not_this & (points - 1));
-        unsigned minus;
-        double cost = pvti_signed_cost(w.points + i * 8, y, false, false, &minus);
-        if (!all && cost < least) least = cost, found = i | (int)(minus & 127) << bits;
-        for (int code = i; all && code < points << 7; code += points) {
-            if (code == not_this) continue;
-            cost = pvti_code_cost(w, x, code);
-            if (cost < least) least = cost, found = code;
-        }
-    }
-    return found;
+    return e8p ? best.code : best.code >> 8 | (best.code >> 1 & 127) * points;
 }
 /* The nearest of all codes but not_this; −1: of all. */
 static __device__ inline int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
 {
     pvti_best best = {INFINITY, not_this == 0};
-    if (w.kind == PVTI_E8P) return pvti_e8p_nearest(w, x, not_this);
-    if (w.kind == PVTI_IQ2) return pvti_iq2_nearest(w, x, not_this);
+    if (w.kind != PVTI_HIGGS) return pvti_signed_nearest(w, x, not_this);
     if (not_this < 0) return pvti_higgs_nearest(w, x);
     for (int k = 0; k < w.K; k++)
         if (k != not_this) pvti_offer(&best, pvti_code_cost(w, x, k), k);

@@ -683,7 +683,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 {
     char text[200];
     int n;
-    memset(w, 0, sizeof *w);
+    *w = {};
     w->O = weight->O, w->I = weight->I, w->codes = weight->array[0], w->scales = (float *)weight->array[1];
     w->gog = w->gig = 1;
     if (weight->format.kind == PVT_FORMAT_DENSE) {
@@ -1053,6 +1053,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
 
 /* ---- which of them ---- */
 
+static const pvti_view pvti_plain = {}; /* where B is plain numbers */
+
 typedef struct pvti_product {
     float *C;
     int64_t M, N, K;
@@ -1086,15 +1088,13 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
     int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
     size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
     int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
-    pvti_view none;
-    memset(&none, 0, sizeof none);
     for (int64_t m = 0; m < p->M; m += most) {
         int64_t rows = pvti_least(p->M - m, most);
         dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
         pvti_operand A = p->A;
         A.data += A.across ? m : m * A.ld;
         PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows,
-                   p->N, p->K, A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
+                   p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
         pvti_check(s, cudaGetLastError(), "a product");
     }
 }
@@ -1103,15 +1103,13 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
                       const pvti_view *w, bool accumulate)
 {
     int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
-    pvti_view none;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
     if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32) B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
     pvti_product p = {C, M, N, K, A, B, w, accumulate};
-    memset(&none, 0, sizeof none);
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        if (w) PVTI_BLOCKS(s, pvti_k_gemv<true>, blocks, C, A.data, (int)M, N, K, B, *w, accumulate);
-        else PVTI_BLOCKS(s, pvti_k_gemv<false>, blocks, C, A.data, (int)M, N, K, B, none, accumulate);
+        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B, w ? *w : pvti_plain,
+                    accumulate);
         return;
     }
 #ifdef PVT_CUBLAS
@@ -1303,8 +1301,7 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
     PVTI_STATE;
     int64_t n;
     for (int64_t j = 0; j < HS / 2; j += n) {
-        pvti_frequencies f;
-        memset(&f, 0, sizeof f);
+        pvti_frequencies f = {};
         n = pvti_least(PVTI_FREQUENCIES, HS / 2 - j);
         memcpy(f.f, inv_freq + j, (size_t)n * sizeof *f.f);
         PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
@@ -1435,10 +1432,9 @@ __global__ void pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, i
 static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse,
                           bool across)
 {
-    pvti_turn t;
+    pvti_turn t = {};
     int64_t whole = C & -C, m = pvti_least(whole, PVTI_ROTATED);
     if (n < 1 || C < 1) return;
-    memset(&t, 0, sizeof t);
     t.out = out, t.x = x, t.m = m, t.whole = whole, t.C = C, t.key = pvti_mix((uint64_t)side), t.inverse = inverse;
     t.along = !across;
     t.factors = !inverse || whole == m; /* a transform with further stages ends with these factors there */
@@ -1457,7 +1453,7 @@ static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int
 }
 static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side, bool inverse)
 {
-    pvti_turn_all(pvti_here(state), out, x, n, C, side, inverse, false);
+    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
 }
 static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
 {
@@ -1607,7 +1603,8 @@ static __device__ inline void pvti_softmax(float (*s)[4], const pvti_span *span,
     }
 }
 template <class T, int DC>
-__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 4 : 1)
+    pvti_k_attention(float *out, float *lse, pvti_heads h)
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);
@@ -1682,7 +1679,8 @@ static __device__ inline void pvti_rows_out(float *x, const float (*sum)[4], con
 }
 /* Own rows are queries, and dx is dq; with KEYS they are keys, dx dk and dy dv, and all heads of their group come by. */
 template <class T, int DC, bool KEYS>
-__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, 1) pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
+    pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);
@@ -1728,7 +1726,7 @@ static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const flo
 {
     pvti_side queries = {q, NULL, d->T * d->NH * d->HS, (int)d->T, (int)d->NH};
     pvti_side keys = {k, v, d->kv_batch, (int)(d->pos + d->T), (int)d->NKV};
-    memset(h, 0, sizeof *h);
+    *h = {};
     h->own = queries, h->other = keys, h->HS = (int)d->HS;
     if (!d->kv_batch) h->other.batch = (d->pos + d->T) * d->NKV * d->HS;
     h->pos = (int)d->pos, h->window = (int)pvti_least(d->window, 1 << 30), h->parts = d->HS > 128 ? 2 : 1;
@@ -2226,11 +2224,10 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
                          int64_t t, double *sums)
 {
     PVTI_STATE;
-    pvti_adam d;
+    pvti_adam d = {};
     double lr = o->lr * lr_scale, power1 = 1, power2 = 1, *norms = (double *)(void *)s->room;
     int64_t chunks = pvti_ceil(a->n, PVTI_CHUNK);
     for (int64_t i = 0; i < t; i++) power1 *= o->beta1, power2 *= o->beta2;
-    memset(&d, 0, sizeof d);
     d.a = *a, d.g = g, d.sums = sums, d.lamb = o->rule == PVT_OPTIMIZER_LAMB;
     d.beta1 = (float)o->beta1, d.rest1 = (float)(1 - o->beta1);
     d.beta2 = (float)o->beta2, d.rest2 = (float)(1 - o->beta2);
@@ -2922,8 +2919,8 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
     if (!staged) books = 0;
     int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
     int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    if (staged) PVTI_RUN(s, pvti_k_assign_books<true>, blocks, 32 * warps, bytes, *w, *a, order, slots);
-    else PVTI_RUN(s, pvti_k_assign_books<false>, blocks, 32 * warps, bytes, *w, *a, order, slots);
+    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a, order,
+             slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2979,9 +2976,8 @@ static pvt_result pvti_grids(pvti_cuda *s)
         {"iq2_xs", 512, 1, 0, 256, 8, 0},
     };
     float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
-    pvt_ctx_desc plain;
+    pvt_ctx_desc plain = {};
     pvt_ctx *ctx;
-    memset(&plain, 0, sizeof plain);
     plain.n_threads = 1;
     pvt_result result = pvt_ctx_create(&plain, &ctx);
     for (int i = 0; result == PVT_OK && i < 3; i++) {

@@ -33,6 +33,11 @@
 
 // >>platform
 
+/* Functions of kernels, of both sides, and kernels: these have 256 threads where nothing else is said. */
+#define PVTI_DEVICE static __device__ inline
+#define PVTI_BOTH static __host__ __device__ inline
+#define PVTI_KERNEL __global__ void __launch_bounds__(PVTI_THREADS)
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #ifdef PVT_CUBLAS
@@ -54,20 +59,20 @@
 #endif
 /* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
    pvti_copies_wait, by others after a barrier behind that. */
-static __device__ inline void pvti_copy_16(void *to, const void *from, int bytes)
+PVTI_DEVICE void pvti_copy_16(void *to, const void *from, int bytes)
 {
     PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
              "r"(bytes) : "memory");
 }
-static __device__ inline void pvti_copy_4(void *to, const void *from, int bytes)
+PVTI_DEVICE void pvti_copy_4(void *to, const void *from, int bytes)
 {
     PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
              "r"(bytes) : "memory");
 }
-static __device__ inline void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+PVTI_DEVICE void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
 /* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
    the next of row l/4 of each matrix; turned: of column l/4. */
-static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
+PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
     if (turned)
@@ -79,7 +84,7 @@ static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bo
 }
 /* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
    both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
-static __device__ inline void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
+PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
 {
     PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
              "{%0, %1, %2, %3};"
@@ -157,7 +162,7 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
 /* An op that is one kernel: `how` is PVTI_EACH or PVTI_BLOCKS. */
-#define PVTI_OP(name, parameters, how, kernel, n, ...) \
+#define PVTI_OP(name, how, kernel, parameters, n, ...) \
     static void pvti_op_##name parameters              \
     {                                                  \
         PVTI_STATE;                                    \
@@ -170,9 +175,9 @@ static pvti_cuda *pvti_here(void *state)
     return s;
 }
 
-static __host__ __device__ inline int64_t pvti_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
-static __host__ __device__ inline int64_t pvti_least(int64_t a, int64_t b) { return a < b ? a : b; }
-static __host__ __device__ inline int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
+PVTI_BOTH int64_t pvti_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
+PVTI_BOTH int64_t pvti_least(int64_t a, int64_t b) { return a < b ? a : b; }
+PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* The thread's number in a grid of blocks in a row. */
 #define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
@@ -268,7 +273,8 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind, const char *what)
+static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind,
+                            const char *what)
 {
     PVTI_STATE;
     if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
@@ -297,7 +303,7 @@ static void pvti_op_zero(void *state, void *memory, int64_t bytes)
 // >>numbers
 /*  The small formats, as pvtune.h's section dtypes has them, bit by bit, and its random numbers. */
 
-static __device__ inline float pvti_from_f16(unsigned half)
+PVTI_DEVICE float pvti_from_f16(unsigned half)
 {
     unsigned sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
     if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 5.9604644775390625e-8f));
@@ -305,7 +311,7 @@ static __device__ inline float pvti_from_f16(unsigned half)
     return __uint_as_float(sign | (rest << 13) | 0x7f800000u);
 }
 /* To nearest, ties to even. */
-static __device__ inline unsigned pvti_to_f16(float value)
+PVTI_DEVICE unsigned pvti_to_f16(float value)
 {
     unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
     if (rest > 0x7f800000u) return sign | 0x7e00u;
@@ -313,30 +319,30 @@ static __device__ inline unsigned pvti_to_f16(float value)
     if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - __float_as_uint(0.5f));
     return sign | ((rest + 0xfffu + (rest >> 13 & 1u) - (112u << 23)) >> 13);
 }
-static __device__ inline float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
-static __device__ inline unsigned pvti_to_bf16(float value)
+PVTI_DEVICE float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
+PVTI_DEVICE unsigned pvti_to_bf16(float value)
 {
     unsigned bits = __float_as_uint(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
-static __device__ inline float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
-static __device__ inline bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
+PVTI_DEVICE float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
+PVTI_DEVICE bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
 
-static __host__ __device__ inline uint64_t pvti_mix(uint64_t z)
+PVTI_BOTH uint64_t pvti_mix(uint64_t z)
 {
     z += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static __host__ __device__ inline double pvti_unit_of(uint64_t word)
+PVTI_BOTH double pvti_unit_of(uint64_t word)
 {
     return (double)(word >> 11) * (1.0 / 9007199254740992.0);
 }
 /* Purposes of the header's random streams; tests/test_cuda.cpp sees that they are still these. */
 enum { PVTI_FOR_CODEBOOK_ORDER = 2, PVTI_FOR_ROUNDING = 9 };
-static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_mix(pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step) ^ index);
 }
@@ -346,13 +352,13 @@ static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpos
 
 typedef double pvti_sum_room[32];
 
-static __device__ inline double pvti_warp_sum(double x)
+PVTI_DEVICE double pvti_warp_sum(double x)
 {
     for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
     return x;
 }
 /* All threads get the sum. */
-static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
+PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
 {
     double sum = 0;
     x = pvti_warp_sum(x);
@@ -363,7 +369,7 @@ static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
     return sum;
 }
 /* Likewise the largest; the room's first use, for nothing here waits until it is read. */
-static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
+PVTI_DEVICE float pvti_block_max(float x, pvti_sum_room &room)
 {
     float most;
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
@@ -376,7 +382,7 @@ static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
 
 typedef uint64_t pvti_scan_room[32];
 /* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
-template <class T> static __device__ inline T pvti_block_before(T x, pvti_scan_room &room, T *total)
+template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T *total)
 {
     T *part = (T *)(void *)room, sum = x, before = 0;
     unsigned lane = threadIdx.x % 32;
@@ -419,20 +425,20 @@ typedef struct pvti_view {
 } pvti_view;
 
 /* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
-static __device__ inline int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
-static __device__ inline int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
+PVTI_DEVICE int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
+PVTI_DEVICE int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
 
-static __device__ inline int pvti_code(const pvti_view &w, int64_t i)
+PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
 {
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
 }
 
 /* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
 
-static __device__ inline float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
+PVTI_DEVICE float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
 
 /* Q4_0, Q4_1, Q5_0, Q5_1, of 32 elements: five bits that start behind d and, where there is one, m. */
-static __device__ inline float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
+PVTI_DEVICE float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
 {
     const uint8_t *h = b + (minimum ? 4 : 2), *q = h + (fifth ? 4 : 0);
     int code = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
@@ -440,12 +446,12 @@ static __device__ inline float pvti_block_32(const uint8_t *b, int k, bool minim
     if (minimum) return pvti_half_at(b) * (float)code + pvti_half_at(b + 2);
     return pvti_half_at(b) * (float)(code - (fifth ? 16 : 8));
 }
-static __device__ inline float pvti_block_q2_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q2_k(const uint8_t *b, int k)
 {
     int s = k / 16, q = b[16 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3;
     return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)q - pvti_half_at(b + 82) * (float)(b[s] >> 4);
 }
-static __device__ inline float pvti_block_q3_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q3_k(const uint8_t *b, int k)
 {
     const uint8_t *packed = b + 96;
     int s = k / 16, low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4, top = packed[8 + s % 4] >> s / 4 * 2 & 3;
@@ -453,7 +459,7 @@ static __device__ inline float pvti_block_q3_k(const uint8_t *b, int k)
     return pvti_half_at(b + 108) * (float)((low | top << 4) - 32) * (float)(q + h * 4 - 4);
 }
 /* Q4_K, and with a fifth bit Q5_K. */
-static __device__ inline float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
+PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
 {
     const uint8_t *packed = b + 4, *q = b + (fifth ? 48 : 16);
     int s = k / 32, scale, min, code = q[s / 2 * 32 + k % 32] >> s % 2 * 4 & 15;
@@ -462,7 +468,7 @@ static __device__ inline float pvti_block_q45_k(const uint8_t *b, int k, bool fi
     if (fifth) code += (b[16 + k % 32] >> s & 1) * 16;
     return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
 }
-static __device__ inline float pvti_block_q6_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q6_k(const uint8_t *b, int k)
 {
     int s = k / 16, half = s / 8, j = s / 2 % 4, l = s % 2 * 16 + k % 16;
     int q = b[half * 64 + j % 2 * 32 + l] >> j / 2 * 4 & 15, h = b[128 + half * 32 + l] >> 2 * j & 3;
@@ -470,7 +476,7 @@ static __device__ inline float pvti_block_q6_k(const uint8_t *b, int k)
 }
 
 /* Elements and bytes of a block; 0: not decoded here. */
-static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
+PVTI_BOTH int pvti_block_bytes(int dtype, int *elements)
 {
     *elements = dtype >= PVT_Q2_K && dtype <= PVT_Q6_K ? 256 : dtype == PVT_Q2_0 ? 64 : 32;
     switch (dtype) {
@@ -487,7 +493,7 @@ static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
     default: *elements = 1; return dtype == PVT_F32 ? 4 : dtype == PVT_F16 || dtype == PVT_BF16 ? 2 : 0;
     }
 }
-static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 {
     int n, bytes = pvti_block_bytes(w.dtype, &n);
     const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
@@ -514,8 +520,8 @@ static __device__ const float pvti_nf4_levels[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
-static __device__ inline float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
-static __device__ inline int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
+PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
 
 /* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
    e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
@@ -525,7 +531,7 @@ typedef struct pvti_signed {
     unsigned minus;
     float shift;
 } pvti_signed;
-static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code)
+PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
 {
     int bits = pvti_iq2_bits(w), total = 0;
     unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
@@ -539,12 +545,12 @@ static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code
     p.shift = code & 1 ? 0.25f : -0.25f;
     return p;
 }
-static __device__ inline float pvti_signed_at(const pvti_signed &p, int d)
+PVTI_DEVICE float pvti_signed_at(const pvti_signed &p, int d)
 {
     return (p.minus >> d & 1 ? -p.a[d] : p.a[d]) + p.shift;
 }
 /* (s + ½)/4 of a group. */
-static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group)
+PVTI_DEVICE float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
     int t = 0;
     if (w.pairs) {
@@ -556,25 +562,25 @@ static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group
     return ((float)t + 0.5f) * 0.25f;
 }
 /* Number d of the point of a vector grid's code. */
-static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
+PVTI_DEVICE float pvti_point(const pvti_view &w, int code, int d)
 {
     if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
     return pvti_signed_at(pvti_signed_of(w, code & ~w.kept), d);
 }
-static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
     return pvti_over(row, w.gog) * w.blocks + pvti_over(col, w.block);
 }
-static __device__ inline float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_IQ2 ? pvti_iq2_factor(w, row * w.GI + col / 8) : 1;
 }
-static __device__ inline float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
 {
     float scale = w.scales[pvti_scale_index(w, row, col)];
     return w.kind == PVTI_IQ2 ? scale * pvti_iq2_factor(w, row * w.GI + col / 8) : scale;
 }
-static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
 {
     int64_t at = row * w.I + col;
     switch (w.kind) {
@@ -595,12 +601,12 @@ static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64
     }
 }
 /* One weight of Ŵ. */
-static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_number(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
 /* n ≤ 8 numbers in a row; the rest are zeros. */
-static __device__ inline void pvti_eight(const float *from, int n, float *out)
+PVTI_DEVICE void pvti_eight(const float *from, int n, float *out)
 {
     if (n == 8 && ((uintptr_t)from & 15) == 0) {
         float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
@@ -611,7 +617,7 @@ static __device__ inline void pvti_eight(const float *from, int n, float *out)
     }
 }
 /* Entries of eight neighbours of a `whole` weight, decoded in registers, codes read once. */
-static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
+PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
 {
     int64_t group = row * w.GI + col / 8;
     if (w.kind == PVTI_AQLM) {
@@ -633,7 +639,7 @@ static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int6
     }
 }
 /* n ≤ 8 neighbours of a row from col on, a multiple of 8; the rest are zeros. */
-static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
+PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
 {
     if (w.whole) {
         float unit = pvti_unit(w, row, col);
@@ -710,7 +716,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 /* ---- a weight in full, and some of its rows ---- */
 
 /* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
-__global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
+PVTI_KERNEL pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
     float x[8];
@@ -729,13 +735,13 @@ static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight 
 }
 
 /* The factor of number i in a rotation of blocks of m: its sign over √m. */
-static __device__ inline float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
+PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
 {
     return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
 }
 
 /* out[i] = row rows[i] of Rᵒᵀ·Ŵ; without a rotation of outputs m = 1 and Rᵒ is 1. */
-__global__ void pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
+PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
 {
     int64_t i = PVTI_INDEX / w.I, col = PVTI_INDEX % w.I;
     if (i >= n) return;
@@ -783,8 +789,8 @@ typedef struct alignas(16) pvti_tiles {
 } pvti_tiles;
 
 /* Eight numbers of a 64 × 32 tile of an operand for each thread, zeros outside R × K. */
-static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w,
-                                        int64_t r0, int64_t k0, int64_t R, int64_t K, bool bf16)
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int64_t r0,
+                           int64_t k0, int64_t R, int64_t K, bool bf16)
 {
     int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
     int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
@@ -865,7 +871,7 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
    weight for tables. */
 enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
 typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
+PVTI_KERNEL pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
 {
     PVT_SHARED(pvti_lookups, room);
     int64_t j0 = (int64_t)blockIdx.x * per, first = (int64_t)blockIdx.y * PVTI_LOOKUP_ROWS;
@@ -897,7 +903,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, con
     }
 }
 /* y (+)= Σ_s parts[s]. */
-__global__ void pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
+PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
 {
     int64_t i = PVTI_INDEX;
     float sum = 0;
@@ -936,9 +942,9 @@ enum { PVTI_STEP = 32 };
 typedef struct pvti_place {
     int line, first, n, at; /* of 32 bits: registers are short here */
 } pvti_place;
-template <int TILE> static __device__ inline int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
+template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 template <int TILE>
-static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
+PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
 {
     enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
     pvti_place p;
@@ -951,7 +957,7 @@ static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, 
 }
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
-static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
+PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
 {
     bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
     for (int j = 0; j < 2 * TILE / 64; j++) {
@@ -964,21 +970,21 @@ static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int
         for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
     }
 }
-static __device__ inline unsigned pvti_halves(float low, float high) { return pvti_to_bf16(low) | pvti_to_bf16(high) << 16; }
+PVTI_DEVICE unsigned pvti_halves(float low, float high) { return pvti_to_bf16(low) | pvti_to_bf16(high) << 16; }
 /* Eight numbers to a tile of floats, or of bf16. */
-static __device__ inline void pvti_put(float *to, const float *x)
+PVTI_DEVICE void pvti_put(float *to, const float *x)
 {
     float4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
     *(float4 *)(void *)to = low, *(float4 *)(void *)(to + 4) = high;
 }
-static __device__ inline void pvti_put(uint16_t *to, const float *x)
+PVTI_DEVICE void pvti_put(uint16_t *to, const float *x)
 {
     uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
     *(uint4 *)(void *)to = words;
 }
 /* A tile of bf16 from what was fetched, or from a weight. */
 template <int TILE>
-static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+PVTI_DEVICE void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
 {
     for (int j = 0; j < TILE / 64; j++) {
         int t = (int)threadIdx.x;
@@ -988,7 +994,7 @@ static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw,
     }
 }
 template <int TILE>
-static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
+PVTI_DEVICE void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -999,7 +1005,7 @@ static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &
 }
 /* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
    r+8 … r+15 1 and 3. */
-static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
+PVTI_DEVICE void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
     pvti_matrices(x, tile + (across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep), across);
@@ -1104,12 +1110,13 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
 {
     int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
-    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32) B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
+    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32)
+        B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
     pvti_product p = {C, M, N, K, A, B, w, accumulate};
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B, w ? *w : pvti_plain,
-                    accumulate);
+        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B,
+                    w ? *w : pvti_plain, accumulate);
         return;
     }
 #ifdef PVT_CUBLAS
@@ -1122,15 +1129,14 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
 }
 
 /* y += bias, row by row. */
-__global__ void pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
+PVTI_KERNEL pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
 {
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
 typedef float pvti_column_room[8][32];
 /* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
    each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
+PVTI_KERNEL pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
 {
     PVT_SHARED(pvti_column_room, room);
     int lane = (int)threadIdx.x % 32, part = (int)threadIdx.x / 32;
@@ -1145,8 +1151,8 @@ __global__ void __launch_bounds__(PVTI_THREADS)
     sums[c] += sum;
 }
 
-static void pvti_op_linear_forward(void *state, float *y, const float *x, const float *W, const float *bias, int64_t n,
-                                   int64_t I, int64_t O)
+static void pvti_op_linear_forward(void *state, float *y, const float *x, const float *W, const float *bias,
+                                   int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
     pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
@@ -1169,8 +1175,8 @@ static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
 
 /*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes, and y back
     behind; both take the work space, as many rows at a time as it has room for. */
-static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w, int64_t n,
-                       bool across, bool accumulate)
+static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w,
+                       int64_t n, bool across, bool accumulate)
 {
     int64_t in = across ? w->O : w->I, out = across ? w->I : w->O, rows;
     int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
@@ -1182,7 +1188,8 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
         rows = pvti_least(most, n - i);
         float *to = aside ? room + (before ? rows * in : 0) : y;
         if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w, accumulate && !aside);
+        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w,
+                  accumulate && !aside);
         if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
         if (aside) pvti_add_to(s, y, to, rows * out);
     }
@@ -1204,12 +1211,12 @@ static void pvti_op_weight_backward(void *state, float *dx, float *dW, const flo
 // >>rows
 /*  Norms, RoPE, swiglu, sums, the embedding. Limit of all: the bytes that they read and write. */
 
-__global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n)
+PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
 }
-PVTI_OP(residual_forward, (void *state, float *out, const float *a, const float *b, int64_t n), PVTI_EACH, pvti_k_add, n, out, a,
-        b, n)
+PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add,
+        (void *state, float *out, const float *a, const float *b, int64_t n), n, out, a, b, n)
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
@@ -1219,29 +1226,29 @@ static void pvti_op_residual_backward(void *state, float *da, float *db, const f
 }
 
 /* out = silu(gate)·up, silu(z) = z/(1 + exp(−z)). */
-__global__ void pvti_k_swiglu(float *out, const float *gate, const float *up, int64_t n)
+PVTI_KERNEL pvti_k_swiglu(float *out, const float *gate, const float *up, int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX];
     out[PVTI_INDEX] = z * (1 / (1 + expf(-z))) * up[PVTI_INDEX];
 }
 /* With σ = 1/(1 + exp(−z)): dgate += dout·up·σ·(1 + z·(1 − σ)), dup += dout·z·σ. */
-__global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                                   int64_t n)
+PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                               int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX], sigma = 1 / (1 + expf(-z)), d = dout[PVTI_INDEX];
     dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
     dup[PVTI_INDEX] += d * z * sigma;
 }
-PVTI_OP(swiglu_forward, (void *state, float *out, const float *gate, const float *up, int64_t n), PVTI_EACH, pvti_k_swiglu, n,
-        out, gate, up, n)
-PVTI_OP(swiglu_backward,
-        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), PVTI_EACH,
-        pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n)
+PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu,
+        (void *state, float *out, const float *gate, const float *up, int64_t n), n, out, gate, up, n)
+PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back,
+        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), n,
+        dgate, dup, dout, gate, up, n)
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
-__global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
+PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1253,8 +1260,8 @@ __global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float
     if (rstd && threadIdx.x == 0) rstd[i] = r;
 }
 /* dx += r·(dout·w − x·r²/C·Σ dout·w·x); dweight: pvti_k_columns. */
-__global__ void pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
-                                 int64_t C)
+PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
+                             int64_t C)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1286,8 +1293,8 @@ typedef struct pvti_frequencies {
     float f[PVTI_FREQUENCIES];
 } pvti_frequencies;
 /* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0 on. */
-__global__ void pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
-                                  int64_t half, int64_t pos, int64_t T)
+PVTI_KERNEL pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
+                              int64_t half, int64_t pos, int64_t T)
 {
     int64_t t = PVTI_INDEX / n, j = PVTI_INDEX % n;
     if (t >= T) return;
@@ -1308,8 +1315,8 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
     }
 }
 /* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
-__global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-                            int64_t HS, pvt_rope_pairing pairing, float sign)
+PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+                        int64_t HS, pvt_rope_pairing pairing, float sign)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
     if (head >= B * T * NH) return;
@@ -1318,30 +1325,29 @@ __global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, 
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-PVTI_OP(rope_forward,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH, int64_t HS,
-         pvt_rope_pairing pairing),
-        PVTI_EACH, pvti_k_rope, B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
-PVTI_OP(rope_backward,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH, int64_t HS,
-         pvt_rope_pairing pairing),
-        PVTI_EACH, pvti_k_rope, B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, -1.0f)
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing,
+        -1.0f)
 
-__global__ void pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
     int64_t i = PVTI_INDEX / C, c = PVTI_INDEX % C;
     if (i >= n) return;
     out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
 }
-PVTI_OP(embedding_forward,
-        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), PVTI_EACH,
-        pvti_k_embedding, n * C, out, table, ids, n, V, C)
+PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding,
+        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), n * C,
+        out, table, ids, n, V, C)
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
     others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
     block, and the bytes of dout. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V,
+                                  int64_t C)
 {
     int64_t i = blockIdx.x;
     int lane = (int)threadIdx.x % 32, id = ids[i];
@@ -1356,9 +1362,9 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         }
     }
 }
-PVTI_OP(embedding_backward,
-        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), PVTI_BLOCKS,
-        pvti_k_embedding_back, n, dtable, dout, ids, n, V, C)
+PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back,
+        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), n,
+        dtable, dout, ids, n, V, C)
 
 // >>rotation
 /*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
@@ -1380,11 +1386,11 @@ typedef struct pvti_turn {
 } pvti_turn;
 
 /* The number, counted through a row, of j in lane l of base b. */
-static __device__ inline int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
+PVTI_DEVICE int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
 {
     return t.along ? (base * t.lanes * t.m + lane * t.m + j) % t.C : (base * t.m + j) % t.C;
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
+PVTI_KERNEL pvti_k_rotate(pvti_turn t)
 {
     PVT_SHARED_DYNAMIC(float, room);
     int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
@@ -1416,8 +1422,8 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
     }
 }
 /* One stage at distance h ≥ 8192 of blocks of m: n numbers along x, `step` apart, `wide` columns. */
-__global__ void pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
-                                 int64_t C, bool factors)
+PVTI_KERNEL pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
+                             int64_t C, bool factors)
 {
     int64_t k = PVTI_INDEX / wide, c = PVTI_INDEX % wide, low = k / h * 2 * h + k % h;
     float scale = 1 / sqrtf((float)m);
@@ -1462,12 +1468,12 @@ static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, 
 
 // >>attention
 /*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
-    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the other
-    side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores: q, k, v,
-    dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and D are in
-    float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for dk
-    and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
+    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the
+    other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores:
+    q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and
+    D are in float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for
+    dk and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
 
 #define PVTI_LOG2E 1.44269504f
 enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
@@ -1489,7 +1495,7 @@ typedef struct pvti_span {
 } pvti_span;
 
 /* Rows of the other side that count for an own one: query t sees keys pos + t − window + 1 … pos + t. */
-static __device__ inline pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
+PVTI_DEVICE pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
 {
     int at = keys ? row - h.pos : row + h.pos;
     pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
@@ -1498,12 +1504,12 @@ static __device__ inline pvti_span pvti_span_of(const pvti_heads &h, bool keys, 
     if (row >= h.own.n) s.to = -1; /* nor are its lse and D read */
     return s;
 }
-static __host__ __device__ inline int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
+PVTI_BOTH int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
 /* Numbers from one row of a tile to the next: no two rows begin in one bank. */
-template <class T> static __host__ __device__ inline int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
+template <class T> PVTI_BOTH int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
 /* Rows r0 … of x, of a side, to a tile; zeros where there are none. */
 template <class T>
-static __device__ inline void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
+PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
 {
     int runs = pvti_depth(HS) / 8;
     x += blockIdx.z * side.batch + head * HS;
@@ -1518,7 +1524,7 @@ static __device__ inline void pvti_rows_in(T *tile, int rows, const float *x, co
 /* ---- products of a warp: 16 rows, numbers of C as pvti_mma has them ---- */
 
 /* s[8·N columns] = a·bᵀ of rows of `depth` numbers. */
-template <int N> static __device__ inline void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
+template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
 {
     int lane = (int)threadIdx.x % 32;
     a += lane / 4 * pitch, b += lane % 4 * 2 * pitch;
@@ -1533,7 +1539,7 @@ template <int N> static __device__ inline void pvti_scores(float (*s)[4], const 
         }
     }
 }
-template <int N> static __device__ inline void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
+template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
 {
     for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
     for (int k = 0; k < depth; k += 16) {
@@ -1547,13 +1553,14 @@ template <int N> static __device__ inline void pvti_scores(float (*s)[4], const 
 }
 /* sum[8·C columns, of which `columns` exist] += p[8·N columns]·v. */
 template <int N, int C>
-static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], const float *v, int columns, int pitch)
+PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const float *v, int columns, int pitch)
 {
     int lane = (int)threadIdx.x % 32;
     PVT_UNROLL
     for (int k = 0; k < 8 * N; k++) { /* number k of a row is in this lane of its four */
         int from = (lane & 28) + k % 8 / 2;
-        float x = __shfl_sync(0xffffffffu, p[k / 8][k % 2], from), y = __shfl_sync(0xffffffffu, p[k / 8][2 + k % 2], from);
+        float x = __shfl_sync(0xffffffffu, p[k / 8][k % 2], from);
+        float y = __shfl_sync(0xffffffffu, p[k / 8][2 + k % 2], from);
         for (int j = 0; j < C; j++) {
             if (8 * j >= columns) break;
             const float *z = v + k * pitch + 8 * j + lane % 4 * 2;
@@ -1563,7 +1570,7 @@ static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], c
     }
 }
 template <int N, int C>
-static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t *v, int columns, int pitch)
+PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t *v, int columns, int pitch)
 {
     for (int k = 0; k < N; k += 2) { /* C of one product is A of the next, number for number */
         unsigned x[4] = {pvti_halves(p[k][0], p[k][1]), pvti_halves(p[k][2], p[k][3]),
@@ -1581,8 +1588,8 @@ static __device__ inline void pvti_weigh(float (*sum)[4], const float (*p)[4], c
 /*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
     shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
 template <int N>
-static __device__ inline void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most,
-                                           float *sum, float *shrink)
+PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most, float *sum,
+                              float *shrink)
 {
     for (int r = 0; r < 2; r++) {
         float top = -INFINITY;
@@ -1608,9 +1615,10 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);
-    int lane = (int)threadIdx.x % 32, rows = (int)blockDim.x / 2, pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS);
-    int d0 = (int)blockIdx.x % h.parts * DC, r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* longest first */
-    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads), mine = (int)threadIdx.x / 32 * 16;
+    int lane = (int)threadIdx.x % 32, mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
+    int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
+    int r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* the longest first */
+    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
     T *q = room, *k = q + rows * pitch, *v = k + TILE * pitch;
     float s[N][4], acc[C][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
     pvti_span span[2], last = pvti_span_of(h, false, (int)pvti_least(h.own.n, r0 + rows) - 1);
@@ -1645,8 +1653,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
         dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
 
 /* D: a warp to a query and head. */
-__global__ void pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
-                                      int64_t HS)
+PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
+                                  int64_t HS)
 {
     int64_t i = PVTI_INDEX / 32, at = ((i / T / NH * T + i % T) * NH + i / T % NH) * HS;
     double sum = 0;
@@ -1657,8 +1665,8 @@ __global__ void pvti_k_attention_dots(float *D, const float *dout, const float *
 }
 /* s and d = dout·v of two own rows become P and dS. */
 template <int N, bool KEYS>
-static __device__ inline void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span *span, const pvti_heads &h,
-                                               int64_t queries, int row, int first)
+PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span *span, const pvti_heads &h,
+                                  int64_t queries, int row, int first)
 {
     for (int i = 0; i < 4 * N; i++) {
         int r = i % 4 / 2, c = first + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
@@ -1669,7 +1677,7 @@ static __device__ inline void pvti_scores_back(float (*s)[4], float (*d)[4], con
     }
 }
 template <int C>
-static __device__ inline void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
+PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
 {
     x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
     for (int i = 0; i < 4 * C; i++) {
@@ -1677,15 +1685,16 @@ static __device__ inline void pvti_rows_out(float *x, const float (*sum)[4], con
         if (r < h.own.n && d < h.HS) x[(int64_t)r * h.own.heads * h.HS + d] += sum[i / 4][i % 4];
     }
 }
-/* Own rows are queries, and dx is dq; with KEYS they are keys, dx dk and dy dv, and all heads of their group come by. */
+/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come by. */
 template <class T, int DC, bool KEYS>
 __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
     pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
 {
     enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
     PVT_SHARED_DYNAMIC(T, room);
-    int rows = (int)blockDim.x / 2, pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
-    int r0 = (int)((KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) / h.parts) * rows, mine = (int)threadIdx.x / 32 * 16;
+    int mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
+    int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
+    int r0 = (int)((KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) / h.parts) * rows;
     int heads = KEYS ? h.other.heads / h.own.heads : 1, row = r0 + mine + (int)threadIdx.x % 32 / 4;
     int head = (int)blockIdx.y * h.other.heads / h.own.heads, NH = KEYS ? h.other.heads : h.own.heads;
     T *own_x = room, *own_y = own_x + rows * pitch, *x = own_y + rows * pitch, *y = x + TILE * pitch;
@@ -1716,13 +1725,15 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
 /* Forward, dq, dk and dv; in float and bf16; of heads up to 64 and beyond. */
 typedef void (*pvti_attention_kernel)(float *, float *, pvti_heads);
 static const pvti_attention_kernel pvti_attention_kernels[3][2][2] = {
-    {{pvti_k_attention<float, 64>, pvti_k_attention<float, 128>}, {pvti_k_attention<uint16_t, 64>, pvti_k_attention<uint16_t, 128>}},
+    {{pvti_k_attention<float, 64>, pvti_k_attention<float, 128>},
+     {pvti_k_attention<uint16_t, 64>, pvti_k_attention<uint16_t, 128>}},
     {{pvti_k_attention_back<float, 64, false>, pvti_k_attention_back<float, 128, false>},
      {pvti_k_attention_back<uint16_t, 64, false>, pvti_k_attention_back<uint16_t, 128, false>}},
     {{pvti_k_attention_back<float, 64, true>, pvti_k_attention_back<float, 128, true>},
      {pvti_k_attention_back<uint16_t, 64, true>, pvti_k_attention_back<uint16_t, 128, true>}}};
 
-static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const float *k, const float *v, const pvt_attention_desc *d)
+static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const float *k, const float *v,
+                          const pvt_attention_desc *d)
 {
     pvti_side queries = {q, NULL, d->T * d->NH * d->HS, (int)d->T, (int)d->NH};
     pvti_side keys = {k, v, d->kv_batch, (int)(d->pos + d->T), (int)d->NKV};
@@ -1731,7 +1742,8 @@ static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const flo
     if (!d->kv_batch) h->other.batch = (d->pos + d->T) * d->NKV * d->HS;
     h->pos = (int)d->pos, h->window = (int)pvti_least(d->window, 1 << 30), h->parts = d->HS > 128 ? 2 : 1;
     h->scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
-    if (d->HS > PVTI_HEAD) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
+    if (d->HS > PVTI_HEAD)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
     return s->failed == PVT_OK && d->B > 0 && d->T > 0 && d->NH > 0 && d->HS > 0;
 }
 /* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as their tiles
@@ -1745,8 +1757,8 @@ static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_
            bytes * (16 * owned * (warps + 1) + tiles) <= PVTI_ATTENTION_BYTES)
         warps++;
     dim3 grid((unsigned)(pvti_ceil(h->own.n, 16 * warps) * h->parts), (unsigned)h->own.heads, (unsigned)B);
-    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes * (16 * owned * warps + tiles), s->stream,
-               x, y, *h);
+    bytes *= 16 * owned * warps + tiles;
+    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes, s->stream, x, y, *h);
     pvti_check(s, cudaGetLastError(), "attention");
 }
 static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
@@ -1767,7 +1779,8 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     int64_t each = d->NH * d->T, most, B;
     if (!pvti_heads_of(s, &h, q, k, v, d)) return;
     most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
-    if (most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
+    if (most < 1)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
     h.own.y = dout, h.lse = lse, h.D = D;
     for (int64_t b = 0; b < d->B && s->failed == PVT_OK; b += B) {
         int64_t queries = b * h.own.batch, keys = b * h.other.batch, n;
@@ -1787,21 +1800,21 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     likely token's probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update
     reads twice. */
 
-static __device__ inline bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
+PVTI_DEVICE bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
-static __device__ inline int64_t pvti_target(const int32_t *targets, int64_t i, int64_t v0, int64_t VS)
+PVTI_DEVICE int64_t pvti_target(const int32_t *targets, int64_t i, int64_t v0, int64_t VS)
 {
     int64_t v = targets ? targets[i] - v0 : -1;
     return targets && targets[i] >= 0 && v >= 0 && v < VS ? v : -1;
 }
-static __device__ inline float pvti_log_softmax(float x, double lse)
+PVTI_DEVICE float pvti_log_softmax(float x, double lse)
 {
     float high = (float)lse, low = (float)(lse - (double)high);
     return (x - high) - low;
 }
 
-__global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
-                                      int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
+                                  int64_t VS, int64_t ld)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
@@ -1823,13 +1836,12 @@ __global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits
     }
     if (target >= 0) rows[i].target = (double)x[target];
 }
-PVTI_OP(softmax_update,
-        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0, int64_t VS,
-         int64_t ld),
-        PVTI_BLOCKS, pvti_k_softmax_update, VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
+PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update,
+        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0,
+         int64_t VS, int64_t ld), VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
 
-__global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
-                                      int64_t n)
+PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
+                                  int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1837,13 +1849,13 @@ __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softm
     if (lse) lse[i] = value;
     if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
 }
-PVTI_OP(softmax_finish,
-        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), PVTI_EACH,
-        pvti_k_softmax_finish, n, lse, loss, rows, targets, n)
+PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish,
+        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), n,
+        lse, loss, rows, targets, n)
 
 /* dlogits = scale·(softmax − [v = target]). */
-__global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
-                                          int64_t v0, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
+                                      int64_t v0, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
     bool counts = pvti_counts(targets, i);
@@ -1852,14 +1864,13 @@ __global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, cons
         *x = v == target ? d - scale : d;
     }
 }
-PVTI_OP(cross_entropy_backward,
-        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0, int64_t VS,
-         int64_t ld),
-        PVTI_BLOCKS, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld)
+PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back,
+        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0,
+         int64_t VS, int64_t ld), n, logits, lse, targets, (float)scale, v0, VS, ld)
 
 /* loss += Σ p·(log p − log q), p the teacher. */
-__global__ void pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
-                          const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
+                      const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1873,13 +1884,13 @@ __global__ void pvti_k_kl(double *loss, const float *student, const double *stud
     sum = pvti_block_sum(sum, room);
     if (threadIdx.x == 0) loss[i] += sum;
 }
-PVTI_OP(kl_forward,
+PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl,
         (void *state, double *loss, const float *student, const double *student_lse, const float *teacher,
-         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld),
-        PVTI_BLOCKS, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld)
+         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld), n, loss, student,
+        student_lse, teacher, teacher_lse, targets, VS, ld)
 /* dlogits = scale·(q − p). */
-__global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
-                               const double *teacher_lse, const int32_t *targets, float scale, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
+                           const int32_t *targets, float scale, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x;
     bool counts = pvti_counts(targets, i);
@@ -1890,15 +1901,15 @@ __global__ void pvti_k_kl_back(float *student, const double *student_lse, const 
                     : 0;
     }
 }
-PVTI_OP(kl_backward,
+PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back,
         (void *state, float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld),
-        PVTI_BLOCKS, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld)
+         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld), n, student, student_lse, teacher,
+        teacher_lse, targets, (float)scale, VS, ld)
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
 
 enum { PVTI_CHUNK = 8192 };
-__global__ void pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
+PVTI_KERNEL pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -1908,7 +1919,7 @@ __global__ void pvti_k_distance(double *parts, const float *a, const float *b, i
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 /* *out = Σ x[i·step]. */
-__global__ void pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
+PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
 {
     PVT_SHARED(pvti_sum_room, room);
     double sum = 0;
@@ -1931,17 +1942,18 @@ static double pvti_op_mse_forward(void *state, const float *a, const float *b, i
     }
     return n > 0 && s->failed == PVT_OK ? sum / (double)n : 0;
 }
-__global__ void pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
+PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-PVTI_OP(mse_backward, (void *state, float *da, const float *a, const float *b, double scale, int64_t n), PVTI_EACH,
-        pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n)
+PVTI_OP(mse_backward, PVTI_EACH, pvti_k_mse_back,
+        (void *state, float *da, const float *a, const float *b, double scale, int64_t n), n, da, a, b,
+        (float)(scale * 2 / (double)n), n)
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
 /* *bad: the first i that is not finite or too large, all ones: none. atomicMin of integers has no order. */
-__global__ void pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
+PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1951,7 +1963,7 @@ __global__ void pvti_k_round(unsigned long long *bad, uint16_t *half, float *rea
     if (half) half[i] = (uint16_t)bits;
     if (real) real[i] = pvti_from_f16(bits);
 }
-__global__ void pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
+PVTI_KERNEL pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
 {
     if (PVTI_INDEX < n && !pvti_is_finite((double)x[PVTI_INDEX])) atomicMin(bad, (unsigned long long)PVTI_INDEX);
 }
@@ -1982,11 +1994,12 @@ static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
     PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
     return n <= 0 || pvti_first_bad(s) < 0;
 }
-__global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
+PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
 }
-PVTI_OP(widen_f16, (void *state, float *out, const uint16_t *half, int64_t n), PVTI_EACH, pvti_k_widen, n, out, half, n)
+PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen,
+        (void *state, float *out, const uint16_t *half, int64_t n), n, out, half, n)
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
@@ -1998,7 +2011,7 @@ enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
 /* The block's digits, by warps. */
-static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
     int t = (int)threadIdx.x, warp = t / 32;
@@ -2008,7 +2021,7 @@ static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_
         atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
     __syncthreads();
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
+PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
 {
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
@@ -2034,8 +2047,7 @@ __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t 
         }
     }
 }
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
+PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
@@ -2079,7 +2091,7 @@ static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t
     groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the order of groups.
     Limit: the bytes of dW, once for scales and once for each codebook. */
 
-__global__ void pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
+PVTI_KERNEL pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
 {
     int64_t i = PVTI_INDEX / 32, c0 = i % w.blocks * w.block, r0 = i / w.blocks * w.gog;
     int64_t width = pvti_least(w.block, w.I - c0), n = width * w.gog;
@@ -2098,13 +2110,13 @@ __global__ void pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const 
     if (dzeros) dzeros[i] += (float)(-(double)w.scales[i] * total);
 }
 
-__global__ void pvti_k_code_pairs(uint64_t *pairs, pvti_view w, int m)
+PVTI_KERNEL pvti_k_code_pairs(uint64_t *pairs, pvti_view w, int m)
 {
     int64_t g = PVTI_INDEX;
     if (g < w.groups) pairs[g] = (uint64_t)pvti_code(w, g * w.M + m) << 32 | (uint64_t)g;
 }
 /* The first pair whose key is not below `key`. */
-static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
+PVTI_DEVICE int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
 {
     int64_t low = 0;
     while (low < n) {
@@ -2116,8 +2128,7 @@ static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, ui
 }
 typedef float pvti_entry_room[PVTI_THREADS];
 /* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
+PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
     int64_t from = pvti_lower(pairs, w.groups, blockIdx.x), to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
@@ -2183,7 +2194,7 @@ typedef struct pvti_adam {
 } pvti_adam;
 
 /* Moments of number i one step on; the second as it is held, or the largest so far. */
-static __device__ inline float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
+PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
 {
     uint16_t *half = (uint16_t *)s.a.v;
     float g = s.g[i], v = s.a.v_bf16 ? pvti_from_bf16(half[i]) : ((float *)s.a.v)[i];
@@ -2197,7 +2208,7 @@ static __device__ inline float pvti_moments(const pvti_adam &s, int64_t i, bool 
     }
     return s.a.v_max ? s.a.v_max[i] : v;
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_adam(pvti_adam s)
+PVTI_KERNEL pvti_k_adam(pvti_adam s)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(s.a.n, from + PVTI_CHUNK);
@@ -2215,7 +2226,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_adam(pvti_adam s)
     if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
 }
 /* rate · ‖w‖/‖u‖. */
-__global__ void pvti_k_lamb_rate(float *out, const double *norms, double rate)
+PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *norms, double rate)
 {
     double w = norms[0], u = norms[1];
     if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
@@ -2247,13 +2258,13 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
 /*  Which groups, and what becomes of them; the contracts stand in pvtune.h at group_errors … group_return. */
 
 /* The weights of a group, in the order of a codebook entry. */
-static __device__ inline int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
+PVTI_DEVICE int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
 {
     return (group / w.GI * w.gog + k / w.gig) * w.I + group % w.GI * w.gig + k % w.gig;
 }
-static __device__ inline float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
+PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
 
-__global__ void pvti_k_keys(float *keys, pvti_view w, const float *target)
+PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 {
     int64_t g = PVTI_INDEX;
     float sum = 0;
@@ -2266,7 +2277,7 @@ __global__ void pvti_k_keys(float *keys, pvti_view w, const float *target)
     keys[g] = sum;
 }
 /* ‖Ŵ‖² of a row of groups, a block to each. */
-__global__ void pvti_k_row_norms(double *norms, pvti_view w)
+PVTI_KERNEL pvti_k_row_norms(double *norms, pvti_view w)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
@@ -2278,14 +2289,15 @@ __global__ void pvti_k_row_norms(double *norms, pvti_view w)
     sum = pvti_block_sum(sum, room);
     if (threadIdx.x == 0) norms[blockIdx.x] = sum;
 }
-static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight, const float *target)
+static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight,
+                                 const float *target)
 {
     PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_keys, w.groups, keys, w, target);
     PVTI_BLOCKS(s, pvti_k_row_norms, w.O / w.gog, norms, w);
 }
 
-__global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
+PVTI_KERNEL pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
 {
     int64_t g = PVTI_INDEX;
     double sum = 0;
@@ -2308,7 +2320,7 @@ static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *we
     PVTI_EACH(s, pvti_k_moment_keys, w.groups, keys, w, target, *moments, root);
 }
 
-__global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
+PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -2316,8 +2328,9 @@ __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_
     double noise = -log(-log(u * 0.999999 + 5e-7));
     keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
 }
-PVTI_OP(group_noise, (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), PVTI_EACH, pvti_k_noise,
-        groups, keys, groups, temperature, stream)
+PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise,
+        (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), groups, keys, groups,
+        temperature, stream)
 
 /* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
 
@@ -2329,14 +2342,14 @@ typedef struct pvti_threshold {
 } pvti_threshold;
 
 /* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-static __device__ inline unsigned pvti_turned(float key)
+PVTI_DEVICE unsigned pvti_turned(float key)
 {
     unsigned bits = __float_as_uint(key);
     return bits >> 31 ? bits : ~(bits | 0x80000000u);
 }
 /* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift, int bits)
+PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift,
+                        int bits)
 {
     PVT_SHARED(pvti_bins, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -2352,8 +2365,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         if (room[d]) atomicAdd(&bins[d], room[d]); /* counts: no order */
 }
 /* The bin that holds the k-th of the keys; bins are zero again. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
+PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
 {
     PVT_SHARED(pvti_scan_room, room);
     enum { OWN = PVTI_BINS / PVTI_THREADS };
@@ -2371,8 +2383,8 @@ __global__ void __launch_bounds__(PVTI_THREADS)
 }
 /* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
    before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n, const pvti_threshold *threshold)
+PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n,
+                          const pvti_threshold *threshold)
 {
     PVT_SHARED(pvti_scan_room, room);
     int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
@@ -2393,7 +2405,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         before += key < last ? (uint64_t)1 << 32 : key == last;
     }
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, int64_t blocks)
+PVTI_KERNEL pvti_k_starts(uint64_t *counts, int64_t blocks)
 {
     PVT_SHARED(pvti_scan_room, room);
     uint64_t carry = 0, all;
@@ -2403,7 +2415,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, 
         carry += all;
     }
 }
-__global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
+PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
@@ -2438,8 +2450,8 @@ typedef struct pvti_accept_room {
 } pvti_accept_room;
 /* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
    eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted, const float *change, int64_t n,
-                                                              const double *norms, int64_t rows, double trust)
+PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms, int64_t rows,
+                          double trust)
 {
     PVT_SHARED(pvti_accept_room, room);
     double norm = 0, carry = 0, count = 0, all;
@@ -2455,7 +2467,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted,
     count = pvti_block_sum(count, room.sum);
     if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
-__global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
+PVTI_KERNEL pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
 {
     int64_t i = PVTI_INDEX;
     bool differs = false;
@@ -2479,7 +2491,7 @@ static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_ass
     PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
 
-__global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
+PVTI_KERNEL pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
 {
     int64_t i = PVTI_INDEX;
     double sum = 0, radius = wind > 0 ? wind * sqrt(*norm / (double)w.groups) : 0;
@@ -2512,25 +2524,25 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 /*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a block. The
     rules, ties included, are those of the processor's searches (sections weights, vector grids, search). */
 
-static __device__ inline bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
+PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {
     if (!(e1 > 0 && e2 > 0)) return false;
     double odds = exp(0.5 / a.rounding * (log(e2) - log(e1)));
     return pvti_unit_of(pvti_random(a.seed, PVTI_FOR_ROUNDING, a.stream, (uint64_t)group)) < 1 / (1 + odds);
 }
 /* With a scale of 0 all codes are equal. */
-static __device__ inline int pvti_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
+PVTI_DEVICE int pvti_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
 
 /* ---- a code for each weight ---- */
 
-static __device__ inline int pvti_int_nearest(double x, int most, int other)
+PVTI_DEVICE int pvti_int_nearest(double x, int most, int other)
 {
     int code = x > 0 ? (x < most ? (int)(x + 0.5) : most) : 0;
     if (code != other) return code;
     if (code == 0 || (code < most && x > code)) return code + 1;
     return code - 1;
 }
-static __device__ inline int pvti_nf4_nearest(double x, int other)
+PVTI_DEVICE int pvti_nf4_nearest(double x, int other)
 {
     int best = -1;
     for (int k = 0; k < 16; k++)
@@ -2539,7 +2551,7 @@ static __device__ inline int pvti_nf4_nearest(double x, int other)
     return best;
 }
 /* The nearest of all but `other`; *step: by how much the weight then moves. */
-static __device__ inline int pvti_single(const pvti_view &w, int64_t i, double target, int other, double *step)
+PVTI_DEVICE int pvti_single(const pvti_view &w, int64_t i, double target, int other, double *step)
 {
     double scale = (double)w.scales[pvti_scale_index(w, i / w.I, i % w.I)];
     double zero = w.kind == PVTI_INT ? (double)w.extra[i / w.ig] : (double)w.origin;
@@ -2550,7 +2562,7 @@ static __device__ inline int pvti_single(const pvti_view &w, int64_t i, double t
     *step = scale * (w.kind == PVTI_NF4 ? (double)pvti_nf4_level(code) - (double)pvti_nf4_level(now) : code - now);
     return code;
 }
-__global__ void pvti_k_assign_singles(pvti_view w, pvt_assign a)
+PVTI_KERNEL pvti_k_assign_singles(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, i;
     if (k >= a.n) return;
@@ -2575,13 +2587,13 @@ typedef struct pvti_best {
     double cost;
     int code;
 } pvti_best;
-static __device__ inline void pvti_offer(pvti_best *best, double cost, int code)
+PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
 {
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
 /* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out, double. */
-static __device__ inline int pvti_higgs_nearest(const pvti_view &w, const float *x)
+PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
     int best = 0;
@@ -2594,7 +2606,7 @@ static __device__ inline int pvti_higgs_nearest(const pvti_view &w, const float 
     return best;
 }
 /* The distance², less ‖x‖², of a code's point. */
-static __device__ inline double pvti_code_cost(const pvti_view &w, const float *x, int code)
+PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
 {
     double sum = 0;
     for (int d = 0; d < w.gig; d++) {
@@ -2605,8 +2617,7 @@ static __device__ inline double pvti_code_cost(const pvti_view &w, const float *
 }
 /* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
    costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
-static __device__ inline double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
-                                                 unsigned *minus)
+PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first, unsigned *minus)
 {
     double score = 0, norm = 0, least = INFINITY;
     int weakest = 0;
@@ -2621,9 +2632,10 @@ static __device__ inline double pvti_signed_cost(const float *a, const double *y
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
-/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1: none
-    is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the lowest wins. */
-static __device__ inline int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
+/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1:
+    none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the
+    lowest wins. */
+PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
     bool e8p = w.kind == PVTI_E8P;
     int points = 1 << pvti_iq2_bits(w), step = e8p ? 2 : points, same = e8p ? 0xff01 : points - 1;
@@ -2642,15 +2654,17 @@ static __device__ inline int pvti_signed_nearest(const pvti_view &w, const float
                 double cost = pvti_signed_cost(a, y, e8p && ((int)sum & 1), e8p, &minus) - 2 * delta * total;
                 pvti_offer(&best, cost, i << 8 | (int)(minus & 127) << 1 | shift);
             }
-            for (int signs = 0; all && signs < 128; signs++)
-                if (first + signs * step != not_this)
-                    pvti_offer(&best, pvti_code_cost(w, x, first + signs * step) - 8 * delta * delta, i << 8 | signs << 1 | shift);
+            for (int signs = 0; all && signs < 128; signs++) {
+                int code = first + signs * step;
+                if (code == not_this) continue;
+                pvti_offer(&best, pvti_code_cost(w, x, code) - 8 * delta * delta, i << 8 | signs << 1 | shift);
+            }
         }
     }
     return e8p ? best.code : best.code >> 8 | (best.code >> 1 & 127) * points;
 }
 /* The nearest of all codes but not_this; −1: of all. */
-static __device__ inline int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
+PVTI_DEVICE int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
 {
     pvti_best best = {INFINITY, not_this == 0};
     if (w.kind != PVTI_HIGGS) return pvti_signed_nearest(w, x, not_this);
@@ -2659,7 +2673,7 @@ static __device__ inline int pvti_points_nearest(const pvti_view &w, const float
         if (k != not_this) pvti_offer(&best, pvti_code_cost(w, x, k), k);
     return best.code;
 }
-static __device__ inline double pvti_points_distance(const pvti_view &w, const float *x, int code)
+PVTI_DEVICE double pvti_points_distance(const pvti_view &w, const float *x, int code)
 {
     double sum = 0;
     for (int d = 0; d < w.gig; d++) {
@@ -2668,7 +2682,7 @@ static __device__ inline double pvti_points_distance(const pvti_view &w, const f
     }
     return sum;
 }
-__global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
+PVTI_KERNEL pvti_k_assign_points(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, group;
     float x[8], now_point[8];
@@ -2715,25 +2729,25 @@ typedef struct pvti_search {
     const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
     int slots, D;
 } pvti_search;
-static __host__ __device__ inline int pvti_search_bytes(int slots, int D, int M)
+PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
 {
     return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
 }
 
-static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
+PVTI_DEVICE bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
 {
     if (a.loss != b.loss) return a.loss < b.loss;
     return a.h != b.h ? a.h < b.h : a.k < b.k;
 }
 template <bool STAGED>
-static __device__ inline float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
+PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
 {
     if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
     return w.points[(m * (int64_t)w.K + k) * room.D + d];
 }
 /* ‖entry‖² − 2·v·entry. */
 template <bool STAGED>
-static __device__ inline float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
+PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
 {
     const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
     float sum = 0, e[8];
@@ -2751,7 +2765,7 @@ static __device__ inline float pvti_entry_loss(const pvti_search &room, const pv
     return sum;
 }
 /* The first of all lanes' candidates, to all of them. */
-static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
+PVTI_DEVICE pvti_candidate pvti_first_of(pvti_candidate best)
 {
     for (int bits = 16; bits > 0; bits /= 2) {
         pvti_candidate other;
@@ -2765,7 +2779,7 @@ static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
 /* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
    entry of hypothesis 0. */
 template <bool STAGED>
-static __device__ inline int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
+PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
 {
     int lane = (int)threadIdx.x % 32;
     pvti_candidate last = {0, 0, 0};
@@ -2785,7 +2799,7 @@ static __device__ inline int pvti_best_entries(const pvti_search &room, const pv
     }
     return keep;
 }
-static __device__ inline void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
+PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
     int lane = (int)threadIdx.x % 32;
@@ -2800,8 +2814,7 @@ static __device__ inline void pvti_residual(const pvti_search &room, const pvti_
 }
 /* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
 template <bool STAGED>
-static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
-                                        bool greedy)
+PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep, bool greedy)
 {
     int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
     float *v = room.v + now * room.slots * D;
@@ -2827,8 +2840,8 @@ static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view
     return found;
 }
 /* Which of the two best is the answer. */
-static __device__ inline int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
-                                         int n, int now)
+PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group, int n,
+                            int now)
 {
     const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
@@ -2844,7 +2857,7 @@ static __device__ inline int pvti_answer(const pvti_search &room, const pvti_vie
     return a.force && same;
 }
 /* ‖scale·Σ (new entries − present ones)‖², numbers in turn. */
-static __device__ inline float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
+PVTI_DEVICE float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
 {
     int D = w.gog * w.gig, lane = (int)threadIdx.x % 32;
     double sum = 0, scale = (double)w.scales[group / w.GI];
@@ -2859,7 +2872,7 @@ static __device__ inline float pvti_book_change(const pvti_view &w, const uint16
     }
     return (float)(sum * scale * scale);
 }
-static __device__ inline void pvti_stage(float *books, const pvti_view &w, int D)
+PVTI_DEVICE void pvti_stage(float *books, const pvti_view &w, int D)
 {
     for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
         int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
@@ -2919,8 +2932,8 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
     if (!staged) books = 0;
     int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
     int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a, order,
-             slots);
+    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a,
+             order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {

@@ -70,6 +70,13 @@ PVTI_DEVICE void pvti_copy_4(void *to, const void *from, int bytes)
              "r"(bytes) : "memory");
 }
 PVTI_DEVICE void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+/* Two numbers rounded to bf16, to nearest even. */
+PVTI_DEVICE unsigned pvti_halves(float low, float high)
+{
+    unsigned both = 0;
+    PVTI_PTX("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 /* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
    the next of row l/4 of each matrix; turned: of column l/4. */
 PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
@@ -970,7 +977,6 @@ PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, 
         for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
     }
 }
-PVTI_DEVICE unsigned pvti_halves(float low, float high) { return pvti_to_bf16(low) | pvti_to_bf16(high) << 16; }
 /* Eight numbers to a tile of floats, or of bf16. */
 PVTI_DEVICE void pvti_put(float *to, const float *x)
 {

@@ -1569,9 +1569,9 @@ PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const float *v
         float y = __shfl_sync(0xffffffffu, p[k / 8][2 + k % 2], from);
         for (int j = 0; j < C; j++) {
             if (8 * j >= columns) break;
-            const float *z = v + k * pitch + 8 * j + lane % 4 * 2;
-            sum[j][0] = fmaf(x, z[0], sum[j][0]), sum[j][1] = fmaf(x, z[1], sum[j][1]);
-            sum[j][2] = fmaf(y, z[0], sum[j][2]), sum[j][3] = fmaf(y, z[1], sum[j][3]);
+            float2 z = *(const float2 *)(const void *)(v + k * pitch + 8 * j + lane % 4 * 2);
+            sum[j][0] = fmaf(x, z.x, sum[j][0]), sum[j][1] = fmaf(x, z.y, sum[j][1]);
+            sum[j][2] = fmaf(y, z.x, sum[j][2]), sum[j][3] = fmaf(y, z.y, sum[j][3]);
         }
     }
 }

@@ -2497,7 +2497,8 @@ static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_ass
     PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
 
-PVTI_KERNEL pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
 {
     int64_t i = PVTI_INDEX;
     double sum = 0, radius = wind > 0 ? wind * sqrt(*norm / (double)w.groups) : 0;
@@ -2587,6 +2588,8 @@ PVTI_KERNEL pvti_k_assign_singles(pvti_view w, pvt_assign a)
 }
 
 /* ---- points of a fixed grid ---- */
+
+enum { PVTI_POINTS = 64 }; /* threads of a block */
 
 /* A candidate: the least cost wins, of equals the lower code. */
 typedef struct pvti_best {
@@ -2688,7 +2691,7 @@ PVTI_DEVICE double pvti_points_distance(const pvti_view &w, const float *x, int 
     }
     return sum;
 }
-PVTI_KERNEL pvti_k_assign_points(pvti_view w, pvt_assign a)
+__global__ void __launch_bounds__(PVTI_POINTS) pvti_k_assign_points(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, group;
     float x[8], now_point[8];
@@ -2949,7 +2952,7 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
         PVTI_EACH(s, pvti_k_assign_singles, a->n, w, *a);
     } else {
-        PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, 64), 64, 0, w, *a);
+        PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, PVTI_POINTS), PVTI_POINTS, 0, w, *a);
     }
 }
 

@@ -568,6 +568,30 @@ static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
     compare_bytes(accepted, "weight_commit: groups accepted");
     release_all();
 }
+/* The nearest point of a signed grid, and the nearest but that: against all codes. A kernel's function, called as it is. */
+static void nearest_signed(pvti_cuda *s, int kind, int pairs)
+{
+#ifndef __CUDACC__
+    static const float scales[4] = {0.3f, 1, 2, 4};
+    pvti_view w = {};
+    w.kind = kind, w.pairs = pairs, w.gig = 8, w.points = kind == PVTI_E8P ? s->e8p : s->iq2[pairs];
+    for (int i = 0; i < 4; i++) {
+        float x[8];
+        double first = INFINITY, second = INFINITY;
+        for (int d = 0; d < 8; d++) x[d] = (float)uniform() * scales[i] + (kind == PVTI_E8P ? 0 : scales[i] * 4);
+        int found = pvti_signed_nearest(w, x, -1), next = pvti_signed_nearest(w, x, found);
+        for (int code = 0; code < (kind == PVTI_E8P || pairs ? 65536 : 32768); code++) {
+            double off = pvti_points_distance(w, x, code);
+            if (code != found) second = fmin(second, off);
+            first = fmin(first, off);
+        }
+        double off = pvti_points_distance(w, x, found) - first, off_next = pvti_points_distance(w, x, next) - second;
+        compared(off <= 1e-9 && off_next <= 1e-9 && found != next, "weight_assign: a signed grid", fmax(off, off_next), 1e-9);
+    }
+#else
+    (void)s, (void)kind, (void)pairs;
+#endif
+}
 static void select_all()
 {
     void *state;
@@ -578,6 +602,7 @@ static void select_all()
     select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
     if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
     for (int i = 0; i < 3 && !planted; i++) select_some(s, PICKED, PICKED / 2 + 3, -1), select_some(s, 1000, 501, -1);
+    if (!planted) nearest_signed(s, PVTI_E8P, 0), nearest_signed(s, PVTI_IQ2, 0), nearest_signed(s, PVTI_IQ2, 1);
     sort_some(s, PICKED);
     accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);
     device->close(state);

@@ -15,8 +15,9 @@
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Products of operands rounded to bf16 run on tensor
-    cores (sm_80 and later), all others on plain multiply-adds. None of this has run on a GPU yet.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16
+    rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
+    yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 

@@ -2692,7 +2692,7 @@ PVTI_DEVICE double pvti_points_distance(const pvti_view &w, const float *x, int 
     }
     return sum;
 }
-__global__ void __launch_bounds__(PVTI_POINTS) pvti_k_assign_points(pvti_view w, pvt_assign a)
+__global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, group;
     float x[8], now_point[8];

@@ -15,8 +15,9 @@
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
     BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. Products of operands rounded to bf16 run on tensor
-    cores (sm_80 and later), all others on plain multiply-adds. None of this has run on a GPU yet.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16
+    rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
+    yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -33,6 +34,11 @@
 
 // >>platform
 
+/* Functions of kernels, of both sides, and kernels: these have 256 threads where nothing else is said. */
+#define PVTI_DEVICE static __device__ inline
+#define PVTI_BOTH static __host__ __device__ inline
+#define PVTI_KERNEL __global__ void __launch_bounds__(PVTI_THREADS)
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #ifdef PVT_CUBLAS
@@ -40,6 +46,7 @@
 #endif
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
+#define PVT_UNROLL _Pragma("unroll") /* where an array is in registers only so, and nvcc would not do it */
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
@@ -53,20 +60,27 @@
 #endif
 /* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
    pvti_copies_wait, by others after a barrier behind that. */
-static __device__ inline void pvti_copy_16(void *to, const void *from, int bytes)
+PVTI_DEVICE void pvti_copy_16(void *to, const void *from, int bytes)
 {
     PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
              "r"(bytes) : "memory");
 }
-static __device__ inline void pvti_copy_4(void *to, const void *from, int bytes)
+PVTI_DEVICE void pvti_copy_4(void *to, const void *from, int bytes)
 {
     PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
              "r"(bytes) : "memory");
 }
-static __device__ inline void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+PVTI_DEVICE void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
+/* Two numbers rounded to bf16, to nearest even. */
+PVTI_DEVICE unsigned pvti_halves(float low, float high)
+{
+    unsigned both = 0;
+    PVTI_PTX("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 /* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
    the next of row l/4 of each matrix; turned: of column l/4. */
-static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
+PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
     if (turned)
@@ -78,7 +92,7 @@ static __device__ inline void pvti_matrices(unsigned *x, const uint16_t *row, bo
 }
 /* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
    both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
-static __device__ inline void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
+PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
 {
     PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
              "{%0, %1, %2, %3};"
@@ -155,6 +169,13 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
 #define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
+/* An op that is one kernel: `how` is PVTI_EACH or PVTI_BLOCKS. */
+#define PVTI_OP(name, how, kernel, parameters, n, ...) \
+    static void pvti_op_##name parameters              \
+    {                                                  \
+        PVTI_STATE;                                    \
+        how(s, kernel, n, __VA_ARGS__);                \
+    }
 static pvti_cuda *pvti_here(void *state)
 {
     pvti_cuda *s = (pvti_cuda *)state;
@@ -162,9 +183,9 @@ static pvti_cuda *pvti_here(void *state)
     return s;
 }
 
-static __host__ __device__ inline int64_t pvti_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
-static __host__ __device__ inline int64_t pvti_least(int64_t a, int64_t b) { return a < b ? a : b; }
-static __host__ __device__ inline int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
+PVTI_BOTH int64_t pvti_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
+PVTI_BOTH int64_t pvti_least(int64_t a, int64_t b) { return a < b ? a : b; }
+PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* The thread's number in a grid of blocks in a row. */
 #define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
@@ -260,7 +281,8 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind, const char *what)
+static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind,
+                            const char *what)
 {
     PVTI_STATE;
     if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
@@ -289,7 +311,7 @@ static void pvti_op_zero(void *state, void *memory, int64_t bytes)
 // >>numbers
 /*  The small formats, as pvtune.h's section dtypes has them, bit by bit, and its random numbers. */
 
-static __device__ inline float pvti_from_f16(unsigned half)
+PVTI_DEVICE float pvti_from_f16(unsigned half)
 {
     unsigned sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
     if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 5.9604644775390625e-8f));
@@ -297,7 +319,7 @@ static __device__ inline float pvti_from_f16(unsigned half)
     return __uint_as_float(sign | (rest << 13) | 0x7f800000u);
 }
 /* To nearest, ties to even. */
-static __device__ inline unsigned pvti_to_f16(float value)
+PVTI_DEVICE unsigned pvti_to_f16(float value)
 {
     unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
     if (rest > 0x7f800000u) return sign | 0x7e00u;
@@ -305,30 +327,30 @@ static __device__ inline unsigned pvti_to_f16(float value)
     if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - __float_as_uint(0.5f));
     return sign | ((rest + 0xfffu + (rest >> 13 & 1u) - (112u << 23)) >> 13);
 }
-static __device__ inline float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
-static __device__ inline unsigned pvti_to_bf16(float value)
+PVTI_DEVICE float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
+PVTI_DEVICE unsigned pvti_to_bf16(float value)
 {
     unsigned bits = __float_as_uint(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
-static __device__ inline float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
-static __device__ inline bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
+PVTI_DEVICE float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
+PVTI_DEVICE bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
 
-static __host__ __device__ inline uint64_t pvti_mix(uint64_t z)
+PVTI_BOTH uint64_t pvti_mix(uint64_t z)
 {
     z += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static __host__ __device__ inline double pvti_unit_of(uint64_t word)
+PVTI_BOTH double pvti_unit_of(uint64_t word)
 {
     return (double)(word >> 11) * (1.0 / 9007199254740992.0);
 }
 /* Purposes of the header's random streams; tests/test_cuda.cpp sees that they are still these. */
 enum { PVTI_FOR_CODEBOOK_ORDER = 2, PVTI_FOR_ROUNDING = 9 };
-static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
+PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
 {
     return pvti_mix(pvti_mix(pvti_mix(pvti_mix(seed) ^ (uint64_t)purpose) ^ step) ^ index);
 }
@@ -338,13 +360,13 @@ static __host__ __device__ inline uint64_t pvti_random(uint64_t seed, int purpos
 
 typedef double pvti_sum_room[32];
 
-static __device__ inline double pvti_warp_sum(double x)
+PVTI_DEVICE double pvti_warp_sum(double x)
 {
     for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
     return x;
 }
 /* All threads get the sum. */
-static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
+PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
 {
     double sum = 0;
     x = pvti_warp_sum(x);
@@ -355,7 +377,7 @@ static __device__ inline double pvti_block_sum(double x, pvti_sum_room &room)
     return sum;
 }
 /* Likewise the largest; the room's first use, for nothing here waits until it is read. */
-static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
+PVTI_DEVICE float pvti_block_max(float x, pvti_sum_room &room)
 {
     float most;
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
@@ -368,7 +390,7 @@ static __device__ inline float pvti_block_max(float x, pvti_sum_room &room)
 
 typedef uint64_t pvti_scan_room[32];
 /* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
-template <class T> static __device__ inline T pvti_block_before(T x, pvti_scan_room &room, T *total)
+template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T *total)
 {
     T *part = (T *)(void *)room, sum = x, before = 0;
     unsigned lane = threadIdx.x % 32;
@@ -411,20 +433,20 @@ typedef struct pvti_view {
 } pvti_view;
 
 /* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
-static __device__ inline int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
-static __device__ inline int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
+PVTI_DEVICE int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
+PVTI_DEVICE int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
 
-static __device__ inline int pvti_code(const pvti_view &w, int64_t i)
+PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
 {
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
 }
 
 /* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
 
-static __device__ inline float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
+PVTI_DEVICE float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
 
 /* Q4_0, Q4_1, Q5_0, Q5_1, of 32 elements: five bits that start behind d and, where there is one, m. */
-static __device__ inline float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
+PVTI_DEVICE float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
 {
     const uint8_t *h = b + (minimum ? 4 : 2), *q = h + (fifth ? 4 : 0);
     int code = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
@@ -432,12 +454,12 @@ static __device__ inline float pvti_block_32(const uint8_t *b, int k, bool minim
     if (minimum) return pvti_half_at(b) * (float)code + pvti_half_at(b + 2);
     return pvti_half_at(b) * (float)(code - (fifth ? 16 : 8));
 }
-static __device__ inline float pvti_block_q2_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q2_k(const uint8_t *b, int k)
 {
     int s = k / 16, q = b[16 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3;
     return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)q - pvti_half_at(b + 82) * (float)(b[s] >> 4);
 }
-static __device__ inline float pvti_block_q3_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q3_k(const uint8_t *b, int k)
 {
     const uint8_t *packed = b + 96;
     int s = k / 16, low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4, top = packed[8 + s % 4] >> s / 4 * 2 & 3;
@@ -445,7 +467,7 @@ static __device__ inline float pvti_block_q3_k(const uint8_t *b, int k)
     return pvti_half_at(b + 108) * (float)((low | top << 4) - 32) * (float)(q + h * 4 - 4);
 }
 /* Q4_K, and with a fifth bit Q5_K. */
-static __device__ inline float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
+PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
 {
     const uint8_t *packed = b + 4, *q = b + (fifth ? 48 : 16);
     int s = k / 32, scale, min, code = q[s / 2 * 32 + k % 32] >> s % 2 * 4 & 15;
@@ -454,7 +476,7 @@ static __device__ inline float pvti_block_q45_k(const uint8_t *b, int k, bool fi
     if (fifth) code += (b[16 + k % 32] >> s & 1) * 16;
     return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
 }
-static __device__ inline float pvti_block_q6_k(const uint8_t *b, int k)
+PVTI_DEVICE float pvti_block_q6_k(const uint8_t *b, int k)
 {
     int s = k / 16, half = s / 8, j = s / 2 % 4, l = s % 2 * 16 + k % 16;
     int q = b[half * 64 + j % 2 * 32 + l] >> j / 2 * 4 & 15, h = b[128 + half * 32 + l] >> 2 * j & 3;
@@ -462,7 +484,7 @@ static __device__ inline float pvti_block_q6_k(const uint8_t *b, int k)
 }
 
 /* Elements and bytes of a block; 0: not decoded here. */
-static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
+PVTI_BOTH int pvti_block_bytes(int dtype, int *elements)
 {
     *elements = dtype >= PVT_Q2_K && dtype <= PVT_Q6_K ? 256 : dtype == PVT_Q2_0 ? 64 : 32;
     switch (dtype) {
@@ -479,7 +501,7 @@ static __host__ __device__ inline int pvti_block_bytes(int dtype, int *elements)
     default: *elements = 1; return dtype == PVT_F32 ? 4 : dtype == PVT_F16 || dtype == PVT_BF16 ? 2 : 0;
     }
 }
-static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 {
     int n, bytes = pvti_block_bytes(w.dtype, &n);
     const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
@@ -488,10 +510,8 @@ static __device__ inline float pvti_dense(const pvti_view &w, int64_t row, int64
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
     case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
-    case PVT_Q4_0: return pvti_block_32(b, k, false, false);
-    case PVT_Q4_1: return pvti_block_32(b, k, true, false);
-    case PVT_Q5_0: return pvti_block_32(b, k, false, true);
-    case PVT_Q5_1: return pvti_block_32(b, k, true, true);
+    case PVT_Q4_0: case PVT_Q5_0: return pvti_block_32(b, k, false, w.dtype == PVT_Q5_0);
+    case PVT_Q4_1: case PVT_Q5_1: return pvti_block_32(b, k, true, w.dtype == PVT_Q5_1);
     case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
     case PVT_Q2_K: return pvti_block_q2_k(b, k);
     case PVT_Q3_K: return pvti_block_q3_k(b, k);
@@ -508,8 +528,8 @@ static __device__ const float pvti_nf4_levels[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
-static __device__ inline float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
-static __device__ inline int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
+PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
 
 /* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
    e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
@@ -519,7 +539,7 @@ typedef struct pvti_signed {
     unsigned minus;
     float shift;
 } pvti_signed;
-static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code)
+PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
 {
     int bits = pvti_iq2_bits(w), total = 0;
     unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
@@ -533,12 +553,12 @@ static __device__ inline pvti_signed pvti_signed_of(const pvti_view &w, int code
     p.shift = code & 1 ? 0.25f : -0.25f;
     return p;
 }
-static __device__ inline float pvti_signed_at(const pvti_signed &p, int d)
+PVTI_DEVICE float pvti_signed_at(const pvti_signed &p, int d)
 {
     return (p.minus >> d & 1 ? -p.a[d] : p.a[d]) + p.shift;
 }
 /* (s + ½)/4 of a group. */
-static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group)
+PVTI_DEVICE float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
     int t = 0;
     if (w.pairs) {
@@ -550,25 +570,25 @@ static __device__ inline float pvti_iq2_factor(const pvti_view &w, int64_t group
     return ((float)t + 0.5f) * 0.25f;
 }
 /* Number d of the point of a vector grid's code. */
-static __device__ inline float pvti_point(const pvti_view &w, int code, int d)
+PVTI_DEVICE float pvti_point(const pvti_view &w, int code, int d)
 {
     if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
     return pvti_signed_at(pvti_signed_of(w, code & ~w.kept), d);
 }
-static __device__ inline int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
     return pvti_over(row, w.gog) * w.blocks + pvti_over(col, w.block);
 }
-static __device__ inline float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_IQ2 ? pvti_iq2_factor(w, row * w.GI + col / 8) : 1;
 }
-static __device__ inline float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
 {
     float scale = w.scales[pvti_scale_index(w, row, col)];
     return w.kind == PVTI_IQ2 ? scale * pvti_iq2_factor(w, row * w.GI + col / 8) : scale;
 }
-static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
 {
     int64_t at = row * w.I + col;
     switch (w.kind) {
@@ -589,12 +609,12 @@ static __device__ inline float pvti_entry(const pvti_view &w, int64_t row, int64
     }
 }
 /* One weight of Ŵ. */
-static __device__ inline float pvti_number(const pvti_view &w, int64_t row, int64_t col)
+PVTI_DEVICE float pvti_number(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
 /* n ≤ 8 numbers in a row; the rest are zeros. */
-static __device__ inline void pvti_eight(const float *from, int n, float *out)
+PVTI_DEVICE void pvti_eight(const float *from, int n, float *out)
 {
     if (n == 8 && ((uintptr_t)from & 15) == 0) {
         float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
@@ -605,7 +625,7 @@ static __device__ inline void pvti_eight(const float *from, int n, float *out)
     }
 }
 /* Entries of eight neighbours of a `whole` weight, decoded in registers, codes read once. */
-static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
+PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, float *out)
 {
     int64_t group = row * w.GI + col / 8;
     if (w.kind == PVTI_AQLM) {
@@ -627,7 +647,7 @@ static __device__ inline void pvti_entries(const pvti_view &w, int64_t row, int6
     }
 }
 /* n ≤ 8 neighbours of a row from col on, a multiple of 8; the rest are zeros. */
-static __device__ inline void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
+PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, float *out)
 {
     if (w.whole) {
         float unit = pvti_unit(w, row, col);
@@ -677,7 +697,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 {
     char text[200];
     int n;
-    memset(w, 0, sizeof *w);
+    *w = {};
     w->O = weight->O, w->I = weight->I, w->codes = weight->array[0], w->scales = (float *)weight->array[1];
     w->gog = w->gig = 1;
     if (weight->format.kind == PVT_FORMAT_DENSE) {
@@ -695,10 +715,16 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     return s->failed == PVT_OK;
 }
 
+/* The first line of an op on a weight. */
+#define PVTI_WEIGHT(w, weight) \
+    PVTI_STATE;                \
+    pvti_view w;               \
+    if (!pvti_see(s, weight, &w)) return
+
 /* ---- a weight in full, and some of its rows ---- */
 
 /* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
-__global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
+PVTI_KERNEL pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
     float x[8];
@@ -712,20 +738,18 @@ __global__ void pvti_k_dequantize(float *out, pvti_view w, float delta)
 }
 static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight *weight, double delta)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
 /* The factor of number i in a rotation of blocks of m: its sign over √m. */
-static __device__ inline float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
+PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
 {
     return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
 }
 
 /* out[i] = row rows[i] of Rᵒᵀ·Ŵ; without a rotation of outputs m = 1 and Rᵒ is 1. */
-__global__ void pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
+PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
 {
     int64_t i = PVTI_INDEX / w.I, col = PVTI_INDEX % w.I;
     if (i >= n) return;
@@ -741,9 +765,8 @@ static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int
 
 static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows, int64_t n)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
+    if (n <= 0) return;
     bool turn = weight->format.rotation == 2;
     PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
@@ -774,8 +797,8 @@ typedef struct alignas(16) pvti_tiles {
 } pvti_tiles;
 
 /* Eight numbers of a 64 × 32 tile of an operand for each thread, zeros outside R × K. */
-static __device__ inline void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w,
-                                        int64_t r0, int64_t k0, int64_t R, int64_t K, bool bf16)
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int64_t r0,
+                           int64_t k0, int64_t R, int64_t K, bool bf16)
 {
     int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
     int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
@@ -856,7 +879,7 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
    weight for tables. */
 enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
 typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
+PVTI_KERNEL pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
 {
     PVT_SHARED(pvti_lookups, room);
     int64_t j0 = (int64_t)blockIdx.x * per, first = (int64_t)blockIdx.y * PVTI_LOOKUP_ROWS;
@@ -888,7 +911,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_lookups(float *parts, con
     }
 }
 /* y (+)= Σ_s parts[s]. */
-__global__ void pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
+PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits, bool accumulate)
 {
     int64_t i = PVTI_INDEX;
     float sum = 0;
@@ -927,13 +950,14 @@ enum { PVTI_STEP = 32 };
 typedef struct pvti_place {
     int line, first, n, at; /* of 32 bits: registers are short here */
 } pvti_place;
+template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 template <int TILE>
-static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
+PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
 {
     enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
     pvti_place p;
     int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
-    p.at = line * (across ? TILE + 8 : PVTI_STEP + 8) + first;
+    p.at = line * pvti_line<TILE>(across) + first;
     p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
     p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
     p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
@@ -941,7 +965,7 @@ static __device__ inline pvti_place pvti_place_of(int run, bool across, int r0, 
 }
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
-static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
+PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
 {
     bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
     for (int j = 0; j < 2 * TILE / 64; j++) {
@@ -954,41 +978,44 @@ static __device__ inline void pvti_fetch(float4 *raw, const pvti_operand &x, int
         for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
     }
 }
-static __device__ inline void pvti_put_halves(uint16_t *to, const float *run)
+/* Eight numbers to a tile of floats, or of bf16. */
+PVTI_DEVICE void pvti_put(float *to, const float *x)
 {
-    uint4 words;
-    words.x = pvti_to_bf16(run[0]) | pvti_to_bf16(run[1]) << 16, words.y = pvti_to_bf16(run[2]) | pvti_to_bf16(run[3]) << 16;
-    words.z = pvti_to_bf16(run[4]) | pvti_to_bf16(run[5]) << 16, words.w = pvti_to_bf16(run[6]) | pvti_to_bf16(run[7]) << 16;
+    float4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
+    *(float4 *)(void *)to = low, *(float4 *)(void *)(to + 4) = high;
+}
+PVTI_DEVICE void pvti_put(uint16_t *to, const float *x)
+{
+    uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
     *(uint4 *)(void *)to = words;
 }
 /* A tile of bf16 from what was fetched, or from a weight. */
 template <int TILE>
-static __device__ inline void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+PVTI_DEVICE void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
 {
     for (int j = 0; j < TILE / 64; j++) {
         int t = (int)threadIdx.x;
         float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
         float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        pvti_put_halves(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
+        pvti_put(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
     }
 }
 template <int TILE>
-static __device__ inline void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
+PVTI_DEVICE void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
         if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
-        pvti_put_halves(tile + p.at, run);
+        pvti_put(tile + p.at, run);
     }
 }
-/* Rows r … r+15 at k … k+15 of a tile: A of pvti_mma; of B columns r … r+7 are words 0 and 2, r+8 … r+15 1 and 3. */
-template <int TILE>
-static __device__ inline void pvti_fragment(unsigned *x, const uint16_t *tile, bool across, int r, int k)
+/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
+   r+8 … r+15 1 and 3. */
+PVTI_DEVICE void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
-    pvti_matrices(x, across ? tile + (deep + lane % 8) * (TILE + 8) + row : tile + (row + lane % 8) * (PVTI_STEP + 8) + deep,
-                  across);
+    pvti_matrices(x, tile + (across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep), across);
 }
 
 static size_t pvti_mma_bytes(int tile, bool weight)
@@ -1025,8 +1052,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
         for (int k = 0; k < PVTI_STEP; k += 16) {
             unsigned x[ROWS][4], y[PAIRS][4];
-            for (int i = 0; i < ROWS; i++) pvti_fragment<TILE>(x[i], a, A.across, m + 16 * i, k);
-            for (int j = 0; j < PAIRS; j++) pvti_fragment<TILE>(y[j], b, B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, pvti_line<TILE>(A.across), A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, pvti_line<TILE>(B.across), B.across, n + 16 * j, k);
             for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
         }
@@ -1038,6 +1065,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
 }
 
 /* ---- which of them ---- */
+
+static const pvti_view pvti_plain = {}; /* where B is plain numbers */
 
 typedef struct pvti_product {
     float *C;
@@ -1072,15 +1101,13 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
     int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
     size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
     int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
-    pvti_view none;
-    memset(&none, 0, sizeof none);
     for (int64_t m = 0; m < p->M; m += most) {
         int64_t rows = pvti_least(p->M - m, most);
         dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
         pvti_operand A = p->A;
         A.data += A.across ? m : m * A.ld;
         PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows,
-                   p->N, p->K, A, p->B, p->w ? *p->w : none, p->accumulate, bf16);
+                   p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
         pvti_check(s, cudaGetLastError(), "a product");
     }
 }
@@ -1088,15 +1115,15 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
-    pvti_product p = {C, M, N, K, A, B, w, accumulate};
     int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
-    pvti_view none;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
-    memset(&none, 0, sizeof none);
+    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32)
+        B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
+    pvti_product p = {C, M, N, K, A, B, w, accumulate};
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        if (w) PVTI_BLOCKS(s, pvti_k_gemv<true>, blocks, C, A.data, (int)M, N, K, B, *w, accumulate);
-        else PVTI_BLOCKS(s, pvti_k_gemv<false>, blocks, C, A.data, (int)M, N, K, B, none, accumulate);
+        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B,
+                    w ? *w : pvti_plain, accumulate);
         return;
     }
 #ifdef PVT_CUBLAS
@@ -1109,15 +1136,14 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
 }
 
 /* y += bias, row by row. */
-__global__ void pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
+PVTI_KERNEL pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
 {
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
 typedef float pvti_column_room[8][32];
 /* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
    each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
+PVTI_KERNEL pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
 {
     PVT_SHARED(pvti_column_room, room);
     int lane = (int)threadIdx.x % 32, part = (int)threadIdx.x / 32;
@@ -1132,8 +1158,8 @@ __global__ void __launch_bounds__(PVTI_THREADS)
     sums[c] += sum;
 }
 
-static void pvti_op_linear_forward(void *state, float *y, const float *x, const float *W, const float *bias, int64_t n,
-                                   int64_t I, int64_t O)
+static void pvti_op_linear_forward(void *state, float *y, const float *x, const float *W, const float *bias,
+                                   int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
     pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
@@ -1150,84 +1176,54 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
                            n, O);
 }
 
-/* ---- with a weight; rotated ones take the work space, some rows at a time ---- */
+/* ---- with a weight ---- */
 
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
 
-/* Rows that go through the work space at once, `row` numbers to each; 0, and an error: none do. */
-static int64_t pvti_rows_at_once(pvti_cuda *s, int64_t row)
+/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes, and y back
+    behind; both take the work space, as many rows at a time as it has room for. */
+static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w,
+                       int64_t n, bool across, bool accumulate)
 {
-    int64_t rows = PVT_CUDA_ROOM / (row * (int64_t)sizeof(float));
-    if (rows < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
-    return rows;
+    int64_t in = across ? w->O : w->I, out = across ? w->I : w->O, rows;
+    int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
+    bool before = turned > (across ? 1 : 0), behind = turned > (across ? 0 : 1), aside = behind && accumulate;
+    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * (int64_t)sizeof *y) : n;
+    if (most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    for (int64_t i = 0; i < n && most > 0; i += rows, x += rows * in, y += rows * out) {
+        float *room = (float *)(void *)s->room;
+        rows = pvti_least(most, n - i);
+        float *to = aside ? room + (before ? rows * in : 0) : y;
+        if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
+        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w,
+                  accumulate && !aside);
+        if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
+        if (aside) pvti_add_to(s, y, to, rows * out);
+    }
 }
-
 static void pvti_op_weight_forward(void *state, float *y, const float *x, const pvt_weight *weight, int64_t n,
                                    bool accumulate)
 {
-    PVTI_STATE;
-    pvti_view w;
-    int64_t O = weight->O, I = weight->I, rows;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
-    if (!weight->format.rotation) {
-        pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(NULL, 0, false), &w, accumulate);
-        return;
-    }
-    bool back = weight->format.rotation == 2, aside = back && accumulate;
-    int64_t most = pvti_rows_at_once(s, I + (aside ? O : 0));
-    for (int64_t i = 0; i < n && most > 0; i += rows) {
-        float *turned = (float *)(void *)s->room;
-        rows = pvti_least(most, n - i);
-        float *to = aside ? turned + rows * I : y + i * O;
-        pvti_rotate(s, turned, x + i * I, rows, I, PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, O, I, pvti_of(turned, I, false), pvti_of(NULL, 0, false), &w, accumulate && !back);
-        if (back) pvti_rotate(s, to, to, rows, O, PVT_SIDE_OUT, true);
-        if (aside) pvti_add_to(s, y + i * O, to, rows * O);
-    }
-}
-
-/* dx += Rⁱᵀ·(Ŵᵀ·(Rᵒ·dy)). */
-static void pvti_rotated_dx(pvti_cuda *s, float *dx, const float *dy, const pvt_weight *weight, const pvti_view *w,
-                            int64_t n)
-{
-    int64_t O = w->O, I = w->I, rows;
-    bool turn = weight->format.rotation == 2;
-    int64_t most = pvti_rows_at_once(s, I + (turn ? O : 0));
-    for (int64_t i = 0; i < n && most > 0; i += rows) {
-        float *back = (float *)(void *)s->room;
-        const float *g = dy + i * O;
-        rows = pvti_least(most, n - i);
-        float *turned = back + rows * I;
-        if (turn) pvti_rotate(s, turned, g, rows, O, PVT_SIDE_OUT, false), g = turned;
-        pvti_gemm(s, back, rows, I, O, pvti_of(g, O, false), pvti_of(NULL, 0, true), w, false);
-        pvti_rotate(s, back, back, rows, I, PVT_SIDE_IN, true);
-        pvti_add_to(s, dx + i * I, back, rows * I);
-    }
+    PVTI_WEIGHT(w, weight);
+    pvti_apply(s, y, x, weight, &w, n, false, accumulate);
 }
 static void pvti_op_weight_backward(void *state, float *dx, float *dW, const float *dy, const float *x,
                                     const pvt_weight *weight, int64_t n)
 {
-    PVTI_STATE;
-    pvti_view w;
-    int64_t O = weight->O, I = weight->I;
-    if (n <= 0 || !pvti_see(s, weight, &w)) return;
-    if (dx && weight->format.rotation) pvti_rotated_dx(s, dx, dy, weight, &w, n);
-    else if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(NULL, 0, true), &w, true);
-    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
+    PVTI_WEIGHT(w, weight);
+    if (dx) pvti_apply(s, dx, dy, weight, &w, n, true, true);
+    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, pvti_of(dy, w.O, true), pvti_of(x, w.I, true), NULL, true);
 }
 
 // >>rows
 /*  Norms, RoPE, swiglu, sums, the embedding. Limit of all: the bytes that they read and write. */
 
-__global__ void pvti_k_add(float *out, const float *a, const float *b, int64_t n)
+PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
 }
-static void pvti_op_residual_forward(void *state, float *out, const float *a, const float *b, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_add, n, out, a, b, n);
-}
+PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add,
+        (void *state, float *out, const float *a, const float *b, int64_t n), n, out, a, b, n)
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
@@ -1237,35 +1233,29 @@ static void pvti_op_residual_backward(void *state, float *da, float *db, const f
 }
 
 /* out = silu(gate)·up, silu(z) = z/(1 + exp(−z)). */
-__global__ void pvti_k_swiglu(float *out, const float *gate, const float *up, int64_t n)
+PVTI_KERNEL pvti_k_swiglu(float *out, const float *gate, const float *up, int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX];
     out[PVTI_INDEX] = z * (1 / (1 + expf(-z))) * up[PVTI_INDEX];
 }
 /* With σ = 1/(1 + exp(−z)): dgate += dout·up·σ·(1 + z·(1 − σ)), dup += dout·z·σ. */
-__global__ void pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                                   int64_t n)
+PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                               int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX], sigma = 1 / (1 + expf(-z)), d = dout[PVTI_INDEX];
     dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
     dup[PVTI_INDEX] += d * z * sigma;
 }
-static void pvti_op_swiglu_forward(void *state, float *out, const float *gate, const float *up, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_swiglu, n, out, gate, up, n);
-}
-static void pvti_op_swiglu_backward(void *state, float *dgate, float *dup, const float *dout, const float *gate,
-                                    const float *up, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_swiglu_back, n, dgate, dup, dout, gate, up, n);
-}
+PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu,
+        (void *state, float *out, const float *gate, const float *up, int64_t n), n, out, gate, up, n)
+PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back,
+        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), n,
+        dgate, dup, dout, gate, up, n)
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
-__global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
+PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1277,8 +1267,8 @@ __global__ void pvti_k_norm(float *out, float *rstd, const float *x, const float
     if (rstd && threadIdx.x == 0) rstd[i] = r;
 }
 /* dx += r·(dout·w − x·r²/C·Σ dout·w·x); dweight: pvti_k_columns. */
-__global__ void pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
-                                 int64_t C)
+PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
+                             int64_t C)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1310,8 +1300,8 @@ typedef struct pvti_frequencies {
     float f[PVTI_FREQUENCIES];
 } pvti_frequencies;
 /* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0 on. */
-__global__ void pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
-                                  int64_t half, int64_t pos, int64_t T)
+PVTI_KERNEL pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
+                              int64_t half, int64_t pos, int64_t T)
 {
     int64_t t = PVTI_INDEX / n, j = PVTI_INDEX % n;
     if (t >= T) return;
@@ -1325,59 +1315,46 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
     PVTI_STATE;
     int64_t n;
     for (int64_t j = 0; j < HS / 2; j += n) {
-        pvti_frequencies f;
-        memset(&f, 0, sizeof f);
+        pvti_frequencies f = {};
         n = pvti_least(PVTI_FREQUENCIES, HS / 2 - j);
         memcpy(f.f, inv_freq + j, (size_t)n * sizeof *f.f);
         PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
 /* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
-__global__ void pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t n, int64_t T, int64_t NH,
-                            int64_t HS, int pairing, float sign)
+PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+                        int64_t HS, pvt_rope_pairing pairing, float sign)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
-    if (PVTI_INDEX >= n) return;
+    if (head >= B * T * NH) return;
     float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
     float cosine = cosines[t * half + j], sine = sign * sines[t * half + j], old = *a;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-static void pvti_rope(pvti_cuda *s, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
-                      int64_t NH, int64_t HS, int pairing, float sign)
-{
-    int64_t n = B * T * NH * (HS / 2);
-    PVTI_EACH(s, pvti_k_rope, n, x, cosines, sines, n, T, NH, HS, pairing, sign);
-}
-static void pvti_op_rope_forward(void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T,
-                                 int64_t NH, int64_t HS, pvt_rope_pairing pairing)
-{
-    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, 1);
-}
-static void pvti_op_rope_backward(void *state, float *x, const float *cosines, const float *sines, int64_t B,
-                                  int64_t T, int64_t NH, int64_t HS, pvt_rope_pairing pairing)
-{
-    pvti_rope(pvti_here(state), x, cosines, sines, B, T, NH, HS, pairing, -1);
-}
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope,
+        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
+         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing,
+        -1.0f)
 
-__global__ void pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
     int64_t i = PVTI_INDEX / C, c = PVTI_INDEX % C;
     if (i >= n) return;
     out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
 }
-static void pvti_op_embedding_forward(void *state, float *out, const float *table, const int32_t *ids, int64_t n,
-                                      int64_t V, int64_t C)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_embedding, n * C, out, table, ids, n, V, C);
-}
+PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding,
+        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), n * C,
+        out, table, ids, n, V, C)
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
     others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
     block, and the bytes of dout. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V,
+                                  int64_t C)
 {
     int64_t i = blockIdx.x;
     int lane = (int)threadIdx.x % 32, id = ids[i];
@@ -1392,12 +1369,9 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         }
     }
 }
-static void pvti_op_embedding_backward(void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n,
-                                       int64_t V, int64_t C)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_embedding_back, n, dtable, dout, ids, n, V, C);
-}
+PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back,
+        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), n,
+        dtable, dout, ids, n, V, C)
 
 // >>rotation
 /*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
@@ -1419,11 +1393,11 @@ typedef struct pvti_turn {
 } pvti_turn;
 
 /* The number, counted through a row, of j in lane l of base b. */
-static __device__ inline int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
+PVTI_DEVICE int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
 {
     return t.along ? (base * t.lanes * t.m + lane * t.m + j) % t.C : (base * t.m + j) % t.C;
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
+PVTI_KERNEL pvti_k_rotate(pvti_turn t)
 {
     PVT_SHARED_DYNAMIC(float, room);
     int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
@@ -1455,8 +1429,8 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_rotate(pvti_turn t)
     }
 }
 /* One stage at distance h ≥ 8192 of blocks of m: n numbers along x, `step` apart, `wide` columns. */
-__global__ void pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
-                                 int64_t C, bool factors)
+PVTI_KERNEL pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
+                             int64_t C, bool factors)
 {
     int64_t k = PVTI_INDEX / wide, c = PVTI_INDEX % wide, low = k / h * 2 * h + k % h;
     float scale = 1 / sqrtf((float)m);
@@ -1471,10 +1445,9 @@ __global__ void pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, i
 static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse,
                           bool across)
 {
-    pvti_turn t;
+    pvti_turn t = {};
     int64_t whole = C & -C, m = pvti_least(whole, PVTI_ROTATED);
     if (n < 1 || C < 1) return;
-    memset(&t, 0, sizeof t);
     t.out = out, t.x = x, t.m = m, t.whole = whole, t.C = C, t.key = pvti_mix((uint64_t)side), t.inverse = inverse;
     t.along = !across;
     t.factors = !inverse || whole == m; /* a transform with further stages ends with these factors there */
@@ -1493,7 +1466,7 @@ static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int
 }
 static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side, bool inverse)
 {
-    pvti_turn_all(pvti_here(state), out, x, n, C, side, inverse, false);
+    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
 }
 static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
 {
@@ -1501,247 +1474,332 @@ static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, 
 }
 
 // >>attention
-/*  Tiles of TILE queries against tiles of TILE keys, scores recomputed and never kept (FlashAttention, arXiv
-    2205.14135); in float, whatever the products round to. PER threads share a row of a tile and hold its HS sums,
-    dimension by dimension in turn.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once
-    for dk and dv, so that each sum belongs to one block and has one order); shared memory, 2 reads a multiply-add. */
+/*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
+    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the
+    other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores:
+    q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and
+    D are in float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for
+    dk and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
 
-enum { PVTI_HEAD = 256, PVTI_HEAD_SUMS = 16 };
+#define PVTI_LOG2E 1.44269504f
+enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
 
+/* Queries with dout, or keys with values: n rows of `heads` heads. */
+typedef struct pvti_side {
+    const float *x, *y;
+    int64_t batch; /* numbers of a sequence */
+    int n, heads;
+} pvti_side;
 typedef struct pvti_heads {
-    const float *q, *k, *v, *out, *dout, *lse;
-    int64_t T, NH, NKV, HS, pos, window, kv_batch;
+    pvti_side own, other;
+    const float *lse, *D; /* [B, NH, T] */
     float scale;
+    int HS, pos, window, parts;
 } pvti_heads;
+typedef struct pvti_span {
+    int from, to; /* included */
+} pvti_span;
 
-/* First key that query t sees; the last is pos + t. */
-static __device__ inline int64_t pvti_first_key(const pvti_heads &h, int64_t t)
+/* Rows of the other side that count for an own one: query t sees keys pos + t − window + 1 … pos + t. */
+PVTI_DEVICE pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
 {
-    return h.window ? pvti_most(0, h.pos + t - h.window + 1) : 0;
+    int at = keys ? row - h.pos : row + h.pos;
+    pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
+    if (s.from < 0) s.from = 0;
+    if (s.to >= h.other.n) s.to = h.other.n - 1;
+    if (row >= h.own.n) s.to = -1; /* nor are its lse and D read */
+    return s;
 }
-/* Rows r0 … of x, rows `step` apart, to a tile; zeros from `end` on. */
-static __device__ inline void pvti_rows_in(float *tile, const float *x, int64_t step, int64_t r0, int64_t end,
-                                           int TILE, int64_t HS)
+PVTI_BOTH int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
+/* Numbers from one row of a tile to the next: no two rows begin in one bank. */
+template <class T> PVTI_BOTH int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
+/* Rows r0 … of x, of a side, to a tile; zeros where there are none. */
+template <class T>
+PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
 {
-    for (int i = (int)threadIdx.x; i < TILE * (int)HS; i += PVTI_THREADS) {
-        int r = i / (int)HS, d = i % (int)HS;
-        tile[r * ((int)HS + 1) + d] = r0 + r < end ? x[(r0 + r) * step + d] : 0;
+    int runs = pvti_depth(HS) / 8;
+    x += blockIdx.z * side.batch + head * HS;
+    for (int i = (int)threadIdx.x; i < rows * runs; i += (int)blockDim.x) {
+        int r = r0 + i / runs, d = i % runs * 8, n = HS - d < 8 ? HS - d : 8;
+        float run[8];
+        pvti_eight(x + (int64_t)r * side.heads * HS + d, r < side.n ? n : 0, run);
+        pvti_put(tile + i / runs * pvti_pitch<T>(HS) + d, run);
     }
 }
-static __device__ inline float pvti_dot_rows(const float *a, const float *b, int64_t HS)
-{
-    float sum = 0;
-    for (int64_t d = 0; d < HS; d++) sum = fmaf(a[d], b[d], sum);
-    return sum;
-}
-/* Does query t see key c? */
-static __device__ inline bool pvti_sees(const pvti_heads &h, int64_t t, int64_t c)
-{
-    return t < h.T && c <= h.pos + t && c >= pvti_first_key(h, t);
-}
 
-/* One row of scores: weights exp(s − max), the sums so far shrunk to the new maximum. */
-static __device__ inline void pvti_softmax_tile(float *s, int n, float *max, float *sum, float *shrink)
-{
-    float top = *max, total = 0;
-    for (int c = 0; c < n; c++) top = fmaxf(top, s[c]);
-    *shrink = *max == top ? 1 : expf(*max - top);
-    for (int c = 0; c < n; c++) {
-        s[c] = s[c] == -INFINITY ? 0 : expf(s[c] - top);
-        total += s[c];
-    }
-    *sum = *sum * *shrink + total;
-    *max = top;
-}
+/* ---- products of a warp: 16 rows, numbers of C as pvti_mma has them ---- */
 
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention(float *out, float *lse, pvti_heads h)
+/* s[8·N columns] = a·bᵀ of rows of `depth` numbers. */
+template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
 {
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
-    float *q = room, *kv = q + TILE * ld, *s = kv + TILE * ld, *max = s + TILE * (TILE + 1), *sum = max + TILE;
-    float *shrink = sum + TILE, acc[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, row = h.NKV * HS;
-    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
-    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
-    if (threadIdx.x < TILE) max[threadIdx.x] = -INFINITY, sum[threadIdx.x] = 0;
-    pvti_rows_in(q, h.q + (b * h.T * h.NH + head) * HS, h.NH * HS, t0, h.T, TILE, HS);
-    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
-        pvti_rows_in(kv, h.k + keys, row, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-            bool sees = pvti_sees(h, t0 + i / TILE, c0 + i % TILE);
-            s[i / TILE * (TILE + 1) + i % TILE] =
-                sees ? h.scale * pvti_dot_rows(q + i / TILE * ld, kv + i % TILE * ld, HS) : -INFINITY;
+    int lane = (int)threadIdx.x % 32;
+    a += lane / 4 * pitch, b += lane % 4 * 2 * pitch;
+    for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
+    for (int k = 0; k < depth; k += 4) {
+        float4 x = *(const float4 *)(const void *)(a + k), y = *(const float4 *)(const void *)(a + 8 * pitch + k);
+        for (int i = 0; i < 2 * N; i++) {
+            float4 z = *(const float4 *)(const void *)(b + (i / 2 * 8 + i % 2) * pitch + k);
+            float *low = &s[i / 2][i % 2], *high = low + 2;
+            *low = fmaf(x.w, z.w, fmaf(x.z, z.z, fmaf(x.y, z.y, fmaf(x.x, z.x, *low))));
+            *high = fmaf(y.w, z.w, fmaf(y.z, z.z, fmaf(y.y, z.y, fmaf(y.x, z.x, *high))));
         }
-        __syncthreads();
-        if (threadIdx.x < TILE)
-            pvti_softmax_tile(s + threadIdx.x * (TILE + 1), TILE, max + threadIdx.x, sum + threadIdx.x,
-                              shrink + threadIdx.x);
-        pvti_rows_in(kv, h.v + keys, row, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
-            acc[i] *= shrink[r];
-            for (int c = 0; c < TILE; c++) acc[i] = fmaf(s[r * (TILE + 1) + c], kv[c * ld + lane + i * PER], acc[i]);
+    }
+}
+template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
+{
+    for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
+    for (int k = 0; k < depth; k += 16) {
+        unsigned x[4], y[4];
+        pvti_fragment(x, a, pitch, false, 0, k);
+        for (int j = 0; j < N; j += 2) {
+            pvti_fragment(y, b, pitch, false, 8 * j, k);
+            pvti_mma(s[j], x, y[0], y[2]), pvti_mma(s[j + 1], x, y[1], y[3]);
         }
+    }
+}
+/* sum[8·C columns, of which `columns` exist] += p[8·N columns]·v. */
+template <int N, int C>
+PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const float *v, int columns, int pitch)
+{
+    int lane = (int)threadIdx.x % 32;
+    PVT_UNROLL
+    for (int k = 0; k < 8 * N; k++) { /* number k of a row is in this lane of its four */
+        int from = (lane & 28) + k % 8 / 2;
+        float x = __shfl_sync(0xffffffffu, p[k / 8][k % 2], from);
+        float y = __shfl_sync(0xffffffffu, p[k / 8][2 + k % 2], from);
+        for (int j = 0; j < C; j++) {
+            if (8 * j >= columns) break;
+            float2 z = *(const float2 *)(const void *)(v + k * pitch + 8 * j + lane % 4 * 2);
+            sum[j][0] = fmaf(x, z.x, sum[j][0]), sum[j][1] = fmaf(x, z.y, sum[j][1]);
+            sum[j][2] = fmaf(y, z.x, sum[j][2]), sum[j][3] = fmaf(y, z.y, sum[j][3]);
+        }
+    }
+}
+template <int N, int C>
+PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t *v, int columns, int pitch)
+{
+    for (int k = 0; k < N; k += 2) { /* C of one product is A of the next, number for number */
+        unsigned x[4] = {pvti_halves(p[k][0], p[k][1]), pvti_halves(p[k][2], p[k][3]),
+                         pvti_halves(p[k + 1][0], p[k + 1][1]), pvti_halves(p[k + 1][2], p[k + 1][3])}, y[4];
+        for (int j = 0; j < C; j += 2) {
+            if (8 * j >= columns) break;
+            pvti_fragment(y, v, pitch, true, 8 * j, 8 * k);
+            pvti_mma(sum[j], x, y[0], y[2]), pvti_mma(sum[j + 1], x, y[1], y[3]);
+        }
+    }
+}
+
+/* ---- the kernels: (query tile, part) × head × sequence ---- */
+
+/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
+    shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
+template <int N>
+PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most, float *sum,
+                              float *shrink)
+{
+    for (int r = 0; r < 2; r++) {
+        float top = -INFINITY;
+        for (int i = 0; i < 2 * N; i++) {
+            int c = first + i / 2 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+            float *x = &s[i / 2][2 * r + i % 2];
+            *x = c >= span[r].from && c <= span[r].to ? scale * *x : -INFINITY;
+            top = fmaxf(top, *x);
+        }
+        for (int bits = 1; bits < 4; bits *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, bits));
+        top = fmaxf(most[r], ceilf(top * PVTI_LOG2E));
+        float m = top == -INFINITY ? 0 : top; /* no key so far */
+        shrink[r] = exp2f(most[r] - m), most[r] = top, sum[r] *= shrink[r];
+        for (int i = 0; i < 2 * N; i++) {
+            float *x = &s[i / 2][2 * r + i % 2];
+            *x = exp2f(fmaf(*x, PVTI_LOG2E, -m)), sum[r] += *x;
+        }
+    }
+}
+template <class T, int DC>
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 4 : 1)
+    pvti_k_attention(float *out, float *lse, pvti_heads h)
+{
+    enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
+    PVT_SHARED_DYNAMIC(T, room);
+    int lane = (int)threadIdx.x % 32, mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
+    int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
+    int r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* the longest first */
+    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
+    T *q = room, *k = q + rows * pitch, *v = k + TILE * pitch;
+    float s[N][4], acc[C][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
+    pvti_span span[2], last = pvti_span_of(h, false, (int)pvti_least(h.own.n, r0 + rows) - 1);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, r0 + mine + lane / 4 + 8 * r);
+    for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] = 0;
+    pvti_rows_in(q, rows, h.own.x, h.own, head, r0, h.HS);
+    for (int c = pvti_span_of(h, false, r0).from; c <= last.to; c += TILE) {
+        pvti_rows_in(k, TILE, h.other.x, h.other, key_head, c, h.HS);
+        pvti_rows_in(v, TILE, h.other.y, h.other, key_head, c, h.HS);
+        __syncthreads();
+        pvti_scores<N>(s, q + mine * pitch, k, depth, pitch);
+        pvti_softmax<N>(s, span, c, h.scale, most, sum, shrink);
+        for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] *= shrink[i % 4 / 2];
+        pvti_weigh<N, C>(acc, s, v + d0, depth - d0, pitch);
         __syncthreads();
     }
-    if (t0 + r > last) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-        out[((b * h.T + t0 + r) * h.NH + head) * HS + lane + i * PER] = acc[i] / sum[r];
-    if (lse && lane == 0) lse[(b * h.NH + head) * h.T + t0 + r] = max[r] + logf(sum[r]);
+    for (int r = 0; r < 2; r++) {
+        int t = r0 + mine + lane / 4 + 8 * r;
+        for (int bits = 1; bits < 4; bits *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
+        if (t >= h.own.n) continue;
+        float *to = out + blockIdx.z * h.own.batch + ((int64_t)t * h.own.heads + head) * h.HS;
+        for (int i = 0; i < 2 * C; i++) {
+            int d = d0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+            if (d < h.HS) to[d] = acc[i / 2][2 * r + i % 2] / sum[r];
+        }
+        if (lse && lane % 4 == 0 && d0 == 0)
+            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + t] = (most[r] + log2f(sum[r])) / PVTI_LOG2E;
+    }
 }
 
 /*  Backward. With P = exp(scale·q·k − lse) and D = Σ_d dout·out of a query:
         dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
 
-/* The query's D, for a tile of queries. */
-static __device__ inline void pvti_products_in(float *D, const pvti_heads &h, int64_t b, int64_t head, int64_t t0, int n)
+/* D: a warp to a query and head. */
+PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
+                                  int64_t HS)
 {
-    int64_t t = t0 + threadIdx.x, at = ((b * h.T + t) * h.NH + head) * h.HS;
-    if ((int)threadIdx.x < n) D[threadIdx.x] = t < h.T ? pvti_dot_rows(h.dout + at, h.out + at, h.HS) : 0;
+    int64_t i = PVTI_INDEX / 32, at = ((i / T / NH * T + i % T) * NH + i / T % NH) * HS;
+    double sum = 0;
+    if (i >= n) return; /* the whole warp */
+    for (int64_t d = threadIdx.x % 32; d < HS; d += 32) sum += (double)dout[at + d] * (double)out[at + d];
+    sum = pvti_warp_sum(sum);
+    if (threadIdx.x % 32 == 0) D[i] = (float)sum;
 }
-/* P and dS of query row and key c of a tile. */
-static __device__ inline float pvti_score_back(const pvti_heads &h, int64_t b, int64_t head, int64_t t, int64_t c,
-                                               const float *q, const float *k, const float *v, const float *dout,
-                                               float D, float *p)
+/* s and d = dout·v of two own rows become P and dS. */
+template <int N, bool KEYS>
+PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span *span, const pvti_heads &h,
+                                  int64_t queries, int row, int first)
 {
-    *p = 0;
-    if (!pvti_sees(h, t, c)) return 0;
-    *p = expf(h.scale * pvti_dot_rows(q, k, h.HS) - h.lse[(b * h.NH + head) * h.T + t]);
-    return *p * (pvti_dot_rows(dout, v, h.HS) - D) * h.scale;
-}
-
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dq(float *dq, pvti_heads h)
-{
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, t0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y, b = blockIdx.z;
-    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
-    float *D = ds + TILE * (TILE + 1), acc[PVTI_HEAD_SUMS], p;
-    int64_t keys = b * h.kv_batch + pvti_over(head, pvti_over(h.NH, h.NKV)) * HS, queries = (b * h.T * h.NH + head) * HS;
-    int64_t last = pvti_least(h.T, t0 + TILE) - 1, end = h.pos + last + 1;
-    int r = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) acc[i] = 0;
-    pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
-    pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
-    pvti_products_in(D, h, b, head, t0, TILE);
-    for (int64_t c0 = pvti_first_key(h, t0) / TILE * TILE; c0 < end; c0 += TILE) {
-        pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
-        pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
-        __syncthreads();
-        for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-            int row = i / TILE, c = i % TILE;
-            ds[row * (TILE + 1) + c] = pvti_score_back(h, b, head, t0 + row, c0 + c, q + row * ld, k + c * ld,
-                                                       v + c * ld, dout + row * ld, D[row], &p);
-        }
-        __syncthreads();
-        for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-            for (int c = 0; c < TILE; c++) acc[i] = fmaf(ds[r * (TILE + 1) + c], k[c * ld + lane + i * PER], acc[i]);
-        __syncthreads();
-    }
-    if (t0 + r > last) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-        dq[queries + (t0 + r) * h.NH * HS + lane + i * PER] += acc[i];
-}
-
-/* A block has a tile of keys, and goes through the queries that see them, head by head of their group. */
-template <int TILE>
-__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_attention_dkv(float *dk, float *dv, pvti_heads h)
-{
-    enum { PER = PVTI_THREADS / TILE };
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t HS = h.HS, ld = HS + 1, c0 = (int64_t)blockIdx.x * TILE, g = blockIdx.y, b = blockIdx.z;
-    float *q = room, *dout = q + TILE * ld, *k = dout + TILE * ld, *v = k + TILE * ld, *ds = v + TILE * ld;
-    float *ps = ds + TILE * (TILE + 1), *D = ps + TILE * (TILE + 1), ak[PVTI_HEAD_SUMS], av[PVTI_HEAD_SUMS];
-    int64_t keys = b * h.kv_batch + g * HS, end = h.pos + h.T, heads = pvti_over(h.NH, h.NKV);
-    int64_t stop = h.window ? pvti_least(h.T, c0 + TILE - 1 - h.pos + h.window) : h.T; /* behind the last that sees */
-    int c = (int)threadIdx.x / PER, lane = (int)threadIdx.x % PER;
-    for (int i = 0; i < PVTI_HEAD_SUMS; i++) ak[i] = av[i] = 0;
-    pvti_rows_in(k, h.k + keys, h.NKV * HS, c0, end, TILE, HS);
-    pvti_rows_in(v, h.v + keys, h.NKV * HS, c0, end, TILE, HS);
-    for (int64_t head = g * heads; head < (g + 1) * heads; head++)
-        for (int64_t t0 = pvti_most(0, c0 - h.pos) / TILE * TILE; t0 < stop; t0 += TILE) {
-            int64_t queries = (b * h.T * h.NH + head) * HS;
-            pvti_rows_in(q, h.q + queries, h.NH * HS, t0, h.T, TILE, HS);
-            pvti_rows_in(dout, h.dout + queries, h.NH * HS, t0, h.T, TILE, HS);
-            pvti_products_in(D, h, b, head, t0, TILE);
-            __syncthreads();
-            for (int i = (int)threadIdx.x; i < TILE * TILE; i += PVTI_THREADS) {
-                int row = i / TILE, j = i % TILE, at = row * (TILE + 1) + j;
-                ds[at] = pvti_score_back(h, b, head, t0 + row, c0 + j, q + row * ld, k + j * ld, v + j * ld,
-                                         dout + row * ld, D[row], ps + at);
-            }
-            __syncthreads();
-            for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++)
-                for (int row = 0; row < TILE; row++) {
-                    ak[i] = fmaf(ds[row * (TILE + 1) + c], q[row * ld + lane + i * PER], ak[i]);
-                    av[i] = fmaf(ps[row * (TILE + 1) + c], dout[row * ld + lane + i * PER], av[i]);
-                }
-            __syncthreads();
-        }
-    if (c0 + c >= end) return;
-    for (int i = 0; i < PVTI_HEAD_SUMS && lane + i * PER < HS; i++) {
-        dk[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += ak[i];
-        dv[keys + (c0 + c) * h.NKV * HS + lane + i * PER] += av[i];
+    for (int i = 0; i < 4 * N; i++) {
+        int r = i % 4 / 2, c = first + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        int64_t t = queries + (KEYS ? c : row + 8 * r);
+        bool sees = c >= span[r].from && c <= span[r].to;
+        float p = sees ? exp2f(fmaf(h.scale, s[i / 4][i % 4], -h.lse[t]) * PVTI_LOG2E) : 0;
+        s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-
-static pvti_heads pvti_heads_of(pvti_cuda *s, const float *q, const float *k, const float *v,
-                                const pvt_attention_desc *d)
+template <int C>
+PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
 {
-    pvti_heads h;
-    memset(&h, 0, sizeof h);
-    h.q = q, h.k = k, h.v = v, h.T = d->T, h.NH = d->NH, h.NKV = d->NKV, h.HS = d->HS;
-    h.pos = d->pos, h.window = d->window;
-    h.kv_batch = d->kv_batch ? d->kv_batch : (d->pos + d->T) * d->NKV * d->HS;
-    h.scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
-    if (d->HS > PVTI_HEAD) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
-    return h;
+    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
+    for (int i = 0; i < 4 * C; i++) {
+        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        if (r < h.own.n && d < h.HS) x[(int64_t)r * h.own.heads * h.HS + d] += sum[i / 4][i % 4];
+    }
 }
-/* Bytes of n tiles of rows, `scores` of scores, and three numbers a row. */
-static size_t pvti_heads_bytes(int tile, int64_t HS, int n, int scores)
+/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come by. */
+template <class T, int DC, bool KEYS>
+__global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
+    pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
 {
-    return (size_t)(tile * (n * (HS + 1) + scores * (tile + 1) + 3)) * sizeof(float);
+    enum { TILE = sizeof(T) == 2 || DC == 64 ? 32 : 8, N = TILE / 8, C = DC / 8 };
+    PVT_SHARED_DYNAMIC(T, room);
+    int mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
+    int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
+    int r0 = (int)((KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) / h.parts) * rows;
+    int heads = KEYS ? h.other.heads / h.own.heads : 1, row = r0 + mine + (int)threadIdx.x % 32 / 4;
+    int head = (int)blockIdx.y * h.other.heads / h.own.heads, NH = KEYS ? h.other.heads : h.own.heads;
+    T *own_x = room, *own_y = own_x + rows * pitch, *x = own_y + rows * pitch, *y = x + TILE * pitch;
+    float s[N][4], d[N][4], ax[C][4], ay[KEYS ? C : 1][4];
+    pvti_span span[2], last = pvti_span_of(h, KEYS, (int)pvti_least(h.own.n, r0 + rows) - 1);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, KEYS, row + 8 * r);
+    for (int i = 0; i < 4 * C; i++) ax[i / 4][i % 4] = ay[KEYS ? i / 4 : 0][i % 4] = 0;
+    pvti_rows_in(own_x, rows, h.own.x, h.own, (int)blockIdx.y, r0, h.HS);
+    pvti_rows_in(own_y, rows, h.own.y, h.own, (int)blockIdx.y, r0, h.HS);
+    for (int end = head + heads; head < end; head++) {
+        int64_t queries = ((int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y)) * (KEYS ? h.other.n : h.own.n);
+        for (int c = pvti_span_of(h, KEYS, r0).from; c <= last.to; c += TILE) {
+            pvti_rows_in(x, TILE, h.other.x, h.other, head, c, h.HS);
+            pvti_rows_in(y, TILE, h.other.y, h.other, head, c, h.HS);
+            __syncthreads();
+            pvti_scores<N>(s, own_x + mine * pitch, x, depth, pitch);
+            pvti_scores<N>(d, own_y + mine * pitch, y, depth, pitch);
+            pvti_scores_back<N, KEYS>(s, d, span, h, queries, row, c);
+            pvti_weigh<N, C>(ax, d, x + d0, depth - d0, pitch);
+            if (KEYS) pvti_weigh<N, KEYS ? C : 1>(ay, s, y + d0, depth - d0, pitch);
+            __syncthreads();
+        }
+    }
+    pvti_rows_out<C>(dx, ax, h, row, d0);
+    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0);
 }
 
+/* Forward, dq, dk and dv; in float and bf16; of heads up to 64 and beyond. */
+typedef void (*pvti_attention_kernel)(float *, float *, pvti_heads);
+static const pvti_attention_kernel pvti_attention_kernels[3][2][2] = {
+    {{pvti_k_attention<float, 64>, pvti_k_attention<float, 128>},
+     {pvti_k_attention<uint16_t, 64>, pvti_k_attention<uint16_t, 128>}},
+    {{pvti_k_attention_back<float, 64, false>, pvti_k_attention_back<float, 128, false>},
+     {pvti_k_attention_back<uint16_t, 64, false>, pvti_k_attention_back<uint16_t, 128, false>}},
+    {{pvti_k_attention_back<float, 64, true>, pvti_k_attention_back<float, 128, true>},
+     {pvti_k_attention_back<uint16_t, 64, true>, pvti_k_attention_back<uint16_t, 128, true>}}};
+
+static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const float *k, const float *v,
+                          const pvt_attention_desc *d)
+{
+    pvti_side queries = {q, NULL, d->T * d->NH * d->HS, (int)d->T, (int)d->NH};
+    pvti_side keys = {k, v, d->kv_batch, (int)(d->pos + d->T), (int)d->NKV};
+    *h = {};
+    h->own = queries, h->other = keys, h->HS = (int)d->HS;
+    if (!d->kv_batch) h->other.batch = (d->pos + d->T) * d->NKV * d->HS;
+    h->pos = (int)d->pos, h->window = (int)pvti_least(d->window, 1 << 30), h->parts = d->HS > 128 ? 2 : 1;
+    h->scale = (float)(d->scale != 0 ? d->scale : 1 / sqrt((double)d->HS));
+    if (d->HS > PVTI_HEAD)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
+    return s->failed == PVT_OK && d->B > 0 && d->T > 0 && d->NH > 0 && d->HS > 0;
+}
+/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as their tiles
+   have room for. */
+static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_heads *h, int64_t B)
+{
+    bool half = s->bf16 && s->tensor && (which < 2 ? h->own.n : h->other.n) >= 16, wide = h->HS > 64;
+    int owned = which ? 2 : 1, tiles = 2 * (half || !wide ? 32 : 8), warps = 1;
+    int bytes = half ? pvti_pitch<uint16_t>(h->HS) * 2 : pvti_pitch<float>(h->HS) * 4;
+    while (warps < PVTI_ATTENTION_THREADS / 32 && 16 * warps < h->own.n &&
+           bytes * (16 * owned * (warps + 1) + tiles) <= PVTI_ATTENTION_BYTES)
+        warps++;
+    dim3 grid((unsigned)(pvti_ceil(h->own.n, 16 * warps) * h->parts), (unsigned)h->own.heads, (unsigned)B);
+    bytes *= 16 * owned * warps + tiles;
+    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes, s->stream, x, y, *h);
+    pvti_check(s, cudaGetLastError(), "attention");
+}
 static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
                                       const float *v, const pvt_attention_desc *d)
 {
     PVTI_STATE;
-    pvti_heads h = pvti_heads_of(s, q, k, v, d);
-    int tile = d->HS <= 128 ? 32 : 16;
-    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
-    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
-    size_t bytes = pvti_heads_bytes(tile, d->HS, 2, 1);
-    if (tile == 32) PVT_LAUNCH(pvti_k_attention<32>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
-    else PVT_LAUNCH(pvti_k_attention<16>, grid, PVTI_THREADS, bytes, s->stream, out, lse, h);
-    pvti_check(s, cudaGetLastError(), "attention");
+    pvti_heads h;
+    if (pvti_heads_of(s, &h, q, k, v, d)) pvti_attend(s, 0, out, lse, &h, d->B);
 }
+/* D goes to the work space, for as many sequences at a time as it has room for. */
 static void pvti_op_attention_backward(void *state, float *dq, float *dk, float *dv, const float *dout,
                                        const float *out, const float *lse, const float *q, const float *k,
                                        const float *v, const pvt_attention_desc *d)
 {
     PVTI_STATE;
-    pvti_heads h = pvti_heads_of(s, q, k, v, d);
-    int tile = d->HS <= 128 ? 16 : 8;
-    dim3 grid((unsigned)pvti_ceil(d->T, tile), (unsigned)d->NH, (unsigned)d->B);
-    dim3 key_grid((unsigned)pvti_ceil(d->pos + d->T, tile), (unsigned)d->NKV, (unsigned)d->B);
-    if (s->failed != PVT_OK || d->B * d->T * d->NH * d->HS <= 0) return;
-    size_t bytes = pvti_heads_bytes(tile, d->HS, 4, 2);
-    h.out = out, h.dout = dout, h.lse = lse;
-    if (tile == 16) {
-        PVT_LAUNCH(pvti_k_attention_dq<16>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
-        PVT_LAUNCH(pvti_k_attention_dkv<16>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
-    } else {
-        PVT_LAUNCH(pvti_k_attention_dq<8>, grid, PVTI_THREADS, bytes, s->stream, dq, h);
-        PVT_LAUNCH(pvti_k_attention_dkv<8>, key_grid, PVTI_THREADS, bytes, s->stream, dk, dv, h);
+    pvti_heads h;
+    float *D = (float *)(void *)s->room;
+    int64_t each = d->NH * d->T, most, B;
+    if (!pvti_heads_of(s, &h, q, k, v, d)) return;
+    most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
+    if (most < 1)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
+    h.own.y = dout, h.lse = lse, h.D = D;
+    for (int64_t b = 0; b < d->B && s->failed == PVT_OK; b += B) {
+        int64_t queries = b * h.own.batch, keys = b * h.other.batch, n;
+        B = pvti_least(most, d->B - b), n = B * each;
+        pvti_heads part = h;
+        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys, part.lse += b * each;
+        PVTI_EACH(s, pvti_k_attention_dots, 32 * n, D, dout + queries, out + queries, n, d->T, d->NH, d->HS);
+        pvti_attend(s, 1, dq + queries, NULL, &part, B);
+        pvti_side own = part.own;
+        part.own = part.other, part.other = own;
+        pvti_attend(s, 2, dk + keys, dv + keys, &part, B);
     }
-    pvti_check(s, cudaGetLastError(), "attention backwards");
 }
 
 // >>losses
@@ -1749,21 +1807,21 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     likely token's probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update
     reads twice. */
 
-static __device__ inline bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
+PVTI_DEVICE bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
-static __device__ inline int64_t pvti_target(const int32_t *targets, int64_t i, int64_t v0, int64_t VS)
+PVTI_DEVICE int64_t pvti_target(const int32_t *targets, int64_t i, int64_t v0, int64_t VS)
 {
     int64_t v = targets ? targets[i] - v0 : -1;
     return targets && targets[i] >= 0 && v >= 0 && v < VS ? v : -1;
 }
-static __device__ inline float pvti_log_softmax(float x, double lse)
+PVTI_DEVICE float pvti_log_softmax(float x, double lse)
 {
     float high = (float)lse, low = (float)(lse - (double)high);
     return (x - high) - low;
 }
 
-__global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
-                                      int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
+                                  int64_t VS, int64_t ld)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
@@ -1785,15 +1843,12 @@ __global__ void pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits
     }
     if (target >= 0) rows[i].target = (double)x[target];
 }
-static void pvti_op_softmax_update(void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets,
-                                   int64_t n, int64_t v0, int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    if (VS > 0) PVTI_BLOCKS(s, pvti_k_softmax_update, n, rows, logits, targets, v0, VS, ld);
-}
+PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update,
+        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0,
+         int64_t VS, int64_t ld), VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
 
-__global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
-                                      int64_t n)
+PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
+                                  int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1801,16 +1856,13 @@ __global__ void pvti_k_softmax_finish(double *lse, double *loss, const pvt_softm
     if (lse) lse[i] = value;
     if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
 }
-static void pvti_op_softmax_finish(void *state, double *lse, double *loss, const pvt_softmax_row *rows,
-                                   const int32_t *targets, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_softmax_finish, n, lse, loss, rows, targets, n);
-}
+PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish,
+        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), n,
+        lse, loss, rows, targets, n)
 
 /* dlogits = scale·(softmax − [v = target]). */
-__global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
-                                          int64_t v0, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
+                                      int64_t v0, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
     bool counts = pvti_counts(targets, i);
@@ -1819,16 +1871,13 @@ __global__ void pvti_k_cross_entropy_back(float *logits, const double *lse, cons
         *x = v == target ? d - scale : d;
     }
 }
-static void pvti_op_cross_entropy_backward(void *state, float *logits, const double *lse, const int32_t *targets,
-                                           double scale, int64_t n, int64_t v0, int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_cross_entropy_back, n, logits, lse, targets, (float)scale, v0, VS, ld);
-}
+PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back,
+        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0,
+         int64_t VS, int64_t ld), n, logits, lse, targets, (float)scale, v0, VS, ld)
 
 /* loss += Σ p·(log p − log q), p the teacher. */
-__global__ void pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
-                          const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
+                      const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
@@ -1842,16 +1891,13 @@ __global__ void pvti_k_kl(double *loss, const float *student, const double *stud
     sum = pvti_block_sum(sum, room);
     if (threadIdx.x == 0) loss[i] += sum;
 }
-static void pvti_op_kl_forward(void *state, double *loss, const float *student, const double *student_lse,
-                               const float *teacher, const double *teacher_lse, const int32_t *targets, int64_t n,
-                               int64_t VS, int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_kl, n, loss, student, student_lse, teacher, teacher_lse, targets, VS, ld);
-}
+PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl,
+        (void *state, double *loss, const float *student, const double *student_lse, const float *teacher,
+         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld), n, loss, student,
+        student_lse, teacher, teacher_lse, targets, VS, ld)
 /* dlogits = scale·(q − p). */
-__global__ void pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
-                               const double *teacher_lse, const int32_t *targets, float scale, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
+                           const int32_t *targets, float scale, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x;
     bool counts = pvti_counts(targets, i);
@@ -1862,18 +1908,15 @@ __global__ void pvti_k_kl_back(float *student, const double *student_lse, const 
                     : 0;
     }
 }
-static void pvti_op_kl_backward(void *state, float *student, const double *student_lse, const float *teacher,
-                                const double *teacher_lse, const int32_t *targets, double scale, int64_t n, int64_t VS,
-                                int64_t ld)
-{
-    PVTI_STATE;
-    PVTI_BLOCKS(s, pvti_k_kl_back, n, student, student_lse, teacher, teacher_lse, targets, (float)scale, VS, ld);
-}
+PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back,
+        (void *state, float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
+         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld), n, student, student_lse, teacher,
+        teacher_lse, targets, (float)scale, VS, ld)
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
 
 enum { PVTI_CHUNK = 8192 };
-__global__ void pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
+PVTI_KERNEL pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -1883,7 +1926,7 @@ __global__ void pvti_k_distance(double *parts, const float *a, const float *b, i
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 /* *out = Σ x[i·step]. */
-__global__ void pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
+PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
 {
     PVT_SHARED(pvti_sum_room, room);
     double sum = 0;
@@ -1906,21 +1949,18 @@ static double pvti_op_mse_forward(void *state, const float *a, const float *b, i
     }
     return n > 0 && s->failed == PVT_OK ? sum / (double)n : 0;
 }
-__global__ void pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
+PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale, int64_t n)
-{
-    PVTI_STATE;
-    if (n > 0)
-        PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
-}
+PVTI_OP(mse_backward, PVTI_EACH, pvti_k_mse_back,
+        (void *state, float *da, const float *a, const float *b, double scale, int64_t n), n, da, a, b,
+        (float)(scale * 2 / (double)n), n)
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
 /* *bad: the first i that is not finite or too large, all ones: none. atomicMin of integers has no order. */
-__global__ void pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
+PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1930,7 +1970,7 @@ __global__ void pvti_k_round(unsigned long long *bad, uint16_t *half, float *rea
     if (half) half[i] = (uint16_t)bits;
     if (real) real[i] = pvti_from_f16(bits);
 }
-__global__ void pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
+PVTI_KERNEL pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
 {
     if (PVTI_INDEX < n && !pvti_is_finite((double)x[PVTI_INDEX])) atomicMin(bad, (unsigned long long)PVTI_INDEX);
 }
@@ -1961,15 +2001,12 @@ static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
     PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
     return n <= 0 || pvti_first_bad(s) < 0;
 }
-__global__ void pvti_k_widen(float *out, const uint16_t *half, int64_t n)
+PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
 }
-static void pvti_op_widen_f16(void *state, float *out, const uint16_t *half, int64_t n)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_widen, n, out, half, n);
-}
+PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen,
+        (void *state, float *out, const uint16_t *half, int64_t n), n, out, half, n)
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
@@ -1981,7 +2018,7 @@ enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
 /* The block's digits, by warps. */
-static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
     int t = (int)threadIdx.x, warp = t / 32;
@@ -1991,7 +2028,7 @@ static __device__ inline void pvti_count_digits(pvti_digits &room, const uint64_
         atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
     __syncthreads();
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
+PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
 {
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
@@ -2017,8 +2054,7 @@ __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t 
         }
     }
 }
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
+PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
@@ -2062,7 +2098,7 @@ static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t
     groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the order of groups.
     Limit: the bytes of dW, once for scales and once for each codebook. */
 
-__global__ void pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
+PVTI_KERNEL pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
 {
     int64_t i = PVTI_INDEX / 32, c0 = i % w.blocks * w.block, r0 = i / w.blocks * w.gog;
     int64_t width = pvti_least(w.block, w.I - c0), n = width * w.gog;
@@ -2081,13 +2117,13 @@ __global__ void pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const 
     if (dzeros) dzeros[i] += (float)(-(double)w.scales[i] * total);
 }
 
-__global__ void pvti_k_code_pairs(uint64_t *pairs, pvti_view w, int m)
+PVTI_KERNEL pvti_k_code_pairs(uint64_t *pairs, pvti_view w, int m)
 {
     int64_t g = PVTI_INDEX;
     if (g < w.groups) pairs[g] = (uint64_t)pvti_code(w, g * w.M + m) << 32 | (uint64_t)g;
 }
 /* The first pair whose key is not below `key`. */
-static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
+PVTI_DEVICE int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
 {
     int64_t low = 0;
     while (low < n) {
@@ -2099,8 +2135,7 @@ static __device__ inline int64_t pvti_lower(const uint64_t *pairs, int64_t n, ui
 }
 typedef float pvti_entry_room[PVTI_THREADS];
 /* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
+PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
     int64_t from = pvti_lower(pairs, w.groups, blockIdx.x), to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
@@ -2137,9 +2172,8 @@ static bool pvti_op_reserve(void *state, const pvt_weight *weight, int beam)
 }
 static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight, const float *dW)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w) || w.kind == PVTI_DENSE) return;
+    PVTI_WEIGHT(w, weight);
+    if (w.kind == PVTI_DENSE) return;
     bool books = w.kind == PVTI_AQLM;
     float *dzeros = w.kind == PVTI_INT ? dvalues[2] : NULL;
     PVTI_EACH(s, pvti_k_scales, w.O / w.gog * w.blocks * 32, dvalues[books ? 2 : 1], dzeros, w, dW);
@@ -2167,7 +2201,7 @@ typedef struct pvti_adam {
 } pvti_adam;
 
 /* Moments of number i one step on; the second as it is held, or the largest so far. */
-static __device__ inline float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
+PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
 {
     uint16_t *half = (uint16_t *)s.a.v;
     float g = s.g[i], v = s.a.v_bf16 ? pvti_from_bf16(half[i]) : ((float *)s.a.v)[i];
@@ -2181,7 +2215,7 @@ static __device__ inline float pvti_moments(const pvti_adam &s, int64_t i, bool 
     }
     return s.a.v_max ? s.a.v_max[i] : v;
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_adam(pvti_adam s)
+PVTI_KERNEL pvti_k_adam(pvti_adam s)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(s.a.n, from + PVTI_CHUNK);
@@ -2199,7 +2233,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_adam(pvti_adam s)
     if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
 }
 /* rate · ‖w‖/‖u‖. */
-__global__ void pvti_k_lamb_rate(float *out, const double *norms, double rate)
+PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *norms, double rate)
 {
     double w = norms[0], u = norms[1];
     if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
@@ -2208,11 +2242,10 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
                          int64_t t, double *sums)
 {
     PVTI_STATE;
-    pvti_adam d;
+    pvti_adam d = {};
     double lr = o->lr * lr_scale, power1 = 1, power2 = 1, *norms = (double *)(void *)s->room;
     int64_t chunks = pvti_ceil(a->n, PVTI_CHUNK);
     for (int64_t i = 0; i < t; i++) power1 *= o->beta1, power2 *= o->beta2;
-    memset(&d, 0, sizeof d);
     d.a = *a, d.g = g, d.sums = sums, d.lamb = o->rule == PVT_OPTIMIZER_LAMB;
     d.beta1 = (float)o->beta1, d.rest1 = (float)(1 - o->beta1);
     d.beta2 = (float)o->beta2, d.rest2 = (float)(1 - o->beta2);
@@ -2232,13 +2265,13 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
 /*  Which groups, and what becomes of them; the contracts stand in pvtune.h at group_errors … group_return. */
 
 /* The weights of a group, in the order of a codebook entry. */
-static __device__ inline int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
+PVTI_DEVICE int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
 {
     return (group / w.GI * w.gog + k / w.gig) * w.I + group % w.GI * w.gig + k % w.gig;
 }
-static __device__ inline float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
+PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
 
-__global__ void pvti_k_keys(float *keys, pvti_view w, const float *target)
+PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 {
     int64_t g = PVTI_INDEX;
     float sum = 0;
@@ -2251,7 +2284,7 @@ __global__ void pvti_k_keys(float *keys, pvti_view w, const float *target)
     keys[g] = sum;
 }
 /* ‖Ŵ‖² of a row of groups, a block to each. */
-__global__ void pvti_k_row_norms(double *norms, pvti_view w)
+PVTI_KERNEL pvti_k_row_norms(double *norms, pvti_view w)
 {
     PVT_SHARED(pvti_sum_room, room);
     int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
@@ -2263,16 +2296,15 @@ __global__ void pvti_k_row_norms(double *norms, pvti_view w)
     sum = pvti_block_sum(sum, room);
     if (threadIdx.x == 0) norms[blockIdx.x] = sum;
 }
-static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight, const float *target)
+static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight,
+                                 const float *target)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_keys, w.groups, keys, w, target);
     PVTI_BLOCKS(s, pvti_k_row_norms, w.O / w.gog, norms, w);
 }
 
-__global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
+PVTI_KERNEL pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pvt_adam a, bool root)
 {
     int64_t g = PVTI_INDEX;
     double sum = 0;
@@ -2291,13 +2323,11 @@ __global__ void pvti_k_moment_keys(float *keys, pvti_view w, const float *target
 static void pvti_op_group_moments(void *state, float *keys, const pvt_weight *weight, const float *target,
                                   const pvt_adam *moments, bool root)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     PVTI_EACH(s, pvti_k_moment_keys, w.groups, keys, w, target, *moments, root);
 }
 
-__global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
+PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t stream)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -2305,11 +2335,9 @@ __global__ void pvti_k_noise(float *keys, int64_t n, double temperature, uint64_
     double noise = -log(-log(u * 0.999999 + 5e-7));
     keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
 }
-static void pvti_op_group_noise(void *state, float *keys, int64_t groups, double temperature, uint64_t stream)
-{
-    PVTI_STATE;
-    PVTI_EACH(s, pvti_k_noise, groups, keys, groups, temperature, stream);
-}
+PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise,
+        (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), groups, keys, groups,
+        temperature, stream)
 
 /* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
 
@@ -2321,14 +2349,14 @@ typedef struct pvti_threshold {
 } pvti_threshold;
 
 /* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-static __device__ inline unsigned pvti_turned(float key)
+PVTI_DEVICE unsigned pvti_turned(float key)
 {
     unsigned bits = __float_as_uint(key);
     return bits >> 31 ? bits : ~(bits | 0x80000000u);
 }
 /* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift, int bits)
+PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift,
+                        int bits)
 {
     PVT_SHARED(pvti_bins, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -2344,8 +2372,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         if (room[d]) atomicAdd(&bins[d], room[d]); /* counts: no order */
 }
 /* The bin that holds the k-th of the keys; bins are zero again. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
+PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
 {
     PVT_SHARED(pvti_scan_room, room);
     enum { OWN = PVTI_BINS / PVTI_THREADS };
@@ -2363,8 +2390,8 @@ __global__ void __launch_bounds__(PVTI_THREADS)
 }
 /* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
    before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
-__global__ void __launch_bounds__(PVTI_THREADS)
-    pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n, const pvti_threshold *threshold)
+PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n,
+                          const pvti_threshold *threshold)
 {
     PVT_SHARED(pvti_scan_room, room);
     int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
@@ -2385,7 +2412,7 @@ __global__ void __launch_bounds__(PVTI_THREADS)
         before += key < last ? (uint64_t)1 << 32 : key == last;
     }
 }
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, int64_t blocks)
+PVTI_KERNEL pvti_k_starts(uint64_t *counts, int64_t blocks)
 {
     PVT_SHARED(pvti_scan_room, room);
     uint64_t carry = 0, all;
@@ -2395,7 +2422,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_starts(uint64_t *counts, 
         carry += all;
     }
 }
-__global__ void pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
+PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
@@ -2430,8 +2457,8 @@ typedef struct pvti_accept_room {
 } pvti_accept_room;
 /* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
    eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
-__global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted, const float *change, int64_t n,
-                                                              const double *norms, int64_t rows, double trust)
+PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms, int64_t rows,
+                          double trust)
 {
     PVT_SHARED(pvti_accept_room, room);
     double norm = 0, carry = 0, count = 0, all;
@@ -2447,7 +2474,7 @@ __global__ void __launch_bounds__(PVTI_THREADS) pvti_k_accept(int64_t *accepted,
     count = pvti_block_sum(count, room.sum);
     if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
-__global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
+PVTI_KERNEL pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
 {
     int64_t i = PVTI_INDEX;
     bool differs = false;
@@ -2465,15 +2492,14 @@ __global__ void pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted
 static void pvti_op_weight_commit(void *state, pvt_weight *weight, const pvt_assign *a, const double *norms,
                                   double trust, int64_t *changed)
 {
-    PVTI_STATE;
-    pvti_view w;
+    PVTI_WEIGHT(w, weight);
     int64_t *accepted = trust > 0 ? (int64_t *)(void *)s->room : NULL;
-    if (!pvti_see(s, weight, &w)) return;
     if (accepted) PVTI_BLOCKS(s, pvti_k_accept, 1, accepted, a->change, a->n, norms, w.O / w.gog, trust);
     PVTI_EACH(s, pvti_k_commit, a->n, w, *a, accepted, (unsigned long long *)(void *)changed);
 }
 
-__global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_return(float *target, pvti_view w, pvt_assign a, const double *norm, double wind)
 {
     int64_t i = PVTI_INDEX;
     double sum = 0, radius = wind > 0 ? wind * sqrt(*norm / (double)w.groups) : 0;
@@ -2496,10 +2522,8 @@ __global__ void pvti_k_return(float *target, pvti_view w, pvt_assign a, const do
 static void pvti_op_group_return(void *state, float *target, const pvt_weight *weight, const pvt_assign *a,
                                  const double *norms, double wind)
 {
-    PVTI_STATE;
-    pvti_view w;
+    PVTI_WEIGHT(w, weight);
     double *norm = (double *)(void *)s->room;
-    if (!pvti_see(s, weight, &w)) return;
     if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
     PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
@@ -2508,25 +2532,25 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 /*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a block. The
     rules, ties included, are those of the processor's searches (sections weights, vector grids, search). */
 
-static __device__ inline bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
+PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {
     if (!(e1 > 0 && e2 > 0)) return false;
     double odds = exp(0.5 / a.rounding * (log(e2) - log(e1)));
     return pvti_unit_of(pvti_random(a.seed, PVTI_FOR_ROUNDING, a.stream, (uint64_t)group)) < 1 / (1 + odds);
 }
 /* With a scale of 0 all codes are equal. */
-static __device__ inline int pvti_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
+PVTI_DEVICE int pvti_idle(int now, int other) { return now != other ? now : now > 0 ? now - 1 : 1; }
 
 /* ---- a code for each weight ---- */
 
-static __device__ inline int pvti_int_nearest(double x, int most, int other)
+PVTI_DEVICE int pvti_int_nearest(double x, int most, int other)
 {
     int code = x > 0 ? (x < most ? (int)(x + 0.5) : most) : 0;
     if (code != other) return code;
     if (code == 0 || (code < most && x > code)) return code + 1;
     return code - 1;
 }
-static __device__ inline int pvti_nf4_nearest(double x, int other)
+PVTI_DEVICE int pvti_nf4_nearest(double x, int other)
 {
     int best = -1;
     for (int k = 0; k < 16; k++)
@@ -2535,7 +2559,7 @@ static __device__ inline int pvti_nf4_nearest(double x, int other)
     return best;
 }
 /* The nearest of all but `other`; *step: by how much the weight then moves. */
-static __device__ inline int pvti_single(const pvti_view &w, int64_t i, double target, int other, double *step)
+PVTI_DEVICE int pvti_single(const pvti_view &w, int64_t i, double target, int other, double *step)
 {
     double scale = (double)w.scales[pvti_scale_index(w, i / w.I, i % w.I)];
     double zero = w.kind == PVTI_INT ? (double)w.extra[i / w.ig] : (double)w.origin;
@@ -2546,7 +2570,7 @@ static __device__ inline int pvti_single(const pvti_view &w, int64_t i, double t
     *step = scale * (w.kind == PVTI_NF4 ? (double)pvti_nf4_level(code) - (double)pvti_nf4_level(now) : code - now);
     return code;
 }
-__global__ void pvti_k_assign_singles(pvti_view w, pvt_assign a)
+PVTI_KERNEL pvti_k_assign_singles(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, i;
     if (k >= a.n) return;
@@ -2566,18 +2590,20 @@ __global__ void pvti_k_assign_singles(pvti_view w, pvt_assign a)
 
 /* ---- points of a fixed grid ---- */
 
+enum { PVTI_POINTS = 64 }; /* threads of a block */
+
 /* A candidate: the least cost wins, of equals the lower code. */
 typedef struct pvti_best {
     double cost;
     int code;
 } pvti_best;
-static __device__ inline void pvti_offer(pvti_best *best, double cost, int code)
+PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
 {
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
 /* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out, double. */
-static __device__ inline int pvti_higgs_nearest(const pvti_view &w, const float *x)
+PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
     int best = 0;
@@ -2590,7 +2616,7 @@ static __device__ inline int pvti_higgs_nearest(const pvti_view &w, const float 
     return best;
 }
 /* The distance², less ‖x‖², of a code's point. */
-static __device__ inline double pvti_code_cost(const pvti_view &w, const float *x, int code)
+PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
 {
     double sum = 0;
     for (int d = 0; d < w.gig; d++) {
@@ -2601,8 +2627,7 @@ static __device__ inline double pvti_code_cost(const pvti_view &w, const float *
 }
 /* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
    costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
-static __device__ inline double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
-                                                 unsigned *minus)
+PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first, unsigned *minus)
 {
     double score = 0, norm = 0, least = INFINITY;
     int weakest = 0;
@@ -2617,60 +2642,48 @@ static __device__ inline double pvti_signed_cost(const float *a, const double *y
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
-/* e8p: both shifts, all patterns; of that of the code to be left out all signs but those. −1: none is. */
-static __device__ inline int pvti_e8p_nearest(const pvti_view &w, const float *x, int not_this)
+/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1:
+    none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the
+    lowest wins. */
+PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
+    bool e8p = w.kind == PVTI_E8P;
+    int points = 1 << pvti_iq2_bits(w), step = e8p ? 2 : points, same = e8p ? 0xff01 : points - 1;
     pvti_best best = {INFINITY, not_this == 0};
-    for (int shift = 0; shift < 2; shift++) {
-        double y[8], delta = shift ? 0.25 : -0.25, total = 0, cost;
-        unsigned minus;
+    for (int shift = 0; shift < (e8p ? 2 : 1); shift++) {
+        double y[8], delta = !e8p ? 0 : shift ? 0.25 : -0.25, total = 0;
         for (int d = 0; d < 8; d++) y[d] = (double)x[d] - delta, total += (double)x[d];
-        for (int i = 0; i < 256; i++) {
+        for (int i = 0; i < points; i++) {
             const float *a = w.points + i * 8;
+            int first = e8p ? i << 8 | shift : i; /* its codes go on from here by `step` */
             float sum = 0;
-            bool all = not_this >= 0 && i == not_this >> 8 && shift == (not_this & 1);
+            unsigned minus;
             for (int d = 0; d < 8; d++) sum += a[d];
+            bool all = not_this >= 0 && (not_this & same) == first;
             if (!all) {
-                cost = pvti_signed_cost(a, y, (int)sum & 1, true, &minus) - 2 * delta * total;
+                double cost = pvti_signed_cost(a, y, e8p && ((int)sum & 1), e8p, &minus) - 2 * delta * total;
                 pvti_offer(&best, cost, i << 8 | (int)(minus & 127) << 1 | shift);
             }
-            for (int code = i << 8 | shift; all && code < (i + 1) << 8; code += 2)
-                if (code != not_this) pvti_offer(&best, pvti_code_cost(w, x, code) - 0.5, code);
+            for (int signs = 0; all && signs < 128; signs++) {
+                int code = first + signs * step;
+                if (code == not_this) continue;
+                pvti_offer(&best, pvti_code_cost(w, x, code) - 8 * delta * delta, i << 8 | signs << 1 | shift);
+            }
         }
     }
-    return best.code;
-}
-static __device__ inline int pvti_iq2_nearest(const pvti_view &w, const float *x, int not_this)
-{
-    int bits = pvti_iq2_bits(w), points = 1 << bits;
-    double least = INFINITY, y[8];
-    int found = not_this == 0;
-    for (int d = 0; d < 8; d++) y[d] = (double)x[d];
-    for (int i = 0; i < points; i++) {
-        bool all = not_this >= 0 && i == (not_this & (points - 1));
-        unsigned minus;
-        double cost = pvti_signed_cost(w.points + i * 8, y, false, false, &minus);
-        if (!all && cost < least) least = cost, found = i | (int)(minus & 127) << bits;
-        for (int code = i; all && code < points << 7; code += points) {
-            if (code == not_this) continue;
-            cost = pvti_code_cost(w, x, code);
-            if (cost < least) least = cost, found = code;
-        }
-    }
-    return found;
+    return e8p ? best.code : best.code >> 8 | (best.code >> 1 & 127) * points;
 }
 /* The nearest of all codes but not_this; −1: of all. */
-static __device__ inline int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
+PVTI_DEVICE int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
 {
     pvti_best best = {INFINITY, not_this == 0};
-    if (w.kind == PVTI_E8P) return pvti_e8p_nearest(w, x, not_this);
-    if (w.kind == PVTI_IQ2) return pvti_iq2_nearest(w, x, not_this);
+    if (w.kind != PVTI_HIGGS) return pvti_signed_nearest(w, x, not_this);
     if (not_this < 0) return pvti_higgs_nearest(w, x);
     for (int k = 0; k < w.K; k++)
         if (k != not_this) pvti_offer(&best, pvti_code_cost(w, x, k), k);
     return best.code;
 }
-static __device__ inline double pvti_points_distance(const pvti_view &w, const float *x, int code)
+PVTI_DEVICE double pvti_points_distance(const pvti_view &w, const float *x, int code)
 {
     double sum = 0;
     for (int d = 0; d < w.gig; d++) {
@@ -2679,7 +2692,7 @@ static __device__ inline double pvti_points_distance(const pvti_view &w, const f
     }
     return sum;
 }
-__global__ void pvti_k_assign_points(pvti_view w, pvt_assign a)
+__global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view w, pvt_assign a)
 {
     int64_t k = PVTI_INDEX, group;
     float x[8], now_point[8];
@@ -2726,25 +2739,25 @@ typedef struct pvti_search {
     const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
     int slots, D;
 } pvti_search;
-static __host__ __device__ inline int pvti_search_bytes(int slots, int D, int M)
+PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
 {
     return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
 }
 
-static __device__ inline bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
+PVTI_DEVICE bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
 {
     if (a.loss != b.loss) return a.loss < b.loss;
     return a.h != b.h ? a.h < b.h : a.k < b.k;
 }
 template <bool STAGED>
-static __device__ inline float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
+PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
 {
     if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
     return w.points[(m * (int64_t)w.K + k) * room.D + d];
 }
 /* ‖entry‖² − 2·v·entry. */
 template <bool STAGED>
-static __device__ inline float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
+PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
 {
     const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
     float sum = 0, e[8];
@@ -2762,7 +2775,7 @@ static __device__ inline float pvti_entry_loss(const pvti_search &room, const pv
     return sum;
 }
 /* The first of all lanes' candidates, to all of them. */
-static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
+PVTI_DEVICE pvti_candidate pvti_first_of(pvti_candidate best)
 {
     for (int bits = 16; bits > 0; bits /= 2) {
         pvti_candidate other;
@@ -2776,7 +2789,7 @@ static __device__ inline pvti_candidate pvti_first_of(pvti_candidate best)
 /* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
    entry of hypothesis 0. */
 template <bool STAGED>
-static __device__ inline int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
+PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
 {
     int lane = (int)threadIdx.x % 32;
     pvti_candidate last = {0, 0, 0};
@@ -2796,7 +2809,7 @@ static __device__ inline int pvti_best_entries(const pvti_search &room, const pv
     }
     return keep;
 }
-static __device__ inline void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
+PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
     int lane = (int)threadIdx.x % 32;
@@ -2811,8 +2824,7 @@ static __device__ inline void pvti_residual(const pvti_search &room, const pvti_
 }
 /* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
 template <bool STAGED>
-static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
-                                        bool greedy)
+PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep, bool greedy)
 {
     int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
     float *v = room.v + now * room.slots * D;
@@ -2838,8 +2850,8 @@ static __device__ inline int pvti_visit(const pvti_search &room, const pvti_view
     return found;
 }
 /* Which of the two best is the answer. */
-static __device__ inline int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
-                                         int n, int now)
+PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group, int n,
+                            int now)
 {
     const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
@@ -2855,7 +2867,7 @@ static __device__ inline int pvti_answer(const pvti_search &room, const pvti_vie
     return a.force && same;
 }
 /* ‖scale·Σ (new entries − present ones)‖², numbers in turn. */
-static __device__ inline float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
+PVTI_DEVICE float pvti_book_change(const pvti_view &w, const uint16_t *codes, int64_t group)
 {
     int D = w.gog * w.gig, lane = (int)threadIdx.x % 32;
     double sum = 0, scale = (double)w.scales[group / w.GI];
@@ -2870,7 +2882,7 @@ static __device__ inline float pvti_book_change(const pvti_view &w, const uint16
     }
     return (float)(sum * scale * scale);
 }
-static __device__ inline void pvti_stage(float *books, const pvti_view &w, int D)
+PVTI_DEVICE void pvti_stage(float *books, const pvti_view &w, int D)
 {
     for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
         int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
@@ -2930,20 +2942,18 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
     if (!staged) books = 0;
     int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
     int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    if (staged) PVTI_RUN(s, pvti_k_assign_books<true>, blocks, 32 * warps, bytes, *w, *a, order, slots);
-    else PVTI_RUN(s, pvti_k_assign_books<false>, blocks, 32 * warps, bytes, *w, *a, order, slots);
+    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a,
+             order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
-    PVTI_STATE;
-    pvti_view w;
-    if (!pvti_see(s, weight, &w)) return;
+    PVTI_WEIGHT(w, weight);
     if (w.kind == PVTI_AQLM) {
         pvti_assign_books(s, &w, a);
     } else if (w.kind == PVTI_INT || w.kind == PVTI_SIGNED || w.kind == PVTI_NF4) {
         PVTI_EACH(s, pvti_k_assign_singles, a->n, w, *a);
     } else {
-        PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, 64), 64, 0, w, *a);
+        PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, PVTI_POINTS), PVTI_POINTS, 0, w, *a);
     }
 }
 
@@ -2989,9 +2999,8 @@ static pvt_result pvti_grids(pvti_cuda *s)
         {"iq2_xs", 512, 1, 0, 256, 8, 0},
     };
     float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
-    pvt_ctx_desc plain;
+    pvt_ctx_desc plain = {};
     pvt_ctx *ctx;
-    memset(&plain, 0, sizeof plain);
     plain.n_threads = 1;
     pvt_result result = pvt_ctx_create(&plain, &ctx);
     for (int i = 0; result == PVT_OK && i < 3; i++) {
@@ -3048,12 +3057,13 @@ static bool pvti_open_tensor(pvti_cuda *s)
     cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
-    if (s->tensor) /* beyond 48 KiB one has to ask */
-        error = cudaFuncSetAttribute(pvti_k_mma<128, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes(128, true));
-    if (s->tensor && error == cudaSuccess)
-        error = cudaFuncSetAttribute(pvti_k_mma<128, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)pvti_mma_bytes(128, false));
+    /* beyond 48 KiB one has to ask */
+    for (int i = 0; i < 12 && error == cudaSuccess; i++)
+        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2],
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, PVTI_ATTENTION_BYTES);
+    for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
+        error = cudaFuncSetAttribute(i ? pvti_k_mma<128, true> : pvti_k_mma<128, false>,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS
     if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
         pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");

@@ -1,6 +1,7 @@
 /*  Times of the GPU's ops, by the public interface: a line `name TAB milliseconds TAB rate TAB unit` for each, which
-    bench/cuda.sh makes a table of. Run with `host` it takes the processor and sizes a hundredth as large, to check
-    the program itself. The least of some repeated runs, each waited for. */
+    bench/cuda.sh makes a table of. The least of some repeated runs, each waited for. With `host` it takes the processor
+    and small sizes, to check the program itself; `large` adds a TinyLlama-shaped tuning step; `counters` runs the
+    largest kernels once each, for Nsight. */
 #include "pvtune.h"
 
 #include <stdio.h>
@@ -9,7 +10,7 @@
 #include <time.h>
 
 static pvt_ctx *ctx, *plain; /* plain: the processor's, which makes what a device cannot */
-static bool host;
+static bool host, once;
 
 static double now()
 {
@@ -28,7 +29,7 @@ template <class F> static void row(const char *name, double amount, const char *
     double best = 1e9;
     int runs = host ? 1 : 20;
     run();
-    for (int k = 0; k < 5; k++) {
+    for (int k = 0; k < 5 && !once; k++) {
         if (pvt_ctx_synchronise(ctx) != PVT_OK) failed(ctx, name);
         double start = now();
         for (int i = 0; i < runs; i++) run();
@@ -36,7 +37,7 @@ template <class F> static void row(const char *name, double amount, const char *
         double took = (now() - start) / runs;
         best = took < best ? took : best;
     }
-    printf("%s\t%.4f\t%.1f\t%s\n", name, 1e3 * best, 1e-9 * amount / best, unit);
+    if (!once) printf("%s\t%.4f\t%.1f\t%s\n", name, 1e3 * best, 1e-9 * amount / best, unit);
     fflush(stdout);
 }
 
@@ -82,6 +83,17 @@ static pvt_weight weight(pvt_ctx *where, const char *name, int64_t O, int64_t I,
     return w;
 }
 
+/* What bench/CUDA.md takes for granted: from one launch to the next, and the rate of a copy, read and written. */
+static void machine()
+{
+    int64_t bytes = (int64_t)1 << (host ? 24 : 29);
+    char *a = (char *)pvt_memory_alloc(ctx, 2 * bytes);
+    if (!a) failed(ctx, "memory");
+    row("a launch", 1e9, "1/s", [=]() { pvt_residual_forward(ctx, (float *)a, (float *)a, (float *)a, 1); });
+    row("a copy", 2 * (double)bytes, "GB/s", [=]() { pvt_memory_copy(ctx, a, a + bytes, bytes); });
+    pvt_memory_free(ctx, a);
+}
+
 /* ---- products ---- */
 
 static void products(const char *compute, const char *size, int64_t n, int64_t O, int64_t I)
@@ -115,7 +127,7 @@ static void one_row(const char *format, int64_t O, int64_t I)
     pvt_weight_free(&w);
     pvt_memory_free(ctx, x), pvt_memory_free(ctx, y);
 }
-static void attention(const char *size, int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HS)
+static void attention(const char *compute, const char *size, int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HS)
 {
     char name[100];
     pvt_attention_desc d;
@@ -125,9 +137,9 @@ static void attention(const char *size, int64_t B, int64_t T, int64_t NH, int64_
     double scores = (double)(B * NH) * (double)T * (double)(T + 1) / 2;
     float *q = numbers(nq), *k = numbers(nk), *v = numbers(nk), *out = numbers(nq), *lse = numbers(B * NH * T), *g = numbers(nq);
     float *dq = numbers(nq), *dk = numbers(nk), *dv = numbers(nk);
-    snprintf(name, sizeof name, "attention %s", size);
+    snprintf(name, sizeof name, "attention %s %s", compute, size);
     row(name, 4.0 * (double)HS * scores / 1e3, "TFLOP/s", [=]() { pvt_attention_forward(ctx, out, lse, q, k, v, &d); });
-    snprintf(name, sizeof name, "attention %s back", size);
+    snprintf(name, sizeof name, "attention %s %s back", compute, size);
     row(name, 10.0 * (double)HS * scores / 1e3, "TFLOP/s",
         [=]() { pvt_attention_backward(ctx, dq, dk, dv, g, out, lse, q, k, v, &d); });
     float *all[] = {q, k, v, out, lse, g, dq, dk, dv};
@@ -219,19 +231,22 @@ int main(int argc, char **argv)
 {
     const pvt_device *device = NULL;
     host = argc > 1 && strcmp(argv[1], "host") == 0;
+    once = argc > 1 && strcmp(argv[1], "counters") == 0;
     bool large = argc > 1 && strcmp(argv[1], "large") == 0;
     if (!host && pvt_cuda_device(0, &device) != PVT_OK) return 2;
     plain = context(NULL, false);
-    for (int bf16 = 0; bf16 < 2; bf16++) {
+    for (int bf16 = once; bf16 < 2; bf16++) {
         const char *compute = bf16 ? "bf16" : "fp32";
         ctx = context(device, bf16);
+        if (!bf16) machine();
         products(compute, "1024x1536x576", host ? 20 : 1024, 1536, 576);
         products(compute, "16384x5632x2048", host ? 20 : 16384, host ? 512 : 5632, 2048);
-        models(compute, large);
-        if (bf16 == 0) {
+        attention(compute, "SmolLM2", 2, host ? 32 : 512, 9, 3, 64);
+        attention(compute, "TinyLlama", host ? 1 : 16, host ? 32 : 1024, 32, 4, 64);
+        if (!once) models(compute, large);
+        if (!bf16) {
             one_row("aqlm:2x8g8", 5632, 2048), one_row("aqlm:2x8g8", 11008, 4096), one_row("aqlm:1x16g8", 5632, 2048);
             one_row("int:2g64", 5632, 2048), one_row("int:4g64", 11008, 4096), one_row("e8p", 5632, 2048);
-            attention("SmolLM2", 2, host ? 32 : 512, 9, 3, 64), attention("TinyLlama", host ? 1 : 16, host ? 32 : 1024, 32, 4, 64);
             pv_step("aqlm:2x8g8", 1536, 576), pv_step("aqlm:2x8g8", host ? 512 : 5632, 2048), pv_step("int:2g64", 1536, 576);
         }
         pvt_ctx_destroy(ctx);

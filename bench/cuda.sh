@@ -1,7 +1,8 @@
 # cuda.sh test|bench [large]: called by `make test-cuda` and `make bench-cuda`. Builds for the GPU that is there, holds
 # every op against the processor; test: also under compute-sanitizer; bench: then times them, and other software where
-# python3 has it, in one table. Ends with one line where nvcc or a GPU is missing. BUILD, MAKE, NVCC, CUDA_ARCH as in the
-# Makefile; `large` adds a TinyLlama-shaped tuning step (12 GB).
+# python3 has it, in one table, and reads Nsight's counters of the largest kernels, where ncu is there and may. Ends with
+# one line where nvcc or a GPU is missing. BUILD, MAKE, NVCC, CUDA_ARCH as in the Makefile; `large` adds a
+# TinyLlama-shaped tuning step (12 GB). Other software gets five minutes, so that the whole fits into ten.
 what=${1:-bench}
 if [ -z "$NVCC" ]; then
     echo "make $what-cuda: no nvcc, neither in PATH nor in CUDA_HOME: install the CUDA toolkit"
@@ -27,10 +28,21 @@ if [ "$what" = test ]; then
     exit 0
 fi
 "$BUILD/bench_cuda" $2 >"$BUILD/cuda.rows" || exit 1
-python3 bench/cuda_peers.py $2 >"$BUILD/cuda.peers" || true
+timeout 300 python3 bench/cuda_peers.py $2 >"$BUILD/cuda.peers" || true
 awk -F '\t' '
 FILENAME == ARGV[1] { ms[$1, ++n[$1]] = $3; who[$1, n[$1]] = $2; next }
 FNR == 1 { printf "%-44s %12s %24s  %s\n", "what", "ms", "rate", "others: ms, and how many times as long as ours" }
 { printf "%-44s %12.4f %12.1f %-11s", $1, $2, $3, $4
   for (i = 1; i <= n[$1]; i++) printf "  %s: %.4f, %.2f", who[$1, i], ms[$1, i], ms[$1, i] / $2
   printf "\n" }' "$BUILD/cuda.peers" "$BUILD/cuda.rows"
+
+counters=$(command -v ncu || echo "$(dirname "$NVCC")/ncu")
+[ -x "$counters" ] || { echo "no Nsight Compute (ncu) here: no counters"; exit 0; }
+peak=avg.pct_of_peak_sustained
+timeout 120 "$counters" --csv --page raw --kernel-name 'regex:pvti_k_(mma|attention)' --launch-count 24 --metrics \
+    "sm__throughput.${peak}_elapsed,sm__inst_executed_pipe_tensor.${peak}_active,l1tex__throughput.${peak}_active,\
+lts__throughput.${peak}_elapsed,dram__throughput.${peak}_elapsed,sm__warps_active.${peak}_active" \
+    "$BUILD/bench_cuda" counters >"$BUILD/cuda.counters" 2>&1 || { tail -2 "$BUILD/cuda.counters"; exit 0; }
+grep '^"' "$BUILD/cuda.counters" | awk -F '","' '
+NR == 1 { for (i = NF - 5; i <= NF; i++) { name = $i; sub(/\..*/, "", name); printf "%s%s", name, i < NF ? ", " : " in % of the peak:\n" } }
+NR > 2 { sub(/"$/, "", $NF); printf "%-60.60s", $5; for (i = NF - 5; i <= NF; i++) printf " %6.1f", $i; printf "\n" }'

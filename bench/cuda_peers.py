@@ -38,17 +38,18 @@ def products(torch):
 
 
 def attention(torch):
-    for name, B, T, NH, NKV, HS in (("SmolLM2", 2, 512, 9, 3, 64), ("TinyLlama", 16, 1024, 32, 4, 64)):
-        q, k, v = (torch.randn(B, h, T, HS, device="cuda", requires_grad=True) for h in (NH, NKV, NKV))
-        repeat = NH // NKV
+    for compute, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for name, B, T, NH, NKV, HS in (("SmolLM2", 2, 512, 9, 3, 64), ("TinyLlama", 16, 1024, 32, 4, 64)):
+            q, k, v = (torch.randn(B, h, T, HS, device="cuda", dtype=dtype, requires_grad=True) for h in (NH, NKV, NKV))
+            repeat = NH // NKV
 
-        def forward():
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), is_causal=True)
-        out = forward()
-        grad = torch.randn_like(out)
-        put(f"attention {name}", "torch SDPA fp32", least(torch, forward))
-        put(f"attention {name} back", "torch SDPA fp32", least(torch, lambda: out.backward(grad, retain_graph=True)))
+            def forward():
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), is_causal=True)
+            out = forward()
+            grad = torch.randn_like(out)
+            put(f"attention {compute} {name}", "torch SDPA", least(torch, forward))
+            put(f"attention {compute} {name} back", "torch SDPA", least(torch, lambda: out.backward(grad, retain_graph=True)))
 
 
 def training(torch):

@@ -37,6 +37,9 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -327,6 +330,12 @@ static inline void copies_wait(int line)
     }
     f->n_copies = 0;
 }
+static inline unsigned half_bits(float x)
+{
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 /* ldmatrix.x4 (PTX ISA 9.7.14.5.15). */
 static inline void matrices(unsigned *x, const uint16_t *row, bool turned, int line)
 {
@@ -372,6 +381,7 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 #define pvti_copy_16(to, from, bytes) shim::copy_async(to, from, 16, bytes)
 #define pvti_copy_4(to, from, bytes) shim::copy_async(to, from, 4, bytes)
 #define pvti_copies_wait() shim::copies_wait(__LINE__)
+#define pvti_halves(low, high) (shim::half_bits(low) | shim::half_bits(high) << 16) /* cvt.rn.bf16x2.f32 */
 #define pvti_matrices(x, row, turned) shim::matrices(x, row, turned, __LINE__)
 #define pvti_mma(c, a, first, second) shim::mma(c, a, first, second, __LINE__)
 #define __global__ static
@@ -399,6 +409,7 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 #define PVT_SHARED(type, name)                                                                      \
     static_assert(sizeof(type) <= 48 << 10, "static shared memory");                                \
     type &name = *(type *)(void *)shim::w.shared
+#define PVT_UNROLL
 #define PVT_SHARED_DYNAMIC(type, name) type *name = (type *)(void *)shim::w.shared
 
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }

@@ -10,7 +10,8 @@
 #include <stdint.h>
 static int64_t slab; /* 0: each allocation alone, so that the shim sees what is written behind it */
 #define PVT_CUDA_SLAB slab
-#define PVT_CUDA_ROOM ((int64_t)1 << 20)
+static int64_t work_space = 1 << 20;
+#define PVT_CUDA_ROOM work_space
 #include "../pvtune_cuda.cu"
 #ifdef __CUDACC__
 /* What is asked of the shim, with no answer. */
@@ -88,12 +89,27 @@ static void release_all()
 #define H(b) ((float *)(b)->h)
 #define D(b) ((float *)(b)->d)
 
+/* PVTUNE_CASES: a line for each, of which bench/cuda_cases.sh makes the table in bench/CUDA.md. */
 static void compared(bool same, const char *what, double off, double allowed)
 {
+    static const bool told = getenv("PVTUNE_CASES") != NULL;
     cases++;
+    if (told && !planted) printf("case\t%s\t%.3g\t%.3g\n", what, same ? fmin(off, allowed) : off, allowed);
     if (same) return;
     differences++;
     if (!planted) printf("%s: off by %.3g, allowed %.3g\n", what, off, allowed);
+}
+static void worked(bool ok, const char *what)
+{
+    cases++, differences += !ok;
+    if (!ok && !planted) printf("failed: %s\n", what);
+}
+/* "op: of what", until the next call. */
+static const char *of(const char *op, const char *what)
+{
+    static char text[200];
+    snprintf(text, sizeof text, "%s: %s", op, what);
+    return text;
 }
 /* The largest difference relative to the largest number; NaN where only one has it differs. */
 static void compare(const both *b, const char *what, double allowed)
@@ -101,7 +117,7 @@ static void compare(const both *b, const char *what, double allowed)
     int64_t n = b->bytes / 4;
     float *x = (float *)malloc((size_t)b->bytes + 4), *y = H(b);
     double off = 0, most = 0;
-    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) worked(false, pvt_ctx_error(there));
     for (int64_t i = 0; i < n; i++) {
         double d = fabs((double)x[i] - (double)y[i]);
         if (x[i] != x[i] && y[i] != y[i]) continue;
@@ -114,18 +130,18 @@ static void compare(const both *b, const char *what, double allowed)
 static void compare_doubles(const both *b, const char *what, double allowed)
 {
     double *x = (double *)malloc((size_t)b->bytes + 8), *y = (double *)b->h, off = 0, most = 0;
-    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) worked(false, pvt_ctx_error(there));
     for (int64_t i = 0; i < b->bytes / 8; i++) {
         double d = fabs(x[i] - y[i]);
         off = d <= off ? off : d == d ? d : INFINITY, most = fmax(most, fabs(y[i]));
     }
-    compared(off <= allowed * most, what, off, allowed);
+    compared(off <= allowed * most, what, most > 0 ? off / most : off, allowed);
     free(x);
 }
 static void compare_bytes(const both *b, const char *what)
 {
     char *x = (char *)malloc((size_t)b->bytes + 1);
-    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) compared(false, pvt_ctx_error(there), 0, 0);
+    if (pvt_memory_read(there, x, b->d, b->bytes) != PVT_OK) worked(false, pvt_ctx_error(there));
     compared(memcmp(x, b->h, (size_t)b->bytes) == 0, what, 1, 0);
     free(x);
 }
@@ -145,10 +161,11 @@ static void ops_linear()
         both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *db = numbers(O, 1);
         pvt_linear_forward(host, H(y), H(x), H(W), H(bias), n, I, O);
         pvt_linear_forward(there, D(y), D(x), D(W), D(bias), n, I, O);
-        compare(y, "linear", SUMS);
+        compare(y, "linear_forward", SUMS);
         pvt_linear_backward(host, H(dx), H(dW), H(db), H(y), H(x), H(W), n, I, O);
         pvt_linear_backward(there, D(dx), D(dW), D(db), D(y), D(x), D(W), n, I, O);
-        compare(dx, "linear dx", SUMS), compare(dW, "linear dW", SUMS), compare(db, "linear dbias", SUMS);
+        compare(dx, "linear_backward: dx", SUMS), compare(dW, "linear_backward: dW", SUMS);
+        compare(db, "linear_backward: dbias", SUMS);
         release_all();
     }
 }
@@ -161,10 +178,10 @@ static void ops_norm()
         both *dx = numbers(n * C, 1), *dw = numbers(C, 1), *g = numbers(n * C, 1);
         pvt_rmsnorm_forward(host, H(y), H(rstd), H(x), H(w), n, C, 1e-5f);
         pvt_rmsnorm_forward(there, D(y), D(rstd), D(x), D(w), n, C, 1e-5f);
-        compare(y, "norm", 3e-7), compare(rstd, "rstd", 3e-7);
+        compare(y, "rmsnorm_forward", 3e-7), compare(rstd, "rmsnorm_forward: rstd", 3e-7);
         pvt_rmsnorm_backward(host, H(dx), H(dw), H(g), H(x), H(rstd), H(w), n, C);
         pvt_rmsnorm_backward(there, D(dx), D(dw), D(g), D(x), D(rstd), D(w), n, C);
-        compare(dx, "norm dx", SUMS), compare(dw, "norm dweight", SUMS);
+        compare(dx, "rmsnorm_backward: dx", SUMS), compare(dw, "rmsnorm_backward: dweight", SUMS);
         release_all();
     }
 }
@@ -176,15 +193,15 @@ static void ops_rope()
     pvt_rope_frequencies(inv_freq, HS, 10000);
     pvt_rope_table(host, H(c), H(s), inv_freq, HS, 70, T);
     pvt_rope_table(there, D(c), D(s), inv_freq, HS, 70, T);
-    compare(c, "rope cosines", 1.2e-7), compare(s, "rope sines", 1.2e-7);
+    compare(c, "rope_table: cosines", 1.2e-7), compare(s, "rope_table: sines", 1.2e-7);
     for (int pairing = 0; pairing < 2; pairing++) {
         pvt_rope_forward(host, H(x), H(c), H(s), B, T, NH, HS, (pvt_rope_pairing)pairing);
         pvt_rope_forward(there, D(x), D(c), D(s), B, T, NH, HS, (pvt_rope_pairing)pairing);
-        compare(x, "rope", 5e-7);
+        compare(x, "rope_forward", 5e-7);
     }
     pvt_rope_backward(host, H(x), H(c), H(s), B, T, NH, HS, PVT_ROPE_NEIGHBOURS);
     pvt_rope_backward(there, D(x), D(c), D(s), B, T, NH, HS, PVT_ROPE_NEIGHBOURS);
-    compare(x, "rope back", 1e-6);
+    compare(x, "rope_backward", 1e-6);
     release_all();
 }
 static void ops_rotate()
@@ -199,41 +216,49 @@ static void ops_rotate()
             compare(y, "rotate", 4e-7);
             pvt_rotate(host, H(x), H(x), n, C, PVT_SIDE_OUT, inverse);
             pvt_rotate(there, D(x), D(x), n, C, PVT_SIDE_OUT, inverse);
-            compare(x, "rotate in place", 4e-7);
+            compare(x, "rotate: in place", 4e-7);
             pvt_rotate_columns(host, H(y), C, n, PVT_SIDE_OUT, inverse);
             pvt_rotate_columns(there, D(y), C, n, PVT_SIDE_OUT, inverse);
-            compare(y, "rotate columns", 6e-7);
+            compare(y, "rotate_columns", 6e-7);
             release_all();
         }
     both *wide = numbers(24 * 70, 1); /* columns in several parts */
     pvt_rotate_columns(host, H(wide), 24, 70, PVT_SIDE_IN, false);
     pvt_rotate_columns(there, D(wide), 24, 70, PVT_SIDE_IN, false);
-    compare(wide, "rotate columns, wide", 4e-7);
+    compare(wide, "rotate_columns: wide", 4e-7);
     release_all();
 }
-/* Scores and sums in other orders, and exp of its own. */
+/* B, T, NH, NKV, HS, pos, window. Allowed: of out and its gradients in fp32, where scores and sums have other orders and
+   exp is another; in bf16 see halves_attention. */
+static void attention_of(const int *size, bool half, double forward, double backward)
+{
+    pvt_attention_desc d;
+    memset(&d, 0, sizeof d);
+    d.B = size[0], d.T = size[1], d.NH = size[2], d.NKV = size[3], d.HS = size[4];
+    d.pos = size[5], d.window = size[6];
+    int64_t kv = (d.pos + d.T) * d.NKV * d.HS, nq = d.B * d.T * d.NH * d.HS;
+    if (d.pos == 11) kv = d.kv_batch = kv + 5 * d.NKV * d.HS, d.scale = 0.3;
+    both *q = numbers(nq, 2), *k = numbers(d.B * kv, 2), *v = numbers(d.B * kv, 1), *out = numbers(nq, 1);
+    both *lse = numbers(d.B * d.NH * d.T, 1), *g = numbers(nq, 1);
+    both *dq = numbers(nq, 1), *dk = numbers(d.B * kv, 1), *dv = numbers(d.B * kv, 1);
+    pvt_attention_forward(host, H(out), H(lse), H(q), H(k), H(v), &d);
+    pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
+    compare(out, half ? "attention_forward, bf16" : "attention_forward", forward);
+    compare(lse, half ? "attention_forward, bf16, lse" : "attention_forward, lse", 1e-6);
+    pvt_memory_write(there, out->d, out->h, out->bytes), pvt_memory_write(there, lse->d, lse->h, lse->bytes);
+    if (d.B > 1) work_space = 4 * d.NH * d.T; /* one sequence at a time */
+    pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
+    pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
+    work_space = 1 << 20;
+    for (int i = 0; i < 3 && backward > 0; i++)
+        compare(i ? i > 1 ? dv : dk : dq, half ? "attention_backward, bf16" : "attention_backward", backward);
+    release_all();
+}
 static void ops_attention()
 {
-    static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 37, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
+    static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 70, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
                                    {2, 3, 4, 2, 6, 11, 0}, {1, 20, 1, 1, 160, 5, 0}, {1, 1, 4, 1, 16, 40, 7}};
-    FOR(sizes, i) {
-        pvt_attention_desc d;
-        memset(&d, 0, sizeof d);
-        d.B = sizes[i][0], d.T = sizes[i][1], d.NH = sizes[i][2], d.NKV = sizes[i][3], d.HS = sizes[i][4];
-        d.pos = sizes[i][5], d.window = sizes[i][6];
-        int64_t kv = (d.pos + d.T) * d.NKV * d.HS + (i == 3 ? 5 * d.NKV * d.HS : 0), nq = d.B * d.T * d.NH * d.HS;
-        if (i == 3) d.kv_batch = kv, d.scale = 0.3;
-        both *q = numbers(nq, 2), *k = numbers(d.B * kv, 2), *v = numbers(d.B * kv, 1), *out = numbers(nq, 1);
-        both *lse = numbers(d.B * d.NH * d.T, 1), *g = numbers(nq, 1);
-        both *dq = numbers(nq, 1), *dk = numbers(d.B * kv, 1), *dv = numbers(d.B * kv, 1);
-        pvt_attention_forward(host, H(out), H(lse), H(q), H(k), H(v), &d);
-        pvt_attention_forward(there, D(out), D(lse), D(q), D(k), D(v), &d);
-        compare(out, "attention", 3e-6), compare(lse, "attention lse", 1e-6);
-        pvt_attention_backward(host, H(dq), H(dk), H(dv), H(g), H(out), H(lse), H(q), H(k), H(v), &d);
-        pvt_attention_backward(there, D(dq), D(dk), D(dv), D(g), D(out), D(lse), D(q), D(k), D(v), &d);
-        compare(dq, "attention dq", 5e-6), compare(dk, "attention dk", 5e-6), compare(dv, "attention dv", 5e-6);
-        release_all();
-    }
+    FOR(sizes, i) attention_of(sizes[i], false, 3e-6, 5e-6);
 }
 static void ops_elements()
 {
@@ -243,26 +268,26 @@ static void ops_elements()
     for (int i = 0; i < IDS; i++) ids[i] = i < 9 ? ids_of[i] : i * i % 33;
     both *a = numbers(N, 6), *b = numbers(N, 1), *c = numbers(N, 1), *da = numbers(N, 1), *db = numbers(N, 1);
     pvt_swiglu_forward(host, H(c), H(a), H(b), N), pvt_swiglu_forward(there, D(c), D(a), D(b), N);
-    compare(c, "swiglu", 3e-7);
+    compare(c, "swiglu_forward", 3e-7);
     pvt_swiglu_backward(host, H(da), H(db), H(c), H(a), H(b), N);
     pvt_swiglu_backward(there, D(da), D(db), D(c), D(a), D(b), N);
-    compare(da, "swiglu dgate", 6e-7), compare(db, "swiglu dup", 6e-7);
+    compare(da, "swiglu_backward: dgate", 6e-7), compare(db, "swiglu_backward: dup", 6e-7);
     pvt_residual_forward(host, H(c), H(a), H(b), N), pvt_residual_forward(there, D(c), D(a), D(b), N);
-    compare(c, "residual", 3e-7);
+    compare(c, "residual_forward", 3e-7);
     pvt_residual_backward(host, H(da), NULL, H(c), N), pvt_residual_backward(there, D(da), NULL, D(c), N);
     pvt_residual_backward(host, H(da), H(db), H(a), N), pvt_residual_backward(there, D(da), D(db), D(a), N);
-    compare(da, "residual da", 6e-7), compare(db, "residual db", 6e-7);
+    compare(da, "residual_backward: da", 6e-7), compare(db, "residual_backward: db", 6e-7);
     both *i = array(ids, sizeof ids), *table = numbers(V * C, 1), *rows = numbers(IDS * C, 1), *dt = numbers(V * C, 1);
     pvt_embedding_forward(host, H(rows), H(table), (int32_t *)i->h, IDS, V, C);
     pvt_embedding_forward(there, D(rows), D(table), (int32_t *)i->d, IDS, V, C);
-    compare(rows, "embedding", EXACT);
+    compare(rows, "embedding_forward", EXACT);
     pvt_embedding_backward(host, H(dt), H(rows), (int32_t *)i->h, IDS, V, C);
     pvt_embedding_backward(there, D(dt), D(rows), (int32_t *)i->d, IDS, V, C);
-    compare(dt, "embedding back", EXACT);
+    compare(dt, "embedding_backward", EXACT);
     double x = pvt_mse_forward(host, H(a), H(b), N), y = pvt_mse_forward(there, D(a), D(b), N);
-    compared(fabs(x - y) <= 1e-6 * x, "mse", x - y, 1e-6 * x);
+    compared(fabs(x - y) <= 1e-6 * x, "mse_forward", fabs(x - y) / x, 1e-6);
     pvt_mse_backward(host, H(da), H(a), H(b), 0.5, N), pvt_mse_backward(there, D(da), D(a), D(b), 0.5, N);
-    compare(da, "mse back", 3e-7);
+    compare(da, "mse_backward", 3e-7);
     release_all();
 }
 static void ops_losses()
@@ -285,8 +310,8 @@ static void ops_losses()
         pvt_kl_backward(ctx[k], x, l, y, l + 2 * N, at, 0.25, N, V0, V);
         pvt_cross_entropy_backward(ctx[k], x + V0, l, at, 0.5, N, V0, V - V0, V);
     }
-    compare_doubles(lse, "losses", 1e-6);
-    compare(s, "losses' gradients", 1e-6);
+    compare_doubles(lse, "softmax_update, softmax_finish, kl_forward", 1e-6);
+    compare(s, "kl_backward, cross_entropy_backward", 1e-6);
     release_all();
 }
 
@@ -322,7 +347,7 @@ static bool weight_pair(const weight_case *c, pvt_weight *h, pvt_weight *d)
     int n = ok ? pvt_weight_arrays(h, list) : 0;
     if (!ok || pvt_weight_from_arrays(there, &format, c->O, c->I, list, n, c->format, d) != PVT_OK) {
         printf("%s: %s%s\n", c->format, pvt_ctx_error(host), pvt_ctx_error(there));
-        compared(false, "a weight", 1, 0);
+        worked(false, "a weight");
         return false;
     }
     return true;
@@ -336,10 +361,10 @@ static void weight_products(const weight_case *c, const pvt_weight *h, const pvt
             both *x = numbers(rows[i] * c->I, 1), *y = numbers(rows[i] * c->O, 1);
             both *dx = numbers(rows[i] * c->I, 1), *dW = numbers(c->O * c->I, 1);
             pvt_weight_forward(H(y), H(x), h, rows[i], add), pvt_weight_forward(D(y), D(x), d, rows[i], add);
-            compare(y, c->format, SUMS);
+            compare(y, of("weight_forward", c->format), SUMS);
             pvt_weight_backward(H(dx), add ? NULL : H(dW), H(y), H(x), h, rows[i]);
             pvt_weight_backward(D(dx), add ? NULL : D(dW), D(y), D(x), d, rows[i]);
-            compare(dx, c->format, SUMS), compare(dW, c->format, SUMS);
+            compare(dx, of("weight_backward, dx", c->format), SUMS), compare(dW, of("weight_backward, dW", c->format), SUMS);
             release_all();
         }
 }
@@ -352,15 +377,15 @@ static void weight_values(const weight_case *c, const pvt_weight *h, const pvt_w
     both *g[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL};
     pvt_real *hg[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL}, *dg[PVT_MAX_ARRAYS] = {NULL, NULL, NULL, NULL};
     pvt_weight_dequantize(h, H(W)), pvt_weight_dequantize(d, D(W));
-    compare(W, c->format, turned ? 6e-7 : EXACT);
+    compare(W, of(turned ? "weight_dequantize, rotated" : "weight_dequantize", c->format), turned ? 6e-7 : EXACT);
     pvt_weight_embedding(H(some), h, (int32_t *)at->h, 3), pvt_weight_embedding(D(some), d, (int32_t *)at->d, 3);
-    compare(some, c->format, turned ? 6e-7 : EXACT);
+    compare(some, of(turned ? "weight_lookup, rotated" : "weight_lookup", c->format), turned ? 6e-7 : EXACT);
     both *dW = numbers(c->O * c->I, 1);
     for (int i = 1; i < pvt_weight_arrays(h, list); i++)
         if (list[i].role == PVT_ARRAY_VALUE) g[i] = numbers(list[i].bytes / 4, 1), hg[i] = H(g[i]), dg[i] = D(g[i]);
-    compared(pvt_weight_chain(hg, h, H(dW)) == PVT_OK && pvt_weight_chain(dg, d, D(dW)) == PVT_OK, "chain", 1, 0);
+    worked(pvt_weight_chain(hg, h, H(dW)) == PVT_OK && pvt_weight_chain(dg, d, D(dW)) == PVT_OK, "chain");
     for (int i = 1; i < PVT_MAX_ARRAYS; i++)
-        if (g[i]) compare(g[i], c->format, SUMS);
+        if (g[i]) compare(g[i], of("weight_chain", c->format), SUMS);
     release_all();
 }
 static void weights_products()
@@ -398,10 +423,10 @@ static void weights_dense()
         if (i < 3) /* whole numbers: no NaN */
             for (int64_t k = 0; k < n; k++) data[k] = (uint8_t)(k % (i ? 2 : 4) == (i ? 1 : 3) ? 0x3c + (k & 2) : data[k]);
         both *blocks = array(data, n), *W = numbers(O * I, 1);
-        compared(pvt_weight_borrow(host, blocks->h, types[i], O, I, &h) == PVT_OK &&
-                     pvt_weight_borrow(there, blocks->d, types[i], O, I, &d) == PVT_OK, pvt_dtype_name(types[i]), 1, 0);
+        worked(pvt_weight_borrow(host, blocks->h, types[i], O, I, &h) == PVT_OK &&
+                     pvt_weight_borrow(there, blocks->d, types[i], O, I, &d) == PVT_OK, pvt_dtype_name(types[i]));
         pvt_weight_dequantize(&h, H(W)), pvt_weight_dequantize(&d, D(W));
-        compare(W, pvt_dtype_name(types[i]), 1e-7);
+        compare(W, of("weight_dequantize, dense", pvt_dtype_name(types[i])), 1e-7);
         release_all();
         free(data);
     }
@@ -444,17 +469,17 @@ static void pv_weight(const pv_case *p, const weight_case *c)
     pvt_pv_stats stats[2];
     pvt_array list[PVT_MAX_ARRAYS], other[PVT_MAX_ARRAYS];
     char what[120];
-    snprintf(what, sizeof what, "%s, %s", c->format, p->name);
+    snprintf(what, sizeof what, "%s, %s", c->format, p->name); /* of several ops, in turn */
     if (!weight_pair(c, &w[0], &w[1])) return;
     for (int k = 0; k < 2; k++)
         if (pvt_pv_create(ctx[k], &p->d, &pv[k]) != PVT_OK || pvt_pv_add_weight(pv[k], &w[k], "w", NULL) != PVT_OK)
-            compared(false, pvt_ctx_error(ctx[k]), 0, 0);
+            worked(false, pvt_ctx_error(ctx[k]));
     for (int step = 0; step < 2; step++) {
         both *dW = numbers(c->O * c->I, 1);
         for (int k = 0; k < 2; k++)
             if (pvt_pv_begin(pv[k], 1) != PVT_OK || pvt_pv_apply(pv[k], 0, k ? D(dW) : H(dW)) != PVT_OK ||
                 pvt_pv_end(pv[k], &stats[k]) != PVT_OK)
-                compared(false, pvt_ctx_error(ctx[k]), 0, 0);
+                worked(false, pvt_ctx_error(ctx[k]));
         release_all();
     }
     int n = pvt_weight_arrays(&w[0], list);
@@ -462,19 +487,19 @@ static void pv_weight(const pv_case *p, const weight_case *c)
     for (int i = 0; i < n; i++) {
         both *b = array(list[i].data, list[i].bytes);
         pvt_memory_copy(there, b->d, other[i].data, list[i].bytes);
-        if (list[i].role != PVT_ARRAY_CODE) compare(b, what, 1e-5);
-        else if (p->allowed == 0) compare_bytes(b, what);
+        if (list[i].role != PVT_ARRAY_CODE) compare(b, of("two PV steps, values", what), 1e-5);
+        else if (p->allowed == 0) compare_bytes(b, of("two PV steps, codes", what));
         else {
             int64_t off = 0;
             uint8_t *read = (uint8_t *)malloc((size_t)b->bytes);
             if (pvt_memory_read(there, read, b->d, b->bytes) != PVT_OK) off = b->bytes;
             for (int64_t j = 0; j < b->bytes; j++) off += read[j] != ((uint8_t *)b->h)[j];
-            compared((double)off <= p->allowed * (double)b->bytes, what, (double)off / (double)b->bytes, p->allowed);
+            compared((double)off <= p->allowed * (double)b->bytes, of("two PV steps, drawn codes", what), (double)off / (double)b->bytes, p->allowed);
             free(read);
         }
     }
     release_all();
-    compared(p->allowed > 0 || stats[0].groups_changed == stats[1].groups_changed, what, 1, 0);
+    compared(p->allowed > 0 || stats[0].groups_changed == stats[1].groups_changed, of("two PV steps, groups changed", what), 1, 0);
     for (int k = 0; k < 2; k++) pvt_pv_free(pv[k]), pvt_weight_free(&w[k]);
 }
 static void pv_all()
@@ -503,7 +528,8 @@ static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
     both *keys = numbers(n, 1), *work = array(NULL, n * 8), *more = array(NULL, n * 8), *selected = array(NULL, k * 8);
     uint64_t *sorted = (uint64_t *)malloc((size_t)n * sizeof *sorted);
     for (int64_t i = 0; i < n; i++) {
-        H(keys)[i] = values ? (float)((int)(H(keys)[i] * (float)values)) : H(keys)[i];
+        if (values > 0) H(keys)[i] = (float)((int)(H(keys)[i] * (float)values));
+        if (values < 0) H(keys)[i] = (float)(i >= n / 2); /* ties, and far behind them the largest */
         uint32_t bits;
         memcpy(&bits, &H(keys)[i], 4);
         sorted[i] = (uint64_t)(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | (uint64_t)i; /* the largest first */
@@ -512,7 +538,7 @@ static void select_some(pvti_cuda *s, int64_t n, int64_t k, int values)
     for (int64_t i = 0; i < k; i++) ((int64_t *)selected->h)[i] = (int64_t)(sorted[i] & 0xffffffffu);
     pvt_memory_write(there, keys->d, keys->h, n * 4);
     pvti_op_group_select(s, (int64_t *)selected->d, D(keys), n, k, (uint64_t *)work->d, (uint64_t *)more->d);
-    compare_bytes(selected, "selection");
+    compare_bytes(selected, "group_select");
     free(sorted), release_all();
 }
 static void sort_some(pvti_cuda *s, int64_t n)
@@ -523,7 +549,7 @@ static void sort_some(pvti_cuda *s, int64_t n)
     pvt_memory_write(there, a->d, pairs, n * 8);
     pvt_memory_copy(there, b->d, pvti_sort_pairs(s, (uint64_t *)a->d, (uint64_t *)b->d, n, 16), n * 8);
     qsort(pairs, (size_t)n, sizeof *pairs, by_value), memcpy(b->h, pairs, (size_t)n * 8);
-    compare_bytes(b, "sort");
+    compare_bytes(b, "sort of codes");
     release_all();
 }
 static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
@@ -539,18 +565,44 @@ static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
     *(int64_t *)accepted->h = count < n ? count : n;
     pvt_memory_write(there, change->d, change->h, n * 4), pvt_memory_write(there, norms->d, norms->h, rows * 8);
     PVTI_RUN(s, pvti_k_accept, 1, PVTI_THREADS, 0, (int64_t *)accepted->d, D(change), n, (double *)norms->d, rows, trust);
-    compare_bytes(accepted, "accepted");
+    compare_bytes(accepted, "weight_commit: groups accepted");
     release_all();
+}
+/* The nearest point of a signed grid, and the nearest but that: against all codes. A kernel's function, called as it is. */
+static void nearest_signed(pvti_cuda *s, int kind, int pairs)
+{
+#ifndef __CUDACC__
+    static const float scales[4] = {0.3f, 1, 2, 4};
+    pvti_view w = {};
+    w.kind = kind, w.pairs = pairs, w.gig = 8, w.points = kind == PVTI_E8P ? s->e8p : s->iq2[pairs];
+    for (int i = 0; i < 4; i++) {
+        float x[8];
+        double first = INFINITY, second = INFINITY;
+        for (int d = 0; d < 8; d++) x[d] = (float)uniform() * scales[i] + (kind == PVTI_E8P ? 0 : scales[i] * 4);
+        int found = pvti_signed_nearest(w, x, -1), next = pvti_signed_nearest(w, x, found);
+        for (int code = 0; code < (kind == PVTI_E8P || pairs ? 65536 : 32768); code++) {
+            double off = pvti_points_distance(w, x, code);
+            if (code != found) second = fmin(second, off);
+            first = fmin(first, off);
+        }
+        double off = pvti_points_distance(w, x, found) - first, off_next = pvti_points_distance(w, x, next) - second;
+        compared(off <= 1e-9 && off_next <= 1e-9 && found != next, "weight_assign: a signed grid", fmax(off, off_next), 1e-9);
+    }
+#else
+    (void)s, (void)kind, (void)pairs;
+#endif
 }
 static void select_all()
 {
     void *state;
     pvt_ctx_desc desc;
     memset(&desc, 0, sizeof desc);
-    compared(device->open(device, &desc, &state) == PVT_OK, "a state", 1, 0);
+    worked(device->open(device, &desc, &state) == PVT_OK, "a state");
     pvti_cuda *s = (pvti_cuda *)state;
     select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
     if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
+    for (int i = 0; i < 3 && !planted; i++) select_some(s, PICKED, PICKED / 2 + 3, -1), select_some(s, 1000, 501, -1);
+    if (!planted) nearest_signed(s, PVTI_E8P, 0), nearest_signed(s, PVTI_IQ2, 0), nearest_signed(s, PVTI_IQ2, 1);
     sort_some(s, PICKED);
     accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);
     device->close(state);
@@ -566,10 +618,10 @@ static void halves_linear(int n, int I, int O)
     both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *g = numbers(n * O, 1);
     pvt_linear_forward(host, H(y), H(x), H(W), NULL, n, I, O);
     pvt_linear_forward(there, D(y), D(x), D(W), NULL, n, I, O);
-    compare(y, "linear in bf16", SUMS);
+    compare(y, "linear_forward, bf16", SUMS);
     pvt_linear_backward(host, H(dx), H(dW), NULL, H(g), H(x), H(W), n, I, O);
     pvt_linear_backward(there, D(dx), D(dW), NULL, D(g), D(x), D(W), n, I, O);
-    compare(dx, "linear dx in bf16", SUMS), compare(dW, "linear dW in bf16", SUMS);
+    compare(dx, "linear_backward, bf16: dx", SUMS), compare(dW, "linear_backward, bf16: dW", SUMS);
     release_all();
 }
 static void halves_weight(const weight_case *c, int n)
@@ -578,11 +630,20 @@ static void halves_weight(const weight_case *c, int n)
     if (!weight_pair(c, &h, &d)) return;
     both *x = numbers(n * c->I, 1), *y = numbers(n * c->O, 1), *dx = numbers(n * c->I, 1), *g = numbers(n * c->O, 1);
     pvt_weight_forward(H(y), H(x), &h, n, true), pvt_weight_forward(D(y), D(x), &d, n, true);
-    compare(y, c->format, SUMS);
+    compare(y, of("weight_forward, bf16", c->format), SUMS);
     pvt_weight_backward(H(dx), NULL, H(g), H(x), &h, n), pvt_weight_backward(D(dx), NULL, D(g), D(x), &d, n);
-    compare(dx, c->format, SUMS);
+    compare(dx, of("weight_backward, bf16", c->format), SUMS);
     release_all();
     pvt_weight_free(&h), pvt_weight_free(&d);
+}
+/* q, k, v, dout, P and dS are rounded alike on both sides, P in the forward by another factor: by 2⁻⁸ of itself at most.
+   On a GPU, whose exp2 is another, the last bit of a float may turn one P or dS here and there by such a step, too. */
+static void halves_attention()
+{
+    static const int sizes[][7] = {{2, 80, 2, 1, 24, 0, 0}, {1, 33, 2, 1, 70, 11, 19}, {1, 20, 1, 1, 160, 5, 0}};
+    static const int few[7] = {1, 7, 2, 1, 40, 29, 0}; /* in fp32; backwards the processor rounds a part */
+    for (int i = 0; i < (planted ? 1 : 3); i++) attention_of(sizes[i], true, 4e-3, on_gpu ? 4e-3 : SUMS);
+    attention_of(few, false, 3e-6, 0);
 }
 static void halves_in_context(int ptx, int cores)
 {
@@ -590,8 +651,9 @@ static void halves_in_context(int ptx, int cores)
                                           {"int:3g5", 17, 35},     {"e8p", 19, 40},          {"nf4", 18, 64}};
     pvt_ctx *fp32[2] = {host, there};
     shim::w.ptx = ptx, shim::w.cores = cores, host = there = NULL;
-    compared(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK, why, 1, 0);
+    worked(open_context(NULL, true, &host) == PVT_OK && open_context(device, true, &there) == PVT_OK, why);
     halves_linear(70, 65, 131), halves_linear(3, 300, 40), halves_linear(40, 36, 72);
+    if (cores == 1 && ptx == 90) halves_attention(); /* elsewhere attention is in fp32 */
     for (int i = 0; i < (planted || cores > 1 ? 1 : 6); i++) halves_weight(&weights[i], 17 + 20 * i);
     pvt_ctx_destroy(there), pvt_ctx_destroy(host);
     host = fp32[0], there = fp32[1];
@@ -863,7 +925,7 @@ static void test_barriers()
         if (!found) printf("pvtune_cuda.cu:%d: no test misses this barrier\n", line);
     }
     printf("%d barriers left out, one by one\n", n);
-    CHECK(n >= 36);
+    CHECK(n >= 30);
 }
 
 int main()

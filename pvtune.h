@@ -1355,7 +1355,11 @@ enum {
 };
 /* text[0 … bytes − 1] as *n ids in *ids, to be freed with pvt_ids_free. bytes −1: up to the
    terminating zero. The time is O(bytes · log bytes). Errors: ARGUMENT, MEMORY, MISMATCH (a
-   character for which the vocabulary has neither a piece, nor bytes, nor an "unknown"). */
+   character for which the vocabulary has neither a piece, nor bytes, nor an "unknown").
+   The ids are those of Hugging Face's library tokenizers, but for two things. It leaves out what a vocabulary
+   without an "unknown" lacks, without a word: here that is MISMATCH. (SmolLM2 has no token for 21 bytes, among
+   them 0x04, 0xF1 and 0xFF; its GGUF names an "unknown", which such a byte then is, there as here.) And it takes
+   UTF-8 only: malformed bytes, for which Python puts U+FFFD before it sees them, are encoded here as they are. */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
 

@@ -166,7 +166,7 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVT_API=static -o $@ $< $(LDFLAGS) $(LDLIBS)
 
-interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, runtimes what we export, and GGUF against llama.cpp (pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=)
+interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, runtimes what we export, and GGUF against llama.cpp, tasks against lm-eval (pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=, _TASKS=)
 	@BUILD=$(BUILD) sh tests/interop.sh
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all

@@ -1355,7 +1355,11 @@ enum {
 };
 /* text[0 … bytes − 1] as *n ids in *ids, to be freed with pvt_ids_free. bytes −1: up to the
    terminating zero. The time is O(bytes · log bytes). Errors: ARGUMENT, MEMORY, MISMATCH (a
-   character for which the vocabulary has neither a piece, nor bytes, nor an "unknown"). */
+   character for which the vocabulary has neither a piece, nor bytes, nor an "unknown").
+   The ids are those of Hugging Face's library tokenizers, but for two things. It leaves out what a vocabulary
+   without an "unknown" lacks, without a word: here that is MISMATCH. (SmolLM2 has no token for 21 bytes, among
+   them 0x04, 0xF1 and 0xFF; its GGUF names an "unknown", which such a byte then is, there as here.) And it takes
+   UTF-8 only: malformed bytes, for which Python puts U+FFFD before it sees them, are encoded here as they are. */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
 
@@ -1384,6 +1388,8 @@ PVT_API int32_t pvt_tokenizer_find(const pvt_tokenizer *tokenizer, const char *p
 typedef enum pvt_rope_rule {
     PVT_ROPE_LLAMA3, PVT_ROPE_LINEAR, PVT_ROPE_DYNAMIC, PVT_ROPE_LONG
 } pvt_rope_rule;
+/* As config.json has it; "?" for a rule that there is not. */
+PVT_API const char *pvt_rope_name(pvt_rope_rule rule);
 
 typedef struct pvt_model_config {
     char family[16];  /* as "model_type" of Hugging Face says it; the table in section families has them */
@@ -1655,6 +1661,8 @@ typedef struct pvt_ppl {
    shorter than one window, ctx beyond the model's, stride beyond ctx). */
 PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
+/* Predictions of that window that count, numbered as in pvt_ppl_desc: what its nll sum is a sum of. */
+PVT_API int64_t pvt_ppl_window_tokens(const pvt_ppl *ppl, int64_t window);
 
 typedef struct pvt_generate_desc {
     int64_t n;             /* tokens to make; 0: 64, or as many as the context has room for */
@@ -11254,6 +11262,11 @@ static bool pvti_config_has(const pvt_model_config *c, int tensor)
 /* By pvt_rope_rule. */
 static const char *const pvti_rope_names[] = {"llama3", "linear", "dynamic", "longrope"};
 
+PVT_API const char *pvt_rope_name(pvt_rope_rule rule)
+{
+    return (unsigned)rule < PVTI_COUNT(pvti_rope_names) ? pvti_rope_names[rule] : "?";
+}
+
 static bool pvti_rope_is(const pvt_model_config *c, pvt_rope_rule rule)
 {
     return c->rope_factor != 0 && c->rope_rule == rule;
@@ -12771,8 +12784,7 @@ typedef struct pvti_eval {
     double *nll;       /* [windows] */
 } pvti_eval;
 
-/* Predictions of a window that count. */
-static int64_t pvti_eval_count(const pvt_ppl *p, int64_t window)
+PVT_API int64_t pvt_ppl_window_tokens(const pvt_ppl *p, int64_t window)
 {
     return window == 0 || p->stride == p->ctx ? p->ctx - 1 : p->stride;
 }
@@ -12789,7 +12801,7 @@ static pvt_result pvti_eval_windows(const pvti_eval *e, const pvt_ppl *p, int64_
     PVTI_TRY(pvt_run_forward(e->run, e->ids, n, T, NULL));
     PVTI_TRY(pvt_run_loss(e->run, NULL, &sum, &count, e->per_token));
     for (int64_t i = 0; i < n; i++) {
-        int64_t t = T - 1 - pvti_eval_count(p, e->first + done + i);
+        int64_t t = T - 1 - pvt_ppl_window_tokens(p, e->first + done + i);
         for (nll[i] = 0; t < T; t++) nll[i] += e->per_token[i * T + t];
         if (!(nll[i] - nll[i] == 0))
             return pvti_fail(e->run->ctx, PVT_ERR_NUMERIC,
@@ -12807,13 +12819,13 @@ static pvt_result pvti_eval_all(const pvti_eval *e, int64_t batch, pvt_ppl *out)
         n = PVTI_MIN(batch, out->windows - done);
         PVTI_TRY(pvti_eval_windows(e, out, done, n));
         for (int64_t i = done; i < done + n; i++)
-            out->nll_sum += e->nll[i], out->tokens += pvti_eval_count(out, e->first + i);
+            out->nll_sum += e->nll[i], out->tokens += pvt_ppl_window_tokens(out, e->first + i);
         PVTI_TRY(pvti_report(e->run->ctx, "eval", NULL, done + n, out->windows, "windows",
                              pvti_exp64(out->nll_sum / (double)out->tokens)));
     }
     out->nll = out->nll_sum / (double)out->tokens;
     for (int64_t i = 0; i < out->windows; i++) { /* of a ratio, for windows may count differently many */
-        double off = e->nll[i] - out->nll * (double)pvti_eval_count(out, e->first + i);
+        double off = e->nll[i] - out->nll * (double)pvt_ppl_window_tokens(out, e->first + i);
         squares += off * off;
     }
     out->nll_stderr = NAN;

@@ -957,8 +957,7 @@ static void info_formats(app *a)
 /* Context, window, and the rule that stretched it. */
 static void info_context(app *a, const pvt_model_config *c)
 {
-    static const char *const rules[] = {"llama3", "linear", "dynamic", "longrope"}; /* by pvt_rope_rule */
-    const char *rule = c->rope_factor != 0 ? rules[c->rope_rule] : c->rope_factors ? "factors" : "none";
+    const char *rule = c->rope_factor != 0 ? pvt_rope_name(c->rope_rule) : c->rope_factors ? "factors" : "none";
     put_int(&a->json, "window", c->window), put_number(&a->json, "rope_theta", c->rope_theta);
     put_text(&a->json, "rope_scaling", rule);
     if (c->rope_factor != 0) {
@@ -1574,12 +1573,6 @@ static int parse_windows(app *a, pvt_ppl_desc *desc)
     return 0;
 }
 
-/* Predictions of a window that count. */
-static int64_t window_tokens(const pvt_ppl *ppl, int64_t window)
-{
-    return window == 0 || ppl->stride == ppl->ctx ? ppl->ctx - 1 : ppl->stride;
-}
-
 /* The windows of another log, as many as these. */
 static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
 {
@@ -1591,7 +1584,8 @@ static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
         double other;
         next = strchr(line, '\n');
         if (sscanf(line, "{\"window\":%lld,\"tokens\":%lld,\"nll_sum\":%lf", &window, &tokens, &other) != 3) continue;
-        if (window < first || window >= first + ppl->windows || tokens != window_tokens(ppl, window)) continue;
+        if (window < first || window >= first + ppl->windows) continue;
+        if (tokens != pvt_ppl_window_tokens(ppl, window)) continue;
         nll[window - first] = other, n++;
     }
     free(text);
@@ -1606,7 +1600,7 @@ static double paired_difference(const pvt_ppl *ppl, const double *nll, const dou
     double sum = 0, squares = 0, tokens = (double)ppl->tokens, windows = (double)ppl->windows;
     for (int64_t i = 0; i < ppl->windows; i++) sum += nll[i] - other[i];
     for (int64_t i = 0; i < ppl->windows; i++) {
-        double off = nll[i] - other[i] - sum / tokens * (double)window_tokens(ppl, first + i);
+        double off = nll[i] - other[i] - sum / tokens * (double)pvt_ppl_window_tokens(ppl, first + i);
         squares += off * off;
     }
     *error = ppl->windows > 1 ? sqrt(squares * windows / (windows - 1)) / tokens : NAN;
@@ -1617,7 +1611,8 @@ static void log_windows(buffer *t, const pvt_ppl *ppl, const double *nll, int64_
 {
     for (int64_t i = 0; i < ppl->windows; i++) {
         put_open(t, NULL, "{");
-        put_int(t, "window", first + i), put_int(t, "tokens", window_tokens(ppl, first + i)), put_number(t, "nll_sum", nll[i]);
+        put_int(t, "window", first + i), put_int(t, "tokens", pvt_ppl_window_tokens(ppl, first + i));
+        put_number(t, "nll_sum", nll[i]);
         buffer_put(t, "}\n", 2);
     }
 }

@@ -150,6 +150,10 @@ static void task_json(app *a, const task_result *results, int n)
             put_close(&a->json, "}");
             put_number(&a->json, "acc_difference", r->difference[0][0]);
             put_number(&a->json, "acc_difference_stderr", r->difference[0][1]);
+            if (r->score.acc_norm == r->score.acc_norm) {
+                put_number(&a->json, "acc_norm_difference", r->difference[1][0]);
+                put_number(&a->json, "acc_norm_difference_stderr", r->difference[1][1]);
+            }
         }
         put_close(&a->json, "}");
     }

@@ -153,9 +153,9 @@ def make_model(name, kind, tied, tokenizer, **more):
     vocab = 256 if tokenizer is None else 420 if tokenizer.endswith(".model") else 400
     Config, Model = getattr(transformers, kind + "Config"), getattr(transformers, kind + "ForCausalLM")
     torch.manual_seed(3)
+    more = {"max_position_embeddings": 128, **more}
     model = Model(Config(vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.15, tie_word_embeddings=tied,
-                         **more))
+                         num_key_value_heads=2, initializer_range=0.15, tie_word_embeddings=tied, **more))
     for parameter in model.parameters():  # norms of 1 would hide one that was not loaded
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -174,10 +174,22 @@ def quantize(name, result, *more):
         "--no-finetune", "--epochs", "2", *more)
 
 
+def rope(kind, **more):
+    """A rule, as this version takes it."""
+    rule = {"rope_type": kind, **more}
+    return {"rope_parameters": dict(rule, rope_theta=20000.0)} if new else {"rope_scaling": rule, "rope_theta": 20000.0}
+
+
 def rope_llama3():
-    rope = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32}
-    return {"rope_parameters": dict(rope, rope_theta=20000.0)} if new else {"rope_scaling": rope, "rope_theta": 20000.0}
+    return rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+
+
+def rope_long(original):
+    """LongRoPE; transformers 4.49 has Phi-3's rule under its old name, with the original context beside it."""
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.2, 1.7, 2.5, 3.5, 4.5, 5.5, 6.0, 6.2]}
+    if new:
+        return dict(rope("longrope", original_max_position_embeddings=original, **factors), original_max_position_embeddings=original)
+    return {"rope_scaling": {"type": "longrope", **factors}, "rope_theta": 20000.0, "original_max_position_embeddings": original}
 
 
 def check_variants(name, tied):
@@ -216,11 +228,31 @@ def main():
     make_model("qwen2-tied", "Qwen2", True, "tokenizers/qwen2.json")
     # transformers 4.49 applies a window that is switched off
     make_model("qwen2-untied", "Qwen2", False, "tokenizers/qwen2.json", sliding_window=24 if new else 4096)
+    # 60 tokens are more than the original context of 32, and less than that of 96
+    make_model("llama-linear", "Llama", True, "tokenizers/bpe.json", **rope("linear", factor=4.0))
+    make_model("llama-dynamic", "Llama", False, "tokenizers/bpe.json", max_position_embeddings=32, **rope("dynamic", factor=3.0))
+    make_model("phi3", "Phi3", False, "tokenizers/sp.model", pad_token_id=None)
+    make_model("phi3-window", "Phi3", False, "tokenizers/sp.model", pad_token_id=None, sliding_window=24)
+    make_model("phi3-short", "Phi3", False, "tokenizers/sp.model", pad_token_id=None, **rope_long(96))
+    make_model("phi3-long", "Phi3", False, "tokenizers/sp.model", pad_token_id=None, **rope_long(32))
     check_variants("llama-tied", True)
     check_variants("llama-untied", False)
     check_variants("mistral", False)
     check_variants("qwen2-tied", True)
     check_variants("qwen2-untied", False)
+    for name in ("llama-linear", "llama-dynamic"):
+        check(name)
+        quantize(name, name + "-2x8g8")
+        check(name + "-2x8g8")
+        check_dense(name + "-2x8g8")
+    for name in ("phi3", "phi3-window", "phi3-short", "phi3-long"):  # codes of fused parts have no layout elsewhere
+        check(name)
+        quantize(name, name + "-2x8g8")
+        check_dense(name + "-2x8g8")
+    if new:  # transformers 4.49 has no Qwen3
+        make_model("qwen3", "Qwen3", True, "tokenizers/qwen2.json", head_dim=32)
+        check_variants("qwen3", True)
+        check_dense("qwen3-2x8g8")
     for form in ("aqlm:2x4g4", "aqlm:1x10g8"):  # codes of 4 bits in a byte, of 10 in two
         name = "llama-untied-" + form.split(":")[1]
         quantize("llama-untied", name, "--format", form)

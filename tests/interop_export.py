@@ -16,7 +16,11 @@ import sys
 pvtune, work, part = sys.argv[1:4]
 TEXTS = ["Once upon a time there was a fox.", " two  spaces, and   three", "\ttab\nnew line\n\n", "Übergrößen, 12½ 漢字 🦊🦊",
          "x", "a\u0300 e\u0301 \u200d", "end of text "]
-MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied")
+MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied", "qwen3", "llama-linear", "phi", "phi-short",
+          "phi-long")
+# llama.cpp's "llama" has no window, and its "phi3" none since its pull request 13676: as far as a window goes they agree
+WINDOW = 24
+WINDOWED = ("mistral-window", "phi-window")
 # the packed formats: model, format, target
 PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq"), ("llama-untied", "int:2g64", "gptq"),
           ("llama-tied", "int:4g32", "compressed-tensors"), ("qwen2-untied", "int:8g64", "compressed-tensors"),
@@ -32,7 +36,11 @@ PACKED = [("llama-tied", "int:4g32", "gptq"), ("qwen2-untied", "int:8g64", "gptq
           ("llama-untied", "q2_0", "gptq"), ("llama-untied", "q2_0", "compressed-tensors"), ("mistral", "q2_0", "mlx"),
           ("llama-wide", "iq2_xxs", "gguf:iq2_xxs"), ("qwen2-wide", "iq2_xxs", "gguf:iq2_xxs"),
           ("llama-wide", "iq2_xs", "gguf:iq2_xs"), ("qwen2-wide", "iq2_xs", "gguf:iq2_xs"),
-          ("llama-wide", "iq2_s", "gguf:iq2_s"), ("qwen2-wide", "iq2_s", "gguf:iq2_s")]
+          ("llama-wide", "iq2_s", "gguf:iq2_s"), ("qwen2-wide", "iq2_s", "gguf:iq2_s"),
+          ("qwen3", "q2_0", "gguf:q2_0"), ("phi-long", "q2_0", "gguf:q2_0"), ("phi-short", "q2_0+int:4g32s", "gguf:q2_0"),
+          ("llama-linear", "q2_0", "gguf:q2_0"),
+          ("qwen3", "int:4g32", "gptq"), ("qwen3", "int:8g64", "compressed-tensors"), ("qwen3", "int:4g32", "mlx"),
+          ("llama-linear", "int:4g32", "gptq"), ("llama-linear", "int:4g32", "compressed-tensors"), ("llama-linear", "int:4g32", "mlx")]
 GGUF = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -115,9 +123,9 @@ def make_model(name, kind, tied, tokenizer, width=64, **more):
     import transformers
     Config, Model = getattr(transformers, kind + "Config"), getattr(transformers, kind + "ForCausalLM")
     torch.manual_seed(3)
+    more = {"max_position_embeddings": 128, **more}
     model = Model(Config(vocab_size=448, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.15, tie_word_embeddings=tied,
-                         **more))
+                         num_key_value_heads=2, initializer_range=0.15, tie_word_embeddings=tied, **more))
     for parameter in model.parameters():  # norms of 1 would hide one that was not loaded
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -125,6 +133,12 @@ def make_model(name, kind, tied, tokenizer, width=64, **more):
     shutil.copy(path(tokenizer), path(name) + "/tokenizer." + tokenizer.rsplit(".", 1)[1])
     if tokenizer.endswith(".json"):
         json.dump({"tokenizer_class": "PreTrainedTokenizerFast"}, open(path(name) + "/tokenizer_config.json", "w"))
+
+
+def rope_long(original):
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.2, 1.7, 2.5, 3.5, 4.5, 5.5, 6.0, 6.2]}
+    return {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": original, "rope_theta": 20000.0, **factors},
+            "original_max_position_embeddings": original, "max_position_embeddings": 4 * original}
 
 
 def make():
@@ -137,12 +151,21 @@ def make():
     make_model("mistral", "Mistral", False, "sp.model", sliding_window=4096)
     make_model("qwen2-tied", "Qwen2", True, "qwen2.json")
     make_model("qwen2-untied", "Qwen2", False, "qwen2.json")
+    make_model("qwen3", "Qwen3", True, "qwen2.json", head_dim=32)
+    make_model("llama-linear", "Llama", True, "bpe.json", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 20000.0})
+    # a model whose name says phi3 must have <|endoftext|> in its vocabulary, or llama.cpp does not load it
+    make_model("phi", "Phi3", False, "sp.model", pad_token_id=None)
+    # llama.cpp chooses between the factors by the room that it was asked for, 256 tokens here, not by how many there are
+    make_model("phi-short", "Phi3", False, "sp.model", pad_token_id=None, **rope_long(256))
+    make_model("phi-long", "Phi3", False, "sp.model", pad_token_id=None, **rope_long(32))
+    make_model("mistral-window", "Mistral", False, "sp.model", sliding_window=WINDOW)
+    make_model("phi-window", "Phi3", False, "sp.model", pad_token_id=None, sliding_window=WINDOW)
     # for groups of 128 and blocks of 256
     make_model("llama-wide", "Llama", True, "sp.model", width=256)
     make_model("qwen2-wide", "Qwen2", False, "qwen2.json", width=256)
     json.dump(torch.randint(0, 448, (2, 60), generator=torch.Generator().manual_seed(1)).tolist(), open(path("ids.json"), "w"))
-    for model in MODELS:
-        for form in GGUF:
+    for model in MODELS + WINDOWED:
+        for form in GGUF if model in MODELS else ("f32",):
             run("export", path(model), "--to", "gguf:" + form, "-o", path("%s-%s.gguf" % (model, form)))
     whole = ["--fit", "gptq"] if "--fit" in run("help", "quantize") else []  # zeros that stay integers
     for model, form, target in PACKED:
@@ -166,7 +189,7 @@ def make():
 
 def open_in_llama(result):
     import llama_cpp
-    return llama_cpp.Llama(path(result), n_ctx=128, logits_all=True, n_threads=1, verbose=False, seed=0,
+    return llama_cpp.Llama(path(result), n_ctx=256, logits_all=True, n_threads=1, verbose=False, seed=0,
                            type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, flash_attn=False)
 
 
@@ -195,6 +218,26 @@ def rounding_of(model):
             raise RuntimeError("llama.cpp could not quantize %s" % plain)
     ours = our_logits(os.path.basename(own)).astype(numpy.float64)
     return numpy.sqrt(((ours - logits_of_llama(open_in_llama(os.path.basename(own)))) ** 2).mean()) / ours.std()
+
+
+def check_window(result, source):
+    """Where a token sees all before it; behind that they differ, or there is no window here."""
+    import numpy
+    ours, theirs = our_logits(source).astype(numpy.float64), logits_of_llama(open_in_llama(result))
+    off = numpy.abs(ours - theirs).max(axis=(0, 2)) / ours.std()
+    row(result, "logits, in the first window", bool(off[:WINDOW].max() < 1e-4 and off[WINDOW:].max() > 1e-2),
+        "%.1e of their deviation, %.1e behind it, where llama.cpp has no window" % (off[:WINDOW].max(), off[WINDOW:].max()))
+
+
+def check_their_file(result, source):
+    """A file that llama.cpp writes, read here."""
+    import ctypes
+    import llama_cpp
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_F16
+    if llama_cpp.llama_model_quantize(path(source).encode(), path(result).encode(), ctypes.byref(how)):
+        raise RuntimeError("llama.cpp could not quantize %s" % source)
+    compare(result, "written by llama.cpp, logits", logits_of_llama(open_in_llama(result)), result, 3e-3, True)
 
 
 def check_llama_cpp(result, source, tolerance):
@@ -298,6 +341,9 @@ def main():
             for form, tolerance in zip(GGUF, (1e-4, 3e-3, 2e-2, 6e-2)):
                 name = "%s-%s.gguf" % (model, form)
                 guarded(check_llama_cpp, name, name, tolerance)
+            guarded(check_their_file, model + "-theirs-f16.gguf", model + "-f32.gguf")
+        for model in WINDOWED:
+            guarded(check_window, model + "-f32.gguf", model + "-f32.gguf")
         for source, result, _ in exported("gguf"):
             grid = "gguf-iq2" in result
             guarded(check_llama_cpp, result, source, 2 * rounding_of(source.rsplit("-", 1)[0]) if grid else 6e-2)

@@ -622,7 +622,12 @@ static void test_tasks(pvt_ctx *ctx)
         "printf '%s\\n' '{\"context\":\"Once\",\"choices\":[\"upon\",\"a time\",\"b\"],\"gold\":1}' "
         "'{\"context\":\"Two\",\"choices\":[\"x\",\"yy\"],\"gold\":0}' '{\"context\":\"c\",\"choices\":[\"x\",\"y\"],\"gold\":1}' >";
     CHECK(sh("%s plain.jsonl", three) == 0);
+    CHECK_RUN(run("eval q --task plain.jsonl --beside model --json"));
+    CHECK(json_has(ctx, "tasks") && strstr(out_text, "\"acc_difference_stderr\":") &&
+          strstr(out_text, "\"acc_norm_difference\":") && strstr(out_text, "\"acc_norm_difference_stderr\":"));
     CHECK(sh("%s a=b.jsonl && echo '{\"text\":\"one two\"}' >words && printf '{\"text\":\"one two\"}\\n{}\\n' >bad.task", three) == 0);
+    CHECK_RUN(run("eval q --task words --beside model --json")); /* has no acc_norm */
+    CHECK(strstr(out_text, "\"acc_difference\":") && !strstr(out_text, "acc_norm_difference"));
     CHECK_RUN(run("eval q --task plain.jsonl --task lambada_openai=words --log t.jsonl --json"));
     CHECK(json_has(ctx, "tasks,bits_per_weight,seconds") && !strstr(out_text, "average") && !strstr(out_text, "ppl\":null"));
     CHECK(strstr(out_text, "\"plain\":{\"acc\":") && strstr(out_text, "\"acc_norm_stderr\":") && strstr(out_text, "\"n\":3"));

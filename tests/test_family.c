@@ -628,6 +628,8 @@ static void check_rules(pvt_ctx *ctx)
         {"{\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 2]}, "
          "\"original_max_position_embeddings\": -5", "is -5"},
     };
+    CHECK(strcmp(pvt_rope_name(PVT_ROPE_LLAMA3), "llama3") == 0 && strcmp(pvt_rope_name(PVT_ROPE_LONG), "longrope") == 0);
+    CHECK(strcmp(pvt_rope_name((pvt_rope_rule)4), "?") == 0 && strcmp(pvt_rope_name((pvt_rope_rule)-1), "?") == 0);
     for (int i = 0; i < PVTI_COUNT(cases); i++) {
         char to[400];
         snprintf(to, sizeof to, "\"rope_scaling\": %s", cases[i].to);

@@ -426,6 +426,7 @@ static void check_stride(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus 
     desc.ctx = 12, desc.stride = 3, desc.window_nll = window;
     CHECK_OK(ctx, pvt_perplexity(model, corpus, &desc, &ppl));
     CHECK(ppl.windows == 13 && ppl.tokens == 11 + 12 * 3 && ppl.stride == 3);
+    CHECK(pvt_ppl_window_tokens(&ppl, 0) == 11 && pvt_ppl_window_tokens(&ppl, 1) == 3 && pvt_ppl_window_tokens(&ppl, 12) == 3);
     for (int64_t w = 0; w < 13; w++) {
         double nll = 0;
         CHECK_OK(ctx, pvt_run_forward(run, corpus->ids + 3 * w, 1, 12, NULL));

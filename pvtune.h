@@ -19001,8 +19001,9 @@ static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const cha
     char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, from, folder, name));
     PVTI_TRY(pvti_path_join(ctx, to, dir, name));
-    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
-    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
+    /* where a loss of power left the file both names, a rename from the one to the other does nothing */
+    if (pvti_rename(ctx, from, to)) return pvti_exchange_remove(ctx, folder, name);
+    return errno == ENOENT ? PVT_OK : pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
 }
 
 static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
@@ -19032,17 +19033,19 @@ static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const p
     PVTI_TRY(pvti_exchange_sync(ctx, dir));
     PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
     PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    PVTI_TRY(pvti_exchange_sync(ctx, folder)); /* nothing is left in it that only the manifest explains */
     return pvti_exchange_remove(ctx, folder, "manifest");
 }
 
 /* The folder of an exchange that was carried out, after its lock was given back: some network file systems
-   keep a file that is removed while it is open. Another's exchange may stand there by now. */
+   keep a file that is removed while it is open. Another's exchange may stand there by now. That it is gone
+   lasts: a manifest that came back with the power would remove what has been put there since. */
 static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 {
     char folder[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
-        return PVT_OK;
+    bool gone = pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST;
+    if (gone && pvti_directory_sync(ctx, dir)) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
                      folder, strerror(errno));
 }
@@ -19112,13 +19115,16 @@ typedef struct pvti_exchange {
     char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
 } pvti_exchange;
 
-/* An orphan's folder, with what may be in it. */
+/* An orphan's folder, with what may be in it. Where a loss of power took the manifest alone, one of ours keeps
+   others away: who has just made the folder finds it and makes another. */
 static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
 {
     char path[PVTI_PATH_BYTES];
     if (!pvti_folder_is_real(ctx, folder)) return;
     if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
     int fd = pvti_open_for_lock(ctx, path);
+    if (fd < 0 && errno == ENOENT && !pvti_remove_directory(ctx, folder))
+        fd = pvti_open(ctx, path, PVT_OPEN_NEW_PRIVATE);
     if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
         for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);

@@ -99,7 +99,7 @@ $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
 $(BUILD)/tests/test_swapped: tests/test_system.c
-$(BUILD)/tests/test_power $(BUILD)/tests/test_each: tests/disk.h
+$(BUILD)/tests/test_power $(BUILD)/tests/test_failures: tests/disk.h
 $(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_impl.o
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)

@@ -23592,7 +23592,8 @@ static pvt_result pvti_load_directory(pvti_loader *a)
         PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     if (!pvti_path_exists(a->ctx, a->config))
         return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
-    (void)pvti_info(a->ctx, a->config, &a->before);
+    if (!pvti_info(a->ctx, a->config, &a->before) && !pvti_is_absent(errno))
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", a->config, strerror(errno));
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     pvt_result result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -23700,8 +23701,11 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
 static pvt_result pvti_load_unchanged(const pvti_loader *a)
 {
     pvt_file_info now;
-    if (pvti_info(a->ctx, a->config, &now) && now.device == a->before.device &&
-        now.number == a->before.number && now.bytes == a->before.bytes && now.modified == a->before.modified)
+    bool found = pvti_info(a->ctx, a->config, &now);
+    if (!found && !pvti_is_absent(errno))
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", a->config, strerror(errno));
+    if (found && now.device == a->before.device && now.number == a->before.number &&
+        now.bytes == a->before.bytes && now.modified == a->before.modified)
         return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
                      "%s: another model was saved there while it was loaded; load it again", a->path);

@@ -42,6 +42,8 @@ typedef struct disk_inode {
     int opened, mapped;
     int locked; /* by which open file, from 1 */
     uint32_t permissions;
+    bool lent;      /* the bytes are another disk's, which outlives this one */
+    uint64_t hash;  /* of the bytes; 0: not known */
 } disk_inode;
 typedef struct disk_name {
     int dir, inode;
@@ -118,7 +120,8 @@ static void disk_begin(disk *d)
 }
 static void disk_end(disk *d)
 {
-    for (int i = 0; i < DISK_INODES; i++) free(d->inode[i].bytes);
+    for (int i = 0; i < DISK_INODES; i++)
+        if (!d->inode[i].lent) free(d->inode[i].bytes);
     memset(d, 0, sizeof *d);
 }
 
@@ -183,7 +186,7 @@ static void disk_collect(disk *d)
     for (int i = 1; i < DISK_INODES; i++) {
         disk_inode *f = &d->inode[i];
         if (!f->used || keep[i] || f->opened || f->mapped) continue;
-        free(f->bytes);
+        if (!f->lent) free(f->bytes);
         memset(f, 0, sizeof *f);
     }
 }
@@ -348,12 +351,15 @@ static int64_t disk_write(void *user, int number, const void *from, int64_t byte
     disk_inode *to = &d->inode[disk_file(d, number)->inode];
     bool is_short = d->fired > 0 && !d->code && d->kind == DISK_WRITE;
     int64_t n = is_short && bytes > 7 ? 7 : bytes > 20000 ? 20000 : bytes;
-    if (to->size + n > to->room) {
+    if (to->lent || to->size + n > to->room) {
         int64_t room = 2 * (to->size + n);
-        char *more = (char *)realloc(to->bytes, (size_t)room);
+        char *more = (char *)malloc((size_t)room);
         if (!more) return disk_fail(ENOSPC);
-        to->bytes = more, to->room = room;
+        if (to->size) memcpy(more, to->bytes, (size_t)to->size);
+        if (!to->lent) free(to->bytes);
+        to->bytes = more, to->room = room, to->lent = false;
     }
+    to->hash = 0;
     memcpy(to->bytes + to->size, from, (size_t)n);
     to->size += n;
     if (d->safe) to->synced = to->size;
@@ -504,7 +510,8 @@ static void disk_cut_bytes(const disk_inode *from, uint64_t seed, disk_inode *to
     int64_t open = from->size - from->synced;
     uint64_t draw = disk_mix(seed * 7 + from->number), odds = 1 + disk_mix(seed * 11) % 8;
     *to = *from;
-    to->opened = to->mapped = to->locked = 0, to->bytes = NULL, to->room = from->size;
+    to->opened = to->mapped = to->locked = 0, to->bytes = NULL, to->room = from->size, to->lent = false;
+    if (open > 0) to->hash = 0;
     if (seed == DISK_NOTHING_STAYS || seed == DISK_NAMES_STAY) to->size = from->synced;
     if (seed >= DISK_DRAWN && seed % 3 == 0) to->size = from->synced + (int64_t)(draw % (uint64_t)(open + 1));
     if (to->size > 0) {
@@ -543,6 +550,13 @@ static void disk_cut(const disk *from, uint64_t seed, disk *to, disk_lost *lost)
     disk_collect(to);
 }
 
+/* `to`, which is empty, becomes a copy, of which only what is written is its own; nothing is open in either. */
+static PVT_DISK_UNUSED void disk_lend(const disk *from, disk *to)
+{
+    *to = *from;
+    for (int i = 0; i < DISK_INODES; i++) to->inode[i].lent = true;
+}
+
 /* ---- looking at it ---- */
 
 static PVT_DISK_UNUSED void disk_print(const disk *d, int dir, int depth)
@@ -569,17 +583,18 @@ static bool disk_is_temporary(const char *name) { return name[0] == '.' && strst
 
 /* Of all files below a directory, with their names: an order of names changes nothing. `all`: also of temporary ones
    and of directories by themselves. */
-static uint64_t disk_view(const disk *d, int dir, bool all);
-static uint64_t disk_view_of(const disk *d, int name, bool all) /* one name's part */
+static uint64_t disk_view(disk *d, int dir, bool all);
+static uint64_t disk_view_of(disk *d, int name, bool all) /* one name's part */
 {
     const disk_name *n = &d->live.at[name];
-    const disk_inode *f = &d->inode[n->inode];
+    disk_inode *f = &d->inode[n->inode];
     if (!all && disk_is_temporary(n->name)) return 0;
     uint64_t h = disk_hash(1, n->name, (int64_t)strlen(n->name));
-    uint64_t inside = f->directory ? disk_view(d, n->inode, all) : disk_hash(h, f->bytes, f->size);
+    if (!f->directory && !f->hash) f->hash = disk_hash(1, f->bytes, f->size);
+    uint64_t inside = f->directory ? disk_view(d, n->inode, all) : f->hash;
     return !f->directory || all || inside ? disk_mix(h * 3 + inside) : 0;
 }
-static uint64_t disk_view(const disk *d, int dir, bool all)
+static uint64_t disk_view(disk *d, int dir, bool all)
 {
     uint64_t sum = 0;
     for (int i = 0; i < d->live.n; i++)

@@ -137,6 +137,7 @@ static void old_directory(void)
         if (memcmp(f->bytes + i, "\"a\": 97", 7) == 0) f->bytes[i + 1] = 'b';
         else if (memcmp(f->bytes + i, "\"b\": 98", 7) == 0) f->bytes[i + 1] = 'a';
     }
+    f->hash = 0;
     for (int i = 0; i < 3; i++) {
         snprintf(path, sizeof path, "m/%s", more[i]);
         CHECK_OK(ctx, write_text(path, "{}"));
@@ -302,7 +303,7 @@ static bool is_committed(const disk *d)
 }
 
 /* Software that knows nothing of a manifest takes what has a config.json for a model, and it is the old or the new. */
-static bool stranger_is_safe(const disk *d)
+static bool stranger_is_safe(disk *d)
 {
     int m = disk_find(d, now.c->models), hidden = m < 0 ? -1 : disk_index(&d->live, m, ".pvtune-save");
     if (m < 0 || disk_index(&d->live, m, "config.json") < 0) return true;
@@ -381,7 +382,7 @@ static int64_t cut_all_along(const disk *base, int64_t forget)
     return syncs;
 }
 
-static uint64_t model_view(const disk *d)
+static uint64_t model_view(disk *d)
 {
     int m = now.c->models ? disk_find(d, now.c->models) : -1;
     return m < 0 ? 0 : disk_view(d, m, false);

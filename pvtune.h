@@ -1335,7 +1335,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
    tokenizer_config.json made from the vocabulary (with the chat template of a GGUF); of the SentencePiece
    family also a tokenizer.model, for LlamaTokenizer and the converter of llama.cpp. A file that cannot say
    what the vocabulary does is left out: a tokenizer.model where merges are not those that scores make.
-   They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY. */
+   They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY, UNSUPPORTED
+   (of a GGUF or a tokenizer.bin two tokens are one text). */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -22332,10 +22333,50 @@ static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
     pvti_text_printf(out, "],\n");
 }
 
+/* By their spellings: of hashes. */
+static pvt_result pvti_save_sort(const pvt_tokenizer *t, pvti_sort_item *items, int64_t *n)
+{
+    bool failed = false;
+    for (int64_t id = *n = 0; id < t->V; id++) {
+        if (t->pieces[id].type == PVTI_PIECE_HOLE) continue;
+        pvti_text text = pvti_save_spelling(t, id);
+        items[*n].key = text.size > 0 ? pvti_hash(text.data, text.size, 0) : 0;
+        items[(*n)++].index = id;
+        failed |= text.failed;
+        pvti_text_free(&text);
+    }
+    pvti_sort(items, *n, NULL, NULL);
+    return failed ? PVT_ERR_MEMORY : PVT_OK;
+}
+
+/* A GGUF and a tokenizer.bin may have two tokens of one text, tokenizer.json has an id for each text. */
+static pvt_result pvti_save_unique(const pvt_tokenizer *t)
+{
+    pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->V + 1);
+    int64_t n = 0;
+    if (!items) return PVT_ERR_MEMORY;
+    pvt_result result = pvti_save_sort(t, items, &n);
+    for (int64_t i = 1; i < n && result == PVT_OK; i++) {
+        if (items[i].key != items[i - 1].key) continue;
+        pvti_text a = pvti_save_spelling(t, items[i - 1].index), b = pvti_save_spelling(t, items[i].index);
+        if (a.failed || b.failed) result = PVT_ERR_MEMORY;
+        else if (a.size == b.size && memcmp(a.data, b.data, (size_t)a.size) == 0)
+            result = pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                               "%s: tokens %lld and %lld are both \"%.*s\", which a tokenizer.json cannot say; "
+                               "load the model with another tokenizer to save it",
+                               t->name, (long long)items[i - 1].index, (long long)items[i].index,
+                               (int)PVTI_MIN(a.size, 60), a.data);
+        pvti_text_free(&a), pvti_text_free(&b);
+    }
+    pvti_free(t->ctx, items);
+    return result;
+}
+
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
     int64_t n = 0;
     bool byte_fallback = t->spaces;
+    PVTI_TRY(pvti_save_unique(t));
     for (int64_t id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
     pvti_text_printf(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     pvti_save_added(out, t);

@@ -710,6 +710,25 @@ static void test_contexts(void)
     count.allocations += at;
 }
 
+/* What the fuzzer found: two tokens of one text loaded, and what was saved of them did not. */
+static void test_one_text_twice(void)
+{
+    pvt_tokenizer *t = NULL;
+    again_whole();
+    const disk_inode *f = &s.d->inode[disk_find(s.d, "t.bin")];
+    char *bytes = (char *)malloc((size_t)f->size);
+    int64_t size = f->size;
+    memcpy(bytes, f->bytes, (size_t)size);
+    bytes[size - 1] = 'e'; /* the last piece, "t", is the one before */
+    CHECK_OK(s.ctx, pvt_file_write(s.ctx, "t.bin", bytes, size));
+    CHECK_OK(s.ctx, pvt_tokenizer_load(s.ctx, "t.bin", &t));
+    uint64_t before = disk_view(s.d, DISK_ROOT, true);
+    CHECK(pvt_tokenizer_save(t, "t") == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(s.ctx), "are both \"e\""));
+    CHECK(disk_view(s.d, DISK_ROOT, true) == before);
+    pvt_tokenizer_free(t);
+    free(bytes);
+}
+
 int main(void)
 {
     static disk d;
@@ -728,6 +747,7 @@ int main(void)
     for (int i = 0; i < (int)(sizeof entries / sizeof *entries); i++)
         if (!only || strstr(entries[i].name, only)) test_entry(&entries[i]);
     test_contexts();
+    test_one_text_twice();
     if (!only)
         CHECK(count.allocations > 500 && count.calls > 500 && count.interrupted > 100 && count.full > 50 &&
               count.shortened > 10);

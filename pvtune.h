@@ -22360,12 +22360,12 @@ static pvt_result pvti_save_unique(const pvt_tokenizer *t)
         if (items[i].key != items[i - 1].key) continue;
         pvti_text a = pvti_save_spelling(t, items[i - 1].index), b = pvti_save_spelling(t, items[i].index);
         if (a.failed || b.failed) result = PVT_ERR_MEMORY;
-        else if (a.size == b.size && memcmp(a.data, b.data, (size_t)a.size) == 0)
+        else if (a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, (size_t)a.size) == 0))
             result = pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                                "%s: tokens %lld and %lld are both \"%.*s\", which a tokenizer.json cannot say; "
                                "load the model with another tokenizer to save it",
                                t->name, (long long)items[i - 1].index, (long long)items[i].index,
-                               (int)PVTI_MIN(a.size, 60), a.data);
+                               (int)PVTI_MIN(a.size, 60), a.size > 0 ? a.data : "");
         pvti_text_free(&a), pvti_text_free(&b);
     }
     pvti_free(t->ctx, items);

@@ -240,7 +240,7 @@ static pvt_result fit_as(const char *format)
 }
 static pvt_result fit_aqlm(void) { return fit_as("aqlm:2x3g8"); }
 static pvt_result fit_int(void) { return fit_as("had2:int:3g32"); }
-static pvt_result fit_higgs(void) { return fit_as("had:higgs:p2n16"); }
+static pvt_result fit_higgs(void) { return fit_as("had:higgs:p1n4"); }
 static pvt_result weight_again(void) /* from its arrays; dense; a chain */
 {
     static pvt_real dW[32 * 32], values[2][4096];
@@ -615,14 +615,23 @@ static bool judge(const entry *e, pvt_result result, pvt_result wanted, bool may
 }
 
 /* What does not depend on the compiler is done in full once. */
-static int64_t step_of(const entry *e) { return e->step ? e->step : getenv("PVTUNE_QUICK") ? 3 : 1; }
+#ifdef __SANITIZE_ADDRESS__ /* five times as slow */
+enum { QUICK_STEP = 9 };
+#else
+enum { QUICK_STEP = 3 };
+#endif
+static int64_t step_of(const entry *e)
+{
+    int64_t step = getenv("PVTUNE_QUICK") ? QUICK_STEP : 1;
+    return e->step > step ? e->step : step;
+}
 
 static void fail_allocations(const entry *e, uint64_t right, int64_t bytes)
 {
     bool good = true;
     int64_t fired = 0;
     for (int onwards = 0; onwards < 2; onwards++)
-        for (int64_t at = 0;; at += onwards ? 5 : step_of(e)) {
+        for (int64_t at = 0;; at += onwards ? 5 * step_of(e) : step_of(e)) {
             again_whole();
             memory.n = 0, memory.at = at, memory.onwards = onwards, memory.fired = 0;
             pvt_result result = call_once(e);
@@ -681,7 +690,7 @@ static void test_entry(const entry *e)
     int64_t bytes = pvt_ctx_get_info(s.ctx).bytes_now, calls = count.calls;
     fail_allocations(e, right, bytes);
     if (e->files) fail_calls(e, right, bytes);
-    CHECK(!e->files || count.calls > calls + (step_of(e) > 1 ? 0 : 3));
+    CHECK(!e->files || count.calls > calls + (step_of(e) > 1 ? 1 : 3));
     if (getenv("PVTUNE_VERBOSE")) printf("%8.3f s  %s\n", (double)clock() / CLOCKS_PER_SEC, e->name);
     again_whole();
     CHECK(call_once(e) == PVT_OK && made == right && pvt_ctx_get_info(s.ctx).bytes_now == bytes);
@@ -749,8 +758,8 @@ int main(void)
     test_contexts();
     test_one_text_twice();
     if (!only)
-        CHECK(count.allocations > 500 && count.calls > 500 && count.interrupted > 100 && count.full > 50 &&
-              count.shortened > 10);
+        CHECK(count.allocations > 500 && count.calls > 200 && count.interrupted > 50 && count.full > 50 &&
+              count.shortened > 8);
     printf("%d functions: %lld allocations failed, %lld calls of the system (%lld made no difference, %lld were "
            "interrupted, %lld found a full disk, %lld wrote little)\n",
            (int)(sizeof entries / sizeof *entries), (long long)count.allocations, (long long)count.calls,

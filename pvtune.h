@@ -19124,9 +19124,9 @@ static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
     if (!pvti_folder_is_real(ctx, folder)) return;
     if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
     int fd = pvti_open_for_lock(ctx, path);
-    if (fd < 0 && errno == ENOENT && !pvti_remove_directory(ctx, folder))
-        fd = pvti_open(ctx, path, PVT_OPEN_NEW_PRIVATE);
-    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
+    bool made = fd < 0 && errno == ENOENT && !pvti_remove_directory(ctx, folder);
+    if (made) fd = pvti_open(ctx, path, PVT_OPEN_NEW_PRIVATE);
+    if (fd >= 0 && (made || pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS)) {
         for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
             (void)pvti_remove(ctx, path);

@@ -22,10 +22,17 @@
 #define PVT_DISK_UNUSED
 #endif
 
-enum { DISK_INODES = 256, DISK_NAMES = 256, DISK_OPS = 512, DISK_OPENS = 64, DISK_SECTOR = 64, DISK_ROOT = 0 };
+enum {
+    DISK_INODES = 256,
+    DISK_NAMES = 256,
+    DISK_OPS = 512,
+    DISK_OPENS = 64,
+    DISK_SECTOR = 64,
+    DISK_ROOT = 0
+};
 
-#define DISK_CALLS(X) X(OPEN) X(CLOSE) X(READ) X(INFO) X(WRITE) X(RENAME) X(REMOVE) X(MKDIR) X(RMDIR) X(SYNC) X(LOCK) \
-    X(SHARE) X(LIST) X(MAP) X(PERMISSIONS)
+#define DISK_CALLS(X) X(OPEN) X(CLOSE) X(READ) X(INFO) X(WRITE) X(RENAME) X(REMOVE) X(MKDIR) X(RMDIR) X(SYNC) \
+    X(LOCK) X(SHARE) X(LIST) X(MAP) X(PERMISSIONS)
 typedef enum disk_call {
 #define X(name) DISK_##name,
     DISK_CALLS(X)
@@ -205,12 +212,13 @@ static int disk_new(disk *d, bool directory)
     return errno = ENOSPC, -1;
 }
 
-/* A change of the directory, here and now, to last when the directory is synced. Returns its serial number. */
+/* A change of the directory, here and now, to last when that is synced. Returns its serial number. */
 static int64_t disk_change(disk *d, bool add, int dir, const char *name, int inode, int64_t with, bool bound)
 {
     disk_op op;
     memset(&op, 0, sizeof op);
-    op.add = add, op.name.dir = dir, op.name.inode = inode, op.serial = ++d->serials, op.with = with, op.bound = bound;
+    op.add = add, op.name.dir = dir, op.name.inode = inode, op.serial = ++d->serials, op.with = with,
+    op.bound = bound;
     snprintf(op.name.name, sizeof op.name.name, "%s", name);
     if (add) disk_put(d, &d->live, &op.name);
     else disk_take(&d->live, &op.name);
@@ -231,10 +239,12 @@ static int disk_drop(disk *d, int n, const disk_name *name)
 {
     int kept = 0;
     for (int i = 0; i < n; i++)
-        if (d->op[i].name.dir != name->dir || strcmp(d->op[i].name.name, name->name) != 0) d->op[kept++] = d->op[i];
+        if (d->op[i].name.dir != name->dir || strcmp(d->op[i].name.name, name->name) != 0)
+            d->op[kept++] = d->op[i];
     return kept;
 }
-/* All changes of one directory last; but that a file was moved out of it, not before that it was moved in elsewhere. */
+/* All changes of one directory last; but that a file was moved out of it, not before that it was moved in
+   elsewhere. */
 static void disk_settle(disk *d, int dir)
 {
     int kept = 0;
@@ -260,7 +270,8 @@ static bool disk_call_begins(void *user, disk_call kind)
     if (d->turn) d->turn(d->turn_user, u->process);
     if (d->before && changes[kind]) d->before(d->before_user, kind);
     int64_t n = d->kind == DISK_ANY ? d->calls : d->of[kind];
-    bool fails = d->at >= 0 && (d->kind == DISK_ANY || d->kind == kind) && (d->onwards ? n >= d->at : n == d->at);
+    bool fails =
+        d->at >= 0 && (d->kind == DISK_ANY || d->kind == kind) && (d->onwards ? n >= d->at : n == d->at);
     d->calls++, d->of[kind]++;
     if (!fails) return true;
     d->fired++;
@@ -478,7 +489,8 @@ static pvt_files disk_files(disk_user *user)
     memset(&f, 0, sizeof f);
     f.user = user;
     f.open = disk_open, f.close = disk_close, f.read = disk_read, f.info = disk_info, f.write = disk_write;
-    f.rename = disk_rename, f.remove = disk_remove, f.sync = disk_sync, f.lock = disk_lock, f.share = disk_share;
+    f.rename = disk_rename, f.remove = disk_remove, f.sync = disk_sync, f.lock = disk_lock,
+    f.share = disk_share;
     f.make_directory = disk_make_directory, f.remove_directory = disk_remove_directory, f.list = disk_list;
     f.map = disk_map, f.unmap = disk_unmap, f.set_permissions = disk_set_permissions;
     return f;
@@ -493,7 +505,8 @@ static void disk_cut_names(const disk *from, uint64_t seed, disk *to, disk_lost 
 {
     bool kept[DISK_OPS];
     uint64_t odds = 1 + disk_mix(seed * 3) % 7; /* of eight */
-    int until = seed % 2 ? from->n_ops : (int)(disk_mix(seed * 5) % (uint64_t)(from->n_ops + 1)); /* or a prefix */
+    int until =
+        seed % 2 ? from->n_ops : (int)(disk_mix(seed * 5) % (uint64_t)(from->n_ops + 1)); /* or a prefix */
     for (int i = 0; i < from->n_ops; i++) {
         const disk_op *op = &from->op[i];
         kept[i] = seed == DISK_ALL_STAYS || seed == DISK_NAMES_STAY || seed == DISK_ZEROS_STAY;
@@ -519,7 +532,8 @@ static void disk_cut_bytes(const disk_inode *from, uint64_t seed, disk_inode *to
         memcpy(to->bytes, from->bytes, (size_t)to->size);
     }
     for (int64_t at = from->synced; at < to->size;) { /* the size may last before the bytes do */
-        int64_t end = (at / DISK_SECTOR + 1) * DISK_SECTOR < to->size ? (at / DISK_SECTOR + 1) * DISK_SECTOR : to->size;
+        int64_t end =
+            (at / DISK_SECTOR + 1) * DISK_SECTOR < to->size ? (at / DISK_SECTOR + 1) * DISK_SECTOR : to->size;
         bool stays = seed == DISK_ALL_STAYS || seed == DISK_BYTES_STAY;
         if (seed >= DISK_DRAWN) stays = disk_mix(draw + (uint64_t)at) % 8 < odds;
         if (!stays) memset(to->bytes + at, 0, (size_t)(end - at)), lost->torn++;
@@ -550,7 +564,7 @@ static void disk_cut(const disk *from, uint64_t seed, disk *to, disk_lost *lost)
     disk_collect(to);
 }
 
-/* `to`, which is empty, becomes a copy, of which only what is written is its own; nothing is open in either. */
+/* `to`, which is empty, becomes a copy, of which only what is written is its own; nothing is open. */
 static PVT_DISK_UNUSED void disk_lend(const disk *from, disk *to)
 {
     *to = *from;
@@ -579,10 +593,13 @@ static uint64_t disk_hash(uint64_t h, const void *data, int64_t n)
     return disk_mix(h ^ word ^ (uint64_t)n << 56);
 }
 /* What temporary files are called, and the folders that are being written. */
-static bool disk_is_temporary(const char *name) { return name[0] == '.' && strstr(name, ".pvtune-") && strstr(name, ".tmp"); }
+static bool disk_is_temporary(const char *name)
+{
+    return name[0] == '.' && strstr(name, ".pvtune-") && strstr(name, ".tmp");
+}
 
-/* Of all files below a directory, with their names: an order of names changes nothing. `all`: also of temporary ones
-   and of directories by themselves. */
+/* Of all files below a directory, with their names: an order of names changes nothing. `all`: also of
+   temporary ones and of directories by themselves. */
 static uint64_t disk_view(disk *d, int dir, bool all);
 static uint64_t disk_view_of(disk *d, int name, bool all) /* one name's part */
 {

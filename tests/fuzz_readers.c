@@ -1,13 +1,13 @@
-/*  Fuzzes every reader: one table of targets, each with the small files that it begins with (samples.h) and what is
-    done with a damaged one, on a disk in memory. Damage knows the format: of JSON values are replaced, doubled, left
-    out; lengths of safetensors, GGUF, protobuf and llama2.c's vocabulary are put right again, so that what lies
-    behind the first check is reached; or bytes are changed as they come. What a reader took is used: forwards,
-    encodings, a step of tuning; and what loads is saved, loaded and saved to the same bytes. Wrong is also: memory
-    that was not given back, an error without a sentence.
+/*  Fuzzes every reader: one table of targets, each with the small files that it begins with (samples.h) and
+    what is done with a damaged one, on a disk in memory. Damage knows the format: of JSON values are replaced,
+    doubled, left out; lengths of safetensors, GGUF, protobuf and llama2.c's vocabulary are put right again, so
+    that what lies behind the first check is reached; or bytes are changed as they come. What a reader took is
+    used: forwards, encodings, a step of tuning; and what loads is saved, loaded and saved to the same bytes.
+    Wrong is also: memory that was not given back, an error without a sentence.
 
-      fuzz_readers [seconds a target [seed [target]]]   by itself, the same cases for the same seed; seconds 0: a
-                                                        short round of a fixed number of cases
-      make fuzz TARGET=gguf TIME=60                     clang's libFuzzer where it is, PVTUNE_TARGET names the target
+      fuzz_readers [SECONDS [SEED [TARGET]]]   by itself, so many seconds a target, or, with 0, a short round
+                                               of a fixed number of cases; the same cases for the same seed
+      make fuzz [TARGET=gguf] [TIME=60]        clang's libFuzzer where it is; PVTUNE_TARGET names its target
 
     Public interface alone; libFuzzer's build brings the implementation by -DPVTUNE_IMPLEMENTATION. */
 #include "../pvtune.h"
@@ -34,7 +34,8 @@ static pvt_ctx *fresh; /* of the inputs, with its own memory, which must all com
 static void must(bool good, const char *what)
 {
     if (good) return;
-    fprintf(stderr, "fuzz %s: %s (%s)\n", target_name, what, fresh || s.ctx ? pvt_ctx_error(fresh ? fresh : s.ctx) : "");
+    fprintf(stderr, "fuzz %s: %s (%s)\n", target_name, what,
+            fresh || s.ctx ? pvt_ctx_error(fresh ? fresh : s.ctx) : "");
     abort();
 }
 static struct { int64_t now, most; } memory;
@@ -69,7 +70,8 @@ static bool took(pvt_ctx *ctx, pvt_result result)
 static bool is_small(const pvt_model *model)
 {
     const pvt_model_config *c = pvt_model_get_config(model);
-    return c->layers <= 4 && c->dim <= 256 && c->ff <= 512 && c->vocab <= 1024 && c->heads * c->head_dim <= 512;
+    return c->layers <= 4 && c->dim <= 256 && c->ff <= 512 && c->vocab <= 1024 &&
+           c->heads * c->head_dim <= 512;
 }
 
 static void use_tokenizer(const pvt_tokenizer *t)
@@ -79,13 +81,17 @@ static void use_tokenizer(const pvt_tokenizer *t)
     int32_t *ids = NULL;
     int64_t n = 0, bytes;
     char *back = NULL;
-    if (took(fresh, pvt_tokenizer_encode(t, text, (int64_t)sizeof text - 1, PVT_ENCODE_BOS_ALWAYS | PVT_ENCODE_EOS, &ids, &n))) {
-        for (int64_t i = 0; i < n; i++) must(ids[i] >= 0 && ids[i] < info.vocab, "an id beyond the vocabulary");
-        if (took(fresh, pvt_tokenizer_decode(t, ids, n, 0, &back, &bytes))) must(back[bytes] == 0, "no end of the text");
+    if (took(fresh, pvt_tokenizer_encode(t, text, (int64_t)sizeof text - 1,
+                                         PVT_ENCODE_BOS_ALWAYS | PVT_ENCODE_EOS, &ids, &n))) {
+        for (int64_t i = 0; i < n; i++)
+            must(ids[i] >= 0 && ids[i] < info.vocab, "an id beyond the vocabulary");
+        if (took(fresh, pvt_tokenizer_decode(t, ids, n, 0, &back, &bytes)))
+            must(back[bytes] == 0, "no end of the text");
         pvt_text_free(fresh, back);
     }
     pvt_ids_free(fresh, ids);
-    for (int32_t id = -1; id <= info.vocab && id < 300; id++) (void)pvt_tokenizer_piece(t, id - 1, id, &bytes);
+    for (int32_t id = -1; id <= info.vocab && id < 300; id++)
+        (void)pvt_tokenizer_piece(t, id - 1, id, &bytes);
     (void)pvt_tokenizer_find(t, "abc");
 }
 
@@ -99,7 +105,8 @@ static void use_model(const pvt_model *model)
     memset(&desc, 0, sizeof desc);
     desc.max_ctx = 3;
     if (pvt_model_get_config(model)->vocab < 2) ids[1] = 0;
-    if (took(fresh, pvt_run_create(model, &desc, &run))) (void)took(fresh, pvt_run_forward(run, ids, 1, 3, logits));
+    if (took(fresh, pvt_run_create(model, &desc, &run)))
+        (void)took(fresh, pvt_run_forward(run, ids, 1, 3, logits));
     pvt_run_free(run);
 }
 
@@ -189,9 +196,11 @@ static void read_task(const char *path)
         accepted++;
         for (int64_t i = 0; i < task.n; i++) {
             const pvt_document *d = &task.documents[i];
-            must(d->first >= 0 && d->n >= 1 && d->first + d->n <= task.n_choices && d->gold >= 0, "a document's choices");
+            must(d->first >= 0 && d->n >= 1 && d->first + d->n <= task.n_choices && d->gold >= 0,
+                 "a document's choices");
             for (int64_t k = d->first; k < d->first + d->n; k++)
-                must(task.choices[k].context >= 1 && task.choices[k].context < task.choices[k].n, "a choice's context");
+                must(task.choices[k].context >= 1 && task.choices[k].context < task.choices[k].n,
+                     "a choice's context");
         }
     }
     pvt_task_free(&task);
@@ -255,13 +264,15 @@ static void read_formats(const char *path)
     if (took(fresh, pvt_format_parse(fresh, text, &f))) {
         accepted++;
         pvt_format_text(&f, back);
-        must(pvt_format_parse(fresh, back, &g) == PVT_OK && memcmp(&f, &g, sizeof f) == 0, "a format's text is another's");
+        must(pvt_format_parse(fresh, back, &g) == PVT_OK && memcmp(&f, &g, sizeof f) == 0,
+             "a format's text is another's");
         pvt_format_text(&g, again);
         must(strcmp(back, again) == 0, "a format's text is another's");
         (void)took(fresh, pvt_format_arrays(fresh, &f, 64, 256, arrays, &n));
         must(pvt_format_bits(&f, 64, 256) > 0, "a format without bits");
     }
-    if (took(fresh, pvt_strategy_parse(fresh, text, &strategy))) must(pvt_strategy_name(strategy)[0], "no name");
+    if (took(fresh, pvt_strategy_parse(fresh, text, &strategy)))
+        must(pvt_strategy_name(strategy)[0], "no name");
     if (took(fresh, pvt_train_parse(fresh, text, &train))) {
         char words[96];
         unsigned same = 0;
@@ -284,7 +295,8 @@ static void read_ids(const char *path)
         if (took(fresh, pvt_corpus_from_ids(fresh, ids, B * T, &c))) pvt_corpus_free(&c);
     }
     free(ids), ids = (int32_t *)(void *)text; /* and the bytes as ids of any value */
-    if (pvt_tokenizer_decode(s.bytes, ids, input_bytes / 4, 0, &back, NULL) == PVT_OK) pvt_text_free(s.ctx, back);
+    if (pvt_tokenizer_decode(s.bytes, ids, input_bytes / 4, 0, &back, NULL) == PVT_OK)
+        pvt_text_free(s.ctx, back);
     free(text);
 }
 static pvt_tokenizer *pieces; /* of t.bin, in s.ctx */
@@ -297,10 +309,12 @@ static void read_bytes(const char *path)
         int32_t *ids = NULL;
         int64_t n = 0, bytes = 0;
         char *back = NULL;
-        pvt_result result = pvt_tokenizer_encode(both[k], (const char *)input, input_bytes, PVT_ENCODE_PLAIN, &ids, &n);
+        pvt_result result =
+            pvt_tokenizer_encode(both[k], (const char *)input, input_bytes, PVT_ENCODE_PLAIN, &ids, &n);
         must(result == PVT_OK, "any bytes are a text");
         must(pvt_tokenizer_decode(both[k], ids, n, 0, &back, &bytes) == PVT_OK, "ids of ours are a text");
-        must(bytes == input_bytes && memcmp(back, input, (size_t)bytes) == 0, "encoded and decoded, it is another");
+        must(bytes == input_bytes && memcmp(back, input, (size_t)bytes) == 0,
+             "encoded and decoded, it is another");
         pvt_ids_free(s.ctx, ids), pvt_text_free(s.ctx, back);
         accepted++;
     }
@@ -316,9 +330,14 @@ typedef struct target {
 } target;
 static const target targets[] = {
     {"safetensors", read_tensors, {{"w.safetensors", SAFETENSORS}}},
-    {"huggingface", read_directory, {{"m/config.json", JSON}, {"m/model.safetensors", SAFETENSORS},
-                                     {"m/tokenizer_config.json", JSON}, {"m/generation_config.json", JSON},
-                                     {"m/model.safetensors.index.json", JSON}, {"m/.pvtune-save/manifest", RAW}}},
+    {"huggingface",
+     read_directory,
+     {{"m/config.json", JSON},
+      {"m/model.safetensors", SAFETENSORS},
+      {"m/tokenizer_config.json", JSON},
+      {"m/generation_config.json", JSON},
+      {"m/model.safetensors.index.json", JSON},
+      {"m/.pvtune-save/manifest", RAW}}},
     {"aqlm", read_directory, {{"aq/config.json", JSON}, {"aq/model.safetensors", SAFETENSORS}}},
     {"own", read_directory, {{"own/config.json", JSON}, {"own/model.safetensors", SAFETENSORS}}},
     {"gguf", load_model, {{"x.gguf", GGUF}, {"q.gguf", GGUF}}},
@@ -328,9 +347,17 @@ static const target targets[] = {
     {"tokenizer-bin", read_tokenizer, {{"t.bin", VOCABULARY}}},
     {"tokenizer-gguf", read_tokenizer, {{"x.gguf", GGUF}}},
     {"text", read_text, {{"text.txt", RAW}, {"lines5.jsonl", JSON}}},
-    {"task", read_task, {{"lines0.jsonl", JSON}, {"lines1.jsonl", JSON}, {"lines2.jsonl", JSON}, {"lines3.jsonl", JSON},
-                         {"lines4.jsonl", JSON}, {"lines5.jsonl", JSON}, {"lines6.jsonl", JSON},
-                         {"lines7.jsonl", JSON}, {"lines8.jsonl", JSON}}},
+    {"task",
+     read_task,
+     {{"lines0.jsonl", JSON},
+      {"lines1.jsonl", JSON},
+      {"lines2.jsonl", JSON},
+      {"lines3.jsonl", JSON},
+      {"lines4.jsonl", JSON},
+      {"lines5.jsonl", JSON},
+      {"lines6.jsonl", JSON},
+      {"lines7.jsonl", JSON},
+      {"lines8.jsonl", JSON}}},
     {"chat", read_chat, {{"m/chat_template.jinja", RAW}, {"m/tokenizer_config.json", JSON}}},
     {"checkpoint", read_checkpoint, {{"c.safetensors", SAFETENSORS}}},
     {"quantize-checkpoint", read_quantized, {{"q/quantize-00000.safetensors", SAFETENSORS}}},
@@ -349,15 +376,25 @@ static int files_of(const target *t)
 /* The sample, behind the byte that says which; returns the bytes. */
 static int64_t begin_with(const target *t, int file, uint64_t draw, uint8_t *out)
 {
-    static const char *const strings[] = {"had2:aqlm:2x8g8o2", "had:int:2g64s", "higgs:p2n64", "vq:8g4", "e8p", "iq2_xxs",
-                                          "scales,zeros,codes", "subspace-ste", "[[1, 2, 3], [4, 5, 6]]", "nf4", "q2_0"};
+    static const char *const strings[] = {"had2:aqlm:2x8g8o2",
+                                          "had:int:2g64s",
+                                          "higgs:p2n64",
+                                          "vq:8g4",
+                                          "e8p",
+                                          "iq2_xxs",
+                                          "scales,zeros,codes",
+                                          "subspace-ste",
+                                          "[[1, 2, 3], [4, 5, 6]]",
+                                          "nf4",
+                                          "q2_0"};
     const char *path = t->files[file].path, *text = strings[draw % (sizeof strings / sizeof *strings)];
     int i = path[0] ? disk_find(&whole, path) : -1;
     int64_t n = i >= 0 ? whole.inode[i].size : 0;
     out[0] = (uint8_t)file;
     if (i >= 0 && n < MOST) memcpy(out + 1, whole.inode[i].bytes, (size_t)n);
     if (i < 0 && strstr(path, "manifest")) text = "pvtune-save 1\n+ model.safetensors\n- vocab.json\n.\n";
-    else if (i < 0 && path[0]) text = "{\"weight_map\": {\"a\": \"model.safetensors\"}, \"eos_token_id\": [1, 2]}";
+    else if (i < 0 && path[0])
+        text = "{\"weight_map\": {\"a\": \"model.safetensors\"}, \"eos_token_id\": [1, 2]}";
     if (i < 0) n = (int64_t)strlen(text), memcpy(out + 1, text, (size_t)n);
     return n + 1;
 }
@@ -402,7 +439,10 @@ typedef struct damage {
     int64_t size, most;
     uint64_t seed, draws;
 } damage;
-static uint64_t draw(damage *d, uint64_t below) { return disk_mix(d->seed + ++d->draws * 0x632be59bd9b4e019u) % below; }
+static uint64_t draw(damage *d, uint64_t below)
+{
+    return disk_mix(d->seed + ++d->draws * 0x632be59bd9b4e019u) % below;
+}
 
 /* bytes[n] in the place of what is at [at, at + old); false: there is no room. */
 static bool put_in(damage *d, int64_t at, int64_t old, const void *bytes, int64_t n)
@@ -417,9 +457,31 @@ static bool put_in(damage *d, int64_t at, int64_t old, const void *bytes, int64_
 }
 static uint64_t any_number(damage *d)
 {
-    static const uint64_t words[] = {0, 1, 2, 3, 4, 8, 16, 31, 32, 33, 64, 127, 128, 255, 256, 0x7fff, 0xffff, 0x10000,
-                                     0x7fffffff, 0x80000000u, 0xffffffffu, 0x100000000u, 0x7fffffffffffffffu,
-                                     0x8000000000000000u, 0xffffffffffffffffu};
+    static const uint64_t words[] = {0,
+                                     1,
+                                     2,
+                                     3,
+                                     4,
+                                     8,
+                                     16,
+                                     31,
+                                     32,
+                                     33,
+                                     64,
+                                     127,
+                                     128,
+                                     255,
+                                     256,
+                                     0x7fff,
+                                     0xffff,
+                                     0x10000,
+                                     0x7fffffff,
+                                     0x80000000u,
+                                     0xffffffffu,
+                                     0x100000000u,
+                                     0x7fffffffffffffffu,
+                                     0x8000000000000000u,
+                                     0xffffffffffffffffu};
     return words[draw(d, sizeof words / sizeof *words)] + draw(d, 4) * (draw(d, 4) == 0);
 }
 static void change_bytes(damage *d, int64_t from, int64_t to)
@@ -479,9 +541,11 @@ static int64_t value_begin(damage *d, int64_t from, int64_t to, bool member)
 }
 static void change_json(damage *d, int64_t from, int64_t to)
 {
-    static const char *const values[] = {"0", "1", "-1", "2", "null", "true", "[]", "{}", "\"\"", "\"a\"", "1e999", "0.5",
-                                         "4294967296", "9223372036854775807", "-0", "[[[[]]]]", "\"\\ud800\"", "256",
-                                         "\"\\u0000\"", "32", "\"F16\"", "\"U8\"", "\"llama\"", "\"../x\"", "1.5", "16"};
+    static const char *const values[] = {
+        "0",      "1",         "-1",          "2",     "null",        "true",       "[]",
+        "{}",     "\"\"",      "\"a\"",       "1e999", "0.5",         "4294967296", "9223372036854775807",
+        "-0",     "[[[[]]]]",  "\"\\ud800\"", "256",   "\"\\u0000\"", "32",         "\"F16\"",
+        "\"U8\"", "\"llama\"", "\"../x\"",    "1.5",   "16"};
     int64_t at = value_begin(d, from, to, false), end = at < 0 ? -1 : value_end(d, at, to);
     const char *value = values[draw(d, sizeof values / sizeof *values)];
     if (end < 0) {
@@ -518,9 +582,12 @@ static void change_json(damage *d, int64_t from, int64_t to)
 /* Bytes of dtype × shape in the text of one tensor; −1: it says none. */
 static int64_t tensor_bytes(const char *entry, const char *end)
 {
-    static const struct { const char *name; int bits; } types[] = {{"\"F32\"", 32}, {"\"F16\"", 16}, {"\"BF16\"", 16},
-        {"\"U8\"", 8}, {"\"I8\"", 8}, {"\"I16\"", 16}, {"\"U16\"", 16}, {"\"I32\"", 32}, {"\"U32\"", 32}, {"\"I64\"", 64},
-        {"\"F64\"", 64}, {"\"BOOL\"", 8}};
+    static const struct {
+        const char *name;
+        int bits;
+    } types[] = {{"\"F32\"", 32}, {"\"F16\"", 16}, {"\"BF16\"", 16}, {"\"U8\"", 8},
+                 {"\"I8\"", 8},   {"\"I16\"", 16}, {"\"U16\"", 16},  {"\"I32\"", 32},
+                 {"\"U32\"", 32}, {"\"I64\"", 64}, {"\"F64\"", 64},  {"\"BOOL\"", 8}};
     const char *dtype = strstr(entry, "\"dtype\""), *shape = strstr(entry, "\"shape\"");
     int64_t n = -1;
     if (!dtype || !shape || dtype > end || shape > end) return -1;
@@ -649,7 +716,8 @@ static void change_string(damage *d, const field *f, int width)
 {
     uint8_t text[64];
     uint64_t n = draw(d, 40);
-    for (uint64_t i = 0; i < n; i++) text[i] = draw(d, 3) ? (uint8_t)('a' + draw(d, 26)) : (uint8_t)draw(d, 256);
+    for (uint64_t i = 0; i < n; i++)
+        text[i] = draw(d, 3) ? (uint8_t)('a' + draw(d, 26)) : (uint8_t)draw(d, 256);
     if (draw(d, 2) && f->bytes < 64) memcpy(text, d->data + f->at, (size_t)f->bytes), n = (uint64_t)f->bytes;
     if (n > 0 && draw(d, 2)) text[draw(d, n)] = (uint8_t)draw(d, 256);
     if (put_in(d, f->at, f->bytes, text, (int64_t)n)) memcpy(d->data + f->length, &n, (size_t)width);
@@ -668,7 +736,9 @@ static void change_gguf(damage *d)
         return;
     }
     uint64_t some = (uint64_t)(n < 60 ? n : 60), which = draw(d, 3); /* the first, the last, or any */
-    const field *one = &f[which == 0 ? draw(d, some) : which == 1 ? (uint64_t)n - 1 - draw(d, some) : draw(d, (uint64_t)n)];
+    const field *one = &f[which == 0   ? draw(d, some)
+                          : which == 1 ? (uint64_t)n - 1 - draw(d, some)
+                                       : draw(d, (uint64_t)n)];
     uint64_t number = any_number(d);
     if (one->length) change_string(d, one, 8);
     else memcpy(d->data + one->at, &number, (size_t)(one->bytes < 8 ? one->bytes : 8));
@@ -712,7 +782,8 @@ static void change_protobuf(damage *d)
     int64_t bytes = one->bytes + d->size - size;
     if (bytes < 0 || bytes > 127 || one->at - one->length != 1) return;
     d->data[one->length] = (uint8_t)bytes;
-    if (bytes > 2 && d->data[one->at] == 10 && draw(d, 4)) /* the piece in it, before score (5) and type (2) */
+    if (bytes > 2 && d->data[one->at] == 10 &&
+        draw(d, 4)) /* the piece in it, before score (5) and type (2) */
         d->data[one->at + 1] = (uint8_t)(bytes > 9 ? bytes - 7 : bytes - 2);
 }
 static void change_vocabulary(damage *d)

@@ -1,5 +1,5 @@
-/*  One small sample of each kind of file that the library reads, made by itself on a disk in memory (disk.h): for
-    the tests that let every call fail and for the fuzzer, which damages them. Public interface alone. */
+/*  One small sample of each kind of file that the library reads, made by itself on a disk in memory (disk.h):
+   for the tests that let every call fail and for the fuzzer, which damages them. Public interface alone. */
 #ifndef PVTUNE_SAMPLES_H
 #define PVTUNE_SAMPLES_H
 
@@ -19,8 +19,10 @@ typedef struct samples {
 
 /* What the kinds of task files hold, and a text in JSON Lines. */
 static const char *const sample_lines[] = {
-    "{\"question\": \"abc\", \"choices\": {\"text\": [\"a\", \"b\"], \"label\": [\"A\", \"B\"]}, \"answerKey\": \"B\"}\n",
-    "{\"activity_label\": \"a\", \"ctx_a\": \"b\", \"ctx_b\": \"c\", \"endings\": [\"d\", \"e\"], \"label\": \"1\"}\n",
+    "{\"question\": \"abc\", \"choices\": {\"text\": [\"a\", \"b\"], \"label\": [\"A\", \"B\"]}, "
+    "\"answerKey\": \"B\"}\n",
+    "{\"activity_label\": \"a\", \"ctx_a\": \"b\", \"ctx_b\": \"c\", \"endings\": [\"d\", \"e\"], \"label\": "
+    "\"1\"}\n",
     "{\"goal\": \"a\", \"sol1\": \"b\", \"sol2\": \"c\", \"label\": 0}\n",
     "{\"sentence\": \"a _ b\", \"option1\": \"c\", \"option2\": \"d\", \"answer\": \"2\"}\n",
     "{\"passage\": \"a\", \"question\": \"b\", \"label\": 1}\n",
@@ -28,13 +30,15 @@ static const char *const sample_lines[] = {
     "{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"gold\": 0}\n",
     "{\"contexts\": [\"a\", \"b\"], \"continuation\": \"c\", \"gold\": 1}\n",
     "{\"request\": {\"context\": \"a\", \"continuation\": \" b\"}, \"doc_id\": 0, \"idx\": 0, \"label\": 0, "
-    "\"task_name\": \"t\"}\n{\"request\": {\"context\": \"a\", \"continuation\": \" c\"}, \"doc_id\": 0, \"idx\": 1, "
+    "\"task_name\": \"t\"}\n{\"request\": {\"context\": \"a\", \"continuation\": \" c\"}, \"doc_id\": 0, "
+    "\"idx\": 1, "
     "\"label\": 0, \"task_name\": \"t\"}\n",
 };
 enum { SAMPLE_LINES = (int)(sizeof sample_lines / sizeof *sample_lines) };
 
 static const char sample_template[] =
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>' + "
     "'\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 static PVT_DISK_UNUSED pvt_ctx *samples_ctx(disk_user *user, const pvt_allocator *allocator, uint64_t number)
@@ -53,7 +57,8 @@ static pvt_model *sample_model(pvt_ctx *ctx)
     pvt_model *model = NULL;
     pvt_tokenizer *bytes = NULL;
     memset(&c, 0, sizeof c);
-    c.layers = 1, c.dim = 32, c.heads = 2, c.kv_heads = 2, c.ff = 32, c.vocab = 256, c.ctx = 32, c.tied = true;
+    c.layers = 1, c.dim = 32, c.heads = 2, c.kv_heads = 2, c.ff = 32, c.vocab = 256, c.ctx = 32,
+    c.tied = true;
     if (pvt_model_create(ctx, &c, &model) != PVT_OK) return NULL;
     if (pvt_tokenizer_create_bytes(ctx, &bytes) == PVT_OK) pvt_model_set_tokenizer(model, bytes);
     return model;
@@ -147,7 +152,8 @@ static bool samples_files(const samples *s)
     pvt_model *own = sample_codes(s, "had:int:2g32");
     pvt_weight w;
     memset(&named, 0, sizeof named);
-    bool good = own && pvt_model_save(s->dense, "m", NULL) == PVT_OK && pvt_model_save(s->student, "aq", NULL) == PVT_OK &&
+    bool good = own && pvt_model_save(s->dense, "m", NULL) == PVT_OK &&
+                pvt_model_save(s->student, "aq", NULL) == PVT_OK &&
                 pvt_model_save(own, "own", NULL) == PVT_OK &&
                 pvt_model_export(s->dense, "gguf:f16", "x.gguf", NULL) == PVT_OK &&
                 pvt_model_export(s->dense, "gguf:q8_0", "q.gguf", NULL) == PVT_OK;
@@ -177,7 +183,8 @@ static bool samples_make(samples *s, disk *d, const pvt_allocator *allocator)
     s->ctx = samples_ctx(&s->user, allocator, 3);
     if (!s->ctx) return false;
     for (int i = 0; i < 160; i++) ids[i] = (i * i + 3) % 256;
-    bool good = pvt_corpus_from_ids(s->ctx, ids, 160, &s->corpus) == PVT_OK && (s->dense = sample_model(s->ctx)) != NULL &&
+    bool good = pvt_corpus_from_ids(s->ctx, ids, 160, &s->corpus) == PVT_OK &&
+                (s->dense = sample_model(s->ctx)) != NULL &&
                 (s->student = sample_codes(s, "aqlm:1x2g4")) != NULL;
     good = good && samples_files(s) && samples_tokenizers(s) && samples_tuning(s);
     if (!good) printf("samples: %s\n", pvt_ctx_error(s->ctx));

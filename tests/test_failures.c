@@ -1,7 +1,7 @@
 /*  Every call that the library makes to its allocator and to the system fails once, in every function of the
-    interface that makes any: one table of functions, one loop. After each failure the function has said so, with
-    a code that fits and a sentence, or has done its work all the same, to the same result; it has given back
-    every byte; and called again it succeeds. (test_faults and test_power look at what a save leaves.) */
+    interface that makes any: one table of functions, one loop. After each failure the function has said so,
+    with a code that fits and a sentence, or has done its work all the same, to the same result; it has given
+    back every byte; and called again it succeeds. (test_faults and test_power look at what a save leaves.) */
 #include "../pvtune.h"
 #include "disk.h"
 #include "samples.h"
@@ -22,7 +22,8 @@ static void *bad_alloc(size_t bytes, void *user)
 {
     int64_t n = memory.n++;
     (void)user;
-    if (memory.at >= 0 && (memory.onwards ? n >= memory.at : n == memory.at)) return memory.fired++, (void *)NULL;
+    if (memory.at >= 0 && (memory.onwards ? n >= memory.at : n == memory.at))
+        return memory.fired++, (void *)NULL;
     memory.live++;
     return malloc(bytes);
 }
@@ -123,7 +124,8 @@ static pvt_result encode(void)
 {
     int32_t *ids = NULL;
     int64_t n = 0;
-    pvt_result result = pvt_tokenizer_encode(pieces, " abc ab abcabc\n\xc3\xa9", -1, PVT_ENCODE_BOS_ALWAYS, &ids, &n);
+    pvt_result result =
+        pvt_tokenizer_encode(pieces, " abc ab abcabc\n\xc3\xa9", -1, PVT_ENCODE_BOS_ALWAYS, &ids, &n);
     if (result == PVT_OK) hash_more(ids, n * 4);
     pvt_ids_free(s.ctx, ids);
     return result;
@@ -187,7 +189,8 @@ static pvt_result load_weights(void)
 static pvt_weight *some_weight(pvt_model *model)
 {
     for (int64_t i = pvt_model_tensors(model) - 1;; i--)
-        if (pvt_model_tensor(model, i).weight) return (pvt_weight *)(uintptr_t)pvt_model_tensor(model, i).weight;
+        if (pvt_model_tensor(model, i).weight)
+            return (pvt_weight *)(uintptr_t)pvt_model_tensor(model, i).weight;
 }
 static pvt_result save_weights(void)
 {
@@ -269,7 +272,8 @@ static pvt_result pv_steps(void)
     int first, second;
     memset(&copy, 0, sizeof copy);
     for (int i = 0; i < 32 * 32; i++) dW[i] = (pvt_real)(i % 7 - 3);
-    pvt_result result = pvt_weight_from_arrays(s.ctx, &w->format, w->O, w->I, arrays, pvt_weight_arrays(w, arrays), "w", &copy);
+    pvt_result result = pvt_weight_from_arrays(s.ctx, &w->format, w->O, w->I, arrays,
+                                               pvt_weight_arrays(w, arrays), "w", &copy);
     if (result == PVT_OK) result = pvt_pv_create(s.ctx, NULL, &pv);
     if (result == PVT_OK) result = pvt_pv_add_weight(pv, &copy, "w", &first);
     if (result == PVT_OK) result = pvt_pv_add_param(pv, p, 4, "p", &second);
@@ -374,7 +378,8 @@ static pvt_result load_task(int i)
     char path[40];
     snprintf(path, sizeof path, "lines%d.jsonl", i);
     pvt_result result = pvt_task_load(s.ctx, path, s.bytes, NULL, &task);
-    for (int64_t k = 0; result == PVT_OK && k < task.n_choices; k++) hash_more(task.choices[k].ids, task.choices[k].n * 4);
+    for (int64_t k = 0; result == PVT_OK && k < task.n_choices; k++)
+        hash_more(task.choices[k].ids, task.choices[k].n * 4);
     pvt_task_free(&task);
     return result;
 }
@@ -472,7 +477,8 @@ static pvt_result tune_with(bool resume)
     pvt_tuner *tuner = NULL;
     pvt_tune_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.steps = 4, desc.batch = 1, desc.ctx = 16, desc.eval_windows = 1, desc.delta_from = 0.5, desc.pv.delta = 0.1;
+    desc.steps = 4, desc.batch = 1, desc.ctx = 16, desc.eval_windows = 1, desc.delta_from = 0.5,
+    desc.pv.delta = 0.1;
     pvt_result result = pvt_model_copy(s.ctx, s.student, &student);
     if (result == PVT_OK) result = pvt_tuner_create(student, s.dense, &s.corpus, &desc, &tuner);
     if (result == PVT_OK && resume) result = pvt_tuner_resume(tuner, "c.safetensors");
@@ -599,15 +605,16 @@ static void complain(const entry *e, const char *what, int64_t at, const char *k
                pvt_ctx_error(s.ctx));
 }
 
-/* After a call of which something failed; `wanted`: the code that it must have, or PVT_OK with the right result where
-   that may be. */
-static bool judge(const entry *e, pvt_result result, pvt_result wanted, bool may, uint64_t right, int64_t bytes,
-                  int64_t at, const char *kind)
+/* After a call of which something failed; `wanted`: the code that it must have, or PVT_OK with the right
+   result where that may be. */
+static bool judge(const entry *e, pvt_result result, pvt_result wanted, bool may, uint64_t right,
+                  int64_t bytes, int64_t at, const char *kind)
 {
     const char *wrong = NULL;
     int64_t now = pvt_ctx_get_info(s.ctx).bytes_now;
     if (now != bytes) wrong = "memory is not given back";
-    else if (result == PVT_OK ? !may : result != wanted) wrong = result == PVT_OK ? "not noticed" : "another code";
+    else if (result == PVT_OK ? !may : result != wanted)
+        wrong = result == PVT_OK ? "not noticed" : "another code";
     else if (result == PVT_OK && made != right) wrong = "passed over, to another result";
     else if (result != PVT_OK && !pvt_ctx_error(s.ctx)[0]) wrong = "no sentence";
     if (wrong) complain(e, wrong, at, kind, result);
@@ -638,7 +645,8 @@ static void fail_allocations(const entry *e, uint64_t right, int64_t bytes)
             memory.at = -1;
             if (!memory.fired) break;
             fired++;
-            good &= judge(e, result, PVT_ERR_MEMORY, false, right, bytes, at, onwards ? "allocations from" : "allocation");
+            good &= judge(e, result, PVT_ERR_MEMORY, false, right, bytes, at,
+                          onwards ? "allocations from" : "allocation");
             if (onwards || at % 4) continue;
             result = call_once(e);
             good &= judge(e, result, PVT_OK, true, made, bytes, at, "again after allocation");
@@ -657,7 +665,8 @@ static void fail_calls(const entry *e, uint64_t right, int64_t bytes)
     for (int kind = 0; kind < DISK_KINDS; kind++)
         for (int c = 0; c < 4; c++) {
             bool makes = kind == DISK_WRITE || kind == DISK_SYNC || kind == DISK_RENAME;
-            bool interrupts = makes || kind == DISK_OPEN || kind == DISK_CLOSE || kind == DISK_READ || kind == DISK_LOCK;
+            bool interrupts =
+                makes || kind == DISK_OPEN || kind == DISK_CLOSE || kind == DISK_READ || kind == DISK_LOCK;
             if (codes[c] == ENOSPC && !(makes || kind == DISK_OPEN || kind == DISK_MKDIR)) continue;
             if (codes[c] == EINTR && (!interrupts || kind == DISK_RENAME)) continue;
             if (codes[c] == 0 && kind != DISK_WRITE) continue;
@@ -670,7 +679,8 @@ static void fail_calls(const entry *e, uint64_t right, int64_t bytes)
                 bool must_pass = codes[c] == EINTR || codes[c] == 0;
                 count.calls++, count.tolerated += result == PVT_OK, count.interrupted += codes[c] == EINTR;
                 count.full += codes[c] == ENOSPC, count.shortened += codes[c] == 0;
-                good &= judge(e, result, must_pass ? PVT_OK : PVT_ERR_IO, must_pass || !makes, right, bytes, at, names[kind]);
+                good &= judge(e, result, must_pass ? PVT_OK : PVT_ERR_IO, must_pass || !makes, right, bytes,
+                              at, names[kind]);
                 if (must_pass) continue;
                 result = call_once(e);
                 good &= judge(e, result, PVT_OK, true, made, bytes, at, "again after a call");
@@ -732,7 +742,8 @@ static void test_one_text_twice(void)
     CHECK_OK(s.ctx, pvt_file_write(s.ctx, "t.bin", bytes, size));
     CHECK_OK(s.ctx, pvt_tokenizer_load(s.ctx, "t.bin", &t));
     uint64_t before = disk_view(s.d, DISK_ROOT, true);
-    CHECK(pvt_tokenizer_save(t, "t") == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(s.ctx), "are both \"e\""));
+    CHECK(pvt_tokenizer_save(t, "t") == PVT_ERR_UNSUPPORTED &&
+          strstr(pvt_ctx_error(s.ctx), "are both \"e\""));
     CHECK(disk_view(s.d, DISK_ROOT, true) == before);
     pvt_tokenizer_free(t);
     memset(bytes + size - 14, 0, 4), memmove(bytes + size - 10, bytes + size - 9, 4); /* both are empty */
@@ -766,11 +777,14 @@ int main(void)
     if (!only)
         CHECK(count.allocations > 500 && count.calls > 200 && count.interrupted > 50 && count.full > 50 &&
               count.shortened > 8);
-    printf("%d functions: %lld allocations failed, %lld calls of the system (%lld made no difference, %lld were "
-           "interrupted, %lld found a full disk, %lld wrote little)\n",
-           (int)(sizeof entries / sizeof *entries), (long long)count.allocations, (long long)count.calls,
-           (long long)count.tolerated, (long long)count.interrupted, (long long)count.full, (long long)count.shortened);
-    pvt_task_free(&scored), pvt_tokenizer_free(pieces), pvt_tokenizer_free(chatty), pvt_model_free(packed), pvt_model_free(symmetric);
+    printf(
+        "%d functions: %lld allocations failed, %lld calls of the system (%lld made no difference, %lld were "
+        "interrupted, %lld found a full disk, %lld wrote little)\n",
+        (int)(sizeof entries / sizeof *entries), (long long)count.allocations, (long long)count.calls,
+        (long long)count.tolerated, (long long)count.interrupted, (long long)count.full,
+        (long long)count.shortened);
+    pvt_task_free(&scored), pvt_tokenizer_free(pieces), pvt_tokenizer_free(chatty), pvt_model_free(packed),
+        pvt_model_free(symmetric);
     samples_end(&s);
     CHECK(memory.live == 0);
     disk_end(&d), disk_end(&whole);

@@ -1,9 +1,10 @@
 /*  Losses of power. Every save goes to a disk in memory (disk.h) where nothing lasts before it is synced; at
     every call that changes something the power is cut, and of what was not synced an adversary keeps what it
     likes, in pieces. What stands there then, and after the next load has completed what it found, is the old
-    model or the new one, whole, file by file and byte by byte; a load more changes nothing, a save more leaves
-    nothing but itself; and power may be cut again while a load completes. That the test can fail is shown in
-    the test: with any of the calls to sync left out that matter, it does. Two savers at once, in seeded turns. */
+    model or the new one, whole, file by file and byte by byte; a load more changes nothing, a save more
+    leaves nothing but itself; and power may be cut again while a load completes. That the test can fail is
+    shown in the test: with any of the calls to sync left out that matter, it does. Two savers at once, in
+    seeded turns. */
 #include "../pvtune.h"
 #include "disk.h"
 #include "test.h"
@@ -45,7 +46,8 @@ static pvt_model *make_model(pvt_ctx *in, float mark)
     pvt_model *model = NULL;
     pvt_tokenizer *bytes = NULL;
     memset(&c, 0, sizeof c);
-    c.layers = 1, c.dim = 16, c.heads = 2, c.kv_heads = 1, c.ff = 16, c.vocab = 256, c.ctx = 32, c.tied = true;
+    c.layers = 1, c.dim = 16, c.heads = 2, c.kv_heads = 1, c.ff = 16, c.vocab = 256, c.ctx = 32,
+    c.tied = true;
     CHECK_OK(in, pvt_model_create(in, &c, &model));
     CHECK_OK(in, pvt_tokenizer_create_bytes(in, &bytes));
     pvt_model_set_tokenizer(model, bytes);
@@ -119,8 +121,8 @@ static pvt_result write_text(const char *path, const char *text)
     return pvt_file_write(ctx, path, text, (int64_t)strlen(text));
 }
 
-/* The old model: in a shard, with a tokenizer in which a and b have changed places, with files that the new one has
-   not, and with the user's own. */
+/* The old model: in a shard, with a tokenizer in which a and b have changed places, with files that the new
+   one has not, and with the user's own. */
 static void old_directory(void)
 {
     static const char *const more[] = {"added_tokens.json", "special_tokens_map.json", "vocab.json"};
@@ -128,8 +130,9 @@ static void old_directory(void)
     CHECK_OK(ctx, save_model(ctx, old_model, false));
     CHECK(disk_rename(&user, "m/model.safetensors", "m/model-00001-of-00001.safetensors") == 0);
     for (int64_t i = 0; i < pvt_model_tensors(old_model); i++)
-        snprintf(list + strlen(list), sizeof list - strlen(list), "%s\"%s\": \"model-00001-of-00001.safetensors\"",
-                 i ? ", " : "", pvt_model_tensor(old_model, i).name);
+        snprintf(list + strlen(list), sizeof list - strlen(list),
+                 "%s\"%s\": \"model-00001-of-00001.safetensors\"", i ? ", " : "",
+                 pvt_model_tensor(old_model, i).name);
     snprintf(list + strlen(list), sizeof list - strlen(list), "}}");
     CHECK_OK(ctx, write_text("m/model.safetensors.index.json", list));
     disk_inode *f = &user.d->inode[disk_find(user.d, "m/tokenizer.json")];
@@ -269,7 +272,8 @@ static void cut_again(void *unused, disk_call kind)
         uint64_t hash = disk_view(&left, DISK_ROOT, true);
         if (hash != completing.seen) {
             left.safe = true, user.d = &left;
-            completing.good &= now.c->load() == PVT_OK && disk_view(&left, DISK_ROOT, false) == completing.wanted;
+            completing.good &=
+                now.c->load() == PVT_OK && disk_view(&left, DISK_ROOT, false) == completing.wanted;
             user.d = d, completing.cuts++;
         }
         completing.seen = hash;
@@ -302,7 +306,8 @@ static bool is_committed(const disk *d)
     return false;
 }
 
-/* Software that knows nothing of a manifest takes what has a config.json for a model, and it is the old or the new. */
+/* Software that knows nothing of a manifest takes what has a config.json for a model, and it is the old or
+   the new. */
 static bool stranger_is_safe(disk *d)
 {
     int m = disk_find(d, now.c->models), hidden = m < 0 ? -1 : disk_index(&d->live, m, ".pvtune-save");
@@ -321,7 +326,8 @@ static void look(disk *left, uint64_t seed)
     count.distinct++;
     disk_cut(left, DISK_ALL_STAYS, &found, &none);
     left->safe = true, user.d = left;
-    if (now.c->models && !stranger_is_safe(left)) wrong("another's software takes a mixture for a model", seed, PVT_OK);
+    if (now.c->models && !stranger_is_safe(left))
+        wrong("another's software takes a mixture for a model", seed, PVT_OK);
     if (now.done && committed) wrong("the save had ended, and is to be done again", seed, PVT_OK);
     pvt_result result = now.c->load();
     uint64_t view = disk_view(left, DISK_ROOT, false), all = disk_view(left, DISK_ROOT, true);
@@ -330,9 +336,11 @@ static void look(disk *left, uint64_t seed)
     if (!is_old && !is_new) wrong("neither the old one nor the new one", seed, result);
     else if (now.done && !is_new) wrong("the save had ended, and is lost", seed, result);
     else if (result != PVT_OK && !pvt_ctx_error(ctx)[0]) wrong("no sentence", seed, result);
-    if (now.c->load() != result || disk_view(left, DISK_ROOT, true) != all) wrong("a load more changes it", seed, result);
+    if (now.c->load() != result || disk_view(left, DISK_ROOT, true) != all)
+        wrong("a load more changes it", seed, result);
     if (committed && !is_new) wrong("committed, and not completed", seed, result);
-    if (committed && !now.quiet && !completes_in_pieces(&found, now.is_new)) wrong("cut again, and not completed", seed, result);
+    if (committed && !now.quiet && !completes_in_pieces(&found, now.is_new))
+        wrong("cut again, and not completed", seed, result);
     count.completed += committed;
     result = now.c->save();
     if (result != PVT_OK) wrong("cannot be saved into", seed, result);
@@ -362,7 +370,8 @@ static void cut_here(void *unused, disk_call kind)
     }
 }
 
-/* One save of the case with cuts all along; `forget`: the sync that is left out, or −1. Returns how many there are. */
+/* One save of the case with cuts all along; `forget`: the sync that is left out, or −1. Returns how many
+   there are. */
 static int64_t cut_all_along(const disk *base, int64_t forget)
 {
     static disk d;
@@ -415,7 +424,8 @@ static void test_case(const save_case *c)
     for (int64_t i = 0; i < syncs && !is_quick(); i++) {
         cut_all_along(&base, i);
         found += now.wrong > 0;
-        if (getenv("PVTUNE_VERBOSE")) printf("    sync %lld: %lld wrongs\n", (long long)i, (long long)now.wrong);
+        if (getenv("PVTUNE_VERBOSE"))
+            printf("    sync %lld: %lld wrongs\n", (long long)i, (long long)now.wrong);
     }
     CHECK(found >= c->syncs_found || is_quick());
     count.found += found;
@@ -463,7 +473,8 @@ static uint64_t tune_on(bool resume)
     pvt_tuner *tuner = make_tuner(model, 0);
     uint64_t hash = 0;
     pvt_result result = PVT_OK;
-    if (resume && disk_find(user.d, "q/c.safetensors") >= 0) result = pvt_tuner_resume(tuner, "q/c.safetensors");
+    if (resume && disk_find(user.d, "q/c.safetensors") >= 0)
+        result = pvt_tuner_resume(tuner, "q/c.safetensors");
     while (result == PVT_OK && !pvt_tuner_get_info(tuner).done) {
         result = pvt_tuner_step(tuner, NULL);
         if (result == PVT_OK) result = pvt_tuner_save(tuner, "q/c.safetensors");
@@ -492,7 +503,8 @@ static void test_work(const char *name, uint64_t (*work)(bool resume), int64_t e
     CHECK(wanted && calls > 20);
     for (int64_t at = 0; at < calls; at += each) {
         disk_cut(&base, DISK_ALL_STAYS, &run, &none);
-        run.kind = DISK_ANY, run.at = at, run.onwards = true, run.code = EIO, user.d = &run; /* no call reaches it */
+        run.kind = DISK_ANY, run.at = at, run.onwards = true, run.code = EIO,
+        user.d = &run; /* no call reaches it */
         uint64_t ended = work(false);
         CHECK(run.fired > 0 && (!ended || ended == wanted));
         disk_cut(&run, (uint64_t)at % 12, &left, &count.lost);
@@ -553,11 +565,15 @@ static void *saver_main(void *arg)
 
 static saver savers[2];
 static struct {
-    uint64_t one[2], all[2], none; /* views: with the model of each, with all that lies about; with what was there */
+    uint64_t one[2], all[2],
+        none; /* views: with the model of each, with all that lies about; with what was there */
     int64_t wrong, cuts;
 } meeting;
 
-static bool is_whole(uint64_t view) { return view == meeting.one[0] || view == meeting.one[1] || view == meeting.none; }
+static bool is_whole(uint64_t view)
+{
+    return view == meeting.one[0] || view == meeting.one[1] || view == meeting.none;
+}
 
 /* Now and then the power fails while both are at it. */
 static void cut_both(void *arg, disk_call kind)
@@ -570,8 +586,10 @@ static void cut_both(void *arg, disk_call kind)
     disk_cut(d, draw % 200, &left, &count.lost);
     left.safe = true, user.d = &left;
     pvt_result result = load_directory();
-    if (!is_whole(disk_view(&left, DISK_ROOT, false)) || (result != PVT_OK && meeting.one[0] == meeting.none)) {
-        if (meeting.wrong++ == 0) printf("    cut: %s\n", pvt_ctx_error(ctx)), disk_print(&left, DISK_ROOT, 0);
+    if (!is_whole(disk_view(&left, DISK_ROOT, false)) ||
+        (result != PVT_OK && meeting.one[0] == meeting.none)) {
+        if (meeting.wrong++ == 0)
+            printf("    cut: %s\n", pvt_ctx_error(ctx)), disk_print(&left, DISK_ROOT, 0);
     }
     meeting.cuts++;
     user.d = &at_work;
@@ -598,7 +616,8 @@ static void meet(uint64_t seed, bool overwrite, const disk *base)
     for (int i = 0; i < 2; i++) {
         if (savers[i].result != PVT_OK && overwrite) printf("    %s\n", pvt_ctx_error(savers[i].ctx));
         if (savers[i].result == PVT_OK) continue;
-        CHECK(savers[i].result == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(savers[i].ctx), "a model is there already"));
+        CHECK(savers[i].result == PVT_ERR_ARGUMENT &&
+              strstr(pvt_ctx_error(savers[i].ctx), "a model is there already"));
     }
     user.d = &d;
     uint64_t view = disk_view(&d, DISK_ROOT, false);
@@ -630,7 +649,8 @@ static void test_two_savers(void)
             disk_cut(&base, DISK_ALL_STAYS, &after, &none);
             after.safe = true, savers[i].user.d = &after;
             CHECK_OK(savers[i].ctx, save_model(savers[i].ctx, savers[i].model, overwrite));
-            meeting.one[i] = disk_view(&after, DISK_ROOT, false), meeting.all[i] = disk_view(&after, DISK_ROOT, true);
+            meeting.one[i] = disk_view(&after, DISK_ROOT, false),
+            meeting.all[i] = disk_view(&after, DISK_ROOT, true);
             disk_end(&after);
         }
         CHECK(meeting.one[0] != meeting.one[1] && meeting.one[0] != meeting.none);
@@ -653,11 +673,13 @@ int main(void)
     test_work("tuning with checkpoints", tune_on, is_quick() ? 17 : 5);
     test_two_savers();
     CHECK(count.lost.bytes > 0 && count.lost.torn > 0 && count.lost.names > 0 && count.completed > 50);
-    printf("%lld points, %lld cuts, %lld different, %lld completed, %lld cut again; lost: %lld bytes, %lld sectors, "
+    printf("%lld points, %lld cuts, %lld different, %lld completed, %lld cut again; lost: %lld bytes, %lld "
+           "sectors, "
            "%lld names; %lld syncs left out, %lld found\n",
-           (long long)count.points, (long long)count.cuts, (long long)count.distinct, (long long)count.completed,
-           (long long)count.again, (long long)count.lost.bytes, (long long)count.lost.torn,
-           (long long)count.lost.names, (long long)count.forgotten, (long long)count.found);
+           (long long)count.points, (long long)count.cuts, (long long)count.distinct,
+           (long long)count.completed, (long long)count.again, (long long)count.lost.bytes,
+           (long long)count.lost.torn, (long long)count.lost.names, (long long)count.forgotten,
+           (long long)count.found);
     pvt_tuner_free(old_tuner), pvt_tuner_free(new_tuner);
     pvt_model_free(tuned[0]), pvt_model_free(tuned[1]);
     pvt_model_free(old_model), pvt_model_free(new_model), pvt_model_free(dense_model);

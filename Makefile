@@ -31,13 +31,15 @@ TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed 
                  test_tuner test_company test_system test_tokens test_weight
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
 TESTS_AGAIN   := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,$(addsuffix _double,$(TESTS_DOUBLE)))
-TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN) $(TESTS_CXX)
+# A short round of fuzzing (make fuzz) goes with the address sanitizer, which sees what it does.
+TESTS_FUZZ    := $(if $(findstring address,$(CFLAGS)),fuzz_readers)
+TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN) $(TESTS_CXX) $(TESTS_FUZZ)
 # pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers, and it watches its memory itself: no sanitizers.
 TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -99,6 +101,11 @@ $(DOUBLE): $(BUILD)/tests/%_double: tests/%.c tests/test.h pvtune.h
 	@mkdir -p $(@D)
 	$(COMPILE) -DPVTUNE_REAL=double -DPVT_API=static -Wno-unused-function -o $@ $< $(LDFLAGS) $(LDLIBS)
 $(BUILD)/tests/test_swapped: tests/test_system.c
+$(BUILD)/tests/test_power $(BUILD)/tests/test_failures $(BUILD)/tests/fuzz_readers: tests/disk.h
+$(BUILD)/tests/test_failures $(BUILD)/tests/fuzz_readers: tests/samples.h tests/files_seeds.h
+$(BUILD)/tests/fuzz_readers: tests/fuzz_readers.c examples/json.h pvtune.h $(BUILD)/pvtune_impl.o
+	@mkdir -p $(@D)
+	$(COMPILE) -Wno-unused-function -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 $(PUBLIC): $(BUILD)/tests/%: tests/%.c tests/test.h pvtune.h $(BUILD)/pvtune_impl.o
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
@@ -168,6 +175,15 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 
 interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, runtimes what we export, and GGUF against llama.cpp, tasks against lm-eval (pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=, _TASKS=)
 	@BUILD=$(BUILD) sh tests/interop.sh
+
+# One target after the other, an equal share of TIME seconds each; what is found lies in build/fuzz/.
+FUZZ_TARGETS = safetensors huggingface aqlm own gguf llama2c tokenizer-json tokenizer-model tokenizer-bin tokenizer-gguf \
+               text task chat checkpoint quantize-checkpoint formats ids bytes
+FUZZ_CLANG   = clang
+fuzz: ## damage every kind of file that is read, by clang's libFuzzer where it is (TIME= seconds, else 3600; TARGET= one of them)
+	@BUILD=$(BUILD) TIME="$(TIME)" TARGETS="$(or $(TARGET),$(FUZZ_TARGETS))" CLANG="$(FUZZ_CLANG)" CC="$(CC)" sh tests/fuzz.sh
+torture: $(BUILD)/pvtune ## kill -9 at 100 moments of tune and 100 of saving over a model, and a full disk (ten minutes; TORTURE=short: seconds)
+	@PVTUNE=$(BUILD)/pvtune TORTURE="$(TORTURE)" sh tests/torture.sh
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers

@@ -1335,7 +1335,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
    tokenizer_config.json made from the vocabulary (with the chat template of a GGUF); of the SentencePiece
    family also a tokenizer.model, for LlamaTokenizer and the converter of llama.cpp. A file that cannot say
    what the vocabulary does is left out: a tokenizer.model where merges are not those that scores make.
-   They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY. */
+   They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY, UNSUPPORTED
+   (of a GGUF or a tokenizer.bin two tokens are one text). */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -19105,8 +19106,9 @@ static pvt_result pvti_exchange_move(pvt_ctx *ctx, const char *folder, const cha
     char from[PVTI_PATH_BYTES], to[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, from, folder, name));
     PVTI_TRY(pvti_path_join(ctx, to, dir, name));
-    if (pvti_rename(ctx, from, to) || errno == ENOENT) return PVT_OK;
-    return pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
+    /* where a loss of power left the file both names, a rename from the one to the other does nothing */
+    if (pvti_rename(ctx, from, to)) return pvti_exchange_remove(ctx, folder, name);
+    return errno == ENOENT ? PVT_OK : pvti_exchange_stuck(ctx, to, "cannot be replaced by the new file");
 }
 
 static pvt_result pvti_exchange_sync(pvt_ctx *ctx, const char *dir)
@@ -19136,17 +19138,19 @@ static pvt_result pvti_exchange_carry_out(pvt_ctx *ctx, const char *dir, const p
     PVTI_TRY(pvti_exchange_sync(ctx, dir));
     PVTI_TRY(pvti_exchange_move(ctx, folder, dir, "config.json"));
     PVTI_TRY(pvti_exchange_sync(ctx, dir));
+    PVTI_TRY(pvti_exchange_sync(ctx, folder)); /* nothing is left in it that only the manifest explains */
     return pvti_exchange_remove(ctx, folder, "manifest");
 }
 
 /* The folder of an exchange that was carried out, after its lock was given back: some network file systems
-   keep a file that is removed while it is open. Another's exchange may stand there by now. */
+   keep a file that is removed while it is open. Another's exchange may stand there by now. That it is gone
+   lasts: a manifest that came back with the power would remove what has been put there since. */
 static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
 {
     char folder[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
-    if (pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST)
-        return PVT_OK;
+    bool gone = pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST;
+    if (gone && pvti_directory_sync(ctx, dir)) return PVT_OK;
     return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
                      folder, strerror(errno));
 }
@@ -19216,14 +19220,17 @@ typedef struct pvti_exchange {
     char dir[PVTI_PATH_BYTES], folder[PVTI_PATH_BYTES];
 } pvti_exchange;
 
-/* An orphan's folder, with what may be in it. */
+/* An orphan's folder, with what may be in it. Where a loss of power took the manifest alone, one of ours keeps
+   others away: who has just made the folder finds it and makes another. */
 static void pvti_sweep_folder(pvt_ctx *ctx, const char *folder)
 {
     char path[PVTI_PATH_BYTES];
     if (!pvti_folder_is_real(ctx, folder)) return;
     if (snprintf(path, sizeof path, "%s/manifest", folder) >= (int)sizeof path) return;
     int fd = pvti_open_for_lock(ctx, path);
-    if (fd >= 0 && pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS) {
+    bool made = fd < 0 && errno == ENOENT && !pvti_remove_directory(ctx, folder);
+    if (made) fd = pvti_open(ctx, path, PVT_OPEN_NEW_PRIVATE);
+    if (fd >= 0 && (made || pvti_lock_try(ctx, fd, path) == PVTI_LOCK_OURS)) {
         for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
             snprintf(path, sizeof path, "%s/%s", folder, pvti_saved_names[i].name);
             (void)pvti_remove(ctx, path);
@@ -22430,10 +22437,50 @@ static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
     pvti_text_printf(out, "],\n");
 }
 
+/* By their spellings: of hashes. */
+static pvt_result pvti_save_sort(const pvt_tokenizer *t, pvti_sort_item *items, int64_t *n)
+{
+    bool failed = false;
+    for (int64_t id = *n = 0; id < t->V; id++) {
+        if (t->pieces[id].type == PVTI_PIECE_HOLE) continue;
+        pvti_text text = pvti_save_spelling(t, id);
+        items[*n].key = text.size > 0 ? pvti_hash(text.data, text.size, 0) : 0;
+        items[(*n)++].index = id;
+        failed |= text.failed;
+        pvti_text_free(&text);
+    }
+    pvti_sort(items, *n, NULL, NULL);
+    return failed ? PVT_ERR_MEMORY : PVT_OK;
+}
+
+/* A GGUF and a tokenizer.bin may have two tokens of one text, tokenizer.json has an id for each text. */
+static pvt_result pvti_save_unique(const pvt_tokenizer *t)
+{
+    pvti_sort_item *items = PVTI_NEW(t->ctx, pvti_sort_item, t->V + 1);
+    int64_t n = 0;
+    if (!items) return PVT_ERR_MEMORY;
+    pvt_result result = pvti_save_sort(t, items, &n);
+    for (int64_t i = 1; i < n && result == PVT_OK; i++) {
+        if (items[i].key != items[i - 1].key) continue;
+        pvti_text a = pvti_save_spelling(t, items[i - 1].index), b = pvti_save_spelling(t, items[i].index);
+        if (a.failed || b.failed) result = PVT_ERR_MEMORY;
+        else if (a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, (size_t)a.size) == 0))
+            result = pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                               "%s: tokens %lld and %lld are both \"%.*s\", which a tokenizer.json cannot say; "
+                               "load the model with another tokenizer to save it",
+                               t->name, (long long)items[i - 1].index, (long long)items[i].index,
+                               (int)PVTI_MIN(a.size, 60), a.size > 0 ? a.data : "");
+        pvti_text_free(&a), pvti_text_free(&b);
+    }
+    pvti_free(t->ctx, items);
+    return result;
+}
+
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
     int64_t n = 0;
     bool byte_fallback = t->spaces;
+    PVTI_TRY(pvti_save_unique(t));
     for (int64_t id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
     pvti_text_printf(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     pvti_save_added(out, t);
@@ -23690,7 +23737,8 @@ static pvt_result pvti_load_directory(pvti_loader *a)
         PVTI_TRY(pvti_exchange_recover(a->ctx, a->path));
     if (!pvti_path_exists(a->ctx, a->config))
         return pvti_fail(a->ctx, PVT_ERR_IO, "%s: there is no config.json in it: not a model", a->path);
-    (void)pvti_info(a->ctx, a->config, &a->before);
+    if (!pvti_info(a->ctx, a->config, &a->before) && !pvti_is_absent(errno))
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", a->config, strerror(errno));
     PVTI_TRY(pvti_json_open(a->ctx, a->config, &map, &j));
     pvt_result result = pvti_config_read(a, &j, &config);
     if (result == PVT_OK) result = pvti_shards_open(a->ctx, a->path, &a->source->shards);
@@ -23798,8 +23846,11 @@ static pvt_result pvti_load_tokenizer(const pvti_loader *a, const char *wish)
 static pvt_result pvti_load_unchanged(const pvti_loader *a)
 {
     pvt_file_info now;
-    if (pvti_info(a->ctx, a->config, &now) && now.device == a->before.device &&
-        now.number == a->before.number && now.bytes == a->before.bytes && now.modified == a->before.modified)
+    bool found = pvti_info(a->ctx, a->config, &now);
+    if (!found && !pvti_is_absent(errno))
+        return pvti_fail(a->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", a->config, strerror(errno));
+    if (found && now.device == a->before.device && now.number == a->before.number &&
+        now.bytes == a->before.bytes && now.modified == a->before.modified)
         return PVT_OK;
     return pvti_fail(a->ctx, PVT_ERR_MISMATCH,
                      "%s: another model was saved there while it was loaded; load it again", a->path);

@@ -40,7 +40,7 @@ static void seed_safetensors_of(seed *b, const char *header, int64_t n)
     put_text(b, header);
     put_fill(b, n);
 }
-static void seed_safetensors(seed *b)
+static PVTI_UNUSED void seed_safetensors(seed *b)
 {
     seed_safetensors_of(b,
                         "{\"__metadata__\":{\"format\":\"pt\"},"

@@ -161,6 +161,13 @@
         Ownership    What a function creates, its _free or _destroy ends. Arguments are borrowed;
                      what must outlive an object is said where it is made. No globals.
         Threads      One calling thread at a time per context; contexts are independent.
+        Fork         Between calls, not during one. In the child a context whose threads were running works on
+                     with one thread, to the same bits; a new context there has threads again. Files that a
+                     device or the caller's own functions hold are theirs to look after.
+        Signals      No handler is set, no mask changed; calls that a signal interrupts are made again. A handler
+                     may call nothing here, but may set a flag for the progress callback, which stops the work.
+                     The library's threads have the mask of the thread that made the first large call.
+        C++          Nothing runs before main and nothing at exit: a static object may hold a context.
         Same bits    Same input and seed: the same bits, for any number of threads and for every kernel
                      set alike. Sums run in a fixed order; exp, log, sin and cos are our own; a*b+c is
                      fused only where the source says so. Several processes that tune together give the
@@ -29921,6 +29928,8 @@ static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), voi
 }
 static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
 static void pvti_yield(void) { sched_yield(); }
+/* Another number in a child process, which fork gives none of the threads. */
+static long pvti_threads_process(void) { return (long)getpid(); }
 
 static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
 static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
@@ -29948,6 +29957,7 @@ struct pvti_pool {
     int n_workers, running;
     uint32_t generation; /* counts regions; odd values never occur */
     bool stop, started;
+    long process; /* in which they were started */
     pvti_mutex mutex;
     pvti_condition wake;
     int sleeping;
@@ -30008,13 +30018,18 @@ static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *a
     }
 }
 
-/* How many workers there are; none when the system gives no thread: a region then runs
-   serially, to the same bits. */
+/* Whether the workers are in this process. After a fork the child has none of them, and a mutex that one of them
+   may have held: there it is neither taken nor destroyed. */
+static bool pvti_pool_here(const pvti_pool *pool) { return pool->process == pvti_threads_process(); }
+
+/* How many workers there are; none when the system gives no thread, or in the child of a fork: a region then
+   runs serially, to the same bits. */
 static int pvti_pool_workers(pvti_pool *pool)
 {
-    if (pool->started) return pool->n_workers;
+    if (pool->started) return pvti_pool_here(pool) ? pool->n_workers : 0;
     pvti_mutex_create(&pool->mutex);
     pvti_condition_create(&pool->wake);
+    pool->process = pvti_threads_process();
     pool->started = true;
     while (pool->n_workers < pool->ctx->n_threads - 1) {
         int i = pool->n_workers;
@@ -30048,7 +30063,7 @@ static bool pvti_pool_create(pvt_ctx *ctx)
 static void pvti_pool_destroy(pvt_ctx *ctx)
 {
     pvti_pool *pool = ctx->pool;
-    if (pool && pool->started) {
+    if (pool && pool->started && pvti_pool_here(pool)) {
         pool->stop = true;
         pvti_pool_start(pool);
         for (int i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);

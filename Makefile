@@ -26,7 +26,7 @@ TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test
 # double. Under sanitizers the scripts would compile what is compiled already; and the thread sanitizer gets the tests
 # that have threads.
 SANITIZE_WITH  = $(findstring -fsanitize,$(CFLAGS))
-TESTS_SCRIPTS := $(if $(SANITIZE_WITH),,$(if $(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH)))
+TESTS_SCRIPTS := $(if $(SANITIZE_WITH),,$(if $(PVTUNE_QUICK),$(filter-out test_rooms test_install,$(TESTS_SH)),$(TESTS_SH)))
 TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed test_quantize test_strategies test_rotation \
                  test_tuner test_company test_system test_tokens test_weight
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
@@ -37,7 +37,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test lib install uninstall web web-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -65,6 +65,35 @@ $(BUILD)/pvtune_mpi: examples/pvtune_mpi.c examples/options.h $(BUILD)/pvtune_im
 	    examples/pvtune_mpi.c $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 mpi-test: mpi $(BUILD)/pvtune ## two ranks against one, a rank that dies, a resume to the same bits
 	@BUILD=$(BUILD) MAKE="$(MAKE)" sh tests/mpi.sh
+
+# the same files at the same places by CMakeLists.txt
+PREFIX  ?= /usr/local
+VERSION  = $(shell sed -n 's/^.define PVT_VERSION_[MP][A-Z]* \([0-9]*\)$$/\1/p' pvtune.h | paste -sd. -)
+SONAME   = libpvtune.so.$(basename $(VERSION))
+PLACES   = sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|' -e 's|@PROJECT_VERSION@|$(VERSION)|'
+INTO     = $(DESTDIR)$(PREFIX)
+INSTALLED = bin/pvtune include/pvtune.h lib/libpvtune.so lib/libpvtune.so.$(VERSION) lib/$(SONAME) share/man/man1/pvtune.1 \
+            lib/pkgconfig/pvtune.pc lib/pkgconfig/pvtune-lib.pc \
+            lib/cmake/pvtune/pvtune-config.cmake lib/cmake/pvtune/pvtune-config-version.cmake
+lib: $(BUILD)/libpvtune.so ## the shared library build/libpvtune.so, e.g. for Python: examples/pvtune.py
+$(BUILD)/libpvtune.so: pvtune.h
+	@mkdir -p $(@D)
+	printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' | \
+	    $(COMPILE) -fPIC -shared -Wl,-soname,$(SONAME) -I. -o $@ -x c - -x none $(LDFLAGS) $(LDLIBS)
+install: $(BUILD)/pvtune $(BUILD)/libpvtune.so ## header, program, library, manual page, for pkg-config and CMake (PREFIX=/usr/local, DESTDIR=)
+	@for file in $(INSTALLED); do mkdir -p "$(INTO)/$$(dirname $$file)" || exit 1; done
+	install -m 755 $(BUILD)/pvtune "$(INTO)/bin/pvtune"
+	install -m 644 pvtune.h "$(INTO)/include/pvtune.h"
+	install -m 755 $(BUILD)/libpvtune.so "$(INTO)/lib/libpvtune.so.$(VERSION)"
+	ln -sf libpvtune.so.$(VERSION) "$(INTO)/lib/$(SONAME)" && ln -sf $(SONAME) "$(INTO)/lib/libpvtune.so"
+	install -m 644 cmake/pvtune-config.cmake "$(INTO)/lib/cmake/pvtune/pvtune-config.cmake"
+	$(PLACES) cmake/pvtune-config-version.cmake.in >"$(INTO)/lib/cmake/pvtune/pvtune-config-version.cmake"
+	$(PLACES) cmake/pvtune.pc.in >"$(INTO)/lib/pkgconfig/pvtune.pc"
+	$(PLACES) cmake/pvtune-lib.pc.in >"$(INTO)/lib/pkgconfig/pvtune-lib.pc"
+	sh examples/man.sh $(BUILD)/pvtune >"$(INTO)/share/man/man1/pvtune.1"
+uninstall: ## what make install put there (the same PREFIX= and DESTDIR=)
+	for file in $(INSTALLED); do rm -f "$(INTO)/$$file"; done
+	-rmdir "$(INTO)/lib/cmake/pvtune" 2>/dev/null
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg

@@ -198,6 +198,32 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, runtimes what we export, and GGUF against llama.cpp (pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=)
 	@BUILD=$(BUILD) sh tests/interop.sh
 
+# One page, self-contained. NODE_PATH: Debian's emscripten looks for acorn there, another node than Debian's does not.
+EMCC     ?= emcc
+WEB       = $(BUILD)/web
+WEB_MADE  = web/race.h pvtune.h examples/stories.h examples/quadratic.h
+WEB_FLAGS = -ffp-contract=off -Wno-unused-function -DPVTUNE_NO_FILES
+WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_NAME=Pvtune -s ENVIRONMENT=web,worker,node \
+            -s FILESYSTEM=0 -s EXPORTED_RUNTIME_METHODS=[UTF8ToString,HEAP32,HEAPF64] --no-entry
+web: ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
+	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
+web-test: web ## the page's numbers against the native library's, in node and, where it is, in chromium
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web
+	@BUILD=$(BUILD) sh web/test.sh
+$(WEB)/train: web/train.c $(WEB_MADE)
+	@mkdir -p $(@D)
+	$(COMPILE) $(WEB_FLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/model.h: $(WEB)/train
+	$(WEB)/train >$@.new && mv $@.new $@
+$(WEB)/web: web/web.c $(WEB)/model.h $(WEB_MADE)
+	$(COMPILE) $(WEB_FLAGS) -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
+	NODE_PATH="$$NODE_PATH:/usr/share/nodejs" $(EMCC) -std=gnu99 -O2 $(WEB_FLAGS) -DPVTUNE_NO_FAST -DPVTUNE_NO_THREADS \
+	    -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(WEB_JS)
+$(WEB)/index.html: web/page.html $(WEB)/web.js
+	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
+
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers
 	@PVTUNE_QUICK=1 $(MAKE) --no-print-directory test BUILD=build/asan CFLAGS="$(SANITIZE) -fsanitize=address,undefined"

@@ -2076,12 +2076,17 @@ extern "C" {
 #error "pvtune: only gcc and clang are supported"
 #endif
 
+#if defined(__wasm__) /* has none, and the fmaf of emscripten's libc rounds what lies half-way between floats wrongly */
+#define pvti_fmaf(a, b, c) pvti_fmaf_exact(a, b, c)
+#else
+#define pvti_fmaf(a, b, c) __builtin_fmaf(a, b, c)
+#endif
 #if PVTI_REAL_IS_DOUBLE
 #define pvti_fma(a, b, c) __builtin_fma(a, b, c)
 #define pvti_sqrt(x) __builtin_sqrt(x)
 #define PVTI_R(literal) literal
 #else
-#define pvti_fma(a, b, c) __builtin_fmaf(a, b, c)
+#define pvti_fma(a, b, c) pvti_fmaf(a, b, c)
 #define pvti_sqrt(x) __builtin_sqrtf(x)
 #define PVTI_R(literal) PVTI_PASTE(literal, f)
 #endif
@@ -2115,6 +2120,21 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+/*  a·b + c in float, rounded once, without the processor's help. The product is exact in double; the sum is rounded
+    there, and its rounding to float is right unless it lies just half-way between two floats (subnormal ones are
+    farther apart). Then the sum is rounded to odd first: where it is not exact, to that neighbour whose last bit is 1,
+    which is never half-way and never on the wrong side (Boldo, Melquiond 2008). */
+PVTI_INLINE float pvti_fmaf_exact(float a, float b, float c)
+{
+    double product = (double)a * (double)b, sum = product + (double)c;
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if ((bits & 0x1fffffff) != 0x10000000 && (bits >> 52 & 0x7ff) > 1023 - 126) return (float)sum;
+    double from_c = sum - product, rest = (product - (sum - from_c)) + ((double)c - from_c); /* Knuth's two-sum */
+    if ((rest > 0 || rest < 0) && !(bits & 1)) bits += (rest > 0) == (sum > 0) ? 1 : -(uint64_t)1;
+    memcpy(&sum, &bits, sizeof sum);
+    return (float)sum;
 }
 
 // >>kernels
@@ -2749,17 +2769,17 @@ PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx)
 PVTI_INLINE float pvti_exp32(float x)
 {
     const float shift = 12582912.0f;
-    float t = __builtin_fmaf(x, 1.44269504f, shift);
+    float t = pvti_fmaf(x, 1.44269504f, shift);
     float n = t - shift;
-    float r = __builtin_fmaf(n, 1.90465449e-9f, __builtin_fmaf(n, -0.693147182f, x));
-    float p = __builtin_fmaf(r, 1.0f / 5040, 1.0f / 720);
+    float r = pvti_fmaf(n, 1.90465449e-9f, pvti_fmaf(n, -0.693147182f, x));
+    float p = pvti_fmaf(r, 1.0f / 5040, 1.0f / 720);
     uint32_t bits, power;
-    p = __builtin_fmaf(p, r, 1.0f / 120);
-    p = __builtin_fmaf(p, r, 1.0f / 24);
-    p = __builtin_fmaf(p, r, 1.0f / 6);
-    p = __builtin_fmaf(p, r, 0.5f);
-    p = __builtin_fmaf(p, r, 1.0f);
-    p = __builtin_fmaf(p, r, 1.0f);
+    p = pvti_fmaf(p, r, 1.0f / 120);
+    p = pvti_fmaf(p, r, 1.0f / 24);
+    p = pvti_fmaf(p, r, 1.0f / 6);
+    p = pvti_fmaf(p, r, 0.5f);
+    p = pvti_fmaf(p, r, 1.0f);
+    p = pvti_fmaf(p, r, 1.0f);
     memcpy(&bits, &p, sizeof bits);
     memcpy(&power, &t, sizeof power);
     bits += power << 23;

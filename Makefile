@@ -208,8 +208,8 @@ WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_
 web: ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
 	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
 	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
-web-test: web ## the page's numbers against the native library's, in node and, where it is, in chromium
-	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web
+web-test: ## the page's numbers against the native library's, in node and, where it is, in chromium
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web web
 	@BUILD=$(BUILD) sh web/test.sh
 $(WEB)/train: web/train.c $(WEB_MADE)
 	@mkdir -p $(@D)

@@ -26,7 +26,7 @@ TESTS_DOUBLE := test_model test_family test_company test_formats test_grids test
 # double. Under sanitizers the scripts would compile what is compiled already; and the thread sanitizer gets the tests
 # that have threads.
 SANITIZE_WITH  = $(findstring -fsanitize,$(CFLAGS))
-TESTS_SCRIPTS := $(if $(SANITIZE_WITH),,$(if $(PVTUNE_QUICK),$(filter-out test_rooms,$(TESTS_SH)),$(TESTS_SH)))
+TESTS_SCRIPTS := $(if $(SANITIZE_WITH),,$(if $(PVTUNE_QUICK),$(filter-out test_rooms test_install,$(TESTS_SH)),$(TESTS_SH)))
 TESTS_THREADS := test_gemm test_ops test_ops_bits test_pv test_model test_mixed test_quantize test_strategies test_rotation \
                  test_tuner test_company test_system test_tokens test_weight
 TESTS_RUN     := $(if $(findstring =thread,$(CFLAGS)),$(filter $(TESTS_THREADS),$(TESTS_C)),$(TESTS_C))
@@ -39,7 +39,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force lib install uninstall web web-test
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -67,6 +67,35 @@ $(BUILD)/pvtune_mpi: examples/pvtune_mpi.c examples/options.h $(BUILD)/pvtune_im
 	    examples/pvtune_mpi.c $(BUILD)/pvtune_impl.o $(LDFLAGS) $(LDLIBS)
 mpi-test: mpi $(BUILD)/pvtune ## two ranks against one, a rank that dies, a resume to the same bits
 	@BUILD=$(BUILD) MAKE="$(MAKE)" sh tests/mpi.sh
+
+# the same files at the same places by CMakeLists.txt
+PREFIX  ?= /usr/local
+VERSION  = $(shell sed -n 's/^.define PVT_VERSION_[MP][A-Z]* \([0-9]*\)$$/\1/p' pvtune.h | paste -sd. -)
+SONAME   = libpvtune.so.$(basename $(VERSION))
+PLACES   = sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|' -e 's|@PROJECT_VERSION@|$(VERSION)|'
+INTO     = $(DESTDIR)$(PREFIX)
+INSTALLED = bin/pvtune include/pvtune.h lib/libpvtune.so lib/libpvtune.so.$(VERSION) lib/$(SONAME) share/man/man1/pvtune.1 \
+            lib/pkgconfig/pvtune.pc lib/pkgconfig/pvtune-lib.pc \
+            lib/cmake/pvtune/pvtune-config.cmake lib/cmake/pvtune/pvtune-config-version.cmake
+lib: $(BUILD)/libpvtune.so ## the shared library build/libpvtune.so, e.g. for Python: examples/pvtune.py
+$(BUILD)/libpvtune.so: pvtune.h
+	@mkdir -p $(@D)
+	printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' | \
+	    $(COMPILE) -fPIC -shared -Wl,-soname,$(SONAME) -I. -o $@ -x c - -x none $(LDFLAGS) $(LDLIBS)
+install: $(BUILD)/pvtune $(BUILD)/libpvtune.so ## header, program, library, manual page, for pkg-config and CMake (PREFIX=/usr/local, DESTDIR=)
+	@for file in $(INSTALLED); do mkdir -p "$(INTO)/$$(dirname $$file)" || exit 1; done
+	install -m 755 $(BUILD)/pvtune "$(INTO)/bin/pvtune"
+	install -m 644 pvtune.h "$(INTO)/include/pvtune.h"
+	install -m 755 $(BUILD)/libpvtune.so "$(INTO)/lib/libpvtune.so.$(VERSION)"
+	ln -sf libpvtune.so.$(VERSION) "$(INTO)/lib/$(SONAME)" && ln -sf $(SONAME) "$(INTO)/lib/libpvtune.so"
+	install -m 644 cmake/pvtune-config.cmake "$(INTO)/lib/cmake/pvtune/pvtune-config.cmake"
+	$(PLACES) cmake/pvtune-config-version.cmake.in >"$(INTO)/lib/cmake/pvtune/pvtune-config-version.cmake"
+	$(PLACES) cmake/pvtune.pc.in >"$(INTO)/lib/pkgconfig/pvtune.pc"
+	$(PLACES) cmake/pvtune-lib.pc.in >"$(INTO)/lib/pkgconfig/pvtune-lib.pc"
+	sh examples/man.sh $(BUILD)/pvtune >"$(INTO)/share/man/man1/pvtune.1"
+uninstall: ## what make install put there (the same PREFIX= and DESTDIR=)
+	for file in $(INSTALLED); do rm -f "$(INTO)/$$file"; done
+	-rmdir "$(INTO)/lib/cmake/pvtune" 2>/dev/null
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
@@ -184,6 +213,31 @@ fuzz: ## damage every kind of file that is read, by clang's libFuzzer where it i
 	@BUILD=$(BUILD) TIME="$(TIME)" TARGETS="$(or $(TARGET),$(FUZZ_TARGETS))" CLANG="$(FUZZ_CLANG)" CC="$(CC)" sh tests/fuzz.sh
 torture: $(BUILD)/pvtune ## kill -9 at 100 moments of tune and 100 of saving over a model, and a full disk (ten minutes; TORTURE=short: seconds)
 	@PVTUNE=$(BUILD)/pvtune TORTURE="$(TORTURE)" sh tests/torture.sh
+# One page, self-contained. NODE_PATH: Debian's emscripten looks for acorn there, another node than Debian's does not.
+EMCC     ?= emcc
+WEB       = $(BUILD)/web
+WEB_MADE  = web/race.h pvtune.h examples/stories.h examples/quadratic.h
+WEB_FLAGS = -ffp-contract=off -Wno-unused-function -DPVTUNE_NO_FILES
+WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_NAME=Pvtune -s ENVIRONMENT=web,worker,node \
+            -s FILESYSTEM=0 -s EXPORTED_RUNTIME_METHODS=[UTF8ToString,HEAP32,HEAPF64] --no-entry
+web: ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
+	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
+web-test: ## the page's numbers against the native library's, in node and, where it is, in chromium
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web web
+	@BUILD=$(BUILD) sh web/test.sh
+$(WEB)/train: web/train.c $(WEB_MADE)
+	@mkdir -p $(@D)
+	$(COMPILE) $(WEB_FLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/model.h: $(WEB)/train
+	$(WEB)/train >$@.new && mv $@.new $@
+$(WEB)/web: web/web.c $(WEB)/model.h $(WEB_MADE)
+	$(COMPILE) $(WEB_FLAGS) -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
+	NODE_PATH="$$NODE_PATH:/usr/share/nodejs" $(EMCC) -std=gnu99 -O2 $(WEB_FLAGS) -DPVTUNE_NO_FAST -DPVTUNE_NO_THREADS \
+	    -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(WEB_JS)
+$(WEB)/index.html: web/page.html $(WEB)/web.js
+	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers

@@ -161,6 +161,13 @@
         Ownership    What a function creates, its _free or _destroy ends. Arguments are borrowed;
                      what must outlive an object is said where it is made. No globals.
         Threads      One calling thread at a time per context; contexts are independent.
+        Fork         Between calls, not during one. In the child a context whose threads were running works on
+                     with one thread, to the same bits; a new context there has threads again. Files that a
+                     device or the caller's own functions hold are theirs to look after.
+        Signals      No handler is set, no mask changed; calls that a signal interrupts are made again. A handler
+                     may call nothing here, but may set a flag for the progress callback, which stops the work.
+                     The library's threads have the mask of the thread that made the first large call.
+        C++          Nothing runs before main and nothing at exit: a static object may hold a context.
         Same bits    Same input and seed: the same bits, for any number of threads and for every kernel
                      set alike. Sums run in a fixed order; exp, log, sin and cos are our own; a*b+c is
                      fused only where the source says so. Several processes that tune together give the
@@ -2092,12 +2099,17 @@ extern "C" {
 #error "pvtune: only gcc and clang are supported"
 #endif
 
+#if defined(__wasm__) /* has none, and the fmaf of emscripten's libc rounds what lies half-way between floats wrongly */
+#define pvti_fmaf(a, b, c) pvti_fmaf_exact(a, b, c)
+#else
+#define pvti_fmaf(a, b, c) __builtin_fmaf(a, b, c)
+#endif
 #if PVTI_REAL_IS_DOUBLE
 #define pvti_fma(a, b, c) __builtin_fma(a, b, c)
 #define pvti_sqrt(x) __builtin_sqrt(x)
 #define PVTI_R(literal) literal
 #else
-#define pvti_fma(a, b, c) __builtin_fmaf(a, b, c)
+#define pvti_fma(a, b, c) pvti_fmaf(a, b, c)
 #define pvti_sqrt(x) __builtin_sqrtf(x)
 #define PVTI_R(literal) PVTI_PASTE(literal, f)
 #endif
@@ -2131,6 +2143,21 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+/*  a·b + c in float, rounded once, without the processor's help. The product is exact in double; the sum is rounded
+    there, and its rounding to float is right unless it lies just half-way between two floats (subnormal ones are
+    farther apart). Then the sum is rounded to odd first: where it is not exact, to that neighbour whose last bit is 1,
+    which is never half-way and never on the wrong side (Boldo, Melquiond 2008). */
+PVTI_INLINE float pvti_fmaf_exact(float a, float b, float c)
+{
+    double product = (double)a * (double)b, sum = product + (double)c;
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if ((bits & 0x1fffffff) != 0x10000000 && (bits >> 52 & 0x7ff) > 1023 - 126) return (float)sum;
+    double from_c = sum - product, rest = (product - (sum - from_c)) + ((double)c - from_c); /* Knuth's two-sum */
+    if ((rest > 0 || rest < 0) && !(bits & 1)) bits += (rest > 0) == (sum > 0) ? 1 : -(uint64_t)1;
+    memcpy(&sum, &bits, sizeof sum);
+    return (float)sum;
 }
 
 // >>kernels
@@ -2765,17 +2792,17 @@ PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx)
 PVTI_INLINE float pvti_exp32(float x)
 {
     const float shift = 12582912.0f;
-    float t = __builtin_fmaf(x, 1.44269504f, shift);
+    float t = pvti_fmaf(x, 1.44269504f, shift);
     float n = t - shift;
-    float r = __builtin_fmaf(n, 1.90465449e-9f, __builtin_fmaf(n, -0.693147182f, x));
-    float p = __builtin_fmaf(r, 1.0f / 5040, 1.0f / 720);
+    float r = pvti_fmaf(n, 1.90465449e-9f, pvti_fmaf(n, -0.693147182f, x));
+    float p = pvti_fmaf(r, 1.0f / 5040, 1.0f / 720);
     uint32_t bits, power;
-    p = __builtin_fmaf(p, r, 1.0f / 120);
-    p = __builtin_fmaf(p, r, 1.0f / 24);
-    p = __builtin_fmaf(p, r, 1.0f / 6);
-    p = __builtin_fmaf(p, r, 0.5f);
-    p = __builtin_fmaf(p, r, 1.0f);
-    p = __builtin_fmaf(p, r, 1.0f);
+    p = pvti_fmaf(p, r, 1.0f / 120);
+    p = pvti_fmaf(p, r, 1.0f / 24);
+    p = pvti_fmaf(p, r, 1.0f / 6);
+    p = pvti_fmaf(p, r, 0.5f);
+    p = pvti_fmaf(p, r, 1.0f);
+    p = pvti_fmaf(p, r, 1.0f);
     memcpy(&bits, &p, sizeof bits);
     memcpy(&power, &t, sizeof power);
     bits += power << 23;
@@ -30083,6 +30110,8 @@ static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), voi
 }
 static void pvti_thread_join(pvti_thread *thread) { pthread_join(*thread, NULL); }
 static void pvti_yield(void) { sched_yield(); }
+/* Another number in a child process, which fork gives none of the threads. */
+static long pvti_threads_process(void) { return (long)getpid(); }
 
 static void pvti_mutex_create(pvti_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
 static void pvti_mutex_destroy(pvti_mutex *mutex) { pthread_mutex_destroy(mutex); }
@@ -30110,6 +30139,7 @@ struct pvti_pool {
     int n_workers, running;
     uint32_t generation; /* counts regions; odd values never occur */
     bool stop, started;
+    long process; /* in which they were started */
     pvti_mutex mutex;
     pvti_condition wake;
     int sleeping;
@@ -30170,13 +30200,18 @@ static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *a
     }
 }
 
-/* How many workers there are; none when the system gives no thread: a region then runs
-   serially, to the same bits. */
+/* Whether the workers are in this process. After a fork the child has none of them, and a mutex that one of them
+   may have held: there it is neither taken nor destroyed. */
+static bool pvti_pool_here(const pvti_pool *pool) { return pool->process == pvti_threads_process(); }
+
+/* How many workers there are; none when the system gives no thread, or in the child of a fork: a region then
+   runs serially, to the same bits. */
 static int pvti_pool_workers(pvti_pool *pool)
 {
-    if (pool->started) return pool->n_workers;
+    if (pool->started) return pvti_pool_here(pool) ? pool->n_workers : 0;
     pvti_mutex_create(&pool->mutex);
     pvti_condition_create(&pool->wake);
+    pool->process = pvti_threads_process();
     pool->started = true;
     while (pool->n_workers < pool->ctx->n_threads - 1) {
         int i = pool->n_workers;
@@ -30210,7 +30245,7 @@ static bool pvti_pool_create(pvt_ctx *ctx)
 static void pvti_pool_destroy(pvt_ctx *ctx)
 {
     pvti_pool *pool = ctx->pool;
-    if (pool && pool->started) {
+    if (pool && pool->started && pvti_pool_here(pool)) {
         pool->stop = true;
         pvti_pool_start(pool);
         for (int i = 0; i < pool->n_workers; i++) pvti_thread_join(&pool->threads[i]);

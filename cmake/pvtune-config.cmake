@@ -1,0 +1,20 @@
+# Installed as PREFIX/lib/cmake/pvtune/pvtune-config.cmake; PREFIX is found from there, so that it can be moved.
+include(CMakeFindDependencyMacro)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_dependency(Threads)
+get_filename_component(pvtune_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
+if(NOT TARGET pvtune::pvtune)
+    add_library(pvtune::pvtune INTERFACE IMPORTED)
+    set_target_properties(pvtune::pvtune PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${pvtune_prefix}/include")
+    set_property(TARGET pvtune::pvtune PROPERTY INTERFACE_LINK_LIBRARIES Threads::Threads)
+    if(NOT WIN32)
+        set_property(TARGET pvtune::pvtune APPEND PROPERTY INTERFACE_LINK_LIBRARIES m)
+    endif()
+    # the compiled library is optional: the header has everything
+    find_library(pvtune_LIBRARY NAMES pvtune PATHS "${pvtune_prefix}/lib" NO_DEFAULT_PATH)
+    if(pvtune_LIBRARY)
+        add_library(pvtune::lib UNKNOWN IMPORTED)
+        set_target_properties(pvtune::lib PROPERTIES IMPORTED_LOCATION "${pvtune_LIBRARY}"
+                              INTERFACE_LINK_LIBRARIES pvtune::pvtune)
+    endif()
+endif()

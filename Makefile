@@ -37,7 +37,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop portability examples mpi mpi-test asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -168,6 +168,9 @@ $(BUILD)/tests/random_model: tests/random_model.c pvtune.h
 
 interop: $(BUILD)/pvtune ## check that transformers 4.49 and 5 load what we save, runtimes what we export, and GGUF against llama.cpp (pip into build/; INTEROP_VENV_4=, _5=, _EXPORT=, _MLX=, _GGUF=)
 	@BUILD=$(BUILD) sh tests/interop.sh
+
+portability: ## the same bits on other processors and systems: cross-compilers, qemu, wine, node (an hour; PORTABILITY=aarch64,s390x,… some of them, TESTS=)
+	@BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" sh tests/portability.sh
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers

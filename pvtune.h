@@ -126,7 +126,7 @@
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · tasks · chat · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
-        layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
+        layer 0     platform · kernels · context · errors · memory · system · windows · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
@@ -141,7 +141,7 @@
                     save · gguf types · gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
-                    row products · look-ups · installing · system: threads · pool · start
+                    row products · look-ups · neon · installing · system: threads · pool · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
@@ -153,7 +153,14 @@
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
     and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
-    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|avx2|avx512, which asks for no wider kernels than that.
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|neon|avx2|avx512, which asks for no wider kernels than that.
+
+    PLATFORMS
+        gcc or clang, IEEE arithmetic in the type that the source names (x87 is refused: #error) and exact fused
+        multiply-adds, the processor's or the C library's. Linux, musl; x86-64, i386 with -msse2 -mfpmath=sse,
+        AArch64 with NEON, other processors of either byte order by plain C: gcc on s390x needs
+        -fexcess-precision=fast under -std=c99. Windows by mingw-w64 with -mfma; paths are UTF-8; section windows says
+        what its files lack. `make portability` builds, runs and compares. macOS: written for, never tried.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -422,8 +429,8 @@ typedef struct pvt_files {
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
-    const char *isa; /* "scalar", "avx2", "avx512": use no wider kernels than these, to the same bits;
-                        NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
+    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors), "neon", "avx2", "avx512":
+                        use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -462,7 +469,7 @@ PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx);
 
 typedef struct pvt_ctx_info {
     int n_threads;
-    const char *isa;      /* "scalar", "avx2", "avx512" */
+    const char *isa;      /* "scalar", "native", "neon", "avx2", "avx512" */
     int64_t bytes_now;    /* allocated through the context at this moment */
     int64_t bytes_peak;   /* the most since creation or since pvt_ctx_reset_peak */
     int64_t allocations;  /* how many were made since creation */
@@ -28118,7 +28125,7 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #define PVTI_PORTABLE
 #endif
 
-enum { PVTI_SCALAR, PVTI_NATIVE, PVTI_AVX2, PVTI_AVX512 };
+enum { PVTI_SCALAR, PVTI_NATIVE, PVTI_NEON, PVTI_AVX2, PVTI_AVX512 };
 #if PVTI_X86
 #define PVTI_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define PVTI_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
@@ -28141,9 +28148,18 @@ static int pvti_isa_detect(void)
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return PVTI_AVX512;
     return PVTI_AVX2;
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !PVTI_REAL_IS_DOUBLE
+    return PVTI_NEON; /* every such processor has it */
 #else
     return PVTI_NATIVE;
 #endif
+}
+
+/* The widest of them that is not above the one wished for. */
+static int pvti_isa_at_most(int wish)
+{
+    int isa = PVTI_MIN(wish, pvti_isa_detect());
+    return PVTI_X86 && isa < PVTI_AVX2 ? PVTI_SCALAR : isa;
 }
 
 /* ---- part I's list, compiled again ---- */
@@ -30173,6 +30189,224 @@ static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *
 
 #endif /* PVTUNE_LAYER >= 1 */
 
+// >>neon
+/*  AArch64: 32 registers of four numbers, which the compiler fills well in most kernels (the set "native"); here
+    are those that are worth more. Conversions between fp16 and fp32 are exact, a fused product rounds once:
+    the bits are those of part I. (ARMv7's NEON takes subnormal numbers for zero, and is left alone.)
+
+    Per cycle a core like the Cortex-A76 starts two operations on vectors and two loads of 16 bytes. What
+    llvm-mca counts for gcc's loops on such a one (tsv110), beside what the products alone need:
+
+                       step                   FMA   loads   limit   counted
+        micro 8×12     one k                   24       5   12      12.1
+        dots 2×3       sixteen k               24      20   12      14.1
+        nearest        one d, 16 entries        8       6    4       5.6, and 31 for keeping the least */
+#if defined(__aarch64__) && defined(__ARM_NEON) && !PVTI_REAL_IS_DOUBLE
+#define PVTI_A64 1
+#else
+#define PVTI_A64 0
+#endif
+
+#if PVTI_A64
+#ifdef __cplusplus
+}
+#endif
+#include <arm_neon.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+PVTI_KERNELS_BEGIN
+#define PVTI_MR_NEON 8
+#define PVTI_NR_NEON 12
+/* row, the vector of A that it is in, its lane there */
+#define PVTI_ROWS8(X) X(0, a0, 0) X(1, a0, 1) X(2, a0, 2) X(3, a0, 3) X(4, a1, 0) X(5, a1, 1) X(6, a1, 2) X(7, a1, 3)
+
+/* 8×12 in 24 of 32 registers: five loads and 24 products by an element for each k. */
+static void pvti_micro_neon_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K)
+{
+#define PVTI_X(i, of, lane)                                                              \
+    float32x4_t l##i = vld1q_f32(C + (i) * ldc), m##i = vld1q_f32(C + (i) * ldc + 4);    \
+    float32x4_t r##i = vld1q_f32(C + (i) * ldc + 8);
+    PVTI_ROWS8(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i, of, lane)                     \
+    l##i = vfmaq_laneq_f32(l##i, bl, of, lane); \
+    m##i = vfmaq_laneq_f32(m##i, bm, of, lane); \
+    r##i = vfmaq_laneq_f32(r##i, br, of, lane);
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_NEON, b += PVTI_NR_NEON) {
+        float32x4_t a0 = vld1q_f32(a), a1 = vld1q_f32(a + 4);
+        float32x4_t bl = vld1q_f32(b), bm = vld1q_f32(b + 4), br = vld1q_f32(b + 8);
+        PVTI_ROWS8(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i, of, lane)           \
+    vst1q_f32(C + (i) * ldc, l##i);   \
+    vst1q_f32(C + (i) * ldc + 4, m##i); \
+    vst1q_f32(C + (i) * ldc + 8, r##i);
+    PVTI_ROWS8(PVTI_X)
+#undef PVTI_X
+}
+
+/* A tile at an edge is computed beside C, and what is of C copied. */
+static void pvti_micro_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
+                            bool load)
+{
+    float c[PVTI_MR_NEON * PVTI_NR_NEON];
+    if (load && rows == PVTI_MR_NEON && cols == PVTI_NR_NEON) {
+        pvti_micro_neon_tile(C, ldc, a, b, K);
+        return;
+    }
+    memset(c, 0, sizeof c);
+    for (int i = 0; load && i < rows; i++)
+        for (int j = 0; j < cols; j++) c[i * PVTI_NR_NEON + j] = C[i * ldc + j];
+    pvti_micro_neon_tile(c, PVTI_NR_NEON, a, b, K);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * PVTI_NR_NEON + j];
+}
+static void pvti_micro_half_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
+                                 int cols, bool load)
+{
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_NEON, PVTI_NR_NEON);
+}
+static const pvti_gemm_tiles pvti_tiles_neon = {PVTI_MR_NEON, PVTI_NR_NEON, pvti_micro_neon, pvti_pack_native,
+                                                pvti_micro_half_neon, pvti_pack_half_native};
+
+/* Six dots of four registers each, 24 of 32. */
+#define PVTI_DOTS6(X) X(0, x0, 0) X(1, x0, 1) X(2, x0, 2) X(3, x1, 0) X(4, x1, 1) X(5, x1, 2)
+static void pvti_dots_neon_2x3(float *lanes, const float *x0, const float *x1, const float *w0, const float *w1,
+                               const float *w2, int64_t K)
+{
+    float rest[5][16];
+#define PVTI_X(i, x, j)                                              \
+    float *p##i = lanes + ((i) / 3 * PVTI_DOT_W + (j)) * 16;         \
+    float32x4_t s##i##0 = vld1q_f32(p##i), s##i##1 = vld1q_f32(p##i + 4); \
+    float32x4_t s##i##2 = vld1q_f32(p##i + 8), s##i##3 = vld1q_f32(p##i + 12);
+    PVTI_DOTS6(PVTI_X)
+#undef PVTI_X
+#define PVTI_QUARTER(h)                                                             \
+    {                                                                               \
+        float32x4_t u = vld1q_f32(x0 + 4 * h), v = vld1q_f32(x1 + 4 * h), c;        \
+        c = vld1q_f32(w0 + 4 * h), s0##h = vfmaq_f32(s0##h, u, c), s3##h = vfmaq_f32(s3##h, v, c); \
+        c = vld1q_f32(w1 + 4 * h), s1##h = vfmaq_f32(s1##h, u, c), s4##h = vfmaq_f32(s4##h, v, c); \
+        c = vld1q_f32(w2 + 4 * h), s2##h = vfmaq_f32(s2##h, u, c), s5##h = vfmaq_f32(s5##h, v, c); \
+    }
+    for (int64_t k = K; k > 0; k -= 16, x0 += 16, x1 += 16, w0 += 16, w1 += 16, w2 += 16) {
+        if (k < 16) { /* the rest, with zeros behind it */
+            const float *from[5] = {x0, x1, w0, w1, w2};
+            memset(rest, 0, sizeof rest);
+            for (int i = 0; i < 5; i++) memcpy(rest[i], from[i], (size_t)k * sizeof(float));
+            x0 = rest[0], x1 = rest[1], w0 = rest[2], w1 = rest[3], w2 = rest[4];
+        }
+        PVTI_QUARTER(0)
+        PVTI_QUARTER(1)
+        PVTI_QUARTER(2)
+        PVTI_QUARTER(3)
+    }
+#undef PVTI_QUARTER
+#define PVTI_X(i, x, j)                                  \
+    vst1q_f32(p##i, s##i##0), vst1q_f32(p##i + 4, s##i##1); \
+    vst1q_f32(p##i + 8, s##i##2), vst1q_f32(p##i + 12, s##i##3);
+    PVTI_DOTS6(PVTI_X)
+#undef PVTI_X
+}
+static void pvti_dots_neon(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw, int nw,
+                           int64_t K, const float *ahead)
+{
+    (void)ahead;
+    for (int i = 0; i < nx; i += 2)
+        for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
+            const float *wj = w + j * ldw;
+            pvti_dots_neon_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx, x + PVTI_MIN(i + 1, nx - 1) * ldx,
+                               wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw, wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
+        }
+}
+
+#if PVTUNE_LAYER >= 1
+/* Eight at a time. */
+static void pvti_decode_f16_neon(const void *blocks, float *out, int64_t n)
+{
+    const uint8_t *from = (const uint8_t *)blocks;
+    int64_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        float16x8_t h = vreinterpretq_f16_u8(vld1q_u8(from + 2 * i));
+        vst1q_f32(out + i, vcvt_f32_f16(vget_low_f16(h)));
+        vst1q_f32(out + i + 4, vcvt_high_f32_f16(h));
+    }
+    pvti_decode_f16(from + 2 * i, out + i, n - i);
+}
+
+/* The least of sixteen, the lowest index among equals; `from` says where the sixteen began that it was one of. */
+PVTI_INLINE int32_t pvti_least_neon(const float *least, const uint32_t *from)
+{
+    float lowest = least[0];
+    uint32_t entry = from[0];
+    for (uint32_t l = 1; l < 16; l++)
+        if (least[l] < lowest || (least[l] == lowest && from[l] + l < entry)) lowest = least[l], entry = from[l] + l;
+    return (int32_t)entry;
+}
+
+/* The nearest entries of two queries, sixteen entries at a time: sums, the least so far and where they were found in
+   24 registers. (Arrays of vectors gcc keeps in memory.) */
+#define PVTI_QUARTERS(X) X(0) X(1) X(2) X(3)
+static void pvti_nearest_two_neon(int32_t *best_x, int32_t *best_y, const float *x, const float *y, const float *table,
+                                  const float *bias, int64_t D, int64_t K)
+{
+    float low_x[16], low_y[16];
+    uint32_t from_x[16], from_y[16];
+#define PVTI_X(h)                                                           \
+    float32x4_t lx##h = vdupq_n_f32(INFINITY), ly##h = lx##h, sx##h, sy##h; \
+    uint32x4_t fx##h = vdupq_n_u32(0), fy##h = fx##h;
+    PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    for (int64_t k = 0; k < K; k += 16) {
+        uint32x4_t at = vdupq_n_u32((uint32_t)k);
+#define PVTI_X(h) sx##h = sy##h = vld1q_f32(bias + k + 4 * h);
+        PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+        for (int64_t d = 0; d < D; d++) {
+            const float *row = table + d * K + k;
+            float32x4_t vx = vdupq_n_f32(x[d]), vy = vdupq_n_f32(y[d]), t;
+#define PVTI_X(h) t = vld1q_f32(row + 4 * h), sx##h = vfmaq_f32(sx##h, vx, t), sy##h = vfmaq_f32(sy##h, vy, t);
+            PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+        }
+        uint32x4_t less;
+#define PVTI_X(h)                                                                                              \
+    less = vcltq_f32(sx##h, lx##h), lx##h = vbslq_f32(less, sx##h, lx##h), fx##h = vbslq_u32(less, at, fx##h); \
+    less = vcltq_f32(sy##h, ly##h), ly##h = vbslq_f32(less, sy##h, ly##h), fy##h = vbslq_u32(less, at, fy##h);
+        PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    }
+#define PVTI_X(h)                                                           \
+    vst1q_f32(low_x + 4 * h, lx##h), vst1q_u32(from_x + 4 * h, fx##h);      \
+    vst1q_f32(low_y + 4 * h, ly##h), vst1q_u32(from_y + 4 * h, fy##h);
+    PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    *best_x = pvti_least_neon(low_x, from_x), *best_y = pvti_least_neon(low_y, from_y);
+}
+static void pvti_nearest_neon(int32_t *best, const float *x, int64_t n, const float *table, const float *bias,
+                              int64_t D, int64_t K)
+{
+    for (int64_t i = 0; i < n; i += 2) { /* an odd one by itself, twice */
+        int64_t next = PVTI_MIN(i + 1, n - 1);
+        pvti_nearest_two_neon(best + i, best + next, x + i * D, x + next * D, table, bias, D, K);
+    }
+}
+#endif
+PVTI_KERNELS_END
+
+static void pvti_install_neon(pvti_kernels *to)
+{
+    to->gemm_tiles = &pvti_tiles_neon;
+    to->dots = pvti_dots_neon;
+#if PVTUNE_LAYER >= 1
+    to->decoders[PVT_F16] = pvti_decode_f16_neon;
+    to->nearest = pvti_nearest_neon;
+#endif
+}
+#endif
+
 // >>installing
 /* The context's table, from what stands above. */
 
@@ -30212,6 +30446,9 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #if PVTUNE_LAYER >= 1
     to->nearest = pvti_nearest_native;
 #endif
+#if PVTI_A64
+    if (isa >= PVTI_NEON) pvti_install_neon(to);
+#endif
 #else
     to->gemm_tiles = &pvti_tiles_avx2;
     to->dots = pvti_dots_avx2;
@@ -30236,6 +30473,7 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #else
 enum { PVTI_SCALAR };
 static int pvti_isa_detect(void) { return PVTI_SCALAR; }
+static int pvti_isa_at_most(int wish) { return PVTI_MIN(wish, PVTI_SCALAR); }
 static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 #endif /* PVTUNE_NO_FAST */
 
@@ -30586,7 +30824,7 @@ static void pvti_files_install(pvt_ctx *ctx)
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size)
 {
-    static const char *const sets[] = {"scalar", "native", "avx2", "avx512"}; /* from the narrowest */
+    static const char *const sets[] = {"scalar", "native", "neon", "avx2", "avx512"}; /* from the narrowest */
     pvt_ctx_desc d;
     int n_threads, isa = pvti_isa_detect(), i = 0;
     memset(&d, 0, sizeof d);
@@ -30599,9 +30837,9 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     const char *wish = d.isa ? d.isa : pvti_environment("PVTUNE_ISA");
     while (wish && i < PVTI_COUNT(sets) && strcmp(wish, sets[i]) != 0) i++;
     if (i == PVTI_COUNT(sets))
-        return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, avx2 or avx512",
+        return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, neon, avx2 or avx512",
                                d.isa ? "isa" : "PVTUNE_ISA", wish);
-    if (wish) isa = PVTI_MIN(i, isa);
+    if (wish) isa = pvti_isa_at_most(i);
     PVTI_TRY(pvti_ctx_new(&d, n_threads, out));
     pvti_isa_install(*out, isa);
 #if PVTI_FILES

@@ -41,6 +41,13 @@ static int test_passed, test_failed, test_skipped;
                                   pvt_result_text(result_), pvt_ctx_error(ctx));                     \
     } while (0)
 
+/* Kernel sets to hold against each other, from the narrowest. */
+#ifdef __aarch64__
+#define TEST_SETS {"scalar", "native", "neon"}
+#else
+#define TEST_SETS {"scalar", "avx2", "avx512"}
+#endif
+
 #define SKIP(why) (test_skipped++, printf("skipped: %s\n", why))
 
 #ifdef _WIN32 /* what the next two functions need of POSIX */

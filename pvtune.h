@@ -2689,18 +2689,24 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
     return pvti_windows_failed();
 }
 
-/* A call that takes a path and says whether it worked. */
-#define PVTI_WINDOWS_CALL(name, call)                                                          \
-    static int pvti_own_##name(void *user, const char *path)                                   \
-    {                                                                                          \
-        wchar_t wide[PVTI_WINDOWS_PATH];                                                       \
-        (void)user;                                                                            \
-        return pvti_windows_path(path, wide) && (call) ? 0 : pvti_windows_failed();            \
-    }
-PVTI_WINDOWS_CALL(remove, DeleteFileW(wide))
-PVTI_WINDOWS_CALL(make_directory, CreateDirectoryW(wide, NULL))
-PVTI_WINDOWS_CALL(remove_directory, RemoveDirectoryW(wide))
-
+static int pvti_own_remove(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && DeleteFileW(wide) ? 0 : pvti_windows_failed();
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && CreateDirectoryW(wide, NULL) ? 0 : pvti_windows_failed();
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && RemoveDirectoryW(wide) ? 0 : pvti_windows_failed();
+}
 static int pvti_own_sync(void *user, int file)
 {
     pvt_file_info info;

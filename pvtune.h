@@ -160,7 +160,8 @@
         multiply-adds, the processor's or the C library's. Linux, musl; x86-64, i386 with -msse2 -mfpmath=sse,
         AArch64 with NEON, other processors of either byte order by plain C: gcc on s390x needs
         -fexcess-precision=fast under -std=c99. Windows by mingw-w64 with -mfma; paths are UTF-8; section windows says
-        what its files lack. `make portability` builds, runs and compares. macOS: written for, never tried.
+        what its files lack. WebAssembly by emscripten, with or without threads (PVTUNE_NO_MMAP). `make portability`
+        builds, runs and compares. macOS: written for, never tried.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.

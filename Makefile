@@ -39,7 +39,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force lib install uninstall web web-test
+.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force lib install uninstall web web-test portability
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -238,6 +238,8 @@ $(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
 	    -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(WEB_JS)
 $(WEB)/index.html: web/page.html $(WEB)/web.js
 	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
+portability: ## the same bits on other processors and systems: cross-compilers, qemu, wine, node (an hour; PORTABILITY=aarch64,s390x,… some of them, TESTS=)
+	@BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" sh tests/portability.sh
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 asan: ## the tests under address and undefined-behaviour sanitizers

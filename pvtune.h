@@ -126,7 +126,7 @@
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · tasks · chat · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
-        layer 0     platform · kernels · context · errors · memory · system · random · sort · threads ·
+        layer 0     platform · kernels · context · errors · memory · system · windows · random · sort · threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
@@ -141,7 +141,7 @@
                     save · gguf types · gguf writing · export · quantize checkpoint · checkpoint
       III fast: the kernels of part I for the processor at hand, to the same bits
         all layers  instruction sets · fast gemm · blocks of gemm · fast decoders · fast search ·
-                    row products · look-ups · installing · system: threads · pool · start
+                    row products · look-ups · neon · installing · system: threads · pool · start
 
     SWITCHES (define before the #include)
         PVTUNE_IMPLEMENTATION   the code, in exactly one translation unit
@@ -153,7 +153,15 @@
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
     and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
-    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|avx2|avx512, which asks for no wider kernels than that.
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|neon|avx2|avx512, which asks for no wider kernels than that.
+
+    PLATFORMS
+        gcc or clang, IEEE arithmetic in the type that the source names (x87 is refused: #error) and exact fused
+        multiply-adds, the processor's or the C library's. Linux, musl; x86-64, i386 with -msse2 -mfpmath=sse,
+        AArch64 with NEON, other processors of either byte order by plain C: gcc on s390x needs
+        -fexcess-precision=fast under -std=c99. Windows by mingw-w64 with -mfma; paths are UTF-8; section windows says
+        what its files lack. WebAssembly by emscripten, with or without threads (PVTUNE_NO_MMAP). `make portability`
+        builds, runs and compares. macOS: written for, never tried.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -429,8 +437,8 @@ typedef struct pvt_files {
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
-    const char *isa; /* "scalar", "avx2", "avx512": use no wider kernels than these, to the same bits;
-                        NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
+    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors), "neon", "avx2", "avx512":
+                        use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -469,7 +477,7 @@ PVT_API const char *pvt_ctx_error(const pvt_ctx *ctx);
 
 typedef struct pvt_ctx_info {
     int n_threads;
-    const char *isa;      /* "scalar", "avx2", "avx512" */
+    const char *isa;      /* "scalar", "native", "neon", "avx2", "avx512" */
     int64_t bytes_now;    /* allocated through the context at this moment */
     int64_t bytes_peak;   /* the most since creation or since pvt_ctx_reset_peak */
     int64_t allocations;  /* how many were made since creation */
@@ -2098,6 +2106,10 @@ extern "C" {
 #else
 #error "pvtune: only gcc and clang are supported"
 #endif
+#if FLT_EVAL_METHOD != 0
+#error "pvtune: this compiler computes float in a wider type (FLT_EVAL_METHOD): other bits than elsewhere; add \
+-msse2 -mfpmath=sse (i386), -fexcess-precision=fast (s390x with -std=c99)"
+#endif
 
 #if defined(__wasm__) /* has none, and the fmaf of emscripten's libc rounds what lies half-way between floats wrongly */
 #define pvti_fmaf(a, b, c) pvti_fmaf_exact(a, b, c)
@@ -2115,7 +2127,11 @@ extern "C" {
 #endif
 #define PVTI_INLINE static inline __attribute__((always_inline, unused))
 #define PVTI_UNUSED __attribute__((unused)) /* helpers that a smaller PVTUNE_LAYER leaves idle */
+#ifdef __MINGW_PRINTF_FORMAT /* Windows has two kinds of printf */
+#define PVTI_PRINTF(f, a) __attribute__((format(__MINGW_PRINTF_FORMAT, f, a)))
+#else
 #define PVTI_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#endif
 #define PVTI_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define PVTI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PVTI_COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
@@ -2129,6 +2145,13 @@ PVTI_INLINE int64_t pvti_ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d
 #define pvti_pause() __builtin_ia32_pause()
 #else
 #define pvti_pause() ((void)0)
+#endif
+
+/* Whose system calls: POSIX's, in >>system and the sections named after it; or those of >>windows. */
+#ifdef _WIN32
+#define PVTI_WINDOWS 1
+#else
+#define PVTI_WINDOWS 0
 #endif
 
 /* A float's bits, and back. */
@@ -2502,8 +2525,10 @@ static PVTI_UNUSED bool pvti_grow(pvt_ctx *ctx, void **memory, int64_t *capacity
 
 // >>system
 /*  What the library asks of the operating system, and the only place that calls it: clock, cores,
-    environment. Files and threads are in >>system: files and >>system: threads. */
+    environment. Files and threads are in >>system: files and >>system: threads; all three of Windows in
+    >>windows. */
 
+#if !PVTI_WINDOWS
 #ifdef __cplusplus
 }
 #endif
@@ -2526,6 +2551,293 @@ static PVTI_UNUSED double pvti_seconds(void)
 
 static long pvti_cores(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 static const char *pvti_environment(const char *name) { return getenv(name); }
+#endif /* !PVTI_WINDOWS */
+
+#if PVTI_WINDOWS
+// >>windows
+/*  What >>system, >>system: files and >>system: threads are elsewhere, by the system's own calls: the names
+    are the same, and these sections leave out theirs. Paths are UTF-8 outside and wide inside, with "/" or
+    "\" between names; one of more than 247 characters is made absolute and gets the prefix that lifts the
+    limit. What differs from POSIX, and how it shows:
+
+      a file that is mapped, or open to another program, cannot be replaced: there is no map, models are read
+        into memory; a save over a file that another program has open fails with that sentence
+      a folder with an open file in it cannot be renamed, which an >>exchange does: there is no lock, so of two
+        processes one must not save into a directory while the other does, and what a killed one left stays
+      a directory cannot be flushed; MoveFileEx writes through instead
+      files have no owner and no bits of permission to keep */
+
+#ifdef __cplusplus
+}
+#endif
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#if (defined(__x86_64__) || defined(__i386__)) && !defined(__FMA__)
+#error "pvtune: without the processor's fused multiply-add it would be the C library's, which rounds twice on \
+Windows: add -mfma (processors since 2013)"
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- >>system ---- */
+
+static PVTI_UNUSED double pvti_seconds(void)
+{
+    LARGE_INTEGER now, rate;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&rate);
+    return (double)now.QuadPart / (double)rate.QuadPart;
+}
+static long pvti_cores(void)
+{
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return (long)info.dwNumberOfProcessors;
+}
+static const char *pvti_environment(const char *name) { return getenv(name); }
+
+/* ---- >>system: files ---- */
+
+#if PVTI_FILES
+/* Sets errno by what the last call said, and returns −1. */
+static int pvti_windows_failed(void)
+{
+    static const struct { DWORD theirs; int ours; } codes[] = {
+        {ERROR_FILE_NOT_FOUND, ENOENT},     {ERROR_PATH_NOT_FOUND, ENOENT},     {ERROR_INVALID_NAME, ENOENT},
+        {ERROR_BAD_PATHNAME, ENOENT},       {ERROR_ACCESS_DENIED, EACCES},      {ERROR_SHARING_VIOLATION, EACCES},
+        {ERROR_USER_MAPPED_FILE, EACCES},   {ERROR_WRITE_PROTECT, EROFS},       {ERROR_FILE_EXISTS, EEXIST},
+        {ERROR_ALREADY_EXISTS, EEXIST},     {ERROR_DIR_NOT_EMPTY, ENOTEMPTY},   {ERROR_DIRECTORY, ENOTDIR},
+        {ERROR_DISK_FULL, ENOSPC},          {ERROR_HANDLE_DISK_FULL, ENOSPC},   {ERROR_TOO_MANY_OPEN_FILES, EMFILE},
+        {ERROR_NOT_ENOUGH_MEMORY, ENOMEM},  {ERROR_OUTOFMEMORY, ENOMEM},        {ERROR_INVALID_FUNCTION, ENOSYS},
+        {ERROR_NOT_SUPPORTED, ENOSYS},      {ERROR_INVALID_PARAMETER, EINVAL},  {ERROR_NO_UNICODE_TRANSLATION, EILSEQ},
+        {ERROR_BROKEN_PIPE, EPIPE},         {ERROR_NO_DATA, EPIPE},
+        {ERROR_FILENAME_EXCED_RANGE, ENAMETOOLONG}, {ERROR_INSUFFICIENT_BUFFER, ENAMETOOLONG},
+    };
+    DWORD code = GetLastError();
+    errno = EIO;
+    for (int64_t i = 0; i < PVTI_COUNT(codes); i++)
+        if (codes[i].theirs == code) errno = codes[i].ours;
+    return -1;
+}
+
+/* A handle as a number ≥ 0 and back: of its bits Windows uses 32, whatever the size of a pointer. */
+static int pvti_windows_number(HANDLE handle)
+{
+    if (handle == INVALID_HANDLE_VALUE) return pvti_windows_failed();
+    return (int)(intptr_t)handle;
+}
+static HANDLE pvti_windows_handle(int file) { return (HANDLE)(intptr_t)file; }
+
+#define PVTI_WINDOWS_PATH 4096
+/* out: the path in wide characters. False with the last error set. */
+static bool pvti_windows_path(const char *path, wchar_t out[PVTI_WINDOWS_PATH])
+{
+    wchar_t whole[PVTI_WINDOWS_PATH];
+    int n = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, out, PVTI_WINDOWS_PATH);
+    if (n == 0) return false;
+    for (int i = 0; i < n; i++)
+        if (out[i] == L'/') out[i] = L'\\';
+    if (n <= 248 || (out[0] == L'\\' && out[1] == L'\\')) return true; /* of a share: as it is */
+    DWORD length = GetFullPathNameW(out, PVTI_WINDOWS_PATH - 4, whole, NULL);
+    if (length == 0) return false;
+    if (length >= PVTI_WINDOWS_PATH - 4) return SetLastError(ERROR_FILENAME_EXCED_RANGE), false;
+    memcpy(out, L"\\\\?\\", 4 * sizeof *out);
+    memcpy(out + 4, whole, ((size_t)length + 1) * sizeof *out);
+    return true;
+}
+
+#define PVTI_WINDOWS_SHARE (FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE)
+/* BACKUP_SEMANTICS: directories can be opened, too, so that it can be said that something is one. */
+static HANDLE pvti_windows_open(const char *path, DWORD access, DWORD how, DWORD flags)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    if (!pvti_windows_path(path, wide)) return INVALID_HANDLE_VALUE;
+    return CreateFileW(wide, access, PVTI_WINDOWS_SHARE, NULL, how,
+                       FILE_ATTRIBUTE_NORMAL | FILE_FLAG_BACKUP_SEMANTICS | flags, NULL);
+}
+
+static int pvti_own_open(void *user, const char *path, pvt_file_open how)
+{
+    static const struct { DWORD access, how; } modes[] = {
+        {GENERIC_READ, OPEN_EXISTING}, {GENERIC_READ, OPEN_EXISTING},  {GENERIC_WRITE, CREATE_NEW},
+        {GENERIC_WRITE, CREATE_NEW},   {GENERIC_WRITE, OPEN_EXISTING}, {GENERIC_READ, OPEN_EXISTING}};
+    (void)user;
+    DWORD link = how == PVT_OPEN_LOCK ? FILE_FLAG_OPEN_REPARSE_POINT : 0;
+    HANDLE handle = pvti_windows_open(path, modes[how].access, modes[how].how, link);
+    BY_HANDLE_FILE_INFORMATION info;
+    if (handle != INVALID_HANDLE_VALUE && link && GetFileInformationByHandle(handle, &info) &&
+        (info.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT)) {
+        CloseHandle(handle);
+        errno = ELOOP;
+        return -1;
+    }
+    return pvti_windows_number(handle);
+}
+static int pvti_own_close(void *user, int file)
+{
+    (void)user;
+    return CloseHandle(pvti_windows_handle(file)) ? 0 : pvti_windows_failed();
+}
+static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
+{
+    DWORD got = 0;
+    (void)user;
+    if (ReadFile(pvti_windows_handle(file), to, (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30), &got, NULL)) return got;
+    return GetLastError() == ERROR_BROKEN_PIPE ? 0 : pvti_windows_failed(); /* a pipe's end */
+}
+static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
+{
+    DWORD done = 0;
+    (void)user;
+    if (WriteFile(pvti_windows_handle(file), from, (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30), &done, NULL)) return done;
+    return pvti_windows_failed();
+}
+static int pvti_windows_info(HANDLE handle, pvt_file_info *out)
+{
+    BY_HANDLE_FILE_INFORMATION info;
+    out->kind = PVT_FILE_STREAM;
+    if (GetFileType(handle) != FILE_TYPE_DISK) return 0;
+    if (!GetFileInformationByHandle(handle, &info)) return pvti_windows_failed();
+    out->kind = info.dwFileAttributes & FILE_ATTRIBUTE_DIRECTORY ? PVT_FILE_DIRECTORY : PVT_FILE_REGULAR;
+    out->bytes = (int64_t)((uint64_t)info.nFileSizeHigh << 32 | info.nFileSizeLow);
+    out->modified = (int64_t)((uint64_t)info.ftLastWriteTime.dwHighDateTime << 32 |
+                              info.ftLastWriteTime.dwLowDateTime);
+    out->device = info.dwVolumeSerialNumber;
+    out->number = (uint64_t)info.nFileIndexHigh << 32 | info.nFileIndexLow;
+    return 0;
+}
+static int pvti_own_info(void *user, const char *path, int file, pvt_file_info *out)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    memset(out, 0, sizeof *out);
+    if (!path) return pvti_windows_info(pvti_windows_handle(file), out);
+    HANDLE handle = pvti_windows_open(path, FILE_READ_ATTRIBUTES, OPEN_EXISTING, 0);
+    if (handle == INVALID_HANDLE_VALUE) return pvti_windows_failed();
+    int status = pvti_windows_info(handle, out);
+    CloseHandle(handle);
+    DWORD attributes = pvti_windows_path(path, wide) ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
+    out->link = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_REPARSE_POINT);
+    return status;
+}
+static int pvti_own_rename(void *user, const char *from, const char *to)
+{
+    wchar_t a[PVTI_WINDOWS_PATH], b[PVTI_WINDOWS_PATH];
+    (void)user;
+    bool done = pvti_windows_path(from, a) && pvti_windows_path(to, b) &&
+                MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
+    if (done) return 0;
+    /* what says EEXIST elsewhere: a folder stands there */
+    DWORD code = GetLastError(), attributes = GetFileAttributesW(b);
+    SetLastError(code == ERROR_ACCESS_DENIED && attributes != INVALID_FILE_ATTRIBUTES &&
+                         (attributes & FILE_ATTRIBUTE_DIRECTORY) ? ERROR_ALREADY_EXISTS : code);
+    return pvti_windows_failed();
+}
+
+static int pvti_own_remove(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && DeleteFileW(wide) ? 0 : pvti_windows_failed();
+}
+static int pvti_own_make_directory(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && CreateDirectoryW(wide, NULL) ? 0 : pvti_windows_failed();
+}
+static int pvti_own_remove_directory(void *user, const char *path)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    (void)user;
+    return pvti_windows_path(path, wide) && RemoveDirectoryW(wide) ? 0 : pvti_windows_failed();
+}
+static int pvti_own_sync(void *user, int file)
+{
+    pvt_file_info info;
+    HANDLE handle = pvti_windows_handle(file);
+    (void)user;
+    if (FlushFileBuffers(handle)) return 0;
+    int status = pvti_windows_failed();
+    if (pvti_windows_info(handle, &info) == 0 && info.kind != PVT_FILE_REGULAR) errno = ENOSYS;
+    return status;
+}
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name), void *arg)
+{
+    wchar_t wide[PVTI_WINDOWS_PATH];
+    WIN32_FIND_DATAW entry;
+    char name[4 * MAX_PATH], pattern[PVTI_WINDOWS_PATH];
+    (void)user;
+    if (snprintf(pattern, sizeof pattern, "%s/*", directory) >= (int)sizeof pattern) return errno = ENAMETOOLONG, -1;
+    HANDLE search = pvti_windows_path(pattern, wide) ? FindFirstFileW(wide, &entry) : INVALID_HANDLE_VALUE;
+    if (search == INVALID_HANDLE_VALUE) return pvti_windows_failed();
+    do
+        if (WideCharToMultiByte(CP_UTF8, 0, entry.cFileName, -1, name, (int)sizeof name, NULL, NULL) > 0)
+            each(arg, name);
+    while (FindNextFileW(search, &entry));
+    FindClose(search);
+    return 0;
+}
+static const pvt_files pvti_own_files = {
+    NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, NULL /* lock */,
+    NULL /* share */, pvti_own_list, NULL /* map */, NULL, NULL /* set_owner */, NULL /* set_permissions */,
+};
+
+static long pvti_process(void) { return (long)GetCurrentProcessId(); }
+static PVTI_UNUSED void pvti_sleep(double seconds) { Sleep((DWORD)(seconds * 1000)); }
+#endif /* PVTI_FILES */
+
+/* ---- >>system: threads ---- */
+
+#ifndef PVTUNE_NO_THREADS
+typedef struct pvti_thread {
+    HANDLE handle;
+    void *(*work)(void *arg);
+    void *arg;
+} pvti_thread; /* stays where it is while the thread runs */
+typedef SRWLOCK pvti_mutex;
+typedef CONDITION_VARIABLE pvti_condition;
+
+static DWORD WINAPI pvti_thread_main(LPVOID self)
+{
+    pvti_thread *thread = (pvti_thread *)self;
+    thread->work(thread->arg);
+    return 0;
+}
+static bool pvti_thread_start(pvti_thread *thread, void *(*work)(void *arg), void *arg)
+{
+    thread->work = work, thread->arg = arg;
+    thread->handle = CreateThread(NULL, 0, pvti_thread_main, thread, 0, NULL);
+    return thread->handle != NULL;
+}
+static void pvti_thread_join(pvti_thread *thread)
+{
+    WaitForSingleObject(thread->handle, INFINITE);
+    CloseHandle(thread->handle);
+}
+static void pvti_yield(void) { SwitchToThread(); }
+
+static void pvti_mutex_create(pvti_mutex *mutex) { InitializeSRWLock(mutex); }
+static void pvti_mutex_destroy(pvti_mutex *mutex) { (void)mutex; }
+static void pvti_mutex_lock(pvti_mutex *mutex) { AcquireSRWLockExclusive(mutex); }
+static void pvti_mutex_unlock(pvti_mutex *mutex) { ReleaseSRWLockExclusive(mutex); }
+
+static void pvti_condition_create(pvti_condition *condition) { InitializeConditionVariable(condition); }
+static void pvti_condition_destroy(pvti_condition *condition) { (void)condition; }
+static void pvti_condition_wake_all(pvti_condition *condition) { WakeAllConditionVariable(condition); }
+static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
+{
+    SleepConditionVariableSRW(condition, mutex, INFINITE, 0);
+}
+#endif /* PVTUNE_NO_THREADS */
+#endif /* PVTI_WINDOWS */
 
 // >>random
 /*  Every random number is a pure function of (seed, purpose, step, index): nothing depends on
@@ -13587,22 +13899,34 @@ PVT_API pvt_result pvt_generate(const pvt_model *model, const int32_t *prompt, i
 }
 
 // >>quantize
-/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. */
-static uint64_t pvti_hash(const void *data, int64_t bytes, uint64_t hash)
+/* Eight bytes of numbers of `size` as a little-endian host loads them. */
+PVTI_INLINE uint64_t pvti_hash_word(const uint8_t *at, int64_t size)
+{
+    uint64_t word;
+    memcpy(&word, at, 8);
+    if (__BYTE_ORDER__ != __ORDER_BIG_ENDIAN__ || size == 8) return word;
+    if (size == 1) return __builtin_bswap64(word);
+    if (size == 2) word = (word & 0xffff0000ffffu) << 16 | (word >> 16 & 0xffff0000ffffu);
+    return word << 32 | word >> 32;
+}
+
+/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. Of numbers of `size` bytes, 1 to 8: a
+   checkpoint holds it, and is read by hosts of either byte order. */
+static uint64_t pvti_hash(const void *data, int64_t bytes, int64_t size, uint64_t hash)
 {
     const uint8_t *at = (const uint8_t *)data;
-    uint64_t word;
+    bool swap = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
     for (; bytes >= 8; bytes -= 8, at += 8) {
-        memcpy(&word, at, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash = (hash ^ pvti_hash_word(at, size)) * 0x9e3779b97f4a7c15u;
         hash ^= hash >> 32;
     }
-    for (; bytes > 0; bytes--, at++) hash = (hash ^ *at) * 0x100000001b3u;
+    for (int64_t i = 0; i < bytes; i++)
+        hash = (hash ^ at[swap ? i / size * size + size - 1 - i % size : i]) * 0x100000001b3u;
     return pvti_mix(hash);
 }
 
 /* *hash goes on over an array in the context's memory. */
-static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, uint64_t *hash)
+static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, int64_t size, uint64_t *hash)
 {
     void *copy = NULL;
     pvt_result result = PVT_OK;
@@ -13611,7 +13935,7 @@ static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes
         result = copy ? pvt_memory_read(ctx, copy, data, bytes) : PVT_ERR_MEMORY;
         data = copy;
     }
-    if (result == PVT_OK) *hash = pvti_hash(data, bytes, *hash);
+    if (result == PVT_OK) *hash = pvti_hash(data, bytes, size, *hash);
     pvti_free(ctx, copy);
     return result;
 }
@@ -13626,25 +13950,30 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
                         c->norm_eps,         c->rope_theta,
                         c->rope_factor,      c->rope_low,
                         c->rope_high,        (double)c->rope_original_ctx};
-    uint64_t hash = pvti_hash(shape, sizeof shape, 0);
+    uint64_t hash = pvti_hash(shape, sizeof shape, sizeof *shape, 0);
     double rule[2] = {(double)c->rope_rule, c->rope_attention};
     int64_t tensors = pvt_model_tensors(model), factors = c->head_dim / 2 * (int64_t)sizeof(float);
-    if (c->rope_rule) hash = pvti_hash(rule, sizeof rule, hash);
-    if (c->rope_factors) hash = pvti_hash(c->rope_factors, factors, hash);
-    if (c->rope_long_factors) hash = pvti_hash(c->rope_long_factors, factors, hash);
+    int64_t real = sizeof(pvt_real);
+    if (c->rope_rule) hash = pvti_hash(rule, sizeof rule, sizeof *rule, hash);
+    if (c->rope_factors) hash = pvti_hash(c->rope_factors, factors, sizeof(float), hash);
+    if (c->rope_long_factors) hash = pvti_hash(c->rope_long_factors, factors, sizeof(float), hash);
     for (int64_t i = 0; i < tensors; i++) {
         pvt_tensor_info info = pvt_model_tensor(model, i);
         pvt_array arrays[PVT_MAX_ARRAYS];
-        hash = pvti_hash(info.name, (int64_t)strlen(info.name), hash);
+        hash = pvti_hash(info.name, (int64_t)strlen(info.name), 1, hash);
         if (info.weight) /* no array tells a rotation, and two kinds may have the same arrays */
             hash ^= (uint64_t)info.weight->format.rotation ^ (uint64_t)info.weight->format.kind << 8;
         if (!info.weight) {
-            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * (int64_t)sizeof(pvt_real), &hash));
+            PVTI_TRY(pvti_hash_memory(model->ctx, info.values, info.n * real, real, &hash));
             continue;
         }
         int n = pvt_weight_arrays(info.weight, arrays);
-        for (int k = 1; k <= n; k++) /* codes, which come first, are the last here: so a checkpoint has it */
-            PVTI_TRY(pvti_hash_memory(model->ctx, arrays[k % n].data, arrays[k % n].bytes, &hash));
+        for (int k = 1; k <= n; k++) { /* codes, which come first, are the last here: so a checkpoint has it */
+            const pvt_array *a = &arrays[k % n];
+            const pvti_dtype *type = pvti_dtype_info(a->dtype);
+            int64_t size = type->block == 1 ? type->bytes : 1; /* blocks are held as files have them */
+            PVTI_TRY(pvti_hash_memory(model->ctx, a->data, a->bytes, size, &hash));
+        }
     }
     *out = hash;
     return PVT_OK;
@@ -15504,7 +15833,8 @@ static pvt_result pvti_tuner_alloc_eval(pvt_tuner *t)
     t->start.step = t->last.step = t->top.step = -1;
     if (!t->eval) return PVT_OK;
     t->eval_hash =
-        pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, (uint64_t)t->eval_windows);
+        pvti_hash(t->eval->ids, t->eval->n * (int64_t)sizeof *t->eval->ids, sizeof *t->eval->ids,
+                  (uint64_t)t->eval_windows);
     if (t->teacher) {
         int64_t share = pvti_tuner_eval_share(&t->desc.comm, t->eval_windows);
         t->eval_hidden = PVTI_MEMORY(t->ctx, pvt_real, pvti_tuner_hidden_size(&t->desc, t->teacher, share));
@@ -15542,7 +15872,8 @@ static pvt_result pvti_tuner_alloc(pvt_tuner *t)
     PVTI_TRY(pvt_run_create(t->student, &r, &t->run));
     r = pvti_tuner_run_desc(d, false, NULL);
     if (t->teacher) PVTI_TRY(pvt_run_create(t->teacher, &r, &t->teacher_run));
-    t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * (int64_t)sizeof *t->corpus->ids, 0);
+    int64_t id = sizeof *t->corpus->ids;
+    t->corpus_hash = pvti_hash(t->corpus->ids, t->corpus->n * id, id, 0);
     t->epoch = -1;
     return pvti_tuner_alloc_eval(t);
 }
@@ -15555,7 +15886,7 @@ static uint64_t pvti_tuner_optimizer_hash(const pvt_optimizer *o, uint64_t hash)
     figures[0] = o->rule, figures[1] = o->lr, figures[2] = o->beta1, figures[3] = o->beta2;
     figures[4] = o->eps, figures[5] = o->weight_decay, figures[6] = o->amsgrad, figures[7] = o->no_debias;
     figures[8] = o->by_bits;
-    return pvti_hash(figures, sizeof figures, hash);
+    return pvti_hash(figures, sizeof figures, sizeof *figures, hash);
 }
 
 static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
@@ -15567,7 +15898,8 @@ static uint64_t pvti_tuner_pv_hash(const pvt_pv_desc *d)
     figures[10] = d->selection, figures[11] = d->key, figures[12] = d->step, figures[13] = d->smoothness;
     figures[14] = d->wind, figures[15] = d->restart, figures[16] = d->train, figures[17] = d->surrogate;
     figures[18] = d->surrogate_temperature, figures[19] = d->clamp_sharpness;
-    uint64_t hash = pvti_tuner_optimizer_hash(&d->values, pvti_hash(figures, sizeof figures, 0));
+    uint64_t hash = pvti_hash(figures, sizeof figures, sizeof *figures, 0);
+    hash = pvti_tuner_optimizer_hash(&d->values, hash);
     return pvti_tuner_optimizer_hash(&d->codes, pvti_tuner_optimizer_hash(&d->params, hash));
 }
 
@@ -15578,7 +15910,7 @@ static uint64_t pvti_tuner_plan_hash(const pvt_tune_desc *d)
     figures[4] = d->cross_entropy, figures[5] = d->schedule, figures[6] = d->warmup;
     figures[7] = d->freeze_dense, figures[8] = d->eval_windows, figures[9] = d->eval_every;
     figures[10] = d->patience, figures[11] = (int64_t)(d->delta_from * 1e9);
-    return pvti_hash(figures, sizeof figures, 0);
+    return pvti_hash(figures, sizeof figures, sizeof *figures, 0);
 }
 
 static pvt_result pvti_tuner_compare(pvt_tuner *t)
@@ -15586,11 +15918,12 @@ static pvt_result pvti_tuner_compare(pvt_tuner *t)
     pvti_company *c = &t->company;
     int build[3];
     build[0] = PVT_VERSION, build[1] = (int)sizeof(pvt_real), build[2] = t->ctx->compute_bf16;
-    PVTI_TRY(pvti_company_same(c, "version or precision of pvtune", pvti_hash(build, sizeof build, 0)));
+    PVTI_TRY(pvti_company_same(c, "version or precision of pvtune",
+                               pvti_hash(build, sizeof build, sizeof *build, 0)));
     PVTI_TRY(
         pvti_company_same(c, "steps, batch, loss, schedule or evaluation", pvti_tuner_plan_hash(&t->desc)));
     PVTI_TRY(pvti_company_same(c, "strategy, V step or optimizers", pvti_tuner_pv_hash(&t->desc.pv)));
-    PVTI_TRY(pvti_company_same(c, "seed", pvti_hash(&t->ctx->seed, sizeof t->ctx->seed, 0)));
+    PVTI_TRY(pvti_company_same(c, "seed", pvti_hash(&t->ctx->seed, 8, 8, 0)));
     PVTI_TRY(pvti_company_same(c, "student", t->student_hash));
     PVTI_TRY(pvti_company_same(c, "teacher", t->teacher_hash));
     PVTI_TRY(pvti_company_same(c, "text", t->corpus_hash));
@@ -16045,6 +16378,7 @@ PVTI_INLINE pvt_real pvti_load_f16(const uint8_t *bytes)
     context's table, which is the machine's own unless pvt_ctx_desc brings another. What a file system lacks,
     and what is interrupted, is dealt with here. */
 
+#if !PVTI_WINDOWS
 #ifdef __cplusplus
 }
 #endif
@@ -16189,6 +16523,7 @@ static PVTI_UNUSED void pvti_sleep(double seconds)
     time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
     nanosleep(&time, NULL);
 }
+#endif /* !PVTI_WINDOWS */
 
 /* ---- files: as the library calls them; errno says why something failed ---- */
 
@@ -16948,11 +17283,22 @@ PVTI_INLINE void pvti_decode_q2_0(const void *blocks, pvt_real *out, int64_t n)
 
 /* ---- paths ---- */
 
+/* Whether names are parted by it: "/", and on Windows "\\" and the colon behind a drive. */
+static bool pvti_is_separator(char c) { return c == '/' || (PVTI_WINDOWS && (c == '\\' || c == ':')); }
+/* The last one in a path; NULL: there is none. */
+static const char *pvti_last_separator(const char *path)
+{
+    const char *found = NULL;
+    for (; *path; path++)
+        if (pvti_is_separator(*path)) found = path;
+    return found;
+}
+
 /* out[PVTI_PATH_BYTES] = dir/name, or name alone when dir is empty. */
 static pvt_result pvti_path_join(pvt_ctx *ctx, char *out, const char *dir, const char *name)
 {
     size_t length = strlen(dir);
-    const char *slash = length == 0 || dir[length - 1] == '/' ? "" : "/";
+    const char *slash = length == 0 || pvti_is_separator(dir[length - 1]) ? "" : "/";
     if (snprintf(out, PVTI_PATH_BYTES, "%s%s%s", dir, slash, name) >= PVTI_PATH_BYTES)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s…: this path is too long", dir);
     return PVT_OK;
@@ -16977,7 +17323,7 @@ static bool pvti_path_is_directory(const pvt_ctx *ctx, const char *path)
 /* The directory of a path, as it was written there, with its slash; "./" when it has none. */
 static void pvti_path_directory(const char *path, char out[PVTI_PATH_BYTES])
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = pvti_last_separator(path);
     snprintf(out, PVTI_PATH_BYTES, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./");
 }
 
@@ -17003,7 +17349,7 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
     memcpy(part, path, length + 1);
     for (size_t i = 1; i <= length; i++) {
-        if (path[i] != '/' && path[i] != 0) continue;
+        if (path[i] != 0 && !pvti_is_separator(path[i])) continue;
         part[i] = 0;
         pvti_path_directory(part, above);
         bool made = pvti_make_directory(ctx, part);
@@ -17282,7 +17628,7 @@ static pvt_result pvti_writer_begin(pvt_ctx *ctx, const char *path, pvti_writer 
 static pvt_result pvti_writer_open_beside(pvti_writer *w, const pvt_file_info *old)
 {
     char dir[PVTI_PATH_BYTES];
-    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
+    const char *slash = pvti_last_separator(w->path), *name = slash ? slash + 1 : w->path;
     pvti_path_directory(w->path, dir);
     pvti_sweep_orphans(w->ctx, dir, name, pvti_sweep_file);
     for (int tries = 0; tries < 10000; tries++) {
@@ -22287,7 +22633,7 @@ static pvt_tokenizer *pvti_tokenizer_share(pvt_tokenizer *t)
 /* Remembers where a tokenizer came from and heeds the tokenizer_config.json there. */
 static pvt_result pvti_tokenizer_settle(pvt_tokenizer *t, const char *path, bool json)
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = pvti_last_separator(path);
     char config[PVTI_PATH_BYTES];
     pvti_map map;
     t->path = PVTI_NEW(t->ctx, char, (int64_t)strlen(path) + 1);
@@ -23828,7 +24174,7 @@ static pvt_result pvti_load_file(pvti_loader *a, const uint8_t *start, int64_t b
 static bool pvti_load_find_tokenizer(const pvti_loader *a, char out[PVTI_PATH_BYTES])
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
-    const char *slash = strrchr(a->path, '/');
+    const char *slash = pvti_last_separator(a->path);
     int directory = slash ? (int)(slash + 1 - a->path) : 0;
     if (a->source->gguf.ctx) {
         snprintf(out, PVTI_PATH_BYTES, "%s", a->path);
@@ -24733,7 +25079,7 @@ static pvt_result pvti_task_line(pvti_task_reader *r, const pvti_task_kind **kin
 /* "arc_easy" of a file's name, where documents are those of "arc". */
 static void pvti_task_name(pvti_task_reader *r, const char *given, const pvti_task_kind *kind)
 {
-    const char *slash = strrchr(r->path, '/'), *file = slash ? slash + 1 : r->path;
+    const char *slash = pvti_last_separator(r->path), *file = slash ? slash + 1 : r->path;
     bool plain = strcmp(kind->name, "plain lines") == 0 || kind->rows;
     char lower[256];
     size_t i = 0;
@@ -27387,18 +27733,18 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
                  (int)z->pv.surrogate, z->pv.train,
                  (unsigned long long)pvti_tuner_pv_hash(&z->pv));
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
-             (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 0));
+             (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 1, 0));
     pvt_format_text(&d->embed_format, number[0]);
     snprintf(z->options[7].value, 200, "embedding %d head %d%s%s", d->embedding, d->head, own ? " in " : "",
              own ? number[0] : "");
     snprintf(z->options[8].value, 200, "%llu", (unsigned long long)z->ctx->seed);
     snprintf(z->options[9].value, 200, "%lld tokens, hash %016llx", (long long)corpus->n,
-             (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 0));
+             (unsigned long long)pvti_hash(corpus->ids, corpus->n * (int64_t)sizeof *corpus->ids, 4, 0));
     snprintf(z->options[10].value, 200, "hash %016llx", (unsigned long long)hash);
     for (int64_t i = hash = 0; i < d->n_plan; i++) {
         pvt_format_text(&d->plan[i].format, number[0]);
-        hash = pvti_hash(d->plan[i].tensor, (int64_t)strlen(d->plan[i].tensor), hash);
-        hash = pvti_hash(number[0], (int64_t)strlen(number[0]), hash);
+        hash = pvti_hash(d->plan[i].tensor, (int64_t)strlen(d->plan[i].tensor), 1, hash);
+        hash = pvti_hash(number[0], (int64_t)strlen(number[0]), 1, hash);
     }
     snprintf(z->options[11].value, 200, "%lld tensors, hash %016llx", (long long)d->n_plan,
              (unsigned long long)hash);
@@ -27904,7 +28250,8 @@ static pvt_result pvti_tuner_resume_agree(pvt_tuner *t, pvt_result mine, const i
                                           const double figures[6])
 {
     PVTI_TRY(pvti_company_agree(&t->company, mine, NULL, 0));
-    uint64_t hash = pvti_hash(figures, 6 * sizeof *figures, pvti_hash(n, 6 * sizeof *n, 0));
+    uint64_t hash = pvti_hash(n, 6 * sizeof *n, sizeof *n, 0);
+    hash = pvti_hash(figures, 6 * sizeof *figures, sizeof *figures, hash);
     return pvti_company_same(&t->company, "progress in the checkpoint", hash);
 }
 
@@ -27967,7 +28314,7 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #define PVTI_PORTABLE
 #endif
 
-enum { PVTI_SCALAR, PVTI_NATIVE, PVTI_AVX2, PVTI_AVX512 };
+enum { PVTI_SCALAR, PVTI_NATIVE, PVTI_NEON, PVTI_AVX2, PVTI_AVX512 };
 #if PVTI_X86
 #define PVTI_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define PVTI_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
@@ -27990,9 +28337,18 @@ static int pvti_isa_detect(void)
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return PVTI_AVX512;
     return PVTI_AVX2;
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !PVTI_REAL_IS_DOUBLE
+    return PVTI_NEON; /* every such processor has it */
 #else
     return PVTI_NATIVE;
 #endif
+}
+
+/* The widest of them that is not above the one wished for. */
+static int pvti_isa_at_most(int wish)
+{
+    int isa = PVTI_MIN(wish, pvti_isa_detect());
+    return PVTI_X86 && isa < PVTI_AVX2 ? PVTI_SCALAR : isa;
 }
 
 /* ---- part I's list, compiled again ---- */
@@ -29495,7 +29851,8 @@ PVTI_PORTABLE static void pvti_lookup_sums(int32_t *sum, const uint8_t *codes, c
         for (int64_t t = 0; t < n; t++, at += PVTI_LOOKUP_ROWS, table += 256) {
             uint32_t four;
             uint64_t c;
-            memcpy(&four, at + 4, sizeof four), c = four;
+            memcpy(&four, at + 4, sizeof four);
+            c = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? __builtin_bswap32(four) : four;
             s0 += table[at[0]], s1 += table[at[1]], s2 += table[at[2]], s3 += table[at[3]];
             s4 += table[c & 255], s5 += table[c >> 8 & 255];
             c >>= 16;
@@ -30021,6 +30378,224 @@ static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *
 
 #endif /* PVTUNE_LAYER >= 1 */
 
+// >>neon
+/*  AArch64: 32 registers of four numbers, which the compiler fills well in most kernels (the set "native"); here
+    are those that are worth more. Conversions between fp16 and fp32 are exact, a fused product rounds once:
+    the bits are those of part I. (ARMv7's NEON takes subnormal numbers for zero, and is left alone.)
+
+    Per cycle a core like the Cortex-A76 starts two operations on vectors and two loads of 16 bytes. What
+    llvm-mca counts for gcc's loops on such a one (tsv110), beside what the products alone need:
+
+                       step                   FMA   loads   limit   counted
+        micro 8×12     one k                   24       5   12      12.1
+        dots 2×3       sixteen k               24      20   12      14.1
+        nearest        one d, 16 entries        8       6    4       5.6, and 31 for keeping the least */
+#if defined(__aarch64__) && defined(__ARM_NEON) && !PVTI_REAL_IS_DOUBLE
+#define PVTI_A64 1
+#else
+#define PVTI_A64 0
+#endif
+
+#if PVTI_A64
+#ifdef __cplusplus
+}
+#endif
+#include <arm_neon.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+PVTI_KERNELS_BEGIN
+#define PVTI_MR_NEON 8
+#define PVTI_NR_NEON 12
+/* row, the vector of A that it is in, its lane there */
+#define PVTI_ROWS8(X) X(0, a0, 0) X(1, a0, 1) X(2, a0, 2) X(3, a0, 3) X(4, a1, 0) X(5, a1, 1) X(6, a1, 2) X(7, a1, 3)
+
+/* 8×12 in 24 of 32 registers: five loads and 24 products by an element for each k. */
+static void pvti_micro_neon_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K)
+{
+#define PVTI_X(i, of, lane)                                                              \
+    float32x4_t l##i = vld1q_f32(C + (i) * ldc), m##i = vld1q_f32(C + (i) * ldc + 4);    \
+    float32x4_t r##i = vld1q_f32(C + (i) * ldc + 8);
+    PVTI_ROWS8(PVTI_X)
+#undef PVTI_X
+#define PVTI_X(i, of, lane)                     \
+    l##i = vfmaq_laneq_f32(l##i, bl, of, lane); \
+    m##i = vfmaq_laneq_f32(m##i, bm, of, lane); \
+    r##i = vfmaq_laneq_f32(r##i, br, of, lane);
+    for (int64_t k = 0; k < K; k++, a += PVTI_MR_NEON, b += PVTI_NR_NEON) {
+        float32x4_t a0 = vld1q_f32(a), a1 = vld1q_f32(a + 4);
+        float32x4_t bl = vld1q_f32(b), bm = vld1q_f32(b + 4), br = vld1q_f32(b + 8);
+        PVTI_ROWS8(PVTI_X)
+    }
+#undef PVTI_X
+#define PVTI_X(i, of, lane)           \
+    vst1q_f32(C + (i) * ldc, l##i);   \
+    vst1q_f32(C + (i) * ldc + 4, m##i); \
+    vst1q_f32(C + (i) * ldc + 8, r##i);
+    PVTI_ROWS8(PVTI_X)
+#undef PVTI_X
+}
+
+/* A tile at an edge is computed beside C, and what is of C copied. */
+static void pvti_micro_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
+                            bool load)
+{
+    float c[PVTI_MR_NEON * PVTI_NR_NEON];
+    if (load && rows == PVTI_MR_NEON && cols == PVTI_NR_NEON) {
+        pvti_micro_neon_tile(C, ldc, a, b, K);
+        return;
+    }
+    memset(c, 0, sizeof c);
+    for (int i = 0; load && i < rows; i++)
+        for (int j = 0; j < cols; j++) c[i * PVTI_NR_NEON + j] = C[i * ldc + j];
+    pvti_micro_neon_tile(c, PVTI_NR_NEON, a, b, K);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) C[i * ldc + j] = c[i * PVTI_NR_NEON + j];
+}
+static void pvti_micro_half_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
+                                 int cols, bool load)
+{
+    pvti_micro_half_tile(C, ldc, a, b, K, rows, cols, load, PVTI_MR_NEON, PVTI_NR_NEON);
+}
+static const pvti_gemm_tiles pvti_tiles_neon = {PVTI_MR_NEON, PVTI_NR_NEON, pvti_micro_neon, pvti_pack_native,
+                                                pvti_micro_half_neon, pvti_pack_half_native};
+
+/* Six dots of four registers each, 24 of 32. */
+#define PVTI_DOTS6(X) X(0, x0, 0) X(1, x0, 1) X(2, x0, 2) X(3, x1, 0) X(4, x1, 1) X(5, x1, 2)
+static void pvti_dots_neon_2x3(float *lanes, const float *x0, const float *x1, const float *w0, const float *w1,
+                               const float *w2, int64_t K)
+{
+    float rest[5][16];
+#define PVTI_X(i, x, j)                                              \
+    float *p##i = lanes + ((i) / 3 * PVTI_DOT_W + (j)) * 16;         \
+    float32x4_t s##i##0 = vld1q_f32(p##i), s##i##1 = vld1q_f32(p##i + 4); \
+    float32x4_t s##i##2 = vld1q_f32(p##i + 8), s##i##3 = vld1q_f32(p##i + 12);
+    PVTI_DOTS6(PVTI_X)
+#undef PVTI_X
+#define PVTI_QUARTER(h)                                                             \
+    {                                                                               \
+        float32x4_t u = vld1q_f32(x0 + 4 * h), v = vld1q_f32(x1 + 4 * h), c;        \
+        c = vld1q_f32(w0 + 4 * h), s0##h = vfmaq_f32(s0##h, u, c), s3##h = vfmaq_f32(s3##h, v, c); \
+        c = vld1q_f32(w1 + 4 * h), s1##h = vfmaq_f32(s1##h, u, c), s4##h = vfmaq_f32(s4##h, v, c); \
+        c = vld1q_f32(w2 + 4 * h), s2##h = vfmaq_f32(s2##h, u, c), s5##h = vfmaq_f32(s5##h, v, c); \
+    }
+    for (int64_t k = K; k > 0; k -= 16, x0 += 16, x1 += 16, w0 += 16, w1 += 16, w2 += 16) {
+        if (k < 16) { /* the rest, with zeros behind it */
+            const float *from[5] = {x0, x1, w0, w1, w2};
+            memset(rest, 0, sizeof rest);
+            for (int i = 0; i < 5; i++) memcpy(rest[i], from[i], (size_t)k * sizeof(float));
+            x0 = rest[0], x1 = rest[1], w0 = rest[2], w1 = rest[3], w2 = rest[4];
+        }
+        PVTI_QUARTER(0)
+        PVTI_QUARTER(1)
+        PVTI_QUARTER(2)
+        PVTI_QUARTER(3)
+    }
+#undef PVTI_QUARTER
+#define PVTI_X(i, x, j)                                  \
+    vst1q_f32(p##i, s##i##0), vst1q_f32(p##i + 4, s##i##1); \
+    vst1q_f32(p##i + 8, s##i##2), vst1q_f32(p##i + 12, s##i##3);
+    PVTI_DOTS6(PVTI_X)
+#undef PVTI_X
+}
+static void pvti_dots_neon(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw, int nw,
+                           int64_t K, const float *ahead)
+{
+    (void)ahead;
+    for (int i = 0; i < nx; i += 2)
+        for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
+            const float *wj = w + j * ldw;
+            pvti_dots_neon_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx, x + PVTI_MIN(i + 1, nx - 1) * ldx,
+                               wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw, wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
+        }
+}
+
+#if PVTUNE_LAYER >= 1
+/* Eight at a time. */
+static void pvti_decode_f16_neon(const void *blocks, float *out, int64_t n)
+{
+    const uint8_t *from = (const uint8_t *)blocks;
+    int64_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        float16x8_t h = vreinterpretq_f16_u8(vld1q_u8(from + 2 * i));
+        vst1q_f32(out + i, vcvt_f32_f16(vget_low_f16(h)));
+        vst1q_f32(out + i + 4, vcvt_high_f32_f16(h));
+    }
+    pvti_decode_f16(from + 2 * i, out + i, n - i);
+}
+
+/* The least of sixteen, the lowest index among equals; `from` says where the sixteen began that it was one of. */
+PVTI_INLINE int32_t pvti_least_neon(const float *least, const uint32_t *from)
+{
+    float lowest = least[0];
+    uint32_t entry = from[0];
+    for (uint32_t l = 1; l < 16; l++)
+        if (least[l] < lowest || (least[l] == lowest && from[l] + l < entry)) lowest = least[l], entry = from[l] + l;
+    return (int32_t)entry;
+}
+
+/* The nearest entries of two queries, sixteen entries at a time: sums, the least so far and where they were found in
+   24 registers. (Arrays of vectors gcc keeps in memory.) */
+#define PVTI_QUARTERS(X) X(0) X(1) X(2) X(3)
+static void pvti_nearest_two_neon(int32_t *best_x, int32_t *best_y, const float *x, const float *y, const float *table,
+                                  const float *bias, int64_t D, int64_t K)
+{
+    float low_x[16], low_y[16];
+    uint32_t from_x[16], from_y[16];
+#define PVTI_X(h)                                                           \
+    float32x4_t lx##h = vdupq_n_f32(INFINITY), ly##h = lx##h, sx##h, sy##h; \
+    uint32x4_t fx##h = vdupq_n_u32(0), fy##h = fx##h;
+    PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    for (int64_t k = 0; k < K; k += 16) {
+        uint32x4_t at = vdupq_n_u32((uint32_t)k);
+#define PVTI_X(h) sx##h = sy##h = vld1q_f32(bias + k + 4 * h);
+        PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+        for (int64_t d = 0; d < D; d++) {
+            const float *row = table + d * K + k;
+            float32x4_t vx = vdupq_n_f32(x[d]), vy = vdupq_n_f32(y[d]), t;
+#define PVTI_X(h) t = vld1q_f32(row + 4 * h), sx##h = vfmaq_f32(sx##h, vx, t), sy##h = vfmaq_f32(sy##h, vy, t);
+            PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+        }
+        uint32x4_t less;
+#define PVTI_X(h)                                                                                              \
+    less = vcltq_f32(sx##h, lx##h), lx##h = vbslq_f32(less, sx##h, lx##h), fx##h = vbslq_u32(less, at, fx##h); \
+    less = vcltq_f32(sy##h, ly##h), ly##h = vbslq_f32(less, sy##h, ly##h), fy##h = vbslq_u32(less, at, fy##h);
+        PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    }
+#define PVTI_X(h)                                                           \
+    vst1q_f32(low_x + 4 * h, lx##h), vst1q_u32(from_x + 4 * h, fx##h);      \
+    vst1q_f32(low_y + 4 * h, ly##h), vst1q_u32(from_y + 4 * h, fy##h);
+    PVTI_QUARTERS(PVTI_X)
+#undef PVTI_X
+    *best_x = pvti_least_neon(low_x, from_x), *best_y = pvti_least_neon(low_y, from_y);
+}
+static void pvti_nearest_neon(int32_t *best, const float *x, int64_t n, const float *table, const float *bias,
+                              int64_t D, int64_t K)
+{
+    for (int64_t i = 0; i < n; i += 2) { /* an odd one by itself, twice */
+        int64_t next = PVTI_MIN(i + 1, n - 1);
+        pvti_nearest_two_neon(best + i, best + next, x + i * D, x + next * D, table, bias, D, K);
+    }
+}
+#endif
+PVTI_KERNELS_END
+
+static void pvti_install_neon(pvti_kernels *to)
+{
+    to->gemm_tiles = &pvti_tiles_neon;
+    to->dots = pvti_dots_neon;
+#if PVTUNE_LAYER >= 1
+    to->decoders[PVT_F16] = pvti_decode_f16_neon;
+    to->nearest = pvti_nearest_neon;
+#endif
+}
+#endif
+
 // >>installing
 /* The context's table, from what stands above. */
 
@@ -30060,6 +30635,9 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #if PVTUNE_LAYER >= 1
     to->nearest = pvti_nearest_native;
 #endif
+#if PVTI_A64
+    if (isa >= PVTI_NEON) pvti_install_neon(to);
+#endif
 #else
     to->gemm_tiles = &pvti_tiles_avx2;
     to->dots = pvti_dots_avx2;
@@ -30084,6 +30662,7 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa)
 #else
 enum { PVTI_SCALAR };
 static int pvti_isa_detect(void) { return PVTI_SCALAR; }
+static int pvti_isa_at_most(int wish) { return PVTI_MIN(wish, PVTI_SCALAR); }
 static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 #endif /* PVTUNE_NO_FAST */
 
@@ -30091,6 +30670,7 @@ static void pvti_isa_install(pvt_ctx *ctx, int isa) { ctx->isa = isa; }
 // >>system: threads
 /*  What the library asks of the operating system about threads. */
 
+#if !PVTI_WINDOWS
 #ifdef __cplusplus
 }
 #endif
@@ -30125,6 +30705,7 @@ static void pvti_condition_wait(pvti_condition *condition, pvti_mutex *mutex)
 {
     pthread_cond_wait(condition, mutex);
 }
+#endif /* !PVTI_WINDOWS */
 
 // >>pool
 /*  A pool of n_threads − 1 workers; the caller works too. Tasks are claimed one by one from a
@@ -30440,7 +31021,7 @@ static void pvti_files_install(pvt_ctx *ctx)
 PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int version, size_t real_size,
                                     size_t desc_size)
 {
-    static const char *const sets[] = {"scalar", "native", "avx2", "avx512"}; /* from the narrowest */
+    static const char *const sets[] = {"scalar", "native", "neon", "avx2", "avx512"}; /* from the narrowest */
     pvt_ctx_desc d;
     int n_threads, isa = pvti_isa_detect(), i = 0;
     memset(&d, 0, sizeof d);
@@ -30453,9 +31034,9 @@ PVT_API pvt_result pvt_ctx_create_v(const pvt_ctx_desc *desc, pvt_ctx **out, int
     const char *wish = d.isa ? d.isa : pvti_environment("PVTUNE_ISA");
     while (wish && i < PVTI_COUNT(sets) && strcmp(wish, sets[i]) != 0) i++;
     if (i == PVTI_COUNT(sets))
-        return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, avx2 or avx512",
+        return pvti_ctx_refuse(&d, PVT_ERR_ARGUMENT, "%s is \"%.40s\": scalar, native, neon, avx2 or avx512",
                                d.isa ? "isa" : "PVTUNE_ISA", wish);
-    if (wish) isa = PVTI_MIN(i, isa);
+    if (wish) isa = pvti_isa_at_most(i);
     PVTI_TRY(pvti_ctx_new(&d, n_threads, out));
     pvti_isa_install(*out, isa);
 #if PVTI_FILES

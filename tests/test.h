@@ -41,7 +41,23 @@ static int test_passed, test_failed, test_skipped;
                                   pvt_result_text(result_), pvt_ctx_error(ctx));                     \
     } while (0)
 
+/* Kernel sets to hold against each other, from the narrowest. */
+#ifdef __aarch64__
+#define TEST_SETS {"scalar", "native", "neon"}
+#else
+#define TEST_SETS {"scalar", "avx2", "avx512"}
+#endif
+
 #define SKIP(why) (test_skipped++, printf("skipped: %s\n", why))
+
+#ifdef _WIN32 /* what the next two functions need of POSIX */
+#include <direct.h>
+#include <io.h>
+#define TEST_REMOVE "rmdir /s /q \"%s\""
+static inline char *mkdtemp(char *name) { return _mktemp(name) && _mkdir(name) == 0 ? name : NULL; }
+#else
+#define TEST_REMOVE "rm -rf '%s'"
+#endif
 
 /* A new directory for a test's files, in $TMPDIR or where the system keeps such; false when none can
    be made. test_remove removes it with everything in it. */
@@ -55,7 +71,7 @@ static inline int test_scratch(char *dir, size_t size)
 static inline void test_remove(const char *dir)
 {
     char command[600];
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    snprintf(command, sizeof command, TEST_REMOVE, dir);
     if (system(command) != 0) printf("%s could not be removed\n", dir);
 }
 

@@ -207,6 +207,9 @@ else
     check "behind libc under -std=gnu99" $CC -std=gnu99 -fsyntax-only -I. "$work/behind.c"
 fi
 refuses "-ffast-math in the implementation" "ffast-math" $CC -std=c99 -ffast-math -fsyntax-only -I. "$work/layer2.c"
+if $CC -mfpmath=387 -dM -E -x c /dev/null 2>/dev/null | grep -q '__FLT_EVAL_METHOD__ 2'; then
+    refuses "float in 80 bits" "FLT_EVAL_METHOD" $CC -std=c99 -mfpmath=387 -fsyntax-only -I. "$work/layer0.c"
+fi
 check "-ffast-math behind the declarations" $CC -std=c99 -Ofast -ffast-math -fsyntax-only -I. "$work/declared.c"
 
 # part I alone asks the system for nothing about files

@@ -188,7 +188,7 @@ static void test_refused_early(void)
     CHECK_REFUSED(1, "absent/demo.svg", run("demo --quick --train-steps 2 --steps 1 --svg absent/demo.svg"));
     CHECK_REFUSED(1, "absent/log", run("eval model --ppl nosuchtext --log absent/log"));
     CHECK_REFUSED(1, "absent/l", run("logits model --ids nosuchids -o absent/l"));
-    CHECK(sh("PVTUNE_ISA=neon '%s' info model >o 2>e", program) == 1 && sh("test ! -s o; grep -q 'PVTUNE_ISA is .neon.: scalar, native, avx2 or avx512' e") == 0);
+    CHECK(sh("PVTUNE_ISA=sve '%s' info model >o 2>e", program) == 1 && sh("test ! -s o; grep -q 'PVTUNE_ISA is .sve.: scalar, native, neon, avx2 or avx512' e") == 0);
     CHECK(sh("PVTUNE_ISA=scalar '%s' info model >o 2>e && test ! -s e", program) == 0);
     CHECK(sh("PVTUNE_NUM_THREADS=all '%s' info model 2>e", program) == 1 && sh("grep -q PVTUNE_NUM_THREADS e") == 0);
     CHECK_RUN(run("generate model -p Once -n 1"));

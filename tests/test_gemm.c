@@ -7,7 +7,7 @@
 
 enum { ROWS, COLS, STRIDED, DENSE, TILES = DENSE, TILES_TRANSPOSED, KINDS }; /* A is dense */
 static bool half; /* operands rounded to bf16 */
-static const char *const isa_names[] = {"scalar", "avx2", "avx512"};
+static const char *const isa_names[] = TEST_SETS;
 
 /* An R×C matrix of random numbers with NaN all around them, and one operand on it per kind. */
 typedef struct matrix {

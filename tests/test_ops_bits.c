@@ -138,7 +138,7 @@ static void run(pvt_ctx *ctx, arena *a)
 /* Every kernel set and number of threads against one thread of scalar kernels, whose results stay in `oracle`. */
 static void compare(bool bf16, arena *oracle, arena *other)
 {
-    static const char *const isa[] = {"scalar", "avx2", "avx512"};
+    static const char *const isa[] = TEST_SETS;
     static const int threads[] = {1, 2, 3, 7};
     for (int i = 0; i < 3; i++) {
         const int first = bf16 || i == 0 ? 0 : -1; /* −1: no context, which rounds nothing and takes the widest */

@@ -410,6 +410,8 @@ static void test_nearest(void)
         {PVTI_SCALAR, pvti_nearest},
 #if PVTI_X86
         {PVTI_AVX2, pvti_nearest_avx2}, {PVTI_AVX512, pvti_nearest_fp32_avx512}, {PVTI_AVX512, pvti_nearest_avx512},
+#elif PVTI_A64
+        {PVTI_NEON, pvti_nearest_neon},
 #endif
     };
     static const int shapes[][3] = {{8, 256, 200}, {8, 256, 129}, {8, 112, 97}, {8, 64, 24}, {8, 48, 70}, {8, 16, 7}, {6, 256, 67}};
@@ -654,7 +656,7 @@ static void test_same_bits(void)
     static const struct { const char *format; int beam; bool metric; } cases[] = {
         {"aqlm:2x8g8", 1, true}, {"aqlm:2x4g4", 3, true}, {"aqlm:3x3g4o2", 2, true}, {"aqlm:1x9g6", 1, true}, {"aqlm:2x5g8o3", 1, false}};
     static const int threads[] = {1, 2, 3, 7};
-    static const char *const sets[] = {"scalar", "avx2", "avx512"};
+    static const char *const sets[] = TEST_SETS;
     for (int64_t c = 0; c < PVTI_COUNT(cases); c++) {
         uint64_t want = work_hash(sets[0], 1, cases[c].format, cases[c].beam, cases[c].metric);
         for (int64_t isa = 0; isa < PVTI_COUNT(sets); isa++)

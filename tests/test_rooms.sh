@@ -41,16 +41,23 @@ an instruction set|AVX|instruction sets;fast gemm;fast decoders;fast search;row 
 vectors of a processor|__m(128|256|512)|instruction sets;fast gemm;fast decoders;fast search;row products;look-ups|
 vectors of a processor|%_mm[0-9]*_|instruction sets;fast gemm;fast decoders;fast search;row products;look-ups|
 vectors of a processor|immintrin|instruction sets|
-a processor|x86_64|instruction sets|
+an instruction set|neon|instruction sets;neon;installing;start|head;interface: context
+an instruction set|NEON|instruction sets;neon;installing|head;interface: context;platform;fast gemm
+vectors of a processor|%v?(float32x4|float16x8|uint32x4)_t%|neon|
+vectors of a processor|arm_neon|neon|
+a processor|x86_64|instruction sets;windows|
+a processor|__aarch64__|instruction sets;neon|
+an operating system|_WIN32|platform|
+an operating system|%(HANDLE|DWORD|GetLastError|CreateFileW)%|windows|
 a processor|__builtin_cpu_|instruction sets;fast gemm;fast search;look-ups;installing|
 a call for files|[^A-Za-z0-9_.>*](f?open|fdopen|f?close|f?read|f?write|l?stat|fstat|rename|remove|unlink|mkdir|rmdir|fsync|flock|fcntl|fchown|fchmod|chmod|dup|dup2|pread|pwrite|lseek|fseek|ftell|fputs|fputc|fgets|fflush|tmpfile|mkstemp|realpath|access)\(|system;system: files;system: threads|
 a call for directories|[^A-Za-z0-9_](opendir|readdir|closedir|scandir)\(|system;system: files;system: threads|
 a call for memory|[^A-Za-z0-9_](mmap|munmap|madvise|mprotect|mlock|sbrk)\(|system;system: files;system: threads|
 a call for threads|[^A-Za-z0-9_](pthread_|sched_yield|thrd_|mtx_|sem_)|system;system: files;system: threads|
 a call for the time|[^A-Za-z0-9_.>*](clock_gettime|gettimeofday|nanosleep|usleep|sleep|time|clock)\(|system;system: files;system: threads|
-a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system;system: files;system: threads|
+a call for the process|[^A-Za-z0-9_](getenv|sysconf|getpid|getrusage|signal|sigaction|fork|raise)\(|system;windows;system: files;system: threads|
 what ends or prints|[^A-Za-z0-9_](exit|_Exit|abort|printf|fprintf|vprintf|vfprintf|puts|perror|assert)\(||head
-a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system;system: files;system: threads|
+a system's header|#include <(unistd|fcntl|dirent|pthread|sched|time|sys/[a-z]*|windows)\.h>|system;windows;system: files;system: threads|
 END
 
 # Lines that may stand where they do, by a piece of them: each must be there still.
@@ -201,6 +208,8 @@ gemm|static const char planted[] = "avx2";
 ops: rows|static void planted(float *x) { __m256 y = _mm256_loadu_ps(x); _mm256_storeu_ps(x, y); }
 simd|#include <immintrin.h>
 simd|#if defined(__x86_64__)
+simd|static void planted(float *x) { float32x4_t y = vld1q_f32(x); }
+files|#ifdef _WIN32
 search|/* AVX-512 takes sixteen at once */
 files|static int planted(const char *path) { return open(path, 0); }
 save|static void planted(const char *path) { remove(path); }
@@ -217,7 +226,7 @@ ops: attention|enum { PLANTED = PVTI_MR_AVX2 };
 gemm|static void planted(pvt_ctx *ctx) { pvti_isa_install(ctx, 0); }
 quantize|static pvt_result planted(const char *path) { return pvt_tensors_open(NULL, path, NULL); }
 END
-check "all was planted" test "$plants" = 33
+check "all was planted" test "$plants" = 35
 
 # a room that moves, or an exemption that nobody needs, shows too
 sed 's|^// >>scalar$|// >>integers|' pvtune.h >"$work/planted.h"

@@ -871,8 +871,8 @@ static uint64_t choice_hash(int which, const char *isa, int threads)
         step_of(pv, G, 1, NULL);
     }
     pvt_weight_dequantize(&w, G);
-    uint64_t hash = pvti_hash(G, sizeof G, 0);
-    if (pv->entries[0].buffer.w) hash = pvti_hash(pv->entries[0].buffer.w, sizeof G, hash);
+    uint64_t hash = pvti_hash(G, sizeof G, sizeof(pvt_real), 0);
+    if (pv->entries[0].buffer.w) hash = pvti_hash(pv->entries[0].buffer.w, sizeof G, sizeof(pvt_real), hash);
     pvt_pv_free(pv), pvt_weight_free(&w);
     pvt_ctx_destroy(ctx);
     ctx = shared;

@@ -11,7 +11,7 @@ static pvt_ctx *contexts[3][3]; /* [kernel set][threads 1, 2, 7] */
 static void contexts_make(void)
 {
     static const int threads[3] = {1, 2, 7};
-    static const char *const names[3] = {"scalar", "avx2", "avx512"};
+    static const char *const names[3] = TEST_SETS;
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < 3; t++) {
             pvt_ctx_desc desc;

@@ -22817,7 +22817,7 @@ static pvt_result pvti_save_sort(const pvt_tokenizer *t, pvti_sort_item *items, 
     for (int64_t id = *n = 0; id < t->V; id++) {
         if (t->pieces[id].type == PVTI_PIECE_HOLE) continue;
         pvti_text text = pvti_save_spelling(t, id);
-        items[*n].key = text.size > 0 ? pvti_hash(text.data, text.size, 0) : 0;
+        items[*n].key = text.size > 0 ? pvti_hash(text.data, text.size, 1, 0) : 0;
         items[(*n)++].index = id;
         failed |= text.failed;
         pvti_text_free(&text);

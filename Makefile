@@ -37,7 +37,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test lib install uninstall web web-test asan tsan clean help force
+.PHONY: all demo test cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test lib install uninstall web web-test web-possible asan tsan clean help force
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -205,12 +205,13 @@ WEB_MADE  = web/race.h pvtune.h examples/stories.h examples/quadratic.h
 WEB_FLAGS = -ffp-contract=off -Wno-unused-function -DPVTUNE_NO_FILES
 WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_NAME=Pvtune -s ENVIRONMENT=web,worker,node \
             -s FILESYSTEM=0 -s EXPORTED_RUNTIME_METHODS=[UTF8ToString,HEAP32,HEAPF64] --no-entry
-web: ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
-	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
+web: web-possible ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
 	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
-web-test: ## the page's numbers against the native library's, in node and, where it is, in chromium
-	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web web
+web-test: web-possible ## the page's numbers against the native library's, in node and, where it is, in chromium
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html $(WEB)/web
 	@BUILD=$(BUILD) sh web/test.sh
+web-possible:
+	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
 $(WEB)/train: web/train.c $(WEB_MADE)
 	@mkdir -p $(@D)
 	$(COMPILE) $(WEB_FLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)

@@ -39,7 +39,7 @@ TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
-.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force lib install uninstall web web-test portability
+.PHONY: all demo test fuzz torture cuda test-cuda bench-cuda bench bench-peers bench-export smollm2 tinyllama interop examples mpi mpi-test asan tsan clean help force portability
 all: $(BUILD)/pvtune ## the program build/pvtune (this is what plain `make` does)
 
 $(BUILD)/pvtune: examples/pvtune.c $(wildcard examples/*.h) $(BUILD)/pvtune_impl.o
@@ -77,6 +77,7 @@ INTO     = $(DESTDIR)$(PREFIX)
 INSTALLED = bin/pvtune include/pvtune.h lib/libpvtune.so lib/libpvtune.so.$(VERSION) lib/$(SONAME) share/man/man1/pvtune.1 \
             lib/pkgconfig/pvtune.pc lib/pkgconfig/pvtune-lib.pc \
             lib/cmake/pvtune/pvtune-config.cmake lib/cmake/pvtune/pvtune-config-version.cmake
+.PHONY: lib install uninstall
 lib: $(BUILD)/libpvtune.so ## the shared library build/libpvtune.so, e.g. for Python: examples/pvtune.py
 $(BUILD)/libpvtune.so: pvtune.h
 	@mkdir -p $(@D)
@@ -96,6 +97,34 @@ install: $(BUILD)/pvtune $(BUILD)/libpvtune.so ## header, program, library, manu
 uninstall: ## what make install put there (the same PREFIX= and DESTDIR=)
 	for file in $(INSTALLED); do rm -f "$(INTO)/$$file"; done
 	-rmdir "$(INTO)/lib/cmake/pvtune" 2>/dev/null
+
+# One page, self-contained. NODE_PATH: Debian's emscripten looks for acorn there, another node than Debian's does not.
+EMCC     ?= emcc
+WEB       = $(BUILD)/web
+WEB_MADE  = web/race.h pvtune.h examples/stories.h examples/quadratic.h
+WEB_FLAGS = -ffp-contract=off -Wno-unused-function -DPVTUNE_NO_FILES
+WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_NAME=Pvtune -s ENVIRONMENT=web,worker,node \
+            -s FILESYSTEM=0 -s EXPORTED_RUNTIME_METHODS=[UTF8ToString,HEAP32,HEAPF64] --no-entry
+.PHONY: web web-test web-possible
+web: web-possible ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
+web-test: web-possible ## the page's numbers against the native library's, in node and, where it is, in chromium
+	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html $(WEB)/web
+	@BUILD=$(BUILD) sh web/test.sh
+web-possible:
+	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
+$(WEB)/train: web/train.c $(WEB_MADE)
+	@mkdir -p $(@D)
+	$(COMPILE) $(WEB_FLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/model.h: $(WEB)/train
+	$(WEB)/train >$@.new && mv $@.new $@
+$(WEB)/web: web/web.c $(WEB)/model.h $(WEB_MADE)
+	$(COMPILE) $(WEB_FLAGS) -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(LDFLAGS) $(LDLIBS)
+$(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
+	NODE_PATH="$$NODE_PATH:/usr/share/nodejs" $(EMCC) -std=gnu99 -O2 $(WEB_FLAGS) -DPVTUNE_NO_FAST -DPVTUNE_NO_THREADS \
+	    -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(WEB_JS)
+$(WEB)/index.html: web/page.html $(WEB)/web.js
+	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
 
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
@@ -213,31 +242,6 @@ fuzz: ## damage every kind of file that is read, by clang's libFuzzer where it i
 	@BUILD=$(BUILD) TIME="$(TIME)" TARGETS="$(or $(TARGET),$(FUZZ_TARGETS))" CLANG="$(FUZZ_CLANG)" CC="$(CC)" sh tests/fuzz.sh
 torture: $(BUILD)/pvtune ## kill -9 at 100 moments of tune and 100 of saving over a model, and a full disk (ten minutes; TORTURE=short: seconds)
 	@PVTUNE=$(BUILD)/pvtune TORTURE="$(TORTURE)" sh tests/torture.sh
-# One page, self-contained. NODE_PATH: Debian's emscripten looks for acorn there, another node than Debian's does not.
-EMCC     ?= emcc
-WEB       = $(BUILD)/web
-WEB_MADE  = web/race.h pvtune.h examples/stories.h examples/quadratic.h
-WEB_FLAGS = -ffp-contract=off -Wno-unused-function -DPVTUNE_NO_FILES
-WEB_JS    = -s SINGLE_FILE=1 -s ALLOW_MEMORY_GROWTH=1 -s MODULARIZE=1 -s EXPORT_NAME=Pvtune -s ENVIRONMENT=web,worker,node \
-            -s FILESYSTEM=0 -s EXPORTED_RUNTIME_METHODS=[UTF8ToString,HEAP32,HEAPF64] --no-entry
-web: ## build/web/index.html: PV-Tuning to play with, one page, the library in it as WebAssembly (needs emscripten)
-	@command -v $(EMCC) >/dev/null || { echo "make web: no $(EMCC) here; on Debian: apt-get install emscripten"; exit 1; }
-	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/index.html
-web-test: ## the page's numbers against the native library's, in node and, where it is, in chromium
-	@$(MAKE) --no-print-directory BUILD=$(BUILD) $(WEB)/web web
-	@BUILD=$(BUILD) sh web/test.sh
-$(WEB)/train: web/train.c $(WEB_MADE)
-	@mkdir -p $(@D)
-	$(COMPILE) $(WEB_FLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
-$(WEB)/model.h: $(WEB)/train
-	$(WEB)/train >$@.new && mv $@.new $@
-$(WEB)/web: web/web.c $(WEB)/model.h $(WEB_MADE)
-	$(COMPILE) $(WEB_FLAGS) -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(LDFLAGS) $(LDLIBS)
-$(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
-	NODE_PATH="$$NODE_PATH:/usr/share/nodejs" $(EMCC) -std=gnu99 -O2 $(WEB_FLAGS) -DPVTUNE_NO_FAST -DPVTUNE_NO_THREADS \
-	    -DWEB_MODEL='"$(abspath $(WEB))/model.h"' -o $@ $< $(WEB_JS)
-$(WEB)/index.html: web/page.html $(WEB)/web.js
-	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
 portability: ## the same bits on other processors and systems: cross-compilers, qemu, wine, node (an hour; PORTABILITY=aarch64,s390x,… some of them, TESTS=)
 	@BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" sh tests/portability.sh
 

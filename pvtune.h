@@ -2111,7 +2111,7 @@ extern "C" {
 -msse2 -mfpmath=sse (i386), -fexcess-precision=fast (s390x with -std=c99)"
 #endif
 
-#if defined(__wasm__) /* has none, and the fmaf of emscripten's libc rounds what lies half-way between floats wrongly */
+#if defined(__wasm__) /* has none, and the fmaf of emscripten's libc rounds half-way cases wrongly */
 #define pvti_fmaf(a, b, c) pvti_fmaf_exact(a, b, c)
 #else
 #define pvti_fmaf(a, b, c) __builtin_fmaf(a, b, c)
@@ -2167,17 +2167,18 @@ PVTI_INLINE float pvti_from_bits(uint32_t bits)
     memcpy(&value, &bits, 4);
     return value;
 }
-/*  a·b + c in float, rounded once, without the processor's help. The product is exact in double; the sum is rounded
-    there, and its rounding to float is right unless it lies just half-way between two floats (subnormal ones are
-    farther apart). Then the sum is rounded to odd first: where it is not exact, to that neighbour whose last bit is 1,
-    which is never half-way and never on the wrong side (Boldo, Melquiond 2008). */
+/*  a·b + c in float, rounded once, without the processor's help. The product is exact in double; the sum is
+    rounded there, and its rounding to float is right unless it lies just half-way between two floats (subnormal
+    ones are farther apart). Then the sum is rounded to odd first: where it is not exact, to that neighbour whose
+    last bit is 1, which is never half-way and never on the wrong side (Boldo, Melquiond 2008). */
 PVTI_INLINE float pvti_fmaf_exact(float a, float b, float c)
 {
     double product = (double)a * (double)b, sum = product + (double)c;
     uint64_t bits;
     memcpy(&bits, &sum, sizeof bits);
     if ((bits & 0x1fffffff) != 0x10000000 && (bits >> 52 & 0x7ff) > 1023 - 126) return (float)sum;
-    double from_c = sum - product, rest = (product - (sum - from_c)) + ((double)c - from_c); /* Knuth's two-sum */
+    double from_c = sum - product; /* and what the sum lacks: Knuth's two-sum */
+    double rest = (product - (sum - from_c)) + ((double)c - from_c);
     if ((rest > 0 || rest < 0) && !(bits & 1)) bits += (rest > 0) == (sum > 0) ? 1 : -(uint64_t)1;
     memcpy(&sum, &bits, sizeof sum);
     return (float)sum;
@@ -30781,8 +30782,8 @@ static void pvti_pool_run(pvti_pool *pool, int64_t n, pvt_task_fn *task, void *a
     }
 }
 
-/* Whether the workers are in this process. After a fork the child has none of them, and a mutex that one of them
-   may have held: there it is neither taken nor destroyed. */
+/* Whether the workers are in this process. After a fork the child has none of them, and a mutex that one of
+   them may have held: there it is neither taken nor destroyed. */
 static bool pvti_pool_here(const pvti_pool *pool) { return pool->process == pvti_threads_process(); }
 
 /* How many workers there are; none when the system gives no thread, or in the child of a fork: a region then

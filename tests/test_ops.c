@@ -520,12 +520,13 @@ static void test_fmaf(void)
         for (int j = 0; j < 3; j++) {
             r = r * 1664525u + 1013904223u;
             uint32_t bits = r ^ r >> 15;
-            if (i % 4 == 1) bits = (bits & 0x80fff000u) | 0x3f000000u;              /* few bits: exact sums, half-ways */
+            if (i % 4 == 1) bits = (bits & 0x80fff000u) | 0x3f000000u; /* few bits: exact sums, half-ways */
             if (i % 4 == 2) bits = (bits & 0x81ffffffu) | (j < 2 ? 0x1f000000u : 0); /* subnormal sums */
             v[j] = pvti_from_bits(bits);
         }
         if (i % 4 == 3) { /* (1 + m/2^12)·(1 + n/2^12) with m·n odd, and next to nothing beside it */
-            v[0] = 1 + (float)(r >> 8 & 0xffe) / 4096 + 1.0f / 4096, v[1] = 1 + (float)(r >> 20 & 0xffe) / 4096 + 1.0f / 4096;
+            v[0] = 1 + (float)(r >> 8 & 0xffe) / 4096 + 1.0f / 4096;
+            v[1] = 1 + (float)(r >> 20 & 0xffe) / 4096 + 1.0f / 4096;
             v[2] = (r & 128 ? 1.0f : -1.0f) * pvti_from_bits((r % 90 + 1) << 23), halves++;
         }
         float mine = pvti_fmaf_exact(v[0], v[1], v[2]), theirs = __builtin_fmaf(v[0], v[1], v[2]);

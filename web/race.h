@@ -1,5 +1,6 @@
-/*  The third experiment of web.c: the demo's Llama (examples/demo.h), smaller: two layers of width 32, bytes of stories
-    as tokens, trained when the page was built (train.c). Here it is calibrated, and four strategies tune the same codes.
+/*  The third experiment of web.c: the demo's Llama (examples/demo.h), smaller: two layers of width 32, bytes of
+    stories as tokens, trained when the page was built (train.c). Here it is calibrated, and four strategies tune the
+    same codes. aqlm:2x4g4; rates as in the demo, but of the codes twice as long, for there are fewer steps.
     State: seed, step, cap in 1/1000. Needs what web.c has before it: ctx, error, given, put. */
 #ifndef RACE_H
 #define RACE_H
@@ -79,15 +80,20 @@ static bool race_begin(void)
     memset(&z, 0, sizeof z), memset(&d, 0, sizeof d);
     memcpy(race.options, given, sizeof race.options);
     z.samples = 16, z.ctx = RACE_CTX, z.fit.stream = (uint64_t)given[0], z.finetune_epochs = -1, z.fit.epochs = 4;
-    if (!race_text(2 * (uint64_t)given[0] + 2, 16384, &race.train) || !race_text(1, 1024, &race.unseen) || !race_model(&race.original))
+    if (!race_text(2 * (uint64_t)given[0] + 2, 16384, &race.train) || !race_text(1, 1024, &race.unseen) ||
+        !race_model(&race.original))
         return false;
     race_halves(race.original, (uint16_t *)web_model, true);
     TRY(pvt_format_parse(ctx, "aqlm:2x4g4", &z.format));
     TRY(pvt_model_copy(ctx, race.original, &race.calibrated));
     TRY(pvt_quantize(race.calibrated, &race.train, &z));
-    if (!race_measure(race.original, &race.ppl_original) || !race_measure(race.calibrated, &race.ppl_calibrated)) return false;
-    d.pv.values.lr = 1e-3, d.pv.values.beta1 = 0.9, d.pv.values.beta2 = 0.95, d.pv.codes.rule = PVT_OPTIMIZER_ADAM, d.pv.codes.lr = 5e-3;
-    d.steps = RACE_STEPS, d.ctx = RACE_CTX, d.batch = 4, d.schedule = PVT_SCHEDULE_CONSTANT, d.warmup = -1, d.eval_every = -1;
+    if (!race_measure(race.original, &race.ppl_original) ||
+        !race_measure(race.calibrated, &race.ppl_calibrated))
+        return false;
+    d.pv.values.lr = 1e-3, d.pv.values.beta1 = 0.9, d.pv.values.beta2 = 0.95;
+    d.pv.codes.rule = PVT_OPTIMIZER_ADAM, d.pv.codes.lr = 5e-3;
+    d.steps = RACE_STEPS, d.ctx = RACE_CTX, d.batch = 4;
+    d.schedule = PVT_SCHEDULE_CONSTANT, d.warmup = -1, d.eval_every = -1;
     for (int i = 0; i < RACERS; i++) {
         d.pv.strategy = race_strategies[i];
         d.pv.cap = race_strategies[i] == PVT_STRATEGY_STE ? 0 : given[2] / 1000.0;
@@ -105,7 +111,8 @@ static double race_away(const pvt_model *x, const pvt_model *y) /* share of the 
         const pvt_weight *p = pvt_model_tensor(x, i).weight, *q = pvt_model_tensor(y, i).weight;
         if (!p || p->format.kind == PVT_FORMAT_DENSE) continue;
         int64_t M = p->format.codebooks, n = p->O * p->I / p->format.in_group;
-        for (int64_t g = 0; g < n; g++) differ += memcmp((uint8_t *)p->array[0] + g * M, (uint8_t *)q->array[0] + g * M, (size_t)M) != 0;
+        for (int64_t g = 0; g < n; g++)
+            differ += memcmp((uint8_t *)p->array[0] + g * M, (uint8_t *)q->array[0] + g * M, (size_t)M) != 0;
         groups += n;
     }
     return (double)differ / (double)groups;
@@ -116,14 +123,16 @@ static bool race_frame(int n)
 {
     static const int32_t limits[RACE_OPTIONS][2] = {{0, 1000000}, {0, RACE_STEPS}, {1, 1000}};
     if (!in_range(n, limits, RACE_OPTIONS)) return false;
-    bool same = race.live && race.options[0] == given[0] && race.options[2] == given[2] && race.step <= given[1];
+    bool same = race.live && race.step <= given[1] && race.options[0] == given[0] &&
+                race.options[2] == given[2];
     if (!same && !race_begin()) return race_end(), false;
     for (; race.step < given[1]; race.step++)
         for (int i = 0; i < RACERS; i++) {
             pvt_tune_stats stats;
-            bool due = (race.step + 1) % RACE_EVERY == 0;
-            if (!good(pvt_tuner_step(race.tuners[i], &stats)) ||
-                (due && !race_measure(race.tuned[i], &race.ppl[i][(race.step + 1) / RACE_EVERY]))) return race_end(), false;
+            int32_t after = race.step + 1;
+            if (!good(pvt_tuner_step(race.tuners[i], &stats))) return race_end(), false;
+            if (after % RACE_EVERY == 0 && !race_measure(race.tuned[i], &race.ppl[i][after / RACE_EVERY]))
+                return race_end(), false;
         }
     put(race.ppl_original), put(race.ppl_calibrated), put(pvt_model_bits(race.calibrated, NULL).linears);
     for (int i = 0; i < RACERS; i++) put(race_away(race.tuned[i], race.calibrated));

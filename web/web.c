@@ -37,18 +37,20 @@ static bool in_range(int n, const int32_t limits[][2], int count)
 {
     bool fits = n >= count;
     for (int i = 0; i < count; i++) fits = fits && given[i] >= limits[i][0] && given[i] <= limits[i][1];
-    if (!fits) snprintf(error, sizeof error, "this address holds no state of the experiment: a number is missing or too large");
+    if (!fits)
+        snprintf(error, sizeof error,
+                 "this address holds no state of the experiment: a number is missing or too large");
     return fits;
 }
 
-/* ---- a: the plane. Groups of two weights, each with a point x_g where it would like to be, and all coupled by what they
-   have in common, as the weights of a layer are by its outputs:
+/* ---- a: the plane. Groups of two weights, each with a point x_g where it would like to be, and all coupled by
+   what they have in common, as the weights of a layer are by its outputs:
        φ(W) = ½·Σ_g ‖w_g − x_g‖² + κ/2N·‖Σ_g (w_g − x_g)‖²,   ∇_g = w_g − x_g + κ/N·Σ_h (w_h − x_h).
-   Moved together they are curved by L = 1 + κ, any share τ of them by no more than L_S = 1 + τ·κ. Codes were right once;
-   then three of the seven clusters of points moved. aqlm:1x4g2: sixteen entries, one scale of 1. V steps are plain ones,
-   in a subspace without a buffer with L_S, else with L.
-   State: seed, step, strategy, cap and the entries' rate in 1/1000, L in 1/100 of the above, decay of the buffer in 1/1000,
-   then four for each drag: after so many steps, entry (< 16) or 16 + point, x and y in 1/1000. ---- */
+   Moved together they are curved by L = 1 + κ, any share τ of them by no more than L_S = 1 + τ·κ. Codes were
+   right once; then three of the seven clusters of points moved. aqlm:1x4g2: sixteen entries, one scale of 1.
+   V steps are plain ones, in a subspace without a buffer with L_S, else with L.
+   State: seed, step, strategy, cap and the entries' rate in 1/1000, L in 1/100 of the above, decay of the buffer
+   in 1/1000, then four for each drag: after so many steps, entry (< 16) or 16 + point, x and y in 1/1000. ---- */
 
 enum { POINTS = 48, ENTRIES = 16, PLANE_OPTIONS = 7, PLANE_STEPS = 400, KAPPA = 15 };
 typedef struct plane {
@@ -70,8 +72,10 @@ static bool plane_weight(plane *p)
     int n;
     quad_random r = {(uint64_t)given[0] + 1000};
     for (int i = 0; i < 20; i++) centre[i / 2][i % 2] = 1.7 * quad_uniform(&r) - 0.85;
-    for (int i = 0; i < 2 * POINTS; i++) p->X[i] = (pvt_real)(centre[i / 2 % 7][i % 2] + 0.07 * quad_normal(&r));
-    for (int k = 0; k < ENTRIES; k++) entries[k][0] = (pvt_real)(k % 4 - 1.5) / 2, entries[k][1] = (pvt_real)(k / 4 - 1.5) / 2;
+    for (int i = 0; i < 2 * POINTS; i++)
+        p->X[i] = (pvt_real)(centre[i / 2 % 7][i % 2] + 0.07 * quad_normal(&r));
+    for (int k = 0; k < ENTRIES; k++)
+        entries[k][0] = (pvt_real)(k % 4 - 1.5) / 2, entries[k][1] = (pvt_real)(k / 4 - 1.5) / 2;
     for (int g = 0; g < POINTS; g++) {
         double least = INFINITY;
         for (int k = 0; k < ENTRIES; k++) {
@@ -94,7 +98,8 @@ static bool plane_pv(plane *p)
     d.strategy = (pvt_strategy)given[2], d.step = PVT_STEP_PLAIN;
     bool capped = d.strategy == PVT_STRATEGY_SUBSPACE || d.strategy == PVT_STRATEGY_SUBSPACE_STE;
     if (capped) d.cap = given[3] / 1000.0;
-    d.values.rule = PVT_OPTIMIZER_ADAM, d.values.lr = given[4] / 1000.0, d.values.beta1 = 0.9, d.values.beta2 = 0.95;
+    d.values.rule = PVT_OPTIMIZER_ADAM, d.values.lr = given[4] / 1000.0;
+    d.values.beta1 = 0.9, d.values.beta2 = 0.95;
     d.smoothness = (1 + (d.strategy == PVT_STRATEGY_SUBSPACE ? d.cap : 1) * KAPPA) * given[5] / 100;
     d.train = PVT_TRAIN_CODEBOOKS | (d.strategy == PVT_STRATEGY_CONTINUOUS ? 0 : PVT_TRAIN_CODES);
     if (d.strategy == PVT_STRATEGY_STE || d.strategy == PVT_STRATEGY_SUBSPACE_STE) d.delta = given[6] / 1000.0;
@@ -116,7 +121,8 @@ static double plane_phi(plane *p) /* and its gradient */
         double away = (double)p->W[i] - (double)p->X[i];
         phi += away * away / 2, sum[i % 2] += away;
     }
-    for (int i = 0; i < 2 * POINTS; i++) p->dW[i] = (pvt_real)((double)p->W[i] - (double)p->X[i] + sum[i % 2] * KAPPA / POINTS);
+    for (int i = 0; i < 2 * POINTS; i++)
+        p->dW[i] = (pvt_real)((double)p->W[i] - (double)p->X[i] + sum[i % 2] * KAPPA / POINTS);
     return phi + (sum[0] * sum[0] + sum[1] * sum[1]) * KAPPA / (2 * POINTS);
 }
 
@@ -137,11 +143,13 @@ static bool plane_run(plane *p, const int32_t *drag, int drags)
 static void plane_put(plane *p)
 {
     const pvt_real *buffer = p->pv->entries[0].buffer.w, *target = buffer ? buffer : p->pv->target;
-    bool searched[POINTS] = {false}, moves = given[2] != PVT_STRATEGY_CONTINUOUS, made = moves && (buffer || given[1] > 0);
-    for (int64_t i = 0; i < p->stats.groups_searched; i++) searched[p->stats.groups_searched < POINTS ? p->pv->selected[i] : i] = true;
+    bool searched[POINTS] = {false}, moves = given[2] != PVT_STRATEGY_CONTINUOUS;
+    bool made = moves && (buffer || given[1] > 0);
+    int64_t k = p->stats.groups_searched;
+    for (int64_t i = 0; i < k; i++) searched[k < POINTS ? p->pv->selected[i] : i] = true;
     int away = 0;
     for (int g = 0; g < POINTS; g++) away += pvti_code_get(&p->w, g) != p->start[g];
-    put(p->phi[given[1]]), put((double)p->stats.groups_searched), put((double)p->stats.groups_changed), put(away);
+    put(p->phi[given[1]]), put((double)k), put((double)p->stats.groups_changed), put(away);
     for (int i = 0; i < 2 * ENTRIES; i++) put((double)pvti_codebooks(&p->w)[i]);
     for (int g = 0; g < POINTS; g++) {
         int code = (int)pvti_code_get(&p->w, g);
@@ -154,16 +162,16 @@ static void plane_put(plane *p)
 
 static bool plane_frame(int n)
 {
-    static const int32_t limits[PLANE_OPTIONS][2] = {{0, 1000000}, {0, PLANE_STEPS}, {0, 5}, {1, 1000}, {1, 1000}, {1, 1000}, {0, 999}};
+    static const int32_t limits[PLANE_OPTIONS][2] = {{0, 1000000}, {0, PLANE_STEPS}, {0, 5}, {1, 1000},
+                                                     {1, 1000}, {1, 1000}, {0, 999}};
+    static const int32_t drag_limits[4][2] = {
+        {0, PLANE_STEPS}, {0, ENTRIES + POINTS - 1}, {-2000, 2000}, {-2000, 2000}};
     static plane p;
     const int32_t *drag = given + PLANE_OPTIONS;
     int drags = (n - PLANE_OPTIONS) / 4;
     if (!in_range(n, limits, PLANE_OPTIONS)) return false;
-    for (int i = 0; i < drags; i++) {
-        static const int32_t drag_limits[4][2] = {{0, PLANE_STEPS}, {0, ENTRIES + POINTS - 1}, {-2000, 2000}, {-2000, 2000}};
-        for (int j = 0; j < 4; j++)
-            if (drag[4 * i + j] < drag_limits[j][0] || drag[4 * i + j] > drag_limits[j][1]) return in_range(0, limits, 1);
-    }
+    for (int i = 0; i < 4 * drags; i++)
+        if (drag[i] < drag_limits[i % 4][0] || drag[i] > drag_limits[i % 4][1]) return in_range(0, limits, 1);
     memset(&p, 0, sizeof p);
     bool done = plane_weight(&p) && plane_pv(&p) && plane_run(&p, drag, drags);
     if (done) plane_put(&p);
@@ -171,9 +179,9 @@ static bool plane_frame(int n)
     return done;
 }
 
-/* ---- b: six weights of four values, φ(x) = ½·(x − x*)ᵀ·A·(x − x*) (examples/quadratic.h). From one start: P steps exact
-   in all, and V steps exact; linearized, all six with L; in a subspace, the τ with the largest |∇|, with their own
-   L_S. State: seed, step, L and L_S in 1/100 of the least that are allowed, τ. ---- */
+/* ---- b: six weights of four values, φ(x) = ½·(x − x*)ᵀ·A·(x − x*) (examples/quadratic.h). From one start, with
+   exact P steps, V steps that are exact; linearized, all six with L; in a subspace, the τ with the largest |∇|, with
+   their own L_S. State: seed, step, L and L_S in 1/100 of the least that are allowed, τ. ---- */
 
 enum { VALUES = 4, QUAD_OPTIONS = 4, QUAD_STEPS = 60 };
 typedef struct quad_state {
@@ -302,7 +310,8 @@ EMSCRIPTEN_KEEPALIVE int web_frame(int experiment, int n)
 EMSCRIPTEN_KEEPALIVE uint32_t web_digest(void)
 {
     uint32_t h = 2166136261u;
-    for (size_t i = 0; i < (size_t)n_frame * sizeof *frame; i++) h = (h ^ ((unsigned char *)frame)[i]) * 16777619u;
+    for (size_t i = 0; i < (size_t)n_frame * sizeof *frame; i++)
+        h = (h ^ ((unsigned char *)frame)[i]) * 16777619u;
     return h;
 }
 
@@ -313,14 +322,17 @@ int main(int argc, char **argv) /* NAME STATE…: the bits of each state's numbe
     for (int a = 1; a + 1 < argc; a += 2) {
         int experiment = 0, n = 0;
         while (experiment < 2 && strcmp(argv[a], names[experiment]) != 0) experiment++;
-        for (char *s = argv[a + 1]; *s && n < MAX_STATE; s += *s == ',') given[n++] = (int32_t)strtol(s, &s, 10);
+        for (char *s = strtok(argv[a + 1], ","); s && n < MAX_STATE; s = strtok(NULL, ","))
+            given[n++] = (int32_t)strtol(s, NULL, 10);
         int count = web_frame(experiment, n);
         for (int i = 0; i < count; i++) {
             uint64_t bits;
             memcpy(&bits, &frame[i], sizeof bits);
             printf("%016llx\n", (unsigned long long)bits);
         }
-        printf("%s %s: %d numbers, digest %08x %s\n", argv[a], argv[a + 1], count, (unsigned)web_digest(), error);
+        printf("%s ", argv[a]);
+        for (int i = 0; i < n; i++) printf("%s%d", i ? "," : "", (int)given[i]);
+        printf(": %d numbers, digest %08x %s\n", count, (unsigned)web_digest(), error);
     }
     race_end(), pvt_ctx_destroy(ctx);
     return 0;

@@ -747,6 +747,11 @@ static void test_one_text_twice(void)
           strstr(pvt_ctx_error(s.ctx), "are both \"e\""));
     CHECK(disk_view(s.d, DISK_ROOT, true) == before);
     pvt_tokenizer_free(t);
+    bytes[size - 1] = '\xfe', bytes[size - 10] = '\xff'; /* JSON has one sign for both */
+    CHECK_OK(s.ctx, pvt_file_write(s.ctx, "t.bin", bytes, size));
+    CHECK_OK(s.ctx, pvt_tokenizer_load(s.ctx, "t.bin", &t));
+    CHECK(pvt_tokenizer_save(t, "t") == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(s.ctx), "are both \""));
+    pvt_tokenizer_free(t);
     memset(bytes + size - 14, 0, 4), memmove(bytes + size - 10, bytes + size - 9, 4); /* both are empty */
     memset(bytes + size - 6, 0, 4);
     CHECK_OK(s.ctx, pvt_file_write(s.ctx, "t.bin", bytes, size - 2));

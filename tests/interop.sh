@@ -12,6 +12,7 @@
 #                                    transformers 5 and compressed-tensors; mlx-lm; llama-cpp-python
 #   INTEROP_VENV_TASKS               likewise, for lm-evaluation-harness with transformers
 #   INTEROP_MODEL                    the SmolLM2-135M GGUF that tasks are scored with (build/smollm2, or fetched there)
+#   INTEROP_DOCUMENTS                documents of each task (100)
 #   INTEROP_ONLY='4 5 gguf export tasks'      some of the five
 BUILD=${BUILD:-build}
 work=$BUILD/interop

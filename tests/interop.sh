@@ -12,6 +12,7 @@
 #                                    transformers 5 and compressed-tensors; mlx-lm; llama-cpp-python
 #   INTEROP_VENV_TASKS               likewise, for lm-evaluation-harness with transformers
 #   INTEROP_MODEL                    the SmolLM2-135M GGUF that tasks are scored with (build/smollm2, or fetched there)
+#   INTEROP_DOCUMENTS                documents of each task (100)
 #   INTEROP_ONLY='4 5 gguf export tasks'      some of the five
 BUILD=${BUILD:-build}
 work=$BUILD/interop
@@ -138,7 +139,8 @@ tasks() {
     environment lm_eval TASKS 'lm_eval, accelerate, transformers, torch' '' torch==2.5.1 transformers==4.49.0 accelerate==1.15.0 \
         datasets==5.0.1 lm_eval==0.4.13 && smollm2 || return
     mkdir -p "$work/tasks"
-    CUDA_VISIBLE_DEVICES='' TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HOME=$work/tasks/cache \
+    # where other programs run, torch's threads wait for one another: two took twenty times as long as one
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} CUDA_VISIBLE_DEVICES='' TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HOME=$work/tasks/cache \
         "$venv/bin/python" tests/interop_tasks.py "$BUILD/pvtune" "$work/tasks" "$model" "$data" 2>"$work/tasks.log" >"$work/tasks.rows" ||
         { tail -3 "$work/tasks.log" >&2; echo "lm_eval the script did not run to its end, see $work/tasks.log FAILED" >>"$work/tasks.rows"; }
     cat "$work/tasks.rows" | tee -a "$report"

@@ -19,8 +19,10 @@ import tokenizers
 pvtune, work, data, model = sys.argv[1:5]
 LLAMA3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
                 r"|\s+(?!\S)|\s+")
-RARE = ["👩‍👩‍👧‍👦 🏳️‍🌈 🧑🏽‍🚀🇩🇪🇯🇵 1️⃣", "漢字かな交じり文、中文字符。한국어 텍스트", "مرحبا بالعالم، كَيْفَ حَالُكَ؟ ١٢٣", "e\u0301 a\u0300\u0323 n\u0303\u0327 \u1e9b\u0323 Å \ufb01",
-        "हिन्दी ภาษาไทย தமிழ் ქართული Ελληνικά עברית", "½ ⅷ ² ① ٣ ௧ 12345678 3.14e-10", "\u00a0\u2003\u3000\u200b\ufeff\t \r\n\n  \r \u2028", "don't WE'LL i'M ſ's ǅ ß İ",
+RARE = ["👩‍👩‍👧‍👦 🏳️‍🌈 🧑🏽‍🚀🇩🇪🇯🇵 1️⃣", "漢字かな交じり文、中文字符。한국어 텍스트", "مرحبا بالعالم، كَيْفَ حَالُكَ؟ ١٢٣",
+        "e\u0301 a\u0300\u0323 n\u0303\u0327 \u1e9b\u0323 Å \ufb01",
+        "हिन्दी ภาษาไทย தமிழ் ქართული Ελληνικά עברית", "½ ⅷ ² ① ٣ ௧ 12345678 3.14e-10", "\u00a0\u2003\u3000\u200b\ufeff\t \r\n\n  \r \u2028",
+        "don't WE'LL i'M ſ's ǅ ß İ",
         "<|endoftext|> <s></s><unk> <|im_start|>user", "{\"a\":[1,2,3]} x_y-z ~~~~ ===== ....", "\x00\x01\x7f\x1b[0m \\u0041", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈 𒀀 \U0010fffd \ue000",
         "\x04\x06\x13 \U00040000\U00080001"]
 
@@ -59,7 +61,8 @@ def make_vocabularies():
     llama3["normalizer"] = None
     llama3["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA3_WORDS
     keep("llama3-words", json.dumps(llama3))
-    gpt2 = tokenizers.ByteLevelBPETokenizer.from_file(data + "/tokenizers/gpt2/gpt2_vocab.json", data + "/tokenizers/gpt2/gpt2_merges.txt")
+    gpt2 = tokenizers.ByteLevelBPETokenizer.from_file(data + "/tokenizers/gpt2/gpt2_vocab.json",
+                                                        data + "/tokenizers/gpt2/gpt2_merges.txt")
     keep("gpt2", gpt2._tokenizer.to_str())
     run("export", model, "--to", "dense", "-o", path("smollm2"))
     made["smollm2"] = path("smollm2/tokenizer.json")

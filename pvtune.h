@@ -126,7 +126,8 @@
         interface   context · ops · device · dtypes · weights · files · PV · tokenizer · models · runs ·
                     corpus, evaluation, generation · tasks · chat · quantize and tune · allocate
       I the algorithm: plain C, complete and right by itself
-        layer 0     platform · kernels · context · errors · memory · system · windows · random · sort · threads ·
+        layer 0     platform · kernels · context · errors · memory · system · windows · random · sort ·
+                    threads ·
                     device · simd · gemm · ops: rows · ops: attention · ops: losses · rotation
         layer 1     dtypes · weights · codebooks · search · fit · gptq · iq grids · grids · vector grids ·
                     higgs · e8p · iq2 · surrogates · scalar · representations · training · optimizer · pv ·
@@ -153,15 +154,16 @@
         PVT_API static          no symbol leaves the file
         PVTUNE_NO_THREADS, PVTUNE_NO_MMAP
     and, where pvt_ctx_desc says nothing, the environment when a context is made: PVTUNE_NUM_THREADS
-    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|neon|avx2|avx512, which asks for no wider kernels than that.
+    (or OMP_NUM_THREADS) and PVTUNE_ISA=scalar|native|neon|avx2|avx512, which asks for no wider kernels
+    than that.
 
     PLATFORMS
-        gcc or clang, IEEE arithmetic in the type that the source names (x87 is refused: #error) and exact fused
-        multiply-adds, the processor's or the C library's. Linux, musl; x86-64, i386 with -msse2 -mfpmath=sse,
-        AArch64 with NEON, other processors of either byte order by plain C: gcc on s390x needs
-        -fexcess-precision=fast under -std=c99. Windows by mingw-w64 with -mfma; paths are UTF-8; section windows says
-        what its files lack. WebAssembly by emscripten, with or without threads (PVTUNE_NO_MMAP). `make portability`
-        builds, runs and compares. macOS: written for, never tried.
+        gcc or clang, IEEE arithmetic in the type that the source names (x87 is refused: #error) and exact
+        fused multiply-adds, the processor's or the C library's. Linux, also with musl; x86-64, i386 with
+        -msse2 -mfpmath=sse, AArch64 with NEON, other processors of either byte order by plain C (gcc on s390x
+        needs -fexcess-precision=fast under -std=c99). Windows by mingw-w64 with -mfma: paths are UTF-8, and
+        section windows says what its files lack. WebAssembly by emscripten, with or without threads, with
+        PVTUNE_NO_MMAP. `make portability` builds, runs and compares. macOS: written for, never tried.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -438,7 +440,8 @@ typedef struct pvt_files {
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
     const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors), "neon", "avx2", "avx512":
-                        use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment, else the widest that the processor has */
+                        use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment,
+                        else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -2107,7 +2110,7 @@ extern "C" {
 #error "pvtune: only gcc and clang are supported"
 #endif
 #if FLT_EVAL_METHOD != 0
-#error "pvtune: this compiler computes float in a wider type (FLT_EVAL_METHOD): other bits than elsewhere; add \
+#error "pvtune: this compiler computes float in a wider type (FLT_EVAL_METHOD), to other bits; add \
 -msse2 -mfpmath=sse (i386), -fexcess-precision=fast (s390x with -std=c99)"
 #endif
 
@@ -2563,9 +2566,10 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
 
       a file that is mapped, or open to another program, cannot be replaced: there is no map, models are read
         into memory; a save over a file that another program has open fails with that sentence
-      a folder with an open file in it cannot be renamed, which an >>exchange does: there is no lock, so of two
-        processes one must not save into a directory while the other does, and what a killed one left stays
+      a folder with an open file in it cannot be renamed, which an >>exchange does: there is no lock, so of
+        two processes one must not save into a directory while the other does, and what a killed one left stays
       a directory cannot be flushed; MoveFileEx writes through instead
+      a new directory is made on drives only, not on a share by its \\name
       files have no owner and no bits of permission to keep */
 
 #ifdef __cplusplus
@@ -2579,8 +2583,8 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
 #endif
 #include <windows.h>
 #if (defined(__x86_64__) || defined(__i386__)) && !defined(__FMA__)
-#error "pvtune: without the processor's fused multiply-add it would be the C library's, which rounds twice on \
-Windows: add -mfma (processors since 2013)"
+#error "pvtune: the C library's fused multiply-add rounds twice on Windows: add -mfma, for the processor's \
+(since 2013)"
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -2610,15 +2614,19 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
 static int pvti_windows_failed(void)
 {
     static const struct { DWORD theirs; int ours; } codes[] = {
-        {ERROR_FILE_NOT_FOUND, ENOENT},     {ERROR_PATH_NOT_FOUND, ENOENT},     {ERROR_INVALID_NAME, ENOENT},
-        {ERROR_BAD_PATHNAME, ENOENT},       {ERROR_ACCESS_DENIED, EACCES},      {ERROR_SHARING_VIOLATION, EACCES},
-        {ERROR_USER_MAPPED_FILE, EACCES},   {ERROR_WRITE_PROTECT, EROFS},       {ERROR_FILE_EXISTS, EEXIST},
-        {ERROR_ALREADY_EXISTS, EEXIST},     {ERROR_DIR_NOT_EMPTY, ENOTEMPTY},   {ERROR_DIRECTORY, ENOTDIR},
-        {ERROR_DISK_FULL, ENOSPC},          {ERROR_HANDLE_DISK_FULL, ENOSPC},   {ERROR_TOO_MANY_OPEN_FILES, EMFILE},
-        {ERROR_NOT_ENOUGH_MEMORY, ENOMEM},  {ERROR_OUTOFMEMORY, ENOMEM},        {ERROR_INVALID_FUNCTION, ENOSYS},
-        {ERROR_NOT_SUPPORTED, ENOSYS},      {ERROR_INVALID_PARAMETER, EINVAL},  {ERROR_NO_UNICODE_TRANSLATION, EILSEQ},
-        {ERROR_BROKEN_PIPE, EPIPE},         {ERROR_NO_DATA, EPIPE},
-        {ERROR_FILENAME_EXCED_RANGE, ENAMETOOLONG}, {ERROR_INSUFFICIENT_BUFFER, ENAMETOOLONG},
+        {ERROR_FILE_NOT_FOUND, ENOENT},       {ERROR_PATH_NOT_FOUND, ENOENT},
+        {ERROR_INVALID_NAME, ENOENT},         {ERROR_BAD_PATHNAME, ENOENT},
+        {ERROR_ACCESS_DENIED, EACCES},        {ERROR_SHARING_VIOLATION, EACCES},
+        {ERROR_USER_MAPPED_FILE, EACCES},     {ERROR_WRITE_PROTECT, EROFS},
+        {ERROR_FILE_EXISTS, EEXIST},          {ERROR_ALREADY_EXISTS, EEXIST},
+        {ERROR_DIR_NOT_EMPTY, ENOTEMPTY},     {ERROR_DIRECTORY, ENOTDIR},
+        {ERROR_DISK_FULL, ENOSPC},            {ERROR_HANDLE_DISK_FULL, ENOSPC},
+        {ERROR_TOO_MANY_OPEN_FILES, EMFILE},  {ERROR_NOT_ENOUGH_MEMORY, ENOMEM},
+        {ERROR_OUTOFMEMORY, ENOMEM},          {ERROR_INVALID_FUNCTION, ENOSYS},
+        {ERROR_NOT_SUPPORTED, ENOSYS},        {ERROR_INVALID_PARAMETER, EINVAL},
+        {ERROR_BROKEN_PIPE, EPIPE},           {ERROR_NO_DATA, EPIPE},
+        {ERROR_NO_UNICODE_TRANSLATION, EILSEQ},     {ERROR_FILENAME_EXCED_RANGE, ENAMETOOLONG},
+        {ERROR_INSUFFICIENT_BUFFER, ENAMETOOLONG},
     };
     DWORD code = GetLastError();
     errno = EIO;
@@ -2689,15 +2697,16 @@ static int64_t pvti_own_read(void *user, int file, void *to, int64_t bytes)
 {
     DWORD got = 0;
     (void)user;
-    if (ReadFile(pvti_windows_handle(file), to, (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30), &got, NULL)) return got;
+    DWORD most = (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30);
+    if (ReadFile(pvti_windows_handle(file), to, most, &got, NULL)) return got;
     return GetLastError() == ERROR_BROKEN_PIPE ? 0 : pvti_windows_failed(); /* a pipe's end */
 }
 static int64_t pvti_own_write(void *user, int file, const void *from, int64_t bytes)
 {
     DWORD done = 0;
     (void)user;
-    if (WriteFile(pvti_windows_handle(file), from, (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30), &done, NULL)) return done;
-    return pvti_windows_failed();
+    DWORD most = (DWORD)PVTI_MIN(bytes, (int64_t)1 << 30);
+    return WriteFile(pvti_windows_handle(file), from, most, &done, NULL) ? (int64_t)done : pvti_windows_failed();
 }
 static int pvti_windows_info(HANDLE handle, pvt_file_info *out)
 {
@@ -2731,6 +2740,7 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
 {
     wchar_t a[PVTI_WINDOWS_PATH], b[PVTI_WINDOWS_PATH];
     (void)user;
+    b[0] = 0;
     bool done = pvti_windows_path(from, a) && pvti_windows_path(to, b) &&
                 MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
     if (done) return 0;
@@ -2769,13 +2779,15 @@ static int pvti_own_sync(void *user, int file)
     if (pvti_windows_info(handle, &info) == 0 && info.kind != PVT_FILE_REGULAR) errno = ENOSYS;
     return status;
 }
-static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name), void *arg)
+static int pvti_own_list(void *user, const char *directory, void (*each)(void *arg, const char *name),
+                         void *arg)
 {
     wchar_t wide[PVTI_WINDOWS_PATH];
     WIN32_FIND_DATAW entry;
     char name[4 * MAX_PATH], pattern[PVTI_WINDOWS_PATH];
     (void)user;
-    if (snprintf(pattern, sizeof pattern, "%s/*", directory) >= (int)sizeof pattern) return errno = ENAMETOOLONG, -1;
+    errno = ENAMETOOLONG;
+    if (snprintf(pattern, sizeof pattern, "%s/*", directory) >= (int)sizeof pattern) return -1;
     HANDLE search = pvti_windows_path(pattern, wide) ? FindFirstFileW(wide, &entry) : INVALID_HANDLE_VALUE;
     if (search == INVALID_HANDLE_VALUE) return pvti_windows_failed();
     do
@@ -13911,8 +13923,8 @@ PVTI_INLINE uint64_t pvti_hash_word(const uint8_t *at, int64_t size)
     return word << 32 | word >> 32;
 }
 
-/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. Of numbers of `size` bytes, 1 to 8: a
-   checkpoint holds it, and is read by hosts of either byte order. */
+/* A fingerprint (not cryptographic): 64-bit words, multiplied and mixed. Of numbers of `size` bytes, 1 to 8:
+   a checkpoint holds it, and is read by hosts of either byte order. */
 static uint64_t pvti_hash(const void *data, int64_t bytes, int64_t size, uint64_t hash)
 {
     const uint8_t *at = (const uint8_t *)data;
@@ -13927,7 +13939,8 @@ static uint64_t pvti_hash(const void *data, int64_t bytes, int64_t size, uint64_
 }
 
 /* *hash goes on over an array in the context's memory. */
-static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, int64_t size, uint64_t *hash)
+static pvt_result pvti_hash_memory(pvt_ctx *ctx, const void *data, int64_t bytes, int64_t size,
+                                   uint64_t *hash)
 {
     void *copy = NULL;
     pvt_result result = PVT_OK;
@@ -13969,7 +13982,7 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
             continue;
         }
         int n = pvt_weight_arrays(info.weight, arrays);
-        for (int k = 1; k <= n; k++) { /* codes, which come first, are the last here: so a checkpoint has it */
+        for (int k = 1; k <= n; k++) { /* codes, which come first, are last here: so a checkpoint has it */
             const pvt_array *a = &arrays[k % n];
             const pvti_dtype *type = pvti_dtype_info(a->dtype);
             int64_t size = type->block == 1 ? type->bytes : 1; /* blocks are held as files have them */
@@ -17284,14 +17297,14 @@ PVTI_INLINE void pvti_decode_q2_0(const void *blocks, pvt_real *out, int64_t n)
 
 /* ---- paths ---- */
 
-/* Whether names are parted by it: "/", and on Windows "\\" and the colon behind a drive. */
-static bool pvti_is_separator(char c) { return c == '/' || (PVTI_WINDOWS && (c == '\\' || c == ':')); }
-/* The last one in a path; NULL: there is none. */
+/* Whether names are parted by it. */
+static bool pvti_is_separator(char c) { return c == '/' || (PVTI_WINDOWS && c == '\\'); }
+/* The last one in a path, or on Windows the colon behind a drive; NULL: there is none. */
 static const char *pvti_last_separator(const char *path)
 {
     const char *found = NULL;
     for (; *path; path++)
-        if (pvti_is_separator(*path)) found = path;
+        if (pvti_is_separator(*path) || (PVTI_WINDOWS && *path == ':')) found = path;
     return found;
 }
 
@@ -17348,6 +17361,7 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
     size_t length = strlen(path);
     if (length == 0 || length >= sizeof part)
         return pvti_fail(ctx, PVT_ERR_IO, "%.200s: cannot be created: not a usable path", path);
+    if (PVTI_WINDOWS && pvti_path_is_directory(ctx, path)) return PVT_OK; /* a share's first names are none */
     memcpy(part, path, length + 1);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != 0 && !pvti_is_separator(path[i])) continue;
@@ -30388,8 +30402,8 @@ static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *
 #endif /* PVTUNE_LAYER >= 1 */
 
 // >>neon
-/*  AArch64: 32 registers of four numbers, which the compiler fills well in most kernels (the set "native"); here
-    are those that are worth more. Conversions between fp16 and fp32 are exact, a fused product rounds once:
+/*  AArch64: 32 registers of four numbers, which the compiler fills well in most kernels (the set "native");
+    here are those that are worth more. Conversions between fp16 and fp32 are exact, a fused product rounds once:
     the bits are those of part I. (ARMv7's NEON takes subnormal numbers for zero, and is left alone.)
 
     Per cycle a core like the Cortex-A76 starts two operations on vectors and two loads of 16 bytes. What
@@ -30418,7 +30432,8 @@ PVTI_KERNELS_BEGIN
 #define PVTI_MR_NEON 8
 #define PVTI_NR_NEON 12
 /* row, the vector of A that it is in, its lane there */
-#define PVTI_ROWS8(X) X(0, a0, 0) X(1, a0, 1) X(2, a0, 2) X(3, a0, 3) X(4, a1, 0) X(5, a1, 1) X(6, a1, 2) X(7, a1, 3)
+#define PVTI_ROWS8(X) \
+    X(0, a0, 0) X(1, a0, 1) X(2, a0, 2) X(3, a0, 3) X(4, a1, 0) X(5, a1, 1) X(6, a1, 2) X(7, a1, 3)
 
 /* 8×12 in 24 of 32 registers: five loads and 24 products by an element for each k. */
 static void pvti_micro_neon_tile(float *C, int64_t ldc, const float *a, const float *b, int64_t K)
@@ -30447,8 +30462,8 @@ static void pvti_micro_neon_tile(float *C, int64_t ldc, const float *a, const fl
 }
 
 /* A tile at an edge is computed beside C, and what is of C copied. */
-static void pvti_micro_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows, int cols,
-                            bool load)
+static void pvti_micro_neon(float *C, int64_t ldc, const float *a, const float *b, int64_t K, int rows,
+                            int cols, bool load)
 {
     float c[PVTI_MR_NEON * PVTI_NR_NEON];
     if (load && rows == PVTI_MR_NEON && cols == PVTI_NR_NEON) {
@@ -30472,8 +30487,8 @@ static const pvti_gemm_tiles pvti_tiles_neon = {PVTI_MR_NEON, PVTI_NR_NEON, pvti
 
 /* Six dots of four registers each, 24 of 32. */
 #define PVTI_DOTS6(X) X(0, x0, 0) X(1, x0, 1) X(2, x0, 2) X(3, x1, 0) X(4, x1, 1) X(5, x1, 2)
-static void pvti_dots_neon_2x3(float *lanes, const float *x0, const float *x1, const float *w0, const float *w1,
-                               const float *w2, int64_t K)
+static void pvti_dots_neon_2x3(float *lanes, const float *x0, const float *x1, const float *w0,
+                               const float *w1, const float *w2, int64_t K)
 {
     float rest[5][16];
 #define PVTI_X(i, x, j)                                              \
@@ -30508,15 +30523,16 @@ static void pvti_dots_neon_2x3(float *lanes, const float *x0, const float *x1, c
     PVTI_DOTS6(PVTI_X)
 #undef PVTI_X
 }
-static void pvti_dots_neon(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw, int nw,
-                           int64_t K, const float *ahead)
+static void pvti_dots_neon(float *lanes, const float *x, int64_t ldx, int nx, const float *w, int64_t ldw,
+                           int nw, int64_t K, const float *ahead)
 {
     (void)ahead;
     for (int i = 0; i < nx; i += 2)
         for (int j = 0; j < nw; j += 3) { /* for a row that is not there: the last, into lanes nobody reads */
             const float *wj = w + j * ldw;
-            pvti_dots_neon_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx, x + PVTI_MIN(i + 1, nx - 1) * ldx,
-                               wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw, wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
+            pvti_dots_neon_2x3(lanes + (i * PVTI_DOT_W + j) * 16, x + i * ldx,
+                               x + PVTI_MIN(i + 1, nx - 1) * ldx, wj, wj + PVTI_MIN(1, nw - 1 - j) * ldw,
+                               wj + PVTI_MIN(2, nw - 1 - j) * ldw, K);
         }
 }
 
@@ -30534,21 +30550,22 @@ static void pvti_decode_f16_neon(const void *blocks, float *out, int64_t n)
     pvti_decode_f16(from + 2 * i, out + i, n - i);
 }
 
-/* The least of sixteen, the lowest index among equals; `from` says where the sixteen began that it was one of. */
+/* The least of sixteen, the lowest index among equals; `from` says where the sixteen of each began. */
 PVTI_INLINE int32_t pvti_least_neon(const float *least, const uint32_t *from)
 {
     float lowest = least[0];
     uint32_t entry = from[0];
     for (uint32_t l = 1; l < 16; l++)
-        if (least[l] < lowest || (least[l] == lowest && from[l] + l < entry)) lowest = least[l], entry = from[l] + l;
+        if (least[l] < lowest || (least[l] == lowest && from[l] + l < entry))
+            lowest = least[l], entry = from[l] + l;
     return (int32_t)entry;
 }
 
-/* The nearest entries of two queries, sixteen entries at a time: sums, the least so far and where they were found in
-   24 registers. (Arrays of vectors gcc keeps in memory.) */
+/* The nearest entries of two queries, sixteen entries at a time: sums, the least so far and where they were
+   found in 24 registers. (Arrays of vectors gcc keeps in memory.) */
 #define PVTI_QUARTERS(X) X(0) X(1) X(2) X(3)
-static void pvti_nearest_two_neon(int32_t *best_x, int32_t *best_y, const float *x, const float *y, const float *table,
-                                  const float *bias, int64_t D, int64_t K)
+static void pvti_nearest_two_neon(int32_t *best_x, int32_t *best_y, const float *x, const float *y,
+                                  const float *table, const float *bias, int64_t D, int64_t K)
 {
     float low_x[16], low_y[16];
     uint32_t from_x[16], from_y[16];
@@ -30565,14 +30582,18 @@ static void pvti_nearest_two_neon(int32_t *best_x, int32_t *best_y, const float 
         for (int64_t d = 0; d < D; d++) {
             const float *row = table + d * K + k;
             float32x4_t vx = vdupq_n_f32(x[d]), vy = vdupq_n_f32(y[d]), t;
-#define PVTI_X(h) t = vld1q_f32(row + 4 * h), sx##h = vfmaq_f32(sx##h, vx, t), sy##h = vfmaq_f32(sy##h, vy, t);
+#define PVTI_X(h)                                                           \
+    t = vld1q_f32(row + 4 * h);                                             \
+    sx##h = vfmaq_f32(sx##h, vx, t), sy##h = vfmaq_f32(sy##h, vy, t);
             PVTI_QUARTERS(PVTI_X)
 #undef PVTI_X
         }
         uint32x4_t less;
-#define PVTI_X(h)                                                                                              \
-    less = vcltq_f32(sx##h, lx##h), lx##h = vbslq_f32(less, sx##h, lx##h), fx##h = vbslq_u32(less, at, fx##h); \
-    less = vcltq_f32(sy##h, ly##h), ly##h = vbslq_f32(less, sy##h, ly##h), fy##h = vbslq_u32(less, at, fy##h);
+#define PVTI_X(h)                                                                \
+    less = vcltq_f32(sx##h, lx##h);                                              \
+    lx##h = vbslq_f32(less, sx##h, lx##h), fx##h = vbslq_u32(less, at, fx##h);   \
+    less = vcltq_f32(sy##h, ly##h);                                              \
+    ly##h = vbslq_f32(less, sy##h, ly##h), fy##h = vbslq_u32(less, at, fy##h);
         PVTI_QUARTERS(PVTI_X)
 #undef PVTI_X
     }

@@ -62,8 +62,8 @@ target() {
     grep -q 'warning:' "$BUILD/$name/log" && warned=", warnings" || warned=
     passed=0 bad=0
     rm -rf "$BUILD/$name/files" && mkdir "$BUILD/$name/files"
-    cd "$BUILD/$name/files" || exit 1 # the path is short and relative: it is another system's
-    run test_digest $runner ../test_digest$exe .
+    cd "$BUILD/$name/files" || exit 1
+    run test_digest $runner ../test_digest$exe "${where:-.}"
     cd "$root" || exit 1
     rm -rf "$BUILD/$name/files"
     equal=no
@@ -94,8 +94,9 @@ target armhf arm-linux-gnueabihf-gcc "-mfpu=vfpv4" "$static" qemu-arm-static "gc
 exe=.exe
 export WINEDEBUG=-all WINEPREFIX="$BUILD/wine"
 wine=$(command -v wine64 || ls /usr/lib/wine/wine64 2>/dev/null || echo wine64)
+where=Z:$BUILD/windows/files # an absolute path, as wine has it
 target windows x86_64-w64-mingw32-gcc-posix -mfma -static "$wine" "gcc-mingw-w64-x86-64-posix wine64"
-exe=.js
+exe=.js where=
 # files are in memory, as in a browser; the stack's option had another name once
 emcc="-sALLOW_MEMORY_GROWTH -sEXIT_RUNTIME -sSTACK_SIZE=4MB -lm"
 emcc --version 2>/dev/null | grep -q '^emcc.* 3\.1\.[0-9] ' && emcc="-sALLOW_MEMORY_GROWTH -sEXIT_RUNTIME -sTOTAL_STACK=4MB -lm"

@@ -98,8 +98,8 @@ static void add_outputs(uint64_t *digest, pvt_ctx *ctx, pvt_model *model, const 
     pvt_run_free(run);
 }
 
-static void tune(uint64_t *digest, pvt_ctx *ctx, pvt_model *model, const pvt_model *teacher, const pvt_corpus *text,
-                 const char *dir)
+static void tune(uint64_t *digest, pvt_ctx *ctx, pvt_model *model, const pvt_model *teacher,
+                 const pvt_corpus *text, const char *dir)
 {
     pvt_tune_desc desc;
     pvt_tuner *tuner = NULL;
@@ -107,7 +107,8 @@ static void tune(uint64_t *digest, pvt_ctx *ctx, pvt_model *model, const pvt_mod
     pvt_tune_eval result;
     char path[700];
     memset(&desc, 0, sizeof desc), memset(&stats, 0, sizeof stats), memset(&result, 0, sizeof result);
-    desc.steps = STEPS, desc.batch = 2, desc.ctx = CTX, desc.warmup = -1, desc.eval_windows = 2, desc.eval_every = STEPS;
+    desc.steps = STEPS, desc.batch = 2, desc.ctx = CTX, desc.warmup = -1;
+    desc.eval_windows = 2, desc.eval_every = STEPS;
     desc.pv.cap = 0.1, desc.pv.values.lr = 1e-3, desc.pv.codes.lr = 1;
     CHECK_OK(ctx, pvt_tuner_create(model, teacher, text, &desc, &tuner));
     int64_t changed = 0;
@@ -189,8 +190,8 @@ static void check_case(const test_case *c, const char *base)
     add_file(&digest, dir, "tuner.safetensors");
     parts[2] = digest;
     load_model(&digest, c, dir);
-    printf("digest %s %s: %016llx (%04x losses %04x model %04x checkpoint)\n", c->format, c->bf16 ? "bf16" : "fp32",
-           (unsigned long long)digest, (unsigned)parts[0] & 0xffff, (unsigned)parts[1] & 0xffff,
+    printf("digest %s %s: %016llx (%04x losses %04x model %04x checkpoint)\n", c->format,
+           c->bf16 ? "bf16" : "fp32", (unsigned long long)digest, (unsigned)parts[0] & 0xffff, (unsigned)parts[1] & 0xffff,
            (unsigned)parts[2] & 0xffff); /* so that one sees where machines part */
     CHECK(digest == c->digest);
 }
@@ -224,7 +225,7 @@ static void check_paths(const char *base)
     pvt_model_free(again);
     CHECK_OK(ctx, pvt_model_load(ctx, dir, NULL, &again));
     pvt_model_free(again), pvt_model_free(model);
-    CHECK(pvt_model_load(ctx, inside, NULL, &again) == PVT_ERR_UNSUPPORTED); /* a file of a model, and none itself */
+    CHECK(pvt_model_load(ctx, inside, NULL, &again) == PVT_ERR_UNSUPPORTED); /* of a model, and none itself */
     CHECK(strstr(pvt_ctx_error(ctx), "M\xc3\xb6""del \xe6\xa8\xa1") != NULL);
     snprintf(inside, sizeof inside, "%s/none/at/all", base);
     CHECK(pvt_model_load(ctx, inside, NULL, &again) == PVT_ERR_IO);

@@ -84,7 +84,7 @@ $(BUILD)/libpvtune.so: pvtune.h
 	printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' | \
 	    $(COMPILE) -fPIC -shared -Wl,-soname,$(SONAME) -I. -o $@ -x c - -x none $(LDFLAGS) $(LDLIBS)
 install: $(BUILD)/pvtune $(BUILD)/libpvtune.so ## header, program, library, manual page, for pkg-config and CMake (PREFIX=/usr/local, DESTDIR=)
-	@for file in $(INSTALLED); do mkdir -p "$(INTO)/$$(dirname $$file)" || exit 1; done
+	@for file in $(INSTALLED); do install -d -m 755 "$(INTO)/$$(dirname $$file)" || exit 1; done
 	install -m 755 $(BUILD)/pvtune "$(INTO)/bin/pvtune"
 	install -m 644 pvtune.h "$(INTO)/include/pvtune.h"
 	install -m 755 $(BUILD)/libpvtune.so "$(INTO)/lib/libpvtune.so.$(VERSION)"
@@ -94,6 +94,8 @@ install: $(BUILD)/pvtune $(BUILD)/libpvtune.so ## header, program, library, manu
 	$(PLACES) cmake/pvtune.pc.in >"$(INTO)/lib/pkgconfig/pvtune.pc"
 	$(PLACES) cmake/pvtune-lib.pc.in >"$(INTO)/lib/pkgconfig/pvtune-lib.pc"
 	sh examples/man.sh $(BUILD)/pvtune >"$(INTO)/share/man/man1/pvtune.1"
+	cd "$(INTO)" && chmod 644 lib/cmake/pvtune/pvtune-config-version.cmake lib/pkgconfig/pvtune.pc lib/pkgconfig/pvtune-lib.pc \
+	    share/man/man1/pvtune.1
 uninstall: ## what make install put there (the same PREFIX= and DESTDIR=)
 	for file in $(INSTALLED); do rm -f "$(INTO)/$$file"; done
 	-rmdir "$(INTO)/lib/cmake/pvtune" 2>/dev/null

@@ -439,7 +439,8 @@ typedef struct pvt_files {
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
-    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors), "neon", "avx2", "avx512":
+    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors; x86 has none: scalar), "neon"
+                        (elsewhere the next that there is), "avx2", "avx512":
                         use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment,
                         else the widest that the processor has */
     uint64_t seed; /* every random choice follows from it */
@@ -2109,7 +2110,7 @@ extern "C" {
 #else
 #error "pvtune: only gcc and clang are supported"
 #endif
-#if FLT_EVAL_METHOD != 0
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 /* 16: of half a float's width, and float as it is */
 #error "pvtune: this compiler computes float in a wider type (FLT_EVAL_METHOD), to other bits; add \
 -msse2 -mfpmath=sse (i386), -fexcess-precision=fast (s390x with -std=c99)"
 #endif
@@ -2836,6 +2837,7 @@ static void pvti_thread_join(pvti_thread *thread)
     CloseHandle(thread->handle);
 }
 static void pvti_yield(void) { SwitchToThread(); }
+static long pvti_threads_process(void) { return (long)GetCurrentProcessId(); }
 
 static void pvti_mutex_create(pvti_mutex *mutex) { InitializeSRWLock(mutex); }
 static void pvti_mutex_destroy(pvti_mutex *mutex) { (void)mutex; }
@@ -14962,7 +14964,10 @@ static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_
     pvt_fit_desc fit;
     memset(&fit, 0, sizeof fit);
     fit.name = t.name, fit.stream = (uint64_t)tensor;
-    if (O % probe->out_group || I % probe->in_group) return PVT_OK;
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_format nearest;
+    int n = pvti_kind_of(probe)->arrays(probe, O, I, PVTI_DTYPE_REAL, arrays, &nearest);
+    if (n == 0 || O % probe->out_group || I % probe->in_group) return PVT_OK;
     pvt_weight_dequantize(t.weight, z->W);
     for (int k = 0; k < 2; k++) {
         pvt_fit_stats stats;
@@ -14972,7 +14977,7 @@ static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_
         errors[k] = stats.error;
     }
     errors[1] *= pvti_feedback_scale(z, H, O, I);
-    if (errors[1] < errors[0]) *feedback = errors[1] / errors[0];
+    if (errors[0] > 1e-6 && errors[1] < errors[0]) *feedback = errors[1] / errors[0]; /* else: fit without error */
     return PVT_OK;
 }
 
@@ -19538,7 +19543,7 @@ static pvt_result pvti_exchange_tidy(pvt_ctx *ctx, const char *dir)
     char folder[PVTI_PATH_BYTES];
     PVTI_TRY(pvti_path_join(ctx, folder, dir, PVTI_EXCHANGE));
     bool gone = pvti_remove_directory(ctx, folder) || errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST;
-    if (gone && pvti_directory_sync(ctx, dir)) return PVT_OK;
+    if (gone) return pvti_exchange_sync(ctx, dir);
     return pvti_fail(ctx, PVT_ERR_IO, "%s: the new files are in place, but this folder cannot be removed: %s",
                      folder, strerror(errno));
 }
@@ -22872,11 +22877,27 @@ static pvt_result pvti_save_unique(const pvt_tokenizer *t)
     return result;
 }
 
+/* A token that every text begins with is found by its name: 1 to 255 bytes, no zero among them. */
+static pvt_result pvti_save_named(const pvt_tokenizer *t, int64_t id)
+{
+    pvti_text text = pvti_save_spelling(t, id), quoted = pvti_save_quoted(t, id);
+    bool failed = text.failed || quoted.failed;
+    bool good = !failed && text.size > 0 && quoted.size < 256 && !memchr(text.data, 0, (size_t)text.size);
+    pvti_text_free(&text), pvti_text_free(&quoted);
+    if (failed) return PVT_ERR_MEMORY;
+    if (good) return PVT_OK;
+    return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: token %lld, with which texts begin, has a name that a tokenizer.json cannot say; load "
+                     "the model with another tokenizer to save it",
+                     t->name, (long long)id);
+}
+
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
     int64_t n = 0;
     bool byte_fallback = t->spaces;
     PVTI_TRY(pvti_save_unique(t));
+    if (t->adds_bos && t->bos >= 0) PVTI_TRY(pvti_save_named(t, t->bos));
     for (int64_t id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
     pvti_text_printf(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     pvti_save_added(out, t);

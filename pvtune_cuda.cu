@@ -1189,7 +1189,7 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
     int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
     bool before = turned > (across ? 1 : 0), behind = turned > (across ? 0 : 1), aside = behind && accumulate;
     int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * (int64_t)sizeof *y) : n;
-    if (most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    if (n > 0 && most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
     for (int64_t i = 0; i < n && most > 0; i += rows, x += rows * in, y += rows * out) {
         float *room = (float *)(void *)s->room;
         rows = pvti_least(most, n - i);

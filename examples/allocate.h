@@ -27,7 +27,8 @@ typedef struct allocation {
 
 static void allocation_free(allocation *z)
 {
-    free(z->alpha), free(z->feedback), free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice),
+    free(z->alpha), free(z->feedback);
+    free(z->errors), free(z->loss), free(z->bytes), free(z->wanted), free(z->choice),
         free(z->plan);
     free(z->tensor_names);
     memset(z, 0, sizeof *z);
@@ -77,8 +78,8 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     z->loss = (double *)calloc(all, sizeof *z->loss), z->bytes = (int64_t *)calloc(all, sizeof *z->bytes);
     z->wanted = (bool *)calloc(n, sizeof *z->wanted), z->choice = (int *)calloc(n, sizeof *z->choice);
     z->plan = (pvt_plan *)calloc(n, sizeof *z->plan), z->tensor_names = (char(*)[96])calloc(n, 96);
-    if (!z->alpha || !z->feedback || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice || !z->plan ||
-        !z->tensor_names)
+    if (!z->alpha || !z->feedback || !z->errors || !z->loss || !z->bytes || !z->wanted || !z->choice ||
+        !z->plan || !z->tensor_names)
         return fail(a, "out of memory for %lld tensors in %d formats", (long long)z->tensors, z->n);
     z->params = count_params(model);
     for (int64_t i = 0; i < z->tensors; i++) {
@@ -91,7 +92,8 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     int probe = allocation_probe(z);
     if (corpus && calibrated && probe >= 0)
         TRY(a, pvt_model_feedback(model, corpus, alpha, &z->formats[probe], z->feedback));
-    for (int64_t i = 0; i < z->tensors * z->n; i++) z->loss[i] = z->alpha[i / z->n] * z->feedback[i / z->n] * z->errors[i];
+    for (int64_t i = 0; i < z->tensors * z->n; i++)
+        z->loss[i] = z->alpha[i / z->n] * z->feedback[i / z->n] * z->errors[i];
     return 0;
 }
 
@@ -275,6 +277,9 @@ static int allocation_read_sizes(app *a, allocation_sizes *sizes)
         }
         if (sizes->n == ALLOCATE_SIZES) return fail(a, "--bits takes at most %d sizes", ALLOCATE_SIZES);
         DO(allocation_path(a, text, (int)(end - text), sizes->paths[sizes->n]));
+        for (int i = 0; i < sizes->n; i++)
+            if (strcmp(sizes->paths[i], sizes->paths[sizes->n]) == 0 && strchr(a->o.output, '%'))
+                return fail(a, "--bits has %.*s twice", (int)(end - text), text);
         sizes->bits[sizes->n++] = bits;
         if (!*end) break;
     }

@@ -826,7 +826,7 @@ static int lab_pv_or_ste(app *a)
     } schedules[] = {{"cosine", "--schedule cosine"}, {"constant", "--schedule constant"}};
     static const struct {
         const char *name, *options;
-        double rate; /* of codes, as a multiple of the usual; 0: the default */
+        double rate; /* of codes, as a multiple of the usual */
     } rows[] = {{"pv", "--strategy pv", 1},          {"pv, twice the rate", "--strategy pv", 2},
                 {"ste", "--strategy ste", 1},        {"ste, twice the rate", "--strategy ste", 2},
                 {"ste, half the rate", "--strategy ste", 0.5}, {"continuous", "--strategy continuous", 1}};

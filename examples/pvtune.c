@@ -318,7 +318,7 @@ static const option allocate_rows[] = {
     {"--bits", NULL, OPTION_TEXT, AT(bits), false, "B,B", 0, 0, NULL,
      "of the whole file per parameter, embedding, head and headers counted, each from 0.1 to 16; several: a plan for each"},
     {"--output", "-o", OPTION_TEXT, AT(output), true, "PLAN.json", 0, 0, NULL,
-     "for pvtune quantize --plan; with several sizes its % stands for the bits: plan-%.json"},
+     "for pvtune quantize --plan; a % in it stands for the bits, as several sizes need: plan-%.json"},
     {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "aqlm:2x8g8,int:2g64,int:3g64,int:4g64,int:6g64,dense",
      "what to choose from, as quantize takes them; dense: 16 bits"},
     {"--calib", NULL, OPTION_TEXT, AT(calib), false, "TEXT", 0, 0, "(none: random tokens)", "text on which to measure what errors cost; -: standard input"},

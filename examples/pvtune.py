@@ -19,6 +19,14 @@ VERSION = 200  # PVT_VERSION of the header whose structs these are; another libr
 P, I64, D = c.c_void_p, c.c_int64, c.c_double
 
 
+def int32(ids):
+    """Token ids as the library has them; fractions and what no 32 bits hold are refused, not cut."""
+    ids = np.asarray(ids)
+    if not np.issubdtype(ids.dtype, np.integer) or (ids.size and (ids.min() < -2**31 or ids.max() >= 2**31)):
+        raise ValueError("token ids must be whole numbers of 32 bits")
+    return np.ascontiguousarray(ids, np.int32)
+
+
 def struct(*fields):
     return type("Struct", (c.Structure,), {"_fields_": [(f"f{i}" if isinstance(f, type) else f[0],
                 f if isinstance(f, type) else f[1]) for i, f in enumerate(fields)]})
@@ -59,7 +67,7 @@ class Pvtune:
         self.lib.pvt_model_free(model)
 
     def logits(self, model, ids):
-        ids, run = np.ascontiguousarray(ids, np.int32), P()
+        ids, run = int32(ids), P()
         (B, T), V = ids.shape, Config.from_address(self.lib.pvt_model_get_config(model)).vocab
         out = np.empty((B, T, V), np.float32)
         self.call("pvt_run_create", model, c.byref(Run(max_batch=B, max_ctx=T)), c.byref(run))
@@ -74,7 +82,7 @@ class Pvtune:
         if isinstance(text, (str, os.PathLike)):
             self.call("pvt_corpus_load", self.ctx, os.fsencode(text), P(self.lib.pvt_model_tokenizer(model)), c.byref(corpus))
         else:
-            ids = np.ascontiguousarray(text, np.int32)
+            ids = int32(text)
             self.call("pvt_corpus_from_ids", self.ctx, ids.ctypes.data_as(P), I64(ids.size), c.byref(corpus))
         try:
             self.call("pvt_perplexity", model, c.byref(corpus), None, c.byref(out))

@@ -210,6 +210,9 @@ refuses "-ffast-math in the implementation" "ffast-math" $CC -std=c99 -ffast-mat
 if $CC -mfpmath=387 -dM -E -x c /dev/null 2>/dev/null | grep -q '__FLT_EVAL_METHOD__ 2'; then
     refuses "float in 80 bits" "FLT_EVAL_METHOD" $CC -std=c99 -mfpmath=387 -fsyntax-only -I. "$work/layer0.c"
 fi
+if $CC -march=sapphirerapids -std=gnu17 -dM -E -x c /dev/null 2>/dev/null | grep -q '__FLT_EVAL_METHOD__ 16'; then
+    check "float beside halves" $CC -march=sapphirerapids -std=gnu17 -fsyntax-only -I. "$work/layer0.c"
+fi
 check "-ffast-math behind the declarations" $CC -std=c99 -Ofast -ffast-math -fsyntax-only -I. "$work/declared.c"
 
 # part I alone asks the system for nothing about files

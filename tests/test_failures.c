@@ -457,6 +457,18 @@ static pvt_result alpha(void)
     if (result == PVT_OK) hash_more(numbers, (int64_t)sizeof numbers);
     return result;
 }
+static pvt_result feedback(void)
+{
+    double numbers[64];
+    pvt_alpha_desc desc;
+    pvt_format probe;
+    memset(&desc, 0, sizeof desc);
+    desc.samples = 1, desc.ctx = 8;
+    CHECK_OK(s.ctx, pvt_format_parse(s.ctx, "int:2g32", &probe));
+    pvt_result result = pvt_model_feedback(s.dense, &s.corpus, &desc, &probe, numbers);
+    if (result == PVT_OK) hash_more(numbers, pvt_model_tensors(s.dense) * (int64_t)sizeof *numbers);
+    return result;
+}
 static pvt_result allocate(void)
 {
     double errors[64];
@@ -571,6 +583,7 @@ static const entry entries[] = {
     {"pvt_quantize, resumed", quantize_on, true, 0},
     {"pvt_quantize, plan and fine-tuning", quantize_to_plan, false, 0},
     {"pvt_model_alpha", alpha, false, 0},
+    {"pvt_model_feedback", feedback, false, 0},
     {"pvt_model_errors, pvt_allocate", allocate, false, 0},
     {"pvt_tuner_…", tune, true, 0},
     {"pvt_tuner_resume", tune_on, true, 0},

@@ -452,12 +452,12 @@ static void check_isa(void)
     pvt_ctx *ctx = NULL;
     char why[200];
     memset(&desc, 0, sizeof desc);
-    desc.isa = "neon", desc.error = why, desc.error_bytes = sizeof why;
-    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_ERR_ARGUMENT && !ctx && strstr(why, "isa is \"neon\""));
+    desc.isa = "sve", desc.error = why, desc.error_bytes = sizeof why;
+    CHECK(pvt_ctx_create(&desc, &ctx) == PVT_ERR_ARGUMENT && !ctx && strstr(why, "isa is \"sve\""));
     desc.isa = "scalar";
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK && strcmp(pvt_ctx_get_info(ctx).isa, "scalar") == 0);
     pvt_ctx_destroy(ctx), ctx = NULL;
-    setenv("PVTUNE_ISA", "neon", 1);
+    setenv("PVTUNE_ISA", "sve", 1);
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK); /* the desc comes first */
     pvt_ctx_destroy(ctx), ctx = NULL;
     CHECK(pvt_ctx_create(NULL, &ctx) == PVT_ERR_ARGUMENT && !ctx);
@@ -751,6 +751,11 @@ static void check_feedback(pvt_ctx *ctx)
     CHECK(pvt_model_feedback(model, &corpus, &desc, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "too few"));
     CHECK_OK(ctx, pvt_format_parse(ctx, "dense", &probe));
     CHECK(pvt_model_feedback(model, &corpus, NULL, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "the probe"));
+    memset(&probe, 0, sizeof probe); /* groups of nothing */
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g8", &probe));
+    probe.in_group = probe.out_group = 0;
+    CHECK_OK(ctx, pvt_model_feedback(model, &corpus, NULL, &probe, again));
+    CHECK(again[at] == 1);
     CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g48", &probe)); /* which divides nothing here: all keep 1 */
     CHECK_OK(ctx, pvt_model_feedback(model, &corpus, NULL, &probe, again));
     CHECK(again[at] == 1);

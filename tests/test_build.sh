@@ -213,6 +213,10 @@ fi
 if $CC -march=sapphirerapids -std=gnu17 -dM -E -x c /dev/null 2>/dev/null | grep -q '__FLT_EVAL_METHOD__ 16'; then
     check "float beside halves" $CC -march=sapphirerapids -std=gnu17 -fsyntax-only -I. "$work/layer0.c"
 fi
+mingw=x86_64-w64-mingw32-gcc-posix
+if [ -z "$PVTUNE_QUICK" ] && command -v $mingw >/dev/null 2>&1; then # the two systems' halves have the same functions
+    check "Windows" $mingw -std=c99 -mfma -Werror=implicit-function-declaration -fsyntax-only -I. "$work/layer2.c"
+fi
 check "-ffast-math behind the declarations" $CC -std=c99 -Ofast -ffast-math -fsyntax-only -I. "$work/declared.c"
 
 # part I alone asks the system for nothing about files

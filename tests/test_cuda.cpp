@@ -362,6 +362,8 @@ static void weight_products(const weight_case *c, const pvt_weight *h, const pvt
             both *dx = numbers(rows[i] * c->I, 1), *dW = numbers(c->O * c->I, 1);
             pvt_weight_forward(H(y), H(x), h, rows[i], add), pvt_weight_forward(D(y), D(x), d, rows[i], add);
             compare(y, of("weight_forward", c->format), SUMS);
+            pvt_weight_forward(D(y), D(x), d, 0, add); /* no rows: nothing to do, and nothing to fail of */
+            compare(y, of("weight_forward", c->format), SUMS);
             pvt_weight_backward(H(dx), add ? NULL : H(dW), H(y), H(x), h, rows[i]);
             pvt_weight_backward(D(dx), add ? NULL : D(dW), D(y), D(x), d, rows[i]);
             compare(dx, of("weight_backward, dx", c->format), SUMS), compare(dW, of("weight_backward, dW", c->format), SUMS);

@@ -406,7 +406,7 @@ static void plot_rows_row(FILE *out, const plot_frame *f, const plot_row *row, d
     plot_label(out, f->left + f->width + 12, y + 4, "tick", inside ? text : isfinite(row->x) ? text : "not finite");
 }
 
-static bool plot_rows_write(const plot_rows *p, FILE *f)
+static __attribute__((unused)) bool plot_rows_write(const plot_rows *p, FILE *f)
 {
     plot_frame frame;
     size_t longest = 0;

@@ -439,10 +439,10 @@ typedef struct pvt_files {
 /* Zero means the recommended default, here and in every other desc. */
 typedef struct pvt_ctx_desc {
     int n_threads; /* 0: PVTUNE_NUM_THREADS, else OMP_NUM_THREADS, else all cores; at most 256 */
-    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors; x86 has none: scalar), "neon"
-                        (elsewhere the next that there is), "avx2", "avx512":
-                        use no wider kernels than these, to the same bits; NULL: PVTUNE_ISA of the environment,
-                        else the widest that the processor has */
+    const char *isa; /* "scalar", "native" (plain C for the compiler's own vectors; x86 has none: scalar),
+                        "neon" (elsewhere the next that there is), "avx2", "avx512": use no wider kernels than
+                        these, to the same bits; NULL: PVTUNE_ISA of the environment, else the widest that the
+                        processor has */
     uint64_t seed; /* every random choice follows from it */
     /* Linear layers and attention multiply operands rounded to bf16, with sums in fp32: twice as fast
        where the processor has AVX512_BF16, slower elsewhere, the same bits on both. Weights, their
@@ -2002,11 +2002,11 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path);
 /*  Which tensor gets how many bits (HIGGS, arXiv 2411.17525). Its linearity theorem: where the tensors' relative
     errors t_l are small, the loss rises by
         φ(Ŵ) − φ(W) ≈ Σ_l α_l·t_l²,   t_l² = ‖Ŵ_l − W_l‖²_F / ‖W_l‖²_F,
-    whatever made the errors: W is a minimum, so the first order vanishes, and errors that point anywhere see
-    of each tensor's second order but its trace. So α_l, one number for each tensor, is measured once (errors that
-    know their inputs point elsewhere: pvt_model_feedback), t_l² of each format comes from a fit, and what is left
-    is to choose: the formats with the least Σ α_l·t_l² whose files fit a budget. Four functions, in this order; the
-    choice is a pvt_plan of pvt_quantize.
+    whatever made the errors: W is a minimum, so the first order vanishes, and errors that point anywhere see of
+    each tensor's second order but its trace. So α_l, one number for each tensor, is measured once (errors
+    that know their inputs point elsewhere: pvt_model_feedback), t_l² of each format comes from a fit, and
+    what is left is to choose: the formats with the least Σ α_l·t_l² whose files fit a budget. Four
+    functions, in this order; the choice is a pvt_plan of pvt_quantize.
 
     At two bits t² is 0.1 and the theorem an extrapolation: `pvtune lab linearity` shows how far it holds. */
 
@@ -2031,18 +2031,19 @@ typedef struct pvt_alpha_desc {
 PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
                                    double *alpha);
 
-/*  What calibration leaves of an error. α is the price of errors that point anywhere; a fit that knows the inputs
-    of its linear (H = XᵀX) puts them where inputs are small, and makes good in one weight what it spoils in the
-    next. Its errors E cost as much as errors that point anywhere would cost of size
+/*  What calibration leaves of an error. α is the price of errors that point anywhere; a fit that knows the
+    inputs of its linear (H = XᵀX) puts them where inputs are small, and makes good in one weight what it
+    spoils in the next. Its errors E cost as much as errors that point anywhere would cost of size
         t_H² = ⟨E·H, E⟩ / (‖W‖²_F · tr H/I),   and feedback_l = t_H² / t²
     of two fits in the format `probe`, with H and without. So α_l·feedback_l belongs beside the errors of fits
-    without inputs where the model is to be calibrated; else linears seem dearer than they are, and an embedding,
-    which has no inputs, cheap. feedback [pvt_model_tensors]: of linears at most 1, of all else 1. H from samples ×
-    ctx tokens of the original's own inputs; the other fields of desc count for nothing here; desc may be NULL.
-    Progress: phases "observe", "fitting". Errors: those of pvt_model_alpha with a text, which is needed, and of
-    pvt_weight_fit (a linear that groups of the probe do not divide keeps 1). */
-PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
-                                      const pvt_format *probe, double *feedback);
+    without inputs where the model is to be calibrated; else linears seem dearer than they are, and an
+    embedding, which has no inputs, cheap. feedback [pvt_model_tensors]: of linears at most 1, of all else
+    1. H from samples × ctx tokens of the original's own inputs; the other fields of desc count for nothing
+    here; desc may be NULL. Progress: phases "observe", "fitting". Errors: those of pvt_model_alpha with a
+    text, which is needed, and of pvt_weight_fit (a linear that groups of the probe do not divide keeps
+    1). */
+PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *corpus,
+                                      const pvt_alpha_desc *desc, const pvt_format *probe, double *feedback);
 
 /*  What every tensor would be in each of n formats: errors [tensors, n], t² of a fit without inputs
     (pvt_weight_fit, H NULL); bytes [tensors, n], what a file holds for it. "dense" has no error and two bytes a
@@ -14942,7 +14943,8 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
 
 /* ---- what calibration leaves of errors ---- */
 
-/* ⟨W·H, W⟩ / (‖W‖²·tr H/I) of the linear in z->W: what a relative error under H is in one that points anywhere. */
+/* ⟨W·H, W⟩ / (‖W‖²·tr H/I) of the linear in z->W: what a relative error under H is in one that points
+   anywhere. */
 static double pvti_feedback_scale(const pvti_quantizer *z, const pvt_real *H, int64_t O, int64_t I)
 {
     double energy = 0, square, trace = 0;
@@ -14955,8 +14957,8 @@ static double pvti_feedback_scale(const pvti_quantizer *z, const pvt_real *H, in
 }
 
 /* One linear: the probe with its inputs and without. */
-static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_real *H, const pvt_format *probe,
-                                   double *feedback)
+static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_real *H,
+                                   const pvt_format *probe, double *feedback)
 {
     pvt_tensor_info t = pvt_model_tensor(z->model, tensor);
     int64_t O = t.weight->O, I = t.weight->I;
@@ -14977,7 +14979,7 @@ static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_
         errors[k] = stats.error;
     }
     errors[1] *= pvti_feedback_scale(z, H, O, I);
-    if (errors[0] > 1e-6 && errors[1] < errors[0]) *feedback = errors[1] / errors[0]; /* else: fit without error */
+    if (errors[0] > 1e-6 && errors[1] < errors[0]) *feedback = errors[1] / errors[0]; /* 0: nothing to leave */
     return PVT_OK;
 }
 
@@ -14993,8 +14995,8 @@ static pvt_result pvti_feedback_run(pvti_quantizer *z, const pvt_corpus *corpus,
         for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
             int64_t i = pvti_tensor_number(z->model, j, l);
             PVTI_TRY(pvti_feedback_of(z, i, z->H[pvti_tensors[j].input], probe, &feedback[i]));
-            PVTI_TRY(pvti_report(z->ctx, "fitting", pvt_model_tensor(z->model, i).name, ++done, total, "weights",
-                                 feedback[i]));
+            const char *name = pvt_model_tensor(z->model, i).name;
+            PVTI_TRY(pvti_report(z->ctx, "fitting", name, ++done, total, "weights", feedback[i]));
         }
         pvt_real *x = z->x;
         z->x = z->y, z->y = x;
@@ -26189,9 +26191,9 @@ PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const
 }
 
 // >>gguf types
-/*  Rows of a matrix as GGUF's types hold them, the inverse of >>block types: plain numbers rounded; integers and
-    the IQ2 grids as they are, or refused with the sentence why; and the smallest type that holds the codes of an
-    embedding. A new type is a row of pvti_gguf_types. */
+/*  Rows of a matrix as GGUF's types hold them, the inverse of >>block types: plain numbers rounded; integers
+    and the IQ2 grids as they are, or refused with the sentence why; and the smallest type that holds the
+    codes of an embedding. A new type is a row of pvti_gguf_types. */
 
 /* ---- a scalar weight: what several runtimes hold ---- */
 

@@ -375,8 +375,8 @@ static void check_schedules(void)
     pvt_tuner *tuner;
     bench b;
     uint64_t ends[5];
-    char dir[] = "/tmp/pvtune-schedule-XXXXXX", path[64];
-    CHECK(mkdtemp(dir) != NULL);
+    char dir[256], path[300];
+    CHECK(test_scratch(dir, sizeof dir));
     snprintf(path, sizeof path, "%s/c.safetensors", dir);
     /* 0: δ rises; 1: the same, resumed in between; 2: it does not rise; 3: only after the last step, 4: never */
     for (int run = 0; run < 5; run++) {

@@ -14995,8 +14995,8 @@ static pvt_result pvti_feedback_run(pvti_quantizer *z, const pvt_corpus *corpus,
         for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
             int64_t i = pvti_tensor_number(z->model, j, l);
             PVTI_TRY(pvti_feedback_of(z, i, z->H[pvti_tensors[j].input], probe, &feedback[i]));
-            const char *name = pvt_model_tensor(z->model, i).name;
-            PVTI_TRY(pvti_report(z->ctx, "fitting", name, ++done, total, "weights", feedback[i]));
+            const pvt_tensor_info tensor = pvt_model_tensor(z->model, i);
+            PVTI_TRY(pvti_report(z->ctx, "fitting", tensor.name, ++done, total, "weights", feedback[i]));
         }
         pvt_real *x = z->x;
         z->x = z->y, z->y = x;

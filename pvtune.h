@@ -14724,6 +14724,7 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
 typedef struct pvti_alpha {
     pvt_ctx *ctx;
     const pvt_model *model;
+    const char *what;    /* whom errors name: "alpha", "feedback" */
     pvt_model *copy;     /* dense in pvt_real, to add noise to */
     pvt_run *run, *plain; /* of the copy; of the model, for the KL */
     pvt_alpha_desc desc;
@@ -14741,28 +14742,28 @@ static pvt_result pvti_alpha_check(pvti_alpha *z, const pvt_corpus *corpus)
     PVTI_TRY(pvti_host_only(z->ctx, "measuring what errors cost"));
     if (z->desc.noise == 0) z->desc.noise = 0.1;
     if (!noise && z->desc.method != PVT_ALPHA_GRADIENT)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: the method is none");
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: the method is none", z->what);
     if (!(z->desc.noise > 0 && z->desc.noise <= 1))
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: noise must lie in 0 … 1");
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: noise must lie in 0 … 1", z->what);
     if (!corpus && (!noise || z->desc.cross_entropy))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "alpha: drawn ids have no right next token: give a text, or take noise and the KL");
+                         "%s: drawn ids have no right next token: give a text, or take noise and the KL", z->what);
     z->T = z->desc.ctx ? z->desc.ctx : PVTI_MIN(256, c->ctx);
     z->B = z->desc.samples ? z->desc.samples : noise ? 4 : 32;
-    PVTI_TRY(pvti_context_check(z->ctx, z->model, "alpha", z->T));
+    PVTI_TRY(pvti_context_check(z->ctx, z->model, z->what, z->T));
     if (z->T < 2 || z->B < 1 || z->B > INT32_MAX)
-        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: samples must be at least 1, their length 2");
+        return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: samples must be at least 1, their length 2", z->what);
     for (int64_t i = 0; i < pvt_model_tensors(z->model); i++)
         if (pvt_model_tensor(z->model, i).dtype == PVT_DTYPE_NONE)
-            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "alpha: %s has codes; take the original model",
+            return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: %s has codes; take the original model", z->what,
                              pvt_model_tensor(z->model, i).name);
     if (!corpus) return PVT_OK;
     if (!z->desc.samples) z->B = PVTI_MIN(z->B, PVTI_MAX(1, corpus->n / z->T));
     if (corpus->n / z->T < z->B)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "alpha: the text has %lld tokens, too few for %lld samples of %lld: bring more, or "
+                         "%s: the text has %lld tokens, too few for %lld samples of %lld: bring more, or "
                          "lower samples or ctx",
-                         (long long)corpus->n, (long long)z->B, (long long)z->T);
+                         z->what, (long long)corpus->n, (long long)z->B, (long long)z->T);
     return pvti_corpus_check(z->model, corpus, "the text");
 }
 
@@ -14927,7 +14928,7 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
     pvti_alpha z;
     memset(&z, 0, sizeof z);
     memset(alpha, 0, (size_t)pvt_model_tensors(model) * sizeof *alpha);
-    z.ctx = model->ctx, z.model = model;
+    z.ctx = model->ctx, z.model = model, z.what = "alpha";
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_alpha_check(&z, corpus));
     pvt_result result = pvti_alpha_ids(&z, corpus);
@@ -15010,7 +15011,7 @@ PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *
     pvti_alpha alpha;
     pvti_quantizer z;
     memset(&alpha, 0, sizeof alpha), memset(&z, 0, sizeof z);
-    alpha.ctx = z.ctx = model->ctx, alpha.model = model;
+    alpha.ctx = z.ctx = model->ctx, alpha.model = model, alpha.what = "feedback";
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) feedback[i] = 1;
     if (desc) alpha.desc.samples = desc->samples, alpha.desc.ctx = desc->ctx;
     PVTI_TRY(pvti_alpha_check(&alpha, corpus));

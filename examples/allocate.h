@@ -314,11 +314,13 @@ static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes
     DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed, true));
     put_open(&a->json, NULL, "{");
     put_open(&a->json, "plans", "[");
-    int status = 0;
+    int status = 0, made = 0;
     for (int i = 0; i < sizes->n; i++) {
         int plan = allocation_plan(a, z, sizes->bits[i], sizes->paths[i]);
         if (status == 0) status = plan; /* a size too small for these formats keeps no other from its plan */
+        made += plan == 0;
     }
+    if (made == 0) return status;
     put_close(&a->json, "]");
     put_number(&a->json, "seconds", elapsed(a));
     put_close(&a->json, "}");

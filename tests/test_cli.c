@@ -1538,7 +1538,7 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK_REFUSED(2, "numbers from 0.1 to 16", run("allocate wide --bits nan --calib text -o x.json -q"));
     CHECK_REFUSED(1, "no-such", run("allocate wide --bits 5 --calib text -o no-such/x.json -q"));
     CHECK_REFUSED(2, "--bits B is missing", run("allocate wide -o x"));
-    CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json -q", formats));
+    CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json --json -q", formats));
     CHECK_REFUSED(1, "is no plan", run("quantize wide --plan text --calib text -o x -q"));
     CHECK(sh("echo '{\"tensors\": { \"model.layers.9.mlp.up_proj.weight\" : \"int:2g32\" } }' >plan3.json") == 0);
     CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));

@@ -677,21 +677,106 @@ static void check_alpha(pvt_ctx *ctx)
     pvt_model_free(model), pvt_corpus_free(&corpus);
 }
 
+/* H = Σ_t x_t x_tᵀ / TOKENS of the first block's attention: embeddings behind a norm whose weights are ones. */
+static double feedback_inputs(const pvt_model *model, const int32_t ids[TOKENS], pvt_real *H, int dim)
+{
+    static pvt_real x[TOKENS * 32];
+    double trace = 0;
+    pvt_weight_embedding(x, pvt_model_tensor(model, 0).weight, ids, TOKENS);
+    for (int t = 0; t < TOKENS; t++) {
+        double sum = 0;
+        for (int i = 0; i < dim; i++) sum += (double)x[t * dim + i] * (double)x[t * dim + i];
+        for (int i = 0; i < dim; i++)
+            x[t * dim + i] /= (pvt_real)sqrt(sum / dim + pvt_model_get_config(model)->norm_eps);
+    }
+    for (int i = 0; i < dim; i++)
+        for (int j = 0; j < dim; j++) {
+            double sum = 0;
+            for (int t = 0; t < TOKENS; t++) sum += (double)x[t * dim + i] * (double)x[t * dim + j] / TOKENS;
+            H[i * dim + j] = (pvt_real)sum, trace += i == j ? sum : 0;
+        }
+    return trace;
+}
+
+/* What two fits of w say: the error with H over what the error without would be, spread evenly over H's trace. */
+static double feedback_expected(pvt_ctx *ctx, const pvt_weight *w, const pvt_real *H, double trace,
+                                const pvt_format *probe)
+{
+    static pvt_real W[32 * 32];
+    double energy = 0, square = 0;
+    int64_t dim = w->I;
+    pvt_fit_stats with, without;
+    pvt_weight fitted;
+    pvt_weight_dequantize(w, W);
+    for (int64_t o = 0; o < w->O; o++)
+        for (int64_t i = 0; i < dim; i++) {
+            square += (double)W[o * dim + i] * (double)W[o * dim + i];
+            for (int64_t j = 0; j < dim; j++)
+                energy += (double)W[o * dim + i] * (double)H[i * dim + j] * (double)W[o * dim + j];
+        }
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, dim, H, probe, NULL, &with, &fitted));
+    pvt_weight_free(&fitted);
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, dim, NULL, probe, NULL, &without, &fitted));
+    pvt_weight_free(&fitted);
+    return with.error * energy / (square * trace / (double)dim) / without.error;
+}
+
+static void check_feedback_threads(const pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus,
+                                   const pvt_alpha_desc *desc, const pvt_format *probe, const double *feedback)
+{
+    for (int k = 0; k < 2; k++) {
+        double again[40];
+        pvt_ctx_desc other;
+        pvt_ctx *second = NULL;
+        pvt_model *copy = NULL;
+        memset(&other, 0, sizeof other);
+        other.n_threads = 3 - k, other.isa = k ? NULL : "scalar", other.seed = ctx->seed;
+        CHECK(pvt_ctx_create(&other, &second) == PVT_OK);
+        CHECK_OK(second, pvt_model_copy(second, model, &copy));
+        CHECK_OK(second, pvt_model_feedback(copy, corpus, desc, probe, again));
+        CHECK(memcmp(feedback, again, (size_t)pvt_model_tensors(model) * sizeof *again) == 0);
+        pvt_model_free(copy), pvt_ctx_destroy(second);
+    }
+}
+
+/* Refusals, and probes that say nothing: all tensors keep 1. */
+static void check_feedback_edges(pvt_ctx *ctx, const pvt_model *model, const pvt_corpus *corpus, int64_t at)
+{
+    double feedback[40];
+    pvt_alpha_desc desc;
+    pvt_format probe;
+    memset(&desc, 0, sizeof desc);
+    desc.samples = 99, desc.ctx = CTX;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g32", &probe));
+    CHECK(pvt_model_feedback(model, corpus, &desc, &probe, feedback) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "feedback: the text has") && strstr(pvt_ctx_error(ctx), "too few"));
+    CHECK_OK(ctx, pvt_format_parse(ctx, "dense", &probe));
+    CHECK(pvt_model_feedback(model, corpus, NULL, &probe, feedback) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "the probe") != NULL);
+    memset(&probe, 0, sizeof probe); /* groups of nothing */
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g8", &probe));
+    probe.in_group = probe.out_group = 0;
+    CHECK_OK(ctx, pvt_model_feedback(model, corpus, NULL, &probe, feedback));
+    CHECK(feedback[at] == 1);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g48", &probe)); /* which divides nothing here */
+    CHECK_OK(ctx, pvt_model_feedback(model, corpus, NULL, &probe, feedback));
+    CHECK(feedback[at] == 1);
+}
+
 /* What pvt_model_feedback says of the first block's k_proj is what two fits say, H made here in double from the
    text's embeddings; linears that share inputs share H, embedding and vectors keep 1; other threads, same bits. */
 static void check_feedback(pvt_ctx *ctx)
 {
     enum { DIM = 32, TENSORS = 40 };
-    static pvt_real H[DIM * DIM], W[DIM * DIM], x[TOKENS * DIM];
+    static pvt_real H[DIM * DIM];
     setup s = make_setup(ctx, true);
-    double feedback[TENSORS], again[TENSORS], energy = 0, square = 0, trace = 0;
+    double feedback[TENSORS];
     int32_t ids[TOKENS];
     pvt_corpus corpus;
     pvt_format probe;
     pvt_alpha_desc desc;
-    pvt_fit_stats with, without;
-    pvt_weight fitted;
     uint64_t hash[2];
+    int64_t at = -1;
     pvt_model *model = make_model(ctx, &s);
     for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)(pvti_random(1, PVTI_RANDOM_USER, 3, (uint64_t)i) % 96);
     memset(&desc, 0, sizeof desc);
@@ -702,63 +787,16 @@ static void check_feedback(pvt_ctx *ctx)
     CHECK_OK(ctx, pvt_model_feedback(model, &corpus, &desc, &probe, feedback));
     CHECK_OK(ctx, pvti_model_hash(model, &hash[1]));
     CHECK(hash[0] == hash[1]);
-    int64_t at = -1;
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
         CHECK(t.linear ? feedback[i] > 0 && feedback[i] < 1 : feedback[i] == 1);
         if (strcmp(t.name, "model.layers.0.self_attn.k_proj.weight") == 0) at = i;
     }
-    pvt_weight *w = pvt_model_tensor(model, at).weight;
-    pvt_weight_embedding(x, pvt_model_tensor(model, 0).weight, ids, TOKENS);
-    for (int t = 0; t < TOKENS; t++) { /* the norm of the first block: its weights are ones */
-        double sum = 0;
-        for (int i = 0; i < DIM; i++) sum += (double)x[t * DIM + i] * (double)x[t * DIM + i];
-        for (int i = 0; i < DIM; i++)
-            x[t * DIM + i] /= (pvt_real)sqrt(sum / DIM + pvt_model_get_config(model)->norm_eps);
-    }
-    for (int i = 0; i < DIM; i++)
-        for (int j = 0; j < DIM; j++) {
-            double sum = 0;
-            for (int t = 0; t < TOKENS; t++) sum += (double)x[t * DIM + i] * (double)x[t * DIM + j] / TOKENS;
-            H[i * DIM + j] = (pvt_real)sum, trace += i == j ? sum : 0;
-        }
-    pvt_weight_dequantize(w, W);
-    for (int64_t o = 0; o < w->O; o++)
-        for (int i = 0; i < DIM; i++) {
-            square += (double)W[o * DIM + i] * (double)W[o * DIM + i];
-            for (int j = 0; j < DIM; j++)
-                energy += (double)W[o * DIM + i] * (double)H[i * DIM + j] * (double)W[o * DIM + j];
-        }
-    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, DIM, H, &probe, NULL, &with, &fitted));
-    pvt_weight_free(&fitted);
-    CHECK_OK(ctx, pvt_weight_fit(ctx, W, w->O, DIM, NULL, &probe, NULL, &without, &fitted));
-    pvt_weight_free(&fitted);
-    double expected = with.error * energy / (square * trace / DIM) / without.error;
+    double trace = feedback_inputs(model, ids, H, DIM);
+    double expected = feedback_expected(ctx, pvt_model_tensor(model, at).weight, H, trace, &probe);
     CHECK(fabs(feedback[at] / expected - 1) < 0.02); /* fits take their own ways from H's last bits on */
-    for (int k = 0; k < 2; k++) {
-        pvt_ctx_desc other;
-        pvt_ctx *second = NULL;
-        pvt_model *copy = NULL;
-        memset(&other, 0, sizeof other);
-        other.n_threads = 3 - k, other.isa = k ? NULL : "scalar", other.seed = ctx->seed;
-        CHECK(pvt_ctx_create(&other, &second) == PVT_OK);
-        CHECK_OK(second, pvt_model_copy(second, model, &copy));
-        CHECK_OK(second, pvt_model_feedback(copy, &corpus, &desc, &probe, again));
-        CHECK(memcmp(feedback, again, (size_t)pvt_model_tensors(model) * sizeof *again) == 0);
-        pvt_model_free(copy), pvt_ctx_destroy(second);
-    }
-    desc.samples = 99;
-    CHECK(pvt_model_feedback(model, &corpus, &desc, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "too few"));
-    CHECK_OK(ctx, pvt_format_parse(ctx, "dense", &probe));
-    CHECK(pvt_model_feedback(model, &corpus, NULL, &probe, again) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "the probe"));
-    memset(&probe, 0, sizeof probe); /* groups of nothing */
-    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:2x4g8", &probe));
-    probe.in_group = probe.out_group = 0;
-    CHECK_OK(ctx, pvt_model_feedback(model, &corpus, NULL, &probe, again));
-    CHECK(again[at] == 1);
-    CHECK_OK(ctx, pvt_format_parse(ctx, "int:2g48", &probe)); /* which divides nothing here: all keep 1 */
-    CHECK_OK(ctx, pvt_model_feedback(model, &corpus, NULL, &probe, again));
-    CHECK(again[at] == 1);
+    check_feedback_threads(ctx, model, &corpus, &desc, &probe, feedback);
+    check_feedback_edges(ctx, model, &corpus, at);
     pvt_model_free(model), pvt_corpus_free(&corpus);
 }
 

@@ -13255,9 +13255,10 @@ PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corp
     own. A choice of m tokens then takes m inputs: the context's last token and its own but the last.
 
     Where rotary frequencies depend on a sequence's length (dynamic, longrope) nothing is shared: each choice
-    is computed by itself. Else documents with equally long common parts share a forward; longer branches first,
-    shorter ones padded behind their end, which no earlier token sees. A single row would go through the products of decoding,
-    which may round otherwise than those of many (look-ups, Q8_0): there are always two at least. */
+    is computed by itself. Else documents with equally long common parts share a forward; longer branches
+    first, shorter ones padded behind their end, which no earlier token sees. A single row would go through
+    the products of decoding, which may round otherwise than those of many (look-ups, Q8_0): there are always
+    two at least. */
 
 enum { PVTI_CHOICES_MOST = 256 }; /* sequences of a forward */
 

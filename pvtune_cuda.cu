@@ -1,28 +1,28 @@
-/*  pvtune_cuda.cu: the device table of pvtune.h for NVIDIA GPUs. Compiled with nvcc and linked beside the library
-    (`make cuda`), it gives a context whose ops run on a GPU:
+/*  pvtune_cuda.cu: the device table of pvtune.h for NVIDIA GPUs. Compiled with nvcc and linked beside the
+    library (`make cuda`), it gives a context whose ops run on a GPU:
 
         const pvt_device *device;
-        if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;    then pvt_ctx_create(&desc, &ctx)
+        if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;  then pvt_ctx_create(&desc, &ctx)
 
-    Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA run
-    time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
+    Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA
+    run time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
 
-    PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
-    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. What the
-    processor promises beyond that holds here only in part: a product of one to four rows adds in another order than one
-    of more, so a batch that is cut so small differs in rounding. One stream, one arena; no op of a step allocates.
-    Errors stick (section device of pvtune.h).
+    PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no
+    floating-point number is added atomically. Against the processor: rounding only, stated op by op in
+    tests/test_cuda.cpp. A product of one to four rows adds in another order than one of more, so a batch cut so
+    small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section device of
+    pvtune.h).
 
-    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
-    BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16
-    rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
+    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32,
+    F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in IQ and TQ
+    blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16 rows
+    and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
     yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
-    Contents: platform · arena · numbers · sums · weights · products · rows · rotation · attention · losses · sort ·
-    gradients of values · optimizer · groups · search · table. */
+    Contents: platform · arena · numbers · sums · weights · products · rows · rotation · attention · losses ·
+    sort · gradients of values · optimizer · groups · search · table. */
 
 #include "pvtune.h"
 
@@ -31,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <tuple>
 
 // >>platform
 
@@ -46,29 +47,25 @@
 #endif
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
+#define PVT_SHARED_APART(type, name) __shared__ type name /* of a function that kernels call */
 #define PVT_UNROLL _Pragma("unroll") /* where an array is in registers only so, and nvcc would not do it */
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
 
-/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched where
-    the build has no code for sm_80 or later (see pvti_open_state), so what stands there instead only has to compile. */
+/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched
+    where the build has no code for sm_80 or later (pvti_prepare), so what stands there only has to compile. */
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
 #define PVTI_PTX(...) __trap()
 #else
 #define PVTI_PTX(...) asm volatile(__VA_ARGS__)
 #endif
-/* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
+/* 16 bytes from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
    pvti_copies_wait, by others after a barrier behind that. */
 PVTI_DEVICE void pvti_copy_16(void *to, const void *from, int bytes)
 {
-    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-             "r"(bytes) : "memory");
-}
-PVTI_DEVICE void pvti_copy_4(void *to, const void *from, int bytes)
-{
-    PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-             "r"(bytes) : "memory");
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 PVTI_DEVICE void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
 /* Two numbers rounded to bf16, to nearest even. */
@@ -78,8 +75,8 @@ PVTI_DEVICE unsigned pvti_halves(float low, float high)
     PVTI_PTX("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
-/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
-   the next of row l/4 of each matrix; turned: of column l/4. */
+/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers
+   2(l mod 4) and the next of row l/4 of each matrix; turned: of column l/4. */
 PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
@@ -94,8 +91,8 @@ PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
    both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
 PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
 {
-    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-             "{%0, %1, %2, %3};"
+    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+             "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
              : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
              : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(first), "r"(second));
 }
@@ -156,26 +153,31 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
     return false;
 }
 
-/* One kernel, if nothing has failed and there is something to do. */
-#define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                \
-    do {                                                                                              \
-        if ((s)->failed == PVT_OK && (grid) > 0) {                                                    \
-            PVT_LAUNCH(kernel, (unsigned)(grid), (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__); \
-            pvti_check(s, cudaGetLastError(), #kernel);                                               \
-        }                                                                                             \
+/* One kernel, if nothing has failed and there is something to do; grid: how many blocks, or a dim3. */
+#define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                     \
+    do {                                                                                                   \
+        dim3 blocks_of_it = pvti_grid(grid);                                                               \
+        if ((s)->failed == PVT_OK && blocks_of_it.x && blocks_of_it.y && blocks_of_it.z) {                 \
+            PVT_LAUNCH(kernel, blocks_of_it, (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__); \
+            pvti_check(s, cudaGetLastError(), #kernel);                                                    \
+        }                                                                                                  \
     } while (0)
+static dim3 pvti_grid(dim3 blocks) { return blocks; }
+static dim3 pvti_grid(int64_t blocks) { return dim3((unsigned)(blocks > 0 ? blocks : 0)); }
 /* With a thread, or a block, to each of n. */
-#define PVTI_EACH(s, kernel, n, ...) PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
+#define PVTI_EACH(s, kernel, n, ...) \
+    PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
 #define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
-/* An op that is one kernel: `how` is PVTI_EACH or PVTI_BLOCKS. */
-#define PVTI_OP(name, how, kernel, parameters, n, ...) \
-    static void pvti_op_##name parameters              \
-    {                                                  \
-        PVTI_STATE;                                    \
-        how(s, kernel, n, __VA_ARGS__);                \
-    }
+/* An op that is one kernel with the same arguments, of which PVTI_ARG(k) is the k-th from the end. `how`: PVTI_EACH
+   or PVTI_BLOCKS. A generic lambda, for which the table's slot says what the arguments are. */
+#define PVTI_OP(op, how, kernel, n)                          \
+    static const auto pvti_op_##op = [](void *state, auto... args) { \
+        PVTI_STATE;                                          \
+        how(s, kernel, n, args...);                          \
+    };
+#define PVTI_ARG(k) std::get<sizeof...(args) - (k)>(std::tie(args...))
 static pvti_cuda *pvti_here(void *state)
 {
     pvti_cuda *s = (pvti_cuda *)state;
@@ -191,8 +193,8 @@ PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
 #define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
 
 // >>arena
-/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough serves. A
-    slab that is wholly free goes back. Everything happens in one stream, so a piece that is freed may be handed out
+/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough serves.
+    A slab that is wholly free goes back. All happens in one stream, so a piece that is freed may be handed out
     again while kernels that read it still wait in line: what writes it waits behind them. */
 
 static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t bytes, bool first)
@@ -203,16 +205,13 @@ static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t by
         if (!more) return false;
         s->pieces = more, s->room_pieces = room;
     }
-    memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
-    s->pieces[at].at = memory, s->pieces[at].bytes = bytes;
-    s->pieces[at].used = false, s->pieces[at].first = first;
-    s->n_pieces++;
+    memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces++ - at) * sizeof *s->pieces);
+    s->pieces[at] = {memory, bytes, false, first};
     return true;
 }
 static void pvti_piece_remove(pvti_cuda *s, int64_t at)
 {
-    s->n_pieces--;
-    memmove(s->pieces + at, s->pieces + at + 1, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
+    memmove(s->pieces + at, s->pieces + at + 1, (size_t)(--s->n_pieces - at) * sizeof *s->pieces);
 }
 
 /* A slab for `bytes`, as the last piece; false: there is none. */
@@ -220,19 +219,20 @@ static bool pvti_slab(pvti_cuda *s, int64_t bytes)
 {
     void *memory = NULL;
     int64_t most = pvti_most(bytes, PVT_CUDA_SLAB);
-    cudaError_t error = cudaMalloc(&memory, (size_t)most);
-    if (error != cudaSuccess && most > bytes) {
-        cudaGetLastError();
+    while (cudaMalloc(&memory, (size_t)most) != cudaSuccess) {
+        cudaGetLastError(); /* no memory is no error that sticks */
+        if (most == bytes) return false;
         most = bytes;
-        error = cudaMalloc(&memory, (size_t)most);
-    }
-    if (error != cudaSuccess) { /* no memory is no error that sticks */
-        cudaGetLastError();
-        return false;
     }
     if (pvti_piece_insert(s, s->n_pieces, (char *)memory, most, true)) return true;
     cudaFree(memory);
     return false;
+}
+static void pvti_op_zero(void *state, void *memory, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemsetAsync(memory, 0, (size_t)bytes, s->stream), "zeroing memory");
 }
 
 static void *pvti_take(pvti_cuda *s, int64_t bytes)
@@ -247,8 +247,8 @@ static void *pvti_take(pvti_cuda *s, int64_t bytes)
     }
     s->pieces[i].used = true;
     s->held += need;
-    if (!pvti_check(s, cudaMemsetAsync(s->pieces[i].at, 0, (size_t)bytes, s->stream), "zeroing memory")) return NULL;
-    return s->pieces[i].at;
+    pvti_op_zero(s, s->pieces[i].at, bytes);
+    return s->failed == PVT_OK ? s->pieces[i].at : NULL;
 }
 
 static void pvti_give(pvti_cuda *s, void *memory)
@@ -281,32 +281,18 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind,
-                            const char *what)
-{
-    PVTI_STATE;
-    if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
-    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
-    if (kind != cudaMemcpyDeviceToDevice && bytes > 0) pvti_op_synchronise(s);
-}
-static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
-{
-    pvti_copy_bytes(state, to, host, bytes, cudaMemcpyHostToDevice, "a copy to the GPU");
-}
-static void pvti_op_copy_out(void *state, void *host, const void *from, int64_t bytes)
-{
-    pvti_copy_bytes(state, host, from, bytes, cudaMemcpyDeviceToHost, "a copy to the host");
-}
-static void pvti_op_copy(void *state, void *to, const void *from, int64_t bytes)
-{
-    pvti_copy_bytes(state, to, from, bytes, cudaMemcpyDeviceToDevice, "a copy on the GPU");
-}
-static void pvti_op_zero(void *state, void *memory, int64_t bytes)
+template <cudaMemcpyKind KIND>
+static void pvti_op_copies(void *state, void *to, const void *from, int64_t bytes)
 {
     PVTI_STATE;
     if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemsetAsync(memory, 0, (size_t)bytes, s->stream), "zeroing memory");
+    pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, KIND, s->stream), "a copy of memory");
+    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
+    if (KIND != cudaMemcpyDeviceToDevice) pvti_op_synchronise(s);
 }
+static const auto pvti_op_copy_in = pvti_op_copies<cudaMemcpyHostToDevice>;
+static const auto pvti_op_copy_out = pvti_op_copies<cudaMemcpyDeviceToHost>;
+static const auto pvti_op_copy = pvti_op_copies<cudaMemcpyDeviceToDevice>;
 
 // >>numbers
 /*  The small formats, as pvtune.h's section dtypes has them, bit by bit, and its random numbers. */
@@ -344,10 +330,7 @@ PVTI_BOTH uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-PVTI_BOTH double pvti_unit_of(uint64_t word)
-{
-    return (double)(word >> 11) * (1.0 / 9007199254740992.0);
-}
+PVTI_BOTH double pvti_unit_of(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 /* Purposes of the header's random streams; tests/test_cuda.cpp sees that they are still these. */
 enum { PVTI_FOR_CODEBOOK_ORDER = 2, PVTI_FOR_ROUNDING = 9 };
 PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
@@ -358,16 +341,18 @@ PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64
 // >>sums
 /*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
 
-typedef double pvti_sum_room[32];
+typedef double pvti_sums[32];
+typedef uint64_t pvti_words[32];
 
 PVTI_DEVICE double pvti_warp_sum(double x)
 {
     for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
     return x;
 }
-/* All threads get the sum. */
-PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
+/* All threads get the sum of what each has. */
+PVTI_DEVICE double pvti_block_sum(double x)
 {
+    PVT_SHARED_APART(pvti_sums, room);
     double sum = 0;
     x = pvti_warp_sum(x);
     __syncthreads(); /* the room may still be read */
@@ -376,22 +361,28 @@ PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
     for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room[i];
     return sum;
 }
-/* Likewise the largest; the room's first use, for nothing here waits until it is read. */
-PVTI_DEVICE float pvti_block_max(float x, pvti_sum_room &room)
+/* Σ term(i) over 0 ≤ i < n, threads taking turns. */
+template <class F> PVTI_DEVICE double pvti_block_total(int64_t n, F term)
 {
-    float most;
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += (double)term(i);
+    return pvti_block_sum(sum);
+}
+/* The largest that a thread has; once in a kernel, for nothing here waits until the room was read. */
+PVTI_DEVICE float pvti_block_max(float x)
+{
+    PVT_SHARED_APART(pvti_sums, room);
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = (double)x;
     __syncthreads();
-    most = (float)room[0];
+    float most = (float)room[0];
     for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room[i]);
     return most;
 }
-
-typedef uint64_t pvti_scan_room[32];
 /* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
-template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T *total)
+template <class T> PVTI_DEVICE T pvti_block_before(T x, T *total)
 {
+    PVT_SHARED_APART(pvti_words, room);
     T *part = (T *)(void *)room, sum = x, before = 0;
     unsigned lane = threadIdx.x % 32;
     for (unsigned by = 1; by < 32; by *= 2) {
@@ -411,9 +402,9 @@ template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T 
 }
 
 // >>weights
-/*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a scale,
-    for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels below know
-    of a representation; the arithmetic is pvtune.h's, operation by operation, so that numbers agree to the bit. */
+/*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a
+    scale, for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels
+    below know of a representation; the arithmetic is pvtune.h's, operation by operation: numbers agree to the bit. */
 
 enum { PVTI_DENSE, PVTI_AQLM, PVTI_INT, PVTI_SIGNED, PVTI_NF4, PVTI_HIGGS, PVTI_E8P, PVTI_IQ2 };
 
@@ -444,43 +435,19 @@ PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
 /* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
 
 PVTI_DEVICE float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
-
-/* Q4_0, Q4_1, Q5_0, Q5_1, of 32 elements: five bits that start behind d and, where there is one, m. */
-PVTI_DEVICE float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
+/* Number k of packed ones: a byte holds some that are `run` apart, the first in its lowest bits. */
+PVTI_DEVICE int pvti_packed(const uint8_t *b, int k, int bits, int run)
 {
-    const uint8_t *h = b + (minimum ? 4 : 2), *q = h + (fifth ? 4 : 0);
-    int code = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
-    if (fifth) code += (h[k / 8] >> k % 8 & 1) * 16;
-    if (minimum) return pvti_half_at(b) * (float)code + pvti_half_at(b + 2);
-    return pvti_half_at(b) * (float)(code - (fifth ? 16 : 8));
+    int per = 8 / bits;
+    return b[k / (run * per) * run + k % run] >> k / run % per * bits & ((1 << bits) - 1);
 }
-PVTI_DEVICE float pvti_block_q2_k(const uint8_t *b, int k)
+/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed in twelve bytes. */
+PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int s, int code)
 {
-    int s = k / 16, q = b[16 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3;
-    return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)q - pvti_half_at(b + 82) * (float)(b[s] >> 4);
-}
-PVTI_DEVICE float pvti_block_q3_k(const uint8_t *b, int k)
-{
-    const uint8_t *packed = b + 96;
-    int s = k / 16, low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4, top = packed[8 + s % 4] >> s / 4 * 2 & 3;
-    int q = b[32 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3, h = b[s % 2 * 16 + k % 16] >> s / 2 & 1;
-    return pvti_half_at(b + 108) * (float)((low | top << 4) - 32) * (float)(q + h * 4 - 4);
-}
-/* Q4_K, and with a fifth bit Q5_K. */
-PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
-{
-    const uint8_t *packed = b + 4, *q = b + (fifth ? 48 : 16);
-    int s = k / 32, scale, min, code = q[s / 2 * 32 + k % 32] >> s % 2 * 4 & 15;
-    if (s < 4) scale = packed[s] & 63, min = packed[s + 4] & 63;
-    else scale = (packed[s + 4] & 15) | packed[s - 4] >> 6 << 4, min = packed[s + 4] >> 4 | packed[s] >> 6 << 4;
-    if (fifth) code += (b[16 + k % 32] >> s & 1) * 16;
+    const uint8_t *p = b + 4;
+    int scale = s < 4 ? p[s] & 63 : (p[s + 4] & 15) | p[s - 4] >> 6 << 4;
+    int min = s < 4 ? p[s + 4] & 63 : p[s + 4] >> 4 | p[s] >> 6 << 4;
     return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
-}
-PVTI_DEVICE float pvti_block_q6_k(const uint8_t *b, int k)
-{
-    int s = k / 16, half = s / 8, j = s / 2 % 4, l = s % 2 * 16 + k % 16;
-    int q = b[half * 64 + j % 2 * 32 + l] >> j / 2 * 4 & 15, h = b[128 + half * 32 + l] >> 2 * j & 3;
-    return pvti_half_at(b + 208) * (float)(int8_t)b[192 + s] * (float)(q + h * 16 - 32);
 }
 
 /* Elements and bytes of a block; 0: not decoded here. */
@@ -503,21 +470,34 @@ PVTI_BOTH int pvti_block_bytes(int dtype, int *elements)
 }
 PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 {
-    int n, bytes = pvti_block_bytes(w.dtype, &n);
+    int n, bytes = pvti_block_bytes(w.dtype, &n), k = (int)pvti_rest(col, n), s = k / 16;
     const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
-    int k = (int)pvti_rest(col, n);
     switch (w.dtype) {
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
     case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
-    case PVT_Q4_0: case PVT_Q5_0: return pvti_block_32(b, k, false, w.dtype == PVT_Q5_0);
-    case PVT_Q4_1: case PVT_Q5_1: return pvti_block_32(b, k, true, w.dtype == PVT_Q5_1);
+    case PVT_Q4_0: return pvti_half_at(b) * (float)(pvti_packed(b + 2, k, 4, 16) - 8);
+    case PVT_Q5_0:
+        return pvti_half_at(b) * (float)(pvti_packed(b + 6, k, 4, 16) + pvti_packed(b + 2, k, 1, 1) * 16 - 16);
+    case PVT_Q4_1: return pvti_half_at(b) * (float)pvti_packed(b + 4, k, 4, 16) + pvti_half_at(b + 2);
+    case PVT_Q5_1:
+        k = pvti_packed(b + 8, k, 4, 16) + pvti_packed(b + 4, k, 1, 1) * 16;
+        return pvti_half_at(b) * (float)k + pvti_half_at(b + 2);
     case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
-    case PVT_Q2_K: return pvti_block_q2_k(b, k);
-    case PVT_Q3_K: return pvti_block_q3_k(b, k);
-    case PVT_Q4_K: case PVT_Q5_K: return pvti_block_q45_k(b, k, w.dtype == PVT_Q5_K);
-    case PVT_Q6_K: return pvti_block_q6_k(b, k);
-    default: return pvti_half_at(b) * (float)((b[2 + k / 4] >> k % 4 * 2 & 3) - 1); /* Q2_0 */
+    case PVT_Q2_K:
+        k = pvti_packed(b + 16, k, 2, 32);
+        return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)k - pvti_half_at(b + 82) * (float)(b[s] >> 4);
+    case PVT_Q3_K:
+        k = pvti_packed(b + 32, k, 2, 32) + pvti_packed(b, k, 1, 32) * 4 - 4;
+        s = pvti_packed(b + 96, s, 4, 8) + pvti_packed(b + 104, s, 2, 4) * 16 - 32;
+        return pvti_half_at(b + 108) * (float)s * (float)k;
+    case PVT_Q4_K: return pvti_block_q45_k(b, k / 32, pvti_packed(b + 16, k, 4, 32));
+    case PVT_Q5_K:
+        return pvti_block_q45_k(b, k / 32, pvti_packed(b + 48, k, 4, 32) + pvti_packed(b + 16, k, 1, 32) * 16);
+    case PVT_Q6_K:
+        k = pvti_packed(b, k, 4, 64) + pvti_packed(b + 128, k, 2, 32) * 16 - 32;
+        return pvti_half_at(b + 208) * (float)(int8_t)b[192 + s] * (float)k;
+    default: return pvti_half_at(b) * (float)(pvti_packed(b + 2, k, 2, 1) - 1); /* Q2_0 */
     }
 }
 
@@ -544,8 +524,7 @@ PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
     int bits = pvti_iq2_bits(w), total = 0;
     unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
     pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
-    signs |= (unsigned)(__popc(signs) & 1) << 7;
-    p.minus = signs;
+    p.minus = signs |= (unsigned)(__popc(signs) & 1) << 7;
     if (w.kind != PVTI_E8P) return p;
     for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
     signs ^= (unsigned)(total / 2 & 1) << 7;
@@ -585,8 +564,7 @@ PVTI_DEVICE float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
 }
 PVTI_DEVICE float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
 {
-    float scale = w.scales[pvti_scale_index(w, row, col)];
-    return w.kind == PVTI_IQ2 ? scale * pvti_iq2_factor(w, row * w.GI + col / 8) : scale;
+    return w.scales[pvti_scale_index(w, row, col)] * pvti_factor(w, row, col);
 }
 PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
 {
@@ -656,7 +634,7 @@ PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, f
     } else {
         for (int j = 0; j < 8; j++) {
             float number = j < n ? pvti_number(w, row, col + j) : 0;
-            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: out stays in registers */
+            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: in registers */
         }
     }
 }
@@ -688,8 +666,7 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     }
     w->K = f->entries > 0 ? f->entries : 1 << f->bits;
     w->whole = w->gog == 1 && w->I % 8 == 0 && w->block % 8 == 0 && ((uintptr_t)w->codes & 7) == 0 &&
-               (w->gig == 8 ? w->kind != PVTI_HIGGS && ((uintptr_t)w->points & 15) == 0 : w->gig == 1 && !w->wide &&
-                w->kind != PVTI_AQLM && w->kind != PVTI_HIGGS);
+               (w->points ? w->gig == 8 && ((uintptr_t)w->points & 15) == 0 : !w->wide);
     return true;
 }
 /* False, and an error that sticks: a representation that this file does not know. */
@@ -703,7 +680,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     if (weight->format.kind == PVT_FORMAT_DENSE) {
         w->kind = PVTI_DENSE, w->dtype = weight->dtype, w->block = w->I;
         if (!pvti_block_bytes(w->dtype, &n)) {
-            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16 and load that",
+            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16",
                      pvt_dtype_name(weight->dtype));
             pvti_fail_with(s, PVT_ERR_UNSUPPORTED, text);
         }
@@ -778,7 +755,7 @@ static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *wei
     memory, decoded there from whatever B is held in.
     Limit: 2·M·N·K operations; 8 reads of shared memory for 16 fused multiply-adds. */
 
-enum { PVTI_TILE = 64, PVTI_DEPTH = 32, PVTI_PITCH = PVTI_TILE + 4 };
+enum { PVTI_TILE = 64, PVTI_STEP = 32, PVTI_PITCH = PVTI_TILE + 4 };
 
 /* (r, k) is data[r·ld + k], or with across data[k·ld + r]. */
 typedef struct pvti_operand {
@@ -786,63 +763,68 @@ typedef struct pvti_operand {
     int64_t ld;
     bool across;
 } pvti_operand;
-static pvti_operand pvti_of(const float *data, int64_t ld, bool across)
+
+/* A run of eight numbers of a tile of TILE r by 32 k, whose lines are contiguous numbers of the operand, along k or
+   across: n of them exist, from `first` of `line` of the operand on. Runs go along lines, or with `down` from line to
+   line. */
+typedef struct pvti_place {
+    int over, along;    /* in the tile: which line, and where in it */
+    int line, first, n; /* of 32 bits: registers are short here */
+} pvti_place;
+template <int TILE>
+PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, bool down, int r0, int k0, int R, int K)
 {
-    pvti_operand x = {data, ld, across};
-    return x;
+    pvti_place p;
+    int lines = across ? PVTI_STEP : TILE, runs = across ? TILE / 8 : PVTI_STEP / 8;
+    p.over = down ? run % lines : run / runs, p.along = (down ? run / lines : run % runs) * 8;
+    p.line = p.over + (across ? k0 : r0), p.first = p.along + (across ? r0 : k0);
+    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
+    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
+    return p;
 }
 
 typedef struct alignas(16) pvti_tiles {
-    float a[PVTI_DEPTH][PVTI_PITCH], b[PVTI_DEPTH][PVTI_PITCH];
+    float a[PVTI_STEP][PVTI_PITCH], b[PVTI_STEP][PVTI_PITCH];
 } pvti_tiles;
-
-/* Eight numbers of a 64 × 32 tile of an operand for each thread, zeros outside R × K. */
-PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int64_t r0,
-                           int64_t k0, int64_t R, int64_t K, bool bf16)
+/* Eight numbers of x, or of a weight, for each thread; zeros outside R × K. */
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int r0, int k0, int R,
+                           int K, bool bf16)
 {
-    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
-    int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
-    int64_t n = (x.across ? R : K) - first;
-    bool inside = line < (x.across ? K : R) && n > 0;
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (n > 8) n = 8;
-    if (inside && w) pvti_run(*w, line, first, (int)n, run);
-    else if (inside) pvti_eight(x.data + line * x.ld + first, (int)n, run);
-    for (int j = 0; j < 8; j++) {
-        float value = pvti_rounded(run[j], bf16);
-        if (x.across) tile[over][along + j] = value;
-        else tile[along + j][over] = value;
-    }
+    pvti_place p = pvti_place_of<PVTI_TILE>((int)threadIdx.x, x.across, !x.across, r0, k0, R, K);
+    if (p.n > 0 && w) pvti_run(*w, p.line, p.first, p.n, run);
+    else if (p.n > 0) pvti_eight(x.data + p.line * x.ld + p.first, p.n, run);
+    for (int j = 0; j < 8; j++)
+        *(x.across ? &tile[p.over][p.along + j] : &tile[p.along + j][p.over]) = pvti_rounded(run[j], bf16);
 }
 
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemm(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
-                bool accumulate, bool bf16)
+    pvti_k_gemm(float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w, bool accumulate,
+                bool bf16)
 {
     PVT_SHARED(pvti_tiles, tiles);
-    int64_t m0 = (int64_t)blockIdx.y * PVTI_TILE, n0 = (int64_t)blockIdx.x * PVTI_TILE;
+    int m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
     int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
-    float sum[4][4];
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) {
-            bool inside = accumulate && m0 + r + i < M && n0 + c + j < N;
-            sum[i][j] = inside ? C[(m0 + r + i) * ldc + n0 + c + j] : 0;
-        }
-    for (int64_t k0 = 0; k0 < K; k0 += PVTI_DEPTH) {
-        pvti_tile(tiles.a, A, NULL, m0, k0, M, K, bf16);
-        pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, N, K, bf16);
+    float sum[16];
+    auto place = [=](int i) { /* of sum[i]; NULL: outside */
+        int64_t row = m0 + r + i / 4, col = n0 + c + i % 4;
+        return row < M && col < N ? C + row * N + col : NULL;
+    };
+    for (int i = 0; i < 16; i++) sum[i] = accumulate && place(i) ? *place(i) : 0;
+    for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
+        pvti_tile(tiles.a, A, NULL, m0, k0, (int)M, (int)K, bf16);
+        pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, (int)N, (int)K, bf16);
         __syncthreads();
-        for (int k = 0; k < PVTI_DEPTH; k++) {
+        for (int k = 0; k < PVTI_STEP; k++) {
             float4 x = *(const float4 *)(const void *)&tiles.a[k][r], y = *(const float4 *)(const void *)&tiles.b[k][c];
             float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
-            for (int i = 0; i < 4; i++)
-                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+            for (int i = 0; i < 16; i++) sum[i] = fmaf(a[i / 4], b[i % 4], sum[i]);
         }
         __syncthreads();
     }
-    for (int i = 0; i < 4 && m0 + r + i < M; i++)
-        for (int j = 0; j < 4 && n0 + c + j < N; j++) C[(m0 + r + i) * ldc + n0 + c + j] = sum[i][j];
+    for (int i = 0; i < 16; i++)
+        if (place(i)) *place(i) = sum[i];
 }
 
 /* ---- one to four rows ----
@@ -928,9 +910,8 @@ static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, c
     per = pvti_least(32, PVTI_LOOKUPS / (w->M * w->K)), splits = pvti_ceil(w->GI, per);
     if (splits * n * 4 > half || rows * (w->I + w->O) * 4 > half) return false;
     dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
-    PVT_LAUNCH(pvti_k_lookups, grid, PVTI_THREADS, 0, s->stream, parts, x, *w, (int)per);
-    if (pvti_check(s, cudaGetLastError(), "a product by tables"))
-        PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
+    PVTI_RUN(s, pvti_k_lookups, grid, PVTI_THREADS, 0, parts, x, *w, (int)per);
+    PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
     return true;
 }
 
@@ -944,38 +925,19 @@ static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, c
    cuts off what is below its window. Limit: 2·M·N·K operations at the tensor cores' rate; shared memory:
    TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles for 128·128·4 multiply-adds. */
 
-enum { PVTI_STEP = 32 };
-
-/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place there. */
-typedef struct pvti_place {
-    int line, first, n, at; /* of 32 bits: registers are short here */
-} pvti_place;
-template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
-template <int TILE>
-PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
-{
-    enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
-    pvti_place p;
-    int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
-    p.at = line * pvti_line<TILE>(across) + first;
-    p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
-    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
-    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
-    return p;
-}
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
 PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
 {
     bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
-    for (int j = 0; j < 2 * TILE / 64; j++) {
-        int run = (int)threadIdx.x + j / 2 * PVTI_THREADS;
-        pvti_place p = pvti_place_of<TILE>(run, x.across, r0, k0, R, K);
-        int n = j % 2 ? p.n - 4 : p.n;
+    for (int j = 0; j < TILE / 32; j++) { /* half a run each */
+        int t = (int)threadIdx.x;
+        pvti_place p = pvti_place_of<TILE>(t + j / 2 * PVTI_THREADS, x.across, false, r0, k0, R, K);
+        int n = (int)pvti_most(0, pvti_least(4, j % 2 ? p.n - 4 : p.n));
         const float *from = n > 0 ? x.data + (int64_t)p.line * x.ld + (p.first + j % 2 * 4) : x.data;
-        float *to = &raw[j * PVTI_THREADS + (int)threadIdx.x].x;
-        if (wide) pvti_copy_16(to, from, 4 * (n > 4 ? 4 : n > 0 ? n : 0));
-        for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
+        float *to = &raw[j * PVTI_THREADS + t].x;
+        if (wide) pvti_copy_16(to, from, 4 * n);
+        for (int i = 0; i < 4 && !wide; i++) to[i] = i < n ? from[i] : 0;
     }
 }
 /* Eight numbers to a tile of floats, or of bf16. */
@@ -989,25 +951,19 @@ PVTI_DEVICE void pvti_put(uint16_t *to, const float *x)
     uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
     *(uint4 *)(void *)to = words;
 }
+template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 /* A tile of bf16 from what was fetched, or from a weight. */
-template <int TILE>
-PVTI_DEVICE void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+template <int TILE, bool WEIGHT>
+PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w, bool across, int r0, int k0, int R,
+                           int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         int t = (int)threadIdx.x;
-        float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
-        float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        pvti_put(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
-    }
-}
-template <int TILE>
-PVTI_DEVICE void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
-{
-    for (int j = 0; j < TILE / 64; j++) {
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
-        if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
-        pvti_put(tile + p.at, run);
+        pvti_place p = pvti_place_of<TILE>(t + j * PVTI_THREADS, across, false, r0, k0, R, K);
+        if (WEIGHT && p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
+        for (int k = 0; k < 8 && !WEIGHT; k++) run[k] = (&raw[(2 * j + k / 4) * PVTI_THREADS + t].x)[k % 4];
+        pvti_put(tile + p.over * pvti_line<TILE>(across) + p.along, run);
     }
 }
 /* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
@@ -1024,7 +980,7 @@ static size_t pvti_mma_bytes(int tile, bool weight)
 }
 template <int TILE, bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
-    pvti_k_mma(float *C, int64_t ldc, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
+    pvti_k_mma(float *C, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
                bool accumulate, bool)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
@@ -1032,21 +988,21 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
     int M = (int)rows, N = (int)cols, K = (int)depth, m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
-    int row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
-    float sum[ROWS][2 * PAIRS][4];
-    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        bool inside = accumulate && r < M && c < N;
-        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[(int64_t)r * ldc + c] : 0;
-    }
+    float sum[ROWS * PAIRS * 2][4];
+    auto place = [=](int i) { /* of number i of the sums; NULL: outside */
+        int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
+        int c = n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        return r < M && c < N ? C + (int64_t)r * N + c : NULL;
+    };
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = accumulate && place(i) ? *place(i) : 0;
     pvti_fetch<TILE>(raw, A, m0, 0, M, K);
     if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
     for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
         uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
-        if (WEIGHT) pvti_decode_tile<TILE>(b, w, B.across, n0, k0, N, K);
+        if (WEIGHT) pvti_fill<TILE, true>(b, raw, w, B.across, n0, k0, N, K);
         pvti_copies_wait();
-        pvti_round_tile<TILE>(a, raw, A.across);
-        if (!WEIGHT) pvti_round_tile<TILE>(b, raw_b, B.across);
+        pvti_fill<TILE, false>(a, raw, w, A.across, m0, k0, M, K);
+        if (!WEIGHT) pvti_fill<TILE, false>(b, raw_b, w, B.across, n0, k0, N, K);
         __syncthreads(); /* and who is past it has read the other two tiles */
         if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, A, m0, k0 + PVTI_STEP, M, K);
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
@@ -1054,14 +1010,14 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
             unsigned x[ROWS][4], y[PAIRS][4];
             for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, pvti_line<TILE>(A.across), A.across, m + 16 * i, k);
             for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, pvti_line<TILE>(B.across), B.across, n + 16 * j, k);
-            for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
+            for (int i = 0; i < ROWS * PAIRS * 2; i++) {
+                const unsigned *right = y[i % (2 * PAIRS) / 2];
+                pvti_mma(sum[i], x[i / (2 * PAIRS)], right[i % 2], right[2 + i % 2]);
+            }
         }
     }
-    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        if (r < M && c < N) C[(int64_t)r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
-    }
+    for (int i = 0; i < ROWS * PAIRS * 8; i++)
+        if (place(i)) *place(i) = sum[i / 4][i % 4];
 }
 
 /* ---- which of them ---- */
@@ -1088,51 +1044,48 @@ static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
     if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
 }
 #endif
-/* By tiles: plain multiply-adds, tensor cores of TILE 128 and 64; with a weight and without. */
-typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view,
-                                 bool, bool);
+/* Plain multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; without a weight and with one. */
+typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view, bool, bool);
+static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
+                                                         {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
+                                                         {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
 static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
 {
-    static const pvti_gemm_kernel kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
-                                                   {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
-                                                   {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
-    static const int tiles[3] = {PVTI_TILE, 128, 64};
     bool large = pvti_ceil(p->M, 128) * pvti_ceil(p->N, 128) >= s->cores;
-    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
-    size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
+    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = kind == 1 ? 128 : 64;
+    pvti_gemm_kernel product = pvti_gemm_kernels[kind][p->w != NULL];
     int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
     for (int64_t m = 0; m < p->M; m += most) {
         int64_t rows = pvti_least(p->M - m, most);
         dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
         pvti_operand A = p->A;
         A.data += A.across ? m : m * A.ld;
-        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows,
-                   p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
-        pvti_check(s, cudaGetLastError(), "a product");
+        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, p->w != NULL) : 0, p->C + m * p->N, rows,
+                 p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
     }
 }
 /* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
 static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
                       const pvti_view *w, bool accumulate)
 {
-    int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
+    bool bf16 = s->bf16 && M >= 16;
     if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
     if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32)
-        B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
+        B = {(const float *)w->codes, w->I, B.across}, w = NULL;
     pvti_product p = {C, M, N, K, A, B, w, accumulate};
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B,
-                    w ? *w : pvti_plain, accumulate);
+        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), pvti_ceil(N, PVTI_THREADS / 32), C, A.data, (int)M,
+                    N, K, B, w ? *w : pvti_plain, accumulate);
         return;
     }
 #ifdef PVT_CUBLAS
     if (!w && K > 0 && M < INT32_MAX && N < INT32_MAX && K < INT32_MAX) {
-        pvti_cublas(s, &p, s->bf16 && M >= 16);
+        pvti_cublas(s, &p, bf16);
         return;
     }
 #endif
-    pvti_launch_gemm(s, &p, s->bf16 && M >= 16);
+    pvti_launch_gemm(s, &p, bf16);
 }
 
 /* y += bias, row by row. */
@@ -1162,7 +1115,7 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
                                    int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
-    pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
+    pvti_gemm(s, y, n, O, I, {x, I, false}, {W, I, false}, NULL, false);
     if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
 static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
@@ -1170,8 +1123,8 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
 {
     PVTI_STATE;
     if (n <= 0) return;
-    if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(W, I, true), NULL, true);
-    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
+    if (dx) pvti_gemm(s, dx, n, I, O, {dy, O, false}, {W, I, true}, NULL, true);
+    if (dW) pvti_gemm(s, dW, O, I, n, {dy, O, true}, {x, I, true}, NULL, true);
     if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, (const float *)NULL, (const float *)NULL,
                            n, O);
 }
@@ -1195,7 +1148,7 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
         rows = pvti_least(most, n - i);
         float *to = aside ? room + (before ? rows * in : 0) : y;
         if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w,
+        pvti_gemm(s, to, rows, out, in, {before ? room : x, in, false}, {NULL, 0, across}, w,
                   accumulate && !aside);
         if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
         if (aside) pvti_add_to(s, y, to, rows * out);
@@ -1212,7 +1165,7 @@ static void pvti_op_weight_backward(void *state, float *dx, float *dW, const flo
 {
     PVTI_WEIGHT(w, weight);
     if (dx) pvti_apply(s, dx, dy, weight, &w, n, true, true);
-    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, pvti_of(dy, w.O, true), pvti_of(x, w.I, true), NULL, true);
+    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, {dy, w.O, true}, {x, w.I, true}, NULL, true);
 }
 
 // >>rows
@@ -1222,8 +1175,7 @@ PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
 }
-PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add,
-        (void *state, float *out, const float *a, const float *b, int64_t n), n, out, a, b, n)
+PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add, PVTI_ARG(1))
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
@@ -1248,20 +1200,14 @@ PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, cons
     dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
     dup[PVTI_INDEX] += d * z * sigma;
 }
-PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu,
-        (void *state, float *out, const float *gate, const float *up, int64_t n), n, out, gate, up, n)
-PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back,
-        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), n,
-        dgate, dup, dout, gate, up, n)
+PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu, PVTI_ARG(1))
+PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back, PVTI_ARG(1))
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
-PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
+PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t, int64_t C, float eps)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) sum += (double)(x[i * C + c] * x[i * C + c]);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(C, [=](int64_t c) { return x[i * C + c] * x[i * C + c]; });
     float r = (float)(1 / sqrt(sum / (double)C + (double)eps));
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) out[i * C + c] = x[i * C + c] * r * weight[c];
     if (rstd && threadIdx.x == 0) rstd[i] = r;
@@ -1270,22 +1216,13 @@ PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *we
 PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
                              int64_t C)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
-        sum += (double)(dout[i * C + c] * weight[c] * x[i * C + c]);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(C, [=](int64_t c) { return dout[i * C + c] * weight[c] * x[i * C + c]; });
     float r = rstd[i], along = (float)(sum * (double)r * (double)r / (double)C);
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
         dx[i * C + c] += r * (dout[i * C + c] * weight[c] - x[i * C + c] * along);
 }
-static void pvti_op_rmsnorm_forward(void *state, float *out, float *rstd, const float *x, const float *weight,
-                                    int64_t n, int64_t C, float eps)
-{
-    PVTI_STATE;
-    if (C > 0) PVTI_BLOCKS(s, pvti_k_norm, n, out, rstd, x, weight, C, eps);
-}
+PVTI_OP(rmsnorm_forward, PVTI_BLOCKS, pvti_k_norm, PVTI_ARG(2) > 0 ? PVTI_ARG(3) : 0)
 static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
                                      const float *rstd, const float *weight, int64_t n, int64_t C)
 {
@@ -1321,24 +1258,20 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
         PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
-/* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
+/* (a, b) → (a·cos − b·sin, b·cos + a·sin); SIGN −1 turns back. A thread to a pair. */
+template <int SIGN>
 PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-                        int64_t HS, pvt_rope_pairing pairing, float sign)
+                        int64_t HS, pvt_rope_pairing pairing)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
     if (head >= B * T * NH) return;
     float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
-    float cosine = cosines[t * half + j], sine = sign * sines[t * half + j], old = *a;
+    float cosine = cosines[t * half + j], sine = SIGN * sines[t * half + j], old = *a;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
-PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing,
-        -1.0f)
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<1>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<-1>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
 
 PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
@@ -1346,9 +1279,7 @@ PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids,
     if (i >= n) return;
     out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
 }
-PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding,
-        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), n * C,
-        out, table, ids, n, V, C)
+PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding, PVTI_ARG(3) * PVTI_ARG(1))
 
 /*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
     others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
@@ -1369,9 +1300,7 @@ PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_
         }
     }
 }
-PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back,
-        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), n,
-        dtable, dout, ids, n, V, C)
+PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
 
 // >>rotation
 /*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
@@ -1765,8 +1694,8 @@ static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_
         warps++;
     dim3 grid((unsigned)(pvti_ceil(h->own.n, 16 * warps) * h->parts), (unsigned)h->own.heads, (unsigned)B);
     bytes *= 16 * owned * warps + tiles;
-    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes, s->stream, x, y, *h);
-    pvti_check(s, cudaGetLastError(), "attention");
+    pvti_attention_kernel attention = pvti_attention_kernels[which][half][wide];
+    PVTI_RUN(s, attention, grid, 32 * warps, bytes, x, y, *h);
 }
 static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
                                       const float *v, const pvt_attention_desc *d)
@@ -1820,22 +1749,19 @@ PVTI_DEVICE float pvti_log_softmax(float x, double lse)
     return (x - high) - low;
 }
 
-PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
-                                  int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t,
+                                  int64_t v0, int64_t VS, int64_t ld)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
     const float *x = logits + i * ld;
     float top = -INFINITY;
-    double sum = 0;
     if (!pvti_counts(targets, i)) return;
     pvt_softmax_row old = rows[i];
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) top = fmaxf(top, x[v]);
-    top = pvti_block_max(top, room);
+    top = pvti_block_max(top);
     double max = old.sum > 0 && old.max > (double)top ? old.max : (double)top;
-    if (max > -INFINITY) /* else no probability so far */
-        for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) sum += (double)expf(x[v] - (float)max);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(max > -INFINITY ? VS : 0, /* else no probability so far */
+                                  [=](int64_t v) { return expf(x[v] - (float)max); });
     if (threadIdx.x) return;
     if (max > -INFINITY) {
         rows[i].sum = (old.sum > 0 ? old.sum * exp(old.max - max) : 0) + sum;
@@ -1843,9 +1769,7 @@ PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, co
     }
     if (target >= 0) rows[i].target = (double)x[target];
 }
-PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update,
-        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0,
-         int64_t VS, int64_t ld), VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
+PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update, PVTI_ARG(4))
 
 PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
                                   int64_t n)
@@ -1856,82 +1780,63 @@ PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_r
     if (lse) lse[i] = value;
     if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
 }
-PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish,
-        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), n,
-        lse, loss, rows, targets, n)
+PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish, PVTI_ARG(1))
 
 /* dlogits = scale·(softmax − [v = target]). */
-PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
-                                      int64_t v0, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, double by,
+                                      int64_t, int64_t v0, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
+    float scale = (float)by;
     bool counts = pvti_counts(targets, i);
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
         float *x = logits + i * ld + v, d = counts ? scale * expf(pvti_log_softmax(*x, lse[i])) : 0;
         *x = v == target ? d - scale : d;
     }
 }
-PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back,
-        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0,
-         int64_t VS, int64_t ld), n, logits, lse, targets, (float)scale, v0, VS, ld)
+PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back, PVTI_ARG(4))
 
 /* loss += Σ p·(log p − log q), p the teacher. */
 PVTI_KERNEL pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
-                      const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
+                      const double *teacher_lse, const int32_t *targets, int64_t, int64_t VS, int64_t ld)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
     if (!pvti_counts(targets, i)) return;
-    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
+    double sum = pvti_block_total(VS, [=](int64_t v) {
         float log_p = pvti_log_softmax(teacher[i * ld + v], teacher_lse[i]), p = expf(log_p);
         float ratio = log_p - pvti_log_softmax(student[i * ld + v], student_lse[i]);
-        sum += p > 0 || p != p ? (double)(p * ratio) : 0; /* 0·log 0 = 0 */
-    }
-    sum = pvti_block_sum(sum, room);
+        return p > 0 || p != p ? p * ratio : 0; /* 0·log 0 = 0 */
+    });
     if (threadIdx.x == 0) loss[i] += sum;
 }
-PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl,
-        (void *state, double *loss, const float *student, const double *student_lse, const float *teacher,
-         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld), n, loss, student,
-        student_lse, teacher, teacher_lse, targets, VS, ld)
+PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl, PVTI_ARG(3))
 /* dlogits = scale·(q − p). */
 PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-                           const int32_t *targets, float scale, int64_t VS, int64_t ld)
+                           const int32_t *targets, double scale, int64_t, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x;
     bool counts = pvti_counts(targets, i);
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
-        float *x = student + i * ld + v;
-        *x = counts ? scale * (expf(pvti_log_softmax(*x, student_lse[i])) -
-                               expf(pvti_log_softmax(teacher[i * ld + v], teacher_lse[i])))
-                    : 0;
+        float *x = student + i * ld + v, p = expf(pvti_log_softmax(teacher[i * ld + v], teacher_lse[i]));
+        *x = counts ? (float)scale * (expf(pvti_log_softmax(*x, student_lse[i])) - p) : 0;
     }
 }
-PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back,
-        (void *state, float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld), n, student, student_lse, teacher,
-        teacher_lse, targets, (float)scale, VS, ld)
+PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back, PVTI_ARG(3))
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
 
 enum { PVTI_CHUNK = 8192 };
 PVTI_KERNEL pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
-    double sum = 0;
-    for (int64_t i = from + threadIdx.x; i < end; i += blockDim.x) sum += (double)((a[i] - b[i]) * (a[i] - b[i]));
-    sum = pvti_block_sum(sum, room);
+    a += from, b += from;
+    double sum = pvti_block_total(end - from, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 /* *out = Σ x[i·step]. */
 PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
 {
-    PVT_SHARED(pvti_sum_room, room);
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i * step];
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(n, [=](int64_t i) { return x[i * step]; });
     if (threadIdx.x == 0) *out = sum;
 }
 static double pvti_op_mse_forward(void *state, const float *a, const float *b, int64_t n)
@@ -1953,9 +1858,11 @@ PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, 
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-PVTI_OP(mse_backward, PVTI_EACH, pvti_k_mse_back,
-        (void *state, float *da, const float *a, const float *b, double scale, int64_t n), n, da, a, b,
-        (float)(scale * 2 / (double)n), n)
+static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale, int64_t n)
+{
+    PVTI_STATE;
+    PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
+}
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
@@ -2005,8 +1912,7 @@ PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
 }
-PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen,
-        (void *state, float *out, const uint16_t *half, int64_t n), n, out, half, n)
+PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
 
 // >>sort
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
@@ -2039,12 +1945,11 @@ PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int
 /* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
 __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
 {
-    PVT_SHARED(pvti_scan_room, room);
     int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
     uint64_t at = 0, all;
     counts += threadIdx.x / 4;
     for (int64_t b = from; b < end; b++) at += counts[b * 256];
-    at = pvti_block_before(at, room, &all);
+    at = pvti_block_before(at, &all);
     for (int64_t b = from; b < end; b += 8) { /* reads do not wait for writes */
         unsigned n[8];
         for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * 256] : 0;
@@ -2217,7 +2122,6 @@ PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *
 }
 PVTI_KERNEL pvti_k_adam(pvti_adam s)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(s.a.n, from + PVTI_CHUNK);
     bool second = s.lamb_rate != NULL;
     float rate = second ? *s.lamb_rate : (float)s.rate;
@@ -2229,7 +2133,7 @@ PVTI_KERNEL pvti_k_adam(pvti_adam s)
         else s.a.w[i] = fmaf(-rate, u, s.keep * w);
     }
     if (!s.lamb || second) return;
-    ww = pvti_block_sum(ww, room), uu = pvti_block_sum(uu, room);
+    ww = pvti_block_sum(ww), uu = pvti_block_sum(uu);
     if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
 }
 /* rate · ‖w‖/‖u‖. */
@@ -2286,14 +2190,11 @@ PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 /* ‖Ŵ‖² of a row of groups, a block to each. */
 PVTI_KERNEL pvti_k_row_norms(double *norms, pvti_view w)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
-    double sum = 0;
-    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
+    double sum = pvti_block_total(n, [&](int64_t k) {
         float x = pvti_group_number(w, from + k);
-        sum += (double)(x * x);
-    }
-    sum = pvti_block_sum(sum, room);
+        return x * x;
+    });
     if (threadIdx.x == 0) norms[blockIdx.x] = sum;
 }
 static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight,
@@ -2335,9 +2236,7 @@ PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t st
     double noise = -log(-log(u * 0.999999 + 5e-7));
     keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
 }
-PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise,
-        (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), groups, keys, groups,
-        temperature, stream)
+PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 
 /* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
 
@@ -2374,12 +2273,11 @@ PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti
 /* The bin that holds the k-th of the keys; bins are zero again. */
 PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
 {
-    PVT_SHARED(pvti_scan_room, room);
     enum { OWN = PVTI_BINS / PVTI_THREADS };
     uint64_t left = k > 0 ? (uint64_t)k : threshold->left, all, own = 0, before;
     bins += threadIdx.x * OWN;
     for (int i = 0; i < OWN; i++) own += bins[i];
-    before = pvti_block_before(own, room, &all);
+    before = pvti_block_before(own, &all);
     if (before < left && left <= before + own) { /* one thread */
         unsigned bin = 0;
         while (before + bins[bin] < left) before += bins[bin++];
@@ -2393,7 +2291,6 @@ PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, in
 PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n,
                           const pvti_threshold *threshold)
 {
-    PVT_SHARED(pvti_scan_room, room);
     int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
     uint64_t own = 0, all, before;
     unsigned last = threshold->key, left = threshold->left;
@@ -2401,7 +2298,7 @@ PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, 
         unsigned key = pvti_turned(keys[i]);
         own += key < last ? (uint64_t)1 << 32 : key == last;
     }
-    before = pvti_block_before(own, room, &all);
+    before = pvti_block_before(own, &all);
     if (!pairs && threadIdx.x == 0) starts[blockIdx.x] = all;
     if (!pairs || from >= n) return;
     before += starts[blockIdx.x];
@@ -2414,10 +2311,9 @@ PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, 
 }
 PVTI_KERNEL pvti_k_starts(uint64_t *counts, int64_t blocks)
 {
-    PVT_SHARED(pvti_scan_room, room);
     uint64_t carry = 0, all;
     for (int64_t b = threadIdx.x; b - threadIdx.x < blocks; b += PVTI_THREADS) {
-        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, room, &all);
+        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, &all);
         if (b < blocks) counts[b] = carry + before;
         carry += all;
     }
@@ -2451,27 +2347,20 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
     PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 
-typedef struct pvti_accept_room {
-    pvti_scan_room scan;
-    pvti_sum_room sum;
-} pvti_accept_room;
 /* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
    eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
 PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms, int64_t rows,
                           double trust)
 {
-    PVT_SHARED(pvti_accept_room, room);
-    double norm = 0, carry = 0, count = 0, all;
-    for (int64_t i = threadIdx.x; i < rows; i += PVTI_THREADS) norm += norms[i];
-    norm = pvti_block_sum(norm, room.sum);
+    double carry = 0, count = 0, all, norm = pvti_block_total(rows, [=](int64_t i) { return norms[i]; });
     for (int64_t i = threadIdx.x * 8; i - threadIdx.x * 8 < n; i += 8 * PVTI_THREADS) {
         double own[8], sum = 0;
         for (int k = 0; k < 8; k++) own[k] = i + k < n ? (double)change[i + k] : 0, sum += own[k];
-        double moved = carry + pvti_block_before(sum, room.scan, &all);
+        double moved = carry + pvti_block_before(sum, &all);
         for (int k = 0; k < 8; k++) moved += own[k], count += i + k < n && moved < trust * trust * norm;
         carry += all;
     }
-    count = pvti_block_sum(count, room.sum);
+    count = pvti_block_sum(count);
     if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
 PVTI_KERNEL pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
@@ -2960,31 +2849,28 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
 // >>table
 
 /*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but asked of
-    the library: a weight whose codes are the grid's, dequantized on the processor. factor: what undoes its scale;
-    shift: what points have beside magnitudes. */
-typedef struct pvti_grid {
+    the library: a weight whose codes are the grid's, dequantized on the processor. */
+typedef struct pvti_fixed_grid {
     const char *format;
     int n, step, first; /* code of point i: first + i·step */
-    int64_t I;
-    float scale, shift;
-} pvti_grid;
+    float scale, shift; /* scale: what makes it 1; shift: what points have beside magnitudes */
+} pvti_fixed_grid;
 
-static pvt_result pvti_grid_weight(pvt_ctx *ctx, const pvti_grid *g, float *out)
+static pvt_result pvti_grid_points(pvt_ctx *ctx, const pvti_fixed_grid *g, float *out)
 {
+    enum { I = 256 };
     pvt_format format;
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight w;
     int count;
-    int64_t O = g->n * 8 / g->I;
     uint16_t codes[512];
-    float scales[512], factors[512];
+    float scales[512], factors[512] = {};
     pvt_result result = pvt_format_parse(ctx, g->format, &format);
-    if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, O, g->I, arrays, &count);
-    if (result != PVT_OK) return result;
-    for (int i = 0; i < g->n; i++) codes[i] = (uint16_t)(g->first + i * g->step);
-    for (int i = 0; i < 512; i++) scales[i] = g->scale, factors[i] = 0;
+    if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, g->n * 8 / I, I, arrays, &count);
+    for (int i = 0; i < 512; i++) codes[i] = (uint16_t)(g->first + i * g->step), scales[i] = g->scale;
     arrays[0].data = codes, arrays[1].data = scales, arrays[2].data = factors;
-    result = pvt_weight_from_arrays(ctx, &format, O, g->I, arrays, count, g->format, &w);
+    if (result == PVT_OK)
+        result = pvt_weight_from_arrays(ctx, &format, g->n * 8 / I, I, arrays, count, g->format, &w);
     if (result != PVT_OK) return result;
     pvt_weight_dequantize(&w, out);
     pvt_weight_free(&w);
@@ -2993,11 +2879,9 @@ static pvt_result pvti_grid_weight(pvt_ctx *ctx, const pvti_grid *g, float *out)
 }
 static pvt_result pvti_grids(pvti_cuda *s)
 {
-    static const pvti_grid grids[3] = {
-        {"e8p", 256, 256, 1, 8, 1, 0.25f}, /* signs 0, shift 1 */
-        {"iq2_xxs", 256, 1, 0, 256, 8, 0}, /* d·(0 + ½)/4 is 1 */
-        {"iq2_xs", 512, 1, 0, 256, 8, 0},
-    };
+    static const pvti_fixed_grid grids[3] = {{"e8p", 256, 256, 1, 1, 0.25f}, /* signs 0, shift 1 */
+                                             {"iq2_xxs", 256, 1, 0, 8, 0},   /* d·(0 + ½)/4 is 1 */
+                                             {"iq2_xs", 512, 1, 0, 8, 0}};
     float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
     pvt_ctx_desc plain = {};
     pvt_ctx *ctx;
@@ -3005,11 +2889,10 @@ static pvt_result pvti_grids(pvti_cuda *s)
     pvt_result result = pvt_ctx_create(&plain, &ctx);
     for (int i = 0; result == PVT_OK && i < 3; i++) {
         int64_t bytes = grids[i].n * 8 * (int64_t)sizeof *points;
-        result = pvti_grid_weight(ctx, &grids[i], points);
-        if (result != PVT_OK) break;
-        *to[i] = (float *)pvti_take(s, bytes);
+        result = pvti_grid_points(ctx, &grids[i], points);
+        *to[i] = result == PVT_OK ? (float *)pvti_take(s, bytes) : NULL;
         if (*to[i]) pvti_op_copy_in(s, *to[i], points, bytes);
-        result = *to[i] ? s->failed : PVT_ERR_MEMORY;
+        if (result == PVT_OK) result = *to[i] ? s->failed : PVT_ERR_MEMORY;
     }
     pvt_ctx_destroy(ctx);
     return result;
@@ -3029,52 +2912,49 @@ static void pvti_op_close(void *state)
     free(s);
 }
 
-static const int pvti_ordinals[PVTI_ORDINALS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-/* Which GPU, or why not. */
-static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text, size_t size)
+/* NULL, or why that GPU cannot be had. */
+static const char *pvti_choose(int ordinal, char *text, size_t size)
 {
     int count = 0, major = 0, minor = 0;
-    *ordinal = *(const int *)table->user;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
         cudaGetLastError();
         return "no GPU that CUDA can use was found: is the driver installed? Without --device the processor computes";
     }
-    if (*ordinal >= count) {
-        snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", *ordinal, count);
+    if (ordinal >= count) {
+        snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", ordinal, count);
         return text;
     }
-    if (cudaSetDevice(*ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, *ordinal) != cudaSuccess)
+    if (cudaSetDevice(ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess)
         return "the GPU does not answer";
     return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
-/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU. */
-static bool pvti_open_tensor(pvti_cuda *s)
+/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU.
+   Beyond 48 KiB of shared memory one has to ask. */
+static bool pvti_prepare(pvti_cuda *s)
 {
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     cudaFuncAttributes code;
     cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
-    /* beyond 48 KiB one has to ask */
     for (int i = 0; i < 12 && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2],
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, PVTI_ATTENTION_BYTES);
+        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2], most, PVTI_ATTENTION_BYTES);
     for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute(i ? pvti_k_mma<128, true> : pvti_k_mma<128, false>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)pvti_mma_bytes(128, i));
+        error = cudaFuncSetAttribute(pvti_gemm_kernels[1][i], most, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS
-    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
+    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS ||
+        cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
         pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");
 #endif
-    return pvti_check(s, error, "preparing tensor cores");
+    return pvti_check(s, error, "preparing kernels");
 }
 static pvt_result pvti_open_state(pvti_cuda *s)
 {
     if (!pvti_check(s, cudaStreamCreate(&s->stream), "opening a stream")) return s->failed;
     s->streaming = true;
-    if (!pvti_open_tensor(s)) return s->failed;
+    if (!pvti_prepare(s)) return s->failed;
     s->room = (char *)pvti_take(s, PVT_CUDA_ROOM);
     if (!s->room) {
         pvti_fail_with(s, PVT_ERR_MEMORY, "the GPU has no memory for work space");
@@ -3085,15 +2965,15 @@ static pvt_result pvti_open_state(pvti_cuda *s)
 static pvt_result pvti_op_open(const pvt_device *table, const pvt_ctx_desc *desc, void **state)
 {
     char text[120];
-    int ordinal;
-    const char *why = pvti_choose(table, &ordinal, text, sizeof text);
+    int ordinal = (int)(uintptr_t)table->user;
+    const char *why = pvti_choose(ordinal, text, sizeof text);
     pvti_cuda *s = why ? NULL : (pvti_cuda *)calloc(1, sizeof *s);
     pvt_result result = why ? PVT_ERR_UNSUPPORTED : PVT_ERR_MEMORY;
     *state = s;
     if (s) {
         s->table = table, s->ordinal = ordinal, s->bf16 = desc->compute_bf16;
         result = pvti_open_state(s);
-        why = s->failed != PVT_OK ? s->why : result != PVT_OK ? "the tables of fixed grids could not be made" : NULL;
+        why = s->failed ? s->why : result ? "the tables of fixed grids could not be made" : NULL;
     }
     if (result == PVT_OK) return PVT_OK;
     if (desc->error && desc->error_bytes > 0)
@@ -3109,25 +2989,24 @@ static pvt_result pvti_op_status(void *state, const char **why)
     return s->failed;
 }
 
-/* In the order of pvt_device. */
-#define PVTI_TABLE(n)                                                                                          \
-    {PVT_VERSION, sizeof(pvt_device), sizeof(pvt_real), "cuda:" #n, (void *)(uintptr_t)&pvti_ordinals[n],      \
-     pvti_op_open, pvti_op_close, pvti_op_status, pvti_op_synchronise, pvti_op_alloc, pvti_op_free,            \
-     pvti_op_held, pvti_op_copy_in, pvti_op_copy_out, pvti_op_copy, pvti_op_zero, pvti_op_embedding_forward,   \
-     pvti_op_embedding_backward, pvti_op_linear_forward, pvti_op_linear_backward, pvti_op_rmsnorm_forward,     \
-     pvti_op_rmsnorm_backward, pvti_op_rope_table, pvti_op_rope_forward, pvti_op_rope_backward, pvti_op_rotate, \
-     pvti_op_rotate_columns, pvti_op_attention_forward, pvti_op_attention_backward, pvti_op_swiglu_forward,    \
-     pvti_op_swiglu_backward, pvti_op_residual_forward, pvti_op_residual_backward, pvti_op_softmax_update,     \
-     pvti_op_softmax_finish, pvti_op_cross_entropy_backward, pvti_op_kl_forward, pvti_op_kl_backward,          \
-     pvti_op_mse_forward, pvti_op_mse_backward, pvti_op_weight_lookup, pvti_op_weight_forward,                 \
-     pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, pvti_op_round_f16,              \
-     pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, pvti_op_group_errors,                   \
-     pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, pvti_op_weight_commit,                  \
-     pvti_op_group_moments, pvti_op_group_return}
+/* In the order of pvt_device; user: the GPU's number. */
+#define PVTI_TABLE(n) \
+    {PVT_VERSION, sizeof(pvt_device), sizeof(pvt_real), "cuda:" #n, (void *)(uintptr_t)n, pvti_op_open, \
+     pvti_op_close, pvti_op_status, pvti_op_synchronise, pvti_op_alloc, pvti_op_free, pvti_op_held, \
+     pvti_op_copy_in, pvti_op_copy_out, pvti_op_copy, pvti_op_zero, pvti_op_embedding_forward, \
+     pvti_op_embedding_backward, pvti_op_linear_forward, pvti_op_linear_backward, pvti_op_rmsnorm_forward, \
+     pvti_op_rmsnorm_backward, pvti_op_rope_table, pvti_op_rope_forward, pvti_op_rope_backward, \
+     pvti_op_rotate, pvti_op_rotate_columns, pvti_op_attention_forward, pvti_op_attention_backward, \
+     pvti_op_swiglu_forward, pvti_op_swiglu_backward, pvti_op_residual_forward, pvti_op_residual_backward, \
+     pvti_op_softmax_update, pvti_op_softmax_finish, pvti_op_cross_entropy_backward, pvti_op_kl_forward, \
+     pvti_op_kl_backward, pvti_op_mse_forward, pvti_op_mse_backward, pvti_op_weight_lookup, \
+     pvti_op_weight_forward, pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, \
+     pvti_op_round_f16, pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, \
+     pvti_op_group_errors, pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, \
+     pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return}
 static const pvt_device pvti_tables[PVTI_ORDINALS] = {
-    PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
-    PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),
-    PVTI_TABLE(12), PVTI_TABLE(13), PVTI_TABLE(14), PVTI_TABLE(15)};
+    PVTI_TABLE(0), PVTI_TABLE(1), PVTI_TABLE(2),  PVTI_TABLE(3),  PVTI_TABLE(4),  PVTI_TABLE(5),  PVTI_TABLE(6),  PVTI_TABLE(7),
+    PVTI_TABLE(8), PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11), PVTI_TABLE(12), PVTI_TABLE(13), PVTI_TABLE(14), PVTI_TABLE(15)};
 
 extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
 {
@@ -3136,7 +3015,8 @@ extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
     *out = &pvti_tables[ordinal];
     return PVT_OK;
 }
-extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes)
+extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes,
+                                      int64_t *bytes)
 {
     cudaDeviceProp p;
     size_t left = 0, all = 0;

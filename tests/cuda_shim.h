@@ -49,7 +49,7 @@ struct alignas(16) uint4 {
 
 namespace shim {
 
-enum { THREADS = 1024, STACK = 128 << 10, SHARED = 100 << 10, SLOT = 64 };
+enum { THREADS = 1024, STACK = 128 << 10, SHARED = 100 << 10, APART = 256, SLOT = 64 };
 enum { READY, AT_BLOCK, AT_WARP, DONE };
 
 /* An asynchronous copy that was asked for and not waited for. */
@@ -76,7 +76,7 @@ struct fiber {
 struct world {
     fiber thread[THREADS];
     alignas(16) char slot[2][THREADS][SLOT]; /* what a lane hands to its warp */
-    alignas(256) char shared[SHARED];
+    alignas(256) char shared[SHARED + APART];
     dim3 block, block_size, grid;
     int current, n;
     uint64_t random;
@@ -213,7 +213,7 @@ static inline bool run_warp(int from, const char *kernel)
 
 static inline void run_block(const char *kernel)
 {
-    memset(w.shared, 0xff, SHARED);
+    memset(w.shared, 0xff, sizeof w.shared);
     for (int i = 0; i < w.n; i++) w.thread[i].state = READY, w.thread[i].n_copies = 0;
     for (int live = w.n; live > 0;) {
         int warps = (w.n + 31) / 32, first = (int)(next() % (uint64_t)warps), step = next() & 1 ? 1 : warps - 1;
@@ -379,7 +379,6 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 } // namespace shim
 
 #define pvti_copy_16(to, from, bytes) shim::copy_async(to, from, 16, bytes)
-#define pvti_copy_4(to, from, bytes) shim::copy_async(to, from, 4, bytes)
 #define pvti_copies_wait() shim::copies_wait(__LINE__)
 #define pvti_halves(low, high) (shim::half_bits(low) | shim::half_bits(high) << 16) /* cvt.rn.bf16x2.f32 */
 #define pvti_matrices(x, row, turned) shim::matrices(x, row, turned, __LINE__)
@@ -409,6 +408,10 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 #define PVT_SHARED(type, name)                                                                      \
     static_assert(sizeof(type) <= 48 << 10, "static shared memory");                                \
     type &name = *(type *)(void *)shim::w.shared
+/* That of functions is behind the kernel's, and one for all of them. */
+#define PVT_SHARED_APART(type, name)                                                                \
+    static_assert(sizeof(type) <= shim::APART, "shared memory of a function");                      \
+    type &name = *(type *)(void *)(shim::w.shared + shim::SHARED)
 #define PVT_UNROLL
 #define PVT_SHARED_DYNAMIC(type, name) type *name = (type *)(void *)shim::w.shared
 
@@ -425,9 +428,9 @@ template <class T> static inline T atomicMin(T *p, T x) { T old = *p; *p = x < o
 typedef int cudaError_t;
 typedef void *cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
     int ptxVersion;
 };

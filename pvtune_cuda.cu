@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <tuple>
+#include <utility>
 
 // >>platform
 
@@ -1258,20 +1259,21 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
         PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
-/* (a, b) → (a·cos − b·sin, b·cos + a·sin); SIGN −1 turns back. A thread to a pair. */
-template <int SIGN>
+/* (a, b) → (a·cos − b·sin, b·cos + a·sin); BACK: the other way round. A thread to a pair. */
+template <bool BACK>
 PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
                         int64_t HS, pvt_rope_pairing pairing)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
     if (head >= B * T * NH) return;
     float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
-    float cosine = cosines[t * half + j], sine = SIGN * sines[t * half + j], old = *a;
+    float cosine = cosines[t * half + j], sine = sines[t * half + j], old = *a;
+    if (BACK) sine = -sine;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<1>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
-PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<-1>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<false>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<true>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
 
 PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
 {
@@ -1915,34 +1917,45 @@ PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
 
 // >>sort
-/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
-    of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of which it
-    counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the pairs' bytes three
-    times a pass; a shared addition a pair in `count`, two and a match in `move`. */
+/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is
+    that of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of
+    which it counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the
+    pairs' bytes three times a pass; a shared addition a pair in `count`, two and a match in `move`. */
 
 enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
+/* The k-th key of a selection as far as it is known, and how many of those that agree with it are wanted. */
+typedef struct pvti_threshold {
+    unsigned key, left;
+} pvti_threshold;
+/* Bits of the key; or, with a threshold, 0: before it, 1: equal, 2: behind. */
+PVTI_DEVICE int pvti_digit(uint64_t pair, int shift, const pvti_threshold *last)
+{
+    unsigned key = (unsigned)(pair >> 32);
+    return last ? (key >= last->key) + (key > last->key) : (int)(key >> shift & 255);
+}
 /* The block's digits, by warps. */
-PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift,
+                                   const pvti_threshold *last)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
     int t = (int)threadIdx.x, warp = t / 32;
     for (int w = 0; w < PVTI_SORT_WARPS; w++) room[w][t] = 0;
     __syncthreads();
     for (int i = warp * PVTI_WARP_SORTED + t % 32; i < (warp + 1) * PVTI_WARP_SORTED && from + i < n; i += 32)
-        atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
+        atomicAdd(&room[warp][pvti_digit(pairs[from + i], shift, last)], 1u);
     __syncthreads();
 }
-PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
+PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift, const pvti_threshold *last)
 {
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
-    pvti_count_digits(room, pairs, n, shift);
+    pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room[w][threadIdx.x];
     counts[blockIdx.x * 256 + threadIdx.x] = count;
 }
-/* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
+/* Counts become places: digit after digit, and of one digit block after block, which four threads share. */
 __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
 {
     int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
@@ -1959,42 +1972,46 @@ __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t 
         }
     }
 }
-PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
+PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const pvti_threshold *last,
+                        const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
     unsigned *of = room[t / 32], at = places[blockIdx.x * 256 + t];
-    pvti_count_digits(room, pairs, n, shift);
+    pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) {
         unsigned count = room[w][t];
         room[w][t] = at;
         at += count;
     }
     __syncthreads();
-    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* 32 in a row; lanes with the same digit go one behind the other */
+    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* lanes with the same digit go one behind the other */
         int64_t i = (int64_t)blockIdx.x * PVTI_SORTED + t / 32 * PVTI_WARP_SORTED + k + lane;
         uint64_t pair = i < n ? pairs[i] : 0;
-        int digit = i < n ? (int)(pair >> shift & 255) : -1;
+        int digit = i < n ? pvti_digit(pair, shift, last) : -1;
         unsigned same = __match_any_sync(0xffffffffu, digit), before = (unsigned)__popc(same & ((1u << lane) - 1));
         unsigned first = before == 0 && digit >= 0 ? atomicAdd(&of[digit], (unsigned)__popc(same)) : 0;
         first = __shfl_sync(0xffffffffu, first, __ffs((int)same) - 1);
         if (digit >= 0) out[first + before] = pair;
     }
 }
+/* One pass. Counts lie behind what a selection has in the work space. */
+enum { PVTI_SELECTING = 16 << 10 };
+static void pvti_sort_pass(pvti_cuda *s, uint64_t *to, const uint64_t *from, int64_t n, int shift,
+                           const pvti_threshold *last)
+{
+    int64_t blocks = pvti_ceil(n, PVTI_SORTED);
+    unsigned *counts = (unsigned *)(void *)(s->room + PVTI_SELECTING);
+    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM - PVTI_SELECTING)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
+    PVTI_BLOCKS(s, pvti_k_count, blocks, counts, from, n, shift, last);
+    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
+    PVTI_BLOCKS(s, pvti_k_move, blocks, to, from, n, shift, last, counts);
+}
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
 static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t n, int bits)
 {
-    int64_t blocks = pvti_ceil(n, PVTI_SORTED);
-    unsigned *counts = (unsigned *)(void *)s->room;
-    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
-    for (int shift = 32; shift < 32 + bits; shift += 8) {
-        uint64_t *swap = a;
-        PVTI_BLOCKS(s, pvti_k_count, blocks, counts, a, n, shift);
-        PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
-        PVTI_BLOCKS(s, pvti_k_move, blocks, b, a, n, shift, counts);
-        a = b, b = swap;
-    }
+    for (int shift = 0; shift < bits; shift += 8, std::swap(a, b)) pvti_sort_pass(s, b, a, n, shift, NULL);
     return a;
 }
 
@@ -2242,10 +2259,6 @@ PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 
 enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
-/* The k-th key so far, and how many of those that agree with it are wanted. */
-typedef struct pvti_threshold {
-    unsigned key, left;
-} pvti_threshold;
 
 /* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
 PVTI_DEVICE unsigned pvti_turned(float key)
@@ -2286,64 +2299,33 @@ PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, in
     }
     for (int i = 0; i < OWN; i++) bins[i] = 0;
 }
-/* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
-   before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
-PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n,
-                          const pvti_threshold *threshold)
+PVTI_KERNEL pvti_k_key_pairs(uint64_t *pairs, const float *keys, int64_t n)
 {
-    int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
-    uint64_t own = 0, all, before;
-    unsigned last = threshold->key, left = threshold->left;
-    for (int64_t i = from; i < end; i++) {
-        unsigned key = pvti_turned(keys[i]);
-        own += key < last ? (uint64_t)1 << 32 : key == last;
-    }
-    before = pvti_block_before(own, &all);
-    if (!pairs && threadIdx.x == 0) starts[blockIdx.x] = all;
-    if (!pairs || from >= n) return;
-    before += starts[blockIdx.x];
-    for (int64_t i = from; i < end; i++) {
-        unsigned key = pvti_turned(keys[i]), above = (unsigned)(before >> 32), equal = (unsigned)before;
-        if (key < last || (key == last && equal < left))
-            pairs[above + (equal < left ? equal : left)] = (uint64_t)key << 32 | (uint64_t)i;
-        before += key < last ? (uint64_t)1 << 32 : key == last;
-    }
-}
-PVTI_KERNEL pvti_k_starts(uint64_t *counts, int64_t blocks)
-{
-    uint64_t carry = 0, all;
-    for (int64_t b = threadIdx.x; b - threadIdx.x < blocks; b += PVTI_THREADS) {
-        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, &all);
-        if (b < blocks) counts[b] = carry + before;
-        carry += all;
-    }
+    int64_t i = PVTI_INDEX;
+    if (i < n) pairs[i] = (uint64_t)pvti_turned(keys[i]) << 32 | (uint64_t)i;
 }
 PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
+/* The threshold parts the pairs in one pass of the sort, ties in the order of their indices: the first k are meant. */
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
     static const int shifts[3] = {21, 10, 0};
     PVTI_STATE;
     unsigned *bins = (unsigned *)(void *)s->room;
-    pvti_threshold *threshold = (pvti_threshold *)(void *)(bins + PVTI_BINS);
-    uint64_t *starts = (uint64_t *)(void *)(threshold + 1);
-    int64_t bytes = PVTI_BINS * 4 + (int64_t)sizeof *threshold, blocks = pvti_ceil(groups, 16 * PVTI_THREADS);
-    if (bytes + blocks * 8 > PVT_CUDA_ROOM)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to select from: raise PVT_CUDA_ROOM");
-    if (k < 1 || s->failed != PVT_OK) return;
-    pvti_check(s, cudaMemsetAsync(bins, 0, (size_t)bytes, s->stream), "zeroing memory");
+    pvti_threshold *last = (pvti_threshold *)(void *)(bins + PVTI_BINS);
+    static_assert(PVTI_BINS * sizeof *bins + sizeof *last <= PVTI_SELECTING, "the work space of a selection");
+    if (k < 1) return;
+    pvti_op_zero(s, bins, PVTI_SELECTING);
     for (int i = 0; i < 3; i++) {
-        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, threshold, shifts[i],
-                    i < 2 ? 11 : 10);
-        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
+        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, last, shifts[i], i < 2 ? 11 : 10);
+        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, last, i ? (int64_t)0 : k, shifts[i]);
     }
-    PVTI_BLOCKS(s, pvti_k_select, blocks, (uint64_t *)NULL, starts, keys, groups, threshold);
-    PVTI_BLOCKS(s, pvti_k_starts, 1, starts, blocks);
-    PVTI_BLOCKS(s, pvti_k_select, blocks, work, starts, keys, groups, threshold);
-    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, k, 32);
+    PVTI_EACH(s, pvti_k_key_pairs, groups, work, keys, groups);
+    pvti_sort_pass(s, more_work, work, groups, 0, last);
+    const uint64_t *sorted = pvti_sort_pairs(s, more_work, work, k, 32);
     PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 

@@ -1305,71 +1305,50 @@ PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_
 PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
 
 // >>rotation
-/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
-    m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
-    distance are passes over memory. Number j of lane l lies at base + j·step + l·apart: along a row step is 1 and
-    lanes are further blocks of the row; across rows step is a row and lanes are neighbouring columns.
+/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1,
+    2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
+    distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane l lies at base + j·step +
+    l·apart: along a row step is 1 and lanes are further blocks, across rows step is a row and lanes are columns.
     Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
 
 enum { PVTI_ROTATED = 8192 };
 typedef struct pvti_turn {
     float *out;
     const float *x;
-    int64_t step, apart, lanes;  /* lanes: in all, of one base */
-    int64_t bases, base_step;    /* base b is b·base_step */
-    int64_t m, whole, C;         /* m: of these stages; whole: of the transform; C: numbers of a row, for signs */
+    int64_t step, apart, lanes, bases; /* lanes: of one base; base b is b·m·lanes */
+    int64_t m, whole, C, unit;         /* m: of these stages, whole: of the transform; a row, whose numbers lie `unit` apart */
     uint64_t key;
-    int at_once;                 /* lanes of a thread block */
-    bool inverse, factors, along;
+    int at_once;                       /* lanes of a thread block */
+    bool before, behind;               /* when factors come, if at all */
 } pvti_turn;
 
-/* The number, counted through a row, of j in lane l of base b. */
-PVTI_DEVICE int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
-{
-    return t.along ? (base * t.lanes * t.m + lane * t.m + j) % t.C : (base * t.m + j) % t.C;
-}
 PVTI_KERNEL pvti_k_rotate(pvti_turn t)
 {
     PVT_SHARED_DYNAMIC(float, room);
-    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
+    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups * t.m * t.lanes;
     int64_t l0 = blockIdx.x % groups * t.at_once;
-    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m, half = n / 2;
+    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m;
     float scale = 1 / sqrtf((float)t.whole);
-    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
-        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
-        float value = t.x[base * t.base_step + j * t.step + (l0 + l) * t.apart];
-        if (t.factors && !t.inverse)
-            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
-        room[l * m + j] = value;
-    }
-    for (int h = 1; h < m; h *= 2) {
+    auto each = [&](bool out) { /* from x to the room, or from there to out; neighbours by neighbouring threads */
+        for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+            int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
+            int64_t at = base + j * t.step + (l0 + l) * t.apart;
+            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, at / t.unit % t.C, scale) : 1;
+            if (out) t.out[at] = room[l * m + j] * f;
+            else room[l * m + j] = t.x[at] * f;
+        }
         __syncthreads();
-        for (int k = (int)threadIdx.x; k < half; k += (int)blockDim.x) { /* pairs run on through all lanes */
+    };
+    each(false);
+    for (int h = 1; h < m; h *= 2) {
+        for (int k = (int)threadIdx.x; k < n / 2; k += (int)blockDim.x) { /* pairs run on through all lanes */
             int low = k / h * 2 * h + k % h;
             float a = room[low], b = room[low + h];
             room[low] = a + b, room[low + h] = a - b;
         }
+        __syncthreads();
     }
-    __syncthreads();
-    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
-        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
-        float value = room[l * m + j];
-        if (t.factors && t.inverse)
-            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
-        t.out[base * t.base_step + j * t.step + (l0 + l) * t.apart] = value;
-    }
-}
-/* One stage at distance h ≥ 8192 of blocks of m: n numbers along x, `step` apart, `wide` columns. */
-PVTI_KERNEL pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
-                             int64_t C, bool factors)
-{
-    int64_t k = PVTI_INDEX / wide, c = PVTI_INDEX % wide, low = k / h * 2 * h + k % h;
-    float scale = 1 / sqrtf((float)m);
-    if (k >= n / 2) return;
-    float *p = x + low * step + c, *q = x + (low + h) * step + c;
-    float f = pvti_rotation_factor(key, low % C, scale), g = pvti_rotation_factor(key, (low + h) % C, scale);
-    float a = *p, b = *q;
-    *p = factors ? (a + b) * f : a + b, *q = factors ? (a - b) * g : a - b;
+    each(true);
 }
 
 /* n rows of C numbers, or with across the n columns of C rows. */
@@ -1377,19 +1356,19 @@ static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, i
                           bool across)
 {
     pvti_turn t = {};
-    int64_t whole = C & -C, m = pvti_least(whole, PVTI_ROTATED);
     if (n < 1 || C < 1) return;
-    t.out = out, t.x = x, t.m = m, t.whole = whole, t.C = C, t.key = pvti_mix((uint64_t)side), t.inverse = inverse;
-    t.along = !across;
-    t.factors = !inverse || whole == m; /* a transform with further stages ends with these factors there */
-    t.step = across ? n : 1, t.apart = across ? 1 : m, t.lanes = across ? n : C / m;
-    t.bases = across ? C / m : n, t.base_step = across ? m * n : C;
-    t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / m)));
-    PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
-             m * t.at_once * (int64_t)sizeof(float), t);
-    for (int64_t h = m; h < whole; h *= 2)
-        PVTI_EACH(s, pvti_k_butterfly, n * C / 2, out, across ? C : n * C, h, across ? n : (int64_t)1,
-                  across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
+    t.out = out, t.x = x, t.whole = C & -C, t.C = C, t.unit = across ? n : 1, t.key = pvti_mix((uint64_t)side);
+    int64_t done = 1;
+    do {
+        t.m = pvti_least(t.whole / done, PVTI_ROTATED);
+        t.before = !inverse && done == 1, t.behind = inverse && done * t.m == t.whole;
+        t.step = done * t.unit, t.apart = t.step > 1 ? 1 : t.m, t.lanes = t.step > 1 ? t.step : n * C / t.m;
+        t.bases = n * C / (t.m * t.lanes);
+        t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / t.m)));
+        PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
+                 t.m * t.at_once * (int64_t)sizeof(float), t);
+        done *= t.m, t.x = out;
+    } while (done < t.whole);
 }
 static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
 {

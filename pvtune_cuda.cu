@@ -322,7 +322,6 @@ PVTI_DEVICE unsigned pvti_to_bf16(float value)
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 PVTI_DEVICE float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
-PVTI_DEVICE bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
 
 PVTI_BOTH uint64_t pvti_mix(uint64_t z)
 {
@@ -1500,6 +1499,18 @@ PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t
     }
 }
 
+/* Sums of own rows to x, or added to it. */
+template <int C>
+PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0, bool add)
+{
+    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
+    for (int i = 0; i < 4 * C; i++) {
+        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        float *to = x + (int64_t)r * h.own.heads * h.HS + d;
+        if (r < h.own.n && d < h.HS) *to = add ? *to + sum[i / 4][i % 4] : sum[i / 4][i % 4];
+    }
+}
+
 /* ---- the kernels: (query tile, part) × head × sequence ---- */
 
 /*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
@@ -1535,11 +1546,11 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
     int lane = (int)threadIdx.x % 32, mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
     int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
     int r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* the longest first */
-    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
+    int row = r0 + mine + lane / 4, head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
     T *q = room, *k = q + rows * pitch, *v = k + TILE * pitch;
     float s[N][4], acc[C][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
     pvti_span span[2], last = pvti_span_of(h, false, (int)pvti_least(h.own.n, r0 + rows) - 1);
-    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, r0 + mine + lane / 4 + 8 * r);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, row + 8 * r);
     for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] = 0;
     pvti_rows_in(q, rows, h.own.x, h.own, head, r0, h.HS);
     for (int c = pvti_span_of(h, false, r0).from; c <= last.to; c += TILE) {
@@ -1553,17 +1564,13 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
         __syncthreads();
     }
     for (int r = 0; r < 2; r++) {
-        int t = r0 + mine + lane / 4 + 8 * r;
         for (int bits = 1; bits < 4; bits *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
-        if (t >= h.own.n) continue;
-        float *to = out + blockIdx.z * h.own.batch + ((int64_t)t * h.own.heads + head) * h.HS;
-        for (int i = 0; i < 2 * C; i++) {
-            int d = d0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
-            if (d < h.HS) to[d] = acc[i / 2][2 * r + i % 2] / sum[r];
-        }
-        if (lse && lane % 4 == 0 && d0 == 0)
-            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + t] = (most[r] + log2f(sum[r])) / PVTI_LOG2E;
+        for (int i = 0; i < 2 * C; i++) acc[i / 2][2 * r + i % 2] /= sum[r];
+        if (lse && lane % 4 == 0 && d0 == 0 && row + 8 * r < h.own.n)
+            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + row + 8 * r] =
+                (most[r] + log2f(sum[r])) / PVTI_LOG2E;
     }
+    pvti_rows_out<C>(out, acc, h, row, d0, false);
 }
 
 /*  Backward. With P = exp(scale·q·k − lse) and D = Σ_d dout·out of a query:
@@ -1591,15 +1598,6 @@ PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span 
         bool sees = c >= span[r].from && c <= span[r].to;
         float p = sees ? exp2f(fmaf(h.scale, s[i / 4][i % 4], -h.lse[t]) * PVTI_LOG2E) : 0;
         s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
-    }
-}
-template <int C>
-PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
-{
-    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
-    for (int i = 0; i < 4 * C; i++) {
-        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
-        if (r < h.own.n && d < h.HS) x[(int64_t)r * h.own.heads * h.HS + d] += sum[i / 4][i % 4];
     }
 }
 /* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come by. */
@@ -1635,8 +1633,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
             __syncthreads();
         }
     }
-    pvti_rows_out<C>(dx, ax, h, row, d0);
-    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0);
+    pvti_rows_out<C>(dx, ax, h, row, d0, true);
+    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0, true);
 }
 
 /* Forward, dq, dk and dv; in float and bf16; of heads up to 64 and beyond. */
@@ -1814,25 +1812,21 @@ PVTI_KERNEL pvti_k_distance(double *parts, const float *a, const float *b, int64
     double sum = pvti_block_total(end - from, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
-/* *out = Σ x[i·step]. */
-PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
+PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n)
 {
-    double sum = pvti_block_total(n, [=](int64_t i) { return x[i * step]; });
+    double sum = pvti_block_total(n, [=](int64_t i) { return x[i]; });
     if (threadIdx.x == 0) *out = sum;
 }
 static double pvti_op_mse_forward(void *state, const float *a, const float *b, int64_t n)
 {
     PVTI_STATE;
     double *parts = (double *)(void *)s->room, sum = 0;
-    int64_t most = PVT_CUDA_ROOM / 8 - 1, piece = most * PVTI_CHUNK;
-    for (int64_t i = 0; i < n; i += piece) {
-        int64_t count = pvti_least(piece, n - i), blocks = pvti_ceil(count, PVTI_CHUNK);
-        double part = 0;
-        PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a + i, b + i, count);
-        PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks, (int64_t)1);
-        pvti_op_copy_out(s, &part, parts, (int64_t)sizeof part);
-        sum += part;
-    }
+    int64_t blocks = pvti_ceil(n, PVTI_CHUNK);
+    if ((blocks + 1) * (int64_t)sizeof sum > PVT_CUDA_ROOM)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many numbers to compare: raise PVT_CUDA_ROOM");
+    PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a, b, n);
+    PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks);
+    pvti_op_copy_out(s, &sum, parts, (int64_t)sizeof sum);
     return n > 0 && s->failed == PVT_OK ? sum / (double)n : 0;
 }
 PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
@@ -1847,47 +1841,32 @@ static void pvti_op_mse_backward(void *state, float *da, const float *a, const f
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
-/* *bad: the first i that is not finite or too large, all ones: none. atomicMin of integers has no order. */
-PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
+/* *bad: the first i with |from[i]| not below `most`, all ones: none. atomicMin of integers has no order. */
+PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n, float most)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
     float x = from[i];
     unsigned bits = pvti_to_f16(x);
-    if (!(fabsf(x) < 65520.0f)) atomicMin(bad, (unsigned long long)i);
+    if (!(fabsf(x) < most)) atomicMin(bad, (unsigned long long)i);
     if (half) half[i] = (uint16_t)bits;
     if (real) real[i] = pvti_from_f16(bits);
 }
-PVTI_KERNEL pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
-{
-    if (PVTI_INDEX < n && !pvti_is_finite((double)x[PVTI_INDEX])) atomicMin(bad, (unsigned long long)PVTI_INDEX);
-}
-/* The answer of the two: −1 for none. */
-static int64_t pvti_first_bad(pvti_cuda *s)
+static int64_t pvti_round(pvti_cuda *s, uint16_t *half, float *real, const float *from, int64_t n, float most)
 {
     int64_t bad = -1;
-    pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
+    if (s->failed == PVT_OK) pvti_check(s, cudaMemsetAsync(s->room, 0xff, sizeof bad, s->stream), "setting memory");
+    PVTI_EACH(s, pvti_k_round, n, (unsigned long long *)(void *)s->room, half, real, from, n, most);
+    if (n > 0) pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
     return s->failed == PVT_OK ? bad : -1;
-}
-static unsigned long long *pvti_no_bad(pvti_cuda *s)
-{
-    if (s->failed == PVT_OK) pvti_check(s, cudaMemsetAsync(s->room, 0xff, 8, s->stream), "setting memory");
-    return (unsigned long long *)(void *)s->room;
 }
 static int64_t pvti_op_round_f16(void *state, uint16_t *half, float *real, const float *from, int64_t n)
 {
-    PVTI_STATE;
-    unsigned long long *bad = pvti_no_bad(s);
-    PVTI_EACH(s, pvti_k_round, n, bad, half, real, from, n);
-    return n > 0 ? pvti_first_bad(s) : -1;
+    return pvti_round(pvti_here(state), half, real, from, n, 65520);
 }
-static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
+static bool pvti_op_finite(void *state, const float *g, int64_t n, double *)
 {
-    PVTI_STATE;
-    unsigned long long *bad = pvti_no_bad(s);
-    (void)sums;
-    PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
-    return n <= 0 || pvti_first_bad(s) < 0;
+    return pvti_round(pvti_here(state), NULL, NULL, g, n, INFINITY) < 0;
 }
 PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
@@ -2101,16 +2080,19 @@ typedef struct pvti_adam {
     bool lamb;
 } pvti_adam;
 
+PVTI_DEVICE float pvti_second_moment(const pvt_adam &a, int64_t i)
+{
+    return a.v_bf16 ? pvti_from_bf16(((const uint16_t *)a.v)[i]) : ((const float *)a.v)[i];
+}
 /* Moments of number i one step on; the second as it is held, or the largest so far. */
 PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
 {
-    uint16_t *half = (uint16_t *)s.a.v;
-    float g = s.g[i], v = s.a.v_bf16 ? pvti_from_bf16(half[i]) : ((float *)s.a.v)[i];
+    float g = s.g[i], v = pvti_second_moment(s.a, i);
     *m = s.a.m ? s.a.m[i] : g;
     if (step) {
         if (s.a.m) s.a.m[i] = *m = fmaf(s.beta1, *m, s.rest1 * g);
         v = fmaf(s.beta2, v, s.rest2 * g * g);
-        if (s.a.v_bf16) half[i] = (uint16_t)pvti_to_bf16(v), v = pvti_from_bf16(half[i]);
+        if (s.a.v_bf16) ((uint16_t *)s.a.v)[i] = (uint16_t)pvti_to_bf16(v), v = pvti_second_moment(s.a, i);
         else ((float *)s.a.v)[i] = v;
         if (s.a.v_max) s.a.v_max[i] = fmaxf(s.a.v_max[i], v);
     }
@@ -2133,9 +2115,10 @@ PVTI_KERNEL pvti_k_adam(pvti_adam s)
     if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
 }
 /* rate · ‖w‖/‖u‖. */
-PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *norms, double rate)
+PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *sums, int64_t chunks, double rate)
 {
-    double w = norms[0], u = norms[1];
+    double w = pvti_block_total(chunks, [=](int64_t i) { return sums[2 * i]; });
+    double u = pvti_block_total(chunks, [=](int64_t i) { return sums[2 * i + 1]; });
     if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
 }
 static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o, double lr_scale,
@@ -2143,7 +2126,7 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
 {
     PVTI_STATE;
     pvti_adam d = {};
-    double lr = o->lr * lr_scale, power1 = 1, power2 = 1, *norms = (double *)(void *)s->room;
+    double lr = o->lr * lr_scale, power1 = 1, power2 = 1;
     int64_t chunks = pvti_ceil(a->n, PVTI_CHUNK);
     for (int64_t i = 0; i < t; i++) power1 *= o->beta1, power2 *= o->beta2;
     d.a = *a, d.g = g, d.sums = sums, d.lamb = o->rule == PVT_OPTIMIZER_LAMB;
@@ -2154,10 +2137,8 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
     d.keep = d.lamb ? 1 : (float)(1 - lr * o->weight_decay);
     PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
     if (!d.lamb || chunks == 0) return;
-    PVTI_BLOCKS(s, pvti_k_total, 1, norms, sums, chunks, (int64_t)2);
-    PVTI_BLOCKS(s, pvti_k_total, 1, norms + 1, sums + 1, chunks, (int64_t)2);
-    PVTI_RUN(s, pvti_k_lamb_rate, 1, 32, 0, (float *)(void *)(norms + 2), norms, d.rate);
-    d.lamb_rate = (const float *)(const void *)(norms + 2);
+    PVTI_BLOCKS(s, pvti_k_lamb_rate, 1, (float *)(void *)s->room, sums, chunks, d.rate);
+    d.lamb_rate = (const float *)(void *)s->room;
     PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
 }
 
@@ -2209,9 +2190,7 @@ PVTI_KERNEL pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pv
     for (int k = 0; k < w.gog * w.gig; k++) {
         int64_t at = pvti_group_at(w, g, k);
         double d = (double)target[at] - (double)pvti_group_number(w, at);
-        double u = (double)(a.v_max    ? a.v_max[at]
-                            : a.v_bf16 ? pvti_from_bf16(((const uint16_t *)a.v)[at])
-                                       : ((const float *)a.v)[at]);
+        double u = (double)(a.v_max ? a.v_max[at] : pvti_second_moment(a, at));
         sum += (root ? sqrt(u) : u) * d * d;
     }
     sum *= 18446744073709551616.0;
@@ -2374,7 +2353,7 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 {
     PVTI_WEIGHT(w, weight);
     double *norm = (double *)(void *)s->room;
-    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
+    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog);
     PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
 

@@ -321,6 +321,12 @@ PVTI_DEVICE unsigned pvti_to_bf16(float value)
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
+/* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
+PVTI_DEVICE unsigned pvti_turned(float key)
+{
+    unsigned bits = __float_as_uint(key);
+    return bits >> 31 ? bits : ~(bits | 0x80000000u);
+}
 PVTI_DEVICE float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
 
 PVTI_BOTH uint64_t pvti_mix(uint64_t z)
@@ -2218,12 +2224,6 @@ PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
 
-/* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-PVTI_DEVICE unsigned pvti_turned(float key)
-{
-    unsigned bits = __float_as_uint(key);
-    return bits >> 31 ? bits : ~(bits | 0x80000000u);
-}
 /* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
 PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift,
                         int bits)
@@ -2556,28 +2556,19 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
    codebooks through L2. */
 
 enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
-typedef struct pvti_candidate {
-    float loss;
-    int h, k;
-} pvti_candidate;
 /* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the next. */
 typedef struct pvti_search {
-    float *v, *base;      /* [2, slots, D]; [slots] */
-    pvti_candidate *list; /* [slots] */
-    uint16_t *codes;      /* [2, slots, M] */
-    const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
+    float *v, *base;    /* [2, slots, D]; [slots] */
+    unsigned *list;     /* [slots] of hypothesis · 2¹⁶ + entry */
+    uint16_t *codes;    /* [2, slots, M] */
+    const float *books; /* STAGED: [M, D + 1, K], a row of norms last */
     int slots, D;
 } pvti_search;
 PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
 {
-    return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
+    return (2 * slots * D * 4 + slots * 8 + 2 * slots * M * 2 + 15) / 16 * 16;
 }
 
-PVTI_DEVICE bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
-{
-    if (a.loss != b.loss) return a.loss < b.loss;
-    return a.h != b.h ? a.h < b.h : a.k < b.k;
-}
 template <bool STAGED>
 PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
 {
@@ -2603,38 +2594,29 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
     }
     return sum;
 }
-/* The first of all lanes' candidates, to all of them. */
-PVTI_DEVICE pvti_candidate pvti_first_of(pvti_candidate best)
-{
-    for (int bits = 16; bits > 0; bits /= 2) {
-        pvti_candidate other;
-        other.loss = __shfl_xor_sync(0xffffffffu, best.loss, bits);
-        other.h = __shfl_xor_sync(0xffffffffu, best.h, bits);
-        other.k = __shfl_xor_sync(0xffffffffu, best.k, bits);
-        if (other.k >= 0 && (best.k < 0 || pvti_before(other, best))) best = other;
-    }
-    return best;
-}
-/* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
-   entry of hypothesis 0. */
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, which orders by
+   loss, then hypothesis, then entry. Where no loss is a number it is the present entry of hypothesis 0. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
 {
-    int lane = (int)threadIdx.x % 32;
-    pvti_candidate last = {0, 0, 0};
+    const uint64_t none = ~(uint64_t)0;
+    uint64_t last = 0;
     for (int found = 0; found < keep; found++) {
-        pvti_candidate best = {INFINITY, 0, -1}, c;
-        for (c.h = 0; c.h < n; c.h++)
-            for (c.k = lane; c.k < w.K; c.k += 32) {
-                const float *v = room.v + (now * room.slots + c.h) * room.D;
-                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, v) + room.base[c.h];
-                if (!(c.loss < INFINITY) || (found && !pvti_before(last, c))) continue;
-                if (best.k < 0 || pvti_before(c, best)) best = c;
+        uint64_t best = none;
+        for (int h = 0; h < n; h++)
+            for (int k = (int)threadIdx.x % 32; k < w.K; k += 32) {
+                const float *v = room.v + (now * room.slots + h) * room.D;
+                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h];
+                uint64_t one = (uint64_t)~pvti_turned(loss + 0.0f) << 32 | (unsigned)(h << 16 | k); /* no −0 */
+                if (loss < INFINITY && one < best && (!found || one > last)) best = one;
             }
-        last = pvti_first_of(best);
-        if (last.k < 0 && found > 0) return found;
-        if (last.k < 0) last.k = room.codes[now * room.slots * w.M + m];
-        if (lane == 0) room.list[found] = last;
+        for (int bits = 16; bits > 0; bits /= 2) {
+            uint64_t other = __shfl_xor_sync(0xffffffffu, best, bits);
+            best = other < best ? other : best;
+        }
+        if (best == none && found > 0) return found;
+        last = best == none ? room.codes[now * room.slots * w.M + m] : best;
+        if (threadIdx.x % 32 == 0) room.list[found] = (unsigned)last;
     }
     return keep;
 }
@@ -2668,12 +2650,12 @@ PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, i
     int found = pvti_best_entries<STAGED>(room, w, m, n, now, keep);
     __syncwarp();
     for (int i = lane; i < found * D; i += 32) {
-        pvti_candidate c = room.list[i / D];
-        room.v[next * D + i] = v[c.h * D + i % D] - pvti_book_number<STAGED>(room, w, m, c.k, i % D);
+        int h = (int)(room.list[i / D] >> 16), k = (int)(room.list[i / D] & 0xffff);
+        room.v[next * D + i] = v[h * D + i % D] - pvti_book_number<STAGED>(room, w, m, k, i % D);
     }
     for (int i = lane; i < found * M; i += 32) {
-        pvti_candidate c = room.list[i / M];
-        room.codes[next * M + i] = i % M == m ? (uint16_t)c.k : codes[c.h * M + i % M];
+        unsigned best = room.list[i / M];
+        room.codes[next * M + i] = i % M == m ? (uint16_t)best : codes[(int)(best >> 16) * M + i % M];
     }
     __syncwarp();
     return found;
@@ -2730,7 +2712,7 @@ __global__ void __launch_bounds__(PVTI_SEARCHERS, 1)
     pvti_search room;
     room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
     room.v = shared + (STAGED ? w.M * w.K * (room.D + 1) : 0) + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
-    room.base = room.v + 2 * slots * room.D, room.list = (pvti_candidate *)(void *)(room.base + slots);
+    room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
     room.codes = (uint16_t *)(void *)(room.list + slots);
     if (STAGED) pvti_stage(shared, w, room.D);
     __syncthreads();

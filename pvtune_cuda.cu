@@ -46,7 +46,8 @@
 #ifdef PVT_CUBLAS
 #include <cublas_v2.h>
 #endif
-#define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+#define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
+    kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
 #define PVT_SHARED_APART(type, name) __shared__ type name /* of a function that kernels call */
 #define PVT_UNROLL _Pragma("unroll") /* where an array is in registers only so, and nvcc would not do it */
@@ -81,12 +82,11 @@ PVTI_DEVICE unsigned pvti_halves(float low, float high)
 PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
-    if (turned)
-        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-    else
-        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+#define PVTI_LDMATRIX(trans)                                                                \
+    PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"    \
+             : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory")
+    if (turned) PVTI_LDMATRIX(".trans");
+    else PVTI_LDMATRIX("");
 }
 /* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
    both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
@@ -101,7 +101,7 @@ PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned 
 #include "tests/cuda_shim.h"
 #endif
 
-static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu computes in float: PVTUNE_REAL must be float");
+static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu needs PVTUNE_REAL to be float");
 
 #ifndef PVT_CUDA_SLAB /* bytes that the arena takes from the GPU at a time; 0: each allocation alone */
 #define PVT_CUDA_SLAB ((int64_t)256 << 20)
@@ -155,13 +155,13 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
 }
 
 /* One kernel, if nothing has failed and there is something to do; grid: how many blocks, or a dim3. */
-#define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                     \
-    do {                                                                                                   \
-        dim3 blocks_of_it = pvti_grid(grid);                                                               \
-        if ((s)->failed == PVT_OK && blocks_of_it.x && blocks_of_it.y && blocks_of_it.z) {                 \
-            PVT_LAUNCH(kernel, blocks_of_it, (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__); \
-            pvti_check(s, cudaGetLastError(), #kernel);                                                    \
-        }                                                                                                  \
+#define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                \
+    do {                                                                                              \
+        dim3 all = pvti_grid(grid);                                                                   \
+        if ((s)->failed == PVT_OK && all.x && all.y && all.z) {                                       \
+            PVT_LAUNCH(kernel, all, (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__);  \
+            pvti_check(s, cudaGetLastError(), #kernel);                                               \
+        }                                                                                             \
     } while (0)
 static dim3 pvti_grid(dim3 blocks) { return blocks; }
 static dim3 pvti_grid(int64_t blocks) { return dim3((unsigned)(blocks > 0 ? blocks : 0)); }
@@ -171,12 +171,12 @@ static dim3 pvti_grid(int64_t blocks) { return dim3((unsigned)(blocks > 0 ? bloc
 #define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
-/* An op that is one kernel with the same arguments, of which PVTI_ARG(k) is the k-th from the end. `how`: PVTI_EACH
-   or PVTI_BLOCKS. A generic lambda, for which the table's slot says what the arguments are. */
-#define PVTI_OP(op, how, kernel, n)                          \
+/* An op that is one kernel with the same arguments, of which PVTI_ARG(k) is the k-th from the end. `how`:
+   PVTI_EACH or PVTI_BLOCKS. A generic lambda, for which the table's slot says what the arguments are. */
+#define PVTI_OP(op, how, kernel, n)                                  \
     static const auto pvti_op_##op = [](void *state, auto... args) { \
-        PVTI_STATE;                                          \
-        how(s, kernel, n, args...);                          \
+        PVTI_STATE;                                                  \
+        how(s, kernel, n, args...);                                  \
     };
 #define PVTI_ARG(k) std::get<sizeof...(args) - (k)>(std::tie(args...))
 static pvti_cuda *pvti_here(void *state)
@@ -198,7 +198,7 @@ PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
     A slab that is wholly free goes back. All happens in one stream, so a piece that is freed may be handed out
     again while kernels that read it still wait in line: what writes it waits behind them. */
 
-static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t bytes, bool first)
+static bool pvti_piece_insert(pvti_cuda *s, int64_t at, pvti_piece piece)
 {
     if (s->n_pieces == s->room_pieces) {
         int64_t room = 2 * s->room_pieces + 64;
@@ -207,7 +207,7 @@ static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t by
         s->pieces = more, s->room_pieces = room;
     }
     memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces++ - at) * sizeof *s->pieces);
-    s->pieces[at] = {memory, bytes, false, first};
+    s->pieces[at] = piece;
     return true;
 }
 static void pvti_piece_remove(pvti_cuda *s, int64_t at)
@@ -225,7 +225,7 @@ static bool pvti_slab(pvti_cuda *s, int64_t bytes)
         if (most == bytes) return false;
         most = bytes;
     }
-    if (pvti_piece_insert(s, s->n_pieces, (char *)memory, most, true)) return true;
+    if (pvti_piece_insert(s, s->n_pieces, {(char *)memory, most, false, true})) return true;
     cudaFree(memory);
     return false;
 }
@@ -243,7 +243,8 @@ static void *pvti_take(pvti_cuda *s, int64_t bytes)
     while (i < s->n_pieces && (s->pieces[i].used || s->pieces[i].bytes < need)) i++;
     if (i == s->n_pieces && !pvti_slab(s, need)) return NULL;
     if (s->pieces[i].bytes > need) {
-        if (!pvti_piece_insert(s, i + 1, s->pieces[i].at + need, s->pieces[i].bytes - need, false)) return NULL;
+        pvti_piece rest = {s->pieces[i].at + need, s->pieces[i].bytes - need, false, false};
+        if (!pvti_piece_insert(s, i + 1, rest)) return NULL;
         s->pieces[i].bytes = need;
     }
     s->pieces[i].used = true;
@@ -301,7 +302,7 @@ static const auto pvti_op_copy = pvti_op_copies<cudaMemcpyDeviceToDevice>;
 PVTI_DEVICE float pvti_from_f16(unsigned half)
 {
     unsigned sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
-    if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 5.9604644775390625e-8f));
+    if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 0x1p-24f));
     if (rest < 0x7c00u) return __uint_as_float(sign | ((rest << 13) + (112u << 23)));
     return __uint_as_float(sign | (rest << 13) | 0x7f800000u);
 }
@@ -311,7 +312,7 @@ PVTI_DEVICE unsigned pvti_to_f16(float value)
     unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
     if (rest > 0x7f800000u) return sign | 0x7e00u;
     if (rest >= 0x477ff000u) return sign | 0x7c00u;
-    if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - __float_as_uint(0.5f));
+    if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3f000000u);
     return sign | ((rest + 0xfffu + (rest >> 13 & 1u) - (112u << 23)) >> 13);
 }
 PVTI_DEVICE float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
@@ -438,11 +439,17 @@ PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
 }
 
+/* Entry k of codebook m, [gog, gig]. */
+PVTI_DEVICE const float *pvti_book(const pvti_view &w, int m, int k)
+{
+    return w.points + (m * (int64_t)w.K + k) * (w.gog * w.gig);
+}
+
 /* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
 
-PVTI_DEVICE float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
+PVTI_DEVICE float pvti_half(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
 /* Number k of packed ones: a byte holds some that are `run` apart, the first in its lowest bits. */
-PVTI_DEVICE int pvti_packed(const uint8_t *b, int k, int bits, int run)
+PVTI_DEVICE int pvti_bits(const uint8_t *b, int k, int bits, int run)
 {
     int per = 8 / bits;
     return b[k / (run * per) * run + k % run] >> k / run % per * bits & ((1 << bits) - 1);
@@ -453,7 +460,7 @@ PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int s, int code)
     const uint8_t *p = b + 4;
     int scale = s < 4 ? p[s] & 63 : (p[s + 4] & 15) | p[s - 4] >> 6 << 4;
     int min = s < 4 ? p[s + 4] & 63 : p[s + 4] >> 4 | p[s] >> 6 << 4;
-    return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
+    return pvti_half(b) * (float)scale * (float)code - pvti_half(b + 2) * (float)min;
 }
 
 /* Elements and bytes of a block; 0: not decoded here. */
@@ -482,28 +489,28 @@ PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
     case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
-    case PVT_Q4_0: return pvti_half_at(b) * (float)(pvti_packed(b + 2, k, 4, 16) - 8);
+    case PVT_Q4_0: return pvti_half(b) * (float)(pvti_bits(b + 2, k, 4, 16) - 8);
     case PVT_Q5_0:
-        return pvti_half_at(b) * (float)(pvti_packed(b + 6, k, 4, 16) + pvti_packed(b + 2, k, 1, 1) * 16 - 16);
-    case PVT_Q4_1: return pvti_half_at(b) * (float)pvti_packed(b + 4, k, 4, 16) + pvti_half_at(b + 2);
+        return pvti_half(b) * (float)(pvti_bits(b + 6, k, 4, 16) + pvti_bits(b + 2, k, 1, 1) * 16 - 16);
+    case PVT_Q4_1: return pvti_half(b) * (float)pvti_bits(b + 4, k, 4, 16) + pvti_half(b + 2);
     case PVT_Q5_1:
-        k = pvti_packed(b + 8, k, 4, 16) + pvti_packed(b + 4, k, 1, 1) * 16;
-        return pvti_half_at(b) * (float)k + pvti_half_at(b + 2);
-    case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
+        k = pvti_bits(b + 8, k, 4, 16) + pvti_bits(b + 4, k, 1, 1) * 16;
+        return pvti_half(b) * (float)k + pvti_half(b + 2);
+    case PVT_Q8_0: return pvti_half(b) * (float)(int8_t)b[2 + k];
     case PVT_Q2_K:
-        k = pvti_packed(b + 16, k, 2, 32);
-        return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)k - pvti_half_at(b + 82) * (float)(b[s] >> 4);
+        k = pvti_bits(b + 16, k, 2, 32);
+        return pvti_half(b + 80) * (float)(b[s] & 15) * (float)k - pvti_half(b + 82) * (float)(b[s] >> 4);
     case PVT_Q3_K:
-        k = pvti_packed(b + 32, k, 2, 32) + pvti_packed(b, k, 1, 32) * 4 - 4;
-        s = pvti_packed(b + 96, s, 4, 8) + pvti_packed(b + 104, s, 2, 4) * 16 - 32;
-        return pvti_half_at(b + 108) * (float)s * (float)k;
-    case PVT_Q4_K: return pvti_block_q45_k(b, k / 32, pvti_packed(b + 16, k, 4, 32));
+        k = pvti_bits(b + 32, k, 2, 32) + pvti_bits(b, k, 1, 32) * 4 - 4;
+        s = pvti_bits(b + 96, s, 4, 8) + pvti_bits(b + 104, s, 2, 4) * 16 - 32;
+        return pvti_half(b + 108) * (float)s * (float)k;
+    case PVT_Q4_K: return pvti_block_q45_k(b, k / 32, pvti_bits(b + 16, k, 4, 32));
     case PVT_Q5_K:
-        return pvti_block_q45_k(b, k / 32, pvti_packed(b + 48, k, 4, 32) + pvti_packed(b + 16, k, 1, 32) * 16);
+        return pvti_block_q45_k(b, k / 32, pvti_bits(b + 48, k, 4, 32) + pvti_bits(b + 16, k, 1, 32) * 16);
     case PVT_Q6_K:
-        k = pvti_packed(b, k, 4, 64) + pvti_packed(b + 128, k, 2, 32) * 16 - 32;
-        return pvti_half_at(b + 208) * (float)(int8_t)b[192 + s] * (float)k;
-    default: return pvti_half_at(b) * (float)(pvti_packed(b + 2, k, 2, 1) - 1); /* Q2_0 */
+        k = pvti_bits(b, k, 4, 64) + pvti_bits(b + 128, k, 2, 32) * 16 - 32;
+        return pvti_half(b + 208) * (float)(int8_t)b[192 + s] * (float)k;
+    default: return pvti_half(b) * (float)(pvti_bits(b + 2, k, 2, 1) - 1); /* Q2_0 */
     }
 }
 
@@ -511,9 +518,10 @@ PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 
 /* QLoRA, arXiv 2305.14314, appendix E. */
 static __device__ const float pvti_nf4_levels[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+    -1.0f,                -0.6961928009986877f,  -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f,  0.16093020141124725f,  0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f,  0.5626170039176941f,   0.7229568362236023f,  1.0f};
 PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
 PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
 
@@ -577,11 +585,11 @@ PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
     int64_t at = row * w.I + col;
     switch (w.kind) {
     case PVTI_AQLM: {
-        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig), D = (int64_t)w.gog * w.gig;
+        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig);
         int64_t inside = pvti_rest(row, w.gog) * w.gig + pvti_rest(col, w.gig);
         float sum = 0;
         for (int m = 0; m < w.M; m++) {
-            float c = w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + inside];
+            float c = pvti_book(w, m, pvti_code(w, group * w.M + m))[inside];
             sum = m ? sum + c : c;
         }
         return sum;
@@ -589,19 +597,21 @@ PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
     case PVTI_INT: return (float)pvti_code(w, at) - w.extra[pvti_scale_index(w, row, col)];
     case PVTI_SIGNED: return (float)pvti_code(w, at) - w.origin;
     case PVTI_NF4: return pvti_nf4_level(pvti_code(w, at));
-    default: return pvti_point(w, pvti_code(w, row * w.GI + pvti_over(col, w.gig)), (int)pvti_rest(col, w.gig));
+    default: at = row * w.GI + pvti_over(col, w.gig); /* a vector grid's */
     }
+    return pvti_point(w, pvti_code(w, at), (int)pvti_rest(col, w.gig));
 }
 /* One weight of Ŵ. */
 PVTI_DEVICE float pvti_number(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
-/* n ≤ 8 numbers in a row; the rest are zeros. */
+/* Four numbers at a multiple of 16 bytes; n ≤ 8 anywhere, the rest zeros. */
+PVTI_DEVICE float4 pvti_four(const float *from) { return *(const float4 *)(const void *)from; }
 PVTI_DEVICE void pvti_eight(const float *from, int n, float *out)
 {
     if (n == 8 && ((uintptr_t)from & 15) == 0) {
-        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
+        float4 low = pvti_four(from), high = pvti_four(from + 4);
         out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
         out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
     } else {
@@ -615,7 +625,7 @@ PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, floa
     if (w.kind == PVTI_AQLM) {
         for (int m = 0; m < w.M; m++) {
             float e[8];
-            pvti_eight(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8, 8, e);
+            pvti_eight(pvti_book(w, m, pvti_code(w, group * w.M + m)), 8, e);
             for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
         }
     } else if (w.gig == 8) {
@@ -653,15 +663,16 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     w->block = f->in_group, w->extra = (const float *)weight->array[2];
     switch (f->kind) {
     case PVT_FORMAT_AQLM:
-        w->kind = PVTI_AQLM, w->M = f->codebooks, w->gog = f->out_group, w->gig = f->in_group, w->block = w->I;
-        w->points = (const float *)weight->array[1], w->scales = (float *)weight->array[2];
+        w->kind = PVTI_AQLM, w->M = f->codebooks, w->gog = f->out_group, w->gig = f->in_group;
+        w->block = w->I, w->points = (const float *)weight->array[1], w->scales = (float *)weight->array[2];
         break;
     case PVT_FORMAT_INT: w->kind = PVTI_INT; break;
     case PVT_FORMAT_INT_SYMMETRIC: w->kind = PVTI_SIGNED, w->origin = (float)(1 << (f->bits - 1)); break;
     case PVT_FORMAT_Q2_0: w->kind = PVTI_SIGNED, w->origin = 1; break;
     case PVT_FORMAT_NF4: w->kind = PVTI_NF4; break;
     case PVT_FORMAT_HIGGS:
-        w->kind = PVTI_HIGGS, w->gig = f->in_group, w->block = 1024, w->points = (const float *)weight->array[2];
+        w->kind = PVTI_HIGGS, w->gig = f->in_group, w->block = 1024;
+        w->points = (const float *)weight->array[2];
         break;
     case PVT_FORMAT_E8P: w->kind = PVTI_E8P, w->gig = 8, w->block = w->I, w->points = s->e8p; break;
     case PVT_FORMAT_IQ2_XXS: case PVT_FORMAT_IQ2_XS:
@@ -744,14 +755,17 @@ PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t 
     }
     out[PVTI_INDEX] = key ? sum : pvti_number(w, row, col);
 }
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse);
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                        bool inverse);
 
-static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows, int64_t n)
+static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows,
+                                  int64_t n)
 {
     PVTI_WEIGHT(w, weight);
     if (n <= 0) return;
     bool turn = weight->format.rotation == 2;
-    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
+    uint64_t key = turn ? pvti_mix(PVT_SIDE_OUT) : 0;
+    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, key);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
 }
 
@@ -793,8 +807,8 @@ typedef struct alignas(16) pvti_tiles {
     float a[PVTI_STEP][PVTI_PITCH], b[PVTI_STEP][PVTI_PITCH];
 } pvti_tiles;
 /* Eight numbers of x, or of a weight, for each thread; zeros outside R × K. */
-PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int r0, int k0, int R,
-                           int K, bool bf16)
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int r0,
+                           int k0, int R, int K, bool bf16)
 {
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     pvti_place p = pvti_place_of<PVTI_TILE>((int)threadIdx.x, x.across, !x.across, r0, k0, R, K);
@@ -806,8 +820,8 @@ PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, con
 
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemm(float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w, bool accumulate,
-                bool bf16)
+    pvti_k_gemm(float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
+                bool accumulate, bool bf16)
 {
     PVT_SHARED(pvti_tiles, tiles);
     int m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
@@ -823,7 +837,7 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
         pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, (int)N, (int)K, bf16);
         __syncthreads();
         for (int k = 0; k < PVTI_STEP; k++) {
-            float4 x = *(const float4 *)(const void *)&tiles.a[k][r], y = *(const float4 *)(const void *)&tiles.b[k][c];
+            float4 x = pvti_four(&tiles.a[k][r]), y = pvti_four(&tiles.b[k][c]);
             float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
             for (int i = 0; i < 16; i++) sum[i] = fmaf(a[i / 4], b[i % 4], sum[i]);
         }
@@ -838,7 +852,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
    shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
+    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w,
+                bool accumulate)
 {
     int64_t o = PVTI_INDEX / 32;
     int lane = (int)threadIdx.x % 32;
@@ -908,7 +923,8 @@ PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits
     y[i] = accumulate ? y[i] + sum : sum;
 }
 /* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is too small. */
-static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w, bool accumulate)
+static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w,
+                         bool accumulate)
 {
     int64_t half = PVT_CUDA_ROOM / 2, n = rows * w->O, per, splits;
     float *parts = (float *)(void *)(s->room + half);
@@ -949,19 +965,20 @@ PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, 
 /* Eight numbers to a tile of floats, or of bf16. */
 PVTI_DEVICE void pvti_put(float *to, const float *x)
 {
-    float4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
-    *(float4 *)(void *)to = low, *(float4 *)(void *)(to + 4) = high;
+    *(float4 *)(void *)to = {x[0], x[1], x[2], x[3]};
+    *(float4 *)(void *)(to + 4) = {x[4], x[5], x[6], x[7]};
 }
 PVTI_DEVICE void pvti_put(uint16_t *to, const float *x)
 {
-    uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
-    *(uint4 *)(void *)to = words;
+    unsigned words[4];
+    for (int i = 0; i < 8; i += 2) words[i / 2] = pvti_halves(x[i], x[i + 1]);
+    *(uint4 *)(void *)to = {words[0], words[1], words[2], words[3]};
 }
 template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 /* A tile of bf16 from what was fetched, or from a weight. */
 template <int TILE, bool WEIGHT>
-PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w, bool across, int r0, int k0, int R,
-                           int K)
+PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w, bool across, int r0, int k0,
+                           int R, int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         int t = (int)threadIdx.x;
@@ -977,7 +994,8 @@ PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w
 PVTI_DEVICE void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
-    pvti_matrices(x, tile + (across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep), across);
+    int at = across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep;
+    pvti_matrices(x, tile + at, across);
 }
 
 static size_t pvti_mma_bytes(int tile, bool weight)
@@ -986,14 +1004,17 @@ static size_t pvti_mma_bytes(int tile, bool weight)
 }
 template <int TILE, bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
-    pvti_k_mma(float *C, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
-               bool accumulate, bool)
+    pvti_k_mma(float *C, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B,
+               pvti_view w, bool accumulate, bool)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
-    int M = (int)rows, N = (int)cols, K = (int)depth, m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE;
-    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
+    int M = (int)rows, N = (int)cols, K = (int)depth, warp = (int)threadIdx.x / 32,
+        lane = (int)threadIdx.x % 32;
+    int m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE, m = warp % 2 * (TILE / 2),
+        n = warp / 2 * (TILE / 4);
+    int line_a = pvti_line<TILE>(A.across), line_b = pvti_line<TILE>(B.across);
     float sum[ROWS * PAIRS * 2][4];
     auto place = [=](int i) { /* of number i of the sums; NULL: outside */
         int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
@@ -1014,8 +1035,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
         for (int k = 0; k < PVTI_STEP; k += 16) {
             unsigned x[ROWS][4], y[PAIRS][4];
-            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, pvti_line<TILE>(A.across), A.across, m + 16 * i, k);
-            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, pvti_line<TILE>(B.across), B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, line_a, A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, line_b, B.across, n + 16 * j, k);
             for (int i = 0; i < ROWS * PAIRS * 2; i++) {
                 const unsigned *right = y[i % (2 * PAIRS) / 2];
                 pvti_mma(sum[i], x[i / (2 * PAIRS)], right[i % 2], right[2 + i % 2]);
@@ -1044,14 +1065,16 @@ static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
 {
     float one = 1, add = p->accumulate ? 1.0f : 0.0f;
     cublasStatus_t status = cublasGemmEx(
-        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N, (int)p->N, (int)p->M,
-        (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F, (int)p->A.ld, &add, p->C, CUDA_R_32F,
-        (int)p->N, bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N,
+        (int)p->N, (int)p->M, (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F,
+        (int)p->A.ld, &add, p->C, CUDA_R_32F, (int)p->N,
+        bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
 }
 #endif
 /* Plain multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; without a weight and with one. */
-typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view, bool, bool);
+typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view,
+                                 bool, bool);
 static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
                                                          {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
                                                          {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
@@ -1066,8 +1089,8 @@ static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
         dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
         pvti_operand A = p->A;
         A.data += A.across ? m : m * A.ld;
-        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, p->w != NULL) : 0, p->C + m * p->N, rows,
-                 p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
+        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, p->w != NULL) : 0,
+                 p->C + m * p->N, rows, p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
     }
 }
 /* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
@@ -1081,8 +1104,8 @@ static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, p
     pvti_product p = {C, M, N, K, A, B, w, accumulate};
     if (M <= 4 && !A.across && !B.across && K > 0) {
         if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), pvti_ceil(N, PVTI_THREADS / 32), C, A.data, (int)M,
-                    N, K, B, w ? *w : pvti_plain, accumulate);
+        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), pvti_ceil(N, PVTI_THREADS / 32), C,
+                    A.data, (int)M, N, K, B, w ? *w : pvti_plain, accumulate);
         return;
     }
 #ifdef PVT_CUBLAS
@@ -1124,15 +1147,15 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
     pvti_gemm(s, y, n, O, I, {x, I, false}, {W, I, false}, NULL, false);
     if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
-static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
-                                    const float *W, int64_t n, int64_t I, int64_t O)
+static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy,
+                                    const float *x, const float *W, int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
     if (n <= 0) return;
     if (dx) pvti_gemm(s, dx, n, I, O, {dy, O, false}, {W, I, true}, NULL, true);
     if (dW) pvti_gemm(s, dW, O, I, n, {dy, O, true}, {x, I, true}, NULL, true);
-    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, (const float *)NULL, (const float *)NULL,
-                           n, O);
+    const float *one = NULL;
+    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, one, one, n, O);
 }
 
 /* ---- with a weight ---- */
@@ -1147,8 +1170,8 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
     int64_t in = across ? w->O : w->I, out = across ? w->I : w->O, rows;
     int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
     bool before = turned > (across ? 1 : 0), behind = turned > (across ? 0 : 1), aside = behind && accumulate;
-    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * (int64_t)sizeof *y) : n;
-    if (n > 0 && most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * 4) : n;
+    if (n > 0 && most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too wide to rotate: raise PVT_CUDA_ROOM");
     for (int64_t i = 0; i < n && most > 0; i += rows, x += rows * in, y += rows * out) {
         float *room = (float *)(void *)s->room;
         rows = pvti_least(most, n - i);
@@ -1182,7 +1205,10 @@ PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
     if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
 }
 PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add, PVTI_ARG(1))
-static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
+static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n)
+{
+    pvti_op_residual_forward(s, y, y, x, n);
+}
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
     PVTI_STATE;
@@ -1198,8 +1224,8 @@ PVTI_KERNEL pvti_k_swiglu(float *out, const float *gate, const float *up, int64_
     out[PVTI_INDEX] = z * (1 / (1 + expf(-z))) * up[PVTI_INDEX];
 }
 /* With σ = 1/(1 + exp(−z)): dgate += dout·up·σ·(1 + z·(1 − σ)), dup += dout·z·σ. */
-PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                               int64_t n)
+PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate,
+                               const float *up, int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX], sigma = 1 / (1 + expf(-z)), d = dout[PVTI_INDEX];
@@ -1210,7 +1236,8 @@ PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu, PVTI_ARG(1))
 PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back, PVTI_ARG(1))
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
-PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t, int64_t C, float eps)
+PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t, int64_t C,
+                        float eps)
 {
     int64_t i = blockIdx.x;
     double sum = pvti_block_total(C, [=](int64_t c) { return x[i * C + c] * x[i * C + c]; });
@@ -1219,8 +1246,8 @@ PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *we
     if (rstd && threadIdx.x == 0) rstd[i] = r;
 }
 /* dx += r·(dout·w − x·r²/C·Σ dout·w·x); dweight: pvti_k_columns. */
-PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
-                             int64_t C)
+PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd,
+                             const float *weight, int64_t C)
 {
     int64_t i = blockIdx.x;
     double sum = pvti_block_total(C, [=](int64_t c) { return dout[i * C + c] * weight[c] * x[i * C + c]; });
@@ -1229,8 +1256,9 @@ PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const
         dx[i * C + c] += r * (dout[i * C + c] * weight[c] - x[i * C + c] * along);
 }
 PVTI_OP(rmsnorm_forward, PVTI_BLOCKS, pvti_k_norm, PVTI_ARG(2) > 0 ? PVTI_ARG(3) : 0)
-static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
-                                     const float *rstd, const float *weight, int64_t n, int64_t C)
+static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout,
+                                     const float *x, const float *rstd, const float *weight, int64_t n,
+                                     int64_t C)
 {
     PVTI_STATE;
     if (n <= 0 || C <= 0) return;
@@ -1271,16 +1299,20 @@ PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int6
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
     if (head >= B * T * NH) return;
-    float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
+    bool halves = pairing == PVT_ROPE_HALVES;
+    float *a = x + head * HS + (halves ? j : 2 * j), *b = a + (halves ? half : 1);
     float cosine = cosines[t * half + j], sine = sines[t * half + j], old = *a;
     if (BACK) sine = -sine;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<false>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
-PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<true>, PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<false>,
+        PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<true>,
+        PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
 
-PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V,
+                             int64_t C)
 {
     int64_t i = PVTI_INDEX / C, c = PVTI_INDEX % C;
     if (i >= n) return;
@@ -1321,7 +1353,8 @@ typedef struct pvti_turn {
     float *out;
     const float *x;
     int64_t step, apart, lanes, bases; /* lanes: of one base; base b is b·m·lanes */
-    int64_t m, whole, C, unit;         /* m: of these stages, whole: of the transform; a row, whose numbers lie `unit` apart */
+    int64_t m, whole;                  /* of these stages; of the transform */
+    int64_t C, unit;                   /* a row, and how far apart its numbers lie */
     uint64_t key;
     int at_once;                       /* lanes of a thread block */
     bool before, behind;               /* when factors come, if at all */
@@ -1357,12 +1390,13 @@ PVTI_KERNEL pvti_k_rotate(pvti_turn t)
 }
 
 /* n rows of C numbers, or with across the n columns of C rows. */
-static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse,
-                          bool across)
+static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                          bool inverse, bool across)
 {
     pvti_turn t = {};
     if (n < 1 || C < 1) return;
-    t.out = out, t.x = x, t.whole = C & -C, t.C = C, t.unit = across ? n : 1, t.key = pvti_mix((uint64_t)side);
+    t.out = out, t.x = x, t.C = C, t.unit = across ? n : 1;
+    t.whole = C & -C, t.key = pvti_mix((uint64_t)side);
     int64_t done = 1;
     do {
         t.m = pvti_least(t.whole / done, PVTI_ROTATED);
@@ -1375,11 +1409,13 @@ static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, i
         done *= t.m, t.x = out;
     } while (done < t.whole);
 }
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                        bool inverse)
 {
     pvti_turn_all(s, out, x, n, C, side, inverse, false);
 }
-static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side, bool inverse)
+static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side,
+                           bool inverse)
 {
     pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
 }
@@ -1420,7 +1456,8 @@ typedef struct pvti_span {
 PVTI_DEVICE pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
 {
     int at = keys ? row - h.pos : row + h.pos;
-    pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
+    int far = h.window ? h.window - 1 : 1 << 30;
+    pvti_span s = {keys ? at : at - far, keys ? at + far : at};
     if (s.from < 0) s.from = 0;
     if (s.to >= h.other.n) s.to = h.other.n - 1;
     if (row >= h.own.n) s.to = -1; /* nor are its lse and D read */
@@ -1431,7 +1468,8 @@ PVTI_BOTH int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
 template <class T> PVTI_BOTH int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
 /* Rows r0 … of x, of a side, to a tile; zeros where there are none. */
 template <class T>
-PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
+PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0,
+                              int HS)
 {
     int runs = pvti_depth(HS) / 8;
     x += blockIdx.z * side.batch + head * HS;
@@ -1446,22 +1484,24 @@ PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side
 /* ---- products of a warp: 16 rows, numbers of C as pvti_mma has them ---- */
 
 /* s[8·N columns] = a·bᵀ of rows of `depth` numbers. */
-template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
+template <int N>
+PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
 {
     int lane = (int)threadIdx.x % 32;
     a += lane / 4 * pitch, b += lane % 4 * 2 * pitch;
     for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
     for (int k = 0; k < depth; k += 4) {
-        float4 x = *(const float4 *)(const void *)(a + k), y = *(const float4 *)(const void *)(a + 8 * pitch + k);
+        float4 x = pvti_four(a + k), y = pvti_four(a + 8 * pitch + k);
         for (int i = 0; i < 2 * N; i++) {
-            float4 z = *(const float4 *)(const void *)(b + (i / 2 * 8 + i % 2) * pitch + k);
+            float4 z = pvti_four(b + (i / 2 * 8 + i % 2) * pitch + k);
             float *low = &s[i / 2][i % 2], *high = low + 2;
             *low = fmaf(x.w, z.w, fmaf(x.z, z.z, fmaf(x.y, z.y, fmaf(x.x, z.x, *low))));
             *high = fmaf(y.w, z.w, fmaf(y.z, z.z, fmaf(y.y, z.y, fmaf(y.x, z.x, *high))));
         }
     }
 }
-template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
+template <int N>
+PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
 {
     for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
     for (int k = 0; k < depth; k += 16) {
@@ -1507,7 +1547,8 @@ PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t
 
 /* Sums of own rows to x, or added to it. */
 template <int C>
-PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0, bool add)
+PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0,
+                               bool add)
 {
     x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
     for (int i = 0; i < 4 * C; i++) {
@@ -1522,8 +1563,8 @@ PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads
 /*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
     shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
 template <int N>
-PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most, float *sum,
-                              float *shrink)
+PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most,
+                              float *sum, float *shrink)
 {
     for (int r = 0; r < 2; r++) {
         float top = -INFINITY;
@@ -1583,8 +1624,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
         dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
 
 /* D: a warp to a query and head. */
-PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
-                                  int64_t HS)
+PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T,
+                                  int64_t NH, int64_t HS)
 {
     int64_t i = PVTI_INDEX / 32, at = ((i / T / NH * T + i % T) * NH + i / T % NH) * HS;
     double sum = 0;
@@ -1626,7 +1667,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
     pvti_rows_in(own_x, rows, h.own.x, h.own, (int)blockIdx.y, r0, h.HS);
     pvti_rows_in(own_y, rows, h.own.y, h.own, (int)blockIdx.y, r0, h.HS);
     for (int end = head + heads; head < end; head++) {
-        int64_t queries = ((int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y)) * (KEYS ? h.other.n : h.own.n);
+        int64_t one = (int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y);
+        int64_t queries = one * (KEYS ? h.other.n : h.own.n);
         for (int c = pvti_span_of(h, KEYS, r0).from; c <= last.to; c += TILE) {
             pvti_rows_in(x, TILE, h.other.x, h.other, head, c, h.HS);
             pvti_rows_in(y, TILE, h.other.y, h.other, head, c, h.HS);
@@ -1701,13 +1743,14 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     if (!pvti_heads_of(s, &h, q, k, v, d)) return;
     most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
     if (most < 1)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too long a sequence: raise PVT_CUDA_ROOM");
     h.own.y = dout, h.lse = lse, h.D = D;
     for (int64_t b = 0; b < d->B && s->failed == PVT_OK; b += B) {
         int64_t queries = b * h.own.batch, keys = b * h.other.batch, n;
         B = pvti_least(most, d->B - b), n = B * each;
         pvti_heads part = h;
-        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys, part.lse += b * each;
+        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys;
+        part.lse += b * each;
         PVTI_EACH(s, pvti_k_attention_dots, 32 * n, D, dout + queries, out + queries, n, d->T, d->NH, d->HS);
         pvti_attend(s, 1, dq + queries, NULL, &part, B);
         pvti_side own = part.own;
@@ -1756,8 +1799,8 @@ PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, co
 }
 PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update, PVTI_ARG(4))
 
-PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
-                                  int64_t n)
+PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+                                  const int32_t *targets, int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1796,8 +1839,9 @@ PVTI_KERNEL pvti_k_kl(double *loss, const float *student, const double *student_
 }
 PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl, PVTI_ARG(3))
 /* dlogits = scale·(q − p). */
-PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-                           const int32_t *targets, double scale, int64_t, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
+                           const double *teacher_lse, const int32_t *targets, double scale, int64_t,
+                           int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x;
     bool counts = pvti_counts(targets, i);
@@ -1839,7 +1883,8 @@ PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, 
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale, int64_t n)
+static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale,
+                                 int64_t n)
 {
     PVTI_STATE;
     PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
@@ -1848,7 +1893,8 @@ static void pvti_op_mse_backward(void *state, float *da, const float *a, const f
 /* ---- numbers of fp16, and whether all are finite ---- */
 
 /* *bad: the first i with |from[i]| not below `most`, all ones: none. atomicMin of integers has no order. */
-PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n, float most)
+PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n,
+                         float most)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1861,7 +1907,8 @@ PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, c
 static int64_t pvti_round(pvti_cuda *s, uint16_t *half, float *real, const float *from, int64_t n, float most)
 {
     int64_t bad = -1;
-    if (s->failed == PVT_OK) pvti_check(s, cudaMemsetAsync(s->room, 0xff, sizeof bad, s->stream), "setting memory");
+    if (s->failed == PVT_OK)
+        pvti_check(s, cudaMemsetAsync(s->room, 0xff, sizeof bad, s->stream), "setting memory");
     PVTI_EACH(s, pvti_k_round, n, (unsigned long long *)(void *)s->room, half, real, from, n, most);
     if (n > 0) pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
     return s->failed == PVT_OK ? bad : -1;
@@ -1886,7 +1933,7 @@ PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
     which it counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the
     pairs' bytes three times a pass; a shared addition a pair in `count`, two and a match in `move`. */
 
-enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
+enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = 4096 / PVTI_SORT_WARPS };
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
 /* The k-th key of a selection as far as it is known, and how many of those that agree with it are wanted. */
@@ -1911,7 +1958,8 @@ PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int
         atomicAdd(&room[warp][pvti_digit(pairs[from + i], shift, last)], 1u);
     __syncthreads();
 }
-PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift, const pvti_threshold *last)
+PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift,
+                         const pvti_threshold *last)
 {
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
@@ -1936,8 +1984,8 @@ __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t 
         }
     }
 }
-PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const pvti_threshold *last,
-                        const unsigned *places)
+PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift,
+                        const pvti_threshold *last, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
@@ -1953,7 +2001,8 @@ PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shi
         int64_t i = (int64_t)blockIdx.x * PVTI_SORTED + t / 32 * PVTI_WARP_SORTED + k + lane;
         uint64_t pair = i < n ? pairs[i] : 0;
         int digit = i < n ? pvti_digit(pair, shift, last) : -1;
-        unsigned same = __match_any_sync(0xffffffffu, digit), before = (unsigned)__popc(same & ((1u << lane) - 1));
+        unsigned same = __match_any_sync(0xffffffffu, digit);
+        unsigned before = (unsigned)__popc(same & ((1u << lane) - 1));
         unsigned first = before == 0 && digit >= 0 ? atomicAdd(&of[digit], (unsigned)__popc(same)) : 0;
         first = __shfl_sync(0xffffffffu, first, __ffs((int)same) - 1);
         if (digit >= 0) out[first + before] = pair;
@@ -2024,7 +2073,8 @@ typedef float pvti_entry_room[PVTI_THREADS];
 PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
-    int64_t from = pvti_lower(pairs, w.groups, blockIdx.x), to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
+    int64_t from = pvti_lower(pairs, w.groups, blockIdx.x);
+    int64_t to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
     int D = w.gog * w.gig, parts = PVTI_THREADS / D, d = (int)threadIdx.x % D, part = (int)threadIdx.x / D;
     float sum = 0;
     for (int64_t i = from + part; part < parts && i < to; i += parts) {
@@ -2056,7 +2106,8 @@ static bool pvti_op_reserve(void *state, const pvt_weight *weight, int beam)
     (void)beam;
     return pvti_see(s, weight, &w) && (w.kind != PVTI_AQLM || pvti_pairs_room(s, w.groups));
 }
-static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight, const float *dW)
+static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight,
+                                 const float *dW)
 {
     PVTI_WEIGHT(w, weight);
     if (w.kind == PVTI_DENSE) return;
@@ -2127,8 +2178,8 @@ PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *sums, int64_t chunks, dou
     double u = pvti_block_total(chunks, [=](int64_t i) { return sums[2 * i + 1]; });
     if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
 }
-static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o, double lr_scale,
-                         int64_t t, double *sums)
+static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o,
+                         double lr_scale, int64_t t, double *sums)
 {
     PVTI_STATE;
     pvti_adam d = {};
@@ -2156,7 +2207,10 @@ PVTI_DEVICE int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
 {
     return (group / w.GI * w.gog + k / w.gig) * w.I + group % w.GI * w.gig + k % w.gig;
 }
-PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
+PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at)
+{
+    return pvti_number(w, at / w.I, at % w.I);
+}
 
 PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 {
@@ -2225,8 +2279,8 @@ enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
 
 /* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
-PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift,
-                        int bits)
+PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *last,
+                        int shift, int bits)
 {
     PVT_SHARED(pvti_bins, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -2234,7 +2288,7 @@ PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti
     __syncthreads();
     for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
         uint64_t key = pvti_turned(keys[i]);
-        if (key >> (shift + bits) == (uint64_t)threshold->key >> (shift + bits))
+        if (key >> (shift + bits) == (uint64_t)last->key >> (shift + bits))
             atomicAdd(&room[key >> shift & ((1u << bits) - 1)], 1u);
     }
     __syncthreads();
@@ -2278,7 +2332,8 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
     if (k < 1) return;
     pvti_op_zero(s, bins, PVTI_SELECTING);
     for (int i = 0; i < 3; i++) {
-        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, last, shifts[i], i < 2 ? 11 : 10);
+        int64_t chunks = pvti_ceil(groups, PVTI_CHUNK);
+        PVTI_BLOCKS(s, pvti_k_bins, chunks, bins, keys, groups, last, shifts[i], i < 2 ? 11 : 10);
         PVTI_BLOCKS(s, pvti_k_pick, 1, bins, last, i ? (int64_t)0 : k, shifts[i]);
     }
     PVTI_EACH(s, pvti_k_key_pairs, groups, work, keys, groups);
@@ -2289,8 +2344,8 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
 
 /* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
    eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
-PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms, int64_t rows,
-                          double trust)
+PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms,
+                          int64_t rows, double trust)
 {
     double carry = 0, count = 0, all, norm = pvti_block_total(rows, [=](int64_t i) { return norms[i]; });
     for (int64_t i = threadIdx.x * 8; i - threadIdx.x * 8 < n; i += 8 * PVTI_THREADS) {
@@ -2379,12 +2434,12 @@ PVTI_DEVICE int pvti_int_nearest(double x, int most, int other)
     if (code == 0 || (code < most && x > code)) return code + 1;
     return code - 1;
 }
+PVTI_DEVICE double pvti_nf4(int code) { return (double)pvti_nf4_level(code); }
 PVTI_DEVICE int pvti_nf4_nearest(double x, int other)
 {
-    int best = -1;
+    int best = -1; /* where no distance is a number, the first */
     for (int k = 0; k < 16; k++)
-        if (k != other && (best < 0 || fabs(x - (double)pvti_nf4_level(k)) < fabs(x - (double)pvti_nf4_level(best))))
-            best = k;
+        if (k != other && (best < 0 || fabs(x - pvti_nf4(k)) < fabs(x - pvti_nf4(best)))) best = k;
     return best;
 }
 /* The nearest of all but `other`; *step: by how much the weight then moves. */
@@ -2396,7 +2451,8 @@ PVTI_DEVICE int pvti_single(const pvti_view &w, int64_t i, double target, int ot
     if (scale == 0) code = pvti_idle(now, other);
     else if (w.kind == PVTI_NF4) code = pvti_nf4_nearest(target / scale, other);
     else code = pvti_int_nearest(target / scale + zero, w.K - 1, other);
-    *step = scale * (w.kind == PVTI_NF4 ? (double)pvti_nf4_level(code) - (double)pvti_nf4_level(now) : code - now);
+    *step = scale * (double)(code - now);
+    if (w.kind == PVTI_NF4) *step = scale * (pvti_nf4(code) - pvti_nf4(now));
     return code;
 }
 PVTI_KERNEL pvti_k_assign_singles(pvti_view w, pvt_assign a)
@@ -2456,7 +2512,8 @@ PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
 }
 /* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
    costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
-PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first, unsigned *minus)
+PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
+                                    unsigned *minus)
 {
     double score = 0, norm = 0, least = INFINITY;
     int weakest = 0;
@@ -2496,7 +2553,8 @@ PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_
             for (int signs = 0; all && signs < 128; signs++) {
                 int code = first + signs * step;
                 if (code == not_this) continue;
-                pvti_offer(&best, pvti_code_cost(w, x, code) - 8 * delta * delta, i << 8 | signs << 1 | shift);
+                double cost = pvti_code_cost(w, x, code) - 8 * delta * delta;
+                pvti_offer(&best, cost, i << 8 | signs << 1 | shift);
             }
         }
     }
@@ -2573,13 +2631,13 @@ template <bool STAGED>
 PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
 {
     if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
-    return w.points[(m * (int64_t)w.K + k) * room.D + d];
+    return pvti_book(w, m, k)[d];
 }
 /* ‖entry‖² − 2·v·entry. */
 template <bool STAGED>
 PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
 {
-    const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
+    const float *entry = pvti_book(w, m, k);
     float sum = 0, e[8];
     if (STAGED) {
         sum = pvti_book_number<true>(room, w, m, k, room.D);
@@ -2597,7 +2655,8 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
 /* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, which orders by
    loss, then hypothesis, then entry. Where no loss is a number it is the present entry of hypothesis 0. */
 template <bool STAGED>
-PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
+PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
+                                  int keep)
 {
     const uint64_t none = ~(uint64_t)0;
     uint64_t last = 0;
@@ -2620,14 +2679,15 @@ PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, i
     }
     return keep;
 }
-PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
+PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a,
+                               int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
     int lane = (int)threadIdx.x % 32;
     __syncwarp(); /* the last group's hypotheses may still be read */
     for (int d = lane; d < room.D; d += 32) {
         float x = a.target[pvti_group_at(w, group, d)] * inverse;
-        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * room.D + d];
+        for (int m = 0; m < w.M; m++) x -= pvti_book(w, m, pvti_code(w, group * w.M + m))[d];
         room.v[d] = x;
     }
     for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
@@ -2635,12 +2695,14 @@ PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, cons
 }
 /* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
 template <bool STAGED>
-PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep, bool greedy)
+PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
+                           bool greedy)
 {
     int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
     float *v = room.v + now * room.slots * D;
     const uint16_t *codes = room.codes + now * room.slots * M;
-    for (int i = lane; i < n * D; i += 32) v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
+    for (int i = lane; i < n * D; i += 32)
+        v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
     __syncwarp();
     for (int h = lane; h < n; h += 32) {
         room.base[h] = 0;
@@ -2661,8 +2723,8 @@ PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, i
     return found;
 }
 /* Which of the two best is the answer. */
-PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group, int n,
-                            int now)
+PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
+                            int n, int now)
 {
     const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
@@ -2685,8 +2747,8 @@ PVTI_DEVICE float pvti_book_change(const pvti_view &w, const uint16_t *codes, in
     for (int d0 = 0; d0 < D; d0 += 32) {
         double x = 0;
         for (int m = 0; m < w.M && d0 + lane < D; m++) {
-            const float *book = w.points + (int64_t)m * w.K * D + d0 + lane;
-            x += (double)book[(int64_t)codes[m] * D] - (double)book[(int64_t)pvti_code(w, group * w.M + m) * D];
+            const float *old = pvti_book(w, m, pvti_code(w, group * w.M + m));
+            x += (double)pvti_book(w, m, codes[m])[d0 + lane] - (double)old[d0 + lane];
         }
         x *= x;
         for (int d = 0; d < 32 && d0 + d < D; d++) sum += __shfl_sync(0xffffffffu, x, d);
@@ -2697,7 +2759,7 @@ PVTI_DEVICE void pvti_stage(float *books, const pvti_view &w, int D)
 {
     for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
         int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
-        const float *entry = w.points + (m * (int64_t)w.K + k) * D;
+        const float *entry = pvti_book(w, m, k);
         float norm = 0;
         for (int i = 0; i < D && d == D; i++) norm = fmaf(entry[i], entry[i], norm);
         books[at] = d == D ? norm : entry[d];
@@ -2711,7 +2773,8 @@ __global__ void __launch_bounds__(PVTI_SEARCHERS, 1)
     int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;
     pvti_search room;
     room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
-    room.v = shared + (STAGED ? w.M * w.K * (room.D + 1) : 0) + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    room.v = shared + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    if (STAGED) room.v += w.M * w.K * (room.D + 1);
     room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
     room.codes = (uint16_t *)(void *)(room.list + slots);
     if (STAGED) pvti_stage(shared, w, room.D);
@@ -2753,8 +2816,8 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
     if (!staged) books = 0;
     int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
     int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a,
-             order, slots);
+    auto kernel = staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>;
+    PVTI_RUN(s, kernel, blocks, 32 * warps, bytes, *w, *a, order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2840,7 +2903,8 @@ static const char *pvti_choose(int ordinal, char *text, size_t size)
     int count = 0, major = 0, minor = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
         cudaGetLastError();
-        return "no GPU that CUDA can use was found: is the driver installed? Without --device the processor computes";
+        return "no GPU that CUDA can use was found: is the driver there? Without --device the processor "
+               "computes";
     }
     if (ordinal >= count) {
         snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", ordinal, count);
@@ -2859,10 +2923,11 @@ static bool pvti_prepare(pvti_cuda *s)
     const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     cudaFuncAttributes code;
     cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
     for (int i = 0; i < 12 && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2], most, PVTI_ATTENTION_BYTES);
+        error = cudaFuncSetAttribute((&pvti_attention_kernels[0][0][0])[i], most, PVTI_ATTENTION_BYTES);
     for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
         error = cudaFuncSetAttribute(pvti_gemm_kernels[1][i], most, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS
@@ -2927,8 +2992,9 @@ static pvt_result pvti_op_status(void *state, const char **why)
      pvti_op_group_errors, pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, \
      pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return}
 static const pvt_device pvti_tables[PVTI_ORDINALS] = {
-    PVTI_TABLE(0), PVTI_TABLE(1), PVTI_TABLE(2),  PVTI_TABLE(3),  PVTI_TABLE(4),  PVTI_TABLE(5),  PVTI_TABLE(6),  PVTI_TABLE(7),
-    PVTI_TABLE(8), PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11), PVTI_TABLE(12), PVTI_TABLE(13), PVTI_TABLE(14), PVTI_TABLE(15)};
+    PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
+    PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),
+    PVTI_TABLE(12), PVTI_TABLE(13), PVTI_TABLE(14), PVTI_TABLE(15)};
 
 extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
 {
@@ -2942,7 +3008,8 @@ extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_byte
 {
     cudaDeviceProp p;
     size_t left = 0, all = 0;
-    bool known = cudaSetDevice(ordinal) == cudaSuccess && cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
+    bool known = cudaSetDevice(ordinal) == cudaSuccess &&
+                 cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
                  cudaMemGetInfo(&left, &all) == cudaSuccess;
     cudaGetLastError();
     if (name && name_bytes > 0) snprintf(name, (size_t)name_bytes, "%s", known ? p.name : "");

@@ -9,15 +9,15 @@
 
     PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no
     floating-point number is added atomically. Against the processor: rounding only, stated op by op in
-    tests/test_cuda.cpp. A product of one to four rows adds in another order than one of more, so a batch cut so
-    small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section device of
-    pvtune.h).
+    tests/test_cuda.cpp. A product of one to four rows adds in another order than one of more, so a batch cut
+    so small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section
+    device of pvtune.h).
 
-    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32,
-    F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in IQ and TQ
-    blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16 rows
-    and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
-    yet; bench/CUDA.md has what is known without one.
+    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in
+    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and
+    attention of 16 rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None
+    of this has run on a GPU yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -55,8 +55,9 @@
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
 
-/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched
-    where the build has no code for sm_80 or later (pvti_prepare), so what stands there only has to compile. */
+/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never
+    launched where the build has no code for sm_80 or later (pvti_prepare), so what stands there only has to
+    compile. */
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
 #define PVTI_PTX(...) __trap()
 #else
@@ -88,8 +89,9 @@ PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
     if (turned) PVTI_LDMATRIX(".trans");
     else PVTI_LDMATRIX("");
 }
-/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
-   both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
+/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the
+   next, then both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at
+   columns 2(l mod 4), + 1. */
 PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
 {
     PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -194,9 +196,9 @@ PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
 #define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
 
 // >>arena
-/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough serves.
-    A slab that is wholly free goes back. All happens in one stream, so a piece that is freed may be handed out
-    again while kernels that read it still wait in line: what writes it waits behind them. */
+/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough
+    serves. A slab that is wholly free goes back. All happens in one stream, so a piece that is freed may be
+    handed out again while kernels that read it still wait in line: what writes it waits behind them. */
 
 static bool pvti_piece_insert(pvti_cuda *s, int64_t at, pvti_piece piece)
 {
@@ -346,7 +348,8 @@ PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64
 }
 
 // >>sums
-/*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
+/*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by
+    warp. */
 
 typedef double pvti_sums[32];
 typedef uint64_t pvti_words[32];
@@ -410,8 +413,9 @@ template <class T> PVTI_DEVICE T pvti_block_before(T x, T *total)
 
 // >>weights
 /*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a
-    scale, for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels
-    below know of a representation; the arithmetic is pvtune.h's, operation by operation: numbers agree to the bit. */
+    scale, for iq2 times the factor of the group) and `entry` what the code stands for. That is all that
+    kernels below know of a representation; the arithmetic is pvtune.h's, operation by operation: numbers
+    agree to the bit. */
 
 enum { PVTI_DENSE, PVTI_AQLM, PVTI_INT, PVTI_SIGNED, PVTI_NF4, PVTI_HIGGS, PVTI_E8P, PVTI_IQ2 };
 
@@ -430,7 +434,8 @@ typedef struct pvti_view {
     const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
 } pvti_view;
 
-/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
+/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to
+   call. */
 PVTI_DEVICE int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
 PVTI_DEVICE int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
 
@@ -454,7 +459,8 @@ PVTI_DEVICE int pvti_bits(const uint8_t *b, int k, int bits, int run)
     int per = 8 / bits;
     return b[k / (run * per) * run + k % run] >> k / run % per * bits & ((1 << bits) - 1);
 }
-/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed in twelve bytes. */
+/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed in twelve
+   bytes. */
 PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int s, int code)
 {
     const uint8_t *p = b + 4;
@@ -525,9 +531,9 @@ static __device__ const float pvti_nf4_levels[16] = {
 PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
 PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
 
-/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
-   e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
-   eighth sign makes the parity. */
+/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is
+   added. e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the
+   point's number. The eighth sign makes the parity. */
 typedef struct pvti_signed {
     const float *a;
     unsigned minus;
@@ -540,7 +546,7 @@ PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
     pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
     p.minus = signs |= (unsigned)(__popc(signs) & 1) << 7;
     if (w.kind != PVTI_E8P) return p;
-    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
+    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* odd patterns: 2 mod 4 */
     signs ^= (unsigned)(total / 2 & 1) << 7;
     for (int i = 0; i < 8; i++) p.minus = p.minus >> 1 | (signs >> (7 - i) & 1) << 7;
     p.shift = code & 1 ? 0.25f : -0.25f;
@@ -650,7 +656,7 @@ PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, f
     } else {
         for (int j = 0; j < 8; j++) {
             float number = j < n ? pvti_number(w, row, col + j) : 0;
-            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: in registers */
+            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* in registers */
         }
     }
 }
@@ -717,7 +723,8 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 
 /* ---- a weight in full, and some of its rows ---- */
 
-/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
+/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out
+   twice. */
 PVTI_KERNEL pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
@@ -770,9 +777,9 @@ static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *wei
 }
 
 // >>products
-/*  C[M, N] (+)= A·B with sums over k in ascending order, one fused multiply-add each, from C on when it adds: the
-    order of the processor. A block makes 64 × 64 of C with 256 threads, 4 × 4 each; 32 k at a time lie in shared
-    memory, decoded there from whatever B is held in.
+/*  C[M, N] (+)= A·B with sums over k in ascending order, one fused multiply-add each, from C on when it adds:
+    the order of the processor. A block makes 64 × 64 of C with 256 threads, 4 × 4 each; 32 k at a time lie in
+    shared memory, decoded there from whatever B is held in.
     Limit: 2·M·N·K operations; 8 reads of shared memory for 16 fused multiply-adds. */
 
 enum { PVTI_TILE = 64, PVTI_STEP = 32, PVTI_PITCH = PVTI_TILE + 4 };
@@ -784,9 +791,9 @@ typedef struct pvti_operand {
     bool across;
 } pvti_operand;
 
-/* A run of eight numbers of a tile of TILE r by 32 k, whose lines are contiguous numbers of the operand, along k or
-   across: n of them exist, from `first` of `line` of the operand on. Runs go along lines, or with `down` from line to
-   line. */
+/* A run of eight numbers of a tile of TILE r by 32 k, whose lines are contiguous numbers of the operand,
+   along k or across: n of them exist, from `first` of `line` of the operand on. Runs go along lines, or with
+   `down` from line to line. */
 typedef struct pvti_place {
     int over, along;    /* in the tile: which line, and where in it */
     int line, first, n; /* of 32 bits: registers are short here */
@@ -848,8 +855,8 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
 }
 
 /* ---- one to four rows ----
-   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows, lanes added by
-   shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
+   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows,
+   lanes added by shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
 template <bool WEIGHT>
 __global__ void __launch_bounds__(PVTI_THREADS, 1)
     pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w,
@@ -875,11 +882,11 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
     }
 }
 
-/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which a block
-   makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the processor's products have
-   the like). What blocks have for other groups is added in their order.
-   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512 multiply-adds a
-   weight for tables. */
+/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which
+   a block makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the
+   processor's products have the like). What blocks have for other groups is added in their order.
+   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512
+   multiply-adds a weight for tables. */
 enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
 typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
 PVTI_KERNEL pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
@@ -922,7 +929,8 @@ PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits
     for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
     y[i] = accumulate ? y[i] + sum : sum;
 }
-/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is too small. */
+/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is
+   too small. */
 static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w,
                          bool accumulate)
 {
@@ -938,14 +946,15 @@ static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, c
 }
 
 /* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
-   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie
-   as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an odd
-   number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does. Plain numbers
-   come in fp32 by asynchronous copies, under way while the step before is multiplied; each thread rounds what it has
-   copied itself. Weights are decoded straight to their tile.
-   An element's sum goes from C on through k in sixteens, whatever TILE is; inside of sixteen it is the hardware's, which
-   cuts off what is below its window. Limit: 2·M·N·K operations at the tensor cores' rate; shared memory:
-   TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles for 128·128·4 multiply-adds. */
+   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step.
+   Tiles of bf16 lie as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which
+   ldmatrix turns; a pitch of an odd number of 16 bytes spares it bank conflicts. There are two of each
+   operand, so one barrier a step does. Plain numbers come in fp32 by asynchronous copies, under way while
+   the step before is multiplied; each thread rounds what it has copied itself. Weights are decoded
+   straight to their tile. An element's sum goes from C on through k in sixteens, whatever TILE is; inside
+   of sixteen it is the hardware's, which cuts off what is below its window. Limit: 2·M·N·K operations at
+   the tensor cores' rate; shared memory: TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles
+   for 128·128·4 multiply-adds. */
 
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
@@ -989,8 +998,8 @@ PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w
         pvti_put(tile + p.over * pvti_line<TILE>(across) + p.along, run);
     }
 }
-/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
-   r+8 … r+15 1 and 3. */
+/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words
+   0 and 2, r+8 … r+15 1 and 3. */
 PVTI_DEVICE void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
@@ -1123,8 +1132,8 @@ PVTI_KERNEL pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
 typedef float pvti_column_room[8][32];
-/* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
-   each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
+/* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of
+   which each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
 PVTI_KERNEL pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
 {
     PVT_SHARED(pvti_column_room, room);
@@ -1162,8 +1171,8 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
 
 static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
 
-/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes, and y back
-    behind; both take the work space, as many rows at a time as it has room for. */
+/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes,
+    and y back behind; both take the work space, as many rows at a time as it has room for. */
 static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w,
                        int64_t n, bool across, bool accumulate)
 {
@@ -1270,7 +1279,8 @@ enum { PVTI_FREQUENCIES = 128 };
 typedef struct pvti_frequencies {
     float f[PVTI_FREQUENCIES];
 } pvti_frequencies;
-/* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0 on. */
+/* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0
+   on. */
 PVTI_KERNEL pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
                               int64_t half, int64_t pos, int64_t T)
 {
@@ -1320,9 +1330,9 @@ PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids,
 }
 PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding, PVTI_ARG(3) * PVTI_ARG(1))
 
-/*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
-    others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
-    block, and the bytes of dout. */
+/*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them;
+    the others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp
+    of a block, and the bytes of dout. */
 PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V,
                                   int64_t C)
 {
@@ -1342,11 +1352,13 @@ PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_
 PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
 
 // >>rotation
-/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1,
-    2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
-    distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane l lies at base + j·step +
-    l·apart: along a row step is 1 and lanes are further blocks, across rows step is a row and lanes are columns.
-    Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
+/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at
+    distances 1, 2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory;
+    stages beyond that distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane
+    l lies at base + j·step + l·apart: along a row step is 1 and lanes are further blocks, across rows step is
+    a row and lanes are columns.
+    Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a
+    pair. */
 
 enum { PVTI_ROTATED = 8192 };
 typedef struct pvti_turn {
@@ -1367,7 +1379,7 @@ PVTI_KERNEL pvti_k_rotate(pvti_turn t)
     int64_t l0 = blockIdx.x % groups * t.at_once;
     int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m;
     float scale = 1 / sqrtf((float)t.whole);
-    auto each = [&](bool out) { /* from x to the room, or from there to out; neighbours by neighbouring threads */
+    auto each = [&](bool out) { /* from x to the room, or from there to out */
         for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
             int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
             int64_t at = base + j * t.step + (l0 + l) * t.apart;
@@ -1426,12 +1438,14 @@ static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, 
 
 // >>attention
 /*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
-    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the
-    other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores:
-    q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and
-    D are in float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for
-    dk and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
+    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles
+    of the other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16
+    on tensor cores: q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the
+    processor; sums, softmax, lse and D are in float. DC: columns of a row's sums; heads beyond 128 are done
+    in two parts, whose scores are made twice.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for
+    dq, once for dk and dv, so that each sum belongs to one warp and has one order); shared memory:
+    bench/CUDA.md. */
 
 #define PVTI_LOG2E 1.44269504f
 enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
@@ -1560,8 +1574,8 @@ PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads
 
 /* ---- the kernels: (query tile, part) × head × sequence ---- */
 
-/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
-    shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
+/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number:
+    what is shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
 template <int N>
 PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most,
                               float *sum, float *shrink)
@@ -1647,7 +1661,8 @@ PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span 
         s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come by. */
+/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come
+   by. */
 template <class T, int DC, bool KEYS>
 __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
     pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
@@ -1709,8 +1724,8 @@ static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const flo
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
     return s->failed == PVT_OK && d->B > 0 && d->T > 0 && d->NH > 0 && d->HS > 0;
 }
-/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as their tiles
-   have room for. */
+/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as
+   their tiles have room for. */
 static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_heads *h, int64_t B)
 {
     bool half = s->bf16 && s->tensor && (which < 2 ? h->own.n : h->other.n) >= 16, wide = h->HS > 64;
@@ -1760,9 +1775,9 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
 }
 
 // >>losses
-/*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so that a
-    likely token's probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update
-    reads twice. */
+/*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so
+    that a likely token's probability keeps its digits. Limit: the bytes of the logits, which
+    pvti_k_softmax_update reads twice. */
 
 PVTI_DEVICE bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
@@ -1928,10 +1943,11 @@ PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
 
 // >>sort
-/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is
-    that of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of
-    which it counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the
-    pairs' bytes three times a pass; a shared addition a pair in `count`, two and a match in `move`. */
+/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order
+    is that of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a
+    row, of which it counts the digits; its places for them begin behind those of earlier blocks and warps.
+    Limit: the pairs' bytes three times a pass; a shared addition a pair in `count`, two and a match in
+    `move`. */
 
 enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = 4096 / PVTI_SORT_WARPS };
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
@@ -2029,8 +2045,9 @@ static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t
 }
 
 // >>gradients of values
-/*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each. Codebooks:
-    groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the order of groups.
+/*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each.
+    Codebooks: groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the
+    order of groups.
     Limit: the bytes of dW, once for scales and once for each codebook. */
 
 PVTI_KERNEL pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
@@ -2069,7 +2086,8 @@ PVTI_DEVICE int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
     return low;
 }
 typedef float pvti_entry_room[PVTI_THREADS];
-/* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
+/* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in
+   order. */
 PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
@@ -2124,8 +2142,9 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
 }
 
 // >>optimizer
-/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's norms are added block
-    by block, and its rate stays on the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
+/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's norms are added
+    block by block, and its rate stays on the GPU. Limit: the bytes of w, g and moments, read and written;
+    LAMB reads twice. */
 
 typedef struct pvti_adam {
     pvt_adam a;
@@ -2273,7 +2292,8 @@ PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t st
 }
 PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 
-/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
+/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted
+   ---- */
 
 enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
@@ -2320,7 +2340,8 @@ PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
-/* The threshold parts the pairs in one pass of the sort, ties in the order of their indices: the first k are meant. */
+/* The threshold parts the pairs in one pass of the sort, ties in the order of their indices: the first k are
+   meant. */
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
@@ -2342,8 +2363,9 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
     PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 
-/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
-   eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
+/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A
+   thread adds eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5
+   µs. */
 PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms,
                           int64_t rows, double trust)
 {
@@ -2413,8 +2435,9 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 }
 
 // >>search
-/*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a block. The
-    rules, ties included, are those of the processor's searches (sections weights, vector grids, search). */
+/*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a
+    block. The rules, ties included, are those of the processor's searches (sections weights, vector grids,
+    search). */
 
 PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {
@@ -2487,7 +2510,8 @@ PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
-/* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out, double. */
+/* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out,
+   double. */
 PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
@@ -2510,8 +2534,8 @@ PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
     }
     return sum;
 }
-/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
-   costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
+/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one
+   turned that costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
 PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
                                     unsigned *minus)
 {
@@ -2528,9 +2552,9 @@ PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, b
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
-/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1:
-    none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the
-    lowest wins. */
+/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left
+    out (−1: none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code;
+    of equals the lowest wins. */
 PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
     bool e8p = w.kind == PVTI_E8P;
@@ -2606,15 +2630,16 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
 
 /* ---- codebooks ----
    A beam over codebooks, one at a time, in a drawn order: the visited codebook's vector is taken out of each
-   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp to a
-   group: its lanes share the entries; the best are found one after the other, each round passing over what is
-   already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared memory, turned so
-   that lanes read neighbours, with the entries' norms.
-   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged 4·D, and
-   codebooks through L2. */
+   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp
+   to a group: its lanes share the entries; the best are found one after the other, each round passing over
+   what is already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared
+   memory, turned so that lanes read neighbours, with the entries' norms.
+   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged
+   4·D, and codebooks through L2. */
 
 enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
-/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the next. */
+/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the
+   next. */
 typedef struct pvti_search {
     float *v, *base;    /* [2, slots, D]; [slots] */
     unsigned *list;     /* [slots] of hypothesis · 2¹⁶ + entry */
@@ -2652,8 +2677,9 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
     }
     return sum;
 }
-/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, which orders by
-   loss, then hypothesis, then entry. Where no loss is a number it is the present entry of hypothesis 0. */
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, which
+   orders by loss, then hypothesis, then entry. Where no loss is a number it is the present entry of
+   hypothesis 0. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
                                   int keep)
@@ -2665,8 +2691,8 @@ PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, i
         for (int h = 0; h < n; h++)
             for (int k = (int)threadIdx.x % 32; k < w.K; k += 32) {
                 const float *v = room.v + (now * room.slots + h) * room.D;
-                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h];
-                uint64_t one = (uint64_t)~pvti_turned(loss + 0.0f) << 32 | (unsigned)(h << 16 | k); /* no −0 */
+                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h]; /* + 0: no −0 */
+                uint64_t one = (uint64_t)~pvti_turned(loss + 0.0f) << 32 | (unsigned)(h << 16 | k);
                 if (loss < INFINITY && one < best && (!found || one > last)) best = one;
             }
         for (int bits = 16; bits > 0; bits /= 2) {
@@ -2693,7 +2719,8 @@ PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, cons
     for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
     __syncwarp();
 }
-/* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
+/* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing
+   there. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
                            bool greedy)
@@ -2833,8 +2860,8 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
 
 // >>table
 
-/*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but asked of
-    the library: a weight whose codes are the grid's, dequantized on the processor. */
+/*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but
+    asked of the library: a weight whose codes are the grid's, dequantized on the processor. */
 typedef struct pvti_fixed_grid {
     const char *format;
     int n, step, first; /* code of point i: first + i·step */
@@ -2916,8 +2943,8 @@ static const char *pvti_choose(int ordinal, char *text, size_t size)
         return "the GPU does not answer";
     return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
-/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU.
-   Beyond 48 KiB of shared memory one has to ask. */
+/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a
+   newer GPU. Beyond 48 KiB of shared memory one has to ask. */
 static bool pvti_prepare(pvti_cuda *s)
 {
     const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;

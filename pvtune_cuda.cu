@@ -56,8 +56,7 @@
     type *name = (type *)(void *)pvti_dynamic
 
 /*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never
-    launched where the build has no code for sm_80 or later (pvti_prepare), so what stands there only has to
-    compile. */
+    launched where the build has no code for sm_80 or later (pvti_prepare): there it only has to compile. */
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
 #define PVTI_PTX(...) __trap()
 #else
@@ -107,6 +106,9 @@ static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu needs PVTUNE_RE
 
 #ifndef PVT_CUDA_SLAB /* bytes that the arena takes from the GPU at a time; 0: each allocation alone */
 #define PVT_CUDA_SLAB ((int64_t)256 << 20)
+#endif
+#ifndef PVT_CUDA_SIDE /* blocks in the second and the third direction of a grid, at most */
+#define PVT_CUDA_SIDE ((int64_t)65535)
 #endif
 #ifndef PVT_CUDA_ROOM /* bytes of work space, taken when a context begins */
 #define PVT_CUDA_ROOM ((int64_t)64 << 20)
@@ -348,8 +350,7 @@ PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64
 }
 
 // >>sums
-/*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by
-    warp. */
+/*  Sums and maxima over a block's threads, in one fixed order: in each warp by shuffles, then warp by warp. */
 
 typedef double pvti_sums[32];
 typedef uint64_t pvti_words[32];
@@ -413,9 +414,8 @@ template <class T> PVTI_DEVICE T pvti_block_before(T x, T *total)
 
 // >>weights
 /*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a
-    scale, for iq2 times the factor of the group) and `entry` what the code stands for. That is all that
-    kernels below know of a representation; the arithmetic is pvtune.h's, operation by operation: numbers
-    agree to the bit. */
+    scale, for iq2 times the factor of the group) and `entry` what the code stands for. Kernels below know no
+    more of a representation; the arithmetic is pvtune.h's, so that numbers agree to the bit. */
 
 enum { PVTI_DENSE, PVTI_AQLM, PVTI_INT, PVTI_SIGNED, PVTI_NF4, PVTI_HIGGS, PVTI_E8P, PVTI_IQ2 };
 
@@ -434,8 +434,7 @@ typedef struct pvti_view {
     const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
 } pvti_view;
 
-/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to
-   call. */
+/* Rows and columns are below 2³¹: divided in 32 bits, in a tenth of the time and without a call. */
 PVTI_DEVICE int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
 PVTI_DEVICE int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
 
@@ -444,6 +443,13 @@ PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
 }
 
+PVTI_BOTH bool pvti_is_numbers(const pvti_view &w) { return w.kind == PVTI_DENSE && w.dtype == PVT_F32; }
+static pvti_view pvti_plain(const float *numbers, int64_t I)
+{
+    pvti_view w = {};
+    w.kind = PVTI_DENSE, w.dtype = PVT_F32, w.codes = (void *)(uintptr_t)numbers, w.I = I;
+    return w;
+}
 /* Entry k of codebook m, [gog, gig]. */
 PVTI_DEVICE const float *pvti_book(const pvti_view &w, int m, int k)
 {
@@ -459,8 +465,7 @@ PVTI_DEVICE int pvti_bits(const uint8_t *b, int k, int bits, int run)
     int per = 8 / bits;
     return b[k / (run * per) * run + k % run] >> k / run % per * bits & ((1 << bits) - 1);
 }
-/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed in twelve
-   bytes. */
+/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed. */
 PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int s, int code)
 {
     const uint8_t *p = b + 4;
@@ -653,6 +658,8 @@ PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, f
         float unit = pvti_unit(w, row, col);
         pvti_entries(w, row, col, out);
         for (int j = 0; j < 8; j++) out[j] *= unit;
+    } else if (pvti_is_numbers(w)) {
+        pvti_eight((const float *)w.codes + row * w.I + col, n, out);
     } else {
         for (int j = 0; j < 8; j++) {
             float number = j < n ? pvti_number(w, row, col + j) : 0;
@@ -723,8 +730,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 
 /* ---- a weight in full, and some of its rows ---- */
 
-/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out
-   twice. */
+/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and out, twice where δ < 1. */
 PVTI_KERNEL pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
@@ -784,16 +790,27 @@ static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *wei
 
 enum { PVTI_TILE = 64, PVTI_STEP = 32, PVTI_PITCH = PVTI_TILE + 4 };
 
-/* (r, k) is data[r·ld + k], or with across data[k·ld + r]. */
+/* A(r, k) is data[r·ld + k], or with across data[k·ld + r]; B(n, k) is Ŵ[n, k], or with across Ŵ[k, n]. */
 typedef struct pvti_operand {
     const float *data;
     int64_t ld;
     bool across;
 } pvti_operand;
+typedef struct pvti_product {
+    float *C;
+    int64_t M, N, K;
+    pvti_operand A;
+    pvti_view B;
+    bool across, accumulate, bf16; /* across: B is; bf16: operands are rounded */
+} pvti_product;
+/* Where sum number i of a thread belongs; NULL: outside of C. */
+PVTI_DEVICE float *pvti_place_in(float *C, int M, int N, int row, int col)
+{
+    return row < M && col < N ? C + (int64_t)row * N + col : NULL;
+}
 
-/* A run of eight numbers of a tile of TILE r by 32 k, whose lines are contiguous numbers of the operand,
-   along k or across: n of them exist, from `first` of `line` of the operand on. Runs go along lines, or with
-   `down` from line to line. */
+/* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across: n of
+   them exist, from `first` of its `line` on. Runs are counted along lines, or with `down` line after line. */
 typedef struct pvti_place {
     int over, along;    /* in the tile: which line, and where in it */
     int line, first, n; /* of 32 bits: registers are short here */
@@ -814,34 +831,35 @@ typedef struct alignas(16) pvti_tiles {
     float a[PVTI_STEP][PVTI_PITCH], b[PVTI_STEP][PVTI_PITCH];
 } pvti_tiles;
 /* Eight numbers of x, or of a weight, for each thread; zeros outside R × K. */
-PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int r0,
-                           int k0, int R, int K, bool bf16)
+template <bool WEIGHT>
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_product &p, int r0,
+                           int k0, int R)
 {
+    bool across = x.across;
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    pvti_place p = pvti_place_of<PVTI_TILE>((int)threadIdx.x, x.across, !x.across, r0, k0, R, K);
-    if (p.n > 0 && w) pvti_run(*w, p.line, p.first, p.n, run);
-    else if (p.n > 0) pvti_eight(x.data + p.line * x.ld + p.first, p.n, run);
+    pvti_place at = pvti_place_of<PVTI_TILE>((int)threadIdx.x, across, !across, r0, k0, R, (int)p.K);
+    if (at.n > 0 && WEIGHT) pvti_run(p.B, at.line, at.first, at.n, run);
+    if (at.n > 0 && !WEIGHT) pvti_eight(x.data + at.line * x.ld + at.first, at.n, run);
     for (int j = 0; j < 8; j++)
-        *(x.across ? &tile[p.over][p.along + j] : &tile[p.along + j][p.over]) = pvti_rounded(run[j], bf16);
+        *(across ? &tile[at.over][at.along + j] : &tile[at.along + j][at.over]) =
+            pvti_rounded(run[j], p.bf16);
 }
 
-template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemm(float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
-                bool accumulate, bool bf16)
+template <bool WEIGHT> __global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_gemm(pvti_product p)
 {
     PVT_SHARED(pvti_tiles, tiles);
-    int m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
-    int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
+    pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
     float sum[16];
-    auto place = [=](int i) { /* of sum[i]; NULL: outside */
+    int M = (int)p.M, N = (int)p.N, m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
+    int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
+    auto place = [&](int i) { /* of sum[i] */
         int64_t row = m0 + r + i / 4, col = n0 + c + i % 4;
-        return row < M && col < N ? C + row * N + col : NULL;
+        return row < p.M && col < p.N ? p.C + row * p.N + col : NULL;
     };
-    for (int i = 0; i < 16; i++) sum[i] = accumulate && place(i) ? *place(i) : 0;
-    for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
-        pvti_tile(tiles.a, A, NULL, m0, k0, (int)M, (int)K, bf16);
-        pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, (int)N, (int)K, bf16);
+    for (int i = 0; i < 16; i++) sum[i] = p.accumulate && place(i) ? *place(i) : 0;
+    for (int k0 = 0; k0 < p.K; k0 += PVTI_STEP) {
+        pvti_tile<false>(tiles.a, p.A, p, m0, k0, M);
+        pvti_tile<WEIGHT>(tiles.b, B, p, n0, k0, N);
         __syncthreads();
         for (int k = 0; k < PVTI_STEP; k++) {
             float4 x = pvti_four(&tiles.a[k][r]), y = pvti_four(&tiles.b[k][c]);
@@ -857,28 +875,25 @@ __global__ void __launch_bounds__(PVTI_THREADS, 1)
 /* ---- one to four rows ----
    y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows,
    lanes added by shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
-template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w,
-                bool accumulate)
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_gemv(pvti_product p)
 {
     int64_t o = PVTI_INDEX / 32;
     int lane = (int)threadIdx.x % 32;
     float sum[4] = {0, 0, 0, 0}, run[8], in[8];
-    if (o >= N) return; /* the whole warp */
-    for (int64_t k = lane * 8; k < K; k += 256) {
-        int n = (int)pvti_least(8, K - k);
-        if (WEIGHT) pvti_run(w, o, k, n, run);
-        else pvti_eight(B.data + o * B.ld + k, n, run);
+    if (o >= p.N) return; /* the whole warp */
+    for (int64_t k = lane * 8; k < p.K; k += 256) {
+        int n = (int)pvti_least(8, p.K - k);
+        pvti_run(p.B, o, k, n, run);
         for (int r = 0; r < 4; r++) {
-            if (r >= rows) continue;
-            pvti_eight(x + r * K + k, n, in);
+            if (r >= p.M) continue;
+            pvti_eight(p.A.data + r * p.K + k, n, in);
             for (int j = 0; j < 8; j++) sum[r] = fmaf(in[j], run[j], sum[r]);
         }
     }
     for (int r = 0; r < 4; r++) {
         for (int bits = 16; bits > 0; bits /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
-        if (lane == 0 && r < rows) y[r * N + o] = accumulate ? y[r * N + o] + sum[r] : sum[r];
+        float *y = p.C + r * p.N + o;
+        if (lane == 0 && r < p.M) *y = p.accumulate ? *y + sum[r] : sum[r];
     }
 }
 
@@ -929,19 +944,18 @@ PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits
     for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
     y[i] = accumulate ? y[i] + sum : sum;
 }
-/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is
-   too small. */
-static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w,
-                         bool accumulate)
+/* False: tables would not pay, or half of the work space (the other is rotations') does not hold the parts. */
+static bool pvti_look_up(pvti_cuda *s, const pvti_product &p)
 {
-    int64_t half = PVT_CUDA_ROOM / 2, n = rows * w->O, per, splits;
+    const pvti_view &w = p.B;
+    int64_t half = PVT_CUDA_ROOM / 2, n = p.M * w.O, per, splits;
     float *parts = (float *)(void *)(s->room + half);
-    if (w->kind != PVTI_AQLM || w->gog > 1 || w->wide || w->O < 2 * w->K) return false;
-    per = pvti_least(32, PVTI_LOOKUPS / (w->M * w->K)), splits = pvti_ceil(w->GI, per);
-    if (splits * n * 4 > half || rows * (w->I + w->O) * 4 > half) return false;
-    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
-    PVTI_RUN(s, pvti_k_lookups, grid, PVTI_THREADS, 0, parts, x, *w, (int)per);
-    PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
+    if (w.kind != PVTI_AQLM || w.gog > 1 || w.wide || w.O < 2 * w.K) return false;
+    per = pvti_least(32, PVTI_LOOKUPS / (w.M * w.K)), splits = pvti_ceil(w.GI, per);
+    if (splits * n * 4 > half || p.M * (w.I + w.O) * 4 > half) return false;
+    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w.O, PVTI_LOOKUP_ROWS), (unsigned)p.M);
+    PVTI_RUN(s, pvti_k_lookups, grid, PVTI_THREADS, 0, parts, p.A.data, w, (int)per);
+    PVTI_EACH(s, pvti_k_parts, n, p.C, parts, n, splits, p.accumulate);
     return true;
 }
 
@@ -1012,40 +1026,37 @@ static size_t pvti_mma_bytes(int tile, bool weight)
     return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
 }
 template <int TILE, bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
-    pvti_k_mma(float *C, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B,
-               pvti_view w, bool accumulate, bool)
+__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2) pvti_k_mma(pvti_product p)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
-    int M = (int)rows, N = (int)cols, K = (int)depth, warp = (int)threadIdx.x / 32,
-        lane = (int)threadIdx.x % 32;
+    int M = (int)p.M, N = (int)p.N, K = (int)p.K, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE, m = warp % 2 * (TILE / 2),
         n = warp / 2 * (TILE / 4);
-    int line_a = pvti_line<TILE>(A.across), line_b = pvti_line<TILE>(B.across);
-    float sum[ROWS * PAIRS * 2][4];
-    auto place = [=](int i) { /* of number i of the sums; NULL: outside */
+    int line_a = pvti_line<TILE>(p.A.across), line_b = pvti_line<TILE>(p.across);
+    pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
+    float *C = p.C, sum[ROWS * PAIRS * 2][4];
+    auto place = [=](int i) { /* of number i of the sums */
         int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
-        int c = n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        return r < M && c < N ? C + (int64_t)r * N + c : NULL;
+        return pvti_place_in(C, M, N, r, n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2);
     };
-    for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = accumulate && place(i) ? *place(i) : 0;
-    pvti_fetch<TILE>(raw, A, m0, 0, M, K);
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = p.accumulate && place(i) ? *place(i) : 0;
+    pvti_fetch<TILE>(raw, p.A, m0, 0, M, K);
     if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
     for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
         uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
-        if (WEIGHT) pvti_fill<TILE, true>(b, raw, w, B.across, n0, k0, N, K);
+        if (WEIGHT) pvti_fill<TILE, true>(b, raw, p.B, p.across, n0, k0, N, K);
         pvti_copies_wait();
-        pvti_fill<TILE, false>(a, raw, w, A.across, m0, k0, M, K);
-        if (!WEIGHT) pvti_fill<TILE, false>(b, raw_b, w, B.across, n0, k0, N, K);
+        pvti_fill<TILE, false>(a, raw, p.B, p.A.across, m0, k0, M, K);
+        if (!WEIGHT) pvti_fill<TILE, false>(b, raw_b, p.B, p.across, n0, k0, N, K);
         __syncthreads(); /* and who is past it has read the other two tiles */
-        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, A, m0, k0 + PVTI_STEP, M, K);
+        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, p.A, m0, k0 + PVTI_STEP, M, K);
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
         for (int k = 0; k < PVTI_STEP; k += 16) {
             unsigned x[ROWS][4], y[PAIRS][4];
-            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, line_a, A.across, m + 16 * i, k);
-            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, line_b, B.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, line_a, p.A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, line_b, p.across, n + 16 * j, k);
             for (int i = 0; i < ROWS * PAIRS * 2; i++) {
                 const unsigned *right = y[i % (2 * PAIRS) / 2];
                 pvti_mma(sum[i], x[i / (2 * PAIRS)], right[i % 2], right[2 + i % 2]);
@@ -1058,72 +1069,48 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
 
 /* ---- which of them ---- */
 
-static const pvti_view pvti_plain = {}; /* where B is plain numbers */
-
-typedef struct pvti_product {
-    float *C;
-    int64_t M, N, K;
-    pvti_operand A, B;
-    const pvti_view *w; /* NULL: B is plain numbers */
-    bool accumulate;
-} pvti_product;
-
 #ifdef PVT_CUBLAS
 /* Rows of C are columns to cuBLAS, so it makes Cᵀ = B·Aᵀ; in bf16 it rounds operands itself. */
-static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
+static void pvti_cublas(pvti_cuda *s, const pvti_product &p)
 {
-    float one = 1, add = p->accumulate ? 1.0f : 0.0f;
-    cublasStatus_t status = cublasGemmEx(
-        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N,
-        (int)p->N, (int)p->M, (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F,
-        (int)p->A.ld, &add, p->C, CUDA_R_32F, (int)p->N,
-        bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    float one = 1, add = p.accumulate ? 1.0f : 0.0f;
+    cublasStatus_t status =
+        cublasGemmEx(s->cublas, p.across ? CUBLAS_OP_N : CUBLAS_OP_T, p.A.across ? CUBLAS_OP_T : CUBLAS_OP_N,
+                     (int)p.N, (int)p.M, (int)p.K, &one, p.B.codes, CUDA_R_32F, (int)p.B.I, p.A.data,
+                     CUDA_R_32F, (int)p.A.ld, &add, p.C, CUDA_R_32F, (int)p.N,
+                     p.bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
 }
 #endif
-/* Plain multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; without a weight and with one. */
-typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view,
-                                 bool, bool);
+/* Plain multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; B of plain numbers and of a weight. */
+typedef void (*pvti_gemm_kernel)(pvti_product);
 static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
                                                          {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
                                                          {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
-static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
-{
-    bool large = pvti_ceil(p->M, 128) * pvti_ceil(p->N, 128) >= s->cores;
-    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = kind == 1 ? 128 : 64;
-    pvti_gemm_kernel product = pvti_gemm_kernels[kind][p->w != NULL];
-    int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
-    for (int64_t m = 0; m < p->M; m += most) {
-        int64_t rows = pvti_least(p->M - m, most);
-        dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
-        pvti_operand A = p->A;
-        A.data += A.across ? m : m * A.ld;
-        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, p->w != NULL) : 0,
-                 p->C + m * p->N, rows, p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
-    }
-}
 /* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
-static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
-                      const pvti_view *w, bool accumulate)
+static void pvti_gemm(pvti_cuda *s, pvti_product p)
 {
-    bool bf16 = s->bf16 && M >= 16;
-    if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
-    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32)
-        B = {(const float *)w->codes, w->I, B.across}, w = NULL;
-    pvti_product p = {C, M, N, K, A, B, w, accumulate};
-    if (M <= 4 && !A.across && !B.across && K > 0) {
-        if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), pvti_ceil(N, PVTI_THREADS / 32), C,
-                    A.data, (int)M, N, K, B, w ? *w : pvti_plain, accumulate);
+    if (p.M <= 0 || p.N <= 0 || s->failed != PVT_OK) return;
+    p.bf16 = s->bf16 && p.M >= 16;
+    if (p.M <= 4 && !p.A.across && !p.across && p.K > 0) {
+        if (!pvti_look_up(s, p)) PVTI_BLOCKS(s, pvti_k_gemv, pvti_ceil(p.N, PVTI_THREADS / 32), p);
         return;
     }
+    bool weight = !pvti_is_numbers(p.B), large = pvti_ceil(p.M, 128) * pvti_ceil(p.N, 128) >= s->cores;
 #ifdef PVT_CUBLAS
-    if (!w && K > 0 && M < INT32_MAX && N < INT32_MAX && K < INT32_MAX) {
-        pvti_cublas(s, &p, bf16);
+    if (!weight && p.K > 0 && p.M < INT32_MAX && p.N < INT32_MAX && p.K < INT32_MAX) {
+        pvti_cublas(s, p);
         return;
     }
 #endif
-    pvti_launch_gemm(s, &p, bf16);
+    int kind = !p.bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = kind == 1 ? 128 : 64;
+    pvti_gemm_kernel product = pvti_gemm_kernels[kind][weight];
+    for (int64_t m = 0, most = PVT_CUDA_SIDE * tile; m < p.M; m += most) {
+        pvti_product part = p;
+        part.M = pvti_least(most, p.M - m), part.C += m * p.N, part.A.data += p.A.across ? m : m * p.A.ld;
+        dim3 grid((unsigned)pvti_ceil(p.N, tile), (unsigned)pvti_ceil(part.M, tile));
+        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, weight) : 0, part);
+    }
 }
 
 /* y += bias, row by row. */
@@ -1153,7 +1140,7 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
                                    int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
-    pvti_gemm(s, y, n, O, I, {x, I, false}, {W, I, false}, NULL, false);
+    pvti_gemm(s, {y, n, O, I, {x, I, false}, pvti_plain(W, I), false, false, false});
     if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
 static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy,
@@ -1161,8 +1148,8 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
 {
     PVTI_STATE;
     if (n <= 0) return;
-    if (dx) pvti_gemm(s, dx, n, I, O, {dy, O, false}, {W, I, true}, NULL, true);
-    if (dW) pvti_gemm(s, dW, O, I, n, {dy, O, true}, {x, I, true}, NULL, true);
+    if (dx) pvti_gemm(s, {dx, n, I, O, {dy, O, false}, pvti_plain(W, I), true, true, false});
+    if (dW) pvti_gemm(s, {dW, O, I, n, {dy, O, true}, pvti_plain(x, I), true, true, false});
     const float *one = NULL;
     if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, one, one, n, O);
 }
@@ -1186,8 +1173,8 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
         rows = pvti_least(most, n - i);
         float *to = aside ? room + (before ? rows * in : 0) : y;
         if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, out, in, {before ? room : x, in, false}, {NULL, 0, across}, w,
-                  accumulate && !aside);
+        pvti_gemm(
+            s, {to, rows, out, in, {before ? room : x, in, false}, *w, across, accumulate && !aside, false});
         if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
         if (aside) pvti_add_to(s, y, to, rows * out);
     }
@@ -1203,7 +1190,7 @@ static void pvti_op_weight_backward(void *state, float *dx, float *dW, const flo
 {
     PVTI_WEIGHT(w, weight);
     if (dx) pvti_apply(s, dx, dy, weight, &w, n, true, true);
-    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, {dy, w.O, true}, {x, w.I, true}, NULL, true);
+    if (dW && n > 0) pvti_gemm(s, {dW, w.O, w.I, n, {dy, w.O, true}, pvti_plain(x, w.I), true, true, false});
 }
 
 // >>rows
@@ -1279,8 +1266,7 @@ enum { PVTI_FREQUENCIES = 128 };
 typedef struct pvti_frequencies {
     float f[PVTI_FREQUENCIES];
 } pvti_frequencies;
-/* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0
-   on. */
+/* The angle in float, its sine and cosine in double: as the processor. n of HS/2 columns, from j0 on. */
 PVTI_KERNEL pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
                               int64_t half, int64_t pos, int64_t T)
 {
@@ -1357,8 +1343,7 @@ PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
     stages beyond that distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane
     l lies at base + j·step + l·apart: along a row step is 1 and lanes are further blocks, across rows step is
     a row and lanes are columns.
-    Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a
-    pair. */
+    Limit: the bytes of x twice; 4·log2 m + 4 shared accesses of 4 bytes for 2·log2 m operations a pair. */
 
 enum { PVTI_ROTATED = 8192 };
 typedef struct pvti_turn {
@@ -1443,9 +1428,8 @@ static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, 
     on tensor cores: q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the
     processor; sums, softmax, lse and D are in float. DC: columns of a row's sums; heads beyond 128 are done
     in two parts, whose scores are made twice.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for
-    dq, once for dk and dv, so that each sum belongs to one warp and has one order); shared memory:
-    bench/CUDA.md. */
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made once for dq and once
+    for dk and dv: each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
 
 #define PVTI_LOG2E 1.44269504f
 enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
@@ -1661,8 +1645,7 @@ PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span 
         s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come
-   by. */
+/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk, dy dv, and a group's heads come by. */
 template <class T, int DC, bool KEYS>
 __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
     pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
@@ -1744,7 +1727,13 @@ static void pvti_op_attention_forward(void *state, float *out, float *lse, const
 {
     PVTI_STATE;
     pvti_heads h;
-    if (pvti_heads_of(s, &h, q, k, v, d)) pvti_attend(s, 0, out, lse, &h, d->B);
+    if (!pvti_heads_of(s, &h, q, k, v, d)) return;
+    for (int64_t b = 0, B; b < d->B; b += B) {
+        B = pvti_least(PVT_CUDA_SIDE, d->B - b);
+        pvti_attend(s, 0, out, lse, &h, B);
+        h.own.x += B * h.own.batch, h.other.x += B * h.other.batch, h.other.y += B * h.other.batch;
+        out += B * h.own.batch, lse += lse ? B * d->NH * d->T : 0;
+    }
 }
 /* D goes to the work space, for as many sequences at a time as it has room for. */
 static void pvti_op_attention_backward(void *state, float *dq, float *dk, float *dv, const float *dout,
@@ -1756,7 +1745,7 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     float *D = (float *)(void *)s->room;
     int64_t each = d->NH * d->T, most, B;
     if (!pvti_heads_of(s, &h, q, k, v, d)) return;
-    most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
+    most = pvti_least(PVT_CUDA_SIDE, PVT_CUDA_ROOM / (int64_t)sizeof *D / each);
     if (most < 1)
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too long a sequence: raise PVT_CUDA_ROOM");
     h.own.y = dout, h.lse = lse, h.D = D;
@@ -1775,9 +1764,8 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
 }
 
 // >>losses
-/*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so
-    that a likely token's probability keeps its digits. Limit: the bytes of the logits, which
-    pvti_k_softmax_update reads twice. */
+/*  A block to a row of logits. Sums are in double and lse is split in two floats, so that a likely token's
+    probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update reads twice. */
 
 PVTI_DEVICE bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
@@ -1946,8 +1934,7 @@ PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
 /*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order
     is that of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a
     row, of which it counts the digits; its places for them begin behind those of earlier blocks and warps.
-    Limit: the pairs' bytes three times a pass; a shared addition a pair in `count`, two and a match in
-    `move`. */
+    Limit: the pairs' bytes three times a pass; a shared addition a pair in count, two and a match in move. */
 
 enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = 4096 / PVTI_SORT_WARPS };
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
@@ -2046,8 +2033,7 @@ static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t
 
 // >>gradients of values
 /*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each.
-    Codebooks: groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the
-    order of groups.
+    Codebooks: groups are sorted by code, and of each entry a block adds s·dW over its groups, in order.
     Limit: the bytes of dW, once for scales and once for each codebook. */
 
 PVTI_KERNEL pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
@@ -2086,8 +2072,7 @@ PVTI_DEVICE int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
     return low;
 }
 typedef float pvti_entry_room[PVTI_THREADS];
-/* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in
-   order. */
+/* Entry k: thread (part, d) adds number d of every so-many-th group, then parts are added in order. */
 PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
@@ -2142,9 +2127,8 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
 }
 
 // >>optimizer
-/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's norms are added
-    block by block, and its rate stays on the GPU. Limit: the bytes of w, g and moments, read and written;
-    LAMB reads twice. */
+/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's rate stays on
+    the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
 
 typedef struct pvti_adam {
     pvt_adam a;
@@ -2292,8 +2276,7 @@ PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t st
 }
 PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 
-/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted
-   ---- */
+/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what is before it, sorted ---- */
 
 enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
@@ -2340,8 +2323,7 @@ PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
-/* The threshold parts the pairs in one pass of the sort, ties in the order of their indices: the first k are
-   meant. */
+/* The threshold parts the pairs in a pass of the sort, ties in the order of indices: the first k are meant. */
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
@@ -2364,8 +2346,7 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
 }
 
 /* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A
-   thread adds eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5
-   µs. */
+   thread adds eight changes in a row. Limit: one block: 2,048 changes a round of some 0.5 µs. */
 PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms,
                           int64_t rows, double trust)
 {
@@ -2436,8 +2417,7 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 
 // >>search
 /*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a
-    block. The rules, ties included, are those of the processor's searches (sections weights, vector grids,
-    search). */
+    warp. The rules, ties included, are those of pvtune.h (sections weights, vector grids, search). */
 
 PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {
@@ -2510,8 +2490,7 @@ PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
-/* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out,
-   double. */
+/* higgs: ‖c‖² − 2·x·c over all points, in float as pvtune.h's pvti_nearest; with one to leave out in double. */
 PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
@@ -2638,8 +2617,7 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
    4·D, and codebooks through L2. */
 
 enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
-/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the
-   next. */
+/* A warp's shared memory; `now` 0 or 1 of v and codes are the hypotheses, the others become the next. */
 typedef struct pvti_search {
     float *v, *base;    /* [2, slots, D]; [slots] */
     unsigned *list;     /* [slots] of hypothesis · 2¹⁶ + entry */
@@ -2677,9 +2655,8 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
     }
     return sum;
 }
-/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, which
-   orders by loss, then hypothesis, then entry. Where no loss is a number it is the present entry of
-   hypothesis 0. */
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, in
+   order of loss, hypothesis, entry. Where no loss is a number it is hypothesis 0 with its present entry. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
                                   int keep)
@@ -2719,8 +2696,7 @@ PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, cons
     for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
     __syncwarp();
 }
-/* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing
-   there. */
+/* Codebook m for all hypotheses; how many there are now. greedy: without ‖v‖², which decides nothing there. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
                            bool greedy)

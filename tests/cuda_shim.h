@@ -89,6 +89,7 @@ struct world {
     char *base, *end, *most, *last_header; /* of device memory; most: the highest end so far */
     int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: the one of that number; −1: none */
     int last, devices; /* cudaError_t; GPUs there are */
+    int side;          /* of a grid, in its second and third direction */
     int ptx, cores;    /* the architecture that kernels were compiled for, as cudaFuncAttributes has it; multiprocessors */
     char why[200];
     int omit;                    /* the barrier, or wait for copies, in this line is left out; 0: none */
@@ -251,7 +252,9 @@ template <class F> void launch(const char *kernel, dim3 grid, dim3 block, size_t
     w.n = (int)(block.x * block.y * block.z), w.grid = grid, w.block_size = block;
     w.call = call<F>, w.arg = &f;
     if (w.launches++ == w.fail_launch) w.last = 719; /* cudaErrorLaunchFailure */
-    if (w.n < 1 || w.n > THREADS || bytes > SHARED || blocks < 1 || grid.y > 65535 || grid.z > 65535) w.last = 9;
+    if (w.n < 1 || w.n > THREADS || bytes > SHARED || blocks < 1 || grid.y > (unsigned)w.side ||
+        grid.z > (unsigned)w.side)
+        w.last = 9;
     if (w.last) return;
     for (int i = 0; i < w.n; i++)
         w.thread[i].at = dim3((unsigned)i % block.x, (unsigned)i / block.x % block.y, (unsigned)i / (block.x * block.y));

@@ -12,6 +12,8 @@ static int64_t slab; /* 0: each allocation alone, so that the shim sees what is 
 #define PVT_CUDA_SLAB slab
 static int64_t work_space = 1 << 20;
 #define PVT_CUDA_ROOM work_space
+static int64_t grid_side = 65535; /* of a grid */
+#define PVT_CUDA_SIDE grid_side
 #include "../pvtune_cuda.cu"
 #ifdef __CUDACC__
 /* What is asked of the shim, with no answer. */
@@ -19,7 +21,7 @@ namespace shim {
 static struct nothing {
     uint64_t random;
     int64_t launches, errors, fail_launch, fail_malloc, mallocs;
-    int devices, ptx, cores, omit, n_lines, lines[1];
+    int devices, ptx, cores, omit, n_lines, lines[1], side;
     char *base, *end, why[1];
 } w;
 static void guard(bool) {}
@@ -148,6 +150,8 @@ static void compare_bytes(const both *b, const char *what)
 
 /* ---- layer 0 ---- */
 
+static void grids_of(int n) { shim::w.side = n, grid_side = n; }
+
 #define FOR(list, i) for (size_t i = 0; i < sizeof list / sizeof *list; i++)
 static const double EXACT = 0, SUMS = 2e-6; /* SUMS: other orders of sums of some hundred floats */
 
@@ -157,6 +161,7 @@ static void ops_linear()
     static const int sizes[][3] = {{70, 65, 131}, {3, 300, 40}, {1, 5, 3}, {3, 300, 19}, {7, 33, 70}, {5, 24, 64}};
     FOR(sizes, i) {
         int n = sizes[i][0], I = sizes[i][1], O = sizes[i][2];
+        grids_of(i ? 65535 : 1); /* several launches for the first */
         both *x = numbers(n * I, 1), *W = numbers(O * I, 1), *bias = numbers(O, 1), *y = numbers(n * O, 1);
         both *dx = numbers(n * I, 1), *dW = numbers(O * I, 1), *db = numbers(O, 1);
         pvt_linear_forward(host, H(y), H(x), H(W), H(bias), n, I, O);
@@ -256,9 +261,13 @@ static void attention_of(const int *size, bool half, double forward, double back
 }
 static void ops_attention()
 {
+    static const int several[7] = {5, 3, 2, 1, 6, 0, 0};
     static const int sizes[][7] = {{2, 5, 4, 2, 6, 0, 0}, {1, 70, 2, 1, 33, 0, 0},  {1, 45, 3, 3, 8, 0, 9},
                                    {2, 3, 4, 2, 6, 11, 0}, {1, 20, 1, 1, 160, 5, 0}, {1, 1, 4, 1, 16, 40, 7}};
     FOR(sizes, i) attention_of(sizes[i], false, 3e-6, 5e-6);
+    grids_of(2); /* three launches */
+    attention_of(several, false, 3e-6, 5e-6);
+    grids_of(65535);
 }
 static void ops_elements()
 {
@@ -934,6 +943,7 @@ int main()
 {
     quick = getenv("PVTUNE_QUICK") != NULL;
     CHECK(pvt_cuda_device(0, &device) == PVT_OK);
+    grids_of(65535);
     shim::w.fail_launch = shim::w.fail_malloc = -1, shim::w.devices = 1, shim::w.ptx = 90, shim::w.cores = 1;
     CHECK(open_context(NULL, false, &host) == PVT_OK);
     CHECK(open_context(device, false, &there) == PVT_OK || on_gpu);

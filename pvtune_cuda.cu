@@ -21,7 +21,7 @@
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
-    Contents: platform · arena · numbers · sums · weights · products · rows · rotation · attention · losses ·
+    Contents: platform · arena · numbers · sums · rotation · weights · products · rows · attention · losses ·
     sort · gradients of values · optimizer · groups · search · table. */
 
 #include "pvtune.h"
@@ -350,7 +350,7 @@ PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64
 }
 
 // >>sums
-/*  Sums and maxima over a block's threads, in one fixed order: in each warp by shuffles, then warp by warp. */
+/*  Sums and maxima over a block's threads, in one fixed order: in a warp by shuffles, then by warps. */
 
 typedef double pvti_sums[32];
 typedef uint64_t pvti_words[32];
@@ -410,6 +410,96 @@ template <class T> PVTI_DEVICE T pvti_block_before(T x, T *total)
         *total += part[i];
     }
     return lane > 0 ? before + x : before;
+}
+
+// >>rotation
+/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at
+    distances 1, 2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory;
+    stages beyond that distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane
+    l lies at base + j·step + l·apart: along a row step is 1 and lanes are further blocks, across rows step is
+    a row and lanes are columns.
+    Limit: the bytes of x twice; 4·log2 m + 4 shared accesses of 4 bytes for 2·log2 m operations a pair. */
+
+/* The factor of number i in a rotation of blocks of m: its sign over √m. */
+PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
+{
+    return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
+}
+
+enum { PVTI_ROTATED = 8192 };
+typedef struct pvti_turn {
+    float *out;
+    const float *x;
+    int64_t step, apart, lanes, bases; /* lanes: of one base; base b is b·m·lanes */
+    int64_t m, whole;                  /* of these stages; of the transform */
+    int64_t C, unit;                   /* a row, and how far apart its numbers lie */
+    uint64_t key;
+    int at_once;                       /* lanes of a thread block */
+    bool before, behind;               /* when factors come, if at all */
+} pvti_turn;
+
+PVTI_KERNEL pvti_k_rotate(pvti_turn t)
+{
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups * t.m * t.lanes;
+    int64_t l0 = blockIdx.x % groups * t.at_once;
+    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m;
+    float scale = 1 / sqrtf((float)t.whole);
+    auto each = [&](bool out) { /* from x to the room, or from there to out */
+        for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+            int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
+            int64_t at = base + j * t.step + (l0 + l) * t.apart;
+            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, at / t.unit % t.C, scale) : 1;
+            if (out) t.out[at] = room[l * m + j] * f;
+            else room[l * m + j] = t.x[at] * f;
+        }
+        __syncthreads();
+    };
+    each(false);
+    for (int h = 1; h < m; h *= 2) {
+        for (int k = (int)threadIdx.x; k < n / 2; k += (int)blockDim.x) { /* pairs run on through all lanes */
+            int low = k / h * 2 * h + k % h;
+            float a = room[low], b = room[low + h];
+            room[low] = a + b, room[low + h] = a - b;
+        }
+        __syncthreads();
+    }
+    each(true);
+}
+
+/* n rows of C numbers, or with across the n columns of C rows. */
+static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                          bool inverse, bool across)
+{
+    pvti_turn t = {};
+    if (n < 1 || C < 1) return;
+    t.out = out, t.x = x, t.C = C, t.unit = across ? n : 1;
+    t.whole = C & -C, t.key = pvti_mix((uint64_t)side);
+    int64_t done = 1;
+    do {
+        t.m = pvti_least(t.whole / done, PVTI_ROTATED);
+        t.before = !inverse && done == 1, t.behind = inverse && done * t.m == t.whole;
+        t.step = done * t.unit, t.apart = t.step > 1 ? 1 : t.m, t.lanes = t.step > 1 ? t.step : n * C / t.m;
+        t.bases = n * C / (t.m * t.lanes);
+        t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / t.m)));
+        PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
+                 t.m * t.at_once * (int64_t)sizeof(float), t);
+        done *= t.m, t.x = out;
+    } while (done < t.whole);
+}
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                        bool inverse)
+{
+    pvti_turn_all(s, out, x, n, C, side, inverse, false);
+}
+static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side,
+                           bool inverse)
+{
+    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
+}
+static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
+{
+    pvti_turn_all(pvti_here(state), x, x, n, C, side, inverse, true);
 }
 
 // >>weights
@@ -749,12 +839,6 @@ static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight 
     PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
-/* The factor of number i in a rotation of blocks of m: its sign over √m. */
-PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
-{
-    return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
-}
-
 /* out[i] = row rows[i] of Rᵒᵀ·Ŵ; without a rotation of outputs m = 1 and Rᵒ is 1. */
 PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
 {
@@ -768,9 +852,6 @@ PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t 
     }
     out[PVTI_INDEX] = key ? sum : pvti_number(w, row, col);
 }
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
-                        bool inverse);
-
 static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows,
                                   int64_t n)
 {
@@ -809,8 +890,8 @@ PVTI_DEVICE float *pvti_place_in(float *C, int M, int N, int row, int col)
     return row < M && col < N ? C + (int64_t)row * N + col : NULL;
 }
 
-/* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across: n of
-   them exist, from `first` of its `line` on. Runs are counted along lines, or with `down` line after line. */
+/* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across:
+   n of them exist, from `first` of its `line` on. Runs are counted along lines, or with `down` across them. */
 typedef struct pvti_place {
     int over, along;    /* in the tile: which line, and where in it */
     int line, first, n; /* of 32 bits: registers are short here */
@@ -944,7 +1025,7 @@ PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits
     for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
     y[i] = accumulate ? y[i] + sum : sum;
 }
-/* False: tables would not pay, or half of the work space (the other is rotations') does not hold the parts. */
+/* False: tables would not pay, or half of the work space (the other is rotations') has no room for parts. */
 static bool pvti_look_up(pvti_cuda *s, const pvti_product &p)
 {
     const pvti_view &w = p.B;
@@ -1082,7 +1163,7 @@ static void pvti_cublas(pvti_cuda *s, const pvti_product &p)
     if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
 }
 #endif
-/* Plain multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; B of plain numbers and of a weight. */
+/* Multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; B of plain numbers and of a weight. */
 typedef void (*pvti_gemm_kernel)(pvti_product);
 static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
                                                          {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
@@ -1156,8 +1237,11 @@ static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *db
 
 /* ---- with a weight ---- */
 
-static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
-
+PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
+{
+    if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
+}
+PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add, PVTI_ARG(1))
 /*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes,
     and y back behind; both take the work space, as many rows at a time as it has room for. */
 static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w,
@@ -1176,7 +1260,7 @@ static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight 
         pvti_gemm(
             s, {to, rows, out, in, {before ? room : x, in, false}, *w, across, accumulate && !aside, false});
         if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
-        if (aside) pvti_add_to(s, y, to, rows * out);
+        if (aside) pvti_op_residual_forward(s, y, y, to, rows * out);
     }
 }
 static void pvti_op_weight_forward(void *state, float *y, const float *x, const pvt_weight *weight, int64_t n,
@@ -1196,20 +1280,11 @@ static void pvti_op_weight_backward(void *state, float *dx, float *dW, const flo
 // >>rows
 /*  Norms, RoPE, swiglu, sums, the embedding. Limit of all: the bytes that they read and write. */
 
-PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
-{
-    if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
-}
-PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add, PVTI_ARG(1))
-static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n)
-{
-    pvti_op_residual_forward(s, y, y, x, n);
-}
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
     PVTI_STATE;
-    if (da) pvti_add_to(s, da, dout, n);
-    if (db) pvti_add_to(s, db, dout, n);
+    if (da) pvti_op_residual_forward(s, da, da, dout, n);
+    if (db) pvti_op_residual_forward(s, db, db, dout, n);
 }
 
 /* out = silu(gate)·up, silu(z) = z/(1 + exp(−z)). */
@@ -1336,90 +1411,6 @@ PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_
     }
 }
 PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
-
-// >>rotation
-/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at
-    distances 1, 2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory;
-    stages beyond that distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane
-    l lies at base + j·step + l·apart: along a row step is 1 and lanes are further blocks, across rows step is
-    a row and lanes are columns.
-    Limit: the bytes of x twice; 4·log2 m + 4 shared accesses of 4 bytes for 2·log2 m operations a pair. */
-
-enum { PVTI_ROTATED = 8192 };
-typedef struct pvti_turn {
-    float *out;
-    const float *x;
-    int64_t step, apart, lanes, bases; /* lanes: of one base; base b is b·m·lanes */
-    int64_t m, whole;                  /* of these stages; of the transform */
-    int64_t C, unit;                   /* a row, and how far apart its numbers lie */
-    uint64_t key;
-    int at_once;                       /* lanes of a thread block */
-    bool before, behind;               /* when factors come, if at all */
-} pvti_turn;
-
-PVTI_KERNEL pvti_k_rotate(pvti_turn t)
-{
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups * t.m * t.lanes;
-    int64_t l0 = blockIdx.x % groups * t.at_once;
-    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m;
-    float scale = 1 / sqrtf((float)t.whole);
-    auto each = [&](bool out) { /* from x to the room, or from there to out */
-        for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
-            int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
-            int64_t at = base + j * t.step + (l0 + l) * t.apart;
-            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, at / t.unit % t.C, scale) : 1;
-            if (out) t.out[at] = room[l * m + j] * f;
-            else room[l * m + j] = t.x[at] * f;
-        }
-        __syncthreads();
-    };
-    each(false);
-    for (int h = 1; h < m; h *= 2) {
-        for (int k = (int)threadIdx.x; k < n / 2; k += (int)blockDim.x) { /* pairs run on through all lanes */
-            int low = k / h * 2 * h + k % h;
-            float a = room[low], b = room[low + h];
-            room[low] = a + b, room[low + h] = a - b;
-        }
-        __syncthreads();
-    }
-    each(true);
-}
-
-/* n rows of C numbers, or with across the n columns of C rows. */
-static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
-                          bool inverse, bool across)
-{
-    pvti_turn t = {};
-    if (n < 1 || C < 1) return;
-    t.out = out, t.x = x, t.C = C, t.unit = across ? n : 1;
-    t.whole = C & -C, t.key = pvti_mix((uint64_t)side);
-    int64_t done = 1;
-    do {
-        t.m = pvti_least(t.whole / done, PVTI_ROTATED);
-        t.before = !inverse && done == 1, t.behind = inverse && done * t.m == t.whole;
-        t.step = done * t.unit, t.apart = t.step > 1 ? 1 : t.m, t.lanes = t.step > 1 ? t.step : n * C / t.m;
-        t.bases = n * C / (t.m * t.lanes);
-        t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / t.m)));
-        PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
-                 t.m * t.at_once * (int64_t)sizeof(float), t);
-        done *= t.m, t.x = out;
-    } while (done < t.whole);
-}
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
-                        bool inverse)
-{
-    pvti_turn_all(s, out, x, n, C, side, inverse, false);
-}
-static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side,
-                           bool inverse)
-{
-    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
-}
-static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
-{
-    pvti_turn_all(pvti_here(state), x, x, n, C, side, inverse, true);
-}
 
 // >>attention
 /*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
@@ -1645,7 +1636,7 @@ PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span 
         s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk, dy dv, and a group's heads come by. */
+/* Own rows are queries, dx is dq; with KEYS they are keys, dx is dk, dy dv, and a group's heads come by. */
 template <class T, int DC, bool KEYS>
 __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
     pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
@@ -2323,7 +2314,7 @@ PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
-/* The threshold parts the pairs in a pass of the sort, ties in the order of indices: the first k are meant. */
+/* The threshold parts the pairs in a pass of the sort, ties in order of indices: the first k are meant. */
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
@@ -2490,7 +2481,7 @@ PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
-/* higgs: ‖c‖² − 2·x·c over all points, in float as pvtune.h's pvti_nearest; with one to leave out in double. */
+/* higgs: ‖c‖² − 2·x·c over all points, in float as pvtune.h's pvti_nearest; in double with one to omit. */
 PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
@@ -2696,7 +2687,7 @@ PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, cons
     for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
     __syncwarp();
 }
-/* Codebook m for all hypotheses; how many there are now. greedy: without ‖v‖², which decides nothing there. */
+/* Codebook m for all hypotheses; how many there are now. greedy: without ‖v‖², which decides nothing. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
                            bool greedy)

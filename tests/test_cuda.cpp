@@ -579,6 +579,25 @@ static void accept_some(pvti_cuda *s, int64_t n, int64_t rows, double trust)
     compare_bytes(accepted, "weight_commit: groups accepted");
     release_all();
 }
+/* What is not finite, or too large for fp16, is found wherever it is, and the first of several. */
+static void finite_some(pvti_cuda *s)
+{
+    static const float bad[4] = {NAN, -INFINITY, 65520, -65519.99f}; /* the last rounds to 65504 */
+    enum { N = 300 };
+    both *x = array(NULL, N * 4), *y = array(NULL, N * 4);
+    for (int i = 0; i < 4; i++)
+        for (int64_t at = 0; at < N; at += N - 1) {
+            pvt_memory_zero(there, x->d, x->bytes), pvt_memory_write(there, D(x) + at, &bad[i], 4);
+            worked(pvti_op_finite(s, D(x), N, NULL) == (i > 1), "finite");
+            worked(pvti_op_round_f16(s, NULL, D(y), D(x), N) == (i < 3 ? at : -1), "round_f16: the place");
+        }
+    pvt_memory_write(there, D(x) + 70, bad, 4);
+    worked(pvti_op_round_f16(s, NULL, D(y), D(x), N) == 70, "round_f16: the first place");
+    H(y)[N - 1] = -65504, pvt_memory_write(there, D(x) + 70, y->h, 4);
+    worked(pvti_op_round_f16(s, NULL, D(y), D(x), N) == -1, "round_f16: none");
+    compare(y, "round_f16", EXACT);
+    release_all();
+}
 /* The nearest point of a signed grid, and the nearest but that: against all codes. A kernel's function, called as it is. */
 static void nearest_signed(pvti_cuda *s, int kind, int pairs)
 {
@@ -613,6 +632,7 @@ static void select_all()
     select_some(s, PICKED, 300, 0), select_some(s, PICKED, 5000, 40);
     if (!planted) select_some(s, PICKED, 1, 3), select_some(s, 70, 70, 0), select_some(s, 5, 3, 1), select_some(s, 4097, 9, 1);
     for (int i = 0; i < 3 && !planted; i++) select_some(s, PICKED, PICKED / 2 + 3, -1), select_some(s, 1000, 501, -1);
+    if (!planted) select_some(s, 40000, 700, 0), finite_some(s);
     if (!planted) nearest_signed(s, PVTI_E8P, 0), nearest_signed(s, PVTI_IQ2, 0), nearest_signed(s, PVTI_IQ2, 1);
     sort_some(s, PICKED);
     accept_some(s, 2500, 300, 2), accept_some(s, 3, 700, 1e-3), accept_some(s, 4000, 9, 1e3), accept_some(s, 1, 1, 0.5);

@@ -468,8 +468,8 @@ PVTI_KERNEL pvti_k_rotate(pvti_turn t)
 }
 
 /* n rows of C numbers, or with across the n columns of C rows. */
-static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
-                          bool inverse, bool across)
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                        bool inverse, bool across = false)
 {
     pvti_turn t = {};
     if (n < 1 || C < 1) return;
@@ -487,11 +487,6 @@ static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, i
         done *= t.m, t.x = out;
     } while (done < t.whole);
 }
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
-                        bool inverse)
-{
-    pvti_turn_all(s, out, x, n, C, side, inverse, false);
-}
 static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side,
                            bool inverse)
 {
@@ -499,7 +494,7 @@ static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, i
 }
 static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
 {
-    pvti_turn_all(pvti_here(state), x, x, n, C, side, inverse, true);
+    pvti_rotate(pvti_here(state), x, x, n, C, side, inverse, true);
 }
 
 // >>weights
@@ -884,14 +879,9 @@ typedef struct pvti_product {
     pvti_view B;
     bool across, accumulate, bf16; /* across: B is; bf16: operands are rounded */
 } pvti_product;
-/* Where sum number i of a thread belongs; NULL: outside of C. */
-PVTI_DEVICE float *pvti_place_in(float *C, int M, int N, int row, int col)
-{
-    return row < M && col < N ? C + (int64_t)row * N + col : NULL;
-}
 
 /* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across:
-   n of them exist, from `first` of its `line` on. Runs are counted along lines, or with `down` across them. */
+   n of them exist, from `first` of its `line` on. Runs count along lines, or with `down` across them. */
 typedef struct pvti_place {
     int over, along;    /* in the tile: which line, and where in it */
     int line, first, n; /* of 32 bits: registers are short here */
@@ -933,7 +923,7 @@ template <bool WEIGHT> __global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k
     float sum[16];
     int M = (int)p.M, N = (int)p.N, m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
     int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
-    auto place = [&](int i) { /* of sum[i] */
+    auto place = [&](int i) { /* of sum[i]; NULL: outside of C */
         int64_t row = m0 + r + i / 4, col = n0 + c + i % 4;
         return row < p.M && col < p.N ? p.C + row * p.N + col : NULL;
     };
@@ -1041,15 +1031,14 @@ static bool pvti_look_up(pvti_cuda *s, const pvti_product &p)
 }
 
 /* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
-   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step.
-   Tiles of bf16 lie as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which
-   ldmatrix turns; a pitch of an odd number of 16 bytes spares it bank conflicts. There are two of each
-   operand, so one barrier a step does. Plain numbers come in fp32 by asynchronous copies, under way while
-   the step before is multiplied; each thread rounds what it has copied itself. Weights are decoded
-   straight to their tile. An element's sum goes from C on through k in sixteens, whatever TILE is; inside
-   of sixteen it is the hardware's, which cuts off what is below its window. Limit: 2·M·N·K operations at
-   the tensor cores' rate; shared memory: TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles
-   for 128·128·4 multiply-adds. */
+   A block makes TILE × TILE of C, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie as
+   memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an
+   odd number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does.
+   Plain numbers come in fp32 by asynchronous copies, under way while the step before is multiplied; each
+   thread rounds what it has copied. Weights are decoded straight to their tile. A sum goes from C on through
+   k in sixteens, whatever TILE is; inside of sixteen the hardware cuts off what is below its window.
+   Limit: 2·M·N·K operations at the tensor cores' rate; shared memory: TILE = 128 reads 6 KiB of fragments and
+   writes 2 KiB of tiles for 128·128·4 multiply-adds. */
 
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
@@ -1113,14 +1102,14 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2) pvti_k_mma(
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
     int M = (int)p.M, N = (int)p.N, K = (int)p.K, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    int m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE, m = warp % 2 * (TILE / 2),
-        n = warp / 2 * (TILE / 4);
-    int line_a = pvti_line<TILE>(p.A.across), line_b = pvti_line<TILE>(p.across);
+    int m0 = (int)blockIdx.y * TILE, m = warp % 2 * (TILE / 2), line_a = pvti_line<TILE>(p.A.across);
+    int n0 = (int)blockIdx.x * TILE, n = warp / 2 * (TILE / 4), line_b = pvti_line<TILE>(p.across);
     pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
     float *C = p.C, sum[ROWS * PAIRS * 2][4];
-    auto place = [=](int i) { /* of number i of the sums */
+    auto place = [=](int i) { /* of number i of the sums; NULL: outside of C */
         int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
-        return pvti_place_in(C, M, N, r, n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2);
+        int c = n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2;
+        return r < M && c < N ? C + (int64_t)r * N + c : NULL;
     };
     for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = p.accumulate && place(i) ? *place(i) : 0;
     pvti_fetch<TILE>(raw, p.A, m0, 0, M, K);
@@ -2921,7 +2910,8 @@ static bool pvti_prepare(pvti_cuda *s)
         error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
     for (int i = 0; i < 12 && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute((&pvti_attention_kernels[0][0][0])[i], most, PVTI_ATTENTION_BYTES);
+        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2], most,
+                                     PVTI_ATTENTION_BYTES);
     for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
         error = cudaFuncSetAttribute(pvti_gemm_kernels[1][i], most, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS

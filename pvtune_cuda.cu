@@ -449,7 +449,8 @@ PVTI_KERNEL pvti_k_rotate(pvti_turn t)
         for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
             int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
             int64_t at = base + j * t.step + (l0 + l) * t.apart;
-            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, at / t.unit % t.C, scale) : 1;
+            int64_t number = (t.unit > 1 ? at / t.unit : at) % t.C;
+            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, number, scale) : 1;
             if (out) t.out[at] = room[l * m + j] * f;
             else room[l * m + j] = t.x[at] * f;
         }
@@ -840,12 +841,13 @@ PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t 
     int64_t i = PVTI_INDEX / w.I, col = PVTI_INDEX % w.I;
     if (i >= n) return;
     int64_t row = rows[i], first = row / m * m;
-    float sum = 0, factor = m > 1 || key ? pvti_rotation_factor(key, row, 1 / sqrtf((float)m)) : 1;
-    for (int64_t j = 0; j < m; j++) {
+    float sum = key ? 0 : pvti_number(w, row, col),
+          factor = pvti_rotation_factor(key, row, 1 / sqrtf((float)m));
+    for (int64_t j = 0; key && j < m; j++) {
         float sign = __popc((unsigned)((row - first) & j)) & 1 ? -factor : factor;
         sum += sign * pvti_number(w, first + j, col);
     }
-    out[PVTI_INDEX] = key ? sum : pvti_number(w, row, col);
+    out[PVTI_INDEX] = sum;
 }
 static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows,
                                   int64_t n)

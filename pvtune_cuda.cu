@@ -882,6 +882,11 @@ typedef struct pvti_product {
     bool across, accumulate, bf16; /* across: B is; bf16: operands are rounded */
 } pvti_product;
 
+/* Where a sum belongs; NULL: outside of C. (Written out in pvti_k_mma this takes fifty registers more.) */
+PVTI_DEVICE float *pvti_place_in(float *C, int M, int N, int row, int col)
+{
+    return row < M && col < N ? C + (int64_t)row * N + col : NULL;
+}
 /* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across:
    n of them exist, from `first` of its `line` on. Runs count along lines, or with `down` across them. */
 typedef struct pvti_place {
@@ -1104,14 +1109,13 @@ __global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2) pvti_k_mma(
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
     int M = (int)p.M, N = (int)p.N, K = (int)p.K, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    int m0 = (int)blockIdx.y * TILE, m = warp % 2 * (TILE / 2), line_a = pvti_line<TILE>(p.A.across);
-    int n0 = (int)blockIdx.x * TILE, n = warp / 2 * (TILE / 4), line_b = pvti_line<TILE>(p.across);
+    int m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE, m = warp % 2 * (TILE / 2);
+    int n = warp / 2 * (TILE / 4), line_a = pvti_line<TILE>(p.A.across), line_b = pvti_line<TILE>(p.across);
     pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
     float *C = p.C, sum[ROWS * PAIRS * 2][4];
-    auto place = [=](int i) { /* of number i of the sums; NULL: outside of C */
+    auto place = [=](int i) { /* of number i of the sums */
         int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
-        int c = n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        return r < M && c < N ? C + (int64_t)r * N + c : NULL;
+        return pvti_place_in(C, M, N, r, n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2);
     };
     for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = p.accumulate && place(i) ? *place(i) : 0;
     pvti_fetch<TILE>(raw, p.A, m0, 0, M, K);

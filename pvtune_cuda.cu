@@ -1,28 +1,28 @@
-/*  pvtune_cuda.cu: the device table of pvtune.h for NVIDIA GPUs. Compiled with nvcc and linked beside the library
-    (`make cuda`), it gives a context whose ops run on a GPU:
+/*  pvtune_cuda.cu: the device table of pvtune.h for NVIDIA GPUs. Compiled with nvcc and linked beside the
+    library (`make cuda`), it gives a context whose ops run on a GPU:
 
         const pvt_device *device;
-        if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;    then pvt_ctx_create(&desc, &ctx)
+        if (pvt_cuda_device(0, &device) == PVT_OK) desc.device = device;  then pvt_ctx_create(&desc, &ctx)
 
-    Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA run
-    time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
+    Weights, activations, gradients, moments, buffers and codes stay there for a whole step. It needs the CUDA
+    run time and nothing else; with -DPVT_CUBLAS products of plain numbers are cuBLAS's.
 
-    PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no floating-point
-    number is added atomically. Against the processor: rounding only; tests/test_cuda.cpp states it op by op. What the
-    processor promises beyond that holds here only in part: a product of one to four rows adds in another order than one
-    of more, so a batch that is cut so small differs in rounding. One stream, one arena; no op of a step allocates.
-    Errors stick (section device of pvtune.h).
+    PROMISES. The same calls give the same bits from run to run: every sum has a fixed order, and no
+    floating-point number is added atomically. Against the processor: rounding only, stated op by op in
+    tests/test_cuda.cpp. A product of one to four rows adds in another order than one of more, so a batch cut
+    so small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section
+    device of pvtune.h).
 
-    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in F32, F16,
-    BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and attention of 16
-    rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU
-    yet; bench/CUDA.md has what is known without one.
+    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in
+    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and
+    attention of 16 rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None
+    of this has run on a GPU yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
-    Contents: platform · arena · numbers · sums · weights · products · rows · rotation · attention · losses · sort ·
-    gradients of values · optimizer · groups · search · table. */
+    Contents: platform · arena · numbers · sums · rotation · weights · products · rows · attention · losses ·
+    sort · gradients of values · optimizer · groups · search · table. */
 
 #include "pvtune.h"
 
@@ -31,6 +31,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <tuple>
+#include <utility>
 
 // >>platform
 
@@ -44,31 +46,28 @@
 #ifdef PVT_CUBLAS
 #include <cublas_v2.h>
 #endif
-#define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+#define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
+    kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define PVT_SHARED(type, name) __shared__ type name
+#define PVT_SHARED_APART(type, name) __shared__ type name /* of a function that kernels call */
 #define PVT_UNROLL _Pragma("unroll") /* where an array is in registers only so, and nvcc would not do it */
 #define PVT_SHARED_DYNAMIC(type, name)                                \
     extern __shared__ __align__(16) unsigned char pvti_dynamic[];     \
     type *name = (type *)(void *)pvti_dynamic
 
-/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never launched where
-    the build has no code for sm_80 or later (see pvti_open_state), so what stands there instead only has to compile. */
+/*  What PTX has and C++ has not; tests/cuda_shim.h says the same in C++. Kernels that use it are never
+    launched where the build has no code for sm_80 or later (pvti_prepare): there it only has to compile. */
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
 #define PVTI_PTX(...) __trap()
 #else
 #define PVTI_PTX(...) asm volatile(__VA_ARGS__)
 #endif
-/* 16 bytes, or 4, from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
+/* 16 bytes from the GPU's memory to shared memory, zeros behind the first `bytes`: seen by this thread after
    pvti_copies_wait, by others after a barrier behind that. */
 PVTI_DEVICE void pvti_copy_16(void *to, const void *from, int bytes)
 {
-    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-             "r"(bytes) : "memory");
-}
-PVTI_DEVICE void pvti_copy_4(void *to, const void *from, int bytes)
-{
-    PVTI_PTX("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-             "r"(bytes) : "memory");
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    PVTI_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 PVTI_DEVICE void pvti_copies_wait() { PVTI_PTX("cp.async.wait_all;" ::: "memory"); }
 /* Two numbers rounded to bf16, to nearest even. */
@@ -78,24 +77,24 @@ PVTI_DEVICE unsigned pvti_halves(float low, float high)
     PVTI_PTX("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
-/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers 2(l mod 4) and
-   the next of row l/4 of each matrix; turned: of column l/4. */
+/* Four 8 × 8 matrices of bf16, whose rows of 16 bytes lanes 0 … 7, 8 … 15, … point to: lane l gets numbers
+   2(l mod 4) and the next of row l/4 of each matrix; turned: of column l/4. */
 PVTI_DEVICE void pvti_matrices(unsigned *x, const uint16_t *row, bool turned)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
-    if (turned)
-        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-    else
-        PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+#define PVTI_LDMATRIX(trans)                                                                \
+    PVTI_PTX("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"    \
+             : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory")
+    if (turned) PVTI_LDMATRIX(".trans");
+    else PVTI_LDMATRIX("");
 }
-/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the next, then
-   both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at columns 2(l mod 4), + 1. */
+/* c += A·B of 16 × 16 and 16 × 8 numbers. Lane l has of A rows l/4 and l/4 + 8 at k = 2(l mod 4) and the
+   next, then both at k + 8; of B column l/4 at the same k (first, second); of C rows l/4 and l/4 + 8 at
+   columns 2(l mod 4), + 1. */
 PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned second)
 {
-    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-             "{%0, %1, %2, %3};"
+    PVTI_PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+             "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
              : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
              : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(first), "r"(second));
 }
@@ -103,10 +102,13 @@ PVTI_DEVICE void pvti_mma(float *c, const unsigned *a, unsigned first, unsigned 
 #include "tests/cuda_shim.h"
 #endif
 
-static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu computes in float: PVTUNE_REAL must be float");
+static_assert(sizeof(pvt_real) == sizeof(float), "pvtune_cuda.cu needs PVTUNE_REAL to be float");
 
 #ifndef PVT_CUDA_SLAB /* bytes that the arena takes from the GPU at a time; 0: each allocation alone */
 #define PVT_CUDA_SLAB ((int64_t)256 << 20)
+#endif
+#ifndef PVT_CUDA_SIDE /* blocks in the second and the third direction of a grid, at most */
+#define PVT_CUDA_SIDE ((int64_t)65535)
 #endif
 #ifndef PVT_CUDA_ROOM /* bytes of work space, taken when a context begins */
 #define PVT_CUDA_ROOM ((int64_t)64 << 20)
@@ -156,26 +158,31 @@ static bool pvti_check(pvti_cuda *s, cudaError_t error, const char *what)
     return false;
 }
 
-/* One kernel, if nothing has failed and there is something to do. */
+/* One kernel, if nothing has failed and there is something to do; grid: how many blocks, or a dim3. */
 #define PVTI_RUN(s, kernel, grid, threads, bytes, ...)                                                \
     do {                                                                                              \
-        if ((s)->failed == PVT_OK && (grid) > 0) {                                                    \
-            PVT_LAUNCH(kernel, (unsigned)(grid), (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__); \
+        dim3 all = pvti_grid(grid);                                                                   \
+        if ((s)->failed == PVT_OK && all.x && all.y && all.z) {                                       \
+            PVT_LAUNCH(kernel, all, (unsigned)(threads), (size_t)(bytes), (s)->stream, __VA_ARGS__);  \
             pvti_check(s, cudaGetLastError(), #kernel);                                               \
         }                                                                                             \
     } while (0)
+static dim3 pvti_grid(dim3 blocks) { return blocks; }
+static dim3 pvti_grid(int64_t blocks) { return dim3((unsigned)(blocks > 0 ? blocks : 0)); }
 /* With a thread, or a block, to each of n. */
-#define PVTI_EACH(s, kernel, n, ...) PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
+#define PVTI_EACH(s, kernel, n, ...) \
+    PVTI_RUN(s, kernel, pvti_ceil(n, PVTI_THREADS), PVTI_THREADS, 0, __VA_ARGS__)
 #define PVTI_BLOCKS(s, kernel, n, ...) PVTI_RUN(s, kernel, n, PVTI_THREADS, 0, __VA_ARGS__)
 /* The first line of an op. Contexts on several GPUs may share a thread, whose GPU the run time remembers. */
 #define PVTI_STATE pvti_cuda *s = pvti_here(state)
-/* An op that is one kernel: `how` is PVTI_EACH or PVTI_BLOCKS. */
-#define PVTI_OP(name, how, kernel, parameters, n, ...) \
-    static void pvti_op_##name parameters              \
-    {                                                  \
-        PVTI_STATE;                                    \
-        how(s, kernel, n, __VA_ARGS__);                \
-    }
+/* An op that is one kernel with the same arguments, of which PVTI_ARG(k) is the k-th from the end. `how`:
+   PVTI_EACH or PVTI_BLOCKS. A generic lambda, for which the table's slot says what the arguments are. */
+#define PVTI_OP(op, how, kernel, n)                                  \
+    static const auto pvti_op_##op = [](void *state, auto... args) { \
+        PVTI_STATE;                                                  \
+        how(s, kernel, n, args...);                                  \
+    };
+#define PVTI_ARG(k) std::get<sizeof...(args) - (k)>(std::tie(args...))
 static pvti_cuda *pvti_here(void *state)
 {
     pvti_cuda *s = (pvti_cuda *)state;
@@ -191,11 +198,11 @@ PVTI_BOTH int64_t pvti_most(int64_t a, int64_t b) { return a > b ? a : b; }
 #define PVTI_INDEX ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
 
 // >>arena
-/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough serves. A
-    slab that is wholly free goes back. Everything happens in one stream, so a piece that is freed may be handed out
-    again while kernels that read it still wait in line: what writes it waits behind them. */
+/*  Pieces in the order of slabs, and within a slab of addresses; the first free one that is large enough
+    serves. A slab that is wholly free goes back. All happens in one stream, so a piece that is freed may be
+    handed out again while kernels that read it still wait in line: what writes it waits behind them. */
 
-static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t bytes, bool first)
+static bool pvti_piece_insert(pvti_cuda *s, int64_t at, pvti_piece piece)
 {
     if (s->n_pieces == s->room_pieces) {
         int64_t room = 2 * s->room_pieces + 64;
@@ -203,16 +210,13 @@ static bool pvti_piece_insert(pvti_cuda *s, int64_t at, char *memory, int64_t by
         if (!more) return false;
         s->pieces = more, s->room_pieces = room;
     }
-    memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
-    s->pieces[at].at = memory, s->pieces[at].bytes = bytes;
-    s->pieces[at].used = false, s->pieces[at].first = first;
-    s->n_pieces++;
+    memmove(s->pieces + at + 1, s->pieces + at, (size_t)(s->n_pieces++ - at) * sizeof *s->pieces);
+    s->pieces[at] = piece;
     return true;
 }
 static void pvti_piece_remove(pvti_cuda *s, int64_t at)
 {
-    s->n_pieces--;
-    memmove(s->pieces + at, s->pieces + at + 1, (size_t)(s->n_pieces - at) * sizeof *s->pieces);
+    memmove(s->pieces + at, s->pieces + at + 1, (size_t)(--s->n_pieces - at) * sizeof *s->pieces);
 }
 
 /* A slab for `bytes`, as the last piece; false: there is none. */
@@ -220,19 +224,20 @@ static bool pvti_slab(pvti_cuda *s, int64_t bytes)
 {
     void *memory = NULL;
     int64_t most = pvti_most(bytes, PVT_CUDA_SLAB);
-    cudaError_t error = cudaMalloc(&memory, (size_t)most);
-    if (error != cudaSuccess && most > bytes) {
-        cudaGetLastError();
+    while (cudaMalloc(&memory, (size_t)most) != cudaSuccess) {
+        cudaGetLastError(); /* no memory is no error that sticks */
+        if (most == bytes) return false;
         most = bytes;
-        error = cudaMalloc(&memory, (size_t)most);
     }
-    if (error != cudaSuccess) { /* no memory is no error that sticks */
-        cudaGetLastError();
-        return false;
-    }
-    if (pvti_piece_insert(s, s->n_pieces, (char *)memory, most, true)) return true;
+    if (pvti_piece_insert(s, s->n_pieces, {(char *)memory, most, false, true})) return true;
     cudaFree(memory);
     return false;
+}
+static void pvti_op_zero(void *state, void *memory, int64_t bytes)
+{
+    PVTI_STATE;
+    if (s->failed != PVT_OK || bytes <= 0) return;
+    pvti_check(s, cudaMemsetAsync(memory, 0, (size_t)bytes, s->stream), "zeroing memory");
 }
 
 static void *pvti_take(pvti_cuda *s, int64_t bytes)
@@ -242,13 +247,14 @@ static void *pvti_take(pvti_cuda *s, int64_t bytes)
     while (i < s->n_pieces && (s->pieces[i].used || s->pieces[i].bytes < need)) i++;
     if (i == s->n_pieces && !pvti_slab(s, need)) return NULL;
     if (s->pieces[i].bytes > need) {
-        if (!pvti_piece_insert(s, i + 1, s->pieces[i].at + need, s->pieces[i].bytes - need, false)) return NULL;
+        pvti_piece rest = {s->pieces[i].at + need, s->pieces[i].bytes - need, false, false};
+        if (!pvti_piece_insert(s, i + 1, rest)) return NULL;
         s->pieces[i].bytes = need;
     }
     s->pieces[i].used = true;
     s->held += need;
-    if (!pvti_check(s, cudaMemsetAsync(s->pieces[i].at, 0, (size_t)bytes, s->stream), "zeroing memory")) return NULL;
-    return s->pieces[i].at;
+    pvti_op_zero(s, s->pieces[i].at, bytes);
+    return s->failed == PVT_OK ? s->pieces[i].at : NULL;
 }
 
 static void pvti_give(pvti_cuda *s, void *memory)
@@ -281,32 +287,18 @@ static void pvti_op_synchronise(void *state)
     PVTI_STATE;
     if (s->failed == PVT_OK) pvti_check(s, cudaStreamSynchronize(s->stream), "waiting for the GPU");
 }
-static void pvti_copy_bytes(void *state, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind,
-                            const char *what)
-{
-    PVTI_STATE;
-    if (s->failed == PVT_OK && bytes > 0) pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, kind, s->stream), what);
-    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
-    if (kind != cudaMemcpyDeviceToDevice && bytes > 0) pvti_op_synchronise(s);
-}
-static void pvti_op_copy_in(void *state, void *to, const void *host, int64_t bytes)
-{
-    pvti_copy_bytes(state, to, host, bytes, cudaMemcpyHostToDevice, "a copy to the GPU");
-}
-static void pvti_op_copy_out(void *state, void *host, const void *from, int64_t bytes)
-{
-    pvti_copy_bytes(state, host, from, bytes, cudaMemcpyDeviceToHost, "a copy to the host");
-}
-static void pvti_op_copy(void *state, void *to, const void *from, int64_t bytes)
-{
-    pvti_copy_bytes(state, to, from, bytes, cudaMemcpyDeviceToDevice, "a copy on the GPU");
-}
-static void pvti_op_zero(void *state, void *memory, int64_t bytes)
+template <cudaMemcpyKind KIND>
+static void pvti_op_copies(void *state, void *to, const void *from, int64_t bytes)
 {
     PVTI_STATE;
     if (s->failed != PVT_OK || bytes <= 0) return;
-    pvti_check(s, cudaMemsetAsync(memory, 0, (size_t)bytes, s->stream), "zeroing memory");
+    pvti_check(s, cudaMemcpyAsync(to, from, (size_t)bytes, KIND, s->stream), "a copy of memory");
+    /* host memory may be pinned, and then a copy is under way when the call returns: so it is waited for */
+    if (KIND != cudaMemcpyDeviceToDevice) pvti_op_synchronise(s);
 }
+static const auto pvti_op_copy_in = pvti_op_copies<cudaMemcpyHostToDevice>;
+static const auto pvti_op_copy_out = pvti_op_copies<cudaMemcpyDeviceToHost>;
+static const auto pvti_op_copy = pvti_op_copies<cudaMemcpyDeviceToDevice>;
 
 // >>numbers
 /*  The small formats, as pvtune.h's section dtypes has them, bit by bit, and its random numbers. */
@@ -314,7 +306,7 @@ static void pvti_op_zero(void *state, void *memory, int64_t bytes)
 PVTI_DEVICE float pvti_from_f16(unsigned half)
 {
     unsigned sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
-    if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 5.9604644775390625e-8f));
+    if (rest < 0x400u) return __uint_as_float(sign | __float_as_uint((float)(int)rest * 0x1p-24f));
     if (rest < 0x7c00u) return __uint_as_float(sign | ((rest << 13) + (112u << 23)));
     return __uint_as_float(sign | (rest << 13) | 0x7f800000u);
 }
@@ -324,7 +316,7 @@ PVTI_DEVICE unsigned pvti_to_f16(float value)
     unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
     if (rest > 0x7f800000u) return sign | 0x7e00u;
     if (rest >= 0x477ff000u) return sign | 0x7c00u;
-    if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - __float_as_uint(0.5f));
+    if (rest < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3f000000u);
     return sign | ((rest + 0xfffu + (rest >> 13 & 1u) - (112u << 23)) >> 13);
 }
 PVTI_DEVICE float pvti_from_bf16(unsigned half) { return __uint_as_float(half << 16); }
@@ -334,8 +326,13 @@ PVTI_DEVICE unsigned pvti_to_bf16(float value)
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
+/* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
+PVTI_DEVICE unsigned pvti_turned(float key)
+{
+    unsigned bits = __float_as_uint(key);
+    return bits >> 31 ? bits : ~(bits | 0x80000000u);
+}
 PVTI_DEVICE float pvti_rounded(float x, bool bf16) { return bf16 ? pvti_from_bf16(pvti_to_bf16(x)) : x; }
-PVTI_DEVICE bool pvti_is_finite(double x) { return fabs(x) <= DBL_MAX; }
 
 PVTI_BOTH uint64_t pvti_mix(uint64_t z)
 {
@@ -344,10 +341,7 @@ PVTI_BOTH uint64_t pvti_mix(uint64_t z)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-PVTI_BOTH double pvti_unit_of(uint64_t word)
-{
-    return (double)(word >> 11) * (1.0 / 9007199254740992.0);
-}
+PVTI_BOTH double pvti_unit_of(uint64_t word) { return (double)(word >> 11) * (1.0 / 9007199254740992.0); }
 /* Purposes of the header's random streams; tests/test_cuda.cpp sees that they are still these. */
 enum { PVTI_FOR_CODEBOOK_ORDER = 2, PVTI_FOR_ROUNDING = 9 };
 PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64_t index)
@@ -356,18 +350,20 @@ PVTI_BOTH uint64_t pvti_random(uint64_t seed, int purpose, uint64_t step, uint64
 }
 
 // >>sums
-/*  Sums and maxima over a block's threads, in one fixed order: within each warp by shuffles, then warp by warp. */
+/*  Sums and maxima over a block's threads, in one fixed order: in a warp by shuffles, then by warps. */
 
-typedef double pvti_sum_room[32];
+typedef double pvti_sums[32];
+typedef uint64_t pvti_words[32];
 
 PVTI_DEVICE double pvti_warp_sum(double x)
 {
     for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
     return x;
 }
-/* All threads get the sum. */
-PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
+/* All threads get the sum of what each has. */
+PVTI_DEVICE double pvti_block_sum(double x)
 {
+    PVT_SHARED_APART(pvti_sums, room);
     double sum = 0;
     x = pvti_warp_sum(x);
     __syncthreads(); /* the room may still be read */
@@ -376,22 +372,28 @@ PVTI_DEVICE double pvti_block_sum(double x, pvti_sum_room &room)
     for (unsigned i = 0; i < blockDim.x / 32; i++) sum += room[i];
     return sum;
 }
-/* Likewise the largest; the room's first use, for nothing here waits until it is read. */
-PVTI_DEVICE float pvti_block_max(float x, pvti_sum_room &room)
+/* Σ term(i) over 0 ≤ i < n, threads taking turns. */
+template <class F> PVTI_DEVICE double pvti_block_total(int64_t n, F term)
 {
-    float most;
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += (double)term(i);
+    return pvti_block_sum(sum);
+}
+/* The largest that a thread has; once in a kernel, for nothing here waits until the room was read. */
+PVTI_DEVICE float pvti_block_max(float x)
+{
+    PVT_SHARED_APART(pvti_sums, room);
     for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bits));
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = (double)x;
     __syncthreads();
-    most = (float)room[0];
+    float most = (float)room[0];
     for (unsigned i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, (float)room[i]);
     return most;
 }
-
-typedef uint64_t pvti_scan_room[32];
 /* The sum of what threads before this one have, and that of all. T: 8 bytes; its order is fixed, too. */
-template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T *total)
+template <class T> PVTI_DEVICE T pvti_block_before(T x, T *total)
 {
+    PVT_SHARED_APART(pvti_words, room);
     T *part = (T *)(void *)room, sum = x, before = 0;
     unsigned lane = threadIdx.x % 32;
     for (unsigned by = 1; by < 32; by *= 2) {
@@ -410,10 +412,96 @@ template <class T> PVTI_DEVICE T pvti_block_before(T x, pvti_scan_room &room, T 
     return lane > 0 ? before + x : before;
 }
 
+// >>rotation
+/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at
+    distances 1, 2, … m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory;
+    stages beyond that distance are transforms of their own, of numbers that lie 8,192 apart. Number j of lane
+    l lies at base + j·step + l·apart: along a row step is 1 and lanes are further blocks, across rows step is
+    a row and lanes are columns.
+    Limit: the bytes of x twice; 4·log2 m + 4 shared accesses of 4 bytes for 2·log2 m operations a pair. */
+
+/* The factor of number i in a rotation of blocks of m: its sign over √m. */
+PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
+{
+    return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
+}
+
+enum { PVTI_ROTATED = 8192 };
+typedef struct pvti_turn {
+    float *out;
+    const float *x;
+    int64_t step, apart, lanes, bases; /* lanes: of one base; base b is b·m·lanes */
+    int64_t m, whole;                  /* of these stages; of the transform */
+    int64_t C, unit;                   /* a row, and how far apart its numbers lie */
+    uint64_t key;
+    int at_once;                       /* lanes of a thread block */
+    bool before, behind;               /* when factors come, if at all */
+} pvti_turn;
+
+PVTI_KERNEL pvti_k_rotate(pvti_turn t)
+{
+    PVT_SHARED_DYNAMIC(float, room);
+    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups * t.m * t.lanes;
+    int64_t l0 = blockIdx.x % groups * t.at_once;
+    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m;
+    float scale = 1 / sqrtf((float)t.whole);
+    auto each = [&](bool out) { /* from x to the room, or from there to out */
+        for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+            int j = t.step == 1 ? k % m : k / lanes, l = t.step == 1 ? k / m : k % lanes;
+            int64_t at = base + j * t.step + (l0 + l) * t.apart;
+            int64_t number = (t.unit > 1 ? at / t.unit : at) % t.C;
+            float f = (out ? t.behind : t.before) ? pvti_rotation_factor(t.key, number, scale) : 1;
+            if (out) t.out[at] = room[l * m + j] * f;
+            else room[l * m + j] = t.x[at] * f;
+        }
+        __syncthreads();
+    };
+    each(false);
+    for (int h = 1; h < m; h *= 2) {
+        for (int k = (int)threadIdx.x; k < n / 2; k += (int)blockDim.x) { /* pairs run on through all lanes */
+            int low = k / h * 2 * h + k % h;
+            float a = room[low], b = room[low + h];
+            room[low] = a + b, room[low + h] = a - b;
+        }
+        __syncthreads();
+    }
+    each(true);
+}
+
+/* n rows of C numbers, or with across the n columns of C rows. */
+static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side,
+                        bool inverse, bool across = false)
+{
+    pvti_turn t = {};
+    if (n < 1 || C < 1) return;
+    t.out = out, t.x = x, t.C = C, t.unit = across ? n : 1;
+    t.whole = C & -C, t.key = pvti_mix((uint64_t)side);
+    int64_t done = 1;
+    do {
+        t.m = pvti_least(t.whole / done, PVTI_ROTATED);
+        t.before = !inverse && done == 1, t.behind = inverse && done * t.m == t.whole;
+        t.step = done * t.unit, t.apart = t.step > 1 ? 1 : t.m, t.lanes = t.step > 1 ? t.step : n * C / t.m;
+        t.bases = n * C / (t.m * t.lanes);
+        t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / t.m)));
+        PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
+                 t.m * t.at_once * (int64_t)sizeof(float), t);
+        done *= t.m, t.x = out;
+    } while (done < t.whole);
+}
+static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side,
+                           bool inverse)
+{
+    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
+}
+static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
+{
+    pvti_rotate(pvti_here(state), x, x, n, C, side, inverse, true);
+}
+
 // >>weights
-/*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a scale,
-    for iq2 times the factor of the group) and `entry` what the code stands for. That is all that kernels below know
-    of a representation; the arithmetic is pvtune.h's, operation by operation, so that numbers agree to the bit. */
+/*  A weight as kernels see it: W[row][col] = unit · entry, where `unit` is what a block of inputs shares (a
+    scale, for iq2 times the factor of the group) and `entry` what the code stands for. Kernels below know no
+    more of a representation; the arithmetic is pvtune.h's, so that numbers agree to the bit. */
 
 enum { PVTI_DENSE, PVTI_AQLM, PVTI_INT, PVTI_SIGNED, PVTI_NF4, PVTI_HIGGS, PVTI_E8P, PVTI_IQ2 };
 
@@ -432,7 +520,7 @@ typedef struct pvti_view {
     const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
 } pvti_view;
 
-/* Rows and columns are below 2³¹: divided in 32 bits, which takes a tenth of the time and no registers to call. */
+/* Rows and columns are below 2³¹: divided in 32 bits, in a tenth of the time and without a call. */
 PVTI_DEVICE int64_t pvti_over(int64_t a, int64_t b) { return (unsigned)a / (unsigned)b; }
 PVTI_DEVICE int64_t pvti_rest(int64_t a, int64_t b) { return (unsigned)a % (unsigned)b; }
 
@@ -441,46 +529,35 @@ PVTI_DEVICE int pvti_code(const pvti_view &w, int64_t i)
     return w.wide ? ((const uint16_t *)w.codes)[i] : ((const uint8_t *)w.codes)[i];
 }
 
+PVTI_BOTH bool pvti_is_numbers(const pvti_view &w) { return w.kind == PVTI_DENSE && w.dtype == PVT_F32; }
+static pvti_view pvti_plain(const float *numbers, int64_t I)
+{
+    pvti_view w = {};
+    w.kind = PVTI_DENSE, w.dtype = PVT_F32, w.codes = (void *)(uintptr_t)numbers, w.I = I;
+    return w;
+}
+/* Entry k of codebook m, [gog, gig]. */
+PVTI_DEVICE const float *pvti_book(const pvti_view &w, int m, int k)
+{
+    return w.points + (m * (int64_t)w.K + k) * (w.gog * w.gig);
+}
+
 /* ---- GGUF blocks, element by element; the drawings are pvtune.h's, section block types ---- */
 
-PVTI_DEVICE float pvti_half_at(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
-
-/* Q4_0, Q4_1, Q5_0, Q5_1, of 32 elements: five bits that start behind d and, where there is one, m. */
-PVTI_DEVICE float pvti_block_32(const uint8_t *b, int k, bool minimum, bool fifth)
+PVTI_DEVICE float pvti_half(const uint8_t *b) { return pvti_from_f16(b[0] | (unsigned)b[1] << 8); }
+/* Number k of packed ones: a byte holds some that are `run` apart, the first in its lowest bits. */
+PVTI_DEVICE int pvti_bits(const uint8_t *b, int k, int bits, int run)
 {
-    const uint8_t *h = b + (minimum ? 4 : 2), *q = h + (fifth ? 4 : 0);
-    int code = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
-    if (fifth) code += (h[k / 8] >> k % 8 & 1) * 16;
-    if (minimum) return pvti_half_at(b) * (float)code + pvti_half_at(b + 2);
-    return pvti_half_at(b) * (float)(code - (fifth ? 16 : 8));
+    int per = 8 / bits;
+    return b[k / (run * per) * run + k % run] >> k / run % per * bits & ((1 << bits) - 1);
 }
-PVTI_DEVICE float pvti_block_q2_k(const uint8_t *b, int k)
+/* Q4_K and Q5_K: d·scale·code − dmin·min, scale and min of 32 elements in six bits, packed. */
+PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int s, int code)
 {
-    int s = k / 16, q = b[16 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3;
-    return pvti_half_at(b + 80) * (float)(b[s] & 15) * (float)q - pvti_half_at(b + 82) * (float)(b[s] >> 4);
-}
-PVTI_DEVICE float pvti_block_q3_k(const uint8_t *b, int k)
-{
-    const uint8_t *packed = b + 96;
-    int s = k / 16, low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4, top = packed[8 + s % 4] >> s / 4 * 2 & 3;
-    int q = b[32 + s / 8 * 32 + s % 2 * 16 + k % 16] >> s / 2 % 4 * 2 & 3, h = b[s % 2 * 16 + k % 16] >> s / 2 & 1;
-    return pvti_half_at(b + 108) * (float)((low | top << 4) - 32) * (float)(q + h * 4 - 4);
-}
-/* Q4_K, and with a fifth bit Q5_K. */
-PVTI_DEVICE float pvti_block_q45_k(const uint8_t *b, int k, bool fifth)
-{
-    const uint8_t *packed = b + 4, *q = b + (fifth ? 48 : 16);
-    int s = k / 32, scale, min, code = q[s / 2 * 32 + k % 32] >> s % 2 * 4 & 15;
-    if (s < 4) scale = packed[s] & 63, min = packed[s + 4] & 63;
-    else scale = (packed[s + 4] & 15) | packed[s - 4] >> 6 << 4, min = packed[s + 4] >> 4 | packed[s] >> 6 << 4;
-    if (fifth) code += (b[16 + k % 32] >> s & 1) * 16;
-    return pvti_half_at(b) * (float)scale * (float)code - pvti_half_at(b + 2) * (float)min;
-}
-PVTI_DEVICE float pvti_block_q6_k(const uint8_t *b, int k)
-{
-    int s = k / 16, half = s / 8, j = s / 2 % 4, l = s % 2 * 16 + k % 16;
-    int q = b[half * 64 + j % 2 * 32 + l] >> j / 2 * 4 & 15, h = b[128 + half * 32 + l] >> 2 * j & 3;
-    return pvti_half_at(b + 208) * (float)(int8_t)b[192 + s] * (float)(q + h * 16 - 32);
+    const uint8_t *p = b + 4;
+    int scale = s < 4 ? p[s] & 63 : (p[s + 4] & 15) | p[s - 4] >> 6 << 4;
+    int min = s < 4 ? p[s + 4] & 63 : p[s + 4] >> 4 | p[s] >> 6 << 4;
+    return pvti_half(b) * (float)scale * (float)code - pvti_half(b + 2) * (float)min;
 }
 
 /* Elements and bytes of a block; 0: not decoded here. */
@@ -503,21 +580,34 @@ PVTI_BOTH int pvti_block_bytes(int dtype, int *elements)
 }
 PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 {
-    int n, bytes = pvti_block_bytes(w.dtype, &n);
+    int n, bytes = pvti_block_bytes(w.dtype, &n), k = (int)pvti_rest(col, n), s = k / 16;
     const uint8_t *b = (const uint8_t *)w.codes + (row * pvti_over(w.I, n) + pvti_over(col, n)) * bytes;
-    int k = (int)pvti_rest(col, n);
     switch (w.dtype) {
     case PVT_F32: return *(const float *)(const void *)b;
     case PVT_F16: return pvti_from_f16(*(const uint16_t *)(const void *)b);
     case PVT_BF16: return pvti_from_bf16(*(const uint16_t *)(const void *)b);
-    case PVT_Q4_0: case PVT_Q5_0: return pvti_block_32(b, k, false, w.dtype == PVT_Q5_0);
-    case PVT_Q4_1: case PVT_Q5_1: return pvti_block_32(b, k, true, w.dtype == PVT_Q5_1);
-    case PVT_Q8_0: return pvti_half_at(b) * (float)(int8_t)b[2 + k];
-    case PVT_Q2_K: return pvti_block_q2_k(b, k);
-    case PVT_Q3_K: return pvti_block_q3_k(b, k);
-    case PVT_Q4_K: case PVT_Q5_K: return pvti_block_q45_k(b, k, w.dtype == PVT_Q5_K);
-    case PVT_Q6_K: return pvti_block_q6_k(b, k);
-    default: return pvti_half_at(b) * (float)((b[2 + k / 4] >> k % 4 * 2 & 3) - 1); /* Q2_0 */
+    case PVT_Q4_0: return pvti_half(b) * (float)(pvti_bits(b + 2, k, 4, 16) - 8);
+    case PVT_Q5_0:
+        return pvti_half(b) * (float)(pvti_bits(b + 6, k, 4, 16) + pvti_bits(b + 2, k, 1, 1) * 16 - 16);
+    case PVT_Q4_1: return pvti_half(b) * (float)pvti_bits(b + 4, k, 4, 16) + pvti_half(b + 2);
+    case PVT_Q5_1:
+        k = pvti_bits(b + 8, k, 4, 16) + pvti_bits(b + 4, k, 1, 1) * 16;
+        return pvti_half(b) * (float)k + pvti_half(b + 2);
+    case PVT_Q8_0: return pvti_half(b) * (float)(int8_t)b[2 + k];
+    case PVT_Q2_K:
+        k = pvti_bits(b + 16, k, 2, 32);
+        return pvti_half(b + 80) * (float)(b[s] & 15) * (float)k - pvti_half(b + 82) * (float)(b[s] >> 4);
+    case PVT_Q3_K:
+        k = pvti_bits(b + 32, k, 2, 32) + pvti_bits(b, k, 1, 32) * 4 - 4;
+        s = pvti_bits(b + 96, s, 4, 8) + pvti_bits(b + 104, s, 2, 4) * 16 - 32;
+        return pvti_half(b + 108) * (float)s * (float)k;
+    case PVT_Q4_K: return pvti_block_q45_k(b, k / 32, pvti_bits(b + 16, k, 4, 32));
+    case PVT_Q5_K:
+        return pvti_block_q45_k(b, k / 32, pvti_bits(b + 48, k, 4, 32) + pvti_bits(b + 16, k, 1, 32) * 16);
+    case PVT_Q6_K:
+        k = pvti_bits(b, k, 4, 64) + pvti_bits(b + 128, k, 2, 32) * 16 - 32;
+        return pvti_half(b + 208) * (float)(int8_t)b[192 + s] * (float)k;
+    default: return pvti_half(b) * (float)(pvti_bits(b + 2, k, 2, 1) - 1); /* Q2_0 */
     }
 }
 
@@ -525,15 +615,16 @@ PVTI_DEVICE float pvti_dense(const pvti_view &w, int64_t row, int64_t col)
 
 /* QLoRA, arXiv 2305.14314, appendix E. */
 static __device__ const float pvti_nf4_levels[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+    -1.0f,                -0.6961928009986877f,  -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f,  0.16093020141124725f,  0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f,  0.5626170039176941f,   0.7229568362236023f,  1.0f};
 PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
 PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
 
-/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is added.
-   e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the point's number. The
-   eighth sign makes the parity. */
+/* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is
+   added. e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the
+   point's number. The eighth sign makes the parity. */
 typedef struct pvti_signed {
     const float *a;
     unsigned minus;
@@ -544,10 +635,9 @@ PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
     int bits = pvti_iq2_bits(w), total = 0;
     unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
     pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
-    signs |= (unsigned)(__popc(signs) & 1) << 7;
-    p.minus = signs;
+    p.minus = signs |= (unsigned)(__popc(signs) & 1) << 7;
     if (w.kind != PVTI_E8P) return p;
-    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* twice the sum: odd patterns have it 2 mod 4 */
+    for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* odd patterns: 2 mod 4 */
     signs ^= (unsigned)(total / 2 & 1) << 7;
     for (int i = 0; i < 8; i++) p.minus = p.minus >> 1 | (signs >> (7 - i) & 1) << 7;
     p.shift = code & 1 ? 0.25f : -0.25f;
@@ -585,19 +675,18 @@ PVTI_DEVICE float pvti_factor(const pvti_view &w, int64_t row, int64_t col)
 }
 PVTI_DEVICE float pvti_unit(const pvti_view &w, int64_t row, int64_t col)
 {
-    float scale = w.scales[pvti_scale_index(w, row, col)];
-    return w.kind == PVTI_IQ2 ? scale * pvti_iq2_factor(w, row * w.GI + col / 8) : scale;
+    return w.scales[pvti_scale_index(w, row, col)] * pvti_factor(w, row, col);
 }
 PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
 {
     int64_t at = row * w.I + col;
     switch (w.kind) {
     case PVTI_AQLM: {
-        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig), D = (int64_t)w.gog * w.gig;
+        int64_t group = pvti_over(row, w.gog) * w.GI + pvti_over(col, w.gig);
         int64_t inside = pvti_rest(row, w.gog) * w.gig + pvti_rest(col, w.gig);
         float sum = 0;
         for (int m = 0; m < w.M; m++) {
-            float c = w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * D + inside];
+            float c = pvti_book(w, m, pvti_code(w, group * w.M + m))[inside];
             sum = m ? sum + c : c;
         }
         return sum;
@@ -605,19 +694,21 @@ PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
     case PVTI_INT: return (float)pvti_code(w, at) - w.extra[pvti_scale_index(w, row, col)];
     case PVTI_SIGNED: return (float)pvti_code(w, at) - w.origin;
     case PVTI_NF4: return pvti_nf4_level(pvti_code(w, at));
-    default: return pvti_point(w, pvti_code(w, row * w.GI + pvti_over(col, w.gig)), (int)pvti_rest(col, w.gig));
+    default: at = row * w.GI + pvti_over(col, w.gig); /* a vector grid's */
     }
+    return pvti_point(w, pvti_code(w, at), (int)pvti_rest(col, w.gig));
 }
 /* One weight of Ŵ. */
 PVTI_DEVICE float pvti_number(const pvti_view &w, int64_t row, int64_t col)
 {
     return w.kind == PVTI_DENSE ? pvti_dense(w, row, col) : pvti_unit(w, row, col) * pvti_entry(w, row, col);
 }
-/* n ≤ 8 numbers in a row; the rest are zeros. */
+/* Four numbers at a multiple of 16 bytes; n ≤ 8 anywhere, the rest zeros. */
+PVTI_DEVICE float4 pvti_four(const float *from) { return *(const float4 *)(const void *)from; }
 PVTI_DEVICE void pvti_eight(const float *from, int n, float *out)
 {
     if (n == 8 && ((uintptr_t)from & 15) == 0) {
-        float4 low = *(const float4 *)(const void *)from, high = *(const float4 *)(const void *)(from + 4);
+        float4 low = pvti_four(from), high = pvti_four(from + 4);
         out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
         out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
     } else {
@@ -631,7 +722,7 @@ PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, floa
     if (w.kind == PVTI_AQLM) {
         for (int m = 0; m < w.M; m++) {
             float e[8];
-            pvti_eight(w.points + (m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * 8, 8, e);
+            pvti_eight(pvti_book(w, m, pvti_code(w, group * w.M + m)), 8, e);
             for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
         }
     } else if (w.gig == 8) {
@@ -653,10 +744,12 @@ PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, f
         float unit = pvti_unit(w, row, col);
         pvti_entries(w, row, col, out);
         for (int j = 0; j < 8; j++) out[j] *= unit;
+    } else if (pvti_is_numbers(w)) {
+        pvti_eight((const float *)w.codes + row * w.I + col, n, out);
     } else {
         for (int j = 0; j < 8; j++) {
             float number = j < n ? pvti_number(w, row, col + j) : 0;
-            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* no index: out stays in registers */
+            for (int i = 0; i < 8; i++) out[i] = i == j ? number : j ? out[i] : 0; /* in registers */
         }
     }
 }
@@ -669,15 +762,16 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     w->block = f->in_group, w->extra = (const float *)weight->array[2];
     switch (f->kind) {
     case PVT_FORMAT_AQLM:
-        w->kind = PVTI_AQLM, w->M = f->codebooks, w->gog = f->out_group, w->gig = f->in_group, w->block = w->I;
-        w->points = (const float *)weight->array[1], w->scales = (float *)weight->array[2];
+        w->kind = PVTI_AQLM, w->M = f->codebooks, w->gog = f->out_group, w->gig = f->in_group;
+        w->block = w->I, w->points = (const float *)weight->array[1], w->scales = (float *)weight->array[2];
         break;
     case PVT_FORMAT_INT: w->kind = PVTI_INT; break;
     case PVT_FORMAT_INT_SYMMETRIC: w->kind = PVTI_SIGNED, w->origin = (float)(1 << (f->bits - 1)); break;
     case PVT_FORMAT_Q2_0: w->kind = PVTI_SIGNED, w->origin = 1; break;
     case PVT_FORMAT_NF4: w->kind = PVTI_NF4; break;
     case PVT_FORMAT_HIGGS:
-        w->kind = PVTI_HIGGS, w->gig = f->in_group, w->block = 1024, w->points = (const float *)weight->array[2];
+        w->kind = PVTI_HIGGS, w->gig = f->in_group, w->block = 1024;
+        w->points = (const float *)weight->array[2];
         break;
     case PVT_FORMAT_E8P: w->kind = PVTI_E8P, w->gig = 8, w->block = w->I, w->points = s->e8p; break;
     case PVT_FORMAT_IQ2_XXS: case PVT_FORMAT_IQ2_XS:
@@ -688,8 +782,7 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
     }
     w->K = f->entries > 0 ? f->entries : 1 << f->bits;
     w->whole = w->gog == 1 && w->I % 8 == 0 && w->block % 8 == 0 && ((uintptr_t)w->codes & 7) == 0 &&
-               (w->gig == 8 ? w->kind != PVTI_HIGGS && ((uintptr_t)w->points & 15) == 0 : w->gig == 1 && !w->wide &&
-                w->kind != PVTI_AQLM && w->kind != PVTI_HIGGS);
+               (w->points ? w->gig == 8 && ((uintptr_t)w->points & 15) == 0 : !w->wide);
     return true;
 }
 /* False, and an error that sticks: a representation that this file does not know. */
@@ -703,7 +796,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     if (weight->format.kind == PVT_FORMAT_DENSE) {
         w->kind = PVTI_DENSE, w->dtype = weight->dtype, w->block = w->I;
         if (!pvti_block_bytes(w->dtype, &n)) {
-            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16 and load that",
+            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16",
                      pvt_dtype_name(weight->dtype));
             pvti_fail_with(s, PVT_ERR_UNSUPPORTED, text);
         }
@@ -723,7 +816,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 
 /* ---- a weight in full, and some of its rows ---- */
 
-/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and of out, with δ < 1 out twice. */
+/* out ← δ·Ŵ + (1−δ)·out, a run of eight to a thread. Limit: bytes of codes and out, twice where δ < 1. */
 PVTI_KERNEL pvti_k_dequantize(float *out, pvti_view w, float delta)
 {
     int64_t runs = pvti_ceil(w.I, 8), row = PVTI_INDEX / runs, col = PVTI_INDEX % runs * 8;
@@ -742,141 +835,151 @@ static void pvti_op_weight_dequantize(void *state, float *out, const pvt_weight 
     PVTI_EACH(s, pvti_k_dequantize, w.O * pvti_ceil(w.I, 8), out, w, (float)delta);
 }
 
-/* The factor of number i in a rotation of blocks of m: its sign over √m. */
-PVTI_DEVICE float pvti_rotation_factor(uint64_t key, int64_t i, float scale)
-{
-    return pvti_mix(key ^ (uint64_t)(i / 64)) >> i % 64 & 1 ? -scale : scale;
-}
-
 /* out[i] = row rows[i] of Rᵒᵀ·Ŵ; without a rotation of outputs m = 1 and Rᵒ is 1. */
 PVTI_KERNEL pvti_k_lookup(float *out, pvti_view w, const int32_t *rows, int64_t n, int64_t m, uint64_t key)
 {
     int64_t i = PVTI_INDEX / w.I, col = PVTI_INDEX % w.I;
     if (i >= n) return;
     int64_t row = rows[i], first = row / m * m;
-    float sum = 0, factor = m > 1 || key ? pvti_rotation_factor(key, row, 1 / sqrtf((float)m)) : 1;
-    for (int64_t j = 0; j < m; j++) {
+    float sum = key ? 0 : pvti_number(w, row, col),
+          factor = pvti_rotation_factor(key, row, 1 / sqrtf((float)m));
+    for (int64_t j = 0; key && j < m; j++) {
         float sign = __popc((unsigned)((row - first) & j)) & 1 ? -factor : factor;
         sum += sign * pvti_number(w, first + j, col);
     }
-    out[PVTI_INDEX] = key ? sum : pvti_number(w, row, col);
+    out[PVTI_INDEX] = sum;
 }
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse);
-
-static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows, int64_t n)
+static void pvti_op_weight_lookup(void *state, float *out, const pvt_weight *weight, const int32_t *rows,
+                                  int64_t n)
 {
     PVTI_WEIGHT(w, weight);
     if (n <= 0) return;
     bool turn = weight->format.rotation == 2;
-    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, turn ? pvti_mix(PVT_SIDE_OUT) : 0);
+    uint64_t key = turn ? pvti_mix(PVT_SIDE_OUT) : 0;
+    PVTI_EACH(s, pvti_k_lookup, n * w.I, out, w, rows, n, turn ? w.O & -w.O : 1, key);
     if (weight->format.rotation) pvti_rotate(s, out, out, n, w.I, PVT_SIDE_IN, true);
 }
 
 // >>products
-/*  C[M, N] (+)= A·B with sums over k in ascending order, one fused multiply-add each, from C on when it adds: the
-    order of the processor. A block makes 64 × 64 of C with 256 threads, 4 × 4 each; 32 k at a time lie in shared
-    memory, decoded there from whatever B is held in.
+/*  C[M, N] (+)= A·B with sums over k in ascending order, one fused multiply-add each, from C on when it adds:
+    the order of the processor. A block makes 64 × 64 of C with 256 threads, 4 × 4 each; 32 k at a time lie in
+    shared memory, decoded there from whatever B is held in.
     Limit: 2·M·N·K operations; 8 reads of shared memory for 16 fused multiply-adds. */
 
-enum { PVTI_TILE = 64, PVTI_DEPTH = 32, PVTI_PITCH = PVTI_TILE + 4 };
+enum { PVTI_TILE = 64, PVTI_STEP = 32, PVTI_PITCH = PVTI_TILE + 4 };
 
-/* (r, k) is data[r·ld + k], or with across data[k·ld + r]. */
+/* A(r, k) is data[r·ld + k], or with across data[k·ld + r]; B(n, k) is Ŵ[n, k], or with across Ŵ[k, n]. */
 typedef struct pvti_operand {
     const float *data;
     int64_t ld;
     bool across;
 } pvti_operand;
-static pvti_operand pvti_of(const float *data, int64_t ld, bool across)
+typedef struct pvti_product {
+    float *C;
+    int64_t M, N, K;
+    pvti_operand A;
+    pvti_view B;
+    bool across, accumulate, bf16; /* across: B is; bf16: operands are rounded */
+} pvti_product;
+
+/* Where a sum belongs; NULL: outside of C. (Written out in pvti_k_mma this takes fifty registers more.) */
+PVTI_DEVICE float *pvti_place_in(float *C, int M, int N, int row, int col)
 {
-    pvti_operand x = {data, ld, across};
-    return x;
+    return row < M && col < N ? C + (int64_t)row * N + col : NULL;
+}
+/* Eight numbers of a tile of TILE r by 32 k, whose lines are contiguous in the operand, along k or across:
+   n of them exist, from `first` of its `line` on. Runs count along lines, or with `down` across them. */
+typedef struct pvti_place {
+    int over, along;    /* in the tile: which line, and where in it */
+    int line, first, n; /* of 32 bits: registers are short here */
+} pvti_place;
+template <int TILE>
+PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, bool down, int r0, int k0, int R, int K)
+{
+    pvti_place p;
+    int lines = across ? PVTI_STEP : TILE, runs = across ? TILE / 8 : PVTI_STEP / 8;
+    p.over = down ? run % lines : run / runs, p.along = (down ? run / lines : run % runs) * 8;
+    p.line = p.over + (across ? k0 : r0), p.first = p.along + (across ? r0 : k0);
+    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
+    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
+    return p;
 }
 
 typedef struct alignas(16) pvti_tiles {
-    float a[PVTI_DEPTH][PVTI_PITCH], b[PVTI_DEPTH][PVTI_PITCH];
+    float a[PVTI_STEP][PVTI_PITCH], b[PVTI_STEP][PVTI_PITCH];
 } pvti_tiles;
-
-/* Eight numbers of a 64 × 32 tile of an operand for each thread, zeros outside R × K. */
-PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_view *w, int64_t r0,
-                           int64_t k0, int64_t R, int64_t K, bool bf16)
+/* Eight numbers of x, or of a weight, for each thread; zeros outside R × K. */
+template <bool WEIGHT>
+PVTI_DEVICE void pvti_tile(float (*tile)[PVTI_PITCH], const pvti_operand &x, const pvti_product &p, int r0,
+                           int k0, int R)
 {
-    int t = (int)threadIdx.x, along = x.across ? t % 8 * 8 : t / 64 * 8, over = x.across ? t / 8 : t % 64;
-    int64_t first = along + (x.across ? r0 : k0), line = over + (x.across ? k0 : r0);
-    int64_t n = (x.across ? R : K) - first;
-    bool inside = line < (x.across ? K : R) && n > 0;
+    bool across = x.across;
     float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (n > 8) n = 8;
-    if (inside && w) pvti_run(*w, line, first, (int)n, run);
-    else if (inside) pvti_eight(x.data + line * x.ld + first, (int)n, run);
-    for (int j = 0; j < 8; j++) {
-        float value = pvti_rounded(run[j], bf16);
-        if (x.across) tile[over][along + j] = value;
-        else tile[along + j][over] = value;
-    }
+    pvti_place at = pvti_place_of<PVTI_TILE>((int)threadIdx.x, across, !across, r0, k0, R, (int)p.K);
+    if (at.n > 0 && WEIGHT) pvti_run(p.B, at.line, at.first, at.n, run);
+    if (at.n > 0 && !WEIGHT) pvti_eight(x.data + at.line * x.ld + at.first, at.n, run);
+    for (int j = 0; j < 8; j++)
+        *(across ? &tile[at.over][at.along + j] : &tile[at.along + j][at.over]) =
+            pvti_rounded(run[j], p.bf16);
 }
 
-template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemm(float *C, int64_t ldc, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B, pvti_view w,
-                bool accumulate, bool bf16)
+template <bool WEIGHT> __global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_gemm(pvti_product p)
 {
     PVT_SHARED(pvti_tiles, tiles);
-    int64_t m0 = (int64_t)blockIdx.y * PVTI_TILE, n0 = (int64_t)blockIdx.x * PVTI_TILE;
+    pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
+    float sum[16];
+    int M = (int)p.M, N = (int)p.N, m0 = (int)blockIdx.y * PVTI_TILE, n0 = (int)blockIdx.x * PVTI_TILE;
     int r = (int)threadIdx.x / 16 * 4, c = (int)threadIdx.x % 16 * 4;
-    float sum[4][4];
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) {
-            bool inside = accumulate && m0 + r + i < M && n0 + c + j < N;
-            sum[i][j] = inside ? C[(m0 + r + i) * ldc + n0 + c + j] : 0;
-        }
-    for (int64_t k0 = 0; k0 < K; k0 += PVTI_DEPTH) {
-        pvti_tile(tiles.a, A, NULL, m0, k0, M, K, bf16);
-        pvti_tile(tiles.b, B, WEIGHT ? &w : NULL, n0, k0, N, K, bf16);
+    auto place = [&](int i) { /* of sum[i]; NULL: outside of C */
+        int64_t row = m0 + r + i / 4, col = n0 + c + i % 4;
+        return row < p.M && col < p.N ? p.C + row * p.N + col : NULL;
+    };
+    for (int i = 0; i < 16; i++) sum[i] = p.accumulate && place(i) ? *place(i) : 0;
+    for (int k0 = 0; k0 < p.K; k0 += PVTI_STEP) {
+        pvti_tile<false>(tiles.a, p.A, p, m0, k0, M);
+        pvti_tile<WEIGHT>(tiles.b, B, p, n0, k0, N);
         __syncthreads();
-        for (int k = 0; k < PVTI_DEPTH; k++) {
-            float4 x = *(const float4 *)(const void *)&tiles.a[k][r], y = *(const float4 *)(const void *)&tiles.b[k][c];
+        for (int k = 0; k < PVTI_STEP; k++) {
+            float4 x = pvti_four(&tiles.a[k][r]), y = pvti_four(&tiles.b[k][c]);
             float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
-            for (int i = 0; i < 4; i++)
-                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+            for (int i = 0; i < 16; i++) sum[i] = fmaf(a[i / 4], b[i % 4], sum[i]);
         }
         __syncthreads();
     }
-    for (int i = 0; i < 4 && m0 + r + i < M; i++)
-        for (int j = 0; j < 4 && n0 + c + j < N; j++) C[(m0 + r + i) * ldc + n0 + c + j] = sum[i][j];
+    for (int i = 0; i < 16; i++)
+        if (place(i)) *place(i) = sum[i];
 }
 
 /* ---- one to four rows ----
-   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows, lanes added by
-   shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
-template <bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, 1)
-    pvti_k_gemv(float *y, const float *x, int rows, int64_t N, int64_t K, pvti_operand B, pvti_view w, bool accumulate)
+   y[r, o] = x[r]·Ŵ[o]: a warp to an output, eight inputs to a lane at a time, decoded once for all rows,
+   lanes added by shuffles. Limit: the weight's bytes; 8 operations a weight and row. */
+__global__ void __launch_bounds__(PVTI_THREADS, 1) pvti_k_gemv(pvti_product p)
 {
     int64_t o = PVTI_INDEX / 32;
     int lane = (int)threadIdx.x % 32;
     float sum[4] = {0, 0, 0, 0}, run[8], in[8];
-    if (o >= N) return; /* the whole warp */
-    for (int64_t k = lane * 8; k < K; k += 256) {
-        int n = (int)pvti_least(8, K - k);
-        if (WEIGHT) pvti_run(w, o, k, n, run);
-        else pvti_eight(B.data + o * B.ld + k, n, run);
+    if (o >= p.N) return; /* the whole warp */
+    for (int64_t k = lane * 8; k < p.K; k += 256) {
+        int n = (int)pvti_least(8, p.K - k);
+        pvti_run(p.B, o, k, n, run);
         for (int r = 0; r < 4; r++) {
-            if (r >= rows) continue;
-            pvti_eight(x + r * K + k, n, in);
+            if (r >= p.M) continue;
+            pvti_eight(p.A.data + r * p.K + k, n, in);
             for (int j = 0; j < 8; j++) sum[r] = fmaf(in[j], run[j], sum[r]);
         }
     }
     for (int r = 0; r < 4; r++) {
         for (int bits = 16; bits > 0; bits /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
-        if (lane == 0 && r < rows) y[r * N + o] = accumulate ? y[r * N + o] + sum[r] : sum[r];
+        float *y = p.C + r * p.N + o;
+        if (lane == 0 && r < p.M) *y = p.accumulate ? *y + sum[r] : sum[r];
     }
 }
 
-/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which a block
-   makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the processor's products have
-   the like). What blocks have for other groups is added in their order.
-   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512 multiply-adds a
-   weight for tables. */
+/* Codebooks of up to 256 entries: Σ_m,j ⟨x_j, entry(m, code)⟩ looks up products of x with all entries, which
+   a block makes for some groups of inputs j and uses for 512 outputs, a thread to each (CodeGEMM; the
+   processor's products have the like). What blocks have for other groups is added in their order.
+   Limit: the codes' bytes; one look-up of 4 bytes a code, in any bank: some 3.5 lines a warp; K/512
+   multiply-adds a weight for tables. */
 enum { PVTI_LOOKUPS = 8192, PVTI_LOOKUP_ROWS = 512 };
 typedef float pvti_lookups[PVTI_LOOKUPS]; /* [groups, M, K] */
 PVTI_KERNEL pvti_k_lookups(float *parts, const float *x, pvti_view w, int per)
@@ -919,103 +1022,80 @@ PVTI_KERNEL pvti_k_parts(float *y, const float *parts, int64_t n, int64_t splits
     for (int64_t k = 0; k < splits; k++) sum += parts[k * n + i];
     y[i] = accumulate ? y[i] + sum : sum;
 }
-/* False: tables would cost more than they save, or the work space, whose first half belongs to rotations, is too small. */
-static bool pvti_look_up(pvti_cuda *s, float *y, const float *x, int64_t rows, const pvti_view *w, bool accumulate)
+/* False: tables would not pay, or half of the work space (the other is rotations') has no room for parts. */
+static bool pvti_look_up(pvti_cuda *s, const pvti_product &p)
 {
-    int64_t half = PVT_CUDA_ROOM / 2, n = rows * w->O, per, splits;
+    const pvti_view &w = p.B;
+    int64_t half = PVT_CUDA_ROOM / 2, n = p.M * w.O, per, splits;
     float *parts = (float *)(void *)(s->room + half);
-    if (w->kind != PVTI_AQLM || w->gog > 1 || w->wide || w->O < 2 * w->K) return false;
-    per = pvti_least(32, PVTI_LOOKUPS / (w->M * w->K)), splits = pvti_ceil(w->GI, per);
-    if (splits * n * 4 > half || rows * (w->I + w->O) * 4 > half) return false;
-    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w->O, PVTI_LOOKUP_ROWS), (unsigned)rows);
-    PVT_LAUNCH(pvti_k_lookups, grid, PVTI_THREADS, 0, s->stream, parts, x, *w, (int)per);
-    if (pvti_check(s, cudaGetLastError(), "a product by tables"))
-        PVTI_EACH(s, pvti_k_parts, n, y, parts, n, splits, accumulate);
+    if (w.kind != PVTI_AQLM || w.gog > 1 || w.wide || w.O < 2 * w.K) return false;
+    per = pvti_least(32, PVTI_LOOKUPS / (w.M * w.K)), splits = pvti_ceil(w.GI, per);
+    if (splits * n * 4 > half || p.M * (w.I + w.O) * 4 > half) return false;
+    dim3 grid((unsigned)splits, (unsigned)pvti_ceil(w.O, PVTI_LOOKUP_ROWS), (unsigned)p.M);
+    PVTI_RUN(s, pvti_k_lookups, grid, PVTI_THREADS, 0, parts, p.A.data, w, (int)per);
+    PVTI_EACH(s, pvti_k_parts, n, p.C, parts, n, splits, p.accumulate);
     return true;
 }
 
 /* ---- on tensor cores: operands rounded to bf16, sums in fp32 ----
-   A block makes TILE × TILE of C, TILE 128 or 64, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie
-   as memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an odd
-   number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does. Plain numbers
-   come in fp32 by asynchronous copies, under way while the step before is multiplied; each thread rounds what it has
-   copied itself. Weights are decoded straight to their tile.
-   An element's sum goes from C on through k in sixteens, whatever TILE is; inside of sixteen it is the hardware's, which
-   cuts off what is below its window. Limit: 2·M·N·K operations at the tensor cores' rate; shared memory:
-   TILE = 128 reads 6 KiB of fragments and writes 2 KiB of tiles for 128·128·4 multiply-adds. */
+   A block makes TILE × TILE of C, its eight warps TILE/2 × TILE/4 each, 32 k a step. Tiles of bf16 lie as
+   memory has them, lines of contiguous numbers: (r, k) or across (k, r), which ldmatrix turns; a pitch of an
+   odd number of 16 bytes spares it bank conflicts. There are two of each operand, so one barrier a step does.
+   Plain numbers come in fp32 by asynchronous copies, under way while the step before is multiplied; each
+   thread rounds what it has copied. Weights are decoded straight to their tile. A sum goes from C on through
+   k in sixteens, whatever TILE is; inside of sixteen the hardware cuts off what is below its window.
+   Limit: 2·M·N·K operations at the tensor cores' rate; shared memory: TILE = 128 reads 6 KiB of fragments and
+   writes 2 KiB of tiles for 128·128·4 multiply-adds. */
 
-enum { PVTI_STEP = 32 };
-
-/* A run of eight numbers of a tile: n of them exist, from `first` of `line` of the operand on; `at`: its place there. */
-typedef struct pvti_place {
-    int line, first, n, at; /* of 32 bits: registers are short here */
-} pvti_place;
-template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
-template <int TILE>
-PVTI_DEVICE pvti_place pvti_place_of(int run, bool across, int r0, int k0, int R, int K)
-{
-    enum { ALONG = PVTI_STEP / 8, ACROSS = TILE / 8 }; /* runs of a line */
-    pvti_place p;
-    int line = across ? run / ACROSS : run / ALONG, first = (across ? run % ACROSS : run % ALONG) * 8;
-    p.at = line * pvti_line<TILE>(across) + first;
-    p.line = line + (across ? k0 : r0), p.first = first + (across ? r0 : k0);
-    p.n = p.line < (across ? K : R) ? (across ? R : K) - p.first : 0;
-    p.n = p.n < 0 ? 0 : p.n > 8 ? 8 : p.n;
-    return p;
-}
 /* Asks for the thread's runs of plain numbers. */
 template <int TILE>
 PVTI_DEVICE void pvti_fetch(float4 *raw, const pvti_operand &x, int r0, int k0, int R, int K)
 {
     bool wide = (((uint64_t)(uintptr_t)x.data | (uint64_t)x.ld * 4) & 15) == 0;
-    for (int j = 0; j < 2 * TILE / 64; j++) {
-        int run = (int)threadIdx.x + j / 2 * PVTI_THREADS;
-        pvti_place p = pvti_place_of<TILE>(run, x.across, r0, k0, R, K);
-        int n = j % 2 ? p.n - 4 : p.n;
+    for (int j = 0; j < TILE / 32; j++) { /* half a run each */
+        int t = (int)threadIdx.x;
+        pvti_place p = pvti_place_of<TILE>(t + j / 2 * PVTI_THREADS, x.across, false, r0, k0, R, K);
+        int n = (int)pvti_most(0, pvti_least(4, j % 2 ? p.n - 4 : p.n));
         const float *from = n > 0 ? x.data + (int64_t)p.line * x.ld + (p.first + j % 2 * 4) : x.data;
-        float *to = &raw[j * PVTI_THREADS + (int)threadIdx.x].x;
-        if (wide) pvti_copy_16(to, from, 4 * (n > 4 ? 4 : n > 0 ? n : 0));
-        for (int i = 0; i < 4 && !wide; i++) pvti_copy_4(to + i, i < n ? from + i : x.data, i < n ? 4 : 0);
+        float *to = &raw[j * PVTI_THREADS + t].x;
+        if (wide) pvti_copy_16(to, from, 4 * n);
+        for (int i = 0; i < 4 && !wide; i++) to[i] = i < n ? from[i] : 0;
     }
 }
 /* Eight numbers to a tile of floats, or of bf16. */
 PVTI_DEVICE void pvti_put(float *to, const float *x)
 {
-    float4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
-    *(float4 *)(void *)to = low, *(float4 *)(void *)(to + 4) = high;
+    *(float4 *)(void *)to = {x[0], x[1], x[2], x[3]};
+    *(float4 *)(void *)(to + 4) = {x[4], x[5], x[6], x[7]};
 }
 PVTI_DEVICE void pvti_put(uint16_t *to, const float *x)
 {
-    uint4 words = {pvti_halves(x[0], x[1]), pvti_halves(x[2], x[3]), pvti_halves(x[4], x[5]), pvti_halves(x[6], x[7])};
-    *(uint4 *)(void *)to = words;
+    unsigned words[4];
+    for (int i = 0; i < 8; i += 2) words[i / 2] = pvti_halves(x[i], x[i + 1]);
+    *(uint4 *)(void *)to = {words[0], words[1], words[2], words[3]};
 }
+template <int TILE> PVTI_DEVICE int pvti_line(bool across) { return across ? TILE + 8 : PVTI_STEP + 8; }
 /* A tile of bf16 from what was fetched, or from a weight. */
-template <int TILE>
-PVTI_DEVICE void pvti_round_tile(uint16_t *tile, const float4 *raw, bool across)
+template <int TILE, bool WEIGHT>
+PVTI_DEVICE void pvti_fill(uint16_t *tile, const float4 *raw, const pvti_view &w, bool across, int r0, int k0,
+                           int R, int K)
 {
     for (int j = 0; j < TILE / 64; j++) {
         int t = (int)threadIdx.x;
-        float4 a = raw[2 * j * PVTI_THREADS + t], b = raw[(2 * j + 1) * PVTI_THREADS + t];
-        float run[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        pvti_put(tile + pvti_place_of<TILE>(t + j * PVTI_THREADS, across, 0, 0, 0, 0).at, run);
-    }
-}
-template <int TILE>
-PVTI_DEVICE void pvti_decode_tile(uint16_t *tile, const pvti_view &w, bool across, int r0, int k0, int R, int K)
-{
-    for (int j = 0; j < TILE / 64; j++) {
         float run[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        pvti_place p = pvti_place_of<TILE>((int)threadIdx.x + j * PVTI_THREADS, across, r0, k0, R, K);
-        if (p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
-        pvti_put(tile + p.at, run);
+        pvti_place p = pvti_place_of<TILE>(t + j * PVTI_THREADS, across, false, r0, k0, R, K);
+        if (WEIGHT && p.n > 0) pvti_run(w, p.line, p.first, p.n, run);
+        for (int k = 0; k < 8 && !WEIGHT; k++) run[k] = (&raw[(2 * j + k / 4) * PVTI_THREADS + t].x)[k % 4];
+        pvti_put(tile + p.over * pvti_line<TILE>(across) + p.along, run);
     }
 }
-/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words 0 and 2,
-   r+8 … r+15 1 and 3. */
+/* Rows r … r+15 at k … k+15 of a tile, (r, k) or across (k, r): A of pvti_mma; of B columns r … r+7 are words
+   0 and 2, r+8 … r+15 1 and 3. */
 PVTI_DEVICE void pvti_fragment(unsigned *x, const uint16_t *tile, int pitch, bool across, int r, int k)
 {
     int lane = (int)threadIdx.x % 32, row = r + lane / 8 % 2 * 8, deep = k + lane / 16 * 8;
-    pvti_matrices(x, tile + (across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep), across);
+    int at = across ? (deep + lane % 8) * pitch + row : (row + lane % 8) * pitch + deep;
+    pvti_matrices(x, tile + at, across);
 }
 
 static size_t pvti_mma_bytes(int tile, bool weight)
@@ -1023,116 +1103,90 @@ static size_t pvti_mma_bytes(int tile, bool weight)
     return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
 }
 template <int TILE, bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2)
-    pvti_k_mma(float *C, int64_t ldc, int64_t rows, int64_t cols, int64_t depth, pvti_operand A, pvti_operand B, pvti_view w,
-               bool accumulate, bool)
+__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2) pvti_k_mma(pvti_product p)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
     float4 *raw = (float4 *)(void *)(halves + 4 * SIDE), *raw_b = raw + TILE / 32 * PVTI_THREADS;
-    int M = (int)rows, N = (int)cols, K = (int)depth, m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE;
-    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, m = warp % 2 * (TILE / 2), n = warp / 2 * (TILE / 4);
-    int row = m0 + m + lane / 4, col = n0 + n + lane % 4 * 2; /* of sum[0][0][0] */
-    float sum[ROWS][2 * PAIRS][4];
-    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        bool inside = accumulate && r < M && c < N;
-        sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4] = inside ? C[(int64_t)r * ldc + c] : 0;
-    }
-    pvti_fetch<TILE>(raw, A, m0, 0, M, K);
+    int M = (int)p.M, N = (int)p.N, K = (int)p.K, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int m0 = (int)blockIdx.y * TILE, n0 = (int)blockIdx.x * TILE, m = warp % 2 * (TILE / 2);
+    int n = warp / 2 * (TILE / 4), line_a = pvti_line<TILE>(p.A.across), line_b = pvti_line<TILE>(p.across);
+    pvti_operand B = {(const float *)p.B.codes, p.B.I, p.across};
+    float *C = p.C, sum[ROWS * PAIRS * 2][4];
+    auto place = [=](int i) { /* of number i of the sums */
+        int r = m0 + m + lane / 4 + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8;
+        return pvti_place_in(C, M, N, r, n0 + n + lane % 4 * 2 + i / 4 % (2 * PAIRS) * 8 + i % 2);
+    };
+    for (int i = 0; i < ROWS * PAIRS * 8; i++) sum[i / 4][i % 4] = p.accumulate && place(i) ? *place(i) : 0;
+    pvti_fetch<TILE>(raw, p.A, m0, 0, M, K);
     if (!WEIGHT) pvti_fetch<TILE>(raw_b, B, n0, 0, N, K);
     for (int k0 = 0; k0 < K; k0 += PVTI_STEP) {
         uint16_t *a = halves + k0 / PVTI_STEP % 2 * 2 * SIDE, *b = a + SIDE;
-        if (WEIGHT) pvti_decode_tile<TILE>(b, w, B.across, n0, k0, N, K);
+        if (WEIGHT) pvti_fill<TILE, true>(b, raw, p.B, p.across, n0, k0, N, K);
         pvti_copies_wait();
-        pvti_round_tile<TILE>(a, raw, A.across);
-        if (!WEIGHT) pvti_round_tile<TILE>(b, raw_b, B.across);
+        pvti_fill<TILE, false>(a, raw, p.B, p.A.across, m0, k0, M, K);
+        if (!WEIGHT) pvti_fill<TILE, false>(b, raw_b, p.B, p.across, n0, k0, N, K);
         __syncthreads(); /* and who is past it has read the other two tiles */
-        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, A, m0, k0 + PVTI_STEP, M, K);
+        if (k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw, p.A, m0, k0 + PVTI_STEP, M, K);
         if (!WEIGHT && k0 + PVTI_STEP < K) pvti_fetch<TILE>(raw_b, B, n0, k0 + PVTI_STEP, N, K);
         for (int k = 0; k < PVTI_STEP; k += 16) {
             unsigned x[ROWS][4], y[PAIRS][4];
-            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, pvti_line<TILE>(A.across), A.across, m + 16 * i, k);
-            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, pvti_line<TILE>(B.across), B.across, n + 16 * j, k);
-            for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < 2 * PAIRS; j++) pvti_mma(sum[i][j], x[i], y[j / 2][j % 2], y[j / 2][2 + j % 2]);
+            for (int i = 0; i < ROWS; i++) pvti_fragment(x[i], a, line_a, p.A.across, m + 16 * i, k);
+            for (int j = 0; j < PAIRS; j++) pvti_fragment(y[j], b, line_b, p.across, n + 16 * j, k);
+            for (int i = 0; i < ROWS * PAIRS * 2; i++) {
+                const unsigned *right = y[i % (2 * PAIRS) / 2];
+                pvti_mma(sum[i], x[i / (2 * PAIRS)], right[i % 2], right[2 + i % 2]);
+            }
         }
     }
-    for (int i = 0; i < ROWS * PAIRS * 8; i++) {
-        int r = row + i / (PAIRS * 8) * 16 + i % 4 / 2 * 8, c = col + i / 4 % (2 * PAIRS) * 8 + i % 2;
-        if (r < M && c < N) C[(int64_t)r * ldc + c] = sum[i / (PAIRS * 8)][i / 4 % (2 * PAIRS)][i % 4];
-    }
+    for (int i = 0; i < ROWS * PAIRS * 8; i++)
+        if (place(i)) *place(i) = sum[i / 4][i % 4];
 }
 
 /* ---- which of them ---- */
 
-static const pvti_view pvti_plain = {}; /* where B is plain numbers */
-
-typedef struct pvti_product {
-    float *C;
-    int64_t M, N, K;
-    pvti_operand A, B;
-    const pvti_view *w; /* NULL: B is plain numbers */
-    bool accumulate;
-} pvti_product;
-
 #ifdef PVT_CUBLAS
 /* Rows of C are columns to cuBLAS, so it makes Cᵀ = B·Aᵀ; in bf16 it rounds operands itself. */
-static void pvti_cublas(pvti_cuda *s, const pvti_product *p, bool bf16)
+static void pvti_cublas(pvti_cuda *s, const pvti_product &p)
 {
-    float one = 1, add = p->accumulate ? 1.0f : 0.0f;
-    cublasStatus_t status = cublasGemmEx(
-        s->cublas, p->B.across ? CUBLAS_OP_N : CUBLAS_OP_T, p->A.across ? CUBLAS_OP_T : CUBLAS_OP_N, (int)p->N, (int)p->M,
-        (int)p->K, &one, p->B.data, CUDA_R_32F, (int)p->B.ld, p->A.data, CUDA_R_32F, (int)p->A.ld, &add, p->C, CUDA_R_32F,
-        (int)p->N, bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    float one = 1, add = p.accumulate ? 1.0f : 0.0f;
+    cublasStatus_t status =
+        cublasGemmEx(s->cublas, p.across ? CUBLAS_OP_N : CUBLAS_OP_T, p.A.across ? CUBLAS_OP_T : CUBLAS_OP_N,
+                     (int)p.N, (int)p.M, (int)p.K, &one, p.B.codes, CUDA_R_32F, (int)p.B.I, p.A.data,
+                     CUDA_R_32F, (int)p.A.ld, &add, p.C, CUDA_R_32F, (int)p.N,
+                     p.bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (status != CUBLAS_STATUS_SUCCESS) pvti_fail_with(s, PVT_ERR_IO, "a product of cuBLAS failed");
 }
 #endif
-/* By tiles: plain multiply-adds, tensor cores of TILE 128 and 64; with a weight and without. */
-typedef void (*pvti_gemm_kernel)(float *, int64_t, int64_t, int64_t, int64_t, pvti_operand, pvti_operand, pvti_view,
-                                 bool, bool);
-static void pvti_launch_gemm(pvti_cuda *s, const pvti_product *p, bool bf16)
-{
-    static const pvti_gemm_kernel kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
-                                                   {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
-                                                   {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
-    static const int tiles[3] = {PVTI_TILE, 128, 64};
-    bool large = pvti_ceil(p->M, 128) * pvti_ceil(p->N, 128) >= s->cores;
-    int kind = !bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = tiles[kind];
-    size_t bytes = kind ? pvti_mma_bytes(tile, p->w != NULL) : 0;
-    int64_t most = 65535 * (int64_t)tile; /* rows: a grid's second side ends there */
-    for (int64_t m = 0; m < p->M; m += most) {
-        int64_t rows = pvti_least(p->M - m, most);
-        dim3 grid((unsigned)pvti_ceil(p->N, tile), (unsigned)pvti_ceil(rows, tile));
-        pvti_operand A = p->A;
-        A.data += A.across ? m : m * A.ld;
-        PVT_LAUNCH(kernels[kind][p->w != NULL], grid, PVTI_THREADS, bytes, s->stream, p->C + m * p->N, p->N, rows,
-                   p->N, p->K, A, p->B, p->w ? *p->w : pvti_plain, p->accumulate, bf16);
-        pvti_check(s, cudaGetLastError(), "a product");
-    }
-}
+/* Multiply-adds in tiles of 64, tensor cores in tiles of 128 and 64; B of plain numbers and of a weight. */
+typedef void (*pvti_gemm_kernel)(pvti_product);
+static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
+                                                         {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
+                                                         {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
 /* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
-static void pvti_gemm(pvti_cuda *s, float *C, int64_t M, int64_t N, int64_t K, pvti_operand A, pvti_operand B,
-                      const pvti_view *w, bool accumulate)
+static void pvti_gemm(pvti_cuda *s, pvti_product p)
 {
-    int64_t blocks = pvti_ceil(N, PVTI_THREADS / 32);
-    if (M <= 0 || N <= 0 || s->failed != PVT_OK) return;
-    if (w && w->kind == PVTI_DENSE && w->dtype == PVT_F32)
-        B = pvti_of((const float *)w->codes, w->I, B.across), w = NULL;
-    pvti_product p = {C, M, N, K, A, B, w, accumulate};
-    if (M <= 4 && !A.across && !B.across && K > 0) {
-        if (w && pvti_look_up(s, C, A.data, M, w, accumulate)) return;
-        PVTI_BLOCKS(s, (w ? pvti_k_gemv<true> : pvti_k_gemv<false>), blocks, C, A.data, (int)M, N, K, B,
-                    w ? *w : pvti_plain, accumulate);
+    if (p.M <= 0 || p.N <= 0 || s->failed != PVT_OK) return;
+    p.bf16 = s->bf16 && p.M >= 16;
+    if (p.M <= 4 && !p.A.across && !p.across && p.K > 0) {
+        if (!pvti_look_up(s, p)) PVTI_BLOCKS(s, pvti_k_gemv, pvti_ceil(p.N, PVTI_THREADS / 32), p);
         return;
     }
+    bool weight = !pvti_is_numbers(p.B), large = pvti_ceil(p.M, 128) * pvti_ceil(p.N, 128) >= s->cores;
 #ifdef PVT_CUBLAS
-    if (!w && K > 0 && M < INT32_MAX && N < INT32_MAX && K < INT32_MAX) {
-        pvti_cublas(s, &p, s->bf16 && M >= 16);
+    if (!weight && p.K > 0 && p.M < INT32_MAX && p.N < INT32_MAX && p.K < INT32_MAX) {
+        pvti_cublas(s, p);
         return;
     }
 #endif
-    pvti_launch_gemm(s, &p, s->bf16 && M >= 16);
+    int kind = !p.bf16 || !s->tensor ? 0 : large ? 1 : 2, tile = kind == 1 ? 128 : 64;
+    pvti_gemm_kernel product = pvti_gemm_kernels[kind][weight];
+    for (int64_t m = 0, most = PVT_CUDA_SIDE * tile; m < p.M; m += most) {
+        pvti_product part = p;
+        part.M = pvti_least(most, p.M - m), part.C += m * p.N, part.A.data += p.A.across ? m : m * p.A.ld;
+        dim3 grid((unsigned)pvti_ceil(p.N, tile), (unsigned)pvti_ceil(part.M, tile));
+        PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, weight) : 0, part);
+    }
 }
 
 /* y += bias, row by row. */
@@ -1141,8 +1195,8 @@ PVTI_KERNEL pvti_k_bias(float *y, const float *bias, int64_t n, int64_t O)
     if (PVTI_INDEX < n * O) y[PVTI_INDEX] += bias[PVTI_INDEX % O];
 }
 typedef float pvti_column_room[8][32];
-/* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of which
-   each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
+/* sums[c] += Σ_i a[i, c] · b[i, c] · r[i], b and r NULL: 1. A block has 32 columns and 8 threads to each, of
+   which each adds every eighth row; the eight are then added in order. Limit: the bytes of a and b. */
 PVTI_KERNEL pvti_k_columns(float *sums, const float *a, const float *b, const float *r, int64_t n, int64_t C)
 {
     PVT_SHARED(pvti_column_room, room);
@@ -1162,43 +1216,46 @@ static void pvti_op_linear_forward(void *state, float *y, const float *x, const 
                                    int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
-    pvti_gemm(s, y, n, O, I, pvti_of(x, I, false), pvti_of(W, I, false), NULL, false);
+    pvti_gemm(s, {y, n, O, I, {x, I, false}, pvti_plain(W, I), false, false, false});
     if (bias) PVTI_EACH(s, pvti_k_bias, n * O, y, bias, n, O);
 }
-static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy, const float *x,
-                                    const float *W, int64_t n, int64_t I, int64_t O)
+static void pvti_op_linear_backward(void *state, float *dx, float *dW, float *dbias, const float *dy,
+                                    const float *x, const float *W, int64_t n, int64_t I, int64_t O)
 {
     PVTI_STATE;
     if (n <= 0) return;
-    if (dx) pvti_gemm(s, dx, n, I, O, pvti_of(dy, O, false), pvti_of(W, I, true), NULL, true);
-    if (dW) pvti_gemm(s, dW, O, I, n, pvti_of(dy, O, true), pvti_of(x, I, true), NULL, true);
-    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, (const float *)NULL, (const float *)NULL,
-                           n, O);
+    if (dx) pvti_gemm(s, {dx, n, I, O, {dy, O, false}, pvti_plain(W, I), true, true, false});
+    if (dW) pvti_gemm(s, {dW, O, I, n, {dy, O, true}, pvti_plain(x, I), true, true, false});
+    const float *one = NULL;
+    if (dbias) PVTI_BLOCKS(s, pvti_k_columns, pvti_ceil(O, 32), dbias, dy, one, one, n, O);
 }
 
 /* ---- with a weight ---- */
 
-static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n);
-
-/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes, and y back
-    behind; both take the work space, as many rows at a time as it has room for. */
+PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
+{
+    if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
+}
+PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add, PVTI_ARG(1))
+/*  y (+)= Ŵ·x, or across Ŵᵀ·x, of n rows. Of a rotated weight x is turned before, to the side of the codes,
+    and y back behind; both take the work space, as many rows at a time as it has room for. */
 static void pvti_apply(pvti_cuda *s, float *y, const float *x, const pvt_weight *weight, const pvti_view *w,
                        int64_t n, bool across, bool accumulate)
 {
     int64_t in = across ? w->O : w->I, out = across ? w->I : w->O, rows;
     int turned = weight->format.rotation; /* 1: of inputs, 2: of both */
     bool before = turned > (across ? 1 : 0), behind = turned > (across ? 0 : 1), aside = behind && accumulate;
-    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * (int64_t)sizeof *y) : n;
-    if (n > 0 && most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a rotated weight is too wide: raise PVT_CUDA_ROOM");
+    int64_t row = (before ? in : 0) + (aside ? out : 0), most = row ? PVT_CUDA_ROOM / (row * 4) : n;
+    if (n > 0 && most < 1) pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too wide to rotate: raise PVT_CUDA_ROOM");
     for (int64_t i = 0; i < n && most > 0; i += rows, x += rows * in, y += rows * out) {
         float *room = (float *)(void *)s->room;
         rows = pvti_least(most, n - i);
         float *to = aside ? room + (before ? rows * in : 0) : y;
         if (before) pvti_rotate(s, room, x, rows, in, across ? PVT_SIDE_OUT : PVT_SIDE_IN, false);
-        pvti_gemm(s, to, rows, out, in, pvti_of(before ? room : x, in, false), pvti_of(NULL, 0, across), w,
-                  accumulate && !aside);
+        pvti_gemm(
+            s, {to, rows, out, in, {before ? room : x, in, false}, *w, across, accumulate && !aside, false});
         if (behind) pvti_rotate(s, to, to, rows, out, across ? PVT_SIDE_IN : PVT_SIDE_OUT, true);
-        if (aside) pvti_add_to(s, y, to, rows * out);
+        if (aside) pvti_op_residual_forward(s, y, y, to, rows * out);
     }
 }
 static void pvti_op_weight_forward(void *state, float *y, const float *x, const pvt_weight *weight, int64_t n,
@@ -1212,24 +1269,17 @@ static void pvti_op_weight_backward(void *state, float *dx, float *dW, const flo
 {
     PVTI_WEIGHT(w, weight);
     if (dx) pvti_apply(s, dx, dy, weight, &w, n, true, true);
-    if (dW && n > 0) pvti_gemm(s, dW, w.O, w.I, n, pvti_of(dy, w.O, true), pvti_of(x, w.I, true), NULL, true);
+    if (dW && n > 0) pvti_gemm(s, {dW, w.O, w.I, n, {dy, w.O, true}, pvti_plain(x, w.I), true, true, false});
 }
 
 // >>rows
 /*  Norms, RoPE, swiglu, sums, the embedding. Limit of all: the bytes that they read and write. */
 
-PVTI_KERNEL pvti_k_add(float *out, const float *a, const float *b, int64_t n)
-{
-    if (PVTI_INDEX < n) out[PVTI_INDEX] = a[PVTI_INDEX] + b[PVTI_INDEX];
-}
-PVTI_OP(residual_forward, PVTI_EACH, pvti_k_add,
-        (void *state, float *out, const float *a, const float *b, int64_t n), n, out, a, b, n)
-static void pvti_add_to(pvti_cuda *s, float *y, const float *x, int64_t n) { pvti_op_residual_forward(s, y, y, x, n); }
 static void pvti_op_residual_backward(void *state, float *da, float *db, const float *dout, int64_t n)
 {
     PVTI_STATE;
-    if (da) pvti_add_to(s, da, dout, n);
-    if (db) pvti_add_to(s, db, dout, n);
+    if (da) pvti_op_residual_forward(s, da, da, dout, n);
+    if (db) pvti_op_residual_forward(s, db, db, dout, n);
 }
 
 /* out = silu(gate)·up, silu(z) = z/(1 + exp(−z)). */
@@ -1240,54 +1290,41 @@ PVTI_KERNEL pvti_k_swiglu(float *out, const float *gate, const float *up, int64_
     out[PVTI_INDEX] = z * (1 / (1 + expf(-z))) * up[PVTI_INDEX];
 }
 /* With σ = 1/(1 + exp(−z)): dgate += dout·up·σ·(1 + z·(1 − σ)), dup += dout·z·σ. */
-PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                               int64_t n)
+PVTI_KERNEL pvti_k_swiglu_back(float *dgate, float *dup, const float *dout, const float *gate,
+                               const float *up, int64_t n)
 {
     if (PVTI_INDEX >= n) return;
     float z = gate[PVTI_INDEX], sigma = 1 / (1 + expf(-z)), d = dout[PVTI_INDEX];
     dgate[PVTI_INDEX] += d * up[PVTI_INDEX] * sigma * (1 + z * (1 - sigma));
     dup[PVTI_INDEX] += d * z * sigma;
 }
-PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu,
-        (void *state, float *out, const float *gate, const float *up, int64_t n), n, out, gate, up, n)
-PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back,
-        (void *state, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n), n,
-        dgate, dup, dout, gate, up, n)
+PVTI_OP(swiglu_forward, PVTI_EACH, pvti_k_swiglu, PVTI_ARG(1))
+PVTI_OP(swiglu_backward, PVTI_EACH, pvti_k_swiglu_back, PVTI_ARG(1))
 
 /* out = x·rstd·weight, rstd = 1/√(mean x² + eps): a block to a row. */
-PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t C, float eps)
+PVTI_KERNEL pvti_k_norm(float *out, float *rstd, const float *x, const float *weight, int64_t, int64_t C,
+                        float eps)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) sum += (double)(x[i * C + c] * x[i * C + c]);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(C, [=](int64_t c) { return x[i * C + c] * x[i * C + c]; });
     float r = (float)(1 / sqrt(sum / (double)C + (double)eps));
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) out[i * C + c] = x[i * C + c] * r * weight[c];
     if (rstd && threadIdx.x == 0) rstd[i] = r;
 }
 /* dx += r·(dout·w − x·r²/C·Σ dout·w·x); dweight: pvti_k_columns. */
-PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd, const float *weight,
-                             int64_t C)
+PVTI_KERNEL pvti_k_norm_back(float *dx, const float *dout, const float *x, const float *rstd,
+                             const float *weight, int64_t C)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
-        sum += (double)(dout[i * C + c] * weight[c] * x[i * C + c]);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(C, [=](int64_t c) { return dout[i * C + c] * weight[c] * x[i * C + c]; });
     float r = rstd[i], along = (float)(sum * (double)r * (double)r / (double)C);
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
         dx[i * C + c] += r * (dout[i * C + c] * weight[c] - x[i * C + c] * along);
 }
-static void pvti_op_rmsnorm_forward(void *state, float *out, float *rstd, const float *x, const float *weight,
-                                    int64_t n, int64_t C, float eps)
-{
-    PVTI_STATE;
-    if (C > 0) PVTI_BLOCKS(s, pvti_k_norm, n, out, rstd, x, weight, C, eps);
-}
-static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout, const float *x,
-                                     const float *rstd, const float *weight, int64_t n, int64_t C)
+PVTI_OP(rmsnorm_forward, PVTI_BLOCKS, pvti_k_norm, PVTI_ARG(2) > 0 ? PVTI_ARG(3) : 0)
+static void pvti_op_rmsnorm_backward(void *state, float *dx, float *dweight, const float *dout,
+                                     const float *x, const float *rstd, const float *weight, int64_t n,
+                                     int64_t C)
 {
     PVTI_STATE;
     if (n <= 0 || C <= 0) return;
@@ -1299,7 +1336,7 @@ enum { PVTI_FREQUENCIES = 128 };
 typedef struct pvti_frequencies {
     float f[PVTI_FREQUENCIES];
 } pvti_frequencies;
-/* The angle in float, its sine and cosine in double: as the processor. n of the half = HS/2 columns, from j0 on. */
+/* The angle in float, its sine and cosine in double: as the processor. n of HS/2 columns, from j0 on. */
 PVTI_KERNEL pvti_k_rope_table(float *cosines, float *sines, pvti_frequencies inv_freq, int64_t n, int64_t j0,
                               int64_t half, int64_t pos, int64_t T)
 {
@@ -1321,38 +1358,37 @@ static void pvti_op_rope_table(void *state, float *cosines, float *sines, const 
         PVTI_EACH(s, pvti_k_rope_table, n * T, cosines, sines, f, n, j, HS / 2, pos, T);
     }
 }
-/* (a, b) → (a·cos − b·sin, b·cos + a·sin); sign −1 turns back. A thread to a pair. */
+/* (a, b) → (a·cos − b·sin, b·cos + a·sin); BACK: the other way round. A thread to a pair. */
+template <bool BACK>
 PVTI_KERNEL pvti_k_rope(float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-                        int64_t HS, pvt_rope_pairing pairing, float sign)
+                        int64_t HS, pvt_rope_pairing pairing)
 {
     int64_t half = HS / 2, j = PVTI_INDEX % half, head = PVTI_INDEX / half, t = head / NH % T;
     if (head >= B * T * NH) return;
-    float *a = x + head * HS + (pairing == PVT_ROPE_HALVES ? j : 2 * j), *b = a + (pairing == PVT_ROPE_HALVES ? half : 1);
-    float cosine = cosines[t * half + j], sine = sign * sines[t * half + j], old = *a;
+    bool halves = pairing == PVT_ROPE_HALVES;
+    float *a = x + head * HS + (halves ? j : 2 * j), *b = a + (halves ? half : 1);
+    float cosine = cosines[t * half + j], sine = sines[t * half + j], old = *a;
+    if (BACK) sine = -sine;
     *a = old * cosine - *b * sine;
     *b = *b * cosine + old * sine;
 }
-PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing, 1.0f)
-PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope,
-        (void *state, float *x, const float *cosines, const float *sines, int64_t B, int64_t T, int64_t NH,
-         int64_t HS, pvt_rope_pairing pairing), B * T * NH * (HS / 2), x, cosines, sines, B, T, NH, HS, pairing,
-        -1.0f)
+PVTI_OP(rope_forward, PVTI_EACH, pvti_k_rope<false>,
+        PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
+PVTI_OP(rope_backward, PVTI_EACH, pvti_k_rope<true>,
+        PVTI_ARG(5) * PVTI_ARG(4) * PVTI_ARG(3) * (PVTI_ARG(2) / 2))
 
-PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C)
+PVTI_KERNEL pvti_k_embedding(float *out, const float *table, const int32_t *ids, int64_t n, int64_t V,
+                             int64_t C)
 {
     int64_t i = PVTI_INDEX / C, c = PVTI_INDEX % C;
     if (i >= n) return;
     out[PVTI_INDEX] = ids[i] >= 0 && ids[i] < V ? table[ids[i] * C + c] : 0;
 }
-PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding,
-        (void *state, float *out, const float *table, const int32_t *ids, int64_t n, int64_t V, int64_t C), n * C,
-        out, table, ids, n, V, C)
+PVTI_OP(embedding_forward, PVTI_EACH, pvti_k_embedding, PVTI_ARG(3) * PVTI_ARG(1))
 
-/*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them; the
-    others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp of a
-    block, and the bytes of dout. */
+/*  dtable[ids[i]] += dout[i] in the order of i: the block of the first i with an id does it for all of them;
+    the others see an earlier one and end. Limit: up to n² comparisons of ids, 32 at a time and by each warp
+    of a block, and the bytes of dout. */
 PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V,
                                   int64_t C)
 {
@@ -1369,118 +1405,17 @@ PVTI_KERNEL pvti_k_embedding_back(float *dtable, const float *dout, const int32_
         }
     }
 }
-PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back,
-        (void *state, float *dtable, const float *dout, const int32_t *ids, int64_t n, int64_t V, int64_t C), n,
-        dtable, dout, ids, n, V, C)
-
-// >>rotation
-/*  R = H·D of blocks of m numbers (see pvt_rotate): the factors, then log2 m stages of butterflies at distances 1, 2, …
-    m/2; Rᵀ has the stages first. A thread block holds up to 8,192 numbers in shared memory; stages beyond that
-    distance are passes over memory. Number j of lane l lies at base + j·step + l·apart: along a row step is 1 and
-    lanes are further blocks of the row; across rows step is a row and lanes are neighbouring columns.
-    Limit: the bytes of x twice; 4·log2 m + 4 shared-memory accesses of 4 bytes for 2·log2 m operations a pair. */
-
-enum { PVTI_ROTATED = 8192 };
-typedef struct pvti_turn {
-    float *out;
-    const float *x;
-    int64_t step, apart, lanes;  /* lanes: in all, of one base */
-    int64_t bases, base_step;    /* base b is b·base_step */
-    int64_t m, whole, C;         /* m: of these stages; whole: of the transform; C: numbers of a row, for signs */
-    uint64_t key;
-    int at_once;                 /* lanes of a thread block */
-    bool inverse, factors, along;
-} pvti_turn;
-
-/* The number, counted through a row, of j in lane l of base b. */
-PVTI_DEVICE int64_t pvti_turn_number(const pvti_turn &t, int64_t base, int64_t lane, int64_t j)
-{
-    return t.along ? (base * t.lanes * t.m + lane * t.m + j) % t.C : (base * t.m + j) % t.C;
-}
-PVTI_KERNEL pvti_k_rotate(pvti_turn t)
-{
-    PVT_SHARED_DYNAMIC(float, room);
-    int64_t groups = pvti_ceil(t.lanes, t.at_once), base = blockIdx.x / groups;
-    int64_t l0 = blockIdx.x % groups * t.at_once;
-    int m = (int)t.m, lanes = (int)pvti_least(t.at_once, t.lanes - l0), n = lanes * m, half = n / 2;
-    float scale = 1 / sqrtf((float)t.whole);
-    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
-        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
-        float value = t.x[base * t.base_step + j * t.step + (l0 + l) * t.apart];
-        if (t.factors && !t.inverse)
-            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
-        room[l * m + j] = value;
-    }
-    for (int h = 1; h < m; h *= 2) {
-        __syncthreads();
-        for (int k = (int)threadIdx.x; k < half; k += (int)blockDim.x) { /* pairs run on through all lanes */
-            int low = k / h * 2 * h + k % h;
-            float a = room[low], b = room[low + h];
-            room[low] = a + b, room[low + h] = a - b;
-        }
-    }
-    __syncthreads();
-    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
-        int j = t.along ? k % m : k / lanes, l = t.along ? k / m : k % lanes;
-        float value = room[l * m + j];
-        if (t.factors && t.inverse)
-            value *= pvti_rotation_factor(t.key, pvti_turn_number(t, base, l0 + l, j), scale);
-        t.out[base * t.base_step + j * t.step + (l0 + l) * t.apart] = value;
-    }
-}
-/* One stage at distance h ≥ 8192 of blocks of m: n numbers along x, `step` apart, `wide` columns. */
-PVTI_KERNEL pvti_k_butterfly(float *x, int64_t n, int64_t h, int64_t step, int64_t wide, uint64_t key, int64_t m,
-                             int64_t C, bool factors)
-{
-    int64_t k = PVTI_INDEX / wide, c = PVTI_INDEX % wide, low = k / h * 2 * h + k % h;
-    float scale = 1 / sqrtf((float)m);
-    if (k >= n / 2) return;
-    float *p = x + low * step + c, *q = x + (low + h) * step + c;
-    float f = pvti_rotation_factor(key, low % C, scale), g = pvti_rotation_factor(key, (low + h) % C, scale);
-    float a = *p, b = *q;
-    *p = factors ? (a + b) * f : a + b, *q = factors ? (a - b) * g : a - b;
-}
-
-/* n rows of C numbers, or with across the n columns of C rows. */
-static void pvti_turn_all(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse,
-                          bool across)
-{
-    pvti_turn t = {};
-    int64_t whole = C & -C, m = pvti_least(whole, PVTI_ROTATED);
-    if (n < 1 || C < 1) return;
-    t.out = out, t.x = x, t.m = m, t.whole = whole, t.C = C, t.key = pvti_mix((uint64_t)side), t.inverse = inverse;
-    t.along = !across;
-    t.factors = !inverse || whole == m; /* a transform with further stages ends with these factors there */
-    t.step = across ? n : 1, t.apart = across ? 1 : m, t.lanes = across ? n : C / m;
-    t.bases = across ? C / m : n, t.base_step = across ? m * n : C;
-    t.at_once = (int)pvti_least(t.lanes, pvti_most(1, pvti_least(32, PVTI_ROTATED / m)));
-    PVTI_RUN(s, pvti_k_rotate, t.bases * pvti_ceil(t.lanes, t.at_once), PVTI_THREADS,
-             m * t.at_once * (int64_t)sizeof(float), t);
-    for (int64_t h = m; h < whole; h *= 2)
-        PVTI_EACH(s, pvti_k_butterfly, n * C / 2, out, across ? C : n * C, h, across ? n : (int64_t)1,
-                  across ? n : (int64_t)1, t.key, whole, C, inverse && 2 * h == whole);
-}
-static void pvti_rotate(pvti_cuda *s, float *out, const float *x, int64_t n, int64_t C, int side, bool inverse)
-{
-    pvti_turn_all(s, out, x, n, C, side, inverse, false);
-}
-static void pvti_op_rotate(void *state, float *out, const float *x, int64_t n, int64_t C, pvt_side side, bool inverse)
-{
-    pvti_rotate(pvti_here(state), out, x, n, C, side, inverse);
-}
-static void pvti_op_rotate_columns(void *state, float *x, int64_t C, int64_t n, pvt_side side, bool inverse)
-{
-    pvti_turn_all(pvti_here(state), x, x, n, C, side, inverse, true);
-}
+PVTI_OP(embedding_backward, PVTI_BLOCKS, pvti_k_embedding_back, PVTI_ARG(3))
 
 // >>attention
 /*  Tiles of rows against tiles of the other side's, scores recomputed and never kept (FlashAttention-2, arXiv
-    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles of the
-    other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16 on tensor cores:
-    q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the processor; sums, softmax, lse and
-    D are in float. DC: columns of a row's sums; heads beyond 128 are done in two parts, whose scores are made twice.
-    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made twice: once for dq, once for
-    dk and dv, so that each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
+    2307.08691). A warp owns 16 rows, queries or keys, and holds their sums in the layout of pvti_mma; tiles
+    of the other side come through shared memory, one for all warps. T: float, multiply-adds; uint16_t, bf16
+    on tensor cores: q, k, v, dout, and as they are made the weights P and dS, are rounded, as on the
+    processor; sums, softmax, lse and D are in float. DC: columns of a row's sums; heads beyond 128 are done
+    in two parts, whose scores are made twice.
+    Limit: forward 4·HS operations a score that counts, backward 14·HS (scores are made once for dq and once
+    for dk and dv: each sum belongs to one warp and has one order); shared memory: bench/CUDA.md. */
 
 #define PVTI_LOG2E 1.44269504f
 enum { PVTI_HEAD = 256, PVTI_ATTENTION_THREADS = 128, PVTI_ATTENTION_BYTES = 64 << 10 };
@@ -1505,7 +1440,8 @@ typedef struct pvti_span {
 PVTI_DEVICE pvti_span pvti_span_of(const pvti_heads &h, bool keys, int row)
 {
     int at = keys ? row - h.pos : row + h.pos;
-    pvti_span s = {keys ? at : h.window ? at - h.window + 1 : 0, !keys ? at : h.window ? at + h.window - 1 : h.other.n};
+    int far = h.window ? h.window - 1 : 1 << 30;
+    pvti_span s = {keys ? at : at - far, keys ? at + far : at};
     if (s.from < 0) s.from = 0;
     if (s.to >= h.other.n) s.to = h.other.n - 1;
     if (row >= h.own.n) s.to = -1; /* nor are its lse and D read */
@@ -1516,7 +1452,8 @@ PVTI_BOTH int pvti_depth(int HS) { return (HS + 15) / 16 * 16; }
 template <class T> PVTI_BOTH int pvti_pitch(int HS) { return pvti_depth(HS) + 16 / (int)sizeof(T); }
 /* Rows r0 … of x, of a side, to a tile; zeros where there are none. */
 template <class T>
-PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0, int HS)
+PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side &side, int head, int r0,
+                              int HS)
 {
     int runs = pvti_depth(HS) / 8;
     x += blockIdx.z * side.batch + head * HS;
@@ -1531,22 +1468,24 @@ PVTI_DEVICE void pvti_rows_in(T *tile, int rows, const float *x, const pvti_side
 /* ---- products of a warp: 16 rows, numbers of C as pvti_mma has them ---- */
 
 /* s[8·N columns] = a·bᵀ of rows of `depth` numbers. */
-template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
+template <int N>
+PVTI_DEVICE void pvti_scores(float (*s)[4], const float *a, const float *b, int depth, int pitch)
 {
     int lane = (int)threadIdx.x % 32;
     a += lane / 4 * pitch, b += lane % 4 * 2 * pitch;
     for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
     for (int k = 0; k < depth; k += 4) {
-        float4 x = *(const float4 *)(const void *)(a + k), y = *(const float4 *)(const void *)(a + 8 * pitch + k);
+        float4 x = pvti_four(a + k), y = pvti_four(a + 8 * pitch + k);
         for (int i = 0; i < 2 * N; i++) {
-            float4 z = *(const float4 *)(const void *)(b + (i / 2 * 8 + i % 2) * pitch + k);
+            float4 z = pvti_four(b + (i / 2 * 8 + i % 2) * pitch + k);
             float *low = &s[i / 2][i % 2], *high = low + 2;
             *low = fmaf(x.w, z.w, fmaf(x.z, z.z, fmaf(x.y, z.y, fmaf(x.x, z.x, *low))));
             *high = fmaf(y.w, z.w, fmaf(y.z, z.z, fmaf(y.y, z.y, fmaf(y.x, z.x, *high))));
         }
     }
 }
-template <int N> PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
+template <int N>
+PVTI_DEVICE void pvti_scores(float (*s)[4], const uint16_t *a, const uint16_t *b, int depth, int pitch)
 {
     for (int i = 0; i < 4 * N; i++) s[i / 4][i % 4] = 0;
     for (int k = 0; k < depth; k += 16) {
@@ -1590,13 +1529,26 @@ PVTI_DEVICE void pvti_weigh(float (*sum)[4], const float (*p)[4], const uint16_t
     }
 }
 
+/* Sums of own rows to x, or added to it. */
+template <int C>
+PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0,
+                               bool add)
+{
+    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
+    for (int i = 0; i < 4 * C; i++) {
+        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        float *to = x + (int64_t)r * h.own.heads * h.HS + d;
+        if (r < h.own.n && d < h.HS) *to = add ? *to + sum[i / 4][i % 4] : sum[i / 4][i % 4];
+    }
+}
+
 /* ---- the kernels: (query tile, part) × head × sequence ---- */
 
-/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number: what is
-    shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
+/*  Scores of two rows become weights 2^(s·log₂e − m). m, the largest so far, is rounded up to a whole number:
+    what is shrunk to a new m is exact, and a weight is rounded to bf16 alike in whatever order tiles come. */
 template <int N>
-PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most, float *sum,
-                              float *shrink)
+PVTI_DEVICE void pvti_softmax(float (*s)[4], const pvti_span *span, int first, float scale, float *most,
+                              float *sum, float *shrink)
 {
     for (int r = 0; r < 2; r++) {
         float top = -INFINITY;
@@ -1625,11 +1577,11 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
     int lane = (int)threadIdx.x % 32, mine = (int)threadIdx.x / 32 * 16, rows = (int)blockDim.x / 2;
     int pitch = pvti_pitch<T>(h.HS), depth = pvti_depth(h.HS), d0 = (int)blockIdx.x % h.parts * DC;
     int r0 = (int)((gridDim.x - 1 - blockIdx.x) / h.parts) * rows; /* the longest first */
-    int head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
+    int row = r0 + mine + lane / 4, head = (int)blockIdx.y, key_head = head / (h.own.heads / h.other.heads);
     T *q = room, *k = q + rows * pitch, *v = k + TILE * pitch;
     float s[N][4], acc[C][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
     pvti_span span[2], last = pvti_span_of(h, false, (int)pvti_least(h.own.n, r0 + rows) - 1);
-    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, r0 + mine + lane / 4 + 8 * r);
+    for (int r = 0; r < 2; r++) span[r] = pvti_span_of(h, false, row + 8 * r);
     for (int i = 0; i < 4 * C; i++) acc[i / 4][i % 4] = 0;
     pvti_rows_in(q, rows, h.own.x, h.own, head, r0, h.HS);
     for (int c = pvti_span_of(h, false, r0).from; c <= last.to; c += TILE) {
@@ -1643,25 +1595,21 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
         __syncthreads();
     }
     for (int r = 0; r < 2; r++) {
-        int t = r0 + mine + lane / 4 + 8 * r;
         for (int bits = 1; bits < 4; bits *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], bits);
-        if (t >= h.own.n) continue;
-        float *to = out + blockIdx.z * h.own.batch + ((int64_t)t * h.own.heads + head) * h.HS;
-        for (int i = 0; i < 2 * C; i++) {
-            int d = d0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
-            if (d < h.HS) to[d] = acc[i / 2][2 * r + i % 2] / sum[r];
-        }
-        if (lse && lane % 4 == 0 && d0 == 0)
-            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + t] = (most[r] + log2f(sum[r])) / PVTI_LOG2E;
+        for (int i = 0; i < 2 * C; i++) acc[i / 2][2 * r + i % 2] /= sum[r];
+        if (lse && lane % 4 == 0 && d0 == 0 && row + 8 * r < h.own.n)
+            lse[((int64_t)blockIdx.z * h.own.heads + head) * h.own.n + row + 8 * r] =
+                (most[r] + log2f(sum[r])) / PVTI_LOG2E;
     }
+    pvti_rows_out<C>(out, acc, h, row, d0, false);
 }
 
 /*  Backward. With P = exp(scale·q·k − lse) and D = Σ_d dout·out of a query:
         dS = P·(dout·v − D)·scale,   dq = dS·k,   dk = dSᵀ·q,   dv = Pᵀ·dout. */
 
 /* D: a warp to a query and head. */
-PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T, int64_t NH,
-                                  int64_t HS)
+PVTI_KERNEL pvti_k_attention_dots(float *D, const float *dout, const float *out, int64_t n, int64_t T,
+                                  int64_t NH, int64_t HS)
 {
     int64_t i = PVTI_INDEX / 32, at = ((i / T / NH * T + i % T) * NH + i / T % NH) * HS;
     double sum = 0;
@@ -1683,16 +1631,7 @@ PVTI_DEVICE void pvti_scores_back(float (*s)[4], float (*d)[4], const pvti_span 
         s[i / 4][i % 4] = p, d[i / 4][i % 4] = sees ? p * (d[i / 4][i % 4] - h.D[t]) * h.scale : 0;
     }
 }
-template <int C>
-PVTI_DEVICE void pvti_rows_out(float *x, const float (*sum)[4], const pvti_heads &h, int row, int d0)
-{
-    x += blockIdx.z * h.own.batch + blockIdx.y * h.HS;
-    for (int i = 0; i < 4 * C; i++) {
-        int r = row + i % 4 / 2 * 8, d = d0 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
-        if (r < h.own.n && d < h.HS) x[(int64_t)r * h.own.heads * h.HS + d] += sum[i / 4][i % 4];
-    }
-}
-/* Own rows are queries, and dx is dq; with KEYS they are keys, dx is dk and dy dv, and a group's heads come by. */
+/* Own rows are queries, dx is dq; with KEYS they are keys, dx is dk, dy dv, and a group's heads come by. */
 template <class T, int DC, bool KEYS>
 __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC == 64 ? 3 : 1)
     pvti_k_attention_back(float *dx, float *dy, pvti_heads h)
@@ -1712,7 +1651,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
     pvti_rows_in(own_x, rows, h.own.x, h.own, (int)blockIdx.y, r0, h.HS);
     pvti_rows_in(own_y, rows, h.own.y, h.own, (int)blockIdx.y, r0, h.HS);
     for (int end = head + heads; head < end; head++) {
-        int64_t queries = ((int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y)) * (KEYS ? h.other.n : h.own.n);
+        int64_t one = (int64_t)blockIdx.z * NH + (KEYS ? head : (int)blockIdx.y);
+        int64_t queries = one * (KEYS ? h.other.n : h.own.n);
         for (int c = pvti_span_of(h, KEYS, r0).from; c <= last.to; c += TILE) {
             pvti_rows_in(x, TILE, h.other.x, h.other, head, c, h.HS);
             pvti_rows_in(y, TILE, h.other.y, h.other, head, c, h.HS);
@@ -1725,8 +1665,8 @@ __global__ void __launch_bounds__(PVTI_ATTENTION_THREADS, sizeof(T) == 2 && DC =
             __syncthreads();
         }
     }
-    pvti_rows_out<C>(dx, ax, h, row, d0);
-    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0);
+    pvti_rows_out<C>(dx, ax, h, row, d0, true);
+    if (KEYS) pvti_rows_out<KEYS ? C : 1>(dy, ay, h, row, d0, true);
 }
 
 /* Forward, dq, dk and dv; in float and bf16; of heads up to 64 and beyond. */
@@ -1753,8 +1693,8 @@ static bool pvti_heads_of(pvti_cuda *s, pvti_heads *h, const float *q, const flo
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "heads of more than 256 numbers do not fit a GPU's tiles");
     return s->failed == PVT_OK && d->B > 0 && d->T > 0 && d->NH > 0 && d->HS > 0;
 }
-/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as their tiles
-   have room for. */
+/* Fewer than 16 queries are not rounded to bf16, as in other products. As many warps as have rows, and as
+   their tiles have room for. */
 static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_heads *h, int64_t B)
 {
     bool half = s->bf16 && s->tensor && (which < 2 ? h->own.n : h->other.n) >= 16, wide = h->HS > 64;
@@ -1765,15 +1705,21 @@ static void pvti_attend(pvti_cuda *s, int which, float *x, float *y, const pvti_
         warps++;
     dim3 grid((unsigned)(pvti_ceil(h->own.n, 16 * warps) * h->parts), (unsigned)h->own.heads, (unsigned)B);
     bytes *= 16 * owned * warps + tiles;
-    PVT_LAUNCH(pvti_attention_kernels[which][half][wide], grid, 32 * warps, bytes, s->stream, x, y, *h);
-    pvti_check(s, cudaGetLastError(), "attention");
+    pvti_attention_kernel attention = pvti_attention_kernels[which][half][wide];
+    PVTI_RUN(s, attention, grid, 32 * warps, bytes, x, y, *h);
 }
 static void pvti_op_attention_forward(void *state, float *out, float *lse, const float *q, const float *k,
                                       const float *v, const pvt_attention_desc *d)
 {
     PVTI_STATE;
     pvti_heads h;
-    if (pvti_heads_of(s, &h, q, k, v, d)) pvti_attend(s, 0, out, lse, &h, d->B);
+    if (!pvti_heads_of(s, &h, q, k, v, d)) return;
+    for (int64_t b = 0, B; b < d->B; b += B) {
+        B = pvti_least(PVT_CUDA_SIDE, d->B - b);
+        pvti_attend(s, 0, out, lse, &h, B);
+        h.own.x += B * h.own.batch, h.other.x += B * h.other.batch, h.other.y += B * h.other.batch;
+        out += B * h.own.batch, lse += lse ? B * d->NH * d->T : 0;
+    }
 }
 /* D goes to the work space, for as many sequences at a time as it has room for. */
 static void pvti_op_attention_backward(void *state, float *dq, float *dk, float *dv, const float *dout,
@@ -1785,15 +1731,16 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
     float *D = (float *)(void *)s->room;
     int64_t each = d->NH * d->T, most, B;
     if (!pvti_heads_of(s, &h, q, k, v, d)) return;
-    most = PVT_CUDA_ROOM / (int64_t)sizeof *D / each;
+    most = pvti_least(PVT_CUDA_SIDE, PVT_CUDA_ROOM / (int64_t)sizeof *D / each);
     if (most < 1)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a sequence is too long for attention backwards: raise PVT_CUDA_ROOM");
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too long a sequence: raise PVT_CUDA_ROOM");
     h.own.y = dout, h.lse = lse, h.D = D;
     for (int64_t b = 0; b < d->B && s->failed == PVT_OK; b += B) {
         int64_t queries = b * h.own.batch, keys = b * h.other.batch, n;
         B = pvti_least(most, d->B - b), n = B * each;
         pvti_heads part = h;
-        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys, part.lse += b * each;
+        part.own.x += queries, part.own.y += queries, part.other.x += keys, part.other.y += keys;
+        part.lse += b * each;
         PVTI_EACH(s, pvti_k_attention_dots, 32 * n, D, dout + queries, out + queries, n, d->T, d->NH, d->HS);
         pvti_attend(s, 1, dq + queries, NULL, &part, B);
         pvti_side own = part.own;
@@ -1803,9 +1750,8 @@ static void pvti_op_attention_backward(void *state, float *dq, float *dk, float 
 }
 
 // >>losses
-/*  A block to a row of logits. As on the processor, sums are in double and lse is split in two floats, so that a
-    likely token's probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update
-    reads twice. */
+/*  A block to a row of logits. Sums are in double and lse is split in two floats, so that a likely token's
+    probability keeps its digits. Limit: the bytes of the logits, which pvti_k_softmax_update reads twice. */
 
 PVTI_DEVICE bool pvti_counts(const int32_t *targets, int64_t i) { return !targets || targets[i] >= 0; }
 /* The target's place in this slice, −1: it is elsewhere. */
@@ -1820,22 +1766,19 @@ PVTI_DEVICE float pvti_log_softmax(float x, double lse)
     return (x - high) - low;
 }
 
-PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t v0,
-                                  int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t,
+                                  int64_t v0, int64_t VS, int64_t ld)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
     const float *x = logits + i * ld;
     float top = -INFINITY;
-    double sum = 0;
     if (!pvti_counts(targets, i)) return;
     pvt_softmax_row old = rows[i];
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) top = fmaxf(top, x[v]);
-    top = pvti_block_max(top, room);
+    top = pvti_block_max(top);
     double max = old.sum > 0 && old.max > (double)top ? old.max : (double)top;
-    if (max > -INFINITY) /* else no probability so far */
-        for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) sum += (double)expf(x[v] - (float)max);
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(max > -INFINITY ? VS : 0, /* else no probability so far */
+                                  [=](int64_t v) { return expf(x[v] - (float)max); });
     if (threadIdx.x) return;
     if (max > -INFINITY) {
         rows[i].sum = (old.sum > 0 ? old.sum * exp(old.max - max) : 0) + sum;
@@ -1843,12 +1786,10 @@ PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, co
     }
     if (target >= 0) rows[i].target = (double)x[target];
 }
-PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update,
-        (void *state, pvt_softmax_row *rows, const float *logits, const int32_t *targets, int64_t n, int64_t v0,
-         int64_t VS, int64_t ld), VS > 0 ? n : 0, rows, logits, targets, v0, VS, ld)
+PVTI_OP(softmax_update, PVTI_BLOCKS, pvti_k_softmax_update, PVTI_ARG(4))
 
-PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets,
-                                  int64_t n)
+PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_row *rows,
+                                  const int32_t *targets, int64_t n)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
@@ -1856,195 +1797,173 @@ PVTI_KERNEL pvti_k_softmax_finish(double *lse, double *loss, const pvt_softmax_r
     if (lse) lse[i] = value;
     if (loss) loss[i] = pvti_counts(targets, i) ? value - rows[i].target : 0;
 }
-PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish,
-        (void *state, double *lse, double *loss, const pvt_softmax_row *rows, const int32_t *targets, int64_t n), n,
-        lse, loss, rows, targets, n)
+PVTI_OP(softmax_finish, PVTI_EACH, pvti_k_softmax_finish, PVTI_ARG(1))
 
 /* dlogits = scale·(softmax − [v = target]). */
-PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, float scale,
-                                      int64_t v0, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_cross_entropy_back(float *logits, const double *lse, const int32_t *targets, double by,
+                                      int64_t, int64_t v0, int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x, target = pvti_target(targets, i, v0, VS);
+    float scale = (float)by;
     bool counts = pvti_counts(targets, i);
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
         float *x = logits + i * ld + v, d = counts ? scale * expf(pvti_log_softmax(*x, lse[i])) : 0;
         *x = v == target ? d - scale : d;
     }
 }
-PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back,
-        (void *state, float *logits, const double *lse, const int32_t *targets, double scale, int64_t n, int64_t v0,
-         int64_t VS, int64_t ld), n, logits, lse, targets, (float)scale, v0, VS, ld)
+PVTI_OP(cross_entropy_backward, PVTI_BLOCKS, pvti_k_cross_entropy_back, PVTI_ARG(4))
 
 /* loss += Σ p·(log p − log q), p the teacher. */
 PVTI_KERNEL pvti_k_kl(double *loss, const float *student, const double *student_lse, const float *teacher,
-                      const double *teacher_lse, const int32_t *targets, int64_t VS, int64_t ld)
+                      const double *teacher_lse, const int32_t *targets, int64_t, int64_t VS, int64_t ld)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t i = blockIdx.x;
-    double sum = 0;
     if (!pvti_counts(targets, i)) return;
-    for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
+    double sum = pvti_block_total(VS, [=](int64_t v) {
         float log_p = pvti_log_softmax(teacher[i * ld + v], teacher_lse[i]), p = expf(log_p);
         float ratio = log_p - pvti_log_softmax(student[i * ld + v], student_lse[i]);
-        sum += p > 0 || p != p ? (double)(p * ratio) : 0; /* 0·log 0 = 0 */
-    }
-    sum = pvti_block_sum(sum, room);
+        return p > 0 || p != p ? p * ratio : 0; /* 0·log 0 = 0 */
+    });
     if (threadIdx.x == 0) loss[i] += sum;
 }
-PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl,
-        (void *state, double *loss, const float *student, const double *student_lse, const float *teacher,
-         const double *teacher_lse, const int32_t *targets, int64_t n, int64_t VS, int64_t ld), n, loss, student,
-        student_lse, teacher, teacher_lse, targets, VS, ld)
+PVTI_OP(kl_forward, PVTI_BLOCKS, pvti_k_kl, PVTI_ARG(3))
 /* dlogits = scale·(q − p). */
-PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-                           const int32_t *targets, float scale, int64_t VS, int64_t ld)
+PVTI_KERNEL pvti_k_kl_back(float *student, const double *student_lse, const float *teacher,
+                           const double *teacher_lse, const int32_t *targets, double scale, int64_t,
+                           int64_t VS, int64_t ld)
 {
     int64_t i = blockIdx.x;
     bool counts = pvti_counts(targets, i);
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) {
-        float *x = student + i * ld + v;
-        *x = counts ? scale * (expf(pvti_log_softmax(*x, student_lse[i])) -
-                               expf(pvti_log_softmax(teacher[i * ld + v], teacher_lse[i])))
-                    : 0;
+        float *x = student + i * ld + v, p = expf(pvti_log_softmax(teacher[i * ld + v], teacher_lse[i]));
+        *x = counts ? (float)scale * (expf(pvti_log_softmax(*x, student_lse[i])) - p) : 0;
     }
 }
-PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back,
-        (void *state, float *student, const double *student_lse, const float *teacher, const double *teacher_lse,
-         const int32_t *targets, double scale, int64_t n, int64_t VS, int64_t ld), n, student, student_lse, teacher,
-        teacher_lse, targets, (float)scale, VS, ld)
+PVTI_OP(kl_backward, PVTI_BLOCKS, pvti_k_kl_back, PVTI_ARG(3))
 
 /* ---- sums of long arrays: 8,192 numbers to a block, then one block in order ---- */
 
 enum { PVTI_CHUNK = 8192 };
 PVTI_KERNEL pvti_k_distance(double *parts, const float *a, const float *b, int64_t n)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
-    double sum = 0;
-    for (int64_t i = from + threadIdx.x; i < end; i += blockDim.x) sum += (double)((a[i] - b[i]) * (a[i] - b[i]));
-    sum = pvti_block_sum(sum, room);
+    a += from, b += from;
+    double sum = pvti_block_total(end - from, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
-/* *out = Σ x[i·step]. */
-PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n, int64_t step)
+PVTI_KERNEL pvti_k_total(double *out, const double *x, int64_t n)
 {
-    PVT_SHARED(pvti_sum_room, room);
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i * step];
-    sum = pvti_block_sum(sum, room);
+    double sum = pvti_block_total(n, [=](int64_t i) { return x[i]; });
     if (threadIdx.x == 0) *out = sum;
 }
 static double pvti_op_mse_forward(void *state, const float *a, const float *b, int64_t n)
 {
     PVTI_STATE;
     double *parts = (double *)(void *)s->room, sum = 0;
-    int64_t most = PVT_CUDA_ROOM / 8 - 1, piece = most * PVTI_CHUNK;
-    for (int64_t i = 0; i < n; i += piece) {
-        int64_t count = pvti_least(piece, n - i), blocks = pvti_ceil(count, PVTI_CHUNK);
-        double part = 0;
-        PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a + i, b + i, count);
-        PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks, (int64_t)1);
-        pvti_op_copy_out(s, &part, parts, (int64_t)sizeof part);
-        sum += part;
-    }
+    int64_t blocks = pvti_ceil(n, PVTI_CHUNK);
+    if ((blocks + 1) * (int64_t)sizeof sum > PVT_CUDA_ROOM)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many numbers to compare: raise PVT_CUDA_ROOM");
+    PVTI_BLOCKS(s, pvti_k_distance, blocks, parts + 1, a, b, n);
+    PVTI_BLOCKS(s, pvti_k_total, 1, parts, parts + 1, blocks);
+    pvti_op_copy_out(s, &sum, parts, (int64_t)sizeof sum);
     return n > 0 && s->failed == PVT_OK ? sum / (double)n : 0;
 }
 PVTI_KERNEL pvti_k_mse_back(float *da, const float *a, const float *b, float k, int64_t n)
 {
     if (PVTI_INDEX < n) da[PVTI_INDEX] = fmaf(k, a[PVTI_INDEX] - b[PVTI_INDEX], da[PVTI_INDEX]);
 }
-PVTI_OP(mse_backward, PVTI_EACH, pvti_k_mse_back,
-        (void *state, float *da, const float *a, const float *b, double scale, int64_t n), n, da, a, b,
-        (float)(scale * 2 / (double)n), n)
+static void pvti_op_mse_backward(void *state, float *da, const float *a, const float *b, double scale,
+                                 int64_t n)
+{
+    PVTI_STATE;
+    PVTI_EACH(s, pvti_k_mse_back, n, da, a, b, (float)(scale * 2 / (double)n), n);
+}
 
 /* ---- numbers of fp16, and whether all are finite ---- */
 
-/* *bad: the first i that is not finite or too large, all ones: none. atomicMin of integers has no order. */
-PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n)
+/* *bad: the first i with |from[i]| not below `most`, all ones: none. atomicMin of integers has no order. */
+PVTI_KERNEL pvti_k_round(unsigned long long *bad, uint16_t *half, float *real, const float *from, int64_t n,
+                         float most)
 {
     int64_t i = PVTI_INDEX;
     if (i >= n) return;
     float x = from[i];
     unsigned bits = pvti_to_f16(x);
-    if (!(fabsf(x) < 65520.0f)) atomicMin(bad, (unsigned long long)i);
+    if (!(fabsf(x) < most)) atomicMin(bad, (unsigned long long)i);
     if (half) half[i] = (uint16_t)bits;
     if (real) real[i] = pvti_from_f16(bits);
 }
-PVTI_KERNEL pvti_k_finite(unsigned long long *bad, const float *x, int64_t n)
-{
-    if (PVTI_INDEX < n && !pvti_is_finite((double)x[PVTI_INDEX])) atomicMin(bad, (unsigned long long)PVTI_INDEX);
-}
-/* The answer of the two: −1 for none. */
-static int64_t pvti_first_bad(pvti_cuda *s)
+static int64_t pvti_round(pvti_cuda *s, uint16_t *half, float *real, const float *from, int64_t n, float most)
 {
     int64_t bad = -1;
-    pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
+    if (s->failed == PVT_OK)
+        pvti_check(s, cudaMemsetAsync(s->room, 0xff, sizeof bad, s->stream), "setting memory");
+    PVTI_EACH(s, pvti_k_round, n, (unsigned long long *)(void *)s->room, half, real, from, n, most);
+    if (n > 0) pvti_op_copy_out(s, &bad, s->room, (int64_t)sizeof bad);
     return s->failed == PVT_OK ? bad : -1;
-}
-static unsigned long long *pvti_no_bad(pvti_cuda *s)
-{
-    if (s->failed == PVT_OK) pvti_check(s, cudaMemsetAsync(s->room, 0xff, 8, s->stream), "setting memory");
-    return (unsigned long long *)(void *)s->room;
 }
 static int64_t pvti_op_round_f16(void *state, uint16_t *half, float *real, const float *from, int64_t n)
 {
-    PVTI_STATE;
-    unsigned long long *bad = pvti_no_bad(s);
-    PVTI_EACH(s, pvti_k_round, n, bad, half, real, from, n);
-    return n > 0 ? pvti_first_bad(s) : -1;
+    return pvti_round(pvti_here(state), half, real, from, n, 65520);
 }
-static bool pvti_op_finite(void *state, const float *g, int64_t n, double *sums)
+static bool pvti_op_finite(void *state, const float *g, int64_t n, double *)
 {
-    PVTI_STATE;
-    unsigned long long *bad = pvti_no_bad(s);
-    (void)sums;
-    PVTI_EACH(s, pvti_k_finite, n, bad, g, n);
-    return n <= 0 || pvti_first_bad(s) < 0;
+    return pvti_round(pvti_here(state), NULL, NULL, g, n, INFINITY) < 0;
 }
 PVTI_KERNEL pvti_k_widen(float *out, const uint16_t *half, int64_t n)
 {
     if (PVTI_INDEX < n) out[PVTI_INDEX] = pvti_from_f16(half[PVTI_INDEX]);
 }
-PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen,
-        (void *state, float *out, const uint16_t *half, int64_t n), n, out, half, n)
+PVTI_OP(widen_f16, PVTI_EACH, pvti_k_widen, PVTI_ARG(1))
 
 // >>sort
-/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order is that
-    of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a row, of which it
-    counts the digits; its places for them begin behind those of earlier blocks and warps. Limit: the pairs' bytes three
-    times a pass; a shared addition a pair in `count`, two and a match in `move`. */
+/*  Pairs key·2³² + index in ascending order of eight bits of the key after eight: stable, so the whole order
+    is that of (key, index), and the same in every run. A block has 4,096 pairs, each of its warps 512 in a
+    row, of which it counts the digits; its places for them begin behind those of earlier blocks and warps.
+    Limit: the pairs' bytes three times a pass; a shared addition a pair in count, two and a match in move. */
 
-enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = PVTI_SORTED / PVTI_SORT_WARPS };
+enum { PVTI_SORTED = 4096, PVTI_SORT_WARPS = PVTI_THREADS / 32, PVTI_WARP_SORTED = 4096 / PVTI_SORT_WARPS };
 typedef unsigned pvti_digits[PVTI_SORT_WARPS][256];
 
+/* The k-th key of a selection as far as it is known, and how many of those that agree with it are wanted. */
+typedef struct pvti_threshold {
+    unsigned key, left;
+} pvti_threshold;
+/* Bits of the key; or, with a threshold, 0: before it, 1: equal, 2: behind. */
+PVTI_DEVICE int pvti_digit(uint64_t pair, int shift, const pvti_threshold *last)
+{
+    unsigned key = (unsigned)(pair >> 32);
+    return last ? (key >= last->key) + (key > last->key) : (int)(key >> shift & 255);
+}
 /* The block's digits, by warps. */
-PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift)
+PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift,
+                                   const pvti_threshold *last)
 {
     int64_t from = (int64_t)blockIdx.x * PVTI_SORTED;
     int t = (int)threadIdx.x, warp = t / 32;
     for (int w = 0; w < PVTI_SORT_WARPS; w++) room[w][t] = 0;
     __syncthreads();
     for (int i = warp * PVTI_WARP_SORTED + t % 32; i < (warp + 1) * PVTI_WARP_SORTED && from + i < n; i += 32)
-        atomicAdd(&room[warp][pairs[from + i] >> shift & 255], 1u);
+        atomicAdd(&room[warp][pvti_digit(pairs[from + i], shift, last)], 1u);
     __syncthreads();
 }
-PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift)
+PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int shift,
+                         const pvti_threshold *last)
 {
     PVT_SHARED(pvti_digits, room);
     unsigned count = 0;
-    pvti_count_digits(room, pairs, n, shift);
+    pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room[w][threadIdx.x];
     counts[blockIdx.x * 256 + threadIdx.x] = count;
 }
-/* Counts become places: digit after digit, and of one digit block after block. Four threads to a digit share the blocks. */
+/* Counts become places: digit after digit, and of one digit block after block, which four threads share. */
 __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
 {
-    PVT_SHARED(pvti_scan_room, room);
     int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
     uint64_t at = 0, all;
     counts += threadIdx.x / 4;
     for (int64_t b = from; b < end; b++) at += counts[b * 256];
-    at = pvti_block_before(at, room, &all);
+    at = pvti_block_before(at, &all);
     for (int64_t b = from; b < end; b += 8) { /* reads do not wait for writes */
         unsigned n[8];
         for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * 256] : 0;
@@ -2054,48 +1973,53 @@ __global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t 
         }
     }
 }
-PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift, const unsigned *places)
+PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shift,
+                        const pvti_threshold *last, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
     int t = (int)threadIdx.x, lane = t % 32;
     unsigned *of = room[t / 32], at = places[blockIdx.x * 256 + t];
-    pvti_count_digits(room, pairs, n, shift);
+    pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) {
         unsigned count = room[w][t];
         room[w][t] = at;
         at += count;
     }
     __syncthreads();
-    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* 32 in a row; lanes with the same digit go one behind the other */
+    for (int k = 0; k < PVTI_WARP_SORTED; k += 32) { /* lanes with the same digit go one behind the other */
         int64_t i = (int64_t)blockIdx.x * PVTI_SORTED + t / 32 * PVTI_WARP_SORTED + k + lane;
         uint64_t pair = i < n ? pairs[i] : 0;
-        int digit = i < n ? (int)(pair >> shift & 255) : -1;
-        unsigned same = __match_any_sync(0xffffffffu, digit), before = (unsigned)__popc(same & ((1u << lane) - 1));
+        int digit = i < n ? pvti_digit(pair, shift, last) : -1;
+        unsigned same = __match_any_sync(0xffffffffu, digit);
+        unsigned before = (unsigned)__popc(same & ((1u << lane) - 1));
         unsigned first = before == 0 && digit >= 0 ? atomicAdd(&of[digit], (unsigned)__popc(same)) : 0;
         first = __shfl_sync(0xffffffffu, first, __ffs((int)same) - 1);
         if (digit >= 0) out[first + before] = pair;
     }
 }
+/* One pass. Counts lie behind what a selection has in the work space. */
+enum { PVTI_SELECTING = 16 << 10 };
+static void pvti_sort_pass(pvti_cuda *s, uint64_t *to, const uint64_t *from, int64_t n, int shift,
+                           const pvti_threshold *last)
+{
+    int64_t blocks = pvti_ceil(n, PVTI_SORTED);
+    unsigned *counts = (unsigned *)(void *)(s->room + PVTI_SELECTING);
+    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM - PVTI_SELECTING)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
+    PVTI_BLOCKS(s, pvti_k_count, blocks, counts, from, n, shift, last);
+    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
+    PVTI_BLOCKS(s, pvti_k_move, blocks, to, from, n, shift, last, counts);
+}
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
 static uint64_t *pvti_sort_pairs(pvti_cuda *s, uint64_t *a, uint64_t *b, int64_t n, int bits)
 {
-    int64_t blocks = pvti_ceil(n, PVTI_SORTED);
-    unsigned *counts = (unsigned *)(void *)s->room;
-    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
-    for (int shift = 32; shift < 32 + bits; shift += 8) {
-        uint64_t *swap = a;
-        PVTI_BLOCKS(s, pvti_k_count, blocks, counts, a, n, shift);
-        PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
-        PVTI_BLOCKS(s, pvti_k_move, blocks, b, a, n, shift, counts);
-        a = b, b = swap;
-    }
+    for (int shift = 0; shift < bits; shift += 8, std::swap(a, b)) pvti_sort_pass(s, b, a, n, shift, NULL);
     return a;
 }
 
 // >>gradients of values
-/*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each. Codebooks:
-    groups are sorted by code, and of each entry a block adds s·h[group] over its groups, in the order of groups.
+/*  dscale = Σ dW·factor·entry over the block that shares a scale, dzero = −scale·Σ dW: a warp to each.
+    Codebooks: groups are sorted by code, and of each entry a block adds s·dW over its groups, in order.
     Limit: the bytes of dW, once for scales and once for each codebook. */
 
 PVTI_KERNEL pvti_k_scales(float *dscales, float *dzeros, pvti_view w, const float *dW)
@@ -2134,11 +2058,12 @@ PVTI_DEVICE int64_t pvti_lower(const uint64_t *pairs, int64_t n, uint64_t key)
     return low;
 }
 typedef float pvti_entry_room[PVTI_THREADS];
-/* Entry k of a codebook: thread (part, d) adds every so-many-th group's number d, then parts are added in order. */
+/* Entry k: thread (part, d) adds number d of every so-many-th group, then parts are added in order. */
 PVTI_KERNEL pvti_k_codebook(float *dbook, pvti_view w, const float *dW, const uint64_t *pairs)
 {
     PVT_SHARED(pvti_entry_room, room);
-    int64_t from = pvti_lower(pairs, w.groups, blockIdx.x), to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
+    int64_t from = pvti_lower(pairs, w.groups, blockIdx.x);
+    int64_t to = pvti_lower(pairs, w.groups, (uint64_t)blockIdx.x + 1);
     int D = w.gog * w.gig, parts = PVTI_THREADS / D, d = (int)threadIdx.x % D, part = (int)threadIdx.x / D;
     float sum = 0;
     for (int64_t i = from + part; part < parts && i < to; i += parts) {
@@ -2170,7 +2095,8 @@ static bool pvti_op_reserve(void *state, const pvt_weight *weight, int beam)
     (void)beam;
     return pvti_see(s, weight, &w) && (w.kind != PVTI_AQLM || pvti_pairs_room(s, w.groups));
 }
-static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight, const float *dW)
+static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_weight *weight,
+                                 const float *dW)
 {
     PVTI_WEIGHT(w, weight);
     if (w.kind == PVTI_DENSE) return;
@@ -2187,8 +2113,8 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
 }
 
 // >>optimizer
-/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's norms are added block
-    by block, and its rate stays on the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
+/*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's rate stays on
+    the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
 
 typedef struct pvti_adam {
     pvt_adam a;
@@ -2200,16 +2126,19 @@ typedef struct pvti_adam {
     bool lamb;
 } pvti_adam;
 
+PVTI_DEVICE float pvti_second_moment(const pvt_adam &a, int64_t i)
+{
+    return a.v_bf16 ? pvti_from_bf16(((const uint16_t *)a.v)[i]) : ((const float *)a.v)[i];
+}
 /* Moments of number i one step on; the second as it is held, or the largest so far. */
 PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *m)
 {
-    uint16_t *half = (uint16_t *)s.a.v;
-    float g = s.g[i], v = s.a.v_bf16 ? pvti_from_bf16(half[i]) : ((float *)s.a.v)[i];
+    float g = s.g[i], v = pvti_second_moment(s.a, i);
     *m = s.a.m ? s.a.m[i] : g;
     if (step) {
         if (s.a.m) s.a.m[i] = *m = fmaf(s.beta1, *m, s.rest1 * g);
         v = fmaf(s.beta2, v, s.rest2 * g * g);
-        if (s.a.v_bf16) half[i] = (uint16_t)pvti_to_bf16(v), v = pvti_from_bf16(half[i]);
+        if (s.a.v_bf16) ((uint16_t *)s.a.v)[i] = (uint16_t)pvti_to_bf16(v), v = pvti_second_moment(s.a, i);
         else ((float *)s.a.v)[i] = v;
         if (s.a.v_max) s.a.v_max[i] = fmaxf(s.a.v_max[i], v);
     }
@@ -2217,7 +2146,6 @@ PVTI_DEVICE float pvti_moments(const pvti_adam &s, int64_t i, bool step, float *
 }
 PVTI_KERNEL pvti_k_adam(pvti_adam s)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(s.a.n, from + PVTI_CHUNK);
     bool second = s.lamb_rate != NULL;
     float rate = second ? *s.lamb_rate : (float)s.rate;
@@ -2229,21 +2157,22 @@ PVTI_KERNEL pvti_k_adam(pvti_adam s)
         else s.a.w[i] = fmaf(-rate, u, s.keep * w);
     }
     if (!s.lamb || second) return;
-    ww = pvti_block_sum(ww, room), uu = pvti_block_sum(uu, room);
+    ww = pvti_block_sum(ww), uu = pvti_block_sum(uu);
     if (threadIdx.x == 0) s.sums[2 * blockIdx.x] = ww, s.sums[2 * blockIdx.x + 1] = uu;
 }
 /* rate · ‖w‖/‖u‖. */
-PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *norms, double rate)
+PVTI_KERNEL pvti_k_lamb_rate(float *out, const double *sums, int64_t chunks, double rate)
 {
-    double w = norms[0], u = norms[1];
+    double w = pvti_block_total(chunks, [=](int64_t i) { return sums[2 * i]; });
+    double u = pvti_block_total(chunks, [=](int64_t i) { return sums[2 * i + 1]; });
     if (threadIdx.x == 0) *out = (float)(rate * (w > 0 && u > 0 ? sqrt(w) / sqrt(u) : 1));
 }
-static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o, double lr_scale,
-                         int64_t t, double *sums)
+static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const pvt_optimizer *o,
+                         double lr_scale, int64_t t, double *sums)
 {
     PVTI_STATE;
     pvti_adam d = {};
-    double lr = o->lr * lr_scale, power1 = 1, power2 = 1, *norms = (double *)(void *)s->room;
+    double lr = o->lr * lr_scale, power1 = 1, power2 = 1;
     int64_t chunks = pvti_ceil(a->n, PVTI_CHUNK);
     for (int64_t i = 0; i < t; i++) power1 *= o->beta1, power2 *= o->beta2;
     d.a = *a, d.g = g, d.sums = sums, d.lamb = o->rule == PVT_OPTIMIZER_LAMB;
@@ -2254,10 +2183,8 @@ static void pvti_op_adam(void *state, const pvt_adam *a, const float *g, const p
     d.keep = d.lamb ? 1 : (float)(1 - lr * o->weight_decay);
     PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
     if (!d.lamb || chunks == 0) return;
-    PVTI_BLOCKS(s, pvti_k_total, 1, norms, sums, chunks, (int64_t)2);
-    PVTI_BLOCKS(s, pvti_k_total, 1, norms + 1, sums + 1, chunks, (int64_t)2);
-    PVTI_RUN(s, pvti_k_lamb_rate, 1, 32, 0, (float *)(void *)(norms + 2), norms, d.rate);
-    d.lamb_rate = (const float *)(const void *)(norms + 2);
+    PVTI_BLOCKS(s, pvti_k_lamb_rate, 1, (float *)(void *)s->room, sums, chunks, d.rate);
+    d.lamb_rate = (const float *)(void *)s->room;
     PVTI_BLOCKS(s, pvti_k_adam, chunks, d);
 }
 
@@ -2269,7 +2196,10 @@ PVTI_DEVICE int64_t pvti_group_at(const pvti_view &w, int64_t group, int k)
 {
     return (group / w.GI * w.gog + k / w.gig) * w.I + group % w.GI * w.gig + k % w.gig;
 }
-PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at) { return pvti_number(w, at / w.I, at % w.I); }
+PVTI_DEVICE float pvti_group_number(const pvti_view &w, int64_t at)
+{
+    return pvti_number(w, at / w.I, at % w.I);
+}
 
 PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 {
@@ -2286,14 +2216,11 @@ PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
 /* ‖Ŵ‖² of a row of groups, a block to each. */
 PVTI_KERNEL pvti_k_row_norms(double *norms, pvti_view w)
 {
-    PVT_SHARED(pvti_sum_room, room);
     int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
-    double sum = 0;
-    for (int64_t k = threadIdx.x; k < n; k += blockDim.x) {
+    double sum = pvti_block_total(n, [&](int64_t k) {
         float x = pvti_group_number(w, from + k);
-        sum += (double)(x * x);
-    }
-    sum = pvti_block_sum(sum, room);
+        return x * x;
+    });
     if (threadIdx.x == 0) norms[blockIdx.x] = sum;
 }
 static void pvti_op_group_errors(void *state, float *keys, double *norms, const pvt_weight *weight,
@@ -2312,9 +2239,7 @@ PVTI_KERNEL pvti_k_moment_keys(float *keys, pvti_view w, const float *target, pv
     for (int k = 0; k < w.gog * w.gig; k++) {
         int64_t at = pvti_group_at(w, g, k);
         double d = (double)target[at] - (double)pvti_group_number(w, at);
-        double u = (double)(a.v_max    ? a.v_max[at]
-                            : a.v_bf16 ? pvti_from_bf16(((const uint16_t *)a.v)[at])
-                                       : ((const float *)a.v)[at]);
+        double u = (double)(a.v_max ? a.v_max[at] : pvti_second_moment(a, at));
         sum += (root ? sqrt(u) : u) * d * d;
     }
     sum *= 18446744073709551616.0;
@@ -2335,28 +2260,16 @@ PVTI_KERNEL pvti_k_noise(float *keys, int64_t n, double temperature, uint64_t st
     double noise = -log(-log(u * 0.999999 + 5e-7));
     keys[i] = keys[i] > 0 ? (float)(0.5 / temperature * log((double)keys[i]) + noise) : -FLT_MAX;
 }
-PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise,
-        (void *state, float *keys, int64_t groups, double temperature, uint64_t stream), groups, keys, groups,
-        temperature, stream)
+PVTI_OP(group_noise, PVTI_EACH, pvti_k_noise, PVTI_ARG(3))
 
-/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what lies before it, sorted ---- */
+/* ---- the largest k: 11, 11 and 10 bits of the k-th key by counting, then what is before it, sorted ---- */
 
 enum { PVTI_BINS = 2048 };
 typedef unsigned pvti_bins[PVTI_BINS];
-/* The k-th key so far, and how many of those that agree with it are wanted. */
-typedef struct pvti_threshold {
-    unsigned key, left;
-} pvti_threshold;
 
-/* A float's bits in an order that agrees with <, turned round: the largest is the smallest. */
-PVTI_DEVICE unsigned pvti_turned(float key)
-{
-    unsigned bits = __float_as_uint(key);
-    return bits >> 31 ? bits : ~(bits | 0x80000000u);
-}
 /* bins[d] += how many keys that begin as the threshold does go on with d. Limit: the keys' bytes. */
-PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *threshold, int shift,
-                        int bits)
+PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti_threshold *last,
+                        int shift, int bits)
 {
     PVT_SHARED(pvti_bins, room);
     int64_t from = (int64_t)blockIdx.x * PVTI_CHUNK, end = pvti_least(n, from + PVTI_CHUNK);
@@ -2364,7 +2277,7 @@ PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti
     __syncthreads();
     for (int64_t i = from + threadIdx.x; i < end; i += PVTI_THREADS) {
         uint64_t key = pvti_turned(keys[i]);
-        if (key >> (shift + bits) == (uint64_t)threshold->key >> (shift + bits))
+        if (key >> (shift + bits) == (uint64_t)last->key >> (shift + bits))
             atomicAdd(&room[key >> shift & ((1u << bits) - 1)], 1u);
     }
     __syncthreads();
@@ -2374,12 +2287,11 @@ PVTI_KERNEL pvti_k_bins(unsigned *bins, const float *keys, int64_t n, const pvti
 /* The bin that holds the k-th of the keys; bins are zero again. */
 PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, int shift)
 {
-    PVT_SHARED(pvti_scan_room, room);
     enum { OWN = PVTI_BINS / PVTI_THREADS };
     uint64_t left = k > 0 ? (uint64_t)k : threshold->left, all, own = 0, before;
     bins += threadIdx.x * OWN;
     for (int i = 0; i < OWN; i++) own += bins[i];
-    before = pvti_block_before(own, room, &all);
+    before = pvti_block_before(own, &all);
     if (before < left && left <= before + own) { /* one thread */
         unsigned bin = 0;
         while (before + bins[bin] < left) before += bins[bin++];
@@ -2388,90 +2300,51 @@ PVTI_KERNEL pvti_k_pick(unsigned *bins, pvti_threshold *threshold, int64_t k, in
     }
     for (int i = 0; i < OWN; i++) bins[i] = 0;
 }
-/* With pairs NULL a block's counts: of keys before the threshold · 2³² + of equal ones. With starts, those of blocks
-   before, the selected pairs in order of their indices. A thread has 16 keys in a row. */
-PVTI_KERNEL pvti_k_select(uint64_t *pairs, uint64_t *starts, const float *keys, int64_t n,
-                          const pvti_threshold *threshold)
+PVTI_KERNEL pvti_k_key_pairs(uint64_t *pairs, const float *keys, int64_t n)
 {
-    PVT_SHARED(pvti_scan_room, room);
-    int64_t from = PVTI_INDEX * 16, end = pvti_least(n, from + 16);
-    uint64_t own = 0, all, before;
-    unsigned last = threshold->key, left = threshold->left;
-    for (int64_t i = from; i < end; i++) {
-        unsigned key = pvti_turned(keys[i]);
-        own += key < last ? (uint64_t)1 << 32 : key == last;
-    }
-    before = pvti_block_before(own, room, &all);
-    if (!pairs && threadIdx.x == 0) starts[blockIdx.x] = all;
-    if (!pairs || from >= n) return;
-    before += starts[blockIdx.x];
-    for (int64_t i = from; i < end; i++) {
-        unsigned key = pvti_turned(keys[i]), above = (unsigned)(before >> 32), equal = (unsigned)before;
-        if (key < last || (key == last && equal < left))
-            pairs[above + (equal < left ? equal : left)] = (uint64_t)key << 32 | (uint64_t)i;
-        before += key < last ? (uint64_t)1 << 32 : key == last;
-    }
-}
-PVTI_KERNEL pvti_k_starts(uint64_t *counts, int64_t blocks)
-{
-    PVT_SHARED(pvti_scan_room, room);
-    uint64_t carry = 0, all;
-    for (int64_t b = threadIdx.x; b - threadIdx.x < blocks; b += PVTI_THREADS) {
-        uint64_t before = pvti_block_before(b < blocks ? counts[b] : 0, room, &all);
-        if (b < blocks) counts[b] = carry + before;
-        carry += all;
-    }
+    int64_t i = PVTI_INDEX;
+    if (i < n) pairs[i] = (uint64_t)pvti_turned(keys[i]) << 32 | (uint64_t)i;
 }
 PVTI_KERNEL pvti_k_selected(int64_t *selected, const uint64_t *pairs, int64_t k)
 {
     if (PVTI_INDEX < k) selected[PVTI_INDEX] = (int64_t)(pairs[PVTI_INDEX] & 0xffffffffu);
 }
+/* The threshold parts the pairs in a pass of the sort, ties in order of indices: the first k are meant. */
 static void pvti_op_group_select(void *state, int64_t *selected, const float *keys, int64_t groups, int64_t k,
                                  uint64_t *work, uint64_t *more_work)
 {
     static const int shifts[3] = {21, 10, 0};
     PVTI_STATE;
     unsigned *bins = (unsigned *)(void *)s->room;
-    pvti_threshold *threshold = (pvti_threshold *)(void *)(bins + PVTI_BINS);
-    uint64_t *starts = (uint64_t *)(void *)(threshold + 1);
-    int64_t bytes = PVTI_BINS * 4 + (int64_t)sizeof *threshold, blocks = pvti_ceil(groups, 16 * PVTI_THREADS);
-    if (bytes + blocks * 8 > PVT_CUDA_ROOM)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to select from: raise PVT_CUDA_ROOM");
-    if (k < 1 || s->failed != PVT_OK) return;
-    pvti_check(s, cudaMemsetAsync(bins, 0, (size_t)bytes, s->stream), "zeroing memory");
+    pvti_threshold *last = (pvti_threshold *)(void *)(bins + PVTI_BINS);
+    static_assert(PVTI_BINS * sizeof *bins + sizeof *last <= PVTI_SELECTING, "the work space of a selection");
+    if (k < 1) return;
+    pvti_op_zero(s, bins, PVTI_SELECTING);
     for (int i = 0; i < 3; i++) {
-        PVTI_BLOCKS(s, pvti_k_bins, pvti_ceil(groups, PVTI_CHUNK), bins, keys, groups, threshold, shifts[i],
-                    i < 2 ? 11 : 10);
-        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, threshold, i ? (int64_t)0 : k, shifts[i]);
+        int64_t chunks = pvti_ceil(groups, PVTI_CHUNK);
+        PVTI_BLOCKS(s, pvti_k_bins, chunks, bins, keys, groups, last, shifts[i], i < 2 ? 11 : 10);
+        PVTI_BLOCKS(s, pvti_k_pick, 1, bins, last, i ? (int64_t)0 : k, shifts[i]);
     }
-    PVTI_BLOCKS(s, pvti_k_select, blocks, (uint64_t *)NULL, starts, keys, groups, threshold);
-    PVTI_BLOCKS(s, pvti_k_starts, 1, starts, blocks);
-    PVTI_BLOCKS(s, pvti_k_select, blocks, work, starts, keys, groups, threshold);
-    const uint64_t *sorted = pvti_sort_pairs(s, work, more_work, k, 32);
+    PVTI_EACH(s, pvti_k_key_pairs, groups, work, keys, groups);
+    pvti_sort_pass(s, more_work, work, groups, 0, last);
+    const uint64_t *sorted = pvti_sort_pairs(s, more_work, work, k, 32);
     PVTI_EACH(s, pvti_k_selected, k, selected, sorted, k);
 }
 
-typedef struct pvti_accept_room {
-    pvti_scan_room scan;
-    pvti_sum_room sum;
-} pvti_accept_room;
-/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A thread adds
-   eight changes in a row. Limit: the bytes, in one block: 2,048 changes a round of some 0.5 µs. */
-PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms, int64_t rows,
-                          double trust)
+/* How many of n groups may change: one, and one more for each i with Σ_{j≤i} change < trust²·Σ norms. A
+   thread adds eight changes in a row. Limit: one block: 2,048 changes a round of some 0.5 µs. */
+PVTI_KERNEL pvti_k_accept(int64_t *accepted, const float *change, int64_t n, const double *norms,
+                          int64_t rows, double trust)
 {
-    PVT_SHARED(pvti_accept_room, room);
-    double norm = 0, carry = 0, count = 0, all;
-    for (int64_t i = threadIdx.x; i < rows; i += PVTI_THREADS) norm += norms[i];
-    norm = pvti_block_sum(norm, room.sum);
+    double carry = 0, count = 0, all, norm = pvti_block_total(rows, [=](int64_t i) { return norms[i]; });
     for (int64_t i = threadIdx.x * 8; i - threadIdx.x * 8 < n; i += 8 * PVTI_THREADS) {
         double own[8], sum = 0;
         for (int k = 0; k < 8; k++) own[k] = i + k < n ? (double)change[i + k] : 0, sum += own[k];
-        double moved = carry + pvti_block_before(sum, room.scan, &all);
+        double moved = carry + pvti_block_before(sum, &all);
         for (int k = 0; k < 8; k++) moved += own[k], count += i + k < n && moved < trust * trust * norm;
         carry += all;
     }
-    count = pvti_block_sum(count, room.sum);
+    count = pvti_block_sum(count);
     if (threadIdx.x == 0) *accepted = pvti_least((int64_t)count + 1, n);
 }
 PVTI_KERNEL pvti_k_commit(pvti_view w, pvt_assign a, const int64_t *accepted, unsigned long long *changed)
@@ -2524,13 +2397,13 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 {
     PVTI_WEIGHT(w, weight);
     double *norm = (double *)(void *)s->room;
-    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog, (int64_t)1);
+    if (wind > 0) PVTI_BLOCKS(s, pvti_k_total, 1, norm, norms, w.O / w.gog);
     PVTI_EACH(s, pvti_k_return, a->n, target, w, *a, norm, wind);
 }
 
 // >>search
-/*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a block. The
-    rules, ties included, are those of the processor's searches (sections weights, vector grids, search). */
+/*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a
+    warp. The rules, ties included, are those of pvtune.h (sections weights, vector grids, search). */
 
 PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {
@@ -2550,12 +2423,12 @@ PVTI_DEVICE int pvti_int_nearest(double x, int most, int other)
     if (code == 0 || (code < most && x > code)) return code + 1;
     return code - 1;
 }
+PVTI_DEVICE double pvti_nf4(int code) { return (double)pvti_nf4_level(code); }
 PVTI_DEVICE int pvti_nf4_nearest(double x, int other)
 {
-    int best = -1;
+    int best = -1; /* where no distance is a number, the first */
     for (int k = 0; k < 16; k++)
-        if (k != other && (best < 0 || fabs(x - (double)pvti_nf4_level(k)) < fabs(x - (double)pvti_nf4_level(best))))
-            best = k;
+        if (k != other && (best < 0 || fabs(x - pvti_nf4(k)) < fabs(x - pvti_nf4(best)))) best = k;
     return best;
 }
 /* The nearest of all but `other`; *step: by how much the weight then moves. */
@@ -2567,7 +2440,8 @@ PVTI_DEVICE int pvti_single(const pvti_view &w, int64_t i, double target, int ot
     if (scale == 0) code = pvti_idle(now, other);
     else if (w.kind == PVTI_NF4) code = pvti_nf4_nearest(target / scale, other);
     else code = pvti_int_nearest(target / scale + zero, w.K - 1, other);
-    *step = scale * (w.kind == PVTI_NF4 ? (double)pvti_nf4_level(code) - (double)pvti_nf4_level(now) : code - now);
+    *step = scale * (double)(code - now);
+    if (w.kind == PVTI_NF4) *step = scale * (pvti_nf4(code) - pvti_nf4(now));
     return code;
 }
 PVTI_KERNEL pvti_k_assign_singles(pvti_view w, pvt_assign a)
@@ -2602,7 +2476,7 @@ PVTI_DEVICE void pvti_offer(pvti_best *best, double cost, int code)
     if (cost < best->cost || (cost == best->cost && code < best->code)) best->cost = cost, best->code = code;
 }
 
-/* higgs: ‖c‖² − 2·x·c over all points; in float as the processor's pvti_nearest, or, with one to leave out, double. */
+/* higgs: ‖c‖² − 2·x·c over all points, in float as pvtune.h's pvti_nearest; in double with one to omit. */
 PVTI_DEVICE int pvti_higgs_nearest(const pvti_view &w, const float *x)
 {
     float least = INFINITY;
@@ -2625,9 +2499,10 @@ PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
     }
     return sum;
 }
-/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one turned that
-   costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
-PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first, unsigned *minus)
+/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one
+   turned that costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
+PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
+                                    unsigned *minus)
 {
     double score = 0, norm = 0, least = INFINITY;
     int weakest = 0;
@@ -2642,9 +2517,9 @@ PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, b
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
-/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left out (−1:
-    none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code; of equals the
-    lowest wins. */
+/*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left
+    out (−1: none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code;
+    of equals the lowest wins. */
 PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
     bool e8p = w.kind == PVTI_E8P;
@@ -2667,7 +2542,8 @@ PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_
             for (int signs = 0; all && signs < 128; signs++) {
                 int code = first + signs * step;
                 if (code == not_this) continue;
-                pvti_offer(&best, pvti_code_cost(w, x, code) - 8 * delta * delta, i << 8 | signs << 1 | shift);
+                double cost = pvti_code_cost(w, x, code) - 8 * delta * delta;
+                pvti_offer(&best, cost, i << 8 | signs << 1 | shift);
             }
         }
     }
@@ -2719,47 +2595,38 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
 
 /* ---- codebooks ----
    A beam over codebooks, one at a time, in a drawn order: the visited codebook's vector is taken out of each
-   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp to a
-   group: its lanes share the entries; the best are found one after the other, each round passing over what is
-   already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared memory, turned so
-   that lanes read neighbours, with the entries' norms.
-   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged 4·D, and
-   codebooks through L2. */
+   hypothesis, all entries are scored, and the `keep` best (loss, then hypothesis, then entry) go on. A warp
+   to a group: its lanes share the entries; the best are found one after the other, each round passing over
+   what is already taken, so that no list is as long as a codebook. Codebooks that fit are STAGED: in shared
+   memory, turned so that lanes read neighbours, with the entries' norms.
+   Limit: M·beam·keep·K·2·D operations a group, D + 1 lines of shared memory for 32·2·D of them; not staged
+   4·D, and codebooks through L2. */
 
 enum { PVTI_SEARCHERS = 256, PVTI_SEARCH_BYTES = 48 << 10 };
-typedef struct pvti_candidate {
-    float loss;
-    int h, k;
-} pvti_candidate;
-/* A warp's part of shared memory; `now` 0 or 1 of v and codes are the hypotheses, the other ones become the next. */
+/* A warp's shared memory; `now` 0 or 1 of v and codes are the hypotheses, the others become the next. */
 typedef struct pvti_search {
-    float *v, *base;      /* [2, slots, D]; [slots] */
-    pvti_candidate *list; /* [slots] */
-    uint16_t *codes;      /* [2, slots, M] */
-    const float *books;   /* STAGED: [M, D + 1, K], a row of norms last */
+    float *v, *base;    /* [2, slots, D]; [slots] */
+    unsigned *list;     /* [slots] of hypothesis · 2¹⁶ + entry */
+    uint16_t *codes;    /* [2, slots, M] */
+    const float *books; /* STAGED: [M, D + 1, K], a row of norms last */
     int slots, D;
 } pvti_search;
 PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
 {
-    return (2 * slots * D * 4 + slots * (4 + (int)sizeof(pvti_candidate)) + 2 * slots * M * 2 + 15) / 16 * 16;
+    return (2 * slots * D * 4 + slots * 8 + 2 * slots * M * 2 + 15) / 16 * 16;
 }
 
-PVTI_DEVICE bool pvti_before(const pvti_candidate &a, const pvti_candidate &b)
-{
-    if (a.loss != b.loss) return a.loss < b.loss;
-    return a.h != b.h ? a.h < b.h : a.k < b.k;
-}
 template <bool STAGED>
 PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, int m, int k, int d)
 {
     if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
-    return w.points[(m * (int64_t)w.K + k) * room.D + d];
+    return pvti_book(w, m, k)[d];
 }
 /* ‖entry‖² − 2·v·entry. */
 template <bool STAGED>
 PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
 {
-    const float *entry = w.points + (m * (int64_t)w.K + k) * room.D;
+    const float *entry = pvti_book(w, m, k);
     float sum = 0, e[8];
     if (STAGED) {
         sum = pvti_book_number<true>(room, w, m, k, room.D);
@@ -2774,62 +2641,57 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
     }
     return sum;
 }
-/* The first of all lanes' candidates, to all of them. */
-PVTI_DEVICE pvti_candidate pvti_first_of(pvti_candidate best)
-{
-    for (int bits = 16; bits > 0; bits /= 2) {
-        pvti_candidate other;
-        other.loss = __shfl_xor_sync(0xffffffffu, best.loss, bits);
-        other.h = __shfl_xor_sync(0xffffffffu, best.h, bits);
-        other.k = __shfl_xor_sync(0xffffffffu, best.k, bits);
-        if (other.k >= 0 && (best.k < 0 || pvti_before(other, best))) best = other;
-    }
-    return best;
-}
-/* The `keep` best of n hypotheses' entries, to the list; how many there are. Where no loss is a number it is the present
-   entry of hypothesis 0. */
+/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, in
+   order of loss, hypothesis, entry. Where no loss is a number it is hypothesis 0 with its present entry. */
 template <bool STAGED>
-PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep)
+PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
+                                  int keep)
 {
-    int lane = (int)threadIdx.x % 32;
-    pvti_candidate last = {0, 0, 0};
+    const uint64_t none = ~(uint64_t)0;
+    uint64_t last = 0;
     for (int found = 0; found < keep; found++) {
-        pvti_candidate best = {INFINITY, 0, -1}, c;
-        for (c.h = 0; c.h < n; c.h++)
-            for (c.k = lane; c.k < w.K; c.k += 32) {
-                const float *v = room.v + (now * room.slots + c.h) * room.D;
-                c.loss = pvti_entry_loss<STAGED>(room, w, m, c.k, v) + room.base[c.h];
-                if (!(c.loss < INFINITY) || (found && !pvti_before(last, c))) continue;
-                if (best.k < 0 || pvti_before(c, best)) best = c;
+        uint64_t best = none;
+        for (int h = 0; h < n; h++)
+            for (int k = (int)threadIdx.x % 32; k < w.K; k += 32) {
+                const float *v = room.v + (now * room.slots + h) * room.D;
+                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h]; /* + 0: no −0 */
+                uint64_t one = (uint64_t)~pvti_turned(loss + 0.0f) << 32 | (unsigned)(h << 16 | k);
+                if (loss < INFINITY && one < best && (!found || one > last)) best = one;
             }
-        last = pvti_first_of(best);
-        if (last.k < 0 && found > 0) return found;
-        if (last.k < 0) last.k = room.codes[now * room.slots * w.M + m];
-        if (lane == 0) room.list[found] = last;
+        for (int bits = 16; bits > 0; bits /= 2) {
+            uint64_t other = __shfl_xor_sync(0xffffffffu, best, bits);
+            best = other < best ? other : best;
+        }
+        if (best == none && found > 0) return found;
+        last = best == none ? room.codes[now * room.slots * w.M + m] : best;
+        if (threadIdx.x % 32 == 0) room.list[found] = (unsigned)last;
     }
     return keep;
 }
-PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group)
+PVTI_DEVICE void pvti_residual(const pvti_search &room, const pvti_view &w, const pvt_assign &a,
+                               int64_t group)
 {
     float scale = w.scales[group / w.GI], inverse = scale != 0 ? 1 / scale : 0;
     int lane = (int)threadIdx.x % 32;
     __syncwarp(); /* the last group's hypotheses may still be read */
     for (int d = lane; d < room.D; d += 32) {
         float x = a.target[pvti_group_at(w, group, d)] * inverse;
-        for (int m = 0; m < w.M; m++) x -= w.points[(m * (int64_t)w.K + pvti_code(w, group * w.M + m)) * room.D + d];
+        for (int m = 0; m < w.M; m++) x -= pvti_book(w, m, pvti_code(w, group * w.M + m))[d];
         room.v[d] = x;
     }
     for (int m = lane; m < w.M; m += 32) room.codes[m] = (uint16_t)pvti_code(w, group * w.M + m);
     __syncwarp();
 }
-/* Codebook m for all hypotheses; how many there are now. greedy: losses without ‖v‖², which decides nothing there. */
+/* Codebook m for all hypotheses; how many there are now. greedy: without ‖v‖², which decides nothing. */
 template <bool STAGED>
-PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep, bool greedy)
+PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, int n, int now, int keep,
+                           bool greedy)
 {
     int D = room.D, M = w.M, lane = (int)threadIdx.x % 32, next = (1 - now) * room.slots;
     float *v = room.v + now * room.slots * D;
     const uint16_t *codes = room.codes + now * room.slots * M;
-    for (int i = lane; i < n * D; i += 32) v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
+    for (int i = lane; i < n * D; i += 32)
+        v[i] += pvti_book_number<STAGED>(room, w, m, codes[i / D * M + m], i % D);
     __syncwarp();
     for (int h = lane; h < n; h += 32) {
         room.base[h] = 0;
@@ -2839,19 +2701,19 @@ PVTI_DEVICE int pvti_visit(const pvti_search &room, const pvti_view &w, int m, i
     int found = pvti_best_entries<STAGED>(room, w, m, n, now, keep);
     __syncwarp();
     for (int i = lane; i < found * D; i += 32) {
-        pvti_candidate c = room.list[i / D];
-        room.v[next * D + i] = v[c.h * D + i % D] - pvti_book_number<STAGED>(room, w, m, c.k, i % D);
+        int h = (int)(room.list[i / D] >> 16), k = (int)(room.list[i / D] & 0xffff);
+        room.v[next * D + i] = v[h * D + i % D] - pvti_book_number<STAGED>(room, w, m, k, i % D);
     }
     for (int i = lane; i < found * M; i += 32) {
-        pvti_candidate c = room.list[i / M];
-        room.codes[next * M + i] = i % M == m ? (uint16_t)c.k : codes[c.h * M + i % M];
+        unsigned best = room.list[i / M];
+        room.codes[next * M + i] = i % M == m ? (uint16_t)best : codes[(int)(best >> 16) * M + i % M];
     }
     __syncwarp();
     return found;
 }
 /* Which of the two best is the answer. */
-PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group, int n,
-                            int now)
+PVTI_DEVICE int pvti_answer(const pvti_search &room, const pvti_view &w, const pvt_assign &a, int64_t group,
+                            int n, int now)
 {
     const float *v = room.v + now * room.slots * room.D;
     double e1 = 0, e2 = 0;
@@ -2874,8 +2736,8 @@ PVTI_DEVICE float pvti_book_change(const pvti_view &w, const uint16_t *codes, in
     for (int d0 = 0; d0 < D; d0 += 32) {
         double x = 0;
         for (int m = 0; m < w.M && d0 + lane < D; m++) {
-            const float *book = w.points + (int64_t)m * w.K * D + d0 + lane;
-            x += (double)book[(int64_t)codes[m] * D] - (double)book[(int64_t)pvti_code(w, group * w.M + m) * D];
+            const float *old = pvti_book(w, m, pvti_code(w, group * w.M + m));
+            x += (double)pvti_book(w, m, codes[m])[d0 + lane] - (double)old[d0 + lane];
         }
         x *= x;
         for (int d = 0; d < 32 && d0 + d < D; d++) sum += __shfl_sync(0xffffffffu, x, d);
@@ -2886,7 +2748,7 @@ PVTI_DEVICE void pvti_stage(float *books, const pvti_view &w, int D)
 {
     for (int at = (int)threadIdx.x; at < w.M * w.K * (D + 1); at += (int)blockDim.x) {
         int m = at / (w.K * (D + 1)), d = at / w.K % (D + 1), k = at % w.K;
-        const float *entry = w.points + (m * (int64_t)w.K + k) * D;
+        const float *entry = pvti_book(w, m, k);
         float norm = 0;
         for (int i = 0; i < D && d == D; i++) norm = fmaf(entry[i], entry[i], norm);
         books[at] = d == D ? norm : entry[d];
@@ -2900,8 +2762,9 @@ __global__ void __launch_bounds__(PVTI_SEARCHERS, 1)
     int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;
     pvti_search room;
     room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
-    room.v = shared + (STAGED ? w.M * w.K * (room.D + 1) : 0) + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
-    room.base = room.v + 2 * slots * room.D, room.list = (pvti_candidate *)(void *)(room.base + slots);
+    room.v = shared + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    if (STAGED) room.v += w.M * w.K * (room.D + 1);
+    room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
     room.codes = (uint16_t *)(void *)(room.list + slots);
     if (STAGED) pvti_stage(shared, w, room.D);
     __syncthreads();
@@ -2942,8 +2805,8 @@ static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign
     if (!staged) books = 0;
     int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
     int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    PVTI_RUN(s, (staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>), blocks, 32 * warps, bytes, *w, *a,
-             order, slots);
+    auto kernel = staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>;
+    PVTI_RUN(s, kernel, blocks, 32 * warps, bytes, *w, *a, order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2959,32 +2822,29 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
 
 // >>table
 
-/*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but asked of
-    the library: a weight whose codes are the grid's, dequantized on the processor. factor: what undoes its scale;
-    shift: what points have beside magnitudes. */
-typedef struct pvti_grid {
+/*  The magnitudes of a fixed grid's points, [n, 8], on the GPU. They are not laid down here once more, but
+    asked of the library: a weight whose codes are the grid's, dequantized on the processor. */
+typedef struct pvti_fixed_grid {
     const char *format;
     int n, step, first; /* code of point i: first + i·step */
-    int64_t I;
-    float scale, shift;
-} pvti_grid;
+    float scale, shift; /* scale: what makes it 1; shift: what points have beside magnitudes */
+} pvti_fixed_grid;
 
-static pvt_result pvti_grid_weight(pvt_ctx *ctx, const pvti_grid *g, float *out)
+static pvt_result pvti_grid_points(pvt_ctx *ctx, const pvti_fixed_grid *g, float *out)
 {
+    enum { I = 256 };
     pvt_format format;
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight w;
     int count;
-    int64_t O = g->n * 8 / g->I;
     uint16_t codes[512];
-    float scales[512], factors[512];
+    float scales[512], factors[512] = {};
     pvt_result result = pvt_format_parse(ctx, g->format, &format);
-    if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, O, g->I, arrays, &count);
-    if (result != PVT_OK) return result;
-    for (int i = 0; i < g->n; i++) codes[i] = (uint16_t)(g->first + i * g->step);
-    for (int i = 0; i < 512; i++) scales[i] = g->scale, factors[i] = 0;
+    if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, g->n * 8 / I, I, arrays, &count);
+    for (int i = 0; i < 512; i++) codes[i] = (uint16_t)(g->first + i * g->step), scales[i] = g->scale;
     arrays[0].data = codes, arrays[1].data = scales, arrays[2].data = factors;
-    result = pvt_weight_from_arrays(ctx, &format, O, g->I, arrays, count, g->format, &w);
+    if (result == PVT_OK)
+        result = pvt_weight_from_arrays(ctx, &format, g->n * 8 / I, I, arrays, count, g->format, &w);
     if (result != PVT_OK) return result;
     pvt_weight_dequantize(&w, out);
     pvt_weight_free(&w);
@@ -2993,11 +2853,9 @@ static pvt_result pvti_grid_weight(pvt_ctx *ctx, const pvti_grid *g, float *out)
 }
 static pvt_result pvti_grids(pvti_cuda *s)
 {
-    static const pvti_grid grids[3] = {
-        {"e8p", 256, 256, 1, 8, 1, 0.25f}, /* signs 0, shift 1 */
-        {"iq2_xxs", 256, 1, 0, 256, 8, 0}, /* d·(0 + ½)/4 is 1 */
-        {"iq2_xs", 512, 1, 0, 256, 8, 0},
-    };
+    static const pvti_fixed_grid grids[3] = {{"e8p", 256, 256, 1, 1, 0.25f}, /* signs 0, shift 1 */
+                                             {"iq2_xxs", 256, 1, 0, 8, 0},   /* d·(0 + ½)/4 is 1 */
+                                             {"iq2_xs", 512, 1, 0, 8, 0}};
     float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
     pvt_ctx_desc plain = {};
     pvt_ctx *ctx;
@@ -3005,11 +2863,10 @@ static pvt_result pvti_grids(pvti_cuda *s)
     pvt_result result = pvt_ctx_create(&plain, &ctx);
     for (int i = 0; result == PVT_OK && i < 3; i++) {
         int64_t bytes = grids[i].n * 8 * (int64_t)sizeof *points;
-        result = pvti_grid_weight(ctx, &grids[i], points);
-        if (result != PVT_OK) break;
-        *to[i] = (float *)pvti_take(s, bytes);
+        result = pvti_grid_points(ctx, &grids[i], points);
+        *to[i] = result == PVT_OK ? (float *)pvti_take(s, bytes) : NULL;
         if (*to[i]) pvti_op_copy_in(s, *to[i], points, bytes);
-        result = *to[i] ? s->failed : PVT_ERR_MEMORY;
+        if (result == PVT_OK) result = *to[i] ? s->failed : PVT_ERR_MEMORY;
     }
     pvt_ctx_destroy(ctx);
     return result;
@@ -3029,52 +2886,52 @@ static void pvti_op_close(void *state)
     free(s);
 }
 
-static const int pvti_ordinals[PVTI_ORDINALS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-/* Which GPU, or why not. */
-static const char *pvti_choose(const pvt_device *table, int *ordinal, char *text, size_t size)
+/* NULL, or why that GPU cannot be had. */
+static const char *pvti_choose(int ordinal, char *text, size_t size)
 {
     int count = 0, major = 0, minor = 0;
-    *ordinal = *(const int *)table->user;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
         cudaGetLastError();
-        return "no GPU that CUDA can use was found: is the driver installed? Without --device the processor computes";
+        return "no GPU that CUDA can use was found: is the driver there? Without --device the processor "
+               "computes";
     }
-    if (*ordinal >= count) {
-        snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", *ordinal, count);
+    if (ordinal >= count) {
+        snprintf(text, size, "there is no GPU %d: CUDA counts %d here, from 0 on", ordinal, count);
         return text;
     }
-    if (cudaSetDevice(*ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, *ordinal) != cudaSuccess)
+    if (cudaSetDevice(ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess)
         return "the GPU does not answer";
     return 10 * major + minor >= 75 ? NULL : "this GPU is too old: compute capability 7.5 or later is needed";
 }
-/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a newer GPU. */
-static bool pvti_open_tensor(pvti_cuda *s)
+/* Tensor cores, if this build has code for them that this GPU runs: an older one may be translated for a
+   newer GPU. Beyond 48 KiB of shared memory one has to ask. */
+static bool pvti_prepare(pvti_cuda *s)
 {
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     cudaFuncAttributes code;
     cudaError_t error = cudaFuncGetAttributes(&code, pvti_k_mma<64, true>);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&s->cores, cudaDevAttrMultiProcessorCount, s->ordinal);
     s->tensor = error == cudaSuccess && code.ptxVersion >= 80;
-    /* beyond 48 KiB one has to ask */
     for (int i = 0; i < 12 && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2],
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, PVTI_ATTENTION_BYTES);
+        error = cudaFuncSetAttribute(pvti_attention_kernels[i / 4][i / 2 % 2][i % 2], most,
+                                     PVTI_ATTENTION_BYTES);
     for (int i = 0; i < 2 && s->tensor && error == cudaSuccess; i++)
-        error = cudaFuncSetAttribute(i ? pvti_k_mma<128, true> : pvti_k_mma<128, false>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)pvti_mma_bytes(128, i));
+        error = cudaFuncSetAttribute(pvti_gemm_kernels[1][i], most, (int)pvti_mma_bytes(128, i));
 #ifdef PVT_CUBLAS
-    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
+    if (cublasCreate(&s->cublas) != CUBLAS_STATUS_SUCCESS ||
+        cublasSetStream(s->cublas, s->stream) != CUBLAS_STATUS_SUCCESS)
         pvti_fail_with(s, PVT_ERR_IO, "cuBLAS cannot be opened");
 #endif
-    return pvti_check(s, error, "preparing tensor cores");
+    return pvti_check(s, error, "preparing kernels");
 }
 static pvt_result pvti_open_state(pvti_cuda *s)
 {
     if (!pvti_check(s, cudaStreamCreate(&s->stream), "opening a stream")) return s->failed;
     s->streaming = true;
-    if (!pvti_open_tensor(s)) return s->failed;
+    if (!pvti_prepare(s)) return s->failed;
     s->room = (char *)pvti_take(s, PVT_CUDA_ROOM);
     if (!s->room) {
         pvti_fail_with(s, PVT_ERR_MEMORY, "the GPU has no memory for work space");
@@ -3085,15 +2942,15 @@ static pvt_result pvti_open_state(pvti_cuda *s)
 static pvt_result pvti_op_open(const pvt_device *table, const pvt_ctx_desc *desc, void **state)
 {
     char text[120];
-    int ordinal;
-    const char *why = pvti_choose(table, &ordinal, text, sizeof text);
+    int ordinal = (int)(uintptr_t)table->user;
+    const char *why = pvti_choose(ordinal, text, sizeof text);
     pvti_cuda *s = why ? NULL : (pvti_cuda *)calloc(1, sizeof *s);
     pvt_result result = why ? PVT_ERR_UNSUPPORTED : PVT_ERR_MEMORY;
     *state = s;
     if (s) {
         s->table = table, s->ordinal = ordinal, s->bf16 = desc->compute_bf16;
         result = pvti_open_state(s);
-        why = s->failed != PVT_OK ? s->why : result != PVT_OK ? "the tables of fixed grids could not be made" : NULL;
+        why = s->failed ? s->why : result ? "the tables of fixed grids could not be made" : NULL;
     }
     if (result == PVT_OK) return PVT_OK;
     if (desc->error && desc->error_bytes > 0)
@@ -3109,21 +2966,21 @@ static pvt_result pvti_op_status(void *state, const char **why)
     return s->failed;
 }
 
-/* In the order of pvt_device. */
-#define PVTI_TABLE(n)                                                                                          \
-    {PVT_VERSION, sizeof(pvt_device), sizeof(pvt_real), "cuda:" #n, (void *)(uintptr_t)&pvti_ordinals[n],      \
-     pvti_op_open, pvti_op_close, pvti_op_status, pvti_op_synchronise, pvti_op_alloc, pvti_op_free,            \
-     pvti_op_held, pvti_op_copy_in, pvti_op_copy_out, pvti_op_copy, pvti_op_zero, pvti_op_embedding_forward,   \
-     pvti_op_embedding_backward, pvti_op_linear_forward, pvti_op_linear_backward, pvti_op_rmsnorm_forward,     \
-     pvti_op_rmsnorm_backward, pvti_op_rope_table, pvti_op_rope_forward, pvti_op_rope_backward, pvti_op_rotate, \
-     pvti_op_rotate_columns, pvti_op_attention_forward, pvti_op_attention_backward, pvti_op_swiglu_forward,    \
-     pvti_op_swiglu_backward, pvti_op_residual_forward, pvti_op_residual_backward, pvti_op_softmax_update,     \
-     pvti_op_softmax_finish, pvti_op_cross_entropy_backward, pvti_op_kl_forward, pvti_op_kl_backward,          \
-     pvti_op_mse_forward, pvti_op_mse_backward, pvti_op_weight_lookup, pvti_op_weight_forward,                 \
-     pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, pvti_op_round_f16,              \
-     pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, pvti_op_group_errors,                   \
-     pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, pvti_op_weight_commit,                  \
-     pvti_op_group_moments, pvti_op_group_return}
+/* In the order of pvt_device; user: the GPU's number. */
+#define PVTI_TABLE(n) \
+    {PVT_VERSION, sizeof(pvt_device), sizeof(pvt_real), "cuda:" #n, (void *)(uintptr_t)n, pvti_op_open, \
+     pvti_op_close, pvti_op_status, pvti_op_synchronise, pvti_op_alloc, pvti_op_free, pvti_op_held, \
+     pvti_op_copy_in, pvti_op_copy_out, pvti_op_copy, pvti_op_zero, pvti_op_embedding_forward, \
+     pvti_op_embedding_backward, pvti_op_linear_forward, pvti_op_linear_backward, pvti_op_rmsnorm_forward, \
+     pvti_op_rmsnorm_backward, pvti_op_rope_table, pvti_op_rope_forward, pvti_op_rope_backward, \
+     pvti_op_rotate, pvti_op_rotate_columns, pvti_op_attention_forward, pvti_op_attention_backward, \
+     pvti_op_swiglu_forward, pvti_op_swiglu_backward, pvti_op_residual_forward, pvti_op_residual_backward, \
+     pvti_op_softmax_update, pvti_op_softmax_finish, pvti_op_cross_entropy_backward, pvti_op_kl_forward, \
+     pvti_op_kl_backward, pvti_op_mse_forward, pvti_op_mse_backward, pvti_op_weight_lookup, \
+     pvti_op_weight_forward, pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, \
+     pvti_op_round_f16, pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, \
+     pvti_op_group_errors, pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, \
+     pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return}
 static const pvt_device pvti_tables[PVTI_ORDINALS] = {
     PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
     PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),
@@ -3136,11 +2993,13 @@ extern "C" pvt_result pvt_cuda_device(int ordinal, const pvt_device **out)
     *out = &pvti_tables[ordinal];
     return PVT_OK;
 }
-extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes, int64_t *bytes)
+extern "C" pvt_result pvt_cuda_memory(int ordinal, char *name, int64_t name_bytes, int64_t *free_bytes,
+                                      int64_t *bytes)
 {
     cudaDeviceProp p;
     size_t left = 0, all = 0;
-    bool known = cudaSetDevice(ordinal) == cudaSuccess && cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
+    bool known = cudaSetDevice(ordinal) == cudaSuccess &&
+                 cudaGetDeviceProperties(&p, ordinal) == cudaSuccess &&
                  cudaMemGetInfo(&left, &all) == cudaSuccess;
     cudaGetLastError();
     if (name && name_bytes > 0) snprintf(name, (size_t)name_bytes, "%s", known ? p.name : "");

@@ -1,7 +1,7 @@
-/*  Times of the GPU's ops, by the public interface: a line `name TAB milliseconds TAB rate TAB unit` for each, which
-    bench/cuda.sh makes a table of. The least of some repeated runs, each waited for. With `host` it takes the processor
-    and small sizes, to check the program itself; `large` adds a TinyLlama-shaped tuning step; `counters` runs the
-    largest kernels once each, for Nsight. */
+/*  Times of the GPU's ops, by the public interface: a line `name TAB milliseconds TAB rate TAB unit` for
+    each, which bench/cuda.sh makes a table of. The least of some repeated runs, each waited for. With `host`
+    it takes the processor and small sizes, to check the program itself; `large` adds a TinyLlama-shaped
+    tuning step; `counters` runs the largest kernels once each, for Nsight. */
 #include "pvtune.h"
 
 #include <stdio.h>
@@ -63,13 +63,15 @@ static pvt_weight weight(pvt_ctx *where, const char *name, int64_t O, int64_t I,
     pvt_array list[PVT_MAX_ARRAYS];
     pvt_weight w;
     int n = 0;
-    if (pvt_format_parse(where, name, &format) != PVT_OK || pvt_format_arrays(where, &format, O, I, list, &n) != PVT_OK)
+    if (pvt_format_parse(where, name, &format) != PVT_OK ||
+        pvt_format_arrays(where, &format, O, I, list, &n) != PVT_OK)
         failed(where, name);
     for (int k = 0; k < n; k++) {
         uint8_t *data = (uint8_t *)malloc((size_t)list[k].bytes);
         int wide = list[k].dtype == PVT_U16 ? 2 : 1;
         if (!data) failed(where, "memory");
-        for (int64_t i = 0; list[k].role != PVT_ARRAY_CODE && i < list[k].bytes / 4; i++) ((float *)(void *)data)[i] = 0.03f * uniform();
+        for (int64_t i = 0; list[k].role != PVT_ARRAY_CODE && i < list[k].bytes / 4; i++)
+            ((float *)(void *)data)[i] = 0.03f * uniform();
         for (int64_t i = 0; list[k].role == PVT_ARRAY_CODE && i < list[k].bytes / wide; i++) {
             int code = (int)((uniform() + 1) * 0.5f * (float)(1 << list[k].bits)) & ((1 << list[k].bits) - 1);
             if (wide == 2) ((uint16_t *)(void *)data)[i] = (uint16_t)code;
@@ -83,7 +85,8 @@ static pvt_weight weight(pvt_ctx *where, const char *name, int64_t O, int64_t I,
     return w;
 }
 
-/* What bench/CUDA.md takes for granted: from one launch to the next, and the rate of a copy, read and written. */
+/* What bench/CUDA.md takes for granted: from one launch to the next, and the rate of a copy, read and
+   written. */
 static void machine()
 {
     int64_t bytes = (int64_t)1 << (host ? 24 : 29);
@@ -105,9 +108,11 @@ static void products(const char *compute, const char *size, int64_t n, int64_t O
     snprintf(name, sizeof name, "product %s %s", compute, size);
     row(name, operations / 1e3, "TFLOP/s", [=]() { pvt_linear_forward(ctx, y, x, W, NULL, n, I, O); });
     snprintf(name, sizeof name, "product %s %s dx", compute, size);
-    row(name, operations / 1e3, "TFLOP/s", [=]() { pvt_linear_backward(ctx, x, NULL, NULL, y, x, W, n, I, O); });
+    row(name, operations / 1e3, "TFLOP/s",
+        [=]() { pvt_linear_backward(ctx, x, NULL, NULL, y, x, W, n, I, O); });
     snprintf(name, sizeof name, "product %s %s dW", compute, size);
-    row(name, operations / 1e3, "TFLOP/s", [=]() { pvt_linear_backward(ctx, NULL, W, NULL, y, x, W, n, I, O); });
+    row(name, operations / 1e3, "TFLOP/s",
+        [=]() { pvt_linear_backward(ctx, NULL, W, NULL, y, x, W, n, I, O); });
     snprintf(name, sizeof name, "product %s %s 2x8g8", compute, size);
     row(name, operations / 1e3, "TFLOP/s", [&]() { pvt_weight_forward(y, x, &w, n, false); });
     snprintf(name, sizeof name, "product %s %s 2x8g8 dx", compute, size);
@@ -127,7 +132,8 @@ static void one_row(const char *format, int64_t O, int64_t I)
     pvt_weight_free(&w);
     pvt_memory_free(ctx, x), pvt_memory_free(ctx, y);
 }
-static void attention(const char *compute, const char *size, int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HS)
+static void attention(const char *compute, const char *size, int64_t B, int64_t T, int64_t NH, int64_t NKV,
+                      int64_t HS)
 {
     char name[100];
     pvt_attention_desc d;
@@ -135,10 +141,12 @@ static void attention(const char *compute, const char *size, int64_t B, int64_t 
     d.B = B, d.T = T, d.NH = NH, d.NKV = NKV, d.HS = HS;
     int64_t nq = B * T * NH * HS, nk = B * T * NKV * HS;
     double scores = (double)(B * NH) * (double)T * (double)(T + 1) / 2;
-    float *q = numbers(nq), *k = numbers(nk), *v = numbers(nk), *out = numbers(nq), *lse = numbers(B * NH * T), *g = numbers(nq);
+    float *q = numbers(nq), *k = numbers(nk), *v = numbers(nk), *out = numbers(nq),
+          *lse = numbers(B * NH * T), *g = numbers(nq);
     float *dq = numbers(nq), *dk = numbers(nk), *dv = numbers(nk);
     snprintf(name, sizeof name, "attention %s %s", compute, size);
-    row(name, 4.0 * (double)HS * scores / 1e3, "TFLOP/s", [=]() { pvt_attention_forward(ctx, out, lse, q, k, v, &d); });
+    row(name, 4.0 * (double)HS * scores / 1e3, "TFLOP/s",
+        [=]() { pvt_attention_forward(ctx, out, lse, q, k, v, &d); });
     snprintf(name, sizeof name, "attention %s %s back", compute, size);
     row(name, 10.0 * (double)HS * scores / 1e3, "TFLOP/s",
         [=]() { pvt_attention_backward(ctx, dq, dk, dv, g, out, lse, q, k, v, &d); });
@@ -157,10 +165,12 @@ static void pv_step(const char *format, int64_t O, int64_t I)
     float *dW = numbers(O * I);
     pvt_weight w = weight(ctx, format, O, I, NULL);
     memset(&desc, 0, sizeof desc);
-    if (pvt_pv_create(ctx, &desc, &pv) != PVT_OK || pvt_pv_add_weight(pv, &w, "w", NULL) != PVT_OK) failed(ctx, format);
+    if (pvt_pv_create(ctx, &desc, &pv) != PVT_OK || pvt_pv_add_weight(pv, &w, "w", NULL) != PVT_OK)
+        failed(ctx, format);
     snprintf(name, sizeof name, "PV step of %s %lldx%lld", format, (long long)O, (long long)I);
     row(name, (double)(O * I), "G weights/s", [=]() {
-        if (pvt_pv_begin(pv, 1) != PVT_OK || pvt_pv_apply(pv, 0, dW) != PVT_OK || pvt_pv_end(pv, NULL) != PVT_OK)
+        if (pvt_pv_begin(pv, 1) != PVT_OK || pvt_pv_apply(pv, 0, dW) != PVT_OK ||
+            pvt_pv_end(pv, NULL) != PVT_OK)
             failed(ctx, "PV");
     });
     pvt_pv_free(pv), pvt_weight_free(&w);
@@ -178,7 +188,8 @@ static void model_step(const char *name, const pvt_model_config *c, int64_t batc
     for (int64_t i = 0; ids && i < n; i++) ids[i] = (int32_t)((uniform() + 1) * 0.5f * (float)(c->vocab - 1));
     memset(&desc, 0, sizeof desc);
     desc.steps = 4, desc.batch = batch, desc.ctx = length, desc.eval_every = -1;
-    if (!ids || pvt_model_create(plain, c, &dense) != PVT_OK || pvt_model_copy(plain, dense, &coded) != PVT_OK)
+    if (!ids || pvt_model_create(plain, c, &dense) != PVT_OK ||
+        pvt_model_copy(plain, dense, &coded) != PVT_OK)
         failed(plain, name);
     for (int64_t i = 0; i < pvt_model_tensors(coded); i++) {
         pvt_tensor_info t = pvt_model_tensor(coded, i);
@@ -196,7 +207,8 @@ static void model_step(const char *name, const pvt_model_config *c, int64_t batc
         double start = now(), took;
         if (pvt_tuner_step(tuner, NULL) != PVT_OK || pvt_ctx_synchronise(ctx) != PVT_OK) failed(ctx, name);
         took = now() - start;
-        if (step == 3) printf("%s\t%.4f\t%.1f\ttokens/s\n", name, 1e3 * took, (double)(batch * length) / took);
+        if (step == 3)
+            printf("%s\t%.4f\t%.1f\ttokens/s\n", name, 1e3 * took, (double)(batch * length) / took);
     }
     pvt_tuner_free(tuner), pvt_corpus_free(&corpus), pvt_model_free(student), pvt_model_free(teacher);
 }
@@ -205,7 +217,8 @@ static void models(const char *compute, bool large)
     pvt_model_config c;
     char name[100];
     memset(&c, 0, sizeof c);
-    c.layers = host ? 2 : 30, c.dim = 576, c.heads = 9, c.kv_heads = 3, c.ff = 1536, c.vocab = host ? 500 : 49152, c.ctx = 2048;
+    c.layers = host ? 2 : 30, c.dim = 576, c.heads = 9, c.kv_heads = 3, c.ff = 1536,
+    c.vocab = host ? 500 : 49152, c.ctx = 2048;
     c.tied = true;
     snprintf(name, sizeof name, "tuning step SmolLM2 %s", compute);
     model_step(name, &c, 2, host ? 32 : 512);
@@ -245,9 +258,11 @@ int main(int argc, char **argv)
         attention(compute, "TinyLlama", host ? 1 : 16, host ? 32 : 1024, 32, 4, 64);
         if (!once) models(compute, large);
         if (!bf16) {
-            one_row("aqlm:2x8g8", 5632, 2048), one_row("aqlm:2x8g8", 11008, 4096), one_row("aqlm:1x16g8", 5632, 2048);
+            one_row("aqlm:2x8g8", 5632, 2048), one_row("aqlm:2x8g8", 11008, 4096),
+                one_row("aqlm:1x16g8", 5632, 2048);
             one_row("int:2g64", 5632, 2048), one_row("int:4g64", 11008, 4096), one_row("e8p", 5632, 2048);
-            pv_step("aqlm:2x8g8", 1536, 576), pv_step("aqlm:2x8g8", host ? 512 : 5632, 2048), pv_step("int:2g64", 1536, 576);
+            pv_step("aqlm:2x8g8", 1536, 576), pv_step("aqlm:2x8g8", host ? 512 : 5632, 2048),
+                pv_step("int:2g64", 1536, 576);
         }
         pvt_ctx_destroy(ctx);
     }

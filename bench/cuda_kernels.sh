@@ -14,17 +14,18 @@ function row(name, registers, static,   threads, warps, each, by_registers, by_s
     printf "| `%s` | %d | %s | %s | %d | %d | %d | %d %% | %s |\n", name, registers, static ? static : "",
         dynamic[name], threads, blocks, blocks * warps, blocks * warps * 100 / 64 + 0.5, by }
 BEGIN { # dynamic bytes: heads of 64 and of 128, rotations of 2048, searches for 2x8g8 and 1x16g8 at beam 1
-    n = split("mma<128 weight>=57344;mma<128 numbers>=73728;mma<64 weight>=28672;mma<64 numbers>=36864;rotate=8192;" \
+    n = split("mma<128 weight>=57344;mma<128 numbers>=73728;mma<64 weight>=28672;mma<64 numbers>=36864;rotate=32768;" \
         "attention<float 64>=34816;attention<bf16 64>=18432;attention<float 128>=42240;attention<bf16 128>=34816;" \
         "attention_back<float 64 queries>=52224;attention_back<float 64 keys>=52224;attention_back<bf16 64 queries>=27648;" \
         "attention_back<bf16 64 keys>=27648;attention_back<float 128 queries>=59136;attention_back<float 128 keys>=59136;" \
-        "attention_back<bf16 128 queries>=52224;attention_back<bf16 128 keys>=52224;assign_books<staged>=19840;" \
-        "assign_books<from L2>=1408", part, ";")
+        "attention_back<bf16 128 queries>=52224;attention_back<bf16 128 keys>=52224;assign_books<staged>=19712;" \
+        "assign_books<from L2>=1280", part, ";")
     for (i = 1; i <= n; i++) { split(part[i], pair, "="); dynamic[pair[1]] = pair[2] }
-    threads_of["lamb_rate"] = 32; threads_of["places"] = 1024; threads_of["assign_points"] = 64
+    threads_of["places"] = 1024; threads_of["assign_points"] = 64
     threads_of["attention_back<float 128 queries>"] = threads_of["attention_back<float 128 keys>"] = 96
     yes["mma"] = yes["gemm"] = yes["gemv"] = "weight"; no["mma"] = no["gemm"] = no["gemv"] = "numbers"
-    yes["attention_back"] = "keys"; no["attention_back"] = "queries"; yes["assign_books"] = "staged"; no["assign_books"] = "from L2"
+    yes["attention_back"] = "keys"; no["attention_back"] = "queries"; yes["rope"] = "back"; no["rope"] = "forward"
+    yes["assign_books"] = "staged"; no["assign_books"] = "from L2"
     if (only) print "| kernel | registers | static bytes | dynamic bytes | threads | blocks/SM | warps/SM | occupancy | by |\n" \
         "|---|---|---|---|---|---|---|---|---|" }
 /Compiling entry function/ { kernel = $0; sub(/.*function .*pvti_k_/, "", kernel); arch = $0

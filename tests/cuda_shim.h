@@ -1,14 +1,15 @@
-/*  Kernels without a GPU: what pvtune_cuda.cu takes from CUDA, in C++, so that the very same file compiles and runs.
+/*  Kernels without a GPU: what pvtune_cuda.cu takes from CUDA, in C++, so that the very same file compiles
+    and runs.
 
-    A launch runs its blocks one by one. A block's threads are fibers, each with a stack of its own; one runs until it
-    meets a barrier, a shuffle or its end, then another. Their order is drawn anew each time, from a seed: a kernel
-    that counts on some order, for want of a barrier, gives other results with other seeds (or NaN: shared memory and
-    what lies behind an allocation are filled with ones, and so is each block's shared memory before it starts).
-    Reported are: a barrier that not all threads of a block reach, or reach in different lines; writes behind an
-    allocation. The device's memory cannot be touched while no kernel runs.
+    A launch runs its blocks one by one. A block's threads are fibers, each with a stack of its own; one runs
+    until it meets a barrier, a shuffle or its end, then another. Their order is drawn anew each time, from a
+    seed: a kernel that counts on some order, for want of a barrier, gives other results with other seeds (or
+    NaN: shared memory and what lies behind an allocation are filled with ones, and so is each block's shared
+    memory before it starts). Reported are: a barrier that not all threads of a block reach, or reach in
+    different lines; writes behind an allocation. The device's memory cannot be touched while no kernel runs.
 
-    What this is not: it does not run threads of a warp in step, knows no caches and no time, and sees a race only
-    where an order of whole pieces between barriers shows it. */
+    What this is not: it does not run threads of a warp in step, knows no caches and no time, and sees a race
+    only where an order of whole pieces between barriers shows it. */
 #ifndef PVTUNE_CUDA_SHIM_H
 #define PVTUNE_CUDA_SHIM_H
 
@@ -49,7 +50,7 @@ struct alignas(16) uint4 {
 
 namespace shim {
 
-enum { THREADS = 1024, STACK = 128 << 10, SHARED = 100 << 10, SLOT = 64 };
+enum { THREADS = 1024, STACK = 128 << 10, SHARED = 100 << 10, APART = 256, SLOT = 64 };
 enum { READY, AT_BLOCK, AT_WARP, DONE };
 
 /* An asynchronous copy that was asked for and not waited for. */
@@ -76,7 +77,7 @@ struct fiber {
 struct world {
     fiber thread[THREADS];
     alignas(16) char slot[2][THREADS][SLOT]; /* what a lane hands to its warp */
-    alignas(256) char shared[SHARED];
+    alignas(256) char shared[SHARED + APART];
     dim3 block, block_size, grid;
     int current, n;
     uint64_t random;
@@ -87,9 +88,10 @@ struct world {
     const void *bottom;
     size_t bottom_size;
     char *base, *end, *most, *last_header; /* of device memory; most: the highest end so far */
-    int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: the one of that number; −1: none */
+    int64_t launches, errors, fail_launch, fail_malloc, mallocs; /* fail_…: which one; −1: none */
     int last, devices; /* cudaError_t; GPUs there are */
-    int ptx, cores;    /* the architecture that kernels were compiled for, as cudaFuncAttributes has it; multiprocessors */
+    int side;          /* of a grid, in its second and third direction */
+    int ptx, cores;    /* what kernels were compiled for, as in cudaFuncAttributes; multiprocessors */
     char why[200];
     int omit;                    /* the barrier, or wait for copies, in this line is left out; 0: none */
     int lines[256], n_lines;     /* those that were met */
@@ -100,7 +102,8 @@ enum { ROOM = 1 << 30 }; /* of addresses for device memory */
 
 static inline void fail(const char *why, const char *kernel)
 {
-    if (w.errors++ == 0) snprintf(w.why, sizeof w.why, "%s: %s, block %u %u", kernel, why, w.block.x, w.block.y);
+    if (w.errors++ == 0)
+        snprintf(w.why, sizeof w.why, "%s: %s, block %u %u", kernel, why, w.block.x, w.block.y);
 }
 static inline uint64_t next()
 {
@@ -139,7 +142,8 @@ static inline void run(int i)
     fiber *f = &w.thread[i];
     w.current = i;
     if (!f->stack) {
-        f->stack = (char *)mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        f->stack = (char *)mmap(NULL, STACK, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (f->stack == (char *)MAP_FAILED) perror("mmap"), exit(1);
     }
     if (_setjmp(w.scheduler) == 0) {
@@ -197,8 +201,8 @@ static inline bool release(int from, int to, int state, const char *kernel)
     return true;
 }
 
-/* A warp's threads until all of them wait for other warps, or have ended: so one warp is as far ahead of the others
-   as barriers allow. False: none could. */
+/* A warp's threads until all of them wait for other warps, or have ended: so one warp is as far ahead of the
+   others as barriers allow. False: none could. */
 static inline bool run_warp(int from, const char *kernel)
 {
     int n = from + 32 < w.n ? 32 : w.n - from;
@@ -213,12 +217,14 @@ static inline bool run_warp(int from, const char *kernel)
 
 static inline void run_block(const char *kernel)
 {
-    memset(w.shared, 0xff, SHARED);
+    memset(w.shared, 0xff, sizeof w.shared);
     for (int i = 0; i < w.n; i++) w.thread[i].state = READY, w.thread[i].n_copies = 0;
     for (int live = w.n; live > 0;) {
-        int warps = (w.n + 31) / 32, first = (int)(next() % (uint64_t)warps), step = next() & 1 ? 1 : warps - 1;
+        int warps = (w.n + 31) / 32, first = (int)(next() % (uint64_t)warps),
+            step = next() & 1 ? 1 : warps - 1;
         bool moved = false;
-        for (int k = 0, i = first; k < warps; k++, i = (i + step) % warps) moved = run_warp(i * 32, kernel) || moved;
+        for (int k = 0, i = first; k < warps; k++, i = (i + step) % warps)
+            moved = run_warp(i * 32, kernel) || moved;
         moved = release(0, w.n, AT_BLOCK, kernel) || moved;
         live = 0;
         for (int i = 0; i < w.n; i++) live += w.thread[i].state != DONE;
@@ -232,7 +238,8 @@ static inline void run_block(const char *kernel)
 static inline void open_memory(bool open)
 {
     if (!w.guard || w.most == w.base) return;
-    if (mprotect(w.base, (size_t)(w.most - w.base + 65535) / 65536 * 65536, open ? PROT_READ | PROT_WRITE : PROT_NONE))
+    if (mprotect(w.base, (size_t)(w.most - w.base + 65535) / 65536 * 65536,
+                 open ? PROT_READ | PROT_WRITE : PROT_NONE))
         perror("mprotect"), exit(1);
 }
 
@@ -251,15 +258,19 @@ template <class F> void launch(const char *kernel, dim3 grid, dim3 block, size_t
     w.n = (int)(block.x * block.y * block.z), w.grid = grid, w.block_size = block;
     w.call = call<F>, w.arg = &f;
     if (w.launches++ == w.fail_launch) w.last = 719; /* cudaErrorLaunchFailure */
-    if (w.n < 1 || w.n > THREADS || bytes > SHARED || blocks < 1 || grid.y > 65535 || grid.z > 65535) w.last = 9;
+    if (w.n < 1 || w.n > THREADS || bytes > SHARED || blocks < 1 || grid.y > (unsigned)w.side ||
+        grid.z > (unsigned)w.side)
+        w.last = 9;
     if (w.last) return;
     for (int i = 0; i < w.n; i++)
-        w.thread[i].at = dim3((unsigned)i % block.x, (unsigned)i / block.x % block.y, (unsigned)i / (block.x * block.y));
+        w.thread[i].at =
+            dim3((unsigned)i % block.x, (unsigned)i / block.x % block.y, (unsigned)i / (block.x * block.y));
     bool back = next() & 1;
     open_memory(true);
     for (int64_t k = 0; k < blocks; k++) {
         int64_t b = back ? blocks - 1 - k : k;
-        w.block = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y));
+        w.block =
+            dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y));
         run_block(kernel);
     }
     open_memory(false);
@@ -295,7 +306,8 @@ static inline unsigned ballot(bool vote, int line)
 {
     unsigned mask = 0;
     const char *warp = exchange((int)vote, line);
-    for (int i = 0; i < 32 && w.current / 32 * 32 + i < w.n; i++) mask |= (unsigned)(warp[i * SLOT] != 0) << i;
+    for (int i = 0; i < 32 && w.current / 32 * 32 + i < w.n; i++)
+        mask |= (unsigned)(warp[i * SLOT] != 0) << i;
     return mask;
 }
 
@@ -314,7 +326,8 @@ static inline void copy_async(void *to, const void *from, int size, int bytes)
 {
     fiber *f = &w.thread[w.current];
     if (f->n_copies == COPIES) fail("more copies under way than the shim has room for", "a copy");
-    if ((uintptr_t)to % (unsigned)size || (uintptr_t)from % (unsigned)size) fail("a copy that is not aligned", "a copy");
+    if ((uintptr_t)to % (unsigned)size || (uintptr_t)from % (unsigned)size)
+        fail("a copy that is not aligned", "a copy");
     if (f->n_copies == COPIES) return;
     f->copies[f->n_copies].to = (char *)to, f->copies[f->n_copies].from = (const char *)from;
     f->copies[f->n_copies].size = size, f->copies[f->n_copies++].bytes = bytes;
@@ -356,7 +369,8 @@ static inline double half_of(unsigned word, int k)
     float f;
     return memcpy(&f, &bits, 4), (double)f;
 }
-/* mma.m16n8k16 of bf16 (PTX ISA 9.7.14.5.8); the sixteen products and c are added in double and rounded once. */
+/* mma.m16n8k16 of bf16 (PTX ISA 9.7.14.5.8); the sixteen products and c are added in double and rounded
+   once. */
 static inline void mma(float *c, const unsigned *a, unsigned first, unsigned second, int line)
 {
     struct operands {
@@ -379,7 +393,6 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 } // namespace shim
 
 #define pvti_copy_16(to, from, bytes) shim::copy_async(to, from, 16, bytes)
-#define pvti_copy_4(to, from, bytes) shim::copy_async(to, from, 4, bytes)
 #define pvti_copies_wait() shim::copies_wait(__LINE__)
 #define pvti_halves(low, high) (shim::half_bits(low) | shim::half_bits(high) << 16) /* cvt.rn.bf16x2.f32 */
 #define pvti_matrices(x, row, turned) shim::matrices(x, row, turned, __LINE__)
@@ -399,16 +412,24 @@ static inline void mma(float *c, const unsigned *a, unsigned first, unsigned sec
 #define __syncwarp() shim::warp_barrier(__LINE__)
 #define __shfl_sync(mask, value, lane) shim::shuffle(value, lane, __LINE__)
 #define __shfl_xor_sync(mask, value, bits) shim::shuffle(value, (int)(threadIdx.x & 31) ^ (bits), __LINE__)
-#define __shfl_up_sync(mask, value, by) \
-    shim::shuffle(value, (int)(threadIdx.x & 31) < (int)(by) ? (int)(threadIdx.x & 31) : (int)(threadIdx.x & 31) - (int)(by), __LINE__)
+#define __shfl_up_sync(mask, value, by)                                                      \
+    shim::shuffle(value,                                                                     \
+                  (int)(threadIdx.x & 31) < (int)(by) ? (int)(threadIdx.x & 31)              \
+                                                      : (int)(threadIdx.x & 31) - (int)(by), \
+                  __LINE__)
 #define __match_any_sync(mask, value) shim::match(value, __LINE__)
 #define __ballot_sync(mask, vote) shim::ballot(vote, __LINE__)
 #define PVT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
-    ((void)(stream), shim::launch_with(#kernel, kernel, dim3(grid), dim3(block), (size_t)(bytes), __VA_ARGS__))
+    ((void)(stream),                                        \
+     shim::launch_with(#kernel, kernel, dim3(grid), dim3(block), (size_t)(bytes), __VA_ARGS__))
 /* Static and dynamic shared memory are one buffer here, so a kernel has one or the other. */
 #define PVT_SHARED(type, name)                                                                      \
     static_assert(sizeof(type) <= 48 << 10, "static shared memory");                                \
     type &name = *(type *)(void *)shim::w.shared
+/* That of functions is behind the kernel's, and one for all of them. */
+#define PVT_SHARED_APART(type, name)                                                                \
+    static_assert(sizeof(type) <= shim::APART, "shared memory of a function");                      \
+    type &name = *(type *)(void *)(shim::w.shared + shim::SHARED)
 #define PVT_UNROLL
 #define PVT_SHARED_DYNAMIC(type, name) type *name = (type *)(void *)shim::w.shared
 
@@ -425,9 +446,13 @@ template <class T> static inline T atomicMin(T *p, T x) { T old = *p; *p = x < o
 typedef int cudaError_t;
 typedef void *cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
     int ptxVersion;
 };
@@ -438,7 +463,9 @@ struct cudaDeviceProp {
 static inline cudaError_t cudaGetLastError() { int e = shim::w.last; shim::w.last = 0; return e; }
 static inline const char *cudaGetErrorString(cudaError_t e)
 {
-    return e == 2 ? "out of memory" : e == 9 ? "invalid configuration argument" : "unspecified launch failure";
+    return e == 2   ? "out of memory"
+           : e == 9 ? "invalid configuration argument"
+                    : "unspecified launch failure";
 }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = shim::w.devices, 0; }
 static inline cudaError_t cudaSetDevice(int) { return 0; }
@@ -450,7 +477,10 @@ template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttri
 {
     return a->ptxVersion = shim::w.ptx, 0;
 }
-template <class F> static inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes) { return bytes > 99 << 10 ? 1 : 0; }
+template <class F> static inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes)
+{
+    return bytes > 99 << 10 ? 1 : 0;
+}
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
 {
     snprintf(p->name, sizeof p->name, "a GPU of fibers");
@@ -464,8 +494,8 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = &shim:
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return 0; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
 
-/* From low addresses to high, each with 256 bytes in front, and ones behind; freed, they are ones. What is freed at
-   the end is used again. */
+/* From low addresses to high, each with 256 bytes in front, and ones behind; freed, they are ones. What is
+   freed at the end is used again. */
 typedef struct shim_header {
     size_t bytes;
     char *before; /* the header in front of this one */
@@ -477,9 +507,11 @@ static inline cudaError_t cudaMalloc(void **out, size_t bytes)
     size_t room = (bytes + 255) / 256 * 256 + 512;
     *out = NULL;
     if (w->mallocs++ == w->fail_malloc) return cudaErrorMemoryAllocation;
-    if (!w->base) w->base = w->end = w->most = (char *)mmap(NULL, shim::ROOM, PROT_READ | PROT_WRITE,
-                                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (w->base == (char *)MAP_FAILED || w->end + room > w->base + shim::ROOM) return cudaErrorMemoryAllocation;
+    if (!w->base)
+        w->base = w->end = w->most = (char *)mmap(NULL, shim::ROOM, PROT_READ | PROT_WRITE,
+                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (w->base == (char *)MAP_FAILED || w->end + room > w->base + shim::ROOM)
+        return cudaErrorMemoryAllocation;
     shim::open_memory(true);
     shim_header *header = (shim_header *)(void *)w->end;
     header->bytes = bytes, header->before = w->last_header, header->freed = false;

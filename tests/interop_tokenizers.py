@@ -11,12 +11,14 @@ import gzip
 import json
 import os
 import random
-import subprocess
 import sys
 
 import tokenizers
 
-pvtune, work, data, model = sys.argv[1:5]
+import interop_rows
+from interop_rows import path, run
+
+data, model = sys.argv[3:5]
 LLAMA3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
                 r"|\s+(?!\S)|\s+")
 RARE = ["👩‍👩‍👧‍👦 🏳️‍🌈 🧑🏽‍🚀🇩🇪🇯🇵 1️⃣", "漢字かな交じり文、中文字符。한국어 텍스트", "مرحبا بالعالم، كَيْفَ حَالُكَ؟ ١٢٣",
@@ -28,18 +30,7 @@ RARE = ["👩‍👩‍👧‍👦 🏳️‍🌈 🧑🏽‍🚀🇩🇪🇯�
 
 
 def row(name, text, good, figure=""):
-    print("%-10s  %-24s  %-40s  %-6s  %s" % ("tokenizers", name, text, "ok" if good else "FAILED", figure), flush=True)
-
-
-def path(name):
-    return os.path.join(work, name)
-
-
-def run(*arguments):
-    result = subprocess.run([pvtune, *arguments, "--quiet"], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError("pvtune %s: %s" % (" ".join(arguments), result.stderr.strip()))
-    return result.stdout
+    interop_rows.row("tokenizers", name, text, good, figure)
 
 
 def make_vocabularies():

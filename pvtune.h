@@ -1355,7 +1355,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
    family also a tokenizer.model, for LlamaTokenizer and the converter of llama.cpp. A file that cannot say
    what the vocabulary does is left out: a tokenizer.model where merges are not those that scores make.
    They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY, UNSUPPORTED
-   (of a GGUF or a tokenizer.bin two tokens are one text). */
+   (a GGUF or a tokenizer.bin has what JSON cannot say: two tokens of one text, one that is no UTF-8, one
+   that looks like a byte, "<0x41>", and is none). */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -1379,7 +1380,9 @@ enum {
    The ids are those of Hugging Face's library tokenizers, but for two things. It leaves out what a vocabulary
    without an "unknown" lacks, without a word: here that is MISMATCH. (SmolLM2 has no token for 21 bytes, among
    them 0x04, 0xF1 and 0xFF; its GGUF names an "unknown", which such a byte then is, there as here.) And it takes
-   UTF-8 only: malformed bytes, for which Python puts U+FFFD before it sees them, are encoded here as they are. */
+   well-formed UTF-8 only: Python refuses other bytes, or puts U+FFFD for them (errors="replace"), before it
+   sees them. Here a byte that belongs to no character is encoded as it is: a character of its own, neither
+   letter, number nor space, whose token is that byte's, so that decoding gives it back. */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
 
@@ -1785,7 +1788,8 @@ typedef struct pvt_task_desc {
     Context and continuation are tokenized together and parted at the context's length, with bos where the
     tokenizer puts one; white space at a context's end moves to the continuation; an empty context is bos,
     else eos. Free with pvt_task_free. desc may be NULL. Errors: IO, ARGUMENT (no tokenizer), FORMAT (a line
-    that is no document of the kind: its number, the field and what is wrong), UNSUPPORTED (compressed, no
+    that is no document of the kind: its number, the field and what is wrong; documents of one data set under
+    the name of another), UNSUPPORTED (compressed, no
     text), MISMATCH (see pvt_tokenizer_encode), MEMORY. */
 PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                  const pvt_task_desc *desc, pvt_task *out);
@@ -22972,8 +22976,8 @@ static bool pvti_save_falls_back(const pvt_tokenizer *t)
     return any;
 }
 
-/* Tokens that would be read as others: JSON has U+FFFD for bytes that are no UTF-8, which a text may hold, and
-   "<0x41>" is a byte there where a vocabulary has tokens for bytes. */
+/* Tokens that would be read as others: JSON has U+FFFD for bytes that are no UTF-8, which a text may
+   hold, and "<0x41>" is a byte there where a vocabulary has tokens for bytes. */
 static pvt_result pvti_save_readable(const pvt_tokenizer *t)
 {
     bool falls_back = pvti_save_falls_back(t);
@@ -22987,8 +22991,8 @@ static pvt_result pvti_save_readable(const pvt_tokenizer *t)
         if (failed) return PVT_ERR_MEMORY;
         if (good) continue;
         return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: token %lld is no UTF-8, or looks like a byte and is none, which a tokenizer.json "
-                         "cannot say; load the model with another tokenizer to save it",
+                         "%s: token %lld is no UTF-8, or looks like a byte and is none, which a "
+                         "tokenizer.json cannot say; load the model with another tokenizer to save it",
                          t->name, (long long)id);
     }
     return PVT_OK;
@@ -23843,8 +23847,8 @@ static pvt_result pvti_gguf_rope_refuse(const pvti_loader *a, const char *key)
     int64_t bytes = 0;
     pvti_gguf_string(&a->source->gguf, key, &name, &bytes);
     return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                     "%s: \"%s\" \"%.*s\" is not supported; of scaled rotary frequencies in a GGUF linear, longrope "
-                     "and rope_freqs.weight are",
+                     "%s: \"%s\" \"%.*s\" is not supported; of scaled rotary frequencies in a GGUF "
+                     "linear, longrope and rope_freqs.weight are",
                      a->path, key, (int)PVTI_MIN(bytes, 32), name);
 }
 

@@ -376,7 +376,7 @@ static void test_nfc(pvt_ctx *ctx)
     CHECK_IDS(t, "\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", 0, "237 149 156"); /* 한 from its parts */
     CHECK_IDS(t, "\xe0\xa5\x98", 0, "224 164 149 224 164 188");           /* one that never composes */
     CHECK_IDS(t, "\xcc\x81\xff" "e\xcc\x81", 0, "204 129 255 195 169"); /* nothing before; not UTF-8 */
-    /* compatibility ideographs: the first and the last of both blocks, one that is none (U+FA0E), one beyond */
+    /* compatibility ideographs: the first and the last of both blocks, one that stays (U+FA0E), one beyond */
     CHECK_IDS(t, "\xef\xa4\x80\xef\xab\x99", 0, "232 177 136 233 190 142");
     CHECK_IDS(t, "\xf0\xaf\xa0\x80\xf0\xaf\xa8\x9d", 0, "228 184 189 240 170 152 128");
     CHECK_IDS(t, "\xef\xa8\x8e\xef\xab\x9a", 0, "239 168 142 239 171 154");
@@ -467,8 +467,8 @@ static int64_t read_whole(const char *dir, const char *name, buffer *b)
     return b->n;
 }
 
-/* A vocabulary with tokens for some bytes: a character of others is unknown, before and after. Tokens that JSON
-   cannot say are refused before anything is written. */
+/* A vocabulary with tokens for some bytes: a character of others is unknown, before and after. Tokens that
+   JSON cannot say are refused before anything is written. */
 static void test_save_bytes(pvt_ctx *ctx, buffer *b)
 {
     static const char *const odd[] = {"\xff", "\xe4\xb8", "<0xF1>"};
@@ -480,7 +480,8 @@ static void test_save_bytes(pvt_ctx *ctx, buffer *b)
         known_bytes = 128, last_piece = odd[i];
         make(b, 2);
         t = read_buffer(ctx, b);
-        if (t) CHECK(pvt_tokenizer_save(t, dir) == PVT_ERR_UNSUPPORTED && strstr(pvt_ctx_error(ctx), "token 268 is no UTF-8, or"));
+        if (t) CHECK(pvt_tokenizer_save(t, dir) == PVT_ERR_UNSUPPORTED);
+        CHECK(strstr(pvt_ctx_error(ctx), "token 268 is no UTF-8, or"));
         CHECK(read_whole(dir, "tokenizer.json", b) < 0);
         pvt_tokenizer_free(t);
     }
@@ -1224,7 +1225,7 @@ static void test_task_refused(pvt_ctx *ctx, const pvt_tokenizer *t)
     pvt_task task;
     pvt_task_desc named = {"hellaswag", 0};
     CHECK(load_task(ctx, t, "{\"text\":\"a b\"}", &named, &task) == PVT_ERR_FORMAT &&
-          strstr(pvt_ctx_error(ctx), "holds documents of lambada, and is called \"hellaswag\": give it another name"));
+          strstr(pvt_ctx_error(ctx), "holds documents of lambada, and is called \"hellaswag\": give it"));
     named.name = "hellaswags"; /* no name of a data set */
     CHECK_OK(ctx, load_task(ctx, t, "{\"text\":\"a b\"}", &named, &task));
     pvt_task_free(&task);

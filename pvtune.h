@@ -1355,7 +1355,8 @@ PVT_API void pvt_tokenizer_free(pvt_tokenizer *tokenizer);
    family also a tokenizer.model, for LlamaTokenizer and the converter of llama.cpp. A file that cannot say
    what the vocabulary does is left out: a tokenizer.model where merges are not those that scores make.
    They replace all tokenizer files there, together. The directory must exist. Errors: IO, MEMORY, UNSUPPORTED
-   (of a GGUF or a tokenizer.bin two tokens are one text). */
+   (a GGUF or a tokenizer.bin has what JSON cannot say: two tokens of one text, one that is no UTF-8, one
+   that looks like a byte, "<0x41>", and is none). */
 PVT_API pvt_result pvt_tokenizer_save(const pvt_tokenizer *tokenizer, const char *dir);
 
 typedef struct pvt_tokenizer_info {
@@ -1379,7 +1380,9 @@ enum {
    The ids are those of Hugging Face's library tokenizers, but for two things. It leaves out what a vocabulary
    without an "unknown" lacks, without a word: here that is MISMATCH. (SmolLM2 has no token for 21 bytes, among
    them 0x04, 0xF1 and 0xFF; its GGUF names an "unknown", which such a byte then is, there as here.) And it takes
-   UTF-8 only: malformed bytes, for which Python puts U+FFFD before it sees them, are encoded here as they are. */
+   well-formed UTF-8 only: Python refuses other bytes, or puts U+FFFD for them (errors="replace"), before it
+   sees them. Here a byte that belongs to no character is encoded as it is: a character of its own, neither
+   letter, number nor space, whose token is that byte's, so that decoding gives it back. */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
 
@@ -1785,7 +1788,8 @@ typedef struct pvt_task_desc {
     Context and continuation are tokenized together and parted at the context's length, with bos where the
     tokenizer puts one; white space at a context's end moves to the continuation; an empty context is bos,
     else eos. Free with pvt_task_free. desc may be NULL. Errors: IO, ARGUMENT (no tokenizer), FORMAT (a line
-    that is no document of the kind: its number, the field and what is wrong), UNSUPPORTED (compressed, no
+    that is no document of the kind: its number, the field and what is wrong; documents of one data set under
+    the name of another), UNSUPPORTED (compressed, no
     text), MISMATCH (see pvt_tokenizer_encode), MEMORY. */
 PVT_API pvt_result pvt_task_load(pvt_ctx *ctx, const char *path, const pvt_tokenizer *tokenizer,
                                  const pvt_task_desc *desc, pvt_task *out);
@@ -20551,9 +20555,7 @@ static int64_t pvti_class_run(const uint8_t *classes, const char *s, int64_t n, 
 // >>nfc
 /*  Unicode's composed form, which Qwen's tokenizer wants: "e" + U+0301 is "é". Decompose
     everything, sort runs of combining marks by their class, compose what composes (Unicode
-    Standard Annex 15). Text below U+0300 is composed already and passes untouched. Left
-    alone are the thousand compatibility ideographs (U+F900 …, U+2F800 …), which exist only to
-    round-trip other encodings: their table would be longer than all the rest. */
+    Standard Annex 15). Text below U+0300 is composed already and passes untouched. */
 
 /* Per composed character, ascending: 2 · (its distance from the one before) + (1: never composed
    again), first part − first part of the one before, second part − 767 (0: there is none). */
@@ -20709,6 +20711,84 @@ static const uint32_t pvti_nfc_runs[] = {
     37888, 998, 899840, 2022, 256, 4582, 512, 2022, 256, 742, 256, 1510, 25600, 486, 40960, 2022, 96000,
     486, 15616, 1254, 130048, 744, 476, 486, 253952, 2012, 27904, 1766, 263,
 };
+/* What the compatibility ideographs decompose to, from U+F900 and from U+2F800 on; 0: nothing. None is
+   ever composed again. From UnicodeData.txt. */
+#define PVTI_NFC_IDEOGRAPHS1 474 /* U+F900 … U+FAD9 */
+#define PVTI_NFC_IDEOGRAPHS2 542 /* U+2F800 … U+2FA1D */
+static const uint32_t pvti_nfc_ideographs[PVTI_NFC_IDEOGRAPHS1 + PVTI_NFC_IDEOGRAPHS2] = {
+    35912, 26356, 36554, 36040, 28369, 20018, 21477, 40860, 40860, 22865, 37329, 21895, 22856, 25078,
+    30313, 32645, 34367, 34746, 35064, 37007, 27138, 27931, 28889, 29662, 33853, 37226, 39409, 20098,
+    21365, 27396, 29211, 34349, 40478, 23888, 28651, 34253, 35172, 25289, 33240, 34847, 24266, 26391,
+    28010, 29436, 37070, 20358, 20919, 21214, 25796, 27347, 29200, 30439, 32769, 34310, 34396, 36335,
+    38706, 39791, 40442, 30860, 31103, 32160, 33737, 37636, 40575, 35542, 22751, 24324, 31840, 32894,
+    29282, 30922, 36034, 38647, 22744, 23650, 27155, 28122, 28431, 32047, 32311, 38475, 21202, 32907,
+    20956, 20940, 31260, 32190, 33777, 38517, 35712, 25295, 27138, 35582, 20025, 23527, 24594, 29575,
+    30064, 21271, 30971, 20415, 24489, 19981, 27852, 25976, 32034, 21443, 22622, 30465, 33865, 35498,
+    27578, 36784, 27784, 25342, 33509, 25504, 30053, 20142, 20841, 20937, 26753, 31975, 33391, 35538,
+    37327, 21237, 21570, 22899, 24300, 26053, 28670, 31018, 38317, 39530, 40599, 40654, 21147, 26310,
+    27511, 36706, 24180, 24976, 25088, 25754, 28451, 29001, 29833, 31178, 32244, 32879, 36646, 34030,
+    36899, 37706, 21015, 21155, 21693, 28872, 35010, 35498, 24265, 24565, 25467, 27566, 31806, 29557,
+    20196, 22265, 23527, 23994, 24604, 29618, 29801, 32666, 32838, 37428, 38646, 38728, 38936, 20363,
+    31150, 37300, 38584, 24801, 20102, 20698, 23534, 23615, 26009, 27138, 29134, 30274, 34044, 36988,
+    40845, 26248, 38446, 21129, 26491, 26611, 27969, 28316, 29705, 30041, 30827, 32016, 39006, 20845,
+    25134, 38520, 20523, 23833, 28138, 36650, 24459, 24900, 26647, 29575, 38534, 21033, 21519, 23653,
+    26131, 26446, 26792, 27877, 29702, 30178, 32633, 35023, 35041, 37324, 38626, 21311, 28346, 21533,
+    29136, 29848, 34298, 38563, 40023, 40607, 26519, 28107, 33256, 31435, 31520, 31890, 29376, 28825,
+    35672, 20160, 33590, 21050, 20999, 24230, 25299, 31958, 23429, 27934, 26292, 36667, 34892, 38477,
+    35211, 24275, 20800, 21952, 0, 0, 22618, 0, 26228, 0, 0, 20958, 29482, 30410, 31036, 31070, 31077,
+    31119, 38742, 31934, 32701, 0, 34322, 0, 35576, 0, 0, 36920, 37117, 0, 0, 0, 39151, 39164, 39208,
+    40372, 37086, 38583, 20398, 20711, 20813, 21193, 21220, 21329, 21917, 22022, 22120, 22592, 22696,
+    23652, 23662, 24724, 24936, 24974, 25074, 25935, 26082, 26257, 26757, 28023, 28186, 28450, 29038,
+    29227, 29730, 30865, 31038, 31049, 31048, 31056, 31062, 31069, 31117, 31118, 31296, 31361, 31680,
+    32244, 32265, 32321, 32626, 32773, 33261, 33401, 33401, 33879, 35088, 35222, 35585, 35641, 36051,
+    36104, 36790, 36920, 38627, 38911, 38971, 24693, 148206, 33304, 0, 0, 20006, 20917, 20840, 20352,
+    20805, 20864, 21191, 21242, 21917, 21845, 21913, 21986, 22618, 22707, 22852, 22868, 23138, 23336,
+    24274, 24281, 24425, 24493, 24792, 24910, 24840, 24974, 24928, 25074, 25140, 25540, 25628, 25682,
+    25942, 26228, 26391, 26395, 26454, 27513, 27578, 27969, 28379, 28363, 28450, 28702, 29038, 30631,
+    29237, 29359, 29482, 29809, 29958, 30011, 30237, 30239, 30410, 30427, 30452, 30538, 30528, 30924,
+    31409, 31680, 31867, 32091, 32244, 32574, 32773, 33618, 33775, 34681, 35137, 35206, 35222, 35519,
+    35576, 35531, 35585, 35582, 35565, 35641, 35722, 36104, 36664, 36978, 37273, 37494, 38524, 38627,
+    38742, 38875, 38911, 38923, 38971, 39698, 40860, 141386, 141380, 144341, 15261, 16408, 16441, 152137,
+    154832, 163539, 40771, 40846, 20029, 20024, 20033, 131362, 20320, 20398, 20411, 20482, 20602, 20633,
+    20711, 20687, 13470, 132666, 20813, 20820, 20836, 20855, 132380, 13497, 20839, 20877, 132427, 20887,
+    20900, 20172, 20908, 20917, 168415, 20981, 20995, 13535, 21051, 21062, 21106, 21111, 13589, 21191,
+    21193, 21220, 21242, 21253, 21254, 21271, 21321, 21329, 21338, 21363, 21373, 21375, 21375, 21375,
+    133676, 28784, 21450, 21471, 133987, 21483, 21489, 21510, 21662, 21560, 21576, 21608, 21666, 21750,
+    21776, 21843, 21859, 21892, 21892, 21913, 21931, 21939, 21954, 22294, 22022, 22295, 22097, 22132,
+    20999, 22766, 22478, 22516, 22541, 22411, 22578, 22577, 22700, 136420, 22770, 22775, 22790, 22810,
+    22818, 22882, 136872, 136938, 23020, 23067, 23079, 23000, 23142, 14062, 14076, 23304, 23358, 23358,
+    137672, 23491, 23512, 23527, 23539, 138008, 23551, 23558, 24403, 23586, 14209, 23648, 23662, 23744,
+    23693, 138724, 23875, 138726, 23918, 23915, 23932, 24033, 24034, 14383, 24061, 24104, 24125, 24169,
+    14434, 139651, 14460, 24240, 24243, 24246, 24266, 172946, 24318, 140081, 140081, 33281, 24354, 24354,
+    14535, 144056, 156122, 24418, 24427, 14563, 24474, 24525, 24535, 24569, 24705, 14650, 14620, 24724,
+    141012, 24775, 24904, 24908, 24910, 24908, 24954, 24974, 25010, 24996, 25007, 25054, 25074, 25078,
+    25104, 25115, 25181, 25265, 25300, 25424, 142092, 25405, 25340, 25448, 25475, 25572, 142321, 25634,
+    25541, 25513, 14894, 25705, 25726, 25757, 25719, 14956, 25935, 25964, 143370, 26083, 26360, 26185,
+    15129, 26257, 15112, 15076, 20882, 20885, 26368, 26268, 32941, 17369, 26391, 26395, 26401, 26462,
+    26451, 144323, 15177, 26618, 26501, 26706, 26757, 144493, 26766, 26655, 26900, 15261, 26946, 27043,
+    27114, 27304, 145059, 27355, 15384, 27425, 145575, 27476, 15438, 27506, 27551, 27578, 27579, 146061,
+    138507, 146170, 27726, 146620, 27839, 27853, 27751, 27926, 27966, 28023, 27969, 28009, 28024, 28037,
+    146718, 27956, 28207, 28270, 15667, 28363, 28359, 147153, 28153, 28526, 147294, 147342, 28614, 28729,
+    28702, 28699, 15766, 28746, 28797, 28791, 28845, 132389, 28997, 148067, 29084, 148395, 29224, 29237,
+    29264, 149000, 29312, 29333, 149301, 149524, 29562, 29579, 16044, 29605, 16056, 16056, 29767, 29788,
+    29809, 29829, 29898, 16155, 29988, 150582, 30014, 150674, 30064, 139679, 30224, 151457, 151480, 151620,
+    16380, 16392, 30452, 151795, 151794, 151833, 151859, 30494, 30495, 30495, 30538, 16441, 30603, 16454,
+    16534, 152605, 30798, 30860, 30924, 16611, 153126, 31062, 153242, 153285, 31119, 31211, 16687, 31296,
+    31306, 31311, 153980, 154279, 154279, 31470, 16898, 154539, 31686, 31689, 16935, 154752, 31954, 17056,
+    31976, 31971, 32000, 155526, 32099, 17153, 32199, 32258, 32325, 17204, 156200, 156231, 17241, 156377,
+    32634, 156478, 32661, 32762, 32773, 156890, 156963, 32864, 157096, 32880, 144223, 17365, 32946, 33027,
+    17419, 33086, 23221, 157607, 157621, 144275, 144284, 33281, 33284, 36766, 17515, 33425, 33419, 33437,
+    21171, 33457, 33459, 33469, 33510, 158524, 33509, 33565, 33635, 33709, 33571, 33725, 33767, 33879,
+    33619, 33738, 33740, 33756, 158774, 159083, 158933, 17707, 34033, 34035, 34070, 160714, 34148, 159532,
+    17757, 17761, 159665, 159954, 17771, 34384, 34396, 34407, 34409, 34473, 34440, 34574, 34530, 34681,
+    34600, 34667, 34694, 17879, 34785, 34817, 17913, 34912, 34915, 161383, 35031, 35038, 17973, 35066,
+    13499, 161966, 162150, 18110, 18119, 35488, 35565, 35722, 35925, 162984, 36011, 36033, 36123, 36215,
+    163631, 133124, 36299, 36284, 36336, 133342, 36564, 36664, 165330, 165357, 37012, 37105, 37137, 165678,
+    37147, 37432, 37591, 37592, 37500, 37881, 37909, 166906, 38283, 18837, 38327, 167287, 18918, 38595,
+    23986, 38691, 168261, 168474, 19054, 19062, 38880, 168970, 19122, 169110, 38923, 38923, 38953, 169398,
+    39138, 19251, 39209, 39335, 39362, 39422, 19406, 170800, 39698, 40000, 40189, 19662, 19693, 40295,
+    172238, 19704, 172293, 172558, 172689, 40635, 19798, 40697, 40702, 40709, 40719, 40726, 40763, 173568,
+};
 #define PVTI_NFC_PAIRS 1059
 #define PVTI_NFC_END 0x1e94b   /* characters from here on have class 0 */
 #define PVTI_NFC_RAW 0x80000000u /* marks a byte that is not UTF-8 */
@@ -20747,6 +20827,15 @@ static void pvti_nfc_expand(pvti_nfc *nfc)
 
 static int pvti_nfc_class(const pvti_nfc *nfc, uint32_t c) { return c < PVTI_NFC_END ? nfc->class_[c] : 0; }
 
+/* c itself, or what a compatibility ideograph decomposes to. */
+static uint32_t pvti_nfc_ideograph(uint32_t c)
+{
+    uint32_t found = 0;
+    if (c - 0xf900 < PVTI_NFC_IDEOGRAPHS1) found = pvti_nfc_ideographs[c - 0xf900];
+    if (c - 0x2f800 < PVTI_NFC_IDEOGRAPHS2) found = pvti_nfc_ideographs[PVTI_NFC_IDEOGRAPHS1 + c - 0x2f800];
+    return found ? found : c;
+}
+
 /* Characters to come out of a decomposition, at most four; their number. */
 static int pvti_nfc_decompose(const pvti_nfc *nfc, uint32_t c, uint32_t *out)
 {
@@ -20762,7 +20851,7 @@ static int pvti_nfc_decompose(const pvti_nfc *nfc, uint32_t c, uint32_t *out)
         if (nfc->pairs[middle].composed < c) low = middle + 1;
         else high = middle;
     }
-    if (low == PVTI_NFC_PAIRS || nfc->pairs[low].composed != c) return *out = c, 1;
+    if (low == PVTI_NFC_PAIRS || nfc->pairs[low].composed != c) return *out = pvti_nfc_ideograph(c), 1;
     int n = pvti_nfc_decompose(nfc, nfc->pairs[low].first, out); /* the second part never decomposes */
     if (nfc->pairs[low].second) out[n++] = nfc->pairs[low].second;
     return n;
@@ -22881,6 +22970,36 @@ static pvt_result pvti_save_unique(const pvt_tokenizer *t)
     return result;
 }
 
+/* A character becomes its bytes where all of them are tokens, "unknown" where one is not: there as here. */
+static bool pvti_save_falls_back(const pvt_tokenizer *t)
+{
+    bool any = false;
+    for (int i = 0; i < 256 && t->spaces; i++) any = any || t->byte_id[i] >= 0;
+    return any;
+}
+
+/* Tokens that would be read as others: JSON has U+FFFD for bytes that are no UTF-8, which a text may
+   hold, and "<0x41>" is a byte there where a vocabulary has tokens for bytes. */
+static pvt_result pvti_save_readable(const pvt_tokenizer *t)
+{
+    bool falls_back = pvti_save_falls_back(t);
+    for (int64_t id = 0; id < t->V; id++) {
+        int type = t->pieces[id].type;
+        if (type == PVTI_PIECE_HOLE || type == PVTI_PIECE_BYTE) continue;
+        pvti_text text = pvti_save_spelling(t, id);
+        bool failed = text.failed, good = pvti_utf8_valid(text.data, text.size);
+        good = good && !(falls_back && pvti_byte_piece(text.data, text.size) >= 0);
+        pvti_text_free(&text);
+        if (failed) return PVT_ERR_MEMORY;
+        if (good) continue;
+        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: token %lld is no UTF-8, or looks like a byte and is none, which a "
+                         "tokenizer.json cannot say; load the model with another tokenizer to save it",
+                         t->name, (long long)id);
+    }
+    return PVT_OK;
+}
+
 /* A token that every text begins with is found by its name: 1 to 255 bytes, no zero among them. */
 static pvt_result pvti_save_named(const pvt_tokenizer *t, int64_t id)
 {
@@ -22899,10 +23018,10 @@ static pvt_result pvti_save_named(const pvt_tokenizer *t, int64_t id)
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
     int64_t n = 0;
-    bool byte_fallback = t->spaces;
+    bool byte_fallback = pvti_save_falls_back(t);
     PVTI_TRY(pvti_save_unique(t));
+    PVTI_TRY(pvti_save_readable(t));
     if (t->adds_bos && t->bos >= 0) PVTI_TRY(pvti_save_named(t, t->bos));
-    for (int64_t id = 0; id < 256; id++) byte_fallback = byte_fallback && t->byte_id[id] >= 0;
     pvti_text_printf(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     pvti_save_added(out, t);
     pvti_save_splitting(out, t);
@@ -23407,6 +23526,9 @@ static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model
     PVTI_TRY(pvti_config_number(a, j, node, "rope_theta", &c->rope_theta));
     int64_t type = pvti_json_find(j, node, "rope_type");
     if (type < 0) type = pvti_json_find(j, node, "type");
+    if (type < 0 && pvti_json_find(j, node, "factor") >= 0)
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling has a \"factor\" and no \"rope_type\"",
+                         a->config);
     if (type < 0 || pvti_json_equals(j, type, "default")) return PVT_OK;
     while (rule < PVTI_COUNT(pvti_rope_names) && !pvti_json_equals(j, type, pvti_rope_names[rule])) rule++;
     if (pvti_json_equals(j, type, "su")) rule = PVT_ROPE_LONG;
@@ -23721,6 +23843,17 @@ static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, 
 }
 
 /* Linear by its keys, the others by their tensors. */
+static pvt_result pvti_gguf_rope_refuse(const pvti_loader *a, const char *key)
+{
+    const char *name = "";
+    int64_t bytes = 0;
+    pvti_gguf_string(&a->source->gguf, key, &name, &bytes);
+    return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: \"%s\" \"%.*s\" is not supported; of scaled rotary frequencies in a GGUF "
+                     "linear, longrope and rope_freqs.weight are",
+                     a->path, key, (int)PVTI_MIN(bytes, 32), name);
+}
+
 static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
 {
     const pvti_gguf *g = &a->source->gguf;
@@ -23730,10 +23863,7 @@ static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_
     bool linear = pvti_gguf_equals(g, key, "linear");
     if (pvti_gguf_kv_find(g, key) && !linear && !pvti_gguf_equals(g, key, "none") &&
         !pvti_gguf_equals(g, key, "longrope"))
-        return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"%s\": of scaled rotary frequencies in a GGUF linear, longrope and "
-                         "rope_freqs.weight are supported; load the Hugging Face directory of this model",
-                         a->path, key);
+        return pvti_gguf_rope_refuse(a, key);
     if (linear) pvti_gguf_number(g, pvti_gguf_key(family, "rope.scaling.factor", key), &factor);
     else pvti_gguf_number(g, pvti_gguf_key(family, "rope.scale_linear", key), &factor); /* in files of 2023 */
     if (factor != 1) {
@@ -23803,9 +23933,13 @@ static pvt_result pvti_gguf_config(pvti_loader *a, pvt_model_config *c)
     const pvti_family *family = pvti_gguf_family(g);
     char key[128];
     if (!family) {
+        const char *name = "";
+        int64_t bytes = 0;
+        pvti_gguf_string(g, "general.architecture", &name, &bytes);
         pvti_family_list(true, key);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: \"general.architecture\": %s are supported, others are not", a->path, key);
+                         "%s: models of \"general.architecture\" \"%.*s\" are not supported; %s are", a->path,
+                         (int)PVTI_MIN(bytes, 32), name, key);
     }
     PVTI_TRY(pvti_gguf_sizes(a, family, c));
     c->norm_eps = 1e-5, c->rope_theta = 10000;
@@ -25143,6 +25277,21 @@ static void pvti_task_name(pvti_task_reader *r, const char *given, const pvti_ta
     else if (strstr(lower, "challenge")) strcat(r->name, "_challenge");
 }
 
+/* Documents of one data set under the name of another would enter the papers' average as the other's. */
+static pvt_result pvti_task_name_check(const pvti_task_reader *r, const pvti_task_kind *kind)
+{
+    for (int i = 0; i < PVTI_COUNT(pvti_task_kinds); i++) {
+        const char *name = pvti_task_kinds[i].name;
+        bool plain = strchr(kind->name, ' ') != NULL, none = strchr(name, ' ') != NULL;
+        if (plain || none || pvti_task_kinds[i].read == kind->read) continue;
+        if (strncmp(r->name, name, strlen(name)) != 0 || !strchr("_", r->name[strlen(name)])) continue;
+        return pvti_fail(r->ctx, PVT_ERR_FORMAT,
+                         "%s: holds documents of %s, and is called \"%s\": give it another name (NAME=FILE)",
+                         r->path, kind->name, r->name);
+    }
+    return PVT_OK;
+}
+
 static pvt_result pvti_task_lines(pvti_task_reader *r, const char *s, int64_t n, const char *given)
 {
     const pvti_task_kind *kind = NULL;
@@ -25163,7 +25312,7 @@ static pvt_result pvti_task_lines(pvti_task_reader *r, const char *s, int64_t n,
     if (r->n == 0)
         return pvti_fail(r->ctx, PVT_ERR_FORMAT, "%s: holds no document with its question", r->path);
     pvti_task_name(r, given, kind);
-    return PVT_OK;
+    return pvti_task_name_check(r, kind);
 }
 
 /* Offsets become addresses; the reader's arrays go over to the task. */

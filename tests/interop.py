@@ -5,8 +5,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import sentencepiece
 import tokenizers
@@ -16,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-pvtune, work = sys.argv[1], sys.argv[2]
+import interop_rows
+from interop_rows import path, run
+
 version = transformers.__version__
 new = int(version.split(".")[0]) >= 5
 TEXTS = ["Once upon a time there was a fox.", " two  spaces, and   three", "\ttab\nnew line\n\n", "Übergrößen, 12½ 漢字 🦊🦊",
@@ -27,18 +27,7 @@ QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[
 
 
 def row(model, check, good, figure=""):
-    print("%-7s  %-24s  %-40s  %-6s  %s" % (version, model, check, "ok" if good else "FAILED", figure), flush=True)
-
-
-def run(*arguments):
-    result = subprocess.run([pvtune, *arguments, "--quiet"], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError("pvtune %s: %s" % (" ".join(arguments), result.stderr.strip()))
-    return result.stdout
-
-
-def path(name):
-    return os.path.join(work, name)
+    interop_rows.row(version, model, check, good, figure)
 
 
 def load(name, dtype=None):

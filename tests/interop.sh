@@ -17,6 +17,7 @@
 BUILD=${BUILD:-build}
 work=$BUILD/interop
 report=$work/report.txt
+export PYTHONDONTWRITEBYTECODE=1
 
 without() { # NAME WHY: a row
     printf '%-12s  left out: %s\n' "$1" "$2" | tee -a "$report"

@@ -8,7 +8,6 @@ import ctypes
 import glob
 import os
 import struct
-import subprocess
 import sys
 
 import gguf
@@ -18,8 +17,8 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden"))
 import blocks as golden  # the types and the generator of their bits
+from interop_rows import row, run, work
 
-pvtune, work = sys.argv[1], sys.argv[2]
 DIM, FF, VOCAB, HEADS, KV = 256, 512, 128, 4, 2
 HEAD = DIM // HEADS
 # GGUF's name, Hugging Face's, rows, columns
@@ -92,12 +91,8 @@ def check(library, name, id, elements, bytes, scale):
         tensors[norm + ".weight"] = (0, (DIM,), np.ones(DIM, np.float32).tobytes())
     source, result = os.path.join(work, name + ".gguf"), os.path.join(work, name)
     write(source, tensors)
-    made = subprocess.run([pvtune, "export", source, "--to", "dense", "--dtype", "f32", "-o", result, "--quiet"],
-                          capture_output=True, text=True)
-    if made.returncode != 0:
-        return False, made.stderr.strip()[:200]
-    info = subprocess.run([pvtune, "info", source, "--tensors"], capture_output=True, text=True).stdout
-    if info.count(name) < len(TENSORS):
+    run("export", source, "--to", "dense", "--dtype", "f32", "-o", result)
+    if run("info", source, "--tensors").count(name) < len(TENSORS):
         return False, "info does not name the type"
     got, different = load_file(os.path.join(result, "model.safetensors")), 0
     for tensor, values in wanted.items():
@@ -114,8 +109,7 @@ def main():
             good, figure = check(library, name, id, elements, bytes, scale)
         except Exception as error:  # whatever it is, it is this row's
             good, figure = False, "%s: %s" % (type(error).__name__, str(error)[:200])
-        print("%-7s  %-24s  %-40s  %-6s  %s" % (llama_cpp.__version__, name, "weights as llama.cpp decodes them",
-                                                "ok" if good else "FAILED", figure), flush=True)
+        row("llama-cpp " + llama_cpp.__version__, name, "weights as llama.cpp decodes them", good, figure)
 
 
 main()

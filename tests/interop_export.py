@@ -10,10 +10,12 @@ WORK/train.txt is the text that tokenizers and calibration are made from.
 """
 import json
 import os
-import subprocess
 import sys
 
-pvtune, work, part = sys.argv[1:4]
+import interop_rows
+from interop_rows import path, run
+
+part = sys.argv[3]
 TEXTS = ["Once upon a time there was a fox.", " two  spaces, and   three", "\ttab\nnew line\n\n", "Übergrößen, 12½ 漢字 🦊🦊",
          "x", "a\u0300 e\u0301 \u200d", "end of text "]
 MODELS = ("llama-tied", "llama-untied", "mistral", "qwen2-tied", "qwen2-untied", "qwen3", "llama-linear", "phi", "phi-short",
@@ -45,18 +47,7 @@ GGUF = ("f32", "f16", "bf16", "q8_0")
 
 
 def row(model, check, good, figure=""):
-    print("%-12s  %-34s  %-32s  %-6s  %s" % (part, model, check, "ok" if good else "FAILED", figure), flush=True)
-
-
-def run(*arguments):
-    result = subprocess.run([pvtune, *arguments, "--quiet"], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError("pvtune %s: %s" % (" ".join(arguments), result.stderr.strip()))
-    return result.stdout
-
-
-def path(name):
-    return os.path.join(work, name)
+    interop_rows.row(part, model, check, good, figure)
 
 
 def name_of(model, form, target=None):

@@ -306,6 +306,15 @@ static void test_malformed(pvt_ctx *ctx)
          "\"vocab_size\" occurs twice"},
         {"model", "sed -i 's/\"model_type\": \"[a-z]*\"/\"model_type\": \"gemma2\"/' config.json",
          "\"gemma2\" are not supported; llama, mistral, qwen2, qwen3 and phi3 are"},
+        {"model", "sed -i 's/\"model_type\": \"[a-z]*\"/\"model_type\": \"mixtral\"/' config.json",
+         "\"mixtral\" are not supported; llama, mistral, qwen2, qwen3 and phi3 are"},
+        {"model", "sed -i 's/\"rope_scaling\": null/\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}/' "
+                  "config.json",
+         "type \"yarn\" is not supported; llama3, linear, dynamic and longrope are"},
+        {"model", "sed -i 's/\"rope_scaling\": null/\"rope_scaling\": {\"factor\": 4}/' config.json",
+         "rope_scaling has a \"factor\" and no \"rope_type\""},
+        {"phi3", "sed -i 's/\"num_hidden_layers\"/\"partial_rotary_factor\": 0.5, &/' config.json",
+         "\"partial_rotary_factor\" other than 1 is not supported"},
         {"model", "sed -i 's/\"dtype\":\"F16\"/\"dtype\":\"I16\"/' model.safetensors",
          "of type I16 are not weights"},
         {"model", "sed -i 's/input_layernorm/post_attention_layernorm/; s/  *$//' model.safetensors",
@@ -335,11 +344,22 @@ static void test_malformed(pvt_ctx *ctx)
         {"q", "sed -i 's/\"num_codebooks\": 2/\"num_codebooks\": 1/' config.json", "config.json asks for"},
     };
     make_family(ctx, "phi3", "phi3"), make_family(ctx, "qwen3", "qwen3");
+    CHECK(sh("cp -r model linear; sed -i 's/\"rope_scaling\": null/\"rope_scaling\": {\"type\": \"linear\", "
+             "\"factor\": 4}/' linear/config.json") == 0);
     for (int i = 0; i < PVTI_COUNT(cases); i++) {
         CHECK(sh("rm -rf bad; cp -r %s bad; cd bad; %s", cases[i][0], cases[i][1]) == 0);
         CHECK_REFUSED(1, cases[i][2], run("info bad"));
     }
     CHECK_REFUSED(1, "does not belong to", run("eval phi3 --ppl text --tokenizer model"));
+    CHECK_REFUSED(1, "text: line 1: no JSON object", run("eval model --task text"));
+    CHECK_REFUSED(1, "model.safetensors: holds zero bytes", run("eval model --task model/model.safetensors"));
+    CHECK_RUN(run("export linear -o g.gguf --to gguf:f16 -q"));
+    CHECK(sh("LC_ALL=C sed 's/linear/yarn42/' g.gguf >g2.gguf") == 0);
+    CHECK_REFUSED(1, "g2.gguf: \"llama.rope.scaling.type\" \"yarn42\" is not supported", run("info g2.gguf"));
+    CHECK(sh("LC_ALL=C sed 's/architecture\\(.\\{12\\}\\)llama/architecture\\1gemma/' g.gguf >g2.gguf") == 0);
+    CHECK_REFUSED(1, "models of \"general.architecture\" \"gemma\" are not supported; llama, qwen2, qwen3 and phi3 "
+                     "are", run("info g2.gguf"));
+    CHECK(sh("rm -r linear g.gguf g2.gguf") == 0);
     CHECK(sh("rm -r bad phi3 qwen3 outside.safetensors") == 0);
 }
 

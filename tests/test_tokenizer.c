@@ -80,6 +80,9 @@ static const char *const pieces[] = {"\xe2\x96\x81",
                                      "\xe2\x96\x81\xe2\x96\x81"};
 enum { N_PIECES = 10, V_SMALL = 259 + N_PIECES };
 
+static int known_bytes = 256;  /* of the 256 only the first have tokens */
+static const char *last_piece; /* in the place of the last, or NULL */
+
 /* Text, score and SentencePiece type of a token. */
 static void small_token(int id, char text[16], float *score, int *type)
 {
@@ -89,6 +92,8 @@ static void small_token(int id, char text[16], float *score, int *type)
     if (id < 3) strcpy(text, control[id]);
     else if (id < 259) snprintf(text, 16, "<0x%02X>", (unsigned)id - 3);
     else strcpy(text, pieces[id - 259]);
+    if (id >= 3 + known_bytes && id < 259) snprintf(text, 16, "no %d", id), *type = 1;
+    if (id == V_SMALL - 1 && last_piece) strcpy(text, last_piece);
 }
 
 static void make_bin(buffer *b)
@@ -371,6 +376,10 @@ static void test_nfc(pvt_ctx *ctx)
     CHECK_IDS(t, "\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", 0, "237 149 156"); /* 한 from its parts */
     CHECK_IDS(t, "\xe0\xa5\x98", 0, "224 164 149 224 164 188");           /* one that never composes */
     CHECK_IDS(t, "\xcc\x81\xff" "e\xcc\x81", 0, "204 129 255 195 169"); /* nothing before; not UTF-8 */
+    /* compatibility ideographs: the first and the last of both blocks, one that stays (U+FA0E), one beyond */
+    CHECK_IDS(t, "\xef\xa4\x80\xef\xab\x99", 0, "232 177 136 233 190 142");
+    CHECK_IDS(t, "\xf0\xaf\xa0\x80\xf0\xaf\xa8\x9d", 0, "228 184 189 240 170 152 128");
+    CHECK_IDS(t, "\xef\xa8\x8e\xef\xab\x9a", 0, "239 168 142 239 171 154");
     pvt_tokenizer_free(t);
 }
 
@@ -456,6 +465,36 @@ static int64_t read_whole(const char *dir, const char *name, buffer *b)
     b->n = f ? (int64_t)fread(b->data, 1, sizeof b->data, f) : -1;
     if (f) fclose(f);
     return b->n;
+}
+
+/* A vocabulary with tokens for some bytes: a character of others is unknown, before and after. Tokens that
+   JSON cannot say are refused before anything is written. */
+static void test_save_bytes(pvt_ctx *ctx, buffer *b)
+{
+    static const char *const odd[] = {"\xff", "\xe4\xb8", "<0xF1>"};
+    static const char text[] = "\x01\n\xf0\x9f\xa6\x8a" "ab\xff\x7f";
+    char dir[256], before[512];
+    pvt_tokenizer *again = NULL, *t;
+    CHECK(test_scratch(dir, sizeof dir));
+    for (int i = 0; i < 3; i++) {
+        known_bytes = 128, last_piece = odd[i];
+        make(b, 2);
+        t = read_buffer(ctx, b);
+        if (t) CHECK(pvt_tokenizer_save(t, dir) == PVT_ERR_UNSUPPORTED);
+        CHECK(strstr(pvt_ctx_error(ctx), "token 268 is no UTF-8, or"));
+        CHECK(read_whole(dir, "tokenizer.json", b) < 0);
+        pvt_tokenizer_free(t);
+    }
+    last_piece = NULL;
+    make(b, 2), known_bytes = 256;
+    t = read_buffer(ctx, b);
+    if (t) CHECK_OK(ctx, pvt_tokenizer_save(t, dir));
+    if (t) CHECK_OK(ctx, pvt_tokenizer_load(ctx, dir, &again));
+    if (t) snprintf(before, sizeof before, "%s", ids_of(t, text, 0));
+    if (again) CHECK(strcmp(before, "259 4 13 0 263 0 130") == 0);
+    if (again) CHECK_IDS(again, text, 0, before);
+    pvt_tokenizer_free(again), pvt_tokenizer_free(t);
+    test_remove(dir);
 }
 
 /* Every SentencePiece vocabulary is saved as tokenizer.model too, and comes back from it with the same ids. */
@@ -1184,6 +1223,12 @@ static void test_task_refused(pvt_ctx *ctx, const pvt_tokenizer *t)
         {"\x1f\x8b\x08", "unpack it first (gzip -d)", PVT_ERR_UNSUPPORTED},
     };
     pvt_task task;
+    pvt_task_desc named = {"hellaswag", 0};
+    CHECK(load_task(ctx, t, "{\"text\":\"a b\"}", &named, &task) == PVT_ERR_FORMAT &&
+          strstr(pvt_ctx_error(ctx), "holds documents of lambada, and is called \"hellaswag\": give it"));
+    named.name = "hellaswags"; /* no name of a data set */
+    CHECK_OK(ctx, load_task(ctx, t, "{\"text\":\"a b\"}", &named, &task));
+    pvt_task_free(&task);
     for (int i = 0; i < PVTI_COUNT(cases); i++) {
         pvt_result result = load_task(ctx, t, cases[i].lines, NULL, &task);
         bool good = result == cases[i].result && strstr(pvt_ctx_error(ctx), cases[i].words) && task.n == 0;
@@ -1336,6 +1381,7 @@ int main(void)
     test_bytes(ctx);
     test_decode(ctx, &b);
     test_save(ctx, &b);
+    test_save_bytes(ctx, &b);
     test_save_model(ctx, &b);
     test_save_model_impossible(ctx, &b);
     test_save_newline(ctx, &b);

@@ -28338,6 +28338,21 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
 #define PVTI_X86 1
 #include <immintrin.h>
+#if defined(_MSC_VER) && defined(__clang__) /* clang-cl: only what the whole file is compiled for is in that one */
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512vldqintrin.h>
+#include <avx512bf16intrin.h>
+#include <avx512vnniintrin.h>
+#include <avx512vbmiintrin.h>
+#endif
 #else
 #define PVTI_X86 0
 #endif

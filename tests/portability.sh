@@ -90,7 +90,7 @@ target() {
         build "$test$exe" $compile "tests/$test.c" $how $link &&
             TMPDIR=$BUILD/$name/tmp run "$test" $runner "$BUILD/$name/$test$exe"
     done
-    [ "$then" ] && $then
+    [ "$after" ] && $after
     rm -rf "$BUILD/$name/files" "$BUILD/$name/tmp" "$BUILD/$name"/test_*[!gd]
     row "$name" "$version" "$checks checks of $programs programs$warned" "digest equal: $equal ($(($(date +%s) - seconds)) s)"
 }
@@ -123,9 +123,9 @@ syntax() {
 }
 
 targets() {
-    static="-static -lm -lpthread" exe= where= then=
+    static="-static -lm -lpthread" exe= where= after=
     target native "${CC:-cc}" "" "-lm -lpthread" "" "" "test_fork"
-    target aarch64 aarch64-linux-gnu-gcc "" "$static" qemu-aarch64-static "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" "$everything test_gemm test_ops_bits"
+    target aarch64 aarch64-linux-gnu-gcc "" "$static" qemu-aarch64-static "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" "$everything test_gemm test_ops_bits test_tokens"
     # big-endian; with -std=c99 gcc computes float in double there, which pvtune.h refuses
     target s390x s390x-linux-gnu-gcc -fexcess-precision=fast "$static" qemu-s390x-static "gcc-s390x-linux-gnu libc6-dev-s390x-cross qemu-user-static" "$everything"
     target i386 i686-linux-gnu-gcc "-msse2 -mfpmath=sse" "$static" "" "gcc-i686-linux-gnu libc6-dev-i386-cross" "$everything test_gemm test_formats"
@@ -136,9 +136,9 @@ targets() {
     export WINEDEBUG=-all WINEPREFIX="$BUILD/wine"
     wine=$(command -v wine64 || ls /usr/lib/wine/wine64 2>/dev/null || echo wine64)
     where=Z:$BUILD/windows/files # an absolute path, as wine has it
-    then=program
+    after=program
     target windows x86_64-w64-mingw32-gcc-posix -mfma -static "$wine" "gcc-mingw-w64-x86-64-posix wine64" "$files test_gemm"
-    then=
+    after=
     exe=.js where=
     # files are in memory, as in a browser; the stack's option had another name once
     emcc="-sALLOW_MEMORY_GROWTH -sEXIT_RUNTIME -sSTACK_SIZE=4MB -lm"

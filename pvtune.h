@@ -2567,9 +2567,11 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
     limit. What differs from POSIX, and how it shows:
 
       a file that is mapped, or open to another program, cannot be replaced: there is no map, models are read
-        into memory; a save over a file that another program has open fails with that sentence
-      a folder with an open file in it cannot be renamed, which an >>exchange does: there is no lock, so of
-        two processes one must not save into a directory while the other does, and what a killed one left stays
+        into memory; a save over a file that another program has open tries for a second, then fails with that
+        sentence
+      a folder with an open file in it cannot be renamed, which an >>exchange does: a lock's second number is no
+        file but a named event, which lives as long as who has it; it keeps the processes of one machine apart,
+        not those of two that save on one share
       a directory cannot be flushed; MoveFileEx writes through instead
       a new directory is made on drives only, not on a share by its \\name
       files have no owner and no bits of permission to keep */
@@ -2619,6 +2621,7 @@ static int pvti_windows_failed(void)
         {ERROR_FILE_NOT_FOUND, ENOENT},       {ERROR_PATH_NOT_FOUND, ENOENT},
         {ERROR_INVALID_NAME, ENOENT},         {ERROR_BAD_PATHNAME, ENOENT},
         {ERROR_ACCESS_DENIED, EACCES},        {ERROR_SHARING_VIOLATION, EACCES},
+        {ERROR_LOCK_VIOLATION, EWOULDBLOCK},  {ERROR_IO_PENDING, EWOULDBLOCK},
         {ERROR_USER_MAPPED_FILE, EACCES},     {ERROR_WRITE_PROTECT, EROFS},
         {ERROR_FILE_EXISTS, EEXIST},          {ERROR_ALREADY_EXISTS, EEXIST},
         {ERROR_DIR_NOT_EMPTY, ENOTEMPTY},     {ERROR_DIRECTORY, ENOTDIR},
@@ -2742,12 +2745,16 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
 {
     wchar_t a[PVTI_WINDOWS_PATH], b[PVTI_WINDOWS_PATH];
     (void)user;
-    b[0] = 0;
-    bool done = pvti_windows_path(from, a) && pvti_windows_path(to, b) &&
-                MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
-    if (done) return 0;
+    if (!pvti_windows_path(from, a) || !pvti_windows_path(to, b)) return pvti_windows_failed();
+    DWORD code = 0, attributes = INVALID_FILE_ATTRIBUTES;
+    for (int tries = 0; tries < 50; tries++) { /* another save, a virus scanner look at it for a moment */
+        if (MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
+        code = GetLastError(), attributes = GetFileAttributesW(b);
+        bool folder = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY);
+        if (folder || (code != ERROR_ACCESS_DENIED && code != ERROR_SHARING_VIOLATION)) break;
+        Sleep(20);
+    }
     /* what says EEXIST elsewhere: a folder stands there */
-    DWORD code = GetLastError(), attributes = GetFileAttributesW(b);
     SetLastError(code == ERROR_ACCESS_DENIED && attributes != INVALID_FILE_ATTRIBUTES &&
                          (attributes & FILE_ATTRIBUTE_DIRECTORY) ? ERROR_ALREADY_EXISTS : code);
     return pvti_windows_failed();
@@ -2799,10 +2806,43 @@ static int pvti_own_list(void *user, const char *directory, void (*each)(void *a
     FindClose(search);
     return 0;
 }
+
+/* The event that says that a file is locked, by the file's number, which no renaming changes. */
+static HANDLE pvti_windows_event(int file, bool make)
+{
+    BY_HANDLE_FILE_INFORMATION info;
+    char name[64];
+    if (!GetFileInformationByHandle(pvti_windows_handle(file), &info)) return NULL;
+    snprintf(name, sizeof name, "Global\\pvtune-%lx-%lx-%lx", (unsigned long)info.dwVolumeSerialNumber,
+             (unsigned long)info.nFileIndexHigh, (unsigned long)info.nFileIndexLow);
+    return make ? CreateEventA(NULL, TRUE, FALSE, name) : OpenEventA(SYNCHRONIZE, FALSE, name);
+}
+/*  A lock of the open file on a byte that no file has; or it is TAKEN by an event. Who has the file's lock may
+    share it, which makes the event: from then on the file may be closed. Both end with the process. */
+static int pvti_own_lock(void *user, int file)
+{
+    OVERLAPPED at;
+    (void)user;
+    memset(&at, 0, sizeof at);
+    at.OffsetHigh = 0x7fffffff;
+    DWORD how = LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY;
+    if (!LockFileEx(pvti_windows_handle(file), how, 0, 1, 0, &at)) return pvti_windows_failed();
+    HANDLE event = pvti_windows_event(file, false);
+    if (!event && GetLastError() == ERROR_FILE_NOT_FOUND) return 0;
+    if (event) CloseHandle(event);
+    errno = EWOULDBLOCK;
+    return -1;
+}
+static int pvti_own_share(void *user, int file)
+{
+    HANDLE event = pvti_windows_event(file, true);
+    (void)user;
+    return event ? (int)(intptr_t)event : pvti_windows_failed();
+}
 static const pvt_files pvti_own_files = {
     NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
-    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, NULL /* lock */,
-    NULL /* share */, pvti_own_list, NULL /* map */, NULL, NULL /* set_owner */, NULL /* set_permissions */,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, NULL /* map */, NULL, NULL /* set_owner */, NULL /* set_permissions */,
 };
 
 static long pvti_process(void) { return (long)GetCurrentProcessId(); }

@@ -11,17 +11,20 @@
 #include <sys/resource.h>
 #endif
 
+static pvt_ctx *ctx;
+
 #if PVTI_WINDOWS
 #define NOTHING "NUL"
-/* (a link takes a privilege there) */
-static bool test_link(const char *to, const char *path) { return (void)to, test_spit(path, "x", 1), true; }
+/* A link takes a privilege there: a folder. */
+static bool obstacle(const char *path) { return pvti_make_directory(ctx, path); }
+static bool obstacle_remove(const char *path) { return pvti_remove_directory(ctx, path); }
 static int geteuid(void) { return 0; }
 #else
 #define NOTHING "/dev/null"
-static bool test_link(const char *to, const char *path) { return symlink(to, path) == 0; }
+static bool obstacle(const char *path) { return symlink("file", path) == 0; }
+static bool obstacle_remove(const char *path) { return unlink(path) == 0; }
 #endif
 
-static pvt_ctx *ctx;
 static char dir[512]; /* a directory of our own */
 
 static const char *in_dir(const char *name)
@@ -91,7 +94,7 @@ static void test_writer(void)
 
     /* something lies where the temporary file would be: it is not followed, and not taken */
     snprintf(temp, sizeof temp, "%s/.file.pvtune-%ld-%lld.tmp", dir, pvti_process(), (long long)ctx->temporaries);
-    CHECK(test_link("file", temp));
+    CHECK(obstacle(temp));
     CHECK_OK(ctx, pvti_writer_open(ctx, path, &w));
     CHECK(strcmp(temp, w.temp) != 0);
     for (int i = 0; i < 1000; i++) pvti_writer_put(&w, big, 599); /* many small puts, over the buffer's end */
@@ -99,7 +102,7 @@ static void test_writer(void)
     pvti_writer_put(&w, big, 999);
     CHECK_OK(ctx, pvti_writer_commit(&w));
     pvti_writer_abort(&w); /* harmless */
-    CHECK(file_is(path, big) && !pvti_path_exists(ctx, w.temp) && unlink(temp) == 0);
+    CHECK(file_is(path, big) && !pvti_path_exists(ctx, w.temp) && obstacle_remove(temp));
 
     CHECK_OK(ctx, pvti_file_write(ctx, path, "old", 3));
     CHECK(chmod(path, 0640) == 0);
@@ -151,6 +154,31 @@ static void test_rename(void)
     refused(pvti_writer_commit(&w), PVT_ERR_IO, "rename", "late|cannot be replaced");
     refused(pvti_writer_put(&w, "x", 1), PVT_ERR_IO, "after a failure", "");
     CHECK(no_temporaries() && pvti_path_is_directory(ctx, in_dir("late")));
+}
+
+/* Of two who open a file one has the lock, by a second number also when the first is closed and the folder has
+   another name; what nobody has a lock on is an orphan of a save, and swept. */
+static void test_locks(void)
+{
+    char in[PVTI_PATH_BYTES], moved[PVTI_PATH_BYTES], orphan[PVTI_PATH_BYTES];
+    CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("locks")));
+    snprintf(in, sizeof in, "%s", in_dir("locks/file")), snprintf(moved, sizeof moved, "%s", in_dir("moved/file"));
+    CHECK_OK(ctx, pvti_file_write(ctx, in, "x", 1));
+    int a = pvti_open(ctx, in, PVT_OPEN_LOCK), b = pvti_open(ctx, in, PVT_OPEN_LOCK);
+    CHECK(a >= 0 && b >= 0);
+    CHECK(pvti_lock_try(ctx, a, in) == PVTI_LOCK_OURS && pvti_lock_try(ctx, b, in) == PVTI_LOCK_TAKEN);
+    int shared = ctx->files.share(ctx->files.user, a);
+    CHECK(shared >= 0 && pvti_close(ctx, a));
+    CHECK(pvti_lock_try(ctx, b, in) == PVTI_LOCK_TAKEN && pvti_close(ctx, b));
+    CHECK(pvti_rename(ctx, in_dir("locks"), in_dir("moved")));
+    CHECK((a = pvti_open(ctx, moved, PVT_OPEN_LOCK)) >= 0 && pvti_lock_try(ctx, a, moved) == PVTI_LOCK_TAKEN);
+    CHECK(pvti_close(ctx, a) && pvti_close(ctx, shared));
+    CHECK((a = pvti_open(ctx, moved, PVT_OPEN_LOCK)) >= 0 && pvti_lock_try(ctx, a, moved) == PVTI_LOCK_OURS);
+    CHECK(pvti_close(ctx, a));
+    snprintf(orphan, sizeof orphan, "%s", in_dir("moved/.file.pvtune-1-1.tmp"));
+    test_spit(orphan, "half", 4);
+    CHECK_OK(ctx, pvti_file_write(ctx, moved, "y", 1));
+    CHECK(file_is(moved, "y") && !pvti_path_exists(ctx, orphan));
 }
 
 static void test_paths(void)
@@ -1055,6 +1083,7 @@ int main(void)
     test_limit();
 #endif
     test_rename();
+    test_locks();
     test_paths();
     test_half();
     test_decoders();

@@ -264,7 +264,11 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 
 // >>configuration
 
-/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. */
+/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. 32-bit systems
+   have files beyond 2 GiB, and directories on file systems that count in 64 bits, only with the first. */
+#if defined(PVTUNE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64
+#endif
 #if defined(PVTUNE_IMPLEMENTATION) && !defined(_GNU_SOURCE)
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L

@@ -79,25 +79,26 @@ target() {
     compile="$cc -std=c99 -D_GNU_SOURCE $warn $CFLAGS $flags -I$root"
     printf '#define PVTUNE_IMPLEMENTATION\n#include "pvtune.h"\n' >"$BUILD/$name/impl.c"
     version=$($cc --version 2>/dev/null | head -n 1 | cut -c1-34)
-    checks=0 programs=0 warned= equal=no seconds=$(date +%s)
+    checks=0 programs=0 tried=1 warned= equal=no seconds=$(date +%s)
     build impl.o $compile -c "$BUILD/$name/impl.c" || { row "$name" "$version" "does not compile" ""; return; }
     cd "$BUILD/$name/files" || exit 1
     build test_digest$exe $compile "$root/tests/test_digest.c" ../impl.o $link &&
         run test_digest $runner ../test_digest$exe "${where:-.}" && equal="yes, $(grep -ac '^digest' "$log") pairs"
     cd "$root" || exit 1
     for test in $tests; do
+        tried=$((tried + 1))
         if grep -q 'define PVTUNE_IMPLEMENTATION' "tests/$test.c"; then how="-O1 -DPVT_API=static -Wno-unused-function"; else how=$BUILD/$name/impl.o; fi
         build "$test$exe" $compile "tests/$test.c" $how $link &&
             TMPDIR=$BUILD/$name/tmp run "$test" $runner "$BUILD/$name/$test$exe"
     done
     [ "$after" ] && $after
     rm -rf "$BUILD/$name/files" "$BUILD/$name/tmp" "$BUILD/$name"/test_*[!gd]
-    row "$name" "$version" "$checks checks of $programs programs$warned" "digest equal: $equal ($(($(date +%s) - seconds)) s)"
+    row "$name" "$version" "$checks checks, $programs of $tried programs$warned" "digest equal: $equal ($(($(date +%s) - seconds)) s)"
 }
 
 # The program: a short demo draws the chart that it draws here, in a directory whose name is not ASCII.
 program() {
-    here=$BUILD/$name/files
+    here=$BUILD/$name/files tried=$((tried + 1))
     build pvtune$exe $compile examples/pvtune.c "$BUILD/$name/impl.o" $link || return
     build pvtune-here ${CC:-cc} -std=c99 -D_GNU_SOURCE $CFLAGS "$BUILD/$name/impl.c" examples/pvtune.c -I. -lm -lpthread || return
     (cd "$here" && "$BUILD/$name/pvtune-here" demo --quick -q --svg here.svg >log 2>&1 </dev/null &&

@@ -121,7 +121,6 @@ static void test_limit(void)
     struct rlimit before;
     static char big[2000000];
     char path[PVTI_PATH_BYTES];
-    pvti_writer w;
     snprintf(path, sizeof path, "%s", in_dir("precious"));
     CHECK_OK(ctx, pvti_file_write(ctx, path, "old", 3));
     signal(SIGXFSZ, SIG_IGN);

@@ -2755,6 +2755,8 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
         if (MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
         code = GetLastError(), attributes = GetFileAttributesW(b);
         bool folder = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY);
+        if (folder && (GetFileAttributesW(a) & FILE_ATTRIBUTE_DIRECTORY) && RemoveDirectoryW(b))
+            continue; /* it was empty: elsewhere a folder takes its place, too */
         if (folder || (code != ERROR_ACCESS_DENIED && code != ERROR_SHARING_VIOLATION)) break;
         Sleep(20);
     }

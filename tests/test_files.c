@@ -153,6 +153,11 @@ static void test_rename(void)
     refused(pvti_writer_commit(&w), PVT_ERR_IO, "rename", "late|cannot be replaced");
     refused(pvti_writer_put(&w, "x", 1), PVT_ERR_IO, "after a failure", "");
     CHECK(no_temporaries() && pvti_path_is_directory(ctx, in_dir("late")));
+    /* an exchange counts on this: a folder takes the place of an empty one, and of no other */
+    CHECK_OK(ctx, pvti_directory_create(ctx, in_dir("empty")));
+    CHECK(!pvti_rename(ctx, in_dir("empty"), in_dir("late")) && (errno == ENOTEMPTY || errno == EEXIST));
+    CHECK(pvti_rename(ctx, in_dir("late"), in_dir("empty")) && pvti_path_is_directory(ctx, in_dir("empty/below")));
+    CHECK(!pvti_path_exists(ctx, in_dir("late")));
 }
 
 /* Of two who open a file one has the lock, by a second number also when the first is closed and the folder has

@@ -163,7 +163,7 @@
         -msse2 -mfpmath=sse, AArch64 with NEON, other processors of either byte order by plain C (gcc on s390x
         needs -fexcess-precision=fast under -std=c99). Windows by mingw-w64 with -mfma: paths are UTF-8, and
         section windows says what its files lack. WebAssembly by emscripten, with or without threads, with
-        PVTUNE_NO_MMAP. `make portability` builds, runs and compares. macOS: written for, never tried.
+        PVTUNE_NO_MMAP. `make portability` builds, runs and compares. macOS and clang-cl: compiled, never run.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -264,7 +264,11 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 
 // >>configuration
 
-/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. */
+/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. 32-bit systems
+   have files beyond 2 GiB, and directories on file systems that count in 64 bits, only with the first. */
+#if defined(PVTUNE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64
+#endif
 #if defined(PVTUNE_IMPLEMENTATION) && !defined(_GNU_SOURCE)
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
@@ -2571,9 +2575,11 @@ static const char *pvti_environment(const char *name) { return getenv(name); }
     limit. What differs from POSIX, and how it shows:
 
       a file that is mapped, or open to another program, cannot be replaced: there is no map, models are read
-        into memory; a save over a file that another program has open fails with that sentence
-      a folder with an open file in it cannot be renamed, which an >>exchange does: there is no lock, so of
-        two processes one must not save into a directory while the other does, and what a killed one left stays
+        into memory; a save over a file that another program has open tries for a second, then fails with that
+        sentence
+      a folder with an open file in it cannot be renamed, which an >>exchange does: a lock's second number is no
+        file but a named event, which lives as long as who has it; it keeps the processes of one machine apart,
+        not those of two that save on one share
       a directory cannot be flushed; MoveFileEx writes through instead
       a new directory is made on drives only, not on a share by its \\name
       files have no owner and no bits of permission to keep */
@@ -2623,6 +2629,7 @@ static int pvti_windows_failed(void)
         {ERROR_FILE_NOT_FOUND, ENOENT},       {ERROR_PATH_NOT_FOUND, ENOENT},
         {ERROR_INVALID_NAME, ENOENT},         {ERROR_BAD_PATHNAME, ENOENT},
         {ERROR_ACCESS_DENIED, EACCES},        {ERROR_SHARING_VIOLATION, EACCES},
+        {ERROR_LOCK_VIOLATION, EWOULDBLOCK},  {ERROR_IO_PENDING, EWOULDBLOCK},
         {ERROR_USER_MAPPED_FILE, EACCES},     {ERROR_WRITE_PROTECT, EROFS},
         {ERROR_FILE_EXISTS, EEXIST},          {ERROR_ALREADY_EXISTS, EEXIST},
         {ERROR_DIR_NOT_EMPTY, ENOTEMPTY},     {ERROR_DIRECTORY, ENOTDIR},
@@ -2746,12 +2753,18 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
 {
     wchar_t a[PVTI_WINDOWS_PATH], b[PVTI_WINDOWS_PATH];
     (void)user;
-    b[0] = 0;
-    bool done = pvti_windows_path(from, a) && pvti_windows_path(to, b) &&
-                MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
-    if (done) return 0;
+    if (!pvti_windows_path(from, a) || !pvti_windows_path(to, b)) return pvti_windows_failed();
+    DWORD code = 0, attributes = INVALID_FILE_ATTRIBUTES;
+    for (int tries = 0; tries < 50; tries++) { /* another save, a virus scanner look at it for a moment */
+        if (MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
+        code = GetLastError(), attributes = GetFileAttributesW(b);
+        bool folder = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY);
+        if (folder && (GetFileAttributesW(a) & FILE_ATTRIBUTE_DIRECTORY) && RemoveDirectoryW(b))
+            continue; /* it was empty: elsewhere a folder takes its place, too */
+        if (folder || (code != ERROR_ACCESS_DENIED && code != ERROR_SHARING_VIOLATION)) break;
+        Sleep(20);
+    }
     /* what says EEXIST elsewhere: a folder stands there */
-    DWORD code = GetLastError(), attributes = GetFileAttributesW(b);
     SetLastError(code == ERROR_ACCESS_DENIED && attributes != INVALID_FILE_ATTRIBUTES &&
                          (attributes & FILE_ATTRIBUTE_DIRECTORY) ? ERROR_ALREADY_EXISTS : code);
     return pvti_windows_failed();
@@ -2803,10 +2816,43 @@ static int pvti_own_list(void *user, const char *directory, void (*each)(void *a
     FindClose(search);
     return 0;
 }
+
+/* The event that says that a file is locked, by the file's number, which no renaming changes. */
+static HANDLE pvti_windows_event(int file, bool make)
+{
+    BY_HANDLE_FILE_INFORMATION info;
+    char name[64];
+    if (!GetFileInformationByHandle(pvti_windows_handle(file), &info)) return NULL;
+    snprintf(name, sizeof name, "Global\\pvtune-%lx-%lx-%lx", (unsigned long)info.dwVolumeSerialNumber,
+             (unsigned long)info.nFileIndexHigh, (unsigned long)info.nFileIndexLow);
+    return make ? CreateEventA(NULL, TRUE, FALSE, name) : OpenEventA(SYNCHRONIZE, FALSE, name);
+}
+/*  A lock of the open file on a byte that no file has; or it is TAKEN by an event. Who has the file's lock may
+    share it, which makes the event: from then on the file may be closed. Both end with the process. */
+static int pvti_own_lock(void *user, int file)
+{
+    OVERLAPPED at;
+    (void)user;
+    memset(&at, 0, sizeof at);
+    at.OffsetHigh = 0x7fffffff;
+    DWORD how = LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY;
+    if (!LockFileEx(pvti_windows_handle(file), how, 0, 1, 0, &at)) return pvti_windows_failed();
+    HANDLE event = pvti_windows_event(file, false);
+    if (!event && GetLastError() == ERROR_FILE_NOT_FOUND) return 0;
+    if (event) CloseHandle(event);
+    errno = EWOULDBLOCK;
+    return -1;
+}
+static int pvti_own_share(void *user, int file)
+{
+    HANDLE event = pvti_windows_event(file, true);
+    (void)user;
+    return event ? (int)(intptr_t)event : pvti_windows_failed();
+}
 static const pvt_files pvti_own_files = {
     NULL, pvti_own_open, pvti_own_close, pvti_own_read, pvti_own_info, pvti_own_write, pvti_own_rename,
-    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, NULL /* lock */,
-    NULL /* share */, pvti_own_list, NULL /* map */, NULL, NULL /* set_owner */, NULL /* set_permissions */,
+    pvti_own_remove, pvti_own_make_directory, pvti_own_remove_directory, pvti_own_sync, pvti_own_lock,
+    pvti_own_share, pvti_own_list, NULL /* map */, NULL, NULL /* set_owner */, NULL /* set_permissions */,
 };
 
 static long pvti_process(void) { return (long)GetCurrentProcessId(); }
@@ -28488,6 +28534,21 @@ PVT_API pvt_result pvt_tuner_resume(pvt_tuner *tuner, const char *path)
 #if (defined(__x86_64__) || defined(__i386__)) && !PVTI_REAL_IS_DOUBLE
 #define PVTI_X86 1
 #include <immintrin.h>
+#if defined(_MSC_VER) && defined(__clang__) /* clang-cl: only what the whole file is compiled for is in that one */
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512vldqintrin.h>
+#include <avx512bf16intrin.h>
+#include <avx512vnniintrin.h>
+#include <avx512vbmiintrin.h>
+#endif
 #else
 #define PVTI_X86 0
 #endif
@@ -30586,7 +30647,13 @@ static bool pvti_product_aqlm(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *
                        step                   FMA   loads   limit   counted
         micro 8×12     one k                   24       5   12      12.1
         dots 2×3       sixteen k               24      20   12      14.1
-        nearest        one d, 16 entries        8       6    4       5.6, and 31 for keeping the least */
+        nearest        one d, 16 entries        8       6    4       5.6, and 31 for keeping the least
+        rows, 16 bits  four rows, 16 k         16      12   16      16.1 (16 conversions beside the products)
+
+    Kernels for x86 that have no twin here: products in bf16 and the screening of a search in bytes, which have
+    instructions of their own there; rows in 8 bits, packing, tables of look-ups and gathered entries, which are
+    the plain ones as the compiler makes them; and looking a table of 256 up in registers (VBMI): TBL holds 64
+    bytes, and what stands in memory is loaded, two a cycle. */
 #if defined(__aarch64__) && defined(__ARM_NEON) && !PVTI_REAL_IS_DOUBLE
 #define PVTI_A64 1
 #else
@@ -30789,11 +30856,104 @@ static void pvti_nearest_neon(int32_t *best, const float *x, int64_t n, const fl
 #endif
 PVTI_KERNELS_END
 
+#if PVTUNE_LAYER >= 1
+/* ---- >>row products' rows, four at a time; each 16 lanes in four registers, in that order ---- */
+
+#define PVTI_FOUR_ROWS(X) X(0) X(1) X(2) X(3)
+
+/* Sixteen numbers of a row in 16 bits, to 32: exact. */
+PVTI_INLINE float32x4x4_t pvti_row_16_neon(const uint8_t *at, pvt_dtype dtype)
+{
+    uint8x16_t lower = vld1q_u8(at), upper = vld1q_u8(at + 16);
+    float32x4x4_t w;
+    if (dtype == PVT_F16) {
+        float16x8_t a = vreinterpretq_f16_u8(lower), b = vreinterpretq_f16_u8(upper);
+        w.val[0] = vcvt_f32_f16(vget_low_f16(a)), w.val[1] = vcvt_high_f32_f16(a);
+        w.val[2] = vcvt_f32_f16(vget_low_f16(b)), w.val[3] = vcvt_high_f32_f16(b);
+    } else {
+        uint16x8_t a = vreinterpretq_u16_u8(lower), b = vreinterpretq_u16_u8(upper);
+        w.val[0] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(a), 16));
+        w.val[1] = vreinterpretq_f32_u32(vshll_high_n_u16(a, 16));
+        w.val[2] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(b), 16));
+        w.val[3] = vreinterpretq_f32_u32(vshll_high_n_u16(b, 16));
+    }
+    return w;
+}
+
+/* lanes[r] of rows r, `bytes` apart, of I (a multiple of 16) numbers in 16 bits. */
+PVTI_INLINE void pvti_rows_16_neon(float lanes[4][16], const uint8_t *const rows[4], const float *x,
+                                   int64_t I, pvt_dtype dtype)
+{
+#define PVTI_X(i)                                             \
+    float32x4_t s##i##0 = vdupq_n_f32(0), s##i##1 = s##i##0;  \
+    float32x4_t s##i##2 = s##i##0, s##i##3 = s##i##0;
+    PVTI_FOUR_ROWS(PVTI_X)
+#undef PVTI_X
+    for (int64_t k = 0; k < I; k += 16, x += 16) {
+        float32x4_t x0 = vld1q_f32(x), x1 = vld1q_f32(x + 4), x2 = vld1q_f32(x + 8), x3 = vld1q_f32(x + 12);
+        float32x4x4_t w;
+#define PVTI_X(i)                                                                            \
+    w = pvti_row_16_neon(rows[i] + 2 * k, dtype);                                            \
+    s##i##0 = vfmaq_f32(s##i##0, x0, w.val[0]), s##i##1 = vfmaq_f32(s##i##1, x1, w.val[1]);  \
+    s##i##2 = vfmaq_f32(s##i##2, x2, w.val[2]), s##i##3 = vfmaq_f32(s##i##3, x3, w.val[3]);
+        PVTI_FOUR_ROWS(PVTI_X)
+#undef PVTI_X
+    }
+#define PVTI_X(i)                                                           \
+    vst1q_f32(lanes[i], s##i##0), vst1q_f32(lanes[i] + 4, s##i##1);         \
+    vst1q_f32(lanes[i] + 8, s##i##2), vst1q_f32(lanes[i] + 12, s##i##3);
+    PVTI_FOUR_ROWS(PVTI_X)
+#undef PVTI_X
+}
+
+static void pvti_row_task_neon(void *arg, int64_t i, int worker)
+{
+    const pvti_row_job *job = (const pvti_row_job *)arg;
+    const pvt_weight *w = job->weight;
+    int64_t from = i * PVTI_ROW_TASK, n = PVTI_MIN(PVTI_ROW_TASK, w->O - from);
+    const uint8_t *first = (const uint8_t *)w->array[0] + from * job->bytes;
+    (void)worker;
+    for (int64_t r = 0; r < n; r += 4) {
+        float lanes[4][16];
+        const uint8_t *rows[4]; /* for a row that is not there: the last */
+        for (int j = 0; j < 4; j++) rows[j] = first + PVTI_MIN(r + j, n - 1) * job->bytes;
+        if (w->dtype == PVT_F16) pvti_rows_16_neon(lanes, rows, job->x, w->I, PVT_F16);
+        else pvti_rows_16_neon(lanes, rows, job->x, w->I, PVT_BF16);
+        for (int j = 0; j < 4 && r + j < n; j++) {
+            float y = pvti_lanes_sum(lanes[j]);
+            float *to = &job->y[from + r + j];
+            *to = job->accumulate ? *to + y : y;
+        }
+    }
+}
+
+/* 16 bits here, the others as elsewhere. */
+static bool pvti_row_forward_neon(pvt_ctx *ctx, float *const *y, const float *x,
+                                  const pvt_weight *const *weights, int n, bool accumulate)
+{
+    const pvt_weight *w = weights[0];
+    pvti_row_job job;
+    if (w->dtype != PVT_F16 && w->dtype != PVT_BF16)
+        return pvti_row_forward(ctx, y, x, weights, n, accumulate);
+    if (n != 1 || w->I % 16) return false;
+    memset(&job, 0, sizeof job);
+    job.ctx = ctx, job.y = *y, job.x = x, job.weight = w, job.accumulate = accumulate;
+    job.bytes = w->I * 2;
+    pvti_parallel(ctx, pvti_ceil_div(w->O, PVTI_ROW_TASK), pvti_row_task_neon, &job);
+    return true;
+}
+static const pvti_product pvti_products_neon[PVTI_FORMATS] = {
+    {NULL, pvti_row_forward_neon},
+    {pvti_lookup_prepare, pvti_product_aqlm},
+};
+#endif
+
 static void pvti_install_neon(pvti_kernels *to)
 {
     to->gemm_tiles = &pvti_tiles_neon;
     to->dots = pvti_dots_neon;
 #if PVTUNE_LAYER >= 1
+    to->products = pvti_products_neon;
     to->decoders[PVT_F16] = pvti_decode_f16_neon;
     to->nearest = pvti_nearest_neon;
 #endif

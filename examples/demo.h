@@ -303,14 +303,25 @@ static void demo_json(app *a, const demo *d)
     put_close(t, "}");
 }
 
+/* A chart as text, the caller's to free; *svg may be NULL. */
+static bool draw_chart(bool (*draw)(const void *chart, FILE *f), const void *chart, char **svg, size_t *bytes)
+{
+    *svg = NULL, *bytes = 0;
+#ifdef _WIN32
+    return on_windows_text(draw, chart, svg, bytes);
+#else
+    FILE *f = open_memstream(svg, bytes);
+    bool good = f && draw(chart, f);
+    return (!f || fclose(f) == 0) && good;
+#endif
+}
+
 /* A chart, drawn in memory, then written as a whole. */
 static int write_chart(app *a, bool (*draw)(const void *chart, FILE *f), const void *chart)
 {
-    char *svg = NULL;
-    size_t bytes = 0;
-    FILE *f = open_memstream(&svg, &bytes);
-    bool good = f && draw(chart, f);
-    if (f && fclose(f) != 0) good = false;
+    char *svg;
+    size_t bytes;
+    bool good = draw_chart(draw, chart, &svg, &bytes);
     if (!good) {
         free(svg);
         return fail(a, "out of memory for the chart %s", a->o.svg);

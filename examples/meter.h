@@ -13,7 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifndef _WIN32
 #include <sys/ioctl.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -56,13 +58,17 @@ static void meter_on_signal(int number)
 /* SIGINT and SIGTERM: the first one asks, a second one ends the program at once. */
 static void meter_catch(const char *answer)
 {
+    meter_stop_answer = answer;
+#ifdef _WIN32 /* a handler is for one signal only, and comes in a thread of its own */
+    signal(SIGINT, meter_on_signal), signal(SIGTERM, meter_on_signal);
+#else
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = meter_on_signal;
     action.sa_flags = SA_RESTART | (int)SA_RESETHAND;
-    meter_stop_answer = answer;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+#endif
 }
 
 static double meter_now(void)
@@ -76,10 +82,12 @@ static double meter_now(void)
 
 static int meter_width(void)
 {
-    struct winsize size;
     const char *columns = getenv("COLUMNS");
     int wish = columns ? atoi(columns) : 0;
+#ifndef _WIN32
+    struct winsize size;
     if (ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+#endif
     return wish > 0 ? wish : 80;
 }
 

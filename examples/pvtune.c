@@ -15,6 +15,9 @@
 #include <stdarg.h>
 #include <sys/stat.h>
 
+#ifdef _WIN32
+#include "on_windows.h"
+#endif
 #include "json.h"
 #include "meter.h"
 #include "options.h"
@@ -2242,6 +2245,9 @@ int main(int argc, char **argv)
     char wrong[512];
     bool help = false;
     int n_sets = 0;
+#ifdef _WIN32
+    if (!on_windows_begin(&argc, &argv)) return 1;
+#endif
     if (argc < 2) return program_help(stderr);
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) {
         printf("pvtune %d.%d.%d\n", PVT_VERSION_MAJOR, PVT_VERSION_MINOR, PVT_VERSION_PATCH);

@@ -21,6 +21,14 @@ static void put_little(seed *b, uint64_t value, int bytes)
 }
 static void put_u32(seed *b, uint32_t value) { put_little(b, value, 4); }
 static void put_u64(seed *b, uint64_t value) { put_little(b, value, 8); }
+static void put_number(seed *b, double value, int bytes) /* a float or a double */
+{
+    float f = (float)value;
+    uint32_t four;
+    uint64_t eight;
+    memcpy(&four, &f, 4), memcpy(&eight, &value, 8);
+    put_little(b, bytes == 4 ? four : eight, bytes);
+}
 static void put_text(seed *b, const char *text) { put(b, text, (int64_t)strlen(text)); }
 static void put_string(seed *b, const char *text) /* as GGUF writes it */
 {
@@ -87,15 +95,13 @@ static void seed_gguf_align(seed *b)
 }
 static PVTI_UNUSED void seed_gguf(seed *b)
 {
-    double d = 0.25;
-    float f = 1e-5f;
     seed_gguf_head(b, 3, 9);
     put_key(b, "general.architecture", 8), put_string(b, "llama");
     put_key(b, "general.alignment", 4), put_u32(b, 32);
     put_key(b, "yes", 7), put(b, "\1", 1);
     put_key(b, "small", 1), put(b, "\xfe", 1);
-    put_key(b, "eps", 6), put(b, &f, 4);
-    put_key(b, "quarter", 12), put(b, &d, 8);
+    put_key(b, "eps", 6), put_number(b, 1e-5, 4);
+    put_key(b, "quarter", 12), put_number(b, 0.25, 8);
     put_key(b, "tokens", 9), put_u32(b, 8), put_u64(b, 3), put_string(b, "<s>"), put_string(b, ""),
         put_string(b, "xyz");
     put_key(b, "ids", 9), put_u32(b, 5), put_u64(b, 2), put_u32(b, 7), put_u32(b, 0xffffffffu);
@@ -117,7 +123,7 @@ static PVTI_UNUSED void seed_llama2c(seed *b, bool shared)
     int32_t header[7] = {4, 6, 2, 2, 1, 5, 3};
     if (!shared) header[5] = -5;
     b->size = 0;
-    put(b, header, sizeof header);
+    for (int i = 0; i < 7; i++) put_u32(b, (uint32_t)header[i]);
     put_fill(b, 4 * floats);
 }
 

@@ -4,21 +4,7 @@
 # to the bits of a run without it? Run from the repository's root by `make mpi-test`.
 BUILD=${BUILD:-build}
 shared=../shared/data
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-
-check() { # check NAME COMMAND...
-    name=$1
-    shift
-    if "$@" >"$work/log" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $name"
-        head -n 20 "$work/log"
-    fi
-}
+. tests/count.sh
 
 fails() { ! "$@"; }
 
@@ -126,5 +112,4 @@ ODD=
 refused "3 ranks do not divide 8" 3 three
 check "3 ranks do not divide 8: a sentence" grep -q '3 ranks do not divide the batch of 8' "$work/three.err"
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

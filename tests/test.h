@@ -72,6 +72,10 @@ static inline void test_remove(const char *dir)
 {
     char command[600];
     snprintf(command, sizeof command, TEST_REMOVE, dir);
+#ifdef _WIN32
+    for (char *c = strchr(command, '"'); *c; c++)
+        if (*c == '/') *c = '\\'; /* what begins with the other is an option there */
+#endif
     if (system(command) != 0) printf("%s could not be removed\n", dir);
 }
 

@@ -6,29 +6,8 @@ CC=${CC:-cc}
 CXX=${CXX:-c++}
 BUILD=${BUILD:-build}
 source=$PWD
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0 skipped=0
 export MAKEFLAGS=
-
-check() { # check NAME COMMAND...
-    name=$1
-    shift
-    if "$@" >"$work/log" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $name"
-        tail -n 25 "$work/log"
-    fi
-}
-skip() { skipped=$((skipped + 1)) && echo "skipped: $*"; }
-have() { command -v "$1" >/dev/null 2>&1; }
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ "$failed" = 0 ]
-    exit
-}
+. tests/count.sh
 
 # the program and the object as `make test` has them; the library compiles quickest without part III
 mkdir -p "$work/build" "$work/stage"
@@ -193,7 +172,7 @@ for wrong in (lambda: p.load("no such model"), lambda: p.quantize(W, "int:4g65")
         assert len(str(sentence)) > 20
     else:
         raise AssertionError("no error")
-p.free(loaded)
+p.lib.pvt_model_free(loaded)
 EOT
     check "Python: the program's logits, perplexity, a matrix" $python "$work/check.py" "$work/prefix/lib/libpvtune.so" $model \
         "$work/logits.safetensors"

@@ -7,22 +7,10 @@ PVTUNE=${PVTUNE:-build/pvtune} CC=${CC:-cc}
 kills=100 steps=16
 [ "$TORTURE" = short ] && kills=6 steps=5
 seed=${SEED:-$(date +%s)}
-work=$(mktemp -d) || exit 1
+. tests/count.sh
 trap 'umount "$work/small" 2>/dev/null; rm -rf "$work"' EXIT
-passed=0 failed=0
 export PVTUNE_NUM_THREADS=1
 
-check() { # check NAME COMMAND...
-    name=$1
-    shift
-    if "$@" >"$work/log" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $name"
-        head -n 10 "$work/log"
-    fi
-}
 moment() { # moment SECONDS: waits for a random part of that
     seed=$(((seed * 1103515245 + 12345) % 2147483648))
     sleep "$(awk "BEGIN { printf \"%.4f\", $1 * $((seed / 65536)) / 32768 }")"
@@ -148,5 +136,4 @@ else
     echo "skipped: a file system of a few blocks: no leave to mount one"
 fi
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

@@ -3,20 +3,7 @@
 # numbers to the last bit? Does a browser, given a link, show that frame, and nothing but the page? Run by `make web-test`.
 BUILD=${BUILD:-build}
 web=$BUILD/web
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0 skipped=0
-check() { # check NAME COMMAND...
-    name=$1
-    shift
-    if "$@" >"$work/log" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $name"
-        head -n 20 "$work/log"
-    fi
-}
+. tests/count.sh
 
 plane=1,37,0,60,10,100,60,5,20,300,-450,12,3,-900,100
 quadratic=20,12,100,1
@@ -70,5 +57,4 @@ else
     echo "skipped: the page in a browser: no chromium, or a node without WebSocket"
 fi
 echo "$(wc -c <"$web/index.html") bytes: $web/index.html"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+finish

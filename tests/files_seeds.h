@@ -21,7 +21,7 @@ static void put_little(seed *b, uint64_t value, int bytes)
 }
 static void put_u32(seed *b, uint32_t value) { put_little(b, value, 4); }
 static void put_u64(seed *b, uint64_t value) { put_little(b, value, 8); }
-static void put_number(seed *b, double value, int bytes) /* a float or a double */
+static void put_float(seed *b, double value, int bytes) /* a float or a double */
 {
     float f = (float)value;
     uint32_t four;
@@ -100,8 +100,8 @@ static PVTI_UNUSED void seed_gguf(seed *b)
     put_key(b, "general.alignment", 4), put_u32(b, 32);
     put_key(b, "yes", 7), put(b, "\1", 1);
     put_key(b, "small", 1), put(b, "\xfe", 1);
-    put_key(b, "eps", 6), put_number(b, 1e-5, 4);
-    put_key(b, "quarter", 12), put_number(b, 0.25, 8);
+    put_key(b, "eps", 6), put_float(b, 1e-5, 4);
+    put_key(b, "quarter", 12), put_float(b, 0.25, 8);
     put_key(b, "tokens", 9), put_u32(b, 8), put_u64(b, 3), put_string(b, "<s>"), put_string(b, ""),
         put_string(b, "xyz");
     put_key(b, "ids", 9), put_u32(b, 5), put_u64(b, 2), put_u32(b, 7), put_u32(b, 0xffffffffu);

@@ -521,7 +521,7 @@ static void check_gguf(pvt_ctx *ctx)
     at[4] = '9';
     CHECK_OK(ctx, pvti_file_write(ctx, in("other.gguf"), text, bytes));
     CHECK(pvt_model_load(ctx, in("other.gguf"), NULL, &loaded) == PVT_ERR_UNSUPPORTED &&
-          strstr(pvt_ctx_error(ctx), "llama, qwen2, qwen3 and phi3 are supported"));
+          strstr(pvt_ctx_error(ctx), "\"qwen9\" are not supported; llama, qwen2, qwen3 and phi3 are"));
     free(text);
 }
 

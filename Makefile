@@ -244,7 +244,7 @@ fuzz: ## damage every kind of file that is read, by clang's libFuzzer where it i
 	@BUILD=$(BUILD) TIME="$(TIME)" TARGETS="$(or $(TARGET),$(FUZZ_TARGETS))" CLANG="$(FUZZ_CLANG)" CC="$(CC)" sh tests/fuzz.sh
 torture: $(BUILD)/pvtune ## kill -9 at 100 moments of tune and 100 of saving over a model, and a full disk (ten minutes; TORTURE=short: seconds)
 	@PVTUNE=$(BUILD)/pvtune TORTURE="$(TORTURE)" sh tests/torture.sh
-portability: ## the same bits on other processors and systems: cross-compilers, qemu, wine, node (15 minutes; PORTABILITY=aarch64,s390x,… some of them, TESTS=)
+portability: ## the same bits on other processors and systems: cross-compilers, qemu, wine, node (12 minutes; PORTABILITY=aarch64,s390x,… some of them, TESTS=)
 	@BUILD=$(BUILD) CC="$(CC)" CFLAGS="$(CFLAGS)" sh tests/portability.sh
 
 SANITIZE = -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all

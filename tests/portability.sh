@@ -1,8 +1,9 @@
 #!/bin/sh
 # The same bits on other processors and systems: for each target the digest (tests/test_digest.c) and other tests are
 # built and run, under an emulator where they are another processor's, and a table says what came out. By `make
-# portability`, about 15 minutes on two cores that have nothing else to do (reckoned, not measured as a whole), the digest
-# under qemu a minute and a half of each target's five: it computes a fused multiply-add in software. PORTABILITY=NAME,… takes some targets only, TESTS= other programs.
+# portability`, 12 minutes on two cores that have nothing else to do, the digest under qemu a minute and a half of each
+# target's five: it computes a fused multiply-add in software. PORTABILITY=NAME,… takes some targets only, TESTS= other
+# programs.
 # What is missing is installed with apt-get where that is possible, and skipped with a line where it is not.
 BUILD=${BUILD:-build}/portability
 CFLAGS=${CFLAGS:--O2}

@@ -8,6 +8,9 @@
     Results go to stdout (as one JSON object with --json), progress and messages to stderr. Exit
     status: 0 done, 1 failed (one line says why and what to do), 2 wrong usage. */
 
+#ifndef _FILE_OFFSET_BITS /* 32-bit Linux: stat and readdir of what is large; before libc's headers */
+#define _FILE_OFFSET_BITS 64
+#endif
 #include "../pvtune.h"
 
 #include <ctype.h>

@@ -163,7 +163,8 @@
         -msse2 -mfpmath=sse, AArch64 with NEON, other processors of either byte order by plain C (gcc on s390x
         needs -fexcess-precision=fast under -std=c99). Windows by mingw-w64 with -mfma: paths are UTF-8, and
         section windows says what its files lack. WebAssembly by emscripten, with or without threads, with
-        PVTUNE_NO_MMAP. `make portability` builds, runs and compares. macOS and clang-cl: compiled, never run.
+        PVTUNE_NO_MMAP. `make portability` builds, runs and compares. macOS and clang-cl: compiled by headers
+        that stand in for theirs, never run.
 
     PROMISES
         Errors       Every call that can fail returns a pvt_result; pvt_ctx_error has the sentence.
@@ -264,8 +265,9 @@ PVTI_STRUCK_NAMES(PVTI_PUT_ASIDE)
 
 // >>configuration
 
-/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. 32-bit systems
-   have files beyond 2 GiB, and directories on file systems that count in 64 bits, only with the first. */
+/* The implementation needs POSIX beside C99: under -std=c99 include pvtune.h before libc's headers. 32-bit
+   systems have files beyond 2 GiB, and directories on file systems that count in 64 bits, only with the first;
+   behind libc's headers it has no effect there: compile with -D_FILE_OFFSET_BITS=64. */
 #if defined(PVTUNE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
 #define _FILE_OFFSET_BITS 64
 #endif
@@ -2759,7 +2761,8 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
         if (MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
         code = GetLastError(), attributes = GetFileAttributesW(b);
         bool folder = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY);
-        if (folder && (GetFileAttributesW(a) & FILE_ATTRIBUTE_DIRECTORY) && RemoveDirectoryW(b))
+        bool link = folder && (attributes & FILE_ATTRIBUTE_REPARSE_POINT); /* it would go itself */
+        if (folder && !link && (GetFileAttributesW(a) & FILE_ATTRIBUTE_DIRECTORY) && RemoveDirectoryW(b))
             continue; /* it was empty: elsewhere a folder takes its place, too */
         if (folder || (code != ERROR_ACCESS_DENIED && code != ERROR_SHARING_VIOLATION)) break;
         Sleep(20);
@@ -14798,7 +14801,8 @@ static pvt_result pvti_alpha_check(pvti_alpha *z, const pvt_corpus *corpus)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: noise must lie in 0 … 1", z->what);
     if (!corpus && (!noise || z->desc.cross_entropy))
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "%s: drawn ids have no right next token: give a text, or take noise and the KL", z->what);
+                         "%s: drawn ids have no right next token: give a text, or take noise and the KL",
+                         z->what);
     z->T = z->desc.ctx ? z->desc.ctx : PVTI_MIN(256, c->ctx);
     z->B = z->desc.samples ? z->desc.samples : noise ? 4 : 32;
     PVTI_TRY(pvti_context_check(z->ctx, z->model, z->what, z->T));
@@ -23888,7 +23892,6 @@ static pvt_result pvti_gguf_longrope(pvti_loader *a, const pvti_family *family, 
     return pvti_config_check(a->ctx, a->path, c);
 }
 
-/* Linear by its keys, the others by their tensors. */
 static pvt_result pvti_gguf_rope_refuse(const pvti_loader *a, const char *key)
 {
     const char *name = "";
@@ -23900,6 +23903,7 @@ static pvt_result pvti_gguf_rope_refuse(const pvti_loader *a, const char *key)
                      a->path, key, (int)PVTI_MIN(bytes, 32), name);
 }
 
+/* Linear by its keys, the others by their tensors. */
 static pvt_result pvti_gguf_rope(pvti_loader *a, const pvti_family *family, pvt_model_config *c)
 {
     const pvti_gguf *g = &a->source->gguf;

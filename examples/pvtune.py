@@ -56,11 +56,11 @@ class Pvtune:
         return model
 
     def logits(self, model, ids):
-        (ids, at), run, config = array(ids, np.int32), P(), self.lib.pvt_model_get_config(model)
-        out, to = array(np.empty((*ids.shape, Config.from_address(config).vocab)), np.float32)
-        self.call("pvt_run_create", model, c.byref(Run(*ids.shape)), c.byref(run))
-        self.call("pvt_run_forward", run, at, I64(ids.shape[0]), I64(ids.shape[1]), to,
-                  free=lambda: self.lib.pvt_run_free(run))
+        (B, T), run, config = np.shape(ids), P(), self.lib.pvt_model_get_config(model)
+        (ids, at), V = array(ids, np.int32), Config.from_address(config).vocab
+        out, to = array(np.empty((B, T, V), np.float32), np.float32)
+        self.call("pvt_run_create", model, c.byref(Run(B, T)), c.byref(run))
+        self.call("pvt_run_forward", run, at, I64(B), I64(T), to, free=lambda: self.lib.pvt_run_free(run))
         return out
 
     def perplexity(self, model, text):
@@ -81,7 +81,7 @@ class Pvtune:
         self.call("pvt_format_parse", self.ctx, format.encode(), c.byref(shape))
         self.call("pvt_weight_fit", self.ctx, at, I64(O), I64(I), moments, c.byref(shape), None, c.byref(stats),
                   c.byref(weight))
-        (out, to), bits = array(np.empty((O, I)), np.float32), self.lib.pvt_weight_bits(c.byref(weight))
+        (out, to), bits = array(np.empty((O, I), np.float32), np.float32), self.lib.pvt_weight_bits(c.byref(weight))
         self.lib.pvt_weight_dequantize(c.byref(weight), to)
         self.lib.pvt_weight_free(c.byref(weight))
         return out, stats.error, bits

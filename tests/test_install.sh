@@ -172,6 +172,12 @@ for wrong in (lambda: p.load("no such model"), lambda: p.quantize(W, "int:4g65")
         assert len(str(sentence)) > 20
     else:
         raise AssertionError("no error")
+for wrong in ([1, 2], [[[1, 2], [3, 4]]], [[0.5, 1]]):
+    try:
+        p.logits(loaded, wrong)
+    except ValueError:
+        continue
+    raise AssertionError("ids of another shape or kind")
 p.lib.pvt_model_free(loaded)
 EOT
     check "Python: the program's logits, perplexity, a matrix" $python "$work/check.py" "$work/prefix/lib/libpvtune.so" $model \

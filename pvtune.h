@@ -2816,8 +2816,9 @@ static int pvti_own_list(void *user, const char *directory, void (*each)(void *a
         if (WideCharToMultiByte(CP_UTF8, 0, entry.cFileName, -1, name, (int)sizeof name, NULL, NULL) > 0)
             each(arg, name);
     while (FindNextFileW(search, &entry));
+    int status = GetLastError() == ERROR_NO_MORE_FILES ? 0 : pvti_windows_failed();
     FindClose(search);
-    return 0;
+    return status;
 }
 
 /* The event that says that a file is locked, by the file's number, which no renaming changes. */
@@ -2842,6 +2843,7 @@ static int pvti_own_lock(void *user, int file)
     if (!LockFileEx(pvti_windows_handle(file), how, 0, 1, 0, &at)) return pvti_windows_failed();
     HANDLE event = pvti_windows_event(file, false);
     if (!event && GetLastError() == ERROR_FILE_NOT_FOUND) return 0;
+    if (!event && GetLastError() != ERROR_ACCESS_DENIED) return pvti_windows_failed();
     if (event) CloseHandle(event);
     errno = EWOULDBLOCK;
     return -1;
@@ -16555,9 +16557,11 @@ static int pvti_own_list(void *user, const char *directory, void (*each)(void *a
     struct dirent *entry;
     (void)user;
     if (!stream) return -1;
-    while ((entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    while (errno = 0, (entry = readdir(stream)) != NULL) each(arg, entry->d_name);
+    int why = errno;
     closedir(stream);
-    return 0;
+    errno = why;
+    return why ? -1 : 0;
 }
 static int pvti_own_set_owner(void *user, int file, int64_t owner, int64_t group)
 {
@@ -23577,7 +23581,9 @@ static pvt_result pvti_config_rope(pvti_loader *a, const pvti_json *j, pvt_model
     int64_t type = pvti_json_find(j, node, "rope_type");
     if (type < 0) type = pvti_json_find(j, node, "type");
     if (type < 0 && pvti_json_find(j, node, "factor") >= 0)
-        return pvti_fail(a->ctx, PVT_ERR_FORMAT, "%s: rope_scaling has a \"factor\" and no \"rope_type\"",
+        return pvti_fail(a->ctx, PVT_ERR_FORMAT,
+                         "%s: rope_scaling has a \"factor\" and no \"rope_type\": say there what "
+                         "the factor is of (llama3, linear, dynamic, longrope)",
                          a->config);
     if (type < 0 || pvti_json_equals(j, type, "default")) return PVT_OK;
     while (rule < PVTI_COUNT(pvti_rope_names) && !pvti_json_equals(j, type, pvti_rope_names[rule])) rule++;
@@ -23899,7 +23905,8 @@ static pvt_result pvti_gguf_rope_refuse(const pvti_loader *a, const char *key)
     pvti_gguf_string(&a->source->gguf, key, &name, &bytes);
     return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
                      "%s: \"%s\" \"%.*s\" is not supported; of scaled rotary frequencies in a GGUF "
-                     "linear, longrope and rope_freqs.weight are",
+                     "linear, longrope and rope_freqs.weight are; the Hugging Face directory of the "
+                     "model may hold a kind that is",
                      a->path, key, (int)PVTI_MIN(bytes, 32), name);
 }
 

@@ -324,7 +324,7 @@ static int write_chart(app *a, bool (*draw)(const void *chart, FILE *f), const v
     bool good = draw_chart(draw, chart, &svg, &bytes);
     if (!good) {
         free(svg);
-        return fail(a, "out of memory for the chart %s", a->o.svg);
+        return fail(a, "the chart %s could not be drawn: out of memory, or of room for temporary files", a->o.svg);
     }
     pvt_result result = pvt_file_write(a->ctx, a->o.svg, svg, (int64_t)bytes);
     free(svg);

@@ -34,10 +34,11 @@ static inline FILE *on_windows_fopen(const char *path, const char *mode)
     if (!on_windows_path(path, wide) || !MultiByteToWideChar(CP_UTF8, 0, mode, -1, how, 8)) return NULL;
     return _wfopen(wide, how);
 }
+/* To be executed is nothing that a file there can be refused. */
 static inline int on_windows_access(const char *path, int mode)
 {
     wchar_t wide[ON_WINDOWS_PATH];
-    return on_windows_path(path, wide) ? _waccess(wide, mode) : -1;
+    return on_windows_path(path, wide) ? _waccess(wide, mode & (R_OK | W_OK)) : -1;
 }
 static inline int on_windows_mkdir(const char *path, int mode)
 {

@@ -3,6 +3,7 @@
 #ifndef PLOT_H
 #define PLOT_H
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -45,6 +46,9 @@ typedef struct plot_frame { /* where a panel stands, and the ranges it shows: of
     bool log_x, log_y;
 } plot_frame;
 
+/* Not isfinite: as mingw writes that macro, it warns of its own casts. */
+static bool plot_finite(double x) { return fabs(x) <= DBL_MAX; }
+
 /* A number's place on its axis; NaN: it has none. */
 static double plot_at(bool logarithmic, double value)
 {
@@ -61,7 +65,7 @@ static double plot_py(const plot_frame *f, double y)
 }
 static bool plot_shows(const plot_frame *f, double x, double y)
 {
-    return isfinite(plot_at(f->log_x, x)) && isfinite(plot_at(f->log_y, y));
+    return plot_finite(plot_at(f->log_x, x)) && plot_finite(plot_at(f->log_y, y));
 }
 
 /* 1, 2 or 5 times a power of ten, giving four to eight ticks over the range. */
@@ -123,7 +127,7 @@ static void plot_ranges(const plot *p, plot_frame *f)
             }
     for (int i = 0; i < p->n_levels; i++) {
         double y = plot_at(f->log_y, p->levels[i].y);
-        if (isfinite(y)) f->y0 = fmin(f->y0, y), f->y1 = fmax(f->y1, y);
+        if (plot_finite(y)) f->y0 = fmin(f->y0, y), f->y1 = fmax(f->y1, y);
     }
     if (p->y_max > 0) f->y1 = fmin(f->y1, plot_at(f->log_y, p->y_max));
     if (!(f->x1 > f->x0)) f->x0 = 0, f->x1 = 1;
@@ -359,7 +363,7 @@ static void plot_rows_range(const plot_rows *p, plot_frame *f)
     f->x0 = 1e300, f->x1 = -1e300;
     for (int i = 0; i < p->n; i++) {
         double e = p->rows[i].error > 0 ? p->rows[i].error : 0, x = p->rows[i].x;
-        if (!isfinite(x)) continue;
+        if (!plot_finite(x)) continue;
         f->x0 = fmin(f->x0, x - e), f->x1 = fmax(f->x1, x + e);
     }
     if (p->level) f->x0 = fmin(f->x0, p->level_x), f->x1 = fmax(f->x1, p->level_x);
@@ -391,7 +395,7 @@ static void plot_rows_row(FILE *out, const plot_frame *f, const plot_row *row, d
 {
     char text[64];
     double e = row->error > 0 ? row->error : 0;
-    bool inside = isfinite(row->x) && plot_px(f, row->x) <= f->left + f->width;
+    bool inside = plot_finite(row->x) && plot_px(f, row->x) <= f->left + f->width;
     double px = inside ? plot_px(f, row->x) : f->left + f->width;
     plot_label(out, f->left - 12, y + 4, "end", row->name);
     if (e > 0 && inside)
@@ -403,7 +407,7 @@ static void plot_rows_row(FILE *out, const plot_frame *f, const plot_row *row, d
     digits = digits < 0 ? 0 : digits > 9 ? 9 : digits;
     if (e > 0) snprintf(text, sizeof text, "%.*f ± %.*f", digits, row->x, digits, e);
     else snprintf(text, sizeof text, "%.*f", digits, row->x);
-    plot_label(out, f->left + f->width + 12, y + 4, "tick", inside ? text : isfinite(row->x) ? text : "not finite");
+    plot_label(out, f->left + f->width + 12, y + 4, "tick", inside ? text : plot_finite(row->x) ? text : "not finite");
 }
 
 static __attribute__((unused)) bool plot_rows_write(const plot_rows *p, FILE *f)

@@ -1838,7 +1838,8 @@ static int prepare_file(app *a)
 {
     struct stat st;
     if (same_file(a->o.output, a->o.model)) return fail(a, "%s is the input; give another file to -o", a->o.output);
-    if (stat(a->o.output, &st) != 0) return 0;
+    if (stat(a->o.output, &st) != 0)
+        return errno == ENOENT ? 0 : fail(a, "%s cannot be looked at: %s", a->o.output, strerror(errno));
     if (S_ISDIR(st.st_mode)) return fail(a, "%s is a directory; --to %s writes one file: give it a name", a->o.output, a->o.to);
     if (!a->o.overwrite) return fail(a, "%s is there already; give another -o, or --overwrite to replace it", a->o.output);
     return 0;

@@ -312,7 +312,7 @@ static void test_malformed(pvt_ctx *ctx)
                   "config.json",
          "type \"yarn\" is not supported; llama3, linear, dynamic and longrope are"},
         {"model", "sed -i 's/\"rope_scaling\": null/\"rope_scaling\": {\"factor\": 4}/' config.json",
-         "rope_scaling has a \"factor\" and no \"rope_type\""},
+         "rope_scaling has a \"factor\" and no \"rope_type\": say there what"},
         {"phi3", "sed -i 's/\"num_hidden_layers\"/\"partial_rotary_factor\": 0.5, &/' config.json",
          "\"partial_rotary_factor\" other than 1 is not supported"},
         {"model", "sed -i 's/\"dtype\":\"F16\"/\"dtype\":\"I16\"/' model.safetensors",
@@ -443,6 +443,7 @@ static void test_results(pvt_ctx *ctx)
     CHECK(strcmp(out_text, "[97,98,32,99]\n") == 0);
     CHECK_REFUSED(1, "is a directory", run("export model -o dense --to gguf:f16 -q"));
     CHECK_REFUSED(1, "is the input", run("export q.gguf -o q.gguf --to gguf:f16 -q --overwrite"));
+    CHECK_REFUSED(1, "cannot be looked at: Not a directory", run("export model -o q.gguf/x --to gguf:f16 -q"));
     CHECK_REFUSED(1, "\"model.layers.0.", run("export q -o q2.gguf --to gguf:q2_0 -q"));
     CHECK_REFUSED(1, "has no form there", run("export q -o packed --to gptq -q"));
     CHECK(sh("test ! -e packed && test ! -e q2.gguf && rm q.gguf") == 0);

@@ -1935,6 +1935,8 @@ PVTI_DEVICE int pvti_digit(uint64_t pair, int shift, const pvti_threshold *last)
     unsigned key = (unsigned)(pair >> 32);
     return last ? (key >= last->key) + (key > last->key) : (int)(key >> shift & 255);
 }
+/* How many digits a block counts. */
+PVTI_BOTH int pvti_digit_count(const pvti_threshold *last) { return last ? 3 : 256; }
 /* The block's digits, by warps. */
 PVTI_DEVICE void pvti_count_digits(pvti_digits &room, const uint64_t *pairs, int64_t n, int shift,
                                    const pvti_threshold *last)
@@ -1951,24 +1953,26 @@ PVTI_KERNEL pvti_k_count(unsigned *counts, const uint64_t *pairs, int64_t n, int
                          const pvti_threshold *last)
 {
     PVT_SHARED(pvti_digits, room);
+    int digits = pvti_digit_count(last);
     unsigned count = 0;
     pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) count += room[w][threadIdx.x];
-    counts[blockIdx.x * 256 + threadIdx.x] = count;
+    if ((int)threadIdx.x < digits) counts[(int64_t)blockIdx.x * digits + threadIdx.x] = count;
 }
 /* Counts become places: digit after digit, and of one digit block after block, which four threads share. */
-__global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks)
+__global__ void __launch_bounds__(1024) pvti_k_places(unsigned *counts, int64_t blocks, int digits)
 {
-    int64_t per = pvti_ceil(blocks, 4), from = threadIdx.x % 4 * per, end = pvti_least(blocks, from + per);
+    int64_t per = (int)threadIdx.x / 4 < digits ? pvti_ceil(blocks, 4) : 0, from = threadIdx.x % 4 * per;
+    int64_t end = pvti_least(blocks, from + per);
     uint64_t at = 0, all;
     counts += threadIdx.x / 4;
-    for (int64_t b = from; b < end; b++) at += counts[b * 256];
+    for (int64_t b = from; b < end; b++) at += counts[b * digits];
     at = pvti_block_before(at, &all);
     for (int64_t b = from; b < end; b += 8) { /* reads do not wait for writes */
         unsigned n[8];
-        for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * 256] : 0;
+        for (int i = 0; i < 8; i++) n[i] = b + i < end ? counts[(b + i) * digits] : 0;
         for (int i = 0; i < 8; i++) {
-            if (b + i < end) counts[(b + i) * 256] = (unsigned)at;
+            if (b + i < end) counts[(b + i) * digits] = (unsigned)at;
             at += n[i];
         }
     }
@@ -1977,8 +1981,8 @@ PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shi
                         const pvti_threshold *last, const unsigned *places)
 {
     PVT_SHARED(pvti_digits, room);
-    int t = (int)threadIdx.x, lane = t % 32;
-    unsigned *of = room[t / 32], at = places[blockIdx.x * 256 + t];
+    int t = (int)threadIdx.x, lane = t % 32, digits = pvti_digit_count(last);
+    unsigned *of = room[t / 32], at = t < digits ? places[(int64_t)blockIdx.x * digits + t] : 0;
     pvti_count_digits(room, pairs, n, shift, last);
     for (int w = 0; w < PVTI_SORT_WARPS; w++) {
         unsigned count = room[w][t];
@@ -2004,10 +2008,11 @@ static void pvti_sort_pass(pvti_cuda *s, uint64_t *to, const uint64_t *from, int
 {
     int64_t blocks = pvti_ceil(n, PVTI_SORTED);
     unsigned *counts = (unsigned *)(void *)(s->room + PVTI_SELECTING);
-    if (blocks * 256 * (int64_t)sizeof *counts > PVT_CUDA_ROOM - PVTI_SELECTING)
+    int digits = pvti_digit_count(last);
+    if (blocks * digits * (int64_t)sizeof *counts > PVT_CUDA_ROOM - PVTI_SELECTING)
         pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
     PVTI_BLOCKS(s, pvti_k_count, blocks, counts, from, n, shift, last);
-    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks);
+    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks, digits);
     PVTI_BLOCKS(s, pvti_k_move, blocks, to, from, n, shift, last, counts);
 }
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */

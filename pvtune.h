@@ -673,16 +673,18 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     of a pvt_weight, and so of a pvt_model, in the memory of the context that made them; gradients and params
     of a pv; what pvt_run_hidden and pvt_run_grad return and a pvt_grad_fn gets. Host memory is everything
     else: structs, names, texts, ids and targets given to a run, the logits and losses that it hands out,
-    arrays given to pvt_weight_from_arrays and pvt_weight_dense. Pointers into a device's memory may be offset
-    like any other, but only ops and the functions below read or write through them. Models are loaded, made
-    and saved on the host and carried over, each tensor as it is: that is these functions' own affair.
+    arrays given to pvt_weight_from_arrays and pvt_weight_dense, W and H of a fit. Pointers into a device's
+    memory may be offset like any other, but only ops and the functions below read or write through them.
+    Models are loaded, made and saved on the host and carried over, each tensor as it is, and weights are fit
+    there: that is these functions' own affair.
 
     ERRORS STICK. An op never fails: a device remembers its first error, does nothing from then on, and every
     later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
     before; no other function of this section waits.
 
-    With a device the following say UNSUPPORTED: pvt_weight_fit, pvt_quantize, a head in q8. Do them in a
-    context without one; pvt_model_copy brings a model from one memory to the other. */
+    With a device the following say UNSUPPORTED: what pvt_allocate wants to know (pvt_model_alpha, _errors,
+    _feedback), a buffer's start (pvt_pv_set_buffer), surrogates, a head in q8. Do them in a context without
+    one; pvt_model_copy brings a model from one memory to the other. */
 
 /* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
    pvt_memory_free(ctx, NULL) is allowed. */
@@ -1868,12 +1870,14 @@ typedef struct pvt_quantize_desc {
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. fitted is called for resumed weights too.
+    In a context with a device blocks run and are tuned there; each weight is fit on the host, which holds a
+    second copy of the model meanwhile.
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
     or with other options: says which), UNSUPPORTED (checkpoint in a build without files; an
-    embedding in had2:; of finetune a surrogate that a format has not, or a loss), NUMERIC, MEMORY,
-    CANCELLED; IO and FORMAT of checkpoint. */
+    embedding in had2:; of finetune a surrogate that a format has not, a loss, or on a device codes below
+    δ = 1, which have a buffer), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 
@@ -10104,7 +10108,10 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
-    PVTI_TRY(pvti_host_only(ctx, "fitting a weight"));
+    if (ctx->device) {
+        PVTI_TRY(pvt_weight_fit(ctx->host, W, O, I, H, format, desc, stats, out));
+        return pvti_weight_move(ctx, out);
+    }
     stats->seconds = pvti_seconds();
     if (d.epochs < 1 || d.cg_steps < 1 || d.kmeans_steps < 1 || d.beam < 1 || d.beam > PVTI_MAX_BEAM)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -14056,7 +14063,10 @@ static pvt_result pvti_model_hash(const pvt_model *model, uint64_t *out)
     quantized blocks before it produce. Per block: one pass of the original block over all
     samples gives its outputs (the target) and XᵀX of its four kinds of inputs; each linear is fit
     (section fit); then the block's continuous parameters are tuned towards the target; then the
-    quantized block makes the next block's inputs. */
+    quantized block makes the next block's inputs.
+
+    On a device blocks run and are tuned there. Fits, roundings and the checkpoint are the host's: they work
+    on a copy of the model, of which each finished block goes over. */
 
 /* What must agree for a block of another run to be this run's, as text by name. */
 typedef struct pvti_quantizer_option {
@@ -14066,18 +14076,23 @@ typedef struct pvti_quantizer_option {
 enum { PVTI_QUANTIZER_OPTIONS = 12 };
 
 typedef struct pvti_quantizer {
-    pvt_ctx *ctx;
-    pvt_model *model;
+    pvt_ctx *ctx;                     /* fits weights: the model's own, or the plain one beside it */
+    pvt_model *model;                 /* whose weights those are */
+    pvt_ctx *run;                     /* runs blocks and tunes them: the model's own */
+    pvt_model *there;                 /* the caller's model; without a device model is the same */
     pvt_quantize_desc desc;
     pvt_pv_desc pv;                   /* of block fine-tuning, resolved */
     bool params_open;                 /* its rate of norms and biases is the default */
     pvti_blocks blocks;
     int64_t samples, T, C, per_chunk; /* per_chunk: sequences in one forward */
+    /* where blocks run: */
     pvt_real *x, *y;                  /* [samples·T, C]: the block's inputs; its original outputs */
     pvt_real *out, *dout;             /* [chunk tokens, C] */
+    pvt_real *sum[PVTI_INPUTS];       /* [I, I]: Σ x·xᵀ on a device, on its way to H */
+    pvt_real *dW[PVTI_BLOCK];         /* gradients of a block's tensors */
+    /* where weights are fit: */
     pvt_real *W;                      /* the largest linear, dense */
     pvt_real *H[PVTI_INPUTS], *part;  /* [I, I]; one chunk's share */
-    pvt_real *dW[PVTI_BLOCK];         /* gradients of a block's tensors */
     int64_t done, total;              /* weights */
     pvt_fit_stats fits[PVTI_LINEARS]; /* of the block at work */
     int n_fits;
@@ -14142,6 +14157,12 @@ static int64_t pvti_input_width(const pvti_quantizer *z, int input)
     return input == PVTI_IN_ATT ? c->heads * c->head_dim : input == PVTI_IN_H ? c->ff : c->dim;
 }
 
+/* Of one row of inputs in H. */
+static pvt_real pvti_quantizer_share(const pvti_quantizer *z)
+{
+    return (pvt_real)(1.0 / (double)(z->samples * z->T));
+}
+
 typedef struct pvti_share_args {
     pvt_real *H;
     const pvt_real *part;
@@ -14161,27 +14182,50 @@ static void pvti_share_task(void *arg, int64_t r, int worker)
         for (int64_t c = r; c < a->I; c++) a->H[r * a->I + c] += a->factor * a->part[r * a->I + c];
 }
 
-/* H += XᵀX/total for n rows of inputs. Only the upper triangle is computed, in bands of columns. */
+/* H += XᵀX/total for n rows of inputs. Only the upper triangle is computed, in bands of columns. On a device
+   the sum is that of a layer's dW, and is divided when it comes over. */
 static void pvti_quantizer_gram(const pvti_quantizer *z, int input, const pvt_real *X, int64_t n)
 {
     const int64_t band = 384;
     int64_t I = pvti_input_width(z, input);
     pvti_share_args a;
+    if (z->run->device) {
+        pvt_linear_backward(z->run, NULL, z->sum[input], NULL, X, X, NULL, n, I, I);
+        return;
+    }
     for (int64_t c = 0; c < I; c += band) {
         int64_t width = PVTI_MIN(band, I - c);
         pvti_gemm(z->ctx, z->part + c, I, pvti_cols(X, I), pvti_rows(X + c, I), c + width, width, n, false);
     }
-    a.H = z->H[input], a.part = z->part, a.I = I, a.factor = (pvt_real)(1.0 / (double)(z->samples * z->T)),
-    a.mirror = false;
+    a.H = z->H[input], a.part = z->part, a.I = I, a.factor = pvti_quantizer_share(z), a.mirror = false;
     pvti_parallel(z->ctx, I, pvti_share_task, &a);
 }
 
-/* The original block over all samples: outputs to z->y, inputs' XᵀX to z->H. */
-static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *layer)
+/* All of H is known, but for its lower triangle. */
+static pvt_result pvti_quantizer_gather(pvti_quantizer *z, int input)
 {
-    int64_t I;
     pvti_share_args a;
-    for (int i = 0; i < PVTI_INPUTS; i++) I = pvti_input_width(z, i), pvti_zero(z->ctx, z->H[i], I * I);
+    memset(&a, 0, sizeof a);
+    a.H = z->H[input], a.I = pvti_input_width(z, input), a.part = z->part, a.factor = pvti_quantizer_share(z);
+    if (z->run->device) {
+        PVTI_TRY(pvt_memory_read(z->run, z->part, z->sum[input], a.I * a.I * (int64_t)sizeof *z->part));
+        pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
+    }
+    a.mirror = true;
+    pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
+    return PVT_OK;
+}
+
+/* The original block, which the caller's model has yet, over all samples: outputs to z->y, inputs' XᵀX to
+   z->H. */
+static pvt_result pvti_quantizer_observe(pvti_quantizer *z, int64_t l)
+{
+    const pvti_layer *layer = &z->there->layers[l];
+    for (int i = 0; i < PVTI_INPUTS; i++) {
+        int64_t I = pvti_input_width(z, i);
+        pvti_zero(z->ctx, z->H[i], I * I);
+        if (z->sum[i]) pvti_zero(z->run, z->sum[i], I * I);
+    }
     for (int64_t s = 0; s < z->samples; s += z->per_chunk) {
         int64_t B = PVTI_MIN(z->per_chunk, z->samples - s), at = s * z->T * z->C;
         pvti_acts *acts = &z->blocks.acts[0];
@@ -14190,12 +14234,9 @@ static pvt_result pvti_quantizer_observe(pvti_quantizer *z, const pvti_layer *la
         pvti_quantizer_gram(z, PVTI_IN_ATT, acts->att, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_M, acts->m, B * z->T);
         pvti_quantizer_gram(z, PVTI_IN_H, acts->h, B * z->T);
-        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
+        PVTI_TRY(pvti_report(z->run, "observe", NULL, s + B, z->samples, "samples", NAN));
     }
-    for (int i = 0; i < PVTI_INPUTS; i++) {
-        a.H = z->H[i], a.I = pvti_input_width(z, i), a.mirror = true;
-        pvti_parallel(z->ctx, a.I, pvti_share_task, &a);
-    }
+    for (int i = 0; i < PVTI_INPUTS; i++) PVTI_TRY(pvti_quantizer_gather(z, i));
     return PVT_OK;
 }
 
@@ -14268,17 +14309,17 @@ static pvt_result pvti_quantizer_finetune_steps(pvti_quantizer *z, pvti_layer *l
         int64_t n = B * z->T * z->C;
         for (int j = 0; j < PVTI_BLOCK; j++) {
             grads[j] = handles[j] >= 0 ? z->dW[j] : NULL;
-            if (grads[j]) pvti_zero(z->ctx, grads[j], pvti_quantizer_size(z, j));
+            if (grads[j]) pvti_zero(z->run, grads[j], pvti_quantizer_size(z, j));
         }
         pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
-        pvti_zero(z->ctx, z->dout, n);
-        pvt_mse_backward(z->ctx, z->dout, z->out, z->y + at, 1, n);
+        pvti_zero(z->run, z->dout, n);
+        pvt_mse_backward(z->run, z->dout, z->out, z->y + at, 1, n);
         pvti_block_backward(&z->blocks, layer, z->dout, z->x + at, B, z->T, &z->blocks.acts[0], grads);
         PVTI_TRY(pvt_pv_begin(pv, pvti_half_cosine((double)step / (double)steps)));
         for (int j = 0; j < PVTI_BLOCK; j++)
             if (handles[j] >= 0) PVTI_TRY(pvt_pv_apply(pv, handles[j], grads[j]));
         PVTI_TRY(pvt_pv_end(pv, NULL));
-        PVTI_TRY(pvti_report(z->ctx, "finetune", NULL, step + 1, steps, "steps", NAN));
+        PVTI_TRY(pvti_report(z->run, "finetune", NULL, step + 1, steps, "steps", NAN));
     }
     return PVT_OK;
 }
@@ -14302,7 +14343,7 @@ static pvt_result pvti_quantizer_finetune(pvti_quantizer *z, pvti_layer *layer, 
     for (int j = 0; desc.values.by_bits && j < PVTI_BLOCK; j++) pvti_coarseness_add(sum, &layer->linear[j]);
     desc.values.lr *= pvti_coarseness(sum);
     if (z->params_open) desc.params.lr *= pvti_coarseness(sum);
-    PVTI_TRY(pvt_pv_create(z->ctx, &desc, &pv));
+    PVTI_TRY(pvt_pv_create(z->run, &desc, &pv));
     pvt_result result = PVT_OK;
     for (int j = 0; j < PVTI_BLOCK && result == PVT_OK; j++) {
         handles[j] = -1;
@@ -14332,29 +14373,45 @@ static double pvti_quantizer_gauge(pvti_quantizer *z, const pvti_layer *layer)
         int64_t s = i * chunks / n * z->per_chunk, B = PVTI_MIN(z->per_chunk, z->samples - s);
         int64_t at = s * z->T * z->C;
         pvti_block_forward(&z->blocks, layer, z->out, z->x + at, B, z->T, &z->blocks.acts[0], NULL);
-        sum += (double)B * pvt_mse_forward(z->ctx, z->out, z->y + at, B * z->T * z->C);
+        sum += (double)B * pvt_mse_forward(z->run, z->out, z->y + at, B * z->T * z->C);
     }
     return sum;
 }
 
-/* A copy of what fine-tuning moves: weights with codes, norms and biases, which go to `values`, [total]. */
-static pvt_result pvti_quantizer_copy_block(pvti_quantizer *z, const pvti_layer *layer, pvti_layer *out,
-                                            pvt_real **values)
+/* A copy in ctx's memory of what fine-tuning moves: weights with codes, norms and biases; `from`: the layer's
+   context. In any case pvti_quantizer_free_block has to be called. */
+static pvt_result pvti_quantizer_copy_block(pvti_quantizer *z, pvt_ctx *from, const pvti_layer *layer,
+                                            pvt_ctx *ctx, pvti_layer *out)
 {
-    int64_t total = 0;
     memset(out, 0, sizeof *out);
-    for (int j = 0; j < PVTI_BLOCK; j++) total += layer->vector[j] ? pvti_quantizer_size(z, j) : 0;
-    pvt_real *at = *values = PVTI_NEW(z->ctx, pvt_real, total);
-    if (!at) return PVT_ERR_MEMORY;
     for (int j = 0; j < PVTI_BLOCK; j++) {
+        int64_t n = pvti_quantizer_size(z, j);
         if (pvti_has_codes(&layer->linear[j]))
-            PVTI_TRY(pvti_weight_copy(z->ctx, &layer->linear[j], &out->linear[j]));
+            PVTI_TRY(pvti_weight_copy(ctx, &layer->linear[j], &out->linear[j]));
         if (!layer->vector[j]) continue;
-        out->vector[j] = at;
-        memcpy(at, layer->vector[j], (size_t)pvti_quantizer_size(z, j) * sizeof *at);
-        at += pvti_quantizer_size(z, j);
+        out->vector[j] = PVTI_MEMORY(ctx, pvt_real, n);
+        if (!out->vector[j]) return PVT_ERR_MEMORY;
+        PVTI_TRY(pvti_transfer(ctx, out->vector[j], from, layer->vector[j], n * (int64_t)sizeof(pvt_real)));
     }
     return PVT_OK;
+}
+
+static void pvti_quantizer_free_block(pvt_ctx *ctx, pvti_layer *block)
+{
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        pvt_weight_free(&block->linear[j]);
+        pvt_memory_free(ctx, block->vector[j]);
+    }
+}
+
+/* What a copy holds goes into the layer, whose weights with codes go into the copy. */
+static void pvti_quantizer_exchange(pvti_quantizer *z, pvt_ctx *ctx, pvti_layer *layer, pvti_layer *copy)
+{
+    for (int j = 0; j < PVTI_BLOCK; j++) {
+        pvt_weight old = layer->linear[j];
+        if (pvti_has_codes(&copy->linear[j])) layer->linear[j] = copy->linear[j], copy->linear[j] = old;
+        if (copy->vector[j]) pvti_copy(ctx, layer->vector[j], copy->vector[j], pvti_quantizer_size(z, j));
+    }
 }
 
 /* Fine-tuning that does not bring the block nearer to the original's outputs is undone: a rate that suits two
@@ -14363,21 +14420,13 @@ static pvt_result pvti_quantizer_improve(pvti_quantizer *z, pvti_layer *layer, c
                                          int64_t l)
 {
     pvti_layer before;
-    pvt_real *values = NULL;
-    pvt_result result = pvti_quantizer_copy_block(z, layer, &before, &values);
+    pvt_result result = pvti_quantizer_copy_block(z, z->run, layer, z->run, &before);
     double error = result == PVT_OK ? pvti_quantizer_gauge(z, layer) : 0;
     if (result == PVT_OK) result = pvti_quantizer_finetune(z, layer, original, l);
     if (result == PVT_OK && !(pvti_quantizer_gauge(z, layer) < error))
-        for (int j = 0; j < PVTI_BLOCK; j++) {
-            pvt_weight tuned = layer->linear[j];
-            if (before.linear[j].kind) layer->linear[j] = before.linear[j], before.linear[j] = tuned;
-            if (before.vector[j])
-                memcpy(layer->vector[j], before.vector[j],
-                       (size_t)pvti_quantizer_size(z, j) * sizeof *values);
-        }
-    for (int j = 0; j < PVTI_BLOCK; j++) pvt_weight_free(&before.linear[j]);
-    pvti_free(z->ctx, values);
-    return result;
+        pvti_quantizer_exchange(z, z->run, layer, &before);
+    pvti_quantizer_free_block(z->run, &before);
+    return result == PVT_OK ? pvti_device_check(z->run) : result;
 }
 
 /* The values as the file will hold them, before anything is measured with them. */
@@ -14409,39 +14458,85 @@ static pvt_result pvti_quantizer_keep(pvti_quantizer *z, pvti_layer *layer, int6
     return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, layer, l) : PVT_OK;
 }
 
+/* The layer where blocks run: itself or, on a device, a copy, which borrows from the caller's model what stays
+   dense. pvti_quantizer_leave ends with it. */
+static pvt_result pvti_quantizer_enter(pvti_quantizer *z, const pvti_layer *layer, int64_t l,
+                                       pvti_layer *room, pvti_layer **out)
+{
+    const pvti_layer *there = &z->there->layers[l];
+    memset(room, 0, sizeof *room);
+    *out = z->run->device ? room : (pvti_layer *)(uintptr_t)layer;
+    if (!z->run->device) return PVT_OK;
+    PVTI_TRY(pvti_quantizer_copy_block(z, z->ctx, layer, z->run, room));
+    for (int j = 0; j < PVTI_BLOCK; j++)
+        if (!pvti_has_codes(&room->linear[j])) {
+            room->linear[j] = there->linear[j];
+            room->linear[j].owned = false, room->linear[j].prepared = NULL;
+        }
+    return PVT_OK;
+}
+static void pvti_quantizer_leave(pvti_quantizer *z, pvti_layer *room)
+{
+    pvti_quantizer_free_block(z->run, room);
+}
+
+/* Fine-tuning where blocks run; the host's layer then has what came of it. */
+static pvt_result pvti_quantizer_tune(pvti_quantizer *z, pvti_layer *layer, int64_t l)
+{
+    pvti_layer room, *at, back;
+    memset(&back, 0, sizeof back);
+    pvt_result result = pvti_quantizer_enter(z, layer, l, &room, &at);
+    if (result == PVT_OK) result = pvti_quantizer_improve(z, at, &z->there->layers[l], l);
+    if (result == PVT_OK && at != layer) result = pvti_quantizer_copy_block(z, z->run, at, z->ctx, &back);
+    if (result == PVT_OK && at != layer) pvti_quantizer_exchange(z, z->ctx, layer, &back);
+    pvti_quantizer_free_block(z->ctx, &back);
+    pvti_quantizer_leave(z, &room);
+    return result;
+}
+
+/* The inputs of the next block, from the finished one; the caller's model on a device then has it, too. */
+static pvt_result pvti_quantizer_advance(pvti_quantizer *z, const pvti_layer *layer, int64_t l)
+{
+    pvti_layer room, *at;
+    pvt_result result = pvti_quantizer_enter(z, layer, l, &room, &at);
+    for (int64_t s = 0; s < z->samples && result == PVT_OK; s += z->per_chunk) {
+        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
+        pvt_real *x = z->x + s * z->T * z->C;
+        pvti_block_forward(&z->blocks, at, x, x, B, z->T, &z->blocks.acts[0], NULL);
+        result = pvti_report(z->run, "observe", NULL, s + B, z->samples, "samples", NAN);
+    }
+    if (result == PVT_OK) result = pvti_device_check(z->run);
+    if (result == PVT_OK && at != layer)
+        pvti_quantizer_exchange(z, z->run, &z->there->layers[l], at);
+    pvti_quantizer_leave(z, &room);
+    return result;
+}
+
 /* Fits and fine-tunes the block; its weights are exchanged one by one in `layer`. */
-static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
-                                            int64_t l)
+static pvt_result pvti_quantizer_make_block(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
     char name[96];
     z->n_fits = 0;
-    PVTI_TRY(pvti_quantizer_observe(z, original));
+    PVTI_TRY(pvti_quantizer_observe(z, l));
     for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
         pvti_quantizer_tensor_name(z, l, j, name);
         if (pvti_quantize_skips(&z->desc, name)) continue;
         PVTI_TRY(pvti_quantizer_fit(z, &layer->linear[j], name, (uint64_t)(l * PVTI_LINEARS + j - PVTI_Q),
                                     z->H[pvti_tensors[j].input]));
     }
-    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_improve(z, layer, original, l));
+    if (z->desc.finetune_epochs > 0) PVTI_TRY(pvti_quantizer_tune(z, layer, l));
     return pvti_quantizer_round(z, layer, l);
 }
 
-static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, const pvti_layer *original,
-                                            int64_t l)
+static pvt_result pvti_quantizer_block_body(pvti_quantizer *z, pvti_layer *layer, int64_t l)
 {
     bool taken;
     PVTI_TRY(pvti_quantizer_resume(z, layer, l, &taken));
     if (!taken) {
-        PVTI_TRY(pvti_quantizer_make_block(z, layer, original, l));
+        PVTI_TRY(pvti_quantizer_make_block(z, layer, l));
         PVTI_TRY(pvti_quantizer_keep(z, layer, l));
     }
-    for (int64_t s = 0; s < z->samples; s += z->per_chunk) { /* the inputs of the next block */
-        int64_t B = PVTI_MIN(z->per_chunk, z->samples - s);
-        pvt_real *x = z->x + s * z->T * z->C;
-        pvti_block_forward(&z->blocks, layer, x, x, B, z->T, &z->blocks.acts[0], NULL);
-        PVTI_TRY(pvti_report(z->ctx, "observe", NULL, s + B, z->samples, "samples", NAN));
-    }
-    return PVT_OK;
+    return pvti_quantizer_advance(z, layer, l);
 }
 
 /* A block is exchanged whole: when anything fails in between, the original stays. */
@@ -14466,7 +14561,7 @@ static pvt_result pvti_quantizer_block(pvti_quantizer *z, int64_t l)
         if (pvti_has_codes(&original.linear[j]))
             result = pvti_weight_copy(z->ctx, &original.linear[j], &work.linear[j]);
         else work.linear[j].owned = false; /* the original must survive being replaced */
-    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, &original, l);
+    if (result == PVT_OK) result = pvti_quantizer_block_body(z, &work, l);
     for (int j = 0; j < PVTI_BLOCK; j++) {
         bool replaced =
             pvti_has_codes(&work.linear[j]) && work.linear[j].array[0] != original.linear[j].array[0];
@@ -14504,23 +14599,32 @@ static pvt_result pvti_quantizer_table(pvti_quantizer *z, bool head)
     pvt_weight *weight = head ? &z->model->head : &z->model->embed;
     bool taken;
     PVTI_TRY(pvti_quantizer_resume(z, NULL, head, &taken));
-    if (taken) return PVT_OK;
-    PVTI_TRY(pvti_quantizer_make_table(z, weight, head, pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf));
-    return pvti_quantizer_keep(z, NULL, head);
+    if (!taken) {
+        PVTI_TRY(pvti_quantizer_make_table(z, weight, head, pvti_tensors[head ? PVTI_HEAD : PVTI_EMBED].hf));
+        PVTI_TRY(pvti_quantizer_keep(z, NULL, head));
+    }
+    if (!z->run->device) return PVT_OK;
+    pvt_weight *there = head ? &z->there->head : &z->there->embed, own;
+    PVTI_TRY(pvti_weight_copy(z->run, weight, &own));
+    pvt_weight_free(there);
+    *there = own;
+    return pvti_model_tie(z->there);
 }
 
 /* Random windows of the corpus, each at most once, through the embedding. */
 static pvt_result pvti_quantizer_inputs(pvti_quantizer *z, const pvt_corpus *corpus)
 {
-    int64_t windows = corpus->n / z->T;
+    int64_t windows = corpus->n / z->T, n = z->T * z->C;
     int64_t *order = PVTI_NEW(z->ctx, int64_t, windows);
-    if (!order) return PVT_ERR_MEMORY;
-    pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
-    for (int64_t s = 0; s < z->samples; s++)
-        pvt_weight_embedding(z->x + s * z->T * z->C, &z->model->embed, corpus->ids + order[s] * z->T,
-                          z->T);
-    pvti_free(z->ctx, order);
-    return PVT_OK;
+    pvt_real *rows = PVTI_NEW(z->ctx, pvt_real, n);
+    if (order && rows) pvti_random_order(order, windows, z->ctx->seed, PVTI_RANDOM_CALIBRATION, 0);
+    for (int64_t s = 0; order && rows && s < z->samples; s++) {
+        pvt_weight_embedding(rows, &z->model->embed, corpus->ids + order[s] * z->T, z->T);
+        pvt_memory_write(z->run, z->x + s * n, rows, n * (int64_t)sizeof *rows);
+    }
+    pvt_result result = order && rows ? pvti_device_check(z->run) : PVT_ERR_MEMORY;
+    pvti_free(z->ctx, order), pvti_free(z->ctx, rows);
+    return result;
 }
 
 /* The matrix of tensor i if this run is to quantize it, else NULL. */
@@ -14648,6 +14752,8 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     z->params_open = z->pv.params.lr == 0;
     z->pv = pvt_pv_resolve(&z->pv);
     if (d->finetune_epochs < 0) return PVT_OK;
+    if (z->run->device && z->pv.strategy != PVT_STRATEGY_CONTINUOUS && z->pv.delta < 1)
+        return pvti_host_only(z->run, "quantize: block fine-tuning of codes with a buffer");
     if (z->pv.loss)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: block fine-tuning has no loss to search L with: set smoothness, and no "
@@ -14710,24 +14816,25 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
     z->per_chunk = PVTI_MAX(1, PVTI_MIN(z->samples, 1024 / z->T));
     int64_t tokens = z->per_chunk * z->T;
     for (int i = 0; i < PVTI_BLOCK; i++) largest = PVTI_MAX(largest, pvti_quantizer_size(z, i));
-    PVTI_TRY(pvti_blocks_create(z->ctx, c, tokens, z->T, 1, true, &z->blocks));
-    z->x = PVTI_NEW(z->ctx, pvt_real, inputs);
-    z->y = PVTI_NEW(z->ctx, pvt_real, inputs);
-    z->out = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
-    z->dout = PVTI_NEW(z->ctx, pvt_real, tokens * z->C);
+    PVTI_TRY(pvti_blocks_create(z->run, c, tokens, z->T, 1, true, &z->blocks));
+    z->x = PVTI_MEMORY(z->run, pvt_real, inputs);
+    z->y = PVTI_MEMORY(z->run, pvt_real, inputs);
+    z->out = PVTI_MEMORY(z->run, pvt_real, tokens * z->C);
+    z->dout = PVTI_MEMORY(z->run, pvt_real, tokens * z->C);
     z->W = PVTI_NEW(z->ctx, pvt_real, largest);
     if (!z->x || !z->y || !z->out || !z->dout || !z->W) return PVT_ERR_MEMORY;
     for (int i = 0; i < PVTI_INPUTS; i++) {
         int64_t I = pvti_input_width(z, i);
         widest = PVTI_MAX(widest, I);
         z->H[i] = PVTI_NEW(z->ctx, pvt_real, I * I);
-        if (!z->H[i]) return PVT_ERR_MEMORY;
+        if (z->run->device) z->sum[i] = PVTI_MEMORY(z->run, pvt_real, I * I);
+        if (!z->H[i] || (z->run->device && !z->sum[i])) return PVT_ERR_MEMORY;
     }
     z->part = PVTI_NEW(z->ctx, pvt_real, widest * widest);
     if (!z->part) return PVT_ERR_MEMORY;
     for (int i = 0; i < PVTI_BLOCK && z->desc.finetune_epochs > 0; i++) {
         if (z->model->place[i] < 0) continue;
-        z->dW[i] = PVTI_NEW(z->ctx, pvt_real, pvti_quantizer_size(z, i));
+        z->dW[i] = PVTI_MEMORY(z->run, pvt_real, pvti_quantizer_size(z, i));
         if (!z->dW[i]) return PVT_ERR_MEMORY;
     }
     return PVT_OK;
@@ -14736,10 +14843,12 @@ static pvt_result pvti_quantizer_alloc(pvti_quantizer *z)
 static void pvti_quantizer_free(pvti_quantizer *z)
 {
     pvti_blocks_free(&z->blocks);
-    pvti_free(z->ctx, z->x), pvti_free(z->ctx, z->y), pvti_free(z->ctx, z->out), pvti_free(z->ctx, z->dout),
-        pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
-    for (int i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]);
-    for (int i = 0; i < PVTI_BLOCK; i++) pvti_free(z->ctx, z->dW[i]);
+    pvt_memory_free(z->run, z->x), pvt_memory_free(z->run, z->y);
+    pvt_memory_free(z->run, z->out), pvt_memory_free(z->run, z->dout);
+    pvti_free(z->ctx, z->W), pvti_free(z->ctx, z->part);
+    for (int i = 0; i < PVTI_INPUTS; i++) pvti_free(z->ctx, z->H[i]), pvt_memory_free(z->run, z->sum[i]);
+    for (int i = 0; i < PVTI_BLOCK; i++) pvt_memory_free(z->run, z->dW[i]);
+    if (z->model != z->there) pvt_model_free(z->model);
 }
 
 static pvt_result pvti_quantizer_run(pvti_quantizer *z, const pvt_corpus *corpus)
@@ -14762,10 +14871,11 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
     pvt_ctx *ctx = model->ctx;
     pvti_quantizer z;
     memset(&z, 0, sizeof z);
-    z.ctx = ctx, z.model = model;
+    z.ctx = ctx->device ? ctx->host : ctx, z.run = ctx;
+    z.model = z.there = model;
     if (desc) z.desc = *desc;
-    PVTI_TRY(pvti_host_only(ctx, "quantizing a model"));
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
+    if (ctx->device) PVTI_TRY(pvti_model_copy_as(z.ctx, model, pvti_weight_take, &z.model));
     pvt_result result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
     return result;
@@ -15049,7 +15159,7 @@ static pvt_result pvti_feedback_run(pvti_quantizer *z, const pvt_corpus *corpus,
     PVTI_TRY(pvti_quantizer_alloc(z));
     PVTI_TRY(pvti_quantizer_inputs(z, corpus));
     for (int64_t l = 0; l < z->model->config.layers; l++) {
-        PVTI_TRY(pvti_quantizer_observe(z, &z->model->layers[l]));
+        PVTI_TRY(pvti_quantizer_observe(z, l));
         for (int j = PVTI_Q; j < PVTI_Q + PVTI_LINEARS; j++) {
             int64_t i = pvti_tensor_number(z->model, j, l);
             PVTI_TRY(pvti_feedback_of(z, i, z->H[pvti_tensors[j].input], probe, &feedback[i]));
@@ -15068,13 +15178,13 @@ PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *
     pvti_alpha alpha;
     pvti_quantizer z;
     memset(&alpha, 0, sizeof alpha), memset(&z, 0, sizeof z);
-    alpha.ctx = z.ctx = model->ctx, alpha.model = model, alpha.what = "feedback";
+    alpha.ctx = z.ctx = z.run = model->ctx, alpha.model = model, alpha.what = "feedback";
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) feedback[i] = 1;
     if (desc) alpha.desc.samples = desc->samples, alpha.desc.ctx = desc->ctx;
     PVTI_TRY(pvti_alpha_check(&alpha, corpus));
     if (!pvti_format_has_fit(probe))
         return pvti_fail(z.ctx, PVT_ERR_ARGUMENT, "feedback: the probe must be a format with codes");
-    z.model = (pvt_model *)model; /* only read: fits go elsewhere */
+    z.model = z.there = (pvt_model *)model; /* only read: fits go elsewhere */
     z.samples = alpha.B, z.T = alpha.T, z.C = model->config.dim, z.desc.finetune_epochs = -1;
     pvt_result result = pvti_feedback_run(&z, corpus, probe, feedback);
     pvti_quantizer_free(&z);
@@ -27967,8 +28077,9 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     PVTI_TRY(pvti_model_hash(z->model, &hash));
     for (int i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 2 of version %d", PVT_VERSION);
-    snprintf(z->options[1].value, 200, "%d bytes, products %s", (int)sizeof(pvt_real),
-             z->ctx->compute_bf16 ? "bf16" : "full");
+    snprintf(z->options[1].value, 200, "%d bytes, products %s%s%s", (int)sizeof(pvt_real),
+             z->ctx->compute_bf16 ? "bf16" : "full", z->run->device ? ", on " : "",
+             z->run->device ? z->run->device->name : "");
     pvt_format_text(&d->format, z->options[2].value);
     snprintf(z->options[3].value, 200, "%lld of %lld tokens", (long long)z->samples, (long long)z->T);
     pvti_number_text(fit.tolerance, 0, number[0]), pvti_number_text(fit.target, 0, number[1]);

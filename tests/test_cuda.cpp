@@ -7,6 +7,7 @@
 
     Rounding: where an op only moves numbers or does the processor's arithmetic in the processor's order,
     none. Else the largest difference relative to the largest number of the result, stated at each op. */
+#include <vector>
 #include <stdint.h>
 static int64_t slab; /* 0: each allocation alone, so that the shim sees what is written behind it */
 #define PVT_CUDA_SLAB slab
@@ -821,8 +822,47 @@ static void test_use()
     CHECK_NEAR(ppl[0].nll, ppl[1].nll, 1e-6);
     CHECK(made[0].n == 8 && made[1].n == 8 && memcmp(made[0].ids, made[1].ids, 8 * sizeof(int32_t)) == 0);
     for (int i = 0; i < 2; i++) pvt_ids_free(ctx[i], made[i].ids);
-    CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
-    CHECK(strstr(pvt_ctx_error(there), "is not possible on cuda:0: do it in a context without a device"));
+}
+
+/* Σ (a − b)²/Σ a² over all matrices, which may lie in different memories. */
+static double distance(const pvt_model *a, const pvt_model *b)
+{
+    pvt_model *x, *y;
+    double error = 0, norm = 0;
+    CHECK_OK(host, pvt_model_copy(host, a, &x));
+    CHECK_OK(host, pvt_model_copy(host, b, &y));
+    for (int64_t i = 0; i < pvt_model_tensors(x); i++) {
+        pvt_tensor_info p = pvt_model_tensor(x, i), q = pvt_model_tensor(y, i);
+        std::vector<float> u((size_t)p.n), v((size_t)p.n);
+        if (p.weight) pvt_weight_dequantize(p.weight, u.data()), pvt_weight_dequantize(q.weight, v.data());
+        else memcpy(u.data(), p.values, (size_t)p.n * 4), memcpy(v.data(), q.values, (size_t)p.n * 4);
+        for (int64_t k = 0; k < p.n; k++) {
+            double d = u[(size_t)k] - v[(size_t)k];
+            error += d * d, norm += (double)u[(size_t)k] * u[(size_t)k];
+        }
+    }
+    pvt_model_free(x), pvt_model_free(y);
+    return error / norm;
+}
+
+/* A model quantized and fine-tuned, block by block: nearly the processor's, and twice the same bits. */
+static void test_quantize(const char *format)
+{
+    pvt_quantize_desc q;
+    pvt_model *made[3];
+    memset(&q, 0, sizeof q);
+    q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = 3, q.finetune_lr = 1e-3;
+    q.skip = "layers.0.mlp.up_proj";
+    CHECK_OK(host, pvt_format_parse(host, format, &q.format));
+    for (int i = 0; i < 3; i++) {
+        pvt_ctx *ctx = i ? there : host;
+        CHECK_OK(ctx, pvt_model_copy(ctx, teacher[i > 0], &made[i]));
+        CHECK_OK(ctx, pvt_quantize(made[i], &corpus, &q));
+    }
+    CHECK(distance(made[1], made[2]) == 0);
+    CHECK(distance(teacher[0], made[1]) > 1e-4);
+    CHECK(distance(made[0], made[1]) < 1e-6);
+    for (int i = 0; i < 3; i++) pvt_model_free(made[i]);
 }
 
 /* Two steps in both memories: losses to rounding, as many groups searched, nothing allocated, and twice the
@@ -866,6 +906,8 @@ static void test_model()
     memset(&desc, 0, sizeof desc);
     make_models();
     test_use();
+    test_quantize("aqlm:2x5g4");
+    if (!quick) test_quantize("had:int:3g8");
     desc.steps = 2, desc.batch = 2, desc.ctx = CTX, desc.pv.cap = 0.05, desc.eval_every = -1;
     desc.pv.codes.lr = 2.5e-2, desc.pv.values.lr = 3e-4; /* the defaults change no code so soon */
     test_tune(&desc);

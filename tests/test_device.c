@@ -849,6 +849,91 @@ static void test_files(const char *dir)
     CHECK(strstr(pvt_ctx_error(there), "/nowhere") != NULL);
 }
 
+/* ---- quantizing ---- */
+
+static pvt_quantize_desc quantize_desc(const char *format)
+{
+    pvt_quantize_desc q;
+    memset(&q, 0, sizeof q);
+    q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = 3, q.finetune_lr = 1e-2;
+    q.skip = "layers.1.mlp.up_proj", q.embedding = true;
+    CHECK_OK(host, pvt_format_parse(host, format, &q.format));
+    CHECK_OK(host, pvt_format_parse(host, "int:4g8", &q.embed_format));
+    return q;
+}
+
+/* Blocks run on the device, weights are fit beside it: a model of the processor's bits. With a checkpoint the
+   second time goes on from the first's files; another context's are refused. */
+static void test_quantize(const char *dir, const char *format, bool finetune)
+{
+    pvt_model *made[2], *again;
+    pvt_quantize_desc q = quantize_desc(format);
+    char command[600];
+    int64_t held = device.held;
+    if (!finetune) q.finetune_epochs = -1;
+    CHECK_OK(host, pvt_model_copy(host, teacher[0], &made[0]));
+    CHECK_OK(there, pvt_model_copy(there, teacher[1], &made[1]));
+    CHECK_OK(there, pvt_model_copy(there, teacher[1], &again));
+    CHECK_OK(host, pvt_quantize(made[0], &corpus, &q));
+    int64_t forwards = device.calls[offsetof(pvt_device, attention_forward) / sizeof(void *)];
+    q.checkpoint = dir;
+    CHECK_OK(there, pvt_quantize(made[1], &corpus, &q));
+    CHECK(device.calls[offsetof(pvt_device, attention_forward) / sizeof(void *)] - forwards >= 6);
+    CHECK(!same_model(teacher[0], made[1]) && same_model(made[0], made[1]));
+    q.resume = true;
+    CHECK_OK(there, pvt_quantize(again, &corpus, &q));
+    CHECK(same_model(made[0], again));
+    pvt_model_free(made[0]);
+    CHECK_OK(host, pvt_model_copy(host, teacher[0], &made[0]));
+    CHECK(pvt_quantize(made[0], &corpus, &q) == PVT_ERR_MISMATCH);
+    CHECK(strstr(pvt_ctx_error(host), "products full, on guarded memory") != NULL);
+    pvt_model_free(made[0]), pvt_model_free(made[1]), pvt_model_free(again);
+    CHECK(device.held == held);
+    snprintf(command, sizeof command, "rm '%s'/quantize-*.safetensors", dir);
+    CHECK(system(command) == 0);
+}
+
+/* Of the allocations there one fails, then an op: an error, whole blocks in the model, nothing stays. */
+static void test_quantize_failures(void)
+{
+    pvt_quantize_desc q = quantize_desc("aqlm:1x4g4");
+    pvt_pv_desc pv;
+    pvt_ppl_desc desc;
+    pvt_ppl ppl;
+    pvt_model *model;
+    pvt_result result = PVT_ERR_MEMORY;
+    int64_t held = device.held, failed = 0, wrong = 0, all = 0, ops = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.ctx = CTX, q.samples = 1, q.finetune_epochs = 1;
+    for (; result == PVT_ERR_MEMORY && failed < 2000; failed += 1 + failed / 12) {
+        CHECK_OK(there, pvt_model_copy(there, teacher[1], &model));
+        device.allocations = 0, device.fail_allocation = failed, ops = device.ops;
+        result = pvt_quantize(model, &corpus, &q);
+        all = device.ops - ops;
+        device.fail_allocation = -1;
+        CHECK_OK(there, pvt_perplexity(model, &corpus, &desc, &ppl));
+        wrong += !(ppl.nll > 0 && ppl.nll < 10);
+        pvt_model_free(model);
+        wrong += device.held != held;
+    }
+    CHECK(result == PVT_OK && failed > 200 && all > 300 && wrong == 0);
+    for (int64_t at = 0; at < all; at += 41) {
+        CHECK_OK(there, pvt_model_copy(there, teacher[1], &model));
+        device.fail_op = device.ops + at;
+        wrong += pvt_quantize(model, &corpus, &q) != PVT_ERR_IO;
+        wrong += strcmp(pvt_ctx_error(there), "guarded memory: the power went out") != 0;
+        device.failed = false, device.fail_op = -1;
+        pvt_model_free(model);
+        wrong += device.held != held;
+    }
+    CHECK(wrong == 0);
+    memset(&pv, 0, sizeof pv);
+    pv.strategy = PVT_STRATEGY_STE, q.finetune = &pv;
+    CHECK(pvt_quantize(teacher[1], &corpus, &q) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(there), "of codes with a buffer is not possible on guarded memory") != NULL);
+    CHECK(same_model(teacher[0], teacher[1]));
+}
+
 /* ---- what goes wrong ---- */
 
 static void test_refusals(void)
@@ -859,16 +944,23 @@ static void test_refusals(void)
     pvt_model *model;
     pvt_tuner *tuner;
     pvt_tune_desc desc;
+    double *alpha;
     memset(&desc, 0, sizeof desc);
     desc.ctx = CTX, desc.steps = 1;
     CHECK_OK(there, pvt_format_parse(there, "aqlm:1x4g4", &format));
-    CHECK(pvt_weight_fit(there, W, 8, 8, NULL, &format, NULL, NULL, &w) == PVT_ERR_UNSUPPORTED);
-    CHECK(strstr(pvt_ctx_error(there), "fitting a weight is not possible on guarded memory"));
+    CHECK_OK(there, pvt_weight_fit(there, W, 8, 8, NULL, &format, NULL, NULL, &w)); /* on the host */
+    CHECK(w.ctx == there && w.owned);
+    pvt_weight_free(&w);
+    CHECK(pvt_weight_fit(there, W, 8, 9, NULL, &format, NULL, NULL, &w) == PVT_ERR_ARGUMENT && !w.kind);
+    CHECK(strstr(pvt_ctx_error(there), "do not divide") != NULL);
+    alpha = (double *)calloc((size_t)pvt_model_tensors(teacher[1]), sizeof *alpha);
+    CHECK(pvt_model_alpha(teacher[1], &corpus, NULL, alpha) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(there), "measuring what errors cost is not possible on guarded memory"));
+    free(alpha);
     guarded.rotate = NULL; /* a device that cannot */
     CHECK(pvt_model_copy(there, student[0], &model) == PVT_ERR_UNSUPPORTED);
     CHECK(strstr(pvt_ctx_error(there), "guarded memory does not rotate") != NULL);
     guarded.rotate = device_rotate;
-    CHECK(pvt_quantize(teacher[1], &corpus, NULL) == PVT_ERR_UNSUPPORTED);
     pvt_pv_desc qat;
     pvt_pv *pv = NULL;
     memset(&qat, 0, sizeof qat);
@@ -982,6 +1074,9 @@ int main(void)
     test_logits();
     test_tune(dir);
     test_files(dir);
+    test_quantize(dir, "aqlm:2x5g4", true), test_quantize(dir, "had:int:3g8", true);
+    test_quantize(dir, "int:2g8", false);
+    test_quantize_failures();
     test_refusals();
     test_no_memory();
     test_failures();

@@ -1036,9 +1036,10 @@ typedef struct pvt_fit_desc {
     int kmeans_steps;      /* 0: 25 */
     int beam;              /* hypotheses kept in the search; 0: 1 */
     pvt_fit_method method; /* of nf4, int, q2_0 */
-    bool act_order;        /* GPTQ takes the inputs with the largest H_jj first; groups stay neighbours in W,
-                              and get their scales before */
-    double damp;           /* GPTQ adds this share of the mean of H's diagonal to it; 0: 0.01 */
+    bool act_order;        /* of the same: GPTQ takes the inputs with the largest H_jj first; groups stay
+                              neighbours in W, and get their scales before */
+    double damp;           /* GPTQ, and higgs, e8p and iq2 under H, add this share of the mean of H's diagonal
+                              to it; 0: 0.01 */
 } pvt_fit_desc;
 
 typedef struct pvt_fit_stats {
@@ -1050,12 +1051,13 @@ typedef struct pvt_fit_stats {
 
 /*  Codes and continuous parameters for W [O, I]: minimise ⟨(W−Ŵ)H, W−Ŵ⟩. H [I, I] = XᵀX (any positive
     multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error. desc and stats
-    may be NULL. Where each weight has a code: see pvt_fit_method. Else the calibration of AQLM (2401.06118,
-    3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals weighted by diag(H);
+    may be NULL. Where each weight has a code: see pvt_fit_method. Of higgs, e8p and iq2: scales from W, then
+    codes block by block, under H by block LDLQ (2402.04396, 4.1) and each row's scales once more. Of aqlm its
+    calibration (2401.06118, 3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals weighted by diag(H);
     then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes by beam
     search. After each epoch the context's progress is called: phase "fit", item the desc's name, value the
-    error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ: H not
-    positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
+    error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ, higgs,
+    e8p, iq2: H not positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -1385,12 +1387,13 @@ enum {
 /* text[0 … bytes − 1] as *n ids in *ids, to be freed with pvt_ids_free. bytes −1: up to the
    terminating zero. The time is O(bytes · log bytes). Errors: ARGUMENT, MEMORY, MISMATCH (a
    character for which the vocabulary has neither a piece, nor bytes, nor an "unknown").
-   The ids are those of Hugging Face's library tokenizers, but for two things. It leaves out what a vocabulary
+   The ids are those of Hugging Face's library tokenizers, but for three things. It leaves out what a vocabulary
    without an "unknown" lacks, without a word: here that is MISMATCH. (SmolLM2 has no token for 21 bytes, among
    them 0x04, 0xF1 and 0xFF; its GGUF names an "unknown", which such a byte then is, there as here.) And it takes
    well-formed UTF-8 only: Python refuses other bytes, or puts U+FFFD for them (errors="replace"), before it
    sees them. Here a byte that belongs to no character is encoded as it is: a character of its own, neither
-   letter, number nor space, whose token is that byte's, so that decoding gives it back. */
+   letter, number nor space, whose token is that byte's, so that decoding gives it back. And a GGUF does not
+   say that text is composed (NFC): that of Qwen2 is not when its tokenizer comes from a GGUF. */
 PVT_API pvt_result pvt_tokenizer_encode(const pvt_tokenizer *tokenizer, const char *text, int64_t bytes,
                                         int flags, int32_t **ids, int64_t *n);
 
@@ -1499,7 +1502,7 @@ PVT_API pvt_result pvt_model_round_f16(pvt_model *model);
 /* Readies the model for token by token: pvt_weight_prepare of every linear layer and of the head, or with
    head_q8 a head in Q8_0 (8.5 bits, its groups of 32 must divide the model's width; a little less exact, less
    to read for each token). Not for a model that will be tuned or saved afterwards. Errors: MEMORY,
-   UNSUPPORTED. */
+   UNSUPPORTED, NUMERIC. */
 PVT_API pvt_result pvt_model_prepare(pvt_model *model, bool head_q8);
 
 typedef struct pvt_save_desc {
@@ -1914,8 +1917,8 @@ typedef struct pvt_tune_desc {
     pvt_pv_desc pv;
     int64_t steps;          /* 0: 200 */
     int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
-    int64_t micro_batch;    /* sequences a forward; 0: what fits; less than a rank's batch: gradients are
-                               accumulated */
+    int64_t micro_batch;    /* sequences a forward, which divide a rank's batch; 0: the most of these that fit;
+                               less than a rank's batch: gradients are accumulated */
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;
@@ -2766,7 +2769,9 @@ static int pvti_own_rename(void *user, const char *from, const char *to)
         code = GetLastError(), attributes = GetFileAttributesW(b);
         bool folder = attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY);
         bool link = folder && (attributes & FILE_ATTRIBUTE_REPARSE_POINT); /* it would go itself */
-        if (folder && !link && (GetFileAttributesW(a) & FILE_ATTRIBUTE_DIRECTORY) && RemoveDirectoryW(b))
+        DWORD source = GetFileAttributesW(a);
+        if (folder && !link && source != INVALID_FILE_ATTRIBUTES && (source & FILE_ATTRIBUTE_DIRECTORY) &&
+            RemoveDirectoryW(b))
             continue; /* it was empty: elsewhere a folder takes its place, too */
         if (folder || (code != ERROR_ACCESS_DENIED && code != ERROR_SHARING_VIOLATION)) break;
         Sleep(20);
@@ -3239,7 +3244,7 @@ PVTI_INLINE double pvti_exp64(double x)
 PVTI_INLINE pvt_real pvti_sigmoid(pvt_real z) { return 1 / (1 + pvti_exp(-z)); }
 
 /* ---- log: x = 2^e·m with m in [√½, √2), s = (m − 1)/(m + 1), |s| < 0.172, z = s²,
-   log x = e·ln 2 + 2·(s + s³/3 + s⁵/5 + …), eleven terms. For positive normal x; 0 gives −∞,
+   log x = e·ln 2 + 2·(s + s³/3 + s⁵/5 + …), eleven terms. For positive normal x; 0 and subnormal x give −∞,
    less gives NaN. ---- */
 static double pvti_log(double x)
 {
@@ -8298,12 +8303,12 @@ static void pvti_points_fit_task(void *arg, int64_t task, int worker)
     }
 }
 
-/* R of H + 1 % of its mean diagonal, in pvt_real and without a stride: what rows are updated with. */
+/* R of H + damp · its mean diagonal, in pvt_real and without a stride: what rows are updated with. */
 static pvt_result pvti_points_factor(pvt_ctx *ctx, const char *name, const pvt_real *H, int64_t I,
-                                     pvt_real *R)
+                                     double damp, pvt_real *R)
 {
     pvti_factor factor;
-    PVTI_TRY(pvti_factor_make(ctx, name, H, I, 0.01, false, &factor));
+    PVTI_TRY(pvti_factor_make(ctx, name, H, I, damp, false, &factor));
     for (int64_t i = 0; i < I; i++)
         for (int64_t j = i; j < I; j++) R[i * I + j] = (pvt_real)factor.R[i * factor.ld + j];
     pvti_factor_free(ctx, &factor);
@@ -8339,7 +8344,7 @@ static pvt_result pvti_points_fit(pvt_ctx *ctx, const pvti_points *t, const pvt_
     pvt_real *R = H ? PVTI_NEW(ctx, pvt_real, I * I) : NULL, *S = H ? PVTI_NEW(ctx, pvt_real, O * I) : NULL;
     pvt_real *V = H ? PVTI_NEW(ctx, pvt_real, O * I) : NULL, *room = PVTI_NEW(ctx, pvt_real, t->room(out));
     pvt_result result = room && (!H || (R && S && V)) ? PVT_OK : PVT_ERR_MEMORY;
-    if (result == PVT_OK && H) result = pvti_points_factor(ctx, desc->name, H, I, R);
+    if (result == PVT_OK && H) result = pvti_points_factor(ctx, desc->name, H, I, desc->damp, R);
     if (result == PVT_OK) {
         if (t->prepare) t->prepare(out, room);
         f.ctx = ctx, f.t = t, f.weight = out, f.W = W, f.R = R, f.S = S, f.room = room;
@@ -10404,7 +10409,7 @@ static void pvti_adam_run(pvt_ctx *ctx, const pvt_adam *state, const pvt_real *g
     pvti_adam_step s;
     double lr = o->lr * lr_scale, power1 = 1, power2 = 1, w = 0, u = 0;
     PVTI_ON_DEVICE(ctx, adam, state, g, o, lr_scale, t, sums);
-    for (int64_t i = 0; i < t; i++)
+    for (int64_t i = 0; i < t && (power1 > 1e-20 || power2 > 1e-20); i++) /* below, 1 − power is 1 */
         power1 *= o->beta1, power2 *= o->beta2; /* not pow: libm's last bit differs between systems */
     memset(&s, 0, sizeof s);
     s.ctx = ctx, s.state = state, s.g = g, s.sums = sums, s.lamb = o->rule == PVT_OPTIMIZER_LAMB;
@@ -15698,6 +15703,8 @@ PVT_API pvt_tune_desc pvt_tune_resolve(const pvt_model *student, const pvt_tune_
     if (!d.micro_batch)
         d.micro_batch =
             d.ctx >= 1 && d.ctx <= 4096 ? PVTI_MIN(pvti_tuner_share(&d), PVTI_MAX(1, 4096 / d.ctx)) : 1;
+    while (!(desc && desc->micro_batch) && d.micro_batch > 1 && pvti_tuner_share(&d) % d.micro_batch)
+        d.micro_batch--;
     if (!d.warmup) d.warmup = PVTI_MIN(100, d.steps / 40);
     if (d.warmup < 0) d.warmup = 0;
     if (!d.eval_every) d.eval_every = PVTI_MAX(1, d.steps / 10);
@@ -15799,12 +15806,13 @@ static int64_t pvti_tuner_weight_bytes(const pvt_weight *w, const pvt_tune_desc 
         if (arrays[k].role != PVT_ARRAY_VALUE) continue;
         total += count * real; /* the gradient */
         if (!pvti_trains(d->pv.train, &arrays[k])) continue;
-        total += count * real * (d->pv.values.beta1 > 0 ? 2 : 1); /* m, v */
+        total += count * real * ((d->pv.values.beta1 > 0 ? 2 : 1) + d->pv.values.amsgrad); /* m, v, v_max */
         total += d->eval_every ? count * 2 : 0;
     }
     if (d->pv.strategy == PVT_STRATEGY_CONTINUOUS) return total;
     if (d->pv.step == PVT_STEP_PRECONDITIONED)
-        total += n * (d->pv.moments == PVT_BF16 ? 2 : real) + (d->pv.codes.beta1 > 0 ? n * real : 0);
+        total += n * (d->pv.moments == PVT_BF16 ? 2 : real) +
+                 ((d->pv.codes.beta1 > 0) + d->pv.codes.amsgrad) * n * real;
     return total + (d->pv.delta < 1 ? n * real : 0);
 }
 
@@ -15819,7 +15827,8 @@ static int64_t pvti_tuner_tensor_bytes(const pvt_model *student, const pvt_tune_
         if (frozen[i]) continue;
         if (pvti_tuner_must_copy(info.weight)) total += info.n * real;
         if (!info.weight || !pvti_has_codes(info.weight)) {
-            total += info.n * (real * (d->pv.params.beta1 > 0 ? 2 : 1) + (d->eval_every ? 2 : 0));
+            total += info.n * (real * ((d->pv.params.beta1 > 0 ? 2 : 1) + d->pv.params.amsgrad) +
+                               (d->eval_every ? 2 : 0));
             continue;
         }
         total += pvti_tuner_weight_bytes(info.weight, d);
@@ -17013,11 +17022,14 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
     EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k) PVTI_IQ_TYPES(EACH)
 
 #if PVTUNE_LAYER >= 2
-/* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16. */
+/* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16, or an x is none. */
 static bool pvti_q8_block(const pvt_real *x, uint8_t *out)
 {
     double most = 0;
-    for (int i = 0; i < 32; i++) most = PVTI_MAX(most, fabs((double)x[i]));
+    for (int i = 0; i < 32; i++) {
+        if (!(fabs((double)x[i]) <= DBL_MAX)) return false;
+        most = PVTI_MAX(most, fabs((double)x[i]));
+    }
     uint16_t bits = pvti_f32_to_f16((float)(most / 127));
     double d = (double)pvti_f16_to_f32(bits);
     pvti_store_u16(out, bits);
@@ -17034,6 +17046,7 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     pvt_weight *head = &model->head, q8, own;
     const pvt_weight *from;
     int64_t V = head->O, C = head->I;
+    bool fits = true;
     if (head->dtype == PVT_Q8_0) return PVT_OK;
     PVTI_TRY(pvti_host_only(model->ctx, "a head in q8"));
     if (C % 32)
@@ -17048,10 +17061,17 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     }
     for (int64_t r = 0; r < V; r++) {
         pvti_weight_get_rows(from, row, r, r + 1, 0);
-        for (int64_t b = 0; b < C / 32; b++) pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34);
+        for (int64_t b = 0; b < C / 32; b++)
+            fits = pvti_q8_block(row + b * 32, blocks + (r * (C / 32) + b) * 34) && fits;
     }
     pvti_free(model->ctx, row), pvt_weight_free(&own);
-    PVTI_TRY(pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8));
+    pvt_result result = fits ? pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8)
+                             : pvti_fail(model->ctx, PVT_ERR_NUMERIC,
+                                         "a head in q8: a weight is not finite, or beyond 127 times fp16's range");
+    if (result != PVT_OK) {
+        pvti_free(model->ctx, blocks);
+        return result;
+    }
     q8.owned = true;
     pvt_weight_free(head);
     *head = q8;
@@ -21098,6 +21118,7 @@ typedef struct pvti_piece {
     float score;
     uint8_t type;
     bool strip_left, strip_right; /* a special token that swallows the white space beside it */
+    bool normalized; /* one that is looked for with the space that the normalizer puts in front */
 } pvti_piece;
 
 typedef struct pvti_merge {
@@ -21402,14 +21423,17 @@ static pvt_result pvti_vocab_index(pvt_tokenizer *t, bool tolerant)
         if (slot < 0)
             return pvti_fail(t->ctx, PVT_ERR_FORMAT,
                              "%s: thousands of pieces share one hash value: made to stall", t->name);
-        if (t->index[slot] && !tolerant)
+        bool special = pvti_piece_special(piece);
+        if (!t->spaces && piece->type == PVTI_PIECE_NORMAL && piece->bytes == 1 &&
+            t->byte_id[(uint8_t)*s] < 0)
+            t->byte_id[(uint8_t)*s] = (int32_t)id;
+        if (t->index[slot] && !tolerant && special == pvti_piece_special(&t->pieces[t->index[slot] - 1]))
             return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: pieces %lld and %lld are both \"%.*s\"", t->name,
                              (long long)t->index[slot] - 1, (long long)id, (int)PVTI_MIN(piece->bytes, 60u),
                              s);
-        if (t->index[slot]) continue;
+        /* "  " as an added token is found before the piece of the same bytes can be merged */
+        if (t->index[slot] && (tolerant || !special)) continue;
         t->index[slot] = (int32_t)(id + 1);
-        if (!t->spaces && piece->type == PVTI_PIECE_NORMAL && piece->bytes == 1)
-            t->byte_id[(uint8_t)*s] = (int32_t)id;
     }
     return pvti_vocab_index_special(t);
 }
@@ -21469,12 +21493,18 @@ static pvt_result pvti_merge_add_text(pvt_tokenizer *t, char *left, int64_t n_le
     n = t->spaces ? pvti_spaces_undo(both, n) : pvti_byte_characters_undo(both, n);
     n_left = t->spaces ? pvti_spaces_undo(left, n_left) : pvti_byte_characters_undo(left, n_left);
     n_right = t->spaces ? pvti_spaces_undo(right, n_right) : pvti_byte_characters_undo(right, n_right);
-    int32_t a = n_left > 0 ? pvti_vocab_find_text(t, left, n_left) : -1;
-    int32_t b = n_right > 0 ? pvti_vocab_find_text(t, right, n_right) : -1;
-    int32_t ab = n > 0 ? pvti_vocab_find_text(t, both, n) : -1;
+    int32_t a = n_left > 0 ? pvti_vocab_find(t, left, n_left) : -1;
+    int32_t b = n_right > 0 ? pvti_vocab_find(t, right, n_right) : -1;
+    int32_t ab = n > 0 ? pvti_vocab_find(t, both, n) : -1;
     if (a < 0 || b < 0 || ab < 0)
         return pvti_fail(t->ctx, PVT_ERR_FORMAT, "%s: merge %lld: its %s is not in the vocabulary", t->name,
                          (long long)rank, a < 0 ? "left half" : b < 0 ? "right half" : "result");
+    /* a control token is matched as a whole, before: nothing merges into or from it */
+    const int32_t ids[3] = {a, b, ab};
+    for (int i = 0; i < 3; i++) {
+        int type = t->pieces[ids[i]].type;
+        if (type == PVTI_PIECE_CONTROL || type == PVTI_PIECE_UNKNOWN) return PVT_OK;
+    }
     return pvti_merge_add(t, a, b, ab, rank);
 }
 
@@ -21516,8 +21546,9 @@ static pvt_result pvti_merges_split(pvt_tokenizer *t, const uint32_t *rank, int6
         if (piece->type != PVTI_PIECE_NORMAL || pvti_vocab_find(t, s, n) != id) continue;
         if (n > PVTI_SCORED_PIECE_MOST)
             return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
-                             "%s: piece %lld has %lld bytes; at most %d are supported", t->name,
-                             (long long)id, (long long)n, PVTI_SCORED_PIECE_MOST);
+                             "%s: piece %lld has %lld bytes; at most %d are supported",
+                             t->name ? t->name : "the tokenizer", (long long)id, (long long)n,
+                             PVTI_SCORED_PIECE_MOST);
         for (int64_t at = 1; at < n; at++) {
             if (((uint8_t)s[at] & 0xc0) == 0x80) continue; /* inside a character */
             int32_t left = pvti_vocab_find_text(t, s, at);
@@ -22033,9 +22064,11 @@ static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, in
         int32_t id = -1;
         for (at = begin; at < n && id < 0;) {
             id = pvti_special_at(t, s + at, n - at, (flags & PVT_ENCODE_PLAIN) != 0);
+            if (id >= 0 && t->pieces[id].normalized && !(at > begin ? s[at - 1] == ' ' : prefix)) id = -1;
             at += id < 0;
         }
-        int64_t end = at;
+        bool normalized = id >= 0 && t->pieces[id].normalized;
+        int64_t end = at - (normalized && at > begin); /* the space before it is its own */
         if (id >= 0 && t->pieces[id].strip_left)
             while (end > begin && pvti_space_before(t, s, end)) end -= pvti_space_before(t, s, end);
         PVTI_TRY(pvti_encode_stretch(e, s + begin, PVTI_MAX(end - begin, 0), prefix));
@@ -22045,7 +22078,7 @@ static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, in
         begin = at + t->pieces[id].bytes;
         if (t->pieces[id].strip_right)
             begin += pvti_class_run(t->classes, s + begin, n - begin, PVTI_SPACE, n);
-        prefix = t->prefix == PVTI_PREFIX_ALL ||
+        prefix = (t->prefix == PVTI_PREFIX_ALL && !normalized) ||
                  (t->prefix == PVTI_PREFIX_CONTROL && t->pieces[id].type != PVTI_PIECE_USER);
     }
     return PVT_OK;
@@ -22153,7 +22186,7 @@ typedef struct pvti_tokenizer_json {
     const char *name;
     pvti_json j;
     pvt_tokenizer *t;
-    bool to_spaces, byte_level, prefix_seen;
+    bool to_spaces, byte_level, prepends;
     int words, prefix;
     bool prefix_unless_space, nfc;
 } pvti_tokenizer_json;
@@ -22189,7 +22222,7 @@ static pvt_result pvti_tj_normalizer(pvti_tokenizer_json *p, int64_t node, int d
     }
     if (pvti_json_equals(j, type, "Prepend") &&
         pvti_json_equals(j, pvti_json_find(j, node, "prepend"), PVTI_SPACE_MARK)) {
-        p->prefix = PVTI_PREFIX_ALL;
+        p->prefix = PVTI_PREFIX_ALL, p->prepends = true;
         return PVT_OK;
     }
     if (pvti_json_equals(j, type, "Replace") && pvti_tj_pattern(p, node, " ") &&
@@ -22274,7 +22307,9 @@ static pvt_result pvti_tj_pre_tokenizer(pvti_tokenizer_json *p, int64_t node, in
     if (pvti_json_equals(j, type, "ByteLevel") && !p->byte_level) {
         bool regex = pvti_tj_flag(p, node, "use_regex", true);
         p->byte_level = true;
-        if (pvti_tj_flag(p, node, "add_prefix_space", false))
+        bool prefix = pvti_tj_flag(p, node, "add_prefix_space", false);
+        if (prefix && p->words) return pvti_tj_unsupported(p, "pre-tokenizer", node); /* before each word */
+        if (prefix)
             p->prefix = PVTI_PREFIX_ALL, p->prefix_unless_space = true;
         if (regex && !p->words) p->words = PVTI_WORDS_GPT2;
         else if (regex != (p->words == PVTI_WORDS_SMOLLM))
@@ -22350,6 +22385,7 @@ static pvt_result pvti_tj_added(pvti_tokenizer_json *p, int64_t added)
         PVTI_TRY(pvti_tj_text(p, pvti_json_find(j, node, "content"), false, &n));
         t->pieces[id].type = PVTI_PIECE_HOLE; /* usually in the vocabulary too: this entry counts */
         PVTI_TRY(pvti_vocab_set(t, id, NULL, n, type, 0));
+        t->pieces[id].normalized = p->prepends && pvti_tj_flag(p, node, "normalized", false);
         t->pieces[id].strip_left = pvti_tj_flag(p, node, "lstrip", false);
         t->pieces[id].strip_right = pvti_tj_flag(p, node, "rstrip", false);
     }
@@ -23079,9 +23115,10 @@ static void pvti_save_added(pvti_text *out, const pvt_tokenizer *t)
         pvti_text_printf(out, "%s\n    {\"id\": %lld, \"content\": ", n++ ? "," : "", (long long)id);
         pvti_save_piece(out, t, id);
         pvti_text_printf(out,
-                         ", \"single_word\": false, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": false, "
+                         ", \"single_word\": false, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, "
                          "\"special\": %s}",
                          piece->strip_left ? "true" : "false", piece->strip_right ? "true" : "false",
+                         piece->normalized ? "true" : "false",
                          piece->type == PVTI_PIECE_USER ? "false" : "true");
     }
     pvti_text_printf(out, "],\n");
@@ -23111,6 +23148,9 @@ static pvt_result pvti_save_sort(const pvt_tokenizer *t, pvti_sort_item *items, 
     return failed ? PVT_ERR_MEMORY : PVT_OK;
 }
 
+/* What errors call a tokenizer: `name` is for loading only. */
+static const char *pvti_save_source(const pvt_tokenizer *t) { return t->path ? t->path : "the tokenizer"; }
+
 /* A GGUF and a tokenizer.bin may have two tokens of one text, tokenizer.json has an id for each text. */
 static pvt_result pvti_save_unique(const pvt_tokenizer *t)
 {
@@ -23126,7 +23166,7 @@ static pvt_result pvti_save_unique(const pvt_tokenizer *t)
             result = pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                                "%s: tokens %lld and %lld are both %.*s, which a tokenizer.json cannot say; "
                                "load the model with another tokenizer to save it",
-                               t->name, (long long)items[i - 1].index, (long long)items[i].index,
+                               pvti_save_source(t), (long long)items[i - 1].index, (long long)items[i].index,
                                (int)PVTI_MIN(a.size, 60), a.data);
         pvti_text_free(&a), pvti_text_free(&b);
     }
@@ -23159,7 +23199,7 @@ static pvt_result pvti_save_readable(const pvt_tokenizer *t)
         return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                          "%s: token %lld is no UTF-8, or looks like a byte and is none, which a "
                          "tokenizer.json cannot say; load the model with another tokenizer to save it",
-                         t->name, (long long)id);
+                         pvti_save_source(t), (long long)id);
     }
     return PVT_OK;
 }
@@ -23176,13 +23216,18 @@ static pvt_result pvti_save_named(const pvt_tokenizer *t, int64_t id)
     return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                      "%s: token %lld, with which texts begin, has a name that a tokenizer.json cannot say; load "
                      "the model with another tokenizer to save it",
-                     t->name, (long long)id);
+                     pvti_save_source(t), (long long)id);
 }
 
 static pvt_result pvti_save_json(pvti_text *out, const pvt_tokenizer *t)
 {
     int64_t n = 0;
     bool byte_fallback = pvti_save_falls_back(t);
+    if (!t->spaces && t->prefix && t->words && t->words != PVTI_WORDS_GPT2)
+        return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                         "%s: texts begin with a space before they are split, which a tokenizer.json cannot "
+                         "say; load the model with another tokenizer to save it",
+                         pvti_save_source(t));
     PVTI_TRY(pvti_save_unique(t));
     PVTI_TRY(pvti_save_readable(t));
     if (t->adds_bos && t->bos >= 0) PVTI_TRY(pvti_save_named(t, t->bos));
@@ -23344,6 +23389,8 @@ static bool pvti_save_model_possible(const pvt_tokenizer *t)
         if (piece->type == PVTI_PIECE_NORMAL && piece->bytes > 1 &&
             memchr(t->pool + piece->start + 1, ' ', piece->bytes - 1)) return false;
     }
+    for (int64_t i = 0; i < t->V; i++)
+        if (t->pieces[i].normalized) return false;
     return t->spaces && !t->nfc && !t->ignore_merges && t->unknown >= 0 &&
            (bytes == 256 || (bytes == 0 && t->fuse_unknown));
 }
@@ -24695,8 +24742,8 @@ static pvt_result pvti_lines_refuse(pvt_ctx *ctx, const char *name, int64_t line
 }
 
 /* Appends the documents to `out`, a blank line between two. *lines: false where the text is not JSON
-   Lines. It is when its first line is an object, and then each must be a document; or when all lines are
-   strings. */
+   Lines. It is when its first line is an object, and then each must be a document, an object or a string; or
+   when the first is a string and all lines are documents. */
 static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s, int64_t n, pvti_text *out,
                                   bool *lines)
 {
@@ -24730,11 +24777,11 @@ static pvt_result pvti_lines_read(pvt_ctx *ctx, const char *name, const char *s,
 /* A whole file that is one JSON array would be tokenized with its brackets. */
 static pvt_result pvti_array_refuse(pvt_ctx *ctx, const char *name, const char *s, int64_t n)
 {
-    int64_t at = 0;
+    int64_t at = n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
     pvti_json j;
     while (at < n && strchr(" \t\r\n", s[at]) && s[at]) at++;
     if (at == n || s[at] != '[') return PVT_OK;
-    pvt_result result = pvti_json_parse(ctx, name, s, n, &j);
+    pvt_result result = pvti_json_parse(ctx, name, s + at, n - at, &j);
     pvti_json_free(&j);
     if (result != PVT_OK) return result == PVT_ERR_MEMORY ? result : PVT_OK;
     return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
@@ -25136,15 +25183,12 @@ static void pvti_prompt_preprocess(pvti_task_reader *r, const char *s, int64_t n
         at += is ? 8 : 1;
     }
     n = 0;
-    bool closes = true; /* is there a ] behind? */
+    int64_t stop = -1; /* the first ] or new line from `at` on, a.size: none; each byte is looked at once */
     for (int64_t at = 0; at < a.size; at++) { /* \[.*?\], where . is no new line */
-        const char *s0 = a.data + at, *close = NULL;
-        if (*s0 == '[' && closes) {
-            close = (const char *)memchr(s0, ']', (size_t)(a.size - at));
-            closes = close != NULL;
-        }
-        if (close && !memchr(s0, '\n', (size_t)(close - s0))) at = close - a.data;
-        else a.data[n++] = *s0;
+        if (a.data[at] == '[' && stop < at)
+            for (stop = at; stop < a.size && a.data[stop] != ']' && a.data[stop] != '\n';) stop++;
+        if (a.data[at] == '[' && stop < a.size && a.data[stop] == ']') at = stop;
+        else a.data[n++] = a.data[at];
     }
     for (int64_t at = 0; at < n; at++) {
         pvti_text_put(&r->text, a.data + at, 1);
@@ -30614,8 +30658,8 @@ static void pvti_lookup_reduce_task(void *arg, int64_t i, int worker)
      pvti_scales(p->weight) + from, PVTI_MIN(PVTI_LOOKUP_REDUCE, p->weight->O - from), p->accumulate);
 }
 
-/* y[i] = W[i]·x by look-ups; false where a weight is not prepared, where the memory for tables is too small
-   for all or taken (inside a task). */
+/* y[i] = W[i]·x by look-ups; false where a weight is not prepared, or where the memory for the sums is too
+   small for all. That memory is free: pvti_product_forward asks for no product inside a task. */
 static bool pvti_lookup_forward(pvt_ctx *ctx, pvt_real *const *y, const pvt_real *x,
                                 const pvt_weight *const *weights,
                                 int n, bool accumulate)
@@ -31002,7 +31046,7 @@ PVTI_INLINE float32x4x4_t pvti_row_16_neon(const uint8_t *at, pvt_dtype dtype)
     return w;
 }
 
-/* lanes[r] of rows r, `bytes` apart, of I (a multiple of 16) numbers in 16 bits. */
+/* lanes[r] of rows[r], each of I (a multiple of 16) numbers in 16 bits. */
 PVTI_INLINE void pvti_rows_16_neon(float lanes[4][16], const uint8_t *const rows[4], const float *x,
                                    int64_t I, pvt_dtype dtype)
 {
@@ -31057,7 +31101,7 @@ static bool pvti_row_forward_neon(pvt_ctx *ctx, float *const *y, const float *x,
     pvti_row_job job;
     if (w->dtype != PVT_F16 && w->dtype != PVT_BF16)
         return pvti_row_forward(ctx, y, x, weights, n, accumulate);
-    if (n != 1 || w->I % 16) return false;
+    if (n != 1 || w->I % 16 || w->I < 32) return false; /* the order is that of dots, which begin at 32 */
     memset(&job, 0, sizeof job);
     job.ctx = ctx, job.y = *y, job.x = x, job.weight = w, job.accumulate = accumulate;
     job.bytes = w->I * 2;
@@ -31339,6 +31383,7 @@ static int pvti_thread_count(int wish)
     if (n <= 0 && own && *own) {
         n = strtol(own, &end, 10);
         if (end == own || *end || n < 0 || n > PVTI_MAX_THREADS) return -1;
+        if (n == 0) n = pvti_cores(); /* that was asked for, whatever OpenMP's number is */
     }
     if (n <= 0 && openmp) n = strtol(openmp, NULL, 10);
     if (n <= 0) n = pvti_cores();

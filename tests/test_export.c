@@ -221,6 +221,14 @@ static void check_bits_q8(pvt_ctx *ctx)
     pvt_bits is = pvt_model_bits(model, NULL), becomes = pvt_model_bits(model, &desc);
     CHECK(becomes.bytes == 2 * becomes.params && is.bytes == (is.params - 64 * 32) * (int64_t)sizeof(pvt_real) + 64 * 34);
     pvt_model_free(model);
+    for (int i = 0; i < 2; i++) { /* no block's scale can say that */
+        model = tiny(ctx, false);
+        int64_t before = pvt_ctx_get_info(ctx).bytes_now;
+        ((pvt_real *)model->head.array[0])[40] = i ? (pvt_real)NAN : (pvt_real)1e7;
+        CHECK(pvti_model_head_q8(model) == PVT_ERR_NUMERIC && strstr(pvt_ctx_error(ctx), "a head in q8") != NULL);
+        CHECK(pvt_ctx_get_info(ctx).bytes_now == before && model->head.dtype != PVT_Q8_0);
+        pvt_model_free(model);
+    }
 }
 
 /* ---- the model card ---- */

@@ -750,6 +750,17 @@ static void check_refused(pvt_ctx *ctx, const char *format)
         CHECK(strstr(pvt_ctx_error(ctx), "some weight") && !w.array[0] && pvt_ctx_get_info(ctx).bytes_now == before);
     }
     free(H);
+    H = make_H(I); /* the errors' advice helps: a larger damp makes an H positive that is not */
+    for (int i = 0; i < I; i++) H[i * I + i] = 1;
+    H[1] = H[I] = (pvt_real)2, make_matrix(W);
+    CHECK(pvt_weight_fit(ctx, W, O, I, H, &f, &d, NULL, &w) == PVT_ERR_NUMERIC);
+    CHECK(strstr(pvt_ctx_error(ctx), "give a larger damp") != NULL);
+    for (int i = 0; i < I; i++)
+        for (int j = 0; j < I; j++) H[i * I + j] = i == j;
+    H[1] = H[I] = (pvt_real)1.5, d.damp = 1;
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, H, &f, &d, NULL, &w));
+    pvt_weight_free(&w);
+    free(H);
 }
 
 /* ---- the V step ---- */

@@ -575,6 +575,50 @@ static void check_refused(pvt_ctx *ctx, const void *data, int64_t n, pvt_result 
         printf("    expected \"%s\", got %d %s\n", word, (int)result, pvt_ctx_error(ctx));
 }
 
+/* Added tokens as other programs write them; the ids are those of the library tokenizers. Saved, they stay. */
+static void test_added(pvt_ctx *ctx, buffer *b)
+{
+#define PREPEND                                                                                              \
+    "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},"          \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},\"pre_tokenizer\":null,"             \
+    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"\\u2581\":0,\"a\":1,\"X\":2,\"<s>\":3,\"XY\":4,\"Y\":5,\"<\":6,\"s\":7,"        \
+    "\">\":8},\"merges\":[\"X Y\"]},\"added_tokens\":[{\"id\":3,\"content\":\"<s>\",\"special\":true,\"normalized\":"
+#define PREPEND_MORE ",{\"id\":4,\"content\":\"XY\",\"special\":false,\"normalized\":"
+#define SPACES                                                                                               \
+    "{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},\"model\":{\"type\":\"BPE\",\"vocab\":"      \
+    "{\"\\u0120\":0,\"\\u0120\\u0120\":1},\"merges\":[\"\\u0120 \\u0120\"]},\"added_tokens\":[{\"id\":2,\"content\":"    \
+    "\"  \",\"special\":false}]}"
+#define SPECIAL                                                                                              \
+    "{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},\"model\":{\"type\":\"BPE\",\"vocab\":"      \
+    "{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]},\"added_tokens\":[{\"id\":2,\"content\":\"ab\",\"special\":true}]}"
+    static const char plain[] = PREPEND "false}" PREPEND_MORE "false}]}";
+    static const char normalized[] = PREPEND "true}" PREPEND_MORE "true}]}";
+    static const struct {
+        const char *json, *text, *ids;
+    } cases[] = {
+        {plain, "<s>a", "3 0 1"},         {normalized, "<s>a", "3 1"},
+        {plain, "aXYa", "0 1 4 0 1"},     {normalized, "aXYa", "0 1 4 1"},
+        {plain, "a XYa", "0 1 0 4 0 1"},  {normalized, "a XYa", "0 1 4 1"},
+        {SPACES, "   ", "2 0"},           {SPECIAL, "aabb", "0 2 1"},
+    };
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
+        b->n = 0;
+        put_text(b, cases[i].json);
+        pvt_tokenizer *t = read_buffer(ctx, b);
+        if (!t) continue;
+        CHECK_IDS(t, cases[i].text, 0, cases[i].ids);
+        pvti_text saved = pvti_text_begin(ctx);
+        CHECK_OK(ctx, pvti_save_json(&saved, t));
+        pvt_tokenizer_free(t);
+        b->n = 0;
+        put(b, saved.data, (size_t)saved.size);
+        pvti_text_free(&saved);
+        t = read_buffer(ctx, b);
+        if (t) CHECK_IDS(t, cases[i].text, 0, cases[i].ids);
+        pvt_tokenizer_free(t);
+    }
+}
+
 static void test_refused(pvt_ctx *ctx, buffer *b)
 {
 #define BPE(vocab, merges)                                                                                   \
@@ -587,6 +631,9 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
         {"{}", PVT_ERR_UNSUPPORTED, "not BPE"},
         {"{\"model\":{\"type\":\"Unigram\",\"vocab\":{},\"merges\":[]}}", PVT_ERR_UNSUPPORTED, "not BPE"},
         {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", PVT_ERR_UNSUPPORTED, "neither byte-level"},
+        {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},"
+         "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
+         PVT_ERR_UNSUPPORTED, "with these options"},
         {"{\"normalizer\":{\"type\":\"NFKC\"},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
          PVT_ERR_UNSUPPORTED, "NFKC"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\d\"},\"behavior\":\"Isolated\"}"
@@ -1376,6 +1423,7 @@ int main(void)
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_small_sentencepiece(ctx, &b);
     test_small_byte_level(ctx, &b);
+    test_added(ctx, &b);
     test_words(ctx);
     test_nfc(ctx);
     test_bytes(ctx);

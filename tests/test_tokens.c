@@ -241,6 +241,8 @@ int main(void)
     check_dense(PVT_Q8_0, 1030, 576, 1e-4);
     check_dense(PVT_Q8_0, 3, 32, 1e-4);
     check_dense(PVT_F16, 33, 50, 1e-6); /* 32 does not divide the row */
+    check_dense(PVT_F16, 40, 16, 1e-6), check_dense(PVT_BF16, 40, 48, 1e-6); /* no dots of so few; 16 divides it */
+    check_dense(PVT_BF16, 41, 16, 1e-6), check_dense(PVT_F16, 9, 8, 1e-6);
     for (int isa = 0; isa < 3; isa++)
         for (int t = 0; t < 3; t++) pvt_ctx_destroy(contexts[isa][t]);
     return test_end();

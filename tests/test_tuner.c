@@ -24,7 +24,8 @@ static pvt_model *make(pvt_ctx *ctx, const pvt_corpus *corpus, bool codes)
 }
 
 /* Steps past an epoch's end; the plan against what the context held at most. */
-static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype moments, bool freeze, bool teach)
+static void check_memory(pvt_strategy strategy, int64_t batch, int64_t micro_batch, pvt_dtype moments, bool freeze,
+                         bool teach)
 {
     pvt_ctx_desc ctx_desc;
     pvt_tune_desc desc;
@@ -38,7 +39,8 @@ static void check_memory(pvt_strategy strategy, int64_t micro_batch, pvt_dtype m
     CHECK(pvt_ctx_create(&ctx_desc, &ctx) == PVT_OK);
     CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
     pvt_model *teacher = make(ctx, &corpus, false), *student = make(ctx, &corpus, true);
-    desc.pv.strategy = strategy, desc.pv.moments = moments, desc.steps = 5, desc.batch = BATCH, desc.ctx = CTX;
+    desc.pv.strategy = strategy, desc.pv.moments = moments, desc.steps = 5, desc.batch = batch, desc.ctx = CTX;
+    if (batch != BATCH) desc.steps = 1, desc.pv.codes.amsgrad = desc.pv.values.amsgrad = desc.pv.params.amsgrad = true;
     desc.micro_batch = micro_batch, desc.freeze_dense = freeze, desc.cross_entropy = !teach;
     int64_t plan = pvt_tuner_bytes(student, teacher, &corpus, &desc);
     pvt_ctx_reset_peak(ctx);
@@ -668,12 +670,13 @@ static void check_training(void)
 int main(void)
 {
     check_training();
-    check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, PVT_DTYPE_NONE, false, true);
-    check_memory(PVT_STRATEGY_SUBSPACE_STE, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
-    check_memory(PVT_STRATEGY_STE, BATCH, PVT_DTYPE_NONE, true, true);
-    check_memory(PVT_STRATEGY_CONTINUOUS, 2, PVT_DTYPE_NONE, false, false);
-    check_memory(PVT_STRATEGY_SUBSPACE, BATCH, PVT_DTYPE_NONE, false, true);
-    check_memory(PVT_STRATEGY_STOCHASTIC, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, 65, 0, PVT_DTYPE_NONE, false, true); /* 64 fit, 13 divide */
+    check_memory(PVT_STRATEGY_SUBSPACE_STE, BATCH, 1, PVT_BF16, false, true); /* gradients of all tensors are held */
+    check_memory(PVT_STRATEGY_STE, BATCH, BATCH, PVT_DTYPE_NONE, true, true);
+    check_memory(PVT_STRATEGY_CONTINUOUS, BATCH, 2, PVT_DTYPE_NONE, false, false);
+    check_memory(PVT_STRATEGY_SUBSPACE, BATCH, BATCH, PVT_DTYPE_NONE, false, true);
+    check_memory(PVT_STRATEGY_STOCHASTIC, BATCH, BATCH, PVT_DTYPE_NONE, false, true);
     check_left_behind();
     check_checkpoints();
     check_defaults();

@@ -15,9 +15,11 @@
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in
     F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double. With compute_bf16 products and
-    attention of 16 rows and more run on tensor cores (sm_80 and later), all else on plain multiply-adds. None
-    of this has run on a GPU yet; bench/CUDA.md has what is known without one.
+    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double; a step that changes more than 268
+    million groups of a weight, or sorts so many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM),
+    and weights of 2^32 groups. With compute_bf16 products and attention of 16 rows and more run on tensor
+    cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU yet; bench/CUDA.md
+    has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -2003,16 +2005,24 @@ PVTI_KERNEL pvti_k_move(uint64_t *out, const uint64_t *pairs, int64_t n, int shi
 }
 /* One pass. Counts lie behind what a selection has in the work space. */
 enum { PVTI_SELECTING = 16 << 10 };
+/* Whether a pass has room for n pairs and their 32 bits for an index; else the error. */
+static bool pvti_sortable(pvti_cuda *s, int64_t n, const pvti_threshold *last)
+{
+    int64_t bytes = pvti_digit_count(last) * (int64_t)sizeof(unsigned);
+    if (n > (int64_t)UINT32_MAX)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "a weight of 2^32 groups or more: use larger groups");
+    else if (pvti_ceil(n, PVTI_SORTED) > (PVT_CUDA_ROOM - PVTI_SELECTING) / bytes)
+        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
+    return s->failed == PVT_OK;
+}
 static void pvti_sort_pass(pvti_cuda *s, uint64_t *to, const uint64_t *from, int64_t n, int shift,
                            const pvti_threshold *last)
 {
     int64_t blocks = pvti_ceil(n, PVTI_SORTED);
     unsigned *counts = (unsigned *)(void *)(s->room + PVTI_SELECTING);
-    int digits = pvti_digit_count(last);
-    if (blocks * digits * (int64_t)sizeof *counts > PVT_CUDA_ROOM - PVTI_SELECTING)
-        pvti_fail_with(s, PVT_ERR_UNSUPPORTED, "too many groups to sort: raise PVT_CUDA_ROOM");
+    if (!pvti_sortable(s, n, last)) return;
     PVTI_BLOCKS(s, pvti_k_count, blocks, counts, from, n, shift, last);
-    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks, digits);
+    PVTI_RUN(s, pvti_k_places, blocks > 0, 1024, 0, counts, blocks, pvti_digit_count(last));
     PVTI_BLOCKS(s, pvti_k_move, blocks, to, from, n, shift, last, counts);
 }
 /* Sorts n pairs by the lowest `bits` of their keys, between a and b; where they are then. */
@@ -2323,7 +2333,7 @@ static void pvti_op_group_select(void *state, int64_t *selected, const float *ke
     unsigned *bins = (unsigned *)(void *)s->room;
     pvti_threshold *last = (pvti_threshold *)(void *)(bins + PVTI_BINS);
     static_assert(PVTI_BINS * sizeof *bins + sizeof *last <= PVTI_SELECTING, "the work space of a selection");
-    if (k < 1) return;
+    if (k < 1 || !pvti_sortable(s, groups, last) || !pvti_sortable(s, k, NULL)) return;
     pvti_op_zero(s, bins, PVTI_SELECTING);
     for (int i = 0; i < 3; i++) {
         int64_t chunks = pvti_ceil(groups, PVTI_CHUNK);

@@ -649,6 +649,23 @@ static void nearest_signed(pvti_cuda *s, int kind, int pairs)
     (void)s, (void)kind, (void)pairs;
 #endif
 }
+/* Groups that cannot be sorted: refused before any kernel sees an array, here of no bytes. */
+static void refuse_select(pvti_cuda *s, int64_t room, int64_t n, int64_t k, const char *sentence)
+{
+    work_space = room;
+    pvti_op_group_select(s, NULL, NULL, n, k, NULL, NULL);
+    CHECK(s->failed == PVT_ERR_UNSUPPORTED && strstr(s->why, sentence));
+    work_space = 1 << 20, s->failed = PVT_OK;
+}
+static void refuse_selections(pvti_cuda *s)
+{
+    static const char raise[] = "too many groups to sort: raise PVT_CUDA_ROOM";
+    int64_t few = PVTI_SELECTING + 1024, most = (int64_t)1 << 32;
+    refuse_select(s, (int64_t)1 << 40, most, 1, "a weight of 2^32 groups or more: use larger groups");
+    refuse_select(s, few, 85 * PVTI_SORTED + 1, 1, raise), refuse_select(s, few, PICKED, 4097, raise);
+    refuse_select(s, 1 << 20, most - 1, 1, raise);
+    work_space = few, select_some(s, PICKED, 4096, 3), work_space = 1 << 20; /* the most that has room */
+}
 static void select_all()
 {
     void *state;
@@ -662,7 +679,7 @@ static void select_all()
             select_some(s, 4097, 9, 1);
     for (int i = 0; i < 3 && !planted; i++)
         select_some(s, PICKED, PICKED / 2 + 3, -1), select_some(s, 1000, 501, -1);
-    if (!planted) select_some(s, 40000, 700, 0), finite_some(s);
+    if (!planted) select_some(s, 40000, 700, 0), finite_some(s), refuse_selections(s);
     if (!planted)
         nearest_signed(s, PVTI_E8P, 0), nearest_signed(s, PVTI_IQ2, 0), nearest_signed(s, PVTI_IQ2, 1);
     sort_some(s, PICKED);

@@ -1318,8 +1318,8 @@ PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv *
 PVT_API void pvt_pv_free(pvt_pv *pv);
 /* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
    Weights that are dense are treated as params (they must be in pvt_real and owned). name is copied.
-   Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), MEMORY: nothing was added. No step
-   allocates: all memory is taken here. */
+   Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), UNSUPPORTED (2^32 groups or more
+   whose codes may move), MEMORY: nothing was added. No step allocates: all memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
 /*  Before the first step: that weight's buffer starts from T [O, I], say the weights that were quantized,
@@ -10904,6 +10904,10 @@ PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char 
         return pvti_fail(pv->ctx, PVT_ERR_MISMATCH, "pv: %s lies in the memory of another device", name);
     if (pvti_has_codes(weight) && pv->desc.surrogate != PVT_SURROGATE_NONE)
         PVTI_TRY(pvti_surrogate_check(pv->ctx, name, &weight->format));
+    if (pvti_has_codes(weight) && pv->desc.strategy != PVT_STRATEGY_CONTINUOUS &&
+        pvti_groups(weight) > (int64_t)UINT32_MAX) /* a selection has 32 bits for an index */
+        return pvti_fail(pv->ctx, PVT_ERR_UNSUPPORTED,
+                         "pv: %s has 2^32 groups or more: take larger groups, or strategy continuous", name);
     if (pvti_has_codes(weight)) return pvti_pv_add(pv, weight, NULL, 0, name, handle);
     if (!weight->owned || weight->dtype != PVTI_DTYPE_REAL)
         return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,

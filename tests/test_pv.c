@@ -633,6 +633,10 @@ static uint64_t work_hash(const char *isa, int threads, const char *format, int 
     pd.beam = beam, pd.cap = 0.3, pd.trust = 0.5, pd.codes.lr = 0.05, pd.values.rule = PVT_OPTIMIZER_LAMB;
     pd.rounding = beam == 2 ? 0.7 : 0;
     CHECK_OK(ctx, pvt_pv_create(ctx, &pd, &pv));
+    pvt_weight huge = w; /* refused before any of its numbers is read */
+    huge.O = (int64_t)1 << 29, huge.I = (int64_t)1 << 29;
+    CHECK(pvt_pv_add_weight(pv, &huge, "huge", NULL) == PVT_ERR_UNSUPPORTED);
+    CHECK(strstr(pvt_ctx_error(ctx), "pv: huge has 2^32 groups or more") != NULL);
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", NULL));
     for (int64_t step = 0; step < 3; step++) {
         for (int64_t i = 0; i < O * I; i++) W[i] = noise(30 + (uint64_t)step, i);

@@ -1053,11 +1053,12 @@ typedef struct pvt_fit_stats {
     multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error. desc and stats
     may be NULL. Where each weight has a code: see pvt_fit_method. Of higgs, e8p and iq2: scales from W, then
     codes block by block, under H by block LDLQ (2402.04396, 4.1) and each row's scales once more. Of aqlm its
-    calibration (2401.06118, 3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals weighted by diag(H);
-    then in turn scales in closed form, codebooks by preconditioned conjugate gradients, codes by beam
-    search. After each epoch the context's progress is called: phase "fit", item the desc's name, value the
-    error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ, higgs,
-    e8p, iq2: H not positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller: pvt_weight_free. */
+    calibration (2401.06118, 3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals
+    weighted by diag(H); then in turn scales in closed form, codebooks by preconditioned conjugate gradients,
+    codes by beam search. After each epoch the context's progress is called: phase "fit", item the desc's name,
+    value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ, higgs,
+    e8p, iq2: H not positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller:
+    pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -1137,8 +1138,8 @@ PVT_API pvt_array pvt_tensors_get(const pvt_tensors *tensors, int64_t i);
 PVT_API int64_t pvt_tensors_find(const pvt_tensors *tensors, const char *name);
 /* NULL is allowed. */
 PVT_API void pvt_tensors_close(pvt_tensors *tensors);
-/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name; bytes that are not those of dtype and
-   shape; a type of GGUF's), IO, MEMORY. */
+/* Writes n arrays; role is not read. Errors: ARGUMENT (two of one name, or one that is no UTF-8; bytes that
+   are not those of dtype and shape; a type of GGUF's), IO, MEMORY. */
 PVT_API pvt_result pvt_tensors_save(pvt_ctx *ctx, const char *path, const pvt_array *arrays, int64_t n);
 /* Writes any file in the same way. Errors: IO, MEMORY. */
 PVT_API pvt_result pvt_file_write(pvt_ctx *ctx, const char *path, const void *data, int64_t bytes);
@@ -13345,15 +13346,16 @@ typedef struct pvti_scorer {
     const pvt_task *task;
     bool alone; /* frequencies depend on a sequence's length: each choice is a forward of its own */
     int64_t memory_limit, truncated;
+    int64_t tokens; /* inputs of a forward at most: PVTI_EVAL_TOKENS, alone the longest choice */
     pvti_question *questions; /* [n] in the order of the work */
     pvt_answer *answers;      /* [n_choices] */
     pvt_run *run;
-    int32_t *ids;                           /* [PVTI_EVAL_TOKENS] inputs of a forward */
+    int32_t *ids;                           /* [tokens] inputs of a forward */
     pvt_choice branch[PVTI_CHOICES_MOST];   /* sequences of the present batch, cut to the model's context */
     int64_t answer[PVTI_CHOICES_MOST], question[PVTI_CHOICES_MOST]; /* and whose they are */
     int64_t branches;
-    int64_t *owner;   /* [PVTI_EVAL_TOKENS] the answer that a prediction adds to */
-    int32_t *targets; /* [PVTI_EVAL_TOKENS] */
+    int64_t *owner;   /* [tokens] the answer that a prediction adds to */
+    int32_t *targets; /* [tokens + 1] */
     /* the head, so many rows at a time; the last two are the host's */
     int64_t head_rows;
     pvt_real *logits;
@@ -13462,7 +13464,7 @@ static pvt_result pvti_score_room(pvti_scorer *s, int64_t at)
     desc.cache = true, desc.max_ctx = room, desc.max_batch = PVTI_CHOICES_MOST;
     if (pvti_mul(2 * g->layers * g->kv_heads * g->head_dim * (int64_t)sizeof(pvt_real), room, &each))
         desc.max_batch = PVTI_MIN(desc.max_batch, PVTI_MAX(choices, s->memory_limit / each));
-    desc.max_tokens = PVTI_EVAL_TOKENS;
+    desc.max_tokens = PVTI_MAX(PVTI_EVAL_TOKENS, s->alone ? room : 0);
     return pvt_run_create(s->model, &desc, &s->run);
 }
 
@@ -13551,7 +13553,7 @@ static pvt_result pvti_score_head(pvti_scorer *s, int64_t first, int64_t n)
    continuation's token are brought together in the run's x, which no one needs any more. */
 static pvt_result pvti_score_branches(pvti_scorer *s, int64_t shared, int64_t width)
 {
-    int64_t C = s->model->config.dim, T, most = PVTI_EVAL_TOKENS / s->branches;
+    int64_t C = s->model->config.dim, T, most = s->tokens / s->branches;
     if (s->branches == 1) width = PVTI_MAX(width, 2);
     for (int64_t t = shared; t < shared + width; t += T) {
         int64_t rows = 0;
@@ -13664,12 +13666,15 @@ static pvt_result pvti_score_begin(pvti_scorer *s, pvt_answer *answers, bool *ow
     pvt_ctx *ctx = s->ctx;
     int64_t V = s->model->config.vocab;
     s->head_rows = PVTI_MIN(PVTI_EVAL_TOKENS, PVTI_MAX(3, PVTI_LOGITS / V));
+    s->tokens = PVTI_EVAL_TOKENS;
+    for (int64_t i = 0; s->alone && i < s->task->n_choices; i++) /* in one piece */
+        s->tokens = PVTI_MAX(s->tokens, PVTI_MIN(s->task->choices[i].n, s->model->config.ctx + 1));
     s->questions = PVTI_NEW(ctx, pvti_question, s->task->n);
     s->answers = answers ? answers : PVTI_NEW(ctx, pvt_answer, s->task->n_choices);
     *own = !answers;
-    s->ids = PVTI_NEW(ctx, int32_t, PVTI_EVAL_TOKENS);
-    s->owner = PVTI_NEW(ctx, int64_t, PVTI_EVAL_TOKENS);
-    s->targets = PVTI_NEW(ctx, int32_t, PVTI_EVAL_TOKENS + 1);
+    s->ids = PVTI_NEW(ctx, int32_t, s->tokens);
+    s->owner = PVTI_NEW(ctx, int64_t, s->tokens);
+    s->targets = PVTI_NEW(ctx, int32_t, s->tokens + 1);
     s->host_rows = PVTI_NEW(ctx, pvt_softmax_row, s->head_rows);
     s->host_loss = PVTI_NEW(ctx, double, s->head_rows);
     s->logits = PVTI_MEMORY(ctx, pvt_real, s->head_rows * V);
@@ -14443,11 +14448,12 @@ static pvt_result pvti_quantizer_round(pvti_quantizer *z, pvti_layer *layer, int
 {
     char name[96];
     for (int j = 0; j < PVTI_BLOCK; j++) {
-        for (int64_t k = 0; layer->vector[j] && k < pvti_quantizer_size(z, j); k++)
-            layer->vector[j][k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)layer->vector[j][k]));
-        if (!pvti_has_codes(&layer->linear[j])) continue;
+        pvt_real *v = layer->vector[j];
+        if (!v && !pvti_has_codes(&layer->linear[j])) continue;
         pvti_quantizer_tensor_name(z, l, j, name);
-        PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
+        int64_t bad = v ? pvti_round_f16(z->ctx, NULL, v, v, pvti_quantizer_size(z, j)) : -1;
+        if (bad >= 0) return pvti_round_fail(z->ctx, PVT_F16, name, bad, (double)v[bad]);
+        if (!v) PVTI_TRY(pvt_weight_round_f16(&layer->linear[j], name));
     }
     return PVT_OK;
 }
@@ -14995,6 +15001,10 @@ static pvt_result pvti_alpha_gradient(pvti_alpha *z, double *alpha)
         pvt_weight_dequantize(t.weight, z->W);
         pvti_sumsq(&square, z->W, t.n);
         alpha[i] = square / (double)t.n / 2 * z->squares[i] / (double)tokens;
+        if (!(alpha[i] - alpha[i] == 0))
+            return pvti_fail(z->ctx, PVT_ERR_NUMERIC,
+                             "alpha: the gradient of %s is not finite: there are NaN or infinite numbers in "
+                             "the model's weights", t.name);
     }
     return PVT_OK;
 }
@@ -17569,9 +17579,10 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
         part[i] = 0;
         pvti_path_directory(part, above);
         bool made = pvti_make_directory(ctx, part);
+        int code = errno; /* before the question changes it */
         if (made ? !pvti_directory_sync(ctx, above) : !pvti_path_is_directory(ctx, part))
             return pvti_fail(ctx, PVT_ERR_IO, "%s: this directory cannot be created: %s", part,
-                             strerror(errno));
+                             strerror(made ? errno : code));
         part[i] = path[i];
     }
     return PVT_OK;
@@ -17584,7 +17595,6 @@ static PVTI_UNUSED pvt_result pvti_directory_create(pvt_ctx *ctx, const char *pa
 typedef struct pvti_map {
     const uint8_t *data; /* never NULL once open */
     int64_t size;
-    pvt_ctx *ctx;
     const void *mapped; /* by the file system, or … */
     void *memory; /* … read into memory of the context */
 } pvti_map;
@@ -17646,7 +17656,6 @@ static pvt_result pvti_map_open_as(pvt_ctx *ctx, const char *path, bool stream, 
     memset(map, 0, sizeof *map);
     int fd = pvti_open(ctx, path, stream ? PVT_OPEN_STREAM : PVT_OPEN_READ);
     if (fd < 0) return pvti_fail(ctx, PVT_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    map->ctx = ctx;
     pvt_result result = pvti_map_fill(ctx, path, fd, stream, map);
     pvti_close(ctx, fd); /* nothing was written */
     if (result != PVT_OK) pvti_map_close(ctx, map);
@@ -17768,8 +17777,11 @@ static void pvti_writer_abort(pvti_writer *w) { pvti_writer_close(w); }
 /* Adds to the sentence that is recorded. */
 static void pvti_fail_more(pvt_ctx *ctx, const char *what, const char *path)
 {
+    if (ctx->front) ctx = ctx->front;
     size_t n = strlen(ctx->error);
-    snprintf(ctx->error + n, sizeof ctx->error - n, "%s%s", what, path);
+    snprintf(ctx->error + n, sizeof ctx->error - n, "%s", what);
+    n = strlen(ctx->error);
+    pvti_printable(ctx->error + n, (int64_t)(sizeof ctx->error - n), path);
 }
 
 static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
@@ -17998,6 +18010,16 @@ typedef struct pvti_json {
     pvti_json_node *nodes;
     int64_t n, capacity;
 } pvti_json;
+
+static bool pvti_utf8_valid(const char *s, int64_t n)
+{
+    int64_t at = 0;
+    uint32_t c;
+    int length;
+    for (; at < n; at += length)
+        if ((length = pvti_utf8_read(s + at, n - at, &c)) == 0) return false;
+    return true;
+}
 
 /* Up to four bytes; their number. */
 static int pvti_utf8_write(uint32_t c, char out[4])
@@ -18447,6 +18469,15 @@ static int64_t pvti_json_find(const pvti_json *j, int64_t object, const char *ke
     return child;
 }
 
+/* The same, looked for first behind `last`, the member that was found before (−1: none): who asks in the order of
+   the text looks at each member once. */
+static int64_t pvti_json_find_behind(const pvti_json *j, int64_t object, int64_t last, const char *key)
+{
+    int64_t child = pvti_json_next(j, last);
+    while (child >= 0 && !pvti_json_same(pvti_json_key_span(j, child), key)) child = pvti_json_next(j, child);
+    return child >= 0 ? child : pvti_json_find(j, object, key);
+}
+
 /* Decoded length of the key or string in bytes (it may exceed cap, and may contain NULs);
    NUL-terminated when that fits too. −1: not a string. */
 static int64_t pvti_json_key(const pvti_json *j, int64_t node, char *out, int64_t cap)
@@ -18702,12 +18733,10 @@ typedef struct pvti_tensor {
     const char *name;
     pvt_dtype dtype;
     int rank;
-    int64_t shape[8];
+    int64_t shape[PVT_MAX_RANK];
     const uint8_t *data;
     int64_t bytes;
 } pvti_tensor;
-
-#define PVTI_MAX_RANK 8
 
 /* Of elements; checked on load. */
 static int64_t pvti_tensor_count(const pvti_tensor *t)
@@ -18827,9 +18856,9 @@ static pvt_result pvti_safetensors_tensor(pvt_ctx *ctx, const char *file, const 
     if (t->dtype == PVT_DTYPE_NONE || pvti_dtype_info(t->dtype)->block != 1)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: tensor \"%.200s\": dtype \"%.15s\" is not supported",
                          file, t->name, name);
-    if (pvti_json_count(j, shape) > PVTI_MAX_RANK)
+    if (pvti_json_count(j, shape) > PVT_MAX_RANK)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED, "%s: tensor \"%.200s\": more than %d dimensions", file,
-                         t->name, PVTI_MAX_RANK);
+                         t->name, PVT_MAX_RANK);
     for (int64_t child = pvti_json_first(j, shape); child >= 0; child = pvti_json_next(j, child))
         if (!pvti_json_int(j, child, &t->shape[t->rank++]) || t->shape[t->rank - 1] < 0)
             return pvti_fail(ctx, PVT_ERR_FORMAT,
@@ -19128,9 +19157,9 @@ static pvt_result pvti_safetensors_order(pvt_ctx *ctx, const char *path, const p
     for (int64_t i = 0; i < n; i++) {
         const pvti_tensor *t = &tensors[i];
         const pvti_dtype *info = pvti_dtype_info(t->dtype);
-        if (!info || info->block != 1 || t->rank < 0 || t->rank > PVTI_MAX_RANK ||
+        if (!info || info->block != 1 || t->rank < 0 || t->rank > PVT_MAX_RANK ||
             !pvti_dtype_bytes(t->dtype, t->shape, t->rank, &bytes) || bytes != t->bytes ||
-            strcmp(t->name, "__metadata__") == 0)
+            strcmp(t->name, "__metadata__") == 0 || !pvti_utf8_valid(t->name, (int64_t)strlen(t->name)))
             return pvti_fail(
                 ctx, PVT_ERR_ARGUMENT,
                 "%s: tensor \"%.200s\": name, dtype, shape and bytes cannot be written as safetensors", path,
@@ -19292,16 +19321,8 @@ static pvt_result pvti_weight_list_alloc(pvti_weight_list *list, int64_t n)
 /* A name that comes back from the file as it went in. */
 static bool pvti_weight_name_good(const char *name)
 {
-    int64_t left = name ? (int64_t)strlen(name) : 0;
-    uint32_t character;
-    if (left < 1 || left > PVTI_WEIGHT_NAME_BYTES) return false;
-    while (left > 0) {
-        int n = pvti_utf8_read(name, left, &character);
-        if (n < 1) return false;
-        name += n;
-        left -= n;
-    }
-    return true;
+    int64_t n = name ? (int64_t)strlen(name) : 0;
+    return n >= 1 && n <= PVTI_WEIGHT_NAME_BYTES && pvti_utf8_valid(name, n);
 }
 
 static pvt_result pvti_array_check_finite(pvt_ctx *ctx, const char *name, const pvt_array *array)
@@ -19448,8 +19469,9 @@ static pvt_result pvti_weight_text_parse(pvt_ctx *ctx, const char *label, char *
     return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: the format \"%.60s\" is not known here", label, text);
 }
 
+/* *entry: where the metadata says what the weight read before this one is, −1 at first; then this one's. */
 static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path, const char *name,
-                                   pvt_weight *out)
+                                   int64_t *entry, pvt_weight *out)
 {
     char label[PVTI_PATH_BYTES + PVTI_ARRAY_NAME_BYTES], key[PVTI_ARRAY_NAME_BYTES];
     char text[PVTI_WEIGHT_TEXT_BYTES];
@@ -19462,7 +19484,8 @@ static pvt_result pvti_weight_read(const pvti_safetensors *st, const char *path,
                          PVTI_WEIGHT_NAME_BYTES);
     snprintf(label, sizeof label, "%.*s: %s", PVTI_PATH_BYTES - 1, path, name);
     snprintf(key, sizeof key, PVTI_WEIGHT_KEY "%s", name);
-    int64_t length = pvti_safetensors_metadata(st, key, text, sizeof text);
+    *entry = pvti_json_find_behind(&st->header, st->metadata, *entry, key);
+    int64_t length = pvti_json_string(&st->header, *entry, text, sizeof text);
     if (length < 0) return pvti_fail(st->ctx, PVT_ERR_MISMATCH, "%s: there is no weight of this name", label);
     if (length >= (int64_t)sizeof text || (int64_t)strlen(text) != length)
         return pvti_fail(st->ctx, PVT_ERR_FORMAT, "%s: what its metadata says of it is too long", label);
@@ -19484,6 +19507,7 @@ PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_na
 {
     pvti_safetensors st;
     char format[32];
+    int64_t entry = -1;
     for (int64_t i = 0; i < n; i++) memset(weights[i].weight, 0, sizeof *weights[i].weight);
     PVTI_TRY(pvti_safetensors_open(ctx, path, &st));
     pvt_result result = PVT_OK;
@@ -19493,7 +19517,7 @@ PVT_API pvt_result pvt_weights_load(pvt_ctx *ctx, const char *path, const pvt_na
                            "%s: is not a file of weights (its metadata has no \"format\": \"%s\")", path,
                            PVTI_WEIGHTS_FORMAT);
     for (int64_t i = 0; i < n && result == PVT_OK; i++)
-        result = pvti_weight_read(&st, path, weights[i].name, weights[i].weight);
+        result = pvti_weight_read(&st, path, weights[i].name, &entry, weights[i].weight);
     for (int64_t i = 0; i < n && result != PVT_OK; i++) pvt_weight_free(weights[i].weight);
     pvti_safetensors_close(&st);
     return result;
@@ -19948,7 +19972,7 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
     if (result == PVT_ERR_FORMAT) return PVT_OK;
     if (result != PVT_OK) return result;
     int64_t node = pvti_json_first(&j, pvti_json_find(&j, 0, "weight_map"));
-    for (; node >= 0; node = pvti_json_next(&j, node)) {
+    for (; node >= 0 && ex->list.size <= PVTI_EXCHANGE_BYTES; node = pvti_json_next(&j, node)) {
         int64_t length = pvti_json_string(&j, node, name, sizeof name);
         if (length < 1 || length >= (int64_t)sizeof name) continue;
         if (!pvti_shard_name(name) || strcmp(name, last) == 0) continue;
@@ -19964,6 +19988,7 @@ static pvt_result pvti_exchange_drop_shards(pvti_exchange *ex)
 static pvt_result pvti_exchange_seal(pvti_exchange *ex, int parts)
 {
     pvti_writer *w = &ex->manifest;
+    if (!ex->overwrite) parts = 0; /* no model is there: files of such names are the user's */
     for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++) {
         const pvti_saved_name *saved = &pvti_saved_names[i];
         if ((saved->part & parts) && !pvti_manifest_has(&ex->list, '+', saved->name))
@@ -21254,16 +21279,6 @@ static int64_t pvti_spaces_collapse(char *s, int64_t n)
     for (int64_t at = 0; at < n; at++)
         if (s[at] != ' ' || (out > 0 && s[out - 1] != ' ')) s[out++] = s[at];
     return out;
-}
-
-static bool pvti_utf8_valid(const char *s, int64_t n)
-{
-    int64_t at = 0;
-    uint32_t c;
-    int length;
-    for (; at < n; at += length)
-        if ((length = pvti_utf8_read(s + at, n - at, &c)) == 0) return false;
-    return true;
 }
 
 /* "<0x0A>" → 10, −1: not of this form. */
@@ -23576,8 +23591,9 @@ static void pvti_layout_array(pvt_array *array, bool aqlm)
 // >>load
 /*  From files to a model: the sizes come from config.json, GGUF keys or llama2.c's header into one
     pvt_model_config, and from there on every tensor is held against them. The kind of file shows
-    in its first bytes. Weights stay where the file has them, with three exceptions that are copied:
-    codes (range-checked on the way), norms, and the rows of q and k where rotary pairs are neighbours. */
+    in its first bytes. Weights stay where the file has them; copied are codes (range-checked on the way),
+    norms, the rows of q and k where rotary pairs are neighbours, and what does not stand at a multiple of its
+    element's size. */
 
 /* The files that a model's mapped weights lie in; one of the three is open. */
 typedef struct pvti_source {
@@ -23966,7 +23982,7 @@ static bool pvti_rope_factors_fit(const pvt_model_config *c, const float *factor
     pvt_rope_scale_llama3(scaled, c->head_dim, c->rope_factor, c->rope_low, c->rope_high,
                           c->rope_original_ctx);
     for (int64_t j = 0; j < c->head_dim / 2; j++)
-        if (fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) > 2e-6) return false;
+        if (!(fabs((double)plain[j] / (double)factors[j] / (double)scaled[j] - 1) <= 2e-6)) return false;
     return true;
 }
 
@@ -26046,7 +26062,7 @@ static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, p
             held |= (uint32_t)pvti_code_get(weight, at++) << have;
             for (have += bits; have >= 8 || (have > 0 && last); have -= 8, held >>= 8)
                 bytes[n++] = (uint8_t)held;
-            if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code may end two bytes */
+            if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code ends at most three bytes; there is room for more */
             PVTI_TRY(pvti_writer_put_numbers(w, bytes, n, 1));
             n = 0;
         }
@@ -26353,7 +26369,8 @@ static pvt_bits pvti_card_bits(const pvti_exporter *s)
         bits.bytes += s->tensors[i].bytes;
         if (!t.linear) continue;
         bytes += s->tensors[i].bytes;
-        if (s->items[i].array <= 0) linears += t.n;
+        for (int k = 0; k < s->items[i].parts && s->items[i].array <= 0; k++)
+            linears += pvt_model_tensor(s->model, s->items[i].tensor + k).n;
     }
     bits.linears = bits.packed_linears = linears ? 8.0 * (double)bytes / (double)linears : 0;
     bits.all = bits.packed_all = 8.0 * (double)bits.bytes / (double)bits.params;
@@ -28122,6 +28139,9 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
     bool own = memcmp(&d->embed_format, &d->format, sizeof d->format) != 0;
     char number[3][48];
     uint64_t hash;
+    if (z->ctx->files.make_directory && !pvti_path_is_directory(z->ctx, d->checkpoint))
+        return pvti_fail(z->ctx, PVT_ERR_IO, "%s: there is no such directory for the checkpoint",
+                         d->checkpoint);
     PVTI_TRY(pvti_model_hash(z->model, &hash));
     for (int i = 0; i < PVTI_QUANTIZER_OPTIONS; i++) z->options[i].name = names[i];
     snprintf(z->options[0].value, 200, "quantize 2 of version %d", PVT_VERSION);
@@ -28138,13 +28158,13 @@ static pvt_result pvti_quantizer_read_options(pvti_quantizer *z, const pvt_corpu
              fit.epochs, number[0], number[1], fit.cg_steps, fit.kmeans_steps, fit.beam, fit.method & 3,
              fit.act_order, number[2]);
     pvti_number_text(d->finetune_lr, 0, number[0]);
-    int at = snprintf(z->options[5].value, 200, "epochs %d lr %s", PVTI_MAX(d->finetune_epochs, 0),
-                      number[0]);
+    int at = snprintf(z->options[5].value, 200, "epochs %d lr %s%s", PVTI_MAX(d->finetune_epochs, 0),
+                      number[0], d->finetune || z->pv.values.by_bits ? "" : " at any bits");
     if (d->finetune)
         snprintf(z->options[5].value + at, (size_t)(200 - at),
-                 " strategy %s surrogate %d train %u, hash %016llx", pvt_strategy_name(z->pv.strategy),
-                 (int)z->pv.surrogate, z->pv.train,
-                 (unsigned long long)pvti_tuner_pv_hash(&z->pv));
+                 " strategy %s surrogate %d train %u, hash %016llx%s", pvt_strategy_name(z->pv.strategy),
+                 (int)z->pv.surrogate, z->pv.train, (unsigned long long)pvti_tuner_pv_hash(&z->pv),
+                 z->params_open ? "" : ", norms at any bits");
     snprintf(z->options[6].value, 200, "%.150s, hash %016llx", skip,
              (unsigned long long)pvti_hash(skip, (int64_t)strlen(skip), 1, 0));
     pvt_format_text(&d->embed_format, number[0]);
@@ -28308,7 +28328,7 @@ static pvt_result pvti_quantizer_take(pvti_quantizer *z, pvti_layer *layer, int6
 
 /* Everything that must agree for a resumed run to give the same bits, as text by name. (The number of steps
    need not: it only sets the schedule.) */
-#define PVTI_OPTION_TEXT 320
+#define PVTI_OPTION_TEXT 448 /* every choice at its longest, each number of 24 characters, makes 395 */
 typedef struct pvti_tuner_option {
     const char *name;
     char value[PVTI_OPTION_TEXT];
@@ -28524,8 +28544,8 @@ static pvt_result pvti_tuner_array_out(const pvt_tuner *t, const pvti_pv_array *
 PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
 {
     pvti_tuner_option options[PVTI_TUNER_OPTIONS];
-    const char *metadata[2 * PVTI_TUNER_OPTIONS + 3];
-    char progress[400];
+    const char *metadata[2 * PVTI_TUNER_OPTIONS + 5];
+    char progress[400], warmup[32];
     pvti_pv_array array;
     char(*names)[128];
     pvt_result result = PVT_ERR_MEMORY;
@@ -28539,7 +28559,9 @@ PVT_API pvt_result pvt_tuner_save(const pvt_tuner *tuner, const char *path)
     for (i = 0; i < PVTI_TUNER_OPTIONS; i++)
         metadata[2 * i] = options[i].name, metadata[2 * i + 1] = options[i].value;
     pvti_tuner_progress_text(tuner, progress);
-    metadata[2 * i] = "progress", metadata[2 * i + 1] = progress, metadata[2 * i + 2] = NULL;
+    metadata[2 * i] = "progress", metadata[2 * i + 1] = progress;
+    snprintf(warmup, sizeof warmup, "%lld", (long long)tuner->desc.warmup);
+    metadata[2 * i + 2] = "warmup", metadata[2 * i + 3] = warmup, metadata[2 * i + 4] = NULL;
     int64_t n = pv_arrays + (tuner->eval && tuner->top.step >= 0 ? tuner->n_best : 0);
     pvti_tensor *tensors = PVTI_NEW(tuner->ctx, pvti_tensor, n);
     names = (char(*)[128])pvti_alloc(tuner->ctx, n, sizeof *names);
@@ -28614,6 +28636,12 @@ static pvt_result pvti_tuner_resume_check(pvt_tuner *t, const pvti_safetensors *
         return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
                          "%s is of a run of %lld steps, %lld of them done; this plan has only %lld", path,
                          (long long)n[1], (long long)n[0], (long long)t->desc.steps);
+    /* of the same plan: a longer one rises by its own */
+    if (n[1] == t->desc.steps && pvti_safetensors_metadata(st, "warmup", text, sizeof text) > 0 &&
+        (text[sizeof text - 1] = 0, strtoll(text, NULL, 10) != t->desc.warmup))
+        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
+                         "%s was made with another warm-up: it has %.20s steps, this run %lld", path, text,
+                         (long long)t->desc.warmup);
     t->top.step =
         t->eval ? n[5]
                 : -1; /* decides whether there is a best state to list; the caller puts the rest right */

@@ -407,7 +407,8 @@ static void plot_rows_row(FILE *out, const plot_frame *f, const plot_row *row, d
     digits = digits < 0 ? 0 : digits > 9 ? 9 : digits;
     if (e > 0) snprintf(text, sizeof text, "%.*f ± %.*f", digits, row->x, digits, e);
     else snprintf(text, sizeof text, "%.*f", digits, row->x);
-    plot_label(out, f->left + f->width + 12, y + 4, "tick", inside ? text : plot_finite(row->x) ? text : "not finite");
+    plot_label(out, f->left + f->width + 12, y + 4, "tick",
+               inside || plot_finite(row->x) ? text : "not finite");
 }
 
 static __attribute__((unused)) bool plot_rows_write(const plot_rows *p, FILE *f)

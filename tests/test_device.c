@@ -1075,7 +1075,7 @@ int main(void)
     test_tune(dir);
     test_files(dir);
     test_quantize(dir, "aqlm:2x5g4", true), test_quantize(dir, "had:int:3g8", true);
-    test_quantize(dir, "int:2g8", false);
+    test_quantize(dir, "int:2g8", false), test_quantize(dir, "had2:e8p", true);
     test_quantize_failures();
     test_refusals();
     test_no_memory();

@@ -2,6 +2,10 @@
     card, an embedding of codes. tests/interop.sh holds the same against transformers itself. */
 #define PVTUNE_IMPLEMENTATION
 #include "../pvtune.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "test.h"
 
 static char scratch_dir[256];
@@ -231,6 +235,31 @@ static void check_bits_q8(pvt_ctx *ctx)
     }
 }
 
+/* A directory without a model may hold files of such names, which are somebody's: they stay. */
+static void check_others_stay(pvt_ctx *ctx)
+{
+    static const char *const names[] = {"merges.txt", "vocab.json", "special_tokens_map.json", "notes.txt"};
+    pvt_model *model = tiny(ctx, false);
+    pvt_save_desc desc;
+    char path[700], dir[600];
+    snprintf(dir, sizeof dir, "%s", dir_path("others"));
+    CHECK(mkdir(dir, 0777) == 0);
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        CHECK_OK(ctx, pvt_file_write(ctx, path, "mine", 4));
+    }
+    memset(&desc, 0, sizeof desc);
+    for (int round = 0; round < 2; round++) { /* over a model of ours they are taken for its own, and go */
+        desc.overwrite = round > 0;
+        CHECK_OK(ctx, pvt_model_save(model, dir, &desc));
+        for (int i = 0; i < 4; i++) {
+            snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+            CHECK((access(path, F_OK) == 0) == (round == 0 || i == 3));
+        }
+    }
+    pvt_model_free(model);
+}
+
 /* ---- the model card ---- */
 
 static void check_card(pvt_ctx *ctx)
@@ -285,6 +314,7 @@ int main(void)
     check_bits(ctx, "aqlm:1x3g4o2", PVT_F16, true);
     check_bits(ctx, "aqlm:1x10g8", PVT_F32, true);
     check_bits_q8(ctx);
+    check_others_stay(ctx);
     check_card(ctx);
     test_remove(scratch_dir);
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);

@@ -889,6 +889,48 @@ static void check_tuning(pvt_ctx *ctx, const char *family, int extra, bool freez
 
 #endif
 
+/* A choice beyond what one forward takes otherwise: its keys have one set of frequencies, as one forward's. */
+static void check_long_choice(pvt_ctx *ctx)
+{
+    enum { LONG = 2300, LAST = 5 };
+    static int32_t ids[LONG + 1];
+    static double each[LONG];
+    pvt_model_config c;
+    pvt_model *model = NULL;
+    pvt_choice choice[2];
+    pvt_document document = {0, 2, 0};
+    pvt_task task;
+    pvt_score_desc desc;
+    pvt_answer answers[2];
+    pvt_score score;
+    pvt_run_desc r;
+    pvt_run *run;
+    pvt_loss_desc loss;
+    double sum, want = 0;
+    int64_t n;
+    memset(&c, 0, sizeof c), memset(choice, 0, sizeof choice), memset(&task, 0, sizeof task);
+    memset(&desc, 0, sizeof desc), memset(&r, 0, sizeof r), memset(&loss, 0, sizeof loss);
+    c.layers = 1, c.dim = 32, c.heads = 2, c.kv_heads = 1, c.ff = 32, c.vocab = 96, c.ctx = 4096;
+    c.rope_rule = PVT_ROPE_DYNAMIC, c.rope_factor = 4, c.rope_original_ctx = 1024;
+    CHECK_OK(ctx, pvt_model_create(ctx, &c, &model));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) { /* sharp attention, that frequencies matter */
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        for (int64_t k = 0; t.linear && k < t.n; k++) ((pvt_real *)t.weight->array[0])[k] *= 20;
+    }
+    for (int i = 0; i <= LONG; i++) ids[i] = (int32_t)(pvti_mix((uint64_t)i) % 96);
+    for (int i = 0; i < 2; i++)
+        choice[i].ids = ids + i, choice[i].n = LONG, choice[i].context = LONG - LAST, choice[i].length = LAST;
+    task.documents = &document, task.choices = choice, task.n = 1, task.n_choices = 2, desc.answers = answers;
+    CHECK_OK(ctx, pvt_task_score(model, &task, &desc, &score));
+    r.max_ctx = LONG, loss.targets = ids + 1;
+    CHECK_OK(ctx, pvt_run_create(model, &r, &run));
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, LONG - 1, NULL));
+    CHECK_OK(ctx, pvt_run_loss(run, &loss, &sum, &n, each));
+    for (int i = LONG - 1 - LAST; i < LONG - 1; i++) want -= each[i];
+    CHECK_NEAR(answers[0].loglik, want, 1e-4);
+    pvt_run_free(run), pvt_model_free(model);
+}
+
 int main(void)
 {
     pvt_ctx *ctx;
@@ -905,6 +947,7 @@ int main(void)
     check_directory(ctx, false, 0), check_directory(ctx, true, 7);
     check_growth(ctx);
     check_lengths(ctx);
+    check_long_choice(ctx);
     check_families(ctx);
     check_window(ctx);
     check_gguf(ctx);

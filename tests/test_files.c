@@ -710,6 +710,8 @@ static void test_safetensors_writes(void)
     tensors[4].name = "__metadata__";
     refused(pvti_safetensors_write(ctx, path, tensors, 5, NULL), PVT_ERR_ARGUMENT, "reserved",
             "__metadata__");
+    tensors[4].name = "a\xff"; /* "a\xfe" would be read back as the same name */
+    refused(pvti_safetensors_write(ctx, path, tensors, 5, NULL), PVT_ERR_ARGUMENT, "no UTF-8", "name");
     tensors[4] = tensor_of("q", PVT_F32, 1, 3, values), tensors[4].bytes = 8;
     refused(pvti_safetensors_write(ctx, path, tensors, 5, NULL), PVT_ERR_ARGUMENT, "bytes", "\"q\"");
     CHECK_OK(ctx, pvti_safetensors_open(ctx, path, &st));

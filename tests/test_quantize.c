@@ -202,7 +202,8 @@ static void check_resume(pvt_ctx *ctx, bool tied, const char *embed_format, bool
     s.desc.resume = true;
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT);
     s.desc.checkpoint = "/absent/directory", s.desc.resume = false;
-    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_IO && strstr(why, "/absent/directory/quantize-"));
+    CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_IO && strstr(why, "/absent/directory: there is no such directory"));
+    CHECK(w.fits == 0);
 }
 
 /* What of block fine-tuning is refused before the work. */
@@ -240,7 +241,8 @@ static void check_finetune_refused(pvt_ctx *ctx)
 static void check_options(pvt_ctx *ctx)
 {
     static const char *const names[] = {"precision", "format", "samples", "fit", "fine-tuning", "skip",
-                                        "embedding and head", "seed", "text", "model", "embedding and head", "fine-tuning"};
+                                        "embedding and head", "seed", "text", "model", "embedding and head", "fine-tuning",
+                                        "fine-tuning"};
     char why[1024], words[100];
     pvt_pv_desc finetune;
     watch w;
@@ -266,6 +268,7 @@ static void check_options(pvt_ctx *ctx)
         if (i == 9) s.model_seed = 8;
         if (i == 10) s = with_embed_format(ctx, &s, "int:4g32");
         if (i == 11) s.desc.finetune = &finetune;
+        if (i == 12) s.desc.finetune_lr = 2e-4; /* given, it is the same at any bits; the default is not */
         CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_MISMATCH);
         snprintf(words, sizeof words, "was made with another %s: it has", names[i]);
         CHECK(strstr(why, words) != NULL);
@@ -273,7 +276,7 @@ static void check_options(pvt_ctx *ctx)
         CHECK(w.fits == 0);
     }
     s = make_setup(ctx, false);
-    s.desc.resume = true, s.desc.fit.cg_steps = 8, s.desc.finetune_lr = 2e-4; /* the defaults, said */
+    s.desc.resume = true, s.desc.fit.cg_steps = 8, s.desc.finetune_epochs = 2; /* the defaults, said */
     s = with_embed_format(ctx, &s, "aqlm:2x4g4");
     CHECK(quantize(&s, &w, NULL, why) == PVT_OK);
 }
@@ -579,6 +582,32 @@ static void check_allocate(pvt_ctx *ctx)
     CHECK(pvt_allocate(ctx, loss, bytes, 0, 8, 9999, NULL, NULL) == PVT_ERR_ARGUMENT);
     const int64_t huge[4] = {1, INT64_MAX - 1, 1, INT64_MAX - 1};
     CHECK(pvt_allocate(ctx, loss, huge, 2, 2, 10, NULL, NULL) == PVT_ERR_ARGUMENT);
+}
+
+/* Numbers that are none, or that no file holds, are not handed on. */
+static void check_numeric(pvt_ctx *ctx)
+{
+    int32_t ids[TOKENS];
+    double numbers[64];
+    pvt_corpus corpus;
+    pvt_alpha_desc alpha;
+    setup s = make_setup(ctx, false);
+    s.desc.checkpoint = NULL, s.desc.finetune_epochs = -1;
+    for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)(i * i % 95);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, TOKENS, &corpus));
+    pvt_model *model = make_model(ctx, &s);
+    model->layers[1].vector[PVTI_NORM_ATT][3] = (pvt_real)1e5;
+    CHECK(pvt_quantize(model, &corpus, &s.desc) == PVT_ERR_NUMERIC);
+    CHECK(strstr(pvt_ctx_error(ctx), "layers.1.input_layernorm.weight\": element 3 is 100000") != NULL);
+    CHECK(model->layers[1].vector[PVTI_NORM_ATT][3] == (pvt_real)1e5 && !pvti_has_codes(&model->layers[1].linear[PVTI_Q]));
+    pvt_model_free(model);
+    model = make_model(ctx, &s);
+    ((pvt_real *)model->layers[0].linear[PVTI_Q].array[0])[3] = (pvt_real)NAN;
+    memset(&alpha, 0, sizeof alpha);
+    alpha.samples = 2, alpha.ctx = CTX;
+    CHECK(pvt_model_alpha(model, &corpus, &alpha, numbers) == PVT_ERR_NUMERIC);
+    CHECK(strstr(pvt_ctx_error(ctx), "alpha: ") == pvt_ctx_error(ctx));
+    pvt_model_free(model), pvt_corpus_free(&corpus);
 }
 
 /* KL(W ‖ W with noise t in tensor i), measured another way and with other noise than pvt_model_alpha's. */
@@ -955,6 +984,7 @@ int main(void)
     check_isa();
     check_allocate(ctx);
     check_alpha(ctx);
+    check_numeric(ctx);
     check_feedback(ctx);
     check_plan(ctx);
     check_memory();

@@ -104,11 +104,11 @@ static void check_left_behind(void)
 }
 
 /* A step over a NaN is refused in its middle: that state is not saved, and a checkpoint brings the tuner back. One
-   whose first option is 400 letters long is refused, and not a byte beyond the buffer is told. */
+   whose first option is 500 letters long is refused, and not a byte beyond the buffer is told. */
 static void check_checkpoints(void)
 {
-    enum { LETTERS = 400 };
-    char dir[300], path[400], header[600], letters[LETTERS + 1];
+    enum { LETTERS = 500, TOLD = 447 };
+    char dir[300], path[400], header[700], letters[LETTERS + 1];
     pvt_tune_desc desc;
     pvt_corpus corpus;
     pvt_tuner *tuner;
@@ -143,9 +143,9 @@ static void check_checkpoints(void)
     FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(size, 8, 1, f) == 1 && fwrite(header, (size_t)n, 1, f) == 1 && fclose(f) == 0);
     CHECK(pvt_tuner_resume(tuner, path) == PVT_ERR_MISMATCH);
-    letters[319] = 0;
+    letters[TOLD] = 0;
     CHECK(strstr(pvt_ctx_error(ctx), letters) != NULL);
-    letters[319] = 'a', letters[320] = 0;
+    letters[TOLD] = 'a', letters[TOLD + 1] = 0;
     CHECK(strstr(pvt_ctx_error(ctx), letters) == NULL);
     test_remove(dir);
     pvt_tuner_free(tuner), pvt_model_free(model), pvt_corpus_free(&corpus);
@@ -315,6 +315,29 @@ static void steps(const bench *b, pvt_tuner *tuner, int64_t n)
 
 /* From a checkpoint to the same bits, the best state and its figure included; a longer plan extends a run, under a
    constant rate to what the longer run would have been. Another student is refused, also where only a frozen tensor differs. */
+/* Each choice with as many digits as a number has: all of them are written, and compared. */
+static void check_long_options(void)
+{
+    char dir[300], path[400];
+    bench b;
+    pvt_tuner *tuner;
+    bench_open(&b, NULL, NULL);
+    CHECK(test_scratch(dir, sizeof dir));
+    snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
+    b.desc.pv.cap = b.desc.pv.trust = b.desc.pv.delta = b.desc.pv.rounding = 1.2345678901234567e-05;
+    b.desc.pv.temperature = b.desc.pv.wind = 1.2345678901234567e-05, b.desc.pv.beam = 10, b.desc.pv.restart = true;
+    b.desc.pv.key = PVT_KEY_ROOT_MOMENT, b.desc.pv.train = PVT_TRAIN_ALL & ~(unsigned)PVT_TRAIN_SCALES;
+    for (int i = 0; i < 2; i++) {
+        if (i) b.desc.pv.train = PVT_TRAIN_ALL & ~(unsigned)PVT_TRAIN_NORMS;
+        CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+        if (i == 0) CHECK_OK(b.ctx, pvt_tuner_save(tuner, path));
+        CHECK(pvt_tuner_resume(tuner, path) == (i ? PVT_ERR_MISMATCH : PVT_OK));
+        pvt_tuner_free(tuner);
+    }
+    test_remove(dir);
+    bench_close(&b);
+}
+
 static void check_resume(void)
 {
     char dir[300], path[400];
@@ -358,6 +381,12 @@ static void check_resume(void)
     CHECK(pvt_tuner_resume(tuner, path) == PVT_OK);
     pvt_tuner_free(tuner), pvt_tuner_free(other), pvt_tuner_free(whole);
     bench_close(&c), bench_close(&d);
+
+    bench_open(&d, NULL, NULL);
+    d.desc = b.desc, d.desc.warmup = 3; /* of the same plan: other rates, other bits */
+    CHECK_OK(d.ctx, pvt_tuner_create(d.student, d.teacher, &d.corpus, &d.desc, &whole));
+    CHECK(pvt_tuner_resume(whole, path) == PVT_ERR_MISMATCH && strstr(pvt_ctx_error(d.ctx), "another warm-up: it has"));
+    pvt_tuner_free(whole), bench_close(&d);
 
     bench_open(&d, NULL, NULL); /* its embedding, which stays frozen, differs in one number */
     d.desc = b.desc;
@@ -686,6 +715,7 @@ int main(void)
     check_two_contexts();
     check_evaluation();
     check_resume();
+    check_long_options();
     check_schedules();
     check_coarseness();
     check_cancelled_evaluation();

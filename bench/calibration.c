@@ -36,7 +36,7 @@ static void row(const bench *b, const char *name, int64_t O, int64_t I, const pv
 static pvt_result observe(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corpus, pvti_quantizer *z)
 {
     memset(z, 0, sizeof *z);
-    z->ctx = ctx, z->model = model;
+    z->ctx = z->run = ctx, z->model = z->there = model;
     z->desc.samples = SAMPLES, z->desc.ctx = CTX;
     PVTI_TRY(pvti_quantizer_check(z, corpus));
     PVTI_TRY(pvti_quantizer_alloc(z));
@@ -47,8 +47,7 @@ static pvt_result observe(pvt_ctx *ctx, pvt_model *model, const pvt_corpus *corp
             pvt_real *x = z->x + s * CTX * z->C;
             pvti_block_forward(&z->blocks, &model->layers[l], x, x, PVTI_MIN(z->per_chunk, z->samples - s), CTX, &z->blocks.acts[0], NULL);
         }
-    pvti_quantizer_observe(z, &model->layers[LAYER]);
-    return PVT_OK;
+    return pvti_quantizer_observe(z, LAYER);
 }
 
 static int real(const bench *b, pvt_ctx *ctx, const char *path, const char *text, int beam)

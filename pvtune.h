@@ -4247,7 +4247,7 @@ static pvti_attention pvti_attention_of(pvt_ctx *ctx, const pvt_attention_desc *
     a.kv_batch = a.d.kv_batch ? a.d.kv_batch : (a.d.pos + a.d.T) * a.kv_ld;
     a.blocks = pvti_ceil_div(a.rows, PVTI_ATTENTION_Q);
     if (a.d.scale == 0) a.d.scale = 1 / __builtin_sqrt((double)a.d.HS);
-    if (a.d.window <= 0) a.d.window = a.d.pos + a.d.T;
+    if (a.d.window <= 0 || a.d.window > a.d.pos + a.d.T) a.d.window = a.d.pos + a.d.T;
     return a;
 }
 
@@ -4407,7 +4407,7 @@ PVTI_INLINE void pvti_softmax_row(pvt_softmax_row *row, const pvt_real *x, int64
     pvt_real top, e[PVTI_LOSS_BLOCK];
     double sum = 0, part;
     pvti_max(&top, x, n);
-    double max = row->sum > 0 && row->max > (double)top ? row->max : (double)top;
+    double max = row->sum != 0 && row->max > (double)top ? row->max : (double)top; /* a NaN is a sum, too */
     top = (pvt_real)max;
     if (max == -(double)INFINITY) return; /* nothing but −∞ so far: no probability */
     for (int64_t start = 0; start < n; start += PVTI_LOSS_BLOCK) {
@@ -4416,7 +4416,7 @@ PVTI_INLINE void pvti_softmax_row(pvt_softmax_row *row, const pvt_real *x, int64
         pvti_sum(&part, e, m);
         sum += part;
     }
-    row->sum = (row->sum > 0 ? row->sum * pvti_exp64(row->max - max) : 0) + sum;
+    row->sum = (row->sum != 0 ? row->sum * pvti_exp64(row->max - max) : 0) + sum;
     row->max = max;
 }
 
@@ -5048,8 +5048,9 @@ static int64_t pvti_round_f16(pvt_ctx *ctx, uint16_t *half, pvt_real *real, cons
 {
     if (ctx->device) return ctx->device->round_f16(ctx->device_state, half, real, from, n);
     for (int64_t i = 0; i < n; i++) {
-        if (!(fabs((double)from[i]) < 65520.0)) return i; /* from here on a number rounds to infinity */
-        uint16_t bits = pvti_f32_to_f16((float)from[i]);
+        float x = (float)from[i];
+        if (!(fabs((double)x) < 65520.0)) return i; /* from here on a number rounds to infinity */
+        uint16_t bits = pvti_f32_to_f16(x);
         if (half) half[i] = bits;
         if (real) real[i] = (pvt_real)pvti_f16_to_f32(bits);
     }
@@ -5113,8 +5114,7 @@ static bool pvti_array_set(pvt_array *array, const char *name, pvt_array_role ro
     return pvti_dtype_bytes(dtype, array->shape, array->rank, &array->bytes);
 }
 
-/* A decimal number of at most `most` digits' worth; moves *at behind it. 0: there is none, or it is
-   larger. */
+/* A decimal number, at most `most`; moves *at behind it. 0: there is none, or it is larger. */
 static int pvti_format_number(const char **at, int most)
 {
     int n = 0;
@@ -6523,8 +6523,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
 
 /* ---- k-means (Lloyd), weighted per coordinate ---- */
 
-/* n = rows × GI points of D coordinates: point (o, j) is x[o][j·D … ], coordinate d of group j
-   weighs weight[j·D + d]. weight NULL: all 1. */
+/* n = GI × rows points of D coordinates: coordinate d of point (j, o) is x[(j·rows + o)·D + d] and weighs
+   weight[j·D + d]. weight NULL: all 1. */
 typedef struct pvti_kmeans {
     pvt_ctx *ctx;
     const pvt_real *x;        /* [GI, rows, D] */
@@ -6837,7 +6837,7 @@ static void pvti_fit_codebooks(pvti_fit *f)
     }
 }
 
-/* Start: scale = row norm, then each codebook by k-means on what the ones before leave. */
+/* Start: scale = the norm of an out group's rows, then each codebook by k-means on what the ones before leave. */
 static pvt_result pvti_fit_start(pvti_fit *f)
 {
     int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI;
@@ -10208,6 +10208,7 @@ PVT_API pvt_result pvt_weight_round_f16(pvt_weight *weight, const char *name)
         if (arrays[i].role != PVT_ARRAY_CODE)
             pvti_round_f16(weight->ctx, NULL, values, values, pvti_array_count(&arrays[i]));
     }
+    pvti_free(weight->ctx, weight->prepared), weight->prepared = NULL; /* made from the old values */
     return pvti_device_check(weight->ctx);
 }
 

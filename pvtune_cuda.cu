@@ -1778,12 +1778,12 @@ PVTI_KERNEL pvti_k_softmax_update(pvt_softmax_row *rows, const float *logits, co
     pvt_softmax_row old = rows[i];
     for (int64_t v = threadIdx.x; v < VS; v += blockDim.x) top = fmaxf(top, x[v]);
     top = pvti_block_max(top);
-    double max = old.sum > 0 && old.max > (double)top ? old.max : (double)top;
+    double max = old.sum != 0 && old.max > (double)top ? old.max : (double)top;
     double sum = pvti_block_total(max > -INFINITY ? VS : 0, /* else no probability so far */
                                   [=](int64_t v) { return expf(x[v] - (float)max); });
     if (threadIdx.x) return;
     if (max > -INFINITY) {
-        rows[i].sum = (old.sum > 0 ? old.sum * exp(old.max - max) : 0) + sum;
+        rows[i].sum = (old.sum != 0 ? old.sum * exp(old.max - max) : 0) + sum;
         rows[i].max = max;
     }
     if (target >= 0) rows[i].target = (double)x[target];

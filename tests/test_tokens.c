@@ -219,9 +219,28 @@ static void check_dense(pvt_dtype dtype, int64_t O, int64_t I, double tolerance)
     free(data), free(x);
 }
 
+/* What was prepared goes when the values are rounded: it was made from the old ones. */
+static void check_rounded(void)
+{
+    enum { O = 16, I = 64 };
+    pvt_ctx *ctx = contexts[0][0];
+    float W[O * I];
+    pvt_format format;
+    pvt_weight w;
+    for (int64_t i = 0; i < O * I; i++) W[i] = noise(41, i);
+    CHECK_OK(ctx, pvt_format_parse(ctx, "aqlm:1x4g8", &format));
+    CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, NULL, &format, NULL, NULL, &w));
+    CHECK_OK(ctx, pvt_weight_prepare(&w));
+    CHECK(w.prepared != NULL);
+    CHECK_OK(ctx, pvt_weight_round_f16(&w, "w"));
+    CHECK(w.prepared == NULL);
+    pvt_weight_free(&w);
+}
+
 int main(void)
 {
     contexts_make();
+    check_rounded();
     check_codes("aqlm:2x8g8", 70, 40, true);
     check_codes("aqlm:2x8g8", 300, 576, true);
     check_codes("aqlm:1x8g8", 64, 264, true);

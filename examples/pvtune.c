@@ -1268,7 +1268,7 @@ static int verb_quantize(app *a)
     if (*own) put_text(&a->json, "embed_format", own);
     put_open(&a->json, "layers", "[");
     pvt_result result = pvt_quantize(a->models[0], &a->corpora[0], &desc);
-    save.overwrite = o->overwrite || !made;
+    save.overwrite = o->overwrite || o->resume; /* a model beside the blocks is this run's own */
     card_text(a, &save, o->model, "%d weights quantized to `%s%s%s` with calibration; mean relative error of their outputs %.4f.",
               log.n, format, comma, own, log.n ? log.error / log.n : 0);
     if (result == PVT_OK) result = pvt_model_save(a->models[0], o->output, &save);
@@ -1474,7 +1474,7 @@ static int tune_finish(app *a, const tune_state *s)
     pvt_tune_eval saved;
     int64_t groups = 0, moved = 0;
     memset(&save, 0, sizeof save);
-    save.overwrite = true; /* prepare_output has seen to it that nothing is lost */
+    save.overwrite = a->o.overwrite || a->o.resume; /* an extended run replaces its own model */
     TRY(a, pvt_tuner_finish(a->tuner, &saved));
     tune_card(a, &save, s, &info, &saved);
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
@@ -1876,7 +1876,7 @@ static int verb_export(app *a)
     if (strcmp(target->name, "hf-aqlm") == 0 && pvt_model_tensor(a->models[0], 0).dtype == PVT_DTYPE_NONE)
         note(a, "note: the embedding is quantized and is written dense, for transformers");
     card_text(a, &save, a->o.model, "Exported with `--to %s`.", a->o.to);
-    save.overwrite = a->o.overwrite || !made;
+    save.overwrite = a->o.overwrite;
     meter_doing(&a->meter, "writing");
     pvt_result result = pvt_model_export(a->models[0], target->name, a->o.output, &save);
     meter_clear(&a->meter);

@@ -433,7 +433,9 @@ static void test_results(pvt_ctx *ctx)
     CHECK_RUN(run("grad q --ids ids --teacher model -o g.safetensors --json"));
     CHECK(json_has(ctx, "loss,tokens"));
     CHECK_RUN(run("export q -o dense --to dense -q"));
+    CHECK(sh("mkdir again && echo mine > again/merges.txt") == 0); /* no model is there: it is not one's part */
     CHECK_RUN(run("export q -o again --to hf -q"));
+    CHECK(sh("grep -q mine again/merges.txt && rm again/merges.txt") == 0);
     CHECK(sh("cmp q/model.safetensors again/model.safetensors") == 0);
     CHECK_RUN(run("export q -o q.gguf --to gguf:q8_0 --json"));
     CHECK(json_has(ctx, "to,output,file_bits_per_weight,seconds"));

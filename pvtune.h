@@ -1053,12 +1053,12 @@ typedef struct pvt_fit_stats {
     multiple, symmetric, a mean over samples is usual) or NULL for the plain squared error. desc and stats
     may be NULL. Where each weight has a code: see pvt_fit_method. Of higgs, e8p and iq2: scales from W, then
     codes block by block, under H by block LDLQ (2402.04396, 4.1) and each row's scales once more. Of aqlm its
-    calibration (2401.06118, 3.2), over codes, codebooks and scales. Start: row norms, k-means on the residuals
-    weighted by diag(H); then in turn scales in closed form, codebooks by preconditioned conjugate gradients,
-    codes by beam search. After each epoch the context's progress is called: phase "fit", item the desc's name,
-    value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not finite; GPTQ, higgs,
-    e8p, iq2: H not positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the caller:
-    pvt_weight_free. */
+    calibration (2401.06118, 3.2), over codes, codebooks and scales. Start: row norms, k-means on the
+    residuals weighted by diag(H); then in turn scales in closed form, codebooks by preconditioned conjugate
+    gradients, codes by beam search. After each epoch the context's progress is called: phase "fit", item the
+    desc's name, value the error so far. Errors: ARGUMENT (a group does not divide), NUMERIC (W or H not
+    finite; GPTQ, higgs, e8p, iq2: H not positive), MEMORY, CANCELLED; out is then zeroed. out is owned by the
+    caller: pvt_weight_free. */
 PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
                                   const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
                                   pvt_weight *out);
@@ -1918,8 +1918,8 @@ typedef struct pvt_tune_desc {
     pvt_pv_desc pv;
     int64_t steps;          /* 0: 200 */
     int64_t batch;          /* sequences a step, of all ranks together; 0: 2, or one a rank if that is more */
-    int64_t micro_batch;    /* sequences a forward, which divide a rank's batch; 0: the most of these that fit;
-                               less than a rank's batch: gradients are accumulated */
+    int64_t micro_batch;    /* sequences a forward, which divide a rank's batch; 0: the most that fit; less
+                               than a rank's batch: gradients are accumulated */
     int64_t ctx;            /* tokens a sequence; 0: 512 or the model's */
     bool cross_entropy;     /* plain next-token loss; no teacher is needed */
     pvt_schedule schedule;
@@ -6837,7 +6837,7 @@ static void pvti_fit_codebooks(pvti_fit *f)
     }
 }
 
-/* Start: scale = the norm of an out group's rows, then each codebook by k-means on what the ones before leave. */
+/* Start: scale = the norm of an out group's rows, then each codebook by k-means on what those before leave. */
 static pvt_result pvti_fit_start(pvti_fit *f)
 {
     int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI;
@@ -14474,8 +14474,8 @@ static pvt_result pvti_quantizer_keep(pvti_quantizer *z, pvti_layer *layer, int6
     return z->desc.checkpoint ? z->ctx->outside->quantizer_store(z, layer, l) : PVT_OK;
 }
 
-/* The layer where blocks run: itself or, on a device, a copy, which borrows from the caller's model what stays
-   dense. pvti_quantizer_leave ends with it. */
+/* The layer where blocks run: itself or, on a device, a copy in `room`, which borrows from the caller's model
+   what stays dense. pvti_quantizer_free_block of room ends it. */
 static pvt_result pvti_quantizer_enter(pvti_quantizer *z, const pvti_layer *layer, int64_t l,
                                        pvti_layer *room, pvti_layer **out)
 {
@@ -14491,10 +14491,6 @@ static pvt_result pvti_quantizer_enter(pvti_quantizer *z, const pvti_layer *laye
         }
     return PVT_OK;
 }
-static void pvti_quantizer_leave(pvti_quantizer *z, pvti_layer *room)
-{
-    pvti_quantizer_free_block(z->run, room);
-}
 
 /* Fine-tuning where blocks run; the host's layer then has what came of it. */
 static pvt_result pvti_quantizer_tune(pvti_quantizer *z, pvti_layer *layer, int64_t l)
@@ -14506,7 +14502,7 @@ static pvt_result pvti_quantizer_tune(pvti_quantizer *z, pvti_layer *layer, int6
     if (result == PVT_OK && at != layer) result = pvti_quantizer_copy_block(z, z->run, at, z->ctx, &back);
     if (result == PVT_OK && at != layer) pvti_quantizer_exchange(z, z->ctx, layer, &back);
     pvti_quantizer_free_block(z->ctx, &back);
-    pvti_quantizer_leave(z, &room);
+    pvti_quantizer_free_block(z->run, &room);
     return result;
 }
 
@@ -14524,7 +14520,7 @@ static pvt_result pvti_quantizer_advance(pvti_quantizer *z, const pvti_layer *la
     if (result == PVT_OK) result = pvti_device_check(z->run);
     if (result == PVT_OK && at != layer)
         pvti_quantizer_exchange(z, z->run, &z->there->layers[l], at);
-    pvti_quantizer_leave(z, &room);
+    pvti_quantizer_free_block(z->run, &room);
     return result;
 }
 
@@ -17037,7 +17033,7 @@ PVTI_INLINE void pvti_decode_q6_k(const void *blocks, pvt_real *out, int64_t n)
     EACH(Q3_K, q3_k) EACH(Q4_K, q4_k) EACH(Q5_K, q5_k) EACH(Q6_K, q6_k) PVTI_IQ_TYPES(EACH)
 
 #if PVTUNE_LAYER >= 2
-/* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16, or an x is none. */
+/* A block of Q8_0: d = max |x| / 127 in fp16, q = x/d to nearest. False: d is beyond fp16, an x is none. */
 static bool pvti_q8_block(const pvt_real *x, uint8_t *out)
 {
     double most = 0;
@@ -17082,7 +17078,8 @@ static pvt_result pvti_model_head_q8(pvt_model *model)
     pvti_free(model->ctx, row), pvt_weight_free(&own);
     pvt_result result = fits ? pvt_weight_borrow(model->ctx, blocks, PVT_Q8_0, V, C, &q8)
                              : pvti_fail(model->ctx, PVT_ERR_NUMERIC,
-                                         "a head in q8: a weight is not finite, or beyond 127 times fp16's range");
+                                         "a head in q8: a weight is not finite, or beyond 127 times fp16's "
+                                         "range");
     if (result != PVT_OK) {
         pvti_free(model->ctx, blocks);
         return result;
@@ -26063,7 +26060,7 @@ static pvt_result pvti_export_bits(pvti_exporter *s, const pvt_weight *weight, p
             held |= (uint32_t)pvti_code_get(weight, at++) << have;
             for (have += bits; have >= 8 || (have > 0 && last); have -= 8, held >>= 8)
                 bytes[n++] = (uint8_t)held;
-            if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code ends at most three bytes; there is room for more */
+            if (n + 2 < PVTI_SAVE_CHUNK) continue; /* a code ends at most three; there is room for more */
             PVTI_TRY(pvti_writer_put_numbers(w, bytes, n, 1));
             n = 0;
         }

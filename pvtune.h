@@ -675,15 +675,16 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     else: structs, names, texts, ids and targets given to a run, the logits and losses that it hands out,
     arrays given to pvt_weight_from_arrays and pvt_weight_dense, W and H of a fit. Pointers into a device's
     memory may be offset like any other, but only ops and the functions below read or write through them.
-    Models are loaded, made and saved on the host and carried over, each tensor as it is, and weights are fit
-    there: that is these functions' own affair.
+    Models are loaded, made and saved on the host and carried over, each tensor as it is, and so are weights
+    after their fit, of which a device that can (weight_search) does the work for codebooks: that is these
+    functions' own affair.
 
     ERRORS STICK. An op never fails: a device remembers its first error, does nothing from then on, and every
     later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
     before; no other function of this section waits.
 
     With a device the following say UNSUPPORTED: what pvt_allocate wants to know (pvt_model_alpha, _errors,
-    _feedback), a buffer's start (pvt_pv_set_buffer), surrogates, a head in q8. Do them in a context without
+    _feedback), surrogates, a head in q8. Do them in a context without
     one; pvt_model_copy brings a model from one memory to the other. */
 
 /* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
@@ -860,6 +861,33 @@ typedef struct pvt_device {
                           const pvt_adam *host_moments, bool root);
     void (*group_return)(void *state, pvt_real *target, const struct pvt_weight *weight,
                          const pvt_assign *host_a, const double *norms, double wind);
+
+    /* Calibration of codebooks (sections search and fit, whose letters these are): weight_search NULL: the host
+       fits them, and nothing here is called. dot: Σ a·b over [rows, n]; sums: [rows], work space; waits. axpy:
+       y [rows, n] += α·x. product: C [M, N] = A [M, K]·Bᵀ, B [N, K], in full precision, whatever products of
+       the context have. fit_scales: each scale ← f·scale, f = ⟨WH, Ŵ⟩/⟨ŴH, Ŵ⟩ over its rows with Ŵ = W − R and
+       ŴH = WH − RH, 1 where not both are positive; R and RH follow. kmeans_assign: assigned [GI, rows] = the k
+       with the least Σ_d weight·(x − c_k)² of each point x [GI, rows, D]; weight [GI, D], NULL: all 1; c [K, D].
+       kmeans_sums: sums [K, 2, D] = Σ weight·x and Σ weight of the points that are assigned to each k.
+       weight_search: each code once, in the order of visits; H [I, I], RH [O, I] = (W − Ŵ)·H for the present
+       codes; host_order [GI]: input groups, host_book_orders [GI, M]: codebooks, for the t-th visited group;
+       room: search_room bytes. */
+    double (*dot)(void *state, const pvt_real *a, const pvt_real *b, int64_t rows, int64_t n, double *sums);
+    void (*axpy)(void *state, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows, int64_t n);
+    void (*product)(void *state, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M, int64_t N,
+                    int64_t K);
+    void (*fit_scales)(void *state, struct pvt_weight *weight, pvt_real *R, pvt_real *RH, const pvt_real *W,
+                       const pvt_real *WH);
+    void (*kmeans_assign)(void *state, int32_t *assigned, const pvt_real *x, const pvt_real *weight,
+                          const pvt_real *c, int64_t rows, int64_t GI, int64_t D, int64_t K);
+    void (*kmeans_sums)(void *state, double *sums, const pvt_real *x, const pvt_real *weight,
+                        const int32_t *assigned, int64_t rows, int64_t GI, int64_t D, int64_t K);
+    int64_t (*search_room)(void *state, const struct pvt_weight *weight, int beam); /* 0 after an error */
+    void (*weight_search)(void *state, struct pvt_weight *weight, const pvt_real *H, const pvt_real *RH, int beam,
+                          const int64_t *host_order, const int64_t *host_book_orders, void *room);
+
+    /* Whether ops take dense weights of this pvt_dtype; others come over as pvt_real. NULL: all of them. */
+    bool (*decodes)(void *state, int dtype);
 } pvt_device;
 
 /* The table of an NVIDIA GPU, CUDA's number `ordinal`, 0 … 15. It stands in pvtune_cuda.cu, which nvcc compiles and
@@ -1325,8 +1353,8 @@ PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char 
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
 /*  Before the first step: that weight's buffer starts from T [O, I], say the weights that were quantized,
     instead of from W as it is now. Groups whose code is not the one nearest to T (GPTQ has its reasons for
-    such) start from W all the same, so that the first search does not undo the fit. Errors: ARGUMENT (a step
-    was made, no such handle, no buffer), NUMERIC (T not finite), UNSUPPORTED (on a device). */
+    such) start from W all the same, so that the first search does not undo the fit. T is host memory. Errors:
+    ARGUMENT (a step was made, no such handle, no buffer), NUMERIC (T not finite), MEMORY. */
 PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T);
 /* Between steps: another decay of the buffer than the desc's. Errors: ARGUMENT (inside a step; not
    0 ≤ delta < 1; the strategy has no buffer). */
@@ -3159,6 +3187,35 @@ static PVTI_UNUSED void pvti_zero(pvt_ctx *ctx, pvt_real *data, int64_t n)
 static PVTI_UNUSED void pvti_copy(pvt_ctx *ctx, pvt_real *to, const pvt_real *from, int64_t n)
 {
     pvt_memory_copy(ctx, to, from, n * (int64_t)sizeof *to);
+}
+
+/* An array of the host in the context's memory: the same, where that is the host's. NULL: no memory, or from
+   is NULL. */
+static PVTI_UNUSED void *pvti_lend(pvt_ctx *ctx, const void *from, int64_t bytes)
+{
+    if (!ctx->device || !from) return (void *)(uintptr_t)from;
+    void *to = pvt_memory_alloc(ctx, bytes);
+    if (to) pvt_memory_write(ctx, to, from, bytes);
+    return to;
+}
+static PVTI_UNUSED void pvti_lend_end(pvt_ctx *ctx, const void *lent)
+{
+    if (ctx->device) pvt_memory_free(ctx, (void *)(uintptr_t)lent);
+}
+
+/* An array of the context's memory on the host, to read: the same, where it is there. NULL: no memory, or the
+   device's error. Ends with pvti_fetch_end. */
+static PVTI_UNUSED const void *pvti_fetch(pvt_ctx *ctx, const void *from, int64_t bytes)
+{
+    if (!ctx->device) return from;
+    char *to = PVTI_NEW(ctx, char, bytes);
+    if (to && pvt_memory_read(ctx, to, from, bytes) == PVT_OK) return to;
+    pvti_free(ctx, to);
+    return NULL;
+}
+static PVTI_UNUSED void pvti_fetch_end(pvt_ctx *ctx, const void *fetched)
+{
+    if (ctx->device) pvti_free(ctx, (void *)(uintptr_t)fetched);
 }
 
 PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx)
@@ -5100,6 +5157,7 @@ typedef struct pvti_kind {
        buffer T; any dvalues[i] may be NULL. NULL: the representation knows none */
     void (*surrogate)(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real *dT, const pvt_weight *weight,
                       const pvt_real *T, const pvt_real *dW, const pvt_pv_desc *desc);
+    bool fits_there; /* fit works in a context with a device, too, for an `out` on the host */
 } pvti_kind;
 
 /* Fills in one array (a size of 0: no such dimension); false when its bytes are too many to count. */
@@ -5277,7 +5335,7 @@ static int pvti_arrays_dense(const pvt_format *format, int64_t O, int64_t I, pvt
 }
 static const pvti_kind pvti_kind_dense = {
     "dense", "dense", pvti_parse_dense, pvti_print_dense, pvti_arrays_dense, pvti_group_single,
-    pvti_tile_dense, NULL, NULL, NULL, NULL, NULL, NULL};
+    pvti_tile_dense, NULL, NULL, NULL, NULL, NULL, NULL, false};
 
 #define PVTI_DTYPE_REAL (PVTI_REAL_IS_DOUBLE ? PVT_F64 : PVT_F32)
 
@@ -6458,6 +6516,18 @@ static int64_t pvti_xtx_item_bytes(const pvt_format *f, int64_t groups)
            groups * f->codebooks * (int64_t)sizeof(uint16_t) + (int64_t)sizeof(int32_t);
 }
 
+/* The same on a device, which says what room it needs. */
+static pvt_result pvti_xtx_run_device(pvt_ctx *ctx, pvt_weight *weight, const pvt_real *H, const pvt_real *RH,
+                                      int beam, const int64_t *order, const int64_t *book_orders)
+{
+    int64_t bytes = ctx->device->search_room(ctx->device_state, weight, beam);
+    void *room = pvt_memory_alloc(ctx, bytes);
+    if (!room) return PVT_ERR_MEMORY;
+    ctx->device->weight_search(ctx->device_state, weight, H, RH, beam, order, book_orders, room);
+    pvt_memory_free(ctx, room);
+    return pvti_device_check(ctx);
+}
+
 /* One sweep over all codes of the weight. RH [O, I] = (W − Ŵ)·H for the present codes. */
 static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real *H, const pvt_real *RH,
                                int beam, const int64_t *order, const int64_t *book_orders)
@@ -6470,6 +6540,7 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
             room = (PVTI_SCRATCH_BYTES - scores * (int64_t)sizeof(pvt_real)) / beam;
     pvti_xtx_search s;
     pvti_permute_args permute;
+    if (ctx->device) return pvti_xtx_run_device(ctx, weight, H, RH, beam, order, book_orders);
     pvt_real *tables = PVTI_NEW(ctx, pvt_real, pvti_search_tables_values(&weight->format));
     pvt_result result = PVT_ERR_MEMORY;
     while (per_block > 1 && 2 * pvti_xtx_item_bytes(&weight->format, per_block) > room) per_block--;
@@ -6519,7 +6590,10 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
 
     Why not Adam, as the reference does: on a q_proj of SmolLM2 one hundred Adam steps end
     higher than five iterations of conjugate gradients and take fifteen times as long. Why
-    weighted k-means: weighting by diag(H) starts at a third of the error and ends lower. */
+    weighted k-means: weighting by diag(H) starts at a third of the error and ends lower.
+
+    What is as large as W or H lies in the context's memory, and only ops work on it; what is as large as the
+    codebooks stays on the host, which leads: codes, scales and codebooks are read and written as they change. */
 
 /* ---- k-means (Lloyd), weighted per coordinate ---- */
 
@@ -6530,11 +6604,12 @@ typedef struct pvti_kmeans {
     const pvt_real *x;        /* [GI, rows, D] */
     const pvt_real *weight;   /* [GI, D] or NULL */
     int64_t rows, GI, D, K;
-    pvt_real *centroids;      /* [K, D] in, out */
+    pvt_real *centroids;      /* [K, D] in, out; on the host */
     int32_t *assigned;        /* [GI, rows] */
-    pvt_real *table;          /* [D, padded] */
+    pvt_real *table;          /* [D, padded]; a device's: [K, D] */
     int64_t padded, chunks;
-    double *sums;             /* [chunks, K, 2 D]: Σ w x and Σ w */
+    double *sums;             /* [chunks, K, 2 D]: Σ w x and Σ w; on the host */
+    double *sums_there;       /* a device's: [K, 2 D] */
 } pvti_kmeans;
 
 /* bias[k] = Σ_d w_d·c_kd², table [D, K]; weight NULL: all 1. */
@@ -6618,44 +6693,74 @@ static void pvti_kmeans_table(pvti_kmeans *s)
             s->table[d * s->padded + k] = k < s->K ? s->centroids[k * s->D + d] : 0;
 }
 
+static void pvti_kmeans_assign(pvti_kmeans *s)
+{
+    if (s->ctx->device) {
+        pvt_memory_write(s->ctx, s->table, s->centroids, s->K * s->D * (int64_t)sizeof *s->centroids);
+        s->ctx->device->kmeans_assign(s->ctx->device_state, s->assigned, s->x, s->weight, s->table, s->rows,
+                                      s->GI, s->D, s->K);
+        return;
+    }
+    pvti_kmeans_table(s);
+    pvti_parallel(s->ctx, s->GI, pvti_kmeans_assign_task, s);
+}
+static pvt_result pvti_kmeans_sums(pvti_kmeans *s)
+{
+    int64_t n = 2 * s->K * s->D;
+    if (s->ctx->device) {
+        s->ctx->device->kmeans_sums(s->ctx->device_state, s->sums_there, s->x, s->weight, s->assigned, s->rows,
+                                    s->GI, s->D, s->K);
+        return pvt_memory_read(s->ctx, s->sums, s->sums_there, n * (int64_t)sizeof *s->sums);
+    }
+    pvti_parallel(s->ctx, s->chunks, pvti_kmeans_sum_task, s);
+    for (int64_t chunk = 1; chunk < s->chunks; chunk++)
+        for (int64_t k = 0; k < n; k++) s->sums[k] += s->sums[chunk * n + k];
+    return PVT_OK;
+}
+
+/* Work space; false: no memory. */
+static bool pvti_kmeans_enter(pvti_kmeans *s)
+{
+    bool there = s->ctx->device != NULL;
+    s->padded = PVTI_MAX(16, (s->K + 15) / 16 * 16);
+    s->chunks = there ? 1 : PVTI_MAX(1, PVTI_MIN(PVTI_MIN(s->GI, 16), 2000000 / (s->K * s->D)));
+    s->table = PVTI_MEMORY(s->ctx, pvt_real, s->D * s->padded);
+    s->sums = PVTI_NEW(s->ctx, double, s->chunks * s->K * s->D * 2);
+    if (there) s->sums_there = PVTI_MEMORY(s->ctx, double, s->K * s->D * 2);
+    return s->table && s->sums && (s->sums_there || !there);
+}
+static void pvti_kmeans_leave(pvti_kmeans *s)
+{
+    pvt_memory_free(s->ctx, s->table);
+    pvti_free(s->ctx, s->sums);
+    pvt_memory_free(s->ctx, s->sums_there);
+}
+
 /* At most `steps` rounds of assignment and means from the given centroids; an empty cluster
    keeps its centroid. Every tenth round stops before the move when no centroid would move by
    more than 1e-8 + 1e-6·|c|. Leaves the assignment to the final centroids. */
 static pvt_result pvti_kmeans_run(pvti_kmeans *s, int steps)
 {
-    int64_t entries = s->K * s->D;
-    pvt_result result = PVT_ERR_MEMORY;
-    s->padded = PVTI_MAX(16, (s->K + 15) / 16 * 16);
-    s->chunks = PVTI_MAX(1, PVTI_MIN(PVTI_MIN(s->GI, 16), 2000000 / entries));
-    s->table = PVTI_NEW(s->ctx, pvt_real, s->D * s->padded);
-    s->sums = PVTI_NEW(s->ctx, double, s->chunks * entries * 2);
-    if (s->table && s->sums) {
-        result = PVT_OK;
-        for (int step = 0; step < steps; step++) {
-            bool moved = step % 10 != 0;
-            pvti_kmeans_table(s);
-            pvti_parallel(s->ctx, s->GI, pvti_kmeans_assign_task, s);
-            pvti_parallel(s->ctx, s->chunks, pvti_kmeans_sum_task, s);
-            for (int64_t chunk = 1; chunk < s->chunks; chunk++)
-                for (int64_t k = 0; k < 2 * entries; k++) s->sums[k] += s->sums[chunk * 2 * entries + k];
-            for (int64_t k = 0; k < s->K; k++)
-                for (int64_t d = 0; d < s->D; d++) {
-                    double c = (double)s->centroids[k * s->D + d], sum = s->sums[k * 2 * s->D + d],
-                           w = s->sums[(k * 2 + 1) * s->D + d];
-                    double mean = w > 0 ? (double)(pvt_real)(sum / w) : c;
-                    if (fabs(mean - c) > 1e-8 + 1e-6 * fabs(c)) moved = true;
-                    s->sums[k * 2 * s->D + d] = mean;
-                }
-            if (!moved) break;
-            for (int64_t k = 0; k < s->K; k++)
-                for (int64_t d = 0; d < s->D; d++)
-                    s->centroids[k * s->D + d] = (pvt_real)s->sums[k * 2 * s->D + d];
-        }
-        pvti_kmeans_table(s);
-        pvti_parallel(s->ctx, s->GI, pvti_kmeans_assign_task, s);
+    pvt_result result = pvti_kmeans_enter(s) ? PVT_OK : PVT_ERR_MEMORY;
+    for (int step = 0; step < steps && result == PVT_OK; step++) {
+        bool moved = step % 10 != 0;
+        pvti_kmeans_assign(s);
+        result = pvti_kmeans_sums(s);
+        for (int64_t k = 0; k < s->K && result == PVT_OK; k++)
+            for (int64_t d = 0; d < s->D; d++) {
+                double c = (double)s->centroids[k * s->D + d], sum = s->sums[k * 2 * s->D + d],
+                       w = s->sums[(k * 2 + 1) * s->D + d];
+                double mean = w > 0 ? (double)(pvt_real)(sum / w) : c;
+                if (fabs(mean - c) > 1e-8 + 1e-6 * fabs(c)) moved = true;
+                s->sums[k * 2 * s->D + d] = mean;
+            }
+        if (!moved || result != PVT_OK) break;
+        for (int64_t k = 0; k < s->K; k++)
+            for (int64_t d = 0; d < s->D; d++)
+                s->centroids[k * s->D + d] = (pvt_real)s->sums[k * 2 * s->D + d];
     }
-    pvti_free(s->ctx, s->table);
-    pvti_free(s->ctx, s->sums);
+    if (result == PVT_OK) pvti_kmeans_assign(s);
+    pvti_kmeans_leave(s);
     return result;
 }
 
@@ -6663,53 +6768,109 @@ static pvt_result pvti_kmeans_run(pvti_kmeans *s, int steps)
 
 typedef struct pvti_fit {
     pvt_ctx *ctx;
+    const pvt_real *host_W, *host_H; /* what was given */
+    pvt_weight *weight;              /* the result, on the host */
+    pvt_weight there;                /* the same, in the context's memory, and so are: */
     const pvt_real *W, *H;
-    pvt_weight *weight;
+    pvt_real *WH;      /* W·H, [O, I] */
+    pvt_real *R, *RH;  /* W − Ŵ and its product with H */
+    pvt_real *T, *TH;  /* a search direction, dequantized, and its product */
+    pvt_real *values, *dscales;         /* a device's: a gradient of the codebooks, p; one of the scales */
+    double *dots;      /* [O] */
+    /* On the host: */
+    pvt_real *x, *r, *p, *q, *diagonal; /* conjugate gradients over the codebooks */
+    pvt_real *partial;                  /* see pvti_chain_aqlm */
+    int64_t *order, *book_orders;
     const char *name;
     uint64_t stream;
     pvt_fit_desc desc;
     int64_t O, I, og, ig, GO, GI, D, n_values; /* n_values: reals in the codebooks */
-    pvt_real *WH;      /* W·H, [O, I] */
-    pvt_real *R, *RH;  /* W − Ŵ and its product with H */
-    pvt_real *T, *TH;  /* a search direction, dequantized, and its product */
-    pvt_real *x, *r, *p, *q, *diagonal; /* conjugate gradients over the codebooks */
-    pvt_real *partial, *dscales;        /* see pvti_chain_aqlm */
-    int64_t *order, *book_orders;
     double energy;     /* ⟨WH, W⟩ */
-    pvt_real alpha;    /* −α of the present step of conjugate gradients */
-    double *dots;      /* [O] */
 } pvti_fit;
 
-typedef struct pvti_fit_dot_args {
-    const pvti_fit *fit;
+typedef struct pvti_dot_args {
+    pvt_ctx *ctx;
+    double *sums;
     const pvt_real *a, *b;
-} pvti_fit_dot_args;
+    int64_t n;
+} pvti_dot_args;
 
-static void pvti_fit_dot_task(void *arg, int64_t o, int worker)
+static void pvti_dot_task(void *arg, int64_t row, int worker)
 {
-    const pvti_fit_dot_args *s = (const pvti_fit_dot_args *)arg;
+    const pvti_dot_args *s = (const pvti_dot_args *)arg;
     (void)worker;
-    PVTI_CALL(s->fit->ctx, dot)(&s->fit->dots[o], s->a + o * s->fit->I, s->b + o * s->fit->I, s->fit->I);
+    PVTI_CALL(s->ctx, dot)(&s->sums[row], s->a + row * s->n, s->b + row * s->n, s->n);
 }
 
-/* Σ a·b over an [O, I] array: each row by itself, then the rows in order. */
-static double pvti_fit_dot(const pvti_fit *f, const pvt_real *a, const pvt_real *b)
+/* Σ a·b over [rows, n] arrays: each row by itself, then the rows in order. sums: [rows]. */
+static double pvti_rows_dot(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t rows, int64_t n, double *sums)
 {
-    pvti_fit_dot_args s;
+    pvti_dot_args s;
     double sum = 0;
-    s.fit = f, s.a = a, s.b = b;
-    pvti_parallel(f->ctx, f->O, pvti_fit_dot_task, &s);
-    for (int64_t o = 0; o < f->O; o++) sum += f->dots[o];
+    if (ctx->device) return ctx->device->dot(ctx->device_state, a, b, rows, n, sums);
+    s.ctx = ctx, s.sums = sums, s.a = a, s.b = b, s.n = n;
+    pvti_parallel(ctx, rows, pvti_dot_task, &s);
+    for (int64_t i = 0; i < rows; i++) sum += sums[i];
     return sum;
 }
+static double pvti_fit_dot(const pvti_fit *f, const pvt_real *a, const pvt_real *b)
+{
+    return pvti_rows_dot(f->ctx, a, b, f->O, f->I, f->dots);
+}
 
-/* out = A·H; without H the metric is the identity. */
+typedef struct pvti_axpy_args {
+    pvt_ctx *ctx;
+    pvt_real *y;
+    pvt_real alpha;
+    const pvt_real *x;
+    int64_t n;
+} pvti_axpy_args;
+
+static void pvti_axpy_task(void *arg, int64_t row, int worker)
+{
+    const pvti_axpy_args *s = (const pvti_axpy_args *)arg;
+    (void)worker;
+    PVTI_CALL(s->ctx, axpys)(s->y + row * s->n, &s->alpha, s->x + row * s->n, 0, 1, s->n);
+}
+
+/* y [rows, n] += alpha·x. */
+static void pvti_rows_axpy(pvt_ctx *ctx, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows, int64_t n)
+{
+    pvti_axpy_args s;
+    PVTI_ON_DEVICE(ctx, axpy, y, alpha, x, rows, n);
+    s.ctx = ctx, s.y = y, s.alpha = alpha, s.x = x, s.n = n;
+    pvti_parallel(ctx, rows, pvti_axpy_task, &s);
+}
+
+/* C [M, N] = A [M, K]·Bᵀ, B [N, K]. */
+static void pvti_exact_product(pvt_ctx *ctx, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M, int64_t N,
+                         int64_t K)
+{
+    PVTI_ON_DEVICE(ctx, product, C, A, B, M, N, K);
+    pvti_gemm(ctx, C, N, pvti_rows(A, K), pvti_rows(B, K), M, N, K, false);
+}
+
+/* out = A·H, which is symmetric; without H the metric is the identity. */
 static void pvti_fit_times_H(const pvti_fit *f, pvt_real *out, const pvt_real *A)
 {
-    if (f->H)
-        pvti_gemm(f->ctx, out, f->I, pvti_rows(A, f->I), pvti_rows(f->H, f->I), f->O, f->I, f->I, false);
-    else
-        memcpy(out, A, (size_t)(f->O * f->I) * sizeof *out);
+    if (f->H) pvti_exact_product(f->ctx, out, A, f->H, f->O, f->I, f->I);
+    else pvti_copy(f->ctx, out, A, f->O * f->I);
+}
+
+/* An array of the weight as the device has it now. */
+static pvt_result pvti_fit_read(const pvti_fit *f, int array)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight_arrays(f->weight, arrays);
+    if (!f->ctx->device) return PVT_OK;
+    return pvt_memory_read(f->ctx, f->weight->array[array], f->there.array[array], arrays[array].bytes);
+}
+static void pvti_fit_write(const pvti_fit *f, int array)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_weight_arrays(f->weight, arrays);
+    if (f->ctx->device)
+        pvt_memory_write(f->ctx, f->there.array[array], f->weight->array[array], arrays[array].bytes);
 }
 
 static pvt_result pvti_fit_fail_name(pvt_ctx *ctx, const char *name)
@@ -6732,17 +6893,27 @@ static pvt_result pvti_fit_energy(pvti_fit *f)
 /* R = W − Ŵ and R·H; returns the relative error. */
 static double pvti_fit_residual(pvti_fit *f)
 {
-    pvti_dequantize(f->ctx, f->weight, f->R, f->W, 1);
+    if (f->ctx->device) {
+        pvti_copy(f->ctx, f->R, f->W, f->O * f->I);
+        pvti_dequantize_blend(f->ctx, &f->there, f->T, 1);
+        pvti_rows_axpy(f->ctx, f->R, -1, f->T, f->O, f->I);
+    } else {
+        pvti_dequantize(f->ctx, f->weight, f->R, f->W, 1);
+    }
     pvti_fit_times_H(f, f->RH, f->R);
     return f->energy > 0 ? pvti_fit_dot(f, f->R, f->RH) / f->energy : 0;
 }
 
-/* Scales in closed form: with U the codes' sum without scale, s = ⟨(WH)_o, U_o⟩ / ⟨(UH)_o, U_o⟩.
-   s·UH = WH − RH is at hand, so no product with H is needed. Updates R and RH. */
+typedef struct pvti_fit_scales_args {
+    pvt_weight *weight;
+    pvt_real *R, *RH;
+    const pvt_real *W, *WH;
+} pvti_fit_scales_args;
+
 static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
 {
-    const pvti_fit *f = (const pvti_fit *)arg;
-    int64_t n = f->og * f->I, from = go * n;
+    const pvti_fit_scales_args *f = (const pvti_fit_scales_args *)arg;
+    int64_t n = f->weight->format.out_group * f->weight->I, from = go * n;
     pvt_real s = pvti_scales(f->weight)[go];
     double along = 0, square = 0;
     (void)worker;
@@ -6759,13 +6930,30 @@ static void pvti_fit_scales_task(void *arg, int64_t go, int worker)
     }
 }
 
-/* out = Σ over groups with that code of s·G[group]: the transpose of decoding. */
-static void pvti_fit_gather(pvti_fit *f, pvt_real *out, const pvt_real *G)
+/* Scales in closed form: with U the codes' sum without scale, s = ⟨(WH)_o, U_o⟩ / ⟨(UH)_o, U_o⟩.
+   s·UH = WH − RH is at hand, so no product with H is needed. Updates R and RH. */
+static void pvti_fit_scales(pvt_ctx *ctx, pvt_weight *weight, pvt_real *R, pvt_real *RH, const pvt_real *W,
+                            const pvt_real *WH)
+{
+    pvti_fit_scales_args a;
+    PVTI_ON_DEVICE(ctx, fit_scales, weight, R, RH, W, WH);
+    a.weight = weight, a.R = R, a.RH = RH, a.W = W, a.WH = WH;
+    pvti_parallel(ctx, weight->O / weight->format.out_group, pvti_fit_scales_task, &a);
+}
+
+/* out, on the host, = Σ over groups with that code of s·G[group]: the transpose of decoding. */
+static pvt_result pvti_fit_gather(pvti_fit *f, pvt_real *out, const pvt_real *G)
 {
     pvt_real *values[PVT_MAX_ARRAYS] = {NULL};
-    values[PVTI_CODEBOOKS] = out, values[PVTI_SCALES] = f->dscales;
-    memset(out, 0, (size_t)f->n_values * sizeof *out);
-    pvti_chain_aqlm(f->ctx, values, f->weight, G, f->partial);
+    int64_t bytes = f->n_values * (int64_t)sizeof *out;
+    values[PVTI_CODEBOOKS] = f->ctx->device ? f->values : out, values[PVTI_SCALES] = f->dscales;
+    pvt_memory_zero(f->ctx, values[PVTI_CODEBOOKS], bytes);
+    if (!f->ctx->device) {
+        pvti_chain_aqlm(f->ctx, values, f->weight, G, f->partial);
+        return PVT_OK;
+    }
+    f->ctx->device->weight_chain(f->ctx->device_state, values, &f->there, G);
+    return pvt_memory_read(f->ctx, out, f->values, bytes);
 }
 
 /* diagonal of the normal equations: Σ over groups with that code of s²·H_jj. */
@@ -6780,7 +6968,7 @@ static void pvti_fit_diagonal(pvti_fit *f)
                 pvt_real *out = f->diagonal + (m * K + code) * f->D, s = pvti_scales(f->weight)[go];
                 for (int64_t d = 0; d < f->D; d++) {
                     int64_t column = j * f->ig + d % f->ig;
-                    out[d] += s * s * (f->H ? f->H[column * f->I + column] : 1);
+                    out[d] += s * s * (f->host_H ? f->host_H[column * f->I + column] : 1);
                 }
             }
 }
@@ -6792,49 +6980,69 @@ static double pvti_sum_products(const pvt_real *a, const pvt_real *b, int64_t n)
     return sum;
 }
 
-static void pvti_fit_advance_task(void *arg, int64_t o, int worker)
-{
-    const pvti_fit *f = (const pvti_fit *)arg;
-    (void)worker;
-    PVTI_CALL(f->ctx, axpys)(f->R + o * f->I, &f->alpha, f->T + o * f->I, 0, 1, f->I);
-    PVTI_CALL(f->ctx, axpys)(f->RH + o * f->I, &f->alpha, f->TH + o * f->I, 0, 1, f->I);
-}
-
 /* Codebooks by conjugate gradients (Hestenes, Stiefel 1952). With A the map from codebooks to
    Ŵ (codes and scales fixed), the normal equations are AᵀHA·c = AᵀHW, whose residual is
    Aᵀ(R H): r = Aᵀ(RH); z = r/diag; per step T = A p, α = ⟨r, z⟩/⟨T H, T⟩, c += α p,
    R −= α T, RH −= α T H, r −= α Aᵀ(TH). */
-static void pvti_fit_codebooks(pvti_fit *f)
+static pvt_result pvti_fit_codebooks(pvti_fit *f)
 {
-    pvt_weight direction = *f->weight; /* the same codes and scales, p for codebooks */
+    pvt_weight direction = f->there; /* the same codes and scales, p for codebooks */
     int64_t n = f->n_values;
     double floor = 0;
     pvti_fit_diagonal(f);
     for (int64_t k = 0; k < n; k++) floor += (double)f->diagonal[k] / (double)n;
     for (int64_t k = 0; k < n; k++) /* unused entries and dead inputs stay as they are */
         f->diagonal[k] = (double)f->diagonal[k] > 1e-9 * floor ? 1 / f->diagonal[k] : 0;
-    pvti_fit_gather(f, f->r, f->RH);
+    PVTI_TRY(pvti_fit_gather(f, f->r, f->RH));
     for (int64_t k = 0; k < n; k++) f->p[k] = f->diagonal[k] * f->r[k], f->x[k] = f->p[k];
     double rz = pvti_sum_products(f->r, f->x, n);
-    direction.array[PVTI_CODEBOOKS] = f->p;
+    direction.array[PVTI_CODEBOOKS] = f->ctx->device ? f->values : f->p;
     for (int step = 0; step < f->desc.cg_steps && rz > 0; step++) {
+        if (f->ctx->device) pvt_memory_write(f->ctx, f->values, f->p, n * (int64_t)sizeof *f->p);
         pvti_dequantize_blend(f->ctx, &direction, f->T, 1);
         pvti_fit_times_H(f, f->TH, f->T);
         double curvature = pvti_fit_dot(f, f->T, f->TH);
         if (!(curvature > 0)) break;
-        double alpha = rz / curvature;
-        pvt_real al = (pvt_real)alpha;
-        f->alpha = -al;
+        pvt_real al = (pvt_real)(rz / curvature), minus = -al;
         PVTI_CALL(f->ctx, axpys)(pvti_codebooks(f->weight), &al, f->p, 0, 1, n);
-        pvti_parallel(f->ctx, f->O, pvti_fit_advance_task, f);
-        pvti_fit_gather(f, f->q, f->TH);
-        PVTI_CALL(f->ctx, axpys)(f->r, &f->alpha, f->q, 0, 1, n);
+        pvti_rows_axpy(f->ctx, f->R, minus, f->T, f->O, f->I);
+        pvti_rows_axpy(f->ctx, f->RH, minus, f->TH, f->O, f->I);
+        PVTI_TRY(pvti_fit_gather(f, f->q, f->TH));
+        PVTI_CALL(f->ctx, axpys)(f->r, &minus, f->q, 0, 1, n);
         for (int64_t k = 0; k < n; k++) f->x[k] = f->diagonal[k] * f->r[k];
         double rz_next = pvti_sum_products(f->r, f->x, n);
         pvt_real beta = (pvt_real)(rz_next / rz);
         rz = rz_next;
         for (int64_t k = 0; k < n; k++) f->p[k] = beta * f->p[k] + f->x[k];
     }
+    pvti_fit_write(f, PVTI_CODEBOOKS);
+    return PVT_OK;
+}
+
+/* k-means of points x [GI, GO, D], on the host as weight [GI, D] or NULL is, to codebook m of the result, and
+   whose centroid each is nearest to, [GI, GO]. */
+static pvt_result pvti_fit_kmeans(pvti_fit *f, int64_t m, const pvt_real *x, const pvt_real *weight,
+                                  int32_t *assigned)
+{
+    int64_t K = pvti_entries(f->weight), points = f->GO * f->GI, real = (int64_t)sizeof *x;
+    pvti_kmeans s;
+    memset(&s, 0, sizeof s);
+    s.ctx = f->ctx, s.rows = f->GO, s.GI = f->GI, s.D = f->D, s.K = K;
+    s.centroids = pvti_codebooks(f->weight) + m * K * f->D;
+    for (int64_t k = 0; k < K; k++) { /* seeds: points drawn at random */
+        uint64_t at = pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, f->stream * 64 + (uint64_t)m, (uint64_t)k) %
+                      (uint64_t)points;
+        memcpy(s.centroids + k * f->D, x + (int64_t)at * f->D, (size_t)f->D * sizeof *x);
+    }
+    s.x = (const pvt_real *)pvti_lend(f->ctx, x, points * f->D * real);
+    s.weight = (const pvt_real *)pvti_lend(f->ctx, weight, f->GI * f->D * real);
+    s.assigned = (int32_t *)pvti_lend(f->ctx, assigned, points * (int64_t)sizeof *assigned);
+    pvt_result result = PVT_ERR_MEMORY;
+    if (s.x && (s.weight || !weight) && s.assigned) result = pvti_kmeans_run(&s, f->desc.kmeans_steps);
+    if (result == PVT_OK && f->ctx->device)
+        result = pvt_memory_read(f->ctx, assigned, s.assigned, points * (int64_t)sizeof *assigned);
+    pvti_lend_end(f->ctx, s.x), pvti_lend_end(f->ctx, s.weight), pvti_lend_end(f->ctx, s.assigned);
+    return result;
 }
 
 /* Start: scale = the norm of an out group's rows, then each codebook by k-means on what those before leave. */
@@ -6848,43 +7056,34 @@ static pvt_result pvti_fit_start(pvti_fit *f)
     for (int64_t go = 0; go < f->GO && result == PVT_OK; go++) {
         double square = 0;
         for (int64_t i = go * f->og * f->I; i < (go + 1) * f->og * f->I; i++)
-            square += (double)f->W[i] * (double)f->W[i];
+            square += (double)f->host_W[i] * (double)f->host_W[i];
         pvti_scales(f->weight)[go] = (pvt_real)(__builtin_sqrt(square) + 1e-9);
         pvt_real inverse = 1 / pvti_scales(f->weight)[go];
         for (int64_t j = 0; j < f->GI; j++)
             for (int64_t r = 0; r < f->og; r++)
                 for (int64_t a = 0; a < f->ig; a++)
                     x[(j * f->GO + go) * f->D + r * f->ig + a] =
-                        f->W[(go * f->og + r) * f->I + j * f->ig + a] * inverse;
+                        f->host_W[(go * f->og + r) * f->I + j * f->ig + a] * inverse;
     }
-    if (result == PVT_OK && f->H) {
+    if (result == PVT_OK && f->host_H) {
         double mean = 0;
-        for (int64_t i = 0; i < f->I; i++) mean += (double)f->H[i * f->I + i] / (double)f->I;
+        for (int64_t i = 0; i < f->I; i++) mean += (double)f->host_H[i * f->I + i] / (double)f->I;
         for (int64_t j = 0; j < f->GI; j++)
             for (int64_t d = 0; d < f->D; d++) { /* a floor keeps dead inputs from weighing nothing at all */
                 int64_t column = j * f->ig + d % f->ig;
-                double h = (double)f->H[column * f->I + column];
+                double h = (double)f->host_H[column * f->I + column];
                 weight[j * f->D + d] = mean > 0 ? (pvt_real)(h / mean + 1e-6) : 1;
             }
     }
     for (int64_t m = 0; m < M && result == PVT_OK; m++) {
-        pvti_kmeans s;
-        memset(&s, 0, sizeof s);
-        s.ctx = f->ctx, s.x = x, s.weight = f->H ? weight : NULL;
-        s.rows = f->GO, s.GI = f->GI, s.D = f->D, s.K = K;
-        s.centroids = pvti_codebooks(f->weight) + m * K * f->D, s.assigned = assigned;
-        for (int64_t k = 0; k < K; k++) { /* seeds: points drawn at random */
-            uint64_t at =
-                pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, f->stream * 64 + (uint64_t)m, (uint64_t)k) %
-                (uint64_t)points;
-            memcpy(s.centroids + k * f->D, x + (int64_t)at * f->D, (size_t)f->D * sizeof *x);
-        }
-        result = pvti_kmeans_run(&s, f->desc.kmeans_steps);
+        result = pvti_fit_kmeans(f, m, x, f->host_H ? weight : NULL, assigned);
+        const pvt_real *centroids = pvti_codebooks(f->weight) + m * K * f->D;
         for (int64_t i = 0; i < points && result == PVT_OK; i++) {
-            for (int64_t d = 0; d < f->D; d++) x[i * f->D + d] -= s.centroids[assigned[i] * f->D + d];
+            for (int64_t d = 0; d < f->D; d++) x[i * f->D + d] -= centroids[assigned[i] * f->D + d];
             pvti_code_set(f->weight, (i % f->GO * f->GI + i / f->GO) * M + m, assigned[i]);
         }
     }
+    pvti_fit_write(f, PVTI_CODES), pvti_fit_write(f, PVTI_CODEBOOKS), pvti_fit_write(f, PVTI_SCALES);
     pvti_free(f->ctx, x), pvti_free(f->ctx, weight), pvti_free(f->ctx, assigned);
     return result;
 }
@@ -6892,18 +7091,26 @@ static pvt_result pvti_fit_start(pvti_fit *f)
 /* Without a metric groups are independent. */
 static pvt_result pvti_fit_search_plain(pvti_fit *f, uint64_t stream)
 {
-    pvt_real *tables = PVTI_NEW(f->ctx, pvt_real, pvti_assign_room_aqlm(f->weight));
-    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks;
+    int64_t n = f->GO * f->GI, M = f->weight->format.codebooks, bytes = n * M * (int64_t)sizeof(uint16_t);
+    uint16_t *codes = PVTI_NEW(f->ctx, uint16_t, n * M);
+    pvt_real *tables = f->ctx->device ? NULL : PVTI_NEW(f->ctx, pvt_real, pvti_assign_room_aqlm(f->weight));
     pvt_assign a;
     memset(&a, 0, sizeof a);
     a.target = f->W, a.n = n, a.beam = f->desc.beam, a.seed = f->ctx->seed, a.stream = stream;
-    a.codes = PVTI_NEW(f->ctx, uint16_t, n * M);
-    bool ok = tables && a.codes;
-    if (ok) pvti_assign_aqlm(f->ctx, f->weight, &a, tables);
-    for (int64_t k = 0; ok && k < n * M; k++) pvti_code_set(f->weight, k, a.codes[k]);
+    a.codes = (uint16_t *)pvti_lend(f->ctx, codes, bytes);
+    pvt_result result = a.codes && (tables || f->ctx->device) ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK && f->ctx->device) {
+        f->ctx->device->weight_assign(f->ctx->device_state, &f->there, &a);
+        result = pvt_memory_read(f->ctx, codes, a.codes, bytes);
+    } else if (result == PVT_OK) {
+        pvti_assign_aqlm(f->ctx, f->weight, &a, tables);
+    }
+    for (int64_t k = 0; result == PVT_OK && k < n * M; k++) pvti_code_set(f->weight, k, codes[k]);
+    pvti_fit_write(f, PVTI_CODES);
+    pvti_lend_end(f->ctx, a.codes);
     pvti_free(f->ctx, tables);
-    pvti_free(f->ctx, a.codes);
-    return ok ? PVT_OK : PVT_ERR_MEMORY;
+    pvti_free(f->ctx, codes);
+    return result;
 }
 
 /* All codes searched once, in random orders. */
@@ -6915,8 +7122,9 @@ static pvt_result pvti_fit_search(pvti_fit *f, int epoch)
     for (int64_t j = 0; j < f->GI; j++)
         pvti_random_order(f->book_orders + j * M, M, f->ctx->seed, PVTI_RANDOM_CODEBOOK_ORDER,
                           step * 65536 + (uint64_t)j);
-    if (f->H) return pvti_xtx_run(f->ctx, f->weight, f->H, f->RH, f->desc.beam, f->order, f->book_orders);
-    return pvti_fit_search_plain(f, step * 65536);
+    if (!f->H) return pvti_fit_search_plain(f, step * 65536);
+    PVTI_TRY(pvti_xtx_run(f->ctx, &f->there, f->H, f->RH, f->desc.beam, f->order, f->book_orders));
+    return pvti_fit_read(f, PVTI_CODES);
 }
 
 static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
@@ -6926,11 +7134,13 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
     PVTI_TRY(pvti_fit_start(f));
     best = stats->error_start = pvti_fit_residual(f);
     for (int epoch = 0;; epoch++) {
-        pvti_parallel(f->ctx, f->GO, pvti_fit_scales_task, f);
-        pvti_fit_codebooks(f);
+        pvti_fit_scales(f->ctx, &f->there, f->R, f->RH, f->W, f->WH);
+        PVTI_TRY(pvti_fit_read(f, PVTI_SCALES));
+        PVTI_TRY(pvti_fit_codebooks(f));
         double error = f->energy > 0 ? PVTI_MAX(0, pvti_fit_dot(f, f->R, f->RH) / f->energy)
                                      : 0; /* rounding can leave −0 */
         stats->error = error, stats->epochs = epoch;
+        PVTI_TRY(pvti_device_check(f->ctx));
         if (!(error < DBL_MAX)) return pvti_fail(f->ctx, PVT_ERR_NUMERIC, "%s: calibration diverged",
                                                  f->name);
         if (epoch == f->desc.epochs || error <= f->desc.target ||
@@ -6944,35 +7154,62 @@ static pvt_result pvti_fit_loop(pvti_fit *f, pvt_fit_stats *stats)
     return PVT_OK;
 }
 
+/* All that a fit works with; false: no memory. */
+static bool pvti_fit_enter(pvti_fit *f)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    pvt_ctx *ctx = f->ctx;
+    int64_t n = f->O * f->I, real = (int64_t)sizeof(pvt_real);
+    int count = pvt_weight_arrays(f->weight, arrays);
+    bool ok = true;
+    f->there = *f->weight, f->there.ctx = ctx;
+    for (int i = 0; i < count; i++) {
+        f->there.array[i] = pvti_lend(ctx, f->weight->array[i], arrays[i].bytes);
+        ok = ok && f->there.array[i];
+    }
+    f->W = (const pvt_real *)pvti_lend(ctx, f->host_W, n * real);
+    f->H = (const pvt_real *)pvti_lend(ctx, f->host_H, f->I * f->I * real);
+    f->WH = PVTI_MEMORY(ctx, pvt_real, n), f->R = PVTI_MEMORY(ctx, pvt_real, n);
+    f->RH = PVTI_MEMORY(ctx, pvt_real, n), f->T = PVTI_MEMORY(ctx, pvt_real, n);
+    f->TH = PVTI_MEMORY(ctx, pvt_real, n), f->dots = PVTI_MEMORY(ctx, double, f->O);
+    f->dscales = PVTI_MEMORY(ctx, pvt_real, f->GO);
+    if (ctx->device) f->values = PVTI_MEMORY(ctx, pvt_real, f->n_values);
+    else f->partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(f->weight));
+    f->x = PVTI_NEW(ctx, pvt_real, f->n_values * 5), f->order = PVTI_NEW(ctx, int64_t, f->GI);
+    f->book_orders = PVTI_NEW(ctx, int64_t, f->GI * f->weight->format.codebooks);
+    ok = ok && f->W && (f->H || !f->host_H) && f->WH && f->R && f->RH && f->T && f->TH && f->dots && f->dscales &&
+         (f->values || f->partial) && f->x && f->order && f->book_orders;
+    if (!ok) return false;
+    f->r = f->x + f->n_values, f->p = f->r + f->n_values, f->q = f->p + f->n_values;
+    f->diagonal = f->q + f->n_values;
+    if (!ctx->device || ctx->device->reserve(ctx->device_state, &f->there, f->desc.beam)) return true;
+    pvti_fail(ctx, PVT_ERR_MEMORY, "%s: no memory on %s", f->name, ctx->device->name);
+    return false;
+}
+static void pvti_fit_leave(pvti_fit *f)
+{
+    pvt_ctx *ctx = f->ctx;
+    for (int i = 0; i < PVT_MAX_ARRAYS; i++) pvti_lend_end(ctx, f->there.array[i]);
+    pvti_lend_end(ctx, f->W), pvti_lend_end(ctx, f->H);
+    pvt_memory_free(ctx, f->WH), pvt_memory_free(ctx, f->R), pvt_memory_free(ctx, f->RH);
+    pvt_memory_free(ctx, f->T), pvt_memory_free(ctx, f->TH), pvt_memory_free(ctx, f->dots);
+    pvt_memory_free(ctx, f->dscales), pvt_memory_free(ctx, f->values);
+    pvti_free(ctx, f->partial), pvti_free(ctx, f->x), pvti_free(ctx, f->order), pvti_free(ctx, f->book_orders);
+}
+
 static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
                                 pvt_fit_stats *stats, pvt_weight *out)
 {
     pvti_fit f;
-    pvt_result result = PVT_ERR_MEMORY;
-    int64_t elements = out->O * out->I;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.weight = out, f.desc = *desc;
+    f.ctx = ctx, f.host_W = W, f.host_H = H, f.weight = out, f.desc = *desc;
     f.name = desc->name ? desc->name : "weight";
     f.stream = desc->stream;
     f.O = out->O, f.I = out->I, f.og = out->format.out_group, f.ig = out->format.in_group;
     f.GO = f.O / f.og, f.GI = f.I / f.ig, f.D = pvti_group_dim(out);
     f.n_values = out->format.codebooks * pvti_entries(out) * f.D;
-    f.WH = PVTI_NEW(ctx, pvt_real, elements), f.R = PVTI_NEW(ctx, pvt_real, elements),
-    f.RH = PVTI_NEW(ctx, pvt_real, elements);
-    f.T = PVTI_NEW(ctx, pvt_real, elements), f.TH = PVTI_NEW(ctx, pvt_real, elements);
-    f.x = PVTI_NEW(ctx, pvt_real, f.n_values * 5), f.dots = PVTI_NEW(ctx, double, f.O);
-    f.partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(out)), f.dscales = PVTI_NEW(ctx, pvt_real, f.GO);
-    f.order = PVTI_NEW(ctx, int64_t, f.GI),
-    f.book_orders = PVTI_NEW(ctx, int64_t, f.GI * out->format.codebooks);
-    if (f.WH && f.R && f.RH && f.T && f.TH && f.x && f.dots && f.partial && f.dscales && f.order &&
-        f.book_orders) {
-        f.r = f.x + f.n_values, f.p = f.r + f.n_values, f.q = f.p + f.n_values, f.diagonal = f.q + f.n_values;
-        result = pvti_fit_loop(&f, stats);
-    }
-    pvti_free(ctx, f.WH), pvti_free(ctx, f.R), pvti_free(ctx, f.RH), pvti_free(ctx, f.T), pvti_free(ctx,
-                                                                                                    f.TH);
-    pvti_free(ctx, f.x), pvti_free(ctx, f.dots), pvti_free(ctx, f.partial), pvti_free(ctx, f.dscales),
-        pvti_free(ctx, f.order), pvti_free(ctx, f.book_orders);
+    pvt_result result = pvti_fit_enter(&f) ? pvti_fit_loop(&f, stats) : PVT_ERR_MEMORY;
+    pvti_fit_leave(&f);
     return result;
 }
 
@@ -6981,7 +7218,7 @@ static const pvti_kind pvti_kind_aqlm = {
     "aqlm:MxBgG[oO] with M 1-16 codebooks of B 1-16 bits, groups of G 1-64 inputs and O 1-64 outputs, G*O at most "
     "256; for example aqlm:2x8g8; vq:BgG[oO] is aqlm:1xBgG[oO]",
     pvti_parse_aqlm, pvti_print_aqlm, pvti_arrays_aqlm, pvti_group_aqlm, pvti_tile_aqlm, pvti_chain_aqlm,
-    pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm, NULL};
+    pvti_chain_values, pvti_fit_aqlm, pvti_assign_aqlm, pvti_assign_room_aqlm, NULL, true};
 
 /* What a fit that only rounds has to report: the relative error of `weight` for W under H. */
 static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const char *name,
@@ -8002,7 +8239,7 @@ static void pvti_assign_nf4(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_nf4 = {
     "nf4", "nf4, whose groups are of 64 inputs", pvti_parse_nf4, pvti_print_nf4, pvti_arrays_nf4, pvti_group_single,
     pvti_tile_nf4, pvti_chain_nf4, pvti_room_none, pvti_fit_nf4, pvti_assign_nf4, pvti_room_none,
-    NULL};
+    NULL, false};
 
 // >>vector grids
 /*  Grids whose points are vectors: p neighbours of a row share one code, which names a point of a fixed grid,
@@ -8711,7 +8948,7 @@ static const pvti_kind pvti_kind_higgs = {
     "higgs",
     "higgs:pPnN with N 2-4096 points for P 1, 2 or 4 inputs, a scale for 1024; for example higgs:p2n64",
     pvti_parse_higgs, pvti_print_higgs, pvti_arrays_higgs, pvti_group_points, pvti_tile_higgs,
-    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room, NULL};
+    pvti_chain_higgs, pvti_room_none, pvti_fit_higgs, pvti_assign_higgs, pvti_higgs_room, NULL, false};
 
 // >>e8p
 /*  The points of QuIP# (arXiv 2402.04396, section 4.2): 65,536 points of the lattice E8, shifted by ¼ to
@@ -9012,7 +9249,7 @@ static void pvti_assign_e8p(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_e8p = {
     "e8p", "e8p, whose groups are of 8 inputs", pvti_parse_e8p, pvti_print_e8p, pvti_arrays_e8p,
     pvti_group_points, pvti_tile_e8p, pvti_chain_e8p, pvti_room_none, pvti_fit_e8p, pvti_assign_e8p,
-    pvti_room_none, NULL};
+    pvti_room_none, NULL, false};
 
 // >>iq2
 /*  llama.cpp's IQ2_XXS, IQ2_XS and IQ2_S as representations to tune inside: an export to GGUF will lose nothing
@@ -9342,13 +9579,13 @@ static void pvti_assign_iq2(pvt_ctx *ctx, const pvt_weight *weight, const pvt_as
 static const pvti_kind pvti_kind_iq2_xxs = {
     "iq2_xxs", "iq2_xxs, whose blocks are of 256 inputs", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2,
     pvti_group_iq2, pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2,
-    pvti_room_none, NULL};
+    pvti_room_none, NULL, false};
 static const pvti_kind pvti_kind_iq2_xs = {
     "iq2_xs", "iq2_xs, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL, false};
 static const pvti_kind pvti_kind_iq2_s = {
     "iq2_s", "iq2_s, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL, false};
 
 // >>surrogates
 /*  Quantization-aware training of integers. Behind the codes of a group stands the buffer T, and
@@ -9569,7 +9806,7 @@ static void pvti_surrogate_int(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real 
 static const pvti_kind pvti_kind_int = {
     "int", "int:BgG with integers of B 1-8 bits, scale and zero for G 1-4096 inputs; for example int:2g64",
     pvti_parse_int, pvti_print_int, pvti_arrays_int, pvti_group_single, pvti_tile_int, pvti_chain_int, pvti_room_none,
-    pvti_fit_int, pvti_assign_int, pvti_room_none, pvti_surrogate_int};
+    pvti_fit_int, pvti_assign_int, pvti_room_none, pvti_surrogate_int, false};
 
 /* ---- without zeros: W = scale · (q − origin), the origin the representation's ---- */
 
@@ -9691,7 +9928,7 @@ static const pvti_kind pvti_kind_int_symmetric = {
     "int", "int:BgGs, the same with B 2-8 and without zeros", pvti_parse_int_symmetric,
     pvti_print_int_symmetric, pvti_arrays_int_symmetric, pvti_group_single, pvti_tile_int_symmetric,
     pvti_chain_int_symmetric, pvti_room_none, pvti_fit_int_symmetric, pvti_assign_int_symmetric,
-    pvti_room_none, pvti_surrogate_int_symmetric};
+    pvti_room_none, pvti_surrogate_int_symmetric, false};
 
 /*  q2_0: levels −1, 0, 1, 2 times d, a d for 64 inputs. Of either sign: then the mean squared error of a
     normal distribution is 0.123 of its variance, else 0.144. */
@@ -9716,7 +9953,7 @@ PVTI_SIGNED(q2_0, 1)
 static const pvti_kind pvti_kind_q2_0 = {
     "q2_0", "q2_0, whose groups are of 64 inputs", pvti_parse_q2_0, pvti_print_q2_0, pvti_arrays_q2_0,
     pvti_group_single, pvti_tile_q2_0, pvti_chain_q2_0, pvti_room_none, pvti_fit_q2_0, pvti_assign_q2_0,
-    pvti_room_none, pvti_surrogate_q2_0};
+    pvti_room_none, pvti_surrogate_q2_0, false};
 
 // >>representations
 /*  The list, and what is written once for all of it: everything that the list of a weight's arrays tells. */
@@ -9955,15 +10192,37 @@ static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const v
     return PVT_OK;
 }
 
-/* A copy that owns its arrays, each as it is, in ctx's memory. */
+/* A dense weight of the host on a device that does not decode its type: in full, which takes more memory and gives
+   the same numbers. */
+static pvt_result pvti_weight_unpack(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
+{
+    int64_t n = weight->O * weight->I, bytes = n * (int64_t)sizeof(pvt_real);
+    pvt_real *numbers = PVTI_NEW(ctx, pvt_real, n);
+    void *data = numbers ? pvt_memory_alloc(ctx, bytes) : NULL;
+    pvt_result result = data ? PVT_OK : PVT_ERR_MEMORY;
+    if (result == PVT_OK) {
+        pvt_weight_dequantize(weight, numbers);
+        pvt_memory_write(ctx, data, numbers, bytes);
+        result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, weight->O, weight->I, out);
+        out->owned = result == PVT_OK;
+    }
+    if (result != PVT_OK) pvt_memory_free(ctx, data);
+    pvti_free(ctx, numbers);
+    return result;
+}
+
+/* A copy that owns its arrays in ctx's memory, each as it is, but for what the device does not decode. */
 static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
 {
     pvt_array from[PVT_MAX_ARRAYS], to[PVT_MAX_ARRAYS];
     int n = pvt_weight_arrays(weight, from);
     pvt_result result = PVT_OK;
+    memset(out, 0, sizeof *out);
     if (!pvti_has_codes(weight)) {
+        if (ctx->device && !weight->ctx->device && ctx->device->decodes &&
+            !ctx->device->decodes(ctx->device_state, (int)weight->dtype))
+            return pvti_weight_unpack(ctx, weight, out);
         void *data = pvt_memory_alloc(ctx, from[0].bytes);
-        memset(out, 0, sizeof *out);
         if (!data) return PVT_ERR_MEMORY;
         PVTI_TRY(pvt_weight_borrow(ctx, data, weight->dtype, weight->O, weight->I, out));
         out->owned = true;
@@ -10084,9 +10343,10 @@ static pvt_fit_desc pvti_fit_resolve(const pvt_fit_desc *desc)
 
 /* The same of Ŵ under Ĥ = Rⁱ·H·Rⁱᵀ, in which the error is the same number: ⟨Δ̂·Ĥ, Δ̂⟩ = ⟨Δ·H, Δ⟩ for
    Δ̂ = Rᵒ·Δ·Rⁱᵀ. Rounding leaves Ĥ symmetric to the last bit only where it is made so. */
-static pvt_result pvti_fit_rotated(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H,
+static pvt_result pvti_fit_rotated(pvt_ctx *where, const pvt_real *W, const pvt_real *H,
                                    const pvt_fit_desc *desc, pvt_fit_stats *stats, pvt_weight *out)
 {
+    pvt_ctx *ctx = out->ctx; /* the host's */
     int64_t O = out->O, I = out->I;
     pvt_real *RW = PVTI_NEW(ctx, pvt_real, O * I), *RH = H ? PVTI_NEW(ctx, pvt_real, I * I) : NULL;
     pvt_result result = RW && (RH || !H) ? PVT_OK : PVT_ERR_MEMORY;
@@ -10097,15 +10357,16 @@ static pvt_result pvti_fit_rotated(pvt_ctx *ctx, const pvt_real *W, const pvt_re
         for (int64_t i = 0; i < I; i++)
             for (int64_t j = 0; j < i; j++) RH[j * I + i] = RH[i * I + j];
     }
-    if (result == PVT_OK) result = out->kind->fit(ctx, RW, RH, desc, stats, out);
+    if (result == PVT_OK) result = out->kind->fit(where, RW, RH, desc, stats, out);
     pvti_free(ctx, RW);
     pvti_free(ctx, RH);
     return result;
 }
 
-PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
-                                  const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
-                                  pvt_weight *out)
+/* A fit whose result is on the host, in ctx, its work done by the device of `where`, if that has one that can. */
+static pvt_result pvti_weight_fit(pvt_ctx *ctx, pvt_ctx *where, const pvt_real *W, int64_t O, int64_t I,
+                                  const pvt_real *H, const pvt_format *format, const pvt_fit_desc *desc,
+                                  pvt_fit_stats *stats, pvt_weight *out)
 {
     pvt_fit_desc d;
     pvt_fit_stats own;
@@ -10114,10 +10375,6 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
     d = pvti_fit_resolve(&d);
     if (!stats) stats = &own;
     memset(stats, 0, sizeof *stats), memset(out, 0, sizeof *out);
-    if (ctx->device) {
-        PVTI_TRY(pvt_weight_fit(ctx->host, W, O, I, H, format, desc, stats, out));
-        return pvti_weight_move(ctx, out);
-    }
     stats->seconds = pvti_seconds();
     if (d.epochs < 1 || d.cg_steps < 1 || d.kmeans_steps < 1 || d.beam < 1 || d.beam > PVTI_MAX_BEAM)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT,
@@ -10130,11 +10387,21 @@ PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, in
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "%s: %s is not a format with codes", d.name,
                          pvti_kind_of(format)->name);
     PVTI_TRY(pvti_weight_alloc(ctx, format, O, I, d.name, out));
-    pvt_result result = format->rotation ? pvti_fit_rotated(ctx, W, H, &d, stats, out)
-                                         : out->kind->fit(ctx, W, H, &d, stats, out);
+    if (!where->device || !where->device->weight_search || !out->kind->fits_there) where = ctx;
+    pvt_result result = format->rotation ? pvti_fit_rotated(where, W, H, &d, stats, out)
+                                         : out->kind->fit(where, W, H, &d, stats, out);
     stats->seconds = pvti_seconds() - stats->seconds;
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
+}
+
+PVT_API pvt_result pvt_weight_fit(pvt_ctx *ctx, const pvt_real *W, int64_t O, int64_t I, const pvt_real *H,
+                                  const pvt_format *format, const pvt_fit_desc *desc, pvt_fit_stats *stats,
+                                  pvt_weight *out)
+{
+    if (!ctx->device) return pvti_weight_fit(ctx, ctx, W, O, I, H, format, desc, stats, out);
+    PVTI_TRY(pvti_weight_fit(ctx->host, ctx, W, O, I, H, format, desc, stats, out));
+    return pvti_weight_move(ctx, out);
 }
 
 PVT_API pvt_result pvt_weight_rows(const pvt_weight *weight, int64_t o0, int64_t n, pvt_weight *view)
@@ -11443,33 +11710,58 @@ PVT_API pvt_result pvt_pv_apply(pvt_pv *pv, int handle, const pvt_real *dW)
     return moves ? pvti_pv_v_step(pv, handle, bent ? pv->bent : dW) : PVT_OK;
 }
 
+/* The groups whose codes are not those that the search has left in pv->codes go back to Ŵ in the buffer. */
+static pvt_result pvti_pv_return_moved(pvt_pv *pv, const pvti_pv_entry *e)
+{
+    pvt_ctx *ctx = pv->ctx;
+    const pvt_weight *w = e->weight;
+    pvt_weight here = *w; /* with codes on the host */
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int64_t M = pvti_group_codes(w), groups = pvti_groups(w);
+    pvt_assign a;
+    pvt_weight_arrays(w, arrays);
+    memset(&a, 0, sizeof a);
+    const void *codes = pvti_fetch(ctx, w->array[0], arrays[0].bytes);
+    const uint16_t *found = (const uint16_t *)pvti_fetch(ctx, pv->codes, groups * M * (int64_t)sizeof *found);
+    int64_t *moved = PVTI_NEW(ctx, int64_t, groups);
+    here.array[0] = (void *)(uintptr_t)codes;
+    for (int64_t g = 0; codes && found && moved && g < groups; g++) {
+        bool same = true;
+        for (int64_t m = 0; m < M; m++) same = same && pvti_code_get(&here, g * M + m) == found[g * M + m];
+        if (!same) moved[a.n++] = g;
+    }
+    a.groups = moved ? (const int64_t *)pvti_lend(ctx, moved, groups * (int64_t)sizeof *moved) : NULL;
+    bool ok = codes && found && a.groups;
+    if (ok && a.n > 0) pvti_group_return(ctx, e->buffer.w, w, &a, pv->sums, 0);
+    pvti_lend_end(ctx, a.groups), pvti_free(ctx, moved);
+    pvti_fetch_end(ctx, codes), pvti_fetch_end(ctx, found);
+    PVTI_TRY(pvti_device_check(ctx));
+    return ok ? PVT_OK : PVT_ERR_MEMORY;
+}
+
 PVT_API pvt_result pvt_pv_set_buffer(pvt_pv *pv, int handle, const pvt_real *T)
 {
+    pvt_ctx *ctx = pv->ctx;
     pvti_pv_entry *e = handle >= 0 && handle < pv->n ? &pv->entries[handle] : NULL;
-    PVTI_TRY(pvti_host_only(pv->ctx, "giving a buffer its start"));
     if (!e || !e->weight || !e->buffer.w || pv->step > 0 || pv->open)
-        return pvti_fail(pv->ctx, PVT_ERR_ARGUMENT,
+        return pvti_fail(ctx, PVT_ERR_ARGUMENT,
                          "pv: set_buffer after the first step, or of a handle (%d) without a buffer", handle);
-    pvt_weight *w = e->weight;
-    int64_t og, ig, M = pvti_group_codes(w), groups = pvti_groups(w);
-    pvti_return_args s;
+    const pvt_weight *w = e->weight;
+    int64_t n = w->O * w->I;
     pvt_assign a;
-    if (!pvti_finite(pv->ctx, T, w->O * w->I, pv->sums))
-        return pvti_fail(pv->ctx, PVT_ERR_NUMERIC, "pv: the start of the buffer of %s is not finite",
-                         e->name);
-    if (w->format.rotation) pvti_rotate_weight(pv->ctx, e->buffer.w, T, w, false);
-    else pvti_copy(pv->ctx, e->buffer.w, T, w->O * w->I);
-    memset(&a, 0, sizeof a), memset(&s, 0, sizeof s);
-    a.target = e->buffer.w, a.n = groups, a.beam = pv->desc.beam, a.codes = pv->codes;
-    pvti_weight_assign(pv->ctx, w, &a, pv->assign);
-    pvti_group_of(w, &og, &ig);
-    s.ctx = pv->ctx, s.weight = w, s.a = &a, s.target = e->buffer.w, s.og = og, s.ig = ig;
-    for (int64_t g = 0; g < groups; g++) {
-        bool same = true;
-        for (int64_t m = 0; m < M; m++) same = same && pvti_code_get(w, g * M + m) == pv->codes[g * M + m];
-        if (!same) pvti_return_group(&s, g, (pvt_real *)pvti_scratch(pv->ctx, 0));
-    }
-    return PVT_OK;
+    const pvt_real *there = (const pvt_real *)pvti_lend(ctx, T, n * (int64_t)sizeof *T);
+    if (!there) return PVT_ERR_MEMORY;
+    bool finite = pvti_finite(ctx, there, n, pv->sums);
+    if (finite && w->format.rotation) pvti_rotate_weight(ctx, e->buffer.w, there, w, false);
+    else if (finite) pvti_copy(ctx, e->buffer.w, there, n);
+    pvti_lend_end(ctx, there);
+    PVTI_TRY(pvti_device_check(ctx));
+    if (!finite)
+        return pvti_fail(ctx, PVT_ERR_NUMERIC, "pv: the start of the buffer of %s is not finite", e->name);
+    memset(&a, 0, sizeof a);
+    a.target = e->buffer.w, a.n = pvti_groups(w), a.beam = pv->desc.beam, a.codes = pv->codes;
+    pvti_weight_assign(ctx, w, &a, pv->assign);
+    return pvti_pv_return_moved(pv, e);
 }
 
 #endif /* PVTUNE_LAYER >= 1 */
@@ -14286,8 +14578,8 @@ static pvt_result pvti_quantizer_fit(pvti_quantizer *z, pvt_weight *weight, cons
     pvt_weight fitted;
     fit.name = name, fit.stream = stream;
     pvt_weight_dequantize(weight, z->W);
-    PVTI_TRY(pvt_weight_fit(z->ctx, z->W, weight->O, weight->I, H, pvti_quantizer_format(z, weight, name),
-                            &fit, &stats, &fitted));
+    PVTI_TRY(pvti_weight_fit(z->ctx, z->run, z->W, weight->O, weight->I, H,
+                             pvti_quantizer_format(z, weight, name), &fit, &stats, &fitted));
     pvt_weight_free(weight);
     *weight = fitted;
     if (weight == &z->model->embed) PVTI_TRY(pvti_model_tie(z->model)); /* before a callback uses the model */
@@ -14764,8 +15056,6 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
     z->params_open = z->pv.params.lr == 0;
     z->pv = pvt_pv_resolve(&z->pv);
     if (d->finetune_epochs < 0) return PVT_OK;
-    if (z->run->device && z->pv.strategy != PVT_STRATEGY_CONTINUOUS && z->pv.delta < 1)
-        return pvti_host_only(z->run, "quantize: block fine-tuning of codes with a buffer");
     if (z->pv.loss)
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: block fine-tuning has no loss to search L with: set smoothness, and no "
@@ -14890,7 +15180,7 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
     if (ctx->device) PVTI_TRY(pvti_model_copy_as(z.ctx, model, pvti_weight_take, &z.model));
     pvt_result result = pvti_quantizer_run(&z, corpus);
     pvti_quantizer_free(&z);
-    return result;
+    return result == PVT_OK ? pvti_device_check(ctx) : result;
 }
 
 // >>allocate

@@ -14,17 +14,17 @@
     device of pvtune.h).
 
     WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in
-    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0. Refused, with a sentence that sticks: dense weights in
-    IQ and TQ blocks, heads of attention beyond 256, pvt_real = double; a step that changes more than 268
-    million groups of a weight, or sorts so many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM),
-    and weights of 2^32 groups. With compute_bf16 products and attention of 16 rows and more run on tensor
+    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0; those in IQ and TQ blocks come over as F32. Codebooks are
+    calibrated here, other formats fit on the host. Refused, with a sentence that sticks: heads of attention
+    beyond 256, pvt_real = double; a step that changes more than 268 million groups of a weight, or sorts so
+    many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM), and weights of 2^32 groups. With compute_bf16 products and attention of 16 rows and more run on tensor
     cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU yet; bench/CUDA.md
     has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
     Contents: platform · arena · numbers · sums · rotation · weights · products · rows · attention · losses ·
-    sort · gradients of values · optimizer · groups · search · table. */
+    sort · gradients of values · optimizer · groups · search · fit · table. */
 
 #include "pvtune.h"
 
@@ -798,7 +798,7 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     if (weight->format.kind == PVT_FORMAT_DENSE) {
         w->kind = PVTI_DENSE, w->dtype = weight->dtype, w->block = w->I;
         if (!pvti_block_bytes(w->dtype, &n)) {
-            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: save the model as f16",
+            snprintf(text, sizeof text, "weights in %s are not decoded on a GPU: pvt_model_copy brings them over as f32",
                      pvt_dtype_name(weight->dtype));
             pvti_fail_with(s, PVT_ERR_UNSUPPORTED, text);
         }
@@ -808,6 +808,12 @@ static bool pvti_see(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
     w->blocks = pvti_ceil(w->I, pvti_most(1, w->block));
     w->GI = w->I / w->gig, w->groups = w->O / w->gog * w->GI;
     return s->failed == PVT_OK;
+}
+
+static bool pvti_op_decodes(void *, int dtype)
+{
+    int n;
+    return pvti_block_bytes(dtype, &n) > 0;
 }
 
 /* The first line of an op on a weight. */
@@ -1165,11 +1171,9 @@ typedef void (*pvti_gemm_kernel)(pvti_product);
 static const pvti_gemm_kernel pvti_gemm_kernels[3][2] = {{pvti_k_gemm<false>, pvti_k_gemm<true>},
                                                          {pvti_k_mma<128, false>, pvti_k_mma<128, true>},
                                                          {pvti_k_mma<64, false>, pvti_k_mma<64, true>}};
-/* Fewer than 16 rows are not rounded to bf16: memory limits them, and nothing is gained. */
-static void pvti_gemm(pvti_cuda *s, pvti_product p)
+static void pvti_multiply(pvti_cuda *s, pvti_product p)
 {
     if (p.M <= 0 || p.N <= 0 || s->failed != PVT_OK) return;
-    p.bf16 = s->bf16 && p.M >= 16;
     if (p.M <= 4 && !p.A.across && !p.across && p.K > 0) {
         if (!pvti_look_up(s, p)) PVTI_BLOCKS(s, pvti_k_gemv, pvti_ceil(p.N, PVTI_THREADS / 32), p);
         return;
@@ -1189,6 +1193,13 @@ static void pvti_gemm(pvti_cuda *s, pvti_product p)
         dim3 grid((unsigned)pvti_ceil(p.N, tile), (unsigned)pvti_ceil(part.M, tile));
         PVTI_RUN(s, product, grid, PVTI_THREADS, kind ? pvti_mma_bytes(tile, weight) : 0, part);
     }
+}
+
+/* As the context has products: fewer than 16 rows are not rounded to bf16, for memory limits them. */
+static void pvti_gemm(pvti_cuda *s, pvti_product p)
+{
+    p.bf16 = s->bf16 && p.M >= 16;
+    pvti_multiply(s, p);
 }
 
 /* y += bias, row by row. */
@@ -2624,11 +2635,27 @@ typedef struct pvti_search {
     unsigned *list;     /* [slots] of hypothesis · 2¹⁶ + entry */
     uint16_t *codes;    /* [2, slots, M] */
     const float *books; /* STAGED: [M, D + 1, K], a row of norms last */
+    const float *bias;  /* [K] in place of norms, or NULL */
+    float factor;       /* of an entry's loss beside base */
     int slots, D;
 } pvti_search;
 PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
 {
     return (2 * slots * D * 4 + slots * 8 + 2 * slots * M * 2 + 15) / 16 * 16;
+}
+
+/* A candidate as one number, in order of loss (−0 is 0), then of what follows. */
+PVTI_DEVICE uint64_t pvti_ranked(float loss, unsigned then)
+{
+    return (uint64_t)~pvti_turned(loss + 0.0f) << 32 | then;
+}
+PVTI_DEVICE uint64_t pvti_warp_least(uint64_t x)
+{
+    for (int bits = 16; bits > 0; bits /= 2) {
+        uint64_t other = __shfl_xor_sync(0xffffffffu, x, bits);
+        x = other < x ? other : x;
+    }
+    return x;
 }
 
 template <bool STAGED>
@@ -2637,27 +2664,29 @@ PVTI_DEVICE float pvti_book_number(const pvti_search &room, const pvti_view &w, 
     if (STAGED) return room.books[(m * (room.D + 1) + d) * w.K + k];
     return pvti_book(w, m, k)[d];
 }
-/* ‖entry‖² − 2·v·entry. */
+/* ‖entry‖², or its bias, − 2·v·entry. */
 template <bool STAGED>
 PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, int m, int k, const float *v)
 {
     const float *entry = pvti_book(w, m, k);
     float sum = 0, e[8];
     if (STAGED) {
-        sum = pvti_book_number<true>(room, w, m, k, room.D);
+        sum = room.bias ? room.bias[k] : pvti_book_number<true>(room, w, m, k, room.D);
         for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], pvti_book_number<true>(room, w, m, k, d), sum);
     } else if (room.D == 8) {
         pvti_eight(entry, 8, e);
-        for (int d = 0; d < 8; d++) sum = fmaf(e[d], e[d], sum);
+        for (int d = 0; d < 8 && !room.bias; d++) sum = fmaf(e[d], e[d], sum);
+        sum = room.bias ? room.bias[k] : sum;
         for (int d = 0; d < 8; d++) sum = fmaf(-2 * v[d], e[d], sum);
     } else {
-        for (int d = 0; d < room.D; d++) sum = fmaf(entry[d], entry[d], sum);
+        for (int d = 0; d < room.D && !room.bias; d++) sum = fmaf(entry[d], entry[d], sum);
+        sum = room.bias ? room.bias[k] : sum;
         for (int d = 0; d < room.D; d++) sum = fmaf(-2 * v[d], entry[d], sum);
     }
     return sum;
 }
-/* The `keep` best of n hypotheses' entries, to the list; how many there are. A candidate is one number, in
-   order of loss, hypothesis, entry. Where no loss is a number it is hypothesis 0 with its present entry. */
+/* The `keep` best of n hypotheses' entries, to the list, by factor·loss + base, then hypothesis, then entry; how
+   many there are. Where no loss is a number it is hypothesis 0 with its present entry. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
                                   int keep)
@@ -2669,14 +2698,11 @@ PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, i
         for (int h = 0; h < n; h++)
             for (int k = (int)threadIdx.x % 32; k < w.K; k += 32) {
                 const float *v = room.v + (now * room.slots + h) * room.D;
-                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h]; /* + 0: no −0 */
-                uint64_t one = (uint64_t)~pvti_turned(loss + 0.0f) << 32 | (unsigned)(h << 16 | k);
+                float loss = fmaf(room.factor, pvti_entry_loss<STAGED>(room, w, m, k, v), room.base[h]);
+                uint64_t one = pvti_ranked(loss, (unsigned)(h << 16 | k));
                 if (loss < INFINITY && one < best && (!found || one > last)) best = one;
             }
-        for (int bits = 16; bits > 0; bits /= 2) {
-            uint64_t other = __shfl_xor_sync(0xffffffffu, best, bits);
-            best = other < best ? other : best;
-        }
+        best = pvti_warp_least(best);
         if (best == none && found > 0) return found;
         last = best == none ? room.codes[now * room.slots * w.M + m] : best;
         if (threadIdx.x % 32 == 0) room.list[found] = (unsigned)last;
@@ -2769,20 +2795,27 @@ PVTI_DEVICE void pvti_stage(float *books, const pvti_view &w, int D)
         books[at] = d == D ? norm : entry[d];
     }
 }
+/* This warp's share of a block's memory, codebooks staged before it. A barrier. */
+template <bool STAGED>
+PVTI_DEVICE pvti_search pvti_search_in(float *shared, const pvti_view &w, int slots)
+{
+    pvti_search room;
+    room.slots = slots, room.D = w.gog * w.gig, room.books = shared, room.bias = NULL, room.factor = 1;
+    room.v = shared + (int)threadIdx.x / 32 * (pvti_search_bytes(slots, room.D, w.M) / 4);
+    if (STAGED) room.v += w.M * w.K * (room.D + 1);
+    room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
+    room.codes = (uint16_t *)(void *)(room.list + slots);
+    if (STAGED) pvti_stage(shared, w, room.D);
+    __syncthreads();
+    return room;
+}
 template <bool STAGED>
 __global__ void __launch_bounds__(PVTI_SEARCHERS, 1)
     pvti_k_assign_books(pvti_view w, pvt_assign a, uint64_t order, int slots)
 {
     PVT_SHARED_DYNAMIC(float, shared);
     int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32, two = a.force || a.rounding > 0;
-    pvti_search room;
-    room.slots = slots, room.D = w.gog * w.gig, room.books = shared;
-    room.v = shared + warp * (pvti_search_bytes(slots, room.D, w.M) / 4);
-    if (STAGED) room.v += w.M * w.K * (room.D + 1);
-    room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
-    room.codes = (uint16_t *)(void *)(room.list + slots);
-    if (STAGED) pvti_stage(shared, w, room.D);
-    __syncthreads();
+    pvti_search room = pvti_search_in<STAGED>(shared, w, slots);
     for (int64_t i = (int64_t)blockIdx.x * warps + warp; i < a.n; i += (int64_t)gridDim.x * warps) {
         int64_t group = a.groups ? a.groups[i] : i;
         int n = 1, now = 0;
@@ -2811,17 +2844,28 @@ static uint64_t pvti_book_order(int M, uint64_t seed, uint64_t stream)
     return order;
 }
 /* As many warps to a block as its shared memory has room for; codebooks go there where four still have. */
+typedef struct pvti_searchers {
+    bool staged;
+    int64_t warps, bytes;
+} pvti_searchers;
+static pvti_searchers pvti_searchers_of(const pvti_view *w, int slots)
+{
+    int D = w->gog * w->gig, each = pvti_search_bytes(slots, D, w->M);
+    int64_t books = (int64_t)w->M * w->K * (D + 1) * 4;
+    pvti_searchers b = {books + 4 * each <= PVTI_SEARCH_BYTES, 0, 0};
+    if (!b.staged) books = 0;
+    b.warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
+    b.bytes = books + b.warps * each;
+    return b;
+}
 static void pvti_assign_books(pvti_cuda *s, const pvti_view *w, const pvt_assign *a)
 {
     uint64_t order = pvti_book_order(w->M, a->seed, a->stream);
-    int slots = a->beam > 2 ? a->beam : 2, D = w->gog * w->gig, each = pvti_search_bytes(slots, D, w->M);
-    int64_t books = (int64_t)w->M * w->K * (D + 1) * 4;
-    bool staged = books + 4 * each <= PVTI_SEARCH_BYTES;
-    if (!staged) books = 0;
-    int64_t warps = pvti_least(PVTI_SEARCHERS / 32, (PVTI_SEARCH_BYTES - books) / each);
-    int64_t blocks = pvti_least(pvti_ceil(a->n, warps), 8 * (int64_t)s->cores), bytes = books + warps * each;
-    auto kernel = staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>;
-    PVTI_RUN(s, kernel, blocks, 32 * warps, bytes, *w, *a, order, slots);
+    int slots = a->beam > 2 ? a->beam : 2;
+    pvti_searchers b = pvti_searchers_of(w, slots);
+    int64_t blocks = pvti_least(pvti_ceil(a->n, b.warps), 8 * (int64_t)s->cores);
+    auto kernel = b.staged ? pvti_k_assign_books<true> : pvti_k_assign_books<false>;
+    PVTI_RUN(s, kernel, blocks, 32 * b.warps, b.bytes, *w, *a, order, slots);
 }
 static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const pvt_assign *a)
 {
@@ -2833,6 +2877,379 @@ static void pvti_op_weight_assign(void *state, const pvt_weight *weight, const p
     } else {
         PVTI_RUN(s, pvti_k_assign_points, pvti_ceil(a->n, PVTI_POINTS), PVTI_POINTS, 0, w, *a);
     }
+}
+
+// >>fit
+/*  Calibration of codebooks; what is computed stands in pvtune.h, sections search and fit. */
+
+PVTI_KERNEL pvti_k_row_dots(double *sums, const float *a, const float *b, int64_t n)
+{
+    int64_t from = (int64_t)blockIdx.x * n;
+    double sum = pvti_block_total(n, [&](int64_t i) { return (double)a[from + i] * (double)b[from + i]; });
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+static double pvti_op_dot(void *state, const float *a, const float *b, int64_t rows, int64_t n, double *sums)
+{
+    PVTI_STATE;
+    double *total = (double *)(void *)s->room, sum = 0;
+    PVTI_BLOCKS(s, pvti_k_row_dots, rows, sums, a, b, n);
+    PVTI_BLOCKS(s, pvti_k_total, 1, total, sums, rows);
+    pvti_op_copy_out(s, &sum, total, (int64_t)sizeof sum);
+    return s->failed == PVT_OK ? sum : 0;
+}
+PVTI_KERNEL pvti_k_axpy(float *y, float alpha, const float *x, int64_t rows, int64_t n)
+{
+    if (PVTI_INDEX < rows * n) y[PVTI_INDEX] = fmaf(alpha, x[PVTI_INDEX], y[PVTI_INDEX]);
+}
+PVTI_OP(axpy, PVTI_EACH, pvti_k_axpy, PVTI_ARG(2) * PVTI_ARG(1))
+static void pvti_op_product(void *state, float *C, const float *A, const float *B, int64_t M, int64_t N,
+                            int64_t K)
+{
+    PVTI_STATE;
+    pvti_multiply(s, {C, M, N, K, {A, K, false}, pvti_plain(B, K), false, false, false});
+}
+
+/* A block to each scale. Limit: the bytes of W, WH, R and RH twice, and of R and RH once more. */
+PVTI_KERNEL pvti_k_fit_scales(pvti_view w, float *R, float *RH, const float *W, const float *WH)
+{
+    int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
+    W += from, WH += from, R += from, RH += from;
+    auto w_hat = [&](int64_t i) { return (double)W[i] - (double)R[i]; };
+    double along = pvti_block_total(n, [&](int64_t i) { return (double)WH[i] * w_hat(i); });
+    double square =
+        pvti_block_total(n, [&](int64_t i) { return ((double)WH[i] - (double)RH[i]) * w_hat(i); });
+    float factor = square > 0 && along > 0 ? (float)(along / square) : 1;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+        R[i] = W[i] - factor * (W[i] - R[i]);
+        RH[i] = WH[i] - factor * (WH[i] - RH[i]);
+    }
+    if (threadIdx.x == 0) w.scales[blockIdx.x] *= factor;
+}
+static void pvti_op_fit_scales(void *state, pvt_weight *weight, float *R, float *RH, const float *W,
+                               const float *WH)
+{
+    PVTI_WEIGHT(w, weight);
+    PVTI_BLOCKS(s, pvti_k_fit_scales, w.O / w.gog, w, R, RH, W, WH);
+}
+
+/* ---- k-means ---- */
+
+/* Σ_d w·c² − 2·w·x·c of all entries, a warp to a point. Limit: 2·K·D multiply-adds a point, entries through
+   the first cache. */
+typedef float pvti_kmeans_room[PVTI_THREADS / 32][2][256];
+PVTI_KERNEL pvti_k_kmeans_assign(int32_t *assigned, const float *x, const float *weight, const float *c,
+                                 int64_t rows, int64_t GI, int64_t D, int64_t K)
+{
+    PVT_SHARED(pvti_kmeans_room, room);
+    float *square = room[threadIdx.x / 32][0], *along = room[threadIdx.x / 32][1];
+    int64_t i = PVTI_INDEX / 32, lane = threadIdx.x % 32;
+    uint64_t best = ~(uint64_t)0;
+    if (i >= rows * GI) return; /* the whole warp */
+    for (int64_t d = lane; d < D; d += 32) {
+        square[d] = weight ? weight[i / rows * D + d] : 1;
+        along[d] = -2 * square[d] * x[i * D + d];
+    }
+    __syncwarp();
+    for (int64_t k = lane; k < K; k += 32) {
+        float sum = 0;
+        for (int64_t d = 0; d < D; d++) sum = fmaf(fmaf(square[d], c[k * D + d], along[d]), c[k * D + d], sum);
+        uint64_t one = pvti_ranked(sum, (unsigned)k);
+        if (sum < INFINITY && one < best) best = one;
+    }
+    best = pvti_warp_least(best);
+    if (lane == 0) assigned[i] = best == ~(uint64_t)0 ? 0 : (int32_t)(best & 0xffffffffu);
+}
+static void pvti_op_kmeans_assign(void *state, int32_t *assigned, const float *x, const float *weight,
+                                  const float *c, int64_t rows, int64_t GI, int64_t D, int64_t K)
+{
+    PVTI_STATE;
+    PVTI_EACH(s, pvti_k_kmeans_assign, rows * GI * 32, assigned, x, weight, c, rows, GI, D, K);
+}
+
+PVTI_KERNEL pvti_k_assigned_pairs(uint64_t *pairs, const int32_t *assigned, int64_t n)
+{
+    int64_t i = PVTI_INDEX;
+    if (i < n) pairs[i] = (uint64_t)(unsigned)assigned[i] << 32 | (uint64_t)i;
+}
+/* Entry k, as pvti_k_codebook has it. */
+typedef double pvti_means_room[2][PVTI_THREADS];
+PVTI_KERNEL pvti_k_kmeans_sums(double *sums, const float *x, const float *weight, const uint64_t *pairs,
+                               int64_t rows, int64_t n, int64_t D)
+{
+    PVT_SHARED(pvti_means_room, room);
+    int64_t from = pvti_lower(pairs, n, blockIdx.x), to = pvti_lower(pairs, n, (uint64_t)blockIdx.x + 1);
+    int64_t parts = PVTI_THREADS / D, d = threadIdx.x % D, part = threadIdx.x / D;
+    double sum = 0, all = 0;
+    for (int64_t i = from + part; part < parts && i < to; i += parts) {
+        int64_t at = (int64_t)(pairs[i] & 0xffffffffu);
+        double w = weight ? (double)weight[at / rows * D + d] : 1;
+        sum += w * (double)x[at * D + d], all += w;
+    }
+    room[0][threadIdx.x] = sum, room[1][threadIdx.x] = all;
+    __syncthreads();
+    if (part) return;
+    for (int64_t p = 1; p < parts; p++) sum += room[0][p * D + d], all += room[1][p * D + d];
+    sums[2 * blockIdx.x * D + d] = sum, sums[(2 * blockIdx.x + 1) * D + d] = all;
+}
+static void pvti_op_kmeans_sums(void *state, double *sums, const float *x, const float *weight,
+                                const int32_t *assigned, int64_t rows, int64_t GI, int64_t D, int64_t K)
+{
+    PVTI_STATE;
+    int64_t n = rows * GI;
+    if (!pvti_pairs_room(s, n)) pvti_fail_with(s, PVT_ERR_MEMORY, "no memory to sort points");
+    PVTI_EACH(s, pvti_k_assigned_pairs, n, s->pairs[0], assigned, n);
+    const uint64_t *sorted = pvti_sort_pairs(s, s->pairs[0], s->pairs[1], n, K > 256 ? 16 : 8);
+    PVTI_BLOCKS(s, pvti_k_kmeans_sums, K, sums, x, weight, sorted, rows, n, D);
+}
+
+/* ---- codes under H ----
+   Columns lie in the order of visits. A warp has an out group through a block of some 128 columns, with its
+   hypotheses' R·H and changes; what these do to other columns follows by one product a block.
+   Limit: per group and codebook beam·K·2·D operations (times beam where it is not 1), and of hypotheses that
+   are copied 4·width numbers; the product of all blocks has 2·O·beam·I² operations, for simplicity twice what is needed. */
+
+typedef struct pvti_sweep {
+    pvti_view w;
+    float *H;              /* [I, I] */
+    float *RH;             /* [GO, beam, og, I] */
+    float *rh[2], *delta[2]; /* the block's: R·H, and how its weights have changed; [GO, beam, og, width] */
+    float *bias;           /* ⟨c_k·H_jj, c_k⟩: [groups of the block, M, K] */
+    uint16_t *codes;       /* [GO, beam, GI, M] */
+    uint16_t *own[2];      /* the block's: [GO, beam, groups, M] */
+    double *loss;          /* [GO, beam], from the start on */
+    int *ancestors, *alive; /* [GO, beam]: which of the block's start; [GO]: how many hypotheses */
+    int64_t *order, *books; /* [GI], [GI, M] */
+    int64_t beam, p0, p1, width; /* groups of the block, and its columns */
+} pvti_sweep;
+
+static int64_t pvti_sweep_groups(const pvti_view &w) { return pvti_most(1, 128 / w.gig); }
+/* Its arrays in memory from `at` on, NULL: nowhere; how many bytes they take. */
+static int64_t pvti_sweep_lay(pvti_sweep *q, char *at)
+{
+    int64_t GO = q->w.O / q->w.gog, rows = q->w.O * q->beam, all = 0, groups = pvti_sweep_groups(q->w);
+    int64_t codes = GO * q->beam * groups * q->w.M;
+    auto take = [&](auto **array, int64_t n) {
+        void *here = at ? at + all : NULL;
+        memcpy(array, &here, sizeof here);
+        all += pvti_ceil(n * (int64_t)sizeof **array, PVTI_ALIGN) * PVTI_ALIGN;
+    };
+    take(&q->H, q->w.I * q->w.I);
+    take(&q->RH, rows * q->w.I);
+    for (int i = 0; i < (q->beam > 1 ? 2 : 1); i++) {
+        take(&q->rh[i], rows * groups * q->w.gig), take(&q->delta[i], rows * groups * q->w.gig);
+        take(&q->own[i], codes);
+    }
+    take(&q->bias, groups * q->w.M * q->w.K), take(&q->codes, GO * q->beam * q->w.GI * q->w.M);
+    take(&q->loss, GO * q->beam), take(&q->ancestors, GO * q->beam), take(&q->alive, GO);
+    take(&q->order, q->w.GI), take(&q->books, q->w.GI * q->w.M);
+    return all;
+}
+
+/* out [rows, I], row i·copies/og … of the group's first hypothesis ← columns of `in` in the order of visits;
+   rows: so are its rows. */
+PVTI_KERNEL pvti_k_visit_order(float *out, const float *in, pvti_sweep q, int64_t n, bool rows)
+{
+    int64_t i = PVTI_INDEX / q.w.I, j = PVTI_INDEX % q.w.I, og = q.w.gog, ig = q.w.gig;
+    if (i >= n) return;
+    int64_t from = rows ? q.order[i / ig] * ig + i % ig : i, to = rows ? i : i / og * q.beam * og + i % og;
+    out[to * q.w.I + j] = in[from * q.w.I + q.order[j / ig] * ig + j % ig];
+}
+/* All hypotheses start as the present codes; or the best of them becomes the present ones. */
+PVTI_KERNEL pvti_k_sweep_codes(pvti_sweep q, bool back)
+{
+    int64_t each = q.w.GI * q.w.M, go = PVTI_INDEX / each, i = PVTI_INDEX % each, best = 0;
+    if (go >= q.w.O / q.w.gog) return;
+    int64_t at = (go * q.w.GI + q.order[i / q.w.M]) * q.w.M + i % q.w.M;
+    for (int64_t h = 1; back && h < q.alive[go]; h++)
+        if (q.loss[go * q.beam + h] < q.loss[go * q.beam + best]) best = h;
+    uint16_t code = q.codes[(go * q.beam + best) * each + i];
+    if (back && q.w.wide) ((uint16_t *)q.w.codes)[at] = code;
+    if (back && !q.w.wide) ((uint8_t *)q.w.codes)[at] = (uint8_t)code;
+    for (int64_t h = 0; !back && h < q.beam; h++)
+        q.codes[(go * q.beam + h) * each + i] = (uint16_t)pvti_code(q.w, at);
+    if (!back && i == 0) q.alive[go] = 1, q.loss[go * q.beam] = 0;
+}
+PVTI_KERNEL pvti_k_sweep_bias(pvti_sweep q)
+{
+    int64_t i = PVTI_INDEX, m = i / q.w.K % q.w.M, first = (q.p0 + i / q.w.K / q.w.M) * q.w.gig;
+    const float *c = pvti_book(q.w, (int)m, (int)(i % q.w.K));
+    float sum = 0;
+    if (i >= (q.p1 - q.p0) * q.w.M * q.w.K) return;
+    for (int r = 0; r < q.w.gog; r++, c += q.w.gig)
+        for (int a = 0; a < q.w.gig; a++) {
+            float row = 0;
+            for (int b = 0; b < q.w.gig; b++) row = fmaf(q.H[(first + a) * q.w.I + first + b], c[b], row);
+            sum = fmaf(row, c[a], sum);
+        }
+    q.bias[i] = sum;
+}
+
+/* Number d of group p after u [D], a change of it, has gone through H_pp: u·H at (r, a). u: a function of d. */
+template <class F> PVTI_DEVICE float pvti_sweep_through(const pvti_sweep &q, int64_t p, int d, float y, F u)
+{
+    int ig = q.w.gig, r = d / ig, a = d % ig;
+    for (int b = 0; b < ig; b++) y = fmaf(u(r * ig + b), q.H[(p * ig + b) * q.w.I + p * ig + a], y);
+    return y;
+}
+/* Where number d of group p is in a hypothesis' block. */
+PVTI_DEVICE int64_t pvti_sweep_at(const pvti_sweep &q, int64_t p, int d)
+{
+    return d / q.w.gig * q.width + (p - q.p0) * q.w.gig + d % q.w.gig;
+}
+/* Codebook m of group p for the out group's n hypotheses; how many there are then. They are in half `now`,
+   and go to half `next`. */
+template <bool STAGED>
+PVTI_DEVICE int pvti_sweep_step(const pvti_sweep &q, pvti_search &room, int64_t go, int64_t p, int m, int n,
+                                int now, int next)
+{
+    const pvti_view &w = q.w;
+    int D = room.D, M = w.M, lane = (int)threadIdx.x % 32;
+    int64_t first = go * q.beam, reals = w.gog * q.width, codes = (q.p1 - q.p0) * M, at = (p - q.p0) * M + m;
+    float scale = w.scales[go], inverse = scale != 0 ? 1 / scale : 0;
+    double least = q.loss[first], loss = 0;
+    int ancestor = 0;
+    room.bias = q.bias + at * w.K, room.factor = scale * scale;
+    for (int h = lane; h < n; h += 32) room.codes[h * M + m] = q.own[now][(first + h) * codes + at];
+    __syncwarp();
+    for (int i = lane; i < n * D; i += 32) { /* v = b/s, b = (R·H)_p + s·c·H_pp: without the present entry */
+        int h = i / D, k = room.codes[h * M + m];
+        float b = q.rh[now][(first + h) * reals + pvti_sweep_at(q, p, i % D)];
+        b = pvti_sweep_through(q, p, i % D, b,
+                               [&](int d) { return scale * pvti_book_number<STAGED>(room, w, m, k, d); });
+        room.v[i] = b * inverse;
+    }
+    __syncwarp();
+    for (int h = lane; h < n; h += 32) {
+        float present = pvti_entry_loss<STAGED>(room, w, m, room.codes[h * M + m], room.v + h * D);
+        room.base[h] = (float)(q.loss[first + h] - least) - room.factor * present;
+    }
+    __syncwarp();
+    int found = pvti_best_entries<STAGED>(room, w, m, n, 0, (int)q.beam);
+    __syncwarp();
+    if (lane < found) {
+        int h = (int)(room.list[lane] >> 16), k = (int)(room.list[lane] & 0xffff);
+        loss = least + (double)fmaf(room.factor, pvti_entry_loss<STAGED>(room, w, m, k, room.v + h * D),
+                                    room.base[h]);
+        ancestor = q.ancestors[first + h];
+    }
+    __syncwarp();
+    if (lane < found) q.loss[first + lane] = loss, q.ancestors[first + lane] = ancestor;
+    for (int i = 0; i < found && next != now; i++) {
+        int64_t h = first + (int)(room.list[i] >> 16);
+        for (int64_t c = lane; c < reals; c += 32) {
+            q.rh[next][(first + i) * reals + c] = q.rh[now][h * reals + c];
+            q.delta[next][(first + i) * reals + c] = q.delta[now][h * reals + c];
+        }
+        for (int64_t c = lane; c < codes; c += 32) q.own[next][(first + i) * codes + c] = q.own[now][h * codes + c];
+    }
+    __syncwarp();
+    for (int i = lane; i < found * D; i += 32) { /* u = s·(present − new) */
+        int h = (int)(room.list[i / D] >> 16), k = (int)(room.list[i / D] & 0xffff), old = room.codes[h * M + m];
+        int64_t to = (first + i / D) * reals + pvti_sweep_at(q, p, i % D);
+        auto u = [&](int d) {
+            return scale * (pvti_book_number<STAGED>(room, w, m, old, d) -
+                            pvti_book_number<STAGED>(room, w, m, k, d));
+        };
+        q.delta[next][to] += u(i % D);
+        q.rh[next][to] = pvti_sweep_through(q, p, i % D, q.rh[next][to], u);
+        if (i % D == 0) q.own[next][(first + i / D) * codes + at] = (uint16_t)k;
+    }
+    __syncwarp();
+    return found;
+}
+/* An out group's block into its halves 0, or at its end back, with what lies outside from the ancestors. */
+PVTI_DEVICE void pvti_sweep_enter(const pvti_sweep &q, int64_t go, int n)
+{
+    int64_t reals = q.w.gog * q.width, codes = (q.p1 - q.p0) * q.w.M, each = q.w.GI * q.w.M, I = q.w.I;
+    for (int64_t h = go * q.beam; h < go * q.beam + n; h++) {
+        for (int64_t c = threadIdx.x % 32; c < reals; c += 32) {
+            int64_t from = (h * q.w.gog + c / q.width) * I + q.p0 * q.w.gig + c % q.width;
+            q.rh[0][h * reals + c] = q.RH[from], q.delta[0][h * reals + c] = 0;
+        }
+        for (int64_t c = threadIdx.x % 32; c < codes; c += 32)
+            q.own[0][h * codes + c] = q.codes[h * each + q.p0 * q.w.M + c];
+        if (threadIdx.x % 32 == 0) q.ancestors[h] = (int)(h - go * q.beam);
+    }
+}
+PVTI_DEVICE void pvti_sweep_leave(const pvti_sweep &q, int64_t go, int n, int now)
+{
+    int64_t first = go * q.beam, codes = (q.p1 - q.p0) * q.w.M, each = q.w.GI * q.w.M, I = q.w.I;
+    const int *from = q.ancestors + first;
+    float x[16];
+    for (int64_t c = threadIdx.x % 32; c < q.w.gog * I && q.beam > 1; c += 32) { /* a lane has a column of all */
+        for (int h = 0; h < n; h++) x[h] = q.RH[(first + from[h]) * q.w.gog * I + c];
+        for (int h = 0; h < n; h++) q.RH[(first + h) * q.w.gog * I + c] = x[h];
+    }
+    for (int64_t c = threadIdx.x % 32; c < q.p0 * q.w.M && q.beam > 1; c += 32) {
+        for (int h = 0; h < n; h++) x[h] = (float)q.codes[(first + from[h]) * each + c];
+        for (int h = 0; h < n; h++) q.codes[(first + h) * each + c] = (uint16_t)x[h];
+    }
+    for (int64_t h = first; h < first + n; h++)
+        for (int64_t c = threadIdx.x % 32; c < codes; c += 32)
+            q.codes[h * each + q.p0 * q.w.M + c] = q.own[now][h * codes + c];
+}
+template <bool STAGED> __global__ void __launch_bounds__(PVTI_SEARCHERS, 2) pvti_k_sweep(pvti_sweep q)
+{
+    PVT_SHARED_DYNAMIC(float, shared);
+    pvti_search room = pvti_search_in<STAGED>(shared, q.w, (int)q.beam);
+    int64_t go = PVTI_INDEX / 32, reals = q.w.gog * q.width;
+    int lane = (int)threadIdx.x % 32, now = 0, ig = q.w.gig;
+    if (go >= q.w.O / q.w.gog) return; /* the whole warp */
+    int n = q.alive[go];
+    pvti_sweep_enter(q, go, n);
+    __syncwarp();
+    for (int64_t p = q.p0; p < q.p1; p++) {
+        for (int step = 0; step < q.w.M; step++) {
+            int next = q.beam > 1 ? 1 - now : 0;
+            n = pvti_sweep_step<STAGED>(q, room, go, p, (int)q.books[p * q.w.M + step], n, now, next);
+            now = next;
+        }
+        int64_t at = (p - q.p0) * ig, later = q.width - at - ig; /* the block's columns to come */
+        for (int64_t i = lane; i < n * q.w.gog * later; i += 32) {
+            int64_t row = go * q.beam * reals + i / later * q.width, c = at + ig + i % later;
+            float y = q.rh[now][row + c];
+            for (int a = 0; a < ig; a++)
+                y = fmaf(q.delta[now][row + at + a], q.H[(p * ig + a) * q.w.I + q.p0 * ig + c], y);
+            q.rh[now][row + c] = y; /* is read behind the next step's first barrier */
+        }
+    }
+    pvti_sweep_leave(q, go, n, now);
+    if (lane == 0) q.alive[go] = n;
+}
+
+static int64_t pvti_op_search_room(void *state, const pvt_weight *weight, int beam)
+{
+    pvti_sweep q = {};
+    if (!pvti_see((pvti_cuda *)state, weight, &q.w)) return 0;
+    q.beam = beam;
+    return pvti_sweep_lay(&q, NULL);
+}
+static void pvti_op_weight_search(void *state, pvt_weight *weight, const float *H, const float *RH, int beam,
+                                  const int64_t *order, const int64_t *books, void *room)
+{
+    pvti_sweep q = {};
+    PVTI_STATE;
+    if (!pvti_see(s, weight, &q.w)) return;
+    q.beam = beam;
+    pvti_sweep_lay(&q, (char *)room);
+    int64_t I = q.w.I, GI = q.w.GI, M = q.w.M, GO = q.w.O / q.w.gog, groups = pvti_sweep_groups(q.w);
+    pvti_searchers b = pvti_searchers_of(&q.w, beam);
+    auto kernel = b.staged ? pvti_k_sweep<true> : pvti_k_sweep<false>;
+    pvti_op_copy_in(s, q.order, order, GI * (int64_t)sizeof *order);
+    pvti_op_copy_in(s, q.books, books, GI * M * (int64_t)sizeof *books);
+    PVTI_EACH(s, pvti_k_visit_order, I * I, q.H, H, q, I, true);
+    PVTI_EACH(s, pvti_k_visit_order, q.w.O * I, q.RH, RH, q, q.w.O, false);
+    PVTI_EACH(s, pvti_k_sweep_codes, GO * GI * M, q, false);
+    for (q.p0 = 0; q.p0 < GI; q.p0 = q.p1) {
+        q.p1 = pvti_least(GI, q.p0 + groups), q.width = (q.p1 - q.p0) * q.w.gig;
+        int last = beam > 1 && (q.p1 - q.p0) * M % 2;
+        PVTI_EACH(s, pvti_k_sweep_bias, (q.p1 - q.p0) * M * q.w.K, q);
+        PVTI_RUN(s, kernel, pvti_ceil(GO, b.warps), 32 * b.warps, b.bytes, q);
+        if (q.p1 < GI)
+            pvti_multiply(s, {q.RH, q.w.O * beam, I, q.width, {q.delta[last], q.width, false},
+                              pvti_plain(q.H + q.p0 * q.w.gig * I, I), true, true, false});
+    }
+    PVTI_EACH(s, pvti_k_sweep_codes, GO * GI * M, q, true);
 }
 
 // >>table
@@ -2995,7 +3412,9 @@ static pvt_result pvti_op_status(void *state, const char **why)
      pvti_op_weight_forward, pvti_op_weight_backward, pvti_op_weight_dequantize, pvti_op_weight_chain, \
      pvti_op_round_f16, pvti_op_widen_f16, pvti_op_finite, pvti_op_reserve, pvti_op_adam, \
      pvti_op_group_errors, pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, \
-     pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return}
+     pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return, pvti_op_dot, pvti_op_axpy, \
+     pvti_op_product, pvti_op_fit_scales, pvti_op_kmeans_assign, pvti_op_kmeans_sums, pvti_op_search_room, \
+     pvti_op_weight_search, pvti_op_decodes}
 static const pvt_device pvti_tables[PVTI_ORDINALS] = {
     PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
     PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),

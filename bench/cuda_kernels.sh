@@ -18,14 +18,14 @@ BEGIN { # dynamic bytes: heads of 64 and of 128, rotations of 2048, searches for
         "attention<float 64>=34816;attention<bf16 64>=18432;attention<float 128>=42240;attention<bf16 128>=34816;" \
         "attention_back<float 64 queries>=52224;attention_back<float 64 keys>=52224;attention_back<bf16 64 queries>=27648;" \
         "attention_back<bf16 64 keys>=27648;attention_back<float 128 queries>=59136;attention_back<float 128 keys>=59136;" \
-        "attention_back<bf16 128 queries>=52224;attention_back<bf16 128 keys>=52224;assign_books<staged>=19712;" \
+        "attention_back<bf16 128 queries>=52224;attention_back<bf16 128 keys>=52224;assign_books<staged>=19712;sweep<staged>=19712;sweep<from L2>=1280;" \
         "assign_books<from L2>=1280", part, ";")
     for (i = 1; i <= n; i++) { split(part[i], pair, "="); dynamic[pair[1]] = pair[2] }
     threads_of["places"] = 1024; threads_of["assign_points"] = 64
     threads_of["attention_back<float 128 queries>"] = threads_of["attention_back<float 128 keys>"] = 96
     yes["mma"] = yes["gemm"] = yes["gemv"] = "weight"; no["mma"] = no["gemm"] = no["gemv"] = "numbers"
     yes["attention_back"] = "keys"; no["attention_back"] = "queries"; yes["rope"] = "back"; no["rope"] = "forward"
-    yes["assign_books"] = "staged"; no["assign_books"] = "from L2"
+    yes["assign_books"] = yes["sweep"] = "staged"; no["assign_books"] = no["sweep"] = "from L2"
     if (only) print "| kernel | registers | static bytes | dynamic bytes | threads | blocks/SM | warps/SM | occupancy | by |\n" \
         "|---|---|---|---|---|---|---|---|---|" }
 /Compiling entry function/ { kernel = $0; sub(/.*function .*pvti_k_/, "", kernel); arch = $0

@@ -748,6 +748,256 @@ static void halves_all()
     if (!planted) halves_in_context(75, 1);
 }
 
+/* ---- fits ---- */
+
+typedef std::vector<double> doubles;
+
+static void fit_numbers(pvti_cuda *s)
+{
+    enum { ROWS = 37, N = 523 };
+    both *a = numbers(ROWS * N, 1), *b = numbers(ROWS * N, 1), *sums = array(NULL, ROWS * 8);
+    double sum = 0, size = 0;
+    for (int i = 0; i < ROWS * N; i++) {
+        double product = (double)H(a)[i] * (double)H(b)[i];
+        ((double *)sums->h)[i / N] += product, sum += product, size += fabs(product);
+    }
+    double found = pvti_op_dot(s, D(a), D(b), ROWS, N, (double *)sums->d);
+    compared(fabs(found - sum) <= 1e-14 * size, "dot", fabs(found - sum) / size, 1e-14);
+    compare_doubles(sums, "dot: rows", 1e-14);
+    for (int i = 0; i < ROWS * N; i++) H(b)[i] = fmaf(-0.3f, H(a)[i], H(b)[i]);
+    pvti_op_axpy(s, D(b), -0.3f, D(a), ROWS, N);
+    compare(b, "axpy", EXACT);
+    both *C = numbers(ROWS * 70, 1); /* C [37, 70] of A [37, 90] and B [70, 90] */
+    pvt_linear_forward(host, H(C), H(a), H(b), NULL, ROWS, 90, 70);
+    s->bf16 = true; /* which no exact product minds */
+    pvti_op_product(s, D(C), D(a), D(b), ROWS, 70, 90);
+    s->bf16 = false;
+    compare(C, "product", SUMS);
+    release_all();
+}
+static void fit_kmeans(pvti_cuda *s, int rows, int GI, int DIM, int K, bool weighted)
+{
+    int n = rows * GI;
+    both *x = numbers(n * DIM, 1), *weight = numbers(GI * DIM, 0.4), *c = numbers(K * DIM, 1);
+    both *assigned = array(NULL, n * 4), *sums = array(NULL, 2 * K * DIM * 8);
+    int32_t *at = (int32_t *)assigned->h;
+    for (int i = 0; i < GI * DIM; i++) H(weight)[i] += 0.5f;
+    for (int i = 0; i < DIM && K > 4; i++) H(c)[3 * DIM + i] = H(c)[DIM + i]; /* a tie: the lower index */
+    pvt_memory_write(there, weight->d, weight->h, weight->bytes), pvt_memory_write(there, c->d, c->h, c->bytes);
+    for (int i = 0; i < n; i++) {
+        double best = INFINITY;
+        for (int k = 0; k < K; k++) {
+            double off = 0;
+            for (int d = 0; d < DIM; d++) {
+                double w = weighted ? (double)H(weight)[i / rows * DIM + d] : 1, e = (double)H(c)[k * DIM + d];
+                off += w * e * (e - 2 * (double)H(x)[i * DIM + d]);
+            }
+            if (off < best) best = off, at[i] = k;
+        }
+        for (int d = 0; d < DIM; d++) {
+            double w = weighted ? (double)H(weight)[i / rows * DIM + d] : 1, *sum = (double *)sums->h;
+            sum[2 * at[i] * DIM + d] += w * (double)H(x)[i * DIM + d], sum[(2 * at[i] + 1) * DIM + d] += w;
+        }
+    }
+    const float *w = weighted ? D(weight) : NULL;
+    pvti_op_kmeans_assign(s, (int32_t *)assigned->d, D(x), w, D(c), rows, GI, DIM, K);
+    pvti_op_kmeans_sums(s, (double *)sums->d, D(x), w, (const int32_t *)assigned->d, rows, GI, DIM, K);
+    compare_bytes(assigned, "kmeans_assign"), compare_doubles(sums, "kmeans_sums", 1e-13);
+    release_all();
+}
+
+/* What a search under H finds, hypothesis by hypothesis, each with its whole residual, in double. */
+typedef struct hypothesis {
+    doubles R;
+    std::vector<int> codes; /* [GI, M] */
+    double loss;
+} hypothesis;
+typedef struct candidate {
+    double loss;
+    int h, k;
+} candidate;
+static double row_loss(const doubles &R, const both *H, int64_t rows, int64_t n)
+{
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) sum += R[r * n + i] * (double)H(H)[i * n + j] * R[r * n + j];
+    return sum;
+}
+/* The hypothesis with entry k of codebook m in group j. */
+static hypothesis with_entry(const hypothesis &from, const pvt_weight *w, const both *H, int64_t j, int m, int k,
+                             double scale)
+{
+    int64_t ig = w->format.in_group, og = w->format.out_group, M = w->format.codebooks, K = 1 << w->format.bits;
+    hypothesis to = from;
+    const float *books = (const float *)w->array[1] + m * K * og * ig;
+    for (int64_t d = 0; d < og * ig; d++)
+        to.R[d / ig * w->I + j * ig + d % ig] +=
+            scale * ((double)books[from.codes[j * M + m] * og * ig + d] - (double)books[k * og * ig + d]);
+    to.codes[j * M + m] = k, to.loss = row_loss(to.R, H, og, w->I);
+    return to;
+}
+/* The loss that it ends with; and, in *other, that of the codes `theirs`. */
+static double search_out_group(const pvt_weight *w, const both *H, const doubles &R, int64_t go, int beam,
+                               const int64_t *order, const int64_t *books, const int *theirs, double *other)
+{
+    int64_t og = w->format.out_group, GI = w->I / w->format.in_group, M = w->format.codebooks;
+    double scale = (double)((const float *)w->array[2])[go];
+    std::vector<hypothesis> now(1), next;
+    now[0].R.assign(R.begin() + go * og * w->I, R.begin() + (go + 1) * og * w->I);
+    for (int64_t i = 0; i < GI * M; i++)
+        now[0].codes.push_back(w->format.bits > 8 ? ((const uint16_t *)w->array[0])[go * GI * M + i]
+                                                  : ((const uint8_t *)w->array[0])[go * GI * M + i]);
+    const hypothesis first = now[0];
+    for (int64_t t = 0; t < GI * M; t++) {
+        std::vector<hypothesis> all;
+        for (size_t h = 0; h < now.size(); h++)
+            for (int k = 0; k < 1 << w->format.bits; k++)
+                all.push_back(with_entry(now[h], w, H, order[t / M], (int)books[t], k, scale));
+        for (next.clear(); (int)next.size() < beam && next.size() < all.size();) {
+            size_t best = 0;
+            for (size_t i = 1; i < all.size(); i++)
+                if (all[i].loss < all[best].loss) best = i;
+            next.push_back(all[best]), all[best].loss = INFINITY;
+        }
+        now = next;
+    }
+    hypothesis there_found = first;
+    for (int64_t i = 0; i < GI * M; i++)
+        there_found = with_entry(there_found, w, H, i / M, (int)(i % M), theirs[i], scale);
+    *other = there_found.loss;
+    return now[0].loss;
+}
+/* Groups and codebooks in a drawn order; among entries that are nearly the same rounding may choose another, so
+   losses are compared. */
+static void fit_search(pvti_cuda *s, const char *format, int O, int I, int beam)
+{
+    weight_case c = {format, O, I};
+    pvt_weight h, d;
+    if (!weight_pair(&c, &h, &d)) return;
+    int64_t GI = I / h.format.in_group, M = h.format.codebooks, og = h.format.out_group;
+    both *W = numbers(O * I, 3), *Hs = numbers(I * I, 0), *X = numbers(3 * I, 0.5), *RH = numbers(O * I, 0);
+    std::vector<int64_t> order((size_t)GI), books((size_t)(GI * M));
+    std::vector<float> now((size_t)(O * I));
+    doubles R((size_t)(O * I));
+    pvt_array list[PVT_MAX_ARRAYS];
+    for (int i = 0; i < I * I; i++) {
+        for (int t = 0; t < 3; t++) H(Hs)[i] += H(X)[t * I + i / I] * H(X)[t * I + i % I];
+        H(Hs)[i] += i / I == i % I ? 0.3f : 0;
+    }
+    pvt_weight_dequantize(&h, now.data());
+    for (int i = 0; i < O * I; i++) R[(size_t)i] = (double)H(W)[i] - (double)now[(size_t)i];
+    for (int i = 0; i < O * I; i++) {
+        double sum = 0;
+        for (int k = 0; k < I; k++) sum += R[(size_t)(i / I * I + k)] * (double)H(Hs)[k * I + i % I];
+        H(RH)[i] = (float)sum;
+    }
+    for (int64_t t = 0; t < GI; t++) {
+        int64_t j = (int64_t)(pvti_mix(drawn++) % (uint64_t)(t + 1));
+        order[(size_t)t] = order[(size_t)j], order[(size_t)j] = t;
+        for (int64_t m = 0; m < M; m++) books[(size_t)(t * M + m)] = t % 2 ? m : M - 1 - m;
+    }
+    pvt_memory_write(there, Hs->d, Hs->h, Hs->bytes), pvt_memory_write(there, RH->d, RH->h, RH->bytes);
+    int64_t bytes = pvti_op_search_room(s, &d, beam);
+    double off = 0;
+    both *room = array(NULL, bytes);
+    pvti_op_weight_search(s, &d, D(Hs), D(RH), beam, order.data(), books.data(), room->d);
+    pvt_weight_arrays(&d, list);
+    std::vector<uint8_t> codes((size_t)list[0].bytes);
+    worked(pvt_memory_read(there, codes.data(), list[0].data, list[0].bytes) == PVT_OK, "codes of a search");
+    for (int64_t go = 0; go < O / og; go++) {
+        std::vector<int> theirs;
+        double other;
+        for (int64_t i = go * GI * M; i < (go + 1) * GI * M; i++)
+            theirs.push_back(h.format.bits > 8 ? ((uint16_t *)(void *)codes.data())[i] : codes[(size_t)i]);
+        double own = search_out_group(&h, Hs, R, go, beam, order.data(), books.data(), theirs.data(), &other);
+        off = fmax(off, fabs(other / own - 1));
+    }
+    compared(off <= 1e-5, of("weight_search: loss", format), off, 1e-5);
+    pvt_weight_free(&h), pvt_weight_free(&d), release_all();
+}
+/* The scales, R and R·H of the closed form, in double. */
+static void fit_scales_of(pvti_cuda *s, const char *format, int O, int I)
+{
+    weight_case c = {format, O, I};
+    pvt_weight h, d;
+    if (!weight_pair(&c, &h, &d)) return;
+    int64_t n = h.format.out_group * I, count = O / h.format.out_group;
+    both *R = numbers(O * I, 1), *RH = numbers(O * I, 1), *W = numbers(O * I, 2), *WH = numbers(O * I, 2),
+         *scales = array(h.array[2], count * 4);
+    for (int64_t go = 0; go < count; go++) {
+        double along = 0, square = 0;
+        for (int64_t i = go * n; i < (go + 1) * n; i++) {
+            double w = (double)H(W)[i] - (double)H(R)[i];
+            along += (double)H(WH)[i] * w, square += ((double)H(WH)[i] - (double)H(RH)[i]) * w;
+        }
+        float factor = along > 0 && square > 0 ? (float)(along / square) : 1;
+        H(scales)[go] *= factor;
+        for (int64_t i = go * n; i < (go + 1) * n; i++) {
+            H(R)[i] = H(W)[i] - factor * (H(W)[i] - H(R)[i]);
+            H(RH)[i] = H(WH)[i] - factor * (H(WH)[i] - H(RH)[i]);
+        }
+    }
+    pvti_op_fit_scales(s, &d, D(R), D(RH), D(W), D(WH));
+    compare(R, "fit_scales: R", 3e-7), compare(RH, "fit_scales: RH", 3e-7);
+    pvt_memory_copy(there, scales->d, d.array[2], count * 4), compare(scales, "fit_scales", 3e-7);
+    pvt_weight_free(&h), pvt_weight_free(&d), release_all();
+}
+/* A whole fit: the processor's error, nearly, and twice the same bits. */
+static void fit_whole(const char *text, bool metric, int beam)
+{
+    enum { O = 40, I = 48 };
+    pvt_format format;
+    pvt_fit_desc desc;
+    pvt_fit_stats stats[3];
+    pvt_weight w[3];
+    both *W = numbers(O * I, 1), *Hs = numbers(I * I, 0), *X = numbers(60 * I, 1);
+    std::vector<float> full((size_t)(O * I) * 3);
+    for (int i = 0; i < I * I; i++)
+        for (int t = 0; t < 60; t++) H(Hs)[i] += H(X)[t * I + i / I] * H(X)[t * I + i % I];
+    memset(&desc, 0, sizeof desc);
+    desc.epochs = 2, desc.kmeans_steps = 4, desc.beam = beam;
+    worked(pvt_format_parse(host, text, &format) == PVT_OK, text);
+    for (int i = 0; i < 3; i++) {
+        pvt_ctx *ctx = i ? there : host;
+        if (pvt_weight_fit(ctx, H(W), O, I, metric ? H(Hs) : NULL, &format, &desc, &stats[i], &w[i]) != PVT_OK) {
+            worked(false, pvt_ctx_error(ctx));
+            return;
+        }
+        both *numbers_of = array(NULL, O * I * 4);
+        pvt_weight_dequantize(&w[i], i ? D(numbers_of) : H(numbers_of));
+        if (i) worked(pvt_memory_read(there, &full[(size_t)(i * O * I)], numbers_of->d, O * I * 4) == PVT_OK, text);
+        pvt_weight_free(&w[i]);
+    }
+    double off = fabs(stats[1].error / stats[0].error - 1);
+    compared(off <= 0.01, of("pvt_weight_fit: error", text), off, 0.01);
+    compared(memcmp(&full[O * I], &full[2 * O * I], O * I * 4) == 0, of("pvt_weight_fit: twice", text), 1, 0);
+    worked(stats[1].error > 0 && stats[1].error < 0.5 && stats[1].error < stats[1].error_start, "a fit");
+    release_all();
+}
+static void fit_all()
+{
+    void *state;
+    pvt_ctx_desc desc;
+    memset(&desc, 0, sizeof desc);
+    worked(device->open(device, &desc, &state) == PVT_OK, "a state");
+    pvti_cuda *s = (pvti_cuda *)state;
+    if (!planted) fit_numbers(s);
+    fit_kmeans(s, 50, 5, 8, 16, true), fit_kmeans(s, 3, 7, 33, 4, false);
+    if (!planted) fit_kmeans(s, 30, 4, 4, 300, true), fit_kmeans(s, 2, 3, 256, 5, true);
+    fit_scales_of(s, "aqlm:2x3g4o2", 8, 12);
+    fit_search(s, "aqlm:2x3g4", 4, 140, 1), fit_search(s, "aqlm:2x2g4", 3, 140, 3);
+    fit_search(s, "aqlm:1x3g64", 3, 384, 4);
+    if (!planted && !quick) {
+        fit_search(s, "aqlm:3x3g4o2", 4, 16, 4), fit_search(s, "aqlm:1x9g64", 2, 192, 2);
+        fit_search(s, "aqlm:1x11g8", 1, 16, 1), fit_search(s, "aqlm:1x12g4", 1, 8, 2);
+        fit_search(s, "aqlm:2x2g3", 3, 132, 16);
+    }
+    if (!planted) fit_whole("aqlm:2x4g4", true, 1), fit_whole("aqlm:2x4g8", true, 3);
+    if (!planted && !quick) fit_whole("had:aqlm:1x5g4o2", true, 2), fit_whole("aqlm:1x9g8", false, 1);
+    device->close(state);
+}
+
 /* ---- all of it ---- */
 
 typedef struct part {
@@ -759,7 +1009,7 @@ static const part parts[] = {{"linear", ops_linear},       {"norm", ops_norm},  
                              {"elements", ops_elements},   {"losses", ops_losses},
                              {"select", select_all},       {"weights", weights_values},
                              {"products", weights_products}, {"dense", weights_dense}, {"bf16", halves_all},
-                             {"pv", pv_all}}; /* cheap ones first: barriers are looked for in this order */
+                             {"fit", fit_all}, {"pv", pv_all}}; /* cheap ones first: barriers are looked for in this order */
 
 static bool met_by[sizeof parts / sizeof *parts][4096]; /* the barriers of each part, by their lines */
 
@@ -955,6 +1205,7 @@ static void test_refusals()
     CHECK(open_context(device, false, &ctx) == PVT_ERR_UNSUPPORTED &&
           strstr(why, "no GPU that CUDA can use was found"));
     shim::w.devices = 1;
+    CHECK(device->decodes(NULL, PVT_Q4_0) && device->decodes(NULL, PVT_BF16) && !device->decodes(NULL, PVT_IQ4_NL));
     CHECK_OK(there, pvt_weight_borrow(there, x, PVT_IQ4_NL, 1, 32, &w));
     CHECK(open_context(device, false, &ctx) == PVT_OK);
     w.ctx = ctx;

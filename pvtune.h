@@ -1902,14 +1902,14 @@ typedef struct pvt_quantize_desc {
     When it is cancelled the model holds whole blocks: quantized ones first, the rest dense; what was
     written to checkpoint stays, and a run with resume on the original model goes on from there. The
     caller removes the files when the model is saved. fitted is called for resumed weights too.
-    In a context with a device blocks run and are tuned there; each weight is fit on the host, which holds a
-    second copy of the model meanwhile.
+    In a context with a device blocks run and are tuned there, and codebooks are fit there if it can; other
+    weights are fit on the host, which holds a second copy of the model meanwhile.
     Errors: ARGUMENT (before any work: a text too short; ctx beyond the model's; groups that do not divide; a
     weight that is quantized already),
     MISMATCH (a token beyond the vocabulary; a file of checkpoint was made from another model or text
     or with other options: says which), UNSUPPORTED (checkpoint in a build without files; an
-    embedding in had2:; of finetune a surrogate that a format has not, a loss, or on a device codes below
-    δ = 1, which have a buffer), NUMERIC, MEMORY, CANCELLED; IO and FORMAT of checkpoint. */
+    embedding in had2:; of finetune a surrogate that a format has not, or a loss), NUMERIC, MEMORY,
+    CANCELLED; IO and FORMAT of checkpoint. */
 PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
                                 const pvt_quantize_desc *desc);
 

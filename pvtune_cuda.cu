@@ -2636,7 +2636,6 @@ typedef struct pvti_search {
     uint16_t *codes;    /* [2, slots, M] */
     const float *books; /* STAGED: [M, D + 1, K], a row of norms last */
     const float *bias;  /* [K] in place of norms, or NULL */
-    float factor;       /* of an entry's loss beside base */
     int slots, D;
 } pvti_search;
 PVTI_BOTH int pvti_search_bytes(int slots, int D, int M)
@@ -2685,8 +2684,8 @@ PVTI_DEVICE float pvti_entry_loss(const pvti_search &room, const pvti_view &w, i
     }
     return sum;
 }
-/* The `keep` best of n hypotheses' entries, to the list, by factor·loss + base, then hypothesis, then entry; how
-   many there are. Where no loss is a number it is hypothesis 0 with its present entry. */
+/* The `keep` best of n hypotheses' entries, to the list, by loss, then hypothesis, then entry; how many there
+   are. Where no loss is a number it is hypothesis 0 with its present entry. */
 template <bool STAGED>
 PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, int m, int n, int now,
                                   int keep)
@@ -2698,7 +2697,7 @@ PVTI_DEVICE int pvti_best_entries(const pvti_search &room, const pvti_view &w, i
         for (int h = 0; h < n; h++)
             for (int k = (int)threadIdx.x % 32; k < w.K; k += 32) {
                 const float *v = room.v + (now * room.slots + h) * room.D;
-                float loss = fmaf(room.factor, pvti_entry_loss<STAGED>(room, w, m, k, v), room.base[h]);
+                float loss = pvti_entry_loss<STAGED>(room, w, m, k, v) + room.base[h];
                 uint64_t one = pvti_ranked(loss, (unsigned)(h << 16 | k));
                 if (loss < INFINITY && one < best && (!found || one > last)) best = one;
             }
@@ -2800,7 +2799,7 @@ template <bool STAGED>
 PVTI_DEVICE pvti_search pvti_search_in(float *shared, const pvti_view &w, int slots)
 {
     pvti_search room;
-    room.slots = slots, room.D = w.gog * w.gig, room.books = shared, room.bias = NULL, room.factor = 1;
+    room.slots = slots, room.D = w.gog * w.gig, room.books = shared, room.bias = NULL;
     room.v = shared + (int)threadIdx.x / 32 * (pvti_search_bytes(slots, room.D, w.M) / 4);
     if (STAGED) room.v += w.M * w.K * (room.D + 1);
     room.base = room.v + 2 * slots * room.D, room.list = (unsigned *)(void *)(room.base + slots);
@@ -2934,8 +2933,8 @@ static void pvti_op_fit_scales(void *state, pvt_weight *weight, float *R, float 
 
 /* ---- k-means ---- */
 
-/* Σ_d w·c² − 2·w·x·c of all entries, a warp to a point. Limit: 2·K·D multiply-adds a point, entries through
-   the first cache. */
+/* Σ_d w·c² − 2·w·x·c of all entries, a warp to a point. Limit: 2·K·D multiply-adds a point; entries come through
+   the first cache, 16 lines to 32 of eight numbers. */
 typedef float pvti_kmeans_room[PVTI_THREADS / 32][2][256];
 PVTI_KERNEL pvti_k_kmeans_assign(int32_t *assigned, const float *x, const float *weight, const float *c,
                                  int64_t rows, int64_t GI, int64_t D, int64_t K)
@@ -2950,9 +2949,18 @@ PVTI_KERNEL pvti_k_kmeans_assign(int32_t *assigned, const float *x, const float 
         along[d] = -2 * square[d] * x[i * D + d];
     }
     __syncwarp();
+    float w[8], b[8], e[8]; /* of eight coordinates, which up to D = 8 stay in registers */
+    auto eight = [&](int64_t d) {
+        for (int64_t j = 0; j < 8; j++) w[j] = d + j < D ? square[d + j] : 0, b[j] = d + j < D ? along[d + j] : 0;
+    };
+    eight(0);
     for (int64_t k = lane; k < K; k += 32) {
         float sum = 0;
-        for (int64_t d = 0; d < D; d++) sum = fmaf(fmaf(square[d], c[k * D + d], along[d]), c[k * D + d], sum);
+        for (int64_t d = 0; d < D; d += 8) {
+            if (D > 8) eight(d);
+            pvti_eight(c + k * D + d, (int)pvti_least(8, D - d), e);
+            for (int j = 0; j < 8; j++) sum = fmaf(fmaf(w[j], e[j], b[j]), e[j], sum);
+        }
         uint64_t one = pvti_ranked(sum, (unsigned)k);
         if (sum < INFINITY && one < best) best = one;
     }
@@ -3016,7 +3024,7 @@ typedef struct pvti_sweep {
     float *bias;           /* ⟨c_k·H_jj, c_k⟩: [groups of the block, M, K] */
     uint16_t *codes;       /* [GO, beam, GI, M] */
     uint16_t *own[2];      /* the block's: [GO, beam, groups, M] */
-    double *loss;          /* [GO, beam], from the start on */
+    double *loss;          /* [GO, beam], from the start on, in units of scale² */
     int *ancestors, *alive; /* [GO, beam]: which of the block's start; [GO]: how many hypotheses */
     int64_t *order, *books; /* [GI], [GI, M] */
     int64_t beam, p0, p1, width; /* groups of the block, and its columns */
@@ -3108,7 +3116,7 @@ PVTI_DEVICE int pvti_sweep_step(const pvti_sweep &q, pvti_search &room, int64_t 
     float scale = w.scales[go], inverse = scale != 0 ? 1 / scale : 0;
     double least = q.loss[first], loss = 0;
     int ancestor = 0;
-    room.bias = q.bias + at * w.K, room.factor = scale * scale;
+    room.bias = q.bias + at * w.K;
     for (int h = lane; h < n; h += 32) room.codes[h * M + m] = q.own[now][(first + h) * codes + at];
     __syncwarp();
     for (int i = lane; i < n * D; i += 32) { /* v = b/s, b = (R·H)_p + s·c·H_pp: without the present entry */
@@ -3121,15 +3129,14 @@ PVTI_DEVICE int pvti_sweep_step(const pvti_sweep &q, pvti_search &room, int64_t 
     __syncwarp();
     for (int h = lane; h < n; h += 32) {
         float present = pvti_entry_loss<STAGED>(room, w, m, room.codes[h * M + m], room.v + h * D);
-        room.base[h] = (float)(q.loss[first + h] - least) - room.factor * present;
+        room.base[h] = (float)(q.loss[first + h] - least) - present;
     }
     __syncwarp();
     int found = pvti_best_entries<STAGED>(room, w, m, n, 0, (int)q.beam);
     __syncwarp();
     if (lane < found) {
         int h = (int)(room.list[lane] >> 16), k = (int)(room.list[lane] & 0xffff);
-        loss = least + (double)fmaf(room.factor, pvti_entry_loss<STAGED>(room, w, m, k, room.v + h * D),
-                                    room.base[h]);
+        loss = least + (double)(pvti_entry_loss<STAGED>(room, w, m, k, room.v + h * D) + room.base[h]);
         ancestor = q.ancestors[first + h];
     }
     __syncwarp();

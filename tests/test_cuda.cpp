@@ -991,7 +991,7 @@ static void fit_all()
     if (!planted && !quick) {
         fit_search(s, "aqlm:3x3g4o2", 4, 16, 4), fit_search(s, "aqlm:1x9g64", 2, 192, 2);
         fit_search(s, "aqlm:1x11g8", 1, 16, 1), fit_search(s, "aqlm:1x12g4", 1, 8, 2);
-        fit_search(s, "aqlm:2x2g3", 3, 132, 16);
+        fit_search(s, "aqlm:2x2g3", 3, 132, 16), fit_search(s, "aqlm:1x2g5", 4, 150, 2);
     }
     if (!planted) fit_whole("aqlm:2x4g4", true, 1), fit_whole("aqlm:2x4g8", true, 3);
     if (!planted && !quick) fit_whole("had:aqlm:1x5g4o2", true, 2), fit_whole("aqlm:1x9g8", false, 1);

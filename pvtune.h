@@ -1560,8 +1560,9 @@ typedef struct pvt_save_desc {
    (rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
-/* Whether a directory holds a model, or a save of one that was interrupted and that the next pvt_model_load
-   or pvt_model_save completes: what pvt_model_save refuses unless it may overwrite. */
+/* Whether a directory holds a model or a part of one (config.json, model.safetensors, …), or a save of one that was
+   interrupted and that the next pvt_model_load or pvt_model_save completes: what pvt_model_save refuses unless
+   it may overwrite. */
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
 
 typedef struct pvt_export_target {
@@ -5473,14 +5474,6 @@ static pvti_operand pvti_weight_operand(const pvt_weight *weight, bool transpose
     return pvti_tiles(weight->kind->tile, weight, transposed);
 }
 
-PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
-{
-    pvt_ctx *ctx = weight->ctx;
-    if (ctx->device) ctx->device->weight_dequantize(ctx->device_state, W, weight, 1);
-    else weight->kind->tile(weight, W, weight->I, 0, weight->O, 0, weight->I);
-    pvti_rotate_weight(ctx, W, W, weight, true);
-}
-
 /* The weights that one group covers. */
 static void pvti_group_of(const pvt_weight *weight, int64_t *og, int64_t *ig)
 {
@@ -5528,6 +5521,11 @@ static void pvti_dequantize(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *ou
 static void pvti_dequantize_blend(pvt_ctx *ctx, const pvt_weight *weight, pvt_real *out, double delta)
 {
     pvti_dequantize(ctx, weight, out, NULL, delta);
+}
+PVT_API void pvt_weight_dequantize(const pvt_weight *weight, pvt_real *W)
+{
+    pvti_dequantize_blend(weight->ctx, weight, W, 1);
+    pvti_rotate_weight(weight->ctx, W, W, weight, true);
 }
 
 typedef struct pvti_rows_args {
@@ -6882,11 +6880,21 @@ static pvt_result pvti_fit_fail_name(pvt_ctx *ctx, const char *name)
 }
 static pvt_result pvti_fit_fail(const pvti_fit *f) { return pvti_fit_fail_name(f->ctx, f->name); }
 
+/* ⟨WH, W⟩ where rounding has left it a little below 0: W is orthogonal to all inputs. */
+static double pvti_energy_settled(double energy, const pvt_real *W, const pvt_real *H, int64_t O, int64_t I)
+{
+    double square = 0, trace = 0;
+    if (!(energy < 0) || !H) return energy;
+    for (int64_t i = 0; i < O * I; i++) square += (double)W[i] * (double)W[i];
+    for (int64_t i = 0; i < I; i++) trace += (double)H[i * I + i];
+    return energy >= -1e-6 * square * trace ? 0 : energy;
+}
+
 /* W·H, and ⟨WH, W⟩, in which errors are measured. */
 static pvt_result pvti_fit_energy(pvti_fit *f)
 {
     pvti_fit_times_H(f, f->WH, f->W);
-    f->energy = pvti_fit_dot(f, f->W, f->WH);
+    f->energy = pvti_energy_settled(pvti_fit_dot(f, f->W, f->WH), f->host_W, f->host_H, f->O, f->I);
     return f->energy >= 0 && f->energy <= DBL_MAX ? PVT_OK : pvti_fit_fail(f);
 }
 
@@ -7228,7 +7236,7 @@ static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_re
     int64_t n = weight->O * weight->I;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = W, f.H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
+    f.ctx = ctx, f.W = f.host_W = W, f.H = f.host_H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
     f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
     f.WH = f.RH; /* one after the other */
     if (f.R && f.RH && f.dots) result = pvti_fit_energy(&f);
@@ -7961,7 +7969,7 @@ static pvt_result pvti_gptq_run(pvti_gptq *f, pvti_gptq_result *kept, pvt_fit_st
     pvti_gemm(f->ctx, f->EH, f->I, pvti_rows(f->W, f->I), pvti_rows(f->H, f->I), f->O, f->I, f->I, false);
     memcpy(f->E, f->W, (size_t)(f->O * f->I) * sizeof *f->E);
     pvti_parallel(f->ctx, f->O, pvti_gptq_error_task, f);
-    double energy = pvti_gptq_total(f);
+    double energy = pvti_energy_settled(pvti_gptq_total(f), f->W, f->H, f->O, f->I);
     if (!(energy >= 0 && energy <= DBL_MAX)) return pvti_fit_fail_name(f->ctx, d->name);
     PVTI_TRY(pvti_factor_make(f->ctx, d->name, f->H, f->I, d->damp, d->act_order, &f->factor));
     pvti_gptq_tables(f);
@@ -20162,20 +20170,23 @@ static bool pvti_exchange_make(pvti_exchange *ex)
 
 static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
 {
-    char config[PVTI_PATH_BYTES];
+    char path[PVTI_PATH_BYTES];
     pvt_file_info info;
-    PVTI_TRY(pvti_path_join(ex->ctx, config, ex->dir, "config.json"));
-    if (ex->overwrite) return PVT_OK;
-    if (!pvti_info(ex->ctx, config, &info))
-        return pvti_is_absent(errno) ? PVT_OK
-                                     : pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", config,
-                                                 strerror(errno));
-    return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
-                     "%s: a model is there already; choose another directory, or allow overwriting", ex->dir);
+    for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names) && !ex->overwrite; i++) {
+        if (pvti_saved_names[i].part != PVTI_SAVED_MODEL) continue;
+        PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, pvti_saved_names[i].name));
+        if (pvti_info(ex->ctx, path, &info))
+            return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
+                             "%s: a model is there already (%s); choose another directory, or allow overwriting",
+                             ex->dir, pvti_saved_names[i].name);
+        if (!pvti_is_absent(errno))
+            return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", path, strerror(errno));
+    }
+    return PVT_OK;
 }
 
-/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a config.json is
-   refused. To be ended in any case. */
+/* Begins to replace files in dir, which exists. Without `overwrite` a directory with a part of a
+   model is refused. To be ended in any case. */
 static pvt_result pvti_exchange_begin(pvt_ctx *ctx, const char *dir, bool overwrite, pvti_exchange *ex)
 {
     char path[PVTI_PATH_BYTES];
@@ -20343,11 +20354,12 @@ static void pvti_exchange_end(pvti_exchange *ex)
 }
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir)
 {
-    static const char *const names[2] = {"config.json", PVTI_EXCHANGE "/manifest"};
     char path[PVTI_PATH_BYTES];
-    for (int i = 0; i < 2; i++)
-        if (pvti_path_join(ctx, path, dir, names[i]) == PVT_OK && pvti_path_exists(ctx, path)) return true;
-    return false;
+    for (int64_t i = 0; i < PVTI_COUNT(pvti_saved_names); i++)
+        if (pvti_saved_names[i].part == PVTI_SAVED_MODEL &&
+            pvti_path_join(ctx, path, dir, pvti_saved_names[i].name) == PVT_OK && pvti_path_exists(ctx, path))
+            return true;
+    return pvti_path_join(ctx, path, dir, PVTI_EXCHANGE "/manifest") == PVT_OK && pvti_path_exists(ctx, path);
 }
 
 // >>gguf

@@ -157,11 +157,9 @@ static void load(app *a)
 /* Is there a checkpoint to go on from? Rank 0 looks, and makes the directory. */
 static int look(app *a)
 {
-    char config[4096];
     int found = access(a->checkpoint, F_OK) == 0;
-    snprintf(config, sizeof config, "%s/config.json", a->o.output);
     if (found && !a->o.resume) die(a, "%s is of an unfinished run: --resume, or another -o", a->checkpoint);
-    if (!found && access(config, F_OK) == 0) die(a, "%s holds a model: give another -o", a->o.output);
+    if (!found && pvt_model_exists(a->ctx, a->o.output)) die(a, "%s holds a model: give another -o", a->o.output);
     if (mkdir(a->o.output, 0777) != 0 && errno != EEXIST) die(a, "%s: %s", a->o.output, strerror(errno));
     return found;
 }
@@ -216,7 +214,7 @@ static void tune(app *a)
     TRY(pvt_tuner_finish(a->tuner, &saved));
     if (a->rank > 0) return;
     memset(&save, 0, sizeof save);
-    save.overwrite = true; /* look has seen to it that nothing is lost */
+    save.overwrite = a->o.resume; /* a run that was stopped between this line and the next */
     TRY(pvt_model_save(a->student, a->o.output, &save));
     unlink(a->checkpoint);
     printf("%d ranks of %d threads: %lld steps, %.2f s in steps, %.2f s in all\n", a->ranks,

@@ -249,6 +249,12 @@ static void check_others_stay(pvt_ctx *ctx)
         CHECK_OK(ctx, pvt_file_write(ctx, path, "mine", 4));
     }
     memset(&desc, 0, sizeof desc);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir); /* a part of a model is a model */
+    CHECK(!pvt_model_exists(ctx, dir));
+    CHECK_OK(ctx, pvt_file_write(ctx, path, "mine", 4));
+    CHECK(pvt_model_exists(ctx, dir) && pvt_model_save(model, dir, &desc) == PVT_ERR_ARGUMENT);
+    CHECK(strstr(pvt_ctx_error(ctx), "already (model.safetensors)") != NULL && access(path, F_OK) == 0);
+    CHECK(remove(path) == 0);
     for (int round = 0; round < 2; round++) { /* over a model of ours they are taken for its own, and go */
         desc.overwrite = round > 0;
         CHECK_OK(ctx, pvt_model_save(model, dir, &desc));

@@ -610,6 +610,44 @@ static void check_numeric(pvt_ctx *ctx)
     pvt_model_free(model), pvt_corpus_free(&corpus);
 }
 
+/* Weights that are orthogonal to all inputs: ⟨WH, W⟩ is 0, and by rounding a little below as often as above. */
+static void check_orthogonal(pvt_ctx *ctx)
+{
+    enum { O = 4, I = 64 };
+    static const char *const formats[] = {"aqlm:1x4g8", "int:2g32", "nf4"};
+    pvt_real W[O * I], H[I * I], x[I];
+    pvt_format format;
+    pvt_fit_stats stats;
+    pvt_weight w;
+    int below = 0;
+    for (int seed = 0; seed < 12; seed++) {
+        for (int i = 0; i < I; i++) x[i] = (pvt_real)pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)seed, (uint64_t)i);
+        for (int i = 0; i < I * I; i++) H[i] = x[i / I] * x[i % I];
+        for (int o = 0; o < O; o++) {
+            double along = 0, square = 0;
+            for (int i = 0; i < I; i++) {
+                W[o * I + i] = (pvt_real)pvti_random_unit(8, PVTI_RANDOM_USER, (uint64_t)seed, (uint64_t)(o * I + i));
+                along += (double)W[o * I + i] * (double)x[i], square += (double)x[i] * (double)x[i];
+            }
+            for (int i = 0; i < I; i++) W[o * I + i] -= (pvt_real)(along / square * (double)x[i]);
+        }
+        pvt_real WH[O * I];
+        double energy = 0;
+        pvti_gemm(ctx, WH, I, pvti_rows(W, I), pvti_rows(H, I), O, I, I, false);
+        for (int i = 0; i < O * I; i++) energy += (double)W[i] * (double)WH[i];
+        below += energy < 0;
+        for (int k = 0; k < 3; k++) {
+            CHECK_OK(ctx, pvt_format_parse(ctx, formats[k], &format));
+            CHECK_OK(ctx, pvt_weight_fit(ctx, W, O, I, H, &format, NULL, &stats, &w));
+            CHECK(stats.error >= 0);
+            pvt_weight_free(&w);
+        }
+    }
+    CHECK(below > 0);
+    for (int i = 0; i < I * I; i++) H[i] = i / I == i % I ? -1 : 0; /* what is not positive is refused all the same */
+    CHECK(pvt_weight_fit(ctx, W, O, I, H, &format, NULL, &stats, &w) == PVT_ERR_NUMERIC);
+}
+
 /* KL(W ‖ W with noise t in tensor i), measured another way and with other noise than pvt_model_alpha's. */
 static double noise_costs(pvt_ctx *ctx, const pvt_model *model, const int32_t *ids, int64_t tensor, double t, double *t2)
 {
@@ -984,7 +1022,7 @@ int main(void)
     check_isa();
     check_allocate(ctx);
     check_alpha(ctx);
-    check_numeric(ctx);
+    check_numeric(ctx), check_orthogonal(ctx);
     check_feedback(ctx);
     check_plan(ctx);
     check_memory();

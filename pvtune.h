@@ -16437,19 +16437,26 @@ static pvt_result pvti_tuner_compare(pvt_tuner *t)
     return pvti_company_same(c, "text to evaluate on", t->eval_hash);
 }
 
-static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
+/* What a rank finds by itself: after the roll was called, so that the others hear of it. */
+static pvt_result pvti_tuner_prepare(pvt_tuner *t, const pvt_model *teacher)
 {
-    pvt_result result;
+    if (teacher && !pvti_same_memory(t->ctx, teacher->ctx))
+        return pvti_fail(t->ctx, PVT_ERR_MISMATCH,
+                         "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
+                         "brings it there");
     if (t->ctx->device && t->desc.comm.size > 1)
         return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
                          "tune: several ranks on a device are not implemented: gradients are summed in host memory");
-    PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
-    t->teacher = t->desc.cross_entropy ? NULL : teacher;
     if (!teacher && !t->desc.cross_entropy)
-        result = pvti_fail(t->ctx, PVT_ERR_ARGUMENT,
-                           "tune: without a teacher only cross_entropy is possible");
-    else result = pvti_tuner_alloc(t);
-    PVTI_TRY(pvti_company_agree(&t->company, result, NULL, 0));
+        return pvti_fail(t->ctx, PVT_ERR_ARGUMENT, "tune: without a teacher only cross_entropy is possible");
+    t->teacher = t->desc.cross_entropy ? NULL : teacher;
+    return pvti_tuner_alloc(t);
+}
+
+static pvt_result pvti_tuner_begin(pvt_tuner *t, const pvt_model *teacher)
+{
+    PVTI_TRY(pvti_company_open(&t->company, t->ctx, &t->desc.comm));
+    PVTI_TRY(pvti_company_agree(&t->company, pvti_tuner_prepare(t, teacher), NULL, 0));
     return pvti_tuner_compare(t);
 }
 
@@ -16458,10 +16465,6 @@ PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher
 {
     pvt_ctx *ctx = student->ctx;
     *out = NULL;
-    if (teacher && !pvti_same_memory(ctx, teacher->ctx))
-        return pvti_fail(ctx, PVT_ERR_MISMATCH,
-                         "tune: the teacher must lie in the memory of the student's context; pvt_model_copy "
-                         "brings it there");
     pvt_tuner *t = PVTI_NEW(ctx, pvt_tuner, 1);
     if (!t) return PVT_ERR_MEMORY;
     t->ctx = ctx, t->student = student, t->corpus = corpus;

@@ -3112,7 +3112,7 @@ PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes)
     if (!ctx->device || bytes < 0) return pvti_alloc(ctx, bytes, 1);
     void *memory = ctx->device->alloc(ctx->device_state, bytes);
     ctx->device_peak = PVTI_MAX(ctx->device_peak, ctx->device->held(ctx->device_state));
-    if (!memory)
+    if (!memory && pvti_device_check(ctx) == PVT_OK) /* after an error it gives none, and that is its sentence */
         pvti_fail(ctx, PVT_ERR_MEMORY, "%s is out of memory: %lld bytes could not be allocated, %lld are in use",
                   ctx->device->name, (long long)bytes, (long long)ctx->device->held(ctx->device_state));
     return memory;

@@ -1289,13 +1289,13 @@ typedef struct pvt_pv_desc {
     pvt_strategy strategy;
     pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3; both by_bits,
                              and in a tuner times the model's coarseness (pvt_tune_desc) */
-    pvt_optimizer params; /* what is not quantized. Default, field by field: as values; with a rule of its
-                             own the learning rate is that rule's, as under values */
+    pvt_optimizer params; /* what is not quantized. Default: rule, rate, betas and eps as values, each where it
+                             is 0; with a rule of its own the learning rate is that rule's, as under values */
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), by_bits, for weights differ in size from layer
                   to layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
-    double trust;         /* new codes are taken, the worst group first, up to and with the group whose code
+    double trust;         /* new codes are taken, in the order of selection, up to and with the group whose code
                              brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; in strategies with δ = 1: 1 */
     int beam;             /* hypotheses kept in the search for a code, 1 to 16; 0: 1 */
@@ -1328,7 +1328,8 @@ typedef struct pvt_pv_desc {
     pvt_surrogate surrogate;
     double surrogate_temperature; /* t of SIGMOID; 0: 4, at which a code that tips has slope 1 */
     double clamp_sharpness;       /* β of the soft clamp of 2410.10849, gates σ(βx); 0: 4; negative: hard */
-    pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it; 0: full precision */
+    pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it, with codes.beta2 up to 0.99; 0: full
+                             precision */
 } pvt_pv_desc;
 
 typedef struct pvt_pv_stats {
@@ -1629,8 +1630,7 @@ typedef struct pvt_run_desc {
 
 /* The model must outlive the run, and keep its shape: codes and values may change, also
    representations, but not between a forward and its backward (but see pvt_grad_fn). All memory
-   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY, MISMATCH (the model lies
-   in another device's memory). */
+   is taken here: no later call on the run allocates. Errors: ARGUMENT, MEMORY. */
 PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out);
 PVT_API void pvt_run_free(pvt_run *run);
@@ -1668,7 +1668,8 @@ PVT_API pvt_result pvt_run_loss(pvt_run *run, const pvt_loss_desc *desc, double 
                                 double *per_token);
 /* Called with the complete gradient of tensor i (pvt_model_tensor); the memory is the run's (the context's:
    see the section device) and is reused after the call. The tensor may be updated right then: nothing that is
-   left of this backward reads it. Non-OK stops backward. */
+   left of this backward reads it. Non-OK stops backward: what is held, of earlier ones too, is then
+   cleared. */
 typedef pvt_result pvt_grad_fn(void *user, int64_t tensor, const pvt_real *dW);
 /* Back-propagates the loss of the last forward (train must be set); one backward per forward.
    sink NULL (accumulate must be set): gradients are added to the run's own, held until they are
@@ -10880,6 +10881,10 @@ static pvt_result pvti_pv_check_choices(pvt_ctx *ctx, const pvt_pv_desc *d)
     else if (d->loss && (d->delta < 1 || d->rounding > 0 || d->force_update))
         why = "the search for L takes the codes nearest to a target made anew: strategy linearized or "
               "subspace (delta 1), no rounding, no force_update";
+    else if (!plain && d->strategy != PVT_STRATEGY_CONTINUOUS && d->moments == PVT_BF16 &&
+             d->codes.beta2 > 0.99)
+        why = "a second moment in bf16 cannot forget as slowly as codes.beta2 says, for what it loses in a "
+              "step is rounded away: beta2 up to 0.99, or moments in full precision";
     else if (d->delta >= 1 && (d->wind > 0 || d->restart))
         why = "wind and restart are for a buffer, and with delta 1 there is none";
     return why ? pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why) : PVT_OK;
@@ -12002,7 +12007,7 @@ static bool pvti_rope_is(const pvt_model_config *c, pvt_rope_rule rule)
 }
 
 /* What sequences of T tokens have in common with others: those of equal answers share their frequencies, and
-   need no more rows of a table than it says (0: all of them). */
+   need no more rows of a table than it says (0 and −1: all of them). */
 static int64_t pvti_rope_length(const pvt_model_config *c, int64_t T)
 {
     if (pvti_rope_is(c, PVT_ROPE_DYNAMIC)) return PVTI_MAX(T, c->rope_original_ctx);
@@ -12070,6 +12075,11 @@ static pvt_result pvti_rope_check(pvt_ctx *ctx, const char *name, const pvt_mode
     if (longer && !(c->rope_attention > 0 && c->rope_attention < 1e3))
         return pvti_fail(ctx, PVT_ERR_FORMAT, "%s: a rotary attention factor of %g makes no sense", name,
                          c->rope_attention);
+    if (!longer && (c->rope_long_factors || (c->rope_factors && c->rope_factor != 0)))
+        return pvti_fail(ctx, PVT_ERR_FORMAT,
+                         "%s: rotary factors go with longrope, short and long ones, or alone, without "
+                         "rope_scaling",
+                         name);
     PVTI_TRY(pvti_rope_check_factors(ctx, name, c->rope_factors, c->head_dim / 2));
     return pvti_rope_check_factors(ctx, name, longer ? c->rope_long_factors : NULL, c->head_dim / 2);
 }
@@ -12581,8 +12591,8 @@ typedef struct pvti_blocks {
     pvt_model_config config;
     int64_t tokens, positions; /* n and T at most */
     bool train;
-    pvt_real *cosines, *sines; /* [positions, HS/2], for sequences of … */
-    int64_t rope_length;       /* … this length, see pvti_rope_length */
+    pvt_real *cosines, *sines; /* [positions, HS/2], of which rows from rope_from on are made, */
+    int64_t rope_length, rope_from; /* for sequences of this length, see pvti_rope_length */
     pvti_acts *acts;           /* [n_acts] */
     int64_t n_acts;
     pvt_real *da, *wide; /* backward's: [n, C] and [n, max(3·FF, what attention needs)] */
@@ -12677,20 +12687,24 @@ static void pvti_blocks_layout(pvti_blocks *b, pvti_carver *c)
     b->wide = PVTI_CARVE(c, pvt_real, n, PVTI_MAX(3 * g->ff, pvti_blocks_attention_width(g)));
 }
 
-static void pvti_blocks_rope_table(pvti_blocks *b, int64_t length)
+/* Rows from … of the table, for sequences of that length. */
+static void pvti_blocks_rope_table(pvti_blocks *b, int64_t from, int64_t length)
 {
     float inv_freq[PVTI_ROPE_MOST];
     int64_t rows = length > 0 ? PVTI_MIN(length, b->positions) : b->positions;
+    int64_t HS = b->config.head_dim, at = from * (HS / 2);
     pvti_rope_scaled(&b->config, length, inv_freq);
-    pvt_rope_table(b->ctx, b->cosines, b->sines, inv_freq, b->config.head_dim, 0, rows);
-    b->rope_length = length;
+    pvt_rope_table(b->ctx, b->cosines + at, b->sines + at, inv_freq, HS, from, rows - from);
+    b->rope_length = length, b->rope_from = from;
 }
 
-/* Before forwards of sequences of T tokens, cached ones included. */
-static void pvti_blocks_rope(pvti_blocks *b, int64_t T)
+/* Before forwards of tokens from … to−1 of sequences, earlier ones cached. Dynamic, which has other
+   frequencies with each token, makes the rows of these alone; longrope rotates the cached ones again. */
+static void pvti_blocks_rope(pvti_blocks *b, int64_t from, int64_t to)
 {
-    int64_t length = pvti_rope_length(&b->config, T);
-    if (length != b->rope_length) pvti_blocks_rope_table(b, length);
+    int64_t length = pvti_rope_length(&b->config, to);
+    if (!pvti_rope_is(&b->config, PVT_ROPE_DYNAMIC)) from = 0;
+    if (length != b->rope_length || from < b->rope_from) pvti_blocks_rope_table(b, from, length);
 }
 
 static void pvti_blocks_free(pvti_blocks *b)
@@ -12717,7 +12731,7 @@ static pvt_result pvti_blocks_create(pvt_ctx *ctx, const pvt_model_config *confi
     }
     carver = pvti_carver_begin(ctx, b->memory, b->host_memory);
     pvti_blocks_layout(b, &carver);
-    pvti_blocks_rope_table(b, pvti_rope_length(config, positions));
+    pvti_blocks_rope_table(b, 0, pvti_rope_length(config, positions));
     return PVT_OK;
 }
 
@@ -13049,7 +13063,7 @@ PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *de
     pvti_run_layout_grads(run, &carver);
     for (int64_t i = 0; i < tensors; i++) run->frozen[i] = run->desc.frozen && run->desc.frozen[i];
     run->desc.frozen = run->frozen;
-    pvti_blocks_rope_table(&run->blocks, pvti_rope_length(&model->config, 1));
+    pvti_blocks_rope_table(&run->blocks, 0, pvti_rope_length(&model->config, 1));
     *out = run;
     return PVT_OK;
 }
@@ -13171,7 +13185,7 @@ PVT_API pvt_result pvt_run_forward(pvt_run *run, const int32_t *ids, int64_t B, 
     const pvt_model_config *g = &run->model->config;
     PVTI_TRY(pvti_run_check(run, ids, B, T));
     int64_t n = B * T, pos = run->desc.cache ? run->pos : 0, before = run->blocks.rope_length;
-    pvti_blocks_rope(&run->blocks, pos + T);
+    pvti_blocks_rope(&run->blocks, pos, pos + T);
     bool remembers = pvti_run_remembers(run);
     if (remembers && pos > 0 && run->blocks.rope_length != before) pvti_run_again(run, B);
     for (int64_t b = 0; b < B && remembers; b++)

@@ -320,6 +320,24 @@ static void check_lengths(pvt_ctx *ctx)
     }
 }
 
+/* Rotary factors stand alone, or as longrope's two; beside a rule nobody would apply them. */
+static void check_factors_refused(pvt_ctx *ctx)
+{
+    static const float factors[4] = {1, 1.1f, 1.3f, 1.5f};
+    for (int rule = -1; rule < PVTI_COUNT(pvti_rope_names); rule++)
+        for (int given = 1; given < 4; given++) { /* the short ones, the long ones, both */
+            pvt_model_config c;
+            pvt_model *model;
+            memset(&c, 0, sizeof c);
+            c.layers = 1, c.dim = 32, c.heads = 4, c.kv_heads = 2, c.ff = 32, c.vocab = 40, c.ctx = 2 * ORIGINAL;
+            set_rope(&c, rule);
+            c.rope_factors = given & 1 ? factors : NULL, c.rope_long_factors = given & 2 ? factors : NULL;
+            bool fine = rule == PVT_ROPE_LONG ? given == 3 : rule < 0 && given == 1;
+            CHECK((pvt_model_create(ctx, &c, &model) == PVT_OK) == fine);
+            if (fine) pvt_model_free(model);
+        }
+}
+
 /* ---- files ---- */
 
 static char *text_of(pvt_ctx *ctx, const char *path, int64_t *bytes)
@@ -947,6 +965,7 @@ int main(void)
     check_directory(ctx, false, 0), check_directory(ctx, true, 7);
     check_growth(ctx);
     check_lengths(ctx);
+    check_factors_refused(ctx);
     check_long_choice(ctx);
     check_families(ctx);
     check_window(ctx);

@@ -798,6 +798,7 @@ static void test_refusals(void)
     REFUSE("belong to the plain step", d.loss = quadratic_loss);
     REFUSE("no rounding", (d.step = PVT_STEP_PLAIN, d.loss = quadratic_loss));
     REFUSE("no rounding", (d.step = PVT_STEP_PLAIN, d.loss = quadratic_loss, d.strategy = PVT_STRATEGY_STOCHASTIC));
+    REFUSE("cannot forget as slowly", (d.moments = PVT_BF16, d.codes.beta2 = 0.995));
     REFUSE("there is none", (d.strategy = PVT_STRATEGY_SUBSPACE, d.wind = 1));
     REFUSE("there is none", (d.strategy = PVT_STRATEGY_LINEARIZED, d.restart = true));
     REFUSE("none of their constants", d.surrogate = (pvt_surrogate)4);

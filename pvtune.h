@@ -831,8 +831,8 @@ typedef struct pvt_device {
     void (*widen_f16)(void *state, pvt_real *out, const uint16_t *half, int64_t n);
     bool (*finite)(void *state, const pvt_real *g, int64_t n, double *sums);
 
-    /* PV. reserve: a weight was added; takes what weight_chain and the V step below will need for it beside
-       their operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o
+    /* PV. reserve: a weight was added, or its fit begins; takes what weight_chain, the V step and kmeans_sums
+       below will need for it beside their operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o
        (formulas: section optimizer), learning rate o->lr · lr_scale; sums as in finite. */
     bool (*reserve)(void *state, const struct pvt_weight *weight, int beam);
     void (*adam)(void *state, const pvt_adam *host_a, const pvt_real *g, const struct pvt_optimizer *host_o,
@@ -6520,7 +6520,8 @@ static pvt_result pvti_xtx_run_device(pvt_ctx *ctx, pvt_weight *weight, const pv
                                       int beam, const int64_t *order, const int64_t *book_orders)
 {
     int64_t bytes = ctx->device->search_room(ctx->device_state, weight, beam);
-    void *room = pvt_memory_alloc(ctx, bytes);
+    PVTI_TRY(pvti_device_check(ctx));
+    void *room = pvt_memory_alloc(ctx, PVTI_MAX(1, bytes));
     if (!room) return PVT_ERR_MEMORY;
     ctx->device->weight_search(ctx->device_state, weight, H, RH, beam, order, book_orders, room);
     pvt_memory_free(ctx, room);
@@ -7192,7 +7193,8 @@ static bool pvti_fit_enter(pvti_fit *f)
     f->r = f->x + f->n_values, f->p = f->r + f->n_values, f->q = f->p + f->n_values;
     f->diagonal = f->q + f->n_values;
     if (!ctx->device || ctx->device->reserve(ctx->device_state, &f->there, f->desc.beam)) return true;
-    pvti_fail(ctx, PVT_ERR_MEMORY, "%s: no memory on %s", f->name, ctx->device->name);
+    if (pvti_device_check(ctx) == PVT_OK)
+        pvti_fail(ctx, PVT_ERR_MEMORY, "%s: no memory on %s", f->name, ctx->device->name);
     return false;
 }
 static void pvti_fit_leave(pvti_fit *f)
@@ -7217,7 +7219,9 @@ static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real 
     f.O = out->O, f.I = out->I, f.og = out->format.out_group, f.ig = out->format.in_group;
     f.GO = f.O / f.og, f.GI = f.I / f.ig, f.D = pvti_group_dim(out);
     f.n_values = out->format.codebooks * pvti_entries(out) * f.D;
-    pvt_result result = pvti_fit_enter(&f) ? pvti_fit_loop(&f, stats) : PVT_ERR_MEMORY;
+    bool ready = pvti_fit_enter(&f);
+    pvt_result result = pvti_device_check(ctx);
+    if (result == PVT_OK) result = ready ? pvti_fit_loop(&f, stats) : PVT_ERR_MEMORY;
     pvti_fit_leave(&f);
     return result;
 }
@@ -10212,7 +10216,8 @@ static pvt_result pvti_weight_unpack(pvt_ctx *ctx, const pvt_weight *weight, pvt
     if (result == PVT_OK) {
         pvt_weight_dequantize(weight, numbers);
         pvt_memory_write(ctx, data, numbers, bytes);
-        result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, weight->O, weight->I, out);
+        result = pvti_device_check(ctx);
+        if (result == PVT_OK) result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, weight->O, weight->I, out);
         out->owned = result == PVT_OK;
     }
     if (result != PVT_OK) pvt_memory_free(ctx, data);
@@ -10241,6 +10246,7 @@ static pvt_result pvti_weight_take(pvt_ctx *ctx, const pvt_weight *weight, pvt_w
     pvt_weight_arrays(out, to);
     for (int i = 0; i < n && result == PVT_OK; i++)
         result = pvti_transfer(ctx, (void *)(uintptr_t)to[i].data, weight->ctx, from[i].data, from[i].bytes);
+    if (result == PVT_OK) result = pvti_device_check(ctx);
     if (result != PVT_OK) pvt_weight_free(out);
     return result;
 }
@@ -11167,7 +11173,8 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     ok = ok && pvti_pv_rooms(pv, e, codes) && (!codes || pvti_pv_choice_rooms(pv, e));
     if (ok && weight && pv->ctx->device &&
         !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
-        pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
+        if (pvti_device_check(pv->ctx) == PVT_OK)
+            pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
         ok = false;
     }
     if (!ok) {
@@ -14812,7 +14819,7 @@ static pvt_result pvti_quantizer_tune(pvti_quantizer *z, pvti_layer *layer, int6
     pvti_layer room, *at, back;
     memset(&back, 0, sizeof back);
     pvt_result result = pvti_quantizer_enter(z, layer, l, &room, &at);
-    if (result == PVT_OK) result = pvti_quantizer_improve(z, at, &z->there->layers[l], l);
+    if (result == PVT_OK) result = pvti_quantizer_improve(z, at, &z->model->layers[l], l);
     if (result == PVT_OK && at != layer) result = pvti_quantizer_copy_block(z, z->run, at, z->ctx, &back);
     if (result == PVT_OK && at != layer) pvti_quantizer_exchange(z, z->ctx, layer, &back);
     pvti_quantizer_free_block(z->ctx, &back);

@@ -13,10 +13,10 @@
     so small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section
     device of pvtune.h).
 
-    WHAT IS HERE. Every function of the table, for every representation of the header and dense weights in
-    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0; those in IQ and TQ blocks come over as F32. Codebooks are
-    calibrated here, other formats fit on the host. Refused, with a sentence that sticks: heads of attention
-    beyond 256, pvt_real = double; a step that changes more than 268 million groups of a weight, or sorts so
+    WHAT IS HERE. Every function of the table, for every representation of the header but iq2_s, and dense
+    weights in F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0; those in IQ and TQ blocks come over as F32.
+    Codebooks are calibrated here, other formats fit on the host. Refused, with a sentence that sticks: iq2_s,
+    heads of attention beyond 256, pvt_real = double; a step that changes more than 268 million groups of a weight, or sorts so
     many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM), and weights of 2^32 groups. With compute_bf16 products and attention of 16 rows and more run on tensor
     cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU yet; bench/CUDA.md
     has what is known without one.

@@ -1156,11 +1156,11 @@ static void test_resume(pvt_ctx *ctx)
     CHECK_REFUSED(1, "input", run(TUNE "-o q --overwrite"));
     CHECK_REFUSED(1, "log", run(TUNE "-o other --log absent/log"));
     /* the model cannot be saved: only a checkpoint that is there is promised */
-    CHECK(sh("mkdir -p blocked/model.safetensors") == 0);
+    CHECK(sh("mkdir -p blocked/tokenizer.json") == 0);
     CHECK_REFUSED(1, "there is no checkpoint", run(TUNE "-o blocked --save-every 0"));
     CHECK(sh("test ! -e blocked/checkpoint.safetensors") == 0);
     CHECK_REFUSED(1, "the checkpoint of step 28 stays", run(TUNE "-o blocked"));
-    CHECK(sh("test -e blocked/checkpoint.safetensors && rmdir blocked/model.safetensors") == 0);
+    CHECK(sh("test -e blocked/checkpoint.safetensors && rmdir blocked/tokenizer.json") == 0);
     CHECK_RUN(run(TUNE "-o blocked --resume"));
     CHECK(sh("cmp t/model.safetensors blocked/model.safetensors") == 0);
 }

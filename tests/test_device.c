@@ -32,7 +32,7 @@ typedef struct device_state {
     struct {
         int64_t at, room, bytes; /* bytes −1: free */
     } block[BLOCKS]; /* by address */
-    int64_t n_blocks, used, held, wrong_frees;
+    int64_t n_blocks, used, held, wrong_frees, strays;
     int depth; /* of ops inside ops: the memory is open while it is not 0 */
     int64_t calls[POINTERS];
     int64_t allocations, fail_allocation; /* fails the one of that number; −1: none */
@@ -57,7 +57,11 @@ static void leave(void)
 {
     if (--device.depth == 0) protect(PROT_NONE);
 }
-/* False once the device has failed: the op does nothing. */
+/* What an op is handed must lie in the device's memory; NULL may be. */
+static void inside(const void *at)
+{
+    if (at && ((const char *)at < device.base || (const char *)at >= device.base + ROOM)) device.strays++;
+}
 static bool works(void)
 {
     if (device.ops++ == device.fail_op) device.failed = true;
@@ -169,11 +173,12 @@ static int64_t device_held(void *state)
     return device.held;
 }
 OP(copy_in, (void *state, void *to, const void *host, int64_t bytes),
-   (memcpy(to, host, (size_t)bytes), device.bytes_in += bytes))
+   (inside(to), memcpy(to, host, (size_t)bytes), device.bytes_in += bytes))
 OP(copy_out, (void *state, void *host, const void *from, int64_t bytes),
-   (memcpy(host, from, (size_t)bytes), device.bytes_out += bytes))
-OP(copy, (void *state, void *to, const void *from, int64_t bytes), memcpy(to, from, (size_t)bytes))
-OP(zero, (void *state, void *memory, int64_t bytes), memset(memory, 0, (size_t)bytes))
+   (inside(from), memcpy(host, from, (size_t)bytes), device.bytes_out += bytes))
+OP(copy, (void *state, void *to, const void *from, int64_t bytes),
+   (inside(to), inside(from), memcpy(to, from, (size_t)bytes)))
+OP(zero, (void *state, void *memory, int64_t bytes), (inside(memory), memset(memory, 0, (size_t)bytes)))
 
 OP(embedding_forward,
    (void *state, pvt_real *out, const pvt_real *table, const int32_t *ids, int64_t n, int64_t V, int64_t C),
@@ -210,7 +215,7 @@ OP(rope_backward,
    pvt_rope_backward(device.plain, dx, cosines, sines, B, T, NH, HS, pairing))
 OP(rotate,
    (void *state, pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_side side, bool inverse),
-   pvt_rotate(device.plain, out, x, n, C, side, inverse))
+   (inside(out), inside(x), pvt_rotate(device.plain, out, x, n, C, side, inverse)))
 OP(rotate_columns, (void *state, pvt_real *x, int64_t C, int64_t n, pvt_side side, bool inverse),
    pvt_rotate_columns(device.plain, x, C, n, side, inverse))
 OP(attention_forward,
@@ -290,10 +295,10 @@ WEIGHT_OP(weight_backward,
            const pvt_weight *weight, int64_t n),
           pvt_weight_backward(dx, dW, dy, x, &w, n))
 WEIGHT_OP(weight_dequantize, (void *state, pvt_real *out, const pvt_weight *weight, double delta),
-          pvti_dequantize_blend(device.plain, &w, out, delta))
+          (inside(out), pvti_dequantize_blend(device.plain, &w, out, delta)))
 WEIGHT_OP(weight_chain,
           (void *state, pvt_real *const *dvalues, const pvt_weight *weight, const pvt_real *dW),
-          (w.format.rotation = 0, pvt_weight_chain(dvalues, &w, dW))) /* dW is rotated already */
+          (inside(dW), w.format.rotation = 0, pvt_weight_chain(dvalues, &w, dW))) /* dW is rotated already */
 
 static int64_t device_round_f16(void *state, uint16_t *half, pvt_real *real, const pvt_real *from, int64_t n)
 {
@@ -341,7 +346,8 @@ static void assign_here(const pvt_weight *w, const pvt_assign *a)
     pvti_weight_assign(device.plain, w, a, tables);
     pvti_free(device.plain, tables);
 }
-WEIGHT_OP(weight_assign, (void *state, const pvt_weight *weight, const pvt_assign *a), assign_here(&w, a))
+WEIGHT_OP(weight_assign, (void *state, const pvt_weight *weight, const pvt_assign *a),
+          (inside(a->target), inside(a->groups), inside(a->codes), inside(a->change), assign_here(&w, a)))
 WEIGHT_OP(weight_commit,
           (void *state, pvt_weight *weight, const pvt_assign *a, const double *norms, double trust,
            int64_t *changed),
@@ -366,12 +372,12 @@ static double device_dot(void *state, const pvt_real *a, const pvt_real *b, int6
     return sum;
 }
 OP(axpy, (void *state, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows, int64_t n),
-   pvti_rows_axpy(device.plain, y, alpha, x, rows, n))
+   (inside(y), inside(x), pvti_rows_axpy(device.plain, y, alpha, x, rows, n)))
 OP(product, (void *state, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M, int64_t N, int64_t K),
-   pvti_exact_product(device.plain, C, A, B, M, N, K))
+   (inside(C), inside(A), inside(B), pvti_exact_product(device.plain, C, A, B, M, N, K)))
 WEIGHT_OP(fit_scales,
           (void *state, pvt_weight *weight, pvt_real *R, pvt_real *RH, const pvt_real *W, const pvt_real *WH),
-          pvti_fit_scales(device.plain, &w, R, RH, W, WH))
+          (inside(R), inside(RH), inside(W), inside(WH), pvti_fit_scales(device.plain, &w, R, RH, W, WH)))
 
 /* k-means as the processor has it; of `sums` or, NULL, of `assigned` what comes out is copied. */
 static void kmeans_here(int32_t *assigned, double *sums, const pvt_real *x, const pvt_real *weight,
@@ -404,7 +410,7 @@ static int64_t device_search_room(void *state, const pvt_weight *weight, int bea
 WEIGHT_OP(weight_search,
           (void *state, pvt_weight *weight, const pvt_real *H, const pvt_real *RH, int beam, const int64_t *order,
            const int64_t *book_orders, void *room),
-          (memset(room, 1, (size_t)beam * 100),
+          (inside(H), inside(RH), inside(room), memset(room, 1, (size_t)beam * 100),
            pvti_xtx_run(device.plain, &w, H, RH, beam, order, book_orders)))
 
 static bool device_decodes(void *state, int dtype)
@@ -1163,7 +1169,7 @@ static void test_failures(void)
 static void test_coverage(void)
 {
     size_t first = offsetof(pvt_device, open) / sizeof(void *), last = sizeof(pvt_device) / sizeof(void *);
-    CHECK(last - first == 61);
+    CHECK(last - first == 61 && device.strays == 0);
     for (size_t i = first; i < last; i++) {
         if (device.calls[i] == 0 && i != offsetof(pvt_device, close) / sizeof(void *))
             printf("op %d of the table was not called\n", (int)(i - first));

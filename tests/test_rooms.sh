@@ -30,7 +30,7 @@ the table of a kind|pvti_kind_(dense|aqlm|nf4|int|int_symmetric|q2_0)%|weights;c
 aqlm|%aqlm%|interface: weights;codebooks;search;fit;layout;load;load tensors;save;export;look-ups|head;weights;interface: models;interface: quantize and tune
 AQLM|AQLM|interface: weights;codebooks;search;fit;layout;load;load tensors;save;export;look-ups|head;interface: models;interface: quantize and tune;quantize
 what codebooks are read by|pvti_(codebooks|entries|group_dim|scales|decode_row|scatter)%|codebooks;search;fit;look-ups|head
-codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;vector grids;higgs;e8p;iq2;scalar;training;layout;load;load tensors;save;look-ups|head;interface: PV;interface: models;interface: quantize and tune;pv;pv step;quantize
+codebooks|[Cc]odebook|interface: weights;weights;codebooks;search;fit;grids;vector grids;higgs;e8p;iq2;scalar;training;layout;load;load tensors;save;look-ups|head;interface: device;interface: PV;interface: models;interface: quantize and tune;pv;pv step;quantize
 a family|%"llama"%|families;tokenizer files;gguf writing|llama2c
 a family|[Mm]istral|families;chat|interface: chat
 a family|[Qq]wen|families;vocabulary;words;tokenizer files;tokenizer saving;gguf writing|interface: ops;interface: tokenizer;nfc

@@ -62,6 +62,7 @@ static void inside(const void *at)
 {
     if (at && ((const char *)at < device.base || (const char *)at >= device.base + ROOM)) device.strays++;
 }
+/* False once the device has failed: the op does nothing. */
 static bool works(void)
 {
     if (device.ops++ == device.fail_op) device.failed = true;

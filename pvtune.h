@@ -1343,13 +1343,14 @@ typedef struct pvt_pv_stats {
 typedef struct pvt_pv pvt_pv;
 /* The desc (NULL: zeroed) with every default filled in: what a pv made with it will do. Needs no context. */
 PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc);
-/* desc may be NULL. Errors: ARGUMENT (which field), MEMORY. */
+/* desc may be NULL. Errors: ARGUMENT (which field), UNSUPPORTED (a surrogate on a device), MEMORY. */
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out);
 PVT_API void pvt_pv_free(pvt_pv *pv);
 /* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
    Weights that are dense are treated as params (they must be in pvt_real and owned). name is copied.
    Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), UNSUPPORTED (2^32 groups or more
-   whose codes may move), MEMORY: nothing was added. No step allocates: all memory is taken here. */
+   whose codes may move; a format without the surrogate), MEMORY: nothing was added. No step allocates: all memory
+   is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
 /*  Before the first step: that weight's buffer starts from T [O, I], say the weights that were quantized,
@@ -1634,7 +1635,7 @@ typedef struct pvt_run_desc {
 PVT_API pvt_result pvt_run_create(const pvt_model *model, const pvt_run_desc *desc,
                                   pvt_run **out);
 PVT_API void pvt_run_free(pvt_run *run);
-/* Bytes that pvt_run_create with this desc would take. */
+/* Bytes that pvt_run_create with this desc would take; INT64_MAX where it is not possible. */
 PVT_API int64_t pvt_run_bytes(const pvt_model *model, const pvt_run_desc *desc);
 /* Empties the cache. */
 PVT_API void pvt_run_reset(pvt_run *run);
@@ -10886,7 +10887,7 @@ static pvt_result pvti_pv_check_choices(pvt_ctx *ctx, const pvt_pv_desc *d)
         why = "smoothness and loss belong to the plain step: set step to PVT_STEP_PLAIN";
     else if (d->loss && (d->delta < 1 || d->rounding > 0 || d->force_update))
         why = "the search for L takes the codes nearest to a target made anew: strategy linearized or "
-              "subspace (delta 1), no rounding, no force_update";
+              "subspace (delta 1), codes trained, no rounding, no force_update";
     else if (!plain && d->strategy != PVT_STRATEGY_CONTINUOUS && d->moments == PVT_BF16 &&
              d->codes.beta2 > 0.99)
         why = "a second moment in bf16 cannot forget as slowly as codes.beta2 says, for what it loses in a "

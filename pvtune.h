@@ -832,8 +832,9 @@ typedef struct pvt_device {
     bool (*finite)(void *state, const pvt_real *g, int64_t n, double *sums);
 
     /* PV. reserve: a weight was added, or its fit begins; takes what weight_chain, the V step and kmeans_sums
-       below will need for it beside their operands; false: no memory. adam: step t (from 1) of a->w against g [a->n] by the rule of o
-       (formulas: section optimizer), learning rate o->lr · lr_scale; sums as in finite. */
+       below will need for it beside their operands; false: no memory. adam: step t (from 1) of a->w against
+       g [a->n] by the rule of o (formulas: section optimizer), learning rate o->lr · lr_scale; sums as in
+       finite. */
     bool (*reserve)(void *state, const struct pvt_weight *weight, int beam);
     void (*adam)(void *state, const pvt_adam *host_a, const pvt_real *g, const struct pvt_optimizer *host_o,
                  double lr_scale, int64_t t, double *sums);
@@ -862,16 +863,16 @@ typedef struct pvt_device {
     void (*group_return)(void *state, pvt_real *target, const struct pvt_weight *weight,
                          const pvt_assign *host_a, const double *norms, double wind);
 
-    /* Calibration of codebooks (sections search and fit, whose letters these are): weight_search NULL: the host
-       fits them, and nothing here is called. dot: Σ a·b over [rows, n]; sums: [rows], work space; waits. axpy:
-       y [rows, n] += α·x. product: C [M, N] = A [M, K]·Bᵀ, B [N, K], in full precision, whatever products of
-       the context have. fit_scales: each scale ← f·scale, f = ⟨WH, Ŵ⟩/⟨ŴH, Ŵ⟩ over its rows with Ŵ = W − R and
-       ŴH = WH − RH, 1 where not both are positive; R and RH follow. kmeans_assign: assigned [GI, rows] = the k
-       with the least Σ_d weight·(x − c_k)² of each point x [GI, rows, D]; weight [GI, D], NULL: all 1; c [K, D].
-       kmeans_sums: sums [K, 2, D] = Σ weight·x and Σ weight of the points that are assigned to each k.
-       weight_search: each code once, in the order of visits; H [I, I], RH [O, I] = (W − Ŵ)·H for the present
-       codes; host_order [GI]: input groups, host_book_orders [GI, M]: codebooks, for the t-th visited group;
-       room: search_room bytes. */
+    /* Calibration of codebooks (sections search and fit, whose letters these are): weight_search NULL: the
+       host fits them, and nothing here is called. dot: Σ a·b over [rows, n]; sums: [rows], work space; waits.
+       axpy: y [rows, n] += α·x. product: C [M, N] = A [M, K]·Bᵀ, B [N, K], in full precision, whatever
+       products of the context have. fit_scales: each scale ← f·scale, f = ⟨WH, Ŵ⟩/⟨ŴH, Ŵ⟩ over its rows with
+       Ŵ = W − R and ŴH = WH − RH, 1 where not both are positive; R and RH follow. kmeans_assign: assigned
+       [GI, rows] = the k with the least Σ_d weight·(x − c_k)² of each point x [GI, rows, D]; weight [GI, D],
+       NULL: all 1; c [K, D]. kmeans_sums: sums [K, 2, D] = Σ weight·x and Σ weight of the points that are
+       assigned to each k. weight_search: each code once, in the order of visits; H [I, I], RH [O, I] = (W −
+       Ŵ)·H for the present codes; host_order [GI]: input groups, host_book_orders [GI, M]: codebooks, for
+       the t-th visited group; room: search_room bytes. */
     double (*dot)(void *state, const pvt_real *a, const pvt_real *b, int64_t rows, int64_t n, double *sums);
     void (*axpy)(void *state, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows, int64_t n);
     void (*product)(void *state, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M, int64_t N,
@@ -883,8 +884,8 @@ typedef struct pvt_device {
     void (*kmeans_sums)(void *state, double *sums, const pvt_real *x, const pvt_real *weight,
                         const int32_t *assigned, int64_t rows, int64_t GI, int64_t D, int64_t K);
     int64_t (*search_room)(void *state, const struct pvt_weight *weight, int beam); /* 0 after an error */
-    void (*weight_search)(void *state, struct pvt_weight *weight, const pvt_real *H, const pvt_real *RH, int beam,
-                          const int64_t *host_order, const int64_t *host_book_orders, void *room);
+    void (*weight_search)(void *state, struct pvt_weight *weight, const pvt_real *H, const pvt_real *RH,
+                          int beam, const int64_t *host_order, const int64_t *host_book_orders, void *room);
 
     /* Whether ops take dense weights of this pvt_dtype; others come over as pvt_real. NULL: all of them. */
     bool (*decodes)(void *state, int dtype);
@@ -1289,14 +1290,15 @@ typedef struct pvt_pv_desc {
     pvt_strategy strategy;
     pvt_optimizer values; /* codebooks and scales. Default: Adam 3e-4 (.9, .95); LAMB: 1e-3; both by_bits,
                              and in a tuner times the model's coarseness (pvt_tune_desc) */
-    pvt_optimizer params; /* what is not quantized. Default: rule, rate, betas and eps as values, each where it
-                             is 0; with a rule of its own the learning rate is that rule's, as under values */
+    pvt_optimizer params; /* what is not quantized. Default: rule, rate, betas and eps as values, each where
+                             it is 0; with a rule of its own the learning rate is that rule's, as under
+                             values */
     pvt_optimizer
         codes; /* the buffer. Default: LAMB 2.5e-2 (0, .95), by_bits, for weights differ in size from layer
                   to layer, and Adam, whose default is 3e-3, moves the codes of the small ones only */
     double cap;           /* share of each weight's groups searched per step; 0: the strategy's */
-    double trust;         /* new codes are taken, in the order of selection, up to and with the group whose code
-                             brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
+    double trust;         /* new codes are taken, in the order of selection, up to and with the group whose
+                             code brings ‖ΔW‖ of the step to trust · ‖W‖, so one at least; 0: no limit */
     double delta;         /* buffer ← δ·W + (1−δ)·buffer after the search; in strategies with δ = 1: 1 */
     int beam;             /* hypotheses kept in the search for a code, 1 to 16; 0: 1 */
     pvt_selection selection;
@@ -1328,8 +1330,8 @@ typedef struct pvt_pv_desc {
     pvt_surrogate surrogate;
     double surrogate_temperature; /* t of SIGMOID; 0: 4, at which a code that tips has slope 1 */
     double clamp_sharpness;       /* β of the soft clamp of 2410.10849, gates σ(βx); 0: 4; negative: hard */
-    pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it, with codes.beta2 up to 0.99; 0: full
-                             precision */
+    pvt_dtype moments;    /* of the buffer's second moment: PVT_BF16 halves it, with codes.beta2 up to 0.99;
+                             0: full precision */
 } pvt_pv_desc;
 
 typedef struct pvt_pv_stats {
@@ -1349,8 +1351,8 @@ PVT_API void pvt_pv_free(pvt_pv *pv);
 /* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
    Weights that are dense are treated as params (they must be in pvt_real and owned). name is copied.
    Errors: ARGUMENT, MISMATCH (the weight lies in another device's memory), UNSUPPORTED (2^32 groups or more
-   whose codes may move; a format without the surrogate), MEMORY: nothing was added. No step allocates: all memory
-   is taken here. */
+   whose codes may move; a format without the surrogate), MEMORY: nothing was added. No step allocates: all
+   memory is taken here. */
 PVT_API pvt_result pvt_pv_add_weight(pvt_pv *pv, pvt_weight *weight, const char *name, int *handle);
 PVT_API pvt_result pvt_pv_add_param(pvt_pv *pv, pvt_real *p, int64_t n, const char *name, int *handle);
 /*  Before the first step: that weight's buffer starts from T [O, I], say the weights that were quantized,
@@ -1562,9 +1564,9 @@ typedef struct pvt_save_desc {
    (rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
-/* Whether a directory holds a model or a part of one (config.json, model.safetensors, …), or a save of one that was
-   interrupted and that the next pvt_model_load or pvt_model_save completes: what pvt_model_save refuses unless
-   it may overwrite. */
+/* Whether a directory holds a model or a part of one (config.json, model.safetensors, …), or a save of one
+   that was interrupted and that the next pvt_model_load or pvt_model_save completes: what pvt_model_save
+   refuses unless it may overwrite. */
 PVT_API bool pvt_model_exists(pvt_ctx *ctx, const char *dir);
 
 typedef struct pvt_export_target {
@@ -3114,7 +3116,7 @@ PVT_API void *pvt_memory_alloc(pvt_ctx *ctx, int64_t bytes)
     if (!ctx->device || bytes < 0) return pvti_alloc(ctx, bytes, 1);
     void *memory = ctx->device->alloc(ctx->device_state, bytes);
     ctx->device_peak = PVTI_MAX(ctx->device_peak, ctx->device->held(ctx->device_state));
-    if (!memory && pvti_device_check(ctx) == PVT_OK) /* after an error it gives none, and that is its sentence */
+    if (!memory && pvti_device_check(ctx) == PVT_OK) /* after an error there is none: its sentence is told */
         pvti_fail(ctx, PVT_ERR_MEMORY, "%s is out of memory: %lld bytes could not be allocated, %lld are in use",
                   ctx->device->name, (long long)bytes, (long long)ctx->device->held(ctx->device_state));
     return memory;
@@ -6594,7 +6596,8 @@ static pvt_result pvti_xtx_run(pvt_ctx *ctx, pvt_weight *weight, const pvt_real 
     weighted k-means: weighting by diag(H) starts at a third of the error and ends lower.
 
     What is as large as W or H lies in the context's memory, and only ops work on it; what is as large as the
-    codebooks stays on the host, which leads: codes, scales and codebooks are read and written as they change. */
+    codebooks stays on the host, which leads: codes, scales and codebooks are read and written as
+    they change. */
 
 /* ---- k-means (Lloyd), weighted per coordinate ---- */
 
@@ -6709,8 +6712,8 @@ static pvt_result pvti_kmeans_sums(pvti_kmeans *s)
 {
     int64_t n = 2 * s->K * s->D;
     if (s->ctx->device) {
-        s->ctx->device->kmeans_sums(s->ctx->device_state, s->sums_there, s->x, s->weight, s->assigned, s->rows,
-                                    s->GI, s->D, s->K);
+        s->ctx->device->kmeans_sums(s->ctx->device_state, s->sums_there, s->x, s->weight, s->assigned,
+                                    s->rows, s->GI, s->D, s->K);
         return pvt_memory_read(s->ctx, s->sums, s->sums_there, n * (int64_t)sizeof *s->sums);
     }
     pvti_parallel(s->ctx, s->chunks, pvti_kmeans_sum_task, s);
@@ -6804,7 +6807,8 @@ static void pvti_dot_task(void *arg, int64_t row, int worker)
 }
 
 /* Σ a·b over [rows, n] arrays: each row by itself, then the rows in order. sums: [rows]. */
-static double pvti_rows_dot(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t rows, int64_t n, double *sums)
+static double pvti_rows_dot(pvt_ctx *ctx, const pvt_real *a, const pvt_real *b, int64_t rows, int64_t n,
+                            double *sums)
 {
     pvti_dot_args s;
     double sum = 0;
@@ -6835,7 +6839,8 @@ static void pvti_axpy_task(void *arg, int64_t row, int worker)
 }
 
 /* y [rows, n] += alpha·x. */
-static void pvti_rows_axpy(pvt_ctx *ctx, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows, int64_t n)
+static void pvti_rows_axpy(pvt_ctx *ctx, pvt_real *y, pvt_real alpha, const pvt_real *x, int64_t rows,
+                           int64_t n)
 {
     pvti_axpy_args s;
     PVTI_ON_DEVICE(ctx, axpy, y, alpha, x, rows, n);
@@ -6844,8 +6849,8 @@ static void pvti_rows_axpy(pvt_ctx *ctx, pvt_real *y, pvt_real alpha, const pvt_
 }
 
 /* C [M, N] = A [M, K]·Bᵀ, B [N, K]. */
-static void pvti_exact_product(pvt_ctx *ctx, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M, int64_t N,
-                         int64_t K)
+static void pvti_exact_product(pvt_ctx *ctx, pvt_real *C, const pvt_real *A, const pvt_real *B, int64_t M,
+                               int64_t N, int64_t K)
 {
     PVTI_ON_DEVICE(ctx, product, C, A, B, M, N, K);
     pvti_gemm(ctx, C, N, pvti_rows(A, K), pvti_rows(B, K), M, N, K, false);
@@ -7041,8 +7046,8 @@ static pvt_result pvti_fit_kmeans(pvti_fit *f, int64_t m, const pvt_real *x, con
     s.ctx = f->ctx, s.rows = f->GO, s.GI = f->GI, s.D = f->D, s.K = K;
     s.centroids = pvti_codebooks(f->weight) + m * K * f->D;
     for (int64_t k = 0; k < K; k++) { /* seeds: points drawn at random */
-        uint64_t at = pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, f->stream * 64 + (uint64_t)m, (uint64_t)k) %
-                      (uint64_t)points;
+        uint64_t stream = f->stream * 64 + (uint64_t)m;
+        uint64_t at = pvti_random(f->ctx->seed, PVTI_RANDOM_KMEANS, stream, (uint64_t)k) % (uint64_t)points;
         memcpy(s.centroids + k * f->D, x + (int64_t)at * f->D, (size_t)f->D * sizeof *x);
     }
     s.x = (const pvt_real *)pvti_lend(f->ctx, x, points * f->D * real);
@@ -7056,7 +7061,7 @@ static pvt_result pvti_fit_kmeans(pvti_fit *f, int64_t m, const pvt_real *x, con
     return result;
 }
 
-/* Start: scale = the norm of an out group's rows, then each codebook by k-means on what those before leave. */
+/* Start: scale = the norm of an out group's rows, then each codebook by k-means on what others leave. */
 static pvt_result pvti_fit_start(pvti_fit *f)
 {
     int64_t M = f->weight->format.codebooks, K = pvti_entries(f->weight), points = f->GO * f->GI;
@@ -7188,8 +7193,8 @@ static bool pvti_fit_enter(pvti_fit *f)
     else f->partial = PVTI_NEW(ctx, pvt_real, pvti_chain_values(f->weight));
     f->x = PVTI_NEW(ctx, pvt_real, f->n_values * 5), f->order = PVTI_NEW(ctx, int64_t, f->GI);
     f->book_orders = PVTI_NEW(ctx, int64_t, f->GI * f->weight->format.codebooks);
-    ok = ok && f->W && (f->H || !f->host_H) && f->WH && f->R && f->RH && f->T && f->TH && f->dots && f->dscales &&
-         (f->values || f->partial) && f->x && f->order && f->book_orders;
+    ok = ok && f->W && (f->H || !f->host_H) && f->WH && f->R && f->RH && f->T && f->TH && f->dots &&
+         f->dscales && (f->values || f->partial) && f->x && f->order && f->book_orders;
     if (!ok) return false;
     f->r = f->x + f->n_values, f->p = f->r + f->n_values, f->q = f->p + f->n_values;
     f->diagonal = f->q + f->n_values;
@@ -7206,7 +7211,8 @@ static void pvti_fit_leave(pvti_fit *f)
     pvt_memory_free(ctx, f->WH), pvt_memory_free(ctx, f->R), pvt_memory_free(ctx, f->RH);
     pvt_memory_free(ctx, f->T), pvt_memory_free(ctx, f->TH), pvt_memory_free(ctx, f->dots);
     pvt_memory_free(ctx, f->dscales), pvt_memory_free(ctx, f->values);
-    pvti_free(ctx, f->partial), pvti_free(ctx, f->x), pvti_free(ctx, f->order), pvti_free(ctx, f->book_orders);
+    pvti_free(ctx, f->partial), pvti_free(ctx, f->x);
+    pvti_free(ctx, f->order), pvti_free(ctx, f->book_orders);
 }
 
 static pvt_result pvti_fit_aqlm(pvt_ctx *ctx, const pvt_real *W, const pvt_real *H, const pvt_fit_desc *desc,
@@ -7242,7 +7248,8 @@ static pvt_result pvti_fit_measure(pvt_ctx *ctx, const pvt_real *W, const pvt_re
     int64_t n = weight->O * weight->I;
     pvt_result result = PVT_ERR_MEMORY;
     memset(&f, 0, sizeof f);
-    f.ctx = ctx, f.W = f.host_W = W, f.H = f.host_H = H, f.O = weight->O, f.I = weight->I, f.weight = weight, f.name = name;
+    f.ctx = ctx, f.W = f.host_W = W, f.H = f.host_H = H, f.O = weight->O, f.I = weight->I;
+    f.weight = weight, f.name = name;
     f.R = PVTI_NEW(ctx, pvt_real, n), f.RH = PVTI_NEW(ctx, pvt_real, n), f.dots = PVTI_NEW(ctx, double, f.O);
     f.WH = f.RH; /* one after the other */
     if (f.R && f.RH && f.dots) result = pvti_fit_energy(&f);
@@ -9596,10 +9603,12 @@ static const pvti_kind pvti_kind_iq2_xxs = {
     pvti_room_none, NULL, false};
 static const pvti_kind pvti_kind_iq2_xs = {
     "iq2_xs", "iq2_xs, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL, false};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL,
+    false};
 static const pvti_kind pvti_kind_iq2_s = {
     "iq2_s", "iq2_s, likewise", pvti_parse_iq2, pvti_print_iq2, pvti_arrays_iq2, pvti_group_iq2,
-    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL, false};
+    pvti_tile_iq2, pvti_chain_iq2, pvti_room_none, pvti_fit_iq2, pvti_assign_iq2, pvti_room_none, NULL,
+    false};
 
 // >>surrogates
 /*  Quantization-aware training of integers. Behind the codes of a group stands the buffer T, and
@@ -10206,8 +10215,8 @@ static pvt_result pvti_transfer(pvt_ctx *ctx, void *to, pvt_ctx *source, const v
     return PVT_OK;
 }
 
-/* A dense weight of the host on a device that does not decode its type: in full, which takes more memory and gives
-   the same numbers. */
+/* A dense weight of the host on a device that does not decode its type: in full, which takes more memory and
+   gives the same numbers. */
 static pvt_result pvti_weight_unpack(pvt_ctx *ctx, const pvt_weight *weight, pvt_weight *out)
 {
     int64_t n = weight->O * weight->I, bytes = n * (int64_t)sizeof(pvt_real);
@@ -10218,7 +10227,8 @@ static pvt_result pvti_weight_unpack(pvt_ctx *ctx, const pvt_weight *weight, pvt
         pvt_weight_dequantize(weight, numbers);
         pvt_memory_write(ctx, data, numbers, bytes);
         result = pvti_device_check(ctx);
-        if (result == PVT_OK) result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, weight->O, weight->I, out);
+        if (result == PVT_OK)
+            result = pvt_weight_borrow(ctx, data, PVTI_DTYPE_REAL, weight->O, weight->I, out);
         out->owned = result == PVT_OK;
     }
     if (result != PVT_OK) pvt_memory_free(ctx, data);
@@ -10379,7 +10389,7 @@ static pvt_result pvti_fit_rotated(pvt_ctx *where, const pvt_real *W, const pvt_
     return result;
 }
 
-/* A fit whose result is on the host, in ctx, its work done by the device of `where`, if that has one that can. */
+/* A fit whose result is on the host, in ctx; the device of `where` does the work, if it is one that can. */
 static pvt_result pvti_weight_fit(pvt_ctx *ctx, pvt_ctx *where, const pvt_real *W, int64_t O, int64_t I,
                                   const pvt_real *H, const pvt_format *format, const pvt_fit_desc *desc,
                                   pvt_fit_stats *stats, pvt_weight *out)
@@ -11175,7 +11185,8 @@ static pvt_result pvti_pv_add(pvt_pv *pv, pvt_weight *weight, pvt_real *p, int64
     if (ok && weight && pv->ctx->device &&
         !pv->ctx->device->reserve(pv->ctx->device_state, weight, pv->desc.beam)) {
         if (pvti_device_check(pv->ctx) == PVT_OK)
-            pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name, name);
+            pvti_fail(pv->ctx, PVT_ERR_MEMORY, "pv: %s has no memory for tuning %s", pv->ctx->device->name,
+                      name);
         ok = false;
     }
     if (!ok) {
@@ -20202,7 +20213,8 @@ static pvt_result pvti_exchange_refuse_model(const pvti_exchange *ex)
         PVTI_TRY(pvti_path_join(ex->ctx, path, ex->dir, pvti_saved_names[i].name));
         if (pvti_info(ex->ctx, path, &info))
             return pvti_fail(ex->ctx, PVT_ERR_ARGUMENT,
-                             "%s: a model is there already (%s); choose another directory, or allow overwriting",
+                             "%s: a model is there already (%s); choose another directory, or allow "
+                             "overwriting",
                              ex->dir, pvti_saved_names[i].name);
         if (!pvti_is_absent(errno))
             return pvti_fail(ex->ctx, PVT_ERR_IO, "%s: cannot be looked for: %s", path, strerror(errno));

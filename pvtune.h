@@ -4726,9 +4726,10 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     D·H·x: H is symmetric. Every number is the same tree of additions, whoever computes it.
 
     Rows go in eights: stages of h = 1, 2, 4 are shuffles within a vector of eight lanes, the others sums of
-    vectors that lie h apart. From 32 on five stages are one pass over memory, and any two behind them one.
-    Limit: 512 numbers are nine additions and three shuffles for a vector, and three passes over rows that
-    stay in L1. Read and written together that is 35 to 50 GB/s for a core, more than comes from memory. */
+    vectors that lie h apart. All six of 64 are one pass over memory; of more numbers the first five, and any
+    two behind them. Limit: 512 numbers are nine additions and three shuffles for a vector, and three passes
+    over rows that stay in L1. Read and written together that is 35 to 50 GB/s for a core, more than comes
+    from memory. */
 
 #define PVTI_LANES_TO(x, i) (*(pvti_lanes_at *)((x) + (i)))
 
@@ -4742,21 +4743,21 @@ PVTI_INLINE void pvti_butterfly_lanes(pvti_lanes *a, pvti_lanes *b, pvti_lanes *
     *d = t - v;
 }
 
-/* Stages h, 2h, … of m numbers; h at least 8. */
-PVTI_INLINE void pvti_hadamard_stages(pvt_real *x, int64_t m, int64_t h)
+/* Stages h, 2h, … of m numbers of x, which may be out; h at least 8 and less than m. */
+PVTI_INLINE void pvti_hadamard_stages(pvt_real *out, const pvt_real *x, int64_t m, int64_t h)
 {
-    for (; 4 * h <= m; h *= 4)
+    for (; 4 * h <= m; h *= 4, x = out)
         for (int64_t i = 0; i < m; i += 4 * h)
             for (int64_t k = i; k < i + h; k += 8) {
                 pvti_lanes a = PVTI_LANES(x, k), b = PVTI_LANES(x, k + h), c = PVTI_LANES(x, k + 2 * h),
                            d = PVTI_LANES(x, k + 3 * h);
                 pvti_butterfly_lanes(&a, &b, &c, &d);
-                PVTI_LANES_TO(x, k) = a, PVTI_LANES_TO(x, k + h) = b;
-                PVTI_LANES_TO(x, k + 2 * h) = c, PVTI_LANES_TO(x, k + 3 * h) = d;
+                PVTI_LANES_TO(out, k) = a, PVTI_LANES_TO(out, k + h) = b;
+                PVTI_LANES_TO(out, k + 2 * h) = c, PVTI_LANES_TO(out, k + 3 * h) = d;
             }
     for (int64_t k = 0; 2 * h <= m && k < h; k += 8) {
         pvti_lanes a = PVTI_LANES(x, k), b = PVTI_LANES(x, k + h);
-        PVTI_LANES_TO(x, k) = a + b, PVTI_LANES_TO(x, k + h) = a - b;
+        PVTI_LANES_TO(out, k) = a + b, PVTI_LANES_TO(out, k + h) = a - b;
     }
 }
 
@@ -4863,6 +4864,14 @@ PVTI_INLINE void pvti_rotate_eights(pvt_real *out, const pvt_real *x, int64_t n,
     }
 }
 
+/* Stages h = 1 to 16 of 32 numbers. */
+PVTI_INLINE void pvti_hadamard_thirty(pvti_lanes *a, pvti_lanes *b, pvti_lanes *c, pvti_lanes *d)
+{
+    pvti_hadamard_lanes(a), pvti_hadamard_lanes(b);
+    pvti_hadamard_lanes(c), pvti_hadamard_lanes(d);
+    pvti_butterfly_lanes(a, b, c, d);
+}
+
 /* Larger blocks: the same and h = 8, 16 in one pass. */
 PVTI_INLINE void pvti_rotate_thirties(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_real scale,
                                       uint64_t key, bool inverse)
@@ -4879,9 +4888,7 @@ PVTI_INLINE void pvti_rotate_thirties(pvt_real *out, const pvt_real *x, int64_t 
             pvti_lanes a = PVTI_LANES(from, 0), b = PVTI_LANES(from, 8), c = PVTI_LANES(from, 16),
                        d = PVTI_LANES(from, 24);
             if (!inverse) a *= f0, b *= f1, c *= f2, d *= f3;
-            pvti_hadamard_lanes(&a), pvti_hadamard_lanes(&b);
-            pvti_hadamard_lanes(&c), pvti_hadamard_lanes(&d);
-            pvti_butterfly_lanes(&a, &b, &c, &d);
+            pvti_hadamard_thirty(&a, &b, &c, &d);
             if (inverse) a *= f0, b *= f1, c *= f2, d *= f3;
             PVTI_LANES_TO(to, 0) = a, PVTI_LANES_TO(to, 8) = b;
             PVTI_LANES_TO(to, 16) = c, PVTI_LANES_TO(to, 24) = d;
@@ -4889,27 +4896,84 @@ PVTI_INLINE void pvti_rotate_thirties(pvt_real *out, const pvt_real *x, int64_t 
     }
 }
 
-/* n rows; key: mix(side). Four at a time share what their factors take. */
+/* Stage h = 32 of 64 numbers. */
+PVTI_INLINE void pvti_butterfly_far(pvti_lanes *a, pvti_lanes *b, pvti_lanes *c, pvti_lanes *d, pvti_lanes *e,
+                                    pvti_lanes *f, pvti_lanes *g, pvti_lanes *h)
+{
+    pvti_lanes s = *a, t = *b, u = *c, v = *d;
+    *a = s + *e, *b = t + *f, *c = u + *g, *d = v + *h;
+    *e = s - *e, *f = t - *f, *g = u - *g, *h = v - *h;
+}
+
+/* Blocks of 64, which 576 and many another width have: all stages in one pass, h = 32 where larger blocks
+   have theirs from 32 on, last in R·x and first in Rᵀ·x. */
+PVTI_INLINE void pvti_rotate_sixties(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, pvt_real scale,
+                                     uint64_t key, bool inverse)
+{
+    for (int64_t i = 0; i < C; i += 64) {
+        uint64_t signs = pvti_rotation_signs(key, i / 64);
+        pvti_lanes f0, f1, f2, f3, f4, f5, f6, f7;
+        pvti_sign_lanes(&f0, signs, scale), pvti_sign_lanes(&f1, signs >> 8, scale);
+        pvti_sign_lanes(&f2, signs >> 16, scale), pvti_sign_lanes(&f3, signs >> 24, scale);
+        pvti_sign_lanes(&f4, signs >> 32, scale), pvti_sign_lanes(&f5, signs >> 40, scale);
+        pvti_sign_lanes(&f6, signs >> 48, scale), pvti_sign_lanes(&f7, signs >> 56, scale);
+        for (int64_t r = 0; r < n; r++) {
+            const pvt_real *from = x + r * C + i;
+            pvt_real *to = out + r * C + i;
+            pvti_lanes a = PVTI_LANES(from, 0), b = PVTI_LANES(from, 8), c = PVTI_LANES(from, 16),
+                       d = PVTI_LANES(from, 24), e = PVTI_LANES(from, 32), f = PVTI_LANES(from, 40),
+                       g = PVTI_LANES(from, 48), h = PVTI_LANES(from, 56);
+            if (!inverse)
+                a *= f0, b *= f1, c *= f2, d *= f3, e *= f4, f *= f5, g *= f6, h *= f7;
+            else
+                pvti_butterfly_far(&a, &b, &c, &d, &e, &f, &g, &h);
+            pvti_hadamard_thirty(&a, &b, &c, &d), pvti_hadamard_thirty(&e, &f, &g, &h);
+            if (inverse)
+                a *= f0, b *= f1, c *= f2, d *= f3, e *= f4, f *= f5, g *= f6, h *= f7;
+            else
+                pvti_butterfly_far(&a, &b, &c, &d, &e, &f, &g, &h);
+            PVTI_LANES_TO(to, 0) = a, PVTI_LANES_TO(to, 8) = b;
+            PVTI_LANES_TO(to, 16) = c, PVTI_LANES_TO(to, 24) = d;
+            PVTI_LANES_TO(to, 32) = e, PVTI_LANES_TO(to, 40) = f;
+            PVTI_LANES_TO(to, 48) = g, PVTI_LANES_TO(to, 56) = h;
+        }
+    }
+}
+
+/* n rows whose blocks eight divides, four at a time, which share what their factors take. */
+PVTI_INLINE void pvti_rotate_rows(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, uint64_t key,
+                                  bool inverse)
+{
+    int64_t m = pvti_rotation_block(C), rows;
+    int64_t pass = m < 32 ? 8 : m == 64 ? 64 : 32; /* numbers that the pass with the factors combines */
+    bool stages = pass < m;                        /* are there others behind it, or before it in Rᵀ·x? */
+    pvt_real scale = pvti_rotation_scale(m);
+    for (; n > 0; n -= rows, x += rows * C, out += rows * C) {
+        const pvt_real *from = inverse && stages ? out : x;
+        rows = PVTI_MIN(n, 4);
+        for (int64_t i = 0; inverse && stages && i < rows * C; i += m)
+            pvti_hadamard_stages(out + i, x + i, m, pass);
+        if (pass == 8)
+            pvti_rotate_eights(out, from, rows, C, scale, key, inverse);
+        else if (pass == 32)
+            pvti_rotate_thirties(out, from, rows, C, scale, key, inverse);
+        else
+            pvti_rotate_sixties(out, from, rows, C, scale, key, inverse);
+        for (int64_t i = 0; !inverse && stages && i < rows * C; i += m)
+            pvti_hadamard_stages(out + i, out + i, m, pass);
+    }
+}
+
+/* n rows; key: mix(side). */
 PVTI_INLINE void pvti_rotate(pvt_real *out, const pvt_real *x, int64_t n, int64_t C, uint64_t key,
                              bool inverse)
 {
-    int64_t m = pvti_rotation_block(C), rows;
-    pvt_real scale = pvti_rotation_scale(m);
-    for (; n > 0; n -= rows, x += rows * C, out += rows * C) {
-        const pvt_real *from = inverse ? out : x;
-        rows = m < 8 ? 1 : PVTI_MIN(n, 4);
-        if (m < 8) pvti_rotate_small(out, x, C, key, inverse);
-        if (m < 8) continue;
-        if (inverse && out != x) memcpy(out, x, (size_t)(rows * C) * sizeof *out);
-        for (int64_t i = 0; inverse && i < rows * C; i += m)
-            pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
-        if (m < 32 && inverse) pvti_rotate_eights(out, from, rows, C, scale, key, true);
-        else if (m < 32) pvti_rotate_eights(out, from, rows, C, scale, key, false);
-        else if (inverse) pvti_rotate_thirties(out, from, rows, C, scale, key, true);
-        else pvti_rotate_thirties(out, from, rows, C, scale, key, false);
-        for (int64_t i = 0; !inverse && i < rows * C; i += m)
-            pvti_hadamard_stages(out + i, m, m < 32 ? 8 : 32);
-    }
+    if (pvti_rotation_block(C) < 8)
+        for (int64_t r = 0; r < n; r++) pvti_rotate_small(out + r * C, x + r * C, C, key, inverse);
+    else if (inverse)
+        pvti_rotate_rows(out, x, n, C, key, true);
+    else
+        pvti_rotate_rows(out, x, n, C, key, false);
 }
 
 /* Some columns of rows r0 … r0+m−1, which are a block; rows ld apart. */

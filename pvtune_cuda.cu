@@ -13,13 +13,13 @@
     so small differs in rounding. One stream, one arena; no op of a step allocates. Errors stick (section
     device of pvtune.h).
 
-    WHAT IS HERE. Every function of the table, for every representation of the header but iq2_s, and dense
-    weights in F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0; those in IQ and TQ blocks come over as F32.
-    Codebooks are calibrated here, other formats fit on the host. Refused, with a sentence that sticks: iq2_s,
-    heads of attention beyond 256, pvt_real = double; a step that changes more than 268 million groups of a weight, or sorts so
-    many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM), and weights of 2^32 groups. With compute_bf16 products and attention of 16 rows and more run on tensor
-    cores (sm_80 and later), all else on plain multiply-adds. None of this has run on a GPU yet; bench/CUDA.md
-    has what is known without one.
+    WHAT IS HERE. Every function of the table, for every representation of the header, and dense weights in
+    F32, F16, BF16, Q4_0 … Q8_0, Q2_K … Q6_K and Q2_0; those in IQ and TQ blocks come over as F32. Codebooks
+    are calibrated here, other formats fit on the host. Refused, with a sentence that sticks: heads of attention
+    beyond 256, pvt_real = double; a step that changes more than 268 million groups of a weight, or sorts so
+    many of one with codebooks (4,096 to each KiB of PVT_CUDA_ROOM), and weights of 2^32 groups. With
+    compute_bf16 products and attention of 16 rows and more run on tensor cores (sm_80 and later), all else on
+    plain multiply-adds. None of this has run on a GPU yet; bench/CUDA.md has what is known without one.
 
     WITHOUT A GPU this very file compiles as C++ with tests/cuda_shim.h, and `make test` runs it so.
 
@@ -142,7 +142,7 @@ typedef struct pvti_cuda {
     char *room;        /* PVT_CUDA_ROOM bytes */
     uint64_t *pairs[2]; /* to sort codes: [room_pairs] each */
     int64_t room_pairs;
-    float *e8p, *iq2[2]; /* points of fixed grids: [256, 8], [256, 8], [512, 8] magnitudes */
+    float *e8p, *iq2[3]; /* points of fixed grids: [256, 8]; [256, 8], [512, 8], [1024, 8] magnitudes */
 } pvti_cuda;
 
 static void pvti_fail_with(pvti_cuda *s, pvt_result result, const char *sentence)
@@ -511,7 +511,7 @@ typedef struct pvti_view {
     int kind, dtype;      /* dtype: of a dense one */
     int M, K, ig, wide;   /* ig: the format's; wide: codes of 16 bits */
     int gog, gig;         /* the tile of weights that one group covers */
-    int pairs, kept;      /* iq2_xs: factors in an array; bits of codes that a search leaves */
+    int bits, kept;       /* iq2: of a point's number, 8, 9 or 10; bits of codes that a search leaves */
     bool whole;           /* eight neighbours from a multiple of 8 on share a scale, and are read at once */
     float origin;         /* of signed integers */
     int64_t O, I, GI, groups;
@@ -519,7 +519,7 @@ typedef struct pvti_view {
     void *codes;           /* dense: the numbers */
     const float *points;   /* aqlm: codebooks [M, K, gog, gig]; higgs: grid; e8p, iq2: magnitudes [K, 8] */
     float *scales;
-    const float *extra;    /* int: zeros; iq2_xs: pairs of factors */
+    const float *extra;    /* int: zeros; iq2 of nine bits: pairs of factors */
 } pvti_view;
 
 /* Rows and columns are below 2³¹: divided in 32 bits, in a tenth of the time and without a call. */
@@ -622,11 +622,16 @@ static __device__ const float pvti_nf4_levels[16] = {
     0.07958029955625534f,  0.16093020141124725f,  0.24611230194568634f, 0.33791524171829224f,
     0.44070982933044434f,  0.5626170039176941f,   0.7229568362236023f,  1.0f};
 PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
-PVTI_DEVICE int pvti_iq2_bits(const pvti_view &w) { return w.pairs ? 9 : 8; }
+/* The code of a group of a vector grid; iq2 of ten bits has two, the lower half first. */
+PVTI_DEVICE int pvti_point_code(const pvti_view &w, int64_t group)
+{
+    if (w.M == 1) return pvti_code(w, group);
+    return pvti_code(w, 2 * group) | pvti_code(w, 2 * group + 1) << w.bits;
+}
 
 /* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is
    added. e8p: pattern · 256 + seven signs · 2 + shift, number 0 the highest; iq2: seven signs above the
-   point's number. The eighth sign makes the parity. */
+   point's number. The eighth sign makes the parity; iq2 of ten bits has all eight. */
 typedef struct pvti_signed {
     const float *a;
     unsigned minus;
@@ -634,11 +639,12 @@ typedef struct pvti_signed {
 } pvti_signed;
 PVTI_DEVICE pvti_signed pvti_signed_of(const pvti_view &w, int code)
 {
-    int bits = pvti_iq2_bits(w), total = 0;
-    unsigned signs = (unsigned)code >> (w.kind == PVTI_E8P ? 1 : bits) & 127u;
-    pvti_signed p = {w.points + (w.kind == PVTI_E8P ? code >> 8 : code & ((1 << bits) - 1)) * 8, 0, 0};
-    p.minus = signs |= (unsigned)(__popc(signs) & 1) << 7;
-    if (w.kind != PVTI_E8P) return p;
+    bool e8p = w.kind == PVTI_E8P;
+    int total = 0;
+    unsigned signs = (unsigned)code >> (e8p ? 1 : w.bits) & (w.M > 1 ? 255u : 127u);
+    pvti_signed p = {w.points + (e8p ? code >> 8 : code & ((1 << w.bits) - 1)) * 8, 0, 0};
+    p.minus = signs |= w.M > 1 ? 0 : (unsigned)(__popc(signs) & 1) << 7;
+    if (!e8p) return p;
     for (int i = 0; i < 8; i++) total += (int)(p.a[i] + p.a[i]); /* odd patterns: 2 mod 4 */
     signs ^= (unsigned)(total / 2 & 1) << 7;
     for (int i = 0; i < 8; i++) p.minus = p.minus >> 1 | (signs >> (7 - i) & 1) << 7;
@@ -653,7 +659,9 @@ PVTI_DEVICE float pvti_signed_at(const pvti_signed &p, int d)
 PVTI_DEVICE float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
     int t = 0;
-    if (w.pairs) {
+    if (w.bits == 10) {
+        for (int i = 0; i < 2; i++) t |= (pvti_point_code(w, (group & ~(int64_t)1) + i) >> 18 & 3) << 2 * i;
+    } else if (w.bits == 9) {
         float pair = w.extra[group / 4];
         t = (pair >= 0 && pair < 256 ? (int)pair : 0) >> group / 2 % 2 * 4 & 15;
     } else {
@@ -698,7 +706,7 @@ PVTI_DEVICE float pvti_entry(const pvti_view &w, int64_t row, int64_t col)
     case PVTI_NF4: return pvti_nf4_level(pvti_code(w, at));
     default: at = row * w.GI + pvti_over(col, w.gig); /* a vector grid's */
     }
-    return pvti_point(w, pvti_code(w, at), (int)pvti_rest(col, w.gig));
+    return pvti_point(w, pvti_point_code(w, at), (int)pvti_rest(col, w.gig));
 }
 /* One weight of Ŵ. */
 PVTI_DEVICE float pvti_number(const pvti_view &w, int64_t row, int64_t col)
@@ -728,7 +736,7 @@ PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, floa
             for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
         }
     } else if (w.gig == 8) {
-        pvti_signed point = pvti_signed_of(w, pvti_code(w, group) & ~w.kept);
+        pvti_signed point = pvti_signed_of(w, pvti_point_code(w, group) & ~w.kept);
         for (int j = 0; j < 8; j++) out[j] = pvti_signed_at(point, j);
     } else {
         uint64_t codes = *(const uint64_t *)(const void *)((const uint8_t *)w.codes + row * w.I + col);
@@ -757,6 +765,11 @@ PVTI_DEVICE void pvti_run(const pvti_view &w, int64_t row, int64_t col, int n, f
 }
 /* ---- from the host's weight ---- */
 
+static void pvti_view_iq2(pvti_cuda *s, pvti_view *w, int bits, int halves, int kept)
+{
+    w->kind = PVTI_IQ2, w->gig = 8, w->block = 256, w->bits = bits, w->M = halves, w->kept = kept;
+    w->points = s->iq2[bits - 8];
+}
 static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w)
 {
     const pvt_format *f = &weight->format;
@@ -776,10 +789,9 @@ static bool pvti_view_codes(pvti_cuda *s, const pvt_weight *weight, pvti_view *w
         w->points = (const float *)weight->array[2];
         break;
     case PVT_FORMAT_E8P: w->kind = PVTI_E8P, w->gig = 8, w->block = w->I, w->points = s->e8p; break;
-    case PVT_FORMAT_IQ2_XXS: case PVT_FORMAT_IQ2_XS:
-        w->kind = PVTI_IQ2, w->gig = 8, w->block = 256, w->pairs = f->kind == PVT_FORMAT_IQ2_XS;
-        w->points = s->iq2[w->pairs], w->kept = w->pairs ? 0 : 0x8000;
-        break;
+    case PVT_FORMAT_IQ2_XXS: pvti_view_iq2(s, w, 8, 1, 0x8000); break;
+    case PVT_FORMAT_IQ2_XS: pvti_view_iq2(s, w, 9, 1, 0); break;
+    case PVT_FORMAT_IQ2_S: pvti_view_iq2(s, w, 10, 2, 3 << 18); break;
     default: return false;
     }
     w->K = f->entries > 0 ? f->entries : 1 << f->bits;
@@ -2525,9 +2537,10 @@ PVTI_DEVICE double pvti_code_cost(const pvti_view &w, const float *x, int code)
     }
     return sum;
 }
-/* A pattern of magnitudes a with the signs of y, or where their number has the wrong parity, with the one
-   turned that costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. first: the bit of number 0. */
-PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, bool high_first,
+/* A pattern of magnitudes a with the signs of y, or where their number has not the parity asked for (−1: any
+   will do), with the one turned that costs the least: ‖a‖² − 2·Σ|y|·a + 4·min |y|·a. high_first: number 0's
+   bit is the highest. */
+PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, int parity, bool high_first,
                                     unsigned *minus)
 {
     double score = 0, norm = 0, least = INFINITY;
@@ -2539,41 +2552,42 @@ PVTI_DEVICE double pvti_signed_cost(const float *a, const double *y, bool odd, b
         if (part < least) least = part, weakest = d;
         *minus |= (unsigned)(y[d] < 0) << (high_first ? 7 - d : d);
     }
-    if ((__popc(*minus) & 1) == (int)odd) return norm - 2 * score;
+    if (parity < 0 || (__popc(*minus) & 1) == parity) return norm - 2 * score;
     *minus ^= 1u << (high_first ? 7 - weakest : weakest);
     return norm - 2 * (score - 2 * least);
 }
 /*  e8p with its two shifts, and iq2: all patterns, each with its best signs; of that of the code to be left
-    out (−1: none is) all signs but those. Candidates are pattern·256 + signs·2 + shift, which is e8p's code;
-    of equals the lowest wins. */
+    out (−1: none is) all signs but those. Candidates are pattern · signs + those, of equals the lowest wins;
+    e8p's, whose signs have the shift as their lowest bit, are its codes. */
 PVTI_DEVICE int pvti_signed_nearest(const pvti_view &w, const float *x, int not_this)
 {
     bool e8p = w.kind == PVTI_E8P;
-    int points = 1 << pvti_iq2_bits(w), step = e8p ? 2 : points, same = e8p ? 0xff01 : points - 1;
-    pvti_best best = {INFINITY, not_this == 0};
-    for (int shift = 0; shift < (e8p ? 2 : 1); shift++) {
+    int points = e8p ? 256 : 1 << w.bits, signs = e8p || w.M > 1 ? 256 : 128, shifts = e8p ? 2 : 1;
+    int same = e8p ? not_this >> 8 : not_this & (points - 1), same_shift = e8p ? not_this & 1 : 0;
+    pvti_best best = {INFINITY, 0};
+    for (int shift = 0; shift < shifts; shift++) {
         double y[8], delta = !e8p ? 0 : shift ? 0.25 : -0.25, total = 0;
         for (int d = 0; d < 8; d++) y[d] = (double)x[d] - delta, total += (double)x[d];
         for (int i = 0; i < points; i++) {
             const float *a = w.points + i * 8;
-            int first = e8p ? i << 8 | shift : i; /* its codes go on from here by `step` */
             float sum = 0;
             unsigned minus;
             for (int d = 0; d < 8; d++) sum += a[d];
-            bool all = not_this >= 0 && (not_this & same) == first;
+            bool all = not_this >= 0 && i == same && shift == same_shift;
             if (!all) {
-                double cost = pvti_signed_cost(a, y, e8p && ((int)sum & 1), e8p, &minus) - 2 * delta * total;
-                pvti_offer(&best, cost, i << 8 | (int)(minus & 127) << 1 | shift);
+                int parity = w.M > 1 ? -1 : e8p && ((int)sum & 1);
+                double cost = pvti_signed_cost(a, y, parity, e8p, &minus) - 2 * delta * total;
+                int stored = e8p ? (int)(minus & 127) << 1 | shift : (int)minus & (signs - 1);
+                pvti_offer(&best, cost, i * signs + stored);
             }
-            for (int signs = 0; all && signs < 128; signs++) {
-                int code = first + signs * step;
-                if (code == not_this) continue;
+            for (int k = shift; all && k < signs; k += shifts) {
+                int code = e8p ? i << 8 | k : i | k << w.bits;
                 double cost = pvti_code_cost(w, x, code) - 8 * delta * delta;
-                pvti_offer(&best, cost, i << 8 | signs << 1 | shift);
+                if (code != not_this) pvti_offer(&best, cost, i * signs + k);
             }
         }
     }
-    return e8p ? best.code : best.code >> 8 | (best.code >> 1 & 127) * points;
+    return e8p ? best.code : best.code / signs | best.code % signs << w.bits;
 }
 /* The nearest of all codes but not_this; −1: of all. */
 PVTI_DEVICE int pvti_points_nearest(const pvti_view &w, const float *x, int not_this)
@@ -2601,7 +2615,7 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
     if (k >= a.n) return;
     group = a.groups ? a.groups[k] : k;
     float scale = pvti_unit(w, group / w.GI, group % w.GI * w.gig);
-    int old = pvti_code(w, group), now = old & ~w.kept, code;
+    int old = pvti_point_code(w, group), now = old & ~w.kept, code;
     for (int d = 0; d < w.gig; d++) { /* in units of the scale, and never beyond all measure */
         float y = a.target[group * w.gig + d] / scale;
         x[d] = fabsf(y) <= 1e15f ? y : y > 0 ? 1e15f : y < 0 ? -1e15f : 0;
@@ -2613,10 +2627,12 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
         if (pvti_draw_second(a, group, pvti_points_distance(w, x, code), pvti_points_distance(w, x, second)))
             code = second;
     }
-    a.codes[k] = (uint16_t)(code | (old & w.kept));
+    code |= old & w.kept;
+    a.codes[k * w.M] = (uint16_t)(w.M > 1 ? code & 1023 : code);
+    if (w.M > 1) a.codes[k * w.M + 1] = (uint16_t)(code >> 10);
     for (int d = 0; d < w.gig; d++) now_point[d] = pvti_point(w, now, d);
     if (a.change)
-        a.change[k] = (float)((double)scale * (double)scale * pvti_points_distance(w, now_point, code));
+        a.change[k] = (float)((double)scale * (double)scale * pvti_points_distance(w, now_point, code & ~w.kept));
 }
 
 /* ---- codebooks ----
@@ -3266,6 +3282,7 @@ static void pvti_op_weight_search(void *state, pvt_weight *weight, const float *
 typedef struct pvti_fixed_grid {
     const char *format;
     int n, step, first; /* code of point i: first + i·step */
+    int halves;         /* numbers of a code in the array, the others 0 */
     float scale, shift; /* scale: what makes it 1; shift: what points have beside magnitudes */
 } pvti_fixed_grid;
 
@@ -3276,11 +3293,11 @@ static pvt_result pvti_grid_points(pvt_ctx *ctx, const pvti_fixed_grid *g, float
     pvt_array arrays[PVT_MAX_ARRAYS];
     pvt_weight w;
     int count;
-    uint16_t codes[512];
-    float scales[512], factors[512] = {};
+    uint16_t codes[2048] = {};
+    float scales[1024], factors[1024] = {};
     pvt_result result = pvt_format_parse(ctx, g->format, &format);
     if (result == PVT_OK) result = pvt_format_arrays(ctx, &format, g->n * 8 / I, I, arrays, &count);
-    for (int i = 0; i < 512; i++) codes[i] = (uint16_t)(g->first + i * g->step), scales[i] = g->scale;
+    for (int i = 0; i < g->n; i++) codes[i * g->halves] = (uint16_t)(g->first + i * g->step), scales[i] = g->scale;
     arrays[0].data = codes, arrays[1].data = scales, arrays[2].data = factors;
     if (result == PVT_OK)
         result = pvt_weight_from_arrays(ctx, &format, g->n * 8 / I, I, arrays, count, g->format, &w);
@@ -3292,15 +3309,16 @@ static pvt_result pvti_grid_points(pvt_ctx *ctx, const pvti_fixed_grid *g, float
 }
 static pvt_result pvti_grids(pvti_cuda *s)
 {
-    static const pvti_fixed_grid grids[3] = {{"e8p", 256, 256, 1, 1, 0.25f}, /* signs 0, shift 1 */
-                                             {"iq2_xxs", 256, 1, 0, 8, 0},   /* d·(0 + ½)/4 is 1 */
-                                             {"iq2_xs", 512, 1, 0, 8, 0}};
-    float **to[3] = {&s->e8p, &s->iq2[0], &s->iq2[1]}, points[512 * 8];
+    static const pvti_fixed_grid grids[4] = {{"e8p", 256, 256, 1, 1, 1, 0.25f}, /* signs 0, shift 1 */
+                                             {"iq2_xxs", 256, 1, 0, 1, 8, 0},   /* d·(0 + ½)/4 is 1 */
+                                             {"iq2_xs", 512, 1, 0, 1, 8, 0},
+                                             {"iq2_s", 1024, 1, 0, 2, 8, 0}};
+    float **to[4] = {&s->e8p, &s->iq2[0], &s->iq2[1], &s->iq2[2]}, points[1024 * 8];
     pvt_ctx_desc plain = {};
     pvt_ctx *ctx;
     plain.n_threads = 1;
     pvt_result result = pvt_ctx_create(&plain, &ctx);
-    for (int i = 0; result == PVT_OK && i < 3; i++) {
+    for (int i = 0; result == PVT_OK && i < 4; i++) {
         int64_t bytes = grids[i].n * 8 * (int64_t)sizeof *points;
         result = pvti_grid_points(ctx, &grids[i], points);
         *to[i] = result == PVT_OK ? (float *)pvti_take(s, bytes) : NULL;

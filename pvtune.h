@@ -684,8 +684,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     before; no other function of this section waits.
 
     With a device the following say UNSUPPORTED: what pvt_allocate wants to know (pvt_model_alpha, _errors,
-    _feedback), surrogates, a head in q8. Do them in a context without
-    one; pvt_model_copy brings a model from one memory to the other. */
+    _feedback), a head in q8. Do them in a context without one; pvt_model_copy brings a model from one memory
+    to the other. */
 
 /* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
    pvt_memory_free(ctx, NULL) is allowed. */
@@ -702,8 +702,9 @@ PVT_API void pvt_memory_zero(pvt_ctx *ctx, void *memory, int64_t bytes);
 /* Waits until everything that was asked for is done. Errors: the device's first one. */
 PVT_API pvt_result pvt_ctx_synchronise(pvt_ctx *ctx);
 
-struct pvt_weight; /* of layer 1, and so is pvt_optimizer */
+struct pvt_weight; /* of layer 1, and so are the others */
 struct pvt_optimizer;
+struct pvt_pv_desc;
 
 /* One array w [n] that an optimizer moves, with its moments. */
 typedef struct pvt_adam {
@@ -889,6 +890,12 @@ typedef struct pvt_device {
 
     /* Whether ops take dense weights of this pvt_dtype; others come over as pvt_real. NULL: all of them. */
     bool (*decodes)(void *state, int dtype);
+
+    /* QAT of integers, formulas: section surrogates. dT [O, I] = f·dW, host_dvalues as in weight_chain, with
+       the desc's surrogate, temperature and sharpness; T [O, I]: the buffer. NULL: the device has none. */
+    void (*weight_surrogate)(void *state, pvt_real *const *host_dvalues, pvt_real *dT,
+                             const struct pvt_weight *weight, const pvt_real *T, const pvt_real *dW,
+                             const struct pvt_pv_desc *host_desc);
 } pvt_device;
 
 /* The table of an NVIDIA GPU, CUDA's number `ordinal`, 0 … 15. It stands in pvtune_cuda.cu, which nvcc compiles and
@@ -1326,7 +1333,7 @@ typedef struct pvt_pv_desc {
        agree: strategy continuous is "without codes", freeze_values "without codebooks, scales and zeros". */
     unsigned train;
     bool freeze_values;   /* V step alone: codebooks, scales and zeros stay */
-    /* QAT; with a buffer (delta < 1), not on a device; all weights with codes int:BgG, int:BgGs or q2_0 */
+    /* QAT; with a buffer (delta < 1); all weights with codes int:BgG, int:BgGs or q2_0 */
     pvt_surrogate surrogate;
     double surrogate_temperature; /* t of SIGMOID; 0: 4, at which a code that tips has slope 1 */
     double clamp_sharpness;       /* β of the soft clamp of 2410.10849, gates σ(βx); 0: 4; negative: hard */
@@ -1345,7 +1352,8 @@ typedef struct pvt_pv_stats {
 typedef struct pvt_pv pvt_pv;
 /* The desc (NULL: zeroed) with every default filled in: what a pv made with it will do. Needs no context. */
 PVT_API pvt_pv_desc pvt_pv_resolve(const pvt_pv_desc *desc);
-/* desc may be NULL. Errors: ARGUMENT (which field), UNSUPPORTED (a surrogate on a device), MEMORY. */
+/* desc may be NULL. Errors: ARGUMENT (which field), UNSUPPORTED (a surrogate where the device has
+   none), MEMORY. */
 PVT_API pvt_result pvt_pv_create(pvt_ctx *ctx, const pvt_pv_desc *desc, pvt_pv **out);
 PVT_API void pvt_pv_free(pvt_pv *pv);
 /* Before the first step. The weight or the n values at p must outlive the pv; they are updated in place.
@@ -10525,6 +10533,14 @@ static void pvti_weight_chain(pvt_ctx *ctx, pvt_real *const *dvalues, const pvt_
     PVTI_ON_DEVICE(ctx, weight_chain, dvalues, weight, dW);
     weight->kind->chain(ctx, dvalues, weight, dW, room);
 }
+/* The same with the surrogate of desc, and dT, the gradient of the buffer T. */
+static void pvti_weight_surrogate(pvt_ctx *ctx, pvt_real *const *dvalues, pvt_real *dT,
+                                  const pvt_weight *weight, const pvt_real *T, const pvt_real *dW,
+                                  const pvt_pv_desc *desc)
+{
+    PVTI_ON_DEVICE(ctx, weight_surrogate, dvalues, dT, weight, T, dW, desc);
+    weight->kind->surrogate(ctx, dvalues, dT, weight, T, dW, desc);
+}
 
 PVT_API pvt_result pvt_weight_chain(pvt_real *const dvalues[PVT_MAX_ARRAYS], const pvt_weight *weight,
                                     const pvt_real *dW)
@@ -10989,7 +11005,7 @@ static pvt_result pvti_pv_check_training(pvt_ctx *ctx, const pvt_pv_desc *d)
         why = "a surrogate is for the buffer behind codes that move: strategy ste or subspace-ste, delta "
               "below 1, and codes trained";
     if (why) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "pv: %s", why);
-    if (bent && ctx->device)
+    if (bent && ctx->device && !ctx->device->weight_surrogate)
         return pvti_fail(ctx, PVT_ERR_UNSUPPORTED,
                          "pv: surrogates are not implemented on %s: tune there with surrogate none, or in a "
                          "context without a device", ctx->device->name);
@@ -11666,7 +11682,7 @@ static void pvti_pv_p_step(pvt_pv *pv, pvti_pv_entry *e, const pvt_real *dW, pvt
 {
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)
         if (e->dvalues[i]) pvti_zero(pv->ctx, e->dvalues[i], e->adam[i].n);
-    if (dT) e->weight->kind->surrogate(pv->ctx, e->dvalues, dT, e->weight, e->buffer.w, dW, &pv->desc);
+    if (dT) pvti_weight_surrogate(pv->ctx, e->dvalues, dT, e->weight, e->buffer.w, dW, &pv->desc);
     if (pv->desc.freeze_values) return;
     if (!dT) pvti_weight_chain(pv->ctx, e->dvalues, e->weight, dW, pv->chain);
     for (int i = 0; i < PVT_MAX_ARRAYS; i++)

@@ -2150,6 +2150,67 @@ static void pvti_op_weight_chain(void *state, float *const *dvalues, const pvt_w
     }
 }
 
+/* ---- surrogates of rounding: see section surrogates of pvtune.h ---- */
+
+typedef struct pvti_bend {
+    int surrogate;
+    double temperature, sharpness; /* sharpness: of the clamp, not above 0: hard */
+} pvti_bend;
+
+PVTI_DEVICE double pvti_gate(double x) { return 1 / (1 + exp(fmin(fmax(-x, -700.0), 700.0))); }
+/* ρ at c. */
+PVTI_DEVICE double pvti_rounding_slope(const pvti_bend &b, double c)
+{
+    double r = c - (double)(int64_t)c + (c < 0), apart = fabs(2 * r - 1), gate;
+    switch (b.surrogate) {
+    case PVT_SURROGATE_SIGMOID:
+        gate = pvti_gate(b.temperature * (r - 0.5));
+        return b.temperature * gate * (1 - gate);
+    case PVT_SURROGATE_ROOT: return apart > 0.01 ? fmin(3.0, 0.2 * pow(apart, -0.8)) : 3;
+    default: return 1;
+    }
+}
+/* f = ρ·κ at u, for codes 0 … n. */
+PVTI_DEVICE double pvti_surrogate_slope(const pvti_bend &b, double u, double n)
+{
+    double beyond = b.surrogate == PVT_SURROGATE_IDENTITY ? 0.5 : 0;
+    if (!(b.sharpness > 0)) return u >= -beyond && u <= n + beyond ? pvti_rounding_slope(b, u) : 0;
+    if (!(fabs(u) < 1e6)) return 0;
+    double low = pvti_gate(b.sharpness * u), high = pvti_gate(b.sharpness * (n - u));
+    double dlow = b.sharpness * low * (1 - low), dhigh = b.sharpness * high * (1 - high);
+    double kappa = low * high + dlow * u * high + dhigh * (n - u * low);
+    return kappa * pvti_rounding_slope(b, u * low * high + n * (1 - high));
+}
+/* A warp to a group: dT = G·f, ds += Σ G·((q − z) − f·T/s), dz += s·Σ G·(f − 1). Limit: the bytes of T, dW
+   and dT. */
+PVTI_KERNEL pvti_k_surrogate(float *dscales, float *dzeros, float *dT, pvti_view w, const float *T,
+                             const float *dW, pvti_bend b)
+{
+    int64_t g = PVTI_INDEX / 32;
+    double along = 0, across = 0;
+    if (g >= w.O * w.blocks) return; /* the whole warp */
+    double s = (double)w.scales[g], z = w.kind == PVTI_INT ? (double)w.extra[g] : (double)w.origin;
+    for (int64_t k = g * w.ig + threadIdx.x % 32; k < (g + 1) * w.ig; k += 32) {
+        double G = (double)dW[k], units = s != 0 ? (double)T[k] / s : 0;
+        double f = s != 0 ? pvti_surrogate_slope(b, units + z, (double)(w.K - 1)) : 0;
+        dT[k] = (float)(G * f);
+        along += G * ((double)pvti_code(w, k) - z - (f != 0 ? f * units : 0));
+        across += G * (f - 1);
+    }
+    along = pvti_warp_sum(along), across = pvti_warp_sum(across);
+    if (threadIdx.x % 32) return;
+    if (dscales) dscales[g] += (float)along;
+    if (dzeros) dzeros[g] += (float)(s * across);
+}
+static void pvti_op_weight_surrogate(void *state, float *const *dvalues, float *dT, const pvt_weight *weight,
+                                     const float *T, const float *dW, const pvt_pv_desc *desc)
+{
+    PVTI_WEIGHT(w, weight);
+    pvti_bend b = {desc->surrogate, desc->surrogate_temperature, desc->clamp_sharpness};
+    PVTI_EACH(s, pvti_k_surrogate, w.O * w.blocks * 32, dvalues[1], w.kind == PVTI_INT ? dvalues[2] : NULL, dT,
+              w, T, dW, b);
+}
+
 // >>optimizer
 /*  Adam and LAMB; formulas: section optimizer of pvtune.h. A block to 8,192 numbers; LAMB's rate stays on
     the GPU. Limit: the bytes of w, g and moments, read and written; LAMB reads twice. */
@@ -3439,7 +3500,7 @@ static pvt_result pvti_op_status(void *state, const char **why)
      pvti_op_group_errors, pvti_op_group_noise, pvti_op_group_select, pvti_op_weight_assign, \
      pvti_op_weight_commit, pvti_op_group_moments, pvti_op_group_return, pvti_op_dot, pvti_op_axpy, \
      pvti_op_product, pvti_op_fit_scales, pvti_op_kmeans_assign, pvti_op_kmeans_sums, pvti_op_search_room, \
-     pvti_op_weight_search, pvti_op_decodes}
+     pvti_op_weight_search, pvti_op_decodes, pvti_op_weight_surrogate}
 static const pvt_device pvti_tables[PVTI_ORDINALS] = {
     PVTI_TABLE(0),  PVTI_TABLE(1),  PVTI_TABLE(2),  PVTI_TABLE(3), PVTI_TABLE(4),  PVTI_TABLE(5),
     PVTI_TABLE(6),  PVTI_TABLE(7),  PVTI_TABLE(8),  PVTI_TABLE(9), PVTI_TABLE(10), PVTI_TABLE(11),

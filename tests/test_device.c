@@ -422,6 +422,12 @@ static bool device_decodes(void *state, int dtype)
     return dtype != PVT_Q4_1;
 }
 
+WEIGHT_OP(weight_surrogate,
+          (void *state, pvt_real *const *dvalues, pvt_real *dT, const pvt_weight *weight, const pvt_real *T,
+           const pvt_real *dW, const pvt_pv_desc *desc),
+          (inside(dT), inside(T), inside(dW), inside(dvalues[1]),
+           w.kind->surrogate(device.plain, dvalues, dT, &w, T, dW, desc)))
+
 static pvt_device table(void)
 {
     pvt_device d;
@@ -440,6 +446,7 @@ static pvt_device table(void)
     SET(group_noise), SET(group_select), SET(weight_assign), SET(weight_commit);
     SET(group_moments), SET(group_return), SET(dot), SET(axpy), SET(product), SET(fit_scales);
     SET(kmeans_assign), SET(kmeans_sums), SET(search_room), SET(weight_search), SET(decodes);
+    SET(weight_surrogate);
 #undef SET
     return d;
 }
@@ -884,6 +891,30 @@ static void test_tune(const char *dir)
     tune_both(&desc, dir);
 }
 
+/* Gradients that see the rounding, of integers. */
+static void test_surrogates(const char *dir)
+{
+    pvt_model *mixed[2] = {student[0], student[1]};
+    pvt_quantize_desc q;
+    pvt_tune_desc desc;
+    memset(&q, 0, sizeof q), memset(&desc, 0, sizeof desc);
+    q.samples = 4, q.ctx = CTX, q.finetune_epochs = -1;
+    desc.steps = 2, desc.batch = 2, desc.ctx = CTX, desc.eval_every = -1, desc.pv.codes.lr = 0.5;
+    desc.pv.strategy = PVT_STRATEGY_STE;
+    CHECK_OK(host, pvt_format_parse(host, "had:int:2g8", &q.format));
+    CHECK_OK(host, pvt_model_copy(host, teacher[0], &student[0]));
+    CHECK_OK(host, pvt_quantize(student[0], &corpus, &q));
+    CHECK_OK(there, pvt_model_copy(there, student[0], &student[1]));
+    for (int surrogate = PVT_SURROGATE_IDENTITY; surrogate <= PVT_SURROGATE_ROOT; surrogate++) {
+        desc.pv.surrogate = (pvt_surrogate)surrogate;
+        desc.pv.clamp_sharpness = surrogate == PVT_SURROGATE_IDENTITY ? -1 : 0;
+        tune_both(&desc, dir);
+    }
+    desc.pv.train = PVT_TRAIN_ALL & ~PVT_TRAIN_VALUES;
+    tune_both(&desc, dir);
+    for (int i = 0; i < 2; i++) pvt_model_free(student[i]), student[i] = mixed[i];
+}
+
 /* ---- files ---- */
 
 static void test_files(const char *dir)
@@ -990,13 +1021,13 @@ static pvt_quantize_desc quantize_desc(const char *format)
 
 /* Blocks run on the device, which fits codebooks; other weights are fit beside it: a model of the processor's bits. With a checkpoint the
    second time goes on from the first's files; another context's are refused. */
-static void test_quantize(const char *dir, const char *format, bool finetune, pvt_strategy strategy)
+static void test_quantize(const char *dir, const char *format, bool finetune, pvt_strategy strategy, pvt_surrogate surrogate)
 {
     pvt_model *made[2], *again;
     pvt_quantize_desc q = quantize_desc(format);
     pvt_pv_desc pv;
     memset(&pv, 0, sizeof pv);
-    pv.strategy = strategy, pv.codes.lr = 1e-2, q.finetune = &pv;
+    pv.strategy = strategy, pv.surrogate = surrogate, pv.codes.lr = 1e-2, q.finetune = &pv;
     char command[600];
     int64_t held = device.held;
     if (!finetune) q.finetune_epochs = -1;
@@ -1091,8 +1122,10 @@ static void test_refusals(void)
     pvt_pv *pv = NULL;
     memset(&qat, 0, sizeof qat);
     qat.surrogate = PVT_SURROGATE_IDENTITY;
+    guarded.weight_surrogate = NULL;
     CHECK(pvt_pv_create(there, &qat, &pv) == PVT_ERR_UNSUPPORTED && !pv);
     CHECK(strstr(pvt_ctx_error(there), "surrogates are not implemented on") != NULL);
+    guarded.weight_surrogate = device_weight_surrogate;
     CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
     CHECK_OK(there, pvt_model_prepare(student[1], false));
     CHECK(pvt_tuner_create(student[1], teacher[0], &corpus, &desc, &tuner) == PVT_ERR_MISMATCH);
@@ -1170,7 +1203,7 @@ static void test_failures(void)
 static void test_coverage(void)
 {
     size_t first = offsetof(pvt_device, open) / sizeof(void *), last = sizeof(pvt_device) / sizeof(void *);
-    CHECK(last - first == 61 && device.strays == 0);
+    CHECK(last - first == 62 && device.strays == 0);
     for (size_t i = first; i < last; i++) {
         if (device.calls[i] == 0 && i != offsetof(pvt_device, close) / sizeof(void *))
             printf("op %d of the table was not called\n", (int)(i - first));
@@ -1199,15 +1232,18 @@ int main(void)
     test_use();
     test_logits();
     test_tune(dir);
+    test_surrogates(dir);
     test_files(dir);
     test_unpack();
     test_fit("aqlm:2x4g4", true, 1, true), test_fit("aqlm:2x4g4", true, 3, true), test_fit("aqlm:2x3g4o2", true, 2, true);
     test_fit("aqlm:3x9g8", false, 1, true), test_fit("had2:aqlm:1x4g8", true, 1, true), test_fit("int:2g8", true, 1, false);
     guarded.weight_search = NULL, test_fit("aqlm:2x4g4", true, 1, false), guarded = table();
-    test_quantize(dir, "aqlm:2x5g4", true, PVT_STRATEGY_CONTINUOUS);
-    test_quantize(dir, "had:int:3g8", true, PVT_STRATEGY_STE);
-    test_quantize(dir, "aqlm:2x4g8", true, PVT_STRATEGY_SUBSPACE_STE);
-    test_quantize(dir, "int:2g8", false, PVT_STRATEGY_CONTINUOUS), test_quantize(dir, "had2:e8p", true, PVT_STRATEGY_CONTINUOUS);
+    test_quantize(dir, "aqlm:2x5g4", true, PVT_STRATEGY_CONTINUOUS, PVT_SURROGATE_NONE);
+    test_quantize(dir, "had:int:3g8", true, PVT_STRATEGY_STE, PVT_SURROGATE_NONE);
+    test_quantize(dir, "had:int:3g8", true, PVT_STRATEGY_STE, PVT_SURROGATE_SIGMOID);
+    test_quantize(dir, "aqlm:2x4g8", true, PVT_STRATEGY_SUBSPACE_STE, PVT_SURROGATE_NONE);
+    test_quantize(dir, "int:2g8", false, PVT_STRATEGY_CONTINUOUS, PVT_SURROGATE_NONE);
+    test_quantize(dir, "had2:e8p", true, PVT_STRATEGY_CONTINUOUS, PVT_SURROGATE_NONE);
     test_quantize_failures();
     test_refusals();
     test_no_memory();

@@ -683,9 +683,8 @@ PVT_API void pvt_mse_backward(pvt_ctx *ctx, pvt_real *da, const pvt_real *a, con
     later call that can fail returns it. pvt_memory_read and pvt_ctx_synchronise wait for all that was asked
     before; no other function of this section waits.
 
-    With a device the following say UNSUPPORTED: what pvt_allocate wants to know (pvt_model_alpha, _errors,
-    _feedback), a head in q8. Do them in a context without one; pvt_model_copy brings a model from one memory
-    to the other. */
+    With a device a head in q8 and saving a list of weights are UNSUPPORTED: do that in a context without one.
+    pvt_model_copy brings a model from one memory to the other. */
 
 /* Zeroed bytes of the context's memory, aligned to 64 or more; NULL, with the sentence in ctx: there is none.
    pvt_memory_free(ctx, NULL) is allowed. */
@@ -2086,7 +2085,7 @@ typedef struct pvt_alpha_desc {
 /*  alpha [pvt_model_tensors], in nats per token: of matrices; of vectors 0. corpus NULL: on ids drawn evenly from
     the vocabulary, for which only the noise with KL has a meaning. The model is dense, and only read. desc may
     be NULL. Progress: phase "alpha". Errors: ARGUMENT (a text too short; codes in the model; noise outside
-    0 … 1; what asks for a text has none), UNSUPPORTED (a device), NUMERIC, MEMORY, CANCELLED. */
+    0 … 1; what asks for a text has none), NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *corpus, const pvt_alpha_desc *desc,
                                    double *alpha);
 
@@ -3102,6 +3101,9 @@ static pvt_result pvti_device_check(pvt_ctx *ctx)
     if (result == PVT_OK) return PVT_OK;
     return pvti_fail(ctx, result, "%s: %s", ctx->device->name, why ? why : pvt_result_text(result));
 }
+
+/* Where a context's work in the host's memory is done. */
+static PVTI_UNUSED pvt_ctx *pvti_host_of(pvt_ctx *ctx) { return ctx->device ? ctx->host : ctx; }
 
 /* For what a device does not do yet. */
 static PVTI_UNUSED pvt_result pvti_host_only(pvt_ctx *ctx, const char *what)
@@ -15294,7 +15296,7 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
     pvt_ctx *ctx = model->ctx;
     pvti_quantizer z;
     memset(&z, 0, sizeof z);
-    z.ctx = ctx->device ? ctx->host : ctx, z.run = ctx;
+    z.ctx = pvti_host_of(ctx), z.run = ctx;
     z.model = z.there = model;
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_quantizer_check(&z, corpus));
@@ -15311,7 +15313,7 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
 /* ---- α ---- */
 
 typedef struct pvti_alpha {
-    pvt_ctx *ctx;
+    pvt_ctx *ctx, *host; /* the model's; what works in the host's memory: the same, without a device */
     const pvt_model *model;
     const char *what;    /* whom errors name: "alpha", "feedback" */
     pvt_model *copy;     /* dense in pvt_real, to add noise to */
@@ -15320,7 +15322,7 @@ typedef struct pvti_alpha {
     int64_t B, T;        /* sequences and their length */
     int32_t *ids;        /* [B, T] */
     double *squares;     /* [tensors] Σ_s ‖∂φ_s/∂W_l‖² */
-    pvt_real *W;         /* the tensor at work as it was */
+    pvt_real *W, *noisy; /* the tensor at work as it was, and with noise; on the host */
     int64_t done, total;
 } pvti_alpha;
 
@@ -15328,7 +15330,6 @@ static pvt_result pvti_alpha_check(pvti_alpha *z, const pvt_corpus *corpus)
 {
     const pvt_model_config *c = &z->model->config;
     bool noise = z->desc.method == PVT_ALPHA_NOISE;
-    PVTI_TRY(pvti_host_only(z->ctx, "measuring what errors cost"));
     if (z->desc.noise == 0) z->desc.noise = 0.1;
     if (!noise && z->desc.method != PVT_ALPHA_GRADIENT)
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT, "%s: the method is none", z->what);
@@ -15376,11 +15377,31 @@ static pvt_result pvti_alpha_ids(pvti_alpha *z, const pvt_corpus *corpus)
     return PVT_OK;
 }
 
+/* The numbers of a matrix on the host. */
+static pvt_result pvti_numbers_here(pvt_ctx *ctx, pvt_real *out, const pvt_weight *w)
+{
+    int64_t n = w->O * w->I;
+    pvt_real *there = ctx->device ? PVTI_MEMORY(ctx, pvt_real, n) : out;
+    if (!there) return PVT_ERR_MEMORY;
+    pvt_weight_dequantize(w, there);
+    if (!ctx->device) return PVT_OK;
+    pvt_result result = pvt_memory_read(ctx, out, there, n * (int64_t)sizeof *out);
+    pvt_memory_free(ctx, there);
+    return result;
+}
+
 static pvt_result pvti_alpha_sink(void *user, int64_t tensor, const pvt_real *dW)
 {
     pvti_alpha *z = (pvti_alpha *)user;
+    int64_t n = pvt_model_tensor(z->model, tensor).n;
+    const pvt_real *here = (const pvt_real *)pvti_fetch(z->ctx, dW, n * (int64_t)sizeof *dW);
     double square;
-    pvti_sumsq(&square, dW, pvt_model_tensor(z->model, tensor).n);
+    if (!here) {
+        PVTI_TRY(pvti_device_check(z->ctx));
+        return PVT_ERR_MEMORY;
+    }
+    pvti_sumsq(&square, here, n);
+    pvti_fetch_end(z->ctx, here);
     z->squares[tensor] += square;
     return PVT_OK;
 }
@@ -15406,7 +15427,7 @@ static pvt_result pvti_alpha_gradient(pvti_alpha *z, double *alpha)
         pvt_tensor_info t = pvt_model_tensor(z->model, i);
         double square;
         if (!t.weight) continue;
-        pvt_weight_dequantize(t.weight, z->W);
+        PVTI_TRY(pvti_numbers_here(z->ctx, z->W, t.weight));
         pvti_sumsq(&square, z->W, t.n);
         alpha[i] = square / (double)t.n / 2 * z->squares[i] / (double)tokens;
         if (!(alpha[i] - alpha[i] == 0))
@@ -15464,18 +15485,19 @@ static pvt_result pvti_alpha_tensor(pvti_alpha *z, int64_t i, double base, doubl
 {
     pvt_tensor_info t = pvt_model_tensor(z->copy, i);
     pvt_real *numbers = (pvt_real *)t.weight->array[0];
+    int64_t bytes = t.n * (int64_t)sizeof *numbers;
     double square, above = 0, below = 0;
-    pvt_result result = PVT_OK;
+    pvt_result result = pvt_memory_read(z->ctx, z->W, numbers, bytes);
     pvti_noise a;
-    memcpy(z->W, numbers, (size_t)t.n * sizeof *numbers);
     pvti_sumsq(&square, z->W, t.n);
-    a.out = numbers, a.W = z->W, a.seed = z->ctx->seed, a.n = t.n;
+    a.out = z->noisy, a.W = z->W, a.seed = z->ctx->seed, a.n = t.n;
     for (int k = 0; k < 2 && result == PVT_OK; k++) {
         double phi = 0, t_l = z->desc.noise / (k + 1), size = 0;
         a.stream = (uint64_t)(2 * i + k) + ((uint64_t)1 << 40); /* far from the streams of pvt_model_create */
         a.factor = t_l * __builtin_sqrt(square / (double)t.n);
-        pvti_parallel(z->ctx, pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
-        pvti_distance(&size, numbers, z->W, t.n); /* not quite what was meant: few numbers are not evenly normal */
+        pvti_parallel(z->host, pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
+        pvt_memory_write(z->ctx, numbers, z->noisy, bytes);
+        pvti_distance(&size, z->noisy, z->W, t.n); /* not quite what was meant: few are not evenly normal */
         result = pvti_alpha_loss(z, &phi);
         double t2 = square > 0 ? size / square : 0;
         above += (phi - base) * t2, below += t2 * t2;
@@ -15483,7 +15505,7 @@ static pvt_result pvti_alpha_tensor(pvti_alpha *z, int64_t i, double base, doubl
         if (result == PVT_OK)
             result = pvti_report(z->ctx, "alpha", t.name, z->done, z->total, "losses", phi - base);
     }
-    memcpy(numbers, z->W, (size_t)t.n * sizeof *numbers);
+    pvt_memory_write(z->ctx, numbers, z->W, bytes);
     *alpha = below > 0 ? PVTI_MAX(above / below, 0) : 0;
     return result;
 }
@@ -15522,17 +15544,17 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
     pvti_alpha z;
     memset(&z, 0, sizeof z);
     memset(alpha, 0, (size_t)pvt_model_tensors(model) * sizeof *alpha);
-    z.ctx = model->ctx, z.model = model, z.what = "alpha";
+    z.ctx = model->ctx, z.host = pvti_host_of(z.ctx), z.model = model, z.what = "alpha";
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_alpha_check(&z, corpus));
     pvt_result result = pvti_alpha_ids(&z, corpus);
-    if (result == PVT_OK && !(z.W = PVTI_NEW(z.ctx, pvt_real, pvti_largest_matrix(model))))
-        result = PVT_ERR_MEMORY;
-    if (result == PVT_OK)
-        result =
-            z.desc.method == PVT_ALPHA_NOISE ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
+    bool noise = z.desc.method == PVT_ALPHA_NOISE;
+    int64_t largest = pvti_largest_matrix(model);
+    if (result == PVT_OK && !(z.W = PVTI_NEW(z.ctx, pvt_real, largest))) result = PVT_ERR_MEMORY;
+    if (result == PVT_OK && noise && !(z.noisy = PVTI_NEW(z.ctx, pvt_real, largest))) result = PVT_ERR_MEMORY;
+    if (result == PVT_OK) result = noise ? pvti_alpha_noise(&z, alpha) : pvti_alpha_gradient(&z, alpha);
     pvt_run_free(z.run), pvt_run_free(z.plain), pvt_model_free(z.copy);
-    pvti_free(z.ctx, z.ids), pvti_free(z.ctx, z.squares), pvti_free(z.ctx, z.W);
+    pvti_free(z.ctx, z.ids), pvti_free(z.ctx, z.squares), pvti_free(z.ctx, z.W), pvti_free(z.ctx, z.noisy);
     return result;
 }
 
@@ -15569,7 +15591,7 @@ static pvt_result pvti_feedback_of(pvti_quantizer *z, int64_t tensor, const pvt_
     for (int k = 0; k < 2; k++) {
         pvt_fit_stats stats;
         pvt_weight fitted;
-        PVTI_TRY(pvt_weight_fit(z->ctx, z->W, O, I, k ? H : NULL, probe, &fit, &stats, &fitted));
+        PVTI_TRY(pvti_weight_fit(z->ctx, z->run, z->W, O, I, k ? H : NULL, probe, &fit, &stats, &fitted));
         pvt_weight_free(&fitted);
         errors[k] = stats.error;
     }
@@ -15605,24 +15627,27 @@ PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *
     pvti_alpha alpha;
     pvti_quantizer z;
     memset(&alpha, 0, sizeof alpha), memset(&z, 0, sizeof z);
-    alpha.ctx = z.ctx = z.run = model->ctx, alpha.model = model, alpha.what = "feedback";
+    alpha.ctx = z.run = model->ctx, alpha.host = z.ctx = pvti_host_of(model->ctx);
+    alpha.model = model, alpha.what = "feedback";
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) feedback[i] = 1;
     if (desc) alpha.desc.samples = desc->samples, alpha.desc.ctx = desc->ctx;
     PVTI_TRY(pvti_alpha_check(&alpha, corpus));
     if (!pvti_format_has_fit(probe))
         return pvti_fail(z.ctx, PVT_ERR_ARGUMENT, "feedback: the probe must be a format with codes");
     z.model = z.there = (pvt_model *)model; /* only read: fits go elsewhere */
+    if (z.run->device) PVTI_TRY(pvti_model_copy_as(z.ctx, model, pvti_weight_take, &z.model));
     z.samples = alpha.B, z.T = alpha.T, z.C = model->config.dim, z.desc.finetune_epochs = -1;
     pvt_result result = pvti_feedback_run(&z, corpus, probe, feedback);
     pvti_quantizer_free(&z);
-    return result;
+    return result == PVT_OK ? pvti_device_check(model->ctx) : result;
 }
 
 /* ---- errors of formats ---- */
 
 /* One matrix in one format. */
-static pvt_result pvti_error_of(pvt_ctx *ctx, const pvt_tensor_info *t, const pvt_format *format, bool table,
-                                const pvt_fit_desc *fit, pvt_real *W, double *error, int64_t *bytes)
+static pvt_result pvti_error_of(pvt_ctx *where, const pvt_tensor_info *t, const pvt_format *format,
+                                bool table, const pvt_fit_desc *fit, pvt_real *W, double *error,
+                                int64_t *bytes)
 {
     const pvti_kind *kind = pvti_kind_of(format);
     pvt_array arrays[PVT_MAX_ARRAYS];
@@ -15633,8 +15658,9 @@ static pvt_result pvti_error_of(pvt_ctx *ctx, const pvt_tensor_info *t, const pv
     *bytes = -1, *error = 0;
     if (n == 0 || t->weight->O % format->out_group || t->weight->I % format->in_group) return PVT_OK;
     if (table && !pvti_format_has_rows(format)) return PVT_OK;
-    pvt_weight_dequantize(t->weight, W);
-    PVTI_TRY(pvt_weight_fit(ctx, W, t->weight->O, t->weight->I, NULL, format, fit, &stats, &fitted));
+    PVTI_TRY(pvti_numbers_here(where, W, t->weight));
+    PVTI_TRY(pvti_weight_fit(pvti_host_of(where), where, W, t->weight->O, t->weight->I, NULL, format, fit,
+                             &stats, &fitted));
     *error = stats.error, *bytes = pvti_weight_file_bytes(&fitted);
     pvt_weight_free(&fitted);
     return PVT_OK;
@@ -15669,7 +15695,6 @@ PVT_API pvt_result pvt_model_errors(const pvt_model *model, const pvt_format *fo
                                     int64_t *bytes)
 {
     pvt_ctx *ctx = model->ctx;
-    PVTI_TRY(pvti_host_only(ctx, "fitting formats"));
     if (n < 1) return pvti_fail(ctx, PVT_ERR_ARGUMENT, "errors: give at least one format");
     for (int j = 0; j < n; j++)
         if (!pvti_kind_of(&formats[j]))

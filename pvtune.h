@@ -15194,7 +15194,7 @@ static pvt_result pvti_quantizer_check_finetune(pvti_quantizer *z)
         else if (pvti_quantize_wants(z->model, d, &t))
             PVTI_TRY(pvti_surrogate_check(z->ctx, t.name, pvti_quantizer_format(z, t.weight, t.name)));
     }
-    PVTI_TRY(pvt_pv_create(z->ctx, &z->pv, &pv));
+    PVTI_TRY(pvt_pv_create(z->run, &z->pv, &pv));
     pvt_pv_free(pv);
     return PVT_OK;
 }

@@ -622,11 +622,12 @@ static __device__ const float pvti_nf4_levels[16] = {
     0.07958029955625534f,  0.16093020141124725f,  0.24611230194568634f, 0.33791524171829224f,
     0.44070982933044434f,  0.5626170039176941f,   0.7229568362236023f,  1.0f};
 PVTI_DEVICE float pvti_nf4_level(int code) { return pvti_nf4_levels[code & 15]; }
-/* The code of a group of a vector grid; iq2 of ten bits has two, the lower half first. */
+/* The code of a group of a vector grid; iq2 of ten bits has two, the lower half first, read as one number. */
 PVTI_DEVICE int pvti_point_code(const pvti_view &w, int64_t group)
 {
     if (w.M == 1) return pvti_code(w, group);
-    return pvti_code(w, 2 * group) | pvti_code(w, 2 * group + 1) << w.bits;
+    unsigned both = ((const uint32_t *)w.codes)[group];
+    return (int)((both & 1023) | both >> 16 << 10);
 }
 
 /* A point of 8 numbers that a code stands for: magnitudes a, signs (bit d of number d, 1: minus), what is
@@ -655,17 +656,17 @@ PVTI_DEVICE float pvti_signed_at(const pvti_signed &p, int d)
 {
     return (p.minus >> d & 1 ? -p.a[d] : p.a[d]) + p.shift;
 }
-/* (s + ½)/4 of a group. */
+/* (s + ½)/4 of a group. s stands in bits of the codes that share it, eight bytes, or in an array. */
 PVTI_DEVICE float pvti_iq2_factor(const pvti_view &w, int64_t group)
 {
-    int t = 0;
-    if (w.bits == 10) {
-        for (int i = 0; i < 2; i++) t |= (pvti_point_code(w, (group & ~(int64_t)1) + i) >> 18 & 3) << 2 * i;
-    } else if (w.bits == 9) {
+    unsigned t;
+    if (w.bits == 9) {
         float pair = w.extra[group / 4];
-        t = (pair >= 0 && pair < 256 ? (int)pair : 0) >> group / 2 % 2 * 4 & 15;
+        t = (pair >= 0 && pair < 256 ? (unsigned)pair : 0) >> group / 2 % 2 * 4 & 15;
     } else {
-        for (int i = 0; i < 4; i++) t |= pvti_code(w, (group & ~(int64_t)3) + i) >> 15 << i;
+        const uint2 codes = ((const uint2 *)w.codes)[w.bits == 10 ? group / 2 : group / 4];
+        if (w.bits == 10) t = (codes.x >> 24 & 3) | (codes.y >> 24 & 3) << 2;
+        else t = (codes.x >> 15 & 1) | codes.x >> 31 << 1 | (codes.y >> 15 & 1) << 2 | codes.y >> 31 << 3;
     }
     return ((float)t + 0.5f) * 0.25f;
 }
@@ -673,7 +674,7 @@ PVTI_DEVICE float pvti_iq2_factor(const pvti_view &w, int64_t group)
 PVTI_DEVICE float pvti_point(const pvti_view &w, int code, int d)
 {
     if (w.kind == PVTI_HIGGS) return w.points[code * w.gig + d];
-    return pvti_signed_at(pvti_signed_of(w, code & ~w.kept), d);
+    return pvti_signed_at(pvti_signed_of(w, code), d);
 }
 PVTI_DEVICE int64_t pvti_scale_index(const pvti_view &w, int64_t row, int64_t col)
 {
@@ -736,7 +737,7 @@ PVTI_DEVICE void pvti_entries(const pvti_view &w, int64_t row, int64_t col, floa
             for (int j = 0; j < 8; j++) out[j] = m ? out[j] + e[j] : e[j];
         }
     } else if (w.gig == 8) {
-        pvti_signed point = pvti_signed_of(w, pvti_point_code(w, group) & ~w.kept);
+        pvti_signed point = pvti_signed_of(w, pvti_point_code(w, group));
         for (int j = 0; j < 8; j++) out[j] = pvti_signed_at(point, j);
     } else {
         uint64_t codes = *(const uint64_t *)(const void *)((const uint8_t *)w.codes + row * w.I + col);
@@ -1123,7 +1124,7 @@ static size_t pvti_mma_bytes(int tile, bool weight)
     return (size_t)(4 * tile * (PVTI_STEP + 8) * 2 + (weight ? 1 : 2) * tile * PVTI_STEP * 4);
 }
 template <int TILE, bool WEIGHT>
-__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 2) pvti_k_mma(pvti_product p)
+__global__ void __launch_bounds__(PVTI_THREADS, TILE == 128 ? 1 : 3) pvti_k_mma(pvti_product p)
 {
     enum { SIDE = TILE * (PVTI_STEP + 8), ROWS = TILE / 32, PAIRS = TILE / 64 }; /* tiles of 16 of a warp */
     PVT_SHARED_DYNAMIC(uint16_t, halves);
@@ -2502,7 +2503,8 @@ static void pvti_op_group_return(void *state, float *target, const pvt_weight *w
 
 // >>search
 /*  Codes nearest to a target: for numbers and points of a fixed grid a thread to a group, for codebooks a
-    warp. The rules, ties included, are those of pvtune.h (sections weights, vector grids, search). */
+    warp. The rules are those of pvtune.h (sections weights, vector grids, search), ties included, but for points
+    of e8p that lie equally near. */
 
 PVTI_DEVICE bool pvti_draw_second(const pvt_assign &a, int64_t group, double e1, double e2)
 {

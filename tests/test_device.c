@@ -1170,6 +1170,13 @@ static void test_refusals(void)
     guarded.weight_surrogate = NULL;
     CHECK(pvt_pv_create(there, &qat, &pv) == PVT_ERR_UNSUPPORTED && !pv);
     CHECK(strstr(pvt_ctx_error(there), "surrogates are not implemented on") != NULL);
+    pvt_quantize_desc q = quantize_desc("int:3g8"); /* before any work is done */
+    int64_t forwards = CALLS(attention_forward);
+    qat.strategy = PVT_STRATEGY_STE, q.finetune = &qat;
+    CHECK_OK(there, pvt_model_copy(there, teacher[1], &model));
+    CHECK(pvt_quantize(model, &corpus, &q) == PVT_ERR_UNSUPPORTED && CALLS(attention_forward) == forwards);
+    CHECK(strstr(pvt_ctx_error(there), "surrogates are not implemented on guarded memory") != NULL);
+    pvt_model_free(model);
     guarded.weight_surrogate = device_weight_surrogate;
     CHECK(pvt_model_prepare(teacher[1], true) == PVT_ERR_UNSUPPORTED);
     CHECK_OK(there, pvt_model_prepare(student[1], false));

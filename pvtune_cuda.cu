@@ -2184,8 +2184,9 @@ PVTI_DEVICE double pvti_surrogate_slope(const pvti_bend &b, double u, double n)
 }
 /* A warp to a group: dT = G·f, ds += Σ G·((q − z) − f·T/s), dz += s·Σ G·(f − 1). Limit: the bytes of T, dW
    and dT. */
-PVTI_KERNEL pvti_k_surrogate(float *dscales, float *dzeros, float *dT, pvti_view w, const float *T,
-                             const float *dW, pvti_bend b)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_surrogate(float *dscales, float *dzeros, float *dT, pvti_view w, const float *T,
+                     const float *dW, pvti_bend b)
 {
     int64_t g = PVTI_INDEX / 32;
     double along = 0, across = 0;
@@ -2314,7 +2315,8 @@ PVTI_KERNEL pvti_k_keys(float *keys, pvti_view w, const float *target)
     keys[g] = sum;
 }
 /* ‖Ŵ‖² of a row of groups, a block to each. */
-PVTI_KERNEL pvti_k_row_norms(double *norms, pvti_view w)
+__global__ void __launch_bounds__(PVTI_THREADS, 1)
+    pvti_k_row_norms(double *norms, pvti_view w)
 {
     int64_t n = w.gog * w.I, from = (int64_t)blockIdx.x * n;
     double sum = pvti_block_total(n, [&](int64_t k) {

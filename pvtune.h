@@ -15313,7 +15313,7 @@ PVT_API pvt_result pvt_quantize(pvt_model *model, const pvt_corpus *corpus,
 /* ---- α ---- */
 
 typedef struct pvti_alpha {
-    pvt_ctx *ctx, *host; /* the model's; what works in the host's memory: the same, without a device */
+    pvt_ctx *ctx;
     const pvt_model *model;
     const char *what;    /* whom errors name: "alpha", "feedback" */
     pvt_model *copy;     /* dense in pvt_real, to add noise to */
@@ -15495,7 +15495,7 @@ static pvt_result pvti_alpha_tensor(pvti_alpha *z, int64_t i, double base, doubl
         double phi = 0, t_l = z->desc.noise / (k + 1), size = 0;
         a.stream = (uint64_t)(2 * i + k) + ((uint64_t)1 << 40); /* far from the streams of pvt_model_create */
         a.factor = t_l * __builtin_sqrt(square / (double)t.n);
-        pvti_parallel(z->host, pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
+        pvti_parallel(pvti_host_of(z->ctx), pvti_ceil_div(t.n, PVTI_NOISE_GRAIN), pvti_noise_task, &a);
         pvt_memory_write(z->ctx, numbers, z->noisy, bytes);
         pvti_distance(&size, z->noisy, z->W, t.n); /* not quite what was meant: few are not evenly normal */
         result = pvti_alpha_loss(z, &phi);
@@ -15544,7 +15544,7 @@ PVT_API pvt_result pvt_model_alpha(const pvt_model *model, const pvt_corpus *cor
     pvti_alpha z;
     memset(&z, 0, sizeof z);
     memset(alpha, 0, (size_t)pvt_model_tensors(model) * sizeof *alpha);
-    z.ctx = model->ctx, z.host = pvti_host_of(z.ctx), z.model = model, z.what = "alpha";
+    z.ctx = model->ctx, z.model = model, z.what = "alpha";
     if (desc) z.desc = *desc;
     PVTI_TRY(pvti_alpha_check(&z, corpus));
     pvt_result result = pvti_alpha_ids(&z, corpus);
@@ -15627,7 +15627,7 @@ PVT_API pvt_result pvt_model_feedback(const pvt_model *model, const pvt_corpus *
     pvti_alpha alpha;
     pvti_quantizer z;
     memset(&alpha, 0, sizeof alpha), memset(&z, 0, sizeof z);
-    alpha.ctx = z.run = model->ctx, alpha.host = z.ctx = pvti_host_of(model->ctx);
+    alpha.ctx = z.run = model->ctx, z.ctx = pvti_host_of(model->ctx);
     alpha.model = model, alpha.what = "feedback";
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) feedback[i] = 1;
     if (desc) alpha.desc.samples = desc->samples, alpha.desc.ctx = desc->ctx;

@@ -511,7 +511,7 @@ typedef struct pvti_view {
     int kind, dtype;      /* dtype: of a dense one */
     int M, K, ig, wide;   /* ig: the format's; wide: codes of 16 bits */
     int gog, gig;         /* the tile of weights that one group covers */
-    int bits, kept;       /* iq2: of a point's number, 8, 9 or 10; bits of codes that a search leaves */
+    int bits, kept;       /* iq2: of a point's number, 8, 9 or 10; bits that a search leaves, and points ignore */
     bool whole;           /* eight neighbours from a multiple of 8 on share a scale, and are read at once */
     float origin;         /* of signed integers */
     int64_t O, I, GI, groups;
@@ -2697,7 +2697,7 @@ __global__ void __launch_bounds__(PVTI_POINTS, 1) pvti_k_assign_points(pvti_view
     if (w.M > 1) a.codes[k * w.M + 1] = (uint16_t)(code >> 10);
     for (int d = 0; d < w.gig; d++) now_point[d] = pvti_point(w, now, d);
     if (a.change)
-        a.change[k] = (float)((double)scale * (double)scale * pvti_points_distance(w, now_point, code & ~w.kept));
+        a.change[k] = (float)((double)scale * (double)scale * pvti_points_distance(w, now_point, code));
 }
 
 /* ---- codebooks ----

@@ -10,9 +10,10 @@ enum { ALLOCATE_FORMATS = 16 };
 
 typedef struct allocation {
     int64_t tensors, matrices, params;
-    pvt_format formats[ALLOCATE_FORMATS];
-    char names[ALLOCATE_FORMATS][48];
+    pvt_format formats[ALLOCATE_FORMATS + 1];
+    char names[ALLOCATE_FORMATS + 1][48];
     int n;
+    int kept;        /* the last format is "dense", for embedding and head alone: its number, else 0 */
     double *alpha;   /* [tensors] */
     double *feedback; /* [tensors] what calibration leaves of errors */
     double *errors;  /* [tensors, n] t² */
@@ -54,6 +55,41 @@ static int allocation_formats(app *a, allocation *z, const char *list)
     return z->n ? 0 : fail(a, "--formats names none");
 }
 
+/* Embedding and head stay dense: a choice which is theirs alone, unless --formats offers it to all. */
+static int allocation_keep(app *a, allocation *z)
+{
+    for (int j = 0; j < z->n; j++)
+        if (strcmp(z->names[j], "dense") == 0) return 0;
+    z->kept = z->n++;
+    TRY(a, pvt_format_parse(a->ctx, "dense", &z->formats[z->kept]));
+    pvt_format_text(&z->formats[z->kept], z->names[z->kept]);
+    return 0;
+}
+
+static bool allocation_suits(app *a, const pvt_format *format, int64_t i)
+{
+    pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int n;
+    if (!t.weight) return true;
+    if (i == 0 && format->rotation == 2) return false; /* the embedding: its outputs are looked up */
+    return pvt_format_arrays(a->ctx, format, t.weight->O, t.weight->I, arrays, &n) == PVT_OK;
+}
+
+/* Asked before minutes of measuring: has every tensor a format that it can take? */
+static int allocation_check(app *a, const allocation *z)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        bool suits = false;
+        for (int j = 0; j < z->n && !suits; j++)
+            if (!(z->kept && j == z->kept && t.linear)) suits = allocation_suits(a, &z->formats[j], i);
+        if (!suits)
+            return fail(a, "none of --formats suits %s: add dense, or one whose groups divide it", t.name);
+    }
+    return 0;
+}
+
 /* The format with the largest errors, where calibration matters most; −1: all are dense. */
 static int allocation_probe(const allocation *z)
 {
@@ -88,7 +124,10 @@ static int allocation_measure(app *a, allocation *z, const pvt_corpus *corpus, c
     }
     TRY(a, pvt_model_alpha(model, corpus, alpha, z->alpha));
     TRY(a, pvt_model_errors(model, z->formats, z->n, z->wanted, NULL, z->errors, z->bytes));
-    for (int64_t i = 0; i < z->tensors; i++) z->feedback[i] = 1;
+    for (int64_t i = 0; i < z->tensors; i++) {
+        z->feedback[i] = 1;
+        if (z->kept && z->wanted[i]) z->bytes[i * z->n + z->kept] = -1;
+    }
     int probe = allocation_probe(z);
     if (corpus && calibrated && probe >= 0)
         TRY(a, pvt_model_feedback(model, corpus, alpha, &z->formats[probe], z->feedback));
@@ -107,13 +146,6 @@ static int allocation_choose(app *a, allocation *z, double bits, bool headers)
     }
     if (!headers) header = 0;
     int64_t budget = (int64_t)(bits * (double)z->params / 8 + 1e-3) - header; /* bits may be a whole number's */
-    for (int64_t i = 0; i < z->tensors; i++) {
-        bool suits = false;
-        for (int j = 0; j < z->n; j++) suits = suits || z->bytes[i * z->n + j] >= 0;
-        if (!suits)
-            return fail(a, "none of --formats suits %s: add dense, or one whose groups divide it",
-                        pvt_model_tensor(a->models[0], i).name);
-    }
     TRY(a, pvt_allocate(a->ctx, z->loss, z->bytes, z->tensors, z->n, budget, z->choice, &z->bound));
     z->predicted = 0, z->matrices = 0;
     for (int64_t i = 0; i < z->tensors; i++) {
@@ -311,6 +343,8 @@ static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes
     DO(load_model(a, 0, a->o.model));
     if (a->o.calib) DO(load_text(a, 0, a->o.calib, a->models[0]));
     DO(allocation_formats(a, z, a->o.formats));
+    if (a->o.no_embed) DO(allocation_keep(a, z));
+    DO(allocation_check(a, z));
     DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed, true));
     put_open(&a->json, NULL, "{");
     put_open(&a->json, "plans", "[");

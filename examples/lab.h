@@ -1168,6 +1168,7 @@ static int allocations_seed(app *a, allocations *s, int64_t run, int64_t runs)
                           a->o.formats ? a->o.formats
                           : a->o.model ? "int:2g64,int:3g64,int:4g64,int:8g64"
                                        : "int:2g32,int:3g32,int:4g32,int:8g32"));
+    DO(allocation_check(a, &s->z));
     a->meter.muted++;
     int status = allocation_measure(a, &s->z, d.train, &alpha, true, true);
     a->meter.muted--;

@@ -1562,6 +1562,11 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK_REFUSED(1, "no-such", run("allocate wide --bits 5 --calib text -o no-such/x.json -q"));
     CHECK_REFUSED(2, "--bits B is missing", run("allocate wide -o x"));
     CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json --json -q", formats));
+    /* embedding dense, though no format of the list is: a choice that linears do not have */
+    CHECK_RUN(run("allocate wide --bits 16 --no-embed --formats int:2g32,int:4g32 --alpha noise --samples 1 --ctx 16 -o plan6.json -q"));
+    CHECK(sh("grep -c dense plan6.json | grep -x 1 && grep -q 'embed_tokens.weight\":\"dense' plan6.json && grep -q int:4g32 plan6.json") == 0);
+    CHECK_REFUSED(1, "none of --formats suits", run("allocate wide --bits 5 --formats int:4g48 --calib text -o x.json"));
+    CHECK(!strstr(err_text, "alpha")); /* before anything is measured */
     CHECK_REFUSED(1, "is no plan", run("quantize wide --plan text --calib text -o x -q"));
     CHECK(sh("echo '{\"tensors\": { \"model.layers.9.mlp.up_proj.weight\" : \"int:2g32\" } }' >plan3.json") == 0);
     CHECK_REFUSED(1, "no matrix of this model", run("quantize model --plan plan3.json --calib text -o x -q"));
@@ -1600,6 +1605,10 @@ int main(void)
     if (!wanted) wanted = "build/pvtune";
     if (!getcwd(here, sizeof here)) return 1;
     snprintf(program, sizeof program, "%s%s%s", wanted[0] == '/' ? "" : here, wanted[0] == '/' ? "" : "/", wanted);
+    if (access(program, X_OK) != 0) {
+        printf("there is no program %s: make builds it\n", program);
+        return 1;
+    }
     if (!test_scratch(dir, sizeof dir) || pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     make_inputs(ctx);
     test_usage();

@@ -1571,6 +1571,11 @@ typedef struct pvt_save_desc {
    (rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
+/* What pvt_model_save in fp16 would refuse whatever becomes of the tensors in `skip` ([pvt_model_tensors], may be
+   NULL): to be asked before long work. Errors: UNSUPPORTED (rope_factors; a tokenizer that no tokenizer.json can
+   say), NUMERIC, MEMORY. */
+PVT_API pvt_result pvt_model_savable(const pvt_model *model, const bool *skip);
+
 /* Whether a directory holds a model or a part of one (config.json, model.safetensors, …), or a save of one
    that was interrupted and that the next pvt_model_load or pvt_model_save completes: what pvt_model_save
    refuses unless it may overwrite. */
@@ -1974,7 +1979,8 @@ typedef struct pvt_tune_desc {
        back. */
     const pvt_corpus *eval; /* text to evaluate on; NULL: windows spread over the corpus, not tuned on */
     int64_t
-        eval_windows; /* of ctx tokens each; 0: a twentieth of the text, 1 at least, at most 8192 tokens */
+        eval_windows; /* of ctx tokens each; 0: all of `eval`, of the corpus a twentieth; 1 at least, at most 8192
+                         tokens */
     int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
     int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number */
     pvt_comm comm;          /* zeroed: this process alone */
@@ -14123,7 +14129,7 @@ PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, 
     double start = pvti_seconds();
     bool own = false;
     memset(out, 0, sizeof *out);
-    if (task->n < 1 || task->n > INT32_MAX || !task->documents || !task->choices)
+    if (task->n < 1 || task->n > INT32_MAX || task->n_choices < 1 || !task->documents || !task->choices)
         return pvti_fail(ctx, PVT_ERR_ARGUMENT, "task %s: no documents to score", task->name);
     pvti_scorer *s = PVTI_NEW(ctx, pvti_scorer, 1);
     if (!s) return PVT_ERR_MEMORY;
@@ -14853,7 +14859,9 @@ static pvt_result pvti_quantizer_improve(pvti_quantizer *z, pvti_layer *layer, c
     pvt_result result = pvti_quantizer_copy_block(z, z->run, layer, z->run, &before);
     double error = result == PVT_OK ? pvti_quantizer_gauge(z, layer) : 0;
     if (result == PVT_OK) result = pvti_quantizer_finetune(z, layer, original, l);
-    if (result == PVT_OK && !(pvti_quantizer_gauge(z, layer) < error))
+    bool lost = result == PVT_ERR_NUMERIC; /* thrown so far that gradients are no numbers */
+    if (lost) result = PVT_OK;
+    if (result == PVT_OK && (lost || !(pvti_quantizer_gauge(z, layer) < error)))
         pvti_quantizer_exchange(z, z->run, layer, &before);
     pvti_quantizer_free_block(z->run, &before);
     return result == PVT_OK ? pvti_device_check(z->run) : result;
@@ -15065,7 +15073,7 @@ static const pvt_weight *pvti_quantizer_wants(const pvti_quantizer *z, int64_t t
 static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_format *f)
 {
     int64_t O = 0, I = 0, unfit = -1;
-    char nearest[48];
+    char nearest[48], own[48], advice[96] = "";
     for (int64_t i = 0; i < pvt_model_tensors(z->model); i++) {
         const pvt_weight *w = pvti_quantizer_wants(z, i);
         if (!w) continue;
@@ -15077,11 +15085,12 @@ static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_fo
     if (unfit >= 0) {
         pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
         pvti_format_near(f, O, I, nearest);
+        pvt_format_text(f, own);
+        if (strcmp(own, nearest) != 0) snprintf(advice, sizeof advice, "%s fits all of this model, or ", nearest);
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %s fits all of this "
-                         "model, or leave the tensor dense with skip",
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %sleave the tensor dense with skip",
                          info.name, f->out_group, f->in_group, (long long)info.weight->O,
-                         (long long)info.weight->I, nearest);
+                         (long long)info.weight->I, advice);
     }
     return PVT_OK;
 }
@@ -15205,7 +15214,8 @@ static pvt_result pvti_quantizer_check(pvti_quantizer *z, const pvt_corpus *corp
     pvt_quantize_desc *d = &z->desc;
     PVTI_TRY(pvti_quantizer_check_formats(z));
     PVTI_TRY(pvti_quantizer_check_plan(z));
-    if (d->embed_format.rotation == 2 && (d->embedding || (d->head && c->tied)))
+    if (d->embed_format.rotation == 2 && (d->embedding || (d->head && c->tied)) &&
+        !pvti_planned(d, pvti_tensors[PVTI_EMBED].hf))
         return pvti_fail(z->ctx, PVT_ERR_UNSUPPORTED,
                          "quantize: an embedding cannot be looked up row by row when its outputs are rotated "
                          "(had2:); leave it dense, or take had:, which rotates inputs alone");
@@ -16752,7 +16762,7 @@ PVT_API pvt_result pvt_tuner_finish(pvt_tuner *tuner, pvt_tune_eval *result)
     if (!tuner->finished) PVTI_TRY(pvti_tuner_settle(tuner));
     if (tuner->eval) pvti_tuner_restore(tuner);
     tuner->finished = true;
-    PVTI_TRY(pvt_model_round_f16(tuner->student));
+    PVTI_TRY(pvti_company_agree(&tuner->company, pvt_model_round_f16(tuner->student), NULL, 0));
     if (tuner->eval) {
         PVTI_TRY(pvti_tuner_measure(tuner, &now));
         now.step = tuner->top.step;
@@ -18226,7 +18236,7 @@ static pvt_result pvti_writer_fail(pvti_writer *w, const char *what)
     int code = errno; /* before close's own calls change it */
     bool clean = pvti_writer_close(w);
     w->result = pvti_fail(w->ctx, PVT_ERR_IO, "%s: %s: %s%s", w->path, what, strerror(code),
-                          w->direct ? "" : "; the file that was there is unchanged");
+                          w->direct ? "" : "; a file that was there is unchanged");
     if (!clean) pvti_fail_more(w->ctx, "; this temporary file could not be removed: ", w->temp);
     return w->result;
 }
@@ -19081,6 +19091,7 @@ static PVTI_PRINTF(2, 3) void pvti_text_printf(pvti_text *t, const char *format,
     va_start(args, format);
     int n = vsnprintf(NULL, 0, format, args);
     va_end(args);
+    if (n < 0) t->failed = true; /* 2 GiB or more: it must not go missing */
     if (n < 0 || !pvti_text_reserve(t, n)) return;
     va_start(args, format);
     vsnprintf(t->data + t->size, (size_t)n + 1, format, args);
@@ -21714,12 +21725,12 @@ static int64_t pvti_spaces_undo(char *s, int64_t n)
     return out;
 }
 
-/* Runs of spaces to one, none in front; the new length. */
-static int64_t pvti_spaces_collapse(char *s, int64_t n)
+/* Runs of spaces to one, none in front where a text begins there; the new length. */
+static int64_t pvti_spaces_collapse(char *s, int64_t n, bool first)
 {
     int64_t out = 0;
     for (int64_t at = 0; at < n; at++)
-        if (s[at] != ' ' || (out > 0 && s[out - 1] != ' ')) s[out++] = s[at];
+        if (s[at] != ' ' || (out > 0 ? s[out - 1] != ' ' : !first)) s[out++] = s[at];
     return out;
 }
 
@@ -22042,6 +22053,8 @@ static pvt_result pvti_merges_from_scores(pvt_tokenizer *t)
    If none does (the usual case), words are independent: short, and worth remembering. */
 static int pvti_vocab_words(const pvt_tokenizer *t)
 {
+    if (t->fuse_unknown && t->byte_id[32] < 0 && pvti_vocab_find_text(t, " ", 1) < 0)
+        return PVTI_WORDS_WHOLE; /* unknown spaces, and what is unknown beside them, become one token */
     for (int64_t id = 0; id < t->V; id++) {
         const pvti_piece *piece = &t->pieces[id];
         const char *s = t->pool + piece->start;
@@ -22469,20 +22482,22 @@ static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s
     return PVT_OK;
 }
 
-/* A stretch without special tokens; prefix: a space belongs in front. */
-static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n, bool prefix)
+/* A stretch without special tokens; prefix: a space belongs in front, of nothing too where it is `alone`. first,
+   last: a text begins, ends there, and spaces that collapse are none at its ends. */
+static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n, bool prefix, bool alone,
+                                      bool first, bool last)
 {
     const pvt_tokenizer *t = e->t;
     int64_t from = e->bytes + 1; /* room for the prefix */
-    if (n == 0) return PVT_OK;
+    if (n == 0 && !(prefix && alone)) return PVT_OK;
     if (!pvti_grow(e->ctx, (void **)&e->text, &e->text_capacity, from + n, 1)) return PVT_ERR_MEMORY;
     if (t->nfc) PVTI_TRY(pvti_encode_compose(e, from, s, n, &n));
     else memcpy(e->text + from, s, (size_t)n);
-    if (t->collapse) n = pvti_spaces_collapse(e->text + from, n);
+    if (t->collapse) n = pvti_spaces_collapse(e->text + from, n, first);
     if (t->spaces) n = pvti_spaces_undo(e->text + from, n);
-    while (t->collapse && n > 0 && e->text[from + n - 1] == ' ') n--;
-    if (n == 0) return PVT_OK;
-    if (prefix && !(t->prefix_unless_space && e->text[from] == ' ')) e->text[--from] = ' ', n++;
+    while (t->collapse && last && n > 0 && e->text[from + n - 1] == ' ') n--;
+    if (n == 0 && !(prefix && alone)) return PVT_OK;
+    if (prefix && !(t->prefix_unless_space && n > 0 && e->text[from] == ' ')) e->text[--from] = ' ', n++;
     e->bytes = from + n;
     const char *end = e->text + e->bytes, *cut = e->text + from;
     for (int64_t at = from; at < e->bytes;) { /* the text does not move while words are merged */
@@ -22516,31 +22531,45 @@ static int pvti_space_before(const pvt_tokenizer *t, const char *s, int64_t at)
     return 0;
 }
 
+/* Bytes of the space or the U+2581 that ends s[0 … n−1]; 0: none. */
+static int pvti_space_mark(const char *s, int64_t n)
+{
+    if (n >= 1 && s[n - 1] == ' ') return 1;
+    return n >= 3 && memcmp(s + n - 3, "\xe2\x96\x81", 3) == 0 ? 3 : 0;
+}
+
 static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, int flags)
 {
     const pvt_tokenizer *t = e->t;
     int64_t begin = 0, at = 0;
-    bool prefix = t->prefix != PVTI_PREFIX_NONE;
+    bool prefix = t->prefix != PVTI_PREFIX_NONE, first = true;
     while (begin < n) {
         int32_t id = -1;
         for (at = begin; at < n && id < 0;) {
             id = pvti_special_at(t, s + at, n - at, (flags & PVT_ENCODE_PLAIN) != 0);
-            if (id >= 0 && t->pieces[id].normalized && !(at > begin ? s[at - 1] == ' ' : prefix)) id = -1;
+            if (id >= 0 && t->pieces[id].normalized && !(at > begin ? pvti_space_mark(s + begin, at - begin) : prefix))
+                id = -1;
             at += id < 0;
         }
         bool normalized = id >= 0 && t->pieces[id].normalized;
-        int64_t end = at - (normalized && at > begin); /* the space before it is its own */
+        int64_t end = at; /* the space before it is its own */
+        if (normalized) end -= pvti_space_mark(s + begin, at - begin);
         if (id >= 0 && t->pieces[id].strip_left)
             while (end > begin && pvti_space_before(t, s, end)) end -= pvti_space_before(t, s, end);
-        PVTI_TRY(pvti_encode_stretch(e, s + begin, PVTI_MAX(end - begin, 0), prefix));
+        /* to SentencePiece a piece of the user is part of a text, whose space may stand right before it; and of
+           two spaces before a normalized token one is its own */
+        bool user = id >= 0 && t->pieces[id].type == PVTI_PIECE_USER;
+        bool alone = (user && t->prefix == PVTI_PREFIX_CONTROL) || (normalized && at > begin);
+        PVTI_TRY(pvti_encode_stretch(e, s + begin, PVTI_MAX(end - begin, 0), prefix, alone, first, !user));
         if (id < 0) break;
+        first = !user;
         PVTI_TRY(pvti_encode_reserve(e, 1));
         e->ids[e->n++] = id;
         begin = at + t->pieces[id].bytes;
         if (t->pieces[id].strip_right)
             begin += pvti_class_run(t->classes, s + begin, n - begin, PVTI_SPACE, n);
         prefix = (t->prefix == PVTI_PREFIX_ALL && !normalized) ||
-                 (t->prefix == PVTI_PREFIX_CONTROL && t->pieces[id].type != PVTI_PIECE_USER);
+                 (t->prefix == PVTI_PREFIX_CONTROL && !user);
     }
     return PVT_OK;
 }
@@ -22734,7 +22763,7 @@ static pvt_result pvti_tj_split(pvti_tokenizer_json *p, int64_t node)
     const pvti_json *j = &p->j;
     int64_t regex = pvti_json_find(j, pvti_json_find(j, node, "pattern"), "Regex");
     char text[400];
-    if (p->words || !pvti_json_equals(j, pvti_json_find(j, node, "behavior"), "Isolated") ||
+    if (p->words || p->byte_level || !pvti_json_equals(j, pvti_json_find(j, node, "behavior"), "Isolated") ||
         pvti_tj_flag(p, node, "invert", false)) return pvti_tj_unsupported(p, "pre-tokenizer", node);
     p->words = pvti_json_equals(j, regex, pvti_regex_llama3) ? PVTI_WORDS_LLAMA3
              : pvti_json_equals(j, regex, pvti_regex_qwen2) ? PVTI_WORDS_QWEN2
@@ -22849,6 +22878,9 @@ static pvt_result pvti_tj_added(pvti_tokenizer_json *p, int64_t added)
         t->pieces[id].normalized = p->prepends && pvti_tj_flag(p, node, "normalized", false);
         t->pieces[id].strip_left = pvti_tj_flag(p, node, "lstrip", false);
         t->pieces[id].strip_right = pvti_tj_flag(p, node, "rstrip", false);
+        if (t->pieces[id].normalized && (t->pieces[id].strip_left || t->pieces[id].strip_right))
+            return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED, "%s: added token %lld is normalized and strips", p->name,
+                             (long long)id); /* and U+2581 is no white space */
     }
     return PVT_OK;
 }
@@ -22951,7 +22983,8 @@ static pvt_result pvti_tj_model(pvti_tokenizer_json *p)
         return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED, "%s: BPE with dropout, prefixes or suffixes", p->name);
     PVTI_TRY(pvti_tj_normalizer(p, pvti_json_find(j, 0, "normalizer"), 0));
     PVTI_TRY(pvti_tj_pre_tokenizer(p, pvti_json_find(j, 0, "pre_tokenizer"), 0));
-    if (p->byte_level == p->to_spaces || (p->words == PVTI_WORDS_SMOLLM && !p->byte_level))
+    if (p->byte_level == p->to_spaces || (p->byte_level && p->prepends) ||
+        (p->words == PVTI_WORDS_SMOLLM && !p->byte_level))
         return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED, "%s: neither byte-level nor SentencePiece BPE",
                          p->name);
     PVTI_TRY(pvti_tj_count(p, vocab, added, &V));
@@ -23125,6 +23158,25 @@ static pvt_result pvti_sp_normalizer(pvt_tokenizer *t, pvti_proto message)
     return PVT_OK;
 }
 
+/* SentencePiece merges into unused pieces and from them, and takes those apart that are left. Here nothing
+   does: so none may be made of two others. */
+static pvt_result pvti_sp_unused(const pvt_tokenizer *t)
+{
+    for (int64_t id = 0; id < t->V; id++) {
+        char s[PVTI_SCORED_PIECE_MOST];
+        int64_t n = t->pieces[id].bytes;
+        if (t->pieces[id].type != PVTI_PIECE_UNUSED || n > PVTI_SCORED_PIECE_MOST) continue;
+        memcpy(s, t->pool + t->pieces[id].start, (size_t)n);
+        n = pvti_spaces_undo(s, n);
+        for (int64_t at = 1; at < n; at++)
+            if (pvti_vocab_find_text(t, s, at) >= 0 && pvti_vocab_find_text(t, s + at, n - at) >= 0)
+                return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
+                                 "%s: piece %lld is unused, and others merge into it: not implemented", t->name,
+                                 (long long)id);
+    }
+    return PVT_OK;
+}
+
 static pvt_result pvti_sp_fill(pvt_tokenizer *t, const uint8_t *data, int64_t bytes)
 {
     pvti_proto model = pvti_proto_begin(data, bytes), trainer = model, normalizer = model;
@@ -23143,6 +23195,7 @@ static pvt_result pvti_sp_fill(pvt_tokenizer *t, const uint8_t *data, int64_t by
     t->adds_bos = t->bos >= 0;
     PVTI_TRY(pvti_vocab_index(t, false));
     t->words = pvti_vocab_words(t);
+    PVTI_TRY(pvti_sp_unused(t));
     return pvti_merges_from_scores(t);
 }
 
@@ -23965,6 +24018,18 @@ static pvt_result pvti_save_vocabulary(const pvt_tokenizer *t, pvti_exchange *ex
     PVTI_TRY(pvti_save_beside(t, ex, "tokenizer.model", &found));
     if (!found) PVTI_TRY(pvti_save_model(text, t));
     return pvti_save_made(ex, "tokenizer.model", text);
+}
+
+/* Is there a file that says what this tokenizer does? */
+static pvt_result pvti_tokenizer_savable(const pvt_tokenizer *t)
+{
+    bool json = t->file && strcmp(t->file, "tokenizer.json") == 0;
+    if (t->file && (json || !pvti_save_json_possible(t))) return PVT_OK;
+    pvti_text text = pvti_text_begin(t->ctx);
+    pvt_result result = pvti_save_json(&text, t);
+    if (result == PVT_OK) result = pvti_text_check(&text);
+    pvti_text_free(&text);
+    return result;
 }
 
 /* Everything of the tokenizer's among the files of an exchange. */
@@ -25531,6 +25596,8 @@ static pvt_result pvti_task_choice_add(pvti_task_reader *r, pvti_prompt context,
     pvti_task_choice c;
     memset(&c, 0, sizeof c);
     PVTI_TRY(pvti_text_check(&r->text));
+    if (r->documents[r->n].n >= PVTI_CHOICES_MOST) /* before all of them are tokenized */
+        return pvti_task_refuse(r, "has more than 256 choices", "");
     if (!pvti_grow(r->ctx, (void **)&r->choices, &r->choices_capacity, r->n_choices + 1, (int64_t)sizeof c))
         return PVT_ERR_MEMORY;
     const pvti_task_choice *last = r->n_choices ? &r->choices[r->n_choices - 1] : NULL;
@@ -25747,7 +25814,8 @@ static pvt_result pvti_task_winogrande(pvti_task_reader *r)
                 pvti_text_put(&r->text, pvti_prompt_text(r, sentence) + before + 1 + from, end - from);
             pvti_prompt_end(r, &rest);
         }
-        PVTI_TRY(pvti_task_choice_add(r, context, rest, (double)(end - from)));
+        PVTI_TRY(pvti_task_choice_add(
+            r, context, rest, (double)(pvti_characters(pvti_prompt_text(r, rest), rest.bytes) - 1)));
     }
     return pvti_task_gold(r, pvti_task_find(r, "answer"), "answer", "winogrande", 1);
 }
@@ -25790,7 +25858,8 @@ static pvt_result pvti_task_lambada(pvti_task_reader *r)
     PVTI_TRY(pvti_text_check(&r->text));
     context.bytes = PVTI_MAX(0, last - 1);
     r->text.data[context.at + context.bytes] = 0;
-    return pvti_task_choice_add(r, context, word, (double)(bytes - last));
+    return pvti_task_choice_add(r, context, word,
+                                (double)(pvti_characters(pvti_prompt_text(r, word), word.bytes) - 1));
 }
 
 /* ---- plain lines, request rows ---- */
@@ -26111,11 +26180,12 @@ static bool pvti_chat_is(const pvt_message *m, const char *role) { return strcmp
 static const char *pvti_chat_constant(const pvti_chat *c, const char *before, const char *behind,
                                       int64_t *bytes)
 {
+    const char *end = NULL; /* the first `behind` from s on: each byte is looked at once */
     *bytes = 0;
     for (const char *s = strstr(c->source, before); s; s = strstr(s, before)) {
         s += strlen(before);
         int64_t skip = s[0] == '\n' ? 1 : s[0] == '\\' && s[1] == 'n' ? 2 : 0;
-        const char *end = strstr(s, behind);
+        if (!end || end < s) end = strstr(s, behind);
         if (!end) break;
         if (skip == 0) continue;
         for (*bytes = 0, s += skip; s + *bytes < end && !strchr("'\"{}", s[*bytes]);) ++*bytes;
@@ -26965,6 +27035,39 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
     PVTI_TRY(pvti_exchange_begin(s->ctx, dir, overwrite, ex));
     PVTI_TRY(pvti_export_files(s, ex));
     return pvti_exchange_commit(ex, PVTI_SAVED_MODEL | PVTI_SAVED_TOKENIZER);
+}
+
+/* Do the numbers of a dense tensor fit fp16? */
+static pvt_result pvti_savable_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
+{
+    int64_t width = t->weight ? t->weight->I : t->n, height = t->weight ? t->weight->O : 1;
+    int64_t step = PVTI_MIN(height, PVTI_MAX(1, PVTI_SAVE_CHUNK / width));
+    uint16_t *half = PVTI_MEMORY(ctx, uint16_t, step * width);
+    pvt_real *rows = PVTI_MEMORY(ctx, pvt_real, step * width);
+    pvt_result result = half && rows ? PVT_OK : PVT_ERR_MEMORY;
+    for (int64_t r = 0; r < height && result == PVT_OK; r += step) {
+        int64_t n = PVTI_MIN(step, height - r);
+        pvt_weight some;
+        if (t->weight && (result = pvt_weight_rows(t->weight, r, n, &some)) == PVT_OK) pvt_weight_dequantize(&some, rows);
+        if (result == PVT_OK)
+            result = pvti_round_values(ctx, PVT_F16, half, t->weight ? rows : t->values, n * width, t->name, r * width);
+    }
+    pvt_memory_free(ctx, half), pvt_memory_free(ctx, rows);
+    return result;
+}
+
+PVT_API pvt_result pvt_model_savable(const pvt_model *model, const bool *skip)
+{
+    if (pvti_rope_ruleless(&model->config))
+        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                         "this model's rotary frequencies have factors that follow no rule which config.json knows "
+                         "(rope_freqs.weight of its GGUF): saved so, they would be lost");
+    if (model->tokenizer) PVTI_TRY(pvti_tokenizer_savable(model->tokenizer));
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        pvt_tensor_info t = pvt_model_tensor(model, i);
+        if (t.dtype != PVT_DTYPE_NONE && !(skip && skip[i])) PVTI_TRY(pvti_savable_tensor(model->ctx, &t));
+    }
+    return PVT_OK;
 }
 
 /* s->packing has checked that it holds the model. */

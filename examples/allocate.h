@@ -90,6 +90,50 @@ static int allocation_check(app *a, const allocation *z)
     return 0;
 }
 
+/* Bytes of a file for that matrix in that format: codes of aqlm take whole bytes. */
+static int64_t allocation_bytes(app *a, const pvt_format *format, const pvt_tensor_info *t)
+{
+    pvt_array arrays[PVT_MAX_ARRAYS];
+    int64_t bytes = 0;
+    int n;
+    if (!t->weight || format->kind == PVT_FORMAT_DENSE) return 2 * t->n;
+    if (pvt_format_arrays(a->ctx, format, t->weight->O, t->weight->I, arrays, &n) != PVT_OK) return -1;
+    for (int k = 0; k < n; k++) {
+        int64_t count = 1, row;
+        for (int d = 0; d < arrays[k].rank; d++) count *= arrays[k].shape[d];
+        row = arrays[k].shape[0] > 0 ? count / arrays[k].shape[0] : 0;
+        if (arrays[k].role != PVT_ARRAY_CODE) bytes += 2 * count;
+        else if (format->kind == PVT_FORMAT_AQLM) bytes += count * (arrays[k].bits > 8 ? 2 : 1);
+        else bytes += arrays[k].shape[0] * ((row * arrays[k].bits + 7) / 8);
+    }
+    return bytes;
+}
+
+/* Asked before minutes of measuring, too: is one of the sizes not below what the smallest formats take? */
+static int allocation_check_sizes(app *a, const allocation *z, const double *bits, int n)
+{
+    double most = 0, params = (double)count_params(a->models[0]);
+    int64_t least = 0;
+    for (int i = 0; i < n; i++) most = bits[i] > most ? bits[i] : most;
+    for (int64_t i = 0; i < pvt_model_tensors(a->models[0]); i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        int64_t fewest = -1;
+        for (int j = 0; j < z->n; j++) {
+            bool dense = z->formats[j].kind == PVT_FORMAT_DENSE, table = t.weight && !t.linear;
+            if (t.weight && ((z->kept && j == z->kept && t.linear) || (a->o.no_embed && table && !dense))) continue;
+            if (!allocation_suits(a, &z->formats[j], i)) continue;
+            int64_t bytes = allocation_bytes(a, &z->formats[j], &t);
+            if (fewest < 0 || bytes < fewest) fewest = bytes;
+        }
+        least += fewest < 0 ? 0 : fewest;
+        least += allocation_header(&t);
+    }
+    least += 64;
+    if ((double)least <= most * params / 8 + 1e-3) return 0;
+    return fail(a, "--bits %.10g: the smallest of --formats make a file of %.3f bits per parameter: give more, or smaller formats",
+                most, 8.0 * (double)least / params);
+}
+
 /* The format with the largest errors, where calibration matters most; −1: all are dense. */
 static int allocation_probe(const allocation *z)
 {
@@ -345,6 +389,7 @@ static int allocation_plans(app *a, allocation *z, const allocation_sizes *sizes
     DO(allocation_formats(a, z, a->o.formats));
     if (a->o.no_embed) DO(allocation_keep(a, z));
     DO(allocation_check(a, z));
+    DO(allocation_check_sizes(a, z, sizes->bits, sizes->n));
     DO(allocation_measure(a, z, a->o.calib ? &a->corpora[0] : NULL, alpha, !a->o.no_embed, true));
     put_open(&a->json, NULL, "{");
     put_open(&a->json, "plans", "[");

@@ -244,16 +244,37 @@ static int demo_tune(app *a, demo *d, demo_run *run, pvt_strategy strategy, int6
     return 0;
 }
 
+static const char *const demo_names[] = {"original", "calibrated", "tuned"};
+
+/* Models that somebody kept are replaced when that is wished. */
+static int demo_check_save(app *a)
+{
+    char path[4096];
+    struct stat st;
+    if (!a->o.save) return 0;
+    if (stat(a->o.save, &st) == 0 && !S_ISDIR(st.st_mode)) return fail(a, "%s is a file; --save names a directory", a->o.save);
+    for (int i = 0; i < 3 && !a->o.text_only; i++) {
+        if (snprintf(path, sizeof path, "%s/%s", a->o.save, demo_names[i]) >= (int)sizeof path)
+            return fail(a, "%s: path too long", a->o.save);
+        if (pvt_model_exists(a->ctx, path) && !a->o.overwrite)
+            return fail(a, "%s holds a model already; give another --save, or --overwrite to replace it", path);
+    }
+    for (int i = 0; i < 2 && a->o.text; i++) {
+        snprintf(path, sizeof path, "%s/%s", a->o.save, i ? "unseen.txt" : "train.txt");
+        if (same_file(path, a->o.text)) return fail(a, "%s is an input; give another place to --save", path);
+    }
+    return 0;
+}
+
 static int demo_save(app *a)
 {
-    static const char *const names[] = {"original", "calibrated", "tuned"};
     static const int slots[] = {DEMO_ORIGINAL, DEMO_CALIBRATED, DEMO_BEST};
     pvt_save_desc save;
     char path[4096];
     memset(&save, 0, sizeof save);
     save.overwrite = true;
     for (int i = 0; i < 3 && a->o.save; i++) {
-        snprintf(path, sizeof path, "%s/%s", a->o.save, names[i]);
+        snprintf(path, sizeof path, "%s/%s", a->o.save, demo_names[i]);
         TRY(a, pvt_model_save(a->models[slots[i]], path, &save));
     }
     return 0;
@@ -380,9 +401,16 @@ static int verb_demo(app *a)
     }
     if (a->o.save && mkdir(a->o.save, 0777) != 0 && errno != EEXIST)
         return fail(a, "the directory %s could not be made: %s", a->o.save, strerror(errno));
+    DO(demo_check_save(a));
     if (!a->o.text_only) DO(check_writable(a, a->o.svg));
     DO(demo_texts(a, &d));
-    if (a->o.text_only) return 0;
+    if (a->o.text_only) {
+        put_open(&a->json, NULL, "{");
+        put_text(&a->json, "save", a->o.save), put_int(&a->json, "train_bytes", d.train->n);
+        put_int(&a->json, "unseen_bytes", d.unseen->n);
+        put_close(&a->json, "}");
+        return put_result(a);
+    }
     DO(demo_train(a, &d));
     DO(demo_quantize(a, &d));
     note(a, "3. tuning with four strategies under two schedules, %lld steps each", (long long)d.tune_steps);

@@ -125,6 +125,13 @@ static int generate_one(app *a, const pvt_message *messages, int64_t n_messages,
     char rate[64];
     memset(&out, 0, sizeof out);
     DO(prompt_ids(a, messages, n_messages, s, &ids, &n));
+    int64_t ctx = pvt_model_get_config(a->models[0])->ctx, wanted = a->o.n ? a->o.n : 1;
+    if (n + wanted > ctx) {
+        pvt_ids_free(a->ctx, ids);
+        return fail(a, "%lld tokens of prompt and %lld to make are more than the model's context of %lld%s", (long long)n,
+                    (long long)wanted, (long long)ctx, a->o.n ? "; lower -n" : "");
+    }
+    if (!a->o.n) desc.n = smaller(64, ctx - n);
     desc.token = on_token, desc.user = s, s->print = !a->o.json;
     if (s->print && !a->o.chat) fputs(messages[n_messages - 1].text, stdout), fflush(stdout);
     pvt_result result = pvt_generate(a->models[0], ids, n, &desc, &out);

@@ -1266,7 +1266,14 @@ static int verb_lab(app *a)
                      {"strategies", lab_strategies}, {"ablation", lab_ablation},
                      {"pv-or-ste", lab_pv_or_ste},   {"surrogates", lab_surrogates},
                      {"linearity", lab_linearity}, {"allocation", lab_allocation}};
-    char svg[64];
+    char svg[64], formats[400];
+    if (!a->o.model && (a->o.data || a->o.eval || a->o.eval_windows || a->o.ctx))
+        return fail(a, "--data, --eval, --eval-windows and --ctx go with a MODEL; what the small Llama learns is --text"), 2;
+    snprintf(formats, sizeof formats, "%s", a->o.formats ? a->o.formats : "");
+    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ",")) { /* before a model is trained */
+        pvt_format parsed;
+        TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+    }
     snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);
     if (!a->o.svg) a->o.svg = svg;
     DO(check_writable(a, a->o.svg));

@@ -95,6 +95,7 @@ static const option demo_rows[] = {
     {"--text-only", NULL, OPTION_FLAG, AT(text_only), false, "", 0, 0, NULL, "only write the texts into --save DIR"},
     {"--save", NULL, OPTION_TEXT, AT(save), false, "DIR", 0, 0, NULL,
      "keep the models and the texts: DIR/original, DIR/calibrated, DIR/tuned, DIR/train.txt, DIR/unseen.txt"},
+    {"--overwrite", NULL, OPTION_FLAG, AT(overwrite), false, "", 0, 0, NULL, "replace the models that --save DIR holds"},
 };
 static const option info_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
@@ -430,6 +431,8 @@ static JSON_PRINTF(2, 3) int fail(app *a, const char *format, ...)
 static int fail_result(app *a, pvt_result result)
 {
     const char *why = pvt_ctx_error(a->ctx);
+    size_t verb = strlen(a->verb);
+    if (strncmp(why, a->verb, verb) == 0 && strncmp(why + verb, ": ", 2) == 0) why += verb + 2; /* fail says it */
     return fail(a, "%s", why[0] ? why : pvt_result_text(result));
 }
 
@@ -677,13 +680,17 @@ static int check_writable(app *a, const char *path)
     return 0;
 }
 
-/* Refuses before the work what pvt_model_save would refuse after it. */
-static int check_savable(app *a)
+/* Refuses before the work what pvt_model_save would refuse after it. desc: of quantize, else NULL. */
+static int check_savable(app *a, const pvt_quantize_desc *desc)
 {
-    const pvt_model_config *c = pvt_model_get_config(a->models[0]);
-    if (!c->rope_factors || (c->rope_factor != 0 && c->rope_rule == PVT_ROPE_LONG)) return 0;
-    return fail(a, "%s: its rotary frequencies (rope_freqs.weight) follow no rule that config.json knows: a result could "
-                "not be saved", a->o.model);
+    int64_t n = pvt_model_tensors(a->models[0]);
+    bool *skip = (bool *)calloc((size_t)n, sizeof *skip);
+    if (!skip) return fail(a, "out of memory for %lld tensors", (long long)n);
+    for (int64_t i = 0; i < n && desc; i++) skip[i] = pvt_quantize_wants(a->models[0], desc, i);
+    pvt_result result = pvt_model_savable(a->models[0], skip);
+    free(skip);
+    if (result != PVT_OK) return fail(a, "%s: a result could not be saved: %s", a->o.model, pvt_ctx_error(a->ctx));
+    return 0;
 }
 
 static bool same_file(const char *x, const char *y)
@@ -692,19 +699,46 @@ static bool same_file(const char *x, const char *y)
     return stat(x, &sx) == 0 && stat(y, &sy) == 0 && sx.st_dev == sy.st_dev && sx.st_ino == sy.st_ino;
 }
 
+/* What a verb writes must be none of what it reads, which would be lost; and standard input can be read once. */
+static int check_paths(app *a)
+{
+    const options *o = &a->o;
+    const char *const outputs[][2] = {{o->output, "-o"}, {o->log, "--log"}, {o->svg, "--svg"}, {o->save, "--save"}};
+    const char *inputs[16 + 2 * OPTION_LIST_MOST] = {o->model, o->teacher, o->beside, o->tokenizer, o->data, o->calib,
+                                                     o->eval, o->ppl, o->prompts, o->text, o->ids, o->inputs,
+                                                     o->against, o->plan, o->file};
+    int n = 15, streams = 0;
+    for (int i = 0; i < o->tasks.n; i++) { /* [NAME=]FILE */
+        const char *equals = strchr(o->tasks.at[i], '=');
+        inputs[n++] = o->tasks.at[i], inputs[n++] = equals ? equals + 1 : NULL;
+    }
+    for (int i = 0; i < n; i++) {
+        streams += inputs[i] && strcmp(inputs[i], "-") == 0;
+        for (int j = 0; j < 4; j++) {
+            struct stat st;
+            if (!inputs[i] || !outputs[j][0] || !same_file(inputs[i], outputs[j][0])) continue;
+            if (stat(inputs[i], &st) != 0 || (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))) continue; /* /dev/null */
+            return fail(a, "%s is an input; give another place to %s", outputs[j][0], outputs[j][1]);
+        }
+    }
+    if (streams <= 1) return 0;
+    fail(a, "- is standard input, which can be read once; give files for the other texts");
+    return 2;
+}
+
 /* The directory for a result, made before the work begins, not after hours of it. A directory that
    this call made is recorded, so that a failure can leave nothing behind. */
 static int prepare_output(app *a, bool *made)
 {
     const char *dir = a->o.output;
+    struct stat st;
     if (made) *made = false;
-    if (same_file(dir, a->o.model) || (a->o.teacher && same_file(dir, a->o.teacher)))
-        return fail(a, "%s is an input; give another directory to -o", dir);
     if (mkdir(dir, 0777) == 0) {
         if (made) *made = true;
         return 0;
     }
     if (errno != EEXIST) return fail(a, "the directory %s could not be made: %s", dir, strerror(errno));
+    if (stat(dir, &st) == 0 && !S_ISDIR(st.st_mode)) return fail(a, "%s is a file; -o names a directory", dir);
     if (pvt_model_exists(a->ctx, dir) && !a->o.overwrite)
         return fail(a, "%s already holds a model; give another -o, or --overwrite to replace it", dir);
     if (access(dir, W_OK | X_OK) != 0) return fail(a, "%s cannot be written to: %s", dir, strerror(errno));
@@ -1075,12 +1109,16 @@ typedef struct quantize_log {
     pvt_pv_desc finetune;
     double error;
     int n;
+    bool resumed; /* blocks in the directory are this run's own */
 } quantize_log;
 
 static void on_layer(void *user, const char *name, const pvt_fit_stats *stats)
 {
     quantize_log *log = (quantize_log *)user;
     buffer *t = &log->a->json;
+    int old;
+    /* nothing is refused any more: blocks of another run go, before the first of this one is written */
+    if (log->n == 0 && !log->resumed) quantize_files(log->a->o.output, true, &old);
     put_open(t, NULL, "{");
     put_text(t, "name", name);
     put_number(t, "error", stats->error), put_int(t, "epochs", stats->epochs), put_number(t, "seconds", stats->seconds);
@@ -1095,17 +1133,11 @@ static int quantize_begin(app *a, bool *made, int *blocks)
     const char *dir = a->o.output;
     *made = false;
     quantize_files(dir, false, blocks);
-    if (*blocks > 0 && a->o.resume) { /* the model beside them, if any, was saved but not yet tidied up */
-        if (same_file(dir, a->o.model)) return fail(a, "%s is an input; give another directory to -o", dir);
-        return 0;
-    }
+    if (*blocks > 0 && a->o.resume) return 0; /* the model beside them, if any, was saved but not yet tidied up */
     if (*blocks > 0 && !a->o.overwrite)
         return fail(a, "%s holds %d block%s of an unfinished quantize; give --resume to go on, or --overwrite to begin again",
                     dir, *blocks, *blocks == 1 ? "" : "s");
     DO(prepare_output(a, made));
-    if (*blocks > 0 && !quantize_files(dir, true, blocks))
-        return fail(a, "the blocks of an unfinished quantize in %s could not be removed: %s", dir, strerror(errno));
-    *blocks = 0;
     if (a->o.resume) note(a, "no unfinished blocks in %s: starting at the beginning", dir);
     return 0;
 }
@@ -1237,6 +1269,39 @@ static int64_t calibration_tokens(const app *a)
     return ctx * (a->o.samples ? a->o.samples : smaller(64, a->corpora[0].n / ctx));
 }
 
+/* Does the name contain one of the words of a list "A,B"? */
+static bool name_in(const char *list, const char *name)
+{
+    while (list && *list) {
+        size_t n = strcspn(list, ",");
+        for (const char *at = name; n && *at; at++)
+            if (strncmp(at, list, n) == 0) return true;
+        list += n + (list[n] == ',');
+    }
+    return false;
+}
+
+/* Whether --skip leaves something, and a word of it that no name contains. */
+static int check_skip(app *a)
+{
+    const options *o = &a->o;
+    char words[800];
+    int64_t n = pvt_model_tensors(a->models[0]), left = o->plan || o->embed || o->head || o->embed_format;
+    if (!o->skip) return 0;
+    if (snprintf(words, sizeof words, "%s", o->skip) >= (int)sizeof words) return 0;
+    for (int64_t i = 0; i < n; i++) {
+        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
+        left += t.linear && !name_in(o->skip, t.name);
+    }
+    if (left == 0) return fail(a, "--skip %s leaves nothing to quantize", o->skip);
+    for (char *word = strtok(words, ","); word; word = strtok(NULL, ",")) {
+        bool found = false;
+        for (int64_t i = 0; i < n; i++) found = found || strstr(pvt_model_tensor(a->models[0], i).name, word);
+        if (!found) note(a, "--skip %s: no tensor's name contains it", word);
+    }
+    return 0;
+}
+
 static int verb_quantize(app *a)
 {
     const options *o = &a->o;
@@ -1248,15 +1313,20 @@ static int verb_quantize(app *a)
     char format[48], own[48] = "", peak[32], phrase[64];
     memset(&save, 0, sizeof save), memset(&log, 0, sizeof log);
     log.a = a;
+    if (o->no_finetune && (o->finetune_epochs || o->finetune_lr > 0 || o->finetune_strategy || o->finetune_code_lr > 0 ||
+                           strcmp(o->finetune_train, "all") != 0 || strcmp(o->surrogate, "none") != 0))
+        return fail(a, "--no-finetune contradicts the --finetune options"), 2;
     DO(check_train(a, o->finetune_train));
     pvt_quantize_desc desc = quantize_desc(a, &log);
     TRY(a, pvt_format_parse(a->ctx, o->format, &desc.format));
     if (o->embed_format) TRY(a, pvt_format_parse(a->ctx, o->embed_format, &desc.embed_format));
     if (o->plan) DO(plan_read(a, o->plan, &desc.plan, &desc.n_plan));
     DO(load_model(a, 0, o->model));
-    DO(check_savable(a));
+    DO(check_savable(a, &desc));
+    DO(check_skip(a));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
+    log.resumed = blocks > 0 && o->resume;
     if (!o->plan) quantize_note_bits(a, &desc);
     quantize_notes(a, &desc);
     pvt_format_text(&desc.format, format);
@@ -1348,6 +1418,7 @@ static int tune_resume(app *a, tune_state *s)
     TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
     pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
     s->resumed_at = s->saved_at = info.step;
+    s->tokens = info.step * s->desc.batch * s->desc.ctx;
     s->noted = info.last.step;
     note(a, "resumed after step %lld of %lld", (long long)info.step, (long long)info.steps);
     if (info.resumed_steps < info.steps)
@@ -1440,9 +1511,13 @@ static void put_eval(buffer *t, const char *key, const pvt_tune_eval *eval)
 static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, const pvt_tune_eval *saved, int64_t groups,
                        int64_t moved)
 {
-    char peak[32];
-    printf("%s: %lld steps, %lld tokens, training loss %.4f → %.4f, %.2f %% of the groups have new codes, %.1f s, peak %s\n",
-           pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, s->loss_first, s->loss_last,
+    char peak[32], losses[96] = "nothing was left to do";
+    if (s->steps > 0)
+        snprintf(losses, sizeof losses, s->resumed_at ? "%lld tokens, training loss %.4f → %.4f since step %lld"
+                                                      : "%lld tokens, training loss %.4f → %.4f",
+                 (long long)s->tokens, s->loss_first, s->loss_last, (long long)s->resumed_at + 1);
+    printf("%s: %lld steps, %s, %.2f %% of the groups have new codes, %.1f s, peak %s\n",
+           pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, losses,
            groups ? 100.0 * (double)moved / (double)groups : 0.0, elapsed(a), human_bytes((double)peak_bytes(a), peak));
     if (info->eval_windows == 0)
         printf("written to %s: the state after the last step, not evaluated\n", a->o.output);
@@ -1453,7 +1528,7 @@ static void tune_print(app *a, const tune_state *s, const pvt_tuner_info *info, 
         printf("written to %s: the state after step %lld, perplexity %.4f (before tuning %.4f), loss %.4f (%.4f) on %lld "
                "held-out windows of %lld tokens\n", a->o.output, (long long)info->best.step, saved->ppl, info->start.ppl,
                saved->loss, info->start.loss, (long long)info->eval_windows,
-               (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
+               (long long)s->desc.ctx);
 }
 
 static void tune_card(app *a, pvt_save_desc *save, const tune_state *s, const pvt_tuner_info *info, const pvt_tune_eval *saved)
@@ -1461,9 +1536,25 @@ static void tune_card(app *a, pvt_save_desc *save, const tune_state *s, const pv
     char measured[256] = "not evaluated";
     if (info->eval_windows > 0)
         snprintf(measured, sizeof measured, "perplexity %.4f, before tuning %.4f, on %lld windows of %lld tokens held out of the text",
-                 saved->ppl, info->start.ppl, (long long)info->eval_windows, (long long)pvt_tune_resolve(a->models[0], &s->desc).ctx);
+                 saved->ppl, info->start.ppl, (long long)info->eval_windows, (long long)s->desc.ctx);
     card_text(a, save, a->o.teacher ? a->o.teacher : a->o.model, "Tuned by PV-Tuning, strategy `%s`: %lld steps, %lld tokens; %s.",
               pvt_strategy_name(s->desc.pv.strategy), (long long)info->step, (long long)s->tokens, measured);
+}
+
+/* The best state becomes the model. Stopped in the last evaluation there is a checkpoint to go on from; stopped when
+   that state stands already, only its figure is not measured once more, and it is known. */
+static int tune_end(app *a, const tune_state *s, const pvt_tuner_info *info, pvt_tune_eval *saved)
+{
+    pvt_result result = pvt_tuner_finish(a->tuner, saved);
+    if (result != PVT_ERR_CANCELLED) TRY(a, result);
+    if (result == PVT_OK) return 0;
+    result = pvt_tuner_save(a->tuner, s->checkpoint);
+    if (result == PVT_OK)
+        return fail(a, "stopped on request after step %lld of %lld; the same command with --resume goes on from there",
+                    (long long)info->step, (long long)info->steps);
+    if (result != PVT_ERR_ARGUMENT) TRY(a, result); /* ARGUMENT: it has ended */
+    *saved = pvt_tuner_get_info(a->tuner).best;
+    return 0;
 }
 
 static int tune_finish(app *a, const tune_state *s)
@@ -1475,21 +1566,23 @@ static int tune_finish(app *a, const tune_state *s)
     int64_t groups = 0, moved = 0;
     memset(&save, 0, sizeof save);
     save.overwrite = a->o.overwrite || a->o.resume; /* an extended run replaces its own model */
-    TRY(a, pvt_tuner_finish(a->tuner, &saved));
+    DO(tune_end(a, s, &info, &saved));
     tune_card(a, &save, s, &info, &saved);
     if (pvt_model_save(a->models[0], a->o.output, &save) != PVT_OK)
         return s->saved_at > 0 && access(s->checkpoint, F_OK) == 0
                    ? fail(a, "%s; the checkpoint of step %lld stays: the same command with --resume goes on from it",
                           pvt_ctx_error(a->ctx), (long long)s->saved_at)
                    : fail(a, "%s; there is no checkpoint to go on from", pvt_ctx_error(a->ctx));
-    if (!a->o.keep && unlink(s->checkpoint) != 0 && errno != ENOENT)
+    bool idle = s->steps == 0 && s->resumed_at > 0; /* nothing was left to do: it had been kept, and is again */
+    if (!a->o.keep && !idle && unlink(s->checkpoint) != 0 && errno != ENOENT)
         note(a, "%s is no longer needed, but could not be removed: %s", s->checkpoint, strerror(errno));
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
     put_open(&a->json, NULL, "{");
     put_text(&a->json, "strategy", pvt_strategy_name(s->desc.pv.strategy));
     put_int(&a->json, "steps", info.step), put_int(&a->json, "tokens", s->tokens);
-    put_number(&a->json, "loss_first", s->loss_first), put_number(&a->json, "loss_last", s->loss_last);
+    put_number(&a->json, "loss_first", s->steps ? s->loss_first : NAN);
+    put_number(&a->json, "loss_last", s->steps ? s->loss_last : NAN);
     put_eval(&a->json, "eval_start", &info.start), put_eval(&a->json, "eval_saved", &saved);
     put_int(&a->json, "groups", groups), put_int(&a->json, "groups_changed", moved);
     put_int(&a->json, "changes", s->changed), put_int(&a->json, "searched", s->searched);
@@ -1525,6 +1618,25 @@ static bool has_codes(const pvt_model *model)
     return false;
 }
 
+/* Options that contradict each other, or that would count for nothing. */
+static int tune_options(app *a)
+{
+    const options *o = &a->o;
+    bool continuous = o->strategy && strcmp(o->strategy, "continuous") == 0;
+    const char *why =
+        o->no_eval && (o->eval || o->eval_every || o->eval_windows || o->patience)
+            ? "--no-eval contradicts --eval, --eval-every, --eval-windows and --patience"
+        : o->resume && o->overwrite ? "--resume goes on with what -o holds, --overwrite replaces it: give one of them"
+        : continuous && (o->cap > 0 || o->trust > 0 || o->code_lr > 0 || o->wind > 0 || o->restart || o->force)
+            ? "--strategy continuous changes no codes: --cap, --trust, --code-lr, --wind, --restart and --force-update go "
+              "with other strategies"
+        : o->teacher && o->loss && strcmp(o->loss, "ce") == 0 ? "--loss ce needs no --teacher"
+                                                               : NULL;
+    if (!why) return 0;
+    fail(a, "%s", why);
+    return 2;
+}
+
 static int verb_tune(app *a)
 {
     const options *o = &a->o;
@@ -1535,21 +1647,20 @@ static int verb_tune(app *a)
         fail(a, "--teacher MODEL is missing (or give --loss ce)");
         return 2;
     }
-    if (o->eval && o->no_eval) {
-        fail(a, "--eval and --no-eval contradict each other");
-        return 2;
-    }
+    DO(tune_options(a));
     DO(check_train(a, o->train));
     DO(load_model(a, 0, o->model));
-    DO(check_savable(a));
+    DO(check_savable(a, NULL));
     if (!has_codes(a->models[0]))
         return fail(a, "%s has no codes to tune: it is not quantized; begin with pvtune quantize %s --calib TEXT -o DIR", o->model,
                     o->model);
     if (o->teacher && !desc.cross_entropy) DO(load_model(a, 1, o->teacher));
     DO(load_text(a, 0, o->data, a->models[0]));
     if (o->eval) DO(load_text(a, 1, o->eval, a->models[0]));
+    if (o->eval && same_file(o->eval, o->data))
+        note(a, "--eval is the text that is tuned on, so its figures are not of unseen text; without --eval a twentieth is kept back");
     desc.eval = o->eval ? &a->corpora[1] : NULL;
-    s.desc = desc;
+    s.desc = pvt_tune_resolve(a->models[0], &desc);
     DO(tune_fits(a, &desc));
     TRY(a, pvt_tuner_create(a->models[0], a->models[1], &a->corpora[0], &desc, &a->tuner));
     int status = tune_begin(a, &s);
@@ -1585,6 +1696,7 @@ static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
     int64_t length, n = 0;
     char *text = read_text(a->o.against, &length), *next;
     if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
+    for (int64_t i = 0; i < ppl->windows; i++) nll[i] = NAN;
     for (char *line = text; line && *line; line = next ? next + 1 : NULL) {
         long long window, tokens;
         double other;
@@ -1592,12 +1704,25 @@ static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
         if (sscanf(line, "{\"window\":%lld,\"tokens\":%lld,\"nll_sum\":%lf", &window, &tokens, &other) != 3) continue;
         if (window < first || window >= first + ppl->windows) continue;
         if (tokens != pvt_ppl_window_tokens(ppl, window)) continue;
-        nll[window - first] = other, n++;
+        n += nll[window - first] != nll[window - first]; /* each once, however often it stands there */
+        nll[window - first] = other;
     }
     free(text);
     if (n == ppl->windows) return 0;
     return fail(a, "%s holds %lld of these %lld windows of %lld tokens; make it with eval --log on the same text",
                 a->o.against, (long long)n, (long long)ppl->windows, (long long)ppl->ctx);
+}
+
+/* That --against is such a log is found out before the work. */
+static int check_against(app *a)
+{
+    int64_t length;
+    if (!a->o.against) return 0;
+    char *text = read_text(a->o.against, &length);
+    if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
+    bool windows = strstr(text, "{\"window\":") != NULL;
+    free(text);
+    return windows ? 0 : fail(a, "%s holds no windows; make it with eval --ppl --log on the same text", a->o.against);
 }
 
 /* Mean difference per token to another model's windows, and its standard error over windows. */
@@ -1666,6 +1791,21 @@ static int eval_perplexity(app *a, int model, pvt_ppl_desc *desc, double *nll, p
     return 0;
 }
 
+/* Is every id of the text the model's, and a window no longer than its context? */
+static int check_text(app *a, int model, int64_t ctx)
+{
+    const pvt_model_config *c = pvt_model_get_config(a->models[model]);
+    const char *path = model ? a->o.beside : a->o.model;
+    if (ctx > c->ctx)
+        return fail(a, "%s: windows of %lld tokens are longer than its context of %lld: give --ctx", path, (long long)ctx,
+                    (long long)c->ctx);
+    for (int64_t i = 0; i < a->corpora[0].n; i++)
+        if (a->corpora[0].ids[i] >= c->vocab)
+            return fail(a, "%s: the text holds token %lld, its vocabulary ends at %lld: the models have other tokenizers",
+                        path, (long long)a->corpora[0].ids[i], (long long)c->vocab);
+    return 0;
+}
+
 static void print_ppl(buffer *t, const char *of, const pvt_ppl *ppl)
 {
     char error[32];
@@ -1699,6 +1839,8 @@ static int eval_text(app *a, buffer *log)
     double *nll = (double *)(a->buffers[0] = calloc(windows > 0 ? 2 * (size_t)windows : 1, sizeof *nll));
     double *other = nll + (windows > 0 ? windows : 0);
     if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
+    for (int i = 0; i < 2; i++) /* both models take this text, and the other log is there, before the work */
+        if (a->models[i]) DO(check_text(a, i, desc.ctx));
     DO(eval_perplexity(a, 0, &desc, nll, &ppl));
     log_windows(log, &ppl, nll, desc.first);
     put_ppl(&a->json, &ppl);
@@ -1748,8 +1890,13 @@ static int verb_eval(app *a)
     memset(&unused, 0, sizeof unused);
     DO(parse_windows(a, &unused)); /* before the model is loaded */
     DO(check_writable(a, a->o.log));
+    DO(check_against(a));
     DO(load_model(a, 0, a->o.model));
     if (a->o.beside) DO(load_model(a, 1, a->o.beside));
+    if (a->o.beside && pvt_model_get_config(a->models[0])->vocab != pvt_model_get_config(a->models[1])->vocab)
+        return fail(a, "%s has a vocabulary of %lld, %s one of %lld: they cannot be measured on the same tokens", a->o.model,
+                    (long long)pvt_model_get_config(a->models[0])->vocab, a->o.beside,
+                    (long long)pvt_model_get_config(a->models[1])->vocab);
     put_open(&a->json, NULL, "{");
     int status = a->o.ppl ? eval_text(a, &log) : 0;
     if (status == 0 && a->o.tasks.n > 0) status = eval_tasks(a, &log);
@@ -1837,7 +1984,6 @@ static const pvt_export_target *export_target(const char *name)
 static int prepare_file(app *a)
 {
     struct stat st;
-    if (same_file(a->o.output, a->o.model)) return fail(a, "%s is the input; give another file to -o", a->o.output);
     if (stat(a->o.output, &st) != 0)
         return errno == ENOENT ? 0 : fail(a, "%s cannot be looked at: %s", a->o.output, strerror(errno));
     if (S_ISDIR(st.st_mode)) return fail(a, "%s is a directory; --to %s writes one file: give it a name", a->o.output, a->o.to);
@@ -1869,6 +2015,8 @@ static int verb_export(app *a)
     bool made = false;
     memset(&save, 0, sizeof save);
     if (!target) return fail(a, "--to %s is not known to the library", a->o.to);
+    if (target->file && strcmp(a->o.dtype, "f16") != 0)
+        return fail(a, "--dtype is of directories; a GGUF's type stands in --to, as in gguf:bf16"), 2;
     save.dense = strcmp(target->name, "dense") == 0, save.dense_embedding = true; /* for put_bits */
     save.dtype = strcmp(a->o.dtype, "bf16") == 0 ? PVT_BF16 : strcmp(a->o.dtype, "f32") == 0 ? PVT_F32 : PVT_F16;
     DO(load_model(a, 0, a->o.model));
@@ -2233,7 +2381,8 @@ static int run_verb(const struct verb *v, app *a)
     if (isa && strcmp(isa, pvt_ctx_get_info(a->ctx).isa) != 0)
         note(a, "this processor has no %s: %s it is", isa, pvt_ctx_get_info(a->ctx).isa);
     a->started = meter_now();
-    int status = v->run(a);
+    int status = check_paths(a);
+    if (status == 0) status = v->run(a);
     if (a->log && fclose(a->log) != 0 && status == 0) /* where network file systems report a full disk */
         status = fail(a, "the log %s could not be written: %s", a->o.log, strerror(errno));
     a->log = NULL;

@@ -444,7 +444,7 @@ static void test_results(pvt_ctx *ctx)
     CHECK_RUN(run("tokenize q.gguf 'ab c' --json"));
     CHECK(strcmp(out_text, "[97,98,32,99]\n") == 0);
     CHECK_REFUSED(1, "is a directory", run("export model -o dense --to gguf:f16 -q"));
-    CHECK_REFUSED(1, "is the input", run("export q.gguf -o q.gguf --to gguf:f16 -q --overwrite"));
+    CHECK_REFUSED(1, "is an input", run("export q.gguf -o q.gguf --to gguf:f16 -q --overwrite"));
     CHECK_REFUSED(1, "cannot be looked at: Not a directory", run("export model -o q.gguf/x --to gguf:f16 -q"));
     CHECK_REFUSED(1, "\"model.layers.0.", run("export q -o q2.gguf --to gguf:q2_0 -q"));
     CHECK_REFUSED(1, "has no form there", run("export q -o packed --to gptq -q"));
@@ -575,13 +575,86 @@ static void test_texts(pvt_ctx *ctx)
     CHECK_REFUSED(1, "bad.jsonl: line 2", run("eval model --ppl bad.jsonl -q"));
 }
 
+/* A number of the JSON row that has all these words: `"c":2,"V step":"exact"`. */
+static double lab_figure(const char *words, const char *name)
+{
+    char key[64];
+    const char *row = strstr(out_text, words);
+    snprintf(key, sizeof key, "\"%s\":", name);
+    const char *at = row ? strstr(row, key) : NULL;
+    if (!at) printf("    no %s of %s in %.300s\n", name, words, out_text);
+    return at ? strtod(at + strlen(key), NULL) : (double)NAN;
+}
+
+/* What a verb writes is none of what it reads, by whatever path; and other ways to lose what one had. */
+static void test_inputs_stay(void)
+{
+    CHECK(sh("cp text mine; cp text mine2; ln -sf mine link; echo '[[1,2,3]]' >mine.json; cp model/model.safetensors before") == 0);
+    CHECK_REFUSED(1, "mine is an input; give another place to --log", run("eval model --ppl mine --log ./mine -q"));
+    CHECK_REFUSED(1, "is an input", run("eval model --ppl mine --log link -q"));
+    CHECK_REFUSED(1, "is an input", run("tune q --teacher model --data mine -o x --log mine -q"));
+    CHECK_REFUSED(1, "is an input", run("tune q --teacher model --data text --eval mine -o x --log mine -q"));
+    CHECK_REFUSED(1, "is an input", run("logits model --ids mine.json -o mine.json -q"));
+    CHECK_REFUSED(1, "is an input", run("grad model --ids mine.json -o mine.json -q"));
+    CHECK_REFUSED(1, "is an input", run("allocate model --bits 8 --calib mine -o mine -q"));
+    CHECK_REFUSED(1, "is an input", run("eval model --task t=mine --log mine -q"));
+    CHECK_REFUSED(1, "is an input", run("demo --quick --text mine --svg mine -q"));
+    CHECK_REFUSED(1, "is an input", run("quantize model --calib text -o model --overwrite -q"));
+    CHECK_REFUSED(1, "is an input", run("tune q --teacher model --data text -o model --resume -q"));
+    CHECK(sh("cmp mine mine2 && cmp model/model.safetensors before && echo '[[1,2,3]]' | cmp - mine.json") == 0);
+    CHECK_REFUSED(2, "can be read once", run("tune q --teacher model --data - --eval - -o x -q"));
+    CHECK_RUN(run("eval model --ppl text --windows 2 --log /dev/null --json -q")); /* which is no file to be lost */
+    CHECK_REFUSED(1, "mine is a file; -o names a directory", run("export model --to dense -o mine -q"));
+    CHECK_RUN(run("demo --quick --train-steps 2 --steps 1 --save kept --svg d.svg -q"));
+    CHECK_REFUSED(1, "kept/original holds a model already", run("demo --quick --train-steps 2 --steps 1 --save kept --svg d.svg -q"));
+    CHECK_RUN(run("demo --quick --text-only --save kept --json -q"));
+    CHECK(strstr(out_text, "\"train_bytes\":60"));
+    CHECK_REFUSED(1, "train.txt is an input", run("demo --quick --text kept/train.txt --save kept --overwrite -q"));
+    CHECK_REFUSED(1, "mine is a file", run("demo --quick --save mine --svg d.svg -q"));
+}
+
+/* A finished run that kept its checkpoint keeps it when nothing is left to do, and can then be extended. */
+static void test_kept_checkpoint(void)
+{
+    static const char tune[] = "tune q --teacher model --data text -o kc --ctx 16 --json -q";
+    CHECK_RUN(run("%s --steps 2 --keep-checkpoint", tune));
+    CHECK_RUN(run("%s --steps 2 --resume", tune));
+    CHECK(strstr(out_text, "\"loss_first\":null") && lab_figure("", "tokens") == 2 * 2 * 16 && sh("test -e kc/checkpoint.safetensors") == 0);
+    CHECK_RUN(run("%s --steps 3 --resume", tune));
+    CHECK(lab_figure("", "steps") == 3 && lab_figure("", "resumed_at") == 2 && sh("test ! -e kc/checkpoint.safetensors") == 0);
+    CHECK_RUN(run("tune q --teacher model --data text -o kc2 --ctx 16 --steps 1 --train scales --json -q"));
+    CHECK(strstr(out_text, "\"strategy\":\"continuous\"") && sh("grep -q 'strategy `continuous`' kc2/README.md") == 0);
+}
+
+/* Options that say the opposite of each other, or nothing at all. */
+static void test_contradictions(void)
+{
+    CHECK_REFUSED(2, "--no-eval contradicts", run("tune q --teacher model --data text -o x --no-eval --patience 2 -q"));
+    CHECK_REFUSED(2, "give one of them", run("tune q --teacher model --data text -o x --resume --overwrite -q"));
+    CHECK_REFUSED(2, "changes no codes", run("tune q --teacher model --data text -o x --strategy continuous --cap 0.1 -q"));
+    CHECK_REFUSED(2, "needs no --teacher", run("tune q --teacher model --data text -o x --loss ce -q"));
+    CHECK_REFUSED(2, "contradicts the --finetune", run("quantize model --calib text -o x --no-finetune --finetune-epochs 2 -q"));
+    CHECK_REFUSED(2, "a GGUF's type stands in --to", run("export model --to gguf:f16 --dtype f32 -o x.gguf -q"));
+    CHECK_REFUSED(2, "go with a MODEL", run("lab smoothness --quick --data text -q"));
+    CHECK_REFUSED(1, "expected", run("lab allocation --quick --formats foo -q"));
+    CHECK_REFUSED(1, "leaves nothing to quantize", run("quantize model --calib text -o x --skip layers -q"));
+    CHECK_REFUSED(1, "nowhere: No such file", run("eval model --ppl text --against nowhere -q"));
+    CHECK_REFUSED(1, "text holds no windows", run("eval model --ppl text --against text -q"));
+    CHECK_REFUSED(1, "weights; leave the tensor dense", run("quantize model --calib text -o x --format nf4 -q"));
+    CHECK_RUN(run("eval model --ppl text --ctx 16 --windows 0:3 --log w1 -q") || run("eval model --ppl text --ctx 16 --windows 2:4 --log w2 -q"));
+    CHECK(sh("cat w1 w2 >w3") == 0); /* window 2 twice, and none of 4 */
+    CHECK_REFUSED(1, "holds 4 of these 5 windows", run("eval model --ppl text --ctx 16 --windows 0:5 --against w3 -q"));
+    CHECK_RUN(run("eval model --ppl text --ctx 16 --windows 0:4 --against w3 --json -q"));
+    CHECK(lab_figure("", "nll_difference") == 0);
+}
+
 /* What was accepted, and led to nonsense or to hours of work for nothing. */
 static void test_refused(void)
 {
     CHECK_REFUSED(1, "made for 2 to 64", run("quantize model --calib text -o x --format aqlm:1x4g4 --ctx 99999 -q"));
     CHECK_REFUSED(1, "made for 2 to 64", run("tune q --teacher model --data text -o x --ctx 99999 -q"));
-    CHECK_REFUSED(1, "made for 2 to 64", run("eval model --ppl text --ctx 99999 -q"));
-    CHECK(run("generate model -p Once -n 61 --json") == 1 && strstr(err_text, "made for 2 to 64"));
+    CHECK_REFUSED(1, "longer than its context of 64", run("eval model --ppl text --ctx 99999 -q"));
+    CHECK_REFUSED(1, "4 tokens of prompt and 61 to make are more than the model's context of 64; lower -n", run("generate model -p Once -n 61"));
     CHECK_RUN(run("generate model -p Once --ignore-eos --json")); /* the default stays within */
     CHECK(run("info q --plan tune --ctx 65 -q") == 1 && strstr(err_text, "made for 2 to 64"));
     CHECK_REFUSED(1, "export it as dense", run("quantize model --calib text -o x --format dense -q"));
@@ -1466,17 +1539,6 @@ static void test_demo(pvt_ctx *ctx)
     CHECK(sh("grep -q 'class=\"line c3 twin\"' demo.svg") == 0);
 }
 
-/* A number of the JSON row that has all these words: `"c":2,"V step":"exact"`. */
-static double lab_figure(const char *words, const char *name)
-{
-    char key[64];
-    const char *row = strstr(out_text, words);
-    snprintf(key, sizeof key, "\"%s\":", name);
-    const char *at = row ? strstr(row, key) : NULL;
-    if (!at) printf("    no %s of %s in %.300s\n", name, words, out_text);
-    return at ? strtod(at + strlen(key), NULL) : (double)NAN;
-}
-
 /* The shape of the paper's result; that |V(x)| ≤ c and that φ never rises the program checks at every iterate. */
 static void test_lab_quadratic(pvt_ctx *ctx)
 {
@@ -1561,7 +1623,7 @@ static void test_allocate(pvt_ctx *ctx)
     CHECK_REFUSED(2, "numbers from 0.1 to 16", run("allocate wide --bits nan --calib text -o x.json -q"));
     CHECK_REFUSED(1, "no-such", run("allocate wide --bits 5 --calib text -o no-such/x.json -q"));
     CHECK_REFUSED(2, "--bits B is missing", run("allocate wide -o x"));
-    CHECK_REFUSED(1, "the smallest of these formats take", run("allocate wide --bits 1 --calib text %s -o x.json --json -q", formats));
+    CHECK_REFUSED(1, "the smallest of --formats make a file of", run("allocate wide --bits 1 --calib text %s -o x.json --json -q", formats));
     /* embedding dense, though no format of the list is: a choice that linears do not have */
     CHECK_RUN(run("allocate wide --bits 16 --no-embed --formats int:2g32,int:4g32 --alpha noise --samples 1 --ctx 16 -o plan6.json -q"));
     CHECK(sh("grep -c dense plan6.json | grep -x 1 && grep -q 'embed_tokens.weight\":\"dense' plan6.json && grep -q int:4g32 plan6.json") == 0);
@@ -1621,6 +1683,9 @@ int main(void)
     test_info(ctx);
     test_texts(ctx);
     test_refused();
+    test_inputs_stay();
+    test_kept_checkpoint();
+    test_contradictions();
     test_figures();
     test_tasks(ctx);
     test_perplexity(ctx);

@@ -108,6 +108,7 @@ typedef struct job {
     bool odd_student;      /* a number of the student is another */
     bool poison;           /* after creation a NaN is put into the student */
     bool finish;
+    bool overflow;         /* before that a number becomes larger than fp16 holds */
 } job;
 
 typedef struct outcome { /* plain numbers, so that memcmp compares */
@@ -168,7 +169,7 @@ static pvt_result finish(worker *w, pvt_tuner *tuner)
 }
 
 /* Steps to the end; a cancelled one is made again. */
-static pvt_result work(worker *w, pvt_tuner *tuner)
+static pvt_result work(worker *w, pvt_tuner *tuner, pvt_model *student)
 {
     const job *j = &w->job;
     pvt_result result = j->resume ? pvt_tuner_resume(tuner, j->resume) : PVT_OK;
@@ -186,6 +187,7 @@ static pvt_result work(worker *w, pvt_tuner *tuner)
                 result = pvt_tuner_save(tuner, j->save);
         }
     }
+    if (j->overflow) some_values(student)[3] = 1e6f;
     if (result == PVT_OK && j->finish) result = finish(w, tuner);
     w->outcome.start = pvt_tuner_get_info(tuner).start;
     w->outcome.best = pvt_tuner_get_info(tuner).best;
@@ -213,7 +215,7 @@ static pvt_result rank_run(worker *w, pvt_ctx *ctx)
     }
     if (result == PVT_OK) {
         if (j->poison) some_values(student)[3] = NAN;
-        result = work(w, tuner);
+        result = work(w, tuner, student);
         w->outcome.fingerprint = fingerprint(student);
         w->memory = (double)(plan - before) / (double)(pvt_ctx_get_info(ctx).bytes_peak - before);
     }
@@ -584,6 +586,18 @@ static void check_not_finite(void)
     }
 }
 
+/* What the end rounds to fp16 and cannot hold, on one rank, is everybody's: none waits for the others, none goes on. */
+static void check_overflow(void)
+{
+    company c;
+    job j = plain_job();
+    j.desc.eval_every = -1; /* no earlier state that would be taken instead */
+    company_open(&c, RANKS, &j);
+    c.workers[1].job.overflow = true;
+    company_run(&c);
+    CHECK(ended(&c, PVT_ERR_NUMERIC));
+}
+
 static pvt_model *make(bool codes)
 {
     pvt_model_config c;
@@ -629,6 +643,7 @@ int main(void)
         check_refused_alone();
         check_refused();
         check_not_finite();
+    check_overflow();
     }
     test_remove(dir);
     pvt_model_free(shared_student);

@@ -949,6 +949,10 @@ static void check_plan(pvt_ctx *ctx)
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_UNSUPPORTED && strstr(why, "had2:"));
     plan[0].format.rotation = 0, plan[5].format.in_group = 48;
     CHECK(quantize(&s, &w, NULL, why) == PVT_ERR_ARGUMENT && strstr(why, "do not divide"));
+    make_plan(ctx, original, plan, names); /* the plan's format of the embedding counts, not the one it cannot have */
+    s.desc.resume = false, s.desc.checkpoint = NULL, s.desc.embedding = true;
+    CHECK_OK(ctx, pvt_format_parse(ctx, "had2:int:2g32", &s.desc.embed_format));
+    CHECK(quantize(&s, &w, NULL, why) == PVT_OK);
     pvt_model_free(original);
 }
 

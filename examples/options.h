@@ -292,7 +292,6 @@ static bool options_parse(const option_set *sets, int n_sets, int argc, char **a
 
 static void options_usage(FILE *f, const char *program, const char *verb, option_set set)
 {
-    bool more = false;
     fprintf(f, "usage: %s %s", program, verb);
     for (int i = 0; i < set.n; i++) {
         const option *o = &set.rows[i];
@@ -301,10 +300,8 @@ static void options_usage(FILE *f, const char *program, const char *verb, option
             fprintf(f, o->required ? " %s" : " [%s]", o->name);
         else if (o->required)
             fprintf(f, " %s %s", o->letter ? o->letter : o->name, o->value);
-        else
-            more = true;
     }
-    fprintf(f, more ? " [options]\n" : "\n");
+    fprintf(f, " [options]\n"); /* those common to all at least */
 }
 
 static void options_help(FILE *f, option_set set)

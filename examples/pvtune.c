@@ -89,7 +89,7 @@ static const option demo_rows[] = {
     {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(100; --short: 110)", "tuning steps of 2,048 tokens"},
     {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(1500; --short: 2400)", "training steps of 512 tokens"},
     {"--format", NULL, OPTION_TEXT, AT(format), false, "F", 0, 0, "aqlm:2x4g4", "quantization format"},
-    {"--short", NULL, OPTION_FLAG, AT(brief), false, "", 0, 0, NULL, "a smaller model: one minute, the same order of strategies"},
+    {"--short", NULL, OPTION_FLAG, AT(brief), false, "", 0, 0, NULL, "a smaller model: one to two minutes, the same order of strategies"},
     {"--quick", NULL, OPTION_FLAG, AT(quick), false, "", 0, 0, NULL,
      "a tiny model and few steps, to see that it runs: too raw to tell strategies apart"},
     {"--text-only", NULL, OPTION_FLAG, AT(text_only), false, "", 0, 0, NULL, "only write the texts into --save DIR"},
@@ -255,7 +255,7 @@ static const option tune_rows[] = {
 static const option eval_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     HEADING("Perplexity"),
-    {"--ppl", NULL, OPTION_TEXT, AT(ppl), false, "TEXT", 0, 0, NULL, "on this text, as --calib takes it, in windows; -: standard input"},
+    {"--ppl", NULL, OPTION_TEXT, AT(ppl), false, "TEXT", 0, 0, NULL, "on this text, as quantize --calib takes it, in windows; -: standard input"},
     {"--ctx", NULL, OPTION_INT, AT(ctx), false, "T", 2, 1e6, "(512, or the model's context)", "tokens of a window"},
     {"--windows", NULL, OPTION_TEXT, AT(windows), false, "N|A:B", 0, 0, "(all)", "the first N windows, or A … B-1"},
     {"--stride", NULL, OPTION_INT, AT(stride), false, "N", 1, 1e6, "(--ctx: they do not overlap)",
@@ -267,7 +267,7 @@ static const option eval_rows[] = {
     HEADING("Zero-shot tasks"),
     {"--task", NULL, OPTION_LIST, AT(tasks), false, "[NAME=]FILE", 0, 0, NULL,
      "documents as JSON Lines: arc_easy, arc_challenge, hellaswag, piqa, winogrande, boolq, lambada as their data sets have them, "
-     "or {\"context\", \"choices\", \"gold\"}; may be given several times"},
+     "or {\"context\", \"choices\", \"gold\"}, {\"contexts\", \"continuation\", \"gold\"}, or request rows; may be given several times"},
     {"--limit", NULL, OPTION_INT, AT(limit), false, "N", 1, 1e9, "(all)", "the first N documents of each"},
     HEADING("Both"),
     {"--beside", NULL, OPTION_TEXT, AT(beside), false, "MODEL", 0, 0, NULL,
@@ -278,7 +278,7 @@ static const option generate_rows[] = {
     POSITIONAL("MODEL", model, "a Hugging Face directory, a .gguf or a llama2.c .bin"),
     {"--prompt", "-p", OPTION_TEXT, AT(prompt), false, "PROMPT", 0, 0, NULL, "the text to continue, with --chat to answer"},
     {"--prompts", NULL, OPTION_TEXT, AT(prompts), false, "FILE", 0, 0, NULL,
-     "one on each line, all in one batch; printed in their order, with --json an object on each line"},
+     "one on each line (-: standard input), all in one batch; printed in their order, with --json an object on each line"},
     {"--chat", NULL, OPTION_FLAG, AT(chat), false, "", 0, 0, NULL,
      "by the model's chat template: ChatML, Llama-2, Llama-3, Mistral, Phi-3; without -p a conversation, a line of standard input each turn"},
     {"--system", NULL, OPTION_TEXT, AT(system), false, "TEXT", 0, 0, NULL, "what a chat begins with"},
@@ -1028,6 +1028,15 @@ static int info_tokenizer(app *a)
     return 0;
 }
 
+static bool has_codes(const pvt_model *model)
+{
+    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
+        const pvt_weight *w = pvt_model_tensor(model, i).weight;
+        if (w && pvt_model_tensor(model, i).dtype == PVT_DTYPE_NONE) return true;
+    }
+    return false;
+}
+
 /* What tuning takes with the defaults, the model its own teacher: --plan tells it for other options. */
 static void info_tuning(app *a)
 {
@@ -1035,7 +1044,7 @@ static void info_tuning(app *a)
     char text[32];
     memset(&desc, 0, sizeof desc);
     int64_t bytes = pvt_tuner_bytes(a->models[0], a->models[0], NULL, &desc);
-    if (bytes == INT64_MAX) return; /* nothing in it can be tuned */
+    if (bytes == INT64_MAX || !has_codes(a->models[0])) return; /* nothing in it can be tuned */
     put_int(&a->json, "tune_bytes", bytes);
     if (!a->o.json)
         printf("tuning     %s at the peak with the defaults, beside the mapped model files; --plan tune for others\n",
@@ -1609,15 +1618,6 @@ static int tune_fits(app *a, const pvt_tune_desc *desc)
                 human_bytes((double)bytes, plan), device ? "GPU" : "machine", human_bytes(memory, machine));
 }
 
-static bool has_codes(const pvt_model *model)
-{
-    for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
-        const pvt_weight *w = pvt_model_tensor(model, i).weight;
-        if (w && pvt_model_tensor(model, i).dtype == PVT_DTYPE_NONE) return true;
-    }
-    return false;
-}
-
 /* Options that contradict each other, or that would count for nothing. */
 static int tune_options(app *a)
 {
@@ -1713,10 +1713,15 @@ static int read_windows(app *a, const pvt_ppl *ppl, int64_t first, double *nll)
                 a->o.against, (long long)n, (long long)ppl->windows, (long long)ppl->ctx);
 }
 
-/* That --against is such a log is found out before the work. */
-static int check_against(app *a)
+/* That the files of tasks are there, and --against is such a log, is found out before the work. */
+static int check_eval_files(app *a)
 {
     int64_t length;
+    for (int i = 0; i < a->o.tasks.n; i++) {
+        const char *task = a->o.tasks.at[i], *equals = strchr(task, '=');
+        if (access(task, R_OK) == 0 || (equals && access(equals + 1, R_OK) == 0)) continue;
+        return fail(a, "%s: %s", equals ? equals + 1 : task, strerror(errno));
+    }
     if (!a->o.against) return 0;
     char *text = read_text(a->o.against, &length);
     if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
@@ -1890,7 +1895,7 @@ static int verb_eval(app *a)
     memset(&unused, 0, sizeof unused);
     DO(parse_windows(a, &unused)); /* before the model is loaded */
     DO(check_writable(a, a->o.log));
-    DO(check_against(a));
+    DO(check_eval_files(a));
     DO(load_model(a, 0, a->o.model));
     if (a->o.beside) DO(load_model(a, 1, a->o.beside));
     if (a->o.beside && pvt_model_get_config(a->models[0])->vocab != pvt_model_get_config(a->models[1])->vocab)
@@ -2279,8 +2284,8 @@ static const option_set plan_set = {tune_rows, (int)(sizeof tune_rows / sizeof *
 static const struct verb_examples {
     const char *name, *text;
 } examples[] = {
-    {"demo", "  pvtune demo                                  three minutes on two cores: a table, and demo.svg\n"
-             "  pvtune demo --short                          one minute\n"
+    {"demo", "  pvtune demo                                  two to four minutes on two cores: a table, and demo.svg\n"
+             "  pvtune demo --short                          one to two minutes\n"
              "  pvtune demo --text book.txt --save models    learn a text of yours, keep the models\n"},
     {"info", "  pvtune info model\n"
              "  pvtune info model.gguf --tensors\n"

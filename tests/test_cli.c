@@ -380,7 +380,10 @@ static void test_info(pvt_ctx *ctx)
     CHECK(strstr(out_text, "chat       none\n") && strstr(out_text, "\nformats    F16 "));
     CHECK_RUN(run("info phi3 --json"));
     CHECK(json_has(ctx, "window,rope_theta,rope_scaling,rope_factor,rope_original_ctx,file_bytes,tokenizer,"
-                        "chat_template,formats,tune_bytes"));
+                        "chat_template,formats"));
+    CHECK(!strstr(out_text, "tune_bytes")); /* there are no codes to tune */
+    CHECK_RUN(run("info q --json"));
+    CHECK(json_has(ctx, "tune_bytes"));
     CHECK(sh("cp -r model chatty") == 0);
     for (int i = 0; i < PVTI_COUNT(chats); i++) {
         CHECK(sh("printf '%%s' \"%s\" >chatty/chat_template.jinja", chats[i][0]) == 0);
@@ -639,6 +642,7 @@ static void test_contradictions(void)
     CHECK_REFUSED(1, "expected", run("lab allocation --quick --formats foo -q"));
     CHECK_REFUSED(1, "leaves nothing to quantize", run("quantize model --calib text -o x --skip layers -q"));
     CHECK_REFUSED(1, "nowhere: No such file", run("eval model --ppl text --against nowhere -q"));
+    CHECK_REFUSED(1, "nowhere.jsonl: No such file", run("eval model --ppl text --task t=nowhere.jsonl -q"));
     CHECK_REFUSED(1, "text holds no windows", run("eval model --ppl text --against text -q"));
     CHECK_REFUSED(1, "weights; leave the tensor dense", run("quantize model --calib text -o x --format nf4 -q"));
     CHECK_RUN(run("eval model --ppl text --ctx 16 --windows 0:3 --log w1 -q") || run("eval model --ppl text --ctx 16 --windows 2:4 --log w2 -q"));
@@ -740,7 +744,7 @@ static void test_tasks(pvt_ctx *ctx)
     CHECK_REFUSED(2, "--ppl TEXT, or --task FILE", run("eval q"));
     CHECK_REFUSED(2, "needs a value", run("eval q --task"));
     CHECK_REFUSED(1, "two tasks are called plain", run("eval q --task plain.jsonl --task plain.jsonl -q"));
-    CHECK_REFUSED(1, "absent: cannot be opened", run("eval q --task absent -q"));
+    CHECK_REFUSED(1, "absent: No such file", run("eval q --task absent -q"));
     CHECK_REFUSED(1, "text: line 1: no JSON object", run("eval q --task text -q"));
     CHECK_REFUSED(1, "bad.task: line 2: no \"text\"", run("eval q --task bad.task -q"));
     CHECK_REFUSED(1, "q.gz: is compressed", sh("gzip -c plain.jsonl >q.gz") == 0 ? run("eval q --task q.gz -q") : -1);

@@ -1738,7 +1738,8 @@ typedef struct pvt_ppl {
     double seconds;
 } pvt_ppl;
 /* Perplexity over windows, ctx − 1 predictions each, fewer where they overlap. Errors: ARGUMENT (text
-   shorter than one window, ctx beyond the model's, stride beyond ctx). */
+   shorter than one window, ctx beyond the model's, stride beyond ctx, a token outside the vocabulary),
+   NUMERIC, MEMORY, CANCELLED. */
 PVT_API pvt_result pvt_perplexity(const pvt_model *model, const pvt_corpus *corpus,
                                   const pvt_ppl_desc *desc, pvt_ppl *out);
 /* Predictions of that window that count, numbered as in pvt_ppl_desc: what its nll sum is a sum of. */
@@ -2033,7 +2034,8 @@ PVT_API int64_t pvt_tuner_bytes(const pvt_model *student, const pvt_model *teach
    a seeded order, each once per epoch.
    Errors: ARGUMENT (a text shorter than one context, or than two when a part is kept back; a student without
    codes that is its own teacher; a batch that the ranks do not divide), MISMATCH (vocabularies; ranks that
-   differ in student, teacher, text, seed or options: says which), MEMORY, IO (comm.sum failed). */
+   differ in student, teacher, text, seed or options: says which), UNSUPPORTED (a surrogate that a format has
+   not; pv.loss; ranks on a device), MEMORY, CANCELLED, IO (comm.sum failed). */
 PVT_API pvt_result pvt_tuner_create(pvt_model *student, const pvt_model *teacher,
                                     const pvt_corpus *corpus, const pvt_tune_desc *desc, pvt_tuner **out);
 PVT_API void pvt_tuner_free(pvt_tuner *tuner);
@@ -14345,8 +14347,10 @@ static pvt_result pvti_generate_check(pvti_generator *g, pvt_generate_desc *d)
     pvt_ctx *ctx = g->ctx;
     int64_t V = g->model->config.vocab, room = g->model->config.ctx;
     g->common = INT64_MAX, g->longest = 0, g->open = g->B;
-    for (int64_t b = 0; b < g->B; b++)
-        g->common = PVTI_MIN(g->common, g->n_prompt[b]), g->longest = PVTI_MAX(g->longest, g->n_prompt[b]);
+    for (int64_t b = 0; b < g->B; b++) {
+        g->common = PVTI_MIN(g->common, g->prompts[b] ? g->n_prompt[b] : 0);
+        g->longest = PVTI_MAX(g->longest, g->n_prompt[b]);
+    }
     if (d->n == 0) d->n = PVTI_MAX(1, PVTI_MIN(64, room - PVTI_MAX(0, g->longest)));
     if (d->top_p == 0) d->top_p = 1;
     if (d->repeat_penalty == 0) d->repeat_penalty = 1;

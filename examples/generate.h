@@ -131,7 +131,6 @@ static int generate_one(app *a, const pvt_message *messages, int64_t n_messages,
         return fail(a, "%lld tokens of prompt and %lld to make are more than the model's context of %lld%s", (long long)n,
                     (long long)wanted, (long long)ctx, a->o.n ? "; lower -n" : "");
     }
-    if (!a->o.n) desc.n = smaller(64, ctx - n);
     desc.token = on_token, desc.user = s, s->print = !a->o.json;
     if (s->print && !a->o.chat) fputs(messages[n_messages - 1].text, stdout), fflush(stdout);
     pvt_result result = pvt_generate(a->models[0], ids, n, &desc, &out);

@@ -1376,6 +1376,7 @@ typedef struct tune_state {
     pvt_tune_desc desc;
     int64_t noted; /* the evaluation that was reported last, by its step */
     bool made; /* the directory is this run's own */
+    bool kept; /* the checkpoint stood beside the model that came of it */
 } tune_state;
 
 /* Opens the log. On resume lines of steps after the checkpoint, and a line that was half written
@@ -1428,6 +1429,7 @@ static int tune_resume(app *a, tune_state *s)
     pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
     s->resumed_at = s->saved_at = info.step;
     s->tokens = info.step * s->desc.batch * s->desc.ctx;
+    s->kept = pvt_model_exists(a->ctx, a->o.output);
     s->noted = info.last.step;
     note(a, "resumed after step %lld of %lld", (long long)info.step, (long long)info.steps);
     if (info.resumed_steps < info.steps)
@@ -1582,8 +1584,8 @@ static int tune_finish(app *a, const tune_state *s)
                    ? fail(a, "%s; the checkpoint of step %lld stays: the same command with --resume goes on from it",
                           pvt_ctx_error(a->ctx), (long long)s->saved_at)
                    : fail(a, "%s; there is no checkpoint to go on from", pvt_ctx_error(a->ctx));
-    bool idle = s->steps == 0 && s->resumed_at > 0; /* nothing was left to do: it had been kept, and is again */
-    if (!a->o.keep && !idle && unlink(s->checkpoint) != 0 && errno != ENOENT)
+    bool keep = a->o.keep || (s->kept && s->steps == 0); /* nothing was left to do: what had been kept stays */
+    if (!keep && unlink(s->checkpoint) != 0 && errno != ENOENT)
         note(a, "%s is no longer needed, but could not be removed: %s", s->checkpoint, strerror(errno));
     if (pvt_model_load(a->ctx, a->o.model, NULL, &a->models[2]) == PVT_OK)
         count_changed(a->models[0], a->models[2], &groups, &moved);
@@ -1722,7 +1724,8 @@ static int check_eval_files(app *a)
         if (access(task, R_OK) == 0 || (equals && access(equals + 1, R_OK) == 0)) continue;
         return fail(a, "%s: %s", equals ? equals + 1 : task, strerror(errno));
     }
-    if (!a->o.against) return 0;
+    struct stat st;
+    if (!a->o.against || (stat(a->o.against, &st) == 0 && !S_ISREG(st.st_mode))) return 0; /* a pipe is read once */
     char *text = read_text(a->o.against, &length);
     if (!text) return fail(a, "%s: %s", a->o.against, strerror(errno));
     bool windows = strstr(text, "{\"window\":") != NULL;

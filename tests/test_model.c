@@ -334,6 +334,7 @@ static void check_generation(pvt_ctx *ctx)
     CHECK(a.n == i);
     pvt_ids_free(ctx, a.ids), pvt_ids_free(ctx, b.ids);
     CHECK(pvt_generate(model, NULL, 0, &desc, &a) == PVT_ERR_ARGUMENT);
+    CHECK(pvt_generate(model, NULL, 3, &desc, &a) == PVT_ERR_ARGUMENT);
     pvt_model_free(model);
 }
 

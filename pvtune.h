@@ -24344,7 +24344,8 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
         name[0] = 0;
         pvti_json_string(j, method, name, sizeof name);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: weights quantized with \"%.31s\" are not supported; aqlm is", a->config, name);
+                         "%s: weights quantized with \"%.31s\" are not supported; aqlm is, and what pvtune makes "
+                         "(an export to another runtime is not read back)", a->config, name[0] ? name : "?");
     }
     PVTI_TRY(pvti_config_int(a, j, node, "num_codebooks", true, &M));
     PVTI_TRY(pvti_config_int(a, j, node, "nbits_per_codebook", true, &B));

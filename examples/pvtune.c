@@ -428,11 +428,17 @@ static JSON_PRINTF(2, 3) int fail(app *a, const char *format, ...)
     return 1;
 }
 
-static int fail_result(app *a, pvt_result result)
+/* The library's sentence, without the verb that fail puts in front of it. */
+static const char *library_error(const app *a)
 {
     const char *why = pvt_ctx_error(a->ctx);
     size_t verb = strlen(a->verb);
-    if (strncmp(why, a->verb, verb) == 0 && strncmp(why + verb, ": ", 2) == 0) why += verb + 2; /* fail says it */
+    return strncmp(why, a->verb, verb) == 0 && strncmp(why + verb, ": ", 2) == 0 ? why + verb + 2 : why;
+}
+
+static int fail_result(app *a, pvt_result result)
+{
+    const char *why = library_error(a);
     return fail(a, "%s", why[0] ? why : pvt_result_text(result));
 }
 
@@ -1425,7 +1431,10 @@ static int log_step(app *a, const pvt_tune_stats *s, const pvt_tune_eval *eval)
 /* A checkpoint to go on from. */
 static int tune_resume(app *a, tune_state *s)
 {
-    TRY(a, pvt_tuner_resume(a->tuner, s->checkpoint));
+    pvt_result result = pvt_tuner_resume(a->tuner, s->checkpoint);
+    if (result == PVT_ERR_MISMATCH || result == PVT_ERR_FORMAT)
+        return fail(a, "%s; give what that run was given, or --overwrite in place of --resume to begin again", library_error(a));
+    TRY(a, result);
     pvt_tuner_info info = pvt_tuner_get_info(a->tuner);
     s->resumed_at = s->saved_at = info.step;
     s->tokens = info.step * s->desc.batch * s->desc.ctx;

@@ -1571,9 +1571,9 @@ typedef struct pvt_save_desc {
    (rope_factors). */
 PVT_API pvt_result pvt_model_save(const pvt_model *model, const char *dir, const pvt_save_desc *desc);
 
-/* What pvt_model_save in fp16 would refuse whatever becomes of the tensors in `skip` ([pvt_model_tensors], may be
-   NULL): to be asked before long work. Errors: UNSUPPORTED (rope_factors; a tokenizer that no tokenizer.json can
-   say), NUMERIC, MEMORY. */
+/* What pvt_model_save in fp16 would refuse whatever becomes of the tensors in `skip` ([pvt_model_tensors],
+   may be NULL): to be asked before long work. Errors: UNSUPPORTED (rope_factors; a tokenizer that no
+   tokenizer.json can say), NUMERIC, MEMORY. */
 PVT_API pvt_result pvt_model_savable(const pvt_model *model, const bool *skip);
 
 /* Whether a directory holds a model or a part of one (config.json, model.safetensors, …), or a save of one
@@ -1980,8 +1980,8 @@ typedef struct pvt_tune_desc {
        back. */
     const pvt_corpus *eval; /* text to evaluate on; NULL: windows spread over the corpus, not tuned on */
     int64_t
-        eval_windows; /* of ctx tokens each; 0: all of `eval`, of the corpus a twentieth; 1 at least, at most 8192
-                         tokens */
+        eval_windows; /* of ctx tokens each; 0: all of `eval`, of the corpus a twentieth; 1 at least, at most
+                         8192 tokens */
     int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
     int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number */
     pvt_comm comm;          /* zeroed: this process alone */
@@ -15090,9 +15090,11 @@ static pvt_result pvti_quantizer_check_fit(const pvti_quantizer *z, const pvt_fo
         pvt_tensor_info info = pvt_model_tensor(z->model, unfit);
         pvti_format_near(f, O, I, nearest);
         pvt_format_text(f, own);
-        if (strcmp(own, nearest) != 0) snprintf(advice, sizeof advice, "%s fits all of this model, or ", nearest);
+        if (strcmp(own, nearest) != 0)
+            snprintf(advice, sizeof advice, "%s fits all of this model, or ", nearest);
         return pvti_fail(z->ctx, PVT_ERR_ARGUMENT,
-                         "%s: groups of %d x %d do not divide %lld x %lld weights; %sleave the tensor dense with skip",
+                         "%s: groups of %d x %d do not divide %lld x %lld weights; %sleave the tensor "
+                         "dense with skip",
                          info.name, f->out_group, f->in_group, (long long)info.weight->O,
                          (long long)info.weight->I, advice);
     }
@@ -22486,8 +22488,8 @@ static pvt_result pvti_encode_compose(pvti_encoder *e, int64_t at, const char *s
     return PVT_OK;
 }
 
-/* A stretch without special tokens; prefix: a space belongs in front, of nothing too where it is `alone`. first,
-   last: a text begins, ends there, and spaces that collapse are none at its ends. */
+/* A stretch without special tokens; prefix: a space belongs in front, of nothing too where it is `alone`.
+   first, last: a text begins, ends there, and spaces that collapse are none at its ends. */
 static pvt_result pvti_encode_stretch(pvti_encoder *e, const char *s, int64_t n, bool prefix, bool alone,
                                       bool first, bool last)
 {
@@ -22551,8 +22553,8 @@ static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, in
         int32_t id = -1;
         for (at = begin; at < n && id < 0;) {
             id = pvti_special_at(t, s + at, n - at, (flags & PVT_ENCODE_PLAIN) != 0);
-            if (id >= 0 && t->pieces[id].normalized && !(at > begin ? pvti_space_mark(s + begin, at - begin) : prefix))
-                id = -1;
+            bool spaced = at > begin ? pvti_space_mark(s + begin, at - begin) > 0 : prefix;
+            if (id >= 0 && t->pieces[id].normalized && !spaced) id = -1;
             at += id < 0;
         }
         bool normalized = id >= 0 && t->pieces[id].normalized;
@@ -22560,8 +22562,8 @@ static pvt_result pvti_encode_text(pvti_encoder *e, const char *s, int64_t n, in
         if (normalized) end -= pvti_space_mark(s + begin, at - begin);
         if (id >= 0 && t->pieces[id].strip_left)
             while (end > begin && pvti_space_before(t, s, end)) end -= pvti_space_before(t, s, end);
-        /* to SentencePiece a piece of the user is part of a text, whose space may stand right before it; and of
-           two spaces before a normalized token one is its own */
+        /* to SentencePiece a piece of the user is part of a text, whose space may stand right before it; and
+           of two spaces before a normalized token one is its own */
         bool user = id >= 0 && t->pieces[id].type == PVTI_PIECE_USER;
         bool alone = (user && t->prefix == PVTI_PREFIX_CONTROL) || (normalized && at > begin);
         PVTI_TRY(pvti_encode_stretch(e, s + begin, PVTI_MAX(end - begin, 0), prefix, alone, first, !user));
@@ -22883,8 +22885,8 @@ static pvt_result pvti_tj_added(pvti_tokenizer_json *p, int64_t added)
         t->pieces[id].strip_left = pvti_tj_flag(p, node, "lstrip", false);
         t->pieces[id].strip_right = pvti_tj_flag(p, node, "rstrip", false);
         if (t->pieces[id].normalized && (t->pieces[id].strip_left || t->pieces[id].strip_right))
-            return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED, "%s: added token %lld is normalized and strips", p->name,
-                             (long long)id); /* and U+2581 is no white space */
+            return pvti_fail(p->ctx, PVT_ERR_UNSUPPORTED, "%s: added token %lld is normalized and strips",
+                             p->name, (long long)id); /* and U+2581 is no white space */
     }
     return PVT_OK;
 }
@@ -23175,8 +23177,8 @@ static pvt_result pvti_sp_unused(const pvt_tokenizer *t)
         for (int64_t at = 1; at < n; at++)
             if (pvti_vocab_find_text(t, s, at) >= 0 && pvti_vocab_find_text(t, s + at, n - at) >= 0)
                 return pvti_fail(t->ctx, PVT_ERR_UNSUPPORTED,
-                                 "%s: piece %lld is unused, and others merge into it: not implemented", t->name,
-                                 (long long)id);
+                                 "%s: piece %lld is unused, and others merge into it: not implemented",
+                                 t->name, (long long)id);
     }
     return PVT_OK;
 }
@@ -24344,8 +24346,9 @@ static pvt_result pvti_config_quantization(pvti_loader *a, const pvti_json *j)
         name[0] = 0;
         pvti_json_string(j, method, name, sizeof name);
         return pvti_fail(a->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: weights quantized with \"%.31s\" are not supported; aqlm is, and what pvtune makes "
-                         "(an export to another runtime is not read back)", a->config, name[0] ? name : "?");
+                         "%s: weights quantized with \"%.31s\" are not supported; aqlm is, and what pvtune "
+                         "makes (an export to another runtime is not read back)",
+                         a->config, name[0] ? name : "?");
     }
     PVTI_TRY(pvti_config_int(a, j, node, "num_codebooks", true, &M));
     PVTI_TRY(pvti_config_int(a, j, node, "nbits_per_codebook", true, &B));
@@ -27042,6 +27045,15 @@ static pvt_result pvti_export_directory(pvti_exporter *s, const char *dir, bool 
     return pvti_exchange_commit(ex, PVTI_SAVED_MODEL | PVTI_SAVED_TOKENIZER);
 }
 
+static pvt_result pvti_savable_rope(const pvt_model *model, const char *where)
+{
+    if (!pvti_rope_ruleless(&model->config)) return PVT_OK;
+    return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
+                     "%s: this model's rotary frequencies have factors that follow no rule which "
+                     "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
+                     where);
+}
+
 /* Do the numbers of a dense tensor fit fp16? */
 static pvt_result pvti_savable_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 {
@@ -27053,9 +27065,11 @@ static pvt_result pvti_savable_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
     for (int64_t r = 0; r < height && result == PVT_OK; r += step) {
         int64_t n = PVTI_MIN(step, height - r);
         pvt_weight some;
-        if (t->weight && (result = pvt_weight_rows(t->weight, r, n, &some)) == PVT_OK) pvt_weight_dequantize(&some, rows);
+        if (t->weight) result = pvt_weight_rows(t->weight, r, n, &some);
+        if (t->weight && result == PVT_OK) pvt_weight_dequantize(&some, rows);
         if (result == PVT_OK)
-            result = pvti_round_values(ctx, PVT_F16, half, t->weight ? rows : t->values, n * width, t->name, r * width);
+            result = pvti_round_values(ctx, PVT_F16, half, t->weight ? rows : t->values, n * width, t->name,
+                                       r * width);
     }
     pvt_memory_free(ctx, half), pvt_memory_free(ctx, rows);
     return result;
@@ -27063,10 +27077,7 @@ static pvt_result pvti_savable_tensor(pvt_ctx *ctx, const pvt_tensor_info *t)
 
 PVT_API pvt_result pvt_model_savable(const pvt_model *model, const bool *skip)
 {
-    if (pvti_rope_ruleless(&model->config))
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
-                         "this model's rotary frequencies have factors that follow no rule which config.json knows "
-                         "(rope_freqs.weight of its GGUF): saved so, they would be lost");
+    PVTI_TRY(pvti_savable_rope(model, "a save"));
     if (model->tokenizer) PVTI_TRY(pvti_tokenizer_savable(model->tokenizer));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
@@ -27081,11 +27092,7 @@ static pvt_result pvti_save_as(pvti_exporter *s, const char *dir)
     const pvt_model *model = s->model;
     pvti_exchange exchange;
     pvt_result result;
-    if (pvti_rope_ruleless(&model->config))
-        return pvti_fail(model->ctx, PVT_ERR_UNSUPPORTED,
-                         "%s: this model's rotary frequencies have factors that follow no rule which "
-                         "config.json knows (rope_freqs.weight of its GGUF): saved so, they would be lost",
-                         dir);
+    PVTI_TRY(pvti_savable_rope(model, dir));
     memset(&exchange, 0, sizeof exchange);
     if (!s->desc.dtype) s->desc.dtype = PVT_F16;
     if (s->desc.dtype > PVT_BF16)

@@ -48,10 +48,21 @@ static bool fit_is_float(pvt_dtype dtype)
 }
 
 /* Whether the name contains one of the patterns, which commas separate. */
+static bool fit_name_in(const char *patterns, const char *name)
+{
+    while (patterns && *patterns) {
+        size_t n = strcspn(patterns, ",");
+        for (const char *at = name; n && *at; at++)
+            if (strncmp(at, patterns, n) == 0) return true;
+        patterns += n + (patterns[n] == ',');
+    }
+    return false;
+}
+
 /* Why a tensor is left out; NULL: it is not. */
 static const char *fit_why_skipped(const app *a, const pvt_array *t)
 {
-    if (name_in(a->o.skip, t->name)) return "--skip";
+    if (fit_name_in(a->o.skip, t->name)) return "--skip";
     if (t->rank != 2) return "not a matrix";
     if (!fit_is_float(t->dtype)) return "not f32, f16 or bf16";
     return t->bytes == 0 ? "empty" : NULL;

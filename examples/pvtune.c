@@ -1284,31 +1284,15 @@ static int64_t calibration_tokens(const app *a)
     return ctx * (a->o.samples ? a->o.samples : smaller(64, a->corpora[0].n / ctx));
 }
 
-/* Does the name contain one of the words of a list "A,B"? */
-static bool name_in(const char *list, const char *name)
-{
-    while (list && *list) {
-        size_t n = strcspn(list, ",");
-        for (const char *at = name; n && *at; at++)
-            if (strncmp(at, list, n) == 0) return true;
-        list += n + (list[n] == ',');
-    }
-    return false;
-}
-
 /* Whether --skip leaves something, and a word of it that no name contains. */
-static int check_skip(app *a)
+static int check_skip(app *a, const pvt_quantize_desc *desc)
 {
-    const options *o = &a->o;
     char words[800];
-    int64_t n = pvt_model_tensors(a->models[0]), left = o->plan || o->embed || o->head || o->embed_format;
-    if (!o->skip) return 0;
-    if (snprintf(words, sizeof words, "%s", o->skip) >= (int)sizeof words) return 0;
-    for (int64_t i = 0; i < n; i++) {
-        pvt_tensor_info t = pvt_model_tensor(a->models[0], i);
-        left += t.linear && !name_in(o->skip, t.name);
-    }
-    if (left == 0) return fail(a, "--skip %s leaves nothing to quantize", o->skip);
+    int64_t n = pvt_model_tensors(a->models[0]), left = 0;
+    if (!desc->skip) return 0;
+    for (int64_t i = 0; i < n; i++) left += pvt_quantize_wants(a->models[0], desc, i);
+    if (left == 0) return fail(a, "--skip %s leaves nothing to quantize", desc->skip);
+    if (snprintf(words, sizeof words, "%s", desc->skip) >= (int)sizeof words) return 0;
     for (char *word = strtok(words, ","); word; word = strtok(NULL, ",")) {
         bool found = false;
         for (int64_t i = 0; i < n; i++) found = found || strstr(pvt_model_tensor(a->models[0], i).name, word);
@@ -1338,7 +1322,7 @@ static int verb_quantize(app *a)
     if (o->plan) DO(plan_read(a, o->plan, &desc.plan, &desc.n_plan));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a, &desc));
-    DO(check_skip(a));
+    DO(check_skip(a, &desc));
     DO(load_text(a, 0, o->calib, a->models[0]));
     DO(quantize_begin(a, &made, &blocks));
     log.resumed = blocks > 0 && o->resume;
@@ -1808,19 +1792,13 @@ static int eval_perplexity(app *a, int model, pvt_ppl_desc *desc, double *nll, p
     return 0;
 }
 
-/* Is every id of the text the model's, and a window no longer than its context? */
-static int check_text(app *a, int model, int64_t ctx)
+/* Is a window no longer than the model's context? */
+static int check_window(app *a, int model, int64_t ctx)
 {
-    const pvt_model_config *c = pvt_model_get_config(a->models[model]);
-    const char *path = model ? a->o.beside : a->o.model;
-    if (ctx > c->ctx)
-        return fail(a, "%s: windows of %lld tokens are longer than its context of %lld: give --ctx", path, (long long)ctx,
-                    (long long)c->ctx);
-    for (int64_t i = 0; i < a->corpora[0].n; i++)
-        if (a->corpora[0].ids[i] >= c->vocab)
-            return fail(a, "%s: the text holds token %lld, its vocabulary ends at %lld: the models have other tokenizers",
-                        path, (long long)a->corpora[0].ids[i], (long long)c->vocab);
-    return 0;
+    int64_t most = pvt_model_get_config(a->models[model])->ctx;
+    if (ctx <= most) return 0;
+    return fail(a, "%s: windows of %lld tokens are longer than its context of %lld: give --ctx",
+                model ? a->o.beside : a->o.model, (long long)ctx, (long long)most);
 }
 
 static void print_ppl(buffer *t, const char *of, const pvt_ppl *ppl)
@@ -1856,8 +1834,8 @@ static int eval_text(app *a, buffer *log)
     double *nll = (double *)(a->buffers[0] = calloc(windows > 0 ? 2 * (size_t)windows : 1, sizeof *nll));
     double *other = nll + (windows > 0 ? windows : 0);
     if (!nll) return fail(a, "out of memory for %lld windows", (long long)windows);
-    for (int i = 0; i < 2; i++) /* both models take this text, and the other log is there, before the work */
-        if (a->models[i]) DO(check_text(a, i, desc.ctx));
+    for (int i = 0; i < 2; i++)
+        if (a->models[i]) DO(check_window(a, i, desc.ctx));
     DO(eval_perplexity(a, 0, &desc, nll, &ppl));
     log_windows(log, &ppl, nll, desc.first);
     put_ppl(&a->json, &ppl);

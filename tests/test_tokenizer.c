@@ -625,6 +625,11 @@ static void test_added(pvt_ctx *ctx, buffer *b)
 #define SPECIAL                                                                                              \
     "{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},\"model\":{\"type\":\"BPE\",\"vocab\":"      \
     "{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]},\"added_tokens\":[{\"id\":2,\"content\":\"ab\",\"special\":true}]}"
+#define FUSE /* unknown spaces, and what is unknown beside them, are one */                                  \
+    "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},"          \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},\"pre_tokenizer\":null,"             \
+    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"vocab\":{\"<unk>\":0,\"a\":1},\"merges\":[]},"  \
+    "\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false}]}"
     static const char plain[] = PREPEND "false}" PREPEND_MORE "false}]}";
     static const char normalized[] = PREPEND "true}" PREPEND_MORE "true}]}";
     static const struct {
@@ -638,6 +643,7 @@ static void test_added(pvt_ctx *ctx, buffer *b)
         {normalized, "<s> <s>", "3 3"},   {normalized, "  XYa", "0 0 4 1"},
         {normalized, "a  <s>a", "0 1 0 3 1"}, {normalized, "\xe2\x96\x81<s>a", "0 3 1"},
         {normalized, "a\xe2\x96\x81XY", "0 1 4"},
+        {FUSE, "\xc3\xa9 \xe4\xb8\xad", "0"}, {FUSE, "a \xc3\xa9", "0 1 0"}, {FUSE, "aa", "0 1 1"},
     };
     for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         b->n = 0;
@@ -708,6 +714,9 @@ static void test_refused(pvt_ctx *ctx, buffer *b)
     check_refused(ctx, b->data, b->n - 1, PVT_ERR_FORMAT, "cut off");
     make(b, 2);
     check_refused(ctx, b->data, b->n - 4, PVT_ERR_FORMAT, "made here");
+    b->n = 0;
+    put_text(b, PREPEND "true,\"rstrip\":true}]}");
+    check_refused(ctx, b->data, b->n, PVT_ERR_UNSUPPORTED, "added token 3 is normalized and strips");
     /* a text with what the vocabulary lacks */
     b->n = 0;
     put_text(b, BPE("\"a\":0", ""));

@@ -136,6 +136,24 @@ test: ## run every test; ends with one line of counts (six to eleven minutes on 
 	@$(MAKE) --no-print-directory $(PARALLEL) -k BUILD=$(BUILD) $(BUILD)/pvtune $(LOGS) || true
 	@sh tests/report.sh $(LOGS)
 
+# Most tests that look inside are compiled a handful in one program, in a third of the time: their names at file scope
+# differ within a group. With TESTS= each that is asked for is compiled by itself.
+TOGETHER_1 = device export files limits manual scalar
+TOGETHER_2 = blocks gemm model rotation system
+TOGETHER_3 = formats golden quantize strategies targets
+TOGETHER_4 = cli family grids pv
+GROUPS    := $(if $(filter file,$(origin TESTS)),1 2 3 4)
+together   = $(filter $(TESTS),$(patsubst %,test_%$(2),$(TOGETHER_$(1)))) # GROUP,_double or nothing
+define TOGETHER # GROUP,_double or nothing,FLAGS
+$(BUILD)/tests/together_$(1)$(2): tests/together.sh tests/test.h pvtune.h $(patsubst %$(2),tests/%.c,$(together))
+	@mkdir -p $$(@D)
+	sh tests/together.sh $(patsubst %$(2),%,$(together)) | $$(COMPILE) -Wno-shadow $(3) -DPVT_API=static -I. -o $$@ -x c - -x none $$(LDFLAGS) $$(LDLIBS)
+$(patsubst %,$(BUILD)/tests/%.log,$(together)): $(BUILD)/tests/%$(2).log: $(BUILD)/tests/together_$(1)$(2) force
+	@PVTUNE=$(BUILD)/pvtune $$(abspath $$<) $$* >$$@ 2>&1; echo "exit status $$$$?" >>$$@
+endef
+$(foreach group,$(GROUPS),$(eval $(call TOGETHER,$(group),,)))
+$(foreach group,$(GROUPS),$(eval $(call TOGETHER,$(group),_double,-DPVTUNE_REAL=double -Wno-unused-function)))
+
 # a test's whole output and exit status go to its log; report.sh reads them
 $(BUILD)/tests/%.log: $(BUILD)/tests/% force
 	@mkdir -p $(@D)

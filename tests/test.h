@@ -96,16 +96,20 @@ static inline void test_spit(const char *path, const char *bytes, size_t size)
     if (f) fclose(f);
 }
 
-/* An allocator that gives `left` times and then never again; live: what was not freed. */
+/* An allocator that gives `left` times and then never again, or, with `once`, fails that once and goes on giving;
+   live: what was not freed. */
 typedef struct test_budget {
     long long left, live;
+    int once;
 } test_budget;
 static inline void *test_budget_alloc(size_t size, void *user)
 {
     test_budget *b = (test_budget *)user;
-    if (b->left-- <= 0) return NULL;
-    b->live++;
-    return malloc(size);
+    int fails = b->once ? b->left == 0 : b->left <= 0;
+    void *memory = fails ? NULL : malloc(size);
+    b->left--;
+    b->live += memory != NULL;
+    return memory;
 }
 static inline void test_budget_free(void *memory, void *user)
 {

@@ -16,7 +16,7 @@ static const char *dir_path(const char *dir)
     snprintf(path, sizeof path, "%s/%s", scratch_dir, dir);
     return path;
 }
-static const char *in_dir(const char *dir, const char *name)
+static const char *file_in(const char *dir, const char *name)
 {
     static char path[600];
     snprintf(path, sizeof path, "%s/%s/%s", scratch_dir, dir, name);
@@ -27,7 +27,7 @@ static const char *in_dir(const char *dir, const char *name)
 static const char *text_of(const char *dir, const char *name)
 {
     static char text[1 << 16];
-    FILE *f = fopen(in_dir(dir, name), "rb");
+    FILE *f = fopen(file_in(dir, name), "rb");
     size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
     if (f) fclose(f);
     text[n] = 0;
@@ -86,7 +86,7 @@ static void check_names(pvt_ctx *ctx, bool tied, bool head, const char *skip)
     desc.overwrite = true;
     quantize(ctx, model, "aqlm:1x4g8", false, head, skip);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("names"), &desc));
-    CHECK_OK(ctx, pvti_json_open(ctx, in_dir("names", "config.json"), &map, &j));
+    CHECK_OK(ctx, pvti_json_open(ctx, file_in("names", "config.json"), &map, &j));
     int64_t list = pvti_json_find(&j, pvti_json_find(&j, 0, "quantization_config"),
                                   "linear_weights_not_to_quantize");
     CHECK(list >= 0 && pvti_json_equals(&j, pvti_json_find(&j, pvti_json_find(&j, 0, "quantization_config"),
@@ -196,7 +196,7 @@ static void check_bits(pvt_ctx *ctx, const char *format, pvt_dtype dtype, bool e
     pvt_bits said = pvt_model_bits(model, &desc);
     CHECK_OK(ctx, pvt_model_save(model, dir_path("bits"), &desc));
     CHECK_OK(ctx, pvt_model_load(ctx, dir_path("bits"), NULL, &loaded));
-    FILE *f = fopen(in_dir("bits", "model.safetensors"), "rb");
+    FILE *f = fopen(file_in("bits", "model.safetensors"), "rb");
     CHECK(f && fread(&header, 8, 1, f) == 1 && fseek(f, 0, SEEK_END) == 0);
     int64_t file = f ? (int64_t)ftell(f) : 0;
     if (f) fclose(f);
@@ -289,8 +289,8 @@ static void check_card(pvt_ctx *ctx)
     CHECK(strstr(card, "Made again.") && !strstr(card, "Made for a test.") && !strstr(card, "aqlm"));
     desc.no_card = true; /* ... and does not stay behind for a model that it does not describe */
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));
-    CHECK(!pvti_path_exists(ctx, in_dir("card", "README.md")));
-    CHECK_OK(ctx, pvti_file_write(ctx, in_dir("card", "README.md"), "# mine\n", 7));
+    CHECK(!pvti_path_exists(ctx, file_in("card", "README.md")));
+    CHECK_OK(ctx, pvti_file_write(ctx, file_in("card", "README.md"), "# mine\n", 7));
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));
     desc.no_card = false;
     CHECK_OK(ctx, pvt_model_save(model, dir_path("card"), &desc));

@@ -9,7 +9,7 @@
 
 enum { T = 24, V = 96, CTX = 32, TOKENS = CTX * 16, ORIGINAL = 16 };
 
-static char dir[300];
+static char dir[256];
 
 static const char *in(const char *name)
 {
@@ -20,7 +20,7 @@ static const char *in(const char *name)
     return path[turn];
 }
 
-static double noise(int64_t step, int64_t i)
+static double uniform(int64_t step, int64_t i)
 {
     return pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)step, (uint64_t)i) - 0.5;
 }
@@ -66,7 +66,7 @@ static pvt_model *tiny_rope(pvt_ctx *ctx, const char *family, bool tied, int64_t
         pvt_real *p = t.values ? t.values : (pvt_real *)(uintptr_t)t.weight->array[0];
         double middle = t.values && !is_bias(&t) ? 1 : 0;
         for (int64_t k = 0; k < t.n; k++)
-            p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + noise(i, k))));
+            p[k] = (pvt_real)pvti_f16_to_f32(pvti_f32_to_f16((float)(middle + uniform(i, k))));
     }
     return model;
 }
@@ -127,7 +127,7 @@ static double most_apart(const pvt_real *x, const pvt_real *y, int64_t n)
 
 #if PVTI_REAL_IS_DOUBLE
 
-enum { N = 19 }; /* longer than ORIGINAL */
+enum { LONG = 19 }; /* longer than ORIGINAL */
 
 /* d(mean loss)/d(every kind of parameter) against central differences; every element of what Llama has not.
    */
@@ -135,11 +135,11 @@ static void check_gradient(pvt_ctx *ctx, const char *family, bool tied, int64_t 
                            int64_t extra)
 {
     pvt_model *model = tiny_rope(ctx, family, tied, window, rule);
-    pvt_run *run = make_run(ctx, model, N, true, false);
+    pvt_run *run = make_run(ctx, model, LONG, true, false);
     const int32_t *ids = some_ids();
     double sum, up, down, worst = 0, largest = 0;
     int64_t count, extras = 0;
-    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, N, NULL));
+    CHECK_OK(ctx, pvt_run_forward(run, ids, 1, LONG, NULL));
     CHECK_OK(ctx, pvt_run_backward(run, NULL, &sum, &count, NULL, NULL));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
         pvt_tensor_info t = pvt_model_tensor(model, i);
@@ -149,9 +149,9 @@ static void check_gradient(pvt_ctx *ctx, const char *family, bool tied, int64_t 
             pvt_real old = p[k];
             double h = 1e-5;
             p[k] = old + h;
-            pvt_run_forward(run, ids, 1, N, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
+            pvt_run_forward(run, ids, 1, LONG, NULL), pvt_run_loss(run, NULL, &up, &count, NULL);
             p[k] = old - h;
-            pvt_run_forward(run, ids, 1, N, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
+            pvt_run_forward(run, ids, 1, LONG, NULL), pvt_run_loss(run, NULL, &down, &count, NULL);
             p[k] = old;
             double slope = (up - down) / (2 * h) / (double)count;
             worst = fmax(worst, fabs(slope - g[k]) / (1e-3 + fabs(slope)));
@@ -386,7 +386,7 @@ static void check_same(pvt_ctx *ctx, const pvt_model *model, const char *path, c
         pvt_real *bias = copy->layers[1].vector[j];
         CHECK((bias != NULL) == pvti_config_has(&model->config, j));
         if (!bias) continue;
-        for (int i = 0; i < 8; i++) bias[i] += (pvt_real)(0.5 * noise(90 + j, i));
+        for (int i = 0; i < 8; i++) bias[i] += (pvt_real)(0.5 * uniform(90 + j, i));
         logits_of(ctx, copy, after);
         CHECK(most_apart(before, after, T * V) > 1e-3);
         memcpy(bias, loaded->layers[1].vector[j], 8 * sizeof *bias);

@@ -25,7 +25,7 @@ static bool obstacle(const char *path) { return symlink("file", path) == 0; }
 static bool obstacle_remove(const char *path) { return unlink(path) == 0; }
 #endif
 
-static char dir[512]; /* a directory of our own */
+static char dir[256]; /* a directory of our own */
 
 static const char *in_dir(const char *name)
 {
@@ -961,18 +961,6 @@ static void test_llama2c(void)
 
 /* ---- memory that ends ---- */
 
-static int64_t allocations_left;
-static void *failing_alloc(size_t n, void *user)
-{
-    (void)user;
-    return allocations_left-- > 0 ? malloc(n) : NULL;
-}
-static void failing_free(void *memory, void *user)
-{
-    (void)user;
-    free(memory);
-}
-
 /* Runs reader number `which`; every failure must be one of memory. */
 static pvt_result read_something(pvt_ctx *c, int which)
 {
@@ -1009,8 +997,9 @@ static pvt_result read_something(pvt_ctx *c, int which)
     return result;
 }
 
-static void test_memory(void)
+static void test_scarce_memory(void)
 {
+    test_budget budget = {1000, 0, false};
     static const float values[2] = {1, 2};
     pvti_tensor a = tensor_of("a", PVT_F32, 1, 2, values), b = tensor_of("b", PVT_F32, 1, 2, values);
     pvt_ctx_desc desc;
@@ -1023,14 +1012,13 @@ static void test_memory(void)
                "{\"weight_map\":{\"a\":\"one\",\"b\":\"two\"}}");
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 1;
-    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free;
-    allocations_left = 1000;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
     CHECK(pvt_ctx_create(&desc, &c) == PVT_OK);
     for (int which = 0; which < 8; which++) {
         int64_t before = pvt_ctx_get_info(c).bytes_now;
         pvt_result result = PVT_ERR_MEMORY;
         for (n = 0; n < 100 && result == PVT_ERR_MEMORY; n++) { /* the n-th allocation fails */
-            allocations_left = n;
+            budget.left = n;
             result = read_something(c, which);
             if (pvt_ctx_get_info(c).bytes_now != before) break;
         }
@@ -1038,8 +1026,9 @@ static void test_memory(void)
         CHECK(n > 1 || which == 3); /* llama2.c allocates nothing */
     }
     CHECK(no_temporaries());
-    allocations_left = 1000;
+    budget.left = 1000;
     pvt_ctx_destroy(c);
+    CHECK(budget.live == 0);
 }
 
 /* ---- real files, where they are ---- */
@@ -1106,7 +1095,7 @@ int main(void)
     test_gguf_refuses_keys();
     test_gguf_refuses_tensors();
     test_llama2c();
-    test_memory();
+    test_scarce_memory();
     test_real_files();
     CHECK(pvt_ctx_get_info(ctx).bytes_now == before);
     pvt_ctx_destroy(ctx);

@@ -5,7 +5,7 @@
 #include "../pvtune.h"
 #include "test.h"
 
-#define GOLDEN "../shared/golden/scalar/nf4.safetensors"
+#define NF4_GOLDEN "../shared/golden/scalar/nf4.safetensors"
 
 enum { O = 6, I = 128, N = O * I };
 
@@ -15,7 +15,7 @@ static const char *const all[] = {"aqlm:2x4g4", "aqlm:2x3g4o2", "aqlm:1x4g2", "n
 enum { ALL = sizeof all / sizeof *all };
 
 /* About normal, from an index. */
-static pvt_real noise(uint64_t i)
+static pvt_real bell(uint64_t i)
 {
     double sum = 0;
     for (int j = 0; j < 4; j++) sum += pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)j, i);
@@ -25,7 +25,7 @@ static pvt_real noise(uint64_t i)
 /* Rows that a grid finds hard: of zeros, of one sign, with one huge value. */
 static void make_matrix(pvt_real *W)
 {
-    for (int i = 0; i < N; i++) W[i] = noise((uint64_t)i);
+    for (int i = 0; i < N; i++) W[i] = bell((uint64_t)i);
     for (int i = 0; i < 64; i++) W[I + i] = 0;                          /* row 1: half of it */
     for (int i = 0; i < I; i++) W[2 * I + i] = 1 + W[2 * I + i] / 16;   /* row 2: positive */
     for (int i = 0; i < I; i++) W[3 * I + i] = -1 - W[3 * I + i] / 16;  /* row 3: negative */
@@ -35,7 +35,7 @@ static void make_matrix(pvt_real *W)
 static void make_H(pvt_real *H)
 {
     static pvt_real X[2 * I * I];
-    for (int i = 0; i < 2 * I * I; i++) X[i] = noise((uint64_t)(10000 + i));
+    for (int i = 0; i < 2 * I * I; i++) X[i] = bell((uint64_t)(10000 + i));
     for (int i = 0; i < I; i++)
         for (int j = 0; j < I; j++) {
             double sum = i == j ? 0.1 : 0;
@@ -124,12 +124,12 @@ static void qat_open(pvt_ctx *ctx, const char *format, pvt_surrogate surrogate, 
         double apart = fabs(u - floor(u) - 0.5), near = fabs(u - floor(u + 0.5));
         pvt_real *s = (pvt_real *)q->w.array[1] + i / q->ig, z = (pvt_real)q->origin;
         double sign = f.kind == PVT_FORMAT_INT ? 1 : i / q->ig % 3 - 1.25;
-        if (i % q->ig == 0) *s = (pvt_real)(sign * (0.5 + fabs((double)noise((uint64_t)i))));
+        if (i % q->ig == 0) *s = (pvt_real)(sign * (0.5 + fabs((double)bell((uint64_t)i))));
         if (i % q->ig == 0 && f.kind == PVT_FORMAT_INT)
-            ((pvt_real *)q->w.array[2])[i / q->ig] = 1 + noise((uint64_t)(7 + i)) / 2;
+            ((pvt_real *)q->w.array[2])[i / q->ig] = 1 + bell((uint64_t)(7 + i)) / 2;
         if (f.kind == PVT_FORMAT_INT) z = ((const pvt_real *)q->w.array[2])[i / q->ig];
         if (apart < 0.05 || near < 0.02) u += 0.11; /* from an edge, or the top of root's peak */
-        q->T[i] = *s * ((pvt_real)u - z), q->G[i] = noise((uint64_t)(3000 + i));
+        q->T[i] = *s * ((pvt_real)u - z), q->G[i] = bell((uint64_t)(3000 + i));
         pvti_code_set(&q->w, i, pvti_int_nearest(u + (i % 5 == 0), f.bits, -1)); /* some lag behind, as under a cap */
     }
 }
@@ -272,7 +272,7 @@ static void check_chain(pvt_ctx *ctx, const char *format)
     double worst = 0;
     fit(ctx, format, NULL, NULL, &w);
     int n = pvt_weight_arrays(&w, arrays);
-    for (int i = 0; i < N; i++) R[i] = noise((uint64_t)(5000 + i));
+    for (int i = 0; i < N; i++) R[i] = bell((uint64_t)(5000 + i));
     for (int a = 1; a < n; a++) {
         dvalues[a] = (pvt_real *)malloc((size_t)arrays[a].bytes);
         for (int64_t k = 0; k < pvti_array_count(&arrays[a]); k++) dvalues[a][k] = 100; /* it adds */
@@ -526,8 +526,8 @@ static void check_golden(pvt_ctx *ctx)
     pvt_format f = parse(ctx, "nf4");
     static pvt_real W[16 * 128], V[16 * 128];
     pvt_weight w;
-    if (pvt_tensors_open(ctx, GOLDEN, &file) != PVT_OK) {
-        SKIP(GOLDEN " is not there");
+    if (pvt_tensors_open(ctx, NF4_GOLDEN, &file) != PVT_OK) {
+        SKIP(NF4_GOLDEN " is not there");
         return;
     }
     pvt_array weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")),
@@ -697,7 +697,7 @@ static pvt_assign assign_open(pvt_ctx *ctx, const char *format, pvt_weight *w)
     pvt_assign a;
     fit(ctx, format, NULL, NULL, w);
     pvt_weight_dequantize(w, now);
-    for (int i = 0; i < N; i++) target[i] = now[i] + (pvt_real)0.4 * noise((uint64_t)(300 + i));
+    for (int i = 0; i < N; i++) target[i] = now[i] + (pvt_real)0.4 * bell((uint64_t)(300 + i));
     for (int i = 0; i < N; i++) codes[i] = codes[N + i] = 9999, change[i] = -1;
     memset(&a, 0, sizeof a);
     a.target = target, a.n = pvti_groups(w), a.codes = codes, a.change = change;
@@ -795,8 +795,8 @@ static void check_products(pvt_ctx *ctx, const char *format, int n)
     double worst = 0;
     fit(ctx, format, NULL, NULL, &w);
     pvt_weight_dequantize(&w, W);
-    for (int i = 0; i < n * I; i++) x[i] = noise((uint64_t)(900 + i)), dx[i] = 1;
-    for (int i = 0; i < n * O; i++) dy[i] = noise((uint64_t)(90000 + i)), y[i] = -2;
+    for (int i = 0; i < n * I; i++) x[i] = bell((uint64_t)(900 + i)), dx[i] = 1;
+    for (int i = 0; i < n * O; i++) dy[i] = bell((uint64_t)(90000 + i)), y[i] = -2;
     for (int i = 0; i < N; i++) dW[i] = 3;
     pvt_weight_forward(y, x, &w, n, false);
     pvt_weight_forward(y, x, &w, n, true); /* twice the product */
@@ -841,7 +841,7 @@ static uint64_t work(pvt_ctx *ctx, const char *format)
     pvt_weight w;
     make_H(H), fit(ctx, format, H, NULL, &w), pvt_weight_free(&w);
     pvt_assign a = assign_open(ctx, format, &w);
-    for (int i = 0; i < 17 * I; i++) x[i] = noise((uint64_t)(700 + i)), dx[i] = 0;
+    for (int i = 0; i < 17 * I; i++) x[i] = bell((uint64_t)(700 + i)), dx[i] = 0;
     memset(dW, 0, sizeof dW), memset(dvalue, 0, sizeof dvalue);
     for (int rounding = 0; rounding < 2; rounding++) {
         a.rounding = rounding * 0.7;

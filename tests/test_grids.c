@@ -5,7 +5,7 @@
 #include "../pvtune.h"
 #include "test.h"
 
-#define GOLDEN "../shared/golden/scalar/"
+#define SCALAR_GOLDEN "../shared/golden/scalar/"
 
 enum { O = 5, I = 1280, N = O * I }; /* two scales in a row for higgs, the second of 256 inputs */
 
@@ -193,8 +193,8 @@ static void check_golden_higgs(pvt_ctx *ctx, int n)
     pvt_assign a;
     char name[40];
     int wrong = 0;
-    if (pvt_tensors_open(ctx, GOLDEN "higgs.safetensors", &file) != PVT_OK) {
-        SKIP(GOLDEN "higgs.safetensors is not there");
+    if (pvt_tensors_open(ctx, SCALAR_GOLDEN "higgs.safetensors", &file) != PVT_OK) {
+        SKIP(SCALAR_GOLDEN "higgs.safetensors is not there");
         return;
     }
     pvt_array weight = pvt_tensors_get(file, pvt_tensors_find(file, "weight")),
@@ -334,8 +334,8 @@ static void check_golden_e8p(pvt_ctx *ctx)
     pvt_tensors *file;
     pvt_array codes;
     int wrong = 0;
-    if (pvt_tensors_open(ctx, GOLDEN "e8p.safetensors", &file) != PVT_OK) {
-        SKIP(GOLDEN "e8p.safetensors is not there");
+    if (pvt_tensors_open(ctx, SCALAR_GOLDEN "e8p.safetensors", &file) != PVT_OK) {
+        SKIP(SCALAR_GOLDEN "e8p.safetensors is not there");
         return;
     }
     pvt_array samples = pvt_tensors_get(file, pvt_tensors_find(file, "samples"));
@@ -936,7 +936,7 @@ static void check_memory(const char *format)
     bool done = false;
     for (int i = 0; i < 4 * 256; i++) W[i] = (pvt_real)normal(3, (uint64_t)i);
     for (int64_t fail = 0; !done && fail < 60; fail++) {
-        test_budget b = {1000000, 0};
+        test_budget b = {1000000, 0, false};
         pvt_ctx_desc desc;
         pvt_ctx *ctx;
         pvt_weight w;

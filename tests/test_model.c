@@ -839,23 +839,6 @@ static void check_broken(pvt_ctx *ctx)
 
 /* ---- memory ---- */
 
-typedef struct failing {
-    int64_t made, fail_at, live;
-} failing;
-
-static void *failing_alloc(size_t bytes, void *user)
-{
-    failing *f = (failing *)user;
-    void *memory = f->made++ == f->fail_at ? NULL : malloc(bytes);
-    f->live += memory != NULL;
-    return memory;
-}
-static void failing_free(void *memory, void *user)
-{
-    ((failing *)user)->live -= memory != NULL;
-    free(memory);
-}
-
 /* Two choices behind one context. */
 static pvt_result score_two(const pvt_model *model)
 {
@@ -902,32 +885,33 @@ static pvt_result whole_story(pvt_ctx *ctx, pvt_model **model, pvt_model **copy,
 /* Each allocation fails once: the call says so, nothing leaks, nothing crashes. */
 static void check_memory(void)
 {
-    failing f;
+    test_budget budget = {0, 0, true};
     pvt_ctx_desc desc;
     pvt_result result = PVT_ERR_MEMORY;
-    memset(&f, 0, sizeof f), memset(&desc, 0, sizeof desc);
+    int64_t fail_at;
+    memset(&desc, 0, sizeof desc);
     desc.n_threads = 1;
-    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.allocator.user = &f;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
     /* the first three are the context's */
-    for (f.fail_at = 3; result != PVT_OK && f.fail_at < 2000; f.fail_at++) {
+    for (fail_at = 3; result != PVT_OK && fail_at < 2000; fail_at++) {
         pvt_ctx *ctx;
         pvt_model *model = NULL, *copy = NULL;
         pvt_run *run = NULL;
         pvt_corpus corpus;
         memset(&corpus, 0, sizeof corpus);
-        f.made = 0;
+        budget.left = fail_at;
         CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
         result = whole_story(ctx, &model, &copy, &run, &corpus);
         if (result != PVT_OK && (result != PVT_ERR_MEMORY || !strstr(pvt_ctx_error(ctx), "memory")))
-            printf("allocation %lld: %s: %s\n", (long long)f.fail_at, pvt_result_text(result),
+            printf("allocation %lld: %s: %s\n", (long long)fail_at, pvt_result_text(result),
                    pvt_ctx_error(ctx));
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && strstr(pvt_ctx_error(ctx), "memory")));
         pvt_run_free(run), pvt_model_free(copy), pvt_model_free(model), pvt_corpus_free(&corpus);
         pvt_ctx_destroy(ctx);
-        CHECK(f.live == 0);
+        CHECK(budget.live == 0);
         CHECK(no_temporaries("memory"));
     }
-    CHECK(result == PVT_OK && f.fail_at > 50);
+    CHECK(result == PVT_OK && fail_at > 50);
 }
 
 int main(void)

@@ -513,7 +513,7 @@ static void test_calibration(void)
     golden_close();
 }
 
-static void test_bits(void)
+static void test_bits_per_parameter(void)
 {
     pvti_map map;
     CHECK_OK(ctx, pvti_map_open(ctx, GOLDEN "bits.json", &map));
@@ -916,22 +916,6 @@ static void test_wide_groups(void)
     }
 }
 
-typedef struct failing {
-    int64_t left, live;
-} failing;
-static void *failing_alloc(size_t bytes, void *user)
-{
-    failing *f = (failing *)user;
-    void *memory = f->left-- == 0 ? NULL : malloc(bytes);
-    f->live += memory != NULL;
-    return memory;
-}
-static void failing_free(void *memory, void *user)
-{
-    ((failing *)user)->live -= memory != NULL;
-    free(memory);
-}
-
 /* Whatever allocation of an addition fails: what was added before goes on as if there had been none. */
 static void test_failed_addition(void)
 {
@@ -942,22 +926,22 @@ static void test_failed_addition(void)
         pvt_ctx_desc desc;
         pvt_pv_desc pv_desc;
         pvt_pv_stats stats;
-        failing f = {-1, 0};
+        test_budget budget = {-1, 0, true};
         pvt_ctx *own, *shared = ctx;
         pvt_weight small, large;
         pvt_pv *pv;
         int handle, second;
         memset(&desc, 0, sizeof desc), memset(&pv_desc, 0, sizeof pv_desc);
-        desc.n_threads = 1, desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free,
-        desc.allocator.user = &f, pv_desc.cap = 1, pv_desc.delta = 0.5;
+        desc.n_threads = 1, desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free,
+        desc.allocator.user = &budget, pv_desc.cap = 1, pv_desc.delta = 0.5;
         CHECK_OK(ctx, pvt_ctx_create(&desc, &own));
         ctx = own;
         random_weight(&small, "aqlm:1x4g4", 8, 8), random_weight(&large, "aqlm:2x4g6", 24, 48);
         CHECK_OK(own, pvt_pv_create(own, &pv_desc, &pv));
         CHECK_OK(own, pvt_pv_add_weight(pv, &small, "small", &handle));
-        f.left = fail_at;
+        budget.left = fail_at;
         result = pvt_pv_add_weight(pv, &large, "large", &second);
-        f.left = -1;
+        budget.left = -1;
         CHECK(result == PVT_OK || result == PVT_ERR_MEMORY);
         CHECK_OK(own, pvt_pv_begin(pv, 1));
         CHECK_OK(own, pvt_pv_apply(pv, handle, dW));
@@ -966,7 +950,7 @@ static void test_failed_addition(void)
         CHECK(stats.groups == 16 + (result == PVT_OK ? 192 : 0));
         pvt_pv_free(pv), pvt_weight_free(&small), pvt_weight_free(&large);
         pvt_ctx_destroy(own);
-        CHECK(f.live == 0);
+        CHECK(budget.live == 0);
         ctx = shared;
     }
     CHECK(result == PVT_OK);
@@ -988,7 +972,7 @@ int main(void)
         test_pv_steps(GOLDEN, "pv_step_m2k16g8");
         test_kmeans();
         test_calibration();
-        test_bits();
+        test_bits_per_parameter();
     } else {
         SKIP("larger recorded figures (not in this repository)");
     }

@@ -982,7 +982,7 @@ static void check_memory(void)
     for (int which = 0; which < 5; which++) {
         bool done = false;
         for (int64_t fail = 0; !done && fail < 200; fail++) {
-            test_budget b = {1000000, 0};
+            test_budget b = {1000000, 0, false};
             pvt_ctx_desc desc;
             pvt_model_config c;
             pvt_ctx *ctx;

@@ -8,7 +8,7 @@
 #define NEAR_ONE (DOUBLE ? 1e-12 : 1e-6) /* of numbers of size 1 that went through one transform */
 #define NEAR_SUM (DOUBLE ? 1e-10 : 2e-4) /* of sums of some hundred products, relative to their size */
 
-enum { O = 96, I = 192, N = O * I, ROWS = 100 }; /* 3 blocks of 32, 3 of 64 */
+enum { O = 96, I = 192, N = O * I, N_ROWS = 100 }; /* 3 blocks of 32, 3 of 64 */
 
 static const char *const all[] = {"had:int:4g32", "had2:int:2g16", "had2:int:8g64", "had:nf4", "had2:nf4", "had:aqlm:2x4g4",
                                   "had2:aqlm:2x3g4o2", "had2:aqlm:2x8g8"};
@@ -17,7 +17,7 @@ enum { ALL = sizeof all / sizeof *all };
 static char dir[300];
 
 /* About normal, from an index. */
-static pvt_real noise(uint64_t i)
+static pvt_real bell(uint64_t i)
 {
     double sum = 0;
     for (int j = 0; j < 4; j++) sum += pvti_random_unit(7, PVTI_RANDOM_USER, (uint64_t)j, i);
@@ -26,7 +26,7 @@ static pvt_real noise(uint64_t i)
 static pvt_real *noises(int64_t n, uint64_t from)
 {
     pvt_real *x = (pvt_real *)malloc((size_t)n * sizeof *x);
-    for (int64_t i = 0; i < n; i++) x[i] = noise(from + (uint64_t)i);
+    for (int64_t i = 0; i < n; i++) x[i] = bell(from + (uint64_t)i);
     return x;
 }
 static pvt_real *copy_of(const pvt_real *x, int64_t n)
@@ -235,7 +235,7 @@ static void check_products(const pvt_weight *w, int64_t n)
     pvt_weight_forward(y, x, w, n, true);
     CHECK(off_by(y, want, n * O) < NEAR_SUM);
     pvt_weight_forward(y, x, w, n, false); /* overwrites */
-    for (int64_t i = 0; i < n * O; i++) want[i] -= noise(300 + (uint64_t)i);
+    for (int64_t i = 0; i < n * O; i++) want[i] -= bell(300 + (uint64_t)i);
     CHECK(off_by(y, want, n * O) < NEAR_SUM);
     pvt_linear_backward(w->ctx, dx_want, dW_want, NULL, dy, x, W, n, I, O);
     pvt_weight_backward(dx, dW, dy, x, w, n);
@@ -250,17 +250,17 @@ static void check_products(const pvt_weight *w, int64_t n)
 /* Pieces as small as they may be: the bits of one piece. */
 static void check_pieces(pvt_weight *w)
 {
-    pvt_real *x = noises(ROWS * I, 100), *dy = noises(ROWS * O, 200), *y[2], *dx[2];
+    pvt_real *x = noises(N_ROWS * I, 100), *dy = noises(N_ROWS * O, 200), *y[2], *dx[2];
     int64_t bytes = w->ctx->rotated_bytes;
     for (int k = 0; k < 2; k++) {
-        y[k] = noises(ROWS * O, 300), dx[k] = noises(ROWS * I, 400);
+        y[k] = noises(N_ROWS * O, 300), dx[k] = noises(N_ROWS * I, 400);
         w->ctx->rotated_bytes = k ? 32 * (I + (w->format.rotation == 2 ? O : 0)) * (int64_t)sizeof(pvt_real) : bytes;
-        CHECK(pvti_rotated_pieces(w->ctx, ROWS, I + (w->format.rotation == 2 ? O : 0)) == (k ? 4 : 1));
-        pvt_weight_forward(y[k], x, w, ROWS, true);
-        pvt_weight_backward(dx[k], NULL, dy, x, w, ROWS);
+        CHECK(pvti_rotated_pieces(w->ctx, N_ROWS, I + (w->format.rotation == 2 ? O : 0)) == (k ? 4 : 1));
+        pvt_weight_forward(y[k], x, w, N_ROWS, true);
+        pvt_weight_backward(dx[k], NULL, dy, x, w, N_ROWS);
     }
     w->ctx->rotated_bytes = bytes;
-    CHECK(same(y[0], y[1], ROWS * O) && same(dx[0], dx[1], ROWS * I));
+    CHECK(same(y[0], y[1], N_ROWS * O) && same(dx[0], dx[1], N_ROWS * I));
     for (int64_t n = 32; n < 400; n++) { /* pieces cover all rows and have 16 at least */
         int64_t pieces = pvti_ceil_div(n, 32), at = 0, rows;
         bool good = true;
@@ -283,7 +283,7 @@ static void check_shared(pvt_ctx *ctx, const char *const names[3])
         for (int i = 0; i < 3; i++) y[i] = noises(n * O, 50);
         pvti_weights_forward(y, x, w, 3, n, accumulate);
         for (int i = 0; i < 3; i++) {
-            for (int64_t k = 0; k < n * O; k++) alone[k] = noise(50 + (uint64_t)k);
+            for (int64_t k = 0; k < n * O; k++) alone[k] = bell(50 + (uint64_t)k);
             pvt_weight_forward(alone, x, &w[i], n, accumulate);
             CHECK(same(alone, y[i], n * O));
             free(y[i]);
@@ -321,7 +321,7 @@ static void check_prepared(pvt_weight *w)
         pvt_weight_forward(y[k], x, w, 1, k);
         CHECK_OK(w->ctx, pvt_weight_prepare(w));
     }
-    for (int i = 0; i < O; i++) y[1][i] -= noise(2 + (uint64_t)i);
+    for (int i = 0; i < O; i++) y[1][i] -= bell(2 + (uint64_t)i);
     CHECK(off_by(y[1], y[0], O) < 2e-3);
     if (!DOUBLE) CHECK((w->prepared != NULL) == (w->format.kind == PVT_FORMAT_AQLM && w->format.out_group == 1));
     free(x), free(y[0]), free(y[1]);
@@ -515,7 +515,7 @@ static void check_descent(pvt_ctx *ctx, const char *format, pvt_strategy strateg
     d.strategy = strategy, d.values.lr = 2e-4, d.freeze_values = strategy != PVT_STRATEGY_CONTINUOUS;
     /* a step of 900/(900 + √v)·G: about G, to which W − G = T is the target, so that no V step leads up */
     d.codes.rule = PVT_OPTIMIZER_ADAM, d.codes.lr = 900, d.codes.eps = 900, d.codes.no_debias = true;
-    for (int i = 0; i < N; i++) T[i] += (pvt_real)0.35 * noise(70000 + (uint64_t)i);
+    for (int i = 0; i < N; i++) T[i] += (pvt_real)0.35 * bell(70000 + (uint64_t)i);
     fit(ctx, format, &w);
     CHECK_OK(ctx, pvt_pv_create(ctx, &d, &pv));
     CHECK_OK(ctx, pvt_pv_add_weight(pv, &w, "w", &handle));
@@ -640,44 +640,33 @@ static void check_bits(void)
 
 /* ---- memory ---- */
 
-static int64_t allocations_left;
-static void *scarce(size_t bytes, void *user)
-{
-    (void)user;
-    return allocations_left-- == 0 ? NULL : malloc(bytes);
-}
-static void give(void *memory, void *user)
-{
-    (void)user;
-    free(memory);
-}
-
 /* Each allocation fails once: everything says so, and nothing is left over. */
-static void check_memory(void)
+static void check_scarce_memory(void)
 {
     pvt_real *W = noises(N, 1000), *H = noises(I * I, 0), *dvalues[PVT_MAX_ARRAYS];
     int64_t total = 1 << 20;
+    test_budget budget = {-1, 0, true};
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
     for (int k = 0; k < I * I; k++) H[k] = k / I == k % I;
     for (int k = 0; k < PVT_MAX_ARRAYS; k++) dvalues[k] = noises(N, 0);
     memset(&desc, 0, sizeof desc);
-    desc.allocator.alloc = scarce, desc.allocator.free = give, desc.n_threads = 1;
-    allocations_left = -1;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
+    desc.n_threads = 1;
     CHECK(pvt_ctx_create(&desc, &ctx) == PVT_OK);
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (int64_t at = 0; at < total; at++) {
         pvt_format f = parse(ctx, "had2:int:4g32");
         pvt_weight w;
         pvt_pv *pv = NULL;
-        allocations_left = at;
+        budget.left = at;
         pvt_result result = pvt_weight_fit(ctx, W, O, I, H, &f, NULL, NULL, &w);
         if (result == PVT_OK) result = pvt_weight_chain(dvalues, &w, W);
         if (result == PVT_OK) result = pvt_pv_create(ctx, NULL, &pv);
         if (result == PVT_OK) result = pvt_pv_add_weight(pv, &w, "w", NULL);
-        if (allocations_left >= 0) total = at; /* none failed */
+        if (budget.left >= 0) total = at; /* none failed */
         CHECK(result == (total == at ? PVT_OK : PVT_ERR_MEMORY));
-        allocations_left = -1;
+        budget.left = -1;
         pvt_pv_free(pv), pvt_weight_free(&w);
         CHECK(pvt_ctx_get_info(ctx).bytes_now == before && !ctx->rotated && ctx->rotated_weights == 0);
     }
@@ -785,7 +774,7 @@ int main(void)
     check_outliers(ctx);
     check_refused(ctx);
     check_pv(ctx);
-    check_memory();
+    check_scarce_memory();
     check_files(ctx);
     check_embedding(ctx);
     check_head(ctx);

@@ -562,30 +562,19 @@ static void check_scaled(pvt_ctx *ctx)
     free(W), free(zero), free(H);
 }
 
-static int64_t allocations_left;
-static void *failing_alloc(size_t n, void *user)
-{
-    (void)user;
-    return allocations_left-- > 0 ? malloc(n) : NULL;
-}
-static void failing_free(void *memory, void *user)
-{
-    (void)user;
-    free(memory);
-}
-
 /* Every allocation fails once. */
 static void check_memory(const char *format, pvt_fit_method method)
 {
-    enum { O = 3, I = 64 };
+    enum { O = 3, I = 64, PLENTY = 1 << 30 };
+    test_budget budget = {PLENTY, 0, false};
     pvt_real *W = make_W(O, I), *H = make_H(I, false);
     pvt_ctx_desc desc;
     pvt_result result = PVT_ERR_MEMORY;
     pvt_ctx *ctx;
     int64_t n;
     memset(&desc, 0, sizeof desc);
-    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.n_threads = 1;
-    allocations_left = INT64_MAX;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
+    desc.n_threads = 1;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) exit(1);
     int64_t before = pvt_ctx_get_info(ctx).bytes_now;
     for (n = 0; result != PVT_OK && n < 100; n++) {
@@ -594,9 +583,9 @@ static void check_memory(const char *format, pvt_fit_method method)
         pvt_weight w;
         memset(&d, 0, sizeof d), d.method = method;
         CHECK_OK(ctx, pvt_format_parse(ctx, format, &f));
-        allocations_left = n;
+        budget.left = n;
         result = pvt_weight_fit(ctx, W, O, I, H, &f, &d, NULL, &w);
-        allocations_left = INT64_MAX;
+        budget.left = PLENTY;
         CHECK(result == PVT_OK || (result == PVT_ERR_MEMORY && !w.kind && !w.array[0]));
         if (result == PVT_OK) pvt_weight_free(&w);
         CHECK(pvt_ctx_get_info(ctx).bytes_now == before);

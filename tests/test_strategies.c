@@ -895,7 +895,7 @@ static void test_same_bits(void)
 
 /* ---- the tuner ---- */
 
-enum { CTX = 32, WINDOWS = 10 };
+enum { LENGTH = 32, WINDOWS = 10 };
 
 static const char *student_format = "aqlm:2x4g4";
 static pvt_model *make(pvt_ctx *own, const pvt_corpus *corpus, bool codes)
@@ -904,7 +904,7 @@ static pvt_model *make(pvt_ctx *own, const pvt_corpus *corpus, bool codes)
     pvt_quantize_desc q;
     pvt_model *model = NULL;
     memset(&c, 0, sizeof c), memset(&q, 0, sizeof q);
-    c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 96, c.vocab = 200, c.ctx = CTX;
+    c.layers = 2, c.dim = 64, c.heads = 4, c.kv_heads = 2, c.ff = 96, c.vocab = 200, c.ctx = LENGTH;
     CHECK_OK(own, pvt_model_create(own, &c, &model));
     q.samples = 4, q.fit.epochs = 1, q.fit.kmeans_steps = 2, q.finetune_epochs = -1;
     CHECK_OK(own, pvt_format_parse(own, student_format, &q.format));
@@ -926,7 +926,7 @@ static uint64_t tune(int which, const pvt_corpus *corpus, const char *path)
     pvt_model *teacher = make(ctx, corpus, false), *student = make(ctx, corpus, true);
     memset(&desc, 0, sizeof desc);
     choose(&desc.pv, which);
-    desc.pv.codes.lr = 0.3, desc.steps = 6, desc.batch = 2, desc.ctx = CTX, desc.eval_every = -1;
+    desc.pv.codes.lr = 0.3, desc.steps = 6, desc.batch = 2, desc.ctx = LENGTH, desc.eval_every = -1;
     if (which == 4) desc.pv.smoothness = 1e-3;
     int64_t plan = pvt_tuner_bytes(student, teacher, corpus, &desc);
     pvt_ctx_reset_peak(ctx);
@@ -960,10 +960,10 @@ static uint64_t tune(int which, const pvt_corpus *corpus, const char *path)
 static void test_tuner(void)
 {
     char dir[300], path[340];
-    int32_t ids[CTX * WINDOWS];
+    int32_t ids[LENGTH * WINDOWS];
     pvt_corpus corpus;
-    for (int64_t i = 0; i < CTX * WINDOWS; i++) ids[i] = (int32_t)(i * i % 199);
-    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, CTX * WINDOWS, &corpus));
+    for (int64_t i = 0; i < LENGTH * WINDOWS; i++) ids[i] = (int32_t)(i * i % 199);
+    CHECK_OK(ctx, pvt_corpus_from_ids(ctx, ids, LENGTH * WINDOWS, &corpus));
     CHECK(test_scratch(dir, sizeof dir));
     snprintf(path, sizeof path, "%s/checkpoint", dir);
     for (int which = 0; which < CHOICES - 1; which++) CHECK(tune(which, &corpus, NULL) == tune(which, &corpus, path));
@@ -972,7 +972,7 @@ static void test_tuner(void)
         pvt_tuner *tuner = NULL;
         pvt_model *teacher = make(ctx, &corpus, false), *student = make(ctx, &corpus, true);
         memset(&desc, 0, sizeof desc);
-        desc.steps = 2, desc.ctx = CTX, desc.eval_every = -1;
+        desc.steps = 2, desc.ctx = LENGTH, desc.eval_every = -1;
         choose(&desc.pv, CHOICES - 1);
         CHECK(pvt_tuner_create(student, teacher, &corpus, &desc, &tuner) == PVT_ERR_UNSUPPORTED);
         CHECK(strstr(pvt_ctx_error(ctx), "set smoothness") != NULL && tuner == NULL);

@@ -67,7 +67,7 @@ static void quantize_one(pvt_ctx *ctx, pvt_model *model, int64_t i, const char *
 }
 
 /* All linears. */
-static void quantize(pvt_ctx *ctx, pvt_model *model, const char *text, int low, int high)
+static void quantize_range(pvt_ctx *ctx, pvt_model *model, const char *text, int low, int high)
 {
     for (int64_t i = 0; i < pvt_model_tensors(model); i++)
         if (pvt_model_tensor(model, i).linear) quantize_one(ctx, model, i, text, low, high);
@@ -311,7 +311,7 @@ static void test_q2_0(pvt_ctx *ctx, const char *format, int low, int high)
     pvt_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
-    quantize(ctx, model, format, low, high);
+    quantize_range(ctx, model, format, low, high);
     CHECK_OK(ctx, pvt_model_export(model, "gguf:q2_0", in("q2_0.gguf"), &desc));
     CHECK(naive_open(&f, in("q2_0.gguf")));
     for (int64_t i = 0; i < pvt_model_tensors(model); i++) {
@@ -423,7 +423,7 @@ static void test_kept(pvt_ctx *ctx, bool tied)
     pvt_weight *embed = pvt_model_tensor(model, 0).weight;
     pvt_real *dense = (pvt_real *)calloc(600 * 64, sizeof *dense);
     pvt_weight_dequantize(embed, dense);
-    quantize(ctx, model, "q2_0", 0, -1);
+    quantize_range(ctx, model, "q2_0", 0, -1);
     if (!tied) quantize_one(ctx, model, pvt_model_tensors(model) - 1, "int:8g64s", 0, -1);
     for (int i = tied; i < (int)PVTI_COUNT(kept_cases); i += 2) { /* the others with the other kind of head */
         pvt_weight_free(embed);
@@ -443,7 +443,7 @@ static void test_q8_0_integers(pvt_ctx *ctx)
         pvt_save_desc desc;
         memset(&desc, 0, sizeof desc);
         desc.overwrite = true;
-        quantize(ctx, model, cases[c].format, cases[c].low, cases[c].high);
+        quantize_range(ctx, model, cases[c].format, cases[c].low, cases[c].high);
         quantize_one(ctx, model, 0, cases[c].format, cases[c].low, cases[c].high);
         CHECK_OK(ctx, pvt_model_export(model, "gguf:q8_0", in("integers.gguf"), &desc));
         CHECK_OK(ctx, pvt_model_load(ctx, in("integers.gguf"), NULL, &loaded));
@@ -487,7 +487,7 @@ static void test_grid_blocks(pvt_ctx *ctx, const char *family, const char *forma
     memset(&desc, 0, sizeof desc);
     desc.overwrite = true;
     snprintf(target, sizeof target, "gguf:%s", format);
-    quantize(ctx, model, format, 0, -1);
+    quantize_range(ctx, model, format, 0, -1);
     quantize_one(ctx, model, pvt_model_tensors(model) - 1, format, 0, -1); /* the head too */
     set_scales(model);
     CHECK_OK(ctx, pvt_model_export(model, target, in("grid.gguf"), &desc));
@@ -667,7 +667,7 @@ static void test_packed(pvt_ctx *ctx, const char *format, int low, int high)
     char text[64], dir[512];
     snprintf(dir, sizeof dir, "%s", in("packed"));
     pvt_format_parse(ctx, format, &f);
-    quantize(ctx, model, format, low, high);
+    quantize_range(ctx, model, format, low, high);
     int middle = 1 << (f.bits - 1);
     bool symmetric = low >= middle - 1 && high <= middle;
     if (f.bits == 2 || f.bits == 4 || f.bits == 8) {
@@ -696,7 +696,7 @@ static void test_mlx_mixed(pvt_ctx *ctx)
     pvt_weight *a = pvt_model_tensor(model, 3).weight, *b = pvt_model_tensor(other, 3).weight;
     char dir[512];
     snprintf(dir, sizeof dir, "%s", in("packed"));
-    quantize(ctx, model, "int:3g32", 0, 7), quantize(ctx, other, "int:6g32", 20, 40);
+    quantize_range(ctx, model, "int:3g32", 0, 7), quantize_range(ctx, other, "int:6g32", 20, 40);
     pvt_weight swap = *a;
     *a = *b, *b = swap;
     pvt_real *zeros = (pvt_real *)pvt_model_tensor(model, 4).weight->array[2];
@@ -726,7 +726,7 @@ static void test_refused(pvt_ctx *ctx)
     refused(ctx, model, "onnx", PVT_ERR_ARGUMENT, "no target");
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in dense");
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "nothing in this model is quantized");
-    quantize(ctx, model, "int:2g32", 1, 2);
+    quantize_range(ctx, model, "int:2g32", 1, 2);
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "int:2g32");
     refused(ctx, model, "hf-aqlm", PVT_ERR_UNSUPPORTED, "use --to dense");
     pvt_real *zeros = (pvt_real *)pvt_model_tensor(model, 3).weight->array[2];
@@ -738,20 +738,20 @@ static void test_refused(pvt_ctx *ctx)
     zeros[1] = -1;
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "the zero -1");
     pvt_model_free(model);
-    model = tiny(ctx, "llama", false), quantize(ctx, model, "int:2g64", 0, 2);
+    model = tiny(ctx, "llama", false), quantize_range(ctx, model, "int:2g64", 0, 2);
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "the zero of group");
     pvt_model_free(model);
-    model = tiny(ctx, "llama", false), quantize(ctx, model, "int:3g16", 0, 7);
+    model = tiny(ctx, "llama", false), quantize_range(ctx, model, "int:3g16", 0, 7);
     refused(ctx, model, "gptq", PVT_ERR_UNSUPPORTED, "a width of 3 bits");
     refused(ctx, model, "mlx", PVT_ERR_UNSUPPORTED, "groups there are of 32, 64 or 128");
     pvt_model_free(model);
-    model = tiny(ctx, "llama", false), quantize(ctx, model, "aqlm:1x4g8", 0, -1);
+    model = tiny(ctx, "llama", false), quantize_range(ctx, model, "aqlm:1x4g8", 0, -1);
     refused(ctx, model, "compressed-tensors", PVT_ERR_UNSUPPORTED, "aqlm:1x4g8");
     refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "no multiple of the 256");
     pvt_model_free(model);
     model = sized(ctx, "llama", false, 1, 256, 256);
     refused(ctx, model, "gguf:iq2_xxs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in dense");
-    quantize(ctx, model, "iq2_xxs", 0, -1);
+    quantize_range(ctx, model, "iq2_xxs", 0, -1);
     refused(ctx, model, "gguf:q2_0", PVT_ERR_UNSUPPORTED, "is in iq2_xxs");
     refused(ctx, model, "gguf:iq2_xs", PVT_ERR_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight\" is in iq2_xxs;");
     pvt_model_tensor(model, 4).weight->format.rotation = 1; /* the file could not say it */
@@ -791,25 +791,9 @@ static void test_table(void)
     CHECK(n >= 12 && !pvt_export_target_at(-1));
 }
 
-typedef struct failing {
-    int64_t left, live;
-} failing;
-static void *failing_alloc(size_t bytes, void *user)
-{
-    failing *f = (failing *)user;
-    void *memory = f->left-- > 0 ? malloc(bytes) : NULL;
-    f->live += memory != NULL;
-    return memory;
-}
-static void failing_free(void *memory, void *user)
-{
-    ((failing *)user)->live--;
-    free(memory);
-}
-
 static void test_memory(const char *target, const char *format, const char *tokenizer)
 {
-    failing f;
+    test_budget budget = {1000000, 0, false};
     pvt_ctx_desc desc;
     pvt_save_desc save;
     pvt_ctx *ctx;
@@ -819,25 +803,24 @@ static void test_memory(const char *target, const char *format, const char *toke
     memset(&desc, 0, sizeof desc), memset(&save, 0, sizeof save);
     save.overwrite = true;
     desc.n_threads = 1;
-    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.allocator.user = &f;
-    f.left = 1000000, f.live = 0;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) {
         CHECK(ctx != NULL);
         return;
     }
     bool wide = strncmp(format, "iq2", 3) == 0;
     pvt_model *model = wide ? sized(ctx, "llama", true, 1, 256, 256) : tiny(ctx, "llama", true);
-    quantize(ctx, model, format, 1, 2);
+    quantize_range(ctx, model, format, 1, 2);
     if (strcmp(target, "gguf:q2_0") == 0) quantize_one(ctx, model, 0, "int:4g32s", 0, -1); /* and the sentence about it */
     set_tokenizer(ctx, model, tokenizer);
-    int64_t before = f.live;
+    int64_t before = budget.live;
     for (at = 0; result == PVT_ERR_MEMORY && at < 20000; at += at < 60 ? 1 : PVTI_MAX(1, at / 8)) {
-        f.left = at;
+        budget.left = at;
         result = pvt_model_export(model, target, in("memory"), &save);
-        clean = clean && f.live == before;
+        clean = clean && budget.live == before;
     }
     CHECK(result == PVT_OK && clean && at > 5);
-    f.left = 1000000;
+    budget.left = 1000000;
     pvt_model_free(model);
     pvt_ctx_destroy(ctx);
     test_remove(in("memory"));

@@ -763,22 +763,6 @@ static void test_damaged(pvt_ctx *ctx, buffer *b)
 
 /* ---- memory that runs out ---- */
 
-typedef struct failing {
-    int64_t left, live;
-} failing;
-static void *failing_alloc(size_t bytes, void *user)
-{
-    failing *f = (failing *)user;
-    void *memory = f->left-- > 0 ? malloc(bytes) : NULL;
-    f->live += memory != NULL;
-    return memory;
-}
-static void failing_free(void *memory, void *user)
-{
-    ((failing *)user)->live--;
-    free(memory);
-}
-
 static pvt_result everything(pvt_ctx *ctx, const buffer *b)
 {
     pvt_tokenizer *t = NULL;
@@ -803,32 +787,31 @@ static pvt_result everything(pvt_ctx *ctx, const buffer *b)
 
 static void test_memory(buffer *b)
 {
-    failing f;
+    test_budget budget = {1000000, 0, false};
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
     memset(&desc, 0, sizeof desc);
     desc.n_threads = 1;
-    desc.allocator.alloc = failing_alloc, desc.allocator.free = failing_free, desc.allocator.user = &f;
-    f.left = 1000000, f.live = 0;
+    desc.allocator.alloc = test_budget_alloc, desc.allocator.free = test_budget_free, desc.allocator.user = &budget;
     if (pvt_ctx_create(&desc, &ctx) != PVT_OK) {
         CHECK(ctx != NULL);
         return;
     }
     for (int format = 0; format < N_FORMATS; format++) {
-        int64_t before = f.live, fail_at;
+        int64_t before = budget.live, fail_at;
         pvt_result result = PVT_ERR_MEMORY;
         bool clean = true;
         make(b, format);
         for (fail_at = 0; result == PVT_ERR_MEMORY && fail_at < 5000; fail_at += fail_at < 60 ? 1 : 37) {
-            f.left = fail_at;
+            budget.left = fail_at;
             result = everything(ctx, b);
-            clean = clean && f.live == before;
+            clean = clean && budget.live == before;
         }
         CHECK(result == PVT_OK && clean && fail_at > 10);
     }
-    f.left = 1000000;
+    budget.left = 1000000;
     pvt_ctx_destroy(ctx);
-    CHECK(f.live == 0);
+    CHECK(budget.live == 0);
 }
 
 /* ---- recorded ids ---- */
@@ -1347,7 +1330,7 @@ static void test_task_damaged(void)
     static const char line[] = "{\"activity_label\":\"B\",\"ctx_a\":\"a [title] b\",\"ctx_b\":\"c\",\"endings\":[\"x\",\"y [z]\"],"
                                "\"label\":1}";
     static const char sentence[] = "{\"sentence\":\"a _ b\",\"option1\":\"b\",\"option2\":\"c\",\"answer\":\"1\"}";
-    test_budget budget = {100000, 0};
+    test_budget budget = {100000, 0, false};
     pvt_ctx_desc desc;
     pvt_ctx *ctx;
     pvt_tokenizer *t = NULL;

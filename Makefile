@@ -34,8 +34,9 @@ TESTS_AGAIN   := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,$(addsuffix _double,$(TES
 # A short round of fuzzing (make fuzz) goes with the address sanitizer, which sees what it does.
 TESTS_FUZZ    := $(if $(findstring address,$(CFLAGS)),fuzz_readers)
 TESTS        ?= $(TESTS_SCRIPTS) $(TESTS_RUN) $(TESTS_AGAIN) $(TESTS_CXX) $(TESTS_FUZZ)
-# pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers, and it watches its memory itself: no sanitizers.
-TESTS_CXX     := $(if $(SANITIZE_WITH),,test_cuda)
+# pvtune_cuda.cu as C++ (tests/cuda_shim.h). Its threads are fibers, and it watches its memory itself: no sanitizers,
+# and with PVTUNE_QUICK not by $(CXX) once more.
+TESTS_CXX     := $(if $(SANITIZE_WITH)$(PVTUNE_QUICK),,test_cuda)
 BENCHES      := $(patsubst bench/%.c,%,$(wildcard bench/*.c))
 LOGS          = $(TESTS:%=$(BUILD)/tests/%.log)
 
@@ -162,6 +163,8 @@ $(BUILD)/tests/%.log: tests/%.sh $(BUILD)/pvtune $(BUILD)/pvtune_impl.o force
 	@mkdir -p $(@D)
 	@PVTUNE=$(BUILD)/pvtune BUILD=$(BUILD) CC="$(CC)" MAKE="$(MAKE)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" sh $< >$@ 2>&1; \
 	    echo "exit status $$?" >>$@
+# what test_build asks of a build without files, this one answers
+$(BUILD)/tests/test_build.log: $(BUILD)/tests/test_nofiles
 # the command-line test drives the program
 $(BUILD)/tests/test_cli.log: $(BUILD)/pvtune
 

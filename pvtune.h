@@ -10984,7 +10984,7 @@ static pvt_result pvti_pv_check_choices(pvt_ctx *ctx, const pvt_pv_desc *d)
     else if (plain && d->smoothness == 0)
         why = "a plain step needs smoothness, the L of W - gradient/L, or loss, to search for it";
     else if (!plain && (d->smoothness > 0 || d->loss))
-        why = "smoothness and loss belong to the plain step: set step to PVT_STEP_PLAIN";
+        why = "smoothness and loss belong to plain steps: choose those, or leave both out";
     else if (d->loss && (d->delta < 1 || d->rounding > 0 || d->force_update))
         why = "the search for L takes the codes nearest to a target made anew: strategy linearized or "
               "subspace (delta 1), codes trained, no rounding, no force_update";

@@ -838,6 +838,7 @@ static int lab_pv_or_ste(app *a)
     int64_t ctx = smaller(a->o.ctx ? a->o.ctx : 512, 512);
     lab_table t;
     pvt_format parsed;
+    if (!a->o.model && !a->o.quick && !a->o.steps) a->o.steps = 80; /* 36 runs a seed: ten minutes on two cores */
     DO(lab_prepare(a, &t, &r));
     TRY(a, pvt_format_parse(a->ctx, format, &parsed));
     for (int s = 0; s < SCHEDULES; s++)

@@ -350,7 +350,7 @@ static const option lab_rows[] = {
     {"--train-steps", NULL, OPTION_INT, AT(train_steps), false, "N", 1, 1e6, "(2400)", "in so many steps"},
     {"--formats", NULL, OPTION_TEXT, AT(formats), false, "F,F", 0, 0, "(four of two bits; ablation: one)",
      "representations, as quantize takes them"},
-    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(110; of a MODEL 100)", "tuning steps of a run"},
+    {"--steps", NULL, OPTION_INT, AT(steps), false, "N", 1, 1e6, "(110; pv-or-ste 80; of a MODEL 100)", "tuning steps of a run"},
     {"--samples", NULL, OPTION_INT, AT(samples), false, "N", 1, 1e6, "(128; of a MODEL 64)", "calibration sequences"},
     HEADING("With a MODEL"),
     {"--data", NULL, OPTION_TEXT, AT(data), false, "TEXT", 0, 0, NULL, "text to calibrate and tune on"},

@@ -280,7 +280,7 @@ static const void *tensor(const pvt_tensors *file, const char *key, const char *
 static void check_golden_case(pvt_ctx *ctx, const pvt_tensors *file, int bits, bool act_order)
 {
     static pvt_real W[ROWS * COLUMNS], H[COLUMNS * COLUMNS];
-    char key[16], format[16];
+    char key[24], format[24];
     const float *weight = (const float *)tensor(file, "", "weight", sizeof W);
     const double *hessian = (const double *)tensor(file, "", "hessian", 8 * COLUMNS * COLUMNS);
     const int32_t *perm = NULL;

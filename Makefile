@@ -132,7 +132,7 @@ $(WEB)/index.html: web/page.html $(WEB)/web.js
 demo: $(BUILD)/pvtune ## train a small Llama, quantize it to two bits, tune it: a table and demo.svg (two to four minutes)
 	$(BUILD)/pvtune demo --svg demo.svg
 
-test: ## run every test; ends with one line of counts (six to eleven minutes on two cores, most of it compiling)
+test: ## run every test; ends with one line of counts (four to nine minutes on two cores, half of it compiling)
 	@rm -f $(LOGS)
 	@$(MAKE) --no-print-directory $(PARALLEL) -k BUILD=$(BUILD) $(BUILD)/pvtune $(LOGS) || true
 	@sh tests/report.sh $(LOGS)

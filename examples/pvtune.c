@@ -1152,6 +1152,8 @@ static int quantize_begin(app *a, bool *made, int *blocks)
     if (*blocks > 0 && !a->o.overwrite)
         return fail(a, "%s holds %d block%s of an unfinished quantize; give --resume to go on, or --overwrite to begin again",
                     dir, *blocks, *blocks == 1 ? "" : "s");
+    if (a->o.resume && !a->o.overwrite && pvt_model_exists(a->ctx, dir))
+        return fail(a, "%s holds a finished model: nothing is left to resume; give another -o, or --overwrite to replace it", dir);
     DO(prepare_output(a, made));
     if (a->o.resume) note(a, "no unfinished blocks in %s: starting at the beginning", dir);
     return 0;
@@ -1434,7 +1436,6 @@ static int tune_resume(app *a, tune_state *s)
 /* Finds out where to begin: a new run, a checkpoint to go on from, or a reason to refuse. */
 static int tune_begin(app *a, tune_state *s)
 {
-    char config[4096];
     s->noted = -1;
     if (snprintf(s->checkpoint, sizeof s->checkpoint, "%s/checkpoint.safetensors", a->o.output) >= (int)sizeof s->checkpoint)
         return fail(a, "%s: path too long", a->o.output);
@@ -1443,8 +1444,7 @@ static int tune_begin(app *a, tune_state *s)
     if (checkpoint && !a->o.overwrite)
         return fail(a, "%s holds the checkpoint of an unfinished run; give --resume to go on, or --overwrite to begin again",
                     a->o.output);
-    snprintf(config, sizeof config, "%s/config.json", a->o.output);
-    if (a->o.resume && !a->o.overwrite && access(config, F_OK) == 0)
+    if (a->o.resume && !a->o.overwrite && pvt_model_exists(a->ctx, a->o.output))
         return fail(a, "%s holds a finished model and no checkpoint to extend its run from (--keep-checkpoint keeps one); to tune "
                        "the model further: pvtune tune %s … -o ANOTHER", a->o.output, a->o.output);
     DO(prepare_output(a, &s->made));

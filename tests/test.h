@@ -48,6 +48,18 @@ static int test_passed, test_failed, test_skipped;
 #define TEST_SETS {"scalar", "avx2", "avx512"}
 #endif
 
+/* Under the thread sanitizer, several times as slow, a test may leave out what starts no thread otherwise than the rest. */
+#ifdef __SANITIZE_THREAD__
+#define TEST_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TEST_THREAD_SANITIZER 1
+#endif
+#endif
+#ifndef TEST_THREAD_SANITIZER
+#define TEST_THREAD_SANITIZER 0
+#endif
+
 #define SKIP(why) (test_skipped++, printf("skipped: %s\n", why))
 
 #ifdef _WIN32 /* what the next two functions need of POSIX */

@@ -794,8 +794,8 @@ static void test_refusals(void)
     REFUSE("must lie in", (d.step = PVT_STEP_PLAIN, d.smoothness = -1));
     REFUSE("must lie in", (d.step = PVT_STEP_PLAIN, d.smoothness = (double)NAN));
     REFUSE("must lie in", d.wind = (double)INFINITY);
-    REFUSE("belong to the plain step", d.smoothness = 1);
-    REFUSE("belong to the plain step", d.loss = quadratic_loss);
+    REFUSE("belong to plain steps", d.smoothness = 1);
+    REFUSE("belong to plain steps", d.loss = quadratic_loss);
     REFUSE("no rounding", (d.step = PVT_STEP_PLAIN, d.loss = quadratic_loss));
     REFUSE("no rounding", (d.step = PVT_STEP_PLAIN, d.loss = quadratic_loss, d.strategy = PVT_STRATEGY_STOCHASTIC));
     REFUSE("cannot forget as slowly", (d.moments = PVT_BF16, d.codes.beta2 = 0.995));

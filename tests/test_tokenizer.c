@@ -1038,8 +1038,8 @@ static void sha256(const uint8_t *data, int64_t n, char out[65])
         uint32_t w[64], s[8];
         for (int i = 0; i < 64; i++) {
             int64_t byte = at * 64 + i;
-            uint8_t v = byte < n ? data[byte] : byte == n ? 0x80 : byte >= blocks * 64 - 8
-                      ? (uint8_t)((uint64_t)n * 8 >> (8 * (blocks * 64 - 1 - byte))) : 0;
+            uint32_t v = byte < n ? data[byte] : byte == n ? 0x80 : byte >= blocks * 64 - 8
+                       ? (uint8_t)((uint64_t)n * 8 >> (8 * (blocks * 64 - 1 - byte))) : 0;
             w[i / 4] = (i % 4 ? w[i / 4] << 8 : 0) | v;
         }
         for (int i = 16; i < 64; i++)

@@ -1983,7 +1983,8 @@ typedef struct pvt_tune_desc {
         eval_windows; /* of ctx tokens each; 0: all of `eval`, of the corpus a twentieth; 1 at least, at most
                          8192 tokens */
     int64_t eval_every;     /* 0: a tenth of the steps; negative: no evaluation, and nothing is kept back */
-    int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number */
+    int64_t patience; /* evaluations without a new lowest that end the tuning; 0: 5; negative: any number. Of
+                         PVT_SCHEDULE_WSD those count that come when rates fall: before, the loss may rise */
     pvt_comm comm;          /* zeroed: this process alone */
 } pvt_tune_desc;
 
@@ -16749,7 +16750,7 @@ static pvt_result pvti_tuner_settle(pvt_tuner *t)
         PVTI_TRY(pvti_tuner_keep(t));
         t->top = now;
         t->stale = 0;
-    } else {
+    } else if (d->schedule != PVT_SCHEDULE_WSD || d->steps - t->step <= d->steps / 3) {
         t->stale++;
     }
     t->last = now;

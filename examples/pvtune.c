@@ -241,7 +241,7 @@ static const option tune_rows[] = {
      "text to evaluate on while tuning: the best state is what is saved"},
     {"--eval-every", NULL, OPTION_INT, AT(eval_every), false, "N", 1, 1e9, "(a tenth of the steps)", "steps between evaluations"},
     {"--eval-windows", NULL, OPTION_INT, AT(eval_windows), false, "N", 1, 1e6, "(at most 8192 tokens)", "sequences to evaluate on"},
-    {"--patience", NULL, OPTION_INT, AT(patience), false, "N", 1, 1e9, "(5)", "evaluations without a new best that end the tuning"},
+    {"--patience", NULL, OPTION_INT, AT(patience), false, "N", 1, 1e9, "(5)", "evaluations without a new best that end the tuning; of wsd those when rates fall"},
     {"--no-eval", NULL, OPTION_FLAG, AT(no_eval), false, "", 0, 0, NULL, "tune on all of --data and save the last state"},
     HEADING("Files"),
     {"--save-every", NULL, OPTION_INT, AT(save_every), false, "N", 0, 1e9, "50", "steps between checkpoints; 0: only on Ctrl-C"},

@@ -287,6 +287,14 @@ static void check_evaluation(void)
     CHECK(info.stopped && info.step == 3 && info.best.step == 0);
     pvt_tuner_free(tuner);
 
+    b.desc.schedule = PVT_SCHEDULE_WSD, b.desc.steps = 12; /* patience begins with the last third: steps 8, 9, 10 */
+    CHECK_OK(b.ctx, pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner));
+    while (!pvt_tuner_get_info(tuner).done) CHECK_OK(b.ctx, pvt_tuner_step(tuner, NULL));
+    info = pvt_tuner_get_info(tuner);
+    CHECK(info.stopped && info.step == 10 && info.best.step == 0);
+    pvt_tuner_free(tuner);
+    b.desc.schedule = PVT_SCHEDULE_COSINE, b.desc.steps = 200;
+
     b.desc.eval_windows = 40;
     CHECK(pvt_tuner_create(b.student, b.teacher, &b.corpus, &b.desc, &tuner) == PVT_ERR_ARGUMENT);
     b.desc.eval_windows = 0, b.desc.eval_every = -1, b.desc.steps = 2, b.desc.pv.values.lr = 0;

@@ -16737,6 +16737,9 @@ static void pvti_tuner_restore(pvt_tuner *t)
     }
 }
 
+/* Whether wsd's rates fall from step s on: over the last third. */
+static bool pvti_wsd_falls(const pvt_tune_desc *d, int64_t s) { return d->steps - s <= d->steps / 3; }
+
 /* Does what is due at this step: before the first, every eval_every and after the last. */
 static pvt_result pvti_tuner_settle(pvt_tuner *t)
 {
@@ -16750,7 +16753,7 @@ static pvt_result pvti_tuner_settle(pvt_tuner *t)
         PVTI_TRY(pvti_tuner_keep(t));
         t->top = now;
         t->stale = 0;
-    } else if (d->schedule != PVT_SCHEDULE_WSD || d->steps - t->step <= d->steps / 3) {
+    } else if (d->schedule != PVT_SCHEDULE_WSD || pvti_wsd_falls(d, t->step)) {
         t->stale++;
     }
     t->last = now;
@@ -16787,7 +16790,7 @@ static double pvti_schedule(const pvt_tune_desc *d, int64_t s)
     int64_t rest = d->steps - d->warmup;
     if (d->schedule == PVT_SCHEDULE_CONSTANT || s < d->warmup) return rise;
     if (d->schedule == PVT_SCHEDULE_WSD)
-        return PVTI_MIN(1, (double)(d->steps - s) / (double)(d->steps / 3 + 1));
+        return pvti_wsd_falls(d, s) ? (double)(d->steps - s) / (double)(d->steps / 3 + 1) : 1;
     return pvti_half_cosine((double)(s - d->warmup) / (double)PVTI_MAX(1, rest));
 }
 

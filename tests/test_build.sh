@@ -128,13 +128,13 @@ for parts in "-DTEST_WITH_FILES" "" "-DTEST_WITH_FILES -DPVTUNE_NO_FAST" "-DPVTU
         check "trained with $parts: compiled" $CC $c99 -D_GNU_SOURCE -O1 -DPVT_API=static $parts \
             tests/test_nofiles.c -o "$work/trained" $link
     fi
-    check "trained with $parts: runs" "$work/trained" 3
+    check "trained with ${parts:-no files}: runs" "$work/trained" 3
     kernels=$(sed -n 's/^kernels //p' "$work/log") hash=$(grep '^hash ' "$work/log")
     case $parts in
     -DTEST_WITH_FILES) all=$hash ;;
     *NO_FAST) check "trained with $parts: plain kernels" test "$kernels" = scalar ;;
     esac
-    check "trained with $parts: the same bits" test "$hash" = "$all" -a -n "$hash"
+    check "trained with ${parts:-no files}: the same bits" test "$hash" = "$all" -a -n "$hash"
     rm -f "$work/trained"
 done
 check "no threads" $CC $c99 -DPVTUNE_NO_THREADS -fsyntax-only -I. "$work/layer2.c"

@@ -2309,7 +2309,9 @@ PVTI_INLINE float pvti_fmaf_exact(float a, float b, float c)
     EACH(kl_backward, (pvt_real *student, double q, const pvt_real *teacher, double p, pvt_real scale,      \
              int64_t n), (student, q, teacher, p, scale, n))                                                \
     EACH(mse_backward, (pvt_real *da, const pvt_real *a, const pvt_real *b, pvt_real k, int64_t n), (da,    \
-             a, b, k, n))
+             a, b, k, n))                                                                                   \
+    EACH(tempered, (double *p, const pvt_real *x, double max, double temperature, int64_t n), (p, x, max,   \
+             temperature, n))
 #if PVTUNE_LAYER >= 1
 #define PVTI_KERNELS_1(EACH, WIDE)                                                                          \
     EACH(decode, (pvt_real *out, int64_t ld, const pvt_weight *w, int64_t go, int64_t j0, int64_t j1,       \
@@ -4545,6 +4547,13 @@ PVTI_INLINE void pvti_mse_backward(pvt_real *__restrict da, const pvt_real *__re
                                         const pvt_real *__restrict b, pvt_real k, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) da[i] = pvti_fma(k, a[i] - b[i], da[i]);
+}
+
+/* p = exp((x − max)/temperature): softmax before it is divided by its sum, in double, for one draw from it. */
+PVTI_INLINE void pvti_tempered(double *__restrict p, const pvt_real *__restrict x, double max,
+                               double temperature, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) p[i] = pvti_exp64(((double)x[i] - max) / temperature);
 }
 
 typedef struct pvti_loss_job {
@@ -14155,6 +14164,7 @@ PVT_API pvt_result pvt_task_score(const pvt_model *model, const pvt_task *task, 
 #define PVTI_PROMPT_CHUNK 256 /* tokens of the prompt that go through the model at once */
 
 typedef struct pvti_sampler {
+    pvt_ctx *ctx;
     pvt_real *logits;      /* [V], of the sequence at hand */
     double *p;             /* [V] */
     pvti_sort_item *order; /* [V] most probable first */
@@ -14178,7 +14188,8 @@ static int32_t pvti_sample(pvti_sampler *s, const pvt_generate_desc *d, double u
 {
     int64_t i, n = 0, kept_n = 0;
     double sum = 0, kept = 0, most = (double)s->logits[pvti_sample_greedy(s)];
-    for (i = 0; i < s->V; i++) sum += s->p[i] = pvti_exp64(((double)s->logits[i] - most) / d->temperature);
+    PVTI_CALL(s->ctx, tempered)(s->p, s->logits, most, d->temperature, s->V);
+    for (i = 0; i < s->V; i++) sum += s->p[i];
     double least = d->top_k > 0 ? 0 : (1 - d->top_p) * sum / (double)s->V;
     if (d->min_p > least) least = d->top_p < 1 ? least : d->min_p; /* the likeliest has p = 1 */
     for (i = 0; i < s->V; i++) {
@@ -14215,11 +14226,11 @@ static void pvti_sample_penalize(pvti_sampler *s, const int32_t *ids, int64_t n,
     }
 }
 
-static pvt_result pvti_sample_check(pvt_ctx *ctx, const pvti_sampler *s)
+static pvt_result pvti_sample_check(const pvti_sampler *s)
 {
     for (int64_t i = 0; i < s->V; i++)
         if (!(s->logits[i] - s->logits[i] == 0))
-            return pvti_fail(ctx, PVT_ERR_NUMERIC,
+            return pvti_fail(s->ctx, PVT_ERR_NUMERIC,
                              "the logit of token %lld is not finite: there are NaN or infinite numbers in the "
                              "model's weights",
                              (long long)i);
@@ -14277,7 +14288,7 @@ static pvt_result pvti_generate_token(pvti_generator *g, int64_t b, int64_t posi
     if (position < g->n_prompt[b]) return *id = g->prompts[b][position], PVT_OK;
     if (g->ended[b]) return PVT_OK;
     s->logits = g->logits + b * s->V;
-    PVTI_TRY(pvti_sample_check(g->ctx, s));
+    PVTI_TRY(pvti_sample_check(s));
     if (d->repeat_penalty != 1) {
         s->seen_at++;
         pvti_sample_penalize(s, g->prompts[b], g->n_prompt[b], d->repeat_penalty);
@@ -14321,7 +14332,7 @@ static pvt_result pvti_generate_all(pvti_generator *g)
     g->chunk = PVTI_MAX(1, PVTI_PROMPT_CHUNK / g->B);
     if (pvti_rope_is(&g->model->config, PVT_ROPE_DYNAMIC)) g->chunk = PVTI_MAX(g->chunk, g->common);
     desc.max_tokens = PVTI_MAX(PVTI_PROMPT_CHUNK, g->B * g->chunk);
-    s->V = g->model->config.vocab;
+    s->ctx = ctx, s->V = g->model->config.vocab;
     g->logits = PVTI_NEW(ctx, pvt_real, g->B * s->V);
     s->p = PVTI_NEW(ctx, double, s->V);
     s->order = PVTI_NEW(ctx, pvti_sort_item, s->V);

@@ -87,7 +87,7 @@ static void run_losses(pvt_ctx *ctx, arena *a)
 {
     enum { N = 37, V = 1600, SLICE = 700 };
     pvt_softmax_row rows[N], teacher_rows[N];
-    double lse[N], teacher_lse[N], loss[N], kl[N];
+    double lse[N], teacher_lse[N], loss[N], kl[N], p[SLICE];
     int32_t targets[N];
     float *x = take(a, N * V, 8), *t = take(a, N * V, 8), *d = take(a, N * V, 0);
     for (int64_t i = 0; i < N; i++) targets[i] = (int32_t)(i * 41 % V) - (i % 9 == 4 ? V : 0);
@@ -107,6 +107,9 @@ static void run_losses(pvt_ctx *ctx, arena *a)
     float *keep = take(a, 4 * 2 * N, 0);
     memcpy(keep, lse, sizeof lse), memcpy(keep + 2 * N, teacher_lse, sizeof lse);
     memcpy(keep + 4 * N, loss, sizeof loss), memcpy(keep + 6 * N, kl, sizeof kl);
+    PVTI_CALL(ctx, tempered)(p, t, 8, 0.7, SLICE);
+    memcpy(take(a, 2 * SLICE, 0), p, sizeof p);
+    CHECK(fabs(p[3] / exp(((double)t[3] - 8) / 0.7) - 1) < 1e-14);
 }
 
 /* Reductions, at every length around the width of vectors. */

@@ -10090,11 +10090,27 @@ static const pvti_kind *pvti_kind_of(const pvt_format *format)
 /* What stands before a format, by its rotation. */
 static const char *const pvti_rotations[3] = {"", "had:", "had2:"};
 
+/* Says what is expected in place of `rest`: what is written with its name, else all there is. */
+static pvt_result pvti_format_unknown(pvt_ctx *ctx, const char *text, const char *rest)
+{
+    char expected[768], name[16];
+    int used = 0, length = (int)strcspn(rest, ":") + 1;
+    bool known = false;
+    snprintf(name, sizeof name, "%.*s", length, rest);
+    for (int i = 0; i < PVTI_FORMATS; i++) known |= strchr(name, ':') && strstr(pvti_kinds[i]->syntax, name);
+    for (int i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
+        if (!known || strstr(pvti_kinds[i]->syntax, name))
+            used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", used ? "; or " : "",
+                             pvti_kinds[i]->syntax);
+    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
+                     "format \"%.40s\": expected %s; all but dense with had: or had2: in front, which rotate "
+                     "inputs, or inputs and outputs", text, expected);
+}
+
 PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *out)
 {
     const char *rest = text;
-    char expected[768];
-    int used = 0, rotation = 0;
+    int rotation = 0;
     for (int i = 1; i < PVTI_COUNT(pvti_rotations); i++)
         if (pvti_format_mark(&rest, pvti_rotations[i])) {
             rotation = i;
@@ -10108,12 +10124,7 @@ PVT_API pvt_result pvt_format_parse(pvt_ctx *ctx, const char *text, pvt_format *
         if (pvti_kind_of(out)) return PVT_OK;
     }
     memset(out, 0, sizeof *out);
-    for (int i = 0; i < PVTI_FORMATS && used < (int)sizeof expected; i++)
-        used += snprintf(expected + used, sizeof expected - (size_t)used, "%s%s", i ? "; or " : "",
-                         pvti_kinds[i]->syntax);
-    return pvti_fail(ctx, PVT_ERR_ARGUMENT,
-                     "format \"%.40s\": expected %s; all but dense with had: or had2: in front, which rotate "
-                     "inputs, or inputs and outputs", text, expected);
+    return pvti_format_unknown(ctx, text, rest);
 }
 
 PVT_API void pvt_format_text(const pvt_format *format, char out[48])

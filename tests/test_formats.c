@@ -327,8 +327,11 @@ static void check_texts(pvt_ctx *ctx)
         CHECK(memcmp(&f, &zero, sizeof f) == 0);
     }
     CHECK(pvt_format_parse(ctx, "int:9g32", &f) == PVT_ERR_ARGUMENT); /* the sentence says what would be taken */
-    CHECK(strstr(pvt_ctx_error(ctx), "\"int:9g32\"") && strstr(pvt_ctx_error(ctx), "aqlm:MxBgG"));
-    CHECK(strstr(pvt_ctx_error(ctx), "nf4") && strstr(pvt_ctx_error(ctx), "int:BgG"));
+    CHECK(strstr(pvt_ctx_error(ctx), "\"int:9g32\": expected int:BgG with") && strstr(pvt_ctx_error(ctx), "; or int:BgGs"));
+    CHECK(!strstr(pvt_ctx_error(ctx), "aqlm") && !strstr(pvt_ctx_error(ctx), "nf4"));
+    CHECK(pvt_format_parse(ctx, "had:vq:99g8", &f) == PVT_ERR_ARGUMENT && strstr(pvt_ctx_error(ctx), "expected aqlm:MxBgG"));
+    CHECK(pvt_format_parse(ctx, "int", &f) == PVT_ERR_ARGUMENT); /* all, where its name says nothing */
+    CHECK(strstr(pvt_ctx_error(ctx), "aqlm:MxBgG") && strstr(pvt_ctx_error(ctx), "nf4") && strstr(pvt_ctx_error(ctx), "int:BgG"));
     f.kind = (pvt_format_kind)99;
     pvt_format_text(&f, text);
     CHECK(strcmp(text, "?") == 0);

@@ -372,6 +372,7 @@ static void check_texts(pvt_ctx *ctx)
         if (pvt_format_parse(ctx, hostile[i], &f) == PVT_OK) printf("\"%s\" is taken\n", hostile[i]);
         CHECK(pvt_format_parse(ctx, hostile[i], &f) == PVT_ERR_ARGUMENT);
     }
+    CHECK(pvt_format_parse(ctx, "grid", &f) == PVT_ERR_ARGUMENT);
     CHECK(strstr(pvt_ctx_error(ctx), "higgs:pPnN") && strstr(pvt_ctx_error(ctx), "e8p") && strstr(pvt_ctx_error(ctx), "vq:BgG"));
     f = parse(ctx, "vq:8g4"), g = parse(ctx, "aqlm:1x8g4"); /* one codebook by its other name */
     CHECK(memcmp(&f, &g, sizeof f) == 0);

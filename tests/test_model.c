@@ -351,7 +351,7 @@ static void check_sampler(void)
     double p[4];
     pvti_sort_item order[4];
     int64_t stood[4] = {0, 0, 0, 0};
-    pvti_sampler s = {logits, p, order, 4, stood, 1};
+    pvti_sampler s = {NULL, logits, p, order, 4, stood, 1};
     for (int i = 0; i < PVTI_COUNT(cases); i++) {
         pvt_generate_desc d;
         int count[4] = {0, 0, 0, 0}, left = 0;

@@ -1258,28 +1258,61 @@ static int lab_allocation(app *a)
 
 /* ---- the verb ---- */
 
-static int verb_lab(app *a)
+enum { LAB_MODEL = 1, LAB_TUNES = 2, LAB_CALIBRATES = 4, LAB_FORMAT = 8, LAB_FORMATS = 16 };
+static const struct lab_experiment {
+    const char *name;
+    int (*run)(app *);
+    int takes;
+} lab_experiments[] = {
+    {"quadratic", lab_quadratic, 0},
+    {"smoothness", lab_smoothness, LAB_MODEL},
+    {"strategies", lab_strategies, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMATS},
+    {"ablation", lab_ablation, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
+    {"pv-or-ste", lab_pv_or_ste, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
+    {"surrogates", lab_surrogates, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
+    {"linearity", lab_linearity, LAB_MODEL | LAB_FORMATS},
+    {"allocation", lab_allocation, LAB_MODEL | LAB_CALIBRATES | LAB_FORMATS}};
+
+/* What is given and would not be heard is refused before a model is trained. */
+static int lab_check(app *a, const struct lab_experiment *e)
 {
-    static const struct {
-        const char *name;
-        int (*run)(app *);
-    } experiments[] = {{"quadratic", lab_quadratic}, {"smoothness", lab_smoothness},
-                     {"strategies", lab_strategies}, {"ablation", lab_ablation},
-                     {"pv-or-ste", lab_pv_or_ste},   {"surrogates", lab_surrogates},
-                     {"linearity", lab_linearity}, {"allocation", lab_allocation}};
-    char svg[64], formats[400];
-    if (!a->o.model && (a->o.data || a->o.eval || a->o.eval_windows || a->o.ctx))
+    const options *o = &a->o;
+    const struct { const char *name; bool given; int with; } all[] = {
+        {"MODEL", o->model != NULL, LAB_MODEL},
+        {"--text", o->text != NULL, LAB_MODEL},
+        {"--train-steps", o->train_steps != 0, LAB_MODEL},
+        {"--steps", o->steps != 0, LAB_TUNES},
+        {"--samples", o->samples != 0, LAB_CALIBRATES},
+        {"--formats", o->formats != NULL, LAB_FORMAT | LAB_FORMATS}};
+    char formats[400];
+    for (int i = 0; i < (int)(sizeof all / sizeof *all); i++)
+        if (all[i].given && !(e->takes & all[i].with)) return fail(a, "%s takes no %s", e->name, all[i].name), 2;
+    if (!o->model && (o->data || o->eval || o->eval_windows || o->ctx))
         return fail(a, "--data, --eval, --eval-windows and --ctx go with a MODEL; what the small Llama learns is --text"), 2;
-    snprintf(formats, sizeof formats, "%s", a->o.formats ? a->o.formats : "");
-    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ",")) { /* before a model is trained */
+    if (o->model && (o->text || o->train_steps))
+        return fail(a, "--text and --train-steps are for the small Llama, and go without a MODEL"), 2;
+    if (o->formats && strchr(o->formats, ',') && (e->takes & LAB_FORMAT))
+        return fail(a, "%s takes one format; strategies takes several", e->name), 2;
+    snprintf(formats, sizeof formats, "%s", o->formats ? o->formats : "");
+    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ",")) {
         pvt_format parsed;
         TRY(a, pvt_format_parse(a->ctx, format, &parsed));
     }
-    snprintf(svg, sizeof svg, "lab-%s.svg", a->o.lab);
-    if (!a->o.svg) a->o.svg = svg;
-    DO(check_writable(a, a->o.svg));
-    for (int i = 0; i < (int)(sizeof experiments / sizeof *experiments); i++)
-        if (strcmp(experiments[i].name, a->o.lab) == 0) return experiments[i].run(a);
+    return 0;
+}
+
+static int verb_lab(app *a)
+{
+    char svg[64];
+    for (int i = 0; i < (int)(sizeof lab_experiments / sizeof *lab_experiments); i++) {
+        const struct lab_experiment *e = &lab_experiments[i];
+        if (strcmp(e->name, a->o.lab) != 0) continue;
+        DO(lab_check(a, e));
+        snprintf(svg, sizeof svg, "lab-%s.svg", e->name);
+        if (!a->o.svg) a->o.svg = svg;
+        DO(check_writable(a, a->o.svg));
+        return e->run(a);
+    }
     return 2; /* options_parse takes no other name */
 }
 

@@ -694,27 +694,24 @@ static void lab_add(lab_results *r, const char *group, const char *name, const c
 
 /* ---- lab strategies: the paper's Table 1 ---- */
 
+enum { STRATEGIES = 6, STRATEGY_FORMATS = LAB_VARIANTS / (STRATEGIES + 1) };
+
 static int lab_strategies(app *a)
 {
-    static const char *const words[][2] = {
+    static const char *const words[STRATEGIES][2] = {
         {"continuous", "--strategy continuous"}, {"linearized", "--strategy linearized"},
         {"stochastic", "--strategy stochastic"}, {"ste", "--strategy ste"},
         {"subspace", "--strategy subspace"},     {"subspace-ste", "--strategy subspace-ste"}};
-    enum { STRATEGIES = (int)(sizeof words / sizeof *words), FORMATS = LAB_VARIANTS / (STRATEGIES + 1) };
     static lab_results r;
     static plot_rows p;
     lab_table t;
-    char formats[400];
-    int n = 0;
+    char formats[800];
     DO(lab_prepare(a, &t, &r));
     snprintf(formats, sizeof formats, "%s",
              a->o.formats ? a->o.formats
              : a->o.model ? "aqlm:2x8g8,vq:8g4,had:higgs:p2n16,int:2g64"
                           : "aqlm:2x4g4,vq:4g2,had:higgs:p2n16,int:2g32s");
-    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ","), n++) {
-        pvt_format parsed;
-        if (n == FORMATS) return fail(a, "strategies takes at most %d --formats", FORMATS);
-        TRY(a, pvt_format_parse(a->ctx, format, &parsed));
+    for (char *format = strtok(formats, ","); format; format = strtok(NULL, ",")) {
         lab_add(&r, format, "calibrated only", format, 0, NULL);
         for (int i = 0; i < STRATEGIES; i++) lab_add(&r, format, words[i][0], format, 0, words[i][1]);
     }
@@ -1010,11 +1007,7 @@ static int linearity_seed(app *a, linearity *l, int64_t run)
         a->o.formats ? a->o.formats
         : a->o.model ? "int:2g64,int:3g64,int:4g64,had:int:2g64,had:int:3g64,had:int:4g64,aqlm:2x8g8"
                      : "int:2g32,int:3g32,int:4g32,had:int:2g32,had:int:3g32,had:int:4g32,aqlm:2x4g4"));
-    if (l->z.n > LINEAR_FORMATS) return fail(a, "linearity takes at most %d --formats", LINEAR_FORMATS);
-    a->meter.muted++;
-    int status = allocation_measure(a, &l->z, d.train, &alpha, true, false);
-    a->meter.muted--;
-    DO(status);
+    DO(allocation_measure(a, &l->z, d.train, &alpha, true, false));
     l->gradient = (double *)(a->buffers[3] = calloc((size_t)l->z.tensors, sizeof *l->gradient));
     if (!l->gradient) return fail(a, "out of memory");
     alpha.method = PVT_ALPHA_GRADIENT, alpha.samples = a->o.quick ? 2 : 32;
@@ -1170,10 +1163,7 @@ static int allocations_seed(app *a, allocations *s, int64_t run, int64_t runs)
                           : a->o.model ? "int:2g64,int:3g64,int:4g64,int:8g64"
                                        : "int:2g32,int:3g32,int:4g32,int:8g32"));
     DO(allocation_check(a, &s->z));
-    a->meter.muted++;
-    int status = allocation_measure(a, &s->z, d.train, &alpha, true, true);
-    a->meter.muted--;
-    DO(status);
+    DO(allocation_measure(a, &s->z, d.train, &alpha, true, true));
     for (int j = 0; j < s->z.n; j++) {
         pvt_quantize_desc desc;
         memset(&desc, 0, sizeof desc);
@@ -1258,20 +1248,20 @@ static int lab_allocation(app *a)
 
 /* ---- the verb ---- */
 
-enum { LAB_MODEL = 1, LAB_TUNES = 2, LAB_CALIBRATES = 4, LAB_FORMAT = 8, LAB_FORMATS = 16 };
+enum { LAB_MODEL = 1, LAB_TUNES = 2, LAB_CALIBRATES = 4, LAB_ALL = LAB_MODEL | LAB_TUNES | LAB_CALIBRATES };
 static const struct lab_experiment {
     const char *name;
     int (*run)(app *);
-    int takes;
+    int takes, formats; /* so many at most */
 } lab_experiments[] = {
-    {"quadratic", lab_quadratic, 0},
-    {"smoothness", lab_smoothness, LAB_MODEL},
-    {"strategies", lab_strategies, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMATS},
-    {"ablation", lab_ablation, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
-    {"pv-or-ste", lab_pv_or_ste, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
-    {"surrogates", lab_surrogates, LAB_MODEL | LAB_TUNES | LAB_CALIBRATES | LAB_FORMAT},
-    {"linearity", lab_linearity, LAB_MODEL | LAB_FORMATS},
-    {"allocation", lab_allocation, LAB_MODEL | LAB_CALIBRATES | LAB_FORMATS}};
+    {"quadratic", lab_quadratic, 0, 0},
+    {"smoothness", lab_smoothness, LAB_MODEL, 0},
+    {"strategies", lab_strategies, LAB_ALL, STRATEGY_FORMATS},
+    {"ablation", lab_ablation, LAB_ALL, 1},
+    {"pv-or-ste", lab_pv_or_ste, LAB_ALL, 1},
+    {"surrogates", lab_surrogates, LAB_ALL, 1},
+    {"linearity", lab_linearity, LAB_MODEL, LINEAR_FORMATS},
+    {"allocation", lab_allocation, LAB_MODEL | LAB_CALIBRATES, ALLOCATE_FORMATS}};
 
 /* What is given and would not be heard is refused before a model is trained. */
 static int lab_check(app *a, const struct lab_experiment *e)
@@ -1282,22 +1272,24 @@ static int lab_check(app *a, const struct lab_experiment *e)
         {"--text", o->text != NULL, LAB_MODEL},
         {"--train-steps", o->train_steps != 0, LAB_MODEL},
         {"--steps", o->steps != 0, LAB_TUNES},
-        {"--samples", o->samples != 0, LAB_CALIBRATES},
-        {"--formats", o->formats != NULL, LAB_FORMAT | LAB_FORMATS}};
-    char formats[400];
+        {"--samples", o->samples != 0, LAB_CALIBRATES}};
+    char formats[800];
+    int n = 0;
     for (int i = 0; i < (int)(sizeof all / sizeof *all); i++)
         if (all[i].given && !(e->takes & all[i].with)) return fail(a, "%s takes no %s", e->name, all[i].name), 2;
     if (!o->model && (o->data || o->eval || o->eval_windows || o->ctx))
         return fail(a, "--data, --eval, --eval-windows and --ctx go with a MODEL; what the small Llama learns is --text"), 2;
     if (o->model && (o->text || o->train_steps))
         return fail(a, "--text and --train-steps are for the small Llama, and go without a MODEL"), 2;
-    if (o->formats && strchr(o->formats, ',') && (e->takes & LAB_FORMAT))
-        return fail(a, "%s takes one format; strategies takes several", e->name), 2;
+    if (o->formats && e->formats == 0) return fail(a, "%s takes no --formats", e->name), 2;
     snprintf(formats, sizeof formats, "%s", o->formats ? o->formats : "");
     for (char *format = strtok(formats, ","); format; format = strtok(NULL, ",")) {
         pvt_format parsed;
+        if (n++ == e->formats)
+            return fail(a, "%s takes at most %d of --formats", e->name, e->formats), 2;
         TRY(a, pvt_format_parse(a->ctx, format, &parsed));
     }
+    if (o->formats && n == 0) return fail(a, "--formats names none"), 2;
     return 0;
 }
 

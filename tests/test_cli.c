@@ -658,7 +658,7 @@ static void test_contradictions(void)
     CHECK_REFUSED(2, "quadratic takes no --formats", run("lab quadratic --formats int:2g32 -q"));
     CHECK_REFUSED(2, "quadratic takes no MODEL", run("lab quadratic model -q"));
     CHECK_REFUSED(2, "linearity takes no --steps", run("lab linearity --quick --steps 3 -q"));
-    CHECK_REFUSED(2, "takes one format", run("lab ablation --quick --formats int:2g32,int:3g32 -q"));
+    CHECK_REFUSED(2, "at most 1 of --formats", run("lab ablation --quick --formats int:2g32,int:3g32 -q"));
     CHECK_REFUSED(2, "go without a MODEL", run("lab smoothness model --data text --train-steps 3 -q"));
     CHECK_REFUSED(1, "leaves nothing to quantize", run("quantize model --calib text -o x --skip layers -q"));
     CHECK_REFUSED(1, "nowhere: No such file", run("eval model --ppl text --against nowhere -q"));

@@ -1613,18 +1613,29 @@ static int tune_fits(app *a, const pvt_tune_desc *desc)
                 human_bytes((double)bytes, plan), device ? "GPU" : "machine", human_bytes(memory, machine));
 }
 
+/* Whether anything in here is about the V step. */
+static bool moves_codes(const pvt_pv_desc *pv)
+{
+    static const pvt_pv_desc nothing;
+    pvt_pv_desc rest;
+    memcpy(&rest, pv, sizeof rest);
+    rest.strategy = nothing.strategy, rest.train = 0, rest.freeze_values = false;
+    memset(&rest.values, 0, sizeof rest.values), memset(&rest.params, 0, sizeof rest.params);
+    return memcmp(&rest, &nothing, sizeof rest) != 0;
+}
+
 /* Options that contradict each other, or that would count for nothing. */
 static int tune_options(app *a)
 {
     const options *o = &a->o;
-    bool continuous = o->strategy && strcmp(o->strategy, "continuous") == 0;
+    pvt_tune_desc desc = tune_desc(o);
     const char *why =
         o->no_eval && (o->eval || o->eval_every || o->eval_windows || o->patience)
             ? "--no-eval contradicts --eval, --eval-every, --eval-windows and --patience"
         : o->resume && o->overwrite ? "--resume goes on with what -o holds, --overwrite replaces it: give one of them"
-        : continuous && (o->cap > 0 || o->trust > 0 || o->code_lr > 0 || o->wind > 0 || o->restart || o->force)
-            ? "--strategy continuous changes no codes: --cap, --trust, --code-lr, --wind, --restart and --force-update go "
-              "with other strategies"
+        : desc.pv.strategy == PVT_STRATEGY_CONTINUOUS && moves_codes(&desc.pv)
+            ? "--strategy continuous changes no codes: what says which and how (--code-lr, --code-optimizer, --cap to "
+              "--surrogate in the help) goes with other strategies"
         : o->teacher && o->loss && strcmp(o->loss, "ce") == 0 ? "--loss ce needs no --teacher"
                                                                : NULL;
     if (!why) return 0;

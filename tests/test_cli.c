@@ -650,6 +650,7 @@ static void test_contradictions(void)
     CHECK_REFUSED(2, "--no-eval contradicts", run("tune q --teacher model --data text -o x --no-eval --patience 2 -q"));
     CHECK_REFUSED(2, "give one of them", run("tune q --teacher model --data text -o x --resume --overwrite -q"));
     CHECK_REFUSED(2, "changes no codes", run("tune q --teacher model --data text -o x --strategy continuous --cap 0.1 -q"));
+    CHECK_REFUSED(2, "changes no codes", run("tune q --teacher model --data text -o x --strategy continuous --key moment -q"));
     CHECK_REFUSED(2, "needs no --teacher", run("tune q --teacher model --data text -o x --loss ce -q"));
     CHECK_REFUSED(2, "contradicts the --finetune", run("quantize model --calib text -o x --no-finetune --finetune-epochs 2 -q"));
     CHECK_REFUSED(2, "a GGUF's type stands in --to", run("export model --to gguf:f16 --dtype f32 -o x.gguf -q"));

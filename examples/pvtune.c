@@ -1625,15 +1625,14 @@ static bool moves_codes(const pvt_pv_desc *pv)
 }
 
 /* Options that contradict each other, or that would count for nothing. */
-static int tune_options(app *a)
+static int tune_options(app *a, const pvt_pv_desc *pv)
 {
     const options *o = &a->o;
-    pvt_tune_desc desc = tune_desc(o);
     const char *why =
         o->no_eval && (o->eval || o->eval_every || o->eval_windows || o->patience)
             ? "--no-eval contradicts --eval, --eval-every, --eval-windows and --patience"
         : o->resume && o->overwrite ? "--resume goes on with what -o holds, --overwrite replaces it: give one of them"
-        : desc.pv.strategy == PVT_STRATEGY_CONTINUOUS && moves_codes(&desc.pv)
+        : pv->strategy == PVT_STRATEGY_CONTINUOUS && moves_codes(pv)
             ? "--strategy continuous changes no codes: what says which and how (--code-lr, --code-optimizer, --cap to "
               "--surrogate in the help) goes with other strategies"
         : o->teacher && o->loss && strcmp(o->loss, "ce") == 0 ? "--loss ce needs no --teacher"
@@ -1653,7 +1652,7 @@ static int verb_tune(app *a)
         fail(a, "--teacher MODEL is missing (or give --loss ce)");
         return 2;
     }
-    DO(tune_options(a));
+    DO(tune_options(a, &desc.pv));
     DO(check_train(a, o->train));
     DO(load_model(a, 0, o->model));
     DO(check_savable(a, NULL));
